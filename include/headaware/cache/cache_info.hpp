@@ -1,0 +1,110 @@
+#pragma once
+
+/// @file
+/// What a cache holds, before and after compression.
+
+#include <headaware/cache/cache_plan.hpp>
+#include <headaware/config.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief Tokens that heads hold: the fewest, the most, the mean.
+struct LengthSummary {
+  std::int64_t min = 0;
+  std::int64_t max = 0;
+  double mean = 0;
+};
+
+/// @brief One layer of a cache.
+struct LayerInfo {
+  std::int32_t layer_idx = 0;
+  LengthSummary lengths;  ///< over sequences and KV heads
+  std::int64_t bytes = 0;
+};
+
+/// @brief A whole cache.
+struct CacheInfo {
+  std::vector<LayerInfo> layers;
+  LengthSummary lengths;      ///< over layers, sequences and KV heads
+  std::int64_t rows = 0;      ///< (token, KV head) pairs held
+  std::int64_t bytes = 0;     ///< bytes of keys and values held, exact
+  double ratio = 1;           ///< bytes held / bytes before compression; 1 for an empty cache
+};
+
+namespace detail {
+
+/// Summary of a cache whose segment `s` of layer `l` holds `held(l, s)` tokens.
+template <class Plan, class Held>
+CacheInfo summarize_cache(Plan const& plan, TokenBytes const& token, Held const& held) {
+  CacheInfo info;
+  std::int64_t const segments = plan.layer_segments();
+  bool first = true;
+  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
+    LayerInfo layer_info{.layer_idx = layer};
+    std::int64_t rows = 0;
+    for (std::int64_t s = 0; s < segments; ++s) {
+      std::int64_t const tokens = held(layer, s);
+      rows += tokens;
+      layer_info.lengths.min = s == 0 ? tokens : std::min(layer_info.lengths.min, tokens);
+      layer_info.lengths.max = std::max(layer_info.lengths.max, tokens);
+    }
+    layer_info.lengths.mean = segments == 0 ? 0 : static_cast<double>(rows) / static_cast<double>(segments);
+    layer_info.bytes = rows * token.total();
+    info.rows += rows;
+    info.lengths.min = first ? layer_info.lengths.min : std::min(info.lengths.min, layer_info.lengths.min);
+    info.lengths.max = std::max(info.lengths.max, layer_info.lengths.max);
+    info.layers.push_back(layer_info);
+    first = false;
+  }
+  std::int64_t const heads = plan.num_segments();
+  info.lengths.mean = heads == 0 ? 0 : static_cast<double>(info.rows) / static_cast<double>(heads);
+  info.bytes = info.rows * token.total();
+  info.ratio = plan.full_total() == 0 ? 1 : static_cast<double>(info.rows) / static_cast<double>(plan.full_total());
+  return info;
+}
+
+}  // namespace detail
+
+/// @brief What the cache holds once it is compressed (ragged: no pads, no partly filled pages).
+/// @par Cost  O(layers · sequences · heads)
+template <class Table>
+[[nodiscard]] CacheInfo cache_info(BasicCachePlan<Table> const& plan, TokenBytes const& token) {
+  return detail::summarize_cache(plan, token, [&](std::int32_t layer, std::int64_t s) {
+    auto const i = static_cast<std::size_t>(layer * plan.layer_segments() + s);
+    return plan.offsets()[i + 1] - plan.offsets()[i];
+  });
+}
+
+/// @brief What the cache holds before: every head every token.
+template <class Table>
+[[nodiscard]] CacheInfo full_cache_info(BasicCachePlan<Table> const& plan, TokenBytes const& token) {
+  return detail::summarize_cache(plan, token, [&](std::int32_t, std::int64_t s) {
+    return std::int64_t{plan.lengths()[static_cast<std::size_t>(s / plan.num_kv_heads())]};
+  });
+}
+
+/// @brief A table a person can read, a line a layer.
+[[nodiscard]] inline std::string to_string(CacheInfo const& info) {
+  auto const line = [](char const* name, LengthSummary const& lengths, std::int64_t bytes) {
+    char buffer[128];
+    std::snprintf(buffer, sizeof(buffer), "%8s %10lld %10lld %12.1f %16lld\n", name, static_cast<long long>(lengths.min),
+                  static_cast<long long>(lengths.max), lengths.mean, static_cast<long long>(bytes));
+    return std::string(buffer);
+  };
+  std::string text = "   layer min tokens max tokens  mean tokens       bytes held\n";
+  for (LayerInfo const& layer : info.layers) {
+    text += line(std::to_string(layer.layer_idx).c_str(), layer.lengths, layer.bytes);
+  }
+  text += line("all", info.lengths, info.bytes);
+  char ratio[64];
+  std::snprintf(ratio, sizeof(ratio), "held: %.4f of the full cache\n", info.ratio);
+  return text + ratio;
+}
+
+HEADAWARE_NAMESPACE_END

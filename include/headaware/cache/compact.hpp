@@ -1,0 +1,400 @@
+#pragma once
+
+/// @file
+/// Compaction on the CPU: copies what every head keeps into a compressed cache, or moves it to the
+/// front of the cache it is in. All cores, where the compiler has OpenMP.
+
+#include <headaware/cache/cache_plan.hpp>
+#include <headaware/cache/destination.hpp>
+#include <headaware/cache/rotation.hpp>
+#include <headaware/cache/segment.hpp>
+#include <headaware/cache/transfer.hpp>
+#include <headaware/detail/stream_bytes.hpp>
+#include <headaware/element.hpp>
+#include <headaware/error.hpp>
+#include <headaware/layout/concept.hpp>
+#include <headaware/policy/keep_list.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// Slots [begin, end) of one segment, or of neighbouring heads of one sequence: what one thread moves at a time.
+struct Tile {
+  std::int64_t first_segment = 0;
+  std::int64_t heads = 1;
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+};
+
+/// @brief Cuts all segments into tiles, so that one long head does not keep one thread busy alone.
+/// @param rows   rows of a head in a tile, at most
+/// @param heads  heads that share a tile; divides the number of KV heads
+template <class Plan>
+std::vector<Tile> make_tiles(Plan const& plan, std::int64_t rows, std::int64_t heads) {
+  std::vector<Tile> tiles;
+  for (std::int64_t first = 0; first < plan.num_segments(); first += heads) {
+    std::int64_t most = 0;
+    for (std::int64_t s = first; s < first + heads; ++s) {
+      auto const i = static_cast<std::size_t>(s);
+      most = std::max(most, plan.offsets()[i + 1] - plan.offsets()[i]);
+    }
+    for (std::int64_t begin = 0; begin < most; begin += rows) {
+      tiles.push_back({first, heads, begin, std::min(most, begin + rows)});
+    }
+  }
+  return tiles;
+}
+
+/// Whether a token's heads are closer together than a head's tokens.
+template <class Layout>
+bool heads_interleave(Layout const& layout, PlanBounds const& bounds) {
+  if (bounds.num_kv_heads < 2 || bounds.max_length < 2 || bounds.max_rows == 0) return false;
+  return layout.offset(0, 1, 0, 0) < layout.offset(0, 0, 1, 0);
+}
+
+/// Host keep-lists must be right before the first row moves, or the cache would be left half-compressed.
+template <class Plan>
+void check_keep_lists(Plan const& plan) {
+  for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
+    Segment const segment = make_segment(plan.table(), s, plan.num_sequences(), plan.lengths().data());
+    visit_policy(plan.table(), segment.layer, segment.sequence, segment.kv_head, [&](auto const& policy) {
+      if constexpr (std::is_same_v<std::remove_cvref_t<decltype(policy)>, KeepList>) {
+        policy.validate_entries(segment.length);
+      }
+    });
+  }
+}
+
+template <class Plan, class T>
+void check_block_table(Plan const& plan, Destination<T, PagedForm> const& kept) {
+  if (kept.num_pages == 0) return;
+  for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
+    Segment const segment = plan.segment(s);
+    std::int64_t const row =
+        kept.form.indptr != nullptr ? kept.form.indptr[s] : s * kept.form.table_stride;
+    for (std::int64_t i = 0; i * kept.form.page_size < segment.kept; ++i) {
+      std::int64_t const page = kept.form.block_table[row + i];
+      if (page < 0 || page >= kept.num_pages) {
+        require(false, "block table entry", "a page in [0, " + std::to_string(kept.num_pages) + ")", page,
+                ("compress, segment " + std::to_string(s) + ", page " + std::to_string(i)).c_str());
+      }
+    }
+  }
+}
+template <class Plan, class T, class Form>
+void check_block_table(Plan const&, Destination<T, Form> const&) {}
+
+/// A tensor seen from one segment: the offset of a token's channel.
+template <class Layout>
+struct SegmentTensor {
+  Layout layout;
+  std::int64_t sequence;
+  std::int64_t kv_head;
+  std::int64_t operator()(std::int64_t token, std::int64_t channel) const {
+    return layout.offset(sequence, kv_head, token, channel);
+  }
+};
+
+/// Where the rows of one segment go.
+template <class Form>
+struct SegmentRows {
+  Form form;
+  Segment segment;
+  LayerCapacity capacity;
+  std::int64_t channels;
+  std::int64_t operator()(std::int64_t slot, std::int64_t channel) const {
+    return form.row_offset(segment, capacity, slot, channels) + channel;
+  }
+};
+
+/// How the channels of source and destination lie, decided once a call.
+struct RowShape {
+  std::int64_t channels = 0;
+  bool contiguous = false;  ///< both sides hold a token's channels side by side
+  bool transposed = false;  ///< the source holds a channel's tokens side by side
+};
+
+/// A stretch long enough, in a cache large enough, goes past the CPU's caches.
+struct StreamingCopy {
+  bool enabled = false;
+  void operator()(void* target, void const* source, std::size_t bytes) const {
+    constexpr std::size_t long_stretch = 2048;
+    if (enabled && bytes >= long_stretch) {
+      stream_bytes(target, source, bytes);
+    } else {
+      std::memcpy(target, source, bytes);
+    }
+  }
+};
+
+/// In place, a stretch may overlap its target.
+struct MovingCopy {
+  void operator()(void* target, void const* source, std::size_t bytes) const { std::memmove(target, source, bytes); }
+};
+
+/// Fills in the source tokens of slots [begin, begin + tokens.size()).
+template <class Table>
+void stage_tokens(Table const& table, Segment const& segment, std::int64_t begin, std::span<std::int64_t> tokens) {
+  visit_policy(table, segment.layer, segment.sequence, segment.kv_head, [&](auto const& policy) {
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      tokens[i] = source_token(policy, begin + static_cast<std::int64_t>(i), segment.length);
+    }
+  });
+}
+
+/// Copies slots begin, begin + 1, … of a segment from the given tokens. In place (`kept` the same
+/// tensor as `source`) ascending order makes it safe: a slot's token is never before the slot.
+template <class Copy, class T, class From, class To>
+void copy_slots(Copy const& copy, std::int64_t begin, std::span<std::int64_t const> tokens, T const* source,
+                From const& from, T* kept, To const& to, RowShape const& shape) {
+  auto const count = static_cast<std::int64_t>(tokens.size());
+  auto const token = [&](std::int64_t i) { return tokens[static_cast<std::size_t>(i)]; };
+  if (shape.contiguous) {
+    for (std::int64_t i = 0; i < count;) {
+      std::int64_t const first = from(token(i), 0);
+      std::int64_t const target = to(begin + i, 0);
+      std::int64_t elements = shape.channels;
+      std::int64_t next = i + 1;
+      while (next < count && from(token(next), 0) == first + elements && to(begin + next, 0) == target + elements) {
+        elements += shape.channels;
+        ++next;
+      }
+      copy(kept + target, source + first, static_cast<std::size_t>(elements) * sizeof(T));
+      i = next;
+    }
+  } else if (shape.transposed) {
+    // Channel by channel, so that reads follow memory; a block's destination rows stay in the cache.
+    constexpr std::int64_t block = 64;
+    for (std::int64_t low = 0; low < count; low += block) {
+      std::int64_t const high = std::min(count, low + block);
+      for (std::int64_t channel = 0; channel < shape.channels; ++channel) {
+        for (std::int64_t i = low; i < high; ++i) kept[to(begin + i, channel)] = source[from(token(i), channel)];
+      }
+    }
+  } else {
+    for (std::int64_t i = 0; i < count; ++i) {
+      for (std::int64_t channel = 0; channel < shape.channels; ++channel) {
+        kept[to(begin + i, channel)] = source[from(token(i), channel)];
+      }
+    }
+  }
+}
+
+/// The same for keys, each turned to its slot's position.
+template <class T, class From, class To>
+void rotate_slots(KeyRotation const& rotation, std::int64_t begin, std::span<std::int64_t const> tokens,
+                  T const* source, From const& from, T* kept, To const& to, std::int64_t channels) {
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    std::int64_t const token = tokens[i];
+    std::int64_t const slot = begin + static_cast<std::int64_t>(i);
+    for (std::int32_t pair_index = 0; pair_index < rotation.rotary_dim() / 2; ++pair_index) {
+      RotaryPair const pair = rotary_pair(rotation, pair_index);
+      T const a = source[from(token, pair.a)];
+      T const b = source[from(token, pair.b)];
+      RotatedPair<T> const rotated = rotate_pair(rotation, token - slot, pair_index, a, b);
+      kept[to(slot, pair.a)] = rotated.a;
+      kept[to(slot, pair.b)] = rotated.b;
+    }
+    for (std::int64_t channel = rotation.rotary_dim(); channel < channels; ++channel) {
+      kept[to(slot, channel)] = source[from(token, channel)];
+    }
+  }
+}
+
+/// Keys or values of one transfer: what a tile needs to know of them.
+template <class T, class Layout, class Form>
+struct Plane {
+  Layout layout;
+  RowShape shape;
+  StreamingCopy copy;
+  Destination<T, Form> const& kept;
+
+  [[nodiscard]] auto from(Segment const& segment) const {
+    return SegmentTensor<Layout>{layout, segment.sequence, segment.kv_head};
+  }
+  [[nodiscard]] auto to(Segment const& segment) const {
+    return SegmentRows<Form>{kept.form, segment, kept.capacities[static_cast<std::size_t>(segment.layer)],
+                             shape.channels};
+  }
+};
+
+/// Moves one tile of one plane. @param segments  the tile's heads; @param tokens  [heads, rows]
+template <class Rotation, class T, class Layout, class Form>
+void run_tile(Plane<T, Layout, Form> const& plane, Rotation const& rotation, Tile const& tile, Segment const* segments,
+              std::int64_t const* tokens, T const* source, T* kept) {
+  std::int64_t const rows = tile.end - tile.begin;
+  if (tile.heads > 1 && plane.shape.contiguous && std::is_same_v<Rotation, KeepPositions>) {
+    // Token by token, all heads of each, as the source has them side by side.
+    struct Head {
+      T const* source;
+      T* kept;
+    };
+    auto const bytes = static_cast<std::size_t>(plane.shape.channels) * sizeof(T);
+    std::vector<Head> moves;
+    moves.reserve(static_cast<std::size_t>(rows * tile.heads));
+    for (std::int64_t head = 0; head < tile.heads; ++head) {
+      Segment const& segment = segments[head];
+      auto const from = plane.from(segment);
+      auto const to = plane.to(segment);
+      for (std::int64_t i = 0; i < rows; ++i) {
+        bool const held = tile.begin + i < segment.kept;
+        moves.push_back(held ? Head{source + from(tokens[head * rows + i], 0), kept + to(tile.begin + i, 0)} : Head{});
+      }
+    }
+    for (std::int64_t i = 0; i < rows; ++i) {
+      for (std::int64_t head = 0; head < tile.heads; ++head) {
+        Head const& move = moves[static_cast<std::size_t>(head * rows + i)];
+        if (move.kept != nullptr) std::memcpy(move.kept, move.source, bytes);
+      }
+    }
+    return;
+  }
+  for (std::int64_t head = 0; head < tile.heads; ++head) {
+    Segment const& segment = segments[head];
+    std::int64_t const count = std::min(rows, segment.kept - tile.begin);
+    if (count <= 0) continue;
+    std::span<std::int64_t const> const head_tokens(tokens + head * rows, static_cast<std::size_t>(count));
+    if constexpr (std::is_same_v<Rotation, KeyRotation>) {
+      rotate_slots(rotation, tile.begin, head_tokens, source, plane.from(segment), kept, plane.to(segment),
+                   plane.shape.channels);
+    } else {
+      copy_slots(plane.copy, tile.begin, head_tokens, source, plane.from(segment), kept, plane.to(segment), plane.shape);
+    }
+  }
+}
+
+/// One transfer's keys and values over all tiles.
+template <class Table, class T, class Source, class Form, class Rotation>
+void run_transfer(BasicCachePlan<Table> const& plan, Transfer<T, Source, Form, Rotation> const& transfer) {
+  Destination<T, Form> const& kept = transfer.kept;
+  TokenBytes const token_bytes{kept.key_channels * static_cast<std::int64_t>(sizeof(T)),
+                               kept.value_channels * static_cast<std::int64_t>(sizeof(T))};
+  constexpr std::int64_t cache_bytes = std::int64_t{4} << 20;  // a cache this small is better left in the CPU's caches
+  StreamingCopy const copy{plan.bytes_held(token_bytes) > cache_bytes};
+  auto const plane = [&](auto const& layout, std::int64_t channels) {
+    RowShape const shape{channels, rows_contiguous(layout, channels), tokens_adjacent(layout)};
+    return Plane<T, std::remove_cvref_t<decltype(layout)>, Form>{layout, shape, copy, kept};
+  };
+  auto const keys = plane(keys_of(transfer.source), kept.key_channels);
+  auto const values = plane(values_of(transfer.source), kept.value_channels);
+
+  std::vector<Segment> segments;
+  for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
+    segments.push_back(plan.segment(s));
+    if constexpr (Form::needs_group) place_in_group(plan.table(), segments.back());
+  }
+  // Long enough to amortise a tile's set-up, short enough to share out.
+  std::int64_t const heads = heads_interleave(keys.layout, bounds_of(plan)) ? plan.num_kv_heads() : 1;
+  constexpr std::int64_t tile_bytes = 131072;
+  std::int64_t const rows = std::max<std::int64_t>(16, tile_bytes / (heads * std::max(token_bytes.key, token_bytes.value)));
+  std::vector<Tile> const tiles = make_tiles(plan, rows, heads);
+  auto const count = static_cast<std::int64_t>(tiles.size());
+#pragma omp parallel
+  {
+    std::vector<std::int64_t> tokens;
+#pragma omp for schedule(dynamic, 2)
+    for (std::int64_t i = 0; i < count; ++i) {
+      Tile const& tile = tiles[static_cast<std::size_t>(i)];
+      Segment const* const tile_segments = &segments[static_cast<std::size_t>(tile.first_segment)];
+      auto const tile_rows = static_cast<std::size_t>(tile.end - tile.begin);
+      tokens.resize(static_cast<std::size_t>(tile.heads) * tile_rows);
+      for (std::size_t head = 0; head < static_cast<std::size_t>(tile.heads); ++head) {
+        Segment const& segment = tile_segments[head];
+        std::int64_t const stop = std::min(tile.end, segment.kept);
+        if (stop <= tile.begin) continue;
+        stage_tokens(plan.table(), segment, tile.begin,
+                     std::span(tokens).subspan(head * tile_rows, static_cast<std::size_t>(stop - tile.begin)));
+      }
+      auto const layer = static_cast<std::size_t>(tile_segments->layer);
+      run_tile(keys, transfer.rotation, tile, tile_segments, tokens.data(), transfer.layers[layer].keys,
+               kept.layers[layer].keys);
+      run_tile(values, KeepPositions{}, tile, tile_segments, tokens.data(), transfer.layers[layer].values,
+               kept.layers[layer].values);
+    }
+  }
+}
+
+}  // namespace detail
+
+/// @brief Compresses a cache on the CPU: every head's kept tokens go to their slots.
+/// @param plan       made for these lengths
+/// @param transfers  keys and values, and further tensors that go with them (scales); host pointers
+/// @throws ArgumentError before anything is written: see `validate`; also keep-list entries out of
+///         order or range and block-table entries beyond the pool
+/// @note   Destinations of one call must not overlap each other. Deterministic.
+/// @par Cost  Each kept byte is read once and written once; all cores with OpenMP
+template <class Table, class... Ts, class... Sources, class... Forms, class... Rotations>
+void compress(BasicCachePlan<Table> const& plan, Transfer<Ts, Sources, Forms, Rotations> const&... transfers) {
+  validate(plan, transfers...);
+  detail::check_keep_lists(plan);
+  (detail::check_block_table(plan, transfers.kept), ...);
+  (detail::run_transfer(plan, transfers), ...);
+}
+
+/// @brief The same for keys and values alone.
+/// @param layers  [num_layers], host pointers
+/// @param source  how each layer's keys and values lie
+/// @param kept    `ragged`, `padded`, `grouped` or `paged`
+template <class Table, class U, class Source, class T, class Form>
+void compress(BasicCachePlan<Table> const& plan, std::vector<LayerKv<U>> const& layers, Source const& source,
+              Destination<T, Form> const& kept) {
+  compress(plan, transfer(layers, source, kept));
+}
+
+/// @brief Moves what every head keeps to the head's first `kept` tokens, in the cache it is in.
+///
+/// No second buffer. What lies behind is then free: `CachePlan::kept` tells how much, and for paged
+/// caches `CachePlan::pages_needed` which pages may go back to their allocator.
+/// @param layers  [num_layers], host pointers
+/// @param source  how each layer's keys and values lie; no two heads may share memory
+/// @throws ArgumentError before anything moves, as `compress`
+/// @par Cost  Moves only tokens whose place changes; no memory
+template <class Table, class T, class Source, class Rotation = detail::KeepPositions>
+void compress_in_place(BasicCachePlan<Table> const& plan, std::vector<LayerKv<T>> const& layers, Source const& source,
+                       Rotation const& rotation = {}) {
+  detail::check_in_place(detail::bounds_of(plan), layers, source, rotation);
+  auto const keys = detail::keys_of(source);
+  auto const values = detail::values_of(source);
+  detail::check_keep_lists(plan);
+
+  std::int64_t const count = plan.num_segments();
+#pragma omp parallel
+  {
+    std::vector<std::int64_t> tokens;
+#pragma omp for schedule(dynamic)
+    for (std::int64_t s = 0; s < count; ++s) {
+      Segment const segment = plan.segment(s);
+      auto const layer = static_cast<std::size_t>(segment.layer);
+      std::int64_t const moved = detail::visit_policy(
+          plan.table(), segment.layer, segment.sequence, segment.kv_head,
+          [&](auto const& policy) { return detail::first_moved_slot(policy, segment.kept, segment.length); });
+      tokens.resize(static_cast<std::size_t>(segment.kept - moved));
+      detail::stage_tokens(plan.table(), segment, moved, tokens);
+      auto const move = [&](auto const& layout, T* data, auto const& key_rotation) {
+        detail::SegmentTensor<std::remove_cvref_t<decltype(layout)>> const tensor{layout, segment.sequence,
+                                                                                  segment.kv_head};
+        std::int64_t const channels = layout.num_channels();
+        if constexpr (std::is_same_v<std::remove_cvref_t<decltype(key_rotation)>, KeyRotation>) {
+          detail::rotate_slots<T>(key_rotation, moved, tokens, data, tensor, data, tensor, channels);
+        } else {
+          detail::RowShape const shape{channels, detail::rows_contiguous(layout, channels), false};
+          detail::copy_slots<detail::MovingCopy, T>({}, moved, tokens, data, tensor, data, tensor, shape);
+        }
+      };
+      move(keys, layers[layer].keys, rotation);
+      move(values, layers[layer].values, detail::KeepPositions{});
+    }
+  }
+}
+
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,324 @@
+#pragma once
+
+/// @file
+/// The forms of a compressed cache: where slot `i` of a head goes. All forms store a kept token as
+/// a contiguous row of channels; they differ in the row's offset.
+
+#include <headaware/cache/cache_plan.hpp>
+#include <headaware/cache/segment.hpp>
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief The base pointers of one layer's keys and values. Host or device, as the back end has it.
+template <class T>
+struct LayerKv {
+  T* keys = nullptr;
+  T* values = nullptr;
+};
+
+/// @brief Ragged: `[Σ kept, head_dim]` a layer, heads back to back, no gaps.
+/// FlashAttention reads it as a variable-length batch of `sequences * kv_heads` one-head sequences.
+struct RaggedForm {
+  static constexpr bool needs_group = false;
+  /// Rows that one head may fill; a ragged head is only bounded by its layer.
+  HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const&, LayerCapacity const& capacity) const {
+    return capacity.rows;
+  }
+  /// Where a slot's row begins, in elements from the layer's base pointer.
+  HEADAWARE_HOST_DEVICE std::int64_t row_offset(Segment const& segment, LayerCapacity const&, std::int64_t slot,
+                                                std::int64_t channels) const {
+    return (segment.first_row + slot) * channels;
+  }
+};
+
+/// @brief Which end of a padded row of slots the kept tokens sit at.
+enum class Alignment : std::uint8_t { left, right };
+
+/// @brief Padded: `[sequences, kv_heads, max_kept(layer), head_dim]`. Pads are not written, and
+/// attention must mask them: the lengths are `CachePlan::kept`.
+struct PaddedForm {
+  static constexpr bool needs_group = false;
+  std::int32_t kv_heads = 0;
+  Alignment alignment = Alignment::left;
+
+  HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const&, LayerCapacity const& capacity) const {
+    return capacity.head_rows;
+  }
+  HEADAWARE_HOST_DEVICE std::int64_t row_offset(Segment const& segment, LayerCapacity const& capacity,
+                                                std::int64_t slot, std::int64_t channels) const {
+    std::int64_t const first = (std::int64_t{segment.sequence} * kv_heads + segment.kv_head) * capacity.head_rows;
+    std::int64_t const pads = alignment == Alignment::right ? capacity.head_rows - segment.kept : 0;
+    return (first + pads + slot) * channels;
+  }
+};
+
+/// @brief Grouped: the `Full` heads as `[sequences, full_heads, full_head_rows, head_dim]`, then the
+/// others as `[sequences, window_heads, head_rows, head_dim]`, left-aligned; pruned heads have no
+/// place. Sizes: `CachePlan::grouped_capacity`.
+/// @par Source  Xiao et al., DuoAttention, arXiv:2410.10819
+struct GroupedForm {
+  static constexpr bool needs_group = true;
+  std::int32_t num_sequences = 0;
+
+  HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const& segment, LayerCapacity const& capacity) const {
+    return segment.full_group ? capacity.full_head_rows : capacity.head_rows;
+  }
+  HEADAWARE_HOST_DEVICE std::int64_t row_offset(Segment const& segment, LayerCapacity const& capacity,
+                                                std::int64_t slot, std::int64_t channels) const {
+    if (segment.full_group) {
+      std::int64_t const head = std::int64_t{segment.sequence} * capacity.full_heads + segment.group_head;
+      return (head * capacity.full_head_rows + slot) * channels;
+    }
+    std::int64_t const full_rows = std::int64_t{num_sequences} * capacity.full_heads * capacity.full_head_rows;
+    std::int64_t const head = std::int64_t{segment.sequence} * capacity.window_heads + segment.group_head;
+    return (full_rows + head * capacity.head_rows + slot) * channels;
+  }
+};
+
+/// @brief Paged per head: pages of one KV head, `[page_size, head_dim]` each, found through a block
+/// table with one row per (layer, sequence, KV head).
+struct PagedForm {
+  static constexpr bool needs_group = false;
+  std::int32_t const* block_table = nullptr;  ///< page numbers, where the back end runs
+  std::int32_t const* indptr = nullptr;       ///< [segments + 1]: first entry of each row; nullptr: dense rows
+  std::int64_t table_stride = 0;              ///< entries a row of a dense block table
+  std::int32_t page_size = 0;                 ///< tokens a page
+  std::int64_t page_stride = 0;               ///< elements from one page to the next; 0: page_size * channels
+
+  HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const&, LayerCapacity const& capacity) const {
+    return capacity.head_rows;
+  }
+  HEADAWARE_HOST_DEVICE std::int64_t row_offset(Segment const& segment, LayerCapacity const&, std::int64_t slot,
+                                                std::int64_t channels) const {
+    std::int64_t const row = indptr != nullptr ? indptr[segment.index] : segment.index * table_stride;
+    std::int64_t const page = block_table[row + slot / page_size];
+    std::int64_t const stride = page_stride != 0 ? page_stride : page_size * channels;
+    return page * stride + slot % page_size * channels;
+  }
+};
+
+/// @brief Where compaction writes: a form, and every layer's buffers. Made by `ragged`, `padded`,
+/// `grouped` and `paged`; lives on the host whatever its pointers point to.
+template <class T, class F>
+struct Destination {
+  using Element = T;
+  using Form = F;
+
+  Form form;
+  std::int64_t key_channels = 0;    ///< channels of a key row (head_dim)
+  std::int64_t value_channels = 0;  ///< channels of a value row
+  std::vector<LayerKv<T>> layers;
+  std::vector<LayerCapacity> capacities;  ///< [num_layers]
+  std::int64_t num_pages = 0;             ///< paged: pages of a layer's pool; 0: not known
+};
+
+namespace detail {
+
+inline void require_channels(std::int64_t key_channels, std::int64_t value_channels, char const* where) {
+  require(key_channels > 0, "channels of a key", "> 0", key_channels, where);
+  require(value_channels > 0, "channels of a value", "> 0", value_channels, where);
+}
+
+/// Cuts one buffer of keys and one of values into layers, back to back.
+template <class T, class Form>
+void carve_layers(Destination<T, Form>& destination, T* keys, T* values) {
+  for (LayerCapacity const& capacity : destination.capacities) {
+    destination.layers.push_back({keys, values});
+    keys += capacity.rows * destination.key_channels;
+    values += capacity.rows * destination.value_channels;
+  }
+}
+
+template <class T, class Form>
+void take_layers(Destination<T, Form>& destination, std::span<LayerKv<T> const> layers, char const* where) {
+  require(layers.size() == destination.capacities.size(), "layers", destination.capacities.size(), layers.size(), where);
+  destination.layers.assign(layers.begin(), layers.end());
+}
+
+template <class T, class Plan>
+Destination<T, RaggedForm> ragged_form(Plan const& plan, std::int64_t head_dim, std::int64_t value_dim) {
+  if (value_dim == 0) value_dim = head_dim;
+  require_channels(head_dim, value_dim, "ragged");
+  Destination<T, RaggedForm> result{{}, head_dim, value_dim, {}, {}, 0};
+  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
+    result.capacities.push_back({.rows = plan.kept_total(layer)});
+  }
+  return result;
+}
+
+template <class T, class Plan>
+Destination<T, PaddedForm> padded_form(Plan const& plan, std::int64_t head_dim, std::int64_t value_dim,
+                                       Alignment alignment) {
+  if (value_dim == 0) value_dim = head_dim;
+  require_channels(head_dim, value_dim, "padded");
+  Destination<T, PaddedForm> result{{plan.num_kv_heads(), alignment}, head_dim, value_dim, {}, {}, 0};
+  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
+    std::int64_t const head_rows = plan.max_kept(layer);
+    result.capacities.push_back({.rows = plan.layer_segments() * head_rows, .head_rows = head_rows});
+  }
+  return result;
+}
+
+template <class T, class Plan>
+Destination<T, GroupedForm> grouped_form(Plan const& plan, std::int64_t head_dim, std::int64_t value_dim) {
+  if (value_dim == 0) value_dim = head_dim;
+  require_channels(head_dim, value_dim, "grouped");
+  Destination<T, GroupedForm> result{{plan.num_sequences()}, head_dim, value_dim, {}, {}, 0};
+  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
+    result.capacities.push_back(plan.grouped_capacity(layer));
+  }
+  return result;
+}
+
+}  // namespace detail
+
+/// @brief A ragged cache in one buffer of keys and one of values, layers back to back: row
+/// `plan.offsets()[segment] + slot`.
+/// @param keys       [plan.kept_total(), head_dim]
+/// @param values     [plan.kept_total(), value_dim]
+/// @param value_dim  channels of a value; 0: as many as a key has
+/// @throws ArgumentError if channels are not positive
+template <class Plan, class T>
+[[nodiscard]] Destination<T, RaggedForm> ragged(Plan const& plan, T* keys, T* values, std::int64_t head_dim,
+                                                std::int64_t value_dim = 0) {
+  auto result = detail::ragged_form<T>(plan, head_dim, value_dim);
+  detail::carve_layers(result, keys, values);
+  return result;
+}
+
+/// @brief A ragged cache with buffers of its own for each layer: [plan.kept_total(layer), head_dim].
+template <class Plan, class T>
+[[nodiscard]] Destination<T, RaggedForm> ragged(Plan const& plan, std::vector<LayerKv<T>> const& layers,
+                                                std::int64_t head_dim, std::int64_t value_dim = 0) {
+  auto result = detail::ragged_form<T>(plan, head_dim, value_dim);
+  detail::take_layers<T>(result, layers, "ragged");
+  return result;
+}
+
+/// Rows that all layers of a padded cache hold together: Σ sequences · kv_heads · max_kept(layer).
+template <class Plan>
+[[nodiscard]] std::int64_t padded_rows(Plan const& plan) {
+  std::int64_t rows = 0;
+  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) rows += plan.layer_segments() * plan.max_kept(layer);
+  return rows;
+}
+
+/// @brief A padded cache in one buffer of keys and one of values, layers back to back.
+/// @param keys    [padded_rows(plan), head_dim]
+/// @param values  [padded_rows(plan), value_dim]
+template <class Plan, class T>
+[[nodiscard]] Destination<T, PaddedForm> padded(Plan const& plan, T* keys, T* values, std::int64_t head_dim,
+                                                Alignment alignment = Alignment::left, std::int64_t value_dim = 0) {
+  auto result = detail::padded_form<T>(plan, head_dim, value_dim, alignment);
+  detail::carve_layers(result, keys, values);
+  return result;
+}
+
+/// @brief A padded cache with buffers of its own for each layer:
+/// [sequences, kv_heads, plan.max_kept(layer), head_dim].
+template <class Plan, class T>
+[[nodiscard]] Destination<T, PaddedForm> padded(Plan const& plan, std::vector<LayerKv<T>> const& layers,
+                                                std::int64_t head_dim, Alignment alignment = Alignment::left,
+                                                std::int64_t value_dim = 0) {
+  auto result = detail::padded_form<T>(plan, head_dim, value_dim, alignment);
+  detail::take_layers<T>(result, layers, "padded");
+  return result;
+}
+
+/// Rows that all layers of a grouped cache hold together.
+template <class Plan>
+[[nodiscard]] std::int64_t grouped_rows(Plan const& plan) {
+  std::int64_t rows = 0;
+  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) rows += plan.grouped_capacity(layer).rows;
+  return rows;
+}
+
+/// @brief A grouped cache in one buffer of keys and one of values, layers back to back, in each
+/// layer the full group's tensor before the streaming group's.
+/// @param keys    [grouped_rows(plan), head_dim]
+/// @param values  [grouped_rows(plan), value_dim]
+template <class Plan, class T>
+[[nodiscard]] Destination<T, GroupedForm> grouped(Plan const& plan, T* keys, T* values, std::int64_t head_dim,
+                                                  std::int64_t value_dim = 0) {
+  auto result = detail::grouped_form<T>(plan, head_dim, value_dim);
+  detail::carve_layers(result, keys, values);
+  return result;
+}
+
+/// @brief A grouped cache with buffers of its own for each layer: [plan.grouped_capacity(layer).rows, head_dim].
+template <class Plan, class T>
+[[nodiscard]] Destination<T, GroupedForm> grouped(Plan const& plan, std::vector<LayerKv<T>> const& layers,
+                                                  std::int64_t head_dim, std::int64_t value_dim = 0) {
+  auto result = detail::grouped_form<T>(plan, head_dim, value_dim);
+  detail::take_layers<T>(result, layers, "grouped");
+  return result;
+}
+
+/// @brief A paged cache: each layer's pool of pages, and the block table that says which page holds
+/// which part of which head. The engine's allocator fills the table; `consecutive_pages` does for
+/// an empty pool.
+/// @param layers     each layer's pool; all may be the same pool, pages of a row are the table's business
+/// @param form       block table and page size; read where the back end runs
+/// @param num_pages  pages of a pool, if known: the CPU back end checks the table against it
+/// @throws ArgumentError if there is not one pool a layer, or page size or channels are not positive
+template <class Plan, class T>
+[[nodiscard]] Destination<T, PagedForm> paged(Plan const& plan, std::vector<LayerKv<T>> const& layers,
+                                              PagedForm const& form, std::int64_t head_dim, std::int64_t num_pages = 0,
+                                              std::int64_t value_dim = 0) {
+  if (value_dim == 0) value_dim = head_dim;
+  detail::require_channels(head_dim, value_dim, "paged");
+  detail::require(form.page_size > 0, "page size", "> 0", form.page_size, "paged");
+  detail::require(form.block_table != nullptr || plan.kept_total() == 0, "block table", "a pointer", "nullptr", "paged");
+  std::int64_t const row = form.page_size * std::max(head_dim, value_dim);
+  detail::require(form.page_stride == 0 || form.page_stride >= row, "page stride", ">= " + std::to_string(row),
+                  form.page_stride, "paged");
+  Destination<T, PagedForm> result{form, head_dim, value_dim, {}, {}, num_pages};
+  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
+    std::int64_t const head_rows = form.indptr == nullptr ? form.table_stride * form.page_size : plan.max_kept(layer);
+    detail::require(plan.max_kept(layer) <= head_rows, "block table row",
+                    "room for " + std::to_string(plan.max_kept(layer)) + " tokens of layer " + std::to_string(layer),
+                    head_rows, "paged");
+    result.capacities.push_back({.rows = num_pages * form.page_size, .head_rows = head_rows});
+  }
+  detail::take_layers<T>(result, layers, "paged");
+  return result;
+}
+
+/// @brief Block table in the CSR form of FlashInfer, heads folded into the batch.
+struct PageIndices {
+  std::vector<std::int32_t> indptr;         ///< [segments + 1]
+  std::vector<std::int32_t> indices;        ///< [pages]
+  std::vector<std::int32_t> last_page_len;  ///< [segments]: tokens of a head's last page; 0 without pages
+};
+
+/// @brief Hands out the pages `first_page, first_page + 1, …` to the segments in their order.
+/// @throws ArgumentError if the page size is not positive or page numbers exceed int32
+template <class Plan>
+[[nodiscard]] PageIndices consecutive_pages(Plan const& plan, std::int32_t page_size, std::int32_t first_page = 0) {
+  std::int64_t const pages = plan.pages_total(page_size);
+  detail::require(pages + first_page <= std::int64_t{2147483647}, "pages", "numbers that fit int32", pages + first_page,
+                  "consecutive_pages");
+  PageIndices result;
+  result.indptr.push_back(0);
+  for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
+    std::int64_t const kept = plan.offsets()[static_cast<std::size_t>(s) + 1] - plan.offsets()[static_cast<std::size_t>(s)];
+    auto const count = static_cast<std::int32_t>((kept + page_size - 1) / page_size);
+    for (std::int32_t i = 0; i < count; ++i) {
+      result.indices.push_back(first_page + result.indptr.back() + i);
+    }
+    result.indptr.push_back(result.indptr.back() + count);
+    result.last_page_len.push_back(count == 0 ? 0 : static_cast<std::int32_t>(kept - std::int64_t{count - 1} * page_size));
+  }
+  return result;
+}
+
+HEADAWARE_NAMESPACE_END

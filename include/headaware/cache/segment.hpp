@@ -1,0 +1,134 @@
+#pragma once
+
+/// @file
+/// The unit of compaction: what one KV head of one sequence keeps in one layer.
+
+#include <headaware/config.hpp>
+#include <headaware/policy/concept.hpp>
+#include <headaware/policy/full.hpp>
+#include <headaware/policy/prune.hpp>
+
+#include <cstdint>
+#include <type_traits>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief One (layer, sequence, KV head). Segments are numbered
+/// `(layer * num_sequences + sequence) * num_kv_heads + kv_head`.
+struct Segment {
+  std::int64_t index = 0;
+  std::int32_t layer = 0;
+  std::int32_t sequence = 0;
+  std::int32_t kv_head = 0;
+  std::int64_t length = 0;     ///< tokens before
+  std::int64_t kept = 0;       ///< tokens after
+  std::int64_t first_row = 0;  ///< rows that the layer's earlier segments keep
+  std::int32_t group_head = 0;  ///< place among the heads of its group (grouped caches)
+  bool full_group = false;      ///< belongs to the group of `Full` heads (grouped caches)
+};
+
+/// @brief Rows that each layer's buffers hold, where the form of the cache depends on it.
+struct LayerCapacity {
+  std::int64_t rows = 0;           ///< rows in all
+  std::int64_t head_rows = 0;      ///< padded: rows a head; grouped: rows a streaming head
+  std::int64_t full_head_rows = 0;  ///< grouped: rows a `Full` head
+  std::int32_t full_heads = 0;     ///< grouped: `Full` heads
+  std::int32_t window_heads = 0;   ///< grouped: heads that keep a bounded number of tokens
+
+  friend constexpr bool operator==(LayerCapacity const&, LayerCapacity const&) = default;
+};
+
+namespace detail {
+
+/// Calls `f` with the segment's policy; tables whose policies depend on the sequence are told which.
+HEADAWARE_EXEC_CHECK_DISABLE
+template <class Table, class F>
+HEADAWARE_HOST_DEVICE auto visit_policy(Table const& table, std::int32_t layer, std::int32_t sequence,
+                                        std::int32_t kv_head, F&& f) {
+  if constexpr (requires { table.visit(layer, sequence, kv_head, f); }) {
+    return table.visit(layer, sequence, kv_head, f);
+  } else {
+    return table.visit(layer, kv_head, f);
+  }
+}
+
+struct KeptCount {
+  std::int64_t length;
+  template <class P>
+  HEADAWARE_HOST_DEVICE std::int64_t operator()(P const& policy) const {
+    return kept_count(policy, length);
+  }
+};
+
+/// A segment without its place in the cache (`first_row`).
+HEADAWARE_EXEC_CHECK_DISABLE
+template <class Table>
+HEADAWARE_HOST_DEVICE Segment make_segment(Table const& table, std::int64_t index, std::int32_t num_sequences,
+                                           std::int32_t const* lengths) {
+  std::int32_t const num_kv_heads = table.num_kv_heads();
+  Segment segment;
+  segment.index = index;
+  segment.kv_head = static_cast<std::int32_t>(index % num_kv_heads);
+  segment.sequence = static_cast<std::int32_t>(index / num_kv_heads % num_sequences);
+  segment.layer = static_cast<std::int32_t>(index / num_kv_heads / num_sequences);
+  segment.length = lengths[segment.sequence];
+  segment.kept =
+      visit_policy(table, segment.layer, segment.sequence, segment.kv_head, KeptCount{segment.length});
+  return segment;
+}
+
+/// Which group of a grouped cache a policy belongs to.
+enum class HeadGroup : std::uint8_t { none, window, full };
+
+struct GroupOf {
+  template <class P>
+  HEADAWARE_HOST_DEVICE HeadGroup operator()(P const&) const {
+    if constexpr (std::is_same_v<P, Full>) {
+      return HeadGroup::full;
+    } else if constexpr (std::is_same_v<P, Prune>) {
+      return HeadGroup::none;
+    } else {
+      return HeadGroup::window;
+    }
+  }
+};
+
+/// A head's group is one for all sequences; where policies depend on the sequence, the first decides.
+HEADAWARE_EXEC_CHECK_DISABLE
+template <class Table>
+HEADAWARE_HOST_DEVICE HeadGroup group_of(Table const& table, std::int32_t layer, std::int32_t kv_head) {
+  return visit_policy(table, layer, 0, kv_head, GroupOf{});
+}
+
+/// Fills in the segment's place in its group: heads keep their order.
+HEADAWARE_EXEC_CHECK_DISABLE
+template <class Table>
+HEADAWARE_HOST_DEVICE void place_in_group(Table const& table, Segment& segment) {
+  HeadGroup const group = group_of(table, segment.layer, segment.kv_head);
+  segment.full_group = group == HeadGroup::full;
+  segment.group_head = 0;
+  for (std::int32_t head = 0; head < segment.kv_head; ++head) {
+    segment.group_head += group_of(table, segment.layer, head) == group ? 1 : 0;
+  }
+}
+
+/// The first slot whose token moves; tokens never move to a later place, so `source_token(slot) - slot` ascends.
+HEADAWARE_EXEC_CHECK_DISABLE
+template <class P>
+HEADAWARE_HOST_DEVICE std::int64_t first_moved_slot(P const& policy, std::int64_t kept, std::int64_t length) {
+  std::int64_t low = 0;
+  std::int64_t high = kept;
+  while (low < high) {
+    std::int64_t const middle = low + (high - low) / 2;
+    if (source_token(policy, middle, length) > middle) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return low;
+}
+
+}  // namespace detail
+
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,231 @@
+#pragma once
+
+/// @file
+/// One tensor pair to compress: where its keys and values are, how they lie, and where they go.
+
+#include <headaware/cache/destination.hpp>
+#include <headaware/cache/rotation.hpp>
+#include <headaware/config.hpp>
+#include <headaware/element.hpp>
+#include <headaware/error.hpp>
+#include <headaware/layout/concept.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief Keys and values of all layers, on their way into a compressed cache. Made by `transfer`.
+///
+/// A cache with scales is two transfers of one call: the elements, and the scales as tensors of
+/// their own whose "channels" are a token's scales.
+template <class T, class Source, class Form, class Rotation = detail::KeepPositions>
+struct Transfer {
+  std::vector<LayerKv<T const>> layers;  ///< [num_layers] base pointers
+  Source source;                         ///< one layout, or `KvLayouts` where keys and values differ
+  Destination<T, Form> kept;
+  Rotation rotation{};
+
+  /// The same, with keys turned to the positions of their slots.
+  [[nodiscard]] Transfer<T, Source, Form, KeyRotation> rotate_keys(KeyRotation const& key_rotation) const {
+    return {layers, source, kept, key_rotation};
+  }
+};
+
+/// @brief Describes what to move.
+/// @param layers  `std::vector<LayerKv<T const>>` (or of `T`), [num_layers], host or device pointers
+/// @param source  how each layer's keys and values lie
+/// @param kept    where they go: `ragged`, `padded`, `grouped` or `paged`
+template <class U, class Source, class T, class Form>
+[[nodiscard]] Transfer<T, Source, Form> transfer(std::vector<LayerKv<U>> const& layers, Source const& source,
+                                                 Destination<T, Form> const& kept) {
+  static_assert(std::is_same_v<std::remove_const_t<U>, T>, "headaware: source and destination hold different element types");
+  Transfer<T, Source, Form> result{{}, source, kept, {}};
+  for (LayerKv<U> const& layer : layers) result.layers.push_back({layer.keys, layer.values});
+  return result;
+}
+
+namespace detail {
+
+/// What a plan asks of tensors, whichever back end runs it.
+struct PlanBounds {
+  std::int32_t num_layers = 0;
+  std::int32_t num_sequences = 0;
+  std::int32_t num_kv_heads = 0;
+  std::int64_t max_length = 0;
+  std::int64_t max_rows = 0;
+};
+
+template <class Table>
+PlanBounds bounds_of(BasicCachePlan<Table> const& plan) {
+  return {plan.num_layers(), plan.num_sequences(), plan.num_kv_heads(), plan.max_length(), plan.kept_total()};
+}
+template <class Table>
+PlanBounds bounds_of(DevicePlan<Table> const& plan) {
+  return {plan.table.num_layers(), plan.num_sequences, plan.table.num_kv_heads(), plan.max_length, plan.max_rows};
+}
+
+/// A stretch of memory, for overlap checks.
+struct Interval {
+  std::uintptr_t begin = 0;
+  std::uintptr_t end = 0;
+};
+
+template <class T>
+Interval interval(T const* data, std::int64_t elements) {
+  auto const begin = reinterpret_cast<std::uintptr_t>(data);
+  return {begin, begin + static_cast<std::uintptr_t>(elements) * sizeof(T)};
+}
+
+/// Whether any interval of `a` meets any of `b`. O(n log n).
+inline bool overlap(std::vector<Interval> a, std::vector<Interval> b) {
+  auto const prepare = [](std::vector<Interval>& intervals) {
+    std::erase_if(intervals, [](Interval const& i) { return i.begin >= i.end; });
+    std::sort(intervals.begin(), intervals.end(), [](auto const& x, auto const& y) { return x.begin < y.begin; });
+  };
+  prepare(a);
+  prepare(b);
+  std::size_t j = 0;
+  std::uintptr_t reach = 0;  // the furthest end among the intervals of b that begin before a[i] ends
+  for (Interval const& each : a) {
+    for (; j < b.size() && b[j].begin < each.end; ++j) reach = std::max(reach, b[j].end);
+    if (reach > each.begin) return true;
+  }
+  return false;
+}
+
+template <class Layout>
+void check_source_layout(Layout const& layout, PlanBounds const& bounds, std::int64_t channels, char const* where) {
+  static_assert(check_layout<Layout>());
+  if constexpr (requires { layout.num_sequences(); }) {
+    require(layout.num_sequences() == bounds.num_sequences, "source sequences", bounds.num_sequences,
+            layout.num_sequences(), where);
+  }
+  if constexpr (requires { layout.num_kv_heads(); }) {
+    require(layout.num_kv_heads() == bounds.num_kv_heads, "source KV heads", bounds.num_kv_heads, layout.num_kv_heads(),
+            where);
+  }
+  if constexpr (requires { layout.num_channels(); }) {
+    require(channels == 0 || layout.num_channels() == channels, "source channels", channels, layout.num_channels(), where);
+  }
+  if constexpr (requires { layout.token_capacity(); }) {
+    require(layout.token_capacity() >= bounds.max_length, "source tokens",
+            "at least the longest length, " + std::to_string(bounds.max_length), layout.token_capacity(), where);
+  }
+}
+
+template <class T>
+void check_pointer(T const* data, bool needed, char const* what, std::string const& where) {
+  require(!needed || data != nullptr, what, "a pointer", "nullptr", where.c_str());
+  auto const address = reinterpret_cast<std::uintptr_t>(data);
+  if (address % alignof(T) != 0) {
+    require(false, what, "an address aligned to " + std::to_string(alignof(T)) + " bytes",
+            "one " + std::to_string(address % alignof(T)) + " bytes beyond", where.c_str());
+  }
+}
+
+template <class Layout>
+inline constexpr bool has_extent = requires(Layout const layout) { layout.extent(); };
+
+/// Intervals of one tensor in all layers; nothing where the layout does not say how far it reaches.
+template <class Layout, class T>
+void add_extent(std::vector<Interval>& intervals, Layout const& layout, T const* data) {
+  if constexpr (has_extent<Layout>) intervals.push_back(interval(data, layout.extent()));
+}
+
+template <class Rotation>
+void check_rotation(Rotation const& rotation, PlanBounds const& bounds, std::int64_t channels) {
+  if constexpr (std::is_same_v<Rotation, KeyRotation>) {
+    require(rotation.rotary_dim() > 0 && rotation.rotary_dim() <= channels, "rotary_dim",
+            "in [2, " + std::to_string(channels) + "]", rotation.rotary_dim(), "KeyRotation");
+    require(rotation.positions() == 0 || rotation.positions() >= bounds.max_length, "rotary table positions",
+            "at least the longest length, " + std::to_string(bounds.max_length), rotation.positions(), "KeyRotation");
+  }
+}
+
+/// Checks all that can be checked of one transfer without reading any tensor.
+template <class T, class Source, class Form, class Rotation>
+void check_transfer(PlanBounds const& bounds, Transfer<T, Source, Form, Rotation> const& transfer) {
+  constexpr auto where = "compress";
+  auto const num_layers = static_cast<std::size_t>(bounds.num_layers);
+  require(transfer.layers.size() == num_layers, "source layers", num_layers, transfer.layers.size(), where);
+  require(transfer.kept.layers.size() == num_layers, "destination layers", num_layers, transfer.kept.layers.size(), where);
+  require(transfer.kept.capacities.size() == num_layers, "destination capacities", num_layers,
+          transfer.kept.capacities.size(), where);
+  auto const keys = keys_of(transfer.source);
+  auto const values = values_of(transfer.source);
+  check_source_layout(keys, bounds, transfer.kept.key_channels, "compress, keys");
+  check_source_layout(values, bounds, transfer.kept.value_channels, "compress, values");
+  check_rotation(transfer.rotation, bounds, transfer.kept.key_channels);
+
+  std::vector<Interval> sources;
+  std::vector<Interval> destinations;
+  for (std::size_t layer = 0; layer < num_layers; ++layer) {
+    std::string const place = "compress, layer " + std::to_string(layer);
+    std::int64_t rows = transfer.kept.capacities[layer].rows;
+    bool const some = bounds.max_rows > 0 && (rows > 0 || std::is_same_v<Form, PagedForm>);
+    check_pointer(transfer.layers[layer].keys, some, "source keys", place);
+    check_pointer(transfer.layers[layer].values, some, "source values", place);
+    check_pointer(transfer.kept.layers[layer].keys, some, "destination keys", place);
+    check_pointer(transfer.kept.layers[layer].values, some, "destination values", place);
+    add_extent(sources, keys, transfer.layers[layer].keys);
+    add_extent(sources, values, transfer.layers[layer].values);
+    std::int64_t key_elements = rows * transfer.kept.key_channels;
+    std::int64_t value_elements = rows * transfer.kept.value_channels;
+    if constexpr (std::is_same_v<Form, PagedForm>) {
+      if (transfer.kept.form.page_stride != 0 && rows > 0) {
+        // A joined pool: the last page ends before its stride does.
+        std::int64_t const pages = rows / transfer.kept.form.page_size - 1;
+        key_elements = pages * transfer.kept.form.page_stride + transfer.kept.form.page_size * transfer.kept.key_channels;
+        value_elements =
+            pages * transfer.kept.form.page_stride + transfer.kept.form.page_size * transfer.kept.value_channels;
+      }
+    }
+    destinations.push_back(interval(transfer.kept.layers[layer].keys, key_elements));
+    destinations.push_back(interval(transfer.kept.layers[layer].values, value_elements));
+  }
+  if (overlap(sources, destinations)) {
+    require(false, "buffers", "a destination apart from the source (or compress_in_place)", "overlapping buffers", where);
+  }
+}
+
+/// Checks all that can be checked of a compaction in place.
+template <class T, class Source, class Rotation>
+void check_in_place(PlanBounds const& bounds, std::vector<LayerKv<T>> const& layers, Source const& source,
+                    Rotation const& rotation) {
+  constexpr auto where = "compress_in_place";
+  auto const keys = keys_of(source);
+  auto const values = values_of(source);
+  static_assert(requires { keys.num_channels(); values.num_channels(); },
+                "headaware: compress_in_place needs layouts with 'int64_t num_channels() const'");
+  auto const num_layers = static_cast<std::size_t>(bounds.num_layers);
+  require(layers.size() == num_layers, "layers", num_layers, layers.size(), where);
+  check_source_layout(keys, bounds, 0, "compress_in_place, keys");
+  check_source_layout(values, bounds, 0, "compress_in_place, values");
+  check_rotation(rotation, bounds, keys.num_channels());
+  for (std::size_t layer = 0; layer < num_layers; ++layer) {
+    std::string const place = std::string(where) + ", layer " + std::to_string(layer);
+    check_pointer(layers[layer].keys, bounds.max_rows > 0, "keys", place);
+    check_pointer(layers[layer].values, bounds.max_rows > 0, "values", place);
+  }
+}
+
+}  // namespace detail
+
+/// @brief Throws what `compress` would complain about, in words. The CUDA back end runs the same
+/// checks but can only return `cudaErrorInvalidValue`.
+/// @param plan       a cache plan or a device plan
+/// @param transfers  made by `transfer`
+/// @throws ArgumentError on missing layers, shapes that disagree with the plan, lengths beyond the
+///         source, null or misaligned pointers, and destinations that overlap a source
+template <class Plan, class... Transfers>
+void validate(Plan const& plan, Transfers const&... transfers) {
+  (detail::check_transfer(detail::bounds_of(plan), transfers), ...);
+}
+
+HEADAWARE_NAMESPACE_END

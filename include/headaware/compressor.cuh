@@ -1,0 +1,7 @@
+#pragma once
+
+/// @file
+/// The front door with the CUDA back end.
+
+#include <headaware/cache/compact.cuh>
+#include <headaware/compressor.hpp>

@@ -1,0 +1,239 @@
+#pragma once
+
+/// @file
+/// The front door: from a model and what is known of its heads to a smaller KV cache, on the CPU.
+/// `compressor.cuh` adds the CUDA back end.
+
+#include <headaware/cache/cache_info.hpp>
+#include <headaware/cache/cache_plan.hpp>
+#include <headaware/cache/compact.hpp>
+#include <headaware/cache/destination.hpp>
+#include <headaware/classify/head_type.hpp>
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+#include <headaware/io/duo_gates.hpp>
+#include <headaware/io/json.hpp>
+#include <headaware/io/model_config.hpp>
+#include <headaware/layout/concept.hpp>
+#include <headaware/layout/engines.hpp>
+#include <headaware/layout/paged.hpp>
+#include <headaware/layout/ragged.hpp>
+#include <headaware/layout/strided.hpp>
+#include <headaware/policy/builders.hpp>
+#include <headaware/policy/registry.hpp>
+#include <headaware/policy/table.hpp>
+#include <headaware/policy/with_keep_lists.hpp>
+#include <headaware/types.hpp>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief How many KV heads follow each policy, and what that leaves of a sequence.
+struct CompressionSummary {
+  std::int32_t num_layers = 0;
+  std::int32_t num_kv_heads = 0;
+  std::int64_t length = 0;            ///< tokens of the sequence it was asked for
+  std::vector<std::string> policies;  ///< names, in the registry's order
+  std::vector<std::int64_t> heads;    ///< KV heads that follow each
+  std::vector<double> mean_kept;      ///< tokens each keeps on average; 0 where no head follows it
+  std::int64_t kept_total = 0;        ///< tokens kept, summed over layers and KV heads
+  double ratio = 1;                   ///< kept_total / (layers · KV heads · length)
+};
+
+/// @brief A table a person can read.
+[[nodiscard]] inline std::string to_string(CompressionSummary const& summary) {
+  std::int64_t const total = std::int64_t{summary.num_layers} * summary.num_kv_heads;
+  std::string text = "policy           KV heads    share  mean tokens kept of " + std::to_string(summary.length) + "\n";
+  for (std::size_t i = 0; i < summary.policies.size(); ++i) {
+    if (summary.heads[i] == 0) continue;
+    char line[128];
+    std::snprintf(line, sizeof(line), "%-16s %8lld %7.1f%% %12.1f\n", summary.policies[i].c_str(),
+                  static_cast<long long>(summary.heads[i]),
+                  100.0 * static_cast<double>(summary.heads[i]) / static_cast<double>(total), summary.mean_kept[i]);
+    text += line;
+  }
+  char line[128];
+  std::snprintf(line, sizeof(line), "%-16s %8lld  100.0%% %12.1f  (%.1f%% of the cache)\n", "all",
+                static_cast<long long>(total),
+                total == 0 ? 0 : static_cast<double>(summary.kept_total) / static_cast<double>(total),
+                100.0 * summary.ratio);
+  return text + line;
+}
+
+/// @brief A compressed cache in host memory that owns its storage, ragged: row
+/// `plan.offsets()[segment] + slot` of `keys` and `values`.
+template <class T, class Table>
+struct CompressedCache {
+  BasicCachePlan<Table> plan;
+  std::vector<T> keys;    ///< [plan.kept_total(), head_dim]
+  std::vector<T> values;  ///< [plan.kept_total(), value_dim]
+  std::int64_t head_dim = 0;
+  std::int64_t value_dim = 0;
+
+  /// The rows of one head of one sequence, [kept, head_dim]. @throws ArgumentError if it is out of range
+  [[nodiscard]] std::span<T const> head_keys(std::int32_t layer, std::int32_t sequence, std::int32_t kv_head) const {
+    return rows(keys, head_dim, layer, sequence, kv_head);
+  }
+  /// The same for values, [kept, value_dim].
+  [[nodiscard]] std::span<T const> head_values(std::int32_t layer, std::int32_t sequence, std::int32_t kv_head) const {
+    return rows(values, value_dim, layer, sequence, kv_head);
+  }
+  [[nodiscard]] CacheInfo cache_info() const {
+    auto const bytes = static_cast<std::int64_t>(sizeof(T));
+    return headaware::cache_info(plan, TokenBytes{head_dim * bytes, value_dim * bytes});
+  }
+
+ private:
+  std::span<T const> rows(std::vector<T> const& data, std::int64_t channels, std::int32_t layer, std::int32_t sequence,
+                          std::int32_t kv_head) const {
+    std::int64_t const kept = plan.kept(layer, sequence, kv_head);
+    std::int64_t const segment = layer * plan.layer_segments() + std::int64_t{sequence} * plan.num_kv_heads() + kv_head;
+    std::int64_t const first = plan.offsets()[static_cast<std::size_t>(segment)];
+    return std::span(data).subspan(static_cast<std::size_t>(first * channels), static_cast<std::size_t>(kept * channels));
+  }
+};
+
+/// @brief Compresses a cache in host memory in one call: plans, allocates and gathers.
+/// @param layers       [num_layers], host pointers
+/// @param source       how each layer's keys and values lie
+/// @param table        policies, one a (layer, KV head)
+/// @param lengths      tokens of each sequence
+/// @param head_dim     channels of a key
+/// @param skip_layers  layers left uncompressed
+/// @param value_dim    channels of a value; 0: as many as a key has
+/// @throws ArgumentError as `compress` does
+template <class U, class Source, class Registry>
+[[nodiscard]] auto head_aware_compress(std::vector<LayerKv<U>> const& layers, Source const& source,
+                                       BasicPolicyTable<Registry> const& table, std::span<std::int32_t const> lengths,
+                                       std::int64_t head_dim, std::span<std::int32_t const> skip_layers = {},
+                                       std::int64_t value_dim = 0) {
+  using T = std::remove_const_t<U>;
+  if (value_dim == 0) value_dim = head_dim;
+  detail::require_channels(head_dim, value_dim, "head_aware_compress");
+  CompressedCache<T, BasicPolicyTable<Registry>> cache{
+      BasicCachePlan<BasicPolicyTable<Registry>>(table.skip_layers(skip_layers), lengths), {}, {}, head_dim, value_dim};
+  cache.keys.resize(static_cast<std::size_t>(cache.plan.kept_total() * head_dim));
+  cache.values.resize(static_cast<std::size_t>(cache.plan.kept_total() * value_dim));
+  compress(cache.plan, layers, source, ragged(cache.plan, cache.keys.data(), cache.values.data(), head_dim, value_dim));
+  return cache;
+}
+
+/// @brief Which policy each head of a model follows, and all that follows from it.
+/// @tparam Registry  the policies it may use: `DefaultRegistry`, or `DefaultRegistry::with<Mine>`
+template <class Registry = DefaultRegistry>
+class BasicCompressor {
+ public:
+  using Table = BasicPolicyTable<Registry>;
+  using Policy = AnyPolicy<Registry>;
+  using Plan = BasicCachePlan<Table>;
+
+  /// @brief A table made by hand.
+  /// @throws ArgumentError if the table's layers or KV heads are not the model's
+  BasicCompressor(ModelConfig const& model, Table table) : model_(model), table_(std::move(table)) {
+    model_.validate();
+    detail::require(table_.num_layers() == model_.num_hidden_layers, "table's layers", model_.num_hidden_layers,
+                    table_.num_layers(), "Compressor");
+    detail::require(table_.num_kv_heads() == model_.num_key_value_heads, "table's KV heads", model_.num_key_value_heads,
+                    table_.num_kv_heads(), "Compressor");
+  }
+
+  /// @brief From classified query heads, folded onto KV heads by union.
+  /// @param types  which policy each type of head gets
+  /// @throws ArgumentError if heads and model disagree
+  static BasicCompressor from_classifications(std::span<HeadClassification const> classifications,
+                                              ModelConfig const& model,
+                                              TypePolicies<Registry> const& types = TypePolicies<Registry>::conservative()) {
+    return {model, table_from_classifications<Registry>(classifications, model, types)};
+  }
+
+  /// @brief The same from a file: `head_classifications.json` or `refined_classifications.json`.
+  /// @throws FileError, FormatError, ArgumentError
+  static BasicCompressor from_classifications(std::filesystem::path const& path, ModelConfig const& model,
+                                              TypePolicies<Registry> const& types = TypePolicies<Registry>::conservative()) {
+    std::vector<HeadClassification> const classifications = load_classifications(path);
+    return from_classifications(std::span(classifications), model, types);
+  }
+
+  /// @brief Every head follows one policy; by default StreamingLLM's sinks and window.
+  static BasicCompressor from_model_config(ModelConfig const& model, Policy const& policy = SinkWindow{.sink = 4, .window = 508}) {
+    model.validate();
+    return {model, Table(model.num_hidden_layers, model.num_key_value_heads, policy)};
+  }
+
+  /// @brief The same, the model's shape read from a Hugging Face `config.json`.
+  static BasicCompressor from_model_config(std::filesystem::path const& path,
+                                           Policy const& policy = SinkWindow{.sink = 4, .window = 508}) {
+    return from_model_config(load_model_config(path), policy);
+  }
+
+  /// @brief From DuoAttention's trained gates: `Full` above the threshold, sinks and window below.
+  /// @param threshold  gate value
+  static BasicCompressor from_duo_gates(DuoGates const& gates, ModelConfig const& model, double threshold = 0.5) {
+    return {model, table_from_duo_gates<Registry>(gates, threshold)};
+  }
+
+  [[nodiscard]] ModelConfig const& model() const { return model_; }
+  [[nodiscard]] Table const& table() const { return table_; }
+
+  /// @brief The policy of one KV head. @throws ArgumentError if it is out of range
+  [[nodiscard]] Policy const& head_config(std::int32_t layer, std::int32_t kv_head) const {
+    return table_.at(layer, kv_head);
+  }
+
+  /// @brief The sizes of the compressed cache, before anything moves.
+  /// @param lengths      tokens of each sequence
+  /// @param skip_layers  layers left uncompressed
+  [[nodiscard]] Plan plan(std::span<std::int32_t const> lengths, std::span<std::int32_t const> skip_layers = {}) const {
+    return Plan(table_.skip_layers(skip_layers), lengths);
+  }
+
+  /// @brief Compresses a cache in host memory into one that owns its storage; see `head_aware_compress`.
+  template <class U, class Source>
+  [[nodiscard]] auto compress(std::vector<LayerKv<U>> const& layers, Source const& source,
+                              std::span<std::int32_t const> lengths, std::int64_t head_dim,
+                              std::span<std::int32_t const> skip_layers = {}, std::int64_t value_dim = 0) const {
+    return head_aware_compress(layers, source, table_, lengths, head_dim, skip_layers, value_dim);
+  }
+
+  /// @brief How many heads follow each policy, and what a sequence of `length` tokens keeps.
+  /// @throws ArgumentError on a negative length
+  [[nodiscard]] CompressionSummary compression_summary(std::int64_t length) const {
+    detail::require(length >= 0, "negative length", "tokens >= 0", length, "compression_summary");
+    CompressionSummary summary{.num_layers = table_.num_layers(), .num_kv_heads = table_.num_kv_heads(), .length = length};
+    summary.policies.assign(Registry::names.begin(), Registry::names.end());
+    summary.heads.resize(Registry::size);
+    summary.mean_kept.resize(Registry::size);
+    for (std::int32_t layer = 0; layer < table_.num_layers(); ++layer) {
+      for (std::int32_t head = 0; head < table_.num_kv_heads(); ++head) {
+        Policy const& policy = table_.at(layer, head);
+        std::int64_t const kept = policy.visit([&](auto const& p) { return kept_count(p, length); });
+        summary.heads[policy.id()] += 1;
+        summary.mean_kept[policy.id()] += static_cast<double>(kept);
+        summary.kept_total += kept;
+      }
+    }
+    for (std::size_t i = 0; i < Registry::size; ++i) {
+      if (summary.heads[i] > 0) summary.mean_kept[i] /= static_cast<double>(summary.heads[i]);
+    }
+    std::int64_t const full = length * table_.num_layers() * table_.num_kv_heads();
+    summary.ratio = full == 0 ? 1 : static_cast<double>(summary.kept_total) / static_cast<double>(full);
+    return summary;
+  }
+
+ private:
+  ModelConfig model_;
+  Table table_;
+};
+
+using Compressor = BasicCompressor<>;
+
+HEADAWARE_NAMESPACE_END

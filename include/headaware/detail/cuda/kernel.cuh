@@ -1,0 +1,71 @@
+#pragma once
+
+#include <headaware/config.hpp>
+#include <headaware/element.hpp>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+/// Kernels are hidden symbols: two libraries built with different versions must not share one.
+#define HEADAWARE_KERNEL __attribute__((visibility("hidden"))) __global__
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// Layers whose pointers one launch takes, as kernel parameters.
+inline constexpr std::int32_t max_layers = 256;
+inline constexpr std::int32_t warp_threads = 32;
+inline constexpr std::int32_t block_threads = 256;
+
+/// The element whose bits a caller's type has.
+template <class T>
+struct ElementOf {
+  using type = T;
+};
+template <>
+struct ElementOf<__half> {
+  using type = float16;
+};
+template <>
+struct ElementOf<__nv_bfloat16> {
+  using type = bfloat16;
+};
+
+/// `Count` elements that move in one access.
+template <class E, int Count>
+struct alignas(sizeof(E) * Count) Pack {
+  E elements[Count];
+};
+
+/// Shared memory for a type with default member initialisers, which `__shared__` variables may not run.
+template <class T>
+struct SharedStorage {
+  alignas(T) unsigned char bytes[sizeof(T)];
+  __device__ T& get() { return *reinterpret_cast<T*>(bytes); }
+};
+
+/// @brief A kernel's parameters in shared memory, copied once a block.
+///
+/// Parameters that kernels read through a reference are loaded where they are used, again and again
+/// by every warp; this way a block loads each word once. Synchronises the block.
+template <class T>
+__device__ T const& share_parameters(T const& parameters, SharedStorage<T>& storage) {
+  static_assert(sizeof(T) % 4 == 0 && alignof(T) >= 4);
+  auto const* const from = reinterpret_cast<std::uint32_t const*>(&parameters);
+  auto* const to = reinterpret_cast<std::uint32_t*>(storage.bytes);
+  for (auto i = threadIdx.x; i < sizeof(T) / 4; i += blockDim.x) to[i] = from[i];
+  __syncthreads();
+  return storage.get();
+}
+
+/// The base pointers of one tensor in all layers.
+struct PlanePointers {
+  void const* source[max_layers];
+  void* kept[max_layers];
+};
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,109 @@
+#pragma once
+
+/// @file
+/// What a layout is: the map from (sequence, KV head, token, channel) to an element of a tensor.
+
+#include <headaware/config.hpp>
+
+#include <concepts>
+#include <cstdint>
+#include <type_traits>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief How an engine lays out the keys (or the values) of one layer: a trivially copyable type
+/// with `int64_t offset(int64_t sequence, int64_t head, int64_t token, int64_t channel) const`,
+/// the element's offset, in elements, from the layer's base pointer.
+///
+/// Optional members, each const:
+/// - `int64_t channel_run()`: channels lie in aligned runs of this many elements, that is,
+///   `offset(s, h, t, c)` is a multiple of the run for every `c` that is, and the run's other
+///   channels follow it in memory. It decides how wide an access may be; without it every element
+///   is moved by itself.
+/// - `bool rows_contiguous()`: all channels of a token lie side by side, aligned or not; without it
+///   this is so where `channel_run()` spans all channels.
+/// - `bool tokens_adjacent()`: neighbouring tokens of one channel are neighbours in memory
+///   (a transposed tensor); decides the order of traversal.
+/// - `int64_t num_sequences()`, `int64_t num_kv_heads()`, `int64_t num_channels()`,
+///   `int64_t token_capacity()`, and `int64_t extent()`, the elements from the base pointer to the
+///   tensor's end. What is offered is checked against what a call asks for.
+template <class L>
+concept KvLayout = std::is_trivially_copyable_v<L> && requires(L const layout, std::int64_t i) {
+  { layout.offset(i, i, i, i) } -> std::same_as<std::int64_t>;
+};
+
+/// @brief Explains in plain sentences why a type is no layout, one compile-time error a mistake.
+template <class L>
+consteval bool check_layout() {
+  constexpr bool copyable = std::is_trivially_copyable_v<L>;
+  static_assert(copyable, "headaware: a layout must be trivially copyable, because kernels take it by value");
+  constexpr bool offset = requires(L const layout, std::int64_t i) {
+    { layout.offset(i, i, i, i) } -> std::same_as<std::int64_t>;
+  };
+  static_assert(offset, "headaware: a layout needs 'int64_t offset(int64_t sequence, int64_t head, int64_t token, "
+                        "int64_t channel) const', marked HEADAWARE_HOST_DEVICE");
+  constexpr bool all = copyable && offset;
+  static_assert(!all || KvLayout<L>, "headaware: a clause of KvLayout lacks its message");
+  return all;
+}
+
+/// @brief The layouts of a layer's keys and of its values, where they differ.
+template <class Keys, class Values>
+struct KvLayouts {
+  static_assert(check_layout<Keys>() && check_layout<Values>());
+  Keys keys;
+  Values values;
+};
+
+namespace detail {
+
+/// Elements that lie side by side, aligned to their number; 1 if the layout does not say.
+template <class L>
+constexpr std::int64_t channel_run(L const& layout) {
+  if constexpr (requires { layout.channel_run(); }) {
+    return layout.channel_run();
+  } else {
+    return 1;
+  }
+}
+
+/// Whether a token's `channels` channels lie side by side.
+template <class L>
+constexpr bool rows_contiguous(L const& layout, std::int64_t channels) {
+  if constexpr (requires { layout.rows_contiguous(); }) {
+    return layout.rows_contiguous();
+  } else {
+    return channel_run(layout) % channels == 0;
+  }
+}
+
+template <class L>
+constexpr bool tokens_adjacent(L const& layout) {
+  if constexpr (requires { layout.tokens_adjacent(); }) {
+    return layout.tokens_adjacent();
+  } else {
+    return false;
+  }
+}
+
+/// A single layout serves keys and values alike.
+template <class L>
+constexpr auto keys_of(L const& layout) {
+  return layout;
+}
+template <class K, class V>
+constexpr K keys_of(KvLayouts<K, V> const& layouts) {
+  return layouts.keys;
+}
+template <class L>
+constexpr auto values_of(L const& layout) {
+  return layout;
+}
+template <class K, class V>
+constexpr V values_of(KvLayouts<K, V> const& layouts) {
+  return layouts.values;
+}
+
+}  // namespace detail
+
+HEADAWARE_NAMESPACE_END

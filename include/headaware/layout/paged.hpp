@@ -1,0 +1,288 @@
+#pragma once
+
+/// @file
+/// Caches cut into pages of a fixed number of tokens, which a table assigns to sequences.
+
+#include <headaware/error.hpp>
+#include <headaware/layout/concept.hpp>
+
+#include <bit>
+#include <cstdint>
+#include <numeric>
+#include <string>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// Division of indices below 2^32 by a number fixed on the host: shift and mask where that is a power
+/// of two, else 32-bit division, because a GPU has none for 64 bits.
+class FixedDivisor {
+ public:
+  FixedDivisor() = default;
+
+  /// @throws ArgumentError unless 0 < divisor < 2^31
+  FixedDivisor(std::int64_t divisor, char const* what, char const* where) {
+    require(divisor > 0 && divisor <= 0x7fffffff, what, "in [1, 2147483647]", divisor, where);
+    divisor_ = static_cast<std::uint32_t>(divisor);
+    shift_ = std::has_single_bit(divisor_) ? std::countr_zero(divisor_) : -1;
+  }
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t quotient(std::int64_t index) const {
+    return shift_ >= 0 ? index >> shift_ : std::int64_t{static_cast<std::uint32_t>(index) / divisor_};
+  }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t remainder(std::int64_t index) const {
+    return shift_ >= 0 ? index & (std::int64_t{divisor_} - 1)
+                       : std::int64_t{static_cast<std::uint32_t>(index) % divisor_};
+  }
+  [[nodiscard]] std::int64_t value() const { return divisor_; }
+
+ private:
+  std::uint32_t divisor_ = 1;
+  std::int32_t shift_ = 0;
+};
+
+}  // namespace detail
+
+/// @brief Which page holds which part of which sequence. A view: host or device pointers, as the
+/// tensor's; borrowed.
+struct PageTable {
+  std::int32_t const* pages = nullptr;   ///< page numbers
+  std::int32_t const* indptr = nullptr;  ///< CSR: [sequences + 1], first entry of each sequence; nullptr: dense
+  std::int64_t row_stride = 0;           ///< dense: entries from one sequence's row to the next
+  std::int64_t max_pages = 0;            ///< dense: entries of a row
+
+  /// @brief A dense table: vLLM's and FlashAttention's block table.
+  /// @param block_table  [sequences, max_blocks]; entries beyond a sequence's end are never read
+  /// @param row_stride   entries between rows; 0: max_blocks
+  static PageTable dense(std::int32_t const* block_table, std::int64_t max_blocks, std::int64_t row_stride = 0) {
+    return {block_table, nullptr, row_stride == 0 ? max_blocks : row_stride, max_blocks};
+  }
+
+  /// @brief A table in CSR form: FlashInfer's `paged_kv_indices` and `paged_kv_indptr`.
+  /// @param indices  [indptr[sequences]], the sequences' page numbers back to back
+  /// @param indptr   [sequences + 1], 0 first
+  static PageTable csr(std::int32_t const* indices, std::int32_t const* indptr) { return {indices, indptr, 0, 0}; }
+
+  /// The number of a sequence's `index`-th page.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t page(std::int64_t sequence, std::int64_t index) const {
+    std::int64_t const row = indptr != nullptr ? indptr[sequence] : sequence * row_stride;
+    return pages[row + index];
+  }
+};
+
+/// @brief Elements a paged cache has in each direction.
+struct PagedShape {
+  std::int64_t sequences = 0;
+  std::int64_t kv_heads = 0;
+  std::int64_t channels = 0;   ///< head_dim
+  std::int64_t num_pages = 0;  ///< pages of the pool
+  std::int64_t page_size = 1;  ///< tokens a page
+};
+
+/// @brief Elements between neighbours in each direction; token: within a page.
+struct PagedStrides {
+  std::int64_t page = 0;
+  std::int64_t head = 0;
+  std::int64_t token = 0;
+  std::int64_t channel = 1;
+};
+
+/// @brief Elements between neighbours of a pool whose channels are split in groups of x: `group` lies
+/// between groups of one token, `token` between tokens of one group.
+struct SplitXStrides {
+  std::int64_t page = 0;
+  std::int64_t head = 0;
+  std::int64_t group = 0;
+  std::int64_t token = 0;
+};
+
+namespace detail {
+
+inline void check_paged(PageTable const& table, PagedShape const& shape, std::int64_t plane, char const* where) {
+  require(shape.sequences >= 0, "sequences", ">= 0", shape.sequences, where);
+  require(shape.kv_heads >= 0, "kv_heads", ">= 0", shape.kv_heads, where);
+  require(shape.channels >= 0, "channels", ">= 0", shape.channels, where);
+  require(shape.num_pages >= 0, "num_pages", ">= 0", shape.num_pages, where);
+  require(plane >= 0, "plane offset", ">= 0", plane, where);
+  require(table.pages != nullptr || shape.sequences == 0, "page table", "a pointer", "nullptr", where);
+  if (table.indptr == nullptr) {
+    require(table.max_pages >= 0, "page table entries a row", ">= 0", table.max_pages, where);
+    require(table.row_stride >= table.max_pages, "page table row stride", ">= " + std::to_string(table.max_pages),
+            table.row_stride, where);
+  }
+}
+
+/// What the layouts below have in common: a table, a shape, and the division of tokens into pages.
+class PagedBase {
+ public:
+  [[nodiscard]] std::int64_t num_sequences() const { return shape_.sequences; }
+  [[nodiscard]] std::int64_t num_kv_heads() const { return shape_.kv_heads; }
+  [[nodiscard]] std::int64_t num_channels() const { return shape_.channels; }
+
+  /// Tokens that a sequence's part of the table has room for. A CSR table may be on the device, so
+  /// there it is the whole pool, which no sequence exceeds.
+  [[nodiscard]] std::int64_t token_capacity() const {
+    return (table_.indptr != nullptr ? shape_.num_pages : table_.max_pages) * shape_.page_size;
+  }
+  [[nodiscard]] PageTable const& table() const { return table_; }
+  [[nodiscard]] PagedShape const& shape() const { return shape_; }
+  /// Elements from the base pointer to the tensor: not 0 for values that share a tensor with keys.
+  [[nodiscard]] std::int64_t plane() const { return plane_; }
+
+ protected:
+  PagedBase() = default;
+  PagedBase(PageTable const& table, PagedShape const& shape, std::int64_t plane, char const* where)
+      : table_(table), shape_(shape), page_size_(shape.page_size, "page_size", where), plane_(plane) {
+    check_paged(table, shape, plane, where);
+  }
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t page_of(std::int64_t sequence, std::int64_t token) const {
+    return table_.page(sequence, page_size_.quotient(token));
+  }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t slot_of(std::int64_t token) const {
+    return page_size_.remainder(token);
+  }
+  [[nodiscard]] bool empty() const { return shape_.num_pages == 0 || shape_.kv_heads == 0 || shape_.channels == 0; }
+
+  /// The largest divisor of `run` that also divides all that is added to a channel's place in its row.
+  [[nodiscard]] std::int64_t aligned_run(std::int64_t run, std::int64_t page, std::int64_t head,
+                                         std::int64_t token) const {
+    run = std::gcd(run, plane_);
+    if (shape_.num_pages > 1) run = std::gcd(run, page);
+    if (shape_.kv_heads > 1) run = std::gcd(run, head);
+    if (shape_.page_size > 1) run = std::gcd(run, token);
+    return run > 0 ? run : 1;
+  }
+
+  PageTable table_;
+  PagedShape shape_;
+  FixedDivisor page_size_;
+  std::int64_t plane_ = 0;
+};
+
+}  // namespace detail
+
+/// @brief A pool of pages: token t of a sequence is slot `t mod page_size` of the page that the table
+/// names at `t / page_size`.
+/// @pre   tokens below 2^32; table entries in [0, num_pages)
+class PagedLayout : public detail::PagedBase {
+ public:
+  PagedLayout() = default;
+
+  /// @param plane  elements from the base pointer to the first page, where keys and values share a
+  ///               tensor and a base pointer
+  /// @throws ArgumentError on a negative extent, stride or plane, a page size that is not positive, a
+  ///         missing table, or a table whose rows overlap
+  PagedLayout(PageTable const& table, PagedShape const& shape, PagedStrides const& strides, std::int64_t plane = 0)
+      : PagedBase(table, shape, plane, "PagedLayout"), strides_(strides) {
+    constexpr auto where = "PagedLayout";
+    detail::require(strides.page >= 0, "page stride", ">= 0", strides.page, where);
+    detail::require(strides.head >= 0, "head stride", ">= 0", strides.head, where);
+    detail::require(strides.token >= 0, "token stride", ">= 0", strides.token, where);
+    detail::require(strides.channel >= 0, "channel stride", ">= 0", strides.channel, where);
+  }
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t sequence, std::int64_t head, std::int64_t token,
+                                                          std::int64_t channel) const {
+    return plane_ + page_of(sequence, token) * strides_.page + head * strides_.head +
+           slot_of(token) * strides_.token + channel * strides_.channel;
+  }
+
+  [[nodiscard]] std::int64_t channel_run() const {
+    return strides_.channel == 1 ? aligned_run(shape_.channels, strides_.page, strides_.head, strides_.token) : 1;
+  }
+  [[nodiscard]] bool rows_contiguous() const { return strides_.channel == 1; }
+  [[nodiscard]] bool tokens_adjacent() const {
+    return strides_.channel != 1 && (shape_.page_size == 1 ? strides_.page : strides_.token) == 1;
+  }
+  [[nodiscard]] std::int64_t extent() const {
+    if (empty()) return 0;
+    return plane_ + (shape_.num_pages - 1) * strides_.page + (shape_.kv_heads - 1) * strides_.head +
+           (shape_.page_size - 1) * strides_.token + (shape_.channels - 1) * strides_.channel + 1;
+  }
+  [[nodiscard]] PagedStrides const& strides() const { return strides_; }
+
+ private:
+  PagedStrides strides_;
+};
+static_assert(KvLayout<PagedLayout>);
+
+/// @brief A pool of pages whose channels are split in groups of x: the group comes before the token, so
+/// that 16 bytes of neighbouring tokens are neighbours.
+/// @pre   tokens below 2^32; table entries in [0, num_pages)
+class PagedSplitXLayout : public detail::PagedBase {
+ public:
+  PagedSplitXLayout() = default;
+
+  /// @param x      channels a group, side by side; divides the channels
+  /// @param plane  as in `PagedLayout`
+  /// @throws ArgumentError as `PagedLayout`, and where x does not divide the channels
+  PagedSplitXLayout(PageTable const& table, PagedShape const& shape, std::int64_t x, SplitXStrides const& strides,
+                    std::int64_t plane = 0)
+      : PagedBase(table, shape, plane, "PagedSplitXLayout"), x_(x, "x", "PagedSplitXLayout"), strides_(strides) {
+    constexpr auto where = "PagedSplitXLayout";
+    detail::require(strides.page >= 0, "page stride", ">= 0", strides.page, where);
+    detail::require(strides.head >= 0, "head stride", ">= 0", strides.head, where);
+    detail::require(strides.group >= 0, "group stride", ">= 0", strides.group, where);
+    detail::require(strides.token >= 0, "token stride", ">= 0", strides.token, where);
+    detail::require(shape.channels % x == 0, "channels", "a multiple of x (" + std::to_string(x) + ")", shape.channels,
+                    where);
+  }
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t sequence, std::int64_t head, std::int64_t token,
+                                                          std::int64_t channel) const {
+    return plane_ + page_of(sequence, token) * strides_.page + head * strides_.head +
+           x_.quotient(channel) * strides_.group + slot_of(token) * strides_.token + x_.remainder(channel);
+  }
+
+  [[nodiscard]] std::int64_t channel_run() const {
+    std::int64_t const run = rows_contiguous() ? shape_.channels : std::gcd(x_.value(), strides_.group);
+    return aligned_run(run, strides_.page, strides_.head, strides_.token);
+  }
+  [[nodiscard]] bool rows_contiguous() const { return shape_.channels <= x_.value() || strides_.group == x_.value(); }
+  [[nodiscard]] bool tokens_adjacent() const {
+    return !rows_contiguous() && (shape_.page_size == 1 ? strides_.page : strides_.token) == 1;
+  }
+  [[nodiscard]] std::int64_t extent() const {
+    if (empty()) return 0;
+    return plane_ + (shape_.num_pages - 1) * strides_.page + (shape_.kv_heads - 1) * strides_.head +
+           (shape_.channels / x_.value() - 1) * strides_.group + (shape_.page_size - 1) * strides_.token + x_.value();
+  }
+  [[nodiscard]] std::int64_t x() const { return x_.value(); }
+  [[nodiscard]] SplitXStrides const& strides() const { return strides_; }
+
+ private:
+  detail::FixedDivisor x_;
+  SplitXStrides strides_;
+};
+static_assert(KvLayout<PagedSplitXLayout>);
+
+/// @brief The order of dimensions within a page: N tokens, H heads, D channels.
+/// @par Source  flashinfer-ai/flashinfer, docs/tutorials/kv_layout.rst
+enum class PageOrder {
+  nhd,  ///< [page_size, kv_heads, head_dim]
+  hnd   ///< [kv_heads, page_size, head_dim]
+};
+
+namespace detail {
+
+/// Strides of pages that lie back to back.
+[[nodiscard]] inline PagedStrides page_strides(PagedShape const& shape, PageOrder order) {
+  std::int64_t const page = shape.page_size * shape.kv_heads * shape.channels;
+  if (order == PageOrder::nhd) {
+    return {.page = page, .head = shape.channels, .token = shape.kv_heads * shape.channels, .channel = 1};
+  }
+  return {.page = page, .head = shape.page_size * shape.channels, .token = shape.channels, .channel = 1};
+}
+
+}  // namespace detail
+
+/// @brief `[num_pages, page_size, kv_heads, head_dim]` or `[num_pages, kv_heads, page_size, head_dim]`,
+/// contiguous; keys and values in tensors of their own.
+/// @throws ArgumentError as `PagedLayout`
+[[nodiscard]] inline PagedLayout paged_layout(PageTable const& table, PagedShape const& shape, PageOrder order) {
+  return {table, shape, detail::page_strides(shape, order)};
+}
+
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,106 @@
+#pragma once
+
+/// @file
+/// Dense tensors with any order of dimensions and any strides.
+
+#include <headaware/error.hpp>
+#include <headaware/layout/concept.hpp>
+
+#include <cstdint>
+#include <numeric>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief Elements a tensor has in each direction.
+struct LayoutShape {
+  std::int64_t sequences = 0;
+  std::int64_t kv_heads = 0;
+  std::int64_t tokens = 0;
+  std::int64_t channels = 0;  ///< head_dim
+};
+
+/// @brief Elements between neighbours in each direction.
+struct LayoutStrides {
+  std::int64_t sequence = 0;
+  std::int64_t head = 0;
+  std::int64_t token = 0;
+  std::int64_t channel = 1;
+};
+
+/// @brief A dense tensor: offset = Σ index · stride, in 64 bits throughout.
+class StridedLayout {
+ public:
+  StridedLayout() = default;
+
+  /// @throws ArgumentError on a negative extent or stride
+  StridedLayout(LayoutShape const& shape, LayoutStrides const& strides) : shape_(shape), strides_(strides) {
+    constexpr auto where = "StridedLayout";
+    detail::require(shape.sequences >= 0, "sequences", ">= 0", shape.sequences, where);
+    detail::require(shape.kv_heads >= 0, "kv_heads", ">= 0", shape.kv_heads, where);
+    detail::require(shape.tokens >= 0, "tokens", ">= 0", shape.tokens, where);
+    detail::require(shape.channels >= 0, "channels", ">= 0", shape.channels, where);
+    detail::require(strides.sequence >= 0, "sequence stride", ">= 0", strides.sequence, where);
+    detail::require(strides.head >= 0, "head stride", ">= 0", strides.head, where);
+    detail::require(strides.token >= 0, "token stride", ">= 0", strides.token, where);
+    detail::require(strides.channel >= 0, "channel stride", ">= 0", strides.channel, where);
+  }
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t sequence, std::int64_t head, std::int64_t token,
+                                                          std::int64_t channel) const {
+    return sequence * strides_.sequence + head * strides_.head + token * strides_.token + channel * strides_.channel;
+  }
+
+  [[nodiscard]] std::int64_t channel_run() const {
+    if (strides_.channel != 1) return 1;
+    std::int64_t run = shape_.channels;
+    if (shape_.tokens > 1) run = std::gcd(run, strides_.token);
+    if (shape_.kv_heads > 1) run = std::gcd(run, strides_.head);
+    if (shape_.sequences > 1) run = std::gcd(run, strides_.sequence);
+    return run > 0 ? run : 1;
+  }
+  [[nodiscard]] bool rows_contiguous() const { return strides_.channel == 1; }
+  [[nodiscard]] bool tokens_adjacent() const { return strides_.token == 1 && strides_.channel != 1; }
+  [[nodiscard]] std::int64_t num_sequences() const { return shape_.sequences; }
+  [[nodiscard]] std::int64_t num_kv_heads() const { return shape_.kv_heads; }
+  [[nodiscard]] std::int64_t num_channels() const { return shape_.channels; }
+  [[nodiscard]] std::int64_t token_capacity() const { return shape_.tokens; }
+  [[nodiscard]] std::int64_t extent() const {
+    bool const empty = shape_.sequences == 0 || shape_.kv_heads == 0 || shape_.tokens == 0 || shape_.channels == 0;
+    return empty ? 0 : offset(shape_.sequences - 1, shape_.kv_heads - 1, shape_.tokens - 1, shape_.channels - 1) + 1;
+  }
+  [[nodiscard]] LayoutShape const& shape() const { return shape_; }
+  [[nodiscard]] LayoutStrides const& strides() const { return strides_; }
+
+ private:
+  LayoutShape shape_;
+  LayoutStrides strides_;
+};
+static_assert(KvLayout<StridedLayout>);
+
+/// @brief `[batch, kv_heads, tokens, head_dim]`, contiguous: Hugging Face's cache.
+[[nodiscard]] inline StridedLayout strided_bhsd(std::int64_t batch, std::int64_t kv_heads, std::int64_t tokens,
+                                                std::int64_t head_dim) {
+  return {{.sequences = batch, .kv_heads = kv_heads, .tokens = tokens, .channels = head_dim},
+          {.sequence = kv_heads * tokens * head_dim, .head = tokens * head_dim, .token = head_dim, .channel = 1}};
+}
+
+/// @brief `[batch, tokens, kv_heads, head_dim]`, contiguous: FlashAttention's tensors.
+[[nodiscard]] inline StridedLayout strided_bshd(std::int64_t batch, std::int64_t tokens, std::int64_t kv_heads,
+                                                std::int64_t head_dim) {
+  return {{.sequences = batch, .kv_heads = kv_heads, .tokens = tokens, .channels = head_dim},
+          {.sequence = tokens * kv_heads * head_dim, .head = head_dim, .token = kv_heads * head_dim, .channel = 1}};
+}
+
+/// @brief `[tokens, kv_heads, head_dim]` of one sequence, contiguous.
+[[nodiscard]] inline StridedLayout strided_shd(std::int64_t tokens, std::int64_t kv_heads, std::int64_t head_dim) {
+  return strided_bshd(1, tokens, kv_heads, head_dim);
+}
+
+/// @brief `[batch, kv_heads, head_dim, tokens]`, contiguous: transposed values.
+[[nodiscard]] inline StridedLayout strided_bhds(std::int64_t batch, std::int64_t kv_heads, std::int64_t head_dim,
+                                                std::int64_t tokens) {
+  return {{.sequences = batch, .kv_heads = kv_heads, .tokens = tokens, .channels = head_dim},
+          {.sequence = kv_heads * head_dim * tokens, .head = head_dim * tokens, .token = 1, .channel = tokens}};
+}
+
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <headaware/error.hpp>
+#include <headaware/policy/concept.hpp>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief Keeps the tokens that a caller's list names: how score-based selection plugs in.
+///
+/// The list is borrowed and read by whichever back end compresses: a host pointer for the CPU, a
+/// device pointer for CUDA. Only `count` is read while sizes are planned.
+/// @pre  `tokens[0 .. count)` ascends strictly and every entry is below the sequence's length.
+///       The CPU back end checks this; the CUDA back end cannot and ignores entries out of range.
+struct KeepList {
+  static constexpr std::string_view name = "keep_list";
+
+  std::int32_t const* tokens = nullptr;  ///< sorted token indices, [count], host or device
+  std::int64_t count = 0;                ///< entries of `tokens`
+
+  HEADAWARE_HOST_DEVICE constexpr bool keeps(std::int64_t token, std::int64_t) const {
+    std::int64_t const at = lower_bound(token);
+    return at < count && tokens[at] == token;
+  }
+  HEADAWARE_HOST_DEVICE constexpr std::int64_t kept_before(std::int64_t token, std::int64_t length) const {
+    return token >= length ? count : lower_bound(token);
+  }
+  HEADAWARE_HOST_DEVICE constexpr std::int64_t source_token(std::int64_t slot, std::int64_t) const {
+    return tokens[slot];
+  }
+  friend constexpr bool operator==(KeepList const&, KeepList const&) = default;
+
+  /// @throws ArgumentError if `count` is negative or names entries behind a null pointer
+  void validate() const {
+    detail::require(count >= 0, "keep-list count", ">= 0", count, "KeepList");
+    detail::require(count == 0 || tokens != nullptr, "keep-list tokens", "a pointer", "nullptr", "KeepList");
+  }
+
+  /// @brief Checks the entries of a list in host memory.
+  /// @throws ArgumentError if the entries do not ascend strictly within `[0, length)`
+  void validate_entries(std::int64_t length) const {
+    validate();
+    for (std::int64_t i = 0; i < count; ++i) {
+      std::int64_t const lowest = i == 0 ? 0 : std::int64_t{tokens[i - 1]} + 1;
+      bool const ok = tokens[i] >= lowest && tokens[i] < length;
+      if (!ok) {
+        detail::require(false, "keep-list entry",
+                        "a token in [" + std::to_string(lowest) + ", " + std::to_string(length) + ")", tokens[i],
+                        ("KeepList entry " + std::to_string(i)).c_str());
+      }
+    }
+  }
+
+ private:
+  HEADAWARE_HOST_DEVICE constexpr std::int64_t lower_bound(std::int64_t token) const {
+    std::int64_t low = 0;
+    std::int64_t high = count;
+    while (low < high) {
+      std::int64_t const middle = low + (high - low) / 2;
+      if (tokens[middle] < token) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  }
+};
+static_assert(HeadPolicy<KeepList>);
+
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,49 @@
+#pragma once
+
+/// @file
+/// Keep-lists that differ from sequence to sequence, laid over a table of policies.
+
+#include <headaware/config.hpp>
+#include <headaware/policy/keep_list.hpp>
+
+#include <cstdint>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief A table whose heads follow a list where one is given, and the table below elsewhere.
+///
+/// `Table` is a `PolicyTableView` or a `UniformTable`; `lists` is borrowed and lives where the
+/// back end runs: host memory for the CPU and for planning, device memory for CUDA (there with
+/// device pointers in its entries).
+template <class Table>
+class WithKeepLists {
+ public:
+  WithKeepLists() = default;
+
+  /// @param table  policies of heads without a list
+  /// @param lists  [num_layers, num_sequences, num_kv_heads]; an entry without `tokens` is no list
+  HEADAWARE_HOST_DEVICE WithKeepLists(Table const& table, KeepList const* lists, std::int32_t num_sequences)
+      : table_(table), lists_(lists), num_sequences_(num_sequences) {}
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t num_layers() const { return table_.num_layers(); }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t num_kv_heads() const { return table_.num_kv_heads(); }
+  /// Sequences that the lists were made for.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t num_sequences() const { return num_sequences_; }
+
+  HEADAWARE_EXEC_CHECK_DISABLE
+  template <class F>
+  HEADAWARE_HOST_DEVICE auto visit(std::int32_t layer, std::int32_t sequence, std::int32_t kv_head, F&& f) const {
+    std::int64_t const index =
+        (std::int64_t{layer} * num_sequences_ + sequence) * num_kv_heads() + kv_head;
+    KeepList const list = lists_[index];
+    if (list.tokens != nullptr) return f(list);
+    return table_.visit(layer, kv_head, f);
+  }
+
+ private:
+  Table table_{};
+  KeepList const* lists_ = nullptr;
+  std::int32_t num_sequences_ = 0;
+};
+
+HEADAWARE_NAMESPACE_END

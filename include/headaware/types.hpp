@@ -1,0 +1,40 @@
+#pragma once
+
+/// @file
+/// The shape of a model, as far as its KV cache is concerned.
+
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+
+#include <cstdint>
+#include <string>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief The numbers of a model's configuration that decide the shape of its KV cache.
+/// Field names are those of a Hugging Face `config.json`.
+struct ModelConfig {
+  std::int32_t num_hidden_layers = 0;
+  std::int32_t num_attention_heads = 0;  ///< query heads a layer
+  std::int32_t num_key_value_heads = 0;  ///< KV heads a layer
+  std::int32_t head_dim = 0;             ///< channels a head; 0 where nobody needs it
+
+  /// Query heads that share one KV head.
+  [[nodiscard]] constexpr std::int32_t group() const { return num_attention_heads / num_key_value_heads; }
+
+  friend constexpr bool operator==(ModelConfig const&, ModelConfig const&) = default;
+
+  /// @throws ArgumentError if a count is not positive or the query heads do not divide evenly.
+  void validate() const {
+    constexpr auto where = "ModelConfig";
+    detail::require(num_hidden_layers > 0, "num_hidden_layers", "> 0", num_hidden_layers, where);
+    detail::require(num_attention_heads > 0, "num_attention_heads", "> 0", num_attention_heads, where);
+    detail::require(num_key_value_heads > 0, "num_key_value_heads", "> 0", num_key_value_heads, where);
+    detail::require(head_dim >= 0, "head_dim", ">= 0", head_dim, where);
+    detail::require(num_attention_heads % num_key_value_heads == 0, "num_attention_heads",
+                    "a multiple of num_key_value_heads (" + std::to_string(num_key_value_heads) + ")",
+                    num_attention_heads, where);
+  }
+};
+
+HEADAWARE_NAMESPACE_END
