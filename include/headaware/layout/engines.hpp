@@ -120,8 +120,7 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @throws ArgumentError as `PagedLayout`, or if `layers_in_pool` is not positive
 /// @par Source  NVIDIA/TensorRT-LLM, cpp/tensorrt_llm/kernels/kvCacheUtils.h, KVBlockArray;
 ///              cpp/include/tensorrt_llm/kernels/kvCacheIndex.h;
-///              cpp/tensorrt_llm/batch_manager/kvCacheManager.cpp, WindowBlockManager::allocatePools and
-///              ::setOffsets
+///              cpp/tensorrt_llm/batch_manager/kvCacheManager.cpp, allocatePools and setOffsets
 [[nodiscard]] inline KvLayouts<PagedLayout, PagedLayout> tensorrt_llm(std::int32_t const* block_offsets,
                                                                       std::int64_t max_blocks, PagedShape const& shape,
                                                                       std::int64_t layers_in_pool = 1) {

@@ -15,8 +15,10 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Division of indices below 2^32 by a number fixed on the host: shift and mask where that is a power
-/// of two, else 32-bit division, because a GPU has none for 64 bits.
+/// Division of indices below 2^31 by a number fixed on the host, without a division or a branch:
+/// index / d = index * ceil(2^shift / d) >> shift, exact where shift = 31 + ceil(log2 d), since the
+/// product then exceeds the true one by less than 2^shift / d; and that reciprocal fits 32 bits.
+/// @par Source  Granlund and Montgomery, Division by Invariant Integers using Multiplication, PLDI 1994
 class FixedDivisor {
  public:
   FixedDivisor() = default;
@@ -24,22 +26,24 @@ class FixedDivisor {
   /// @throws ArgumentError unless 0 < divisor < 2^31
   FixedDivisor(std::int64_t divisor, char const* what, char const* where) {
     require(divisor > 0 && divisor <= 0x7fffffff, what, "in [1, 2147483647]", divisor, where);
-    divisor_ = static_cast<std::uint32_t>(divisor);
-    shift_ = std::has_single_bit(divisor_) ? std::countr_zero(divisor_) : -1;
+    divisor_ = static_cast<std::int32_t>(divisor);
+    shift_ = 31 + static_cast<std::int32_t>(std::bit_width(static_cast<std::uint32_t>(divisor - 1)));
+    std::uint64_t const numerator = std::uint64_t{1} << shift_;
+    reciprocal_ = static_cast<std::uint32_t>((numerator - 1) / static_cast<std::uint64_t>(divisor) + 1);
   }
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t quotient(std::int64_t index) const {
-    return shift_ >= 0 ? index >> shift_ : std::int64_t{static_cast<std::uint32_t>(index) / divisor_};
+    return static_cast<std::int64_t>(std::uint64_t{static_cast<std::uint32_t>(index)} * reciprocal_ >> shift_);
   }
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t remainder(std::int64_t index) const {
-    return shift_ >= 0 ? index & (std::int64_t{divisor_} - 1)
-                       : std::int64_t{static_cast<std::uint32_t>(index) % divisor_};
+    return index - quotient(index) * divisor_;
   }
   [[nodiscard]] std::int64_t value() const { return divisor_; }
 
  private:
-  std::uint32_t divisor_ = 1;
-  std::int32_t shift_ = 0;
+  std::int32_t divisor_ = 1;
+  std::uint32_t reciprocal_ = 0x80000000U;
+  std::int32_t shift_ = 31;
 };
 
 }  // namespace detail
@@ -165,7 +169,7 @@ class PagedBase {
 
 /// @brief A pool of pages: token t of a sequence is slot `t mod page_size` of the page that the table
 /// names at `t / page_size`.
-/// @pre   tokens below 2^32; table entries in [0, num_pages)
+/// @pre   tokens below 2^31; table entries in [0, num_pages)
 class PagedLayout : public detail::PagedBase {
  public:
   PagedLayout() = default;
@@ -210,7 +214,7 @@ static_assert(KvLayout<PagedLayout>);
 
 /// @brief A pool of pages whose channels are split in groups of x: the group comes before the token, so
 /// that 16 bytes of neighbouring tokens are neighbours.
-/// @pre   tokens below 2^32; table entries in [0, num_pages)
+/// @pre   tokens below 2^31; table entries in [0, num_pages)
 class PagedSplitXLayout : public detail::PagedBase {
  public:
   PagedSplitXLayout() = default;

@@ -1,0 +1,76 @@
+#include "definition.hpp"
+#include "support/catch.hpp"
+
+#include <headaware/error.hpp>
+#include <headaware/layout/strided.hpp>
+
+#include <cstdint>
+#include <random>
+#include <vector>
+
+namespace ha = headaware;
+using layout_test::Array;
+
+TEST_CASE("strided layouts are the arrays of their names", "[layout]") {
+  std::int64_t const batch = GENERATE(1, 3);
+  std::int64_t const heads = GENERATE(1, 2);
+  std::int64_t const tokens = GENERATE(1, 5);
+  std::int64_t const dim = GENERATE(1, 4, 6);
+  CAPTURE(batch, heads, tokens, dim);
+  std::vector<std::int64_t> const lengths(static_cast<std::size_t>(batch), tokens);
+  std::int64_t const size = batch * heads * tokens * dim;
+  Array const bhsd{batch, heads, tokens, dim};
+  Array const bshd{batch, tokens, heads, dim};
+  Array const bhds{batch, heads, dim, tokens};
+  layout_test::check_layout(ha::strided_bhsd(batch, heads, tokens, dim), lengths, heads, dim, size,
+                            [&](auto s, auto h, auto t, auto c) { return bhsd.at(s, h, t, c); });
+  layout_test::check_layout(ha::strided_bshd(batch, tokens, heads, dim), lengths, heads, dim, size,
+                            [&](auto s, auto h, auto t, auto c) { return bshd.at(s, t, h, c); });
+  layout_test::check_layout(ha::strided_bhds(batch, heads, dim, tokens), lengths, heads, dim, size,
+                            [&](auto s, auto h, auto t, auto c) { return bhds.at(s, h, c, t); });
+  CHECK(ha::strided_bhds(2, 2, 4, 3).tokens_adjacent());
+  CHECK_FALSE(ha::strided_bhsd(2, 2, 4, 3).tokens_adjacent());
+}
+
+TEST_CASE("a strided layout's run is the longest that its strides allow", "[layout]") {
+  std::uint32_t const seed = GENERATE(1U, 2U, 3U, 4U);
+  std::mt19937 random(seed);
+  CAPTURE(seed);
+  for (int i = 0; i < 200; ++i) {
+    using layout_test::pick;
+    ha::LayoutShape const shape{pick(random, 1, 2), pick(random, 1, 2), pick(random, 1, 3), 4 * pick(random, 1, 4)};
+    std::int64_t const unit = std::int64_t{1} << pick(random, 0, 4);
+    ha::LayoutStrides const strides{unit * pick(random, 0, 9), unit * pick(random, 0, 9), unit * pick(random, 0, 9), 1};
+    ha::StridedLayout const layout(shape, strides);
+    std::vector<std::int64_t> const lengths(static_cast<std::size_t>(shape.sequences), shape.tokens);
+    CAPTURE(strides.sequence, strides.head, strides.token, shape.channels);
+    REQUIRE(layout.channel_run() == layout_test::longest_run(layout, lengths, shape.kv_heads, shape.channels));
+  }
+}
+
+TEST_CASE("strided offsets go beyond 32 bits", "[layout]") {
+  auto const layout = ha::strided_bhsd(64, 8, 131072, 128);  // 2^33 elements
+  CHECK(layout.extent() == std::int64_t{8589934592});
+  CHECK(layout.offset(63, 7, 131071, 127) == std::int64_t{8589934591});
+  CHECK(layout.offset(16, 0, 0, 0) == std::int64_t{2147483648});
+  CHECK(layout.offset(32, 1, 2, 3) == std::int64_t{4294967296 + 16777216 + 256 + 3});
+}
+
+TEST_CASE("an empty strided tensor has no extent and a run of at least 1", "[layout]") {
+  CHECK(ha::strided_bhsd(0, 2, 3, 4).extent() == 0);
+  CHECK(ha::strided_bhsd(1, 2, 3, 0).extent() == 0);
+  CHECK(ha::strided_bhsd(1, 2, 3, 0).channel_run() >= 1);
+  CHECK(ha::StridedLayout().channel_run() == 1);
+}
+
+TEST_CASE("negative extents and strides of a strided layout are errors", "[layout]") {
+  ha::LayoutShape const shape{1, 1, 1, 1};
+  CHECK_THROWS_AS(ha::StridedLayout({-1, 1, 1, 1}, {}), ha::ArgumentError);
+  CHECK_THROWS_AS(ha::StridedLayout({1, -1, 1, 1}, {}), ha::ArgumentError);
+  CHECK_THROWS_AS(ha::StridedLayout({1, 1, -1, 1}, {}), ha::ArgumentError);
+  CHECK_THROWS_AS(ha::StridedLayout({1, 1, 1, -1}, {}), ha::ArgumentError);
+  CHECK_THROWS_AS(ha::StridedLayout(shape, {-1, 0, 0, 1}), ha::ArgumentError);
+  CHECK_THROWS_AS(ha::StridedLayout(shape, {0, -1, 0, 1}), ha::ArgumentError);
+  CHECK_THROWS_AS(ha::StridedLayout(shape, {0, 0, -1, 1}), ha::ArgumentError);
+  CHECK_THROWS_AS(ha::StridedLayout(shape, {0, 0, 0, -1}), ha::ArgumentError);
+}
