@@ -12,7 +12,7 @@
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/duo_gates.hpp>
-#include <headaware/io/json.hpp>
+#include <headaware/io/head_classifications.hpp>
 #include <headaware/io/model_config.hpp>
 #include <headaware/layout/concept.hpp>
 #include <headaware/layout/engines.hpp>
@@ -42,9 +42,9 @@ struct CompressionSummary {
   std::int32_t num_layers = 0;
   std::int32_t num_kv_heads = 0;
   std::int64_t length = 0;            ///< tokens of the sequence it was asked for
-  std::vector<std::string> policies;  ///< names, in the registry's order
-  std::vector<std::int64_t> heads;    ///< KV heads that follow each
-  std::vector<double> mean_kept;      ///< tokens each keeps on average; 0 where no head follows it
+  std::vector<std::string> policies{};  ///< names, in the registry's order
+  std::vector<std::int64_t> heads{};  ///< KV heads that follow each
+  std::vector<double> mean_kept{};    ///< tokens each keeps on average; 0 where no head follows it
   std::int64_t kept_total = 0;        ///< tokens kept, summed over layers and KV heads
   double ratio = 1;                   ///< kept_total / (layers · KV heads · length)
 };
@@ -151,22 +151,21 @@ class BasicCompressor {
   /// @throws ArgumentError if heads and model disagree
   static BasicCompressor from_classifications(std::span<HeadClassification const> classifications,
                                               ModelConfig const& model,
-                                              TypePolicies<Registry> const& types = TypePolicies<Registry>::conservative()) {
+                                              BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative()) {
     return {model, table_from_classifications<Registry>(classifications, model, types)};
   }
 
   /// @brief The same from a file: `head_classifications.json` or `refined_classifications.json`.
   /// @throws FileError, FormatError, ArgumentError
   static BasicCompressor from_classifications(std::filesystem::path const& path, ModelConfig const& model,
-                                              TypePolicies<Registry> const& types = TypePolicies<Registry>::conservative()) {
+                                              BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative()) {
     std::vector<HeadClassification> const classifications = load_classifications(path);
     return from_classifications(std::span(classifications), model, types);
   }
 
   /// @brief Every head follows one policy; by default StreamingLLM's sinks and window.
   static BasicCompressor from_model_config(ModelConfig const& model, Policy const& policy = SinkWindow{.sink = 4, .window = 508}) {
-    model.validate();
-    return {model, Table(model.num_hidden_layers, model.num_key_value_heads, policy)};
+    return {model, table_from_model_config<Registry>(model, policy)};
   }
 
   /// @brief The same, the model's shape read from a Hugging Face `config.json`.

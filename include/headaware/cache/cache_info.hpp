@@ -24,7 +24,7 @@ struct LengthSummary {
 /// @brief One layer of a cache.
 struct LayerInfo {
   std::int32_t layer_idx = 0;
-  LengthSummary lengths;  ///< over sequences and KV heads
+  LengthSummary lengths{};  ///< over sequences and KV heads
   std::int64_t bytes = 0;
 };
 

@@ -1,0 +1,287 @@
+// From a model's statistics to a smaller cache, every step on real input:
+// statistics → classes → table of policies → compression into every form → check of every kept row.
+
+#include "support/capture.hpp"
+
+#include <headaware/classify/classifier.hpp>
+#include <headaware/classify/summary.hpp>
+#include <headaware/compressor.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace ha = headaware;
+
+namespace {
+
+struct Options {
+  std::filesystem::path data = HEADAWARE_EXAMPLE_DATA "/smollm2-135m";
+  std::filesystem::path output_dir = "results/quickstart";
+  std::string mixed = "conservative";
+  std::int32_t kv_heads = 0;
+  std::int32_t head_dim = 64;
+  std::int32_t tokens = 4096;
+  std::vector<std::int32_t> skip_layers;
+};
+
+/// A batch in one tensor a layer, [sequences, kv_heads, longest, head_dim].
+struct Batch {
+  std::vector<std::int32_t> lengths;
+  std::vector<std::uint16_t> keys;
+  std::vector<std::uint16_t> values;
+  std::int64_t num_layers = 0;
+  std::int64_t kv_heads = 0;
+  std::int64_t longest = 0;
+  std::int64_t head_dim = 0;
+
+  [[nodiscard]] ha::StridedLayout layout() const {
+    return ha::strided_bhsd(static_cast<std::int64_t>(lengths.size()), kv_heads, longest, head_dim);
+  }
+  [[nodiscard]] std::vector<ha::LayerKv<std::uint16_t>> layers() {
+    std::vector<ha::LayerKv<std::uint16_t>> result;
+    for (std::int64_t layer = 0; layer < num_layers; ++layer) {
+      result.push_back({keys.data() + layer * layout().extent(), values.data() + layer * layout().extent()});
+    }
+    return result;
+  }
+};
+
+Batch make_batch(std::vector<std::int32_t> lengths, std::int64_t num_layers, std::int64_t kv_heads, std::int64_t head_dim) {
+  Batch batch{.lengths = std::move(lengths), .keys = {}, .values = {}, .num_layers = num_layers, .kv_heads = kv_heads,
+              .longest = 0, .head_dim = head_dim};
+  batch.longest = *std::max_element(batch.lengths.begin(), batch.lengths.end());
+  batch.keys.resize(static_cast<std::size_t>(num_layers * batch.layout().extent()));
+  batch.values.resize(batch.keys.size());
+  return batch;
+}
+
+/// The captured sequences as one batch.
+Batch captured_batch(capture::Capture const& capture) {
+  std::vector<std::int32_t> lengths;
+  for (auto const& sequence : capture.sequences) lengths.push_back(static_cast<std::int32_t>(sequence.length()));
+  auto const& shape = capture.sequences.front().keys.shape;
+  Batch batch = make_batch(lengths, shape[0], shape[1], shape[3]);
+  for (std::size_t b = 0; b < capture.sequences.size(); ++b) {
+    auto const& sequence = capture.sequences[b];
+    auto const from = ha::strided_bhsd(batch.num_layers, batch.kv_heads, sequence.length(), batch.head_dim);
+    for (std::int64_t layer = 0; layer < batch.num_layers; ++layer) {
+      for (std::int64_t head = 0; head < batch.kv_heads; ++head) {
+        std::int64_t const target =
+            layer * batch.layout().extent() + batch.layout().offset(static_cast<std::int64_t>(b), head, 0, 0);
+        auto const elements = sequence.length() * batch.head_dim;
+        std::copy_n(sequence.keys.as<std::uint16_t>().data() + from.offset(layer, head, 0, 0), elements,
+                    batch.keys.data() + target);
+        std::copy_n(sequence.values.as<std::uint16_t>().data() + from.offset(layer, head, 0, 0), elements,
+                    batch.values.data() + target);
+      }
+    }
+  }
+  return batch;
+}
+
+/// A cache of the model's shape whose every element tells its place, where no arrays were captured.
+Batch numbered_batch(std::int32_t num_layers, std::int32_t kv_heads, std::int32_t tokens, std::int32_t head_dim) {
+  Batch batch = make_batch({tokens}, num_layers, kv_heads, head_dim);
+  for (std::size_t i = 0; i < batch.keys.size(); ++i) {
+    batch.keys[i] = static_cast<std::uint16_t>(i * 2654435761U >> 7);
+    batch.values[i] = static_cast<std::uint16_t>(i * 2246822519U >> 5);
+  }
+  return batch;
+}
+
+using Plan = ha::CachePlan;
+using RowOf = std::function<std::uint16_t const*(ha::Segment const&, std::int64_t slot)>;
+
+/// Compares every kept row with its source, token by token as the policies say. Returns the rows compared.
+std::int64_t verify(Plan const& plan, Batch const& batch, std::vector<std::uint16_t> const& source, RowOf const& row) {
+  auto const layout = batch.layout();
+  std::int64_t rows = 0;
+  for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
+    ha::Segment segment = plan.segment(s);
+    ha::detail::place_in_group(plan.table(), segment);
+    plan.table().visit(segment.layer, segment.kv_head, [&](auto const& policy) {
+      std::int64_t slot = 0;
+      for (std::int64_t token = 0; token < segment.length; ++token) {
+        if (!policy.keeps(token, segment.length)) continue;
+        auto const* const expected = source.data() + segment.layer * layout.extent() +
+                                     layout.offset(segment.sequence, segment.kv_head, token, 0);
+        if (!std::equal(expected, expected + batch.head_dim, row(segment, slot))) {
+          throw ha::Error({"kept row", "the source's bytes", "others",
+                           "layer " + std::to_string(segment.layer) + ", KV head " + std::to_string(segment.kv_head) +
+                               ", token " + std::to_string(token)});
+        }
+        ++slot;
+        ++rows;
+      }
+      if (slot != segment.kept) {
+        throw ha::Error({"kept rows", std::to_string(slot), std::to_string(segment.kept), "plan"});
+      }
+    });
+  }
+  return rows;
+}
+
+void report(char const* form, double seconds, std::int64_t rows_stored, Plan const& plan, Batch const& batch,
+            std::int64_t rows_verified) {
+  double const row_bytes = 2.0 * static_cast<double>(batch.head_dim) * sizeof(std::uint16_t);
+  std::printf("  %-13s %9.2f MiB in %8.2f ms, %lld rows checked against their source\n", form,
+              static_cast<double>(rows_stored) * row_bytes / 1048576, seconds * 1e3,
+              static_cast<long long>(2 * rows_verified));
+  if (rows_verified != plan.kept_total()) {
+    throw ha::Error({"rows checked", std::to_string(plan.kept_total()), std::to_string(rows_verified), form});
+  }
+}
+
+/// Seconds of the fastest of three rounds: the first also starts the threads and touches the pages.
+template <class Work>
+double best_of_three(Work const& work) {
+  double best = 0;
+  for (int round = 0; round < 3; ++round) {
+    auto const start = std::chrono::steady_clock::now();
+    work();
+    double const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    best = round == 0 ? seconds : std::min(best, seconds);
+  }
+  return best;
+}
+
+/// Compresses into `rows` rows of one buffer of keys and one of values, and checks both.
+template <class MakeDestination>
+void run_form(char const* form, Plan const& plan, Batch& batch, std::int64_t rows, MakeDestination const& make) {
+  std::vector<std::uint16_t> keys(static_cast<std::size_t>(rows * batch.head_dim));
+  std::vector<std::uint16_t> values(keys.size());
+  auto const kept = make(keys.data(), values.data());
+  auto const layers = batch.layers();
+  double const seconds = best_of_three([&] { ha::compress(plan, layers, batch.layout(), kept); });
+  auto const row = [&](auto ha::LayerKv<std::uint16_t>::*tensor) {
+    return [&, tensor](ha::Segment const& segment, std::int64_t slot) -> std::uint16_t const* {
+      auto const layer = static_cast<std::size_t>(segment.layer);
+      return kept.layers[layer].*tensor + kept.form.row_offset(segment, kept.capacities[layer], slot, batch.head_dim);
+    };
+  };
+  std::int64_t const checked = verify(plan, batch, batch.keys, row(&ha::LayerKv<std::uint16_t>::keys));
+  verify(plan, batch, batch.values, row(&ha::LayerKv<std::uint16_t>::values));
+  report(form, seconds, rows, plan, batch, checked);
+}
+
+void compress_every_form(Plan const& plan, Batch& batch) {
+  std::int64_t const dim = batch.head_dim;
+  run_form("ragged", plan, batch, plan.kept_total(), [&](auto* k, auto* v) { return ha::ragged(plan, k, v, dim); });
+  run_form("padded left", plan, batch, ha::padded_rows(plan),
+           [&](auto* k, auto* v) { return ha::padded(plan, k, v, dim, ha::Alignment::left); });
+  run_form("padded right", plan, batch, ha::padded_rows(plan),
+           [&](auto* k, auto* v) { return ha::padded(plan, k, v, dim, ha::Alignment::right); });
+  run_form("grouped", plan, batch, ha::grouped_rows(plan), [&](auto* k, auto* v) { return ha::grouped(plan, k, v, dim); });
+
+  constexpr std::int32_t page_size = 16;
+  ha::PageIndices const pages = ha::consecutive_pages(plan, page_size);
+  ha::PagedForm const form{.block_table = pages.indices.data(), .indptr = pages.indptr.data(), .page_size = page_size};
+  run_form("paged", plan, batch, plan.pages_total(page_size) * page_size, [&](auto* k, auto* v) {
+    // All layers share one pool.
+    std::vector<ha::LayerKv<std::uint16_t>> const pool(static_cast<std::size_t>(batch.num_layers), {k, v});
+    return ha::paged(plan, pool, form, dim, plan.pages_total(page_size));
+  });
+
+  Batch moved = batch;
+  auto const start = std::chrono::steady_clock::now();
+  ha::compress_in_place(plan, moved.layers(), moved.layout());
+  double const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  auto const row = [&](std::vector<std::uint16_t> const& tensor) {
+    return [&](ha::Segment const& segment, std::int64_t slot) -> std::uint16_t const* {
+      return tensor.data() + segment.layer * moved.layout().extent() +
+             moved.layout().offset(segment.sequence, segment.kv_head, slot, 0);
+    };
+  };
+  std::int64_t const checked = verify(plan, batch, batch.keys, row(moved.keys));
+  verify(plan, batch, batch.values, row(moved.values));
+  report("in place", seconds, plan.kept_total(), plan, batch, checked);
+}
+
+int run(Options const& options) {
+  std::printf("reading %s\n", options.data.string().c_str());
+  capture::Capture const capture = capture::load(options.data);
+  auto const& info = capture.statistics.model_info;
+  bool const captured = !capture.sequences.empty();
+  ha::ModelConfig const model{
+      .num_hidden_layers = info.num_layers,
+      .num_attention_heads = info.num_heads,
+      .num_key_value_heads = captured               ? static_cast<std::int32_t>(capture.sequences.front().keys.shape[1])
+                             : options.kv_heads > 0 ? options.kv_heads
+                                                    : info.num_heads,
+      .head_dim = captured ? static_cast<std::int32_t>(capture.sequences.front().keys.shape[3]) : options.head_dim};
+  model.validate();
+  std::printf("model: %d layers, %d query heads, %d KV heads, head_dim %d\n\n", model.num_hidden_layers,
+              model.num_attention_heads, model.num_key_value_heads, model.head_dim);
+
+  std::vector<ha::HeadClassification> const classes = ha::classify(capture.statistics);
+  std::printf("%s\n", format_summary(ha::summarize(classes)).c_str());
+
+  auto const types = options.mixed == "aggressive" ? ha::TypePolicies::aggressive() : ha::TypePolicies::conservative();
+  auto compressor = ha::Compressor::from_classifications(classes, model, types);
+  std::printf("policies of the KV heads (query heads folded by union), %d tokens:\n%s\n", options.tokens,
+              to_string(compressor.compression_summary(options.tokens)).c_str());
+
+  Batch batch = captured ? captured_batch(capture)
+                         : numbered_batch(model.num_hidden_layers, model.num_key_value_heads, options.tokens, model.head_dim);
+  auto table = compressor.table().skip_layers(options.skip_layers);
+  if (captured) table = table.select_layers(capture.layers);
+  Plan const plan(table, batch.lengths);
+
+  std::printf("compressing %s: %lld layers, %zu sequence%s of", captured ? "captured keys and values" : "a numbered cache",
+              static_cast<long long>(batch.num_layers), batch.lengths.size(), batch.lengths.size() == 1 ? "" : "s");
+  for (std::int32_t const length : batch.lengths) std::printf(" %d", length);
+  std::printf(" tokens\n");
+  if (captured && static_cast<std::int32_t>(capture.layers.size()) != model.num_hidden_layers) {
+    std::printf("  (the model's layers");
+    for (std::int32_t const layer : capture.layers) std::printf(" %d", layer);
+    std::printf(")\n");
+  }
+  compress_every_form(plan, batch);
+
+  auto const token = ha::TokenBytes::of(batch.head_dim, sizeof(std::uint16_t));
+  std::printf("\nbefore\n%s\nafter\n%s", to_string(ha::full_cache_info(plan, token)).c_str(),
+              to_string(ha::cache_info(plan, token)).c_str());
+
+  std::filesystem::create_directories(options.output_dir / "validation");
+  ha::save_statistics(options.output_dir / "head_statistics.json", capture.statistics);
+  ha::save_classifications(options.output_dir / "head_classifications.json", classes);
+  ha::save_refined_classifications(options.output_dir / "validation" / "refined_classifications.json", classes);
+  std::printf("\nwrote head_statistics.json, head_classifications.json and validation/refined_classifications.json to %s\n",
+              options.output_dir.string().c_str());
+  std::printf("note: these rules are for reading a model; at equal memory uniform windows lose less than they do\n");
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app{"From a model's attention statistics to a KV cache compressed head by head"};
+  app.add_option("--data", options.data, "folder with head_statistics.json and, if captured, NAME_k.npy and NAME_v.npy");
+  app.add_option("--output_dir", options.output_dir, "where the JSON files go");
+  app.add_option("--mixed", options.mixed, "what heads of type mixed keep: all (conservative) or 4 + 64 tokens (aggressive)")
+      ->check(CLI::IsMember({"conservative", "aggressive"}));
+  app.add_option("--kv_heads", options.kv_heads, "KV heads a layer, where no arrays tell; default: the query heads")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--head_dim", options.head_dim, "channels a head, where no arrays tell")->check(CLI::PositiveNumber);
+  app.add_option("--tokens", options.tokens, "tokens of the cache, where no arrays were captured; also the summary's length")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--skip_layers", options.skip_layers, "layers left uncompressed");
+  CLI11_PARSE(app, argc, argv);
+  try {
+    return run(options);
+  } catch (std::exception const& error) {
+    std::fprintf(stderr, "quickstart: %s\n", error.what());
+    return 1;
+  }
+}

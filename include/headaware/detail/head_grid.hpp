@@ -1,0 +1,102 @@
+#pragma once
+
+/// @file
+/// Checks that a list of records holds every head of a model once. A record is anything with
+/// `layer_idx` and `head_idx`.
+
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// Heads of one file at most, layers times heads a layer: a thousand times what models have.
+inline constexpr std::int64_t max_heads = std::int64_t{1} << 20;
+
+namespace detail {
+
+/// The first thing that is wrong with a list of heads.
+struct GridFault {
+  enum class Kind { none, outside, duplicate, missing };
+  Kind kind = Kind::none;
+  std::size_t record = 0;  ///< the record at fault; of no meaning for `missing`
+  std::int32_t layer = 0;
+  std::int32_t head = 0;
+
+  /// What to tell the user. @pre kind != none
+  [[nodiscard]] ErrorDetail describe(std::int32_t layers, std::int32_t heads, std::string where) const {
+    std::string const name = "layer " + std::to_string(layer) + ", head " + std::to_string(head);
+    std::string const shape = std::to_string(layers) + " layers x " + std::to_string(heads) + " heads";
+    switch (kind) {
+      case Kind::outside: return {"head out of range", shape, name, std::move(where)};
+      case Kind::duplicate: return {"duplicate head", "each head once", name + " again", std::move(where)};
+      default: return {"missing head", shape + ", each head once", "none for " + name, std::move(where)};
+    }
+  }
+};
+
+/// The place of a record in [layers, heads].
+template <class Record>
+[[nodiscard]] std::size_t grid_index(Record const& record, std::int32_t heads) {
+  return static_cast<std::size_t>(std::int64_t{record.layer_idx} * heads + record.head_idx);
+}
+
+/// @brief Looks for records outside [layers, heads], duplicates and gaps, in this order.
+/// @pre   layers, heads >= 0
+/// @par Cost  time and memory O(records), however many heads are claimed
+template <class Record>
+[[nodiscard]] GridFault find_grid_fault(std::span<Record const> records, std::int32_t layers, std::int32_t heads) {
+  for (std::size_t i = 0; i < records.size(); ++i) {
+    auto const& r = records[i];
+    bool const inside = r.layer_idx >= 0 && r.layer_idx < layers && r.head_idx >= 0 && r.head_idx < heads;
+    if (!inside) return {GridFault::Kind::outside, i, r.layer_idx, r.head_idx};
+  }
+  // One cell more than there are records is enough to find a gap where there must be one.
+  auto const cells = std::min(std::int64_t{layers} * heads, static_cast<std::int64_t>(records.size()) + 1);
+  std::vector<bool> seen(static_cast<std::size_t>(cells));
+  for (std::size_t i = 0; i < records.size(); ++i) {
+    std::size_t const cell = grid_index(records[i], heads);
+    if (cell >= seen.size()) continue;
+    if (seen[cell]) return {GridFault::Kind::duplicate, i, records[i].layer_idx, records[i].head_idx};
+    seen[cell] = true;
+  }
+  auto const gap = static_cast<std::int64_t>(std::find(seen.begin(), seen.end(), false) - seen.begin());
+  if (gap == cells) return {};
+  return {GridFault::Kind::missing, 0, static_cast<std::int32_t>(gap / heads), static_cast<std::int32_t>(gap % heads)};
+}
+
+/// @throws ArgumentError unless the records are exactly the heads of [layers, heads]
+template <class Record>
+void require_grid(std::span<Record const> records, std::int32_t layers, std::int32_t heads, char const* where) {
+  require(layers >= 0, "num_layers", ">= 0", layers, where);
+  require(heads >= 0, "num_heads", ">= 0", heads, where);
+  GridFault const fault = find_grid_fault(records, layers, heads);
+  if (fault.kind != GridFault::Kind::none) throw ArgumentError(fault.describe(layers, heads, where));
+}
+
+/// The smallest [layers, heads] that all records lie in.
+struct GridShape {
+  std::int32_t layers = 0;
+  std::int32_t heads = 0;
+};
+
+/// @pre  indices in [0, INT32_MAX)
+template <class Record>
+[[nodiscard]] GridShape grid_shape(std::span<Record const> records) {
+  GridShape shape;
+  for (auto const& r : records) {
+    shape.layers = std::max(shape.layers, r.layer_idx + 1);
+    shape.heads = std::max(shape.heads, r.head_idx + 1);
+  }
+  return shape;
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END

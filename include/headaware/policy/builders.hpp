@@ -1,0 +1,144 @@
+#pragma once
+
+/// @file
+/// Policy tables from what is known of a model: its heads' types, its shape alone, or trained gates.
+
+#include <headaware/classify/head_type.hpp>
+#include <headaware/detail/head_grid.hpp>
+#include <headaware/error.hpp>
+#include <headaware/policy/duo_gates.hpp>
+#include <headaware/policy/fold.hpp>
+#include <headaware/policy/table.hpp>
+#include <headaware/types.hpp>
+
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief The policy of each head type. Replace any entry: `policies[HeadType::mixed] = SinkWindow{4, 256};`
+template <class Registry = DefaultRegistry>
+struct BasicTypePolicies {
+  using Policy = AnyPolicy<Registry>;
+
+  std::array<Policy, num_head_types> by_type{};  ///< by HeadType
+  /// Whether a positive `recommended_window` replaces the `window` of policies that have one.
+  bool use_recommended_window = true;
+
+  [[nodiscard]] Policy& operator[](HeadType type) { return by_type[static_cast<std::size_t>(type)]; }
+  [[nodiscard]] Policy const& operator[](HeadType type) const { return by_type[static_cast<std::size_t>(type)]; }
+
+  /// Heads of type `mixed` keep everything.
+  [[nodiscard]] static BasicTypePolicies conservative() {
+    BasicTypePolicies result;
+    result[HeadType::sink_positional] = SinkWindow{.sink = 4, .window = 8};
+    result[HeadType::true_positional] = WindowOnly{.window = 8};
+    result[HeadType::sink_mixed] = SinkWindow{.sink = 4, .window = 24};
+    result[HeadType::gathering] = Full{};
+    result[HeadType::mixed] = Full{};
+    result[HeadType::dead] = Prune{};
+    result[HeadType::positional] = SinkWindow{.sink = 4, .window = 8};
+    return result;
+  }
+
+  /// Heads of type `mixed` keep 4 sinks and the last 64 tokens; the rest as `conservative`.
+  [[nodiscard]] static BasicTypePolicies aggressive() {
+    BasicTypePolicies result = conservative();
+    result[HeadType::mixed] = SinkWindow{.sink = 4, .window = 64};
+    return result;
+  }
+
+  /// The policy of one classified head.
+  [[nodiscard]] Policy policy_of(HeadClassification const& head) const {
+    Policy const& policy = (*this)[head.head_type];
+    if (!use_recommended_window || head.recommended_window <= 0) return policy;
+    return policy.visit([&](auto p) -> Policy {
+      if constexpr (requires { p.window = head.recommended_window; }) p.window = head.recommended_window;
+      return p;
+    });
+  }
+
+  friend bool operator==(BasicTypePolicies const&, BasicTypePolicies const&) = default;
+};
+
+using TypePolicies = BasicTypePolicies<>;
+
+/// @brief A table from the types of query heads; where several share a KV head, it keeps what any of them needs.
+/// @param classifications  every head of [num_hidden_layers, num_attention_heads] once, in any order
+/// @param type_policies    the policy of each type
+/// @throws ArgumentError if the classifications are of a model of another shape, a head is missing or double,
+///         or the policies of a group do not fold
+/// @par Cost  O(query heads)
+template <class Registry = DefaultRegistry>
+[[nodiscard]] BasicPolicyTable<Registry> table_from_classifications(
+    std::span<HeadClassification const> classifications, ModelConfig const& model,
+    BasicTypePolicies<Registry> const& type_policies = BasicTypePolicies<Registry>::conservative()) {
+  constexpr auto where = "table_from_classifications";
+  model.validate();
+  std::int32_t const layers = model.num_hidden_layers;
+  std::int32_t const heads = model.num_attention_heads;
+  for (auto const& c : classifications) {
+    detail::require_index(c.layer_idx, layers, "classified layer", where);
+    detail::require_index(c.head_idx, heads, "classified query head", where);
+  }
+  auto const expected = std::int64_t{layers} * heads;
+  detail::require(static_cast<std::int64_t>(classifications.size()) == expected, "classifications",
+                  std::to_string(layers) + " layers x " + std::to_string(heads) + " query heads",
+                  classifications.size(), where);
+  detail::require_grid(classifications, layers, heads, where);
+
+  std::vector<AnyPolicy<Registry>> policies(classifications.size());
+  for (auto const& c : classifications) policies[detail::grid_index(c, heads)] = type_policies.policy_of(c);
+
+  BasicPolicyTable<Registry> table(layers, model.num_key_value_heads, policies.front());
+  auto const group = static_cast<std::size_t>(model.group());
+  std::size_t first = 0;
+  for (std::int32_t layer = 0; layer < layers; ++layer) {
+    for (std::int32_t kv_head = 0; kv_head < model.num_key_value_heads; ++kv_head, first += group) {
+      table.set(layer, kv_head, fold_union<Registry>(std::span(policies).subspan(first, group)));
+    }
+  }
+  return table;
+}
+
+/// @brief A table that gives every KV head one policy, for example StreamingLLM's `SinkWindow{4, 508}`.
+/// @throws ArgumentError if a count of the model is not positive or the policy's fields make no sense
+template <class Registry = DefaultRegistry>
+[[nodiscard]] BasicPolicyTable<Registry> table_from_model_config(
+    ModelConfig const& model, std::type_identity_t<AnyPolicy<Registry>> const& policy) {
+  model.validate();
+  return {model.num_hidden_layers, model.num_key_value_heads, policy};
+}
+
+/// @brief A table from DuoAttention's gates: heads whose gate is above `threshold` keep everything, the others
+/// `sink_size` sinks and the last `recent_size` tokens.
+/// @throws ArgumentError if there are no heads, not one gate per head, or a gate or the threshold is not finite
+/// @par Source  Xiao et al., DuoAttention, arXiv:2410.10819
+template <class Registry = DefaultRegistry>
+[[nodiscard]] BasicPolicyTable<Registry> table_from_duo_gates(DuoGates const& gates, double threshold = 0.5) {
+  constexpr auto where = "table_from_duo_gates";
+  detail::require(gates.num_layers > 0, "num_layers", "> 0", gates.num_layers, where);
+  detail::require(gates.num_kv_heads > 0, "num_kv_heads", "> 0", gates.num_kv_heads, where);
+  auto const count = std::int64_t{gates.num_layers} * gates.num_kv_heads;
+  detail::require(static_cast<std::int64_t>(gates.gates.size()) == count, "number of gates", count, gates.gates.size(),
+                  where);
+  detail::require(std::isfinite(threshold), "threshold", "a finite number", threshold, where);
+  BasicPolicyTable<Registry> table(gates.num_layers, gates.num_kv_heads,
+                                   SinkWindow{.sink = gates.sink_size, .window = gates.recent_size});
+  std::size_t at = 0;
+  for (std::int32_t layer = 0; layer < gates.num_layers; ++layer) {
+    for (std::int32_t kv_head = 0; kv_head < gates.num_kv_heads; ++kv_head, ++at) {
+      detail::require(std::isfinite(gates.gates[at]), "gate", "a finite number", gates.gates[at], where);
+      if (gates.gates[at] > threshold) table.set(layer, kv_head, Full{});
+    }
+  }
+  return table;
+}
+
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,88 @@
+#pragma once
+
+/// @file
+/// Grouped-query attention: several query heads read one KV head, which has to keep what each of them needs.
+
+#include <headaware/error.hpp>
+#include <headaware/policy/registry.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// Whether a policy is a `P`; false also where the registry knows no `P`.
+template <class P, class Registry>
+[[nodiscard]] bool holds(AnyPolicy<Registry> const& policy) {
+  if constexpr (Registry::template contains<P>) {
+    return policy.template is<P>();
+  } else {
+    return false;
+  }
+}
+
+/// The smallest window policy that keeps what both keep; nothing if one of them is no window policy.
+template <class Registry>
+[[nodiscard]] std::optional<AnyPolicy<Registry>> fold_windows(AnyPolicy<Registry> const& a,
+                                                              AnyPolicy<Registry> const& b) {
+  bool sinks = false;
+  SinkWindow both{.sink = 0, .window = 0};
+  for (auto const* policy : {&a, &b}) {
+    if (holds<SinkWindow>(*policy)) {
+      if constexpr (Registry::template contains<SinkWindow>) {
+        auto const p = policy->template get<SinkWindow>();
+        both = {.sink = std::max(both.sink, p.sink), .window = std::max(both.window, p.window)};
+        sinks = true;
+      }
+    } else if (holds<WindowOnly>(*policy)) {
+      if constexpr (Registry::template contains<WindowOnly>) {
+        both.window = std::max(both.window, policy->template get<WindowOnly>().window);
+      }
+    } else {
+      return std::nullopt;
+    }
+  }
+  if constexpr (Registry::template contains<SinkWindow>) {
+    if (sinks) return AnyPolicy<Registry>(both);
+  }
+  if constexpr (Registry::template contains<WindowOnly>) return AnyPolicy<Registry>(WindowOnly{both.window});
+  return std::nullopt;
+}
+
+}  // namespace detail
+
+/// @brief The policy that keeps what any of a group's policies keeps; their order does not matter.
+///
+/// `Full` wins, `Prune` adds nothing; `SinkWindow` and `WindowOnly` fold to the largest sink and the largest
+/// window, `WindowOnly` among themselves to `WindowOnly`. The union of other policies is not known here, so
+/// those left besides `Full` and `Prune` have to be equal.
+/// @param policies  of the query heads that share the KV head, at least one
+/// @throws ArgumentError on an empty group, or naming two policies that do not fold
+/// @par Cost  O(policies)
+template <class Registry>
+[[nodiscard]] AnyPolicy<Registry> fold_union(std::span<AnyPolicy<Registry> const> policies) {
+  detail::require(!policies.empty(), "group", "at least one policy", "none", "fold_union");
+  for (auto const& policy : policies) {
+    if (detail::holds<Full>(policy)) return policy;
+  }
+  AnyPolicy<Registry> result = policies.front();
+  for (auto const& policy : policies.subspan(1)) {
+    if (policy == result || detail::holds<Prune>(policy)) continue;
+    if (detail::holds<Prune>(result)) {
+      result = policy;
+    } else if (auto const both = detail::fold_windows(result, policy)) {
+      result = *both;
+    } else {
+      throw ArgumentError({"policies of one KV head", "windows, or equal policies",
+                           std::string(result.name()) + " and another " + std::string(policy.name()), "fold_union"});
+    }
+  }
+  return result;
+}
+
+HEADAWARE_NAMESPACE_END
