@@ -16,6 +16,20 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
+namespace detail {
+
+/// Sine and cosine of a part of a full turn, 0 <= part <= 1.
+HEADAWARE_HOST_DEVICE inline void sine_cosine_of_turns(float part, float& sine, float& cosine) {
+#if defined(__CUDA_ARCH__)
+  sincospif(2 * part, &sine, &cosine);  // sinf would carry a reduction of huge angles along, and spill registers
+#else
+  sine = std::sin(6.2831853F * part);
+  cosine = std::cos(6.2831853F * part);
+#endif
+}
+
+}  // namespace detail
+
 /// @brief Which channels rotate together: `neox` pairs (i, i + rotary_dim / 2), `interleaved` pairs
 /// (2i, 2i + 1).
 enum class RotaryPairing : std::uint8_t { neox, interleaved };
@@ -83,9 +97,7 @@ class KeyRotation {
       // Reduced to one turn in double: distances of 10^5 times a frequency of 1 leave float no digits.
       constexpr double turn = 6.283185307179586;
       double const turns = static_cast<double>(distance) * (frequencies_[static_cast<std::size_t>(i)] / turn);
-      auto const angle = static_cast<float>((turns - floor(turns)) * turn);
-      cosine = cosf(angle);
-      sine = sinf(angle);
+      detail::sine_cosine_of_turns(static_cast<float>(turns - floor(turns)), sine, cosine);
     }
     float const turned = a * cosine + b * sine;
     b = b * cosine - a * sine;

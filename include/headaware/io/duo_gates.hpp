@@ -99,9 +99,11 @@ inline void read_gate_config(std::string_view text, std::string source, DuoGates
 /// @brief Gates from a folder that holds `full_attention_heads.tsv` and `config.json`.
 /// @throws FormatError as `parse_duo_gates`, FileError if a file cannot be read
 [[nodiscard]] inline DuoGates load_duo_gates(std::filesystem::path const& folder) {
-  auto const table = folder / "full_attention_heads.tsv";
-  auto const config = folder / "config.json";
-  return parse_duo_gates(read_text_file(table), read_text_file(config), table.string(), config.string());
+  auto const table_path = folder / "full_attention_heads.tsv";
+  auto const config_path = folder / "config.json";
+  std::string const table = read_text_file(table_path);
+  std::string const config = read_text_file(config_path);
+  return parse_duo_gates(table, config, table_path.string(), config_path.string());
 }
 
 HEADAWARE_NAMESPACE_END

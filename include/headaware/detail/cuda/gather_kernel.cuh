@@ -308,7 +308,7 @@ __device__ void find_tile(DevicePlan<Table> const& plan, PlanArrays const& array
 /// Grid: x tiles, y planes. Each block moves a tile of rows of one segment, from where the policy
 /// says to where the form says.
 template <class Table, class... Planes>
-HEADAWARE_KERNEL void __launch_bounds__(block_threads)
+HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
     gather_kernel(GatherParameters<Table, Planes...> const __grid_constant__ parameters,
                   LayerTables<sizeof...(Planes)> const __grid_constant__ tables) {
   __shared__ SharedStorage<GatherParameters<Table, Planes...>> parameter_storage;

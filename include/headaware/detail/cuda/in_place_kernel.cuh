@@ -148,7 +148,7 @@ __device__ void move_segment(Table const& table, InPlacePlane<Layout, RotateRows
 
 /// Grid: x segments, y planes.
 template <class Table, class... Planes>
-HEADAWARE_KERNEL void __launch_bounds__(block_threads)
+HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
     in_place_kernel(InPlaceParameters<Table, Planes...> const __grid_constant__ parameters,
                     InPlaceTensors<sizeof...(Planes)> const __grid_constant__ tensors) {
   __shared__ SharedStorage<InPlaceParameters<Table, Planes...>> parameter_storage;

@@ -19,6 +19,8 @@ namespace detail {
 inline constexpr std::int32_t max_layers = 256;
 inline constexpr std::int32_t warp_threads = 32;
 inline constexpr std::int32_t block_threads = 256;
+/// Blocks a multiprocessor must have room for: allows 128 registers a thread, which no kernel here exceeds.
+inline constexpr std::int32_t min_blocks = 2;
 
 /// The element whose bits a caller's type has.
 template <class T>
