@@ -26,9 +26,9 @@ namespace detail {
 inline void require_finite(HeadStatistics const& s, char const* function) {
   auto finite = [&](double value, std::string const& what) {
     if (std::isfinite(value)) return;
-    throw ArgumentError({what, "a finite number", std::to_string(value),
-                         std::string(function) + ", layer " + std::to_string(s.layer_idx) + ", head " +
-                             std::to_string(s.head_idx)});
+    throw ArgumentError(
+        {what, "a finite number", std::to_string(value),
+         std::string(function) + ", layer " + std::to_string(s.layer_idx) + ", head " + std::to_string(s.head_idx)});
   };
   finite(s.mean_entropy, "mean_entropy");
   finite(s.std_entropy, "std_entropy");

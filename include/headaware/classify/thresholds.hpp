@@ -14,12 +14,12 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @brief Limits between head types, and the windows recommended to them. All comparisons are strict.
 /// The defaults are those under which the reference wrote its files.
 struct ClassifierThresholds {
-  double low_entropy = 1.5;      ///< nats; below it a head is focused
-  double high_entropy = 3.0;     ///< nats; above it a head gathers
-  double high_local = 0.6;       ///< share of attention; above it a focused head is positional
-  double high_sink = 0.3;        ///< share of attention; above it a head needs its sinks
-  double dead_uniformity = 0.1;  ///< nats; below it a head is as good as uniform, hence dead
-  double coverage = 0.8;         ///< share of attention that the window of a positional head has to exceed
+  double low_entropy = 1.5;        ///< nats; below it a head is focused
+  double high_entropy = 3.0;       ///< nats; above it a head gathers
+  double high_local = 0.6;         ///< share of attention; above it a focused head is positional
+  double high_sink = 0.3;          ///< share of attention; above it a head needs its sinks
+  double dead_uniformity = 0.1;    ///< nats; below it a head is as good as uniform, hence dead
+  double coverage = 0.8;           ///< share of attention that the window of a positional head has to exceed
   std::int32_t small_window = 8;   ///< tokens; for focused heads
   std::int32_t large_window = 16;  ///< tokens; for positional heads not covered sooner; the least for mixed ones
   std::int32_t sink_size = 4;      ///< tokens

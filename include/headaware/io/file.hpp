@@ -62,11 +62,12 @@ template <class Bytes>
   // The size is a hint: pipes have none, and a file may grow. The byte beyond it finds the end.
   auto const hint = static_cast<std::size_t>(std::max<decltype(info.st_size)>(info.st_size, 0));
   auto too_large = [&](std::string got) {
-    throw FileError({"file too large", "at most " + std::to_string(max_bytes) + " bytes", std::move(got), path.string()});
+    throw FileError(
+        {"file too large", "at most " + std::to_string(max_bytes) + " bytes", std::move(got), path.string()});
   };
   if (S_ISREG(info.st_mode) && hint > max_bytes) too_large(std::to_string(hint));
   Bytes bytes;
-  bytes.resize(S_ISREG(info.st_mode) ? hint + 1 : std::size_t{4096});
+  bytes.resize(std::max(S_ISREG(info.st_mode) ? hint + 1 : 0, std::size_t{4096}));
   std::size_t used = 0;
   for (;;) {
     if (used == bytes.size()) bytes.resize(bytes.size() + bytes.size() / 2 + 1);
@@ -150,8 +151,8 @@ inline void write_whole(std::filesystem::path const& path, std::span<std::span<s
   struct ::stat old {};
   bool const exists = ::stat(target.c_str(), &old) == 0;
   if (exists && !S_ISREG(old.st_mode)) {
-    throw FileError({"cannot replace file", "a regular file", S_ISDIR(old.st_mode) ? "a folder" : "a special file",
-                     path.string()});
+    throw FileError(
+        {"cannot replace file", "a regular file", S_ISDIR(old.st_mode) ? "a folder" : "a special file", path.string()});
   }
   if (exists && ::access(target.c_str(), W_OK) != 0) {
     throw_file_error("cannot replace file", "a writable file", path, errno);

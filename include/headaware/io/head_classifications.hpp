@@ -35,8 +35,8 @@ inline void derive_strategy(HeadClassification& c) {
     case HeadType::dead: c.compression_strategy = CompressionStrategy::prune; break;
   }
   c.keep_sinks = c.compression_strategy == CompressionStrategy::sink_window;
-  c.use_full_cache = c.compression_strategy == CompressionStrategy::full ||
-                     c.compression_strategy == CompressionStrategy::none;
+  c.use_full_cache =
+      c.compression_strategy == CompressionStrategy::full || c.compression_strategy == CompressionStrategy::none;
 }
 
 [[nodiscard]] inline HeadClassification read_classification(JsonObject record) {

@@ -209,7 +209,8 @@ class NpyHeader {
       skip_space();
       std::size_t const begin = at_;
       std::string_view const key = parse_string();
-      bool const again = (key == "descr" && dtype_) || (key == "shape" && shape_) || (key == "fortran_order" && order_seen);
+      bool const again =
+          (key == "descr" && dtype_) || (key == "shape" && shape_) || (key == "fortran_order" && order_seen);
       if (again) fail("malformed header", "each key once", quoted(key, '\'') + " again");
       expect(":");
       if (key == "descr") {
@@ -304,7 +305,8 @@ inline void require_payload(NpyHeader const& header, std::size_t file_bytes, std
 
 /// What stands before the elements, a multiple of 64 bytes.
 [[nodiscard]] inline std::string npy_header(NpyArray const& array) {
-  std::string dictionary = "{'descr': '" + std::string(to_string(array.dtype)) + "', 'fortran_order': False, 'shape': (";
+  std::string dictionary =
+      "{'descr': '" + std::string(to_string(array.dtype)) + "', 'fortran_order': False, 'shape': (";
   for (std::size_t i = 0; i < array.shape.size(); ++i) {
     // Python writes (3,), (3, 4) and (3, 4, 5).
     if (i > 0) dictionary += ' ';

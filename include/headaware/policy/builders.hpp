@@ -23,6 +23,7 @@
 HEADAWARE_NAMESPACE_BEGIN
 
 /// @brief The policy of each head type. Replace any entry: `policies[HeadType::mixed] = SinkWindow{4, 256};`
+/// Of a classified head only the type and the window are looked at; sinks are those of the policy here.
 template <class Registry = DefaultRegistry>
 struct BasicTypePolicies {
   using Policy = AnyPolicy<Registry>;

@@ -1,0 +1,81 @@
+// Any text: each reader of text returns a result or throws headaware::Error, and nothing else happens. What is read can
+// be written, and reads the same again. As to what is JSON, nlohmann's reader is asked for a second opinion.
+//
+// The text up to the first NUL, if there is one, is the table of gates; the rest their settings.
+
+#include <headaware/classify/classifier.hpp>
+#include <headaware/error.hpp>
+#include <headaware/io/duo_gates.hpp>
+#include <headaware/io/json.hpp>
+#include <headaware/io/model_config.hpp>
+#include <headaware/policy/builders.hpp>
+
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <string>
+#include <string_view>
+
+namespace ha = headaware;
+
+namespace {
+
+void require(bool ok) {
+  if (!ok) std::abort();
+}
+
+void compare_with_nlohmann(std::string_view text) {
+  // Malformed UTF-8 is passed on here, and NUL ends a text there.
+  bool const comparable = std::all_of(text.begin(), text.end(), [](char c) { return static_cast<signed char>(c) > 0; });
+  if (!comparable) return;
+  bool const accepted = nlohmann::json::accept(text);
+  try {
+    ha::detail::JsonTree const tree(text, "text");
+    require(accepted);
+  } catch (ha::FormatError const& error) {
+    std::string const& what = error.detail().what;
+    require(!accepted || what == "duplicate key" || what == "nesting too deep" || what == "number out of range");
+  }
+}
+
+template <class F>
+void attempt(F&& f) {
+  try {
+    f();
+  } catch (ha::Error const& error) {
+    require(!error.detail().what.empty() && !error.detail().expected.empty() && !error.detail().got.empty());
+    require(!error.detail().where.empty());
+  }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(std::uint8_t const* data, std::size_t size) {
+  std::string_view const text(reinterpret_cast<char const*>(data), size);
+  compare_with_nlohmann(text);
+  attempt([&] {
+    auto const model = ha::parse_statistics(text, "text");
+    auto const again = ha::format_statistics(model);
+    require(ha::parse_statistics(again, "again") == model);
+    auto const heads = ha::classify(model);
+    require(ha::parse_classifications(ha::format_classifications(heads), "again") == heads);
+  });
+  attempt([&] {
+    auto const heads = ha::parse_classifications(text, "text");
+    require(ha::parse_classifications(ha::format_refined_classifications(heads), "again") == heads);
+    ha::ModelConfig model;
+    model.num_hidden_layers = heads.back().layer_idx + 1;
+    model.num_attention_heads = model.num_key_value_heads = heads.back().head_idx + 1;
+    (void)ha::table_from_classifications(heads, model);
+  });
+  attempt([&] { ha::parse_model_config(text, "text").validate(); });
+  attempt([&] {
+    std::size_t const split = std::min(text.find('\0'), text.size());
+    auto const settings = text.substr(std::min(split + 1, text.size()));
+    (void)ha::table_from_duo_gates(ha::parse_duo_gates(text.substr(0, split), settings, "table", "settings"));
+  });
+  return 0;
+}

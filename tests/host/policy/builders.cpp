@@ -1,0 +1,197 @@
+#include "support/catch.hpp"
+#include "support/errors.hpp"
+#include "support/files.hpp"
+
+#include <headaware/io/duo_gates.hpp>
+#include <headaware/io/head_classifications.hpp>
+#include <headaware/policy/builders.hpp>
+
+#include <cstdint>
+#include <limits>
+#include <string_view>
+#include <vector>
+
+namespace ha = headaware;
+using ha::Full;
+using ha::HeadType;
+using ha::Prune;
+using ha::SinkWindow;
+using ha::WindowOnly;
+using Policy = ha::AnyPolicy<>;
+
+namespace {
+
+std::vector<ha::HeadClassification> heads_of(std::int32_t layers, std::vector<HeadType> const& types) {
+  std::vector<ha::HeadClassification> heads;
+  for (std::int32_t layer = 0; layer < layers; ++layer) {
+    for (std::size_t h = 0; h < types.size(); ++h) {
+      ha::HeadClassification c;
+      c.layer_idx = layer;
+      c.head_idx = static_cast<std::int32_t>(h);
+      c.head_type = types[h];
+      heads.push_back(c);
+    }
+  }
+  return heads;
+}
+
+constexpr ha::ModelConfig model(std::int32_t layers, std::int32_t heads, std::int32_t kv_heads) {
+  return {.num_hidden_layers = layers, .num_attention_heads = heads, .num_key_value_heads = kv_heads, .head_dim = 64};
+}
+
+struct Wide {
+  static constexpr std::string_view name = "wide";
+  std::int32_t window = 1;
+  HEADAWARE_HOST_DEVICE constexpr bool keeps(std::int64_t token, std::int64_t length) const {
+    return token >= length - 2 * std::int64_t{window};
+  }
+  friend constexpr bool operator==(Wide const&, Wide const&) = default;
+};
+
+}  // namespace
+
+TEST_CASE("each head type has its policy", "[policy]") {
+  auto const careful = ha::TypePolicies::conservative();
+  CHECK(careful[HeadType::sink_positional] == Policy(SinkWindow{4, 8}));
+  CHECK(careful[HeadType::true_positional] == Policy(WindowOnly{8}));
+  CHECK(careful[HeadType::sink_mixed] == Policy(SinkWindow{4, 24}));
+  CHECK(careful[HeadType::gathering] == Policy(Full{}));
+  CHECK(careful[HeadType::mixed] == Policy(Full{}));
+  CHECK(careful[HeadType::dead] == Policy(Prune{}));
+  CHECK(careful[HeadType::positional] == Policy(SinkWindow{4, 8}));
+
+  auto bold = ha::TypePolicies::aggressive();
+  CHECK(bold[HeadType::mixed] == Policy(SinkWindow{4, 64}));
+  bold[HeadType::mixed] = Full{};
+  CHECK(bold == careful);
+}
+
+TEST_CASE("a recommended window replaces the window of policies that have one", "[policy]") {
+  auto policies = ha::TypePolicies::conservative();
+  ha::HeadClassification c;
+  c.recommended_window = 100;
+  c.head_type = HeadType::sink_mixed;
+  CHECK(policies.policy_of(c) == Policy(SinkWindow{4, 100}));
+  c.head_type = HeadType::true_positional;
+  CHECK(policies.policy_of(c) == Policy(WindowOnly{100}));
+  c.head_type = HeadType::gathering;
+  CHECK(policies.policy_of(c) == Policy(Full{}));
+  c.head_type = HeadType::sink_mixed;
+  c.recommended_window = -1;
+  CHECK(policies.policy_of(c) == Policy(SinkWindow{4, 24}));
+  c.recommended_window = 100;
+  policies.use_recommended_window = false;
+  CHECK(policies.policy_of(c) == Policy(SinkWindow{4, 24}));
+
+  using Registry = ha::DefaultRegistry::with<Wide>;
+  auto mine = ha::BasicTypePolicies<Registry>::conservative();
+  mine[HeadType::sink_mixed] = Wide{3};
+  CHECK(mine.policy_of(c) == ha::AnyPolicy<Registry>(Wide{100}));
+  auto const table =
+      ha::table_from_classifications<Registry>(heads_of(1, {HeadType::sink_mixed}), model(1, 1, 1), mine);
+  CHECK(table.at(0, 0) == ha::AnyPolicy<Registry>(Wide{3}));
+}
+
+TEST_CASE("classifications of query heads fold onto KV heads", "[policy]") {
+  auto heads = heads_of(2, {HeadType::dead, HeadType::dead, HeadType::true_positional, HeadType::sink_mixed,
+                            HeadType::gathering, HeadType::dead});
+  heads[8].recommended_window = 32;  // layer 1, head 2
+  auto const table = ha::table_from_classifications(heads, model(2, 6, 3));
+  REQUIRE(table.num_layers() == 2);
+  REQUIRE(table.num_kv_heads() == 3);
+  CHECK(table.at(0, 0) == Policy(Prune{}));
+  CHECK(table.at(0, 1) == Policy(SinkWindow{4, 24}));
+  CHECK(table.at(0, 2) == Policy(Full{}));
+  CHECK(table.at(1, 1) == Policy(SinkWindow{4, 32}));
+
+  std::swap(heads.front(), heads.back());
+  CHECK(ha::table_from_classifications(heads, model(2, 6, 3)) == table);
+
+  auto const single = ha::table_from_classifications(heads, model(2, 6, 6), ha::TypePolicies::aggressive());
+  CHECK(single.at(1, 2) == Policy(WindowOnly{32}));
+}
+
+TEST_CASE("classifications of another model are an error", "[policy]") {
+  auto const heads = heads_of(2, {HeadType::mixed, HeadType::mixed});
+  constexpr auto where = "table_from_classifications";
+  auto build = [](auto const& list, ha::ModelConfig const& config) {
+    return [&list, config] { (void)ha::table_from_classifications(list, config); };
+  };
+  headaware_test::check_error<ha::ArgumentError>(build(heads, model(1, 2, 1)),
+                                                 {"classified layer", "[0, 1)", "1", where});
+  headaware_test::check_error<ha::ArgumentError>(build(heads, model(2, 1, 1)),
+                                                 {"classified query head", "[0, 1)", "1", where});
+  headaware_test::check_error<ha::ArgumentError>(build(heads, model(3, 2, 1)),
+                                                 {"classifications", "3 layers x 2", "4", where});
+  headaware_test::check_error<ha::ArgumentError>(build(heads, model(2, 3, 1)),
+                                                 {"classifications", "2 layers x 3", "4", where});
+  headaware_test::check_error<ha::ArgumentError>(build(heads, model(1 << 30, 1 << 30, 1)),
+                                                 {"classifications", "1073741824", "4", where});
+  headaware_test::check_error<ha::ArgumentError>(build(heads, model(2, 2, 0)),
+                                                 {"num_key_value_heads", "> 0", "0", "ModelConfig"});
+  auto twice = heads;
+  twice[3].head_idx = 0;
+  headaware_test::check_error<ha::ArgumentError>(build(twice, model(2, 2, 1)),
+                                                 {"duplicate", "once", "layer 1, head 0", where});
+  std::vector<ha::HeadClassification> const none;
+  headaware_test::check_error<ha::ArgumentError>(build(none, model(1, 1, 1)),
+                                                 {"classifications", "1 layers", "0", where});
+}
+
+TEST_CASE("a model's shape alone gives every KV head one policy", "[policy]") {
+  auto const table = ha::table_from_model_config(model(3, 8, 2), SinkWindow{.sink = 4, .window = 508});
+  CHECK(table == ha::PolicyTable(3, 2, SinkWindow{4, 508}));
+  using Registry = ha::DefaultRegistry::with<Wide>;
+  CHECK(ha::table_from_model_config<Registry>(model(1, 1, 1), Wide{7}).at(0, 0) == ha::AnyPolicy<Registry>(Wide{7}));
+  CHECK_THROWS_AS(ha::table_from_model_config(model(0, 8, 2), Full{}), ha::ArgumentError);
+  CHECK_THROWS_AS(ha::table_from_model_config(model(3, 8, 3), Full{}), ha::ArgumentError);
+  CHECK_THROWS_AS(ha::table_from_model_config(model(3, 8, 2), SinkWindow{-1, 8}), ha::ArgumentError);
+}
+
+TEST_CASE("gates above the threshold keep everything", "[policy]") {
+  ha::DuoGates gates{
+      .num_layers = 2, .num_kv_heads = 2, .gates = {0.9, 0.5, -0.1, 0.51}, .sink_size = 64, .recent_size = 128};
+  auto table = ha::table_from_duo_gates(gates);
+  CHECK(table.at(0, 0) == Policy(Full{}));
+  CHECK(table.at(0, 1) == Policy(SinkWindow{64, 128}));
+  CHECK(table.at(1, 0) == Policy(SinkWindow{64, 128}));
+  CHECK(table.at(1, 1) == Policy(Full{}));
+  CHECK(ha::table_from_duo_gates(gates, 0.6).at(1, 1) == Policy(SinkWindow{64, 128}));
+
+  constexpr auto where = "table_from_duo_gates";
+  headaware_test::check_error<ha::ArgumentError>(
+      [&] { (void)ha::table_from_duo_gates(gates, std::numeric_limits<double>::quiet_NaN()); },
+      {"threshold", "finite", "nan", where});
+  gates.gates[2] = std::numeric_limits<double>::infinity();
+  headaware_test::check_error<ha::ArgumentError>([&] { (void)ha::table_from_duo_gates(gates); },
+                                                 {"gate", "finite", "inf", where});
+  gates.gates.pop_back();
+  headaware_test::check_error<ha::ArgumentError>([&] { (void)ha::table_from_duo_gates(gates); },
+                                                 {"gates", "4", "3", where});
+  headaware_test::check_error<ha::ArgumentError>([&] { (void)ha::table_from_duo_gates(ha::DuoGates{}); },
+                                                 {"num_layers", "> 0", "0", where});
+}
+
+TEST_CASE("the reference's classifications become a table", "[policy][data]") {
+  HEADAWARE_REQUIRE_SHARED_DATA();
+  auto const heads =
+      ha::load_classifications(headaware_test::shared_data() / "pythia-2.8b" / "refined_classifications.json");
+  auto const table = ha::table_from_classifications(heads, model(32, 32, 32));
+  for (auto const& c : heads) {
+    Policy const policy = table.at(c.layer_idx, c.head_idx);
+    if (c.use_full_cache) CHECK(policy == Policy(Full{}));
+    if (c.head_type == HeadType::sink_mixed) CHECK(policy == Policy(SinkWindow{4, c.recommended_window}));
+    if (c.head_type == HeadType::true_positional) CHECK(policy == Policy(WindowOnly{c.recommended_window}));
+  }
+  CHECK_THROWS_AS(ha::table_from_classifications(heads, model(32, 16, 16)), ha::ArgumentError);
+}
+
+TEST_CASE("DuoAttention's published gates become a table", "[policy][data]") {
+  HEADAWARE_REQUIRE_SHARED_DATA();
+  auto const gates = ha::load_duo_gates(headaware_test::shared_data() / "duo-attention" / "Meta-Llama-3.1-8B-Instruct");
+  auto const table = ha::table_from_duo_gates(gates);
+  CHECK(table.num_layers() == 32);
+  CHECK(table.num_kv_heads() == 8);
+  CHECK(table.at(0, 0) == Policy(Full{}));
+  CHECK(table.at(0, 1) == Policy(SinkWindow{128, 256}));
+}
