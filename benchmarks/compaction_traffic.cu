@@ -1,5 +1,5 @@
 // One compaction of a model-sized cache, for counting what it asks of memory: run it under the CUDA
-// emulator with CUDA_EMU_REPORT=FILE (tests/device/traffic.cmake does and checks the counts), or
+// emulator with CUDA_EMU_REPORT=FILE (tests/device_code/traffic.cmake does and checks the counts), or
 // under a profiler on a device.
 
 #include "support/gpu.cuh"

@@ -1,0 +1,74 @@
+# How the project's own programs (tests, benchmarks, examples) are built and run. Nothing here reaches a user.
+
+add_library(headaware_development INTERFACE)
+target_compile_options(headaware_development INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wconversion -Wshadow>
+  # False alarms of GCC 12 on "literal" + std::string (its bug 105651).
+  $<$<AND:$<COMPILE_LANG_AND_ID:CXX,GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-restrict>
+  # Source lines in reports of compute-sanitizer; the host compiler sees what nvcc generates, so fewer warnings.
+  $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo -Xcompiler=-Wall,-Wextra>)
+if(HEADAWARE_WERROR)
+  target_compile_options(headaware_development INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:-Werror> "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Werror all-warnings -Xcompiler=-Werror>")
+endif()
+if(HEADAWARE_SANITIZE)
+  set(headaware_sanitize "-fsanitize=${HEADAWARE_SANITIZE}")
+  target_compile_options(headaware_development INTERFACE
+    "$<$<COMPILE_LANGUAGE:CXX>:${headaware_sanitize};-fno-sanitize-recover=all;-fno-omit-frame-pointer>")
+  target_compile_definitions(headaware_development INTERFACE _GLIBCXX_ASSERTIONS)
+  target_link_options(headaware_development INTERFACE "${headaware_sanitize}")
+endif()
+
+# Without a device, a CUDA runtime that interprets PTX on the CPU can stand in for it.
+set(headaware_emulator "")
+if(EXISTS "${PROJECT_SOURCE_DIR}/../shared/cuda-emulator/CMakeLists.txt" AND NOT EXISTS /dev/nvidiactl)
+  cmake_path(SET headaware_emulator NORMALIZE "${PROJECT_SOURCE_DIR}/../shared/cuda-emulator")
+endif()
+set(HEADAWARE_CUDA_EMULATOR "${headaware_emulator}" CACHE PATH
+    "Source of a CUDA runtime that emulates a device: its CMake project has the target cudart_emulator")
+set(headaware_device_environment "")
+if(HEADAWARE_HAS_CUDA AND HEADAWARE_CUDA_EMULATOR)
+  set(CUDA_EMULATOR_TESTS OFF)
+  list(GET CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES 0 CUDA_EMULATOR_INCLUDE)
+  add_subdirectory("${HEADAWARE_CUDA_EMULATOR}" "${PROJECT_BINARY_DIR}/cuda-emulator" EXCLUDE_FROM_ALL)
+  set(headaware_device_environment
+    "LD_LIBRARY_PATH=path_list_prepend:$<TARGET_FILE_DIR:cudart_emulator>"
+    CUDA_EMU_INITCHECK=set:1 CUDA_EMU_RACECHECK=set:1 CUDA_EMU_LEAKCHECK=set:1)
+endif()
+
+set(headaware_data "")
+if(EXISTS "${PROJECT_SOURCE_DIR}/../shared/data")
+  cmake_path(SET headaware_data NORMALIZE "${PROJECT_SOURCE_DIR}/../shared/data")
+endif()
+set(HEADAWARE_SHARED_DATA "${headaware_data}" CACHE PATH
+    "Folder of captures and statistics too large for the repository; tests that need it skip without it")
+
+# headaware_add_program(<name> <source>...): an executable; its .cu files see headaware::cuda.
+function(headaware_add_program name)
+  add_executable(${name} ${ARGN})
+  target_link_libraries(${name} PRIVATE headaware::headaware headaware_development)
+  list(FILTER ARGN INCLUDE REGEX "\\.cu$")
+  if(ARGN)
+    target_link_libraries(${name} PRIVATE headaware::cuda)
+    # RUNPATH, not RPATH, so that LD_LIBRARY_PATH can put another runtime before the toolkit's.
+    set_target_properties(${name} PROPERTIES
+      CUDA_RUNTIME_LIBRARY Shared BUILD_RPATH $<TARGET_FILE_DIR:CUDA::cudart>)
+    target_link_options(${name} PRIVATE LINKER:--enable-new-dtags)
+    if(TARGET cudart_emulator)
+      add_dependencies(${name} cudart_emulator)
+    endif()
+  endif()
+endfunction()
+
+# headaware_add_test(<name> [DEVICE] COMMAND <command>...): with the environment that tests rely on.
+function(headaware_add_test name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg DEVICE "" COMMAND)
+  add_test(NAME ${name} COMMAND ${arg_COMMAND})
+  if(HEADAWARE_SHARED_DATA)
+    set_property(TEST ${name} APPEND PROPERTY ENVIRONMENT "HEADAWARE_SHARED_DATA=${HEADAWARE_SHARED_DATA}")
+  endif()
+  if(arg_DEVICE)
+    set_tests_properties(${name} PROPERTIES
+      LABELS device ENVIRONMENT_MODIFICATION "${headaware_device_environment}")
+  endif()
+endfunction()

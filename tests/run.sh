@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# The whole test suite on a fresh machine: dependencies, build, tests, sanitizers, formatting, analysis.
+# Steps whose tool is missing (nvcc, clang) are left out, and the last lines say so.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+jobs=${JOBS:-$(nproc)}
+left_out=()
+step() {
+  printf '\n== %s (%d s)\n' "$*" "$SECONDS"
+}
+
+step "Dependencies"
+bash cmake/setup.sh
+
+step "Build, preset ci"
+cmake --preset ci
+cmake --build --preset ci --parallel "$jobs"
+
+step "Tests"
+ctest --preset ci --parallel "$jobs"
+cp build/ci/Testing/Temporary/LastTest.log build/ci/tests.log
+
+step "Host tests with AddressSanitizer and UndefinedBehaviorSanitizer"
+cmake --preset asan >/dev/null
+cmake --build --preset asan --parallel "$jobs"
+ctest --preset asan --parallel "$jobs"
+
+if compgen -G "tests/fuzz/fuzz_*.cpp" >/dev/null; then
+  if command -v clang++ >/dev/null; then
+    step "Fuzzing, ten seconds a target"
+    cmake --preset fuzz >/dev/null
+    cmake --build --preset fuzz --parallel "$jobs" --target fuzz_tests
+    ctest --preset fuzz --parallel "$jobs"
+  else
+    left_out+=("fuzzing: no clang++")
+  fi
+fi
+
+# check <target> <tool>: a target of Development.cmake, which exists where its tool was found.
+check() {
+  if cmake --build build/ci --target help | grep -q "^$1:"; then
+    step "Target $1"
+    cmake --build build/ci --target "$1" --parallel "$jobs"
+  else
+    left_out+=("$1: no $2")
+  fi
+}
+check format-check "clang-format 14"
+check tidy clang-tidy
+check docs doxygen
+
+if command -v codespell >/dev/null; then
+  step "Spelling"
+  codespell --skip ./build,./.git,./results
+else
+  left_out+=("spelling: no codespell")
+fi
+
+step "Result"
+if ((${#left_out[@]} > 0)); then
+  printf 'left out: %s\n' "${left_out[@]}"
+fi
+# The test programs end with lines such as "device: 12 passed, 0 failed, 3 skipped (no CUDA device)".
+awk '
+  /^(host|device): [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped/ {
+    kind = $1; sub(":", "", kind)
+    passed[kind] += $2; failed[kind] += $4; skipped[kind] += $6
+    if (match($0, /\(.*\)/)) reason[kind] = " " substr($0, RSTART, RLENGTH)
+  }
+  END {
+    for (kind in passed) {
+      printf "%s test cases: %d ran, %d skipped%s\n", kind, passed[kind] + failed[kind], skipped[kind], reason[kind]
+      p += passed[kind]; f += failed[kind]; s += skipped[kind]
+    }
+    printf "%d passed, %d failed, %d skipped\n", p, f, s
+  }' build/ci/tests.log
