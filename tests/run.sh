@@ -37,9 +37,10 @@ if compgen -G "tests/fuzz/fuzz_*.cpp" >/dev/null; then
   fi
 fi
 
+targets=$(cmake --build build/ci --target help)
 # check <target> <tool>: a target of Development.cmake, which exists where its tool was found.
 check() {
-  if cmake --build build/ci --target help | grep -q "^$1:"; then
+  if grep -q "^$1:" <<<"$targets"; then
     step "Target $1"
     cmake --build build/ci --target "$1" --parallel "$jobs"
   else
@@ -61,8 +62,10 @@ step "Result"
 if ((${#left_out[@]} > 0)); then
   printf 'left out: %s\n' "${left_out[@]}"
 fi
+where=""
+grep -q '^HEADAWARE_CUDA_EMULATOR:PATH=.' build/ci/CMakeCache.txt && where=" on the emulator"
 # The test programs end with lines such as "device: 12 passed, 0 failed, 3 skipped (no CUDA device)".
-awk '
+awk -v where="$where" '
   /^(host|device): [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped/ {
     kind = $1; sub(":", "", kind)
     passed[kind] += $2; failed[kind] += $4; skipped[kind] += $6
@@ -70,7 +73,9 @@ awk '
   }
   END {
     for (kind in passed) {
-      printf "%s test cases: %d ran, %d skipped%s\n", kind, passed[kind] + failed[kind], skipped[kind], reason[kind]
+      ran = passed[kind] + failed[kind]
+      place = (kind == "device" && ran > 0) ? where : ""
+      printf "%s test cases: %d ran%s, %d skipped%s\n", kind, ran, place, skipped[kind], reason[kind]
       p += passed[kind]; f += failed[kind]; s += skipped[kind]
     }
     printf "%d passed, %d failed, %d skipped\n", p, f, s

@@ -1,0 +1,559 @@
+// Compaction on the CPU against plain loops: element types × layouts × policies × lengths × forms.
+
+#include <headaware/cache/compact.hpp>
+#include <headaware/layout/engines.hpp>
+#include <headaware/layout/paged.hpp>
+#include <headaware/layout/ragged.hpp>
+#include <headaware/layout/strided.hpp>
+#include <headaware/policy/with_keep_lists.hpp>
+
+#include "support/errors.hpp"
+#include "support/reference_cache.hpp"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <set>
+#include <type_traits>
+#include <vector>
+
+namespace ha = headaware;
+using namespace headaware_test;
+
+namespace {
+
+constexpr std::int32_t num_layers = 2;
+
+/// Every kind of policy, differently on each head and layer.
+ha::PolicyTable mixed_table(std::int32_t kv_heads) {
+  ha::PolicyTable table(num_layers, kv_heads);
+  std::vector<ha::AnyPolicy<>> const policies{ha::SinkWindow{.sink = 4, .window = 9}, ha::WindowOnly{.window = 5}, ha::Full{},
+                                              ha::Prune{}, ha::SinkWindow{.sink = 0, .window = 16}, ha::SinkWindow{.sink = 3, .window = 0}};
+  for (std::int32_t layer = 0; layer < num_layers; ++layer) {
+    for (std::int32_t head = 0; head < kv_heads; ++head) {
+      table.set(layer, head, policies[static_cast<std::size_t>(layer * 2 + head) % policies.size()]);
+    }
+  }
+  return table;
+}
+
+/// Bytes no test data has by design: unwritten elements keep them.
+template <class T>
+T guard() {
+  T value;
+  std::memset(static_cast<void*>(&value), 0xA7, sizeof(T));
+  return value;
+}
+
+/// Compresses into buffers of `rows` rows a layer and checks every row and every element between them.
+template <class T, class Source, class Plan, class Make>
+void check_form(SourceCache<T, Source> const& cache, Plan const& plan, std::vector<std::int32_t> const& lengths,
+                RowMap const& where, std::vector<std::int64_t> const& rows, Make const& make) {
+  std::vector<std::vector<T>> keys;
+  std::vector<std::vector<T>> values;
+  std::vector<ha::LayerKv<T>> buffers;
+  for (std::size_t layer = 0; layer < num_layers; ++layer) {
+    keys.emplace_back(static_cast<std::size_t>(rows[layer] * cache.key_channels), guard<T>());
+    values.emplace_back(static_cast<std::size_t>(rows[layer] * cache.value_channels), guard<T>());
+  }
+  for (std::size_t layer = 0; layer < num_layers; ++layer) buffers.push_back({keys[layer].data(), values[layer].data()});
+  ha::compress(plan, cache.layers(), cache.source, make(buffers));
+
+  std::vector<std::set<std::int64_t>> written(num_layers);
+  bool right = true;
+  for_each_segment(plan.table(), lengths, [&](auto layer, auto b, auto h, auto const& tokens) {
+    auto const l = static_cast<std::size_t>(layer);
+    REQUIRE(plan.kept(layer, b, h) == static_cast<std::int64_t>(tokens.size()));
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      std::int64_t const row = where.at({layer, b, h, static_cast<std::int64_t>(i)});
+      right = right && written[l].insert(row).second;
+      for (std::int64_t c = 0; c < cache.key_channels; ++c) {
+        right = right && keys[l][static_cast<std::size_t>(row * cache.key_channels + c)] == cache.key(layer, b, h, tokens[i], c);
+      }
+      for (std::int64_t c = 0; c < cache.value_channels; ++c) {
+        right = right && values[l][static_cast<std::size_t>(row * cache.value_channels + c)] == cache.value(layer, b, h, tokens[i], c);
+      }
+    }
+  });
+  for (std::size_t l = 0; l < num_layers; ++l) {
+    for (std::int64_t row = 0; row < rows[l]; ++row) {
+      if (written[l].count(row) != 0) continue;
+      for (std::int64_t c = 0; c < cache.key_channels; ++c) right = right && keys[l][static_cast<std::size_t>(row * cache.key_channels + c)] == guard<T>();
+      for (std::int64_t c = 0; c < cache.value_channels; ++c) right = right && values[l][static_cast<std::size_t>(row * cache.value_channels + c)] == guard<T>();
+    }
+  }
+  REQUIRE(right);
+}
+
+template <class T, class Source>
+void check_all_forms(SourceCache<T, Source> const& cache, ha::PolicyTable const& table, std::vector<std::int32_t> const& lengths) {
+  ha::CachePlan const plan(table, lengths);
+  auto const kd = cache.key_channels;
+  auto const vd = cache.value_channels;
+  auto const rows_of = [&](auto const& rows) { return std::vector<std::int64_t>{rows(0), rows(1)}; };
+
+  check_form(cache, plan, lengths, ragged_rows(table, lengths), rows_of([&](int l) { return plan.kept_total(l); }),
+             [&](auto const& buffers) { return ha::ragged(plan, buffers, kd, vd); });
+  for (auto const alignment : {ha::Alignment::left, ha::Alignment::right}) {
+    check_form(cache, plan, lengths, padded_row_map(table, lengths, alignment),
+               rows_of([&](int l) { return plan.layer_segments() * plan.max_kept(l); }),
+               [&](auto const& buffers) { return ha::padded(plan, buffers, kd, alignment, vd); });
+  }
+
+  // Grouped: full heads first, then the others, pruned heads nowhere.
+  RowMap grouped;
+  std::vector<std::int64_t> grouped_rows;
+  for (std::int32_t layer = 0; layer < num_layers; ++layer) {
+    std::vector<std::int32_t> full;
+    std::vector<std::int32_t> window;
+    for (std::int32_t h = 0; h < table.num_kv_heads(); ++h) {
+      if (table.at(layer, h).is<ha::Full>()) full.push_back(h);
+      if (!table.at(layer, h).is<ha::Full>() && !table.at(layer, h).is<ha::Prune>()) window.push_back(h);
+    }
+    std::int64_t base = 0;
+    for (auto const& heads : {full, window}) {
+      std::int64_t most = 0;
+      for (std::int32_t b = 0; b < plan.num_sequences(); ++b) {
+        for (auto const h : heads) most = std::max(most, plan.kept(layer, b, h));
+      }
+      for (std::int32_t b = 0; b < plan.num_sequences(); ++b) {
+        for (auto const h : heads) {
+          for (std::int64_t i = 0; i < plan.kept(layer, b, h); ++i) grouped[{layer, b, h, i}] = base + i;
+          base += most;
+        }
+      }
+    }
+    grouped_rows.push_back(base);
+    REQUIRE(plan.grouped_capacity(layer).rows == base);
+  }
+  check_form(cache, plan, lengths, grouped, grouped_rows, [&](auto const& buffers) { return ha::grouped(plan, buffers, kd, vd); });
+
+  // Paged, pages handed out backwards; as CSR and as a dense table.
+  for (std::int32_t const page_size : {1, 4, 5}) {
+    auto const pages = static_cast<std::int32_t>(plan.pages_total(page_size));
+    auto const consecutive = ha::consecutive_pages(plan, page_size);
+    std::vector<std::int32_t> indices;
+    for (auto const page : consecutive.indices) indices.push_back(pages - 1 - page);
+    std::int64_t stride = 1;
+    for (std::size_t s = 0; s + 1 < consecutive.indptr.size(); ++s) {
+      stride = std::max<std::int64_t>(stride, consecutive.indptr[s + 1] - consecutive.indptr[s]);
+    }
+    std::vector<std::int32_t> dense(static_cast<std::size_t>(plan.num_segments() * stride), -1);
+    RowMap rows;
+    std::size_t s = 0;
+    for_each_segment(table, lengths, [&](auto layer, auto b, auto h, auto const& tokens) {
+      for (std::size_t i = 0; i < tokens.size(); ++i) {
+        auto const at = static_cast<std::size_t>(consecutive.indptr[s]) + i / static_cast<std::size_t>(page_size);
+        rows[{layer, b, h, static_cast<std::int64_t>(i)}] = indices[at] * page_size + static_cast<std::int64_t>(i) % page_size;
+        dense[s * static_cast<std::size_t>(stride) + i / static_cast<std::size_t>(page_size)] = indices[at];
+      }
+      auto const kept = static_cast<std::int32_t>(tokens.size());
+      REQUIRE(consecutive.last_page_len[s] == (kept == 0 ? 0 : (kept - 1) % page_size + 1));
+      ++s;
+    });
+    std::vector<std::int64_t> const pool(num_layers, std::int64_t{pages} * page_size);
+    ha::PagedForm const csr{.block_table = indices.data(), .indptr = consecutive.indptr.data(), .page_size = page_size};
+    check_form(cache, plan, lengths, rows, pool, [&](auto const& buffers) { return ha::paged(plan, buffers, csr, kd, pages, vd); });
+    ha::PagedForm const table_form{.block_table = dense.data(), .table_stride = stride, .page_size = page_size};
+    check_form(cache, plan, lengths, rows, pool, [&](auto const& buffers) { return ha::paged(plan, buffers, table_form, kd, pages, vd); });
+  }
+}
+
+template <class T>
+void check_strided(std::vector<std::int32_t> const& lengths, unsigned seed) {
+  constexpr std::int32_t heads = 5;
+  constexpr std::int64_t dim = 6;
+  auto const batch = static_cast<std::int64_t>(lengths.size());
+  std::int64_t const tokens = 3 + *std::max_element(lengths.begin(), lengths.end());
+  ha::PolicyTable const table = mixed_table(heads);
+  auto const bhsd = ha::strided_bhsd(batch, heads, tokens, dim);
+  auto const bshd = ha::strided_bshd(batch, tokens, heads, dim);
+  auto const bhds = ha::strided_bhds(batch, heads, dim, tokens);
+  ha::StridedLayout const odd({batch, heads, tokens, dim}, {.sequence = heads * tokens * 11 + 1, .head = tokens * 11, .token = 11, .channel = 1});
+  for (auto const& layout : {bhsd, bshd, bhds, odd}) {
+    check_all_forms(SourceCache<T, ha::StridedLayout>(layout, layout.extent(), num_layers, dim, dim, seed), table, lengths);
+  }
+  // Keys and values of different shapes, values transposed: llama.cpp's cache.
+  ha::KvLayouts<ha::StridedLayout, ha::StridedLayout> const mixed{bshd, ha::strided_bhds(batch, heads, 4, tokens)};
+  check_all_forms(SourceCache<T, ha::KvLayouts<ha::StridedLayout, ha::StridedLayout>>(mixed, bshd.extent(), num_layers, dim, 4, seed),
+                  table, lengths);
+}
+
+}  // namespace
+
+TEST_CASE("every element type, layout, policy, length and form", "[cache]") {
+  // Lengths around windows (5, 9, 16), sinks and their sums, alone and in a batch; 0, 1 and long.
+  for (std::int32_t const length : {0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 16, 17, 130}) {
+    INFO("length " << length);
+    check_strided<std::uint16_t>({length}, 1);
+  }
+  check_strided<std::uint8_t>({13, 0, 40}, 2);
+  check_strided<std::uint16_t>({13, 1, 40}, 3);
+  check_strided<float>({9, 130, 17}, 4);
+  check_strided<ha::int4x2>({40, 3}, 5);
+}
+
+TEST_CASE("ragged and paged sources", "[cache]") {
+  constexpr std::int32_t heads = 3;
+  constexpr std::int64_t dim = 8;
+  std::vector<std::int32_t> const lengths{13, 40, 7};
+  ha::PolicyTable const table = mixed_table(heads);
+
+  std::vector<std::int32_t> const cu_seqlens{0, 13, 53, 60};
+  auto const ragged = ha::ragged_thd(cu_seqlens.data(), 3, 60, heads, dim);
+  check_all_forms(SourceCache<std::uint16_t, ha::RaggedLayout>(ragged, ragged.extent(), num_layers, dim, dim, 6), table, lengths);
+
+  for (std::int64_t const page : {4, 5}) {
+    std::int64_t const blocks = (40 + page - 1) / page;
+    std::int64_t const pool = 3 * blocks + 2;
+    std::vector<std::int32_t> block_table(static_cast<std::size_t>(3 * blocks));
+    for (std::size_t i = 0; i < block_table.size(); ++i) block_table[i] = static_cast<std::int32_t>((7 * i + 3) % block_table.size());
+    std::vector<std::int32_t> used(block_table);
+    std::sort(used.begin(), used.end());
+    REQUIRE(std::unique(used.begin(), used.end()) == used.end());
+    ha::PagedShape const shape{.sequences = 3, .kv_heads = heads, .channels = dim, .num_pages = pool, .page_size = page};
+    auto const table_view = ha::PageTable::dense(block_table.data(), blocks);
+    std::int64_t const elements = pool * page * heads * dim;
+    for (auto const order : {ha::PageOrder::nhd, ha::PageOrder::hnd}) {
+      auto const split = ha::flashinfer_split(table_view, shape, order);
+      check_all_forms(SourceCache<std::uint16_t, ha::PagedLayout>(split, elements, num_layers, dim, dim, 7), table, lengths);
+      auto const joined = ha::flashinfer_joined(table_view, shape, order);
+      using Joined = std::remove_cvref_t<decltype(joined)>;
+      check_all_forms(SourceCache<std::uint16_t, Joined>(joined, 2 * elements, num_layers, dim, dim, 8), table, lengths);
+    }
+    auto const split_x = ha::vllm_paged_attention(table_view, shape, 4);
+    using SplitX = std::remove_cvref_t<decltype(split_x)>;
+    check_all_forms(SourceCache<std::uint16_t, SplitX>(split_x, elements, num_layers, dim, dim, 9), table, lengths);
+  }
+}
+
+namespace {
+
+/// An engine's layout with nothing but the one function.
+struct OwnLayout {
+  std::int64_t heads;
+  HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t b, std::int64_t h, std::int64_t t, std::int64_t c) const {
+    return ((b * 64 + t) * 8 + c) * heads + h;  // heads run fastest
+  }
+};
+
+/// Policies with one function alone, and with a count.
+struct EveryThird {
+  static constexpr std::string_view name = "every_third";
+  std::int32_t phase = 0;
+  HEADAWARE_HOST_DEVICE bool keeps(std::int64_t token, std::int64_t) const { return token % 3 == phase; }
+  friend bool operator==(EveryThird const&, EveryThird const&) = default;
+};
+struct EvenTokens {
+  static constexpr std::string_view name = "even_tokens";
+  HEADAWARE_HOST_DEVICE bool keeps(std::int64_t token, std::int64_t) const { return token % 2 == 0; }
+  HEADAWARE_HOST_DEVICE std::int64_t kept_before(std::int64_t token, std::int64_t) const { return (token + 1) / 2; }
+  friend bool operator==(EvenTokens const&, EvenTokens const&) = default;
+};
+
+template <class T, class Source, class Table>
+void check_ragged(SourceCache<T, Source> const& cache, Table const& table, std::vector<std::int32_t> const& lengths) {
+  ha::BasicCachePlan const plan(table, lengths);
+  check_form(cache, plan, lengths, ragged_rows(table, lengths), {plan.kept_total(0), plan.kept_total(1)},
+             [&](auto const& buffers) { return ha::ragged(plan, buffers, cache.key_channels, cache.value_channels); });
+}
+
+}  // namespace
+
+TEST_CASE("a caller's own layout and own policies", "[cache]") {
+  std::vector<std::int32_t> const lengths{50, 21};
+  SourceCache<std::uint16_t, OwnLayout> const cache({3}, 2 * 64 * 8 * 3, num_layers, 8, 8, 10);
+  using Registry = ha::DefaultRegistry::with<EveryThird, EvenTokens>;
+  ha::BasicPolicyTable<Registry> table(num_layers, 3, EveryThird{1});
+  table.set(0, 1, EvenTokens{});
+  table.set(1, 0, ha::Full{});
+  check_ragged(cache, table, lengths);
+  check_ragged(cache, ha::UniformTable(EveryThird{2}, num_layers, 3), lengths);
+}
+
+TEST_CASE("keep-lists a sequence and head, tables below them", "[cache]") {
+  std::vector<std::int32_t> const lengths{30, 9};
+  auto const layout = ha::strided_bhsd(2, 2, 30, 8);
+  SourceCache<std::uint16_t, ha::StridedLayout> const cache(layout, layout.extent(), num_layers, 8, 8, 11);
+  std::vector<std::int32_t> const a{0, 3, 4, 17, 29};
+  std::vector<std::int32_t> const b{8};
+  std::vector<ha::KeepList> lists(num_layers * 2 * 2);
+  lists[0] = {a.data(), 5};
+  lists[3] = {b.data(), 1};
+  lists[5] = {a.data(), 0};
+  ha::PolicyTable const table(num_layers, 2, ha::SinkWindow{.sink = 2, .window = 3});
+  ha::WithKeepLists const with_lists(table.view(), lists.data(), 2);
+  check_ragged(cache, with_lists, lengths);
+  REQUIRE(ha::BasicCachePlan(with_lists, lengths).kept(1, 0, 1) == 0);
+
+  std::vector<std::int32_t> const unsorted{4, 3};
+  lists[2] = {unsorted.data(), 2};
+  ha::BasicCachePlan const plan(with_lists, lengths);
+  std::vector<std::uint16_t> keys(static_cast<std::size_t>(plan.kept_total() * 8), 77);
+  std::vector<std::uint16_t> values(keys);
+  check_error<ha::ArgumentError>(
+      [&] { ha::compress(plan, cache.layers(), layout, ha::ragged(plan, keys.data(), values.data(), 8)); },
+      {"keep-list entry", "[5, 9)", "3", "entry 1"});
+  REQUIRE(std::all_of(keys.begin(), keys.end(), [](auto x) { return x == 77; }));
+}
+
+TEST_CASE("scales move along", "[cache]") {
+  std::vector<std::int32_t> const lengths{25};
+  auto const layout = ha::strided_bhsd(1, 4, 25, 8);
+  auto const scale_layout = ha::strided_bhsd(1, 4, 25, 1);
+  SourceCache<std::uint8_t, ha::StridedLayout> const cache(layout, layout.extent(), num_layers, 8, 8, 12);
+  SourceCache<float, ha::StridedLayout> const scales(scale_layout, scale_layout.extent(), num_layers, 1, 1, 13);
+  ha::PolicyTable const table = mixed_table(4);
+  ha::CachePlan const plan(table, lengths);
+  std::vector<std::uint8_t> k(static_cast<std::size_t>(plan.kept_total() * 8));
+  std::vector<std::uint8_t> v(k);
+  std::vector<float> ks(static_cast<std::size_t>(plan.kept_total()));
+  std::vector<float> vs(ks);
+  ha::compress(plan, ha::transfer(cache.layers(), layout, ha::ragged(plan, k.data(), v.data(), 8)),
+               ha::transfer(scales.layers(), scale_layout, ha::ragged(plan, ks.data(), vs.data(), 1)));
+  std::size_t row = 0;
+  for_each_segment(table, lengths, [&](auto layer, auto b, auto h, auto const& tokens) {
+    for (auto const t : tokens) {
+      REQUIRE(k[row * 8 + 3] == cache.key(layer, b, h, t, 3));
+      REQUIRE(v[row * 8 + 7] == cache.value(layer, b, h, t, 7));
+      REQUIRE(ks[row] == scales.key(layer, b, h, t, 0));
+      REQUIRE(vs[row] == scales.value(layer, b, h, t, 0));
+      ++row;
+    }
+  });
+  REQUIRE(row == ks.size());
+}
+
+TEST_CASE("in place, without a second buffer", "[cache]") {
+  std::vector<std::int32_t> const lengths{40, 0, 11};
+  constexpr std::int32_t heads = 6;
+  ha::PolicyTable table = mixed_table(heads);
+  table.set(0, 5, ha::SinkWindow{.sink = 4, .window = 30});  // target and source of the window overlap
+  ha::CachePlan const plan(table, lengths);
+  std::vector<std::int32_t> block_table(3 * 10);
+  for (std::size_t i = 0; i < block_table.size(); ++i) block_table[i] = static_cast<std::int32_t>((11 * i + 5) % block_table.size());
+  ha::PagedShape const shape{.sequences = 3, .kv_heads = heads, .channels = 8, .num_pages = 30, .page_size = 4};
+  auto const check = [&](auto const& layout, std::int64_t extent) {
+    using Layout = std::remove_cvref_t<decltype(layout)>;
+    SourceCache<std::uint16_t, Layout> const before(layout, extent, num_layers, 8, 8, 14);
+    auto after = before;
+    ha::compress_in_place(plan, after.layers(), layout);
+    bool right = true;
+    for_each_segment(table, lengths, [&](auto layer, auto b, auto h, auto const& tokens) {
+      for (std::size_t i = 0; i < tokens.size(); ++i) {
+        for (std::int64_t c = 0; c < 8; ++c) {
+          auto const slot = static_cast<std::int64_t>(i);
+          right = right && after.key(layer, b, h, slot, c) == before.key(layer, b, h, tokens[i], c);
+          right = right && after.value(layer, b, h, slot, c) == before.value(layer, b, h, tokens[i], c);
+        }
+      }
+      // What lies behind is as it was: nothing else is written.
+      for (std::int64_t t = static_cast<std::int64_t>(tokens.size()); t < lengths[static_cast<std::size_t>(b)]; ++t) {
+        right = right && after.key(layer, b, h, t, 0) == before.key(layer, b, h, t, 0);
+      }
+    });
+    REQUIRE(right);
+  };
+  for (auto const& layout : {ha::strided_bhsd(3, heads, 40, 8), ha::strided_bshd(3, 40, heads, 8), ha::strided_bhds(3, heads, 8, 40)}) {
+    check(layout, layout.extent());
+  }
+  auto const paged = ha::flash_attention_paged(ha::PageTable::dense(block_table.data(), 10), shape);
+  check(paged, std::int64_t{30} * 4 * heads * 8);
+  REQUIRE(plan.pages_needed(0, 4) == 10);
+  REQUIRE(plan.pages_needed(1, 4) == 0);
+  REQUIRE(plan.pages_needed(2, 4) == 3);
+}
+
+namespace {
+
+/// Rotates in double, independently of the library.
+void rotate(std::vector<double>& row, double positions, ha::RotaryPairing pairing, std::int64_t rotary_dim, double base) {
+  for (std::int64_t i = 0; i < rotary_dim / 2; ++i) {
+    auto const a = static_cast<std::size_t>(pairing == ha::RotaryPairing::neox ? i : 2 * i);
+    auto const b = static_cast<std::size_t>(pairing == ha::RotaryPairing::neox ? i + rotary_dim / 2 : 2 * i + 1);
+    double const angle = positions * std::pow(base, -2.0 * double(i) / double(rotary_dim));
+    double const x = row[a] * std::cos(angle) - row[b] * std::sin(angle);
+    row[b] = row[a] * std::sin(angle) + row[b] * std::cos(angle);
+    row[a] = x;
+  }
+}
+
+template <class T>
+void check_rotation(double tolerance) {
+  constexpr std::int64_t dim = 12;
+  constexpr std::int32_t tokens = 3000;
+  constexpr double base = 10000;
+  std::vector<std::int32_t> const lengths{tokens};
+  auto const layout = ha::strided_bhsd(1, 1, tokens, dim);
+  ha::PolicyTable table(1, 1, ha::SinkWindow{.sink = 4, .window = 20});
+  ha::CachePlan const plan(table, lengths);
+  std::mt19937 random(15);
+  std::uniform_real_distribution<float> uniform(-1, 1);
+  std::vector<T> keys(static_cast<std::size_t>(tokens * dim));
+  for (T& x : keys) x = ha::from_float<T>(uniform(random));
+  std::vector<ha::LayerKv<T const>> const layers{{keys.data(), keys.data()}};
+
+  for (auto const pairing : {ha::RotaryPairing::neox, ha::RotaryPairing::interleaved}) {
+    for (std::int32_t const rotary_dim : {12, 8}) {
+      std::vector<double> frequencies;
+      std::vector<float> cosines;
+      std::vector<float> sines;
+      for (int i = 0; i < rotary_dim / 2; ++i) frequencies.push_back(std::pow(base, -2.0 * i / rotary_dim));
+      for (int p = 0; p < tokens; ++p) {
+        for (double const f : frequencies) {
+          cosines.push_back(static_cast<float>(std::cos(p * f)));
+          sines.push_back(static_cast<float>(std::sin(p * f)));
+        }
+      }
+      for (auto const& rotation : {ha::KeyRotation::from_base(pairing, rotary_dim, base), ha::KeyRotation::from_frequencies(pairing, frequencies),
+                                   ha::KeyRotation::from_table(pairing, rotary_dim, cosines.data(), sines.data(), tokens)}) {
+        std::vector<T> k(static_cast<std::size_t>(plan.kept_total() * dim));
+        std::vector<T> v(k);
+        ha::compress(plan, ha::transfer(layers, layout, ha::ragged(plan, k.data(), v.data(), dim)).rotate_keys(rotation));
+        auto moved = keys;
+        auto moved_values = keys;
+        ha::compress_in_place(plan, std::vector<ha::LayerKv<T>>{{moved.data(), moved_values.data()}}, layout, rotation);
+        auto const kept = kept_tokens(ha::SinkWindow{.sink = 4, .window = 20}, tokens);
+        for (std::size_t slot = 0; slot < kept.size(); ++slot) {
+          std::vector<double> row;
+          for (std::int64_t c = 0; c < dim; ++c) row.push_back(double(ha::to_float(keys[static_cast<std::size_t>(kept[slot] * dim + c)])));
+          rotate(row, double(slot) - double(kept[slot]), pairing, rotary_dim, base);
+          for (std::size_t c = 0; c < dim; ++c) {
+            REQUIRE(std::abs(double(ha::to_float(k[slot * dim + c])) - row[c]) <= tolerance);
+            REQUIRE(moved[slot * dim + c] == k[slot * dim + c]);
+            REQUIRE(v[slot * dim + c] == keys[static_cast<std::size_t>(kept[slot]) * dim + c]);
+            if (slot < 4) REQUIRE(k[slot * dim + c] == keys[slot * dim + c]);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("keys turn to consecutive positions", "[cache]") {
+  check_rotation<float>(2e-6);
+  check_rotation<ha::float16>(1e-3);
+  check_rotation<ha::bfloat16>(8e-3);
+}
+
+TEST_CASE("strides beyond 32 bits", "[cache]") {
+  // 2 heads, 6 GiB apart: mapped, but only the touched pages exist.
+  constexpr std::int64_t head_stride = std::int64_t{3} << 30;
+  constexpr std::size_t bytes = std::size_t{7} << 30;
+  void* const mapped = mmap(nullptr, 2 * bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapped == MAP_FAILED) HEADAWARE_SKIP("no 14 GiB of address space");
+  auto* const keys = static_cast<std::uint16_t*>(mapped);
+  ha::StridedLayout const layout({1, 2, 40, 8}, {.sequence = 0, .head = head_stride, .token = 8, .channel = 1});
+  for (std::int64_t h = 0; h < 2; ++h) {
+    for (std::int64_t t = 0; t < 40; ++t) {
+      for (std::int64_t c = 0; c < 8; ++c) keys[layout.offset(0, h, t, c)] = static_cast<std::uint16_t>(h * 1000 + t * 10 + c);
+    }
+  }
+  REQUIRE(layout.offset(0, 1, 39, 7) > std::numeric_limits<std::int32_t>::max());
+  ha::CachePlan const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 2}), std::vector<std::int32_t>{40});
+  std::vector<std::uint16_t> k(6 * 8);
+  std::vector<std::uint16_t> v(k);
+  ha::compress(plan, std::vector<ha::LayerKv<std::uint16_t const>>{{keys, keys}}, layout, ha::ragged(plan, k.data(), v.data(), 8));
+  REQUIRE(k[3 * 8] == 1000);
+  REQUIRE(k[5 * 8 + 7] == 1000 + 390 + 7);
+  REQUIRE(v == k);
+  munmap(mapped, 2 * bytes);
+}
+
+TEST_CASE("large caches go past the CPU's caches and arrive", "[cache]") {
+  constexpr std::int32_t tokens = 3000;
+  auto const layout = ha::strided_bhsd(1, 8, tokens, 128);
+  SourceCache<std::uint16_t, ha::StridedLayout> const cache(layout, layout.extent(), num_layers, 128, 128, 16);
+  ha::PolicyTable const table(num_layers, 8, ha::SinkWindow{.sink = 3, .window = 1501});
+  check_ragged(cache, table, {tokens});
+}
+
+TEST_CASE("bad input is named and nothing is written", "[cache]") {
+  std::vector<std::int32_t> const lengths{20};
+  auto const layout = ha::strided_bhsd(1, 2, 20, 8);
+  SourceCache<std::uint16_t, ha::StridedLayout> const cache(layout, layout.extent(), num_layers, 8, 8, 17);
+  ha::PolicyTable const table(num_layers, 2, ha::SinkWindow{.sink = 2, .window = 6});
+  ha::CachePlan const plan(table, lengths);
+  std::vector<std::uint16_t> k(static_cast<std::size_t>(plan.kept_total() * 8), 77);
+  std::vector<std::uint16_t> v(k);
+  auto const kept = ha::ragged(plan, k.data(), v.data(), 8);
+  auto const layers = cache.layers();
+  auto const fails = [&](auto const& call, ha::ErrorDetail const& parts) {
+    check_error<ha::ArgumentError>(call, parts);
+    REQUIRE(std::all_of(k.begin(), k.end(), [](auto x) { return x == 77; }));
+    REQUIRE(std::all_of(v.begin(), v.end(), [](auto x) { return x == 77; }));
+  };
+
+  fails([&] { ha::compress(plan, std::vector<ha::LayerKv<std::uint16_t const>>{layers[0]}, layout, kept); },
+        {"source layers", "2", "1", "compress"});
+  fails([&] { ha::compress(plan, layers, ha::strided_bhsd(1, 3, 20, 8), kept); }, {"source KV heads", "2", "3", "keys"});
+  fails([&] { ha::compress(plan, layers, ha::strided_bhsd(2, 2, 20, 8), kept); }, {"source sequences", "1", "2", "keys"});
+  fails([&] { ha::compress(plan, layers, ha::strided_bhsd(1, 2, 19, 8), kept); }, {"source tokens", "20", "19", "keys"});
+  fails([&] { ha::compress(plan, layers, ha::strided_bhsd(1, 2, 20, 16), kept); }, {"source channels", "8", "16", "keys"});
+  fails(
+      [&] {
+        auto broken = layers;
+        broken[1].values = nullptr;
+        ha::compress(plan, broken, layout, kept);
+      },
+      {"source values", "a pointer", "nullptr", "layer 1"});
+  fails(
+      [&] {
+        auto broken = layers;
+        broken[0].keys = reinterpret_cast<std::uint16_t const*>(reinterpret_cast<char const*>(layers[0].keys) + 1);
+        ha::compress(plan, broken, layout, kept);
+      },
+      {"source keys", "aligned to 2 bytes", "1 bytes beyond", "layer 0"});
+  fails(
+      [&] {
+        auto broken = kept;
+        broken.layers[1].keys = const_cast<std::uint16_t*>(layers[0].values) + 5;
+        ha::compress(plan, layers, layout, broken);
+      },
+      {"buffers", "apart", "overlapping", "compress"});
+
+  std::vector<std::int32_t> block_table(static_cast<std::size_t>(plan.num_segments() * 2), 0);
+  std::iota(block_table.begin(), block_table.end(), 0);
+  block_table[5] = 99;
+  ha::PagedForm const form{.block_table = block_table.data(), .table_stride = 2, .page_size = 4};
+  std::vector<std::uint16_t> pool(8 * 4 * 8);
+  std::vector<ha::LayerKv<std::uint16_t>> const pools(2, {pool.data(), pool.data()});
+  fails([&] { ha::compress(plan, layers, layout, ha::paged(plan, pools, form, 8, 8)); }, {"block table entry", "[0, 8)", "99", "segment 2"});
+  fails([&] { (void)ha::paged(plan, pools, {.block_table = block_table.data(), .table_stride = 2, .page_size = 0}, 8); }, {"page size", "> 0", "0", "paged"});
+  fails([&] { (void)ha::paged(plan, pools, {.block_table = block_table.data(), .table_stride = 1, .page_size = 4}, 8); },
+        {"block table row", "8 tokens", "4", "paged"});
+  fails([&] { (void)ha::ragged(plan, k.data(), v.data(), 0); }, {"channels", "> 0", "0", "ragged"});
+  fails([&] { (void)ha::CachePlan(table, std::vector<std::int32_t>{5, -1}); }, {"negative length", ">= 0", "-1", "sequence 1"});
+  fails([&] { (void)ha::KeyRotation::from_base(ha::RotaryPairing::neox, 7, 10000); }, {"rotary_dim", "even", "7", "KeyRotation"});
+  fails(
+      [&] {
+        std::vector<float> fk(static_cast<std::size_t>(plan.kept_total() * 8));
+        std::vector<float> source(static_cast<std::size_t>(layout.extent()));
+        std::vector<ha::LayerKv<float const>> const fl(2, {source.data(), source.data()});
+        ha::compress(plan, ha::transfer(fl, layout, ha::ragged(plan, fk.data(), fk.data(), 8))
+                               .rotate_keys(ha::KeyRotation::from_base(ha::RotaryPairing::neox, 16, 1e4)));
+      },
+      {"rotary_dim", "[2, 8]", "16", "KeyRotation"});
+  fails([&] { (void)plan.kept(0, 0, 2); }, {"KV head", "[0, 2)", "2", "kept"});
+  fails([&] { (void)plan.max_kept(-1); }, {"layer", "[0, 2)", "-1", "CachePlan"});
+}
+
+TEST_CASE("nothing to keep is no error", "[cache]") {
+  ha::PolicyTable const table(1, 2, ha::Prune{});
+  ha::CachePlan const none(table, std::vector<std::int32_t>{});
+  REQUIRE(none.kept_total() == 0);
+  ha::CachePlan const pruned(table, std::vector<std::int32_t>{30});
+  REQUIRE(pruned.kept_total() == 0);
+  std::uint16_t* const nothing = nullptr;
+  std::vector<ha::LayerKv<std::uint16_t const>> const layers{{nullptr, nullptr}};
+  ha::compress(pruned, layers, ha::strided_bhsd(1, 2, 30, 8), ha::ragged(pruned, nothing, nothing, 8));
+  ha::compress(none, layers, ha::strided_bhsd(0, 2, 30, 8), ha::ragged(none, nothing, nothing, 8));
+}
