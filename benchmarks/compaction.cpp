@@ -28,9 +28,7 @@ constexpr std::int32_t kv_heads = 8;
 constexpr std::int64_t tokens = 4096;
 constexpr std::int64_t head_dim = 128;
 
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 /// The cache of a model, filled so that all of its pages exist.
 struct Cache {
@@ -114,8 +112,20 @@ void compaction_bhsd(benchmark::State& state) { compaction(state, ha::strided_bh
 void compaction_bshd(benchmark::State& state) { compaction(state, ha::strided_bshd(1, tokens, kv_heads, head_dim)); }
 
 // Threads: one, and all (0).
-BENCHMARK(compaction_bhsd)->Arg(1)->Arg(0)->ArgName("threads")->UseManualTime()->Iterations(30)->Unit(benchmark::kMillisecond);
-BENCHMARK(compaction_bshd)->Arg(1)->Arg(0)->ArgName("threads")->UseManualTime()->Iterations(30)->Unit(benchmark::kMillisecond);
+BENCHMARK(compaction_bhsd)
+    ->Arg(1)
+    ->Arg(0)
+    ->ArgName("threads")
+    ->UseManualTime()
+    ->Iterations(30)
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK(compaction_bshd)
+    ->Arg(1)
+    ->Arg(0)
+    ->ArgName("threads")
+    ->UseManualTime()
+    ->Iterations(30)
+    ->Unit(benchmark::kMillisecond);
 
 }  // namespace
 

@@ -61,8 +61,10 @@ void compaction_bshd(benchmark::State& state) {
 void device_copy(benchmark::State& state) {
   std::size_t const bytes = model().kept_keys.size() * sizeof(std::uint16_t);
   timed(state, [&] {
-    BENCH_CHECK(cudaMemcpyAsync(model().kept_keys.data(), model().keys.data(), bytes, cudaMemcpyDeviceToDevice, stream));
-    BENCH_CHECK(cudaMemcpyAsync(model().kept_values.data(), model().values.data(), bytes, cudaMemcpyDeviceToDevice, stream));
+    BENCH_CHECK(
+        cudaMemcpyAsync(model().kept_keys.data(), model().keys.data(), bytes, cudaMemcpyDeviceToDevice, stream));
+    BENCH_CHECK(
+        cudaMemcpyAsync(model().kept_values.data(), model().values.data(), bytes, cudaMemcpyDeviceToDevice, stream));
   });
 }
 

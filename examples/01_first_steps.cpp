@@ -10,7 +10,8 @@ namespace ha = headaware;
 
 int main() {
   // A model's shape, and what its KV heads keep: sinks and a window, except one head that keeps all.
-  ha::ModelConfig const model{.num_hidden_layers = 2, .num_attention_heads = 8, .num_key_value_heads = 4, .head_dim = 64};
+  ha::ModelConfig const model{
+      .num_hidden_layers = 2, .num_attention_heads = 8, .num_key_value_heads = 4, .head_dim = 64};
   auto table = ha::PolicyTable(2, 4, ha::SinkWindow{.sink = 4, .window = 28});
   table.set(1, 2, ha::Full{});
   ha::Compressor const compressor(model, table);

@@ -25,7 +25,8 @@ static_assert(ha::HeadPolicy<DilatedWindow>);
 
 int main() {
   using Registry = ha::DefaultRegistry::with<DilatedWindow>;
-  ha::ModelConfig const model{.num_hidden_layers = 1, .num_attention_heads = 2, .num_key_value_heads = 2, .head_dim = 8};
+  ha::ModelConfig const model{
+      .num_hidden_layers = 1, .num_attention_heads = 2, .num_key_value_heads = 2, .head_dim = 8};
   ha::BasicPolicyTable<Registry> table(1, 2, DilatedWindow{.sink = 1, .window = 8, .step = 2});
   table.set(0, 1, ha::WindowOnly{.window = 3});
   ha::BasicCompressor<Registry> const compressor(model, table);

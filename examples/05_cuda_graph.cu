@@ -12,13 +12,13 @@
 
 namespace ha = headaware;
 
-#define CHECK(call)                                                                     \
-  do {                                                                                  \
-    cudaError_t const error_ = (call);                                                  \
-    if (error_ != cudaSuccess) {                                                        \
-      std::printf("%s: %s\n", #call, cudaGetErrorString(error_));                       \
-      return 1;                                                                         \
-    }                                                                                   \
+#define CHECK(call)                                               \
+  do {                                                            \
+    cudaError_t const error_ = (call);                            \
+    if (error_ != cudaSuccess) {                                  \
+      std::printf("%s: %s\n", #call, cudaGetErrorString(error_)); \
+      return 1;                                                   \
+    }                                                             \
   } while (0)
 
 int main() {

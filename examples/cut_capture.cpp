@@ -26,7 +26,7 @@ ha::NpyArray cut(ha::NpyArray const& array, std::vector<std::int32_t> const& lay
   for (std::int32_t const layer : layers) {
     for (std::int64_t head = 0; head < heads; ++head) {
       auto const rows = array.as<ha::float16>().subspan(static_cast<std::size_t>(from.offset(layer, head, 0, 0)),
-                                                            static_cast<std::size_t>(kept * channels));
+                                                        static_cast<std::size_t>(kept * channels));
       data.insert(data.end(), rows.begin(), rows.end());
     }
   }

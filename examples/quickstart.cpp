@@ -56,9 +56,15 @@ struct Batch {
   }
 };
 
-Batch make_batch(std::vector<std::int32_t> lengths, std::int64_t num_layers, std::int64_t kv_heads, std::int64_t head_dim) {
-  Batch batch{.lengths = std::move(lengths), .keys = {}, .values = {}, .num_layers = num_layers, .kv_heads = kv_heads,
-              .longest = 0, .head_dim = head_dim};
+Batch make_batch(std::vector<std::int32_t> lengths, std::int64_t num_layers, std::int64_t kv_heads,
+                 std::int64_t head_dim) {
+  Batch batch{.lengths = std::move(lengths),
+              .keys = {},
+              .values = {},
+              .num_layers = num_layers,
+              .kv_heads = kv_heads,
+              .longest = 0,
+              .head_dim = head_dim};
   batch.longest = *std::max_element(batch.lengths.begin(), batch.lengths.end());
   batch.keys.resize(static_cast<std::size_t>(num_layers * batch.layout().extent()));
   batch.values.resize(batch.keys.size());
@@ -181,7 +187,8 @@ void compress_every_form(Plan const& plan, Batch& batch) {
            [&](auto* k, auto* v) { return ha::padded(plan, k, v, dim, ha::Alignment::left); });
   run_form("padded right", plan, batch, ha::padded_rows(plan),
            [&](auto* k, auto* v) { return ha::padded(plan, k, v, dim, ha::Alignment::right); });
-  run_form("grouped", plan, batch, ha::grouped_rows(plan), [&](auto* k, auto* v) { return ha::grouped(plan, k, v, dim); });
+  run_form("grouped", plan, batch, ha::grouped_rows(plan),
+           [&](auto* k, auto* v) { return ha::grouped(plan, k, v, dim); });
 
   constexpr std::int32_t page_size = 16;
   ha::PageIndices const pages = ha::consecutive_pages(plan, page_size);
@@ -231,14 +238,16 @@ int run(Options const& options) {
   std::printf("policies of the KV heads (query heads folded by union), %d tokens:\n%s\n", options.tokens,
               to_string(compressor.compression_summary(options.tokens)).c_str());
 
-  Batch batch = captured ? captured_batch(capture)
-                         : numbered_batch(model.num_hidden_layers, model.num_key_value_heads, options.tokens, model.head_dim);
+  Batch batch =
+      captured ? captured_batch(capture)
+               : numbered_batch(model.num_hidden_layers, model.num_key_value_heads, options.tokens, model.head_dim);
   auto table = compressor.table().skip_layers(options.skip_layers);
   if (captured) table = table.select_layers(capture.layers);
   Plan const plan(table, batch.lengths);
 
-  std::printf("compressing %s: %lld layers, %zu sequence%s of", captured ? "captured keys and values" : "a numbered cache",
-              static_cast<long long>(batch.num_layers), batch.lengths.size(), batch.lengths.size() == 1 ? "" : "s");
+  std::printf("compressing %s: %lld layers, %zu sequence%s of",
+              captured ? "captured keys and values" : "a numbered cache", static_cast<long long>(batch.num_layers),
+              batch.lengths.size(), batch.lengths.size() == 1 ? "" : "s");
   for (std::int32_t const length : batch.lengths) std::printf(" %d", length);
   std::printf(" tokens\n");
   if (captured && static_cast<std::int32_t>(capture.layers.size()) != model.num_hidden_layers) {
@@ -256,8 +265,9 @@ int run(Options const& options) {
   ha::save_statistics(options.output_dir / "head_statistics.json", capture.statistics);
   ha::save_classifications(options.output_dir / "head_classifications.json", classes);
   ha::save_refined_classifications(options.output_dir / "validation" / "refined_classifications.json", classes);
-  std::printf("\nwrote head_statistics.json, head_classifications.json and validation/refined_classifications.json to %s\n",
-              options.output_dir.string().c_str());
+  std::printf(
+      "\nwrote head_statistics.json, head_classifications.json and validation/refined_classifications.json to %s\n",
+      options.output_dir.string().c_str());
   std::printf("note: these rules are for reading a model; at equal memory uniform windows lose less than they do\n");
   return 0;
 }
@@ -267,14 +277,17 @@ int run(Options const& options) {
 int main(int argc, char** argv) {
   Options options;
   CLI::App app{"From a model's attention statistics to a KV cache compressed head by head"};
-  app.add_option("--data", options.data, "folder with head_statistics.json and, if captured, NAME_k.npy and NAME_v.npy");
+  app.add_option("--data", options.data,
+                 "folder with head_statistics.json and, if captured, NAME_k.npy and NAME_v.npy");
   app.add_option("--output_dir", options.output_dir, "where the JSON files go");
-  app.add_option("--mixed", options.mixed, "what heads of type mixed keep: all (conservative) or 4 + 64 tokens (aggressive)")
+  app.add_option("--mixed", options.mixed,
+                 "what heads of type mixed keep: all (conservative) or 4 + 64 tokens (aggressive)")
       ->check(CLI::IsMember({"conservative", "aggressive"}));
   app.add_option("--kv_heads", options.kv_heads, "KV heads a layer, where no arrays tell; default: the query heads")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--head_dim", options.head_dim, "channels a head, where no arrays tell")->check(CLI::PositiveNumber);
-  app.add_option("--tokens", options.tokens, "tokens of the cache, where no arrays were captured; also the summary's length")
+  app.add_option("--tokens", options.tokens,
+                 "tokens of the cache, where no arrays were captured; also the summary's length")
       ->check(CLI::PositiveNumber);
   app.add_option("--skip_layers", options.skip_layers, "layers left uncompressed");
   CLI11_PARSE(app, argc, argv);

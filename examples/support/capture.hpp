@@ -80,7 +80,8 @@ inline Capture load(std::filesystem::path const& folder) {
                 sequence.keys.dtype == ha::NpyType::f2 && sequence.values.dtype == ha::NpyType::f2;
     if (fits && !first) {
       auto const& other = result.sequences.front().keys.shape;
-      fits = sequence.keys.shape[0] == other[0] && sequence.keys.shape[1] == other[1] && sequence.keys.shape[3] == other[3];
+      fits = sequence.keys.shape[0] == other[0] && sequence.keys.shape[1] == other[1] &&
+             sequence.keys.shape[3] == other[3];
     }
     if (!fits) {
       throw ha::FormatError({"captured arrays", "float16 [layers, kv_heads, tokens, head_dim], alike in all but tokens",
@@ -89,7 +90,8 @@ inline Capture load(std::filesystem::path const& folder) {
     result.sequences.push_back(std::move(sequence));
   }
   if (!result.sequences.empty()) {
-    result.layers = captured_layers(folder, result.sequences.front().keys.shape[0], result.statistics.model_info.num_layers);
+    result.layers =
+        captured_layers(folder, result.sequences.front().keys.shape[0], result.statistics.model_info.num_layers);
   }
   return result;
 }

@@ -41,12 +41,12 @@ HEADAWARE_NAMESPACE_BEGIN
 struct CompressionSummary {
   std::int32_t num_layers = 0;
   std::int32_t num_kv_heads = 0;
-  std::int64_t length = 0;            ///< tokens of the sequence it was asked for
+  std::int64_t length = 0;              ///< tokens of the sequence it was asked for
   std::vector<std::string> policies{};  ///< names, in the registry's order
-  std::vector<std::int64_t> heads{};  ///< KV heads that follow each
-  std::vector<double> mean_kept{};    ///< tokens each keeps on average; 0 where no head follows it
-  std::int64_t kept_total = 0;        ///< tokens kept, summed over layers and KV heads
-  double ratio = 1;                   ///< kept_total / (layers · KV heads · length)
+  std::vector<std::int64_t> heads{};    ///< KV heads that follow each
+  std::vector<double> mean_kept{};      ///< tokens each keeps on average; 0 where no head follows it
+  std::int64_t kept_total = 0;          ///< tokens kept, summed over layers and KV heads
+  double ratio = 1;                     ///< kept_total / (layers · KV heads · length)
 };
 
 /// @brief A table a person can read.
@@ -62,10 +62,9 @@ struct CompressionSummary {
     text += line;
   }
   char line[128];
-  std::snprintf(line, sizeof(line), "%-16s %8lld  100.0%% %12.1f  (%.1f%% of the cache)\n", "all",
-                static_cast<long long>(total),
-                total == 0 ? 0 : static_cast<double>(summary.kept_total) / static_cast<double>(total),
-                100.0 * summary.ratio);
+  std::snprintf(
+      line, sizeof(line), "%-16s %8lld  100.0%% %12.1f  (%.1f%% of the cache)\n", "all", static_cast<long long>(total),
+      total == 0 ? 0 : static_cast<double>(summary.kept_total) / static_cast<double>(total), 100.0 * summary.ratio);
   return text + line;
 }
 
@@ -98,7 +97,8 @@ struct CompressedCache {
     std::int64_t const kept = plan.kept(layer, sequence, kv_head);
     std::int64_t const segment = layer * plan.layer_segments() + std::int64_t{sequence} * plan.num_kv_heads() + kv_head;
     std::int64_t const first = plan.offsets()[static_cast<std::size_t>(segment)];
-    return std::span(data).subspan(static_cast<std::size_t>(first * channels), static_cast<std::size_t>(kept * channels));
+    return std::span(data).subspan(static_cast<std::size_t>(first * channels),
+                                   static_cast<std::size_t>(kept * channels));
   }
 };
 
@@ -149,22 +149,24 @@ class BasicCompressor {
   /// @brief From classified query heads, folded onto KV heads by union.
   /// @param types  which policy each type of head gets
   /// @throws ArgumentError if heads and model disagree
-  static BasicCompressor from_classifications(std::span<HeadClassification const> classifications,
-                                              ModelConfig const& model,
-                                              BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative()) {
+  static BasicCompressor from_classifications(
+      std::span<HeadClassification const> classifications, ModelConfig const& model,
+      BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative()) {
     return {model, table_from_classifications<Registry>(classifications, model, types)};
   }
 
   /// @brief The same from a file: `head_classifications.json` or `refined_classifications.json`.
   /// @throws FileError, FormatError, ArgumentError
-  static BasicCompressor from_classifications(std::filesystem::path const& path, ModelConfig const& model,
-                                              BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative()) {
+  static BasicCompressor from_classifications(
+      std::filesystem::path const& path, ModelConfig const& model,
+      BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative()) {
     std::vector<HeadClassification> const classifications = load_classifications(path);
     return from_classifications(std::span(classifications), model, types);
   }
 
   /// @brief Every head follows one policy; by default StreamingLLM's sinks and window.
-  static BasicCompressor from_model_config(ModelConfig const& model, Policy const& policy = SinkWindow{.sink = 4, .window = 508}) {
+  static BasicCompressor from_model_config(ModelConfig const& model,
+                                           Policy const& policy = SinkWindow{.sink = 4, .window = 508}) {
     return {model, table_from_model_config<Registry>(model, policy)};
   }
 
@@ -207,7 +209,8 @@ class BasicCompressor {
   /// @throws ArgumentError on a negative length
   [[nodiscard]] CompressionSummary compression_summary(std::int64_t length) const {
     detail::require(length >= 0, "negative length", "tokens >= 0", length, "compression_summary");
-    CompressionSummary summary{.num_layers = table_.num_layers(), .num_kv_heads = table_.num_kv_heads(), .length = length};
+    CompressionSummary summary{
+        .num_layers = table_.num_layers(), .num_kv_heads = table_.num_kv_heads(), .length = length};
     summary.policies.assign(Registry::names.begin(), Registry::names.end());
     summary.heads.resize(Registry::size);
     summary.mean_kept.resize(Registry::size);

@@ -20,10 +20,12 @@ using Table = ha::PolicyTableView<>;
 using Joined = ha::KvLayouts<ha::PagedLayout, ha::PagedLayout>;
 using SplitX = ha::KvLayouts<ha::PagedSplitXLayout, ha::PagedLayout>;
 
-template cudaError_t instantiate(ha::DevicePlan<Table> const&, ha::Transfer<__half, ha::StridedLayout, ha::RaggedForm> const&,
-                                 ha::KeyRotation const&, cudaStream_t);
-template cudaError_t instantiate(ha::DevicePlan<Table> const&, ha::Transfer<__nv_bfloat16, Joined, ha::PagedForm> const&,
-                                 ha::KeyRotation const&, cudaStream_t);
+template cudaError_t instantiate(ha::DevicePlan<Table> const&,
+                                 ha::Transfer<__half, ha::StridedLayout, ha::RaggedForm> const&, ha::KeyRotation const&,
+                                 cudaStream_t);
+template cudaError_t instantiate(ha::DevicePlan<Table> const&,
+                                 ha::Transfer<__nv_bfloat16, Joined, ha::PagedForm> const&, ha::KeyRotation const&,
+                                 cudaStream_t);
 template cudaError_t instantiate(ha::DevicePlan<Table> const&, ha::Transfer<__half, SplitX, ha::GroupedForm> const&,
                                  ha::KeyRotation const&, cudaStream_t);
 template cudaError_t instantiate(ha::DevicePlan<ha::UniformTable<ha::SinkWindow>> const&,

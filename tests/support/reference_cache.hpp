@@ -53,8 +53,8 @@ struct SourceCache {
   std::vector<std::vector<T>> keys;
   std::vector<std::vector<T>> values;
 
-  SourceCache(Source const& layouts, std::int64_t extent, std::int32_t layers, std::int64_t key_dim, std::int64_t value_dim,
-              unsigned seed)
+  SourceCache(Source const& layouts, std::int64_t extent, std::int32_t layers, std::int64_t key_dim,
+              std::int64_t value_dim, unsigned seed)
       : source(layouts), key_channels(key_dim), value_channels(value_dim), num_layers(layers) {
     std::mt19937 random(seed);
     for (std::int32_t layer = 0; layer < layers; ++layer) {

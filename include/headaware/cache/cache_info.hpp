@@ -31,10 +31,10 @@ struct LayerInfo {
 /// @brief A whole cache.
 struct CacheInfo {
   std::vector<LayerInfo> layers;
-  LengthSummary lengths;      ///< over layers, sequences and KV heads
-  std::int64_t rows = 0;      ///< (token, KV head) pairs held
-  std::int64_t bytes = 0;     ///< bytes of keys and values held, exact
-  double ratio = 1;           ///< bytes held / bytes before compression; 1 for an empty cache
+  LengthSummary lengths;   ///< over layers, sequences and KV heads
+  std::int64_t rows = 0;   ///< (token, KV head) pairs held
+  std::int64_t bytes = 0;  ///< bytes of keys and values held, exact
+  double ratio = 1;        ///< bytes held / bytes before compression; 1 for an empty cache
 };
 
 namespace detail {
@@ -93,8 +93,9 @@ template <class Table>
 [[nodiscard]] inline std::string to_string(CacheInfo const& info) {
   auto const line = [](char const* name, LengthSummary const& lengths, std::int64_t bytes) {
     char buffer[128];
-    std::snprintf(buffer, sizeof(buffer), "%8s %10lld %10lld %12.1f %16lld\n", name, static_cast<long long>(lengths.min),
-                  static_cast<long long>(lengths.max), lengths.mean, static_cast<long long>(bytes));
+    std::snprintf(buffer, sizeof(buffer), "%8s %10lld %10lld %12.1f %16lld\n", name,
+                  static_cast<long long>(lengths.min), static_cast<long long>(lengths.max), lengths.mean,
+                  static_cast<long long>(bytes));
     return std::string(buffer);
   };
   std::string text = "   layer min tokens max tokens  mean tokens       bytes held\n";

@@ -105,7 +105,9 @@ class BasicCachePlan {
   /// Rows (tokens of a head) that the whole model keeps.
   [[nodiscard]] std::int64_t kept_total() const { return offsets_.back(); }
   /// Rows that one layer keeps.
-  [[nodiscard]] std::int64_t kept_total(std::int32_t layer) const { return layer_begin(layer + 1) - layer_begin(layer); }
+  [[nodiscard]] std::int64_t kept_total(std::int32_t layer) const {
+    return layer_begin(layer + 1) - layer_begin(layer);
+  }
   /// Rows before compression: every head holding every token.
   [[nodiscard]] std::int64_t full_total() const {
     std::int64_t tokens = 0;
@@ -129,8 +131,7 @@ class BasicCachePlan {
                     "at most 2147483647 for 32-bit cu_seqlens", kept_total(layer), "CachePlan::cu_seqlens");
     std::vector<std::int32_t> result;
     for (std::int64_t s = 0; s <= layer_segments(); ++s) {
-      result.push_back(
-          static_cast<std::int32_t>(offsets_[index(layer * layer_segments() + s)] - layer_begin(layer)));
+      result.push_back(static_cast<std::int32_t>(offsets_[index(layer * layer_segments() + s)] - layer_begin(layer)));
     }
     return result;
   }
@@ -186,9 +187,10 @@ class BasicCachePlan {
   ///                   replayed with other lengths as long as they keep no more than was planned
   template <class DeviceTable>
   [[nodiscard]] DevicePlan<DeviceTable> on_device(DeviceTable const& d_table, std::int32_t const* d_lengths) const {
-    static_assert(PolicySource<DeviceTable> || requires { d_table.num_sequences(); },
-                  "headaware: a device plan needs a trivially copyable table: a PolicyTableView (from "
-                  "PolicyTable::view_at), a UniformTable or WithKeepLists of one");
+    static_assert(
+        PolicySource<DeviceTable> || requires { d_table.num_sequences(); },
+        "headaware: a device plan needs a trivially copyable table: a PolicyTableView (from "
+        "PolicyTable::view_at), a UniformTable or WithKeepLists of one");
     detail::require(d_table.num_layers() == num_layers(), "device table's layers", num_layers(), d_table.num_layers(),
                     "CachePlan::on_device");
     detail::require(d_table.num_kv_heads() == num_kv_heads(), "device table's KV heads", num_kv_heads(),

@@ -53,17 +53,19 @@ std::int64_t form_run(Form const& form, std::int64_t channels) {
 }
 
 template <class T, class Rotation>
-using KeyMove = std::conditional_t<std::is_same_v<Rotation, KeyRotation>, RotateRows<typename ElementOf<T>::type>, CopyRows>;
+using KeyMove =
+    std::conditional_t<std::is_same_v<Rotation, KeyRotation>, RotateRows<typename ElementOf<T>::type>, CopyRows>;
 
 template <class T, class Layout>
 CopyRows copy_move(Layout const& layout, std::int64_t run, std::vector<void const*> const& addresses) {
-  auto const bytes = static_cast<std::int32_t>(vector_elements<T>(run, addresses) * static_cast<std::int64_t>(sizeof(T)));
+  auto const bytes =
+      static_cast<std::int32_t>(vector_elements<T>(run, addresses) * static_cast<std::int64_t>(sizeof(T)));
   return {bytes, tokens_adjacent(layout)};
 }
 
 template <class T>
-RotateRows<typename ElementOf<T>::type> rotate_move(KeyRotation const& rotation, std::int64_t channels, std::int64_t run,
-                                                    std::vector<void const*> const& addresses) {
+RotateRows<typename ElementOf<T>::type> rotate_move(KeyRotation const& rotation, std::int64_t channels,
+                                                    std::int64_t run, std::vector<void const*> const& addresses) {
   std::int64_t const width = 16 / static_cast<std::int64_t>(sizeof(T));
   bool const wide = vector_elements<T>(run, addresses) == width && rotation.rotary_dim() % (2 * width) == 0 &&
                     (channels - rotation.rotary_dim()) % width == 0;
@@ -143,7 +145,8 @@ cudaError_t launch_compress(DevicePlan<Table> const& plan, PlanArrays const& arr
 
   GatherParameters<Table, Planes...> const gathering{plan, arrays, rows, planes.planes};
   LayerTables<sizeof...(Planes)> tables{};
-  static_assert(sizeof(gathering) + sizeof(tables) <= max_parameter_bytes, "headaware: too many tensors for one launch");
+  static_assert(sizeof(gathering) + sizeof(tables) <= max_parameter_bytes,
+                "headaware: too many tensors for one launch");
   std::copy(capacities.begin(), capacities.end(), tables.capacities);
   std::copy(planes.pointers.begin(), planes.pointers.end(), tables.planes);
   std::int64_t const tiles = plan.max_rows / rows + std::min(segments, plan.max_rows);
@@ -164,8 +167,8 @@ cudaError_t checked(Check const& check) {
 }
 
 template <class Table, class First, class... Rest>
-cudaError_t compress_transfers(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> const& plan, cudaStream_t stream,
-                               First const& first, Rest const&... rest) {
+cudaError_t compress_transfers(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> const& plan,
+                               cudaStream_t stream, First const& first, Rest const&... rest) {
   std::int64_t const segments = std::int64_t{plan.table.num_layers()} * plan.num_sequences * plan.table.num_kv_heads();
   auto const entries = static_cast<std::size_t>(segments) + 1;
   std::size_t const needed = entries * (sizeof(std::int64_t) + sizeof(std::int32_t));
@@ -251,8 +254,8 @@ cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> co
 /// @note   Deterministic; graph-capturable. One launch, no temporary storage.
 /// @par Cost  Moves only tokens whose place changes; one block a (head, tensor)
 template <class Table, class T, class Source, class Rotation = detail::KeepPositions>
-cudaError_t compress_in_place(DevicePlan<Table> const& plan, std::vector<LayerKv<T>> const& layers, Source const& source,
-                              Rotation const& rotation, cudaStream_t stream) {
+cudaError_t compress_in_place(DevicePlan<Table> const& plan, std::vector<LayerKv<T>> const& layers,
+                              Source const& source, Rotation const& rotation, cudaStream_t stream) {
   std::int64_t const segments = std::int64_t{plan.table.num_layers()} * plan.num_sequences * plan.table.num_kv_heads();
   auto const keys = detail::keys_of(source);
   auto const values = detail::values_of(source);
@@ -260,7 +263,8 @@ cudaError_t compress_in_place(DevicePlan<Table> const& plan, std::vector<LayerKv
     detail::check_in_place(detail::bounds_of(plan), layers, source, rotation);
     detail::require(plan.table.num_layers() <= detail::max_layers, "layers", "at most 256", plan.table.num_layers(),
                     "compress_in_place");
-    detail::require(segments == 0 || plan.d_lengths != nullptr, "d_lengths", "a pointer", "nullptr", "compress_in_place");
+    detail::require(segments == 0 || plan.d_lengths != nullptr, "d_lengths", "a pointer", "nullptr",
+                    "compress_in_place");
   });
   if (error != cudaSuccess || segments == 0 || plan.max_rows == 0) return error;
 

@@ -80,8 +80,7 @@ void check_block_table(Plan const& plan, Destination<T, PagedForm> const& kept) 
   if (kept.num_pages == 0) return;
   for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
     Segment const segment = plan.segment(s);
-    std::int64_t const row =
-        kept.form.indptr != nullptr ? kept.form.indptr[s] : s * kept.form.table_stride;
+    std::int64_t const row = kept.form.indptr != nullptr ? kept.form.indptr[s] : s * kept.form.table_stride;
     for (std::int64_t i = 0; i * kept.form.page_size < segment.kept; ++i) {
       std::int64_t const page = kept.form.block_table[row + i];
       if (page < 0 || page >= kept.num_pages) {
@@ -268,7 +267,8 @@ void run_tile(Plane<T, Layout, Form> const& plane, Rotation const& rotation, Til
       rotate_slots(rotation, tile.begin, head_tokens, source, plane.from(segment), kept, plane.to(segment),
                    plane.shape.channels);
     } else {
-      copy_slots(plane.copy, tile.begin, head_tokens, source, plane.from(segment), kept, plane.to(segment), plane.shape);
+      copy_slots(plane.copy, tile.begin, head_tokens, source, plane.from(segment), kept, plane.to(segment),
+                 plane.shape);
     }
   }
 }

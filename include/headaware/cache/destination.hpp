@@ -140,7 +140,8 @@ void carve_layers(Destination<T, Form>& destination, T* keys, T* values) {
 
 template <class T, class Form>
 void take_layers(Destination<T, Form>& destination, std::span<LayerKv<T> const> layers, char const* where) {
-  require(layers.size() == destination.capacities.size(), "layers", destination.capacities.size(), layers.size(), where);
+  require(layers.size() == destination.capacities.size(), "layers", destination.capacities.size(), layers.size(),
+          where);
   destination.layers.assign(layers.begin(), layers.end());
 }
 
@@ -277,7 +278,8 @@ template <class Plan, class T>
   if (value_dim == 0) value_dim = head_dim;
   detail::require_channels(head_dim, value_dim, "paged");
   detail::require(form.page_size > 0, "page size", "> 0", form.page_size, "paged");
-  detail::require(form.block_table != nullptr || plan.kept_total() == 0, "block table", "a pointer", "nullptr", "paged");
+  detail::require(form.block_table != nullptr || plan.kept_total() == 0, "block table", "a pointer", "nullptr",
+                  "paged");
   std::int64_t const row = form.page_size * std::max(head_dim, value_dim);
   detail::require(form.page_stride == 0 || form.page_stride >= row, "page stride", ">= " + std::to_string(row),
                   form.page_stride, "paged");
@@ -310,13 +312,15 @@ template <class Plan>
   PageIndices result;
   result.indptr.push_back(0);
   for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
-    std::int64_t const kept = plan.offsets()[static_cast<std::size_t>(s) + 1] - plan.offsets()[static_cast<std::size_t>(s)];
+    std::int64_t const kept =
+        plan.offsets()[static_cast<std::size_t>(s) + 1] - plan.offsets()[static_cast<std::size_t>(s)];
     auto const count = static_cast<std::int32_t>((kept + page_size - 1) / page_size);
     for (std::int32_t i = 0; i < count; ++i) {
       result.indices.push_back(first_page + result.indptr.back() + i);
     }
     result.indptr.push_back(result.indptr.back() + count);
-    result.last_page_len.push_back(count == 0 ? 0 : static_cast<std::int32_t>(kept - std::int64_t{count - 1} * page_size));
+    result.last_page_len.push_back(count == 0 ? 0
+                                              : static_cast<std::int32_t>(kept - std::int64_t{count - 1} * page_size));
   }
   return result;
 }

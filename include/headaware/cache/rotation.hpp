@@ -59,7 +59,8 @@ class KeyRotation {
   static KeyRotation from_frequencies(RotaryPairing pairing, std::span<double const> frequencies) {
     KeyRotation rotation(pairing, static_cast<std::int32_t>(2 * frequencies.size()));
     for (std::size_t i = 0; i < frequencies.size(); ++i) {
-      detail::require(std::isfinite(frequencies[i]), "rotary frequency", "a finite number", frequencies[i], "KeyRotation");
+      detail::require(std::isfinite(frequencies[i]), "rotary frequency", "a finite number", frequencies[i],
+                      "KeyRotation");
       rotation.frequencies_[i] = frequencies[i];
     }
     return rotation;
@@ -69,8 +70,8 @@ class KeyRotation {
   /// @param cosines  [positions, rotary_dim / 2], where the back end runs; borrowed
   /// @param sines    the same for sines; cos² + sin² = 1, that is, without an attention scaling factor
   /// @pre  every key moves by less than `positions`
-  static KeyRotation from_table(RotaryPairing pairing, std::int32_t rotary_dim, float const* cosines, float const* sines,
-                                std::int64_t positions) {
+  static KeyRotation from_table(RotaryPairing pairing, std::int32_t rotary_dim, float const* cosines,
+                                float const* sines, std::int64_t positions) {
     KeyRotation rotation(pairing, rotary_dim);
     bool const given = cosines != nullptr && sines != nullptr;
     detail::require(given, "rotary tables", "two pointers", "nullptr", "KeyRotation");
@@ -107,7 +108,8 @@ class KeyRotation {
  private:
   KeyRotation(RotaryPairing pairing, std::int32_t rotary_dim) : pairing_(pairing), rotary_dim_(rotary_dim) {
     bool const ok = rotary_dim > 0 && rotary_dim % 2 == 0 && rotary_dim <= max_rotary_dim;
-    detail::require(ok, "rotary_dim", "even, in (0, " + std::to_string(max_rotary_dim) + "]", rotary_dim, "KeyRotation");
+    detail::require(ok, "rotary_dim", "even, in (0, " + std::to_string(max_rotary_dim) + "]", rotary_dim,
+                    "KeyRotation");
   }
 
   RotaryPairing pairing_ = RotaryPairing::neox;
@@ -141,8 +143,8 @@ struct RotatedPair {
 
 /// Turns pair `i` of a key that moves `distance` positions back; a key that stays keeps its bits.
 template <class T>
-HEADAWARE_HOST_DEVICE RotatedPair<T> rotate_pair(KeyRotation const& rotation, std::int64_t distance, std::int32_t i, T a,
-                                                 T b) {
+HEADAWARE_HOST_DEVICE RotatedPair<T> rotate_pair(KeyRotation const& rotation, std::int64_t distance, std::int32_t i,
+                                                 T a, T b) {
   if (distance == 0) return {a, b};
   float x = to_float(a);
   float y = to_float(b);

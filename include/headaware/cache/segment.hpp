@@ -20,20 +20,20 @@ struct Segment {
   std::int32_t layer = 0;
   std::int32_t sequence = 0;
   std::int32_t kv_head = 0;
-  std::int64_t length = 0;     ///< tokens before
-  std::int64_t kept = 0;       ///< tokens after
-  std::int64_t first_row = 0;  ///< rows that the layer's earlier segments keep
+  std::int64_t length = 0;      ///< tokens before
+  std::int64_t kept = 0;        ///< tokens after
+  std::int64_t first_row = 0;   ///< rows that the layer's earlier segments keep
   std::int32_t group_head = 0;  ///< place among the heads of its group (grouped caches)
   bool full_group = false;      ///< belongs to the group of `Full` heads (grouped caches)
 };
 
 /// @brief Rows that each layer's buffers hold, where the form of the cache depends on it.
 struct LayerCapacity {
-  std::int64_t rows = 0;           ///< rows in all
-  std::int64_t head_rows = 0;      ///< padded: rows a head; grouped: rows a streaming head
+  std::int64_t rows = 0;            ///< rows in all
+  std::int64_t head_rows = 0;       ///< padded: rows a head; grouped: rows a streaming head
   std::int64_t full_head_rows = 0;  ///< grouped: rows a `Full` head
-  std::int32_t full_heads = 0;     ///< grouped: `Full` heads
-  std::int32_t window_heads = 0;   ///< grouped: heads that keep a bounded number of tokens
+  std::int32_t full_heads = 0;      ///< grouped: `Full` heads
+  std::int32_t window_heads = 0;    ///< grouped: heads that keep a bounded number of tokens
 
   friend constexpr bool operator==(LayerCapacity const&, LayerCapacity const&) = default;
 };
@@ -72,8 +72,7 @@ HEADAWARE_HOST_DEVICE Segment make_segment(Table const& table, std::int64_t inde
   segment.sequence = static_cast<std::int32_t>(index / num_kv_heads % num_sequences);
   segment.layer = static_cast<std::int32_t>(index / num_kv_heads / num_sequences);
   segment.length = lengths[segment.sequence];
-  segment.kept =
-      visit_policy(table, segment.layer, segment.sequence, segment.kv_head, KeptCount{segment.length});
+  segment.kept = visit_policy(table, segment.layer, segment.sequence, segment.kv_head, KeptCount{segment.length});
   return segment;
 }
 

@@ -44,7 +44,8 @@ struct Transfer {
 template <class U, class Source, class T, class Form>
 [[nodiscard]] Transfer<T, Source, Form> transfer(std::vector<LayerKv<U>> const& layers, Source const& source,
                                                  Destination<T, Form> const& kept) {
-  static_assert(std::is_same_v<std::remove_const_t<U>, T>, "headaware: source and destination hold different element types");
+  static_assert(std::is_same_v<std::remove_const_t<U>, T>,
+                "headaware: source and destination hold different element types");
   Transfer<T, Source, Form> result{{}, source, kept, {}};
   for (LayerKv<U> const& layer : layers) result.layers.push_back({layer.keys, layer.values});
   return result;
@@ -111,7 +112,8 @@ void check_source_layout(Layout const& layout, PlanBounds const& bounds, std::in
             where);
   }
   if constexpr (requires { layout.num_channels(); }) {
-    require(channels == 0 || layout.num_channels() == channels, "source channels", channels, layout.num_channels(), where);
+    require(channels == 0 || layout.num_channels() == channels, "source channels", channels, layout.num_channels(),
+            where);
   }
   if constexpr (requires { layout.token_capacity(); }) {
     require(layout.token_capacity() >= bounds.max_length, "source tokens",
@@ -130,7 +132,9 @@ void check_pointer(T const* data, bool needed, char const* what, std::string con
 }
 
 template <class Layout>
-inline constexpr bool has_extent = requires(Layout const layout) { layout.extent(); };
+inline constexpr bool has_extent = requires(Layout const layout) {
+  layout.extent();
+};
 
 /// Intervals of one tensor in all layers; nothing where the layout does not say how far it reaches.
 template <class Layout, class T>
@@ -154,7 +158,8 @@ void check_transfer(PlanBounds const& bounds, Transfer<T, Source, Form, Rotation
   constexpr auto where = "compress";
   auto const num_layers = static_cast<std::size_t>(bounds.num_layers);
   require(transfer.layers.size() == num_layers, "source layers", num_layers, transfer.layers.size(), where);
-  require(transfer.kept.layers.size() == num_layers, "destination layers", num_layers, transfer.kept.layers.size(), where);
+  require(transfer.kept.layers.size() == num_layers, "destination layers", num_layers, transfer.kept.layers.size(),
+          where);
   require(transfer.kept.capacities.size() == num_layers, "destination capacities", num_layers,
           transfer.kept.capacities.size(), where);
   auto const keys = keys_of(transfer.source);
@@ -181,7 +186,8 @@ void check_transfer(PlanBounds const& bounds, Transfer<T, Source, Form, Rotation
       if (transfer.kept.form.page_stride != 0 && rows > 0) {
         // A joined pool: the last page ends before its stride does.
         std::int64_t const pages = rows / transfer.kept.form.page_size - 1;
-        key_elements = pages * transfer.kept.form.page_stride + transfer.kept.form.page_size * transfer.kept.key_channels;
+        key_elements =
+            pages * transfer.kept.form.page_stride + transfer.kept.form.page_size * transfer.kept.key_channels;
         value_elements =
             pages * transfer.kept.form.page_stride + transfer.kept.form.page_size * transfer.kept.value_channels;
       }
@@ -190,7 +196,8 @@ void check_transfer(PlanBounds const& bounds, Transfer<T, Source, Form, Rotation
     destinations.push_back(interval(transfer.kept.layers[layer].values, value_elements));
   }
   if (overlap(sources, destinations)) {
-    require(false, "buffers", "a destination apart from the source (or compress_in_place)", "overlapping buffers", where);
+    require(false, "buffers", "a destination apart from the source (or compress_in_place)", "overlapping buffers",
+            where);
   }
 }
 
@@ -201,8 +208,12 @@ void check_in_place(PlanBounds const& bounds, std::vector<LayerKv<T>> const& lay
   constexpr auto where = "compress_in_place";
   auto const keys = keys_of(source);
   auto const values = values_of(source);
-  static_assert(requires { keys.num_channels(); values.num_channels(); },
-                "headaware: compress_in_place needs layouts with 'int64_t num_channels() const'");
+  static_assert(
+      requires {
+        keys.num_channels();
+        values.num_channels();
+      },
+      "headaware: compress_in_place needs layouts with 'int64_t num_channels() const'");
   auto const num_layers = static_cast<std::size_t>(bounds.num_layers);
   require(layers.size() == num_layers, "layers", num_layers, layers.size(), where);
   check_source_layout(keys, bounds, 0, "compress_in_place, keys");

@@ -46,8 +46,8 @@ struct HeadClassification {
   HeadType head_type = HeadType::mixed;
   double confidence = 0;  ///< 0 … 1
   bool can_prune = false;
-  bool can_limit_window = false;          ///< true exactly where a window is recommended
-  std::int32_t recommended_window = -1;   ///< tokens; -1: none
+  bool can_limit_window = false;         ///< true exactly where a window is recommended
+  std::int32_t recommended_window = -1;  ///< tokens; -1: none
   bool keep_sinks = false;
   std::int32_t sink_size = 4;  ///< tokens
   bool use_full_cache = false;

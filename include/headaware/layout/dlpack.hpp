@@ -183,8 +183,8 @@ struct DlpackDimensions {
     }
     if (stride < 0) require(false, "stride", ">= 0", stride, place(i).c_str());
     if (stride > 0 && extent - 1 > (most - 1 - last) / stride) {
-      require(false, "tensor", "offsets that fit 64 bits", "extent " + std::to_string(extent) + " at stride " +
-              std::to_string(stride), place(i).c_str());
+      require(false, "tensor", "offsets that fit 64 bits",
+              "extent " + std::to_string(extent) + " at stride " + std::to_string(stride), place(i).c_str());
     }
     last += (extent - 1) * stride;
     // Without strides the offset of the last element is one less than the elements so far.

@@ -99,9 +99,9 @@ HEADAWARE_NAMESPACE_BEGIN
                                                                                     std::int64_t x) {
   std::int64_t const head = shape.channels * shape.page_size;
   std::int64_t const page = shape.kv_heads * head;
-  return {PagedSplitXLayout(block_table, shape, x,
-                            {.page = page, .head = head, .group = shape.page_size * x, .token = x}),
-          PagedLayout(block_table, shape, {.page = page, .head = head, .token = 1, .channel = shape.page_size})};
+  return {
+      PagedSplitXLayout(block_table, shape, x, {.page = page, .head = head, .group = shape.page_size * x, .token = x}),
+      PagedLayout(block_table, shape, {.page = page, .head = head, .token = 1, .channel = shape.page_size})};
 }
 
 /// @brief TensorRT-LLM: a pool `[blocks, layers, 2, kv_heads, tokens_per_block, head_dim]`, of which a
@@ -169,16 +169,12 @@ inline std::int64_t llama_value_width(LlamaCppShape const& shape) {
 [[nodiscard]] inline KvLayouts<StridedLayout, StridedLayout> llama_cpp(LlamaCppShape const& shape) {
   std::int64_t const key_width = shape.n_head_kv * shape.n_embd_head_k;
   std::int64_t const value_width = detail::llama_value_width(shape);
-  StridedLayout const keys({shape.n_stream, shape.n_head_kv, shape.kv_size, shape.n_embd_head_k},
-                           {.sequence = shape.kv_size * key_width,
-                            .head = shape.n_embd_head_k,
-                            .token = key_width,
-                            .channel = 1});
+  StridedLayout const keys(
+      {shape.n_stream, shape.n_head_kv, shape.kv_size, shape.n_embd_head_k},
+      {.sequence = shape.kv_size * key_width, .head = shape.n_embd_head_k, .token = key_width, .channel = 1});
   LayoutShape const values{shape.n_stream, shape.n_head_kv, shape.kv_size, shape.n_embd_head_v};
-  LayoutStrides const rows{.sequence = shape.kv_size * value_width,
-                           .head = shape.n_embd_head_v,
-                           .token = value_width,
-                           .channel = 1};
+  LayoutStrides const rows{
+      .sequence = shape.kv_size * value_width, .head = shape.n_embd_head_v, .token = value_width, .channel = 1};
   LayoutStrides const transposed{.sequence = shape.kv_size * value_width,
                                  .head = shape.kv_size * shape.n_embd_head_v,
                                  .token = 1,
@@ -205,8 +201,7 @@ inline std::int64_t llama_value_width(LlamaCppShape const& shape) {
                          {.page = shape.n_head_kv * shape.n_embd_head_k, .head = shape.n_embd_head_k, .channel = 1});
   paged.channels = shape.n_embd_head_v;
   PagedStrides const rows{.page = value_width, .head = shape.n_embd_head_v, .channel = 1};
-  PagedStrides const transposed{
-      .page = 1, .head = shape.kv_size * shape.n_embd_head_v, .channel = shape.kv_size};
+  PagedStrides const transposed{.page = 1, .head = shape.kv_size * shape.n_embd_head_v, .channel = shape.kv_size};
   return {keys, PagedLayout(cells, paged, shape.v_trans ? transposed : rows)};
 }
 

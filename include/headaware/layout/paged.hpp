@@ -189,8 +189,8 @@ class PagedLayout : public detail::PagedBase {
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t sequence, std::int64_t head, std::int64_t token,
                                                           std::int64_t channel) const {
-    return plane_ + page_of(sequence, token) * strides_.page + head * strides_.head +
-           slot_of(token) * strides_.token + channel * strides_.channel;
+    return plane_ + page_of(sequence, token) * strides_.page + head * strides_.head + slot_of(token) * strides_.token +
+           channel * strides_.channel;
   }
 
   [[nodiscard]] std::int64_t channel_run() const {

@@ -24,12 +24,11 @@ HEADAWARE_NAMESPACE_BEGIN
 /// - `int64_t source_token(int64_t slot, int64_t length) const`: the token in slot `slot`.
 /// - `void validate() const` (host): throws `ArgumentError` on fields that make no sense.
 template <class P>
-concept HeadPolicy =
-    std::is_trivially_copyable_v<P> && std::is_default_constructible_v<P> && std::equality_comparable<P> &&
-    requires(P const policy, std::int64_t token, std::int64_t length) {
-      { P::name } -> std::convertible_to<std::string_view>;
-      { policy.keeps(token, length) } -> std::same_as<bool>;
-    };
+concept HeadPolicy = std::is_trivially_copyable_v<P> && std::is_default_constructible_v<P> &&
+    std::equality_comparable<P> && requires(P const policy, std::int64_t token, std::int64_t length) {
+  { P::name } -> std::convertible_to<std::string_view>;
+  { policy.keeps(token, length) } -> std::same_as<bool>;
+};
 
 /// @brief Explains in plain sentences why a type is no policy, one compile-time error a mistake.
 /// Functions that take a policy call this in a `static_assert` instead of constraining it, because
@@ -41,8 +40,7 @@ consteval bool check_policy() {
   constexpr bool constructible = std::is_default_constructible_v<P>;
   static_assert(constructible, "headaware: a policy must be default constructible");
   constexpr bool comparable = std::equality_comparable<P>;
-  static_assert(comparable,
-                "headaware: a policy needs 'friend bool operator==(P const&, P const&) = default'");
+  static_assert(comparable, "headaware: a policy needs 'friend bool operator==(P const&, P const&) = default'");
   constexpr bool named = requires {
     { P::name } -> std::convertible_to<std::string_view>;
   };

@@ -100,9 +100,7 @@ class AnyPolicy<PolicyRegistry<Policies...>> {
   /// Implicit on purpose: a policy is an `AnyPolicy`.
   template <class P>
     requires(Registry::template contains<P>)
-  AnyPolicy(P const& policy) : id_(Registry::template id_of<P>()) {
-    std::memcpy(bytes_, &policy, sizeof(P));
-  }
+  AnyPolicy(P const& policy) : id_(Registry::template id_of<P>()) { std::memcpy(bytes_, &policy, sizeof(P)); }
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::uint8_t id() const { return id_; }
   [[nodiscard]] std::string_view name() const { return Registry::names[id_]; }

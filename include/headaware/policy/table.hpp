@@ -105,7 +105,9 @@ class BasicPolicyTable {
   [[nodiscard]] std::int32_t num_kv_heads() const { return num_kv_heads_; }
 
   /// @throws ArgumentError if the head is out of range
-  [[nodiscard]] Policy const& at(std::int32_t layer, std::int32_t kv_head) const { return policies_[index(layer, kv_head)]; }
+  [[nodiscard]] Policy const& at(std::int32_t layer, std::int32_t kv_head) const {
+    return policies_[index(layer, kv_head)];
+  }
 
   /// @throws ArgumentError if the head is out of range or the policy's fields make no sense
   void set(std::int32_t layer, std::int32_t kv_head, Policy const& policy) {
@@ -149,8 +151,8 @@ class BasicPolicyTable {
     detail::require(ranks > 0, "ranks", "> 0", ranks, where);
     detail::require_index(rank, ranks, "rank", where);
     bool const divides = num_kv_heads_ % ranks == 0 || (num_kv_heads_ > 0 && ranks % num_kv_heads_ == 0);
-    detail::require(divides, "ranks", "a divisor or a multiple of " + std::to_string(num_kv_heads_) + " KV heads", ranks,
-                    where);
+    detail::require(divides, "ranks", "a divisor or a multiple of " + std::to_string(num_kv_heads_) + " KV heads",
+                    ranks, where);
     std::int32_t const heads = num_kv_heads_ >= ranks ? num_kv_heads_ / ranks : 1;
     std::int32_t const first = num_kv_heads_ >= ranks ? rank * heads : rank / (ranks / num_kv_heads_);
     BasicPolicyTable result(num_layers_, heads);
@@ -177,7 +179,8 @@ class BasicPolicyTable {
   [[nodiscard]] std::size_t index(std::int32_t layer, std::int32_t kv_head) const {
     detail::require_index(layer, num_layers_, "layer", "PolicyTable");
     detail::require_index(kv_head, num_kv_heads_, "KV head", "PolicyTable");
-    return static_cast<std::size_t>(layer) * static_cast<std::size_t>(num_kv_heads_) + static_cast<std::size_t>(kv_head);
+    return static_cast<std::size_t>(layer) * static_cast<std::size_t>(num_kv_heads_) +
+           static_cast<std::size_t>(kv_head);
   }
 
   std::int32_t num_layers_ = 0;

@@ -33,8 +33,7 @@ class WithKeepLists {
   HEADAWARE_EXEC_CHECK_DISABLE
   template <class F>
   HEADAWARE_HOST_DEVICE auto visit(std::int32_t layer, std::int32_t sequence, std::int32_t kv_head, F&& f) const {
-    std::int64_t const index =
-        (std::int64_t{layer} * num_sequences_ + sequence) * num_kv_heads() + kv_head;
+    std::int64_t const index = (std::int64_t{layer} * num_sequences_ + sequence) * num_kv_heads() + kv_head;
     KeepList const list = lists_[index];
     if (list.tokens != nullptr) return f(list);
     return table_.visit(layer, kv_head, f);

@@ -28,8 +28,8 @@ struct HeadStatistics {
   double std_entropy = 0;  ///< population standard deviation of the chunks' mean entropies
   double max_attention_mean = 0;
   PositionPreference position_preference;
-  double sink_ratio = 0;        ///< equals position_preference.sink
-  double uniformity_score = 0;  ///< Kullback-Leibler divergence from uniform attention
+  double sink_ratio = 0;                       ///< equals position_preference.sink
+  double uniformity_score = 0;                 ///< Kullback-Leibler divergence from uniform attention
   std::vector<double> relative_position_dist;  ///< mean probability at distance 0, 1, ... (64 by default)
 
   friend bool operator==(HeadStatistics const&, HeadStatistics const&) = default;

@@ -1,14 +1,14 @@
 // Compaction on the CPU against plain loops: element types × layouts × policies × lengths × forms.
 
+#include "support/errors.hpp"
+#include "support/reference_cache.hpp"
+
 #include <headaware/cache/compact.hpp>
 #include <headaware/layout/engines.hpp>
 #include <headaware/layout/paged.hpp>
 #include <headaware/layout/ragged.hpp>
 #include <headaware/layout/strided.hpp>
 #include <headaware/policy/with_keep_lists.hpp>
-
-#include "support/errors.hpp"
-#include "support/reference_cache.hpp"
 
 #include <sys/mman.h>
 
@@ -33,8 +33,9 @@ constexpr std::int32_t num_layers = 2;
 /// Every kind of policy, differently on each head and layer.
 ha::PolicyTable mixed_table(std::int32_t kv_heads) {
   ha::PolicyTable table(num_layers, kv_heads);
-  std::vector<ha::AnyPolicy<>> const policies{ha::SinkWindow{.sink = 4, .window = 9}, ha::WindowOnly{.window = 5}, ha::Full{},
-                                              ha::Prune{}, ha::SinkWindow{.sink = 0, .window = 16}, ha::SinkWindow{.sink = 3, .window = 0}};
+  std::vector<ha::AnyPolicy<>> const policies{
+      ha::SinkWindow{.sink = 4, .window = 9},  ha::WindowOnly{.window = 5},           ha::Full{}, ha::Prune{},
+      ha::SinkWindow{.sink = 0, .window = 16}, ha::SinkWindow{.sink = 3, .window = 0}};
   for (std::int32_t layer = 0; layer < num_layers; ++layer) {
     for (std::int32_t head = 0; head < kv_heads; ++head) {
       table.set(layer, head, policies[static_cast<std::size_t>(layer * 2 + head) % policies.size()]);
@@ -62,7 +63,8 @@ void check_form(SourceCache<T, Source> const& cache, Plan const& plan, std::vect
     keys.emplace_back(static_cast<std::size_t>(rows[layer] * cache.key_channels), guard<T>());
     values.emplace_back(static_cast<std::size_t>(rows[layer] * cache.value_channels), guard<T>());
   }
-  for (std::size_t layer = 0; layer < num_layers; ++layer) buffers.push_back({keys[layer].data(), values[layer].data()});
+  for (std::size_t layer = 0; layer < num_layers; ++layer)
+    buffers.push_back({keys[layer].data(), values[layer].data()});
   ha::compress(plan, cache.layers(), cache.source, make(buffers));
 
   std::vector<std::set<std::int64_t>> written(num_layers);
@@ -74,25 +76,30 @@ void check_form(SourceCache<T, Source> const& cache, Plan const& plan, std::vect
       std::int64_t const row = where.at({layer, b, h, static_cast<std::int64_t>(i)});
       right = right && written[l].insert(row).second;
       for (std::int64_t c = 0; c < cache.key_channels; ++c) {
-        right = right && keys[l][static_cast<std::size_t>(row * cache.key_channels + c)] == cache.key(layer, b, h, tokens[i], c);
+        right = right &&
+                keys[l][static_cast<std::size_t>(row * cache.key_channels + c)] == cache.key(layer, b, h, tokens[i], c);
       }
       for (std::int64_t c = 0; c < cache.value_channels; ++c) {
-        right = right && values[l][static_cast<std::size_t>(row * cache.value_channels + c)] == cache.value(layer, b, h, tokens[i], c);
+        right = right && values[l][static_cast<std::size_t>(row * cache.value_channels + c)] ==
+                             cache.value(layer, b, h, tokens[i], c);
       }
     }
   });
   for (std::size_t l = 0; l < num_layers; ++l) {
     for (std::int64_t row = 0; row < rows[l]; ++row) {
       if (written[l].count(row) != 0) continue;
-      for (std::int64_t c = 0; c < cache.key_channels; ++c) right = right && keys[l][static_cast<std::size_t>(row * cache.key_channels + c)] == guard<T>();
-      for (std::int64_t c = 0; c < cache.value_channels; ++c) right = right && values[l][static_cast<std::size_t>(row * cache.value_channels + c)] == guard<T>();
+      for (std::int64_t c = 0; c < cache.key_channels; ++c)
+        right = right && keys[l][static_cast<std::size_t>(row * cache.key_channels + c)] == guard<T>();
+      for (std::int64_t c = 0; c < cache.value_channels; ++c)
+        right = right && values[l][static_cast<std::size_t>(row * cache.value_channels + c)] == guard<T>();
     }
   }
   REQUIRE(right);
 }
 
 template <class T, class Source>
-void check_all_forms(SourceCache<T, Source> const& cache, ha::PolicyTable const& table, std::vector<std::int32_t> const& lengths) {
+void check_all_forms(SourceCache<T, Source> const& cache, ha::PolicyTable const& table,
+                     std::vector<std::int32_t> const& lengths) {
   ha::CachePlan const plan(table, lengths);
   auto const kd = cache.key_channels;
   auto const vd = cache.value_channels;
@@ -132,7 +139,8 @@ void check_all_forms(SourceCache<T, Source> const& cache, ha::PolicyTable const&
     grouped_rows.push_back(base);
     REQUIRE(plan.grouped_capacity(layer).rows == base);
   }
-  check_form(cache, plan, lengths, grouped, grouped_rows, [&](auto const& buffers) { return ha::grouped(plan, buffers, kd, vd); });
+  check_form(cache, plan, lengths, grouped, grouped_rows,
+             [&](auto const& buffers) { return ha::grouped(plan, buffers, kd, vd); });
 
   // Paged, pages handed out backwards; as CSR and as a dense table.
   for (std::int32_t const page_size : {1, 4, 5}) {
@@ -150,7 +158,8 @@ void check_all_forms(SourceCache<T, Source> const& cache, ha::PolicyTable const&
     for_each_segment(table, lengths, [&](auto layer, auto b, auto h, auto const& tokens) {
       for (std::size_t i = 0; i < tokens.size(); ++i) {
         auto const at = static_cast<std::size_t>(consecutive.indptr[s]) + i / static_cast<std::size_t>(page_size);
-        rows[{layer, b, h, static_cast<std::int64_t>(i)}] = indices[at] * page_size + static_cast<std::int64_t>(i) % page_size;
+        rows[{layer, b, h, static_cast<std::int64_t>(i)}] =
+            indices[at] * page_size + static_cast<std::int64_t>(i) % page_size;
         dense[s * static_cast<std::size_t>(stride) + i / static_cast<std::size_t>(page_size)] = indices[at];
       }
       auto const kept = static_cast<std::int32_t>(tokens.size());
@@ -159,9 +168,11 @@ void check_all_forms(SourceCache<T, Source> const& cache, ha::PolicyTable const&
     });
     std::vector<std::int64_t> const pool(num_layers, std::int64_t{pages} * page_size);
     ha::PagedForm const csr{.block_table = indices.data(), .indptr = consecutive.indptr.data(), .page_size = page_size};
-    check_form(cache, plan, lengths, rows, pool, [&](auto const& buffers) { return ha::paged(plan, buffers, csr, kd, pages, vd); });
+    check_form(cache, plan, lengths, rows, pool,
+               [&](auto const& buffers) { return ha::paged(plan, buffers, csr, kd, pages, vd); });
     ha::PagedForm const table_form{.block_table = dense.data(), .table_stride = stride, .page_size = page_size};
-    check_form(cache, plan, lengths, rows, pool, [&](auto const& buffers) { return ha::paged(plan, buffers, table_form, kd, pages, vd); });
+    check_form(cache, plan, lengths, rows, pool,
+               [&](auto const& buffers) { return ha::paged(plan, buffers, table_form, kd, pages, vd); });
   }
 }
 
@@ -175,13 +186,16 @@ void check_strided(std::vector<std::int32_t> const& lengths, unsigned seed) {
   auto const bhsd = ha::strided_bhsd(batch, heads, tokens, dim);
   auto const bshd = ha::strided_bshd(batch, tokens, heads, dim);
   auto const bhds = ha::strided_bhds(batch, heads, dim, tokens);
-  ha::StridedLayout const odd({batch, heads, tokens, dim}, {.sequence = heads * tokens * 11 + 1, .head = tokens * 11, .token = 11, .channel = 1});
+  ha::StridedLayout const odd({batch, heads, tokens, dim},
+                              {.sequence = heads * tokens * 11 + 1, .head = tokens * 11, .token = 11, .channel = 1});
   for (auto const& layout : {bhsd, bshd, bhds, odd}) {
-    check_all_forms(SourceCache<T, ha::StridedLayout>(layout, layout.extent(), num_layers, dim, dim, seed), table, lengths);
+    check_all_forms(SourceCache<T, ha::StridedLayout>(layout, layout.extent(), num_layers, dim, dim, seed), table,
+                    lengths);
   }
   // Keys and values of different shapes, values transposed: llama.cpp's cache.
   ha::KvLayouts<ha::StridedLayout, ha::StridedLayout> const mixed{bshd, ha::strided_bhds(batch, heads, 4, tokens)};
-  check_all_forms(SourceCache<T, ha::KvLayouts<ha::StridedLayout, ha::StridedLayout>>(mixed, bshd.extent(), num_layers, dim, 4, seed),
+  check_all_forms(SourceCache<T, ha::KvLayouts<ha::StridedLayout, ha::StridedLayout>>(mixed, bshd.extent(), num_layers,
+                                                                                      dim, 4, seed),
                   table, lengths);
 }
 
@@ -207,25 +221,30 @@ TEST_CASE("ragged and paged sources", "[cache]") {
 
   std::vector<std::int32_t> const cu_seqlens{0, 13, 53, 60};
   auto const ragged = ha::ragged_thd(cu_seqlens.data(), 3, 60, heads, dim);
-  check_all_forms(SourceCache<std::uint16_t, ha::RaggedLayout>(ragged, ragged.extent(), num_layers, dim, dim, 6), table, lengths);
+  check_all_forms(SourceCache<std::uint16_t, ha::RaggedLayout>(ragged, ragged.extent(), num_layers, dim, dim, 6), table,
+                  lengths);
 
   for (std::int64_t const page : {4, 5}) {
     std::int64_t const blocks = (40 + page - 1) / page;
     std::int64_t const pool = 3 * blocks + 2;
     std::vector<std::int32_t> block_table(static_cast<std::size_t>(3 * blocks));
-    for (std::size_t i = 0; i < block_table.size(); ++i) block_table[i] = static_cast<std::int32_t>((7 * i + 3) % block_table.size());
+    for (std::size_t i = 0; i < block_table.size(); ++i)
+      block_table[i] = static_cast<std::int32_t>((7 * i + 3) % block_table.size());
     std::vector<std::int32_t> used(block_table);
     std::sort(used.begin(), used.end());
     REQUIRE(std::unique(used.begin(), used.end()) == used.end());
-    ha::PagedShape const shape{.sequences = 3, .kv_heads = heads, .channels = dim, .num_pages = pool, .page_size = page};
+    ha::PagedShape const shape{
+        .sequences = 3, .kv_heads = heads, .channels = dim, .num_pages = pool, .page_size = page};
     auto const table_view = ha::PageTable::dense(block_table.data(), blocks);
     std::int64_t const elements = pool * page * heads * dim;
     for (auto const order : {ha::PageOrder::nhd, ha::PageOrder::hnd}) {
       auto const split = ha::flashinfer_split(table_view, shape, order);
-      check_all_forms(SourceCache<std::uint16_t, ha::PagedLayout>(split, elements, num_layers, dim, dim, 7), table, lengths);
+      check_all_forms(SourceCache<std::uint16_t, ha::PagedLayout>(split, elements, num_layers, dim, dim, 7), table,
+                      lengths);
       auto const joined = ha::flashinfer_joined(table_view, shape, order);
       using Joined = std::remove_cvref_t<decltype(joined)>;
-      check_all_forms(SourceCache<std::uint16_t, Joined>(joined, 2 * elements, num_layers, dim, dim, 8), table, lengths);
+      check_all_forms(SourceCache<std::uint16_t, Joined>(joined, 2 * elements, num_layers, dim, dim, 8), table,
+                      lengths);
     }
     auto const split_x = ha::vllm_paged_attention(table_view, shape, 4);
     using SplitX = std::remove_cvref_t<decltype(split_x)>;
@@ -337,7 +356,8 @@ TEST_CASE("in place, without a second buffer", "[cache]") {
   table.set(0, 5, ha::SinkWindow{.sink = 4, .window = 30});  // target and source of the window overlap
   ha::CachePlan const plan(table, lengths);
   std::vector<std::int32_t> block_table(3 * 10);
-  for (std::size_t i = 0; i < block_table.size(); ++i) block_table[i] = static_cast<std::int32_t>((11 * i + 5) % block_table.size());
+  for (std::size_t i = 0; i < block_table.size(); ++i)
+    block_table[i] = static_cast<std::int32_t>((11 * i + 5) % block_table.size());
   ha::PagedShape const shape{.sequences = 3, .kv_heads = heads, .channels = 8, .num_pages = 30, .page_size = 4};
   auto const check = [&](auto const& layout, std::int64_t extent) {
     using Layout = std::remove_cvref_t<decltype(layout)>;
@@ -360,7 +380,8 @@ TEST_CASE("in place, without a second buffer", "[cache]") {
     });
     REQUIRE(right);
   };
-  for (auto const& layout : {ha::strided_bhsd(3, heads, 40, 8), ha::strided_bshd(3, 40, heads, 8), ha::strided_bhds(3, heads, 8, 40)}) {
+  for (auto const& layout :
+       {ha::strided_bhsd(3, heads, 40, 8), ha::strided_bshd(3, 40, heads, 8), ha::strided_bhds(3, heads, 8, 40)}) {
     check(layout, layout.extent());
   }
   auto const paged = ha::flash_attention_paged(ha::PageTable::dense(block_table.data(), 10), shape);
@@ -373,7 +394,8 @@ TEST_CASE("in place, without a second buffer", "[cache]") {
 namespace {
 
 /// Rotates in double, independently of the library.
-void rotate(std::vector<double>& row, double positions, ha::RotaryPairing pairing, std::int64_t rotary_dim, double base) {
+void rotate(std::vector<double>& row, double positions, ha::RotaryPairing pairing, std::int64_t rotary_dim,
+            double base) {
   for (std::int64_t i = 0; i < rotary_dim / 2; ++i) {
     auto const a = static_cast<std::size_t>(pairing == ha::RotaryPairing::neox ? i : 2 * i);
     auto const b = static_cast<std::size_t>(pairing == ha::RotaryPairing::neox ? i + rotary_dim / 2 : 2 * i + 1);
@@ -411,18 +433,22 @@ void check_rotation(double tolerance) {
           sines.push_back(static_cast<float>(std::sin(p * f)));
         }
       }
-      for (auto const& rotation : {ha::KeyRotation::from_base(pairing, rotary_dim, base), ha::KeyRotation::from_frequencies(pairing, frequencies),
-                                   ha::KeyRotation::from_table(pairing, rotary_dim, cosines.data(), sines.data(), tokens)}) {
+      for (auto const& rotation :
+           {ha::KeyRotation::from_base(pairing, rotary_dim, base),
+            ha::KeyRotation::from_frequencies(pairing, frequencies),
+            ha::KeyRotation::from_table(pairing, rotary_dim, cosines.data(), sines.data(), tokens)}) {
         std::vector<T> k(static_cast<std::size_t>(plan.kept_total() * dim));
         std::vector<T> v(k);
-        ha::compress(plan, ha::transfer(layers, layout, ha::ragged(plan, k.data(), v.data(), dim)).rotate_keys(rotation));
+        ha::compress(plan,
+                     ha::transfer(layers, layout, ha::ragged(plan, k.data(), v.data(), dim)).rotate_keys(rotation));
         auto moved = keys;
         auto moved_values = keys;
         ha::compress_in_place(plan, std::vector<ha::LayerKv<T>>{{moved.data(), moved_values.data()}}, layout, rotation);
         auto const kept = kept_tokens(ha::SinkWindow{.sink = 4, .window = 20}, tokens);
         for (std::size_t slot = 0; slot < kept.size(); ++slot) {
           std::vector<double> row;
-          for (std::int64_t c = 0; c < dim; ++c) row.push_back(double(ha::to_float(keys[static_cast<std::size_t>(kept[slot] * dim + c)])));
+          for (std::int64_t c = 0; c < dim; ++c)
+            row.push_back(double(ha::to_float(keys[static_cast<std::size_t>(kept[slot] * dim + c)])));
           rotate(row, double(slot) - double(kept[slot]), pairing, rotary_dim, base);
           for (std::size_t c = 0; c < dim; ++c) {
             REQUIRE(std::abs(double(ha::to_float(k[slot * dim + c])) - row[c]) <= tolerance);
@@ -448,20 +474,24 @@ TEST_CASE("strides beyond 32 bits", "[cache]") {
   // 2 heads, 6 GiB apart: mapped, but only the touched pages exist.
   constexpr std::int64_t head_stride = std::int64_t{3} << 30;
   constexpr std::size_t bytes = std::size_t{7} << 30;
-  void* const mapped = mmap(nullptr, 2 * bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const mapped =
+      mmap(nullptr, 2 * bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapped == MAP_FAILED) HEADAWARE_SKIP("no 14 GiB of address space");
   auto* const keys = static_cast<std::uint16_t*>(mapped);
   ha::StridedLayout const layout({1, 2, 40, 8}, {.sequence = 0, .head = head_stride, .token = 8, .channel = 1});
   for (std::int64_t h = 0; h < 2; ++h) {
     for (std::int64_t t = 0; t < 40; ++t) {
-      for (std::int64_t c = 0; c < 8; ++c) keys[layout.offset(0, h, t, c)] = static_cast<std::uint16_t>(h * 1000 + t * 10 + c);
+      for (std::int64_t c = 0; c < 8; ++c)
+        keys[layout.offset(0, h, t, c)] = static_cast<std::uint16_t>(h * 1000 + t * 10 + c);
     }
   }
   REQUIRE(layout.offset(0, 1, 39, 7) > std::numeric_limits<std::int32_t>::max());
-  ha::CachePlan const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 2}), std::vector<std::int32_t>{40});
+  ha::CachePlan const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 2}),
+                           std::vector<std::int32_t>{40});
   std::vector<std::uint16_t> k(6 * 8);
   std::vector<std::uint16_t> v(k);
-  ha::compress(plan, std::vector<ha::LayerKv<std::uint16_t const>>{{keys, keys}}, layout, ha::ragged(plan, k.data(), v.data(), 8));
+  ha::compress(plan, std::vector<ha::LayerKv<std::uint16_t const>>{{keys, keys}}, layout,
+               ha::ragged(plan, k.data(), v.data(), 8));
   REQUIRE(k[3 * 8] == 1000);
   REQUIRE(k[5 * 8 + 7] == 1000 + 390 + 7);
   REQUIRE(v == k);
@@ -494,10 +524,14 @@ TEST_CASE("bad input is named and nothing is written", "[cache]") {
 
   fails([&] { ha::compress(plan, std::vector<ha::LayerKv<std::uint16_t const>>{layers[0]}, layout, kept); },
         {"source layers", "2", "1", "compress"});
-  fails([&] { ha::compress(plan, layers, ha::strided_bhsd(1, 3, 20, 8), kept); }, {"source KV heads", "2", "3", "keys"});
-  fails([&] { ha::compress(plan, layers, ha::strided_bhsd(2, 2, 20, 8), kept); }, {"source sequences", "1", "2", "keys"});
-  fails([&] { ha::compress(plan, layers, ha::strided_bhsd(1, 2, 19, 8), kept); }, {"source tokens", "20", "19", "keys"});
-  fails([&] { ha::compress(plan, layers, ha::strided_bhsd(1, 2, 20, 16), kept); }, {"source channels", "8", "16", "keys"});
+  fails([&] { ha::compress(plan, layers, ha::strided_bhsd(1, 3, 20, 8), kept); },
+        {"source KV heads", "2", "3", "keys"});
+  fails([&] { ha::compress(plan, layers, ha::strided_bhsd(2, 2, 20, 8), kept); },
+        {"source sequences", "1", "2", "keys"});
+  fails([&] { ha::compress(plan, layers, ha::strided_bhsd(1, 2, 19, 8), kept); },
+        {"source tokens", "20", "19", "keys"});
+  fails([&] { ha::compress(plan, layers, ha::strided_bhsd(1, 2, 20, 16), kept); },
+        {"source channels", "8", "16", "keys"});
   fails(
       [&] {
         auto broken = layers;
@@ -526,13 +560,22 @@ TEST_CASE("bad input is named and nothing is written", "[cache]") {
   ha::PagedForm const form{.block_table = block_table.data(), .table_stride = 2, .page_size = 4};
   std::vector<std::uint16_t> pool(8 * 4 * 8);
   std::vector<ha::LayerKv<std::uint16_t>> const pools(2, {pool.data(), pool.data()});
-  fails([&] { ha::compress(plan, layers, layout, ha::paged(plan, pools, form, 8, 8)); }, {"block table entry", "[0, 8)", "99", "segment 2"});
-  fails([&] { (void)ha::paged(plan, pools, {.block_table = block_table.data(), .table_stride = 2, .page_size = 0}, 8); }, {"page size", "> 0", "0", "paged"});
-  fails([&] { (void)ha::paged(plan, pools, {.block_table = block_table.data(), .table_stride = 1, .page_size = 4}, 8); },
-        {"block table row", "8 tokens", "4", "paged"});
+  fails([&] { ha::compress(plan, layers, layout, ha::paged(plan, pools, form, 8, 8)); },
+        {"block table entry", "[0, 8)", "99", "segment 2"});
+  fails(
+      [&] { (void)ha::paged(plan, pools, {.block_table = block_table.data(), .table_stride = 2, .page_size = 0}, 8); },
+      {"page size", "> 0", "0", "paged"});
+  fails(
+      [&] { (void)ha::paged(plan, pools, {.block_table = block_table.data(), .table_stride = 1, .page_size = 4}, 8); },
+      {"block table row", "8 tokens", "4", "paged"});
   fails([&] { (void)ha::ragged(plan, k.data(), v.data(), 0); }, {"channels", "> 0", "0", "ragged"});
-  fails([&] { (void)ha::CachePlan(table, std::vector<std::int32_t>{5, -1}); }, {"negative length", ">= 0", "-1", "sequence 1"});
-  fails([&] { (void)ha::KeyRotation::from_base(ha::RotaryPairing::neox, 7, 10000); }, {"rotary_dim", "even", "7", "KeyRotation"});
+  fails(
+      [&] {
+        (void)ha::CachePlan(table, std::vector<std::int32_t>{5, -1});
+      },
+      {"negative length", ">= 0", "-1", "sequence 1"});
+  fails([&] { (void)ha::KeyRotation::from_base(ha::RotaryPairing::neox, 7, 10000); },
+        {"rotary_dim", "even", "7", "KeyRotation"});
   fails(
       [&] {
         std::vector<float> fk(static_cast<std::size_t>(plan.kept_total() * 8));

@@ -254,8 +254,9 @@ TEST_CASE("what does not fit into a DLPack tensor is an error", "[layout][dlpack
   CHECK(error_of([&] { (void)ha::dlpack_view(memory, layout, "bsd", cpu); }).what == "KV heads left out");
   CHECK(error_of([&] { (void)ha::dlpack_view(memory, layout, "bhd", cpu); }).what == "tokens left out");
   CHECK(error_of([&] { (void)ha::dlpack_view(memory, layout, "bhs", cpu); }).what == "channels left out");
-  CHECK(error_of([&] { (void)ha::dlpack_view(memory, layout, "bhsd", cpu, {kDLFloat, 16, 1}); }).what ==
-        "bits of an element");
+  CHECK(error_of([&] {
+          (void)ha::dlpack_view(memory, layout, "bhsd", cpu, {kDLFloat, 16, 1});
+        }).what == "bits of an element");
   CHECK_NOTHROW(ha::dlpack_view(memory, layout, "bhsd", cpu, {kDLInt, 8, 4}));
 }
 
@@ -277,7 +278,9 @@ TEST_CASE("a managed DLPack tensor releases its memory once", "[layout][dlpack]"
     CHECK(released == 1);
   }
   CHECK(released == 1);
-  { auto const dropped = ha::managed_dlpack(ha::DlpackView(), [&released] { ++released; }); }
+  {
+    auto const dropped = ha::managed_dlpack(ha::DlpackView(), [&released] { ++released; });
+  }
   CHECK(released == 2);
 }
 
@@ -293,8 +296,8 @@ TEST_CASE("versioned managed tensors say their version and flags", "[layout][dlp
   float memory[24];
   {
     auto const view = ha::dlpack_view(memory, ha::strided_bhsd(1, 2, 3, 4), "bhsd", cpu);
-    auto const managed =
-        ha::managed_dlpack_versioned(view, [&released] { ++released; }, DLPACK_FLAG_BITMASK_READ_ONLY);
+    auto const managed = ha::managed_dlpack_versioned(
+        view, [&released] { ++released; }, DLPACK_FLAG_BITMASK_READ_ONLY);
     CHECK(managed->version.major == DLPACK_MAJOR_VERSION);
     CHECK(managed->flags == DLPACK_FLAG_BITMASK_READ_ONLY);
     check_same(ha::strided_from_dlpack<float>(managed->dl_tensor, "bhsd").layout, ha::strided_bhsd(1, 2, 3, 4));

@@ -33,9 +33,7 @@ struct PagedCase {
   [[nodiscard]] ha::PageTable dense() const {
     return ha::PageTable::dense(pages.dense.data(), pages.max_pages, pages.row_stride);
   }
-  [[nodiscard]] ha::PageTable csr() const {
-    return ha::PageTable::csr(pages.indices.data(), pages.indptr.data());
-  }
+  [[nodiscard]] ha::PageTable csr() const { return ha::PageTable::csr(pages.indices.data(), pages.indptr.data()); }
   [[nodiscard]] std::int64_t page(std::int64_t s, std::int64_t t) const { return pages.page(s, t / page_size); }
   [[nodiscard]] std::int64_t slot(std::int64_t t) const { return t % page_size; }
   template <class Layout, class Expected>
@@ -277,12 +275,8 @@ TEST_CASE("engines' caches go beyond 32 bits", "[layout][engines]") {
   auto const pool = ha::tensorrt_llm(offsets, 2, shape);
   CHECK(pool.values.offset(0, 7, 31, 127) == std::int64_t{8589934591});
   CHECK(pool.values.extent() == std::int64_t{8589934592});
-  auto const llama = ha::llama_cpp({.n_stream = 64,
-                                    .kv_size = 131072,
-                                    .n_head_kv = 8,
-                                    .n_embd_head_k = 128,
-                                    .n_embd_head_v = 128,
-                                    .v_trans = true});
+  auto const llama = ha::llama_cpp(
+      {.n_stream = 64, .kv_size = 131072, .n_head_kv = 8, .n_embd_head_k = 128, .n_embd_head_v = 128, .v_trans = true});
   CHECK(llama.keys.offset(63, 7, 131071, 127) == std::int64_t{8589934591});
   CHECK(llama.values.offset(63, 7, 131071, 127) == std::int64_t{8589934591});
 }

@@ -1,12 +1,12 @@
 // Policies, registry and tables by themselves.
 
+#include "support/errors.hpp"
+#include "support/reference_cache.hpp"
+
 #include <headaware/cache/cache_info.hpp>
 #include <headaware/cache/cache_plan.hpp>
 #include <headaware/element.hpp>
 #include <headaware/policy/table.hpp>
-
-#include "support/errors.hpp"
-#include "support/reference_cache.hpp"
 
 #include <cmath>
 #include <cstdint>
@@ -31,14 +31,17 @@ void check_maps(P const& policy) {
       REQUIRE(ha::kept_slot(policy, t, length) == (keeps ? before : -1));
       before += keeps ? 1 : 0;
     }
-    for (std::size_t i = 0; i < kept.size(); ++i) REQUIRE(ha::source_token(policy, static_cast<std::int64_t>(i), length) == kept[i]);
+    for (std::size_t i = 0; i < kept.size(); ++i)
+      REQUIRE(ha::source_token(policy, static_cast<std::int64_t>(i), length) == kept[i]);
   }
 }
 
 struct OwnPolicy {
   static constexpr std::string_view name = "own";
   int modulus = 4;
-  HEADAWARE_HOST_DEVICE bool keeps(std::int64_t token, std::int64_t length) const { return (length - token) % modulus == 1; }
+  HEADAWARE_HOST_DEVICE bool keeps(std::int64_t token, std::int64_t length) const {
+    return (length - token) % modulus == 1;
+  }
   friend bool operator==(OwnPolicy const&, OwnPolicy const&) = default;
 };
 struct OwnCounted {
@@ -63,7 +66,8 @@ TEST_CASE("slots and tokens map to each other", "[policy]") {
     for (std::int32_t const window : {0, 1, 8, 33, 100}) check_maps(ha::SinkWindow{.sink = sink, .window = window});
   }
   for (std::int32_t const window : {0, 1, 8, 33, 100}) check_maps(ha::WindowOnly{.window = window});
-  check_maps(ha::SinkWindow{.sink = std::numeric_limits<std::int32_t>::max(), .window = std::numeric_limits<std::int32_t>::max()});
+  check_maps(ha::SinkWindow{.sink = std::numeric_limits<std::int32_t>::max(),
+                            .window = std::numeric_limits<std::int32_t>::max()});
   check_maps(ha::Full{});
   check_maps(ha::Prune{});
   check_maps(OwnPolicy{});
@@ -87,9 +91,21 @@ TEST_CASE("kept indices of long sequences need no search", "[policy]") {
 
 TEST_CASE("keep-lists are checked", "[policy]") {
   std::vector<std::int32_t> const tokens{1, 5, 5};
-  check_error<ha::ArgumentError>([&] { ha::KeepList{tokens.data(), 3}.validate_entries(10); }, {"keep-list entry", "[6, 10)", "5", "entry 2"});
-  check_error<ha::ArgumentError>([&] { ha::KeepList{tokens.data(), 2}.validate_entries(5); }, {"keep-list entry", "[2, 5)", "5", "entry 1"});
-  check_error<ha::ArgumentError>([&] { ha::KeepList{nullptr, 2}.validate(); }, {"keep-list tokens", "pointer", "nullptr", "KeepList"});
+  check_error<ha::ArgumentError>(
+      [&] {
+        ha::KeepList{tokens.data(), 3}.validate_entries(10);
+      },
+      {"keep-list entry", "[6, 10)", "5", "entry 2"});
+  check_error<ha::ArgumentError>(
+      [&] {
+        ha::KeepList{tokens.data(), 2}.validate_entries(5);
+      },
+      {"keep-list entry", "[2, 5)", "5", "entry 1"});
+  check_error<ha::ArgumentError>(
+      [&] {
+        ha::KeepList{nullptr, 2}.validate();
+      },
+      {"keep-list tokens", "pointer", "nullptr", "KeepList"});
   ha::KeepList{tokens.data(), 2}.validate_entries(6);
 }
 
@@ -101,8 +117,9 @@ TEST_CASE("the registry knows policies by name and by type", "[policy]") {
   std::string visited;
   Registry::visit_type(Registry::id_of_name("window_only"), [&](auto const& policy) { visited = policy.name; });
   REQUIRE(visited == "window_only");
-  check_error<ha::ArgumentError>([] { (void)Registry::id_of_name("windows"); },
-                                 {"unknown policy", "full, sink_window, window_only, prune, keep_list, own", "'windows'", "PolicyRegistry"});
+  check_error<ha::ArgumentError>(
+      [] { (void)Registry::id_of_name("windows"); },
+      {"unknown policy", "full, sink_window, window_only, prune, keep_list, own", "'windows'", "PolicyRegistry"});
 
   ha::AnyPolicy<Registry> const any = OwnPolicy{.modulus = 7};
   REQUIRE(any.name() == "own");
@@ -121,9 +138,11 @@ TEST_CASE("tables", "[policy]") {
   REQUIRE(table.at(0, 2).get<ha::SinkWindow>() == ha::SinkWindow{.sink = 4, .window = 28});
   check_error<ha::ArgumentError>([&] { (void)table.at(2, 0); }, {"layer", "[0, 2)", "2", "PolicyTable"});
   check_error<ha::ArgumentError>([&] { table.set(0, -1, ha::Full{}); }, {"KV head", "[0, 4)", "-1", "PolicyTable"});
-  check_error<ha::ArgumentError>([&] { table.set(0, 0, ha::SinkWindow{.sink = 4, .window = -3}); }, {"negative window", "window >= 0", "-3", "SinkWindow"});
+  check_error<ha::ArgumentError>([&] { table.set(0, 0, ha::SinkWindow{.sink = 4, .window = -3}); },
+                                 {"negative window", "window >= 0", "-3", "SinkWindow"});
   check_error<ha::ArgumentError>([] { (void)ha::PolicyTable(0, 4); }, {"num_layers", "> 0", "0", "PolicyTable"});
-  check_error<ha::ArgumentError>([] { (void)ha::UniformTable(ha::WindowOnly{.window = -1}, 1, 1); }, {"negative window", "", "-1", "WindowOnly"});
+  check_error<ha::ArgumentError>([] { (void)ha::UniformTable(ha::WindowOnly{.window = -1}, 1, 1); },
+                                 {"negative window", "", "-1", "WindowOnly"});
 
   std::vector<std::int32_t> const skipped{0};
   auto const skipping = table.skip_layers(skipped);
@@ -158,7 +177,8 @@ TEST_CASE("tensor-parallel ranks get their KV heads", "[policy]") {
       }
     }
   }
-  for (std::int32_t rank = 0; rank < 16; ++rank) REQUIRE(table.slice(rank, 16).at(0, 0).get<ha::WindowOnly>().window == rank / 2);
+  for (std::int32_t rank = 0; rank < 16; ++rank)
+    REQUIRE(table.slice(rank, 16).at(0, 0).get<ha::WindowOnly>().window == rank / 2);
   check_error<ha::ArgumentError>([&] { (void)table.slice(0, 3); }, {"ranks", "8 KV heads", "3", "slice"});
   check_error<ha::ArgumentError>([&] { (void)table.slice(2, 2); }, {"rank", "[0, 2)", "2", "slice"});
 }

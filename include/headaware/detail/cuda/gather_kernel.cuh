@@ -106,7 +106,8 @@ struct StageTokens {
 };
 
 /// The segment whose tiles include `tile`: a 32-way search, a warp's lanes probing together.
-__device__ inline std::int64_t find_segment(std::int32_t const* tile_offsets, std::int64_t segments, std::int32_t tile) {
+__device__ inline std::int64_t find_segment(std::int32_t const* tile_offsets, std::int64_t segments,
+                                            std::int32_t tile) {
   auto const lane = static_cast<std::int64_t>(threadIdx.x % warp_threads);
   std::int64_t first = 0;
   std::int64_t count = segments;
@@ -224,8 +225,8 @@ __device__ void rotate_rows(Plane const& plane, GatherShared const& shared) {
     if (token < 0) continue;
     std::int64_t const distance = token - (shared.tile.first_slot + row);
     auto const load = [&](std::int32_t channel) {
-      return *reinterpret_cast<Vector const*>(
-          source + plane.layout.offset(segment.sequence, segment.kv_head, token, channel));
+      return *reinterpret_cast<Vector const*>(source +
+                                              plane.layout.offset(segment.sequence, segment.kv_head, token, channel));
     };
     auto const store = [&](std::int32_t channel, Vector const& vector) {
       *reinterpret_cast<Vector*>(kept + shared.row_offsets[row] + channel) = vector;
@@ -337,8 +338,9 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
       }
       Segment const& segment = place.segment;
       auto const is_valid = [&](std::int64_t, std::int64_t token) { return token >= 0 && token < segment.length; };
-      visit_policy(p.plan.table, segment.layer, segment.sequence, segment.kv_head,
-                   StageTokens<decltype(is_valid)>{place.first_slot, segment.length, place.rows, shared.tokens, is_valid});
+      visit_policy(
+          p.plan.table, segment.layer, segment.sequence, segment.kv_head,
+          StageTokens<decltype(is_valid)>{place.first_slot, segment.length, place.rows, shared.tokens, is_valid});
       for (auto r = static_cast<std::int32_t>(threadIdx.x); r < place.rows; r += block_threads) {
         shared.row_offsets[r] = plane.form.row_offset(segment, place.capacity, place.first_slot + r, plane.channels);
       }

@@ -9,6 +9,10 @@
 
 #include <cstdint>
 
+// A kernel over a policy or layout from an unnamed namespace has internal linkage anyway; nvcc warns that
+// the attribute below then adds nothing.
+#pragma nv_diag_suppress 1407
+
 /// Kernels are hidden symbols: two libraries built with different versions must not share one.
 #define HEADAWARE_KERNEL __attribute__((visibility("hidden"))) __global__
 

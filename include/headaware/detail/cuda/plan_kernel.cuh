@@ -48,7 +48,8 @@ inline constexpr std::int32_t plan_threads = 512;
 /// One block counts what every segment keeps and sums it up. Cost: O(segments / 512) rounds.
 template <class Table, class Form>
 HEADAWARE_KERNEL void __launch_bounds__(plan_threads, 1)
-    plan_kernel(PlanParameters<Table, Form> const __grid_constant__ p, LayerCapacities const __grid_constant__ capacities) {
+    plan_kernel(PlanParameters<Table, Form> const __grid_constant__ p,
+                LayerCapacities const __grid_constant__ capacities) {
   using Scan = cub::BlockScan<RowsAndTiles, plan_threads>;
   __shared__ typename Scan::TempStorage scan_storage;
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
