@@ -140,7 +140,7 @@ TEST_CASE("ragged and paged sources, split-x keys, a layout of one's own", "[cac
   check_all_forms(split, ha::vllm_paged_attention(pages(d_block_table.data()), shape, 8), lengths);
 }
 
-namespace {
+namespace own {
 
 struct HeadsFastest {
   std::int64_t heads;
@@ -155,14 +155,14 @@ struct EveryThird {
   friend bool operator==(EveryThird const&, EveryThird const&) = default;
 };
 
-}  // namespace
+}  // namespace own
 
 TEST_CASE("policies and layouts of one's own, tables known at compile time", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
   std::vector<std::int32_t> const lengths{80, 11};
-  SourceCache<std::uint16_t, HeadsFastest> const cache({3}, 2 * 80 * 16 * 3, num_layers, 16, 16, 25);
-  using Registry = ha::DefaultRegistry::with<EveryThird>;
-  ha::BasicPolicyTable<Registry> table(num_layers, 3, EveryThird{1});
+  SourceCache<std::uint16_t, own::HeadsFastest> const cache({3}, 2 * 80 * 16 * 3, num_layers, 16, 16, 25);
+  using Registry = ha::DefaultRegistry::with<own::EveryThird>;
+  ha::BasicPolicyTable<Registry> table(num_layers, 3, own::EveryThird{1});
   table.set(0, 1, ha::Full{});
   ha::BasicCachePlan const plan(table, lengths);
   DeviceVector<std::byte> const d_bytes(std::vector<std::byte>(table.bytes().begin(), table.bytes().end()));
