@@ -11,4 +11,4 @@ struct Policy {
   friend constexpr bool operator==(Policy const&, Policy const&) = default;
 };
 
-bool const is_mine = headaware::PolicyTable(1, 1).at(0, 0).is<Policy>();
+headaware::PolicyTable const table(1, 1, Policy{});

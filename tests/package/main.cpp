@@ -1,4 +1,4 @@
-#include <headaware/policy/table.hpp>
+#include <headaware/compressor.hpp>
 
 #include <cstdio>
 

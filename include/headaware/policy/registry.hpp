@@ -27,7 +27,8 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @brief A compile-time list of policy types. Add your own with `DefaultRegistry::with<Mine>`.
 template <class... Policies>
 struct PolicyRegistry {
-  static_assert((check_policy<Policies>() && ...));
+  // Evaluated for its messages; asserting the result too would add an error that says nothing.
+  static_assert((check_policy<Policies>() | ... | true));
   static_assert(sizeof...(Policies) > 0 && sizeof...(Policies) < 256, "headaware: a registry holds 1 to 255 policies");
 
   /// This registry and `More` policies; ids of the ones already listed stay as they are.
@@ -101,6 +102,14 @@ class AnyPolicy<PolicyRegistry<Policies...>> {
   template <class P>
     requires(Registry::template contains<P>)
   AnyPolicy(P const& policy) : id_(Registry::template id_of<P>()) { std::memcpy(bytes_, &policy, sizeof(P)); }
+
+  /// A policy that the registry lacks is refused in words.
+  template <class P>
+    requires(HeadPolicy<P> && !Registry::template contains<P>)
+  AnyPolicy(P const&) {
+    static_assert(Registry::template contains<P>,
+                  "headaware: this policy type is not in the registry; add it with Registry::with<...>");
+  }
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::uint8_t id() const { return id_; }
   [[nodiscard]] std::string_view name() const { return Registry::names[id_]; }
