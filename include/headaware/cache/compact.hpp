@@ -234,27 +234,24 @@ void run_tile(Plane<T, Layout, Form> const& plane, Rotation const& rotation, Til
   std::int64_t const rows = tile.end - tile.begin;
   if (tile.heads > 1 && plane.shape.contiguous && std::is_same_v<Rotation, KeepPositions>) {
     // Token by token, all heads of each, as the source has them side by side.
-    struct Head {
+    struct Move {
       T const* source;
       T* kept;
     };
     auto const bytes = static_cast<std::size_t>(plane.shape.channels) * sizeof(T);
-    std::vector<Head> moves;
-    moves.reserve(static_cast<std::size_t>(rows * tile.heads));
+    std::vector<Move> moves(static_cast<std::size_t>(rows * tile.heads));
     for (std::int64_t head = 0; head < tile.heads; ++head) {
       Segment const& segment = segments[head];
       auto const from = plane.from(segment);
       auto const to = plane.to(segment);
-      for (std::int64_t i = 0; i < rows; ++i) {
-        bool const held = tile.begin + i < segment.kept;
-        moves.push_back(held ? Head{source + from(tokens[head * rows + i], 0), kept + to(tile.begin + i, 0)} : Head{});
+      std::int64_t const held = std::min(rows, segment.kept - tile.begin);
+      for (std::int64_t i = 0; i < held; ++i) {
+        moves[static_cast<std::size_t>(i * tile.heads + head)] = {source + from(tokens[head * rows + i], 0),
+                                                                  kept + to(tile.begin + i, 0)};
       }
     }
-    for (std::int64_t i = 0; i < rows; ++i) {
-      for (std::int64_t head = 0; head < tile.heads; ++head) {
-        Head const& move = moves[static_cast<std::size_t>(head * rows + i)];
-        if (move.kept != nullptr) std::memcpy(move.kept, move.source, bytes);
-      }
+    for (Move const& move : moves) {
+      if (move.kept != nullptr) std::memcpy(move.kept, move.source, bytes);
     }
     return;
   }
