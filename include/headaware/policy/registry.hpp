@@ -103,9 +103,9 @@ class AnyPolicy<PolicyRegistry<Policies...>> {
     requires(Registry::template contains<P>)
   AnyPolicy(P const& policy) : id_(Registry::template id_of<P>()) { std::memcpy(bytes_, &policy, sizeof(P)); }
 
-  /// A policy that the registry lacks is refused in words.
+  /// A policy that the registry lacks (anything with a policy's name) is refused in words.
   template <class P>
-    requires(HeadPolicy<P> && !Registry::template contains<P>)
+    requires(!Registry::template contains<P> && requires { std::string_view(P::name); })
   AnyPolicy(P const&) {
     static_assert(Registry::template contains<P>,
                   "headaware: this policy type is not in the registry; add it with Registry::with<...>");
