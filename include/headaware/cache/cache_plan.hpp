@@ -55,7 +55,8 @@ class BasicCachePlan {
  public:
   /// @param table    policies of all layers and KV heads
   /// @param lengths  tokens of each sequence of the batch
-  /// @throws ArgumentError on a negative length, or keep-lists for another number of sequences
+  /// @throws ArgumentError on a negative length, keep-lists for another number of sequences, or a policy that keeps
+  ///         more tokens than there are
   /// @par Cost  O(layers · sequences · heads)
   BasicCachePlan(Table table, std::span<std::int32_t const> lengths)
       : table_(std::move(table)), lengths_(lengths.begin(), lengths.end()) {
@@ -70,6 +71,12 @@ class BasicCachePlan {
     offsets_.resize(static_cast<std::size_t>(num_segments()) + 1);
     for (std::int64_t s = 0; s < num_segments(); ++s) {
       Segment const segment = detail::make_segment(table_, s, num_sequences(), lengths_.data());
+      if (segment.kept < 0 || segment.kept > segment.length) {
+        detail::require(false, "kept tokens", "in [0, " + std::to_string(segment.length) + "]", segment.kept,
+                        ("CachePlan, layer " + std::to_string(segment.layer) + ", sequence " +
+                         std::to_string(segment.sequence) + ", KV head " + std::to_string(segment.kv_head))
+                            .c_str());
+      }
       offsets_[index(s) + 1] = offsets_[index(s)] + segment.kept;
     }
   }
@@ -195,6 +202,10 @@ class BasicCachePlan {
                     "CachePlan::on_device");
     detail::require(d_table.num_kv_heads() == num_kv_heads(), "device table's KV heads", num_kv_heads(),
                     d_table.num_kv_heads(), "CachePlan::on_device");
+    if constexpr (requires { d_table.num_sequences(); }) {
+      detail::require(d_table.num_sequences() == num_sequences(), "device keep-lists' sequences", num_sequences(),
+                      d_table.num_sequences(), "CachePlan::on_device");
+    }
     DevicePlan<DeviceTable> plan;
     plan.table = d_table;
     plan.d_lengths = d_lengths;
@@ -219,6 +230,9 @@ class BasicCachePlan {
       } else if (group == detail::HeadGroup::window) {
         capacity.window_heads += counts ? 1 : 0;
         capacity.head_rows = std::max(capacity.head_rows, segment.kept);
+      } else {
+        detail::require(segment.kept == 0, "grouped rows", "none of a head that the first sequence prunes",
+                        segment.kept, "CachePlan::grouped_capacity");
       }
     }
     capacity.rows =

@@ -102,7 +102,7 @@ inline bool overlap(std::vector<Interval> a, std::vector<Interval> b) {
 
 template <class Layout>
 void check_source_layout(Layout const& layout, PlanBounds const& bounds, std::int64_t channels, char const* where) {
-  static_assert(check_layout<Layout>() || true);
+  static_assert(check_layout<Layout>());
   if constexpr (requires { layout.num_sequences(); }) {
     require(layout.num_sequences() == bounds.num_sequences, "source sequences", bounds.num_sequences,
             layout.num_sequences(), where);

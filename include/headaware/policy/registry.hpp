@@ -27,8 +27,7 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @brief A compile-time list of policy types. Add your own with `DefaultRegistry::with<Mine>`.
 template <class... Policies>
 struct PolicyRegistry {
-  // Evaluated for its messages; asserting the result too would add an error that says nothing.
-  static_assert((check_policy<Policies>() | ... | true));
+  static_assert((check_policy<Policies>() && ...));
   static_assert(sizeof...(Policies) > 0 && sizeof...(Policies) < 256, "headaware: a registry holds 1 to 255 policies");
 
   /// This registry and `More` policies; ids of the ones already listed stay as they are.

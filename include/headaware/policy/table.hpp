@@ -52,7 +52,7 @@ static_assert(PolicySource<PolicyTableView<>>);
 /// @brief One policy for all heads, its type known at compile time: costs no branch and no memory.
 template <class P>
 class UniformTable {
-  static_assert(check_policy<P>() || true);
+  static_assert(check_policy<P>());
 
  public:
   UniformTable() = default;
@@ -133,7 +133,7 @@ class BasicPolicyTable {
   /// @brief The named layers alone, in the order named: what a pipeline-parallel rank holds.
   /// @throws ArgumentError if no layer is named or one is out of range
   [[nodiscard]] BasicPolicyTable select_layers(std::span<std::int32_t const> layers) const {
-    BasicPolicyTable result(static_cast<std::int32_t>(layers.size()), num_kv_heads_);
+    BasicPolicyTable result(static_cast<std::int32_t>(layers.size()), num_kv_heads_, Policy{});
     for (std::int32_t i = 0; i < result.num_layers_; ++i) {
       for (std::int32_t head = 0; head < num_kv_heads_; ++head) {
         result.set(i, head, at(layers[static_cast<std::size_t>(i)], head));
@@ -150,12 +150,12 @@ class BasicPolicyTable {
     constexpr auto where = "PolicyTable::slice";
     detail::require(ranks > 0, "ranks", "> 0", ranks, where);
     detail::require_index(rank, ranks, "rank", where);
-    bool const divides = num_kv_heads_ % ranks == 0 || (num_kv_heads_ > 0 && ranks % num_kv_heads_ == 0);
+    bool const divides = num_kv_heads_ > 0 && (num_kv_heads_ % ranks == 0 || ranks % num_kv_heads_ == 0);
     detail::require(divides, "ranks", "a divisor or a multiple of " + std::to_string(num_kv_heads_) + " KV heads",
                     ranks, where);
     std::int32_t const heads = num_kv_heads_ >= ranks ? num_kv_heads_ / ranks : 1;
     std::int32_t const first = num_kv_heads_ >= ranks ? rank * heads : rank / (ranks / num_kv_heads_);
-    BasicPolicyTable result(num_layers_, heads);
+    BasicPolicyTable result(num_layers_, heads, Policy{});
     for (std::int32_t layer = 0; layer < num_layers_; ++layer) {
       for (std::int32_t head = 0; head < heads; ++head) result.set(layer, head, at(layer, first + head));
     }

@@ -1,0 +1,202 @@
+// The sizes of a compressed cache against counting token by token.
+
+#include "support/cache_arena.hpp"
+#include "support/errors.hpp"
+
+#include <headaware/cache/cache_plan.hpp>
+#include <headaware/cache/destination.hpp>
+#include <headaware/policy/with_keep_lists.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <vector>
+
+namespace ha = headaware;
+using namespace headaware_test;
+
+namespace {
+
+/// All that a plan tells, against the tokens themselves.
+void check_plan(ha::PolicyTable const& table, std::vector<std::int32_t> const& lengths) {
+  ha::CachePlan const plan(table, lengths);
+  KeptTokens const tokens(table, lengths);
+  REQUIRE(plan.num_layers() == tokens.layers);
+  REQUIRE(plan.num_sequences() == tokens.sequences);
+  REQUIRE(plan.num_kv_heads() == tokens.heads);
+  REQUIRE(plan.layer_segments() == tokens.sequences * tokens.heads);
+  REQUIRE(plan.num_segments() == static_cast<std::int64_t>(tokens.segments.size()));
+  REQUIRE(std::equal(lengths.begin(), lengths.end(), plan.lengths().begin(), plan.lengths().end()));
+  REQUIRE(plan.max_length() == (lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end())));
+
+  std::int64_t total = 0;
+  std::int64_t full = 0;
+  std::vector<std::int64_t> pages(20);
+  REQUIRE(plan.offsets().size() == tokens.segments.size() + 1);
+  for (std::int32_t l = 0; l < plan.num_layers(); ++l) {
+    REQUIRE(plan.layer_begin(l) == total);
+    std::int64_t layer = 0;
+    std::int64_t most = 0;
+    std::vector<std::int32_t> cu_seqlens{0};
+    ha::LayerCapacity capacity;
+    for (std::int32_t b = 0; b < plan.num_sequences(); ++b) {
+      for (std::int32_t h = 0; h < plan.num_kv_heads(); ++h) {
+        std::int64_t const s = tokens.segment(l, b, h);
+        std::int64_t const kept = tokens.kept(l, b, h);
+        REQUIRE(plan.offsets()[static_cast<std::size_t>(s)] == total);
+        REQUIRE(plan.kept(l, b, h) == kept);
+        ha::Segment const segment = plan.segment(s);
+        bool const right = segment.index == s && segment.layer == l && segment.sequence == b && segment.kv_head == h &&
+                           segment.length == lengths[static_cast<std::size_t>(b)] && segment.kept == kept &&
+                           segment.first_row == layer;
+        REQUIRE(right);
+        total += kept;
+        layer += kept;
+        full += lengths[static_cast<std::size_t>(b)];
+        most = std::max(most, kept);
+        cu_seqlens.push_back(static_cast<std::int32_t>(layer));
+        for (std::size_t size = 1; size < pages.size(); ++size) {
+          for (std::int64_t left = kept; left > 0; left -= static_cast<std::int64_t>(size)) ++pages[size];
+        }
+        if (table.at(l, h).is<ha::Full>()) {
+          capacity.full_heads += b == 0 ? 1 : 0;
+          capacity.full_head_rows = std::max(capacity.full_head_rows, kept);
+        } else if (!table.at(l, h).is<ha::Prune>()) {
+          capacity.window_heads += b == 0 ? 1 : 0;
+          capacity.head_rows = std::max(capacity.head_rows, kept);
+        }
+      }
+    }
+    capacity.rows = plan.num_sequences() *
+                    (capacity.full_heads * capacity.full_head_rows + capacity.window_heads * capacity.head_rows);
+    REQUIRE(plan.kept_total(l) == layer);
+    REQUIRE(plan.max_kept(l) == most);
+    REQUIRE(plan.cu_seqlens(l) == cu_seqlens);
+    REQUIRE(plan.grouped_capacity(l) == capacity);
+  }
+  REQUIRE(plan.kept_total() == total);
+  REQUIRE(plan.offsets().back() == total);
+  REQUIRE(plan.layer_begin(plan.num_layers()) == total);
+  REQUIRE(plan.full_total() == full);
+  ha::TokenBytes const token{.key = 24, .value = 6};
+  REQUIRE(plan.bytes_held(token) == total * 30);
+  REQUIRE(plan.bytes_held(12, 2) == total * 48);
+  REQUIRE(plan.bytes_full(token) == full * 30);
+  for (std::int32_t size = 1; size < 20; ++size) {
+    REQUIRE(plan.pages_total(size) == pages[static_cast<std::size_t>(size)]);
+    REQUIRE(plan.bytes_held_paged(size, token) == pages[static_cast<std::size_t>(size)] * size * 30);
+    for (std::int32_t b = 0; b < plan.num_sequences(); ++b) {
+      std::int64_t most = 0;
+      tokens.for_each([&](auto l, auto sequence, auto h) {
+        if (sequence == b) most = std::max(most, tokens.kept(l, b, h));
+      });
+      REQUIRE(plan.pages_needed(b, size) == most / size + (most % size != 0 ? 1 : 0));
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("plans count what heads keep", "[policy_core]") {
+  constexpr unsigned seed = 7;
+  INFO("seed " << seed);
+  std::mt19937 random(seed);
+  for (int i = 0; i < 60; ++i) {
+    auto const layers = static_cast<std::int32_t>(1 + random() % 4);
+    auto const heads = static_cast<std::int32_t>(1 + random() % 6);
+    std::vector<std::int32_t> lengths(random() % 5);
+    for (auto& length : lengths) length = random() % 4 == 0 ? 0 : static_cast<std::int32_t>(random() % 60);
+    INFO("case " << i);
+    check_plan(random_table(layers, heads, 60, random), lengths);
+  }
+  check_plan(ha::PolicyTable(2, 3, ha::Full{}), {});
+  check_plan(ha::PolicyTable(2, 3, ha::Full{}), {0, 0});
+  check_plan(ha::PolicyTable(2, 3, ha::Prune{}), {40, 7});
+}
+
+TEST_CASE("plans of long contexts and wide batches count in 64 bits", "[policy_core]") {
+  constexpr std::int32_t longest = std::numeric_limits<std::int32_t>::max();
+  ha::CachePlan const plan(ha::PolicyTable(3, 2), std::vector<std::int32_t>{longest, longest});
+  std::int64_t const layer = 4 * std::int64_t{longest};
+  REQUIRE(plan.kept_total() == 3 * layer);
+  REQUIRE(plan.layer_begin(2) == 2 * layer);
+  REQUIRE(plan.max_length() == longest);
+  REQUIRE(plan.bytes_held(128, 2) == 3 * layer * 512);
+  REQUIRE(plan.pages_total(16) == 12 * ((std::int64_t{longest} + 15) / 16));
+  check_error<ha::ArgumentError>([&] { (void)plan.cu_seqlens(0); },
+                                 {"rows of a layer", "2147483647", std::to_string(layer), "cu_seqlens"});
+  check_error<ha::ArgumentError>([&] { (void)ha::consecutive_pages(plan, 4); },
+                                 {"pages", "fit int32", std::to_string(plan.pages_total(4)), "consecutive_pages"});
+}
+
+TEST_CASE("plans refuse what they cannot answer", "[policy_core]") {
+  ha::PolicyTable const table(2, 3, ha::WindowOnly{.window = 4});
+  ha::CachePlan const plan(table, std::vector<std::int32_t>{9, 1});
+  auto const refused = [](auto const& call, ha::ErrorDetail const& parts) { check_error<ha::ArgumentError>(call, parts); };
+  refused(
+      [&] {
+        (void)ha::CachePlan(table, std::vector<std::int32_t>{3, -7, -8});
+      },
+      {"negative length", "tokens >= 0", "-7", "sequence 1"});
+  refused([&] { (void)plan.kept(2, 0, 0); }, {"layer", "in [0, 2)", "2", "CachePlan"});
+  refused([&] { (void)plan.kept(-1, 0, 0); }, {"layer", "in [0, 2)", "-1", "CachePlan"});
+  refused([&] { (void)plan.kept(0, 2, 0); }, {"sequence", "in [0, 2)", "2", "CachePlan::kept"});
+  refused([&] { (void)plan.kept(0, 0, -1); }, {"KV head", "in [0, 3)", "-1", "CachePlan::kept"});
+  refused([&] { (void)plan.segment(12); }, {"segment", "in [0, 12)", "12", "CachePlan::segment"});
+  refused([&] { (void)plan.segment(-1); }, {"segment", "in [0, 12)", "-1", "CachePlan::segment"});
+  refused([&] { (void)plan.kept_total(2); }, {"layer", "in [0, 2)", "3", "CachePlan"});
+  refused([&] { (void)plan.max_kept(2); }, {"layer", "in [0, 2)", "2", "CachePlan"});
+  refused([&] { (void)plan.cu_seqlens(-1); }, {"layer", "in [0, 2)", "-1", "CachePlan"});
+  refused([&] { (void)plan.grouped_capacity(2); }, {"layer", "in [0, 2)", "2", "CachePlan"});
+  refused([&] { (void)plan.pages_total(0); }, {"page size", "> 0", "0", "pages_total"});
+  refused([&] { (void)plan.pages_needed(0, -4); }, {"page size", "> 0", "-4", "pages_needed"});
+  refused([&] { (void)plan.pages_needed(2, 4); }, {"sequence", "in [0, 2)", "2", "CachePlan"});
+  refused([&] { (void)plan.bytes_held_paged(0, {}); }, {"page size", "> 0", "0", "pages_total"});
+  refused([&] { (void)ha::consecutive_pages(plan, 0); }, {"page size", "> 0", "0", "pages_total"});
+  refused([&] { (void)plan.on_device(ha::UniformTable(ha::Full{}, 1, 3), nullptr); },
+          {"device table's layers", "2", "1", "on_device"});
+  refused([&] { (void)plan.on_device(ha::UniformTable(ha::Full{}, 2, 4), nullptr); },
+          {"device table's KV heads", "3", "4", "on_device"});
+  // A list with a count below 0 would make offsets descend.
+  std::int32_t const token = 0;
+  ha::KeepList const negative{&token, -3};
+  refused([&] { (void)ha::BasicCachePlan(ha::WithKeepLists(ha::UniformTable(ha::Full{}, 1, 1), &negative, 1),
+                                         std::vector<std::int32_t>{5}); },
+          {"kept tokens", "in [0, 5]", "-3", "layer 0, sequence 0, KV head 0"});
+}
+
+TEST_CASE("a device plan carries the bounds that the host planned with", "[policy_core]") {
+  ha::PolicyTable const table(2, 3, ha::WindowOnly{.window = 4});
+  ha::CachePlan const plan(table, std::vector<std::int32_t>{9, 1});
+  std::int32_t const lengths[2] = {9, 1};
+  auto const device = plan.on_device(table.view(), lengths);
+  REQUIRE(device.table.data() == table.view().data());
+  REQUIRE(device.d_lengths == lengths);
+  REQUIRE(device.num_sequences == 2);
+  REQUIRE(device.max_length == 9);
+  REQUIRE(device.max_rows == 2 * 3 * 5);
+  REQUIRE(device.d_cu_seqlens == nullptr);
+  REQUIRE(device.d_kept == nullptr);
+  REQUIRE(device.d_status == nullptr);
+}
+
+TEST_CASE("pages are handed out in order", "[policy_core]") {
+  ha::PolicyTable table(1, 3, ha::WindowOnly{.window = 9});
+  table.set(0, 1, ha::Prune{});
+  ha::CachePlan const plan(table, std::vector<std::int32_t>{20, 4});
+  auto const pages = ha::consecutive_pages(plan, 4, 100);
+  REQUIRE(pages.indptr == std::vector<std::int32_t>{0, 3, 3, 6, 7, 7, 8});
+  REQUIRE(pages.indices == std::vector<std::int32_t>{100, 101, 102, 103, 104, 105, 106, 107});
+  REQUIRE(pages.last_page_len == std::vector<std::int32_t>{1, 0, 1, 4, 0, 4});
+}
+
+TEST_CASE("heads that change their group between sequences have no place in a grouped cache", "[policy_core]") {
+  // Pruned in the first sequence, a list in the second: neither tensor has rows for it.
+  std::int32_t const tokens[2] = {0, 1};
+  std::vector<ha::KeepList> const lists{{}, {tokens, 2}};
+  ha::WithKeepLists const table(ha::UniformTable(ha::Prune{}, 1, 1), lists.data(), 2);
+  ha::BasicCachePlan const plan(table, std::vector<std::int32_t>{5, 5});
+  check_error<ha::ArgumentError>([&] { (void)plan.grouped_capacity(0); }, {"grouped rows", "prunes", "2", "grouped_capacity"});
+}
