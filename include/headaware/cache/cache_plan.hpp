@@ -43,8 +43,8 @@ struct DevicePlan {
 
   std::int32_t* d_cu_seqlens = nullptr;  ///< out, optional: device, [num_layers, num_sequences * num_kv_heads + 1]
   std::int32_t* d_kept = nullptr;        ///< out, optional: device, [num_layers, num_sequences, num_kv_heads]
-  /// out, optional: device, one: 0, or 1 if a length is out of range or the cache too small for what
-  /// the lengths keep; then nothing is moved.
+  /// out, optional: device, one: 0, or 1 if a length is out of range, the cache too small for what the
+  /// lengths keep, or a layer too large for 32-bit `d_cu_seqlens`; then nothing is moved.
   std::int32_t* d_status = nullptr;
 };
 

@@ -77,9 +77,15 @@ void check_keep_lists(Plan const& plan) {
 
 template <class Plan, class T>
 void check_block_table(Plan const& plan, Destination<T, PagedForm> const& kept) {
-  if (kept.num_pages == 0) return;
   for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
     Segment const segment = plan.segment(s);
+    std::int64_t const room =
+        kept.form.head_capacity(segment, kept.capacities[static_cast<std::size_t>(segment.layer)]);
+    if (segment.kept > room) {
+      require(false, "block table row", "room for " + std::to_string(segment.kept) + " tokens", room,
+              ("compress, segment " + std::to_string(s)).c_str());
+    }
+    if (kept.num_pages == 0) continue;
     std::int64_t const row = kept.form.indptr != nullptr ? kept.form.indptr[s] : s * kept.form.table_stride;
     for (std::int64_t i = 0; i * kept.form.page_size < segment.kept; ++i) {
       std::int64_t const page = kept.form.block_table[row + i];

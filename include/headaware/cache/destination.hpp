@@ -94,8 +94,10 @@ struct PagedForm {
   std::int32_t page_size = 0;                 ///< tokens a page
   std::int64_t page_stride = 0;               ///< elements from one page to the next; 0: page_size * channels
 
-  HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const&, LayerCapacity const& capacity) const {
-    return capacity.head_rows;
+  /// Rows that a head's pages hold.
+  HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const& segment, LayerCapacity const& capacity) const {
+    if (indptr == nullptr) return capacity.head_rows;
+    return std::int64_t{indptr[segment.index + 1] - indptr[segment.index]} * page_size;
   }
   HEADAWARE_HOST_DEVICE std::int64_t row_offset(Segment const& segment, LayerCapacity const&, std::int64_t slot,
                                                 std::int64_t channels) const {

@@ -100,6 +100,14 @@ inline bool overlap(std::vector<Interval> a, std::vector<Interval> b) {
   return false;
 }
 
+/// Whether two of the intervals meet. O(n log n).
+inline bool overlap_among(std::vector<Interval> intervals) {
+  std::erase_if(intervals, [](Interval const& i) { return i.begin >= i.end; });
+  std::sort(intervals.begin(), intervals.end(), [](auto const& x, auto const& y) { return x.begin < y.begin; });
+  return std::adjacent_find(intervals.begin(), intervals.end(),
+                            [](auto const& x, auto const& y) { return y.begin < x.end; }) != intervals.end();
+}
+
 template <class Layout>
 void check_source_layout(Layout const& layout, PlanBounds const& bounds, std::int64_t channels, char const* where) {
   static_assert(check_layout<Layout>());
@@ -195,6 +203,9 @@ void check_transfer(PlanBounds const& bounds, Transfer<T, Source, Form, Rotation
     destinations.push_back(interval(transfer.kept.layers[layer].keys, key_elements));
     destinations.push_back(interval(transfer.kept.layers[layer].values, value_elements));
   }
+  // Pages of one pool are told apart by the block table, not by their addresses.
+  bool const mixed = !std::is_same_v<Form, PagedForm> && overlap_among(destinations);
+  if (mixed) require(false, "buffers", "destinations apart from each other", "overlapping destinations", where);
   if (overlap(sources, destinations)) {
     require(false, "buffers", "a destination apart from the source (or compress_in_place)", "overlapping buffers",
             where);

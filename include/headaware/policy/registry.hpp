@@ -16,7 +16,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
+#include <new>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -100,7 +100,7 @@ class AnyPolicy<PolicyRegistry<Policies...>> {
   /// Implicit on purpose: a policy is an `AnyPolicy`.
   template <class P>
     requires(Registry::template contains<P>)
-  AnyPolicy(P const& policy) : id_(Registry::template id_of<P>()) { std::memcpy(bytes_, &policy, sizeof(P)); }
+  AnyPolicy(P const& policy) : id_(Registry::template id_of<P>()) { ::new (static_cast<void*>(bytes_)) P(policy); }
 
   /// A policy that the registry lacks (anything with a policy's name) is refused in words.
   template <class P>
@@ -121,7 +121,7 @@ class AnyPolicy<PolicyRegistry<Policies...>> {
   /// The policy itself. @pre is<P>()
   template <class P>
   [[nodiscard]] HEADAWARE_HOST_DEVICE P get() const {
-    // Not memcpy: device code would load byte by byte. The constructor's memcpy began the object's lifetime.
+    // Not memcpy: device code would load byte by byte.
     return *reinterpret_cast<P const*>(bytes_);
   }
 

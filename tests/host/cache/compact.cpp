@@ -554,6 +554,14 @@ TEST_CASE("bad input is named and nothing is written", "[cache]") {
       },
       {"buffers", "apart", "overlapping", "compress"});
 
+  fails(
+      [&] {
+        auto broken = kept;
+        broken.layers[0].values = broken.layers[0].keys + 8;
+        ha::compress(plan, layers, layout, broken);
+      },
+      {"buffers", "apart from each other", "overlapping destinations", "compress"});
+
   std::vector<std::int32_t> block_table(static_cast<std::size_t>(plan.num_segments() * 2), 0);
   std::iota(block_table.begin(), block_table.end(), 0);
   block_table[5] = 99;

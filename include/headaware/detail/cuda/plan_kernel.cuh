@@ -96,6 +96,7 @@ HEADAWARE_KERNEL void __launch_bounds__(plan_threads, 1)
     std::int64_t const rows =
         p.arrays.row_offsets[layer * layer_segments + within] - p.arrays.row_offsets[layer * layer_segments];
     if constexpr (std::is_same_v<Form, RaggedForm>) bad = bad || rows > capacities.layers[layer].rows;
+    if (p.plan.d_cu_seqlens != nullptr) bad = bad || rows > 0x7fffffff;  // more than the offsets can say
     if (p.plan.d_cu_seqlens != nullptr) p.plan.d_cu_seqlens[i] = static_cast<std::int32_t>(rows);
   }
   bad = __syncthreads_or(bad ? 1 : 0) != 0;

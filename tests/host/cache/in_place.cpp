@@ -1,0 +1,214 @@
+// Compaction in place: whole tensors compared, so that nothing but the moved tokens may change.
+
+#include "support/cache_arena.hpp"
+#include "support/errors.hpp"
+
+#include <headaware/cache/compact.hpp>
+#include <headaware/layout/engines.hpp>
+#include <headaware/policy/with_keep_lists.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <random>
+#include <vector>
+
+namespace ha = headaware;
+using namespace headaware_test;
+
+namespace {
+
+template <class T, class Source, class Plan>
+void check_in_place(SourceCache<T, Source> const& before, Plan const& plan, std::vector<std::int32_t> const& lengths) {
+  KeptTokens const tokens(plan.table(), lengths);
+  auto expected = before;
+  auto const keys = ha::detail::keys_of(before.source);
+  auto const values = ha::detail::values_of(before.source);
+  tokens.for_each([&](auto l, auto b, auto h) {
+    auto const layer = static_cast<std::int32_t>(l);
+    auto const& kept = tokens.segments[static_cast<std::size_t>(tokens.segment(l, b, h))];
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+      auto const slot = static_cast<std::int64_t>(i);
+      auto const at = [](std::int64_t offset) { return static_cast<std::size_t>(offset); };
+      for (std::int64_t c = 0; c < before.key_channels; ++c) {
+        expected.keys[at(l)][at(keys.offset(b, h, slot, c))] = before.key(layer, b, h, kept[i], c);
+      }
+      for (std::int64_t c = 0; c < before.value_channels; ++c) {
+        expected.values[at(l)][at(values.offset(b, h, slot, c))] = before.value(layer, b, h, kept[i], c);
+      }
+    }
+  });
+  auto after = before;
+  ha::compress_in_place(plan, after.layers(), before.source);
+  for (std::size_t l = 0; l < before.keys.size(); ++l) {
+    REQUIRE(same_bytes(after.keys[l], expected.keys[l]));
+    REQUIRE(same_bytes(after.values[l], expected.values[l]));
+  }
+}
+
+using Strided = ha::KvLayouts<ha::StridedLayout, ha::StridedLayout>;
+
+template <class T>
+void check_random(unsigned seed) {
+  std::mt19937 random(seed);
+  auto const below = [&](std::int64_t bound) { return static_cast<std::int64_t>(random()) % bound; };
+  for (int i = 0; i < 60; ++i) {
+    INFO("seed " << seed << ", case " << i);
+    auto const layers = static_cast<std::int32_t>(1 + below(3));
+    auto const heads = static_cast<std::int32_t>(1 + below(4));
+    std::vector<std::int32_t> lengths{static_cast<std::int32_t>(below(70)), 0, static_cast<std::int32_t>(below(70))};
+    if (random() % 2 == 0) lengths.resize(1);
+    std::int32_t const longest = *std::max_element(lengths.begin(), lengths.end());
+    auto const batch = static_cast<std::int64_t>(lengths.size());
+    Channels const channels{1 + below(12), 1 + below(12)};
+    Strided const source{random_strides({batch, heads, longest + below(3), channels.key}, random),
+                         random_strides({batch, heads, longest + below(3), channels.value}, random)};
+    SourceCache<T, Strided> const cache(source, std::max(source.keys.extent(), source.values.extent()), layers,
+                                        channels.key, channels.value, seed);
+    check_in_place(cache, ha::CachePlan(random_table(layers, heads, longest, random), lengths), lengths);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("in place, any strides", "[cache]") {
+  check_random<std::uint8_t>(301);
+  check_random<ha::float16>(302);
+  check_random<float>(303);
+}
+
+TEST_CASE("in place, windows that overlap where they came from", "[cache]") {
+  std::vector<std::int32_t> const lengths{200};
+  for (std::int32_t const window : {1, 2, 99, 100, 101, 150, 197, 198, 199}) {
+    for (std::int32_t const sink : {0, 1, 7}) {
+      INFO("sink " << sink << ", window " << window);
+      ha::PolicyTable const table(1, 2, ha::SinkWindow{.sink = sink, .window = window});
+      for (auto const& layout : {ha::strided_bhsd(1, 2, 200, 3), ha::strided_bshd(1, 200, 2, 3),
+                                 ha::strided_bhds(1, 2, 3, 200)}) {
+        SourceCache<std::uint8_t, Strided> const cache({layout, layout}, layout.extent(), 1, 3, 3, 304);
+        check_in_place(cache, ha::CachePlan(table, lengths), lengths);
+      }
+    }
+  }
+}
+
+TEST_CASE("in place, pages in any order and keep-lists", "[cache]") {
+  constexpr unsigned seed = 305;
+  INFO("seed " << seed);
+  std::mt19937 random(seed);
+  std::vector<std::int32_t> const lengths{61, 0, 80};
+  std::vector<std::int32_t> block_table(3 * 20);
+  std::iota(block_table.begin(), block_table.end(), 0);
+  for (int i = 0; i < 20; ++i) {
+    std::shuffle(block_table.begin(), block_table.end(), random);
+    ha::PagedShape const shape{.sequences = 3, .kv_heads = 2, .channels = 8, .num_pages = 60, .page_size = 4};
+    auto const pages = ha::PageTable::dense(block_table.data(), 20);
+    std::int64_t const elements = std::int64_t{60} * 4 * 2 * 8;
+    std::vector<std::vector<std::int32_t>> entries(12);
+    std::vector<ha::KeepList> lists(12);
+    for (std::size_t s = 0; s < lists.size(); ++s) {
+      if (random() % 4 == 0) continue;
+      for (std::int32_t t = 0; t < lengths[s / 2 % 3]; ++t) {
+        if (random() % 5 != 0) entries[s].push_back(t);
+      }
+      entries[s].reserve(1);
+      lists[s] = {entries[s].data(), static_cast<std::int64_t>(entries[s].size())};
+    }
+    ha::PolicyTable const table = random_table(2, 2, 80, random);
+    ha::BasicCachePlan const plan(ha::WithKeepLists(table.view(), lists.data(), 3), lengths);
+    auto const joined = ha::flashinfer_joined(pages, shape, i % 2 == 0 ? ha::PageOrder::nhd : ha::PageOrder::hnd);
+    check_in_place(SourceCache<std::uint16_t, std::remove_const_t<decltype(joined)>>(joined, 2 * elements, 2, 8, 8, seed),
+                   plan, lengths);
+    auto const split_x = ha::vllm_paged_attention(pages, shape, 4);
+    check_in_place(SourceCache<std::uint16_t, std::remove_const_t<decltype(split_x)>>(split_x, elements, 2, 8, 8, seed),
+                   plan, lengths);
+  }
+}
+
+TEST_CASE("keys and values in one tensor are compacted in place, each in its plane", "[cache]") {
+  std::vector<std::int32_t> const lengths{21};
+  std::vector<std::int32_t> const block_table{3, 0, 4, 1, 5, 2};
+  ha::PagedShape const shape{.sequences = 1, .kv_heads = 2, .channels = 3, .num_pages = 6, .page_size = 4};
+  auto const source = ha::vllm_flash(ha::PageTable::dense(block_table.data(), 6), shape);
+  std::vector<std::uint16_t> before(2 * 6 * 4 * 2 * 3);
+  std::iota(before.begin(), before.end(), std::uint16_t{1});
+  auto after = before;
+  ha::CachePlan const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 2, .window = 6}), lengths);
+  ha::compress_in_place(plan, std::vector<ha::LayerKv<std::uint16_t>>{{after.data(), after.data()}}, source);
+  auto expected = before;
+  // [2, blocks, block, heads, channels]: tokens 15 … 20 go to 2 … 7.
+  auto const at = [&](std::size_t plane, std::size_t token) {
+    return ((plane * 6 + static_cast<std::size_t>(block_table[token / 4])) * 4 + token % 4) * 6;
+  };
+  for (std::size_t plane = 0; plane < 2; ++plane) {
+    for (std::size_t i = 0; i < 6; ++i) {
+      for (std::size_t c = 0; c < 6; ++c) expected[at(plane, 2 + i) + c] = before[at(plane, 15 + i) + c];
+    }
+  }
+  REQUIRE(after == expected);
+  REQUIRE(plan.pages_needed(0, 4) == 2);
+}
+
+TEST_CASE("in place, bad input is named and nothing moves", "[cache]") {
+  auto const layout = ha::strided_bhsd(2, 3, 20, 4);
+  SourceCache<float, ha::StridedLayout> cache(layout, layout.extent(), 2, 4, 4, 306);
+  auto const before = cache;
+  std::vector<std::int32_t> const lengths{20, 12};
+  ha::CachePlan const plan(ha::PolicyTable(2, 3, ha::WindowOnly{.window = 4}), lengths);
+  auto const layers = cache.layers();
+  auto const refused = [&](auto const& call, ha::ErrorDetail const& parts) {
+    check_error<ha::ArgumentError>(call, parts);
+    for (std::size_t l = 0; l < 2; ++l) {
+      REQUIRE(same_bytes(cache.keys[l], before.keys[l]));
+      REQUIRE(same_bytes(cache.values[l], before.values[l]));
+    }
+  };
+  auto const with = [&](auto const& change) {
+    auto changed = layers;
+    change(changed);
+    return [&plan, &layout, changed] { ha::compress_in_place(plan, changed, layout); };
+  };
+  refused(with([](auto& l) { l.pop_back(); }), {"layers", "2", "1", "compress_in_place"});
+  refused(with([](auto& l) { l.push_back(l[0]); }), {"layers", "2", "3", "compress_in_place"});
+  refused(with([](auto& l) { l[1].keys = nullptr; }), {"keys", "a pointer", "nullptr", "compress_in_place, layer 1"});
+  refused(with([](auto& l) { l[0].values = nullptr; }), {"values", "a pointer", "nullptr", "layer 0"});
+  refused(with([](auto& l) {
+            l[1].values = reinterpret_cast<float*>(reinterpret_cast<char*>(l[1].values) + 2);
+          }),
+          {"values", "aligned to 4 bytes", "one 2 bytes beyond", "layer 1"});
+  auto const lying = [&](ha::StridedLayout const& other) {
+    return [&, other] { ha::compress_in_place(plan, layers, other); };
+  };
+  refused(lying(ha::strided_bhsd(1, 3, 20, 4)), {"source sequences", "2", "1", "compress_in_place, keys"});
+  refused(lying(ha::strided_bhsd(2, 6, 10, 4)), {"source KV heads", "3", "6", "compress_in_place, keys"});
+  refused(lying(ha::strided_bhsd(2, 3, 19, 4)), {"source tokens", "20", "19", "compress_in_place, keys"});
+  refused([&] { ha::compress_in_place(plan, layers, Strided{layout, ha::strided_bhsd(2, 3, 19, 4)}); },
+          {"source tokens", "20", "19", "compress_in_place, values"});
+  std::vector<std::int32_t> const tokens{0, 7, 6};
+  std::vector<ha::KeepList> lists(12);
+  lists[11] = {tokens.data(), 3};
+  ha::UniformTable const below(ha::WindowOnly{.window = 4}, 2, 3);
+  refused([&] { ha::compress_in_place(ha::BasicCachePlan(ha::WithKeepLists(below, lists.data(), 2), lengths), layers,
+                                      layout); },
+          {"keep-list entry", "[8, 12)", "6", "KeepList entry 2"});
+}
+
+TEST_CASE("in place, nothing to move", "[cache]") {
+  auto const layout = ha::strided_bhsd(2, 3, 20, 4);
+  SourceCache<float, ha::StridedLayout> const cache(layout, layout.extent(), 2, 4, 4, 307);
+  for (ha::AnyPolicy<> const& policy :
+       {ha::AnyPolicy<>(ha::Full{}), ha::AnyPolicy<>(ha::Prune{}), ha::AnyPolicy<>(ha::WindowOnly{.window = 20}),
+        ha::AnyPolicy<>(ha::SinkWindow{.sink = 20, .window = 0})}) {
+    std::vector<std::int32_t> const lengths{20, 0};
+    auto after = cache;
+    ha::compress_in_place(ha::CachePlan(ha::PolicyTable(2, 3, policy), lengths), after.layers(), layout);
+    REQUIRE(same_bytes(after.keys[1], cache.keys[1]));
+    REQUIRE(same_bytes(after.values[0], cache.values[0]));
+  }
+  // No tensor is needed where no token is kept.
+  std::vector<ha::LayerKv<float>> const none(2);
+  ha::compress_in_place(ha::CachePlan(ha::PolicyTable(2, 3, ha::Prune{}), std::vector<std::int32_t>{20, 20}), none,
+                        layout);
+  ha::compress_in_place(ha::CachePlan(ha::PolicyTable(2, 3), std::vector<std::int32_t>{}), none,
+                        ha::strided_bhsd(0, 3, 0, 4));
+}
