@@ -49,7 +49,22 @@ struct KeptTokens {
   template <class Table>
   KeptTokens(Table const& table, std::vector<std::int32_t> const& lengths)
       : layers(table.num_layers()), sequences(static_cast<std::int64_t>(lengths.size())), heads(table.num_kv_heads()) {
-    for_each_segment(table, lengths, [&](auto, auto, auto, auto const& tokens) { segments.push_back(tokens); });
+    for_each([&](auto layer, auto sequence, auto head) {
+      std::int64_t const length = lengths[static_cast<std::size_t>(sequence)];
+      segments.emplace_back();
+      auto const list = [&](auto const& policy) {
+        for (std::int64_t t = 0; t < length; ++t) {
+          if (policy.keeps(t, length)) segments.back().push_back(t);
+        }
+      };
+      auto const l = static_cast<std::int32_t>(layer);
+      auto const h = static_cast<std::int32_t>(head);
+      if constexpr (requires { table.visit(l, h, h, list); }) {
+        table.visit(l, static_cast<std::int32_t>(sequence), h, list);
+      } else {
+        table.visit(l, h, list);
+      }
+    });
   }
   [[nodiscard]] std::int64_t segment(std::int64_t layer, std::int64_t sequence, std::int64_t head) const {
     return (layer * sequences + sequence) * heads + head;

@@ -1,0 +1,57 @@
+#pragma once
+
+/// @file
+/// What an observation of attention measures, and how the engine's attention is defined.
+
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+#include <headaware/stats/retention.hpp>
+
+#include <cmath>
+#include <cstdint>
+#include <optional>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief The parameters of the statistics; the defaults are the reference's.
+struct ObserverParameters {
+  std::int32_t sink_size = 4;       ///< tokens at the start of a chunk that count as sinks
+  std::int32_t local_window = 8;    ///< tokens before the query's own that count as local
+  double recent_ratio = 0.1;        ///< the last part of a chunk that counts as recent
+  std::int32_t num_distances = 64;  ///< relative positions 0 … num_distances - 1 that are told apart
+
+  std::int64_t first_query = 0;              ///< rows before it are not observed
+  std::int64_t query_stride = 1;             ///< every so many rows are observed
+  std::optional<RetentionGrid> retention{};  ///< measure these (sink, window) pairs too
+
+  friend bool operator==(ObserverParameters const&, ObserverParameters const&) = default;
+
+  /// @throws ArgumentError on values that make no sense
+  void validate() const {
+    constexpr auto where = "ObserverParameters";
+    detail::require(sink_size >= 0, "sink_size", ">= 0", sink_size, where);
+    detail::require(local_window >= 0, "local_window", ">= 0", local_window, where);
+    detail::require(recent_ratio >= 0 && recent_ratio <= 1, "recent_ratio", "in [0, 1]", recent_ratio, where);
+    detail::require(num_distances > 0, "num_distances", "> 0", num_distances, where);
+    detail::require(first_query >= 0, "first_query", ">= 0", first_query, where);
+    detail::require(query_stride > 0, "query_stride", "> 0", query_stride, where);
+    if (retention) retention->validate();
+  }
+};
+
+/// @brief How the engine turns queries and keys into logits: causal, `scale · q·k`, then what is asked for here.
+struct AttentionScore {
+  float scale = 1;                  ///< usually 1 / sqrt(head_dim)
+  float soft_cap = 0;               ///< logits become soft_cap · tanh(logit / soft_cap); 0: none
+  std::int32_t sliding_window = 0;  ///< keys that a query sees, its own included; 0: all before it
+
+  /// @throws ArgumentError on a scale that is not positive and finite, or a negative cap or window
+  void validate() const {
+    constexpr auto where = "AttentionScore";
+    detail::require(scale > 0 && std::isfinite(scale), "scale", "> 0", scale, where);
+    detail::require(soft_cap >= 0 && std::isfinite(soft_cap), "soft_cap", ">= 0", soft_cap, where);
+    detail::require(sliding_window >= 0, "sliding_window", ">= 0", sliding_window, where);
+  }
+};
+
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,71 @@
+#pragma once
+
+/// @file
+/// Retention statistics: what it costs a head to keep only its sinks and a window.
+
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief The (sink, window) pairs that are measured. Both ascend strictly.
+struct RetentionGrid {
+  std::vector<std::int32_t> sinks{0, 1, 4, 16, 64};
+  std::vector<std::int32_t> windows{8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048};
+
+  friend bool operator==(RetentionGrid const&, RetentionGrid const&) = default;
+
+  [[nodiscard]] std::size_t size() const { return sinks.size() * windows.size(); }
+  /// Cells are numbered sink by sink.
+  [[nodiscard]] std::size_t cell(std::size_t sink, std::size_t window) const { return sink * windows.size() + window; }
+
+  /// @throws ArgumentError unless sinks are >= 0, windows > 0 and both ascend strictly
+  void validate() const {
+    constexpr auto where = "RetentionGrid";
+    auto const ascends = [&](std::vector<std::int32_t> const& values, std::int32_t least, char const* what) {
+      detail::require(!values.empty(), what, "at least one", "none", where);
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        std::int32_t const low = i == 0 ? least : values[i - 1] + 1;
+        detail::require(values[i] >= low, what, ">= " + std::to_string(low), values[i], where);
+      }
+    };
+    ascends(sinks, 0, "sinks");
+    ascends(windows, 1, "windows");
+  }
+};
+
+/// @brief One query head: sums over its query rows, in double; plain sums, so they merge.
+///
+/// For a row with probabilities p, values v and output o = Σ p v, keeping `sink` and `window` drops the
+/// set D with m = Σ_D p and u = Σ_D p v; renormalised, the output moves by Δ = (m·o - u) / (1 - m).
+struct RetentionSums {
+  std::int64_t rows = 0;
+  double output_squared = 0;          ///< Σ |o|²
+  std::vector<double> mass;           ///< [grid] Σ m
+  std::vector<double> mass_squared;   ///< [grid] Σ m²
+  std::vector<double> error_squared;  ///< [grid] Σ |Δ|²; in mass-only mode 0
+
+  RetentionSums() = default;
+  explicit RetentionSums(RetentionGrid const& grid)
+      : mass(grid.size()), mass_squared(grid.size()), error_squared(grid.size()) {}
+
+  void merge(RetentionSums const& other) {
+    detail::require(mass.size() == other.mass.size(), "retention grid", mass.size(), other.mass.size(),
+                    "RetentionSums::merge");
+    rows += other.rows;
+    output_squared += other.output_squared;
+    for (std::size_t i = 0; i < mass.size(); ++i) {
+      mass[i] += other.mass[i];
+      mass_squared[i] += other.mass_squared[i];
+      error_squared[i] += other.error_squared[i];
+    }
+  }
+};
+
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,145 @@
+// Offsets beyond 2^31 and 2^32 elements, in address space of which only what is touched exists.
+
+#include "support/cache_arena.hpp"
+
+#include <headaware/cache/compact.hpp>
+#include <headaware/layout/paged.hpp>
+#include <headaware/layout/ragged.hpp>
+#include <headaware/layout/strided.hpp>
+
+#include <sys/mman.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace ha = headaware;
+using namespace headaware_test;
+
+namespace {
+
+class FarMemory {
+ public:
+  explicit FarMemory(std::int64_t bytes) : bytes_(static_cast<std::size_t>(bytes)) {
+    data_ = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  }
+  FarMemory(FarMemory const&) = delete;
+  FarMemory& operator=(FarMemory const&) = delete;
+  ~FarMemory() {
+    if (exists()) ::munmap(data_, bytes_);
+  }
+  [[nodiscard]] bool exists() const { return data_ != MAP_FAILED; }
+  [[nodiscard]] std::uint8_t* data() const { return static_cast<std::uint8_t*>(data_); }
+
+ private:
+  std::size_t bytes_;
+  void* data_;
+};
+
+constexpr std::int32_t tokens = 12;
+constexpr std::int64_t dim = 3;
+
+/// A byte that tells where it comes from.
+std::uint8_t mark(std::int64_t b, std::int64_t h, std::int64_t t, std::int64_t c, bool value) {
+  return static_cast<std::uint8_t>(1 + b * 97 + h * 61 + t * 5 + c + (value ? 128 : 0));
+}
+
+/// Fills a source, compresses it into ragged and then in place, and looks at all that was kept.
+template <class Layout>
+void check_far(Layout const& layout, std::uint8_t* data, std::int64_t values_from, std::int64_t batch) {
+  std::vector<std::int32_t> const lengths(static_cast<std::size_t>(batch), tokens);
+  std::uint8_t* const values = data + values_from;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    for (std::int64_t h = 0; h < 2; ++h) {
+      for (std::int64_t t = 0; t < tokens; ++t) {
+        for (std::int64_t c = 0; c < dim; ++c) {
+          data[layout.offset(b, h, t, c)] = mark(b, h, t, c, false);
+          values[layout.offset(b, h, t, c)] = mark(b, h, t, c, true);
+        }
+      }
+    }
+  }
+  ha::CachePlan const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths);
+  std::vector<std::uint8_t> k(static_cast<std::size_t>(plan.kept_total() * dim));
+  std::vector<std::uint8_t> v(k);
+  std::vector<ha::LayerKv<std::uint8_t>> const layers{{data, values}};
+  ha::compress(plan, layers, layout, ha::ragged(plan, k.data(), v.data(), dim));
+  ha::compress_in_place(plan, layers, layout);
+  std::size_t row = 0;
+  for (std::int64_t b = 0; b < batch; ++b) {
+    for (std::int64_t h = 0; h < 2; ++h) {
+      for (std::int64_t slot = 0; slot < 4; ++slot, ++row) {
+        std::int64_t const t = slot == 0 ? 0 : tokens - 4 + slot;
+        for (std::int64_t c = 0; c < dim; ++c) {
+          std::size_t const i = row * dim + static_cast<std::size_t>(c);
+          REQUIRE(int{k[i]} == int{mark(b, h, t, c, false)});
+          REQUIRE(int{v[i]} == int{mark(b, h, t, c, true)});
+          REQUIRE(int{data[layout.offset(b, h, slot, c)]} == int{mark(b, h, t, c, false)});
+          REQUIRE(int{values[layout.offset(b, h, slot, c)]} == int{mark(b, h, t, c, true)});
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("any stride of a tensor may exceed 32 bits", "[cache]") {
+  constexpr std::int64_t far = (std::int64_t{1} << 32) + 4096;
+  FarMemory const memory(tokens * far);
+  if (!memory.exists()) HEADAWARE_SKIP("no 48 GiB of address space");
+  ha::LayoutShape const shape{.sequences = 2, .kv_heads = 2, .tokens = tokens, .channels = dim};
+  ha::LayoutStrides const near{.sequence = 128, .head = 48, .token = 4, .channel = 1};
+  auto strides = near;
+  strides.sequence = far;
+  check_far(ha::StridedLayout(shape, strides), memory.data(), 512, 2);
+  strides = near;
+  strides.head = far;
+  check_far(ha::StridedLayout(shape, strides), memory.data(), 512, 2);
+  strides = {.sequence = 16, .head = 8, .token = far, .channel = 1};
+  REQUIRE(ha::StridedLayout(shape, strides).extent() > 11 * far);
+  check_far(ha::StridedLayout(shape, strides), memory.data(), 512, 2);
+  strides = {.sequence = 64, .head = 16, .token = 1, .channel = far};
+  check_far(ha::StridedLayout(shape, strides), memory.data(), 512, 2);
+}
+
+TEST_CASE("sequences and pages may lie beyond 32 bits", "[cache]") {
+  constexpr std::int64_t rows = (std::int64_t{1} << 31) - 1;
+  FarMemory const memory(rows * 8 + 1024);
+  if (!memory.exists()) HEADAWARE_SKIP("no 16 GiB of address space");
+  std::vector<std::int32_t> const cu_seqlens{0, static_cast<std::int32_t>(rows) - tokens, static_cast<std::int32_t>(rows)};
+  ha::RaggedLayout const ragged(cu_seqlens.data(), {.sequences = 2, .total = rows, .kv_heads = 2, .channels = dim},
+                                {.token = 8, .head = 4, .channel = 1});
+  check_far(ragged, memory.data(), 512, 2);
+
+  // The last two of a pool of 2^27 pages.
+  constexpr std::int32_t pool = 1 << 27;
+  std::vector<std::int32_t> const pages{pool - 1, 0, pool - 2};
+  ha::PagedShape const shape{.sequences = 1, .kv_heads = 2, .channels = dim, .num_pages = pool, .page_size = 5};
+  check_far(ha::PagedLayout(ha::PageTable::dense(pages.data(), 3), shape,
+                            {.page = 96, .head = 24, .token = 4, .channel = 1}),
+            memory.data(), 48, 1);
+}
+
+TEST_CASE("pages of a compressed cache may lie beyond 32 bits", "[cache]") {
+  constexpr std::int64_t stride = (std::int64_t{1} << 31) + 64;
+  FarMemory const memory(4 * stride);
+  if (!memory.exists()) HEADAWARE_SKIP("no 8 GiB of address space");
+  std::vector<std::int32_t> const lengths{tokens};
+  auto const layout = ha::strided_bhsd(1, 2, tokens, dim);
+  SourceCache<std::uint8_t, ha::StridedLayout> const cache(layout, layout.extent(), 1, dim, dim, 403);
+  ha::CachePlan const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths);
+  std::vector<std::int32_t> const table{3, 1, 0, 2};
+  ha::PagedForm const form{.block_table = table.data(), .table_stride = 2, .page_size = 2, .page_stride = stride};
+  std::vector<ha::LayerKv<std::uint8_t>> const pool{{memory.data(), memory.data() + 32}};
+  ha::compress(plan, cache.layers(), layout, ha::paged(plan, pool, form, dim, 4));
+  for (std::int64_t h = 0; h < 2; ++h) {
+    for (std::int64_t slot = 0; slot < 4; ++slot) {
+      std::int64_t const t = slot == 0 ? 0 : tokens - 4 + slot;
+      std::int64_t const row = table[static_cast<std::size_t>(h * 2 + slot / 2)] * stride + slot % 2 * dim;
+      for (std::int64_t c = 0; c < dim; ++c) {
+        REQUIRE(int{memory.data()[row + c]} == int{cache.key(0, 0, h, t, c)});
+        REQUIRE(int{memory.data()[row + 32 + c]} == int{cache.value(0, 0, h, t, c)});
+      }
+    }
+  }
+}

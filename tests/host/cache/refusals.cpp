@@ -1,0 +1,246 @@
+// What `compress` and the makers of destinations refuse: each error's parts, and not a byte written.
+
+#include "support/cache_arena.hpp"
+#include "support/errors.hpp"
+
+#include <headaware/cache/compact.hpp>
+#include <headaware/layout/strided.hpp>
+#include <headaware/policy/with_keep_lists.hpp>
+
+#include <cstdint>
+#include <numeric>
+#include <string>
+#include <vector>
+
+namespace ha = headaware;
+using namespace headaware_test;
+
+namespace {
+
+/// Two layers of two sequences of three heads, and room for all that they keep.
+struct Setup {
+  static constexpr std::int64_t dim = 6;
+  std::vector<std::int32_t> lengths{20, 9};
+  ha::StridedLayout layout = ha::strided_bhsd(2, 3, 20, dim);
+  SourceCache<float, ha::StridedLayout> cache{layout, layout.extent(), 2, dim, dim, 401};
+  ha::PolicyTable table{2, 3, ha::SinkWindow{.sink = 2, .window = 6}};
+  ha::CachePlan plan{table, lengths};
+  std::vector<float> keys = guarded<float>(plan.kept_total() * dim + 8);
+  std::vector<float> values = keys;
+  std::vector<ha::LayerKv<float const>> layers = static_cast<SourceCache<float, ha::StridedLayout> const&>(cache).layers();
+  ha::Destination<float, ha::RaggedForm> kept = ha::ragged(plan, keys.data(), values.data(), dim);
+
+  template <class Call>
+  void refuses(Call const& call, ha::ErrorDetail const& parts) const {
+    check_error<ha::ArgumentError>(call, parts);
+    REQUIRE(same_bytes(keys, guarded<float>(plan.kept_total() * dim + 8)));
+    REQUIRE(same_bytes(values, guarded<float>(plan.kept_total() * dim + 8)));
+  }
+  /// Both `compress` and `validate` must refuse.
+  template <class Source>
+  void refuses(std::vector<ha::LayerKv<float const>> const& from, Source const& source,
+               ha::Destination<float, ha::RaggedForm> const& to, ha::ErrorDetail const& parts) const {
+    refuses([&] { ha::compress(plan, from, source, to); }, parts);
+    refuses([&] { ha::validate(plan, ha::transfer(from, source, to)); }, parts);
+    refuses([&] { ha::validate(plan.on_device(table.view(), lengths.data()), ha::transfer(from, source, to)); }, parts);
+  }
+};
+
+template <class T>
+T* shifted(T* pointer, std::ptrdiff_t bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(pointer) + static_cast<std::uintptr_t>(bytes));
+}
+
+}  // namespace
+
+TEST_CASE("pointers that are missing or misaligned", "[cache]") {
+  Setup const s;
+  for (std::size_t layer = 0; layer < 2; ++layer) {
+    std::string const place = "compress, layer " + std::to_string(layer);
+    auto from = s.layers;
+    from[layer].keys = nullptr;
+    s.refuses(from, s.layout, s.kept, {"source keys", "a pointer", "nullptr", place});
+    from = s.layers;
+    from[layer].values = nullptr;
+    s.refuses(from, s.layout, s.kept, {"source values", "a pointer", "nullptr", place});
+    auto to = s.kept;
+    to.layers[layer].keys = nullptr;
+    s.refuses(s.layers, s.layout, to, {"destination keys", "a pointer", "nullptr", place});
+    to = s.kept;
+    to.layers[layer].values = nullptr;
+    s.refuses(s.layers, s.layout, to, {"destination values", "a pointer", "nullptr", place});
+    for (std::ptrdiff_t const shift : {1, 2, 3}) {
+      std::string const got = "one " + std::to_string(shift) + " bytes beyond";
+      from = s.layers;
+      from[layer].values = shifted(from[layer].values, shift);
+      s.refuses(from, s.layout, s.kept, {"source values", "aligned to 4 bytes", got, place});
+      to = s.kept;
+      to.layers[layer].keys = shifted(to.layers[layer].keys, shift);
+      s.refuses(s.layers, s.layout, to, {"destination keys", "aligned to 4 bytes", got, place});
+    }
+  }
+}
+
+TEST_CASE("tensors of another shape than the plan's", "[cache]") {
+  Setup const s;
+  auto from = s.layers;
+  from.push_back(from[0]);
+  s.refuses(from, s.layout, s.kept, {"source layers", "2", "3", "compress"});
+  auto to = s.kept;
+  to.layers.pop_back();
+  s.refuses(s.layers, s.layout, to, {"destination layers", "2", "1", "compress"});
+  to = s.kept;
+  to.capacities.pop_back();
+  s.refuses(s.layers, s.layout, to, {"destination capacities", "2", "1", "compress"});
+  auto const good = s.layout;
+  auto const both = [&](ha::StridedLayout const& bad, ha::ErrorDetail const& parts) {
+    ha::ErrorDetail keys = parts;
+    keys.where = "compress, keys";
+    ha::ErrorDetail values = parts;
+    values.where = "compress, values";
+    s.refuses(s.layers, bad, s.kept, keys);
+    s.refuses(s.layers, ha::KvLayouts<ha::StridedLayout, ha::StridedLayout>{good, bad}, s.kept, values);
+  };
+  both(ha::strided_bhsd(1, 3, 20, 6), {"source sequences", "2", "1", ""});
+  both(ha::strided_bhsd(2, 4, 20, 6), {"source KV heads", "3", "4", ""});
+  both(ha::strided_bhsd(2, 3, 20, 5), {"source channels", "6", "5", ""});
+  both(ha::strided_bhsd(2, 3, 19, 6), {"source tokens", "at least the longest length, 20", "19", ""});
+}
+
+TEST_CASE("buffers that overlap, and buffers that only touch", "[cache]") {
+  // One buffer holds the source and the destination of one layer, the one behind the other.
+  std::vector<std::int32_t> const lengths{10};
+  auto const layout = ha::strided_bhsd(1, 1, 10, 4);
+  ha::CachePlan const plan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 3}), lengths);
+  std::vector<std::uint16_t> values(12);
+  std::vector<std::uint16_t> source_values(40);
+  for (bool const source_first : {true, false}) {
+    std::vector<std::uint16_t> buffer(52);
+    std::iota(buffer.begin(), buffer.end(), std::uint16_t{0});
+    auto const before = buffer;
+    std::uint16_t* const source = buffer.data() + (source_first ? 0 : 12);
+    std::uint16_t* const kept = buffer.data() + (source_first ? 40 : 0);
+    auto const call = [&](std::uint16_t* from, std::uint16_t* to) {
+      ha::compress(plan, std::vector<ha::LayerKv<std::uint16_t>>{{from, source_values.data()}}, layout,
+                   ha::ragged(plan, to, values.data(), 4));
+    };
+    ha::ErrorDetail const parts{"buffers", "compress_in_place", "overlapping buffers", "compress"};
+    check_error<ha::ArgumentError>([&] { call(source, kept + (source_first ? -1 : 1)); }, parts);
+    check_error<ha::ArgumentError>([&] { call(source, source); }, parts);
+    check_error<ha::ArgumentError>([&] { call(source, source + 20); }, parts);
+    REQUIRE(buffer == before);
+    call(source, kept);
+    for (std::size_t i = 0; i < 12; ++i) REQUIRE(kept[i] == source[28 + i]);
+  }
+  // Layers among each other, keys with values: the far ends of long lists of buffers.
+  Setup const s;
+  for (std::size_t layer = 0; layer < 2; ++layer) {
+    auto to = s.kept;
+    to.layers[1 - layer].values = const_cast<float*>(s.layers[layer].keys) + s.layout.extent() - 1;
+    s.refuses(s.layers, s.layout, to, {"buffers", "apart from the source", "overlapping buffers", "compress"});
+  }
+}
+
+TEST_CASE("a bad second transfer leaves the first one's destination alone", "[cache]") {
+  Setup const s;
+  auto const scale_layout = ha::strided_bhsd(2, 3, 20, 1);
+  SourceCache<std::uint16_t, ha::StridedLayout> const scales(scale_layout, scale_layout.extent(), 2, 1, 1, 402);
+  std::vector<std::uint16_t> scale_keys(static_cast<std::size_t>(s.plan.kept_total()));
+  std::vector<std::uint16_t> scale_values(scale_keys);
+  auto to = ha::ragged(s.plan, scale_keys.data(), scale_values.data(), 1);
+  to.layers[1].values = nullptr;
+  s.refuses(
+      [&] {
+        ha::compress(s.plan, ha::transfer(s.layers, s.layout, s.kept), ha::transfer(scales.layers(), scale_layout, to));
+      },
+      {"destination values", "a pointer", "nullptr", "layer 1"});
+}
+
+TEST_CASE("keep-lists that are out of order or range", "[cache]") {
+  Setup const s;
+  std::vector<std::int32_t> const tokens{3, 4, 4, 9};
+  ha::UniformTable const below(ha::SinkWindow{.sink = 2, .window = 6}, 2, 3);
+  auto const refused = [&](std::size_t place, ha::KeepList const& list, ha::ErrorDetail const& parts) {
+    std::vector<ha::KeepList> lists(12);
+    lists[place] = list;
+    ha::BasicCachePlan const plan(ha::WithKeepLists(below, lists.data(), 2), s.lengths);
+    REQUIRE(plan.kept_total() <= s.plan.kept_total());
+    s.refuses(
+        [&] {
+          ha::compress(plan, s.layers, s.layout,
+                       ha::ragged(plan, const_cast<float*>(s.keys.data()), const_cast<float*>(s.values.data()), 6));
+        },
+        parts);
+  };
+  // The last segment: all others are right, and none of them is moved.
+  refused(11, {tokens.data(), 3}, {"keep-list entry", "[5, 9)", "4", "KeepList entry 2"});
+  refused(11, {tokens.data() + 2, 2}, {"keep-list entry", "[5, 9)", "9", "KeepList entry 1"});
+  refused(0, {tokens.data(), 4}, {"keep-list entry", "[5, 20)", "4", "KeepList entry 2"});
+}
+
+TEST_CASE("paged destinations that do not add up", "[cache]") {
+  Setup const s;
+  constexpr std::int32_t pages_of_4 = 24;  // 12 heads of 8 tokens
+  std::vector<std::int32_t> indices(pages_of_4);
+  std::iota(indices.begin(), indices.end(), 0);
+  std::vector<std::int32_t> indptr(13);
+  for (std::size_t i = 0; i < 13; ++i) indptr[i] = static_cast<std::int32_t>(2 * i);
+  auto pool_keys = guarded<float>(pages_of_4 * 4 * 6);
+  auto pool_values = pool_keys;
+  std::vector<ha::LayerKv<float>> const pools(2, {pool_keys.data(), pool_values.data()});
+  auto const refused = [&](ha::PagedForm const& form, std::int64_t num_pages, ha::ErrorDetail const& parts) {
+    s.refuses([&] { ha::compress(s.plan, s.layers, s.layout, ha::paged(s.plan, pools, form, 6, num_pages)); }, parts);
+    REQUIRE(same_bytes(pool_keys, guarded<float>(pages_of_4 * 4 * 6)));
+    REQUIRE(same_bytes(pool_values, guarded<float>(pages_of_4 * 4 * 6)));
+  };
+  auto const csr = [&](std::vector<std::int32_t> const& pages, std::vector<std::int32_t> const& ends) {
+    return ha::PagedForm{.block_table = pages.data(), .indptr = ends.data(), .page_size = 4};
+  };
+  for (std::int32_t const bad : {-1, pages_of_4, 1 << 30}) {
+    auto broken = indices;
+    broken.back() = bad;
+    refused(csr(broken, indptr), pages_of_4,
+            {"block table entry", "a page in [0, 24)", std::to_string(bad), "compress, segment 11, page 1"});
+    refused({.block_table = broken.data(), .table_stride = 2, .page_size = 4}, pages_of_4,
+            {"block table entry", "a page in [0, 24)", std::to_string(bad), "compress, segment 11, page 1"});
+  }
+  // The fourth head's row is too short, the pool's size known or not.
+  auto short_row = indptr;
+  for (std::size_t i = 4; i < 13; ++i) --short_row[i];
+  for (std::int64_t const num_pages : {0, pages_of_4}) {
+    refused(csr(indices, short_row), num_pages, {"block table row", "room for 8 tokens", "4", "compress, segment 3"});
+  }
+  refused({.block_table = indices.data(), .table_stride = 1, .page_size = 4}, 0,
+          {"block table row", "room for 8 tokens of layer 0", "4", "paged"});
+  refused({.block_table = indices.data(), .table_stride = 2, .page_size = 0}, 0, {"page size", "> 0", "0", "paged"});
+  refused({.block_table = indices.data(), .table_stride = 2, .page_size = -4}, 0, {"page size", "> 0", "-4", "paged"});
+  refused({.block_table = nullptr, .table_stride = 2, .page_size = 4}, 0,
+          {"block table", "a pointer", "nullptr", "paged"});
+  refused({.block_table = indices.data(), .table_stride = 2, .page_size = 4, .page_stride = 23}, 0,
+          {"page stride", ">= 24", "23", "paged"});
+  s.refuses(
+      [&] {
+        (void)ha::paged(s.plan, std::vector<ha::LayerKv<float>>(1, pools[0]), csr(indices, indptr), 6, pages_of_4);
+      },
+      {"layers", "2", "1", "paged"});
+}
+
+TEST_CASE("destinations that no plan asked for", "[cache]") {
+  Setup s;
+  float* const keys = s.keys.data();
+  std::vector<ha::LayerKv<float>> const one(1, {keys, keys});
+  std::vector<ha::LayerKv<float>> const three(3, {keys, keys});
+  auto const refused = [&](auto const& call, ha::ErrorDetail const& parts) { s.refuses(call, parts); };
+  refused([&] { (void)ha::ragged(s.plan, one, 6); }, {"layers", "2", "1", "ragged"});
+  refused([&] { (void)ha::padded(s.plan, three, 6); }, {"layers", "2", "3", "padded"});
+  refused([&] { (void)ha::grouped(s.plan, one, 6); }, {"layers", "2", "1", "grouped"});
+  for (std::int64_t const bad : {0, -1}) {
+    refused([&] { (void)ha::ragged(s.plan, keys, keys, bad, 6); },
+            {"channels of a key", "> 0", std::to_string(bad), "ragged"});
+    refused([&] { (void)ha::padded(s.plan, keys, keys, bad, ha::Alignment::left, 6); },
+            {"channels of a key", "> 0", std::to_string(bad), "padded"});
+    refused([&] { (void)ha::grouped(s.plan, keys, keys, bad, 6); },
+            {"channels of a key", "> 0", std::to_string(bad), "grouped"});
+  }
+  refused([&] { (void)ha::ragged(s.plan, keys, keys, 6, -1); }, {"channels of a value", "> 0", "-1", "ragged"});
+}
