@@ -114,7 +114,8 @@ std::vector<T> expected_arena(SourceCache<T, Source> const& cache, KeptTokens co
     for (std::size_t i = 0; i < tokens.segments[s].size(); ++i) {
       auto const token = tokens.segments[s][i];
       for (std::int64_t c = 0; c < cache.key_channels; ++c) {
-        arena[static_cast<std::size_t>(places.keys[s][i] + c)] = cache.key(static_cast<std::int32_t>(l), b, h, token, c);
+        arena[static_cast<std::size_t>(places.keys[s][i] + c)] =
+            cache.key(static_cast<std::int32_t>(l), b, h, token, c);
       }
       for (std::int64_t c = 0; c < cache.value_channels; ++c) {
         arena[static_cast<std::size_t>(places.values[s][i] + c)] =
@@ -391,7 +392,8 @@ inline ha::StridedLayout random_strides(ha::LayoutShape const& shape, std::mt199
   bool const pitched = random() % 2 == 0;
   for (Dimension const& dimension : order) {
     *dimension.stride = stride;
-    stride = stride * std::max<std::int64_t>(1, dimension.extent) + (pitched ? static_cast<std::int64_t>(random() % 9) : 0);
+    stride =
+        stride * std::max<std::int64_t>(1, dimension.extent) + (pitched ? static_cast<std::int64_t>(random() % 9) : 0);
   }
   return {shape, strides};
 }
@@ -400,7 +402,9 @@ inline ha::StridedLayout random_strides(ha::LayoutShape const& shape, std::mt199
 inline ha::PolicyTable random_table(std::int32_t layers, std::int32_t heads, std::int32_t longest,
                                     std::mt19937& random) {
   ha::PolicyTable table(layers, heads);
-  auto const below = [&](std::int32_t bound) { return static_cast<std::int32_t>(random() % static_cast<unsigned>(bound)); };
+  auto const below = [&](std::int32_t bound) {
+    return static_cast<std::int32_t>(random() % static_cast<unsigned>(bound));
+  };
   for (std::int32_t l = 0; l < layers; ++l) {
     for (std::int32_t h = 0; h < heads; ++h) {
       switch (random() % 6) {

@@ -266,7 +266,7 @@ cudaError_t compress_in_place(DevicePlan<Table> const& plan, std::vector<LayerKv
     detail::require(segments == 0 || plan.d_lengths != nullptr, "d_lengths", "a pointer", "nullptr",
                     "compress_in_place");
   });
-  if (error != cudaSuccess || segments == 0 || plan.max_rows == 0) return error;
+  if (error != cudaSuccess || segments == 0) return error;
 
   detail::InPlaceTensors<2> tensors{};
   auto const plane = [&](auto const& layout, T* LayerKv<T>::*tensor, void** layer_tensors, auto const& plane_rotation) {

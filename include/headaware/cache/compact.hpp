@@ -75,17 +75,29 @@ void check_keep_lists(Plan const& plan) {
   }
 }
 
+/// A destination made for another plan may be too small for this one.
+template <class Plan, class T, class Form>
+void check_capacity(Plan const& plan, Destination<T, Form> const& kept) {
+  for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
+    Segment segment = plan.segment(s);
+    if constexpr (Form::needs_group) place_in_group(plan.table(), segment);
+    LayerCapacity const& capacity = kept.capacities[static_cast<std::size_t>(segment.layer)];
+    std::int64_t room = kept.form.head_capacity(segment, capacity);
+    if constexpr (std::is_same_v<Form, RaggedForm>) room -= segment.first_row;
+    if (segment.kept > room) {
+      require(false, "destination", "room for " + std::to_string(segment.kept) + " tokens", room,
+              ("compress, layer " + std::to_string(segment.layer) + ", sequence " + std::to_string(segment.sequence) +
+               ", KV head " + std::to_string(segment.kv_head))
+                  .c_str());
+    }
+  }
+}
+
 template <class Plan, class T>
 void check_block_table(Plan const& plan, Destination<T, PagedForm> const& kept) {
+  if (kept.num_pages == 0) return;
   for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
     Segment const segment = plan.segment(s);
-    std::int64_t const room =
-        kept.form.head_capacity(segment, kept.capacities[static_cast<std::size_t>(segment.layer)]);
-    if (segment.kept > room) {
-      require(false, "block table row", "room for " + std::to_string(segment.kept) + " tokens", room,
-              ("compress, segment " + std::to_string(s)).c_str());
-    }
-    if (kept.num_pages == 0) continue;
     std::int64_t const row = kept.form.indptr != nullptr ? kept.form.indptr[s] : s * kept.form.table_stride;
     for (std::int64_t i = 0; i * kept.form.page_size < segment.kept; ++i) {
       std::int64_t const page = kept.form.block_table[row + i];
@@ -151,8 +163,18 @@ struct MovingCopy {
 template <class Table>
 void stage_tokens(Table const& table, Segment const& segment, std::int64_t begin, std::span<std::int64_t> tokens) {
   visit_policy(table, segment.layer, segment.sequence, segment.kv_head, [&](auto const& policy) {
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      tokens[i] = source_token(policy, begin + static_cast<std::int64_t>(i), segment.length);
+    using Policy = std::remove_cvref_t<decltype(policy)>;
+    if constexpr (has_source_token<Policy> || has_kept_before<Policy>) {
+      for (std::size_t i = 0; i < tokens.size(); ++i) {
+        tokens[i] = source_token(policy, begin + static_cast<std::int64_t>(i), segment.length);
+      }
+    } else if (!tokens.empty()) {
+      // Searched once; then the sequence is walked.
+      std::int64_t token = source_token(policy, begin, segment.length);
+      for (std::size_t i = 0; i < tokens.size(); ++i, ++token) {
+        while (!policy.keeps(token, segment.length)) ++token;
+        tokens[i] = token;
+      }
     }
   });
 }
@@ -344,6 +366,7 @@ template <class Table, class... Ts, class... Sources, class... Forms, class... R
 void compress(BasicCachePlan<Table> const& plan, Transfer<Ts, Sources, Forms, Rotations> const&... transfers) {
   validate(plan, transfers...);
   detail::check_keep_lists(plan);
+  (detail::check_capacity(plan, transfers.kept), ...);
   (detail::check_block_table(plan, transfers.kept), ...);
   (detail::run_transfer(plan, transfers), ...);
 }
@@ -365,7 +388,7 @@ void compress(BasicCachePlan<Table> const& plan, std::vector<LayerKv<U>> const& 
 /// @param layers  [num_layers], host pointers
 /// @param source  how each layer's keys and values lie; no two heads may share memory
 /// @throws ArgumentError before anything moves, as `compress`
-/// @par Cost  Moves only tokens whose place changes; no memory
+/// @par Cost  Moves only tokens whose place changes; memory for a head's token numbers a thread
 template <class Table, class T, class Source, class Rotation = detail::KeepPositions>
 void compress_in_place(BasicCachePlan<Table> const& plan, std::vector<LayerKv<T>> const& layers, Source const& source,
                        Rotation const& rotation = {}) {

@@ -112,6 +112,7 @@ HEADAWARE_HOST_DEVICE void place_in_group(Table const& table, Segment& segment) 
 }
 
 /// The first slot whose token moves; tokens never move to a later place, so `source_token(slot) - slot` ascends.
+/// An entry of a keep-list that names no token counts as moved: no slot before it may be passed over.
 HEADAWARE_EXEC_CHECK_DISABLE
 template <class P>
 HEADAWARE_HOST_DEVICE std::int64_t first_moved_slot(P const& policy, std::int64_t kept, std::int64_t length) {
@@ -119,7 +120,7 @@ HEADAWARE_HOST_DEVICE std::int64_t first_moved_slot(P const& policy, std::int64_
   std::int64_t high = kept;
   while (low < high) {
     std::int64_t const middle = low + (high - low) / 2;
-    if (source_token(policy, middle, length) > middle) {
+    if (source_token(policy, middle, length) != middle) {
       high = middle;
     } else {
       low = middle + 1;

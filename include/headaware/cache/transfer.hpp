@@ -170,6 +170,14 @@ void check_transfer(PlanBounds const& bounds, Transfer<T, Source, Form, Rotation
           where);
   require(transfer.kept.capacities.size() == num_layers, "destination capacities", num_layers,
           transfer.kept.capacities.size(), where);
+  if constexpr (requires { transfer.kept.form.kv_heads; }) {
+    require(transfer.kept.form.kv_heads == bounds.num_kv_heads, "destination KV heads", bounds.num_kv_heads,
+            transfer.kept.form.kv_heads, where);
+  }
+  if constexpr (requires { transfer.kept.form.num_sequences; }) {
+    require(transfer.kept.form.num_sequences == bounds.num_sequences, "destination sequences", bounds.num_sequences,
+            transfer.kept.form.num_sequences, where);
+  }
   auto const keys = keys_of(transfer.source);
   auto const values = values_of(transfer.source);
   check_source_layout(keys, bounds, transfer.kept.key_channels, "compress, keys");

@@ -106,7 +106,8 @@ TEST_CASE("sequences and pages may lie beyond 32 bits", "[cache]") {
   constexpr std::int64_t rows = (std::int64_t{1} << 31) - 1;
   FarMemory const memory(rows * 8 + 1024);
   if (!memory.exists()) HEADAWARE_SKIP("no 16 GiB of address space");
-  std::vector<std::int32_t> const cu_seqlens{0, static_cast<std::int32_t>(rows) - tokens, static_cast<std::int32_t>(rows)};
+  std::vector<std::int32_t> const cu_seqlens{0, static_cast<std::int32_t>(rows) - tokens,
+                                             static_cast<std::int32_t>(rows)};
   ha::RaggedLayout const ragged(cu_seqlens.data(), {.sequences = 2, .total = rows, .kv_heads = 2, .channels = dim},
                                 {.token = 8, .head = 4, .channel = 1});
   check_far(ragged, memory.data(), 512, 2);
@@ -115,9 +116,9 @@ TEST_CASE("sequences and pages may lie beyond 32 bits", "[cache]") {
   constexpr std::int32_t pool = 1 << 27;
   std::vector<std::int32_t> const pages{pool - 1, 0, pool - 2};
   ha::PagedShape const shape{.sequences = 1, .kv_heads = 2, .channels = dim, .num_pages = pool, .page_size = 5};
-  check_far(ha::PagedLayout(ha::PageTable::dense(pages.data(), 3), shape,
-                            {.page = 96, .head = 24, .token = 4, .channel = 1}),
-            memory.data(), 48, 1);
+  check_far(
+      ha::PagedLayout(ha::PageTable::dense(pages.data(), 3), shape, {.page = 96, .head = 24, .token = 4, .channel = 1}),
+      memory.data(), 48, 1);
 }
 
 TEST_CASE("pages of a compressed cache may lie beyond 32 bits", "[cache]") {

@@ -128,8 +128,7 @@ TEST_CASE("segments longer than a thread's share, in every order of dimensions",
     SourceCache<std::uint8_t, Strided> const cache(source, bhsd.extent(), 1, 32, 32, 108);
     KeptTokens const kept(table, lengths);
     dense_arenas<std::uint8_t>(
-        "ragged", kept, naive_ragged(kept), {32, 32}, 7,
-        [&](auto* k, auto* v) { return ha::ragged(plan, k, v, 32); },
+        "ragged", kept, naive_ragged(kept), {32, 32}, 7, [&](auto* k, auto* v) { return ha::ragged(plan, k, v, 32); },
         [&](auto const& layers) { return ha::ragged(plan, layers, 32); },
         [&](std::string const& name, Places const& places, auto const& make) {
           std::vector<std::uint8_t> arena = guarded<std::uint8_t>(places.elements);
@@ -153,8 +152,7 @@ TEST_CASE("stretches that go past the CPU's caches begin and end anywhere", "[ca
   REQUIRE(plan.bytes_held(19, 1) > (4 << 20));
   for (std::int64_t const gap : {1, 15, 16, 63, 64, 65}) {
     dense_arenas<std::uint8_t>(
-        "ragged", kept, naive_ragged(kept), {19, 19}, gap,
-        [&](auto* k, auto* v) { return ha::ragged(plan, k, v, 19); },
+        "ragged", kept, naive_ragged(kept), {19, 19}, gap, [&](auto* k, auto* v) { return ha::ragged(plan, k, v, 19); },
         [&](auto const& layers) { return ha::ragged(plan, layers, 19); },
         [&](std::string const& name, Places const& places, auto const& make) {
           std::vector<std::uint8_t> arena = guarded<std::uint8_t>(places.elements);

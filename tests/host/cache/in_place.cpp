@@ -83,8 +83,8 @@ TEST_CASE("in place, windows that overlap where they came from", "[cache]") {
     for (std::int32_t const sink : {0, 1, 7}) {
       INFO("sink " << sink << ", window " << window);
       ha::PolicyTable const table(1, 2, ha::SinkWindow{.sink = sink, .window = window});
-      for (auto const& layout : {ha::strided_bhsd(1, 2, 200, 3), ha::strided_bshd(1, 200, 2, 3),
-                                 ha::strided_bhds(1, 2, 3, 200)}) {
+      for (auto const& layout :
+           {ha::strided_bhsd(1, 2, 200, 3), ha::strided_bshd(1, 200, 2, 3), ha::strided_bhds(1, 2, 3, 200)}) {
         SourceCache<std::uint8_t, Strided> const cache({layout, layout}, layout.extent(), 1, 3, 3, 304);
         check_in_place(cache, ha::CachePlan(table, lengths), lengths);
       }
@@ -117,8 +117,9 @@ TEST_CASE("in place, pages in any order and keep-lists", "[cache]") {
     ha::PolicyTable const table = random_table(2, 2, 80, random);
     ha::BasicCachePlan const plan(ha::WithKeepLists(table.view(), lists.data(), 3), lengths);
     auto const joined = ha::flashinfer_joined(pages, shape, i % 2 == 0 ? ha::PageOrder::nhd : ha::PageOrder::hnd);
-    check_in_place(SourceCache<std::uint16_t, std::remove_const_t<decltype(joined)>>(joined, 2 * elements, 2, 8, 8, seed),
-                   plan, lengths);
+    check_in_place(
+        SourceCache<std::uint16_t, std::remove_const_t<decltype(joined)>>(joined, 2 * elements, 2, 8, 8, seed), plan,
+        lengths);
     auto const split_x = ha::vllm_paged_attention(pages, shape, 4);
     check_in_place(SourceCache<std::uint16_t, std::remove_const_t<decltype(split_x)>>(split_x, elements, 2, 8, 8, seed),
                    plan, lengths);
@@ -172,9 +173,7 @@ TEST_CASE("in place, bad input is named and nothing moves", "[cache]") {
   refused(with([](auto& l) { l.push_back(l[0]); }), {"layers", "2", "3", "compress_in_place"});
   refused(with([](auto& l) { l[1].keys = nullptr; }), {"keys", "a pointer", "nullptr", "compress_in_place, layer 1"});
   refused(with([](auto& l) { l[0].values = nullptr; }), {"values", "a pointer", "nullptr", "layer 0"});
-  refused(with([](auto& l) {
-            l[1].values = reinterpret_cast<float*>(reinterpret_cast<char*>(l[1].values) + 2);
-          }),
+  refused(with([](auto& l) { l[1].values = reinterpret_cast<float*>(reinterpret_cast<char*>(l[1].values) + 2); }),
           {"values", "aligned to 4 bytes", "one 2 bytes beyond", "layer 1"});
   auto const lying = [&](ha::StridedLayout const& other) {
     return [&, other] { ha::compress_in_place(plan, layers, other); };
@@ -182,15 +181,20 @@ TEST_CASE("in place, bad input is named and nothing moves", "[cache]") {
   refused(lying(ha::strided_bhsd(1, 3, 20, 4)), {"source sequences", "2", "1", "compress_in_place, keys"});
   refused(lying(ha::strided_bhsd(2, 6, 10, 4)), {"source KV heads", "3", "6", "compress_in_place, keys"});
   refused(lying(ha::strided_bhsd(2, 3, 19, 4)), {"source tokens", "20", "19", "compress_in_place, keys"});
-  refused([&] { ha::compress_in_place(plan, layers, Strided{layout, ha::strided_bhsd(2, 3, 19, 4)}); },
-          {"source tokens", "20", "19", "compress_in_place, values"});
+  refused(
+      [&] {
+        ha::compress_in_place(plan, layers, Strided{layout, ha::strided_bhsd(2, 3, 19, 4)});
+      },
+      {"source tokens", "20", "19", "compress_in_place, values"});
   std::vector<std::int32_t> const tokens{0, 7, 6};
   std::vector<ha::KeepList> lists(12);
   lists[11] = {tokens.data(), 3};
   ha::UniformTable const below(ha::WindowOnly{.window = 4}, 2, 3);
-  refused([&] { ha::compress_in_place(ha::BasicCachePlan(ha::WithKeepLists(below, lists.data(), 2), lengths), layers,
-                                      layout); },
-          {"keep-list entry", "[8, 12)", "6", "KeepList entry 2"});
+  refused(
+      [&] {
+        ha::compress_in_place(ha::BasicCachePlan(ha::WithKeepLists(below, lists.data(), 2), lengths), layers, layout);
+      },
+      {"keep-list entry", "[8, 12)", "6", "KeepList entry 2"});
 }
 
 TEST_CASE("in place, nothing to move", "[cache]") {

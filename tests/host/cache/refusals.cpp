@@ -27,7 +27,8 @@ struct Setup {
   ha::CachePlan plan{table, lengths};
   std::vector<float> keys = guarded<float>(plan.kept_total() * dim + 8);
   std::vector<float> values = keys;
-  std::vector<ha::LayerKv<float const>> layers = static_cast<SourceCache<float, ha::StridedLayout> const&>(cache).layers();
+  std::vector<ha::LayerKv<float const>> layers =
+      static_cast<SourceCache<float, ha::StridedLayout> const&>(cache).layers();
   ha::Destination<float, ha::RaggedForm> kept = ha::ragged(plan, keys.data(), values.data(), dim);
 
   template <class Call>
@@ -208,7 +209,8 @@ TEST_CASE("paged destinations that do not add up", "[cache]") {
   auto short_row = indptr;
   for (std::size_t i = 4; i < 13; ++i) --short_row[i];
   for (std::int64_t const num_pages : {0, pages_of_4}) {
-    refused(csr(indices, short_row), num_pages, {"block table row", "room for 8 tokens", "4", "compress, segment 3"});
+    refused(csr(indices, short_row), num_pages,
+            {"destination", "room for 8 tokens", "4", "layer 0, sequence 1, KV head 0"});
   }
   refused({.block_table = indices.data(), .table_stride = 1, .page_size = 4}, 0,
           {"block table row", "room for 8 tokens of layer 0", "4", "paged"});
@@ -243,4 +245,31 @@ TEST_CASE("destinations that no plan asked for", "[cache]") {
             {"channels of a key", "> 0", std::to_string(bad), "grouped"});
   }
   refused([&] { (void)ha::ragged(s.plan, keys, keys, 6, -1); }, {"channels of a value", "> 0", "-1", "ragged"});
+}
+
+TEST_CASE("destinations made for another plan", "[cache]") {
+  Setup const s;
+  auto const other = [&](std::vector<std::int32_t> const& lengths, std::int32_t heads, std::int32_t window) {
+    return ha::CachePlan(ha::PolicyTable(2, heads, ha::SinkWindow{.sink = 2, .window = window}), lengths);
+  };
+  float* const keys = const_cast<float*>(s.keys.data());
+  float* const values = const_cast<float*>(s.values.data());
+  auto const refused = [&](ha::CachePlan const& plan, ha::ErrorDetail const& dense, ha::ErrorDetail const& rows) {
+    s.refuses([&] { ha::compress(s.plan, s.layers, s.layout, ha::ragged(plan, keys, values, 6)); }, rows);
+    s.refuses([&] { ha::compress(s.plan, s.layers, s.layout, ha::padded(plan, keys, values, 6)); }, dense);
+    s.refuses([&] { ha::compress(s.plan, s.layers, s.layout, ha::grouped(plan, keys, values, 6)); }, dense);
+  };
+  // One token too few a head: the dense forms notice it at the first, a ragged layer at its last.
+  refused(other({20, 9}, 3, 5), {"destination", "room for 8 tokens", "7", "layer 0, sequence 0, KV head 0"},
+          {"destination", "room for 8 tokens", "2", "layer 0, sequence 1, KV head 2"});
+  s.refuses(
+      [&] {
+        ha::compress(s.plan, s.layers, s.layout, ha::padded(other({20, 9}, 4, 6), keys, values, 6));
+      },
+      {"destination KV heads", "3", "4", "compress"});
+  s.refuses(
+      [&] {
+        ha::compress(s.plan, s.layers, s.layout, ha::grouped(other({20, 9, 1}, 3, 6), keys, values, 6));
+      },
+      {"destination sequences", "2", "3", "compress"});
 }

@@ -55,8 +55,7 @@ void check_rotation(SourceCache<T, Source> const& cache, ha::CachePlan const& pl
     INFO(name);
     auto arena = guarded<T>(places.elements);
     HostUpload const upload;
-    ha::compress(plan,
-                 ha::transfer(cache.layers(), cache.source, make(arena.data(), upload)).rotate_keys(rotation));
+    ha::compress(plan, ha::transfer(cache.layers(), cache.source, make(arena.data(), upload)).rotate_keys(rotation));
     // Outside the keys nothing differs from a compaction that does not rotate.
     auto expected = expected_arena(cache, tokens, places);
     bool right = true;
@@ -98,8 +97,7 @@ void check_rotation(SourceCache<T, Source> const& cache, ha::CachePlan const& pl
         got.push_back(moved.keys[layer][static_cast<std::size_t>(keys.offset(b, h, slot, c))]);
         expected.keys[layer][static_cast<std::size_t>(keys.offset(b, h, slot, c))] = got.back();
       }
-      right = right &&
-              row_turned(cache, rotary, static_cast<std::int32_t>(l), b, h, kept[i], slot, got.data(), 1);
+      right = right && row_turned(cache, rotary, static_cast<std::int32_t>(l), b, h, kept[i], slot, got.data(), 1);
       for (std::int64_t c = 0; c < v; ++c) {
         expected.values[layer][static_cast<std::size_t>(values.offset(b, h, slot, c))] =
             cache.value(static_cast<std::int32_t>(l), b, h, kept[i], c);
@@ -130,9 +128,8 @@ void check_rotations(Source const& source, std::int64_t extent, Channels const& 
       Rotary const rotary = Rotary::of_base(pairing, dim, 10000);
       check_rotation(cache, plan, lengths, rotary, ha::KeyRotation::from_base(pairing, dim, 10000));
       auto const tables = rotary.tables(45);
-      check_rotation(
-          cache, plan, lengths, rotary,
-          ha::KeyRotation::from_table(pairing, dim, tables.cosines.data(), tables.sines.data(), 45));
+      check_rotation(cache, plan, lengths, rotary,
+                     ha::KeyRotation::from_table(pairing, dim, tables.cosines.data(), tables.sines.data(), 45));
       Rotary scaled{pairing, {}};
       for (std::int32_t i = 0; i < dim / 2; ++i) scaled.frequencies.push_back(2.0 / (1 + i * i) - 0.3);
       check_rotation(cache, plan, lengths, scaled, ha::KeyRotation::from_frequencies(pairing, scaled.frequencies));
@@ -204,7 +201,9 @@ TEST_CASE("turning there and back is no change but rounding", "[cache]") {
 TEST_CASE("rotations that make no sense are named", "[cache]") {
   using Rotation = ha::KeyRotation;
   constexpr auto neox = ha::RotaryPairing::neox;
-  auto const refused = [](auto const& call, ha::ErrorDetail const& parts) { check_error<ha::ArgumentError>(call, parts); };
+  auto const refused = [](auto const& call, ha::ErrorDetail const& parts) {
+    check_error<ha::ArgumentError>(call, parts);
+  };
   for (std::int32_t const dim : {-2, 0, 1, 7, 513, 514}) {
     refused([&] { (void)Rotation::from_base(neox, dim, 10000); },
             {"rotary_dim", "even, in (0, 512]", std::to_string(dim), "KeyRotation"});
@@ -217,8 +216,11 @@ TEST_CASE("rotations that make no sense are named", "[cache]") {
   refused([&] { (void)Rotation::from_frequencies(neox, std::vector<double>(257, 1.0)); },
           {"rotary_dim", "512", "514", "KeyRotation"});
   for (double const frequency : {std::numeric_limits<double>::infinity(), std::nan("")}) {
-    refused([&] { (void)Rotation::from_frequencies(neox, std::vector<double>{1.0, frequency}); },
-            {"rotary frequency", "a finite number", "", "KeyRotation"});
+    refused(
+        [&] {
+          (void)Rotation::from_frequencies(neox, std::vector<double>{1.0, frequency});
+        },
+        {"rotary frequency", "a finite number", "", "KeyRotation"});
   }
   float const table[8] = {};
   refused([&] { (void)Rotation::from_table(neox, 8, nullptr, table, 2); },

@@ -132,11 +132,8 @@ TEST_CASE("pools that count half blocks, and cells that sequences share", "[cach
 
   Pages const cells(1, 120);
   for (bool const transposed : {false, true}) {
-    ha::LlamaCppShape const llama{.kv_size = cells.pool,
-                                  .n_head_kv = heads,
-                                  .n_embd_head_k = 6,
-                                  .n_embd_head_v = 4,
-                                  .v_trans = transposed};
+    ha::LlamaCppShape const llama{
+        .kv_size = cells.pool, .n_head_kv = heads, .n_embd_head_k = 6, .n_embd_head_v = 4, .v_trans = transposed};
     check_source<std::uint16_t>(ha::llama_cpp_cells(cells.dense_table(), 4, llama), cells.pool * heads * 6, {6, 4},
                                 121);
   }

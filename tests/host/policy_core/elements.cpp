@@ -40,7 +40,8 @@ double decoded(Format const& format, std::uint16_t bits) {
     return fraction != 0 ? std::numeric_limits<double>::quiet_NaN() : sign * std::numeric_limits<double>::infinity();
   }
   double const significand = fraction + (exponent != 0 ? std::ldexp(1.0, format.fraction_bits) : 0.0);
-  return sign * std::ldexp(significand, (exponent != 0 ? exponent - 1 : 0) + format.min_exponent - format.fraction_bits);
+  return sign *
+         std::ldexp(significand, (exponent != 0 ? exponent - 1 : 0) + format.min_exponent - format.fraction_bits);
 }
 
 /// A number rounded to a format: to a whole multiple of the last place, ties to even, infinite beyond the largest.

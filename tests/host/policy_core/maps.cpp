@@ -216,16 +216,10 @@ TEST_CASE("keep-lists that make no sense are named", "[policy_core]") {
 }
 
 TEST_CASE("window sizes that make no sense are named", "[policy_core]") {
-  check_error<ha::ArgumentError>(
-      [] {
-        ha::SinkWindow{.sink = -1, .window = 4}.validate();
-      },
-      {"negative sink", "sink >= 0", "-1", "SinkWindow"});
-  check_error<ha::ArgumentError>(
-      [] {
-        ha::SinkWindow{.sink = 0, .window = -4}.validate();
-      },
-      {"negative window", "window >= 0", "-4", "SinkWindow"});
+  check_error<ha::ArgumentError>([] { ha::SinkWindow{.sink = -1, .window = 4}.validate(); },
+                                 {"negative sink", "sink >= 0", "-1", "SinkWindow"});
+  check_error<ha::ArgumentError>([] { ha::SinkWindow{.sink = 0, .window = -4}.validate(); },
+                                 {"negative window", "window >= 0", "-4", "SinkWindow"});
   check_error<ha::ArgumentError>([] { ha::WindowOnly{.window = std::numeric_limits<std::int32_t>::min()}.validate(); },
                                  {"negative window", "window >= 0", "-2147483648", "WindowOnly"});
   REQUIRE_NOTHROW(ha::SinkWindow{.sink = 0, .window = 0}.validate());

@@ -134,7 +134,9 @@ TEST_CASE("plans of long contexts and wide batches count in 64 bits", "[policy_c
 TEST_CASE("plans refuse what they cannot answer", "[policy_core]") {
   ha::PolicyTable const table(2, 3, ha::WindowOnly{.window = 4});
   ha::CachePlan const plan(table, std::vector<std::int32_t>{9, 1});
-  auto const refused = [](auto const& call, ha::ErrorDetail const& parts) { check_error<ha::ArgumentError>(call, parts); };
+  auto const refused = [](auto const& call, ha::ErrorDetail const& parts) {
+    check_error<ha::ArgumentError>(call, parts);
+  };
   refused(
       [&] {
         (void)ha::CachePlan(table, std::vector<std::int32_t>{3, -7, -8});
@@ -162,9 +164,12 @@ TEST_CASE("plans refuse what they cannot answer", "[policy_core]") {
   // A list with a count below 0 would make offsets descend.
   std::int32_t const token = 0;
   ha::KeepList const negative{&token, -3};
-  refused([&] { (void)ha::BasicCachePlan(ha::WithKeepLists(ha::UniformTable(ha::Full{}, 1, 1), &negative, 1),
-                                         std::vector<std::int32_t>{5}); },
-          {"kept tokens", "in [0, 5]", "-3", "layer 0, sequence 0, KV head 0"});
+  refused(
+      [&] {
+        (void)ha::BasicCachePlan(ha::WithKeepLists(ha::UniformTable(ha::Full{}, 1, 1), &negative, 1),
+                                 std::vector<std::int32_t>{5});
+      },
+      {"kept tokens", "in [0, 5]", "-3", "layer 0, sequence 0, KV head 0"});
 }
 
 TEST_CASE("a device plan carries the bounds that the host planned with", "[policy_core]") {
@@ -198,5 +203,6 @@ TEST_CASE("heads that change their group between sequences have no place in a gr
   std::vector<ha::KeepList> const lists{{}, {tokens, 2}};
   ha::WithKeepLists const table(ha::UniformTable(ha::Prune{}, 1, 1), lists.data(), 2);
   ha::BasicCachePlan const plan(table, std::vector<std::int32_t>{5, 5});
-  check_error<ha::ArgumentError>([&] { (void)plan.grouped_capacity(0); }, {"grouped rows", "prunes", "2", "grouped_capacity"});
+  check_error<ha::ArgumentError>([&] { (void)plan.grouped_capacity(0); },
+                                 {"grouped rows", "prunes", "2", "grouped_capacity"});
 }

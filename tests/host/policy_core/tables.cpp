@@ -57,8 +57,8 @@ constexpr auto kept_of_20 = [](auto const& policy) { return ha::kept_count(polic
 }  // namespace
 
 TEST_CASE("a registry numbers its policies in their order", "[policy_core]") {
-  std::vector<std::string> const names{"full", "sink_window", "window_only", "prune", "keep_list",
-                                       "odd",  "wide",        "picky"};
+  std::vector<std::string> const names{"full",      "sink_window", "window_only", "prune",
+                                       "keep_list", "odd",         "wide",        "picky"};
   REQUIRE(Extended::size == names.size());
   for (std::size_t i = 0; i < names.size(); ++i) {
     auto const id = static_cast<std::uint8_t>(i);
@@ -156,9 +156,8 @@ TEST_CASE("tables hold what they are given and nothing out of range", "[policy_c
   }
   check_error<ha::ArgumentError>([&] { table.set(0, 0, Picky{.field = 0}); }, {"picky field", "1", "0", "Picky"});
   REQUIRE(table.at(0, 0) == Any(ha::WindowOnly{.window = 0}));
-  check_error<ha::ArgumentError>(
-      [] { (void)ha::PolicyTable(1, 1, ha::SinkWindow{.sink = -2, .window = 1}); },
-      {"negative sink", "sink >= 0", "-2", "SinkWindow"});
+  check_error<ha::ArgumentError>([] { (void)ha::PolicyTable(1, 1, ha::SinkWindow{.sink = -2, .window = 1}); },
+                                 {"negative sink", "sink >= 0", "-2", "SinkWindow"});
   check_error<ha::ArgumentError>([] { (void)ha::PolicyTable(-1, 1); }, {"num_layers", "> 0", "-1", "PolicyTable"});
   check_error<ha::ArgumentError>([] { (void)ha::PolicyTable(1, 0); }, {"num_kv_heads", "> 0", "0", "PolicyTable"});
   check_error<ha::ArgumentError>([] { (void)ha::PolicyTable().at(0, 0); }, {"layer", "in [0, 0)", "0", "PolicyTable"});
@@ -302,9 +301,8 @@ TEST_CASE("keep-lists lie over a table, a list a layer, sequence and head", "[po
     check_error<ha::ArgumentError>([&] { (void)ha::BasicCachePlan(all, std::vector<std::int32_t>{20}); },
                                    {"keep-lists' sequences", "1", "2", "CachePlan"});
     // The device's lists must be made for as many sequences, too.
-    check_error<ha::ArgumentError>(
-        [&] { (void)plan.on_device(ha::WithKeepLists(below, lists.data(), 3), nullptr); },
-        {"sequences", "2", "3", "on_device"});
+    check_error<ha::ArgumentError>([&] { (void)plan.on_device(ha::WithKeepLists(below, lists.data(), 3), nullptr); },
+                                   {"sequences", "2", "3", "on_device"});
   };
   check(table.view(), [&](auto l, auto h) { return l == 1 && h == 2 ? 20 : 5; });
   check(ha::UniformTable(Odd{}, 2, 3), [](auto, auto) { return 10; });
