@@ -94,10 +94,13 @@ struct Channels {
   std::int64_t value = 0;
 };
 
-/// Hands out stretches of the buffer with `gap` elements around each.
+/// Hands out stretches of the buffer with `gap` elements around each, and many more at both ends, so that what goes
+/// astray is seen rather than fatal.
 struct Arena {
+  static constexpr std::int64_t margin = 1024;
   std::int64_t gap;
-  std::int64_t end = gap;
+  std::int64_t end = margin + gap;
+  [[nodiscard]] std::int64_t elements() const { return end + margin; }
   std::int64_t take(std::int64_t elements) {
     std::int64_t const begin = end;
     end += elements + gap;
@@ -217,7 +220,7 @@ void dense_arenas(std::string const& name, KeptTokens const& tokens, DenseRows c
       keys[l] = first_key + row * channels.key;
       values[l] = first_value + row * channels.value;
     }
-    f(name + ", one buffer", place(keys, values, arena.end),
+    f(name + ", one buffer", place(keys, values, arena.elements()),
       [&](T* buffer, auto const&) { return one(buffer + first_key, buffer + first_value); });
   }
   Arena arena{gap};
@@ -225,7 +228,7 @@ void dense_arenas(std::string const& name, KeptTokens const& tokens, DenseRows c
     values[l] = arena.take(dense.layer_rows[l] * channels.value);
     keys[l] = arena.take(dense.layer_rows[l] * channels.key);
   }
-  f(name + ", a buffer a layer", place(keys, values, arena.end), [&](T* buffer, auto const&) {
+  f(name + ", a buffer a layer", place(keys, values, arena.elements()), [&](T* buffer, auto const&) {
     std::vector<ha::LayerKv<T>> pointers;
     for (std::size_t l = 0; l < layers; ++l) pointers.push_back({buffer + keys[l], buffer + values[l]});
     return each(pointers);
@@ -235,9 +238,10 @@ void dense_arenas(std::string const& name, KeptTokens const& tokens, DenseRows c
 /// How a paged cache is stored.
 struct Paging {
   std::int32_t page_size = 1;
-  bool csr = false;          ///< block table in CSR form, else dense rows with unused entries at their ends
-  bool shared_pool = false;  ///< all layers take pages of one pool
-  bool joined = false;       ///< keys and values of a page side by side, and something else after them
+  bool csr = false;           ///< block table in CSR form, else dense rows with unused entries at their ends
+  bool shared_pool = false;   ///< all layers take pages of one pool
+  bool joined = false;        ///< keys and values of a page side by side
+  std::int64_t page_gap = 0;  ///< joined: elements of something else after them
 };
 
 /// A paged form with pages in random order and unused pages among them.
@@ -260,8 +264,8 @@ void paged_arena(Plan const& plan, KeptTokens const& tokens, Channels const& cha
   std::mt19937 random(seed);
   std::shuffle(free_pages.begin(), free_pages.end(), random);
 
-  std::int64_t const page_elements =
-      paging.joined ? size * (channels.key + channels.value) + gap : size * std::max(channels.key, channels.value);
+  std::int64_t const page_elements = paging.joined ? size * (channels.key + channels.value) + paging.page_gap
+                                                   : size * std::max(channels.key, channels.value);
   Arena arena{gap};
   std::vector<std::int64_t> key_pools;
   std::vector<std::int64_t> value_pools;
@@ -281,7 +285,7 @@ void paged_arena(Plan const& plan, KeptTokens const& tokens, Channels const& cha
   std::int64_t const stride = widest + 1;
   std::vector<std::int32_t> table(paging.csr ? 0 : tokens.segments.size() * static_cast<std::size_t>(stride), -1);
   std::vector<std::int32_t> indptr{0};
-  Places places{arena.end, {}, {}};
+  Places places{arena.elements(), {}, {}};
   std::size_t next = 0;
   tokens.for_each([&](auto l, auto b, auto h) {
     auto const s = static_cast<std::size_t>(tokens.segment(l, b, h));
@@ -357,9 +361,10 @@ void for_each_form(Plan const& plan, KeptTokens const& tokens, Channels const& c
       "grouped", tokens, naive_grouped(tokens, group_of), channels, gap,
       [&](T* keys, T* values) { return ha::grouped(plan, keys, values, k, v); },
       [&](auto const& layers) { return ha::grouped(plan, layers, k, v); }, f);
-  for (Paging const& paging : {Paging{.page_size = 5}, Paging{.page_size = 16, .csr = true, .shared_pool = true},
-                               Paging{.page_size = 1, .csr = true}, Paging{.page_size = 4, .joined = true},
-                               Paging{.page_size = 8, .csr = true, .shared_pool = true, .joined = true}}) {
+  for (Paging const& paging :
+       {Paging{.page_size = 5}, Paging{.page_size = 16, .csr = true, .shared_pool = true},
+        Paging{.page_size = 1, .csr = true}, Paging{.page_size = 4, .joined = true, .page_gap = 16},
+        Paging{.page_size = 8, .csr = true, .shared_pool = true, .joined = true, .page_gap = 1}}) {
     paged_arena<T>(plan, tokens, channels, paging, gap, seed, f);
   }
 }

@@ -44,16 +44,17 @@ std::uint8_t mark(std::int64_t b, std::int64_t h, std::int64_t t, std::int64_t c
 }
 
 /// Fills a source, compresses it into ragged and then in place, and looks at all that was kept.
-template <class Layout>
-void check_far(Layout const& layout, std::uint8_t* data, std::int64_t values_from, std::int64_t batch) {
+/// @param at  (sequence, head, token, channel) to the element, by hand
+template <class Layout, class At>
+void check_far(Layout const& layout, At const& at, std::uint8_t* data, std::int64_t values_from, std::int64_t batch) {
   std::vector<std::int32_t> const lengths(static_cast<std::size_t>(batch), tokens);
   std::uint8_t* const values = data + values_from;
   for (std::int64_t b = 0; b < batch; ++b) {
     for (std::int64_t h = 0; h < 2; ++h) {
       for (std::int64_t t = 0; t < tokens; ++t) {
         for (std::int64_t c = 0; c < dim; ++c) {
-          data[layout.offset(b, h, t, c)] = mark(b, h, t, c, false);
-          values[layout.offset(b, h, t, c)] = mark(b, h, t, c, true);
+          data[at(b, h, t, c)] = mark(b, h, t, c, false);
+          values[at(b, h, t, c)] = mark(b, h, t, c, true);
         }
       }
     }
@@ -73,8 +74,8 @@ void check_far(Layout const& layout, std::uint8_t* data, std::int64_t values_fro
           std::size_t const i = row * dim + static_cast<std::size_t>(c);
           REQUIRE(int{k[i]} == int{mark(b, h, t, c, false)});
           REQUIRE(int{v[i]} == int{mark(b, h, t, c, true)});
-          REQUIRE(int{data[layout.offset(b, h, slot, c)]} == int{mark(b, h, t, c, false)});
-          REQUIRE(int{values[layout.offset(b, h, slot, c)]} == int{mark(b, h, t, c, true)});
+          REQUIRE(int{data[at(b, h, slot, c)]} == int{mark(b, h, t, c, false)});
+          REQUIRE(int{values[at(b, h, slot, c)]} == int{mark(b, h, t, c, true)});
         }
       }
     }
@@ -88,18 +89,18 @@ TEST_CASE("any stride of a tensor may exceed 32 bits", "[cache]") {
   FarMemory const memory(tokens * far);
   if (!memory.exists()) HEADAWARE_SKIP("no 48 GiB of address space");
   ha::LayoutShape const shape{.sequences = 2, .kv_heads = 2, .tokens = tokens, .channels = dim};
-  ha::LayoutStrides const near{.sequence = 128, .head = 48, .token = 4, .channel = 1};
-  auto strides = near;
-  strides.sequence = far;
-  check_far(ha::StridedLayout(shape, strides), memory.data(), 512, 2);
-  strides = near;
-  strides.head = far;
-  check_far(ha::StridedLayout(shape, strides), memory.data(), 512, 2);
-  strides = {.sequence = 16, .head = 8, .token = far, .channel = 1};
-  REQUIRE(ha::StridedLayout(shape, strides).extent() > 11 * far);
-  check_far(ha::StridedLayout(shape, strides), memory.data(), 512, 2);
-  strides = {.sequence = 64, .head = 16, .token = 1, .channel = far};
-  check_far(ha::StridedLayout(shape, strides), memory.data(), 512, 2);
+  auto const check = [&](ha::LayoutStrides const& strides) {
+    auto const at = [&](std::int64_t b, std::int64_t h, std::int64_t t, std::int64_t c) {
+      return b * strides.sequence + h * strides.head + t * strides.token + c * strides.channel;
+    };
+    ha::StridedLayout const layout(shape, strides);
+    REQUIRE(layout.extent() == at(1, 1, tokens - 1, dim - 1) + 1);
+    check_far(layout, at, memory.data(), 512, 2);
+  };
+  check({.sequence = far, .head = 48, .token = 4, .channel = 1});
+  check({.sequence = 128, .head = far, .token = 4, .channel = 1});
+  check({.sequence = 16, .head = 8, .token = far, .channel = 1});
+  check({.sequence = 64, .head = 16, .token = 1, .channel = far});
 }
 
 TEST_CASE("sequences and pages may lie beyond 32 bits", "[cache]") {
@@ -110,15 +111,21 @@ TEST_CASE("sequences and pages may lie beyond 32 bits", "[cache]") {
                                              static_cast<std::int32_t>(rows)};
   ha::RaggedLayout const ragged(cu_seqlens.data(), {.sequences = 2, .total = rows, .kv_heads = 2, .channels = dim},
                                 {.token = 8, .head = 4, .channel = 1});
-  check_far(ragged, memory.data(), 512, 2);
+  auto const row = [&](std::int64_t b, std::int64_t h, std::int64_t t, std::int64_t c) {
+    return (cu_seqlens[static_cast<std::size_t>(b)] + t) * 8 + h * 4 + c;
+  };
+  check_far(ragged, row, memory.data(), 512, 2);
 
   // The last two of a pool of 2^27 pages.
   constexpr std::int32_t pool = 1 << 27;
   std::vector<std::int32_t> const pages{pool - 1, 0, pool - 2};
   ha::PagedShape const shape{.sequences = 1, .kv_heads = 2, .channels = dim, .num_pages = pool, .page_size = 5};
-  check_far(
-      ha::PagedLayout(ha::PageTable::dense(pages.data(), 3), shape, {.page = 96, .head = 24, .token = 4, .channel = 1}),
-      memory.data(), 48, 1);
+  ha::PagedLayout const paged(ha::PageTable::dense(pages.data(), 3), shape,
+                              {.page = 96, .head = 24, .token = 4, .channel = 1});
+  auto const in_page = [&](std::int64_t, std::int64_t h, std::int64_t t, std::int64_t c) {
+    return std::int64_t{pages[static_cast<std::size_t>(t / 5)]} * 96 + h * 24 + t % 5 * 4 + c;
+  };
+  check_far(paged, in_page, memory.data(), 48, 1);
 }
 
 TEST_CASE("pages of a compressed cache may lie beyond 32 bits", "[cache]") {

@@ -3,8 +3,7 @@
 #include "support/cache_arena.hpp"
 
 #include <headaware/cache/compact.hpp>
-#include <headaware/layout/engines.hpp>
-#include <headaware/policy/with_keep_lists.hpp>
+#include <headaware/layout/strided.hpp>
 
 #include <algorithm>
 #include <cstdint>

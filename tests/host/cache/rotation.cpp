@@ -7,6 +7,7 @@
 #include <headaware/cache/compact.hpp>
 #include <headaware/layout/engines.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -78,7 +79,7 @@ void check_rotation(SourceCache<T, Source> const& cache, ha::CachePlan const& pl
       "ragged", tokens, naive_ragged(tokens), channels, 7,
       [&](T* keys, T* values) { return ha::ragged(plan, keys, values, k, v); },
       [&](auto const& layers) { return ha::ragged(plan, layers, k, v); }, check);
-  paged_arena<T>(plan, tokens, channels, {.page_size = 4, .csr = true, .joined = true}, 7, 201, check);
+  paged_arena<T>(plan, tokens, channels, {.page_size = 4, .csr = true, .joined = true, .page_gap = 7}, 7, 201, check);
 
   // In place: the same, and everything else as it was.
   auto moved = cache;
@@ -181,6 +182,37 @@ TEST_CASE("keys come right from a billion tokens away", "[cache]") {
     std::int64_t const token = slot < 3 ? slot : length - 12 + slot;
     REQUIRE(row_turned(cache, rotary, 0, 0, 0, token, slot, keys.data() + slot * 8, 1));
   }
+}
+
+TEST_CASE("keys that stay keep their bits, whatever those are", "[cache]") {
+  auto const check = [](auto const& specials) {
+    using T = std::remove_cvref_t<decltype(specials[0])>;
+    constexpr std::int64_t dim = 8;
+    auto const layout = ha::strided_bhsd(1, 1, 20, dim);
+    SourceCache<T, ha::StridedLayout> cache(layout, layout.extent(), 1, dim, dim, 208);
+    for (std::size_t i = 0; i < 4 * dim; ++i) cache.keys[0][i] = specials[(3 * i + i / 8) % specials.size()];
+    ha::CachePlan const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 4, .window = 2}),
+                             std::vector<std::int32_t>{20});
+    auto const rotation = ha::KeyRotation::from_base(ha::RotaryPairing::interleaved, dim, 10000);
+    std::vector<T> keys(static_cast<std::size_t>(6 * dim));
+    std::vector<T> values(keys);
+    ha::compress(
+        plan,
+        ha::transfer(cache.layers(), layout, ha::ragged(plan, keys.data(), values.data(), dim)).rotate_keys(rotation));
+    auto const sinks = [](std::vector<T> const& all) { return std::vector<T>(all.begin(), all.begin() + 4 * dim); };
+    REQUIRE(same_bytes(sinks(keys), sinks(cache.keys[0])));
+    auto moved = cache;
+    ha::compress_in_place(plan, moved.layers(), layout, rotation);
+    REQUIRE(same_bytes(sinks(moved.keys[0]), sinks(cache.keys[0])));
+  };
+  // Zeros of both signs, infinities, the smallest numbers, quiet and signalling NaNs with payloads.
+  std::vector<float> floats;
+  for (std::uint32_t const bits : {0U, 0x80000000U, 0x7f800000U, 0xff800000U, 1U, 0x7fc12345U, 0xffa00001U}) {
+    floats.push_back(ha::detail::bits_as<float>(bits));
+  }
+  check(floats);
+  check(std::vector<ha::float16>{{0}, {0x8000}, {0x7c00}, {0xfc00}, {1}, {0x7e12}, {0xfd01}});
+  check(std::vector<ha::bfloat16>{{0}, {0x8000}, {0x7f80}, {0xff80}, {1}, {0x7fd2}, {0xffa1}});
 }
 
 TEST_CASE("turning there and back is no change but rounding", "[cache]") {

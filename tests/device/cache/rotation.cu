@@ -1,0 +1,241 @@
+// Keys turned on the device, against rotation in double and against the CPU's.
+
+#include "support/device_arena.cuh"
+#include "support/rotary.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <type_traits>
+#include <vector>
+
+namespace ha = headaware;
+using namespace headaware_test;
+
+namespace {
+
+/// Random numbers in [-1, 1] for keys.
+template <class T, class Source>
+SourceCache<T, Source> random_cache(Source const& source, std::int64_t extent, std::int32_t layers, std::int64_t dim,
+                                    unsigned seed) {
+  SourceCache<T, Source> cache(source, extent, layers, dim, dim, seed);
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<float> uniform(-1, 1);
+  for (auto& tensor : cache.keys) {
+    for (T& x : tensor) x = ha::from_float<T>(uniform(random));
+  }
+  return cache;
+}
+
+/// Whether two numbers are the same or neighbours in a half-precision format, or close in float.
+template <class T>
+bool within_one_place(T a, T b) {
+  if constexpr (std::is_same_v<T, float>) {
+    return std::abs(a - b) <= 1e-6F * std::max(1.0F, std::abs(b));
+  } else {
+    auto const order = [](T x) {
+      return (x.bits & 0x8000) != 0 ? -static_cast<int>(x.bits & 0x7fff) : static_cast<int>(x.bits);
+    };
+    // Near zero, where cancellation leaves float's own error, places are finer than that.
+    return std::abs(order(a) - order(b)) <= 1 || std::abs(ha::to_float(a) - ha::to_float(b)) <= 1e-6F;
+  }
+}
+
+/// Out of place into a ragged cache and in place. @param device_layout  the source with device pointers
+template <class T, class Source, class MakeRotation>
+void check_rotation(SourceCache<T, Source> const& cache, Source const& device_layout, ha::PolicyTable const& table,
+                    std::vector<std::int32_t> const& lengths, Rotary const& rotary, MakeRotation const& make_rotation,
+                    std::size_t shift = 0) {
+  std::int64_t const dim = cache.key_channels;
+  ha::CachePlan const plan(table, lengths);
+  KeptTokens const tokens(table, lengths);
+  DeviceTable const d_table(table);
+  DeviceVector<std::int32_t> const d_lengths(lengths);
+  auto const d_plan = plan.on_device(d_table.view(), d_lengths.data());
+  DeviceSource<T, Source> const source(cache, shift);
+  DeviceVector<T> const d_keys(guarded<T>(plan.kept_total() * dim + 8));
+  DeviceVector<T> const d_values(guarded<T>(plan.kept_total() * dim + 8));
+  auto host_keys = guarded<T>(plan.kept_total() * dim + 8);
+  auto host_values = host_keys;
+  ha::KeyRotation const rotation = make_rotation(true);
+  run_compress(d_plan, ha::transfer(source.layers, device_layout,
+                                    ha::ragged(plan, d_keys.data() + shift, d_values.data() + shift, dim))
+                           .rotate_keys(rotation));
+  ha::compress(plan, ha::transfer(cache.layers(), cache.source,
+                                  ha::ragged(plan, host_keys.data() + shift, host_values.data() + shift, dim))
+                         .rotate_keys(make_rotation(false)));
+  Stream const stream;
+  REQUIRE_CUDA(ha::compress_in_place(d_plan, source.layers, device_layout, rotation, stream));
+  REQUIRE_CUDA(cudaStreamSynchronize(stream));
+  auto const keys = d_keys.host();
+  REQUIRE(same_bytes(d_values.host(), host_values));
+
+  std::vector<std::vector<T>> moved;
+  for (std::size_t l = 0; l < cache.keys.size(); ++l) moved.push_back(source.tensor(2 * l, shift));
+  auto expected_moved = cache.keys;
+  auto const layout = ha::detail::keys_of(cache.source);
+  auto expected = guarded<T>(plan.kept_total() * dim + 8);
+  bool right = true;
+  std::size_t at = shift;
+  tokens.for_each([&](auto l, auto b, auto h) {
+    auto const& kept = tokens.segments[static_cast<std::size_t>(tokens.segment(l, b, h))];
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+      auto const slot = static_cast<std::int64_t>(i);
+      std::vector<double> row;
+      for (std::int64_t c = 0; c < dim; ++c) {
+        row.push_back(double(ha::to_float(cache.key(static_cast<std::int32_t>(l), b, h, kept[i], c))));
+      }
+      rotary.turn(row, static_cast<double>(slot - kept[i]));
+      for (std::int64_t c = 0; c < dim; ++c, ++at) {
+        T const got = keys[at];
+        T const source_bits = cache.key(static_cast<std::int32_t>(l), b, h, kept[i], c);
+        bool const turned = kept[i] != slot && c < static_cast<std::int64_t>(2 * rotary.frequencies.size());
+        right = right && (turned ? close_to(got, row[static_cast<std::size_t>(c)]) : got == source_bits);
+        right = right && within_one_place(got, host_keys[at]);
+        expected[at] = got;
+        // In place the same arithmetic runs: the same bits.
+        expected_moved[static_cast<std::size_t>(l)][static_cast<std::size_t>(layout.offset(b, h, slot, c))] = got;
+      }
+    }
+  });
+  REQUIRE(right);
+  REQUIRE(same_bytes(keys, expected));
+  for (std::size_t l = 0; l < moved.size(); ++l) REQUIRE(same_bytes(moved[l], expected_moved[l]));
+}
+
+/// Both pairings; all channels, half of them, and numbers of them that take narrow accesses; each source of angles.
+template <class T, class Source>
+void check_rotations(SourceCache<T, Source> const& cache, Source const& device_layout, ha::PolicyTable const& table,
+                     std::vector<std::int32_t> const& lengths, std::size_t shift = 0) {
+  std::int64_t const longest = *std::max_element(lengths.begin(), lengths.end());
+  constexpr auto width = static_cast<std::int64_t>(16 / sizeof(T));  // not twice it, which wide pairs take
+  std::vector<std::int64_t> const dims{cache.key_channels, cache.key_channels / 2, width, 6};
+  for (auto const pairing : {ha::RotaryPairing::neox, ha::RotaryPairing::interleaved}) {
+    for (std::int64_t const rotary_dim : dims) {
+      INFO("rotary_dim " << rotary_dim << (pairing == ha::RotaryPairing::neox ? ", neox" : ", interleaved")
+                         << ", shift " << shift);
+      auto const dim = static_cast<std::int32_t>(rotary_dim);
+      Rotary const rotary = Rotary::of_base(pairing, dim, 10000);
+      check_rotation(
+          cache, device_layout, table, lengths, rotary,
+          [&](bool) { return ha::KeyRotation::from_base(pairing, dim, 10000); }, shift);
+      auto const tables = rotary.tables(longest);
+      DeviceVector<float> const d_cosines(tables.cosines);
+      DeviceVector<float> const d_sines(tables.sines);
+      check_rotation(
+          cache, device_layout, table, lengths, rotary,
+          [&](bool device) {
+            return ha::KeyRotation::from_table(pairing, dim, device ? d_cosines.data() : tables.cosines.data(),
+                                               device ? d_sines.data() : tables.sines.data(), longest);
+          },
+          shift);
+    }
+  }
+}
+
+ha::PolicyTable rotating_table(std::int32_t widest) {
+  ha::PolicyTable table(2, 2, ha::SinkWindow{.sink = 4, .window = 20});
+  table.set(0, 1, ha::SinkWindow{.sink = 3, .window = widest});
+  table.set(1, 0, ha::WindowOnly{.window = 7});
+  table.set(1, 1, ha::Full{});
+  return table;
+}
+
+template <class T>
+void check_strided(unsigned seed) {
+  // Longer than a tile's rows, in one order; then a transposed tensor, and pointers aligned to one element.
+  auto const bhsd = ha::strided_bhsd(2, 2, 330, 32);
+  check_rotations(random_cache<T>(bhsd, bhsd.extent(), 2, 32, seed), bhsd, rotating_table(300), {330, 9});
+  auto const bhds = ha::strided_bhds(2, 2, 32, 75);
+  check_rotations(random_cache<T>(bhds, bhds.extent(), 2, 32, seed), bhds, rotating_table(60), {75, 9});
+  auto const bshd = ha::strided_bshd(2, 75, 2, 32);
+  check_rotations(random_cache<T>(bshd, bshd.extent(), 2, 32, seed), bshd, rotating_table(60), {75, 9}, 1);
+}
+
+}  // namespace
+
+TEST_CASE("on the device float keys turn", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  check_strided<float>(521);
+}
+TEST_CASE("on the device float16 keys turn", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  check_strided<ha::float16>(522);
+}
+TEST_CASE("on the device bfloat16 keys turn", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  check_strided<ha::bfloat16>(523);
+}
+
+TEST_CASE("on the device keys in split pages turn", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  std::vector<std::int32_t> const lengths{75, 9};
+  std::vector<std::int32_t> pages(2 * 10);
+  for (std::size_t i = 0; i < pages.size(); ++i) pages[i] = static_cast<std::int32_t>((7 * i + 3) % pages.size());
+  DeviceVector<std::int32_t> const d_pages(pages);
+  ha::PagedShape const shape{.sequences = 2, .kv_heads = 2, .channels = 32, .num_pages = 20, .page_size = 8};
+  auto const layout = [&](std::int32_t const* table) {
+    return ha::vllm_paged_attention(ha::PageTable::dense(table, 10), shape, 8);
+  };
+  auto const cache = random_cache<ha::float16>(layout(pages.data()), std::int64_t{20} * 8 * 2 * 32, 2, 32, 524);
+  check_rotations(cache, layout(d_pages.data()), rotating_table(60), lengths);
+}
+
+namespace {
+
+__global__ void convert_half(std::uint32_t const* floats, std::int32_t count, std::uint16_t* halves,
+                             std::uint16_t* brains) {
+  for (std::int32_t i = static_cast<std::int32_t>(threadIdx.x); i < count; i += static_cast<std::int32_t>(blockDim.x)) {
+    float const value = ha::detail::bits_as<float>(floats[i]);
+    halves[i] = ha::from_float<ha::float16>(value).bits;
+    brains[i] = ha::from_float<ha::bfloat16>(value).bits;
+  }
+}
+
+__global__ void widen_half(std::uint32_t* halves, std::uint32_t* brains) {
+  for (std::uint32_t i = threadIdx.x; i < 65536; i += blockDim.x) {
+    halves[i] = ha::detail::bits_as<std::uint32_t>(ha::to_float(ha::float16{static_cast<std::uint16_t>(i)}));
+    brains[i] = ha::detail::bits_as<std::uint32_t>(ha::to_float(ha::bfloat16{static_cast<std::uint16_t>(i)}));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("on the device half-precision numbers convert as on the host", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  constexpr unsigned seed = 525;
+  INFO("seed " << seed);
+  std::mt19937 random(seed);
+  std::vector<std::uint32_t> floats{0,          1,          0x7fffff,   0x800000,   0x33000000, 0x33000001, 0x387fffff,
+                                    0x38800000, 0x477fefff, 0x477ff000, 0x7f7f7fff, 0x7f7f8000, 0x7f800000, 0x7fc00000};
+  for (int i = 0; i < 20000; ++i) floats.push_back(static_cast<std::uint32_t>(random()));
+  for (int i = 0; i < 20000; ++i) floats.push_back(0x33000000U + static_cast<std::uint32_t>(random()) % 0x14800000U);
+  DeviceVector<std::uint32_t> const d_floats(floats);
+  DeviceVector<std::uint16_t> const d_halves(std::vector<std::uint16_t>(floats.size()));
+  DeviceVector<std::uint16_t> const d_brains(std::vector<std::uint16_t>(floats.size()));
+  convert_half<<<1, 256>>>(d_floats.data(), static_cast<std::int32_t>(floats.size()), d_halves.data(), d_brains.data());
+  REQUIRE_CUDA(cudaDeviceSynchronize());
+  auto const halves = d_halves.host();
+  auto const brains = d_brains.host();
+  bool same = true;
+  for (std::size_t i = 0; i < floats.size(); ++i) {
+    float const value = ha::detail::bits_as<float>(floats[i]);
+    same = same && halves[i] == ha::from_float<ha::float16>(value).bits;
+    same = same && brains[i] == ha::from_float<ha::bfloat16>(value).bits;
+  }
+  REQUIRE(same);
+
+  DeviceVector<std::uint32_t> const d_wide_halves(std::vector<std::uint32_t>(65536));
+  DeviceVector<std::uint32_t> const d_wide_brains(std::vector<std::uint32_t>(65536));
+  widen_half<<<1, 256>>>(d_wide_halves.data(), d_wide_brains.data());
+  REQUIRE_CUDA(cudaDeviceSynchronize());
+  auto const wide_halves = d_wide_halves.host();
+  auto const wide_brains = d_wide_brains.host();
+  for (std::uint32_t i = 0; i < 65536; ++i) {
+    float const half = ha::to_float(ha::float16{static_cast<std::uint16_t>(i)});
+    same = same && wide_halves[i] == ha::detail::bits_as<std::uint32_t>(half);
+    same = same && wide_brains[i] == i << 16;
+  }
+  REQUIRE(same);
+}
