@@ -20,8 +20,10 @@ struct ObserverParameters {
   double recent_ratio = 0.1;        ///< the last part of a chunk that counts as recent
   std::int32_t num_distances = 64;  ///< relative positions 0 … num_distances - 1 that are told apart
 
-  std::int64_t first_query = 0;              ///< rows before it are not observed
-  std::int64_t query_stride = 1;             ///< every so many rows are observed
+  std::int64_t chunk_size = 0;               ///< tokens after which attention starts anew, as if a text ended; 0: never
+  std::int64_t min_chunk = 10;               ///< shorter chunks are skipped
+  std::int64_t first_query = 0;              ///< rows of a chunk before it are not observed
+  std::int64_t query_stride = 1;             ///< every so many rows of a chunk are observed
   std::optional<RetentionGrid> retention{};  ///< measure these (sink, window) pairs too
 
   friend bool operator==(ObserverParameters const&, ObserverParameters const&) = default;
@@ -33,6 +35,8 @@ struct ObserverParameters {
     detail::require(local_window >= 0, "local_window", ">= 0", local_window, where);
     detail::require(recent_ratio >= 0 && recent_ratio <= 1, "recent_ratio", "in [0, 1]", recent_ratio, where);
     detail::require(num_distances > 0, "num_distances", "> 0", num_distances, where);
+    detail::require(chunk_size >= 0, "chunk_size", ">= 0", chunk_size, where);
+    detail::require(min_chunk >= 1, "min_chunk", ">= 1", min_chunk, where);
     detail::require(first_query >= 0, "first_query", ">= 0", first_query, where);
     detail::require(query_stride > 0, "query_stride", "> 0", query_stride, where);
     if (retention) retention->validate();

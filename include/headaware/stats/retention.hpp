@@ -46,26 +46,54 @@ struct RetentionGrid {
 /// set D with m = Σ_D p and u = Σ_D p v; renormalised, the output moves by Δ = (m·o - u) / (1 - m).
 struct RetentionSums {
   std::int64_t rows = 0;
-  double output_squared = 0;          ///< Σ |o|²
-  std::vector<double> mass;           ///< [grid] Σ m
-  std::vector<double> mass_squared;   ///< [grid] Σ m²
-  std::vector<double> error_squared;  ///< [grid] Σ |Δ|²; in mass-only mode 0
+  double output_squared = 0;                 ///< Σ |o|²
+  double output_metric_squared = 0;          ///< Σ |W_O o|²; without a metric 0
+  std::vector<double> mass;                  ///< [grid] Σ m
+  std::vector<double> mass_squared;          ///< [grid] Σ m²
+  std::vector<double> error_squared;         ///< [grid] Σ |Δ|²; in mass-only mode 0
+  std::vector<double> metric_error_squared;  ///< [grid] Σ |W_O Δ|²; without a metric 0
 
   RetentionSums() = default;
   explicit RetentionSums(RetentionGrid const& grid)
-      : mass(grid.size()), mass_squared(grid.size()), error_squared(grid.size()) {}
+      : mass(grid.size()), mass_squared(grid.size()), error_squared(grid.size()), metric_error_squared(grid.size()) {}
+
+  friend bool operator==(RetentionSums const&, RetentionSums const&) = default;
 
   void merge(RetentionSums const& other) {
     detail::require(mass.size() == other.mass.size(), "retention grid", mass.size(), other.mass.size(),
                     "RetentionSums::merge");
     rows += other.rows;
     output_squared += other.output_squared;
+    output_metric_squared += other.output_metric_squared;
     for (std::size_t i = 0; i < mass.size(); ++i) {
       mass[i] += other.mass[i];
       mass_squared[i] += other.mass_squared[i];
       error_squared[i] += other.error_squared[i];
+      metric_error_squared[i] += other.metric_error_squared[i];
     }
   }
+};
+
+/// @brief What the sums of a model's retention were taken with.
+struct RetentionInfo {
+  std::int32_t num_layers = 0;
+  std::int32_t num_heads = 0;  ///< query heads a layer
+  std::int32_t num_kv_heads = 0;
+  std::int64_t first_query = 0;
+  std::int64_t query_stride = 1;
+  bool with_values = false;         ///< else masses alone
+  bool with_output_metric = false;  ///< errors behind W_O too
+  RetentionGrid grid{};
+
+  friend bool operator==(RetentionInfo const&, RetentionInfo const&) = default;
+};
+
+/// @brief One `retention_statistics.json`: `heads[layer * num_heads + head]`. What a planner reads.
+struct RetentionStatistics {
+  RetentionInfo info;
+  std::vector<RetentionSums> heads;
+
+  friend bool operator==(RetentionStatistics const&, RetentionStatistics const&) = default;
 };
 
 HEADAWARE_NAMESPACE_END
