@@ -43,6 +43,10 @@ inline std::vector<std::int32_t> captured_layers(std::filesystem::path const& fo
   std::vector<std::int32_t> layers(static_cast<std::size_t>(arrays));
   std::iota(layers.begin(), layers.end(), 0);
   auto const path = folder / "capture.json";
+  if (!std::filesystem::exists(path) && arrays != num_layers) {
+    throw ha::FormatError({"captured layers", "all " + std::to_string(num_layers) + ", or capture.json to name them",
+                           std::to_string(arrays) + " layers and no capture.json", folder.string()});
+  }
   if (std::filesystem::exists(path)) {
     try {
       layers = nlohmann::json::parse(ha::read_text_file(path)).at("layers").get<std::vector<std::int32_t>>();
