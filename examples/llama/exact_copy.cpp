@@ -7,6 +7,7 @@
 #include <llama.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <string>
 #include <system_error>
@@ -30,7 +31,8 @@ std::filesystem::path exact_copy(std::filesystem::path const& model, std::filesy
   if (!std::filesystem::is_regular_file(model, error)) {
     throw ha::ArgumentError({"model", "the path of a GGUF file", "'" + model.string() + "'", "exact_copy"});
   }
-  auto const changed = std::filesystem::last_write_time(model).time_since_epoch().count();
+  auto const changed =
+      std::chrono::file_clock::to_sys(std::filesystem::last_write_time(model)).time_since_epoch().count();
   std::string const name = model.stem().string() + "-" + std::to_string(std::filesystem::file_size(model)) + "-" +
                            std::to_string(changed) + ".f32.gguf";
   std::filesystem::path const copy = folder / name;
