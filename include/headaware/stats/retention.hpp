@@ -68,4 +68,22 @@ struct RetentionSums {
   }
 };
 
+/// @brief What a set of retention statistics was taken with.
+struct RetentionInfo {
+  std::int32_t num_layers = 0;
+  std::int32_t num_heads = 0;  ///< query heads a layer
+  std::int32_t num_kv_heads = 0;
+  std::int64_t first_query = 0;
+  std::int64_t query_stride = 1;
+  bool with_values = false;         ///< false: mass only, errors are 0
+  bool with_output_metric = false;  ///< errors and outputs are measured behind the output projection
+  RetentionGrid grid;
+};
+
+/// @brief Retention of all heads of a model: `heads[layer * num_heads + head]`.
+struct RetentionStatistics {
+  RetentionInfo info;
+  std::vector<RetentionSums> heads;
+};
+
 HEADAWARE_NAMESPACE_END
