@@ -75,7 +75,7 @@ std::string quartile_plots(ReportInput const& input, std::string_view file, std:
       auto const column = [&](std::size_t part) { return std::to_string(3 * type + 2 + part); };
       plots += fill(
           band
-              ? R"gp(@AND@"@FILE@" skip 1 using 1:@LOW@:@HIGH@ with filledcurves fillcolor rgb "@COLOR@" fillstyle transparent solid 0.15 notitle)gp"
+              ? R"gp(@AND@"@FILE@" skip 1 using 1:@LOW@:@HIGH@ with filledcurves fillcolor rgb "@COLOR@" fillstyle transparent solid 0.1 notitle)gp"
               : R"gp(@AND@"@FILE@" skip 1 using 1:@MEDIAN@ with @LINES@ linecolor rgb "@COLOR@" linewidth 2 title "@NAME@ (@HEADS@)")gp",
           {{"AND", plots.empty() ? "plot " : ", \\\n  "},
            {"FILE", std::string(file)},
@@ -113,8 +113,9 @@ void add_distances(ReportInput const& input, Gallery& gallery) {
 set xlabel "distance to the query (tokens)"
 set ylabel "attention on one token (%)"
 set xrange [0:@LAST@]
+# Heads on their neighbours give next to nothing to other tokens, which would squeeze all else.
+set yrange [0.01:100]
 set logscale y
-set format y "%g"
 )gp" + std::string(curve_style) +
                        quartile_plots(input, "distances.tsv", "lines"),
                    {{"LAST", std::to_string(distances - 1)}}))});
@@ -165,7 +166,6 @@ set xlabel "window (tokens)"
 set ylabel "@Y@"
 set logscale x 2
 set logscale y
-set format y "%g"
 set xrange [@FIRST@:@LAST@]
 )gp" + std::string(curve_style) + quartile_plots(input, "retention.tsv", "linespoints pointtype 7 pointsize 0.35"),
                                        {{"TITLE", title},

@@ -42,6 +42,8 @@ th { font-weight: 600; }
 .bar { display: flex; width: 240px; height: 12px; border-radius: 2px; overflow: hidden; }
 .maps { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 20px; }
 figure { margin: 0 0 20px; padding: 14px; background: var(--card); border-radius: 8px; color: var(--text); }
+.maps figure { margin: 0; }
+.maps { margin-bottom: 20px; }
 figure svg { display: block; width: 100%; height: auto; margin: 0 auto; }
 figcaption { margin-top: 8px; font-size: 14px; }
 .note { padding: 12px 16px; background: var(--card); border-left: 4px solid #D55E00; }
@@ -91,6 +93,7 @@ std::string embedded(std::string svg, Picture const& picture) {
   }
   replace_all(svg, "url(#", "url(#" + picture.name + "-");
   replace_all(svg, " color=\"black\"", "");
+  replace_all(svg, " color=\"white\"", "");
   replace_all(svg, "stroke=\"black\"", "stroke=\"currentColor\"");
   replace_all(svg, "rgb( 34,  34,  34)", "currentColor");
   replace_all(svg, "rgb(34,34,34)", "currentColor");

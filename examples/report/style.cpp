@@ -35,6 +35,8 @@ set encoding utf8
 set border linecolor rgb "@INK@"
 set title textcolor rgb "@INK@"
 set tics nomirror textcolor rgb "@INK@"
+set format x "%g"
+set format y "%g"
 set xlabel textcolor rgb "@INK@"
 set ylabel textcolor rgb "@INK@"
 set cblabel textcolor rgb "@INK@"
@@ -62,6 +64,33 @@ set output
                {"BODY", std::string(body)},
                {"NAME", std::string(name)},
                {"INK", std::string(ink)}});
+}
+
+std::string legend(std::vector<LegendEntry> const& entries, LegendPlace const& place) {
+  constexpr int box = 12;
+  std::string text;
+  int at = 0;
+  for (auto const& entry : entries) {
+    int const x = place.left + at % place.columns * place.column_width;
+    int const y = place.bottom - at / place.columns * place.row_height;
+    auto const across = [&](int pixels) { return number("%.4f", static_cast<double>(pixels) / place.width); };
+    auto const up = [&](double pixels) { return number("%.4f", pixels / place.height); };
+    text += fill(
+        R"gp(set object rectangle from screen @X@, screen @Y@ to screen @X1@, screen @Y1@ fillcolor rgb "@COLOR@" fillstyle solid noborder
+set label "@TEXT@" at screen @X2@, screen @YTEXT@ left textcolor rgb "@INK@" noenhanced
+)gp",
+        {{"X", across(x)},
+         {"X1", across(x + box)},
+         {"X2", across(x + box + 6)},
+         {"Y", up(y)},
+         {"Y1", up(y + box)},
+         {"YTEXT", up(y + 0.5 * box)},
+         {"COLOR", std::string(entry.color)},
+         {"TEXT", entry.text},
+         {"INK", std::string(ink)}});
+    ++at;
+  }
+  return text;
 }
 
 std::string viridis() {

@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace report {
 
@@ -37,6 +38,20 @@ inline constexpr std::string_view ink = "#222222";
 /// @param body    gnuplot commands that set up and plot once
 /// @param width, height  pixels of the SVG; the PNG has twice as many
 [[nodiscard]] std::string script(std::string_view name, int width, int height, std::string_view body);
+
+struct LegendEntry {
+  std::string_view color;
+  std::string text;
+};
+
+struct LegendPlace {
+  int width, height;  ///< of the picture; all in pixels
+  int left, bottom;   ///< of the first entry, from the lower left corner; rows go down
+  int columns, column_width, row_height;
+};
+
+/// @brief A legend at fixed places: gnuplot's own stacks its entries where it thinks that a row is too long.
+[[nodiscard]] std::string legend(std::vector<LegendEntry> const& entries, LegendPlace const& place);
 
 /// `set palette` with viridis, which gnuplot knows by name only since 5.5.
 [[nodiscard]] std::string viridis();
