@@ -76,7 +76,7 @@ unset key
   for (std::size_t p = 0; p < panels.size(); ++p) {
     auto const& panel = panels[p];
     body +=
-        fill("set ylabel \"@LABEL@\" offset 1,0\nset xlabel \"@X@\"\nset xrange [0:@MOST@]\n",
+        fill("set ylabel \"@LABEL@\" offset 0.3,0\nset xlabel \"@X@\"\nset xrange [0:@MOST@]\n",
              {{"LABEL", p == 0 ? "heads" : ""}, {"X", std::string(panel.label)}, {"MOST", number("%g", panel.most)}});
     for (double const limit : panel.limits) {
       body += fill(

@@ -43,6 +43,9 @@ set cblabel textcolor rgb "@INK@"
 set key textcolor rgb "@INK@" noenhanced
 set style fill solid noborder
 do for [format in "svg png"] {
+unset label
+unset object
+unset arrow
 if (format eq "svg") {
   set terminal svg size @WIDTH@,@HEIGHT@ font "DejaVu Sans,14" linewidth 1.2 name "@NAME@"
 } else {

@@ -295,7 +295,8 @@ template <class... Values>
   return text;
 }
 
-/// @brief The issues as text: how many heads have some of each kind, and the first `most` of them.
+/// @brief The issues as text: how many heads have some of each kind, and the first `most` of them (0: the counts
+/// alone).
 [[nodiscard]] inline std::string format_issues(std::span<ClassificationIssue const> issues, std::int64_t heads,
                                                std::size_t most = 20) {
   constexpr std::array<char const*, num_issue_kinds> names{
@@ -318,7 +319,7 @@ template <class... Values>
     text += "  layer " + std::to_string(issue.layer_idx) + ", head " + std::to_string(issue.head_idx) + ": " +
             issue.what + ": expected " + issue.expected + ", got " + issue.got + "\n";
   }
-  if (issues.size() > most) text += "  and " + std::to_string(issues.size() - most) + " more\n";
+  if (most > 0 && issues.size() > most) text += "  and " + std::to_string(issues.size() - most) + " more\n";
   return text;
 }
 
