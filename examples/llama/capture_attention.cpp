@@ -4,6 +4,7 @@
 #include "llama/chunk_capture.hpp"
 #include "llama/engine.hpp"
 #include "llama/exact_copy.hpp"
+#include "llama/text_chunks.hpp"
 
 #include <headaware/io/file.hpp>
 
@@ -35,31 +36,6 @@ struct Options {
   std::vector<std::int32_t> layers;
   bool exact = false;
 };
-
-constexpr std::size_t shortest_chunk = 10;
-
-/// The text in pieces of `chunk_size` tokens, each with a BOS token of its own where the model wants one.
-std::vector<std::vector<std::int32_t>> chunks_of(llama_adapter::Model const& model, Options const& options) {
-  auto tokens = model.tokenize(ha::read_text_file(options.text), false);
-  if (options.max_tokens > 0) {
-    tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(options.max_tokens)));
-  }
-  std::size_t const specials = model.begins_with_bos() ? 1 : 0;
-  std::size_t const most = static_cast<std::size_t>(options.chunk_size) - specials;
-  std::vector<std::vector<std::int32_t>> chunks;
-  for (std::size_t begin = 0; begin < tokens.size(); begin += most) {
-    auto const first = tokens.begin() + static_cast<std::ptrdiff_t>(begin);
-    std::size_t const count = std::min(most, tokens.size() - begin);
-    if (count + specials < shortest_chunk) break;
-    chunks.emplace_back(specials, model.bos());
-    chunks.back().insert(chunks.back().end(), first, first + static_cast<std::ptrdiff_t>(count));
-  }
-  if (chunks.empty()) {
-    throw ha::ArgumentError({"text", "at least " + std::to_string(shortest_chunk) + " tokens",
-                             std::to_string(tokens.size()), options.text.string()});
-  }
-  return chunks;
-}
 
 std::vector<std::int32_t> layers_of(llama_adapter::ModelShape const& shape, Options const& options) {
   std::vector<std::int32_t> layers = options.layers;
@@ -105,7 +81,8 @@ void run(Options const& options) {
   llama_adapter::Model const named(options.model);
   require_no_arrays(options.output_dir);
   auto const layers = layers_of(named.shape(), options);
-  auto const chunks = chunks_of(named, options);
+  auto const chunks = llama_adapter::chunks_of(named, ha::read_text_file(options.text), options.chunk_size,
+                                               options.max_tokens, options.text.string());
   if (options.exact) std::fprintf(stderr, "single precision: looking for a copy in %s\n", options.cache_dir.c_str());
   llama_adapter::Model const model(options.exact ? llama_adapter::exact_copy(options.model, options.cache_dir)
                                                  : options.model);
@@ -139,7 +116,7 @@ int main(int argc, char** argv) {
   app.add_option("--output_dir", options.output_dir, "new folder for the capture")->required();
   app.add_option("--chunk_size", options.chunk_size, "tokens of a sequence")
       ->capture_default_str()
-      ->check(CLI::Range(static_cast<std::int32_t>(shortest_chunk), std::int32_t{1} << 20));
+      ->check(CLI::Range(static_cast<std::int32_t>(llama_adapter::shortest_chunk), std::int32_t{1} << 20));
   app.add_option("--max_tokens", options.max_tokens, "tokens of the text; default: all")->check(CLI::PositiveNumber);
   app.add_option("--layers", options.layers, "layers to write, such as 0,10,18; default: all")
       ->delimiter(',')

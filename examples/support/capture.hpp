@@ -71,10 +71,6 @@ inline Description load_description(std::filesystem::path const& folder, std::in
   std::iota(result.layers.begin(), result.layers.end(), 0);
   result.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(head_dim)));
   auto const path = folder / "capture.json";
-  if (!std::filesystem::exists(path) && arrays != num_layers) {
-    throw ha::FormatError({"captured layers", "all " + std::to_string(num_layers) + ", or capture.json to name them",
-                           std::to_string(arrays) + " layers and no capture.json", folder.string()});
-  }
   if (std::filesystem::exists(path)) {
     try {
       auto const json = nlohmann::json::parse(ha::read_text_file(path));
@@ -189,7 +185,13 @@ inline Capture load(std::filesystem::path const& folder) {
   result.statistics = ha::load_statistics(folder / "head_statistics.json");
   static_cast<Arrays&>(result) = load_arrays(folder);
   if (!result.sequences.empty()) {
-    require_layers(result, result.sequences.front().keys.shape[0], result.statistics.model_info.num_layers, folder);
+    std::int64_t const arrays = result.sequences.front().keys.shape[0];
+    std::int32_t const num_layers = result.statistics.model_info.num_layers;
+    if (!std::filesystem::exists(folder / "capture.json") && arrays != num_layers) {
+      throw ha::FormatError({"captured layers", "all " + std::to_string(num_layers) + ", or capture.json to name them",
+                             std::to_string(arrays) + " layers and no capture.json", folder.string()});
+    }
+    require_layers(result, arrays, num_layers, folder);
   }
   return result;
 }

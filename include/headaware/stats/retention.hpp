@@ -19,6 +19,18 @@ struct RetentionGrid {
   std::vector<std::int32_t> sinks{0, 1, 4, 16, 64};
   std::vector<std::int32_t> windows{8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048};
 
+  /// @brief The default sinks, and windows that grow by a half and a third in turn: 8, 16, 24, 32, 48, 64, 96, …,
+  /// as far as they are shorter than `tokens`; the default windows for 2,049 to 3,072 tokens.
+  [[nodiscard]] static RetentionGrid up_to(std::int64_t tokens) {
+    RetentionGrid grid;
+    grid.windows = {8};
+    for (std::int64_t power = 16; power < tokens && power < (std::int64_t{1} << 30); power *= 2) {
+      grid.windows.push_back(static_cast<std::int32_t>(power));
+      if (power + power / 2 < tokens) grid.windows.push_back(static_cast<std::int32_t>(power + power / 2));
+    }
+    return grid;
+  }
+
   friend bool operator==(RetentionGrid const&, RetentionGrid const&) = default;
 
   [[nodiscard]] std::size_t size() const { return sinks.size() * windows.size(); }

@@ -1,0 +1,179 @@
+#include "analysis/analysis.hpp"
+
+#include "report/report.hpp"
+#include "support/folder.hpp"
+#include "support/interrupt.hpp"
+#include "support/progress.hpp"
+
+#include <headaware/classify/classifier.hpp>
+#include <headaware/classify/summary.hpp>
+#include <headaware/error.hpp>
+#include <headaware/io/json.hpp>
+#include <headaware/stats/output_metric.hpp>
+
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdio>
+#include <functional>
+#include <iterator>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+namespace analysis {
+
+namespace ha = headaware;
+
+namespace {
+
+/// Leaves a text that Ctrl-C interrupts.
+struct Interrupted {};
+
+/// The factors of W_O of all layers; none where the source does not know them.
+std::vector<ha::OutputMetric> output_metrics(AttentionSource const& source, bool wanted) {
+  ha::ModelConfig const model = source.model();
+  std::vector<ha::OutputMetric> result(static_cast<std::size_t>(model.num_hidden_layers));
+  if (!wanted) return result;
+  for (std::int32_t layer = 0; layer < model.num_hidden_layers; ++layer) {
+    std::vector<float> const projection = source.output_projection(layer);
+    if (projection.empty()) return std::vector<ha::OutputMetric>(result.size());
+    std::int64_t const width = std::int64_t{model.num_attention_heads} * model.head_dim;
+    result[static_cast<std::size_t>(layer)] =
+        ha::OutputMetric(projection.data(), static_cast<std::int64_t>(projection.size()) / width,
+                         model.num_attention_heads, model.head_dim);
+  }
+  return result;
+}
+
+ha::SavedObserver begin(AttentionSource const& source, AnalysisOptions const& options) {
+  ha::SavedObserver fresh{ha::AttentionObserver(source.model(), options.parameters), 0, source.description()};
+  auto const path = options.output_dir / "attention_sums.json";
+  if (!options.resume) return fresh;
+  if (!std::filesystem::exists(path)) {
+    std::fprintf(stderr, "nothing to resume in %s: beginning anew\n", options.output_dir.c_str());
+    return fresh;
+  }
+  ha::SavedObserver saved = ha::load_attention_sums(path);
+  auto const same = [&](bool is, char const* what, std::string const& expected, std::string const& got) {
+    if (!is) throw ha::ArgumentError({what, expected + ", as now", got, path.string()});
+  };
+  same(saved.source == fresh.source, "observation to resume", fresh.source, saved.source);
+  same(saved.observer.model() == fresh.observer.model(), "model to resume", "the same shape", "another");
+  same(saved.observer.parameters() == fresh.observer.parameters(), "parameters to resume", "the same", "others");
+  return saved;
+}
+
+/// One text into an observer of its own, so that an interrupted one leaves no trace.
+ha::AttentionObserver observe_text(AttentionSource& source, std::size_t text, ha::ObserverParameters const& parameters,
+                                   std::vector<ha::OutputMetric> const& metrics, support::Interrupt const& interrupt,
+                                   std::function<void(std::int32_t)> const& layer_done) {
+  ha::AttentionObserver observer(source.model(), parameters);
+  source.run(text, [&](LayerAttention const& attention) {
+    if (interrupt.asked()) throw Interrupted{};
+    std::visit(
+        [&](auto qkv) {
+          qkv.output_factors = metrics[static_cast<std::size_t>(attention.layer)].factors();
+          observer.observe(attention.layer, qkv, attention.score);
+        },
+        attention.qkv);
+    layer_done(attention.layer);
+  });
+  return observer;
+}
+
+std::string list(std::vector<std::int32_t> const& numbers) {
+  std::string result;
+  for (std::int32_t const number : numbers) result += (result.empty() ? "" : ", ") + std::to_string(number);
+  return result;
+}
+
+}  // namespace
+
+Analysis analyze(AttentionSource& source, AnalysisOptions const& options) {
+  support::make_folder(options.output_dir);
+  auto const sums_path = options.output_dir / "attention_sums.json";
+  ha::SavedObserver saved = begin(source, options);
+  std::vector<std::int64_t> const texts = source.texts();
+  Analysis result{std::move(saved.observer), saved.position, static_cast<std::int64_t>(texts.size()), 0, 0, 0};
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    result.tokens += texts[i];
+    if (static_cast<std::int64_t>(i) < result.texts_done) result.tokens_done += texts[i];
+  }
+  if (result.complete()) return result;
+
+  std::vector<ha::OutputMetric> const metrics =
+      output_metrics(source, options.output_metric && options.parameters.retention);
+  support::Interrupt const interrupt;
+  support::Progress progress("observing", "tokens", result.tokens, result.tokens_done);
+  auto const layers = static_cast<double>(source.model().num_hidden_layers);
+  double saved_at = 0;
+  try {
+    for (auto i = static_cast<std::size_t>(result.texts_done); i < texts.size(); ++i) {
+      auto const done = static_cast<double>(result.tokens_done);
+      auto const tokens = static_cast<double>(texts[i]);
+      result.observer.merge(observe_text(source, i, options.parameters, metrics, interrupt, [&](std::int32_t layer) {
+        progress.show(done + tokens * (layer + 1) / layers);
+      }));
+      result.tokens_done += texts[i];
+      ++result.texts_done;
+      if (progress.seconds() - saved_at > 10) {
+        ha::save_attention_sums(sums_path, result.observer, result.texts_done, source.description());
+        saved_at = progress.seconds();
+      }
+      if (interrupt.asked()) break;
+    }
+  } catch (Interrupted const&) {
+    // The texts before it are whole.
+  }
+  progress.finish(static_cast<double>(result.tokens_done));
+  ha::save_attention_sums(sums_path, result.observer, result.texts_done, source.description());
+  result.seconds = progress.seconds();
+  return result;
+}
+
+void write_results(Analysis const& analysis, AttentionSource const& source, std::filesystem::path const& output_dir) {
+  ha::AttentionObserver const& observer = analysis.observer;
+  report::ReportInput input{.title = source.name(),
+                            .statistics = observer.statistics(),
+                            .classifications = {},
+                            .retention = {},
+                            .thresholds = {}};
+  input.classifications = ha::classify(input.statistics);
+  if (observer.parameters().retention) input.retention = observer.retention_statistics();
+
+  ha::save_statistics(output_dir / "head_statistics.json", input.statistics);
+  ha::save_classifications(output_dir / "head_classifications.json", input.classifications);
+  if (input.retention) ha::save_retention_statistics(output_dir / "retention_statistics.json", *input.retention);
+
+  std::string const seen = std::to_string(analysis.texts_done) + " of " + std::to_string(analysis.texts) +
+                           " pieces of text, " + std::to_string(analysis.tokens_done) + " of " +
+                           std::to_string(analysis.tokens) + " tokens";
+  nlohmann::ordered_json const about = {{"model", source.name()},          {"observed", source.description()},
+                                        {"complete", analysis.complete()}, {"pieces_done", analysis.texts_done},
+                                        {"pieces", analysis.texts},        {"tokens_done", analysis.tokens_done},
+                                        {"tokens", analysis.tokens},       {"invalid_rows", observer.invalid_rows()},
+                                        {"layers", source.layers()},       {"seconds", analysis.seconds}};
+  ha::write_file(output_dir / "analysis.json", about.dump(2) + "\n");
+
+  std::printf("%s\n", format_summary(ha::summarize(input.classifications)).c_str());
+  std::vector<std::int32_t> const layers = source.layers();
+  if (!std::is_sorted(layers.begin(), layers.end()) || (!layers.empty() && layers.back() + 1 != std::ssize(layers))) {
+    std::printf("layers 0 to %zu here are the model's layers %s\n", layers.size() - 1, list(layers).c_str());
+    input.parameters.emplace_back("model's layers shown", list(layers));
+  }
+  if (observer.invalid_rows() > 0) {
+    std::printf("%lld rows of attention held NaN or infinity and were left out\n",
+                static_cast<long long>(observer.invalid_rows()));
+  }
+  input.parameters.emplace_back("observed", seen + (analysis.complete() ? "" : " (partial)"));
+  input.parameters.emplace_back("source", source.description());
+  report::write_report(output_dir, input);
+  if (!analysis.complete()) {
+    std::printf("PARTIAL: interrupted after %s. --resume goes on from there.\n", seen.c_str());
+  }
+}
+
+}  // namespace analysis

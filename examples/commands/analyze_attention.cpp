@@ -1,0 +1,141 @@
+// Observes a model's attention and writes what its heads look at: statistics, classes, retention, pictures.
+
+#include "analysis/analysis.hpp"
+#include "analysis/captured_source.hpp"
+#ifdef HEADAWARE_HAS_LLAMA
+#include "llama/exact_copy.hpp"
+#include "llama/model_source.hpp"
+#endif
+
+#include <headaware/error.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace ha = headaware;
+
+namespace {
+
+struct Options {
+  std::filesystem::path model = HEADAWARE_EXAMPLE_DATA "/smollm2-135m";
+  std::filesystem::path text = HEADAWARE_EXAMPLE_DATA "/text/alice.txt";
+  std::filesystem::path cache_dir;
+  std::int64_t chunk_size = 512;
+  std::int64_t max_tokens = 0;
+  std::int32_t threads = 1;
+  bool exact = false;
+  bool no_retention = false;
+  bool no_output_metric = false;
+  std::vector<std::int32_t> sinks;
+  std::vector<std::int32_t> windows;
+  analysis::AnalysisOptions analysis;
+};
+
+std::unique_ptr<analysis::AttentionSource> open_source(Options const& options) {
+  if (std::filesystem::is_directory(options.model)) {
+    if (options.exact) throw ha::ArgumentError({"--exact", "a GGUF file", "a folder", options.model.string()});
+    return std::make_unique<analysis::CapturedSource>(options.model, options.chunk_size, options.max_tokens);
+  }
+  if (!std::filesystem::exists(options.model)) {
+    throw ha::ArgumentError({"--model",
+                             "a GGUF file or a folder of captured arrays (models of a hub: download their GGUF file "
+                             "and give its path)",
+                             "no such file or folder", options.model.string()});
+  }
+#ifdef HEADAWARE_HAS_LLAMA
+  return llama_adapter::model_source({.model = options.model,
+                                      .text = options.text,
+                                      .cache_dir = options.cache_dir,
+                                      .chunk_size = options.chunk_size,
+                                      .max_tokens = options.max_tokens,
+                                      .threads = options.threads,
+                                      .exact = options.exact});
+#else
+  throw ha::ArgumentError({"--model", "a folder of captured arrays: this program was built without llama.cpp",
+                           "a file (to run GGUF files, configure with -DHEADAWARE_LLAMA=ON)", options.model.string()});
+#endif
+}
+
+void run(Options options) {
+  options.analysis.parameters.validate();
+  auto const source = open_source(options);
+  std::vector<std::int64_t> const texts = source->texts();
+  std::int64_t const longest = texts.empty() ? 0 : *std::max_element(texts.begin(), texts.end());
+  if (!options.no_retention) {
+    ha::RetentionGrid grid = ha::RetentionGrid::up_to(longest);
+    if (!options.sinks.empty()) grid.sinks = options.sinks;
+    if (!options.windows.empty()) grid.windows = options.windows;
+    grid.validate();
+    options.analysis.parameters.retention = grid;
+  }
+  options.analysis.output_metric = !options.no_output_metric;
+  auto const model = source->model();
+  std::fprintf(stderr,
+               "%s: %d layers, %d query heads, %d KV heads, head_dim %d; %zu pieces of text of up to %lld tokens\n",
+               source->name().c_str(), model.num_hidden_layers, model.num_attention_heads, model.num_key_value_heads,
+               model.head_dim, texts.size(), static_cast<long long>(longest));
+  analysis::Analysis const result = analysis::analyze(*source, options.analysis);
+  if (result.texts_done == 0) {
+    std::fprintf(stderr, "interrupted before the first piece of text was done: nothing written\n");
+    std::exit(130);
+  }
+  analysis::write_results(result, *source, options.analysis.output_dir);
+  if (!result.complete()) std::exit(130);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  options.analysis.output_dir = "results/attention_analysis";
+#ifdef HEADAWARE_HAS_LLAMA
+  options.cache_dir = llama_adapter::default_cache_folder();
+#endif
+  auto& parameters = options.analysis.parameters;
+  CLI::App app{"What a model's attention heads look at: statistics, classes, retention and pictures"};
+  app.add_option("--model,--model_id", options.model, "GGUF file, or folder of captured arrays")->capture_default_str();
+  app.add_option("--text", options.text, "text file to run a GGUF file over")
+      ->capture_default_str()
+      ->check(CLI::ExistingFile);
+  app.add_option("--max_tokens", options.max_tokens, "tokens of the text; default: all")->check(CLI::PositiveNumber);
+  app.add_option("--chunk_size", options.chunk_size, "tokens of a piece of text, each by itself; 0: the text is one")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--output_dir", options.analysis.output_dir, "where the results go")->capture_default_str();
+  app.add_flag("--resume", options.analysis.resume, "go on with what was interrupted in the output folder");
+  app.add_flag("--exact", options.exact, "run a copy of the model with weights in single precision");
+  app.add_option("--cache_dir", options.cache_dir, "folder of such copies")->capture_default_str();
+  app.add_option("--threads", options.threads, "cores for the model (the statistics take all)")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  app.add_option("--sink_size", parameters.sink_size, "first tokens that count as sinks")->capture_default_str();
+  app.add_option("--local_window", parameters.local_window, "tokens before a query that count as local")
+      ->capture_default_str();
+  app.add_option("--recent_ratio", parameters.recent_ratio, "last part of a piece that counts as recent")
+      ->capture_default_str();
+  app.add_option("--num_distances", parameters.num_distances, "relative positions told apart")->capture_default_str();
+  app.add_option("--first_query", parameters.first_query, "rows of a piece before it are not observed")
+      ->capture_default_str();
+  app.add_option("--query_stride", parameters.query_stride, "every so many rows are observed")->capture_default_str();
+  app.add_flag("--no_retention", options.no_retention, "no retention statistics: faster");
+  app.add_flag("--no_output_metric", options.no_output_metric, "no errors behind the output projection: faster");
+  app.add_option("--sinks", options.sinks, "sinks of the retention grid; default: 0,1,4,16,64")->delimiter(',');
+  app.add_option("--windows", options.windows, "windows of the retention grid; default: 8,16,24,32,48,… up to a piece")
+      ->delimiter(',');
+  CLI11_PARSE(app, argc, argv);
+  try {
+    run(options);
+    return 0;
+  } catch (std::exception const& error) {
+    std::fprintf(stderr, "analyze_attention: %s\n", error.what());
+    return 1;
+  }
+}

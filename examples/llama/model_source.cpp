@@ -1,0 +1,106 @@
+#include "llama/model_source.hpp"
+
+#include "llama/attention_tap.hpp"
+#include "llama/engine.hpp"
+#include "llama/exact_copy.hpp"
+#include "llama/output_projection.hpp"
+#include "llama/text_chunks.hpp"
+
+#include <headaware/io/file.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace llama_adapter {
+
+namespace ha = headaware;
+
+namespace {
+
+class ModelSource : public analysis::AttentionSource {
+ public:
+  explicit ModelSource(ModelSourceOptions const& options)
+      : model_(options.exact ? exact_copy(options.model, options.cache_dir) : options.model),
+        projections_(model_.path(), model_.shape()),
+        chunks_(chunks_of(model_, ha::read_text_file(options.text), options.chunk_size, options.max_tokens,
+                          options.text.string())),
+        tap_(model_.shape(), [this](TappedAttention const& attention) { hand_over(attention); }),
+        // Beyond this the scores of all heads would fill the memory; the fused node has none, at half precision.
+        context_(model_, {.tokens = longest(),
+                          .flash_attention = longest() > 2048,
+                          .all_logits = false,
+                          .threads = options.threads,
+                          .observer = &tap_}) {
+    description_ = options.model.filename().string() + (options.exact ? " in single precision" : "") + ", " +
+                   std::to_string(std::filesystem::file_size(options.model)) + " bytes; text " +
+                   options.text.filename().string() + ", " + std::to_string(std::filesystem::file_size(options.text)) +
+                   " bytes, pieces of " + std::to_string(options.chunk_size) + " tokens, at most " +
+                   std::to_string(options.max_tokens);
+  }
+
+  [[nodiscard]] std::string name() const override {
+    return model_.shape().name.empty() ? model_.path().stem().string() : model_.shape().name;
+  }
+  [[nodiscard]] std::string description() const override { return description_; }
+  [[nodiscard]] ha::ModelConfig model() const override {
+    ModelShape const& shape = model_.shape();
+    return {shape.layers, shape.query_heads, shape.kv_heads, shape.head_dim};
+  }
+  [[nodiscard]] std::vector<std::int64_t> texts() const override {
+    std::vector<std::int64_t> result;
+    for (auto const& chunk : chunks_) result.push_back(static_cast<std::int64_t>(chunk.size()));
+    return result;
+  }
+  void run(std::size_t text, Handler const& handler) override {
+    handler_ = &handler;
+    context_.evaluate(chunks_.at(text));
+  }
+  [[nodiscard]] std::vector<float> output_projection(std::int32_t layer) const override {
+    return projections_.layer(layer);
+  }
+
+ private:
+  [[nodiscard]] std::int32_t longest() const {
+    std::size_t most = 0;
+    for (auto const& chunk : chunks_) most = std::max(most, chunk.size());
+    return static_cast<std::int32_t>(most);
+  }
+
+  void hand_over(TappedAttention const& attention) {
+    analysis::Qkv<float> qkv;
+    qkv.queries = attention.queries;
+    qkv.keys = attention.keys;
+    qkv.values = attention.values;
+    qkv.query_layout = ha::strided_bshd(1, attention.tokens, attention.query_heads, attention.head_dim);
+    qkv.key_layout = ha::strided_bshd(1, attention.tokens, attention.kv_heads, attention.head_dim);
+    qkv.value_layout = qkv.key_layout;
+    qkv.query_heads = attention.query_heads;
+    qkv.kv_heads = attention.kv_heads;
+    qkv.tokens = attention.tokens;
+    qkv.head_dim = attention.head_dim;
+    (*handler_)(
+        {attention.layer,
+         qkv,
+         {.scale = attention.scale, .soft_cap = attention.soft_cap, .sliding_window = attention.sliding_window}});
+  }
+
+  Model model_;
+  OutputProjections projections_;
+  std::vector<std::vector<std::int32_t>> chunks_;
+  Handler const* handler_ = nullptr;  ///< of the text that runs
+  AttentionTap tap_;
+  Context context_;
+  std::string description_;
+};
+
+}  // namespace
+
+std::unique_ptr<analysis::AttentionSource> model_source(ModelSourceOptions const& options) {
+  return std::make_unique<ModelSource>(options);
+}
+
+}  // namespace llama_adapter

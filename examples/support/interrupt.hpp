@@ -1,0 +1,33 @@
+#pragma once
+
+// Ctrl-C asks a long job to stop at the next good moment; a second one stops it at once.
+
+#include <atomic>
+#include <csignal>
+
+namespace support {
+
+class Interrupt {
+ public:
+  Interrupt() {
+    std::signal(SIGINT, &Interrupt::ask);
+    std::signal(SIGTERM, &Interrupt::ask);
+  }
+  Interrupt(Interrupt const&) = delete;
+  Interrupt& operator=(Interrupt const&) = delete;
+  ~Interrupt() {
+    std::signal(SIGINT, SIG_DFL);
+    std::signal(SIGTERM, SIG_DFL);
+  }
+  [[nodiscard]] bool asked() const { return asked_.load(); }
+
+ private:
+  static void ask(int signal) {
+    asked_.store(true);
+    std::signal(signal, SIG_DFL);
+  }
+  static inline std::atomic<bool> asked_{false};
+  static_assert(std::atomic<bool>::is_always_lock_free);
+};
+
+}  // namespace support
