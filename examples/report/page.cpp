@@ -98,12 +98,14 @@ std::string embedded(std::string svg, Picture const& picture) {
   replace_all(svg, "rgb( 34,  34,  34)", "currentColor");
   replace_all(svg, "rgb(34,34,34)", "currentColor");
   replace_all(svg, "font-family=\"DejaVu Sans\"", "font-family=\"system-ui, DejaVu Sans, sans-serif\"");
-  return "<svg " + view + " style=\"max-width:" + width + "px\" role=\"img\" aria-label=\"" + escaped(picture.title) +
-         "\">" + svg;
+  return fill(R"(<svg @VIEW@ style="max-width:@WIDTH@px" role="img" aria-label="@TITLE@">)",
+              {{"VIEW", view}, {"WIDTH", width}, {"TITLE", escaped(picture.title)}}) +
+         svg;
 }
 
 std::string swatch(std::size_t type) {
-  return "<span class=\"swatch\" style=\"background:" + std::string(type_colors[type]) + "\"></span>";
+  return fill(R"(<span class="swatch" style="background:@COLOR@"></span>)",
+              {{"COLOR", std::string(type_colors[type])}});
 }
 
 std::string row(std::string_view name, std::string_view value) {
@@ -184,9 +186,10 @@ std::string layer_table(ReportInput const& input) {
             number("%.1f", sinks) + "</td><td>" + number("%.1f", local) + "</td><td class=\"text\"><div class=\"bar\">";
     for (std::size_t type = 0; type < types.size(); ++type) {
       if (types[type] == 0) continue;
-      text += "<span style=\"flex:" + std::to_string(types[type]) + ";background:" + std::string(type_colors[type]) +
-              "\" title=\"" + std::to_string(types[type]) + " " + readable(static_cast<ha::HeadType>(type)) +
-              "\"></span>";
+      text += fill(R"(<span style="flex:@HEADS@;background:@COLOR@" title="@HEADS@ @TYPE@"></span>)",
+                   {{"HEADS", std::to_string(types[type])},
+                    {"COLOR", std::string(type_colors[type])},
+                    {"TYPE", readable(static_cast<ha::HeadType>(type))}});
     }
     text += "</div></td></tr>\n";
   }
