@@ -182,8 +182,12 @@ std::string layer_table(ReportInput const& input) {
       local += 100 * s.position_preference.local / info.num_heads;
       ++types[static_cast<std::size_t>(input.classifications[i].head_type)];
     }
-    text += "<tr><td>" + std::to_string(layer) + "</td><td>" + number("%.2f", entropy) + "</td><td>" +
-            number("%.1f", sinks) + "</td><td>" + number("%.1f", local) + "</td><td class=\"text\"><div class=\"bar\">";
+    text += fill(
+        R"(<tr><td>@LAYER@</td><td>@ENTROPY@</td><td>@SINKS@</td><td>@LOCAL@</td><td class="text"><div class="bar">)",
+        {{"LAYER", std::to_string(layer)},
+         {"ENTROPY", number("%.2f", entropy)},
+         {"SINKS", number("%.1f", sinks)},
+         {"LOCAL", number("%.1f", local)}});
     for (std::size_t type = 0; type < types.size(); ++type) {
       if (types[type] == 0) continue;
       text += fill(R"(<span style="flex:@HEADS@;background:@COLOR@" title="@HEADS@ @TYPE@"></span>)",
