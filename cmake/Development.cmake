@@ -31,7 +31,7 @@ endif()
 find_program(HEADAWARE_CLANG_TIDY NAMES clang-tidy-14 clang-tidy)
 if(HEADAWARE_CLANG_TIDY AND HEADAWARE_BUILD_EXAMPLES)
   add_custom_target(tidy)
-  file(GLOB headaware_tidy_sources CONFIGURE_DEPENDS examples/*.cpp)
+  file(GLOB headaware_tidy_sources CONFIGURE_DEPENDS examples/*.cpp examples/commands/*.cpp examples/report/*.cpp)
   foreach(source IN LISTS headaware_tidy_sources)
     cmake_path(GET source STEM name)
     add_custom_target(tidy-${name} COMMAND "${HEADAWARE_CLANG_TIDY}" --quiet -p "${PROJECT_BINARY_DIR}"

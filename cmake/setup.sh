@@ -5,9 +5,14 @@ set -euo pipefail
 
 missing=()
 why=()
-need() {  # need <package> <what it is for>
+required=0
+want() {  # want <package> <what it is for>
   missing+=("$1")
   why+=("  $1: $2")
+}
+need() {  # the same for what nothing works without
+  want "$@"
+  required=1
 }
 has_header() {
   if command -v g++ >/dev/null; then
@@ -30,8 +35,8 @@ has_header nlohmann/json.hpp || need nlohmann-json3-dev "JSON files (nlohmann/js
 has_header catch2/catch_all.hpp || has_header catch2/catch.hpp || need catch2 "tests (Catch2, version 2 or 3)"
 has_header benchmark/benchmark.h || need libbenchmark-dev "benchmarks (Google Benchmark)"
 has_header CLI/CLI.hpp || need libcli11-dev "command lines of the examples (CLI11)"
-has_header dlpack/dlpack.h || need libdlpack-dev "DLPack tensors, optional (DLPack)"
-command -v gnuplot >/dev/null || need gnuplot-nox "pictures of a model's heads, optional (gnuplot)"
+has_header dlpack/dlpack.h || want libdlpack-dev "DLPack tensors, optional (DLPack)"
+command -v gnuplot >/dev/null || want gnuplot-nox "pictures of a model's heads, optional (gnuplot)"
 
 if ((${#missing[@]} == 0)); then
   exit 0
@@ -40,14 +45,14 @@ if ! command -v apt-get >/dev/null; then
   echo "setup: this machine lacks (names of Debian's packages):" >&2
   printf '%s\n' "${why[@]}" >&2
   echo "setup: install them with your package manager; the libraries are fetched by CMake where they are missing" >&2
-  exit 1
+  exit "$required"
 fi
 
 root=()
 if ((EUID != 0)); then
   if ! command -v sudo >/dev/null; then
     echo "setup: to be run as root: apt-get install ${missing[*]}" >&2
-    exit 1
+    exit "$required"
   fi
   root=(sudo)
 fi
@@ -60,5 +65,5 @@ install() {
 }
 if ! install >"$log" 2>&1 </dev/null; then
   cat "$log" >&2
-  exit 1
+  exit "$required"
 fi

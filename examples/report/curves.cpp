@@ -136,6 +136,7 @@ void add_retention(ReportInput const& input, Gallery& gallery) {
   std::size_t const sink = usual_sink(grid);
   bool const errors = retention.info.with_values;
   std::string text = quartile_header("window");
+  bool loses = false;
   for (std::size_t w = 0; w < grid.windows.size(); ++w) {
     text += std::to_string(grid.windows[w]);
     append_quartiles(text, input, [&](std::size_t head) {
@@ -143,9 +144,12 @@ void add_retention(ReportInput const& input, Gallery& gallery) {
       std::size_t const cell = grid.cell(sink, w);
       double const lost = 100 * (errors ? std::sqrt(sums.error_squared[cell] / sums.output_squared)
                                         : sums.mass[cell] / static_cast<double>(sums.rows));
+      loses = loses || (lost > 0 && std::isfinite(lost));
       return lost > 0 ? lost : std::nan("");  // nothing on a logarithmic axis; a head without rows has no value
     });
   }
+  // Where every window holds all tokens, nothing is lost and a logarithmic axis has nothing to show.
+  if (!loses) return;
   gallery.data.push_back({"retention.tsv", text});
 
   std::string const sinks = std::to_string(grid.sinks[sink]);

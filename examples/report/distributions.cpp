@@ -65,6 +65,7 @@ std::string histograms(ha::ClassificationSummary const& summary, std::vector<Pan
 set ytics out
 set xtics out
 set yrange [0:*]
+set offsets 0, 0, graph 0.06, 0
 unset key
 )gp" + legend(entries, {.width = width,
                         .height = height,

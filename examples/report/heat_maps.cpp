@@ -56,8 +56,9 @@ std::string heat_map(ReportInput const& input, std::string_view name, std::strin
   constexpr int row_height = 22;
   int const rows = (static_cast<int>(entries.size()) + columns - 1) / columns;
   int const bottom = 64 + (rows > 0 ? 10 + row_height * rows : 0);
-  // Cells of many heads are too small for a gap between them.
+  // Half a cell, less half the gap to the next; cells of many heads are too small for one.
   bool const gaps = width / info.num_layers >= 10 && height / info.num_heads >= 10;
+  auto const half = [&](int pixels, int cells) { return number("%.4f", gaps ? 0.5 - 0.6 * cells / pixels : 0.5); };
   auto const x = [&](int at) { return number("%.4f", static_cast<double>(at) / (left + width + right)); };
   auto const y = [&](int at) { return number("%.4f", static_cast<double>(at) / (bottom + height + top)); };
   std::string const head = fill(R"gp(set lmargin at screen @LEFT@
@@ -73,7 +74,8 @@ set xtics out 0,@XSTEP@
 set ytics out 0,@YSTEP@
 unset key
 set colorbox user origin screen @BARX@, screen @BOTTOM@ size screen @BARWIDTH@, screen @BARHEIGHT@
-cell = @CELL@
+dx = @DX@
+dy = @DY@
 )gp",
                                 {{"LEFT", x(left)},
                                  {"RIGHT", x(left + width)},
@@ -87,7 +89,8 @@ cell = @CELL@
                                  {"HEADS", std::to_string(info.num_heads)},
                                  {"XSTEP", std::to_string(tick_step(info.num_layers))},
                                  {"YSTEP", std::to_string(tick_step(info.num_heads))},
-                                 {"CELL", gaps ? "0.46" : "0.5"}});
+                                 {"DX", half(width, info.num_layers)},
+                                 {"DY", half(height, info.num_heads)}});
   LegendPlace const place{.width = left + width + right,
                           .height = bottom + height + top,
                           .left = left,
@@ -102,7 +105,7 @@ std::string continuous(std::string_view label, std::string_view range, int colum
   return viridis() +
          fill(R"gp(set cblabel "@LABEL@"
 set cbrange [@RANGE@]
-plot "heads.tsv" skip 1 using 1:2:(cell):(cell):@COLUMN@ with boxxyerror fillcolor palette)gp",
+plot "heads.tsv" skip 1 using 1:2:(dx):(dy):@COLUMN@ with boxxyerror fillcolor palette)gp",
               {{"LABEL", std::string(label)}, {"RANGE", std::string(range)}, {"COLUMN", std::to_string(column)}});
 }
 
@@ -115,7 +118,7 @@ std::string types(ReportInput const& input, std::vector<LegendEntry>& entries) {
     entries.push_back(
         {type_colors[type], readable(static_cast<ha::HeadType>(type)) + " (" + std::to_string(heads) + ")"});
     plots += fill(
-        R"gp(@AND@"heads.tsv" skip 1 using ($6 == @TYPE@ ? $1 : NaN):2:(cell):(cell) with boxxyerror fillcolor rgb "@COLOR@")gp",
+        R"gp(@AND@"heads.tsv" skip 1 using ($6 == @TYPE@ ? $1 : NaN):2:(dx):(dy) with boxxyerror fillcolor rgb "@COLOR@")gp",
         {{"AND", plots.empty() ? "plot " : ", \\\n  "},
          {"TYPE", std::to_string(type)},
          {"COLOR", std::string(type_colors[type])}});
@@ -158,7 +161,7 @@ std::string windows(ReportInput const& input, std::vector<LegendEntry>& entries)
     if (heads == 0) return;
     entries.push_back({color, std::string(title) + " (" + std::to_string(heads) + ")"});
     add(fill(
-        R"gp("heads.tsv" skip 1 using (stringcolumn(7) eq "@VALUE@" ? $1 : NaN):2:(cell):(cell) with boxxyerror fillcolor rgb "@COLOR@")gp",
+        R"gp("heads.tsv" skip 1 using (stringcolumn(7) eq "@VALUE@" ? $1 : NaN):2:(dx):(dy) with boxxyerror fillcolor rgb "@COLOR@")gp",
         {{"VALUE", std::string(value)}, {"COLOR", std::string(color)}}));
   };
   std::string setup = viridis();
@@ -168,7 +171,7 @@ std::string windows(ReportInput const& input, std::vector<LegendEntry>& entries)
              {{"TICKS", window_ticks(least, most)},
               {"LEAST", std::to_string(least)},
               {"MOST", std::to_string(most == least ? 2 * most : most)}});
-    add(R"gp("heads.tsv" skip 1 using (stringcolumn(7) eq "full" || stringcolumn(7) eq "prune" ? NaN : $1):2:(cell):(cell):7 with boxxyerror fillcolor palette)gp");
+    add(R"gp("heads.tsv" skip 1 using (stringcolumn(7) eq "full" || stringcolumn(7) eq "prune" ? NaN : $1):2:(dx):(dy):7 with boxxyerror fillcolor palette)gp");
   } else {
     setup += "unset colorbox\n";
   }

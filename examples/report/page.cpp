@@ -98,12 +98,14 @@ std::string embedded(std::string svg, Picture const& picture) {
   replace_all(svg, "rgb( 34,  34,  34)", "currentColor");
   replace_all(svg, "rgb(34,34,34)", "currentColor");
   replace_all(svg, "font-family=\"DejaVu Sans\"", "font-family=\"system-ui, DejaVu Sans, sans-serif\"");
-  return "<svg " + view + " style=\"max-width:" + width + "px\" role=\"img\" aria-label=\"" + escaped(picture.title) +
-         "\">" + svg;
+  return fill(R"(<svg @VIEW@ style="max-width:@WIDTH@px" role="img" aria-label="@TITLE@">)",
+              {{"VIEW", view}, {"WIDTH", width}, {"TITLE", escaped(picture.title)}}) +
+         svg;
 }
 
 std::string swatch(std::size_t type) {
-  return "<span class=\"swatch\" style=\"background:" + std::string(type_colors[type]) + "\"></span>";
+  return fill(R"(<span class="swatch" style="background:@COLOR@"></span>)",
+              {{"COLOR", std::string(type_colors[type])}});
 }
 
 std::string row(std::string_view name, std::string_view value) {
@@ -180,13 +182,18 @@ std::string layer_table(ReportInput const& input) {
       local += 100 * s.position_preference.local / info.num_heads;
       ++types[static_cast<std::size_t>(input.classifications[i].head_type)];
     }
-    text += "<tr><td>" + std::to_string(layer) + "</td><td>" + number("%.2f", entropy) + "</td><td>" +
-            number("%.1f", sinks) + "</td><td>" + number("%.1f", local) + "</td><td class=\"text\"><div class=\"bar\">";
+    text += fill(
+        R"(<tr><td>@LAYER@</td><td>@ENTROPY@</td><td>@SINKS@</td><td>@LOCAL@</td><td class="text"><div class="bar">)",
+        {{"LAYER", std::to_string(layer)},
+         {"ENTROPY", number("%.2f", entropy)},
+         {"SINKS", number("%.1f", sinks)},
+         {"LOCAL", number("%.1f", local)}});
     for (std::size_t type = 0; type < types.size(); ++type) {
       if (types[type] == 0) continue;
-      text += "<span style=\"flex:" + std::to_string(types[type]) + ";background:" + std::string(type_colors[type]) +
-              "\" title=\"" + std::to_string(types[type]) + " " + readable(static_cast<ha::HeadType>(type)) +
-              "\"></span>";
+      text += fill(R"(<span style="flex:@HEADS@;background:@COLOR@" title="@HEADS@ @TYPE@"></span>)",
+                   {{"HEADS", std::to_string(types[type])},
+                    {"COLOR", std::string(type_colors[type])},
+                    {"TYPE", readable(static_cast<ha::HeadType>(type))}});
     }
     text += "</div></td></tr>\n";
   }

@@ -58,12 +58,12 @@ ReportInput in_order(ReportInput input) {
 
 }  // namespace
 
-void write_report(std::filesystem::path const& results_dir, ReportInput const& unordered) {
-  ReportInput const input = in_order(unordered);
+void write_report(std::filesystem::path const& results_dir, ReportInput const& input) {
+  ReportInput const ordered = in_order(input);
   Gallery gallery;
-  add_heat_maps(input, gallery);
-  add_distributions(input, gallery);
-  add_curves(input, gallery);
+  add_heat_maps(ordered, gallery);
+  add_distributions(ordered, gallery);
+  add_curves(ordered, gallery);
 
   auto const folder = results_dir / "pictures";
   support::make_folder(folder);
@@ -80,7 +80,7 @@ void write_report(std::filesystem::path const& results_dir, ReportInput const& u
       remove_pictures(folder, picture.name);
     }
   }
-  ha::write_file(results_dir / "report.html", page(input, gallery.pictures, drawings));
+  ha::write_file(results_dir / "report.html", page(ordered, gallery.pictures, drawings));
 
   if (!gnuplot) std::fprintf(stderr, "note: %s\n", gnuplot_missing);
   std::printf("wrote report.html and pictures/ (%zu pictures as SVG and PNG, their data and scripts) to %s\n",

@@ -80,7 +80,12 @@ for picture in types entropy sinks local windows histograms sink_vs_local distan
 done
 [[ $(grep -c '<svg ' "$folder/dom.html") == 9 ]] || fail "the browser sees not 9 pictures"
 [[ $(grep -c '<figcaption>' "$folder/dom.html") == 9 ]] || fail "the browser sees not 9 captions"
-run_browser --hide-scrollbars --window-size=1240,3000 --screenshot="$folder/page.png" "file://$page" || fail "no screenshot"
+screenshot() {
+  run_browser --hide-scrollbars --window-size=1240,3000 --screenshot="$folder/page.png" "file://$page" >/dev/null &&
+    [[ -s $folder/page.png ]]
+}
+# Headless browsers now and then close before they have drawn.
+screenshot || screenshot || fail "no screenshot: $(tail -n 3 "$folder/browser.log")"
 # A page that shows nothing is a few kilobytes of white.
 (($(wc -c <"$folder/page.png") > 100000)) || fail "the page is blank: $folder/page.png"
 echo "report: 3 pages checked, one of them in $browser"
