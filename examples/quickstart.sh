@@ -1,20 +1,77 @@
 #!/usr/bin/env bash
-# Builds and runs examples/quickstart.cpp on the CPU; arguments go to it, --help lists them.
+# The whole workflow on real input: analyse a model's heads, classify them, validate the classes, compress a cache,
+# and show it all on one page.
+#
+#   bash examples/quickstart.sh                                on the capture that the project ships
+#   bash examples/quickstart.sh --model FILE.gguf              on a model, run by llama.cpp over --text FILE
+#   bash examples/quickstart.sh --model FOLDER                 on another capture
+#
+# Further arguments go to analyze_attention (--help lists them).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 build=$root/build/quickstart
+model=$root/examples/data/smollm2-135m
+text=$root/examples/data/text/alice.txt
+results=results/quickstart
+arguments=()
+while (($# > 0)); do
+  case $1 in
+    --help | -h) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    --model | --model_id | --text | --output_dir)
+      (($# > 1)) || { echo "quickstart: $1 needs a value" >&2; exit 1; }
+      case $1 in
+        --text) text=$2 ;;
+        --output_dir) results=$2 ;;
+        *) model=$2 ;;
+      esac
+      shift 2 ;;
+    *) arguments+=("$1"); shift ;;
+  esac
+done
+if [[ ! -e $model ]]; then
+  echo "quickstart: --model $model: expected a GGUF file or a folder of captured arrays, found nothing there" >&2
+  exit 1
+fi
 
+programs=(analyze_attention validate_head_classification compress_cache)
+llama=OFF
+if [[ ! -d $model ]]; then
+  llama=ON
+  programs+=(capture_attention)
+fi
 bash "$root/cmake/setup.sh"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-[[ -x $build/bin/quickstart ]] || echo "building $build/bin/quickstart ..." >&2
-if ! {
-  cd "$root" &&
-    cmake --preset host -B "$build" -DHEADAWARE_BUILD_TESTS=OFF -DHEADAWARE_BUILD_BENCHMARKS=OFF &&
-    cmake --build "$build" --target quickstart &&
-    cd "$OLDPWD"
-} >"$log" 2>&1; then
+[[ -x $build/bin/analyze_attention ]] || echo "building into $build ..." >&2
+[[ $llama == OFF || -d $root/build/llama ]] || echo "building llama.cpp once, some minutes ..." >&2
+if ! (
+  cd "$root"
+  options=(-DHEADAWARE_BUILD_TESTS=OFF -DHEADAWARE_BUILD_BENCHMARKS=OFF)
+  [[ $llama == OFF ]] || options+=(-DHEADAWARE_LLAMA=ON)
+  cmake --preset host -B "$build" "${options[@]}"
+  cmake --build "$build" --target "${programs[@]}"
+) >"$log" 2>&1; then
   cat "$log" >&2
   exit 1
 fi
-"$build/bin/quickstart" "$@"
+
+step() { printf '\n== %s\n' "$*"; }
+step "What the heads look at ($model)"
+"$build/bin/analyze_attention" --model "$model" --text "$text" --output_dir "$results" \
+  ${arguments[@]+"${arguments[@]}"}
+
+step "Whether the classes fit the statistics"
+"$build/bin/validate_head_classification" --results_dir "$results" --reclassify
+
+capture=$model
+if [[ $llama == ON ]]; then
+  step "Queries, keys and values of the model, for a cache to compress"
+  capture=$results/capture
+  rm -rf "$capture"
+  "$build/bin/capture_attention" --model "$model" --text "$text" --max_tokens 512 --output_dir "$capture"
+fi
+step "A cache compressed head by head, every kept row compared with its source"
+"$build/bin/compress_cache" --results_dir "$results" --capture "$capture"
+
+step "Results"
+echo "open $results/report.html in a browser; the JSON files and pictures are beside it"

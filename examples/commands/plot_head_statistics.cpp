@@ -6,6 +6,7 @@
 #include <headaware/classify/classifier.hpp>
 #include <headaware/io/head_classifications.hpp>
 #include <headaware/io/head_statistics.hpp>
+#include <headaware/io/retention_statistics.hpp>
 
 #include <CLI/CLI.hpp>
 
@@ -48,6 +49,9 @@ void run(Options options) {
                             .retention = {},
                             .thresholds = {}};
   input.classifications = classes(options.results_dir, input.statistics);
+  if (auto const path = options.results_dir / "retention_statistics.json"; std::filesystem::exists(path)) {
+    input.retention = ha::load_retention_statistics(path);
+  }
   report::write_report(options.output_dir, input);
 }
 

@@ -1,8 +1,7 @@
 #pragma once
 
-// A capture: a folder with a model's statistics and, if it has them, arrays of queries, keys and values.
+// A capture: a folder with arrays of a model's queries, keys and values.
 //
-//   head_statistics.json   all query heads of the model
 //   NAME_k.npy, NAME_v.npy float16, [layers, kv_heads, tokens, head_dim], one pair a sequence
 //   NAME_q.npy             optional: float16, [layers, query_heads, tokens, head_dim]
 //   capture.json           optional; what it leaves out is as said here:
@@ -13,9 +12,8 @@
 //     first_position       of each sequence; 0
 //     model                name, architecture, num_layers; unknown
 
-#include <headaware/compressor.hpp>
+#include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
-#include <headaware/io/json.hpp>
 #include <headaware/io/npy.hpp>
 
 #include <nlohmann/json.hpp>
@@ -57,10 +55,6 @@ struct Description {
 /// The arrays of a capture and what is said about them.
 struct Arrays : Description {
   std::vector<Sequence> sequences;  ///< empty: none
-};
-
-struct Capture : Arrays {
-  ha::ModelStatistics statistics;
 };
 
 /// capture.json, where there is one, and what holds where it says nothing.
@@ -141,7 +135,7 @@ inline Sequence load_sequence(std::filesystem::path const& folder, std::string c
   return sequence;
 }
 
-/// The arrays of a folder, without statistics.
+/// The arrays of a folder.
 /// @throws FileError, FormatError
 inline Arrays load_arrays(std::filesystem::path const& folder) {
   if (!std::filesystem::is_directory(folder)) {
@@ -172,26 +166,6 @@ inline Arrays load_arrays(std::filesystem::path const& folder) {
     auto const& shape = result.sequences.front().keys.shape;
     static_cast<Description&>(result) = load_description(folder, shape[0], shape[3]);
     require_layers(result, shape[0], result.num_layers, folder);
-  }
-  return result;
-}
-
-/// @throws FileError, FormatError
-inline Capture load(std::filesystem::path const& folder) {
-  if (!std::filesystem::is_directory(folder)) {
-    throw ha::FileError({"capture", "a folder with head_statistics.json", "no such folder", folder.string()});
-  }
-  Capture result;
-  result.statistics = ha::load_statistics(folder / "head_statistics.json");
-  static_cast<Arrays&>(result) = load_arrays(folder);
-  if (!result.sequences.empty()) {
-    std::int64_t const arrays = result.sequences.front().keys.shape[0];
-    std::int32_t const num_layers = result.statistics.model_info.num_layers;
-    if (!std::filesystem::exists(folder / "capture.json") && arrays != num_layers) {
-      throw ha::FormatError({"captured layers", "all " + std::to_string(num_layers) + ", or capture.json to name them",
-                             std::to_string(arrays) + " layers and no capture.json", folder.string()});
-    }
-    require_layers(result, arrays, num_layers, folder);
   }
   return result;
 }

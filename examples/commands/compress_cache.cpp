@@ -1,11 +1,11 @@
-// From a model's statistics to a smaller cache, every step on real input:
-// statistics → classes → table of policies → compression into every form → check of every kept row.
+// From classified heads to a smaller cache: table of policies → compression into every form → check of every row.
 
 #include "support/capture.hpp"
 
-#include <headaware/classify/classifier.hpp>
-#include <headaware/classify/summary.hpp>
 #include <headaware/compressor.hpp>
+#include <headaware/detail/head_grid.hpp>
+#include <headaware/error.hpp>
+#include <headaware/io/head_classifications.hpp>
 
 #include <CLI/CLI.hpp>
 
@@ -25,8 +25,9 @@ namespace ha = headaware;
 namespace {
 
 struct Options {
-  std::filesystem::path data = HEADAWARE_EXAMPLE_DATA "/smollm2-135m";
-  std::filesystem::path output_dir = "results/quickstart";
+  std::filesystem::path results_dir = "results/quickstart";
+  std::filesystem::path classifications;
+  std::filesystem::path capture;
   std::string mixed = "conservative";
   std::int32_t kv_heads = 0;
   std::int32_t head_dim = 0;
@@ -72,7 +73,7 @@ Batch make_batch(std::vector<std::int32_t> lengths, std::int64_t num_layers, std
 }
 
 /// The captured sequences as one batch.
-Batch captured_batch(capture::Capture const& capture) {
+Batch captured_batch(capture::Arrays const& capture) {
   std::vector<std::int32_t> lengths;
   for (auto const& sequence : capture.sequences) lengths.push_back(static_cast<std::int32_t>(sequence.length()));
   auto const& shape = capture.sequences.front().keys.shape;
@@ -214,33 +215,51 @@ void compress_every_form(Plan const& plan, Batch& batch) {
   report("in place", seconds, plan.kept_total(), plan, batch, checked);
 }
 
-int run(Options const& options) {
-  std::printf("reading %s\n", options.data.string().c_str());
-  std::filesystem::create_directories(options.output_dir / "validation");
-  capture::Capture const capture = capture::load(options.data);
-  auto const& info = capture.statistics.model_info;
-  bool const captured = !capture.sequences.empty();
-  if (captured && (options.kv_heads > 0 || options.head_dim > 0)) {
-    std::fprintf(stderr, "note: the arrays tell the KV heads and head_dim; --kv_heads and --head_dim are not used\n");
+/// The classes that are named, else the best of the results.
+std::filesystem::path classifications_of(Options const& options) {
+  if (!options.classifications.empty()) return options.classifications;
+  for (char const* const name : {"validation/refined_classifications.json", "head_classifications.json"}) {
+    if (std::filesystem::exists(options.results_dir / name)) return options.results_dir / name;
   }
-  ha::ModelConfig const model{
-      .num_hidden_layers = info.num_layers,
-      .num_attention_heads = info.num_heads,
-      .num_key_value_heads = captured               ? static_cast<std::int32_t>(capture.sequences.front().keys.shape[1])
-                             : options.kv_heads > 0 ? options.kv_heads
-                                                    : info.num_heads,
-      .head_dim = captured               ? static_cast<std::int32_t>(capture.sequences.front().keys.shape[3])
-                  : options.head_dim > 0 ? options.head_dim
-                                         : 64};
-  model.validate();
-  std::printf("model: %d layers, %d query heads, %d KV heads, head_dim %d\n\n", model.num_hidden_layers,
-              model.num_attention_heads, model.num_key_value_heads, model.head_dim);
+  throw ha::FileError({"classifications",
+                       "head_classifications.json (analyze_attention makes one) or --classifications", "none",
+                       options.results_dir.string()});
+}
 
-  std::vector<ha::HeadClassification> const classes = ha::classify(capture.statistics);
-  std::printf("%s\n", format_summary(ha::summarize(classes)).c_str());
+/// The model's shape, as far as classes, arrays and options tell it.
+ha::ModelConfig model_of(std::vector<ha::HeadClassification> const& classes, capture::Arrays const& capture,
+                         Options const& options) {
+  auto const shape = ha::detail::grid_shape(std::span<ha::HeadClassification const>(classes));
+  ha::ModelConfig model{shape.layers, shape.heads, shape.heads, 64};
+  if (!capture.sequences.empty()) {
+    auto const& keys = capture.sequences.front().keys.shape;
+    model.num_key_value_heads = static_cast<std::int32_t>(keys[1]);
+    model.head_dim = static_cast<std::int32_t>(keys[3]);
+    if (options.kv_heads > 0 || options.head_dim > 0) {
+      std::fprintf(stderr, "note: the arrays tell the KV heads and head_dim; --kv_heads and --head_dim are not used\n");
+    }
+  } else {
+    if (options.kv_heads > 0) model.num_key_value_heads = options.kv_heads;
+    if (options.head_dim > 0) model.head_dim = options.head_dim;
+  }
+  model.validate();
+  return model;
+}
+
+int run(Options const& options) {
+  std::filesystem::path const path = classifications_of(options);
+  std::vector<ha::HeadClassification> const classes = ha::load_classifications(path);
+  capture::Arrays const capture = options.capture.empty() ? capture::Arrays{} : capture::load_arrays(options.capture);
+  bool const captured = !capture.sequences.empty();
+  if (!options.capture.empty() && !captured) {
+    throw ha::FormatError({"captured arrays", "NAME_k.npy and NAME_v.npy", "none", options.capture.string()});
+  }
+  ha::ModelConfig const model = model_of(classes, capture, options);
+  std::printf("classes: %s\nmodel: %d layers, %d query heads, %d KV heads, head_dim %d\n\n", path.c_str(),
+              model.num_hidden_layers, model.num_attention_heads, model.num_key_value_heads, model.head_dim);
 
   auto const types = options.mixed == "aggressive" ? ha::TypePolicies::aggressive() : ha::TypePolicies::conservative();
-  auto compressor = ha::Compressor::from_classifications(classes, model, types);
+  auto const compressor = ha::Compressor::from_classifications(classes, model, types);
   std::printf("policies of the KV heads (query heads folded by union), %d tokens:\n%s\n", options.tokens,
               to_string(compressor.compression_summary(options.tokens)).c_str());
 
@@ -248,7 +267,9 @@ int run(Options const& options) {
       captured ? captured_batch(capture)
                : numbered_batch(model.num_hidden_layers, model.num_key_value_heads, options.tokens, model.head_dim);
   auto table = compressor.table().skip_layers(options.skip_layers);
-  if (captured) table = table.select_layers(capture.layers);
+  // The classes may be of the captured layers alone, or of the whole model.
+  bool const all_layers = batch.num_layers == model.num_hidden_layers;
+  if (!all_layers) table = table.select_layers(capture.layers);
   Plan const plan(table, batch.lengths);
 
   std::printf("compressing %s: %lld layers, %zu sequence%s of",
@@ -256,7 +277,7 @@ int run(Options const& options) {
               batch.lengths.size(), batch.lengths.size() == 1 ? "" : "s");
   for (std::int32_t const length : batch.lengths) std::printf(" %d", length);
   std::printf(" tokens\n");
-  if (captured && static_cast<std::int32_t>(capture.layers.size()) != model.num_hidden_layers) {
+  if (captured) {
     std::printf("  (the model's layers");
     for (std::int32_t const layer : capture.layers) std::printf(" %d", layer);
     std::printf(")\n");
@@ -266,14 +287,7 @@ int run(Options const& options) {
   auto const token = ha::TokenBytes::of(batch.head_dim, sizeof(std::uint16_t));
   std::printf("\nbefore\n%s\nafter\n%s", to_string(ha::full_cache_info(plan, token)).c_str(),
               to_string(ha::cache_info(plan, token)).c_str());
-
-  ha::save_statistics(options.output_dir / "head_statistics.json", capture.statistics);
-  ha::save_classifications(options.output_dir / "head_classifications.json", classes);
-  ha::save_refined_classifications(options.output_dir / "validation" / "refined_classifications.json", classes);
-  std::printf(
-      "\nwrote head_statistics.json, head_classifications.json and validation/refined_classifications.json to %s\n",
-      options.output_dir.string().c_str());
-  std::printf("note: these rules are for reading a model; at equal memory uniform windows lose less than they do\n");
+  std::printf("\nnote: these rules are for reading a model; at equal memory uniform windows lose less than they do\n");
   return 0;
 }
 
@@ -281,10 +295,15 @@ int run(Options const& options) {
 
 int main(int argc, char** argv) {
   Options options;
-  CLI::App app{"From a model's attention statistics to a KV cache compressed head by head"};
-  app.add_option("--data", options.data,
-                 "folder with head_statistics.json and, if captured, NAME_k.npy and NAME_v.npy");
-  app.add_option("--output_dir", options.output_dir, "where the JSON files go");
+  CLI::App app{"Compresses a KV cache head by head into every form, and checks every kept row against its source"};
+  app.add_option("--results_dir", options.results_dir, "folder of analyze_attention, with classifications")
+      ->capture_default_str();
+  app.add_option("--classifications", options.classifications,
+                 "classifications; default: those of the results, refined ones if there are any")
+      ->check(CLI::ExistingFile);
+  app.add_option("--capture", options.capture,
+                 "folder of captured keys and values to compress; default: a cache of the model's shape whose every "
+                 "element tells its place");
   app.add_option("--mixed", options.mixed,
                  "what heads of type mixed keep: all (conservative) or 4 + 64 tokens (aggressive)")
       ->check(CLI::IsMember({"conservative", "aggressive"}));
@@ -295,12 +314,12 @@ int main(int argc, char** argv) {
   app.add_option("--tokens", options.tokens,
                  "tokens of the cache, where no arrays were captured; also the summary's length")
       ->check(CLI::PositiveNumber);
-  app.add_option("--skip_layers", options.skip_layers, "layers left uncompressed");
+  app.add_option("--skip_layers", options.skip_layers, "layers left uncompressed")->delimiter(',');
   CLI11_PARSE(app, argc, argv);
   try {
     return run(options);
   } catch (std::exception const& error) {
-    std::fprintf(stderr, "quickstart: %s\n", error.what());
+    std::fprintf(stderr, "compress_cache: %s\n", error.what());
     return 1;
   }
 }
