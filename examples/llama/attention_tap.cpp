@@ -71,8 +71,8 @@ ggml_tensor const* viewed(ggml_tensor const* tensor) {
 
 }  // namespace
 
-AttentionTap::AttentionTap(ModelShape const& shape, Handler handler, TapMode mode)
-    : shape_(shape), handler_(std::move(handler)), mode_(mode) {}
+AttentionTap::AttentionTap(ModelShape shape, Handler handler, TapMode mode)
+    : shape_(std::move(shape)), handler_(std::move(handler)), mode_(mode) {}
 
 void AttentionTap::begin(std::span<std::int32_t const> positions) {
   positions_.assign(positions.begin(), positions.end());

@@ -44,7 +44,7 @@ class AttentionTap : public NodeObserver {
   using Handler = std::function<void(TappedAttention const&)>;
 
   /// @param shape  of the model that runs: each of its layers has to be seen in every evaluation
-  AttentionTap(ModelShape const& shape, Handler handler, TapMode mode = TapMode::observe);
+  AttentionTap(ModelShape shape, Handler handler, TapMode mode = TapMode::observe);
 
   void begin(std::span<std::int32_t const> positions) override;
   /// @throws Error naming architecture and node, if the graph is not made as this needs it

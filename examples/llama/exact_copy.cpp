@@ -35,7 +35,7 @@ std::filesystem::path exact_copy(std::filesystem::path const& model, std::filesy
       std::chrono::file_clock::to_sys(std::filesystem::last_write_time(model)).time_since_epoch().count();
   std::string const name = model.stem().string() + "-" + std::to_string(std::filesystem::file_size(model)) + "-" +
                            std::to_string(changed) + ".f32.gguf";
-  std::filesystem::path const copy = folder / name;
+  std::filesystem::path copy = folder / name;
   if (std::filesystem::exists(copy)) return copy;
 
   std::filesystem::create_directories(folder);

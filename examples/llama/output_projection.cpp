@@ -13,6 +13,7 @@
 #include <fstream>
 #include <memory>
 #include <string>
+#include <utility>
 
 namespace llama_adapter {
 
@@ -47,9 +48,9 @@ std::vector<std::byte> read_at(std::filesystem::path const& path, std::size_t of
 
 }  // namespace
 
-OutputProjections::OutputProjections(std::filesystem::path const& path, ModelShape const& shape)
-    : path_(path), shape_(shape) {
-  (void)open_file(path);
+OutputProjections::OutputProjections(std::filesystem::path path, ModelShape shape)
+    : path_(std::move(path)), shape_(std::move(shape)) {
+  (void)open_file(path_);
 }
 
 std::vector<float> OutputProjections::layer(std::int32_t index) const {

@@ -14,7 +14,7 @@ namespace llama_adapter {
 class OutputProjections {
  public:
   /// @param path  a GGUF file, best the one that `shape` is of @throws FormatError, FileError
-  OutputProjections(std::filesystem::path const& path, ModelShape const& shape);
+  OutputProjections(std::filesystem::path path, ModelShape shape);
 
   /// Reads and converts one layer's. @return [hidden_size, query_heads · head_dim], rows without gaps
   /// @throws ArgumentError for a layer that the model lacks, FormatError if the file has no such matrix
