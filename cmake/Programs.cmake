@@ -11,6 +11,10 @@ if(HEADAWARE_WERROR)
   target_compile_options(headaware_development INTERFACE
     $<$<COMPILE_LANGUAGE:CXX>:-Werror> "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Werror all-warnings -Xcompiler=-Werror>")
 endif()
+# The statistics use vectors as wide as the compiler may; these programs run where they are built.
+if(HEADAWARE_NATIVE AND CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang" AND NOT CMAKE_CROSSCOMPILING)
+  target_compile_options(headaware_development INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>)
+endif()
 if(HEADAWARE_SANITIZE)
   set(headaware_sanitize "-fsanitize=${HEADAWARE_SANITIZE}")
   target_compile_options(headaware_development INTERFACE

@@ -37,6 +37,14 @@ has_header benchmark/benchmark.h || need libbenchmark-dev "benchmarks (Google Be
 has_header CLI/CLI.hpp || need libcli11-dev "command lines of the examples (CLI11)"
 has_header dlpack/dlpack.h || want libdlpack-dev "DLPack tensors, optional (DLPack)"
 command -v gnuplot >/dev/null || want gnuplot-nox "pictures of a model's heads, optional (gnuplot)"
+if [[ ${1-} == all ]]; then
+  has_header cblas.h || has_header x86_64-linux-gnu/cblas.h || want libopenblas-dev "benchmarks beside a BLAS, optional"
+  command -v mpirun >/dev/null || want openmpi-bin "example of several processes, optional (Open MPI)"
+  command -v mpicxx >/dev/null || want libopenmpi-dev "example of several processes, optional (Open MPI)"
+  python3 -m pip --version >/dev/null 2>&1 || want python3-pip "source of llama.cpp and small models, optional (pip)"
+  command -v chromium >/dev/null || command -v google-chrome >/dev/null ||
+    want chromium "test of the report as a browser shows it, optional (Chromium)"
+fi
 
 if ((${#missing[@]} == 0)); then
   exit 0

@@ -11,10 +11,10 @@ step() {
 }
 
 step "Dependencies"
-bash cmake/setup.sh
+bash cmake/setup.sh all
 
 step "Build, preset ci"
-cmake --preset ci
+cmake --preset ci -DHEADAWARE_LLAMA=AUTO
 cmake --build --preset ci --parallel "$jobs"
 
 step "Tests"
@@ -66,7 +66,7 @@ where=""
 grep -q '^HEADAWARE_CUDA_EMULATOR:PATH=.' build/ci/CMakeCache.txt && where=" on the emulator"
 # The test programs end with lines such as "device: 12 passed, 0 failed, 3 skipped (no CUDA device)".
 awk -v where="$where" '
-  /^(host|device): [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped/ {
+  /^(host|device|llama): [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped/ {
     kind = $1; sub(":", "", kind)
     passed[kind] += $2; failed[kind] += $4; skipped[kind] += $6
     if (match($0, /\(.*\)/)) reason[kind] = " " substr($0, RSTART, RLENGTH)

@@ -71,6 +71,16 @@ extern "C" int LLVMFuzzerTestOneInput(std::uint8_t const* data, std::size_t size
     model.num_attention_heads = model.num_key_value_heads = heads.back().head_idx + 1;
     (void)ha::table_from_classifications(heads, model);
   });
+  attempt([&] {
+    auto const retention = ha::parse_retention_statistics(text, "text");
+    require(ha::parse_retention_statistics(ha::format_retention_statistics(retention), "again") == retention);
+  });
+  attempt([&] {
+    auto const saved = ha::parse_attention_sums(text, "text");
+    auto const again =
+        ha::parse_attention_sums(ha::format_attention_sums(saved.observer, saved.position, saved.source), "again");
+    require(again.observer.sums() == saved.observer.sums() && again.position == saved.position);
+  });
   attempt([&] { ha::parse_model_config(text, "text").validate(); });
   attempt([&] {
     std::size_t const split = std::min(text.find('\0'), text.size());

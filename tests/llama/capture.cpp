@@ -45,7 +45,7 @@ double relative_difference(ha::NpyArray const& a, ha::NpyArray const& b) {
 TEST_CASE("a capture agrees with an independent one of the same text") {
   HEADAWARE_REQUIRE_MODEL(smollm2);
   HEADAWARE_REQUIRE_SHARED_DATA();
-  auto const independent = capture::load(shared_data() / "smollm2-135m");
+  auto const independent = capture::load_arrays(shared_data() / "smollm2-135m");
   auto const model = model_path(smollm2);
   TemporaryFolder const folder;
   REQUIRE(run_program("--model " + quoted(model) + " --exact --cache_dir " + quoted(model.parent_path() / "exact") +

@@ -75,9 +75,7 @@ struct SavedObserver {
     parameters.retention = detail::parse_grid(grid.object());
   }
 
-  SavedObserver result{AttentionObserver(model, parameters), 0, {}};
-  result.source = root.get("source", "a string").string();
-  result.position = root.get("position", "an integer").integer<std::int64_t>(0, detail::max_count);
+  // As many sums as there must be, before memory for them is asked for.
   detail::JsonArray const heads = root.get("sums", "an array").array();
   auto const num_heads =
       static_cast<std::size_t>(model.num_hidden_layers) * static_cast<std::size_t>(model.num_attention_heads);
@@ -96,6 +94,9 @@ struct SavedObserver {
       ++at;
     }
   }
+  SavedObserver result{AttentionObserver(model, parameters), 0, {}};
+  result.source = root.get("source", "a string").string();
+  result.position = root.get("position", "an integer").integer<std::int64_t>(0, detail::max_count);
   result.observer.add_sums(sums);
   return result;
 }

@@ -64,6 +64,10 @@ inline void require_format(JsonObject& root, std::string_view format, std::int32
   RetentionGrid result;
   result.sinks = ascending(grid.get("sinks", "an array").array(), 0);
   result.windows = ascending(grid.get("windows", "an array").array(), 1);
+  if (result.size() > RetentionGrid::max_cells) {
+    grid.fail("sinks times windows", "at most " + std::to_string(RetentionGrid::max_cells),
+              std::to_string(result.size()));
+  }
   return result;
 }
 

@@ -33,6 +33,8 @@ struct RetentionGrid {
 
   friend bool operator==(RetentionGrid const&, RetentionGrid const&) = default;
 
+  static constexpr std::size_t max_cells = std::size_t{1} << 20;
+
   [[nodiscard]] std::size_t size() const { return sinks.size() * windows.size(); }
   /// Cells are numbered sink by sink.
   [[nodiscard]] std::size_t cell(std::size_t sink, std::size_t window) const { return sink * windows.size() + window; }
@@ -49,6 +51,7 @@ struct RetentionGrid {
     };
     ascends(sinks, 0, "sinks");
     ascends(windows, 1, "windows");
+    detail::require(size() <= max_cells, "sinks times windows", "at most 2^20", size(), where);
   }
 };
 

@@ -1,0 +1,225 @@
+// Attention statistics on the CPU, beside what others need, in one run.
+//
+// One head, causal, single precision, S tokens of D channels, one thread and all. Beside it, from the same Q, K and V:
+//   sgemm         a tuned BLAS's bare S × S product Q·Kᵀ, whole square, no softmax: what materialising begins with
+//   materialised  sgemm, softmax and the same statistics from an S × S matrix
+// "ratio" is observation's time over sgemm's, the best of interleaved rounds. `peak_MB` is what a round adds to the
+// process's high-water mark of memory beyond the inputs.
+
+#include <headaware/layout/strided.hpp>
+#include <headaware/stats/observe.hpp>
+
+#include <benchmark/benchmark.h>
+
+#if __has_include(<cblas.h>)
+#include <cblas.h>
+#else
+#include <x86_64-linux-gnu/cblas.h>
+#endif
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#include <fstream>
+
+namespace ha = headaware;
+
+namespace {
+
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+void set_threads(std::int64_t threads) {
+#ifdef _OPENMP
+  int const count = threads == 0 ? omp_get_num_procs() : static_cast<int>(threads);
+  omp_set_num_threads(count);
+#else
+  int const count = 1;
+  (void)threads;
+#endif
+  openblas_set_num_threads(count);
+}
+
+/// Forgets the high-water mark of this process's memory (Linux).
+void reset_peak() { std::ofstream("/proc/self/clear_refs") << "5"; }
+
+/// A line of /proc/self/status, in MB.
+double status_mb(std::string const& name) {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with(name)) return std::stod(line.substr(name.size() + 1)) / 1024;
+  }
+  return std::numeric_limits<double>::quiet_NaN();
+}
+
+/// What `work` adds to the memory held, at most, in MB.
+template <class Work>
+double peak_mb(Work const& work) {
+  reset_peak();
+  double const before = status_mb("VmRSS:");
+  work();
+  return std::max(0.0, status_mb("VmHWM:") - before);
+}
+
+struct Head {
+  std::int64_t tokens;
+  std::int64_t head_dim;
+  std::vector<float> queries;
+  std::vector<float> keys;
+  std::vector<float> values;
+
+  Head(std::int64_t s, std::int64_t d) : tokens(s), head_dim(d) {
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal;
+    for (auto* const tensor : {&queries, &keys, &values}) {
+      tensor->resize(static_cast<std::size_t>(s * d));
+      for (float& x : *tensor) x = normal(random);
+    }
+  }
+  [[nodiscard]] auto layer(bool with_values) const {
+    ha::LayerQkv<float, ha::StridedLayout, ha::StridedLayout> layer;
+    auto const layout = ha::strided_bhsd(1, 1, tokens, head_dim);
+    layer.queries = queries.data();
+    layer.keys = keys.data();
+    layer.values = with_values ? values.data() : nullptr;
+    layer.query_layout = layout;
+    layer.key_layout = layout;
+    layer.value_layout = layout;
+    layer.query_heads = 1;
+    layer.kv_heads = 1;
+    layer.tokens = tokens;
+    layer.head_dim = head_dim;
+    return layer;
+  }
+  [[nodiscard]] ha::AttentionScore score() const { return {.scale = 1 / std::sqrt(static_cast<float>(head_dim))}; }
+
+  void sgemm(float* scores) const {
+    auto const s = static_cast<int>(tokens);
+    auto const d = static_cast<int>(head_dim);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, s, s, d, 1, queries.data(), d, keys.data(), d, 0, scores, s);
+  }
+};
+
+/// 16 windows and 5 sinks, as far apart as the text allows.
+ha::ObserverParameters with_retention() {
+  ha::ObserverParameters parameters;
+  parameters.retention = ha::RetentionGrid{};
+  return parameters;
+}
+
+/// The statistics from a matrix of all scores, row by row; what is computed is what `observe_chunk` computes.
+double materialised(Head const& head, std::vector<float>& scores) {
+  head.sgemm(scores.data());
+  float const scale = head.score().scale;
+  double checksum = 0;
+#pragma omp parallel for schedule(dynamic, 16) reduction(+ : checksum)
+  for (std::int64_t q = 0; q < head.tokens; ++q) {
+    float* const p = scores.data() + q * head.tokens;
+    float top = -std::numeric_limits<float>::infinity();
+    for (std::int64_t k = 0; k <= q; ++k) top = std::max(top, p[k]);
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (std::int64_t k = 0; k <= q; ++k) {
+      p[k] = std::exp((p[k] - top) * scale);
+      sum += p[k];
+    }
+    float entropy = 0;
+    float max = 0;
+#pragma omp simd reduction(+ : entropy) reduction(max : max)
+    for (std::int64_t k = 0; k <= q; ++k) {
+      p[k] /= sum;
+      entropy -= p[k] * std::log(p[k] + 1e-10F);
+      max = std::max(max, p[k]);
+    }
+    float sinks = 0;
+    float local = 0;
+    for (std::int64_t k = 0; k < std::min<std::int64_t>(4, q + 1); ++k) sinks += p[k];
+    for (std::int64_t k = std::max<std::int64_t>(0, q - 8); k <= q; ++k) local += p[k];
+    checksum += entropy + max + sinks + local;
+  }
+  return checksum;
+}
+
+void observe(benchmark::State& state, bool with_values) {
+  set_threads(state.range(2));
+  Head const head(state.range(0), state.range(1));
+  auto const parameters = with_values ? with_retention() : ha::ObserverParameters{};
+  double best = std::numeric_limits<double>::max();
+  double best_sgemm = best;
+  auto const observe_once = [&] {
+    benchmark::DoNotOptimize(ha::observe_chunk(head.layer(with_values), head.score(), parameters));
+  };
+  double const observe_mb = peak_mb(observe_once);
+  std::vector<float> scores(static_cast<std::size_t>(head.tokens * head.tokens));
+  head.sgemm(scores.data());
+  for (auto _ : state) {
+    double const start = seconds();
+    observe_once();
+    double const middle = seconds();
+    head.sgemm(scores.data());
+    benchmark::DoNotOptimize(scores.data());
+    double const end = seconds();
+    best = std::min(best, middle - start);
+    best_sgemm = std::min(best_sgemm, end - middle);
+    state.SetIterationTime(middle - start);
+  }
+  state.counters["observe_ms"] = best * 1e3;
+  state.counters["sgemm_ms"] = best_sgemm * 1e3;
+  state.counters["ratio"] = best / best_sgemm;
+  state.counters["peak_MB"] = observe_mb;
+}
+
+void mass_only(benchmark::State& state) { observe(state, false); }
+void retention(benchmark::State& state) { observe(state, true); }
+
+void materialised_statistics(benchmark::State& state) {
+  set_threads(state.range(2));
+  Head const head(state.range(0), state.range(1));
+  double best = std::numeric_limits<double>::max();
+  double best_observe = best;
+  double peak = 0;
+  for (auto _ : state) {
+    double const start = seconds();
+    peak = std::max(peak, peak_mb([&] {
+                      std::vector<float> scores(static_cast<std::size_t>(head.tokens * head.tokens));
+                      benchmark::DoNotOptimize(materialised(head, scores));
+                    }));
+    double const middle = seconds();
+    benchmark::DoNotOptimize(ha::observe_chunk(head.layer(false), head.score()));
+    double const end = seconds();
+    best = std::min(best, middle - start);
+    best_observe = std::min(best_observe, end - middle);
+    state.SetIterationTime(middle - start);
+  }
+  state.counters["materialised_ms"] = best * 1e3;
+  state.counters["observe_ms"] = best_observe * 1e3;
+  state.counters["speedup"] = best / best_observe;
+  state.counters["peak_MB"] = peak;
+}
+
+void axes(benchmark::internal::Benchmark* benchmark) {
+  for (std::int64_t const threads : {1, 0}) {
+    for (std::int64_t const head_dim : {64, 128}) {
+      for (std::int64_t const tokens : {512, 1024, 2048, 4096, 8192, 16384}) {
+        benchmark->Args({tokens, head_dim, threads});
+      }
+    }
+  }
+  benchmark->ArgNames({"S", "D", "threads"})->Iterations(5)->UseManualTime()->Unit(benchmark::kMillisecond);
+}
+
+BENCHMARK(mass_only)->Apply(axes);
+BENCHMARK(retention)->Apply(axes);
+BENCHMARK(materialised_statistics)->Apply(axes);
+
+}  // namespace
+
+BENCHMARK_MAIN();
