@@ -3,6 +3,7 @@
 // One head, causal, single precision, S tokens of D channels, one thread and all. Beside it, from the same Q, K and V:
 //   sgemm         a tuned BLAS's bare S × S product Q·Kᵀ, whole square, no softmax: what materialising begins with
 //   materialised  sgemm, softmax and the same statistics from an S × S matrix
+//   torch_eager   the reference's way in torch, where python3 has it
 // "ratio" is observation's time over sgemm's, the best of interleaved rounds. `peak_MB` is what a round adds to the
 // process's high-water mark of memory beyond the inputs.
 
@@ -205,6 +206,34 @@ void materialised_statistics(benchmark::State& state) {
   state.counters["peak_MB"] = peak;
 }
 
+/// torch's eager path in a process of its own (peers/torch_eager.py), and observation beside it.
+void torch_eager(benchmark::State& state) {
+  std::string const command = "python3 '" HEADAWARE_BENCHMARKS "/peers/torch_eager.py' " +
+                              std::to_string(state.range(0)) + ' ' + std::to_string(state.range(1)) + ' ' +
+                              std::to_string(state.range(2)) + " 2>/dev/null";
+  double torch_ms = 0;
+  std::FILE* const pipe = popen(command.c_str(), "r");
+  bool const measured = pipe != nullptr && std::fscanf(pipe, "%lf", &torch_ms) == 1;
+  if (pipe != nullptr) pclose(pipe);
+  if (!measured) {
+    state.SkipWithError("python3 has no torch");
+    return;
+  }
+  set_threads(state.range(2));
+  Head const head(state.range(0), state.range(1));
+  double best = std::numeric_limits<double>::max();
+  for (auto _ : state) {
+    double const start = seconds();
+    benchmark::DoNotOptimize(ha::observe_chunk(head.layer(false), head.score()));
+    double const time = seconds() - start;
+    best = std::min(best, time);
+    state.SetIterationTime(time);
+  }
+  state.counters["torch_ms"] = torch_ms;
+  state.counters["observe_ms"] = best * 1e3;
+  state.counters["speedup"] = torch_ms / (best * 1e3);
+}
+
 void axes(benchmark::internal::Benchmark* benchmark) {
   for (std::int64_t const threads : {1, 0}) {
     for (std::int64_t const head_dim : {64, 128}) {
@@ -219,6 +248,7 @@ void axes(benchmark::internal::Benchmark* benchmark) {
 BENCHMARK(mass_only)->Apply(axes);
 BENCHMARK(retention)->Apply(axes);
 BENCHMARK(materialised_statistics)->Apply(axes);
+BENCHMARK(torch_eager)->Apply(axes);
 
 }  // namespace
 

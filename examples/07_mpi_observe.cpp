@@ -1,7 +1,7 @@
 // Several processes observe a text together: each takes every so many pieces of it, and one reduction of plain sums
 // gives the statistics of all. On several GPUs it is the same with one observer a GPU (or ncclAllReduce of the sums).
 //
-//   mpirun -n 4 06_mpi_observe [folder of captured arrays [output folder]]
+//   mpirun -n 4 07_mpi_observe [folder of captured arrays [output folder]]
 
 #include "analysis/captured_source.hpp"
 
@@ -82,7 +82,7 @@ int main(int argc, char** argv) {
   try {
     result = run(argc > 1 ? argv[1] : HEADAWARE_EXAMPLE_DATA "/smollm2-135m", argc > 2 ? argv[2] : "results/mpi");
   } catch (std::exception const& error) {
-    std::fprintf(stderr, "06_mpi_observe: %s\n", error.what());
+    std::fprintf(stderr, "07_mpi_observe: %s\n", error.what());
   }
   if (result != 0) MPI_Abort(MPI_COMM_WORLD, result);
   MPI_Finalize();
