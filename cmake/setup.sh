@@ -31,6 +31,7 @@ has_header catch2/catch_all.hpp || has_header catch2/catch.hpp || need catch2 "t
 has_header benchmark/benchmark.h || need libbenchmark-dev "benchmarks (Google Benchmark)"
 has_header CLI/CLI.hpp || need libcli11-dev "command lines of the examples (CLI11)"
 has_header dlpack/dlpack.h || need libdlpack-dev "DLPack tensors, optional (DLPack)"
+command -v gnuplot >/dev/null || need gnuplot-nox "pictures of a model's heads, optional (gnuplot)"
 
 if ((${#missing[@]} == 0)); then
   exit 0

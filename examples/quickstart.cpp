@@ -29,7 +29,7 @@ struct Options {
   std::filesystem::path output_dir = "results/quickstart";
   std::string mixed = "conservative";
   std::int32_t kv_heads = 0;
-  std::int32_t head_dim = 64;
+  std::int32_t head_dim = 0;
   std::int32_t tokens = 4096;
   std::vector<std::int32_t> skip_layers;
 };
@@ -216,16 +216,22 @@ void compress_every_form(Plan const& plan, Batch& batch) {
 
 int run(Options const& options) {
   std::printf("reading %s\n", options.data.string().c_str());
+  std::filesystem::create_directories(options.output_dir / "validation");
   capture::Capture const capture = capture::load(options.data);
   auto const& info = capture.statistics.model_info;
   bool const captured = !capture.sequences.empty();
+  if (captured && (options.kv_heads > 0 || options.head_dim > 0)) {
+    std::fprintf(stderr, "note: the arrays tell the KV heads and head_dim; --kv_heads and --head_dim are not used\n");
+  }
   ha::ModelConfig const model{
       .num_hidden_layers = info.num_layers,
       .num_attention_heads = info.num_heads,
       .num_key_value_heads = captured               ? static_cast<std::int32_t>(capture.sequences.front().keys.shape[1])
                              : options.kv_heads > 0 ? options.kv_heads
                                                     : info.num_heads,
-      .head_dim = captured ? static_cast<std::int32_t>(capture.sequences.front().keys.shape[3]) : options.head_dim};
+      .head_dim = captured               ? static_cast<std::int32_t>(capture.sequences.front().keys.shape[3])
+                  : options.head_dim > 0 ? options.head_dim
+                                         : 64};
   model.validate();
   std::printf("model: %d layers, %d query heads, %d KV heads, head_dim %d\n\n", model.num_hidden_layers,
               model.num_attention_heads, model.num_key_value_heads, model.head_dim);
@@ -261,7 +267,6 @@ int run(Options const& options) {
   std::printf("\nbefore\n%s\nafter\n%s", to_string(ha::full_cache_info(plan, token)).c_str(),
               to_string(ha::cache_info(plan, token)).c_str());
 
-  std::filesystem::create_directories(options.output_dir / "validation");
   ha::save_statistics(options.output_dir / "head_statistics.json", capture.statistics);
   ha::save_classifications(options.output_dir / "head_classifications.json", classes);
   ha::save_refined_classifications(options.output_dir / "validation" / "refined_classifications.json", classes);
@@ -285,7 +290,8 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"conservative", "aggressive"}));
   app.add_option("--kv_heads", options.kv_heads, "KV heads a layer, where no arrays tell; default: the query heads")
       ->check(CLI::NonNegativeNumber);
-  app.add_option("--head_dim", options.head_dim, "channels a head, where no arrays tell")->check(CLI::PositiveNumber);
+  app.add_option("--head_dim", options.head_dim, "channels a head, where no arrays tell; default: 64")
+      ->check(CLI::PositiveNumber);
   app.add_option("--tokens", options.tokens,
                  "tokens of the cache, where no arrays were captured; also the summary's length")
       ->check(CLI::PositiveNumber);

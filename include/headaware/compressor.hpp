@@ -146,22 +146,25 @@ class BasicCompressor {
                     table_.num_kv_heads(), "Compressor");
   }
 
-  /// @brief From classified query heads, folded onto KV heads by union.
+  /// @brief From classified query heads, folded onto KV heads.
   /// @param types  which policy each type of head gets
+  /// @param fold   decides for the query heads of one KV head; by default it keeps what any of them needs
   /// @throws ArgumentError if heads and model disagree
+  template <class Fold = FoldUnion>
   static BasicCompressor from_classifications(
       std::span<HeadClassification const> classifications, ModelConfig const& model,
-      BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative()) {
-    return {model, table_from_classifications<Registry>(classifications, model, types)};
+      BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative(), Fold const& fold = {}) {
+    return {model, table_from_classifications<Registry>(classifications, model, types, fold)};
   }
 
   /// @brief The same from a file: `head_classifications.json` or `refined_classifications.json`.
   /// @throws FileError, FormatError, ArgumentError
+  template <class Fold = FoldUnion>
   static BasicCompressor from_classifications(
       std::filesystem::path const& path, ModelConfig const& model,
-      BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative()) {
+      BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative(), Fold const& fold = {}) {
     std::vector<HeadClassification> const classifications = load_classifications(path);
-    return from_classifications(std::span(classifications), model, types);
+    return from_classifications(std::span<HeadClassification const>(classifications), model, types, fold);
   }
 
   /// @brief Every head follows one policy; by default StreamingLLM's sinks and window.

@@ -67,6 +67,7 @@ class BasicCachePlan {
     if constexpr (requires { table_.num_sequences(); }) {
       detail::require(table_.num_sequences() == num_sequences(), "keep-lists' sequences", num_sequences(),
                       table_.num_sequences(), "CachePlan");
+      table_.validate();
     }
     offsets_.resize(static_cast<std::size_t>(num_segments()) + 1);
     for (std::int64_t s = 0; s < num_segments(); ++s) {
@@ -194,10 +195,9 @@ class BasicCachePlan {
   ///                   replayed with other lengths as long as they keep no more than was planned
   template <class DeviceTable>
   [[nodiscard]] DevicePlan<DeviceTable> on_device(DeviceTable const& d_table, std::int32_t const* d_lengths) const {
-    static_assert(
-        PolicySource<DeviceTable> || requires { d_table.num_sequences(); },
-        "headaware: a device plan needs a trivially copyable table: a PolicyTableView (from "
-        "PolicyTable::view_at), a UniformTable or WithKeepLists of one");
+    static_assert(PolicySource<DeviceTable>,
+                  "headaware: a device plan needs a trivially copyable table: a PolicyTableView (from "
+                  "PolicyTable::view_at), a UniformTable or WithKeepLists of one");
     detail::require(d_table.num_layers() == num_layers(), "device table's layers", num_layers(), d_table.num_layers(),
                     "CachePlan::on_device");
     detail::require(d_table.num_kv_heads() == num_kv_heads(), "device table's KV heads", num_kv_heads(),
@@ -230,9 +230,6 @@ class BasicCachePlan {
       } else if (group == detail::HeadGroup::window) {
         capacity.window_heads += counts ? 1 : 0;
         capacity.head_rows = std::max(capacity.head_rows, segment.kept);
-      } else {
-        detail::require(segment.kept == 0, "grouped rows", "none of a head that the first sequence prunes",
-                        segment.kept, "CachePlan::grouped_capacity");
       }
     }
     capacity.rows =

@@ -200,7 +200,8 @@ cudaError_t compress_transfers(void* d_temp, std::size_t& temp_bytes, DevicePlan
 /// @pre    d_lengths keep no more than was planned: else nothing moves and `d_status` says so
 /// @return cudaErrorInvalidValue where `validate(plan, transfer)` throws, on too small or misaligned temporary
 ///         storage and on more than 256 layers; launch errors
-/// @note   Deterministic; graph-capturable. At most 2 launches. Empty input succeeds without one.
+/// @note   Deterministic; graph-capturable. At most 2 launches. Without segments (no sequence, layer or head)
+///         nothing is launched and no output written.
 /// @par Cost  Each kept byte is read once and written once, in 16-byte accesses where the layout's
 ///            runs and all pointers are aligned to it
 template <class Table, class T, class Source, class Form, class Rotation>
@@ -231,17 +232,19 @@ cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> co
 
 /// @brief Moves what every head keeps to the head's first `kept` tokens, in the cache it is in.
 /// @param plan      `CachePlan::on_device`; of its outputs `d_kept` and `d_status` are written (the
-///                  latter only if a length is out of range, whose heads then stay as they are)
+///                  latter 1 if a length is out of range, whose heads then stay as they are, else 0)
 /// @param layers    [num_layers], device pointers, at most 256 layers
 /// @param source    how each layer's keys and values lie; no two heads may share memory
 /// @param rotation  `KeyRotation`, or `{}` to keep positions
 /// @param stream    enqueued here, not synchronised
 /// @return cudaErrorInvalidValue where the CPU's `compress_in_place` throws; launch errors
-/// @note   Deterministic; graph-capturable. One launch, no temporary storage.
+/// @note   Deterministic; graph-capturable. One launch, no temporary storage. Without segments (no sequence, layer
+///         or head) nothing is launched and no output written.
 /// @par Cost  Moves only tokens whose place changes; one block a (head, tensor)
 template <class Table, class T, class Source, class Rotation = detail::KeepPositions>
 cudaError_t compress_in_place(DevicePlan<Table> const& plan, std::vector<LayerKv<T>> const& layers,
                               Source const& source, Rotation const& rotation, cudaStream_t stream) {
+  static_assert(sizeof(T) <= 8 && (sizeof(T) & (sizeof(T) - 1)) == 0, "headaware: elements have 1, 2, 4 or 8 bytes");
   std::int64_t const segments = std::int64_t{plan.table.num_layers()} * plan.num_sequences * plan.table.num_kv_heads();
   auto const keys = detail::keys_of(source);
   auto const values = detail::values_of(source);

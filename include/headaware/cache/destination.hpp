@@ -305,10 +305,11 @@ struct PageIndices {
 };
 
 /// @brief Hands out the pages `first_page, first_page + 1, …` to the segments in their order.
-/// @throws ArgumentError if the page size is not positive or page numbers exceed int32
+/// @throws ArgumentError if the page size is not positive, the first page negative, or page numbers exceed int32
 template <class Plan>
 [[nodiscard]] PageIndices consecutive_pages(Plan const& plan, std::int32_t page_size, std::int32_t first_page = 0) {
   std::int64_t const pages = plan.pages_total(page_size);
+  detail::require(first_page >= 0, "first page", ">= 0", first_page, "consecutive_pages");
   detail::require(pages + first_page <= std::int64_t{2147483647}, "pages", "numbers that fit int32", pages + first_page,
                   "consecutive_pages");
   PageIndices result;

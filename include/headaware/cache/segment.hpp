@@ -92,11 +92,21 @@ struct GroupOf {
   }
 };
 
-/// A head's group is one for all sequences; where policies depend on the sequence, the first decides.
+/// A head's group is one for all sequences. Where policies depend on the sequence, a head is `full` if every
+/// sequence that keeps anything of it keeps all.
 HEADAWARE_EXEC_CHECK_DISABLE
 template <class Table>
 HEADAWARE_HOST_DEVICE HeadGroup group_of(Table const& table, std::int32_t layer, std::int32_t kv_head) {
-  return visit_policy(table, layer, 0, kv_head, GroupOf{});
+  if constexpr (requires { table.num_sequences(); }) {
+    HeadGroup group = HeadGroup::none;
+    for (std::int32_t sequence = 0; sequence < table.num_sequences() && group != HeadGroup::window; ++sequence) {
+      HeadGroup const here = visit_policy(table, layer, sequence, kv_head, GroupOf{});
+      if (here != HeadGroup::none) group = here;
+    }
+    return group;
+  } else {
+    return visit_policy(table, layer, 0, kv_head, GroupOf{});
+  }
 }
 
 /// Fills in the segment's place in its group: heads keep their order.

@@ -160,9 +160,16 @@ void check_rotation(Rotation const& rotation, PlanBounds const& bounds, std::int
   }
 }
 
-/// Checks all that can be checked of one transfer without reading any tensor.
+/// The memory that the transfers of a call read and write.
+struct Memory {
+  std::vector<Interval> sources;
+  std::vector<Interval> destinations;        ///< of forms whose layers must lie apart
+  std::vector<Interval> paged_destinations;  ///< pages of one pool are told apart by the block table
+};
+
+/// Checks all that can be checked of one transfer alone without reading any tensor, and notes what it touches.
 template <class T, class Source, class Form, class Rotation>
-void check_transfer(PlanBounds const& bounds, Transfer<T, Source, Form, Rotation> const& transfer) {
+void check_transfer(PlanBounds const& bounds, Transfer<T, Source, Form, Rotation> const& transfer, Memory& memory) {
   constexpr auto where = "compress";
   auto const num_layers = static_cast<std::size_t>(bounds.num_layers);
   require(transfer.layers.size() == num_layers, "source layers", num_layers, transfer.layers.size(), where);
@@ -184,8 +191,7 @@ void check_transfer(PlanBounds const& bounds, Transfer<T, Source, Form, Rotation
   check_source_layout(values, bounds, transfer.kept.value_channels, "compress, values");
   check_rotation(transfer.rotation, bounds, transfer.kept.key_channels);
 
-  std::vector<Interval> sources;
-  std::vector<Interval> destinations;
+  auto& destinations = std::is_same_v<Form, PagedForm> ? memory.paged_destinations : memory.destinations;
   for (std::size_t layer = 0; layer < num_layers; ++layer) {
     std::string const place = "compress, layer " + std::to_string(layer);
     std::int64_t rows = transfer.kept.capacities[layer].rows;
@@ -194,8 +200,8 @@ void check_transfer(PlanBounds const& bounds, Transfer<T, Source, Form, Rotation
     check_pointer(transfer.layers[layer].values, some, "source values", place);
     check_pointer(transfer.kept.layers[layer].keys, some, "destination keys", place);
     check_pointer(transfer.kept.layers[layer].values, some, "destination values", place);
-    add_extent(sources, keys, transfer.layers[layer].keys);
-    add_extent(sources, values, transfer.layers[layer].values);
+    add_extent(memory.sources, keys, transfer.layers[layer].keys);
+    add_extent(memory.sources, values, transfer.layers[layer].values);
     std::int64_t key_elements = rows * transfer.kept.key_channels;
     std::int64_t value_elements = rows * transfer.kept.value_channels;
     if constexpr (std::is_same_v<Form, PagedForm>) {
@@ -211,10 +217,15 @@ void check_transfer(PlanBounds const& bounds, Transfer<T, Source, Form, Rotation
     destinations.push_back(interval(transfer.kept.layers[layer].keys, key_elements));
     destinations.push_back(interval(transfer.kept.layers[layer].values, value_elements));
   }
-  // Pages of one pool are told apart by the block table, not by their addresses.
-  bool const mixed = !std::is_same_v<Form, PagedForm> && overlap_among(destinations);
-  if (mixed) require(false, "buffers", "destinations apart from each other", "overlapping destinations", where);
-  if (overlap(sources, destinations)) {
+}
+
+/// Nothing that is written may be read, or written twice.
+inline void check_memory(Memory const& memory) {
+  constexpr auto where = "compress";
+  if (overlap_among(memory.destinations) || overlap(memory.destinations, memory.paged_destinations)) {
+    require(false, "buffers", "destinations apart from each other", "overlapping destinations", where);
+  }
+  if (overlap(memory.sources, memory.destinations) || overlap(memory.sources, memory.paged_destinations)) {
     require(false, "buffers", "a destination apart from the source (or compress_in_place)", "overlapping buffers",
             where);
   }
@@ -242,6 +253,11 @@ void check_in_place(PlanBounds const& bounds, std::vector<LayerKv<T>> const& lay
     std::string const place = std::string(where) + ", layer " + std::to_string(layer);
     check_pointer(layers[layer].keys, bounds.max_rows > 0, "keys", place);
     check_pointer(layers[layer].values, bounds.max_rows > 0, "values", place);
+    if constexpr (std::is_same_v<decltype(keys), Source const>) {
+      // With one layout for both, one pointer would be one tensor, compacted twice.
+      bool const same = bounds.max_rows > 0 && layers[layer].keys == layers[layer].values;
+      if (same) require(false, "keys and values", "two tensors", "one", place.c_str());
+    }
   }
 }
 
@@ -252,10 +268,13 @@ void check_in_place(PlanBounds const& bounds, std::vector<LayerKv<T>> const& lay
 /// @param plan       a cache plan or a device plan
 /// @param transfers  made by `transfer`
 /// @throws ArgumentError on missing layers, shapes that disagree with the plan, lengths beyond the
-///         source, null or misaligned pointers, and destinations that overlap a source
+///         source, null or misaligned pointers, and destinations that overlap a source or each other, of whichever
+///         of the transfers
 template <class Plan, class... Transfers>
 void validate(Plan const& plan, Transfers const&... transfers) {
-  (detail::check_transfer(detail::bounds_of(plan), transfers), ...);
+  detail::Memory memory;
+  (detail::check_transfer(detail::bounds_of(plan), transfers, memory), ...);
+  detail::check_memory(memory);
 }
 
 HEADAWARE_NAMESPACE_END

@@ -44,18 +44,21 @@ inline void add_weighted(float const* weights, std::int64_t weight_pitch, float 
 /// @brief The keys of a tile of query rows, sorted into bins of distance as they pass by.
 ///
 /// Bin b holds keys at distances [windows[b - 1], windows[b]), the last all farther ones. The keys that
-/// may be sinks are kept one by one. All weights are relative to the row's running maximum.
+/// may be sinks are kept one by one. All weights are relative to the row's running maximum. With a metric
+/// every value has a second part, itself behind the metric, whose errors are summed apart.
 class RetentionRows {
   static constexpr std::int64_t group = ScoreBlocking::rows;
 
  public:
-  RetentionRows(RetentionGrid const& grid, std::int64_t rows, std::int64_t head_dim, bool with_values)
+  RetentionRows(RetentionGrid const& grid, std::int64_t rows, std::int64_t value_dim, bool with_values,
+                bool with_metric)
       : grid_(grid),
         bins_(static_cast<std::int64_t>(grid.windows.size()) + 1),
         sinks_(grid.sinks.back()),
-        head_dim_(head_dim),
-        channels_((head_dim + 2 * simd::lanes - 1) / (2 * simd::lanes) * (2 * simd::lanes)),
+        part_((value_dim + 2 * simd::lanes - 1) / (2 * simd::lanes) * (2 * simd::lanes)),
+        channels_(with_metric ? 2 * part_ : part_),
         with_values_(with_values),
+        with_metric_(with_metric),
         masses_(static_cast<std::size_t>(rows * bins_)),
         sink_weights_(static_cast<std::size_t>(rows * sinks_)),
         sums_(static_cast<std::size_t>(with_values ? rows * bins_ * channels_ : 0)),
@@ -63,7 +66,9 @@ class RetentionRows {
         scratch_((2 + grid.windows.size() + 2 * grid.sinks.size()) *
                  static_cast<std::size_t>(with_values ? channels_ : 0)) {}
 
+  /// Floats of a value: its channels, filled up with zeros, then, with a metric, as many behind it.
   [[nodiscard]] std::int64_t channels() const { return channels_; }
+  [[nodiscard]] std::int64_t part() const { return part_; }
   [[nodiscard]] std::int64_t sinks() const { return sinks_; }
   [[nodiscard]] bool with_values() const { return with_values_; }
   [[nodiscard]] float* sink_values() { return sink_values_.data(); }
@@ -118,12 +123,14 @@ class RetentionRows {
       axpy(1, bin(row, bins_ - 1), output());
       for (std::int64_t k = 0; k < std::min(sinks_, q + 1); ++k)
         axpy(weights[k], sink_values_.data() + k * channels_, output());
-      double squared = 0;
-      for (std::int64_t c = 0; c < head_dim_; ++c) {
-        output()[c] *= static_cast<float>(1 / total);
-        squared += static_cast<double>(output()[c]) * output()[c];
+      for (std::int64_t c = 0; c < channels_; ++c) output()[c] *= static_cast<float>(1 / total);
+      Squares const squares = squares_of([&](std::int64_t c) { return simd::load(output() + c); });
+      ++sums.value_rows;
+      sums.output_squared += squares.plain;
+      if (with_metric_) {
+        ++sums.metric_rows;
+        sums.output_metric_squared += squares.metric;
       }
-      sums.output_squared += squared;
       std::fill_n(far(), channels_, 0.0F);
     }
 
@@ -147,8 +154,10 @@ class RetentionRows {
         sums.mass_squared[cell] += mass * mass;
         if (!with_values_) continue;
         // Δ = u_kept / Z_kept - o, or the same from what is dropped: whichever is the smaller part, for precision.
-        sums.error_squared[cell] += mass < 0.5 ? moved_by_dropped(far(), dropped_sinks(s), mass, kept, total)
-                                               : moved_to_kept(near(j), kept_sinks(s), kept);
+        Squares const moved = mass < 0.5 ? moved_by_dropped(far(), dropped_sinks(s), mass, kept, total)
+                                         : moved_to_kept(near(j), kept_sinks(s), kept);
+        sums.error_squared[cell] += moved.plain;
+        sums.metric_error_squared[cell] += moved.metric;
       }
     }
   }
@@ -166,27 +175,42 @@ class RetentionRows {
       simd::store(to + c, simd::load(to + c) + weight * simd::load(from + c));
   }
 
+  struct Squares {
+    double plain = 0;
+    double metric = 0;
+  };
+
+  /// Σ x² of both parts of a vector that `at(c)` gives lane by lane.
+  template <class At>
+  [[nodiscard]] Squares squares_of(At const& at) const {
+    auto const sum = [&](std::int64_t begin, std::int64_t end) {
+      simd::Floats squares{};
+      for (std::int64_t c = begin; c < end; c += simd::lanes) {
+        simd::Floats const x = at(c);
+        squares += x * x;
+      }
+      return static_cast<double>(simd::sum(squares));
+    };
+    return {sum(0, part_), with_metric_ ? sum(part_, channels_) : 0};
+  }
+
   /// |(m·o - u) / (1 - m)|², u = (far + sinks) / total.
-  [[nodiscard]] double moved_by_dropped(float const* far, float const* sinks, double mass, double kept, double total) {
+  [[nodiscard]] Squares moved_by_dropped(float const* far, float const* sinks, double mass, double kept, double total) {
     auto const m = static_cast<float>(mass);
     auto const inverse = static_cast<float>(1 / total);
-    simd::Floats squares{};
-    for (std::int64_t c = 0; c < channels_; c += simd::lanes) {
-      simd::Floats const moved = m * simd::load(output() + c) - inverse * (simd::load(far + c) + simd::load(sinks + c));
-      squares += moved * moved;
-    }
-    return static_cast<double>(simd::sum(squares)) * (total / kept) * (total / kept);
+    Squares const squares = squares_of([&](std::int64_t c) {
+      return m * simd::load(output() + c) - inverse * (simd::load(far + c) + simd::load(sinks + c));
+    });
+    double const grown = (total / kept) * (total / kept);
+    return {squares.plain * grown, squares.metric * grown};
   }
 
   /// |u / Z - o|² with u = near + sinks; a row that keeps nothing of weight outputs zero.
-  [[nodiscard]] double moved_to_kept(float const* near, float const* sinks, double kept) {
+  [[nodiscard]] Squares moved_to_kept(float const* near, float const* sinks, double kept) {
     float const inverse = kept > 0 ? static_cast<float>(std::min(1 / kept, 3e38)) : 0;
-    simd::Floats squares{};
-    for (std::int64_t c = 0; c < channels_; c += simd::lanes) {
-      simd::Floats const moved = inverse * (simd::load(near + c) + simd::load(sinks + c)) - simd::load(output() + c);
-      squares += moved * moved;
-    }
-    return static_cast<double>(simd::sum(squares));
+    return squares_of([&](std::int64_t c) {
+      return inverse * (simd::load(near + c) + simd::load(sinks + c)) - simd::load(output() + c);
+    });
   }
 
   /// For every sink size: the sums of sink keys that are dropped, [sinks[s], end), and of those kept.
@@ -264,9 +288,10 @@ class RetentionRows {
   RetentionGrid grid_;
   std::int64_t bins_;
   std::int64_t sinks_;
-  std::int64_t head_dim_;
+  std::int64_t part_;
   std::int64_t channels_;
   bool with_values_;
+  bool with_metric_;
   std::int64_t stride_ = 1;
   FloatBuffer masses_;        ///< [rows, bins]
   FloatBuffer sink_weights_;  ///< [rows, sinks]

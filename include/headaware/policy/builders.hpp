@@ -70,16 +70,20 @@ struct BasicTypePolicies {
 
 using TypePolicies = BasicTypePolicies<>;
 
-/// @brief A table from the types of query heads; where several share a KV head, it keeps what any of them needs.
+/// @brief A table from the types of query heads; where several share a KV head, `fold` decides, by default so
+/// that it keeps what any of them needs.
 /// @param classifications  every head of [num_hidden_layers, num_attention_heads] once, in any order
 /// @param type_policies    the policy of each type
+/// @param fold             `AnyPolicy<Registry> fold(std::span<AnyPolicy<Registry> const>)`, called with the policies
+///                         of the query heads that share a KV head, in their order
 /// @throws ArgumentError if the classifications are of a model of another shape, a head is missing or double,
 ///         or the policies of a group do not fold
 /// @par Cost  O(query heads)
-template <class Registry = DefaultRegistry>
+template <class Registry = DefaultRegistry, class Fold = FoldUnion>
 [[nodiscard]] BasicPolicyTable<Registry> table_from_classifications(
     std::span<HeadClassification const> classifications, ModelConfig const& model,
-    BasicTypePolicies<Registry> const& type_policies = BasicTypePolicies<Registry>::conservative()) {
+    BasicTypePolicies<Registry> const& type_policies = BasicTypePolicies<Registry>::conservative(),
+    Fold const& fold = {}) {
   constexpr auto where = "table_from_classifications";
   model.validate();
   std::int32_t const layers = model.num_hidden_layers;
@@ -102,7 +106,7 @@ template <class Registry = DefaultRegistry>
   std::size_t first = 0;
   for (std::int32_t layer = 0; layer < layers; ++layer) {
     for (std::int32_t kv_head = 0; kv_head < model.num_key_value_heads; ++kv_head, first += group) {
-      table.set(layer, kv_head, fold_union<Registry>(std::span(policies).subspan(first, group)));
+      table.set(layer, kv_head, fold(std::span<AnyPolicy<Registry> const>(policies).subspan(first, group)));
     }
   }
   return table;

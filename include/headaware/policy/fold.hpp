@@ -85,4 +85,12 @@ template <class Registry>
   return result;
 }
 
+/// @brief `fold_union` as a function object: how a group of query heads decides, unless the caller knows better.
+struct FoldUnion {
+  template <class Registry>
+  [[nodiscard]] AnyPolicy<Registry> operator()(std::span<AnyPolicy<Registry> const> policies) const {
+    return fold_union<Registry>(policies);
+  }
+};
+
 HEADAWARE_NAMESPACE_END

@@ -15,13 +15,14 @@ struct KeepList {
   static constexpr std::string_view name = "keep_list";
 
   std::int32_t const* tokens = nullptr;  ///< sorted token indices, [count], host or device
-  std::int64_t count = 0;                ///< entries of `tokens`
+  std::int64_t count = -1;               ///< entries of `tokens`; 0: nothing is kept; -1: no list yet
 
   HEADAWARE_HOST_DEVICE constexpr bool keeps(std::int64_t token, std::int64_t) const {
     std::int64_t const at = lower_bound(token);
     return at < count && tokens[at] == token;
   }
   HEADAWARE_HOST_DEVICE constexpr std::int64_t kept_before(std::int64_t token, std::int64_t length) const {
+    if (count < 0) return 0;
     return token >= length ? count : lower_bound(token);
   }
   HEADAWARE_HOST_DEVICE constexpr std::int64_t source_token(std::int64_t slot, std::int64_t) const {
@@ -29,7 +30,7 @@ struct KeepList {
   }
   friend constexpr bool operator==(KeepList const&, KeepList const&) = default;
 
-  /// @throws ArgumentError if `count` is negative or names entries behind a null pointer
+  /// @throws ArgumentError if there is no list, or `count` names entries behind a null pointer
   void validate() const {
     detail::require(count >= 0, "keep-list count", ">= 0", count, "KeepList");
     detail::require(count == 0 || tokens != nullptr, "keep-list tokens", "a pointer", "nullptr", "KeepList");

@@ -4,6 +4,7 @@
 /// Keep-lists that differ from sequence to sequence, laid over a table of policies.
 
 #include <headaware/config.hpp>
+#include <headaware/error.hpp>
 #include <headaware/policy/keep_list.hpp>
 
 #include <cstdint>
@@ -21,7 +22,7 @@ class WithKeepLists {
   WithKeepLists() = default;
 
   /// @param table  policies of heads without a list
-  /// @param lists  [num_layers, num_sequences, num_kv_heads]; an entry without `tokens` is no list
+  /// @param lists  [num_layers, num_sequences, num_kv_heads]; `KeepList{}`: no list
   HEADAWARE_HOST_DEVICE WithKeepLists(Table const& table, KeepList const* lists, std::int32_t num_sequences)
       : table_(table), lists_(lists), num_sequences_(num_sequences) {}
 
@@ -30,12 +31,23 @@ class WithKeepLists {
   /// Sequences that the lists were made for.
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t num_sequences() const { return num_sequences_; }
 
+  /// @brief Checks the lists' counts; they must be in host memory. A plan does this.
+  /// @throws ArgumentError if there are no lists, or one has a count but no tokens
+  void validate() const {
+    std::int64_t const count = std::int64_t{num_layers()} * num_sequences_ * num_kv_heads();
+    detail::require(lists_ != nullptr || count == 0, "keep-lists", "a pointer", "nullptr", "WithKeepLists");
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (lists_[i] == KeepList{}) continue;
+      lists_[i].validate();
+    }
+  }
+
   HEADAWARE_EXEC_CHECK_DISABLE
   template <class F>
   HEADAWARE_HOST_DEVICE auto visit(std::int32_t layer, std::int32_t sequence, std::int32_t kv_head, F&& f) const {
     std::int64_t const index = (std::int64_t{layer} * num_sequences_ + sequence) * num_kv_heads() + kv_head;
     KeepList const list = lists_[index];
-    if (list.tokens != nullptr) return f(list);
+    if (list.count >= 0) return f(list);
     return table_.visit(layer, kv_head, f);
   }
 

@@ -46,6 +46,8 @@ struct RetentionGrid {
 /// set D with m = Σ_D p and u = Σ_D p v; renormalised, the output moves by Δ = (m·o - u) / (1 - m).
 struct RetentionSums {
   std::int64_t rows = 0;
+  std::int64_t value_rows = 0;               ///< rows with values: those that count in errors
+  std::int64_t metric_rows = 0;              ///< rows with a metric W_O
   double output_squared = 0;                 ///< Σ |o|²
   double output_metric_squared = 0;          ///< Σ |W_O o|²; without a metric 0
   std::vector<double> mass;                  ///< [grid] Σ m
@@ -63,6 +65,8 @@ struct RetentionSums {
     detail::require(mass.size() == other.mass.size(), "retention grid", mass.size(), other.mass.size(),
                     "RetentionSums::merge");
     rows += other.rows;
+    value_rows += other.value_rows;
+    metric_rows += other.metric_rows;
     output_squared += other.output_squared;
     output_metric_squared += other.output_metric_squared;
     for (std::size_t i = 0; i < mass.size(); ++i) {

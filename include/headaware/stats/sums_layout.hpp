@@ -48,10 +48,17 @@ struct SumsLayout {
     global,
     uniformity,
     retention_rows,
+    retention_value_rows,
+    retention_metric_rows,
     output_squared,         ///< Σ |o|²
     output_metric_squared,  ///< Σ |W_O o|²
     num_fields,
   };
+
+  /// Whether a field counts something: a whole number.
+  [[nodiscard]] static constexpr bool is_count(std::int64_t field) {
+    return field <= invalid_rows || (field >= retention_rows && field <= retention_metric_rows);
+  }
 
   SumsLayout() = default;
   explicit SumsLayout(ObserverParameters const& parameters)
@@ -84,6 +91,8 @@ struct SumsLayout {
     sums.global += values[global];
     sums.uniformity += values[uniformity];
     head.retention.rows += static_cast<std::int64_t>(values[retention_rows]);
+    head.retention.value_rows += static_cast<std::int64_t>(values[retention_value_rows]);
+    head.retention.metric_rows += static_cast<std::int64_t>(values[retention_metric_rows]);
     head.retention.output_squared += values[output_squared];
     head.retention.output_metric_squared += values[output_metric_squared];
     each_array(head, [&](std::vector<double>& sum, std::int64_t first) {
@@ -107,6 +116,8 @@ struct SumsLayout {
     values[global] = sums.global;
     values[uniformity] = sums.uniformity;
     values[retention_rows] = static_cast<double>(head.retention.rows);
+    values[retention_value_rows] = static_cast<double>(head.retention.value_rows);
+    values[retention_metric_rows] = static_cast<double>(head.retention.metric_rows);
     values[output_squared] = head.retention.output_squared;
     values[output_metric_squared] = head.retention.output_metric_squared;
     each_array(head, [&](std::vector<double> const& sum, std::int64_t first) {

@@ -157,6 +157,33 @@ TEST_CASE("a bad second transfer leaves the first one's destination alone", "[ca
       {"destination values", "a pointer", "nullptr", "layer 1"});
 }
 
+TEST_CASE("transfers of one call share no memory that is written", "[cache]") {
+  Setup const s;
+  auto const again = ha::transfer(s.layers, s.layout, s.kept);
+  s.refuses([&] { ha::compress(s.plan, again, again); },
+            {"buffers", "apart from each other", "overlapping destinations", "compress"});
+  // The second transfer reads what the first writes.
+  ha::PolicyTable const full(2, 3, ha::Full{});
+  std::vector<float> other(s.keys.size());
+  auto const from_kept = std::vector<ha::LayerKv<float const>>(2, {s.keys.data(), s.values.data()});
+  auto const target = ha::ragged(s.plan, other.data(), other.data() + s.plan.kept_total(), 1);
+  s.refuses(
+      [&] {
+        ha::validate(s.plan, ha::transfer(s.layers, s.layout, s.kept),
+                     ha::transfer(from_kept, ha::strided_bhsd(2, 3, 20, 1), target));
+      },
+      {"buffers", "apart from the source", "overlapping buffers", "compress"});
+}
+
+TEST_CASE("in place, keys and values are two tensors", "[cache]") {
+  Setup s;
+  std::vector<float> tensor(static_cast<std::size_t>(s.layout.extent()), 1.0F);
+  std::vector<float> other(tensor);
+  std::vector<ha::LayerKv<float>> const layers{{tensor.data(), other.data()}, {tensor.data(), tensor.data()}};
+  check_error<ha::ArgumentError>([&] { ha::compress_in_place(s.plan, layers, s.layout); },
+                                 {"keys and values", "two tensors", "one", "compress_in_place, layer 1"});
+}
+
 TEST_CASE("keep-lists that are out of order or range", "[cache]") {
   Setup const s;
   std::vector<std::int32_t> const tokens{3, 4, 4, 9};

@@ -2,12 +2,15 @@
 #include "support/errors.hpp"
 #include "support/files.hpp"
 
+#include <headaware/compressor.hpp>
 #include <headaware/io/duo_gates.hpp>
 #include <headaware/io/head_classifications.hpp>
 #include <headaware/policy/builders.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -109,6 +112,22 @@ TEST_CASE("classifications of query heads fold onto KV heads", "[policy]") {
 
   auto const single = ha::table_from_classifications(heads, model(2, 6, 6), ha::TypePolicies::aggressive());
   CHECK(single.at(1, 2) == Policy(WindowOnly{32}));
+}
+
+TEST_CASE("a group of query heads folds as the caller says", "[policy]") {
+  auto const heads = heads_of(1, {HeadType::sink_mixed, HeadType::gathering, HeadType::dead, HeadType::dead});
+  auto const least = [](std::span<ha::AnyPolicy<ha::DefaultRegistry> const> policies) {
+    return *std::min_element(policies.begin(), policies.end(), [](auto const& a, auto const& b) {
+      return a.visit([](auto const& p) { return ha::kept_count(p, 1000); }) <
+             b.visit([](auto const& p) { return ha::kept_count(p, 1000); });
+    });
+  };
+  auto const table = ha::table_from_classifications(heads, model(1, 4, 2), ha::TypePolicies::conservative(), least);
+  CHECK(table.at(0, 0) == ha::AnyPolicy<ha::DefaultRegistry>(ha::SinkWindow{.sink = 4, .window = 24}));
+  CHECK(table.at(0, 1) == ha::AnyPolicy<ha::DefaultRegistry>(ha::Prune{}));
+  auto const compressor = ha::Compressor::from_classifications(std::span<ha::HeadClassification const>(heads),
+                                                               model(1, 4, 2), ha::TypePolicies::conservative(), least);
+  CHECK(compressor.table() == table);
 }
 
 TEST_CASE("classifications of another model are an error", "[policy]") {

@@ -212,7 +212,7 @@ TEST_CASE("keep-lists that make no sense are named", "[policy_core]") {
         ha::KeepList{nullptr, 1}.validate_entries(10);
       },
       {"keep-list tokens", "a pointer", "nullptr", "KeepList"});
-  REQUIRE_NOTHROW(ha::KeepList{}.validate_entries(0));
+  REQUIRE_NOTHROW(ha::KeepList{nullptr, 0}.validate_entries(0));
 }
 
 TEST_CASE("window sizes that make no sense are named", "[policy_core]") {

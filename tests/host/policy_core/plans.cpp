@@ -169,7 +169,16 @@ TEST_CASE("plans refuse what they cannot answer", "[policy_core]") {
         (void)ha::BasicCachePlan(ha::WithKeepLists(ha::UniformTable(ha::Full{}, 1, 1), &negative, 1),
                                  std::vector<std::int32_t>{5});
       },
-      {"kept tokens", "in [0, 5]", "-3", "layer 0, sequence 0, KV head 0"});
+      {"keep-list count", ">= 0", "-3", "KeepList"});
+  // A list longer than the sequence.
+  std::vector<std::int32_t> const tokens{0, 1, 2, 3, 4, 5};
+  ha::KeepList const longer{tokens.data(), 6};
+  refused(
+      [&] {
+        (void)ha::BasicCachePlan(ha::WithKeepLists(ha::UniformTable(ha::Full{}, 1, 1), &longer, 1),
+                                 std::vector<std::int32_t>{5});
+      },
+      {"kept tokens", "in [0, 5]", "6", "layer 0, sequence 0, KV head 0"});
 }
 
 TEST_CASE("a device plan carries the bounds that the host planned with", "[policy_core]") {
@@ -197,12 +206,42 @@ TEST_CASE("pages are handed out in order", "[policy_core]") {
   REQUIRE(pages.last_page_len == std::vector<std::int32_t>{1, 0, 1, 4, 0, 4});
 }
 
-TEST_CASE("heads that change their group between sequences have no place in a grouped cache", "[policy_core]") {
-  // Pruned in the first sequence, a list in the second: neither tensor has rows for it.
+TEST_CASE("an empty keep-list keeps nothing, no keep-list leaves it to the table", "[policy_core]") {
+  std::vector<ha::KeepList> const lists{{}, {nullptr, 0}};
+  ha::WithKeepLists const table(ha::UniformTable(ha::WindowOnly{.window = 3}, 1, 2), lists.data(), 1);
+  ha::BasicCachePlan const plan(table, std::vector<std::int32_t>{5});
+  REQUIRE(plan.kept(0, 0, 0) == 3);
+  REQUIRE(plan.kept(0, 0, 1) == 0);
+
+  std::vector<ha::KeepList> const impossible{{nullptr, 2}};
+  check_error<ha::ArgumentError>(
+      [&] {
+        ha::BasicCachePlan(ha::WithKeepLists(ha::UniformTable(ha::Full{}, 1, 1), impossible.data(), 1),
+                           std::vector<std::int32_t>{5});
+      },
+      {"keep-list tokens", "a pointer", "nullptr", "KeepList"});
+  check_error<ha::ArgumentError>(
+      [] {
+        ha::BasicCachePlan(ha::WithKeepLists(ha::UniformTable(ha::Full{}, 1, 1), nullptr, 1),
+                           std::vector<std::int32_t>{5});
+      },
+      {"keep-lists", "a pointer", "nullptr", "WithKeepLists"});
+}
+
+TEST_CASE("a head's group is decided over all sequences", "[policy_core]") {
+  // Pruned in the first sequence, a list in the second.
   std::int32_t const tokens[2] = {0, 1};
   std::vector<ha::KeepList> const lists{{}, {tokens, 2}};
   ha::WithKeepLists const table(ha::UniformTable(ha::Prune{}, 1, 1), lists.data(), 2);
   ha::BasicCachePlan const plan(table, std::vector<std::int32_t>{5, 5});
-  check_error<ha::ArgumentError>([&] { (void)plan.grouped_capacity(0); },
-                                 {"grouped rows", "prunes", "2", "grouped_capacity"});
+  auto const capacity = plan.grouped_capacity(0);
+  REQUIRE(capacity.window_heads == 1);
+  REQUIRE(capacity.head_rows == 2);
+  REQUIRE(capacity.rows == 4);
+
+  // All of a Full head's first sequence, a list of the second: the streaming group.
+  ha::WithKeepLists const full(ha::UniformTable(ha::Full{}, 1, 1), lists.data(), 2);
+  ha::BasicCachePlan const mixed(full, std::vector<std::int32_t>{5, 5});
+  REQUIRE(mixed.grouped_capacity(0).full_heads == 0);
+  REQUIRE(mixed.grouped_capacity(0).head_rows == 5);
 }

@@ -337,7 +337,9 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
         __syncthreads();
       }
       Segment const& segment = place.segment;
-      auto const is_valid = [&](std::int64_t, std::int64_t token) { return token >= 0 && token < segment.length; };
+      auto const is_valid = [&](std::int64_t slot, std::int64_t token) {
+        return token >= slot && token < segment.length;
+      };
       visit_policy(
           p.plan.table, segment.layer, segment.sequence, segment.kv_head,
           StageTokens<decltype(is_valid)>{place.first_slot, segment.length, place.rows, shared.tokens, is_valid});

@@ -146,6 +146,18 @@ __device__ void move_segment(Table const& table, InPlacePlane<Layout, RotateRows
       });
 }
 
+/// One block says whether all lengths are as planned.
+template <class Table>
+__device__ void report_lengths(DevicePlan<Table> const& plan) {
+  int bad = 0;
+  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < plan.num_sequences; i += block_threads) {
+    std::int32_t const length = plan.d_lengths[i];
+    if (length < 0 || length > plan.max_length) bad = 1;
+  }
+  bad = __syncthreads_or(bad);
+  if (threadIdx.x == 0) *plan.d_status = bad;
+}
+
 /// Grid: x segments, y planes.
 template <class Table, class... Planes>
 HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
@@ -160,7 +172,6 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
     auto const sequence = static_cast<std::int32_t>(s / p.plan.table.num_kv_heads() % p.plan.num_sequences);
     std::int64_t const length = p.plan.d_lengths[sequence];
     bool const known = length >= 0 && length <= p.plan.max_length;
-    if (!known && p.plan.d_status != nullptr) *p.plan.d_status = 1;
     shared.segment = known ? make_segment(p.plan.table, s, p.plan.num_sequences, p.plan.d_lengths) : Segment{};
     shared.tensor = tensors.planes[blockIdx.y][shared.segment.layer];
     shared.moved = visit_policy(p.plan.table, shared.segment.layer, shared.segment.sequence, shared.segment.kv_head,
@@ -169,6 +180,7 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
       p.plan.d_kept[s] = static_cast<std::int32_t>(shared.segment.kept);
     }
   }
+  if (s == 0 && blockIdx.y == 0 && p.plan.d_status != nullptr) report_lengths(p.plan);
   __syncthreads();
   p.planes.visit(blockIdx.y, [&](auto const& plane) { move_segment(p.plan.table, plane, shared); });
 }

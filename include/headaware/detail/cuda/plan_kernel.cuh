@@ -69,7 +69,9 @@ HEADAWARE_KERNEL void __launch_bounds__(plan_threads, 1)
       } else {
         Segment segment = make_segment(p.plan.table, s, p.plan.num_sequences, p.plan.d_lengths);
         if constexpr (Form::needs_group) place_in_group(p.plan.table, segment);
-        bad = bad || segment.kept > p.form.head_capacity(segment, capacities.layers[segment.layer]);
+        bool const possible = segment.kept >= 0 && segment.kept <= length;
+        if (!possible) segment.kept = 0;
+        bad = bad || !possible || segment.kept > p.form.head_capacity(segment, capacities.layers[segment.layer]);
         count = {segment.kept, static_cast<std::int32_t>((segment.kept + p.rows_per_tile - 1) / p.rows_per_tile)};
       }
     }

@@ -1,0 +1,160 @@
+// Runs a model over a text and writes queries, keys and values of its attention: a capture (support/capture.hpp).
+
+#include "llama/attention_tap.hpp"
+#include "llama/chunk_capture.hpp"
+#include "llama/engine.hpp"
+#include "llama/exact_copy.hpp"
+
+#include <headaware/io/file.hpp>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <numeric>
+#include <string>
+#include <vector>
+
+namespace ha = headaware;
+
+namespace {
+
+struct Options {
+  std::filesystem::path model;
+  std::filesystem::path text;
+  std::filesystem::path output_dir;
+  std::filesystem::path cache_dir = llama_adapter::default_cache_folder();
+  std::int32_t chunk_size = 512;
+  std::int64_t max_tokens = 0;
+  std::int32_t threads = 1;
+  std::vector<std::int32_t> layers;
+  bool exact = false;
+};
+
+constexpr std::size_t shortest_chunk = 10;
+
+/// The text in pieces of `chunk_size` tokens, each with a BOS token of its own where the model wants one.
+std::vector<std::vector<std::int32_t>> chunks_of(llama_adapter::Model const& model, Options const& options) {
+  auto tokens = model.tokenize(ha::read_text_file(options.text), false);
+  if (options.max_tokens > 0) {
+    tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(options.max_tokens)));
+  }
+  std::size_t const specials = model.begins_with_bos() ? 1 : 0;
+  std::size_t const most = static_cast<std::size_t>(options.chunk_size) - specials;
+  std::vector<std::vector<std::int32_t>> chunks;
+  for (std::size_t begin = 0; begin < tokens.size(); begin += most) {
+    auto const first = tokens.begin() + static_cast<std::ptrdiff_t>(begin);
+    std::size_t const count = std::min(most, tokens.size() - begin);
+    if (count + specials < shortest_chunk) break;
+    chunks.emplace_back(specials, model.bos());
+    chunks.back().insert(chunks.back().end(), first, first + static_cast<std::ptrdiff_t>(count));
+  }
+  if (chunks.empty()) {
+    throw ha::ArgumentError({"text", "at least " + std::to_string(shortest_chunk) + " tokens",
+                             std::to_string(tokens.size()), options.text.string()});
+  }
+  return chunks;
+}
+
+std::vector<std::int32_t> layers_of(llama_adapter::ModelShape const& shape, Options const& options) {
+  std::vector<std::int32_t> layers = options.layers;
+  if (layers.empty()) {
+    layers.resize(static_cast<std::size_t>(shape.layers));
+    std::iota(layers.begin(), layers.end(), 0);
+  }
+  for (std::int32_t const layer : layers) ha::detail::require_index(layer, shape.layers, "layer", "--layers");
+  std::sort(layers.begin(), layers.end());
+  layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
+  return layers;
+}
+
+/// Arrays of an earlier run would be taken for this one's.
+void require_no_arrays(std::filesystem::path const& folder) {
+  std::filesystem::create_directories(folder);
+  for (auto const& entry : std::filesystem::directory_iterator(folder)) {
+    if (entry.path().extension() == ".npy") {
+      throw ha::ArgumentError(
+          {"output_dir", "a folder without arrays", entry.path().filename().string() + " in it", folder.string()});
+    }
+  }
+}
+
+nlohmann::ordered_json description(llama_adapter::Model const& model, llama_adapter::ChunkCapture const& capture,
+                                   Options const& options) {
+  auto const& shape = model.shape();
+  return {{"layers", capture.layers()},
+          {"model",
+           {{"name", shape.name},
+            {"architecture", shape.architecture},
+            {"file", options.model.filename().string()},
+            {"num_layers", shape.layers},
+            {"single_precision_weights", options.exact}}},
+          {"scale", capture.scale()},
+          {"soft_cap", capture.soft_cap()},
+          {"sliding_windows", capture.sliding_windows()},
+          {"first_position", 0}};
+}
+
+void run(Options const& options) {
+  // Before anything that takes long.
+  llama_adapter::Model const named(options.model);
+  require_no_arrays(options.output_dir);
+  auto const layers = layers_of(named.shape(), options);
+  auto const chunks = chunks_of(named, options);
+  if (options.exact) std::fprintf(stderr, "single precision: looking for a copy in %s\n", options.cache_dir.c_str());
+  llama_adapter::Model const model(options.exact ? llama_adapter::exact_copy(options.model, options.cache_dir)
+                                                 : options.model);
+
+  llama_adapter::ChunkCapture capture(layers);
+  llama_adapter::AttentionTap tap(model.shape(), [&](auto const& layer) { capture.take(layer); });
+  llama_adapter::Context context(
+      model, {.tokens = options.chunk_size, .all_logits = false, .threads = options.threads, .observer = &tap});
+  auto const start = std::chrono::steady_clock::now();
+  std::size_t tokens = 0;
+  for (std::size_t i = 0; i < chunks.size(); ++i) {
+    context.evaluate(chunks[i]);
+    capture.save(options.output_dir, "chunk" + std::to_string(i));
+    tokens += chunks[i].size();
+    double const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    std::fprintf(stderr, "\rchunk %zu of %zu, %zu tokens, %.1f s", i + 1, chunks.size(), tokens, seconds);
+  }
+  std::fprintf(stderr, "\n");
+  // Last: where they are, the capture is whole.
+  ha::write_file(options.output_dir / "tokens.json", nlohmann::json{{"tokens", chunks}}.dump() + "\n");
+  ha::write_file(options.output_dir / "capture.json", description(named, capture, options).dump(2) + "\n");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app{"Captures queries, keys and values of a model's attention over a text, with llama.cpp"};
+  app.add_option("--model,--model_id", options.model, "GGUF file")->required();
+  app.add_option("--text", options.text, "text file")->required()->check(CLI::ExistingFile);
+  app.add_option("--output_dir", options.output_dir, "new folder for the capture")->required();
+  app.add_option("--chunk_size", options.chunk_size, "tokens of a sequence")
+      ->capture_default_str()
+      ->check(CLI::Range(static_cast<std::int32_t>(shortest_chunk), std::int32_t{1} << 20));
+  app.add_option("--max_tokens", options.max_tokens, "tokens of the text; default: all")->check(CLI::PositiveNumber);
+  app.add_option("--layers", options.layers, "layers to write, such as 0,10,18; default: all")
+      ->delimiter(',')
+      ->check(CLI::NonNegativeNumber);
+  app.add_flag("--exact", options.exact, "run a copy of the model with weights in single precision");
+  app.add_option("--cache_dir", options.cache_dir, "folder of such copies")->capture_default_str();
+  app.add_option("--threads", options.threads, "cores for the model")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  CLI11_PARSE(app, argc, argv);
+  try {
+    run(options);
+  } catch (std::exception const& error) {
+    std::fprintf(stderr, "capture_attention: %s\n", error.what());
+    return 1;
+  }
+  return 0;
+}

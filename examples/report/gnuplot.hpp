@@ -1,0 +1,26 @@
+#pragma once
+
+// Runs gnuplot, found in PATH.
+
+#include <filesystem>
+#include <optional>
+#include <string>
+
+namespace report {
+
+/// What to do without gnuplot.
+inline constexpr char const* gnuplot_missing =
+    "gnuplot is not in PATH, so no pictures were drawn: install it (Debian and Ubuntu: apt-get install gnuplot-nox; "
+    "macOS: brew install gnuplot) and run this again, or run the scripts in the folder 'pictures' yourself";
+
+/// The program's path, if there is one.
+[[nodiscard]] std::optional<std::filesystem::path> find_gnuplot();
+
+/// @brief Runs `folder/name.gp`, which makes `name.svg` and `name.png`, each whole or not at all.
+/// @throws Error with gnuplot's words if it fails
+void draw(std::filesystem::path const& gnuplot, std::filesystem::path const& folder, std::string const& name);
+
+/// Removes pictures of an earlier run, which would not show today's numbers.
+void remove_pictures(std::filesystem::path const& folder, std::string const& name);
+
+}  // namespace report

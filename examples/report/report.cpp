@@ -1,0 +1,90 @@
+#include "report/report.hpp"
+
+#include "report/gallery.hpp"
+#include "report/gnuplot.hpp"
+#include "report/page.hpp"
+#include "support/folder.hpp"
+
+#include <headaware/detail/head_grid.hpp>
+#include <headaware/error.hpp>
+#include <headaware/io/file.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdio>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace report {
+
+namespace ha = headaware;
+
+namespace {
+
+constexpr auto where = "write_report";
+
+void check_retention(ha::RetentionStatistics const& retention, ha::StatisticsInfo const& info) {
+  auto const& grid = retention.info.grid;
+  grid.validate();
+  auto const& r = retention.info;
+  ha::detail::require(r.num_layers == info.num_layers, "layers of the retention", info.num_layers, r.num_layers, where);
+  ha::detail::require(r.num_heads == info.num_heads, "heads of the retention", info.num_heads, r.num_heads, where);
+  auto const heads = static_cast<std::size_t>(info.num_layers) * static_cast<std::size_t>(info.num_heads);
+  ha::detail::require(retention.heads.size() == heads, "heads of the retention", heads, retention.heads.size(), where);
+  for (auto const& head : retention.heads) {
+    ha::detail::require(head.mass.size() == grid.size(), "cells of a head's retention", grid.size(), head.mass.size(),
+                        where);
+    ha::detail::require(head.error_squared.size() == grid.size(), "cells of a head's retention", grid.size(),
+                        head.error_squared.size(), where);
+  }
+}
+
+/// The same with statistics and classes by (layer, head). @throws ArgumentError if they are not of the same heads
+ReportInput in_order(ReportInput input) {
+  auto const& info = input.statistics.model_info;
+  ha::detail::require(info.num_layers > 0 && info.num_heads > 0, "heads", "at least one", "none", where);
+  ha::detail::require_grid(std::span<ha::HeadStatistics const>(input.statistics.heads), info.num_layers, info.num_heads,
+                           where);
+  ha::detail::require_grid(std::span<ha::HeadClassification const>(input.classifications), info.num_layers,
+                           info.num_heads, where);
+  if (input.retention) check_retention(*input.retention, info);
+  auto const place = [&](auto const& record) { return ha::detail::grid_index(record, info.num_heads); };
+  auto const before = [&](auto const& a, auto const& b) { return place(a) < place(b); };
+  std::sort(input.statistics.heads.begin(), input.statistics.heads.end(), before);
+  std::sort(input.classifications.begin(), input.classifications.end(), before);
+  return input;
+}
+
+}  // namespace
+
+void write_report(std::filesystem::path const& results_dir, ReportInput const& unordered) {
+  ReportInput const input = in_order(unordered);
+  Gallery gallery;
+  add_heat_maps(input, gallery);
+  add_distributions(input, gallery);
+  add_curves(input, gallery);
+
+  auto const folder = results_dir / "pictures";
+  support::make_folder(folder);
+  for (auto const& data : gallery.data) ha::write_file(folder / data.name, data.text);
+  for (auto const& picture : gallery.pictures) ha::write_file(folder / (picture.name + ".gp"), picture.script);
+
+  std::vector<std::string> drawings;
+  auto const gnuplot = find_gnuplot();
+  for (auto const& picture : gallery.pictures) {
+    if (gnuplot) {
+      draw(*gnuplot, folder, picture.name);
+      drawings.push_back(ha::read_text_file(folder / (picture.name + ".svg")));
+    } else {
+      remove_pictures(folder, picture.name);
+    }
+  }
+  ha::write_file(results_dir / "report.html", page(input, gallery.pictures, drawings));
+
+  if (!gnuplot) std::fprintf(stderr, "note: %s\n", gnuplot_missing);
+  std::printf("wrote report.html and pictures/ (%zu pictures as SVG and PNG, their data and scripts) to %s\n",
+              drawings.size(), results_dir.string().c_str());
+}
+
+}  // namespace report

@@ -1,0 +1,194 @@
+#pragma once
+
+/// @file
+/// Adds up the attention statistics of a whole model, layer by layer, text by text.
+
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+#include <headaware/stats/head_statistics.hpp>
+#include <headaware/stats/layer_attention.hpp>
+#include <headaware/stats/observe.hpp>
+#include <headaware/stats/observer_parameters.hpp>
+#include <headaware/stats/retention.hpp>
+#include <headaware/stats/sums_layout.hpp>
+#include <headaware/types.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief The statistics of a model's attention in the making: `observe` every layer of every text, then ask.
+///
+/// Its size depends on the model and the parameters alone. Observers of the same model and parameters merge, in
+/// any order and grouping: one a thread, a process or a GPU, reduced in the end. Not safe to share among threads;
+/// `observe` itself uses all cores.
+class AttentionObserver {
+ public:
+  /// @throws ArgumentError if the model's counts or the parameters make no sense
+  explicit AttentionObserver(ModelConfig const& model, ObserverParameters const& parameters = {})
+      : model_(model), parameters_(parameters) {
+    model_.validate();
+    parameters_.validate();
+    ObservedHead const empty{HeadSums(static_cast<std::size_t>(parameters_.num_distances)),
+                             parameters_.retention ? RetentionSums(*parameters_.retention) : RetentionSums()};
+    heads_.assign(
+        static_cast<std::size_t>(model_.num_hidden_layers) * static_cast<std::size_t>(model_.num_attention_heads),
+        empty);
+  }
+
+  [[nodiscard]] ModelConfig const& model() const { return model_; }
+  [[nodiscard]] ObserverParameters const& parameters() const { return parameters_; }
+
+  /// @brief Adds one sequence of one layer. `chunk_size` cuts it into chunks, each a text of its own; chunks
+  /// shorter than `min_chunk` are passed over.
+  /// @param layer      of the model
+  /// @param attention  `LayerQkv` or `LayerProbabilities` (the latter as one chunk), host pointers
+  /// @param score      how the engine makes logits of queries and keys
+  /// @throws ArgumentError on a layer or shapes that are not the model's; then nothing has been added
+  template <class Attention>
+  void observe(std::int32_t layer, Attention const& attention, AttentionScore const& score = {}) {
+    constexpr auto where = "AttentionObserver::observe";
+    detail::require_index(layer, model_.num_hidden_layers, "layer", where);
+    detail::require(attention.query_heads == model_.num_attention_heads, "query heads", model_.num_attention_heads,
+                    attention.query_heads, where);
+    detail::require(attention.kv_heads == model_.num_key_value_heads, "KV heads", model_.num_key_value_heads,
+                    attention.kv_heads, where);
+    detail::check_layer(attention, where);
+    std::int64_t const chunk = parameters_.chunk_size > 0 ? parameters_.chunk_size : attention.tokens;
+    if constexpr (detail::has_probabilities<Attention>) {
+      detail::require(attention.tokens <= chunk, "tokens of ready probabilities",
+                      "at most a chunk, " + std::to_string(chunk), attention.tokens, where);
+    }
+    for (std::int64_t first = 0; first < attention.tokens; first += chunk) {
+      Attention part = attention;
+      part.tokens = std::min(chunk, attention.tokens - first);
+      if (part.tokens < parameters_.min_chunk) continue;
+      if constexpr (!detail::has_probabilities<Attention>) part.first_token += first;
+      add(layer, observe_chunk(part, score, parameters_));
+    }
+  }
+
+  /// All sums of one query head. @throws ArgumentError if there is no such head
+  [[nodiscard]] ObservedHead const& head(std::int32_t layer, std::int32_t head) const {
+    detail::require_index(layer, model_.num_hidden_layers, "layer", "AttentionObserver::head");
+    detail::require_index(head, model_.num_attention_heads, "query head", "AttentionObserver::head");
+    return heads_[index(layer, head)];
+  }
+
+  /// Rows of all heads that were counted and not averaged: NaN, infinity, padding.
+  [[nodiscard]] std::int64_t invalid_rows() const {
+    std::int64_t rows = 0;
+    for (ObservedHead const& head : heads_) rows += head.head.invalid_rows;
+    return rows;
+  }
+
+  /// @brief Adds what another observer has seen.
+  /// @throws ArgumentError if it observes another model or with other parameters
+  void merge(AttentionObserver const& other) {
+    constexpr auto where = "AttentionObserver::merge";
+    detail::require(model_ == other.model_, "model", "the same", "another", where);
+    detail::require(parameters_ == other.parameters_, "parameters", "the same", "others", where);
+    for (std::size_t i = 0; i < heads_.size(); ++i) heads_[i].merge(other.heads_[i]);
+  }
+
+  /// How the sums of a head lie in `sums()`.
+  [[nodiscard]] SumsLayout sums_layout() const { return SumsLayout(parameters_); }
+
+  /// @brief All sums as plain doubles, [num_hidden_layers, num_attention_heads, sums_layout().size()]: to be added
+  /// entry by entry (`MPI_Reduce`, `ncclAllReduce`) or kept.
+  [[nodiscard]] std::vector<double> sums() const {
+    SumsLayout const layout = sums_layout();
+    auto const size = static_cast<std::size_t>(layout.size());
+    std::vector<double> result(heads_.size() * size);
+    for (std::size_t i = 0; i < heads_.size(); ++i) layout.store(heads_[i], std::span(result).subspan(i * size, size));
+    return result;
+  }
+
+  /// @brief Adds sums of that form: of another process, or of a device.
+  /// @throws ArgumentError if there are more or fewer
+  void add_sums(std::span<double const> sums) {
+    SumsLayout const layout = sums_layout();
+    auto const size = static_cast<std::size_t>(layout.size());
+    detail::require(sums.size() == heads_.size() * size, "sums", heads_.size() * size, sums.size(),
+                    "AttentionObserver::add_sums");
+    for (std::size_t i = 0; i < heads_.size(); ++i) layout.add(sums.subspan(i * size, size), heads_[i]);
+  }
+
+  /// @brief The statistics so far, as `head_statistics.json` holds them.
+  /// @throws ArgumentError naming the first head of which no chunk was seen
+  [[nodiscard]] ModelStatistics statistics() const {
+    ModelStatistics result;
+    result.model_info = {model_.num_hidden_layers, model_.num_attention_heads, parameters_.sink_size,
+                         parameters_.local_window, parameters_.recent_ratio};
+    for (std::int32_t layer = 0; layer < model_.num_hidden_layers; ++layer) {
+      for (std::int32_t h = 0; h < model_.num_attention_heads; ++h) {
+        HeadSums const& sums = heads_[index(layer, h)].head;
+        if (sums.chunks == 0) {
+          detail::require(
+              false, "chunks seen", "> 0", 0,
+              ("AttentionObserver, layer " + std::to_string(layer) + ", head " + std::to_string(h)).c_str());
+        }
+        result.heads.push_back(sums.statistics(layer, h));
+      }
+    }
+    return result;
+  }
+
+  /// @brief What it costs to keep only sinks and a window, as `retention_statistics.json` holds it.
+  /// @throws ArgumentError if no grid was asked for, or only some rows came with values or with output factors
+  [[nodiscard]] RetentionStatistics retention_statistics() const {
+    constexpr auto where = "AttentionObserver::retention_statistics";
+    detail::require(parameters_.retention.has_value(), "retention grid", "one in the parameters", "none", where);
+    RetentionStatistics result;
+    RetentionInfo& info = result.info;
+    info = {model_.num_hidden_layers,
+            model_.num_attention_heads,
+            model_.num_key_value_heads,
+            parameters_.first_query,
+            parameters_.query_stride,
+            true,
+            true,
+            *parameters_.retention};
+    std::int64_t rows = 0;
+    std::int64_t value_rows = 0;
+    std::int64_t metric_rows = 0;
+    for (ObservedHead const& head : heads_) {
+      rows += head.retention.rows;
+      value_rows += head.retention.value_rows;
+      metric_rows += head.retention.metric_rows;
+      result.heads.push_back(head.retention);
+    }
+    auto const all_or_none = [&](std::int64_t some, char const* what) {
+      detail::require(some == 0 || some == rows, what, "none or all " + std::to_string(rows), some, where);
+      return some > 0;
+    };
+    info.with_values = all_or_none(value_rows, "rows with values");
+    info.with_output_metric = all_or_none(metric_rows, "rows with output factors");
+    return result;
+  }
+
+ private:
+  [[nodiscard]] std::size_t index(std::int32_t layer, std::int32_t head) const {
+    return static_cast<std::size_t>(layer) * static_cast<std::size_t>(model_.num_attention_heads) +
+           static_cast<std::size_t>(head);
+  }
+
+  void add(std::int32_t layer, std::vector<HeadChunk> const& chunks) {
+    for (std::size_t h = 0; h < chunks.size(); ++h) {
+      ObservedHead& head = heads_[index(layer, static_cast<std::int32_t>(h))];
+      head.head.add(chunks[h].chunk);
+      head.retention.merge(chunks[h].retention);
+    }
+  }
+
+  ModelConfig model_;
+  ObserverParameters parameters_;
+  std::vector<ObservedHead> heads_;  ///< [layers, query heads]
+};
+
+HEADAWARE_NAMESPACE_END
