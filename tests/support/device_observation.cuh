@@ -5,8 +5,8 @@
 #include "support/device_cache.cuh"
 
 #include <headaware/layout/strided.hpp>
+#include <headaware/stats/attention_observer.hpp>
 #include <headaware/stats/observe.cuh>
-#include <headaware/stats/observe.hpp>
 
 #include <cmath>
 #include <cstdint>
@@ -26,6 +26,9 @@ struct AttentionShape {
   std::int64_t head_dim = 32;
   std::int32_t layers = 1;
   float spread = 1;
+  std::int64_t value_dim = 0;
+
+  [[nodiscard]] std::int64_t value_channels() const { return value_dim != 0 ? value_dim : head_dim; }
 };
 
 /// Tensors [layers][heads, tokens, head_dim], the values that E can have. @tparam E  the host's element
@@ -46,62 +49,51 @@ struct Attention {
     for (std::int32_t l = 0; l < s.layers; ++l) {
       fill(queries, s.query_heads * s.tokens * s.head_dim, s.spread);
       fill(keys, s.kv_heads * s.tokens * s.head_dim, s.spread);
-      fill(values, s.kv_heads * s.tokens * s.head_dim, 1);
-      fill(factors, s.query_heads * s.head_dim * s.head_dim, 0.2F);
+      fill(values, s.kv_heads * s.tokens * s.value_channels(), 1);
+      fill(factors, s.query_heads * s.value_channels() * s.value_channels(), 0.2F);
     }
   }
 };
 
 /// A tensor [heads, tokens, head_dim] as a layout has it; the rest of its memory is NaN where E has one.
-template <class E, class Layout>
+template <class E, class Layout, class Shape>
 std::vector<E> laid_out(std::vector<E> const& tensor, Layout const& layout, std::int64_t extent, std::int64_t heads,
-                        std::int64_t tokens, std::int64_t head_dim, std::int64_t sequence) {
+                        std::int64_t tokens, std::int64_t head_dim, Shape const& shape) {
   std::vector<E> result(static_cast<std::size_t>(extent), ha::from_float<E>(std::nanf("")));
   for (std::int64_t h = 0; h < heads; ++h)
     for (std::int64_t t = 0; t < tokens; ++t)
       for (std::int64_t c = 0; c < head_dim; ++c)
-        result[static_cast<std::size_t>(layout.offset(sequence, h, t, c))] =
+        result[static_cast<std::size_t>(layout.offset(shape.sequence, h, shape.first_token + t, c))] =
             tensor[static_cast<std::size_t>((h * tokens + t) * head_dim + c)];
   return result;
 }
 
-/// The CPU's sums [layers, query_heads]: every chunk by itself, added up as a head's.
+/// The CPU's sums [layers, query_heads].
 template <class E>
 std::vector<ha::ObservedHead> observe_on_host(Attention<E> const& a, Mode mode, ha::AttentionScore const& score,
                                               ha::ObserverParameters const& parameters) {
   AttentionShape const& s = a.shape;
-  std::vector<ha::ObservedHead> result;
-  std::int64_t const size = parameters.chunk_size > 0 ? parameters.chunk_size : s.tokens;
-  for (std::size_t l = 0; l < a.queries.size(); ++l) {
-    std::vector<ha::ObservedHead> heads(
-        static_cast<std::size_t>(s.query_heads),
-        {ha::HeadSums(static_cast<std::size_t>(parameters.num_distances)),
-         parameters.retention ? ha::RetentionSums(*parameters.retention) : ha::RetentionSums()});
-    for (std::int64_t begin = 0; begin < s.tokens; begin += size) {
-      std::int64_t const length = std::min(size, s.tokens - begin);
-      if (length < parameters.min_chunk) continue;
-      auto const kv = ha::strided_bhsd(1, s.kv_heads, s.tokens, s.head_dim);
-      auto const from = [&](std::vector<E> const& tensor) { return tensor.data() + begin * s.head_dim; };
-      ha::LayerQkv<E, ha::StridedLayout, ha::StridedLayout> const layer{
-          from(a.queries[l]),
-          from(a.keys[l]),
-          mode == Mode::mass ? nullptr : from(a.values[l]),
-          ha::strided_bhsd(1, s.query_heads, s.tokens, s.head_dim),
-          kv,
-          kv,
-          s.query_heads,
-          s.kv_heads,
-          length,
-          s.head_dim,
-          0};
-      auto const chunks = ha::observe_chunk(layer, score, parameters);
-      for (std::size_t h = 0; h < heads.size(); ++h) {
-        heads[h].head.add(chunks[h].chunk);
-        if (parameters.retention) heads[h].retention.merge(chunks[h].retention);
-      }
-    }
-    result.insert(result.end(), heads.begin(), heads.end());
+  ha::AttentionObserver observer({s.layers, s.query_heads, s.kv_heads, 0}, parameters);
+  for (std::int32_t l = 0; l < s.layers; ++l) {
+    auto const i = static_cast<std::size_t>(l);
+    ha::LayerQkv<E, ha::StridedLayout, ha::StridedLayout> layer;
+    layer.queries = a.queries[i].data();
+    layer.keys = a.keys[i].data();
+    layer.query_layout = ha::strided_bhsd(1, s.query_heads, s.tokens, s.head_dim);
+    layer.key_layout = ha::strided_bhsd(1, s.kv_heads, s.tokens, s.head_dim);
+    layer.value_layout = ha::strided_bhsd(1, s.kv_heads, s.tokens, s.value_channels());
+    layer.query_heads = s.query_heads;
+    layer.kv_heads = s.kv_heads;
+    layer.tokens = s.tokens;
+    layer.head_dim = s.head_dim;
+    layer.value_dim = s.value_channels();
+    if (mode != Mode::mass) layer.values = a.values[i].data();
+    if (mode == Mode::metric) layer.output_factors = a.factors[i].data();
+    observer.observe(l, layer, score);
   }
+  std::vector<ha::ObservedHead> result;
+  for (std::int32_t l = 0; l < s.layers; ++l)
+    for (std::int32_t h = 0; h < s.query_heads; ++h) result.push_back(observer.head(l, h));
   return result;
 }
 
@@ -110,11 +102,11 @@ template <class T, class E, class Q, class K, class V>
 class DeviceAttention {
  public:
   DeviceAttention(Attention<E> const& a, Mode mode, ha::DeviceQkvShape<Q, K, V> const& host_shape,
-                  std::int64_t query_extent, std::int64_t key_extent, std::int64_t value_extent,
                   std::size_t shift = 0) {
     AttentionShape const& s = a.shape;
-    auto const upload = [&](std::vector<E> const& tensor, auto const& layout, std::int64_t extent, std::int64_t heads) {
-      auto const placed = laid_out(tensor, layout, extent, heads, s.tokens, s.head_dim, host_shape.sequence);
+    auto const upload = [&](std::vector<E> const& tensor, auto const& layout, std::int64_t heads,
+                            std::int64_t channels) {
+      auto const placed = laid_out(tensor, layout, layout.extent(), heads, s.tokens, channels, host_shape);
       std::vector<T> bits(placed.size() + shift);
       if (!placed.empty())
         std::memcpy(static_cast<void*>(bits.data() + shift), placed.data(), placed.size() * sizeof(T));
@@ -123,9 +115,10 @@ class DeviceAttention {
     };
     for (std::size_t l = 0; l < a.queries.size(); ++l) {
       ha::DeviceQkv<T> layer;
-      layer.d_queries = upload(a.queries[l], host_shape.query_layout, query_extent, s.query_heads);
-      layer.d_keys = upload(a.keys[l], host_shape.key_layout, key_extent, s.kv_heads);
-      if (mode != Mode::mass) layer.d_values = upload(a.values[l], host_shape.value_layout, value_extent, s.kv_heads);
+      layer.d_queries = upload(a.queries[l], host_shape.query_layout, s.query_heads, s.head_dim);
+      layer.d_keys = upload(a.keys[l], host_shape.key_layout, s.kv_heads, s.head_dim);
+      if (mode != Mode::mass)
+        layer.d_values = upload(a.values[l], host_shape.value_layout, s.kv_heads, s.value_channels());
       if (mode == Mode::metric) {
         factors_.emplace_back(a.factors[l]);
         layer.d_output_factors = factors_.back().data();
@@ -169,6 +162,12 @@ inline double& largest_difference() {
   return value;
 }
 
+/// The same of | |Δ| - |Δ expected| | / |o|, each the root of a sum over rows.
+inline double& largest_movement() {
+  static double value = 0;
+  return value;
+}
+
 /// @param scale  what |expected| is at least measured against, for sums over rows
 inline void require_close(char const* what, double got, double expected, double tolerance, double scale = 1) {
   double const difference = std::abs(got - expected) / (scale + std::abs(expected));
@@ -204,30 +203,54 @@ inline void require_same(std::vector<ha::ObservedHead> const& got, std::vector<h
     ha::RetentionSums const& gr = got[i].retention;
     ha::RetentionSums const& er = expected[i].retention;
     REQUIRE(gr.rows == er.rows);
+    REQUIRE(gr.value_rows == er.value_rows);
+    REQUIRE(gr.metric_rows == er.metric_rows);
     require_close("output squared", gr.output_squared, er.output_squared, tolerance);
+    require_close("output metric squared", gr.output_metric_squared, er.output_metric_squared, tolerance);
     for (std::size_t c = 0; c < er.mass.size(); ++c) {
       INFO("cell " << c);
       require_close("mass", gr.mass[c], er.mass[c], tolerance);
       require_close("mass squared", gr.mass_squared[c], er.mass_squared[c], tolerance);
-      require_close("error squared", gr.error_squared[c], er.error_squared[c], 2 * tolerance);
+      require_close("error squared", gr.error_squared[c], er.error_squared[c], tolerance);
+      require_close("metric error squared", gr.metric_error_squared[c], er.metric_error_squared[c], tolerance);
+      if (er.output_squared > 0) {
+        double const moved = std::abs(std::sqrt(gr.error_squared[c]) - std::sqrt(er.error_squared[c]));
+        largest_movement() = std::max(largest_movement(), moved / std::sqrt(er.output_squared));
+      }
     }
   }
 }
 
-/// Both sides, [heads, tokens, head_dim] on the device too.
+/// Both sides, the device's tensors by any layouts. @param host_shape, shape  the same, tables on either side
+template <class T, class E, class Q, class K, class V>
+void compare_layouts(Attention<E> const& a, Mode mode, ha::DeviceQkvShape<Q, K, V> const& host_shape,
+                     ha::DeviceQkvShape<Q, K, V> const& shape, ha::AttentionScore const& score,
+                     ha::ObserverParameters const& parameters, double tolerance = 1e-5, std::size_t shift = 0) {
+  AttentionShape const& s = a.shape;
+  INFO("tokens " << s.tokens << ", head_dim " << s.head_dim << ", mode " << static_cast<int>(mode));
+  DeviceAttention<T, E, Q, K, V> const device(a, mode, host_shape, shift);
+  require_same(observe_on_device(shape, device.layers, score, parameters), observe_on_host(a, mode, score, parameters),
+               tolerance);
+}
+
+/// The shape of tensors [heads, tokens, channels].
+inline ha::DeviceQkvShape<ha::StridedLayout> bhsd_shape(AttentionShape const& s) {
+  ha::DeviceQkvShape<ha::StridedLayout> shape;
+  shape.query_layout = ha::strided_bhsd(1, s.query_heads, s.tokens, s.head_dim);
+  shape.key_layout = ha::strided_bhsd(1, s.kv_heads, s.tokens, s.head_dim);
+  shape.value_layout = ha::strided_bhsd(1, s.kv_heads, s.tokens, s.value_channels());
+  shape.query_heads = s.query_heads;
+  shape.kv_heads = s.kv_heads;
+  shape.tokens = s.tokens;
+  shape.head_dim = s.head_dim;
+  shape.value_dim = s.value_channels();
+  return shape;
+}
+
 template <class T, class E>
 void compare_bhsd(Attention<E> const& a, Mode mode, ha::AttentionScore const& score,
                   ha::ObserverParameters const& parameters, double tolerance = 1e-5) {
-  AttentionShape const& s = a.shape;
-  INFO("tokens " << s.tokens << ", head_dim " << s.head_dim << ", mode " << static_cast<int>(mode));
-  auto const queries = ha::strided_bhsd(1, s.query_heads, s.tokens, s.head_dim);
-  auto const kv = ha::strided_bhsd(1, s.kv_heads, s.tokens, s.head_dim);
-  ha::DeviceQkvShape<ha::StridedLayout> const shape{queries,    kv,       kv,         s.query_heads,
-                                                    s.kv_heads, s.tokens, s.head_dim, 0};
-  DeviceAttention<T, E, ha::StridedLayout, ha::StridedLayout, ha::StridedLayout> const device(
-      a, mode, shape, queries.extent(), kv.extent(), kv.extent());
-  require_same(observe_on_device(shape, device.layers, score, parameters), observe_on_host(a, mode, score, parameters),
-               tolerance);
+  compare_layouts<T>(a, mode, bhsd_shape(a.shape), bhsd_shape(a.shape), score, parameters, tolerance);
 }
 
 }  // namespace headaware_test

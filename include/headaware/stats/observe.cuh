@@ -9,6 +9,7 @@
 #include <headaware/detail/cuda/observe_kernel.cuh>
 #include <headaware/detail/cuda/observe_parameters.cuh>
 #include <headaware/layout/concept.hpp>
+#include <headaware/stats/layer_attention.hpp>
 #include <headaware/stats/observer_parameters.hpp>
 #include <headaware/stats/sums_layout.hpp>
 
@@ -27,11 +28,11 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @tparam T  float, float16 or bfloat16 of this library or of CUDA
 template <class T>
 struct DeviceQkv {
-  T const* d_queries = nullptr;             ///< by the query layout
-  T const* d_keys = nullptr;                ///< by the key layout
-  T const* d_values = nullptr;              ///< by the value layout; nullptr: mass only
-  float const* d_output_factors = nullptr;  ///< [query_heads, head_dim, head_dim], row-major R with
-                                            ///< RᵀR = W_OᵀW_O of the head; nullptr: no errors behind W_O
+  T const* d_queries = nullptr;  ///< by the query layout
+  T const* d_keys = nullptr;     ///< by the key layout
+  T const* d_values = nullptr;   ///< by the value layout; nullptr: mass only
+  /// `OutputMetric::factors()`, [query_heads, value_dim, value_dim]; nullptr: errors before W_O alone
+  float const* d_output_factors = nullptr;
 };
 
 /// @brief The shape that all layers of a launch share: one sequence, positions 0 … tokens - 1.
@@ -44,7 +45,9 @@ struct DeviceQkvShape {
   std::int32_t kv_heads = 0;
   std::int64_t tokens = 0;
   std::int64_t head_dim = 0;
-  std::int64_t sequence = 0;  ///< index of the sequence in the layouts
+  std::int64_t sequence = 0;     ///< index of the sequence in the layouts
+  std::int64_t first_token = 0;  ///< index in the layouts of the token at position 0
+  std::int64_t value_dim = 0;    ///< channels of a value; 0: head_dim
 };
 
 namespace detail {
@@ -52,21 +55,6 @@ namespace detail {
 /// Blocks that are asked for where there is work enough: fills large devices several times over, so that what
 /// a device has does not decide the order of sums.
 inline constexpr std::int64_t observe_blocks = 4096;
-
-template <class Layout>
-void check_observed_layout(Layout const& layout, std::int64_t sequence, std::int64_t heads, std::int64_t tokens,
-                           std::int64_t head_dim, char const* what) {
-  constexpr auto where = "observe";
-  require(sequence >= 0, "sequence", ">= 0", sequence, where);
-  if constexpr (requires { layout.num_sequences(); })
-    require(layout.num_sequences() > sequence, what, "the sequence", layout.num_sequences(), where);
-  if constexpr (requires { layout.num_kv_heads(); })
-    require(layout.num_kv_heads() >= heads, what, "all heads", layout.num_kv_heads(), where);
-  if constexpr (requires { layout.num_channels(); })
-    require(layout.num_channels() >= head_dim, what, "head_dim channels", layout.num_channels(), where);
-  if constexpr (requires { layout.token_capacity(); })
-    require(layout.token_capacity() >= tokens, what, "all tokens", layout.token_capacity(), where);
-}
 
 /// Everything about a call that does not depend on the device.
 struct ObservePlan {
@@ -93,9 +81,10 @@ ObservePlan plan_observation(Shape const& shape, std::int64_t num_layers, bool v
   sizes.with_values = values && parameters.retention.has_value();
   sizes.element_bytes = sizeof(E);
   sizes.padding = WarpProducts<E>::padding;
-  sizes.weight_parts = WarpProducts<E>::weight_parts;
+  sizes.tile_keys = WarpProducts<E>::keys;
   sizes.parameter_bytes = parameter_bytes;
   sizes.head_dim = static_cast<std::int32_t>(shape.head_dim);
+  sizes.value_dim = static_cast<std::int32_t>(value_dim(shape));
   sizes.sums = static_cast<std::int32_t>(SumsLayout(parameters).size());
   sizes.near = std::max(parameters.num_distances, parameters.local_window + 1);
   sizes.sink_size = parameters.sink_size;
@@ -169,9 +158,11 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQ
   require(shape.kv_heads > 0, "kv_heads", "> 0", shape.kv_heads, where);
   bool const grouped = shape.query_heads > 0 && shape.query_heads % shape.kv_heads == 0;
   require(grouped, "query_heads", "a multiple of the KV heads", shape.query_heads, where);
-  bool const countable = shape.tokens >= 0 && shape.tokens < std::numeric_limits<std::int32_t>::max() / 2;
-  require(countable, "tokens", ">= 0 and less than 2^30", shape.tokens, where);
+  bool const countable = shape.tokens >= 0 && shape.tokens <= (1 << 30);
+  require(countable, "tokens", "in [0, 2^30]", shape.tokens, where);
+  require(shape.first_token >= 0, "first_token", ">= 0", shape.first_token, where);
   require(shape.head_dim > 0 && shape.head_dim <= 256, "head_dim", "in [1, 256]", shape.head_dim, where);
+  require(value_dim(shape) > 0 && value_dim(shape) <= 256, "value_dim", "in [1, 256]", value_dim(shape), where);
   require(layers.size() <= static_cast<std::size_t>(max_layers), "layers", "at most 256", layers.size(), where);
   // What is kept of a row lies in shared memory: far beyond any device's.
   require(parameters.sink_size <= 65536, "sink_size", "<= 65536", parameters.sink_size, where);
@@ -184,13 +175,12 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQ
             parameters.retention->windows.size(), where);
   }
   if (layers.empty() || shape.tokens == 0) return;
-  check_observed_layout(shape.query_layout, shape.sequence, shape.query_heads, shape.tokens, shape.head_dim, "queries");
-  check_observed_layout(shape.key_layout, shape.sequence, shape.kv_heads, shape.tokens, shape.head_dim, "keys");
+  check_reach(shape.query_layout, shape, shape.query_heads, shape.head_dim, "queries", where);
+  check_reach(shape.key_layout, shape, shape.kv_heads, shape.head_dim, "keys", where);
   bool const values = layers[0].d_values != nullptr;
   bool const factors = layers[0].d_output_factors != nullptr;
   require(values || !factors, "output factors", "values beside them", "none", where);
-  if (values)
-    check_observed_layout(shape.value_layout, shape.sequence, shape.kv_heads, shape.tokens, shape.head_dim, "values");
+  if (values) check_reach(shape.value_layout, shape, shape.kv_heads, value_dim(shape), "values", where);
   for (DeviceQkv<T> const& layer : layers) {
     require(layer.d_queries != nullptr && layer.d_keys != nullptr, "queries and keys", "pointers", "nullptr", where);
     bool const alike = (layer.d_values != nullptr) == values && (layer.d_output_factors != nullptr) == factors;
@@ -200,8 +190,8 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQ
 
 }  // namespace detail
 
-/// @brief Adds what the heads of these layers attend to, to their sums: on the device what `observe_chunk`
-/// and `HeadSums::add` are on the CPU.
+/// @brief Adds what the heads of these layers attend to, to their sums: on the device what
+/// `AttentionObserver::observe` is on the CPU.
 ///
 /// Two calls, as in CUB: with `d_temp == nullptr` the first only sets `temp_bytes`.
 /// @param[in]     d_temp      device, at least `temp_bytes`, 8-byte aligned; nullptr: size query
@@ -212,7 +202,7 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQ
 /// @param[in]     parameters  a retention grid has at most 32 sinks and 64 windows; `chunk_size` cuts the
 ///                            sequence into texts of their own
 /// @param[in,out] d_sums      device, [num_layers, query_heads, SumsLayout(parameters).size()]: added to, so
-///                            zeroed by the caller at first; read with `SumsLayout::add`
+///                            zeroed by the caller at first; read with `AttentionObserver::add_sums`
 /// @param[in]     stream      enqueued here, not synchronised
 /// @return cudaErrorInvalidValue on arguments that make no sense, on too small or misaligned temporary storage,
 ///         and where not even one row's sums fit into the device's shared memory; launch errors
@@ -220,7 +210,7 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQ
 ///         of the same shared memory; graph-capturable: a memset of 4 bytes a head, then one launch. Empty input
 ///         succeeds without one. Values behind which no sums are wanted are not read.
 /// @par Cost  Reads each query once and, for every 64 queries observed (16 with values, fewer where shared memory
-///            is small), the keys and values up to them once. Errors behind W_O cost head_dim² multiplications for
+///            is small), the keys and values up to them once. Errors behind W_O cost value_dim² multiplications for
 ///            each of some 20 sums of a row.
 /// @par Source  Milakov and Gimelshein, online softmax, arXiv:1805.02867; Dao, FlashAttention-2, arXiv:2307.08691
 template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
@@ -262,6 +252,7 @@ cudaError_t observe(void* d_temp, std::size_t& temp_bytes,
       .key_layout = shape.key_layout,
       .value_layout = shape.value_layout,
       .sequence = shape.sequence,
+      .first_token = shape.first_token,
       .tokens = shape.tokens,
       .chunk_size = plan.chunk_size,
       .recent_ratio = parameters.recent_ratio,
@@ -275,6 +266,7 @@ cudaError_t observe(void* d_temp, std::size_t& temp_bytes,
       .query_heads = shape.query_heads,
       .group = shape.query_heads / shape.kv_heads,
       .head_dim = static_cast<std::int32_t>(shape.head_dim),
+      .value_dim = plan.sizes.value_dim,
       .first_query = clamped(parameters.first_query),
       .query_stride = clamped(parameters.query_stride),
       .sliding_window = clamped(score.sliding_window),
@@ -287,16 +279,17 @@ cudaError_t observe(void* d_temp, std::size_t& temp_bytes,
                                             [](auto const& layer) { return layer.d_queries; }),
       .key_fetch = detail::fetch_order<E>(shape.key_layout, shape.head_dim, layers,
                                           [](auto const& layer) { return layer.d_keys; }),
-      .value_fetch = detail::fetch_order<E>(shape.value_layout, shape.head_dim, layers,
-                                            [](auto const& layer) { return layer.d_values; }),
+      .value_fetch = !plan.sizes.with_values ? detail::FetchOrder::channels
+                                             : detail::fetch_order<E>(shape.value_layout, plan.sizes.value_dim, layers,
+                                                                      [](auto const& layer) { return layer.d_values; }),
   };
   static_assert(sizeof(Parameters) + sizeof(tensors) <= detail::max_parameter_bytes);
   auto const launch = [&]<int ChannelTiles>() {
     return detail::launch_observation<E, ChannelTiles>(kernel_parameters, plan.sizes, tensors, num_layers, stream);
   };
   if (!plan.sizes.with_values) return launch.template operator()<0>();
-  if (shape.head_dim <= 64) return launch.template operator()<2>();
-  if (shape.head_dim <= 128) return launch.template operator()<4>();
+  if (plan.sizes.value_dim <= 64) return launch.template operator()<2>();
+  if (plan.sizes.value_dim <= 128) return launch.template operator()<4>();
   return launch.template operator()<8>();
 }
 

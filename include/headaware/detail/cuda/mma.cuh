@@ -84,16 +84,36 @@ __device__ float2 unpack_pair(std::uint32_t pair) {
 struct KeyRanges {
   std::int32_t begin[2];
   std::int32_t end[2];
+  __device__ void move(std::int32_t keys) {
+    for (int row = 0; row < 2; ++row) {
+      begin[row] -= keys;
+      end[row] -= keys;
+    }
+  }
   __device__ bool has(int row, std::int32_t key) const { return key >= begin[row] && key < end[row]; }
 };
+
+/// Floats between the rows of a tile's weights.
+inline constexpr int weight_pitch = 72;
+
+/// The weights of this lane's two neighbouring keys, `key` + 2 · (lane % 4) on, in its row half.
+template <bool Masked>
+__device__ float2 pair_of_weights(float const* weights, int half, int key, KeyRanges const& ranges) {
+  int const lane = static_cast<int>(threadIdx.x) % 32;
+  int const own = key + lane % 4 * 2;
+  float2 weight = *reinterpret_cast<float2 const*>(weights + (lane / 4 + half * 8) * weight_pitch + own);
+  if (Masked && !ranges.has(half, own)) weight.x = 0;
+  if (Masked && !ranges.has(half, own + 1)) weight.y = 0;
+  return weight;
+}
 
 /// @brief The two products of attention over one tile of keys, by warp: fragments are those of the
 /// m16n8 instructions, whatever computes them. Lane l holds rows l / 4 and l / 4 + 8, columns
 /// 2 · (l % 4) and the next.
 template <class E>
 struct WarpProducts {
-  static constexpr int padding = 8;       ///< elements that keep rows on different banks
-  static constexpr int weight_parts = 2;  ///< weights are the sum of two elements
+  static constexpr int padding = 8;  ///< elements that keep rows on different banks
+  static constexpr int keys = 64;    ///< of a tile
 
   /// scores[n] += queries · keys of the 8 keys of tile n. @param queries [16, pitch]; @param keys [8 · Tiles, pitch]
   template <int Tiles>
@@ -115,33 +135,24 @@ struct WarpProducts {
     }
   }
 
-  /// Stores the weights of keys `key` and `key + 1`. @param weights [weight_parts, 16, pitch]
-  static __device__ void store_weights(E* weights, int pitch, int row, int key, float a, float b) {
-    std::uint32_t const high = pack_pair<E>(a, b);
-    float2 const rounded = unpack_pair<E>(high);
-    *reinterpret_cast<std::uint32_t*>(weights + row * pitch + key) = high;
-    *reinterpret_cast<std::uint32_t*>(weights + (16 + row) * pitch + key) = pack_pair<E>(a - rounded.x, b - rounded.y);
-  }
-
-  /// sums[n] += weights · values over 16 keys, for the pairs of 8 channels at `warp`, `warp + warps`, …
+  /// sums[n] += scale · weights · values over 16 keys, for the pairs of 8 channels at `warp`, `warp + warps`, …
+  /// A weight is the sum of two elements, so that it keeps its precision.
   /// @param weights at the first key; @param values [16, pitch]; @param ranges counted from the first key
   template <int Tiles, bool Masked>
-  static __device__ void accumulate(float (&sums)[Tiles][4], E const* weights, int weight_pitch, E const* values,
-                                    int pitch, KeyRanges const& ranges, int warp, int warps, int channels) {
+  static __device__ void accumulate(float (&sums)[Tiles][4], float const* weights, float const (&scale)[2],
+                                    E const* values, int pitch, KeyRanges const& ranges, int warp, int warps,
+                                    int channels) {
     int const lane = static_cast<int>(threadIdx.x) % 32;
-    std::uint32_t a[weight_parts][4];
+    std::uint32_t high[4];
+    std::uint32_t low[4];
 #pragma unroll
-    for (int part = 0; part < weight_parts; ++part)
-      load_matrices(a[part], weights + (part * 16 + lane % 16) * weight_pitch + lane / 16 * 8);
-    if constexpr (Masked) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        int const key = lane % 4 * 2 + i / 2 * 8;
-        std::uint32_t const mask =
-            (ranges.has(i % 2, key) ? 0xffffU : 0U) | (ranges.has(i % 2, key + 1) ? 0xffff0000U : 0U);
-        a[0][i] &= mask;
-        a[1][i] &= mask;
-      }
+    for (int i = 0; i < 4; ++i) {
+      float2 const weight = pair_of_weights<Masked>(weights, i % 2, i / 2 * 8, ranges);
+      float const a = weight.x * scale[i % 2];
+      float const b = weight.y * scale[i % 2];
+      high[i] = pack_pair<E>(a, b);
+      float2 const rounded = unpack_pair<E>(high[i]);
+      low[i] = pack_pair<E>(a - rounded.x, b - rounded.y);
     }
     E const* const value = values + (lane / 8 % 2 * 8 + lane % 8) * pitch + lane / 16 * 8;
 #pragma unroll
@@ -150,11 +161,10 @@ struct WarpProducts {
       if (channel >= channels) break;
       std::uint32_t b[4];
       load_matrices_transposed(b, value + channel);
-#pragma unroll
-      for (int part = 0; part < weight_parts; ++part) {
-        multiply_add<E>(sums[n], a[part], b[0], b[1]);
-        multiply_add<E>(sums[n + 1], a[part], b[2], b[3]);
-      }
+      multiply_add<E>(sums[n], high, b[0], b[1]);
+      multiply_add<E>(sums[n + 1], high, b[2], b[3]);
+      multiply_add<E>(sums[n], low, b[0], b[1]);
+      multiply_add<E>(sums[n + 1], low, b[2], b[3]);
     }
   }
 };
@@ -163,7 +173,7 @@ struct WarpProducts {
 template <>
 struct WarpProducts<float> {
   static constexpr int padding = 4;
-  static constexpr int weight_parts = 1;
+  static constexpr int keys = 32;
 
   template <int Tiles>
   static __device__ void scores(float (&scores)[Tiles][4], float const* queries, float const* keys, int pitch,
@@ -186,12 +196,8 @@ struct WarpProducts<float> {
     }
   }
 
-  static __device__ void store_weights(float* weights, int pitch, int row, int key, float a, float b) {
-    *reinterpret_cast<float2*>(weights + row * pitch + key) = {a, b};
-  }
-
   template <int Tiles, bool Masked>
-  static __device__ void accumulate(float (&sums)[Tiles][4], float const* weights, int weight_pitch,
+  static __device__ void accumulate(float (&sums)[Tiles][4], float const* weights, float const (&scale)[2],
                                     float const* values, int pitch, KeyRanges const& ranges, int warp, int warps,
                                     int channels) {
     int const lane = static_cast<int>(threadIdx.x) % 32;
@@ -199,7 +205,7 @@ struct WarpProducts<float> {
       float weight[2];
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
-        weight[row] = weights[(lane / 4 + row * 8) * weight_pitch + key];
+        weight[row] = weights[(lane / 4 + row * 8) * weight_pitch + key] * scale[row];
         if (Masked && !ranges.has(row, key)) weight[row] = 0;
       }
 #pragma unroll

@@ -22,6 +22,7 @@ namespace detail {
 template <class E, int ChannelTiles, class Parameters>
 class ObserveBlock {
   static constexpr bool with_values = ChannelTiles > 0;
+  static constexpr int tile_keys = WarpProducts<E>::keys;
   static constexpr int key_warps = with_values ? observe_warps : 1;
   static constexpr int score_tiles = tile_keys / 8 / key_warps;  ///< of a warp
   static constexpr int tile_rows = with_values ? 16 : 64;
@@ -41,8 +42,8 @@ class ObserveBlock {
 
   /// Moves on to a chunk, whose raw sums begin with zero.
   __device__ void begin_chunk(std::int64_t chunk) {
-    chunk_begin_ = chunk * p_.chunk_size;
-    length_ = static_cast<std::int32_t>(min(p_.chunk_size, p_.tokens - chunk_begin_));
+    chunk_begin_ = p_.first_token + chunk * p_.chunk_size;
+    length_ = static_cast<std::int32_t>(min(p_.chunk_size, p_.tokens - chunk * p_.chunk_size));
     recent_begin_ = static_cast<std::int32_t>(floor(static_cast<double>(length_) * (1 - p_.recent_ratio)));
     for (std::int64_t i = thread_; i < p_.layout.size(); i += observe_threads) raw()[i] = 0;
     __syncthreads();
@@ -72,7 +73,9 @@ class ObserveBlock {
       wait_copies<0>();
       __syncthreads();  // keys are there; nobody needs the last tile's values and weights any more
       if constexpr (with_values) {
-        fetch_tile(values(), p_.value_layout, p_.value_fetch, first, at<E>(p_.shared.values));
+        fetch_rows<tile_keys>(values(), p_.value_layout, p_.value_fetch, tile_of(first), p_.value_dim,
+                              p_.shared.value_channels, p_.shared.value_pitch, at<E>(p_.shared.values));
+        commit_copies();
       }
       bool const active = warp_rows_ > 0 && first <= warp_last_query_;
       float scores[score_tiles][4] = {};
@@ -98,7 +101,7 @@ class ObserveBlock {
           wait_copies<0>();
         }
         __syncthreads();  // weights and values are there
-        add_values(first);
+        add_values(first, top);
       }
     }
     finish_rows();
@@ -111,6 +114,7 @@ class ObserveBlock {
   }
   [[nodiscard]] __device__ std::int32_t lane() const { return thread_ % warp_threads; }
   [[nodiscard]] __device__ float* tops() const { return at<float>(p_.shared.tops); }
+  [[nodiscard]] __device__ float* weights() const { return at<float>(p_.shared.weights); }
   [[nodiscard]] __device__ E const* queries() const { return static_cast<E const*>(layer_.queries); }
   [[nodiscard]] __device__ E const* values() const { return static_cast<E const*>(layer_.values); }
   [[nodiscard]] __device__ bool has_retention() const { return p_.layout.cells > 0; }
@@ -128,14 +132,13 @@ class ObserveBlock {
   [[nodiscard]] __device__ std::int32_t warp_key() const { return with_values ? warp_ * (tile_keys / key_warps) : 0; }
 
   __device__ void fetch_keys(std::int32_t first) {
-    fetch_tile(static_cast<E const*>(layer_.keys), p_.key_layout, p_.key_fetch, first, at<E>(p_.shared.keys));
-  }
-  template <class Layout>
-  __device__ void fetch_tile(E const* from, Layout const& layout, FetchOrder order, std::int32_t first, E* to) {
-    fetch_rows<tile_keys>(from, layout, order,
-                          {p_.sequence, head_ / p_.group, chunk_begin_ + first, 1, last_query_ + 1 - first},
-                          p_.head_dim, p_.shared.channels, p_.shared.pitch, to);
+    fetch_rows<tile_keys>(static_cast<E const*>(layer_.keys), p_.key_layout, p_.key_fetch, tile_of(first), p_.head_dim,
+                          p_.shared.channels, p_.shared.pitch, at<E>(p_.shared.keys));
     commit_copies();
+  }
+  /// The tile's keys that some row sees.
+  [[nodiscard]] __device__ FetchRows tile_of(std::int32_t first) const {
+    return {p_.sequence, head_ / p_.group, chunk_begin_ + first, 1, last_query_ + 1 - first};
   }
 
   // Slots.
@@ -185,7 +188,7 @@ class ObserveBlock {
       bool const exists = row_of(h) < rows_;
       query_[h] = exists ? query_of(row_of(h)) : -1;
       oldest_[h] = exists ? oldest_of(query_[h]) : 0;
-      max_[h] = masked_score;
+      max_[h] = sum_max_[h] = masked_score;
       sum_[h] = weighted_[h] = recent_[h] = mass_[h] = 0;
     }
     slot_ = sum_slot_ = low_ = sum_low_ = 0;
@@ -238,26 +241,19 @@ class ObserveBlock {
     }
   }
 
-  /// Turns scores to weights, relative to the rows' largest scores so far, and adds them to the rows' states.
+  /// Turns scores to weights, relative to the tile's largest scores, and adds them to the rows' states.
   /// A score that is NaN or infinite leaves NaN in `weighted_`.
   __device__ void weigh_keys(std::int32_t first, float (&scores)[score_tiles][4], float const (&top)[2]) {
     float base[2];
-    float shrink[2];
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float const largest = fmaxf(max_[h], top[h]);
-      float const distance = max_[h] - largest;
-      shrink[h] = exp2_fast(distance);
-      weighted_[h] = shrink[h] * (weighted_[h] + distance * sum_[h]);
-      sum_[h] *= shrink[h];
-      recent_[h] *= shrink[h];
-      mass_[h] *= shrink[h];
-      max_[h] = largest;
-      base[h] = largest == masked_score ? 0 : largest;  // no key seen yet: weights are 0 all the same
-    }
+    for (int h = 0; h < 2; ++h)
+      base[h] = top[h] == masked_score ? 0 : top[h];  // no key seen: weights are 0 all the same
     std::int32_t const own = first + warp_key() + lane() % 4 * 2;
     float sum[2] = {0, 0};
     float weighted[2] = {0, 0};
+    float recent[2] = {0, 0};
+    bool const all_recent = first >= recent_begin_;
+    bool const some_recent = !all_recent && first + tile_keys > recent_begin_;
 #pragma unroll
     for (int n = 0; n < score_tiles; ++n) {
 #pragma unroll
@@ -266,39 +262,31 @@ class ObserveBlock {
         float const weight = exp2_fast(x);
         sum[i / 2] += weight;
         weighted[i / 2] += weight * x;
+        if (some_recent && own + n * 8 + i % 2 >= recent_begin_) recent[i / 2] += weight;
         scores[n][i] = weight;
       }
     }
+    float gain[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      sum_[h] += sum[h];
-      weighted_[h] += weighted[h];
+      float const largest = fmaxf(max_[h], top[h]);
+      float const keep = exp2_fast(max_[h] - largest);
+      gain[h] = exp2_fast(top[h] - largest);
+      weighted_[h] =
+          keep * (weighted_[h] + (max_[h] - largest) * sum_[h]) + gain[h] * (weighted[h] + (top[h] - largest) * sum[h]);
+      sum_[h] = keep * sum_[h] + gain[h] * sum[h];
+      recent_[h] = keep * recent_[h] + gain[h] * (all_recent ? sum[h] : recent[h]);
+      mass_[h] *= keep;
+      max_[h] = largest;
     }
-    if (first >= recent_begin_) {
-      recent_[0] += sum[0];
-      recent_[1] += sum[1];
-    } else if (first + tile_keys > recent_begin_) {
-#pragma unroll
-      for (int n = 0; n < score_tiles; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          if (own + n * 8 + i % 2 >= recent_begin_) recent_[i / 2] += scores[n][i];
-      }
-    }
-    if (has_retention()) add_masses(first + warp_key(), own, scores, sum);
+    if (has_retention()) add_masses(first + warp_key(), own, scores, sum, gain);
     if constexpr (with_values) {
 #pragma unroll
       for (int n = 0; n < score_tiles; ++n) {
 #pragma unroll
-        for (int h = 0; h < 2; ++h)
-          Products::store_weights(at<E>(p_.shared.weights), weight_pitch, row_of(h),
-                                  warp_key() + n * 8 + lane() % 4 * 2, scores[n][2 * h], scores[n][2 * h + 1]);
-      }
-      if (__any_sync(~0U, shrink[0] != 1 || shrink[1] != 1)) {
-#pragma unroll
-        for (int n = 0; n < ChannelTiles; ++n) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) sums_[n][i] *= shrink[i / 2];
+        for (int h = 0; h < 2; ++h) {
+          *reinterpret_cast<float2*>(weights() + row_of(h) * weight_pitch + warp_key() + n * 8 + lane() % 4 * 2) = {
+              scores[n][2 * h], scores[n][2 * h + 1]};
         }
       }
     }
@@ -318,7 +306,7 @@ class ObserveBlock {
 
   /// Sorts the weights of this warp's keys into slots. @param own  this thread's first key
   __device__ void add_masses(std::int32_t first, std::int32_t own, float const (&weights)[score_tiles][4],
-                             float const (&sum)[2]) {
+                             float const (&sum)[2], float const (&gain)[2]) {
     if (first > warp_last_query_) return;
     // At a key the row farthest ahead has the lowest slot.
     std::int32_t const low = low_ = slot_of(first, first_row_ + warp_rows_ - 1, low_);
@@ -329,17 +317,20 @@ class ObserveBlock {
         slot_ = slot;
       }
       if (low == high) {
-        mass_[0] += sum[0];
-        mass_[1] += sum[1];
+        mass_[0] += gain[0] * sum[0];
+        mass_[1] += gain[1] * sum[1];
         break;
       }
       KeyRanges const ranges = ranges_of(slot, own);
+      float part[2] = {0, 0};
 #pragma unroll
       for (int n = 0; n < score_tiles; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          if (ranges.has(i / 2, n * 8 + i % 2)) mass_[i / 2] += weights[n][i];
+          if (ranges.has(i / 2, n * 8 + i % 2)) part[i / 2] += weights[n][i];
       }
+      mass_[0] += gain[0] * part[0];
+      mass_[1] += gain[1] * part[1];
     }
   }
 
@@ -366,8 +357,10 @@ class ObserveBlock {
            (channel ^ (row % 4 * 8));
   }
 
-  /// Adds weights · values of the tile, slot by slot, to this warp's channels.
-  __device__ void add_values(std::int32_t first) {
+  /// Adds weights · values of the tile, slot by slot, to this warp's channels. Sums are relative to the slot's
+  /// own largest score, as a slot of little weight is all that some windows keep.
+  /// @param top  the rows' largest scores of the tile
+  __device__ void add_values(std::int32_t first, float const (&top)[2]) {
     std::int32_t const last_row = rows_ - 1;
     std::int32_t const last_key = min(first + tile_keys - 1, last_query_);
     std::int32_t const low = sum_low_ = slot_of(first, last_row, sum_low_);
@@ -377,42 +370,92 @@ class ObserveBlock {
         store_sums();
         sum_slot_ = slot;
       }
-      std::int32_t const begin = max(first, slot_begin(slot, 0));
-      std::int32_t const end = min(last_key + 1, slot_end(slot, last_row));
-      for (std::int32_t key = (begin - first) / 16 * 16; first + key < end; key += 16) {
-        E const* const weights = at<E>(p_.shared.weights) + key;
-        E const* const tile = at<E>(p_.shared.values) + key * p_.shared.pitch;
-        if (low == high) {
-          Products::template accumulate<ChannelTiles, false>(sums_, weights, weight_pitch, tile, p_.shared.pitch, {},
-                                                             warp_, observe_warps, p_.shared.channels);
-        } else {
-          Products::template accumulate<ChannelTiles, true>(sums_, weights, weight_pitch, tile, p_.shared.pitch,
-                                                            ranges_of(slot, first + key), warp_, observe_warps,
-                                                            p_.shared.channels);
-        }
+      std::int32_t const begin = max(first, slot_begin(slot, 0)) - first;
+      std::int32_t const end = min(last_key + 1, slot_end(slot, last_row)) - first;
+      if (begin >= end) continue;
+      KeyRanges ranges = ranges_of(slot, first + begin / 16 * 16);
+      if (low == high) {
+        rise(top, top);
+        add_keys<false>(begin, end, ranges);
+      } else {
+        float slot_top[2];
+        find_tops(begin, end, ranges, top, slot_top);
+        rise(top, slot_top);
+        add_keys<true>(begin, end, ranges);
       }
     }
   }
 
-  /// Adds the sums in registers to their slot.
+  /// The largest scores of a slot's keys in the tile. @param ranges  counted from `begin`, rounded down
+  __device__ void find_tops(std::int32_t begin, std::int32_t end, KeyRanges ranges, float const (&top)[2],
+                            float (&slot_top)[2]) const {
+    float largest[2] = {0, 0};
+    for (std::int32_t key = begin / 16 * 16; key < end; key += 16) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float2 const weight = pair_of_weights<true>(weights() + key, i % 2, i / 2 * 8, ranges);
+        largest[i % 2] = fmaxf(largest[i % 2], fmaxf(weight.x, weight.y));
+      }
+      ranges.move(16);
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      largest[h] = fmaxf(largest[h], __shfl_xor_sync(~0U, largest[h], 1));
+      largest[h] = fmaxf(largest[h], __shfl_xor_sync(~0U, largest[h], 2));
+      slot_top[h] = largest[h] > 0 ? top[h] + log2f(largest[h]) : masked_score;
+    }
+  }
+
+  /// Makes room in the sums for scores up to `slot_top`; `sum_scale_` turns the tile's weights to theirs.
+  __device__ void rise(float const (&top)[2], float const (&slot_top)[2]) {
+    float shrink[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float const largest = fmaxf(sum_max_[h], slot_top[h]);
+      shrink[h] = exp2_fast(sum_max_[h] - largest);
+      sum_scale_[h] = slot_top[h] == masked_score ? 0 : exp2_fast(top[h] - largest);
+      sum_max_[h] = largest;
+    }
+    if (!__any_sync(~0U, shrink[0] != 1 || shrink[1] != 1)) return;
+#pragma unroll
+    for (int n = 0; n < ChannelTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums_[n][i] *= shrink[i / 2];
+    }
+  }
+
+  template <bool Masked>
+  __device__ void add_keys(std::int32_t begin, std::int32_t end, KeyRanges ranges) {
+    for (std::int32_t key = begin / 16 * 16; key < end; key += 16) {
+      Products::template accumulate<ChannelTiles, Masked>(
+          sums_, weights() + key, sum_scale_, at<E>(p_.shared.values) + key * p_.shared.value_pitch,
+          p_.shared.value_pitch, ranges, warp_, observe_warps, p_.shared.value_channels);
+      ranges.move(16);
+    }
+  }
+
+  /// Adds the sums in registers to their slot and begins anew.
   __device__ void store_sums() {
     float* const sum_max = at<float>(p_.shared.sum_max) + (warp_ * p_.cuts.slots() + sum_slot_) * p_.shared.rows;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       bool const exists = row_of(h) < rows_;
-      float const factor = exists ? exp2_fast(sum_max[row_of(h)] - max_[h]) : 0;
+      float const before = exists ? sum_max[row_of(h)] : masked_score;
+      float const largest = fmaxf(before, sum_max_[h]);
+      float const keep = exp2_fast(before - largest);
+      float const gain = exp2_fast(sum_max_[h] - largest);
       __syncwarp();
       if (exists) {
-        if (lane() % 4 == 0) sum_max[row_of(h)] = max_[h];
+        if (lane() % 4 == 0) sum_max[row_of(h)] = largest;
 #pragma unroll
         for (int n = 0; n < ChannelTiles; ++n) {
           std::int32_t const channel = channel_of(n);
-          if (channel >= p_.shared.channels) break;
+          if (channel >= p_.shared.value_channels) break;
           auto* const to = reinterpret_cast<float2*>(sum_at(sum_slot_, row_of(h), channel));
-          float2 const before = *to;
-          *to = {before.x * factor + sums_[n][2 * h], before.y * factor + sums_[n][2 * h + 1]};
+          *to = {to->x * keep + sums_[n][2 * h] * gain, to->y * keep + sums_[n][2 * h + 1] * gain};
         }
       }
+      sum_max_[h] = masked_score;
     }
 #pragma unroll
     for (int n = 0; n < ChannelTiles; ++n) sums_[n][0] = sums_[n][1] = sums_[n][2] = sums_[n][3] = 0;
@@ -457,6 +500,10 @@ class ObserveBlock {
 #pragma unroll
       for (int f = 0; f < row_scalars; ++f)
         if (thread_ == f) raw()[fields[f]] += sum;
+      if (with_values && thread_ == row_scalars - 1) {
+        raw()[SumsLayout::retention_value_rows] += sum;
+        if (layer_.output_factors != nullptr) raw()[SumsLayout::retention_metric_rows] += sum;
+      }
     }
     for (std::int32_t d = thread_; d < p_.near; d += observe_threads) {
       near[d] =
@@ -697,18 +744,18 @@ class ObserveBlock {
 
   /// Replaces the sums x of all slots by R x.
   __device__ void apply_output_factor() {
-    float const* const matrix = layer_.output_factors + std::int64_t{head_} * p_.head_dim * p_.head_dim;
+    float const* const matrix = layer_.output_factors + std::int64_t{head_} * p_.value_dim * p_.value_dim;
     std::int32_t const rows[2] = {min(row_of(0), rows_ - 1), min(row_of(1), rows_ - 1)};
     for (std::int32_t slot = 0; slot < p_.cuts.slots(); ++slot) {
       float product[with_values ? ChannelTiles : 1][4] = {};
-      for (std::int32_t c = 0; c < p_.head_dim; ++c) {
+      for (std::int32_t c = 0; c < p_.value_dim; ++c) {
         float const x[2] = {*sum_at(slot, rows[0], c), *sum_at(slot, rows[1], c)};
 #pragma unroll
         for (int n = 0; n < ChannelTiles; ++n) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             std::int32_t const channel = channel_of(n) + i;
-            float const factor = channel < p_.head_dim ? matrix[std::int64_t{channel} * p_.head_dim + c] : 0;
+            float const factor = channel < p_.value_dim ? matrix[std::int64_t{channel} * p_.value_dim + c] : 0;
             product[n][i] += factor * x[0];
             product[n][2 + i] += factor * x[1];
           }
@@ -717,7 +764,7 @@ class ObserveBlock {
       __syncthreads();
 #pragma unroll
       for (int n = 0; n < ChannelTiles; ++n) {
-        if (channel_of(n) >= p_.shared.channels) break;
+        if (channel_of(n) >= p_.shared.value_channels) break;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           if (row_of(h) < rows_)
@@ -755,7 +802,9 @@ class ObserveBlock {
   float weighted_[2]{};
   float recent_[2]{};
   float mass_[2]{};
-  float sums_[with_values ? ChannelTiles : 1][4]{};
+  float sums_[with_values ? ChannelTiles : 1][4]{};  ///< of weights 2^(score - sum_max_)
+  float sum_max_[2]{};
+  float sum_scale_[2]{};
 };
 
 /// Adds up the partial sums of a head in order, by its last block.

@@ -13,7 +13,6 @@ namespace detail {
 
 inline constexpr std::int32_t observe_threads = 128;
 inline constexpr std::int32_t observe_warps = observe_threads / warp_threads;
-inline constexpr std::int32_t tile_keys = 64;
 /// Limits of a retention grid on the device: its thresholds are kernel parameters.
 inline constexpr std::int32_t max_grid_sinks = 32;
 inline constexpr std::int32_t max_grid_windows = 64;
@@ -63,16 +62,18 @@ struct RowPart {
 
 /// Where things lie in shared memory, in bytes.
 struct ObserveShared {
-  std::int32_t rows = 0;          ///< of a tile
-  std::int32_t pitch = 0;         ///< elements between rows of queries, keys and values
-  std::int32_t channels = 0;      ///< head_dim, padded to what a multiplication takes
-  std::int32_t sum_channels = 0;  ///< head_dim, padded to what a slot's sums take
+  std::int32_t rows = 0;         ///< of a tile
+  std::int32_t pitch = 0;        ///< elements between rows of queries and keys
+  std::int32_t channels = 0;     ///< head_dim, padded to what a multiplication takes
+  std::int32_t value_pitch = 0;  ///< the same of values
+  std::int32_t value_channels = 0;
+  std::int32_t sum_channels = 0;  ///< value_dim, padded to what a slot's sums take
   std::int32_t parameters = 0;
   std::int32_t raw = 0;           ///< double [sums]: of a chunk
   std::int32_t queries = 0;       ///< E [tile rows, pitch]
   std::int32_t keys = 0;          ///< E [tile_keys, pitch]; after the last key, scratch of the row sums
-  std::int32_t values = 0;        ///< E [tile_keys, pitch]; after the last key, scratch of the cells
-  std::int32_t weights = 0;       ///< E [parts, 16, weight_pitch]
+  std::int32_t values = 0;        ///< E [tile_keys, value_pitch]; after the last key, scratch of the cells
+  std::int32_t weights = 0;       ///< float [16, weight_pitch]: relative to the rows' largest scores of the tile
   std::int32_t near = 0;          ///< float [rows, near]: scores by distance
   std::int32_t sinks = 0;         ///< float [rows, sink_size]: scores by position
   std::int32_t tops = 0;          ///< float [warps, 16]: a tile's largest scores
@@ -86,13 +87,12 @@ struct ObserveShared {
   std::int32_t shares = 0;        ///< float [slots, rows]: probabilities
   std::int32_t kept_before = 0;   ///< float [slots + 1, rows]: probability of the slots before
   std::int32_t kept_after = 0;    ///< float [slots + 1, rows]: probability of this slot and those after
-  std::int32_t sum_max = 0;       ///< float [warps, slots, rows]: what the sums are relative to
+  std::int32_t sum_max = 0;       ///< float [warps, slots, rows]: the scores that the sums are relative to
   std::int32_t sum_factors = 0;   ///< float [slots, rows]: from sums to Σ p v
   std::int32_t sums = 0;          ///< float [slots, rows, sum_channels]: Σ of weight · value
   std::int32_t bytes = 0;
 };
 
-inline constexpr std::int32_t weight_pitch = tile_keys + 8;
 /// Values of a row that are summed over rows by one thread each.
 inline constexpr std::int32_t row_scalars = 8;
 
@@ -101,9 +101,10 @@ struct ObserveSizes {
   bool with_values = false;
   std::int32_t element_bytes = 0;
   std::int32_t padding = 0;
-  std::int32_t weight_parts = 0;
+  std::int32_t tile_keys = 0;
   std::int32_t parameter_bytes = 0;
   std::int32_t head_dim = 0;
+  std::int32_t value_dim = 0;
   std::int32_t sums = 0;
   std::int32_t near = 0;
   std::int32_t sink_size = 0;
@@ -127,15 +128,18 @@ inline std::int64_t plan_shared(ObserveSizes const& sizes, std::int32_t rows, Ob
   std::int64_t const slots = sizes.slots;
   shared.rows = rows;
   shared.channels = (sizes.head_dim + 15) / 16 * 16;
-  shared.sum_channels = (sizes.head_dim + 31) / 32 * 32;
+  shared.value_channels = (sizes.value_dim + 15) / 16 * 16;
+  shared.sum_channels = (sizes.value_dim + 31) / 32 * 32;
   shared.pitch = shared.channels + sizes.padding;
+  shared.value_pitch = shared.value_channels + sizes.padding;
   std::int64_t const row_bytes = std::int64_t{shared.pitch} * sizes.element_bytes;
+  std::int64_t const value_row_bytes = std::int64_t{shared.value_pitch} * sizes.element_bytes;
   std::int64_t const row_scratch = 8 * (row_scalars * n + sizes.near + sizes.sink_size);
   std::int64_t const cell_scratch = 8 * observe_warps * (std::int64_t{sizes.used_cells} + 1);
   place(shared.parameters, sizes.parameter_bytes);
   place(shared.raw, 8 * std::int64_t{sizes.sums});
   place(shared.queries, sizes.tile_rows() * row_bytes);
-  place(shared.keys, std::max(tile_keys * row_bytes, row_scratch));
+  place(shared.keys, std::max(sizes.tile_keys * row_bytes, row_scratch));
   place(shared.near, 4 * n * sizes.near);
   place(shared.sinks, 4 * n * sizes.sink_size);
   place(shared.row_parts, static_cast<std::int64_t>(sizeof(RowPart)) * key_warps * n);
@@ -149,8 +153,8 @@ inline std::int64_t plan_shared(ObserveSizes const& sizes, std::int32_t rows, Ob
     place(shared.shares, 4 * slots * n);
   }
   if (sizes.with_values) {
-    place(shared.values, std::max(tile_keys * row_bytes, cell_scratch));
-    place(shared.weights, std::int64_t{sizes.weight_parts} * 16 * weight_pitch * sizes.element_bytes);
+    place(shared.values, std::max(sizes.tile_keys * value_row_bytes, cell_scratch));
+    place(shared.weights, 4 * 16 * weight_pitch);
     place(shared.tops, 4 * observe_warps * 16);
     place(shared.kept_before, 4 * (slots + 1) * n);
     place(shared.kept_after, 4 * (slots + 1) * n);
@@ -177,6 +181,7 @@ struct ObserveParameters {
   KeyLayout key_layout;
   ValueLayout value_layout;
   std::int64_t sequence;
+  std::int64_t first_token;  ///< index in the layouts of the token at position 0
   std::int64_t tokens;
   std::int64_t chunk_size;  ///< > 0
   double recent_ratio;
@@ -190,6 +195,7 @@ struct ObserveParameters {
   std::int32_t query_heads;
   std::int32_t group;  ///< query heads of a KV head
   std::int32_t head_dim;
+  std::int32_t value_dim;
   std::int32_t first_query;
   std::int32_t query_stride;
   std::int32_t sliding_window;
