@@ -828,7 +828,7 @@ __device__ void combine_partials(Parameters const& p, double const* partials, do
 
 /// Grid: x heads of all blocks of a head, y layers. The last block of a head adds up its sums.
 template <class E, int ChannelTiles, class Parameters>
-HEADAWARE_KERNEL void __launch_bounds__(observe_threads)
+HEADAWARE_KERNEL void __launch_bounds__(observe_threads, 1)
     observe_kernel(Parameters const __grid_constant__ parameters, ObserveTensors const __grid_constant__ tensors) {
   extern __shared__ __align__(16) unsigned char observe_memory[];
   auto const& p = share_parameters(parameters, *reinterpret_cast<SharedStorage<Parameters>*>(observe_memory));
