@@ -133,9 +133,7 @@ cudaError_t launch_observation(Parameters& parameters, ObserveSizes const& sizes
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) return error;
-  std::int32_t rows = sizes.tile_rows();
-  while (rows > 0 && plan_shared(sizes, rows, parameters.shared) > limit) --rows;
-  if (rows == 0) return cudaErrorInvalidValue;
+  if (!fit_shared(sizes, limit, parameters.shared)) return cudaErrorInvalidValue;
   auto const kernel = observe_kernel<E, ChannelTiles, Parameters>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, parameters.shared.bytes);
   if (error != cudaSuccess) return error;

@@ -491,15 +491,17 @@ class ObserveBlock {
     __syncthreads();
     double* const near = scalars + row_scalars * rows;
     double* const sinks = near + p_.near;
-    constexpr std::int32_t fields[row_scalars] = {SumsLayout::rows,       SumsLayout::invalid_rows,  SumsLayout::chunks,
-                                                  SumsLayout::entropy,    SumsLayout::max_attention, SumsLayout::recent,
-                                                  SumsLayout::uniformity, SumsLayout::retention_rows};
     if (thread_ < row_scalars) {
-      double sum = 0;
-      for (std::int32_t row = 0; row < rows_; ++row) sum += scalars[thread_ * rows + row];
+      constexpr std::int32_t fields[row_scalars] = {
+          SumsLayout::rows,          SumsLayout::invalid_rows, SumsLayout::chunks,     SumsLayout::entropy,
+          SumsLayout::max_attention, SumsLayout::recent,       SumsLayout::uniformity, SumsLayout::retention_rows};
+      std::int32_t field = 0;
 #pragma unroll
       for (int f = 0; f < row_scalars; ++f)
-        if (thread_ == f) raw()[fields[f]] += sum;
+        if (thread_ == f) field = fields[f];
+      double sum = 0;
+      for (std::int32_t row = 0; row < rows_; ++row) sum += scalars[thread_ * rows + row];
+      raw()[field] += sum;
       if (with_values && thread_ == row_scalars - 1) {
         raw()[SumsLayout::retention_value_rows] += sum;
         if (layer_.output_factors != nullptr) raw()[SumsLayout::retention_metric_rows] += sum;
@@ -639,10 +641,11 @@ class ObserveBlock {
 
   __device__ void add_slot(Channels& to, std::int32_t slot, std::int32_t row) const {
     float const factor = at<float>(p_.shared.sum_factors)[slot * p_.shared.rows + row];
+    float const* const sums = sum_at(slot, row, lane() % 8 * 4);
 #pragma unroll
     for (int n = 0; n < ChannelTiles; ++n) {
       if (n * 32 >= p_.shared.sum_channels) break;
-      float4 const sum = *reinterpret_cast<float4 const*>(sum_at(slot, row, n * 32 + lane() % 8 * 4));
+      float4 const sum = *reinterpret_cast<float4 const*>(sums + n * 32);
       to.at[4 * n] += factor * sum.x;
       to.at[4 * n + 1] += factor * sum.y;
       to.at[4 * n + 2] += factor * sum.z;
@@ -663,11 +666,10 @@ class ObserveBlock {
     return sum;
   }
   /// Σ over the warp's rows of a value that all lanes of a row have.
-  [[nodiscard]] __device__ static double sum_rows(float value) {
-    auto sum = static_cast<double>(value);
-    sum += __shfl_xor_sync(~0U, sum, 8);
-    sum += __shfl_xor_sync(~0U, sum, 16);
-    return sum;
+  [[nodiscard]] __device__ static float sum_rows(float value) {
+    value += __shfl_xor_sync(~0U, value, 8);
+    value += __shfl_xor_sync(~0U, value, 16);
+    return value;
   }
 
   /// Adds Σ |Δ|² of every cell and Σ |o|² to the raw sums.
@@ -687,8 +689,8 @@ class ObserveBlock {
     for (std::int32_t slot = 0; slot < slots; ++slot) add_slot(whole, slot, row);
     Channels const nothing{};
     float const whole_squared = squared_difference(1, whole, 0, nothing);
-    double const squared = sum_rows(counts ? whole_squared : 0);
-    if (lane() == 0) own[cells] = squared;
+    float const squared = sum_rows(counts ? whole_squared : 0);
+    if (lane() == 0) own[cells] = static_cast<double>(squared);
 
     for (std::int32_t sink = 0; sink < p_.cuts.num_sinks; ++sink) {
       std::int32_t const begin = sink_slot(sink, row);
@@ -706,11 +708,14 @@ class ObserveBlock {
         }
         bool const dropped = half < 0 && mass < 0.5F;
         if (!dropped && half < 0) half = window;
-        float const kept = last < begin ? 1 : before[begin * rows] + after[(last + 1) * rows];
-        float const factor = dropped ? 1 / kept : 0;
-        float const error = squared_difference(mass * factor, whole, factor, part);
-        double const sum = sum_rows(counts && dropped ? error : 0);
-        if (lane() == 0) sink_cells[window] = sum;
+        float sum = 0;
+        if (__any_sync(~0U, dropped)) {
+          float const kept = last < begin ? 1 : before[begin * rows] + after[(last + 1) * rows];
+          float const factor = dropped ? 1 / kept : 0;
+          float const error = squared_difference(mass * factor, whole, factor, part);
+          sum = sum_rows(counts && dropped ? error : 0);
+        }
+        if (lane() == 0) sink_cells[window] = static_cast<double>(sum);
       }
       // The rest from what is kept, for precision: Δ = u / Z - o.
       if (!__any_sync(~0U, half >= 0 && counts)) continue;
@@ -725,8 +730,8 @@ class ObserveBlock {
         // A row that keeps nothing of weight outputs zero.
         float const kept = before[begin * rows] + after[(last + 1) * rows];
         float const error = squared_difference(kept > 0 ? fminf(1 / kept, 3e38F) : 0, part, 1, whole);
-        double const sum = sum_rows(counts && dropped ? error : 0);
-        if (lane() == 0) sink_cells[window] += sum;
+        float const sum = sum_rows(counts && dropped ? error : 0);
+        if (lane() == 0) sink_cells[window] += static_cast<double>(sum);
       }
     }
     __syncthreads();

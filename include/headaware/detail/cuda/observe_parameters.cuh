@@ -166,6 +166,13 @@ inline std::int64_t plan_shared(ObserveSizes const& sizes, std::int32_t rows, Ob
   return bytes;
 }
 
+/// Shared memory of at most `limit` bytes for as many rows as fit. @return whether there is room for one
+inline bool fit_shared(ObserveSizes const& sizes, std::int64_t limit, ObserveShared& shared) {
+  std::int32_t rows = sizes.tile_rows();
+  while (rows > 0 && plan_shared(sizes, rows, shared) > limit) --rows;
+  return rows > 0;
+}
+
 /// @brief How the work of one query head is shared out: `groups` runs of whole chunks, or, where chunks
 /// are few, each chunk's tiles dealt to `parts` blocks.
 struct ObserveGrid {
