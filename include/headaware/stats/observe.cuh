@@ -121,7 +121,8 @@ FetchOrder fetch_order(Layout const& layout, std::int64_t head_dim, Layers const
   bool const aligned = std::all_of(layers.begin(), layers.end(), [&](auto const& layer) {
     return reinterpret_cast<std::uintptr_t>(pointer_of(layer)) % 16 == 0;
   });
-  if (aligned && head_dim % width == 0 && channel_run(layout) % width == 0) return FetchOrder::wide;
+  if (aligned && head_dim % width == 0 && channel_run(layout) % width == 0)
+    return rows_contiguous(layout, head_dim) ? FetchOrder::rows : FetchOrder::wide;
   return tokens_adjacent(layout) ? FetchOrder::tokens : FetchOrder::channels;
 }
 

@@ -27,17 +27,17 @@ __device__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
-/// Four 8×8 matrices of 2-byte elements; lane l names row l % 8 of matrix l / 8.
-__device__ inline void load_matrices(std::uint32_t (&matrices)[4], void const* row) {
+/// Four 8×8 matrices of 2-byte elements; lane l gives the shared address of row l % 8 of matrix l / 8.
+__device__ inline void load_matrices(std::uint32_t (&matrices)[4], std::uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
-__device__ inline void load_matrices_transposed(std::uint32_t (&matrices)[4], void const* row) {
+__device__ inline void load_matrices_transposed(std::uint32_t (&matrices)[4], std::uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 
@@ -77,7 +77,15 @@ __device__ std::uint32_t pack_pair(float a, float b) {
 }
 template <class E>
 __device__ float2 unpack_pair(std::uint32_t pair) {
-  return {to_float(E{static_cast<std::uint16_t>(pair & 0xffffU)}), to_float(E{static_cast<std::uint16_t>(pair >> 16)})};
+  float2 result;
+  if constexpr (std::is_same_v<E, float16>) {
+    asm("{.reg .f16 a, b;\n mov.b32 {a, b}, %2;\n cvt.f32.f16 %0, a;\n cvt.f32.f16 %1, b;}"
+        : "=f"(result.x), "=f"(result.y)
+        : "r"(pair));
+  } else {
+    result = {bits_as<float>(pair << 16), bits_as<float>(pair & 0xffff0000U)};
+  }
+  return result;
 }
 
 /// Keys [begin, end) of a row that count; one range for each of the two rows that a thread's fragments hold.
@@ -120,18 +128,21 @@ struct WarpProducts {
   static __device__ void scores(float (&scores)[Tiles][4], E const* queries, E const* keys, int pitch, int channels) {
     static_assert(Tiles % 2 == 0);
     int const lane = static_cast<int>(threadIdx.x) % 32;
-    E const* const query = queries + lane % 16 * pitch + lane / 16 * 8;
-    E const* const key = keys + (lane / 16 * 8 + lane % 8) * pitch + lane / 8 % 2 * 8;
+    std::uint32_t query = shared_address(queries + lane % 16 * pitch + lane / 16 * 8);
+    std::uint32_t key = shared_address(keys + (lane / 16 * 8 + lane % 8) * pitch + lane / 8 % 2 * 8);
+    auto const tile_bytes = static_cast<std::uint32_t>(16 * pitch * static_cast<int>(sizeof(E)));
     for (int c = 0; c < channels; c += 16) {
       std::uint32_t a[4];
-      load_matrices(a, query + c);
+      load_matrices(a, query);
 #pragma unroll
       for (int n = 0; n < Tiles; n += 2) {
         std::uint32_t b[4];
-        load_matrices(b, key + n * 8 * pitch + c);
+        load_matrices(b, key + n / 2 * tile_bytes);
         multiply_add<E>(scores[n], a, b[0], b[1]);
         multiply_add<E>(scores[n + 1], a, b[2], b[3]);
       }
+      query += 16 * sizeof(E);
+      key += 16 * sizeof(E);
     }
   }
 
@@ -154,13 +165,14 @@ struct WarpProducts {
       float2 const rounded = unpack_pair<E>(high[i]);
       low[i] = pack_pair<E>(a - rounded.x, b - rounded.y);
     }
-    E const* const value = values + (lane / 8 % 2 * 8 + lane % 8) * pitch + lane / 16 * 8;
+    std::uint32_t const value =
+        shared_address(values + (lane / 8 % 2 * 8 + lane % 8) * pitch + lane / 16 * 8 + warp * 16);
+    int const ours = channels - warp * 16;
 #pragma unroll
     for (int n = 0; n < Tiles; n += 2) {
-      int const channel = (warp + n / 2 * warps) * 16;
-      if (channel >= channels) break;
+      if (n * 8 * warps >= ours) break;
       std::uint32_t b[4];
-      load_matrices_transposed(b, value + channel);
+      load_matrices_transposed(b, value + static_cast<std::uint32_t>(n * 8 * warps) * static_cast<int>(sizeof(E)));
       multiply_add<E>(sums[n], high, b[0], b[1]);
       multiply_add<E>(sums[n + 1], high, b[2], b[3]);
       multiply_add<E>(sums[n], low, b[0], b[1]);

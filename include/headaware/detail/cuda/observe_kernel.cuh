@@ -214,25 +214,44 @@ class ObserveBlock {
     Products::scores(scores, at<E>(p_.shared.queries) + first_row_ * p_.shared.pitch,
                      at<E>(p_.shared.keys) + warp_key() * p_.shared.pitch, p_.shared.pitch, p_.shared.channels);
     std::int32_t const own = first + warp_key() + lane() % 4 * 2;
-    bool const all_seen =
-        rows_ == tile_rows && first + tile_keys - 1 <= first_query_ && first >= oldest_of(last_query_);
-    bool const near = first_query_ - (first + tile_keys - 1) < p_.near;
-    bool const sinks = first < p_.sink_size;
+    std::int32_t const last = first + tile_keys - 1;
+    std::int32_t const nearest = query_of(first_row_);
+    bool const all_seen = last <= nearest && first >= oldest_of(warp_last_query_);
+    bool const some_kept = nearest - last < p_.near || first < p_.sink_size;
 #pragma unroll
     for (int n = 0; n < score_tiles; ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float& score = scores[n][i];
-        score *= p_.scale;
-        if (p_.cap > 0) score = p_.cap * tanhf(score);
-        std::int32_t const key = own + n * 8 + i % 2;
-        bool const seen = all_seen || (key <= query_[i / 2] && key >= oldest_[i / 2]);
-        if (!seen) score = masked_score;
-        if (seen && near && query_[i / 2] - key < p_.near)
-          at<float>(p_.shared.near)[row_of(i / 2) * p_.near + query_[i / 2] - key] = score;
-        if (seen && sinks && key < p_.sink_size) at<float>(p_.shared.sinks)[row_of(i / 2) * p_.sink_size + key] = score;
-        top[i / 2] = fmaxf(top[i / 2], score);
+      for (int i = 0; i < 4; ++i) scores[n][i] *= p_.scale;
+    }
+    if (p_.cap > 0) {
+#pragma unroll
+      for (int n = 0; n < score_tiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) scores[n][i] = p_.cap * tanhf(scores[n][i]);
       }
+    }
+    if (!all_seen || some_kept) {
+      auto* const near = at<float>(p_.shared.near);
+      auto* const sinks = at<float>(p_.shared.sinks);
+#pragma unroll
+      for (int n = 0; n < score_tiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          std::int32_t const key = own + n * 8 + i % 2;
+          std::int32_t const distance = query_[i / 2] - key;
+          if (distance < 0 || key < oldest_[i / 2]) {
+            scores[n][i] = masked_score;
+            continue;
+          }
+          if (distance < p_.near) near[row_of(i / 2) * p_.near + distance] = scores[n][i];
+          if (key < p_.sink_size) sinks[row_of(i / 2) * p_.sink_size + key] = scores[n][i];
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < score_tiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) top[i / 2] = fmaxf(top[i / 2], scores[n][i]);
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -262,8 +281,15 @@ class ObserveBlock {
         float const weight = exp2_fast(x);
         sum[i / 2] += weight;
         weighted[i / 2] += weight * x;
-        if (some_recent && own + n * 8 + i % 2 >= recent_begin_) recent[i / 2] += weight;
         scores[n][i] = weight;
+      }
+    }
+    if (some_recent) {
+#pragma unroll
+      for (int n = 0; n < score_tiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (own + n * 8 + i % 2 >= recent_begin_) recent[i / 2] += scores[n][i];
       }
     }
     float gain[2];
@@ -515,8 +541,7 @@ class ObserveBlock {
     for (std::int32_t k = thread_; k < p_.sink_size; k += observe_threads)
       sinks[k] = sum_probabilities(at<float>(p_.shared.sinks) + k, p_.sink_size, [&](std::int32_t) { return k; });
     if (has_retention()) {
-      for (std::int32_t cell = thread_; cell < p_.cuts.num_sinks * p_.cuts.num_windows; cell += observe_threads)
-        sum_masses(cell / p_.cuts.num_windows, cell % p_.cuts.num_windows);
+      for (std::int32_t sink = warp_; sink < p_.cuts.num_sinks; sink += observe_warps) sum_masses(sink);
     }
     if constexpr (with_values) {
       finish_values(p_.layout.error_squared(), SumsLayout::output_squared);
@@ -615,21 +640,42 @@ class ObserveBlock {
     return at<std::int32_t>(p_.shared.window_slots)[window * p_.shared.rows + row];
   }
 
-  __device__ void sum_masses(std::int32_t sink, std::int32_t window) {
+  /// The masses that all windows beside a sink size drop: a warp at work, every lane for a row of 32.
+  __device__ void sum_masses(std::int32_t sink) {
+    constexpr int own = (tile_rows + warp_threads - 1) / warp_threads;
     auto const* const shares = at<float>(p_.shared.shares);
-    double sum = 0;
-    double squares = 0;
-    for (std::int32_t row = 0; row < rows_; ++row) {
-      if (at<float>(p_.shared.row_inverse)[row] == 0) continue;
-      std::int32_t const last = window_slot(window, row);
-      float mass = 0;
-      for (std::int32_t slot = sink_slot(sink, row); slot <= last; ++slot) mass += shares[slot * p_.shared.rows + row];
-      sum += static_cast<double>(mass);
-      squares += static_cast<double>(mass) * static_cast<double>(mass);
+    std::int32_t next[own];
+    float mass[own] = {};
+    bool counts[own];
+#pragma unroll
+    for (int i = 0; i < own; ++i) {
+      std::int32_t const row = lane() + i * warp_threads;
+      counts[i] = row < rows_ && at<float>(p_.shared.row_inverse)[row] != 0;
+      if (counts[i]) next[i] = sink_slot(sink, row);
     }
-    std::int32_t const cell = p_.cuts.cell(sink, window);
-    raw()[p_.layout.mass() + cell] += sum;
-    raw()[p_.layout.mass_squared() + cell] += squares;
+    for (std::int32_t window = p_.cuts.num_windows - 1; window >= 0; --window) {
+      float sum = 0;
+      float squares = 0;
+#pragma unroll
+      for (int i = 0; i < own; ++i) {
+        if (!counts[i]) continue;
+        std::int32_t const row = lane() + i * warp_threads;
+        std::int32_t const last = window_slot(window, row);
+        for (; next[i] <= last; ++next[i]) mass[i] += shares[next[i] * p_.shared.rows + row];
+        sum += mass[i];
+        squares += mass[i] * mass[i];
+      }
+#pragma unroll
+      for (int step = 1; step < warp_threads; step *= 2) {
+        sum += __shfl_xor_sync(~0U, sum, step);
+        squares += __shfl_xor_sync(~0U, squares, step);
+      }
+      if (lane() == 0) {
+        std::int32_t const cell = p_.cuts.cell(sink, window);
+        raw()[p_.layout.mass() + cell] += static_cast<double>(sum);
+        raw()[p_.layout.mass_squared() + cell] += static_cast<double>(squares);
+      }
+    }
   }
 
   // Errors of outputs: 8 lanes have a row, 4 channels in every 32 each.

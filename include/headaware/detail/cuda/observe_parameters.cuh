@@ -41,6 +41,7 @@ struct RetentionCuts {
 
 /// How the elements of a tensor are fetched.
 enum class FetchOrder : std::int32_t {
+  rows,      ///< 16 bytes at once, the channels of a token side by side
   wide,      ///< 16 bytes at once
   channels,  ///< one by one, neighbours in a row
   tokens,    ///< one by one, neighbours in a channel
