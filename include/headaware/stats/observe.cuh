@@ -131,9 +131,12 @@ cudaError_t launch_observation(Parameters& parameters, ObserveSizes const& sizes
                                std::int64_t num_layers, cudaStream_t stream) {
   int device = 0;
   int limit = 0;
+  int generation = 0;
   cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&generation, cudaDevAttrComputeCapabilityMajor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) return error;
+  if (generation < 8) return cudaErrorNotSupported;
   if (!fit_shared(sizes, limit, parameters.shared)) return cudaErrorInvalidValue;
   auto const kernel = observe_kernel<E, ChannelTiles, Parameters>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, parameters.shared.bytes);
@@ -204,7 +207,8 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQ
 ///                            zeroed by the caller at first; read with `AttentionObserver::add_sums`
 /// @param[in]     stream      enqueued here, not synchronised
 /// @return cudaErrorInvalidValue on arguments that make no sense, on too small or misaligned temporary storage,
-///         and where not even one row's sums fit into the device's shared memory; launch errors
+///         and where not even one row's sums fit into the device's shared memory; cudaErrorNotSupported before
+///         compute capability 8.0; launch errors
 /// @note   Rows with a NaN or infinite score are counted as invalid and nowhere else. Deterministic on devices
 ///         of the same shared memory; graph-capturable: a memset of 4 bytes a head, then one launch. Empty input
 ///         succeeds without one. Values behind which no sums are wanted are not read.

@@ -793,34 +793,47 @@ class ObserveBlock {
     __syncthreads();
   }
 
-  /// Replaces the sums x of all slots by R x.
+  /// Replaces the sums x of all slots by R x, some slots at once, so that R is read less often.
   __device__ void apply_output_factor() {
+    constexpr int at_once = ChannelTiles == 8 ? 2 : 4;
     float const* const matrix = layer_.output_factors + std::int64_t{head_} * p_.value_dim * p_.value_dim;
     std::int32_t const rows[2] = {min(row_of(0), rows_ - 1), min(row_of(1), rows_ - 1)};
-    for (std::int32_t slot = 0; slot < p_.cuts.slots(); ++slot) {
-      float product[with_values ? ChannelTiles : 1][4] = {};
+    std::int32_t const last_slot = p_.cuts.slots() - 1;
+    for (std::int32_t first = 0; first <= last_slot; first += at_once) {
+      float product[at_once][ChannelTiles][4] = {};
       for (std::int32_t c = 0; c < p_.value_dim; ++c) {
-        float const x[2] = {*sum_at(slot, rows[0], c), *sum_at(slot, rows[1], c)};
+        float x[at_once][2];
+#pragma unroll
+        for (int s = 0; s < at_once; ++s) {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) x[s][h] = *sum_at(min(first + s, last_slot), rows[h], c);
+        }
 #pragma unroll
         for (int n = 0; n < ChannelTiles; ++n) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             std::int32_t const channel = channel_of(n) + i;
-            float const factor = channel < p_.value_dim ? matrix[std::int64_t{channel} * p_.value_dim + c] : 0;
-            product[n][i] += factor * x[0];
-            product[n][2 + i] += factor * x[1];
+            float const factor = channel < p_.value_dim ? matrix[channel * p_.value_dim + c] : 0;
+#pragma unroll
+            for (int s = 0; s < at_once; ++s) {
+              product[s][n][i] += factor * x[s][0];
+              product[s][n][2 + i] += factor * x[s][1];
+            }
           }
         }
       }
       __syncthreads();
 #pragma unroll
-      for (int n = 0; n < ChannelTiles; ++n) {
-        if (channel_of(n) >= p_.shared.value_channels) break;
+      for (int s = 0; s < at_once; ++s) {
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          if (row_of(h) < rows_)
-            *reinterpret_cast<float2*>(sum_at(slot, row_of(h), channel_of(n))) = {product[n][2 * h],
-                                                                                  product[n][2 * h + 1]};
+        for (int n = 0; n < ChannelTiles; ++n) {
+          if (first + s > last_slot || channel_of(n) >= p_.shared.value_channels) break;
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            if (row_of(h) < rows_)
+              *reinterpret_cast<float2*>(sum_at(first + s, row_of(h), channel_of(n))) = {product[s][n][2 * h],
+                                                                                         product[s][n][2 * h + 1]};
+          }
         }
       }
     }
@@ -878,9 +891,11 @@ __device__ void combine_partials(Parameters const& p, double const* partials, do
 }
 
 /// Grid: x heads of all blocks of a head, y layers. The last block of a head adds up its sums.
+/// Needs compute capability 8.0: matrix products of 16 rows, asynchronous copies.
 template <class E, int ChannelTiles, class Parameters>
 HEADAWARE_KERNEL void __launch_bounds__(observe_threads, 1)
     observe_kernel(Parameters const __grid_constant__ parameters, ObserveTensors const __grid_constant__ tensors) {
+#if __CUDA_ARCH__ >= 800
   extern __shared__ __align__(16) unsigned char observe_memory[];
   auto const& p = share_parameters(parameters, *reinterpret_cast<SharedStorage<Parameters>*>(observe_memory));
   auto const head = static_cast<std::int32_t>(blockIdx.x) % p.query_heads;
@@ -922,6 +937,9 @@ HEADAWARE_KERNEL void __launch_bounds__(observe_threads, 1)
   if (!combines) return;
   __threadfence();
   combine_partials(p, partials, work.raw(), p.sums + index * size);
+#else
+  __trap();  // the host has refused such devices; their code only has to compile
+#endif
 }
 
 }  // namespace detail
