@@ -5,3 +5,4 @@
 
 #include <headaware/cache/compact.cuh>
 #include <headaware/compressor.hpp>
+#include <headaware/stats/observe.cuh>

@@ -28,9 +28,6 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Kernel parameters of the devices and drivers that CUDA 13 serves.
-inline constexpr std::size_t max_parameter_bytes = 32764;
-
 /// The widest power-of-two access, in elements, that `run` elements and all the addresses allow.
 template <class T>
 std::int64_t vector_elements(std::int64_t run, std::vector<void const*> const& addresses) {
@@ -153,17 +150,6 @@ cudaError_t launch_compress(DevicePlan<Table> const& plan, PlanArrays const& arr
   dim3 const grid(static_cast<unsigned>(std::min<std::int64_t>(tiles, 0x7fffffff)), sizeof...(Planes));
   gather_kernel<<<grid, block_threads, 0, stream>>>(gathering, tables);
   return cudaPeekAtLastError();
-}
-
-/// The checks of `validate`, as an error code.
-template <class Check>
-cudaError_t checked(Check const& check) {
-  try {
-    check();
-  } catch (ArgumentError const&) {
-    return cudaErrorInvalidValue;
-  }
-  return cudaSuccess;
 }
 
 template <class Table, class First, class... Rest>

@@ -2,11 +2,13 @@
 
 #include <headaware/config.hpp>
 #include <headaware/element.hpp>
+#include <headaware/error.hpp>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
 
 // A kernel over a policy or layout from an unnamed namespace has internal linkage anyway; nvcc warns that
@@ -21,10 +23,23 @@ namespace detail {
 
 /// Layers whose pointers one launch takes, as kernel parameters.
 inline constexpr std::int32_t max_layers = 256;
+/// Kernel parameters of the devices and drivers that CUDA 13 serves.
+inline constexpr std::size_t max_parameter_bytes = 32764;
 inline constexpr std::int32_t warp_threads = 32;
 inline constexpr std::int32_t block_threads = 256;
 /// Blocks a multiprocessor must have room for: allows 128 registers a thread, which no kernel here exceeds.
 inline constexpr std::int32_t min_blocks = 2;
+
+/// Checks that throw, as an error code.
+template <class Check>
+cudaError_t checked(Check const& check) {
+  try {
+    check();
+  } catch (ArgumentError const&) {
+    return cudaErrorInvalidValue;
+  }
+  return cudaSuccess;
+}
 
 /// The element whose bits a caller's type has.
 template <class T>

@@ -1,0 +1,111 @@
+// Attention statistics on the device, timed with events, the L2 cache flushed before each round: masses alone, with
+// values, with every sixteenth query, and behind W_O. `flop_rate` counts the products that the forward pass of flash
+// attention has, causal, so that its rate on the same device is what to compare with.
+
+#include "support/gpu.cuh"
+
+#include <headaware/layout/strided.hpp>
+#include <headaware/stats/observe.cuh>
+
+#include <benchmark/benchmark.h>
+#include <cuda_bf16.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace {
+
+namespace ha = headaware;
+constexpr cudaStream_t stream = nullptr;
+
+enum class What { statistics, masses, errors, errors_behind_output };
+
+/// A layer of an 8-billion-parameter model: 32 query heads, 8 KV heads of 128 channels.
+void observation(benchmark::State& state, What what) {
+  constexpr std::int32_t query_heads = 32;
+  constexpr std::int32_t kv_heads = 8;
+  constexpr std::int64_t head_dim = 128;
+  auto const tokens = static_cast<std::int64_t>(state.range(0));
+  std::vector<__nv_bfloat16> host(static_cast<std::size_t>(query_heads * tokens * head_dim));
+  std::uint32_t random = 1;
+  for (__nv_bfloat16& x : host) {
+    random = random * 1664525U + 1013904223U;
+    x = __float2bfloat16(static_cast<float>(random >> 8) * 0x1p-22F - 2);
+  }
+  bench::DeviceArray<__nv_bfloat16> const queries(host);
+  host.resize(static_cast<std::size_t>(kv_heads * tokens * head_dim));
+  bench::DeviceArray<__nv_bfloat16> const keys(host);
+  bench::DeviceArray<__nv_bfloat16> const values(host);
+  bench::DeviceArray<float> const factors(std::vector<float>(query_heads * head_dim * head_dim, 0.01F));
+  ha::DeviceQkvShape<ha::StridedLayout> shape;
+  shape.query_layout = ha::strided_bhsd(1, query_heads, tokens, head_dim);
+  shape.key_layout = shape.value_layout = ha::strided_bhsd(1, kv_heads, tokens, head_dim);
+  shape.query_heads = query_heads;
+  shape.kv_heads = kv_heads;
+  shape.tokens = tokens;
+  shape.head_dim = head_dim;
+  ha::ObserverParameters parameters;
+  if (what != What::statistics) parameters.retention = ha::RetentionGrid{};
+  parameters.query_stride = state.range(1);
+  bool const with_values = what == What::errors || what == What::errors_behind_output;
+  std::vector<ha::DeviceQkv<__nv_bfloat16>> const layers{
+      {queries.data(), keys.data(), with_values ? values.data() : nullptr,
+       what == What::errors_behind_output ? factors.data() : nullptr}};
+  ha::AttentionScore const score{.scale = 0.088F};
+  bench::DeviceArray<double> const sums(
+      std::vector<double>(static_cast<std::size_t>(query_heads * ha::SumsLayout(parameters).size())));
+  std::size_t temp_bytes = 0;
+  BENCH_CHECK(ha::observe(nullptr, temp_bytes, shape, layers, score, parameters, sums.data(), stream));
+  bench::DeviceArray<std::byte> const temp(temp_bytes);
+
+  int l2_bytes = 0;
+  BENCH_CHECK(cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, 0));
+  bench::DeviceArray<std::byte> const flush(static_cast<std::size_t>(l2_bytes) + 1);
+  cudaEvent_t start = nullptr;
+  cudaEvent_t stop = nullptr;
+  BENCH_CHECK(cudaEventCreate(&start));
+  BENCH_CHECK(cudaEventCreate(&stop));
+  for (auto _ : state) {
+    BENCH_CHECK(cudaMemsetAsync(flush.data(), 0, flush.size(), stream));
+    BENCH_CHECK(cudaEventRecord(start, stream));
+    BENCH_CHECK(ha::observe(temp.data(), temp_bytes, shape, layers, score, parameters, sums.data(), stream));
+    BENCH_CHECK(cudaEventRecord(stop, stream));
+    BENCH_CHECK(cudaEventSynchronize(stop));
+    float milliseconds = 0;
+    BENCH_CHECK(cudaEventElapsedTime(&milliseconds, start, stop));
+    state.SetIterationTime(milliseconds * 1e-3);
+  }
+  BENCH_CHECK(cudaEventDestroy(start));
+  BENCH_CHECK(cudaEventDestroy(stop));
+  double const products = 4.0 * query_heads * head_dim * static_cast<double>(tokens) * static_cast<double>(tokens) / 2 /
+                          static_cast<double>(state.range(1));
+  state.counters["flop_rate"] =
+      benchmark::Counter(products * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
+}
+
+void sizes(benchmark::internal::Benchmark* bench) {
+  bench->ArgNames({"tokens", "stride"})->UseManualTime()->Unit(benchmark::kMicrosecond);
+  for (std::int64_t const tokens : {512, 2048, 8192}) bench->Args({tokens, 1});
+  bench->Args({8192, 16});
+}
+
+BENCHMARK_CAPTURE(observation, statistics, What::statistics)->Apply(sizes);
+BENCHMARK_CAPTURE(observation, masses, What::masses)->Apply(sizes);
+BENCHMARK_CAPTURE(observation, errors, What::errors)->Apply(sizes);
+BENCHMARK_CAPTURE(observation, errors_behind_output, What::errors_behind_output)->Apply(sizes);
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("skipped: no CUDA device\n");
+    return 0;
+  }
+  cudaDeviceProp properties{};
+  BENCH_CHECK(cudaGetDeviceProperties(&properties, 0));
+  benchmark::AddCustomContext("device", properties.name);
+  benchmark::Initialize(&argc, argv);
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+}

@@ -1,0 +1,238 @@
+#pragma once
+
+// What the statistics kernel uses of tensor cores and asynchronous copies, as PTX of sm_80.
+
+#include <headaware/config.hpp>
+#include <headaware/element.hpp>
+
+#include <cstdint>
+#include <type_traits>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+__device__ inline std::uint32_t shared_address(void const* pointer) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+/// Copies 16 bytes to shared memory; zeroes them where `valid` is false.
+__device__ inline void copy_async(void* to, void const* from, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
+               : "memory");
+}
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/// Waits until at most `Pending` of the groups committed last are not there yet.
+template <int Pending>
+__device__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+/// Four 8×8 matrices of 2-byte elements; lane l gives the shared address of row l % 8 of matrix l / 8.
+__device__ inline void load_matrices(std::uint32_t (&matrices)[4], std::uint32_t row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+               : "r"(row)
+               : "memory");
+}
+__device__ inline void load_matrices_transposed(std::uint32_t (&matrices)[4], std::uint32_t row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+               : "r"(row)
+               : "memory");
+}
+
+/// c += a · b, 16×8 += 16×16 · 16×8, sums in float.
+template <class E>
+__device__ void multiply_add(float (&c)[4], std::uint32_t const (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+  if constexpr (std::is_same_v<E, float16>) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+}
+
+/// 2^x to 2 units in the last place, 0 below 2^-126.
+__device__ inline float exp2_fast(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+/// Two values rounded to E, side by side.
+template <class E>
+__device__ std::uint32_t pack_pair(float a, float b) {
+  std::uint32_t pair;
+  if constexpr (std::is_same_v<E, float16>) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(b), "f"(a));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(b), "f"(a));
+  }
+  return pair;
+}
+template <class E>
+__device__ float2 unpack_pair(std::uint32_t pair) {
+  float2 result;
+  if constexpr (std::is_same_v<E, float16>) {
+    asm("{.reg .f16 a, b;\n mov.b32 {a, b}, %2;\n cvt.f32.f16 %0, a;\n cvt.f32.f16 %1, b;}"
+        : "=f"(result.x), "=f"(result.y)
+        : "r"(pair));
+  } else {
+    result = {bits_as<float>(pair << 16), bits_as<float>(pair & 0xffff0000U)};
+  }
+  return result;
+}
+
+/// Keys [begin, end) of a row that count; one range for each of the two rows that a thread's fragments hold.
+struct KeyRanges {
+  std::int32_t begin[2];
+  std::int32_t end[2];
+  __device__ void move(std::int32_t keys) {
+    for (int row = 0; row < 2; ++row) {
+      begin[row] -= keys;
+      end[row] -= keys;
+    }
+  }
+  __device__ bool has(int row, std::int32_t key) const { return key >= begin[row] && key < end[row]; }
+};
+
+/// Floats between the rows of a tile's weights.
+inline constexpr int weight_pitch = 72;
+
+/// The weights of this lane's two neighbouring keys, `key` + 2 · (lane % 4) on, in its row half.
+template <bool Masked>
+__device__ float2 pair_of_weights(float const* weights, int half, int key, KeyRanges const& ranges) {
+  int const lane = static_cast<int>(threadIdx.x) % 32;
+  int const own = key + lane % 4 * 2;
+  float2 weight = *reinterpret_cast<float2 const*>(weights + (lane / 4 + half * 8) * weight_pitch + own);
+  if (Masked && !ranges.has(half, own)) weight.x = 0;
+  if (Masked && !ranges.has(half, own + 1)) weight.y = 0;
+  return weight;
+}
+
+/// @brief The two products of attention over one tile of keys, by warp: fragments are those of the
+/// m16n8 instructions, whatever computes them. Lane l holds rows l / 4 and l / 4 + 8, columns
+/// 2 · (l % 4) and the next.
+template <class E>
+struct WarpProducts {
+  static constexpr int padding = 8;  ///< elements that keep rows on different banks
+  static constexpr int keys = 64;    ///< of a tile
+
+  /// scores[n] += queries · keys of the 8 keys of tile n. @param queries [16, pitch]; @param keys [8 · Tiles, pitch]
+  template <int Tiles>
+  static __device__ void scores(float (&scores)[Tiles][4], E const* queries, E const* keys, int pitch, int channels) {
+    static_assert(Tiles % 2 == 0);
+    int const lane = static_cast<int>(threadIdx.x) % 32;
+    std::uint32_t query = shared_address(queries + lane % 16 * pitch + lane / 16 * 8);
+    std::uint32_t key = shared_address(keys + (lane / 16 * 8 + lane % 8) * pitch + lane / 8 % 2 * 8);
+    auto const tile_bytes = static_cast<std::uint32_t>(16 * pitch * static_cast<int>(sizeof(E)));
+    for (int c = 0; c < channels; c += 16) {
+      std::uint32_t a[4];
+      load_matrices(a, query);
+#pragma unroll
+      for (int n = 0; n < Tiles; n += 2) {
+        std::uint32_t b[4];
+        load_matrices(b, key + n / 2 * tile_bytes);
+        multiply_add<E>(scores[n], a, b[0], b[1]);
+        multiply_add<E>(scores[n + 1], a, b[2], b[3]);
+      }
+      query += 16 * sizeof(E);
+      key += 16 * sizeof(E);
+    }
+  }
+
+  /// sums[n] += scale · weights · values over 16 keys, for the pairs of 8 channels at `warp`, `warp + warps`, …
+  /// A weight is the sum of two elements, so that it keeps its precision.
+  /// @param weights at the first key; @param values [16, pitch]; @param ranges counted from the first key
+  template <int Tiles, bool Masked>
+  static __device__ void accumulate(float (&sums)[Tiles][4], float const* weights, float const (&scale)[2],
+                                    E const* values, int pitch, KeyRanges const& ranges, int warp, int warps,
+                                    int channels) {
+    int const lane = static_cast<int>(threadIdx.x) % 32;
+    std::uint32_t high[4];
+    std::uint32_t low[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float2 const weight = pair_of_weights<Masked>(weights, i % 2, i / 2 * 8, ranges);
+      float const a = weight.x * scale[i % 2];
+      float const b = weight.y * scale[i % 2];
+      high[i] = pack_pair<E>(a, b);
+      float2 const rounded = unpack_pair<E>(high[i]);
+      low[i] = pack_pair<E>(a - rounded.x, b - rounded.y);
+    }
+    std::uint32_t const value =
+        shared_address(values + (lane / 8 % 2 * 8 + lane % 8) * pitch + lane / 16 * 8 + warp * 16);
+    int const ours = channels - warp * 16;
+#pragma unroll
+    for (int n = 0; n < Tiles; n += 2) {
+      if (n * 8 * warps >= ours) break;
+      std::uint32_t b[4];
+      load_matrices_transposed(b, value + static_cast<std::uint32_t>(n * 8 * warps) * static_cast<int>(sizeof(E)));
+      multiply_add<E>(sums[n], high, b[0], b[1]);
+      multiply_add<E>(sums[n + 1], high, b[2], b[3]);
+      multiply_add<E>(sums[n], low, b[0], b[1]);
+      multiply_add<E>(sums[n + 1], low, b[2], b[3]);
+    }
+  }
+};
+
+/// The same without tensor cores: they would round the operands.
+template <>
+struct WarpProducts<float> {
+  static constexpr int padding = 4;
+  static constexpr int keys = 32;
+
+  template <int Tiles>
+  static __device__ void scores(float (&scores)[Tiles][4], float const* queries, float const* keys, int pitch,
+                                int channels) {
+    int const lane = static_cast<int>(threadIdx.x) % 32;
+    float const* const query = queries + lane / 4 * pitch;
+    float const* const key = keys + lane % 4 * 2 * pitch;
+    for (int c = 0; c < channels; c += 4) {
+      float4 const rows[2] = {*reinterpret_cast<float4 const*>(query + c),
+                              *reinterpret_cast<float4 const*>(query + 8 * pitch + c)};
+#pragma unroll
+      for (int n = 0; n < Tiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float4 const q = rows[i / 2];
+          float4 const k = *reinterpret_cast<float4 const*>(key + (n * 8 + i % 2) * pitch + c);
+          scores[n][i] += q.x * k.x + q.y * k.y + q.z * k.z + q.w * k.w;
+        }
+      }
+    }
+  }
+
+  template <int Tiles, bool Masked>
+  static __device__ void accumulate(float (&sums)[Tiles][4], float const* weights, float const (&scale)[2],
+                                    float const* values, int pitch, KeyRanges const& ranges, int warp, int warps,
+                                    int channels) {
+    int const lane = static_cast<int>(threadIdx.x) % 32;
+    for (int key = 0; key < 16; ++key) {
+      float weight[2];
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        weight[row] = weights[(lane / 4 + row * 8) * weight_pitch + key] * scale[row];
+        if (Masked && !ranges.has(row, key)) weight[row] = 0;
+      }
+#pragma unroll
+      for (int n = 0; n < Tiles; ++n) {
+        int const channel = (warp + n / 2 * warps) * 16 + n % 2 * 8 + lane % 4 * 2;
+        if (channel >= channels) break;
+        float2 const value = *reinterpret_cast<float2 const*>(values + key * pitch + channel);
+        sums[n][0] += weight[0] * value.x;
+        sums[n][1] += weight[0] * value.y;
+        sums[n][2] += weight[1] * value.x;
+        sums[n][3] += weight[1] * value.y;
+      }
+    }
+  }
+};
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END
