@@ -1,0 +1,43 @@
+#pragma once
+
+/// @file
+/// The observer of a whole model whose attention is on a GPU: sums there, statistics on the host.
+
+#include <headaware/config.hpp>
+#include <headaware/stats/attention_observer.hpp>
+#include <headaware/stats/observe.cuh>
+#include <headaware/stats/sums_layout.hpp>
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief `observe` into the sums of a whole model, by the parameters of an observer on the host.
+///
+/// `d_sums` is [num_hidden_layers, num_attention_heads, observer.sums_layout().size()], on the device, zeroed by the
+/// caller at first; add as many texts as wanted. Then copy it to the host and hand it to `AttentionObserver::add_sums`,
+/// once: the observer itself is not changed here. One observer and one `d_sums` a GPU; observers merge.
+/// @param observer     its model and parameters
+/// @param first_layer  of the model: the layer of `layers[0]`; the others follow
+/// @return cudaErrorInvalidValue where the layers or heads are not the model's, else as `observe`
+/// @note   Streams, determinism and cost as `observe`: one launch for all layers handed over.
+template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
+cudaError_t observe(AttentionObserver const& observer, void* d_temp, std::size_t& temp_bytes, std::int32_t first_layer,
+                    DeviceQkvShape<QueryLayout, KeyLayout, ValueLayout> const& shape,
+                    std::vector<DeviceQkv<T>> const& layers, AttentionScore const& score, double* d_sums,
+                    cudaStream_t stream) {
+  ModelConfig const& model = observer.model();
+  auto const num_layers = static_cast<std::int64_t>(layers.size());
+  bool const of_model = first_layer >= 0 && first_layer + num_layers <= model.num_hidden_layers &&
+                        shape.query_heads == model.num_attention_heads && shape.kv_heads == model.num_key_value_heads;
+  if (!of_model) return cudaErrorInvalidValue;
+  std::int64_t const offset = first_layer * shape.query_heads * observer.sums_layout().size();
+  return observe(d_temp, temp_bytes, shape, layers, score, observer.parameters(),
+                 d_sums == nullptr ? nullptr : d_sums + offset, stream);
+}
+
+HEADAWARE_NAMESPACE_END
