@@ -1,0 +1,263 @@
+#pragma once
+
+/// @file
+/// Attention of a whole sequence under policies, on the CPU: what evicting at every step would give, in one pass.
+
+#include <headaware/cache/segment.hpp>
+#include <headaware/config.hpp>
+#include <headaware/detail/float_buffer.hpp>
+#include <headaware/detail/retention_rows.hpp>
+#include <headaware/detail/row_pass.hpp>
+#include <headaware/detail/score_block.hpp>
+#include <headaware/detail/simd.hpp>
+#include <headaware/element.hpp>
+#include <headaware/error.hpp>
+#include <headaware/layout/concept.hpp>
+#include <headaware/policy/full.hpp>
+#include <headaware/policy/prune.hpp>
+#include <headaware/policy/sink_window.hpp>
+#include <headaware/policy/window_only.hpp>
+#include <headaware/stats/layer_attention.hpp>
+#include <headaware/stats/observer_parameters.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// The keys a policy leaves a query: [0, sink) and the last `window`, its own included. A policy of another
+/// shape is asked key by key.
+struct VisibleKeys {
+  static constexpr std::int64_t all = std::numeric_limits<std::int64_t>::max() / 4;
+  std::int64_t sink = 0;
+  std::int64_t window = 0;
+  bool exact = true;
+
+  template <class P>
+  static VisibleKeys of(P const& policy) {
+    if constexpr (std::is_same_v<P, SinkWindow>) {
+      return {policy.sink, policy.window, true};
+    } else if constexpr (std::is_same_v<P, WindowOnly>) {
+      return {0, policy.window, true};
+    } else if constexpr (std::is_same_v<P, Prune>) {
+      return {0, 0, true};
+    } else {
+      return {0, all, std::is_same_v<P, Full>};
+    }
+  }
+};
+
+/// Output of some query rows of one head, the keys that they see block by block.
+class MaskedRows {
+  using B = ScoreBlocking;
+
+ public:
+  static constexpr std::int64_t max_rows = B::block_rows;
+
+  template <class Layer>
+  MaskedRows(AttentionScore const& score, Layer const& layer)
+      : score_(score),
+        head_dim_(layer.head_dim),
+        value_dim_(value_dim(layer)),
+        channels_((value_dim_ + 2 * simd::lanes - 1) / (2 * simd::lanes) * (2 * simd::lanes)),
+        queries_(static_cast<std::size_t>(max_rows * head_dim_)),
+        packed_(static_cast<std::size_t>(B::block_keys * head_dim_)),
+        values_(static_cast<std::size_t>(B::block_keys * channels_)),
+        scores_(static_cast<std::size_t>(max_rows * B::block_keys)),
+        outputs_(static_cast<std::size_t>(max_rows * channels_)),
+        max_(static_cast<std::size_t>(max_rows)),
+        sum_(static_cast<std::size_t>(max_rows)) {}
+
+  /// Queries q … q + count - 1 of a head. @param policy  of its KV head
+  template <class Layer, class P, class OutputLayout>
+  void run(Layer const& layer, std::int32_t head, std::int64_t q, std::int64_t count, P const& policy, float* output,
+           OutputLayout const& output_layout) {
+    VisibleKeys const visible = VisibleKeys::of(policy);
+    std::int32_t const kv_head = head / (layer.query_heads / layer.kv_heads);
+    pack_queries(layer, head, q, count);
+    std::fill_n(outputs_.data(), max_rows * channels_, 0.0F);
+    std::fill(max_.begin(), max_.end(), -std::numeric_limits<float>::infinity());
+    std::fill(sum_.begin(), sum_.end(), 0.0);
+
+    std::int64_t const end = q + count;
+    std::int64_t oldest = std::max<std::int64_t>(0, q + 1 - visible.window);  // of the window of the first row
+    if (score_.sliding_window > 0) oldest = std::max<std::int64_t>(oldest, q + 1 - score_.sliding_window);
+    std::int64_t const sinks = std::min(visible.sink, end);
+    for (std::int64_t first = 0; first < std::min(sinks, oldest); first += B::block_keys) {
+      add_keys(layer, kv_head, q, count, first, std::min(std::min(sinks, oldest) - first, std::int64_t{B::block_keys}),
+               visible, policy);
+    }
+    if (visible.window > 0 || sinks > oldest) {
+      for (std::int64_t first = oldest; first < end; first += B::block_keys) {
+        add_keys(layer, kv_head, q, count, first, std::min(end - first, std::int64_t{B::block_keys}), visible, policy);
+      }
+    }
+    for (std::int64_t r = 0; r < count; ++r) {
+      double const sum = sum_[static_cast<std::size_t>(r)];
+      float const inverse = sum > 0 ? static_cast<float>(1 / sum) : 0;
+      for (std::int64_t c = 0; c < value_dim_; ++c) {
+        output[output_layout.offset(0, head, q + r, c)] = outputs_.data()[r * channels_ + c] * inverse;
+      }
+    }
+  }
+
+ private:
+  template <class Layer>
+  void pack_queries(Layer const& layer, std::int32_t head, std::int64_t q, std::int64_t count) {
+    constexpr float log2e = 1.4426950408889634F;
+    float const factor = score_.soft_cap > 0 ? score_.scale / score_.soft_cap : score_.scale * log2e;
+    for (std::int64_t r = 0; r < max_rows; ++r) {
+      for (std::int64_t d = 0; d < head_dim_; ++d) {
+        queries_.data()[r * head_dim_ + d] =
+            r < count
+                ? to_float(
+                      layer.queries[layer.query_layout.offset(layer.sequence, head, layer.first_token + q + r, d)]) *
+                      factor
+                : 0;
+      }
+    }
+  }
+
+  template <class Layer, class P>
+  void add_keys(Layer const& layer, std::int32_t kv_head, std::int64_t q, std::int64_t count, std::int64_t first,
+                std::int64_t keys, VisibleKeys const& visible, P const& policy) {
+    std::int64_t const padded = (keys + B::strip - 1) / B::strip * B::strip;
+    for (std::int64_t key = 0; key < padded; ++key) {
+      float* const to = packed_.data() + key / B::strip * B::strip * head_dim_ + key % B::strip;
+      std::int64_t const token = layer.first_token + first + key;
+      for (std::int64_t d = 0; d < head_dim_; ++d) {
+        to[d * B::strip] =
+            key < keys ? to_float(layer.keys[layer.key_layout.offset(layer.sequence, kv_head, token, d)]) : 0;
+      }
+      if (key >= keys) continue;
+      float* const value = values_.data() + key * channels_;
+      for (std::int64_t d = 0; d < channels_; ++d) {
+        value[d] =
+            d < value_dim_ ? to_float(layer.values[layer.value_layout.offset(layer.sequence, kv_head, token, d)]) : 0;
+      }
+    }
+    score_block(queries_.data(), packed_.data(), head_dim_, keys, scores_.data());
+    for (std::int64_t r = 0; r < count; ++r) weigh(r, q + r, first, keys, visible, policy);
+    for (std::int64_t r = count; r < max_rows; ++r) std::fill_n(scores_.data() + r * B::block_keys, keys, 0.0F);
+    for (std::int64_t r = 0; r < count; r += B::rows) {
+      add_weighted(scores_.data() + r * B::block_keys, B::block_keys, values_.data(), keys, channels_,
+                   outputs_.data() + r * channels_, channels_);
+    }
+  }
+
+  /// Scores of one row become weights relative to its largest score so far; 0 where it does not see a key.
+  template <class P>
+  void weigh(std::int64_t index, std::int64_t q, std::int64_t first, std::int64_t keys, VisibleKeys const& visible,
+             P const& policy) {
+    float* const scores = scores_.data() + index * B::block_keys;
+    if (score_.soft_cap > 0) {
+      constexpr float log2e = 1.4426950408889634F;
+      for (std::int64_t k = 0; k < keys; ++k) scores[k] = score_.soft_cap * log2e * std::tanh(scores[k]);
+    }
+    auto const within = [&](std::int64_t key) { return std::clamp<std::int64_t>(key - first, 0, keys); };
+    std::int64_t const end = within(q + 1);
+    std::int64_t const window = std::min(end, within(q + 1 - visible.window));
+    std::int64_t const sinks = std::min(window, within(visible.sink));
+    std::fill(scores + sinks, scores + window, unseen);
+    std::fill(scores + end, scores + keys, unseen);
+    if (score_.sliding_window > 0) {
+      std::fill_n(scores, std::min(end, within(q + 1 - score_.sliding_window)), unseen);
+    }
+    if (!visible.exact) {
+      for (std::int64_t k = 0; k < end; ++k) {
+        if (!policy.keeps(first + k, q + 1)) scores[k] = unseen;
+      }
+    }
+    float const top = *std::max_element(scores, scores + keys);
+    float& max = max_[static_cast<std::size_t>(index)];
+    double& sum = sum_[static_cast<std::size_t>(index)];
+    if (!(top > unseen)) {
+      std::fill_n(scores, keys, 0.0F);
+      return;
+    }
+    if (top > max) {
+      if (sum > 0) {
+        float const factor = std::exp2(max - top);
+        sum *= factor;
+        float* const output = outputs_.data() + index * channels_;
+        for (std::int64_t c = 0; c < channels_; ++c) output[c] *= factor;
+      }
+      max = top;
+    }
+    std::int64_t const padded = (keys + simd::lanes - 1) / simd::lanes * simd::lanes;
+    std::fill(scores + keys, scores + padded, unseen);
+    simd::Floats const least = simd::broadcast(-126.0F);
+    simd::Floats total{};
+    for (std::int64_t k = 0; k < padded; k += simd::lanes) {
+      simd::Floats const x = simd::load(scores + k);
+      simd::Floats const weight = simd::exp2(simd::maximum(x - max, least));
+      // What is not seen weighs nothing at all.
+      simd::Floats const seen = x > unseen ? weight : simd::Floats{};
+      total += seen;
+      simd::store(scores + k, seen);
+    }
+    sum += static_cast<double>(simd::sum(total));
+  }
+
+  AttentionScore score_;
+  std::int64_t head_dim_;
+  std::int64_t value_dim_;
+  std::int64_t channels_;
+  FloatBuffer queries_;  ///< [rows, head_dim]
+  FloatBuffer packed_;   ///< [strips, head_dim, strip]
+  FloatBuffer values_;   ///< [block_keys, channels]
+  FloatBuffer scores_;   ///< [rows, block_keys]
+  FloatBuffer outputs_;  ///< [rows, channels]
+  std::vector<float> max_;
+  std::vector<double> sum_;
+};
+
+}  // namespace detail
+
+/// @brief Attention of one layer of one sequence in which every query sees the keys that its KV head's policy would
+/// have kept by then, its own included: equal to decoding token by token with eviction, at the cost of one pass.
+/// @param layer   with values, host pointers; positions are 0 … tokens - 1
+/// @param table   policies; @param table_layer  which of its layers this is
+/// @param output  host, [query_heads, tokens, value_dim] by `output_layout`, sequence 0; zero where nothing is kept
+/// @throws ArgumentError on shapes that disagree
+/// @note   Deterministic. A row with a NaN score has a NaN output.
+/// @par Cost  query_heads · tokens · head_dim times the keys kept (for sinks and windows; other policies see all
+///            keys and are asked for each); memory for a tile of rows a thread
+template <class T, class QueryLayout, class KeyLayout, class ValueLayout, class Table, class OutputLayout>
+void attend_masked(LayerQkv<T, QueryLayout, KeyLayout, ValueLayout> const& layer, AttentionScore const& score,
+                   Table const& table, std::int32_t table_layer, float* output, OutputLayout const& output_layout) {
+  constexpr auto where = "attend_masked";
+  static_assert(check_layout<OutputLayout>());
+  score.validate();
+  detail::check_layer(layer, where);
+  detail::require(layer.values != nullptr || layer.tokens == 0, "values", "a pointer", "nullptr", where);
+  detail::require(output != nullptr || layer.tokens == 0, "output", "a pointer", "nullptr", where);
+  detail::require(table.num_kv_heads() == layer.kv_heads, "table's KV heads", layer.kv_heads, table.num_kv_heads(),
+                  where);
+  detail::require_index(table_layer, table.num_layers(), "layer", where);
+  std::int64_t const tile = detail::MaskedRows::max_rows;
+  std::int64_t const tiles = (layer.tokens + tile - 1) / tile;
+  std::int64_t const work = tiles * layer.query_heads;
+#pragma omp parallel
+  {
+    detail::MaskedRows rows(score, layer);
+#pragma omp for schedule(dynamic)
+    for (std::int64_t i = 0; i < work; ++i) {
+      std::int64_t const first = (tiles - 1 - i / layer.query_heads) * tile;
+      auto const head = static_cast<std::int32_t>(i % layer.query_heads);
+      std::int32_t const kv_head = head / (layer.query_heads / layer.kv_heads);
+      detail::visit_policy(table, table_layer, 0, kv_head, [&](auto const& policy) {
+        rows.run(layer, head, first, std::min(tile, layer.tokens - first), policy, output, output_layout);
+      });
+    }
+  }
+}
+
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,108 @@
+// Attention under policies against the formula, row by row.
+
+#include "support/attention_problem.hpp"
+#include "support/catch.hpp"
+#include "support/errors.hpp"
+
+#include <headaware/attention/masked.hpp>
+#include <headaware/policy/table.hpp>
+
+#include <cmath>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+namespace ha = headaware;
+using namespace headaware_test;
+
+namespace {
+
+/// Keeps every third token and the last two.
+struct Dilated {
+  static constexpr std::string_view name = "dilated";
+  HEADAWARE_HOST_DEVICE constexpr bool keeps(std::int64_t token, std::int64_t length) const {
+    return token % 3 == 0 || token >= length - 2;
+  }
+  friend constexpr bool operator==(Dilated const&, Dilated const&) = default;
+};
+
+template <class Table>
+void compare(Problem const& problem, ha::AttentionScore const& score, Table const& table) {
+  std::vector<float> output(static_cast<std::size_t>(problem.query_heads * problem.tokens * problem.head_dim), 7.0F);
+  auto const layout = ha::strided_bshd(1, problem.tokens, problem.query_heads, problem.head_dim);
+  ha::attend_masked(problem.layer(true), score, table, 0, output.data(), layout);
+  double worst = 0;
+  for (std::int32_t head = 0; head < problem.query_heads; ++head) {
+    std::int32_t const kv = head / (problem.query_heads / problem.kv_heads);
+    for (std::int64_t q = 0; q < problem.tokens; ++q) {
+      auto const p = problem.row(head, q, score);
+      std::vector<double> expected(static_cast<std::size_t>(problem.head_dim));
+      double kept = 0;
+      table.visit(0, kv, [&](auto const& policy) {
+        for (std::int64_t k = 0; k <= q; ++k) {
+          if (!policy.keeps(k, q + 1)) continue;
+          double const weight = p[static_cast<std::size_t>(k)];
+          kept += weight;
+          for (std::int64_t d = 0; d < problem.head_dim; ++d) {
+            auto const at = static_cast<std::size_t>((kv * problem.tokens + k) * problem.head_dim + d);
+            expected[static_cast<std::size_t>(d)] += weight * static_cast<double>(problem.values[at]);
+          }
+        }
+      });
+      for (std::int64_t d = 0; d < problem.head_dim; ++d) {
+        double const value = kept > 0 ? expected[static_cast<std::size_t>(d)] / kept : 0;
+        worst = std::max(
+            worst,
+            std::abs(value - static_cast<double>(output[static_cast<std::size_t>(layout.offset(0, head, q, d))])));
+      }
+    }
+  }
+  INFO("largest difference " << worst << ", " << problem.tokens << " tokens");
+  REQUIRE(worst < 2e-5);
+}
+
+}  // namespace
+
+TEST_CASE("attention under every policy equals attention over what it keeps", "[attention]") {
+  for (std::int64_t const tokens : {1, 7, 63, 64, 65, 200, 500}) {
+    Problem const problem(8, 4, tokens, 20, static_cast<unsigned>(tokens));
+    ha::PolicyTable table(1, 4, ha::Full{});
+    table.set(0, 1, ha::SinkWindow{.sink = 4, .window = 30});
+    table.set(0, 2, ha::WindowOnly{.window = 17});
+    table.set(0, 3, ha::Prune{});
+    compare(problem, {.scale = 0.25F}, table);
+    table.set(0, 0, ha::SinkWindow{.sink = 70, .window = 3});
+    table.set(0, 1, ha::SinkWindow{.sink = 0, .window = 1});
+    table.set(0, 2, ha::SinkWindow{.sink = 5, .window = 0});
+    table.set(0, 3, ha::SinkWindow{.sink = 100, .window = 400});
+    compare(problem, {.scale = 0.25F}, table);
+  }
+}
+
+TEST_CASE("attention under policies with a soft cap, a sliding window and a user's policy", "[attention]") {
+  Problem const problem(4, 2, 150, 16, 3);
+  compare(problem, {.scale = 0.25F, .soft_cap = 2}, ha::UniformTable(ha::SinkWindow{.sink = 3, .window = 40}, 1, 2));
+  compare(problem, {.scale = 0.25F, .sliding_window = 60}, ha::UniformTable(ha::WindowOnly{.window = 100}, 1, 2));
+  compare(problem, {.scale = 0.25F, .sliding_window = 60},
+          ha::UniformTable(ha::SinkWindow{.sink = 4, .window = 20}, 1, 2));
+  compare(problem, {.scale = 0.25F}, ha::UniformTable(Dilated{}, 1, 2));
+}
+
+TEST_CASE("what attention under policies refuses", "[attention]") {
+  Problem const problem(4, 2, 10, 16, 3);
+  std::vector<float> output(4 * 10 * 16);
+  auto const layout = ha::strided_bhsd(1, 4, 10, 16);
+  auto const call = [&](auto const& layer, auto const& table, std::int32_t table_layer, float* to) {
+    ha::attend_masked(layer, {.scale = 1}, table, table_layer, to, layout);
+  };
+  ha::UniformTable const table(ha::Full{}, 1, 2);
+  check_error<ha::ArgumentError>([&] { call(problem.layer(false), table, 0, output.data()); },
+                                 {"values", "a pointer", "nullptr", "attend_masked"});
+  check_error<ha::ArgumentError>([&] { call(problem.layer(true), table, 0, nullptr); },
+                                 {"output", "a pointer", "nullptr", "attend_masked"});
+  check_error<ha::ArgumentError>([&] { call(problem.layer(true), table, 1, output.data()); },
+                                 {"layer", "in [0, 1)", "1", "attend_masked"});
+  check_error<ha::ArgumentError>(
+      [&] { call(problem.layer(true), ha::UniformTable(ha::Full{}, 1, 4), 0, output.data()); },
+      {"table's KV heads", "2", "4", "attend_masked"});
+}
