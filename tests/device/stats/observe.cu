@@ -23,6 +23,12 @@ ha::ObserverParameters with_retention(ha::ObserverParameters parameters = {}) {
   return parameters;
 }
 
+int shared_memory() {
+  int bytes = 0;
+  REQUIRE_CUDA(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
+  return bytes;
+}
+
 }  // namespace
 
 TEST_CASE("sums of any length agree with the CPU's", "[stats]") {
@@ -45,6 +51,8 @@ TEST_CASE("every type and head dimension", "[stats]") {
     for (Mode const mode : {Mode::mass, Mode::metric}) {
       compare_bhsd<__half>(Attention<ha::float16>(shape), mode, score, with_retention());
       compare_bhsd<__nv_bfloat16>(Attention<ha::bfloat16>(shape), mode, score, with_retention());
+      // Tiles of 256 floats a key and a value are more than small devices have room for.
+      if (head_dim == 256 && mode == Mode::metric && shared_memory() < (128 << 10)) continue;
       compare_bhsd<float>(Attention<float>(shape), mode, score, with_retention());
     }
   }

@@ -14,12 +14,13 @@ struct FetchRows {
   std::int64_t head;
   std::int64_t first;
   std::int64_t stride;
-  std::int32_t count;  ///< rows there are; those behind are zeroed
+  std::int32_t count;  ///< rows there are; those behind, up to `total`, are zeroed
+  std::int32_t total;
 };
 
-/// @brief Copies `Rows` rows to shared memory, channels padded with zeros; the wide way asynchronously.
-/// @param to  [Rows, pitch]
-template <int Rows, class E, class Layout>
+/// @brief Copies rows to shared memory, channels padded with zeros; the wide way asynchronously.
+/// @param to  [rows.total, pitch]
+template <class E, class Layout>
 __device__ void fetch_rows(E const* from, Layout const& layout, FetchOrder order, FetchRows const& rows,
                            std::int32_t head_dim, std::int32_t channels, std::int32_t pitch, E* to) {
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
@@ -27,7 +28,7 @@ __device__ void fetch_rows(E const* from, Layout const& layout, FetchOrder order
     // Eight threads a row: whole lines of memory, and few offsets to find.
     constexpr std::int32_t width = 16 / sizeof(E);
     constexpr std::int32_t row_threads = 8;
-    for (std::int32_t row = thread / row_threads; row < Rows; row += observe_threads / row_threads) {
+    for (std::int32_t row = thread / row_threads; row < rows.total; row += observe_threads / row_threads) {
       bool const exists = row < rows.count;
       E const* const source =
           exists ? from + layout.offset(rows.sequence, rows.head, rows.first + row * rows.stride, 0) : from;
@@ -46,7 +47,7 @@ __device__ void fetch_rows(E const* from, Layout const& layout, FetchOrder order
     std::int32_t const vector_step = observe_threads % vectors;
     std::int32_t row = thread / vectors;
     std::int32_t vector = thread % vectors;
-    while (row < Rows) {
+    while (row < rows.total) {
       std::int32_t const channel = vector * width;
       bool const valid = row < rows.count && channel < head_dim;
       E const* const source =
@@ -62,8 +63,8 @@ __device__ void fetch_rows(E const* from, Layout const& layout, FetchOrder order
     return;
   }
   bool const by_token = order == FetchOrder::tokens;
-  std::int32_t const run = by_token ? Rows : channels;
-  for (std::int32_t i = thread; i < Rows * channels; i += observe_threads) {
+  std::int32_t const run = by_token ? rows.total : channels;
+  for (std::int32_t i = thread; i < rows.total * channels; i += observe_threads) {
     std::int32_t const row = by_token ? i % run : i / run;
     std::int32_t const channel = by_token ? i / run : i % run;
     bool const valid = row < rows.count && channel < head_dim;

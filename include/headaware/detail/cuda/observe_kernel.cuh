@@ -65,16 +65,17 @@ class ObserveBlock {
     begin_rows();
     std::int32_t first =
         p_.sliding_window > 0 ? max(0, first_query_ - p_.sliding_window + 1) / tile_keys * tile_keys : 0;
-    fetch_rows<tile_rows>(queries(), p_.query_layout, p_.query_fetch,
-                          {p_.sequence, head_, chunk_begin_ + first_query_, p_.query_stride, rows_}, p_.head_dim,
-                          p_.shared.channels, p_.shared.pitch, at<E>(p_.shared.queries));
+    fetch_rows(
+        queries(), p_.query_layout, p_.query_fetch,
+        {p_.sequence, head_, chunk_begin_ + first_query_, p_.query_stride, rows_, (p_.shared.rows + 15) / 16 * 16},
+        p_.head_dim, p_.shared.channels, p_.shared.pitch, at<E>(p_.shared.queries));
     fetch_keys(first);
     for (; first <= last_query_; first += tile_keys) {
       wait_copies<0>();
       __syncthreads();  // keys are there; nobody needs the last tile's values and weights any more
       if constexpr (with_values) {
-        fetch_rows<tile_keys>(values(), p_.value_layout, p_.value_fetch, tile_of(first), p_.value_dim,
-                              p_.shared.value_channels, p_.shared.value_pitch, at<E>(p_.shared.values));
+        fetch_rows(values(), p_.value_layout, p_.value_fetch, tile_of(first), p_.value_dim, p_.shared.value_channels,
+                   p_.shared.value_pitch, at<E>(p_.shared.values));
         commit_copies();
       }
       bool const active = warp_rows_ > 0 && first <= warp_last_query_;
@@ -132,13 +133,13 @@ class ObserveBlock {
   [[nodiscard]] __device__ std::int32_t warp_key() const { return with_values ? warp_ * (tile_keys / key_warps) : 0; }
 
   __device__ void fetch_keys(std::int32_t first) {
-    fetch_rows<tile_keys>(static_cast<E const*>(layer_.keys), p_.key_layout, p_.key_fetch, tile_of(first), p_.head_dim,
-                          p_.shared.channels, p_.shared.pitch, at<E>(p_.shared.keys));
+    fetch_rows(static_cast<E const*>(layer_.keys), p_.key_layout, p_.key_fetch, tile_of(first), p_.head_dim,
+               p_.shared.channels, p_.shared.pitch, at<E>(p_.shared.keys));
     commit_copies();
   }
   /// The tile's keys that some row sees.
   [[nodiscard]] __device__ FetchRows tile_of(std::int32_t first) const {
-    return {p_.sequence, head_ / p_.group, chunk_begin_ + first, 1, last_query_ + 1 - first};
+    return {p_.sequence, head_ / p_.group, chunk_begin_ + first, 1, last_query_ + 1 - first, tile_keys};
   }
 
   // Slots.

@@ -71,7 +71,7 @@ struct ObserveShared {
   std::int32_t sum_channels = 0;  ///< value_dim, padded to what a slot's sums take
   std::int32_t parameters = 0;
   std::int32_t raw = 0;           ///< double [sums]: of a chunk
-  std::int32_t queries = 0;       ///< E [tile rows, pitch]
+  std::int32_t queries = 0;       ///< E [rows, rounded up to 16, pitch]
   std::int32_t keys = 0;          ///< E [tile_keys, pitch]; after the last key, scratch of the row sums
   std::int32_t values = 0;        ///< E [tile_keys, value_pitch]; after the last key, scratch of the cells
   std::int32_t weights = 0;       ///< float [16, weight_pitch]: relative to the rows' largest scores of the tile
@@ -139,7 +139,7 @@ inline std::int64_t plan_shared(ObserveSizes const& sizes, std::int32_t rows, Ob
   std::int64_t const cell_scratch = 8 * observe_warps * (std::int64_t{sizes.used_cells} + 1);
   place(shared.parameters, sizes.parameter_bytes);
   place(shared.raw, 8 * std::int64_t{sizes.sums});
-  place(shared.queries, sizes.tile_rows() * row_bytes);
+  place(shared.queries, (n + 15) / 16 * 16 * row_bytes);
   place(shared.keys, std::max(sizes.tile_keys * row_bytes, row_scratch));
   place(shared.near, 4 * n * sizes.near);
   place(shared.sinks, 4 * n * sizes.sink_size);
