@@ -24,7 +24,7 @@ int main() {
   std::vector<float> const queries(tokens * 4 * 32, 0.5F);
   std::vector<float> keys(tokens * 2 * 32);
   std::vector<float> const values(tokens * 2 * 32, 1.0F);
-  for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = std::sin(static_cast<float>(i / 64) / 20);
+  for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = std::sin(static_cast<float>(i) / 1280);
 
   ha::LayerQkv<float, ha::StridedLayout, ha::StridedLayout> qkv;
   qkv.queries = queries.data();

@@ -53,7 +53,7 @@ check docs doxygen
 
 if command -v codespell >/dev/null; then
   step "Spelling"
-  codespell --skip ./build,./.git,./results
+  codespell --skip ./build,./.git,./results,./examples/data/text
 else
   left_out+=("spelling: no codespell")
 fi

@@ -10,6 +10,7 @@ namespace support {
 class Interrupt {
  public:
   Interrupt() {
+    flag().store(false);  // before a handler may look for it
     std::signal(SIGINT, &Interrupt::ask);
     std::signal(SIGTERM, &Interrupt::ask);
   }
@@ -19,14 +20,17 @@ class Interrupt {
     std::signal(SIGINT, SIG_DFL);
     std::signal(SIGTERM, SIG_DFL);
   }
-  [[nodiscard]] bool asked() const { return asked_.load(); }
+  [[nodiscard]] bool asked() const { return flag().load(); }
 
  private:
   static void ask(int signal) {
-    asked_.store(true);
+    flag().store(true);
     std::signal(signal, SIG_DFL);
   }
-  static inline std::atomic<bool> asked_{false};
+  static std::atomic<bool>& flag() {
+    static std::atomic<bool> asked{false};
+    return asked;
+  }
   static_assert(std::atomic<bool>::is_always_lock_free);
 };
 

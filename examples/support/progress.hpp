@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <string>
@@ -14,7 +15,7 @@ namespace support {
 
 /// "1:02:03", "2:03" or "3 s".
 inline std::string duration(double seconds) {
-  auto const total = static_cast<std::int64_t>(seconds + 0.5);
+  auto const total = std::llround(seconds);
   char text[64];
   if (total < 60) {
     std::snprintf(text, sizeof(text), "%d s", static_cast<int>(total));

@@ -37,11 +37,13 @@ inline float largest_score(float* scores, std::int64_t count) {
   std::int64_t const vectors = (count + simd::lanes - 1) / simd::lanes;
   for (std::int64_t i = count; i < vectors * simd::lanes; ++i) scores[i] = unseen;
   simd::Floats top = simd::load(scores);
-  simd::Floats poison = top - top;
+  // 0 for a number, NaN for NaN and infinity.
+  auto const poison_of = [](simd::Floats const& x) { return x * 0.0F; };
+  simd::Floats poison = poison_of(top);
   for (std::int64_t v = 1; v < vectors; ++v) {
     simd::Floats const x = simd::load(scores + v * simd::lanes);
     top = simd::maximum(top, x);
-    poison += x - x;
+    poison += poison_of(x);
   }
   return simd::largest(top) + simd::sum(poison);
 }

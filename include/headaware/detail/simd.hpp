@@ -23,8 +23,8 @@ inline constexpr int lanes = 4;
 inline constexpr int registers = 16;
 #endif
 
-typedef float Floats __attribute__((vector_size(lanes * 4)));
-typedef std::int32_t Ints __attribute__((vector_size(lanes * 4)));
+using Floats [[gnu::vector_size(lanes * 4)]] = float;
+using Ints [[gnu::vector_size(lanes * 4)]] = std::int32_t;
 
 inline Floats broadcast(float value) { return value - Floats{}; }
 

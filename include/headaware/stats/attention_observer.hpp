@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -30,8 +31,8 @@ HEADAWARE_NAMESPACE_BEGIN
 class AttentionObserver {
  public:
   /// @throws ArgumentError if the model's counts or the parameters make no sense
-  explicit AttentionObserver(ModelConfig const& model, ObserverParameters const& parameters = {})
-      : model_(model), parameters_(parameters) {
+  explicit AttentionObserver(ModelConfig const& model, ObserverParameters parameters = {})
+      : model_(model), parameters_(std::move(parameters)) {
     model_.validate();
     parameters_.validate();
     ObservedHead const empty{HeadSums(static_cast<std::size_t>(parameters_.num_distances)),
