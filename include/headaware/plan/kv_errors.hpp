@@ -120,8 +120,7 @@ struct MeasuredSums {
   switch (measure) {
     case ErrorMeasure::mass: return {&sums.mass, rows, rows};
     case ErrorMeasure::output: return {&sums.error_squared, sums.output_squared, static_cast<double>(sums.value_rows)};
-    default:
-      return {&sums.metric_error_squared, sums.output_metric_squared, static_cast<double>(sums.metric_rows)};
+    default: return {&sums.metric_error_squared, sums.output_metric_squared, static_cast<double>(sums.metric_rows)};
   }
 }
 
@@ -188,9 +187,8 @@ inline void add_text(WeightedStatistics const& text, KvErrors& errors) {
         dropped += sums.dropped * scale;
       }
     }
-    double const factor =
-        text.weight * text.sensitivities.at(static_cast<std::int32_t>(head / kv_heads),
-                                            static_cast<std::int32_t>(head % kv_heads));
+    double const factor = text.weight * text.sensitivities.at(static_cast<std::int32_t>(head / kv_heads),
+                                                              static_cast<std::int32_t>(head % kv_heads));
     double* const to = errors.cells.data() + head * cells.size();
     for (std::size_t i = 0; i < cells.size(); ++i) to[i] += factor * folded[i];
     errors.dropped[head] += factor * dropped;
@@ -210,7 +208,8 @@ inline void add_output_share(RetentionStatistics const& statistics, KvErrors& er
       for (std::size_t member = 0; member < group; ++member) {
         RetentionSums const& sums = statistics.heads[(layer * kv_heads + kv) * group + member];
         double const square = metric ? sums.output_metric_squared : sums.output_squared;
-        squares[kv] += square / static_cast<double>(std::max<std::int64_t>(metric ? sums.metric_rows : sums.value_rows, 1));
+        squares[kv] +=
+            square / static_cast<double>(std::max<std::int64_t>(metric ? sums.metric_rows : sums.value_rows, 1));
       }
       sum += squares[kv];
     }

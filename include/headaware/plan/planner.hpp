@@ -151,7 +151,8 @@ struct HullStep {
 /// @param errors   of `weighted_errors`
 /// @param budget   of one sequence, all heads together
 /// @param context  tokens of the sequences that the plan is for: what Full costs. Pairs that reach it are Full
-/// @throws ArgumentError if options make no sense, or the budget (of a rank, of a layer) is less than the smallest sizes
+/// @throws ArgumentError if options make no sense, or the budget (of a rank, of a layer) is less than the smallest
+/// sizes
 ///         that the floor allows
 /// @par Cost    O(heads · (pairs + log heads)): 10,000 heads × 80 pairs in some 20 ms
 /// @par Source  MoA, arXiv:2406.14909 (spans by optimisation); LU-KV, arXiv:2602.08585 (hull and greedy); CriticalKV,
@@ -161,8 +162,8 @@ struct HullStep {
   constexpr auto where = "plan_policies";
   options.validate(context);
   std::size_t const heads = errors.size();
-  detail::require(heads > 0 && errors.cells.size() == heads * errors.grid.size(), "errors of KV heads", "those of a grid",
-                  errors.cells.size(), where);
+  detail::require(heads > 0 && errors.cells.size() == heads * errors.grid.size(), "errors of KV heads",
+                  "those of a grid", errors.cells.size(), where);
   std::int64_t const page = options.page_size;
   std::int64_t const full = detail::whole_pages(context, page);
   auto const count = static_cast<std::int64_t>(heads);

@@ -46,10 +46,9 @@ class Sensitivities {
   /// @pre the layer and head are the model's
   [[nodiscard]] double at(std::int32_t layer, std::int32_t kv_head) const {
     if (values_.empty()) return 1;
-    return values_[kv_heads_ == 0
-                       ? static_cast<std::size_t>(layer)
-                       : static_cast<std::size_t>(layer) * static_cast<std::size_t>(kv_heads_) +
-                             static_cast<std::size_t>(kv_head)];
+    return values_[kv_heads_ == 0 ? static_cast<std::size_t>(layer)
+                                  : static_cast<std::size_t>(layer) * static_cast<std::size_t>(kv_heads_) +
+                                        static_cast<std::size_t>(kv_head)];
   }
 
   /// @throws ArgumentError unless they are of a model of this shape
