@@ -178,7 +178,8 @@ struct HullStep {
   }
 
   std::int64_t const mean = plan.budget_tokens / count;
-  plan.floor = options.floor ? *options.floor : std::min(std::max<std::int64_t>(32, mean / 4), mean);
+  // Half the budget at most: with every head at its floor there would be nothing to choose.
+  plan.floor = options.floor ? *options.floor : std::min(std::max<std::int64_t>(32, mean / 4), mean / 2);
   detail::BudgetParts parts(errors, options, plan.budget_tokens);
   detail::Hulls hulls;
   for (;;) {
