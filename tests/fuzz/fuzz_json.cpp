@@ -8,9 +8,6 @@
 #include <headaware/io/duo_gates.hpp>
 #include <headaware/io/json.hpp>
 #include <headaware/io/model_config.hpp>
-#include <headaware/io/policy_table.hpp>
-#include <headaware/io/save_plan.hpp>
-#include <headaware/io/sensitivities.hpp>
 #include <headaware/plan/summary.hpp>
 #include <headaware/policy/builders.hpp>
 

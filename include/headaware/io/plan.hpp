@@ -117,7 +117,7 @@ inline constexpr std::array<std::string_view, 4> plan_policy_names{Full::name, S
     }
     plan.planned_tokens += held;
     record.planned.predicted_error = not_negative(fields.get("predicted_error", "a number"));
-    records.push_back(std::move(record));
+    records.push_back(record);
   }
   records = in_order(std::move(records), plan.num_layers, plan.num_kv_heads, array);
   if (plan.planned_tokens != planned_tokens) {

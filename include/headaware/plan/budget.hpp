@@ -38,7 +38,8 @@ class Budget {
   [[nodiscard]] static Budget bytes(std::int64_t held, TokenBytes const& token) {
     detail::require(held > 0, "bytes", "> 0", held, "Budget::bytes");
     detail::require(token.total() > 0, "bytes of a token", "> 0", token.total(), "Budget::bytes");
-    return {Unit::bytes, static_cast<double>(held / token.total())};
+    std::int64_t const tokens = held / token.total();
+    return {Unit::bytes, static_cast<double>(tokens)};
   }
 
   [[nodiscard]] Unit unit() const { return unit_; }

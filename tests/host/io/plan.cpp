@@ -9,6 +9,7 @@
 #include <headaware/io/plan.hpp>
 #include <headaware/io/policy_table.hpp>
 #include <headaware/io/save_plan.hpp>
+#include <headaware/io/save_sensitivities.hpp>
 #include <headaware/io/sensitivities.hpp>
 #include <headaware/plan/planner.hpp>
 
@@ -68,6 +69,8 @@ TEST_CASE("plans survive a file", "[io]") {
     model.head_dim = 64;
     CHECK(ha::load_policy_table(folder / "plan.json", model) == plan.table);
     CHECK(ha::load_policy_table(folder / "plan_classifications.json", model) == plan.table);
+    CHECK(ha::Compressor::from_policies(folder / "plan.json", model).table() == plan.table);
+    CHECK(ha::Compressor::from_policies(folder / "plan_classifications.json", model).table() == plan.table);
     CHECK(ha::Compressor::from_classifications(folder / "plan_classifications.json", model).table() == plan.table);
   }
   CHECK(planned().table.at(0, 1).is<ha::Prune>());
