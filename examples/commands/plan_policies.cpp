@@ -55,7 +55,7 @@ ha::RetentionStatistics load_statistics(std::filesystem::path const& folder) {
   return ha::load_retention_statistics(folder / "retention_statistics.json");
 }
 
-/// The context that the statistics speak of: beyond their largest window they say nothing but that Full loses nothing.
+/// The context that the statistics speak of: beyond their largest window they only say that Full loses nothing.
 std::int64_t default_context(ha::RetentionStatistics const& statistics) {
   auto const& windows = statistics.info.grid.windows;
   // Windows of analyze_attention grow by a half and a third in turn and stop below the pieces' length.
@@ -132,8 +132,9 @@ int main(int argc, char** argv) {
   app.add_option("--budget", options.budget,
                  "25% (of the context), 512 (tokens a KV head on average) or 64MiB (of keys and values, one sequence)")
       ->required();
-  app.add_option("--context", options.context,
-                 "tokens of the sequences that the plan is for; default: those of the statistics")
+  app.add_option(
+         "--context", options.context,
+         "tokens of the sequences that the plan is for; default: the step after the largest window of the statistics")
       ->check(CLI::PositiveNumber);
   app.add_option("--output_dir", options.output_dir, "where the plan goes; default: RESULTS_DIR");
   app.add_option("--sensitivities", options.sensitivities, "sensitivities.json of the text; default: 1 everywhere");
