@@ -142,9 +142,9 @@ struct HullStep {
 /// Of each head the running minimum of its error over the sizes of the grid's pairs, and of that the lower convex hull,
 /// which ends in Full (without error). On the hull greedy is optimal; a step that no longer fits its part of the budget
 /// ends its head, and smaller steps of others go on. So the error is that of the best plan of these sizes or above it
-/// by less than one step saves, at one floor it never grows with the budget, and what is left is less than one step. What is left
-/// then widens the window of the first head whose step did not fit (`use_remainder`), which the predicted error does
-/// not count. Sizes are whole pages; windows grow to fill them, which is not counted either.
+/// by less than one step saves, at one floor it never grows with the budget, and what is left is less than one step.
+/// What is left then widens the window of the first head whose step did not fit (`use_remainder`), which the predicted
+/// error does not count. Sizes are whole pages; windows grow to fill them, which is not counted either.
 ///
 /// Deterministic. Ties: of steps that save the same a token the lower layer first, then the lower KV head; of pairs of
 /// equal size and error the fewer sinks; of sizes with equal error the smaller.
