@@ -32,6 +32,9 @@ namespace detail {
 /// The score of a key that a row does not see: weighs nothing, and is finite, so that what is not is a mistake.
 inline constexpr float unseen = -std::numeric_limits<float>::max();
 
+/// A value beyond it counts as no number: its square, summed over channels, must be one.
+inline constexpr float largest_value = 1e15F;
+
 /// The largest of `count` scores, or NaN if one is NaN or infinite; fills the buffer up to whole vectors.
 inline float largest_score(float* scores, std::int64_t count) {
   std::int64_t const vectors = (count + simd::lanes - 1) / simd::lanes;
@@ -116,6 +119,7 @@ class RowPass {
       retention_->clear(B::pack_rows);
       if (retention_->with_values()) {
         pack_values(layer, kv_head, 0, std::min(retention_->sinks(), layer.tokens), retention_->sink_values());
+        spoiled_keys_.clear();  // only of keys that rows see, which come block by block
       }
     }
     std::int64_t const oldest =
@@ -198,13 +202,29 @@ class RowPass {
         row[d] = to_float(layer.values[layer.value_layout.offset(layer.sequence, kv_head, token, d)]);
       }
       std::fill(row + value_dim_, row + channels, 0.0F);
+      if (!usable(row, value_dim_)) spoil(row, first + key);
       if (!metric_) continue;
       for (std::int64_t d = 0; d < value_dim_; ++d) {
         for (std::int64_t c = 0; c < part; c += simd::lanes) {
           simd::store(row + part + c, simd::load(row + part + c) + row[d] * simd::load(metric_->data() + d * part + c));
         }
       }
+      if (!usable(row + part, part)) spoil(row, first + key);
     }
+  }
+
+  [[nodiscard]] static bool usable(float const* values, std::int64_t count) {
+    return std::all_of(values, values + count, [](float x) { return std::abs(x) <= largest_value; });
+  }
+
+  /// A value with NaN, infinity or the like: no row that sees its key is valid, and all others must not feel it.
+  void spoil(float* row, std::int64_t key) {
+    std::fill_n(row, retention_->channels(), 0.0F);
+    if (spoiled_keys_.empty() || spoiled_keys_.back() < key) spoiled_keys_.push_back(key);
+  }
+  [[nodiscard]] bool sees_spoiled(std::int64_t oldest, std::int64_t q) const {
+    auto const first = std::lower_bound(spoiled_keys_.begin(), spoiled_keys_.end(), oldest);
+    return first != spoiled_keys_.end() && *first <= q;
   }
 
   /// The head's factor R with RᵀR = W_OᵀW_O, transposed: row d is what channel d of a value adds to R·v.
@@ -297,7 +317,9 @@ class RowPass {
   void finish(std::int64_t index, std::int64_t q, HeadChunk& sums) {
     RowInProgress const& row = rows_[static_cast<std::size_t>(index)];
     ChunkSums& chunk = sums.chunk;
-    if (!row.valid || !(row.all.sum > 0)) {
+    std::int64_t const oldest =
+        score_.sliding_window > 0 ? std::max<std::int64_t>(0, q - score_.sliding_window + 1) : 0;
+    if (!row.valid || !(row.all.sum > 0) || sees_spoiled(oldest, q)) {
       ++chunk.invalid_rows;
       return;
     }
@@ -309,8 +331,6 @@ class RowPass {
       ++chunk.uniformity_rows;
       chunk.uniformity += std::log(static_cast<double>(q + 1)) - entropy;
     }
-    std::int64_t const oldest =
-        score_.sliding_window > 0 ? std::max<std::int64_t>(0, q - score_.sliding_window + 1) : 0;
     for (std::int64_t k = oldest; k < std::min<std::int64_t>(parameters_.sink_size, q + 1); ++k) {
       chunk.sink += row.all.probability(sink_scores_[static_cast<std::size_t>(index * parameters_.sink_size + k)]);
     }
@@ -336,6 +356,7 @@ class RowPass {
   std::vector<float> near_scores_;
   std::vector<float> sink_scores_;
   std::vector<RowInProgress> rows_;
+  std::vector<std::int64_t> spoiled_keys_;  ///< ascending: keys whose values are no numbers
   std::optional<RetentionRows> retention_;
   std::optional<FloatBuffer> values_;  ///< [block_keys, channels]
   std::optional<FloatBuffer> metric_;  ///< [value_dim, part]

@@ -63,10 +63,10 @@ struct SavedObserver {
     return given.get(key, "an integer").integer<std::int64_t>(low, detail::max_count);
   };
   ObserverParameters parameters;
-  parameters.sink_size = given.get("sink_size", "an integer").integer(0, most);
-  parameters.local_window = given.get("local_window", "an integer").integer(0, most);
+  parameters.sink_size = given.get("sink_size", "an integer").integer(0, RetentionGrid::max_sinks);
+  parameters.local_window = given.get("local_window", "an integer").integer(0, RetentionGrid::max_sinks);
   parameters.recent_ratio = detail::share(given.get("recent_ratio", "a number"));
-  parameters.num_distances = given.get("num_distances", "an integer").integer(1, detail::max_index);
+  parameters.num_distances = given.get("num_distances", "an integer").integer(1, RetentionGrid::max_sinks);
   parameters.chunk_size = count("chunk_size", 0);
   parameters.min_chunk = count("min_chunk", 1);
   parameters.first_query = count("first_query", 0);

@@ -63,6 +63,9 @@ inline void require_format(JsonObject& root, std::string_view format, std::int32
 [[nodiscard]] inline RetentionGrid parse_grid(JsonObject grid) {
   RetentionGrid result;
   result.sinks = ascending(grid.get("sinks", "an array").array(), 0);
+  if (result.sinks.back() > RetentionGrid::max_sinks) {
+    grid.fail("sinks", "at most " + std::to_string(RetentionGrid::max_sinks), std::to_string(result.sinks.back()));
+  }
   result.windows = ascending(grid.get("windows", "an array").array(), 1);
   if (result.size() > RetentionGrid::max_cells) {
     grid.fail("sinks times windows", "at most " + std::to_string(RetentionGrid::max_cells),

@@ -14,6 +14,7 @@
 #include <headaware/types.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -111,12 +112,22 @@ class AttentionObserver {
   }
 
   /// @brief Adds sums of that form: of another process, or of a device.
-  /// @throws ArgumentError if there are more or fewer
+  /// @throws ArgumentError if there are more or fewer, or naming the head of one that is not finite; then nothing has
+  ///         been added
   void add_sums(std::span<double const> sums) {
     SumsLayout const layout = sums_layout();
     auto const size = static_cast<std::size_t>(layout.size());
     detail::require(sums.size() == heads_.size() * size, "sums", heads_.size() * size, sums.size(),
                     "AttentionObserver::add_sums");
+    for (std::size_t i = 0; i < sums.size(); ++i) {
+      if (std::isfinite(sums[i])) continue;
+      std::size_t const head = i / size;
+      auto const heads = static_cast<std::size_t>(model_.num_attention_heads);
+      detail::require(false, "sum", "a finite number (are all values finite?)", sums[i],
+                      ("AttentionObserver::add_sums, layer " + std::to_string(head / heads) + ", head " +
+                       std::to_string(head % heads))
+                          .c_str());
+    }
     for (std::size_t i = 0; i < heads_.size(); ++i) layout.add(sums.subspan(i * size, size), heads_[i]);
   }
 

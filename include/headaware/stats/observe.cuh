@@ -209,6 +209,7 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQ
 /// @return cudaErrorInvalidValue on arguments that make no sense, on too small or misaligned temporary storage,
 ///         and where not even one row's sums fit into the device's shared memory; cudaErrorNotSupported before
 ///         compute capability 8.0; launch errors
+/// @pre    values are finite: one that is not makes sums NaN, which `AttentionObserver::add_sums` refuses
 /// @note   Rows with a NaN or infinite score are counted as invalid and nowhere else. Deterministic on devices
 ///         of the same shared memory; graph-capturable: a memset of 4 bytes a head, then one launch. Empty input
 ///         succeeds without one. Values behind which no sums are wanted are not read.

@@ -13,6 +13,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
+#include <optional>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -22,11 +24,11 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @param score  how the engine makes logits of queries and keys; probabilities need the default
 /// @return [query_heads]
 /// @throws ArgumentError on shapes that make no sense
-/// @note   Rows with a NaN or infinite score, or with probabilities that do not sum to 1 within 1 %, are
-///         counted in `invalid_rows` and nowhere else.
+/// @note   Rows with a NaN or infinite score, that see a value (V) which is NaN, infinite or beyond 1e15, or with
+///         probabilities that do not sum to 1 within 1 %, are counted in `invalid_rows` and nowhere else.
 ///         Deterministic: threads share out tiles of a fixed size, which are merged in order.
 /// @par Cost  query_heads · tokens² · head_dim / 2 multiplications, twice that with values and thrice with output
-///            factors; the memory of a thread does not depend on `tokens`
+///            factors; memory does not depend on `tokens`
 template <class Layer>
 [[nodiscard]] std::vector<HeadChunk> observe_chunk(Layer const& layer, AttentionScore const& score,
                                                    ObserverParameters const& parameters = {}) {
@@ -48,25 +50,48 @@ template <class Layer>
   std::int64_t const tile = detail::RowPass::max_rows;
   std::int64_t const tiles = (queries + tile - 1) / tile;
   std::int64_t const work = tiles * layer.query_heads;
-  std::vector<HeadChunk> parts(static_cast<std::size_t>(work), empty);
+  // Some tiles at a time, so that memory does not grow with the tokens; how many does not depend on the threads, so
+  // that sums come out the same.
+  constexpr std::int64_t batch = 256;
+  std::vector<HeadChunk> parts(static_cast<std::size_t>(std::min(work, batch)), empty);
+  std::vector<HeadChunk> result(static_cast<std::size_t>(layer.query_heads), empty);
+  std::exception_ptr failure;
+  auto const guarded = [&](auto const& step) {
+    try {
+      step();
+    } catch (...) {
+#pragma omp critical(headaware_observe_failure)
+      failure = std::current_exception();
+    }
+  };
 #pragma omp parallel
   {
-    detail::RowPass pass(parameters, score, layer);
+    std::optional<detail::RowPass> pass;
+    guarded([&] { pass.emplace(parameters, score, layer); });
+    for (std::int64_t begin = 0; begin < work; begin += batch) {
+      std::int64_t const end = std::min(work, begin + batch);
 #pragma omp for schedule(dynamic)
-    for (std::int64_t i = 0; i < work; ++i) {
-      // The rows with most keys first, so that the last tile to finish is a short one.
-      std::int64_t const first = (tiles - 1 - i / layer.query_heads) * tile;
-      auto const head = static_cast<std::int32_t>(i % layer.query_heads);
-      pass.run(layer, head, parameters.first_query + first * parameters.query_stride, std::min(tile, queries - first),
-               parts[static_cast<std::size_t>(i)]);
+      for (std::int64_t i = begin; i < end; ++i) {
+        if (!pass) continue;
+        // The rows with most keys first, so that the last tile to finish is a short one.
+        std::int64_t const first = (tiles - 1 - i / layer.query_heads) * tile;
+        auto const head = static_cast<std::int32_t>(i % layer.query_heads);
+        guarded([&] {
+          pass->run(layer, head, parameters.first_query + first * parameters.query_stride,
+                    std::min(tile, queries - first), parts[static_cast<std::size_t>(i - begin)]);
+        });
+      }
+#pragma omp single
+      for (std::int64_t i = begin; i < end; ++i) {
+        HeadChunk& part = parts[static_cast<std::size_t>(i - begin)];
+        HeadChunk& head = result[static_cast<std::size_t>(i % layer.query_heads)];
+        head.chunk.merge(part.chunk);
+        head.retention.merge(part.retention);
+        part = empty;
+      }
     }
   }
-  std::vector<HeadChunk> result(static_cast<std::size_t>(layer.query_heads), empty);
-  for (std::int64_t i = work - 1; i >= 0; --i) {
-    HeadChunk& head = result[static_cast<std::size_t>(i % layer.query_heads)];
-    head.chunk.merge(parts[static_cast<std::size_t>(i)].chunk);
-    head.retention.merge(parts[static_cast<std::size_t>(i)].retention);
-  }
+  if (failure) std::rethrow_exception(failure);
   return result;
 }
 

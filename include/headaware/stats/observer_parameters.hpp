@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <optional>
+#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -31,10 +32,15 @@ struct ObserverParameters {
   /// @throws ArgumentError on values that make no sense
   void validate() const {
     constexpr auto where = "ObserverParameters";
-    detail::require(sink_size >= 0, "sink_size", ">= 0", sink_size, where);
-    detail::require(local_window >= 0, "local_window", ">= 0", local_window, where);
+    constexpr std::int32_t most = RetentionGrid::max_sinks;  // each costs a thread memory for every row of a tile
+    std::string const range = "in [0, " + std::to_string(most) + "]";
+    bool const sinks_fit = sink_size >= 0 && sink_size <= most;
+    bool const local_fits = local_window >= 0 && local_window <= most;
+    bool const distances_fit = num_distances > 0 && num_distances <= most;
+    detail::require(sinks_fit, "sink_size", range, sink_size, where);
+    detail::require(local_fits, "local_window", range, local_window, where);
     detail::require(recent_ratio >= 0 && recent_ratio <= 1, "recent_ratio", "in [0, 1]", recent_ratio, where);
-    detail::require(num_distances > 0, "num_distances", "> 0", num_distances, where);
+    detail::require(distances_fit, "num_distances", "in [1, " + std::to_string(most) + "]", num_distances, where);
     detail::require(chunk_size >= 0, "chunk_size", ">= 0", chunk_size, where);
     detail::require(min_chunk >= 1, "min_chunk", ">= 1", min_chunk, where);
     detail::require(first_query >= 0, "first_query", ">= 0", first_query, where);

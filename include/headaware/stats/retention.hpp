@@ -33,6 +33,7 @@ struct RetentionGrid {
 
   friend bool operator==(RetentionGrid const&, RetentionGrid const&) = default;
 
+  static constexpr std::int32_t max_sinks = 65536;
   static constexpr std::size_t max_cells = std::size_t{1} << 20;
 
   [[nodiscard]] std::size_t size() const { return sinks.size() * windows.size(); }
@@ -51,6 +52,7 @@ struct RetentionGrid {
     };
     ascends(sinks, 0, "sinks");
     ascends(windows, 1, "windows");
+    detail::require(sinks.back() <= max_sinks, "sinks", "<= " + std::to_string(max_sinks), sinks.back(), where);
     detail::require(size() <= max_cells, "sinks times windows", "at most 2^20", size(), where);
   }
 };

@@ -122,11 +122,115 @@ TEST_CASE("rows with a NaN or an infinity are counted, not averaged", "[stats]")
   REQUIRE(std::isfinite(got[0].chunk.entropy));
 }
 
+TEST_CASE("values that are no numbers spoil the rows that see them, and no others", "[stats]") {
+  ha::ObserverParameters parameters;
+  parameters.retention = ha::RetentionGrid{};
+  Problem const sound(2, 1, 100, 8, 3);
+  for (float const value : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), 1e25F}) {
+    Problem problem = sound;
+    problem.values[60 * 8 + 3] = value;
+    auto const got = ha::observe_chunk(problem.layer(true), {.scale = 0.3F}, parameters);
+    ha::ObserverParameters before = parameters;
+    before.query_stride = 1;
+    auto layer = sound.layer(true);
+    layer.tokens = 60;
+    auto const expected = ha::observe_chunk(layer, {.scale = 0.3F}, before);
+    for (std::size_t head = 0; head < 2; ++head) {
+      REQUIRE(got[head].chunk.rows == 60);
+      REQUIRE(got[head].chunk.invalid_rows == 40);
+      REQUIRE(got[head].retention.rows == 60);
+      REQUIRE(std::abs(got[head].chunk.entropy - expected[head].chunk.entropy) < 1e-6);
+      REQUIRE(std::abs(got[head].retention.output_squared - expected[head].retention.output_squared) < 1e-5);
+      for (double const error : got[head].retention.error_squared) REQUIRE(std::isfinite(error));
+    }
+    // A window that has moved past it does not see it.
+    auto const windowed = ha::observe_chunk(problem.layer(true), {.scale = 0.3F, .sliding_window = 20}, parameters);
+    REQUIRE(windowed[0].chunk.rows == 80);
+    REQUIRE(windowed[0].chunk.invalid_rows == 20);
+  }
+  // Without retention nobody reads values.
+  Problem problem = sound;
+  problem.values[60 * 8 + 3] = std::numeric_limits<float>::quiet_NaN();
+  REQUIRE(ha::observe_chunk(problem.layer(true), {.scale = 0.3F})[0].chunk.rows == 100);
+}
+
+TEST_CASE("a layout that fails ends the observation, not the program", "[stats]") {
+  struct Failing {
+    std::int64_t offset(std::int64_t, std::int64_t, std::int64_t token, std::int64_t) const {
+      if (token == 17) throw ha::ArgumentError({"token", "another", "17", "layout"});
+      return token;
+    }
+  };
+  Problem const problem(1, 1, 40, 8, 3);
+  ha::LayerQkv<float, ha::StridedLayout, Failing> layer;
+  layer.queries = problem.queries.data();
+  layer.keys = problem.keys.data();
+  layer.query_layout = ha::strided_bhsd(1, 1, 40, 8);
+  layer.query_heads = 1;
+  layer.kv_heads = 1;
+  layer.tokens = 40;
+  layer.head_dim = 8;
+  REQUIRE_THROWS_AS(ha::observe_chunk(layer, {.scale = 0.3F}), ha::ArgumentError);
+}
+
+TEST_CASE("half and bfloat16 give what their values in single precision give", "[stats]") {
+  auto const check = [](auto element) {
+    using E = decltype(element);
+    Problem problem(4, 2, 130, 24, 31);
+    auto const rounded = [](std::vector<float>& tensor) {
+      std::vector<E> result;
+      for (float& x : tensor) {
+        result.push_back(ha::from_float<E>(x));
+        x = ha::to_float(result.back());
+      }
+      return result;
+    };
+    auto const queries = rounded(problem.queries);
+    auto const keys = rounded(problem.keys);
+    auto const values = rounded(problem.values);
+    ha::LayerQkv<E, ha::StridedLayout, ha::StridedLayout> layer;
+    layer.queries = queries.data();
+    layer.keys = keys.data();
+    layer.values = values.data();
+    layer.query_layout = ha::strided_bhsd(1, 4, 130, 24);
+    layer.key_layout = ha::strided_bhsd(1, 2, 130, 24);
+    layer.value_layout = layer.key_layout;
+    layer.query_heads = 4;
+    layer.kv_heads = 2;
+    layer.tokens = 130;
+    layer.head_dim = 24;
+    ha::ObserverParameters parameters;
+    parameters.retention = ha::RetentionGrid{};
+    auto const got = ha::observe_chunk(layer, {.scale = 0.2F}, parameters);
+    auto const expected = ha::observe_chunk(problem.layer(true), {.scale = 0.2F}, parameters);
+    for (std::size_t head = 0; head < 4; ++head) {
+      REQUIRE(got[head].chunk.entropy == expected[head].chunk.entropy);
+      REQUIRE(got[head].retention == expected[head].retention);
+    }
+  };
+  check(ha::float16{});
+  check(ha::bfloat16{});
+}
+
+TEST_CASE("soft cap, sliding window, sampling and groups together", "[stats]") {
+  ha::ObserverParameters parameters;
+  parameters.retention = ha::RetentionGrid{};
+  parameters.first_query = 13;
+  parameters.query_stride = 7;
+  compare(Problem(4, 2, 700, 16, 17), {.scale = 0.25F, .soft_cap = 5, .sliding_window = 100}, parameters);
+}
+
 TEST_CASE("bad parameters are named", "[stats]") {
   Problem const problem(2, 1, 10, 8, 3);
   REQUIRE_THROWS_AS(ha::observe_chunk(problem.layer(false), {.scale = 0}), ha::ArgumentError);
   REQUIRE_THROWS_AS(ha::observe_chunk(problem.layer(false), {.scale = 1}, {.query_stride = 0}), ha::ArgumentError);
+  REQUIRE_THROWS_AS(ha::observe_chunk(problem.layer(false), {.scale = 1}, {.sink_size = 2000000000}),
+                    ha::ArgumentError);
+  REQUIRE_THROWS_AS(ha::observe_chunk(problem.layer(false), {.scale = 1}, {.local_window = 2147483647}),
+                    ha::ArgumentError);
   ha::ObserverParameters parameters;
+  parameters.retention = ha::RetentionGrid{.sinks = {0, 2000000000}, .windows = {8}};
+  REQUIRE_THROWS_AS(ha::observe_chunk(problem.layer(false), {.scale = 1}, parameters), ha::ArgumentError);
   parameters.retention = ha::RetentionGrid{.sinks = {4, 4}, .windows = {8}};
   REQUIRE_THROWS_AS(ha::observe_chunk(problem.layer(false), {.scale = 1}, parameters), ha::ArgumentError);
   auto layer = problem.layer(false);
