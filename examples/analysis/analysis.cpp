@@ -1,5 +1,6 @@
 #include "analysis/analysis.hpp"
 
+#include "analysis/about.hpp"
 #include "report/report.hpp"
 #include "support/folder.hpp"
 #include "support/interrupt.hpp"
@@ -62,6 +63,9 @@ ha::SavedObserver begin(AttentionSource const& source, AnalysisOptions const& op
   };
   same(saved.source == fresh.source, "observation to resume", fresh.source, saved.source);
   same(saved.observer.model() == fresh.observer.model(), "model to resume", "the same shape", "another");
+  auto const texts = static_cast<std::int64_t>(source.texts().size());
+  same(saved.position <= texts, "position to resume", "at most " + std::to_string(texts) + " pieces",
+       std::to_string(saved.position));
   same(saved.observer.parameters() == fresh.observer.parameters(), "parameters to resume", "the same", "others");
   return saved;
 }
@@ -69,7 +73,7 @@ ha::SavedObserver begin(AttentionSource const& source, AnalysisOptions const& op
 /// One text into an observer of its own, so that an interrupted one leaves no trace.
 ha::AttentionObserver observe_text(AttentionSource& source, std::size_t text, ha::ObserverParameters const& parameters,
                                    std::vector<ha::OutputMetric> const& metrics, support::Interrupt const& interrupt,
-                                   std::function<void(std::int32_t)> const& layer_done) {
+                                   std::function<void(LayerAttention const&)> const& layer_done) {
   ha::AttentionObserver observer(source.model(), parameters);
   source.run(text, [&](LayerAttention const& attention) {
     if (interrupt.asked()) throw Interrupted{};
@@ -79,15 +83,9 @@ ha::AttentionObserver observe_text(AttentionSource& source, std::size_t text, ha
           observer.observe(attention.layer, qkv, attention.score);
         },
         attention.qkv);
-    layer_done(attention.layer);
+    layer_done(attention);
   });
   return observer;
-}
-
-std::string list(std::vector<std::int32_t> const& numbers) {
-  std::string result;
-  for (std::int32_t const number : numbers) result += (result.empty() ? "" : ", ") + std::to_string(number);
-  return result;
 }
 
 }  // namespace
@@ -97,7 +95,8 @@ Analysis analyze(AttentionSource& source, AnalysisOptions const& options) {
   auto const sums_path = options.output_dir / "attention_sums.json";
   ha::SavedObserver saved = begin(source, options);
   std::vector<std::int64_t> const texts = source.texts();
-  Analysis result{std::move(saved.observer), saved.position, static_cast<std::int64_t>(texts.size()), 0, 0, 0};
+  Analysis result{std::move(saved.observer), saved.position, static_cast<std::int64_t>(texts.size()), 0, 0, 0, {}};
+  result.scores.resize(static_cast<std::size_t>(source.model().num_hidden_layers));
   for (std::size_t i = 0; i < texts.size(); ++i) {
     result.tokens += texts[i];
     if (static_cast<std::int64_t>(i) < result.texts_done) result.tokens_done += texts[i];
@@ -114,9 +113,11 @@ Analysis analyze(AttentionSource& source, AnalysisOptions const& options) {
     for (auto i = static_cast<std::size_t>(result.texts_done); i < texts.size(); ++i) {
       auto const done = static_cast<double>(result.tokens_done);
       auto const tokens = static_cast<double>(texts[i]);
-      result.observer.merge(observe_text(source, i, options.parameters, metrics, interrupt, [&](std::int32_t layer) {
-        progress.show(done + tokens * (layer + 1) / layers);
-      }));
+      result.observer.merge(
+          observe_text(source, i, options.parameters, metrics, interrupt, [&](LayerAttention const& attention) {
+            result.scores[static_cast<std::size_t>(attention.layer)] = attention.score;
+            progress.show(done + tokens * (attention.layer + 1) / layers);
+          }));
       result.tokens_done += texts[i];
       ++result.texts_done;
       if (progress.seconds() - saved_at > 10) {
@@ -129,6 +130,7 @@ Analysis analyze(AttentionSource& source, AnalysisOptions const& options) {
     // The texts before it are whole.
   }
   progress.finish(static_cast<double>(result.tokens_done));
+  if (result.texts_done == 0) return result;
   ha::save_attention_sums(sums_path, result.observer, result.texts_done, source.description());
   result.seconds = progress.seconds();
   return result;
@@ -148,31 +150,57 @@ void write_results(Analysis const& analysis, AttentionSource const& source, std:
   ha::save_classifications(output_dir / "head_classifications.json", input.classifications);
   if (input.retention) ha::save_retention_statistics(output_dir / "retention_statistics.json", *input.retention);
 
-  std::string const seen = std::to_string(analysis.texts_done) + " of " + std::to_string(analysis.texts) +
-                           " pieces of text, " + std::to_string(analysis.tokens_done) + " of " +
-                           std::to_string(analysis.tokens) + " tokens";
-  nlohmann::ordered_json const about = {{"model", source.name()},          {"observed", source.description()},
-                                        {"complete", analysis.complete()}, {"pieces_done", analysis.texts_done},
-                                        {"pieces", analysis.texts},        {"tokens_done", analysis.tokens_done},
-                                        {"tokens", analysis.tokens},       {"invalid_rows", observer.invalid_rows()},
-                                        {"layers", source.layers()},       {"seconds", analysis.seconds}};
-  ha::write_file(output_dir / "analysis.json", about.dump(2) + "\n");
+  ha::ModelConfig const model = observer.model();
+  About const about{source.name(),
+                    source.description(),
+                    analysis.complete(),
+                    std::to_string(analysis.texts_done) + " of " + std::to_string(analysis.texts) +
+                        " pieces of text, " + std::to_string(analysis.tokens_done) + " of " +
+                        std::to_string(analysis.tokens) + " tokens",
+                    model.num_key_value_heads,
+                    model.head_dim,
+                    observer.invalid_rows(),
+                    source.layers()};
+  auto scores = nlohmann::ordered_json::array();
+  for (ha::AttentionScore const& score : analysis.scores) {
+    scores.push_back({{"scale", score.scale}, {"soft_cap", score.soft_cap}, {"sliding_window", score.sliding_window}});
+  }
+  nlohmann::ordered_json const json = {{"model", about.model},
+                                       {"observed", about.observed},
+                                       {"complete", about.complete},
+                                       {"seen", about.seen},
+                                       {"pieces_done", analysis.texts_done},
+                                       {"pieces", analysis.texts},
+                                       {"tokens_done", analysis.tokens_done},
+                                       {"tokens", analysis.tokens},
+                                       {"invalid_rows", about.invalid_rows},
+                                       {"model_config",
+                                        {{"num_hidden_layers", model.num_hidden_layers},
+                                         {"num_attention_heads", model.num_attention_heads},
+                                         {"num_key_value_heads", model.num_key_value_heads},
+                                         {"head_dim", model.head_dim}}},
+                                       {"layers", about.layers},
+                                       {"attention", scores},
+                                       {"seconds", analysis.seconds}};
+  ha::write_file(output_dir / "analysis.json", json.dump(2) + "\n");
+  // Refined classes of an earlier analysis would be taken for this one's.
+  if (std::filesystem::remove(output_dir / "validation" / "refined_classifications.json")) {
+    std::filesystem::remove(output_dir / "validation" / "validation_report.txt");
+    std::printf(
+        "removed the refined classifications of an earlier analysis: validate_head_classification makes them\n");
+  }
 
   std::printf("%s\n", format_summary(ha::summarize(input.classifications)).c_str());
-  std::vector<std::int32_t> const layers = source.layers();
-  if (!std::is_sorted(layers.begin(), layers.end()) || (!layers.empty() && layers.back() + 1 != std::ssize(layers))) {
-    std::printf("layers 0 to %zu here are the model's layers %s\n", layers.size() - 1, list(layers).c_str());
-    input.parameters.emplace_back("model's layers shown", list(layers));
-  }
-  if (observer.invalid_rows() > 0) {
+  if (auto const note = layers_note(about.layers); !note.empty()) std::printf("%s\n", note.c_str());
+  if (about.invalid_rows > 0) {
     std::printf("%lld rows of attention held NaN or infinity and were left out\n",
-                static_cast<long long>(observer.invalid_rows()));
+                static_cast<long long>(about.invalid_rows));
   }
-  input.parameters.emplace_back("observed", seen + (analysis.complete() ? "" : " (partial)"));
-  input.parameters.emplace_back("source", source.description());
+  input.parameters = about_rows(about);
+  input.notice = partial_notice(about);
   report::write_report(output_dir, input);
   if (!analysis.complete()) {
-    std::printf("PARTIAL: interrupted after %s. --resume goes on from there.\n", seen.c_str());
+    std::printf("PARTIAL: interrupted after %s. --resume goes on from there.\n", about.seen.c_str());
   }
 }
 

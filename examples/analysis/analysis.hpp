@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <vector>
 
 namespace analysis {
 
@@ -27,6 +28,7 @@ struct Analysis {
   std::int64_t tokens_done = 0;
   std::int64_t tokens = 0;
   double seconds = 0;
+  std::vector<headaware::AttentionScore> scores;  ///< of each layer, as the last text of this run had it
   [[nodiscard]] bool complete() const { return texts_done == texts; }
 };
 

@@ -2,6 +2,7 @@
 
 #include "analysis/analysis.hpp"
 #include "analysis/captured_source.hpp"
+#include "support/folder.hpp"
 #ifdef HEADAWARE_HAS_LLAMA
 #include "llama/exact_copy.hpp"
 #include "llama/model_source.hpp"
@@ -66,9 +67,21 @@ std::unique_ptr<analysis::AttentionSource> open_source(Options const& options) {
 
 void run(Options options) {
   options.analysis.parameters.validate();
+  support::make_folder(options.analysis.output_dir);
   auto const source = open_source(options);
   std::vector<std::int64_t> const texts = source->texts();
   std::int64_t const longest = texts.empty() ? 0 : *std::max_element(texts.begin(), texts.end());
+  auto const& parameters = options.analysis.parameters;
+  if (longest < parameters.min_chunk) {
+    throw ha::ArgumentError(
+        {"pieces of text",
+         "one of at least " + std::to_string(parameters.min_chunk) + " tokens (--chunk_size, --max_tokens)",
+         "at most " + std::to_string(longest), options.model.string()});
+  }
+  if (longest <= parameters.first_query) {
+    throw ha::ArgumentError({"--first_query", "less than the longest piece of text, " + std::to_string(longest),
+                             std::to_string(parameters.first_query), "analyze_attention"});
+  }
   if (!options.no_retention) {
     ha::RetentionGrid grid = ha::RetentionGrid::up_to(longest);
     if (!options.sinks.empty()) grid.sinks = options.sinks;

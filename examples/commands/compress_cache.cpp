@@ -1,5 +1,6 @@
 // From classified heads to a smaller cache: table of policies → compression into every form → check of every row.
 
+#include "analysis/about.hpp"
 #include "support/capture.hpp"
 
 #include <headaware/compressor.hpp>
@@ -231,7 +232,26 @@ ha::ModelConfig model_of(std::vector<ha::HeadClassification> const& classes, cap
                          Options const& options) {
   auto const shape = ha::detail::grid_shape(std::span<ha::HeadClassification const>(classes));
   ha::ModelConfig model{shape.layers, shape.heads, shape.heads, 64};
+  if (options.classifications.empty()) {
+    if (auto const about = analysis::load_about(options.results_dir)) {
+      model.num_key_value_heads = about->num_key_value_heads;
+      model.head_dim = about->head_dim;
+    }
+  }
   if (!capture.sequences.empty()) {
+    auto const mismatch = [&](char const* what, std::int64_t expected, std::int64_t got) {
+      throw ha::ArgumentError(
+          {what, std::to_string(expected) + " as the classes have", std::to_string(got), options.capture.string()});
+    };
+    auto const& sequence = capture.sequences.front();
+    if (sequence.queries && sequence.queries->shape[1] != shape.heads) {
+      mismatch("query heads of the capture", shape.heads, sequence.queries->shape[1]);
+    }
+    bool const whole_model =
+        capture.num_layers > 0 ? capture.num_layers == shape.layers : capture.layers.back() < shape.layers;
+    if (sequence.keys.shape[0] != shape.layers && !whole_model) {
+      mismatch("layers of the capture", shape.layers, sequence.keys.shape[0]);
+    }
     auto const& keys = capture.sequences.front().keys.shape;
     model.num_key_value_heads = static_cast<std::int32_t>(keys[1]);
     model.head_dim = static_cast<std::int32_t>(keys[3]);
@@ -248,6 +268,7 @@ ha::ModelConfig model_of(std::vector<ha::HeadClassification> const& classes, cap
 
 int run(Options const& options) {
   std::filesystem::path const path = classifications_of(options);
+  if (options.classifications.empty()) analysis::warn_if_partial(options.results_dir);
   std::vector<ha::HeadClassification> const classes = ha::load_classifications(path);
   capture::Arrays const capture = options.capture.empty() ? capture::Arrays{} : capture::load_arrays(options.capture);
   bool const captured = !capture.sequences.empty();
@@ -307,9 +328,10 @@ int main(int argc, char** argv) {
   app.add_option("--mixed", options.mixed,
                  "what heads of type mixed keep: all (conservative) or 4 + 64 tokens (aggressive)")
       ->check(CLI::IsMember({"conservative", "aggressive"}));
-  app.add_option("--kv_heads", options.kv_heads, "KV heads a layer, where no arrays tell; default: the query heads")
+  app.add_option("--kv_heads", options.kv_heads,
+                 "KV heads a layer, where neither arrays nor results tell; default: the query heads")
       ->check(CLI::NonNegativeNumber);
-  app.add_option("--head_dim", options.head_dim, "channels a head, where no arrays tell; default: 64")
+  app.add_option("--head_dim", options.head_dim, "channels a head, where neither arrays nor results tell; default: 64")
       ->check(CLI::PositiveNumber);
   app.add_option("--tokens", options.tokens,
                  "tokens of the cache, where no arrays were captured; also the summary's length")

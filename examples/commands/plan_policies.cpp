@@ -1,5 +1,6 @@
 // Plans which tokens each KV head keeps, from retention statistics, under a budget.
 
+#include "analysis/about.hpp"
 #include "support/budget.hpp"
 #include "support/folder.hpp"
 
@@ -92,6 +93,7 @@ void print_comparison(ha::KvErrors const& errors, Options const& options) {
 }
 
 void run(Options options) {
+  analysis::warn_if_partial(options.results_dir);
   ha::RetentionStatistics const text = load_statistics(options.results_dir);
   std::optional<ha::RetentionStatistics> probe;
   if (!options.probe_dir.empty()) probe = load_statistics(options.probe_dir);

@@ -1,5 +1,6 @@
 // Pictures and a page from the files of a results folder, without the model that they came from.
 
+#include "analysis/about.hpp"
 #include "report/report.hpp"
 #include "support/folder.hpp"
 
@@ -41,6 +42,8 @@ std::vector<ha::HeadClassification> classes(std::filesystem::path const& folder,
 void run(Options options) {
   support::require_folder(options.results_dir, "results", "a folder with head_statistics.json");
   if (options.output_dir.empty()) options.output_dir = options.results_dir;
+  auto const about = analysis::load_about(options.results_dir);
+  if (options.title.empty() && about) options.title = about->model;
   if (options.title.empty())
     options.title = std::filesystem::absolute(options.results_dir / ".").parent_path().filename().string();
   report::ReportInput input{.title = options.title,
@@ -51,6 +54,10 @@ void run(Options options) {
   input.classifications = classes(options.results_dir, input.statistics);
   if (auto const path = options.results_dir / "retention_statistics.json"; std::filesystem::exists(path)) {
     input.retention = ha::load_retention_statistics(path);
+  }
+  if (about) {
+    input.parameters = analysis::about_rows(*about);
+    input.notice = analysis::partial_notice(*about);
   }
   report::write_report(options.output_dir, input);
 }

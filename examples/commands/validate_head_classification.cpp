@@ -1,5 +1,6 @@
 // Checks the classes of a model's heads against the statistics that they came from, or makes them anew.
 
+#include "analysis/about.hpp"
 #include "report/report.hpp"
 #include "support/folder.hpp"
 
@@ -125,6 +126,7 @@ int run(Options options) {
                           "a folder with head_statistics.json and head_classifications.json");
   if (options.output_dir.empty()) options.output_dir = options.results_dir / "validation";
 
+  analysis::warn_if_partial(options.results_dir);
   ha::ModelStatistics const model = ha::load_statistics(options.results_dir / "head_statistics.json");
   auto const stored_path = options.results_dir / "head_classifications.json";
   std::vector<ha::HeadClassification> classes;

@@ -5,11 +5,15 @@
 #include "llama/exact_copy.hpp"
 #include "llama/output_projection.hpp"
 #include "llama/text_chunks.hpp"
+#include "support/hash.hpp"
 
 #include <headaware/io/file.hpp>
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
 #include <functional>
 #include <string>
 #include <utility>
@@ -21,6 +25,9 @@ namespace ha = headaware;
 
 namespace {
 
+/// Beyond it the scores of all heads would fill the memory.
+constexpr std::int32_t longest_unfused = 2048;
+
 class ModelSource : public analysis::AttentionSource {
  public:
   explicit ModelSource(ModelSourceOptions const& options)
@@ -29,17 +36,30 @@ class ModelSource : public analysis::AttentionSource {
         chunks_(chunks_of(model_, ha::read_text_file(options.text), options.chunk_size, options.max_tokens,
                           options.text.string())),
         tap_(model_.shape(), [this](TappedAttention const& attention) { hand_over(attention); }),
-        // Beyond this the scores of all heads would fill the memory; the fused node has none, at half precision.
         context_(model_, {.tokens = longest(),
-                          .flash_attention = longest() > 2048,
+                          .flash_attention = longest() > longest_unfused,
                           .all_logits = false,
                           .threads = options.threads,
                           .observer = &tap_}) {
-    description_ = options.model.filename().string() + (options.exact ? " in single precision" : "") + ", " +
-                   std::to_string(std::filesystem::file_size(options.model)) + " bytes; text " +
-                   options.text.filename().string() + ", " + std::to_string(std::filesystem::file_size(options.text)) +
-                   " bytes, pieces of " + std::to_string(options.chunk_size) + " tokens, at most " +
-                   std::to_string(options.max_tokens);
+    std::uint64_t print = support::fingerprint(nullptr, 0);
+    for (auto const& chunk : chunks_) {
+      print = support::fingerprint(chunk.data(), chunk.size() * sizeof(chunk[0]), print);
+    }
+    description_ = options.model.filename().string() + (options.exact ? " in single precision, " : ", ") +
+                   std::to_string(std::filesystem::file_size(options.model)) + " bytes; " +
+                   options.text.filename().string() + " in pieces of " + std::to_string(options.chunk_size) +
+                   " tokens, at most " + std::to_string(options.max_tokens) + ", tokens " + support::hex(print);
+    if (longest() > longest_unfused) {
+      description_ += "; fused attention in half precision";
+      std::fprintf(stderr,
+                   "note: pieces of more than %d tokens run with llama.cpp's fused attention, which rounds queries, "
+                   "keys and values to half precision on their way to the next layer\n",
+                   longest_unfused);
+    }
+    if (longest() > model_.shape().trained_tokens && model_.shape().trained_tokens > 0) {
+      std::fprintf(stderr, "note: the model was trained for %d tokens; the longest piece has %d\n",
+                   model_.shape().trained_tokens, longest());
+    }
   }
 
   [[nodiscard]] std::string name() const override {

@@ -23,6 +23,10 @@ inline constexpr std::size_t shortest_chunk = 10;
 inline std::vector<std::vector<std::int32_t>> chunks_of(Model const& model, std::string_view text,
                                                         std::int64_t chunk_size, std::int64_t max_tokens,
                                                         std::string const& where) {
+  if (chunk_size > 0 && chunk_size < static_cast<std::int64_t>(shortest_chunk)) {
+    throw headaware::ArgumentError({"chunk_size", "0 or at least " + std::to_string(shortest_chunk) + " tokens",
+                                    std::to_string(chunk_size), where});
+  }
   auto tokens = model.tokenize(text, false);
   if (max_tokens > 0) tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(max_tokens)));
   std::size_t const specials = model.begins_with_bos() ? 1 : 0;

@@ -228,6 +228,7 @@ std::string page(ReportInput const& input, std::vector<Picture> const& pictures,
           "</title>\n<style>" + std::string(css) + "</style>\n</head>\n<body>\n";
   text += "<h1>" + escaped(title) + "</h1>\n<p class=\"faint\">What the " + std::to_string(summary.total_heads) +
           " query heads look at, and what a cache may drop. Made by headaware " + version + ".</p>\n";
+  if (!input.notice.empty()) text += "<p class=\"note\">" + escaped(input.notice) + "</p>\n";
   text += type_table(input, summary) + picture_section(pictures, drawings) + layer_table(input) + model_table(input);
   return text + "</body>\n</html>\n";
 }

@@ -26,7 +26,8 @@ struct ReportInput {
   std::vector<headaware::HeadClassification> classifications;  ///< of the same heads, in any order
   std::optional<headaware::RetentionStatistics> retention;
   headaware::ClassifierThresholds thresholds;                        ///< drawn as lines
-  std::vector<std::pair<std::string, std::string>> parameters = {};  ///< more rows of the page's first table
+  std::vector<std::pair<std::string, std::string>> parameters = {};  ///< more rows of the page's last table
+  std::string notice = {};                                           ///< shown at the top, if any
 };
 
 /// @brief Writes the page, the pictures, and the data and scripts behind them, each whole or not at all; says on

@@ -47,6 +47,19 @@ else
 fi
 "$program" "${pieces[@]}" --output_dir "$folder/whole" --resume >/dev/null 2>&1 || fail "nothing left to do is no error"
 
+# Refined classes of an earlier analysis do not stay beside a later one's.
+mkdir -p "$folder/whole/validation"
+cp "$folder/whole/head_classifications.json" "$folder/whole/validation/refined_classifications.json"
+"$program" "${pieces[@]}" --output_dir "$folder/whole" >"$folder/whole.log" 2>&1
+[[ ! -e $folder/whole/validation/refined_classifications.json ]] || fail "old refined classes stayed"
+
+# A value that is no number: the rows that see it are left out, and the results say so.
+mkdir "$folder/spoiled"
+cp "$capture"/* "$folder/spoiled"
+printf '\x00\x7e' | dd of="$folder/spoiled/chunk0_v.npy" bs=1 seek=60000 conv=notrunc status=none
+"$program" --model "$folder/spoiled" --output_dir "$folder/spoiled_results" >"$folder/log" 2>&1 || fail "a NaN ended the analysis"
+grep -q "rows of attention held NaN" "$folder/log" || fail "a NaN was not counted"
+
 expect() {  # expect <text> <arguments>...
   local text=$1
   shift
@@ -55,10 +68,17 @@ expect() {  # expect <text> <arguments>...
 }
 expect "parameters to resume" "${pieces[@]}" --sink_size 2 --output_dir "$folder/whole" --resume
 expect "observation to resume" --model "$capture" --chunk_size 32 --num_distances 16 --output_dir "$folder/whole" --resume
+mkdir "$folder/changed"
+cp "$capture"/* "$folder/changed"
+"$program" --model "$folder/changed" --output_dir "$folder/changed_results" >/dev/null 2>&1
+printf '\x01' | dd of="$folder/changed/chunk0_q.npy" bs=1 seek=5000 conv=notrunc status=none
+expect "observation to resume" --model "$folder/changed" --output_dir "$folder/changed_results" --resume
+expect "first_query" --model "$capture" --first_query 600 --output_dir "$folder/none"
+expect "at least 10 tokens" --model "$capture" --max_tokens 5 --output_dir "$folder/none"
 expect "GGUF file" --model org/name --output_dir "$folder/none"
 expect "windows" --model "$capture" --windows 8,4 --output_dir "$folder/none"
 expect "NAME_q.npy" --model "$folder" --output_dir "$folder/none"
-[[ ! -e $folder/none ]] || fail "a refused analysis left something behind"
+[[ -z $(ls -A "$folder/none") ]] || fail "a refused analysis left something behind"
 mkdir "$folder/broken"
 cp "$capture"/* "$folder/broken"
 truncate -s 100000 "$folder/broken/chunk0_q.npy"

@@ -22,6 +22,18 @@ run() {  # run <text> <arguments>...
 run "4 layers, 9 query heads, 3 KV heads, head_dim 64" --capture "$capture"
 run "the model's layers 0 10 18 29" --capture "$capture" --mixed aggressive --skip_layers 0,3
 run "a numbered cache" --tokens 300 --kv_heads 3 --head_dim 40
+# Classes of another model than the capture's.
+if command -v python3 >/dev/null; then
+  python3 - "$folder" <<'PY'
+import json, sys
+path = sys.argv[1]
+data = json.load(open(path + "/head_classifications.json"))
+data["classifications"] = [c for c in data["classifications"] if c["head_idx"] < 6]
+json.dump(data, open(path + "/narrow.json", "w"))
+PY
+  if "$program" --classifications "$folder/narrow.json" --capture "$capture" >"$folder/log" 2>&1; then exit 1; fi
+  grep -q "query heads of the capture" "$folder/log"
+fi
 if "$program" --results_dir "$folder/none" >"$folder/log" 2>&1; then exit 1; fi
 grep -q "classifications" "$folder/log"
 echo "commands: compress_cache does what it should"
