@@ -1,0 +1,174 @@
+#pragma once
+
+#include <headaware/cache/rolling_slots.hpp>
+#include <headaware/detail/append_rows.hpp>
+#include <headaware/detail/cuda/kernel.cuh>
+
+#include <algorithm>
+#include <cstdint>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// The keys or the values of an append.
+template <class Layout>
+struct AppendPlane {
+  Layout layout;
+  std::int32_t channels;
+  std::int32_t element_bytes;
+  std::int32_t vector_bytes;  ///< the widest access that both sides and all addresses allow
+};
+
+/// Counters that the kernel reads, and with `ticket` counts up.
+struct AppendCounters {
+  std::int32_t const* lengths = nullptr;  ///< [num_sequences] before the append
+  std::int32_t const* written = nullptr;  ///< [num_sequences]
+  std::int32_t const* counts = nullptr;   ///< [num_sequences]; nullptr: max_count each
+  std::int32_t* status = nullptr;         ///< 1 if a sequence is refused; nullptr: nobody asks
+  std::int32_t* advance_lengths = nullptr;
+  std::int32_t* advance_written = nullptr;
+  std::int32_t* ticket = nullptr;  ///< blocks that have read the counters; nullptr: count nothing up
+  std::int64_t token_limit = 0;
+  std::int32_t max_count = 0;
+  std::int32_t num_sequences = 0;
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t count(std::int64_t sequence) const {
+    return counts != nullptr ? counts[sequence] : max_count;
+  }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE bool takes(std::int64_t length, std::int64_t count) const {
+    return length >= 0 && count >= 0 && count <= max_count && length + count <= token_limit;
+  }
+};
+
+template <class Placement, class Keys, class Values>
+struct AppendParameters {
+  Placement placement;
+  AppendCounters counters;
+  AppendPlane<Keys> keys;
+  AppendPlane<Values> values;
+  std::int32_t first_layer;
+  std::int32_t num_layers;  ///< handed over
+  std::int32_t num_kv_heads;
+  std::int32_t rows_per_head;  ///< the most tokens of an append that stay in a head
+  std::int32_t rows_per_block;
+};
+
+/// What the kernel looks up by layer: keys, values.
+struct AppendTables {
+  PlanePointers planes[2];
+};
+
+inline constexpr std::int32_t max_append_rows = 64;
+
+/// One token of one head: where from and where to.
+struct AppendRow {
+  std::int64_t key_target;  ///< elements; -1: nothing to do
+  std::int64_t value_target;
+  std::int32_t layer;
+  std::int32_t sequence;
+  std::int32_t kv_head;
+  std::int32_t token;  ///< of the new ones
+};
+
+/// Copies the block's rows of one plane, `Vector` by `Vector`.
+template <class Vector, class Layout>
+__device__ void append_vectors(AppendPlane<Layout> const& plane, PlanePointers const& pointers,
+                               std::int64_t AppendRow::*target, AppendRow const* rows, std::int32_t count) {
+  auto const layout = plane.layout;
+  std::int32_t const per_vector = static_cast<std::int32_t>(sizeof(Vector)) / plane.element_bytes;
+  std::int32_t const per_row = plane.channels / per_vector;
+  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < count * per_row; i += block_threads) {
+    AppendRow const& row = rows[i / per_row];
+    if (row.*target < 0) continue;
+    std::int32_t const channel = i % per_row * per_vector;
+    auto const* const source = static_cast<char const*>(pointers.source[row.layer]);
+    auto* const kept = static_cast<char*>(pointers.kept[row.layer]);
+    std::int64_t const from = layout.offset(row.sequence, row.kv_head, row.token, channel) * plane.element_bytes;
+    *reinterpret_cast<Vector*>(kept + (row.*target + channel) * plane.element_bytes) =
+        *reinterpret_cast<Vector const*>(source + from);
+  }
+}
+
+template <class Layout>
+__device__ void append_plane(AppendPlane<Layout> const& plane, PlanePointers const& pointers,
+                             std::int64_t AppendRow::*target, AppendRow const* rows, std::int32_t count) {
+  switch (plane.vector_bytes) {
+    case 16: return append_vectors<uint4>(plane, pointers, target, rows, count);
+    case 8: return append_vectors<uint2>(plane, pointers, target, rows, count);
+    case 4: return append_vectors<std::uint32_t>(plane, pointers, target, rows, count);
+    case 2: return append_vectors<std::uint16_t>(plane, pointers, target, rows, count);
+    default: return append_vectors<std::uint8_t>(plane, pointers, target, rows, count);
+  }
+}
+
+/// Whether this block is the last one to come here: all others have read what it may now overwrite.
+__device__ inline bool last_block(std::int32_t* ticket) {
+  __shared__ bool last;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicAdd(ticket, 1) == static_cast<std::int32_t>(gridDim.x) - 1;
+    if (last) *ticket = 0;
+  }
+  __syncthreads();
+  return last;
+}
+
+/// Fills in row `index` of an append: segments in order, and in each the tokens that stay.
+template <class Parameters>
+__device__ AppendRow append_row(Parameters const& p, std::int64_t index, std::int64_t segments) {
+  AppendRow row{-1, -1, 0, 0, 0, 0};
+  std::int64_t const segment = index / p.rows_per_head;
+  if (segment >= segments) return row;
+  std::int64_t const i = index % p.rows_per_head;
+  row.kv_head = static_cast<std::int32_t>(segment % p.num_kv_heads);
+  row.sequence = static_cast<std::int32_t>(segment / p.num_kv_heads % p.counters.num_sequences);
+  row.layer = static_cast<std::int32_t>(segment / p.num_kv_heads / p.counters.num_sequences);
+  std::int64_t const length = p.counters.lengths[row.sequence];
+  std::int64_t const count = p.counters.count(row.sequence);
+  if (!p.counters.takes(length, count)) {
+    if (p.counters.status != nullptr) *p.counters.status = 1;
+    return row;
+  }
+  std::int64_t const layer = p.first_layer + row.layer;
+  std::int64_t const written = Parameters::needs_written ? p.counters.written[row.sequence] : 0;
+  Survivors const staying = p.placement.survivors(layer, row.kv_head, length, written, count);
+  if (i >= staying.count()) return row;
+  std::int64_t const token = staying.token(i);
+  row.token = static_cast<std::int32_t>(token - length);
+  row.key_target = p.placement.offset(layer, row.sequence, row.kv_head, token, p.keys.channels);
+  row.value_target = p.placement.offset(layer, row.sequence, row.kv_head, token, p.values.channels);
+  return row;
+}
+
+/// Each block writes some rows of keys and values. The last block to have read the lengths counts them up.
+template <class Parameters>
+HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
+    append_kernel(Parameters const __grid_constant__ parameters, AppendTables const __grid_constant__ tables) {
+  __shared__ SharedStorage<Parameters> parameter_storage;
+  __shared__ AppendRow rows[max_append_rows];
+  auto const& p = share_parameters(parameters, parameter_storage);
+  std::int64_t const segments = std::int64_t{p.num_layers} * p.counters.num_sequences * p.num_kv_heads;
+  auto const thread = static_cast<std::int32_t>(threadIdx.x);
+  if (thread < p.rows_per_block) {
+    rows[thread] = append_row(p, std::int64_t{blockIdx.x} * p.rows_per_block + thread, segments);
+  }
+  __syncthreads();
+  append_plane(p.keys, tables.planes[0], &AppendRow::key_target, rows, p.rows_per_block);
+  append_plane(p.values, tables.planes[1], &AppendRow::value_target, rows, p.rows_per_block);
+  if (p.counters.ticket == nullptr || !last_block(p.counters.ticket)) return;
+  for (std::int32_t b = thread; b < p.counters.num_sequences; b += block_threads) {
+    std::int32_t const length = p.counters.advance_lengths[b];
+    std::int64_t const count = p.counters.count(b);
+    if (!p.counters.takes(length, count)) {
+      if (p.counters.status != nullptr) *p.counters.status = 1;
+      continue;
+    }
+    auto const now = static_cast<std::int32_t>(length + count);
+    p.counters.advance_lengths[b] = now;
+    p.counters.advance_written[b] = max(p.counters.advance_written[b], now);
+  }
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END
