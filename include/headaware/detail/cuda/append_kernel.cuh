@@ -1,5 +1,6 @@
 #pragma once
 
+#include <headaware/cache/paged_head.hpp>
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/detail/append_rows.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
@@ -51,6 +52,7 @@ struct AppendParameters {
   std::int32_t num_kv_heads;
   std::int32_t rows_per_head;  ///< the most tokens of an append that stay in a head
   std::int32_t rows_per_block;
+  std::int32_t append_blocks;  ///< the blocks behind them copy pages
 };
 
 /// What the kernel looks up by layer: keys, values.
@@ -98,6 +100,28 @@ __device__ void append_plane(AppendPlane<Layout> const& plane, PlanePointers con
     case 4: return append_vectors<std::uint32_t>(plane, pointers, target, rows, count);
     case 2: return append_vectors<std::uint16_t>(plane, pointers, target, rows, count);
     default: return append_vectors<std::uint8_t>(plane, pointers, target, rows, count);
+  }
+}
+
+/// Copies rows of one plane that lie back to back in one tensor.
+template <class Vector>
+__device__ void copy_vectors(char* data, std::int64_t from, std::int64_t to, std::int64_t bytes) {
+  auto const* const source = reinterpret_cast<Vector const*>(data + from);
+  auto* const target = reinterpret_cast<Vector*>(data + to);
+  for (std::int64_t i = threadIdx.x; i < bytes / static_cast<std::int64_t>(sizeof(Vector)); i += block_threads) {
+    target[i] = source[i];
+  }
+}
+
+/// @param from, to, bytes  multiples of `vector_bytes`
+__device__ inline void copy_bytes(char* data, std::int64_t from, std::int64_t to, std::int64_t bytes,
+                                  std::int32_t vector_bytes) {
+  switch (vector_bytes) {
+    case 16: return copy_vectors<uint4>(data, from, to, bytes);
+    case 8: return copy_vectors<uint2>(data, from, to, bytes);
+    case 4: return copy_vectors<std::uint32_t>(data, from, to, bytes);
+    case 2: return copy_vectors<std::uint16_t>(data, from, to, bytes);
+    default: return copy_vectors<std::uint8_t>(data, from, to, bytes);
   }
 }
 
@@ -150,6 +174,23 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   auto const& p = share_parameters(parameters, parameter_storage);
   std::int64_t const segments = std::int64_t{p.num_layers} * p.counters.num_sequences * p.num_kv_heads;
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
+  if constexpr (requires { p.placement.copies; }) {
+    // Nothing that a copy reads is written in the same launch.
+    if (blockIdx.x >= static_cast<unsigned>(p.append_blocks)) {
+      PageCopy const copy = p.placement.copies[blockIdx.x - static_cast<unsigned>(p.append_blocks)];
+      if (copy.layer < p.first_layer || copy.layer >= p.first_layer + p.num_layers) return;
+      auto const move = [&](auto const& plane, void* tensor) {
+        auto const place = [&](std::int32_t page) {
+          return p.placement.page_offset(page, plane.channels) * plane.element_bytes;
+        };
+        copy_bytes(static_cast<char*>(tensor), place(copy.from), place(copy.to),
+                   std::int64_t{copy.tokens} * plane.channels * plane.element_bytes, plane.vector_bytes);
+      };
+      move(p.keys, tables.planes[0].kept[copy.layer - p.first_layer]);
+      move(p.values, tables.planes[1].kept[copy.layer - p.first_layer]);
+      return;
+    }
+  }
   if (thread < p.rows_per_block) {
     rows[thread] = append_row(p, std::int64_t{blockIdx.x} * p.rows_per_block + thread, segments);
   }

@@ -73,17 +73,6 @@ struct CopyTables {
   PlanePointers planes[2];
 };
 
-/// Copies rows of one plane that lie back to back.
-template <class Vector>
-__device__ void copy_vectors(CopyPlane const& plane, char* data, std::int64_t from, std::int64_t to,
-                             std::int64_t rows) {
-  std::int64_t const row_bytes = std::int64_t{plane.channels} * plane.element_bytes;
-  auto const* const source = reinterpret_cast<Vector const*>(data + from * row_bytes);
-  auto* const target = reinterpret_cast<Vector*>(data + to * row_bytes);
-  std::int64_t const count = rows * row_bytes / static_cast<std::int64_t>(sizeof(Vector));
-  for (std::int64_t i = threadIdx.x; i < count; i += block_threads) target[i] = source[i];
-}
-
 inline constexpr std::int32_t copy_rows_per_block = 64;
 
 /// Grid: x chunks of heads of layers of copies. Each block copies some of the rows that a head holds.
@@ -107,13 +96,8 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
       auto* const data = static_cast<char*>(tables.planes[i].kept[layer]);
       std::int64_t const from = head.row(copy.from, low);
       std::int64_t const to = head.row(copy.to, low);
-      switch (p.planes[i].vector_bytes) {
-        case 16: copy_vectors<uint4>(p.planes[i], data, from, to, high - low); break;
-        case 8: copy_vectors<uint2>(p.planes[i], data, from, to, high - low); break;
-        case 4: copy_vectors<std::uint32_t>(p.planes[i], data, from, to, high - low); break;
-        case 2: copy_vectors<std::uint16_t>(p.planes[i], data, from, to, high - low); break;
-        default: copy_vectors<std::uint8_t>(p.planes[i], data, from, to, high - low);
-      }
+      std::int64_t const row_bytes = std::int64_t{p.planes[i].channels} * p.planes[i].element_bytes;
+      copy_bytes(data, from * row_bytes, to * row_bytes, (high - low) * row_bytes, p.planes[i].vector_bytes);
     }
   };
   move(0, runs.sinks);
