@@ -42,7 +42,7 @@ struct DevicePagedPlacement : PagedPlacement {
 /// @param stream       enqueued here, not synchronised
 /// @return cudaErrorInvalidValue where the CPU's `append` throws; launch errors
 /// @note   Deterministic; graph-capturable: a graph may be replayed with other tables, lengths and counts in the same
-///         memory, and with as many copies (one from a page to itself, or of no tokens, does nothing). One launch; none
+///         memory, and with as many copies (one of no tokens does nothing). One launch; none
 ///         without sequences.
 /// @par Cost  The bytes that stay are read once and written once, in 16-byte accesses where runs and pointers are
 ///            aligned to it; of old bytes, only those of copies on write
