@@ -62,44 +62,40 @@ struct AppendTables {
 
 inline constexpr std::int32_t max_append_rows = 64;
 
-/// One token of one head: where from and where to.
+/// One token of one head: where from and where to, keys and values. Everything that all of a row's threads need is
+/// here, in shared memory, so that one thread asks for it.
 struct AppendRow {
-  std::int64_t key_target;  ///< elements; -1: nothing to do
-  std::int64_t value_target;
-  std::int32_t layer;
+  char const* source[2];  ///< the layer's new tokens
+  char* target[2];        ///< the row; nullptr: nothing to do
   std::int32_t sequence;
   std::int32_t kv_head;
   std::int32_t token;  ///< of the new ones
 };
 
 /// Copies the block's rows of one plane, `Vector` by `Vector`.
-template <class Vector, class Layout>
-__device__ void append_vectors(AppendPlane<Layout> const& plane, PlanePointers const& pointers,
-                               std::int64_t AppendRow::*target, AppendRow const* rows, std::int32_t count) {
+template <int Plane, class Vector, class Layout>
+__device__ void append_vectors(AppendPlane<Layout> const& plane, AppendRow const* rows, std::int32_t count) {
   auto const layout = plane.layout;
   std::int32_t const per_vector = static_cast<std::int32_t>(sizeof(Vector)) / plane.element_bytes;
   std::int32_t const per_row = plane.channels / per_vector;
   for (auto i = static_cast<std::int32_t>(threadIdx.x); i < count * per_row; i += block_threads) {
     AppendRow const& row = rows[i / per_row];
-    if (row.*target < 0) continue;
-    std::int32_t const channel = i % per_row * per_vector;
-    auto const* const source = static_cast<char const*>(pointers.source[row.layer]);
-    auto* const kept = static_cast<char*>(pointers.kept[row.layer]);
-    std::int64_t const from = layout.offset(row.sequence, row.kv_head, row.token, channel) * plane.element_bytes;
-    *reinterpret_cast<Vector*>(kept + (row.*target + channel) * plane.element_bytes) =
-        *reinterpret_cast<Vector const*>(source + from);
+    if (row.target[Plane] == nullptr) continue;
+    std::int32_t const vector = i % per_row;
+    std::int64_t const from = layout.offset(row.sequence, row.kv_head, row.token, vector * per_vector);
+    reinterpret_cast<Vector*>(row.target[Plane])[vector] =
+        *reinterpret_cast<Vector const*>(row.source[Plane] + from * plane.element_bytes);
   }
 }
 
-template <class Layout>
-__device__ void append_plane(AppendPlane<Layout> const& plane, PlanePointers const& pointers,
-                             std::int64_t AppendRow::*target, AppendRow const* rows, std::int32_t count) {
+template <int Plane, class Layout>
+__device__ void append_plane(AppendPlane<Layout> const& plane, AppendRow const* rows, std::int32_t count) {
   switch (plane.vector_bytes) {
-    case 16: return append_vectors<uint4>(plane, pointers, target, rows, count);
-    case 8: return append_vectors<uint2>(plane, pointers, target, rows, count);
-    case 4: return append_vectors<std::uint32_t>(plane, pointers, target, rows, count);
-    case 2: return append_vectors<std::uint16_t>(plane, pointers, target, rows, count);
-    default: return append_vectors<std::uint8_t>(plane, pointers, target, rows, count);
+    case 16: return append_vectors<Plane, uint4>(plane, rows, count);
+    case 8: return append_vectors<Plane, uint2>(plane, rows, count);
+    case 4: return append_vectors<Plane, std::uint32_t>(plane, rows, count);
+    case 2: return append_vectors<Plane, std::uint16_t>(plane, rows, count);
+    default: return append_vectors<Plane, std::uint8_t>(plane, rows, count);
   }
 }
 
@@ -140,28 +136,34 @@ __device__ inline bool last_block(std::int32_t* ticket) {
 
 /// Fills in row `index` of an append: segments in order, and in each the tokens that stay.
 template <class Parameters>
-__device__ AppendRow append_row(Parameters const& p, std::int64_t index, std::int64_t segments) {
-  AppendRow row{-1, -1, 0, 0, 0, 0};
+__device__ AppendRow append_row(Parameters const& p, AppendTables const& tables, std::int64_t index,
+                                std::int64_t segments) {
+  AppendRow row{};
   std::int64_t const segment = index / p.rows_per_head;
   if (segment >= segments) return row;
   std::int64_t const i = index % p.rows_per_head;
   row.kv_head = static_cast<std::int32_t>(segment % p.num_kv_heads);
   row.sequence = static_cast<std::int32_t>(segment / p.num_kv_heads % p.counters.num_sequences);
-  row.layer = static_cast<std::int32_t>(segment / p.num_kv_heads / p.counters.num_sequences);
+  std::int64_t const handed = segment / p.num_kv_heads / p.counters.num_sequences;
   std::int64_t const length = p.counters.lengths[row.sequence];
   std::int64_t const count = p.counters.count(row.sequence);
   if (!p.counters.takes(length, count)) {
     if (p.counters.status != nullptr) *p.counters.status = 1;
     return row;
   }
-  std::int64_t const layer = p.first_layer + row.layer;
+  std::int64_t const layer = p.first_layer + handed;
   std::int64_t const written = Parameters::needs_written ? p.counters.written[row.sequence] : 0;
   Survivors const staying = p.placement.survivors(layer, row.kv_head, length, written, count);
   if (i >= staying.count()) return row;
   std::int64_t const token = staying.token(i);
   row.token = static_cast<std::int32_t>(token - length);
-  row.key_target = p.placement.offset(layer, row.sequence, row.kv_head, token, p.keys.channels);
-  row.value_target = p.placement.offset(layer, row.sequence, row.kv_head, token, p.values.channels);
+  auto const fill = [&](std::int32_t plane, std::int64_t channels, std::int64_t element_bytes) {
+    row.source[plane] = static_cast<char const*>(tables.planes[plane].source[handed]);
+    row.target[plane] = static_cast<char*>(tables.planes[plane].kept[handed]) +
+                        p.placement.offset(layer, row.sequence, row.kv_head, token, channels) * element_bytes;
+  };
+  fill(0, p.keys.channels, p.keys.element_bytes);
+  fill(1, p.values.channels, p.values.element_bytes);
   return row;
 }
 
@@ -192,11 +194,11 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
     }
   }
   if (thread < p.rows_per_block) {
-    rows[thread] = append_row(p, std::int64_t{blockIdx.x} * p.rows_per_block + thread, segments);
+    rows[thread] = append_row(p, tables, std::int64_t{blockIdx.x} * p.rows_per_block + thread, segments);
   }
   __syncthreads();
-  append_plane(p.keys, tables.planes[0], &AppendRow::key_target, rows, p.rows_per_block);
-  append_plane(p.values, tables.planes[1], &AppendRow::value_target, rows, p.rows_per_block);
+  append_plane<0>(p.keys, rows, p.rows_per_block);
+  append_plane<1>(p.values, rows, p.rows_per_block);
   if (p.counters.ticket == nullptr || !last_block(p.counters.ticket)) return;
   for (std::int32_t b = thread; b < p.counters.num_sequences; b += block_threads) {
     std::int32_t const length = p.counters.advance_lengths[b];

@@ -58,11 +58,11 @@ cudaError_t launch_append(Placement const& placement, AppendCounters const& coun
   auto const value_plane = append_plane_of<T>(values, shape.value_channels, run(shape.value_channels), tokens, cache,
                                               &LayerKv<U>::values, &LayerKv<T>::values, tables.planes[1]);
   std::int64_t const rows_per_head = std::clamp<std::int64_t>(max_slots, 1, std::max<std::int64_t>(1, shape.max_count));
-  // Two accesses a thread: a step of decoding has few rows, and they are to spread over the device.
+  // One access a thread: a step of decoding has few rows, and they are to spread over the device.
   std::int64_t const accesses = shape.key_channels * key_plane.element_bytes / key_plane.vector_bytes +
                                 shape.value_channels * value_plane.element_bytes / value_plane.vector_bytes;
   auto const rows_per_block =
-      static_cast<std::int32_t>(std::clamp<std::int64_t>(2 * block_threads / accesses, 1, max_append_rows));
+      static_cast<std::int32_t>(std::clamp<std::int64_t>(block_threads / accesses, 1, max_append_rows));
   std::int64_t const segments = static_cast<std::int64_t>(tokens.size()) * shape.num_sequences * shape.num_kv_heads;
   std::int64_t const rows = segments * rows_per_head;
   std::int64_t const blocks = std::max<std::int64_t>(1, (rows + rows_per_block - 1) / rows_per_block);
