@@ -4,8 +4,8 @@
 //   rolling    the new token goes into its slot: as long as the cache is, the same 131,072 bytes
 //   paged      the same into pages of 16, tables edited on the way
 //   recopying  heads lie back to back without gaps, so that a token more moves them all: what AdaKV's flattened cache
-//              does each step (FFY0/AdaKV, csrc, update_flatten_view), here with memcpy on all cores and one spare
-//              layer
+//              does each step (FFY0/AdaKV, csrc, update_flatten_view), here with memcpy and one spare layer
+// All on one thread; so short a step is not shared out.
 // Before each round the CPU's caches are filled with something else, as a model's weights do between two steps;
 // "step_us" is the time of a step for the whole model, the best of its rounds, "median_us" their median.
 
@@ -115,7 +115,6 @@ void recopying(benchmark::State& state) {
     for (std::size_t i = 0; i < buffers.size(); ++i) {
       auto const layer = i / 2;
       auto const* const fresh = i % 2 == 0 ? token.layers[layer].keys : token.layers[layer].values;
-#pragma omp parallel for schedule(static)
       for (std::int64_t head = 0; head < kv_heads; ++head) {
         std::uint16_t* const to = spare.data() + head * (kept + 1) * head_dim;
         std::memcpy(to, buffers[i].data() + head * kept * head_dim,

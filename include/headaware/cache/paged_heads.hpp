@@ -85,7 +85,8 @@ struct HeadBlockTable {
 /// in.
 ///
 /// Sinks' pages stay; pages that lie wholly behind the window (and slack) go back. Every change either succeeds or
-/// leaves all as it was.
+/// leaves all as it was. A page may change hands from one step to the next, so that on a device all that reads or
+/// writes the pool is to run in the steps' order: on one stream, or behind events.
 class PagedHeads {
  public:
   /// @param table  policies of all layers and KV heads, each with a rolling form

@@ -195,6 +195,7 @@ class RollingPlan {
 };
 
 /// @brief A rolling cache as a form that `compress` fills: kept token i goes to the slot in which `append` goes on.
+/// Keys keep their positions: ones that are rotated to their slots on the way would be wrong with the next token.
 struct RollingForm {
   static constexpr bool needs_group = false;
   RollingHead const* heads = nullptr;  ///< [num_layers, kv_heads], where the back end runs
