@@ -56,6 +56,8 @@ struct RollingPlanView {
   }
 };
 
+static_assert(std::is_trivially_copyable_v<RollingPlanView>);
+
 /// @brief Rows of every (layer, sequence, KV head) of a rolling cache. They depend on policies, not on lengths.
 ///
 /// A head that keeps sinks and a window owns `sink + window + slack` rows, one that keeps all `max_tokens`, a pruned

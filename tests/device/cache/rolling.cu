@@ -340,3 +340,74 @@ TEST_CASE("a compressed cache is refused by slots of other policies", "[cache]")
   auto const keys = device.keys.host();
   REQUIRE(std::all_of(keys.begin(), keys.end(), [](float x) { return x == 0; }));
 }
+
+TEST_CASE("buffers at odd addresses on the device", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  constexpr std::int64_t dim = 16;
+  ha::PolicyTable const table = mixed_table();
+  ha::RollingPlan const plan(table, 2, {.max_tokens = 40});
+  for (std::size_t const shift : {1, 2, 4, 8}) {  // elements of two bytes, off 16
+    DeviceRolling<std::uint16_t> const device(plan, dim, dim);
+    auto const elements = static_cast<std::size_t>(plan.rows_total() * dim) + shift;
+    DeviceVector<std::uint16_t> const keys(std::vector<std::uint16_t>(elements, 7));
+    DeviceVector<std::uint16_t> const values(std::vector<std::uint16_t>(elements, 7));
+    auto const view = device.view();
+    auto const cache = ha::rolling(plan, view, keys.data() + shift, values.data() + shift, dim);
+    SlotModel model(table, plan);
+    std::vector<std::int32_t> const counts{30, 3};
+    model.append(counts);
+    auto const layout = ha::strided_bhsd(2, 4, 30, dim);
+    NewTokens<std::uint16_t> const news(model, counts, layout, layout);
+    std::vector<DeviceVector<std::uint16_t>> tensors;
+    std::vector<ha::LayerKv<std::uint16_t>> layers;
+    for (std::size_t l = 0; l < 2; ++l) {
+      for (auto tensor : {news.keys[l], news.values[l]}) {
+        tensor.insert(tensor.begin(), shift, std::uint16_t{9});
+        tensors.emplace_back(tensor);
+      }
+      layers.push_back({tensors[2 * l].data() + shift, tensors[2 * l + 1].data() + shift});
+    }
+    DeviceVector<std::int32_t> const d_counts(counts);
+    REQUIRE_CUDA(ha::append(view, device.state(), layers, layout, d_counts.data(), 30, cache, {}, nullptr));
+    REQUIRE_CUDA(ha::copy_sequences(view, device.state(), std::vector<ha::SequenceCopy>{{0, 1}}, cache, nullptr));
+    REQUIRE_CUDA(cudaDeviceSynchronize());
+    model.copy(0, 1);
+    auto const got_keys = keys.host();
+    auto const got_values = values.host();
+    REQUIRE(got_keys[shift - 1] == 7);
+    for (std::int32_t b = 0; b < 2; ++b) {
+      REQUIRE(model.holds(b, got_keys.data() + shift, dim, got_values.data() + shift, dim));
+    }
+  }
+}
+
+TEST_CASE("more sequences than a block has threads, more copies than a launch takes", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  constexpr std::int32_t batch = 620;
+  constexpr std::int64_t dim = 2;
+  ha::PolicyTable const table(1, 1, ha::SinkWindow{.sink = 1, .window = 2});
+  DeviceRolling<float> const device(ha::RollingPlan(table, batch, {.slack = 1}), dim, dim);
+  SlotModel model(table, device.plan);
+  std::vector<std::int32_t> counts;
+  std::vector<ha::SequenceCopy> copies;
+  for (std::int32_t b = 0; b < batch; ++b) counts.push_back(b % 9);
+  for (std::int32_t b = 0; b < batch / 2; ++b) copies.push_back({b, batch - 1 - b});
+  model.append(counts);
+  auto const layout = ha::strided_bshd(batch, 8, 1, dim);
+  DeviceTokens<float> const news(NewTokens<float>(model, counts, layout, layout));
+  DeviceVector<std::int32_t> const d_counts(counts);
+  REQUIRE_CUDA(ha::append(device.view(), device.state(), news.layers, layout, d_counts.data(), 8, device.cache(),
+                          {.advance = false}, nullptr));
+  REQUIRE_CUDA(ha::advance(device.view(), device.state(), d_counts.data(), nullptr));
+  REQUIRE_CUDA(ha::copy_sequences(device.view(), device.state(), copies, device.cache(), nullptr));
+  REQUIRE_CUDA(cudaDeviceSynchronize());
+  for (auto const& copy : copies) model.copy(copy.from, copy.to);
+  REQUIRE(device.good());
+  auto const keys = device.keys.host();
+  auto const values = device.values.host();
+  auto const counters = device.counters.host();
+  for (std::int32_t b = 0; b < batch; ++b) {
+    REQUIRE(counters[static_cast<std::size_t>(b)] == model.length(b));
+    if (b % 31 == 0 || b > batch - 4) REQUIRE(model.holds(b, keys.data(), dim, values.data(), dim));
+  }
+}
