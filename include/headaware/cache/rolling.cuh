@@ -52,7 +52,7 @@ inline cudaError_t change_state(RollingPlanView const& plan, RollingStateView co
 ///         errors
 /// @note   Deterministic; graph-capturable. One launch; none without sequences.
 /// @par Cost  The bytes that stay are read once and written once, in 16-byte accesses where runs and pointers are
-///            aligned to it, and some 90 bytes of tables a row; no old byte is read or written
+///            aligned to it, and about 100 bytes of tables a row; no old byte is read or written
 template <class U, class Source, class T>
 cudaError_t append(RollingPlanView const& plan, RollingStateView const& state, std::vector<LayerKv<U>> const& tokens,
                    Source const& source, std::int32_t const* d_counts, std::int32_t max_count,
