@@ -51,6 +51,11 @@ class FileError : public Error {
   using Error::Error;
 };
 
+/// @brief A pool has nothing left to give; nothing has changed, and the caller may free some and try again.
+class CapacityError : public Error {
+  using Error::Error;
+};
+
 namespace detail {
 
 /// Throws `ArgumentError` unless `ok`; the strings are only built on failure.

@@ -1,5 +1,7 @@
 // The kernels that engines get, instantiated for tests/device_code/spills.cmake.
 
+#include <headaware/cache/paged_heads.cuh>
+#include <headaware/cache/rolling.cuh>
 #include <headaware/compressor.cuh>
 
 #include <cuda_bf16.h>
@@ -35,3 +37,22 @@ template cudaError_t ha::compress_in_place(ha::DevicePlan<Table> const&, std::ve
                                            ha::StridedLayout const&, ha::KeyRotation const&, cudaStream_t);
 template cudaError_t ha::compress_in_place(ha::DevicePlan<Table> const&, std::vector<ha::LayerKv<__half>> const&,
                                            ha::PagedLayout const&, ha::detail::KeepPositions const&, cudaStream_t);
+
+// Decoding: appending to slots and to pages, and what changes sequences.
+template cudaError_t ha::append(ha::RollingPlanView const&, ha::RollingStateView const&,
+                                std::vector<ha::LayerKv<__half>> const&, ha::StridedLayout const&, std::int32_t const*,
+                                std::int32_t, ha::Destination<__half, ha::RollingForm> const&, ha::AppendOptions const&,
+                                cudaStream_t);
+template cudaError_t ha::append(ha::RollingPlanView const&, ha::RollingStateView const&,
+                                std::vector<ha::LayerKv<__half>> const&, Joined const&, std::int32_t const*,
+                                std::int32_t, ha::Destination<__half, ha::RollingForm> const&, ha::AppendOptions const&,
+                                cudaStream_t);
+template cudaError_t ha::append(ha::PagedHeadsView const&, ha::DevicePageStep const&,
+                                std::vector<ha::LayerKv<__nv_bfloat16>> const&, ha::StridedLayout const&,
+                                ha::PageStorage<__nv_bfloat16> const&, std::int32_t, cudaStream_t);
+template cudaError_t ha::copy_sequences(ha::RollingPlanView const&, ha::RollingStateView const&,
+                                        std::span<ha::SequenceCopy const>,
+                                        ha::Destination<__half, ha::RollingForm> const&, cudaStream_t);
+template cudaError_t instantiate(ha::DevicePlan<Table> const&,
+                                 ha::Transfer<__half, ha::StridedLayout, ha::RollingForm> const&,
+                                 ha::KeyRotation const&, cudaStream_t);

@@ -222,7 +222,7 @@ cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> co
 /// @brief The same for keys and values alone.
 /// @param layers  [num_layers], device pointers
 /// @param source  how each layer's keys and values lie
-/// @param kept    `ragged`, `padded`, `grouped` or `paged`
+/// @param kept    `ragged`, `padded`, `grouped`, `paged` or `rolling`
 template <class Table, class U, class Source, class T, class Form>
 cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> const& plan,
                      std::vector<LayerKv<U>> const& layers, Source const& source, Destination<T, Form> const& kept,

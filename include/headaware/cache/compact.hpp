@@ -82,6 +82,13 @@ void check_capacity(Plan const& plan, Destination<T, Form> const& kept) {
     Segment segment = plan.segment(s);
     if constexpr (Form::needs_group) place_in_group(plan.table(), segment);
     LayerCapacity const& capacity = kept.capacities[static_cast<std::size_t>(segment.layer)];
+    if constexpr (requires { kept.form.matches(segment); }) {
+      if (!kept.form.matches(segment)) {
+        require(false, "destination", "one made for the plan's policies", "one made for others",
+                ("compress, layer " + std::to_string(segment.layer) + ", KV head " + std::to_string(segment.kv_head))
+                    .c_str());
+      }
+    }
     std::int64_t room = kept.form.head_capacity(segment, capacity);
     if constexpr (std::is_same_v<Form, RaggedForm>) room -= segment.first_row;
     if (segment.kept > room) {
@@ -374,7 +381,7 @@ void compress(BasicCachePlan<Table> const& plan, Transfer<Ts, Sources, Forms, Ro
 /// @brief The same for keys and values alone.
 /// @param layers  [num_layers], host pointers
 /// @param source  how each layer's keys and values lie
-/// @param kept    `ragged`, `padded`, `grouped` or `paged`
+/// @param kept    `ragged`, `padded`, `grouped`, `paged` or `rolling`
 template <class Table, class U, class Source, class T, class Form>
 void compress(BasicCachePlan<Table> const& plan, std::vector<LayerKv<U>> const& layers, Source const& source,
               Destination<T, Form> const& kept) {

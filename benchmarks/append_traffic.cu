@@ -1,0 +1,100 @@
+// One step of decoding on a model-sized cache, for counting what it asks of memory: run it under the CUDA emulator with
+// CUDA_EMU_REPORT=FILE (tests/device_code/append_traffic.cmake does and checks the counts), or under a profiler on a
+// device. The argument says which cache: rolling, paged.
+//
+// The cache's own memory is never filled, so that with CUDA_EMU_INITCHECK=1 a single read of an old token ends the
+// program.
+
+#include "support/gpu.cuh"
+
+#include <headaware/cache/paged_heads.cuh>
+#include <headaware/cache/rolling.cuh>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+namespace ha = headaware;
+using bench::DeviceArray;
+
+constexpr std::int32_t num_layers = 32;
+constexpr std::int32_t kv_heads = 8;
+constexpr std::int32_t batch = 1;
+constexpr std::int64_t head_dim = 128;
+constexpr std::int32_t length = 4096;
+
+struct NewTokens {
+  DeviceArray<std::uint16_t> keys{std::vector<std::uint16_t>(num_layers * batch * kv_heads * head_dim, 1)};
+  DeviceArray<std::uint16_t> values{std::vector<std::uint16_t>(num_layers * batch * kv_heads * head_dim, 2)};
+  std::vector<ha::LayerKv<std::uint16_t>> layers;
+  ha::StridedLayout layout = ha::strided_bshd(batch, 1, kv_heads, head_dim);
+
+  NewTokens() {
+    for (std::int64_t layer = 0; layer < num_layers; ++layer) {
+      std::int64_t const first = layer * batch * kv_heads * head_dim;
+      layers.push_back({keys.data() + first, values.data() + first});
+    }
+  }
+  [[nodiscard]] long long bytes() const {
+    return static_cast<long long>((keys.size() + values.size()) * sizeof(std::uint16_t));
+  }
+};
+
+void rolling(NewTokens const& tokens) {
+  ha::PolicyTable const table(num_layers, kv_heads, ha::SinkWindow{.sink = 4, .window = 508});
+  ha::RollingPlan const plan(table, batch, {});
+  DeviceArray<std::byte> const heads(std::vector<std::byte>(plan.bytes().begin(), plan.bytes().end()));
+  std::vector<std::int32_t> counters(ha::RollingStateView::bytes(batch) / sizeof(std::int32_t), 0);
+  counters[0] = counters[batch] = length;
+  DeviceArray<std::int32_t> const d_counters(counters);
+  DeviceArray<std::uint16_t> const keys(static_cast<std::size_t>(plan.rows_total() * head_dim));
+  DeviceArray<std::uint16_t> const values(keys.size());
+  auto const view = plan.view_at(heads.data());
+  BENCH_CHECK(ha::append(view, ha::RollingStateView::at(d_counters.data(), batch), tokens.layers, tokens.layout,
+                         nullptr, 1, ha::rolling(plan, view, keys.data(), values.data(), head_dim), {}, nullptr));
+  BENCH_CHECK(cudaDeviceSynchronize());
+}
+
+void paged(NewTokens const& tokens) {
+  ha::PolicyTable const table(num_layers, kv_heads, ha::SinkWindow{.sink = 4, .window = 508});
+  constexpr std::int32_t page_size = 16;
+  constexpr std::int32_t num_pages = num_layers * kv_heads * 40;
+  ha::PagedHeads pages(table, {.num_sequences = batch, .page_size = page_size, .num_pages = num_pages, .limits = {}});
+  (void)pages.append(std::vector<std::int32_t>{length});
+  ha::PageStep const step = pages.append(std::vector<std::int32_t>{1});
+  DeviceArray<std::byte> const heads(std::vector<std::byte>(pages.head_bytes().begin(), pages.head_bytes().end()));
+  DeviceArray<std::int32_t> const d_table(std::vector<std::int32_t>(pages.table().begin(), pages.table().end()));
+  DeviceArray<std::int32_t> const lengths(step.lengths);
+  DeviceArray<std::int32_t> const written(step.written);
+  DeviceArray<std::int32_t> const counts(step.counts);
+  DeviceArray<std::uint16_t> const keys(static_cast<std::size_t>(num_pages * page_size * head_dim));
+  DeviceArray<std::uint16_t> const values(keys.size());
+  ha::DevicePageStep d_step;
+  d_step.d_lengths = lengths.data();
+  d_step.d_written = written.data();
+  d_step.d_counts = counts.data();
+  d_step.max_count = step.max_count;
+  BENCH_CHECK(ha::append(pages.view_at(heads.data(), d_table.data()), d_step, tokens.layers, tokens.layout,
+                         ha::PageStorage<std::uint16_t>{keys.data(), values.data(), head_dim, head_dim}, 0, nullptr));
+  BENCH_CHECK(cudaDeviceSynchronize());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("skipped: no CUDA device\n");
+    return 0;
+  }
+  NewTokens const tokens;
+  if (argc > 1 && std::strcmp(argv[1], "paged") == 0) {
+    paged(tokens);
+  } else {
+    rolling(tokens);
+  }
+  std::printf("new_bytes %lld\n", tokens.bytes());
+}

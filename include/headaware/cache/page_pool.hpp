@@ -1,0 +1,62 @@
+#pragma once
+
+/// @file
+/// Which pages of a pool are free, and how many owners the others have.
+
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief Numbers pages 0, 1, … and counts their owners; knows nothing of what is in them. The page freed last is
+/// handed out first.
+class PagePool {
+ public:
+  PagePool() = default;
+  /// @throws ArgumentError on a negative number
+  explicit PagePool(std::int32_t num_pages) {
+    detail::require(num_pages >= 0, "pages", ">= 0", num_pages, "PagePool");
+    references_.resize(static_cast<std::size_t>(num_pages));
+    free_.reserve(static_cast<std::size_t>(num_pages));  // so that nothing below allocates
+    for (std::int32_t page = num_pages; page-- > 0;) free_.push_back(page);
+  }
+
+  [[nodiscard]] std::int32_t num_pages() const { return static_cast<std::int32_t>(references_.size()); }
+  [[nodiscard]] std::int64_t free_pages() const { return static_cast<std::int64_t>(free_.size()); }
+  /// Owners of a page; 0: free. @throws ArgumentError if there is no such page
+  [[nodiscard]] std::int32_t references(std::int32_t page) const {
+    detail::require_index(page, num_pages(), "page", "PagePool");
+    return references_[static_cast<std::size_t>(page)];
+  }
+
+  /// A free page, now with one owner. @throws CapacityError if there is none
+  std::int32_t take() {
+    if (free_.empty())
+      throw CapacityError({"pages", "a free page", "none of " + std::to_string(num_pages()), "PagePool"});
+    std::int32_t const page = free_.back();
+    free_.pop_back();
+    references_[static_cast<std::size_t>(page)] = 1;
+    return page;
+  }
+  /// One owner more. @throws ArgumentError if the page has none
+  void retain(std::int32_t page) {
+    detail::require(references(page) > 0, "page", "one with an owner", page, "PagePool::retain");
+    ++references_[static_cast<std::size_t>(page)];
+  }
+  /// One owner less; the last one frees the page. @throws ArgumentError if the page has none
+  void release(std::int32_t page) {
+    detail::require(references(page) > 0, "page", "one with an owner", page, "PagePool::release");
+    if (--references_[static_cast<std::size_t>(page)] == 0) free_.push_back(page);
+  }
+
+ private:
+  std::vector<std::int32_t> references_;
+  std::vector<std::int32_t> free_;
+};
+
+HEADAWARE_NAMESPACE_END

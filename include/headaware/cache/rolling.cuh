@@ -1,0 +1,155 @@
+#pragma once
+
+/// @file
+/// Rolling caches on CUDA. Lengths live in device memory, and every call is one launch that reads them there and counts
+/// them up, so a step of decoding may be captured in a graph and replayed.
+
+#include <headaware/cache/compact.cuh>
+#include <headaware/cache/rolling.hpp>
+#include <headaware/detail/cuda/append_launch.cuh>
+#include <headaware/detail/cuda/rolling_kernels.cuh>
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <span>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+namespace detail {
+
+inline cudaError_t change_state(RollingPlanView const& plan, RollingStateView const& state,
+                                std::int32_t const* d_values, StateChange change, cudaStream_t stream) {
+  if (plan.num_sequences == 0) return cudaSuccess;
+  bool const missing = state.lengths == nullptr || d_values == nullptr;
+  if (missing || plan.num_sequences < 0) return cudaErrorInvalidValue;
+  auto const blocks = static_cast<unsigned>(std::min((plan.num_sequences + block_threads - 1) / block_threads, 1024));
+  state_kernel<<<blocks, block_threads, 0, stream>>>(StateParameters{plan, state, d_values, change});
+  return cudaPeekAtLastError();
+}
+
+}  // namespace detail
+
+/// @brief Appends new tokens of every sequence, on the device.
+///
+/// Only tokens that stay are written: of an append longer than a window and its slack, the last ones (and sinks). A
+/// sequence whose count is negative or above `max_count`, or which would exceed the plan's limit, is left alone, and
+/// `state.status` becomes 1.
+/// @param plan       `RollingPlan::view_at(d_heads)`
+/// @param state      counters in device memory: read when the kernel runs, and counted up by its last block unless the
+///                   options say otherwise. No other call on the same state may run at the same time
+/// @param tokens     keys and values of neighbouring layers, device pointers, at most 256 layers
+/// @param source     how each layer's new keys and values lie; its token 0 is the first new one
+/// @param d_counts   device, [num_sequences] new tokens of each sequence, read when the kernel runs; nullptr:
+///                   `max_count` each
+/// @param max_count  bounds the counts; decides the grid
+/// @param cache      made by `rolling` with `plan`
+/// @param stream     enqueued here, not synchronised
+/// @return cudaErrorInvalidValue where the CPU's `append` throws (but for lengths, which the host cannot know); launch
+///         errors
+/// @note   Deterministic; graph-capturable. One launch; none without sequences.
+/// @par Cost  The bytes that stay are read once and written once, in 16-byte accesses where runs and pointers are
+///            aligned to it, and about 100 bytes of tables a row; no old byte is read or written
+template <class U, class Source, class T>
+cudaError_t append(RollingPlanView const& plan, RollingStateView const& state, std::vector<LayerKv<U>> const& tokens,
+                   Source const& source, std::int32_t const* d_counts, std::int32_t max_count,
+                   Destination<T, RollingForm> const& cache, AppendOptions const& options, cudaStream_t stream) {
+  detail::AppendShape shape;
+  cudaError_t const error = detail::checked([&] {
+    detail::require(max_count >= 0, "max_count", ">= 0", max_count, "append");
+    shape = detail::check_rolling_append(plan, tokens, source, max_count, cache, options);
+    detail::require(tokens.size() <= detail::max_layers, "layers", "at most 256", tokens.size(), "append");
+    detail::require(plan.num_sequences == 0 || state.lengths != nullptr, "state", "a pointer", "nullptr", "append");
+  });
+  if (error != cudaSuccess || plan.num_sequences == 0) return error;
+  detail::AppendCounters const counters{state.lengths,
+                                        state.written,
+                                        d_counts,
+                                        state.status,
+                                        state.lengths,
+                                        state.written,
+                                        options.advance ? state.ticket : nullptr,
+                                        plan.token_limit,
+                                        max_count,
+                                        plan.num_sequences};
+  return detail::launch_append<false>(detail::RollingPlacement{plan}, counters, shape, plan.max_slots, 0, tokens,
+                                      source, cache.layers.data() + options.first_layer, 0, stream);
+}
+
+/// @brief Counts tokens that `append` has written without counting them. One launch.
+/// @param d_counts  device, [num_sequences]; a sequence that cannot take its count is left alone, status 1
+inline cudaError_t advance(RollingPlanView const& plan, RollingStateView const& state, std::int32_t const* d_counts,
+                           cudaStream_t stream) {
+  return detail::change_state(plan, state, d_counts, detail::StateChange::advance, stream);
+}
+
+/// @brief Takes each sequence's last tokens back. One launch; touches no slot.
+/// @param d_tokens  device, [num_sequences]; where it is more than `RollingPlanView::max_rollback` of the sequence, the
+///                  sequence is left alone, status 1
+inline cudaError_t rollback(RollingPlanView const& plan, RollingStateView const& state, std::int32_t const* d_tokens,
+                            cudaStream_t stream) {
+  return detail::change_state(plan, state, d_tokens, detail::StateChange::rollback, stream);
+}
+
+/// @brief Says that `compress` has filled sequences; a length of 0 empties one for another's use. One launch.
+/// @param d_lengths  device, [num_sequences]; negative: the sequence stays as it is. Above the plan's limit: status 1
+inline cudaError_t start(RollingPlanView const& plan, RollingStateView const& state, std::int32_t const* d_lengths,
+                         cudaStream_t stream) {
+  return detail::change_state(plan, state, d_lengths, detail::StateChange::start, stream);
+}
+
+/// @brief Makes sequences continue others, rows and counters, on the device.
+/// @param copies  host, read before the call returns; no sequence copied to twice, or copied from and to
+/// @param cache   made by `rolling` with `plan`, at most 256 layers
+/// @return cudaErrorInvalidValue where the CPU's `copy_sequences` throws; launch errors
+/// @note   Graph-capturable with these copies. One launch for every 256 copies.
+/// @par Cost  The rows that hold something, read and written once
+template <class T>
+cudaError_t copy_sequences(RollingPlanView const& plan, RollingStateView const& state,
+                           std::span<SequenceCopy const> copies, Destination<T, RollingForm> const& cache,
+                           cudaStream_t stream) {
+  cudaError_t const error = detail::checked([&] {
+    detail::check_rolling(plan, cache, "copy_sequences");
+    detail::check_copies(plan.num_sequences, copies);
+    detail::require(plan.num_layers <= detail::max_layers, "layers", "at most 256", plan.num_layers, "copy_sequences");
+    detail::require(copies.empty() || state.lengths != nullptr, "state", "a pointer", "nullptr", "copy_sequences");
+  });
+  if (error != cudaSuccess) return error;
+  detail::CopyTables tables{};
+  std::vector<void const*> keys;
+  std::vector<void const*> values;
+  for (std::size_t l = 0; l < cache.layers.size(); ++l) {
+    keys.push_back(tables.planes[0].kept[l] = cache.layers[l].keys);
+    values.push_back(tables.planes[1].kept[l] = cache.layers[l].values);
+  }
+  auto const plane = [&](std::int64_t channels, std::vector<void const*> const& addresses) {
+    constexpr auto element = static_cast<std::int64_t>(sizeof(T));
+    auto const width = detail::vector_elements<T>(channels, addresses) * element;
+    return detail::CopyPlane{static_cast<std::int32_t>(channels), static_cast<std::int32_t>(element),
+                             static_cast<std::int32_t>(width)};
+  };
+  auto const chunks = static_cast<std::int32_t>(
+      std::max<std::int64_t>(1, (plan.max_slots + detail::copy_rows_per_block - 1) / detail::copy_rows_per_block));
+  for (std::size_t done = 0; done < copies.size(); done += detail::max_copies) {
+    auto const part = copies.subspan(done, std::min<std::size_t>(detail::max_copies, copies.size() - done));
+    std::copy(part.begin(), part.end(), tables.copies);
+    detail::CopyParameters const parameters{plan,
+                                            state,
+                                            {plane(cache.key_channels, keys), plane(cache.value_channels, values)},
+                                            static_cast<std::int32_t>(part.size()),
+                                            chunks};
+    std::int64_t const blocks = static_cast<std::int64_t>(part.size()) * plan.num_layers * plan.num_kv_heads * chunks;
+    if (blocks == 0) continue;
+    if (blocks > 0x7fffffff) return cudaErrorInvalidValue;
+    detail::copy_sequences_kernel<<<static_cast<unsigned>(blocks), detail::block_threads, 0, stream>>>(parameters,
+                                                                                                       tables);
+    cudaError_t const launched = cudaPeekAtLastError();
+    if (launched != cudaSuccess) return launched;
+  }
+  return cudaSuccess;
+}
+
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,128 @@
+#pragma once
+
+// What appending to rolling and to paged caches shares: checks, and the CPU's copy of the tokens that stay.
+
+#include <headaware/cache/destination.hpp>
+#include <headaware/cache/rolling_slots.hpp>
+#include <headaware/cache/transfer.hpp>
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+#include <headaware/layout/concept.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// What an append is about, whichever cache and back end.
+struct AppendShape {
+  std::int32_t first_layer = 0;
+  std::int32_t num_layers = 0;  ///< of the cache
+  std::int32_t num_sequences = 0;
+  std::int32_t num_kv_heads = 0;
+  std::int64_t max_count = 0;  ///< new tokens of a sequence, at most
+  std::int64_t key_channels = 0;
+  std::int64_t value_channels = 0;
+  bool writes = false;  ///< some head takes tokens
+};
+
+/// Checks what can be checked without reading a tensor. @param cache  [new tokens' layers]; @param elements  of a
+/// layer's buffers: keys, values
+template <class T, class U, class Source>
+void check_append(AppendShape const& shape, std::vector<LayerKv<U>> const& tokens, Source const& source,
+                  LayerKv<T> const* cache, LayerKv<std::int64_t const> const& elements) {
+  static_assert(std::is_same_v<std::remove_const_t<U>, T>, "headaware: new tokens and cache hold different elements");
+  constexpr auto where = "append";
+  auto const layers = static_cast<std::int64_t>(tokens.size());
+  require(shape.first_layer >= 0 && shape.first_layer + layers <= shape.num_layers, "layers",
+          "within the cache's " + std::to_string(shape.num_layers), shape.first_layer + layers, where);
+  PlanBounds const bounds{static_cast<std::int32_t>(layers), shape.num_sequences, shape.num_kv_heads, shape.max_count,
+                          0};
+  auto const keys = keys_of(source);
+  auto const values = values_of(source);
+  check_source_layout(keys, bounds, shape.key_channels, "append, keys");
+  check_source_layout(values, bounds, shape.value_channels, "append, values");
+  bool const some = shape.writes && shape.max_count > 0;
+  Memory memory;
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    auto const check = [&](auto const* data, char const* what) {
+      bool const aligned = reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0;
+      if (!aligned || (some && data == nullptr)) {
+        check_pointer(data, some, what, "append, layer " + std::to_string(shape.first_layer + static_cast<int>(i)));
+      }
+    };
+    check(tokens[i].keys, "new keys");
+    check(tokens[i].values, "new values");
+    check(cache[i].keys, "cache's keys");
+    check(cache[i].values, "cache's values");
+    add_extent(memory.sources, keys, tokens[i].keys);
+    add_extent(memory.sources, values, tokens[i].values);
+    memory.destinations.push_back(interval(cache[i].keys, elements.keys[i]));
+    memory.destinations.push_back(interval(cache[i].values, elements.values[i]));
+  }
+  if (overlap(memory.sources, memory.destinations)) {
+    require(false, "buffers", "new tokens apart from the cache", "overlapping buffers", where);
+  }
+}
+
+/// Copies one head's tokens that stay. @param element_offset  token to element of the cache's tensor
+template <class T, class Layout, class Offset>
+void append_tokens(Survivors const& tokens, Layout const& layout, std::int32_t sequence, std::int32_t kv_head,
+                   std::int64_t channels, bool contiguous, T const* source, T* cache, Offset const& element_offset) {
+  for (std::int64_t i = 0, n = tokens.count(); i < n; ++i) {
+    std::int64_t const token = tokens.token(i);
+    T* const to = cache + element_offset(token);
+    std::int64_t const from = token - tokens.first;
+    if (contiguous) {
+      std::memcpy(to, source + layout.offset(sequence, kv_head, from, 0),
+                  static_cast<std::size_t>(channels) * sizeof(T));
+    } else {
+      for (std::int64_t c = 0; c < channels; ++c) to[c] = source[layout.offset(sequence, kv_head, from, c)];
+    }
+  }
+}
+
+/// @brief Writes new tokens to where `placement` puts them.
+/// @param placement  `survivors(layer, kv_head, length, written, count)` and
+///                   `offset(layer, sequence, kv_head, token, channels)`, elements from the layer's buffer
+/// @param count      (sequence) to number of new tokens
+template <class Placement, class T, class U, class Source, class Length, class Written, class Count>
+void append_rows(AppendShape const& shape, Placement const& placement, std::vector<LayerKv<U>> const& tokens,
+                 Source const& source, LayerKv<T> const* cache, Length const& length, Written const& written,
+                 Count const& count) {
+  auto const keys = keys_of(source);
+  auto const values = values_of(source);
+  bool const key_rows = rows_contiguous(keys, shape.key_channels);
+  bool const value_rows = rows_contiguous(values, shape.value_channels);
+  std::int64_t new_tokens = 0;
+  for (std::int32_t b = 0; b < shape.num_sequences; ++b) new_tokens += count(b);
+  std::int64_t const heads = static_cast<std::int64_t>(tokens.size()) * shape.num_sequences * shape.num_kv_heads;
+  [[maybe_unused]] std::int64_t const bytes = new_tokens * static_cast<std::int64_t>(tokens.size()) *
+                                              shape.num_kv_heads * (shape.key_channels + shape.value_channels) *
+                                              static_cast<std::int64_t>(sizeof(T));
+  // A step of decoding is over before other threads would have begun.
+#pragma omp parallel for schedule(static) if (bytes > (1 << 20))
+  for (std::int64_t h = 0; h < heads; ++h) {
+    auto const kv_head = static_cast<std::int32_t>(h % shape.num_kv_heads);
+    auto const sequence = static_cast<std::int32_t>(h / shape.num_kv_heads % shape.num_sequences);
+    auto const i = static_cast<std::size_t>(h / shape.num_kv_heads / shape.num_sequences);
+    std::int32_t const layer = shape.first_layer + static_cast<std::int32_t>(i);
+    if (count(sequence) == 0) continue;
+    Survivors const staying = placement.survivors(layer, kv_head, length(sequence), written(sequence), count(sequence));
+    auto const write = [&](auto const& layout, std::int64_t channels, bool contiguous, T const* from, T* to) {
+      append_tokens(staying, layout, sequence, kv_head, channels, contiguous, from, to,
+                    [&](std::int64_t token) { return placement.offset(layer, sequence, kv_head, token, channels); });
+    };
+    write(keys, shape.key_channels, key_rows, tokens[i].keys, cache[i].keys);
+    write(values, shape.value_channels, value_rows, tokens[i].values, cache[i].values);
+  }
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,225 @@
+// Pages of single heads on the device: long random walks, joined pools, graphs, and what calls refuse.
+
+#include "support/device_cache.cuh"
+#include "support/paged_walk.hpp"
+
+#include <headaware/cache/paged_heads.cuh>
+
+#include <cstdint>
+#include <vector>
+
+namespace ha = headaware;
+using namespace headaware_test;
+
+namespace {
+
+/// A step's arrays on the device.
+struct DeviceStep {
+  DeviceVector<std::int32_t> lengths;
+  DeviceVector<std::int32_t> written;
+  DeviceVector<std::int32_t> counts;
+  DeviceVector<ha::PageCopy> copies;
+  DeviceVector<std::int32_t> status{std::vector<std::int32_t>{0}};
+  ha::DevicePageStep view;
+
+  explicit DeviceStep(ha::PageStep const& step)
+      : lengths(step.lengths), written(step.written), counts(step.counts), copies(step.copies) {
+    view = {lengths.data(), written.data(), counts.data(), copies.data(), static_cast<std::int32_t>(step.copies.size()),
+            step.max_count, status.data()};
+  }
+};
+
+/// Tables on the device, as they are now.
+struct DeviceTables {
+  DeviceVector<std::byte> heads;
+  DeviceVector<std::int32_t> table;
+  ha::PagedHeadsView view;
+
+  explicit DeviceTables(ha::PagedHeads const& pages)
+      : heads(std::vector<std::byte>(pages.head_bytes().begin(), pages.head_bytes().end())),
+        table(std::vector<std::int32_t>(pages.table().begin(), pages.table().end())),
+        view(pages.view_at(heads.data(), table.data())) {}
+};
+
+/// New tokens' tensors on the device.
+template <class T>
+struct DeviceTokens {
+  std::vector<DeviceVector<T>> tensors;
+  std::vector<ha::LayerKv<T>> layers;
+  explicit DeviceTokens(NewTokens<T> const& tokens) {
+    for (std::size_t l = 0; l < tokens.keys.size(); ++l) {
+      tensors.emplace_back(tokens.keys[l]);
+      tensors.emplace_back(tokens.values[l]);
+      layers.push_back({tensors[2 * l].data(), tensors[2 * l + 1].data()});
+    }
+  }
+};
+
+template <class T>
+void walk(unsigned seed, int steps, std::int32_t page_size, std::int32_t slack, std::int32_t num_pages,
+          std::int64_t key_dim, std::int64_t value_dim) {
+  constexpr std::int64_t max_tokens = 70;
+  ha::PolicyTable const table = mixed_table();
+  ha::PagedHeads pages(table, {.num_sequences = 3,
+                               .page_size = page_size,
+                               .num_pages = num_pages,
+                               .limits = {.max_tokens = max_tokens, .slack = slack}});
+  TokenModel model(table, 3);
+  DeviceVector<T> const d_keys(std::vector<T>(static_cast<std::size_t>(num_pages * page_size * key_dim)));
+  DeviceVector<T> const d_values(std::vector<T>(static_cast<std::size_t>(num_pages * page_size * value_dim)));
+  ha::PageStorage<T> const storage{d_keys.data(), d_values.data(), key_dim, value_dim};
+  Stream const stream;
+  std::vector<T> keys = d_keys.host();
+  std::vector<T> values = d_values.host();
+  paged_walk<T>(
+      model, pages, seed, steps, max_tokens, key_dim, value_dim,
+      [&](ha::PageStep const& step, NewTokens<T> const& news) {
+        DeviceTables const tables(pages);
+        DeviceStep const d_step(step);
+        DeviceTokens<T> const d_news(news);
+        REQUIRE_CUDA(ha::append(tables.view, d_step.view, d_news.layers, news.layout(), storage, 0, stream));
+        REQUIRE_CUDA(cudaStreamSynchronize(stream));
+        REQUIRE(d_step.status.host()[0] == 0);
+        keys = d_keys.host();
+        values = d_values.host();
+      },
+      [&](std::int32_t b) { return pages_hold(model, pages, b, keys.data(), key_dim, values.data(), value_dim); });
+}
+
+}  // namespace
+
+TEST_CASE("pages of single heads on the device through 10,000 random steps", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  walk<float>(641, 10000, 4, 3, 200, 8, 5);
+}
+TEST_CASE("pages of single heads on the device, random steps, pages of 16, no slack", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  walk<std::uint16_t>(642, 2000, 16, 0, 70, 16, 24);
+}
+TEST_CASE("pages of single heads on the device, random steps, pages of 5, one-byte elements", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  walk<std::uint8_t>(643, 2000, 5, 11, 200, 3, 16);
+}
+
+TEST_CASE("keys and values joined in a page, copies on write among them, replayed from a graph", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  constexpr std::int32_t page_size = 4;
+  constexpr std::int32_t num_pages = 80;
+  constexpr std::int64_t dim = 8;
+  constexpr std::int64_t stride = 2 * page_size * dim + 3;
+  ha::PolicyTable const table = mixed_table();
+  ha::PagedHeads pages(
+      table, {.num_sequences = 2, .page_size = page_size, .num_pages = num_pages, .limits = {.max_tokens = 40}});
+  TokenModel model(table, 2);
+  std::vector<std::uint16_t> const nothing(static_cast<std::size_t>(num_pages * stride), 0xA7A7);
+  DeviceVector<std::uint16_t> const pool(nothing);
+  std::vector<std::uint16_t> host = nothing;
+  ha::PageStorage<std::uint16_t> const d_storage{pool.data(), pool.data() + page_size * dim, dim, dim, stride};
+  ha::PageStorage<std::uint16_t> const storage{host.data(), host.data() + page_size * dim, dim, dim, stride};
+  auto const layout = ha::strided_bshd(2, 1, 4, dim);
+  // What the graph reads: tables, a step with as many copies as there can be, and new tokens.
+  DeviceTables const tables(pages);
+  ha::PageStep longest = pages.append(std::vector<std::int32_t>{0, 0});
+  longest.copies.assign(16, ha::PageCopy{});
+  longest.max_count = 1;
+  DeviceStep const d_step(longest);
+  DeviceTokens<std::uint16_t> const d_news(NewTokens<std::uint16_t>(model, {0, 0}, layout, layout));
+  Stream const stream;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  REQUIRE_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  REQUIRE_CUDA(ha::append(tables.view, d_step.view, d_news.layers, layout, d_storage, 0, stream));
+  REQUIRE_CUDA(cudaStreamEndCapture(stream, &graph));
+  REQUIRE_CUDA(cudaGraphInstantiate(&executable, graph, 0));
+  auto const upload = [](auto* to, auto const& from) {
+    REQUIRE_CUDA(cudaMemcpy(to, from.data(), from.size() * sizeof(from[0]), cudaMemcpyHostToDevice));
+  };
+  int copies = 0;
+  for (int i = 0; i < 30; ++i) {
+    if (i % 7 == 3) {  // the second sequence begins anew as the first
+      pages.release(1);
+      pages.fork(0, 1);
+      model.sequences[1] = model.sequences[0];
+    }
+    std::vector<std::int32_t> const counts{1, i > 3 ? 1 : 0};
+    ha::PageStep step = pages.append(counts);
+    model.append(counts);
+    NewTokens<std::uint16_t> const news(model, counts, layout, layout);
+    ha::append(pages, step, news.layers(), layout, storage);
+    copies += static_cast<int>(step.copies.size());
+    step.copies.resize(16);
+    upload(const_cast<ha::PageCopy*>(d_step.view.d_copies), step.copies);
+    upload(const_cast<std::int32_t*>(d_step.view.d_lengths), step.lengths);
+    upload(const_cast<std::int32_t*>(d_step.view.d_written), step.written);
+    upload(const_cast<std::int32_t*>(d_step.view.d_counts), step.counts);
+    upload(const_cast<std::int32_t*>(tables.view.table), pages.table());
+    for (std::size_t l = 0; l < 2; ++l) {
+      upload(d_news.layers[l].keys, news.keys[l]);
+      upload(d_news.layers[l].values, news.values[l]);
+    }
+    REQUIRE_CUDA(cudaGraphLaunch(executable, stream));
+    REQUIRE_CUDA(cudaStreamSynchronize(stream));
+    REQUIRE(pool.host() == host);  // to the last byte between pages
+  }
+  REQUIRE(copies > 0);
+  REQUIRE(d_step.status.host()[0] == 0);
+  REQUIRE_CUDA(cudaGraphExecDestroy(executable));
+  REQUIRE_CUDA(cudaGraphDestroy(graph));
+}
+
+TEST_CASE("what the device refuses of pages of single heads", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  constexpr std::int64_t dim = 4;
+  ha::PagedHeads pages(ha::PolicyTable(1, 2, ha::WindowOnly{.window = 6}),
+                       {.num_sequences = 2, .page_size = 4, .num_pages = 30, .limits = {}});
+  TokenModel model(ha::PolicyTable(1, 2, ha::WindowOnly{.window = 6}), 2);
+  std::vector<float> const nothing(30 * 4 * dim, -7);
+  DeviceVector<float> const keys(nothing);
+  DeviceVector<float> const values(nothing);
+  ha::PageStorage<float> const storage{keys.data(), values.data(), dim, dim};
+  auto const layout = ha::strided_bshd(2, 5, 2, dim);
+  ha::PageStep const step = pages.append(std::vector<std::int32_t>{5, 2});
+  model.append({5, 2});
+  DeviceTokens<float> const news(NewTokens<float>(model, {5, 2}, layout, layout));
+  DeviceTables const tables(pages);
+  DeviceStep const d_step(step);
+  auto const fails = [&](cudaError_t error) {
+    REQUIRE(error == cudaErrorInvalidValue);
+    REQUIRE_CUDA(cudaDeviceSynchronize());
+    REQUIRE(keys.host() == nothing);
+    REQUIRE(values.host() == nothing);
+  };
+  auto const call = [&](auto const& change) {
+    ha::PagedHeadsView view = tables.view;
+    ha::DevicePageStep bad = d_step.view;
+    ha::PageStorage<float> where = storage;
+    auto layers = news.layers;
+    std::int32_t first_layer = 0;
+    change(view, bad, where, layers, first_layer);
+    return ha::append(view, bad, layers, layout, where, first_layer, nullptr);
+  };
+  fails(call([](auto& view, auto&, auto&, auto&, auto&) { view.table = nullptr; }));
+  fails(call([](auto&, auto& bad, auto&, auto&, auto&) { bad.d_counts = nullptr; }));
+  fails(call([](auto&, auto& bad, auto&, auto&, auto&) { bad.max_count = -1; }));
+  fails(call([](auto&, auto& bad, auto&, auto&, auto&) { bad.max_count = 6; }));
+  fails(call([](auto&, auto& bad, auto&, auto&, auto&) { bad.num_copies = -1; }));
+  fails(call([](auto&, auto& bad, auto&, auto&, auto&) {
+    bad.d_copies = nullptr;
+    bad.num_copies = 1;
+  }));
+  fails(call([](auto&, auto&, auto& where, auto&, auto&) { where.page_stride = 3; }));
+  fails(call([](auto&, auto&, auto& where, auto&, auto&) { where.values = nullptr; }));
+  fails(call([](auto&, auto&, auto& where, auto& layers, auto&) { where.keys = layers[0].keys; }));
+  fails(call([](auto&, auto&, auto&, auto&, auto& first_layer) { first_layer = 1; }));
+
+  // A count beyond the grid's: the sequence is left alone, the other one goes on.
+  auto small = d_step.view;
+  small.max_count = 2;
+  REQUIRE_CUDA(ha::append(tables.view, small, news.layers, layout, storage, 0, nullptr));
+  REQUIRE_CUDA(cudaDeviceSynchronize());
+  REQUIRE(d_step.status.host()[0] == 1);
+  REQUIRE(pages_hold(model, pages, 1, keys.host().data(), dim, values.host().data(), dim));
+  REQUIRE_CUDA(ha::append(tables.view, d_step.view, news.layers, layout, storage, 0, nullptr));
+  REQUIRE_CUDA(cudaDeviceSynchronize());
+  REQUIRE(pages_hold(model, pages, 0, keys.host().data(), dim, values.host().data(), dim));
+}

@@ -1,0 +1,413 @@
+// Rolling caches on the device: long random walks, graphs, streams, what calls refuse and what moves.
+
+#include "support/device_arena.cuh"
+#include "support/rolling_walk.hpp"
+
+#include <headaware/cache/rolling.cuh>
+
+#include <algorithm>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+namespace ha = headaware;
+using namespace headaware_test;
+
+namespace {
+
+/// A rolling cache on the device with its counters.
+template <class T>
+struct DeviceRolling {
+  ha::RollingPlan plan;
+  std::int64_t key_dim;
+  std::int64_t value_dim;
+  DeviceVector<std::byte> heads;
+  DeviceVector<T> keys;
+  DeviceVector<T> values;
+  DeviceVector<std::int32_t> counters;
+
+  DeviceRolling(ha::RollingPlan const& rolling_plan, std::int64_t k, std::int64_t v)
+      : plan(rolling_plan),
+        key_dim(k),
+        value_dim(v),
+        heads(std::vector<std::byte>(plan.bytes().begin(), plan.bytes().end())),
+        keys(std::vector<T>(static_cast<std::size_t>(plan.rows_total() * k))),
+        values(std::vector<T>(static_cast<std::size_t>(plan.rows_total() * v))),
+        counters(std::vector<std::int32_t>(ha::RollingStateView::bytes(plan.num_sequences()) / 4, 0)) {}
+  [[nodiscard]] ha::RollingPlanView view() const { return plan.view_at(heads.data()); }
+  [[nodiscard]] ha::RollingStateView state() const {
+    return ha::RollingStateView::at(counters.data(), plan.num_sequences());
+  }
+  [[nodiscard]] auto cache() const { return ha::rolling(plan, view(), keys.data(), values.data(), key_dim, value_dim); }
+  [[nodiscard]] bool good() const { return counters.host().back() == 0; }
+  [[nodiscard]] std::int32_t length(std::int32_t b) const { return counters.host()[static_cast<std::size_t>(b)]; }
+};
+
+/// New tokens' tensors on the device.
+template <class T>
+struct DeviceTokens {
+  std::vector<DeviceVector<T>> tensors;
+  std::vector<ha::LayerKv<T>> layers;
+  explicit DeviceTokens(NewTokens<T> const& tokens) {
+    for (std::size_t l = 0; l < tokens.keys.size(); ++l) {
+      tensors.emplace_back(tokens.keys[l]);
+      tensors.emplace_back(tokens.values[l]);
+      layers.push_back({tensors[2 * l].data(), tensors[2 * l + 1].data()});
+    }
+  }
+};
+
+template <class T>
+void walk(unsigned seed, int steps, std::int32_t slack, std::int64_t key_dim, std::int64_t value_dim) {
+  constexpr std::int32_t batch = 3;
+  constexpr std::int64_t max_tokens = 70;
+  ha::PolicyTable const table = mixed_table();
+  DeviceTable const d_table(table);
+  DeviceRolling<T> const device(ha::RollingPlan(table, batch, {.max_tokens = max_tokens, .slack = slack}), key_dim,
+                                value_dim);
+  Stream const stream;
+  SlotModel model(table, device.plan);
+  ha::RollingState state(batch);  // the same counters on the host
+  std::mt19937 random(seed);
+  auto const below = [&](std::int64_t bound) {
+    return static_cast<std::int32_t>(random() % static_cast<std::uint32_t>(bound));
+  };
+  for (int step = 0; step < steps; ++step) {
+    INFO("seed " << seed << ", step " << step);
+    std::int32_t const b = below(batch);
+    auto const i = static_cast<std::size_t>(b);
+    switch (below(10)) {
+      case 0: {
+        std::vector<std::int32_t> tokens(batch, 0);
+        tokens[i] = below(state.max_rollback(device.plan.view(), b) + 1);
+        DeviceVector<std::int32_t> const d_tokens(tokens);
+        REQUIRE_CUDA(ha::rollback(device.view(), device.state(), d_tokens.data(), stream));
+        REQUIRE_CUDA(cudaStreamSynchronize(stream));
+        state.rollback(device.plan.view(), b, tokens[i]);
+        model.sequences[i].resize(static_cast<std::size_t>(state.length(b)));
+        break;
+      }
+      case 1: {
+        std::int32_t const to = (b + 1 + below(batch - 1)) % batch;
+        std::vector<ha::SequenceCopy> const copies{{b, to}};
+        REQUIRE_CUDA(ha::copy_sequences(device.view(), device.state(), copies, device.cache(), stream));
+        state.copy(b, to);
+        model.copy(b, to);
+        break;
+      }
+      case 2: {  // a prompt, compressed in one step, or an empty place
+        std::int32_t const tokens = below(2) == 0 ? 0 : below(50);
+        model.start(b, tokens);
+        std::vector<std::int32_t> lengths(batch, 0);
+        lengths[i] = tokens;
+        NewTokens<T> const prompt(model, lengths, new_token_layout(random(), batch, 4, tokens + 1, key_dim),
+                                  new_token_layout(random(), batch, 4, tokens + 1, value_dim));
+        DeviceTokens<T> const d_prompt(prompt);
+        DeviceVector<std::int32_t> const d_lengths(lengths);
+        auto const plan = ha::CachePlan(table, lengths).on_device(d_table.view(), d_lengths.data());
+        run_compress(plan, ha::transfer(d_prompt.layers, prompt.layout(), device.cache()));
+        std::vector<std::int32_t> started(batch, -1);
+        started[i] = tokens;
+        DeviceVector<std::int32_t> const d_started(started);
+        REQUIRE_CUDA(ha::start(device.view(), device.state(), d_started.data(), stream));
+        REQUIRE_CUDA(cudaStreamSynchronize(stream));
+        state.start(device.plan.view(), b, tokens);
+        break;
+      }
+      default: {
+        std::vector<std::int32_t> counts(batch);
+        for (std::size_t s = 0; s < counts.size(); ++s) {
+          std::int32_t const count = below(8) == 0 ? below(30) : below(3);
+          counts[s] = model.length(static_cast<std::int64_t>(s)) + count <= max_tokens ? count : 0;
+        }
+        model.append(counts);
+        std::int32_t const most = *std::max_element(counts.begin(), counts.end());
+        NewTokens<T> const news(model, counts, new_token_layout(random(), batch, 4, most, key_dim),
+                                new_token_layout(random(), batch, 4, most, value_dim));
+        DeviceTokens<T> const d_news(news);
+        DeviceVector<std::int32_t> const d_counts(counts);
+        REQUIRE_CUDA(ha::append(device.view(), device.state(), d_news.layers, news.layout(), d_counts.data(), most,
+                                device.cache(), {}, stream));
+        REQUIRE_CUDA(cudaStreamSynchronize(stream));
+        state.advance(device.plan.view(), counts);
+      }
+    }
+    REQUIRE_CUDA(cudaStreamSynchronize(stream));
+    auto const counters = device.counters.host();
+    REQUIRE(counters.back() == 0);
+    REQUIRE(counters[2 * batch] == 0);
+    for (std::int32_t s = 0; s < batch; ++s) {
+      REQUIRE(counters[static_cast<std::size_t>(s)] == model.length(s));
+      REQUIRE(counters[static_cast<std::size_t>(batch + s)] == state.written(s));
+    }
+    auto const keys = device.keys.host();
+    auto const values = device.values.host();
+    for (std::int32_t s = 0; s < batch; ++s) REQUIRE(model.holds(s, keys.data(), key_dim, values.data(), value_dim));
+    REQUIRE(state.max_rollback(device.plan.view(), b) == model.max_rollback(b));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("a rolling cache on the device through 10,000 random steps, four-byte elements", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  walk<float>(611, 10000, 4, 8, 5);
+}
+TEST_CASE("a rolling cache on the device, random steps, two-byte elements, no slack", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  walk<std::uint16_t>(612, 2000, 0, 16, 24);
+}
+TEST_CASE("a rolling cache on the device, random steps, one-byte elements, much slack", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  walk<std::uint8_t>(613, 2000, 19, 3, 16);
+}
+
+TEST_CASE("a captured step of decoding is replayed, layer by layer, lengths counted up on the device", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  constexpr std::int32_t batch = 2;
+  constexpr std::int64_t dim = 8;
+  ha::PolicyTable const table = mixed_table();
+  DeviceRolling<std::uint16_t> const device(ha::RollingPlan(table, batch, {.max_tokens = 60}), dim, dim);
+  SlotModel model(table, device.plan);
+  auto const layout = ha::strided_bshd(batch, 1, 4, dim);
+  std::vector<std::int32_t> const ones(batch, 1);
+  DeviceTokens<std::uint16_t> const news(NewTokens<std::uint16_t>(TokenModel(table, batch), {0, 0}, layout, layout));
+  Stream const stream;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  REQUIRE_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  // The lower layer does not count, the upper one does; no counts: a token each.
+  REQUIRE_CUDA(ha::append(device.view(), device.state(), std::vector{news.layers[0]}, layout, nullptr, 1,
+                          device.cache(), {.first_layer = 0, .advance = false}, stream));
+  REQUIRE_CUDA(ha::append(device.view(), device.state(), std::vector{news.layers[1]}, layout, nullptr, 1,
+                          device.cache(), {.first_layer = 1}, stream));
+  REQUIRE_CUDA(cudaStreamEndCapture(stream, &graph));
+  REQUIRE_CUDA(cudaGraphInstantiate(&executable, graph, 0));
+  for (int step = 0; step < 40; ++step) {
+    model.append(ones);
+    NewTokens<std::uint16_t> const now(model, ones, layout, layout);
+    for (std::size_t l = 0; l < 2; ++l) {
+      auto const bytes = now.keys[l].size() * sizeof(std::uint16_t);
+      REQUIRE_CUDA(cudaMemcpy(news.layers[l].keys, now.keys[l].data(), bytes, cudaMemcpyHostToDevice));
+      REQUIRE_CUDA(cudaMemcpy(news.layers[l].values, now.values[l].data(), bytes, cudaMemcpyHostToDevice));
+    }
+    REQUIRE_CUDA(cudaGraphLaunch(executable, stream));
+    REQUIRE_CUDA(cudaStreamSynchronize(stream));
+    auto const keys = device.keys.host();
+    auto const values = device.values.host();
+    for (std::int32_t b = 0; b < batch; ++b) {
+      REQUIRE(device.length(b) == step + 1);
+      REQUIRE(model.holds(b, keys.data(), dim, values.data(), dim));
+    }
+  }
+  REQUIRE(device.good());
+  REQUIRE_CUDA(cudaGraphExecDestroy(executable));
+  REQUIRE_CUDA(cudaGraphDestroy(graph));
+}
+
+TEST_CASE("caches on streams of their own do not meet", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  constexpr std::int64_t dim = 4;
+  ha::PolicyTable const table = mixed_table();
+  ha::RollingPlan const plan(table, 1, {.max_tokens = 60, .slack = 2});
+  Stream const streams[2];
+  DeviceRolling<float> const caches[2] = {{plan, dim, dim}, {plan, dim, dim}};
+  SlotModel models[2] = {{table, plan}, {table, plan}};
+  models[1].next = 1000;
+  std::vector<DeviceTokens<float>> alive;
+  for (std::int32_t step = 0; step < 20; ++step) {
+    for (std::size_t i = 0; i < 2; ++i) {
+      std::vector<std::int32_t> const counts{i == 0 ? 1 : 1 + step % 4};
+      models[i].append(counts);
+      auto const layout = ha::strided_bhsd(1, 4, counts[0], dim);
+      alive.emplace_back(NewTokens<float>(models[i], counts, layout, layout));
+      REQUIRE_CUDA(ha::append(caches[i].view(), caches[i].state(), alive.back().layers, layout, nullptr, counts[0],
+                              caches[i].cache(), {}, streams[i]));
+    }
+  }
+  for (std::size_t i = 0; i < 2; ++i) {
+    REQUIRE_CUDA(cudaStreamSynchronize(streams[i]));
+    REQUIRE(caches[i].good());
+    REQUIRE(models[i].holds(0, caches[i].keys.host().data(), dim, caches[i].values.host().data(), dim));
+  }
+}
+
+TEST_CASE("what the device refuses of a rolling cache", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  constexpr std::int64_t dim = 4;
+  ha::PolicyTable const table = mixed_table();
+  DeviceRolling<float> const device(ha::RollingPlan(table, 2, {.max_tokens = 20, .slack = 2}), dim, dim);
+  SlotModel model(table, device.plan);
+  auto const layout = ha::strided_bhsd(2, 4, 19, dim);
+  std::vector<std::int32_t> const counts{19, 3};
+  model.append(counts);
+  DeviceTokens<float> const news(NewTokens<float>(model, counts, layout, layout));
+  auto const append = [&](std::vector<std::int32_t> const& each, std::int32_t most) {
+    DeviceVector<std::int32_t> const d_counts(each);
+    REQUIRE_CUDA(ha::append(device.view(), device.state(), news.layers, layout, d_counts.data(), most, device.cache(),
+                            {}, nullptr));
+    REQUIRE_CUDA(cudaDeviceSynchronize());
+  };
+  auto const refused = [&] {
+    bool const status = !device.good();
+    REQUIRE_CUDA(cudaMemset(device.state().status, 0, sizeof(std::int32_t)));
+    return status;
+  };
+  append(counts, 19);
+  REQUIRE(device.good());
+  // One sequence has no room, the other goes on; a negative count; one beyond the grid's.
+  auto const before = device.counters.host();
+  append({2, 0}, 2);
+  REQUIRE(refused());
+  append({-1, 0}, 2);
+  REQUIRE(refused());
+  append({0, 3}, 2);
+  REQUIRE(refused());
+  REQUIRE(device.counters.host() == before);
+  REQUIRE(model.holds(0, device.keys.host().data(), dim, device.values.host().data(), dim));
+  append({2, 1}, 2);
+  REQUIRE(refused());
+  REQUIRE(device.length(0) == 19);
+  REQUIRE(device.length(1) == 4);
+
+  auto const back = [&](std::vector<std::int32_t> const& tokens) {
+    DeviceVector<std::int32_t> const d_tokens(tokens);
+    REQUIRE_CUDA(ha::rollback(device.view(), device.state(), d_tokens.data(), nullptr));
+    REQUIRE_CUDA(cudaDeviceSynchronize());
+  };
+  back({3, 0});
+  REQUIRE(refused());
+  back({-1, 0});
+  REQUIRE(refused());
+  REQUIRE(device.length(0) == 19);
+  back({2, 4});
+  REQUIRE(device.good() == false);  // the second sequence's window of 1 with a slack of 2 has wrapped
+  REQUIRE(refused());
+  REQUIRE(device.length(0) == 17);
+
+  auto const view = device.view();
+  auto const state = device.state();
+  auto const fails = [&](cudaError_t error) {
+    REQUIRE(error == cudaErrorInvalidValue);
+    REQUIRE_CUDA(cudaDeviceSynchronize());
+  };
+  auto const cache = device.cache();
+  fails(ha::append(view, state, news.layers, ha::strided_bhsd(2, 3, 19, dim), nullptr, 1, cache, {}, nullptr));
+  fails(ha::append(view, state, news.layers, ha::strided_bhsd(1, 4, 19, dim), nullptr, 1, cache, {}, nullptr));
+  fails(ha::append(view, state, news.layers, ha::strided_bhsd(2, 4, 19, 3), nullptr, 1, cache, {}, nullptr));
+  fails(ha::append(view, state, news.layers, layout, nullptr, 20, cache, {}, nullptr));
+  fails(ha::append(view, state, news.layers, layout, nullptr, -1, cache, {}, nullptr));
+  fails(ha::append(view, state, news.layers, layout, nullptr, 1, cache, {.first_layer = 1}, nullptr));
+  fails(ha::append(view, state, news.layers, layout, nullptr, 1, cache, {.first_layer = -1}, nullptr));
+  fails(ha::append(view, {}, news.layers, layout, nullptr, 1, cache, {}, nullptr));
+  fails(ha::append(device.plan.view(), state, news.layers, layout, nullptr, 1, cache, {}, nullptr));
+  auto layers = news.layers;
+  layers[1].values = nullptr;
+  fails(ha::append(view, state, layers, layout, nullptr, 1, cache, {}, nullptr));
+  layers[1].values = device.keys.data();
+  fails(ha::append(view, state, layers, layout, nullptr, 1, cache, {}, nullptr));
+  fails(ha::copy_sequences(view, state, std::vector<ha::SequenceCopy>{{0, 0}}, cache, nullptr));
+  fails(ha::copy_sequences(view, state, std::vector<ha::SequenceCopy>{{0, 2}}, cache, nullptr));
+  fails(ha::rollback(view, state, nullptr, nullptr));
+  REQUIRE(device.length(0) == 17);
+
+  // Nothing to do is no error: no sequences, no heads that keep anything, no tokens.
+  ha::RollingPlan const nobody(table, 0, {.max_tokens = 5});
+  DeviceRolling<float> const empty(nobody, dim, dim);
+  REQUIRE_CUDA(ha::append(empty.view(), empty.state(), news.layers, ha::strided_bhsd(0, 4, 19, dim), nullptr, 1,
+                          empty.cache(), {}, nullptr));
+  append({0, 0}, 0);
+  REQUIRE(device.good());
+}
+
+TEST_CASE("a compressed cache is refused by slots of other policies", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  constexpr std::int64_t dim = 4;
+  std::vector<std::int32_t> const lengths{30};
+  ha::PolicyTable const table(1, 2, ha::SinkWindow{.sink = 2, .window = 9});
+  ha::PolicyTable const other(1, 2, ha::SinkWindow{.sink = 2, .window = 8});
+  DeviceTable const d_other(other);
+  auto const layout = ha::strided_bhsd(1, 2, 30, dim);
+  SourceCache<float, ha::StridedLayout> const source(layout, layout.extent(), 1, dim, dim, 614);
+  DeviceSource<float, ha::StridedLayout> const d_source(source);
+  DeviceRolling<float> const device(ha::RollingPlan(table, 1, {}), dim, dim);
+  DeviceVector<std::int32_t> const d_lengths(lengths);
+  DeviceVector<std::int32_t> const status(std::vector<std::int32_t>{-7});
+  auto plan = ha::CachePlan(other, lengths).on_device(d_other.view(), d_lengths.data());
+  plan.d_status = status.data();
+  run_compress(plan, ha::transfer(d_source.layers, layout, device.cache()));
+  REQUIRE(status.host()[0] == 1);
+  auto const keys = device.keys.host();
+  REQUIRE(std::all_of(keys.begin(), keys.end(), [](float x) { return x == 0; }));
+}
+
+TEST_CASE("buffers at odd addresses on the device", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  constexpr std::int64_t dim = 16;
+  ha::PolicyTable const table = mixed_table();
+  ha::RollingPlan const plan(table, 2, {.max_tokens = 40});
+  for (std::size_t const shift : {1, 2, 4, 8}) {  // elements of two bytes, off 16
+    DeviceRolling<std::uint16_t> const device(plan, dim, dim);
+    auto const elements = static_cast<std::size_t>(plan.rows_total() * dim) + shift;
+    DeviceVector<std::uint16_t> const keys(std::vector<std::uint16_t>(elements, 7));
+    DeviceVector<std::uint16_t> const values(std::vector<std::uint16_t>(elements, 7));
+    auto const view = device.view();
+    auto const cache = ha::rolling(plan, view, keys.data() + shift, values.data() + shift, dim);
+    SlotModel model(table, plan);
+    std::vector<std::int32_t> const counts{30, 3};
+    model.append(counts);
+    auto const layout = ha::strided_bhsd(2, 4, 30, dim);
+    NewTokens<std::uint16_t> const news(model, counts, layout, layout);
+    std::vector<DeviceVector<std::uint16_t>> tensors;
+    std::vector<ha::LayerKv<std::uint16_t>> layers;
+    for (std::size_t l = 0; l < 2; ++l) {
+      for (auto tensor : {news.keys[l], news.values[l]}) {
+        tensor.insert(tensor.begin(), shift, std::uint16_t{9});
+        tensors.emplace_back(tensor);
+      }
+      layers.push_back({tensors[2 * l].data() + shift, tensors[2 * l + 1].data() + shift});
+    }
+    DeviceVector<std::int32_t> const d_counts(counts);
+    REQUIRE_CUDA(ha::append(view, device.state(), layers, layout, d_counts.data(), 30, cache, {}, nullptr));
+    REQUIRE_CUDA(ha::copy_sequences(view, device.state(), std::vector<ha::SequenceCopy>{{0, 1}}, cache, nullptr));
+    REQUIRE_CUDA(cudaDeviceSynchronize());
+    model.copy(0, 1);
+    auto const got_keys = keys.host();
+    auto const got_values = values.host();
+    REQUIRE(got_keys[shift - 1] == 7);
+    for (std::int32_t b = 0; b < 2; ++b) {
+      REQUIRE(model.holds(b, got_keys.data() + shift, dim, got_values.data() + shift, dim));
+    }
+  }
+}
+
+TEST_CASE("more sequences than a block has threads, more copies than a launch takes", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  constexpr std::int32_t batch = 620;
+  constexpr std::int64_t dim = 2;
+  ha::PolicyTable const table(1, 1, ha::SinkWindow{.sink = 1, .window = 2});
+  DeviceRolling<float> const device(ha::RollingPlan(table, batch, {.slack = 1}), dim, dim);
+  SlotModel model(table, device.plan);
+  std::vector<std::int32_t> counts;
+  std::vector<ha::SequenceCopy> copies;
+  for (std::int32_t b = 0; b < batch; ++b) counts.push_back(b % 9);
+  for (std::int32_t b = 0; b < batch / 2; ++b) copies.push_back({b, batch - 1 - b});
+  model.append(counts);
+  auto const layout = ha::strided_bshd(batch, 8, 1, dim);
+  DeviceTokens<float> const news(NewTokens<float>(model, counts, layout, layout));
+  DeviceVector<std::int32_t> const d_counts(counts);
+  REQUIRE_CUDA(ha::append(device.view(), device.state(), news.layers, layout, d_counts.data(), 8, device.cache(),
+                          {.advance = false}, nullptr));
+  REQUIRE_CUDA(ha::advance(device.view(), device.state(), d_counts.data(), nullptr));
+  REQUIRE_CUDA(ha::copy_sequences(device.view(), device.state(), copies, device.cache(), nullptr));
+  REQUIRE_CUDA(cudaDeviceSynchronize());
+  for (auto const& copy : copies) model.copy(copy.from, copy.to);
+  REQUIRE(device.good());
+  auto const keys = device.keys.host();
+  auto const values = device.values.host();
+  auto const counters = device.counters.host();
+  for (std::int32_t b = 0; b < batch; ++b) {
+    REQUIRE(counters[static_cast<std::size_t>(b)] == model.length(b));
+    if (b % 31 == 0 || b > batch - 4) REQUIRE(model.holds(b, keys.data(), dim, values.data(), dim));
+  }
+}

@@ -1,0 +1,40 @@
+# Runs PROGRAM CACHE under the CUDA emulator and checks what a step of decoding asks of memory: nothing of old tokens.
+#   cmake -DPROGRAM=... -DCACHE=rolling|paged -DREPORT=... -P append_traffic.cmake
+execute_process(COMMAND ${CMAKE_COMMAND} -E env CUDA_EMU_REPORT=${REPORT} CUDA_EMU_INITCHECK=1 ${PROGRAM} ${CACHE}
+                OUTPUT_VARIABLE output ERROR_VARIABLE errors RESULT_VARIABLE result)
+message(STATUS "${output}")
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "${PROGRAM} failed: ${result} (the cache is not initialised: has an old token been read?)\n${errors}")
+endif()
+if(output MATCHES "skipped" OR NOT EXISTS ${REPORT})
+  message(STATUS "skipped: no emulator to count with")
+  return()
+endif()
+string(REGEX MATCH "new_bytes ([0-9]+)" unused "${output}")
+set(new ${CMAKE_MATCH_1})
+
+file(READ ${REPORT} report)
+string(JSON launches LENGTH ${report} launches)
+string(JSON global GET ${report} launches 0 global)
+foreach(kind load store atomic)
+  string(JSON ${kind}_bytes GET ${global} ${kind} bytes)
+  string(JSON ${kind}_sectors GET ${global} ${kind} sectors)
+endforeach()
+string(JSON sectors_read GET ${global} distinct_sectors_read)
+string(JSON sectors_written GET ${global} distinct_sectors_written)
+
+# Beyond the new bytes: tables read, counters written.
+math(EXPR tables "${load_bytes} - ${new}")
+math(EXPR counters "${store_bytes} - ${new}")
+math(EXPR read_ratio "1000 * 32 * ${sectors_read} / ${new}")
+math(EXPR written_ratio "1000 * 32 * ${sectors_written} / ${new}")
+math(EXPR store_efficiency "1000 * ${store_bytes} / (32 * ${store_sectors})")
+message(STATUS "launches ${launches}; new ${new} bytes; asked to read ${load_bytes} (${tables} of tables), "
+               "to write ${store_bytes} (${counters} of counters)")
+message(STATUS "of the new bytes, in thousandths: distinct sectors read ${read_ratio}, written ${written_ratio}; "
+               "used of the sectors written ${store_efficiency}")
+if(NOT launches EQUAL 1 OR tables LESS 0 OR counters LESS 0 OR counters GREATER 64 OR read_ratio GREATER 1150
+   OR written_ratio GREATER 1010 OR store_efficiency LESS 950)
+  message(FATAL_ERROR "a step asks more of memory than it should: 1 launch, no old token written, at most 1150 read, "
+                      "1010 written, at least 950 of every sector")
+endif()

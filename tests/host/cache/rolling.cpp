@@ -1,0 +1,252 @@
+// Plans and slots of rolling caches, wrap-around at every boundary, and what calls refuse.
+
+#include "support/errors.hpp"
+#include "support/reference_cache.hpp"
+#include "support/rolling_walk.hpp"
+
+#include <headaware/cache/compact.hpp>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace ha = headaware;
+using namespace headaware_test;
+
+namespace mine {
+
+/// Every policy with a rolling form serves, whoever wrote it.
+struct LastPairs {
+  static constexpr std::string_view name = "last_pairs";
+  std::int32_t pairs = 2;
+  HEADAWARE_HOST_DEVICE constexpr bool keeps(std::int64_t token, std::int64_t length) const {
+    return token >= length - 2 * pairs;
+  }
+  friend constexpr bool operator==(LastPairs const&, LastPairs const&) = default;
+};
+constexpr ha::SinkAndWindow rolling_form(LastPairs const& policy) { return {0, 2 * policy.pairs}; }
+
+}  // namespace mine
+
+TEST_CASE("a rolling plan's rows, offsets and bytes", "[cache]") {
+  ha::PolicyTable const table = mixed_table();
+  ha::RollingPlan const plan(table, 3, {.max_tokens = 50, .slack = 2});
+  std::vector<std::int64_t> const rows{12, 7, 12, 50, 0, 4, 3, 19};  // by layer and head
+  std::int64_t total = 0;
+  std::size_t s = 0;
+  for (std::size_t layer = 0; layer < 2; ++layer) {
+    for (std::size_t sequence = 0; sequence < 3; ++sequence) {
+      for (std::size_t head = 0; head < 4; ++head, ++s) {
+        REQUIRE(plan.offsets()[s] == total);
+        total += rows[layer * 4 + head];
+      }
+    }
+  }
+  REQUIRE(plan.offsets().size() == 25);
+  REQUIRE(plan.rows_total() == total);
+  REQUIRE(plan.rows_total(0) == 3 * 81);
+  REQUIRE(plan.rows_total(1) == 3 * 26);
+  REQUIRE(plan.bytes_held(128, 2) == total * 2 * 128 * 2);
+  REQUIRE(plan.token_limit() == 50);
+  REQUIRE(ha::RollingPlan(ha::UniformTable(ha::SinkWindow{}, 2, 2), 1, {}).token_limit() == ha::all_tokens);
+  // A segment's row as the heads say it and as the offsets do.
+  REQUIRE(plan.head(1, 3).row(2, 5) + plan.rows_total(0) == plan.offsets()[23] + 5);
+  REQUIRE(ha::RollingPlan(table, 0, {.max_tokens = 1}).rows_total() == 0);
+}
+
+TEST_CASE("slots and tokens at every length around every boundary", "[cache]") {
+  for (std::int32_t sink = 0; sink < 4; ++sink) {
+    for (std::int32_t window = 0; window < 5; ++window) {
+      for (std::int32_t slack = 0; slack < 4; ++slack) {
+        ha::RollingPlan const plan(ha::UniformTable(ha::SinkWindow{sink, window}, 1, 1), 1, {.slack = slack});
+        ha::RollingHead const& head = plan.head(0, 0);
+        REQUIRE(head.slots() == sink + window + (window > 0 ? slack : 0));
+        std::vector<std::int64_t> slots(static_cast<std::size_t>(head.slots()), -1);
+        for (std::int64_t length = 0; length <= 3 * (sink + window + slack) + 2; ++length) {
+          INFO(sink << " " << window << " " << slack << " " << length);
+          ha::SinkWindow const policy{sink, window};
+          auto const kept = kept_tokens(policy, length);
+          REQUIRE(head.kept(length) == static_cast<std::int64_t>(kept.size()));
+          auto const runs = head.visible(length);
+          REQUIRE(runs.total() == head.kept(length));
+          std::vector<std::int32_t> positions(slots.size());
+          ha::slot_positions(head, length, positions);
+          std::int64_t shown = 0;
+          for (std::size_t i = 0; i < slots.size(); ++i) {
+            bool const visible = slots[i] >= 0 && policy.keeps(slots[i], length);
+            REQUIRE(positions[i] == (visible ? slots[i] : -1));
+            shown += visible ? 1 : 0;
+          }
+          REQUIRE(shown == head.kept(length));
+          for (std::size_t i = 0; i < kept.size(); ++i) {
+            REQUIRE(head.kept_token(static_cast<std::int64_t>(i), length) == kept[i]);
+            REQUIRE(slots[static_cast<std::size_t>(runs.slot(static_cast<std::int64_t>(i)))] == kept[i]);
+          }
+          // The next token goes where the definition says.
+          std::int64_t const ring = window > 0 ? window + slack : 0;
+          std::int64_t const slot = length < sink ? length : ring > 0 ? sink + (length - sink) % ring : -1;
+          REQUIRE(head.slot_of(length) == slot);
+          if (slot >= 0) slots[static_cast<std::size_t>(slot)] = length;
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("appends of every size from every length, and back as far as can be", "[cache]") {
+  constexpr std::int64_t dim = 2;
+  ha::PolicyTable table(1, 3, ha::SinkWindow{.sink = 2, .window = 4});
+  table.set(0, 1, ha::WindowOnly{.window = 3});
+  table.set(0, 2, ha::Full{});
+  for (std::int32_t const slack : {0, 1, 3}) {
+    ha::RollingPlan const plan(table, 1, {.max_tokens = 64, .slack = slack});
+    for (std::int32_t before = 0; before < 14; ++before) {
+      for (std::int32_t count = 0; count < 20; ++count) {
+        INFO("slack " << slack << ", " << before << " + " << count);
+        SlotModel model(table, plan);
+        ha::RollingState state(1);
+        std::vector<std::uint16_t> keys(static_cast<std::size_t>(plan.rows_total() * dim));
+        std::vector<std::uint16_t> values(keys);
+        auto const cache = ha::rolling(plan, plan.view(), keys.data(), values.data(), dim);
+        auto const append = [&](std::int32_t tokens) {
+          std::vector<std::int32_t> const counts{tokens};
+          model.append(counts);
+          auto const layout = ha::strided_bshd(1, tokens, 3, dim);
+          NewTokens<std::uint16_t> const news(model, counts, layout, layout);
+          ha::append(plan.view(), state, news.layers(), layout, counts, cache);
+          REQUIRE(model.holds(0, keys.data(), dim, values.data(), dim));
+        };
+        append(before);
+        append(count);
+        std::int64_t const most = state.max_rollback(plan.view(), 0);
+        REQUIRE(most == model.max_rollback(0));
+        state.rollback(plan.view(), 0, most);
+        model.sequences[0].resize(static_cast<std::size_t>(state.length(0)));
+        REQUIRE(model.holds(0, keys.data(), dim, values.data(), dim));
+        check_error<ha::ArgumentError>(
+            [&] { state.rollback(plan.view(), 0, state.max_rollback(plan.view(), 0) + 1); },
+            {"tokens to take back", "in [0, ", std::to_string(state.max_rollback(plan.view(), 0) + 1), "sequence 0"});
+        append(5);
+        REQUIRE(state.max_rollback(plan.view(), 0) == model.max_rollback(0));
+      }
+    }
+  }
+}
+
+TEST_CASE("a policy of one's own rolls if it says how", "[cache]") {
+  ha::UniformTable const table(mine::LastPairs{.pairs = 3}, 2, 2);
+  ha::RollingPlan const plan(table, 1, {});
+  REQUIRE(plan.head(1, 1).slots() == 6);
+  std::vector<std::int32_t> const lengths{31};
+  auto const layout = ha::strided_bhsd(1, 2, 31, 4);
+  SourceCache<float, ha::StridedLayout> const source(layout, layout.extent(), 2, 4, 4, 620);
+  std::vector<float> keys(static_cast<std::size_t>(plan.rows_total() * 4));
+  std::vector<float> values(keys);
+  auto const cache = ha::rolling(plan, plan.view(), keys.data(), values.data(), 4);
+  ha::compress(ha::BasicCachePlan(table, lengths), source.layers(), layout, cache);
+  for (std::int64_t token = 25; token < 31; ++token) {
+    REQUIRE(keys[static_cast<std::size_t>((6 + token % 6) * 4)] == source.key(0, 0, 1, token, 0));
+  }
+  // Other policies' slots are refused, with nothing written.
+  auto const before = keys;
+  check_error<ha::ArgumentError>(
+      [&] {
+        ha::compress(ha::BasicCachePlan(ha::UniformTable(mine::LastPairs{.pairs = 2}, 2, 2), lengths), source.layers(),
+                     layout, cache);
+      },
+      {"destination", "made for the plan's policies", "others", "layer 0, KV head 0"});
+  REQUIRE(keys == before);
+}
+
+TEST_CASE("what rolling caches refuse", "[cache]") {
+  ha::PolicyTable const table = mixed_table();
+  using Error = ha::ArgumentError;
+  check_error<Error>([&] { ha::RollingPlan(table, 1, {}); }, {"max_tokens", "> 0", "0", "layer 0, KV head 3"});
+  check_error<Error>([&] { ha::RollingPlan(table, -1, {.max_tokens = 4}); }, {"sequences", ">= 0", "-1", "Rolling"});
+  check_error<Error>([&] { ha::RollingPlan(table, 1, {.max_tokens = -4}); }, {"max_tokens", "[0, ", "-4", "Rolling"});
+  check_error<Error>([&] { ha::RollingPlan(table, 1, {.max_tokens = 4, .slack = -1}); },
+                     {"slack", ">= 0", "-1", "RollingPlan"});
+  std::int32_t const tokens[] = {1, 2};
+  ha::PolicyTable listed(1, 2);
+  listed.set(0, 1, ha::KeepList{tokens, 2});
+  check_error<Error>([&] { ha::RollingPlan(listed, 1, {.max_tokens = 4}); },
+                     {"policy", "rolling form", "keep_list", "layer 0, KV head 1"});
+  ha::UniformTable const wide(ha::SinkWindow{.sink = 4, .window = ha::all_tokens - 3}, 1, 1);
+  check_error<Error>([&] { ha::RollingPlan(wide, 1, {}); }, {"slots of a head", "below 2^31", "4 + ", "layer 0"});
+
+  constexpr std::int64_t dim = 3;
+  ha::RollingPlan const plan(table, 2, {.max_tokens = 20, .slack = 1});
+  std::vector<float> keys = std::vector<float>(static_cast<std::size_t>(plan.rows_total() * dim), -7);
+  std::vector<float> values = keys;
+  auto const untouched = keys;
+  auto const view = plan.view();
+  auto const cache = ha::rolling(plan, view, keys.data(), values.data(), dim);
+  ha::RollingState state(2);
+  auto const layout = ha::strided_bhsd(2, 4, 21, dim);
+  std::vector<std::int32_t> const counts{20, 2};
+  TokenModel model(table, 2);
+  model.append(counts);
+  NewTokens<float> const news(model, counts, layout, layout);
+  auto const refuses = [&](auto const& call, ha::ErrorDetail const& parts) {
+    check_error<Error>(call, parts);
+    REQUIRE(keys == untouched);
+    REQUIRE(values == untouched);
+    REQUIRE(state.length(0) + state.length(1) == 0);
+  };
+  auto const with = [&](std::vector<std::int32_t> const& each) {
+    return [&, each] { ha::append(view, state, news.layers(), layout, each, cache); };
+  };
+  refuses(with({21, 0}), {"new tokens", "in [0, 20]", "21", "append, sequence 0"});
+  refuses(with({0, -1}), {"new tokens", "in [0, 20]", "-1", "append, sequence 1"});
+  refuses(with({1}), {"counts", "2", "1", "append"});
+  auto const source = [&](ha::StridedLayout const& bad) {
+    return [&, bad] { ha::append(view, state, news.layers(), bad, counts, cache); };
+  };
+  refuses(source(ha::strided_bhsd(2, 4, 19, dim)), {"source tokens", "20", "19", "append, keys"});
+  refuses(source(ha::strided_bhsd(2, 3, 21, dim)), {"source KV heads", "4", "3", "append, keys"});
+  refuses(source(ha::strided_bhsd(3, 4, 21, dim)), {"source sequences", "2", "3", "append, keys"});
+  refuses(source(ha::strided_bhsd(2, 4, 21, 2)), {"source channels", "3", "2", "append, keys"});
+  auto layers = news.layers();
+  layers[1].keys = nullptr;
+  refuses([&] { ha::append(view, state, layers, layout, counts, cache); },
+          {"new keys", "pointer", "nullptr", "layer 1"});
+  layers = news.layers();
+  layers[0].values = keys.data();
+  refuses([&] { ha::append(view, state, layers, layout, counts, cache); },
+          {"buffers", "apart", "overlapping", "append"});
+  refuses([&] { ha::append(view, state, news.layers(), layout, counts, cache, {.first_layer = 1}); },
+          {"layers", "within the cache's 2", "3", "append"});
+  ha::RollingState small(1);
+  refuses([&] { ha::append(view, small, news.layers(), layout, std::vector<std::int32_t>{1}, cache); },
+          {"state's sequences", "2", "1", "append"});
+  ha::RollingPlan const same(table, 2, {.max_tokens = 20, .slack = 1});
+  refuses([&] { ha::append(same.view(), state, news.layers(), layout, counts, cache); },
+          {"cache", "made for this plan", "another", "append"});
+  auto const copies = [&](std::vector<ha::SequenceCopy> const& each) {
+    return [&, each] { ha::copy_sequences(view, state, each, cache); };
+  };
+  refuses(copies({{0, 2}}), {"sequence", "[0, 2)", "2", "copy_sequences"});
+  refuses(copies({{0, 1}, {1, 0}}), {"sequence to copy to", "neither", "1", "copy_sequences"});
+  refuses(copies({{0, 1}, {0, 1}}), {"sequence to copy to", "neither", "1", "copy_sequences"});
+  refuses([&] { state.start(view, 0, 21); }, {"length", "[0, 20]", "21", "start"});
+  refuses([&] { (void)state.length(2); }, {"sequence", "[0, 2)", "2", "RollingState"});
+
+  // Layer by layer, counted at the end.
+  for (std::int32_t l = 0; l < 2; ++l) {
+    ha::append(view, state, std::vector{news.layers()[static_cast<std::size_t>(l)]}, layout, counts, cache,
+               {.first_layer = l, .advance = false});
+  }
+  REQUIRE(state.length(0) == 0);
+  state.advance(view, counts);
+  REQUIRE(state.length(0) == 20);
+  SlotModel slots(table, plan);
+  slots.sequences = model.sequences;
+  REQUIRE(slots.holds(0, keys.data(), dim, values.data(), dim));
+  REQUIRE(slots.holds(1, keys.data(), dim, values.data(), dim));
+  check_error<Error>(
+      [&] {
+        state.advance(view, std::vector<std::int32_t>{1, 1});
+      },
+      {"new tokens", "in [0, 0]", "1", "advance, sequence 0"});
+  REQUIRE(state.length(1) == 2);
+}

@@ -1,0 +1,238 @@
+#pragma once
+
+// What a paged cache must hold, page by page, for walks on both back ends: content, owners, and tables for engines.
+
+#include "support/token_model.hpp"
+
+#include <headaware/cache/paged_heads.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+namespace headaware_test {
+
+/// Everything that a failed call must leave as it was.
+struct PagedSnapshot {
+  std::vector<std::int32_t> table;
+  std::vector<std::int32_t> lengths;
+  std::vector<std::int64_t> written;
+  std::vector<std::int32_t> references;
+  std::int64_t free_pages;
+
+  explicit PagedSnapshot(ha::PagedHeads const& pages)
+      : table(pages.table().begin(), pages.table().end()),
+        lengths(pages.state().lengths().begin(), pages.state().lengths().end()),
+        free_pages(pages.pool().free_pages()) {
+    for (std::int32_t b = 0; b < pages.shape().num_sequences; ++b) written.push_back(pages.state().written(b));
+    for (std::int32_t p = 0; p < pages.pool().num_pages(); ++p) references.push_back(pages.pool().references(p));
+  }
+  friend bool operator==(PagedSnapshot const&, PagedSnapshot const&) = default;
+};
+
+/// None lost, none freed twice: every page has as many owners as entries name it, and the others are free.
+inline bool accounts_balance(ha::PagedHeads const& pages, std::int64_t taken_elsewhere = 0) {
+  std::vector<std::int32_t> owners(static_cast<std::size_t>(pages.pool().num_pages()), 0);
+  for (std::int32_t const page : pages.table()) {
+    if (page >= 0) ++owners[static_cast<std::size_t>(page)];
+  }
+  std::int64_t free_pages = 0;
+  std::int64_t unnamed = 0;
+  for (std::int32_t p = 0; p < pages.pool().num_pages(); ++p) {
+    auto const references = pages.pool().references(p);
+    auto const named = owners[static_cast<std::size_t>(p)];
+    free_pages += references == 0 ? 1 : 0;
+    if (references == 1 && named == 0) {
+      ++unnamed;
+    } else if (references != named) {
+      return false;
+    }
+  }
+  return free_pages == pages.pool().free_pages() && unnamed == taken_elsewhere;
+}
+
+/// Compares one sequence's pages with what the policies keep.
+template <class T>
+bool pages_hold(TokenModel const& model, ha::PagedHeads const& pages, std::int32_t b, T const* keys,
+                std::int64_t key_channels, T const* values, std::int64_t value_channels) {
+  std::int64_t const size = pages.shape().page_size;
+  std::int64_t const length = model.length(b);
+  std::int32_t const heads = model.table.num_kv_heads();
+  for (std::int32_t l = 0; l < model.table.num_layers(); ++l) {
+    auto const sinks = pages.indices(l, ha::PagePart::sinks);
+    auto const window = pages.indices(l, ha::PagePart::window);
+    auto const whole = pages.indices(l, ha::PagePart::whole);
+    auto const dense = pages.block_table(l, ha::PagePart::window);
+    for (std::int32_t h = 0; h < heads; ++h) {
+      auto const row_is = [&](std::int64_t page, std::int64_t at, std::int64_t token) {
+        std::int64_t const number = model.sequences[static_cast<std::size_t>(b)][static_cast<std::size_t>(token)];
+        std::int64_t const row = page * size + at;
+        return row_holds(keys + row * key_channels, number, l, h, 0, key_channels) &&
+               row_holds(values + row * value_channels, number, l, h, 1, value_channels);
+      };
+      auto const kept = model.kept(l, b, h, length);
+      // The two exact parts, one behind the other, are the kept tokens in order.
+      std::size_t next = 0;
+      auto const entry = static_cast<std::size_t>(b * heads + h);
+      for (auto const* part : {&sinks, &window}) {
+        for (std::int32_t i = part->indptr[entry]; i < part->indptr[entry + 1]; ++i) {
+          bool const last = i + 1 == part->indptr[entry + 1];
+          std::int64_t const end = last ? part->last_page_len[entry] : size;
+          if (end < 1 || end > size) return false;
+          for (std::int64_t at = i == part->indptr[entry] ? part->kv_start[entry] : 0; at < end; ++at, ++next) {
+            if (next >= kept.size() || !row_is(part->indices[static_cast<std::size_t>(i)], at, kept[next]))
+              return false;
+          }
+        }
+      }
+      if (next != kept.size()) return false;
+      // The dense table says the same.
+      std::int64_t const pages_in_row = window.indptr[entry + 1] - window.indptr[entry];
+      for (std::int64_t i = 0; i < pages_in_row; ++i) {
+        if (dense.block_table[entry * static_cast<std::size_t>(dense.max_blocks) + static_cast<std::size_t>(i)] !=
+            window.indices[static_cast<std::size_t>(window.indptr[entry] + i)]) {
+          return false;
+        }
+      }
+      if (dense.seq_lens[entry] != (pages_in_row == 0 ? 0 : (pages_in_row - 1) * size + window.last_page_len[entry])) {
+        return false;
+      }
+      // Whole pages: those with a kept token, each once, and every token in them in its place.
+      std::set<std::int64_t> needed;
+      for (std::int64_t const token : kept) needed.insert(token / size);
+      if (whole.indptr[entry + 1] - whole.indptr[entry] != static_cast<std::int32_t>(needed.size())) return false;
+      std::int32_t i = whole.indptr[entry];
+      for (std::int64_t const p : needed) {
+        std::int32_t const page = whole.indices[static_cast<std::size_t>(i++)];
+        if (page < 0 || page != pages.page(l, b, h, p)) return false;
+      }
+      for (std::int64_t p = 0; p * size < length; ++p) {
+        std::int32_t const page = pages.page(l, b, h, p);
+        if (page < 0) continue;
+        for (std::int64_t at = 0; at < size && p * size + at < length; ++at) {
+          if (!row_is(page, at, p * size + at)) return false;
+        }
+      }
+      if (!needed.empty()) {
+        std::int64_t const end = std::min(size, length - *needed.rbegin() * size);
+        if (whole.last_page_len[entry] != end) return false;
+      }
+    }
+  }
+  return true;
+}
+
+/// Whether every page with a token that policies keep of the first `at` is held.
+inline bool pages_reach(TokenModel const& model, ha::PagedHeads const& pages, std::int32_t b, std::int64_t at) {
+  for (std::int32_t l = 0; l < model.table.num_layers(); ++l) {
+    for (std::int32_t h = 0; h < model.table.num_kv_heads(); ++h) {
+      for (std::int64_t const token : model.kept(l, b, h, at)) {
+        if (pages.page(l, b, h, token / pages.shape().page_size) < 0) return false;
+      }
+    }
+  }
+  return true;
+}
+
+/// @brief A random walk over tables; `write(step, tokens)` writes the new tokens, `check(sequence)` says whether the
+/// pages hold what they must.
+template <class T, class Write, class Check>
+void paged_walk(TokenModel& model, ha::PagedHeads& pages, unsigned seed, int steps, std::int64_t max_tokens,
+                std::int64_t key_dim, std::int64_t value_dim, Write const& write, Check const& check) {
+  auto const batch = static_cast<std::int32_t>(model.sequences.size());
+  std::int32_t const heads = model.table.num_kv_heads();
+  std::mt19937 random(seed);
+  auto const below = [&](std::int64_t bound) {
+    return static_cast<std::int32_t>(random() % static_cast<std::uint32_t>(bound));
+  };
+  auto const layout = [&](std::int64_t tokens, std::int64_t channels) {
+    switch (below(3)) {
+      case 0: return ha::strided_bhsd(batch, heads, tokens, channels);
+      case 1: return ha::strided_bshd(batch, tokens, heads, channels);
+      default: return ha::strided_bhds(batch, heads, channels, tokens);
+    }
+  };
+  int failures = 0;
+  int copies = 0;
+  for (int step = 0; step < steps; ++step) {
+    INFO("seed " << seed << ", step " << step);
+    std::int32_t const b = below(batch);
+    auto const i = static_cast<std::size_t>(b);
+    switch (below(10)) {
+      case 0: {
+        std::int64_t const most = pages.max_rollback(b);
+        for (std::int64_t r = 0; r <= most; ++r) REQUIRE(pages_reach(model, pages, b, pages.length(b) - r));
+        std::int64_t const tokens = below(most + 1);
+        pages.rollback(b, tokens);
+        model.sequences[i].resize(static_cast<std::size_t>(pages.length(b)));
+        break;
+      }
+      case 1: {
+        std::int32_t const to = (b + 1 + below(batch - 1)) % batch;
+        pages.release(to);
+        pages.fork(b, to);
+        model.sequences[static_cast<std::size_t>(to)] = model.sequences[i];
+        break;
+      }
+      case 2: {
+        if (below(2) == 0) break;
+        pages.release(b);
+        model.sequences[i].clear();
+        break;
+      }
+      default: {
+        std::vector<std::int32_t> counts(static_cast<std::size_t>(batch));
+        for (std::int32_t s = 0; s < batch; ++s) {
+          std::int32_t const count = below(8) == 0 ? below(30) : below(3);
+          counts[static_cast<std::size_t>(s)] = model.length(s) + count <= max_tokens ? count : 0;
+        }
+        if (model.length(b) > max_tokens - 3) {
+          pages.release(b);
+          model.sequences[i].clear();
+          break;
+        }
+        // In a third of the steps someone else takes most of the pool, so that this may fail.
+        std::vector<std::int32_t> taken;
+        if (below(3) == 0) {
+          std::int64_t const left = below(6);
+          while (pages.pool().free_pages() > left) taken.push_back(pages.pool().take());
+        }
+        PagedSnapshot const before(pages);
+        bool failed = false;
+        ha::PageStep paged;
+        try {
+          paged = pages.append(counts);
+        } catch (ha::CapacityError const&) {
+          failed = true;
+        }
+        if (failed) {
+          ++failures;
+          REQUIRE(PagedSnapshot(pages) == before);
+        }
+        REQUIRE(accounts_balance(pages, static_cast<std::int64_t>(taken.size())));
+        for (std::int32_t const page : taken) pages.pool().release(page);
+        if (failed) break;
+        copies += static_cast<int>(paged.copies.size());
+        model.append(counts);
+        std::int64_t const most = *std::max_element(counts.begin(), counts.end());
+        write(paged, NewTokens<T>(model, counts, layout(most, key_dim), layout(most, value_dim)));
+      }
+    }
+    REQUIRE(accounts_balance(pages));
+    for (std::int32_t s = 0; s < batch; ++s) REQUIRE(pages.length(s) == model.length(s));
+    REQUIRE(check(below(batch)));
+  }
+  // The walk went where it should.
+  REQUIRE(failures > 0);
+  REQUIRE((copies > 0 || pages.shape().page_size == 1));  // pages of one token are never written on
+  for (std::int32_t s = 0; s < batch; ++s) {
+    REQUIRE(check(s));
+    pages.release(s);
+  }
+  REQUIRE(pages.pool().free_pages() == pages.pool().num_pages());
+}
+
+}  // namespace headaware_test

@@ -1,0 +1,136 @@
+#pragma once
+
+// What a rolling cache must hold, slot by slot, for walks on both back ends.
+
+#include "support/token_model.hpp"
+
+#include <headaware/cache/rolling.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+namespace headaware_test {
+
+/// A model that also writes every token into its slot, one after the other, as the definition says.
+struct SlotModel : TokenModel {
+  ha::RollingPlan const& plan;
+  std::vector<std::vector<std::int64_t>> slots;  ///< [segment]: the number of the token in each slot; 0: none
+
+  SlotModel(ha::PolicyTable policies, ha::RollingPlan const& rolling_plan)
+      : TokenModel(std::move(policies), rolling_plan.num_sequences()), plan(rolling_plan) {
+    for_each([&](auto, auto, auto, ha::RollingHead const& head) {
+      slots.emplace_back(static_cast<std::size_t>(head.slots()), 0);
+    });
+  }
+  template <class F>
+  void for_each(F const& f) const {
+    for (std::int32_t l = 0; l < plan.num_layers(); ++l) {
+      for (std::int32_t b = 0; b < plan.num_sequences(); ++b) {
+        for (std::int32_t h = 0; h < plan.num_kv_heads(); ++h) f(l, b, h, plan.head(l, h));
+      }
+    }
+  }
+  [[nodiscard]] std::vector<std::int64_t>& slots_of(std::int32_t l, std::int32_t b, std::int32_t h) {
+    return slots[static_cast<std::size_t>((l * plan.num_sequences() + b) * plan.num_kv_heads() + h)];
+  }
+  static std::int64_t slot(ha::RollingHead const& head, std::int64_t t) {
+    return t < head.sink ? t : head.ring == 0 ? -1 : head.sink + (t - head.sink) % head.ring;
+  }
+  void append(std::vector<std::int32_t> const& counts) {
+    TokenModel::append(counts);
+    for_each([&](auto l, auto b, auto h, ha::RollingHead const& head) {
+      auto const i = static_cast<std::size_t>(b);
+      for (std::int64_t t = length(b) - counts[i]; t < length(b); ++t) {
+        if (std::int64_t const s = slot(head, t); s >= 0) {
+          slots_of(l, b, h)[static_cast<std::size_t>(s)] = sequences[i][static_cast<std::size_t>(t)];
+        }
+      }
+    });
+  }
+  /// Compression puts the kept tokens alone.
+  void start(std::int32_t sequence, std::int32_t tokens) {
+    clear(sequence);
+    for (std::int32_t i = 0; i < tokens; ++i) sequences[static_cast<std::size_t>(sequence)].push_back(next++);
+    for_each([&](auto l, auto b, auto h, ha::RollingHead const& head) {
+      if (b != sequence) return;
+      for (std::int64_t const t : kept(l, b, h, tokens)) {
+        slots_of(l, b, h)[static_cast<std::size_t>(slot(head, t))] =
+            sequences[static_cast<std::size_t>(b)][static_cast<std::size_t>(t)];
+      }
+    });
+  }
+  void clear(std::int32_t sequence) {
+    sequences[static_cast<std::size_t>(sequence)].clear();
+    for_each([&](auto l, auto b, auto h, auto const&) {
+      if (b == sequence) std::fill(slots_of(l, b, h).begin(), slots_of(l, b, h).end(), 0);
+    });
+  }
+  void copy(std::int32_t from, std::int32_t to) {
+    sequences[static_cast<std::size_t>(to)] = sequences[static_cast<std::size_t>(from)];
+    for_each([&](auto l, auto b, auto h, auto const&) {
+      if (b == to) slots_of(l, b, h) = slots_of(l, from, h);
+    });
+  }
+  /// Whether every head has all that its policy keeps of the sequence's first `at` tokens.
+  [[nodiscard]] bool whole(std::int32_t sequence, std::int64_t at) {
+    bool result = true;
+    for_each([&](auto l, auto b, auto h, ha::RollingHead const& head) {
+      if (b != sequence || !result) return;
+      for (std::int64_t const t : kept(l, b, h, at)) {
+        result = result && slots_of(l, b, h)[static_cast<std::size_t>(slot(head, t))] ==
+                               sequences[static_cast<std::size_t>(b)][static_cast<std::size_t>(t)];
+      }
+    });
+    return result;
+  }
+  /// The most that can be taken back step by step.
+  [[nodiscard]] std::int64_t max_rollback(std::int32_t sequence) {
+    std::int64_t most = 0;
+    while (most < length(sequence) && whole(sequence, length(sequence) - most - 1)) ++most;
+    return most;
+  }
+
+  /// Compares what attention would read with what the policies keep.
+  /// @param keys, values  [rows_total, channels], layers back to back
+  template <class T>
+  [[nodiscard]] bool holds(std::int32_t sequence, T const* keys, std::int64_t key_channels, T const* values,
+                           std::int64_t value_channels) const {
+    bool good = true;
+    for_each([&](auto l, auto b, auto h, ha::RollingHead const& head) {
+      if (b != sequence || !good) return;
+      auto const expected = kept(l, b, h, length(b));
+      ha::SlotRuns const runs = head.visible(length(b));
+      good = good && runs.total() == static_cast<std::int64_t>(expected.size()) && head.kept(length(b)) == runs.total();
+      std::int64_t const first =
+          plan.offsets()[static_cast<std::size_t>((l * plan.num_sequences() + b) * plan.num_kv_heads() + h)];
+      std::vector<std::int32_t> positions(static_cast<std::size_t>(head.slots()));
+      ha::slot_positions(head, length(b), positions);
+      auto const shown = std::count_if(positions.begin(), positions.end(), [](auto p) { return p >= 0; });
+      good = good && shown == runs.total();
+      for (std::int64_t i = 0; good && i < runs.total(); ++i) {
+        std::int64_t const token = expected[static_cast<std::size_t>(i)];
+        std::int64_t const row = first + runs.slot(i);
+        std::int64_t const number = sequences[static_cast<std::size_t>(b)][static_cast<std::size_t>(token)];
+        good = positions[static_cast<std::size_t>(runs.slot(i))] == token && runs.slot(i) == slot(head, token) &&
+               head.kept_token(i, length(b)) == token &&
+               row_holds(keys + row * key_channels, number, l, h, 0, key_channels) &&
+               row_holds(values + row * value_channels, number, l, h, 1, value_channels);
+      }
+    });
+    return good;
+  }
+};
+
+/// New tokens' tensors in one of several layouts.
+inline ha::StridedLayout new_token_layout(std::uint_fast32_t kind, std::int64_t batch, std::int64_t heads,
+                                          std::int64_t tokens, std::int64_t channels) {
+  switch (kind % 3) {
+    case 0: return ha::strided_bhsd(batch, heads, tokens, channels);
+    case 1: return ha::strided_bshd(batch, tokens, heads, channels);
+    default: return ha::strided_bhds(batch, heads, channels, tokens);
+  }
+}
+
+}  // namespace headaware_test
