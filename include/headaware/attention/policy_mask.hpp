@@ -58,6 +58,7 @@ struct MaskWord {
 };
 
 /// One word of a mask. @param index  of [heads, queries, row_words]
+HEADAWARE_EXEC_CHECK_DISABLE
 template <class Table>
 HEADAWARE_HOST_DEVICE std::uint32_t mask_word(Table const& table, MaskShape const& shape, std::int64_t index) {
   std::int64_t const word = index % shape.row_words();
@@ -68,6 +69,7 @@ HEADAWARE_HOST_DEVICE std::uint32_t mask_word(Table const& table, MaskShape cons
 }
 
 /// Words of the whole mask.
+HEADAWARE_EXEC_CHECK_DISABLE
 template <class Table>
 HEADAWARE_HOST_DEVICE std::int64_t mask_words(Table const& table, MaskShape const& shape) {
   return std::int64_t{table.num_kv_heads()} * shape.group * shape.queries * shape.row_words();
