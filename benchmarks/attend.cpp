@@ -55,14 +55,12 @@ struct Cache {
       }
     }
   }
-  [[nodiscard]] double bytes() const {
-    return static_cast<double>(num_layers * 2 * 2 * head_dim * offsets.back());
-  }
+  [[nodiscard]] double bytes() const { return static_cast<double>(num_layers * 2 * 2 * head_dim * offsets.back()); }
 };
 
 struct Step {
-  ha::AttentionShape shape{1, kv_heads * group, kv_heads, 1, head_dim};
-  ha::StridedLayout layout = ha::strided_bhsd(1, kv_heads * group, 1, head_dim);
+  ha::AttentionShape shape{1, kv_heads* group, kv_heads, 1, head_dim};
+  ha::StridedLayout layout = ha::strided_bhsd(1, kv_heads* group, 1, head_dim);
   std::vector<float> queries = std::vector<float>(kv_heads * group * head_dim, 0.25F);
   std::vector<float> output = std::vector<float>(kv_heads * group * head_dim);
 

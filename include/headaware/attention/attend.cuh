@@ -37,8 +37,9 @@ typename ElementOf<T>::type* element_pointer(T* data) {
   return reinterpret_cast<typename ElementOf<T>::type*>(data);
 }
 
-/// Rows of a chunk: long enough that partial results cost little beside it, short enough to share out one sequence.
-inline constexpr std::int64_t attend_chunk_rows = 256;
+/// Rows of a chunk: long enough that queries and partial results cost little beside it, short enough to share out the
+/// heads of one sequence.
+constexpr std::int64_t attend_chunk_rows(std::int32_t queries) { return queries > 8 ? 512 : 256; }
 
 template <class T, class View>
 bool wide_rows(T const* data, View const& view, std::int64_t channels) {
@@ -52,7 +53,7 @@ cudaError_t launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape 
                           AttentionQueries<Q, QLayout> const& queries, KeptCache<T, View> const& cache,
                           AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
                           AttentionOptions const& options, cudaStream_t stream) {
-  AttentionCut cut = AttentionCut::of(shape, Queries, attend_chunk_rows);
+  AttentionCut cut = AttentionCut::of(shape, Queries, attend_chunk_rows(Queries));
   cut.tile_rows = Queries;
   std::int64_t const segments = shape.segments();
   std::int64_t const chunks = bounds.max_rows / cut.chunk_rows + segments;
@@ -76,8 +77,8 @@ cudaError_t launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape 
       reinterpret_cast<std::int32_t*>(arrays.sums + rows * static_cast<std::size_t>(shape.output_channels()));
   arrays.counters = arrays.chunk_offsets + segments + 1;
 
-  attend_plan_kernel<<<1, attend_plan_threads, 0, stream>>>(cache.view, shape, cut, arrays, bounds.max_rows,
-                                                            bounds.d_status);
+  AttendPlanParameters<View> const plan{cache.view, shape, cut, arrays, bounds.max_rows, bounds.d_status};
+  attend_plan_kernel<<<1, attend_plan_threads, 0, stream>>>(plan);
   cudaError_t const error = cudaPeekAtLastError();
   if (error != cudaSuccess) return error;
   auto const memory = AttendMemory::of<T>(shape.head_dim, shape.output_channels(), Queries);

@@ -8,7 +8,6 @@
 #include <headaware/element.hpp>
 
 #include <cub/warp/warp_reduce.cuh>
-#include <cuda_pipeline.h>
 
 #include <cfloat>
 #include <cstddef>
@@ -22,6 +21,8 @@ inline constexpr std::int32_t attend_warps = attend_threads / warp_threads;
 /// Channels of a row, at most: a thread adds up two channels of a value.
 inline constexpr std::int32_t max_attend_channels = 2 * attend_threads;
 inline constexpr std::int32_t max_attend_rows = 64;
+/// Blocks a multiprocessor must have room for: as many as leave registers enough not to spill.
+constexpr std::int32_t attend_blocks(std::int32_t queries) { return queries > 8 ? 2 : 3; }
 
 template <class E>
 __device__ float element_value(E element) {
@@ -99,37 +100,59 @@ struct LargerOrNan {
   __device__ float operator()(float a, float b) const { return larger_or_nan(a, b); }
 };
 
-/// Copies `rows` rows into shared memory; rows beyond them, up to a multiple of four, become zeros if `Pad`.
-template <bool Pad, class T>
-__device__ void load_rows(T const* data, std::int64_t const* offsets, std::int32_t rows, std::int32_t channels,
-                          bool wide, unsigned char* to, std::int32_t pitch) {
+/// Copies rows into shared memory `Vector` by `Vector`, four loads under way before the first store.
+template <class Vector, class T>
+__device__ void copy_to_shared(T const* data, std::int64_t const* offsets, std::int32_t rows, std::int32_t channels,
+                               unsigned char* to, std::int32_t pitch) {
+  constexpr std::int32_t unroll = 4;
+  constexpr std::int32_t width = sizeof(Vector) / sizeof(T);
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
-  std::int32_t const width = wide ? 16 / static_cast<std::int32_t>(sizeof(T)) : 1;
   std::int32_t const per_row = channels / width;
+  // Advancing by whole blocks keeps the division out of the loop.
   std::int32_t row = thread / per_row;
   std::int32_t column = thread % per_row;
   std::int32_t const row_step = attend_threads / per_row;
   std::int32_t const column_step = attend_threads % per_row;
   while (row < rows) {
-    T const* const from = data + offsets[row] + column * width;
-    unsigned char* const at = to + row * pitch + column * width * static_cast<std::int32_t>(sizeof(T));
-    if (wide) {
-      __pipeline_memcpy_async(at, from, 16);
-    } else {
-      *reinterpret_cast<T*>(at) = *from;
+    Vector vectors[unroll];
+    std::int32_t targets[unroll];
+#pragma unroll
+    for (std::int32_t u = 0; u < unroll; ++u) {
+      targets[u] = -1;
+      if (row < rows) {
+        vectors[u] = *reinterpret_cast<Vector const*>(data + offsets[row] + column * width);
+        targets[u] = row * pitch + column * static_cast<std::int32_t>(sizeof(Vector));
+      }
+      row += row_step;
+      column += column_step;
+      if (column >= per_row) {
+        column -= per_row;
+        ++row;
+      }
     }
-    row += row_step;
-    column += column_step;
-    if (column >= per_row) {
-      column -= per_row;
-      ++row;
+#pragma unroll
+    for (std::int32_t u = 0; u < unroll; ++u) {
+      if (targets[u] >= 0) *reinterpret_cast<Vector*>(to + targets[u]) = vectors[u];
     }
   }
-  if constexpr (Pad) {
-    std::int32_t const pads = (rows + 3) / 4 * 4 - rows;
-    for (std::int32_t i = thread; i < pads * pitch / 4; i += attend_threads) {
-      reinterpret_cast<std::uint32_t*>(to + rows * pitch)[i] = 0;
-    }
+}
+
+/// Copies `rows` rows into shared memory. Plain loads: `cp.async` would spare registers, but not memory.
+template <class T>
+__device__ void load_rows(T const* data, std::int64_t const* offsets, std::int32_t rows, std::int32_t channels,
+                          bool wide, unsigned char* to, std::int32_t pitch) {
+  if (wide) {
+    copy_to_shared<uint4>(data, offsets, rows, channels, to, pitch);
+  } else {
+    copy_to_shared<T>(data, offsets, rows, channels, to, pitch);
+  }
+}
+
+/// Rows are weighed four at a time: those beyond the end weigh nothing, and must be numbers.
+__device__ inline void clear_rows(std::int32_t rows, unsigned char* to, std::int32_t pitch) {
+  std::int32_t const pads = (rows + 3) / 4 * 4 - rows;
+  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < pads * pitch / 4; i += attend_threads) {
+    reinterpret_cast<std::uint32_t*>(to + rows * pitch)[i] = 0;
   }
 }
 
@@ -144,6 +167,7 @@ __device__ void score_tile(Parameters const& p, float const* queries, unsigned c
   unsigned char const* const row = keys + key * p.memory.key_pitch;
   for (std::int32_t q = static_cast<std::int32_t>(threadIdx.x) / rows * batch; q < Queries; q += groups * batch) {
     float sums[batch] = {};
+#pragma unroll 2
     for (std::int32_t c = 0; c < p.memory.query_pitch; c += width) {
       auto const piece = *reinterpret_cast<Pack<T, width> const*>(row + c * static_cast<std::int32_t>(sizeof(T)));
       float values[width];
@@ -222,6 +246,7 @@ __device__ void add_values(Parameters const& p, AttendShared<Queries> const& sha
     sums[q][0] *= shared.factor[q];
     sums[q][1] *= shared.factor[q];
   }
+#pragma unroll 1
   for (std::int32_t row = group * 4; row < rows; row += groups * 4) {
     float x[4][2];
 #pragma unroll
@@ -242,10 +267,11 @@ __device__ void add_values(Parameters const& p, AttendShared<Queries> const& sha
 }
 
 /// The last block of a segment's tile merges its chunks, in their order whichever came last.
+/// @param weights  shared, [Queries, max_attend_channels]: of the first chunks, so that they are read once
 template <int Queries, class Parameters>
 __device__ void join_chunks(Parameters const& p, AttendShared<Queries>& shared, std::int64_t sequence,
                             std::int64_t kv_head, std::int64_t first_query, std::int32_t queries,
-                            std::int64_t first_slot, std::int64_t chunks) {
+                            std::int64_t first_slot, std::int64_t chunks, float* weights) {
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
   auto const lane = thread % warp_threads;
   auto const warp = thread / warp_threads;
@@ -264,7 +290,9 @@ __device__ void join_chunks(Parameters const& p, AttendShared<Queries>& shared, 
     float sum = 0;
     for (std::int64_t chunk = lane; chunk < chunks; chunk += warp_threads) {
       SoftmaxPart const here = part(chunk, q);
-      sum += here.weight(top) * here.sum;
+      float const weight = here.weight(top);
+      sum += weight * here.sum;
+      if (chunk < max_attend_channels) weights[q * max_attend_channels + chunk] = weight;
     }
     __syncwarp();
     sum = Reduce(shared.reduce[warp]).Sum(sum);
@@ -283,7 +311,9 @@ __device__ void join_chunks(Parameters const& p, AttendShared<Queries>& shared, 
     float sum = 0;
     for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
       std::int64_t const slot = first_slot + chunk * p.cut.tiles;
-      sum += part(chunk, q).weight(whole.max) * __ldcg(p.arrays.sums + (slot * Queries + q) * channels + c);
+      float const weight =
+          chunk < max_attend_channels ? weights[q * max_attend_channels + chunk] : part(chunk, q).weight(whole.max);
+      sum += weight * __ldcg(p.arrays.sums + (slot * Queries + q) * channels + c);
     }
     QueryRow const row(p.shape, sequence, kv_head, first_query + q);
     using O = std::remove_pointer_t<decltype(p.output.data)>;
@@ -295,11 +325,13 @@ __device__ void join_chunks(Parameters const& p, AttendShared<Queries>& shared, 
 /// Grid: x chunks of all segments, y tiles of query rows. Each block attends with its queries to its chunk's rows;
 /// each row comes from memory once for all of them.
 template <int Queries, class Q, class QLayout, class T, class View, class O, class OLayout>
-HEADAWARE_KERNEL void __launch_bounds__(attend_threads, 4)
-    attend_kernel(AttendParameters<Q, QLayout, T, View, O, OLayout> const __grid_constant__ p) {
+HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries))
+    attend_kernel(AttendParameters<Q, QLayout, T, View, O, OLayout> const __grid_constant__ parameters) {
   extern __shared__ float4 attend_memory[];
   __shared__ SharedStorage<AttendShared<Queries>> storage;
+  __shared__ SharedStorage<AttendParameters<Q, QLayout, T, View, O, OLayout>> parameter_storage;
   AttendShared<Queries>& shared = storage.get();
+  auto const& p = share_parameters(parameters, parameter_storage);
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
   std::int64_t const segments = p.shape.segments();
   auto const chunk_index = static_cast<std::int32_t>(blockIdx.x);
@@ -366,17 +398,14 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, 4)
       }
     }
     if (__syncthreads_or(seen ? 1 : 0) == 0) continue;
-    load_rows<false>(p.cache.keys, shared.key_offsets, rows, static_cast<std::int32_t>(p.shape.head_dim), p.wide_keys,
-                     keys, p.memory.key_pitch);
-    __pipeline_commit();
-    load_rows<true>(p.cache.values, shared.value_offsets, rows, channels, p.wide_values, values, p.memory.value_pitch);
-    __pipeline_commit();
-    __pipeline_wait_prior(1);
+    load_rows(p.cache.keys, shared.key_offsets, rows, static_cast<std::int32_t>(p.shape.head_dim), p.wide_keys, keys,
+              p.memory.key_pitch);
+    load_rows(p.cache.values, shared.value_offsets, rows, channels, p.wide_values, values, p.memory.value_pitch);
+    clear_rows(rows, values, p.memory.value_pitch);
     __syncthreads();
     score_tile<Queries, T>(p, queries, keys, scores);
     __syncthreads();
     weigh_tile<Queries>(p, shared, first_query, first_position, rows, scores);
-    __pipeline_wait_prior(0);
     __syncthreads();
     if (group < groups) add_values<Queries, T>(p, shared, pair, group, groups, rows, values, scores, sums);
     __syncthreads();
@@ -422,7 +451,7 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, 4)
   __syncthreads();
   if (shared.last == 0) return;
   __threadfence();
-  join_chunks<Queries>(p, shared, sequence, kv_head, first_query, query_count, first_slot, chunks);
+  join_chunks<Queries>(p, shared, sequence, kv_head, first_query, query_count, first_slot, chunks, all);
 }
 
 }  // namespace detail

@@ -32,12 +32,25 @@ struct AddRowsAndChunks {
 
 inline constexpr std::int32_t attend_plan_threads = 512;
 
+template <class View>
+struct AttendPlanParameters {
+  View view;
+  AttentionShape shape;
+  AttentionCut cut;
+  AttendArrays arrays;
+  std::int64_t max_rows;
+  std::int32_t* d_status;
+};
+
 /// One block cuts what every segment holds into chunks. Cost: O(segments / 512) rounds.
 template <class View>
 HEADAWARE_KERNEL void __launch_bounds__(attend_plan_threads, 1)
-    attend_plan_kernel(View const __grid_constant__ view, AttentionShape const __grid_constant__ shape,
-                       AttentionCut const __grid_constant__ cut, AttendArrays const __grid_constant__ arrays,
-                       std::int64_t max_rows, std::int32_t* d_status) {
+    attend_plan_kernel(AttendPlanParameters<View> const __grid_constant__ parameters) {
+  __shared__ SharedStorage<AttendPlanParameters<View>> parameter_storage;
+  auto const& p = share_parameters(parameters, parameter_storage);
+  AttentionShape const& shape = p.shape;
+  AttentionCut const& cut = p.cut;
+  AttendArrays const& arrays = p.arrays;
   using Scan = cub::BlockScan<RowsAndChunks, attend_plan_threads>;
   __shared__ typename Scan::TempStorage scan_storage;
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
@@ -48,8 +61,8 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_plan_threads, 1)
     std::int64_t const s = base + thread;
     RowsAndChunks count{0, 0};
     if (s < segments) {
-      std::int64_t const rows = view.segment(s / shape.kv_heads, s % shape.kv_heads).rows();
-      bool const possible = rows >= 0 && rows <= max_rows;
+      std::int64_t const rows = p.view.segment(s / shape.kv_heads, s % shape.kv_heads).rows();
+      bool const possible = rows >= 0 && rows <= p.max_rows;
       bad = bad || !possible;
       count.rows = possible ? rows : 0;
       count.chunks = static_cast<std::int32_t>(cut.chunks(count.rows));
@@ -62,10 +75,10 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_plan_threads, 1)
     running = AddRowsAndChunks{}(running, all);
     __syncthreads();
   }
-  bad = __syncthreads_or(bad || running.rows > max_rows ? 1 : 0) != 0;
+  bad = __syncthreads_or(bad || running.rows > p.max_rows ? 1 : 0) != 0;
   if (thread == 0) {
     arrays.chunk_offsets[segments] = bad ? 0 : running.chunks;  // no chunks: nothing is written
-    if (d_status != nullptr) *d_status = bad ? 1 : 0;
+    if (p.d_status != nullptr) *p.d_status = bad ? 1 : 0;
   }
 }
 
