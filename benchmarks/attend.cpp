@@ -2,6 +2,7 @@
 //
 // 32 layers × 8 KV heads × 128 channels of 2 bytes, 4 query heads a KV head, one sequence of 32,768 tokens. Each head
 // keeps `kept` tokens in a ragged cache; "dense" is the same code over the full cache, measured in the same rounds.
+// `threads` 0 is all cores.
 // `times` is the ratio of the two times, `bytes` that of the bytes held, `excess` the first over the second: 1 is
 // proportional. The best of interleaved rounds counts. In "mixed" every eighth head keeps all and the others `kept`.
 
@@ -17,6 +18,9 @@
 #include <limits>
 #include <string>
 #include <vector>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 namespace ha = headaware;
 
@@ -29,6 +33,14 @@ constexpr std::int64_t tokens = 32768;
 constexpr std::int64_t head_dim = 128;
 
 double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+void set_threads(std::int64_t threads) {
+#ifdef _OPENMP
+  omp_set_num_threads(threads == 0 ? omp_get_num_procs() : static_cast<int>(threads));
+#else
+  (void)threads;
+#endif
+}
 
 /// One layer's buffers serve all layers where the model would not fit into memory: with `distinct` layers, each is as
 /// far from the CPU's caches as the real one.
@@ -84,6 +96,7 @@ Cache const& dense_cache() {
 }
 
 void decode(benchmark::State& state) {
+  set_threads(state.range(2));
   bool const mixed = state.range(1) != 0;
   std::vector<std::int64_t> kept(kv_heads, state.range(0));
   if (mixed) kept[0] = tokens;
@@ -113,9 +126,9 @@ void decode(benchmark::State& state) {
 }  // namespace
 
 BENCHMARK(decode)
-    ->ArgNames({"kept", "mixed"})
-    ->ArgsProduct({{64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768}, {0}})
-    ->ArgsProduct({{64, 512, 4096}, {1}})
+    ->ArgNames({"kept", "mixed", "threads"})
+    ->ArgsProduct({{64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768}, {0}, {1, 0}})
+    ->ArgsProduct({{64, 512, 4096}, {1}, {1, 0}})
     ->UseManualTime()
     ->Iterations(1);
 BENCHMARK_MAIN();
