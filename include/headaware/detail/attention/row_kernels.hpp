@@ -21,13 +21,14 @@ inline constexpr int attend_block = 64;
 template <int Queries, class E>
 inline void score_keys(float const* queries, E const* const* rows, std::int64_t channels, float* scores) {
   constexpr int keys = simd::lanes / Queries;
-  simd::Floats sums[simd::lanes] = {};
+  simd::Floats sums[simd::lanes];
+  for (int i = 0; i < simd::lanes; ++i) sums[i] = simd::Floats{};
   for (std::int64_t c = 0; c < channels; c += simd::lanes) {
-    simd::Floats query[Queries];
-    for (int q = 0; q < Queries; ++q) query[q] = simd::load(queries + q * channels + c);
-    for (int k = 0; k < keys; ++k) {
-      simd::Floats const key = simd::load_floats(rows[k] + c);
-      for (int q = 0; q < Queries; ++q) sums[q * keys + k] += query[q] * key;
+    simd::Floats key[keys];
+    for (int k = 0; k < keys; ++k) key[k] = simd::load_floats(rows[k] + c);
+    for (int q = 0; q < Queries; ++q) {
+      simd::Floats const query = simd::in_register(simd::load(queries + q * channels + c));
+      for (int k = 0; k < keys; ++k) sums[q * keys + k] += query * key[k];
     }
   }
   float results[simd::lanes];

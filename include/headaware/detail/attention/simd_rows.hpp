@@ -17,6 +17,17 @@ namespace detail::simd {
 
 typedef std::uint16_t Shorts __attribute__((vector_size(lanes * 2)));
 
+/// The value, which the compiler may not load again at each use: g++ folds a load into every multiplication, and loads
+/// are what the score kernel waits for.
+inline Floats in_register(Floats value) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(value));
+#elif defined(__SSE2__)
+  asm("" : "+x"(value));
+#endif
+  return value;
+}
+
 inline Floats load_floats(float const* data) { return load(data); }
 
 inline Floats load_floats(bfloat16 const* data) {
