@@ -45,13 +45,15 @@ struct AttentionWork {
   std::vector<AttentionItem> items;
   std::vector<AttentionJoin> joins;
   std::int64_t slots = 0;
+  std::int64_t rows = 0;  ///< held by all segments
 
   template <class View>
   AttentionWork(AttentionShape const& shape, AttentionCut const& cut, View const& view) {
     for (std::int64_t s = 0; s < shape.segments(); ++s) {
-      std::int64_t const rows = view.segment(s / shape.kv_heads, s % shape.kv_heads).rows();
-      if (rows < 0) require(false, "rows held", ">= 0", rows, ("attend, segment " + std::to_string(s)).c_str());
-      std::int64_t const chunks = cut.chunks(rows);
+      std::int64_t const held = view.segment(s / shape.kv_heads, s % shape.kv_heads).rows();
+      if (held < 0) require(false, "rows held", ">= 0", held, ("attend, segment " + std::to_string(s)).c_str());
+      rows += held;
+      std::int64_t const chunks = cut.chunks(held);
       for (std::int64_t tile = 0; chunks > 1 && tile < cut.tiles; ++tile) {
         joins.push_back({s, tile, slots + tile * chunks, chunks});
       }
@@ -108,7 +110,11 @@ void attend(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& que
   std::vector<detail::SoftmaxPart> slot_parts(static_cast<std::size_t>(work.slots * cut.tile_rows));
   auto const items = static_cast<std::int64_t>(work.items.size());
   auto const joins = static_cast<std::int64_t>(work.joins.size());
-#pragma omp parallel
+  // Less than that, one core reads in the time that it takes to wake the others.
+  [[maybe_unused]] constexpr std::int64_t few_bytes = 262144;
+  [[maybe_unused]] std::int64_t const bytes =
+      work.rows * cut.tiles * (shape.head_dim + shape.output_channels()) * static_cast<std::int64_t>(sizeof(T));
+#pragma omp parallel if (bytes > few_bytes)
   {
     detail::QueryTile tile(shape, map);
 #pragma omp for schedule(dynamic)
@@ -133,8 +139,8 @@ void attend(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& que
         }
       }
     }
-    std::vector<float> sums(static_cast<std::size_t>(channels));
-#pragma omp for schedule(dynamic)
+    std::vector<float> sums(static_cast<std::size_t>(joins > 0 ? channels : 0));
+#pragma omp for schedule(dynamic) nowait
     for (std::int64_t i = 0; i < joins * cut.tile_rows; ++i) {
       detail::AttentionJoin const& join = work.joins[static_cast<std::size_t>(i / cut.tile_rows)];
       std::int64_t const q = i % cut.tile_rows;
