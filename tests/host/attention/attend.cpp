@@ -127,7 +127,7 @@ TEST_CASE("the result does not depend on the number of threads", "[attention]") 
 TEST_CASE("a key that is no number shows in the output", "[attention]") {
   for (float const bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
                           -std::numeric_limits<float>::infinity()}) {
-    for (std::size_t const row : {0, 70, 599}) {
+    for (std::size_t const row : {std::size_t{0}, std::size_t{70}, std::size_t{599}}) {
       HeldProblem<float> p({1, 1, 1, 1, 16}, {600}, 41);
       p.segments[0].keys[row * 16 + 3] = bad;
       HostUpload const upload;

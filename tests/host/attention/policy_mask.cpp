@@ -78,6 +78,7 @@ TEST_CASE("masks say what policies say, as floats and as bits", "[attention]") {
 }
 
 TEST_CASE("masks of one's own policy and of lists that differ by sequence", "[attention]") {
+  REQUIRE(EveryThird{} == EveryThird{});
   ha::UniformTable<EveryThird> const mine(EveryThird{}, 1, 1);
   std::vector<std::uint32_t> bits(1);
   ha::fill_policy_mask(mine, {.first_query = 10, .queries = 1, .keys = 32}, bits.data());

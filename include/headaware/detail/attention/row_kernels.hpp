@@ -22,7 +22,7 @@ template <int Queries, class E>
 inline void score_keys(float const* queries, E const* const* rows, std::int64_t channels, float* scores) {
   constexpr int keys = simd::lanes / Queries;
   simd::Floats sums[simd::lanes];
-  for (int i = 0; i < simd::lanes; ++i) sums[i] = simd::Floats{};
+  for (simd::Floats& sum : sums) sum = simd::Floats{};
   for (std::int64_t c = 0; c < channels; c += simd::lanes) {
     simd::Floats key[keys];
     for (int k = 0; k < keys; ++k) key[k] = simd::load_floats(rows[k] + c);
@@ -44,15 +44,14 @@ template <class E>
 inline void score_rows(float const* queries, std::int64_t count, E const* const* rows, std::int64_t keys,
                        std::int64_t channels, float* scores) {
   std::int64_t q = 0;
-  auto const pass = [&]<int Queries>() {
+  auto const pass = [&]<int Queries>(std::int64_t first) {
     for (std::int64_t k = 0; k < keys; k += simd::lanes / Queries) {
-      score_keys<Queries>(queries + q * channels, rows + k, channels, scores + q * attend_block + k);
+      score_keys<Queries>(queries + first * channels, rows + k, channels, scores + first * attend_block + k);
     }
-    q += Queries;
   };
-  while (count - q >= 4) pass.template operator()<4>();
-  if (count - q >= 2) pass.template operator()<2>();
-  if (count - q >= 1) pass.template operator()<1>();
+  for (; count - q >= 4; q += 4) pass.template operator()<4>(q);
+  for (; count - q >= 2; q += 2) pass.template operator()<2>(q);
+  for (; count - q >= 1; q += 1) pass.template operator()<1>(q);
 }
 
 /// sums[q] += Σ weights[q][key] · rows[key] for `Queries` queries and four keys.
@@ -82,13 +81,12 @@ inline void weigh_rows(float const* weights, std::int64_t count, E const* const*
                        std::int64_t channels, float* sums) {
   for (std::int64_t k = 0; k < keys; k += 4) {
     std::int64_t q = 0;
-    auto const pass = [&]<int Queries>() {
-      weigh_values<Queries>(weights + q * attend_block + k, rows + k, channels, sums + q * channels);
-      q += Queries;
+    auto const pass = [&]<int Queries>(std::int64_t first) {
+      weigh_values<Queries>(weights + first * attend_block + k, rows + k, channels, sums + first * channels);
     };
-    while (count - q >= 4) pass.template operator()<4>();
-    if (count - q >= 2) pass.template operator()<2>();
-    if (count - q >= 1) pass.template operator()<1>();
+    for (; count - q >= 4; q += 4) pass.template operator()<4>(q);
+    for (; count - q >= 2; q += 2) pass.template operator()<2>(q);
+    for (; count - q >= 1; q += 1) pass.template operator()<1>(q);
   }
 }
 
