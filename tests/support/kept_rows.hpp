@@ -168,13 +168,13 @@ class HostUpload {
   I const* operator()(std::vector<I> const& values) const {
     if constexpr (std::is_same_v<I, std::int32_t>) return narrow_.emplace_back(values).data();
     if constexpr (std::is_same_v<I, std::int64_t>) return wide_.emplace_back(values).data();
-    if constexpr (std::is_same_v<I, ha::RollingHead>) return heads_.emplace_back(values).data();
+    if constexpr (std::is_same_v<I, ha::RollingSlots>) return heads_.emplace_back(values).data();
   }
 
  private:
   mutable std::list<std::vector<std::int32_t>> narrow_;
   mutable std::list<std::vector<std::int64_t>> wide_;
-  mutable std::list<std::vector<ha::RollingHead>> heads_;
+  mutable std::list<std::vector<ha::RollingSlots>> heads_;
 };
 
 /// Puts each segment's rows at `place(segment, row)` of tensors of `rows` rows; what no row fills is NaN or, for 2-byte
@@ -285,12 +285,12 @@ void for_each_view(HeldProblem<T> const& p, bool rows_are_tokens, F const& f) {
 template <class T>
 struct RolledProblem {
   HeldProblem<T> problem;
-  std::vector<ha::RollingHead> heads;
+  std::vector<ha::RollingSlots> heads;
   std::vector<std::int32_t> lengths;
   std::vector<std::int64_t> first_rows;
   std::int64_t rows = 0;
 
-  RolledProblem(ha::AttentionShape const& shape, std::vector<ha::RollingHead> const& of_heads,
+  RolledProblem(ha::AttentionShape const& shape, std::vector<ha::RollingSlots> const& of_heads,
                 std::vector<std::int32_t> const& of_lengths, unsigned seed)
       : problem(shape, {}, seed), heads(of_heads), lengths(of_lengths) {
     for (std::size_t b = 0; b < lengths.size(); ++b) {

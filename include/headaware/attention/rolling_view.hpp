@@ -12,7 +12,7 @@ HEADAWARE_NAMESPACE_BEGIN
 
 /// @brief What a head's block of slots holds: the first `sink` tokens, and behind them the newest `window` ones,
 /// token t in slot `sink + (t - sink) mod window`. `WindowOnly` has no sinks, `Prune` neither.
-struct RollingHead {
+struct RollingSlots {
   std::int32_t sink = 0;
   std::int32_t window = 0;  ///< -1: all tokens in order (`Full`), the block long enough for them
 };
@@ -21,7 +21,7 @@ struct RollingHead {
 struct RollingRows {
   std::int64_t first = 0;
   std::int64_t length = 0;  ///< tokens seen
-  RollingHead head;
+  RollingSlots head;
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t rows() const {
     std::int64_t const slots = std::int64_t{head.sink} + head.window;
@@ -41,7 +41,7 @@ struct RollingRows {
 /// @brief A rolling cache: a block of slots a head of a sequence, anywhere in the tensor.
 struct RollingView {
   std::int64_t const* first_rows = nullptr;  ///< [sequences, kv_heads], first row of each block; host or device
-  RollingHead const* heads = nullptr;        ///< [kv_heads], the layer's; host or device
+  RollingSlots const* heads = nullptr;       ///< [kv_heads], the layer's; host or device
   std::int32_t const* lengths = nullptr;     ///< [sequences], tokens seen so far; host or device
   std::int32_t kv_heads = 0;
 
