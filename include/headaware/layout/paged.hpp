@@ -38,7 +38,7 @@ class FixedDivisor {
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t remainder(std::int64_t index) const {
     return index - quotient(index) * divisor_;
   }
-  [[nodiscard]] std::int64_t value() const { return divisor_; }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t value() const { return divisor_; }
 
  private:
   std::int32_t divisor_ = 1;

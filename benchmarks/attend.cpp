@@ -1,0 +1,134 @@
+// A decoding step's attention on the CPU: time against bytes held.
+//
+// 32 layers × 8 KV heads × 128 channels of 2 bytes, 4 query heads a KV head, one sequence of 32,768 tokens. Each head
+// keeps `kept` tokens in a ragged cache; "dense" is the same code over the full cache, measured in the same rounds.
+// `threads` 0 is all cores.
+// `times` is the ratio of the two times, `bytes` that of the bytes held, `excess` the first over the second: 1 is
+// proportional. The best of interleaved rounds counts. In "mixed" every eighth head keeps all and the others `kept`.
+
+#include <headaware/attention/attend.hpp>
+#include <headaware/layout/strided.hpp>
+
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace ha = headaware;
+
+namespace {
+
+constexpr std::int32_t num_layers = 32;
+constexpr std::int32_t kv_heads = 8;
+constexpr std::int32_t group = 4;
+constexpr std::int64_t tokens = 32768;
+constexpr std::int64_t head_dim = 128;
+
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+void set_threads(std::int64_t threads) {
+#ifdef _OPENMP
+  omp_set_num_threads(threads == 0 ? omp_get_num_procs() : static_cast<int>(threads));
+#else
+  (void)threads;
+#endif
+}
+
+/// One layer's buffers serve all layers where the model would not fit into memory: with `distinct` layers, each is as
+/// far from the CPU's caches as the real one.
+struct Cache {
+  std::vector<std::int64_t> offsets{0};
+  std::int32_t distinct = 0;
+  std::vector<ha::float16> keys;
+  std::vector<ha::float16> values;
+
+  explicit Cache(std::vector<std::int64_t> const& kept) {
+    for (std::int64_t const rows : kept) offsets.push_back(offsets.back() + rows);
+    std::int64_t const layer_bytes = 2 * 2 * head_dim * offsets.back();
+    std::int64_t const most = std::int64_t{1} << 31;
+    distinct = static_cast<std::int32_t>(std::clamp<std::int64_t>(most / layer_bytes, 1, num_layers));
+    auto const elements = static_cast<std::size_t>(offsets.back() * head_dim * distinct);
+    keys.resize(elements);
+    values.resize(elements);
+    std::uint32_t state = 1;
+    for (auto* tensor : {&keys, &values}) {
+      for (ha::float16& x : *tensor) {
+        state = state * 1664525U + 1013904223U;
+        // 1 to 2, either sign.
+        x.bits = static_cast<std::uint16_t>(0x3c00U | ((state >> 16) & 0x83ffU));
+      }
+    }
+  }
+  [[nodiscard]] double bytes() const { return static_cast<double>(num_layers * 2 * 2 * head_dim * offsets.back()); }
+};
+
+struct Step {
+  ha::AttentionShape shape{1, kv_heads* group, kv_heads, 1, head_dim};
+  ha::StridedLayout layout = ha::strided_bhsd(1, kv_heads* group, 1, head_dim);
+  std::vector<float> queries = std::vector<float>(kv_heads * group * head_dim, 0.25F);
+  std::vector<float> output = std::vector<float>(kv_heads * group * head_dim);
+
+  double run(Cache const& cache) {
+    double const start = seconds();
+    for (std::int32_t layer = 0; layer < num_layers; ++layer) {
+      std::int64_t const first = layer % cache.distinct * cache.offsets.back() * head_dim;
+      ha::attend(shape, ha::AttentionQueries{queries.data(), layout},
+                 ha::KeptCache{cache.keys.data() + first, cache.values.data() + first,
+                               ha::RaggedView{cache.offsets.data(), kv_heads}},
+                 ha::AttentionOutput{output.data(), layout});
+    }
+    benchmark::DoNotOptimize(output.data());
+    return seconds() - start;
+  }
+};
+
+Cache const& dense_cache() {
+  static Cache const cache(std::vector<std::int64_t>(kv_heads, tokens));
+  return cache;
+}
+
+void decode(benchmark::State& state) {
+  set_threads(state.range(2));
+  bool const mixed = state.range(1) != 0;
+  std::vector<std::int64_t> kept(kv_heads, state.range(0));
+  if (mixed) kept[0] = tokens;
+  Cache const cache(kept);
+  Cache const& dense = dense_cache();
+  Step step;
+  double best = std::numeric_limits<double>::infinity();
+  double best_dense = best;
+  step.run(cache);
+  for (auto _ : state) {
+    for (int round = 0; round < 3; ++round) {
+      best_dense = std::min(best_dense, step.run(dense));
+      for (int i = 0; i < 5; ++i) best = std::min(best, step.run(cache));
+    }
+    state.SetIterationTime(best);
+  }
+  double const times = best / best_dense;
+  double const bytes = cache.bytes() / dense.bytes();
+  state.counters["ms"] = 1e3 * best;
+  state.counters["GB/s"] = 1e-9 * cache.bytes() / best;
+  state.counters["dense_GB/s"] = 1e-9 * dense.bytes() / best_dense;
+  state.counters["times"] = times;
+  state.counters["bytes"] = bytes;
+  state.counters["excess"] = times / bytes;
+}
+
+}  // namespace
+
+BENCHMARK(decode)
+    ->ArgNames({"kept", "mixed", "threads"})
+    ->ArgsProduct({{64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768}, {0}, {1, 0}})
+    ->ArgsProduct({{64, 512, 4096}, {1}, {1, 0}})
+    ->UseManualTime()
+    ->Iterations(1);
+BENCHMARK_MAIN();

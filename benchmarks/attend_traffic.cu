@@ -1,0 +1,87 @@
+// One decoding step's attention over one layer, for counting what it asks of memory: run it under the CUDA emulator
+// with CUDA_EMU_REPORT=FILE (tests/device_code/attend_traffic.cmake does and checks the counts), or under a profiler
+// on a device. The argument chooses the case: ragged or paged (16 rows a page, in a scattered order), and the number
+// of query heads a KV head.
+//
+// Two sequences × 8 KV heads × 128 channels of 2 bytes: every eighth head holds 4,096 rows, the others 512.
+
+#include "support/gpu.cuh"
+
+#include <headaware/attention/attend.cuh>
+#include <headaware/layout/strided.hpp>
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+namespace ha = headaware;
+
+namespace {
+
+constexpr std::int32_t sequences = 2;
+constexpr std::int32_t kv_heads = 8;
+constexpr std::int64_t head_dim = 128;
+constexpr std::int32_t page_size = 16;
+
+template <class View>
+void attend(std::int32_t group, std::int64_t rows, View const& view) {
+  ha::AttentionShape const shape{sequences, kv_heads * group, kv_heads, 1, head_dim};
+  auto const layout = ha::strided_bhsd(sequences, shape.query_heads, 1, head_dim);
+  auto const elements = static_cast<std::size_t>(layout.extent());
+  bench::DeviceArray<__half> const keys(static_cast<std::size_t>(rows * head_dim));
+  bench::DeviceArray<__half> const values(keys.size());
+  bench::DeviceArray<__half> const queries(elements);
+  bench::DeviceArray<__half> const output(elements);
+  for (auto const* array : {&keys, &values, &queries}) {
+    BENCH_CHECK(cudaMemset(array->data(), 0x34, array->size() * sizeof(__half)));
+  }
+  std::size_t temp_bytes = 0;
+  auto const step = [&](void* temp) {
+    BENCH_CHECK(ha::attend(temp, temp_bytes, shape, ha::AttentionQueries{queries.data(), layout},
+                           ha::KeptCache{keys.data(), values.data(), view}, ha::AttentionOutput{output.data(), layout},
+                           {rows}, {}, nullptr));
+  };
+  step(nullptr);
+  bench::DeviceArray<std::byte> const temp(temp_bytes);
+  step(temp.data());
+  BENCH_CHECK(cudaDeviceSynchronize());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("skipped: no CUDA device\n");
+    return 0;
+  }
+  bool const paged = argc > 1 && std::strcmp(argv[1], "paged") == 0;
+  std::int32_t const group = argc > 2 ? std::atoi(argv[2]) : 4;
+  std::vector<std::int32_t> offsets{0};
+  std::vector<std::int32_t> indptr{0};
+  std::vector<std::int32_t> last_page_len;
+  for (std::int32_t s = 0; s < sequences * kv_heads; ++s) {
+    std::int32_t const rows = s % kv_heads == 0 ? 4096 : 512;
+    offsets.push_back(offsets.back() + rows);
+    indptr.push_back(indptr.back() + rows / page_size);
+    last_page_len.push_back(page_size);
+  }
+  std::int64_t const rows = offsets.back();
+  if (paged) {
+    std::vector<std::int32_t> indices(static_cast<std::size_t>(indptr.back()));
+    // 613 is prime and no divisor of the number of pages.
+    for (std::size_t i = 0; i < indices.size(); ++i) indices[i] = static_cast<std::int32_t>(i * 613 % indices.size());
+    bench::DeviceArray<std::int32_t> const d_indices(indices);
+    bench::DeviceArray<std::int32_t> const d_indptr(indptr);
+    bench::DeviceArray<std::int32_t> const d_last(last_page_len);
+    attend(group, rows, ha::PagedView::csr(d_indices.data(), d_indptr.data(), d_last.data(), kv_heads, page_size));
+  } else {
+    bench::DeviceArray<std::int32_t> const d_offsets(offsets);
+    attend(group, rows, ha::RaggedView{d_offsets.data(), kv_heads});
+  }
+  std::printf("held_bytes %lld\n", static_cast<long long>(rows * head_dim * 2 * 2));
+}

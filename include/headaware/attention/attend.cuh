@@ -1,0 +1,195 @@
+#pragma once
+
+/// @file
+/// Attention over kept tokens on CUDA: two launches a call. Nothing is allocated, copied from the host or
+/// synchronised, and lengths are read on the device, so a call may be captured in a graph.
+
+#include <headaware/attention/attend.hpp>
+#include <headaware/attention/attention.hpp>
+#include <headaware/attention/merge.hpp>
+#include <headaware/detail/cuda/attend_kernel.cuh>
+#include <headaware/detail/cuda/attend_plan_kernel.cuh>
+#include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/error.hpp>
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief What the host knows of lengths that only the device reads.
+struct AttentionBounds {
+  std::int64_t max_rows = 0;         ///< bounds the rows held by all segments together; decides grid and storage
+  std::int32_t* d_status = nullptr;  ///< out, optional: device, one: 0, or 1 if more is held; then nothing is written
+};
+
+namespace detail {
+
+/// CUDA's 16-bit types by the names that the core knows.
+template <class T>
+typename ElementOf<T>::type const* element_pointer(T const* data) {
+  return reinterpret_cast<typename ElementOf<T>::type const*>(data);
+}
+template <class T>
+typename ElementOf<T>::type* element_pointer(T* data) {
+  return reinterpret_cast<typename ElementOf<T>::type*>(data);
+}
+
+/// Rows of a chunk: long enough that queries and partial results cost little beside it, short enough to share out the
+/// heads of one sequence.
+constexpr std::int64_t attend_chunk_rows(std::int32_t queries) { return queries > 8 ? 512 : 256; }
+
+template <class T, class View>
+bool wide_rows(T const* data, View const& view, std::int64_t channels) {
+  constexpr std::int64_t width = 16 / static_cast<std::int64_t>(sizeof(T));
+  return channels % width == 0 && row_run(view, channels) % width == 0 &&
+         reinterpret_cast<std::uintptr_t>(data) % 16 == 0;
+}
+
+template <int Queries, class Q, class QLayout, class T, class View, class O, class OLayout>
+cudaError_t launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
+                          AttentionQueries<Q, QLayout> const& queries, KeptCache<T, View> const& cache,
+                          AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
+                          AttentionOptions const& options, cudaStream_t stream) {
+  AttentionCut cut = AttentionCut::of(shape, Queries, attend_chunk_rows(Queries));
+  cut.tile_rows = Queries;
+  std::int64_t const segments = shape.segments();
+  std::int64_t const chunks = bounds.max_rows / cut.chunk_rows + segments;
+  if (chunks > 0x7fffffff || cut.tiles > 65535) return cudaErrorInvalidValue;
+  auto const rows = static_cast<std::size_t>(chunks * cut.tiles * Queries);
+  std::size_t const parts_bytes = rows * sizeof(float2);
+  std::size_t const sums_bytes = rows * static_cast<std::size_t>(shape.output_channels()) * sizeof(float);
+  std::size_t const needed =
+      parts_bytes + sums_bytes + static_cast<std::size_t>(segments + 1 + segments * cut.tiles) * sizeof(std::int32_t);
+  if (d_temp == nullptr) {
+    temp_bytes = needed;
+    return cudaSuccess;
+  }
+  if (temp_bytes < needed || reinterpret_cast<std::uintptr_t>(d_temp) % alignof(float2) != 0) {
+    return cudaErrorInvalidValue;
+  }
+  AttendArrays arrays;
+  arrays.parts = static_cast<float2*>(d_temp);
+  arrays.sums = reinterpret_cast<float*>(arrays.parts + rows);
+  arrays.chunk_offsets =
+      reinterpret_cast<std::int32_t*>(arrays.sums + rows * static_cast<std::size_t>(shape.output_channels()));
+  arrays.counters = arrays.chunk_offsets + segments + 1;
+
+  AttendPlanParameters<View> const plan{cache.view, shape, cut, arrays, bounds.max_rows, bounds.d_status};
+  attend_plan_kernel<<<1, attend_plan_threads, 0, stream>>>(plan);
+  cudaError_t const error = cudaPeekAtLastError();
+  if (error != cudaSuccess) return error;
+  auto const memory = AttendMemory::of<T>(shape.head_dim, shape.output_channels(), Queries);
+  AttendParameters<Q, QLayout, T, View, O, OLayout> const parameters{
+      shape,
+      queries,
+      cache,
+      output,
+      options.first_positions,
+      LogitMap::of(shape, options),
+      cut,
+      arrays,
+      memory,
+      wide_rows(cache.keys, cache.view, shape.head_dim),
+      wide_rows(cache.values, cache.view, shape.output_channels())};
+  dim3 const grid(static_cast<unsigned>(chunks), static_cast<unsigned>(cut.tiles));
+  attend_kernel<Queries><<<grid, attend_threads, static_cast<std::size_t>(memory.bytes), stream>>>(parameters);
+  return cudaPeekAtLastError();
+}
+
+template <class A, class ALayout, class B, class BLayout>
+HEADAWARE_KERNEL void merge_kernel(AttentionShape const __grid_constant__ shape,
+                                   AttentionOutput<A, ALayout> const __grid_constant__ into,
+                                   AttentionOutput<B, BLayout> const __grid_constant__ other, std::int64_t rows) {
+  std::int64_t const row = (std::int64_t{blockIdx.x} * block_threads + threadIdx.x) / warp_threads;
+  if (row >= rows) return;
+  merge_row(shape, into, other, row, threadIdx.x % warp_threads, warp_threads);
+  float const lse = MergeWeights::of(into.lse[row], other.lse[row]).lse;
+  __syncwarp();
+  if (threadIdx.x % warp_threads == 0) into.lse[row] = lse;
+}
+
+}  // namespace detail
+
+/// @brief Attention of one layer's queries over what its KV heads hold, on CUDA; results as of the CPU's `attend`.
+///
+/// All pointers, those inside the view included, are on the device and read when the kernels run.
+/// @tparam Q, T, O  float, `__half` or `__nv_bfloat16`, or `float16` and `bfloat16`
+/// @param[in]     d_temp      device, aligned to 8 bytes; nullptr: size query
+/// @param[in,out] temp_bytes  bytes; depends on `shape` and `bounds.max_rows` alone
+/// @param[in]     queries     [sequences, query_heads, query_tokens, head_dim], by the layout
+/// @param[in]     cache       rows where the view says
+/// @param[out]    output      [sequences, query_heads, query_tokens, value_dim], by the layout, and log-sum-exp; must
+///                            overlap no input
+/// @param[in]     bounds      the most rows that all heads of all sequences hold together
+/// @param[in]     stream      enqueued here, not synchronised
+/// @return cudaErrorInvalidValue on what the CPU's `attend` refuses, more than 256 channels, or too little storage;
+///         launch errors
+/// @note   Deterministic; graph-capturable, and a replay reads the lengths of then. One `d_temp` serves one call at a
+///         time.
+/// @par Cost  Two launches. Each row held is loaded once for up to 16 query rows of its group: for decoding, once
+///            (more query rows: once per 16, from the L2 cache where it holds them). Long prefill chunks are better
+///            served by kernels on tensor cores.
+template <class Q, class QLayout, class T, class View, class O, class OLayout>
+cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
+                   AttentionQueries<Q, QLayout> const& queries, KeptCache<T, View> const& cache,
+                   AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
+                   AttentionOptions const& options, cudaStream_t stream) {
+  try {
+    if (d_temp == nullptr) {
+      detail::check_attention_shape(shape, options);
+    } else {
+      detail::check_attention(shape, queries, cache, output, options);
+    }
+  } catch (ArgumentError const&) {
+    return cudaErrorInvalidValue;
+  }
+  bool const too_wide =
+      shape.head_dim > detail::max_attend_channels || shape.output_channels() > detail::max_attend_channels;
+  if (too_wide || bounds.max_rows < 0) return cudaErrorInvalidValue;
+  if (shape.sequences == 0 || shape.query_tokens == 0) {
+    if (d_temp == nullptr) temp_bytes = 0;
+    return cudaSuccess;
+  }
+  AttentionQueries const q{detail::element_pointer(queries.data), queries.layout};
+  KeptCache const kv{detail::element_pointer(cache.keys), detail::element_pointer(cache.values), cache.view};
+  AttentionOutput const out{detail::element_pointer(output.data), output.layout, output.lse};
+  auto const launch = [&]<int Queries>() {
+    return detail::launch_attend<Queries>(d_temp, temp_bytes, shape, q, kv, out, bounds, options, stream);
+  };
+  std::int64_t const rows = shape.query_rows();
+  if (rows <= 1) return launch.template operator()<1>();
+  if (rows <= 4) return launch.template operator()<4>();
+  if (rows <= 8) return launch.template operator()<8>();
+  return launch.template operator()<16>();
+}
+
+/// @brief Merges two outputs over different keys on CUDA, as the CPU's `merge_attention`.
+/// @param[in,out] into   device; read and written, `lse` included
+/// @param[in]     other  device
+/// @param[in]     stream enqueued here, not synchronised
+/// @return cudaErrorInvalidValue on what the CPU's refuses; launch errors
+/// @note   Deterministic; graph-capturable
+/// @par Cost  One launch
+template <class A, class ALayout, class B, class BLayout>
+cudaError_t merge_attention(AttentionShape const& shape, AttentionOutput<A, ALayout> const& into,
+                            AttentionOutput<B, BLayout> const& other, cudaStream_t stream) {
+  try {
+    detail::check_merge(shape, into, other);
+  } catch (ArgumentError const&) {
+    return cudaErrorInvalidValue;
+  }
+  std::int64_t const rows = std::int64_t{shape.sequences} * shape.query_heads * shape.query_tokens;
+  if (rows == 0) return cudaSuccess;
+  constexpr std::int64_t per_block = detail::block_threads / detail::warp_threads;
+  std::int64_t const blocks = (rows + per_block - 1) / per_block;
+  if (blocks > 0x7fffffff) return cudaErrorInvalidValue;
+  AttentionOutput const a{detail::element_pointer(into.data), into.layout, into.lse};
+  AttentionOutput const b{detail::element_pointer(other.data), other.layout, other.lse};
+  detail::merge_kernel<<<static_cast<unsigned>(blocks), detail::block_threads, 0, stream>>>(shape, a, b, rows);
+  return cudaPeekAtLastError();
+}
+
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,169 @@
+#pragma once
+
+/// @file
+/// Attention over kept tokens on the CPU: decoding and prefill chunks over caches whose heads hold different
+/// numbers of tokens. All cores, where the compiler has OpenMP.
+
+#include <headaware/attention/attention.hpp>
+#include <headaware/attention/dense_views.hpp>
+#include <headaware/attention/merge.hpp>
+#include <headaware/attention/paged_view.hpp>
+#include <headaware/attention/rolling_view.hpp>
+#include <headaware/detail/attention/query_tile.hpp>
+#include <headaware/detail/attention/softmax_part.hpp>
+#include <headaware/detail/float_buffer.hpp>
+#include <headaware/element.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// Part of a segment's attention: a tile of query rows over a chunk of its rows.
+struct AttentionItem {
+  std::int64_t segment;
+  std::int64_t tile;
+  std::int64_t chunk;
+  std::int64_t slot;  ///< of the partial result; -1: there is but one chunk
+};
+
+/// A segment's tile whose chunks are to be merged.
+struct AttentionJoin {
+  std::int64_t segment;
+  std::int64_t tile;
+  std::int64_t first_slot;
+  std::int64_t chunks;
+};
+
+/// The work of a call. Items of a chunk follow each other, so that its rows stay in the caches.
+struct AttentionWork {
+  std::vector<AttentionItem> items;
+  std::vector<AttentionJoin> joins;
+  std::int64_t slots = 0;
+  std::int64_t rows = 0;  ///< held by all segments
+
+  template <class View>
+  AttentionWork(AttentionShape const& shape, AttentionCut const& cut, View const& view) {
+    for (std::int64_t s = 0; s < shape.segments(); ++s) {
+      std::int64_t const held = view.segment(s / shape.kv_heads, s % shape.kv_heads).rows();
+      if (held < 0) require(false, "rows held", ">= 0", held, ("attend, segment " + std::to_string(s)).c_str());
+      rows += held;
+      std::int64_t const chunks = cut.chunks(held);
+      for (std::int64_t tile = 0; chunks > 1 && tile < cut.tiles; ++tile) {
+        joins.push_back({s, tile, slots + tile * chunks, chunks});
+      }
+      for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+        for (std::int64_t tile = 0; tile < cut.tiles; ++tile) {
+          items.push_back({s, tile, chunk, chunks > 1 ? slots + tile * chunks + chunk : -1});
+        }
+      }
+      if (chunks > 1) slots += chunks * cut.tiles;
+    }
+  }
+};
+
+/// Writes one query row's result. @param sums  [output_channels], weighted by 2^(logit - part.max)
+template <class O, class Layout>
+void write_attention(AttentionShape const& shape, AttentionOutput<O, Layout> const& output, QueryRow const& row,
+                     SoftmaxPart const& part, float const* sums) {
+  float const inverse = part.inverse();
+  for (std::int64_t c = 0; c < shape.output_channels(); ++c) {
+    output.data[output.layout.offset(row.sequence, row.head, row.token, c)] = from_float<O>(sums[c] * inverse);
+  }
+  if (output.lse != nullptr) output.lse[row.lse_index(shape)] = part.lse();
+}
+
+}  // namespace detail
+
+/// @brief Attention of one layer's queries over what its KV heads hold, on the CPU.
+///
+/// For every query head: softmax(scale · query · keysᵀ) · values over the rows of its KV head, in single precision,
+/// whatever the elements are. A head that holds nothing, or of which a query sees nothing, gives zeros and an `lse`
+/// of -inf. A NaN or an infinite logit makes its output NaN.
+/// @param shape    counts; `query_tokens` 1 decodes
+/// @param queries  [sequences, query_heads, query_tokens, head_dim] in the layout's order; host
+/// @param cache    keys and values of the layer's heads, rows where the view says; host
+/// @param output   [sequences, query_heads, query_tokens, value_dim], and optionally log-sum-exp; host; must overlap
+///                 no input
+/// @throws ArgumentError on counts that make no sense, missing pointers, layouts too small, a mask over a view without
+///         positions, or a view with negative rows
+/// @note   Deterministic: the result does not depend on the number of threads.
+/// @par Cost  Each row held is read once for all query heads of its group (once per 32 query rows in prefill chunks);
+///            rows are shared out in chunks, so one long head does not keep one thread busy alone
+/// @par Source  Dao et al., Flash-Decoding, 2023; Milakov and Gimelshein, online softmax, arXiv:1805.02867
+template <class Q, class QLayout, class T, class View, class O, class OLayout>
+void attend(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries, KeptCache<T, View> const& cache,
+            AttentionOutput<O, OLayout> const& output, AttentionOptions const& options = {}) {
+  detail::check_attention(shape, queries, cache, output, options);
+  if (shape.sequences == 0 || shape.query_tokens == 0) return;
+  constexpr std::int64_t chunk_rows = 512;
+  auto const cut = detail::AttentionCut::of(shape, detail::QueryTile::max_queries, chunk_rows);
+  auto const map = detail::LogitMap::of(shape, options);
+  detail::AttentionWork const work(shape, cut, cache.view);
+  std::int64_t const channels = detail::whole_vectors(shape.output_channels());
+  detail::FloatBuffer const slot_sums(static_cast<std::size_t>(work.slots * cut.tile_rows * channels));
+  std::vector<detail::SoftmaxPart> slot_parts(static_cast<std::size_t>(work.slots * cut.tile_rows));
+  auto const items = static_cast<std::int64_t>(work.items.size());
+  auto const joins = static_cast<std::int64_t>(work.joins.size());
+  // Less than that, one core reads in the time that it takes to wake the others.
+  [[maybe_unused]] constexpr std::int64_t few_bytes = 262144;
+  [[maybe_unused]] std::int64_t const bytes =
+      work.rows * cut.tiles * (shape.head_dim + shape.output_channels()) * static_cast<std::int64_t>(sizeof(T));
+#pragma omp parallel if (bytes > few_bytes)
+  {
+    detail::QueryTile tile(shape, map);
+#pragma omp for schedule(dynamic)
+    for (std::int64_t i = 0; i < items; ++i) {
+      detail::AttentionItem const& item = work.items[static_cast<std::size_t>(i)];
+      std::int64_t const sequence = item.segment / shape.kv_heads;
+      std::int64_t const kv_head = item.segment % shape.kv_heads;
+      auto const segment = cache.view.segment(sequence, kv_head);
+      std::int64_t const first_query = item.tile * cut.tile_rows;
+      std::int64_t const count = std::min(cut.tile_rows, shape.query_rows() - first_query);
+      tile.take_queries(queries, options.first_positions, sequence, kv_head, first_query, count);
+      std::int64_t const begin = item.chunk * cut.chunk_rows;
+      tile.attend(segment, cache.keys, cache.values, begin, std::min(segment.rows(), begin + cut.chunk_rows));
+      for (std::int64_t q = 0; q < count; ++q) {
+        if (item.slot < 0) {
+          detail::write_attention(shape, output, {shape, sequence, kv_head, first_query + q}, tile.part(q),
+                                  tile.sums(q));
+        } else {
+          std::int64_t const at = item.slot * cut.tile_rows + q;
+          slot_parts[static_cast<std::size_t>(at)] = tile.part(q);
+          std::copy_n(tile.sums(q), channels, slot_sums.data() + at * channels);
+        }
+      }
+    }
+    std::vector<float> sums(static_cast<std::size_t>(joins > 0 ? channels : 0));
+#pragma omp for schedule(dynamic) nowait
+    for (std::int64_t i = 0; i < joins * cut.tile_rows; ++i) {
+      detail::AttentionJoin const& join = work.joins[static_cast<std::size_t>(i / cut.tile_rows)];
+      std::int64_t const q = i % cut.tile_rows;
+      std::int64_t const row = join.tile * cut.tile_rows + q;
+      if (row >= shape.query_rows()) continue;
+      auto const at = [&](std::int64_t chunk) { return (join.first_slot + chunk) * cut.tile_rows + q; };
+      detail::SoftmaxPart whole;
+      for (std::int64_t chunk = 0; chunk < join.chunks; ++chunk) {
+        auto const& part = slot_parts[static_cast<std::size_t>(at(chunk))];
+        if (part.sum != 0) whole.max = detail::larger_or_nan(whole.max, part.max);
+      }
+      std::fill(sums.begin(), sums.end(), 0.0F);
+      for (std::int64_t chunk = 0; chunk < join.chunks; ++chunk) {
+        auto const& part = slot_parts[static_cast<std::size_t>(at(chunk))];
+        float const weight = part.weight(whole.max);
+        whole.sum += weight * part.sum;
+        float const* const from = slot_sums.data() + at(chunk) * channels;
+        for (std::size_t c = 0; c < sums.size(); ++c) sums[c] += weight * from[c];
+      }
+      detail::write_attention(shape, output, {shape, join.segment / shape.kv_heads, join.segment % shape.kv_heads, row},
+                              whole, sums.data());
+    }
+  }
+}
+
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,133 @@
+#pragma once
+
+/// @file
+/// The arguments of attention over kept tokens, the same for both back ends.
+
+#include <headaware/attention/kept_view.hpp>
+#include <headaware/config.hpp>
+#include <headaware/element.hpp>
+#include <headaware/error.hpp>
+#include <headaware/layout/concept.hpp>
+
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <type_traits>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief The counts of one layer's attention.
+struct AttentionShape {
+  std::int32_t sequences = 0;
+  std::int32_t query_heads = 0;  ///< a multiple of `kv_heads`; query head q reads KV head q / group
+  std::int32_t kv_heads = 0;
+  std::int64_t query_tokens = 1;  ///< of each sequence: 1 for decoding, more for drafts and prefill chunks
+  std::int64_t head_dim = 0;      ///< channels of a query and of a key
+  std::int64_t value_dim = 0;     ///< channels of a value and of the output; 0: head_dim
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int32_t group() const { return query_heads / kv_heads; }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t output_channels() const {
+    return value_dim != 0 ? value_dim : head_dim;
+  }
+  /// KV heads of all sequences.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t segments() const {
+    return std::int64_t{sequences} * kv_heads;
+  }
+  /// Queries that share a KV head's rows: row r is query token r / group of the group's head r mod group.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t query_rows() const { return query_tokens * group(); }
+};
+
+/// @brief Queries, rotated as the keys are. @tparam T float, float16 or bfloat16 (CUDA: also their CUDA names)
+template <class T, class Layout>
+struct AttentionQueries {
+  static_assert(check_layout<Layout>());
+  T const* data = nullptr;
+  Layout layout;  ///< over query heads
+};
+template <class T, class Layout>
+AttentionQueries(T*, Layout) -> AttentionQueries<std::remove_const_t<T>, Layout>;
+
+/// @brief One layer's kept keys and values. @tparam T float, float16 or bfloat16
+template <class T, class View>
+struct KeptCache {
+  static_assert(check_kept_view<View>());
+  T const* keys = nullptr;
+  T const* values = nullptr;
+  View view;
+};
+template <class T, class View>
+KeptCache(T*, T*, View) -> KeptCache<std::remove_const_t<T>, View>;
+
+/// @brief Where results go. @tparam T float, float16 or bfloat16
+template <class T, class Layout>
+struct AttentionOutput {
+  static_assert(check_layout<Layout>());
+  T* data = nullptr;
+  Layout layout;         ///< over query heads and value channels
+  float* lse = nullptr;  ///< [sequences, query_heads, query_tokens], natural log of Σ exp(logit); nullptr: not wanted
+};
+template <class T, class Layout>
+AttentionOutput(T*, Layout) -> AttentionOutput<T, Layout>;
+template <class T, class Layout>
+AttentionOutput(T*, Layout, float*) -> AttentionOutput<T, Layout>;
+
+/// @brief How a logit comes of a query and a key, and which keys a query sees.
+struct AttentionOptions {
+  float scale = 0;     ///< logit = scale · (query · key); 0: 1 / sqrt(head_dim)
+  float soft_cap = 0;  ///< > 0: logit = soft_cap · tanh(logit / soft_cap), as Gemma 2 has it
+  /// [sequences], host or device as the cache: query token j of a sequence is at position `first_positions[s] + j`
+  /// and sees rows whose position is no greater; nullptr: every row is seen (decoding)
+  std::int32_t const* first_positions = nullptr;
+};
+
+namespace detail {
+
+/// @throws ArgumentError on counts, channels or numbers that make no sense
+inline void check_attention_shape(AttentionShape const& shape, AttentionOptions const& options) {
+  constexpr auto where = "attend";
+  require(shape.sequences >= 0, "sequences", ">= 0", shape.sequences, where);
+  require(shape.kv_heads > 0, "KV heads", "> 0", shape.kv_heads, where);
+  require(shape.query_heads > 0 && shape.query_heads % shape.kv_heads == 0, "query heads",
+          "a multiple of " + std::to_string(shape.kv_heads) + " KV heads", shape.query_heads, where);
+  require(shape.query_tokens >= 0, "query tokens", ">= 0", shape.query_tokens, where);
+  require(shape.head_dim > 0, "head_dim", "> 0", shape.head_dim, where);
+  require(shape.value_dim >= 0, "value_dim", ">= 0", shape.value_dim, where);
+  require(std::isfinite(options.scale) && options.scale >= 0, "softmax scale", "finite and >= 0",
+          std::to_string(options.scale), where);
+  require(std::isfinite(options.soft_cap) && options.soft_cap >= 0, "soft cap", "finite and >= 0",
+          std::to_string(options.soft_cap), where);
+}
+
+/// What a layout offers must suffice; what it does not offer cannot be checked.
+template <class Layout>
+void check_attention_layout(AttentionShape const& shape, Layout const& layout, std::int64_t channels,
+                            char const* where) {
+  auto const holds = [&](std::int64_t has, std::int64_t needs, char const* what) {
+    require(has >= needs, what, ">= " + std::to_string(needs), has, where);
+  };
+  if constexpr (requires { layout.num_sequences(); }) holds(layout.num_sequences(), shape.sequences, "sequences");
+  if constexpr (requires { layout.num_kv_heads(); }) holds(layout.num_kv_heads(), shape.query_heads, "query heads");
+  if constexpr (requires { layout.token_capacity(); }) holds(layout.token_capacity(), shape.query_tokens, "tokens");
+  if constexpr (requires { layout.num_channels(); }) holds(layout.num_channels(), channels, "channels");
+}
+
+template <class Q, class QLayout, class T, class View, class O, class OLayout>
+void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries,
+                     KeptCache<T, View> const& cache, AttentionOutput<O, OLayout> const& output,
+                     AttentionOptions const& options) {
+  check_attention_shape(shape, options);
+  if (shape.sequences == 0 || shape.query_tokens == 0) return;
+  constexpr auto where = "attend";
+  require(queries.data != nullptr, "queries", "a pointer", "nullptr", where);
+  require(cache.keys != nullptr, "keys", "a pointer", "nullptr", where);
+  require(cache.values != nullptr, "values", "a pointer", "nullptr", where);
+  require(output.data != nullptr, "output", "a pointer", "nullptr", where);
+  check_attention_layout(shape, queries.layout, shape.head_dim, "attend, queries");
+  check_attention_layout(shape, output.layout, shape.output_channels(), "attend, output");
+  require(has_positions<View> || options.first_positions == nullptr, "first_positions",
+          "nullptr for a view without positions", "a pointer", where);
+}
+
+}  // namespace detail
+
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,69 @@
+#pragma once
+
+/// @file
+/// Ragged and padded caches as attention reads them.
+
+#include <headaware/attention/kept_view.hpp>
+#include <headaware/cache/destination.hpp>
+#include <headaware/config.hpp>
+
+#include <cstdint>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// Rows side by side: row i of the segment is row `first + i` of the tensor.
+struct AdjacentRows {
+  std::int64_t first = 0;
+  std::int64_t held = 0;
+  std::int32_t const* positions = nullptr;  ///< of the segment's rows; nullptr: row i holds token i
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t rows() const { return held; }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t row, std::int64_t channels) const {
+    return (first + row) * channels;
+  }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const {
+    return positions != nullptr ? positions[row] : row;
+  }
+};
+
+/// @brief `ha::ragged`: `[rows, channels]`, the heads of each sequence back to back.
+/// @tparam Offset  `int32_t` for `cu_seqlens`, `int64_t` for `CachePlan::offsets`
+template <class Offset>
+struct RaggedView {
+  /// [sequences * kv_heads + 1], first row of each head of each sequence, from the base pointer; host or device
+  Offset const* offsets = nullptr;
+  std::int32_t kv_heads = 0;
+  std::int32_t const* positions = nullptr;  ///< [rows], the token of each row; nullptr: a head's row i is token i
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE AdjacentRows segment(std::int64_t sequence, std::int64_t kv_head) const {
+    std::int64_t const index = sequence * kv_heads + kv_head;
+    std::int64_t const first = offsets[index];
+    return {first, offsets[index + 1] - first, positions != nullptr ? positions + first : nullptr};
+  }
+  [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
+};
+template <class Offset>
+RaggedView(Offset const*, std::int32_t) -> RaggedView<Offset>;
+template <class Offset>
+RaggedView(Offset const*, std::int32_t, std::int32_t const*) -> RaggedView<Offset>;
+static_assert(KeptView<RaggedView<std::int32_t>>);
+
+/// @brief `ha::padded`, and any full cache `[sequences, kv_heads, head_rows, channels]`: pads are never read.
+struct PaddedView {
+  std::int32_t const* lengths = nullptr;  ///< [sequences, kv_heads], rows held; host or device
+  std::int32_t kv_heads = 0;
+  std::int64_t head_rows = 0;  ///< rows from one head to the next
+  Alignment alignment = Alignment::left;
+  std::int32_t const* positions = nullptr;  ///< [sequences, kv_heads, head_rows]; nullptr: a head's row i is token i
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE AdjacentRows segment(std::int64_t sequence, std::int64_t kv_head) const {
+    std::int64_t const index = sequence * kv_heads + kv_head;
+    std::int64_t const held = lengths[index];
+    std::int64_t const first = index * head_rows + (alignment == Alignment::right ? head_rows - held : 0);
+    return {first, held, positions != nullptr ? positions + first : nullptr};
+  }
+  [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
+};
+static_assert(KeptView<PaddedView>);
+
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,80 @@
+#pragma once
+
+/// @file
+/// What attention reads of a cache whose heads hold different numbers of tokens: how many rows a head of a
+/// sequence holds, and where each of them lies.
+
+#include <headaware/config.hpp>
+
+#include <concepts>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief The rows of one KV head of one sequence: `int64_t rows() const`, and
+/// `int64_t offset(int64_t row, int64_t channels) const`, the element at which row `row` begins in a tensor of
+/// rows of `channels` channels each, from the base pointer that keys (or values) have. A row's channels lie side by
+/// side. Rows may come in any order: positions are already inside rotated keys.
+///
+/// Optional: `int64_t position(int64_t row) const`, the token that the row holds, for causal masks.
+template <class S>
+concept KeptSegment = requires(S const segment, std::int64_t i) {
+  { segment.rows() } -> std::same_as<std::int64_t>;
+  { segment.offset(i, i) } -> std::same_as<std::int64_t>;
+};
+
+/// @brief A cache as attention reads it: a trivially copyable type with
+/// `segment(int64_t sequence, int64_t kv_head) const`, a `KeptSegment`; both marked `HEADAWARE_HOST_DEVICE`. It holds
+/// pointers to lengths and tables, host or device, where the back end runs, and reads them when attention runs.
+///
+/// Optional: `int64_t row_run(int64_t channels) const`, host: all row offsets are multiples of this many elements.
+/// It decides how wide a load may be; without it every element is loaded by itself on CUDA.
+template <class V>
+concept KeptView = std::is_trivially_copyable_v<V> && requires(V const view, std::int64_t i) {
+  { view.segment(i, i) } -> KeptSegment;
+};
+
+/// @brief Explains in plain sentences why a type is no view, one compile-time error a mistake.
+template <class V>
+consteval bool check_kept_view() {
+  constexpr bool copyable = std::is_trivially_copyable_v<V>;
+  static_assert(copyable, "headaware: a view of a cache must be trivially copyable, because kernels take it by value");
+  constexpr bool has_segment = requires(V const view, std::int64_t i) { view.segment(i, i); };
+  static_assert(has_segment, "headaware: a view of a cache needs 'segment(int64_t sequence, int64_t kv_head) const', "
+                             "marked HEADAWARE_HOST_DEVICE");
+  if constexpr (has_segment) {
+    constexpr bool segment = requires(V const view, std::int64_t i) {
+      { view.segment(i, i) } -> KeptSegment;
+    };
+    static_assert(segment, "headaware: a view's segment needs 'int64_t rows() const' and 'int64_t offset(int64_t row, "
+                           "int64_t channels) const', marked HEADAWARE_HOST_DEVICE");
+  }
+  // Always true: what is wrong has been said above, and a false would add an error that says nothing.
+  return true;
+}
+
+namespace detail {
+
+template <class View>
+using SegmentOf = decltype(std::declval<View const&>().segment(std::int64_t{}, std::int64_t{}));
+
+template <class View>
+inline constexpr bool has_positions = requires(SegmentOf<View> const segment, std::int64_t i) {
+  { segment.position(i) } -> std::same_as<std::int64_t>;
+};
+
+/// Elements in which a view's rows are aligned; 1 if it does not say.
+template <class View>
+std::int64_t row_run(View const& view, std::int64_t channels) {
+  if constexpr (requires { view.row_run(channels); }) {
+    return view.row_run(channels);
+  } else {
+    return 1;
+  }
+}
+
+}  // namespace detail
+
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,88 @@
+#pragma once
+
+/// @file
+/// Attention over parts of the keys, merged into attention over all of them.
+
+#include <headaware/attention/attention.hpp>
+#include <headaware/config.hpp>
+#include <headaware/detail/attention/softmax_part.hpp>
+#include <headaware/element.hpp>
+#include <headaware/error.hpp>
+
+#include <cmath>
+#include <cstdint>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// How two outputs are weighed by their log-sum-exp.
+struct MergeWeights {
+  float first = 0;
+  float second = 0;
+  float lse = -INFINITY;
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE static MergeWeights of(float a, float b) {
+    float const top = larger_or_nan(a, b);
+    if (top == -INFINITY) return {};
+    float const x = exp2f((a - top) * log2_e);
+    float const y = exp2f((b - top) * log2_e);
+    return {x / (x + y), y / (x + y), top + ln_2 * log2f(x + y)};
+  }
+};
+
+/// One output row: `into` becomes the merged one.
+template <class A, class ALayout, class B, class BLayout>
+HEADAWARE_HOST_DEVICE void merge_row(AttentionShape const& shape, AttentionOutput<A, ALayout> const& into,
+                                     AttentionOutput<B, BLayout> const& other, std::int64_t lse_index,
+                                     std::int64_t first_channel, std::int64_t channel_step) {
+  std::int64_t const token = lse_index % shape.query_tokens;
+  std::int64_t const head = lse_index / shape.query_tokens % shape.query_heads;
+  std::int64_t const sequence = lse_index / shape.query_tokens / shape.query_heads;
+  MergeWeights const weights = MergeWeights::of(into.lse[lse_index], other.lse[lse_index]);
+  for (std::int64_t c = first_channel; c < shape.output_channels(); c += channel_step) {
+    A& to = into.data[into.layout.offset(sequence, head, token, c)];
+    float const from = to_float(other.data[other.layout.offset(sequence, head, token, c)]);
+    to = from_float<A>(weights.first * to_float(to) + weights.second * from);
+  }
+}
+
+/// @throws ArgumentError as `merge_attention`
+template <class A, class ALayout, class B, class BLayout>
+void check_merge(AttentionShape const& shape, AttentionOutput<A, ALayout> const& into,
+                 AttentionOutput<B, BLayout> const& other) {
+  constexpr auto where = "merge_attention";
+  require(shape.sequences >= 0, "sequences", ">= 0", shape.sequences, where);
+  require(shape.query_heads >= 0, "query heads", ">= 0", shape.query_heads, where);
+  require(shape.query_tokens >= 0, "query tokens", ">= 0", shape.query_tokens, where);
+  if (shape.sequences == 0 || shape.query_heads == 0 || shape.query_tokens == 0) return;
+  require(into.data != nullptr && other.data != nullptr, "outputs", "pointers", "nullptr", where);
+  require(into.lse != nullptr && other.lse != nullptr, "log-sum-exp", "pointers", "nullptr", where);
+  check_attention_layout(shape, into.layout, shape.output_channels(), "merge_attention, first output");
+  check_attention_layout(shape, other.layout, shape.output_channels(), "merge_attention, second output");
+}
+
+}  // namespace detail
+
+/// @brief Merges attention over some keys with attention of the same queries over others: `into` becomes attention
+/// over both, output and log-sum-exp. For example a shared prefix and what follows it, or a compressed past and a
+/// prefill chunk.
+/// @param shape  sequences, query_heads, query_tokens and channels of both
+/// @param into   host; read and written, `lse` included
+/// @param other  host
+/// @throws ArgumentError on missing pointers (both need `lse`), negative counts or layouts too small
+/// @par Cost    O(sequences · query_heads · query_tokens · channels)
+/// @par Source  Ye et al., Cascade Inference, 2024 (FlashInfer's `merge_state`)
+template <class A, class ALayout, class B, class BLayout>
+void merge_attention(AttentionShape const& shape, AttentionOutput<A, ALayout> const& into,
+                     AttentionOutput<B, BLayout> const& other) {
+  detail::check_merge(shape, into, other);
+  std::int64_t const rows = std::int64_t{shape.sequences} * shape.query_heads * shape.query_tokens;
+#pragma omp parallel for schedule(static)
+  for (std::int64_t i = 0; i < rows; ++i) {
+    detail::merge_row(shape, into, other, i, 0, 1);
+    into.lse[i] = detail::MergeWeights::of(into.lse[i], other.lse[i]).lse;
+  }
+}
+
+HEADAWARE_NAMESPACE_END

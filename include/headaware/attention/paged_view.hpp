@@ -1,0 +1,115 @@
+#pragma once
+
+/// @file
+/// Caches in pages of one KV head each, as attention reads them.
+
+#include <headaware/attention/kept_view.hpp>
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+#include <headaware/layout/paged.hpp>
+
+#include <cstdint>
+#include <numeric>
+#include <string>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// The pages of one head of one sequence.
+struct PagedRows {
+  std::int32_t const* pages = nullptr;
+  std::int64_t held = 0;
+  detail::FixedDivisor page_size;
+  std::int64_t page_stride = 0;   ///< elements; 0: pages back to back
+  std::int64_t token_stride = 0;  ///< elements; 0: rows back to back
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t rows() const { return held; }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t row, std::int64_t channels) const {
+    std::int64_t const page = page_size.quotient(row);
+    std::int64_t const slot = page_size.remainder(row);
+    std::int64_t const token = token_stride != 0 ? token_stride : channels;
+    std::int64_t const stride = page_stride != 0 ? page_stride : page_size.value() * token;
+    return pages[page] * stride + slot * token;
+  }
+  /// Right for heads that hold all tokens.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const { return row; }
+};
+
+/// @brief `ha::paged`: pages found through a block table with a row for each head of each sequence of the layer.
+/// Row i of a head counts as token i in causal masks.
+/// @pre  rows of a head below 2^31
+class PagedView {
+ public:
+  PagedView() = default;
+
+  /// @brief FlashInfer's form, heads folded into the batch.
+  /// @param indices        page numbers
+  /// @param indptr         [sequences * kv_heads + 1], first entry of each head, from `indices`
+  /// @param last_page_len  [sequences * kv_heads], rows of each head's last page; not read of heads without pages
+  /// @param page_stride    elements from one page to the next; 0: page_size rows
+  /// @param token_stride   elements from one row of a page to the next; 0: the row's channels
+  /// All pointers host or device, where attention runs; borrowed.
+  /// @throws ArgumentError on a page size that is not positive or a negative stride
+  static PagedView csr(std::int32_t const* indices, std::int32_t const* indptr, std::int32_t const* last_page_len,
+                       std::int32_t kv_heads, std::int64_t page_size, std::int64_t page_stride = 0,
+                       std::int64_t token_stride = 0) {
+    PagedView view(kv_heads, page_size, page_stride, token_stride);
+    view.pages_ = indices;
+    view.indptr_ = indptr;
+    view.lengths_ = last_page_len;
+    return view;
+  }
+
+  /// @brief A dense block table: vLLM's and FlashAttention's form, heads folded into the batch.
+  /// @param block_table  [sequences * kv_heads, table_stride]
+  /// @param lengths      [sequences * kv_heads], rows held
+  static PagedView dense(std::int32_t const* block_table, std::int64_t table_stride, std::int32_t const* lengths,
+                         std::int32_t kv_heads, std::int64_t page_size, std::int64_t page_stride = 0,
+                         std::int64_t token_stride = 0) {
+    detail::require(table_stride >= 0, "block table row stride", ">= 0", table_stride, "PagedView");
+    PagedView view(kv_heads, page_size, page_stride, token_stride);
+    view.pages_ = block_table;
+    view.table_stride_ = table_stride;
+    view.lengths_ = lengths;
+    return view;
+  }
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE PagedRows segment(std::int64_t sequence, std::int64_t kv_head) const {
+    std::int64_t const index = sequence * kv_heads_ + kv_head;
+    PagedRows rows{nullptr, 0, page_size_, page_stride_, token_stride_};
+    if (indptr_ == nullptr) {
+      rows.pages = pages_ + index * table_stride_;
+      rows.held = lengths_[index];
+    } else {
+      std::int64_t const first = indptr_[index];
+      std::int64_t const count = indptr_[index + 1] - first;
+      rows.pages = pages_ + first;
+      rows.held = count == 0 ? 0 : (count - 1) * page_size_.value() + lengths_[index];
+    }
+    return rows;
+  }
+  [[nodiscard]] std::int64_t row_run(std::int64_t channels) const {
+    return std::gcd(channels, std::gcd(page_stride_, token_stride_));
+  }
+
+ private:
+  PagedView(std::int32_t kv_heads, std::int64_t page_size, std::int64_t page_stride, std::int64_t token_stride)
+      : kv_heads_(kv_heads),
+        page_size_(page_size, "page size", "PagedView"),
+        page_stride_(page_stride),
+        token_stride_(token_stride) {
+    detail::require(page_stride >= 0, "page stride", ">= 0", page_stride, "PagedView");
+    detail::require(token_stride >= 0, "token stride", ">= 0", token_stride, "PagedView");
+  }
+
+  std::int32_t const* pages_ = nullptr;
+  std::int32_t const* indptr_ = nullptr;
+  std::int32_t const* lengths_ = nullptr;  ///< csr: of the last page
+  std::int64_t table_stride_ = 0;
+  std::int32_t kv_heads_ = 0;
+  detail::FixedDivisor page_size_;
+  std::int64_t page_stride_ = 0;
+  std::int64_t token_stride_ = 0;
+};
+static_assert(KeptView<PagedView>);
+
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,61 @@
+#pragma once
+
+/// @file
+/// Policies as attention masks, filled on CUDA.
+
+#include <headaware/attention/policy_mask.hpp>
+#include <headaware/config.hpp>
+#include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/error.hpp>
+#include <headaware/policy/table.hpp>
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// A thread fills the part of a word at a time.
+template <class Table, class T>
+HEADAWARE_KERNEL void mask_kernel(Table const __grid_constant__ table, MaskShape const __grid_constant__ shape,
+                                  std::int64_t words, T* d_mask) {
+  for (std::int64_t i = std::int64_t{blockIdx.x} * block_threads + threadIdx.x; i < words;
+       i += std::int64_t{gridDim.x} * block_threads) {
+    write_mask(shape, i, mask_word(table, shape, i), d_mask);
+  }
+}
+
+}  // namespace detail
+
+/// @brief Fills a mask on CUDA, as the CPU's `fill_policy_mask`.
+/// @tparam T  `float`: additive, 0 or -inf; `uint32_t`: packed bits
+/// @param[in]  table   on the device: `table.view_at(d_bytes)`, a `UniformTable`, or `WithKeepLists` of one
+/// @param[out] d_mask  device, [kv_heads * group, queries, keys] or [kv_heads * group, queries, ceil(keys / 32)]
+/// @param[in]  stream  enqueued here, not synchronised
+/// @return cudaErrorInvalidValue on what the CPU's refuses; launch errors
+/// @note   Deterministic; graph-capturable
+/// @par Cost  One launch, O(heads · queries · keys)
+template <class Table, class T>
+cudaError_t fill_policy_mask(Table const& table, MaskShape const& shape, T* d_mask, cudaStream_t stream) {
+  static_assert(PolicySource<Table>, "headaware: a device mask needs a trivially copyable table: a PolicyTableView "
+                                     "(from PolicyTable::view_at), a UniformTable or WithKeepLists of one");
+  static_assert(std::is_same_v<T, float> || std::is_same_v<T, std::uint32_t>,
+                "headaware: a mask is made of float (0 or -inf) or uint32_t (bits)");
+  try {
+    detail::check_mask(table, shape, d_mask);
+  } catch (ArgumentError const&) {
+    return cudaErrorInvalidValue;
+  }
+  std::int64_t const words = detail::mask_words(table, shape);
+  if (words == 0) return cudaSuccess;
+  std::int64_t const blocks =
+      std::min<std::int64_t>((words + detail::block_threads - 1) / detail::block_threads, 65535);
+  detail::mask_kernel<<<static_cast<unsigned>(blocks), detail::block_threads, 0, stream>>>(table, shape, words, d_mask);
+  return cudaPeekAtLastError();
+}
+
+HEADAWARE_NAMESPACE_END

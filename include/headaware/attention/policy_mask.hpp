@@ -1,0 +1,137 @@
+#pragma once
+
+/// @file
+/// Policies as attention masks, for engines that cannot hold a cache whose heads differ in length: they keep the full
+/// cache, save no memory, and compute what a compressed cache would give.
+
+#include <headaware/cache/segment.hpp>
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+#include <headaware/policy/table.hpp>
+
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <type_traits>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief Whether a query at position `query` sees the key at position `key` where every token evicts what its policy
+/// no longer keeps: `key <= query` and `policy.keeps(key, query + 1)`.
+/// @pre  query >= 0, key >= 0
+template <class P>
+HEADAWARE_HOST_DEVICE constexpr bool sees(P const& policy, std::int64_t query, std::int64_t key) {
+  return key <= query && policy.keeps(key, query + 1);
+}
+
+/// @brief The part of a layer's mask to fill: [kv_heads * group, queries, keys].
+struct MaskShape {
+  std::int32_t layer = 0;
+  std::int32_t group = 1;        ///< query heads a KV head; 1: one mask a KV head
+  std::int64_t first_query = 0;  ///< position of the first query
+  std::int64_t queries = 0;
+  std::int64_t keys = 0;      ///< keys are at positions 0 … keys - 1
+  std::int32_t sequence = 0;  ///< for tables whose policies depend on the sequence
+
+  /// Words of a row of packed bits.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t row_words() const { return (keys + 31) / 32; }
+};
+
+namespace detail {
+
+inline constexpr std::int64_t mask_word_bits = 32;
+
+/// The bits of keys 32 · word … + 31 of a query; bits beyond the last key are 0.
+struct MaskWord {
+  std::int64_t query;
+  std::int64_t word;
+  std::int64_t keys;
+  template <class P>
+  HEADAWARE_HOST_DEVICE std::uint32_t operator()(P const& policy) const {
+    std::uint32_t bits = 0;
+    for (std::int64_t bit = 0; bit < mask_word_bits; ++bit) {
+      std::int64_t const key = word * mask_word_bits + bit;
+      if (key < keys && sees(policy, query, key)) bits |= std::uint32_t{1} << bit;
+    }
+    return bits;
+  }
+};
+
+/// One word of a mask. @param index  of [heads, queries, row_words]
+HEADAWARE_EXEC_CHECK_DISABLE
+template <class Table>
+HEADAWARE_HOST_DEVICE std::uint32_t mask_word(Table const& table, MaskShape const& shape, std::int64_t index) {
+  std::int64_t const word = index % shape.row_words();
+  std::int64_t const query = index / shape.row_words() % shape.queries;
+  auto const head = static_cast<std::int32_t>(index / shape.row_words() / shape.queries);
+  return visit_policy(table, shape.layer, shape.sequence, head / shape.group,
+                      MaskWord{shape.first_query + query, word, shape.keys});
+}
+
+/// Words of the whole mask.
+HEADAWARE_EXEC_CHECK_DISABLE
+template <class Table>
+HEADAWARE_HOST_DEVICE std::int64_t mask_words(Table const& table, MaskShape const& shape) {
+  return std::int64_t{table.num_kv_heads()} * shape.group * shape.queries * shape.row_words();
+}
+
+/// Writes one word's part of a mask: the word itself, or 0 and -inf for its keys.
+HEADAWARE_HOST_DEVICE inline void write_mask(MaskShape const&, std::int64_t index, std::uint32_t bits,
+                                             std::uint32_t* mask) {
+  mask[index] = bits;
+}
+HEADAWARE_HOST_DEVICE inline void write_mask(MaskShape const& shape, std::int64_t index, std::uint32_t bits,
+                                             float* mask) {
+  std::int64_t const row = index / shape.row_words();
+  std::int64_t const first = index % shape.row_words() * mask_word_bits;
+  for (std::int64_t bit = 0; bit < mask_word_bits && first + bit < shape.keys; ++bit) {
+    mask[row * shape.keys + first + bit] = (bits >> bit & 1U) != 0 ? 0.0F : -INFINITY;
+  }
+}
+
+/// @throws ArgumentError as `fill_policy_mask`
+template <class Table>
+void check_mask(Table const& table, MaskShape const& shape, void const* mask) {
+  constexpr auto where = "fill_policy_mask";
+  require_index(shape.layer, table.num_layers(), "layer", where);
+  require(shape.group > 0, "group", "> 0", shape.group, where);
+  require(shape.first_query >= 0, "first query", ">= 0", shape.first_query, where);
+  require(shape.queries >= 0, "queries", ">= 0", shape.queries, where);
+  require(shape.keys >= 0, "keys", ">= 0", shape.keys, where);
+  if constexpr (requires { table.num_sequences(); }) {
+    require_index(shape.sequence, table.num_sequences(), "sequence", where);
+  }
+  require(mask != nullptr || mask_words(table, shape) == 0, "mask", "a pointer", "nullptr", where);
+}
+
+template <class Table, class T>
+void fill_mask(Table const& table, MaskShape const& shape, T* mask) {
+  check_mask(table, shape, mask);
+  std::int64_t const words = mask_words(table, shape);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t i = 0; i < words; ++i) write_mask(shape, i, mask_word(table, shape, i), mask);
+}
+
+}  // namespace detail
+
+/// @brief Fills an additive mask on the CPU: 0 where a query sees a key, -inf elsewhere.
+/// @param table  policies: `PolicyTable`, `UniformTable`, a view or `WithKeepLists`; host
+/// @param shape  which part; query q of head h is at position `first_query + q` and follows KV head h / group's policy
+/// @param mask   [kv_heads * group, queries, keys], host
+/// @throws ArgumentError on a layer or sequence out of range, negative counts or a missing pointer
+/// @note   A policy that keeps nothing of a sequence (`Prune`) hides all its keys: softmax over nothing is the
+///         engine's to define, and zero here.
+/// @par Cost  O(heads · queries · keys) calls of `keeps`; all cores with OpenMP
+template <class Table>
+void fill_policy_mask(Table const& table, MaskShape const& shape, float* mask) {
+  detail::fill_mask(table, shape, mask);
+}
+
+/// @brief The same as bits: bit k mod 32 of word k / 32 of a row is set where the query sees key k.
+/// @param mask   [kv_heads * group, queries, ceil(keys / 32)], host; bits beyond the last key are 0
+template <class Table>
+void fill_policy_mask(Table const& table, MaskShape const& shape, std::uint32_t* mask) {
+  detail::fill_mask(table, shape, mask);
+}
+
+HEADAWARE_NAMESPACE_END

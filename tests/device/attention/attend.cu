@@ -1,0 +1,149 @@
+// Attention on CUDA against plain double-precision loops and against the CPU's: forms, groups, masks.
+
+#include "support/device_attention.cuh"
+
+#include <cuda_fp16.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+using namespace headaware_test;
+
+namespace {
+
+/// @param shift  elements by which keys and values miss their alignment
+template <class O, class T, class Make>
+void check_device(HeldProblem<T> const& p, PlacedRows<T> const& placed, Make const& make, Attended const& expected,
+                  std::int64_t slack = 0, std::size_t shift = 0) {
+  AttendUpload const upload;
+  auto options = p.options;
+  if (!p.first_positions.empty()) options.first_positions = upload(p.first_positions);
+  auto const shifted = [&](std::vector<T> values) {
+    values.insert(values.begin(), shift, T{});
+    return DeviceVector<T>(values);
+  };
+  auto const d_keys = shifted(placed.keys);
+  auto const d_values = shifted(placed.values);
+  DeviceVector<float> const d_queries(p.queries);
+  DeviceVector<O> const d_output(std::vector<O>(expected.output.size(), ha::from_float<O>(77)));
+  DeviceVector<float> const d_lse(std::vector<float>(expected.lse.size(), 77));
+  DeviceVector<std::int32_t> const d_status(std::vector<std::int32_t>{-7});
+  run_attend(p.shape, ha::AttentionQueries{d_queries.data(), p.query_layout()},
+             ha::KeptCache{d_keys.data() + shift, d_values.data() + shift, make(upload)},
+             ha::AttentionOutput{d_output.data(), p.output_layout(), d_lse.data()},
+             {p.total_rows() + slack, d_status.data()}, options);
+  REQUIRE(d_status.host()[0] == 0);
+  check_attended(d_output.host(), d_lse.host(), expected);
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("device attention over every form is that of plain loops", "[attention]", float, ha::float16,
+                   ha::bfloat16) {
+  HEADAWARE_REQUIRE_DEVICE();
+  for (std::int64_t const dim : {64, 20}) {
+    HeldProblem<TestType> const p({2, 6, 3, 1, dim}, {0, 1, 63, 64, 257, 600}, 5);
+    Attended const expected = naive_attention(p);
+    for_each_view(p, true, [&](std::string const& name, PlacedRows<TestType> const& placed, auto const& make) {
+      INFO(name << ", channels " << dim);
+      check_device<float>(p, placed, make, expected);
+    });
+  }
+}
+
+TEST_CASE("device attention: groups, outputs, channels, scale and soft cap, addresses off alignment", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  for (std::int32_t const group : {1, 3, 7, 12, 20}) {
+    for (std::int64_t const dim : {128, 7, 256}) {
+      INFO("group " << group << ", channels " << dim);
+      HeldProblem<ha::bfloat16> p({1, 2 * group, 2, 1, dim, dim == 128 ? 48 : 0}, {300, 5}, 6);
+      p.options = {.scale = 0.1F, .soft_cap = group == 3 ? 2.0F : 0.0F};
+      Attended const expected = naive_attention(p);
+      for_each_view(p, true, [&](std::string const& name, PlacedRows<ha::bfloat16> const& placed, auto const& make) {
+        if (name == "ragged") {
+          check_device<ha::float16>(p, placed, make, expected);
+          check_device<float>(p, placed, make, expected, 1000, 1);
+        }
+        if (name == "paged, CSR, 5") check_device<ha::bfloat16>(p, placed, make, expected);
+      });
+    }
+  }
+}
+
+TEST_CASE("device attention: a prefill chunk sees what came before each of its tokens", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  for (std::int64_t const tokens : {2, 9, 40}) {
+    HeldProblem<float> p({2, 4, 2, tokens, 32}, {tokens, tokens, 300, 700}, 11);
+    p.first_positions = {0, 700 - static_cast<std::int32_t>(tokens)};
+    INFO(tokens << " tokens");
+    Attended const expected = naive_attention(p);
+    for_each_view(p, true, [&](std::string const& name, PlacedRows<float> const& placed, auto const& make) {
+      INFO(name);
+      if (name != "paged, dense, 1") check_device<float>(p, placed, make, expected);
+    });
+  }
+}
+
+TEST_CASE("device attention: rolling caches hold their slots in any order", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  std::vector<ha::RollingSlots> const heads{{4, 12}, {0, 16}, {0, -1}, {0, 0}, {3, 0}, {60, 300}};
+  for (std::int64_t const tokens : {1, 3}) {
+    RolledProblem<ha::float16> rolled({4, 12, 6, tokens, 48}, heads, {0, 3, 16, 700}, 21);
+    rolled.problem.first_positions = {0, 1, 13, 697};
+    check_device<float>(
+        rolled.problem, rolled.placed(), [&](auto const& upload) { return rolled.view(upload); },
+        naive_attention(rolled.problem));
+  }
+}
+
+TEST_CASE("device attention: CUDA's own types, and the same on the CPU", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  HeldProblem<ha::float16> const p({1, 8, 2, 1, 128}, {513, 100}, 31);
+  for_each_view(p, true, [&](std::string const& name, PlacedRows<ha::float16> const& placed, auto const& make) {
+    if (name != "ragged") return;
+    HostUpload const upload;
+    std::vector<float> output(8 * 128);
+    ha::attend(p.shape, ha::AttentionQueries{p.queries.data(), p.query_layout()},
+               ha::KeptCache{placed.keys.data(), placed.values.data(), make(upload)},
+               ha::AttentionOutput{output.data(), p.output_layout()});
+    AttendUpload const device_upload;
+    DeviceVector<ha::float16> const d_keys(placed.keys);
+    DeviceVector<ha::float16> const d_values(placed.values);
+    DeviceVector<float> const d_queries(p.queries);
+    DeviceVector<float> const d_output(std::vector<float>(output.size()));
+    auto const* const keys = reinterpret_cast<__half const*>(d_keys.data());
+    auto const* const values = reinterpret_cast<__half const*>(d_values.data());
+    run_attend(p.shape, ha::AttentionQueries{d_queries.data(), p.query_layout()},
+               ha::KeptCache{keys, values, make(device_upload)},
+               ha::AttentionOutput{d_output.data(), p.output_layout()}, {p.total_rows()}, p.options);
+    auto const device = d_output.host();
+    float worst = 0;
+    for (std::size_t i = 0; i < output.size(); ++i) worst = std::max(worst, std::abs(output[i] - device[i]));
+    CHECK(worst < 2e-6F);
+  });
+}
+
+TEST_CASE("device attention: a key that is no number shows in the output", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  for (float const bad : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+    HeldProblem<float> p({1, 1, 1, 1, 16}, {600}, 41);
+    p.segments[0].keys[70 * 16 + 3] = bad;
+    for_each_view(p, true, [&](std::string const& name, PlacedRows<float> const& placed, auto const& make) {
+      if (name != "ragged") return;
+      AttendUpload const upload;
+      DeviceVector<float> const d_keys(placed.keys);
+      DeviceVector<float> const d_values(placed.values);
+      DeviceVector<float> const d_queries(p.queries);
+      DeviceVector<float> const d_output(std::vector<float>(16));
+      run_attend(p.shape, ha::AttentionQueries{d_queries.data(), p.query_layout()},
+                 ha::KeptCache{d_keys.data(), d_values.data(), make(upload)},
+                 ha::AttentionOutput{d_output.data(), p.output_layout()}, {600}, {});
+      float const x = d_output.host()[5];
+      CHECK(x != x);
+    });
+  }
+}

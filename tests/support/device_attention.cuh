@@ -1,0 +1,47 @@
+#pragma once
+
+// Attention on the device: tables where kernels read them, and both calls.
+
+#include "support/device_cache.cuh"
+#include "support/kept_rows.hpp"
+
+#include <headaware/attention/attend.cuh>
+
+#include <cstddef>
+#include <cstdint>
+#include <list>
+#include <type_traits>
+#include <vector>
+
+namespace headaware_test {
+
+/// Keeps tables where a back end reads them: on the device.
+class AttendUpload {
+ public:
+  template <class I>
+  I const* operator()(std::vector<I> const& values) const {
+    if constexpr (std::is_same_v<I, std::int32_t>) return narrow_.emplace_back(values).data();
+    if constexpr (std::is_same_v<I, std::int64_t>) return wide_.emplace_back(values).data();
+    if constexpr (std::is_same_v<I, ha::RollingSlots>) return heads_.emplace_back(values).data();
+  }
+
+ private:
+  mutable std::list<DeviceVector<std::int32_t>> narrow_;
+  mutable std::list<DeviceVector<std::int64_t>> wide_;
+  mutable std::list<DeviceVector<ha::RollingSlots>> heads_;
+};
+
+/// Runs both calls on a stream of its own and waits.
+template <class Q, class QLayout, class T, class View, class O, class OLayout>
+void run_attend(ha::AttentionShape const& shape, ha::AttentionQueries<Q, QLayout> const& queries,
+                ha::KeptCache<T, View> const& cache, ha::AttentionOutput<O, OLayout> const& output,
+                ha::AttentionBounds const& bounds, ha::AttentionOptions const& options) {
+  Stream const stream;
+  std::size_t bytes = 0;
+  REQUIRE_CUDA(ha::attend(nullptr, bytes, shape, queries, cache, output, bounds, options, stream));
+  DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{0xEE}));
+  REQUIRE_CUDA(ha::attend(temp.data(), bytes, shape, queries, cache, output, bounds, options, stream));
+  REQUIRE_CUDA(cudaStreamSynchronize(stream));
+}
+
+}  // namespace headaware_test

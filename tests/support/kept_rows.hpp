@@ -1,0 +1,327 @@
+#pragma once
+
+// Heads that hold different numbers of random rows, laid out in every form that attention reads, and attention over
+// them in plain double-precision loops that know nothing of forms.
+
+#include "support/catch.hpp"
+
+#include <headaware/attention/attend.hpp>
+#include <headaware/element.hpp>
+#include <headaware/layout/strided.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <list>
+#include <numeric>
+#include <random>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+namespace headaware_test {
+
+namespace ha = headaware;
+
+template <class T>
+std::size_t at(T index) {
+  return static_cast<std::size_t>(index);
+}
+
+/// Numbers as an element type holds them.
+template <class T>
+std::vector<T> random_elements(std::int64_t count, unsigned seed, float spread = 1) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<T> result(at(count));
+  for (T& x : result) x = ha::from_float<T>(spread * normal(random));
+  return result;
+}
+
+/// What one head of one sequence holds.
+template <class T>
+struct HeldRows {
+  std::vector<T> keys;                  ///< [rows, head_dim]
+  std::vector<T> values;                ///< [rows, value_dim]
+  std::vector<std::int32_t> positions;  ///< [rows], the token of each row
+};
+
+/// Queries and what the heads hold.
+template <class T>
+struct HeldProblem {
+  ha::AttentionShape shape;
+  ha::AttentionOptions options;
+  std::vector<std::int32_t> first_positions;  ///< [sequences]; empty: no mask
+  std::vector<float> queries;                 ///< [sequences, query_heads, query_tokens, head_dim]
+  std::vector<HeldRows<T>> segments;
+
+  /// @param rows  of each segment; row i is token i
+  HeldProblem(ha::AttentionShape const& of, std::vector<std::int64_t> const& rows, unsigned seed) : shape(of) {
+    queries = random_elements<float>(
+        std::int64_t{shape.sequences} * shape.query_heads * shape.query_tokens * shape.head_dim, seed);
+    for (std::size_t s = 0; s < rows.size(); ++s) {
+      auto const part = static_cast<unsigned>(s);
+      HeldRows<T> held{random_elements<T>(rows[s] * shape.head_dim, seed + 2 * part + 1),
+                       random_elements<T>(rows[s] * shape.output_channels(), seed + 2 * part + 2),
+                       std::vector<std::int32_t>(at(rows[s]))};
+      std::iota(held.positions.begin(), held.positions.end(), 0);
+      segments.push_back(std::move(held));
+    }
+  }
+  [[nodiscard]] std::int64_t rows(std::size_t segment) const {
+    return static_cast<std::int64_t>(segments[segment].positions.size());
+  }
+  [[nodiscard]] std::int64_t total_rows() const {
+    std::int64_t total = 0;
+    for (std::size_t s = 0; s < segments.size(); ++s) total += rows(s);
+    return total;
+  }
+  [[nodiscard]] ha::StridedLayout query_layout() const {
+    return ha::strided_bhsd(shape.sequences, shape.query_heads, shape.query_tokens, shape.head_dim);
+  }
+  /// [batch, tokens, heads, channels], so that output and queries differ.
+  [[nodiscard]] ha::StridedLayout output_layout() const {
+    return ha::strided_bshd(shape.sequences, shape.query_tokens, shape.query_heads, shape.output_channels());
+  }
+};
+
+/// Attention's results: values in the order of `output_layout`, and log-sum-exp.
+struct Attended {
+  std::vector<double> output;
+  std::vector<double> lse;
+};
+
+template <class T>
+Attended naive_attention(HeldProblem<T> const& p) {
+  auto const& shape = p.shape;
+  auto const layout = p.output_layout();
+  Attended result;
+  result.output.resize(at(layout.extent()));
+  double const scale = p.options.scale != 0 ? double(p.options.scale) : 1 / std::sqrt(double(shape.head_dim));
+  for (std::int64_t b = 0; b < shape.sequences; ++b) {
+    for (std::int64_t h = 0; h < shape.query_heads; ++h) {
+      auto const& held = p.segments[at(b * shape.kv_heads + h / (shape.query_heads / shape.kv_heads))];
+      for (std::int64_t t = 0; t < shape.query_tokens; ++t) {
+        float const* const query = &p.queries[at(p.query_layout().offset(b, h, t, 0))];
+        std::vector<double> logits;
+        double top = -std::numeric_limits<double>::infinity();
+        for (std::size_t i = 0; i < held.positions.size(); ++i) {
+          double x = 0;
+          for (std::int64_t c = 0; c < shape.head_dim; ++c) {
+            x += double(query[c]) * double(ha::to_float(held.keys[i * at(shape.head_dim) + at(c)]));
+          }
+          x *= scale;
+          if (p.options.soft_cap > 0) x = double(p.options.soft_cap) * std::tanh(x / double(p.options.soft_cap));
+          bool const seen = p.first_positions.empty() || held.positions[i] <= p.first_positions[at(b)] + t;
+          logits.push_back(seen ? x : -std::numeric_limits<double>::infinity());
+          top = std::max(top, logits.back());
+        }
+        double z = 0;
+        for (std::size_t i = 0; i < logits.size(); ++i) {
+          double const weight = std::isinf(top) ? 0 : std::exp(logits[i] - top);
+          z += weight;
+          for (std::int64_t c = 0; c < shape.output_channels(); ++c) {
+            result.output[at(layout.offset(b, h, t, c))] +=
+                weight * double(ha::to_float(held.values[i * at(shape.output_channels()) + at(c)]));
+          }
+        }
+        for (std::int64_t c = 0; c < shape.output_channels() && z > 0; ++c) {
+          result.output[at(layout.offset(b, h, t, c))] /= z;
+        }
+        result.lse.push_back(z > 0 ? top + std::log(z) : -std::numeric_limits<double>::infinity());
+      }
+    }
+  }
+  return result;
+}
+
+/// Compares a back end's results with the reference's.
+template <class O>
+void check_attended(std::vector<O> const& output, std::vector<float> const& lse, Attended const& expected) {
+  REQUIRE(output.size() == expected.output.size());
+  double const rounding = std::is_same_v<O, float> ? 3e-6 : std::is_same_v<O, ha::float16> ? 1e-3 : 8e-3;
+  double worst = 0;
+  for (std::size_t i = 0; i < output.size(); ++i) {
+    double const error = std::abs(double(ha::to_float(output[i])) - expected.output[i]);
+    double const allowed = rounding * (1 + std::abs(expected.output[i]));
+    worst = std::isnan(error) ? std::numeric_limits<double>::infinity() : std::max(worst, error / allowed);
+  }
+  CHECK(worst <= 1);
+  for (std::size_t i = 0; i < lse.size(); ++i) {
+    if (std::isinf(expected.lse[i])) CHECK(lse[i] == -std::numeric_limits<float>::infinity());
+  }
+  double worst_lse = 0;
+  for (std::size_t i = 0; i < lse.size(); ++i) {
+    if (std::isinf(expected.lse[i])) continue;
+    double const error = std::abs(double(lse[i]) - expected.lse[i]) / (1 + std::abs(expected.lse[i]));
+    worst_lse = std::isnan(error) ? 1 : std::max(worst_lse, error);
+  }
+  CHECK(worst_lse <= 5e-6);
+}
+
+/// Keeps tables where a back end reads them: on the host.
+class HostUpload {
+ public:
+  template <class I>
+  I const* operator()(std::vector<I> const& values) const {
+    if constexpr (std::is_same_v<I, std::int32_t>) return narrow_.emplace_back(values).data();
+    if constexpr (std::is_same_v<I, std::int64_t>) return wide_.emplace_back(values).data();
+    if constexpr (std::is_same_v<I, ha::RollingSlots>) return heads_.emplace_back(values).data();
+  }
+
+ private:
+  mutable std::list<std::vector<std::int32_t>> narrow_;
+  mutable std::list<std::vector<std::int64_t>> wide_;
+  mutable std::list<std::vector<ha::RollingSlots>> heads_;
+};
+
+/// Puts each segment's rows at `place(segment, row)` of tensors of `rows` rows; what no row fills is NaN or, for 2-byte
+/// elements, all ones.
+template <class T>
+struct PlacedRows {
+  std::vector<T> keys, values;
+
+  template <class Place>
+  PlacedRows(HeldProblem<T> const& p, std::int64_t rows, Place const& place) {
+    auto const nan = [&] {
+      if constexpr (std::is_same_v<T, float>) {
+        return std::numeric_limits<float>::quiet_NaN();
+      } else {
+        return T{0xffff};
+      }
+    }();
+    std::int64_t const d = p.shape.head_dim;
+    std::int64_t const v = p.shape.output_channels();
+    keys.assign(at(rows * d), nan);
+    values.assign(at(rows * v), nan);
+    for (std::size_t s = 0; s < p.segments.size(); ++s) {
+      for (std::int64_t i = 0; i < p.rows(s); ++i) {
+        std::copy_n(p.segments[s].keys.begin() + i * d, d, keys.begin() + place(s, i) * d);
+        std::copy_n(p.segments[s].values.begin() + i * v, v, values.begin() + place(s, i) * v);
+      }
+    }
+  }
+};
+
+/// Calls `f(name, placed, make)` for every form that holds rows in their order; `make(upload)` gives the view.
+/// Pages have no positions of their own: they are left out where rows are not tokens 0, 1, …
+template <class T, class F>
+void for_each_view(HeldProblem<T> const& p, bool rows_are_tokens, F const& f) {
+  std::int32_t const heads = p.shape.kv_heads;
+  std::size_t const count = p.segments.size();
+  std::vector<std::int32_t> lengths;
+  std::vector<std::int32_t> cu_seqlens{0};
+  std::vector<std::int32_t> positions;
+  std::int64_t most = 0;
+  for (std::size_t s = 0; s < count; ++s) {
+    lengths.push_back(static_cast<std::int32_t>(p.rows(s)));
+    cu_seqlens.push_back(cu_seqlens.back() + lengths.back());
+    positions.insert(positions.end(), p.segments[s].positions.begin(), p.segments[s].positions.end());
+    most = std::max(most, p.rows(s));
+  }
+  PlacedRows<T> const ragged(p, cu_seqlens.back() + 1,
+                             [&](std::size_t s, std::int64_t i) { return cu_seqlens[s] + i; });
+  f(std::string("ragged"), ragged, [&](auto const& upload) {
+    return ha::RaggedView{upload(cu_seqlens), heads, upload(positions)};
+  });
+  std::vector<std::int64_t> const wide(cu_seqlens.begin(), cu_seqlens.end());
+  if (rows_are_tokens) {
+    f(std::string("ragged, 64-bit offsets"), ragged, [&](auto const& upload) {
+      return ha::RaggedView{upload(wide), heads};
+    });
+  }
+  for (auto const alignment : {ha::Alignment::left, ha::Alignment::right}) {
+    std::int64_t const head_rows = most + 3;
+    auto const place = [&](std::size_t s, std::int64_t i) {
+      return static_cast<std::int64_t>(s) * head_rows +
+             (alignment == ha::Alignment::right ? head_rows - lengths[s] : 0) + i;
+    };
+    std::vector<std::int32_t> padded_positions(count * at(head_rows), -1);
+    for (std::size_t s = 0; s < count; ++s) {
+      for (std::int64_t i = 0; i < p.rows(s); ++i) padded_positions[at(place(s, i))] = p.segments[s].positions[at(i)];
+    }
+    f(std::string("padded"), PlacedRows<T>(p, static_cast<std::int64_t>(count) * head_rows + 1, place),
+      [&](auto const& upload) {
+        return ha::PaddedView{upload(lengths), heads, head_rows, alignment, upload(padded_positions)};
+      });
+  }
+  if (!rows_are_tokens) return;
+  for (std::int64_t const page_size : {1, 5, 16}) {
+    // Pages in a random order, one unused page between segments.
+    std::vector<std::int32_t> indptr{0};
+    std::vector<std::int32_t> last;
+    std::int64_t max_pages = 0;
+    for (std::int32_t const length : lengths) {
+      std::int64_t const pages = (length + page_size - 1) / page_size;
+      max_pages = std::max(max_pages, pages);
+      indptr.push_back(indptr.back() + static_cast<std::int32_t>(pages));
+      last.push_back(pages == 0 ? -1 : static_cast<std::int32_t>(length - (pages - 1) * page_size));
+    }
+    std::int64_t const pool = indptr.back() + 3;
+    std::vector<std::int32_t> pages(at(pool));
+    std::iota(pages.begin(), pages.end(), 0);
+    std::shuffle(pages.begin(), pages.end(), std::mt19937(7));
+    PlacedRows<T> const placed(p, pool * page_size, [&](std::size_t s, std::int64_t i) {
+      return pages[at(indptr[s] + i / page_size)] * page_size + i % page_size;
+    });
+    f("paged, CSR, " + std::to_string(page_size), placed, [&](auto const& upload) {
+      return ha::PagedView::csr(upload(pages), upload(indptr), upload(last), heads, page_size);
+    });
+    std::int64_t const stride = max_pages + 1;
+    std::vector<std::int32_t> table(count * at(stride), -1);
+    for (std::size_t s = 0; s < count; ++s) {
+      std::copy(pages.begin() + indptr[s], pages.begin() + indptr[s + 1],
+                table.begin() + static_cast<std::ptrdiff_t>(s) * stride);
+    }
+    f("paged, dense, " + std::to_string(page_size), placed, [&](auto const& upload) {
+      return ha::PagedView::dense(upload(table), stride, upload(lengths), heads, page_size);
+    });
+  }
+}
+
+/// A rolling cache written token by token, and the problem that its slots hold.
+template <class T>
+struct RolledProblem {
+  HeldProblem<T> problem;
+  std::vector<ha::RollingSlots> heads;
+  std::vector<std::int32_t> lengths;
+  std::vector<std::int64_t> first_rows;
+  std::int64_t rows = 0;
+
+  RolledProblem(ha::AttentionShape const& shape, std::vector<ha::RollingSlots> const& of_heads,
+                std::vector<std::int32_t> const& of_lengths, unsigned seed)
+      : problem(shape, {}, seed), heads(of_heads), lengths(of_lengths) {
+    for (std::size_t b = 0; b < lengths.size(); ++b) {
+      for (std::size_t h = 0; h < heads.size(); ++h) {
+        std::vector<std::int32_t> slots;
+        for (std::int32_t t = 0; t < lengths[b]; ++t) {
+          auto const head = heads[h];
+          if (head.window < 0 || t < head.sink || t < head.sink + head.window) {
+            if (head.window != 0 || t < head.sink) slots.push_back(t);
+          } else if (head.window > 0) {
+            slots[at(head.sink + (t - head.sink) % head.window)] = t;
+          }
+        }
+        auto const n = static_cast<std::int64_t>(slots.size());
+        unsigned const part = seed + 100 + 2 * static_cast<unsigned>(b * heads.size() + h);
+        problem.segments.push_back({random_elements<T>(n * shape.head_dim, part),
+                                    random_elements<T>(n * shape.output_channels(), part + 1), slots});
+        rows += 2;
+        first_rows.push_back(rows);
+        rows += n;
+      }
+    }
+    rows += 1;
+  }
+  [[nodiscard]] PlacedRows<T> placed() const {
+    return {problem, rows, [&](std::size_t s, std::int64_t i) { return first_rows[s] + i; }};
+  }
+  template <class Upload>
+  [[nodiscard]] ha::RollingView view(Upload const& upload) const {
+    return {upload(first_rows), upload(heads), upload(lengths), problem.shape.kv_heads};
+  }
+};
+
+}  // namespace headaware_test
