@@ -162,7 +162,7 @@ Context::Context(Model const& model, ContextOptions const& options) : model_(&mo
   ha::detail::require(options.threads > 0, "threads", "> 0", options.threads, where);
   llama_context_params params = llama_context_default_params();
   auto const tokens = static_cast<std::uint32_t>(options.tokens);
-  params.n_ctx = tokens;
+  params.n_ctx = std::max(tokens, static_cast<std::uint32_t>(std::max(options.cells, 0)));
   params.n_batch = tokens;
   params.n_ubatch = tokens;
   params.n_seq_max = 1;
@@ -186,6 +186,15 @@ Context::Context(Model const& model, ContextOptions const& options) : model_(&mo
 }
 
 void Context::evaluate(std::span<std::int32_t const> tokens, std::int32_t first_position) {
+  llama_memory_clear(llama_get_memory(context_.get()), false);
+  decode(tokens, first_position);
+}
+
+void Context::extend(std::span<std::int32_t const> tokens, std::int32_t first_position) {
+  decode(tokens, first_position);
+}
+
+void Context::decode(std::span<std::int32_t const> tokens, std::int32_t first_position) {
   constexpr auto where = "Context::evaluate";
   auto const count = static_cast<std::int64_t>(tokens.size());
   ha::detail::require(count > 0 && count <= options_.tokens, "tokens", "1 to " + std::to_string(options_.tokens), count,
@@ -205,7 +214,6 @@ void Context::evaluate(std::span<std::int32_t const> tokens, std::int32_t first_
   batch.pos = positions.data();
   batch.logits = wanted.data();
 
-  llama_memory_clear(llama_get_memory(context_.get()), false);
   if (watch_) {
     watch_->error = nullptr;
     watch_->observer->begin(positions);

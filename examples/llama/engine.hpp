@@ -62,6 +62,7 @@ class Model {
 /// How the engine evaluates.
 struct ContextOptions {
   std::int32_t tokens = 512;        ///< most tokens of an evaluation; each is one graph
+  std::int32_t cells = 0;           ///< of the engine's own cache, for `extend`; 0: as many as tokens
   bool flash_attention = false;     ///< one fused node a layer; rounds queries, keys and values to half precision
   bool half_precision_kv = false;   ///< the engine's own cache in half precision instead of single
   bool all_logits = true;           ///< of every token, as `losses` needs; else of the last one
@@ -79,6 +80,9 @@ class Context {
   /// @throws ArgumentError on tokens that do not fit, Error if the engine fails, and whatever the observer threw
   void evaluate(std::span<std::int32_t const> tokens, std::int32_t first_position = 0);
 
+  /// The same with what went before still in the engine's memory: how the engine decodes by itself.
+  void extend(std::span<std::int32_t const> tokens, std::int32_t first_position);
+
   /// Logits [vocabulary] of a token of the last evaluation. @return borrowed; valid until the next one
   [[nodiscard]] std::span<float const> logits(std::int32_t index) const;
 
@@ -86,6 +90,8 @@ class Context {
   [[nodiscard]] std::vector<double> losses() const;
 
  private:
+  void decode(std::span<std::int32_t const> tokens, std::int32_t first_position);
+
   struct Free {
     void operator()(llama_context* context) const { llama_free(context); }
   };

@@ -1,0 +1,271 @@
+// An unmodified llama.cpp on headaware's cache: its attention reads what each KV head keeps, its own memory is emptied
+// after every step, and a context of 256 cells suffices however long the text gets.
+
+#include "llama/engine.hpp"
+#include "llama/exact_copy.hpp"
+#include "llama/head_cache.hpp"
+
+#include <headaware/io/file.hpp>
+#include <headaware/io/policy_table.hpp>
+#include <headaware/policy/builders.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace ha = headaware;
+using namespace llama_adapter;
+
+namespace {
+
+struct Options {
+  std::filesystem::path model;
+  std::filesystem::path policies;
+  std::string policy = "streaming_llm";
+  std::int32_t sink = 4;
+  std::int32_t window = 508;
+  std::string prompt = "Once upon a time";
+  std::filesystem::path prompt_file;
+  std::filesystem::path perplexity;
+  std::int64_t max_tokens = 0;
+  std::int32_t new_tokens = 200;
+  std::int32_t chunk = 256;
+  std::int32_t threads = 1;
+  bool exact = false;
+  bool compare = false;
+  bool ignore_end = false;
+  std::filesystem::path cache_dir = default_cache_folder();
+};
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+ha::PolicyTable table_of(Options const& options, ModelShape const& shape) {
+  ha::ModelConfig const model{shape.layers, shape.query_heads, shape.kv_heads, shape.head_dim};
+  if (!options.policies.empty()) return ha::load_policy_table(options.policies, model);
+  if (options.policy == "full") return ha::table_from_model_config(model, ha::Full{});
+  if (options.policy == "window_only") return ha::table_from_model_config(model, ha::WindowOnly{options.window});
+  return ha::table_from_model_config(model, ha::SinkWindow{options.sink, options.window});
+}
+
+/// A model whose attention runs on a per-head cache.
+template <class T>
+class Runner {
+ public:
+  Runner(Model const& model, ha::PolicyTable table, Options const& options, std::int64_t max_tokens, bool all_logits)
+      : cache_(std::move(table), model.shape(), layer_windows(model), max_tokens),
+        tap_(
+            model.shape(), [this](TappedAttention const& attention) { cache_.run(attention); }, TapMode::replace),
+        context_(model, context_options(options, all_logits)) {}
+
+  /// Reads tokens, at most a chunk of them.
+  void read(std::span<std::int32_t const> tokens) {
+    context_.evaluate(tokens, static_cast<std::int32_t>(cache_.length()));
+    cache_.advance();
+  }
+  [[nodiscard]] std::span<float const> logits(std::size_t index) const {
+    return context_.logits(static_cast<std::int32_t>(index));
+  }
+  [[nodiscard]] HeadCache<T> const& cache() const { return cache_; }
+
+ private:
+  ContextOptions context_options(Options const& options, bool all_logits) {
+    ContextOptions result;
+    result.tokens = options.chunk;
+    result.cells = 256;
+    result.all_logits = all_logits;
+    result.threads = options.threads;
+    result.observer = &tap_;
+    return result;
+  }
+  HeadCache<T> cache_;
+  AttentionTap tap_;
+  Context context_;
+};
+
+/// The engine by itself, with a cache for all tokens.
+class Engine {
+ public:
+  Engine(Model const& model, Options const& options, std::int64_t max_tokens)
+      : context_(model, context_options(options, max_tokens)) {}
+  void read(std::span<std::int32_t const> tokens) {
+    context_.extend(tokens, length_);
+    length_ += static_cast<std::int32_t>(tokens.size());
+  }
+  [[nodiscard]] std::span<float const> logits(std::size_t index) const {
+    return context_.logits(static_cast<std::int32_t>(index));
+  }
+
+ private:
+  static ContextOptions context_options(Options const& options, std::int64_t max_tokens) {
+    ContextOptions result;
+    result.tokens = options.chunk;
+    result.cells = static_cast<std::int32_t>(max_tokens);
+    result.half_precision_kv = !options.exact;
+    result.all_logits = false;
+    result.threads = options.threads;
+    return result;
+  }
+  Context context_;
+  std::int32_t length_ = 0;
+};
+
+struct Generated {
+  std::vector<std::int32_t> tokens;
+  double prefill_seconds = 0;
+  double decode_seconds = 0;
+};
+
+/// Reads the prompt chunk by chunk, then decodes greedily; `show` sees each new token.
+template <class Reader, class Show>
+Generated generate(Reader& reader, Model const& model, std::vector<std::int32_t> const& prompt, Options const& options,
+                   Show const& show) {
+  Generated result;
+  double const start = now();
+  std::size_t last = 0;
+  for (std::size_t at = 0; at < prompt.size(); at += last) {
+    last = std::min(static_cast<std::size_t>(options.chunk), prompt.size() - at);
+    reader.read(std::span(prompt).subspan(at, last));
+  }
+  double const middle = now();
+  while (static_cast<std::int32_t>(result.tokens.size()) < options.new_tokens) {
+    auto const logits = reader.logits(last - 1);
+    auto const token = static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+    if (!options.ignore_end && llama_vocab_is_eog(llama_model_get_vocab(model.get()), token)) break;
+    result.tokens.push_back(token);
+    show(token);
+    reader.read(std::span(&token, 1));
+    last = 1;
+  }
+  result.prefill_seconds = middle - start;
+  result.decode_seconds = now() - middle;
+  return result;
+}
+
+void report(char const* who, std::size_t prompt, Generated const& run, double bytes) {
+  std::printf("%-10s %8.1f MiB of keys and values, prefill %7.1f tokens/s, decoding %6.1f tokens/s\n", who,
+              bytes / 1048576, static_cast<double>(prompt) / run.prefill_seconds,
+              static_cast<double>(run.tokens.size()) / run.decode_seconds);
+}
+
+template <class T>
+void run_prompt(Model const& model, Options const& options) {
+  std::string const text = options.prompt_file.empty() ? options.prompt : ha::read_text_file(options.prompt_file);
+  auto prompt = model.tokenize(text, true);
+  if (options.max_tokens > 0) prompt.resize(std::min(prompt.size(), static_cast<std::size_t>(options.max_tokens)));
+  ha::detail::require(!prompt.empty(), "prompt", "at least one token", "none", "--prompt");
+  auto const total = static_cast<std::int64_t>(prompt.size()) + options.new_tokens;
+  Runner<T> runner(model, table_of(options, model.shape()), options, total, false);
+  std::string const start = prompt.size() > 100 ? "" : model.detokenize(prompt);
+  std::fwrite(start.data(), 1, start.size(), stdout);
+  auto const own = generate(runner, model, prompt, options, [&](std::int32_t token) {
+    std::string const piece = model.piece(token);
+    std::fwrite(piece.data(), 1, piece.size(), stdout);
+    std::fflush(stdout);
+  });
+  auto const& shape = model.shape();
+  double const token_bytes = 2.0 * shape.layers * shape.kv_heads * shape.head_dim * sizeof(T);
+  double const full = token_bytes * static_cast<double>(runner.cache().length());
+  std::printf("\n\n%lld tokens, %.1f of them kept a KV head\n", static_cast<long long>(runner.cache().length()),
+              runner.cache().mean_kept());
+  report("headaware", prompt.size(), own, static_cast<double>(runner.cache().bytes()));
+  std::printf("%-10s %8.1f MiB for all tokens (%.1f %% held)\n", "full", full / 1048576,
+              100 * static_cast<double>(runner.cache().bytes()) / full);
+  if (!options.compare) return;
+  Engine engine(model, options, total);
+  auto const other = generate(engine, model, prompt, options, [](std::int32_t) {});
+  report("llama.cpp", prompt.size(), other, full);
+  auto const same = std::mismatch(own.tokens.begin(), own.tokens.end(), other.tokens.begin(), other.tokens.end());
+  std::printf("the first %lld of %zu new tokens are the same\n",
+              static_cast<long long>(same.first - own.tokens.begin()), own.tokens.size());
+}
+
+template <class T>
+void run_perplexity(Model const& model, Options const& options) {
+  auto tokens = model.tokenize(ha::read_text_file(options.perplexity), true);
+  if (options.max_tokens > 0) tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(options.max_tokens)));
+  Runner<T> runner(model, table_of(options, model.shape()), options, static_cast<std::int64_t>(tokens.size()), true);
+  double loss = 0;
+  double const start = now();
+  for (std::size_t at = 0; at < tokens.size();) {
+    std::size_t const count = std::min(static_cast<std::size_t>(options.chunk), tokens.size() - at);
+    runner.read(std::span(tokens).subspan(at, count));
+    for (std::size_t i = 0; i < count && at + i + 1 < tokens.size(); ++i) {
+      auto const row = runner.logits(i);
+      float const top = *std::max_element(row.begin(), row.end());
+      double sum = 0;
+      for (float const logit : row) sum += std::exp(static_cast<double>(logit) - top);
+      loss += std::log(sum) + top - row[static_cast<std::size_t>(tokens[at + i + 1])];
+    }
+    at += count;
+    std::fprintf(stderr, "\r%zu of %zu tokens, %.0f/s", at, tokens.size(), static_cast<double>(at) / (now() - start));
+  }
+  std::fprintf(stderr, "\n");
+  std::printf("perplexity %.5f over %zu tokens, %.1f kept a KV head, %.1f MiB\n",
+              std::exp(loss / static_cast<double>(tokens.size() - 1)), tokens.size(), runner.cache().mean_kept(),
+              static_cast<double>(runner.cache().bytes()) / 1048576);
+}
+
+void run(Options const& options) {
+  Model const model(options.exact ? exact_copy(options.model, options.cache_dir) : options.model);
+  bool const measure = !options.perplexity.empty();
+  // Comparisons want single precision throughout; engines hold half.
+  if (options.exact) {
+    measure ? run_perplexity<float>(model, options) : run_prompt<float>(model, options);
+  } else {
+    measure ? run_perplexity<ha::float16>(model, options) : run_prompt<ha::float16>(model, options);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app{"Text from a GGUF model whose attention runs on a cache compressed head by head"};
+  app.add_option("--model,--model_id", options.model, "GGUF file")->required();
+  app.add_option("--classifications,--plan", options.policies, "classifications or plan.json: a policy a KV head")
+      ->check(CLI::ExistingFile);
+  app.add_option("--policy", options.policy, "one policy for all heads, without such a file")
+      ->check(CLI::IsMember({"streaming_llm", "window_only", "full"}))
+      ->capture_default_str();
+  app.add_option("--sink", options.sink, "sinks of streaming_llm")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--window", options.window, "window of streaming_llm and window_only")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--prompt", options.prompt, "text to go on from")->capture_default_str();
+  app.add_option("--prompt_file", options.prompt_file, "the same from a file")->check(CLI::ExistingFile);
+  app.add_option("--perplexity", options.perplexity, "measure on this text instead of writing one")
+      ->check(CLI::ExistingFile);
+  app.add_option("--max_tokens", options.max_tokens, "tokens of the prompt or text; default: all")
+      ->check(CLI::PositiveNumber);
+  app.add_option("-n,--new_tokens", options.new_tokens, "tokens to write")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--chunk", options.chunk, "tokens read at a time")->capture_default_str()->check(CLI::Range(1, 256));
+  app.add_option("--threads", options.threads, "cores for the model")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  app.add_flag("--exact", options.exact, "weights, keys and values in single precision");
+  app.add_flag("--compare", options.compare, "then the same by the engine alone, with a cache for all tokens");
+  app.add_flag("--ignore_end", options.ignore_end, "write on past the model's end of text");
+  app.add_option("--cache_dir", options.cache_dir, "folder of single-precision copies")->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+  try {
+    run(options);
+    return 0;
+  } catch (std::exception const& error) {
+    std::fprintf(stderr, "generate: %s\n", error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,133 @@
+#pragma once
+
+// The per-head cache that an engine's attention runs on: what every KV head keeps of what the model has read so far.
+// New keys and values go into their slots, and attention reads the slots that each head's policy shows.
+
+#include "llama/attention_tap.hpp"
+
+#include <headaware/attention/attend.hpp>
+#include <headaware/attention/rolling_cache_view.hpp>
+#include <headaware/cache/rolling.hpp>
+#include <headaware/element.hpp>
+#include <headaware/layout/strided.hpp>
+#include <headaware/policy/table.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace llama_adapter {
+
+/// A rolling cache seen through a layer's own sliding window: sinks that the model itself no longer sees are left out.
+/// An engine's own view is no more than this.
+struct WindowedView {
+  headaware::RollingCacheView cache;
+  std::int64_t model_window = 0;  ///< 0: none
+
+  [[nodiscard]] headaware::RollingCacheRows segment(std::int64_t sequence, std::int64_t kv_head) const {
+    auto rows = cache.segment(sequence, kv_head);
+    if (model_window > 0 && rows.length > model_window) rows.runs.sinks = 0;
+    return rows;
+  }
+  [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
+};
+
+/// @tparam T  of the kept keys and values: float, or headaware::float16 as engines hold them
+template <class T>
+class HeadCache {
+ public:
+  /// @param table          policies, each a sink and a window
+  /// @param model_windows  [layers] the model's own sliding windows; 0: none
+  /// @param max_tokens     room of heads that keep everything
+  HeadCache(headaware::PolicyTable table, ModelShape const& shape, std::vector<std::int32_t> model_windows,
+            std::int64_t max_tokens)
+      : windows_(std::move(model_windows)),
+        plan_(within(std::move(table), windows_), 1, {.max_tokens = max_tokens, .slack = 0}),
+        keys_(static_cast<std::size_t>(plan_.rows_total() * shape.head_dim)),
+        values_(keys_.size()),
+        buffers_(headaware::rolling(plan_, plan_.view(), keys_.data(), values_.data(), shape.head_dim)),
+        state_(1),
+        next_state_(1) {}
+
+  /// Appends a layer's new tokens and attends, each token seeing what was kept until then: exactly as token by token.
+  void run(TappedAttention const& attention) {
+    namespace ha = headaware;
+    std::int64_t const width = attention.kv_heads * attention.head_dim;
+    auto const stored = [&](float const* from, std::vector<T>& to) {
+      to.resize(static_cast<std::size_t>(attention.tokens * width));
+      std::transform(from, from + attention.tokens * width, to.begin(), ha::from_float<T>);
+    };
+    stored(attention.keys, new_keys_);
+    stored(attention.values, new_values_);
+    auto const layer = static_cast<std::size_t>(attention.layer);
+    auto const& kept = buffers_.layers[layer];
+    auto const layout = ha::strided_bshd(1, 1, attention.query_heads, attention.head_dim);
+    ha::AttentionShape const shape{1, attention.query_heads, attention.kv_heads, 1, attention.head_dim, 0};
+    next_state_ = state_;  // every layer counts the same tokens
+    for (std::int64_t token = 0; token < attention.tokens; ++token) {
+      std::vector<ha::LayerKv<T>> const step{{new_keys_.data() + token * width, new_values_.data() + token * width}};
+      ha::append(plan_.view(), next_state_, step, ha::strided_bshd(1, 1, attention.kv_heads, attention.head_dim),
+                 std::array<std::int32_t, 1>{1}, buffers_, {.first_layer = attention.layer, .advance = true});
+      std::int64_t const row = token * attention.query_heads * attention.head_dim;
+      WindowedView const view{{plan_.view(), attention.layer, next_state_.lengths().data()}, windows_[layer]};
+      ha::attend(shape, ha::AttentionQueries{attention.queries + row, layout},
+                 ha::KeptCache{kept.keys, kept.values, view}, ha::AttentionOutput{attention.output + row, layout},
+                 {.scale = attention.scale, .soft_cap = attention.soft_cap, .first_positions = nullptr});
+    }
+  }
+
+  /// All layers have run.
+  void advance() { state_ = next_state_; }
+  [[nodiscard]] std::int64_t length() const { return state_.length(0); }
+  /// Bytes of keys and values, whatever has been read so far.
+  [[nodiscard]] std::int64_t bytes() const {
+    return static_cast<std::int64_t>((keys_.size() + values_.size()) * sizeof(T));
+  }
+  /// Tokens that a KV head keeps on average.
+  [[nodiscard]] double mean_kept() const {
+    std::int64_t kept = 0;
+    for (std::int32_t layer = 0; layer < plan_.num_layers(); ++layer) {
+      for (std::int32_t head = 0; head < plan_.num_kv_heads(); ++head) kept += plan_.head(layer, head).kept(length());
+    }
+    return static_cast<double>(kept) / (plan_.num_layers() * plan_.num_kv_heads());
+  }
+
+ private:
+  /// Nothing need be kept that a layer's own window hides.
+  static headaware::PolicyTable within(headaware::PolicyTable table, std::vector<std::int32_t> const& windows) {
+    namespace ha = headaware;
+    for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
+      std::int32_t const window = windows[static_cast<std::size_t>(layer)];
+      for (std::int32_t head = 0; window > 0 && head < table.num_kv_heads(); ++head) {
+        auto const policy = table.at(layer, head);
+        if (policy.is<ha::Full>()) table.set(layer, head, ha::WindowOnly{.window = window});
+        if (policy.is<ha::WindowOnly>()) {
+          table.set(layer, head, ha::WindowOnly{.window = std::min(window, policy.get<ha::WindowOnly>().window)});
+        }
+        if (policy.is<ha::SinkWindow>()) {
+          auto const both = policy.get<ha::SinkWindow>();
+          table.set(layer, head, ha::SinkWindow{.sink = both.sink, .window = std::min(window, both.window)});
+        }
+      }
+    }
+    return table;
+  }
+
+  std::vector<std::int32_t> windows_;
+  headaware::RollingPlan plan_;
+  std::vector<T> keys_;
+  std::vector<T> values_;
+  headaware::Destination<T, headaware::RollingForm> buffers_;
+  headaware::RollingState state_;
+  headaware::RollingState next_state_;
+  std::vector<T> new_keys_;
+  std::vector<T> new_values_;
+};
+
+/// @brief The sliding window of each layer, 0 where there is none, read from the masks of one short evaluation.
+[[nodiscard]] std::vector<std::int32_t> layer_windows(Model const& model);
+
+}  // namespace llama_adapter
