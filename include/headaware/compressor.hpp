@@ -14,6 +14,7 @@
 #include <headaware/io/duo_gates.hpp>
 #include <headaware/io/head_classifications.hpp>
 #include <headaware/io/model_config.hpp>
+#include <headaware/io/policy_table.hpp>
 #include <headaware/layout/concept.hpp>
 #include <headaware/layout/engines.hpp>
 #include <headaware/layout/paged.hpp>
@@ -165,6 +166,15 @@ class BasicCompressor {
       BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative(), Fold const& fold = {}) {
     std::vector<HeadClassification> const classifications = load_classifications(path);
     return from_classifications(std::span<HeadClassification const>(classifications), model, types, fold);
+  }
+
+  /// @brief From whichever file holds policies: a planner's `plan.json`, or classifications.
+  /// @param types  which policy each type of head gets; a plan does not ask
+  /// @throws FileError, FormatError, ArgumentError
+  static BasicCompressor from_policies(
+      std::filesystem::path const& path, ModelConfig const& model,
+      TypePolicies const& types = TypePolicies::conservative()) requires std::same_as<Registry, DefaultRegistry> {
+    return {model, load_policy_table(path, model, types)};
   }
 
   /// @brief Every head follows one policy; by default StreamingLLM's sinks and window.

@@ -8,6 +8,7 @@
 #include <headaware/io/duo_gates.hpp>
 #include <headaware/io/json.hpp>
 #include <headaware/io/model_config.hpp>
+#include <headaware/plan/summary.hpp>
 #include <headaware/policy/builders.hpp>
 
 #include <nlohmann/json.hpp>
@@ -80,6 +81,19 @@ extern "C" int LLVMFuzzerTestOneInput(std::uint8_t const* data, std::size_t size
     auto const again =
         ha::parse_attention_sums(ha::format_attention_sums(saved.observer, saved.position, saved.source), "again");
     require(again.observer.sums() == saved.observer.sums() && again.position == saved.position);
+  });
+  attempt([&] {
+    auto const plan = ha::parse_plan(text, "text");
+    require(plan.planned_tokens <= plan.budget_tokens);
+    require(ha::parse_plan(ha::format_plan(plan), "again") == plan);
+    require(ha::parse_policy_table(text, "text", plan.model()) == plan.table);
+    (void)ha::plan_summary(plan);
+    auto const heads = ha::classifications_from_table(plan.table, plan.model());  // refuses windows of no tokens
+    require(ha::parse_policy_table(ha::format_classifications(heads), "again", plan.model()) == plan.table);
+  });
+  attempt([&] {
+    auto const saved = ha::parse_sensitivities(text, "text");
+    require(ha::parse_sensitivities(ha::format_sensitivities(saved), "again") == saved);
   });
   attempt([&] { ha::parse_model_config(text, "text").validate(); });
   attempt([&] {

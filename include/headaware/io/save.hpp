@@ -1,8 +1,8 @@
 #pragma once
 
 /// @file
-/// Writes `head_statistics.json`, `head_classifications.json` and `refined_classifications.json`. With
-/// save_observation.hpp the only user of nlohmann/json.
+/// Writes `head_statistics.json`, `head_classifications.json` and `refined_classifications.json`. With the
+/// other save_*.hpp the only user of nlohmann/json.
 
 #include <headaware/classify/classifier.hpp>
 #include <headaware/classify/head_type.hpp>

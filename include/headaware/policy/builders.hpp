@@ -23,7 +23,7 @@
 HEADAWARE_NAMESPACE_BEGIN
 
 /// @brief The policy of each head type. Replace any entry: `policies[HeadType::mixed] = SinkWindow{4, 256};`
-/// Of a classified head only the type and the window are looked at; sinks are those of the policy here.
+/// Of a classified head its type, its window and its sinks are looked at.
 template <class Registry = DefaultRegistry>
 struct BasicTypePolicies {
   using Policy = AnyPolicy<Registry>;
@@ -31,6 +31,8 @@ struct BasicTypePolicies {
   std::array<Policy, num_head_types> by_type{};  ///< by HeadType
   /// Whether a positive `recommended_window` replaces the `window` of policies that have one.
   bool use_recommended_window = true;
+  /// Whether, of heads with `keep_sinks`, `sink_size` replaces the `sink` of policies that have one.
+  bool use_sink_size = true;
 
   [[nodiscard]] Policy& operator[](HeadType type) { return by_type[static_cast<std::size_t>(type)]; }
   [[nodiscard]] Policy const& operator[](HeadType type) const { return by_type[static_cast<std::size_t>(type)]; }
@@ -57,10 +59,15 @@ struct BasicTypePolicies {
 
   /// The policy of one classified head.
   [[nodiscard]] Policy policy_of(HeadClassification const& head) const {
-    Policy const& policy = (*this)[head.head_type];
-    if (!use_recommended_window || head.recommended_window <= 0) return policy;
-    return policy.visit([&](auto p) -> Policy {
-      if constexpr (requires { p.window = head.recommended_window; }) p.window = head.recommended_window;
+    bool const window = use_recommended_window && head.recommended_window > 0;
+    bool const sinks = use_sink_size && head.keep_sinks;
+    return (*this)[head.head_type].visit([&](auto p) -> Policy {
+      if constexpr (requires { p.window = head.recommended_window; }) {
+        if (window) p.window = head.recommended_window;
+      }
+      if constexpr (requires { p.sink = head.sink_size; }) {
+        if (sinks) p.sink = head.sink_size;
+      }
       return p;
     });
   }

@@ -86,6 +86,16 @@ TEST_CASE("a recommended window replaces the window of policies that have one", 
   policies.use_recommended_window = false;
   CHECK(policies.policy_of(c) == Policy(SinkWindow{4, 24}));
 
+  // Sinks are the head's where it says that it keeps some.
+  policies = ha::TypePolicies::conservative();
+  c.sink_size = 16;
+  CHECK(policies.policy_of(c) == Policy(SinkWindow{4, 100}));
+  c.keep_sinks = true;
+  CHECK(policies.policy_of(c) == Policy(SinkWindow{16, 100}));
+  policies.use_sink_size = false;
+  CHECK(policies.policy_of(c) == Policy(SinkWindow{4, 100}));
+  c.keep_sinks = false;
+
   using Registry = ha::DefaultRegistry::with<Wide>;
   auto mine = ha::BasicTypePolicies<Registry>::conservative();
   mine[HeadType::sink_mixed] = Wide{3};

@@ -1,0 +1,180 @@
+// Plans which tokens each KV head keeps, from retention statistics, under a budget.
+
+#include "support/budget.hpp"
+#include "support/folder.hpp"
+
+#include <headaware/error.hpp>
+#include <headaware/io/retention_statistics.hpp>
+#include <headaware/io/save_plan.hpp>
+#include <headaware/io/sensitivities.hpp>
+#include <headaware/plan/compare.hpp>
+#include <headaware/plan/planner.hpp>
+#include <headaware/plan/summary.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace ha = headaware;
+
+namespace {
+
+struct Options {
+  std::filesystem::path results_dir;
+  std::filesystem::path output_dir;
+  std::filesystem::path sensitivities;
+  std::filesystem::path probe_dir;
+  std::filesystem::path probe_sensitivities;
+  double probe_weight = 0.3;
+  std::string budget;
+  std::string measure;
+  std::string fold = "sum";
+  std::int64_t context = 0;
+  std::int64_t head_dim = 0;
+  std::int64_t element_bytes = 2;
+  ha::PlanOptions plan;
+};
+
+/// @pre  it is one of the names
+ha::ErrorMeasure measure_of(std::string_view name) {
+  auto const& names = ha::error_measure_names;
+  return static_cast<ha::ErrorMeasure>(std::find(names.begin(), names.end(), name) - names.begin());
+}
+
+/// The file of a folder that analyze_attention wrote.
+ha::RetentionStatistics load_statistics(std::filesystem::path const& folder) {
+  support::require_folder(folder, "results", "a folder with retention_statistics.json (analyze_attention makes one)");
+  return ha::load_retention_statistics(folder / "retention_statistics.json");
+}
+
+/// The context that the statistics speak of: beyond their largest window they only say that Full loses nothing.
+std::int64_t default_context(ha::RetentionStatistics const& statistics) {
+  auto const& windows = statistics.info.grid.windows;
+  // Windows of analyze_attention grow by a half and a third in turn and stop below the pieces' length.
+  std::int64_t const last = windows.back();
+  bool const power = (last & (last - 1)) == 0;
+  return power ? last + last / 2 : last / 3 * 4;
+}
+
+ha::Sensitivities load_factors(std::filesystem::path const& path, ha::RetentionStatistics const& statistics,
+                               ha::PlanOptions const& options) {
+  if (path.empty()) return {};
+  return ha::load_sensitivities(path).factors(statistics, {.measure = options.measure, .fold = options.fold});
+}
+
+/// Predicted errors of plans and of uniform windows at a grid of budgets; sizes that are not possible are left out.
+void print_comparison(ha::KvErrors const& errors, Options const& options) {
+  std::printf("\npredicted error against uniform windows (sink 4) of the same size\n");
+  std::printf("  tokens a head  of context           plan        uniform   plan/uniform\n");
+  for (double const share : {0.03125, 0.0625, 0.125, 0.25, 0.375, 0.5, 0.75}) {
+    auto const budget = ha::Budget::share(share);
+    try {
+      auto const plan = ha::plan_policies(errors, budget, options.context, options.plan);
+      auto const uniform = ha::evaluate_table(
+          ha::uniform_table(errors.num_layers, errors.num_kv_heads, budget, options.context, options.plan.page_size),
+          errors, options.context, options.plan);
+      std::printf("%15.1f %10.1f%% %14.6g %14.6g %14.3f\n", share * static_cast<double>(options.context), 100 * share,
+                  plan.predicted_error, uniform.predicted_error,
+                  uniform.predicted_error > 0 ? plan.predicted_error / uniform.predicted_error : 1.0);
+    } catch (ha::ArgumentError const&) {
+      std::printf("%15.1f %10.1f%%   not possible with this floor and these pages\n",
+                  share * static_cast<double>(options.context), 100 * share);
+    }
+  }
+}
+
+void run(Options options) {
+  ha::RetentionStatistics const text = load_statistics(options.results_dir);
+  std::optional<ha::RetentionStatistics> probe;
+  if (!options.probe_dir.empty()) probe = load_statistics(options.probe_dir);
+  if (options.output_dir.empty()) options.output_dir = options.results_dir;
+  if (options.context == 0) options.context = default_context(text);
+
+  std::vector<ha::WeightedStatistics> texts{{&text, {}, 1}};
+  if (probe) texts.push_back({&*probe, {}, options.probe_weight});
+  if (!options.plan.measure) options.plan.measure = ha::best_measure(texts);
+  texts[0].sensitivities = load_factors(options.sensitivities, text, options.plan);
+  if (probe) texts[1].sensitivities = load_factors(options.probe_sensitivities, *probe, options.plan);
+
+  auto const token = ha::TokenBytes::of(options.head_dim, static_cast<std::size_t>(options.element_bytes));
+  ha::Budget const budget = support::parse_budget(options.budget, token);
+  ha::KvErrors const errors = ha::weighted_errors(texts, options.plan.measure, options.plan.fold);
+  ha::PolicyPlan const plan = ha::plan_policies(errors, budget, options.context, options.plan);
+  std::printf("%s", ha::plan_summary(plan).c_str());
+  if (token.total() > 0) {
+    std::printf(
+        "\n%.2f MiB of keys and values for %lld tokens, %.2f MiB uncompressed\n",
+        static_cast<double>(plan.planned_tokens * token.total()) / 1048576, static_cast<long long>(plan.context),
+        static_cast<double>(plan.context * static_cast<std::int64_t>(plan.heads.size()) * token.total()) / 1048576);
+  }
+  print_comparison(errors, options);
+
+  support::make_folder(options.output_dir);
+  ha::save_plan(options.output_dir / "plan.json", plan);
+  ha::save_plan_classifications(options.output_dir / "plan_classifications.json", plan);
+  std::printf("\nwrote plan.json and plan_classifications.json to %s\n", options.output_dir.string().c_str());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app{"Plans which tokens each KV head keeps, from retention statistics (analyze_attention), under a budget"};
+  app.add_option("--results_dir", options.results_dir, "folder with retention_statistics.json")->required();
+  app.add_option("--budget", options.budget,
+                 "25% (of the context), 512 (tokens a KV head on average) or 64MiB (of keys and values, one sequence)")
+      ->required();
+  app.add_option(
+         "--context", options.context,
+         "tokens of the sequences that the plan is for; default: the step after the largest window of the statistics")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--output_dir", options.output_dir, "where the plan goes; default: RESULTS_DIR");
+  app.add_option("--sensitivities", options.sensitivities, "sensitivities.json of the text; default: 1 everywhere");
+  app.add_option("--probe_dir", options.probe_dir, "folder with the retention_statistics.json of a probe text, too");
+  app.add_option("--probe_sensitivities", options.probe_sensitivities, "sensitivities.json of the probe")
+      ->needs("--probe_dir");
+  app.add_option("--probe_weight", options.probe_weight, "weight of the probe; the text has 1")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--floor", options.plan.floor,
+                 "tokens every KV head keeps at least; default: 32 or a quarter of the budget, at most half of it")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--page_size", options.plan.page_size, "sizes are whole pages of so many tokens")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  app.add_option("--ranks", options.plan.ranks, "tensor-parallel ranks; each gets an equal share")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  app.add_flag("--layer_shares", options.plan.layer_shares, "each layer gets an equal share");
+  app.add_option("--negligible_output", options.plan.negligible_output,
+                 "prune KV heads whose squared output is at most this share of their layer's mean; 0: none")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--measure", options.measure, "error: mass, output or output_metric; default: the last one measured")
+      ->check(CLI::IsMember({"mass", "output", "output_metric"}));
+  app.add_option("--fold", options.fold, "of the query heads of a KV head: sum or max")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"sum", "max"}));
+  app.add_option("--head_dim", options.head_dim, "channels of a key; for budgets in bytes")->check(CLI::PositiveNumber);
+  app.add_option("--element_bytes", options.element_bytes, "bytes an element; for budgets in bytes")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  CLI11_PARSE(app, argc, argv);
+  try {
+    if (!options.measure.empty()) options.plan.measure = measure_of(options.measure);
+    if (options.fold == "max") options.plan.fold = ha::GroupFold::maximum;
+    run(options);
+    return 0;
+  } catch (std::exception const& error) {
+    std::fprintf(stderr, "plan_policies: %s\n", error.what());
+    return 1;
+  }
+}

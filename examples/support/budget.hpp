@@ -1,0 +1,46 @@
+#pragma once
+
+// A budget as a person types it.
+
+#include <headaware/cache/cache_plan.hpp>
+#include <headaware/error.hpp>
+#include <headaware/plan/budget.hpp>
+
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+namespace support {
+
+/// "25%" of the context, "512" tokens a KV head, or bytes of keys and values: "64MiB", "1.5GB", "4096B".
+/// @param token  of bytes: what one token costs one KV head; nothing known: 0
+/// @throws ArgumentError on anything else
+inline headaware::Budget parse_budget(std::string const& text, headaware::TokenBytes const& token) {
+  namespace ha = headaware;
+  constexpr std::array<std::pair<std::string_view, double>, 7> units{
+      {{"B", 1}, {"kB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"KiB", 1024}, {"MiB", 1048576}, {"GiB", 1073741824}}};
+  double amount = 0;
+  char const* const end = text.data() + text.size();
+  auto const [rest, error] = std::from_chars(text.data(), end, amount);
+  std::string_view const unit(rest, static_cast<std::size_t>(end - rest));
+  if (error == std::errc{} && std::isfinite(amount) && amount > 0) {
+    if (unit.empty()) return ha::Budget::tokens(amount);
+    if (unit == "%") return ha::Budget::share(amount / 100);
+    for (auto const& [name, size] : units) {
+      if (unit != name) continue;
+      if (token.total() <= 0) {
+        throw ha::ArgumentError({"--budget in bytes", "--head_dim too, and --element_bytes", "no head_dim", text});
+      }
+      ha::detail::require(amount * size < 9e18, "--budget", "less than 9e18 bytes", text, "--budget");
+      return ha::Budget::bytes(static_cast<std::int64_t>(amount * size), token);
+    }
+  }
+  throw ha::ArgumentError({"--budget", "25% (of the context), 512 (tokens a KV head) or 64MiB", text, "--budget"});
+}
+
+}  // namespace support

@@ -1,0 +1,56 @@
+#pragma once
+
+/// @file
+/// Reads policies from whichever file holds them: a plan or classifications.
+
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+#include <headaware/io/file.hpp>
+#include <headaware/io/head_classifications.hpp>
+#include <headaware/io/plan.hpp>
+#include <headaware/policy/builders.hpp>
+#include <headaware/policy/table.hpp>
+#include <headaware/types.hpp>
+
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <utility>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief The table of a `plan.json`, or of classifications (`parse_classifications`), told apart by the plan's
+/// `format`.
+/// @param model  whose KV heads the policies are for; `head_dim` is not looked at
+/// @param types  the policy of each type of classified head; a plan does not ask
+/// @throws FormatError if the text is neither, ArgumentError if it is of a model of another shape
+[[nodiscard]] inline PolicyTable parse_policy_table(std::string_view text, std::string source_name,
+                                                    ModelConfig const& model,
+                                                    TypePolicies const& types = TypePolicies::conservative()) {
+  constexpr auto where = "parse_policy_table";
+  {
+    detail::JsonTree const tree(text, source_name);
+    detail::JsonValue const root = tree.root();
+    bool const plan = root.kind() == detail::JsonKind::object && root.object().find("format").has_value();
+    if (plan) {
+      PolicyPlan const read = detail::parse_plan_tree(tree);
+      detail::require(read.num_layers == model.num_hidden_layers, "layers of the plan", model.num_hidden_layers,
+                      read.num_layers, where);
+      detail::require(read.num_heads == model.num_attention_heads, "query heads of the plan", model.num_attention_heads,
+                      read.num_heads, where);
+      detail::require(read.num_kv_heads == model.num_key_value_heads, "KV heads of the plan", model.num_key_value_heads,
+                      read.num_kv_heads, where);
+      return read.table;
+    }
+  }
+  return table_from_classifications(parse_classifications(text, std::move(source_name)), model, types);
+}
+
+/// @brief `parse_policy_table` of a file.
+/// @throws FormatError and ArgumentError as there, FileError if the file cannot be read
+[[nodiscard]] inline PolicyTable load_policy_table(std::filesystem::path const& path, ModelConfig const& model,
+                                                   TypePolicies const& types = TypePolicies::conservative()) {
+  return parse_policy_table(read_text_file(path), path.string(), model, types);
+}
+
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,73 @@
+#pragma once
+
+/// @file
+/// A table in the reference's classification schema, so that whatever reads classifications reads plans.
+
+#include <headaware/classify/head_type.hpp>
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+#include <headaware/policy/table.hpp>
+#include <headaware/types.hpp>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief Each query head as its KV head's policy: SinkWindow as `sink_mixed`, WindowOnly as `true_positional`, Full as
+/// `gathering`, Prune as `dead`; the type stands for the policy, not for what a classifier saw. `sink_size` and
+/// `recommended_window` hold the sizes; confidence is 1. Loading them (`table_from_classifications`) gives the table.
+///
+/// What the schema cannot carry: a plan's budget, context, page size and predictions (`plan.json` has them); windows of
+/// no tokens; policies other than these four; and, for readers that take the sinks from the type as the Python
+/// reference does, sinks other than 4.
+/// @return [num_hidden_layers, num_attention_heads]
+/// @throws ArgumentError if table and model differ in shape, or a policy cannot be carried
+[[nodiscard]] inline std::vector<HeadClassification> classifications_from_table(PolicyTable const& table,
+                                                                                ModelConfig const& model) {
+  constexpr auto where = "classifications_from_table";
+  model.validate();
+  detail::require(table.num_layers() == model.num_hidden_layers, "table's layers", model.num_hidden_layers,
+                  table.num_layers(), where);
+  detail::require(table.num_kv_heads() == model.num_key_value_heads, "table's KV heads", model.num_key_value_heads,
+                  table.num_kv_heads(), where);
+  std::vector<HeadClassification> result;
+  for (std::int32_t layer = 0; layer < model.num_hidden_layers; ++layer) {
+    for (std::int32_t head = 0; head < model.num_attention_heads; ++head) {
+      AnyPolicy<> const& policy = table.at(layer, head / model.group());
+      HeadClassification c;
+      c.layer_idx = layer;
+      c.head_idx = head;
+      c.confidence = 1;
+      auto const limit = [&](HeadType type, CompressionStrategy strategy, std::int32_t window) {
+        detail::require(window > 0, "window", "> 0, as a recommended window", window, where);
+        c.head_type = type;
+        c.compression_strategy = strategy;
+        c.can_limit_window = true;
+        c.recommended_window = window;
+      };
+      if (policy.is<SinkWindow>()) {
+        auto const p = policy.get<SinkWindow>();
+        limit(HeadType::sink_mixed, CompressionStrategy::sink_window, p.window);
+        c.keep_sinks = true;
+        c.sink_size = p.sink;
+      } else if (policy.is<WindowOnly>()) {
+        limit(HeadType::true_positional, CompressionStrategy::window_only, policy.get<WindowOnly>().window);
+      } else if (policy.is<Prune>()) {
+        c.head_type = HeadType::dead;
+        c.can_prune = true;
+        c.compression_strategy = CompressionStrategy::prune;
+      } else {
+        detail::require(policy.is<Full>(), "policy", "full, prune, sink_window or window_only", policy.name(), where);
+        c.head_type = HeadType::gathering;
+        c.use_full_cache = true;
+        c.compression_strategy = CompressionStrategy::full;
+      }
+      result.push_back(c);
+    }
+  }
+  return result;
+}
+
+HEADAWARE_NAMESPACE_END

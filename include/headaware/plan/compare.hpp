@@ -1,0 +1,150 @@
+#pragma once
+
+/// @file
+/// Other tables beside a plan: uniform windows, blends of two tables, and what any table is predicted to lose.
+
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+#include <headaware/plan/budget.hpp>
+#include <headaware/plan/kv_errors.hpp>
+#include <headaware/plan/policy_plan.hpp>
+#include <headaware/policy/table.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief StreamingLLM at the size of a budget: every KV head keeps 4 sinks and a window; everything where the budget
+/// reaches the context.
+/// @param sink  tokens, at most one less than the budget leaves a head
+/// @throws ArgumentError if the budget leaves a head no page, or not more than the sinks
+/// @par Source  Xiao et al., StreamingLLM, arXiv:2309.17453
+[[nodiscard]] inline PolicyTable uniform_table(std::int32_t num_layers, std::int32_t num_kv_heads, Budget const& budget,
+                                               std::int64_t context, std::int64_t page_size = 1,
+                                               std::int32_t sink = 4) {
+  constexpr auto where = "uniform_table";
+  PolicyTable table(num_layers, num_kv_heads, Full{});
+  detail::require(page_size > 0, "page_size", "> 0", page_size, where);
+  std::int64_t const heads = std::int64_t{num_layers} * num_kv_heads;
+  std::int64_t const each = budget.total(heads, context) / heads / page_size * page_size;
+  if (each >= context) return table;
+  detail::require(sink >= 0 && each > sink, "budget", "more than " + std::to_string(sink) + " tokens a head", each,
+                  where);
+  return {num_layers, num_kv_heads, SinkWindow{.sink = sink, .window = static_cast<std::int32_t>(each - sink)}};
+}
+
+namespace detail {
+
+/// Sinks and window of a policy of the planner; what keeps all or nothing has none.
+struct SinksOf {
+  bool windowed = false;
+  std::int32_t sink = 0;
+  std::int32_t window = 0;
+};
+
+/// @throws ArgumentError on other policies
+[[nodiscard]] inline SinksOf sinks_of(AnyPolicy<> const& policy, char const* where) {
+  if (policy.is<SinkWindow>()) {
+    auto const p = policy.get<SinkWindow>();
+    return {true, p.sink, p.window};
+  }
+  if (policy.is<WindowOnly>()) return {true, 0, policy.get<WindowOnly>().window};
+  bool const known = policy.is<Full>() || policy.is<Prune>();
+  require(known, "policy", "full, prune, sink_window or window_only", policy.name(), where);
+  return {};
+}
+
+}  // namespace detail
+
+/// @brief A table between two: each head's tokens are those of `uniform` and `plan` in the shares 1 - share and share,
+/// its sinks likewise. For a guard that tries several shares on held-out text.
+///
+/// The sum of tokens is the shares' sum of both tables' sums, rounded down: never above the larger. Full counts as all
+/// of `context`, Prune as nothing; both take the other's sinks.
+/// @param share    0: `uniform`; 1: `plan`
+/// @param context  tokens, as for the plan
+/// @throws ArgumentError if the tables' shapes differ, `share` is outside [0, 1], or a policy has no window
+[[nodiscard]] inline PolicyTable blend(PolicyTable const& uniform, PolicyTable const& plan, double share,
+                                       std::int64_t context, std::int64_t page_size = 1) {
+  constexpr auto where = "blend";
+  detail::require(share >= 0 && share <= 1, "share", "in [0, 1]", share, where);
+  detail::require(uniform.num_layers() == plan.num_layers(), "layers", uniform.num_layers(), plan.num_layers(), where);
+  detail::require(uniform.num_kv_heads() == plan.num_kv_heads(), "KV heads", uniform.num_kv_heads(),
+                  plan.num_kv_heads(), where);
+  detail::require(context > 0, "context", "> 0", context, where);
+  detail::require(page_size > 0, "page_size", "> 0", page_size, where);
+  if (share == 0) return uniform;
+  PolicyTable table = plan;
+  if (share == 1) return table;
+  // Pages up to a head, of both tables and of the blend: what is rounded down is the sum, not each head.
+  std::int64_t pages_a = 0;
+  std::int64_t pages_b = 0;
+  std::int64_t pages = 0;
+  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
+    for (std::int32_t head = 0; head < plan.num_kv_heads(); ++head) {
+      auto const& a = uniform.at(layer, head);
+      auto const& b = plan.at(layer, head);
+      pages_a += held_tokens(a, context, page_size) / page_size;
+      pages_b += held_tokens(b, context, page_size) / page_size;
+      double const exact = (1 - share) * static_cast<double>(pages_a) + share * static_cast<double>(pages_b);
+      // 0.7 · 10 + 0.3 · 10 pages are ten also where they come out as 9.999…
+      auto const upto = static_cast<std::int64_t>(std::floor(exact * (1 + 1e-12)));
+      std::int64_t const tokens = (upto - pages) * page_size;
+      pages = upto;
+      detail::SinksOf sinks_a = detail::sinks_of(a, where);
+      detail::SinksOf sinks_b = detail::sinks_of(b, where);
+      if (!sinks_a.windowed) sinks_a = sinks_b;
+      if (!sinks_b.windowed) sinks_b = sinks_a;
+      if (tokens <= 0) {
+        table.set(layer, head, Prune{});
+      } else if (tokens >= context) {
+        table.set(layer, head, Full{});
+      } else {
+        auto const sink = static_cast<std::int64_t>(std::lround((1 - share) * sinks_a.sink + share * sinks_b.sink));
+        std::int64_t const kept = std::min(sink, tokens - 1);
+        table.set(
+            layer, head,
+            SinkWindow{.sink = static_cast<std::int32_t>(kept), .window = static_cast<std::int32_t>(tokens - kept)});
+      }
+    }
+  }
+  return table;
+}
+
+/// @brief A plan's accounting and prediction for a table made elsewhere: what it holds, and what it is predicted to
+/// lose
+/// (`KvErrors::at`, so also for windows off the grid). The budget is what it holds, unless one is given.
+/// @throws ArgumentError if the table's shape is not that of the errors, a policy has no window, or it holds more than
+///         the budget
+/// @par Cost  O(heads · windows)
+[[nodiscard]] inline PolicyPlan evaluate_table(PolicyTable const& table, KvErrors const& errors, std::int64_t context,
+                                               PlanOptions const& options = {},
+                                               std::optional<Budget> const& budget = {}) {
+  constexpr auto where = "evaluate_table";
+  options.validate(context);
+  detail::require(table.num_layers() == errors.num_layers, "table's layers", errors.num_layers, table.num_layers(),
+                  where);
+  detail::require(table.num_kv_heads() == errors.num_kv_heads, "table's KV heads", errors.num_kv_heads,
+                  table.num_kv_heads(), where);
+  PolicyPlan plan(errors, context, options);
+  for (std::size_t head = 0; head < errors.size(); ++head) {
+    auto const kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
+    AnyPolicy<> const& policy =
+        table.at(static_cast<std::int32_t>(head / kv_heads), static_cast<std::int32_t>(head % kv_heads));
+    detail::SinksOf const sinks = detail::sinks_of(policy, where);
+    double error = policy.is<Prune>() ? errors.dropped[head] : 0;
+    if (sinks.windowed) error = errors.at(head, sinks.sink, sinks.window, context);
+    plan.set(head, policy, {held_tokens(policy, context, options.page_size), error});
+  }
+  plan.budget_tokens = budget ? budget->total(static_cast<std::int64_t>(errors.size()), context) : plan.planned_tokens;
+  detail::require(plan.planned_tokens <= plan.budget_tokens, "tokens of the table",
+                  "at most the budget, " + std::to_string(plan.budget_tokens), plan.planned_tokens, where);
+  return plan;
+}
+
+HEADAWARE_NAMESPACE_END

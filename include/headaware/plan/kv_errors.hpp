@@ -1,0 +1,293 @@
+#pragma once
+
+/// @file
+/// What each KV head loses at each (sink, window) pair: retention statistics, weighted and folded onto KV heads.
+
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+#include <headaware/plan/sensitivity.hpp>
+#include <headaware/stats/retention.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief Which error of a query head counts, as the mean over its rows.
+enum class ErrorMeasure : std::uint8_t {
+  mass,          ///< attention mass lost; plans no better than uniform windows, here for comparison
+  output,        ///< ‖Δ‖², the change of the head's output
+  output_metric  ///< ‖W_O Δ‖², the change of what the layer adds to the residual stream
+};
+inline constexpr std::array<std::string_view, 3> error_measure_names{"mass", "output", "output_metric"};
+[[nodiscard]] constexpr std::string_view to_string(ErrorMeasure measure) {
+  return error_measure_names[static_cast<std::size_t>(measure)];
+}
+
+/// @brief How the query heads that share a KV head count together.
+enum class GroupFold : std::uint8_t { sum, maximum };
+inline constexpr std::array<std::string_view, 2> group_fold_names{"sum", "maximum"};
+[[nodiscard]] constexpr std::string_view to_string(GroupFold fold) {
+  return group_fold_names[static_cast<std::size_t>(fold)];
+}
+
+/// @brief Statistics of one kind of text. Several kinds, each with sensitivities of its own, plan together: natural
+/// text with weight 1, and a probe (a passage followed by itself, which exercises retrieval) with 0.3 to 0.5.
+struct WeightedStatistics {
+  RetentionStatistics const* statistics = nullptr;  ///< borrowed
+  Sensitivities sensitivities{};                    ///< empty: 1 everywhere
+  double weight = 1;                                ///< ν
+};
+
+/// @brief Errors of all KV heads on one grid; what the planner reads.
+struct KvErrors {
+  std::int32_t num_layers = 0;
+  std::int32_t num_heads = 0;  ///< query heads a layer
+  std::int32_t num_kv_heads = 0;
+  ErrorMeasure measure = ErrorMeasure::output;
+  GroupFold fold = GroupFold::sum;
+  RetentionGrid grid{};
+  std::vector<double> cells;    ///< [layers, kv_heads, grid]
+  std::vector<double> dropped;  ///< [layers, kv_heads]: where nothing is kept, and the head's output is zero
+  /// [layers, kv_heads]: mean ‖W_O o‖² (‖o‖² without W_O) of the head's query heads over the mean of its layer's KV
+  /// heads; of several texts the largest. Empty where values were not observed.
+  std::vector<double> output_share;
+
+  [[nodiscard]] std::size_t size() const {
+    return static_cast<std::size_t>(num_layers) * static_cast<std::size_t>(num_kv_heads);
+  }
+  [[nodiscard]] std::span<double const> of(std::size_t head) const {
+    return std::span(cells).subspan(head * grid.size(), grid.size());
+  }
+
+  /// @brief The error of keeping `sink` and `window` of `context` tokens, also off the grid: linear in the logarithm
+  /// of the window (from the largest one on down to 0 where all is kept), linear in the sink, constant below and
+  /// beside the grid.
+  /// @param head  layer · num_kv_heads + kv_head
+  [[nodiscard]] double at(std::size_t head, std::int64_t sink, std::int64_t window, std::int64_t context) const {
+    if (sink + window >= context) return 0;
+    auto const& sinks = grid.sinks;
+    auto const above = static_cast<std::size_t>(std::lower_bound(sinks.begin(), sinks.end(), sink) - sinks.begin());
+    if (above == sinks.size()) return in_row(head, above - 1, sink, window, context);
+    double const right = in_row(head, above, sink, window, context);
+    if (above == 0 || sinks[above] == sink) return right;
+    double const left = in_row(head, above - 1, sink, window, context);
+    double const part = static_cast<double>(sink - sinks[above - 1]) / (sinks[above] - sinks[above - 1]);
+    return left + (right - left) * part;
+  }
+
+ private:
+  [[nodiscard]] double in_row(std::size_t head, std::size_t row, std::int64_t sink, std::int64_t window,
+                              std::int64_t context) const {
+    auto const& windows = grid.windows;
+    double const* const errors = of(head).data() + row * windows.size();
+    // Pairs that keep all are not looked up: `context` may be shorter than the texts.
+    std::int64_t const whole = context - sink;
+    std::size_t above = 0;
+    while (above < windows.size() && windows[above] < window && windows[above] < whole) ++above;
+    bool const known = above < windows.size() && windows[above] < whole;
+    if (above == 0) return errors[0];
+    if (known && windows[above] == window) return errors[above];
+    auto const low = static_cast<double>(windows[above - 1]);
+    auto const high = known ? static_cast<double>(windows[above]) : static_cast<double>(whole);
+    double const far = known ? errors[above] : 0;
+    double const part = std::log(static_cast<double>(window) / low) / std::log(high / low);
+    return errors[above - 1] + (far - errors[above - 1]) * part;
+  }
+};
+
+namespace detail {
+
+/// Of a head's sums, what the measure asks for: sums over grid cells, what is lost if nothing is kept, and rows.
+struct MeasuredSums {
+  std::vector<double> const* cells;
+  double dropped;
+  double rows;
+};
+
+[[nodiscard]] inline MeasuredSums measured(RetentionSums const& sums, ErrorMeasure measure) {
+  auto const rows = static_cast<double>(sums.rows);
+  switch (measure) {
+    case ErrorMeasure::mass: return {&sums.mass, rows, rows};
+    case ErrorMeasure::output: return {&sums.error_squared, sums.output_squared, static_cast<double>(sums.value_rows)};
+    default: return {&sums.metric_error_squared, sums.output_metric_squared, static_cast<double>(sums.metric_rows)};
+  }
+}
+
+/// The values that both lists have.
+[[nodiscard]] inline std::vector<std::int32_t> common(std::vector<std::int32_t> const& a,
+                                                      std::vector<std::int32_t> const& b) {
+  std::vector<std::int32_t> result;
+  std::set_intersection(a.begin(), a.end(), b.begin(), b.end(), std::back_inserter(result));
+  return result;
+}
+
+/// @throws ArgumentError unless the statistics are whole and hold the measure
+inline void require_statistics(RetentionStatistics const& statistics, ErrorMeasure measure, char const* where) {
+  RetentionInfo const& info = statistics.info;
+  info.grid.validate();
+  require(info.num_layers > 0 && info.num_heads > 0, "heads of the statistics", "at least one", "none", where);
+  bool const grouped = info.num_kv_heads > 0 && info.num_heads % info.num_kv_heads == 0;
+  require(grouped, "num_kv_heads", "a divisor of " + std::to_string(info.num_heads), info.num_kv_heads, where);
+  auto const heads = static_cast<std::size_t>(info.num_layers) * static_cast<std::size_t>(info.num_heads);
+  require(statistics.heads.size() == heads, "heads of the statistics", heads, statistics.heads.size(), where);
+  require(measure != ErrorMeasure::output || info.with_values, "error measure", "statistics with values",
+          "masses alone", where);
+  require(measure != ErrorMeasure::output_metric || info.with_output_metric, "error measure",
+          "statistics behind the output projection", "others", where);
+  for (std::size_t i = 0; i < heads; ++i) {
+    MeasuredSums const sums = measured(statistics.heads[i], measure);
+    bool const fits = sums.rows > 0 && sums.cells->size() == info.grid.size();
+    if (fits) continue;
+    auto const head = std::to_string(i / static_cast<std::size_t>(info.num_heads)) + ", query head " +
+                      std::to_string(i % static_cast<std::size_t>(info.num_heads));
+    require(sums.rows > 0, "rows observed", "> 0", sums.rows, (std::string(where) + ", layer " + head).c_str());
+    require(fits, "sums", info.grid.size(), sums.cells->size(), (std::string(where) + ", layer " + head).c_str());
+  }
+}
+
+/// Adds one text. @pre  shapes agree; the result's grid is part of the text's
+inline void add_text(WeightedStatistics const& text, KvErrors& errors) {
+  RetentionInfo const& info = text.statistics->info;
+  std::vector<std::size_t> cells;
+  for (std::int32_t const sink : errors.grid.sinks) {
+    auto const s = std::lower_bound(info.grid.sinks.begin(), info.grid.sinks.end(), sink) - info.grid.sinks.begin();
+    for (std::int32_t const window : errors.grid.windows) {
+      auto const w =
+          std::lower_bound(info.grid.windows.begin(), info.grid.windows.end(), window) - info.grid.windows.begin();
+      cells.push_back(info.grid.cell(static_cast<std::size_t>(s), static_cast<std::size_t>(w)));
+    }
+  }
+  auto const group = static_cast<std::size_t>(info.num_heads / info.num_kv_heads);
+  auto const kv_heads = static_cast<std::size_t>(info.num_kv_heads);
+  bool const maximum = errors.fold == GroupFold::maximum;
+  std::vector<double> folded(cells.size());
+  for (std::size_t head = 0; head < errors.size(); ++head) {
+    std::fill(folded.begin(), folded.end(), 0.0);
+    double dropped = 0;
+    for (std::size_t member = 0; member < group; ++member) {
+      MeasuredSums const sums = measured(text.statistics->heads[head * group + member], errors.measure);
+      double const scale = 1 / sums.rows;
+      double const* const values = sums.cells->data();
+      if (maximum) {
+        for (std::size_t i = 0; i < cells.size(); ++i) folded[i] = std::max(folded[i], values[cells[i]] * scale);
+        dropped = std::max(dropped, sums.dropped * scale);
+      } else {
+        for (std::size_t i = 0; i < cells.size(); ++i) folded[i] += values[cells[i]] * scale;
+        dropped += sums.dropped * scale;
+      }
+    }
+    double const factor = text.weight * text.sensitivities.at(static_cast<std::int32_t>(head / kv_heads),
+                                                              static_cast<std::int32_t>(head % kv_heads));
+    double* const to = errors.cells.data() + head * cells.size();
+    for (std::size_t i = 0; i < cells.size(); ++i) to[i] += factor * folded[i];
+    errors.dropped[head] += factor * dropped;
+  }
+}
+
+/// Raises the heads' shares of the output to those of one text.
+inline void add_output_share(RetentionStatistics const& statistics, KvErrors& errors) {
+  auto const group = static_cast<std::size_t>(statistics.info.num_heads / statistics.info.num_kv_heads);
+  auto const kv_heads = static_cast<std::size_t>(statistics.info.num_kv_heads);
+  bool const metric = statistics.info.with_output_metric;
+  std::vector<double> squares(kv_heads);
+  for (std::size_t layer = 0; layer < static_cast<std::size_t>(statistics.info.num_layers); ++layer) {
+    double sum = 0;
+    for (std::size_t kv = 0; kv < kv_heads; ++kv) {
+      squares[kv] = 0;
+      for (std::size_t member = 0; member < group; ++member) {
+        RetentionSums const& sums = statistics.heads[(layer * kv_heads + kv) * group + member];
+        double const square = metric ? sums.output_metric_squared : sums.output_squared;
+        squares[kv] +=
+            square / static_cast<double>(std::max<std::int64_t>(metric ? sums.metric_rows : sums.value_rows, 1));
+      }
+      sum += squares[kv];
+    }
+    double const mean = sum / static_cast<double>(kv_heads);
+    for (std::size_t kv = 0; kv < kv_heads; ++kv) {
+      double& share = errors.output_share[layer * kv_heads + kv];
+      if (mean > 0) share = std::max(share, squares[kv] / mean);
+    }
+  }
+}
+
+}  // namespace detail
+
+/// @brief The best measure that all statistics hold: behind W_O, else of outputs, else mass.
+/// @throws ArgumentError if there are no statistics
+[[nodiscard]] inline ErrorMeasure best_measure(std::span<WeightedStatistics const> texts) {
+  constexpr auto where = "best_measure";
+  detail::require(!texts.empty(), "statistics", "at least one", "none", where);
+  bool values = true;
+  bool metric = true;
+  for (auto const& text : texts) {
+    detail::require(text.statistics != nullptr, "statistics", "a pointer", "nullptr", where);
+    values = values && text.statistics->info.with_values;
+    metric = metric && text.statistics->info.with_output_metric;
+  }
+  return metric ? ErrorMeasure::output_metric : values ? ErrorMeasure::output : ErrorMeasure::mass;
+}
+
+/// @brief E_g(s, w) = Σ_i weight_i · c_i(g) · fold over the query heads of g of their mean error, i over the texts,
+/// on the (sink, window) pairs that all texts have.
+/// @param measure  of errors; nothing: `best_measure`
+/// @throws ArgumentError if there are no statistics, they are of different models, have no pair in common or do not
+///         hold the measure, a head has no rows, sensitivities are of another shape, a weight is negative, or an error
+///         is not finite
+/// @par Cost  O(texts · query heads · pairs)
+[[nodiscard]] inline KvErrors weighted_errors(std::span<WeightedStatistics const> texts,
+                                              std::optional<ErrorMeasure> measure = {},
+                                              GroupFold fold = GroupFold::sum) {
+  constexpr auto where = "weighted_errors";
+  KvErrors errors;
+  errors.measure = measure ? *measure : best_measure(texts);
+  errors.fold = fold;
+  detail::require(!texts.empty(), "statistics", "at least one", "none", where);
+  bool values = true;
+  for (auto const& text : texts) {
+    detail::require(text.statistics != nullptr, "statistics", "a pointer", "nullptr", where);
+    detail::require(text.weight >= 0 && std::isfinite(text.weight), "weight", "a finite number >= 0", text.weight,
+                    where);
+    detail::require_statistics(*text.statistics, errors.measure, where);
+    RetentionInfo const& info = text.statistics->info;
+    bool const first = &text == texts.data();
+    if (first) {
+      errors.num_layers = info.num_layers;
+      errors.num_heads = info.num_heads;
+      errors.num_kv_heads = info.num_kv_heads;
+      errors.grid = info.grid;
+    }
+    bool const alike = info.num_layers == errors.num_layers && info.num_heads == errors.num_heads &&
+                       info.num_kv_heads == errors.num_kv_heads;
+    detail::require(alike, "model of the statistics", "the same shape", "another", where);
+    text.sensitivities.require_shape(info.num_layers, info.num_kv_heads, where);
+    errors.grid.sinks = detail::common(errors.grid.sinks, info.grid.sinks);
+    errors.grid.windows = detail::common(errors.grid.windows, info.grid.windows);
+    values = values && info.with_values;
+  }
+  detail::require(errors.grid.size() > 0, "(sink, window) pairs", "at least one that all statistics have", "none",
+                  where);
+  errors.cells.resize(errors.size() * errors.grid.size());
+  errors.dropped.resize(errors.size());
+  if (values) errors.output_share.resize(errors.size());
+  for (auto const& text : texts) {
+    detail::add_text(text, errors);
+    if (values) detail::add_output_share(*text.statistics, errors);
+  }
+  for (double const error : errors.cells) {
+    detail::require(error >= 0 && std::isfinite(error), "error of a KV head", "a finite number >= 0", error, where);
+  }
+  return errors;
+}
+
+HEADAWARE_NAMESPACE_END

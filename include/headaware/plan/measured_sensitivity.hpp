@@ -1,0 +1,79 @@
+#pragma once
+
+/// @file
+/// Sensitivities from losses measured with one layer, or one KV head, cut at a time.
+
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+#include <headaware/plan/kv_errors.hpp>
+#include <headaware/plan/sensitivity.hpp>
+#include <headaware/policy/sink_window.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief How the losses were measured, and how errors will be.
+struct SensitivityOptions {
+  std::optional<ErrorMeasure> measure{};  ///< nothing: the best that the statistics hold; the plan's has to be the same
+  GroupFold fold = GroupFold::sum;        ///< as for the plan
+  SinkWindow cut{.sink = 4, .window = 60};  ///< what the layer (head) was cut to
+  /// Nats that every layer (head) counts for at least: an increase below it, or a decrease, is noise of the
+  /// measurement, and must not make a layer free.
+  double least_increase = 1e-4;
+};
+
+/// @brief c_l = ΔNLL_l / Σ_g E_g(4, 60), so that predicted errors are nats: the increase of the calibration loss with
+/// layer l (or one KV head) alone cut, over the error that the statistics tell for that cut.
+///
+/// E off the grid is interpolated (`KvErrors::at`). Increases below `least_increase` count as `least_increase`. A layer
+/// whose error at the cut is 0 tells nothing: it gets the mean of the others, or 1 where there are none.
+/// @param statistics     of the same text as the losses
+/// @param loss_increase  nats: [layers], or [layers, kv_heads] for sensitivities of heads
+/// @throws ArgumentError if their number is another, one is NaN or infinite, or the statistics do not hold the measure
+/// @par Source  layers alone cut: as many forward passes as there are layers, no gradients
+[[nodiscard]] inline Sensitivities sensitivities_from_losses(RetentionStatistics const& statistics,
+                                                             std::span<double const> loss_increase,
+                                                             SensitivityOptions const& options = {}) {
+  constexpr auto where = "sensitivities_from_losses";
+  options.cut.validate();
+  bool const least = options.least_increase >= 0 && std::isfinite(options.least_increase);
+  detail::require(least, "least_increase", "a finite number >= 0", options.least_increase, where);
+  WeightedStatistics const text{&statistics};
+  KvErrors const errors = weighted_errors(std::span(&text, 1), options.measure, options.fold);
+  auto const layers = static_cast<std::size_t>(errors.num_layers);
+  bool const by_head = loss_increase.size() == errors.size() && errors.num_kv_heads > 1;
+  detail::require(by_head || loss_increase.size() == layers, "losses", "one a layer or one a KV head",
+                  loss_increase.size(), where);
+
+  std::vector<double> values(loss_increase.size());
+  std::size_t const heads_each = errors.size() / values.size();
+  double known = 0;
+  int count = 0;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    detail::require(std::isfinite(loss_increase[i]), "loss increase", "a finite number", loss_increase[i], where);
+    double error = 0;
+    for (std::size_t head = i * heads_each; head < (i + 1) * heads_each; ++head) {
+      error += errors.at(head, options.cut.sink, options.cut.window, std::numeric_limits<std::int32_t>::max());
+    }
+    values[i] = error > 0 ? std::max(loss_increase[i], options.least_increase) / error : -1;
+    if (error > 0) {
+      known += values[i];
+      ++count;
+    }
+  }
+  double const mean = count > 0 ? known / count : 1;
+  for (double& value : values) value = value < 0 ? mean : value;
+  return by_head ? Sensitivities::per_head(errors.num_layers, errors.num_kv_heads, std::move(values))
+                 : Sensitivities::per_layer(std::move(values));
+}
+
+HEADAWARE_NAMESPACE_END

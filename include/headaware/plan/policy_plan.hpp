@@ -1,0 +1,111 @@
+#pragma once
+
+/// @file
+/// What a planner was asked for and what it chose.
+
+#include <headaware/config.hpp>
+#include <headaware/detail/lower_hull.hpp>
+#include <headaware/error.hpp>
+#include <headaware/plan/kv_errors.hpp>
+#include <headaware/policy/table.hpp>
+#include <headaware/types.hpp>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief What a plan may do.
+struct PlanOptions {
+  std::optional<ErrorMeasure> measure{};  ///< of errors; nothing: the best that all statistics hold
+  GroupFold fold = GroupFold::sum;        ///< of the query heads of a KV head
+  std::optional<std::int64_t> floor{};    ///< tokens every KV head keeps at least; nothing: max(32, budget / 4), at
+                                          ///< most budget / 2, less where that does not fit
+  std::int64_t page_size = 1;             ///< sizes are multiples of it
+  std::int32_t ranks = 1;                 ///< tensor-parallel ranks, each with an equal share, to one page
+  bool layer_shares = false;              ///< each layer has an equal share, to one page
+  double negligible_output = 1e-6;        ///< heads with at most this `KvErrors::output_share` are pruned; 0: none
+  bool use_remainder = true;              ///< widen a window by what is left
+
+  friend bool operator==(PlanOptions const&, PlanOptions const&) = default;
+
+  /// @throws ArgumentError on values that make no sense for sequences of `context` tokens
+  void validate(std::int64_t context) const {
+    constexpr auto where = "PlanOptions";
+    constexpr std::int64_t most = std::int64_t{1} << 30;
+    detail::require(context > 0 && context <= most, "context", "in [1, 2^30] tokens", context, where);
+    detail::require(!floor || (*floor >= 0 && *floor <= context), "floor", "in [0, context]", floor.value_or(0), where);
+    detail::require(page_size > 0 && page_size <= most, "page_size", "in [1, 2^30]", page_size, where);
+    detail::require(ranks > 0, "ranks", "> 0", ranks, where);
+    detail::require(negligible_output >= 0 && std::isfinite(negligible_output), "negligible_output",
+                    "a finite number >= 0", negligible_output, where);
+  }
+};
+
+/// @brief What a plan says of one KV head beside its policy.
+struct PlannedHead {
+  std::int64_t tokens = 0;     ///< held of a sequence of `context` tokens, whole pages
+  double predicted_error = 0;  ///< of the measured pair that it was chosen for
+
+  friend bool operator==(PlannedHead const&, PlannedHead const&) = default;
+};
+
+/// @brief One `plan.json`: policies, what they were planned for, and what they cost.
+struct PolicyPlan {
+  std::int32_t num_layers = 0;
+  std::int32_t num_heads = 0;  ///< query heads a layer
+  std::int32_t num_kv_heads = 0;
+  std::int64_t context = 0;         ///< tokens of the sequences that it is for
+  std::int64_t budget_tokens = 0;   ///< of all heads together
+  std::int64_t planned_tokens = 0;  ///< sum over heads, exact; at most the budget
+  std::int64_t floor = 0;           ///< that held
+  double predicted_error = 0;       ///< sum over heads; in nats where sensitivities are
+  PlanOptions options{};            ///< `measure` is the one that was used
+  PolicyTable table;
+  std::vector<PlannedHead> heads;  ///< [layers, kv_heads]
+
+  PolicyPlan() = default;
+  /// All heads pruned, to be set one by one.
+  PolicyPlan(KvErrors const& errors, std::int64_t tokens, PlanOptions const& asked)
+      : num_layers(errors.num_layers),
+        num_heads(errors.num_heads),
+        num_kv_heads(errors.num_kv_heads),
+        context(tokens),
+        options(asked),
+        table(errors.num_layers, errors.num_kv_heads, Prune{}),
+        heads(errors.size()) {
+    options.measure = errors.measure;
+    options.fold = errors.fold;
+  }
+
+  /// Sets a head that has not been set. @param head  layer · num_kv_heads + kv_head
+  void set(std::size_t head, AnyPolicy<> const& policy, PlannedHead const& planned) {
+    auto const kv_heads = static_cast<std::size_t>(num_kv_heads);
+    table.set(static_cast<std::int32_t>(head / kv_heads), static_cast<std::int32_t>(head % kv_heads), policy);
+    heads[head] = planned;
+    planned_tokens += planned.tokens;
+    predicted_error += planned.predicted_error;
+  }
+
+  [[nodiscard]] std::int64_t left() const { return budget_tokens - planned_tokens; }
+  [[nodiscard]] double mean_tokens() const {
+    return heads.empty() ? 0 : static_cast<double>(planned_tokens) / static_cast<double>(heads.size());
+  }
+  /// The model's shape; `head_dim` is not known here.
+  [[nodiscard]] ModelConfig model() const { return {num_layers, num_heads, num_kv_heads, 0}; }
+
+  friend bool operator==(PolicyPlan const&, PolicyPlan const&) = default;
+};
+
+/// @brief The tokens that a policy holds of a sequence, in whole pages.
+[[nodiscard]] inline std::int64_t held_tokens(AnyPolicy<> const& policy, std::int64_t context,
+                                              std::int64_t page_size = 1) {
+  std::int64_t const kept = policy.visit([&](auto const& p) { return kept_count(p, context); });
+  return detail::whole_pages(kept, page_size);
+}
+
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# check_plan.sh <plan_policies> <compress_cache> <analyze_attention> <capture> <folder>: plans, their files, errors.
+set -euo pipefail
+program=$1
+compress=$2
+capture=$4
+folder=$5
+rm -rf "$folder"
+"$3" --model "$capture" --output_dir "$folder/text" >/dev/null 2>&1
+"$3" --model "$capture" --output_dir "$folder/probe" --chunk_size 256 >/dev/null 2>&1
+
+expect() {  # expect <exit code> <text> <arguments>...
+  local code=$1 text=$2 got=0
+  shift 2
+  "$program" --results_dir "$folder/text" "$@" >"$folder/log" 2>&1 || got=$?
+  if [[ $got != "$code" ]] || ! grep -qF -- "$text" "$folder/log"; then
+    cat "$folder/log" >&2
+    echo "commands: expected exit code $code and '$text', got $got: $*" >&2
+    exit 1
+  fi
+}
+
+expect 0 "planned 1536 (128.0 a head, 25.0% of the cache), left 0" --budget 25%
+for file in plan.json plan_classifications.json; do
+  [[ -s $folder/text/$file ]] || { echo "commands: no $file" >&2; exit 1; }
+done
+# At every size of the table the plan is predicted to lose less than uniform windows.
+awk '/plan\/uniform/ { table = 1; next } table && NF == 5 { if ($5 >= 1) exit 1; lines++ } END { exit lines < 5 }' \
+  "$folder/log" || { cat "$folder/log" >&2; echo "commands: a plan is no better than uniform windows" >&2; exit 1; }
+# Whatever reads classifications compresses by the plan.
+"$compress" --results_dir "$folder/text" --classifications "$folder/text/plan_classifications.json" \
+  --capture "$capture" >"$folder/log" 2>&1 || { cat "$folder/log" >&2; exit 1; }
+grep -q "held: 0.2500 of the full cache" "$folder/log" || { cat "$folder/log" >&2; exit 1; }
+
+cp "$folder/text/plan.json" "$folder/first.json"
+expect 0 "wrote plan.json" --budget 128 --context 512
+cmp "$folder/first.json" "$folder/text/plan.json"
+expect 0 "wrote plan.json" --budget 384KiB --head_dim 64
+cmp <(sed 's/"budget_tokens.*//' "$folder/first.json") <(sed 's/"budget_tokens.*//' "$folder/text/plan.json")
+expect 0 "floor 48, pages of 16" --budget 20% --page_size 16 --ranks 3 --floor 48 --layer_shares
+expect 0 "measure mass, group maximum" --budget 20% --measure mass --fold max --output_dir "$folder/mass"
+[[ -s $folder/mass/plan.json ]]
+printf '%s' '{"format": "headaware.sensitivities", "version": 1, "num_layers": 4, "num_kv_heads": 0, "kind":
+"loss_increase", "cut": {"sink": 4, "window": 60}, "values": [0.1, 0.02, 0.05, 0.3]}' >"$folder/losses.json"
+expect 0 "wrote plan.json" --budget 20% --sensitivities "$folder/losses.json" --probe_dir "$folder/probe" \
+  --probe_sensitivities "$folder/losses.json" --probe_weight 0.5 --output_dir "$folder/probed"
+cmp -s "$folder/probed/plan.json" "$folder/text/plan.json" && { echo "commands: sensitivities change nothing" >&2; exit 1; }
+
+expect 1 "25% (of the context)" --budget much
+expect 1 "25% (of the context)" --budget 3miles
+expect 1 "in (0, 1]" --budget 120%
+expect 1 "--head_dim" --budget 1MiB
+expect 1 "at least" --budget 20 --floor 100
+expect 1 "output projection" --budget 25% --measure output_metric
+expect 1 "3 KV heads" --budget 25% --ranks 2
+expect 1 "none.json" --budget 25% --sensitivities "$folder/none.json"
+sed -i 's/"num_layers": 4/"num_layers": 5/' "$folder/losses.json"
+expect 1 "number of values" --budget 25% --sensitivities "$folder/losses.json"
+if "$program" --results_dir "$folder" --budget 25% >"$folder/log" 2>&1; then exit 1; fi
+grep -q "retention_statistics.json" "$folder/log"
+echo "commands: plan_policies does what it should"

@@ -1,0 +1,357 @@
+// The planner's properties: exact accounting, optimality against brute force, monotony, ties, floors, pages, shares.
+
+#include "support/catch.hpp"
+#include "support/errors.hpp"
+#include "support/planned_statistics.hpp"
+
+#include <headaware/plan/planner.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <utility>
+#include <vector>
+
+namespace ha = headaware;
+using namespace headaware_test;
+using Policy = ha::AnyPolicy<>;
+
+namespace {
+
+constexpr std::int64_t context = 512;
+
+ha::PlanOptions free_options() {
+  ha::PlanOptions options;
+  options.floor = 0;
+  options.use_remainder = false;
+  return options;
+}
+
+ha::PolicyPlan plan_tokens(ha::KvErrors const& errors, std::int64_t total, ha::PlanOptions const& options) {
+  return ha::plan_policies(errors, ha::Budget::tokens(double(total) / double(errors.size())), context, options);
+}
+
+/// The accounting of a plan, recounted.
+void check_accounting(ha::PolicyPlan const& plan) {
+  std::int64_t tokens = 0;
+  double error = 0;
+  for (std::int32_t layer = 0; layer < plan.num_layers; ++layer) {
+    for (std::int32_t kv = 0; kv < plan.num_kv_heads; ++kv) {
+      auto const& head = plan.heads[static_cast<std::size_t>(layer * plan.num_kv_heads + kv)];
+      REQUIRE(head.tokens == ha::held_tokens(plan.table.at(layer, kv), plan.context, plan.options.page_size));
+      REQUIRE(head.tokens % plan.options.page_size == 0);
+      tokens += head.tokens;
+      error += head.predicted_error;
+    }
+  }
+  REQUIRE(tokens == plan.planned_tokens);
+  REQUIRE(error == plan.predicted_error);
+  REQUIRE(plan.planned_tokens <= plan.budget_tokens);
+  REQUIRE(plan.left() >= 0);
+}
+
+/// Least error of all combinations of sizes within `total`, by dynamic programming over tokens.
+std::vector<double> best_errors(std::vector<std::vector<std::pair<std::int64_t, double>>> const& heads,
+                                std::int64_t total) {
+  constexpr double never = std::numeric_limits<double>::infinity();
+  std::vector<double> best(static_cast<std::size_t>(total) + 1, 0);
+  for (auto const& sizes : heads) {
+    std::vector<double> next(best.size(), never);
+    for (auto const& [tokens, error] : sizes) {
+      for (std::int64_t t = tokens; t <= total; ++t) {
+        auto const at = static_cast<std::size_t>(t);
+        next[at] = std::min(next[at], best[static_cast<std::size_t>(t - tokens)] + error);
+      }
+    }
+    best = next;
+  }
+  return best;
+}
+
+}  // namespace
+
+TEST_CASE("plans against brute force", "[plan]") {
+  ha::RetentionGrid const grid{.sinks = {0, 1, 4}, .windows = {8, 16, 32, 64, 128, 256}};
+  for (unsigned const seed : {1U, 2U, 3U}) {
+    CAPTURE(seed);
+    auto const errors = errors_of(random_statistics(2, 4, 2, grid, seed, 0.6));
+    std::vector<std::vector<std::pair<std::int64_t, double>>> all(errors.size());
+    std::vector<std::vector<std::pair<std::int64_t, double>>> on_hull(errors.size());
+    auto const sizes = ha::detail::candidates(grid, context, 1);
+    double steepest = 0;
+    for (std::size_t head = 0; head < errors.size(); ++head) {
+      for (auto const& size : sizes) all[head].emplace_back(size.tokens, errors.of(head)[size.cell]);
+      all[head].emplace_back(context, 0);
+      std::vector<ha::detail::HullPoint> hull;
+      ha::detail::append_hull(sizes, errors.of(head), 0, context, hull);
+      for (auto const& point : hull) on_hull[head].emplace_back(point.tokens, point.error);
+      for (std::size_t i = 1; i < hull.size(); ++i) {
+        steepest = std::max(steepest, hull[i - 1].error - hull[i].error);
+      }
+    }
+    std::int64_t const whole = context * std::int64_t(errors.size());
+    auto const best = best_errors(all, whole);
+    auto const best_on_hull = best_errors(on_hull, whole);
+    auto last = std::numeric_limits<double>::infinity();
+    std::int64_t exact = 0;
+    for (std::int64_t total = 32; total <= whole; ++total) {
+      auto const plan = plan_tokens(errors, total, free_options());
+      REQUIRE(plan.budget_tokens == total);
+      check_accounting(plan);
+      // Never worse with more.
+      REQUIRE(plan.predicted_error <= last * (1 + 1e-12));
+      last = plan.predicted_error;
+      auto const at = static_cast<std::size_t>(total);
+      double const gap = plan.predicted_error - best[at];
+      REQUIRE(gap >= -1e-9);
+      REQUIRE(gap <= steepest);
+      // At sizes where greedy has just taken a step, no combination of any sizes is better.
+      auto const used = static_cast<std::size_t>(plan.planned_tokens);
+      if (plan.left() == 0 && plan.predicted_error <= best_on_hull[used] * (1 + 1e-12)) ++exact;
+    }
+    CHECK(last == 0);
+    CHECK(exact > 0);
+  }
+}
+
+TEST_CASE("on the hull greedy is optimal, of all sizes", "[plan]") {
+  ha::RetentionGrid const grid{.sinks = {0, 4, 16}, .windows = {8, 24, 48, 96, 192, 384}};
+  auto const errors = errors_of(random_statistics(3, 2, 1, grid, 5, 0.5));
+  auto const sizes = ha::detail::candidates(grid, context, 1);
+  std::vector<std::vector<std::pair<std::int64_t, double>>> all(errors.size());
+  ha::detail::Hulls const hulls = ha::detail::all_hulls(errors, std::vector<bool>(errors.size()), 0, context, 1);
+  for (std::size_t head = 0; head < errors.size(); ++head) {
+    for (auto const& size : sizes) all[head].emplace_back(size.tokens, errors.of(head)[size.cell]);
+    all[head].emplace_back(context, 0);
+  }
+  auto const best = best_errors(all, context * std::int64_t(errors.size()));
+  // The budgets that greedy's steps use up.
+  std::int64_t total = ha::detail::least_total(hulls);
+  for (auto const& step : ha::detail::ordered_steps(hulls)) {
+    total += hulls.points[step.to].tokens - hulls.points[step.to - 1].tokens;
+    auto const plan = plan_tokens(errors, total, free_options());
+    REQUIRE(plan.left() == 0);
+    REQUIRE(std::abs(plan.predicted_error - best[static_cast<std::size_t>(total)]) <= 1e-9);
+  }
+}
+
+TEST_CASE("what is left is less than a step, or than a page", "[plan]") {
+  ha::RetentionGrid const grid = ha::RetentionGrid::up_to(context);
+  auto const errors = errors_of(random_statistics(5, 4, 4, grid, 9));
+  for (std::int64_t const page : {1, 16}) {
+    auto const hulls = ha::detail::all_hulls(errors, std::vector<bool>(errors.size()), 0, context, page);
+    std::int64_t longest = 0;
+    for (auto const& step : ha::detail::ordered_steps(hulls)) {
+      longest = std::max(longest, hulls.points[step.to].tokens - hulls.points[step.to - 1].tokens);
+    }
+    for (std::int64_t total = 700; total < context * 20; total += 37) {
+      auto options = free_options();
+      options.page_size = page;
+      auto const plan = plan_tokens(errors, total, options);
+      check_accounting(plan);
+      REQUIRE(plan.left() < longest + page);
+      options.use_remainder = true;
+      auto const filled = plan_tokens(errors, total, options);
+      check_accounting(filled);
+      REQUIRE(filled.left() < page);
+      REQUIRE(filled.predicted_error == plan.predicted_error);
+      int widened = 0;
+      for (std::size_t i = 0; i < plan.heads.size(); ++i) {
+        widened += filled.heads[i].tokens > plan.heads[i].tokens ? 1 : 0;
+      }
+      REQUIRE(widened <= 1);
+    }
+    CHECK(plan_tokens(errors, context * 30, free_options()).planned_tokens == context * 20);
+    CHECK(plan_tokens(errors, context * 30, free_options()).table == ha::PolicyTable(5, 4, ha::Full{}));
+  }
+}
+
+TEST_CASE("the same plan every time; ties go to the lower layer and head", "[plan]") {
+  ha::RetentionGrid const grid{.sinks = {0}, .windows = {16, 32, 64}};
+  ha::RetentionSums sums(grid);
+  sums.rows = sums.value_rows = 1;
+  sums.error_squared = {4, 2, 1};
+  sums.output_squared = 1;
+  ha::RetentionStatistics statistics{{2, 2, 2, 0, 1, true, false, grid}, {sums, sums, sums, sums}};
+  auto const errors = errors_of(statistics);
+  auto const plan = plan_tokens(errors, 4 * 16 + 2 * 16 + 5, free_options());
+  CHECK(plan.table.at(0, 0) == Policy(ha::WindowOnly{32}));
+  CHECK(plan.table.at(0, 1) == Policy(ha::WindowOnly{32}));
+  CHECK(plan.table.at(1, 0) == Policy(ha::WindowOnly{16}));
+  CHECK(plan.left() == 5);
+  CHECK(plan.predicted_error == 12);
+  auto options = free_options();
+  options.use_remainder = true;
+  auto const filled = plan_tokens(errors, 4 * 16 + 2 * 16 + 5, options);
+  CHECK(filled.table.at(1, 0) == Policy(ha::WindowOnly{21}));
+  CHECK(filled.left() == 0);
+  CHECK(plan_tokens(errors, 101, free_options()) == plan_tokens(errors, 101, free_options()));
+}
+
+TEST_CASE("floors", "[plan]") {
+  ha::RetentionGrid const grid = ha::RetentionGrid::up_to(context);
+  auto const errors = errors_of(random_statistics(4, 3, 3, grid, 3));
+  auto const least = [](ha::PolicyPlan const& plan) {
+    return std::min_element(plan.heads.begin(), plan.heads.end(), [](auto& a, auto& b) { return a.tokens < b.tokens; })
+        ->tokens;
+  };
+  ha::PlanOptions options;
+  CHECK(ha::plan_policies(errors, ha::Budget::tokens(300), context, options).floor == 75);
+  CHECK(least(ha::plan_policies(errors, ha::Budget::tokens(300), context, options)) >= 75);
+  CHECK(ha::plan_policies(errors, ha::Budget::tokens(64), context, options).floor == 32);
+  // The default gives way where the budget does not allow it; one that was asked for does not.
+  auto const tight = ha::plan_policies(errors, ha::Budget::tokens(20), context, options);
+  check_accounting(tight);
+  CHECK(tight.floor == 10);
+  for (std::int64_t const floor : {0, 10, 64, 100}) {
+    options.floor = floor;
+    CHECK(least(ha::plan_policies(errors, ha::Budget::tokens(128), context, options)) >= floor);
+  }
+  options.floor = 200;
+  check_error<ha::ArgumentError>([&] { (void)ha::plan_policies(errors, ha::Budget::tokens(128), context, options); },
+                                 {"budget", "at least", "1536", "plan_policies"});
+  options.floor = 0;
+  check_error<ha::ArgumentError>([&] { (void)ha::plan_policies(errors, ha::Budget::tokens(7), context, options); },
+                                 {"budget", "at least 96 tokens", "84", "plan_policies"});
+  // A context so short that nothing but Full is left.
+  auto const short_plan = ha::plan_policies(errors, ha::Budget::share(1), 8, {});
+  CHECK(short_plan.table == ha::PolicyTable(4, 3, ha::Full{}));
+  CHECK(short_plan.left() == 0);
+}
+
+TEST_CASE("budgets as tokens, share and bytes", "[plan]") {
+  CHECK(ha::Budget::tokens(2.5).total(4, 100) == 10);
+  CHECK(ha::Budget::share(0.1).total(20, 100) == 200);
+  CHECK(ha::Budget::share(0.3).total(3, 7) == 6);
+  CHECK(ha::Budget::bytes(1023, ha::TokenBytes::of(64, 2)).total(20, 100) == 3);
+  CHECK_THROWS_AS(ha::Budget::tokens(0), ha::ArgumentError);
+  CHECK_THROWS_AS(ha::Budget::share(1.01), ha::ArgumentError);
+  CHECK_THROWS_AS(ha::Budget::share(std::numeric_limits<double>::quiet_NaN()), ha::ArgumentError);
+  CHECK_THROWS_AS(ha::Budget::bytes(0, ha::TokenBytes::of(64, 2)), ha::ArgumentError);
+  CHECK_THROWS_AS(ha::Budget::bytes(10, ha::TokenBytes{}), ha::ArgumentError);
+  CHECK_THROWS_AS(ha::Budget::tokens(1e300).total(10, 10), ha::ArgumentError);
+}
+
+TEST_CASE("pages are whole, windows fill them", "[plan]") {
+  auto const errors = errors_of(random_statistics(4, 3, 3, ha::RetentionGrid::up_to(500), 8));
+  ha::PlanOptions options;
+  options.page_size = 32;
+  for (double const budget : {64.0, 100.0, 333.3, 499.0}) {
+    auto const plan = ha::plan_policies(errors, ha::Budget::tokens(budget), 500, options);
+    check_accounting(plan);
+    for (std::int32_t layer = 0; layer < 4; ++layer) {
+      for (std::int32_t kv = 0; kv < 3; ++kv) {
+        auto const& policy = plan.table.at(layer, kv);
+        auto const& head = plan.heads[static_cast<std::size_t>(layer * 3 + kv)];
+        if (policy.is<ha::Full>()) {
+          CHECK(head.tokens == 512);
+        } else {
+          CHECK(ha::held_tokens(policy, 500) == head.tokens);  // no slot of a page is empty
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("equal shares a tensor-parallel rank and a layer", "[plan]") {
+  auto const errors = errors_of(random_statistics(4, 8, 8, ha::RetentionGrid::up_to(context), 21));
+  auto const tokens_of = [](ha::PolicyPlan const& plan, auto const& part) {
+    std::map<std::int32_t, std::int64_t> sums;
+    for (std::int32_t layer = 0; layer < 4; ++layer) {
+      for (std::int32_t kv = 0; kv < 8; ++kv) {
+        sums[part(layer, kv)] += plan.heads[static_cast<std::size_t>(layer * 8 + kv)].tokens;
+      }
+    }
+    std::int64_t least = std::numeric_limits<std::int64_t>::max();
+    std::int64_t most = 0;
+    for (auto const& [p, sum] : sums) {
+      least = std::min(least, sum);
+      most = std::max(most, sum);
+    }
+    return std::pair(sums.size(), most - least);
+  };
+  for (std::int64_t const page : {1, 16}) {
+    for (std::int32_t const ranks : {1, 2, 4, 8, 16}) {
+      ha::PlanOptions options;
+      options.ranks = ranks;
+      options.page_size = page;
+      auto const heads = 8 / std::min(ranks, 8);
+      auto const plan = ha::plan_policies(errors, ha::Budget::tokens(133.7), context, options);
+      check_accounting(plan);
+      auto const [count, apart] = tokens_of(plan, [&](std::int32_t, std::int32_t kv) { return kv / heads; });
+      CHECK(count == static_cast<std::size_t>(std::min(ranks, 8)));
+      CHECK(apart <= page);
+      // What a rank holds, as it holds it.
+      if (ranks <= 8) {
+        std::int64_t sum = 0;
+        auto const slice = plan.table.slice(ranks - 1, ranks);
+        for (std::int32_t layer = 0; layer < 4; ++layer) {
+          for (std::int32_t kv = 0; kv < heads; ++kv) sum += ha::held_tokens(slice.at(layer, kv), context, page);
+        }
+        CHECK(sum * std::min(ranks, 8) <= plan.budget_tokens + page * 8);
+      }
+      options.layer_shares = true;
+      auto const layered = ha::plan_policies(errors, ha::Budget::tokens(133.7), context, options);
+      check_accounting(layered);
+      CHECK(tokens_of(layered, [&](std::int32_t layer, std::int32_t kv) { return layer * 8 + kv / heads; }).second <=
+            page);
+      CHECK(layered.predicted_error >= plan.predicted_error * (1 - 1e-9));
+    }
+  }
+  ha::PlanOptions options;
+  options.ranks = 3;
+  check_error<ha::ArgumentError>([&] { (void)ha::plan_policies(errors, ha::Budget::tokens(99), context, options); },
+                                 {"ranks", "8 KV heads", "3", "plan_policies"});
+}
+
+TEST_CASE("heads without output are pruned, and only they", "[plan]") {
+  auto statistics = random_statistics(3, 4, 2, ha::RetentionGrid::up_to(context), 4);
+  auto const silence = [&](std::size_t head, double factor) {
+    statistics.heads[head].output_squared *= factor;
+    statistics.heads[head].output_metric_squared *= factor;
+  };
+  silence(0, 0);  // one of a group: the group stays
+  silence(6, 1e-9);
+  silence(7, 1e-9);  // a whole group: layer 1, KV head 1
+  auto const plan = ha::plan_policies(statistics, ha::Budget::tokens(100), context);
+  check_accounting(plan);
+  CHECK(plan.options.measure == ha::ErrorMeasure::output_metric);
+  for (std::int32_t layer = 0; layer < 3; ++layer) {
+    for (std::int32_t kv = 0; kv < 2; ++kv) {
+      CHECK(plan.table.at(layer, kv).is<ha::Prune>() == (layer == 1 && kv == 1));
+    }
+  }
+  CHECK(plan.heads[3].tokens == 0);
+  CHECK(plan.heads[3].predicted_error > 0);
+  CHECK(plan.left() == 0);
+  ha::PlanOptions options;
+  options.negligible_output = 0;
+  CHECK_FALSE(ha::plan_policies(statistics, ha::Budget::tokens(100), context, options).table.at(1, 1).is<ha::Prune>());
+  // One text in which the head speaks is enough.
+  auto const loud = random_statistics(3, 4, 2, ha::RetentionGrid::up_to(context), 5);
+  std::vector<ha::WeightedStatistics> const texts{{&statistics}, {&loud, {}, 0.3}};
+  CHECK_FALSE(ha::plan_policies(texts, ha::Budget::tokens(100), context).table.at(1, 1).is<ha::Prune>());
+  // Of masses alone nothing is known of the output.
+  statistics.info.with_values = statistics.info.with_output_metric = false;
+  CHECK_FALSE(ha::plan_policies(statistics, ha::Budget::tokens(100), context).table.at(1, 1).is<ha::Prune>());
+}
+
+TEST_CASE("options that make no sense are refused", "[plan]") {
+  auto const errors = errors_of(random_statistics(1, 1, 1, ha::RetentionGrid::up_to(64), 4));
+  auto const refused = [&](auto const& change, ha::ErrorDetail const& parts, std::int64_t tokens = 64) {
+    ha::PlanOptions options;
+    change(options);
+    check_error<ha::ArgumentError>([&] { (void)ha::plan_policies(errors, ha::Budget::tokens(40), tokens, options); },
+                                   parts);
+  };
+  refused([](auto& o) { o.page_size = 0; }, {"page_size", "[1, ", "0", "PlanOptions"});
+  refused([](auto& o) { o.ranks = 0; }, {"ranks", "> 0", "0", "PlanOptions"});
+  refused([](auto& o) { o.floor = -1; }, {"floor", "[0, context]", "-1", "PlanOptions"});
+  refused([](auto& o) { o.floor = 65; }, {"floor", "[0, context]", "65", "PlanOptions"});
+  refused([](auto& o) { o.negligible_output = -1; }, {"negligible_output", ">= 0", "-1", "PlanOptions"});
+  refused([](auto&) {}, {"context", "tokens", "0", "PlanOptions"}, 0);
+  check_error<ha::ArgumentError>([&] { (void)ha::plan_policies(ha::KvErrors{}, ha::Budget::tokens(40), 10); },
+                                 {"errors", "", "0", "plan_policies"});
+}
