@@ -35,12 +35,11 @@ std::vector<bool> cut_layers(ha::PolicyTable const& table) {
 
 PolicyRun::PolicyRun(Model const& model, PolicyRunOptions const& options)
     : model_(&model),
+      fused_(wants_fused(model.shape(), options.tokens)),
       tap_(
           model.shape(), [this](TappedAttention const& attention) { handler_(attention); }, TapMode::replace),
-      context_(model, {.tokens = options.tokens,
-                       .flash_attention = wants_fused(model.shape(), options.tokens),
-                       .threads = options.threads,
-                       .observer = &tap_}) {}
+      context_(model,
+               {.tokens = options.tokens, .flash_attention = fused_, .threads = options.threads, .observer = &tap_}) {}
 
 std::vector<double> PolicyRun::losses(std::span<std::int32_t const> tokens, ha::PolicyTable const& table,
                                       LayerDone const& layer_done) {

@@ -32,6 +32,9 @@ class PolicyRun {
   PolicyRun& operator=(PolicyRun const&) = delete;
 
   [[nodiscard]] Model const& model() const { return *model_; }
+  /// Whether the engine's own attention is one fused node a layer, which rounds to half precision: where its scores
+  /// would fill the memory.
+  [[nodiscard]] bool fused() const { return fused_; }
 
   /// @brief −log p(token i + 1 | what the policies keep of tokens 0 … i); @return [tokens − 1]
   ///
@@ -46,6 +49,7 @@ class PolicyRun {
 
  private:
   Model const* model_;
+  bool fused_;
   AttentionTap::Handler handler_;  ///< of the run under way
   AttentionTap tap_;
   Context context_;
