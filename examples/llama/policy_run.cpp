@@ -56,12 +56,14 @@ std::vector<double> PolicyRun::losses(std::span<std::int32_t const> tokens, ha::
     }
     if (layer_done) layer_done(attention.layer);
   };
+  tap_.skip_own_attention(cut);
   context_.evaluate(tokens);
   return context_.losses();
 }
 
 void PolicyRun::observe(std::span<std::int32_t const> tokens, AttentionTap::Handler const& handler) {
   handler_ = handler;
+  tap_.skip_own_attention({});
   context_.evaluate(tokens);
 }
 
