@@ -56,6 +56,7 @@ expect() {  # expect <text> <arguments>...
 expect "parameters to resume" "${pieces[@]}" --sink_size 2 --output_dir "$folder/whole" --resume
 expect "observation to resume" --model "$capture" --chunk_size 32 --num_distances 16 --output_dir "$folder/whole" --resume
 expect "GGUF file" --model org/name --output_dir "$folder/none"
+expect "--plan" --model "$capture" --plan --budget 25% --output_dir "$folder/none"
 expect "windows" --model "$capture" --windows 8,4 --output_dir "$folder/none"
 expect "NAME_q.npy" --model "$folder" --output_dir "$folder/none"
 [[ ! -e $folder/none ]] || fail "a refused analysis left something behind"
