@@ -30,9 +30,6 @@ namespace ha = headaware;
 
 namespace {
 
-/// Leaves a text that Ctrl-C interrupts.
-struct Interrupted {};
-
 /// The factors of W_O of all layers; none where the source does not know them.
 std::vector<ha::OutputMetric> output_metrics(AttentionSource const& source, bool wanted) {
   ha::ModelConfig const model = source.model();
@@ -76,7 +73,7 @@ ha::AttentionObserver observe_text(AttentionSource& source, std::size_t text, ha
                                    std::function<void(LayerAttention const&)> const& layer_done) {
   ha::AttentionObserver observer(source.model(), parameters);
   source.run(text, [&](LayerAttention const& attention) {
-    if (interrupt.asked()) throw Interrupted{};
+    if (interrupt.asked()) throw support::Interrupted{};
     std::visit(
         [&](auto qkv) {
           qkv.output_factors = metrics[static_cast<std::size_t>(attention.layer)].factors();
@@ -126,7 +123,7 @@ Analysis analyze(AttentionSource& source, AnalysisOptions const& options) {
       }
       if (interrupt.asked()) break;
     }
-  } catch (Interrupted const&) {
+  } catch (support::Interrupted const&) {
     // The texts before it are whole.
   }
   progress.finish(static_cast<double>(result.tokens_done));

@@ -1,4 +1,5 @@
-// Observes a model's attention and writes what its heads look at: statistics, classes, retention, pictures.
+// Observes a model's attention and writes what its heads look at: statistics, classes, retention, pictures. With --plan
+// measures what a plan needs, and writes one.
 
 #include "analysis/analysis.hpp"
 #include "analysis/captured_source.hpp"
@@ -6,9 +7,13 @@
 #ifdef HEADAWARE_HAS_LLAMA
 #include "llama/exact_copy.hpp"
 #include "llama/model_source.hpp"
+#include "llama/planning.hpp"
+#include "support/budget.hpp"
+#include "support/interrupt.hpp"
 #endif
 
 #include <headaware/error.hpp>
+#include <headaware/plan/summary.hpp>
 
 #include <CLI/CLI.hpp>
 
@@ -38,6 +43,11 @@ struct Options {
   std::vector<std::int32_t> sinks;
   std::vector<std::int32_t> windows;
   analysis::AnalysisOptions analysis;
+  bool plan = false;
+  std::string budget;
+  std::string sensitivity = "layer";
+  double probe_weight = 0.3;
+  std::int64_t context = 2048;
 };
 
 std::unique_ptr<analysis::AttentionSource> open_source(Options const& options) {
@@ -65,9 +75,53 @@ std::unique_ptr<analysis::AttentionSource> open_source(Options const& options) {
 #endif
 }
 
+#ifdef HEADAWARE_HAS_LLAMA
+void plan(Options const& options) {
+  if (std::filesystem::is_directory(options.model)) {
+    throw ha::ArgumentError({"--plan", "a GGUF file, which has to run (from results alone: plan_policies)", "a folder",
+                             options.model.string()});
+  }
+  if (options.budget.empty()) {
+    throw ha::ArgumentError({"--plan", "--budget too: 25% (of the context) or 512 (tokens a KV head)", "none", ""});
+  }
+  llama_adapter::ModelShape const shape = llama_adapter::Model(options.model).shape();
+  ha::Budget const budget = support::parse_budget(options.budget, ha::TokenBytes::of(shape.head_dim, 2));
+  llama_adapter::PlanningOptions planning;
+  planning.model = options.exact ? llama_adapter::exact_copy(options.model, options.cache_dir) : options.model;
+  planning.text = options.text;
+  planning.threads = options.threads;
+  planning.guard.context = options.context;
+  planning.guard.probe_weight = options.probe_weight;
+  auto& calibration = planning.calibration;
+  calibration.output_dir = options.analysis.output_dir;
+  calibration.query_stride = options.analysis.parameters.query_stride;
+  auto const& names = llama_adapter::sensitivity_names;
+  calibration.sensitivity = static_cast<llama_adapter::SensitivityOf>(
+      std::find(names.begin(), names.end(), options.sensitivity) - names.begin());
+  try {
+    auto const guarded = llama_adapter::plan_model(planning, budget);
+    std::printf("%s\n%s\nwrote plan.json (%s), plan_classifications.json and plan_guard.json to %s\n",
+                ha::plan_summary(guarded.chosen().plan).c_str(), guard_table(guarded).c_str(),
+                guarded.chosen().name.c_str(), options.analysis.output_dir.c_str());
+  } catch (support::Interrupted const&) {
+    std::fprintf(stderr, "interrupted; what was measured is kept: the same command goes on from there\n");
+    std::exit(130);
+  }
+}
+#else
+void plan(Options const&) {
+  throw ha::ArgumentError({"--plan", "a program built with llama.cpp (configure with -DHEADAWARE_LLAMA=ON)",
+                           "one built without", "--plan"});
+}
+#endif
+
 void run(Options options) {
   options.analysis.parameters.validate();
   support::make_folder(options.analysis.output_dir);
+  if (options.plan) {
+    plan(options);
+    return;
+  }
   auto const source = open_source(options);
   std::vector<std::int64_t> const texts = source->texts();
   std::int64_t const longest = texts.empty() ? 0 : *std::max_element(texts.begin(), texts.end());
@@ -143,6 +197,24 @@ int main(int argc, char** argv) {
   app.add_option("--sinks", options.sinks, "sinks of the retention grid; default: 0,1,4,16,64")->delimiter(',');
   app.add_option("--windows", options.windows, "windows of the retention grid; default: 8,16,24,32,48,… up to a piece")
       ->delimiter(',');
+  auto* const plan = app.add_flag("--plan", options.plan,
+                                  "instead of the analysis measure and write a plan: which tokens each KV head keeps");
+  app.add_option("--budget", options.budget,
+                 "of the plan: 25% (of its context), 512 (tokens a KV head on average) or 64MiB (of keys and values)")
+      ->needs(plan);
+  app.add_option("--context", options.context, "tokens of the sequences that the plan is for")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber)
+      ->needs(plan);
+  app.add_option("--sensitivity", options.sensitivity, "what is cut alone to see what it costs")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"none", "layer", "head"}))
+      ->needs(plan);
+  app.add_option("--probe_weight", options.probe_weight,
+                 "of a passage followed by itself, beside natural text, which has 1")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber)
+      ->needs(plan);
   CLI11_PARSE(app, argc, argv);
   try {
     run(options);

@@ -8,6 +8,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <string_view>
 #include <utility>
 
@@ -74,6 +75,14 @@ ggml_tensor const* viewed(ggml_tensor const* tensor) {
 AttentionTap::AttentionTap(ModelShape shape, Handler handler, TapMode mode)
     : shape_(std::move(shape)), handler_(std::move(handler)), mode_(mode) {}
 
+void AttentionTap::skip_own_attention(std::vector<bool> layers) {
+  constexpr auto where = "AttentionTap::skip_own_attention";
+  auto const count = static_cast<std::int32_t>(layers.size());
+  ha::detail::require(count == 0 || count == shape_.layers, "layers", shape_.layers, count, where);
+  ha::detail::require(count == 0 || mode_ == TapMode::replace, "mode", "replace", "observe", where);
+  skipped_ = std::move(layers);
+}
+
 void AttentionTap::begin(std::span<std::int32_t const> positions) {
   positions_.assign(positions.begin(), positions.end());
   layers_.assign(static_cast<std::size_t>(shape_.layers), {});
@@ -88,6 +97,7 @@ AttentionTap::Found AttentionTap::find(ggml_tensor const* node) {
       break;
     case GGML_OP_MUL_MAT:
       if (auto const layer = query_key_layer(node); layer >= 0) return {Part::queries, layer};
+      if (auto const layer = soft_max_layer(node->src[1]); layer >= 0) return {Part::weighted, layer};
       break;
     case GGML_OP_SOFT_MAX:
       if (auto const layer = soft_max_layer(node); layer >= 0) return {Part::soft_max, layer};
@@ -107,9 +117,21 @@ AttentionTap::Found AttentionTap::find(ggml_tensor const* node) {
   return {};
 }
 
+void AttentionTap::set_computed(ggml_tensor* node, Found const& found) const {
+  bool const attends = found.part == Part::queries || found.part == Part::soft_max || found.part == Part::weighted ||
+                       found.part == Part::output || found.part == Part::fused;
+  if (!attends) return;
+  auto const index = static_cast<std::size_t>(found.layer);
+  bool const skipped = index < skipped_.size() && skipped_[index];
+  // Graphs are used again, so the flag is set again too.
+  node->flags = skipped ? node->flags & ~GGML_TENSOR_FLAG_COMPUTE : node->flags | GGML_TENSOR_FLAG_COMPUTE;
+}
+
 bool AttentionTap::on_node(ggml_tensor* node, bool asking) {
   Found const found = find(node);
-  if (asking || found.part == Part::none) return found.part != Part::none;
+  bool const wanted = found.part != Part::none && found.part != Part::weighted;
+  if (asking) set_computed(node, found);
+  if (asking || !wanted) return wanted;
   if (found.layer >= shape_.layers) {
     fail("layer", "one of " + std::to_string(shape_.layers), std::to_string(found.layer), node);
   }
@@ -124,6 +146,7 @@ bool AttentionTap::on_node(ggml_tensor* node, bool asking) {
       deliver(node, layer, found.layer);
       break;
     case Part::output: deliver(node, layer, found.layer); break;
+    case Part::weighted:
     case Part::none: break;
   }
   return true;
@@ -241,13 +264,19 @@ void AttentionTap::deliver(ggml_tensor* node, Layer& layer, std::int32_t index) 
          std::to_string(layer.keys.size()) + " and " + std::to_string(layer.values.size()) + " elements", node);
   }
   bool const replaced = mode_ == TapMode::replace;
+  bool const skipped = !skipped_.empty() && skipped_[static_cast<std::size_t>(index)];
   if (replaced) {
     if (node->type != GGML_TYPE_F32 || !ggml_is_contiguous(node) || ggml_nelements(node) != layer.query_heads * row) {
       fail("attention's output", "single precision, [tokens, query heads · head_dim]", ggml_type_name(node->type),
            node);
     }
     output_.resize(static_cast<std::size_t>(ggml_nelements(node)));
-    ggml_backend_tensor_get(node, output_.data(), 0, ggml_nbytes(node));
+    if (skipped) {
+      // So that what a handler forgets is seen.
+      std::fill(output_.begin(), output_.end(), std::numeric_limits<float>::quiet_NaN());
+    } else {
+      ggml_backend_tensor_get(node, output_.data(), 0, ggml_nbytes(node));
+    }
   }
   handler_({.layer = index,
             .queries = layer.queries.data(),

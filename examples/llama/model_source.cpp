@@ -4,6 +4,7 @@
 #include "llama/engine.hpp"
 #include "llama/exact_copy.hpp"
 #include "llama/output_projection.hpp"
+#include "llama/tapped_qkv.hpp"
 #include "llama/text_chunks.hpp"
 #include "support/hash.hpp"
 
@@ -91,21 +92,7 @@ class ModelSource : public analysis::AttentionSource {
   }
 
   void hand_over(TappedAttention const& attention) {
-    analysis::Qkv<float> qkv;
-    qkv.queries = attention.queries;
-    qkv.keys = attention.keys;
-    qkv.values = attention.values;
-    qkv.query_layout = ha::strided_bshd(1, attention.tokens, attention.query_heads, attention.head_dim);
-    qkv.key_layout = ha::strided_bshd(1, attention.tokens, attention.kv_heads, attention.head_dim);
-    qkv.value_layout = qkv.key_layout;
-    qkv.query_heads = attention.query_heads;
-    qkv.kv_heads = attention.kv_heads;
-    qkv.tokens = attention.tokens;
-    qkv.head_dim = attention.head_dim;
-    (*handler_)(
-        {attention.layer,
-         qkv,
-         {.scale = attention.scale, .soft_cap = attention.soft_cap, .sliding_window = attention.sliding_window}});
+    (*handler_)({attention.layer, qkv_of(attention), score_of(attention)});
   }
 
   Model model_;

@@ -7,6 +7,9 @@
 
 namespace support {
 
+/// Thrown to leave a job that Ctrl-C interrupts.
+struct Interrupted {};
+
 class Interrupt {
  public:
   Interrupt() {

@@ -76,6 +76,7 @@ expect "observation to resume" --model "$folder/changed" --output_dir "$folder/c
 expect "first_query" --model "$capture" --first_query 600 --output_dir "$folder/none"
 expect "at least 10 tokens" --model "$capture" --max_tokens 5 --output_dir "$folder/none"
 expect "GGUF file" --model org/name --output_dir "$folder/none"
+expect "--plan" --model "$capture" --plan --budget 25% --output_dir "$folder/none"
 expect "windows" --model "$capture" --windows 8,4 --output_dir "$folder/none"
 expect "NAME_q.npy" --model "$folder" --output_dir "$folder/none"
 [[ -z $(ls -A "$folder/none") ]] || fail "a refused analysis left something behind"

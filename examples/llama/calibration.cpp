@@ -1,0 +1,149 @@
+#include "llama/calibration.hpp"
+
+#include "analysis/analysis.hpp"
+#include "llama/token_source.hpp"
+#include "support/folder.hpp"
+
+#include <headaware/error.hpp>
+#include <headaware/io/attention_sums.hpp>
+#include <headaware/io/save_observation.hpp>
+#include <headaware/io/save_sensitivities.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace llama_adapter {
+
+namespace ha = headaware;
+
+namespace {
+
+std::string describe(Model const& model, CalibrationText::Pieces const& pieces) {
+  std::string tokens;
+  for (auto const& piece : pieces) {
+    for (std::int32_t const token : piece) tokens += std::to_string(token) + ",";
+  }
+  return model.path().filename().string() + ", " + std::to_string(std::filesystem::file_size(model.path())) +
+         " bytes; " + std::to_string(pieces.size()) + " pieces of " + std::to_string(pieces.front().size()) +
+         " tokens, " + std::to_string(std::hash<std::string>{}(tokens));
+}
+
+/// Whether what a folder holds of an observation is part of this one.
+bool resumable(std::filesystem::path const& folder, analysis::AttentionSource const& source,
+               ha::ObserverParameters const& parameters) {
+  auto const path = folder / "attention_sums.json";
+  if (!std::filesystem::exists(path)) return false;
+  auto const saved = ha::load_attention_sums(path);
+  return saved.source == source.description() && saved.observer.parameters() == parameters &&
+         saved.observer.model() == source.model();
+}
+
+ha::RetentionStatistics observe(PolicyRun& run, CalibrationText::Pieces const& pieces, std::int64_t first_query,
+                                CalibrationOptions const& options, std::filesystem::path const& folder) {
+  TokenSource source(run, pieces, describe(run.model(), pieces));
+  analysis::AnalysisOptions analysis{.output_dir = folder, .parameters = {}};
+  analysis.parameters.first_query = first_query;
+  analysis.parameters.query_stride = options.query_stride;
+  analysis.parameters.retention = ha::RetentionGrid::up_to(std::ssize(pieces.front()));
+  support::make_folder(folder);
+  analysis.resume = resumable(folder, source, analysis.parameters);
+  auto const result = analysis::analyze(source, analysis);
+  if (!result.complete()) throw support::Interrupted{};
+  auto statistics = result.observer.retention_statistics();
+  ha::save_retention_statistics(folder / "retention_statistics.json", statistics);
+  return statistics;
+}
+
+/// The increase of the mean loss, but at least one standard error of it: what is not told from noise must not make a
+/// layer free.
+double loss_increase(std::vector<std::vector<double>> const& cut, std::vector<std::vector<double>> const& full,
+                     std::int64_t first) {
+  double sum = 0;
+  double squares = 0;
+  double count = 0;
+  for (std::size_t piece = 0; piece < full.size(); ++piece) {
+    for (auto i = static_cast<std::size_t>(first); i < full[piece].size(); ++i) {
+      double const increase = cut[piece][i] - full[piece][i];
+      sum += increase;
+      squares += increase * increase;
+      ++count;
+    }
+  }
+  double const mean = sum / count;
+  double const variance = std::max(0.0, squares / count - mean * mean);
+  return std::max(mean, std::sqrt(variance / count));
+}
+
+ha::Sensitivities sensitivities(LossStore& losses, CalibrationText::Pieces const& pieces, std::int64_t first_query,
+                                ha::RetentionStatistics const& statistics, CalibrationOptions const& options,
+                                std::filesystem::path const& folder, std::string const& what) {
+  if (options.sensitivity == SensitivityOf::none) return {};
+  ModelShape const& shape = losses.run().model().shape();
+  bool const by_head = options.sensitivity == SensitivityOf::head;
+  ha::SavedSensitivities saved;
+  saved.num_layers = shape.layers;
+  saved.num_kv_heads = by_head ? shape.kv_heads : 0;
+  saved.losses = true;
+  saved.cut = options.cut;
+
+  auto const used = static_cast<std::size_t>(options.sensitivity_pieces);
+  std::vector<LossJob> jobs;
+  auto const add = [&](ha::PolicyTable const& table) {
+    for (std::size_t piece = 0; piece < used; ++piece) jobs.push_back({pieces[piece], table});
+  };
+  ha::PolicyTable const full(shape.layers, shape.kv_heads, ha::Full{});
+  add(full);
+  for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
+    ha::PolicyTable table = full;
+    for (std::int32_t head = 0; head < shape.kv_heads; ++head) {
+      table.set(layer, head, options.cut);
+      if (by_head) {
+        add(table);
+        table = full;
+      }
+    }
+    if (!by_head) add(table);
+  }
+  auto const all = losses.losses("sensitivities to cuts, " + what, jobs);
+  auto const of = [&](std::size_t table) {
+    auto const first = all.begin() + static_cast<std::ptrdiff_t>(table * used);
+    return std::vector<std::vector<double>>(first, first + static_cast<std::ptrdiff_t>(used));
+  };
+  auto const uncut = of(0);
+  for (std::size_t table = 1; table < jobs.size() / used; ++table) {
+    saved.values.push_back(loss_increase(of(table), uncut, first_query));
+  }
+  ha::save_sensitivities(folder / "sensitivities.json", saved);
+  return saved.factors(statistics);
+}
+
+}  // namespace
+
+std::vector<ha::WeightedStatistics> Calibration::weighted(double probe_weight) const {
+  return {{&text.statistics, text.sensitivities, 1}, {&probe.statistics, probe.sensitivities, probe_weight}};
+}
+
+Calibration calibrate(LossStore& losses, CalibrationText const& text, CalibrationOptions const& options) {
+  constexpr auto where = "calibrate";
+  std::int64_t const least = std::min(std::ssize(text.text), std::ssize(text.probe));
+  bool const fits = options.sensitivity_pieces > 0 && options.sensitivity_pieces <= least;
+  ha::detail::require(fits, "sensitivity_pieces", "1 to " + std::to_string(least), options.sensitivity_pieces, where);
+  auto const measure = [&](CalibrationText::Pieces const& pieces, std::string const& name) {
+    auto const folder = options.output_dir / name;
+    MeasuredText result;
+    result.statistics = observe(losses.run(), pieces, text.first_query, options, folder);
+    result.sensitivities = sensitivities(losses, pieces, text.first_query, result.statistics, options, folder, name);
+    return result;
+  };
+  Calibration result;
+  result.text = measure(text.text, "text");
+  result.probe = measure(text.probe, "probe");
+  return result;
+}
+
+}  // namespace llama_adapter

@@ -1,0 +1,52 @@
+#pragma once
+
+// What a plan is made of, measured on the model: statistics of natural text and of a probe, and how much a cut of each
+// layer costs either.
+
+#include "llama/calibration_text.hpp"
+#include "llama/loss_store.hpp"
+
+#include <headaware/plan/kv_errors.hpp>
+#include <headaware/policy/sink_window.hpp>
+#include <headaware/stats/retention.hpp>
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <string_view>
+#include <vector>
+
+namespace llama_adapter {
+
+/// What is cut alone to see what it costs.
+enum class SensitivityOf : std::uint8_t { none, layer, head };
+inline constexpr std::array<std::string_view, 3> sensitivity_names{"none", "layer", "head"};
+
+struct CalibrationOptions {
+  std::filesystem::path output_dir;
+  SensitivityOf sensitivity = SensitivityOf::layer;
+  std::int32_t sensitivity_pieces = 1;  ///< of text and of probe, over which losses are measured
+  headaware::SinkWindow cut{.sink = 4, .window = 60};
+  std::int64_t query_stride = 1;  ///< every so many rows are observed
+};
+
+/// One kind of text, measured.
+struct MeasuredText {
+  headaware::RetentionStatistics statistics;
+  headaware::Sensitivities sensitivities;
+};
+
+struct Calibration {
+  MeasuredText text;
+  MeasuredText probe;
+
+  /// Both for the planner, borrowed. @param probe_weight  the text has 1
+  [[nodiscard]] std::vector<headaware::WeightedStatistics> weighted(double probe_weight) const;
+};
+
+/// @brief Measures; what an earlier run in the same folder has measured is taken from there. Writes
+/// `text/` and `probe/` with retention_statistics.json and sensitivities.json, which plan_policies reads too.
+/// @throws support::Interrupted on Ctrl-C; running it again goes on. ArgumentError, what the engine throws
+[[nodiscard]] Calibration calibrate(LossStore& losses, CalibrationText const& text, CalibrationOptions const& options);
+
+}  // namespace llama_adapter

@@ -1,0 +1,29 @@
+#pragma once
+
+// From a model and a text to a plan: pieces, measurements, planner, guard.
+
+#include "llama/calibration.hpp"
+#include "llama/plan_guard.hpp"
+
+#include <headaware/plan/budget.hpp>
+
+#include <cstdint>
+#include <filesystem>
+
+namespace llama_adapter {
+
+struct PlanningOptions {
+  std::filesystem::path model;  ///< GGUF file, as it is to run
+  std::filesystem::path text;   ///< text file
+  std::int32_t threads = 1;
+  CalibrationPieces pieces{};
+  CalibrationOptions calibration{};
+  GuardOptions guard{};
+};
+
+/// @brief Calibrates a model on a text, plans for a budget, and writes the plan that is best on held-out text to
+/// `calibration.output_dir`. Whatever an earlier run there has measured is not measured again.
+/// @throws support::Interrupted on Ctrl-C; ArgumentError, FileError, FormatError, Error
+Guarded plan_model(PlanningOptions const& options, headaware::Budget const& budget);
+
+}  // namespace llama_adapter

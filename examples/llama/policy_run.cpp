@@ -1,0 +1,70 @@
+#include "llama/policy_run.hpp"
+
+#include "llama/tapped_qkv.hpp"
+
+#include <headaware/attention/masked.hpp>
+#include <headaware/error.hpp>
+
+#include <algorithm>
+#include <vector>
+
+namespace llama_adapter {
+
+namespace ha = headaware;
+
+namespace {
+
+/// Beyond this the engine's scores of all heads take too much memory; its fused node has none, at half precision.
+bool wants_fused(ModelShape const& shape, std::int64_t tokens) {
+  constexpr std::int64_t most_bytes = std::int64_t{1} << 30;
+  return tokens * tokens * shape.query_heads * static_cast<std::int64_t>(sizeof(float)) > most_bytes;
+}
+
+/// Which layers have a head that drops something.
+std::vector<bool> cut_layers(ha::PolicyTable const& table) {
+  std::vector<bool> cut(static_cast<std::size_t>(table.num_layers()));
+  for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
+    for (std::int32_t head = 0; head < table.num_kv_heads(); ++head) {
+      if (!table.at(layer, head).is<ha::Full>()) cut[static_cast<std::size_t>(layer)] = true;
+    }
+  }
+  return cut;
+}
+
+}  // namespace
+
+PolicyRun::PolicyRun(Model const& model, PolicyRunOptions const& options)
+    : model_(&model),
+      fused_(wants_fused(model.shape(), options.tokens)),
+      tap_(
+          model.shape(), [this](TappedAttention const& attention) { handler_(attention); }, TapMode::replace),
+      context_(model,
+               {.tokens = options.tokens, .flash_attention = fused_, .threads = options.threads, .observer = &tap_}) {}
+
+std::vector<double> PolicyRun::losses(std::span<std::int32_t const> tokens, ha::PolicyTable const& table,
+                                      LayerDone const& layer_done) {
+  constexpr auto where = "PolicyRun::losses";
+  ModelShape const& shape = model_->shape();
+  ha::detail::require(table.num_layers() == shape.layers, "table's layers", shape.layers, table.num_layers(), where);
+  ha::detail::require(table.num_kv_heads() == shape.kv_heads, "table's KV heads", shape.kv_heads, table.num_kv_heads(),
+                      where);
+  std::vector<bool> const cut = cut_layers(table);
+  handler_ = [&](TappedAttention const& attention) {
+    if (cut[static_cast<std::size_t>(attention.layer)]) {
+      auto const layout = ha::strided_bshd(1, attention.tokens, attention.query_heads, attention.head_dim);
+      ha::attend_masked(qkv_of(attention), score_of(attention), table, attention.layer, attention.output, layout);
+    }
+    if (layer_done) layer_done(attention.layer);
+  };
+  tap_.skip_own_attention(cut);
+  context_.evaluate(tokens);
+  return context_.losses();
+}
+
+void PolicyRun::observe(std::span<std::int32_t const> tokens, AttentionTap::Handler const& handler) {
+  handler_ = handler;
+  tap_.skip_own_attention({});
+  context_.evaluate(tokens);
+}
+
+}  // namespace llama_adapter

@@ -1,0 +1,58 @@
+#pragma once
+
+// A model run with each KV head keeping only what its policy keeps, in one pass.
+
+#include "llama/attention_tap.hpp"
+#include "llama/engine.hpp"
+
+#include <headaware/policy/table.hpp>
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+namespace llama_adapter {
+
+struct PolicyRunOptions {
+  std::int32_t tokens = 2048;  ///< most of a run
+  std::int32_t threads = 1;    ///< of the engine; the policies' attention takes all cores
+};
+
+/// Runs a model over tokens under policies, as if every step evicted what they do not keep. One context serves all
+/// runs.
+class PolicyRun {
+ public:
+  /// Told after each layer; may throw to leave the run, which then leaves no trace.
+  using LayerDone = std::function<void(std::int32_t layer)>;
+
+  /// @param model  borrowed @throws Error if the engine cannot make a context
+  PolicyRun(Model const& model, PolicyRunOptions const& options);
+  PolicyRun(PolicyRun const&) = delete;
+  PolicyRun& operator=(PolicyRun const&) = delete;
+
+  [[nodiscard]] Model const& model() const { return *model_; }
+  /// Whether the engine's own attention is one fused node a layer, which rounds to half precision: where its scores
+  /// would fill the memory.
+  [[nodiscard]] bool fused() const { return fused_; }
+
+  /// @brief −log p(token i + 1 | what the policies keep of tokens 0 … i); @return [tokens − 1]
+  ///
+  /// A layer whose heads all keep everything runs as the engine computes it. The model's own sliding windows hold
+  /// beside the policies.
+  /// @throws ArgumentError if the table's shape is not the model's, or tokens do not fit
+  [[nodiscard]] std::vector<double> losses(std::span<std::int32_t const> tokens, headaware::PolicyTable const& table,
+                                           LayerDone const& layer_done = {});
+
+  /// @brief Runs the model as it is, and hands over each layer's attention.
+  void observe(std::span<std::int32_t const> tokens, AttentionTap::Handler const& handler);
+
+ private:
+  Model const* model_;
+  bool fused_;
+  AttentionTap::Handler handler_;  ///< of the run under way
+  AttentionTap tap_;
+  Context context_;
+};
+
+}  // namespace llama_adapter

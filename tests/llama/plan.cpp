@@ -1,0 +1,138 @@
+// Runs under policies, and plans made of and tried on a real model.
+
+#include "llama/models.hpp"
+#include "llama/planning.hpp"
+#include "llama/policy_benchmark.hpp"
+#include "support/errors.hpp"
+
+#include <headaware/io/plan.hpp>
+#include <headaware/plan/compare.hpp>
+
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace ha = headaware;
+using namespace headaware_test;
+using namespace llama_adapter;
+
+TEST_CASE("under policies that keep everything a model predicts as it does by itself") {
+  HEADAWARE_REQUIRE_MODEL(smollm2);
+  Model const model(exact_model_path(smollm2));
+  auto const tokens = text_tokens(model, 300);
+  Context context(model, {.tokens = 300});
+  context.evaluate(tokens);
+  auto const expected = context.losses();
+
+  PolicyRun run(model, {.tokens = 300});
+  ha::PolicyTable table(30, 3, ha::Full{});
+  std::vector<std::int32_t> layers;
+  CHECK(run.losses(tokens, table, [&](std::int32_t layer) { layers.push_back(layer); }) == expected);
+  CHECK(layers.size() == 30);
+
+  // Windows that hold the whole text are policies, so the library computes the attention.
+  auto const same = run.losses(tokens, ha::PolicyTable(30, 3, ha::SinkWindow{.sink = 4, .window = 296}));
+  REQUIRE(same.size() == expected.size());
+  double largest = 0;
+  for (std::size_t i = 0; i < same.size(); ++i) largest = std::max(largest, std::abs(same[i] - expected[i]));
+  CHECK(largest < 1e-3);
+
+  // One head cut: nothing changes before its window is full.
+  table.set(3, 1, ha::SinkWindow{.sink = 4, .window = 60});
+  auto const cut = run.losses(tokens, table);
+  for (std::size_t i = 0; i < 64; ++i) CHECK(std::abs(cut[i] - expected[i]) < 1e-3);
+  CHECK(cut != expected);
+
+  check_error<ha::ArgumentError>([&] { (void)run.losses(tokens, ha::PolicyTable(29, 3, ha::Full{})); },
+                                 {"table's layers", "30", "29", "PolicyRun"});
+  check_error<ha::ArgumentError>([&] { (void)run.losses(tokens, ha::PolicyTable(30, 9, ha::Full{})); },
+                                 {"table's KV heads", "3", "9", "PolicyRun"});
+}
+
+TEST_CASE("a model's own windows hold beside the policies") {
+  HEADAWARE_REQUIRE_MODEL(gemma3);
+  Model const model(exact_model_path(gemma3));
+  auto const tokens = text_tokens(model, 600);
+  PolicyRun run(model, {.tokens = 600});
+  auto const expected = run.losses(tokens, ha::PolicyTable(18, 1, ha::Full{}));
+  auto const same = run.losses(tokens, ha::PolicyTable(18, 1, ha::SinkWindow{.sink = 4, .window = 596}));
+  CHECK(std::abs(perplexity(same) / perplexity(expected) - 1) < 1e-3);
+}
+
+TEST_CASE("calibration pieces have one length, lie apart, and refuse texts that are too short") {
+  HEADAWARE_REQUIRE_MODEL(smollm2);
+  Model const model(model_path(smollm2));
+  std::vector<std::int32_t> tokens(3000);
+  for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<std::int32_t>(i);
+  auto const text = calibration_text(model, tokens, 256, {}, "here");
+  CHECK(text.first_query == 128);
+  CHECK(text.text.size() == 4);
+  CHECK(text.probe.size() == 2);
+  CHECK(text.held_out.size() == 2);
+  CHECK(text.held_out_probes.size() == 1);
+  std::vector<bool> used(tokens.size());
+  for (auto const* const kind : {&text.text, &text.probe, &text.held_out, &text.held_out_probes}) {
+    bool const twice = kind == &text.probe || kind == &text.held_out_probes;
+    for (auto const& piece : *kind) {
+      REQUIRE(piece.size() == 256);
+      for (std::size_t i = 0; i < (twice ? 128U : 256U); ++i) {
+        CHECK_FALSE(used[static_cast<std::size_t>(piece[i])]);
+        used[static_cast<std::size_t>(piece[i])] = true;
+        if (twice) CHECK(piece[i + 128] == piece[i]);
+      }
+    }
+  }
+  tokens.resize(2000);
+  check_error<ha::ArgumentError>([&] { (void)calibration_text(model, tokens, 256, {}, "here"); },
+                                 {"tokens of the text", "at least 2304", "2000", "here"});
+  check_error<ha::ArgumentError>([&] { (void)calibration_text(model, tokens, 255, {}, "here"); },
+                                 {"context", "even", "255", ""});
+}
+
+TEST_CASE("a plan made of one text predicts another better than uniform windows of its size") {
+  HEADAWARE_REQUIRE_MODEL(smollm2);
+  HEADAWARE_REQUIRE_SHARED_DATA();
+  TemporaryFolder const folder;
+  PlanningOptions options;
+  options.model = exact_model_path(smollm2);
+  options.text = shared_data() / "text" / "wikitext-2-valid.txt";
+  options.pieces = {.text = 2, .probe = 1, .held_out = 1, .held_out_probes = 1};
+  options.calibration.output_dir = folder.path();
+  options.calibration.sensitivity = SensitivityOf::none;  // one pass a layer would take a minute
+  options.guard.context = 512;
+  options.guard.blends = {0.5};
+  auto const budget = ha::Budget::share(0.25);
+  Guarded const guarded = plan_model(options, budget);
+  REQUIRE(guarded.tables.size() == 3);
+  auto const& best = guarded.chosen();
+  CHECK(guarded.best != 0);
+  CHECK(best.score < guarded.tables[0].score);
+  CHECK(best.text_loss > guarded.full_text_loss);
+  CHECK(best.plan.planned_tokens <= budget.total(90, 512));
+  CHECK(ha::load_plan(folder / "plan.json") == best.plan);
+  CHECK(std::filesystem::exists(folder / "plan_classifications.json"));
+  CHECK(std::filesystem::exists(folder / "plan_guard.json"));
+
+  // A second time nothing is measured, and the same comes out.
+  std::filesystem::remove(folder / "plan.json");
+  auto const measured = std::filesystem::last_write_time(folder / "text" / "attention_sums.json");
+  CHECK(plan_model(options, budget).chosen().plan == best.plan);
+  CHECK(std::filesystem::last_write_time(folder / "text" / "attention_sums.json") == measured);
+
+  Model const model(options.model);
+  auto const tokens = text_tokens(model, 4096);
+  PolicyRun run(model, {.tokens = 512});
+  LossStore losses(run, folder / "losses");
+  std::vector<BenchmarkRun> runs;
+  runs.push_back({.method = "streaming_llm", .table = ha::uniform_table(30, 3, budget, 512)});
+  runs.push_back({.method = "planned", .table = best.plan.table});
+  run_benchmark(losses, tokens, {.context = 512, .passages = {0, 3000}, .copies = {1500}}, runs);
+  std::printf("SmolLM2-135M, 128 of 512 tokens: perplexity %.2f (uniform windows %.2f), copy %.2f (%.2f)\n",
+              runs[1].perplexity_second_half, runs[0].perplexity_second_half, runs[1].copy_nll, runs[0].copy_nll);
+  CHECK(runs[1].mean_kept_tokens <= 128);
+  CHECK(runs[0].mean_kept_tokens == 128);
+  CHECK(runs[1].perplexity_second_half < runs[0].perplexity_second_half);
+  CHECK(runs[1].copy_nll < runs[0].copy_nll);
+}
