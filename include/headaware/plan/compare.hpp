@@ -93,9 +93,9 @@ struct SinksOf {
       pages_b += held_tokens(b, context, page_size) / page_size;
       double const exact = (1 - share) * static_cast<double>(pages_a) + share * static_cast<double>(pages_b);
       // 0.7 · 10 + 0.3 · 10 pages are ten also where they come out as 9.999…
-      auto const upto = static_cast<std::int64_t>(std::floor(exact * (1 + 1e-12)));
-      std::int64_t const tokens = (upto - pages) * page_size;
-      pages = upto;
+      auto const reach = static_cast<std::int64_t>(std::floor(exact * (1 + 1e-12)));
+      std::int64_t const tokens = (reach - pages) * page_size;
+      pages = reach;
       detail::SinksOf sinks_a = detail::sinks_of(a, where);
       detail::SinksOf sinks_b = detail::sinks_of(b, where);
       if (!sinks_a.windowed) sinks_a = sinks_b;
