@@ -21,16 +21,26 @@
 
 namespace llama_adapter {
 
-/// A rolling cache seen through a layer's own sliding window: sinks that the model itself no longer sees are left out.
-/// An engine's own view is no more than this.
+/// A head's rows without the first sinks, which the model's own sliding window has left behind.
+struct WindowedRows {
+  headaware::RollingCacheRows kept;
+  std::int64_t hidden = 0;
+
+  [[nodiscard]] std::int64_t rows() const { return kept.rows() - hidden; }
+  [[nodiscard]] std::int64_t offset(std::int64_t row, std::int64_t channels) const {
+    return kept.offset(hidden + row, channels);
+  }
+};
+
+/// A rolling cache seen through a layer's own sliding window. An engine's own view is no more than this.
 struct WindowedView {
   headaware::RollingCacheView cache;
   std::int64_t model_window = 0;  ///< 0: none
 
-  [[nodiscard]] headaware::RollingCacheRows segment(std::int64_t sequence, std::int64_t kv_head) const {
-    auto rows = cache.segment(sequence, kv_head);
-    if (model_window > 0 && rows.length > model_window) rows.runs.sinks = 0;
-    return rows;
+  [[nodiscard]] WindowedRows segment(std::int64_t sequence, std::int64_t kv_head) const {
+    auto const kept = cache.segment(sequence, kv_head);
+    std::int64_t const left = model_window > 0 ? kept.length - model_window : 0;
+    return {kept, std::clamp<std::int64_t>(left, 0, kept.runs.sinks)};
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };
