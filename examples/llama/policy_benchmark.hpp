@@ -25,7 +25,7 @@ struct BenchmarkText {
 /// One table to run, or that was run.
 struct BenchmarkRun {
   std::string method;
-  std::string plan;                ///< file of the table, if any
+  std::string plan{};              ///< file of the table, if any
   std::int64_t budget_tokens = 0;  ///< a KV head; 0: none asked for
   headaware::PolicyTable table;
 
