@@ -4,7 +4,7 @@
 
 #include "analysis/attention_source.hpp"
 #include "support/capture.hpp"
-#include "support/hash.hpp"
+#include "support/content_hash.hpp"
 
 #include <headaware/error.hpp>
 
@@ -40,16 +40,15 @@ class CapturedSource : public AttentionSource {
       }
       left -= length;
     }
-    std::uint64_t print = support::fingerprint(nullptr, 0);
+    support::ContentHash print;
     for (capture::Sequence const& sequence : arrays_.sequences) {
       for (headaware::NpyArray const* array : {&*sequence.queries, &sequence.keys, &sequence.values}) {
         auto const data = array->as<std::uint16_t>();
-        print = support::fingerprint(data.data(), data.size_bytes(), print);
+        print.add({reinterpret_cast<char const*>(data.data()), data.size_bytes()});
       }
     }
-    description_ = "arrays " + support::hex(print) + " of " +
-                   std::filesystem::absolute(folder_).lexically_normal().string() + ", pieces of " +
-                   std::to_string(chunk_size) + " tokens, at most " + std::to_string(max_tokens);
+    description_ = "arrays " + print.text() + " of " + std::filesystem::absolute(folder_).lexically_normal().string() +
+                   ", pieces of " + std::to_string(chunk_size) + " tokens, at most " + std::to_string(max_tokens);
   }
 
   [[nodiscard]] std::string name() const override {

@@ -2,6 +2,7 @@
 
 #include "analysis/analysis.hpp"
 #include "llama/token_source.hpp"
+#include "support/content_hash.hpp"
 #include "support/folder.hpp"
 
 #include <headaware/error.hpp>
@@ -12,10 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <functional>
-#include <optional>
 #include <string>
-#include <string_view>
 
 namespace llama_adapter {
 
@@ -24,13 +22,11 @@ namespace ha = headaware;
 namespace {
 
 std::string describe(Model const& model, CalibrationText::Pieces const& pieces) {
-  std::string tokens;
-  for (auto const& piece : pieces) {
-    for (std::int32_t const token : piece) tokens += std::to_string(token) + ",";
-  }
+  support::ContentHash tokens;
+  for (auto const& piece : pieces) tokens.add(piece);
   return model.path().filename().string() + ", " + std::to_string(std::filesystem::file_size(model.path())) +
          " bytes; " + std::to_string(pieces.size()) + " pieces of " + std::to_string(pieces.front().size()) +
-         " tokens, " + std::to_string(std::hash<std::string>{}(tokens));
+         " tokens, " + tokens.text();
 }
 
 /// Whether what a folder holds of an observation is part of this one.

@@ -1,5 +1,6 @@
 #include "llama/loss_store.hpp"
 
+#include "support/content_hash.hpp"
 #include "support/folder.hpp"
 #include "support/progress.hpp"
 
@@ -9,10 +10,8 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstdio>
 #include <fstream>
 #include <numeric>
-#include <string_view>
 #include <utility>
 
 namespace llama_adapter {
@@ -21,25 +20,6 @@ namespace ha = headaware;
 
 namespace {
 
-/// FNV-1a, 64 bits.
-class Hash {
- public:
-  void add(std::string_view bytes) {
-    for (char const byte : bytes) {
-      value_ ^= static_cast<unsigned char>(byte);
-      value_ *= 0x100000001b3U;
-    }
-  }
-  [[nodiscard]] std::string text() const {
-    char text[17];
-    std::snprintf(text, sizeof(text), "%016llx", static_cast<unsigned long long>(value_));
-    return text;
-  }
-
- private:
-  std::uint64_t value_ = 0xcbf29ce484222325U;
-};
-
 /// A model by its size and samples of its bytes: reading all of them would take longer than some runs.
 std::string identity_of(std::filesystem::path const& path) {
   constexpr std::uint64_t block = std::uint64_t{1} << 16;
@@ -47,7 +27,7 @@ std::string identity_of(std::filesystem::path const& path) {
   std::uint64_t const size = std::filesystem::file_size(path);
   std::ifstream stream(path, std::ios::binary);
   std::string bytes(block, '\0');
-  Hash hash;
+  support::ContentHash hash;
   for (std::uint64_t i = 0; i <= blocks; ++i) {
     stream.seekg(static_cast<std::streamoff>(size > block ? (size - block) / blocks * i : 0));
     stream.read(bytes.data(), static_cast<std::streamsize>(std::min(block, size)));
@@ -78,10 +58,10 @@ LossStore::LossStore(PolicyRun& run, std::filesystem::path folder)
 }
 
 std::filesystem::path LossStore::path_of(LossJob const& job) const {
-  Hash hash;
+  support::ContentHash hash;
   hash.add(model_);
   hash.add(text_of(job.table));
-  for (std::int32_t const token : job.tokens) hash.add(std::to_string(token) + ",");
+  hash.add(job.tokens);
   return folder_ / (hash.text() + ".npy");
 }
 

@@ -6,7 +6,7 @@
 #include "llama/output_projection.hpp"
 #include "llama/tapped_qkv.hpp"
 #include "llama/text_chunks.hpp"
-#include "support/hash.hpp"
+#include "support/content_hash.hpp"
 
 #include <headaware/io/file.hpp>
 
@@ -16,6 +16,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <functional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -42,14 +43,12 @@ class ModelSource : public analysis::AttentionSource {
                           .all_logits = false,
                           .threads = options.threads,
                           .observer = &tap_}) {
-    std::uint64_t print = support::fingerprint(nullptr, 0);
-    for (auto const& chunk : chunks_) {
-      print = support::fingerprint(chunk.data(), chunk.size() * sizeof(chunk[0]), print);
-    }
+    support::ContentHash print;
+    for (auto const& chunk : chunks_) print.add(std::span<std::int32_t const>(chunk));
     description_ = options.model.filename().string() + (options.exact ? " in single precision, " : ", ") +
                    std::to_string(std::filesystem::file_size(options.model)) + " bytes; " +
                    options.text.filename().string() + " in pieces of " + std::to_string(options.chunk_size) +
-                   " tokens, at most " + std::to_string(options.max_tokens) + ", tokens " + support::hex(print);
+                   " tokens, at most " + std::to_string(options.max_tokens) + ", tokens " + print.text();
     if (longest() > longest_unfused) {
       description_ += "; fused attention in half precision";
       std::fprintf(stderr,

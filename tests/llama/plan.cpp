@@ -126,8 +126,11 @@ TEST_CASE("a plan made of one text predicts another better than uniform windows 
   PolicyRun run(model, {.tokens = 512});
   LossStore losses(run, folder / "losses");
   std::vector<BenchmarkRun> runs;
-  runs.push_back({.method = "streaming_llm", .table = ha::uniform_table(30, 3, budget, 512)});
-  runs.push_back({.method = "planned", .table = best.plan.table});
+  runs.resize(2);
+  runs[0].method = "streaming_llm";
+  runs[0].table = ha::uniform_table(30, 3, budget, 512);
+  runs[1].method = "planned";
+  runs[1].table = best.plan.table;
   run_benchmark(losses, tokens, {.context = 512, .passages = {0, 3000}, .copies = {1500}}, runs);
   std::printf("SmolLM2-135M, 128 of 512 tokens: perplexity %.2f (uniform windows %.2f), copy %.2f (%.2f)\n",
               runs[1].perplexity_second_half, runs[0].perplexity_second_half, runs[1].copy_nll, runs[0].copy_nll);
