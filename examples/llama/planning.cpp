@@ -16,7 +16,7 @@ Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
   Calibration const calibration = calibrate(losses, text, options.calibration);
   auto const errors = ha::weighted_errors(calibration.weighted(options.guard.probe_weight), options.guard.plan.measure,
                                           options.guard.plan.fold);
-  Guarded const guarded = guarded_plan(losses, errors, text, budget, options.guard);
+  Guarded guarded = guarded_plan(losses, errors, text, budget, options.guard);
   write_guarded(options.calibration.output_dir, guarded);
   return guarded;
 }

@@ -15,7 +15,7 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail::simd {
 
-typedef std::uint16_t Shorts __attribute__((vector_size(lanes * 2)));
+using Shorts [[gnu::vector_size(lanes * 2)]] = std::uint16_t;
 
 /// The value, which the compiler may not load again at each use: g++ folds a load into every multiplication, and loads
 /// are what the score kernel waits for.
