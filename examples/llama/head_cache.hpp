@@ -6,7 +6,7 @@
 #include "llama/attention_tap.hpp"
 
 #include <headaware/attention/attend.hpp>
-#include <headaware/attention/rolling_cache_view.hpp>
+#include <headaware/attention/rolling_view.hpp>
 #include <headaware/cache/rolling.hpp>
 #include <headaware/element.hpp>
 #include <headaware/layout/strided.hpp>
@@ -23,7 +23,7 @@ namespace llama_adapter {
 
 /// A head's rows without the first sinks, which the model's own sliding window has left behind.
 struct WindowedRows {
-  headaware::RollingCacheRows kept;
+  headaware::RollingRows kept;
   std::int64_t hidden = 0;
 
   [[nodiscard]] std::int64_t rows() const { return kept.rows() - hidden; }
@@ -34,7 +34,7 @@ struct WindowedRows {
 
 /// A rolling cache seen through a layer's own sliding window. An engine's own view is no more than this.
 struct WindowedView {
-  headaware::RollingCacheView cache;
+  headaware::RollingView cache;
   std::int64_t model_window = 0;  ///< 0: none
 
   [[nodiscard]] WindowedRows segment(std::int64_t sequence, std::int64_t kv_head) const {

@@ -22,13 +22,13 @@ class AttendUpload {
   I const* operator()(std::vector<I> const& values) const {
     if constexpr (std::is_same_v<I, std::int32_t>) return narrow_.emplace_back(values).data();
     if constexpr (std::is_same_v<I, std::int64_t>) return wide_.emplace_back(values).data();
-    if constexpr (std::is_same_v<I, ha::RollingSlots>) return heads_.emplace_back(values).data();
+    if constexpr (std::is_same_v<I, ha::RollingHead>) return heads_.emplace_back(values).data();
   }
 
  private:
   mutable std::list<DeviceVector<std::int32_t>> narrow_;
   mutable std::list<DeviceVector<std::int64_t>> wide_;
-  mutable std::list<DeviceVector<ha::RollingSlots>> heads_;
+  mutable std::list<DeviceVector<ha::RollingHead>> heads_;
 };
 
 /// Runs both calls on a stream of its own and waits.

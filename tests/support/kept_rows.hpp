@@ -168,13 +168,13 @@ class HostUpload {
   I const* operator()(std::vector<I> const& values) const {
     if constexpr (std::is_same_v<I, std::int32_t>) return narrow_.emplace_back(values).data();
     if constexpr (std::is_same_v<I, std::int64_t>) return wide_.emplace_back(values).data();
-    if constexpr (std::is_same_v<I, ha::RollingSlots>) return heads_.emplace_back(values).data();
+    if constexpr (std::is_same_v<I, ha::RollingHead>) return heads_.emplace_back(values).data();
   }
 
  private:
   mutable std::list<std::vector<std::int32_t>> narrow_;
   mutable std::list<std::vector<std::int64_t>> wide_;
-  mutable std::list<std::vector<ha::RollingSlots>> heads_;
+  mutable std::list<std::vector<ha::RollingHead>> heads_;
 };
 
 /// Puts each segment's rows at `place(segment, row)` of tensors of `rows` rows; what no row fills is NaN or, for 2-byte
@@ -281,46 +281,61 @@ void for_each_view(HeldProblem<T> const& p, bool rows_are_tokens, F const& f) {
   }
 }
 
-/// A rolling cache written token by token, and the problem that its slots hold.
+/// What a rolling cache holds whose every second ring has slack, with gaps between its blocks, and the problem that
+/// this poses.
 template <class T>
 struct RolledProblem {
   HeldProblem<T> problem;
-  std::vector<ha::RollingSlots> heads;
+  std::vector<ha::RollingHead> heads;
   std::vector<std::int32_t> lengths;
-  std::vector<std::int64_t> first_rows;
   std::int64_t rows = 0;
 
-  RolledProblem(ha::AttentionShape const& shape, std::vector<ha::RollingSlots> const& of_heads,
+  RolledProblem(ha::AttentionShape const& shape, std::vector<ha::SinkAndWindow> const& of_heads,
                 std::vector<std::int32_t> const& of_lengths, unsigned seed)
-      : problem(shape, {}, seed), heads(of_heads), lengths(of_lengths) {
+      : problem(shape, {}, seed), lengths(of_lengths) {
+    std::int32_t const longest = *std::max_element(lengths.begin(), lengths.end());
+    for (ha::SinkAndWindow const& form : of_heads) {
+      ha::RollingHead head;
+      head.sink = form.sink == ha::all_tokens ? longest : form.sink;
+      head.window = form.window;
+      head.ring = form.window == 0 ? 0 : form.window + (heads.size() % 2 == 0 ? 0 : 5);
+      rows += 2;
+      head.first_row = rows;
+      rows += head.slots();
+      heads.push_back(head);
+    }
+    for (ha::RollingHead& head : heads) head.sequence_rows = rows;
+    rows = rows * static_cast<std::int64_t>(lengths.size()) + 1;
     for (std::size_t b = 0; b < lengths.size(); ++b) {
       for (std::size_t h = 0; h < heads.size(); ++h) {
-        std::vector<std::int32_t> slots;
+        std::vector<std::int32_t> tokens;
         for (std::int32_t t = 0; t < lengths[b]; ++t) {
-          auto const head = heads[h];
-          if (head.window < 0 || t < head.sink || t < head.sink + head.window) {
-            if (head.window != 0 || t < head.sink) slots.push_back(t);
-          } else if (head.window > 0) {
-            slots[at(head.sink + (t - head.sink) % head.window)] = t;
-          }
+          if (t < heads[h].sink || t >= lengths[b] - heads[h].window) tokens.push_back(t);
         }
-        auto const n = static_cast<std::int64_t>(slots.size());
+        auto const n = static_cast<std::int64_t>(tokens.size());
         unsigned const part = seed + 100 + 2 * static_cast<unsigned>(b * heads.size() + h);
         problem.segments.push_back({random_elements<T>(n * shape.head_dim, part),
-                                    random_elements<T>(n * shape.output_channels(), part + 1), slots});
-        rows += 2;
-        first_rows.push_back(rows);
-        rows += n;
+                                    random_elements<T>(n * shape.output_channels(), part + 1), tokens});
       }
     }
-    rows += 1;
   }
   [[nodiscard]] PlacedRows<T> placed() const {
-    return {problem, rows, [&](std::size_t s, std::int64_t i) { return first_rows[s] + i; }};
+    return {problem, rows, [&](std::size_t s, std::int64_t i) {
+              ha::RollingHead const& head = heads[s % heads.size()];
+              std::int64_t const token = problem.segments[s].positions[at(i)];
+              // Token t of a ring lies in its slot modulo the ring.
+              std::int64_t const slot = token < head.sink ? token : head.sink + (token - head.sink) % head.ring;
+              return static_cast<std::int64_t>(s / heads.size()) * head.sequence_rows + head.first_row + slot;
+            }};
   }
   template <class Upload>
   [[nodiscard]] ha::RollingView view(Upload const& upload) const {
-    return {upload(first_rows), upload(heads), upload(lengths), problem.shape.kv_heads};
+    ha::RollingPlanView plan;
+    plan.heads = upload(heads);
+    plan.num_layers = 1;
+    plan.num_sequences = static_cast<std::int32_t>(lengths.size());
+    plan.num_kv_heads = problem.shape.kv_heads;
+    return {plan, 0, upload(lengths)};
   }
 };
 

@@ -88,7 +88,7 @@ cudaError_t launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape 
       cache,
       output,
       options.first_positions,
-      LogitMap::of(shape, options),
+      logit_map(shape, options),
       cut,
       arrays,
       memory,

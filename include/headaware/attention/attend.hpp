@@ -103,7 +103,7 @@ void attend(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& que
   if (shape.sequences == 0 || shape.query_tokens == 0) return;
   constexpr std::int64_t chunk_rows = 512;
   auto const cut = detail::AttentionCut::of(shape, detail::QueryTile::max_queries, chunk_rows);
-  auto const map = detail::LogitMap::of(shape, options);
+  auto const map = detail::logit_map(shape, options);
   detail::AttentionWork const work(shape, cut, cache.view);
   std::int64_t const channels = detail::whole_vectors(shape.output_channels());
   detail::FloatBuffer const slot_sums(static_cast<std::size_t>(work.slots * cut.tile_rows * channels));

@@ -6,8 +6,9 @@
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/float_buffer.hpp>
+#include <headaware/detail/logit_map.hpp>
+#include <headaware/detail/pack_block.hpp>
 #include <headaware/detail/retention_rows.hpp>
-#include <headaware/detail/row_pass.hpp>
 #include <headaware/detail/score_block.hpp>
 #include <headaware/detail/simd.hpp>
 #include <headaware/element.hpp>
@@ -64,6 +65,7 @@ class MaskedRows {
   template <class Layer>
   MaskedRows(AttentionScore const& score, Layer const& layer)
       : score_(score),
+        logit_map_(LogitMap::of(score.scale, score.soft_cap)),
         head_dim_(layer.head_dim),
         value_dim_(value_dim(layer)),
         channels_((value_dim_ + 2 * simd::lanes - 1) / (2 * simd::lanes) * (2 * simd::lanes)),
@@ -81,7 +83,7 @@ class MaskedRows {
            OutputLayout const& output_layout) {
     VisibleKeys const visible = VisibleKeys::of(policy);
     std::int32_t const kv_head = head / (layer.query_heads / layer.kv_heads);
-    pack_queries(layer, head, q, count);
+    pack_queries(layer, head, q, 1, count, max_rows, logit_map_.factor(), queries_.data());
     std::fill_n(outputs_.data(), max_rows * channels_, 0.0F);
     std::fill(max_.begin(), max_.end(), -std::numeric_limits<float>::infinity());
     std::fill(sum_.begin(), sum_.end(), 0.0);
@@ -109,35 +111,13 @@ class MaskedRows {
   }
 
  private:
-  template <class Layer>
-  void pack_queries(Layer const& layer, std::int32_t head, std::int64_t q, std::int64_t count) {
-    constexpr float log2e = 1.4426950408889634F;
-    float const factor = score_.soft_cap > 0 ? score_.scale / score_.soft_cap : score_.scale * log2e;
-    for (std::int64_t r = 0; r < max_rows; ++r) {
-      for (std::int64_t d = 0; d < head_dim_; ++d) {
-        queries_.data()[r * head_dim_ + d] =
-            r < count
-                ? to_float(
-                      layer.queries[layer.query_layout.offset(layer.sequence, head, layer.first_token + q + r, d)]) *
-                      factor
-                : 0;
-      }
-    }
-  }
-
   template <class Layer, class P>
   void add_keys(Layer const& layer, std::int32_t kv_head, std::int64_t q, std::int64_t count, std::int64_t first,
                 std::int64_t keys, VisibleKeys const& visible, P const& policy) {
-    std::int64_t const padded = (keys + B::strip - 1) / B::strip * B::strip;
-    for (std::int64_t key = 0; key < padded; ++key) {
-      float* const to = packed_.data() + key / B::strip * B::strip * head_dim_ + key % B::strip;
-      std::int64_t const token = layer.first_token + first + key;
-      for (std::int64_t d = 0; d < head_dim_; ++d) {
-        to[d * B::strip] =
-            key < keys ? to_float(layer.keys[layer.key_layout.offset(layer.sequence, kv_head, token, d)]) : 0;
-      }
-      if (key >= keys) continue;
+    pack_keys(layer, kv_head, first, keys, packed_.data());
+    for (std::int64_t key = 0; key < keys; ++key) {
       float* const value = values_.data() + key * channels_;
+      std::int64_t const token = layer.first_token + first + key;
       for (std::int64_t d = 0; d < channels_; ++d) {
         value[d] =
             d < value_dim_ ? to_float(layer.values[layer.value_layout.offset(layer.sequence, kv_head, token, d)]) : 0;
@@ -157,28 +137,27 @@ class MaskedRows {
   void weigh(std::int64_t index, std::int64_t q, std::int64_t first, std::int64_t keys, VisibleKeys const& visible,
              P const& policy) {
     float* const scores = scores_.data() + index * B::block_keys;
-    if (score_.soft_cap > 0) {
-      constexpr float log2e = 1.4426950408889634F;
-      for (std::int64_t k = 0; k < keys; ++k) scores[k] = score_.soft_cap * log2e * std::tanh(scores[k]);
+    if (logit_map_.capped()) {
+      for (std::int64_t k = 0; k < keys; ++k) scores[k] = logit_map_.cap(scores[k]);
     }
     auto const within = [&](std::int64_t key) { return std::clamp<std::int64_t>(key - first, 0, keys); };
     std::int64_t const end = within(q + 1);
     std::int64_t const window = std::min(end, within(q + 1 - visible.window));
     std::int64_t const sinks = std::min(window, within(visible.sink));
-    std::fill(scores + sinks, scores + window, unseen);
-    std::fill(scores + end, scores + keys, unseen);
+    std::fill(scores + sinks, scores + window, hidden_logit);
+    std::fill(scores + end, scores + keys, hidden_logit);
     if (score_.sliding_window > 0) {
-      std::fill_n(scores, std::min(end, within(q + 1 - score_.sliding_window)), unseen);
+      std::fill_n(scores, std::min(end, within(q + 1 - score_.sliding_window)), hidden_logit);
     }
     if (!visible.exact) {
       for (std::int64_t k = 0; k < end; ++k) {
-        if (!policy.keeps(first + k, q + 1)) scores[k] = unseen;
+        if (!policy.keeps(first + k, q + 1)) scores[k] = hidden_logit;
       }
     }
     float const top = *std::max_element(scores, scores + keys);
     float& max = max_[static_cast<std::size_t>(index)];
     double& sum = sum_[static_cast<std::size_t>(index)];
-    if (!(top > unseen)) {
+    if (!(top > hidden_logit)) {
       std::fill_n(scores, keys, 0.0F);
       return;
     }
@@ -192,14 +171,14 @@ class MaskedRows {
       max = top;
     }
     std::int64_t const padded = (keys + simd::lanes - 1) / simd::lanes * simd::lanes;
-    std::fill(scores + keys, scores + padded, unseen);
+    std::fill(scores + keys, scores + padded, hidden_logit);
     simd::Floats const least = simd::broadcast(-126.0F);
     simd::Floats total{};
     for (std::int64_t k = 0; k < padded; k += simd::lanes) {
       simd::Floats const x = simd::load(scores + k);
       simd::Floats const weight = simd::exp2(simd::maximum(x - max, least));
       // What is not seen weighs nothing at all.
-      simd::Floats const seen = x > unseen ? weight : simd::Floats{};
+      simd::Floats const seen = x > hidden_logit ? weight : simd::Floats{};
       total += seen;
       simd::store(scores + k, seen);
     }
@@ -207,6 +186,7 @@ class MaskedRows {
   }
 
   AttentionScore score_;
+  LogitMap logit_map_;
   std::int64_t head_dim_;
   std::int64_t value_dim_;
   std::int64_t channels_;

@@ -1,52 +1,43 @@
 #pragma once
 
 /// @file
-/// Rolling caches as attention reads them: blocks of slots that decoding overwrites in turn.
+/// The rolling cache of `cache/rolling.hpp` as attention reads it.
 
 #include <headaware/attention/kept_view.hpp>
+#include <headaware/cache/rolling_plan.hpp>
+#include <headaware/cache/rolling_slots.hpp>
 #include <headaware/config.hpp>
 
 #include <cstdint>
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief What a head's block of slots holds: the first `sink` tokens, and behind them the newest `window` ones,
-/// token t in slot `sink + (t - sink) mod window`. `WindowOnly` has no sinks, `Prune` neither.
-struct RollingSlots {
-  std::int32_t sink = 0;
-  std::int32_t window = 0;  ///< -1: all tokens in order (`Full`), the block long enough for them
-};
-
-/// The slots of one head of one sequence.
+/// @brief The slots that one head of one sequence shows: sinks, then the window from its oldest token on.
 struct RollingRows {
-  std::int64_t first = 0;
+  RollingHead head;
+  std::int64_t sequence = 0;
   std::int64_t length = 0;  ///< tokens seen
-  RollingSlots head;
+  SlotRuns runs;
 
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t rows() const {
-    std::int64_t const slots = std::int64_t{head.sink} + head.window;
-    return head.window < 0 || length < slots ? length : slots;
-  }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t rows() const { return runs.total(); }
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t row, std::int64_t channels) const {
-    return (first + row) * channels;
+    return head.row(sequence, runs.slot(row)) * channels;
   }
-  /// The newest token that the slot was written with.
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const {
-    if (head.window < 0 || row < head.sink) return row;
-    std::int64_t const newest = length - 1 - head.sink;
-    return head.sink + newest - (newest - (row - head.sink)) % head.window;
+    return row < runs.sinks ? row : length - runs.total() + row;
   }
 };
 
-/// @brief A rolling cache: a block of slots a head of a sequence, anywhere in the tensor.
+/// @brief One layer of a rolling cache: from its layer's base pointers, whatever slack its rings have.
 struct RollingView {
-  std::int64_t const* first_rows = nullptr;  ///< [sequences, kv_heads], first row of each block; host or device
-  RollingSlots const* heads = nullptr;       ///< [kv_heads], the layer's; host or device
-  std::int32_t const* lengths = nullptr;     ///< [sequences], tokens seen so far; host or device
-  std::int32_t kv_heads = 0;
+  RollingPlanView plan;  ///< `RollingPlan::view()` or `view_at`, where the back end runs
+  std::int32_t layer = 0;
+  std::int32_t const* lengths = nullptr;  ///< [num_sequences], tokens seen; host or device
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE RollingRows segment(std::int64_t sequence, std::int64_t kv_head) const {
-    return {first_rows[sequence * kv_heads + kv_head], lengths[sequence], heads[kv_head]};
+    RollingHead const& head = plan.head(layer, kv_head);
+    std::int64_t const length = lengths[sequence];
+    return {head, sequence, length, head.visible(length)};
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };

@@ -2,6 +2,8 @@
 
 #include <headaware/config.hpp>
 #include <headaware/detail/float_buffer.hpp>
+#include <headaware/detail/logit_map.hpp>
+#include <headaware/detail/pack_block.hpp>
 #include <headaware/detail/retention_rows.hpp>
 #include <headaware/detail/score_block.hpp>
 #include <headaware/detail/simd.hpp>
@@ -15,7 +17,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <optional>
 #include <vector>
 
@@ -29,24 +30,19 @@ struct HeadChunk {
 
 namespace detail {
 
-/// The score of a key that a row does not see: weighs nothing, and is finite, so that what is not is a mistake.
-inline constexpr float unseen = -std::numeric_limits<float>::max();
-
 /// A value beyond it counts as no number: its square, summed over channels, must be one.
 inline constexpr float largest_value = 1e15F;
 
 /// The largest of `count` scores, or NaN if one is NaN or infinite; fills the buffer up to whole vectors.
 inline float largest_score(float* scores, std::int64_t count) {
   std::int64_t const vectors = (count + simd::lanes - 1) / simd::lanes;
-  for (std::int64_t i = count; i < vectors * simd::lanes; ++i) scores[i] = unseen;
+  for (std::int64_t i = count; i < vectors * simd::lanes; ++i) scores[i] = hidden_logit;
   simd::Floats top = simd::load(scores);
-  // 0 for a number, NaN for NaN and infinity.
-  auto const poison_of = [](simd::Floats const& x) { return x * 0.0F; };
-  simd::Floats poison = poison_of(top);
+  simd::Floats poison = simd::zero_or_nan(top);
   for (std::int64_t v = 1; v < vectors; ++v) {
     simd::Floats const x = simd::load(scores + v * simd::lanes);
     top = simd::maximum(top, x);
-    poison += poison_of(x);
+    poison += simd::zero_or_nan(x);
   }
   return simd::largest(top) + simd::sum(poison);
 }
@@ -84,6 +80,7 @@ class RowPass {
   RowPass(ObserverParameters const& parameters, AttentionScore const& score, Layer const& layer)
       : parameters_(parameters),
         score_(score),
+        logit_map_(LogitMap::of(score.scale, score.soft_cap)),
         head_dim_(key_dim(layer)),
         value_dim_(value_dim(layer)),
         near_(std::max<std::int64_t>(parameters.num_distances, parameters.local_window + 1)),
@@ -112,7 +109,10 @@ class RowPass {
     std::int32_t const kv_head = head / (layer.query_heads / layer.kv_heads);
     stride_ = parameters_.query_stride;
     std::int64_t const end = q + (count - 1) * stride_ + 1;  // keys before it are seen
-    if constexpr (!has_probabilities<Layer>) pack_queries(layer, head, q, count);
+    if constexpr (!has_probabilities<Layer>) {
+      std::int64_t const rows = (count + B::block_rows - 1) / B::block_rows * B::block_rows;
+      pack_queries(layer, head, q, stride_, count, rows, logit_map_.factor(), queries_.data());
+    }
     if (metric_) pack_metric(layer, head);
     std::fill(rows_.begin(), rows_.end(), RowInProgress{});
     if (retention_) {
@@ -126,7 +126,7 @@ class RowPass {
         score_.sliding_window > 0 ? std::max<std::int64_t>(0, q - score_.sliding_window + 1) : 0;
     for (std::int64_t first = oldest / B::block_keys * B::block_keys; first < end; first += B::block_keys) {
       std::int64_t const keys = std::min<std::int64_t>(B::block_keys, end - first);
-      if constexpr (!has_probabilities<Layer>) pack_keys(layer, kv_head, first, keys);
+      if constexpr (!has_probabilities<Layer>) pack_keys(layer, kv_head, first, keys, packed_.data());
       if (retention_ && retention_->with_values()) pack_values(layer, kv_head, first, keys, values_->data());
       // Rows before the block's first key see none of it.
       std::int64_t const start = std::max<std::int64_t>(0, first - q) / stride_ / B::block_rows * B::block_rows;
@@ -158,39 +158,6 @@ class RowPass {
   }
 
  private:
-  template <class Layer>
-  void pack_queries(Layer const& layer, std::int32_t head, std::int64_t q, std::int64_t count) {
-    constexpr float log2e = 1.4426950408889634F;
-    // A soft cap needs the logit itself; without one the scale and the base go into the query.
-    float const factor = score_.soft_cap > 0 ? score_.scale / score_.soft_cap : score_.scale * log2e;
-    std::int64_t const rows = (count + B::block_rows - 1) / B::block_rows * B::block_rows;
-    for (std::int64_t r = 0; r < rows; ++r) {
-      for (std::int64_t d = 0; d < head_dim_; ++d) {
-        float value = 0;
-        if (r < count)
-          value = to_float(layer.queries[layer.query_layout.offset(layer.sequence, head,
-                                                                   layer.first_token + q + r * stride_, d)]) *
-                  factor;
-        queries_.data()[r * head_dim_ + d] = value;
-      }
-    }
-  }
-
-  template <class Layer>
-  void pack_keys(Layer const& layer, std::int32_t kv_head, std::int64_t first, std::int64_t count) {
-    std::int64_t const padded = (count + B::strip - 1) / B::strip * B::strip;
-    for (std::int64_t key = 0; key < padded; ++key) {
-      float* const to = packed_.data() + key / B::strip * B::strip * head_dim_ + key % B::strip;
-      for (std::int64_t d = 0; d < head_dim_; ++d) {
-        to[d * B::strip] =
-            key < count
-                ? to_float(
-                      layer.keys[layer.key_layout.offset(layer.sequence, kv_head, layer.first_token + first + key, d)])
-                : 0;
-      }
-    }
-  }
-
   template <class Layer>
   void pack_values(Layer const& layer, std::int32_t kv_head, std::int64_t first, std::int64_t count, float* to) {
     std::int64_t const channels = retention_->channels();
@@ -249,9 +216,9 @@ class RowPass {
       std::int64_t const seen = std::clamp<std::int64_t>(q + r * stride_ + 1 - first, 0, count);
       for (std::int64_t k = 0; k < seen; ++k) {
         float const p = to_float(from[k]);
-        to[k] = p == 0 ? unseen : std::log2(p);  // NaN for a negative one
+        to[k] = p == 0 ? hidden_logit : std::log2(p);  // NaN for a negative one
       }
-      std::fill(to + seen, to + count, unseen);
+      std::fill(to + seen, to + count, hidden_logit);
     }
   }
 
@@ -272,11 +239,10 @@ class RowPass {
       if (retention_) std::fill_n(scores, seen, 0.0F);
       return;
     }
-    if (score_.soft_cap > 0) {
-      constexpr float log2e = 1.4426950408889634F;
-      for (std::int64_t i = skipped; i < count; ++i) scores[i] = score_.soft_cap * log2e * std::tanh(scores[i]);
+    if (logit_map_.capped()) {
+      for (std::int64_t i = skipped; i < count; ++i) scores[i] = logit_map_.cap(scores[i]);
     }
-    std::fill_n(scores, skipped, unseen);
+    std::fill_n(scores, skipped, hidden_logit);
     for (std::int64_t k = first; k < std::min<std::int64_t>(parameters_.sink_size, first + count); ++k) {
       sink_scores_[static_cast<std::size_t>(index * parameters_.sink_size + k)] = scores[k - first];
     }
@@ -345,6 +311,7 @@ class RowPass {
 
   ObserverParameters parameters_;
   AttentionScore score_;
+  LogitMap logit_map_;
   std::int64_t head_dim_;
   std::int64_t value_dim_;
   std::int64_t stride_ = 1;

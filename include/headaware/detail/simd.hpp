@@ -48,6 +48,9 @@ inline float largest(Floats value) {
   return result;
 }
 
+/// 0, or NaN where x is NaN or infinite.
+inline Floats zero_or_nan(Floats x) { return x * 0.0F; }
+
 /// 2^x for -126 <= x <= 0 to about 2 units in the last place.
 inline Floats exp2(Floats x) {
   Floats const shifted = x + 12582912.0F;  // 1.5 · 2^23: the integer part lands in the low bits

@@ -8,6 +8,7 @@
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/observe_kernel.cuh>
 #include <headaware/detail/cuda/observe_parameters.cuh>
+#include <headaware/detail/logit_map.hpp>
 #include <headaware/layout/concept.hpp>
 #include <headaware/stats/layer_attention.hpp>
 #include <headaware/stats/observer_parameters.hpp>
@@ -250,7 +251,7 @@ cudaError_t observe(void* d_temp, std::size_t& temp_bytes,
   for (std::size_t i = 0; i < layers.size(); ++i)
     tensors.layers[i] = {layers[i].d_queries, layers[i].d_keys, layers[i].d_values, layers[i].d_output_factors};
   auto const clamped = [&](std::int64_t value) { return static_cast<std::int32_t>(std::min(value, plan.longest)); };
-  constexpr float log2e = 1.4426950408889634F;
+  auto const map = detail::LogitMap::of(score.scale, score.soft_cap);
   Parameters kernel_parameters{
       .query_layout = shape.query_layout,
       .key_layout = shape.key_layout,
@@ -277,8 +278,8 @@ cudaError_t observe(void* d_temp, std::size_t& temp_bytes,
       .sink_size = parameters.sink_size,
       .local_window = parameters.local_window,
       .near = plan.sizes.near,
-      .scale = score.soft_cap > 0 ? score.scale / score.soft_cap : score.scale * log2e,
-      .cap = score.soft_cap > 0 ? score.soft_cap * log2e : 0,
+      .scale = map.factor(),
+      .cap = map.capped() ? map.outer : 0,
       .query_fetch = detail::fetch_order<E>(shape.query_layout, shape.head_dim, layers,
                                             [](auto const& layer) { return layer.d_queries; }),
       .key_fetch = detail::fetch_order<E>(shape.key_layout, shape.head_dim, layers,

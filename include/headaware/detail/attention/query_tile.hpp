@@ -17,21 +17,15 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// The logit of a row that a query does not see: finite, so that what is not is a mistake.
-inline constexpr float hidden_logit = -std::numeric_limits<float>::max();
-
 [[nodiscard]] inline std::int64_t whole_vectors(std::int64_t channels) {
   return (channels + simd::lanes - 1) / simd::lanes * simd::lanes;
 }
-
-/// 0, or NaN where x is NaN or infinite.
-inline simd::Floats zero_or_nan(simd::Floats x) { return x * 0.0F; }
 
 /// 2^x for x <= 0, 0 below 2^-126; NaN stays.
 inline simd::Floats weights_of(simd::Floats x) {
   simd::Floats const least = simd::broadcast(-126.0F);
   simd::Floats const clamped = x < least ? least : x;
-  simd::Floats const power = simd::exp2(clamped) + zero_or_nan(x);
+  simd::Floats const power = simd::exp2(clamped) + simd::zero_or_nan(x);
   return x < least ? simd::Floats{} : power;
 }
 
@@ -180,11 +174,11 @@ class QueryTile {
     }
     std::fill(scores + count, scores + attend_block, hidden_logit);
     simd::Floats top = simd::load(scores);
-    simd::Floats poison = zero_or_nan(top);  // NaN where a logit is NaN or infinite
+    simd::Floats poison = simd::zero_or_nan(top);  // NaN where a logit is NaN or infinite
     for (int i = simd::lanes; i < attend_block; i += simd::lanes) {
       simd::Floats const x = simd::load(scores + i);
       top = simd::maximum(top, x);
-      poison += zero_or_nan(x);
+      poison += simd::zero_or_nan(x);
     }
     float const block_max = simd::largest(top) + simd::sum(poison);
     SoftmaxPart& part = parts_[static_cast<std::size_t>(q)];

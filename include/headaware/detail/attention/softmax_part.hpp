@@ -1,9 +1,10 @@
 #pragma once
 
-// The core that both back ends share: logits in base 2, states of partial softmaxes, and the cut of the work.
+// The core that both back ends share: states of partial softmaxes, and the cut of the work.
 
 #include <headaware/attention/attention.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/logit_map.hpp>
 
 #include <cmath>
 #include <cstdint>
@@ -11,20 +12,11 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-inline constexpr float log2_e = 1.44269504088896340736F;
-inline constexpr float ln_2 = 0.69314718055994530942F;
-
-/// From query · key to a logit in base 2: `outer · x`, or `outer · tanh(inner · x)` with a soft cap.
-struct LogitMap {
-  float inner = 0;  ///< 0: no soft cap
-  float outer = 0;
-
-  static LogitMap of(AttentionShape const& shape, AttentionOptions const& options) {
-    float const scale = options.scale != 0 ? options.scale : 1 / std::sqrt(static_cast<float>(shape.head_dim));
-    if (options.soft_cap == 0) return {0, scale * log2_e};
-    return {scale / options.soft_cap, options.soft_cap * log2_e};
-  }
-};
+/// How logits come of the products that `attend` is asked for.
+inline LogitMap logit_map(AttentionShape const& shape, AttentionOptions const& options) {
+  return LogitMap::of(options.scale != 0 ? options.scale : 1 / std::sqrt(static_cast<float>(shape.head_dim)),
+                      options.soft_cap);
+}
 
 /// The softmax of some rows, relative to the largest of their logits (base 2): a weighted sum of values that goes
 /// with it is relative to the same.

@@ -9,7 +9,6 @@
 
 #include <cub/warp/warp_reduce.cuh>
 
-#include <cfloat>
 #include <cstddef>
 #include <cstdint>
 
@@ -192,7 +191,7 @@ __device__ void score_tile(Parameters const& p, float const* queries, unsigned c
 template <int Queries, class Parameters>
 __device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, std::int64_t first_query,
                            std::int64_t first_position, std::int32_t rows, float* scores) {
-  constexpr float hidden = -FLT_MAX;
+  constexpr float hidden = hidden_logit;
   constexpr int per_lane = max_attend_rows / warp_threads;
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
   auto const warp = static_cast<std::int32_t>(threadIdx.x) / warp_threads;

@@ -1,0 +1,36 @@
+#pragma once
+
+// From query · key to a logit in base 2, for every pass over attention.
+
+#include <headaware/config.hpp>
+
+#include <cmath>
+#include <limits>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+inline constexpr float log2_e = 1.44269504088896340736F;
+inline constexpr float ln_2 = 0.69314718055994530942F;
+
+/// The logit of a key that a query does not see: weighs nothing, and is finite, so that what is not is a mistake.
+inline constexpr float hidden_logit = -std::numeric_limits<float>::max();
+
+/// `outer · x`, or `outer · tanh(inner · x)` with a soft cap.
+struct LogitMap {
+  float inner = 0;  ///< 0: no soft cap
+  float outer = 0;
+
+  static LogitMap of(float scale, float soft_cap) {
+    if (soft_cap == 0) return {0, scale * log2_e};
+    return {scale / soft_cap, soft_cap * log2_e};
+  }
+  /// What may go into the queries beforehand: all of the map but the cap.
+  [[nodiscard]] float factor() const { return inner == 0 ? outer : inner; }
+  [[nodiscard]] bool capped() const { return inner != 0; }
+  /// The rest, for a product of queries that hold the factor.
+  [[nodiscard]] float cap(float x) const { return outer * std::tanh(x); }
+};
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END
