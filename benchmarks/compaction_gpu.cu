@@ -96,16 +96,4 @@ BENCHMARK(copies_by_layer)->UseManualTime()->Unit(benchmark::kMicrosecond);
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    std::printf("skipped: no CUDA device\n");
-    return 0;
-  }
-  cudaDeviceProp properties{};
-  BENCH_CHECK(cudaGetDeviceProperties(&properties, 0));
-  benchmark::AddCustomContext("device", properties.name);
-  benchmark::Initialize(&argc, argv);
-  benchmark::RunSpecifiedBenchmarks();
-  benchmark::Shutdown();
-}
+int main(int argc, char** argv) { return bench::run(argc, argv); }

@@ -4,6 +4,7 @@
 
 #include <headaware/compressor.cuh>
 
+#include <benchmark/benchmark.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -77,5 +78,21 @@ struct Model {
   [[nodiscard]] auto kept() const { return ha::ragged(plan, kept_keys.data(), kept_values.data(), head_dim); }
   [[nodiscard]] std::int64_t kept_bytes() const { return plan.bytes_held(head_dim, sizeof(std::uint16_t)); }
 };
+
+/// Runs the benchmarks of the program where there is a device, whose name goes into the results.
+inline int run(int argc, char** argv) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("skipped: no CUDA device\n");
+    return 0;
+  }
+  cudaDeviceProp properties{};
+  BENCH_CHECK(cudaGetDeviceProperties(&properties, 0));
+  benchmark::AddCustomContext("device", properties.name);
+  benchmark::Initialize(&argc, argv);
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
+}
 
 }  // namespace bench

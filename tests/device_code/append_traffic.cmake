@@ -1,32 +1,18 @@
 # Runs PROGRAM CACHE under the CUDA emulator and checks what a step of decoding asks of memory: nothing of old tokens.
 #   cmake -DPROGRAM=... -DCACHE=rolling|paged -DREPORT=... -P append_traffic.cmake
-execute_process(COMMAND ${CMAKE_COMMAND} -E env CUDA_EMU_REPORT=${REPORT} CUDA_EMU_INITCHECK=1 ${PROGRAM} ${CACHE}
-                OUTPUT_VARIABLE output ERROR_VARIABLE errors RESULT_VARIABLE result)
-message(STATUS "${output}")
-if(NOT result EQUAL 0)
-  message(FATAL_ERROR "${PROGRAM} failed: ${result} (the cache is not initialised: has an old token been read?)\n${errors}")
-endif()
-if(output MATCHES "skipped" OR NOT EXISTS ${REPORT})
-  message(STATUS "skipped: no emulator to count with")
-  return()
-endif()
+include("${CMAKE_CURRENT_LIST_DIR}/emulator_report.cmake")
+run_emulated(PROGRAM ${PROGRAM} ${CACHE} ENVIRONMENT CUDA_EMU_INITCHECK=1
+             ON_FAILURE "(the cache is not initialised: has an old token been read?)")
 string(REGEX MATCH "new_bytes ([0-9]+)" unused "${output}")
 set(new ${CMAKE_MATCH_1})
 
-file(READ ${REPORT} report)
-string(JSON launches LENGTH ${report} launches)
-string(JSON global GET ${report} launches 0 global)
-foreach(kind load store atomic)
-  string(JSON ${kind}_bytes GET ${global} ${kind} bytes)
-  string(JSON ${kind}_sectors GET ${global} ${kind} sectors)
-endforeach()
-string(JSON sectors_read GET ${global} distinct_sectors_read)
+global_traffic(0)
 string(JSON sectors_written GET ${global} distinct_sectors_written)
 
 # Beyond the new bytes: tables read, counters written.
 math(EXPR tables "${load_bytes} - ${new}")
 math(EXPR counters "${store_bytes} - ${new}")
-math(EXPR read_ratio "1000 * 32 * ${sectors_read} / ${new}")
+math(EXPR read_ratio "1000 * 32 * ${distinct_sectors_read} / ${new}")
 math(EXPR written_ratio "1000 * 32 * ${sectors_written} / ${new}")
 math(EXPR store_efficiency "1000 * ${store_bytes} / (32 * ${store_sectors})")
 message(STATUS "launches ${launches}; new ${new} bytes; asked to read ${load_bytes} (${tables} of tables), "
