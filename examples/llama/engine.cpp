@@ -241,13 +241,16 @@ std::span<float const> Context::logits(std::int32_t index) const {
 std::vector<double> Context::losses() const {
   std::vector<double> result;
   for (std::size_t i = 0; i + 1 < tokens_.size(); ++i) {
-    auto const row = logits(static_cast<std::int32_t>(i));
-    float const top = *std::max_element(row.begin(), row.end());
-    double sum = 0;
-    for (float const logit : row) sum += std::exp(logit - top);
-    result.push_back(std::log(sum) + top - row[static_cast<std::size_t>(tokens_[i + 1])]);
+    result.push_back(loss_of(logits(static_cast<std::int32_t>(i)), tokens_[i + 1]));
   }
   return result;
+}
+
+double loss_of(std::span<float const> logits, std::int32_t token) {
+  float const top = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (float const logit : logits) sum += std::exp(static_cast<double>(logit) - top);
+  return std::log(sum) + top - logits[static_cast<std::size_t>(token)];
 }
 
 double perplexity(std::span<double const> losses) {

@@ -106,6 +106,9 @@ class Context {
   std::vector<std::int32_t> tokens_;
 };
 
+/// −log p(token) under logits [vocabulary].
+[[nodiscard]] double loss_of(std::span<float const> logits, std::int32_t token);
+
 /// Mean of losses as perplexity: exp of it.
 [[nodiscard]] double perplexity(std::span<double const> losses);
 

@@ -13,7 +13,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
@@ -194,25 +193,20 @@ void run_perplexity(Model const& model, Options const& options) {
   auto tokens = model.tokenize(ha::read_text_file(options.perplexity), true);
   if (options.max_tokens > 0) tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(options.max_tokens)));
   Runner<T> runner(model, table_of(options, model.shape()), options, static_cast<std::int64_t>(tokens.size()), true);
-  double loss = 0;
+  std::vector<double> losses;
   double const start = now();
   for (std::size_t at = 0; at < tokens.size();) {
     std::size_t const count = std::min(static_cast<std::size_t>(options.chunk), tokens.size() - at);
     runner.read(std::span(tokens).subspan(at, count));
     for (std::size_t i = 0; i < count && at + i + 1 < tokens.size(); ++i) {
-      auto const row = runner.logits(i);
-      float const top = *std::max_element(row.begin(), row.end());
-      double sum = 0;
-      for (float const logit : row) sum += std::exp(static_cast<double>(logit) - top);
-      loss += std::log(sum) + top - row[static_cast<std::size_t>(tokens[at + i + 1])];
+      losses.push_back(loss_of(runner.logits(i), tokens[at + i + 1]));
     }
     at += count;
     std::fprintf(stderr, "\r%zu of %zu tokens, %.0f/s", at, tokens.size(), static_cast<double>(at) / (now() - start));
   }
   std::fprintf(stderr, "\n");
-  std::printf("perplexity %.5f over %zu tokens, %.1f kept a KV head, %.1f MiB\n",
-              std::exp(loss / static_cast<double>(tokens.size() - 1)), tokens.size(), runner.cache().mean_kept(),
-              static_cast<double>(runner.cache().bytes()) / 1048576);
+  std::printf("perplexity %.5f over %zu tokens, %.1f kept a KV head, %.1f MiB\n", perplexity(losses), tokens.size(),
+              runner.cache().mean_kept(), static_cast<double>(runner.cache().bytes()) / 1048576);
 }
 
 void run(Options const& options) {

@@ -38,11 +38,7 @@ std::vector<double> losses(Model const& model, ha::PolicyTable const& table, std
     context.evaluate(std::span(tokens).subspan(at, count), static_cast<std::int32_t>(at));
     cache.advance();
     for (std::size_t i = 0; i < count && at + i + 1 < tokens.size(); ++i) {
-      auto const logits = context.logits(static_cast<std::int32_t>(i));
-      double const top = *std::max_element(logits.begin(), logits.end());
-      double sum = 0;
-      for (float const logit : logits) sum += std::exp(static_cast<double>(logit) - top);
-      result.push_back(std::log(sum) + top - static_cast<double>(logits[static_cast<std::size_t>(tokens[at + i + 1])]));
+      result.push_back(loss_of(context.logits(static_cast<std::int32_t>(i)), tokens[at + i + 1]));
     }
   }
   return result;

@@ -2,18 +2,16 @@
 
 #include "llama/model_source.hpp"
 #include "llama/models.hpp"
+#include "support/head_statistics.hpp"
 
 #include <headaware/classify/classifier.hpp>
 #include <headaware/io/head_statistics.hpp>
 #include <headaware/stats/attention_observer.hpp>
 #include <headaware/stats/output_metric.hpp>
 
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
-#include <utility>
 #include <variant>
 #include <vector>
 
@@ -32,29 +30,6 @@ ha::AttentionObserver observe(analysis::AttentionSource& source, ha::ObserverPar
   return observer;
 }
 
-double largest_difference(ha::ModelStatistics const& a, ha::ModelStatistics const& b) {
-  double most = 0;
-  REQUIRE(a.heads.size() == b.heads.size());
-  for (std::size_t i = 0; i < a.heads.size(); ++i) {
-    auto const& x = a.heads[i];
-    auto const& y = b.heads[i];
-    for (auto const& [p, q] : {std::pair{x.mean_entropy, y.mean_entropy},
-                               {x.std_entropy, y.std_entropy},
-                               {x.max_attention_mean, y.max_attention_mean},
-                               {x.sink_ratio, y.sink_ratio},
-                               {x.position_preference.recent, y.position_preference.recent},
-                               {x.position_preference.local, y.position_preference.local},
-                               {x.position_preference.global, y.position_preference.global},
-                               {x.uniformity_score, y.uniformity_score}}) {
-      most = std::max(most, std::abs(p - q));
-    }
-    for (std::size_t d = 0; d < x.relative_position_dist.size(); ++d) {
-      most = std::max(most, std::abs(x.relative_position_dist[d] - y.relative_position_dist[d]));
-    }
-  }
-  return most;
-}
-
 }  // namespace
 
 TEST_CASE("statistics through the engine agree with independent ones") {
@@ -70,7 +45,7 @@ TEST_CASE("statistics through the engine agree with independent ones") {
                                                      .exact = exact});
     REQUIRE(source->texts() == std::vector<std::int64_t>{512, 300});
     auto const got = observe(*source, {}).statistics();
-    double const difference = largest_difference(got, expected);
+    double const difference = headaware_test::difference(got, expected);
     auto const classes = ha::classify(got);
     auto const expected_classes = ha::classify(expected);
     int others = 0;

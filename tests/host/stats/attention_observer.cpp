@@ -4,6 +4,7 @@
 #include "support/catch.hpp"
 #include "support/errors.hpp"
 #include "support/files.hpp"
+#include "support/head_statistics.hpp"
 
 #include <headaware/classify/classifier.hpp>
 #include <headaware/io/head_statistics.hpp>
@@ -35,27 +36,6 @@ ha::ObserverParameters with_retention(ha::RetentionGrid const& grid = {}) {
   ha::ObserverParameters parameters;
   parameters.retention = grid;
   return parameters;
-}
-
-/// The largest difference of any field of two heads' statistics.
-double difference(ha::HeadStatistics const& a, ha::HeadStatistics const& b) {
-  double worst = 0;
-  for (auto const& [x, y] : {std::pair{a.mean_entropy, b.mean_entropy},
-                             {a.std_entropy, b.std_entropy},
-                             {a.max_attention_mean, b.max_attention_mean},
-                             {a.sink_ratio, b.sink_ratio},
-                             {a.position_preference.sink, b.position_preference.sink},
-                             {a.position_preference.recent, b.position_preference.recent},
-                             {a.position_preference.local, b.position_preference.local},
-                             {a.position_preference.global, b.position_preference.global},
-                             {a.uniformity_score, b.uniformity_score}}) {
-    worst = std::max(worst, std::abs(x - y));
-  }
-  REQUIRE(a.relative_position_dist.size() == b.relative_position_dist.size());
-  for (std::size_t d = 0; d < a.relative_position_dist.size(); ++d) {
-    worst = std::max(worst, std::abs(a.relative_position_dist[d] - b.relative_position_dist[d]));
-  }
-  return worst;
 }
 
 double largest_difference(std::vector<double> const& a, std::vector<double> const& b) {
