@@ -3,6 +3,7 @@
 /// @file
 /// Attention of a whole sequence under policies, on the CPU: what evicting at every step would give, in one pass.
 
+#include <headaware/cache/rolling_slots.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/float_buffer.hpp>
@@ -14,10 +15,6 @@
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
-#include <headaware/policy/full.hpp>
-#include <headaware/policy/prune.hpp>
-#include <headaware/policy/sink_window.hpp>
-#include <headaware/policy/window_only.hpp>
 #include <headaware/stats/layer_attention.hpp>
 #include <headaware/stats/observer_parameters.hpp>
 
@@ -26,7 +23,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <type_traits>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -43,14 +39,12 @@ struct VisibleKeys {
 
   template <class P>
   static VisibleKeys of(P const& policy) {
-    if constexpr (std::is_same_v<P, SinkWindow>) {
-      return {policy.sink, policy.window, true};
-    } else if constexpr (std::is_same_v<P, WindowOnly>) {
-      return {0, policy.window, true};
-    } else if constexpr (std::is_same_v<P, Prune>) {
-      return {0, 0, true};
+    if constexpr (RollingPolicy<P>) {
+      SinkAndWindow const form = rolling_form(policy);
+      if (form.sink == all_tokens) return {0, all, true};
+      return {form.sink, form.window, true};
     } else {
-      return {0, all, std::is_same_v<P, Full>};
+      return {0, all, false};
     }
   }
 };
