@@ -114,7 +114,7 @@ void run(Options options) {
   if (text.copies.empty()) text.copies = even_starts(length, options.copies, options.context / 2);
 
   // Before anything that takes long.
-  auto runs = runs_of(options, {shape.layers, shape.query_heads, shape.kv_heads, shape.head_dim});
+  auto runs = runs_of(options, shape.config());
   support::make_folder(options.output_dir);
   llama_adapter::PolicyRun policies(model,
                                     {.tokens = static_cast<std::int32_t>(options.context), .threads = options.threads});

@@ -4,6 +4,8 @@
 
 #include "llama/node_observer.hpp"
 
+#include <headaware/types.hpp>
+
 #include <llama.h>
 
 #include <cstdint>
@@ -27,6 +29,9 @@ struct ModelShape {
   std::int32_t hidden_size = 0;
   std::int32_t vocabulary = 0;
   std::int32_t trained_tokens = 0;  ///< longest context it was trained for
+
+  /// As far as a cache is concerned.
+  [[nodiscard]] headaware::ModelConfig config() const { return {layers, query_heads, kv_heads, head_dim}; }
 };
 
 /// A model read from a GGUF file.

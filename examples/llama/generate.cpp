@@ -49,7 +49,7 @@ struct Options {
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 ha::PolicyTable table_of(Options const& options, ModelShape const& shape) {
-  ha::ModelConfig const model{shape.layers, shape.query_heads, shape.kv_heads, shape.head_dim};
+  ha::ModelConfig const model = shape.config();
   if (!options.policies.empty()) return ha::load_policy_table(options.policies, model);
   if (options.policy == "full") return ha::table_from_model_config(model, ha::Full{});
   if (options.policy == "window_only") return ha::table_from_model_config(model, ha::WindowOnly{options.window});

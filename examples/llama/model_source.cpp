@@ -66,10 +66,7 @@ class ModelSource : public analysis::AttentionSource {
     return model_.shape().name.empty() ? model_.path().stem().string() : model_.shape().name;
   }
   [[nodiscard]] std::string description() const override { return description_; }
-  [[nodiscard]] ha::ModelConfig model() const override {
-    ModelShape const& shape = model_.shape();
-    return {shape.layers, shape.query_heads, shape.kv_heads, shape.head_dim};
-  }
+  [[nodiscard]] ha::ModelConfig model() const override { return model_.shape().config(); }
   [[nodiscard]] std::vector<std::int64_t> texts() const override {
     std::vector<std::int64_t> result;
     for (auto const& chunk : chunks_) result.push_back(static_cast<std::int64_t>(chunk.size()));

@@ -25,10 +25,7 @@ class TokenSource : public analysis::AttentionSource {
 
   [[nodiscard]] std::string name() const override { return run_->model().shape().name; }
   [[nodiscard]] std::string description() const override { return description_; }
-  [[nodiscard]] headaware::ModelConfig model() const override {
-    ModelShape const& shape = run_->model().shape();
-    return {shape.layers, shape.query_heads, shape.kv_heads, shape.head_dim};
-  }
+  [[nodiscard]] headaware::ModelConfig model() const override { return run_->model().shape().config(); }
   [[nodiscard]] std::vector<std::int64_t> texts() const override {
     std::vector<std::int64_t> result;
     for (auto const& piece : *pieces_) result.push_back(std::ssize(piece));

@@ -44,17 +44,13 @@ std::vector<double> losses(Model const& model, ha::PolicyTable const& table, std
   return result;
 }
 
-ha::ModelConfig config_of(ModelShape const& shape) {
-  return {shape.layers, shape.query_heads, shape.kv_heads, shape.head_dim};
-}
-
 }  // namespace
 
 TEST_CASE("a full per-head cache leaves the perplexity where the engine's own has it") {
   HEADAWARE_REQUIRE_MODEL(smollm2);
   Model const model(exact_model_path(smollm2));
   auto const tokens = text_tokens(model, 300);
-  auto const own = losses(model, ha::table_from_model_config(config_of(model.shape()), ha::Full{}), tokens, 64);
+  auto const own = losses(model, ha::table_from_model_config(model.shape().config(), ha::Full{}), tokens, 64);
   ContextOptions options;
   options.tokens = 300;
   Context engine(model, options);
@@ -69,8 +65,7 @@ TEST_CASE("evicting in chunks, token by token and masking come to the same") {
   Model const model(exact_model_path(smollm2));
   auto const tokens = text_tokens(model, 200);
   // Every second KV head keeps sinks and a window, the others all or little.
-  ha::PolicyTable table =
-      ha::table_from_model_config(config_of(model.shape()), ha::SinkWindow{.sink = 4, .window = 40});
+  ha::PolicyTable table = ha::table_from_model_config(model.shape().config(), ha::SinkWindow{.sink = 4, .window = 40});
   for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
     table.set(layer, 1, ha::Full{});
     if (layer % 5 == 0) table.set(layer, 2, ha::WindowOnly{.window = 16});
@@ -92,7 +87,7 @@ TEST_CASE("a model with sliding windows of its own on a per-head cache") {
     CHECK(windows[layer] == (layer == 5 || layer == 11 || layer == 17 ? 0 : 512));
   }
   auto const tokens = text_tokens(model, 600);
-  auto const table = ha::table_from_model_config(config_of(model.shape()), ha::Full{});
+  auto const table = ha::table_from_model_config(model.shape().config(), ha::Full{});
   ContextOptions options;
   options.tokens = 600;
   Context engine(model, options);
