@@ -12,8 +12,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <fstream>
+#include <memory>
 #include <numeric>
-#include <optional>
 #include <utility>
 
 namespace llama_adapter {
@@ -115,13 +115,14 @@ std::vector<std::vector<double>> LossStore::losses(std::string const& what, std:
 std::vector<std::vector<double>> LossStore::divergences(std::string const& what, std::span<LossJob const> jobs,
                                                         std::int64_t first) {
   std::string const kind = " divergence from " + std::to_string(first);
-  std::optional<ReferencePredictions> reference;
+  std::unique_ptr<ReferencePredictions> reference;
   std::span<std::int32_t const> referred;
   auto result = run_missing(what, jobs, kind, [&](LossJob const& job, PolicyRun::LayerDone const& layer_done) {
     bool const same = reference && referred.data() == job.tokens.data() && referred.size() == job.tokens.size();
     if (!same) {
       reference.reset();  // before the next one takes its memory
-      reference.emplace(*run_, job.tokens, first, [&](std::int32_t) { layer_done(-1); });
+      reference =
+          std::make_unique<ReferencePredictions>(*run_, job.tokens, first, [&](std::int32_t) { layer_done(-1); });
       referred = job.tokens;
     }
     (void)run_->losses(job.tokens, job.table, layer_done);
