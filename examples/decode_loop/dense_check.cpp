@@ -105,7 +105,7 @@ std::vector<double> differences(Shape const& shape, DenseHistory const& history,
     double& difference = result[static_cast<std::size_t>(head)];
     for (std::int64_t c = 0; c < shape.head_dim; ++c) {
       double const here = std::abs(double{output[head * shape.head_dim + c]} - expected[static_cast<std::size_t>(c)]);
-      if (!(here <= difference)) difference = here;  // a NaN, too
+      if (here > difference || std::isnan(here)) difference = here;  // and a NaN stays
     }
   }
   return result;
