@@ -41,6 +41,7 @@ struct Options {
   std::int32_t threads = 1;
   bool exact = false;
   bool compare = false;
+  bool flash_attention = false;
   bool ignore_end = false;
   std::filesystem::path cache_dir = default_cache_folder();
 };
@@ -83,6 +84,7 @@ class Engine {
     ContextOptions result;
     result.tokens = options.chunk;
     result.cells = static_cast<std::int32_t>(max_tokens);
+    result.flash_attention = options.flash_attention;
     result.half_precision_kv = !options.exact;
     result.all_logits = false;
     result.threads = options.threads;
@@ -226,6 +228,7 @@ int main(int argc, char** argv) {
       ->check(CLI::PositiveNumber);
   app.add_flag("--exact", options.exact, "weights, keys and values in single precision");
   app.add_flag("--compare", options.compare, "then the same by the engine alone, with a cache for all tokens");
+  app.add_flag("--flash_attention", options.flash_attention, "the engine alone with its fused attention");
   app.add_flag("--ignore_end", options.ignore_end, "write on past the model's end of text");
   app.add_option("--cache_dir", options.cache_dir, "folder of single-precision copies")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
