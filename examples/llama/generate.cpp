@@ -1,9 +1,9 @@
 // An unmodified llama.cpp on headaware's cache: its attention reads what each KV head keeps, its own memory is emptied
 // after every step, and a context of 256 cells suffices however long the text gets.
 
+#include "llama/cached_model.hpp"
 #include "llama/engine.hpp"
 #include "llama/exact_copy.hpp"
-#include "llama/head_cache.hpp"
 
 #include <headaware/io/file.hpp>
 #include <headaware/io/policy_table.hpp>
@@ -17,7 +17,6 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
-#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -56,40 +55,15 @@ ha::PolicyTable table_of(Options const& options, ModelShape const& shape) {
   return ha::table_from_model_config(model, ha::SinkWindow{options.sink, options.window});
 }
 
-/// A model whose attention runs on a per-head cache.
+/// The options' model on a cache of its own.
 template <class T>
-class Runner {
- public:
-  Runner(Model const& model, ha::PolicyTable table, Options const& options, std::int64_t max_tokens, bool all_logits)
-      : cache_(std::move(table), model.shape(), layer_windows(model), max_tokens),
-        tap_(
-            model.shape(), [this](TappedAttention const& attention) { cache_.run(attention); }, TapMode::replace),
-        context_(model, context_options(options, all_logits)) {}
-
-  /// Reads tokens, at most a chunk of them.
-  void read(std::span<std::int32_t const> tokens) {
-    context_.evaluate(tokens, static_cast<std::int32_t>(cache_.length()));
-    cache_.advance();
-  }
-  [[nodiscard]] std::span<float const> logits(std::size_t index) const {
-    return context_.logits(static_cast<std::int32_t>(index));
-  }
-  [[nodiscard]] HeadCache<T> const& cache() const { return cache_; }
-
- private:
-  ContextOptions context_options(Options const& options, bool all_logits) {
-    ContextOptions result;
-    result.tokens = options.chunk;
-    result.cells = 256;
-    result.all_logits = all_logits;
-    result.threads = options.threads;
-    result.observer = &tap_;
-    return result;
-  }
-  HeadCache<T> cache_;
-  AttentionTap tap_;
-  Context context_;
-};
+CachedModel<T> cached(Model const& model, Options const& options, std::int64_t max_tokens, bool all_logits) {
+  return {model,
+          table_of(options, model.shape()),
+          layer_windows(model),
+          max_tokens,
+          {.chunk = options.chunk, .all_logits = all_logits, .threads = options.threads}};
+}
 
 /// The engine by itself, with a cache for all tokens.
 class Engine {
@@ -163,7 +137,7 @@ void run_prompt(Model const& model, Options const& options) {
   if (options.max_tokens > 0) prompt.resize(std::min(prompt.size(), static_cast<std::size_t>(options.max_tokens)));
   ha::detail::require(!prompt.empty(), "prompt", "at least one token", "none", "--prompt");
   auto const total = static_cast<std::int64_t>(prompt.size()) + options.new_tokens;
-  Runner<T> runner(model, table_of(options, model.shape()), options, total, false);
+  auto runner = cached<T>(model, options, total, false);
   std::string const start = prompt.size() > 100 ? "" : model.detokenize(prompt);
   std::fwrite(start.data(), 1, start.size(), stdout);
   auto const own = generate(runner, model, prompt, options, [&](std::int32_t token) {
@@ -192,7 +166,7 @@ template <class T>
 void run_perplexity(Model const& model, Options const& options) {
   auto tokens = model.tokenize(ha::read_text_file(options.perplexity), true);
   if (options.max_tokens > 0) tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(options.max_tokens)));
-  Runner<T> runner(model, table_of(options, model.shape()), options, static_cast<std::int64_t>(tokens.size()), true);
+  auto runner = cached<T>(model, options, static_cast<std::int64_t>(tokens.size()), true);
   std::vector<double> losses;
   double const start = now();
   for (std::size_t at = 0; at < tokens.size();) {
