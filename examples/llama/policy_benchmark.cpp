@@ -5,6 +5,7 @@
 #include "report/gnuplot.hpp"
 #include "report/size_curves.hpp"
 #include "report/style.hpp"
+#include "support/folder.hpp"
 
 #include <headaware/cache/cache_plan.hpp>
 #include <headaware/error.hpp>
@@ -292,6 +293,7 @@ void write_benchmark(std::filesystem::path const& folder, BenchmarkAbout const& 
   }
   auto& list = document["runs"] = nlohmann::ordered_json::array();
   for (BenchmarkRun const& run : runs) list.push_back(json_of(run));
+  support::make_folder(folder);
   ha::write_file(folder / "benchmark.csv", csv_of(list));
   ha::write_file(folder / "benchmark.json", document.dump(2) + "\n");
   write_pictures(folder / "pictures", about, text, runs);
