@@ -53,7 +53,7 @@ What is measured (benchmark.json, benchmark.csv; a picture of perplexity and of 
   mean_kept_tokens        kept a KV head behind --context tokens
   kv_bytes_end            of those keys and values (2 bytes an element; 4 with --exact)
 and, unless --masked:
-  kv_bytes_peak           most that the cache allocated: its blocks, which heads that keep everything need for all tokens
+  kv_bytes_peak           most that the cache allocated: its blocks, with slots for the tokens appended at a time
   prefill_tokens_per_s    passages and copies read in chunks of 256, evicted as they come; logits of every token included
   decode_tokens_per_s     --decode_tokens decoded greedily one at a time behind the first passage
   time_to_first_token_s   reading the first passage and choosing the token behind it

@@ -177,17 +177,22 @@ std::string rules_advice(std::vector<BenchmarkRun> const& runs) {
   std::string text;
   for (BenchmarkRun const& run : runs) {
     if (run.method != "head_aware") continue;
-    text += "head_aware: classes by rules lose to uniform windows of the same size on the models that were measured";
+    char line[192];
+    text += "head_aware: ";
     for (BenchmarkRun const& other : runs) {
       bool const same = other.method == "streaming_llm" && std::abs(other.mean_kept_tokens - run.mean_kept_tokens) <= 1;
-      if (!same || !std::isfinite(run.perplexity)) continue;
-      char line[160];
-      std::snprintf(line, sizeof(line), "; here perplexity is %.2f where streaming_llm at %.0f tokens has %.2f",
-                    run.perplexity_second_half, other.mean_kept_tokens, other.perplexity_second_half);
+      if (!same || !std::isfinite(run.perplexity_second_half)) continue;
+      std::snprintf(
+          line, sizeof(line),
+          "perplexity of the second halves %.2f with %.0f tokens a KV head, %.2f with uniform windows of that "
+          "size. ",
+          run.perplexity_second_half, run.mean_kept_tokens, other.perplexity_second_half);
       text += line;
       break;
     }
-    text += ". A plan made for the model does not: analyze_attention --plan, then --method planned --plan plan.json\n";
+    text +=
+        "Classes by rules lost to uniform windows where they were measured; 'analyze_attention --plan' measures the "
+        "model and plans what wins (then --method planned --plan plan.json)\n";
   }
   return text;
 }

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <span>
 #include <string>
 
 namespace llama_adapter {
@@ -57,7 +58,7 @@ ha::RetentionStatistics observe(PolicyRun& run, CalibrationText::Pieces const& p
 
 /// The increase of the mean loss, but at least one standard error of it: what is not told from noise must not make a
 /// layer free.
-double loss_increase(std::vector<std::vector<double>> const& cut, std::vector<std::vector<double>> const& full,
+double loss_increase(std::span<std::vector<double> const> cut, std::span<std::vector<double> const> full,
                      std::int64_t first) {
   double sum = 0;
   double squares = 0;
@@ -75,6 +76,34 @@ double loss_increase(std::vector<std::vector<double>> const& cut, std::vector<st
   return std::max(mean, std::sqrt(variance / count));
 }
 
+/// What each table costs, nats a token. @param tables  the first keeps everything
+std::vector<double> costs(LossStore& losses, std::span<std::vector<std::int32_t> const> pieces,
+                          std::int64_t first_query, std::span<ha::PolicyTable const> tables, SensitivityBy by,
+                          std::string const& what) {
+  std::size_t const used = pieces.size();
+  std::size_t const cut = tables.size() - 1;
+  std::vector<double> result(cut);
+  if (by == SensitivityBy::loss) {
+    std::vector<LossJob> jobs;
+    for (auto const& table : tables) {
+      for (auto const& piece : pieces) jobs.push_back({piece, table});
+    }
+    auto const all = losses.losses(what, jobs);
+    std::span<std::vector<double> const> const values(all);
+    for (std::size_t i = 0; i < cut; ++i) {
+      result[i] = loss_increase(values.subspan((i + 1) * used, used), values.first(used), first_query);
+    }
+    return result;
+  }
+  std::vector<LossJob> jobs;
+  for (auto const& piece : pieces) {
+    for (auto const& table : tables.subspan(1)) jobs.push_back({piece, table});
+  }
+  auto const all = losses.divergences(what, jobs, first_query);
+  for (std::size_t i = 0; i < all.size(); ++i) result[i % cut] += mean_loss(all[i], 0) / static_cast<double>(used);
+  return result;
+}
+
 ha::Sensitivities sensitivities(LossStore& losses, CalibrationText::Pieces const& pieces, std::int64_t first_query,
                                 ha::RetentionStatistics const& statistics, CalibrationOptions const& options,
                                 std::filesystem::path const& folder, std::string const& what) {
@@ -87,33 +116,21 @@ ha::Sensitivities sensitivities(LossStore& losses, CalibrationText::Pieces const
   saved.losses = true;
   saved.cut = options.cut;
 
-  auto const used = static_cast<std::size_t>(options.sensitivity_pieces);
-  std::vector<LossJob> jobs;
-  auto const add = [&](ha::PolicyTable const& table) {
-    for (std::size_t piece = 0; piece < used; ++piece) jobs.push_back({pieces[piece], table});
-  };
   ha::PolicyTable const full(shape.layers, shape.kv_heads, ha::Full{});
-  add(full);
+  std::vector<ha::PolicyTable> tables{full};
   for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
     ha::PolicyTable table = full;
     for (std::int32_t head = 0; head < shape.kv_heads; ++head) {
       table.set(layer, head, options.cut);
       if (by_head) {
-        add(table);
+        tables.push_back(table);
         table = full;
       }
     }
-    if (!by_head) add(table);
+    if (!by_head) tables.push_back(table);
   }
-  auto const all = losses.losses("sensitivities to cuts, " + what, jobs);
-  auto const of = [&](std::size_t table) {
-    auto const first = all.begin() + static_cast<std::ptrdiff_t>(table * used);
-    return std::vector<std::vector<double>>(first, first + static_cast<std::ptrdiff_t>(used));
-  };
-  auto const uncut = of(0);
-  for (std::size_t table = 1; table < jobs.size() / used; ++table) {
-    saved.values.push_back(loss_increase(of(table), uncut, first_query));
-  }
+  auto const used = std::span(pieces).first(static_cast<std::size_t>(options.sensitivity_pieces));
+  saved.values = costs(losses, used, first_query, tables, options.by, "sensitivities to cuts, " + what);
   ha::save_sensitivities(folder / "sensitivities.json", saved);
   return saved.factors(statistics);
 }

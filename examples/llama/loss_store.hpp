@@ -1,6 +1,7 @@
 #pragma once
 
-// Losses of runs under policies, kept on disk by what went into them: whatever ran once is not run again.
+// Losses of runs under policies, and how far cuts move a model's predictions, kept on disk by what went into them:
+// whatever ran once is not run again.
 
 #include "llama/policy_run.hpp"
 #include "support/interrupt.hpp"
@@ -40,8 +41,18 @@ class LossStore {
   /// @throws support::Interrupted on Ctrl-C; runs that were whole are kept. What `PolicyRun::losses` throws
   [[nodiscard]] std::vector<std::vector<double>> losses(std::string const& what, std::span<LossJob const> jobs);
 
+  /// @brief KL of the predictions with everything kept to those of each job, a token, from token `first` on; likewise
+  /// kept on disk. Jobs over the same tokens should follow each other: the run with everything kept is made once for
+  /// them.
+  /// @throws as `losses`
+  [[nodiscard]] std::vector<std::vector<double>> divergences(std::string const& what, std::span<LossJob const> jobs,
+                                                             std::int64_t first);
+
  private:
-  [[nodiscard]] std::filesystem::path path_of(LossJob const& job) const;
+  [[nodiscard]] std::filesystem::path path_of(LossJob const& job, std::string const& kind) const;
+  template <class Run>
+  [[nodiscard]] std::vector<std::vector<double>> run_missing(std::string const& what, std::span<LossJob const> jobs,
+                                                             std::string const& kind, Run const& run);
 
   PolicyRun* run_;
   std::filesystem::path folder_;

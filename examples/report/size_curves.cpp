@@ -116,7 +116,7 @@ set xtics out (@TICS@)
 set ytics out
 set datafile missing "-"
 set grid linecolor rgb "#C8C8C8" linewidth 0.5
-set key inside right top reverse Left samplen 2 spacing 1.3 opaque
+set key outside right top reverse Left samplen 2 spacing 1.3
 )gp",
                           {{"TITLE", picture.title},
                            {"SUBTITLE", plain(picture.subtitle)},
@@ -145,7 +145,7 @@ set x2label "keys and values (MiB)" textcolor rgb "@INK@"
     body += "set yrange [" + number("%.6g", least - room) + ":" + number("%.6g", most + room) + "]\n";
   }
   gallery.pictures.push_back({PictureKind::wide, picture.name, picture.title, picture.reading,
-                              script(picture.name, 820, 520, body + plots_of(picture, rows, file))});
+                              script(picture.name, 900, 520, body + plots_of(picture, rows, file))});
 }
 
 }  // namespace report

@@ -121,7 +121,8 @@ TEST_CASE("methods are compared at the sizes of the plans or the classes where n
   runs[0].perplexity = runs[1].perplexity = 30;
   runs[0].perplexity_second_half = 25;
   runs[1].perplexity_second_half = 20;
-  CHECK(rules_advice(runs).find("25.00 where streaming_llm at 100 tokens has 20.00") != std::string::npos);
+  CHECK(rules_advice(runs).find("25.00 with 100 tokens a KV head") != std::string::npos);
+  CHECK(rules_advice(runs).find("20.00 with uniform windows of that size") != std::string::npos);
   CHECK(rules_advice(runs).find("analyze_attention --plan") != std::string::npos);
   runs.erase(runs.begin());
   CHECK(rules_advice(runs).empty());
@@ -187,7 +188,8 @@ TEST_CASE("evicted caches and masks measure the same, and what was measured is k
     REQUIRE(a.kv_bytes_peak);
     // Room for what is decoded, where heads keep everything.
     if (i == 0) CHECK(*a.kv_bytes_peak == bytes * 262);
-    if (i == 1) CHECK(*a.kv_bytes_peak == a.kv_bytes_end);
+    // Else room for a few tokens that are appended at a time.
+    if (i == 1) CHECK((*a.kv_bytes_peak >= a.kv_bytes_end && *a.kv_bytes_peak < bytes * (64 + 64)));
     CHECK(a.prefill_tokens_per_s > 0);
     CHECK(a.decode_tokens_per_s > 0);
     CHECK(a.time_to_first_token_s > 0);
