@@ -204,8 +204,9 @@ std::vector<EvictedText> EvictedStore::run(std::string const& what, std::span<Ev
     }
   }
   if (known > 0) {
-    std::fprintf(stderr, "%zu of %zu texts were read in an earlier run, their times are of then: %s\n", known,
-                 jobs.size(), folder_.c_str());
+    std::fprintf(stderr,
+                 "%zu of %zu texts were read in an earlier run, their times are of then (remove %s to measure anew)\n",
+                 known, jobs.size(), folder_.c_str());
   }
   Cores const cores(options_.threads);
   support::Interrupt const interrupt;
