@@ -69,7 +69,7 @@ inline constexpr bool has_positions = requires(SegmentOf<View> const segment, st
 
 /// Whether a query at position `query` sees a row that holds token `position`.
 template <class Segment>
-HEADAWARE_HOST_DEVICE constexpr bool sees(Segment const& segment, std::int64_t position, std::int64_t query) {
+HEADAWARE_HOST_DEVICE constexpr bool is_seen(Segment const& segment, std::int64_t position, std::int64_t query) {
   if constexpr (requires { segment.sees(position, query); }) {
     return position <= query && segment.sees(position, query);
   } else {
@@ -79,9 +79,9 @@ HEADAWARE_HOST_DEVICE constexpr bool sees(Segment const& segment, std::int64_t p
 
 /// Whether any query from `first` to `last` sees a row: the first one behind it does, if any.
 template <class Segment>
-HEADAWARE_HOST_DEVICE constexpr bool any_sees(Segment const& segment, std::int64_t position, std::int64_t first,
-                                              std::int64_t last) {
-  return position <= last && sees(segment, position, position > first ? position : first);
+HEADAWARE_HOST_DEVICE constexpr bool is_seen_by_any(Segment const& segment, std::int64_t position, std::int64_t first,
+                                                    std::int64_t last) {
+  return position <= last && is_seen(segment, position, position > first ? position : first);
 }
 
 /// Elements in which a view's rows are aligned; 1 if it does not say.

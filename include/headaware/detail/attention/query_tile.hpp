@@ -133,8 +133,8 @@ class QueryTile {
       std::int64_t const last_query = query_positions_[static_cast<std::size_t>(count_ - 1)];
       for (std::int64_t k = 0; k < count; ++k) {
         positions_[k] = segment.position(first + k);
-        any = any || any_sees(segment, positions_[k], first_query, last_query);
-        all = all && sees(segment, positions_[k], first_query) && sees(segment, positions_[k], last_query);
+        any = any || is_seen_by_any(segment, positions_[k], first_query, last_query);
+        all = all && is_seen(segment, positions_[k], first_query) && is_seen(segment, positions_[k], last_query);
       }
       partly_seen_ = !all;
       return any;
@@ -147,7 +147,8 @@ class QueryTile {
   void hide_rows(Segment const& segment, std::int64_t q, std::int64_t count) {
     float* const scores = scores_.data() + q * attend_block;
     std::int64_t const query = query_positions_[static_cast<std::size_t>(q)];
-    for (std::int64_t k = 0; k < count; ++k) scores[k] = sees(segment, positions_[k], query) ? scores[k] : hidden_logit;
+    for (std::int64_t k = 0; k < count; ++k)
+      scores[k] = is_seen(segment, positions_[k], query) ? scores[k] : hidden_logit;
   }
 
   /// Calls `f` with pointers to a block's rows: in the cache itself, or converted to floats where that saves

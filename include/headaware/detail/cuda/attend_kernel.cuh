@@ -204,7 +204,7 @@ __device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, S
     for (int i = 0; i < per_lane; ++i) {
       std::int32_t const key = lane + i * warp_threads;
       logits[i] = hidden;
-      if (key < rows && (p.first_positions == nullptr || sees(segment, shared.positions[key], query))) {
+      if (key < rows && (p.first_positions == nullptr || is_seen(segment, shared.positions[key], query))) {
         float const x = scores[q * p.memory.tile_rows + key];
         float const logit = p.map.inner == 0 ? x * p.map.outer : tanhf(x * p.map.inner) * p.map.outer;
         logits[i] = logit + (logit - logit);  // NaN where it is infinite
@@ -392,8 +392,8 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries))
       if constexpr (has_positions<View>) {
         if (p.first_positions != nullptr) {
           shared.positions[thread] = segment.position(first + thread);
-          seen = any_sees(segment, shared.positions[thread], first_position + first_query / p.shape.group(),
-                          last_position);
+          seen = is_seen_by_any(segment, shared.positions[thread], first_position + first_query / p.shape.group(),
+                                last_position);
         }
       }
     }
