@@ -20,10 +20,8 @@ namespace llama_adapter {
 
 namespace ha = headaware;
 
-namespace {
-
-/// A model by its size and samples of its bytes: reading all of them would take longer than some runs.
-std::string identity_of(std::filesystem::path const& path) {
+std::string identity_of(Model const& model) {
+  std::filesystem::path const& path = model.path();
   constexpr std::uint64_t block = std::uint64_t{1} << 16;
   constexpr std::uint64_t blocks = 64;
   std::uint64_t const size = std::filesystem::file_size(path);
@@ -50,12 +48,8 @@ std::string text_of(ha::PolicyTable const& table) {
   return text;
 }
 
-}  // namespace
-
 LossStore::LossStore(PolicyRun& run, std::filesystem::path folder)
-    : run_(&run),
-      folder_(std::move(folder)),
-      model_(identity_of(run.model().path()) + (run.fused() ? " fused" : " plain")) {
+    : run_(&run), folder_(std::move(folder)), model_(identity_of(run.model()) + (run.fused() ? " fused" : " plain")) {
   support::make_folder(folder_);
 }
 

@@ -16,6 +16,13 @@
 
 namespace llama_adapter {
 
+/// A model by its size and samples of its bytes: reading all of them would take longer than some runs.
+[[nodiscard]] std::string identity_of(Model const& model);
+
+/// What a table keeps, as text that tells tables apart.
+/// @throws ArgumentError on policies without sinks and window
+[[nodiscard]] std::string text_of(headaware::PolicyTable const& table);
+
 /// One run.
 struct LossJob {
   std::span<std::int32_t const> tokens;  ///< borrowed
