@@ -40,12 +40,6 @@ struct EvictedText {
       0;  ///< that the cache allocated: its blocks, with room for all tokens where one keeps all
 };
 
-/// The policies as far as a model's own sliding windows let its heads see: nothing else need be kept.
-/// @param windows  [layers], 0: none
-/// @throws ArgumentError on policies without sinks and window
-[[nodiscard]] headaware::PolicyTable within_windows(headaware::PolicyTable table,
-                                                    std::span<std::int32_t const> windows);
-
 /// Reads texts through evicted caches, or finds that it has.
 class EvictedStore {
  public:

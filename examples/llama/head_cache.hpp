@@ -16,7 +16,8 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <span>
+#include <utility>
 #include <vector>
 
 namespace llama_adapter {
@@ -47,6 +48,12 @@ struct WindowedView {
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };
 
+/// The policies as far as a model's own sliding windows let its heads see: nothing else need be kept.
+/// @param windows  [layers], 0: none
+/// @throws ArgumentError on policies without sinks and window
+[[nodiscard]] headaware::PolicyTable within_windows(headaware::PolicyTable table,
+                                                    std::span<std::int32_t const> windows);
+
 /// @tparam T  of the kept keys and values: float, or headaware::float16 as engines hold them
 template <class T>
 class HeadCache {
@@ -60,7 +67,7 @@ class HeadCache {
   HeadCache(headaware::PolicyTable table, ModelShape const& shape, std::vector<std::int32_t> model_windows,
             std::int64_t max_tokens)
       : windows_(std::move(model_windows)),
-        plan_(within(std::move(table), windows_), 1, {.max_tokens = max_tokens, .slack = step_tokens - 1}),
+        plan_(within_windows(std::move(table), windows_), 1, {.max_tokens = max_tokens, .slack = step_tokens - 1}),
         keys_(static_cast<std::size_t>(plan_.rows_total() * shape.head_dim)),
         values_(keys_.size()),
         buffers_(headaware::rolling(plan_, plan_.view(), keys_.data(), values_.data(), shape.head_dim)),
@@ -116,26 +123,6 @@ class HeadCache {
   }
 
  private:
-  /// Nothing need be kept that a layer's own window hides.
-  static headaware::PolicyTable within(headaware::PolicyTable table, std::vector<std::int32_t> const& windows) {
-    namespace ha = headaware;
-    for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
-      std::int32_t const window = windows[static_cast<std::size_t>(layer)];
-      for (std::int32_t head = 0; window > 0 && head < table.num_kv_heads(); ++head) {
-        auto const policy = table.at(layer, head);
-        if (policy.is<ha::Full>()) table.set(layer, head, ha::WindowOnly{.window = window});
-        if (policy.is<ha::WindowOnly>()) {
-          table.set(layer, head, ha::WindowOnly{.window = std::min(window, policy.get<ha::WindowOnly>().window)});
-        }
-        if (policy.is<ha::SinkWindow>()) {
-          auto const both = policy.get<ha::SinkWindow>();
-          table.set(layer, head, ha::SinkWindow{.sink = both.sink, .window = std::min(window, both.window)});
-        }
-      }
-    }
-    return table;
-  }
-
   std::vector<std::int32_t> windows_;
   headaware::RollingPlan plan_;
   std::vector<T> keys_;
