@@ -4,6 +4,7 @@
 #include "llama/cached_model.hpp"
 #include "llama/engine.hpp"
 #include "llama/exact_copy.hpp"
+#include "support/progress.hpp"
 
 #include <headaware/io/file.hpp>
 #include <headaware/io/policy_table.hpp>
@@ -69,8 +70,8 @@ CachedModel<T> cached(Model const& model, Options const& options, std::int64_t m
 /// The engine by itself, with a cache for all tokens.
 class Engine {
  public:
-  Engine(Model const& model, Options const& options, std::int64_t max_tokens)
-      : context_(model, context_options(options, max_tokens)) {}
+  Engine(Model const& model, Options const& options, std::int64_t max_tokens, bool all_logits)
+      : context_(model, context_options(options, max_tokens, all_logits)) {}
   void read(std::span<std::int32_t const> tokens) {
     context_.extend(tokens, length_);
     length_ += static_cast<std::int32_t>(tokens.size());
@@ -80,13 +81,13 @@ class Engine {
   }
 
  private:
-  static ContextOptions context_options(Options const& options, std::int64_t max_tokens) {
+  static ContextOptions context_options(Options const& options, std::int64_t max_tokens, bool all_logits) {
     ContextOptions result;
     result.tokens = options.chunk;
     result.cells = static_cast<std::int32_t>(max_tokens);
     result.flash_attention = options.flash_attention;
     result.half_precision_kv = !options.exact;
-    result.all_logits = false;
+    result.all_logits = all_logits;
     result.threads = options.threads;
     return result;
   }
@@ -156,7 +157,7 @@ void run_prompt(Model const& model, Options const& options) {
   std::printf("%-10s %8.1f MiB for all tokens (%.1f %% held)\n", "full", full / 1048576,
               100 * static_cast<double>(runner.cache().bytes()) / full);
   if (!options.compare) return;
-  Engine engine(model, options, total);
+  Engine engine(model, options, total, false);
   auto const other = generate(engine, model, prompt, options, [](std::int32_t) {});
   report("llama.cpp", prompt.size(), other, full);
   auto const same = std::mismatch(own.tokens.begin(), own.tokens.end(), other.tokens.begin(), other.tokens.end());
@@ -164,25 +165,36 @@ void run_prompt(Model const& model, Options const& options) {
               static_cast<long long>(same.first - own.tokens.begin()), own.tokens.size());
 }
 
+/// −log p of every token but the first.
+template <class Reader>
+std::vector<double> losses_of(Reader& reader, std::vector<std::int32_t> const& tokens, Options const& options) {
+  std::vector<double> losses;
+  support::Progress progress("reading", "tokens", std::ssize(tokens));
+  for (std::size_t at = 0; at < tokens.size();) {
+    std::size_t const count = std::min(static_cast<std::size_t>(options.chunk), tokens.size() - at);
+    reader.read(std::span(tokens).subspan(at, count));
+    for (std::size_t i = 0; i < count && at + i + 1 < tokens.size(); ++i) {
+      losses.push_back(loss_of(reader.logits(i), tokens[at + i + 1]));
+    }
+    at += count;
+    progress.show(static_cast<double>(at));
+  }
+  progress.finish(static_cast<double>(tokens.size()));
+  return losses;
+}
+
 template <class T>
 void run_perplexity(Model const& model, Options const& options) {
   auto tokens = model.tokenize(ha::read_text_file(options.perplexity), true);
   if (options.max_tokens > 0) tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(options.max_tokens)));
-  auto runner = cached<T>(model, options, static_cast<std::int64_t>(tokens.size()), true);
-  std::vector<double> losses;
-  double const start = now();
-  for (std::size_t at = 0; at < tokens.size();) {
-    std::size_t const count = std::min(static_cast<std::size_t>(options.chunk), tokens.size() - at);
-    runner.read(std::span(tokens).subspan(at, count));
-    for (std::size_t i = 0; i < count && at + i + 1 < tokens.size(); ++i) {
-      losses.push_back(loss_of(runner.logits(i), tokens[at + i + 1]));
-    }
-    at += count;
-    std::fprintf(stderr, "\r%zu of %zu tokens, %.0f/s", at, tokens.size(), static_cast<double>(at) / (now() - start));
-  }
-  std::fprintf(stderr, "\n");
+  auto const total = std::ssize(tokens);
+  auto runner = cached<T>(model, options, total, true);
+  auto const losses = losses_of(runner, tokens, options);
   std::printf("perplexity %.5f over %zu tokens, %.1f kept a KV head, %.1f MiB\n", perplexity(losses), tokens.size(),
               runner.cache().mean_kept(), static_cast<double>(runner.cache().bytes()) / 1048576);
+  if (!options.compare) return;
+  Engine engine(model, options, total, true);
+  std::printf("perplexity %.5f by llama.cpp alone\n", perplexity(losses_of(engine, tokens, options)));
 }
 
 void run(Options const& options) {
