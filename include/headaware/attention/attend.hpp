@@ -111,7 +111,7 @@ void attend(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& que
   auto const items = static_cast<std::int64_t>(work.items.size());
   auto const joins = static_cast<std::int64_t>(work.joins.size());
   // Less than that, one core reads in the time that it takes to wake the others.
-  [[maybe_unused]] constexpr std::int64_t few_bytes = 262144;
+  [[maybe_unused]] constexpr std::int64_t few_bytes = 131072;
   [[maybe_unused]] std::int64_t const bytes =
       work.rows * cut.tiles * (shape.head_dim + shape.output_channels()) * static_cast<std::int64_t>(sizeof(T));
 #pragma omp parallel if (bytes > few_bytes)
