@@ -48,6 +48,7 @@ struct Options {
   std::string sensitivity = "layer";
   double probe_weight = 0.3;
   std::int64_t context = 2048;
+  std::int32_t sensitivity_pieces = 1;
 };
 
 std::unique_ptr<analysis::AttentionSource> open_source(Options const& options) {
@@ -98,6 +99,10 @@ void plan(Options const& options) {
   auto const& names = llama_adapter::sensitivity_names;
   calibration.sensitivity = static_cast<llama_adapter::SensitivityOf>(
       std::find(names.begin(), names.end(), options.sensitivity) - names.begin());
+  calibration.sensitivity_pieces = options.sensitivity_pieces;
+  // Losses of a piece that there is not cannot be measured, of either kind.
+  planning.pieces.text = std::max(planning.pieces.text, options.sensitivity_pieces);
+  planning.pieces.probe = std::max(planning.pieces.probe, options.sensitivity_pieces);
   try {
     auto const guarded = llama_adapter::plan_model(planning, budget);
     std::printf("%s\n%s\nwrote plan.json (%s), plan_classifications.json and plan_guard.json to %s\n",
@@ -209,6 +214,12 @@ int main(int argc, char** argv) {
   app.add_option("--sensitivity", options.sensitivity, "what is cut alone to see what it costs")
       ->capture_default_str()
       ->check(CLI::IsMember({"none", "layer", "head"}))
+      ->needs(plan);
+  app.add_option("--sensitivity_pieces", options.sensitivity_pieces,
+                 "pieces of text, and as many of the probe, over which the cost of a cut is measured: each is a run a "
+                 "layer (head)")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber)
       ->needs(plan);
   app.add_option("--probe_weight", options.probe_weight,
                  "of a passage followed by itself, beside natural text, which has 1")
