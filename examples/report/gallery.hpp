@@ -4,6 +4,7 @@
 
 #include "report/report.hpp"
 
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -39,5 +40,11 @@ void add_distributions(ReportInput const& input, Gallery& gallery);
 
 /// Attention over distance, and, if it was measured, what is lost over the window.
 void add_curves(ReportInput const& input, Gallery& gallery);
+
+/// @brief Writes data and scripts to `folder`, made if it is not there, and draws the pictures, each whole or not at
+/// all. Without gnuplot in PATH there are none, and stderr says what to install.
+/// @return the drawings as SVG, in the order of the pictures; empty without gnuplot
+/// @throws FileError, Error with gnuplot's words if it fails
+[[nodiscard]] std::vector<std::string> write_pictures(std::filesystem::path const& folder, Gallery const& gallery);
 
 }  // namespace report

@@ -1,9 +1,7 @@
 #include "report/report.hpp"
 
 #include "report/gallery.hpp"
-#include "report/gnuplot.hpp"
 #include "report/page.hpp"
-#include "support/folder.hpp"
 
 #include <headaware/detail/head_grid.hpp>
 #include <headaware/error.hpp>
@@ -65,24 +63,8 @@ void write_report(std::filesystem::path const& results_dir, ReportInput const& i
   add_distributions(ordered, gallery);
   add_curves(ordered, gallery);
 
-  auto const folder = results_dir / "pictures";
-  support::make_folder(folder);
-  for (auto const& data : gallery.data) ha::write_file(folder / data.name, data.text);
-  for (auto const& picture : gallery.pictures) ha::write_file(folder / (picture.name + ".gp"), picture.script);
-
-  std::vector<std::string> drawings;
-  auto const gnuplot = find_gnuplot();
-  for (auto const& picture : gallery.pictures) {
-    if (gnuplot) {
-      draw(*gnuplot, folder, picture.name);
-      drawings.push_back(ha::read_text_file(folder / (picture.name + ".svg")));
-    } else {
-      remove_pictures(folder, picture.name);
-    }
-  }
+  auto const drawings = write_pictures(results_dir / "pictures", gallery);
   ha::write_file(results_dir / "report.html", page(ordered, gallery.pictures, drawings));
-
-  if (!gnuplot) std::fprintf(stderr, "note: %s\n", gnuplot_missing);
   std::printf("wrote report.html and pictures/ (%zu pictures as SVG and PNG, their data and scripts) to %s\n",
               drawings.size(), results_dir.string().c_str());
 }
