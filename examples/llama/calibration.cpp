@@ -88,23 +88,7 @@ ha::Sensitivities sensitivities(LossStore& losses, CalibrationText::Pieces const
   saved.cut = options.cut;
 
   auto const used = static_cast<std::size_t>(options.sensitivity_pieces);
-  std::vector<LossJob> jobs;
-  auto const add = [&](ha::PolicyTable const& table) {
-    for (std::size_t piece = 0; piece < used; ++piece) jobs.push_back({pieces[piece], table});
-  };
-  ha::PolicyTable const full(shape.layers, shape.kv_heads, ha::Full{});
-  add(full);
-  for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
-    ha::PolicyTable table = full;
-    for (std::int32_t head = 0; head < shape.kv_heads; ++head) {
-      table.set(layer, head, options.cut);
-      if (by_head) {
-        add(table);
-        table = full;
-      }
-    }
-    if (!by_head) add(table);
-  }
+  auto const jobs = sensitivity_jobs(shape, pieces, options);
   auto const all = losses.losses("sensitivities to cuts, " + what, jobs);
   auto const of = [&](std::size_t table) {
     auto const first = all.begin() + static_cast<std::ptrdiff_t>(table * used);
@@ -122,6 +106,31 @@ ha::Sensitivities sensitivities(LossStore& losses, CalibrationText::Pieces const
 
 std::vector<ha::WeightedStatistics> Calibration::weighted(double probe_weight) const {
   return {{&text.statistics, text.sensitivities, 1}, {&probe.statistics, probe.sensitivities, probe_weight}};
+}
+
+std::vector<LossJob> sensitivity_jobs(ModelShape const& shape, CalibrationText::Pieces const& pieces,
+                                      CalibrationOptions const& options) {
+  if (options.sensitivity == SensitivityOf::none) return {};
+  bool const by_head = options.sensitivity == SensitivityOf::head;
+  auto const used = static_cast<std::size_t>(options.sensitivity_pieces);
+  std::vector<LossJob> jobs;
+  auto const add = [&](ha::PolicyTable const& table) {
+    for (std::size_t piece = 0; piece < used; ++piece) jobs.push_back({pieces[piece], table});
+  };
+  ha::PolicyTable const full(shape.layers, shape.kv_heads, ha::Full{});
+  add(full);
+  for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
+    ha::PolicyTable table = full;
+    for (std::int32_t head = 0; head < shape.kv_heads; ++head) {
+      table.set(layer, head, options.cut);
+      if (by_head) {
+        add(table);
+        table = full;
+      }
+    }
+    if (!by_head) add(table);
+  }
+  return jobs;
 }
 
 Calibration calibrate(LossStore& losses, CalibrationText const& text, CalibrationOptions const& options) {

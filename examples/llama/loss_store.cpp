@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <fstream>
 #include <numeric>
+#include <set>
 #include <utility>
 
 namespace llama_adapter {
@@ -53,7 +54,8 @@ std::string text_of(ha::PolicyTable const& table) {
 LossStore::LossStore(PolicyRun& run, std::filesystem::path folder)
     : run_(&run),
       folder_(std::move(folder)),
-      model_(identity_of(run.model().path()) + (run.fused() ? " fused" : " plain")) {
+      model_(identity_of(run.model().path()) + (run.fused() ? " fused" : " plain") +
+             (run.positions() == KeyPositions::cache ? " cache positions" : "")) {
   support::make_folder(folder_);
 }
 
@@ -65,6 +67,16 @@ std::filesystem::path LossStore::path_of(LossJob const& job) const {
   return folder_ / (hash.text() + ".npy");
 }
 
+std::int64_t LossStore::tokens_to_run(std::span<LossJob const> jobs) const {
+  std::set<std::filesystem::path> missing;
+  std::int64_t tokens = 0;
+  for (LossJob const& job : jobs) {
+    auto const path = path_of(job);
+    if (!std::filesystem::exists(path) && missing.insert(path).second) tokens += std::ssize(job.tokens);
+  }
+  return tokens;
+}
+
 std::vector<std::vector<double>> LossStore::losses(std::string const& what, std::span<LossJob const> jobs) {
   std::int64_t total = 0;
   std::int64_t done = 0;
@@ -73,6 +85,7 @@ std::vector<std::vector<double>> LossStore::losses(std::string const& what, std:
     total += tokens;
     if (std::filesystem::exists(path_of(job))) done += tokens;
   }
+  bool const runs = done < total;
   support::Interrupt const interrupt;
   support::Progress progress(what, "tokens", total, done);
   auto const layers = static_cast<double>(run_->model().shape().layers);
@@ -94,7 +107,7 @@ std::vector<std::vector<double>> LossStore::losses(std::string const& what, std:
                         path.c_str());
     result.emplace_back(values.begin(), values.end());
   }
-  progress.finish(static_cast<double>(done));
+  if (runs) progress.finish(static_cast<double>(done));
   return result;
 }
 

@@ -29,7 +29,10 @@ class LossStore {
 
   [[nodiscard]] PolicyRun& run() const { return *run_; }
 
-  /// @brief `PolicyRun::losses` of each job, showing progress on stderr.
+  /// Tokens of the jobs that have not run; equal ones count once.
+  [[nodiscard]] std::int64_t tokens_to_run(std::span<LossJob const> jobs) const;
+
+  /// @brief `PolicyRun::losses` of each job, showing progress on stderr while any has to run.
   /// @throws support::Interrupted on Ctrl-C; runs that were whole are kept. What `PolicyRun::losses` throws
   [[nodiscard]] std::vector<std::vector<double>> losses(std::string const& what, std::span<LossJob const> jobs);
 
