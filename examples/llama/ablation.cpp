@@ -310,6 +310,7 @@ AblationStudy run_ablation(AblationOptions const& options) {
     study.tokens_run += tokens;
   }
   calibration.measure();
+  study.classes = calibration.classes();
 
   AblationTables const tables(calibration, study.shape, options.context, scale.budget_tokens);
   auto prepared = prepare(tables, study.groups, study.shape, options.context);

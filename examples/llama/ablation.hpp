@@ -5,6 +5,8 @@
 #include "llama/ablation_groups.hpp"
 #include "llama/engine.hpp"
 
+#include <headaware/classify/head_type.hpp>
+
 #include <cstdint>
 #include <filesystem>
 #include <limits>
@@ -64,7 +66,8 @@ struct AblationStudy {
   AblationPlace place{};
   std::vector<AblationGroup> groups{};  ///< references first
   std::vector<AblationResult> results{};
-  std::int64_t tokens_run = 0;  ///< in this run: 0 where all was known
+  std::vector<headaware::HeadClassification> classes{};  ///< of query heads, where a configuration needs them
+  std::int64_t tokens_run = 0;                           ///< in this run: 0 where all was known
   double seconds = 0;
 };
 

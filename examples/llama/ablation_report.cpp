@@ -11,6 +11,7 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <string_view>
 #include <utility>
@@ -128,6 +129,18 @@ std::string findings(std::vector<Results> const& classes) {
   }
   if (text.empty() && alone.size() > 1) text = size_finding(alone);
   return text;
+}
+
+/// How many query heads have each of the types that there are.
+std::vector<std::pair<std::string, std::int64_t>> head_types(AblationStudy const& study) {
+  std::vector<std::pair<std::string, std::int64_t>> types;
+  for (std::size_t i = 0; i < ha::num_head_types; ++i) {
+    auto const type = static_cast<ha::HeadType>(i);
+    auto const count = std::count_if(study.classes.begin(), study.classes.end(),
+                                     [&](auto const& head) { return head.head_type == type; });
+    if (count > 0) types.emplace_back(std::string(to_string(type)), count);
+  }
+  return types;
 }
 
 std::string row(AblationResult const& result, std::vector<Results> const& classes) {
@@ -253,6 +266,16 @@ std::string ablation_summary(AblationStudy const& study) {
     auto const results = results_of(study, group.name);
     auto const classes = classes_of(group, results);
     text += "\n## " + group.name + "\n\n" + group.varies + "\n\n";
+    bool const has_rules = std::any_of(results.begin(), results.end(), [](auto const* result) {
+      return result->setup.method == AblationMethod::rules;
+    });
+    if (has_rules) {
+      text += "Query heads by type:";
+      for (auto const& [type, count] : head_types(study))
+        text += print(" %s %lld,", type.c_str(), static_cast<long long>(count));
+      text.back() = '.';
+      text += "\n\n";
+    }
     text += "| configuration | tokens a head | perplexity | of second halves | copy NLL | behind the best |\n";
     text += "|---|---|---|---|---|---|\n";
     for (auto const* const result : results) text += row(*result, classes);
@@ -278,6 +301,9 @@ std::string ablation_json(AblationStudy const& study) {
       {"copies", study.place.copies},
       {"tokens_run", study.tokens_run},
       {"seconds", study.seconds}};
+  if (!study.classes.empty()) {
+    for (auto const& [type, count] : head_types(study)) document["head_types"][type] = count;
+  }
   auto& configurations = document["configurations"] = nlohmann::ordered_json::array();
   for (auto const& result : study.results) {
     nlohmann::ordered_json one{{"group", result.group},
