@@ -26,9 +26,6 @@ namespace ha = headaware;
 
 namespace {
 
-/// Of copying beside log perplexity, in scores: as plans weigh the probe.
-constexpr double copy_weight = 0.3;
-
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
@@ -203,7 +200,7 @@ std::vector<Prepared> prepare(AblationTables const& tables, std::vector<Ablation
 
 }  // namespace
 
-double AblationResult::score() const { return std::log(perplexity_second_half) + copy_weight * copy_nll; }
+double AblationResult::score() const { return std::log(perplexity_second_half) + ablation_copy_weight * copy_nll; }
 
 AblationPlace ablation_place(std::int64_t length, std::int64_t context, std::int64_t max_tokens,
                              std::string const& where) {
@@ -373,7 +370,7 @@ AblationDifference difference(AblationResult const& a, AblationResult const& b) 
     variance += weight * weight * squares / (count - 1) / count;
   };
   add(a.losses, b.losses, 1);
-  add(a.copy_losses, b.copy_losses, copy_weight);
+  add(a.copy_losses, b.copy_losses, ablation_copy_weight);
   result.error = std::sqrt(variance);
   return result;
 }

@@ -38,6 +38,9 @@ struct AblationPlace {
   std::vector<std::int64_t> copies{};    ///< where passages of half the context begin that are given twice
 };
 
+/// Of copying beside log perplexity, in scores: as plans weigh the probe.
+inline constexpr double ablation_copy_weight = 0.3;
+
 /// One configuration, tried.
 struct AblationResult {
   static constexpr double unknown = std::numeric_limits<double>::quiet_NaN();

@@ -22,7 +22,7 @@ std::string number(double value) {
 /// Makes the variants of one group, from one setup each.
 class Variants {
  public:
-  explicit Variants(AblationSetup base) : base_(std::move(base)) {}
+  explicit Variants(AblationSetup const& base) : base_(base) {}
 
   template <class Change>
   Variants& add(std::string name, Change const& change) {
@@ -207,16 +207,19 @@ std::vector<AblationVariant> positions(AblationScale const& scale) {
 
 std::vector<AblationVariant> skipped_layers(AblationScale const& scale) {
   Variants variants(planned(scale));
-  constexpr std::array<std::pair<std::int32_t, std::int32_t>, 6> ends{{{0, 0}, {1, 0}, {2, 0}, {0, 1}, {0, 2}, {1, 1}}};
+  struct Ends {
+    std::int32_t first;
+    std::int32_t last;
+  };
   for (auto const method : {AblationMethod::uniform, AblationMethod::planned}) {
-    for (auto const& [first, last] : ends) {
-      if (first + last >= scale.layers) continue;
+    for (Ends const ends : {Ends{0, 0}, Ends{1, 0}, Ends{2, 0}, Ends{0, 1}, Ends{0, 2}, Ends{1, 1}}) {
+      if (ends.first + ends.last >= scale.layers) continue;
       std::string name(ablation_method_names[static_cast<std::size_t>(method)]);
-      name += "_full_first_" + std::to_string(first) + "_last_" + std::to_string(last);
+      name += "_full_first_" + std::to_string(ends.first) + "_last_" + std::to_string(ends.last);
       variants.add(name, [&](AblationSetup& s) {
         s.method = method;
-        s.full_first = first;
-        s.full_last = last;
+        s.full_first = ends.first;
+        s.full_last = ends.last;
       });
     }
   }
@@ -238,7 +241,7 @@ AblationGroup reference_group(AblationScale const& scale) {
   variants.add("full", [](AblationSetup& s) { s.method = AblationMethod::full; });
   variants.add("uniform", [](AblationSetup& s) { s.method = AblationMethod::uniform; });
   variants.add("planned", [](AblationSetup&) {});
-  return {"reference", "method", variants.take()};
+  return {"reference", "everything kept, uniform windows of the budget, and the usual plan", variants.take()};
 }
 
 std::vector<AblationGroup> ablation_groups(AblationScale const& scale) {

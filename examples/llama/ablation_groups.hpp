@@ -13,6 +13,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 namespace llama_adapter {
@@ -46,7 +47,13 @@ struct CalibrationUse {
   std::int64_t piece_tokens = 0;        ///< 0: those of the context
   std::int32_t sensitivity_pieces = 1;  ///< over which losses are measured
 
-  friend auto operator<=>(CalibrationUse const&, CalibrationUse const&) = default;
+  friend bool operator==(CalibrationUse const&, CalibrationUse const&) = default;
+  friend bool operator<(CalibrationUse const& a, CalibrationUse const& b) {
+    auto const key = [](CalibrationUse const& use) {
+      return std::tuple(use.domain, use.pieces, use.piece_tokens, use.sensitivity_pieces);
+    };
+    return key(a) < key(b);
+  }
 };
 
 /// All that a configuration may vary. The defaults are a plan as analyze_attention makes it.

@@ -146,7 +146,7 @@ std::vector<std::pair<std::string, std::int64_t>> head_types(AblationStudy const
 std::string row(AblationResult const& result, std::vector<Results> const& classes) {
   if (!result.ran()) return "| " + result.name + " | left out | | | | |\n";
   auto const* const best = best_beside(result, classes);
-  std::string behind = "";
+  std::string behind;
   if (best == &result) {
     behind = "**best**";
   } else if (best != nullptr) {
@@ -229,12 +229,12 @@ report::ComparisonPicture picture_of(AblationStudy const& study, AblationGroup c
                             {full->perplexity_second_half, full->copy_nll},
                             {result->perplexity_second_half, result->copy_nll}});
   }
-  for (auto const& [name, color] :
-       {std::pair(std::string("uniform"), uniform_color), std::pair(std::string("rules"), rules_color),
-        std::pair(std::string("planned"), planned_color), std::pair(std::string("best"), best_color)}) {
-    bool const drawn =
-        std::any_of(picture.bars.begin(), picture.bars.end(), [&](auto const& bar) { return bar.color == color; });
-    if (drawn) picture.colors.emplace_back(name, color);
+  using Entry = std::pair<std::string, std::string>;
+  for (Entry const& entry : {Entry("uniform", uniform_color), Entry("rules", rules_color),
+                             Entry("planned", planned_color), Entry("best", best_color)}) {
+    bool const drawn = std::any_of(picture.bars.begin(), picture.bars.end(),
+                                   [&](auto const& bar) { return bar.color == entry.second; });
+    if (drawn) picture.colors.push_back(entry);
   }
   if (!other_text && uniform.ran()) {
     picture.reference = {uniform.perplexity_second_half, uniform.copy_nll};
@@ -250,18 +250,21 @@ std::string file_name(std::filesystem::path const& path) { return path.filename(
 std::string ablation_summary(AblationStudy const& study) {
   auto const& options = study.options;
   std::string text = "# Ablation study: " + options.model_name + "\n\n";
-  text += "Plans are made of " + file_name(options.text) +
-          (options.eval_text.empty() ? " (its first three quarters)" : "") + " and tried on " +
-          (options.eval_text.empty() ? std::string("its last quarter") : file_name(options.eval_text)) +
-          print(": %zu passages of %lld tokens (perplexity; of their second halves; of all), and %zu passages of %lld "
-                "tokens given twice (copy NLL: nats a token of the second copies). ",
-                study.place.passages.size(), static_cast<long long>(study.place.context), study.place.copies.size(),
-                static_cast<long long>(study.place.context / 2)) +
-          print("Where a group does not vary the size, every configuration keeps %lld tokens a KV head on average, as "
-                "masks that equal eviction at every step. ",
-                static_cast<long long>(study.budget_tokens)) +
-          "The best has the least log perplexity of second halves + 0.3 · copy NLL; behind it stands by how many nats, "
-          "± one standard error over the tokens. What is said below each table is computed from it.\n";
+  text +=
+      "Plans are made of " + file_name(options.text) +
+      (options.eval_text.empty() ? " (its first three quarters)" : "") + " and tried on " +
+      (options.eval_text.empty() ? std::string("its last quarter") : file_name(options.eval_text)) +
+      print(". Perplexity: of passages of %lld tokens (%zu), and of their second halves. Copy NLL: of passages of %lld "
+            "tokens given twice (%zu), nats a token of the second copies. ",
+            static_cast<long long>(study.place.context), study.place.passages.size(),
+            static_cast<long long>(study.place.context / 2), study.place.copies.size()) +
+      print("Where a group does not vary the size, every configuration keeps %lld tokens a KV head on average, as "
+            "masks that equal eviction at every step. ",
+            static_cast<long long>(study.budget_tokens)) +
+      print("The best of what keeps as much has the least log perplexity of second halves + %g · copy NLL; behind it "
+            "stands by how many nats, ",
+            ablation_copy_weight) +
+      "± one standard error, tokens taken as independent. What is said below each table is computed from it.\n";
   for (auto const& group : study.groups) {
     auto const results = results_of(study, group.name);
     auto const classes = classes_of(group, results);

@@ -118,9 +118,9 @@ void fill_up(ha::PolicyTable& table, std::int64_t total, std::int64_t context) {
   }
 }
 
-AblationTables::AblationTables(AblationCalibration const& calibration, ModelShape const& shape, std::int64_t context,
+AblationTables::AblationTables(AblationCalibration const& calibration, ModelShape shape, std::int64_t context,
                                std::int64_t budget_tokens)
-    : calibration_(&calibration), shape_(shape), context_(context), budget_tokens_(budget_tokens) {}
+    : calibration_(&calibration), shape_(std::move(shape)), context_(context), budget_tokens_(budget_tokens) {}
 
 ha::PolicyTable AblationTables::of(AblationSetup const& setup) const {
   switch (setup.method) {

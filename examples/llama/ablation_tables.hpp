@@ -15,7 +15,7 @@ namespace llama_adapter {
 class AblationTables {
  public:
   /// @param calibration  measured; borrowed @param budget_tokens  of a KV head, on average
-  AblationTables(AblationCalibration const& calibration, ModelShape const& shape, std::int64_t context,
+  AblationTables(AblationCalibration const& calibration, ModelShape shape, std::int64_t context,
                  std::int64_t budget_tokens);
 
   /// @brief The table of a configuration. Those of one size hold the same number of tokens, to the token.
