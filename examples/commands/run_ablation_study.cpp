@@ -147,7 +147,7 @@ int main(int argc, char** argv) {
   app.add_option("--sensitivity", options.sensitivity,
                  "of the usual plan, from which the groups depart: what is cut alone to see what it costs")
       ->capture_default_str()
-      ->check(CLI::IsMember({"none", "norm", "layer", "head"}));
+      ->check(CLI::IsMember({"none", "norm", "layer", "head", "layer_losses"}));
   app.add_option("--output_dir", options.output_dir, "where the results go")->capture_default_str();
   app.add_flag("--exact", options.exact, "run a copy of the model with weights in single precision");
   app.add_option("--cache_dir", options.cache_dir, "folder of such copies")->capture_default_str();

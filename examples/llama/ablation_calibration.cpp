@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <list>
+#include <map>
 #include <set>
 #include <utility>
 
@@ -30,14 +31,23 @@ constexpr auto classes_folder = "classes";
 
 std::size_t index(AblationSensitivity sensitivity) { return static_cast<std::size_t>(sensitivity); }
 
-/// Those that need runs; layers last, so that the folder is left as analyze_attention leaves its own.
-constexpr std::array<std::pair<AblationSensitivity, SensitivityOf>, 2> measured_by_losses{
-    {{AblationSensitivity::head, SensitivityOf::head}, {AblationSensitivity::layer, SensitivityOf::layer}}};
+struct MeasuredByCuts {
+  AblationSensitivity sensitivity;
+  SensitivityOf of;
+  SensitivityBy by;
+};
+/// Layers last, so that the folder is left as analyze_attention leaves its own.
+constexpr std::array<MeasuredByCuts, 3> measured_by_cuts{
+    {{AblationSensitivity::layer_losses, SensitivityOf::layer, SensitivityBy::loss},
+     {AblationSensitivity::head, SensitivityOf::head, SensitivityBy::divergence},
+     {AblationSensitivity::layer, SensitivityOf::layer, SensitivityBy::divergence}}};
 
-CalibrationOptions calibration_options(std::filesystem::path folder, SensitivityOf sensitivity, std::int32_t pieces) {
+CalibrationOptions calibration_options(std::filesystem::path folder, MeasuredByCuts const& measured,
+                                       std::int32_t pieces) {
   CalibrationOptions options;
   options.output_dir = std::move(folder);
-  options.sensitivity = sensitivity;
+  options.sensitivity = measured.of;
+  options.by = measured.by;
   options.sensitivity_pieces = pieces;
   return options;
 }
@@ -132,32 +142,36 @@ std::int64_t AblationCalibration::tokens_to_run() const {
   ModelShape const& shape = losses_->run().model().shape();
   std::int64_t tokens = 0;
   std::list<CalibrationText> texts;  // borrowed by the jobs
-  std::vector<LossJob> jobs;
+  std::vector<LossJob> losses;
+  std::map<std::int64_t, std::vector<LossJob>> divergences;  // by their first token
   std::set<std::filesystem::path> missing;
   auto const count = [&](std::filesystem::path const& path, CalibrationText::Pieces const& pieces) {
     if (!std::filesystem::exists(path) && missing.insert(path).second) tokens += tokens_of(pieces);
   };
   auto const add = [&](CalibrationText::Pieces const& pieces, std::filesystem::path const& folder,
-                       CalibrationUse const& use, Needs const& needs) {
+                       CalibrationUse const& use, Needs const& needs, std::int64_t first_query) {
     count(folder / statistics_file, pieces);
     if (needs[index(AblationSensitivity::norm)]) count(folder / norm_file, pieces);
-    for (auto const& [sensitivity, of] : measured_by_losses) {
-      if (!needs[index(sensitivity)]) continue;
-      auto const own = sensitivity_jobs(shape, pieces, calibration_options(folder, of, use.sensitivity_pieces));
+    for (auto const& measured : measured_by_cuts) {
+      if (!needs[index(measured.sensitivity)]) continue;
+      auto const own = sensitivity_jobs(shape, pieces, calibration_options(folder, measured, use.sensitivity_pieces));
+      auto& jobs = measured.by == SensitivityBy::loss ? losses : divergences[first_query];
       jobs.insert(jobs.end(), own.begin(), own.end());
     }
   };
   for (auto const& [use, needs] : needs_) {
     CalibrationText const& text = texts.emplace_back(pieces_of(use));
     auto const folder = folder_of(text, use);
-    add(text.text, folder / "text", use, needs);
-    add(text.probe, folder / "probe", use, needs);
+    add(text.text, folder / "text", use, needs, text.first_query);
+    add(text.probe, folder / "probe", use, needs, text.first_query);
   }
   if (needs_classes_) {
     CalibrationText const text = pieces_of(usual());
     count(folder_of(text, usual()) / classes_folder / sums_file, text.text);
   }
-  return tokens + losses_->tokens_to_run(jobs);
+  tokens += losses_->tokens_to_run(losses);
+  for (auto const& [first, jobs] : divergences) tokens += losses_->tokens_to_run(jobs, first);
+  return tokens;
 }
 
 void AblationCalibration::measure() {
@@ -169,17 +183,18 @@ void AblationCalibration::measure_use(CalibrationUse const& use, Needs const& ne
   CalibrationText const text = pieces_of(use);
   auto const folder = folder_of(text, use);
   Model const& model = losses_->run().model();
-  auto const calibrated = [&](SensitivityOf of) {
-    return calibrate(*losses_, text, calibration_options(folder, of, use.sensitivity_pieces));
+  auto const calibrated = [&](MeasuredByCuts const& measured) {
+    return calibrate(*losses_, text, calibration_options(folder, measured, use.sensitivity_pieces));
   };
-  Calibration calibration = calibrated(SensitivityOf::none);
+  Calibration calibration = calibrated({AblationSensitivity::none, SensitivityOf::none, SensitivityBy::divergence});
   AblationKinds kinds{{std::move(calibration.text.statistics)}, {std::move(calibration.probe.statistics)}};
   // What was observed is kept, so that calibrating once for each kind of sensitivity repeats nothing.
-  for (auto const& [sensitivity, of] : measured_by_losses) {
-    if (!needs[index(sensitivity)]) continue;
-    (void)calibrated(of);
-    kinds.text.sensitivities[index(sensitivity)] = ha::load_sensitivities(folder / "text" / "sensitivities.json");
-    kinds.probe.sensitivities[index(sensitivity)] = ha::load_sensitivities(folder / "probe" / "sensitivities.json");
+  for (auto const& measured : measured_by_cuts) {
+    auto const which = index(measured.sensitivity);
+    if (!needs[which]) continue;
+    (void)calibrated(measured);
+    kinds.text.sensitivities[which] = ha::load_sensitivities(folder / "text" / "sensitivities.json");
+    kinds.probe.sensitivities[which] = ha::load_sensitivities(folder / "probe" / "sensitivities.json");
   }
   if (auto const norm = index(AblationSensitivity::norm); needs[norm]) {
     auto const measured = [&](CalibrationText::Pieces const& pieces, char const* name) {

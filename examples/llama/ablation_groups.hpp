@@ -22,9 +22,11 @@ namespace llama_adapter {
 enum class AblationMethod : std::uint8_t { full, uniform, rules, planned };
 inline constexpr std::array<std::string_view, 4> ablation_method_names{"full", "uniform", "rules", "planned"};
 
-/// What makes errors of different layers comparable; norm: 1 / median |residual|².
-enum class AblationSensitivity : std::uint8_t { none, norm, layer, head };
-inline constexpr std::array<std::string_view, 4> ablation_sensitivity_names{"none", "norm", "layer", "head"};
+/// What makes errors of different layers comparable. norm: 1 / median |residual|²; layer, head: how far a cut of each
+/// moves predictions; layer_losses: what a cut of each layer costs in losses.
+enum class AblationSensitivity : std::uint8_t { none, norm, layer, head, layer_losses };
+inline constexpr std::array<std::string_view, 5> ablation_sensitivity_names{"none", "norm", "layer", "head",
+                                                                            "layer_losses"};
 
 /// How query heads share a KV head: by the sum or the maximum of their errors, or each planned by itself and what any
 /// of them keeps kept.

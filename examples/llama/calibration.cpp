@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <span>
 #include <string>
 
 namespace llama_adapter {
@@ -57,7 +58,7 @@ ha::RetentionStatistics observe(PolicyRun& run, CalibrationText::Pieces const& p
 
 /// The increase of the mean loss, but at least one standard error of it: what is not told from noise must not make a
 /// layer free.
-double loss_increase(std::vector<std::vector<double>> const& cut, std::vector<std::vector<double>> const& full,
+double loss_increase(std::span<std::vector<double> const> cut, std::span<std::vector<double> const> full,
                      std::int64_t first) {
   double sum = 0;
   double squares = 0;
@@ -75,6 +76,26 @@ double loss_increase(std::vector<std::vector<double>> const& cut, std::vector<st
   return std::max(mean, std::sqrt(variance / count));
 }
 
+/// What each layer (head) costs, nats a token. @param jobs  of `sensitivity_jobs`, over `used` pieces
+std::vector<double> costs(LossStore& losses, std::span<LossJob const> jobs, std::size_t used, std::int64_t first_query,
+                          SensitivityBy by, std::string const& what) {
+  if (by == SensitivityBy::loss) {
+    std::vector<double> result(jobs.size() / used - 1);
+    auto const all = losses.losses(what, jobs);
+    std::span<std::vector<double> const> const values(all);
+    for (std::size_t i = 0; i < result.size(); ++i) {
+      result[i] = loss_increase(values.subspan((i + 1) * used, used), values.first(used), first_query);
+    }
+    return result;
+  }
+  std::vector<double> result(jobs.size() / used);
+  auto const all = losses.divergences(what, jobs, first_query);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    result[i % result.size()] += mean_loss(all[i], 0) / static_cast<double>(used);
+  }
+  return result;
+}
+
 ha::Sensitivities sensitivities(LossStore& losses, CalibrationText::Pieces const& pieces, std::int64_t first_query,
                                 ha::RetentionStatistics const& statistics, CalibrationOptions const& options,
                                 std::filesystem::path const& folder, std::string const& what) {
@@ -87,17 +108,9 @@ ha::Sensitivities sensitivities(LossStore& losses, CalibrationText::Pieces const
   saved.losses = true;
   saved.cut = options.cut;
 
-  auto const used = static_cast<std::size_t>(options.sensitivity_pieces);
-  auto const jobs = sensitivity_jobs(shape, pieces, options);
-  auto const all = losses.losses("sensitivities to cuts, " + what, jobs);
-  auto const of = [&](std::size_t table) {
-    auto const first = all.begin() + static_cast<std::ptrdiff_t>(table * used);
-    return std::vector<std::vector<double>>(first, first + static_cast<std::ptrdiff_t>(used));
-  };
-  auto const uncut = of(0);
-  for (std::size_t table = 1; table < jobs.size() / used; ++table) {
-    saved.values.push_back(loss_increase(of(table), uncut, first_query));
-  }
+  saved.values =
+      costs(losses, sensitivity_jobs(shape, pieces, options), static_cast<std::size_t>(options.sensitivity_pieces),
+            first_query, options.by, "sensitivities to cuts, " + what);
   ha::save_sensitivities(folder / "sensitivities.json", saved);
   return saved.factors(statistics);
 }
@@ -112,23 +125,30 @@ std::vector<LossJob> sensitivity_jobs(ModelShape const& shape, CalibrationText::
                                       CalibrationOptions const& options) {
   if (options.sensitivity == SensitivityOf::none) return {};
   bool const by_head = options.sensitivity == SensitivityOf::head;
-  auto const used = static_cast<std::size_t>(options.sensitivity_pieces);
-  std::vector<LossJob> jobs;
-  auto const add = [&](ha::PolicyTable const& table) {
-    for (std::size_t piece = 0; piece < used; ++piece) jobs.push_back({pieces[piece], table});
-  };
   ha::PolicyTable const full(shape.layers, shape.kv_heads, ha::Full{});
-  add(full);
+  std::vector<ha::PolicyTable> tables{full};
   for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
     ha::PolicyTable table = full;
     for (std::int32_t head = 0; head < shape.kv_heads; ++head) {
       table.set(layer, head, options.cut);
       if (by_head) {
-        add(table);
+        tables.push_back(table);
         table = full;
       }
     }
-    if (!by_head) add(table);
+    if (!by_head) tables.push_back(table);
+  }
+  auto const used = std::span(pieces).first(static_cast<std::size_t>(options.sensitivity_pieces));
+  std::vector<LossJob> jobs;
+  if (options.by == SensitivityBy::loss) {
+    for (auto const& table : tables) {
+      for (auto const& piece : used) jobs.push_back({piece, table});
+    }
+  } else {
+    // One piece after the other, for divergences are told from one run with everything kept for each.
+    for (auto const& piece : used) {
+      for (auto const& table : std::span(tables).subspan(1)) jobs.push_back({piece, table});
+    }
   }
   return jobs;
 }

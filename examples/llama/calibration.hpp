@@ -22,9 +22,14 @@ namespace llama_adapter {
 enum class SensitivityOf : std::uint8_t { none, layer, head };
 inline constexpr std::array<std::string_view, 3> sensitivity_names{"none", "layer", "head"};
 
+/// How much a cut costs is told from predictions or from losses.
+enum class SensitivityBy : std::uint8_t { divergence, loss };
+inline constexpr std::array<std::string_view, 2> sensitivity_by_names{"divergence", "loss"};
+
 struct CalibrationOptions {
   std::filesystem::path output_dir;
   SensitivityOf sensitivity = SensitivityOf::layer;
+  SensitivityBy by = SensitivityBy::divergence;
   std::int32_t sensitivity_pieces = 1;  ///< of text and of probe, over which losses are measured
   headaware::SinkWindow cut{.sink = 4, .window = 60};
   std::int64_t query_stride = 1;  ///< every so many rows are observed
@@ -44,8 +49,9 @@ struct Calibration {
   [[nodiscard]] std::vector<headaware::WeightedStatistics> weighted(double probe_weight) const;
 };
 
-/// @brief The runs that tell the sensitivities to one kind of text: everything kept first, then each layer (head) cut;
-/// of each `sensitivity_pieces`. None without sensitivities.
+/// @brief The runs that tell the sensitivities to one kind of text: of each `sensitivity_pieces` each layer (head) cut,
+/// for `LossStore::divergences`, or, behind one with everything kept, for `LossStore::losses`. None without
+/// sensitivities.
 [[nodiscard]] std::vector<LossJob> sensitivity_jobs(ModelShape const& shape, CalibrationText::Pieces const& pieces,
                                                     CalibrationOptions const& options);
 

@@ -1,9 +1,10 @@
 // An unmodified llama.cpp on headaware's cache: its attention reads what each KV head keeps, its own memory is emptied
 // after every step, and a context of 256 cells suffices however long the text gets.
 
+#include "llama/cached_model.hpp"
 #include "llama/engine.hpp"
 #include "llama/exact_copy.hpp"
-#include "llama/head_cache.hpp"
+#include "support/progress.hpp"
 
 #include <headaware/io/file.hpp>
 #include <headaware/io/policy_table.hpp>
@@ -17,7 +18,6 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
-#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -42,6 +42,7 @@ struct Options {
   std::int32_t threads = 1;
   bool exact = false;
   bool compare = false;
+  bool flash_attention = false;
   bool ignore_end = false;
   std::filesystem::path cache_dir = default_cache_folder();
 };
@@ -56,46 +57,21 @@ ha::PolicyTable table_of(Options const& options, ModelShape const& shape) {
   return ha::table_from_model_config(model, ha::SinkWindow{options.sink, options.window});
 }
 
-/// A model whose attention runs on a per-head cache.
+/// The options' model on a cache of its own.
 template <class T>
-class Runner {
- public:
-  Runner(Model const& model, ha::PolicyTable table, Options const& options, std::int64_t max_tokens, bool all_logits)
-      : cache_(std::move(table), model.shape(), layer_windows(model), max_tokens),
-        tap_(
-            model.shape(), [this](TappedAttention const& attention) { cache_.run(attention); }, TapMode::replace),
-        context_(model, context_options(options, all_logits)) {}
-
-  /// Reads tokens, at most a chunk of them.
-  void read(std::span<std::int32_t const> tokens) {
-    context_.evaluate(tokens, static_cast<std::int32_t>(cache_.length()));
-    cache_.advance();
-  }
-  [[nodiscard]] std::span<float const> logits(std::size_t index) const {
-    return context_.logits(static_cast<std::int32_t>(index));
-  }
-  [[nodiscard]] HeadCache<T> const& cache() const { return cache_; }
-
- private:
-  ContextOptions context_options(Options const& options, bool all_logits) {
-    ContextOptions result;
-    result.tokens = options.chunk;
-    result.cells = 256;
-    result.all_logits = all_logits;
-    result.threads = options.threads;
-    result.observer = &tap_;
-    return result;
-  }
-  HeadCache<T> cache_;
-  AttentionTap tap_;
-  Context context_;
-};
+CachedModel<T> cached(Model const& model, Options const& options, std::int64_t max_tokens, bool all_logits) {
+  return {model,
+          table_of(options, model.shape()),
+          layer_windows(model),
+          max_tokens,
+          {.chunk = options.chunk, .all_logits = all_logits, .threads = options.threads}};
+}
 
 /// The engine by itself, with a cache for all tokens.
 class Engine {
  public:
-  Engine(Model const& model, Options const& options, std::int64_t max_tokens)
-      : context_(model, context_options(options, max_tokens)) {}
+  Engine(Model const& model, Options const& options, std::int64_t max_tokens, bool all_logits)
+      : context_(model, context_options(options, max_tokens, all_logits)) {}
   void read(std::span<std::int32_t const> tokens) {
     context_.extend(tokens, length_);
     length_ += static_cast<std::int32_t>(tokens.size());
@@ -105,12 +81,13 @@ class Engine {
   }
 
  private:
-  static ContextOptions context_options(Options const& options, std::int64_t max_tokens) {
+  static ContextOptions context_options(Options const& options, std::int64_t max_tokens, bool all_logits) {
     ContextOptions result;
     result.tokens = options.chunk;
     result.cells = static_cast<std::int32_t>(max_tokens);
+    result.flash_attention = options.flash_attention;
     result.half_precision_kv = !options.exact;
-    result.all_logits = false;
+    result.all_logits = all_logits;
     result.threads = options.threads;
     return result;
   }
@@ -163,7 +140,7 @@ void run_prompt(Model const& model, Options const& options) {
   if (options.max_tokens > 0) prompt.resize(std::min(prompt.size(), static_cast<std::size_t>(options.max_tokens)));
   ha::detail::require(!prompt.empty(), "prompt", "at least one token", "none", "--prompt");
   auto const total = static_cast<std::int64_t>(prompt.size()) + options.new_tokens;
-  Runner<T> runner(model, table_of(options, model.shape()), options, total, false);
+  auto runner = cached<T>(model, options, total, false);
   std::string const start = prompt.size() > 100 ? "" : model.detokenize(prompt);
   std::fwrite(start.data(), 1, start.size(), stdout);
   auto const own = generate(runner, model, prompt, options, [&](std::int32_t token) {
@@ -180,7 +157,7 @@ void run_prompt(Model const& model, Options const& options) {
   std::printf("%-10s %8.1f MiB for all tokens (%.1f %% held)\n", "full", full / 1048576,
               100 * static_cast<double>(runner.cache().bytes()) / full);
   if (!options.compare) return;
-  Engine engine(model, options, total);
+  Engine engine(model, options, total, false);
   auto const other = generate(engine, model, prompt, options, [](std::int32_t) {});
   report("llama.cpp", prompt.size(), other, full);
   auto const same = std::mismatch(own.tokens.begin(), own.tokens.end(), other.tokens.begin(), other.tokens.end());
@@ -188,25 +165,36 @@ void run_prompt(Model const& model, Options const& options) {
               static_cast<long long>(same.first - own.tokens.begin()), own.tokens.size());
 }
 
+/// −log p of every token but the first.
+template <class Reader>
+std::vector<double> losses_of(Reader& reader, std::vector<std::int32_t> const& tokens, Options const& options) {
+  std::vector<double> losses;
+  support::Progress progress("reading", "tokens", std::ssize(tokens));
+  for (std::size_t at = 0; at < tokens.size();) {
+    std::size_t const count = std::min(static_cast<std::size_t>(options.chunk), tokens.size() - at);
+    reader.read(std::span(tokens).subspan(at, count));
+    for (std::size_t i = 0; i < count && at + i + 1 < tokens.size(); ++i) {
+      losses.push_back(loss_of(reader.logits(i), tokens[at + i + 1]));
+    }
+    at += count;
+    progress.show(static_cast<double>(at));
+  }
+  progress.finish(static_cast<double>(tokens.size()));
+  return losses;
+}
+
 template <class T>
 void run_perplexity(Model const& model, Options const& options) {
   auto tokens = model.tokenize(ha::read_text_file(options.perplexity), true);
   if (options.max_tokens > 0) tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(options.max_tokens)));
-  Runner<T> runner(model, table_of(options, model.shape()), options, static_cast<std::int64_t>(tokens.size()), true);
-  std::vector<double> losses;
-  double const start = now();
-  for (std::size_t at = 0; at < tokens.size();) {
-    std::size_t const count = std::min(static_cast<std::size_t>(options.chunk), tokens.size() - at);
-    runner.read(std::span(tokens).subspan(at, count));
-    for (std::size_t i = 0; i < count && at + i + 1 < tokens.size(); ++i) {
-      losses.push_back(loss_of(runner.logits(i), tokens[at + i + 1]));
-    }
-    at += count;
-    std::fprintf(stderr, "\r%zu of %zu tokens, %.0f/s", at, tokens.size(), static_cast<double>(at) / (now() - start));
-  }
-  std::fprintf(stderr, "\n");
+  auto const total = std::ssize(tokens);
+  auto runner = cached<T>(model, options, total, true);
+  auto const losses = losses_of(runner, tokens, options);
   std::printf("perplexity %.5f over %zu tokens, %.1f kept a KV head, %.1f MiB\n", perplexity(losses), tokens.size(),
               runner.cache().mean_kept(), static_cast<double>(runner.cache().bytes()) / 1048576);
+  if (!options.compare) return;
+  Engine engine(model, options, total, true);
+  std::printf("perplexity %.5f by llama.cpp alone\n", perplexity(losses_of(engine, tokens, options)));
 }
 
 void run(Options const& options) {
@@ -252,6 +240,7 @@ int main(int argc, char** argv) {
       ->check(CLI::PositiveNumber);
   app.add_flag("--exact", options.exact, "weights, keys and values in single precision");
   app.add_flag("--compare", options.compare, "then the same by the engine alone, with a cache for all tokens");
+  app.add_flag("--flash_attention", options.flash_attention, "the engine alone with its fused attention");
   app.add_flag("--ignore_end", options.ignore_end, "write on past the model's end of text");
   app.add_option("--cache_dir", options.cache_dir, "folder of single-precision copies")->capture_default_str();
   CLI11_PARSE(app, argc, argv);

@@ -16,19 +16,24 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <span>
+#include <utility>
 #include <vector>
 
 namespace llama_adapter {
 
-/// A head's rows without the first sinks, which the model's own sliding window has left behind.
+/// A head's rows, of which a query sees those within the model's own sliding window.
 struct WindowedRows {
   headaware::RollingRows kept;
-  std::int64_t hidden = 0;
+  std::int64_t model_window = 0;
 
-  [[nodiscard]] std::int64_t rows() const { return kept.rows() - hidden; }
+  [[nodiscard]] std::int64_t rows() const { return kept.rows(); }
   [[nodiscard]] std::int64_t offset(std::int64_t row, std::int64_t channels) const {
-    return kept.offset(hidden + row, channels);
+    return kept.offset(row, channels);
+  }
+  [[nodiscard]] std::int64_t position(std::int64_t row) const { return kept.position(row); }
+  [[nodiscard]] bool sees(std::int64_t position, std::int64_t query) const {
+    return kept.sees(position, query) && (model_window == 0 || position > query - model_window);
   }
 };
 
@@ -38,16 +43,23 @@ struct WindowedView {
   std::int64_t model_window = 0;  ///< 0: none
 
   [[nodiscard]] WindowedRows segment(std::int64_t sequence, std::int64_t kv_head) const {
-    auto const kept = cache.segment(sequence, kv_head);
-    std::int64_t const left = model_window > 0 ? kept.length - model_window : 0;
-    return {kept, std::clamp<std::int64_t>(left, 0, kept.runs.sinks)};
+    return {cache.segment(sequence, kv_head), model_window};
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };
 
+/// The policies as far as a model's own sliding windows let its heads see: nothing else need be kept.
+/// @param windows  [layers], 0: none
+/// @throws ArgumentError on policies without sinks and window
+[[nodiscard]] headaware::PolicyTable within_windows(headaware::PolicyTable table,
+                                                    std::span<std::int32_t const> windows);
+
 /// @tparam T  of the kept keys and values: float, or headaware::float16 as engines hold them
 template <class T>
 class HeadCache {
+  /// Tokens appended, and attended to, at a time: so many slots more than its window a head owns.
+  static constexpr std::int64_t step_tokens = 32;
+
  public:
   /// @param table          policies, each a sink and a window
   /// @param model_windows  [layers] the model's own sliding windows; 0: none
@@ -55,14 +67,14 @@ class HeadCache {
   HeadCache(headaware::PolicyTable table, ModelShape const& shape, std::vector<std::int32_t> model_windows,
             std::int64_t max_tokens)
       : windows_(std::move(model_windows)),
-        plan_(within(std::move(table), windows_), 1, {.max_tokens = max_tokens, .slack = 0}),
+        plan_(within_windows(std::move(table), windows_), 1, {.max_tokens = max_tokens, .slack = step_tokens - 1}),
         keys_(static_cast<std::size_t>(plan_.rows_total() * shape.head_dim)),
         values_(keys_.size()),
         buffers_(headaware::rolling(plan_, plan_.view(), keys_.data(), values_.data(), shape.head_dim)),
         state_(1),
         next_state_(1) {}
 
-  /// Appends a layer's new tokens and attends, each token seeing what was kept until then: exactly as token by token.
+  /// Appends a layer's new tokens and attends, each token seeing its own sinks and window: as token by token.
   void run(TappedAttention const& attention) {
     namespace ha = headaware;
     std::int64_t const width = attention.kv_heads * attention.head_dim;
@@ -74,18 +86,23 @@ class HeadCache {
     stored(attention.values, new_values_);
     auto const layer = static_cast<std::size_t>(attention.layer);
     auto const& kept = buffers_.layers[layer];
-    auto const layout = ha::strided_bshd(1, 1, attention.query_heads, attention.head_dim);
-    ha::AttentionShape const shape{1, attention.query_heads, attention.kv_heads, 1, attention.head_dim, 0};
     next_state_ = state_;  // every layer counts the same tokens
-    for (std::int64_t token = 0; token < attention.tokens; ++token) {
+    for (std::int64_t token = 0; token < attention.tokens; token += step_tokens) {
+      std::int64_t const count = std::min(step_tokens, attention.tokens - token);
+      std::array<std::int32_t, 1> const counts{static_cast<std::int32_t>(count)};
+      std::array<std::int32_t, 1> const before{static_cast<std::int32_t>(next_state_.length(0))};
       std::vector<ha::LayerKv<T>> const step{{new_keys_.data() + token * width, new_values_.data() + token * width}};
-      ha::append(plan_.view(), next_state_, step, ha::strided_bshd(1, 1, attention.kv_heads, attention.head_dim),
-                 std::array<std::int32_t, 1>{1}, buffers_, {.first_layer = attention.layer, .advance = true});
+      ha::append(plan_.view(), next_state_, step, ha::strided_bshd(1, count, attention.kv_heads, attention.head_dim),
+                 counts, buffers_, {.first_layer = attention.layer, .advance = true});
+      ha::AttentionShape const shape{1, attention.query_heads, attention.kv_heads, count, attention.head_dim, 0};
+      auto const layout = ha::strided_bshd(1, count, attention.query_heads, attention.head_dim);
       std::int64_t const row = token * attention.query_heads * attention.head_dim;
-      WindowedView const view{{plan_.view(), attention.layer, next_state_.lengths().data()}, windows_[layer]};
+      WindowedView const view{
+          ha::RollingView::of_chunk(plan_.view(), attention.layer, next_state_.lengths().data(), count),
+          windows_[layer]};
       ha::attend(shape, ha::AttentionQueries{attention.queries + row, layout},
                  ha::KeptCache{kept.keys, kept.values, view}, ha::AttentionOutput{attention.output + row, layout},
-                 {.scale = attention.scale, .soft_cap = attention.soft_cap, .first_positions = nullptr});
+                 {.scale = attention.scale, .soft_cap = attention.soft_cap, .first_positions = before.data()});
     }
   }
 
@@ -106,26 +123,6 @@ class HeadCache {
   }
 
  private:
-  /// Nothing need be kept that a layer's own window hides.
-  static headaware::PolicyTable within(headaware::PolicyTable table, std::vector<std::int32_t> const& windows) {
-    namespace ha = headaware;
-    for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
-      std::int32_t const window = windows[static_cast<std::size_t>(layer)];
-      for (std::int32_t head = 0; window > 0 && head < table.num_kv_heads(); ++head) {
-        auto const policy = table.at(layer, head);
-        if (policy.is<ha::Full>()) table.set(layer, head, ha::WindowOnly{.window = window});
-        if (policy.is<ha::WindowOnly>()) {
-          table.set(layer, head, ha::WindowOnly{.window = std::min(window, policy.get<ha::WindowOnly>().window)});
-        }
-        if (policy.is<ha::SinkWindow>()) {
-          auto const both = policy.get<ha::SinkWindow>();
-          table.set(layer, head, ha::SinkWindow{.sink = both.sink, .window = std::min(window, both.window)});
-        }
-      }
-    }
-    return table;
-  }
-
   std::vector<std::int32_t> windows_;
   headaware::RollingPlan plan_;
   std::vector<T> keys_;

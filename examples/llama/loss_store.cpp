@@ -1,5 +1,6 @@
 #include "llama/loss_store.hpp"
 
+#include "llama/reference_predictions.hpp"
 #include "support/content_hash.hpp"
 #include "support/folder.hpp"
 #include "support/progress.hpp"
@@ -11,6 +12,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <fstream>
+#include <memory>
 #include <numeric>
 #include <set>
 #include <utility>
@@ -19,10 +21,8 @@ namespace llama_adapter {
 
 namespace ha = headaware;
 
-namespace {
-
-/// A model by its size and samples of its bytes: reading all of them would take longer than some runs.
-std::string identity_of(std::filesystem::path const& path) {
+std::string identity_of(Model const& model) {
+  std::filesystem::path const& path = model.path();
   constexpr std::uint64_t block = std::uint64_t{1} << 16;
   constexpr std::uint64_t blocks = 64;
   std::uint64_t const size = std::filesystem::file_size(path);
@@ -49,41 +49,50 @@ std::string text_of(ha::PolicyTable const& table) {
   return text;
 }
 
+namespace {
+
+/// Tells divergences from losses.
+std::string divergence_kind(std::int64_t first) { return " divergence from " + std::to_string(first); }
+
 }  // namespace
 
 LossStore::LossStore(PolicyRun& run, std::filesystem::path folder)
     : run_(&run),
       folder_(std::move(folder)),
-      model_(identity_of(run.model().path()) + (run.fused() ? " fused" : " plain") +
+      model_(identity_of(run.model()) + (run.fused() ? " fused" : " plain") +
              (run.positions() == KeyPositions::cache ? " cache positions" : "")) {
   support::make_folder(folder_);
 }
 
-std::filesystem::path LossStore::path_of(LossJob const& job) const {
+std::filesystem::path LossStore::path_of(LossJob const& job, std::string const& kind) const {
   support::ContentHash hash;
-  hash.add(model_);
+  hash.add(model_ + kind);
   hash.add(text_of(job.table));
   hash.add(job.tokens);
   return folder_ / (hash.text() + ".npy");
 }
 
-std::int64_t LossStore::tokens_to_run(std::span<LossJob const> jobs) const {
+std::int64_t LossStore::tokens_to_run(std::span<LossJob const> jobs, std::optional<std::int64_t> divergences) const {
+  std::string const kind = divergences ? divergence_kind(*divergences) : "";
   std::set<std::filesystem::path> missing;
   std::int64_t tokens = 0;
   for (LossJob const& job : jobs) {
-    auto const path = path_of(job);
+    auto const path = path_of(job, kind);
     if (!std::filesystem::exists(path) && missing.insert(path).second) tokens += std::ssize(job.tokens);
   }
   return tokens;
 }
 
-std::vector<std::vector<double>> LossStore::losses(std::string const& what, std::span<LossJob const> jobs) {
+/// @param run  (job, function to call behind each layer) to values
+template <class Run>
+std::vector<std::vector<double>> LossStore::run_missing(std::string const& what, std::span<LossJob const> jobs,
+                                                        std::string const& kind, Run const& run) {
   std::int64_t total = 0;
   std::int64_t done = 0;
   for (LossJob const& job : jobs) {
     auto const tokens = static_cast<std::int64_t>(job.tokens.size());
     total += tokens;
-    if (std::filesystem::exists(path_of(job))) done += tokens;
+    if (std::filesystem::exists(path_of(job, kind))) done += tokens;
   }
   bool const runs = done < total;
   support::Interrupt const interrupt;
@@ -91,23 +100,56 @@ std::vector<std::vector<double>> LossStore::losses(std::string const& what, std:
   auto const layers = static_cast<double>(run_->model().shape().layers);
   std::vector<std::vector<double>> result;
   for (LossJob const& job : jobs) {
-    auto const path = path_of(job);
+    auto const path = path_of(job, kind);
     if (!std::filesystem::exists(path)) {
       auto const tokens = static_cast<std::int64_t>(job.tokens.size());
-      auto const losses = run_->losses(job.tokens, job.table, [&](std::int32_t layer) {
+      std::vector<double> const values = run(job, [&](std::int32_t layer) {
         if (interrupt.asked()) throw support::Interrupted{};
         progress.show(static_cast<double>(done) + static_cast<double>(tokens) * (layer + 1) / layers);
       });
-      ha::save_npy(path, ha::NpyArray::of({std::ssize(losses)}, std::span<double const>(losses)));
+      ha::save_npy(path, ha::NpyArray::of({std::ssize(values)}, std::span<double const>(values)));
       done += tokens;
     }
     auto const saved = ha::load_npy(path);
     auto const values = saved.as<double>();
-    ha::detail::require(values.size() + 1 == job.tokens.size(), "losses", job.tokens.size() - 1, values.size(),
-                        path.c_str());
     result.emplace_back(values.begin(), values.end());
   }
   if (runs) progress.finish(static_cast<double>(done));
+  return result;
+}
+
+std::vector<std::vector<double>> LossStore::losses(std::string const& what, std::span<LossJob const> jobs) {
+  auto result = run_missing(what, jobs, "", [&](LossJob const& job, PolicyRun::LayerDone const& layer_done) {
+    return run_->losses(job.tokens, job.table, layer_done);
+  });
+  for (std::size_t i = 0; i < jobs.size(); ++i) {
+    ha::detail::require(result[i].size() + 1 == jobs[i].tokens.size(), "losses", jobs[i].tokens.size() - 1,
+                        result[i].size(), path_of(jobs[i], "").c_str());
+  }
+  return result;
+}
+
+std::vector<std::vector<double>> LossStore::divergences(std::string const& what, std::span<LossJob const> jobs,
+                                                        std::int64_t first) {
+  std::string const kind = divergence_kind(first);
+  std::unique_ptr<ReferencePredictions> reference;
+  std::span<std::int32_t const> referred;
+  auto result = run_missing(what, jobs, kind, [&](LossJob const& job, PolicyRun::LayerDone const& layer_done) {
+    bool const same = reference && referred.data() == job.tokens.data() && referred.size() == job.tokens.size();
+    if (!same) {
+      reference.reset();  // before the next one takes its memory
+      reference =
+          std::make_unique<ReferencePredictions>(*run_, job.tokens, first, [&](std::int32_t) { layer_done(-1); });
+      referred = job.tokens;
+    }
+    (void)run_->losses(job.tokens, job.table, layer_done);
+    return reference->divergence(*run_);
+  });
+  for (std::size_t i = 0; i < jobs.size(); ++i) {
+    auto const expected = std::ssize(jobs[i].tokens) - 1 - first;
+    ha::detail::require(std::ssize(result[i]) == expected, "divergences", expected, result[i].size(),
+                        path_of(jobs[i], kind).c_str());
+  }
   return result;
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
-// Losses of runs under policies, kept on disk by what went into them: whatever ran once is not run again.
+// Losses of runs under policies, and how far cuts move a model's predictions, kept on disk by what went into them:
+// whatever ran once is not run again.
 
 #include "llama/policy_run.hpp"
 #include "support/interrupt.hpp"
@@ -9,11 +10,19 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 namespace llama_adapter {
+
+/// A model by its size and samples of its bytes: reading all of them would take longer than some runs.
+[[nodiscard]] std::string identity_of(Model const& model);
+
+/// What a table keeps, as text that tells tables apart.
+/// @throws ArgumentError on policies without sinks and window
+[[nodiscard]] std::string text_of(headaware::PolicyTable const& table);
 
 /// One run.
 struct LossJob {
@@ -29,15 +38,27 @@ class LossStore {
 
   [[nodiscard]] PolicyRun& run() const { return *run_; }
 
-  /// Tokens of the jobs that have not run; equal ones count once.
-  [[nodiscard]] std::int64_t tokens_to_run(std::span<LossJob const> jobs) const;
+  /// Tokens of the jobs that have not run; equal ones count once. @param divergences  not losses but these, from there
+  /// on (the runs with everything kept that they are told from not counted)
+  [[nodiscard]] std::int64_t tokens_to_run(std::span<LossJob const> jobs,
+                                           std::optional<std::int64_t> divergences = {}) const;
 
   /// @brief `PolicyRun::losses` of each job, showing progress on stderr while any has to run.
   /// @throws support::Interrupted on Ctrl-C; runs that were whole are kept. What `PolicyRun::losses` throws
   [[nodiscard]] std::vector<std::vector<double>> losses(std::string const& what, std::span<LossJob const> jobs);
 
+  /// @brief KL of the predictions with everything kept to those of each job, a token, from token `first` on; likewise
+  /// kept on disk. Jobs over the same tokens should follow each other: the run with everything kept is made once for
+  /// them.
+  /// @throws as `losses`
+  [[nodiscard]] std::vector<std::vector<double>> divergences(std::string const& what, std::span<LossJob const> jobs,
+                                                             std::int64_t first);
+
  private:
-  [[nodiscard]] std::filesystem::path path_of(LossJob const& job) const;
+  [[nodiscard]] std::filesystem::path path_of(LossJob const& job, std::string const& kind) const;
+  template <class Run>
+  [[nodiscard]] std::vector<std::vector<double>> run_missing(std::string const& what, std::span<LossJob const> jobs,
+                                                             std::string const& kind, Run const& run);
 
   PolicyRun* run_;
   std::filesystem::path folder_;

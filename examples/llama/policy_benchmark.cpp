@@ -1,16 +1,25 @@
 #include "llama/policy_benchmark.hpp"
 
+#include "llama/head_cache.hpp"
+#include "report/gallery.hpp"
+#include "report/gnuplot.hpp"
+#include "report/size_curves.hpp"
+#include "report/style.hpp"
+#include "support/folder.hpp"
+
 #include <headaware/cache/cache_plan.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
+#include <headaware/plan/compare.hpp>
 #include <headaware/plan/policy_plan.hpp>
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdio>
-#include <limits>
+#include <utility>
 
 namespace llama_adapter {
 
@@ -18,15 +27,22 @@ namespace ha = headaware;
 
 namespace {
 
-void account(ModelShape const& shape, std::int64_t context, BenchmarkRun& run) {
-  std::int64_t kept = 0;
-  for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
-    for (std::int32_t head = 0; head < shape.kv_heads; ++head) {
-      kept += ha::held_tokens(run.table.at(layer, head), context);
+/// The text's pieces as the model reads them: passages first, then copies.
+std::vector<std::vector<std::int32_t>> pieces_of(Model const& model, std::span<std::int32_t const> tokens,
+                                                 BenchmarkText const& text) {
+  std::vector<std::vector<std::int32_t>> pieces;
+  auto const add = [&](std::vector<std::int64_t> const& starts, std::int64_t length, bool twice) {
+    for (std::int64_t const first : starts) {
+      bool const fits = first >= 0 && first + length <= std::ssize(tokens);
+      ha::detail::require(fits, "start of a passage", "in [0, " + std::to_string(std::ssize(tokens) - length) + "]",
+                          first, "run_benchmark");
+      pieces.push_back(passage(model, tokens, first, length, twice));
     }
-  }
-  run.mean_kept_tokens = static_cast<double>(kept) / (static_cast<double>(shape.layers) * shape.kv_heads);
-  run.kv_bytes_end = kept * ha::TokenBytes::of(shape.head_dim, 2).total();
+  };
+  std::int64_t const count = text.context - (model.begins_with_bos() ? 1 : 0);
+  add(text.passages, count, false);
+  add(text.copies, count / 2, true);
+  return pieces;
 }
 
 /// Means over several passages, from one place on.
@@ -37,103 +53,250 @@ class Mean {
     count_ += std::ssize(losses) - first;
   }
   [[nodiscard]] std::int64_t count() const { return count_; }
-  [[nodiscard]] double value() const {
-    return count_ > 0 ? sum_ / static_cast<double>(count_) : std::numeric_limits<double>::quiet_NaN();
-  }
+  [[nodiscard]] double value() const { return count_ > 0 ? sum_ / static_cast<double>(count_) : BenchmarkRun::unknown; }
 
  private:
   double sum_ = 0;
   std::int64_t count_ = 0;
 };
 
+/// What a run predicts. @param losses  of each piece, in the order of `pieces_of`
+void score(Model const& model, BenchmarkText const& text, std::span<std::vector<double> const> losses,
+           BenchmarkRun& run) {
+  std::int64_t const special = model.begins_with_bos() ? 1 : 0;
+  Mean whole;
+  Mean second_half;
+  Mean copy;
+  for (std::size_t i = 0; i < losses.size(); ++i) {
+    if (i < text.passages.size()) {
+      whole.add(losses[i], 0);
+      second_half.add(losses[i], text.context / 2);
+    } else {
+      // The last token of the first copy predicts the first one of the second.
+      copy.add(losses[i], special + (text.context - special) / 2 - 1);
+    }
+  }
+  run.tokens = whole.count();
+  run.perplexity = std::exp(whole.value());
+  run.perplexity_second_half = std::exp(second_half.value());
+  run.copy_nll = copy.value();
+}
+
+/// What a run's cache holds behind `context` tokens.
+void account(ModelShape const& shape, std::span<std::int32_t const> windows, std::int64_t context,
+             std::int64_t element_bytes, BenchmarkRun& run) {
+  ha::PolicyTable const table = within_windows(run.table, windows);
+  std::int64_t kept = 0;
+  for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
+    for (std::int32_t head = 0; head < shape.kv_heads; ++head) kept += ha::held_tokens(table.at(layer, head), context);
+  }
+  run.mean_kept_tokens = static_cast<double>(kept) / (static_cast<double>(shape.layers) * shape.kv_heads);
+  run.kv_bytes_end = kept * ha::TokenBytes::of(shape.head_dim, static_cast<std::size_t>(element_bytes)).total();
+}
+
+/// What a run takes. @param texts  of each piece, in the order of `pieces_of`
+void time(std::span<EvictedText const> texts, std::span<std::vector<std::int32_t> const> pieces,
+          std::int64_t decode_tokens, BenchmarkRun& run) {
+  double seconds = 0;
+  std::int64_t tokens = 0;
+  std::int64_t peak = 0;
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    seconds += texts[i].read_seconds;
+    tokens += std::ssize(pieces[i]);
+    peak = std::max(peak, texts[i].kv_bytes_peak);
+  }
+  run.kv_bytes_peak = peak;
+  run.prefill_tokens_per_s = static_cast<double>(tokens) / seconds;
+  run.time_to_first_token_s = texts.front().first_token_seconds;
+  if (decode_tokens > 0) run.decode_tokens_per_s = static_cast<double>(decode_tokens) / texts.front().decode_seconds;
+}
+
 nlohmann::ordered_json number(double value) {
   return std::isfinite(value) ? nlohmann::ordered_json(value) : nlohmann::ordered_json();
+}
+
+nlohmann::ordered_json json_of(BenchmarkRun const& run) {
+  return {{"method", run.method},
+          {"budget_tokens", run.budget_tokens},
+          {"mean_kept_tokens", run.mean_kept_tokens},
+          {"tokens", run.tokens},
+          {"perplexity", number(run.perplexity)},
+          {"perplexity_second_half", number(run.perplexity_second_half)},
+          {"copy_nll", number(run.copy_nll)},
+          {"kv_bytes_peak", run.kv_bytes_peak ? nlohmann::ordered_json(*run.kv_bytes_peak) : nlohmann::ordered_json()},
+          {"kv_bytes_end", run.kv_bytes_end},
+          {"prefill_tokens_per_s", number(run.prefill_tokens_per_s)},
+          {"decode_tokens_per_s", number(run.decode_tokens_per_s)},
+          {"time_to_first_token_s", number(run.time_to_first_token_s)},
+          {"compaction_s", number(run.compaction_s)},
+          {"plan", run.plan}};
+}
+
+/// The JSON's fields as columns; nothing where something was not measured.
+std::string csv_of(nlohmann::ordered_json const& runs) {
+  std::string text;
+  for (auto const& run : runs) {
+    if (text.empty()) {
+      for (auto const& [name, value] : run.items()) text += (text.empty() ? "" : ",") + name;
+      text += "\n";
+    }
+    std::string line;
+    for (auto const& [name, value] : run.items()) {
+      if (name != run.items().begin().key()) line += ",";
+      if (value.is_string()) {
+        line += value.get<std::string>();
+      } else if (!value.is_null()) {
+        line += value.dump();
+      }
+    }
+    text += line + "\n";
+  }
+  return text;
+}
+
+std::string shown(char const* format, double value) {
+  return std::isfinite(value) ? report::number(format, value) : std::string("-");
+}
+
+/// "1 passage", "2 passages".
+std::string counted(std::size_t count, std::string const& noun) {
+  return std::to_string(count) + " " + noun + (count == 1 ? "" : "s");
+}
+
+constexpr char const* picture_names[] = {"perplexity", "copying"};
+
+/// A line a method.
+report::SizePicture picture_of(std::vector<BenchmarkRun> const& runs, double BenchmarkRun::*figure) {
+  constexpr std::pair<char const*, char const*> colors[] = {{"streaming_llm", "#0072B2"},
+                                                            {"window_only", "#E69F00"},
+                                                            {"head_aware", "#D55E00"},
+                                                            {"duo", "#CC79A7"},
+                                                            {"planned", "#009E73"}};
+  report::SizePicture picture;
+  for (auto const& [method, color] : colors) {
+    report::SizeCurve curve{method, color, {}};
+    for (BenchmarkRun const& run : runs) {
+      if (run.method == method) curve.points.push_back({run.mean_kept_tokens, run.*figure});
+    }
+    picture.curves.push_back(curve);
+  }
+  for (BenchmarkRun const& run : runs) {
+    if (run.method == "full" && std::isfinite(run.*figure)) picture.full = {run.mean_kept_tokens, run.*figure};
+    if (run.mean_kept_tokens > 0) {
+      picture.mib_per_token = static_cast<double>(run.kv_bytes_end) / run.mean_kept_tokens / 1048576;
+    }
+  }
+  return picture;
+}
+
+void write_pictures(std::filesystem::path const& folder, BenchmarkAbout const& about, BenchmarkText const& text,
+                    std::vector<BenchmarkRun> const& runs) {
+  report::Gallery gallery;
+  report::SizePicture perplexity = picture_of(runs, &BenchmarkRun::perplexity_second_half);
+  perplexity.name = picture_names[0];
+  perplexity.title = "Perplexity over the memory of the KV cache";
+  perplexity.subtitle = about.title() + ", " + counted(text.passages.size(), "passage") + " of " +
+                        std::to_string(text.context) + " tokens";
+  perplexity.figure = "perplexity of the second halves";
+  perplexity.reading = "The lower, the better a model predicts text with a cache of this size.";
+  add_size_picture(perplexity, gallery);
+  report::SizePicture copying = picture_of(runs, &BenchmarkRun::copy_nll);
+  copying.name = picture_names[1];
+  copying.title = "Copying over the memory of the KV cache";
+  copying.subtitle = about.title() + ", " + counted(text.copies.size(), "passage") + " of " +
+                     std::to_string(text.context / 2) + " tokens, given twice";
+  copying.figure = "NLL of the second copy (nats a token)";
+  copying.reading = "The lower, the better a model finds again what it has read.";
+  copying.from_zero = true;
+  add_size_picture(copying, gallery);
+  (void)report::write_pictures(folder, gallery);
+  for (char const* const name : picture_names) {
+    bool const drawn = std::any_of(gallery.pictures.begin(), gallery.pictures.end(),
+                                   [&](report::Picture const& picture) { return picture.name == name; });
+    if (!drawn) report::remove_pictures(folder, name);
+  }
 }
 
 }  // namespace
 
 void run_benchmark(LossStore& losses, std::span<std::int32_t const> tokens, BenchmarkText const& text,
                    std::vector<BenchmarkRun>& runs) {
-  constexpr auto where = "run_benchmark";
   Model const& model = losses.run().model();
-  std::int64_t const special = model.begins_with_bos() ? 1 : 0;
-  std::int64_t const count = text.context - special;
-  std::vector<std::vector<std::int32_t>> passages;
-  auto const add = [&](std::vector<std::int64_t> const& starts, std::int64_t length, bool twice) {
-    for (std::int64_t const first : starts) {
-      bool const fits = first >= 0 && first + length <= std::ssize(tokens);
-      ha::detail::require(fits, "start of a passage", "in [0, " + std::to_string(std::ssize(tokens) - length) + "]",
-                          first, where);
-      passages.push_back(passage(model, tokens, first, length, twice));
-    }
-  };
-  add(text.passages, count, false);
-  add(text.copies, count / 2, true);
+  auto const pieces = pieces_of(model, tokens, text);
   std::vector<LossJob> jobs;
   for (BenchmarkRun const& run : runs) {
-    for (auto const& tokens_of : passages) jobs.push_back({tokens_of, run.table});
+    for (auto const& piece : pieces) jobs.push_back({piece, run.table});
   }
   auto const all = losses.losses("benchmark", jobs);
-  std::size_t job = 0;
-  for (BenchmarkRun& run : runs) {
-    Mean whole;
-    Mean second_half;
-    Mean copy;
-    for (std::size_t i = 0; i < text.passages.size(); ++i, ++job) {
-      whole.add(all[job], 0);
-      second_half.add(all[job], text.context / 2);
-    }
-    // The last token of the first copy predicts the first one of the second.
-    for (std::size_t i = 0; i < text.copies.size(); ++i, ++job) copy.add(all[job], special + count / 2 - 1);
-    account(model.shape(), text.context, run);
-    run.tokens = whole.count();
-    run.perplexity = std::exp(whole.value());
-    run.perplexity_second_half = std::exp(second_half.value());
-    run.copy_nll = copy.value();
+  auto const windows = layer_windows(model);
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    score(model, text, std::span(all).subspan(i * pieces.size(), pieces.size()), runs[i]);
+    account(model.shape(), windows, text.context, text.element_bytes, runs[i]);
+  }
+}
+
+void run_benchmark(EvictedStore& evicted, std::span<std::int32_t const> tokens, BenchmarkText const& text,
+                   std::vector<BenchmarkRun>& runs) {
+  Model const& model = evicted.model();
+  auto const pieces = pieces_of(model, tokens, text);
+  ha::detail::require(!pieces.empty(), "passages", "at least one", "none", "run_benchmark");
+  std::vector<EvictedJob> jobs;
+  for (BenchmarkRun const& run : runs) {
+    for (std::size_t i = 0; i < pieces.size(); ++i)
+      jobs.push_back({pieces[i], run.table, i == 0 ? text.decode_tokens : 0});
+  }
+  auto const all = evicted.run("benchmark", jobs);
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    auto const texts = std::span(all).subspan(i * pieces.size(), pieces.size());
+    std::vector<std::vector<double>> losses;
+    for (EvictedText const& one : texts) losses.push_back(one.losses);
+    score(model, text, losses, runs[i]);
+    account(model.shape(), evicted.windows(), text.context, evicted.element_bytes(), runs[i]);
+    time(texts, pieces, text.decode_tokens, runs[i]);
+    runs[i].compaction_s = evicted.compaction_seconds(runs[i].table, text.context);
   }
 }
 
 std::string benchmark_table(std::vector<BenchmarkRun> const& runs) {
-  std::string text = "method           budget  mean kept    KV MiB  perplexity  second half   copy NLL  plan\n";
+  bool const timed =
+      std::any_of(runs.begin(), runs.end(), [](auto const& run) { return run.kv_bytes_peak.has_value(); });
+  std::string text = "method         budget mean kept  KV MiB perplexity second half copy NLL";
+  text += timed ? "  peak MiB prefill/s decode/s first token compaction  plan\n" : "  plan\n";
   char line[256];
   for (BenchmarkRun const& run : runs) {
-    std::snprintf(line, sizeof(line), "%-14s %8lld %10.1f %9.2f %11.3f %12.3f %10.3f  %s\n", run.method.c_str(),
+    std::snprintf(line, sizeof(line), "%-13s %7lld %9.1f %7.2f %10.3f %11.3f %8s", run.method.c_str(),
                   static_cast<long long>(run.budget_tokens), run.mean_kept_tokens,
                   static_cast<double>(run.kv_bytes_end) / 1048576, run.perplexity, run.perplexity_second_half,
-                  run.copy_nll, run.plan.c_str());
+                  shown("%.3f", run.copy_nll).c_str());
     text += line;
+    if (timed) {
+      std::snprintf(line, sizeof(line), "  %8.2f %9.1f %8s %9.2f s %7.2f ms",
+                    static_cast<double>(run.kv_bytes_peak.value_or(0)) / 1048576, run.prefill_tokens_per_s,
+                    shown("%.1f", run.decode_tokens_per_s).c_str(), run.time_to_first_token_s, 1e3 * run.compaction_s);
+      text += line;
+    }
+    text += "  " + run.plan + "\n";
   }
   return text;
 }
 
-void write_benchmark(std::filesystem::path const& folder, std::string const& about, BenchmarkText const& text,
+void write_benchmark(std::filesystem::path const& folder, BenchmarkAbout const& about, BenchmarkText const& text,
                      std::vector<BenchmarkRun> const& runs) {
-  nlohmann::ordered_json document = {{"about", about},
-                                     {"masked", true},
-                                     {"context", text.context},
-                                     {"passages", text.passages},
-                                     {"copies", text.copies}};
-  auto& list = document["runs"] = nlohmann::ordered_json::array();
-  std::string csv =
-      "method,budget_tokens,mean_kept_tokens,tokens,perplexity,perplexity_second_half,copy_nll,kv_bytes_end,plan\n";
-  char line[512];
-  for (BenchmarkRun const& run : runs) {
-    list.push_back({{"method", run.method},
-                    {"budget_tokens", run.budget_tokens},
-                    {"mean_kept_tokens", run.mean_kept_tokens},
-                    {"tokens", run.tokens},
-                    {"perplexity", number(run.perplexity)},
-                    {"perplexity_second_half", number(run.perplexity_second_half)},
-                    {"copy_nll", number(run.copy_nll)},
-                    {"kv_bytes_end", run.kv_bytes_end},
-                    {"plan", run.plan}});
-    std::snprintf(line, sizeof(line), "%s,%lld,%.6g,%lld,%.9g,%.9g,%.9g,%lld,", run.method.c_str(),
-                  static_cast<long long>(run.budget_tokens), run.mean_kept_tokens, static_cast<long long>(run.tokens),
-                  run.perplexity, run.perplexity_second_half, run.copy_nll, static_cast<long long>(run.kv_bytes_end));
-    csv += line + run.plan + "\n";
+  nlohmann::ordered_json document = {{"about", about.title()},    {"model", about.model},
+                                     {"text", about.text},        {"masked", about.masked},
+                                     {"exact", about.exact},      {"element_bytes", about.element_bytes},
+                                     {"threads", about.threads},  {"context", text.context},
+                                     {"passages", text.passages}, {"copies", text.copies}};
+  if (!about.masked) {
+    document["chunk_tokens"] = about.chunk;
+    document["decode_tokens"] = text.decode_tokens;
   }
-  ha::write_file(folder / "benchmark.csv", csv);
+  auto& list = document["runs"] = nlohmann::ordered_json::array();
+  for (BenchmarkRun const& run : runs) list.push_back(json_of(run));
+  support::make_folder(folder);
+  ha::write_file(folder / "benchmark.csv", csv_of(list));
   ha::write_file(folder / "benchmark.json", document.dump(2) + "\n");
+  write_pictures(folder / "pictures", about, text, runs);
 }
 
 }  // namespace llama_adapter

@@ -1,14 +1,17 @@
 #pragma once
 
-// How well a model predicts text under tables of policies, side by side.
+// How well a model predicts text under tables of policies, what its cache holds and how fast it is, side by side.
 
 #include "llama/calibration_text.hpp"
+#include "llama/evicted_run.hpp"
 #include "llama/loss_store.hpp"
 
 #include <headaware/policy/table.hpp>
 
 #include <cstdint>
 #include <filesystem>
+#include <limits>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -20,21 +23,34 @@ struct BenchmarkText {
   std::int64_t context = 2048;         ///< tokens of a passage; of a copy probe too
   std::vector<std::int64_t> passages;  ///< where they begin in the text, tokens
   std::vector<std::int64_t> copies;    ///< where the passages of context / 2 tokens begin that are given twice
+  std::int64_t decode_tokens = 64;     ///< behind the first passage, where caches really evict
+  std::int64_t element_bytes = 2;      ///< of keys and values, in figures of bytes where policies are masks
 };
 
-/// One table to run, or that was run.
+/// One table to run, or that was run. NaN and nothing: not measured.
 struct BenchmarkRun {
+  static constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
+
   std::string method;
   std::string plan{};              ///< file of the table, if any
   std::int64_t budget_tokens = 0;  ///< a KV head; 0: none asked for
   headaware::PolicyTable table;
 
-  double mean_kept_tokens = 0;    ///< of `context`, a KV head
-  std::int64_t kv_bytes_end = 0;  ///< keys and values of `context` tokens, 2 bytes an element
-  std::int64_t tokens = 0;        ///< predicted, of all passages
-  double perplexity = 0;
-  double perplexity_second_half = 0;
-  double copy_nll = 0;  ///< mean over the tokens of second copies; NaN without copy probes
+  double mean_kept_tokens = 0;              ///< a KV head, behind `context` tokens
+  std::int64_t tokens = 0;                  ///< predicted, of all passages
+  double perplexity = unknown;              ///< of all passages
+  double perplexity_second_half = unknown;  ///< of tokens behind the first half of their passage
+  double copy_nll = unknown;                ///< nats a token, mean over the tokens of second copies
+  std::int64_t kv_bytes_end = 0;            ///< of the keys and values kept behind `context` tokens
+
+  // Measured where caches really evict.
+  std::optional<std::int64_t> kv_bytes_peak{};  ///< most that the cache allocated: its blocks, with room for `context`
+                                                ///< and the tokens decoded in heads that keep everything
+  double prefill_tokens_per_s =
+      unknown;                           ///< of all passages and copies, read in chunks, logits of every token included
+  double decode_tokens_per_s = unknown;  ///< of the tokens decoded one at a time behind the first passage
+  double time_to_first_token_s = unknown;  ///< reading the first passage and choosing the token behind it
+  double compaction_s = unknown;           ///< `EvictedStore::compaction_seconds`
 };
 
 /// @brief Fills in what the runs give. Policies are masks: equal to eviction at every step, in one pass a passage.
@@ -43,11 +59,29 @@ struct BenchmarkRun {
 void run_benchmark(LossStore& losses, std::span<std::int32_t const> tokens, BenchmarkText const& text,
                    std::vector<BenchmarkRun>& runs);
 
+/// The same with caches that really evict.
+void run_benchmark(EvictedStore& evicted, std::span<std::int32_t const> tokens, BenchmarkText const& text,
+                   std::vector<BenchmarkRun>& runs);
+
+/// How the runs were made.
+struct BenchmarkAbout {
+  std::string model;
+  std::string text;
+  bool masked = false;
+  bool exact = false;              ///< weights in single precision
+  std::int64_t element_bytes = 2;  ///< of keys and values
+  std::int32_t chunk = 256;        ///< tokens read at a time, where caches evict
+  std::int32_t threads = 1;
+
+  [[nodiscard]] std::string title() const { return model + " over " + text; }
+};
+
 /// For a person.
 [[nodiscard]] std::string benchmark_table(std::vector<BenchmarkRun> const& runs);
 
-/// @brief Writes benchmark.json and benchmark.csv. @param about  what was run, in words @throws FileError
-void write_benchmark(std::filesystem::path const& folder, std::string const& about, BenchmarkText const& text,
+/// @brief Writes benchmark.json, benchmark.csv and the folder pictures: perplexity and copying over the tokens kept, a
+/// line a method. @throws FileError
+void write_benchmark(std::filesystem::path const& folder, BenchmarkAbout const& about, BenchmarkText const& text,
                      std::vector<BenchmarkRun> const& runs);
 
 }  // namespace llama_adapter

@@ -53,6 +53,9 @@ class PolicyRun {
   [[nodiscard]] std::vector<double> losses(std::span<std::int32_t const> tokens, headaware::PolicyTable const& table,
                                            LayerDone const& layer_done = {});
 
+  /// Logits [vocabulary] behind a token of the last run. @return borrowed; valid until the next one
+  [[nodiscard]] std::span<float const> logits(std::int32_t token) const { return context_.logits(token); }
+
   /// @brief Runs the model as it is, and hands over each layer's attention.
   void observe(std::span<std::int32_t const> tokens, AttentionTap::Handler const& handler);
 

@@ -76,7 +76,8 @@ struct AttentionOptions {
   float scale = 0;     ///< logit = scale · (query · key); 0: 1 / sqrt(head_dim)
   float soft_cap = 0;  ///< > 0: logit = soft_cap · tanh(logit / soft_cap), as Gemma 2 has it
   /// [sequences], host or device as the cache: query token j of a sequence is at position `first_positions[s] + j`
-  /// and sees rows whose position is no greater; nullptr: every row is seen (decoding)
+  /// and sees rows whose position is no greater (and that its window holds, where the view knows one); nullptr: every
+  /// row is seen (decoding)
   std::int32_t const* first_positions = nullptr;
 };
 
@@ -126,6 +127,10 @@ void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> c
   check_attention_layout(shape, output.layout, shape.output_channels(), "attend, output");
   require(has_positions<View> || options.first_positions == nullptr, "first_positions",
           "nullptr for a view without positions", "a pointer", where);
+  if constexpr (requires { cache.view.needs_positions(); }) {
+    require(!cache.view.needs_positions() || options.first_positions != nullptr, "first_positions",
+            "a pointer for a view of several queries' windows", "nullptr", where);
+  }
 }
 
 }  // namespace detail

@@ -18,7 +18,9 @@ HEADAWARE_NAMESPACE_BEGIN
 /// rows of `channels` channels each, from the base pointer that keys (or values) have. A row's channels lie side by
 /// side. Rows may come in any order: positions are already inside rotated keys.
 ///
-/// Optional: `int64_t position(int64_t row) const`, the token that the row holds, for causal masks.
+/// Optional: `int64_t position(int64_t row) const`, the token that the row holds, for causal masks; and with it
+/// `bool sees(int64_t position, int64_t query) const`, whether a query at position `query` sees that token, where that
+/// is not all up to its own: a window. Once it does not, no later query may.
 template <class S>
 concept KeptSegment = requires(S const segment, std::int64_t i) {
   { segment.rows() } -> std::same_as<std::int64_t>;
@@ -64,6 +66,23 @@ template <class View>
 inline constexpr bool has_positions = requires(SegmentOf<View> const segment, std::int64_t i) {
   { segment.position(i) } -> std::same_as<std::int64_t>;
 };
+
+/// Whether a query at position `query` sees a row that holds token `position`.
+template <class Segment>
+HEADAWARE_HOST_DEVICE constexpr bool is_seen(Segment const& segment, std::int64_t position, std::int64_t query) {
+  if constexpr (requires { segment.sees(position, query); }) {
+    return position <= query && segment.sees(position, query);
+  } else {
+    return position <= query;
+  }
+}
+
+/// Whether any query from `first` to `last` sees a row: the first one behind it does, if any.
+template <class Segment>
+HEADAWARE_HOST_DEVICE constexpr bool is_seen_by_any(Segment const& segment, std::int64_t position, std::int64_t first,
+                                                    std::int64_t last) {
+  return position <= last && is_seen(segment, position, position > first ? position : first);
+}
 
 /// Elements in which a view's rows are aligned; 1 if it does not say.
 template <class View>

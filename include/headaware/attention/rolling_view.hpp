@@ -7,12 +7,14 @@
 #include <headaware/cache/rolling_plan.hpp>
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/config.hpp>
+#include <headaware/error.hpp>
 
 #include <cstdint>
+#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief The slots that one head of one sequence shows: sinks, then the window from its oldest token on.
+/// @brief The slots that one head of one sequence shows: sinks, then the windows from their oldest token on.
 struct RollingRows {
   RollingHead head;
   std::int64_t sequence = 0;
@@ -26,19 +28,42 @@ struct RollingRows {
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const {
     return row < runs.sinks ? row : length - runs.total() + row;
   }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE bool sees(std::int64_t position, std::int64_t query) const {
+    std::int64_t const newest = length - 1;  // a query behind it sees what it sees
+    return position < head.sink || position > (query < newest ? query : newest) - head.window;
+  }
 };
 
 /// @brief One layer of a rolling cache: from its layer's base pointers, whatever slack its rings have.
+///
+/// Made by hand, `{plan, layer, lengths}`, it shows what the newest token sees: decoding. `of_chunk` is for several.
 struct RollingView {
   RollingPlanView plan;  ///< `RollingPlan::view()` or `view_at`, where the back end runs
   std::int32_t layer = 0;
   std::int32_t const* lengths = nullptr;  ///< [num_sequences], tokens seen; host or device
+  std::int64_t query_tokens = 1;          ///< the newest ones, of which each sees its own window
+
+  /// @brief What the newest tokens see, each its own sinks and window: a prefill chunk, or a draft, appended in one
+  /// call and attended to in one call, with the result of going token by token. Attention needs `first_positions`:
+  /// the length before the chunk.
+  /// @param query_tokens  of every sequence
+  /// @throws ArgumentError if windows of the first of them may be overwritten: the plan's `slack` is less than
+  ///         query_tokens - 1
+  [[nodiscard]] static RollingView of_chunk(RollingPlanView const& plan, std::int32_t layer,
+                                            std::int32_t const* lengths, std::int64_t query_tokens) {
+    detail::require(query_tokens >= 1 && query_tokens - 1 <= plan.slack, "query_tokens",
+                    "1 to " + std::to_string(plan.slack + std::int64_t{1}) + ", the plan's slack and 1", query_tokens,
+                    "RollingView");
+    return {plan, layer, lengths, query_tokens};
+  }
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE RollingRows segment(std::int64_t sequence, std::int64_t kv_head) const {
     RollingHead const& head = plan.head(layer, kv_head);
     std::int64_t const length = lengths[sequence];
-    return {head, sequence, length, head.visible(length)};
+    std::int64_t const first = length < query_tokens ? std::int64_t{0} : length - query_tokens + 1;
+    return {head, sequence, length, head.runs(head.window_begin(first), length)};
   }
+  [[nodiscard]] bool needs_positions() const { return query_tokens > 1; }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };
 static_assert(KeptView<RollingView>);

@@ -335,7 +335,7 @@ void run_transfer(BasicCachePlan<Table> const& plan, Transfer<T, Source, Form, R
   {
     std::vector<std::int64_t> tokens;
     // Keys first, then values: a thread that alternates between two tensors reads both more slowly.
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
     for (std::int64_t i = 0; i < 2 * count; ++i) {
       Tile const& tile = tiles[static_cast<std::size_t>(i % count)];
       Segment const* const tile_segments = &segments[static_cast<std::size_t>(tile.first_segment)];
@@ -357,6 +357,7 @@ void run_transfer(BasicCachePlan<Table> const& plan, Transfer<T, Source, Form, R
                  kept.layers[layer].values);
       }
     }
+    stream_fence();
   }
 }
 

@@ -6,13 +6,13 @@
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/cache/transfer.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/stream_bytes.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -80,8 +80,9 @@ void append_tokens(Survivors const& tokens, Layout const& layout, std::int32_t s
     T* const to = cache + element_offset(token);
     std::int64_t const from = token - tokens.first;
     if (contiguous) {
-      std::memcpy(to, source + layout.offset(sequence, kv_head, from, 0),
-                  static_cast<std::size_t>(channels) * sizeof(T));
+      // The next step will not write this row again, and attention reads it among all that the head keeps.
+      stream_bytes(to, source + layout.offset(sequence, kv_head, from, 0),
+                   static_cast<std::size_t>(channels) * sizeof(T));
     } else {
       for (std::int64_t c = 0; c < channels; ++c) to[c] = source[layout.offset(sequence, kv_head, from, c)];
     }
@@ -107,20 +108,25 @@ void append_rows(AppendShape const& shape, Placement const& placement, std::vect
                                               shape.num_kv_heads * (shape.key_channels + shape.value_channels) *
                                               static_cast<std::int64_t>(sizeof(T));
   // A step of decoding is over before other threads would have begun.
-#pragma omp parallel for schedule(static) if (bytes > (1 << 20))
-  for (std::int64_t h = 0; h < heads; ++h) {
-    auto const kv_head = static_cast<std::int32_t>(h % shape.num_kv_heads);
-    auto const sequence = static_cast<std::int32_t>(h / shape.num_kv_heads % shape.num_sequences);
-    auto const i = static_cast<std::size_t>(h / shape.num_kv_heads / shape.num_sequences);
-    std::int32_t const layer = shape.first_layer + static_cast<std::int32_t>(i);
-    if (count(sequence) == 0) continue;
-    Survivors const staying = placement.survivors(layer, kv_head, length(sequence), written(sequence), count(sequence));
-    auto const write = [&](auto const& layout, std::int64_t channels, bool contiguous, T const* from, T* to) {
-      append_tokens(staying, layout, sequence, kv_head, channels, contiguous, from, to,
-                    [&](std::int64_t token) { return placement.offset(layer, sequence, kv_head, token, channels); });
-    };
-    write(keys, shape.key_channels, key_rows, tokens[i].keys, cache[i].keys);
-    write(values, shape.value_channels, value_rows, tokens[i].values, cache[i].values);
+#pragma omp parallel if (bytes > (1 << 20))
+  {
+#pragma omp for schedule(static) nowait
+    for (std::int64_t h = 0; h < heads; ++h) {
+      auto const kv_head = static_cast<std::int32_t>(h % shape.num_kv_heads);
+      auto const sequence = static_cast<std::int32_t>(h / shape.num_kv_heads % shape.num_sequences);
+      auto const i = static_cast<std::size_t>(h / shape.num_kv_heads / shape.num_sequences);
+      std::int32_t const layer = shape.first_layer + static_cast<std::int32_t>(i);
+      if (count(sequence) == 0) continue;
+      Survivors const staying =
+          placement.survivors(layer, kv_head, length(sequence), written(sequence), count(sequence));
+      auto const write = [&](auto const& layout, std::int64_t channels, bool contiguous, T const* from, T* to) {
+        append_tokens(staying, layout, sequence, kv_head, channels, contiguous, from, to,
+                      [&](std::int64_t token) { return placement.offset(layer, sequence, kv_head, token, channels); });
+      };
+      write(keys, shape.key_channels, key_rows, tokens[i].keys, cache[i].keys);
+      write(values, shape.value_channels, value_rows, tokens[i].values, cache[i].values);
+    }
+    stream_fence();
   }
 }
 

@@ -13,7 +13,8 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// Copies past the CPU's caches: an ordinary store would first read the line that it overwrites, and
-/// a compressed cache is larger than they are. Measured against `memcpy` in benchmarks/compaction.cpp.
+/// a compressed cache is larger than they are. Measured against `memcpy` in benchmarks/compaction.cpp and append.cpp.
+/// @post  Other threads see the bytes once this one has called `stream_fence` and told them
 inline void stream_bytes(void* target, void const* source, std::size_t bytes) {
 #if defined(__SSE2__)
   constexpr std::size_t line = 64;
@@ -41,6 +42,13 @@ inline void stream_bytes(void* target, void const* source, std::size_t bytes) {
   }
 #endif
   std::memcpy(target, source, bytes);
+}
+
+/// Orders what this thread has streamed before what it stores next.
+inline void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 }  // namespace detail

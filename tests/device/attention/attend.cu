@@ -1,10 +1,13 @@
 // Attention on CUDA against plain double-precision loops and against the CPU's: forms, groups, masks.
 
 #include "support/device_attention.cuh"
+#include "support/rolled_chunk.hpp"
 
 #include <cuda_fp16.h>
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -97,6 +100,33 @@ TEST_CASE("device attention: rolling caches hold their slots in any order", "[at
     check_device<float>(
         rolled.problem, rolled.placed(), [&](auto const& upload) { return rolled.view(upload); },
         naive_attention(rolled.problem));
+  }
+}
+
+TEST_CASE("device attention: a chunk sees what its tokens would have seen one by one", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  for (auto const& [first, second, tokens] : {std::array{0, 3, 40}, std::array{200, 69, 7}}) {
+    INFO(first << ", " << second << " and " << tokens << " tokens");
+    RolledChunk const chunk(first, second, tokens);
+    AttendUpload const upload;
+    DeviceVector<float> const d_keys(chunk.keys);
+    DeviceVector<float> const d_values(chunk.values);
+    DeviceVector<float> const d_queries(chunk.queries);
+    DeviceVector<float> const d_output(std::vector<float>(chunk.queries.size(), 77));
+    auto const bytes = chunk.plan.bytes();
+    DeviceVector<std::byte> const d_heads(std::vector<std::byte>(bytes.begin(), bytes.end()));
+    auto const lengths = chunk.state.lengths();
+    auto const view =
+        ha::RollingView::of_chunk(chunk.plan.view_at(d_heads.data()), 0,
+                                  upload(std::vector<std::int32_t>(lengths.begin(), lengths.end())), tokens);
+    run_attend(chunk.shape(tokens), ha::AttentionQueries{d_queries.data(), chunk.layout()},
+               ha::KeptCache{d_keys.data(), d_values.data(), view},
+               ha::AttentionOutput{d_output.data(), chunk.layout()}, {chunk.plan.rows_total()},
+               {.first_positions = upload(chunk.before)});
+    auto const output = d_output.host();
+    float worst = 0;
+    for (std::size_t i = 0; i < output.size(); ++i) worst = std::max(worst, std::abs(output[i] - chunk.stepwise[i]));
+    CHECK(worst < 2e-6F);
   }
 }
 

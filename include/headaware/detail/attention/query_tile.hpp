@@ -72,7 +72,7 @@ class QueryTile {
         rows_(static_cast<std::size_t>(attend_block * std::max(key_channels_, value_channels_))),
         sums_(static_cast<std::size_t>(max_queries * value_channels_)),
         parts_(max_queries),
-        last_seen_(max_queries) {}
+        query_positions_(max_queries) {}
 
   /// Takes query rows [begin, begin + count) of a segment.
   template <class Q, class Layout>
@@ -86,11 +86,12 @@ class QueryTile {
         to[c] = to_float(queries.data[queries.layout.offset(row.sequence, row.head, row.token, c)]);
       }
       std::fill(to + shape_.head_dim, to + key_channels_, 0.0F);
-      auto const first = first_positions != nullptr ? std::int64_t{first_positions[sequence]} + row.token
-                                                    : std::numeric_limits<std::int64_t>::max();
-      last_seen_[static_cast<std::size_t>(q)] = first;
+      if (first_positions != nullptr) {
+        query_positions_[static_cast<std::size_t>(q)] = std::int64_t{first_positions[sequence]} + row.token;
+      }
     }
     masked_ = first_positions != nullptr;
+    partly_seen_ = false;
     std::fill(parts_.begin(), parts_.end(), SoftmaxPart{});
     std::fill_n(sums_.data(), count * value_channels_, 0.0F);
   }
@@ -100,11 +101,15 @@ class QueryTile {
   void attend(Segment const& segment, T const* keys, T const* values, std::int64_t begin, std::int64_t end) {
     for (std::int64_t first = begin; first < end; first += attend_block) {
       std::int64_t const count = std::min<std::int64_t>(attend_block, end - first);
-      if (!find_positions(segment, first, count)) continue;
+      if (masked_ && !find_positions(segment, first, count)) continue;
       with_rows(segment, keys, first, count, shape_.head_dim, key_channels_, [&](auto const* const* rows) {
         score_rows(queries_.data(), count_, rows, count, key_channels_, scores_.data());
       });
-      for (std::int64_t q = 0; q < count_; ++q) weigh(q, count);
+      for (std::int64_t q = 0; q < count_; ++q) {
+        map_logits(map_, scores_.data() + q * attend_block);
+        if (partly_seen_) hide_rows(segment, q, count);
+        weigh(q, count);
+      }
       with_rows(segment, values, first, count, shape_.output_channels(), value_channels_, [&](auto const* const* rows) {
         weigh_rows(scores_.data(), count_, rows, count, value_channels_, sums_.data());
       });
@@ -117,19 +122,33 @@ class QueryTile {
   [[nodiscard]] std::int64_t value_channels() const { return value_channels_; }
 
  private:
-  /// Positions of a block's rows, where there is a mask. @return whether any query sees any row
+  /// Positions of a block's rows. @return whether any query sees any row
   template <class Segment>
   bool find_positions(Segment const& segment, std::int64_t first, std::int64_t count) {
-    if (!masked_) return true;
+    partly_seen_ = false;
     if constexpr (requires { segment.position(first); }) {
-      std::int64_t oldest = std::numeric_limits<std::int64_t>::max();
+      bool any = false;
+      bool all = true;
+      std::int64_t const first_query = query_positions_.front();
+      std::int64_t const last_query = query_positions_[static_cast<std::size_t>(count_ - 1)];
       for (std::int64_t k = 0; k < count; ++k) {
         positions_[k] = segment.position(first + k);
-        oldest = std::min(oldest, positions_[k]);
+        any = any || is_seen_by_any(segment, positions_[k], first_query, last_query);
+        all = all && is_seen(segment, positions_[k], first_query) && is_seen(segment, positions_[k], last_query);
       }
-      return oldest <= *std::max_element(last_seen_.begin(), last_seen_.begin() + count_);
+      partly_seen_ = !all;
+      return any;
     }
     return true;
+  }
+
+  /// Leaves a query the logits of the rows that it sees.
+  template <class Segment>
+  void hide_rows(Segment const& segment, std::int64_t q, std::int64_t count) {
+    float* const scores = scores_.data() + q * attend_block;
+    std::int64_t const query = query_positions_[static_cast<std::size_t>(q)];
+    for (std::int64_t k = 0; k < count; ++k)
+      scores[k] = is_seen(segment, positions_[k], query) ? scores[k] : hidden_logit;
   }
 
   /// Calls `f` with pointers to a block's rows: in the cache itself, or converted to floats where that saves
@@ -164,14 +183,9 @@ class QueryTile {
     f(static_cast<float const* const*>(rows));
   }
 
-  /// Turns a query's products into weights, and adds them to its softmax.
+  /// Turns a query's logits into weights, and adds them to its softmax.
   void weigh(std::int64_t q, std::int64_t count) {
     float* const scores = scores_.data() + q * attend_block;
-    map_logits(map_, scores);
-    std::int64_t const last = last_seen_[static_cast<std::size_t>(q)];
-    if (masked_) {
-      for (std::int64_t k = 0; k < count; ++k) scores[k] = positions_[k] <= last ? scores[k] : hidden_logit;
-    }
     std::fill(scores + count, scores + attend_block, hidden_logit);
     simd::Floats top = simd::load(scores);
     simd::Floats poison = simd::zero_or_nan(top);  // NaN where a logit is NaN or infinite
@@ -209,12 +223,13 @@ class QueryTile {
   std::int64_t value_channels_;
   std::int64_t count_ = 0;
   bool masked_ = false;
-  FloatBuffer queries_;  ///< [max_queries, key_channels]
-  FloatBuffer scores_;   ///< [max_queries, attend_block]
-  FloatBuffer rows_;     ///< [attend_block, channels]
-  FloatBuffer sums_;     ///< [max_queries, value_channels]
+  bool partly_seen_ = false;  ///< some query does not see some row of the block
+  FloatBuffer queries_;       ///< [max_queries, key_channels]
+  FloatBuffer scores_;        ///< [max_queries, attend_block]
+  FloatBuffer rows_;          ///< [attend_block, channels]
+  FloatBuffer sums_;          ///< [max_queries, value_channels]
   std::vector<SoftmaxPart> parts_;
-  std::vector<std::int64_t> last_seen_;  ///< the greatest position that a query sees
+  std::vector<std::int64_t> query_positions_;  ///< ascending
   std::int64_t positions_[attend_block] = {};
 };
 

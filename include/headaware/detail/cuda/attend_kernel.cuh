@@ -188,23 +188,23 @@ __device__ void score_tile(Parameters const& p, float const* queries, unsigned c
 }
 
 /// Turns scores into weights and adds them to each query's softmax; a warp has a query at a time.
-template <int Queries, class Parameters>
-__device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, std::int64_t first_query,
-                           std::int64_t first_position, std::int32_t rows, float* scores) {
+template <int Queries, class Parameters, class Segment>
+__device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, Segment const& segment,
+                           std::int64_t first_query, std::int64_t first_position, std::int32_t rows, float* scores) {
   constexpr float hidden = hidden_logit;
   constexpr int per_lane = max_attend_rows / warp_threads;
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
   auto const warp = static_cast<std::int32_t>(threadIdx.x) / warp_threads;
   using Reduce = cub::WarpReduce<float>;
   for (std::int32_t q = warp; q < Queries; q += attend_warps) {
-    std::int64_t const seen = first_position + (first_query + q) / p.shape.group();
+    std::int64_t const query = first_position + (first_query + q) / p.shape.group();
     float logits[per_lane];
     float top = hidden;
 #pragma unroll
     for (int i = 0; i < per_lane; ++i) {
       std::int32_t const key = lane + i * warp_threads;
       logits[i] = hidden;
-      if (key < rows && (p.first_positions == nullptr || shared.positions[key] <= seen)) {
+      if (key < rows && (p.first_positions == nullptr || is_seen(segment, shared.positions[key], query))) {
         float const x = scores[q * p.memory.tile_rows + key];
         float const logit = p.map.inner == 0 ? x * p.map.outer : tanhf(x * p.map.inner) * p.map.outer;
         logits[i] = logit + (logit - logit);  // NaN where it is infinite
@@ -392,7 +392,8 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries))
       if constexpr (has_positions<View>) {
         if (p.first_positions != nullptr) {
           shared.positions[thread] = segment.position(first + thread);
-          seen = shared.positions[thread] <= last_position;
+          seen = is_seen_by_any(segment, shared.positions[thread], first_position + first_query / p.shape.group(),
+                                last_position);
         }
       }
     }
@@ -404,7 +405,7 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries))
     __syncthreads();
     score_tile<Queries, T>(p, queries, keys, scores);
     __syncthreads();
-    weigh_tile<Queries>(p, shared, first_query, first_position, rows, scores);
+    weigh_tile<Queries>(p, shared, segment, first_query, first_position, rows, scores);
     __syncthreads();
     if (group < groups) add_values<Queries, T>(p, shared, pair, group, groups, rows, values, scores, sums);
     __syncthreads();

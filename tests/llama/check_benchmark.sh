@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# check_benchmark.sh <benchmark> <folder of models> <folder>: a run that is interrupted and goes on, files, errors.
+set -euo pipefail
+program=$1
+model=$2/SmolLM2-135M-Instruct.Q4_1.gguf
+folder=$3
+if [[ ! -e $model ]]; then
+  echo "benchmark: skipped: no model $model"
+  exit 0
+fi
+rm -rf "$folder"
+mkdir -p "$folder"
+fail() {
+  echo "benchmark: $1" >&2
+  exit 1
+}
+
+# The first text is read, then the command is told to stop.
+small=(--model "$model" --context 256 --passages 2 --copies 0 --decode_tokens 3 --budget 64 --max_tokens 4000)
+"$program" "${small[@]}" --output_dir "$folder/run" >"$folder/log" 2>&1 &
+process=$!
+for ((i = 0; i < 600; i++)); do
+  [[ -z $(find "$folder/run/evicted" -name '*.json' 2>/dev/null) ]] || break
+  kill -0 $process 2>/dev/null || break
+  sleep 0.1
+done
+kill -TERM $process 2>/dev/null || fail "ended before it was interrupted: $(cat "$folder/log")"
+code=0
+wait $process || code=$?
+[[ $code == 130 ]] || fail "interrupted, it ended with $code: $(cat "$folder/log")"
+grep -q "goes on from there" "$folder/log" || fail "does not say that it goes on"
+[[ ! -e $folder/run/benchmark.json ]] || fail "results of an interrupted run"
+
+"$program" "${small[@]}" --output_dir "$folder/run" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
+grep -qE "[1-3] of 4 texts were read in an earlier run" "$folder/log" || fail "begins anew: $(cat "$folder/log")"
+grep -q "prefill/s" "$folder/log" || fail "no table"
+for file in benchmark.json benchmark.csv pictures/perplexity.gp pictures/perplexity.tsv; do
+  [[ -s $folder/run/$file ]] || fail "no $file"
+done
+[[ ! -e $folder/run/pictures/copying.gp ]] || fail "a picture of copying, of which nothing was measured"
+[[ $(wc -l <"$folder/run/benchmark.csv") == 3 ]] || fail "not a line a run"
+figures() { grep -v compaction_s "$1"; }
+cp "$folder/run/benchmark.json" "$folder/first.json"
+"$program" "${small[@]}" --output_dir "$folder/run" >"$folder/log" 2>&1
+cmp <(figures "$folder/first.json") <(figures "$folder/run/benchmark.json") || fail "another result without measuring"
+
+expect() {  # expect <text> <arguments>...
+  local text=$1
+  shift
+  if "$program" "$@" --output_dir "$folder/none" >"$folder/log" 2>&1; then fail "no error: $*"; fi
+  grep -qF -- "$text" "$folder/log" || { cat "$folder/log" >&2; fail "expected '$text': $*"; }
+}
+expect "--duo_gates too" --model "$model" --method duo
+expect "--plan too" --model "$model" --method planned
+expect "--classifications_path too" --model "$model" --method head_aware
+expect "window_only" --model "$model" --method rules
+expect "at least --context, 2048" --model "$model" --max_tokens 1000
+expect "start of a passage" "${small[@]}" --starts 3900
+expect "more than 4 tokens a head" "${small[@]}" --budget 3
+expect "no such file" --model "$folder/none.gguf"
+printf '0.1\t0.9\n' >"$folder/gates.tsv"
+expect "layers of the gates" --model "$model" --method duo --duo_gates "$folder/gates.tsv"
+[[ ! -e $folder/none/benchmark.json ]] || fail "a refused run left results"
+"$program" --help | grep -q time_to_first_token_s || fail "--help does not say what is measured"
+echo "benchmark: does what it should"
