@@ -1,11 +1,11 @@
 #include "llama/attention_tap.hpp"
 
+#include "llama/graph_nodes.hpp"
 #include "llama/tensor_data.hpp"
 
 #include <headaware/error.hpp>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -17,36 +17,6 @@ namespace llama_adapter {
 namespace ha = headaware;
 
 namespace {
-
-constexpr std::string_view key_cache = "cache_k_l";
-constexpr std::string_view value_cache = "cache_v_l";
-
-/// A parameter of a node's operation.
-float parameter(ggml_tensor const* node, int index) {
-  float value = 0;
-  std::memcpy(&value, node->op_params + index, sizeof(value));
-  return value;
-}
-
-/// The layer whose cache a tensor is, looked at through views and copies to another type; -1 if it is none.
-std::int32_t cache_layer(ggml_tensor const* tensor, std::string_view cache) {
-  while (tensor != nullptr) {
-    if (tensor->view_src != nullptr) {
-      tensor = tensor->view_src;
-    } else if (tensor->op == GGML_OP_CPY || tensor->op == GGML_OP_CONT) {
-      tensor = tensor->src[0];
-    } else {
-      break;
-    }
-  }
-  if (tensor == nullptr) return -1;
-  std::string_view const name(tensor->name);
-  if (!name.starts_with(cache)) return -1;
-  std::int32_t layer = -1;
-  char const* const end = name.data() + name.size();
-  auto const [last, error] = std::from_chars(name.data() + cache.size(), end, layer);
-  return error == std::errc{} && last == end ? layer : -1;
-}
 
 /// The layer of a node that multiplies queries with the key cache; -1 if it is another node.
 std::int32_t query_key_layer(ggml_tensor const* node) {

@@ -76,31 +76,23 @@ double loss_increase(std::span<std::vector<double> const> cut, std::span<std::ve
   return std::max(mean, std::sqrt(variance / count));
 }
 
-/// What each table costs, nats a token. @param tables  the first keeps everything
-std::vector<double> costs(LossStore& losses, std::span<std::vector<std::int32_t> const> pieces,
-                          std::int64_t first_query, std::span<ha::PolicyTable const> tables, SensitivityBy by,
-                          std::string const& what) {
-  std::size_t const used = pieces.size();
-  std::size_t const cut = tables.size() - 1;
-  std::vector<double> result(cut);
+/// What each layer (head) costs, nats a token. @param jobs  of `sensitivity_jobs`, over `used` pieces
+std::vector<double> costs(LossStore& losses, std::span<LossJob const> jobs, std::size_t used, std::int64_t first_query,
+                          SensitivityBy by, std::string const& what) {
   if (by == SensitivityBy::loss) {
-    std::vector<LossJob> jobs;
-    for (auto const& table : tables) {
-      for (auto const& piece : pieces) jobs.push_back({piece, table});
-    }
+    std::vector<double> result(jobs.size() / used - 1);
     auto const all = losses.losses(what, jobs);
     std::span<std::vector<double> const> const values(all);
-    for (std::size_t i = 0; i < cut; ++i) {
+    for (std::size_t i = 0; i < result.size(); ++i) {
       result[i] = loss_increase(values.subspan((i + 1) * used, used), values.first(used), first_query);
     }
     return result;
   }
-  std::vector<LossJob> jobs;
-  for (auto const& piece : pieces) {
-    for (auto const& table : tables.subspan(1)) jobs.push_back({piece, table});
-  }
+  std::vector<double> result(jobs.size() / used);
   auto const all = losses.divergences(what, jobs, first_query);
-  for (std::size_t i = 0; i < all.size(); ++i) result[i % cut] += mean_loss(all[i], 0) / static_cast<double>(used);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    result[i % result.size()] += mean_loss(all[i], 0) / static_cast<double>(used);
+  }
   return result;
 }
 
@@ -116,6 +108,23 @@ ha::Sensitivities sensitivities(LossStore& losses, CalibrationText::Pieces const
   saved.losses = true;
   saved.cut = options.cut;
 
+  saved.values =
+      costs(losses, sensitivity_jobs(shape, pieces, options), static_cast<std::size_t>(options.sensitivity_pieces),
+            first_query, options.by, "sensitivities to cuts, " + what);
+  ha::save_sensitivities(folder / "sensitivities.json", saved);
+  return saved.factors(statistics);
+}
+
+}  // namespace
+
+std::vector<ha::WeightedStatistics> Calibration::weighted(double probe_weight) const {
+  return {{&text.statistics, text.sensitivities, 1}, {&probe.statistics, probe.sensitivities, probe_weight}};
+}
+
+std::vector<LossJob> sensitivity_jobs(ModelShape const& shape, CalibrationText::Pieces const& pieces,
+                                      CalibrationOptions const& options) {
+  if (options.sensitivity == SensitivityOf::none) return {};
+  bool const by_head = options.sensitivity == SensitivityOf::head;
   ha::PolicyTable const full(shape.layers, shape.kv_heads, ha::Full{});
   std::vector<ha::PolicyTable> tables{full};
   for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
@@ -130,15 +139,18 @@ ha::Sensitivities sensitivities(LossStore& losses, CalibrationText::Pieces const
     if (!by_head) tables.push_back(table);
   }
   auto const used = std::span(pieces).first(static_cast<std::size_t>(options.sensitivity_pieces));
-  saved.values = costs(losses, used, first_query, tables, options.by, "sensitivities to cuts, " + what);
-  ha::save_sensitivities(folder / "sensitivities.json", saved);
-  return saved.factors(statistics);
-}
-
-}  // namespace
-
-std::vector<ha::WeightedStatistics> Calibration::weighted(double probe_weight) const {
-  return {{&text.statistics, text.sensitivities, 1}, {&probe.statistics, probe.sensitivities, probe_weight}};
+  std::vector<LossJob> jobs;
+  if (options.by == SensitivityBy::loss) {
+    for (auto const& table : tables) {
+      for (auto const& piece : used) jobs.push_back({piece, table});
+    }
+  } else {
+    // One piece after the other, for divergences are told from one run with everything kept for each.
+    for (auto const& piece : used) {
+      for (auto const& table : std::span(tables).subspan(1)) jobs.push_back({piece, table});
+    }
+  }
+  return jobs;
 }
 
 Calibration calibrate(LossStore& losses, CalibrationText const& text, CalibrationOptions const& options) {

@@ -49,6 +49,12 @@ struct Calibration {
   [[nodiscard]] std::vector<headaware::WeightedStatistics> weighted(double probe_weight) const;
 };
 
+/// @brief The runs that tell the sensitivities to one kind of text: of each `sensitivity_pieces` each layer (head) cut,
+/// for `LossStore::divergences`, or, behind one with everything kept, for `LossStore::losses`. None without
+/// sensitivities.
+[[nodiscard]] std::vector<LossJob> sensitivity_jobs(ModelShape const& shape, CalibrationText::Pieces const& pieces,
+                                                    CalibrationOptions const& options);
+
 /// @brief Measures; what an earlier run in the same folder has measured is taken from there. Writes
 /// `text/` and `probe/` with retention_statistics.json and sensitivities.json, which plan_policies reads too.
 /// @throws support::Interrupted on Ctrl-C; running it again goes on. ArgumentError, what the engine throws

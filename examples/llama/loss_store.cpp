@@ -14,6 +14,7 @@
 #include <fstream>
 #include <memory>
 #include <numeric>
+#include <set>
 #include <utility>
 
 namespace llama_adapter {
@@ -48,8 +49,18 @@ std::string text_of(ha::PolicyTable const& table) {
   return text;
 }
 
+namespace {
+
+/// Tells divergences from losses.
+std::string divergence_kind(std::int64_t first) { return " divergence from " + std::to_string(first); }
+
+}  // namespace
+
 LossStore::LossStore(PolicyRun& run, std::filesystem::path folder)
-    : run_(&run), folder_(std::move(folder)), model_(identity_of(run.model()) + (run.fused() ? " fused" : " plain")) {
+    : run_(&run),
+      folder_(std::move(folder)),
+      model_(identity_of(run.model()) + (run.fused() ? " fused" : " plain") +
+             (run.positions() == KeyPositions::cache ? " cache positions" : "")) {
   support::make_folder(folder_);
 }
 
@@ -59,6 +70,17 @@ std::filesystem::path LossStore::path_of(LossJob const& job, std::string const& 
   hash.add(text_of(job.table));
   hash.add(job.tokens);
   return folder_ / (hash.text() + ".npy");
+}
+
+std::int64_t LossStore::tokens_to_run(std::span<LossJob const> jobs, std::optional<std::int64_t> divergences) const {
+  std::string const kind = divergences ? divergence_kind(*divergences) : "";
+  std::set<std::filesystem::path> missing;
+  std::int64_t tokens = 0;
+  for (LossJob const& job : jobs) {
+    auto const path = path_of(job, kind);
+    if (!std::filesystem::exists(path) && missing.insert(path).second) tokens += std::ssize(job.tokens);
+  }
+  return tokens;
 }
 
 /// @param run  (job, function to call behind each layer) to values
@@ -72,6 +94,7 @@ std::vector<std::vector<double>> LossStore::run_missing(std::string const& what,
     total += tokens;
     if (std::filesystem::exists(path_of(job, kind))) done += tokens;
   }
+  bool const runs = done < total;
   support::Interrupt const interrupt;
   support::Progress progress(what, "tokens", total, done);
   auto const layers = static_cast<double>(run_->model().shape().layers);
@@ -91,7 +114,7 @@ std::vector<std::vector<double>> LossStore::run_missing(std::string const& what,
     auto const values = saved.as<double>();
     result.emplace_back(values.begin(), values.end());
   }
-  progress.finish(static_cast<double>(done));
+  if (runs) progress.finish(static_cast<double>(done));
   return result;
 }
 
@@ -108,7 +131,7 @@ std::vector<std::vector<double>> LossStore::losses(std::string const& what, std:
 
 std::vector<std::vector<double>> LossStore::divergences(std::string const& what, std::span<LossJob const> jobs,
                                                         std::int64_t first) {
-  std::string const kind = " divergence from " + std::to_string(first);
+  std::string const kind = divergence_kind(first);
   std::unique_ptr<ReferencePredictions> reference;
   std::span<std::int32_t const> referred;
   auto result = run_missing(what, jobs, kind, [&](LossJob const& job, PolicyRun::LayerDone const& layer_done) {

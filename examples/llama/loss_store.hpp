@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -37,7 +38,12 @@ class LossStore {
 
   [[nodiscard]] PolicyRun& run() const { return *run_; }
 
-  /// @brief `PolicyRun::losses` of each job, showing progress on stderr.
+  /// Tokens of the jobs that have not run; equal ones count once. @param divergences  not losses but these, from there
+  /// on (the runs with everything kept that they are told from not counted)
+  [[nodiscard]] std::int64_t tokens_to_run(std::span<LossJob const> jobs,
+                                           std::optional<std::int64_t> divergences = {}) const;
+
+  /// @brief `PolicyRun::losses` of each job, showing progress on stderr while any has to run.
   /// @throws support::Interrupted on Ctrl-C; runs that were whole are kept. What `PolicyRun::losses` throws
   [[nodiscard]] std::vector<std::vector<double>> losses(std::string const& what, std::span<LossJob const> jobs);
 

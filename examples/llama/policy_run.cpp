@@ -1,5 +1,7 @@
 #include "llama/policy_run.hpp"
 
+#include "llama/cache_positions.hpp"
+#include "llama/key_rotations.hpp"
 #include "llama/tapped_qkv.hpp"
 
 #include <headaware/attention/masked.hpp>
@@ -36,6 +38,8 @@ std::vector<bool> cut_layers(ha::PolicyTable const& table) {
 PolicyRun::PolicyRun(Model const& model, PolicyRunOptions const& options)
     : model_(&model),
       fused_(wants_fused(model.shape(), options.tokens)),
+      positions_(options.positions),
+      rotations_(positions_ == KeyPositions::cache ? key_rotations(model) : std::vector<ha::KeyRotation>()),
       tap_(
           model.shape(), [this](TappedAttention const& attention) { handler_(attention); }, TapMode::replace),
       context_(model,
@@ -51,8 +55,12 @@ std::vector<double> PolicyRun::losses(std::span<std::int32_t const> tokens, ha::
   std::vector<bool> const cut = cut_layers(table);
   handler_ = [&](TappedAttention const& attention) {
     if (cut[static_cast<std::size_t>(attention.layer)]) {
-      auto const layout = ha::strided_bshd(1, attention.tokens, attention.query_heads, attention.head_dim);
-      ha::attend_masked(qkv_of(attention), score_of(attention), table, attention.layer, attention.output, layout);
+      if (positions_ == KeyPositions::cache) {
+        attend_at_cache_positions(attention, table, rotations_[static_cast<std::size_t>(attention.layer)]);
+      } else {
+        auto const layout = ha::strided_bshd(1, attention.tokens, attention.query_heads, attention.head_dim);
+        ha::attend_masked(qkv_of(attention), score_of(attention), table, attention.layer, attention.output, layout);
+      }
     }
     if (layer_done) layer_done(attention.layer);
   };

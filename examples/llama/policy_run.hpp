@@ -5,6 +5,7 @@
 #include "llama/attention_tap.hpp"
 #include "llama/engine.hpp"
 
+#include <headaware/cache/rotation.hpp>
 #include <headaware/policy/table.hpp>
 
 #include <cstdint>
@@ -14,9 +15,16 @@
 
 namespace llama_adapter {
 
+/// Which positions kept keys have.
+enum class KeyPositions : std::uint8_t {
+  text,  ///< those that they had in the text
+  cache  ///< those of their slots in the cache, counted anew at every step: StreamingLLM's
+};
+
 struct PolicyRunOptions {
   std::int32_t tokens = 2048;  ///< most of a run
   std::int32_t threads = 1;    ///< of the engine; the policies' attention takes all cores
+  KeyPositions positions = KeyPositions::text;
 };
 
 /// Runs a model over tokens under policies, as if every step evicted what they do not keep. One context serves all
@@ -26,7 +34,7 @@ class PolicyRun {
   /// Told after each layer; may throw to leave the run, which then leaves no trace.
   using LayerDone = std::function<void(std::int32_t layer)>;
 
-  /// @param model  borrowed @throws Error if the engine cannot make a context
+  /// @param model  borrowed @throws Error if the engine cannot make a context, or keys cannot be re-rotated
   PolicyRun(Model const& model, PolicyRunOptions const& options);
   PolicyRun(PolicyRun const&) = delete;
   PolicyRun& operator=(PolicyRun const&) = delete;
@@ -35,6 +43,7 @@ class PolicyRun {
   /// Whether the engine's own attention is one fused node a layer, which rounds to half precision: where its scores
   /// would fill the memory.
   [[nodiscard]] bool fused() const { return fused_; }
+  [[nodiscard]] KeyPositions positions() const { return positions_; }
 
   /// @brief −log p(token i + 1 | what the policies keep of tokens 0 … i); @return [tokens − 1]
   ///
@@ -53,7 +62,9 @@ class PolicyRun {
  private:
   Model const* model_;
   bool fused_;
-  AttentionTap::Handler handler_;  ///< of the run under way
+  KeyPositions positions_;
+  std::vector<headaware::KeyRotation> rotations_;  ///< of each layer; none where keys stay
+  AttentionTap::Handler handler_;                  ///< of the run under way
   AttentionTap tap_;
   Context context_;
 };

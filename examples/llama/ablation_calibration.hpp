@@ -1,0 +1,92 @@
+#pragma once
+
+// What the plans of an ablation study are made of, measured once and shared by all of its groups.
+
+#include "llama/ablation_groups.hpp"
+#include "llama/calibration.hpp"
+#include "llama/loss_store.hpp"
+
+#include <headaware/classify/head_type.hpp>
+#include <headaware/io/sensitivities.hpp>
+#include <headaware/stats/retention.hpp>
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace llama_adapter {
+
+/// One kind of text: statistics, and those sensitivities that some configuration wants.
+struct AblationMeasured {
+  headaware::RetentionStatistics statistics;
+  /// By AblationSensitivity.
+  std::array<std::optional<headaware::SavedSensitivities>, ablation_sensitivity_names.size()> sensitivities{};
+
+  /// @throws ArgumentError if they were not measured
+  [[nodiscard]] headaware::Sensitivities factors(AblationSensitivity sensitivity, headaware::ErrorMeasure measure,
+                                                 headaware::GroupFold fold) const;
+};
+
+struct AblationKinds {
+  AblationMeasured text;
+  AblationMeasured probe;
+};
+
+/// A text to calibrate on. Borrowed.
+struct AblationText {
+  std::span<std::int32_t const> tokens;
+  std::string name;  ///< in messages
+};
+
+struct AblationCalibrationOptions {
+  AblationText own;
+  AblationText other;
+  std::int64_t context = 512;
+  std::int32_t pieces = 4;  ///< usual number; there is room for twice as many
+  std::int32_t threads = 1;
+  std::filesystem::path folder;  ///< results are kept here by what went into them
+};
+
+class AblationCalibration {
+ public:
+  /// @param losses  borrowed; as in `calibrate` @throws ArgumentError if a text is too short
+  AblationCalibration(LossStore& losses, AblationCalibrationOptions options, std::vector<AblationSetup> const& setups);
+
+  /// Tokens that still have to run, all passes together.
+  [[nodiscard]] std::int64_t tokens_to_run() const;
+
+  /// @brief Measures all that the setups need and an earlier run has not measured, with progress.
+  /// @throws support::Interrupted on Ctrl-C; running it again goes on
+  void measure();
+
+  /// @pre measured, and `use` is of one domain
+  [[nodiscard]] AblationKinds const& of(CalibrationUse const& use) const { return measured_.at(use); }
+  /// Classes of the query heads, of the usual text. @pre some setup needs them
+  [[nodiscard]] std::vector<headaware::HeadClassification> const& classes() const { return classes_; }
+
+ private:
+  /// By AblationSensitivity, which are needed.
+  using Needs = std::array<bool, ablation_sensitivity_names.size()>;
+  [[nodiscard]] CalibrationText pieces_of(CalibrationUse const& use) const;
+  [[nodiscard]] std::filesystem::path folder_of(CalibrationText const& text, CalibrationUse const& use) const;
+  [[nodiscard]] CalibrationUse usual() const;
+  void measure_use(CalibrationUse const& use, Needs const& needs);
+  void classify();
+
+  LossStore* losses_;
+  AblationCalibrationOptions options_;
+  std::map<CalibrationUse, Needs> needs_;
+  bool needs_classes_ = false;
+  std::map<CalibrationUse, AblationKinds> measured_;
+  std::vector<headaware::HeadClassification> classes_;
+};
+
+/// The calibrations of one domain each that a setup reads.
+[[nodiscard]] std::vector<CalibrationUse> uses_of(CalibrationUse const& use);
+
+}  // namespace llama_adapter

@@ -1,0 +1,217 @@
+#include "llama/ablation_tables.hpp"
+
+#include <headaware/error.hpp>
+#include <headaware/plan/compare.hpp>
+#include <headaware/plan/planner.hpp>
+#include <headaware/policy/builders.hpp>
+#include <headaware/policy/fold.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace llama_adapter {
+
+namespace ha = headaware;
+
+namespace {
+
+constexpr auto where = "AblationTables::of";
+
+/// Errors of the layers from `first` on, `count` of them.
+ha::KvErrors layers_of(ha::KvErrors errors, std::int32_t first, std::int32_t count) {
+  auto const heads = static_cast<std::size_t>(errors.num_kv_heads);
+  auto const cut = [&](std::vector<double>& values, std::size_t each) {
+    if (values.empty()) return;
+    auto const from = values.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(first) * heads * each);
+    values =
+        std::vector<double>(from, from + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(count) * heads * each));
+  };
+  cut(errors.cells, errors.grid.size());
+  cut(errors.dropped, 1);
+  cut(errors.output_share, 1);
+  errors.num_layers = count;
+  return errors;
+}
+
+ha::Budget budget_of(std::int64_t total, std::int64_t heads) {
+  ha::detail::require(total > 0, "budget left for layers that do not keep everything", "> 0", total, where);
+  return ha::Budget::tokens(static_cast<double>(total) / static_cast<double>(heads));
+}
+
+ha::AnyPolicy<> widened(ha::AnyPolicy<> const& policy) {
+  if (policy.is<ha::WindowOnly>()) return ha::WindowOnly{policy.get<ha::WindowOnly>().window + 1};
+  auto wider = policy.get<ha::SinkWindow>();
+  ++wider.window;
+  return wider;
+}
+
+/// Statistics in which every query head has a KV head of its own.
+ha::RetentionStatistics ungrouped(ha::RetentionStatistics statistics) {
+  statistics.info.num_kv_heads = statistics.info.num_heads;
+  return statistics;
+}
+
+ha::PolicyTable folded(ha::PolicyTable const& by_query_head, ModelShape const& shape) {
+  ha::PolicyTable table(shape.layers, shape.kv_heads, ha::Full{});
+  std::int32_t const group = shape.query_heads / shape.kv_heads;
+  for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
+    for (std::int32_t head = 0; head < shape.kv_heads; ++head) {
+      std::vector<ha::AnyPolicy<>> members;
+      for (std::int32_t i = 0; i < group; ++i) members.push_back(by_query_head.at(layer, head * group + i));
+      table.set(layer, head, ha::fold_union(std::span<ha::AnyPolicy<> const>(members)));
+    }
+  }
+  return table;
+}
+
+/// Errors of a setup's texts, the calibrations of both domains counting half each.
+ha::KvErrors errors_of(AblationSetup const& setup, AblationCalibration const& calibration, bool by_query_head) {
+  auto const fold = setup.fold == AblationFold::maximum ? ha::GroupFold::maximum : ha::GroupFold::sum;
+  auto const uses = uses_of(setup.calibration);
+  std::vector<ha::RetentionStatistics> own;
+  own.reserve(2 * uses.size());
+  std::vector<ha::WeightedStatistics> texts;
+  auto const add = [&](AblationMeasured const& measured, double weight) {
+    ha::RetentionStatistics const* statistics = &measured.statistics;
+    if (by_query_head) statistics = &own.emplace_back(ungrouped(measured.statistics));
+    texts.push_back({statistics, measured.factors(setup.sensitivity, setup.measure, fold),
+                     weight / static_cast<double>(uses.size())});
+  };
+  for (CalibrationUse const& use : uses) {
+    add(calibration.of(use).text, 1);
+    add(calibration.of(use).probe, setup.probe_weight);
+  }
+  return ha::weighted_errors(texts, setup.measure, fold);
+}
+
+}  // namespace
+
+std::int64_t held_in_all(ha::PolicyTable const& table, std::int64_t context) {
+  std::int64_t held = 0;
+  for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
+    for (std::int32_t head = 0; head < table.num_kv_heads(); ++head) {
+      held += ha::held_tokens(table.at(layer, head), context);
+    }
+  }
+  return held;
+}
+
+void fill_up(ha::PolicyTable& table, std::int64_t total, std::int64_t context) {
+  std::int64_t left = total - held_in_all(table, context);
+  for (bool grown = true; left > 0 && grown;) {
+    grown = false;
+    for (std::int32_t layer = 0; layer < table.num_layers() && left > 0; ++layer) {
+      for (std::int32_t head = 0; head < table.num_kv_heads() && left > 0; ++head) {
+        auto const& policy = table.at(layer, head);
+        bool const windowed = ha::detail::sinks_of(policy, "fill_up").windowed;
+        if (!windowed || ha::held_tokens(policy, context) >= context) continue;
+        table.set(layer, head, widened(policy));
+        --left;
+        grown = true;
+      }
+    }
+  }
+}
+
+AblationTables::AblationTables(AblationCalibration const& calibration, ModelShape shape, std::int64_t context,
+                               std::int64_t budget_tokens)
+    : calibration_(&calibration), shape_(std::move(shape)), context_(context), budget_tokens_(budget_tokens) {}
+
+ha::PolicyTable AblationTables::of(AblationSetup const& setup) const {
+  switch (setup.method) {
+    case AblationMethod::full: return {shape_.layers, shape_.kv_heads, ha::Full{}};
+    case AblationMethod::uniform: return uniform(setup);
+    case AblationMethod::rules: return rules(setup.aggressive);
+    case AblationMethod::planned: break;
+  }
+  ha::PolicyTable table = setup.fold == AblationFold::keeps_union ? planned_by_query_heads(setup) : planned(setup);
+  if (setup.plan_share < 1) table = ha::blend(uniform(setup), table, setup.plan_share, context_);
+  fill_up(table, total(setup), context_);
+  return table;
+}
+
+std::int64_t AblationTables::total(AblationSetup const& setup) const {
+  if (setup.size != AblationSize::budget) {
+    return held_in_all(rules(setup.size == AblationSize::aggressive_rules), context_);
+  }
+  auto const each = static_cast<std::int64_t>(setup.size_share * static_cast<double>(budget_tokens_));
+  return each * shape_.layers * shape_.kv_heads;
+}
+
+ha::PolicyTable AblationTables::rules(bool aggressive) const {
+  return ha::table_from_classifications(calibration_->classes(), shape_.config(),
+                                        aggressive ? ha::TypePolicies::aggressive() : ha::TypePolicies::conservative());
+}
+
+ha::PolicyTable AblationTables::uniform(AblationSetup const& setup) const {
+  std::int32_t const whole = setup.full_first + setup.full_last;
+  std::int32_t const cut = shape_.layers - whole;
+  std::int64_t const left = total(setup) - std::int64_t{whole} * shape_.kv_heads * context_;
+  std::int64_t const heads = std::int64_t{cut} * shape_.kv_heads;
+  ha::PolicyTable table(shape_.layers, shape_.kv_heads, ha::Full{});
+  ha::PolicyTable const windows =
+      ha::uniform_table(cut, shape_.kv_heads, budget_of(left, heads), context_, 1, setup.sink);
+  for (std::int32_t layer = 0; layer < cut; ++layer) {
+    for (std::int32_t head = 0; head < shape_.kv_heads; ++head) {
+      table.set(setup.full_first + layer, head, windows.at(layer, head));
+    }
+  }
+  fill_up(table, total(setup), context_);
+  return table;
+}
+
+ha::PolicyTable AblationTables::planned(AblationSetup const& setup) const {
+  std::int32_t const whole = setup.full_first + setup.full_last;
+  std::int32_t const cut = shape_.layers - whole;
+  std::int64_t const left = total(setup) - std::int64_t{whole} * shape_.kv_heads * context_;
+  std::int64_t const heads = std::int64_t{cut} * shape_.kv_heads;
+  ha::PlanOptions options;
+  options.floor = setup.floor;
+  auto const errors = layers_of(errors_of(setup, *calibration_, false), setup.full_first, cut);
+  ha::PolicyPlan const plan = ha::plan_policies(errors, budget_of(left, heads), context_, options);
+  ha::PolicyTable table(shape_.layers, shape_.kv_heads, ha::Full{});
+  for (std::int32_t layer = 0; layer < cut; ++layer) {
+    for (std::int32_t head = 0; head < shape_.kv_heads; ++head) {
+      table.set(setup.full_first + layer, head, plan.table.at(layer, head));
+    }
+  }
+  return table;
+}
+
+ha::PolicyTable AblationTables::planned_by_query_heads(AblationSetup const& setup) const {
+  // What a group keeps in common is more than its members' mean: the largest plan of them that fits is looked for.
+  auto const errors = errors_of(setup, *calibration_, true);
+  std::int64_t const heads = std::int64_t{shape_.layers} * shape_.query_heads;
+  std::int64_t const allowed = total(setup);
+  std::int64_t low = heads;  // a token a head
+  std::int64_t high = allowed * (shape_.query_heads / shape_.kv_heads) + 1;
+  ha::PolicyTable best(shape_.layers, shape_.kv_heads, ha::Prune{});
+  bool found = false;
+  while (low < high) {
+    std::int64_t const middle = low + (high - low) / 2;
+    bool fits = false;
+    try {
+      auto const plan = ha::plan_policies(errors, budget_of(middle, heads), context_);
+      ha::PolicyTable table = folded(plan.table, shape_);
+      fits = held_in_all(table, context_) <= allowed;
+      if (fits) best = std::move(table);
+      found = found || fits;
+    } catch (ha::ArgumentError const&) {
+      fits = true;  // less than the planner's smallest sizes: look above
+    }
+    if (fits) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  ha::detail::require(found, "plan of query heads whose union fits the budget", "one", "none", where);
+  return best;
+}
+
+}  // namespace llama_adapter

@@ -1,0 +1,44 @@
+#pragma once
+
+// From a configuration of the ablation study to a table of policies.
+
+#include "llama/ablation_calibration.hpp"
+#include "llama/ablation_groups.hpp"
+
+#include <headaware/plan/kv_errors.hpp>
+#include <headaware/policy/table.hpp>
+
+#include <cstdint>
+
+namespace llama_adapter {
+
+class AblationTables {
+ public:
+  /// @param calibration  measured; borrowed @param budget_tokens  of a KV head, on average
+  AblationTables(AblationCalibration const& calibration, ModelShape shape, std::int64_t context,
+                 std::int64_t budget_tokens);
+
+  /// @brief The table of a configuration. Those of one size hold the same number of tokens, to the token.
+  /// @throws ArgumentError if there is none: layers that keep everything or floors take more than the budget
+  [[nodiscard]] headaware::PolicyTable of(AblationSetup const& setup) const;
+
+ private:
+  [[nodiscard]] std::int64_t total(AblationSetup const& setup) const;
+  [[nodiscard]] headaware::PolicyTable rules(bool aggressive) const;
+  [[nodiscard]] headaware::PolicyTable uniform(AblationSetup const& setup) const;
+  [[nodiscard]] headaware::PolicyTable planned(AblationSetup const& setup) const;
+  [[nodiscard]] headaware::PolicyTable planned_by_query_heads(AblationSetup const& setup) const;
+
+  AblationCalibration const* calibration_;
+  ModelShape shape_;
+  std::int64_t context_;
+  std::int64_t budget_tokens_;
+};
+
+/// Tokens that a table holds of a sequence, all heads together.
+[[nodiscard]] std::int64_t held_in_all(headaware::PolicyTable const& table, std::int64_t context);
+
+/// @brief Widens windows, one token a head in turn, until the table holds `total` tokens or no window can grow.
+void fill_up(headaware::PolicyTable& table, std::int64_t total, std::int64_t context);
+
+}  // namespace llama_adapter
