@@ -23,6 +23,7 @@
 #include <exception>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -46,7 +47,10 @@ struct Options {
   bool plan = false;
   std::string budget;
   std::string sensitivity = "layer";
-  double probe_weight = 0.3;
+  std::string sensitivity_by = "divergence";
+  std::vector<double> probe_weights{0.3};
+  std::vector<std::int32_t> pieces;
+  std::optional<std::int64_t> floor;
   std::int64_t context = 2048;
   std::int32_t sensitivity_pieces = 1;
 };
@@ -92,13 +96,20 @@ void plan(Options const& options) {
   planning.text = options.text;
   planning.threads = options.threads;
   planning.guard.context = options.context;
-  planning.guard.probe_weight = options.probe_weight;
+  planning.guard.probe_weight = options.probe_weights.front();
+  planning.guard.other_probe_weights.assign(options.probe_weights.begin() + 1, options.probe_weights.end());
+  planning.guard.plan.floor = options.floor;
+  if (!options.pieces.empty()) {
+    planning.pieces = {options.pieces[0], options.pieces[1], options.pieces[2], options.pieces[3]};
+  }
   auto& calibration = planning.calibration;
   calibration.output_dir = options.analysis.output_dir;
   calibration.query_stride = options.analysis.parameters.query_stride;
   auto const& names = llama_adapter::sensitivity_names;
   calibration.sensitivity = static_cast<llama_adapter::SensitivityOf>(
       std::find(names.begin(), names.end(), options.sensitivity) - names.begin());
+  calibration.by =
+      options.sensitivity_by == "loss" ? llama_adapter::SensitivityBy::loss : llama_adapter::SensitivityBy::divergence;
   calibration.sensitivity_pieces = options.sensitivity_pieces;
   // Losses of a piece that there is not cannot be measured, of either kind.
   planning.pieces.text = std::max(planning.pieces.text, options.sensitivity_pieces);
@@ -221,8 +232,24 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::PositiveNumber)
       ->needs(plan);
-  app.add_option("--probe_weight", options.probe_weight,
-                 "of a passage followed by itself, beside natural text, which has 1")
+  app.add_option("--sensitivity_by", options.sensitivity_by,
+                 "the cost of a cut: how far it moves predictions, or how much it raises the loss")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"divergence", "loss"}))
+      ->needs(plan);
+  app.add_option("--pieces", options.pieces,
+                 "pieces of text, of the probe, and held out of either to try plans on; default: 4,2,2,1")
+      ->delimiter(',')
+      ->expected(4)
+      ->check(CLI::PositiveNumber)
+      ->needs(plan);
+  app.add_option("--floor", options.floor, "least tokens a KV head; default: a quarter of the budget, at least 32")
+      ->check(CLI::NonNegativeNumber)
+      ->needs(plan);
+  app.add_option("--probe_weight", options.probe_weights,
+                 "of a passage followed by itself, beside natural text, which has 1. Of several, each makes a plan to "
+                 "try, and the first one weighs what is lost")
+      ->delimiter(',')
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber)
       ->needs(plan);

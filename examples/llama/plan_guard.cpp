@@ -22,8 +22,9 @@ std::string number(double value) {
   return text;
 }
 
-std::vector<GuardedTable> candidates(ha::KvErrors const& errors, ha::Budget const& budget,
+std::vector<GuardedTable> candidates(std::vector<ProbedErrors> const& probed, ha::Budget const& budget,
                                      GuardOptions const& options) {
+  ha::KvErrors const& errors = probed.front().errors;
   ha::PolicyPlan const plan = ha::plan_policies(errors, budget, options.context, options.plan);
   ha::PolicyTable const uniform =
       ha::uniform_table(errors.num_layers, errors.num_kv_heads, budget, options.context, options.plan.page_size);
@@ -37,13 +38,19 @@ std::vector<GuardedTable> candidates(ha::KvErrors const& errors, ha::Budget cons
     tables.push_back({.name = "blend " + number(share), .plan = evaluated(table)});
   }
   tables.push_back({.name = "plan", .plan = plan});
+  for (std::size_t i = 1; i < probed.size(); ++i) {
+    auto const other = ha::plan_policies(probed[i].errors, budget, options.context, options.plan);
+    tables.push_back({.name = "plan, probe " + number(probed[i].probe_weight), .plan = evaluated(other.table)});
+  }
   return tables;
 }
 
 }  // namespace
 
-Guarded guarded_plan(LossStore& losses, ha::KvErrors const& errors, CalibrationText const& text,
+Guarded guarded_plan(LossStore& losses, std::vector<ProbedErrors> const& errors, CalibrationText const& text,
                      ha::Budget const& budget, GuardOptions const& options) {
+  ha::detail::require(!errors.empty(), "errors", "at least one", "none", "guarded_plan");
+  auto const& first = errors.front().errors;
   Guarded result;
   result.tables = candidates(errors, budget, options);
   std::vector<LossJob> jobs;
@@ -53,7 +60,7 @@ Guarded guarded_plan(LossStore& losses, ha::KvErrors const& errors, CalibrationT
     }
   };
   for (auto const& candidate : result.tables) add(candidate.plan.table);
-  add(ha::PolicyTable(errors.num_layers, errors.num_kv_heads, ha::Full{}));
+  add(ha::PolicyTable(first.num_layers, first.num_kv_heads, ha::Full{}));
   auto const all = losses.losses("trying plans on held-out text", jobs);
 
   std::size_t job = 0;

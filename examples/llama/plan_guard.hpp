@@ -21,13 +21,14 @@ namespace llama_adapter {
 struct GuardOptions {
   std::int64_t context = 2048;                  ///< tokens of the sequences that the plan is for
   double probe_weight = 0.3;                    ///< of the probe's loss beside the text's
+  std::vector<double> other_probe_weights{};    ///< with which plans are made and tried too
   std::vector<double> blends{0.25, 0.5, 0.75};  ///< shares of the plan
   headaware::PlanOptions plan{};
 };
 
 /// One table, tried.
 struct GuardedTable {
-  std::string name;  ///< "uniform", "plan" or "blend 0.5"
+  std::string name;  ///< "uniform", "blend 0.5", "plan" or "plan, probe 0.1"
   headaware::PolicyPlan plan;
   double text_loss = 0;   ///< nats a token of held-out text
   double probe_loss = 0;  ///< of the second copy of held-out probes
@@ -44,9 +45,17 @@ struct Guarded {
   [[nodiscard]] GuardedTable const& chosen() const { return tables[best]; }
 };
 
+/// Errors with one weight of the probe's.
+struct ProbedErrors {
+  double probe_weight = 0;
+  headaware::KvErrors errors;
+};
+
+/// @param errors  one plan is tried of each; the first is also what blends are made of and tables are evaluated with
 /// @throws ArgumentError if the budget is no more than a head's sinks or the plan's floors; support::Interrupted
-[[nodiscard]] Guarded guarded_plan(LossStore& losses, headaware::KvErrors const& errors, CalibrationText const& text,
-                                   headaware::Budget const& budget, GuardOptions const& options);
+[[nodiscard]] Guarded guarded_plan(LossStore& losses, std::vector<ProbedErrors> const& errors,
+                                   CalibrationText const& text, headaware::Budget const& budget,
+                                   GuardOptions const& options);
 
 /// The tables side by side, for a person.
 [[nodiscard]] std::string guard_table(Guarded const& guarded);

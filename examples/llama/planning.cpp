@@ -2,6 +2,8 @@
 
 #include <headaware/io/file.hpp>
 
+#include <vector>
+
 namespace llama_adapter {
 
 namespace ha = headaware;
@@ -14,8 +16,13 @@ Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
   PolicyRun run(model, {.tokens = static_cast<std::int32_t>(context), .threads = options.threads});
   LossStore losses(run, options.calibration.output_dir / "losses");
   Calibration const calibration = calibrate(losses, text, options.calibration);
-  auto const errors = ha::weighted_errors(calibration.weighted(options.guard.probe_weight), options.guard.plan.measure,
-                                          options.guard.plan.fold);
+  std::vector<double> weights{options.guard.probe_weight};
+  weights.insert(weights.end(), options.guard.other_probe_weights.begin(), options.guard.other_probe_weights.end());
+  std::vector<ProbedErrors> errors;
+  for (double const weight : weights) {
+    errors.push_back({weight, ha::weighted_errors(calibration.weighted(weight), options.guard.plan.measure,
+                                                  options.guard.plan.fold)});
+  }
   Guarded guarded = guarded_plan(losses, errors, text, budget, options.guard);
   write_guarded(options.calibration.output_dir, guarded);
   return guarded;
