@@ -142,6 +142,7 @@ cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
       detail::check_attention_shape(shape, options);
     } else {
       detail::check_attention(shape, queries, cache, output, options);
+      detail::check_cache_pointers(cache, bounds.max_rows > 0);
     }
   } catch (ArgumentError const&) {
     return cudaErrorInvalidValue;

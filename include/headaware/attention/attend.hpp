@@ -105,6 +105,7 @@ void attend(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& que
   auto const cut = detail::AttentionCut::of(shape, detail::QueryTile::max_queries, chunk_rows);
   auto const map = detail::logit_map(shape, options);
   detail::AttentionWork const work(shape, cut, cache.view);
+  detail::check_cache_pointers(cache, work.rows > 0);
   std::int64_t const channels = detail::whole_vectors(shape.output_channels());
   detail::FloatBuffer const slot_sums(static_cast<std::size_t>(work.slots * cut.tile_rows * channels));
   std::vector<detail::SoftmaxPart> slot_parts(static_cast<std::size_t>(work.slots * cut.tile_rows));

@@ -120,17 +120,27 @@ void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> c
   if (shape.sequences == 0 || shape.query_tokens == 0) return;
   constexpr auto where = "attend";
   require(queries.data != nullptr, "queries", "a pointer", "nullptr", where);
-  require(cache.keys != nullptr, "keys", "a pointer", "nullptr", where);
-  require(cache.values != nullptr, "values", "a pointer", "nullptr", where);
   require(output.data != nullptr, "output", "a pointer", "nullptr", where);
+  auto const aligned = [&](auto const* data, char const* what) {
+    require(reinterpret_cast<std::uintptr_t>(data) % alignof(std::remove_cvref_t<decltype(*data)>) == 0, what,
+            "a pointer aligned to its elements", "a misaligned one", where);
+  };
+  aligned(queries.data, "queries");
+  aligned(output.data, "output");
+  aligned(cache.keys, "keys");
+  aligned(cache.values, "values");
   check_attention_layout(shape, queries.layout, shape.head_dim, "attend, queries");
   check_attention_layout(shape, output.layout, shape.output_channels(), "attend, output");
   require(has_positions<View> || options.first_positions == nullptr, "first_positions",
           "nullptr for a view without positions", "a pointer", where);
-  if constexpr (requires { cache.view.needs_positions(); }) {
-    require(!cache.view.needs_positions() || options.first_positions != nullptr, "first_positions",
-            "a pointer for a view of several queries' windows", "nullptr", where);
-  }
+  if constexpr (requires { cache.view.check(shape, options); }) cache.view.check(shape, options);
+}
+
+/// A layer that holds nothing needs no buffers.
+template <class T, class View>
+void check_cache_pointers(KeptCache<T, View> const& cache, bool holds_rows) {
+  require(!holds_rows || cache.keys != nullptr, "keys", "a pointer", "nullptr", "attend");
+  require(!holds_rows || cache.values != nullptr, "values", "a pointer", "nullptr", "attend");
 }
 
 }  // namespace detail

@@ -43,7 +43,10 @@ HEADAWARE_HOST_DEVICE void merge_row(AttentionShape const& shape, AttentionOutpu
   for (std::int64_t c = first_channel; c < shape.output_channels(); c += channel_step) {
     A& to = into.data[into.layout.offset(sequence, head, token, c)];
     float const from = to_float(other.data[other.layout.offset(sequence, head, token, c)]);
-    to = from_float<A>(weights.first * to_float(to) + weights.second * from);
+    // A part that saw nothing may hold anything.
+    float const first = weights.first == 0 ? 0 : weights.first * to_float(to);
+    float const second = weights.second == 0 ? 0 : weights.second * from;
+    to = from_float<A>(first + second);
   }
 }
 
@@ -66,7 +69,7 @@ void check_merge(AttentionShape const& shape, AttentionOutput<A, ALayout> const&
 
 /// @brief Merges attention over some keys with attention of the same queries over others: `into` becomes attention
 /// over both, output and log-sum-exp. For example a shared prefix and what follows it, or a compressed past and a
-/// prefill chunk.
+/// prefill chunk. Log-sum-exp is natural; FlashInfer's is of base 2: multiply it by ln 2 first.
 /// @param shape  sequences, query_heads, query_tokens and channels of both
 /// @param into   host; read and written, `lse` included
 /// @param other  host

@@ -3,6 +3,7 @@
 /// @file
 /// The rolling cache of `cache/rolling.hpp` as attention reads it.
 
+#include <headaware/attention/attention.hpp>
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/cache/rolling_plan.hpp>
 #include <headaware/cache/rolling_slots.hpp>
@@ -45,8 +46,9 @@ struct RollingView {
 
   /// @brief What the newest tokens see, each its own sinks and window: a prefill chunk, or a draft, appended in one
   /// call and attended to in one call, with the result of going token by token. Attention needs `first_positions`:
-  /// the length before the chunk.
-  /// @param query_tokens  of every sequence
+  /// the lengths before the chunk.
+  /// @param query_tokens  the most of any sequence; of one with fewer new tokens the first queries count, and what the
+  ///                      others give means nothing
   /// @throws ArgumentError if windows of the first of them may be overwritten: the plan's `slack` is less than
   ///         query_tokens - 1
   [[nodiscard]] static RollingView of_chunk(RollingPlanView const& plan, std::int32_t layer,
@@ -54,6 +56,7 @@ struct RollingView {
     detail::require(query_tokens >= 1 && query_tokens - 1 <= plan.slack, "query_tokens",
                     "1 to " + std::to_string(plan.slack + std::int64_t{1}) + ", the plan's slack and 1", query_tokens,
                     "RollingView");
+    detail::require_index(layer, plan.num_layers, "layer", "RollingView");
     return {plan, layer, lengths, query_tokens};
   }
 
@@ -63,7 +66,15 @@ struct RollingView {
     std::int64_t const first = length < query_tokens ? std::int64_t{0} : length - query_tokens + 1;
     return {head, sequence, length, head.runs(head.window_begin(first), length)};
   }
-  [[nodiscard]] bool needs_positions() const { return query_tokens > 1; }
+  void check(AttentionShape const& shape, AttentionOptions const& options) const {
+    constexpr auto where = "attend, RollingView";
+    detail::require_index(layer, plan.num_layers, "layer", where);
+    detail::require(shape.kv_heads == plan.num_kv_heads, "KV heads", plan.num_kv_heads, shape.kv_heads, where);
+    detail::require(shape.sequences <= plan.num_sequences, "sequences", "at most " + std::to_string(plan.num_sequences),
+                    shape.sequences, where);
+    detail::require(query_tokens == 1 || options.first_positions != nullptr, "first_positions",
+                    "a pointer for a view of several queries' windows", "nullptr", where);
+  }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };
 static_assert(KeptView<RollingView>);

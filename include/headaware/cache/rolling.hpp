@@ -143,6 +143,12 @@ void copy_sequences(RollingPlanView const& plan, RollingState& state, std::span<
   detail::require(state.num_sequences() == plan.num_sequences, "state's sequences", plan.num_sequences,
                   state.num_sequences(), "copy_sequences");
   detail::check_copies(plan.num_sequences, copies);
+  for (std::size_t layer = 0; layer < cache.layers.size() && !copies.empty(); ++layer) {
+    bool const holds = cache.capacities[layer].rows > 0;
+    std::string const where = "copy_sequences, layer " + std::to_string(layer);
+    detail::check_pointer(cache.layers[layer].keys, holds, "cache's keys", where);
+    detail::check_pointer(cache.layers[layer].values, holds, "cache's values", where);
+  }
   for (SequenceCopy const& copy : copies) {
     for (std::int32_t layer = 0; layer < plan.num_layers; ++layer) {
       LayerKv<T> const& buffers = cache.layers[static_cast<std::size_t>(layer)];

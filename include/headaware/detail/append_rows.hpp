@@ -63,8 +63,12 @@ void check_append(AppendShape const& shape, std::vector<LayerKv<U>> const& token
     check(cache[i].values, "cache's values");
     add_extent(memory.sources, keys, tokens[i].keys);
     add_extent(memory.sources, values, tokens[i].values);
-    memory.destinations.push_back(interval(cache[i].keys, elements.keys[i]));
-    memory.destinations.push_back(interval(cache[i].values, elements.values[i]));
+    Interval const cache_keys = interval(cache[i].keys, elements.keys[i]);
+    Interval const cache_values = interval(cache[i].values, elements.values[i]);
+    bool const apart = cache_keys.end <= cache_values.begin || cache_values.end <= cache_keys.begin;
+    if (some && !apart) require(false, "cache's buffers", "keys apart from values", "overlapping buffers", where);
+    memory.destinations.push_back(cache_keys);
+    memory.destinations.push_back(cache_values);
   }
   if (overlap(memory.sources, memory.destinations)) {
     require(false, "buffers", "new tokens apart from the cache", "overlapping buffers", where);

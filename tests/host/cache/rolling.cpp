@@ -250,3 +250,32 @@ TEST_CASE("what rolling caches refuse", "[cache]") {
       {"new tokens", "in [0, 0]", "1", "advance, sequence 0"});
   REQUIRE(state.length(1) == 2);
 }
+
+TEST_CASE("rolling caches refuse buffers that cannot be, and lengths that their counters cannot hold", "[rolling]") {
+  ha::RollingPlan const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 2, .window = 6}), 2, {.slack = 4});
+  auto const view = plan.view();
+  constexpr std::int64_t dim = 4;
+  std::vector<float> rows(static_cast<std::size_t>(2 * plan.rows_total() * dim));
+  ha::RollingState state(2);
+  std::vector<float> const token(2 * dim, 1.0F);
+  std::vector<ha::LayerKv<float const>> const step{{token.data(), token.data()}};
+  std::vector<std::int32_t> const counts{1, 1};
+  // Values begin inside the keys.
+  auto const meeting = ha::rolling(plan, view, rows.data(), rows.data() + dim, dim);
+  check_error<ha::ArgumentError>(
+      [&] { ha::append(view, state, step, ha::strided_bshd(2, 1, 1, dim), counts, meeting); },
+      {"cache's buffers", "keys apart from values", "overlapping", "append"});
+  CHECK(state.length(0) == 0);
+  float* const none = nullptr;
+  auto const missing = ha::rolling(plan, view, none, none, dim);
+  check_error<ha::ArgumentError>(
+      [&] {
+        ha::copy_sequences(view, state, std::vector<ha::SequenceCopy>{{0, 1}}, missing);
+      },
+      {"cache's keys", "a pointer", "nullptr", "copy_sequences, layer 0"});
+  constexpr std::int64_t most = 2147483647 - 4;
+  CHECK(plan.token_limit() == most);
+  state.start(view, 0, most);
+  CHECK(state.max_rollback(view, 0) == 0);
+  check_error<ha::ArgumentError>([&] { state.start(view, 0, most + 1); }, {"length", "[0, 2147483643]", "", "start"});
+}

@@ -111,7 +111,11 @@ class QueryTile {
         weigh(q, count);
       }
       with_rows(segment, values, first, count, shape_.output_channels(), value_channels_, [&](auto const* const* rows) {
-        weigh_rows(scores_.data(), count_, rows, count, value_channels_, sums_.data());
+        if (partly_seen_) {
+          weigh_seen_rows(segment, rows, count);
+        } else {
+          weigh_rows(scores_.data(), count_, rows, count, value_channels_, sums_.data());
+        }
       });
     }
   }
@@ -149,6 +153,27 @@ class QueryTile {
     std::int64_t const query = query_positions_[static_cast<std::size_t>(q)];
     for (std::int64_t k = 0; k < count; ++k)
       scores[k] = is_seen(segment, positions_[k], query) ? scores[k] : hidden_logit;
+  }
+
+  /// Adds to each query the rows that it sees and no others: what a hidden row holds, even if it is no number, must
+  /// not matter.
+  template <class E, class Segment>
+  void weigh_seen_rows(Segment const& segment, E const* const* rows, std::int64_t count) {
+    for (std::int64_t q = 0; q < count_; ++q) {
+      float const* const scores = scores_.data() + q * attend_block;
+      std::int64_t const query = query_positions_[static_cast<std::size_t>(q)];
+      float weights[attend_block] = {};
+      E const* seen_rows[attend_block];
+      std::int64_t seen = 0;
+      for (std::int64_t k = 0; k < count; ++k) {
+        if (!is_seen(segment, positions_[k], query)) continue;
+        weights[seen] = scores[k];
+        seen_rows[seen++] = rows[k];
+      }
+      if (seen == 0) continue;
+      std::fill(seen_rows + seen, seen_rows + attend_block, seen_rows[seen - 1]);
+      weigh_rows(weights, 1, seen_rows, seen, value_channels_, sums_.data() + q * value_channels_);
+    }
   }
 
   /// Calls `f` with pointers to a block's rows: in the cache itself, or converted to floats where that saves

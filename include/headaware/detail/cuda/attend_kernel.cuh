@@ -236,7 +236,8 @@ __device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, S
 }
 
 /// Adds the tile's weighted values to what a thread adds up: two channels, of every `groups`-th four rows.
-template <int Queries, class T, class Parameters>
+/// @tparam Masked  a row of weight 0 may be hidden: what it holds, even if it is no number, must not matter
+template <int Queries, bool Masked, class T, class Parameters>
 __device__ void add_values(Parameters const& p, AttendShared<Queries> const& shared, std::int32_t pair,
                            std::int32_t group, std::int32_t groups, std::int32_t rows, unsigned char const* values,
                            float const* scores, float (&sums)[Queries][2]) {
@@ -259,7 +260,9 @@ __device__ void add_values(Parameters const& p, AttendShared<Queries> const& sha
       float4 const weight = *reinterpret_cast<float4 const*>(scores + q * p.memory.tile_rows + row);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        sums[q][i] += weight.x * x[0][i] + weight.y * x[1][i] + weight.z * x[2][i] + weight.w * x[3][i];
+        auto const weighed = [](float w, float value) { return Masked && w == 0 ? 0.0F : w * value; };
+        sums[q][i] += weighed(weight.x, x[0][i]) + weighed(weight.y, x[1][i]) + weighed(weight.z, x[2][i]) +
+                      weighed(weight.w, x[3][i]);
       }
     }
   }
@@ -407,7 +410,13 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries))
     __syncthreads();
     weigh_tile<Queries>(p, shared, segment, first_query, first_position, rows, scores);
     __syncthreads();
-    if (group < groups) add_values<Queries, T>(p, shared, pair, group, groups, rows, values, scores, sums);
+    if (group < groups) {
+      if (p.first_positions == nullptr) {
+        add_values<Queries, false, T>(p, shared, pair, group, groups, rows, values, scores, sums);
+      } else {
+        add_values<Queries, true, T>(p, shared, pair, group, groups, rows, values, scores, sums);
+      }
+    }
     __syncthreads();
   }
 
