@@ -18,6 +18,7 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+#include <new>
 #include <span>
 #include <string>
 #include <vector>
@@ -188,6 +189,7 @@ void run_perplexity(Model const& model, Options const& options) {
   auto tokens = model.tokenize(ha::read_text_file(options.perplexity), true);
   if (options.max_tokens > 0) tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(options.max_tokens)));
   auto const total = std::ssize(tokens);
+  ha::detail::require(total > 1, "tokens of the text", "at least two", total, options.perplexity.c_str());
   auto runner = cached<T>(model, options, total, true);
   auto const losses = losses_of(runner, tokens, options);
   std::printf("perplexity %.5f over %zu tokens, %.1f kept a KV head, %.1f MiB\n", perplexity(losses), tokens.size(),
@@ -214,15 +216,17 @@ int main(int argc, char** argv) {
   Options options;
   CLI::App app{"Text from a GGUF model whose attention runs on a cache compressed head by head"};
   app.add_option("--model,--model_id", options.model, "GGUF file")->required();
-  app.add_option("--classifications,--plan", options.policies, "classifications or plan.json: a policy a KV head")
-      ->check(CLI::ExistingFile);
+  auto* const file =
+      app.add_option("--classifications,--plan", options.policies, "classifications or plan.json: a policy a KV head")
+          ->check(CLI::ExistingFile);
   app.add_option("--policy", options.policy, "one policy for all heads, without such a file")
+      ->excludes(file)
       ->check(CLI::IsMember({"streaming_llm", "window_only", "full"}))
       ->capture_default_str();
   app.add_option("--sink", options.sink, "sinks of streaming_llm")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
-  app.add_option("--window", options.window, "window of streaming_llm and window_only")
+  app.add_option("--window", options.window, "window of streaming_llm and window_only; 31 slots more are held")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
   app.add_option("--prompt", options.prompt, "text to go on from")->capture_default_str();
@@ -235,9 +239,7 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
   app.add_option("--chunk", options.chunk, "tokens read at a time")->capture_default_str()->check(CLI::Range(1, 256));
-  app.add_option("--threads", options.threads, "cores for the model")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+  app.add_option("--threads", options.threads, "cores for the model")->capture_default_str()->check(CLI::Range(1, 512));
   app.add_flag("--exact", options.exact, "weights, keys and values in single precision");
   app.add_flag("--compare", options.compare, "then the same by the engine alone, with a cache for all tokens");
   app.add_flag("--flash_attention", options.flash_attention, "the engine alone with its fused attention");
@@ -247,6 +249,10 @@ int main(int argc, char** argv) {
   try {
     run(options);
     return 0;
+  } catch (std::bad_alloc const&) {
+    std::fprintf(stderr, "generate: no memory for the cache: heads that keep everything have room for the prompt and "
+                         "--new_tokens\n");
+    return 1;
   } catch (std::exception const& error) {
     std::fprintf(stderr, "generate: %s\n", error.what());
     return 1;
