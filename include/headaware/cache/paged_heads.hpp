@@ -203,10 +203,12 @@ class PagedHeads {
 
   /// @brief Changes what heads keep, by editing tables: pages in which a head keeps nothing go back. No byte moves, as
   /// every token stays where it is in its page; so a head's last page with sinks and its window's first page stay
-  /// whole.
-  /// @param table  policies for the same layers and KV heads that keep no more than is held
+  /// whole. Afterwards as much can be taken back as the pages that stay hold windows for: up to the slack.
+  /// @param table  policies for the same layers and KV heads that keep no more, at the sequences' lengths, than is held
   /// @throws ArgumentError on another shape, a policy without a rolling form, or one that needs pages which have been
   ///         given back. Nothing has changed then
+  /// @par Cost  O(layers · kv_heads) for each sequence, and the pages held. New heads: `head_bytes` and `table` are to
+  ///            be uploaded again
   template <class Table>
   void compress(Table const& table) {
     constexpr auto where = "PagedHeads::compress";
@@ -214,20 +216,19 @@ class PagedHeads {
     detail::require(table.num_kv_heads() == plan_.num_kv_heads(), "KV heads", plan_.num_kv_heads(),
                     table.num_kv_heads(), where);
     RollingPlan plan(table, shape_.num_sequences, shape_.limits);
-    std::vector<PagedHead> const heads = make_heads(plan);
+    std::vector<PagedHead> heads = make_heads(plan);
     std::vector<std::int32_t> entries(table_entries(heads), -1);
     std::vector<std::int64_t> written;
     for (std::int32_t b = 0; b < shape_.num_sequences; ++b) {
       detail::require(length(b) <= plan.token_limit(), "tokens", plan.token_limit(), length(b), where);
+      written.push_back(written_with(heads, b));
       // Without pages for its slack a sequence can still be what it is; then it cannot be taken back yet.
-      std::int64_t const at_start = plan.view().written_at_start(length(b));
-      bool const with_slack = holds_all(heads, b, state_.written(b));
-      if (!with_slack && !holds_all(heads, b, at_start)) {
+      if (written.back() > std::min<std::int64_t>(length(b) + shape_.limits.slack, all_tokens)) {
         detail::require(false, "policies", "ones that keep no more than is held", "others",
                         (std::string(where) + ", sequence " + std::to_string(b)).c_str());
       }
-      written.push_back(with_slack ? state_.written(b) : at_start);
     }
+    // Only now does anything change, and nothing below can fail.
     for (std::int32_t b = 0; b < shape_.num_sequences; ++b) {
       for_each_page(b, [&](PagedHead const& old, std::int64_t p) {
         PagedHead const& now = heads[static_cast<std::size_t>(&old - heads_.data())];
@@ -239,11 +240,14 @@ class PagedHeads {
         }
       });
     }
-    heads_ = heads;
+    heads_ = std::move(heads);
     table_ = std::move(entries);
     plan_ = std::move(plan);
     for (std::int32_t b = 0; b < shape_.num_sequences; ++b) {
-      if (written[at(b)] != state_.written(b)) state_.start(plan_.view(), b, length(b));
+      RollingPlanView start = plan_.view();  // one in which the sequence starts as what its pages hold
+      start.free_length = 0;
+      start.slack = static_cast<std::int32_t>(written[at(b)] - length(b));
+      state_.start(start, b, length(b));
     }
   }
 
@@ -443,20 +447,24 @@ class PagedHeads {
     entry = -1;
   }
 
-  /// Whether every page that heads need of a sequence is held.
-  [[nodiscard]] bool holds_all(std::vector<PagedHead> const& heads, std::int32_t sequence, std::int64_t written) const {
+  /// @brief The shortest that a sequence may have been so that other heads need no page of it which is not held: at
+  /// most `length + slack` if they keep no more than that.
+  [[nodiscard]] std::int64_t written_with(std::vector<PagedHead> const& heads, std::int32_t sequence) const {
     std::int64_t const pages = pages_of(length(sequence));
-    bool all = true;
+    std::int64_t written = length(sequence);
     for_each_head([&](std::int32_t layer, std::int32_t kv_head, PagedHead const& old) {
       PagedHead const& now = heads[head_index(layer, kv_head)];
-      std::int64_t const first = first_held(now, written);
-      std::int64_t const old_first = first_held(old, state_.written(sequence));
-      for (std::int64_t p = 0; all && p < pages; ++p) {
-        bool const needed = now.holds(p, length(sequence), first, page_size());
-        all = !needed || old.holds(p, length(sequence), old_first, page_size());
+      // Held are [0, sinks) and [begin, pages).
+      std::int64_t const sinks = std::min<std::int64_t>(pages, old.sink_pages);
+      std::int64_t const window = std::min(pages, first_held(old, state_.written(sequence)));
+      std::int64_t const begin = window <= sinks ? 0 : window;
+      if (std::min<std::int64_t>(pages, now.sink_pages) > sinks && begin > 0) {
+        written = std::int64_t{all_tokens} + 1;
+      } else if (now.ring_pages > 0 && now.sink_pages < begin) {
+        written = std::max(written, begin * page_size() + now.window + shape_.limits.slack);
       }
     });
-    return all;
+    return written;
   }
 
   void add_indices(std::int32_t layer, std::int32_t sequence, std::int32_t kv_head, PagePart part,
