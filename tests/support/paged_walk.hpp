@@ -171,6 +171,7 @@ void paged_walk(TokenModel& model, ha::PagedHeads& pages, unsigned seed, int ste
   auto const batch = static_cast<std::int32_t>(model.sequences.size());
   std::int32_t const heads = model.table.num_kv_heads();
   ha::PolicyTable const first = model.table;
+  ha::PolicyTable const full(first.num_layers(), first.num_kv_heads(), ha::Full{});
   std::mt19937 random(seed);
   auto const below = [&](std::int64_t bound) {
     return static_cast<std::int32_t>(random() % static_cast<std::uint32_t>(bound));
@@ -191,7 +192,8 @@ void paged_walk(TokenModel& model, ha::PagedHeads& pages, unsigned seed, int ste
     std::int32_t const b = below(batch);
     auto const i = static_cast<std::size_t>(b);
     if (below(50) == 0) {
-      // Other policies; every other time those of the beginning, only to be had while nothing has been lost.
+      // Other policies: fewer tokens, or those of the beginning, only to be had while nothing has been lost; or all
+      // tokens, which can all be taken back before they are fewer.
       bool const anew = below(2) == 0;
       if (anew && below(2) == 0) {
         for (std::int32_t s = 0; s < batch; ++s) {
@@ -199,7 +201,7 @@ void paged_walk(TokenModel& model, ha::PagedHeads& pages, unsigned seed, int ste
           model.sequences[static_cast<std::size_t>(s)].clear();
         }
       }
-      ha::PolicyTable const table = anew ? first : smaller_table(model.table, random);
+      ha::PolicyTable const table = !anew ? smaller_table(model.table, random) : below(2) == 0 ? first : full;
       bool possible = true;
       TokenModel asked = model;
       asked.table = table;
