@@ -35,13 +35,15 @@ struct PagedHeadsShape {
   RollingLimits limits{};       ///< `max_tokens` sizes the block table's rows of heads which keep all
 };
 
-/// @brief What one append does besides writing new tokens. Belongs to the tables as they are behind it.
+/// @brief What one append does besides writing new tokens. Belongs to the tables as they are behind it: any other
+/// change of them, and it is not to be written any more.
 struct PageStep {
   std::vector<std::int32_t> lengths{};  ///< [num_sequences] before
   std::vector<std::int32_t> written{};  ///< [num_sequences] before, see `RollingState::written`
   std::vector<std::int32_t> counts{};   ///< [num_sequences] new tokens
   std::vector<PageCopy> copies{};       ///< copies on write
   std::int32_t max_count = 0;
+  std::uint64_t generation = 0;  ///< of the tables
 };
 
 /// @brief The pool of keys and of values, shared by all layers: [num_pages, page_size, channels]. Host or device
@@ -161,6 +163,7 @@ class PagedHeads {
     // A page that is copied from stays untouched until the copies are made.
     for (PageCopy const& copy : step.copies) pool_.release(copy.from);
     state_.advance(plan_.view(), counts);
+    step.generation = ++generation_;
     return step;
   }
 
@@ -173,6 +176,7 @@ class PagedHeads {
   void rollback(std::int32_t sequence, std::int64_t tokens) {
     std::int64_t const before = pages_of(length(sequence));
     state_.rollback(plan_.view(), sequence, tokens);
+    ++generation_;
     std::int64_t const after = pages_of(length(sequence));
     for_each_head([&](std::int32_t, std::int32_t, PagedHead const& h) {
       std::int64_t const first = first_held(h, state_.written(sequence));
@@ -193,12 +197,14 @@ class PagedHeads {
       table_[at(h.entry(to, p))] = page;
     });
     state_.copy(from, to);
+    ++generation_;
   }
 
   /// Empties a sequence: its pages go back, those that others own stay theirs.
   void release(std::int32_t sequence) {
     for_each_page(sequence, [&](PagedHead const& h, std::int64_t p) { drop(h, sequence, p); });
     state_.reset(sequence);
+    ++generation_;
   }
 
   /// @brief Changes what heads keep, by editing tables: pages in which a head keeps nothing go back. No byte moves, as
@@ -249,6 +255,7 @@ class PagedHeads {
       start.slack = static_cast<std::int32_t>(written[at(b)] - length(b));
       state_.start(start, b, length(b));
     }
+    ++generation_;
   }
 
   /// @brief One layer's tables in FlashInfer's form.
@@ -304,7 +311,8 @@ class PagedHeads {
             shape_.limits.slack,
             shape_.num_pages,
             plan_.token_limit(),
-            most * page_size()};
+            most * page_size(),
+            generation_};
   }
 
  private:
@@ -503,9 +511,16 @@ class PagedHeads {
   RollingState state_;
   std::vector<PagedHead> heads_;
   std::vector<std::int32_t> table_;
+  std::uint64_t generation_ = 1;
 };
 
 namespace detail {
+
+/// Tables that have changed since may give a page to another head, or to none.
+inline void check_generation(PagedHeadsView const& view, std::uint64_t generation) {
+  require(generation == view.generation, "step", "the tables' last change, " + std::to_string(view.generation),
+          "change " + std::to_string(generation), "append");
+}
 
 template <class T, class U, class Source>
 AppendShape check_paged_append(PagedHeadsView const& view, std::int64_t max_count,
@@ -541,13 +556,14 @@ AppendShape check_paged_append(PagedHeadsView const& view, std::int64_t max_coun
 /// @param source       how each layer's new keys and values lie: any `KvLayout`, its token 0 the first new one
 /// @param storage      the pool's pages
 /// @param first_layer  the cache's layer that the first of the new tokens' layers is; each layer of a step once
-/// @throws ArgumentError before anything is written, on shapes that disagree, missing or misaligned pointers and new
-///         tokens that overlap the pool
+/// @throws ArgumentError before anything is written, on a step behind which the tables have changed, on shapes that
+///         disagree, missing or misaligned pointers and new tokens that overlap the pool
 /// @par Cost  O(bytes that stay) and copies on write; all cores with OpenMP where it is more than 1 MiB
 template <class U, class Source, class T>
 void append(PagedHeads const& pages, PageStep const& step, std::vector<LayerKv<U>> const& tokens, Source const& source,
             PageStorage<T> const& storage, std::int32_t first_layer = 0) {
   PagedHeadsView const view = pages.view();
+  detail::check_generation(view, step.generation);
   std::vector<LayerKv<T>> const cache(tokens.size(), {storage.keys, storage.values});
   auto const shape = detail::check_paged_append(view, step.max_count, tokens, source, storage, cache, first_layer);
   detail::require(static_cast<std::int64_t>(step.counts.size()) == view.num_sequences, "step's sequences",

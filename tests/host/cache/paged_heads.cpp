@@ -239,6 +239,44 @@ TEST_CASE("compression of what has been taken back keeps the window at the lengt
   REQUIRE(cache.good());
 }
 
+TEST_CASE("a step is not written once the tables have changed", "[cache]") {
+  ha::PolicyTable const table(1, 1, ha::SinkWindow{.sink = 1, .window = 6});
+  Paged cache(table, {.num_sequences = 2, .page_size = 4, .num_pages = 20, .limits = {.slack = 2}});
+  cache.append({9, 0});
+  std::vector<std::int32_t> const one{1, 0};
+  auto const layout = ha::strided_bshd(2, 1, 1, dim);
+  auto const stale = [&](auto const& change) {
+    ha::PageStep const step = cache.pages.append(one);
+    cache.model.append(one);
+    NewTokens<float> const news(cache.model, one, layout, layout);
+    auto const write = [&] { ha::append(cache.pages, step, news.layers(), layout, cache.storage()); };
+    write();
+    write();  // as often as there are layers
+    change();
+    auto const keys = cache.keys;
+    check_error<ha::ArgumentError>(write, {"step", "the tables' last change, ", "change ", "append"});
+    REQUIRE(cache.keys == keys);
+    REQUIRE(cache.good());
+  };
+  stale([&] { cache.append(one); });
+  stale([&] { cache.rollback(0, 1); });
+  stale([&] {
+    cache.pages.fork(0, 1);
+    cache.model.sequences[1] = cache.model.sequences[0];
+  });
+  stale([&] { cache.compress(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 1, .window = 5})); });
+  stale([&] {
+    cache.pages.release(0);
+    cache.model.sequences[0].clear();
+  });
+  // Neither is one that no append has made.
+  ha::PageStep none;
+  none.lengths = none.written = none.counts = {0, 0};
+  NewTokens<float> const news(cache.model, {0, 0}, layout, layout);
+  check_error<ha::ArgumentError>([&] { ha::append(cache.pages, none, news.layers(), layout, cache.storage()); },
+                                 {"step", "the tables' last change, ", "change 0", "append"});
+}
+
 TEST_CASE("what paged caches refuse", "[cache]") {
   using Error = ha::ArgumentError;
   ha::PolicyTable const table = mixed_table();
