@@ -90,6 +90,10 @@ bool pages_hold(TokenModel const& model, ha::PagedHeads const& pages, std::int32
         }
       }
       if (next != kept.size()) return false;
+      // What a kernel shows that knows no `kv_start`, but a sliding window, of the second part: the same.
+      auto const pages_of_window = std::int64_t{window.indptr[entry + 1]} - window.indptr[entry];
+      std::int64_t const in_window = (pages_of_window - 1) * size + window.last_page_len[entry];
+      if (pages_of_window > 0 && in_window - pages.head(l, h).window != window.kv_start[entry]) return false;
       // The dense table says the same.
       std::int64_t const pages_in_row = window.indptr[entry + 1] - window.indptr[entry];
       for (std::int64_t i = 0; i < pages_in_row; ++i) {

@@ -60,22 +60,34 @@ struct PageStorage {
 /// @brief Which tokens an engine's kernel is to read.
 enum class PagePart : std::uint8_t {
   whole,   ///< all in one: whole pages, up to 2 · (page_size - 1) tokens more than the policy keeps
-  sinks,   ///< exactly the sinks (of a head that keeps all: all)
-  window,  ///< exactly the window, given that the kernel begins at `kv_start`
+  sinks,   ///< exactly the sinks; all tokens while the window reaches the sinks, or of a head that keeps all
+  window,  ///< exactly the window, given that the kernel begins at `kv_start`; nothing where `sinks` is all tokens
 };
 
 /// @brief Tables of one layer for paged attention, heads folded into the batch: entry `sequence * kv_heads + kv_head`.
 ///
-/// `sinks` and `window` together are what the policy keeps, no token twice: two calls, whose states FlashInfer's
-/// `merge_state` joins. One page may appear in both.
+/// `sinks` and `window` together are what the policy keeps, no token twice: two calls that decode, whose states
+/// FlashInfer's `merge_state` or vLLM's `merge_attn_states` joins. One page may appear in both.
+///
+/// Neither has a parameter for `kv_start`. A sliding window hides the same tokens: `window_left` (FlashInfer) or
+/// `window_size` (FlashAttention) of `head(layer, kv_head).window - 1` in the call for `window`, none in the one for
+/// `sinks`. It is one number a call, so heads with different windows go into different calls, each with the entries of
+/// its heads. (`HeadPagesView` needs neither: `headaware::attend` reads all heads exactly in one call.)
+///
+/// Merging: FlashInfer's log-sum-exp is of base 2, that of FlashAttention and of `headaware::attend` natural; so
+/// FlashInfer's times ln 2 goes to `merge_attention`. An entry without pages has nothing to attend to: its state is
+/// 0 and -inf, for which FlashAttention 2 gives +inf.
+/// @par Source  flashinfer-ai/flashinfer, include/flashinfer/attention/{variants,state}.cuh; vllm-project/vllm,
+///              vllm/v1/attention/backends/flash_attn.py, docs of `merge_attn_states`
 struct HeadPageIndices {
   std::vector<std::int32_t> indptr;         ///< [entries + 1]
   std::vector<std::int32_t> indices;        ///< page numbers
-  std::vector<std::int32_t> last_page_len;  ///< [entries] tokens in the last page; 0 without pages
+  std::vector<std::int32_t> last_page_len;  ///< [entries] tokens in the last page, 1 to page_size; 0 without pages,
+                                            ///< which FlashInfer does not read then
   std::vector<std::int32_t> kv_start;       ///< [entries] tokens of the first page to leave out; of `window` alone
 };
 
-/// @brief The same as vLLM takes it: dense rows.
+/// @brief The same as vLLM takes it: dense rows. For `kv_start` see `HeadPageIndices`.
 struct HeadBlockTable {
   std::vector<std::int32_t> block_table;  ///< [entries, max_blocks]; 0 behind a row's end
   std::vector<std::int32_t> seq_lens;     ///< [entries] tokens in a row's pages, those before `kv_start` included
@@ -172,7 +184,9 @@ class PagedHeads {
     return state_.max_rollback(plan_.view(), sequence);
   }
   /// @brief Takes the last `tokens` tokens back; pages that held them alone go back to the pool.
-  /// @throws ArgumentError if more than `max_rollback`
+  /// @throws ArgumentError if more than `max_rollback`, on a negative number, or if there is no such sequence. Nothing
+  ///         has changed then
+  /// @par Cost  O(layers · kv_heads), and the pages that go back; no page is read or written
   void rollback(std::int32_t sequence, std::int64_t tokens) {
     std::int64_t const before = pages_of(length(sequence));
     state_.rollback(plan_.view(), sequence, tokens);
@@ -187,8 +201,8 @@ class PagedHeads {
   }
 
   /// @brief Makes an empty sequence continue another: they share all pages until one of them writes on.
-  /// @throws ArgumentError if `to` is not empty
-  /// @par Cost  The table's entries; no page is read or written
+  /// @throws ArgumentError if `to` is not empty, or if there is no such sequence. Nothing has changed then
+  /// @par Cost  O(layers · kv_heads), and the pages that `from` holds; no page is read or written
   void fork(std::int32_t from, std::int32_t to) {
     detail::require(length(to) == 0, "sequence to fork to", "an empty one", length(to), "PagedHeads::fork");
     for_each_page(from, [&](PagedHead const& h, std::int64_t p) {
@@ -200,7 +214,9 @@ class PagedHeads {
     ++generation_;
   }
 
-  /// Empties a sequence: its pages go back, those that others own stay theirs.
+  /// @brief Empties a sequence: its pages go back, those that others own stay theirs.
+  /// @throws ArgumentError if there is no such sequence
+  /// @par Cost  O(layers · kv_heads), and the pages that it holds; no page is read or written
   void release(std::int32_t sequence) {
     for_each_page(sequence, [&](PagedHead const& h, std::int64_t p) { drop(h, sequence, p); });
     state_.reset(sequence);
@@ -261,6 +277,7 @@ class PagedHeads {
   /// @brief One layer's tables in FlashInfer's form.
   /// @par Source  flashinfer-ai/flashinfer, docs/tutorials/kv_layout.rst, "Page Table Layout"
   /// @throws ArgumentError if there is no such layer
+  /// @par Cost  O(sequences · kv_heads) and the pages named; to be asked for again behind every change of the tables
   [[nodiscard]] HeadPageIndices indices(std::int32_t layer, PagePart part = PagePart::whole) const {
     HeadPageIndices result;
     result.indptr.push_back(0);
@@ -273,6 +290,8 @@ class PagedHeads {
   }
   /// @brief One layer's tables in vLLM's form.
   /// @par Source  vllm-project/vllm, vllm/v1/attention/backends/flash_attn.py, block_table and seq_lens
+  /// @throws ArgumentError if there is no such layer
+  /// @par Cost  As `indices`, and entries · max_blocks
   [[nodiscard]] HeadBlockTable block_table(std::int32_t layer, PagePart part = PagePart::whole) const {
     HeadPageIndices const csr = indices(layer, part);
     HeadBlockTable result;
@@ -479,8 +498,10 @@ class PagedHeads {
                    HeadPageIndices& result) const {
     PagedHead const& h = head(layer, kv_head);
     std::int64_t const length = state_.length(sequence);
-    std::int64_t const sinks = std::min<std::int64_t>(length, h.sink);
-    std::int64_t const begin = std::max<std::int64_t>(h.sink, length - h.window);  // the window's first token
+    // What a window that reaches the sinks has in common with their last page, no kernel's sliding window would hide.
+    bool const is_whole = length <= std::int64_t{h.sink} + h.window;
+    std::int64_t const sinks = is_whole ? length : std::int64_t{h.sink};
+    std::int64_t const begin = is_whole ? length : length - h.window;  // the window's first token
     bool const has_window = begin < length;
     std::int64_t const sink_pages = pages_of(sinks);
     std::int64_t window_page = has_window ? begin / page_size() : pages_of(length);
