@@ -15,39 +15,42 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief The rows that one head of one sequence shows: sinks, then the windows from their oldest token on.
+/// @brief The rows that one head of one sequence shows: sinks, then the windows from their oldest token on. Tokens are
+/// below 2^31, and kernels have few registers.
 struct HeadPagesRows {
-  std::int32_t const* sink_pages = nullptr;    ///< page numbers of tokens below `head.sink_pages` pages
-  std::int32_t const* window_pages = nullptr;  ///< page numbers of the others: a ring
-  PagedHead head;
+  std::int32_t const* pages = nullptr;  ///< the head's entries of the block table: sinks' pages, then the ring
+  std::int64_t page_stride = 0;         ///< elements; 0: pages back to back
   detail::FixedDivisor page_size;
-  std::int64_t page_stride = 0;  ///< elements; 0: pages back to back
-  std::int64_t length = 0;       ///< tokens seen
-  std::int64_t sinks = 0;        ///< tokens [0, sinks) are shown,
-  std::int64_t begin = 0;        ///< and [begin, length)
-  std::int64_t ring_page = 0;    ///< a page not behind the first one shown that is found through the ring,
-  std::int64_t ring_column = 0;  ///< and its place in it
+  std::int32_t sink = 0;        ///< tokens
+  std::int32_t window = 0;      ///< tokens
+  std::int32_t sink_pages = 0;  ///< entries of sinks' pages
+  std::int32_t ring_pages = 0;  ///< entries of the ring
+  std::int32_t ring_shift = 0;  ///< from a page behind the sinks' to its entry, or to one that the ring has no longer
+  std::int32_t length = 0;      ///< tokens seen
+  std::int32_t begin = 0;       ///< sinks and tokens [begin, length) are shown
 
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t rows() const { return sinks + (length - begin); }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t rows() const {
+    return std::int64_t{length < sink ? length : sink} + (length - begin);
+  }
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const {
-    return row < sinks ? row : begin + (row - sinks);
+    return row < sink ? row : begin + (row - sink);
   }
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t row, std::int64_t channels) const {
     std::int64_t const token = position(row);
     std::int64_t const index = page_size.quotient(token);
-    std::int64_t const slot = page_size.remainder(token);
+    std::int64_t const slot = token - index * page_size.value();
     std::int64_t const stride = page_stride != 0 ? page_stride : page_size.value() * channels;
-    return page(index) * stride + slot * channels;
+    return page(static_cast<std::int32_t>(index)) * stride + slot * channels;
   }
   [[nodiscard]] HEADAWARE_HOST_DEVICE bool sees(std::int64_t position, std::int64_t query) const {
     std::int64_t const newest = length - 1;  // a query behind it sees what it sees
-    return position < head.sink || position > (query < newest ? query : newest) - head.window;
+    return position < sink || position > (query < newest ? query : newest) - window;
   }
   /// The number of a sequence's page. @pre it lies in what is shown
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t page(std::int64_t index) const {
-    if (index < head.sink_pages) return sink_pages[index];
-    std::int64_t const column = ring_column + (index - ring_page);  // dividing each time would cost more
-    return window_pages[column < head.ring_pages ? column : column - head.ring_pages];
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t page(std::int32_t index) const {
+    if (index < sink_pages) return pages[index];
+    std::int32_t const entry = index + ring_shift;  // dividing each time would cost more
+    return pages[entry < sink_pages + ring_pages ? entry : entry - ring_pages];
   }
 };
 
@@ -95,29 +98,31 @@ class HeadPagesView {
   }
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE HeadPagesRows segment(std::int64_t sequence, std::int64_t kv_head) const {
+    PagedHead const& head = pages_.head(layer_, kv_head);
     HeadPagesRows rows;
-    rows.head = pages_.head(layer_, kv_head);
-    PagedHead const& head = rows.head;
-    rows.page_size = page_size_;
+    rows.pages = pages_.table + sequence * head.sequence_entries + head.first_entry;
     rows.page_stride = page_stride_;
+    rows.page_size = page_size_;
+    rows.sink = head.sink;
+    rows.window = head.window;
+    rows.sink_pages = head.sink_pages;
+    rows.ring_pages = head.ring_pages;
     rows.length = lengths_[sequence];
-    rows.sinks = rows.length < head.sink ? rows.length : head.sink;
-    rows.sink_pages = pages_.table + sequence * head.sequence_entries + head.first_entry;
-    rows.window_pages = rows.sink_pages + head.sink_pages;
     rows.begin = rows.length;
     if (head.ring_pages == 0 || rows.length <= head.sink) return rows;
     std::int64_t const oldest = rows.length - (query_tokens_ - 1) - head.window;  // of the first query's window
-    rows.begin = oldest > head.sink ? oldest : std::int64_t{head.sink};
-    std::int64_t const first = page_size_.quotient(rows.begin);
-    rows.ring_page = first > head.sink_pages ? first : std::int64_t{head.sink_pages};
-    rows.ring_column =
-        static_cast<std::uint32_t>(rows.ring_page - head.sink_pages) % static_cast<std::uint32_t>(head.ring_pages);
+    rows.begin = oldest > head.sink ? static_cast<std::int32_t>(oldest) : head.sink;
+    auto const first = static_cast<std::int32_t>(page_size_.quotient(rows.begin));
+    std::int32_t const ring_page = first > head.sink_pages ? first : head.sink_pages;
+    auto const column =
+        static_cast<std::uint32_t>(ring_page - head.sink_pages) % static_cast<std::uint32_t>(head.ring_pages);
+    rows.ring_shift = head.sink_pages + static_cast<std::int32_t>(column) - ring_page;
     if (query_tokens_ == 1) return rows;
     // A sequence that has just been taken back and has fewer new tokens than others need not hold the oldest pages of
     // the stretch; none of its queries sees them.
-    for (std::int64_t index = first; rows.begin < rows.length && rows.page(index) < 0; ++index) {
-      rows.begin = (index + 1) * page_size_.value();
-      if (rows.begin > rows.length) rows.begin = rows.length;
+    for (std::int32_t index = first; rows.begin < rows.length && rows.page(index) < 0; ++index) {
+      std::int64_t const next = (index + std::int64_t{1}) * page_size_.value();
+      rows.begin = next < rows.length ? static_cast<std::int32_t>(next) : rows.length;
     }
     return rows;
   }
