@@ -3,6 +3,7 @@
 /// @file
 /// The cache in pages of `cache/paged_heads.hpp` as attention reads it.
 
+#include <headaware/attention/attention.hpp>
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/cache/paged_head.hpp>
 #include <headaware/config.hpp>
@@ -126,7 +127,14 @@ class HeadPagesView {
     }
     return rows;
   }
-  [[nodiscard]] bool needs_positions() const { return query_tokens_ > 1; }
+  void check(AttentionShape const& shape, AttentionOptions const& options) const {
+    constexpr auto where = "attend, HeadPagesView";
+    detail::require(shape.kv_heads == pages_.num_kv_heads, "KV heads", pages_.num_kv_heads, shape.kv_heads, where);
+    detail::require(shape.sequences <= pages_.num_sequences, "sequences",
+                    "at most " + std::to_string(pages_.num_sequences), shape.sequences, where);
+    detail::require(query_tokens_ == 1 || options.first_positions != nullptr, "first_positions",
+                    "a pointer for a view of several queries' windows", "nullptr", where);
+  }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return std::gcd(channels, page_stride_); }
 
  private:

@@ -70,5 +70,12 @@ TEST_CASE("what views of pages of single heads refuse", "[attention]") {
   check_error<Error>([&] { (void)ha::HeadPagesView::of_chunk(chunk.pages.view(), 0, lengths, 11); },
                      {"query_tokens", "1 to 10, the plan's slack and 1", "11", "HeadPagesView"});
   check_error<Error>([&] { (void)chunk.over_pages(0, 10, {}); },
-                     {"first_positions", "several queries' windows", "nullptr", "attend"});
+                     {"first_positions", "several queries' windows", "nullptr", "attend, HeadPagesView"});
+  ha::HeadPagesView const view(chunk.pages.view(), 0, lengths);
+  auto shape = PagedChunk::shape(1);
+  shape.sequences = 4;
+  check_error<Error>([&] { view.check(shape, {}); }, {"sequences", "at most 3", "4", "attend, HeadPagesView"});
+  shape = PagedChunk::shape(1);
+  shape.kv_heads = 3;
+  check_error<Error>([&] { view.check(shape, {}); }, {"KV heads", "6", "3", "attend, HeadPagesView"});
 }
