@@ -553,8 +553,9 @@ AppendShape check_paged_append(PagedHeadsView const& view, std::int64_t max_coun
   std::int64_t const row = view.page_size * std::max(storage.key_channels, storage.value_channels);
   require(storage.page_stride == 0 || storage.page_stride >= row, "page stride", ">= " + std::to_string(row),
           storage.page_stride, where);
-  AppendShape const shape{first_layer, view.num_layers,      view.num_sequences,     view.num_kv_heads,
-                          max_count,   storage.key_channels, storage.value_channels, view.max_tokens_held > 0};
+  AppendShape const shape{first_layer,    view.num_layers,      view.num_sequences,     view.num_kv_heads,
+                          max_count,      storage.key_channels, storage.value_channels, view.max_tokens_held > 0,
+                          view.page_size, storage.page_stride};
   auto const elements = [&](std::int64_t channels) {
     std::int64_t const page = view.page_size * channels;
     std::int64_t const stride = storage.page_stride != 0 ? storage.page_stride : page;
