@@ -6,6 +6,7 @@
 
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/dense_views.hpp>
+#include <headaware/attention/head_pages_view.hpp>
 #include <headaware/attention/merge.hpp>
 #include <headaware/attention/paged_view.hpp>
 #include <headaware/attention/rolling_view.hpp>

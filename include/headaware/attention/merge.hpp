@@ -69,7 +69,9 @@ void check_merge(AttentionShape const& shape, AttentionOutput<A, ALayout> const&
 
 /// @brief Merges attention over some keys with attention of the same queries over others: `into` becomes attention
 /// over both, output and log-sum-exp. For example a shared prefix and what follows it, or a compressed past and a
-/// prefill chunk. Log-sum-exp is natural; FlashInfer's is of base 2: multiply it by ln 2 first.
+/// prefill chunk. Log-sum-exp is natural, as FlashAttention's; FlashInfer's is
+/// of base 2: multiply it by ln 2 before, and divide the result by it to go back. FlashAttention 2 gives +inf where
+/// nothing was attended to: pass -inf.
 /// @param shape  sequences, query_heads, query_tokens and channels of both
 /// @param into   host; read and written, `lse` included
 /// @param other  host
