@@ -136,9 +136,13 @@ TEST_CASE("buffers that overlap, and buffers that only touch", "[cache]") {
   // Layers among each other, keys with values: the far ends of long lists of buffers.
   Setup const s;
   for (std::size_t layer = 0; layer < 2; ++layer) {
+    // Nothing else lies behind these keys, into which the values reach.
+    std::vector<float> keys(static_cast<std::size_t>(s.layout.extent() + s.plan.kept_total() * s.dim));
+    auto from = s.layers;
+    from[layer].keys = keys.data();
     auto to = s.kept;
-    to.layers[1 - layer].values = const_cast<float*>(s.layers[layer].keys) + s.layout.extent() - 1;
-    s.refuses(s.layers, s.layout, to, {"buffers", "apart from the source", "overlapping buffers", "compress"});
+    to.layers[1 - layer].values = keys.data() + s.layout.extent() - 1;
+    s.refuses(from, s.layout, to, {"buffers", "apart from the source", "overlapping buffers", "compress"});
   }
 }
 
