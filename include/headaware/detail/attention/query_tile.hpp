@@ -156,9 +156,9 @@ class QueryTile {
   }
 
   /// Adds to each query the rows that it sees and no others: what a hidden row holds, even if it is no number, must
-  /// not matter.
+  /// not matter. Not inlined: the loop over rows that all queries see would get slower.
   template <class E, class Segment>
-  void weigh_seen_rows(Segment const& segment, E const* const* rows, std::int64_t count) {
+  [[gnu::noinline]] void weigh_seen_rows(Segment const& segment, E const* const* rows, std::int64_t count) {
     for (std::int64_t q = 0; q < count_; ++q) {
       float const* const scores = scores_.data() + q * attend_block;
       std::int64_t const query = query_positions_[static_cast<std::size_t>(q)];
