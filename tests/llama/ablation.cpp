@@ -70,9 +70,9 @@ TEST_CASE("groups depend on the model, the context and the texts") {
   CHECK(choose_groups(groups, all).size() == groups.size());
   REQUIRE(choose_groups(groups, two).size() == 2);
   CHECK(choose_groups(groups, two)[0].name == "sink_size");
-  std::vector<std::string> const wrong{"floor", "flor"};
+  std::vector<std::string> const wrong{"floor", "flour"};
   check_error<ha::ArgumentError>([&] { (void)choose_groups(groups, wrong); },
-                                 {"group of the ablation study", "re_rotation", "flor", "--ablation"});
+                                 {"group of the ablation study", "re_rotation", "flour", "--ablation"});
   CHECK(groups_list(groups).find("  blend/plan_share_0.25\n") != std::string::npos);
 
   AblationSetup const planned;
