@@ -7,12 +7,12 @@
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/cache/paged_head.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/attention/chunk_windows.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/paged.hpp>
 
 #include <cstdint>
 #include <numeric>
-#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -44,8 +44,7 @@ struct HeadPagesRows {
     return page(static_cast<std::int32_t>(index)) * stride + slot * channels;
   }
   [[nodiscard]] HEADAWARE_HOST_DEVICE bool sees(std::int64_t position, std::int64_t query) const {
-    std::int64_t const newest = length - 1;  // a query behind it sees what it sees
-    return position < sink || position > (query < newest ? query : newest) - window;
+    return detail::in_sinks_or_window(position, query, length, sink, window);
   }
   /// The number of a sequence's page. @pre it lies in what is shown
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t page(std::int32_t index) const {
@@ -90,9 +89,7 @@ class HeadPagesView {
   [[nodiscard]] static HeadPagesView of_chunk(PagedHeadsView const& pages, std::int32_t layer,
                                               std::int32_t const* lengths, std::int64_t query_tokens,
                                               std::int64_t page_stride = 0) {
-    detail::require(query_tokens >= 1 && query_tokens - 1 <= pages.slack, "query_tokens",
-                    "1 to " + std::to_string(pages.slack + std::int64_t{1}) + ", the plan's slack and 1", query_tokens,
-                    "HeadPagesView");
+    detail::check_chunk(query_tokens, pages.slack, "HeadPagesView");
     HeadPagesView view(pages, layer, lengths, page_stride);
     view.query_tokens_ = query_tokens;
     return view;
@@ -128,12 +125,8 @@ class HeadPagesView {
     return rows;
   }
   void check(AttentionShape const& shape, AttentionOptions const& options) const {
-    constexpr auto where = "attend, HeadPagesView";
-    detail::require(shape.kv_heads == pages_.num_kv_heads, "KV heads", pages_.num_kv_heads, shape.kv_heads, where);
-    detail::require(shape.sequences <= pages_.num_sequences, "sequences",
-                    "at most " + std::to_string(pages_.num_sequences), shape.sequences, where);
-    detail::require(query_tokens_ == 1 || options.first_positions != nullptr, "first_positions",
-                    "a pointer for a view of several queries' windows", "nullptr", where);
+    detail::check_windowed_call(shape, options, pages_.num_sequences, pages_.num_kv_heads, query_tokens_,
+                                "attend, HeadPagesView");
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return std::gcd(channels, page_stride_); }
 

@@ -8,10 +8,10 @@
 #include <headaware/cache/rolling_plan.hpp>
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/attention/chunk_windows.hpp>
 #include <headaware/error.hpp>
 
 #include <cstdint>
-#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -30,8 +30,7 @@ struct RollingRows {
     return row < runs.sinks ? row : length - runs.total() + row;
   }
   [[nodiscard]] HEADAWARE_HOST_DEVICE bool sees(std::int64_t position, std::int64_t query) const {
-    std::int64_t const newest = length - 1;  // a query behind it sees what it sees
-    return position < head.sink || position > (query < newest ? query : newest) - head.window;
+    return detail::in_sinks_or_window(position, query, length, head.sink, head.window);
   }
 };
 
@@ -47,15 +46,13 @@ struct RollingView {
   /// @brief What the newest tokens see, each its own sinks and window: a prefill chunk, or a draft, appended in one
   /// call and attended to in one call, with the result of going token by token. Attention needs `first_positions`:
   /// the lengths before the chunk.
-  /// @param query_tokens  the most of any sequence; of one with fewer new tokens the first queries count, and what the
-  ///                      others give means nothing
+  /// @param query_tokens  of every sequence, at most; of one with fewer new tokens the last queries see what its newest
+  ///                      token sees
   /// @throws ArgumentError if windows of the first of them may be overwritten: the plan's `slack` is less than
   ///         query_tokens - 1
   [[nodiscard]] static RollingView of_chunk(RollingPlanView const& plan, std::int32_t layer,
                                             std::int32_t const* lengths, std::int64_t query_tokens) {
-    detail::require(query_tokens >= 1 && query_tokens - 1 <= plan.slack, "query_tokens",
-                    "1 to " + std::to_string(plan.slack + std::int64_t{1}) + ", the plan's slack and 1", query_tokens,
-                    "RollingView");
+    detail::check_chunk(query_tokens, plan.slack, "RollingView");
     detail::require_index(layer, plan.num_layers, "layer", "RollingView");
     return {plan, layer, lengths, query_tokens};
   }
@@ -69,11 +66,7 @@ struct RollingView {
   void check(AttentionShape const& shape, AttentionOptions const& options) const {
     constexpr auto where = "attend, RollingView";
     detail::require_index(layer, plan.num_layers, "layer", where);
-    detail::require(shape.kv_heads == plan.num_kv_heads, "KV heads", plan.num_kv_heads, shape.kv_heads, where);
-    detail::require(shape.sequences <= plan.num_sequences, "sequences", "at most " + std::to_string(plan.num_sequences),
-                    shape.sequences, where);
-    detail::require(query_tokens == 1 || options.first_positions != nullptr, "first_positions",
-                    "a pointer for a view of several queries' windows", "nullptr", where);
+    detail::check_windowed_call(shape, options, plan.num_sequences, plan.num_kv_heads, query_tokens, where);
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };

@@ -23,8 +23,8 @@ HEADAWARE_NAMESPACE_BEGIN
 
 /// @brief What a rolling cache reserves beyond what policies say.
 struct RollingLimits {
-  std::int64_t max_tokens =
-      0;  ///< tokens of a sequence that heads which keep all have room for; needed for those alone
+  /// Tokens of a sequence that heads which keep all have room for; needed for those alone.
+  std::int64_t max_tokens = 0;
   /// Slots a window has beyond its size: tokens that can be taken back again. A chunk of n tokens needs n - 1.
   std::int32_t slack = 0;
 };
