@@ -19,17 +19,6 @@ struct AttendArrays {
   std::int32_t* counters = nullptr;       ///< [segments, tiles] chunks that are done
 };
 
-/// Rows and chunks, scanned together.
-struct RowsAndChunks {
-  std::int64_t rows;
-  std::int32_t chunks;
-};
-struct AddRowsAndChunks {
-  __device__ RowsAndChunks operator()(RowsAndChunks const& a, RowsAndChunks const& b) const {
-    return {a.rows + b.rows, a.chunks + b.chunks};
-  }
-};
-
 inline constexpr std::int32_t attend_plan_threads = 512;
 
 template <class View>
@@ -51,33 +40,33 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_plan_threads, 1)
   AttentionShape const& shape = p.shape;
   AttentionCut const& cut = p.cut;
   AttendArrays const& arrays = p.arrays;
-  using Scan = cub::BlockScan<RowsAndChunks, attend_plan_threads>;
+  using Scan = cub::BlockScan<RowsAndParts, attend_plan_threads>;
   __shared__ typename Scan::TempStorage scan_storage;
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
   std::int64_t const segments = shape.segments();
   bool bad = false;
-  RowsAndChunks running{0, 0};
+  RowsAndParts running{0, 0};
   for (std::int64_t base = 0; base < segments; base += attend_plan_threads) {
     std::int64_t const s = base + thread;
-    RowsAndChunks count{0, 0};
+    RowsAndParts count{0, 0};
     if (s < segments) {
       std::int64_t const rows = p.view.segment(s / shape.kv_heads, s % shape.kv_heads).rows();
       bool const possible = rows >= 0 && rows <= p.max_rows;
       bad = bad || !possible;
       count.rows = possible ? rows : 0;
-      count.chunks = static_cast<std::int32_t>(cut.chunks(count.rows));
+      count.parts = static_cast<std::int32_t>(cut.chunks(count.rows));
       for (std::int64_t tile = 0; tile < cut.tiles; ++tile) arrays.counters[s * cut.tiles + tile] = 0;
     }
-    RowsAndChunks before;
-    RowsAndChunks all;
-    Scan(scan_storage).ExclusiveScan(count, before, RowsAndChunks{0, 0}, AddRowsAndChunks{}, all);
-    if (s < segments) arrays.chunk_offsets[s] = running.chunks + before.chunks;
-    running = AddRowsAndChunks{}(running, all);
+    RowsAndParts before;
+    RowsAndParts all;
+    Scan(scan_storage).ExclusiveScan(count, before, RowsAndParts{0, 0}, AddRowsAndParts{}, all);
+    if (s < segments) arrays.chunk_offsets[s] = running.parts + before.parts;
+    running = AddRowsAndParts{}(running, all);
     __syncthreads();
   }
   bad = __syncthreads_or(bad || running.rows > p.max_rows ? 1 : 0) != 0;
   if (thread == 0) {
-    arrays.chunk_offsets[segments] = bad ? 0 : running.chunks;  // no chunks: nothing is written
+    arrays.chunk_offsets[segments] = bad ? 0 : running.parts;  // no chunks: nothing is written
     if (p.d_status != nullptr) *p.d_status = bad ? 1 : 0;
   }
 }

@@ -32,17 +32,6 @@ struct LayerCapacities {
   LayerCapacity layers[max_layers];
 };
 
-/// Rows and tiles, scanned together.
-struct RowsAndTiles {
-  std::int64_t rows;
-  std::int32_t tiles;
-};
-struct AddRowsAndTiles {
-  __device__ RowsAndTiles operator()(RowsAndTiles const& a, RowsAndTiles const& b) const {
-    return {a.rows + b.rows, a.tiles + b.tiles};
-  }
-};
-
 inline constexpr std::int32_t plan_threads = 512;
 
 /// One block counts what every segment keeps and sums it up. Cost: O(segments / 512) rounds.
@@ -50,17 +39,17 @@ template <class Table, class Form>
 HEADAWARE_KERNEL void __launch_bounds__(plan_threads, 1)
     plan_kernel(PlanParameters<Table, Form> const __grid_constant__ p,
                 LayerCapacities const __grid_constant__ capacities) {
-  using Scan = cub::BlockScan<RowsAndTiles, plan_threads>;
+  using Scan = cub::BlockScan<RowsAndParts, plan_threads>;
   __shared__ typename Scan::TempStorage scan_storage;
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
   std::int64_t const layer_segments = std::int64_t{p.plan.num_sequences} * p.plan.table.num_kv_heads();
   std::int64_t const segments = layer_segments * p.plan.table.num_layers();
 
   bool bad = false;
-  RowsAndTiles running{0, 0};
+  RowsAndParts running{0, 0};
   for (std::int64_t base = 0; base < segments; base += plan_threads) {
     std::int64_t const s = base + thread;
-    RowsAndTiles count{0, 0};
+    RowsAndParts count{0, 0};
     if (s < segments) {
       auto const sequence = static_cast<std::int32_t>(s / p.plan.table.num_kv_heads() % p.plan.num_sequences);
       std::int64_t const length = p.plan.d_lengths[sequence];
@@ -75,15 +64,15 @@ HEADAWARE_KERNEL void __launch_bounds__(plan_threads, 1)
         count = {segment.kept, static_cast<std::int32_t>((segment.kept + p.rows_per_tile - 1) / p.rows_per_tile)};
       }
     }
-    RowsAndTiles before;
-    RowsAndTiles all;
-    Scan(scan_storage).ExclusiveScan(count, before, RowsAndTiles{0, 0}, AddRowsAndTiles{}, all);
+    RowsAndParts before;
+    RowsAndParts all;
+    Scan(scan_storage).ExclusiveScan(count, before, RowsAndParts{0, 0}, AddRowsAndParts{}, all);
     if (s < segments) {
       p.arrays.row_offsets[s] = running.rows + before.rows;
-      p.arrays.tile_offsets[s] = running.tiles + before.tiles;
+      p.arrays.tile_offsets[s] = running.parts + before.parts;
       if (p.plan.d_kept != nullptr) p.plan.d_kept[s] = static_cast<std::int32_t>(count.rows);
     }
-    running = AddRowsAndTiles{}(running, all);
+    running = AddRowsAndParts{}(running, all);
     __syncthreads();
   }
   if (thread == 0) p.arrays.row_offsets[segments] = running.rows;
@@ -103,7 +92,7 @@ HEADAWARE_KERNEL void __launch_bounds__(plan_threads, 1)
   }
   bad = __syncthreads_or(bad ? 1 : 0) != 0;
   if (thread == 0) {
-    p.arrays.tile_offsets[segments] = bad ? 0 : running.tiles;  // no tiles: nothing moves
+    p.arrays.tile_offsets[segments] = bad ? 0 : running.parts;  // no tiles: nothing moves
     if (p.plan.d_status != nullptr) *p.plan.d_status = bad ? 1 : 0;
   }
 }
