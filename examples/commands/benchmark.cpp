@@ -73,8 +73,8 @@ std::vector<std::int64_t> even_starts(std::int64_t tokens, std::int64_t count, s
 void run_all(llama_adapter::Model const& model, Options const& options, std::vector<std::int32_t> const& tokens,
              llama_adapter::BenchmarkText const& text, std::vector<llama_adapter::BenchmarkRun>& runs) {
   if (options.masked) {
-    llama_adapter::PolicyRun policies(model,
-                                      {.tokens = static_cast<std::int32_t>(text.context), .threads = options.threads});
+    llama_adapter::PolicyRun policies(
+        model, {.tokens = static_cast<std::int32_t>(text.place.context), .threads = options.threads});
     llama_adapter::LossStore losses(policies, options.output_dir / "losses");
     run_benchmark(losses, tokens, text, runs);
   } else {
@@ -97,9 +97,10 @@ void run(Options options) {
   ha::detail::require(length >= context, "tokens of the text", "at least --context, " + std::to_string(context), length,
                       options.text.c_str());
   llama_adapter::BenchmarkText const text{
-      .context = context,
-      .passages = options.starts.empty() ? even_starts(length, options.passages, context) : options.starts,
-      .copies = options.copy_starts.empty() ? even_starts(length, options.copies, context / 2) : options.copy_starts,
+      .place = {.context = context,
+                .passages = options.starts.empty() ? even_starts(length, options.passages, context) : options.starts,
+                .copies = options.copy_starts.empty() ? even_starts(length, options.copies, context / 2)
+                                                      : options.copy_starts},
       .decode_tokens = options.decode_tokens,
       .element_bytes = options.exact ? 4 : 2};
   support::make_folder(options.output_dir);

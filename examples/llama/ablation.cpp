@@ -6,9 +6,9 @@
 #include "support/folder.hpp"
 #include "support/progress.hpp"
 
-#include <headaware/cache/cache_plan.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
+#include <headaware/plan/policy_plan.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -16,7 +16,6 @@
 #include <cstddef>
 #include <cstdio>
 #include <memory>
-#include <numeric>
 #include <span>
 #include <utility>
 
@@ -29,55 +28,22 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-double mean(std::span<double const> values) {
-  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+/// Every piece of a text under a table.
+std::vector<LossJob> jobs_of(EvaluationText const& text, ha::PolicyTable const& table) {
+  std::vector<LossJob> jobs;
+  for (auto const& piece : text.pieces()) jobs.push_back({piece, table});
+  return jobs;
 }
 
-/// One text to evaluate on: its passages, and its copies.
-class EvaluationText {
- public:
-  EvaluationText(Model const& model, std::span<std::int32_t const> tokens, AblationPlace const& place)
-      : special_(model.begins_with_bos() ? 1 : 0), context_(place.context) {
-    for (std::int64_t const first : place.passages) {
-      passages_.push_back(passage(model, tokens, first, context_ - special_, false));
-    }
-    for (std::int64_t const first : place.copies) {
-      copies_.push_back(passage(model, tokens, first, (context_ - special_) / 2, true));
-    }
-  }
-
-  [[nodiscard]] std::vector<LossJob> jobs(ha::PolicyTable const& table) const {
-    std::vector<LossJob> jobs;
-    for (auto const* const pieces : {&passages_, &copies_}) {
-      for (auto const& piece : *pieces) jobs.push_back({piece, table});
-    }
-    return jobs;
-  }
-
-  /// @param all  losses of `jobs`, in their order
-  void score(std::vector<std::vector<double>> const& all, AblationResult& result) const {
-    std::vector<double> whole;
-    auto const append = [](std::vector<double>& to, std::vector<double> const& from, std::int64_t first) {
-      to.insert(to.end(), from.begin() + first, from.end());
-    };
-    for (std::size_t i = 0; i < passages_.size(); ++i) {
-      append(whole, all[i], 0);
-      append(result.losses, all[i], context_ / 2);
-    }
-    // The last token of the first copy predicts the first one of the second.
-    std::int64_t const second = special_ + (context_ - special_) / 2 - 1;
-    for (std::size_t i = 0; i < copies_.size(); ++i) append(result.copy_losses, all[passages_.size() + i], second);
-    result.perplexity = std::exp(mean(whole));
-    result.perplexity_second_half = std::exp(mean(result.losses));
-    result.copy_nll = mean(result.copy_losses);
-  }
-
- private:
-  std::int64_t special_;
-  std::int64_t context_;
-  CalibrationText::Pieces passages_;
-  CalibrationText::Pieces copies_;
-};
+/// @param losses  of each piece of the text
+void score(EvaluationText const& text, std::span<std::vector<double> const> losses, AblationResult& result) {
+  auto of = text.split(losses);
+  result.perplexity = std::exp(mean_loss(of.passages));
+  result.perplexity_second_half = std::exp(mean_loss(of.second_halves));
+  result.copy_nll = mean_loss(of.copies);
+  result.losses = std::move(of.second_halves);
+  result.copy_losses = std::move(of.copies);
+}
 
 /// A text as tokens, and its parts to calibrate and to evaluate on.
 struct SplitText {
@@ -187,7 +153,7 @@ std::vector<Prepared> prepare(AblationTables const& tables, std::vector<Ablation
                         ha::PolicyTable(shape.layers, shape.kv_heads, ha::Full{})};
       try {
         prepared.table = tables.of(variant.setup);
-        prepared.result.mean_kept_tokens = static_cast<double>(held_in_all(prepared.table, context)) /
+        prepared.result.mean_kept_tokens = static_cast<double>(ha::held_tokens(prepared.table, context)) /
                                            (static_cast<double>(shape.layers) * shape.kv_heads);
       } catch (ha::ArgumentError const& error) {
         prepared.result.left_out = error.what();
@@ -202,8 +168,8 @@ std::vector<Prepared> prepare(AblationTables const& tables, std::vector<Ablation
 
 double AblationResult::score() const { return std::log(perplexity_second_half) + ablation_copy_weight * copy_nll; }
 
-AblationPlace ablation_place(std::int64_t length, std::int64_t context, std::int64_t max_tokens,
-                             std::string const& where) {
+EvaluationPlace ablation_place(std::int64_t length, std::int64_t context, std::int64_t max_tokens,
+                               std::string const& where) {
   ha::detail::require(context >= 256 && context % 2 == 0, "--context", "an even number of at least 256 tokens", context,
                       "run_ablation_study");
   std::int64_t const least = context + context / 2;
@@ -217,7 +183,7 @@ AblationPlace ablation_place(std::int64_t length, std::int64_t context, std::int
   // A passage, and as much again of a quarter of it to copy.
   std::int64_t const passages = std::max<std::int64_t>(1, tokens * 4 / (5 * context));
   std::int64_t const copies = (tokens - passages * context) / (context / 2);
-  AblationPlace place{.context = context};
+  EvaluationPlace place{.context = context};
   std::int64_t const parts = passages + copies;
   std::int64_t next_copy = 0;
   for (std::int64_t part = 0; part < parts; ++part) {
@@ -272,13 +238,14 @@ AblationStudy run_ablation(AblationOptions const& options) {
   auto const evaluated = own_evaluation ? text.to_evaluate() : eval.to_evaluate();
   study.place = ablation_place(std::ssize(evaluated), options.context, options.max_tokens,
                                (own_evaluation ? options.text : options.eval_text).string());
-  EvaluationText const on_own(model, evaluated, study.place);
+  EvaluationText const on_own(model, evaluated, study.place, "run_ablation");
   std::unique_ptr<EvaluationText> on_other;
   if (wants_other) {
     auto const tokens = other.to_evaluate();
     on_other = std::make_unique<EvaluationText>(
         model, tokens,
-        ablation_place(std::ssize(tokens), options.context, options.max_tokens, options.other_text.string()));
+        ablation_place(std::ssize(tokens), options.context, options.max_tokens, options.other_text.string()),
+        "run_ablation");
   }
 
   support::make_folder(options.output_dir);
@@ -291,7 +258,7 @@ AblationStudy run_ablation(AblationOptions const& options) {
                                    .threads = options.threads,
                                    .folder = options.output_dir / "calibration"},
                                   setups);
-  auto const full = on_own.jobs({study.shape.layers, study.shape.kv_heads, ha::Full{}});
+  auto const full = jobs_of(on_own, {study.shape.layers, study.shape.kv_heads, ha::Full{}});
   double rate = 0;
   if (std::int64_t const tokens = calibration.tokens_to_run(); tokens > 0) {
     rate = measure_rate(runs.at_text(), full.front());
@@ -311,15 +278,15 @@ AblationStudy run_ablation(AblationOptions const& options) {
 
   AblationTables const tables(calibration, study.shape, options.context, scale.budget_tokens);
   auto prepared = prepare(tables, study.groups, study.shape, options.context);
-  auto const jobs_of = [&](Prepared const& one) {
-    return (one.result.setup.on_other_text ? *on_other : on_own).jobs(one.table);
+  auto const text_of_one = [&](Prepared const& one) -> EvaluationText const& {
+    return one.result.setup.on_other_text ? *on_other : on_own;
   };
   std::int64_t left = 0;
   for (auto const positions : {KeyPositions::text, KeyPositions::cache}) {
     std::vector<LossJob> jobs;
     for (auto const& one : prepared) {
       if (!one.result.ran() || one.result.setup.positions != positions) continue;
-      auto const own = jobs_of(one);
+      auto const own = jobs_of(text_of_one(one), one.table);
       jobs.insert(jobs.end(), own.begin(), own.end());
     }
     if (!jobs.empty()) left += runs.at(positions).tokens_to_run(jobs);
@@ -338,7 +305,7 @@ AblationStudy run_ablation(AblationOptions const& options) {
     AblationResult& result = one.result;
     if (result.ran()) {
       LossStore& store = runs.at(result.setup.positions);
-      auto const jobs = jobs_of(one);
+      auto const jobs = jobs_of(text_of_one(one), one.table);
       std::int64_t const tokens = store.tokens_to_run(jobs);
       auto const began = Clock::now();
       auto const losses = store.losses(std::to_string(number) + "/" + std::to_string(prepared.size()) + " " +
@@ -346,7 +313,7 @@ AblationStudy run_ablation(AblationOptions const& options) {
                                        jobs);
       result.seconds = tokens > 0 ? seconds_since(began) : 0;
       remaining.done(tokens, result.seconds);
-      (result.setup.on_other_text ? *on_other : on_own).score(losses, result);
+      score(text_of_one(one), losses, result);
     }
     study.results.push_back(std::move(result));
   }
@@ -362,7 +329,7 @@ AblationDifference difference(AblationResult const& a, AblationResult const& b) 
                         "difference");
     std::vector<double> differences(of_a.size());
     for (std::size_t i = 0; i < of_a.size(); ++i) differences[i] = of_b[i] - of_a[i];
-    double const average = mean(differences);
+    double const average = mean_loss(differences);
     double squares = 0;
     for (double const d : differences) squares += (d - average) * (d - average);
     auto const count = static_cast<double>(differences.size());

@@ -4,6 +4,7 @@
 
 #include "llama/ablation_groups.hpp"
 #include "llama/engine.hpp"
+#include "llama/evaluation_text.hpp"
 
 #include <headaware/classify/head_type.hpp>
 
@@ -29,13 +30,6 @@ struct AblationOptions {
   std::int32_t pieces = 4;                                       ///< of calibration text
   AblationSensitivity sensitivity = AblationSensitivity::layer;  ///< of the usual plan
   std::int32_t threads = 1;
-};
-
-/// What there is to be run.
-struct AblationPlace {
-  std::int64_t context = 0;
-  std::vector<std::int64_t> passages{};  ///< where they begin, tokens of the text
-  std::vector<std::int64_t> copies{};    ///< where passages of half the context begin that are given twice
 };
 
 /// Of copying beside log perplexity, in scores: as plans weigh the probe.
@@ -66,7 +60,7 @@ struct AblationStudy {
   ModelShape shape;
   AblationOptions options;
   std::int64_t budget_tokens = 0;  ///< a KV head
-  AblationPlace place{};
+  EvaluationPlace place{};
   std::vector<AblationGroup> groups{};  ///< references first
   std::vector<AblationResult> results{};
   std::vector<headaware::HeadClassification> classes{};  ///< of query heads, where a configuration needs them
@@ -76,8 +70,8 @@ struct AblationStudy {
 
 /// Where the evaluation reads a text of `length` tokens: as many passages and copies as `max_tokens` of it allow.
 /// @throws ArgumentError if that is not one of each
-[[nodiscard]] AblationPlace ablation_place(std::int64_t length, std::int64_t context, std::int64_t max_tokens,
-                                           std::string const& where);
+[[nodiscard]] EvaluationPlace ablation_place(std::int64_t length, std::int64_t context, std::int64_t max_tokens,
+                                             std::string const& where);
 
 /// What the groups of these options depend on, known before anything runs. @throws ArgumentError on a bad budget
 [[nodiscard]] AblationScale ablation_scale(AblationOptions const& options, ModelShape const& shape);

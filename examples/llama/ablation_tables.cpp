@@ -91,18 +91,8 @@ ha::KvErrors errors_of(AblationSetup const& setup, AblationCalibration const& ca
 
 }  // namespace
 
-std::int64_t held_in_all(ha::PolicyTable const& table, std::int64_t context) {
-  std::int64_t held = 0;
-  for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
-    for (std::int32_t head = 0; head < table.num_kv_heads(); ++head) {
-      held += ha::held_tokens(table.at(layer, head), context);
-    }
-  }
-  return held;
-}
-
 void fill_up(ha::PolicyTable& table, std::int64_t total, std::int64_t context) {
-  std::int64_t left = total - held_in_all(table, context);
+  std::int64_t left = total - ha::held_tokens(table, context);
   for (bool grown = true; left > 0 && grown;) {
     grown = false;
     for (std::int32_t layer = 0; layer < table.num_layers() && left > 0; ++layer) {
@@ -137,7 +127,7 @@ ha::PolicyTable AblationTables::of(AblationSetup const& setup) const {
 
 std::int64_t AblationTables::total(AblationSetup const& setup) const {
   if (setup.size != AblationSize::budget) {
-    return held_in_all(rules(setup.size == AblationSize::aggressive_rules), context_);
+    return ha::held_tokens(rules(setup.size == AblationSize::aggressive_rules), context_);
   }
   auto const each = static_cast<std::int64_t>(setup.size_share * static_cast<double>(budget_tokens_));
   return each * shape_.layers * shape_.kv_heads;
@@ -198,7 +188,7 @@ ha::PolicyTable AblationTables::planned_by_query_heads(AblationSetup const& setu
     try {
       auto const plan = ha::plan_policies(errors, budget_of(middle, heads), context_);
       ha::PolicyTable table = folded(plan.table, shape_);
-      fits = held_in_all(table, context_) <= allowed;
+      fits = ha::held_tokens(table, context_) <= allowed;
       if (fits) best = std::move(table);
       found = found || fits;
     } catch (ha::ArgumentError const&) {

@@ -35,9 +35,6 @@ class AblationTables {
   std::int64_t budget_tokens_;
 };
 
-/// Tokens that a table holds of a sequence, all heads together.
-[[nodiscard]] std::int64_t held_in_all(headaware::PolicyTable const& table, std::int64_t context);
-
 /// @brief Widens windows, one token a head in turn, until the table holds `total` tokens or no window can grow.
 void fill_up(headaware::PolicyTable& table, std::int64_t total, std::int64_t context);
 

@@ -9,6 +9,7 @@
 
 #include <headaware/policy/table.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -66,5 +67,24 @@ class CachedModel {
   AttentionTap tap_;
   Context context_;
 };
+
+/// @brief −log p of every token but the first of a text that is read chunk by chunk.
+/// @param reader    `read(tokens)`, and `logits(index)` of each token of the last read
+/// @param advanced  (tokens read so far), behind each chunk
+template <class Reader, class Advanced>
+[[nodiscard]] std::vector<double> losses_of(Reader& reader, std::span<std::int32_t const> tokens, std::size_t chunk,
+                                            Advanced const& advanced) {
+  std::vector<double> losses;
+  for (std::size_t at = 0; at < tokens.size();) {
+    std::size_t const count = std::min(chunk, tokens.size() - at);
+    reader.read(tokens.subspan(at, count));
+    for (std::size_t i = 0; i < count && at + i + 1 < tokens.size(); ++i) {
+      losses.push_back(loss_of(reader.logits(i), tokens[at + i + 1]));
+    }
+    at += count;
+    advanced(static_cast<std::int64_t>(at));
+  }
+  return losses;
+}
 
 }  // namespace llama_adapter

@@ -91,7 +91,7 @@ std::vector<double> costs(LossStore& losses, std::span<LossJob const> jobs, std:
   std::vector<double> result(jobs.size() / used);
   auto const all = losses.divergences(what, jobs, first_query);
   for (std::size_t i = 0; i < all.size(); ++i) {
-    result[i % result.size()] += mean_loss(all[i], 0) / static_cast<double>(used);
+    result[i % result.size()] += mean_loss(all[i]) / static_cast<double>(used);
   }
   return result;
 }

@@ -253,6 +253,10 @@ double loss_of(std::span<float const> logits, std::int32_t token) {
   return std::log(sum) + top - logits[static_cast<std::size_t>(token)];
 }
 
+std::int32_t greedy_token(std::span<float const> logits) {
+  return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
 double perplexity(std::span<double const> losses) {
   ha::detail::require(!losses.empty(), "losses", "at least one", "none", "perplexity");
   return std::exp(std::accumulate(losses.begin(), losses.end(), 0.0) / static_cast<double>(losses.size()));

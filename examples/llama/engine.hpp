@@ -114,6 +114,9 @@ class Context {
 /// −log p(token) under logits [vocabulary].
 [[nodiscard]] double loss_of(std::span<float const> logits, std::int32_t token);
 
+/// The likeliest token under logits [vocabulary]. @pre not empty
+[[nodiscard]] std::int32_t greedy_token(std::span<float const> logits);
+
 /// Mean of losses as perplexity: exp of it.
 [[nodiscard]] double perplexity(std::span<double const> losses);
 

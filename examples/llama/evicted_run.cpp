@@ -63,6 +63,20 @@ class Cores {
 /// Told how many tokens are done; may throw to leave.
 using Advanced = std::function<void(std::int64_t)>;
 
+/// A reader whose reads are timed.
+template <class T>
+struct TimedModel {
+  CachedModel<T>& cached;
+  double seconds = 0;
+  std::size_t last = 0;  ///< tokens of the last read
+
+  void read(std::span<std::int32_t const> tokens) {
+    seconds += seconds_of([&] { cached.read(tokens); });
+    last = tokens.size();
+  }
+  [[nodiscard]] std::span<float const> logits(std::size_t index) const { return cached.logits(index); }
+};
+
 template <class T>
 EvictedText read_text(Model const& model, std::vector<std::int32_t> const& windows, EvictedOptions const& options,
                       EvictedJob const& job, Advanced const& advanced) {
@@ -71,27 +85,17 @@ EvictedText read_text(Model const& model, std::vector<std::int32_t> const& windo
   CachedModel<T> cached(model, job.table, windows, std::ssize(tokens) + job.decode_tokens,
                         {.chunk = options.chunk, .all_logits = true, .threads = options.threads});
   result.kv_bytes_peak = cached.cache().bytes();
-  std::size_t count = 0;
-  for (std::size_t at = 0; at < tokens.size(); at += count) {
-    count = std::min(static_cast<std::size_t>(options.chunk), tokens.size() - at);
-    result.read_seconds += seconds_of([&] { cached.read(tokens.subspan(at, count)); });
-    for (std::size_t i = 0; i < count && at + i + 1 < tokens.size(); ++i) {
-      result.losses.push_back(loss_of(cached.logits(i), tokens[at + i + 1]));
-    }
-    advanced(static_cast<std::int64_t>(at + count));
-  }
+  TimedModel<T> timed{cached};
+  result.losses = losses_of(timed, tokens, static_cast<std::size_t>(options.chunk), advanced);
+  result.read_seconds = timed.seconds;
   result.mean_kept = cached.cache().mean_kept();
   std::int32_t token = 0;
-  auto const choose = [&] {
-    auto const logits = cached.logits(count - 1);
-    token = static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-  };
-  result.first_token_seconds = result.read_seconds + seconds_of(choose);
-  count = 1;
+  result.first_token_seconds =
+      result.read_seconds + seconds_of([&] { token = greedy_token(cached.logits(timed.last - 1)); });
   for (std::int64_t i = 0; i < job.decode_tokens; ++i) {
     result.decode_seconds += seconds_of([&] {
       cached.read(std::span(&token, 1));
-      choose();
+      token = greedy_token(cached.logits(0));
     });
     advanced(std::ssize(tokens) + i + 1);
   }

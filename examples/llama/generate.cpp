@@ -115,8 +115,7 @@ Generated generate(Reader& reader, Model const& model, std::vector<std::int32_t>
   }
   double const middle = now();
   while (static_cast<std::int32_t>(result.tokens.size()) < options.new_tokens) {
-    auto const logits = reader.logits(last - 1);
-    auto const token = static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+    std::int32_t const token = greedy_token(reader.logits(last - 1));
     if (!options.ignore_end && llama_vocab_is_eog(llama_model_get_vocab(model.get()), token)) break;
     result.tokens.push_back(token);
     show(token);
@@ -166,20 +165,12 @@ void run_prompt(Model const& model, Options const& options) {
               static_cast<long long>(same.first - own.tokens.begin()), own.tokens.size());
 }
 
-/// −log p of every token but the first.
+/// Losses of a text, with progress.
 template <class Reader>
-std::vector<double> losses_of(Reader& reader, std::vector<std::int32_t> const& tokens, Options const& options) {
-  std::vector<double> losses;
+std::vector<double> measure(Reader& reader, std::vector<std::int32_t> const& tokens, Options const& options) {
   support::Progress progress("reading", "tokens", std::ssize(tokens));
-  for (std::size_t at = 0; at < tokens.size();) {
-    std::size_t const count = std::min(static_cast<std::size_t>(options.chunk), tokens.size() - at);
-    reader.read(std::span(tokens).subspan(at, count));
-    for (std::size_t i = 0; i < count && at + i + 1 < tokens.size(); ++i) {
-      losses.push_back(loss_of(reader.logits(i), tokens[at + i + 1]));
-    }
-    at += count;
-    progress.show(static_cast<double>(at));
-  }
+  auto losses = losses_of(reader, tokens, static_cast<std::size_t>(options.chunk),
+                          [&](std::int64_t read) { progress.show(static_cast<double>(read)); });
   progress.finish(static_cast<double>(tokens.size()));
   return losses;
 }
@@ -191,12 +182,12 @@ void run_perplexity(Model const& model, Options const& options) {
   auto const total = std::ssize(tokens);
   ha::detail::require(total > 1, "tokens of the text", "at least two", total, options.perplexity.c_str());
   auto runner = cached<T>(model, options, total, true);
-  auto const losses = losses_of(runner, tokens, options);
+  auto const losses = measure(runner, tokens, options);
   std::printf("perplexity %.5f over %zu tokens, %.1f kept a KV head, %.1f MiB\n", perplexity(losses), tokens.size(),
               runner.cache().mean_kept(), static_cast<double>(runner.cache().bytes()) / 1048576);
   if (!options.compare) return;
   Engine engine(model, options, total, true);
-  std::printf("perplexity %.5f by llama.cpp alone\n", perplexity(losses_of(engine, tokens, options)));
+  std::printf("perplexity %.5f by llama.cpp alone\n", perplexity(measure(engine, tokens, options)));
 }
 
 void run(Options const& options) {

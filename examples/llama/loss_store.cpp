@@ -83,10 +83,10 @@ std::int64_t LossStore::tokens_to_run(std::span<LossJob const> jobs, std::option
   return tokens;
 }
 
-/// @param run  (job, function to call behind each layer) to values
+/// @param first  the first token that has a value; @param run  (job, function to call behind each layer) to values
 template <class Run>
 std::vector<std::vector<double>> LossStore::run_missing(std::string const& what, std::span<LossJob const> jobs,
-                                                        std::string const& kind, Run const& run) {
+                                                        std::string const& kind, std::int64_t first, Run const& run) {
   std::int64_t total = 0;
   std::int64_t done = 0;
   for (LossJob const& job : jobs) {
@@ -112,6 +112,8 @@ std::vector<std::vector<double>> LossStore::run_missing(std::string const& what,
     }
     auto const saved = ha::load_npy(path);
     auto const values = saved.as<double>();
+    std::int64_t const expected = std::ssize(job.tokens) - 1 - first;
+    ha::detail::require(std::ssize(values) == expected, "values of a text", expected, values.size(), path.c_str());
     result.emplace_back(values.begin(), values.end());
   }
   if (runs) progress.finish(static_cast<double>(done));
@@ -119,14 +121,9 @@ std::vector<std::vector<double>> LossStore::run_missing(std::string const& what,
 }
 
 std::vector<std::vector<double>> LossStore::losses(std::string const& what, std::span<LossJob const> jobs) {
-  auto result = run_missing(what, jobs, "", [&](LossJob const& job, PolicyRun::LayerDone const& layer_done) {
+  return run_missing(what, jobs, "", 0, [&](LossJob const& job, PolicyRun::LayerDone const& layer_done) {
     return run_->losses(job.tokens, job.table, layer_done);
   });
-  for (std::size_t i = 0; i < jobs.size(); ++i) {
-    ha::detail::require(result[i].size() + 1 == jobs[i].tokens.size(), "losses", jobs[i].tokens.size() - 1,
-                        result[i].size(), path_of(jobs[i], "").c_str());
-  }
-  return result;
 }
 
 std::vector<std::vector<double>> LossStore::divergences(std::string const& what, std::span<LossJob const> jobs,
@@ -134,7 +131,7 @@ std::vector<std::vector<double>> LossStore::divergences(std::string const& what,
   std::string const kind = divergence_kind(first);
   std::unique_ptr<ReferencePredictions> reference;
   std::span<std::int32_t const> referred;
-  auto result = run_missing(what, jobs, kind, [&](LossJob const& job, PolicyRun::LayerDone const& layer_done) {
+  return run_missing(what, jobs, kind, first, [&](LossJob const& job, PolicyRun::LayerDone const& layer_done) {
     bool const same = reference && referred.data() == job.tokens.data() && referred.size() == job.tokens.size();
     if (!same) {
       reference.reset();  // before the next one takes its memory
@@ -145,20 +142,17 @@ std::vector<std::vector<double>> LossStore::divergences(std::string const& what,
     (void)run_->losses(job.tokens, job.table, layer_done);
     return reference->divergence(*run_);
   });
-  for (std::size_t i = 0; i < jobs.size(); ++i) {
-    auto const expected = std::ssize(jobs[i].tokens) - 1 - first;
-    ha::detail::require(std::ssize(result[i]) == expected, "divergences", expected, result[i].size(),
-                        path_of(jobs[i], kind).c_str());
-  }
-  return result;
+}
+
+double mean_loss(std::span<double const> losses) {
+  return std::accumulate(losses.begin(), losses.end(), 0.0) / static_cast<double>(losses.size());
 }
 
 double mean_loss(std::span<double const> losses, std::int64_t first) {
   auto const count = static_cast<std::int64_t>(losses.size());
   ha::detail::require(first >= 0 && first < count, "first", "in [0, " + std::to_string(count) + ")", first,
                       "mean_loss");
-  auto const counted = losses.subspan(static_cast<std::size_t>(first));
-  return std::accumulate(counted.begin(), counted.end(), 0.0) / static_cast<double>(counted.size());
+  return mean_loss(losses.subspan(static_cast<std::size_t>(first)));
 }
 
 }  // namespace llama_adapter

@@ -58,13 +58,16 @@ class LossStore {
   [[nodiscard]] std::filesystem::path path_of(LossJob const& job, std::string const& kind) const;
   template <class Run>
   [[nodiscard]] std::vector<std::vector<double>> run_missing(std::string const& what, std::span<LossJob const> jobs,
-                                                             std::string const& kind, Run const& run);
+                                                             std::string const& kind, std::int64_t first,
+                                                             Run const& run);
 
   PolicyRun* run_;
   std::filesystem::path folder_;
   std::string model_;  ///< tells models and ways to run them apart
 };
 
+/// Mean of losses; NaN of none.
+[[nodiscard]] double mean_loss(std::span<double const> losses);
 /// Mean of losses from `first` on.
 [[nodiscard]] double mean_loss(std::span<double const> losses, std::int64_t first);
 

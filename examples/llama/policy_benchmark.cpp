@@ -27,74 +27,25 @@ namespace ha = headaware;
 
 namespace {
 
-/// The text's pieces as the model reads them: passages first, then copies.
-std::vector<std::vector<std::int32_t>> pieces_of(Model const& model, std::span<std::int32_t const> tokens,
-                                                 BenchmarkText const& text) {
-  std::vector<std::vector<std::int32_t>> pieces;
-  auto const add = [&](std::vector<std::int64_t> const& starts, std::int64_t length, bool twice) {
-    for (std::int64_t const first : starts) {
-      bool const fits = first >= 0 && first + length <= std::ssize(tokens);
-      ha::detail::require(fits, "start of a passage", "in [0, " + std::to_string(std::ssize(tokens) - length) + "]",
-                          first, "run_benchmark");
-      pieces.push_back(passage(model, tokens, first, length, twice));
-    }
-  };
-  std::int64_t const count = text.context - (model.begins_with_bos() ? 1 : 0);
-  add(text.passages, count, false);
-  add(text.copies, count / 2, true);
-  return pieces;
-}
-
-/// Means over several passages, from one place on.
-class Mean {
- public:
-  void add(std::span<double const> losses, std::int64_t first) {
-    for (auto i = static_cast<std::size_t>(first); i < losses.size(); ++i) sum_ += losses[i];
-    count_ += std::ssize(losses) - first;
-  }
-  [[nodiscard]] std::int64_t count() const { return count_; }
-  [[nodiscard]] double value() const { return count_ > 0 ? sum_ / static_cast<double>(count_) : BenchmarkRun::unknown; }
-
- private:
-  double sum_ = 0;
-  std::int64_t count_ = 0;
-};
-
-/// What a run predicts. @param losses  of each piece, in the order of `pieces_of`
-void score(Model const& model, BenchmarkText const& text, std::span<std::vector<double> const> losses,
-           BenchmarkRun& run) {
-  std::int64_t const special = model.begins_with_bos() ? 1 : 0;
-  Mean whole;
-  Mean second_half;
-  Mean copy;
-  for (std::size_t i = 0; i < losses.size(); ++i) {
-    if (i < text.passages.size()) {
-      whole.add(losses[i], 0);
-      second_half.add(losses[i], text.context / 2);
-    } else {
-      // The last token of the first copy predicts the first one of the second.
-      copy.add(losses[i], special + (text.context - special) / 2 - 1);
-    }
-  }
-  run.tokens = whole.count();
-  run.perplexity = std::exp(whole.value());
-  run.perplexity_second_half = std::exp(second_half.value());
-  run.copy_nll = copy.value();
+/// What a run predicts. @param losses  of each piece of the text
+void score(EvaluationText const& text, std::span<std::vector<double> const> losses, BenchmarkRun& run) {
+  auto const of = text.split(losses);
+  run.tokens = std::ssize(of.passages);
+  run.perplexity = std::exp(mean_loss(of.passages));
+  run.perplexity_second_half = std::exp(mean_loss(of.second_halves));
+  run.copy_nll = mean_loss(of.copies);
 }
 
 /// What a run's cache holds behind `context` tokens.
 void account(ModelShape const& shape, std::span<std::int32_t const> windows, std::int64_t context,
              std::int64_t element_bytes, BenchmarkRun& run) {
   ha::PolicyTable const table = within_windows(run.table, windows);
-  std::int64_t kept = 0;
-  for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
-    for (std::int32_t head = 0; head < shape.kv_heads; ++head) kept += ha::held_tokens(table.at(layer, head), context);
-  }
+  std::int64_t const kept = ha::held_tokens(table, context);
   run.mean_kept_tokens = static_cast<double>(kept) / (static_cast<double>(shape.layers) * shape.kv_heads);
   run.kv_bytes_end = kept * ha::TokenBytes::of(shape.head_dim, static_cast<std::size_t>(element_bytes)).total();
 }
 
-/// What a run takes. @param texts  of each piece, in the order of `pieces_of`
+/// What a run takes. @param texts  of each piece
 void time(std::span<EvictedText const> texts, std::span<std::vector<std::int32_t> const> pieces,
           std::int64_t decode_tokens, BenchmarkRun& run) {
   double seconds = 0;
@@ -195,16 +146,16 @@ void write_pictures(std::filesystem::path const& folder, BenchmarkAbout const& a
   report::SizePicture perplexity = picture_of(runs, &BenchmarkRun::perplexity_second_half);
   perplexity.name = picture_names[0];
   perplexity.title = "Perplexity over the memory of the KV cache";
-  perplexity.subtitle = about.title() + ", " + counted(text.passages.size(), "passage") + " of " +
-                        std::to_string(text.context) + " tokens";
+  perplexity.subtitle = about.title() + ", " + counted(text.place.passages.size(), "passage") + " of " +
+                        std::to_string(text.place.context) + " tokens";
   perplexity.figure = "perplexity of the second halves";
   perplexity.reading = "The lower, the better a model predicts text with a cache of this size.";
   add_size_picture(perplexity, gallery);
   report::SizePicture copying = picture_of(runs, &BenchmarkRun::copy_nll);
   copying.name = picture_names[1];
   copying.title = "Copying over the memory of the KV cache";
-  copying.subtitle = about.title() + ", " + counted(text.copies.size(), "passage") + " of " +
-                     std::to_string(text.context / 2) + " tokens, given twice";
+  copying.subtitle = about.title() + ", " + counted(text.place.copies.size(), "passage") + " of " +
+                     std::to_string(text.place.context / 2) + " tokens, given twice";
   copying.figure = "NLL of the second copy (nats a token)";
   copying.reading = "The lower, the better a model finds again what it has read.";
   copying.from_zero = true;
@@ -222,7 +173,8 @@ void write_pictures(std::filesystem::path const& folder, BenchmarkAbout const& a
 void run_benchmark(LossStore& losses, std::span<std::int32_t const> tokens, BenchmarkText const& text,
                    std::vector<BenchmarkRun>& runs) {
   Model const& model = losses.run().model();
-  auto const pieces = pieces_of(model, tokens, text);
+  EvaluationText const evaluated(model, tokens, text.place, "run_benchmark");
+  auto const pieces = evaluated.pieces();
   std::vector<LossJob> jobs;
   for (BenchmarkRun const& run : runs) {
     for (auto const& piece : pieces) jobs.push_back({piece, run.table});
@@ -230,15 +182,16 @@ void run_benchmark(LossStore& losses, std::span<std::int32_t const> tokens, Benc
   auto const all = losses.losses("benchmark", jobs);
   auto const windows = layer_windows(model);
   for (std::size_t i = 0; i < runs.size(); ++i) {
-    score(model, text, std::span(all).subspan(i * pieces.size(), pieces.size()), runs[i]);
-    account(model.shape(), windows, text.context, text.element_bytes, runs[i]);
+    score(evaluated, std::span(all).subspan(i * pieces.size(), pieces.size()), runs[i]);
+    account(model.shape(), windows, text.place.context, text.element_bytes, runs[i]);
   }
 }
 
 void run_benchmark(EvictedStore& evicted, std::span<std::int32_t const> tokens, BenchmarkText const& text,
                    std::vector<BenchmarkRun>& runs) {
   Model const& model = evicted.model();
-  auto const pieces = pieces_of(model, tokens, text);
+  EvaluationText const evaluated(model, tokens, text.place, "run_benchmark");
+  auto const pieces = evaluated.pieces();
   ha::detail::require(!pieces.empty(), "passages", "at least one", "none", "run_benchmark");
   std::vector<EvictedJob> jobs;
   for (BenchmarkRun const& run : runs) {
@@ -250,10 +203,10 @@ void run_benchmark(EvictedStore& evicted, std::span<std::int32_t const> tokens, 
     auto const texts = std::span(all).subspan(i * pieces.size(), pieces.size());
     std::vector<std::vector<double>> losses;
     for (EvictedText const& one : texts) losses.push_back(one.losses);
-    score(model, text, losses, runs[i]);
-    account(model.shape(), evicted.windows(), text.context, evicted.element_bytes(), runs[i]);
+    score(evaluated, losses, runs[i]);
+    account(model.shape(), evicted.windows(), text.place.context, evicted.element_bytes(), runs[i]);
     time(texts, pieces, text.decode_tokens, runs[i]);
-    runs[i].compaction_s = evicted.compaction_seconds(runs[i].table, text.context);
+    runs[i].compaction_s = evicted.compaction_seconds(runs[i].table, text.place.context);
   }
 }
 
@@ -282,11 +235,11 @@ std::string benchmark_table(std::vector<BenchmarkRun> const& runs) {
 
 void write_benchmark(std::filesystem::path const& folder, BenchmarkAbout const& about, BenchmarkText const& text,
                      std::vector<BenchmarkRun> const& runs) {
-  nlohmann::ordered_json document = {{"about", about.title()},    {"model", about.model},
-                                     {"text", about.text},        {"masked", about.masked},
-                                     {"exact", about.exact},      {"element_bytes", about.element_bytes},
-                                     {"threads", about.threads},  {"context", text.context},
-                                     {"passages", text.passages}, {"copies", text.copies}};
+  nlohmann::ordered_json document = {
+      {"about", about.title()},     {"model", about.model},          {"text", about.text},
+      {"masked", about.masked},     {"exact", about.exact},          {"element_bytes", about.element_bytes},
+      {"threads", about.threads},   {"context", text.place.context}, {"passages", text.place.passages},
+      {"copies", text.place.copies}};
   if (!about.masked) {
     document["chunk_tokens"] = about.chunk;
     document["decode_tokens"] = text.decode_tokens;

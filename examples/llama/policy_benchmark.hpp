@@ -2,7 +2,7 @@
 
 // How well a model predicts text under tables of policies, what its cache holds and how fast it is, side by side.
 
-#include "llama/calibration_text.hpp"
+#include "llama/evaluation_text.hpp"
 #include "llama/evicted_run.hpp"
 #include "llama/loss_store.hpp"
 
@@ -20,11 +20,9 @@ namespace llama_adapter {
 
 /// What is run.
 struct BenchmarkText {
-  std::int64_t context = 2048;         ///< tokens of a passage; of a copy probe too
-  std::vector<std::int64_t> passages;  ///< where they begin in the text, tokens
-  std::vector<std::int64_t> copies;    ///< where the passages of context / 2 tokens begin that are given twice
-  std::int64_t decode_tokens = 64;     ///< behind the first passage, where caches really evict
-  std::int64_t element_bytes = 2;      ///< of keys and values, in figures of bytes where policies are masks
+  EvaluationPlace place{};
+  std::int64_t decode_tokens = 64;  ///< behind the first passage, where caches really evict
+  std::int64_t element_bytes = 2;   ///< of keys and values, in figures of bytes where policies are masks
 };
 
 /// One table to run, or that was run. NaN and nothing: not measured.

@@ -8,6 +8,7 @@
 #include "support/errors.hpp"
 
 #include <headaware/io/file.hpp>
+#include <headaware/plan/policy_plan.hpp>
 
 #include <nlohmann/json.hpp>
 
@@ -113,12 +114,12 @@ TEST_CASE("windows fill what a budget leaves") {
   table.set(0, 1, ha::Full{});
   table.set(1, 1, ha::WindowOnly{.window = 98});
   fill_up(table, 100 + 14 + 14 + 98 + 8, 100);
-  CHECK(held_in_all(table, 100) == 234);
+  CHECK(ha::held_tokens(table, 100) == 234);
   CHECK(table.at(0, 0).get<ha::SinkWindow>().window == 13);
   CHECK(table.at(1, 0).get<ha::SinkWindow>().window == 13);
   CHECK(table.at(1, 1).get<ha::WindowOnly>().window == 100);
   fill_up(table, 1000, 100);
-  CHECK(held_in_all(table, 100) == 400);
+  CHECK(ha::held_tokens(table, 100) == 400);
 }
 
 TEST_CASE("an ablation study compares at equal size, and runs nothing twice") {

@@ -152,7 +152,8 @@ TEST_CASE("evicted caches and masks measure the same, and what was measured is k
   Model const model(exact_model_path(smollm2));
   ha::ModelConfig const config = model.shape().config();
   auto const tokens = text_tokens(model, 512);
-  BenchmarkText const text{.context = 256, .passages = {0}, .copies = {300}, .decode_tokens = 6, .element_bytes = 4};
+  BenchmarkText const text{
+      .place = {.context = 256, .passages = {0}, .copies = {300}}, .decode_tokens = 6, .element_bytes = 4};
   std::vector<BenchmarkRun> evicted(3);
   evicted[0].method = "full";
   evicted[0].table = ha::table_from_model_config(config, ha::Full{});
@@ -218,7 +219,7 @@ TEST_CASE("evicted caches and masks measure the same, and what was measured is k
   // A cache in half precision is another measurement.
   halved.erase(halved.begin() + 1, halved.end());
   EvictedStore half(model, {}, folder / "evicted");
-  run_benchmark(half, tokens, {.context = 256, .passages = {0}, .copies = {}, .decode_tokens = 0}, halved);
+  run_benchmark(half, tokens, {.place = {.context = 256, .passages = {0}}, .decode_tokens = 0}, halved);
   CHECK(halved[0].kv_bytes_end * 2 == evicted[0].kv_bytes_end);
   CHECK(std::isnan(halved[0].decode_tokens_per_s));
   CHECK(std::isnan(halved[0].copy_nll));

@@ -1,7 +1,6 @@
 // The engine's attention on a per-head cache, its own memory emptied after every step.
 
-#include "llama/head_cache.hpp"
-
+#include "llama/cached_model.hpp"
 #include "llama/models.hpp"
 #include "llama/policy_run.hpp"
 
@@ -24,24 +23,9 @@ namespace {
 /// −log p(token i + 1 | tokens 0 … i), the text read in chunks through a cache under a table of policies.
 std::vector<double> losses(Model const& model, ha::PolicyTable const& table, std::vector<std::int32_t> const& tokens,
                            std::size_t chunk) {
-  HeadCache<float> cache(table, model.shape(), layer_windows(model), static_cast<std::int64_t>(tokens.size()));
-  AttentionTap tap(
-      model.shape(), [&](TappedAttention const& attention) { cache.run(attention); }, TapMode::replace);
-  ContextOptions options;
-  options.tokens = static_cast<std::int32_t>(chunk);
-  options.cells = 256;
-  options.observer = &tap;
-  Context context(model, options);
-  std::vector<double> result;
-  for (std::size_t at = 0; at < tokens.size(); at += chunk) {
-    std::size_t const count = std::min(chunk, tokens.size() - at);
-    context.evaluate(std::span(tokens).subspan(at, count), static_cast<std::int32_t>(at));
-    cache.advance();
-    for (std::size_t i = 0; i < count && at + i + 1 < tokens.size(); ++i) {
-      result.push_back(loss_of(context.logits(static_cast<std::int32_t>(i)), tokens[at + i + 1]));
-    }
-  }
-  return result;
+  CachedModel<float> cached(model, table, layer_windows(model), static_cast<std::int64_t>(tokens.size()),
+                            {.chunk = static_cast<std::int32_t>(chunk), .all_logits = true});
+  return losses_of(cached, tokens, chunk, [](std::int64_t) {});
 }
 
 }  // namespace

@@ -131,7 +131,7 @@ TEST_CASE("a plan made of one text predicts another better than uniform windows 
   runs[0].table = ha::uniform_table(30, 3, budget, 512);
   runs[1].method = "planned";
   runs[1].table = best.plan.table;
-  run_benchmark(losses, tokens, {.context = 512, .passages = {0, 3000}, .copies = {1500}}, runs);
+  run_benchmark(losses, tokens, {.place = {.context = 512, .passages = {0, 3000}, .copies = {1500}}}, runs);
   std::printf("SmolLM2-135M, 128 of 512 tokens: perplexity %.2f (uniform windows %.2f), copy %.2f (%.2f)\n",
               runs[1].perplexity_second_half, runs[0].perplexity_second_half, runs[1].copy_nll, runs[0].copy_nll);
   CHECK(runs[1].mean_kept_tokens <= 128);

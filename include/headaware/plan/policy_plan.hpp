@@ -108,4 +108,17 @@ struct PolicyPlan {
   return detail::whole_pages(kept, page_size);
 }
 
+/// @brief The tokens that all heads of a table hold of a sequence, in whole pages a head.
+/// @par Cost  O(heads)
+[[nodiscard]] inline std::int64_t held_tokens(PolicyTable const& table, std::int64_t context,
+                                              std::int64_t page_size = 1) {
+  std::int64_t held = 0;
+  for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
+    for (std::int32_t head = 0; head < table.num_kv_heads(); ++head) {
+      held += held_tokens(table.at(layer, head), context, page_size);
+    }
+  }
+  return held;
+}
+
 HEADAWARE_NAMESPACE_END
