@@ -4,6 +4,7 @@
 // loops say that buffer must hold. Serves both back ends: block tables go through the caller's `upload`.
 
 #include "support/reference_cache.hpp"
+#include "support/table_upload.hpp"
 
 #include <headaware/cache/destination.hpp>
 #include <headaware/layout/strided.hpp>
@@ -14,7 +15,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <list>
 #include <numeric>
 #include <random>
 #include <string>
@@ -368,17 +368,6 @@ void for_each_form(Plan const& plan, KeptTokens const& tokens, Channels const& c
     paged_arena<T>(plan, tokens, channels, paging, gap, seed, f);
   }
 }
-
-/// `upload` of the CPU back end.
-class HostUpload {
- public:
-  std::int32_t const* operator()(std::vector<std::int32_t> const& values) const {
-    return kept_.emplace_back(values).data();
-  }
-
- private:
-  mutable std::list<std::vector<std::int32_t>> kept_;
-};
 
 /// A dense tensor with its dimensions in random order and random gaps between them, channels apart in some.
 inline ha::StridedLayout random_strides(ha::LayoutShape const& shape, std::mt19937& random) {

@@ -7,22 +7,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <list>
 #include <string>
 #include <vector>
 
 namespace headaware_test {
-
-/// `upload` of the CUDA back end.
-class DeviceUpload {
- public:
-  std::int32_t const* operator()(std::vector<std::int32_t> const& values) const {
-    return kept_.emplace_back(values).data();
-  }
-
- private:
-  mutable std::list<DeviceVector<std::int32_t>> kept_;
-};
 
 /// A table on the device; the view is borrowed from it.
 template <class Registry>

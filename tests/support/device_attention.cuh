@@ -9,27 +9,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <list>
-#include <type_traits>
 #include <vector>
 
 namespace headaware_test {
-
-/// Keeps tables where a back end reads them: on the device.
-class AttendUpload {
- public:
-  template <class I>
-  I const* operator()(std::vector<I> const& values) const {
-    if constexpr (std::is_same_v<I, std::int32_t>) return narrow_.emplace_back(values).data();
-    if constexpr (std::is_same_v<I, std::int64_t>) return wide_.emplace_back(values).data();
-    if constexpr (std::is_same_v<I, ha::RollingHead>) return heads_.emplace_back(values).data();
-  }
-
- private:
-  mutable std::list<DeviceVector<std::int32_t>> narrow_;
-  mutable std::list<DeviceVector<std::int64_t>> wide_;
-  mutable std::list<DeviceVector<ha::RollingHead>> heads_;
-};
 
 /// Runs both calls on a stream of its own and waits.
 template <class Q, class QLayout, class T, class View, class O, class OLayout>

@@ -4,6 +4,7 @@
 
 #include "support/device.hpp"
 #include "support/reference_cache.hpp"
+#include "support/table_upload.hpp"
 
 #include <headaware/compressor.cuh>
 
@@ -41,6 +42,7 @@ class DeviceVector {
   T* data_ = nullptr;
   std::size_t size_;
 };
+using DeviceUpload = TableUpload<DeviceVector>;
 
 /// A stream that the default one does not wait for.
 class Stream {

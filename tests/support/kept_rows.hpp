@@ -4,6 +4,7 @@
 // them in plain double-precision loops that know nothing of forms.
 
 #include "support/catch.hpp"
+#include "support/table_upload.hpp"
 
 #include <headaware/attention/attend.hpp>
 #include <headaware/element.hpp>
@@ -14,7 +15,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <list>
 #include <numeric>
 #include <random>
 #include <string>
@@ -160,22 +160,6 @@ void check_attended(std::vector<O> const& output, std::vector<float> const& lse,
   }
   CHECK(worst_lse <= 5e-6);
 }
-
-/// Keeps tables where a back end reads them: on the host.
-class HostUpload {
- public:
-  template <class I>
-  I const* operator()(std::vector<I> const& values) const {
-    if constexpr (std::is_same_v<I, std::int32_t>) return narrow_.emplace_back(values).data();
-    if constexpr (std::is_same_v<I, std::int64_t>) return wide_.emplace_back(values).data();
-    if constexpr (std::is_same_v<I, ha::RollingHead>) return heads_.emplace_back(values).data();
-  }
-
- private:
-  mutable std::list<std::vector<std::int32_t>> narrow_;
-  mutable std::list<std::vector<std::int64_t>> wide_;
-  mutable std::list<std::vector<ha::RollingHead>> heads_;
-};
 
 /// Puts each segment's rows at `place(segment, row)` of tensors of `rows` rows; what no row fills is NaN or, for 2-byte
 /// elements, all ones.

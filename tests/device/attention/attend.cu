@@ -22,7 +22,7 @@ namespace {
 template <class O, class T, class Make>
 void check_device(HeldProblem<T> const& p, PlacedRows<T> const& placed, Make const& make, Attended const& expected,
                   std::int64_t slack = 0, std::size_t shift = 0) {
-  AttendUpload const upload;
+  DeviceUpload const upload;
   auto options = p.options;
   if (!p.first_positions.empty()) options.first_positions = upload(p.first_positions);
   auto const shifted = [&](std::vector<T> values) {
@@ -108,7 +108,7 @@ TEST_CASE("device attention: a chunk sees what its tokens would have seen one by
   for (auto const& [first, second, tokens] : {std::array{0, 3, 40}, std::array{200, 69, 7}}) {
     INFO(first << ", " << second << " and " << tokens << " tokens");
     RolledChunk const chunk(first, second, tokens);
-    AttendUpload const upload;
+    DeviceUpload const upload;
     DeviceVector<float> const d_keys(chunk.keys);
     DeviceVector<float> const d_values(chunk.values);
     DeviceVector<float> const d_queries(chunk.queries);
@@ -140,7 +140,7 @@ TEST_CASE("device attention: CUDA's own types, and the same on the CPU", "[atten
     ha::attend(p.shape, ha::AttentionQueries{p.queries.data(), p.query_layout()},
                ha::KeptCache{placed.keys.data(), placed.values.data(), make(upload)},
                ha::AttentionOutput{output.data(), p.output_layout()});
-    AttendUpload const device_upload;
+    DeviceUpload const device_upload;
     DeviceVector<ha::float16> const d_keys(placed.keys);
     DeviceVector<ha::float16> const d_values(placed.values);
     DeviceVector<float> const d_queries(p.queries);
@@ -164,7 +164,7 @@ TEST_CASE("device attention: a key that is no number shows in the output", "[att
     p.segments[0].keys[70 * 16 + 3] = bad;
     for_each_view(p, true, [&](std::string const& name, PlacedRows<float> const& placed, auto const& make) {
       if (name != "ragged") return;
-      AttendUpload const upload;
+      DeviceUpload const upload;
       DeviceVector<float> const d_keys(placed.keys);
       DeviceVector<float> const d_values(placed.values);
       DeviceVector<float> const d_queries(p.queries);

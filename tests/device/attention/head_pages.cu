@@ -16,7 +16,7 @@ TEST_CASE("device attention: pages of single heads", "[attention]") {
     for_each_paged_chunk(
         page_size, [&](PagedChunk& chunk, std::int64_t tokens, std::vector<std::int32_t> const& first) {
           INFO("pages of " << page_size << ", check " << ++checks << ", " << tokens << " queries");
-          AttendUpload const upload;
+          DeviceUpload const upload;
           DeviceVector<float> const d_pool(chunk.pool);
           DeviceVector<float> const d_queries(PagedChunk::queries(tokens));
           auto const bytes = chunk.pages.head_bytes();

@@ -1,6 +1,7 @@
 // Pages of single heads on the device: long random walks, joined pools, graphs, and what calls refuse.
 
 #include "support/device_cache.cuh"
+#include "support/device_tokens.cuh"
 #include "support/paged_walk.hpp"
 
 #include <headaware/cache/paged_heads.cuh>
@@ -40,20 +41,6 @@ struct DeviceTables {
       : heads(std::vector<std::byte>(pages.head_bytes().begin(), pages.head_bytes().end())),
         table(std::vector<std::int32_t>(pages.table().begin(), pages.table().end())),
         view(pages.view_at(heads.data(), table.data())) {}
-};
-
-/// New tokens' tensors on the device.
-template <class T>
-struct DeviceTokens {
-  std::vector<DeviceVector<T>> tensors;
-  std::vector<ha::LayerKv<T>> layers;
-  explicit DeviceTokens(NewTokens<T> const& tokens) {
-    for (std::size_t l = 0; l < tokens.keys.size(); ++l) {
-      tensors.emplace_back(tokens.keys[l]);
-      tensors.emplace_back(tokens.values[l]);
-      layers.push_back({tensors[2 * l].data(), tensors[2 * l + 1].data()});
-    }
-  }
 };
 
 template <class T>

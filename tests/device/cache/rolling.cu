@@ -1,6 +1,7 @@
 // Rolling caches on the device: long random walks, graphs, streams, what calls refuse and what moves.
 
 #include "support/device_arena.cuh"
+#include "support/device_tokens.cuh"
 #include "support/rolling_walk.hpp"
 
 #include <headaware/cache/rolling.cuh>
@@ -41,20 +42,6 @@ struct DeviceRolling {
   [[nodiscard]] auto cache() const { return ha::rolling(plan, view(), keys.data(), values.data(), key_dim, value_dim); }
   [[nodiscard]] bool good() const { return counters.host().back() == 0; }
   [[nodiscard]] std::int32_t length(std::int32_t b) const { return counters.host()[static_cast<std::size_t>(b)]; }
-};
-
-/// New tokens' tensors on the device.
-template <class T>
-struct DeviceTokens {
-  std::vector<DeviceVector<T>> tensors;
-  std::vector<ha::LayerKv<T>> layers;
-  explicit DeviceTokens(NewTokens<T> const& tokens) {
-    for (std::size_t l = 0; l < tokens.keys.size(); ++l) {
-      tensors.emplace_back(tokens.keys[l]);
-      tensors.emplace_back(tokens.values[l]);
-      layers.push_back({tensors[2 * l].data(), tensors[2 * l + 1].data()});
-    }
-  }
 };
 
 template <class T>
