@@ -10,6 +10,8 @@
 // is missing then is also the page tables that say where the slots are. Others follow each other directly.
 // "step_us" is the time of a step for the whole model, the best of its rounds, "median_us" their median.
 
+#include "support/timing.hpp"
+
 #include <headaware/cache/paged_heads.hpp>
 #include <headaware/cache/rolling.hpp>
 #include <headaware/layout/strided.hpp>
@@ -21,7 +23,6 @@
 #endif
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -61,8 +62,6 @@ class Buffer {
   std::unique_ptr<std::uint16_t, Free> data_;
 };
 
-double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
 /// A token of every head of every layer.
 struct NewToken {
   std::vector<std::uint16_t> keys = std::vector<std::uint16_t>(num_layers * kv_heads * head_dim, 1);
@@ -92,9 +91,9 @@ void timed(benchmark::State& state, std::int64_t bytes_written, Step const& step
   step();
   for (auto _ : state) {
     if (cold) flush_caches();
-    double const start = seconds();
+    double const start = bench::seconds();
     step();
-    times.push_back(seconds() - start);
+    times.push_back(bench::seconds() - start);
     state.SetIterationTime(times.back());
   }
   std::sort(times.begin(), times.end());

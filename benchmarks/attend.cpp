@@ -6,21 +6,19 @@
 // `times` is the ratio of the two times, `bytes` that of the bytes held, `excess` the first over the second: 1 is
 // proportional. The best of interleaved rounds counts. In "mixed" every eighth head keeps all and the others `kept`.
 
+#include "support/timing.hpp"
+
 #include <headaware/attention/attend.hpp>
 #include <headaware/layout/strided.hpp>
 
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <string>
 #include <vector>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 namespace ha = headaware;
 
@@ -31,16 +29,6 @@ constexpr std::int32_t kv_heads = 8;
 constexpr std::int32_t group = 4;
 constexpr std::int64_t tokens = 32768;
 constexpr std::int64_t head_dim = 128;
-
-double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-void set_threads(std::int64_t threads) {
-#ifdef _OPENMP
-  omp_set_num_threads(threads == 0 ? omp_get_num_procs() : static_cast<int>(threads));
-#else
-  (void)threads;
-#endif
-}
 
 /// One layer's buffers serve all layers where the model would not fit into memory: with `distinct` layers, each is as
 /// far from the CPU's caches as the real one.
@@ -77,7 +65,7 @@ struct Step {
   std::vector<float> output = std::vector<float>(kv_heads * group * head_dim);
 
   double run(Cache const& cache) {
-    double const start = seconds();
+    double const start = bench::seconds();
     for (std::int32_t layer = 0; layer < num_layers; ++layer) {
       std::int64_t const first = layer % cache.distinct * cache.offsets.back() * head_dim;
       ha::attend(shape, ha::AttentionQueries{queries.data(), layout},
@@ -86,7 +74,7 @@ struct Step {
                  ha::AttentionOutput{output.data(), layout});
     }
     benchmark::DoNotOptimize(output.data());
-    return seconds() - start;
+    return bench::seconds() - start;
   }
 };
 
@@ -96,7 +84,7 @@ Cache const& dense_cache() {
 }
 
 void decode(benchmark::State& state) {
-  set_threads(state.range(2));
+  bench::set_threads(state.range(2));
   bool const mixed = state.range(1) != 0;
   std::vector<std::int64_t> kept(kv_heads, state.range(0));
   if (mixed) kept[0] = tokens;

@@ -4,20 +4,18 @@
 // 508 tokens: 67 MB kept. memcpy moves as many bytes between buffers as large, split among the same
 // threads. "ratio" is compaction's speed over memcpy's, the best of interleaved rounds.
 
+#include "support/timing.hpp"
+
 #include <headaware/cache/compact.hpp>
 #include <headaware/layout/strided.hpp>
 
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <vector>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 namespace ha = headaware;
 
@@ -27,8 +25,6 @@ constexpr std::int32_t num_layers = 32;
 constexpr std::int32_t kv_heads = 8;
 constexpr std::int64_t tokens = 4096;
 constexpr std::int64_t head_dim = 128;
-
-double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 /// The cache of a model, filled so that all of its pages exist.
 struct Cache {
@@ -70,16 +66,8 @@ void parallel_memcpy(void* target, void const* source, std::size_t bytes) {
   }
 }
 
-void set_threads(std::int64_t threads) {
-#ifdef _OPENMP
-  omp_set_num_threads(threads == 0 ? omp_get_num_procs() : static_cast<int>(threads));
-#else
-  (void)threads;
-#endif
-}
-
 void compaction(benchmark::State& state, ha::StridedLayout const& source) {
-  set_threads(state.range(0));
+  bench::set_threads(state.range(0));
   ha::BasicCachePlan const plan(ha::UniformTable(ha::SinkWindow{.sink = 4, .window = 508}, num_layers, kv_heads),
                                 std::vector<std::int32_t>{tokens});
   auto const elements = static_cast<std::size_t>(plan.kept_total() * head_dim);
@@ -91,12 +79,12 @@ void compaction(benchmark::State& state, ha::StridedLayout const& source) {
   double best_compaction = std::numeric_limits<double>::max();
   double best_memcpy = best_compaction;
   for (auto _ : state) {
-    double const start = seconds();
+    double const start = bench::seconds();
     ha::compress(plan, cache().layers, source, kept);
-    double const middle = seconds();
+    double const middle = bench::seconds();
     parallel_memcpy(kept_keys.data(), cache().keys.data(), bytes);
     parallel_memcpy(kept_values.data(), cache().values.data(), bytes);
-    double const end = seconds();
+    double const end = bench::seconds();
     best_compaction = std::min(best_compaction, middle - start);
     best_memcpy = std::min(best_memcpy, end - middle);
     state.SetIterationTime(middle - start);

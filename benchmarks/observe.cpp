@@ -7,6 +7,8 @@
 // "ratio" is observation's time over sgemm's, the best of interleaved rounds. `peak_MB` is what a round adds to the
 // process's high-water mark of memory beyond the inputs.
 
+#include "support/timing.hpp"
+
 #include <headaware/layout/strided.hpp>
 #include <headaware/stats/observe.hpp>
 
@@ -19,35 +21,20 @@
 #endif
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <fstream>
 #include <limits>
 #include <random>
 #include <string>
 #include <vector>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-#include <fstream>
 
 namespace ha = headaware;
 
 namespace {
 
-double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-void set_threads(std::int64_t threads) {
-#ifdef _OPENMP
-  int const count = threads == 0 ? omp_get_num_procs() : static_cast<int>(threads);
-  omp_set_num_threads(count);
-#else
-  int const count = 1;
-  (void)threads;
-#endif
-  openblas_set_num_threads(count);
-}
+void set_threads(std::int64_t threads) { openblas_set_num_threads(bench::set_threads(threads)); }
 
 /// Forgets the high-water mark of this process's memory (Linux).
 void reset_peak() { std::ofstream("/proc/self/clear_refs") << "5"; }
@@ -162,12 +149,12 @@ void observe(benchmark::State& state, bool with_values) {
   std::vector<float> scores(static_cast<std::size_t>(head.tokens * head.tokens));
   head.sgemm(scores.data());
   for (auto _ : state) {
-    double const start = seconds();
+    double const start = bench::seconds();
     observe_once();
-    double const middle = seconds();
+    double const middle = bench::seconds();
     head.sgemm(scores.data());
     benchmark::DoNotOptimize(scores.data());
-    double const end = seconds();
+    double const end = bench::seconds();
     best = std::min(best, middle - start);
     best_sgemm = std::min(best_sgemm, end - middle);
     state.SetIterationTime(middle - start);
@@ -188,14 +175,14 @@ void materialised_statistics(benchmark::State& state) {
   double best_observe = best;
   double peak = 0;
   for (auto _ : state) {
-    double const start = seconds();
+    double const start = bench::seconds();
     peak = std::max(peak, peak_mb([&] {
                       std::vector<float> scores(static_cast<std::size_t>(head.tokens * head.tokens));
                       benchmark::DoNotOptimize(materialised(head, scores));
                     }));
-    double const middle = seconds();
+    double const middle = bench::seconds();
     benchmark::DoNotOptimize(ha::observe_chunk(head.layer(false), head.score()));
-    double const end = seconds();
+    double const end = bench::seconds();
     best = std::min(best, middle - start);
     best_observe = std::min(best_observe, end - middle);
     state.SetIterationTime(middle - start);
@@ -223,9 +210,9 @@ void torch_eager(benchmark::State& state) {
   Head const head(state.range(0), state.range(1));
   double best = std::numeric_limits<double>::max();
   for (auto _ : state) {
-    double const start = seconds();
+    double const start = bench::seconds();
     benchmark::DoNotOptimize(ha::observe_chunk(head.layer(false), head.score()));
-    double const time = seconds() - start;
+    double const time = bench::seconds() - start;
     best = std::min(best, time);
     state.SetIterationTime(time);
   }
