@@ -22,6 +22,10 @@ has_header() {
   fi
 }
 
+has_library() {
+  g++ -shared -o /dev/null -x c++ /dev/null "-l$1" >/dev/null 2>&1
+}
+
 cmake_version=$(cmake --version 2>/dev/null | sed -n 's/^cmake version \([0-9.]*\).*/\1/p' || true)
 if [[ -z $cmake_version ]]; then
   need cmake "3.25.1 or later"
@@ -38,7 +42,7 @@ has_header CLI/CLI.hpp || need libcli11-dev "command lines of the examples (CLI1
 has_header dlpack/dlpack.h || want libdlpack-dev "DLPack tensors, optional (DLPack)"
 command -v gnuplot >/dev/null || want gnuplot-nox "pictures of a model's heads, optional (gnuplot)"
 if [[ ${1-} == all ]]; then
-  has_header cblas.h || has_header x86_64-linux-gnu/cblas.h || want libopenblas-dev "benchmarks beside a BLAS, optional"
+  has_library openblas || want libopenblas-dev "benchmarks beside a BLAS, optional"
   command -v mpirun >/dev/null || want openmpi-bin "example of several processes, optional (Open MPI)"
   command -v mpicxx >/dev/null || want libopenmpi-dev "example of several processes, optional (Open MPI)"
   python3 -m pip --version >/dev/null 2>&1 || want python3-pip "source of llama.cpp and small models, optional (pip)"
