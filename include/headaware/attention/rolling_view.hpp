@@ -42,27 +42,41 @@ struct RollingView {
   std::int32_t layer = 0;
   std::int32_t const* lengths = nullptr;  ///< [num_sequences], tokens seen; host or device
   std::int64_t query_tokens = 1;          ///< the newest ones, of which each sees its own window
+  /// [num_sequences] how many they are of each sequence, at most `query_tokens`, host or device; nullptr: as many of
+  /// all
+  std::int32_t const* counts = nullptr;
 
   /// @brief What the newest tokens see, each its own sinks and window: a prefill chunk, or a draft, appended in one
   /// call and attended to in one call, with the result of going token by token. Attention needs `first_positions`:
   /// the length before the chunk.
-  /// @param query_tokens  of every sequence
-  /// @throws ArgumentError if windows of the first of them may be overwritten: the plan's `slack` is less than
-  ///         query_tokens - 1
+  /// @param query_tokens  of every sequence, at most
+  /// @param counts        [num_sequences] of each sequence, where they differ: those that the append had. The output of
+  ///                      queries behind a sequence's last is what its last sees. Without them the rows that a shorter
+  ///                      sequence shows reach back further than its queries see; those are read, but do not count
+  /// @throws ArgumentError if there is no such layer, or if windows of the first of the tokens may be overwritten: the
+  ///         plan's `slack` is less than query_tokens - 1
   [[nodiscard]] static RollingView of_chunk(RollingPlanView const& plan, std::int32_t layer,
-                                            std::int32_t const* lengths, std::int64_t query_tokens) {
+                                            std::int32_t const* lengths, std::int64_t query_tokens,
+                                            std::int32_t const* counts = nullptr) {
+    detail::require_index(layer, plan.num_layers, "layer", "RollingView");
     detail::require(query_tokens >= 1 && query_tokens - 1 <= plan.slack, "query_tokens",
                     "1 to " + std::to_string(plan.slack + std::int64_t{1}) + ", the plan's slack and 1", query_tokens,
                     "RollingView");
-    return {plan, layer, lengths, query_tokens};
+    return {plan, layer, lengths, query_tokens, counts};
   }
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE RollingRows segment(std::int64_t sequence, std::int64_t kv_head) const {
     RollingHead const& head = plan.head(layer, kv_head);
     std::int64_t const length = lengths[sequence];
-    std::int64_t const first = length < query_tokens ? std::int64_t{0} : length - query_tokens + 1;
+    std::int64_t tokens = query_tokens;
+    if (counts != nullptr && counts[sequence] < tokens) tokens = counts[sequence] > 1 ? counts[sequence] : 1;
+    std::int64_t const first = length < tokens ? std::int64_t{0} : length - tokens + 1;
     return {head, sequence, length, head.runs(head.window_begin(first), length)};
   }
+  [[nodiscard]] std::int64_t num_sequences() const { return plan.num_sequences; }
+  [[nodiscard]] std::int64_t num_kv_heads() const { return plan.num_kv_heads; }
+  /// @throws ArgumentError if there is no such layer
+  void check() const { detail::require_index(layer, plan.num_layers, "layer", "RollingView"); }
   [[nodiscard]] bool needs_positions() const { return query_tokens > 1; }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };

@@ -5,10 +5,13 @@
 #include "support/kept_rows.hpp"
 
 #include <headaware/attention/attend.hpp>
+#include <headaware/cache/rolling.hpp>
+#include <headaware/policy/prune.hpp>
 
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <type_traits>
 #include <vector>
 #ifdef _OPENMP
 #include <omp.h>
@@ -263,4 +266,46 @@ TEST_CASE("a view of one's own needs no more than rows and offsets", "[attention
                    ha::AttentionOutput{output.data(), p.output_layout()}, {.first_positions = &first});
       },
       {"first_positions", "without positions", "a pointer", "attend"});
+}
+
+TEST_CASE("a layer that holds nothing needs no buffers", "[attention]") {
+  ha::RollingPlan const plan(ha::UniformTable(ha::Prune{}, 1, 2), 1, {});
+  ha::RollingState state(1);
+  state.start(plan.view(), 0, 5);
+  std::vector<float> const queries(16, 1);
+  std::vector<float> output(16, 7);
+  std::vector<float> lse(2, 7);
+  auto const layout = ha::strided_bhsd(1, 2, 1, 8);
+  auto const call = [&](auto const& view) {
+    ha::attend({1, 2, 2, 1, 8}, ha::AttentionQueries{queries.data(), layout},
+               ha::KeptCache<float, std::remove_cvref_t<decltype(view)>>{nullptr, nullptr, view},
+               ha::AttentionOutput{output.data(), layout, lse.data()});
+  };
+  call(ha::RollingView{plan.view(), 0, state.lengths().data()});
+  CHECK(output == std::vector<float>(16, 0));
+  CHECK(lse == std::vector<float>(2, -std::numeric_limits<float>::infinity()));
+  std::vector<std::int32_t> const offsets{0, 0, 1};
+  check_error<ha::ArgumentError>(
+      [&] {
+        call(ha::RaggedView{offsets.data(), 2});
+      },
+      {"keys", "a pointer", "nullptr", "attend"});
+}
+
+TEST_CASE("a part without keys does not count in a merge", "[attention]") {
+  float const none = -std::numeric_limits<float>::infinity();
+  auto const layout = ha::strided_bhsd(1, 2, 1, 8);
+  for (bool const first_is_empty : {true, false}) {
+    std::vector<float> empty(16, std::numeric_limits<float>::quiet_NaN());
+    std::vector<float> full(16, 2);
+    std::vector<float> empty_lse(2, none);
+    std::vector<float> full_lse{0.5F, none};
+    auto& into = first_is_empty ? empty : full;
+    auto& into_lse = first_is_empty ? empty_lse : full_lse;
+    ha::merge_attention({1, 2, 2, 1, 8}, ha::AttentionOutput{into.data(), layout, into_lse.data()},
+                        first_is_empty ? ha::AttentionOutput{full.data(), layout, full_lse.data()}
+                                       : ha::AttentionOutput{empty.data(), layout, empty_lse.data()});
+    for (std::size_t c = 0; c < 16; ++c) CHECK(into[c] == (c < 8 ? 2.0F : 0.0F));  // the second head: both are empty
+    CHECK(into_lse == std::vector<float>{0.5F, none});
+  }
 }

@@ -111,7 +111,11 @@ class QueryTile {
         weigh(q, count);
       }
       with_rows(segment, values, first, count, shape_.output_channels(), value_channels_, [&](auto const* const* rows) {
-        weigh_rows(scores_.data(), count_, rows, count, value_channels_, sums_.data());
+        if (partly_seen_ && !hidden_are_finite(rows, count)) {
+          weigh_seen_rows(segment, rows, count);
+        } else {
+          weigh_rows(scores_.data(), count_, rows, count, value_channels_, sums_.data());
+        }
       });
     }
   }
@@ -134,7 +138,8 @@ class QueryTile {
       for (std::int64_t k = 0; k < count; ++k) {
         positions_[k] = segment.position(first + k);
         any = any || is_seen_by_any(segment, positions_[k], first_query, last_query);
-        all = all && is_seen(segment, positions_[k], first_query) && is_seen(segment, positions_[k], last_query);
+        seen_by_all_[k] = is_seen(segment, positions_[k], first_query) && is_seen(segment, positions_[k], last_query);
+        all = all && seen_by_all_[k];
       }
       partly_seen_ = !all;
       return any;
@@ -149,6 +154,35 @@ class QueryTile {
     std::int64_t const query = query_positions_[static_cast<std::size_t>(q)];
     for (std::int64_t k = 0; k < count; ++k)
       scores[k] = is_seen(segment, positions_[k], query) ? scores[k] : hidden_logit;
+  }
+
+  /// Whether values that some query does not see are numbers: 0 times them is 0.
+  template <class E>
+  [[nodiscard]] bool hidden_are_finite(E const* const* rows, std::int64_t count) const {
+    simd::Floats poison{};
+    for (std::int64_t k = 0; k < count; ++k) {
+      for (std::int64_t c = 0; c < value_channels_ && !seen_by_all_[k]; c += simd::lanes) {
+        poison += simd::zero_or_nan(simd::load_floats(rows[k] + c));
+      }
+    }
+    return simd::sum(poison) == 0;
+  }
+
+  /// `weigh_rows` where rows that a query does not see may hold anything: slots never written, or a token yet to come.
+  template <class Segment, class E>
+  void weigh_seen_rows(Segment const& segment, E const* const* rows, std::int64_t count) {
+    FloatBuffer const zeros(static_cast<std::size_t>(value_channels_));
+    std::fill_n(zeros.data(), value_channels_, 0.0F);
+    auto const* const zero = static_cast<E const*>(static_cast<void const*>(zeros.data()));
+    for (std::int64_t q = 0; q < count_; ++q) {
+      E const* seen[attend_block];
+      std::int64_t const query = query_positions_[static_cast<std::size_t>(q)];
+      for (std::int64_t k = 0; k < attend_block; ++k) {
+        seen[k] = k < count && is_seen(segment, positions_[k], query) ? rows[k] : zero;
+      }
+      weigh_rows(scores_.data() + q * attend_block, 1, static_cast<E const* const*>(seen), count, value_channels_,
+                 sums(q));
+    }
   }
 
   /// Calls `f` with pointers to a block's rows: in the cache itself, or converted to floats where that saves
@@ -231,6 +265,7 @@ class QueryTile {
   std::vector<SoftmaxPart> parts_;
   std::vector<std::int64_t> query_positions_;  ///< ascending
   std::int64_t positions_[attend_block] = {};
+  bool seen_by_all_[attend_block] = {};
 };
 
 }  // namespace detail

@@ -187,6 +187,13 @@ __device__ void score_tile(Parameters const& p, float const* queries, unsigned c
   }
 }
 
+/// What hidden rows weigh, told apart from rows that are seen and weigh next to nothing.
+inline constexpr float hidden_weight = -0.0F;
+/// A hidden row may hold anything: a slot never written, or a token yet to come.
+__device__ inline float weighed(float weight, float value) {
+  return __float_as_uint(weight) == 0x80000000U ? 0.0F : weight * value;
+}
+
 /// Turns scores into weights and adds them to each query's softmax; a warp has a query at a time.
 template <int Queries, class Parameters, class Segment>
 __device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, Segment const& segment,
@@ -219,7 +226,7 @@ __device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, S
 #pragma unroll
     for (int i = 0; i < per_lane; ++i) {
       std::int32_t const key = lane + i * warp_threads;
-      float const weight = logits[i] == hidden ? 0.0F : exp2f(logits[i] - max);
+      float const weight = logits[i] == hidden ? hidden_weight : exp2f(logits[i] - max);
       sum += weight;
       if (key < p.memory.tile_rows) scores[q * p.memory.tile_rows + key] = weight;
     }
@@ -253,6 +260,23 @@ __device__ void add_values(Parameters const& p, AttendShared<Queries> const& sha
       auto const value = reinterpret_cast<Pack<T, 2> const*>(values + (row + k) * p.memory.value_pitch)[pair];
       x[k][0] = element_value(value.elements[0]);
       x[k][1] = element_value(value.elements[1]);
+    }
+    if (p.first_positions != nullptr) {
+      float zero = 0;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) zero += x[k][0] * 0 + x[k][1] * 0;
+      if (zero != 0) {  // NaN: some value is no number
+#pragma unroll
+        for (int q = 0; q < Queries; ++q) {
+          float4 const weight = *reinterpret_cast<float4 const*>(scores + q * p.memory.tile_rows + row);
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            sums[q][i] += weighed(weight.x, x[0][i]) + weighed(weight.y, x[1][i]) + weighed(weight.z, x[2][i]) +
+                          weighed(weight.w, x[3][i]);
+          }
+        }
+        continue;
+      }
     }
 #pragma unroll
     for (int q = 0; q < Queries; ++q) {
