@@ -120,7 +120,7 @@ HEADAWARE_KERNEL void merge_kernel(AttentionShape const __grid_constant__ shape,
 /// @param[in]     d_temp      device, aligned to 8 bytes; nullptr: size query
 /// @param[in,out] temp_bytes  bytes; depends on `shape` and `bounds.max_rows` alone
 /// @param[in]     queries     [sequences, query_heads, query_tokens, head_dim], by the layout
-/// @param[in]     cache       rows where the view says
+/// @param[in]     cache       rows where the view says; pointers may be null where `bounds.max_rows` is 0
 /// @param[out]    output      [sequences, query_heads, query_tokens, value_dim], by the layout, and log-sum-exp; must
 ///                            overlap no input
 /// @param[in]     bounds      the most rows that all heads of all sequences hold together
@@ -142,6 +142,8 @@ cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
       detail::check_attention_shape(shape, options);
     } else {
       detail::check_attention(shape, queries, cache, output, options);
+      bool const empty = shape.sequences == 0 || shape.query_tokens == 0;
+      detail::check_kept_rows(cache, empty ? 0 : bounds.max_rows);
     }
   } catch (ArgumentError const&) {
     return cudaErrorInvalidValue;

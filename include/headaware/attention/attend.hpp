@@ -87,7 +87,9 @@ void write_attention(AttentionShape const& shape, AttentionOutput<O, Layout> con
 /// of -inf. A NaN or an infinite logit makes its output NaN.
 /// @param shape    counts; `query_tokens` 1 decodes
 /// @param queries  [sequences, query_heads, query_tokens, head_dim] in the layout's order; host
-/// @param cache    keys and values of the layer's heads, rows where the view says; host
+/// @param cache    keys and values of the layer's heads, rows where the view says; host; may be null where no head
+/// holds
+///                 anything
 /// @param output   [sequences, query_heads, query_tokens, value_dim], and optionally log-sum-exp; host; must overlap
 ///                 no input
 /// @throws ArgumentError on counts that make no sense, missing pointers, layouts too small, a mask over a view without
@@ -105,6 +107,7 @@ void attend(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& que
   auto const cut = detail::AttentionCut::of(shape, detail::QueryTile::max_queries, chunk_rows);
   auto const map = detail::logit_map(shape, options);
   detail::AttentionWork const work(shape, cut, cache.view);
+  detail::check_kept_rows(cache, work.rows);
   std::int64_t const channels = detail::whole_vectors(shape.output_channels());
   detail::FloatBuffer const slot_sums(static_cast<std::size_t>(work.slots * cut.tile_rows * channels));
   std::vector<detail::SoftmaxPart> slot_parts(static_cast<std::size_t>(work.slots * cut.tile_rows));

@@ -40,6 +40,7 @@ struct RaggedView {
     std::int64_t const first = offsets[index];
     return {first, offsets[index + 1] - first, positions != nullptr ? positions + first : nullptr};
   }
+  [[nodiscard]] std::int64_t num_kv_heads() const { return kv_heads; }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };
 template <class Offset>
@@ -62,6 +63,7 @@ struct PaddedView {
     std::int64_t const first = index * head_rows + (alignment == Alignment::right ? head_rows - held : 0);
     return {first, held, positions != nullptr ? positions + first : nullptr};
   }
+  [[nodiscard]] std::int64_t num_kv_heads() const { return kv_heads; }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };
 static_assert(KeptView<PaddedView>);
