@@ -24,8 +24,10 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @brief What a rolling cache reserves beyond what policies say.
 struct RollingLimits {
   std::int64_t max_tokens =
-      0;                   ///< tokens of a sequence that heads which keep all have room for; needed for those alone
-  std::int32_t slack = 0;  ///< slots a window has beyond its size: tokens that can be taken back again
+      0;  ///< tokens of a sequence that heads which keep all have room for; needed for those alone
+  /// Slots a window has beyond its size: tokens that can be taken back again. A chunk of n tokens, appended in one call
+  /// and attended to in one call (`RollingView::of_chunk`), needs n - 1.
+  std::int32_t slack = 0;
 };
 
 /// @brief A rolling plan as both back ends read it. Borrows `heads`.
@@ -43,10 +45,13 @@ struct RollingPlanView {
     return heads[layer * num_kv_heads + kv_head];
   }
   /// @brief How many of a sequence's last tokens can be taken back, every window whole afterwards: all of them until
-  /// the first ring wraps; later `slack`, less what has been taken back since the longest the sequence has been.
+  /// the first ring wraps; later `slack`, less what has been taken back since the longest the sequence has been; none
+  /// once that was 2^31 - 1.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t max_rollback(std::int64_t length,
                                                                           std::int64_t written) const {
     if (written <= free_length) return length;
+    // Counters end there, and how much of the slack is taken is no longer known.
+    if (written >= all_tokens) return 0;
     std::int64_t const left = slack - (written - length);
     return left < 0 ? 0 : left < length ? left : length;
   }
