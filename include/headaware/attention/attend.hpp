@@ -51,8 +51,9 @@ void check_output_apart(AttentionShape const& shape, AttentionQueries<Q, QLayout
       }
       return result;
     };
-    bool const meet = overlap({all(queries.data, queries.layout, shape.head_dim)},
-                              {all(output.data, output.layout, shape.output_channels())}) &&
+    auto const x = all(queries.data, queries.layout, shape.head_dim);
+    auto const y = all(output.data, output.layout, shape.output_channels());
+    bool const meet = x.begin < y.end && y.begin < x.end &&
                       overlap(rows(queries.data, queries.layout, shape.head_dim),
                               rows(output.data, output.layout, shape.output_channels()));
     if (meet) require(false, "output", "apart from the queries", "overlapping buffers", "attend");

@@ -158,7 +158,7 @@ class QueryTile {
 
   /// Whether values that some query does not see are numbers: 0 times them is 0.
   template <class E>
-  [[nodiscard]] bool hidden_are_finite(E const* const* rows, std::int64_t count) const {
+  [[nodiscard, gnu::noinline]] bool hidden_are_finite(E const* const* rows, std::int64_t count) const {
     simd::Floats poison{};
     for (std::int64_t k = 0; k < count; ++k) {
       for (std::int64_t c = 0; c < value_channels_ && !seen_by_all_[k]; c += simd::lanes) {
@@ -170,7 +170,7 @@ class QueryTile {
 
   /// `weigh_rows` where rows that a query does not see may hold anything: slots never written, or a token yet to come.
   template <class Segment, class E>
-  void weigh_seen_rows(Segment const& segment, E const* const* rows, std::int64_t count) {
+  [[gnu::noinline, gnu::cold]] void weigh_seen_rows(Segment const& segment, E const* const* rows, std::int64_t count) {
     FloatBuffer const zeros(static_cast<std::size_t>(value_channels_));
     std::fill_n(zeros.data(), value_channels_, 0.0F);
     auto const* const zero = static_cast<E const*>(static_cast<void const*>(zeros.data()));
