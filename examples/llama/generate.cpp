@@ -221,13 +221,13 @@ int main(int argc, char** argv) {
   Options options;
   CLI::App app{"Text from a GGUF model whose attention runs on a cache compressed head by head"};
   app.add_option("--model,--model_id", options.model, "GGUF file")->required();
-  auto* const policies =
+  auto* const file =
       app.add_option("--classifications,--plan", options.policies, "classifications or plan.json: a policy a KV head")
           ->check(CLI::ExistingFile);
   app.add_option("--policy", options.policy, "one policy for all heads, without such a file")
+      ->excludes(file)
       ->check(CLI::IsMember({"streaming_llm", "window_only", "full"}))
-      ->capture_default_str()
-      ->excludes(policies);
+      ->capture_default_str();
   app.add_option("--sink", options.sink, "sinks of streaming_llm")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);

@@ -61,8 +61,9 @@ struct WindowedView {
   [[nodiscard]] WindowedRows segment(std::int64_t sequence, std::int64_t kv_head) const {
     return {cache.segment(sequence, kv_head), model_window};
   }
-  [[nodiscard]] std::int64_t num_sequences() const { return cache.num_sequences(); }
-  [[nodiscard]] std::int64_t num_kv_heads() const { return cache.num_kv_heads(); }
+  void check(headaware::AttentionShape const& shape, headaware::AttentionOptions const& options) const {
+    cache.check(shape, options);
+  }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };
 

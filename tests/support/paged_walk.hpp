@@ -11,6 +11,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace headaware_test {
@@ -89,6 +90,10 @@ bool pages_hold(TokenModel const& model, ha::PagedHeads const& pages, std::int32
         }
       }
       if (next != kept.size()) return false;
+      // What a kernel shows that knows no `kv_start`, but a sliding window, of the second part: the same.
+      auto const pages_of_window = std::int64_t{window.indptr[entry + 1]} - window.indptr[entry];
+      std::int64_t const in_window = (pages_of_window - 1) * size + window.last_page_len[entry];
+      if (pages_of_window > 0 && in_window - pages.head(l, h).window != window.kv_start[entry]) return false;
       // The dense table says the same.
       std::int64_t const pages_in_row = window.indptr[entry + 1] - window.indptr[entry];
       for (std::int64_t i = 0; i < pages_in_row; ++i) {
@@ -137,6 +142,31 @@ inline bool pages_reach(TokenModel const& model, ha::PagedHeads const& pages, st
   return true;
 }
 
+/// Policies that keep no more than others do, or the same: what a cache may change to.
+inline ha::PolicyTable smaller_table(ha::PolicyTable const& table, std::mt19937& random) {
+  ha::PolicyTable result = table;
+  auto const below = [&](std::int32_t bound) {
+    return static_cast<std::int32_t>(random() % static_cast<std::uint32_t>(bound));
+  };
+  for (std::int32_t l = 0; l < table.num_layers(); ++l) {
+    for (std::int32_t h = 0; h < table.num_kv_heads(); ++h) {
+      if (below(2) == 0) continue;
+      ha::SinkAndWindow const form = table.visit(l, h, [](auto const& policy) {
+        if constexpr (ha::RollingPolicy<std::remove_cvref_t<decltype(policy)>>) {
+          return ha::rolling_form(policy);
+        } else {
+          return ha::SinkAndWindow{};
+        }
+      });
+      // Of a head that keeps all anything is left, of another one fewer sinks or a smaller window.
+      bool const all = form.sink == ha::all_tokens;
+      std::int32_t const sink = below(all ? 6 : form.sink + 1);
+      result.set(l, h, ha::SinkWindow{.sink = sink, .window = below(all ? 18 : form.window + 1)});
+    }
+  }
+  return result;
+}
+
 /// @brief A random walk over tables; `write(step, tokens)` writes the new tokens, `check(sequence)` says whether the
 /// pages hold what they must.
 template <class T, class Write, class Check>
@@ -144,6 +174,8 @@ void paged_walk(TokenModel& model, ha::PagedHeads& pages, unsigned seed, int ste
                 std::int64_t key_dim, std::int64_t value_dim, Write const& write, Check const& check) {
   auto const batch = static_cast<std::int32_t>(model.sequences.size());
   std::int32_t const heads = model.table.num_kv_heads();
+  ha::PolicyTable const first = model.table;
+  ha::PolicyTable const full(first.num_layers(), first.num_kv_heads(), ha::Full{});
   std::mt19937 random(seed);
   auto const below = [&](std::int64_t bound) {
     return static_cast<std::int32_t>(random() % static_cast<std::uint32_t>(bound));
@@ -157,10 +189,45 @@ void paged_walk(TokenModel& model, ha::PagedHeads& pages, unsigned seed, int ste
   };
   int failures = 0;
   int copies = 0;
+  int compressions = 0;
+  int refusals = 0;
   for (int step = 0; step < steps; ++step) {
     INFO("seed " << seed << ", step " << step);
     std::int32_t const b = below(batch);
     auto const i = static_cast<std::size_t>(b);
+    if (below(50) == 0) {
+      // Other policies: fewer tokens, or those of the beginning, only to be had while nothing has been lost; or all
+      // tokens, which can all be taken back before they are fewer.
+      bool const anew = below(2) == 0;
+      if (anew && below(2) == 0) {
+        for (std::int32_t s = 0; s < batch; ++s) {
+          pages.release(s);
+          model.sequences[static_cast<std::size_t>(s)].clear();
+        }
+      }
+      ha::PolicyTable const table = !anew ? smaller_table(model.table, random) : below(2) == 0 ? first : full;
+      bool possible = true;
+      TokenModel asked = model;
+      asked.table = table;
+      for (std::int32_t s = 0; s < batch; ++s) possible = possible && pages_reach(asked, pages, s, pages.length(s));
+      PagedSnapshot const before(pages);
+      try {
+        pages.compress(table);
+        model.table = table;
+        ++compressions;
+        REQUIRE(possible);
+      } catch (ha::ArgumentError const&) {
+        ++refusals;
+        REQUIRE(!possible);
+        REQUIRE(PagedSnapshot(pages) == before);
+      }
+      for (std::int32_t s = 0; s < batch; ++s) {
+        for (std::int64_t r = pages.max_rollback(s); r >= 0; --r) {
+          REQUIRE(pages_reach(model, pages, s, pages.length(s) - r));
+        }
+        REQUIRE(check(s));
+      }
+    }
     switch (below(10)) {
       case 0: {
         std::int64_t const most = pages.max_rollback(b);
@@ -226,6 +293,8 @@ void paged_walk(TokenModel& model, ha::PagedHeads& pages, unsigned seed, int ste
     REQUIRE(check(below(batch)));
   }
   // The walk went where it should.
+  REQUIRE(compressions > 0);
+  REQUIRE(refusals > 0);
   REQUIRE(failures > 0);
   REQUIRE((copies > 0 || pages.shape().page_size == 1));  // pages of one token are never written on
   for (std::int32_t s = 0; s < batch; ++s) {

@@ -142,8 +142,7 @@ cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
       detail::check_attention_shape(shape, options);
     } else {
       detail::check_attention(shape, queries, cache, output, options);
-      bool const empty = shape.sequences == 0 || shape.query_tokens == 0;
-      detail::check_kept_rows(cache, empty ? 0 : bounds.max_rows);
+      detail::check_cache_pointers(cache, bounds.max_rows > 0);
     }
   } catch (ArgumentError const&) {
     return cudaErrorInvalidValue;

@@ -6,6 +6,7 @@
 
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/dense_views.hpp>
+#include <headaware/attention/head_pages_view.hpp>
 #include <headaware/attention/merge.hpp>
 #include <headaware/attention/paged_view.hpp>
 #include <headaware/attention/rolling_view.hpp>
@@ -145,7 +146,7 @@ void attend(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& que
   auto const cut = detail::AttentionCut::of(shape, detail::QueryTile::max_queries, chunk_rows);
   auto const map = detail::logit_map(shape, options);
   detail::AttentionWork const work(shape, cut, cache.view);
-  detail::check_kept_rows(cache, work.rows);
+  detail::check_cache_pointers(cache, work.rows > 0);
   std::int64_t const channels = detail::whole_vectors(shape.output_channels());
   detail::FloatBuffer const slot_sums(static_cast<std::size_t>(work.slots * cut.tile_rows * channels));
   std::vector<detail::SoftmaxPart> slot_parts(static_cast<std::size_t>(work.slots * cut.tile_rows));

@@ -112,27 +112,6 @@ void check_attention_layout(AttentionShape const& shape, Layout const& layout, s
   if constexpr (requires { layout.num_channels(); }) holds(layout.num_channels(), channels, "channels");
 }
 
-/// What a view says of itself must suffice.
-template <class View>
-void check_attention_view(AttentionShape const& shape, View const& view) {
-  constexpr auto where = "attend, view of the cache";
-  if constexpr (requires { view.num_sequences(); }) {
-    require(view.num_sequences() >= shape.sequences, "sequences", ">= " + std::to_string(shape.sequences),
-            view.num_sequences(), where);
-  }
-  if constexpr (requires { view.num_kv_heads(); }) {
-    require(view.num_kv_heads() == shape.kv_heads, "KV heads", shape.kv_heads, view.num_kv_heads(), where);
-  }
-  if constexpr (requires { view.check(); }) view.check();
-}
-
-template <class T>
-void check_attention_pointer(T const* data, bool needed, char const* what) {
-  if (needed) require(data != nullptr, what, "a pointer", "nullptr", "attend");
-  require(reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0, what,
-          "aligned to its elements, " + std::to_string(alignof(T)) + " bytes", "a misaligned pointer", "attend");
-}
-
 template <class Q, class QLayout, class T, class View, class O, class OLayout>
 void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries,
                      KeptCache<T, View> const& cache, AttentionOutput<O, OLayout> const& output,
@@ -140,27 +119,29 @@ void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> c
   check_attention_shape(shape, options);
   if (shape.sequences == 0 || shape.query_tokens == 0) return;
   constexpr auto where = "attend";
-  check_attention_pointer(queries.data, true, "queries");
-  check_attention_pointer(output.data, true, "output");
-  check_attention_pointer(output.lse, false, "log-sum-exp");
-  check_attention_pointer(cache.keys, false, "keys");
-  check_attention_pointer(cache.values, false, "values");
-  check_attention_view(shape, cache.view);
+  require(queries.data != nullptr, "queries", "a pointer", "nullptr", where);
+  require(output.data != nullptr, "output", "a pointer", "nullptr", where);
+  auto const aligned = [&](auto const* data, char const* what) {
+    require(reinterpret_cast<std::uintptr_t>(data) % alignof(std::remove_cvref_t<decltype(*data)>) == 0, what,
+            "a pointer aligned to its elements", "a misaligned one", where);
+  };
+  aligned(queries.data, "queries");
+  aligned(output.data, "output");
+  aligned(output.lse, "log-sum-exp");
+  aligned(cache.keys, "keys");
+  aligned(cache.values, "values");
   check_attention_layout(shape, queries.layout, shape.head_dim, "attend, queries");
   check_attention_layout(shape, output.layout, shape.output_channels(), "attend, output");
   require(has_positions<View> || options.first_positions == nullptr, "first_positions",
           "nullptr for a view without positions", "a pointer", where);
-  if constexpr (requires { cache.view.needs_positions(); }) {
-    require(!cache.view.needs_positions() || options.first_positions != nullptr, "first_positions",
-            "a pointer for a view of several queries' windows", "nullptr", where);
-  }
+  if constexpr (requires { cache.view.check(shape, options); }) cache.view.check(shape, options);
 }
 
-/// A layer of which nothing is held may have no buffers. @param rows  held, or the most that may be
+/// A layer that holds nothing needs no buffers.
 template <class T, class View>
-void check_kept_rows(KeptCache<T, View> const& cache, std::int64_t rows) {
-  check_attention_pointer(cache.keys, rows != 0, "keys");
-  check_attention_pointer(cache.values, rows != 0, "values");
+void check_cache_pointers(KeptCache<T, View> const& cache, bool holds_rows) {
+  require(!holds_rows || cache.keys != nullptr, "keys", "a pointer", "nullptr", "attend");
+  require(!holds_rows || cache.values != nullptr, "values", "a pointer", "nullptr", "attend");
 }
 
 }  // namespace detail

@@ -32,9 +32,9 @@ concept KeptSegment = requires(S const segment, std::int64_t i) {
 /// pointers to lengths and tables, host or device, where the back end runs, and reads them when attention runs.
 ///
 /// Optional: `int64_t row_run(int64_t channels) const`, host: all row offsets are multiples of this many elements.
-/// It decides how wide a load may be; without it every element is loaded by itself on CUDA. And, host as well, checked
-/// before anything is read: `num_sequences() const`, of which it has no more; `num_kv_heads() const`, how many it has
-/// of each; `void check() const`, which throws an `ArgumentError` on what else it knows to be wrong.
+/// It decides how wide a load may be; without it every element is loaded by itself on CUDA. And
+/// `void check(AttentionShape const&, AttentionOptions const&) const`, host, which throws ArgumentError on a call that
+/// the view is not for.
 template <class V>
 concept KeptView = std::is_trivially_copyable_v<V> && requires(V const view, std::int64_t i) {
   { view.segment(i, i) } -> KeptSegment;

@@ -43,10 +43,10 @@ HEADAWARE_HOST_DEVICE void merge_row(AttentionShape const& shape, AttentionOutpu
   for (std::int64_t c = first_channel; c < shape.output_channels(); c += channel_step) {
     A& to = into.data[into.layout.offset(sequence, head, token, c)];
     float const from = to_float(other.data[other.layout.offset(sequence, head, token, c)]);
-    // A part that weighs nothing does not count, whatever its output holds.
-    float const a = weights.first == 0 ? 0.0F : weights.first * to_float(to);
-    float const b = weights.second == 0 ? 0.0F : weights.second * from;
-    to = from_float<A>(a + b);
+    // A part that saw nothing may hold anything.
+    float const first = weights.first == 0 ? 0 : weights.first * to_float(to);
+    float const second = weights.second == 0 ? 0 : weights.second * from;
+    to = from_float<A>(first + second);
   }
 }
 
@@ -69,8 +69,9 @@ void check_merge(AttentionShape const& shape, AttentionOutput<A, ALayout> const&
 
 /// @brief Merges attention over some keys with attention of the same queries over others: `into` becomes attention
 /// over both, output and log-sum-exp. For example a shared prefix and what follows it, or a compressed past and a
-/// prefill chunk. A part without keys (`lse` -inf) does not count, whatever its output holds. `lse` is a natural
-/// logarithm; FlashInfer's is one in base 2: multiply it by ln 2.
+/// prefill chunk. Log-sum-exp is natural, as FlashAttention's; FlashInfer's is
+/// of base 2: multiply it by ln 2 before, and divide the result by it to go back. FlashAttention 2 gives +inf where
+/// nothing was attended to: pass -inf.
 /// @param shape  sequences, query_heads, query_tokens and channels of both
 /// @param into   host; read and written, `lse` included
 /// @param other  host

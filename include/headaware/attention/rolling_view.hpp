@@ -3,6 +3,7 @@
 /// @file
 /// The rolling cache of `cache/rolling.hpp` as attention reads it.
 
+#include <headaware/attention/attention.hpp>
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/cache/rolling_plan.hpp>
 #include <headaware/cache/rolling_slots.hpp>
@@ -73,11 +74,15 @@ struct RollingView {
     std::int64_t const first = length < tokens ? std::int64_t{0} : length - tokens + 1;
     return {head, sequence, length, head.runs(head.window_begin(first), length)};
   }
-  [[nodiscard]] std::int64_t num_sequences() const { return plan.num_sequences; }
-  [[nodiscard]] std::int64_t num_kv_heads() const { return plan.num_kv_heads; }
-  /// @throws ArgumentError if there is no such layer
-  void check() const { detail::require_index(layer, plan.num_layers, "layer", "RollingView"); }
-  [[nodiscard]] bool needs_positions() const { return query_tokens > 1; }
+  void check(AttentionShape const& shape, AttentionOptions const& options) const {
+    constexpr auto where = "attend, RollingView";
+    detail::require_index(layer, plan.num_layers, "layer", where);
+    detail::require(shape.kv_heads == plan.num_kv_heads, "KV heads", plan.num_kv_heads, shape.kv_heads, where);
+    detail::require(shape.sequences <= plan.num_sequences, "sequences", "at most " + std::to_string(plan.num_sequences),
+                    shape.sequences, where);
+    detail::require(query_tokens == 1 || options.first_positions != nullptr, "first_positions",
+                    "a pointer for a view of several queries' windows", "nullptr", where);
+  }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };
 static_assert(KeptView<RollingView>);

@@ -15,6 +15,7 @@ HEADAWARE_NAMESPACE_BEGIN
 
 /// @brief Numbers pages 0, 1, … and counts their owners; knows nothing of what is in them. The page freed last is
 /// handed out first.
+/// @par Cost  Each call is O(1) and allocates nothing; 8 bytes a page
 class PagePool {
  public:
   PagePool() = default;
@@ -22,9 +23,17 @@ class PagePool {
   explicit PagePool(std::int32_t num_pages) {
     detail::require(num_pages >= 0, "pages", ">= 0", num_pages, "PagePool");
     references_.resize(static_cast<std::size_t>(num_pages));
-    free_.reserve(static_cast<std::size_t>(num_pages));  // so that nothing below allocates
+    free_.reserve(references_.size());  // so that nothing below allocates
     for (std::int32_t page = num_pages; page-- > 0;) free_.push_back(page);
   }
+  PagePool(PagePool const& other) : references_(other.references_) {
+    free_.reserve(references_.size());  // a vector's copy has room for no more than it holds
+    free_.insert(free_.end(), other.free_.begin(), other.free_.end());
+  }
+  PagePool& operator=(PagePool const& other) { return *this = PagePool(other); }
+  PagePool(PagePool&&) noexcept = default;
+  PagePool& operator=(PagePool&&) noexcept = default;
+  ~PagePool() = default;
 
   [[nodiscard]] std::int32_t num_pages() const { return static_cast<std::int32_t>(references_.size()); }
   [[nodiscard]] std::int64_t free_pages() const { return static_cast<std::int64_t>(free_.size()); }

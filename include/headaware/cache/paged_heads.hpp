@@ -35,13 +35,15 @@ struct PagedHeadsShape {
   RollingLimits limits{};       ///< `max_tokens` sizes the block table's rows of heads which keep all
 };
 
-/// @brief What one append does besides writing new tokens. Belongs to the tables as they are behind it.
+/// @brief What one append does besides writing new tokens. Belongs to the tables as they are behind it: any other
+/// change of them, and it is not to be written any more.
 struct PageStep {
   std::vector<std::int32_t> lengths{};  ///< [num_sequences] before
   std::vector<std::int32_t> written{};  ///< [num_sequences] before, see `RollingState::written`
   std::vector<std::int32_t> counts{};   ///< [num_sequences] new tokens
   std::vector<PageCopy> copies{};       ///< copies on write
   std::int32_t max_count = 0;
+  std::uint64_t generation = 0;  ///< of the tables
 };
 
 /// @brief The pool of keys and of values, shared by all layers: [num_pages, page_size, channels]. Host or device
@@ -58,22 +60,34 @@ struct PageStorage {
 /// @brief Which tokens an engine's kernel is to read.
 enum class PagePart : std::uint8_t {
   whole,   ///< all in one: whole pages, up to 2 · (page_size - 1) tokens more than the policy keeps
-  sinks,   ///< exactly the sinks (of a head that keeps all: all)
-  window,  ///< exactly the window, given that the kernel begins at `kv_start`
+  sinks,   ///< exactly the sinks; all tokens while the window reaches the sinks, or of a head that keeps all
+  window,  ///< exactly the window, given that the kernel begins at `kv_start`; nothing where `sinks` is all tokens
 };
 
 /// @brief Tables of one layer for paged attention, heads folded into the batch: entry `sequence * kv_heads + kv_head`.
 ///
-/// `sinks` and `window` together are what the policy keeps, no token twice: two calls, whose states FlashInfer's
-/// `merge_state` joins. One page may appear in both.
+/// `sinks` and `window` together are what the policy keeps, no token twice: two calls that decode, whose states
+/// FlashInfer's `merge_state` or vLLM's `merge_attn_states` joins. One page may appear in both.
+///
+/// Neither has a parameter for `kv_start`. A sliding window hides the same tokens: `window_left` (FlashInfer) or
+/// `window_size` (FlashAttention) of `head(layer, kv_head).window - 1` in the call for `window`, none in the one for
+/// `sinks`. It is one number a call, so heads with different windows go into different calls, each with the entries of
+/// its heads. (`HeadPagesView` needs neither: `headaware::attend` reads all heads exactly in one call.)
+///
+/// Merging: FlashInfer's log-sum-exp is of base 2, that of FlashAttention and of `headaware::attend` natural; so
+/// FlashInfer's times ln 2 goes to `merge_attention`. An entry without pages has nothing to attend to: its state is
+/// 0 and -inf, for which FlashAttention 2 gives +inf.
+/// @par Source  flashinfer-ai/flashinfer, include/flashinfer/attention/{variants,state}.cuh; vllm-project/vllm,
+///              vllm/v1/attention/backends/flash_attn.py, docs of `merge_attn_states`
 struct HeadPageIndices {
   std::vector<std::int32_t> indptr;         ///< [entries + 1]
   std::vector<std::int32_t> indices;        ///< page numbers
-  std::vector<std::int32_t> last_page_len;  ///< [entries] tokens in the last page; 0 without pages
+  std::vector<std::int32_t> last_page_len;  ///< [entries] tokens in the last page, 1 to page_size; 0 without pages,
+                                            ///< which FlashInfer does not read then
   std::vector<std::int32_t> kv_start;       ///< [entries] tokens of the first page to leave out; of `window` alone
 };
 
-/// @brief The same as vLLM takes it: dense rows.
+/// @brief The same as vLLM takes it: dense rows. For `kv_start` see `HeadPageIndices`.
 struct HeadBlockTable {
   std::vector<std::int32_t> block_table;  ///< [entries, max_blocks]; 0 behind a row's end
   std::vector<std::int32_t> seq_lens;     ///< [entries] tokens in a row's pages, those before `kv_start` included
@@ -161,6 +175,7 @@ class PagedHeads {
     // A page that is copied from stays untouched until the copies are made.
     for (PageCopy const& copy : step.copies) pool_.release(copy.from);
     state_.advance(plan_.view(), counts);
+    step.generation = ++generation_;
     return step;
   }
 
@@ -169,10 +184,13 @@ class PagedHeads {
     return state_.max_rollback(plan_.view(), sequence);
   }
   /// @brief Takes the last `tokens` tokens back; pages that held them alone go back to the pool.
-  /// @throws ArgumentError if more than `max_rollback`
+  /// @throws ArgumentError if more than `max_rollback`, on a negative number, or if there is no such sequence. Nothing
+  ///         has changed then
+  /// @par Cost  O(layers · kv_heads), and the pages that go back; no page is read or written
   void rollback(std::int32_t sequence, std::int64_t tokens) {
     std::int64_t const before = pages_of(length(sequence));
     state_.rollback(plan_.view(), sequence, tokens);
+    ++generation_;
     std::int64_t const after = pages_of(length(sequence));
     for_each_head([&](std::int32_t, std::int32_t, PagedHead const& h) {
       std::int64_t const first = first_held(h, state_.written(sequence));
@@ -183,8 +201,8 @@ class PagedHeads {
   }
 
   /// @brief Makes an empty sequence continue another: they share all pages until one of them writes on.
-  /// @throws ArgumentError if `to` is not empty
-  /// @par Cost  The table's entries; no page is read or written
+  /// @throws ArgumentError if `to` is not empty, or if there is no such sequence. Nothing has changed then
+  /// @par Cost  O(layers · kv_heads), and the pages that `from` holds; no page is read or written
   void fork(std::int32_t from, std::int32_t to) {
     detail::require(length(to) == 0, "sequence to fork to", "an empty one", length(to), "PagedHeads::fork");
     for_each_page(from, [&](PagedHead const& h, std::int64_t p) {
@@ -193,20 +211,26 @@ class PagedHeads {
       table_[at(h.entry(to, p))] = page;
     });
     state_.copy(from, to);
+    ++generation_;
   }
 
-  /// Empties a sequence: its pages go back, those that others own stay theirs.
+  /// @brief Empties a sequence: its pages go back, those that others own stay theirs.
+  /// @throws ArgumentError if there is no such sequence
+  /// @par Cost  O(layers · kv_heads), and the pages that it holds; no page is read or written
   void release(std::int32_t sequence) {
     for_each_page(sequence, [&](PagedHead const& h, std::int64_t p) { drop(h, sequence, p); });
     state_.reset(sequence);
+    ++generation_;
   }
 
   /// @brief Changes what heads keep, by editing tables: pages in which a head keeps nothing go back. No byte moves, as
   /// every token stays where it is in its page; so a head's last page with sinks and its window's first page stay
-  /// whole.
-  /// @param table  policies for the same layers and KV heads that keep no more than is held
+  /// whole. Afterwards as much can be taken back as the pages that stay hold windows for: up to the slack.
+  /// @param table  policies for the same layers and KV heads that keep no more, at the sequences' lengths, than is held
   /// @throws ArgumentError on another shape, a policy without a rolling form, or one that needs pages which have been
   ///         given back. Nothing has changed then
+  /// @par Cost  O(layers · kv_heads) for each sequence, and the pages held. New heads: `head_bytes` and `table` are to
+  ///            be uploaded again
   template <class Table>
   void compress(Table const& table) {
     constexpr auto where = "PagedHeads::compress";
@@ -214,20 +238,19 @@ class PagedHeads {
     detail::require(table.num_kv_heads() == plan_.num_kv_heads(), "KV heads", plan_.num_kv_heads(),
                     table.num_kv_heads(), where);
     RollingPlan plan(table, shape_.num_sequences, shape_.limits);
-    std::vector<PagedHead> const heads = make_heads(plan);
+    std::vector<PagedHead> heads = make_heads(plan);
     std::vector<std::int32_t> entries(table_entries(heads), -1);
     std::vector<std::int64_t> written;
     for (std::int32_t b = 0; b < shape_.num_sequences; ++b) {
       detail::require(length(b) <= plan.token_limit(), "tokens", plan.token_limit(), length(b), where);
+      written.push_back(written_with(heads, b));
       // Without pages for its slack a sequence can still be what it is; then it cannot be taken back yet.
-      std::int64_t const at_start = plan.view().written_at_start(length(b));
-      bool const with_slack = holds_all(heads, b, state_.written(b));
-      if (!with_slack && !holds_all(heads, b, at_start)) {
+      if (written.back() > std::min<std::int64_t>(length(b) + shape_.limits.slack, all_tokens)) {
         detail::require(false, "policies", "ones that keep no more than is held", "others",
                         (std::string(where) + ", sequence " + std::to_string(b)).c_str());
       }
-      written.push_back(with_slack ? state_.written(b) : at_start);
     }
+    // Only now does anything change, and nothing below can fail.
     for (std::int32_t b = 0; b < shape_.num_sequences; ++b) {
       for_each_page(b, [&](PagedHead const& old, std::int64_t p) {
         PagedHead const& now = heads[static_cast<std::size_t>(&old - heads_.data())];
@@ -239,17 +262,22 @@ class PagedHeads {
         }
       });
     }
-    heads_ = heads;
+    heads_ = std::move(heads);
     table_ = std::move(entries);
     plan_ = std::move(plan);
     for (std::int32_t b = 0; b < shape_.num_sequences; ++b) {
-      if (written[at(b)] != state_.written(b)) state_.start(plan_.view(), b, length(b));
+      RollingPlanView start = plan_.view();  // one in which the sequence starts as what its pages hold
+      start.free_length = 0;
+      start.slack = static_cast<std::int32_t>(written[at(b)] - length(b));
+      state_.start(start, b, length(b));
     }
+    ++generation_;
   }
 
   /// @brief One layer's tables in FlashInfer's form.
   /// @par Source  flashinfer-ai/flashinfer, docs/tutorials/kv_layout.rst, "Page Table Layout"
   /// @throws ArgumentError if there is no such layer
+  /// @par Cost  O(sequences · kv_heads) and the pages named; to be asked for again behind every change of the tables
   [[nodiscard]] HeadPageIndices indices(std::int32_t layer, PagePart part = PagePart::whole) const {
     HeadPageIndices result;
     result.indptr.push_back(0);
@@ -262,6 +290,8 @@ class PagedHeads {
   }
   /// @brief One layer's tables in vLLM's form.
   /// @par Source  vllm-project/vllm, vllm/v1/attention/backends/flash_attn.py, block_table and seq_lens
+  /// @throws ArgumentError if there is no such layer
+  /// @par Cost  As `indices`, and entries · max_blocks
   [[nodiscard]] HeadBlockTable block_table(std::int32_t layer, PagePart part = PagePart::whole) const {
     HeadPageIndices const csr = indices(layer, part);
     HeadBlockTable result;
@@ -300,7 +330,8 @@ class PagedHeads {
             shape_.limits.slack,
             shape_.num_pages,
             plan_.token_limit(),
-            most * page_size()};
+            most * page_size(),
+            generation_};
   }
 
  private:
@@ -443,28 +474,34 @@ class PagedHeads {
     entry = -1;
   }
 
-  /// Whether every page that heads need of a sequence is held.
-  [[nodiscard]] bool holds_all(std::vector<PagedHead> const& heads, std::int32_t sequence, std::int64_t written) const {
+  /// @brief The shortest that a sequence may have been so that other heads need no page of it which is not held: at
+  /// most `length + slack` if they keep no more than that.
+  [[nodiscard]] std::int64_t written_with(std::vector<PagedHead> const& heads, std::int32_t sequence) const {
     std::int64_t const pages = pages_of(length(sequence));
-    bool all = true;
+    std::int64_t written = length(sequence);
     for_each_head([&](std::int32_t layer, std::int32_t kv_head, PagedHead const& old) {
       PagedHead const& now = heads[head_index(layer, kv_head)];
-      std::int64_t const first = first_held(now, written);
-      std::int64_t const old_first = first_held(old, state_.written(sequence));
-      for (std::int64_t p = 0; all && p < pages; ++p) {
-        bool const needed = now.holds(p, length(sequence), first, page_size());
-        all = !needed || old.holds(p, length(sequence), old_first, page_size());
+      // Held are [0, sinks) and [begin, pages).
+      std::int64_t const sinks = std::min<std::int64_t>(pages, old.sink_pages);
+      std::int64_t const window = std::min(pages, first_held(old, state_.written(sequence)));
+      std::int64_t const begin = window <= sinks ? 0 : window;
+      if (std::min<std::int64_t>(pages, now.sink_pages) > sinks && begin > 0) {
+        written = std::int64_t{all_tokens} + 1;
+      } else if (now.ring_pages > 0 && now.sink_pages < begin) {
+        written = std::max(written, begin * page_size() + now.window + shape_.limits.slack);
       }
     });
-    return all;
+    return written;
   }
 
   void add_indices(std::int32_t layer, std::int32_t sequence, std::int32_t kv_head, PagePart part,
                    HeadPageIndices& result) const {
     PagedHead const& h = head(layer, kv_head);
     std::int64_t const length = state_.length(sequence);
-    std::int64_t const sinks = std::min<std::int64_t>(length, h.sink);
-    std::int64_t const begin = std::max<std::int64_t>(h.sink, length - h.window);  // the window's first token
+    // What a window that reaches the sinks has in common with their last page, no kernel's sliding window would hide.
+    bool const is_whole = length <= std::int64_t{h.sink} + h.window;
+    std::int64_t const sinks = is_whole ? length : std::int64_t{h.sink};
+    std::int64_t const begin = is_whole ? length : length - h.window;  // the window's first token
     bool const has_window = begin < length;
     std::int64_t const sink_pages = pages_of(sinks);
     std::int64_t window_page = has_window ? begin / page_size() : pages_of(length);
@@ -495,9 +532,16 @@ class PagedHeads {
   RollingState state_;
   std::vector<PagedHead> heads_;
   std::vector<std::int32_t> table_;
+  std::uint64_t generation_ = 1;
 };
 
 namespace detail {
+
+/// Tables that have changed since may give a page to another head, or to none.
+inline void check_generation(PagedHeadsView const& view, std::uint64_t generation) {
+  require(generation == view.generation, "step", "the tables' last change, " + std::to_string(view.generation),
+          "change " + std::to_string(generation), "append");
+}
 
 template <class T, class U, class Source>
 AppendShape check_paged_append(PagedHeadsView const& view, std::int64_t max_count,
@@ -509,8 +553,9 @@ AppendShape check_paged_append(PagedHeadsView const& view, std::int64_t max_coun
   std::int64_t const row = view.page_size * std::max(storage.key_channels, storage.value_channels);
   require(storage.page_stride == 0 || storage.page_stride >= row, "page stride", ">= " + std::to_string(row),
           storage.page_stride, where);
-  AppendShape const shape{first_layer, view.num_layers,      view.num_sequences,     view.num_kv_heads,
-                          max_count,   storage.key_channels, storage.value_channels, view.max_tokens_held > 0};
+  AppendShape const shape{first_layer,    view.num_layers,      view.num_sequences,     view.num_kv_heads,
+                          max_count,      storage.key_channels, storage.value_channels, view.max_tokens_held > 0,
+                          view.page_size, storage.page_stride};
   auto const elements = [&](std::int64_t channels) {
     std::int64_t const page = view.page_size * channels;
     std::int64_t const stride = storage.page_stride != 0 ? storage.page_stride : page;
@@ -533,13 +578,14 @@ AppendShape check_paged_append(PagedHeadsView const& view, std::int64_t max_coun
 /// @param source       how each layer's new keys and values lie: any `KvLayout`, its token 0 the first new one
 /// @param storage      the pool's pages
 /// @param first_layer  the cache's layer that the first of the new tokens' layers is; each layer of a step once
-/// @throws ArgumentError before anything is written, on shapes that disagree, missing or misaligned pointers and new
-///         tokens that overlap the pool
+/// @throws ArgumentError before anything is written, on a step behind which the tables have changed, on shapes that
+///         disagree, missing or misaligned pointers and new tokens that overlap the pool
 /// @par Cost  O(bytes that stay) and copies on write; all cores with OpenMP where it is more than 1 MiB
 template <class U, class Source, class T>
 void append(PagedHeads const& pages, PageStep const& step, std::vector<LayerKv<U>> const& tokens, Source const& source,
             PageStorage<T> const& storage, std::int32_t first_layer = 0) {
   PagedHeadsView const view = pages.view();
+  detail::check_generation(view, step.generation);
   std::vector<LayerKv<T>> const cache(tokens.size(), {storage.keys, storage.values});
   auto const shape = detail::check_paged_append(view, step.max_count, tokens, source, storage, cache, first_layer);
   detail::require(static_cast<std::int64_t>(step.counts.size()) == view.num_sequences, "step's sequences",

@@ -25,8 +25,7 @@ HEADAWARE_NAMESPACE_BEGIN
 struct RollingLimits {
   std::int64_t max_tokens =
       0;  ///< tokens of a sequence that heads which keep all have room for; needed for those alone
-  /// Slots a window has beyond its size: tokens that can be taken back again. A chunk of n tokens, appended in one call
-  /// and attended to in one call (`RollingView::of_chunk`), needs n - 1.
+  /// Slots a window has beyond its size: tokens that can be taken back again. A chunk of n tokens needs n - 1.
   std::int32_t slack = 0;
 };
 
@@ -45,13 +44,10 @@ struct RollingPlanView {
     return heads[layer * num_kv_heads + kv_head];
   }
   /// @brief How many of a sequence's last tokens can be taken back, every window whole afterwards: all of them until
-  /// the first ring wraps; later `slack`, less what has been taken back since the longest the sequence has been; none
-  /// once that was 2^31 - 1.
+  /// the first ring wraps; later `slack`, less what has been taken back since the longest the sequence has been.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t max_rollback(std::int64_t length,
                                                                           std::int64_t written) const {
     if (written <= free_length) return length;
-    // Counters end there, and how much of the slack is taken is no longer known.
-    if (written >= all_tokens) return 0;
     std::int64_t const left = slack - (written - length);
     return left < 0 ? 0 : left < length ? left : length;
   }
@@ -80,7 +76,7 @@ class RollingPlan {
         num_sequences_(num_sequences),
         num_kv_heads_(table.num_kv_heads()),
         limits_(limits),
-        token_limit_(all_tokens) {
+        token_limit_(std::int64_t{all_tokens} - limits.slack) {
     static_assert(
         !requires { table.num_sequences(); },
         "headaware: a rolling cache needs policies that are the same for all sequences, without keep-lists");
@@ -109,7 +105,7 @@ class RollingPlan {
   [[nodiscard]] std::int32_t num_sequences() const { return num_sequences_; }
   [[nodiscard]] std::int32_t num_kv_heads() const { return num_kv_heads_; }
   [[nodiscard]] RollingLimits const& limits() const { return limits_; }
-  /// The most tokens a sequence may have: `max_tokens` where a head keeps all, else 2^31 - 1.
+  /// The most tokens a sequence may have: `max_tokens` where a head keeps all, else 2^31 - 1 less the slack.
   [[nodiscard]] std::int64_t token_limit() const { return token_limit_; }
 
   /// The slots of one head. @throws ArgumentError if there is no such head
@@ -174,7 +170,7 @@ class RollingPlan {
                         where().c_str());
         head.sink = static_cast<std::int32_t>(limits_.max_tokens);
         head.window = 0;
-        token_limit_ = limits_.max_tokens;
+        token_limit_ = std::min(token_limit_, limits_.max_tokens);
       }
       bool const fits =
           head.sink >= 0 && head.window >= 0 && std::int64_t{head.sink} + head.window + limits_.slack <= all_tokens;

@@ -29,7 +29,9 @@ struct AppendShape {
   std::int64_t max_count = 0;  ///< new tokens of a sequence, at most
   std::int64_t key_channels = 0;
   std::int64_t value_channels = 0;
-  bool writes = false;  ///< some head takes tokens
+  bool writes = false;           ///< some head takes tokens
+  std::int64_t page_size = 0;    ///< tokens; > 0: buffers are pages,
+  std::int64_t page_stride = 0;  ///< so many elements from each other: values may lie between keys
 };
 
 /// Checks what can be checked without reading a tensor. @param cache  [new tokens' layers]; @param elements  of a
@@ -64,8 +66,20 @@ void check_append(AppendShape const& shape, std::vector<LayerKv<U>> const& token
     check(cache[i].values, "cache's values");
     add_extent(memory.sources, keys, tokens[i].keys);
     add_extent(memory.sources, values, tokens[i].values);
-    memory.destinations.push_back(interval(cache[i].keys, elements.keys[i]));
-    memory.destinations.push_back(interval(cache[i].values, elements.values[i]));
+    Interval const cache_keys = interval(cache[i].keys, elements.keys[i]);
+    Interval const cache_values = interval(cache[i].values, elements.values[i]);
+    bool apart = cache_keys.end <= cache_values.begin || cache_values.end <= cache_keys.begin;
+    if (!apart && shape.page_stride > 0) {
+      auto const size = static_cast<std::int64_t>(sizeof(T));
+      auto const page = shape.page_stride * size;
+      auto const shift = static_cast<std::int64_t>(cache_values.begin) - static_cast<std::int64_t>(cache_keys.begin);
+      std::int64_t const behind = (shift % page + page) % page;  // from a page's keys to the values next behind them
+      apart = behind >= shape.page_size * shape.key_channels * size &&
+              behind + shape.page_size * shape.value_channels * size <= page;
+    }
+    if (some && !apart) require(false, "cache's buffers", "keys apart from values", "overlapping buffers", where);
+    memory.destinations.push_back(cache_keys);
+    memory.destinations.push_back(cache_values);
   }
   if (overlap(memory.sources, memory.destinations)) {
     require(false, "buffers", "new tokens apart from the cache", "overlapping buffers", where);

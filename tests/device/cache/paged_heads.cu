@@ -24,8 +24,9 @@ struct DeviceStep {
 
   explicit DeviceStep(ha::PageStep const& step)
       : lengths(step.lengths), written(step.written), counts(step.counts), copies(step.copies) {
-    view = {lengths.data(), written.data(), counts.data(), copies.data(), static_cast<std::int32_t>(step.copies.size()),
-            step.max_count, status.data()};
+    view = {
+        lengths.data(), written.data(), counts.data(),  copies.data(), static_cast<std::int32_t>(step.copies.size()),
+        step.max_count, status.data(),  step.generation};
   }
 };
 
@@ -118,8 +119,8 @@ TEST_CASE("keys and values joined in a page, copies on write among them, replaye
   ha::PageStorage<std::uint16_t> const storage{host.data(), host.data() + page_size * dim, dim, dim, stride};
   auto const layout = ha::strided_bshd(2, 1, 4, dim);
   // What the graph reads: tables, a step with as many copies as there can be, and new tokens.
-  DeviceTables const tables(pages);
   ha::PageStep longest = pages.append(std::vector<std::int32_t>{0, 0});
+  DeviceTables const tables(pages);
   longest.copies.assign(16, ha::PageCopy{});
   longest.max_count = 1;
   DeviceStep const d_step(longest);
@@ -201,6 +202,8 @@ TEST_CASE("what the device refuses of pages of single heads", "[cache]") {
   fails(call([](auto& view, auto&, auto&, auto&, auto&) { view.table = nullptr; }));
   fails(call([](auto&, auto& bad, auto&, auto&, auto&) { bad.d_counts = nullptr; }));
   fails(call([](auto&, auto& bad, auto&, auto&, auto&) { bad.max_count = -1; }));
+  fails(call([](auto&, auto& bad, auto&, auto&, auto&) { --bad.generation; }));
+  fails(call([](auto& view, auto&, auto&, auto&, auto&) { ++view.generation; }));
   fails(call([](auto&, auto& bad, auto&, auto&, auto&) { bad.max_count = 6; }));
   fails(call([](auto&, auto& bad, auto&, auto&, auto&) { bad.num_copies = -1; }));
   fails(call([](auto&, auto& bad, auto&, auto&, auto&) {

@@ -332,12 +332,12 @@ TEST_CASE("attention refuses what it knows to be wrong of views and buffers", "[
       [&] {
         call({2, 2, 2, 1, 8}, 0, data.data(), data.data() + 100);
       },
-      {"KV heads", "2", "1", "attend, view"});
+      {"KV heads", "1", "2", "attend, RollingView"});
   check_error<ha::ArgumentError>(
       [&] {
         call({3, 2, 1, 1, 8}, 0, data.data(), data.data() + 100);
       },
-      {"sequences", ">= 3", "2", "attend, view"});
+      {"sequences", "at most 2", "3", "attend, RollingView"});
   for (std::int32_t const layer : {1, -1}) {
     check_error<ha::ArgumentError>([&] { call(good, layer, data.data(), data.data() + 100); },
                                    {"layer", "[0, 1)", std::to_string(layer), "RollingView"});
@@ -346,12 +346,12 @@ TEST_CASE("attention refuses what it knows to be wrong of views and buffers", "[
         {"layer", "[0, 1)", std::to_string(layer), "RollingView"});
   }
   check_error<ha::ArgumentError>([&] { call(good, 0, bytes_on(data.data(), 2), data.data() + 100); },
-                                 {"queries", "aligned to its elements, 4 bytes", "misaligned", "attend"});
+                                 {"queries", "aligned to its elements", "misaligned", "attend"});
   check_error<ha::ArgumentError>([&] { call(good, 0, data.data(), bytes_on(data.data(), 402)); },
-                                 {"output", "aligned to its elements, 4 bytes", "misaligned", "attend"});
+                                 {"output", "aligned to its elements", "misaligned", "attend"});
   check_error<ha::ArgumentError>(
       [&] { call(good, 0, data.data(), data.data() + 100, ha::strided_bhsd(3, 2, 1, 8), bytes_on(data.data(), 601)); },
-      {"log-sum-exp", "aligned to its elements, 4 bytes", "misaligned", "attend"});
+      {"log-sum-exp", "aligned to its elements", "misaligned", "attend"});
   for (std::ptrdiff_t const shift : {0, 31}) {
     check_error<ha::ArgumentError>([&] { call(good, 0, data.data(), data.data() + shift); },
                                    {"output", "apart from the queries", "overlapping", "attend"});
@@ -371,5 +371,5 @@ TEST_CASE("attention refuses what it knows to be wrong of views and buffers", "[
                    ha::KeptCache{kept.data(), kept.data(), ha::RaggedView{offsets.data(), 2}},
                    ha::AttentionOutput{data.data() + 16, side_by_side});
       },
-      {"KV heads", "1", "2", "attend, view"});
+      {"KV heads", "2", "1", "attend, RaggedView"});
 }

@@ -5,8 +5,10 @@
 #include "support/rolled_chunk.hpp"
 #include "support/uneven_chunk.hpp"
 
+#include <array>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 using namespace headaware_test;
 
@@ -39,7 +41,98 @@ TEST_CASE("windows of a chunk need slack, and positions", "[attention]") {
                    ha::KeptCache{chunk.keys.data(), chunk.values.data(), view},
                    ha::AttentionOutput{output.data(), chunk.layout()});
       },
-      {"first_positions", "several queries' windows", "nullptr", "attend"});
+      {"first_positions", "several queries' windows", "nullptr", "attend, RollingView"});
+}
+
+TEST_CASE("sequences of a chunk may have different numbers of new tokens", "[attention]") {
+  // Of the second sequence two tokens are new, of the first eleven; slots that nothing was written to hold no number.
+  auto const nan = std::numeric_limits<float>::quiet_NaN();
+  ha::PolicyTable const table(1, 2, ha::SinkWindow{.sink = 2, .window = 6});
+  ha::RollingPlan const plan(table, 2, {.max_tokens = 0, .slack = 10});
+  constexpr std::int64_t dim = 16;
+  std::vector<float> keys(static_cast<std::size_t>(plan.rows_total() * dim), nan);
+  std::vector<float> values(keys.size(), nan);
+  auto const cache = ha::rolling(plan, plan.view(), keys.data(), values.data(), dim);
+  ha::RollingState state(2);
+  auto const append = [&](std::array<std::int32_t, 2> const& counts, unsigned seed) {
+    std::int64_t const most = std::max(counts[0], counts[1]);
+    auto const new_keys = random_elements<float>(2 * most * 2 * dim, seed);
+    auto const new_values = random_elements<float>(2 * most * 2 * dim, seed + 1);
+    std::vector<ha::LayerKv<float const>> const step{{new_keys.data(), new_values.data()}};
+    ha::append(plan.view(), state, step, ha::strided_bshd(2, most, 2, dim), counts, cache);
+  };
+  append({3, 5}, 1);
+  std::vector<std::int32_t> const before(state.lengths().begin(), state.lengths().end());
+  append({11, 2}, 3);
+  auto const layout = ha::strided_bshd(2, 11, 4, dim);
+  auto const queries = random_elements<float>(layout.extent(), 9);
+  std::vector<float> output(queries.size());
+  auto const view = ha::RollingView::of_chunk(plan.view(), 0, state.lengths().data(), 11);
+  auto const run = [&](float* to) {
+    ha::attend({2, 4, 2, 11, dim, 0}, ha::AttentionQueries{queries.data(), layout},
+               ha::KeptCache{keys.data(), values.data(), view}, ha::AttentionOutput{to, layout},
+               {.first_positions = before.data()});
+  };
+  run(output.data());
+  for (float const x : output) REQUIRE(std::isfinite(x));
+
+  // What later tokens hold, even if it is no number, is nothing to earlier ones.
+  auto const newest = plan.head(0, 0).row(0, plan.head(0, 0).slot_of(13));
+  values[static_cast<std::size_t>(newest * dim)] = nan;
+  std::vector<float> spoilt(output.size());
+  run(spoilt.data());
+  for (std::int64_t t = 0; t < 11; ++t) {
+    auto const at = static_cast<std::size_t>(layout.offset(0, 0, t, 0));
+    if (t < 10) CHECK(spoilt[at] == output[at]);
+    if (t == 10) CHECK(std::isnan(spoilt[at]));
+  }
+}
+
+TEST_CASE("a layer that holds nothing needs no buffers, and gives zeros", "[attention]") {
+  ha::RollingPlan const plan(ha::PolicyTable(1, 2, ha::Prune{}), 1, {});
+  std::vector<std::int32_t> const lengths{5};
+  auto const layout = ha::strided_bshd(1, 1, 4, 8);
+  auto const queries = random_elements<float>(layout.extent(), 1);
+  std::vector<float> output(queries.size(), 7.0F);
+  std::vector<float> lse(4, 7.0F);
+  float const* const none = nullptr;
+  ha::attend({1, 4, 2, 1, 8, 0}, ha::AttentionQueries{queries.data(), layout},
+             ha::KeptCache{none, none, ha::RollingView{plan.view(), 0, lengths.data()}},
+             ha::AttentionOutput{output.data(), layout, lse.data()});
+  for (float const x : output) CHECK(x == 0);
+  for (float const x : lse) CHECK(x == -std::numeric_limits<float>::infinity());
+}
+
+TEST_CASE("a rolling view is only for its plan's heads, sequences and layers", "[attention]") {
+  RolledChunk const chunk(5, 5, 1);
+  auto const lengths = chunk.state.lengths().data();
+  std::vector<float> output(2 * chunk.queries.size());
+  auto const attend = [&](ha::AttentionShape const& shape, std::int32_t layer) {
+    auto const layout = ha::strided_bshd(shape.sequences, 1, shape.query_heads, shape.head_dim);
+    std::vector<float> const queries(static_cast<std::size_t>(layout.extent()));
+    ha::attend(
+        shape, ha::AttentionQueries{queries.data(), layout},
+        ha::KeptCache{chunk.keys.data(), chunk.values.data(), ha::RollingView{chunk.plan.view(), layer, lengths}},
+        ha::AttentionOutput{output.data(), layout});
+  };
+  check_error<ha::ArgumentError>([&] { attend({2, 14, 7, 1, 32, 0}, 0); }, {"KV heads", "6", "7", "RollingView"});
+  check_error<ha::ArgumentError>([&] { attend({3, 12, 6, 1, 32, 0}, 0); }, {"sequences", "at most 2", "3", ""});
+  check_error<ha::ArgumentError>([&] { attend({2, 12, 6, 1, 32, 0}, 1); }, {"layer", "", "1", ""});
+  check_error<ha::ArgumentError>([&] { (void)ha::RollingView::of_chunk(chunk.plan.view(), 99, lengths, 1); },
+                                 {"layer", "", "99", "RollingView"});
+}
+
+TEST_CASE("merging passes over a part that saw nothing, whatever it holds", "[attention]") {
+  ha::AttentionShape const shape{1, 1, 1, 1, 2, 0};
+  auto const layout = ha::strided_bshd(1, 1, 1, 2);
+  std::vector<float> into{1, 2};
+  std::vector<float> other(2, std::numeric_limits<float>::quiet_NaN());
+  std::vector<float> lse{0.5F};
+  std::vector<float> nothing{-std::numeric_limits<float>::infinity()};
+  ha::merge_attention(shape, ha::AttentionOutput{into.data(), layout, lse.data()},
+                      ha::AttentionOutput{other.data(), layout, nothing.data()});
+  CHECK(into == std::vector<float>{1, 2});
+  CHECK(lse[0] == 0.5F);
 }
 
 TEST_CASE("rows that a query does not see may hold anything", "[attention]") {
@@ -86,7 +179,7 @@ TEST_CASE("rows that a query does not see may hold anything", "[attention]") {
   }
 }
 
-TEST_CASE("sequences of a chunk may have different numbers of new tokens", "[attention]") {
+TEST_CASE("a chunk may show exactly what each sequence's new tokens see", "[attention]") {
   for (bool const counted : {true, false}) {
     UnevenChunk const chunk;
     std::vector<float> output(chunk.queries.size(), 77);

@@ -35,6 +35,14 @@ struct Paged {
     ha::append(pages, step, news.layers(), layout, storage());
     return step;
   }
+  void rollback(std::int32_t b, std::int64_t tokens) {
+    pages.rollback(b, tokens);
+    model.sequences[static_cast<std::size_t>(b)].resize(static_cast<std::size_t>(pages.length(b)));
+  }
+  void compress(ha::PolicyTable const& table) {
+    pages.compress(table);
+    model.table = table;
+  }
   [[nodiscard]] bool good() const {
     for (std::int32_t b = 0; b < pages.shape().num_sequences; ++b) {
       if (!pages_hold(model, pages, b, keys.data(), dim, values.data(), dim)) return false;
@@ -196,6 +204,77 @@ TEST_CASE("compression by editing tables: whole pages go, no byte moves", "[cach
     for (std::int32_t b = 0; b < 3; ++b) cache.pages.release(b);
     REQUIRE(cache.in_use() == 0);
   }
+}
+
+TEST_CASE("compression of what has been taken back keeps the window at the length it has", "[cache]") {
+  ha::PolicyTable const full(1, 1, ha::Full{});
+  for (std::int32_t const slack : {0, 4}) {
+    INFO("slack " << slack);
+    Paged cache(full,
+                {.num_sequences = 1, .page_size = 16, .num_pages = 64, .limits = {.max_tokens = 512, .slack = slack}});
+    cache.append({100});
+    cache.rollback(0, 50);
+    // The window is of tokens 30 to 49, though 100 have been written.
+    cache.compress(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 4, .window = 20}));
+    REQUIRE(cache.pages.indices(0, ha::PagePart::window).kv_start[0] == 14);
+    REQUIRE(cache.in_use() == 4);
+    REQUIRE(cache.good());
+    REQUIRE(cache.pages.max_rollback(0) == slack);
+    cache.append({10});
+    REQUIRE(cache.good());
+    REQUIRE(cache.pages.max_rollback(0) == slack);
+  }
+  // What has been taken back of the slack, and what is left of it, is the same behind compression.
+  ha::PolicyTable const table(1, 1, ha::SinkWindow{.sink = 0, .window = 8});
+  Paged cache(table, {.num_sequences = 1, .page_size = 1, .num_pages = 64, .limits = {.slack = 6}});
+  cache.append({40});
+  cache.rollback(0, 2);
+  cache.compress(table);
+  REQUIRE(cache.pages.max_rollback(0) == 4);
+  REQUIRE(cache.good());
+  // A smaller window leaves pages behind, and may be taken back further.
+  cache.compress(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 0, .window = 7}));
+  REQUIRE(cache.pages.max_rollback(0) == 5);
+  cache.rollback(0, 5);
+  REQUIRE(cache.good());
+}
+
+TEST_CASE("a step is not written once the tables have changed", "[cache]") {
+  ha::PolicyTable const table(1, 1, ha::SinkWindow{.sink = 1, .window = 6});
+  Paged cache(table, {.num_sequences = 2, .page_size = 4, .num_pages = 20, .limits = {.slack = 2}});
+  cache.append({9, 0});
+  std::vector<std::int32_t> const one{1, 0};
+  auto const layout = ha::strided_bshd(2, 1, 1, dim);
+  auto const stale = [&](auto const& change) {
+    ha::PageStep const step = cache.pages.append(one);
+    cache.model.append(one);
+    NewTokens<float> const news(cache.model, one, layout, layout);
+    auto const write = [&] { ha::append(cache.pages, step, news.layers(), layout, cache.storage()); };
+    write();
+    write();  // as often as there are layers
+    change();
+    auto const keys = cache.keys;
+    check_error<ha::ArgumentError>(write, {"step", "the tables' last change, ", "change ", "append"});
+    REQUIRE(cache.keys == keys);
+    REQUIRE(cache.good());
+  };
+  stale([&] { cache.append(one); });
+  stale([&] { cache.rollback(0, 1); });
+  stale([&] {
+    cache.pages.fork(0, 1);
+    cache.model.sequences[1] = cache.model.sequences[0];
+  });
+  stale([&] { cache.compress(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 1, .window = 5})); });
+  stale([&] {
+    cache.pages.release(0);
+    cache.model.sequences[0].clear();
+  });
+  // Neither is one that no append has made.
+  ha::PageStep none;
+  none.lengths = none.written = none.counts = {0, 0};
+  NewTokens<float> const news(cache.model, {0, 0}, layout, layout);
+  check_error<ha::ArgumentError>([&] { ha::append(cache.pages, none, news.layers(), layout, cache.storage()); },
+                                 {"step", "the tables' last change, ", "change 0", "append"});
 }
 
 TEST_CASE("what paged caches refuse", "[cache]") {

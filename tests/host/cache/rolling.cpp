@@ -290,14 +290,31 @@ TEST_CASE("a rolling cache's buffers must be there and apart", "[cache]") {
   REQUIRE(state.length(0) == 1);
 }
 
-TEST_CASE("a sequence of as many tokens as can be counted takes none back", "[cache]") {
-  ha::RollingPlan const plan(ha::UniformTable(ha::WindowOnly{.window = 4}, 1, 1), 1, {.slack = 4});
-  ha::RollingState state(1);
-  for (std::int64_t const length : {1000, 2147483642, 2147483643, 2147483644, 2147483647}) {
-    state.start(plan.view(), 0, length);
-    REQUIRE(state.max_rollback(plan.view(), 0) == 0);
-  }
-  state.start(plan.view(), 0, 2147483640);
-  state.advance(plan.view(), std::vector<std::int32_t>{2});
-  REQUIRE(state.max_rollback(plan.view(), 0) == 2);
+TEST_CASE("rolling caches refuse buffers that cannot be, and lengths that their counters cannot hold", "[rolling]") {
+  ha::RollingPlan const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 2, .window = 6}), 2, {.slack = 4});
+  auto const view = plan.view();
+  constexpr std::int64_t dim = 4;
+  std::vector<float> rows(static_cast<std::size_t>(2 * plan.rows_total() * dim));
+  ha::RollingState state(2);
+  std::vector<float> const token(2 * dim, 1.0F);
+  std::vector<ha::LayerKv<float const>> const step{{token.data(), token.data()}};
+  std::vector<std::int32_t> const counts{1, 1};
+  // Values begin inside the keys.
+  auto const meeting = ha::rolling(plan, view, rows.data(), rows.data() + dim, dim);
+  check_error<ha::ArgumentError>(
+      [&] { ha::append(view, state, step, ha::strided_bshd(2, 1, 1, dim), counts, meeting); },
+      {"cache's buffers", "keys apart from values", "overlapping", "append"});
+  CHECK(state.length(0) == 0);
+  float* const none = nullptr;
+  auto const missing = ha::rolling(plan, view, none, none, dim);
+  check_error<ha::ArgumentError>(
+      [&] {
+        ha::copy_sequences(view, state, std::vector<ha::SequenceCopy>{{0, 1}}, missing);
+      },
+      {"cache's keys", "a pointer", "nullptr", "copy_sequences, layer 0"});
+  constexpr std::int64_t most = 2147483647 - 4;
+  CHECK(plan.token_limit() == most);
+  state.start(view, 0, most);
+  CHECK(state.max_rollback(view, 0) == 0);
+  check_error<ha::ArgumentError>([&] { state.start(view, 0, most + 1); }, {"length", "[0, 2147483643]", "", "start"});
 }
