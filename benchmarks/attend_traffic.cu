@@ -1,17 +1,22 @@
 // One decoding step's attention over one layer, for counting what it asks of memory: run it under the CUDA emulator
 // with CUDA_EMU_REPORT=FILE (tests/device_code/attend_traffic.cmake does and checks the counts), or under a profiler
-// on a device. The argument chooses the case: ragged or paged (16 rows a page, in a scattered order), and the number
-// of query heads a KV head.
+// on a device. The argument chooses the case: ragged, paged (16 rows a page, in a scattered order) or rolling (4 sinks,
+// and a ring that has wrapped and has some slack), and the number of query heads a KV head.
 //
 // Two sequences × 8 KV heads × 128 channels of 2 bytes: every eighth head holds 4,096 rows, the others 512.
 
 #include "support/gpu.cuh"
 
 #include <headaware/attention/attend.cuh>
+#include <headaware/attention/rolling_view.hpp>
+#include <headaware/cache/rolling_plan.hpp>
 #include <headaware/layout/strided.hpp>
+#include <headaware/policy/sink_window.hpp>
+#include <headaware/policy/table.hpp>
 
 #include <cuda_fp16.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -27,12 +32,13 @@ constexpr std::int32_t kv_heads = 8;
 constexpr std::int64_t head_dim = 128;
 constexpr std::int32_t page_size = 16;
 
+/// @param rows  held; @param room  rows of the buffers
 template <class View>
-void attend(std::int32_t group, std::int64_t rows, View const& view) {
+void attend(std::int32_t group, std::int64_t rows, View const& view, std::int64_t room) {
   ha::AttentionShape const shape{sequences, kv_heads * group, kv_heads, 1, head_dim};
   auto const layout = ha::strided_bhsd(sequences, shape.query_heads, 1, head_dim);
   auto const elements = static_cast<std::size_t>(layout.extent());
-  bench::DeviceArray<__half> const keys(static_cast<std::size_t>(rows * head_dim));
+  bench::DeviceArray<__half> const keys(static_cast<std::size_t>(room * head_dim));
   bench::DeviceArray<__half> const values(keys.size());
   bench::DeviceArray<__half> const queries(elements);
   bench::DeviceArray<__half> const output(elements);
@@ -59,6 +65,7 @@ int main(int argc, char** argv) {
     std::printf("skipped: no CUDA device\n");
     return 0;
   }
+  bool const rolling = argc > 1 && std::strcmp(argv[1], "rolling") == 0;
   bool const paged = argc > 1 && std::strcmp(argv[1], "paged") == 0;
   std::int32_t const group = argc > 2 ? std::atoi(argv[2]) : 4;
   std::vector<std::int32_t> offsets{0};
@@ -78,10 +85,19 @@ int main(int argc, char** argv) {
     bench::DeviceArray<std::int32_t> const d_indices(indices);
     bench::DeviceArray<std::int32_t> const d_indptr(indptr);
     bench::DeviceArray<std::int32_t> const d_last(last_page_len);
-    attend(group, rows, ha::PagedView::csr(d_indices.data(), d_indptr.data(), d_last.data(), kv_heads, page_size));
+    attend(group, rows, ha::PagedView::csr(d_indices.data(), d_indptr.data(), d_last.data(), kv_heads, page_size),
+           rows);
+  } else if (rolling) {
+    ha::PolicyTable table(1, kv_heads, ha::SinkWindow{.sink = 4, .window = 508});
+    table.set(0, 0, ha::SinkWindow{.sink = 4, .window = 4092});
+    ha::RollingPlan const plan(table, sequences, {.slack = 4});
+    auto const* const heads = plan.bytes().data();
+    bench::DeviceArray<std::byte> const d_heads(std::vector<std::byte>(heads, heads + plan.bytes().size()));
+    bench::DeviceArray<std::int32_t> const d_lengths(std::vector<std::int32_t>(sequences, 10000));
+    attend(group, rows, ha::RollingView{plan.view_at(d_heads.data()), 0, d_lengths.data()}, plan.rows_total());
   } else {
     bench::DeviceArray<std::int32_t> const d_offsets(offsets);
-    attend(group, rows, ha::RaggedView{d_offsets.data(), kv_heads});
+    attend(group, rows, ha::RaggedView{d_offsets.data(), kv_heads}, rows);
   }
   std::printf("held_bytes %lld\n", static_cast<long long>(rows * head_dim * 2 * 2));
 }

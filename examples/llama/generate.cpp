@@ -18,9 +18,9 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
-#include <new>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace ha = headaware;
@@ -180,7 +180,8 @@ void run_perplexity(Model const& model, Options const& options) {
   auto tokens = model.tokenize(ha::read_text_file(options.perplexity), true);
   if (options.max_tokens > 0) tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(options.max_tokens)));
   auto const total = std::ssize(tokens);
-  ha::detail::require(total > 1, "tokens of the text", "at least two", total, options.perplexity.c_str());
+  ha::detail::require(total > 1, "tokens to measure", "at least 2, as each but the first is predicted", total,
+                      "--perplexity");
   auto runner = cached<T>(model, options, total, true);
   auto const losses = measure(runner, tokens, options);
   std::printf("perplexity %.5f over %zu tokens, %.1f kept a KV head, %.1f MiB\n", perplexity(losses), tokens.size(),
@@ -191,6 +192,10 @@ void run_perplexity(Model const& model, Options const& options) {
 }
 
 void run(Options const& options) {
+  if (!options.perplexity.empty()) {
+    ha::detail::require(options.max_tokens != 1, "tokens to measure", "at least 2, as each but the first is predicted",
+                        options.max_tokens, "--max_tokens");
+  }
   Model const model(options.exact ? exact_copy(options.model, options.cache_dir) : options.model);
   bool const measure = !options.perplexity.empty();
   // Comparisons want single precision throughout; engines hold half.
@@ -217,7 +222,9 @@ int main(int argc, char** argv) {
   app.add_option("--sink", options.sink, "sinks of streaming_llm")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
-  app.add_option("--window", options.window, "window of streaming_llm and window_only; 31 slots more are held")
+  app.add_option("--window", options.window,
+                 "window of streaming_llm and window_only; a head owns 31 slots more, so that 32 tokens are read at a "
+                 "time")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
   app.add_option("--prompt", options.prompt, "text to go on from")->capture_default_str();
@@ -230,7 +237,11 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
   app.add_option("--chunk", options.chunk, "tokens read at a time")->capture_default_str()->check(CLI::Range(1, 256));
-  app.add_option("--threads", options.threads, "cores for the model")->capture_default_str()->check(CLI::Range(1, 512));
+  // Far more than there are cores is a mistake, and the engine ends at it.
+  auto const most_threads = std::max(64, 4 * static_cast<int>(std::thread::hardware_concurrency()));
+  app.add_option("--threads", options.threads, "cores for the model")
+      ->capture_default_str()
+      ->check(CLI::Range(1, most_threads));
   app.add_flag("--exact", options.exact, "weights, keys and values in single precision");
   app.add_flag("--compare", options.compare, "then the same by the engine alone, with a cache for all tokens");
   app.add_flag("--flash_attention", options.flash_attention, "the engine alone with its fused attention");
@@ -240,10 +251,6 @@ int main(int argc, char** argv) {
   try {
     run(options);
     return 0;
-  } catch (std::bad_alloc const&) {
-    std::fprintf(stderr, "generate: no memory for the cache: heads that keep everything have room for the prompt and "
-                         "--new_tokens\n");
-    return 1;
   } catch (std::exception const& error) {
     std::fprintf(stderr, "generate: %s\n", error.what());
     return 1;

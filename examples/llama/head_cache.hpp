@@ -16,7 +16,10 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <span>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -37,6 +40,19 @@ struct WindowedRows {
   }
 };
 
+/// Elements of a cache's buffer. @throws std::runtime_error that says how much could not be had
+template <class T>
+std::vector<T> kept_elements(std::int64_t elements) {
+  try {
+    return std::vector<T>(static_cast<std::size_t>(elements));
+  } catch (std::exception const&) {  // bad_alloc, length_error
+    double const gigabytes = static_cast<double>(elements) * sizeof(T) / (1 << 30);
+    throw std::runtime_error("the cache's keys, and its values as well, need " +
+                             std::to_string(static_cast<std::int64_t>(gigabytes) + 1) +
+                             " GiB, which cannot be allocated: fewer tokens, or smaller windows");
+  }
+}
+
 /// A rolling cache seen through a layer's own sliding window. An engine's own view is no more than this.
 struct WindowedView {
   headaware::RollingView cache;
@@ -44,6 +60,9 @@ struct WindowedView {
 
   [[nodiscard]] WindowedRows segment(std::int64_t sequence, std::int64_t kv_head) const {
     return {cache.segment(sequence, kv_head), model_window};
+  }
+  void check(headaware::AttentionShape const& shape, headaware::AttentionOptions const& options) const {
+    cache.check(shape, options);
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };
@@ -68,8 +87,8 @@ class HeadCache {
             std::int64_t max_tokens)
       : windows_(std::move(model_windows)),
         plan_(within_windows(std::move(table), windows_), 1, {.max_tokens = max_tokens, .slack = step_tokens - 1}),
-        keys_(static_cast<std::size_t>(plan_.rows_total() * shape.head_dim)),
-        values_(keys_.size()),
+        keys_(kept_elements<T>(plan_.rows_total() * shape.head_dim)),
+        values_(kept_elements<T>(plan_.rows_total() * shape.head_dim)),
         buffers_(headaware::rolling(plan_, plan_.view(), keys_.data(), values_.data(), shape.head_dim)),
         state_(1),
         next_state_(1) {}

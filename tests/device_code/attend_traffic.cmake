@@ -1,7 +1,7 @@
 # Runs PROGRAM under the CUDA emulator and checks what a decoding step's attention asks of memory.
 #   cmake -DPROGRAM=... -DREPORT=... -P attend_traffic.cmake
 include("${CMAKE_CURRENT_LIST_DIR}/emulator_report.cmake")
-foreach(case "ragged;1" "ragged;4" "ragged;8" "ragged;16" "paged;4" "paged;8")
+foreach(case "ragged;1" "ragged;4" "ragged;8" "ragged;16" "paged;4" "paged;8" "rolling;4")
   run_emulated(PROGRAM ${PROGRAM} ${case})
   string(REGEX MATCH "held_bytes ([0-9]+)" unused "${output}")
   set(held ${CMAKE_MATCH_1})

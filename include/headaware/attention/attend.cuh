@@ -120,7 +120,7 @@ HEADAWARE_KERNEL void merge_kernel(AttentionShape const __grid_constant__ shape,
 /// @param[in]     d_temp      device, aligned to 8 bytes; nullptr: size query
 /// @param[in,out] temp_bytes  bytes; depends on `shape` and `bounds.max_rows` alone
 /// @param[in]     queries     [sequences, query_heads, query_tokens, head_dim], by the layout
-/// @param[in]     cache       rows where the view says
+/// @param[in]     cache       rows where the view says; pointers may be null where `bounds.max_rows` is 0
 /// @param[out]    output      [sequences, query_heads, query_tokens, value_dim], by the layout, and log-sum-exp; must
 ///                            overlap no input
 /// @param[in]     bounds      the most rows that all heads of all sequences hold together

@@ -10,20 +10,56 @@
 #include <headaware/attention/merge.hpp>
 #include <headaware/attention/paged_view.hpp>
 #include <headaware/attention/rolling_view.hpp>
+#include <headaware/cache/transfer.hpp>
 #include <headaware/detail/attention/query_tile.hpp>
 #include <headaware/detail/attention/softmax_part.hpp>
 #include <headaware/detail/float_buffer.hpp>
 #include <headaware/element.hpp>
+#include <headaware/error.hpp>
+#include <headaware/layout/strided.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
+
+/// Rows of queries are read when others' results have been written. Only what strided layouts say is checked, but rows
+/// of both may take turns in one buffer.
+template <class Q, class QLayout, class O, class OLayout>
+void check_output_apart(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries,
+                        AttentionOutput<O, OLayout> const& output) {
+  if constexpr (std::is_same_v<QLayout, StridedLayout> && std::is_same_v<OLayout, StridedLayout>) {
+    std::int64_t const s = shape.sequences - 1;
+    std::int64_t const h = shape.query_heads - 1;
+    std::int64_t const t = shape.query_tokens - 1;
+    auto const all = [&](auto const* data, StridedLayout const& layout, std::int64_t channels) {
+      return interval(data, layout.offset(s, h, t, channels - 1) + 1);
+    };
+    auto const rows = [&](auto const* data, StridedLayout const& layout, std::int64_t channels) {
+      std::vector<Interval> result;
+      for (std::int64_t i = 0; i <= s; ++i) {
+        for (std::int64_t j = 0; j <= h; ++j) {
+          for (std::int64_t k = 0; k <= t; ++k) {
+            result.push_back(interval(data + layout.offset(i, j, k, 0), layout.offset(0, 0, 0, channels - 1) + 1));
+          }
+        }
+      }
+      return result;
+    };
+    auto const x = all(queries.data, queries.layout, shape.head_dim);
+    auto const y = all(output.data, output.layout, shape.output_channels());
+    bool const meet = x.begin < y.end && y.begin < x.end &&
+                      overlap(rows(queries.data, queries.layout, shape.head_dim),
+                              rows(output.data, output.layout, shape.output_channels()));
+    if (meet) require(false, "output", "apart from the queries", "overlapping buffers", "attend");
+  }
+}
 
 /// Part of a segment's attention: a tile of query rows over a chunk of its rows.
 struct AttentionItem {
@@ -88,11 +124,14 @@ void write_attention(AttentionShape const& shape, AttentionOutput<O, Layout> con
 /// of -inf. A NaN or an infinite logit makes its output NaN.
 /// @param shape    counts; `query_tokens` 1 decodes
 /// @param queries  [sequences, query_heads, query_tokens, head_dim] in the layout's order; host
-/// @param cache    keys and values of the layer's heads, rows where the view says; host
+/// @param cache    keys and values of the layer's heads, rows where the view says; host; may be null where no head
+/// holds
+///                 anything
 /// @param output   [sequences, query_heads, query_tokens, value_dim], and optionally log-sum-exp; host; must overlap
 ///                 no input
-/// @throws ArgumentError on counts that make no sense, missing pointers, layouts too small, a mask over a view without
-///         positions, or a view with negative rows
+/// @throws ArgumentError on counts that make no sense, missing or misaligned pointers, layouts too small, a mask over a
+///         view without positions, a view with negative rows or one that says itself that it is another's, and output
+///         that overlaps the queries where both layouts are strided
 /// @note   Deterministic: the result does not depend on the number of threads.
 /// @par Cost  Each row held is read once for all query heads of its group (once per 32 query rows in prefill chunks);
 ///            rows are shared out in chunks, so one long head does not keep one thread busy alone
@@ -102,6 +141,7 @@ void attend(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& que
             AttentionOutput<O, OLayout> const& output, AttentionOptions const& options = {}) {
   detail::check_attention(shape, queries, cache, output, options);
   if (shape.sequences == 0 || shape.query_tokens == 0) return;
+  detail::check_output_apart(shape, queries, output);
   constexpr std::int64_t chunk_rows = 512;
   auto const cut = detail::AttentionCut::of(shape, detail::QueryTile::max_queries, chunk_rows);
   auto const map = detail::logit_map(shape, options);

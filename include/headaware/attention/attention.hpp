@@ -127,6 +127,7 @@ void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> c
   };
   aligned(queries.data, "queries");
   aligned(output.data, "output");
+  aligned(output.lse, "log-sum-exp");
   aligned(cache.keys, "keys");
   aligned(cache.values, "values");
   check_attention_layout(shape, queries.layout, shape.head_dim, "attend, queries");

@@ -3,9 +3,11 @@
 /// @file
 /// Ragged and padded caches as attention reads them.
 
+#include <headaware/attention/attention.hpp>
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/cache/destination.hpp>
 #include <headaware/config.hpp>
+#include <headaware/error.hpp>
 
 #include <cstdint>
 
@@ -40,6 +42,9 @@ struct RaggedView {
     std::int64_t const first = offsets[index];
     return {first, offsets[index + 1] - first, positions != nullptr ? positions + first : nullptr};
   }
+  void check(AttentionShape const& shape, AttentionOptions const&) const {
+    detail::require(shape.kv_heads == kv_heads, "KV heads", kv_heads, shape.kv_heads, "attend, RaggedView");
+  }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };
 template <class Offset>
@@ -61,6 +66,9 @@ struct PaddedView {
     std::int64_t const held = lengths[index];
     std::int64_t const first = index * head_rows + (alignment == Alignment::right ? head_rows - held : 0);
     return {first, held, positions != nullptr ? positions + first : nullptr};
+  }
+  void check(AttentionShape const& shape, AttentionOptions const&) const {
+    detail::require(shape.kv_heads == kv_heads, "KV heads", kv_heads, shape.kv_heads, "attend, PaddedView");
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };

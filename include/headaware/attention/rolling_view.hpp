@@ -42,25 +42,33 @@ struct RollingView {
   std::int32_t layer = 0;
   std::int32_t const* lengths = nullptr;  ///< [num_sequences], tokens seen; host or device
   std::int64_t query_tokens = 1;          ///< the newest ones, of which each sees its own window
+  /// [num_sequences] how many they are of each sequence, at most `query_tokens`, host or device; nullptr: as many of
+  /// all
+  std::int32_t const* counts = nullptr;
 
   /// @brief What the newest tokens see, each its own sinks and window: a prefill chunk, or a draft, appended in one
   /// call and attended to in one call, with the result of going token by token. Attention needs `first_positions`:
-  /// the lengths before the chunk.
-  /// @param query_tokens  of every sequence, at most; of one with fewer new tokens the last queries see what its newest
-  ///                      token sees
-  /// @throws ArgumentError if windows of the first of them may be overwritten: the plan's `slack` is less than
-  ///         query_tokens - 1
+  /// the length before the chunk.
+  /// @param query_tokens  of every sequence, at most
+  /// @param counts        [num_sequences] of each sequence, where they differ: those that the append had. The output of
+  ///                      queries behind a sequence's last is what its last sees. Without them the rows that a shorter
+  ///                      sequence shows reach back further than its queries see; those are read, but do not count
+  /// @throws ArgumentError if there is no such layer, or if windows of the first of the tokens may be overwritten: the
+  ///         plan's `slack` is less than query_tokens - 1
   [[nodiscard]] static RollingView of_chunk(RollingPlanView const& plan, std::int32_t layer,
-                                            std::int32_t const* lengths, std::int64_t query_tokens) {
+                                            std::int32_t const* lengths, std::int64_t query_tokens,
+                                            std::int32_t const* counts = nullptr) {
     detail::check_chunk(query_tokens, plan.slack, "RollingView");
     detail::require_index(layer, plan.num_layers, "layer", "RollingView");
-    return {plan, layer, lengths, query_tokens};
+    return {plan, layer, lengths, query_tokens, counts};
   }
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE RollingRows segment(std::int64_t sequence, std::int64_t kv_head) const {
     RollingHead const& head = plan.head(layer, kv_head);
     std::int64_t const length = lengths[sequence];
-    std::int64_t const first = length < query_tokens ? std::int64_t{0} : length - query_tokens + 1;
+    std::int64_t tokens = query_tokens;
+    if (counts != nullptr && counts[sequence] < tokens) tokens = counts[sequence] > 1 ? counts[sequence] : 1;
+    std::int64_t const first = length < tokens ? std::int64_t{0} : length - tokens + 1;
     return {head, sequence, length, head.runs(head.window_begin(first), length)};
   }
   void check(AttentionShape const& shape, AttentionOptions const& options) const {

@@ -79,23 +79,44 @@ cudaError_t append(RollingPlanView const& plan, RollingStateView const& state, s
                                       source, cache.layers.data() + options.first_layer, 0, stream);
 }
 
-/// @brief Counts tokens that `append` has written without counting them. One launch.
-/// @param d_counts  device, [num_sequences]; a sequence that cannot take its count is left alone, status 1
+/// @brief Counts tokens that `append` has written without counting them.
+/// @param plan      `RollingPlan::view_at(d_heads)`
+/// @param state     counters in device memory. No other call on the same state may run at the same time
+/// @param d_counts  device, [num_sequences], read when the kernel runs; a sequence that cannot take its count is left
+///                  alone, and `state.status` becomes 1
+/// @param stream    enqueued here, not synchronised
+/// @return cudaErrorInvalidValue on missing pointers; launch errors
+/// @note   Deterministic; graph-capturable. One launch; none without sequences.
+/// @par Cost  O(num_sequences)
 inline cudaError_t advance(RollingPlanView const& plan, RollingStateView const& state, std::int32_t const* d_counts,
                            cudaStream_t stream) {
   return detail::change_state(plan, state, d_counts, detail::StateChange::advance, stream);
 }
 
-/// @brief Takes each sequence's last tokens back. One launch; touches no slot.
-/// @param d_tokens  device, [num_sequences]; where it is more than `RollingPlanView::max_rollback` of the sequence, the
-///                  sequence is left alone, status 1
+/// @brief Takes each sequence's last tokens back (speculative decoding). Touches no slot.
+/// @param plan      `RollingPlan::view_at(d_heads)`
+/// @param state     counters in device memory. No other call on the same state may run at the same time
+/// @param d_tokens  device, [num_sequences], read when the kernel runs; where it is negative or more than
+///                  `RollingPlanView::max_rollback` of the sequence, that is left alone, and `state.status` becomes 1
+/// @param stream    enqueued here, not synchronised
+/// @return cudaErrorInvalidValue on missing pointers; launch errors
+/// @note   Deterministic; graph-capturable. One launch; none without sequences.
+/// @par Cost  O(num_sequences)
 inline cudaError_t rollback(RollingPlanView const& plan, RollingStateView const& state, std::int32_t const* d_tokens,
                             cudaStream_t stream) {
   return detail::change_state(plan, state, d_tokens, detail::StateChange::rollback, stream);
 }
 
-/// @brief Says that `compress` has filled sequences; a length of 0 empties one for another's use. One launch.
-/// @param d_lengths  device, [num_sequences]; negative: the sequence stays as it is. Above the plan's limit: status 1
+/// @brief Says that `compress` has filled sequences; a length of 0 empties one for another's use.
+/// @param plan       `RollingPlan::view_at(d_heads)`
+/// @param state      counters in device memory. No other call on the same state may run at the same time
+/// @param d_lengths  device, [num_sequences], read when the kernel runs; negative: the sequence stays as it is. Above
+/// the
+///                   plan's limit: likewise, and `state.status` becomes 1
+/// @param stream     enqueued here, not synchronised
+/// @return cudaErrorInvalidValue on missing pointers; launch errors
+/// @note   Deterministic; graph-capturable. One launch; none without sequences.
+/// @par Cost  O(num_sequences)
 inline cudaError_t start(RollingPlanView const& plan, RollingStateView const& state, std::int32_t const* d_lengths,
                          cudaStream_t stream) {
   return detail::change_state(plan, state, d_lengths, detail::StateChange::start, stream);
@@ -112,8 +133,7 @@ cudaError_t copy_sequences(RollingPlanView const& plan, RollingStateView const& 
                            std::span<SequenceCopy const> copies, Destination<T, RollingForm> const& cache,
                            cudaStream_t stream) {
   cudaError_t const error = detail::checked([&] {
-    detail::check_rolling(plan, cache, "copy_sequences");
-    detail::check_copies(plan.num_sequences, copies);
+    detail::check_copies(plan, copies, cache);
     detail::require(plan.num_layers <= detail::max_layers, "layers", "at most 256", plan.num_layers, "copy_sequences");
     detail::require(copies.empty() || state.lengths != nullptr, "state", "a pointer", "nullptr", "copy_sequences");
   });

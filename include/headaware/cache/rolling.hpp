@@ -17,6 +17,7 @@
 #include <cstring>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -65,6 +66,28 @@ void check_rolling(RollingPlanView const& plan, Destination<T, RollingForm> cons
           cache.layers.size(), where);
 }
 
+/// Buffers of layers that hold something must be there, and none may meet another: rows would overwrite each other.
+template <class T>
+void check_rolling_buffers(Destination<T, RollingForm> const& cache, std::size_t first, std::size_t count,
+                           char const* where) {
+  std::vector<Interval> buffers;
+  for (std::size_t layer = first; layer < first + count; ++layer) {
+    std::int64_t const rows = cache.capacities[layer].rows;
+    auto const add = [&](T const* data, std::int64_t channels, char const* what) {
+      bool const aligned = reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0;
+      if (!aligned || (rows > 0 && data == nullptr)) {
+        check_pointer(data, rows > 0, what, std::string(where) + ", layer " + std::to_string(layer));
+      }
+      buffers.push_back(interval(data, rows * channels));
+    };
+    add(cache.layers[layer].keys, cache.key_channels, "cache's keys");
+    add(cache.layers[layer].values, cache.value_channels, "cache's values");
+  }
+  if (overlap_among(std::move(buffers))) {
+    require(false, "buffers", "keys and values of all layers apart from each other", "overlapping buffers", where);
+  }
+}
+
 template <class T, class U, class Source>
 AppendShape check_rolling_append(RollingPlanView const& plan, std::vector<LayerKv<U>> const& tokens,
                                  Source const& source, std::int64_t max_count, Destination<T, RollingForm> const& cache,
@@ -80,12 +103,18 @@ AppendShape check_rolling_append(RollingPlanView const& plan, std::vector<LayerK
   }
   auto const first = static_cast<std::size_t>(std::clamp(options.first_layer, 0, plan.num_layers));
   check_append(shape, tokens, source, cache.layers.data() + first, {keys.data() + first, values.data() + first});
+  if (shape.max_count > 0) check_rolling_buffers(cache, first, tokens.size(), "append");
   return shape;
 }
 
 /// No place may be given twice, or be both an end and a beginning.
-inline void check_copies(std::int32_t num_sequences, std::span<SequenceCopy const> copies) {
+template <class T>
+void check_copies(RollingPlanView const& plan, std::span<SequenceCopy const> copies,
+                  Destination<T, RollingForm> const& cache) {
   constexpr auto where = "copy_sequences";
+  check_rolling(plan, cache, where);
+  if (!copies.empty()) check_rolling_buffers(cache, 0, cache.layers.size(), where);
+  std::int32_t const num_sequences = plan.num_sequences;
   std::vector<char> role(static_cast<std::size_t>(num_sequences), 0);
   for (SequenceCopy const& copy : copies) {
     require_index(copy.from, num_sequences, "sequence", where);
@@ -113,7 +142,7 @@ inline void check_copies(std::int32_t num_sequences, std::span<SequenceCopy cons
 /// @param counts   [num_sequences] new tokens of each sequence; 0 where there are none
 /// @param cache    made by `rolling`
 /// @throws ArgumentError before anything is written, on shapes that disagree, missing or misaligned pointers, sequences
-///         beyond the plan's limit and new tokens that overlap the cache
+///         beyond the plan's limit, new tokens that overlap the cache and buffers of the cache that overlap each other
 /// @par Cost  O(bytes that stay), whatever the lengths: no old byte is read or written. All cores with OpenMP where it
 ///            is more than 1 MiB
 template <class U, class Source, class T>
@@ -134,21 +163,16 @@ void append(RollingPlanView const& plan, RollingState& state, std::vector<LayerK
 
 /// @brief Makes sequences continue others (a fork, or beams that survive), on the CPU: rows and counters.
 /// @param copies  no sequence may be copied to twice, or be copied from and to
-/// @throws ArgumentError before anything is written
+/// @throws ArgumentError before anything is written, on sequences that are not, copies that meet, and a cache of
+/// another
+///         plan or with missing, misaligned or overlapping buffers
 /// @par Cost  The rows that hold something
 template <class T>
 void copy_sequences(RollingPlanView const& plan, RollingState& state, std::span<SequenceCopy const> copies,
                     Destination<T, RollingForm> const& cache) {
-  detail::check_rolling(plan, cache, "copy_sequences");
+  detail::check_copies(plan, copies, cache);
   detail::require(state.num_sequences() == plan.num_sequences, "state's sequences", plan.num_sequences,
                   state.num_sequences(), "copy_sequences");
-  detail::check_copies(plan.num_sequences, copies);
-  for (std::size_t layer = 0; layer < cache.layers.size() && !copies.empty(); ++layer) {
-    bool const holds = cache.capacities[layer].rows > 0;
-    std::string const where = "copy_sequences, layer " + std::to_string(layer);
-    detail::check_pointer(cache.layers[layer].keys, holds, "cache's keys", where);
-    detail::check_pointer(cache.layers[layer].values, holds, "cache's values", where);
-  }
   for (SequenceCopy const& copy : copies) {
     for (std::int32_t layer = 0; layer < plan.num_layers; ++layer) {
       LayerKv<T> const& buffers = cache.layers[static_cast<std::size_t>(layer)];
@@ -176,6 +200,9 @@ void copy_sequences(RollingPlanView const& plan, RollingState& state, std::span<
 /// @brief Fills in which token every slot of a head shows to attention.
 /// @param positions  [head.slots()]: the token; -1 for slots to leave out
 /// @throws ArgumentError on an array of another size
+/// @par Cost  O(head.slots()), a division a slot: for masks over all slots, as an engine of one's own may want them.
+/// Where
+///            rows are all that is wanted, `RollingHead::visible` costs O(1)
 inline void slot_positions(RollingHead const& head, std::int64_t length, std::span<std::int32_t> positions) {
   detail::require(static_cast<std::int64_t>(positions.size()) == head.slots(), "positions", head.slots(),
                   positions.size(), "slot_positions");

@@ -2,6 +2,7 @@
 
 #include "support/device_attention.cuh"
 #include "support/rolled_chunk.hpp"
+#include "support/uneven_chunk.hpp"
 
 #include <cuda_fp16.h>
 
@@ -12,6 +13,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 using namespace headaware_test;
@@ -175,5 +177,72 @@ TEST_CASE("device attention: a key that is no number shows in the output", "[att
       float const x = d_output.host()[5];
       CHECK(x != x);
     });
+  }
+}
+
+TEST_CASE("device attention: rows that a query does not see may hold anything", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  for (float const bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    for (std::int64_t const tokens : {1, 3, 5, 20}) {  // each number of queries that a block has
+      std::int64_t const dim = 16;
+      std::size_t const bad_row = 71;
+      auto const at_bad = bad_row * 16 + 5;
+      std::int32_t const first = 70;
+      auto const layout = ha::strided_bhsd(1, 1, tokens, dim);
+      auto keys = random_elements<float>(90 * dim, 1);
+      auto values = random_elements<float>(90 * dim, 2);
+      auto const queries = random_elements<float>(layout.extent(), 3);
+      DeviceVector<float> const d_queries(queries);
+      AttendUpload const upload;
+      auto const* const offsets = upload(std::vector<std::int32_t>{0, 90});
+      auto const* const positions = upload(std::vector<std::int32_t>{first});
+      auto const run = [&] {
+        DeviceVector<float> const d_keys(keys);
+        DeviceVector<float> const d_values(values);
+        DeviceVector<float> const d_output(std::vector<float>(queries.size(), 77));
+        run_attend({1, 1, 1, tokens, dim}, ha::AttentionQueries{d_queries.data(), layout},
+                   ha::KeptCache{d_keys.data(), d_values.data(), ha::RaggedView{offsets, 1}},
+                   ha::AttentionOutput{d_output.data(), layout}, {90}, {.first_positions = positions});
+        return d_output.host();
+      };
+      auto const good = run();
+      for (auto* const tensor : {&keys, &values}) {
+        float const before = std::exchange((*tensor)[at_bad], bad);
+        auto const output = run();
+        (*tensor)[at_bad] = before;
+        for (std::size_t i = 0; i < static_cast<std::size_t>(tokens); ++i) {
+          INFO(bad << ", query at " << 70 + i << " of " << tokens);
+          float const x = output[i * 16 + 5];
+          if (70 + i < bad_row) {
+            CHECK(x == good[i * 16 + 5]);
+          } else {
+            CHECK(!std::isfinite(x));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("device attention: sequences of a chunk may have different numbers of new tokens", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  UnevenChunk const chunk;
+  for (bool const counted : {true, false}) {
+    AttendUpload const upload;
+    DeviceVector<float> const d_keys(chunk.keys);
+    DeviceVector<float> const d_values(chunk.values);
+    DeviceVector<float> const d_queries(chunk.queries);
+    DeviceVector<float> const d_output(std::vector<float>(chunk.queries.size(), 77));
+    auto const bytes = chunk.plan.bytes();
+    DeviceVector<std::byte> const d_heads(std::vector<std::byte>(bytes.begin(), bytes.end()));
+    auto const lengths = chunk.state.lengths();
+    auto const view = ha::RollingView::of_chunk(chunk.plan.view_at(d_heads.data()), 0,
+                                                upload(std::vector<std::int32_t>(lengths.begin(), lengths.end())),
+                                                UnevenChunk::tokens, counted ? upload(chunk.counts) : nullptr);
+    run_attend(chunk.shape(), ha::AttentionQueries{d_queries.data(), chunk.layout()},
+               ha::KeptCache{d_keys.data(), d_values.data(), view},
+               ha::AttentionOutput{d_output.data(), chunk.layout()}, {chunk.plan.rows_total()},
+               {.first_positions = upload(chunk.before)});
+    CHECK(chunk.is_attention(d_output.host()));
   }
 }

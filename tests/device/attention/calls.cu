@@ -3,6 +3,7 @@
 #include "support/device_attention.cuh"
 
 #include <headaware/attention/policy_mask.cuh>
+#include <headaware/cache/rolling.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -170,4 +171,107 @@ TEST_CASE("device masks are the CPU's", "[attention]") {
   auto bad = shape;
   bad.layer = 1;
   REQUIRE(ha::fill_policy_mask(table.view_at(d_bytes.data()), bad, d_bits.data(), stream) == cudaErrorInvalidValue);
+}
+
+TEST_CASE("device attention over nothing needs no buffers", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  Decoder decoder;
+  decoder.set_offsets({0, 0, 0});
+  auto const call = [&](void* d_temp, std::size_t& bytes, std::int64_t max_rows) {
+    using Cache = ha::KeptCache<float, ha::RaggedView<std::int32_t>>;
+    return ha::attend(d_temp, bytes, decoder.p.shape,
+                      ha::AttentionQueries{decoder.d_queries.data(), decoder.p.query_layout()},
+                      Cache{nullptr, nullptr, ha::RaggedView{decoder.d_offsets.data(), 2}},
+                      ha::AttentionOutput{decoder.d_output.data(), decoder.p.output_layout(), decoder.d_lse.data()},
+                      {max_rows, decoder.d_status.data()}, {}, nullptr);
+  };
+  std::size_t bytes = 0;
+  REQUIRE_CUDA(call(nullptr, bytes, 0));
+  DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{0xEE}));
+  REQUIRE(call(temp.data(), bytes, 1) == cudaErrorInvalidValue);
+  REQUIRE_CUDA(call(temp.data(), bytes, 0));
+  REQUIRE_CUDA(cudaDeviceSynchronize());
+  REQUIRE(decoder.d_status.host()[0] == 0);
+  CHECK(decoder.d_output.host() == std::vector<float>(4 * 32, 0));
+  CHECK(decoder.d_lse.host() == std::vector<float>(4, -std::numeric_limits<float>::infinity()));
+}
+
+TEST_CASE("a part without keys does not count in a device merge", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  float const none = -std::numeric_limits<float>::infinity();
+  auto const layout = ha::strided_bhsd(1, 2, 1, 8);
+  DeviceVector<float> const into(std::vector<float>(16, 2));
+  DeviceVector<float> const other(std::vector<float>(16, std::numeric_limits<float>::quiet_NaN()));
+  DeviceVector<float> const into_lse(std::vector<float>{0.5F, none});
+  DeviceVector<float> const other_lse(std::vector<float>{none, none});
+  REQUIRE_CUDA(ha::merge_attention({1, 2, 2, 1, 8}, ha::AttentionOutput{into.data(), layout, into_lse.data()},
+                                   ha::AttentionOutput{other.data(), layout, other_lse.data()}, nullptr));
+  REQUIRE_CUDA(cudaDeviceSynchronize());
+  auto const merged = into.host();
+  for (std::size_t c = 0; c < 16; ++c) CHECK(merged[c] == (c < 8 ? 2.0F : 0.0F));
+  CHECK(into_lse.host() == std::vector<float>{0.5F, none});
+}
+
+TEST_CASE("device attention on streams of their own does not meet", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  Stream const streams[2];
+  Decoder decoders[2];
+  decoders[1].set_offsets({0, 257, 287});
+  std::vector<DeviceVector<std::byte>> temps;
+  std::size_t bytes = 0;
+  for (auto const& decoder : decoders) {
+    REQUIRE_CUDA(decoder.call(nullptr, bytes, 430, nullptr));
+    temps.emplace_back(std::vector<std::byte>(bytes, std::byte{0xEE}));
+  }
+  // What each gives alone.
+  std::vector<float> alone[2];
+  for (std::size_t i = 0; i < 2; ++i) {
+    REQUIRE_CUDA(decoders[i].call(temps[i].data(), bytes, 430, streams[i]));
+    REQUIRE_CUDA(cudaStreamSynchronize(streams[i]));
+    alone[i] = decoders[i].d_output.host();
+    REQUIRE_CUDA(cudaMemset(decoders[i].d_output.data(), 0xEE, alone[i].size() * sizeof(float)));
+  }
+  REQUIRE(alone[0] != alone[1]);
+  check_attended(alone[0], decoders[0].d_lse.host(), naive_attention(decoders[0].p));
+  for (int round = 0; round < 10; ++round) {
+    for (std::size_t i = 0; i < 2; ++i) REQUIRE_CUDA(decoders[i].call(temps[i].data(), bytes, 430, streams[i]));
+  }
+  for (std::size_t i = 0; i < 2; ++i) {
+    REQUIRE_CUDA(cudaStreamSynchronize(streams[i]));
+    REQUIRE(decoders[i].d_status.host()[0] == 0);
+    CHECK(decoders[i].d_output.host() == alone[i]);
+  }
+}
+
+TEST_CASE("device attention refuses what it knows to be wrong of views and addresses", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  Decoder decoder;
+  std::size_t bytes = 0;
+  REQUIRE_CUDA(decoder.call(nullptr, bytes, 430, nullptr));
+  DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{0xEE}));
+  ha::RollingPlan const plan(ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 2), 1, {});
+  auto const* const plan_bytes = plan.bytes().data();
+  DeviceVector<std::byte> const d_heads(std::vector<std::byte>(plan_bytes, plan_bytes + plan.bytes().size()));
+  auto const call = [&](std::int32_t layer, ha::AttentionShape const& shape, std::int64_t query_shift,
+                        std::int64_t output_shift) {
+    auto const shifted = [](auto* data, std::int64_t by) {
+      return reinterpret_cast<decltype(data)>(reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(by));
+    };
+    return ha::attend(
+        temp.data(), bytes, shape,
+        ha::AttentionQueries{shifted(decoder.d_queries.data(), query_shift), ha::strided_bhsd(2, 4, 1, 16)},
+        ha::KeptCache{decoder.d_keys.data(), decoder.d_values.data(),
+                      ha::RollingView{plan.view_at(d_heads.data()), layer, decoder.d_offsets.data()}},
+        ha::AttentionOutput{shifted(decoder.d_output.data(), output_shift), ha::strided_bhsd(2, 4, 1, 16)}, {12}, {},
+        nullptr);
+  };
+  ha::AttentionShape const good{1, 4, 2, 1, 16};
+  REQUIRE_CUDA(call(0, good, 0, 0));
+  REQUIRE(call(1, good, 0, 0) == cudaErrorInvalidValue);
+  REQUIRE(call(-1, good, 0, 0) == cudaErrorInvalidValue);
+  REQUIRE(call(0, {1, 4, 1, 1, 16}, 0, 0) == cudaErrorInvalidValue);
+  REQUIRE(call(0, {2, 4, 2, 1, 16}, 0, 0) == cudaErrorInvalidValue);
+  REQUIRE(call(0, good, 2, 0) == cudaErrorInvalidValue);
+  REQUIRE(call(0, good, 0, 2) == cudaErrorInvalidValue);
+  REQUIRE_CUDA(cudaDeviceSynchronize());
 }

@@ -296,6 +296,13 @@ TEST_CASE("what the device refuses of a rolling cache", "[cache]") {
   fails(ha::copy_sequences(view, state, std::vector<ha::SequenceCopy>{{0, 0}}, cache, nullptr));
   fails(ha::copy_sequences(view, state, std::vector<ha::SequenceCopy>{{0, 2}}, cache, nullptr));
   fails(ha::rollback(view, state, nullptr, nullptr));
+  auto broken = cache;
+  broken.layers[0].keys = nullptr;
+  fails(ha::append(view, state, news.layers, layout, nullptr, 1, broken, {}, nullptr));
+  fails(ha::copy_sequences(view, state, std::vector<ha::SequenceCopy>{{0, 1}}, broken, nullptr));
+  broken.layers[0].keys = broken.layers[0].values;
+  fails(ha::append(view, state, news.layers, layout, nullptr, 1, broken, {}, nullptr));
+  fails(ha::copy_sequences(view, state, std::vector<ha::SequenceCopy>{{0, 1}}, broken, nullptr));
   REQUIRE(device.length(0) == 17);
 
   // Nothing to do is no error: no sequences, no heads that keep anything, no tokens.

@@ -5,10 +5,15 @@
 #include "support/kept_rows.hpp"
 
 #include <headaware/attention/attend.hpp>
+#include <headaware/cache/rolling.hpp>
+#include <headaware/policy/prune.hpp>
+#include <headaware/policy/sink_window.hpp>
+#include <headaware/policy/table.hpp>
 
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <type_traits>
 #include <vector>
 #ifdef _OPENMP
 #include <omp.h>
@@ -263,4 +268,108 @@ TEST_CASE("a view of one's own needs no more than rows and offsets", "[attention
                    ha::AttentionOutput{output.data(), p.output_layout()}, {.first_positions = &first});
       },
       {"first_positions", "without positions", "a pointer", "attend"});
+}
+
+TEST_CASE("a layer that holds nothing needs no buffers", "[attention]") {
+  ha::RollingPlan const plan(ha::UniformTable(ha::Prune{}, 1, 2), 1, {});
+  ha::RollingState state(1);
+  state.start(plan.view(), 0, 5);
+  std::vector<float> const queries(16, 1);
+  std::vector<float> output(16, 7);
+  std::vector<float> lse(2, 7);
+  auto const layout = ha::strided_bhsd(1, 2, 1, 8);
+  auto const call = [&](auto const& view) {
+    ha::attend({1, 2, 2, 1, 8}, ha::AttentionQueries{queries.data(), layout},
+               ha::KeptCache<float, std::remove_cvref_t<decltype(view)>>{nullptr, nullptr, view},
+               ha::AttentionOutput{output.data(), layout, lse.data()});
+  };
+  call(ha::RollingView{plan.view(), 0, state.lengths().data()});
+  CHECK(output == std::vector<float>(16, 0));
+  CHECK(lse == std::vector<float>(2, -std::numeric_limits<float>::infinity()));
+  std::vector<std::int32_t> const offsets{0, 0, 1};
+  check_error<ha::ArgumentError>(
+      [&] {
+        call(ha::RaggedView{offsets.data(), 2});
+      },
+      {"keys", "a pointer", "nullptr", "attend"});
+}
+
+TEST_CASE("a part without keys does not count in a merge", "[attention]") {
+  float const none = -std::numeric_limits<float>::infinity();
+  auto const layout = ha::strided_bhsd(1, 2, 1, 8);
+  for (bool const first_is_empty : {true, false}) {
+    std::vector<float> empty(16, std::numeric_limits<float>::quiet_NaN());
+    std::vector<float> full(16, 2);
+    std::vector<float> empty_lse(2, none);
+    std::vector<float> full_lse{0.5F, none};
+    auto& into = first_is_empty ? empty : full;
+    auto& into_lse = first_is_empty ? empty_lse : full_lse;
+    ha::merge_attention({1, 2, 2, 1, 8}, ha::AttentionOutput{into.data(), layout, into_lse.data()},
+                        first_is_empty ? ha::AttentionOutput{full.data(), layout, full_lse.data()}
+                                       : ha::AttentionOutput{empty.data(), layout, empty_lse.data()});
+    for (std::size_t c = 0; c < 16; ++c) CHECK(into[c] == (c < 8 ? 2.0F : 0.0F));  // the second head: both are empty
+    CHECK(into_lse == std::vector<float>{0.5F, none});
+  }
+}
+
+TEST_CASE("attention refuses what it knows to be wrong of views and buffers", "[attention]") {
+  ha::RollingPlan const plan(ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 1), 2, {.slack = 1});
+  ha::RollingState state(2);
+  std::vector<float> const kept(static_cast<std::size_t>(plan.rows_total() * 8), 1);
+  std::vector<float> data(200, 1);
+  auto const call = [&](ha::AttentionShape const& shape, std::int32_t layer, float const* queries, float* output,
+                        ha::StridedLayout const& layout = ha::strided_bhsd(3, 2, 1, 8), float* lse = nullptr) {
+    ha::attend(shape, ha::AttentionQueries{queries, layout},
+               ha::KeptCache{kept.data(), kept.data(), ha::RollingView{plan.view(), layer, state.lengths().data()}},
+               ha::AttentionOutput{output, layout, lse});
+  };
+  auto const bytes_on = [](float* from, std::uintptr_t by) {
+    return reinterpret_cast<float*>(reinterpret_cast<std::uintptr_t>(from) + by);
+  };
+  ha::AttentionShape const good{2, 2, 1, 1, 8};
+  call(good, 0, data.data(), data.data() + 32);
+  check_error<ha::ArgumentError>(
+      [&] {
+        call({2, 2, 2, 1, 8}, 0, data.data(), data.data() + 100);
+      },
+      {"KV heads", "1", "2", "attend, RollingView"});
+  check_error<ha::ArgumentError>(
+      [&] {
+        call({3, 2, 1, 1, 8}, 0, data.data(), data.data() + 100);
+      },
+      {"sequences", "at most 2", "3", "attend, RollingView"});
+  for (std::int32_t const layer : {1, -1}) {
+    check_error<ha::ArgumentError>([&] { call(good, layer, data.data(), data.data() + 100); },
+                                   {"layer", "[0, 1)", std::to_string(layer), "RollingView"});
+    check_error<ha::ArgumentError>(
+        [&] { (void)ha::RollingView::of_chunk(plan.view(), layer, state.lengths().data(), 1); },
+        {"layer", "[0, 1)", std::to_string(layer), "RollingView"});
+  }
+  check_error<ha::ArgumentError>([&] { call(good, 0, bytes_on(data.data(), 2), data.data() + 100); },
+                                 {"queries", "aligned to its elements", "misaligned", "attend"});
+  check_error<ha::ArgumentError>([&] { call(good, 0, data.data(), bytes_on(data.data(), 402)); },
+                                 {"output", "aligned to its elements", "misaligned", "attend"});
+  check_error<ha::ArgumentError>(
+      [&] { call(good, 0, data.data(), data.data() + 100, ha::strided_bhsd(3, 2, 1, 8), bytes_on(data.data(), 601)); },
+      {"log-sum-exp", "aligned to its elements", "misaligned", "attend"});
+  for (std::ptrdiff_t const shift : {0, 31}) {
+    check_error<ha::ArgumentError>([&] { call(good, 0, data.data(), data.data() + shift); },
+                                   {"output", "apart from the queries", "overlapping", "attend"});
+    check_error<ha::ArgumentError>([&] { call(good, 0, data.data() + shift, data.data()); },
+                                   {"output", "apart from the queries", "overlapping", "attend"});
+  }
+  // Queries and output side by side in one buffer of two sequences' rows.
+  ha::StridedLayout const side_by_side({.sequences = 2, .kv_heads = 2, .tokens = 1, .channels = 8},
+                                       {.sequence = 32, .head = 8, .token = 32, .channel = 1});
+  call(good, 0, data.data(), data.data() + 16, side_by_side);
+  check_error<ha::ArgumentError>([&] { call(good, 0, data.data(), data.data() + 15, side_by_side); },
+                                 {"output", "apart from the queries", "overlapping", "attend"});
+  std::vector<std::int32_t> const offsets{0, 0, 0};
+  check_error<ha::ArgumentError>(
+      [&] {
+        ha::attend(good, ha::AttentionQueries{data.data(), side_by_side},
+                   ha::KeptCache{kept.data(), kept.data(), ha::RaggedView{offsets.data(), 2}},
+                   ha::AttentionOutput{data.data() + 16, side_by_side});
+      },
+      {"KV heads", "2", "1", "attend, RaggedView"});
 }

@@ -3,6 +3,7 @@
 #include "support/catch.hpp"
 #include "support/errors.hpp"
 #include "support/rolled_chunk.hpp"
+#include "support/uneven_chunk.hpp"
 
 #include <array>
 #include <cmath>
@@ -132,4 +133,63 @@ TEST_CASE("merging passes over a part that saw nothing, whatever it holds", "[at
                       ha::AttentionOutput{other.data(), layout, nothing.data()});
   CHECK(into == std::vector<float>{1, 2});
   CHECK(lse[0] == 0.5F);
+}
+
+TEST_CASE("rows that a query does not see may hold anything", "[attention]") {
+  float const infinity = std::numeric_limits<float>::infinity();
+  for (float const bad : {std::numeric_limits<float>::quiet_NaN(), infinity, -infinity}) {
+    for (std::int64_t const dim : {16, 20}) {  // rows read in place, and rows copied
+      for (std::int32_t const bad_row : {3, 70, 79}) {
+        std::int64_t const queries = 40;
+        std::int64_t const rows = 80;
+        auto const random = [&](std::int64_t count, unsigned seed) {
+          return random_elements<float>(count * dim, seed);
+        };
+        auto const keys = random(rows, 1);
+        auto const values = random(rows, 2);
+        auto const q = random(queries, 3);
+        std::vector<std::int32_t> const offsets{0, 80};
+        std::int32_t const first = 50;
+        auto const layout = ha::strided_bhsd(1, 1, queries, dim);
+        auto const run = [&](std::vector<float> const& k, std::vector<float> const& v) {
+          std::vector<float> output(q.size());
+          ha::attend({1, 1, 1, queries, dim}, ha::AttentionQueries{q.data(), layout},
+                     ha::KeptCache{k.data(), v.data(), ha::RaggedView{offsets.data(), 1}},
+                     ha::AttentionOutput{output.data(), layout}, {.first_positions = &first});
+          return output;
+        };
+        auto const good = run(keys, values);
+        for (bool const in_keys : {true, false}) {
+          auto bad_keys = keys;
+          auto bad_values = values;
+          (in_keys ? bad_keys : bad_values)[static_cast<std::size_t>(bad_row * dim + 5)] = bad;
+          auto const output = run(bad_keys, bad_values);
+          for (std::int64_t i = 0; i < queries; ++i) {
+            INFO(bad << " in row " << bad_row << ", query at " << first + i);
+            auto const at = static_cast<std::size_t>(i * dim + 5);
+            if (first + i < bad_row) {
+              CHECK(output[at] == good[at]);
+            } else {
+              CHECK(!std::isfinite(output[at]));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a chunk may show exactly what each sequence's new tokens see", "[attention]") {
+  for (bool const counted : {true, false}) {
+    UnevenChunk const chunk;
+    std::vector<float> output(chunk.queries.size(), 77);
+    auto const view = ha::RollingView::of_chunk(chunk.plan.view(), 0, chunk.state.lengths().data(), UnevenChunk::tokens,
+                                                counted ? chunk.counts.data() : nullptr);
+    ha::attend(chunk.shape(), ha::AttentionQueries{chunk.queries.data(), chunk.layout()},
+               ha::KeptCache{chunk.keys.data(), chunk.values.data(), view},
+               ha::AttentionOutput{output.data(), chunk.layout()}, {.first_positions = chunk.before.data()});
+    CHECK(chunk.is_attention(output));
+    // Exactly what is needed is shown.
+    if (counted) CHECK(view.segment(0, 0).rows() == 2 + 4);
+  }
 }

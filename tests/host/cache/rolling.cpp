@@ -251,6 +251,45 @@ TEST_CASE("what rolling caches refuse", "[cache]") {
   REQUIRE(state.length(1) == 2);
 }
 
+TEST_CASE("a rolling cache's buffers must be there and apart", "[cache]") {
+  // Three layers; the second has no rows, and needs no buffers.
+  ha::PolicyTable table(3, 1, ha::SinkWindow{.sink = 1, .window = 2});
+  table.set(1, 0, ha::Prune{});
+  ha::RollingPlan const plan(table, 2, {});
+  auto const view = plan.view();
+  constexpr std::int64_t dim = 4;
+  std::vector<float> buffer(100);
+  float* const at = buffer.data();
+  std::vector<float> const news(static_cast<std::size_t>(2 * dim), 3);
+  ha::RollingState state(2);
+  using Layers = std::vector<ha::LayerKv<float>>;
+  std::vector<ha::LayerKv<float const>> const tokens{
+      {news.data(), news.data()}, {nullptr, nullptr}, {news.data(), news.data()}};
+  auto const append = [&](Layers const& layers) {
+    ha::append(view, state, tokens, ha::strided_bhsd(2, 1, 1, dim), std::vector<std::int32_t>{1, 1},
+               ha::rolling(plan, view, layers, dim));
+  };
+  auto const copy = [&](Layers const& layers) {
+    std::vector<ha::SequenceCopy> const copies{{0, 1}};
+    ha::copy_sequences(view, state, copies, ha::rolling(plan, view, layers, dim));
+  };
+  append({{at, at + 24}, {nullptr, nullptr}, {at + 48, at + 72}});
+  copy({{at, at + 24}, {nullptr, nullptr}, {at + 48, at + 72}});
+  auto const refused = [&](Layers const& layers, std::string const& what, std::string const& expected,
+                           std::string const& got) {
+    check_error<ha::ArgumentError>([&] { append(layers); }, {what, expected, got, "append"});
+    check_error<ha::ArgumentError>([&] { copy(layers); }, {what, expected, got, "copy_sequences"});
+  };
+  refused({{nullptr, at + 24}, {}, {at + 48, at + 72}}, "cache's keys", "a pointer", "nullptr");
+  refused({{at, at + 24}, {}, {at + 48, nullptr}}, "cache's values", "a pointer", "nullptr");
+  auto* const odd = reinterpret_cast<float*>(reinterpret_cast<std::uintptr_t>(at) + 2);
+  refused({{odd, at + 26}, {}, {at + 50, at + 74}}, "cache's keys", "aligned to 4", "2 bytes beyond");
+  refused({{at, at}, {}, {at + 48, at + 72}}, "buffers", "apart", "overlapping");
+  refused({{at, at + 23}, {}, {at + 48, at + 72}}, "buffers", "apart", "overlapping");
+  refused({{at, at + 24}, {}, {at + 47, at + 72}}, "buffers", "apart", "overlapping");
+  REQUIRE(state.length(0) == 1);
+}
+
 TEST_CASE("rolling caches refuse buffers that cannot be, and lengths that their counters cannot hold", "[rolling]") {
   ha::RollingPlan const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 2, .window = 6}), 2, {.slack = 4});
   auto const view = plan.view();

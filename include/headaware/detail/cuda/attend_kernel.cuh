@@ -187,6 +187,13 @@ __device__ void score_tile(Parameters const& p, float const* queries, unsigned c
   }
 }
 
+/// What hidden rows weigh, told apart from rows that are seen and weigh next to nothing.
+inline constexpr float hidden_weight = -0.0F;
+/// A hidden row may hold anything: a slot never written, or a token yet to come.
+__device__ inline float weighed(float weight, float value) {
+  return __float_as_uint(weight) == 0x80000000U ? 0.0F : weight * value;
+}
+
 /// Turns scores into weights and adds them to each query's softmax; a warp has a query at a time.
 template <int Queries, class Parameters, class Segment>
 __device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, Segment const& segment,
@@ -219,7 +226,7 @@ __device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, S
 #pragma unroll
     for (int i = 0; i < per_lane; ++i) {
       std::int32_t const key = lane + i * warp_threads;
-      float const weight = logits[i] == hidden ? 0.0F : exp2f(logits[i] - max);
+      float const weight = logits[i] == hidden ? hidden_weight : exp2f(logits[i] - max);
       sum += weight;
       if (key < p.memory.tile_rows) scores[q * p.memory.tile_rows + key] = weight;
     }
@@ -236,8 +243,7 @@ __device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, S
 }
 
 /// Adds the tile's weighted values to what a thread adds up: two channels, of every `groups`-th four rows.
-/// @tparam Masked  a row of weight 0 may be hidden: what it holds, even if it is no number, must not matter
-template <int Queries, bool Masked, class T, class Parameters>
+template <int Queries, class T, class Parameters>
 __device__ void add_values(Parameters const& p, AttendShared<Queries> const& shared, std::int32_t pair,
                            std::int32_t group, std::int32_t groups, std::int32_t rows, unsigned char const* values,
                            float const* scores, float (&sums)[Queries][2]) {
@@ -255,14 +261,29 @@ __device__ void add_values(Parameters const& p, AttendShared<Queries> const& sha
       x[k][0] = element_value(value.elements[0]);
       x[k][1] = element_value(value.elements[1]);
     }
+    if (p.first_positions != nullptr) {
+      float zero = 0;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) zero += x[k][0] * 0 + x[k][1] * 0;
+      if (zero != 0) {  // NaN: some value is no number
+#pragma unroll
+        for (int q = 0; q < Queries; ++q) {
+          float4 const weight = *reinterpret_cast<float4 const*>(scores + q * p.memory.tile_rows + row);
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            sums[q][i] += weighed(weight.x, x[0][i]) + weighed(weight.y, x[1][i]) + weighed(weight.z, x[2][i]) +
+                          weighed(weight.w, x[3][i]);
+          }
+        }
+        continue;
+      }
+    }
 #pragma unroll
     for (int q = 0; q < Queries; ++q) {
       float4 const weight = *reinterpret_cast<float4 const*>(scores + q * p.memory.tile_rows + row);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        auto const weighed = [](float w, float value) { return Masked && w == 0 ? 0.0F : w * value; };
-        sums[q][i] += weighed(weight.x, x[0][i]) + weighed(weight.y, x[1][i]) + weighed(weight.z, x[2][i]) +
-                      weighed(weight.w, x[3][i]);
+        sums[q][i] += weight.x * x[0][i] + weight.y * x[1][i] + weight.z * x[2][i] + weight.w * x[3][i];
       }
     }
   }
@@ -410,13 +431,7 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries))
     __syncthreads();
     weigh_tile<Queries>(p, shared, segment, first_query, first_position, rows, scores);
     __syncthreads();
-    if (group < groups) {
-      if (p.first_positions == nullptr) {
-        add_values<Queries, false, T>(p, shared, pair, group, groups, rows, values, scores, sums);
-      } else {
-        add_values<Queries, true, T>(p, shared, pair, group, groups, rows, values, scores, sums);
-      }
-    }
+    if (group < groups) add_values<Queries, T>(p, shared, pair, group, groups, rows, values, scores, sums);
     __syncthreads();
   }
 
