@@ -53,6 +53,7 @@ struct Options {
   std::optional<std::int64_t> floor;
   std::int64_t context = 2048;
   std::int32_t sensitivity_pieces = 1;
+  std::int32_t replan = 0;
 };
 
 std::unique_ptr<analysis::AttentionSource> open_source(Options const& options) {
@@ -114,6 +115,7 @@ void plan(Options const& options) {
   // Losses of a piece that there is not cannot be measured, of either kind.
   planning.pieces.text = std::max(planning.pieces.text, options.sensitivity_pieces);
   planning.pieces.probe = std::max(planning.pieces.probe, options.sensitivity_pieces);
+  planning.replan = options.replan;
   try {
     auto const guarded = llama_adapter::plan_model(planning, budget);
     std::printf("%s\n%s\nwrote plan.json (%s), plan_classifications.json and plan_guard.json to %s\n",
@@ -236,6 +238,12 @@ int main(int argc, char** argv) {
                  "the cost of a cut: how far it moves predictions, or how much it raises the loss")
       ->capture_default_str()
       ->check(CLI::IsMember({"divergence", "loss"}))
+      ->needs(plan);
+  app.add_option("--replan", options.replan,
+                 "times that costs are measured again where the plan is, everything cut at once, and plans made anew: "
+                 "each as many runs as the costs of cuts")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber)
       ->needs(plan);
   app.add_option("--pieces", options.pieces,
                  "pieces of text, of the probe, and held out of either to try plans on; default: 4,2,2,1")

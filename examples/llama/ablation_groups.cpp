@@ -148,6 +148,18 @@ std::vector<AblationVariant> folds(AblationScale const& scale) {
   return variants.take();
 }
 
+std::vector<AblationVariant> candidate_sinks(AblationScale const& scale) {
+  Variants variants(planned(scale));
+  variants.add("all_measured", [](AblationSetup&) {});
+  using Sinks = std::vector<std::int32_t>;
+  for (Sinks const& sinks : {Sinks{0}, Sinks{4}, Sinks{0, 4}, Sinks{0, 1, 4, 16}, Sinks{4, 64}}) {
+    std::string name = "sinks";
+    for (std::int32_t const sink : sinks) name += "_" + std::to_string(sink);
+    variants.add(name, [&](AblationSetup& s) { s.candidate_sinks = sinks; });
+  }
+  return variants.take();
+}
+
 std::vector<AblationVariant> lengths(AblationScale const& scale) {
   Variants variants(planned(scale));
   for (std::int32_t pieces = 1; pieces <= 2 * scale.pieces; pieces *= 2) {
@@ -255,6 +267,7 @@ std::vector<AblationGroup> ablation_groups(AblationScale const& scale) {
       {"probe_weight", "weight of the probe beside natural text", probe_weights(scale)},
       {"floor", "tokens that every head keeps at least", floors(scale)},
       {"fold", "how query heads share a KV head", folds(scale)},
+      {"candidate_sinks", "sinks that the planner may give a head", candidate_sinks(scale)},
       {"calibration_length", "pieces of calibration text, their length, and pieces over which losses are measured",
        lengths(scale)}};
   if (scale.other_text) {

@@ -70,6 +70,7 @@ struct AblationSetup {
   double probe_weight = 0.3;
   std::optional<std::int64_t> floor{};
   AblationFold fold = AblationFold::sum;
+  std::vector<std::int32_t> candidate_sinks{};  ///< that a head may have; none: all that were measured
   CalibrationUse calibration{};
   double plan_share = 1;        ///< of a blend with uniform windows
   std::int32_t full_first = 0;  ///< layers that keep everything

@@ -181,6 +181,8 @@ nlohmann::ordered_json parameters(AblationSetup const& s) {
   result["probe_weight"] = s.probe_weight;
   result["floor"] = s.floor ? nlohmann::ordered_json(*s.floor) : nlohmann::ordered_json("default");
   result["fold"] = name_of(ablation_fold_names, s.fold);
+  result["candidate_sinks"] =
+      s.candidate_sinks.empty() ? nlohmann::ordered_json("all") : nlohmann::ordered_json(s.candidate_sinks);
   result["plan_share"] = s.plan_share;
   result["calibration"] = {{"text", name_of(ablation_domain_names, s.calibration.domain)},
                            {"pieces", s.calibration.pieces},

@@ -38,6 +38,23 @@ ha::KvErrors layers_of(ha::KvErrors errors, std::int32_t first, std::int32_t cou
   return errors;
 }
 
+/// Errors of these sinks alone. @pre all were measured
+ha::KvErrors with_sinks(ha::KvErrors errors, std::vector<std::int32_t> const& sinks) {
+  ha::RetentionGrid const grid{sinks, errors.grid.windows};
+  std::vector<double> cells;
+  for (std::size_t head = 0; head < errors.size(); ++head) {
+    for (std::int32_t const sink : sinks) {
+      auto const& all = errors.grid.sinks;
+      auto const row = std::lower_bound(all.begin(), all.end(), sink) - all.begin();
+      auto const from = errors.of(head).subspan(static_cast<std::size_t>(row) * grid.windows.size());
+      cells.insert(cells.end(), from.begin(), from.begin() + std::ssize(grid.windows));
+    }
+  }
+  errors.grid = grid;
+  errors.cells = std::move(cells);
+  return errors;
+}
+
 ha::Budget budget_of(std::int64_t total, std::int64_t heads) {
   ha::detail::require(total > 0, "budget left for layers that do not keep everything", "> 0", total, where);
   return ha::Budget::tokens(static_cast<double>(total) / static_cast<double>(heads));
@@ -162,7 +179,8 @@ ha::PolicyTable AblationTables::planned(AblationSetup const& setup) const {
   std::int64_t const heads = std::int64_t{cut} * shape_.kv_heads;
   ha::PlanOptions options;
   options.floor = setup.floor;
-  auto const errors = layers_of(errors_of(setup, *calibration_, false), setup.full_first, cut);
+  auto errors = layers_of(errors_of(setup, *calibration_, false), setup.full_first, cut);
+  if (!setup.candidate_sinks.empty()) errors = with_sinks(std::move(errors), setup.candidate_sinks);
   ha::PolicyPlan const plan = ha::plan_policies(errors, budget_of(left, heads), context_, options);
   ha::PolicyTable table(shape_.layers, shape_.kv_heads, ha::Full{});
   for (std::int32_t layer = 0; layer < cut; ++layer) {

@@ -22,9 +22,9 @@ std::string number(double value) {
   return text;
 }
 
-std::vector<GuardedTable> candidates(std::vector<ProbedErrors> const& probed, ha::Budget const& budget,
+std::vector<GuardedTable> candidates(std::vector<NamedErrors> const& named, ha::Budget const& budget,
                                      GuardOptions const& options) {
-  ha::KvErrors const& errors = probed.front().errors;
+  ha::KvErrors const& errors = named.front().errors;
   ha::PolicyPlan const plan = ha::plan_policies(errors, budget, options.context, options.plan);
   ha::PolicyTable const uniform =
       ha::uniform_table(errors.num_layers, errors.num_kv_heads, budget, options.context, options.plan.page_size);
@@ -37,17 +37,17 @@ std::vector<GuardedTable> candidates(std::vector<ProbedErrors> const& probed, ha
     auto const table = ha::blend(uniform, plan.table, share, options.context, options.plan.page_size);
     tables.push_back({.name = "blend " + number(share), .plan = evaluated(table)});
   }
-  tables.push_back({.name = "plan", .plan = plan});
-  for (std::size_t i = 1; i < probed.size(); ++i) {
-    auto const other = ha::plan_policies(probed[i].errors, budget, options.context, options.plan);
-    tables.push_back({.name = "plan, probe " + number(probed[i].probe_weight), .plan = evaluated(other.table)});
+  tables.push_back({.name = named.front().name, .plan = plan});
+  for (std::size_t i = 1; i < named.size(); ++i) {
+    auto const other = ha::plan_policies(named[i].errors, budget, options.context, options.plan);
+    tables.push_back({.name = named[i].name, .plan = evaluated(other.table)});
   }
   return tables;
 }
 
 }  // namespace
 
-Guarded guarded_plan(LossStore& losses, std::vector<ProbedErrors> const& errors, CalibrationText const& text,
+Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors, CalibrationText const& text,
                      ha::Budget const& budget, GuardOptions const& options) {
   ha::detail::require(!errors.empty(), "errors", "at least one", "none", "guarded_plan");
   auto const& first = errors.front().errors;

@@ -28,7 +28,7 @@ struct GuardOptions {
 
 /// One table, tried.
 struct GuardedTable {
-  std::string name;  ///< "uniform", "blend 0.5", "plan" or "plan, probe 0.1"
+  std::string name;  ///< "uniform", "blend 0.5" or a plan's
   headaware::PolicyPlan plan;
   double text_loss = 0;   ///< nats a token of held-out text
   double probe_loss = 0;  ///< of the second copy of held-out probes
@@ -45,15 +45,15 @@ struct Guarded {
   [[nodiscard]] GuardedTable const& chosen() const { return tables[best]; }
 };
 
-/// Errors with one weight of the probe's.
-struct ProbedErrors {
-  double probe_weight = 0;
+/// Errors to make a plan of.
+struct NamedErrors {
+  std::string name;  ///< of the plan: "plan", "plan, probe 0.1"
   headaware::KvErrors errors;
 };
 
 /// @param errors  one plan is tried of each; the first is also what blends are made of and tables are evaluated with
 /// @throws ArgumentError if the budget is no more than a head's sinks or the plan's floors; support::Interrupted
-[[nodiscard]] Guarded guarded_plan(LossStore& losses, std::vector<ProbedErrors> const& errors,
+[[nodiscard]] Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors,
                                    CalibrationText const& text, headaware::Budget const& budget,
                                    GuardOptions const& options);
 

@@ -18,6 +18,7 @@ struct PlanningOptions {
   std::int32_t threads = 1;
   CalibrationPieces pieces{};
   CalibrationOptions calibration{};
+  std::int32_t replan = 0;  ///< times that sensitivities are measured again at the plan found, and plans made of them
   GuardOptions guard{};
 };
 

@@ -124,8 +124,7 @@ void write_attention(AttentionShape const& shape, AttentionOutput<O, Layout> con
 /// of -inf. A NaN or an infinite logit makes its output NaN.
 /// @param shape    counts; `query_tokens` 1 decodes
 /// @param queries  [sequences, query_heads, query_tokens, head_dim] in the layout's order; host
-/// @param cache    keys and values of the layer's heads, rows where the view says; host; may be null where no head
-/// holds
+/// @param cache    keys and values of the layer's heads, rows where the view says; host; null where no head holds
 ///                 anything
 /// @param output   [sequences, query_heads, query_tokens, value_dim], and optionally log-sum-exp; host; must overlap
 ///                 no input

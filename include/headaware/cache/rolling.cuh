@@ -111,8 +111,7 @@ inline cudaError_t rollback(RollingPlanView const& plan, RollingStateView const&
 /// @param plan       `RollingPlan::view_at(d_heads)`
 /// @param state      counters in device memory. No other call on the same state may run at the same time
 /// @param d_lengths  device, [num_sequences], read when the kernel runs; negative: the sequence stays as it is. Above
-/// the
-///                   plan's limit: likewise, and `state.status` becomes 1
+///                   the plan's limit: likewise, and `state.status` becomes 1
 /// @param stream     enqueued here, not synchronised
 /// @return cudaErrorInvalidValue on missing pointers; launch errors
 /// @note   Deterministic; graph-capturable. One launch; none without sequences.

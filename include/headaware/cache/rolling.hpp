@@ -164,8 +164,7 @@ void append(RollingPlanView const& plan, RollingState& state, std::vector<LayerK
 /// @brief Makes sequences continue others (a fork, or beams that survive), on the CPU: rows and counters.
 /// @param copies  no sequence may be copied to twice, or be copied from and to
 /// @throws ArgumentError before anything is written, on sequences that are not, copies that meet, and a cache of
-/// another
-///         plan or with missing, misaligned or overlapping buffers
+///         another plan or with missing, misaligned or overlapping buffers
 /// @par Cost  The rows that hold something
 template <class T>
 void copy_sequences(RollingPlanView const& plan, RollingState& state, std::span<SequenceCopy const> copies,
@@ -201,8 +200,7 @@ void copy_sequences(RollingPlanView const& plan, RollingState& state, std::span<
 /// @param positions  [head.slots()]: the token; -1 for slots to leave out
 /// @throws ArgumentError on an array of another size
 /// @par Cost  O(head.slots()), a division a slot: for masks over all slots, as an engine of one's own may want them.
-/// Where
-///            rows are all that is wanted, `RollingHead::visible` costs O(1)
+///            Where rows are all that is wanted, `RollingHead::visible` costs O(1)
 inline void slot_positions(RollingHead const& head, std::int64_t length, std::span<std::int32_t> positions) {
   detail::require(static_cast<std::int64_t>(positions.size()) == head.slots(), "positions", head.slots(),
                   positions.size(), "slot_positions");

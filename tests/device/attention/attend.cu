@@ -193,7 +193,7 @@ TEST_CASE("device attention: rows that a query does not see may hold anything", 
       auto values = random_elements<float>(90 * dim, 2);
       auto const queries = random_elements<float>(layout.extent(), 3);
       DeviceVector<float> const d_queries(queries);
-      AttendUpload const upload;
+      DeviceUpload const upload;
       auto const* const offsets = upload(std::vector<std::int32_t>{0, 90});
       auto const* const positions = upload(std::vector<std::int32_t>{first});
       auto const run = [&] {
@@ -228,7 +228,7 @@ TEST_CASE("device attention: sequences of a chunk may have different numbers of 
   HEADAWARE_REQUIRE_DEVICE();
   UnevenChunk const chunk;
   for (bool const counted : {true, false}) {
-    AttendUpload const upload;
+    DeviceUpload const upload;
     DeviceVector<float> const d_keys(chunk.keys);
     DeviceVector<float> const d_values(chunk.values);
     DeviceVector<float> const d_queries(chunk.queries);
