@@ -54,6 +54,7 @@ struct Options {
   std::int64_t context = 2048;
   std::int32_t sensitivity_pieces = 1;
   std::int32_t replan = 0;
+  std::vector<std::int32_t> skip_layers;
 };
 
 std::unique_ptr<analysis::AttentionSource> open_source(Options const& options) {
@@ -100,6 +101,8 @@ void plan(Options const& options) {
   planning.guard.probe_weight = options.probe_weights.front();
   planning.guard.other_probe_weights.assign(options.probe_weights.begin() + 1, options.probe_weights.end());
   planning.guard.plan.floor = options.floor;
+  planning.guard.plan.skip_layers = options.skip_layers;
+  std::sort(planning.guard.plan.skip_layers.begin(), planning.guard.plan.skip_layers.end());
   if (!options.pieces.empty()) {
     planning.pieces = {options.pieces[0], options.pieces[1], options.pieces[2], options.pieces[3]};
   }
@@ -238,6 +241,10 @@ int main(int argc, char** argv) {
                  "the cost of a cut: how far it moves predictions, or how much it raises the loss")
       ->capture_default_str()
       ->check(CLI::IsMember({"divergence", "loss"}))
+      ->needs(plan);
+  app.add_option("--skip_layers", options.skip_layers,
+                 "layers that keep everything, beyond the budget: those with sliding windows of the model's own, say")
+      ->delimiter(',')
       ->needs(plan);
   app.add_option("--replan", options.replan,
                  "times that costs are measured again where the plan is, everything cut at once, and plans made anew: "

@@ -79,9 +79,8 @@ void print_comparison(ha::KvErrors const& errors, Options const& options) {
     auto const budget = ha::Budget::share(share);
     try {
       auto const plan = ha::plan_policies(errors, budget, options.context, options.plan);
-      auto const uniform = ha::evaluate_table(
-          ha::uniform_table(errors.num_layers, errors.num_kv_heads, budget, options.context, options.plan.page_size),
-          errors, options.context, options.plan);
+      auto const uniform = ha::evaluate_table(ha::uniform_table(errors, budget, options.context, options.plan), errors,
+                                              options.context, options.plan);
       std::printf("%15.1f %10.1f%% %14.6g %14.6g %14.3f\n", share * static_cast<double>(options.context), 100 * share,
                   plan.predicted_error, uniform.predicted_error,
                   uniform.predicted_error > 0 ? plan.predicted_error / uniform.predicted_error : 1.0);
@@ -156,6 +155,8 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   app.add_flag("--layer_shares", options.plan.layer_shares, "each layer gets an equal share");
+  app.add_option("--skip_layers", options.plan.skip_layers, "layers that keep everything, beyond the budget")
+      ->delimiter(',');
   app.add_option("--negligible_output", options.plan.negligible_output,
                  "prune KV heads whose squared output is at most this share of their layer's mean; 0: none")
       ->capture_default_str()
@@ -173,6 +174,7 @@ int main(int argc, char** argv) {
   try {
     if (!options.measure.empty()) options.plan.measure = measure_of(options.measure);
     if (options.fold == "max") options.plan.fold = ha::GroupFold::maximum;
+    std::sort(options.plan.skip_layers.begin(), options.plan.skip_layers.end());
     run(options);
     return 0;
   } catch (std::exception const& error) {

@@ -22,20 +22,13 @@ namespace {
 
 constexpr auto where = "AblationTables::of";
 
-/// Errors of the layers from `first` on, `count` of them.
-ha::KvErrors layers_of(ha::KvErrors errors, std::int32_t first, std::int32_t count) {
-  auto const heads = static_cast<std::size_t>(errors.num_kv_heads);
-  auto const cut = [&](std::vector<double>& values, std::size_t each) {
-    if (values.empty()) return;
-    auto const from = values.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(first) * heads * each);
-    values =
-        std::vector<double>(from, from + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(count) * heads * each));
-  };
-  cut(errors.cells, errors.grid.size());
-  cut(errors.dropped, 1);
-  cut(errors.output_share, 1);
-  errors.num_layers = count;
-  return errors;
+/// Layers of a setup that keep everything.
+std::vector<std::int32_t> whole_layers(AblationSetup const& setup, std::int32_t layers) {
+  std::vector<std::int32_t> whole;
+  for (std::int32_t layer = 0; layer < layers; ++layer) {
+    if (layer < setup.full_first || layer >= layers - setup.full_last) whole.push_back(layer);
+  }
+  return whole;
 }
 
 /// Errors of these sinks alone. @pre all were measured
@@ -155,40 +148,26 @@ ha::PolicyTable AblationTables::rules(bool aggressive) const {
                                         aggressive ? ha::TypePolicies::aggressive() : ha::TypePolicies::conservative());
 }
 
+ha::Budget AblationTables::budget_beside(std::vector<std::int32_t> const& whole, AblationSetup const& setup) const {
+  auto const whole_heads = std::ssize(whole) * shape_.kv_heads;
+  return budget_of(total(setup) - whole_heads * context_, std::int64_t{shape_.layers} * shape_.kv_heads - whole_heads);
+}
+
 ha::PolicyTable AblationTables::uniform(AblationSetup const& setup) const {
-  std::int32_t const whole = setup.full_first + setup.full_last;
-  std::int32_t const cut = shape_.layers - whole;
-  std::int64_t const left = total(setup) - std::int64_t{whole} * shape_.kv_heads * context_;
-  std::int64_t const heads = std::int64_t{cut} * shape_.kv_heads;
-  ha::PolicyTable table(shape_.layers, shape_.kv_heads, ha::Full{});
-  ha::PolicyTable const windows =
-      ha::uniform_table(cut, shape_.kv_heads, budget_of(left, heads), context_, 1, setup.sink);
-  for (std::int32_t layer = 0; layer < cut; ++layer) {
-    for (std::int32_t head = 0; head < shape_.kv_heads; ++head) {
-      table.set(setup.full_first + layer, head, windows.at(layer, head));
-    }
-  }
+  auto const whole = whole_layers(setup, shape_.layers);
+  auto const windows = ha::uniform_table(1, 1, budget_beside(whole, setup), context_, 1, setup.sink);
+  ha::PolicyTable table = ha::PolicyTable(shape_.layers, shape_.kv_heads, windows.at(0, 0)).skip_layers(whole);
   fill_up(table, total(setup), context_);
   return table;
 }
 
 ha::PolicyTable AblationTables::planned(AblationSetup const& setup) const {
-  std::int32_t const whole = setup.full_first + setup.full_last;
-  std::int32_t const cut = shape_.layers - whole;
-  std::int64_t const left = total(setup) - std::int64_t{whole} * shape_.kv_heads * context_;
-  std::int64_t const heads = std::int64_t{cut} * shape_.kv_heads;
   ha::PlanOptions options;
   options.floor = setup.floor;
-  auto errors = layers_of(errors_of(setup, *calibration_, false), setup.full_first, cut);
+  options.skip_layers = whole_layers(setup, shape_.layers);
+  auto errors = errors_of(setup, *calibration_, false);
   if (!setup.candidate_sinks.empty()) errors = with_sinks(std::move(errors), setup.candidate_sinks);
-  ha::PolicyPlan const plan = ha::plan_policies(errors, budget_of(left, heads), context_, options);
-  ha::PolicyTable table(shape_.layers, shape_.kv_heads, ha::Full{});
-  for (std::int32_t layer = 0; layer < cut; ++layer) {
-    for (std::int32_t head = 0; head < shape_.kv_heads; ++head) {
-      table.set(setup.full_first + layer, head, plan.table.at(layer, head));
-    }
-  }
-  return table;
+  return ha::plan_policies(errors, budget_beside(options.skip_layers, setup), context_, options).table;
 }
 
 ha::PolicyTable AblationTables::planned_by_query_heads(AblationSetup const& setup) const {

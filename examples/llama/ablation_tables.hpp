@@ -24,6 +24,9 @@ class AblationTables {
 
  private:
   [[nodiscard]] std::int64_t total(AblationSetup const& setup) const;
+  /// What is left a head of the layers beside those that keep everything.
+  [[nodiscard]] headaware::Budget budget_beside(std::vector<std::int32_t> const& whole,
+                                                AblationSetup const& setup) const;
   [[nodiscard]] headaware::PolicyTable rules(bool aggressive) const;
   [[nodiscard]] headaware::PolicyTable uniform(AblationSetup const& setup) const;
   [[nodiscard]] headaware::PolicyTable planned(AblationSetup const& setup) const;

@@ -89,8 +89,13 @@ std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::Model
       ha::PolicyPlan const plan = ha::load_plan(path);
       ha::detail::require(plan.context == context, "context of the plan", std::to_string(context) + ", as --context",
                           plan.context, path.c_str());
-      auto const heads = static_cast<std::int64_t>(plan.heads.size());
-      plans.emplace_back(plan.budget_tokens / std::max<std::int64_t>(heads, 1), ha::load_policy_table(path, model));
+      for (std::int32_t const layer : plan.options.skip_layers) {
+        bool const skipped =
+            std::find(options.skip_layers.begin(), options.skip_layers.end(), layer) != options.skip_layers.end();
+        ha::detail::require(skipped, "--skip_layers", "the layers that the plan keeps whole, for the other methods too",
+                            "none of layer " + std::to_string(layer), path.c_str());
+      }
+      plans.emplace_back(static_cast<std::int64_t>(plan.mean_budget()), ha::load_policy_table(path, model));
     }
   }
   std::optional<ha::PolicyTable> classes;

@@ -9,6 +9,7 @@
 #include <headaware/io/attention_sums.hpp>
 #include <headaware/io/save_observation.hpp>
 #include <headaware/io/save_sensitivities.hpp>
+#include <headaware/plan/policy_plan.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -108,9 +109,16 @@ ha::Sensitivities sensitivities(LossStore& losses, CalibrationText::Pieces const
   saved.losses = true;
   saved.cut = options.cut;
 
-  saved.values =
+  auto const measured =
       costs(losses, sensitivity_jobs(shape, pieces, options), static_cast<std::size_t>(options.sensitivity_pieces),
             first_query, options.by, "sensitivities to cuts, " + what);
+  // Layers that were skipped get the others' mean, for whoever plans them after all.
+  std::size_t const each = by_head ? static_cast<std::size_t>(shape.kv_heads) : 1;
+  saved.values.assign(static_cast<std::size_t>(shape.layers) * each, mean_loss(measured));
+  std::size_t next = 0;
+  for (std::int32_t const layer : ha::detail::planned_layers(shape.layers, options.skip_layers)) {
+    for (std::size_t i = 0; i < each; ++i) saved.values[static_cast<std::size_t>(layer) * each + i] = measured[next++];
+  }
   ha::save_sensitivities(folder / "sensitivities.json", saved);
   return saved.factors(statistics);
 }
@@ -127,7 +135,7 @@ std::vector<LossJob> sensitivity_jobs(ModelShape const& shape, CalibrationText::
   bool const by_head = options.sensitivity == SensitivityOf::head;
   ha::PolicyTable const full(shape.layers, shape.kv_heads, ha::Full{});
   std::vector<ha::PolicyTable> tables{full};
-  for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
+  for (std::int32_t const layer : ha::detail::planned_layers(shape.layers, options.skip_layers)) {
     ha::PolicyTable table = full;
     for (std::int32_t head = 0; head < shape.kv_heads; ++head) {
       table.set(layer, head, options.cut);

@@ -32,7 +32,8 @@ struct CalibrationOptions {
   SensitivityBy by = SensitivityBy::divergence;
   std::int32_t sensitivity_pieces = 1;  ///< of text and of probe, over which losses are measured
   headaware::SinkWindow cut{.sink = 4, .window = 60};
-  std::int64_t query_stride = 1;  ///< every so many rows are observed
+  std::int64_t query_stride = 1;            ///< every so many rows are observed
+  std::vector<std::int32_t> skip_layers{};  ///< are not cut: plans leave them whole. Ascending
 };
 
 /// One kind of text, measured.
@@ -51,7 +52,7 @@ struct Calibration {
 
 /// @brief The runs that tell the sensitivities to one kind of text: of each `sensitivity_pieces` each layer (head) cut,
 /// for `LossStore::divergences`, or, behind one with everything kept, for `LossStore::losses`. None without
-/// sensitivities.
+/// sensitivities, and none of skipped layers.
 [[nodiscard]] std::vector<LossJob> sensitivity_jobs(ModelShape const& shape, CalibrationText::Pieces const& pieces,
                                                     CalibrationOptions const& options);
 

@@ -26,8 +26,7 @@ std::vector<GuardedTable> candidates(std::vector<NamedErrors> const& named, ha::
                                      GuardOptions const& options) {
   ha::KvErrors const& errors = named.front().errors;
   ha::PolicyPlan const plan = ha::plan_policies(errors, budget, options.context, options.plan);
-  ha::PolicyTable const uniform =
-      ha::uniform_table(errors.num_layers, errors.num_kv_heads, budget, options.context, options.plan.page_size);
+  ha::PolicyTable const uniform = ha::uniform_table(errors, budget, options.context, options.plan);
   auto const evaluated = [&](ha::PolicyTable const& table) {
     return ha::evaluate_table(table, errors, options.context, options.plan, budget);
   };

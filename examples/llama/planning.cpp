@@ -41,7 +41,9 @@ Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
   auto const text = calibration_text(model, tokens, guard.context, options.pieces, options.text.string());
   PolicyRun run(model, {.tokens = static_cast<std::int32_t>(guard.context), .threads = options.threads});
   LossStore losses(run, options.calibration.output_dir / "losses");
-  Calibration calibration = calibrate(losses, text, options.calibration);
+  CalibrationOptions cuts = options.calibration;
+  cuts.skip_layers = guard.plan.skip_layers;
+  Calibration const calibration = calibrate(losses, text, cuts);
   auto errors = errors_of(calibration, guard, "plan");
   Guarded guarded = guarded_plan(losses, errors, text, budget, guard);
   for (std::int32_t round = 0; round < options.replan; ++round) {

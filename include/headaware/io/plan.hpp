@@ -39,7 +39,7 @@ inline constexpr std::array<std::string_view, 4> plan_policy_names{Full::name, S
   return number;
 }
 
-[[nodiscard]] inline PlanOptions parse_plan_options(JsonObject fields, std::int64_t context) {
+[[nodiscard]] inline PlanOptions parse_plan_options(JsonObject fields, std::int64_t context, std::int32_t num_layers) {
   constexpr std::int64_t most = std::int64_t{1} << 30;
   PlanOptions options;
   options.measure = fields.get("measure", "a string").name_of<ErrorMeasure>(error_measure_names, "error measure");
@@ -51,6 +51,14 @@ inline constexpr std::array<std::string_view, 4> plan_policy_names{Full::name, S
   options.layer_shares = fields.get("layer_shares", "true or false").boolean();
   options.negligible_output = not_negative(fields.get("negligible_output", "a number"));
   options.use_remainder = fields.get("use_remainder", "true or false").boolean();
+  if (auto const skipped = fields.find("skip_layers")) {
+    options.skip_layers = ascending(skipped->array(), 0);
+    bool const within = options.skip_layers.back() < num_layers && std::ssize(options.skip_layers) < num_layers;
+    if (!within) {
+      skipped->fail("skip_layers", "less than all of " + std::to_string(num_layers) + " layers",
+                    std::to_string(options.skip_layers.back()));
+    }
+  }
   return options;
 }
 
@@ -93,7 +101,7 @@ inline constexpr std::array<std::string_view, 4> plan_policy_names{Full::name, S
   auto const planned_tokens = planned.integer<std::int64_t>(0, plan.budget_tokens);
   plan.floor = root.get("floor", "an integer").integer<std::int64_t>(0, plan.context);
   plan.predicted_error = not_negative(root.get("predicted_error", "a number"));
-  plan.options = parse_plan_options(root.get("options", "an object").object(), plan.context);
+  plan.options = parse_plan_options(root.get("options", "an object").object(), plan.context, plan.num_layers);
 
   struct Record {
     std::int32_t layer_idx = 0;
@@ -130,6 +138,13 @@ inline constexpr std::array<std::string_view, 4> plan_policy_names{Full::name, S
     plan.table.set(record.layer_idx, record.head_idx, record.policy);
     plan.heads.push_back(record.planned);
   }
+  for (std::int32_t const layer : plan.options.skip_layers) {
+    for (std::int32_t kv = 0; kv < plan.num_kv_heads; ++kv) {
+      auto const& policy = plan.table.at(layer, kv);
+      if (!policy.is<Full>())
+        array.fail("policy of a skipped layer", std::string(Full::name), std::string(policy.name()));
+    }
+  }
   return plan;
 }
 
@@ -137,9 +152,9 @@ inline constexpr std::array<std::string_view, 4> plan_policy_names{Full::name, S
 
 /// @brief A plan from the text of a `plan.json`: `{format, version, model_info{num_layers, num_heads, num_kv_heads},
 /// context, budget_tokens, planned_tokens, floor, predicted_error, options{measure, fold, floor, page_size, ranks,
-/// layer_shares, negligible_output, use_remainder}, heads[{layer_idx, kv_head, policy, sink, window, tokens,
-/// predicted_error}]}`. A policy is `full`, `sink_window`, `window_only` or `prune`; what it does not have of sink and
-/// window is -1. Keys that are not known are passed over.
+/// layer_shares, negligible_output, use_remainder, skip_layers[…] or nothing}, heads[{layer_idx, kv_head, policy, sink,
+/// window, tokens, predicted_error}]}`. A policy is `full`, `sink_window`, `window_only` or `prune`; what it does not
+/// have of sink and window is -1. Keys that are not known are passed over.
 /// @param source_name  names the text in messages, for example its path
 /// @throws FormatError naming source, line, column and JSON pointer, if the text is not JSON, of another format or
 ///         version, a field is missing, of another type or out of range, a head is missing or double, tokens are not

@@ -54,6 +54,14 @@ inline void require_savable(PolicyPlan const& plan, char const* where) {
     tokens += held;
   }
   require(plan.planned_tokens == tokens, "planned_tokens", tokens, plan.planned_tokens, where);
+  require(plan.planned_heads() > 0, "layers that are not skipped", "at least one", "none", where);
+  for (std::int32_t const layer : plan.options.skip_layers) {
+    require_index(layer, plan.num_layers, "skipped layer", where);
+    for (std::int32_t kv = 0; kv < plan.num_kv_heads; ++kv) {
+      auto const& policy = plan.table.at(layer, kv);
+      require(policy.is<Full>(), "policy of a skipped layer", Full::name, policy.name(), where);
+    }
+  }
 }
 
 }  // namespace detail
@@ -84,6 +92,7 @@ inline void require_savable(PolicyPlan const& plan, char const* where) {
                          {"negligible_output", options.negligible_output},
                          {"use_remainder", options.use_remainder}};
   if (options.floor) document["options"]["floor"] = *options.floor;
+  if (!options.skip_layers.empty()) document["options"]["skip_layers"] = options.skip_layers;
   auto& heads = document["heads"] = nlohmann::ordered_json::array();
   for (std::int32_t layer = 0; layer < plan.num_layers; ++layer) {
     for (std::int32_t kv = 0; kv < plan.num_kv_heads; ++kv) {

@@ -38,6 +38,16 @@ HEADAWARE_NAMESPACE_BEGIN
   return {num_layers, num_kv_heads, SinkWindow{.sink = sink, .window = static_cast<std::int32_t>(each - sink)}};
 }
 
+/// @brief The same at the size of a plan: for the heads that it chooses for, beside layers that it skips.
+/// @throws ArgumentError also where all layers are skipped, or one is out of range
+[[nodiscard]] inline PolicyTable uniform_table(KvErrors const& errors, Budget const& budget, std::int64_t context,
+                                               PlanOptions const& options) {
+  auto const layers = detail::planned_layers(errors.num_layers, options.skip_layers);
+  auto const planned = static_cast<std::int32_t>(layers.size());
+  PolicyTable const windows = uniform_table(planned, errors.num_kv_heads, budget, context, options.page_size);
+  return PolicyTable(errors.num_layers, errors.num_kv_heads, windows.at(0, 0)).skip_layers(options.skip_layers);
+}
+
 namespace detail {
 
 /// Sinks and window of a policy of the planner; what keeps all or nothing has none.
@@ -141,7 +151,8 @@ struct SinksOf {
     if (sinks.windowed) error = errors.at(head, sinks.sink, sinks.window, context);
     plan.set(head, policy, {held_tokens(policy, context, options.page_size), error});
   }
-  plan.budget_tokens = budget ? budget->total(static_cast<std::int64_t>(errors.size()), context) : plan.planned_tokens;
+  plan.budget_tokens =
+      budget ? budget->total(plan.planned_heads(), context) + plan.skipped_tokens() : plan.planned_tokens;
   detail::require(plan.planned_tokens <= plan.budget_tokens, "tokens of the table",
                   "at most the budget, " + std::to_string(plan.budget_tokens), plan.planned_tokens, where);
   return plan;

@@ -70,6 +70,29 @@ struct KvErrors {
     return std::span(cells).subspan(head * grid.size(), grid.size());
   }
 
+  /// @brief Those of the named layers alone, in the order named.
+  /// @throws ArgumentError if no layer is named or one is out of range
+  [[nodiscard]] KvErrors select_layers(std::span<std::int32_t const> layers) const {
+    constexpr auto where = "KvErrors::select_layers";
+    detail::require(!layers.empty(), "layers", "at least one", "none", where);
+    KvErrors result = *this;
+    result.num_layers = static_cast<std::int32_t>(layers.size());
+    auto const select = [&](std::vector<double> const& from, std::vector<double>& to, std::size_t each) {
+      if (from.empty()) return;
+      to.clear();
+      std::size_t const size = static_cast<std::size_t>(num_kv_heads) * each;
+      for (std::int32_t const layer : layers) {
+        detail::require_index(layer, num_layers, "layer", where);
+        auto const begin = from.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(layer) * size);
+        to.insert(to.end(), begin, begin + static_cast<std::ptrdiff_t>(size));
+      }
+    };
+    select(cells, result.cells, grid.size());
+    select(dropped, result.dropped, 1);
+    select(output_share, result.output_share, 1);
+    return result;
+  }
+
   /// @brief The error of keeping `sink` and `window` of `context` tokens, also off the grid: linear in the logarithm
   /// of the window (from the largest one on down to 0 where all is kept), linear in the sink, constant below and
   /// beside the grid.

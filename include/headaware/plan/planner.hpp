@@ -134,6 +134,28 @@ struct HullStep {
   return SinkWindow{.sink = sink, .window = window};
 }
 
+/// A plan of some layers as one of all of them, of which the others keep everything.
+[[nodiscard]] inline PolicyPlan with_whole_layers(PolicyPlan const& some, std::span<std::int32_t const> layers,
+                                                  KvErrors const& errors, PlanOptions const& options) {
+  PolicyPlan plan(errors, some.context, options);
+  plan.floor = some.floor;
+  plan.budget_tokens = some.budget_tokens + plan.skipped_tokens();
+  auto const kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
+  std::size_t next = 0;  // of `some`
+  for (std::size_t head = 0; head < plan.heads.size(); ++head) {
+    auto const layer = static_cast<std::int32_t>(head / kv_heads);
+    if (next < some.heads.size() && layers[next / kv_heads] == layer) {
+      plan.set(head,
+               some.table.at(static_cast<std::int32_t>(next / kv_heads), static_cast<std::int32_t>(next % kv_heads)),
+               some.heads[next]);
+      ++next;
+    } else {
+      plan.set(head, Full{}, {whole_pages(some.context, options.page_size), 0});
+    }
+  }
+  return plan;
+}
+
 }  // namespace detail
 
 /// @brief The policies that lose least under a budget: over all layers and KV heads together, from each head's
@@ -149,7 +171,7 @@ struct HullStep {
 /// Deterministic. Ties: of steps that save the same a token the lower layer first, then the lower KV head; of pairs of
 /// equal size and error the fewer sinks; of sizes with equal error the smaller.
 /// @param errors   of `weighted_errors`
-/// @param budget   of one sequence, all heads together
+/// @param budget   of one sequence, all heads together that are not of `skip_layers`
 /// @param context  tokens of the sequences that the plan is for: what Full costs. Pairs that reach it are Full
 /// @throws ArgumentError if options make no sense, or the budget (of a rank, of a layer) is less than the smallest
 /// sizes
@@ -161,6 +183,13 @@ struct HullStep {
                                               PlanOptions const& options = {}) {
   constexpr auto where = "plan_policies";
   options.validate(context);
+  if (!options.skip_layers.empty()) {
+    auto const layers = detail::planned_layers(errors.num_layers, options.skip_layers);
+    PlanOptions of_these = options;
+    of_these.skip_layers.clear();
+    return detail::with_whole_layers(plan_policies(errors.select_layers(layers), budget, context, of_these), layers,
+                                     errors, options);
+  }
   std::size_t const heads = errors.size();
   detail::require(heads > 0 && errors.cells.size() == heads * errors.grid.size(), "errors of KV heads",
                   "those of a grid", errors.cells.size(), where);

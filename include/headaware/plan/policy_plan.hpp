@@ -10,6 +10,7 @@
 #include <headaware/policy/table.hpp>
 #include <headaware/types.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -30,6 +31,8 @@ struct PlanOptions {
   bool layer_shares = false;              ///< each layer has an equal share, to one page
   double negligible_output = 1e-6;        ///< heads with at most this `KvErrors::output_share` are pruned; 0: none
   bool use_remainder = true;              ///< widen a window by what is left
+  /// Keep everything, beyond the budget: layers of a model with sliding windows of its own, for example. Ascending.
+  std::vector<std::int32_t> skip_layers{};
 
   friend bool operator==(PlanOptions const&, PlanOptions const&) = default;
 
@@ -43,6 +46,10 @@ struct PlanOptions {
     detail::require(ranks > 0, "ranks", "> 0", ranks, where);
     detail::require(negligible_output >= 0 && std::isfinite(negligible_output), "negligible_output",
                     "a finite number >= 0", negligible_output, where);
+    for (std::size_t i = 0; i < skip_layers.size(); ++i) {
+      bool const above = skip_layers[i] > (i == 0 ? -1 : skip_layers[i - 1]);
+      detail::require(above, "skip_layers", "layers in ascending order", skip_layers[i], where);
+    }
   }
 };
 
@@ -60,7 +67,7 @@ struct PolicyPlan {
   std::int32_t num_heads = 0;  ///< query heads a layer
   std::int32_t num_kv_heads = 0;
   std::int64_t context = 0;         ///< tokens of the sequences that it is for
-  std::int64_t budget_tokens = 0;   ///< of all heads together
+  std::int64_t budget_tokens = 0;   ///< of all heads together, those of skipped layers included
   std::int64_t planned_tokens = 0;  ///< sum over heads, exact; at most the budget
   std::int64_t floor = 0;           ///< that held
   double predicted_error = 0;       ///< sum over heads; in nats where sensitivities are
@@ -92,14 +99,46 @@ struct PolicyPlan {
   }
 
   [[nodiscard]] std::int64_t left() const { return budget_tokens - planned_tokens; }
-  [[nodiscard]] double mean_tokens() const {
-    return heads.empty() ? 0 : static_cast<double>(planned_tokens) / static_cast<double>(heads.size());
+  /// KV heads of layers that are not skipped.
+  [[nodiscard]] std::int64_t planned_heads() const {
+    return std::int64_t{num_layers - static_cast<std::int32_t>(options.skip_layers.size())} * num_kv_heads;
   }
+  /// Tokens of the others, which hold everything.
+  [[nodiscard]] std::int64_t skipped_tokens() const {
+    auto const skipped = static_cast<std::int64_t>(options.skip_layers.size()) * num_kv_heads;
+    return skipped * detail::whole_pages(context, options.page_size);
+  }
+  /// Tokens that a planned head keeps, on average.
+  [[nodiscard]] double mean_tokens() const { return of_each(planned_tokens); }
+  /// Those that it may keep.
+  [[nodiscard]] double mean_budget() const { return of_each(budget_tokens); }
   /// The model's shape; `head_dim` is not known here.
   [[nodiscard]] ModelConfig model() const { return {num_layers, num_heads, num_kv_heads, 0}; }
 
   friend bool operator==(PolicyPlan const&, PolicyPlan const&) = default;
+
+ private:
+  [[nodiscard]] double of_each(std::int64_t tokens) const {
+    std::int64_t const count = planned_heads();
+    return count > 0 ? static_cast<double>(tokens - skipped_tokens()) / static_cast<double>(count) : 0;
+  }
 };
+
+namespace detail {
+
+/// Layers that a plan chooses for. @throws ArgumentError if there are none, or a skipped one is out of range
+[[nodiscard]] inline std::vector<std::int32_t> planned_layers(std::int32_t num_layers,
+                                                              std::vector<std::int32_t> const& skipped) {
+  std::vector<std::int32_t> layers;
+  for (std::int32_t layer = 0; layer < num_layers; ++layer) {
+    if (!std::binary_search(skipped.begin(), skipped.end(), layer)) layers.push_back(layer);
+  }
+  for (std::int32_t const layer : skipped) require_index(layer, num_layers, "skipped layer", "plan_policies");
+  require(!layers.empty(), "layers that are not skipped", "at least one", "none", "plan_policies");
+  return layers;
+}
+
+}  // namespace detail
 
 /// @brief The tokens that a policy holds of a sequence, in whole pages.
 [[nodiscard]] inline std::int64_t held_tokens(AnyPolicy<> const& policy, std::int64_t context,

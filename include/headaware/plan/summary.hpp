@@ -43,6 +43,13 @@ template <class... Values>
                 std::string(to_string(plan.options.measure.value_or(ErrorMeasure::output))).c_str(),
                 std::string(to_string(plan.options.fold)).c_str(), wide(plan.floor), wide(plan.options.page_size));
 
+  if (!plan.options.skip_layers.empty()) {
+    text.pop_back();
+    text += "kept whole beyond that, and not counted in means: layers";
+    for (std::int32_t const layer : plan.options.skip_layers) text += print(" %d", layer);
+    text += "\n\n";
+  }
+
   std::map<std::string_view, int> policies;
   std::map<std::int32_t, int> sinks;
   std::map<std::int64_t, int> windows;  // up to a power of two

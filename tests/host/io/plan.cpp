@@ -58,7 +58,9 @@ TEST_CASE("plans survive a file", "[io]") {
   special.measure = ha::ErrorMeasure::output;
   special.negligible_output = 0.25;
   special.use_remainder = false;
-  for (auto const& plan : {planned(), planned(special), by_hand()}) {
+  ha::PlanOptions skipping;
+  skipping.skip_layers = {0, 2};
+  for (auto const& plan : {planned(), planned(special), planned(skipping), by_hand()}) {
     ha::save_plan(folder / "plan.json", plan);
     auto const again = ha::load_plan(folder / "plan.json");
     CHECK(again == plan);
@@ -121,6 +123,13 @@ TEST_CASE("plans that are broken are named", "[io]") {
   refused(replaced(text, "\"predicted_error\": 0.25", "\"predicted_error\": -0.25"),
           {"negative number", ">= 0", "-0.25", "/heads/2/predicted_error"});
 
+  std::string const options = "\"use_remainder\": true";
+  refused(replaced(text, options, options + ", \"skip_layers\": [0]"),
+          {"policy of a skipped layer", "full", "sink_window", "/heads"});
+  refused(replaced(text, options, options + ", \"skip_layers\": [2]"),
+          {"skip_layers", "2 layers", "2", "/skip_layers"});
+  refused(replaced(text, options, options + ", \"skip_layers\": [0, 1]"), {"skip_layers", "2 layers", "1", "/options"});
+
   auto const unsavable = [](auto const& change, ha::ErrorDetail const& parts) {
     auto plan = by_hand();
     change(plan);
@@ -132,6 +141,8 @@ TEST_CASE("plans that are broken are named", "[io]") {
   unsavable([](auto& p) { p.heads.pop_back(); }, {"planned heads", "4", "3", "format_plan"});
   unsavable([](auto& p) { p.predicted_error = std::numeric_limits<double>::infinity(); },
             {"predicted_error", "finite", "inf", "format_plan"});
+  unsavable([](auto& p) { p.options.skip_layers = {1}; }, {"policy of a skipped layer", "full", "", "format_plan"});
+  unsavable([](auto& p) { p.options.skip_layers = {2}; }, {"skipped layer", "", "2", "format_plan"});
   unsavable([](auto& p) { p.options.measure.reset(); }, {"measure", "", "none", "format_plan"});
   unsavable([](auto& p) { p.table = ha::PolicyTable(2, 1); }, {"table", "", "another", "format_plan"});
   unsavable(

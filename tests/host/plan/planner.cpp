@@ -4,6 +4,7 @@
 #include "support/errors.hpp"
 #include "support/planned_statistics.hpp"
 
+#include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
 
 #include <algorithm>
@@ -336,6 +337,58 @@ TEST_CASE("heads without output are pruned, and only they", "[plan]") {
   // Of masses alone nothing is known of the output.
   statistics.info.with_values = statistics.info.with_output_metric = false;
   CHECK_FALSE(ha::plan_policies(statistics, ha::Budget::tokens(100), context).table.at(1, 1).is<ha::Prune>());
+}
+
+TEST_CASE("skipped layers keep everything, beyond the budget", "[plan]") {
+  auto const errors = errors_of(random_statistics(5, 4, 2, ha::RetentionGrid::up_to(context), 31));
+  auto const others = errors.select_layers(std::vector<std::int32_t>{0, 2, 3});
+  CHECK(others.num_layers == 3);
+  CHECK(others.at(2, 4, 60, context) == errors.at(4, 4, 60, context));
+  for (bool const layered : {false, true}) {
+    ha::PlanOptions options;
+    options.page_size = 16;
+    options.layer_shares = layered;
+    auto const alone = ha::plan_policies(others, ha::Budget::tokens(100), context, options);
+    options.skip_layers = {1, 4};
+    auto const plan = ha::plan_policies(errors, ha::Budget::tokens(100), context, options);
+    check_accounting(plan);
+    CHECK(plan.options == [&] {
+      auto asked = options;
+      asked.measure = errors.measure;
+      return asked;
+    }());
+    CHECK(plan.planned_heads() == 6);
+    CHECK(plan.skipped_tokens() == 4 * context);
+    CHECK(plan.budget_tokens == alone.budget_tokens + 4 * context);
+    CHECK(plan.mean_tokens() == alone.mean_tokens());
+    CHECK(plan.mean_budget() == 100);
+    CHECK(plan.floor == alone.floor);
+    CHECK(plan.predicted_error == alone.predicted_error);
+    CHECK(plan.table.select_layers(std::vector<std::int32_t>{0, 2, 3}) == alone.table);
+    for (std::int32_t const layer : options.skip_layers) {
+      for (std::int32_t kv = 0; kv < 2; ++kv) CHECK(plan.table.at(layer, kv).is<ha::Full>());
+    }
+    // Uniform windows beside it, at its size.
+    auto const uniform = ha::uniform_table(errors, ha::Budget::tokens(100), context, options);
+    CHECK(uniform.at(1, 0).is<ha::Full>());
+    CHECK(uniform.at(0, 0).get<ha::SinkWindow>() == ha::SinkWindow{4, 92});
+    auto const evaluated = ha::evaluate_table(uniform, errors, context, options, ha::Budget::tokens(100));
+    CHECK(evaluated.budget_tokens == plan.budget_tokens);
+    CHECK(evaluated.mean_tokens() == 96);
+  }
+  auto const refused = [&](std::vector<std::int32_t> layers, ha::ErrorDetail const& parts) {
+    ha::PlanOptions options;
+    options.skip_layers = std::move(layers);
+    check_error<ha::ArgumentError>([&] { (void)ha::plan_policies(errors, ha::Budget::tokens(100), context, options); },
+                                   parts);
+  };
+  refused({0, 1, 2, 3, 4}, {"layers that are not skipped", "one", "none", "plan_policies"});
+  refused({5}, {"skipped layer", "", "5", "plan_policies"});
+  refused({-1}, {"skip_layers", "ascending", "-1", "PlanOptions"});
+  refused({2, 2}, {"skip_layers", "ascending", "2", "PlanOptions"});
+  check_error<ha::ArgumentError>([&] { (void)errors.select_layers({}); }, {"layers", "one", "none", "select_layers"});
+  check_error<ha::ArgumentError>([&] { (void)errors.select_layers(std::vector<std::int32_t>{5}); },
+                                 {"layer", "", "5", "select_layers"});
 }
 
 TEST_CASE("options that make no sense are refused", "[plan]") {
