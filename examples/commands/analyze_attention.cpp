@@ -53,7 +53,8 @@ struct Options {
   std::optional<std::int64_t> floor;
   std::int64_t context = 2048;
   std::int32_t sensitivity_pieces = 1;
-  std::int32_t replan = 0;
+  bool replan = false;
+  std::optional<double> score_weight;
   std::vector<std::int32_t> skip_layers;
 };
 
@@ -98,8 +99,8 @@ void plan(Options const& options) {
   planning.text = options.text;
   planning.threads = options.threads;
   planning.guard.context = options.context;
-  planning.guard.probe_weight = options.probe_weights.front();
-  planning.guard.other_probe_weights.assign(options.probe_weights.begin() + 1, options.probe_weights.end());
+  planning.probe_weights = options.probe_weights;
+  planning.guard.probe_weight = options.score_weight.value_or(options.probe_weights.front());
   planning.guard.plan.floor = options.floor;
   planning.guard.plan.skip_layers = options.skip_layers;
   std::sort(planning.guard.plan.skip_layers.begin(), planning.guard.plan.skip_layers.end());
@@ -246,11 +247,9 @@ int main(int argc, char** argv) {
                  "layers that keep everything, beyond the budget: those with sliding windows of the model's own, say")
       ->delimiter(',')
       ->needs(plan);
-  app.add_option("--replan", options.replan,
-                 "times that costs are measured again where the plan is, everything cut at once, and plans made anew: "
-                 "each as many runs as the costs of cuts")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber)
+  app.add_flag("--replan", options.replan,
+               "measure the costs of layers again at the plan, everything cut at once, and try plans made of them too: "
+               "as many runs as the costs of cuts")
       ->needs(plan);
   app.add_option("--pieces", options.pieces,
                  "pieces of text, of the probe, and held out of either to try plans on; default: 4,2,2,1")
@@ -263,9 +262,14 @@ int main(int argc, char** argv) {
       ->needs(plan);
   app.add_option("--probe_weight", options.probe_weights,
                  "of a passage followed by itself, beside natural text, which has 1. Of several, each makes a plan to "
-                 "try, and the first one weighs what is lost")
+                 "try")
       ->delimiter(',')
       ->capture_default_str()
+      ->check(CLI::NonNegativeNumber)
+      ->needs(plan);
+  app.add_option("--score_weight", options.score_weight,
+                 "of what is lost of such a passage, beside what is lost of text, where plans are tried; default: the "
+                 "first --probe_weight")
       ->check(CLI::NonNegativeNumber)
       ->needs(plan);
   CLI11_PARSE(app, argc, argv);

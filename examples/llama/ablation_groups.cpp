@@ -1,10 +1,11 @@
 #include "llama/ablation_groups.hpp"
 
+#include "llama/short_number.hpp"
+
 #include <headaware/error.hpp>
 
 #include <algorithm>
 #include <cstddef>
-#include <cstdio>
 #include <utility>
 
 namespace llama_adapter {
@@ -12,12 +13,6 @@ namespace llama_adapter {
 namespace ha = headaware;
 
 namespace {
-
-std::string number(double value) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%g", value);
-  return text;
-}
 
 /// Makes the variants of one group, from one setup each.
 class Variants {
@@ -122,7 +117,7 @@ std::vector<AblationVariant> sensitivities(AblationScale const& scale) {
 std::vector<AblationVariant> probe_weights(AblationScale const& scale) {
   Variants variants(planned(scale));
   for (double const weight : {0.0, 0.1, 0.3, 0.5, 1.0}) {
-    variants.add("probe_" + number(weight), [&](AblationSetup& s) { s.probe_weight = weight; });
+    variants.add("probe_" + short_number(weight), [&](AblationSetup& s) { s.probe_weight = weight; });
   }
   return variants.take();
 }
@@ -241,7 +236,7 @@ std::vector<AblationVariant> skipped_layers(AblationScale const& scale) {
 std::vector<AblationVariant> blends(AblationScale const& scale) {
   Variants variants(planned(scale));
   for (double const share : {0.0, 0.25, 0.5, 0.75, 1.0}) {
-    variants.add("plan_share_" + number(share), [&](AblationSetup& s) { s.plan_share = share; });
+    variants.add("plan_share_" + short_number(share), [&](AblationSetup& s) { s.plan_share = share; });
   }
   return variants.take();
 }

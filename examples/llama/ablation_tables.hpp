@@ -5,10 +5,11 @@
 #include "llama/ablation_calibration.hpp"
 #include "llama/ablation_groups.hpp"
 
-#include <headaware/plan/kv_errors.hpp>
+#include <headaware/plan/budget.hpp>
 #include <headaware/policy/table.hpp>
 
 #include <cstdint>
+#include <vector>
 
 namespace llama_adapter {
 

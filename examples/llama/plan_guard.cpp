@@ -1,5 +1,7 @@
 #include "llama/plan_guard.hpp"
 
+#include "llama/short_number.hpp"
+
 #include <headaware/io/file.hpp>
 #include <headaware/io/save_plan.hpp>
 #include <headaware/plan/compare.hpp>
@@ -16,12 +18,6 @@ namespace ha = headaware;
 
 namespace {
 
-std::string number(double value) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%g", value);
-  return text;
-}
-
 std::vector<GuardedTable> candidates(std::vector<NamedErrors> const& named, ha::Budget const& budget,
                                      GuardOptions const& options) {
   ha::KvErrors const& errors = named.front().errors;
@@ -34,7 +30,7 @@ std::vector<GuardedTable> candidates(std::vector<NamedErrors> const& named, ha::
   tables.push_back({.name = "uniform", .plan = evaluated(uniform)});
   for (double const share : options.blends) {
     auto const table = ha::blend(uniform, plan.table, share, options.context, options.plan.page_size);
-    tables.push_back({.name = "blend " + number(share), .plan = evaluated(table)});
+    tables.push_back({.name = "blend " + short_number(share), .plan = evaluated(table)});
   }
   tables.push_back({.name = named.front().name, .plan = plan});
   for (std::size_t i = 1; i < named.size(); ++i) {
@@ -88,12 +84,12 @@ std::string guard_table(Guarded const& guarded) {
   char line[160];
   for (std::size_t i = 0; i < guarded.tables.size(); ++i) {
     auto const& table = guarded.tables[i];
-    std::snprintf(line, sizeof(line), "%c %-20s %15.1f %12.4f %14.4f %8.4f %17.5g\n", i == guarded.best ? '*' : ' ',
+    std::snprintf(line, sizeof(line), "%c %-26s %9.1f %12.4f %14.4f %8.4f %17.5g\n", i == guarded.best ? '*' : ' ',
                   table.name.c_str(), table.plan.mean_tokens(), std::exp(table.text_loss), table.probe_loss,
                   table.score, table.plan.predicted_error);
     text += line;
   }
-  std::snprintf(line, sizeof(line), "  %-20s %15s %12.4f %14.4f\n", "everything kept", "",
+  std::snprintf(line, sizeof(line), "  %-26s %9s %12.4f %14.4f\n", "everything kept", "",
                 std::exp(guarded.full_text_loss), guarded.full_probe_loss);
   return text + line;
 }

@@ -20,8 +20,7 @@ namespace llama_adapter {
 
 struct GuardOptions {
   std::int64_t context = 2048;                  ///< tokens of the sequences that the plan is for
-  double probe_weight = 0.3;                    ///< of the probe's loss beside the text's
-  std::vector<double> other_probe_weights{};    ///< with which plans are made and tried too
+  double probe_weight = 0.3;                    ///< of the probe's loss beside the text's, in scores
   std::vector<double> blends{0.25, 0.5, 0.75};  ///< shares of the plan
   headaware::PlanOptions plan{};
 };

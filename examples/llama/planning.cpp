@@ -1,13 +1,13 @@
 #include "llama/planning.hpp"
 
 #include "llama/replanning.hpp"
+#include "llama/short_number.hpp"
 
+#include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
+#include <headaware/plan/planner.hpp>
 
-#include <cstdio>
-#include <iterator>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace llama_adapter {
@@ -16,25 +16,21 @@ namespace ha = headaware;
 
 namespace {
 
-/// One plan's errors for each weight of the probe's.
-std::vector<NamedErrors> errors_of(Calibration const& calibration, GuardOptions const& options,
-                                   std::string const& name) {
-  auto const with = [&](double weight, std::string named) {
-    return NamedErrors{std::move(named),
-                       ha::weighted_errors(calibration.weighted(weight), options.plan.measure, options.plan.fold)};
-  };
-  std::vector<NamedErrors> errors{with(options.probe_weight, name)};
-  for (double const weight : options.other_probe_weights) {
-    char number[32];
-    std::snprintf(number, sizeof(number), "%g", weight);
-    errors.push_back(with(weight, name + ", probe " + number));
+/// Adds a plan's errors for each weight of the probe's. The first weight needs no saying.
+void add_errors(std::vector<NamedErrors>& errors, std::string const& name, Calibration const& calibration,
+                PlanningOptions const& options) {
+  for (double const& weight : options.probe_weights) {
+    bool const first = &weight == options.probe_weights.data();
+    errors.push_back(
+        {first ? name : name + ", probe " + short_number(weight),
+         ha::weighted_errors(calibration.weighted(weight), options.guard.plan.measure, options.guard.plan.fold)});
   }
-  return errors;
 }
 
 }  // namespace
 
 Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
+  ha::detail::require(!options.probe_weights.empty(), "probe_weights", "at least one", "none", "plan_model");
   Model const model(options.model);
   auto const tokens = model.tokenize(ha::read_text_file(options.text), false);
   GuardOptions const& guard = options.guard;
@@ -44,22 +40,18 @@ Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
   CalibrationOptions cuts = options.calibration;
   cuts.skip_layers = guard.plan.skip_layers;
   Calibration const calibration = calibrate(losses, text, cuts);
-  auto errors = errors_of(calibration, guard, "plan");
-  Guarded guarded = guarded_plan(losses, errors, text, budget, guard);
-  for (std::int32_t round = 0; round < options.replan; ++round) {
-    auto const& plan = guarded.chosen().plan.table;
-    ReplanOptions const replan{.context = guard.context,
-                               .pieces = options.calibration.sensitivity_pieces,
-                               .measure = guard.plan.measure,
-                               .fold = guard.plan.fold};
-    LayerGains const gains = layer_gains(losses, text, plan, replan.pieces);
-    for (double const step : {0.5, 1.0}) {
-      auto const again = calibrated_at(calibration, plan, gains, step, replan);
-      auto more = errors_of(again, guard, step < 1 ? "again, halfway" : "again");
-      errors.insert(errors.end(), std::make_move_iterator(more.begin()), std::make_move_iterator(more.end()));
+  std::vector<NamedErrors> errors;
+  add_errors(errors, "plan", calibration, options);
+  if (options.replan) {
+    auto const plan = ha::plan_policies(errors.front().errors, budget, guard.context, guard.plan);
+    LayerGains const gains = layer_gains(losses, text, plan.table, cuts.sensitivity_pieces);
+    // All the way overshoots: gains change with the plan that they lead to.
+    for (double const step : {0.25, 0.5}) {
+      if (!gains.any()) break;
+      add_errors(errors, "again " + short_number(step), calibration_at(calibration, plan, gains, step), options);
     }
-    guarded = guarded_plan(losses, errors, text, budget, guard);
   }
+  Guarded guarded = guarded_plan(losses, errors, text, budget, guard);
   write_guarded(options.calibration.output_dir, guarded);
   return guarded;
 }

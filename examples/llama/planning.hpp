@@ -18,7 +18,8 @@ struct PlanningOptions {
   std::int32_t threads = 1;
   CalibrationPieces pieces{};
   CalibrationOptions calibration{};
-  std::int32_t replan = 0;  ///< times that sensitivities are measured again at the plan found, and plans made of them
+  std::vector<double> probe_weights{0.3};  ///< of each a plan is made and tried
+  bool replan = false;  ///< measure sensitivities again at the first plan, and make plans of them too
   GuardOptions guard{};
 };
 

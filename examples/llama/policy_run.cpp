@@ -22,15 +22,14 @@ bool wants_fused(ModelShape const& shape, std::int64_t tokens) {
   return tokens * tokens * shape.query_heads * static_cast<std::int64_t>(sizeof(float)) > most_bytes;
 }
 
-/// Which layers have a head that drops something.
-std::vector<bool> cut_layers(ha::PolicyTable const& table) {
-  std::vector<bool> cut(static_cast<std::size_t>(table.num_layers()));
+/// Whether some head drops something.
+bool cuts(ha::PolicyTable const& table) {
   for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
     for (std::int32_t head = 0; head < table.num_kv_heads(); ++head) {
-      if (!table.at(layer, head).is<ha::Full>()) cut[static_cast<std::size_t>(layer)] = true;
+      if (!table.at(layer, head).is<ha::Full>()) return true;
     }
   }
-  return cut;
+  return false;
 }
 
 }  // namespace
@@ -52,9 +51,10 @@ std::vector<double> PolicyRun::losses(std::span<std::int32_t const> tokens, ha::
   ha::detail::require(table.num_layers() == shape.layers, "table's layers", shape.layers, table.num_layers(), where);
   ha::detail::require(table.num_kv_heads() == shape.kv_heads, "table's KV heads", shape.kv_heads, table.num_kv_heads(),
                       where);
-  std::vector<bool> const cut = cut_layers(table);
+  // Layers that keep everything too: the engine's attention takes longer.
+  bool const cut = cuts(table);
   handler_ = [&](TappedAttention const& attention) {
-    if (cut[static_cast<std::size_t>(attention.layer)]) {
+    if (cut) {
       if (positions_ == KeyPositions::cache) {
         attend_at_cache_positions(attention, table, rotations_[static_cast<std::size_t>(attention.layer)]);
       } else {
@@ -64,7 +64,7 @@ std::vector<double> PolicyRun::losses(std::span<std::int32_t const> tokens, ha::
     }
     if (layer_done) layer_done(attention.layer);
   };
-  tap_.skip_own_attention(cut);
+  tap_.skip_own_attention(std::vector<bool>(static_cast<std::size_t>(shape.layers), cut));
   context_.evaluate(tokens);
   return context_.losses();
 }

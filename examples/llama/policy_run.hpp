@@ -47,8 +47,8 @@ class PolicyRun {
 
   /// @brief −log p(token i + 1 | what the policies keep of tokens 0 … i); @return [tokens − 1]
   ///
-  /// A layer whose heads all keep everything runs as the engine computes it. The model's own sliding windows hold
-  /// beside the policies.
+  /// Where no head drops anything the engine computes it alone; else the library computes all attention, which is
+  /// faster. The model's own sliding windows hold beside the policies.
   /// @throws ArgumentError if the table's shape is not the model's, or tokens do not fit
   [[nodiscard]] std::vector<double> losses(std::span<std::int32_t const> tokens, headaware::PolicyTable const& table,
                                            LayerDone const& layer_done = {});

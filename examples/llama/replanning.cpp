@@ -1,14 +1,12 @@
 #include "llama/replanning.hpp"
 
-#include <headaware/plan/compare.hpp>
+#include <headaware/plan/replanned_sensitivity.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
-#include <cstdio>
-#include <cstdlib>
 #include <span>
 #include <string>
+#include <utility>
 
 namespace llama_adapter {
 
@@ -23,58 +21,28 @@ std::vector<double> gains_of(LossStore& losses, std::span<std::vector<std::int32
   for (auto const& piece : pieces) {
     jobs.push_back({piece, plan});
     for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
-      ha::PolicyTable table = plan;
-      for (std::int32_t head = 0; head < plan.num_kv_heads(); ++head) table.set(layer, head, ha::Full{});
-      jobs.push_back({piece, std::move(table)});
+      jobs.push_back({piece, plan.skip_layers(std::span(&layer, 1))});
     }
   }
   auto const all = losses.divergences("sensitivities at the plan, " + what, jobs, first_query);
   std::vector<double> gains(layers);
   for (std::size_t piece = 0; piece < pieces.size(); ++piece) {
-    std::size_t const base = piece * (layers + 1);
+    auto const runs = std::span(all).subspan(piece * (layers + 1), layers + 1);
     for (std::size_t layer = 0; layer < layers; ++layer) {
-      gains[layer] += (mean_loss(all[base]) - mean_loss(all[base + 1 + layer])) / static_cast<double>(pieces.size());
+      gains[layer] += (mean_loss(runs[0]) - mean_loss(runs[layer + 1])) / static_cast<double>(pieces.size());
     }
   }
   return gains;
 }
 
-ha::Sensitivities at_plan(MeasuredText const& text, ha::PolicyTable const& plan, std::span<double const> gains,
-                          double step, ReplanOptions const& options) {
-  ha::WeightedStatistics const statistics{&text.statistics};
-  auto const errors = ha::weighted_errors(std::span(&statistics, 1), options.measure, options.fold);
-  auto const evaluated = ha::evaluate_table(plan, errors, options.context, {});
-  auto const layers = static_cast<std::size_t>(plan.num_layers());
-  std::vector<double> before(layers);
-  std::vector<double> predicted(layers);  // by the earlier sensitivities
-  double predicted_sum = 0;
-  double gained_sum = 0;
-  for (std::size_t layer = 0; layer < layers; ++layer) {
-    double error = 0;
-    for (std::int32_t head = 0; head < plan.num_kv_heads(); ++head) {
-      error += evaluated.heads[layer * static_cast<std::size_t>(plan.num_kv_heads()) + static_cast<std::size_t>(head)]
-                   .predicted_error;
-    }
-    before[layer] = text.sensitivities.at(static_cast<std::int32_t>(layer), 0);
-    predicted[layer] = before[layer] * error;
-    predicted_sum += predicted[layer];
-    gained_sum += std::max(0.0, gains[layer]);
-  }
-  // One measurement says little of a layer by itself: it may not move it by more than this.
-  constexpr double furthest = 4;
-  double const scale = gained_sum / predicted_sum;
-  std::vector<double> values(layers);
-  for (std::size_t layer = 0; layer < layers; ++layer) {
-    double const ratio = predicted[layer] > 0 ? gains[layer] / (scale * predicted[layer]) : 1;
-    values[layer] = before[layer] * scale * std::pow(std::clamp(ratio, 1 / furthest, furthest), step);
-    if (std::getenv("HA_REPLAN_SHOW"))
-      std::fprintf(stderr, "layer %zu gain %.5f predicted %.5f scaled %.5f ratio %.2f\n", layer, gains[layer],
-                   predicted[layer], scale * predicted[layer], ratio);
-  }
-  return ha::Sensitivities::per_layer(std::move(values));
-}
-
 }  // namespace
+
+bool LayerGains::any() const {
+  auto const some = [](std::vector<double> const& gains) {
+    return std::any_of(gains.begin(), gains.end(), [](double gain) { return gain > 0; });
+  };
+  return some(text) && some(probe);
+}
 
 LayerGains layer_gains(LossStore& losses, CalibrationText const& text, ha::PolicyTable const& plan,
                        std::int32_t pieces) {
@@ -85,11 +53,14 @@ LayerGains layer_gains(LossStore& losses, CalibrationText const& text, ha::Polic
           gains_of(losses, used(text.probe), text.first_query, plan, "probe")};
 }
 
-Calibration calibrated_at(Calibration const& before, ha::PolicyTable const& plan, LayerGains const& gains, double step,
-                          ReplanOptions const& options) {
+Calibration calibration_at(Calibration const& before, ha::PolicyPlan const& plan, LayerGains const& gains,
+                           double step) {
+  auto const at_plan = [&](MeasuredText const& text, std::span<double const> gained) {
+    return ha::sensitivities_at_plan(text.statistics, text.sensitivities, plan, gained, step);
+  };
   Calibration result = before;
-  result.text.sensitivities = at_plan(before.text, plan, gains.text, step, options);
-  result.probe.sensitivities = at_plan(before.probe, plan, gains.probe, step, options);
+  result.text.sensitivities = at_plan(before.text, gains.text);
+  result.probe.sensitivities = at_plan(before.probe, gains.probe);
   return result;
 }
 

@@ -3,6 +3,7 @@
 #include "llama/models.hpp"
 #include "llama/planning.hpp"
 #include "llama/policy_benchmark.hpp"
+#include "llama/replanning.hpp"
 #include "support/errors.hpp"
 
 #include <headaware/io/plan.hpp>
@@ -11,6 +12,8 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <iterator>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -138,4 +141,36 @@ TEST_CASE("a plan made of one text predicts another better than uniform windows 
   CHECK(runs[0].mean_kept_tokens == 128);
   CHECK(runs[1].perplexity_second_half < runs[0].perplexity_second_half);
   CHECK(runs[1].copy_nll < runs[0].copy_nll);
+}
+
+TEST_CASE("gains of layers at a plan are told from the runs that they are of") {
+  HEADAWARE_REQUIRE_MODEL(smollm2);
+  HEADAWARE_REQUIRE_SHARED_DATA();
+  TemporaryFolder const folder;
+  Model const model(exact_model_path(smollm2));
+  auto const tokens = text_tokens(model, 4096);
+  auto const text =
+      calibration_text(model, tokens, 256, {.text = 1, .probe = 1, .held_out = 1, .held_out_probes = 1}, "text");
+  PolicyRun run(model, {.tokens = 256});
+  LossStore losses(run, folder.path());
+  // Layers 0 to 27 lose nothing, so giving them back gains nothing, and takes no run of its own.
+  ha::PolicyTable plan(30, 3, ha::Full{});
+  for (std::int32_t head = 0; head < 3; ++head) {
+    plan.set(28, head, ha::SinkWindow{.sink = 4, .window = 12});
+    plan.set(29, head, ha::SinkWindow{.sink = 4, .window = 12});
+  }
+  LayerGains const gains = layer_gains(losses, text, plan, 1);
+  REQUIRE(gains.text.size() == 30);
+  REQUIRE(gains.probe.size() == 30);
+  for (std::size_t layer = 0; layer < 28; ++layer) {
+    CHECK(gains.text[layer] == 0);
+    CHECK(gains.probe[layer] == 0);
+  }
+  CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), {}) == 6);  // two kinds, three tables
+  std::int32_t const last = 29;
+  auto const kept = plan.skip_layers(std::span(&last, 1));
+  std::vector<LossJob> const jobs{{text.text[0], plan}, {text.text[0], kept}};
+  auto const divergences = losses.divergences("", jobs, text.first_query);
+  CHECK(gains.text[29] == mean_loss(divergences[0]) - mean_loss(divergences[1]));
+  CHECK(gains.text[29] > 0);
 }

@@ -7,12 +7,15 @@
 
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/measured_sensitivity.hpp>
+#include <headaware/plan/planner.hpp>
+#include <headaware/plan/replanned_sensitivity.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <span>
 #include <vector>
 
 namespace ha = headaware;
@@ -158,4 +161,55 @@ TEST_CASE("sensitivities make measured losses of errors", "[plan]") {
         (void)ha::sensitivities_from_losses(text, std::vector<double>{1, nan, 1});
       },
       {"loss increase", "finite", "nan", ""});
+}
+
+TEST_CASE("sensitivities at a plan follow what giving a layer back gains", "[plan]") {
+  auto const statistics = random_statistics(4, 6, 2, ha::RetentionGrid::up_to(512), 7);
+  auto const before = ha::Sensitivities::per_layer({1, 0.5, 2, 3});
+  ha::WeightedStatistics const text{&statistics, before};
+  ha::PlanOptions options;
+  options.skip_layers = {3};
+  auto const plan = ha::plan_policies(std::span(&text, 1), ha::Budget::tokens(64), 512, options);
+  std::vector<double> predicted(4);
+  for (std::size_t head = 0; head < 8; ++head) predicted[head / 2] += plan.heads[head].predicted_error;
+  REQUIRE(predicted[3] == 0);
+
+  // Gains in the ratios of what is predicted: the same sensitivities, at the scale of the gains.
+  std::vector<double> gains;
+  for (double const loss : predicted) gains.push_back(0.01 * loss);
+  for (double const step : {0.0, 0.5, 1.0}) {
+    auto const same = ha::sensitivities_at_plan(statistics, before, plan, gains, step);
+    for (std::int32_t layer = 0; layer < 4; ++layer) {
+      CHECK(std::abs(same.at(layer, 0) / (0.01 * before.at(layer, 0)) - 1) < 0.05);  // what a remainder widened aside
+    }
+  }
+  // Twice that in one layer, nothing in another: further, as far as the step goes, and no further than 4.
+  gains[0] *= 2;
+  gains[1] = -1;
+  auto const half = ha::sensitivities_at_plan(statistics, before, plan, gains, 0.5);
+  auto const whole = ha::sensitivities_at_plan(statistics, before, plan, gains, 1);
+  auto const scale = whole.at(3, 0) / before.at(3, 0);
+  CHECK(near(half.at(3, 0), whole.at(3, 0)));
+  CHECK(near(whole.at(1, 0), scale * before.at(1, 0) / 4));
+  CHECK(near(half.at(1, 0), scale * before.at(1, 0) / 2));
+  double const ratio = whole.at(0, 0) / (scale * before.at(0, 0));
+  CHECK(ratio > 1);
+  CHECK(near(half.at(0, 0), scale * before.at(0, 0) * std::sqrt(ratio)));
+
+  // Heads keep their proportions.
+  auto const heads = ha::Sensitivities::per_head(4, 2, {1, 2, 3, 4, 5, 6, 7, 8});
+  auto const by_head = ha::sensitivities_at_plan(statistics, heads, plan, gains, 0.5);
+  REQUIRE(by_head.num_kv_heads() == 2);
+  for (std::int32_t layer = 0; layer < 4; ++layer) {
+    CHECK(near(by_head.at(layer, 1) / by_head.at(layer, 0), heads.at(layer, 1) / heads.at(layer, 0)));
+  }
+
+  auto const refused = [&](std::vector<double> const& values, double step, ha::ErrorDetail const& parts) {
+    check_error<ha::ArgumentError>([&] { (void)ha::sensitivities_at_plan(statistics, before, plan, values, step); },
+                                   parts);
+  };
+  refused({1, 2, 3}, 0.5, {"gains", "4", "3", "sensitivities_at_plan"});
+  refused(gains, 1.5, {"step", "[0, 1]", "1.5", "sensitivities_at_plan"});
+  refused({1, 2, std::numeric_limits<double>::quiet_NaN(), 3}, 1, {"gain", "finite", "nan", "sensitivities_at_plan"});
+  refused({-1, -2, -1, 0}, 1, {"gains", "above 0", "none", "sensitivities_at_plan"});
 }
