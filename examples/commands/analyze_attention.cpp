@@ -53,8 +53,9 @@ struct Options {
   std::optional<std::int64_t> floor;
   std::int64_t context = 2048;
   std::int32_t sensitivity_pieces = 1;
-  bool replan = false;
+  std::int32_t replan = 0;
   std::optional<double> score_weight;
+  std::filesystem::path sensitivities_from;
   std::vector<std::int32_t> skip_layers;
 };
 
@@ -116,6 +117,7 @@ void plan(Options const& options) {
   calibration.by =
       options.sensitivity_by == "loss" ? llama_adapter::SensitivityBy::loss : llama_adapter::SensitivityBy::divergence;
   calibration.sensitivity_pieces = options.sensitivity_pieces;
+  calibration.sensitivities_from = options.sensitivities_from;
   // Losses of a piece that there is not cannot be measured, of either kind.
   planning.pieces.text = std::max(planning.pieces.text, options.sensitivity_pieces);
   planning.pieces.probe = std::max(planning.pieces.probe, options.sensitivity_pieces);
@@ -243,13 +245,21 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::IsMember({"divergence", "loss"}))
       ->needs(plan);
+  app.add_option(
+         "--sensitivities_from", options.sensitivities_from,
+         "folder of another --plan of the model, at a shorter --context, say: costs of cuts are taken from there")
+      ->check(CLI::ExistingDirectory)
+      ->needs(plan);
   app.add_option("--skip_layers", options.skip_layers,
                  "layers that keep everything, beyond the budget: those with sliding windows of the model's own, say")
       ->delimiter(',')
       ->needs(plan);
-  app.add_flag("--replan", options.replan,
-               "measure the costs of layers again at the plan, everything cut at once, and try plans made of them too: "
-               "as many runs as the costs of cuts")
+  app.add_option(
+         "--replan", options.replan,
+         "times that the costs of layers are measured again at the best plan so far, everything cut at once, and "
+         "plans made of them tried too: each as many runs as the costs of cuts")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber)
       ->needs(plan);
   app.add_option("--pieces", options.pieces,
                  "pieces of text, of the probe, and held out of either to try plans on; default: 4,2,2,1")

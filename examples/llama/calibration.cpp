@@ -101,6 +101,11 @@ ha::Sensitivities sensitivities(LossStore& losses, CalibrationText::Pieces const
                                 ha::RetentionStatistics const& statistics, CalibrationOptions const& options,
                                 std::filesystem::path const& folder, std::string const& what) {
   if (options.sensitivity == SensitivityOf::none) return {};
+  if (!options.sensitivities_from.empty()) {
+    auto const taken = ha::load_sensitivities(options.sensitivities_from / folder.filename() / "sensitivities.json");
+    ha::save_sensitivities(folder / "sensitivities.json", taken);
+    return taken.factors(statistics);
+  }
   ModelShape const& shape = losses.run().model().shape();
   bool const by_head = options.sensitivity == SensitivityOf::head;
   ha::SavedSensitivities saved;

@@ -32,8 +32,10 @@ struct CalibrationOptions {
   SensitivityBy by = SensitivityBy::divergence;
   std::int32_t sensitivity_pieces = 1;  ///< of text and of probe, over which losses are measured
   headaware::SinkWindow cut{.sink = 4, .window = 60};
-  std::int64_t query_stride = 1;            ///< every so many rows are observed
-  std::vector<std::int32_t> skip_layers{};  ///< are not cut: plans leave them whole. Ascending
+  std::int64_t query_stride = 1;               ///< every so many rows are observed
+  std::filesystem::path sensitivities_from{};  ///< folder of another calibration of the model, at a shorter context
+                                               ///< say, whose costs of cuts are taken; empty: they are measured
+  std::vector<std::int32_t> skip_layers{};     ///< are not cut: plans leave them whole. Ascending
 };
 
 /// One kind of text, measured.

@@ -7,7 +7,10 @@
 #include <headaware/io/file.hpp>
 #include <headaware/plan/planner.hpp>
 
+#include <array>
+#include <cstddef>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace llama_adapter {
@@ -16,16 +19,40 @@ namespace ha = headaware;
 
 namespace {
 
-/// Adds a plan's errors for each weight of the probe's. The first weight needs no saying.
-void add_errors(std::vector<NamedErrors>& errors, std::string const& name, Calibration const& calibration,
-                PlanningOptions const& options) {
-  for (double const& weight : options.probe_weights) {
-    bool const first = &weight == options.probe_weights.data();
-    errors.push_back(
-        {first ? name : name + ", probe " + short_number(weight),
-         ha::weighted_errors(calibration.weighted(weight), options.guard.plan.measure, options.guard.plan.fold)});
+/// How far sensitivities go to those measured again, in their logarithms.
+constexpr std::array<double, 2> replan_steps{0.25, 0.5};
+
+/// The plans to try, and what each is made of.
+class Candidates {
+ public:
+  explicit Candidates(PlanningOptions const& options) : options_(&options) {}
+
+  /// Adds one for each weight of the probe's. The first weight needs no saying.
+  void add(std::string const& name, Calibration const& calibration) {
+    for (double const& weight : options_->probe_weights) {
+      bool const first = &weight == options_->probe_weights.data();
+      errors_.push_back(
+          {first ? name : name + ", probe " + short_number(weight),
+           ha::weighted_errors(calibration.weighted(weight), options_->guard.plan.measure, options_->guard.plan.fold)});
+      calibrations_.push_back(calibration);
+    }
   }
-}
+  [[nodiscard]] std::vector<NamedErrors> const& errors() const { return errors_; }
+  /// What the plan of least score is made of, and that plan; tables that are no plans of ours do not count.
+  [[nodiscard]] std::pair<Calibration const*, ha::PolicyPlan const*> best(Guarded const& guarded) const {
+    std::size_t const others = guarded.tables.size() - errors_.size();
+    std::size_t best = others;
+    for (std::size_t i = others; i < guarded.tables.size(); ++i) {
+      if (guarded.tables[i].score < guarded.tables[best].score) best = i;
+    }
+    return {&calibrations_[best - others], &guarded.tables[best].plan};
+  }
+
+ private:
+  PlanningOptions const* options_;
+  std::vector<NamedErrors> errors_;
+  std::vector<Calibration> calibrations_;
+};
 
 }  // namespace
 
@@ -39,19 +66,21 @@ Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
   LossStore losses(run, options.calibration.output_dir / "losses");
   CalibrationOptions cuts = options.calibration;
   cuts.skip_layers = guard.plan.skip_layers;
-  Calibration const calibration = calibrate(losses, text, cuts);
-  std::vector<NamedErrors> errors;
-  add_errors(errors, "plan", calibration, options);
-  if (options.replan) {
-    auto const plan = ha::plan_policies(errors.front().errors, budget, guard.context, guard.plan);
-    LayerGains const gains = layer_gains(losses, text, plan.table, cuts.sensitivity_pieces);
+  Candidates candidates(options);
+  candidates.add("plan", calibrate(losses, text, cuts));
+  Guarded guarded = guarded_plan(losses, candidates.errors(), text, budget, guard);
+  for (std::int32_t round = 1; round <= options.replan; ++round) {
+    auto const [calibration, plan] = candidates.best(guarded);
+    LayerGains const gains = layer_gains(losses, text, plan->table, cuts.sensitivity_pieces);
+    if (!gains.any()) break;
     // All the way overshoots: gains change with the plan that they lead to.
-    for (double const step : {0.25, 0.5}) {
-      if (!gains.any()) break;
-      add_errors(errors, "again " + short_number(step), calibration_at(calibration, plan, gains, step), options);
+    std::vector<Calibration> again;
+    for (double const step : replan_steps) again.push_back(calibration_at(*calibration, *plan, gains, step));
+    for (std::size_t i = 0; i < again.size(); ++i) {
+      candidates.add("again " + std::to_string(round) + " by " + short_number(replan_steps[i]), again[i]);
     }
+    guarded = guarded_plan(losses, candidates.errors(), text, budget, guard);
   }
-  Guarded guarded = guarded_plan(losses, errors, text, budget, guard);
   write_guarded(options.calibration.output_dir, guarded);
   return guarded;
 }

@@ -19,7 +19,7 @@ struct PlanningOptions {
   CalibrationPieces pieces{};
   CalibrationOptions calibration{};
   std::vector<double> probe_weights{0.3};  ///< of each a plan is made and tried
-  bool replan = false;  ///< measure sensitivities again at the first plan, and make plans of them too
+  std::int32_t replan = 0;  ///< times that sensitivities are measured again, at the best plan so far, and plans made
   GuardOptions guard{};
 };
 
