@@ -17,7 +17,7 @@ namespace {
 /// Makes the variants of one group, from one setup each.
 class Variants {
  public:
-  explicit Variants(AblationSetup const& base) : base_(base) {}
+  explicit Variants(AblationSetup base) : base_(std::move(base)) {}
 
   template <class Change>
   Variants& add(std::string name, Change const& change) {

@@ -36,6 +36,7 @@ std::vector<GuardedTable> candidates(std::vector<NamedErrors> const& named, ha::
   for (std::size_t i = 1; i < named.size(); ++i) {
     auto const other = ha::plan_policies(named[i].errors, budget, options.context, options.plan);
     tables.push_back({.name = named[i].name, .plan = evaluated(other.table)});
+    tables.back().plan.floor = other.floor;
   }
   return tables;
 }

@@ -38,12 +38,17 @@ class Candidates {
     }
   }
   [[nodiscard]] std::vector<NamedErrors> const& errors() const { return errors_; }
-  /// What the plan of least score is made of, and that plan; tables that are no plans of ours do not count.
+  /// The plan that loses least, the first weight given to the probe, whatever the guard's score gives it, so that
+  /// another score finds all runs made. What it is made of, and the plan.
   [[nodiscard]] std::pair<Calibration const*, ha::PolicyPlan const*> best(Guarded const& guarded) const {
     std::size_t const others = guarded.tables.size() - errors_.size();
+    auto const loss = [&](std::size_t i) {
+      auto const& table = guarded.tables[i];
+      return table.text_loss + options_->probe_weights.front() * table.probe_loss;
+    };
     std::size_t best = others;
     for (std::size_t i = others; i < guarded.tables.size(); ++i) {
-      if (guarded.tables[i].score < guarded.tables[best].score) best = i;
+      if (loss(i) < loss(best)) best = i;
     }
     return {&calibrations_[best - others], &guarded.tables[best].plan};
   }

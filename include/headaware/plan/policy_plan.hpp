@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -77,12 +78,12 @@ struct PolicyPlan {
 
   PolicyPlan() = default;
   /// All heads pruned, to be set one by one.
-  PolicyPlan(KvErrors const& errors, std::int64_t tokens, PlanOptions const& asked)
+  PolicyPlan(KvErrors const& errors, std::int64_t tokens, PlanOptions asked)
       : num_layers(errors.num_layers),
         num_heads(errors.num_heads),
         num_kv_heads(errors.num_kv_heads),
         context(tokens),
-        options(asked),
+        options(std::move(asked)),
         table(errors.num_layers, errors.num_kv_heads, Prune{}),
         heads(errors.size()) {
     options.measure = errors.measure;
