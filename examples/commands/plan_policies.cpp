@@ -101,6 +101,10 @@ void run(Options options) {
 
   std::vector<ha::WeightedStatistics> texts{{&text, {}, 1}};
   if (probe) texts.push_back({&*probe, {}, options.probe_weight});
+  auto const beside = options.results_dir / "sensitivities.json";
+  if (options.sensitivities.empty() && std::filesystem::exists(beside)) {
+    std::fprintf(stderr, "note: every layer counts alike; %s has what layers cost: --sensitivities\n", beside.c_str());
+  }
   if (!options.plan.measure) options.plan.measure = ha::best_measure(texts);
   texts[0].sensitivities = load_factors(options.sensitivities, text, options.plan);
   if (probe) texts[1].sensitivities = load_factors(options.probe_sensitivities, *probe, options.plan);

@@ -47,6 +47,12 @@ ha::DuoGates gates_of(std::filesystem::path const& path) {
   return ha::parse_duo_gates(ha::read_text_file(path), R"({"sink_size": 4, "recent_size": 252})", path.string(), "");
 }
 
+std::string listed(std::vector<std::int32_t> const& layers) {
+  std::string text;
+  for (std::int32_t const layer : layers) text += (text.empty() ? "" : ",") + std::to_string(layer);
+  return text.empty() ? "none" : text;
+}
+
 /// Runs of the methods, each size once.
 class Runs {
  public:
@@ -89,12 +95,11 @@ std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::Model
       ha::PolicyPlan const plan = ha::load_plan(path);
       ha::detail::require(plan.context == context, "context of the plan", std::to_string(context) + ", as --context",
                           plan.context, path.c_str());
-      for (std::int32_t const layer : plan.options.skip_layers) {
-        bool const skipped =
-            std::find(options.skip_layers.begin(), options.skip_layers.end(), layer) != options.skip_layers.end();
-        ha::detail::require(skipped, "--skip_layers", "the layers that the plan keeps whole, for the other methods too",
-                            "none of layer " + std::to_string(layer), path.c_str());
-      }
+      auto skipped = options.skip_layers;
+      std::sort(skipped.begin(), skipped.end());
+      ha::detail::require(skipped == plan.options.skip_layers, "--skip_layers",
+                          "those of the plan, for all methods: " + listed(plan.options.skip_layers), listed(skipped),
+                          path.c_str());
       plans.emplace_back(static_cast<std::int64_t>(plan.mean_budget()), ha::load_policy_table(path, model));
     }
   }
@@ -108,6 +113,8 @@ std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::Model
   std::optional<ha::DuoGates> gates;
   if (has(options, "duo")) {
     require_file(options.duo_gates, "duo", "--duo_gates");
+    ha::detail::require(options.skip_layers.empty(), "--skip_layers", "none with duo, whose gates are of all layers",
+                        listed(options.skip_layers), "--method duo");
     gates = gates_of(options.duo_gates);
   }
 

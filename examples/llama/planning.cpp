@@ -74,8 +74,11 @@ Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
   Candidates candidates(options);
   candidates.add("plan", calibrate(losses, text, cuts));
   Guarded guarded = guarded_plan(losses, candidates.errors(), text, budget, guard);
+  ha::PolicyTable measured;
   for (std::int32_t round = 1; round <= options.replan; ++round) {
     auto const [calibration, plan] = candidates.best(guarded);
+    if (round > 1 && plan->table == measured) break;  // the last round found nothing better
+    measured = plan->table;
     LayerGains const gains = layer_gains(losses, text, plan->table, cuts.sensitivity_pieces);
     if (!gains.any()) break;
     // All the way overshoots: gains change with the plan that they lead to.

@@ -19,7 +19,7 @@ struct LayerGains {
   std::vector<double> text;
   std::vector<double> probe;
 
-  /// Whether some layer gains something of either kind: else the plan loses nothing that is told from noise.
+  /// Whether some layer gains something in both kinds of text: else there is nothing to tell layers apart by.
   [[nodiscard]] bool any() const;
 };
 

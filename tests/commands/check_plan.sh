@@ -20,7 +20,7 @@ expect() {  # expect <exit code> <text> <arguments>...
   fi
 }
 
-expect 0 "planned 1536 (128.0 a head, 25.0% of the cache), left 0" --budget 25%
+expect 0 "planned 1536 (128.0 a head, 25.0% of its cache), left 0" --budget 25%
 for file in plan.json plan_classifications.json; do
   [[ -s $folder/text/$file ]] || { echo "commands: no $file" >&2; exit 1; }
 done
@@ -46,7 +46,17 @@ expect 0 "wrote plan.json" --budget 20% --sensitivities "$folder/losses.json" --
   --probe_sensitivities "$folder/losses.json" --probe_weight 0.5 --output_dir "$folder/probed"
 cmp -s "$folder/probed/plan.json" "$folder/text/plan.json" && { echo "commands: sensitivities change nothing" >&2; exit 1; }
 
+cp "$folder/losses.json" "$folder/text/sensitivities.json"
+expect 0 "has what layers cost" --budget 20%
+rm "$folder/text/sensitivities.json"
+expect 0 "12288 tokens: layers 1 3" --budget 25% --context 2048 --skip_layers 3,1 --output_dir "$folder/skipping"
+grep -q '"skip_layers"' "$folder/skipping/plan.json"
+
 expect 1 "25% (of the context)" --budget much
+expect 1 "each once" --budget 25% --skip_layers 1,1
+expect 1 "each once" --budget 25% --skip_layers -1
+expect 1 "skipped layer" --budget 25% --skip_layers 4
+expect 1 "at least one" --budget 25% --skip_layers 0,1,2,3
 expect 1 "25% (of the context)" --budget 3miles
 expect 1 "in (0, 1]" --budget 120%
 expect 1 "--head_dim" --budget 1MiB

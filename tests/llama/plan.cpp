@@ -174,3 +174,48 @@ TEST_CASE("gains of layers at a plan are told from the runs that they are of") {
   CHECK(gains.text[29] == mean_loss(divergences[0]) - mean_loss(divergences[1]));
   CHECK(gains.text[29] > 0);
 }
+
+TEST_CASE("plans are made anew where they are, beside layers that are left whole") {
+  HEADAWARE_REQUIRE_MODEL(smollm2);
+  HEADAWARE_REQUIRE_SHARED_DATA();
+  TemporaryFolder const folder;
+  PlanningOptions options;
+  options.model = exact_model_path(smollm2);
+  options.text = shared_data() / "text" / "wikitext-2-valid.txt";
+  options.pieces = {.text = 1, .probe = 1, .held_out = 1, .held_out_probes = 1};
+  options.calibration.output_dir = folder.path();
+  options.guard.context = 256;
+  options.guard.blends = {0.5};
+  options.probe_weights = {0.3, 0.1};
+  options.replan = 2;
+  for (std::int32_t layer = 0; layer < 27; ++layer) options.guard.plan.skip_layers.push_back(layer);
+  auto const budget = ha::Budget::tokens(64);
+  Guarded const guarded = plan_model(options, budget);
+  // Uniform windows, a blend, two plans, and two steps of two plans each a round.
+  REQUIRE((guarded.tables.size() == 8 || guarded.tables.size() == 12));
+  CHECK(guarded.tables[2].name == "plan");
+  CHECK(guarded.tables[3].name == "plan, probe 0.1");
+  CHECK(guarded.tables[4].name == "again 1 by 0.25");
+  CHECK(guarded.tables[7].name == "again 1 by 0.5, probe 0.1");
+  for (auto const& table : guarded.tables) {
+    CHECK(table.plan.mean_tokens() <= 64);
+    CHECK(table.score == table.text_loss + 0.3 * table.probe_loss);
+    for (std::int32_t layer = 0; layer < 27; ++layer) CHECK(table.plan.table.at(layer, 0).is<ha::Full>());
+  }
+  CHECK(ha::load_plan(folder / "plan.json") == guarded.chosen().plan);
+
+  // Other scores find all runs made; costs may come from elsewhere, at another context too.
+  auto const runs = [&] { return std::distance(std::filesystem::directory_iterator(folder / "losses"), {}); };
+  auto const made = runs();
+  options.guard.probe_weight = 10;
+  Guarded const copying = plan_model(options, budget);
+  CHECK(runs() == made);
+  CHECK(copying.chosen().probe_loss <= guarded.chosen().probe_loss);
+  TemporaryFolder const other;
+  options.calibration.output_dir = other.path();
+  options.calibration.sensitivities_from = folder.path();
+  options.replan = 0;
+  options.guard.probe_weight = 0.3;
+  Guarded const taken = plan_model(options, budget);
+  CHECK(taken.tables[2].plan == guarded.tables[2].plan);
+}

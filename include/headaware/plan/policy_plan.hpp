@@ -49,7 +49,7 @@ struct PlanOptions {
                     "a finite number >= 0", negligible_output, where);
     for (std::size_t i = 0; i < skip_layers.size(); ++i) {
       bool const above = skip_layers[i] > (i == 0 ? -1 : skip_layers[i - 1]);
-      detail::require(above, "skip_layers", "layers in ascending order", skip_layers[i], where);
+      detail::require(above, "skip_layers", "layers from 0 on, ascending, each once", skip_layers[i], where);
     }
   }
 };

@@ -36,7 +36,7 @@ template <class... Values>
   std::string text = print("plan for %lld tokens of context: %d layers x %d KV heads, %d query heads a layer\n",
                            wide(plan.context), plan.num_layers, plan.num_kv_heads, plan.num_heads);
   text +=
-      print("budget %lld tokens, planned %lld (%.1f a head, %.1f%% of the cache), left %lld\n",
+      print("budget %lld tokens, planned %lld (%.1f a head, %.1f%% of its cache), left %lld\n",
             wide(plan.budget_tokens), wide(plan.planned_tokens), plan.mean_tokens(),
             100 * plan.mean_tokens() / static_cast<double>(std::max<std::int64_t>(plan.context, 1)), wide(plan.left()));
   text += print("predicted error %.6g (measure %s, group %s, floor %lld, pages of %lld)\n\n", plan.predicted_error,
@@ -45,7 +45,8 @@ template <class... Values>
 
   if (!plan.options.skip_layers.empty()) {
     text.pop_back();
-    text += "kept whole beyond that, and not counted in means: layers";
+    text += print("kept whole beyond the budget, counted in tokens but not a head, %lld tokens: layers",
+                  wide(plan.skipped_tokens()));
     for (std::int32_t const layer : plan.options.skip_layers) text += print(" %d", layer);
     text += "\n\n";
   }
