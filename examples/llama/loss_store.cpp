@@ -89,10 +89,12 @@ std::vector<std::vector<double>> LossStore::run_missing(std::string const& what,
                                                         std::string const& kind, std::int64_t first, Run const& run) {
   std::int64_t total = 0;
   std::int64_t done = 0;
+  std::set<std::filesystem::path> counted;  // equal jobs run once
   for (LossJob const& job : jobs) {
-    auto const tokens = static_cast<std::int64_t>(job.tokens.size());
-    total += tokens;
-    if (std::filesystem::exists(path_of(job, kind))) done += tokens;
+    auto const path = path_of(job, kind);
+    if (!counted.insert(path).second) continue;
+    total += std::ssize(job.tokens);
+    if (std::filesystem::exists(path)) done += std::ssize(job.tokens);
   }
   bool const runs = done < total;
   support::Interrupt const interrupt;
