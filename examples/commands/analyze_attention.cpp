@@ -252,6 +252,7 @@ int main(int argc, char** argv) {
       ->needs(plan);
   app.add_option("--skip_layers", options.skip_layers,
                  "layers that keep everything, beyond the budget: those with sliding windows of the model's own, say")
+      ->check(CLI::Range(0, 1 << 20))
       ->delimiter(',')
       ->needs(plan);
   app.add_option(

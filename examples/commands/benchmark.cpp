@@ -157,6 +157,7 @@ void add_methods(CLI::App& app, llama_adapter::MethodOptions& compared) {
       ->delimiter(',')
       ->check(CLI::PositiveNumber);
   app.add_option("--skip_layers", compared.skip_layers, "layers that keep everything, beyond the budgets")
+      ->check(CLI::Range(0, 1 << 20))
       ->delimiter(',');
   app.add_option("--context,--chunk_size", compared.context, "tokens of a passage")
       ->capture_default_str()

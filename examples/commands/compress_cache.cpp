@@ -338,7 +338,9 @@ int main(int argc, char** argv) {
   app.add_option("--tokens", options.tokens,
                  "tokens of the cache, where no arrays were captured; also the summary's length")
       ->check(CLI::PositiveNumber);
-  app.add_option("--skip_layers", options.skip_layers, "layers left uncompressed")->delimiter(',');
+  app.add_option("--skip_layers", options.skip_layers, "layers left uncompressed")
+      ->check(CLI::Range(0, 1 << 20))
+      ->delimiter(',');
   CLI11_PARSE(app, argc, argv);
   try {
     return run(options);

@@ -160,6 +160,7 @@ int main(int argc, char** argv) {
       ->check(CLI::PositiveNumber);
   app.add_flag("--layer_shares", options.plan.layer_shares, "each layer gets an equal share");
   app.add_option("--skip_layers", options.plan.skip_layers, "layers that keep everything, beyond the budget")
+      ->check(CLI::Range(0, 1 << 20))
       ->delimiter(',');
   app.add_option("--negligible_output", options.plan.negligible_output,
                  "prune KV heads whose squared output is at most this share of their layer's mean; 0: none")

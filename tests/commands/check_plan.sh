@@ -54,7 +54,8 @@ grep -q '"skip_layers"' "$folder/skipping/plan.json"
 
 expect 1 "25% (of the context)" --budget much
 expect 1 "each once" --budget 25% --skip_layers 1,1
-expect 1 "each once" --budget 25% --skip_layers -1
+expect 105 "not in range" --budget 25% --skip_layers -1
+expect 105 "not in range" --budget 25% --skip_layers ""
 expect 1 "skipped layer" --budget 25% --skip_layers 4
 expect 1 "at least one" --budget 25% --skip_layers 0,1,2,3
 expect 1 "25% (of the context)" --budget 3miles
