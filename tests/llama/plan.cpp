@@ -21,6 +21,21 @@ namespace ha = headaware;
 using namespace headaware_test;
 using namespace llama_adapter;
 
+namespace {
+
+/// A plan of SmolLM2 on the shared text, one blend tried beside it. @param text  pieces of it; one of each other kind
+PlanningOptions planning_options(TemporaryFolder const& folder, std::int32_t text) {
+  PlanningOptions options;
+  options.model = exact_model_path(smollm2);
+  options.text = shared_data() / "text" / "wikitext-2-valid.txt";
+  options.pieces = {.text = text, .probe = 1, .held_out = 1, .held_out_probes = 1};
+  options.calibration.output_dir = folder.path();
+  options.guard.blends = {0.5};
+  return options;
+}
+
+}  // namespace
+
 TEST_CASE("under policies that keep everything a model predicts as it does by itself") {
   HEADAWARE_REQUIRE_MODEL(smollm2);
   Model const model(exact_model_path(smollm2));
@@ -98,14 +113,9 @@ TEST_CASE("a plan made of one text predicts another better than uniform windows 
   HEADAWARE_REQUIRE_MODEL(smollm2);
   HEADAWARE_REQUIRE_SHARED_DATA();
   TemporaryFolder const folder;
-  PlanningOptions options;
-  options.model = exact_model_path(smollm2);
-  options.text = shared_data() / "text" / "wikitext-2-valid.txt";
-  options.pieces = {.text = 2, .probe = 1, .held_out = 1, .held_out_probes = 1};
-  options.calibration.output_dir = folder.path();
+  PlanningOptions options = planning_options(folder, 2);
   options.calibration.sensitivity = SensitivityOf::none;  // one pass a layer would take a minute
   options.guard.context = 512;
-  options.guard.blends = {0.5};
   auto const budget = ha::Budget::share(0.25);
   Guarded const guarded = plan_model(options, budget);
   REQUIRE(guarded.tables.size() == 3);
@@ -179,13 +189,8 @@ TEST_CASE("plans are made anew where they are, beside layers that are left whole
   HEADAWARE_REQUIRE_MODEL(smollm2);
   HEADAWARE_REQUIRE_SHARED_DATA();
   TemporaryFolder const folder;
-  PlanningOptions options;
-  options.model = exact_model_path(smollm2);
-  options.text = shared_data() / "text" / "wikitext-2-valid.txt";
-  options.pieces = {.text = 1, .probe = 1, .held_out = 1, .held_out_probes = 1};
-  options.calibration.output_dir = folder.path();
+  PlanningOptions options = planning_options(folder, 1);
   options.guard.context = 256;
-  options.guard.blends = {0.5};
   options.probe_weights = {0.3, 0.1};
   options.replan = 2;
   for (std::int32_t layer = 0; layer < 27; ++layer) options.guard.plan.skip_layers.push_back(layer);
