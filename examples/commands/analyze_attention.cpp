@@ -4,6 +4,7 @@
 #include "analysis/analysis.hpp"
 #include "analysis/captured_source.hpp"
 #include "support/folder.hpp"
+#include "support/plan_options.hpp"
 #ifdef HEADAWARE_HAS_LLAMA
 #include "llama/exact_copy.hpp"
 #include "llama/model_source.hpp"
@@ -50,13 +51,12 @@ struct Options {
   std::string sensitivity_by = "divergence";
   std::vector<double> probe_weights{0.3};
   std::vector<std::int32_t> pieces;
-  std::optional<std::int64_t> floor;
   std::int64_t context = 2048;
   std::int32_t sensitivity_pieces = 1;
   std::int32_t replan = 0;
   std::optional<double> score_weight;
   std::filesystem::path sensitivities_from;
-  std::vector<std::int32_t> skip_layers;
+  ha::PlanOptions plan_options;
 };
 
 std::unique_ptr<analysis::AttentionSource> open_source(Options const& options) {
@@ -84,6 +84,15 @@ std::unique_ptr<analysis::AttentionSource> open_source(Options const& options) {
 #endif
 }
 
+/// @param longest  tokens of a piece
+ha::RetentionGrid grid_of(Options const& options, std::int64_t longest) {
+  ha::RetentionGrid grid = ha::RetentionGrid::up_to(longest);
+  if (!options.sinks.empty()) grid.sinks = options.sinks;
+  if (!options.windows.empty()) grid.windows = options.windows;
+  grid.validate();
+  return grid;
+}
+
 #ifdef HEADAWARE_HAS_LLAMA
 void plan(Options const& options) {
   if (std::filesystem::is_directory(options.model)) {
@@ -94,7 +103,8 @@ void plan(Options const& options) {
     throw ha::ArgumentError({"--plan", "--budget too: 25% (of the context) or 512 (tokens a KV head)", "none", ""});
   }
   llama_adapter::ModelShape const shape = llama_adapter::Model(options.model).shape();
-  ha::Budget const budget = support::parse_budget(options.budget, ha::TokenBytes::of(shape.head_dim, 2));
+  ha::Budget const budget =
+      support::parse_budget(options.budget, ha::TokenBytes::of(shape.head_dim, options.exact ? 4 : 2));
   llama_adapter::PlanningOptions planning;
   planning.model = options.exact ? llama_adapter::exact_copy(options.model, options.cache_dir) : options.model;
   planning.text = options.text;
@@ -102,9 +112,7 @@ void plan(Options const& options) {
   planning.guard.context = options.context;
   planning.probe_weights = options.probe_weights;
   planning.guard.probe_weight = options.score_weight.value_or(options.probe_weights.front());
-  planning.guard.plan.floor = options.floor;
-  planning.guard.plan.skip_layers = options.skip_layers;
-  std::sort(planning.guard.plan.skip_layers.begin(), planning.guard.plan.skip_layers.end());
+  planning.guard.plan = options.plan_options;
   if (!options.pieces.empty()) {
     planning.pieces = {options.pieces[0], options.pieces[1], options.pieces[2], options.pieces[3]};
   }
@@ -118,6 +126,7 @@ void plan(Options const& options) {
       options.sensitivity_by == "loss" ? llama_adapter::SensitivityBy::loss : llama_adapter::SensitivityBy::divergence;
   calibration.sensitivity_pieces = options.sensitivity_pieces;
   calibration.sensitivities_from = options.sensitivities_from;
+  calibration.grid = grid_of(options, options.context);
   // Losses of a piece that there is not cannot be measured, of either kind.
   planning.pieces.text = std::max(planning.pieces.text, options.sensitivity_pieces);
   planning.pieces.probe = std::max(planning.pieces.probe, options.sensitivity_pieces);
@@ -161,11 +170,7 @@ void run(Options options) {
                              std::to_string(parameters.first_query), "analyze_attention"});
   }
   if (!options.no_retention) {
-    ha::RetentionGrid grid = ha::RetentionGrid::up_to(longest);
-    if (!options.sinks.empty()) grid.sinks = options.sinks;
-    if (!options.windows.empty()) grid.windows = options.windows;
-    grid.validate();
-    options.analysis.parameters.retention = grid;
+    options.analysis.parameters.retention = grid_of(options, longest);
   }
   options.analysis.output_metric = !options.no_output_metric;
   auto const model = source->model();
@@ -250,11 +255,6 @@ int main(int argc, char** argv) {
          "folder of another --plan of the model, at a shorter --context, say: costs of cuts are taken from there")
       ->check(CLI::ExistingDirectory)
       ->needs(plan);
-  app.add_option("--skip_layers", options.skip_layers,
-                 "layers that keep everything, beyond the budget: those with sliding windows of the model's own, say")
-      ->check(CLI::Range(0, 1 << 20))
-      ->delimiter(',')
-      ->needs(plan);
   app.add_option(
          "--replan", options.replan,
          "times that the costs of layers are measured again at the best plan so far, everything cut at once, and "
@@ -268,9 +268,6 @@ int main(int argc, char** argv) {
       ->expected(4)
       ->check(CLI::PositiveNumber)
       ->needs(plan);
-  app.add_option("--floor", options.floor, "least tokens a KV head; default: a quarter of the budget, at least 32")
-      ->check(CLI::NonNegativeNumber)
-      ->needs(plan);
   app.add_option("--probe_weight", options.probe_weights,
                  "of a passage followed by itself, beside natural text, which has 1. Of several, each makes a plan to "
                  "try")
@@ -283,8 +280,17 @@ int main(int argc, char** argv) {
                  "first --probe_weight")
       ->check(CLI::NonNegativeNumber)
       ->needs(plan);
+  support::PlanArguments plan_arguments;
+  plan_arguments.add_to(app, plan);
+  // What a plan measures is given by its context and pieces: an option that it would not heed is refused.
+  for (char const* const other :
+       {"--max_tokens", "--chunk_size", "--resume", "--sink_size", "--local_window", "--recent_ratio",
+        "--num_distances", "--first_query", "--no_retention", "--no_output_metric"}) {
+    plan->excludes(other);
+  }
   CLI11_PARSE(app, argc, argv);
   try {
+    options.plan_options = plan_arguments.options();
     run(options);
     return 0;
   } catch (std::exception const& error) {

@@ -3,6 +3,7 @@
 #include "analysis/about.hpp"
 #include "support/budget.hpp"
 #include "support/folder.hpp"
+#include "support/plan_options.hpp"
 
 #include <headaware/error.hpp>
 #include <headaware/io/retention_statistics.hpp>
@@ -14,14 +15,12 @@
 
 #include <CLI/CLI.hpp>
 
-#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 namespace ha = headaware;
@@ -36,23 +35,21 @@ struct Options {
   std::filesystem::path probe_sensitivities;
   double probe_weight = 0.3;
   std::string budget;
-  std::string measure;
-  std::string fold = "sum";
   std::int64_t context = 0;
   std::int64_t head_dim = 0;
   std::int64_t element_bytes = 2;
   ha::PlanOptions plan;
 };
 
-/// @pre  it is one of the names
-ha::ErrorMeasure measure_of(std::string_view name) {
-  auto const& names = ha::error_measure_names;
-  return static_cast<ha::ErrorMeasure>(std::find(names.begin(), names.end(), name) - names.begin());
-}
-
 /// The file of a folder that analyze_attention wrote.
 ha::RetentionStatistics load_statistics(std::filesystem::path const& folder) {
   support::require_folder(folder, "results", "a folder with retention_statistics.json (analyze_attention makes one)");
+  if (!std::filesystem::exists(folder / "retention_statistics.json") && std::filesystem::exists(folder / "text")) {
+    throw ha::ArgumentError({"results",
+                             "the part of what --plan measured: " + (folder / "text").string() + " (and --probe_dir " +
+                                 (folder / "probe").string() + ")",
+                             "the whole folder", folder.string()});
+  }
   return ha::load_retention_statistics(folder / "retention_statistics.json");
 }
 
@@ -148,38 +145,17 @@ int main(int argc, char** argv) {
       ->needs("--probe_dir");
   app.add_option("--probe_weight", options.probe_weight, "weight of the probe; the text has 1")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--floor", options.plan.floor,
-                 "tokens every KV head keeps at least; default: 32 or a quarter of the budget, at most half of it")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--page_size", options.plan.page_size, "sizes are whole pages of so many tokens")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
-  app.add_option("--ranks", options.plan.ranks, "tensor-parallel ranks; each gets an equal share")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
-  app.add_flag("--layer_shares", options.plan.layer_shares, "each layer gets an equal share");
-  app.add_option("--skip_layers", options.plan.skip_layers, "layers that keep everything, beyond the budget")
-      ->check(CLI::Range(0, 1 << 20))
-      ->delimiter(',');
-  app.add_option("--negligible_output", options.plan.negligible_output,
-                 "prune KV heads whose squared output is at most this share of their layer's mean; 0: none")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--measure", options.measure, "error: mass, output or output_metric; default: the last one measured")
-      ->check(CLI::IsMember({"mass", "output", "output_metric"}));
-  app.add_option("--fold", options.fold, "of the query heads of a KV head: sum or max")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"sum", "max"}));
+      ->check(CLI::NonNegativeNumber)
+      ->needs("--probe_dir");
+  support::PlanArguments plan;
+  plan.add_to(app);
   app.add_option("--head_dim", options.head_dim, "channels of a key; for budgets in bytes")->check(CLI::PositiveNumber);
   app.add_option("--element_bytes", options.element_bytes, "bytes an element; for budgets in bytes")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   CLI11_PARSE(app, argc, argv);
   try {
-    if (!options.measure.empty()) options.plan.measure = measure_of(options.measure);
-    if (options.fold == "max") options.plan.fold = ha::GroupFold::maximum;
-    std::sort(options.plan.skip_layers.begin(), options.plan.skip_layers.end());
+    options.plan = plan.options();
     run(options);
     return 0;
   } catch (std::exception const& error) {

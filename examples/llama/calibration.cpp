@@ -47,7 +47,7 @@ ha::RetentionStatistics observe(PolicyRun& run, CalibrationText::Pieces const& p
   analysis::AnalysisOptions analysis{.output_dir = folder, .parameters = {}};
   analysis.parameters.first_query = first_query;
   analysis.parameters.query_stride = options.query_stride;
-  analysis.parameters.retention = ha::RetentionGrid::up_to(std::ssize(pieces.front()));
+  analysis.parameters.retention = options.grid.value_or(ha::RetentionGrid::up_to(std::ssize(pieces.front())));
   support::make_folder(folder);
   analysis.resume = resumable(folder, source, analysis.parameters);
   auto const result = analysis::analyze(source, analysis);
@@ -101,10 +101,11 @@ ha::Sensitivities sensitivities(LossStore& losses, CalibrationText::Pieces const
                                 ha::RetentionStatistics const& statistics, CalibrationOptions const& options,
                                 std::filesystem::path const& folder, std::string const& what) {
   if (options.sensitivity == SensitivityOf::none) return {};
+  ha::SensitivityOptions const errors{.measure = options.measure, .fold = options.fold};
   if (!options.sensitivities_from.empty()) {
     auto const taken = ha::load_sensitivities(options.sensitivities_from / folder.filename() / "sensitivities.json");
     ha::save_sensitivities(folder / "sensitivities.json", taken);
-    return taken.factors(statistics);
+    return taken.factors(statistics, errors);
   }
   ModelShape const& shape = losses.run().model().shape();
   bool const by_head = options.sensitivity == SensitivityOf::head;
@@ -125,7 +126,7 @@ ha::Sensitivities sensitivities(LossStore& losses, CalibrationText::Pieces const
     for (std::size_t i = 0; i < each; ++i) saved.values[static_cast<std::size_t>(layer) * each + i] = measured[next++];
   }
   ha::save_sensitivities(folder / "sensitivities.json", saved);
-  return saved.factors(statistics);
+  return saved.factors(statistics, errors);
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include <array>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -32,10 +33,13 @@ struct CalibrationOptions {
   SensitivityBy by = SensitivityBy::divergence;
   std::int32_t sensitivity_pieces = 1;  ///< of text and of probe, over which losses are measured
   headaware::SinkWindow cut{.sink = 4, .window = 60};
-  std::int64_t query_stride = 1;               ///< every so many rows are observed
-  std::filesystem::path sensitivities_from{};  ///< folder of another calibration of the model, at a shorter context
-                                               ///< say, whose costs of cuts are taken; empty: they are measured
-  std::vector<std::int32_t> skip_layers{};     ///< are not cut: plans leave them whole. Ascending
+  std::int64_t query_stride = 1;                   ///< every so many rows are observed
+  std::filesystem::path sensitivities_from{};      ///< folder of another calibration of the model, at a shorter context
+                                                   ///< say, whose costs of cuts are taken; empty: they are measured
+  std::vector<std::int32_t> skip_layers{};         ///< are not cut: plans leave them whole. Ascending
+  std::optional<headaware::RetentionGrid> grid{};  ///< sinks and windows to choose from; nothing: the default's
+  std::optional<headaware::ErrorMeasure> measure{};  ///< as the plan's
+  headaware::GroupFold fold = headaware::GroupFold::sum;
 };
 
 /// One kind of text, measured.

@@ -48,6 +48,8 @@ Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors, 
   ha::detail::require(!errors.empty(), "errors", "at least one", "none", "guarded_plan");
   auto const& first = errors.front().errors;
   Guarded result;
+  result.model = losses.run().model().path().filename().string();
+  result.probe_weight = options.probe_weight;
   result.tables = candidates(errors, budget, options);
   std::vector<LossJob> jobs;
   auto const add = [&](ha::PolicyTable const& table) {
@@ -97,8 +99,11 @@ std::string guard_table(Guarded const& guarded) {
 
 void write_guarded(std::filesystem::path const& folder, Guarded const& guarded) {
   auto const& chosen = guarded.chosen();
-  nlohmann::ordered_json document = {{"context", chosen.plan.context},
+  nlohmann::ordered_json document = {{"model", guarded.model},
+                                     {"text", guarded.text},
+                                     {"context", chosen.plan.context},
                                      {"budget_tokens", chosen.plan.budget_tokens},
+                                     {"probe_weight_in_scores", guarded.probe_weight},
                                      {"chosen", chosen.name},
                                      {"full_text_loss", guarded.full_text_loss},
                                      {"full_probe_loss", guarded.full_probe_loss}};

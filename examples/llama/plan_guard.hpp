@@ -39,7 +39,10 @@ struct Guarded {
   std::vector<GuardedTable> tables;  ///< uniform windows first
   double full_text_loss = 0;         ///< with everything kept
   double full_probe_loss = 0;
-  std::size_t best = 0;  ///< index: the least score of those eligible; uniform if none is better
+  std::string model;        ///< file, for whoever finds the result
+  std::string text;         ///< file
+  double probe_weight = 0;  ///< in scores
+  std::size_t best = 0;     ///< index: the least score of those eligible; uniform if none is better
 
   [[nodiscard]] GuardedTable const& chosen() const { return tables[best]; }
 };

@@ -71,6 +71,8 @@ Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
   LossStore losses(run, options.calibration.output_dir / "losses");
   CalibrationOptions cuts = options.calibration;
   cuts.skip_layers = guard.plan.skip_layers;
+  cuts.measure = guard.plan.measure;
+  cuts.fold = guard.plan.fold;
   Candidates candidates(options);
   candidates.add("plan", calibrate(losses, text, cuts));
   Guarded guarded = guarded_plan(losses, candidates.errors(), text, budget, guard);
@@ -89,6 +91,7 @@ Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
     }
     guarded = guarded_plan(losses, candidates.errors(), text, budget, guard);
   }
+  guarded.text = options.text.filename().string();
   write_guarded(options.calibration.output_dir, guarded);
   return guarded;
 }

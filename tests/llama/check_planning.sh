@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# check_planning.sh <analyze_attention> <plan_policies> <folder of models> <text> <folder>: analyze_attention --plan,
+# its files, what reads them, and options that it refuses.
+set -euo pipefail
+program=$1
+plan_policies=$2
+model=$3/SmolLM2-135M-Instruct.Q4_1.gguf
+text=$4
+folder=$5
+if [[ ! -e $model ]]; then
+  echo "planning: skipped: no model $model"
+  exit 0
+fi
+rm -rf "$folder"
+mkdir -p "$folder"
+fail() {
+  echo "planning: $1" >&2
+  exit 1
+}
+
+small=(--plan --model "$model" --text "$text" --context 256 --pieces 1,1,1,1 --query_stride 4 --sensitivity none
+  --output_dir "$folder/plan")
+"$program" "${small[@]}" --budget 25% --page_size 16 --sinks 0,4,32 >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
+for file in plan.json plan_classifications.json plan_guard.json text/retention_statistics.json \
+  probe/retention_statistics.json; do
+  [[ -s $folder/plan/$file ]] || fail "no $file"
+done
+grep -q "everything kept" "$folder/log" || fail "no table of what was tried: $(cat "$folder/log")"
+grep -qF '"page_size": 16' "$folder/plan/plan.json" || fail "pages of another size"
+grep -qF "\"model\": \"$(basename "$model")\"" "$folder/plan/plan_guard.json" || fail "not told of which model it is"
+tr -d ' \n' <"$folder/plan/text/retention_statistics.json" | grep -qF '"sinks":[0,4,32]' || fail "other sinks"
+
+# Another budget measures no statistics anew; bytes count two an element.
+touch -d '2001-01-01' "$folder/plan/text/attention_sums.json"
+"$program" "${small[@]}" --sinks 0,4,32 --budget 1440KiB >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
+grep -q "budget 5760 tokens" "$folder/log" || fail "bytes: $(cat "$folder/log")"
+[[ $folder/plan/text/attention_sums.json -ot $folder/plan/plan.json ]] || fail "measured again"
+
+# What it measured serves plan_policies too; the folder's top is not the place.
+"$plan_policies" --results_dir "$folder/plan/text" --probe_dir "$folder/plan/probe" --budget 12% \
+  --output_dir "$folder/other" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
+[[ -s $folder/other/plan.json ]] || fail "no plan from what was measured"
+if "$plan_policies" --results_dir "$folder/plan" --budget 12% >"$folder/log" 2>&1; then fail "no text, yet a plan"; fi
+grep -qF "$folder/plan/text" "$folder/log" || fail "does not say where the text is: $(cat "$folder/log")"
+
+expect() {  # expect <text> <arguments>...
+  local text=$1
+  shift
+  if "$program" "$@" >"$folder/log" 2>&1; then fail "no error: $*"; fi
+  grep -qF -- "$text" "$folder/log" || { cat "$folder/log" >&2; fail "expected '$text': $*"; }
+}
+expect "--chunk_size excludes --plan" "${small[@]}" --budget 25% --chunk_size 128
+expect "--max_tokens excludes --plan" "${small[@]}" --budget 25% --max_tokens 128
+expect "--budget requires --plan" --model "$model" --budget 25%
+expect "--page_size requires --plan" --model "$model" --page_size 16
+expect "--budget too" "${small[@]}"
+expect "25% (of the context)" "${small[@]}" --budget much
+echo "planning: ok"
