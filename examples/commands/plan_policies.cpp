@@ -46,9 +46,9 @@ ha::RetentionStatistics load_statistics(std::filesystem::path const& folder) {
   support::require_folder(folder, "results", "a folder with retention_statistics.json (analyze_attention makes one)");
   if (!std::filesystem::exists(folder / "retention_statistics.json") && std::filesystem::exists(folder / "text")) {
     throw ha::ArgumentError({"results",
-                             "the part of what --plan measured: " + (folder / "text").string() + " (and --probe_dir " +
-                                 (folder / "probe").string() + ")",
-                             "the whole folder", folder.string()});
+                             "retention_statistics.json (of a plan's folder: --results_dir " +
+                                 (folder / "text").string() + " and --probe_dir " + (folder / "probe").string() + ")",
+                             "none", folder.string()});
   }
   return ha::load_retention_statistics(folder / "retention_statistics.json");
 }
