@@ -7,6 +7,7 @@
 #include <headaware/detail/head_grid.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/head_classifications.hpp>
+#include <headaware/io/plan.hpp>
 
 #include <CLI/CLI.hpp>
 
@@ -28,6 +29,7 @@ namespace {
 struct Options {
   std::filesystem::path results_dir = "results/quickstart";
   std::filesystem::path classifications;
+  std::filesystem::path plan;
   std::filesystem::path capture;
   std::string mixed = "conservative";
   std::int32_t kv_heads = 0;
@@ -227,12 +229,9 @@ std::filesystem::path classifications_of(Options const& options) {
                        options.results_dir.string()});
 }
 
-/// The model's shape, as far as classes, arrays and options tell it.
-ha::ModelConfig model_of(std::vector<ha::HeadClassification> const& classes, capture::Arrays const& capture,
-                         Options const& options) {
-  auto const shape = ha::detail::grid_shape(std::span<ha::HeadClassification const>(classes));
-  ha::ModelConfig model{shape.layers, shape.heads, shape.heads, 64};
-  if (options.classifications.empty()) {
+/// The model's shape, as far as policies, arrays and options tell it. @param model  what the policies tell
+ha::ModelConfig model_of(ha::ModelConfig model, capture::Arrays const& capture, Options const& options) {
+  if (options.classifications.empty() && options.plan.empty()) {
     if (auto const about = analysis::load_about(options.results_dir)) {
       model.num_key_value_heads = about->num_key_value_heads;
       model.head_dim = about->head_dim;
@@ -241,47 +240,66 @@ ha::ModelConfig model_of(std::vector<ha::HeadClassification> const& classes, cap
   if (!capture.sequences.empty()) {
     auto const mismatch = [&](char const* what, std::int64_t expected, std::int64_t got) {
       throw ha::ArgumentError(
-          {what, std::to_string(expected) + " as the classes have", std::to_string(got), options.capture.string()});
+          {what, std::to_string(expected) + " as the policies have", std::to_string(got), options.capture.string()});
     };
     auto const& sequence = capture.sequences.front();
-    if (sequence.queries && sequence.queries->shape[1] != shape.heads) {
-      mismatch("query heads of the capture", shape.heads, sequence.queries->shape[1]);
+    if (sequence.queries && sequence.queries->shape[1] != model.num_attention_heads) {
+      mismatch("query heads of the capture", model.num_attention_heads, sequence.queries->shape[1]);
     }
-    bool const whole_model =
-        capture.num_layers > 0 ? capture.num_layers == shape.layers : capture.layers.back() < shape.layers;
-    if (sequence.keys.shape[0] != shape.layers && !whole_model) {
-      mismatch("layers of the capture", shape.layers, sequence.keys.shape[0]);
+    bool const whole_model = capture.num_layers > 0 ? capture.num_layers == model.num_hidden_layers
+                                                    : capture.layers.back() < model.num_hidden_layers;
+    if (sequence.keys.shape[0] != model.num_hidden_layers && !whole_model) {
+      mismatch("layers of the capture", model.num_hidden_layers, sequence.keys.shape[0]);
     }
     auto const& keys = capture.sequences.front().keys.shape;
+    if (!options.plan.empty() && keys[1] != model.num_key_value_heads) {
+      mismatch("KV heads of the capture", model.num_key_value_heads, keys[1]);
+    }
     model.num_key_value_heads = static_cast<std::int32_t>(keys[1]);
     model.head_dim = static_cast<std::int32_t>(keys[3]);
     if (options.kv_heads > 0 || options.head_dim > 0) {
       std::fprintf(stderr, "note: the arrays tell the KV heads and head_dim; --kv_heads and --head_dim are not used\n");
     }
   } else {
-    if (options.kv_heads > 0) model.num_key_value_heads = options.kv_heads;
+    if (options.kv_heads > 0 && !options.plan.empty()) {
+      std::fprintf(stderr, "note: the plan tells the KV heads; --kv_heads is not used\n");
+    } else if (options.kv_heads > 0) {
+      model.num_key_value_heads = options.kv_heads;
+    }
     if (options.head_dim > 0) model.head_dim = options.head_dim;
   }
   model.validate();
   return model;
 }
 
-int run(Options const& options) {
-  std::filesystem::path const path = classifications_of(options);
+/// What the file tells of the model.
+ha::ModelConfig shape_of(std::filesystem::path const& path, Options const& options) {
+  if (!options.plan.empty()) {
+    ha::PolicyPlan const plan = ha::load_plan(path);
+    return {plan.num_layers, plan.num_heads, plan.num_kv_heads, 64};
+  }
   if (options.classifications.empty()) analysis::warn_if_partial(options.results_dir);
   std::vector<ha::HeadClassification> const classes = ha::load_classifications(path);
+  auto const shape = ha::detail::grid_shape(std::span<ha::HeadClassification const>(classes));
+  return {shape.layers, shape.heads, shape.heads, 64};
+}
+
+int run(Options const& options) {
   capture::Arrays const capture = options.capture.empty() ? capture::Arrays{} : capture::load_arrays(options.capture);
   bool const captured = !capture.sequences.empty();
   if (!options.capture.empty() && !captured) {
     throw ha::FormatError({"captured arrays", "NAME_k.npy and NAME_v.npy", "none", options.capture.string()});
   }
-  ha::ModelConfig const model = model_of(classes, capture, options);
-  std::printf("classes: %s\nmodel: %d layers, %d query heads, %d KV heads, head_dim %d\n\n", path.c_str(),
-              model.num_hidden_layers, model.num_attention_heads, model.num_key_value_heads, model.head_dim);
+  std::filesystem::path const path = options.plan.empty() ? classifications_of(options) : options.plan;
+  ha::ModelConfig const model = model_of(shape_of(path, options), capture, options);
+  std::printf("%s: %s\nmodel: %d layers, %d query heads, %d KV heads, head_dim %d\n\n",
+              options.plan.empty() ? "classes" : "plan", path.c_str(), model.num_hidden_layers,
+              model.num_attention_heads, model.num_key_value_heads, model.head_dim);
 
   auto const types = options.mixed == "aggressive" ? ha::TypePolicies::aggressive() : ha::TypePolicies::conservative();
-  auto const compressor = ha::Compressor::from_classifications(classes, model, types);
-  std::printf("policies of the KV heads (query heads folded by union), %d tokens:\n%s\n", options.tokens,
+  auto const compressor = ha::Compressor::from_policies(path, model, types);
+  std::printf("policies of the KV heads%s, %d tokens:\n%s\n",
+              options.plan.empty() ? " (query heads folded by union)" : "", options.tokens,
               to_string(compressor.compression_summary(options.tokens)).c_str());
 
   Batch batch =
@@ -308,6 +326,7 @@ int run(Options const& options) {
   auto const token = ha::TokenBytes::of(batch.head_dim, sizeof(std::uint16_t));
   std::printf("\nbefore\n%s\nafter\n%s", to_string(ha::full_cache_info(plan, token)).c_str(),
               to_string(ha::cache_info(plan, token)).c_str());
+  if (!options.plan.empty()) return 0;
   std::printf(
       "\nnote: rules of head types are for reading a model; at equal memory uniform windows lose less than they "
       "do, and plans that 'analyze_attention --plan' measures lose least\n");
@@ -321,9 +340,11 @@ int main(int argc, char** argv) {
   CLI::App app{"Compresses a KV cache head by head into every form, and checks every kept row against its source"};
   app.add_option("--results_dir", options.results_dir, "folder of analyze_attention, with classifications")
       ->capture_default_str();
-  app.add_option("--classifications", options.classifications,
-                 "classifications; default: those of the results, refined ones if there are any")
-      ->check(CLI::ExistingFile);
+  auto* const classifications =
+      app.add_option("--classifications", options.classifications,
+                     "classifications; default: those of the results, refined ones if there are any")
+          ->check(CLI::ExistingFile);
+  app.add_option("--plan", options.plan, "a plan.json instead")->check(CLI::ExistingFile)->excludes(classifications);
   app.add_option("--capture", options.capture,
                  "folder of captured keys and values to compress; default: a cache of the model's shape whose every "
                  "element tells its place");

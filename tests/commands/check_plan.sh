@@ -31,6 +31,9 @@ awk '/plan\/uniform/ { table = 1; next } table && NF == 5 { if ($5 >= 1) exit 1;
 "$compress" --results_dir "$folder/text" --classifications "$folder/text/plan_classifications.json" \
   --capture "$capture" >"$folder/log" 2>&1 || { cat "$folder/log" >&2; exit 1; }
 grep -q "held: 0.2500 of the full cache" "$folder/log" || { cat "$folder/log" >&2; exit 1; }
+"$compress" --plan "$folder/text/plan.json" --capture "$capture" >"$folder/log" 2>&1 || { cat "$folder/log" >&2; exit 1; }
+grep -q "held: 0.2500 of the full cache" "$folder/log" || { cat "$folder/log" >&2; exit 1; }
+grep -q "rules of head types" "$folder/log" && { echo "commands: a plan is called rules" >&2; exit 1; }
 
 cp "$folder/text/plan.json" "$folder/first.json"
 expect 0 "wrote plan.json" --budget 128 --context 512
