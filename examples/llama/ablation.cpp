@@ -277,6 +277,11 @@ AblationStudy run_ablation(AblationOptions const& options) {
   study.classes = calibration.classes();
 
   AblationTables const tables(calibration, study.shape, options.context, scale.budget_tokens);
+  for (AblationSetup const& setup : setups) {
+    if (setup.replan_step <= 0) continue;
+    auto const first = AblationTables::first_of(setup);
+    calibration.measure_at_plan(first, tables.of(first));
+  }
   auto prepared = prepare(tables, study.groups, study.shape, options.context);
   auto const text_of_one = [&](Prepared const& one) -> EvaluationText const& {
     return one.result.setup.on_other_text ? *on_other : on_own;

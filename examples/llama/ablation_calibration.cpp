@@ -99,6 +99,7 @@ AblationCalibration::AblationCalibration(LossStore& losses, AblationCalibrationO
   for (AblationSetup const& setup : setups) {
     needs_classes_ = needs_classes_ || setup.method == AblationMethod::rules || setup.size != AblationSize::budget;
     if (setup.method != AblationMethod::planned) continue;
+    if (setup.replan_step > 0) replanned_.push_back(setup.calibration);
     for (CalibrationUse const& use : uses_of(setup.calibration)) {
       needs_[use][index(setup.sensitivity)] = true;
     }
@@ -165,6 +166,13 @@ std::int64_t AblationCalibration::tokens_to_run() const {
     add(text.text, folder / "text", use, needs, text.first_query);
     add(text.probe, folder / "probe", use, needs, text.first_query);
   }
+  // Plans made again have none yet: at most a run a layer, and one.
+  std::set<CalibrationUse> again;
+  for (CalibrationUse const& use : replanned_) {
+    if (!again.insert(use).second) continue;
+    auto const pieces = std::int64_t{2} * use.sensitivity_pieces;
+    tokens += pieces * (shape.layers + 1) * (use.piece_tokens > 0 ? use.piece_tokens : options_.context);
+  }
   if (needs_classes_) {
     CalibrationText const text = pieces_of(usual());
     count(folder_of(text, usual()) / classes_folder / sums_file, text.text);
@@ -177,6 +185,22 @@ std::int64_t AblationCalibration::tokens_to_run() const {
 void AblationCalibration::measure() {
   for (auto const& [use, needs] : needs_) measure_use(use, needs);
   if (needs_classes_) classify();
+}
+
+void AblationCalibration::measure_at_plan(AblationSetup const& first, ha::PolicyTable const& plan) {
+  auto const known = std::find_if(gains_.begin(), gains_.end(), [&](auto const& one) { return one.first == first; });
+  if (known != gains_.end()) return;
+  ha::detail::require(first.calibration.domain != AblationDomain::both, "domain of a plan made again", "one", "both",
+                      "AblationCalibration::measure_at_plan");
+  gains_.emplace_back(first,
+                      layer_gains(*losses_, pieces_of(first.calibration), plan, first.calibration.sensitivity_pieces));
+}
+
+LayerGains const& AblationCalibration::gains_at_plan(AblationSetup const& first) const {
+  auto const known = std::find_if(gains_.begin(), gains_.end(), [&](auto const& one) { return one.first == first; });
+  ha::detail::require(known != gains_.end(), "gains of layers at a plan", "measured ones", "none",
+                      "AblationCalibration::gains_at_plan");
+  return known->second;
 }
 
 void AblationCalibration::measure_use(CalibrationUse const& use, Needs const& needs) {

@@ -5,6 +5,7 @@
 #include "llama/ablation_groups.hpp"
 #include "llama/calibration.hpp"
 #include "llama/loss_store.hpp"
+#include "llama/replanning.hpp"
 
 #include <headaware/classify/head_type.hpp>
 #include <headaware/io/sensitivities.hpp>
@@ -17,6 +18,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace llama_adapter {
@@ -64,6 +66,12 @@ class AblationCalibration {
   /// @throws support::Interrupted on Ctrl-C; running it again goes on
   void measure();
 
+  /// @brief What layers gain at the first plan of setups that plan again, by `measure`'s rules.
+  /// @param first  without `replan_step` @pre measured
+  void measure_at_plan(AblationSetup const& first, headaware::PolicyTable const& plan);
+  /// Those gains. @pre they were measured
+  [[nodiscard]] LayerGains const& gains_at_plan(AblationSetup const& first) const;
+
   /// @pre measured, and `use` is of one domain
   [[nodiscard]] AblationKinds const& of(CalibrationUse const& use) const { return measured_.at(use); }
   /// Classes of the query heads, of the usual text. @pre some setup needs them
@@ -83,6 +91,8 @@ class AblationCalibration {
   std::map<CalibrationUse, Needs> needs_;
   bool needs_classes_ = false;
   std::map<CalibrationUse, AblationKinds> measured_;
+  std::vector<CalibrationUse> replanned_;
+  std::vector<std::pair<AblationSetup, LayerGains>> gains_;
   std::vector<headaware::HeadClassification> classes_;
 };
 

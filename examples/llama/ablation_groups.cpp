@@ -241,6 +241,14 @@ std::vector<AblationVariant> blends(AblationScale const& scale) {
   return variants.take();
 }
 
+std::vector<AblationVariant> replans(AblationScale const& scale) {
+  Variants variants(planned(scale));
+  for (double const step : {0.0, 0.25, 0.5, 1.0}) {
+    variants.add("step_" + short_number(step), [&](AblationSetup& s) { s.replan_step = step; });
+  }
+  return variants.take();
+}
+
 }  // namespace
 
 AblationGroup reference_group(AblationScale const& scale) {
@@ -274,6 +282,7 @@ std::vector<AblationGroup> ablation_groups(AblationScale const& scale) {
   groups.push_back(
       {"skip_layers", "first and last layers that keep everything, the others less", skipped_layers(scale), true});
   groups.push_back({"blend", "share of the plan in a blend with uniform windows", blends(scale)});
+  groups.push_back({"replan", "how far costs of layers go to those measured again at the plan", replans(scale)});
   return groups;
 }
 

@@ -77,6 +77,7 @@ struct AblationSetup {
   std::int32_t full_last = 0;
   KeyPositions positions = KeyPositions::text;
   bool on_other_text = false;  ///< what it is evaluated on
+  double replan_step = 0;      ///< how far costs go to those measured again at the plan; 0: not measured again
 
   friend bool operator==(AblationSetup const&, AblationSetup const&) = default;
 };

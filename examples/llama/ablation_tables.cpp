@@ -3,12 +3,14 @@
 #include <headaware/error.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
+#include <headaware/plan/replanned_sensitivity.hpp>
 #include <headaware/policy/builders.hpp>
 #include <headaware/policy/fold.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -80,21 +82,27 @@ ha::PolicyTable folded(ha::PolicyTable const& by_query_head, ModelShape const& s
 }
 
 /// Errors of a setup's texts, the calibrations of both domains counting half each.
-ha::KvErrors errors_of(AblationSetup const& setup, AblationCalibration const& calibration, bool by_query_head) {
+/// @param first  the plan that costs were measured again at, if the setup is made from one
+ha::KvErrors errors_of(AblationSetup const& setup, AblationCalibration const& calibration, bool by_query_head,
+                       ha::PolicyPlan const* first = nullptr) {
   auto const fold = setup.fold == AblationFold::maximum ? ha::GroupFold::maximum : ha::GroupFold::sum;
   auto const uses = uses_of(setup.calibration);
   std::vector<ha::RetentionStatistics> own;
   own.reserve(2 * uses.size());
   std::vector<ha::WeightedStatistics> texts;
-  auto const add = [&](AblationMeasured const& measured, double weight) {
+  auto const add = [&](AblationMeasured const& measured, double weight, std::vector<double> LayerGains::*kind) {
     ha::RetentionStatistics const* statistics = &measured.statistics;
     if (by_query_head) statistics = &own.emplace_back(ungrouped(measured.statistics));
-    texts.push_back({statistics, measured.factors(setup.sensitivity, setup.measure, fold),
-                     weight / static_cast<double>(uses.size())});
+    auto factors = measured.factors(setup.sensitivity, setup.measure, fold);
+    if (first != nullptr) {
+      auto const& gains = calibration.gains_at_plan(AblationTables::first_of(setup));
+      factors = ha::sensitivities_at_plan(*statistics, factors, *first, gains.*kind, setup.replan_step);
+    }
+    texts.push_back({statistics, std::move(factors), weight / static_cast<double>(uses.size())});
   };
   for (CalibrationUse const& use : uses) {
-    add(calibration.of(use).text, 1);
-    add(calibration.of(use).probe, setup.probe_weight);
+    add(calibration.of(use).text, 1, &LayerGains::text);
+    add(calibration.of(use).probe, setup.probe_weight, &LayerGains::probe);
   }
   return ha::weighted_errors(texts, setup.measure, fold);
 }
@@ -129,7 +137,8 @@ ha::PolicyTable AblationTables::of(AblationSetup const& setup) const {
     case AblationMethod::rules: return rules(setup.aggressive);
     case AblationMethod::planned: break;
   }
-  ha::PolicyTable table = setup.fold == AblationFold::keeps_union ? planned_by_query_heads(setup) : planned(setup);
+  ha::PolicyTable table =
+      setup.fold == AblationFold::keeps_union ? planned_by_query_heads(setup) : planned(setup).table;
   if (setup.plan_share < 1) table = ha::blend(uniform(setup), table, setup.plan_share, context_);
   fill_up(table, total(setup), context_);
   return table;
@@ -161,13 +170,15 @@ ha::PolicyTable AblationTables::uniform(AblationSetup const& setup) const {
   return table;
 }
 
-ha::PolicyTable AblationTables::planned(AblationSetup const& setup) const {
+ha::PolicyPlan AblationTables::planned(AblationSetup const& setup) const {
+  std::optional<ha::PolicyPlan> first;
+  if (setup.replan_step > 0) first = planned(first_of(setup));
   ha::PlanOptions options;
   options.floor = setup.floor;
   options.skip_layers = whole_layers(setup, shape_.layers);
-  auto errors = errors_of(setup, *calibration_, false);
+  auto errors = errors_of(setup, *calibration_, false, first ? &*first : nullptr);
   if (!setup.candidate_sinks.empty()) errors = with_sinks(std::move(errors), setup.candidate_sinks);
-  return ha::plan_policies(errors, budget_beside(options.skip_layers, setup), context_, options).table;
+  return ha::plan_policies(errors, budget_beside(options.skip_layers, setup), context_, options);
 }
 
 ha::PolicyTable AblationTables::planned_by_query_heads(AblationSetup const& setup) const {

@@ -6,6 +6,7 @@
 #include "llama/ablation_groups.hpp"
 
 #include <headaware/plan/budget.hpp>
+#include <headaware/plan/policy_plan.hpp>
 #include <headaware/policy/table.hpp>
 
 #include <cstdint>
@@ -23,6 +24,12 @@ class AblationTables {
   /// @throws ArgumentError if there is none: layers that keep everything or floors take more than the budget
   [[nodiscard]] headaware::PolicyTable of(AblationSetup const& setup) const;
 
+  /// @brief The setup without `replan_step`: what it is planned again from.
+  [[nodiscard]] static AblationSetup first_of(AblationSetup setup) {
+    setup.replan_step = 0;
+    return setup;
+  }
+
  private:
   [[nodiscard]] std::int64_t total(AblationSetup const& setup) const;
   /// What is left a head of the layers beside those that keep everything.
@@ -30,7 +37,7 @@ class AblationTables {
                                                 AblationSetup const& setup) const;
   [[nodiscard]] headaware::PolicyTable rules(bool aggressive) const;
   [[nodiscard]] headaware::PolicyTable uniform(AblationSetup const& setup) const;
-  [[nodiscard]] headaware::PolicyTable planned(AblationSetup const& setup) const;
+  [[nodiscard]] headaware::PolicyPlan planned(AblationSetup const& setup) const;
   [[nodiscard]] headaware::PolicyTable planned_by_query_heads(AblationSetup const& setup) const;
 
   AblationCalibration const* calibration_;
