@@ -1,0 +1,207 @@
+#pragma once
+
+/// @file
+/// A plan made better by trying it: errors of layers and heads are scaled against each other as long as the plan that
+/// they lead to loses less, measured.
+
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+#include <headaware/plan/budget.hpp>
+#include <headaware/plan/kv_errors.hpp>
+#include <headaware/plan/planner.hpp>
+#include <headaware/plan/policy_plan.hpp>
+#include <headaware/policy/table.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief How far a plan is refined.
+struct RefineOptions {
+  /// Binary logarithms of the factors between the two sides of a cut, a sweep over all cuts each.
+  std::vector<double> steps{2, 1};
+  /// Of cuts: 1 between halves of the layers, 2 between quarters too, and so on down to layers, then to KV heads.
+  std::int32_t levels = 4;
+  double least_gain = 0.5;        ///< standard errors by which a trial has to lose less to be taken
+  std::int32_t most_trials = 72;  ///< of tables
+
+  /// @throws ArgumentError on values that make no sense
+  void validate() const {
+    constexpr auto where = "RefineOptions";
+    for (double const step : steps) {
+      detail::require(step > 0 && step <= 10, "step", "in (0, 10]", step, where);
+    }
+    detail::require(levels > 0, "levels", "> 0", levels, where);
+    detail::require(least_gain >= 0 && std::isfinite(least_gain), "least_gain", "a finite number >= 0", least_gain,
+                    where);
+    detail::require(most_trials > 0, "most_trials", "> 0", most_trials, where);
+  }
+};
+
+/// @brief What refining found.
+struct RefinedPlan {
+  PolicyPlan plan;
+  KvErrors errors;              ///< scaled: `plan` is what they lead to
+  std::vector<double> factors;  ///< [layers, kv_heads], of errors
+  double first_loss = 0;        ///< mean, of the plan before
+  double loss = 0;              ///< of `plan`
+  std::int32_t trials = 0;      ///< tables tried, the first included
+  std::int32_t taken = 0;       ///< of them, better than the best before
+};
+
+namespace detail {
+
+/// A range of heads cut in two: [begin, middle) against [middle, end).
+struct HeadCut {
+  std::size_t begin = 0;
+  std::size_t middle = 0;
+  std::size_t end = 0;
+};
+
+/// @brief Cuts of heads in halves, of the halves in halves and so on, from coarse to fine: between layers first, then
+/// within layers.
+[[nodiscard]] inline std::vector<HeadCut> head_cuts(std::size_t layers, std::size_t kv_heads, std::int32_t levels) {
+  struct Range {
+    std::size_t begin;
+    std::size_t end;
+    std::int32_t level;
+  };
+  std::vector<HeadCut> cuts;
+  std::vector<Range> ranges{{0, layers * kv_heads, 0}};
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
+    auto const [begin, end, level] = ranges[i];
+    std::size_t const size = end - begin;
+    if (size < 2 || level == levels) continue;
+    std::size_t const middle = size > kv_heads ? begin + size / kv_heads / 2 * kv_heads : begin + size / 2;
+    cuts.push_back({begin, middle, end});
+    ranges.push_back({begin, middle, level + 1});
+    ranges.push_back({middle, end, level + 1});
+  }
+  return cuts;
+}
+
+/// Mean of what one run loses less than another, token by token, and the standard error of that mean.
+struct PairedGain {
+  double mean = 0;
+  double standard_error = 0;
+};
+
+[[nodiscard]] inline PairedGain paired_gain(std::span<double const> before, std::span<double const> after) {
+  double sum = 0;
+  double squares = 0;
+  for (std::size_t i = 0; i < before.size(); ++i) {
+    double const gain = before[i] - after[i];
+    sum += gain;
+    squares += gain * gain;
+  }
+  auto const count = static_cast<double>(before.size());
+  double const mean = sum / count;
+  return {mean, std::sqrt(std::max(0.0, squares / count - mean * mean) / count)};
+}
+
+[[nodiscard]] inline double mean_of(std::span<double const> values) {
+  double sum = 0;
+  for (double const value : values) sum += value;
+  return sum / static_cast<double>(values.size());
+}
+
+}  // namespace detail
+
+/// @brief Errors of which each head's are multiplied by its factor. @param factors  [layers, kv_heads]
+/// @throws ArgumentError if their number is another, or one is negative, NaN or infinite
+/// @par Cost  O(heads · pairs)
+[[nodiscard]] inline KvErrors scaled_errors(KvErrors errors, std::span<double const> factors) {
+  constexpr auto where = "scaled_errors";
+  detail::require(factors.size() == errors.size(), "factors", errors.size(), factors.size(), where);
+  std::size_t const cells = errors.grid.size();
+  for (std::size_t head = 0; head < errors.size(); ++head) {
+    double const factor = factors[head];
+    detail::require(factor >= 0 && std::isfinite(factor), "factor", "a finite number >= 0", factor, where);
+    for (std::size_t i = 0; i < cells; ++i) errors.cells[head * cells + i] *= factor;
+    errors.dropped[head] *= factor;
+  }
+  return errors;
+}
+
+/// @brief A plan, tried and made better: from coarse to fine, the errors of one half of the layers are scaled against
+/// those of the other, of one quarter against the next and so on down to single layers (and heads); a plan is made of
+/// the scaled errors and tried, and taken if it loses less. What cuts of single layers tell adds up badly where all
+/// layers are cut at once; this measures the plan itself. Every plan tried holds the same budget.
+///
+/// A trial that is taken is followed by another step the same way; one that is not, by a step the other way. Plans
+/// equal to the best so far are not tried again. Deterministic, if the trial is.
+/// @param trial  (PolicyTable const&) to the losses of the tokens of one and the same text, in nats: the divergence of
+///               predictions from those with everything kept, say. Called at least once; may throw
+/// @return the best plan; that of `errors` as they are if no trial is better
+/// @throws ArgumentError as `plan_policies`, on options that make no sense, and if losses are none, differ in number or
+///         are not finite
+/// @par Cost  at most `most_trials` trials; a sweep is 2 (2^levels − 1) at most, and repeated steps
+template <class Trial>
+  requires requires(Trial& trial, PolicyTable const& table) {
+    { trial(table) } -> std::convertible_to<std::vector<double>>;
+  }
+[[nodiscard]] RefinedPlan refine_plan(KvErrors const& errors, Budget const& budget, std::int64_t context,
+                                      PlanOptions const& options, RefineOptions const& refining, Trial&& trial) {
+  constexpr auto where = "refine_plan";
+  refining.validate();
+  RefinedPlan best{.plan = plan_policies(errors, budget, context, options),
+                   .errors = errors,
+                   .factors = std::vector<double>(errors.size(), 1.0)};
+  std::vector<double> losses;
+  auto const tried = [&](PolicyTable const& table) {
+    std::vector<double> result = trial(table);
+    ++best.trials;
+    detail::require(!result.empty(), "losses of a trial", "at least one", "none", where);
+    bool const first = best.trials == 1;
+    detail::require(first || result.size() == losses.size(), "losses of a trial", losses.size(), result.size(), where);
+    for (double const loss : result) {
+      detail::require(std::isfinite(loss), "loss of a trial", "a finite number", loss, where);
+    }
+    return result;
+  };
+  losses = tried(best.plan.table);
+  best.first_loss = best.loss = detail::mean_of(losses);
+
+  // @return whether scaling a cut's first half so far up, its second so far down, is better
+  auto const take = [&](detail::HeadCut const& cut, double step) {
+    std::vector<double> factors = best.factors;
+    double const factor = std::exp2(step / 2);
+    for (std::size_t head = cut.begin; head < cut.end; ++head) {
+      factors[head] *= head < cut.middle ? factor : 1 / factor;
+    }
+    KvErrors scaled = scaled_errors(errors, factors);
+    PolicyPlan plan = plan_policies(scaled, budget, context, options);
+    if (plan.table == best.plan.table) return false;
+    std::vector<double> result = tried(plan.table);
+    auto const gain = detail::paired_gain(losses, result);
+    if (!(gain.mean > refining.least_gain * gain.standard_error)) return false;
+    ++best.taken;
+    best.plan = std::move(plan);
+    best.errors = std::move(scaled);
+    best.factors = std::move(factors);
+    losses = std::move(result);
+    best.loss = detail::mean_of(losses);
+    return true;
+  };
+  auto const cuts = detail::head_cuts(static_cast<std::size_t>(errors.num_layers),
+                                      static_cast<std::size_t>(errors.num_kv_heads), refining.levels);
+  for (double const step : refining.steps) {
+    for (detail::HeadCut const& cut : cuts) {
+      for (double const way : {step, -step}) {
+        bool any = false;
+        while (best.trials < refining.most_trials && take(cut, way)) any = true;
+        if (any) break;
+      }
+    }
+  }
+  return best;
+}
+
+HEADAWARE_NAMESPACE_END
