@@ -128,21 +128,36 @@ std::vector<std::vector<double>> LossStore::losses(std::string const& what, std:
   });
 }
 
+LossStore::~LossStore() = default;
+
+ReferencePredictions const& LossStore::reference(std::span<std::int32_t const> tokens, std::int64_t first,
+                                                 PolicyRun::LayerDone const& layer_done) {
+  constexpr std::size_t most_bytes = std::size_t{3} << 30;
+  auto const same = [&](Reference const& one) { return one.first == first && std::ranges::equal(one.tokens, tokens); };
+  auto const found = std::find_if(references_.begin(), references_.end(), same);
+  if (found != references_.end()) {
+    references_.splice(references_.begin(), references_, found);
+    return *found->predictions;
+  }
+  std::size_t bytes = 0;
+  for (auto const& one : references_) bytes += one.predictions->bytes();
+  // As if all were of the size of the latest: room for the new one is made before it takes it.
+  while (!references_.empty() && bytes + references_.front().predictions->bytes() > most_bytes) {
+    bytes -= references_.back().predictions->bytes();
+    references_.pop_back();
+  }
+  auto predictions = std::make_unique<ReferencePredictions>(*run_, tokens, first, layer_done);
+  references_.push_front({{tokens.begin(), tokens.end()}, first, std::move(predictions)});
+  return *references_.front().predictions;
+}
+
 std::vector<std::vector<double>> LossStore::divergences(std::string const& what, std::span<LossJob const> jobs,
                                                         std::int64_t first) {
   std::string const kind = divergence_kind(first);
-  std::unique_ptr<ReferencePredictions> reference;
-  std::span<std::int32_t const> referred;
   return run_missing(what, jobs, kind, first, [&](LossJob const& job, PolicyRun::LayerDone const& layer_done) {
-    bool const same = reference && referred.data() == job.tokens.data() && referred.size() == job.tokens.size();
-    if (!same) {
-      reference.reset();  // before the next one takes its memory
-      reference =
-          std::make_unique<ReferencePredictions>(*run_, job.tokens, first, [&](std::int32_t) { layer_done(-1); });
-      referred = job.tokens;
-    }
+    auto const& expected = reference(job.tokens, first, [&](std::int32_t) { layer_done(-1); });
     (void)run_->losses(job.tokens, job.table, layer_done);
-    return reference->divergence(*run_);
+    return expected.divergence(*run_);
   });
 }
 

@@ -8,14 +8,19 @@
 
 #include <headaware/policy/table.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <list>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 namespace llama_adapter {
+
+class ReferencePredictions;
 
 /// A model by its size and samples of its bytes: reading all of them would take longer than some runs.
 [[nodiscard]] std::string identity_of(Model const& model);
@@ -35,6 +40,9 @@ class LossStore {
  public:
   /// @param run  borrowed @param folder  made if it is not there @throws FileError
   LossStore(PolicyRun& run, std::filesystem::path folder);
+  ~LossStore();
+  LossStore(LossStore const&) = delete;
+  LossStore& operator=(LossStore const&) = delete;
 
   [[nodiscard]] PolicyRun& run() const { return *run_; }
 
@@ -48,8 +56,8 @@ class LossStore {
   [[nodiscard]] std::vector<std::vector<double>> losses(std::string const& what, std::span<LossJob const> jobs);
 
   /// @brief KL of the predictions with everything kept to those of each job, a token, from token `first` on; likewise
-  /// kept on disk. Jobs over the same tokens should follow each other: the run with everything kept is made once for
-  /// them.
+  /// kept on disk. The runs with everything kept of the last few texts stay in memory; jobs over more texts than that
+  /// should be in their order.
   /// @throws as `losses`
   [[nodiscard]] std::vector<std::vector<double>> divergences(std::string const& what, std::span<LossJob const> jobs,
                                                              std::int64_t first);
@@ -61,8 +69,20 @@ class LossStore {
                                                              std::string const& kind, std::int64_t first,
                                                              Run const& run);
 
+  /// Of a text: found, or made in the place of the oldest ones.
+  ReferencePredictions const& reference(std::span<std::int32_t const> tokens, std::int64_t first,
+                                        PolicyRun::LayerDone const& layer_done);
+
+  /// Predictions with everything kept, the latest first.
+  struct Reference {
+    std::vector<std::int32_t> tokens;
+    std::int64_t first;
+    std::unique_ptr<ReferencePredictions> predictions;
+  };
+
   PolicyRun* run_;
   std::filesystem::path folder_;
+  std::list<Reference> references_;
   std::string model_;  ///< tells models and ways to run them apart
 };
 

@@ -4,6 +4,7 @@
 
 #include "llama/policy_run.hpp"
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -24,6 +25,8 @@ class ReferencePredictions {
   /// @brief KL(kept everything ‖ last run) of the next token, nats. @param run  has run over the same tokens
   /// @return [tokens − 1 − first]
   [[nodiscard]] std::vector<double> divergence(PolicyRun const& run) const;
+
+  [[nodiscard]] std::size_t bytes() const { return log_probabilities_.size() * sizeof(float); }
 
  private:
   std::int64_t first_;
