@@ -14,6 +14,7 @@
 #endif
 
 #include <headaware/error.hpp>
+#include <headaware/plan/refine.hpp>
 #include <headaware/plan/summary.hpp>
 
 #include <CLI/CLI.hpp>
@@ -54,6 +55,9 @@ struct Options {
   std::int64_t context = 2048;
   std::int32_t sensitivity_pieces = 1;
   std::int32_t replan = 0;
+  std::int32_t refine = 0;
+  std::vector<std::int32_t> refine_pieces{2, 1};
+  std::vector<double> refine_steps = ha::RefineOptions{}.steps;
   std::optional<double> score_weight;
   std::filesystem::path sensitivities_from;
   ha::PlanOptions plan_options;
@@ -131,6 +135,13 @@ void plan(Options const& options) {
   planning.pieces.text = std::max(planning.pieces.text, options.sensitivity_pieces);
   planning.pieces.probe = std::max(planning.pieces.probe, options.sensitivity_pieces);
   planning.replan = options.replan;
+  if (options.refine > 0) {
+    planning.refine = ha::RefineOptions{.steps = options.refine_steps, .levels = options.refine};
+    planning.refine_text = options.refine_pieces[0];
+    planning.refine_probe = options.refine_pieces[1];
+    planning.pieces.text = std::max(planning.pieces.text, planning.refine_text);
+    planning.pieces.probe = std::max(planning.pieces.probe, planning.refine_probe);
+  }
   try {
     auto const guarded = llama_adapter::plan_model(planning, budget);
     std::printf("%s\n%s\nwrote plan.json (%s), plan_classifications.json and plan_guard.json to %s\n",
@@ -261,6 +272,26 @@ int main(int argc, char** argv) {
          "plans made of them tried too: each as many runs as the costs of cuts")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber)
+      ->needs(plan);
+  app.add_option("--refine", options.refine,
+                 "try the best plan on the text that it was made of with more tokens in one half of the layers and "
+                 "fewer in the other, then between quarters and so on, so many levels down, and keep what loses less; "
+                 "0: not")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber)
+      ->needs(plan);
+  app.add_option("--refine_pieces", options.refine_pieces,
+                 "pieces of text and of the probe that --refine tries plans on")
+      ->delimiter(',')
+      ->expected(2)
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber)
+      ->needs(plan);
+  app.add_option("--refine_steps", options.refine_steps,
+                 "binary logarithms of how far --refine scales one half against the other, a sweep each")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber)
       ->needs(plan);
   app.add_option("--pieces", options.pieces,
                  "pieces of text, of the probe, and held out of either to try plans on; default: 4,2,2,1")

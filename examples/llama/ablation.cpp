@@ -282,6 +282,9 @@ AblationStudy run_ablation(AblationOptions const& options) {
     auto const first = AblationTables::first_of(setup);
     calibration.measure_at_plan(first, tables.of(first));
   }
+  for (AblationSetup const& setup : setups) {
+    if (setup.refine_levels > 0) calibration.refine(setup, tables.input_of(setup));
+  }
   auto prepared = prepare(tables, study.groups, study.shape, options.context);
   auto const text_of_one = [&](Prepared const& one) -> EvaluationText const& {
     return one.result.setup.on_other_text ? *on_other : on_own;

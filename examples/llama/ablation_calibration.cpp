@@ -1,6 +1,7 @@
 #include "llama/ablation_calibration.hpp"
 
 #include "analysis/analysis.hpp"
+#include "llama/refinement.hpp"
 #include "llama/residual_norms.hpp"
 #include "llama/token_source.hpp"
 #include "support/content_hash.hpp"
@@ -100,6 +101,7 @@ AblationCalibration::AblationCalibration(LossStore& losses, AblationCalibrationO
     needs_classes_ = needs_classes_ || setup.method == AblationMethod::rules || setup.size != AblationSize::budget;
     if (setup.method != AblationMethod::planned) continue;
     if (setup.replan_step > 0) replanned_.push_back(setup.calibration);
+    if (setup.refine_levels > 0) refined_.push_back(setup);
     for (CalibrationUse const& use : uses_of(setup.calibration)) {
       needs_[use][index(setup.sensitivity)] = true;
     }
@@ -173,6 +175,11 @@ std::int64_t AblationCalibration::tokens_to_run() const {
     auto const pieces = std::int64_t{2} * use.sensitivity_pieces;
     tokens += pieces * (shape.layers + 1) * (use.piece_tokens > 0 ? use.piece_tokens : options_.context);
   }
+  for (AblationSetup const& setup : refined_) {
+    // A sweep of trials, as a rule: what is taken saves as many of the others.
+    auto const trials = std::min(std::int64_t{2} << setup.refine_levels, std::int64_t{2} * shape.layers);
+    tokens += 2 * setup.calibration.sensitivity_pieces * 2 * trials * options_.context;
+  }
   if (needs_classes_) {
     CalibrationText const text = pieces_of(usual());
     count(folder_of(text, usual()) / classes_folder / sums_file, text.text);
@@ -200,6 +207,25 @@ LayerGains const& AblationCalibration::gains_at_plan(AblationSetup const& first)
   auto const known = std::find_if(gains_.begin(), gains_.end(), [&](auto const& one) { return one.first == first; });
   ha::detail::require(known != gains_.end(), "gains of layers at a plan", "measured ones", "none",
                       "AblationCalibration::gains_at_plan");
+  return known->second;
+}
+
+void AblationCalibration::refine(AblationSetup const& setup, PlannerInput const& input) {
+  ha::detail::require(setup.calibration.domain != AblationDomain::both, "domain of a plan to refine", "one", "both",
+                      "AblationCalibration::refine");
+  std::int32_t const pieces = setup.calibration.sensitivity_pieces;
+  RefinementOptions options{.pieces = pieces, .probe_pieces = pieces, .probe_weight = setup.probe_weight};
+  options.refine.levels = setup.refine_levels;
+  auto refined = refined_plan(*losses_, pieces_of(setup.calibration), input.errors, input.budget, options_.context,
+                              input.options, options);
+  factors_.emplace_back(setup, std::move(refined.factors));
+}
+
+std::vector<double> const& AblationCalibration::refined_factors(AblationSetup const& setup) const {
+  auto const known =
+      std::find_if(factors_.begin(), factors_.end(), [&](auto const& one) { return one.first == setup; });
+  ha::detail::require(known != factors_.end(), "factors of a refined plan", "found ones", "none",
+                      "AblationCalibration::refined_factors");
   return known->second;
 }
 

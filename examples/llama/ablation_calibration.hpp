@@ -9,6 +9,9 @@
 
 #include <headaware/classify/head_type.hpp>
 #include <headaware/io/sensitivities.hpp>
+#include <headaware/plan/budget.hpp>
+#include <headaware/plan/kv_errors.hpp>
+#include <headaware/plan/policy_plan.hpp>
 #include <headaware/stats/retention.hpp>
 
 #include <array>
@@ -54,6 +57,13 @@ struct AblationCalibrationOptions {
   std::filesystem::path folder;  ///< results are kept here by what went into them
 };
 
+/// What a plan is made of.
+struct PlannerInput {
+  headaware::KvErrors errors;
+  headaware::Budget budget;
+  headaware::PlanOptions options{};
+};
+
 class AblationCalibration {
  public:
   /// @param losses  borrowed; as in `calibrate` @throws ArgumentError if a text is too short
@@ -71,6 +81,12 @@ class AblationCalibration {
   void measure_at_plan(AblationSetup const& first, headaware::PolicyTable const& plan);
   /// Those gains. @pre they were measured
   [[nodiscard]] LayerGains const& gains_at_plan(AblationSetup const& first) const;
+
+  /// @brief Refines the plan of a setup, by its text and its weight of the probe's.
+  /// @param input  of that plan, unrefined @pre measured
+  void refine(AblationSetup const& setup, PlannerInput const& input);
+  /// The factors of errors found, a KV head. @pre the setup was refined
+  [[nodiscard]] std::vector<double> const& refined_factors(AblationSetup const& setup) const;
 
   /// @pre measured, and `use` is of one domain
   [[nodiscard]] AblationKinds const& of(CalibrationUse const& use) const { return measured_.at(use); }
@@ -92,7 +108,9 @@ class AblationCalibration {
   bool needs_classes_ = false;
   std::map<CalibrationUse, AblationKinds> measured_;
   std::vector<CalibrationUse> replanned_;
+  std::vector<AblationSetup> refined_;
   std::vector<std::pair<AblationSetup, LayerGains>> gains_;
+  std::vector<std::pair<AblationSetup, std::vector<double>>> factors_;
   std::vector<headaware::HeadClassification> classes_;
 };
 

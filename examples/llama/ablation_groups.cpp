@@ -249,6 +249,14 @@ std::vector<AblationVariant> replans(AblationScale const& scale) {
   return variants.take();
 }
 
+std::vector<AblationVariant> refinements(AblationScale const& scale) {
+  Variants variants(planned(scale));
+  for (std::int32_t const levels : {0, 2, 4}) {
+    variants.add("levels_" + std::to_string(levels), [&](AblationSetup& s) { s.refine_levels = levels; });
+  }
+  return variants.take();
+}
+
 }  // namespace
 
 AblationGroup reference_group(AblationScale const& scale) {
@@ -283,6 +291,8 @@ std::vector<AblationGroup> ablation_groups(AblationScale const& scale) {
       {"skip_layers", "first and last layers that keep everything, the others less", skipped_layers(scale), true});
   groups.push_back({"blend", "share of the plan in a blend with uniform windows", blends(scale)});
   groups.push_back({"replan", "how far costs of layers go to those measured again at the plan", replans(scale)});
+  groups.push_back(
+      {"refine", "levels of cuts between which plans are refined, tried on calibration text", refinements(scale)});
   return groups;
 }
 

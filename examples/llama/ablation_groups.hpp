@@ -76,8 +76,9 @@ struct AblationSetup {
   std::int32_t full_first = 0;  ///< layers that keep everything
   std::int32_t full_last = 0;
   KeyPositions positions = KeyPositions::text;
-  bool on_other_text = false;  ///< what it is evaluated on
-  double replan_step = 0;      ///< how far costs go to those measured again at the plan; 0: not measured again
+  bool on_other_text = false;      ///< what it is evaluated on
+  double replan_step = 0;          ///< how far costs go to those measured again at the plan; 0: not measured again
+  std::int32_t refine_levels = 0;  ///< of `headaware::refine_plan`; 0: not refined
 
   friend bool operator==(AblationSetup const&, AblationSetup const&) = default;
 };

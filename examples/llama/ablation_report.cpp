@@ -185,6 +185,7 @@ nlohmann::ordered_json parameters(AblationSetup const& s) {
       s.candidate_sinks.empty() ? nlohmann::ordered_json("all") : nlohmann::ordered_json(s.candidate_sinks);
   result["plan_share"] = s.plan_share;
   result["replan_step"] = s.replan_step;
+  result["refine_levels"] = s.refine_levels;
   result["calibration"] = {{"text", name_of(ablation_domain_names, s.calibration.domain)},
                            {"pieces", s.calibration.pieces},
                            {"piece_tokens", s.calibration.piece_tokens},

@@ -3,6 +3,7 @@
 #include <headaware/error.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
+#include <headaware/plan/refine.hpp>
 #include <headaware/plan/replanned_sensitivity.hpp>
 #include <headaware/policy/builders.hpp>
 #include <headaware/policy/fold.hpp>
@@ -170,7 +171,7 @@ ha::PolicyTable AblationTables::uniform(AblationSetup const& setup) const {
   return table;
 }
 
-ha::PolicyPlan AblationTables::planned(AblationSetup const& setup) const {
+PlannerInput AblationTables::input_of(AblationSetup const& setup) const {
   std::optional<ha::PolicyPlan> first;
   if (setup.replan_step > 0) first = planned(first_of(setup));
   ha::PlanOptions options;
@@ -178,7 +179,16 @@ ha::PolicyPlan AblationTables::planned(AblationSetup const& setup) const {
   options.skip_layers = whole_layers(setup, shape_.layers);
   auto errors = errors_of(setup, *calibration_, false, first ? &*first : nullptr);
   if (!setup.candidate_sinks.empty()) errors = with_sinks(std::move(errors), setup.candidate_sinks);
-  return ha::plan_policies(errors, budget_beside(options.skip_layers, setup), context_, options);
+  auto const budget = budget_beside(options.skip_layers, setup);
+  return {std::move(errors), budget, std::move(options)};
+}
+
+ha::PolicyPlan AblationTables::planned(AblationSetup const& setup) const {
+  PlannerInput input = input_of(setup);
+  if (setup.refine_levels > 0) {
+    input.errors = ha::scaled_errors(std::move(input.errors), calibration_->refined_factors(setup));
+  }
+  return ha::plan_policies(input.errors, input.budget, context_, input.options);
 }
 
 ha::PolicyTable AblationTables::planned_by_query_heads(AblationSetup const& setup) const {

@@ -24,9 +24,13 @@ class AblationTables {
   /// @throws ArgumentError if there is none: layers that keep everything or floors take more than the budget
   [[nodiscard]] headaware::PolicyTable of(AblationSetup const& setup) const;
 
+  /// What the plan of a setup is made of, but for what refining it finds.
+  [[nodiscard]] PlannerInput input_of(AblationSetup const& setup) const;
+
   /// @brief The setup without `replan_step`: what it is planned again from.
   [[nodiscard]] static AblationSetup first_of(AblationSetup setup) {
     setup.replan_step = 0;
+    setup.refine_levels = 0;
     return setup;
   }
 

@@ -29,14 +29,15 @@ struct GuardOptions {
 struct GuardedTable {
   std::string name;  ///< "uniform", "blend 0.5" or a plan's
   headaware::PolicyPlan plan;
-  double text_loss = 0;   ///< nats a token of held-out text
-  double probe_loss = 0;  ///< of the second copy of held-out probes
-  double score = 0;       ///< both, weighted
-  bool eligible = false;  ///< on text no worse than uniform windows
+  double text_loss = 0;        ///< nats a token of held-out text
+  double text_gain_error = 0;  ///< standard error of how much that is below uniform windows', token by token
+  double probe_loss = 0;       ///< of the second copy of held-out probes
+  double score = 0;            ///< both, weighted
+  bool eligible = false;       ///< on text no worse than uniform windows
 };
 
 struct Guarded {
-  std::vector<GuardedTable> tables;  ///< uniform windows first
+  std::vector<GuardedTable> tables;  ///< uniform windows, plans as named, blends
   double full_text_loss = 0;         ///< with everything kept
   double full_probe_loss = 0;
   std::string model;        ///< file, for whoever finds the result
@@ -53,7 +54,8 @@ struct NamedErrors {
   headaware::KvErrors errors;
 };
 
-/// @param errors  one plan is tried of each; the first is also what blends are made of and tables are evaluated with
+/// @param errors  one plan is tried of each, and blends of the best of them; the first is what tables are evaluated
+/// with
 /// @throws ArgumentError if the budget is no more than a head's sinks or the plan's floors; support::Interrupted
 [[nodiscard]] Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors,
                                    CalibrationText const& text, headaware::Budget const& budget,

@@ -39,7 +39,7 @@ TEST_CASE("every configuration of an ablation study has a name of its own and di
     }
     for (std::string const name : {"window_size", "sink_size", "method", "measure", "sensitivity", "probe_weight",
                                    "floor", "fold", "candidate_sinks", "calibration_length", "calibration_domain",
-                                   "re_rotation", "skip_layers", "blend", "replan"}) {
+                                   "re_rotation", "skip_layers", "blend", "replan", "refine"}) {
       CHECK(std::any_of(groups.begin(), groups.end(), [&](auto const& group) { return group.name == name; }));
     }
   }

@@ -36,6 +36,12 @@ touch -d '2001-01-01' "$folder/plan/text/attention_sums.json"
 grep -q "budget 5760 tokens" "$folder/log" || fail "bytes: $(cat "$folder/log")"
 [[ $folder/plan/text/attention_sums.json -ot $folder/plan/plan.json ]] || fail "measured again"
 
+# Refined by trying it: one cut, between the halves of the layers, a step of 4 times.
+"$program" "${small[@]}" --sinks 0,4,32 --budget 25% --refine 1 --refine_pieces 1,1 --refine_steps 2 \
+  >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
+grep -q "refined  *6" "$folder/log" || fail "nothing refined: $(cat "$folder/log")"
+[[ -s $folder/plan/refined_64/text/sensitivities.json ]] || fail "no sensitivities of the refined plan"
+
 # What it measured serves plan_policies too; the folder's top is not the place.
 "$plan_policies" --results_dir "$folder/plan/text" --probe_dir "$folder/plan/probe" --budget 12% \
   --output_dir "$folder/other" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
@@ -53,6 +59,8 @@ expect "--chunk_size excludes --plan" "${small[@]}" --budget 25% --chunk_size 12
 expect "--max_tokens excludes --plan" "${small[@]}" --budget 25% --max_tokens 128
 expect "--budget requires --plan" --model "$model" --budget 25%
 expect "--page_size requires --plan" --model "$model" --page_size 16
+expect "--refine_pieces requires --plan" --model "$model" --refine_pieces 1,1
+expect "step" "${small[@]}" --budget 25% --refine 1 --refine_steps 99
 expect "--budget too" "${small[@]}"
 expect "25% (of the context)" "${small[@]}" --budget much
 echo "planning: ok"

@@ -1,0 +1,67 @@
+#include "llama/refinement.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdio>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace llama_adapter {
+
+namespace ha = headaware;
+
+ha::RefinedPlan refined_plan(LossStore& losses, CalibrationText const& text, ha::KvErrors const& errors,
+                             ha::Budget const& budget, std::int64_t context, ha::PlanOptions const& plan,
+                             RefinementOptions const& options) {
+  auto const pieces = std::span(text.text).first(static_cast<std::size_t>(options.pieces));
+  auto const probes = std::span(text.probe).first(static_cast<std::size_t>(options.probe_pieces));
+  std::int32_t number = 0;
+  double first = 0;
+  double least = 0;
+  auto const trial = [&](ha::PolicyTable const& table) {
+    std::vector<LossJob> jobs;
+    for (auto const& piece : pieces) jobs.push_back({piece, table});
+    for (auto const& piece : probes) jobs.push_back({piece, table});
+    ++number;
+    std::string what = "refining, trial " + std::to_string(number);
+    if (number > 1) {
+      char gain[48];
+      std::snprintf(gain, sizeof(gain), ", %.1f %% better so far", 100 * (1 - least / first));
+      what += gain;
+    }
+    auto const all = losses.divergences(what, jobs, text.first_query);
+    // Token by token of a piece, so that trials compare in pairs.
+    std::vector<double> result(all.front().size());
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      bool const natural = i < pieces.size();
+      double const weight = natural ? 1.0 / static_cast<double>(pieces.size())
+                                    : options.probe_weight / static_cast<double>(probes.size());
+      for (std::size_t token = 0; token < result.size(); ++token) result[token] += weight * all[i][token];
+    }
+    double const mean = mean_loss(result);
+    if (number == 1) first = least = mean;
+    least = std::min(least, mean);
+    return result;
+  };
+  return ha::refine_plan(errors, budget, context, plan, options.refine, trial);
+}
+
+Calibration calibration_scaled(Calibration calibration, std::span<double const> factors) {
+  auto const scale = [&](MeasuredText& measured) {
+    ha::RetentionInfo const& info = measured.statistics.info;
+    std::vector<double> values;
+    for (std::int32_t layer = 0; layer < info.num_layers; ++layer) {
+      for (std::int32_t head = 0; head < info.num_kv_heads; ++head) {
+        values.push_back(measured.sensitivities.at(layer, head) * factors[values.size()]);
+      }
+    }
+    measured.sensitivities = ha::Sensitivities::per_head(info.num_layers, info.num_kv_heads, std::move(values));
+  };
+  scale(calibration.text);
+  scale(calibration.probe);
+  return calibration;
+}
+
+}  // namespace llama_adapter
