@@ -136,7 +136,9 @@ struct PairedGain {
 /// layers are cut at once; this measures the plan itself. Every plan tried holds the same budget.
 ///
 /// A trial that is taken is followed by another step the same way; one that is not, by a step the other way. Plans
-/// equal to the best so far are not tried again. Deterministic, if the trial is.
+/// equal to the best so far are not tried again. Deterministic, if the trial is. It ends where no cut of a sweep makes
+/// the plan better, which need not be the best plan there is; and what the trial's text tells by chance is followed
+/// too: try the result on another text.
 /// @param trial  (PolicyTable const&) to the losses of the tokens of one and the same text, in nats: the divergence of
 ///               predictions from those with everything kept, say. Called at least once; may throw
 /// @return the best plan; that of `errors` as they are if no trial is better

@@ -26,8 +26,8 @@ namespace {
 constexpr std::int64_t context = 512;
 ha::Budget const budget = ha::Budget::tokens(96);
 
-ha::KvErrors true_errors(std::int32_t layers = 12) {
-  return errors_of(random_statistics(layers, 4, 2, ha::RetentionGrid::up_to(context), 7, 0));
+ha::KvErrors true_errors(std::int32_t layers = 12, unsigned seed = 7) {
+  return errors_of(random_statistics(layers, 4, 2, ha::RetentionGrid::up_to(context), seed));
 }
 
 /// Errors as a calibration gets them wrong: early layers too large, late ones too small, up to 8 times.
@@ -57,7 +57,7 @@ auto trial_of(ha::KvErrors const& errors, double noise = 0) {
 
 }  // namespace
 
-TEST_CASE("heads are cut in halves from coarse to fine, between layers first") {
+TEST_CASE("heads are cut in halves from coarse to fine, between layers first", "[plan]") {
   auto const cuts = ha::detail::head_cuts(5, 3, 9);
   REQUIRE(cuts.size() == 14);  // a tree over 15 heads
   CHECK(cuts[0].begin == 0);
@@ -75,35 +75,40 @@ TEST_CASE("heads are cut in halves from coarse to fine, between layers first") {
   CHECK(ha::detail::head_cuts(1, 1, 9).empty());
 }
 
-TEST_CASE("refining wrong errors closes most of what they cost, at the same budget") {
-  ha::KvErrors const truth = true_errors();
-  ha::KvErrors const wrong = tilted(truth);
+TEST_CASE("refining wrong errors closes most of what they cost, at the same budget", "[plan]") {
   ha::PlanOptions const options;
-  double const before = lost(ha::plan_policies(wrong, budget, context, options).table, truth);
-  double const best = lost(ha::plan_policies(truth, budget, context, options).table, truth);
-  REQUIRE(before > 1.1 * best);
   for (std::int32_t const levels : {3, 9}) {  // 12 layers: threes of them, and single heads
-    CAPTURE(levels);
-    auto const refined =
-        ha::refine_plan(wrong, budget, context, options, {.steps = {2, 1, 0.5}, .levels = levels}, trial_of(truth));
-    double const after = lost(refined.plan.table, truth);
-    INFO(before << " -> " << after << ", best " << best << ", " << refined.trials << " trials");
-    CHECK(after < best + 0.2 * (before - best));
-    CHECK(refined.plan.planned_tokens <= budget.total(24, context));
-    CHECK(refined.loss < refined.first_loss);
-    CHECK(refined.taken > 0);
-    CHECK(refined.trials > refined.taken);
-    // The plan is that of the scaled errors, which are those given times the factors.
-    CHECK(ha::plan_policies(refined.errors, budget, context, options) == refined.plan);
-    for (std::size_t head = 0; head < wrong.size(); ++head) {
-      CHECK(refined.errors.of(head)[3] == wrong.of(head)[3] * refined.factors[head]);
-      bool const layers_alone = refined.factors[head] == refined.factors[head / 2 * 2];
-      if (levels == 3) CHECK(layers_alone);
+    double closed = 0;
+    constexpr int models = 8;
+    for (unsigned seed = 1; seed <= models; ++seed) {
+      CAPTURE(levels, seed);
+      ha::KvErrors const truth = true_errors(12, seed);
+      ha::KvErrors const wrong = tilted(truth);
+      double const before = lost(ha::plan_policies(wrong, budget, context, options).table, truth);
+      double const best = lost(ha::plan_policies(truth, budget, context, options).table, truth);
+      auto const refined =
+          ha::refine_plan(wrong, budget, context, options, {.steps = {2, 1, 0.5}, .levels = levels}, trial_of(truth));
+      double const after = lost(refined.plan.table, truth);
+      CHECK(after < before);
+      closed += (before - after) / (before - best) / models;
+      CHECK(refined.plan.planned_tokens <= budget.total(24, context));
+      CHECK(refined.loss < refined.first_loss);
+      CHECK(refined.taken > 0);
+      CHECK(refined.trials > refined.taken);
+      // The plan is that of the scaled errors, which are those given times the factors.
+      CHECK(ha::plan_policies(refined.errors, budget, context, options) == refined.plan);
+      for (std::size_t head = 0; head < wrong.size(); ++head) {
+        CHECK(refined.errors.of(head)[3] == wrong.of(head)[3] * refined.factors[head]);
+        bool const layers_alone = refined.factors[head] == refined.factors[head / 2 * 2];
+        if (levels == 3) CHECK(layers_alone);
+      }
     }
+    INFO("closed " << closed);
+    CHECK(closed > 0.75);
   }
 }
 
-TEST_CASE("refining does not follow noise") {
+TEST_CASE("refining does not follow noise", "[plan]") {
   ha::KvErrors const truth = true_errors();
   ha::PlanOptions const options;
   double const best = lost(ha::plan_policies(truth, budget, context, options).table, truth);
@@ -114,7 +119,7 @@ TEST_CASE("refining does not follow noise") {
   CHECK(lost(refined.plan.table, truth) < 1.05 * best);
 }
 
-TEST_CASE("refining is bounded, repeatable, tries no table twice in a row and hands exceptions on") {
+TEST_CASE("refining is bounded, repeatable, tries no table twice in a row and hands exceptions on", "[plan]") {
   ha::KvErrors const truth = true_errors();
   ha::KvErrors const wrong = tilted(truth);
   int calls = 0;
@@ -151,7 +156,7 @@ TEST_CASE("refining is bounded, repeatable, tries no table twice in a row and ha
   CHECK_THROWS_AS(ha::refine_plan(wrong, budget, context, {}, {}, failing), std::runtime_error);
 }
 
-TEST_CASE("refining refuses losses that tell nothing, and options that make no sense") {
+TEST_CASE("refining refuses losses that tell nothing, and options that make no sense", "[plan]") {
   ha::KvErrors const truth = true_errors(4);
   auto const refine = [&](ha::RefineOptions const& options, auto const& trial) {
     (void)ha::refine_plan(tilted(truth), budget, context, {}, options, trial);
