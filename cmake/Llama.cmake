@@ -13,6 +13,10 @@ set(headaware_llama_version 0.3.36)
 set(headaware_llama_archive llama_cpp_python-${headaware_llama_version})
 set(headaware_llama_sha256 832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e)
 
+# Processors whose AMX tiles the system lets no program use (some virtual machines) look to llama.cpp like any others, and
+# its first product of quantised weights ends with an illegal instruction.
+set(headaware_llama_without_amx -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__)
+
 # Says what HEADAWARE_LLAMA_ROOT was built from, and that it may be built anew.
 set(headaware_llama_stamp built-from.txt)
 
@@ -88,7 +92,7 @@ function(headaware_llama_build error origin)
       -S "${source}" -B "${work}/build" -G "${CMAKE_GENERATOR}" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF
       -DCMAKE_POSITION_INDEPENDENT_CODE=ON -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_TOOLS=OFF
       -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF
-      -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DGGML_CCACHE=OFF)
+      -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DGGML_CCACHE=OFF ${headaware_llama_without_amx})
   endif()
   if(NOT failure)
     cmake_host_system_information(RESULT jobs QUERY NUMBER_OF_LOGICAL_CORES)
@@ -123,6 +127,7 @@ function(headaware_find_llama)
   if(HEADAWARE_LLAMA_SOURCE)
     set(origin "${HEADAWARE_LLAMA_SOURCE}")
   endif()
+  string(APPEND origin ", without AMX")
   # Another build folder may be building it.
   cmake_path(GET HEADAWARE_LLAMA_ROOT PARENT_PATH parent)
   file(MAKE_DIRECTORY "${parent}")

@@ -1,7 +1,8 @@
 #include "llama/refinement.hpp"
 
+#include <headaware/error.hpp>
+
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdio>
 #include <string>
@@ -15,6 +16,12 @@ namespace ha = headaware;
 ha::RefinedPlan refined_plan(LossStore& losses, CalibrationText const& text, ha::KvErrors const& errors,
                              ha::Budget const& budget, std::int64_t context, ha::PlanOptions const& plan,
                              RefinementOptions const& options) {
+  auto const require = [](std::int32_t used, CalibrationText::Pieces const& there, char const* what) {
+    std::string const range = "1 to " + std::to_string(there.size());
+    ha::detail::require(used > 0 && used <= std::ssize(there), what, range, used, "refined_plan");
+  };
+  require(options.pieces, text.text, "pieces of text to refine on");
+  require(options.probe_pieces, text.probe, "pieces of the probe to refine on");
   auto const pieces = std::span(text.text).first(static_cast<std::size_t>(options.pieces));
   auto const probes = std::span(text.probe).first(static_cast<std::size_t>(options.probe_pieces));
   std::int32_t number = 0;

@@ -22,7 +22,7 @@ struct RefinementOptions {
 /// @brief `headaware::refine_plan` by how far predictions move, over the first pieces of text and of the probe that
 /// statistics were taken of. Says on stderr what it has found. What is in the store is not run again, so an
 /// interrupted search goes on.
-/// @throws support::Interrupted on Ctrl-C, what planner and engine throw
+/// @throws ArgumentError if there are not so many pieces; support::Interrupted on Ctrl-C, what planner and engine throw
 [[nodiscard]] headaware::RefinedPlan refined_plan(LossStore& losses, CalibrationText const& text,
                                                   headaware::KvErrors const& errors, headaware::Budget const& budget,
                                                   std::int64_t context, headaware::PlanOptions const& plan,

@@ -237,8 +237,13 @@ TEST_CASE("a plan is refined by trying it on the text that it was made of") {
   options.calibration.sensitivity = SensitivityOf::none;  // wrong by a lot: something to find
   // Of three layers, so that there are few trials.
   for (std::int32_t layer = 0; layer < 27; ++layer) options.guard.plan.skip_layers.push_back(layer);
-  options.refine = ha::RefineOptions{.steps = {3}, .levels = 9, .least_gain = 0};
+  options.refine_text = 2;
+  options.refine = ha::RefineOptions{};
   auto const budget = ha::Budget::tokens(64);
+  check_error<ha::ArgumentError>([&] { (void)plan_model(options, budget); },
+                                 {"pieces of text to refine on", "1 to 1", "2", "refined_plan"});
+  options.refine_text = 1;
+  options.refine = ha::RefineOptions{.steps = {3}, .levels = 9, .least_gain = 0, .most_trials = 16};
   Guarded const guarded = plan_model(options, budget);
   REQUIRE(guarded.tables.size() == 4);  // uniform windows, the plan, refined, a blend
   auto const& plan = guarded.tables[1];
