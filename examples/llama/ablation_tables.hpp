@@ -27,7 +27,7 @@ class AblationTables {
   /// What the plan of a setup is made of, but for what refining it finds.
   [[nodiscard]] PlannerInput input_of(AblationSetup const& setup) const;
 
-  /// @brief The setup without `replan_step`: what it is planned again from.
+  /// @brief The setup neither planned again nor refined: what it is planned again from.
   [[nodiscard]] static AblationSetup first_of(AblationSetup setup) {
     setup.replan_step = 0;
     setup.refine_levels = 0;

@@ -10,9 +10,9 @@
 #include <headaware/io/save_observation.hpp>
 #include <headaware/io/save_sensitivities.hpp>
 #include <headaware/plan/policy_plan.hpp>
+#include <headaware/plan/refine.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <span>
 #include <string>
@@ -61,20 +61,14 @@ ha::RetentionStatistics observe(PolicyRun& run, CalibrationText::Pieces const& p
 /// layer free.
 double loss_increase(std::span<std::vector<double> const> cut, std::span<std::vector<double> const> full,
                      std::int64_t first) {
-  double sum = 0;
-  double squares = 0;
-  double count = 0;
+  std::vector<double> with_cut;
+  std::vector<double> without;
   for (std::size_t piece = 0; piece < full.size(); ++piece) {
-    for (auto i = static_cast<std::size_t>(first); i < full[piece].size(); ++i) {
-      double const increase = cut[piece][i] - full[piece][i];
-      sum += increase;
-      squares += increase * increase;
-      ++count;
-    }
+    with_cut.insert(with_cut.end(), cut[piece].begin() + first, cut[piece].end());
+    without.insert(without.end(), full[piece].begin() + first, full[piece].end());
   }
-  double const mean = sum / count;
-  double const variance = std::max(0.0, squares / count - mean * mean);
-  return std::max(mean, std::sqrt(variance / count));
+  auto const increase = ha::detail::paired_gain(with_cut, without);
+  return std::max(increase.mean, increase.standard_error);
 }
 
 /// What each layer (head) costs, nats a token. @param jobs  of `sensitivity_jobs`, over `used` pieces

@@ -89,6 +89,7 @@ void save_refined(std::filesystem::path const& folder, Calibration const& calibr
 
 Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
   ha::detail::require(!options.probe_weights.empty(), "probe_weights", "at least one", "none", "plan_model");
+  if (options.refine) options.refine->validate();  // before anything is measured
   Model const model(options.model);
   auto const tokens = model.tokenize(ha::read_text_file(options.text), false);
   GuardOptions const& guard = options.guard;

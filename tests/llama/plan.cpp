@@ -34,6 +34,14 @@ PlanningOptions planning_options(TemporaryFolder const& folder, std::int32_t tex
   return options;
 }
 
+/// The same of three layers and 256 tokens, so that there are few and short runs.
+PlanningOptions small_planning_options(TemporaryFolder const& folder) {
+  PlanningOptions options = planning_options(folder, 1);
+  options.guard.context = 256;
+  for (std::int32_t layer = 0; layer < 27; ++layer) options.guard.plan.skip_layers.push_back(layer);
+  return options;
+}
+
 }  // namespace
 
 TEST_CASE("under policies that keep everything a model predicts as it does by itself") {
@@ -189,11 +197,9 @@ TEST_CASE("plans are made anew where they are, beside layers that are left whole
   HEADAWARE_REQUIRE_MODEL(smollm2);
   HEADAWARE_REQUIRE_SHARED_DATA();
   TemporaryFolder const folder;
-  PlanningOptions options = planning_options(folder, 1);
-  options.guard.context = 256;
+  PlanningOptions options = small_planning_options(folder);
   options.probe_weights = {0.3, 0.1};
   options.replan = 2;
-  for (std::int32_t layer = 0; layer < 27; ++layer) options.guard.plan.skip_layers.push_back(layer);
   auto const budget = ha::Budget::tokens(64);
   Guarded const guarded = plan_model(options, budget);
   // Uniform windows, a blend, two plans, and two steps of two plans each a round.
@@ -232,11 +238,8 @@ TEST_CASE("a plan is refined by trying it on the text that it was made of") {
   HEADAWARE_REQUIRE_MODEL(smollm2);
   HEADAWARE_REQUIRE_SHARED_DATA();
   TemporaryFolder const folder;
-  PlanningOptions options = planning_options(folder, 1);
-  options.guard.context = 256;
+  PlanningOptions options = small_planning_options(folder);
   options.calibration.sensitivity = SensitivityOf::none;  // wrong by a lot: something to find
-  // Of three layers, so that there are few trials.
-  for (std::int32_t layer = 0; layer < 27; ++layer) options.guard.plan.skip_layers.push_back(layer);
   options.refine_text = 2;
   options.refine = ha::RefineOptions{};
   auto const budget = ha::Budget::tokens(64);
