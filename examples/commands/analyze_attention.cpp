@@ -53,10 +53,12 @@ struct Options {
   std::vector<double> probe_weights{0.3};
   std::vector<std::int32_t> pieces;
   std::int64_t context = 2048;
-  std::int32_t sensitivity_pieces = 1;
+  std::vector<std::int32_t> sensitivity_pieces{1, 1};
   std::int32_t replan = 0;
   std::int32_t refine = 0;
   std::vector<std::int32_t> refine_pieces{2, 1};
+  std::vector<std::int32_t> replan_pieces{};
+  std::int32_t refine_trials = ha::RefineOptions{}.most_trials;
   std::vector<double> refine_steps = ha::RefineOptions{}.steps;
   std::optional<double> score_weight;
   std::filesystem::path sensitivities_from;
@@ -98,6 +100,11 @@ ha::RetentionGrid grid_of(Options const& options, std::int64_t longest) {
 }
 
 #ifdef HEADAWARE_HAS_LLAMA
+/// Of text and of the probe; one number stands for both.
+llama_adapter::PieceCounts counts_of(std::vector<std::int32_t> const& numbers) {
+  return {numbers.front(), numbers.back()};
+}
+
 void plan(Options const& options) {
   if (std::filesystem::is_directory(options.model)) {
     throw ha::ArgumentError({"--plan", "a GGUF file, which has to run (from results alone: plan_policies)", "a folder",
@@ -128,19 +135,28 @@ void plan(Options const& options) {
       std::find(names.begin(), names.end(), options.sensitivity) - names.begin());
   calibration.by =
       options.sensitivity_by == "loss" ? llama_adapter::SensitivityBy::loss : llama_adapter::SensitivityBy::divergence;
-  calibration.sensitivity_pieces = options.sensitivity_pieces;
+  calibration.sensitivity_pieces = counts_of(options.sensitivity_pieces);
   calibration.sensitivities_from = options.sensitivities_from;
   calibration.grid = grid_of(options, options.context);
   // Losses of a piece that there is not cannot be measured, of either kind.
-  planning.pieces.text = std::max(planning.pieces.text, options.sensitivity_pieces);
-  planning.pieces.probe = std::max(planning.pieces.probe, options.sensitivity_pieces);
+  // With pieces of one's own too few are an error; the usual number grows.
+  auto const have = [&](llama_adapter::PieceCounts const& used) {
+    if (!options.pieces.empty()) return;
+    planning.pieces.text = std::max(planning.pieces.text, used.text);
+    planning.pieces.probe = std::max(planning.pieces.probe, used.probe);
+  };
+  have(calibration.sensitivity_pieces);
   planning.replan = options.replan;
+  if (options.replan > 0) {
+    planning.replan_pieces =
+        options.replan_pieces.empty() ? calibration.sensitivity_pieces : counts_of(options.replan_pieces);
+    have(planning.replan_pieces);
+  }
   if (options.refine > 0) {
-    planning.refine = ha::RefineOptions{.steps = options.refine_steps, .levels = options.refine};
-    planning.refine_text = options.refine_pieces[0];
-    planning.refine_probe = options.refine_pieces[1];
-    planning.pieces.text = std::max(planning.pieces.text, planning.refine_text);
-    planning.pieces.probe = std::max(planning.pieces.probe, planning.refine_probe);
+    planning.refine = ha::RefineOptions{
+        .steps = options.refine_steps, .levels = options.refine, .most_trials = options.refine_trials};
+    planning.refine_pieces = counts_of(options.refine_pieces);
+    have(planning.refine_pieces);
   }
   try {
     auto const guarded = llama_adapter::plan_model(planning, budget);
@@ -251,8 +267,10 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"none", "layer", "head"}))
       ->needs(plan);
   app.add_option("--sensitivity_pieces", options.sensitivity_pieces,
-                 "pieces of text, and as many of the probe, over which the cost of a cut is measured: each is a run a "
-                 "layer (head)")
+                 "pieces of text and of the probe (one number: as many) over which the cost of a cut is measured: each "
+                 "is a run a layer (head)")
+      ->delimiter(',')
+      ->expected(1, 2)
       ->capture_default_str()
       ->check(CLI::PositiveNumber)
       ->needs(plan);
@@ -266,33 +284,47 @@ int main(int argc, char** argv) {
          "folder of another --plan of the model, at a shorter --context, say: costs of cuts are taken from there")
       ->check(CLI::ExistingDirectory)
       ->needs(plan);
-  app.add_option(
-         "--replan", options.replan,
-         "times that the costs of layers are measured again at the best plan so far, everything cut at once, and "
-         "plans made of them tried too: each as many runs as the costs of cuts")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber)
-      ->needs(plan);
-  app.add_option("--refine", options.refine,
-                 "try the best plan on the text that it was made of with more tokens in one half of the layers and "
-                 "fewer in the other, then between quarters and so on, so many levels down, and keep what loses less; "
-                 "0: not")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber)
-      ->needs(plan);
-  app.add_option("--refine_pieces", options.refine_pieces,
-                 "pieces of text and of the probe that --refine tries plans on")
+  auto* const replan =
+      app.add_option(
+             "--replan", options.replan,
+             "times that the costs of layers are measured again at the best plan so far, everything cut at once, and "
+             "plans made of them tried too: each a run a layer, and one, for each of --replan_pieces")
+          ->capture_default_str()
+          ->check(CLI::NonNegativeNumber)
+          ->needs(plan);
+  app.add_option("--replan_pieces", options.replan_pieces,
+                 "pieces of text and of the probe (one number: as many) that --replan measures on; default: those of "
+                 "--sensitivity_pieces")
       ->delimiter(',')
-      ->expected(2)
+      ->expected(1, 2)
+      ->check(CLI::PositiveNumber)
+      ->needs(replan);
+  auto* const refine =
+      app.add_option(
+             "--refine", options.refine,
+             "try the best plan on the text that it was made of with more tokens in one half of the layers and "
+             "fewer in the other, then between quarters and so on, so many levels down, and keep what loses less; "
+             "0: not. Each trial is a run for each of --refine_pieces")
+          ->capture_default_str()
+          ->check(CLI::NonNegativeNumber)
+          ->needs(plan);
+  app.add_option("--refine_pieces", options.refine_pieces,
+                 "pieces of text and of the probe (one number: as many) that --refine tries plans on")
+      ->delimiter(',')
+      ->expected(1, 2)
       ->capture_default_str()
       ->check(CLI::PositiveNumber)
-      ->needs(plan);
+      ->needs(refine);
+  app.add_option("--refine_trials", options.refine_trials, "most plans that --refine tries")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber)
+      ->needs(refine);
   app.add_option("--refine_steps", options.refine_steps,
                  "binary logarithms of how far --refine scales one half against the other, a sweep each")
       ->delimiter(',')
       ->capture_default_str()
       ->check(CLI::PositiveNumber)
-      ->needs(plan);
+      ->needs(refine);
   app.add_option("--pieces", options.pieces,
                  "pieces of text, of the probe, and held out of either to try plans on; default: 4,2,2,1")
       ->delimiter(',')

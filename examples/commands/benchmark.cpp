@@ -60,7 +60,7 @@ and, unless --masked:
   compaction_s            the library's compress of a full cache of --context tokens of the model's shape, all layers, into
                           the method's cache: what an engine pays that prefills with its own attention. CPU, best of five
 Rules (head_aware) lose to uniform windows of their size, which are run beside them; analyze_attention --plan makes plans
-that do not.)";
+that did not on the text held out for them.)";
 
 #ifdef HEADAWARE_HAS_LLAMA
 /// Evenly spaced from the text's first token on, as far as `length` tokens fit.

@@ -102,6 +102,11 @@ void run(Options options) {
   if (options.sensitivities.empty() && std::filesystem::exists(beside)) {
     std::fprintf(stderr, "note: every layer counts alike; %s has what layers cost: --sensitivities\n", beside.c_str());
   }
+  // Nats of the one kind and squared errors of the other do not add up.
+  if (probe && options.sensitivities.empty() != options.probe_sensitivities.empty()) {
+    throw ha::ArgumentError({"--sensitivities and --probe_sensitivities", "both or neither",
+                             options.sensitivities.empty() ? "the probe's alone" : "the text's alone", ""});
+  }
   if (!options.plan.measure) options.plan.measure = ha::best_measure(texts);
   texts[0].sensitivities = load_factors(options.sensitivities, text, options.plan);
   if (probe) texts[1].sensitivities = load_factors(options.probe_sensitivities, *probe, options.plan);

@@ -17,6 +17,7 @@
 #include <list>
 #include <map>
 #include <set>
+#include <span>
 #include <utility>
 
 namespace llama_adapter {
@@ -49,7 +50,7 @@ CalibrationOptions calibration_options(std::filesystem::path folder, MeasuredByC
   options.output_dir = std::move(folder);
   options.sensitivity = measured.of;
   options.by = measured.by;
-  options.sensitivity_pieces = pieces;
+  options.sensitivity_pieces = {pieces, pieces};
   return options;
 }
 
@@ -157,7 +158,9 @@ std::int64_t AblationCalibration::tokens_to_run() const {
     if (needs[index(AblationSensitivity::norm)]) count(folder / norm_file, pieces);
     for (auto const& measured : measured_by_cuts) {
       if (!needs[index(measured.sensitivity)]) continue;
-      auto const own = sensitivity_jobs(shape, pieces, calibration_options(folder, measured, use.sensitivity_pieces));
+      auto const own =
+          sensitivity_jobs(shape, std::span(pieces).first(static_cast<std::size_t>(use.sensitivity_pieces)),
+                           calibration_options(folder, measured, use.sensitivity_pieces));
       auto& jobs = measured.by == SensitivityBy::loss ? losses : divergences[first_query];
       jobs.insert(jobs.end(), own.begin(), own.end());
     }
@@ -199,8 +202,8 @@ void AblationCalibration::measure_at_plan(AblationSetup const& first, ha::Policy
   if (known != gains_.end()) return;
   ha::detail::require(first.calibration.domain != AblationDomain::both, "domain of a plan made again", "one", "both",
                       "AblationCalibration::measure_at_plan");
-  gains_.emplace_back(first,
-                      layer_gains(*losses_, pieces_of(first.calibration), plan, first.calibration.sensitivity_pieces));
+  std::int32_t const pieces = first.calibration.sensitivity_pieces;
+  gains_.emplace_back(first, layer_gains(*losses_, pieces_of(first.calibration), plan, {pieces, pieces}));
 }
 
 LayerGains const& AblationCalibration::gains_at_plan(AblationSetup const& first) const {
@@ -214,7 +217,7 @@ void AblationCalibration::refine(AblationSetup const& setup, PlannerInput const&
   ha::detail::require(setup.calibration.domain != AblationDomain::both, "domain of a plan to refine", "one", "both",
                       "AblationCalibration::refine");
   std::int32_t const pieces = setup.calibration.sensitivity_pieces;
-  RefinementOptions options{.pieces = pieces, .probe_pieces = pieces, .probe_weight = setup.probe_weight};
+  RefinementOptions options{.pieces = {pieces, pieces}, .probe_weight = setup.probe_weight};
   options.refine.levels = setup.refine_levels;
   auto refined = refined_plan(*losses_, pieces_of(setup.calibration), input.errors, input.budget, options_.context,
                               input.options, options);

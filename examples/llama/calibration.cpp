@@ -71,7 +71,7 @@ double loss_increase(std::span<std::vector<double> const> cut, std::span<std::ve
   return std::max(increase.mean, increase.standard_error);
 }
 
-/// What each layer (head) costs, nats a token. @param jobs  of `sensitivity_jobs`, over `used` pieces
+/// What each layer (head) costs, nats a token. @param jobs  of `sensitivity_jobs`, of so many pieces
 std::vector<double> costs(LossStore& losses, std::span<LossJob const> jobs, std::size_t used, std::int64_t first_query,
                           SensitivityBy by, std::string const& what) {
   if (by == SensitivityBy::loss) {
@@ -91,9 +91,10 @@ std::vector<double> costs(LossStore& losses, std::span<LossJob const> jobs, std:
   return result;
 }
 
-ha::Sensitivities sensitivities(LossStore& losses, CalibrationText::Pieces const& pieces, std::int64_t first_query,
-                                ha::RetentionStatistics const& statistics, CalibrationOptions const& options,
-                                std::filesystem::path const& folder, std::string const& what) {
+ha::Sensitivities sensitivities(LossStore& losses, std::span<std::vector<std::int32_t> const> pieces,
+                                std::int64_t first_query, ha::RetentionStatistics const& statistics,
+                                CalibrationOptions const& options, std::filesystem::path const& folder,
+                                std::string const& what) {
   if (options.sensitivity == SensitivityOf::none) return {};
   ha::SensitivityOptions const errors{.measure = options.measure, .fold = options.fold};
   if (!options.sensitivities_from.empty()) {
@@ -109,9 +110,8 @@ ha::Sensitivities sensitivities(LossStore& losses, CalibrationText::Pieces const
   saved.losses = true;
   saved.cut = options.cut;
 
-  auto const measured =
-      costs(losses, sensitivity_jobs(shape, pieces, options), static_cast<std::size_t>(options.sensitivity_pieces),
-            first_query, options.by, "sensitivities to cuts, " + what);
+  auto const measured = costs(losses, sensitivity_jobs(shape, pieces, options), pieces.size(), first_query, options.by,
+                              "sensitivities to cuts, " + what);
   // Layers that were skipped get the others' mean, for whoever plans them after all.
   std::size_t const each = by_head ? static_cast<std::size_t>(shape.kv_heads) : 1;
   saved.values.assign(static_cast<std::size_t>(shape.layers) * each, mean_loss(measured));
@@ -129,7 +129,7 @@ std::vector<ha::WeightedStatistics> Calibration::weighted(double probe_weight) c
   return {{&text.statistics, text.sensitivities, 1}, {&probe.statistics, probe.sensitivities, probe_weight}};
 }
 
-std::vector<LossJob> sensitivity_jobs(ModelShape const& shape, CalibrationText::Pieces const& pieces,
+std::vector<LossJob> sensitivity_jobs(ModelShape const& shape, std::span<std::vector<std::int32_t> const> pieces,
                                       CalibrationOptions const& options) {
   if (options.sensitivity == SensitivityOf::none) return {};
   bool const by_head = options.sensitivity == SensitivityOf::head;
@@ -146,15 +146,14 @@ std::vector<LossJob> sensitivity_jobs(ModelShape const& shape, CalibrationText::
     }
     if (!by_head) tables.push_back(table);
   }
-  auto const used = std::span(pieces).first(static_cast<std::size_t>(options.sensitivity_pieces));
   std::vector<LossJob> jobs;
   if (options.by == SensitivityBy::loss) {
     for (auto const& table : tables) {
-      for (auto const& piece : used) jobs.push_back({piece, table});
+      for (auto const& piece : pieces) jobs.push_back({piece, table});
     }
   } else {
     // One piece after the other, for divergences are told from one run with everything kept for each.
-    for (auto const& piece : used) {
+    for (auto const& piece : pieces) {
       for (auto const& table : std::span(tables).subspan(1)) jobs.push_back({piece, table});
     }
   }
@@ -162,20 +161,17 @@ std::vector<LossJob> sensitivity_jobs(ModelShape const& shape, CalibrationText::
 }
 
 Calibration calibrate(LossStore& losses, CalibrationText const& text, CalibrationOptions const& options) {
-  constexpr auto where = "calibrate";
-  std::int64_t const least = std::min(std::ssize(text.text), std::ssize(text.probe));
-  bool const fits = options.sensitivity_pieces > 0 && options.sensitivity_pieces <= least;
-  ha::detail::require(fits, "sensitivity_pieces", "1 to " + std::to_string(least), options.sensitivity_pieces, where);
-  auto const measure = [&](CalibrationText::Pieces const& pieces, std::string const& name) {
+  auto const measure = [&](CalibrationText::Pieces const& pieces, std::int32_t cut, std::string const& name) {
+    auto const used = first_pieces(pieces, cut, ("sensitivity_pieces, " + name).c_str(), "calibrate");
     auto const folder = options.output_dir / name;
     MeasuredText result;
     result.statistics = observe(losses.run(), pieces, text.first_query, options, folder);
-    result.sensitivities = sensitivities(losses, pieces, text.first_query, result.statistics, options, folder, name);
+    result.sensitivities = sensitivities(losses, used, text.first_query, result.statistics, options, folder, name);
     return result;
   };
   Calibration result;
-  result.text = measure(text.text, "text");
-  result.probe = measure(text.probe, "probe");
+  result.text = measure(text.text, options.sensitivity_pieces.text, "text");
+  result.probe = measure(text.probe, options.sensitivity_pieces.probe, "probe");
   return result;
 }
 

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -31,7 +32,7 @@ struct CalibrationOptions {
   std::filesystem::path output_dir;
   SensitivityOf sensitivity = SensitivityOf::layer;
   SensitivityBy by = SensitivityBy::divergence;
-  std::int32_t sensitivity_pieces = 1;  ///< of text and of probe, over which losses are measured
+  PieceCounts sensitivity_pieces{};  ///< the first ones, over which costs of cuts are measured
   headaware::SinkWindow cut{.sink = 4, .window = 60};
   std::int64_t query_stride = 1;                   ///< every so many rows are observed
   std::filesystem::path sensitivities_from{};      ///< folder of another calibration of the model, at a shorter context
@@ -56,10 +57,11 @@ struct Calibration {
   [[nodiscard]] std::vector<headaware::WeightedStatistics> weighted(double probe_weight) const;
 };
 
-/// @brief The runs that tell the sensitivities to one kind of text: of each `sensitivity_pieces` each layer (head) cut,
-/// for `LossStore::divergences`, or, behind one with everything kept, for `LossStore::losses`. None without
+/// @brief The runs that tell the sensitivities to one kind of text: of each piece each layer (head) cut, for
+/// `LossStore::divergences`, or, behind one with everything kept, for `LossStore::losses`. None without
 /// sensitivities, and none of skipped layers.
-[[nodiscard]] std::vector<LossJob> sensitivity_jobs(ModelShape const& shape, CalibrationText::Pieces const& pieces,
+[[nodiscard]] std::vector<LossJob> sensitivity_jobs(ModelShape const& shape,
+                                                    std::span<std::vector<std::int32_t> const> pieces,
                                                     CalibrationOptions const& options);
 
 /// @brief Measures; what an earlier run in the same folder has measured is taken from there. Writes

@@ -16,6 +16,12 @@
 
 namespace llama_adapter {
 
+/// How many pieces of text, and of the probe.
+struct PieceCounts {
+  std::int32_t text = 1;
+  std::int32_t probe = 1;
+};
+
 /// How many pieces of each kind.
 struct CalibrationPieces {
   std::int32_t text = 4;             ///< whose statistics are taken
@@ -34,6 +40,14 @@ struct CalibrationText {
   Pieces held_out;
   Pieces held_out_probes;
 };
+
+/// The first so many pieces. @param what  they are for @throws ArgumentError if there are none or not so many
+inline std::span<std::vector<std::int32_t> const> first_pieces(CalibrationText::Pieces const& all, std::int32_t count,
+                                                               char const* what, char const* where) {
+  headaware::detail::require(count > 0 && count <= std::ssize(all), what, "1 to " + std::to_string(all.size()), count,
+                             where);
+  return std::span(all).first(static_cast<std::size_t>(count));
+}
 
 /// `count` tokens from `first` on, given twice, behind what the model wants before any text.
 inline std::vector<std::int32_t> passage(Model const& model, std::span<std::int32_t const> tokens, std::int64_t first,

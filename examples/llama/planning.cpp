@@ -7,6 +7,7 @@
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/save_sensitivities.hpp>
+#include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
 
 #include <array>
@@ -72,7 +73,10 @@ class Candidates {
   std::vector<Made> made_;
 };
 
-void save_refined(std::filesystem::path const& folder, Calibration const& calibration) {
+/// To `<what>_N`, N being what is kept a head.
+void save_factors(PlanningOptions const& options, std::string const& what, ha::PolicyPlan const& plan,
+                  Calibration const& calibration) {
+  auto const folder = options.calibration.output_dir / (what + std::to_string(std::lround(plan.mean_budget())));
   auto const save = [&](char const* kind, MeasuredText const& measured) {
     support::make_folder(folder / kind);
     ha::SavedSensitivities saved;
@@ -85,12 +89,41 @@ void save_refined(std::filesystem::path const& folder, Calibration const& calibr
   save("probe", calibration.probe);
 }
 
+/// What cannot be planned is found before anything is measured: a plan of heads that lose nothing.
+void check_plannable(ModelShape const& shape, PlanningOptions const& options, ha::Budget const& budget) {
+  ha::KvErrors errors;
+  errors.num_layers = shape.layers;
+  errors.num_heads = shape.query_heads;
+  errors.num_kv_heads = shape.kv_heads;
+  errors.grid = options.calibration.grid.value_or(ha::RetentionGrid::up_to(options.guard.context));
+  errors.cells.resize(errors.size() * errors.grid.size());
+  errors.dropped.resize(errors.size());
+  (void)ha::plan_policies(errors, budget, options.guard.context, options.guard.plan);
+  (void)ha::uniform_table(errors, budget, options.guard.context, options.guard.plan);
+}
+
+void check_pieces(PlanningOptions const& options) {
+  auto const check = [&](PieceCounts const& used, char const* what) {
+    auto const require = [&](std::int32_t count, std::int32_t there, char const* kind) {
+      ha::detail::require(count > 0 && count <= there, (std::string(what) + ", " + kind).c_str(),
+                          "1 to " + std::to_string(there), count, "plan_model");
+    };
+    require(used.text, options.pieces.text, "text");
+    require(used.probe, options.pieces.probe, "probe");
+  };
+  check(options.calibration.sensitivity_pieces, "pieces for sensitivities");
+  if (options.replan > 0) check(options.replan_pieces, "pieces to replan on");
+  if (options.refine) check(options.refine_pieces, "pieces to refine on");
+}
+
 }  // namespace
 
 Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
   ha::detail::require(!options.probe_weights.empty(), "probe_weights", "at least one", "none", "plan_model");
-  if (options.refine) options.refine->validate();  // before anything is measured
+  if (options.refine) options.refine->validate();
+  check_pieces(options);
   Model const model(options.model);
+  check_plannable(model.shape(), options, budget);
   auto const tokens = model.tokenize(ha::read_text_file(options.text), false);
   GuardOptions const& guard = options.guard;
   auto const text = calibration_text(model, tokens, guard.context, options.pieces, options.text.string());
@@ -114,7 +147,7 @@ Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
     ha::PolicyPlan const plan = candidates.tried(guarded, best).plan;
     if (round > 1 && plan.table == measured) break;  // the last round found nothing better
     measured = plan.table;
-    LayerGains const gains = layer_gains(losses, text, plan.table, cuts.sensitivity_pieces);
+    LayerGains const gains = layer_gains(losses, text, plan.table, options.replan_pieces);
     if (!gains.any()) break;
     // All the way overshoots: gains change with the plan that they lead to.
     for (double const step : replan_steps) {
@@ -123,17 +156,18 @@ Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
     }
     guarded = tried();
   }
+  if (options.replan > 0) {
+    std::size_t const best = candidates.best(guarded, guard.probe_weight);
+    save_factors(options, "replanned_", candidates.tried(guarded, best).plan, candidates.made(best).calibration);
+  }
   if (options.refine) {
     std::size_t const best = candidates.best(guarded, guard.probe_weight);
     Candidates::Made made = candidates.made(best);
-    auto const refined = refined_plan(losses, text, candidates.errors()[best].errors, budget, guard.context, guard.plan,
-                                      {.pieces = options.refine_text,
-                                       .probe_pieces = options.refine_probe,
-                                       .probe_weight = guard.probe_weight,
-                                       .refine = *options.refine});
-    std::string const name = "refined_" + std::to_string(std::lround(refined.plan.mean_budget()));
+    auto const refined =
+        refined_plan(losses, text, candidates.errors()[best].errors, budget, guard.context, guard.plan,
+                     {.pieces = options.refine_pieces, .probe_weight = guard.probe_weight, .refine = *options.refine});
     made.calibration = calibration_scaled(std::move(made.calibration), refined.factors);
-    save_refined(options.calibration.output_dir / name, made.calibration);
+    save_factors(options, "refined_", refined.plan, made.calibration);
     candidates.add("refined", std::move(made));
   }
   guarded = guarded_plan(losses, candidates.errors(), text, budget, guard);

@@ -23,16 +23,17 @@ struct PlanningOptions {
   CalibrationOptions calibration{};
   std::vector<double> probe_weights{0.3};  ///< of each a plan is made and tried
   std::int32_t replan = 0;  ///< times that sensitivities are measured again, at the best plan so far, and plans made
+  PieceCounts replan_pieces{};  ///< that they are measured on
   /// The best plan is refined by trying it on text that it is made of; nothing: not.
   std::optional<headaware::RefineOptions> refine{};
-  std::int32_t refine_text = 2;   ///< pieces of that text
-  std::int32_t refine_probe = 1;  ///< and of the probe
+  PieceCounts refine_pieces{.text = 2};  ///< that it is tried on
   GuardOptions guard{};
 };
 
 /// @brief Calibrates a model on a text, plans for a budget, and writes the plan that is best on held-out text to
-/// `calibration.output_dir`. Whatever an earlier run there has measured is not measured again. What refining makes of
-/// the sensitivities goes to `refined_N/` there, N being the budget a head, for plans at other budgets and contexts.
+/// `calibration.output_dir`. Whatever an earlier run there has measured is not measured again. What re-planning
+/// and refining make of the sensitivities goes to `replanned_N/` and `refined_N/` there, N being the budget a head, for
+/// plans at other budgets and contexts.
 /// @throws support::Interrupted on Ctrl-C; ArgumentError, FileError, FormatError, Error
 Guarded plan_model(PlanningOptions const& options, headaware::Budget const& budget);
 

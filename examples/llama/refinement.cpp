@@ -16,14 +16,9 @@ namespace ha = headaware;
 ha::RefinedPlan refined_plan(LossStore& losses, CalibrationText const& text, ha::KvErrors const& errors,
                              ha::Budget const& budget, std::int64_t context, ha::PlanOptions const& plan,
                              RefinementOptions const& options) {
-  auto const require = [](std::int32_t used, CalibrationText::Pieces const& there, char const* what) {
-    std::string const range = "1 to " + std::to_string(there.size());
-    ha::detail::require(used > 0 && used <= std::ssize(there), what, range, used, "refined_plan");
-  };
-  require(options.pieces, text.text, "pieces of text to refine on");
-  require(options.probe_pieces, text.probe, "pieces of the probe to refine on");
-  auto const pieces = std::span(text.text).first(static_cast<std::size_t>(options.pieces));
-  auto const probes = std::span(text.probe).first(static_cast<std::size_t>(options.probe_pieces));
+  constexpr auto where = "refined_plan";
+  auto const pieces = first_pieces(text.text, options.pieces.text, "pieces of text to refine on", where);
+  auto const probes = first_pieces(text.probe, options.pieces.probe, "pieces of the probe to refine on", where);
   std::int32_t number = 0;
   double first = 0;
   double least = 0;
@@ -35,24 +30,30 @@ ha::RefinedPlan refined_plan(LossStore& losses, CalibrationText const& text, ha:
     std::string what = "refining, trial " + std::to_string(number);
     if (number > 1) {
       char gain[48];
-      std::snprintf(gain, sizeof(gain), ", %.1f %% better so far", 100 * (1 - least / first));
+      std::snprintf(gain, sizeof(gain), ", %.1f %% less at best", 100 * (1 - least / first));
       what += gain;
     }
     auto const all = losses.divergences(what, jobs, text.first_query);
-    // Token by token of a piece, so that trials compare in pairs.
-    std::vector<double> result(all.front().size());
+    // Token by token, so that trials compare in pairs; weighed so that their mean is that of the pieces.
+    double tokens = 0;
+    for (auto const& piece : all) tokens += static_cast<double>(piece.size());
+    std::vector<double> result;
     for (std::size_t i = 0; i < all.size(); ++i) {
       bool const natural = i < pieces.size();
       double const weight = natural ? 1.0 / static_cast<double>(pieces.size())
                                     : options.probe_weight / static_cast<double>(probes.size());
-      for (std::size_t token = 0; token < result.size(); ++token) result[token] += weight * all[i][token];
+      double const factor = weight * tokens / static_cast<double>(all[i].size());
+      for (double const divergence : all[i]) result.push_back(factor * divergence);
     }
     double const mean = mean_loss(result);
     if (number == 1) first = least = mean;
     least = std::min(least, mean);
     return result;
   };
-  return ha::refine_plan(errors, budget, context, plan, options.refine, trial);
+  auto result = ha::refine_plan(errors, budget, context, plan, options.refine, trial);
+  std::fprintf(stderr, "refined: %d tables tried%s, %d better ones taken, divergence %.4f -> %.4f\n", result.trials,
+               result.limited ? " (the limit)" : "", result.taken, result.first_loss, result.loss);
+  return result;
 }
 
 Calibration calibration_scaled(Calibration calibration, std::span<double const> factors) {

@@ -13,9 +13,8 @@
 namespace llama_adapter {
 
 struct RefinementOptions {
-  std::int32_t pieces = 1;        ///< of text
-  std::int32_t probe_pieces = 1;  ///< of the probe
-  double probe_weight = 0.3;      ///< of the probe's divergence beside the text's
+  PieceCounts pieces{};
+  double probe_weight = 0.3;  ///< of the probe's divergence beside the text's
   headaware::RefineOptions refine{};
 };
 

@@ -45,12 +45,12 @@ bool LayerGains::any() const {
 }
 
 LayerGains layer_gains(LossStore& losses, CalibrationText const& text, ha::PolicyTable const& plan,
-                       std::int32_t pieces) {
-  auto const used = [&](CalibrationText::Pieces const& all) {
-    return std::span(all).first(static_cast<std::size_t>(pieces));
+                       PieceCounts const& pieces) {
+  auto const gains = [&](CalibrationText::Pieces const& all, std::int32_t used, char const* name) {
+    return gains_of(losses, first_pieces(all, used, "pieces to measure at the plan", "layer_gains"), text.first_query,
+                    plan, name);
   };
-  return {gains_of(losses, used(text.text), text.first_query, plan, "text"),
-          gains_of(losses, used(text.probe), text.first_query, plan, "probe")};
+  return {gains(text.text, pieces.text, "text"), gains(text.probe, pieces.probe, "probe")};
 }
 
 Calibration calibration_at(Calibration const& before, ha::PolicyPlan const& plan, LayerGains const& gains,

@@ -27,7 +27,7 @@ struct LayerGains {
 /// not run again.
 /// @throws support::Interrupted on Ctrl-C, what the engine throws
 [[nodiscard]] LayerGains layer_gains(LossStore& losses, CalibrationText const& text, headaware::PolicyTable const& plan,
-                                     std::int32_t pieces);
+                                     PieceCounts const& pieces);
 
 /// Calibration with `headaware::sensitivities_at_plan` of both kinds of text.
 [[nodiscard]] Calibration calibration_at(Calibration const& before, headaware::PolicyPlan const& plan,

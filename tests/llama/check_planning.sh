@@ -59,7 +59,10 @@ expect "--chunk_size excludes --plan" "${small[@]}" --budget 25% --chunk_size 12
 expect "--max_tokens excludes --plan" "${small[@]}" --budget 25% --max_tokens 128
 expect "--budget requires --plan" --model "$model" --budget 25%
 expect "--page_size requires --plan" --model "$model" --page_size 16
-expect "--refine_pieces requires --plan" --model "$model" --refine_pieces 1,1
+expect "--refine_pieces requires --refine" "${small[@]}" --budget 25% --refine_pieces 1,1
+expect "--replan_pieces requires --replan" "${small[@]}" --budget 25% --replan_pieces 1
+expect "pieces to refine on, text: expected 1 to 1" "${small[@]}" --budget 25% --refine 1 --refine_pieces 2,1
+expect "budget" "${small[@]}" --budget 1
 expect "step" "${small[@]}" --budget 25% --refine 1 --refine_steps 99
 expect "--budget too" "${small[@]}"
 expect "25% (of the context)" "${small[@]}" --budget much

@@ -177,7 +177,7 @@ TEST_CASE("gains of layers at a plan are told from the runs that they are of") {
     plan.set(28, head, ha::SinkWindow{.sink = 4, .window = 12});
     plan.set(29, head, ha::SinkWindow{.sink = 4, .window = 12});
   }
-  LayerGains const gains = layer_gains(losses, text, plan, 1);
+  LayerGains const gains = layer_gains(losses, text, plan, {1, 1});
   REQUIRE(gains.text.size() == 30);
   REQUIRE(gains.probe.size() == 30);
   for (std::size_t layer = 0; layer < 28; ++layer) {
@@ -240,12 +240,12 @@ TEST_CASE("a plan is refined by trying it on the text that it was made of") {
   TemporaryFolder const folder;
   PlanningOptions options = small_planning_options(folder);
   options.calibration.sensitivity = SensitivityOf::none;  // wrong by a lot: something to find
-  options.refine_text = 2;
+  options.refine_pieces = {2, 1};
   options.refine = ha::RefineOptions{};
   auto const budget = ha::Budget::tokens(64);
   check_error<ha::ArgumentError>([&] { (void)plan_model(options, budget); },
-                                 {"pieces of text to refine on", "1 to 1", "2", "refined_plan"});
-  options.refine_text = 1;
+                                 {"pieces to refine on, text", "1 to 1", "2", "plan_model"});
+  options.refine_pieces = {1, 1};
   options.refine = ha::RefineOptions{.steps = {3}, .levels = 9, .least_gain = 0, .most_trials = 16};
   Guarded const guarded = plan_model(options, budget);
   REQUIRE(guarded.tables.size() == 4);  // uniform windows, the plan, refined, a blend

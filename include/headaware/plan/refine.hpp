@@ -27,7 +27,8 @@ HEADAWARE_NAMESPACE_BEGIN
 struct RefineOptions {
   /// Binary logarithms of the factors between the two sides of a cut, a sweep over all cuts each.
   std::vector<double> steps{2, 1};
-  /// Of cuts: 1 between halves of the layers, 2 between quarters too, and so on down to layers, then to KV heads.
+  /// Of cuts: 1 between halves of the layers (that are planned), 2 between quarters too, and so on down to layers, then
+  /// to KV heads.
   std::int32_t levels = 4;
   double least_gain = 0.5;        ///< standard errors by which a trial has to lose less to be taken
   std::int32_t most_trials = 72;  ///< of tables
@@ -54,6 +55,7 @@ struct RefinedPlan {
   double loss = 0;              ///< of `plan`
   std::int32_t trials = 0;      ///< tables tried, the first included
   std::int32_t taken = 0;       ///< of them, better than the best before
+  bool limited = false;         ///< `most_trials` ended it before all cuts were tried
 };
 
 namespace detail {
@@ -156,6 +158,9 @@ template <class Trial>
   RefinedPlan best{.plan = plan_policies(errors, budget, context, options),
                    .errors = errors,
                    .factors = std::vector<double>(errors.size(), 1.0)};
+  auto const layers = detail::planned_layers(errors.num_layers, options.skip_layers);
+  auto const kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
+  std::vector<PolicyTable> known{best.plan.table};
   std::vector<double> losses;
   auto const tried = [&](PolicyTable const& table) {
     std::vector<double> result = trial(table);
@@ -176,11 +181,17 @@ template <class Trial>
     std::vector<double> factors = best.factors;
     double const factor = std::exp2(step / 2);
     for (std::size_t head = cut.begin; head < cut.end; ++head) {
-      factors[head] *= head < cut.middle ? factor : 1 / factor;
+      auto const layer = static_cast<std::size_t>(layers[head / kv_heads]);
+      factors[layer * kv_heads + head % kv_heads] *= head < cut.middle ? factor : 1 / factor;
     }
     KvErrors scaled = scaled_errors(errors, factors);
     PolicyPlan plan = plan_policies(scaled, budget, context, options);
-    if (plan.table == best.plan.table) return false;
+    if (std::find(known.begin(), known.end(), plan.table) != known.end()) return false;
+    if (best.trials >= refining.most_trials) {
+      best.limited = true;
+      return false;
+    }
+    known.push_back(plan.table);
     std::vector<double> result = tried(plan.table);
     auto const gain = detail::paired_gain(losses, result);
     if (!(gain.mean > refining.least_gain * gain.standard_error)) return false;
@@ -192,13 +203,13 @@ template <class Trial>
     best.loss = detail::mean_of(losses);
     return true;
   };
-  auto const cuts = detail::head_cuts(static_cast<std::size_t>(errors.num_layers),
-                                      static_cast<std::size_t>(errors.num_kv_heads), refining.levels);
+  auto const cuts = detail::head_cuts(layers.size(), kv_heads, refining.levels);
   for (double const step : refining.steps) {
     for (detail::HeadCut const& cut : cuts) {
       for (double const way : {step, -step}) {
         bool any = false;
-        while (best.trials < refining.most_trials && take(cut, way)) any = true;
+        while (take(cut, way)) any = true;
+        if (best.limited) return best;
         if (any) break;
       }
     }

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <limits>
 #include <random>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -119,7 +120,7 @@ TEST_CASE("refining does not follow noise", "[plan]") {
   CHECK(lost(refined.plan.table, truth) < 1.05 * best);
 }
 
-TEST_CASE("refining is bounded, repeatable, tries no table twice in a row and hands exceptions on", "[plan]") {
+TEST_CASE("refining is bounded, repeatable, tries no table twice and hands exceptions on", "[plan]") {
   ha::KvErrors const truth = true_errors();
   ha::KvErrors const wrong = tilted(truth);
   int calls = 0;
@@ -130,6 +131,7 @@ TEST_CASE("refining is bounded, repeatable, tries no table twice in a row and ha
   auto const five = ha::refine_plan(wrong, budget, context, {}, {.most_trials = 5}, counted);
   CHECK(calls == 5);
   CHECK(five.trials == 5);
+  CHECK(five.limited);
   auto const again = ha::refine_plan(wrong, budget, context, {}, {.most_trials = 5}, counted);
   CHECK(again.plan == five.plan);
   CHECK(again.factors == five.factors);
@@ -145,7 +147,22 @@ TEST_CASE("refining is bounded, repeatable, tries no table twice in a row and ha
   (void)ha::refine_plan(wrong, ha::Budget::share(1), context, {}, {}, counted);
   CHECK(calls == 1);
 
-  // Skipped layers stay whole.
+  // Skipped layers stay whole, and cuts are between the others: one between halves of two layers.
+  ha::PlanOptions two;
+  for (std::int32_t layer = 1; layer < wrong.num_layers - 1; ++layer) two.skip_layers.push_back(layer);
+  std::vector<ha::PolicyTable> seen;
+  auto const once = [&](ha::PolicyTable const& table) {
+    CHECK(std::find(seen.begin(), seen.end(), table) == seen.end());
+    seen.push_back(table);
+    return trial_of(truth)(table);
+  };
+  auto const halves = ha::refine_plan(wrong, budget, context, two, {.levels = 1}, once);
+  CHECK_FALSE(halves.limited);
+  auto const last = static_cast<std::size_t>(wrong.size()) - 1;
+  CHECK(halves.factors[0] * halves.factors[last] == 1);
+  CHECK(halves.factors[0] != 1);
+  auto const middle = std::span(halves.factors).subspan(2, halves.factors.size() - 4);
+  CHECK(std::all_of(middle.begin(), middle.end(), [](double factor) { return factor == 1; }));
   ha::PlanOptions skipping;
   skipping.skip_layers = {0, 5};
   auto const skipped = ha::refine_plan(wrong, budget, context, skipping, {.steps = {2}}, counted);
