@@ -68,6 +68,8 @@ endfunction()
 function(headaware_add_test name)
   cmake_parse_arguments(PARSE_ARGV 1 arg DEVICE "" COMMAND)
   add_test(NAME ${name} COMMAND ${arg_COMMAND})
+  # Tests run side by side: threads that spin while they wait would take the others' cores.
+  set_property(TEST ${name} APPEND PROPERTY ENVIRONMENT OMP_WAIT_POLICY=passive)
   if(HEADAWARE_SHARED_DATA)
     set_property(TEST ${name} APPEND PROPERTY ENVIRONMENT "HEADAWARE_SHARED_DATA=${HEADAWARE_SHARED_DATA}")
   endif()
