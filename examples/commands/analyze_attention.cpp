@@ -99,6 +99,18 @@ ha::RetentionGrid grid_of(Options const& options, std::int64_t longest) {
   return grid;
 }
 
+/// An option of as many pieces of text and of the probe; one number stands for both.
+/// @param counts  empty: a default that `what` tells @param needed  the option without which it means nothing
+void add_piece_counts(CLI::App& app, std::string const& name, std::vector<std::int32_t>& counts,
+                      std::string const& what, CLI::Option* needed) {
+  auto* const option = app.add_option(name, counts, "pieces of text and of the probe (one number: as many) " + what)
+                           ->delimiter(',')
+                           ->expected(1, 2)
+                           ->check(CLI::PositiveNumber)
+                           ->needs(needed);
+  if (!counts.empty()) option->capture_default_str();
+}
+
 #ifdef HEADAWARE_HAS_LLAMA
 /// Of text and of the probe; one number stands for both.
 llama_adapter::PieceCounts counts_of(std::vector<std::int32_t> const& numbers) {
@@ -138,8 +150,7 @@ void plan(Options const& options) {
   calibration.sensitivity_pieces = counts_of(options.sensitivity_pieces);
   calibration.sensitivities_from = options.sensitivities_from;
   calibration.grid = grid_of(options, options.context);
-  // Losses of a piece that there is not cannot be measured, of either kind.
-  // With pieces of one's own too few are an error; the usual number grows.
+  // The usual number of pieces grows to what is used of them; of a number given, too few are an error.
   auto const have = [&](llama_adapter::PieceCounts const& used) {
     if (!options.pieces.empty()) return;
     planning.pieces.text = std::max(planning.pieces.text, used.text);
@@ -266,14 +277,8 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::IsMember({"none", "layer", "head"}))
       ->needs(plan);
-  app.add_option("--sensitivity_pieces", options.sensitivity_pieces,
-                 "pieces of text and of the probe (one number: as many) over which the cost of a cut is measured: each "
-                 "is a run a layer (head)")
-      ->delimiter(',')
-      ->expected(1, 2)
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber)
-      ->needs(plan);
+  add_piece_counts(app, "--sensitivity_pieces", options.sensitivity_pieces,
+                   "over which the cost of a cut is measured: each is a run a layer (head)", plan);
   app.add_option("--sensitivity_by", options.sensitivity_by,
                  "the cost of a cut: how far it moves predictions, or how much it raises the loss")
       ->capture_default_str()
@@ -292,13 +297,8 @@ int main(int argc, char** argv) {
           ->capture_default_str()
           ->check(CLI::NonNegativeNumber)
           ->needs(plan);
-  app.add_option("--replan_pieces", options.replan_pieces,
-                 "pieces of text and of the probe (one number: as many) that --replan measures on; default: those of "
-                 "--sensitivity_pieces")
-      ->delimiter(',')
-      ->expected(1, 2)
-      ->check(CLI::PositiveNumber)
-      ->needs(replan);
+  add_piece_counts(app, "--replan_pieces", options.replan_pieces,
+                   "that --replan measures on; default: those of --sensitivity_pieces", replan);
   auto* const refine =
       app.add_option(
              "--refine", options.refine,
@@ -308,13 +308,7 @@ int main(int argc, char** argv) {
           ->capture_default_str()
           ->check(CLI::NonNegativeNumber)
           ->needs(plan);
-  app.add_option("--refine_pieces", options.refine_pieces,
-                 "pieces of text and of the probe (one number: as many) that --refine tries plans on")
-      ->delimiter(',')
-      ->expected(1, 2)
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber)
-      ->needs(refine);
+  add_piece_counts(app, "--refine_pieces", options.refine_pieces, "that --refine tries plans on", refine);
   app.add_option("--refine_trials", options.refine_trials, "most plans that --refine tries")
       ->capture_default_str()
       ->check(CLI::PositiveNumber)

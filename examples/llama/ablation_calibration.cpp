@@ -17,7 +17,6 @@
 #include <list>
 #include <map>
 #include <set>
-#include <span>
 #include <utility>
 
 namespace llama_adapter {
@@ -159,7 +158,7 @@ std::int64_t AblationCalibration::tokens_to_run() const {
     for (auto const& measured : measured_by_cuts) {
       if (!needs[index(measured.sensitivity)]) continue;
       auto const own =
-          sensitivity_jobs(shape, std::span(pieces).first(static_cast<std::size_t>(use.sensitivity_pieces)),
+          sensitivity_jobs(shape, first_pieces(pieces, use.sensitivity_pieces, "sensitivity_pieces", "tokens_to_run"),
                            calibration_options(folder, measured, use.sensitivity_pieces));
       auto& jobs = measured.by == SensitivityBy::loss ? losses : divergences[first_query];
       jobs.insert(jobs.end(), own.begin(), own.end());

@@ -162,7 +162,7 @@ std::vector<LossJob> sensitivity_jobs(ModelShape const& shape, std::span<std::ve
 
 Calibration calibrate(LossStore& losses, CalibrationText const& text, CalibrationOptions const& options) {
   auto const measure = [&](CalibrationText::Pieces const& pieces, std::int32_t cut, std::string const& name) {
-    auto const used = first_pieces(pieces, cut, ("sensitivity_pieces, " + name).c_str(), "calibrate");
+    auto const used = first_pieces(pieces, cut, "sensitivity_pieces, " + name, "calibrate");
     auto const folder = options.output_dir / name;
     MeasuredText result;
     result.statistics = observe(losses.run(), pieces, text.first_query, options, folder);

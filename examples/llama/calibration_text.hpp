@@ -41,11 +41,15 @@ struct CalibrationText {
   Pieces held_out_probes;
 };
 
+/// @throws ArgumentError unless so many pieces can be taken of those that there are. @param what  they are for
+inline void require_pieces(std::int32_t count, std::int64_t there, std::string const& what, char const* where) {
+  headaware::detail::require(count > 0 && count <= there, what.c_str(), "1 to " + std::to_string(there), count, where);
+}
+
 /// The first so many pieces. @param what  they are for @throws ArgumentError if there are none or not so many
 inline std::span<std::vector<std::int32_t> const> first_pieces(CalibrationText::Pieces const& all, std::int32_t count,
-                                                               char const* what, char const* where) {
-  headaware::detail::require(count > 0 && count <= std::ssize(all), what, "1 to " + std::to_string(all.size()), count,
-                             where);
+                                                               std::string const& what, char const* where) {
+  require_pieces(count, std::ssize(all), what, where);
   return std::span(all).first(static_cast<std::size_t>(count));
 }
 

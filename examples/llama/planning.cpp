@@ -103,13 +103,9 @@ void check_plannable(ModelShape const& shape, PlanningOptions const& options, ha
 }
 
 void check_pieces(PlanningOptions const& options) {
-  auto const check = [&](PieceCounts const& used, char const* what) {
-    auto const require = [&](std::int32_t count, std::int32_t there, char const* kind) {
-      ha::detail::require(count > 0 && count <= there, (std::string(what) + ", " + kind).c_str(),
-                          "1 to " + std::to_string(there), count, "plan_model");
-    };
-    require(used.text, options.pieces.text, "text");
-    require(used.probe, options.pieces.probe, "probe");
+  auto const check = [&](PieceCounts const& used, std::string const& what) {
+    require_pieces(used.text, options.pieces.text, what + ", text", "plan_model");
+    require_pieces(used.probe, options.pieces.probe, what + ", probe", "plan_model");
   };
   check(options.calibration.sensitivity_pieces, "pieces for sensitivities");
   if (options.replan > 0) check(options.replan_pieces, "pieces to replan on");
@@ -156,12 +152,11 @@ Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
     }
     guarded = tried();
   }
+  std::size_t const best = candidates.best(guarded, guard.probe_weight);
   if (options.replan > 0) {
-    std::size_t const best = candidates.best(guarded, guard.probe_weight);
     save_factors(options, "replanned_", candidates.tried(guarded, best).plan, candidates.made(best).calibration);
   }
   if (options.refine) {
-    std::size_t const best = candidates.best(guarded, guard.probe_weight);
     Candidates::Made made = candidates.made(best);
     auto const refined =
         refined_plan(losses, text, candidates.errors()[best].errors, budget, guard.context, guard.plan,
