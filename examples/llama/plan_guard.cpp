@@ -30,12 +30,10 @@ std::vector<GuardedTable> uniform_and_plans(std::vector<NamedErrors> const& name
   std::vector<GuardedTable> tables;
   tables.push_back(
       {.name = "uniform", .plan = evaluated(ha::uniform_table(errors, budget, options.context, options.plan))});
-  tables.push_back(
-      {.name = named.front().name, .plan = ha::plan_policies(errors, budget, options.context, options.plan)});
-  for (std::size_t i = 1; i < named.size(); ++i) {
-    auto const other = ha::plan_policies(named[i].errors, budget, options.context, options.plan);
-    tables.push_back({.name = named[i].name, .plan = evaluated(other.table)});
-    tables.back().plan.floor = other.floor;
+  for (auto const& own : named) {
+    auto const plan = ha::plan_policies(own.errors, budget, options.context, options.plan);
+    tables.push_back({.name = own.name, .plan = evaluated(plan.table), .probe_weight = own.probe_weight});
+    tables.back().plan.floor = plan.floor;
   }
   return tables;
 }
@@ -118,7 +116,8 @@ Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors, 
   auto const blended = trial.run(blends);
   for (std::size_t i = 0; i < blends.size(); ++i) {
     GuardedTable table{.name = "blend " + short_number(options.blends[i]),
-                       .plan = ha::evaluate_table(blends[i], first, options.context, options.plan, budget)};
+                       .plan = ha::evaluate_table(blends[i], first, options.context, options.plan, budget),
+                       .blended_with = result.tables[best_plan].name};
     trial.score(table, blended[i], uniform);
     result.tables.push_back(std::move(table));
   }
@@ -160,15 +159,17 @@ void write_guarded(std::filesystem::path const& folder, Guarded const& guarded) 
                                      {"full_probe_loss", guarded.full_probe_loss}};
   auto& tried = document["tried"] = nlohmann::ordered_json::array();
   for (auto const& table : guarded.tables) {
-    tried.push_back({{"name", table.name},
-                     {"mean_tokens", table.plan.mean_tokens()},
-                     {"text_loss", table.text_loss},
-                     {"text_perplexity", std::exp(table.text_loss)},
-                     {"text_gain_standard_error", table.text_gain_error},
-                     {"probe_loss", table.probe_loss},
-                     {"score", table.score},
-                     {"eligible", table.eligible},
-                     {"predicted_error", table.plan.predicted_error}});
+    auto& entry = tried.emplace_back(nlohmann::ordered_json{{"name", table.name}});
+    if (table.probe_weight) entry["probe_weight"] = *table.probe_weight;
+    if (!table.blended_with.empty()) entry["blended_with"] = table.blended_with;
+    entry.update({{"mean_tokens", table.plan.mean_tokens()},
+                  {"text_loss", table.text_loss},
+                  {"text_perplexity", std::exp(table.text_loss)},
+                  {"text_gain_standard_error", table.text_gain_error},
+                  {"probe_loss", table.probe_loss},
+                  {"score", table.score},
+                  {"eligible", table.eligible},
+                  {"predicted_error", table.plan.predicted_error}});
   }
   ha::save_plan_classifications(folder / "plan_classifications.json", chosen.plan);
   ha::write_file(folder / "plan_guard.json", document.dump(2) + "\n");

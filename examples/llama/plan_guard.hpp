@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,8 @@ struct GuardedTable {
   double probe_loss = 0;       ///< of the second copy of held-out probes
   double score = 0;            ///< both, weighted
   bool eligible = false;       ///< on text no worse than uniform windows
+  std::optional<double> probe_weight{};  ///< in the errors that a plan was made of
+  std::string blended_with{};            ///< of a blend: the plan's name, beside uniform windows
 };
 
 struct Guarded {
@@ -52,6 +55,7 @@ struct Guarded {
 struct NamedErrors {
   std::string name;  ///< of the plan: "plan", "plan, probe 0.1"
   headaware::KvErrors errors;
+  double probe_weight = 0;  ///< that went into them
 };
 
 /// @param errors  one plan is tried of each, and blends of the best of them; the first is what tables are evaluated

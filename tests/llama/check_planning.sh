@@ -42,6 +42,12 @@ grep -q "budget 5760 tokens" "$folder/log" || fail "bytes: $(cat "$folder/log")"
 grep -q "refined  *6" "$folder/log" || fail "nothing refined: $(cat "$folder/log")"
 [[ -s $folder/plan/refined_64/text/sensitivities.json ]] || fail "no sensitivities of the refined plan"
 
+# Costs measured again at the plan, of the last three layers.
+"$program" "${small[@]}" --sinks 0,4,32 --budget 25% --replan 1 --skip_layers "$(seq -s, 0 26)" --probe_weight 0.3,0.1 \
+  --output_dir "$folder/replanned" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
+grep -q "again 1 by 0.5, probe 0.1" "$folder/log" || fail "nothing planned anew: $(cat "$folder/log")"
+[[ -s $folder/replanned/replanned_64/probe/sensitivities.json ]] || fail "no sensitivities of the plan made anew"
+
 # What it measured serves plan_policies too; the folder's top is not the place.
 "$plan_policies" --results_dir "$folder/plan/text" --probe_dir "$folder/plan/probe" --budget 12% \
   --output_dir "$folder/other" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"

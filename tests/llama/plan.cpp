@@ -9,6 +9,8 @@
 #include <headaware/io/plan.hpp>
 #include <headaware/plan/compare.hpp>
 
+#include <nlohmann/json.hpp>
+
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -209,6 +211,10 @@ TEST_CASE("plans are made anew where they are, beside layers that are left whole
   CHECK(guarded.tables[3].name == "again 1 by 0.25");
   CHECK(guarded.tables[6].name == "again 1 by 0.5, probe 0.1");
   CHECK(guarded.tables.back().name == "blend 0.5");
+  CHECK(guarded.tables[2].probe_weight == 0.1);
+  CHECK(guarded.tables[5].probe_weight == 0.3);
+  CHECK_FALSE(guarded.tables[0].probe_weight.has_value());
+  CHECK_FALSE(guarded.tables.back().blended_with.empty());
   CHECK(guarded.tables[0].text_gain_error == 0);
   CHECK(guarded.tables[1].text_gain_error > 0);
   for (auto const& table : guarded.tables) {
@@ -217,6 +223,11 @@ TEST_CASE("plans are made anew where they are, beside layers that are left whole
     for (std::int32_t layer = 0; layer < 27; ++layer) CHECK(table.plan.table.at(layer, 0).is<ha::Full>());
   }
   CHECK(ha::load_plan(folder / "plan.json") == guarded.chosen().plan);
+  auto const tried = nlohmann::json::parse(ha::read_text_file(folder / "plan_guard.json")).at("tried");
+  CHECK(tried.size() == guarded.tables.size());
+  CHECK_FALSE(tried.front().contains("probe_weight"));
+  CHECK(tried.at(2).at("probe_weight") == 0.1);
+  CHECK(tried.back().at("blended_with") == guarded.tables.back().blended_with);
 
   // Other scores find all runs made; costs may come from elsewhere, at another context too.
   auto const runs = [&] { return std::distance(std::filesystem::directory_iterator(folder / "losses"), {}); };
@@ -246,7 +257,7 @@ TEST_CASE("a plan is refined by trying it on the text that it was made of") {
   check_error<ha::ArgumentError>([&] { (void)plan_model(options, budget); },
                                  {"pieces to refine on, text", "1 to 1", "2", "plan_model"});
   options.refine_pieces = {1, 1};
-  options.refine = ha::RefineOptions{.steps = {3}, .levels = 9, .least_gain = 0, .most_trials = 16};
+  options.refine = ha::RefineOptions{.steps = {3}, .levels = 9, .least_gain = 0, .most_trials = 8};
   Guarded const guarded = plan_model(options, budget);
   REQUIRE(guarded.tables.size() == 4);  // uniform windows, the plan, refined, a blend
   auto const& plan = guarded.tables[1];
@@ -259,7 +270,7 @@ TEST_CASE("a plan is refined by trying it on the text that it was made of") {
   // Predictions of the text that it was tried on move less.
   Model const model(options.model);
   auto const tokens = model.tokenize(ha::read_text_file(options.text), false);
-  auto const text = calibration_text(model, tokens, 256, options.pieces, "text");
+  auto const text = calibration_text(model, tokens, options.guard.context, options.pieces, "text");
   PolicyRun run(model, {.tokens = 256});
   LossStore losses(run, folder / "losses");
   auto const moved = [&](ha::PolicyTable const& table) {
