@@ -46,8 +46,9 @@ class Candidates {
     }
   }
   void add(std::string const& name, Made made) {
-    errors_.push_back({name, ha::weighted_errors(made.calibration.weighted(made.probe_weight),
-                                                 options_->guard.plan.measure, options_->guard.plan.fold),
+    errors_.push_back({name,
+                       ha::weighted_errors(made.calibration.weighted(made.probe_weight), options_->guard.plan.measure,
+                                           options_->guard.plan.fold),
                        made.probe_weight});
     made_.push_back(std::move(made));
   }
