@@ -5,6 +5,7 @@
 #include "analysis/captured_source.hpp"
 #include "support/folder.hpp"
 #include "support/plan_options.hpp"
+#include "support/validators.hpp"
 #ifdef HEADAWARE_HAS_LLAMA
 #include "llama/exact_copy.hpp"
 #include "llama/model_source.hpp"
@@ -106,7 +107,7 @@ void add_piece_counts(CLI::App& app, std::string const& name, std::vector<std::i
   auto* const option = app.add_option(name, counts, "pieces of text and of the probe (one number: as many) " + what)
                            ->delimiter(',')
                            ->expected(1, 2)
-                           ->check(CLI::PositiveNumber)
+                           ->check(support::positive)
                            ->needs(needed);
   if (!counts.empty()) option->capture_default_str();
 }
@@ -239,17 +240,17 @@ int main(int argc, char** argv) {
   app.add_option("--text", options.text, "text file to run a GGUF file over")
       ->capture_default_str()
       ->check(CLI::ExistingFile);
-  app.add_option("--max_tokens", options.max_tokens, "tokens of the text; default: all")->check(CLI::PositiveNumber);
+  app.add_option("--max_tokens", options.max_tokens, "tokens of the text; default: all")->check(support::positive);
   app.add_option("--chunk_size", options.chunk_size, "tokens of a piece of text, each by itself; 0: the text is one")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(support::non_negative);
   app.add_option("--output_dir", options.analysis.output_dir, "where the results go")->capture_default_str();
   app.add_flag("--resume", options.analysis.resume, "go on with what was interrupted in the output folder");
   app.add_flag("--exact", options.exact, "run a copy of the model with weights in single precision");
   app.add_option("--cache_dir", options.cache_dir, "folder of such copies")->capture_default_str();
   app.add_option("--threads", options.threads, "cores for the model (the statistics take all)")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(support::positive);
   app.add_option("--sink_size", parameters.sink_size, "first tokens that count as sinks")->capture_default_str();
   app.add_option("--local_window", parameters.local_window, "tokens before a query that count as local")
       ->capture_default_str();
@@ -271,7 +272,7 @@ int main(int argc, char** argv) {
       ->needs(plan);
   app.add_option("--context", options.context, "tokens of the sequences that the plan is for")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber)
+      ->check(support::positive)
       ->needs(plan);
   app.add_option("--sensitivity", options.sensitivity, "what is cut alone to see what it costs")
       ->capture_default_str()
@@ -295,7 +296,7 @@ int main(int argc, char** argv) {
              "times that the costs of layers are measured again at the best plan so far, everything cut at once, and "
              "plans made of them tried too: each a run a layer, and one, for each of --replan_pieces")
           ->capture_default_str()
-          ->check(CLI::NonNegativeNumber)
+          ->check(support::non_negative)
           ->needs(plan);
   add_piece_counts(app, "--replan_pieces", options.replan_pieces,
                    "that --replan measures on; default: those of --sensitivity_pieces", replan);
@@ -306,36 +307,36 @@ int main(int argc, char** argv) {
              "fewer in the other, then between quarters and so on, so many levels down, and keep what loses less; "
              "0: not. Each trial is a run for each of --refine_pieces")
           ->capture_default_str()
-          ->check(CLI::NonNegativeNumber)
+          ->check(support::non_negative)
           ->needs(plan);
   add_piece_counts(app, "--refine_pieces", options.refine_pieces, "that --refine tries plans on", refine);
   app.add_option("--refine_trials", options.refine_trials, "most plans that --refine tries")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber)
+      ->check(support::positive)
       ->needs(refine);
   app.add_option("--refine_steps", options.refine_steps,
                  "binary logarithms of how far --refine scales one half against the other, a sweep each")
       ->delimiter(',')
       ->capture_default_str()
-      ->check(CLI::PositiveNumber)
+      ->check(support::positive)
       ->needs(refine);
   app.add_option("--pieces", options.pieces,
                  "pieces of text, of the probe, and held out of either to try plans on; default: 4,2,2,1")
       ->delimiter(',')
       ->expected(4)
-      ->check(CLI::PositiveNumber)
+      ->check(support::positive)
       ->needs(plan);
   app.add_option("--probe_weight", options.probe_weights,
                  "of a passage followed by itself, beside natural text, which has 1. Of several, each makes a plan to "
                  "try")
       ->delimiter(',')
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber)
+      ->check(support::non_negative)
       ->needs(plan);
   app.add_option("--score_weight", options.score_weight,
                  "of what is lost of such a passage, beside what is lost of text, where plans are tried; default: the "
                  "first --probe_weight")
-      ->check(CLI::NonNegativeNumber)
+      ->check(support::non_negative)
       ->needs(plan);
   support::PlanArguments plan_arguments;
   plan_arguments.add_to(app, plan);

@@ -2,10 +2,12 @@
 // method at equal mean size.
 
 #include "llama/method_options.hpp"
+#include "support/validators.hpp"
 
 #ifdef HEADAWARE_HAS_LLAMA
 #include "llama/benchmark_methods.hpp"
 #include "llama/exact_copy.hpp"
+#include "support/budget.hpp"
 #include "support/folder.hpp"
 #include "support/interrupt.hpp"
 #endif
@@ -34,6 +36,7 @@ struct Options {
   std::filesystem::path output_dir = "results/benchmark";
   std::filesystem::path cache_dir;
   llama_adapter::MethodOptions compared;
+  std::vector<std::string> budgets;
   std::vector<std::int64_t> starts;
   std::vector<std::int64_t> copy_starts;
   std::int64_t passages = 4;
@@ -51,6 +54,7 @@ What is measured (benchmark.json, benchmark.csv; a picture of perplexity and of 
   perplexity_second_half  of the tokens behind the first half of their passage
   copy_nll                nats a token of the second copy of passages of half the size, each given twice
   mean_kept_tokens        kept a KV head behind --context tokens
+  budget_tokens           of the method, a KV head (plan.json: of all KV heads together)
   kv_bytes_end            of those keys and values (2 bytes an element; 4 with --exact)
 and, unless --masked:
   kv_bytes_peak           most that the cache allocated: its blocks, with slots for the tokens appended at a time
@@ -68,6 +72,23 @@ std::vector<std::int64_t> even_starts(std::int64_t tokens, std::int64_t count, s
   std::vector<std::int64_t> starts;
   for (std::int64_t i = 0; i < count; ++i) starts.push_back(std::min(tokens / count * i, tokens - length));
   return starts;
+}
+
+/// Tokens a KV head of the layers that are not skipped.
+std::vector<std::int64_t> mean_budgets(Options const& options, llama_adapter::ModelShape const& shape) {
+  auto const token = ha::TokenBytes::of(shape.head_dim, options.exact ? 4 : 2);
+  auto skipped = options.compared.skip_layers;
+  std::sort(skipped.begin(), skipped.end());
+  skipped.erase(std::unique(skipped.begin(), skipped.end()), skipped.end());
+  auto const heads = std::max<std::int64_t>(shape.layers - std::ssize(skipped), 1) * shape.kv_heads;
+  std::vector<std::int64_t> means;
+  for (auto const& text : options.budgets) {
+    auto const budget = support::parse_budget(text, token);
+    support::require_within_cache(budget, heads, options.compared.context);
+    means.push_back(budget.total(heads, options.compared.context) / heads);
+    ha::detail::require(means.back() > 0, "--budget", "at least one token a KV head", text, "--budget");
+  }
+  return means;
 }
 
 void run_all(llama_adapter::Model const& model, Options const& options, std::vector<std::int32_t> const& tokens,
@@ -90,6 +111,7 @@ void run(Options options) {
   if (options.exact) options.model = llama_adapter::exact_copy(options.model, options.cache_dir);
   llama_adapter::Model const model(options.model);
   // Before anything that takes long.
+  options.compared.budgets = mean_budgets(options, model.shape());
   auto runs = benchmark_runs(options.compared, model.shape().config());
   auto tokens = model.tokenize(ha::read_text_file(options.text), false);
   if (options.max_tokens > 0) tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(options.max_tokens)));
@@ -118,7 +140,8 @@ void run(Options options) {
                                             .threads = options.threads};
   // First, since drawing may fail.
   std::printf("%s, passages of %lld tokens, %s\n%s%s", about.title().c_str(), static_cast<long long>(context),
-              options.masked ? "masked" : "evicted", benchmark_table(runs).c_str(), rules_advice(runs).c_str());
+              options.masked ? "masked" : "evicted", benchmark_table(runs).c_str(),
+              (rules_advice(runs) + size_advice(runs)).c_str());
   std::fflush(stdout);
   write_benchmark(options.output_dir, about, text, runs);
   std::printf("wrote benchmark.json, benchmark.csv and pictures/ to %s\n", options.output_dir.c_str());
@@ -130,7 +153,8 @@ void run(Options const&) {
 }
 #endif
 
-void add_methods(CLI::App& app, llama_adapter::MethodOptions& compared) {
+void add_methods(CLI::App& app, Options& options) {
+  auto& compared = options.compared;
   auto const& known = llama_adapter::benchmark_methods;
   app.add_option("--method", compared.methods, "any of " + CLI::detail::join(known, ","))
       ->delimiter(',')
@@ -147,15 +171,15 @@ void add_methods(CLI::App& app, llama_adapter::MethodOptions& compared) {
                  "of the largest gates keep all, as many as leave the mean at the budget")
       ->check(CLI::ExistingPath);
   app.add_option("--duo_sink", compared.duo_sink, "sinks of duo's other heads; default: 4")
-      ->check(CLI::NonNegativeNumber);
+      ->check(support::non_negative);
   app.add_option("--duo_window", compared.duo_window,
                  "their window; default: 252, less where they would take more than half of the budget")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--budget", compared.budgets,
-                 "tokens a KV head of streaming_llm, window_only and duo, or several; default: the plans', else the "
-                 "classes', else 256")
-      ->delimiter(',')
-      ->check(CLI::PositiveNumber);
+      ->check(support::positive);
+  app.add_option(
+         "--budget", options.budgets,
+         "of streaming_llm, window_only and duo, or several: 25% (of --context), 512 (tokens a KV head) or 64MiB "
+         "(of keys and values); default: the plans', else the classes', else 256")
+      ->delimiter(',');
   app.add_option("--skip_layers", compared.skip_layers, "layers that keep everything, beyond the budgets")
       ->check(CLI::Range(0, 1 << 20))
       ->delimiter(',');
@@ -177,21 +201,23 @@ int main(int argc, char** argv) {
   app.add_option("--text", options.text, "text file, best one that no plan was made of")
       ->capture_default_str()
       ->check(CLI::ExistingFile);
-  add_methods(app, options.compared);
-  app.add_flag("--masked", options.masked,
-               "policies as masks, in one pass a passage: predicts the same, measures no cache");
+  add_methods(app, options);
+  app.add_flag(
+      "--masked", options.masked,
+      "policies as masks, in one pass a passage: measures no cache; predicts the same, with --exact to 1e-4, while "
+      "quantised weights round every step differently");
   app.add_option("--passages", options.passages, "how many, evenly spaced")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(support::positive);
   app.add_option("--starts", options.starts, "tokens at which passages begin, instead")->delimiter(',');
   app.add_option("--copies", options.copies, "passages of half the size, each given twice; 0: none")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(support::non_negative);
   app.add_option("--copy_starts", options.copy_starts, "tokens at which they begin, instead")->delimiter(',');
   app.add_option("--decode_tokens", options.decode_tokens, "decoded behind the first passage; 0: none")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--max_tokens", options.max_tokens, "of the text; default: all")->check(CLI::PositiveNumber);
+      ->check(support::non_negative);
+  app.add_option("--max_tokens", options.max_tokens, "of the text; default: all")->check(support::positive);
   app.add_option("--output_dir", options.output_dir,
                  "where the results go; the same folder goes on where a run stopped")
       ->capture_default_str();
@@ -199,7 +225,7 @@ int main(int argc, char** argv) {
   app.add_option("--cache_dir", options.cache_dir, "folder of such copies")->capture_default_str();
   app.add_option("--threads", options.threads, "cores for the model, and, where caches evict, for the library")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(support::positive);
   CLI11_PARSE(app, argc, argv);
   try {
     run(options);

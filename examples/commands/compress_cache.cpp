@@ -2,6 +2,7 @@
 
 #include "analysis/about.hpp"
 #include "support/capture.hpp"
+#include "support/validators.hpp"
 
 #include <headaware/compressor.hpp>
 #include <headaware/detail/head_grid.hpp>
@@ -353,12 +354,12 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"conservative", "aggressive"}));
   app.add_option("--kv_heads", options.kv_heads,
                  "KV heads a layer, where neither arrays nor results tell; default: the query heads")
-      ->check(CLI::NonNegativeNumber);
+      ->check(support::non_negative);
   app.add_option("--head_dim", options.head_dim, "channels a head, where neither arrays nor results tell; default: 64")
-      ->check(CLI::PositiveNumber);
+      ->check(support::positive);
   app.add_option("--tokens", options.tokens,
                  "tokens of the cache, where no arrays were captured; also the summary's length")
-      ->check(CLI::PositiveNumber);
+      ->check(support::positive);
   app.add_option("--skip_layers", options.skip_layers, "layers left uncompressed")
       ->check(CLI::Range(0, 1 << 20))
       ->delimiter(',');

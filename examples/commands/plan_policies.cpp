@@ -4,6 +4,7 @@
 #include "support/budget.hpp"
 #include "support/folder.hpp"
 #include "support/plan_options.hpp"
+#include "support/validators.hpp"
 
 #include <headaware/error.hpp>
 #include <headaware/io/retention_statistics.hpp>
@@ -94,7 +95,14 @@ void run(Options options) {
   std::optional<ha::RetentionStatistics> probe;
   if (!options.probe_dir.empty()) probe = load_statistics(options.probe_dir);
   if (options.output_dir.empty()) options.output_dir = options.results_dir;
-  if (options.context == 0) options.context = default_context(text);
+  auto const measured = default_context(text);
+  if (options.context == 0) options.context = measured;
+  if (options.context > measured) {
+    std::fprintf(stderr,
+                 "note: the statistics are of about %lld tokens, their largest window of %d: what heads lose of longer "
+                 "contexts is not known, and no head is given more than that window unless it keeps everything\n",
+                 static_cast<long long>(measured), text.info.grid.windows.back());
+  }
 
   std::vector<ha::WeightedStatistics> texts{{&text, {}, 1}};
   if (probe) texts.push_back({&*probe, {}, options.probe_weight});
@@ -114,6 +122,8 @@ void run(Options options) {
   auto const token = ha::TokenBytes::of(options.head_dim, static_cast<std::size_t>(options.element_bytes));
   ha::Budget const budget = support::parse_budget(options.budget, token);
   ha::KvErrors const errors = ha::weighted_errors(texts, options.plan.measure, options.plan.fold);
+  auto const planned = errors.num_layers - std::ssize(options.plan.skip_layers);
+  if (planned > 0) support::require_within_cache(budget, planned * errors.num_kv_heads, options.context);
   ha::PolicyPlan const plan = ha::plan_policies(errors, budget, options.context, options.plan);
   std::printf("%s", ha::plan_summary(plan).c_str());
   if (token.total() > 0) {
@@ -142,7 +152,7 @@ int main(int argc, char** argv) {
   app.add_option(
          "--context", options.context,
          "tokens of the sequences that the plan is for; default: the step after the largest window of the statistics")
-      ->check(CLI::PositiveNumber);
+      ->check(support::positive);
   app.add_option("--output_dir", options.output_dir, "where the plan goes; default: RESULTS_DIR");
   app.add_option("--sensitivities", options.sensitivities, "sensitivities.json of the text; default: 1 everywhere");
   app.add_option("--probe_dir", options.probe_dir, "folder with the retention_statistics.json of a probe text, too");
@@ -150,14 +160,14 @@ int main(int argc, char** argv) {
       ->needs("--probe_dir");
   app.add_option("--probe_weight", options.probe_weight, "weight of the probe; the text has 1")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber)
+      ->check(support::non_negative)
       ->needs("--probe_dir");
   support::PlanArguments plan;
   plan.add_to(app);
-  app.add_option("--head_dim", options.head_dim, "channels of a key; for budgets in bytes")->check(CLI::PositiveNumber);
+  app.add_option("--head_dim", options.head_dim, "channels of a key; for budgets in bytes")->check(support::positive);
   app.add_option("--element_bytes", options.element_bytes, "bytes an element; for budgets in bytes")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(support::positive);
   CLI11_PARSE(app, argc, argv);
   try {
     options.plan = plan.options();

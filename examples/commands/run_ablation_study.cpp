@@ -6,6 +6,7 @@
 #include "llama/exact_copy.hpp"
 #include "support/interrupt.hpp"
 #endif
+#include "support/validators.hpp"
 
 #include <headaware/error.hpp>
 
@@ -71,8 +72,7 @@ void run(Options const& options) {
   bool const one_text = same_file(options.text, options.other_text) || same_file(options.eval_text, options.other_text);
   if (one_text) {
     study_options.other_text.clear();
-    if (!options.list)
-      std::fprintf(stderr, "note: without calibration_domain: --other_text is --text or --eval_text\n");
+    std::fprintf(stderr, "note: without calibration_domain: --other_text is --text or --eval_text\n");
   }
   if (options.list) {
     // Sizes that depend on the model are those of a usual one where none is given.
@@ -134,16 +134,16 @@ int main(int argc, char** argv) {
       ->check(CLI::ExistingFile);
   app.add_option("--max_tokens", options.max_tokens, "tokens of the evaluation text that are used")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(support::positive);
   app.add_option("--context", options.context, "tokens of a passage, of a piece of calibration text, and of a copy")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(support::positive);
   app.add_option("--budget", options.budget,
                  "25% (of the context), 512 (tokens a KV head on average) or 64MiB (of keys and values)")
       ->capture_default_str();
   app.add_option("--pieces", options.pieces, "pieces of calibration text; half as many of the probe")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(support::positive);
   app.add_option("--sensitivity", options.sensitivity,
                  "of the usual plan, from which the groups depart: what is cut alone to see what it costs")
       ->capture_default_str()
@@ -151,9 +151,7 @@ int main(int argc, char** argv) {
   app.add_option("--output_dir", options.output_dir, "where the results go")->capture_default_str();
   app.add_flag("--exact", options.exact, "run a copy of the model with weights in single precision");
   app.add_option("--cache_dir", options.cache_dir, "folder of such copies")->capture_default_str();
-  app.add_option("--threads", options.threads, "cores for the model")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+  app.add_option("--threads", options.threads, "cores for the model")->capture_default_str()->check(support::positive);
   CLI11_PARSE(app, argc, argv);
   try {
     run(options);

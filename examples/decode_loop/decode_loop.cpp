@@ -11,6 +11,7 @@
 #include "decode_loop/dense_check.hpp"
 #include "decode_loop/model.hpp"
 #include "decode_loop/prefill.hpp"
+#include "support/validators.hpp"
 
 #include <headaware/policy/table.hpp>
 
@@ -138,26 +139,24 @@ void run_all(Options const& options) {
 int main(int argc, char** argv) {
   Options options;
   CLI::App app{"Decodes on a cache compressed head by head, checked against dense attention at every step"};
-  app.add_option("--layers", options.shape.layers)->check(CLI::PositiveNumber)->capture_default_str();
-  app.add_option("--heads", options.shape.query_heads, "query heads")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  app.add_option("--layers", options.shape.layers)->check(support::positive)->capture_default_str();
+  app.add_option("--heads", options.shape.query_heads, "query heads")->check(support::positive)->capture_default_str();
   app.add_option("--kv_heads", options.shape.kv_heads, "KV heads, a divisor of the query heads")
-      ->check(CLI::PositiveNumber)
+      ->check(support::positive)
       ->capture_default_str();
   app.add_option("--head_dim", options.shape.head_dim, "channels of a head")
-      ->check(CLI::PositiveNumber)
+      ->check(support::positive)
       ->capture_default_str();
   app.add_option("--prompt", options.prompt, "tokens to read before decoding")
-      ->check(CLI::PositiveNumber)
+      ->check(support::positive)
       ->capture_default_str();
-  app.add_option("--steps", options.steps, "tokens to decode")->check(CLI::PositiveNumber)->capture_default_str();
+  app.add_option("--steps", options.steps, "tokens to decode")->check(support::positive)->capture_default_str();
   app.add_option("--seed", options.seed, "of weights and tokens")->capture_default_str();
   app.add_option("--threads", options.threads, "of the CPU's attention")
-      ->check(CLI::PositiveNumber)
+      ->check(support::positive)
       ->capture_default_str();
   app.add_option("--tolerance", options.tolerance, "largest difference from dense attention that is no error")
-      ->check(CLI::NonNegativeNumber)
+      ->check(support::non_negative)
       ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
 #ifdef _OPENMP

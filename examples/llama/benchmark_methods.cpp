@@ -191,6 +191,7 @@ std::string rules_advice(std::vector<BenchmarkRun> const& runs) {
     if (run.method != "head_aware") continue;
     char line[192];
     text += "head_aware: ";
+    bool lost = true;
     for (BenchmarkRun const& other : runs) {
       bool const same = other.method == "streaming_llm" && std::abs(other.mean_kept_tokens - run.mean_kept_tokens) <= 1;
       if (!same || !std::isfinite(run.perplexity_second_half)) continue;
@@ -200,11 +201,36 @@ std::string rules_advice(std::vector<BenchmarkRun> const& runs) {
           "size. ",
           run.perplexity_second_half, run.mean_kept_tokens, other.perplexity_second_half);
       text += line;
+      lost = run.perplexity_second_half >= other.perplexity_second_half;
       break;
     }
-    text +=
-        "Classes by rules lost to uniform windows where they were measured; 'analyze_attention --plan' measures the "
-        "model and plans what wins (then --method planned --plan plan.json)\n";
+    text += lost ? "Classes by rules lost to uniform windows where they were measured; 'analyze_attention --plan' "
+                   "measures the model and plans what wins (then --method planned --plan plan.json)\n"
+                 : "\n";
+  }
+  return text;
+}
+
+std::string size_advice(std::vector<BenchmarkRun> const& runs) {
+  std::string text;
+  auto const uniform = [](BenchmarkRun const& run) {
+    return run.method == "streaming_llm" || run.method == "window_only";
+  };
+  if (std::none_of(runs.begin(), runs.end(), uniform)) return text;
+  for (BenchmarkRun const& run : runs) {
+    if (run.method != "planned") continue;
+    bool const beside = std::any_of(runs.begin(), runs.end(), [&](BenchmarkRun const& other) {
+      return uniform(other) &&
+             std::abs(other.mean_kept_tokens - run.mean_kept_tokens) <= 1 + 0.01 * run.mean_kept_tokens;
+    });
+    if (beside) continue;
+    char line[160];
+    std::snprintf(
+        line, sizeof(line),
+        "planned: %.1f tokens a KV head, and no uniform windows of that size beside it: compare with --budget "
+        "%lld, or leave --budget out\n",
+        run.mean_kept_tokens, static_cast<long long>(run.budget_tokens));
+    text += line;
   }
   return text;
 }

@@ -39,4 +39,7 @@ namespace llama_adapter {
 /// What rules cost beside uniform windows of their size, in words; empty where no run is by rules.
 [[nodiscard]] std::string rules_advice(std::vector<BenchmarkRun> const& runs);
 
+/// Which plans have only uniform windows of other sizes beside them, in words; empty where there are none.
+[[nodiscard]] std::string size_advice(std::vector<BenchmarkRun> const& runs);
+
 }  // namespace llama_adapter

@@ -5,6 +5,7 @@
 #include "llama/engine.hpp"
 #include "llama/exact_copy.hpp"
 #include "llama/text_chunks.hpp"
+#include "support/validators.hpp"
 
 #include <headaware/io/file.hpp>
 
@@ -117,15 +118,15 @@ int main(int argc, char** argv) {
   app.add_option("--chunk_size", options.chunk_size, "tokens of a sequence")
       ->capture_default_str()
       ->check(CLI::Range(static_cast<std::int32_t>(llama_adapter::shortest_chunk), std::int32_t{1} << 20));
-  app.add_option("--max_tokens", options.max_tokens, "tokens of the text; default: all")->check(CLI::PositiveNumber);
+  app.add_option("--max_tokens", options.max_tokens, "tokens of the text; default: all")->check(support::positive);
   app.add_option("--layers", options.layers, "layers to write, such as 0,10,18; default: all")
       ->delimiter(',')
-      ->check(CLI::NonNegativeNumber);
+      ->check(support::non_negative);
   app.add_flag("--exact", options.exact, "run a copy of the model with weights in single precision");
   app.add_option("--cache_dir", options.cache_dir, "folder of such copies")->capture_default_str();
   app.add_option("--threads", options.threads, "cores for the model")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(support::positive);
   CLI11_PARSE(app, argc, argv);
   try {
     run(options);

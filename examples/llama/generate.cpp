@@ -5,6 +5,7 @@
 #include "llama/engine.hpp"
 #include "llama/exact_copy.hpp"
 #include "support/progress.hpp"
+#include "support/validators.hpp"
 
 #include <headaware/io/file.hpp>
 #include <headaware/io/policy_table.hpp>
@@ -232,21 +233,21 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--sink", options.sink, "sinks of streaming_llm")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(support::non_negative);
   app.add_option("--window", options.window,
                  "window of streaming_llm and window_only; a head owns 31 slots more, so that 32 tokens are read at a "
                  "time")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(support::non_negative);
   app.add_option("--prompt", options.prompt, "text to go on from")->capture_default_str();
   app.add_option("--prompt_file", options.prompt_file, "the same from a file")->check(CLI::ExistingFile);
   app.add_option("--perplexity", options.perplexity, "measure on this text instead of writing one")
       ->check(CLI::ExistingFile);
   app.add_option("--max_tokens", options.max_tokens, "tokens of the prompt or text; default: all")
-      ->check(CLI::PositiveNumber);
+      ->check(support::positive);
   app.add_option("-n,--new_tokens", options.new_tokens, "tokens to write")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(support::non_negative);
   app.add_option("--chunk", options.chunk, "tokens read at a time")->capture_default_str()->check(CLI::Range(1, 256));
   // Far more than there are cores is a mistake, and the engine ends at it.
   auto const most_threads = std::max(64, 4 * static_cast<int>(std::thread::hardware_concurrency()));

@@ -43,4 +43,14 @@ inline headaware::Budget parse_budget(std::string const& text, headaware::TokenB
   throw ha::ArgumentError({"--budget", "25% (of the context), 512 (tokens a KV head) or 64MiB", text, "--budget"});
 }
 
+/// @param kv_heads  layers times KV heads, without layers that keep everything anyway
+/// @throws ArgumentError if the budget is beyond all that they can keep, where there is nothing to choose
+inline void require_within_cache(headaware::Budget const& budget, std::int64_t kv_heads, std::int64_t context) {
+  std::int64_t const tokens = budget.total(kv_heads, context);
+  headaware::detail::require(tokens <= kv_heads * context, "budget",
+                             "at most the whole cache, " + std::to_string(kv_heads * context) + " tokens (" +
+                                 std::to_string(context) + " a KV head)",
+                             tokens, "--budget");
+}
+
 }  // namespace support

@@ -2,6 +2,8 @@
 
 // What a plan may do, as options of a command.
 
+#include "support/validators.hpp"
+
 #include <headaware/plan/policy_plan.hpp>
 
 #include <CLI/CLI.hpp>
@@ -25,13 +27,13 @@ class PlanArguments {
     added(app.add_option("--floor", plan_.floor,
                          "tokens every KV head keeps at least; default: 32 or a quarter of the budget, at most half of "
                          "it"))
-        ->check(CLI::NonNegativeNumber);
+        ->check(support::non_negative);
     added(app.add_option("--page_size", plan_.page_size, "sizes are whole pages of so many tokens"))
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(support::positive);
     added(app.add_option("--ranks", plan_.ranks, "tensor-parallel ranks; each gets an equal share"))
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(support::positive);
     added(app.add_flag("--layer_shares", plan_.layer_shares, "each layer gets an equal share"));
     added(app.add_option("--skip_layers", plan_.skip_layers,
                          "layers that keep everything, beyond the budget: those with sliding windows of the model's "
@@ -41,7 +43,7 @@ class PlanArguments {
     added(app.add_option("--negligible_output", plan_.negligible_output,
                          "prune KV heads whose squared output is at most this share of their layer's mean; 0: none"))
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
+        ->check(support::non_negative);
     added(app.add_option("--measure", measure_, "error: mass, output or output_metric; default: the last one measured"))
         ->check(CLI::IsMember({"mass", "output", "output_metric"}));
     added(app.add_option("--fold", fold_, "of the query heads of a KV head: sum or max"))

@@ -44,9 +44,9 @@ grep -q "refined  *6" "$folder/log" || fail "nothing refined: $(cat "$folder/log
 
 # Costs measured again at the plan, of the last three layers.
 "$program" "${small[@]}" --sinks 0,4,32 --budget 25% --replan 1 --skip_layers "$(seq -s, 0 26)" --probe_weight 0.3,0.1 \
-  --output_dir "$folder/replanned" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
+  >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
 grep -q "again 1 by 0.5, probe 0.1" "$folder/log" || fail "nothing planned anew: $(cat "$folder/log")"
-[[ -s $folder/replanned/replanned_64/probe/sensitivities.json ]] || fail "no sensitivities of the plan made anew"
+[[ -s $folder/plan/replanned_64/probe/sensitivities.json ]] || fail "no sensitivities of the plan made anew"
 
 # What it measured serves plan_policies too; the folder's top is not the place.
 "$plan_policies" --results_dir "$folder/plan/text" --probe_dir "$folder/plan/probe" --budget 12% \
@@ -71,5 +71,7 @@ expect "pieces to refine on, text: expected 1 to 1" "${small[@]}" --budget 25% -
 expect "budget" "${small[@]}" --budget 1
 expect "step" "${small[@]}" --budget 25% --refine 1 --refine_steps 99
 expect "--budget too" "${small[@]}"
+expect "at most the whole cache, 23040 tokens (256 a KV head), got 23130" "${small[@]}" --budget 257
+expect "expected a number > 0, got 0" "${small[@]}" --budget 25% --pieces 0,1,1,1
 expect "25% (of the context)" "${small[@]}" --budget much
 echo "planning: ok"

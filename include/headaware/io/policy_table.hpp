@@ -27,13 +27,14 @@ HEADAWARE_NAMESPACE_BEGIN
 [[nodiscard]] inline PolicyTable parse_policy_table(std::string_view text, std::string source_name,
                                                     ModelConfig const& model,
                                                     TypePolicies const& types = TypePolicies::conservative()) {
-  constexpr auto where = "parse_policy_table";
   {
     detail::JsonTree const tree(text, source_name);
     detail::JsonValue const root = tree.root();
     bool const plan = root.kind() == detail::JsonKind::object && root.object().find("format").has_value();
     if (plan) {
       PolicyPlan const read = detail::parse_plan_tree(tree);
+      std::string const place = "parse_policy_table, " + source_name;
+      char const* const where = place.c_str();
       detail::require(read.num_layers == model.num_hidden_layers, "layers of the plan", model.num_hidden_layers,
                       read.num_layers, where);
       detail::require(read.num_heads == model.num_attention_heads, "query heads of the plan", model.num_attention_heads,

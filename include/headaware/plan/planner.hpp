@@ -208,7 +208,7 @@ struct HullStep {
 
   std::int64_t const mean = plan.budget_tokens / count;
   // Half the budget at most: with every head at its floor there would be nothing to choose.
-  plan.floor = options.floor ? *options.floor : std::min(std::max<std::int64_t>(32, mean / 4), mean / 2);
+  plan.floor = options.floor ? *options.floor : std::min({std::max<std::int64_t>(32, mean / 4), mean / 2, context});
   detail::BudgetParts parts(errors, options, plan.budget_tokens);
   detail::Hulls hulls;
   for (;;) {

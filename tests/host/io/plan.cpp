@@ -79,7 +79,7 @@ TEST_CASE("plans survive a file", "[io]") {
   ha::ModelConfig const other{3, 4, 4, 64};
   ha::save_plan(folder / "plan.json", planned());
   check_error<ha::ArgumentError>([&] { (void)ha::load_policy_table(folder / "plan.json", other); },
-                                 {"KV heads of the plan", "4", "2", ""});
+                                 {"KV heads of the plan", "4", "2", "plan.json"});
   check_error<ha::FileError>([&] { (void)ha::load_plan(folder / "none.json"); }, {"cannot open file", "", "", "none"});
   check_error<ha::FormatError>([&] { (void)ha::parse_policy_table("3", "file", other); },
                                {"wrong type", "an object or an array", "", "file"});

@@ -202,6 +202,10 @@ TEST_CASE("floors", "[plan]") {
   CHECK(ha::plan_policies(errors, ha::Budget::tokens(300), context, options).floor == 75);
   CHECK(least(ha::plan_policies(errors, ha::Budget::tokens(300), context, options)) >= 75);
   CHECK(ha::plan_policies(errors, ha::Budget::tokens(64), context, options).floor == 32);
+  // More than there is to keep is no reason for a floor above the context.
+  auto const everything = ha::plan_policies(errors, ha::Budget::tokens(1e6), context, options);
+  CHECK(everything.floor == context);
+  CHECK(everything.planned_tokens == context * static_cast<std::int64_t>(errors.size()));
   // The default gives way where the budget does not allow it; one that was asked for does not.
   auto const tight = ha::plan_policies(errors, ha::Budget::tokens(20), context, options);
   check_accounting(tight);
