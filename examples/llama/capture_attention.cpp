@@ -124,9 +124,7 @@ int main(int argc, char** argv) {
       ->check(support::non_negative);
   app.add_flag("--exact", options.exact, "run a copy of the model with weights in single precision");
   app.add_option("--cache_dir", options.cache_dir, "folder of such copies")->capture_default_str();
-  app.add_option("--threads", options.threads, "cores for the model")
-      ->capture_default_str()
-      ->check(support::positive);
+  app.add_option("--threads", options.threads, "cores for the model")->capture_default_str()->check(support::positive);
   CLI11_PARSE(app, argc, argv);
   try {
     run(options);

@@ -231,9 +231,7 @@ int main(int argc, char** argv) {
       ->excludes(file)
       ->check(CLI::IsMember({"streaming_llm", "window_only", "full"}))
       ->capture_default_str();
-  app.add_option("--sink", options.sink, "sinks of streaming_llm")
-      ->capture_default_str()
-      ->check(support::non_negative);
+  app.add_option("--sink", options.sink, "sinks of streaming_llm")->capture_default_str()->check(support::non_negative);
   app.add_option("--window", options.window,
                  "window of streaming_llm and window_only; a head owns 31 slots more, so that 32 tokens are read at a "
                  "time")
