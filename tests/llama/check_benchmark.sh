@@ -57,7 +57,8 @@ expect "window_only" --model "$model" --method rules
 expect "at least --context, 2048" --model "$model" --max_tokens 1000
 expect "start of a passage" "${small[@]}" --starts 3900
 expect "more than 4 tokens a head" "${small[@]}" --budget 3
-expect "at most the whole cache" "${small[@]}" --budget 101%
+expect "at most the whole cache" "${small[@]}" --budget 257
+expect "in (0, 1]" "${small[@]}" --budget 101%
 expect "25% (of the context)" "${small[@]}" --budget much
 expect "expected a number > 0, got -1" "${small[@]}" --passages -1
 expect "no such file" --model "$folder/none.gguf"
