@@ -76,12 +76,12 @@ std::vector<std::int64_t> even_starts(std::int64_t tokens, std::int64_t count, s
 
 /// Tokens a KV head of the layers that are not skipped.
 std::vector<std::int64_t> mean_budgets(Options const& options, llama_adapter::ModelShape const& shape) {
+  std::vector<std::int64_t> means;
+  if (options.budgets.empty()) return means;
   auto const token = ha::TokenBytes::of(shape.head_dim, options.exact ? 4 : 2);
   auto skipped = options.compared.skip_layers;
   std::sort(skipped.begin(), skipped.end());
-  skipped.erase(std::unique(skipped.begin(), skipped.end()), skipped.end());
-  auto const heads = std::max<std::int64_t>(shape.layers - std::ssize(skipped), 1) * shape.kv_heads;
-  std::vector<std::int64_t> means;
+  auto const heads = support::planned_heads(shape.layers, shape.kv_heads, skipped);
   for (auto const& text : options.budgets) {
     auto const budget = support::parse_budget(text, token);
     support::require_within_cache(budget, heads, options.compared.context);

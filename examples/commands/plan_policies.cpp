@@ -122,8 +122,8 @@ void run(Options options) {
   auto const token = ha::TokenBytes::of(options.head_dim, static_cast<std::size_t>(options.element_bytes));
   ha::Budget const budget = support::parse_budget(options.budget, token);
   ha::KvErrors const errors = ha::weighted_errors(texts, options.plan.measure, options.plan.fold);
-  auto const planned = errors.num_layers - std::ssize(options.plan.skip_layers);
-  if (planned > 0) support::require_within_cache(budget, planned * errors.num_kv_heads, options.context);
+  auto const heads = support::planned_heads(errors.num_layers, errors.num_kv_heads, options.plan.skip_layers);
+  support::require_within_cache(budget, heads, options.context);
   ha::PolicyPlan const plan = ha::plan_policies(errors, budget, options.context, options.plan);
   std::printf("%s", ha::plan_summary(plan).c_str());
   if (token.total() > 0) {

@@ -31,9 +31,13 @@ std::vector<GuardedTable> uniform_and_plans(std::vector<NamedErrors> const& name
   tables.push_back(
       {.name = "uniform", .plan = evaluated(ha::uniform_table(errors, budget, options.context, options.plan))});
   for (auto const& own : named) {
-    auto const plan = ha::plan_policies(own.errors, budget, options.context, options.plan);
-    tables.push_back({.name = own.name, .plan = evaluated(plan.table), .probe_weight = own.probe_weight});
-    tables.back().plan.floor = plan.floor;
+    auto plan = ha::plan_policies(own.errors, budget, options.context, options.plan);
+    if (&own != named.data()) {  // what other errors predict of it does not compare
+      auto const floor = plan.floor;
+      plan = evaluated(plan.table);
+      plan.floor = floor;
+    }
+    tables.push_back({.name = own.name, .plan = std::move(plan), .probe_weight = own.probe_weight});
   }
   return tables;
 }

@@ -94,8 +94,8 @@ void save_factors(PlanningOptions const& options, std::string const& what, ha::P
 
 /// What cannot be planned is found before anything is measured: a plan of heads that lose nothing.
 void check_plannable(ModelShape const& shape, PlanningOptions const& options, ha::Budget const& budget) {
-  auto const planned = shape.layers - std::ssize(options.guard.plan.skip_layers);
-  if (planned > 0) support::require_within_cache(budget, planned * shape.kv_heads, options.guard.context);
+  auto const heads = support::planned_heads(shape.layers, shape.kv_heads, options.guard.plan.skip_layers);
+  support::require_within_cache(budget, heads, options.guard.context);
   ha::KvErrors errors;
   errors.num_layers = shape.layers;
   errors.num_heads = shape.query_heads;

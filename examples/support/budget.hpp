@@ -5,15 +5,18 @@
 #include <headaware/cache/cache_plan.hpp>
 #include <headaware/error.hpp>
 #include <headaware/plan/budget.hpp>
+#include <headaware/plan/policy_plan.hpp>
 
 #include <array>
 #include <charconv>
 #include <cmath>
 #include <cstdint>
+#include <iterator>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 namespace support {
 
@@ -43,7 +46,15 @@ inline headaware::Budget parse_budget(std::string const& text, headaware::TokenB
   throw ha::ArgumentError({"--budget", "25% (of the context), 512 (tokens a KV head) or 64MiB", text, "--budget"});
 }
 
-/// @param kv_heads  layers times KV heads, without layers that keep everything anyway
+/// KV heads that a budget is of: those of layers that are not skipped.
+/// @param skipped  ascending
+/// @throws ArgumentError if that is none, or a skipped layer is out of range
+inline std::int64_t planned_heads(std::int32_t layers, std::int32_t kv_heads,
+                                  std::vector<std::int32_t> const& skipped) {
+  return std::ssize(headaware::detail::planned_layers(layers, skipped)) * kv_heads;
+}
+
+/// @param kv_heads  `planned_heads`
 /// @throws ArgumentError if the budget is beyond all that they can keep, where there is nothing to choose
 inline void require_within_cache(headaware::Budget const& budget, std::int64_t kv_heads, std::int64_t context) {
   std::int64_t const tokens = budget.total(kv_heads, context);

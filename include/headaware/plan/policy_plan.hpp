@@ -26,7 +26,7 @@ struct PlanOptions {
   std::optional<ErrorMeasure> measure{};  ///< of errors; nothing: the best that all statistics hold
   GroupFold fold = GroupFold::sum;        ///< of the query heads of a KV head
   std::optional<std::int64_t> floor{};    ///< tokens every KV head keeps at least; nothing: max(32, budget / 4), at
-                                          ///< most budget / 2, less where that does not fit
+                                          ///< most budget / 2 and the context, less where that does not fit
   std::int64_t page_size = 1;             ///< sizes are multiples of it
   std::int32_t ranks = 1;                 ///< tensor-parallel ranks, each with an equal share, to one page
   bool layer_shares = false;              ///< each layer has an equal share, to one page
