@@ -15,14 +15,6 @@ endif()
 if(HEADAWARE_NATIVE AND CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang" AND NOT CMAKE_CROSSCOMPILING)
   target_compile_options(headaware_development INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>)
 endif()
-if(HEADAWARE_SANITIZE)
-  set(headaware_sanitize "-fsanitize=${HEADAWARE_SANITIZE}")
-  target_compile_options(headaware_development INTERFACE
-    "$<$<COMPILE_LANGUAGE:CXX>:${headaware_sanitize};-fno-sanitize-recover=all;-fno-omit-frame-pointer>")
-  target_compile_definitions(headaware_development INTERFACE _GLIBCXX_ASSERTIONS)
-  target_link_options(headaware_development INTERFACE "${headaware_sanitize}")
-endif()
-
 # Without a device, a CUDA runtime that interprets PTX on the CPU can stand in for it.
 set(headaware_emulator "")
 if(EXISTS "${PROJECT_SOURCE_DIR}/../shared/cuda-emulator/CMakeLists.txt" AND NOT EXISTS /dev/nvidiactl)
@@ -61,6 +53,16 @@ function(headaware_add_program name)
     if(TARGET cudart_emulator)
       add_dependencies(${name} cudart_emulator)
     endif()
+  endif()
+endfunction()
+
+# headaware_sanitize(<name>): what the program does wrong ends it, where HEADAWARE_SANITIZE says so.
+function(headaware_sanitize name)
+  if(HEADAWARE_SANITIZE)
+    target_compile_options(${name} PRIVATE "-fsanitize=${HEADAWARE_SANITIZE}" -fno-sanitize-recover=all
+      -fno-omit-frame-pointer -g1 -UNDEBUG)
+    target_compile_definitions(${name} PRIVATE _GLIBCXX_ASSERTIONS)
+    target_link_options(${name} PRIVATE "-fsanitize=${HEADAWARE_SANITIZE}")
   endif()
 endfunction()
 
