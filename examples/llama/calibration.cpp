@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -91,16 +92,26 @@ std::vector<double> costs(LossStore& losses, std::span<LossJob const> jobs, std:
   return result;
 }
 
+/// What another calibration measured for this kind of text; nothing if it is to be measured.
+std::optional<ha::SavedSensitivities> taken_sensitivities(ModelShape const& shape, CalibrationOptions const& options,
+                                                          std::string const& name) {
+  if (options.sensitivity == SensitivityOf::none || options.sensitivities_from.empty()) return std::nullopt;
+  auto const path = options.sensitivities_from / name / "sensitivities.json";
+  auto result = ha::load_sensitivities(path);
+  ha::detail::require(result.num_layers == shape.layers, "layers of " + path.string(), shape.layers, result.num_layers,
+                      "calibrate");
+  return result;
+}
+
 ha::Sensitivities sensitivities(LossStore& losses, std::span<std::vector<std::int32_t> const> pieces,
                                 std::int64_t first_query, ha::RetentionStatistics const& statistics,
-                                CalibrationOptions const& options, std::filesystem::path const& folder,
-                                std::string const& what) {
+                                std::optional<ha::SavedSensitivities> const& taken, CalibrationOptions const& options,
+                                std::filesystem::path const& folder, std::string const& what) {
   if (options.sensitivity == SensitivityOf::none) return {};
   ha::SensitivityOptions const errors{.measure = options.measure, .fold = options.fold};
-  if (!options.sensitivities_from.empty()) {
-    auto const taken = ha::load_sensitivities(options.sensitivities_from / folder.filename() / "sensitivities.json");
-    ha::save_sensitivities(folder / "sensitivities.json", taken);
-    return taken.factors(statistics, errors);
+  if (taken) {
+    ha::save_sensitivities(folder / "sensitivities.json", *taken);
+    return taken->factors(statistics, errors);
   }
   ModelShape const& shape = losses.run().model().shape();
   bool const by_head = options.sensitivity == SensitivityOf::head;
@@ -161,17 +172,22 @@ std::vector<LossJob> sensitivity_jobs(ModelShape const& shape, std::span<std::ve
 }
 
 Calibration calibrate(LossStore& losses, CalibrationText const& text, CalibrationOptions const& options) {
-  auto const measure = [&](CalibrationText::Pieces const& pieces, std::int32_t cut, std::string const& name) {
+  auto const measure = [&](CalibrationText::Pieces const& pieces, std::int32_t cut,
+                           std::optional<ha::SavedSensitivities> const& taken, std::string const& name) {
     auto const used = first_pieces(pieces, cut, "sensitivity_pieces, " + name, "calibrate");
     auto const folder = options.output_dir / name;
     MeasuredText result;
     result.statistics = observe(losses.run(), pieces, text.first_query, options, folder);
-    result.sensitivities = sensitivities(losses, used, text.first_query, result.statistics, options, folder, name);
+    result.sensitivities =
+        sensitivities(losses, used, text.first_query, result.statistics, taken, options, folder, name);
     return result;
   };
+  // Before anything is measured, for that takes minutes.
+  auto const taken_text = taken_sensitivities(losses.run().model().shape(), options, "text");
+  auto const taken_probe = taken_sensitivities(losses.run().model().shape(), options, "probe");
   Calibration result;
-  result.text = measure(text.text, options.sensitivity_pieces.text, "text");
-  result.probe = measure(text.probe, options.sensitivity_pieces.probe, "probe");
+  result.text = measure(text.text, options.sensitivity_pieces.text, taken_text, "text");
+  result.probe = measure(text.probe, options.sensitivity_pieces.probe, taken_probe, "probe");
   return result;
 }
 

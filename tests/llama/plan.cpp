@@ -238,6 +238,9 @@ TEST_CASE("plans are made anew where they are, beside layers that are left whole
   CHECK(copying.chosen().probe_loss <= guarded.chosen().probe_loss);
   TemporaryFolder const other;
   options.calibration.output_dir = other.path();
+  options.calibration.sensitivities_from = folder / "none";
+  CHECK_THROWS_AS(plan_model(options, budget), ha::FileError);
+  CHECK_FALSE(std::filesystem::exists(other / "text"));  // told before anything is measured
   options.calibration.sensitivities_from = folder.path();
   options.replan = 0;
   options.guard.probe_weight = 0.3;
