@@ -96,10 +96,9 @@ std::vector<double> costs(LossStore& losses, std::span<LossJob const> jobs, std:
 std::optional<ha::SavedSensitivities> taken_sensitivities(ModelShape const& shape, CalibrationOptions const& options,
                                                           std::string const& name) {
   if (options.sensitivity == SensitivityOf::none || options.sensitivities_from.empty()) return std::nullopt;
-  auto const path = options.sensitivities_from / name / "sensitivities.json";
-  auto result = ha::load_sensitivities(path);
-  ha::detail::require(result.num_layers == shape.layers, "layers of " + path.string(), shape.layers, result.num_layers,
-                      "calibrate");
+  auto result = ha::load_sensitivities(options.sensitivities_from / name / "sensitivities.json");
+  ha::detail::require(result.num_layers == shape.layers, "layers of sensitivities_from", shape.layers,
+                      result.num_layers, "calibrate");
   return result;
 }
 
