@@ -23,7 +23,7 @@ refused "not in range" --threads 1000000
 refused "not in range" --threads 0
 refused "excludes --policy" --plan "$folder/plan.json" --policy full
 refused "at least 2" --perplexity "$folder/text" --max_tokens 1
-"$program" --help | grep -q "31 slots more" || fail "does not say what slots a head owns"
+grep -q "31 slots more" <<<"$("$program" --help)" || fail "does not say what slots a head owns"
 
 if [[ ! -e $model ]]; then
   echo "generate: skipped: no model $model"

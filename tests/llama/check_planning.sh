@@ -28,7 +28,7 @@ done
 grep -q "everything kept" "$folder/log" || fail "no table of what was tried: $(cat "$folder/log")"
 grep -qF '"page_size": 16' "$folder/plan/plan.json" || fail "pages of another size"
 grep -qF "\"model\": \"$(basename "$model")\"" "$folder/plan/plan_guard.json" || fail "not told of which model it is"
-tr -d ' \n' <"$folder/plan/text/retention_statistics.json" | grep -qF '"sinks":[0,4,32]' || fail "other sinks"
+grep -qF '"sinks":[0,4,32]' <<<"$(tr -d ' \n' <"$folder/plan/text/retention_statistics.json")" || fail "other sinks"
 
 # Another budget measures no statistics anew; bytes count two an element.
 touch -d '2001-01-01' "$folder/plan/text/attention_sums.json"

@@ -15,8 +15,10 @@ has() {  # has <file> <text>
   grep -qF -- "$2" "$1" || fail "'$2' is not in $1"
 }
 no_reference() {  # a page must be readable offline
-  if grep -oE '.{0,40}(https?:|src=|url\((&quot;|"|'"'"')?[^#]|@import|<link|<script).{0,40}' "$1" | head -n 3 | grep .; then
-    fail "$1 refers to something outside itself"
+  local found
+  found=$(grep -oE '.{0,40}(https?:|src=|url\((&quot;|"|'"'"')?[^#]|@import|<link|<script).{0,40}' "$1" || true)
+  if [[ -n $found ]]; then
+    fail "$1 refers to something outside itself: ${found:0:300}"
   fi
 }
 
