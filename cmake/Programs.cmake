@@ -15,6 +15,7 @@ endif()
 if(HEADAWARE_NATIVE AND CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang" AND NOT CMAKE_CROSSCOMPILING)
   target_compile_options(headaware_development INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>)
 endif()
+
 # Without a device, a CUDA runtime that interprets PTX on the CPU can stand in for it.
 set(headaware_emulator "")
 if(EXISTS "${PROJECT_SOURCE_DIR}/../shared/cuda-emulator/CMakeLists.txt" AND NOT EXISTS /dev/nvidiactl)
