@@ -59,6 +59,7 @@ struct Options {
   std::int32_t refine = 0;
   std::vector<std::int32_t> refine_pieces{2, 1};
   std::vector<std::int32_t> replan_pieces{};
+  std::string replan_by = "layer";
   std::int32_t refine_trials = ha::RefineOptions{}.most_trials;
   std::vector<double> refine_steps = ha::RefineOptions{}.steps;
   std::optional<double> score_weight;
@@ -103,11 +104,11 @@ ha::RetentionGrid grid_of(Options const& options, std::int64_t longest) {
 /// An option of as many pieces of text and of the probe; one number stands for both.
 /// @param counts  empty: a default that `what` tells @param needed  the option without which it means nothing
 void add_piece_counts(CLI::App& app, std::string const& name, std::vector<std::int32_t>& counts,
-                      std::string const& what, CLI::Option* needed) {
+                      std::string const& what, CLI::Option* needed, CLI::Validator const& allowed = support::positive) {
   auto* const option = app.add_option(name, counts, "pieces of text and of the probe (one number: as many) " + what)
                            ->delimiter(',')
                            ->expected(1, 2)
-                           ->check(support::positive)
+                           ->check(allowed)
                            ->needs(needed);
   if (!counts.empty()) option->capture_default_str();
 }
@@ -116,6 +117,12 @@ void add_piece_counts(CLI::App& app, std::string const& name, std::vector<std::i
 /// Of text and of the probe; one number stands for both.
 llama_adapter::PieceCounts counts_of(std::vector<std::int32_t> const& numbers) {
   return {numbers.front(), numbers.back()};
+}
+
+/// @param name  of `llama_adapter::sensitivity_names`
+llama_adapter::SensitivityOf sensitivity_of(std::string const& name) {
+  auto const& names = llama_adapter::sensitivity_names;
+  return static_cast<llama_adapter::SensitivityOf>(std::find(names.begin(), names.end(), name) - names.begin());
 }
 
 void plan(Options const& options) {
@@ -143,9 +150,7 @@ void plan(Options const& options) {
   auto& calibration = planning.calibration;
   calibration.output_dir = options.analysis.output_dir;
   calibration.query_stride = options.analysis.parameters.query_stride;
-  auto const& names = llama_adapter::sensitivity_names;
-  calibration.sensitivity = static_cast<llama_adapter::SensitivityOf>(
-      std::find(names.begin(), names.end(), options.sensitivity) - names.begin());
+  calibration.sensitivity = sensitivity_of(options.sensitivity);
   calibration.by =
       options.sensitivity_by == "loss" ? llama_adapter::SensitivityBy::loss : llama_adapter::SensitivityBy::divergence;
   calibration.sensitivity_pieces = counts_of(options.sensitivity_pieces);
@@ -162,6 +167,7 @@ void plan(Options const& options) {
   if (options.replan > 0) {
     planning.replan_pieces =
         options.replan_pieces.empty() ? calibration.sensitivity_pieces : counts_of(options.replan_pieces);
+    planning.replan_by = sensitivity_of(options.replan_by);
     have(planning.replan_pieces);
   }
   if (options.refine > 0) {
@@ -294,12 +300,17 @@ int main(int argc, char** argv) {
       app.add_option(
              "--replan", options.replan,
              "times that the costs of layers are measured again at the best plan so far, everything cut at once, and "
-             "plans made of them tried too: each a run a layer, and one, for each of --replan_pieces")
+             "plans made of them tried too: each a run a layer (head), and one, for each of --replan_pieces")
           ->capture_default_str()
           ->check(support::non_negative)
           ->needs(plan);
   add_piece_counts(app, "--replan_pieces", options.replan_pieces,
-                   "that --replan measures on; default: those of --sensitivity_pieces", replan);
+                   "that --replan measures on, 0: these costs stay; default: those of --sensitivity_pieces", replan,
+                   support::non_negative);
+  app.add_option("--replan_by", options.replan_by, "what --replan gives everything back alone to see what that gains")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"layer", "head"}))
+      ->needs(replan);
   auto* const refine =
       app.add_option(
              "--refine", options.refine,

@@ -202,10 +202,11 @@ void AblationCalibration::measure_at_plan(AblationSetup const& first, ha::Policy
   ha::detail::require(first.calibration.domain != AblationDomain::both, "domain of a plan made again", "one", "both",
                       "AblationCalibration::measure_at_plan");
   std::int32_t const pieces = first.calibration.sensitivity_pieces;
-  gains_.emplace_back(first, layer_gains(*losses_, pieces_of(first.calibration), plan, {pieces, pieces}));
+  gains_.emplace_back(first,
+                      plan_gains(*losses_, pieces_of(first.calibration), plan, {pieces, pieces}, SensitivityOf::layer));
 }
 
-LayerGains const& AblationCalibration::gains_at_plan(AblationSetup const& first) const {
+PlanGains const& AblationCalibration::gains_at_plan(AblationSetup const& first) const {
   auto const known = std::find_if(gains_.begin(), gains_.end(), [&](auto const& one) { return one.first == first; });
   ha::detail::require(known != gains_.end(), "gains of layers at a plan", "measured ones", "none",
                       "AblationCalibration::gains_at_plan");

@@ -80,7 +80,7 @@ class AblationCalibration {
   /// @param first  without `replan_step` @pre measured
   void measure_at_plan(AblationSetup const& first, headaware::PolicyTable const& plan);
   /// Those gains. @pre they were measured
-  [[nodiscard]] LayerGains const& gains_at_plan(AblationSetup const& first) const;
+  [[nodiscard]] PlanGains const& gains_at_plan(AblationSetup const& first) const;
 
   /// @brief Refines the plan of a setup, by its text and its weight of the probe's.
   /// @param input  of that plan, unrefined @pre measured
@@ -109,7 +109,7 @@ class AblationCalibration {
   std::map<CalibrationUse, AblationKinds> measured_;
   std::vector<CalibrationUse> replanned_;
   std::vector<AblationSetup> refined_;
-  std::vector<std::pair<AblationSetup, LayerGains>> gains_;
+  std::vector<std::pair<AblationSetup, PlanGains>> gains_;
   std::vector<std::pair<AblationSetup, std::vector<double>>> factors_;
   std::vector<headaware::HeadClassification> classes_;
 };

@@ -91,7 +91,7 @@ ha::KvErrors errors_of(AblationSetup const& setup, AblationCalibration const& ca
   std::vector<ha::RetentionStatistics> own;
   own.reserve(2 * uses.size());
   std::vector<ha::WeightedStatistics> texts;
-  auto const add = [&](AblationMeasured const& measured, double weight, std::vector<double> LayerGains::*kind) {
+  auto const add = [&](AblationMeasured const& measured, double weight, std::vector<double> PlanGains::*kind) {
     ha::RetentionStatistics const* statistics = &measured.statistics;
     if (by_query_head) statistics = &own.emplace_back(ungrouped(measured.statistics));
     auto factors = measured.factors(setup.sensitivity, setup.measure, fold);
@@ -102,8 +102,8 @@ ha::KvErrors errors_of(AblationSetup const& setup, AblationCalibration const& ca
     texts.push_back({statistics, std::move(factors), weight / static_cast<double>(uses.size())});
   };
   for (CalibrationUse const& use : uses) {
-    add(calibration.of(use).text, 1, &LayerGains::text);
-    add(calibration.of(use).probe, setup.probe_weight, &LayerGains::probe);
+    add(calibration.of(use).text, 1, &PlanGains::text);
+    add(calibration.of(use).probe, setup.probe_weight, &PlanGains::probe);
   }
   return ha::weighted_errors(texts, setup.measure, fold);
 }

@@ -97,8 +97,7 @@ std::optional<ha::SavedSensitivities> taken_sensitivities(ModelShape const& shap
                                                           std::string const& name) {
   if (options.sensitivity == SensitivityOf::none || options.sensitivities_from.empty()) return std::nullopt;
   auto result = ha::load_sensitivities(options.sensitivities_from / name / "sensitivities.json");
-  ha::detail::require(result.num_layers == shape.layers, "layers of sensitivities_from", shape.layers,
-                      result.num_layers, "calibrate");
+  result.require_shape(shape.layers, shape.kv_heads, "calibrate");
   return result;
 }
 

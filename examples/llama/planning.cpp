@@ -108,13 +108,24 @@ void check_plannable(ModelShape const& shape, PlanningOptions const& options, ha
 }
 
 void check_pieces(PlanningOptions const& options) {
-  auto const check = [&](PieceCounts const& used, std::string const& what) {
-    require_pieces(used.text, options.pieces.text, what + ", text", "plan_model");
-    require_pieces(used.probe, options.pieces.probe, what + ", probe", "plan_model");
+  auto const text = [&](std::int32_t used, std::string const& what) {
+    require_pieces(used, options.pieces.text, what + ", text", "plan_model");
   };
-  check(options.calibration.sensitivity_pieces, "pieces for sensitivities");
-  if (options.replan > 0) check(options.replan_pieces, "pieces to replan on");
-  if (options.refine) check(options.refine_pieces, "pieces to refine on");
+  auto const probe = [&](std::int32_t used, std::string const& what) {
+    require_pieces(used, options.pieces.probe, what + ", probe", "plan_model");
+  };
+  auto const both = [&](PieceCounts const& used, std::string const& what) {
+    text(used.text, what);
+    probe(used.probe, what);
+  };
+  both(options.calibration.sensitivity_pieces, "pieces for sensitivities");
+  if (options.refine) both(options.refine_pieces, "pieces to refine on");
+  if (options.replan > 0) {
+    // Costs of one kind may stay.
+    PieceCounts const& used = options.replan_pieces;
+    if (used.text != 0 || used.probe == 0) text(used.text, "pieces to replan on");
+    if (used.probe != 0) probe(used.probe, "pieces to replan on");
+  }
 }
 
 }  // namespace
@@ -148,7 +159,7 @@ Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
     ha::PolicyPlan const plan = candidates.tried(guarded, best).plan;
     if (round > 1 && plan.table == measured) break;  // the last round found nothing better
     measured = plan.table;
-    LayerGains const gains = layer_gains(losses, text, plan.table, options.replan_pieces);
+    PlanGains const gains = plan_gains(losses, text, plan.table, options.replan_pieces, options.replan_by);
     if (!gains.any()) break;
     // All the way overshoots: gains change with the plan that they lead to.
     for (double const step : replan_steps) {

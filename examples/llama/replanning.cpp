@@ -1,6 +1,8 @@
 #include "llama/replanning.hpp"
 
+#include <headaware/error.hpp>
 #include <headaware/plan/replanned_sensitivity.hpp>
+#include <headaware/policy/full.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -14,22 +16,34 @@ namespace ha = headaware;
 
 namespace {
 
-std::vector<double> gains_of(LossStore& losses, std::span<std::vector<std::int32_t> const> pieces,
-                             std::int64_t first_query, ha::PolicyTable const& plan, std::string const& what) {
-  auto const layers = static_cast<std::size_t>(plan.num_layers());
-  std::vector<LossJob> jobs;
-  for (auto const& piece : pieces) {
-    jobs.push_back({piece, plan});
-    for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
-      jobs.push_back({piece, plan.skip_layers(std::span(&layer, 1))});
+/// The plan, and behind it the plan with each layer (head) given everything back.
+std::vector<ha::PolicyTable> tables_of(ha::PolicyTable const& plan, SensitivityOf by) {
+  std::vector<ha::PolicyTable> tables{plan};
+  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
+    if (by == SensitivityOf::layer) {
+      tables.push_back(plan.skip_layers(std::span(&layer, 1)));
+      continue;
+    }
+    for (std::int32_t head = 0; head < plan.num_kv_heads(); ++head) {
+      tables.emplace_back(plan).set(layer, head, ha::Full{});
     }
   }
+  return tables;
+}
+
+std::vector<double> gains_of(LossStore& losses, std::span<std::vector<std::int32_t> const> pieces,
+                             std::int64_t first_query, std::span<ha::PolicyTable const> tables,
+                             std::string const& what) {
+  std::vector<LossJob> jobs;
+  for (auto const& piece : pieces) {
+    for (auto const& table : tables) jobs.push_back({piece, table});
+  }
   auto const all = losses.divergences("sensitivities at the plan, " + what, jobs, first_query);
-  std::vector<double> gains(layers);
+  std::vector<double> gains(tables.size() - 1);
   for (std::size_t piece = 0; piece < pieces.size(); ++piece) {
-    auto const runs = std::span(all).subspan(piece * (layers + 1), layers + 1);
-    for (std::size_t layer = 0; layer < layers; ++layer) {
-      gains[layer] += (mean_loss(runs[0]) - mean_loss(runs[layer + 1])) / static_cast<double>(pieces.size());
+    auto const runs = std::span(all).subspan(piece * tables.size(), tables.size());
+    for (std::size_t i = 0; i < gains.size(); ++i) {
+      gains[i] += (mean_loss(runs[0]) - mean_loss(runs[i + 1])) / static_cast<double>(pieces.size());
     }
   }
   return gains;
@@ -37,25 +51,29 @@ std::vector<double> gains_of(LossStore& losses, std::span<std::vector<std::int32
 
 }  // namespace
 
-bool LayerGains::any() const {
+bool PlanGains::any() const {
   auto const some = [](std::vector<double> const& gains) {
-    return std::any_of(gains.begin(), gains.end(), [](double gain) { return gain > 0; });
+    return gains.empty() || std::any_of(gains.begin(), gains.end(), [](double gain) { return gain > 0; });
   };
   return some(text) && some(probe);
 }
 
-LayerGains layer_gains(LossStore& losses, CalibrationText const& text, ha::PolicyTable const& plan,
-                       PieceCounts const& pieces) {
+PlanGains plan_gains(LossStore& losses, CalibrationText const& text, ha::PolicyTable const& plan,
+                     PieceCounts const& pieces, SensitivityOf by) {
+  constexpr auto where = "plan_gains";
+  ha::detail::require(by != SensitivityOf::none, "what is given back", "layer or head", "none", where);
+  auto const tables = tables_of(plan, by);
   auto const gains = [&](CalibrationText::Pieces const& all, std::int32_t used, char const* name) {
-    return gains_of(losses, first_pieces(all, used, "pieces to measure at the plan", "layer_gains"), text.first_query,
-                    plan, name);
+    if (used == 0) return std::vector<double>{};
+    return gains_of(losses, first_pieces(all, used, "pieces to measure at the plan", where), text.first_query, tables,
+                    name);
   };
   return {gains(text.text, pieces.text, "text"), gains(text.probe, pieces.probe, "probe")};
 }
 
-Calibration calibration_at(Calibration const& before, ha::PolicyPlan const& plan, LayerGains const& gains,
-                           double step) {
+Calibration calibration_at(Calibration const& before, ha::PolicyPlan const& plan, PlanGains const& gains, double step) {
   auto const at_plan = [&](MeasuredText const& text, std::span<double const> gained) {
+    if (gained.empty()) return text.sensitivities;
     return ha::sensitivities_at_plan(text.statistics, text.sensitivities, plan, gained, step);
   };
   Calibration result = before;

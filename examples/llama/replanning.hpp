@@ -1,7 +1,7 @@
 #pragma once
 
-// What layers cost at a plan, where all of them are cut at once: cuts of single layers do not tell how they act
-// together.
+// What layers, or KV heads, cost at a plan, where all of them are cut at once: cuts of single ones do not tell how they
+// act together.
 
 #include "llama/calibration.hpp"
 
@@ -13,24 +13,26 @@
 
 namespace llama_adapter {
 
-/// By how much less predictions diverge where one layer keeps everything and all others follow a plan: [layers], nats
-/// a token.
-struct LayerGains {
+/// By how much less predictions diverge where one layer (KV head) keeps everything and all others follow a plan:
+/// [layers] or [layers, kv_heads], nats a token; empty where a kind of text was not measured.
+struct PlanGains {
   std::vector<double> text;
   std::vector<double> probe;
 
-  /// Whether some layer gains something in both kinds of text: else there is nothing to tell layers apart by.
+  /// Whether something gains in each kind of text that was measured: else there is nothing to tell layers apart by.
   [[nodiscard]] bool any() const;
 };
 
-/// @brief Measures them over so many pieces of text and of the probe, a run a layer and piece; what is in the store is
-/// not run again.
+/// @brief Measures them over so many pieces of text and of the probe, a run a layer (head) and piece; what is in the
+/// store is not run again.
+/// @param pieces  of either kind; none: it is not measured
+/// @param by      layer or head
 /// @throws support::Interrupted on Ctrl-C, what the engine throws
-[[nodiscard]] LayerGains layer_gains(LossStore& losses, CalibrationText const& text, headaware::PolicyTable const& plan,
-                                     PieceCounts const& pieces);
+[[nodiscard]] PlanGains plan_gains(LossStore& losses, CalibrationText const& text, headaware::PolicyTable const& plan,
+                                   PieceCounts const& pieces, SensitivityOf by);
 
-/// Calibration with `headaware::sensitivities_at_plan` of both kinds of text.
+/// Calibration with `headaware::sensitivities_at_plan` of each kind of text that was measured.
 [[nodiscard]] Calibration calibration_at(Calibration const& before, headaware::PolicyPlan const& plan,
-                                         LayerGains const& gains, double step);
+                                         PlanGains const& gains, double step);
 
 }  // namespace llama_adapter

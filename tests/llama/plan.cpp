@@ -7,6 +7,7 @@
 #include "support/errors.hpp"
 
 #include <headaware/io/plan.hpp>
+#include <headaware/io/save_sensitivities.hpp>
 #include <headaware/plan/compare.hpp>
 
 #include <nlohmann/json.hpp>
@@ -179,7 +180,7 @@ TEST_CASE("gains of layers at a plan are told from the runs that they are of") {
     plan.set(28, head, ha::SinkWindow{.sink = 4, .window = 12});
     plan.set(29, head, ha::SinkWindow{.sink = 4, .window = 12});
   }
-  LayerGains const gains = layer_gains(losses, text, plan, {1, 1});
+  PlanGains const gains = plan_gains(losses, text, plan, {1, 1}, SensitivityOf::layer);
   REQUIRE(gains.text.size() == 30);
   REQUIRE(gains.probe.size() == 30);
   for (std::size_t layer = 0; layer < 28; ++layer) {
@@ -193,6 +194,18 @@ TEST_CASE("gains of layers at a plan are told from the runs that they are of") {
   auto const divergences = losses.divergences("", jobs, text.first_query);
   CHECK(gains.text[29] == mean_loss(divergences[0]) - mean_loss(divergences[1]));
   CHECK(gains.text[29] > 0);
+
+  PlanGains const of_heads = plan_gains(losses, text, plan, {0, 1}, SensitivityOf::head);
+  CHECK(of_heads.text.empty());
+  CHECK(of_heads.any());
+  REQUIRE(of_heads.probe.size() == 90);
+  for (std::size_t head = 0; head < 28 * 3; ++head) CHECK(of_heads.probe[head] == 0);
+  ha::PolicyTable one_kept = plan;
+  one_kept.set(28, 1, ha::Full{});
+  std::vector<LossJob> const two{{text.probe[0], plan}, {text.probe[0], one_kept}};
+  auto const of_two = losses.divergences("", two, text.first_query);
+  CHECK(of_heads.probe[28 * 3 + 1] == mean_loss(of_two[0]) - mean_loss(of_two[1]));
+  CHECK(of_heads.probe[28 * 3 + 1] > 0);
 }
 
 TEST_CASE("plans are made anew where they are, beside layers that are left whole") {
@@ -240,7 +253,13 @@ TEST_CASE("plans are made anew where they are, beside layers that are left whole
   options.calibration.output_dir = other.path();
   options.calibration.sensitivities_from = folder / "none";
   CHECK_THROWS_AS(plan_model(options, budget), ha::FileError);
-  CHECK_FALSE(std::filesystem::exists(other / "text"));  // told before anything is measured
+  options.calibration.sensitivities_from = other / "foreign";
+  std::filesystem::create_directories(other / "foreign" / "text");
+  ha::SavedSensitivities const foreign{.num_layers = 30, .num_kv_heads = 2, .values = std::vector<double>(60, 1.0)};
+  ha::save_sensitivities(other / "foreign" / "text" / "sensitivities.json", foreign);
+  check_error<ha::ArgumentError>([&] { (void)plan_model(options, budget); },
+                                 {"sensitivities' KV heads", "3", "2", "calibrate"});
+  CHECK_FALSE(std::filesystem::exists(other / "text"));  // both told before anything is measured
   options.calibration.sensitivities_from = folder.path();
   options.replan = 0;
   options.guard.probe_weight = 0.3;

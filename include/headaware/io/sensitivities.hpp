@@ -31,14 +31,17 @@ struct SavedSensitivities {
   SinkWindow cut{.sink = 4, .window = 60};  ///< to this
   std::vector<double> values;               ///< [layers] or [layers, kv_heads]
 
+  /// @throws ArgumentError unless they are of a model of this shape
+  void require_shape(std::int32_t layers, std::int32_t kv_heads, char const* where) const {
+    detail::require(num_layers == layers, "sensitivities' layers", layers, num_layers, where);
+    bool const heads = num_kv_heads == 0 || num_kv_heads == kv_heads;
+    detail::require(heads, "sensitivities' KV heads", kv_heads, num_kv_heads, where);
+  }
+
   /// @brief The factors; from losses as `sensitivities_from_losses` makes them with this cut.
   /// @throws ArgumentError if the model is another, or as there
   [[nodiscard]] Sensitivities factors(RetentionStatistics const& statistics, SensitivityOptions options = {}) const {
-    constexpr auto where = "SavedSensitivities::factors";
-    detail::require(num_layers == statistics.info.num_layers, "sensitivities' layers", statistics.info.num_layers,
-                    num_layers, where);
-    bool const heads = num_kv_heads == 0 || num_kv_heads == statistics.info.num_kv_heads;
-    detail::require(heads, "sensitivities' KV heads", statistics.info.num_kv_heads, num_kv_heads, where);
+    require_shape(statistics.info.num_layers, statistics.info.num_kv_heads, "SavedSensitivities::factors");
     options.cut = cut;
     if (losses) return sensitivities_from_losses(statistics, values, options);
     return num_kv_heads == 0 ? Sensitivities::per_layer(values)

@@ -21,19 +21,20 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief Sensitivities at a plan: what a layer's cut costs beside the cuts of all others is not what it costs alone.
+/// @brief Sensitivities at a plan: what a cut of a layer (KV head) costs beside the cuts of all others is not what it
+/// costs alone.
 ///
-/// Earlier sensitivities predict for each layer what the plan loses in it; the measurement tells what giving that layer
-/// everything back gains. Factors of the layer are multiplied by (gain / predicted loss)^step, gains and predictions
-/// scaled to equal sums first, and with the ratio held within [1/4, 4]: one measurement says little of a layer by
-/// itself. Where the plan loses nothing in a layer the ratio is 1.
+/// Earlier sensitivities predict for each layer (head) what the plan loses in it; the measurement tells what giving it
+/// everything back gains. Its factors are multiplied by (gain / predicted loss)^step, gains and predictions scaled to
+/// equal sums first, and with the ratio held within [1/4, 4]: one measurement says little of a layer by itself. Where
+/// the plan loses nothing the ratio is 1.
 /// @param statistics  of the same text as the gains
 /// @param before      of that text; empty: 1 everywhere
 /// @param plan        that the gains were measured at
-/// @param gains       nats, [layers]: by how much less predictions diverge (or the loss rises) where the layer alone
-///                    keeps everything and all others follow the plan; may be negative
+/// @param gains       nats, [layers] or [layers, kv_heads]: by how much less predictions diverge (or the loss rises)
+///                    where the layer (head) alone keeps everything and all others follow the plan; may be negative
 /// @param step        0: `before`, at the scale of the gains; 1: all the way, which overshoots
-/// @throws ArgumentError if shapes differ, a gain is NaN or infinite, no layer gains anything, or the step is outside
+/// @throws ArgumentError if shapes differ, a gain is NaN or infinite, nothing gains anything, or the step is outside
 ///         [0, 1]
 /// @par Cost  O(heads · windows)
 [[nodiscard]] inline Sensitivities sensitivities_at_plan(RetentionStatistics const& statistics,
@@ -47,27 +48,31 @@ HEADAWARE_NAMESPACE_BEGIN
   auto const evaluated = evaluate_table(plan.table, errors, plan.context, plan.options);
   auto const layers = static_cast<std::size_t>(errors.num_layers);
   auto const heads = static_cast<std::size_t>(errors.num_kv_heads);
-  detail::require(gains.size() == layers, "gains", layers, gains.size(), where);
+  bool const gains_of_heads = gains.size() == errors.size();
+  detail::require(gains_of_heads || gains.size() == layers, "gains", "one a layer or one a KV head", gains.size(),
+                  where);
 
-  std::vector<double> predicted(layers);
+  std::vector<double> predicted(gains.size());
   double predicted_sum = 0;
   double gained_sum = 0;
-  for (std::size_t layer = 0; layer < layers; ++layer) {
-    detail::require(std::isfinite(gains[layer]), "gain", "a finite number", gains[layer], where);
-    for (std::size_t head = 0; head < heads; ++head) {
-      predicted[layer] += evaluated.heads[layer * heads + head].predicted_error;
+  std::size_t const heads_each = errors.size() / gains.size();
+  for (std::size_t i = 0; i < gains.size(); ++i) {
+    detail::require(std::isfinite(gains[i]), "gain", "a finite number", gains[i], where);
+    for (std::size_t head = i * heads_each; head < (i + 1) * heads_each; ++head) {
+      predicted[i] += evaluated.heads[head].predicted_error;
     }
-    predicted_sum += predicted[layer];
-    gained_sum += std::max(0.0, gains[layer]);
+    predicted_sum += predicted[i];
+    gained_sum += std::max(0.0, gains[i]);
   }
   detail::require(predicted_sum > 0 && gained_sum > 0, "losses and gains", "some above 0", "none", where);
   double const scale = gained_sum / predicted_sum;
-  bool const by_head = before.num_kv_heads() > 0;
+  bool const by_head = gains_of_heads || before.num_kv_heads() > 0;
   std::vector<double> values;
   for (std::size_t layer = 0; layer < layers; ++layer) {
-    double const ratio = predicted[layer] > 0 ? gains[layer] / (scale * predicted[layer]) : 1;
-    double const factor = scale * std::pow(std::clamp(ratio, 1 / furthest, furthest), step);
     for (std::size_t head = 0; head < (by_head ? heads : 1); ++head) {
+      std::size_t const i = (layer * heads + head) / heads_each;
+      double const ratio = predicted[i] > 0 ? gains[i] / (scale * predicted[i]) : 1;
+      double const factor = scale * std::pow(std::clamp(ratio, 1 / furthest, furthest), step);
       values.push_back(factor * before.at(static_cast<std::int32_t>(layer), static_cast<std::int32_t>(head)));
     }
   }

@@ -204,11 +204,20 @@ TEST_CASE("sensitivities at a plan follow what giving a layer back gains", "[pla
     CHECK(near(by_head.at(layer, 1) / by_head.at(layer, 0), heads.at(layer, 1) / heads.at(layer, 0)));
   }
 
+  // Gains of heads change what heads of a layer have in common.
+  std::vector<double> head_gains;
+  for (auto const& head : plan.heads) head_gains.push_back(head.predicted_error);
+  head_gains[3] = 0;
+  auto const of_heads = ha::sensitivities_at_plan(statistics, before, plan, head_gains, 1);
+  REQUIRE(of_heads.num_kv_heads() == 2);
+  CHECK(std::abs(of_heads.at(1, 1) / of_heads.at(1, 0) - 0.25) < 0.01);
+  CHECK(std::abs(of_heads.at(2, 0) / of_heads.at(2, 1) - 1) < 0.05);
+
   auto const refused = [&](std::vector<double> const& values, double step, ha::ErrorDetail const& parts) {
     check_error<ha::ArgumentError>([&] { (void)ha::sensitivities_at_plan(statistics, before, plan, values, step); },
                                    parts);
   };
-  refused({1, 2, 3}, 0.5, {"gains", "4", "3", "sensitivities_at_plan"});
+  refused({1, 2, 3}, 0.5, {"gains", "one a layer", "3", "sensitivities_at_plan"});
   refused(gains, 1.5, {"step", "[0, 1]", "1.5", "sensitivities_at_plan"});
   refused({1, 2, std::numeric_limits<double>::quiet_NaN(), 3}, 1, {"gain", "finite", "nan", "sensitivities_at_plan"});
   refused({-1, -2, -1, 0}, 1, {"gains", "above 0", "none", "sensitivities_at_plan"});
