@@ -76,11 +76,12 @@ class Candidates {
   std::vector<Made> made_;
 };
 
-/// To `<what>_N`, N being what is kept a head.
+/// To `<what>_N`, N being what is kept a head; nothing of a plan without sensitivities.
 void save_factors(PlanningOptions const& options, std::string const& what, ha::PolicyPlan const& plan,
                   Calibration const& calibration) {
   auto const folder = options.calibration.output_dir / (what + std::to_string(std::lround(plan.mean_budget())));
   auto const save = [&](char const* kind, MeasuredText const& measured) {
+    if (measured.sensitivities.empty()) return;
     support::make_folder(folder / kind);
     ha::SavedSensitivities saved;
     saved.num_layers = measured.statistics.info.num_layers;
@@ -108,23 +109,20 @@ void check_plannable(ModelShape const& shape, PlanningOptions const& options, ha
 }
 
 void check_pieces(PlanningOptions const& options) {
-  auto const text = [&](std::int32_t used, std::string const& what) {
-    require_pieces(used, options.pieces.text, what + ", text", "plan_model");
+  auto const check = [&](PieceCounts const& used, std::string const& what, bool one_kind_will_do = false) {
+    if (!one_kind_will_do || used.text != 0 || used.probe == 0) {
+      require_pieces(used.text, options.pieces.text, what + ", text", "plan_model");
+    }
+    if (!one_kind_will_do || used.probe != 0) {
+      require_pieces(used.probe, options.pieces.probe, what + ", probe", "plan_model");
+    }
   };
-  auto const probe = [&](std::int32_t used, std::string const& what) {
-    require_pieces(used, options.pieces.probe, what + ", probe", "plan_model");
-  };
-  auto const both = [&](PieceCounts const& used, std::string const& what) {
-    text(used.text, what);
-    probe(used.probe, what);
-  };
-  both(options.calibration.sensitivity_pieces, "pieces for sensitivities");
-  if (options.refine) both(options.refine_pieces, "pieces to refine on");
+  check(options.calibration.sensitivity_pieces, "pieces for sensitivities");
+  if (options.refine) check(options.refine_pieces, "pieces to refine on");
   if (options.replan > 0) {
-    // Costs of one kind may stay.
-    PieceCounts const& used = options.replan_pieces;
-    if (used.text != 0 || used.probe == 0) text(used.text, "pieces to replan on");
-    if (used.probe != 0) probe(used.probe, "pieces to replan on");
+    // Nats of the one kind and squared errors of the other would not add up.
+    bool const in_nats = options.calibration.sensitivity != SensitivityOf::none;
+    check(options.replan_pieces, "pieces to replan on", in_nats);
   }
 }
 

@@ -23,7 +23,7 @@ struct PlanningOptions {
   CalibrationOptions calibration{};
   std::vector<double> probe_weights{0.3};  ///< of each a plan is made and tried
   std::int32_t replan = 0;  ///< times that sensitivities are measured again, at the best plan so far, and plans made
-  PieceCounts replan_pieces{};  ///< that they are measured on; none of a kind: its sensitivities stay
+  PieceCounts replan_pieces{};  ///< that they are measured on; none of a kind that has sensitivities: they stay
   SensitivityOf replan_by = SensitivityOf::layer;  ///< what is given everything back alone: layer or head
   /// The best plan is refined by trying it on text that it is made of; nothing: not.
   std::optional<headaware::RefineOptions> refine{};

@@ -265,6 +265,27 @@ TEST_CASE("plans are made anew where they are, beside layers that are left whole
   options.guard.probe_weight = 0.3;
   Guarded const taken = plan_model(options, budget);
   CHECK(taken.tables[1].plan == guarded.tables[1].plan);
+
+  // What heads cost the probe, while costs of text stay.
+  options.calibration.sensitivities_from.clear();
+  options.calibration.output_dir = folder.path();
+  options.replan = 1;
+  options.replan_by = SensitivityOf::head;
+  options.replan_pieces = {0, 0};
+  auto const refused = [&] {
+    check_error<ha::ArgumentError>([&] { (void)plan_model(options, budget); },
+                                   {"pieces to replan on, text", "1 to 1", "0", "plan_model"});
+  };
+  refused();
+  options.replan_pieces = {0, 1};
+  Guarded const by_head = plan_model(options, budget);
+  REQUIRE(by_head.tables.size() == 8);
+  CHECK(by_head.tables[1].plan == guarded.tables[1].plan);
+  CHECK(by_head.tables[3].name == "again 1 by 0.25");
+  CHECK_FALSE(by_head.tables[5].plan == guarded.tables[5].plan);
+  CHECK(by_head.tables[5].plan.mean_tokens() <= 64);
+  options.calibration.sensitivity = SensitivityOf::none;  // squared errors, which costs of the probe cannot be added to
+  refused();
 }
 
 TEST_CASE("a plan is refined by trying it on the text that it was made of") {

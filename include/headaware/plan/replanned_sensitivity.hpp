@@ -25,9 +25,9 @@ HEADAWARE_NAMESPACE_BEGIN
 /// costs alone.
 ///
 /// Earlier sensitivities predict for each layer (head) what the plan loses in it; the measurement tells what giving it
-/// everything back gains. Its factors are multiplied by (gain / predicted loss)^step, gains and predictions scaled to
-/// equal sums first, and with the ratio held within [1/4, 4]: one measurement says little of a layer by itself. Where
-/// the plan loses nothing the ratio is 1.
+/// everything back gains. Its factors are multiplied by (gain / predicted loss)^step, the gains above 0 and the
+/// predictions scaled to equal sums first, and with the ratio held within [1/4, 4]: one measurement says little of a
+/// layer by itself. Where the plan loses nothing the ratio is 1.
 /// @param statistics  of the same text as the gains
 /// @param before      of that text; empty: 1 everywhere
 /// @param plan        that the gains were measured at
