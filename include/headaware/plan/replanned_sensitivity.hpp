@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -49,8 +50,9 @@ HEADAWARE_NAMESPACE_BEGIN
   auto const layers = static_cast<std::size_t>(errors.num_layers);
   auto const heads = static_cast<std::size_t>(errors.num_kv_heads);
   bool const gains_of_heads = gains.size() == errors.size();
-  detail::require(gains_of_heads || gains.size() == layers, "gains", "one a layer or one a KV head", gains.size(),
-                  where);
+  detail::require(gains_of_heads || gains.size() == layers, "gains",
+                  std::to_string(layers) + " (layers) or " + std::to_string(errors.size()) + " (KV heads)",
+                  gains.size(), where);
 
   std::vector<double> predicted(gains.size());
   double predicted_sum = 0;

@@ -222,7 +222,7 @@ TEST_CASE("sensitivities at a plan follow what giving a layer back gains", "[pla
     check_error<ha::ArgumentError>([&] { (void)ha::sensitivities_at_plan(statistics, before, plan, values, step); },
                                    parts);
   };
-  refused({1, 2, 3}, 0.5, {"gains", "one a layer", "3", "sensitivities_at_plan"});
+  refused({1, 2, 3}, 0.5, {"gains", "4 (layers) or 8 (KV heads)", "3", "sensitivities_at_plan"});
   refused(gains, 1.5, {"step", "[0, 1]", "1.5", "sensitivities_at_plan"});
   refused({1, 2, std::numeric_limits<double>::quiet_NaN(), 3}, 1, {"gain", "finite", "nan", "sensitivities_at_plan"});
   refused({-1, -2, -1, 0}, 1, {"gains", "above 0", "none", "sensitivities_at_plan"});
