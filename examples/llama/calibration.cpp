@@ -95,7 +95,9 @@ std::vector<double> costs(LossStore& losses, std::span<LossJob const> jobs, std:
 /// What another calibration measured for this kind of text; nothing if it is to be measured.
 std::optional<ha::SavedSensitivities> taken_sensitivities(ModelShape const& shape, CalibrationOptions const& options,
                                                           std::string const& name) {
-  if (options.sensitivity == SensitivityOf::none || options.sensitivities_from.empty()) return std::nullopt;
+  if (options.sensitivities_from.empty()) return std::nullopt;
+  ha::detail::require(options.sensitivity != SensitivityOf::none, "sensitivity where sensitivities_from is given",
+                      "layer or head", "none", "calibrate");
   auto result = ha::load_sensitivities(options.sensitivities_from / name / "sensitivities.json");
   result.require_shape(shape.layers, shape.kv_heads, "calibrate");
   return result;

@@ -14,6 +14,7 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
+#include <cstdio>
 #include <filesystem>
 #include <string>
 #include <utility>
@@ -155,10 +156,17 @@ Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
     std::size_t const best = candidates.best(guarded, options.probe_weights.front());
     Calibration const calibration = candidates.made(best).calibration;
     ha::PolicyPlan const plan = candidates.tried(guarded, best).plan;
-    if (round > 1 && plan.table == measured) break;  // the last round found nothing better
+    if (round > 1 && plan.table == measured) {
+      std::fprintf(stderr, "replanning ends: round %d found no better plan to measure at\n", round - 1);
+      break;
+    }
     measured = plan.table;
     PlanGains const gains = plan_gains(losses, text, plan.table, options.replan_pieces, options.replan_by);
-    if (!gains.any()) break;
+    if (!gains.any()) {
+      std::fprintf(stderr, "replanning ends: in round %d no layer or KV head gains by keeping everything; costs stay\n",
+                   round);
+      break;
+    }
     // All the way overshoots: gains change with the plan that they lead to.
     for (double const step : replan_steps) {
       candidates.add("again " + std::to_string(round) + " by " + short_number(step),

@@ -253,6 +253,10 @@ TEST_CASE("plans are made anew where they are, beside layers that are left whole
   options.calibration.output_dir = other.path();
   options.calibration.sensitivities_from = folder / "none";
   CHECK_THROWS_AS(plan_model(options, budget), ha::FileError);
+  options.calibration.sensitivity = SensitivityOf::none;
+  check_error<ha::ArgumentError>([&] { (void)plan_model(options, budget); },
+                                 {"sensitivities_from", "layer or head", "none", "calibrate"});
+  options.calibration.sensitivity = SensitivityOf::layer;
   options.calibration.sensitivities_from = other / "foreign";
   std::filesystem::create_directories(other / "foreign" / "text");
   ha::SavedSensitivities const foreign{.num_layers = 30, .num_kv_heads = 2, .values = std::vector<double>(60, 1.0)};
