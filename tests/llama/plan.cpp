@@ -264,6 +264,7 @@ TEST_CASE("plans are made anew where they are, beside layers that are left whole
   check_error<ha::ArgumentError>([&] { (void)plan_model(options, budget); },
                                  {"sensitivities' KV heads", "3", "2", "calibrate"});
   CHECK_FALSE(std::filesystem::exists(other / "text"));  // both told before anything is measured
+  std::filesystem::copy(folder / "losses", other / "losses", std::filesystem::copy_options::recursive);
   options.calibration.sensitivities_from = folder.path();
   options.replan = 0;
   options.guard.probe_weight = 0.3;
