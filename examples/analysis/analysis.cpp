@@ -73,7 +73,7 @@ ha::AttentionObserver observe_text(AttentionSource& source, std::size_t text, ha
                                    std::function<void(LayerAttention const&)> const& layer_done) {
   ha::AttentionObserver observer(source.model(), parameters);
   source.run(text, [&](LayerAttention const& attention) {
-    if (interrupt.asked()) throw support::Interrupted{};
+    interrupt.check();
     std::visit(
         [&](auto qkv) {
           qkv.output_factors = metrics[static_cast<std::size_t>(attention.layer)].factors();
@@ -121,7 +121,7 @@ Analysis analyze(AttentionSource& source, AnalysisOptions const& options) {
         ha::save_attention_sums(sums_path, result.observer, result.texts_done, source.description());
         saved_at = progress.seconds();
       }
-      if (interrupt.asked()) break;
+      interrupt.check();
     }
   } catch (support::Interrupted const&) {
     // The texts before it are whole.

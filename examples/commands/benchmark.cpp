@@ -67,8 +67,13 @@ Rules (head_aware) lose to uniform windows of their size, which are run beside t
 that did not on the text held out for them.)";
 
 #ifdef HEADAWARE_HAS_LLAMA
-/// Evenly spaced from the text's first token on, as far as `length` tokens fit.
-std::vector<std::int64_t> even_starts(std::int64_t tokens, std::int64_t count, std::int64_t length) {
+/// Evenly spaced from the text's first token on, as many as fit beside each other.
+std::vector<std::int64_t> even_starts(std::int64_t tokens, std::int64_t count, std::int64_t length, char const* what) {
+  if (std::int64_t const fit = tokens / length; fit < count) {
+    std::fprintf(stderr, "note: %lld of %lld %s, which is what %lld tokens of text have room for\n",
+                 static_cast<long long>(fit), static_cast<long long>(count), what, static_cast<long long>(tokens));
+    count = fit;
+  }
   std::vector<std::int64_t> starts;
   for (std::int64_t i = 0; i < count; ++i) starts.push_back(std::min(tokens / count * i, tokens - length));
   return starts;
@@ -120,8 +125,9 @@ void run(Options options) {
                       options.text.c_str());
   llama_adapter::BenchmarkText const text{
       .place = {.context = context,
-                .passages = options.starts.empty() ? even_starts(length, options.passages, context) : options.starts,
-                .copies = options.copy_starts.empty() ? even_starts(length, options.copies, context / 2)
+                .passages = options.starts.empty() ? even_starts(length, options.passages, context, "passages")
+                                                   : options.starts,
+                .copies = options.copy_starts.empty() ? even_starts(length, options.copies, context / 2, "copies")
                                                       : options.copy_starts},
       .decode_tokens = options.decode_tokens,
       .element_bytes = options.exact ? 4 : 2};

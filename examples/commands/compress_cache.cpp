@@ -2,6 +2,7 @@
 
 #include "analysis/about.hpp"
 #include "support/capture.hpp"
+#include "support/plan_file.hpp"
 #include "support/validators.hpp"
 
 #include <headaware/compressor.hpp>
@@ -327,7 +328,7 @@ int run(Options const& options) {
   auto const token = ha::TokenBytes::of(batch.head_dim, sizeof(std::uint16_t));
   std::printf("\nbefore\n%s\nafter\n%s", to_string(ha::full_cache_info(plan, token)).c_str(),
               to_string(ha::cache_info(plan, token)).c_str());
-  if (!options.plan.empty()) return 0;
+  if (support::is_of_a_plan(path)) return 0;
   std::printf(
       "\nnote: rules of head types are for reading a model; at equal memory uniform windows lose less than they "
       "do, and plans that 'analyze_attention --plan' measures lose least\n");

@@ -89,6 +89,26 @@ void print_comparison(ha::KvErrors const& errors, Options const& options) {
   }
 }
 
+/// A grid may be too coarse for a small budget: what uniform windows keep is not among what a head may have.
+void warn_if_uniform_is_better(ha::PolicyPlan const& plan, ha::KvErrors const& errors, ha::Budget const& budget,
+                               Options const& options) {
+  double uniform = 0;
+  try {
+    uniform = ha::evaluate_table(ha::uniform_table(errors, budget, options.context, options.plan), errors,
+                                 options.context, options.plan)
+                  .predicted_error;
+  } catch (ha::ArgumentError const&) {
+    return;  // none of this size
+  }
+  if (plan.predicted_error <= uniform) return;
+  std::fprintf(
+      stderr,
+      "warning: uniform windows of this size, 4 sinks each, have a lower predicted error, %g (the plan: %g): the "
+      "statistics' smallest windows are too large for this budget, or --floor, --sinks or --page_size leave too "
+      "little choice\n",
+      uniform, plan.predicted_error);
+}
+
 void run(Options options) {
   analysis::warn_if_partial(options.results_dir);
   ha::RetentionStatistics const text = load_statistics(options.results_dir);
@@ -126,6 +146,7 @@ void run(Options options) {
   support::require_within_cache(budget, heads, options.context);
   ha::PolicyPlan const plan = ha::plan_policies(errors, budget, options.context, options.plan);
   std::printf("%s", ha::plan_summary(plan).c_str());
+  warn_if_uniform_is_better(plan, errors, budget, options);
   if (token.total() > 0) {
     std::printf(
         "\n%.2f MiB of keys and values for %lld tokens, %.2f MiB uncompressed\n",

@@ -47,6 +47,16 @@ ha::DuoGates gates_of(std::filesystem::path const& path) {
   return ha::parse_duo_gates(ha::read_text_file(path), R"({"sink_size": 4, "recent_size": 252})", path.string(), "");
 }
 
+ha::PolicyPlan plan_of(std::filesystem::path const& path) {
+  if (ha::read_text_file(path).find("headaware.plan") == std::string::npos) {
+    throw ha::FormatError({"--plan",
+                           "a plan.json (classes, those of a plan too: --method head_aware "
+                           "--classifications_path)",
+                           "a file without a plan", path.string()});
+  }
+  return ha::load_plan(path);
+}
+
 std::string listed(std::vector<std::int32_t> const& layers) {
   std::string text;
   for (std::int32_t const layer : layers) text += (text.empty() ? "" : ",") + std::to_string(layer);
@@ -92,7 +102,7 @@ std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::Model
   if (has(options, "planned")) {
     require_file(options.plans.empty() ? std::filesystem::path() : options.plans.front(), "planned", "--plan");
     for (auto const& path : options.plans) {
-      ha::PolicyPlan const plan = ha::load_plan(path);
+      ha::PolicyPlan const plan = plan_of(path);
       ha::detail::require(plan.context == context, "context of the plan", std::to_string(context) + ", as --context",
                           plan.context, path.c_str());
       auto skipped = options.skip_layers;

@@ -199,7 +199,7 @@ std::vector<EvictedText> EvictedStore::run(std::string const& what, std::span<Ev
   support::Interrupt const interrupt;
   support::Progress progress(what, "tokens", total, done);
   auto const advanced = [&](std::int64_t tokens) {
-    if (interrupt.asked()) throw support::Interrupted{};
+    interrupt.check();
     progress.show(static_cast<double>(done + tokens));
   };
   std::vector<EvictedText> result;

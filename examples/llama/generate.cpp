@@ -4,6 +4,7 @@
 #include "llama/cached_model.hpp"
 #include "llama/engine.hpp"
 #include "llama/exact_copy.hpp"
+#include "support/plan_file.hpp"
 #include "support/progress.hpp"
 #include "support/validators.hpp"
 
@@ -192,19 +193,13 @@ void run_perplexity(Model const& model, Options const& options) {
   std::printf("perplexity %.5f by llama.cpp alone\n", perplexity(measure(engine, tokens, options)));
 }
 
-/// Whether a planner made the file, or rules made classes.
-bool is_plan(std::filesystem::path const& file) {
-  return ha::read_text_file(file).find("headaware.plan") != std::string::npos ||
-         file.filename() == "plan_classifications.json";
-}
-
 void run(Options const& options) {
   if (!options.perplexity.empty()) {
     ha::detail::require(options.max_tokens != 1, "tokens to measure", "at least 2, as each but the first is predicted",
                         options.max_tokens, "--max_tokens");
   }
   Model const model(options.exact ? exact_copy(options.model, options.cache_dir) : options.model);
-  if (!options.policies.empty() && !is_plan(options.policies)) {
+  if (!options.policies.empty() && !support::is_of_a_plan(options.policies)) {
     std::fprintf(stderr,
                  "note: policies from rules of head types lose more than uniform windows of the same size; a plan that "
                  "analyze_attention --plan measures loses least\n");

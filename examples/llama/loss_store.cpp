@@ -15,6 +15,7 @@
 #include <memory>
 #include <numeric>
 #include <set>
+#include <string>
 #include <utility>
 
 namespace llama_adapter {
@@ -53,6 +54,19 @@ namespace {
 
 /// Tells divergences from losses.
 std::string divergence_kind(std::int64_t first) { return " divergence from " + std::to_string(first); }
+
+/// What an earlier run left. @param count  how many values there have to be
+std::vector<double> values_of(std::filesystem::path const& path, std::int64_t count) {
+  std::string const expected = std::to_string(count) + "; remove the file to measure anew";
+  try {
+    auto const saved = ha::load_npy(path);
+    auto const values = saved.as<double>();
+    ha::detail::require(std::ssize(values) == count, "values of a text", expected, values.size(), path.c_str());
+    return {values.begin(), values.end()};
+  } catch (ha::FormatError const& error) {
+    throw ha::FormatError({"values of a text", expected, error.what(), path.string()});
+  }
+}
 
 }  // namespace
 
@@ -106,17 +120,13 @@ std::vector<std::vector<double>> LossStore::run_missing(std::string const& what,
     if (!std::filesystem::exists(path)) {
       auto const tokens = static_cast<std::int64_t>(job.tokens.size());
       std::vector<double> const values = run(job, [&](std::int32_t layer) {
-        if (interrupt.asked()) throw support::Interrupted{};
+        interrupt.check();
         progress.show(static_cast<double>(done) + static_cast<double>(tokens) * (layer + 1) / layers);
       });
       ha::save_npy(path, ha::NpyArray::of({std::ssize(values)}, std::span<double const>(values)));
       done += tokens;
     }
-    auto const saved = ha::load_npy(path);
-    auto const values = saved.as<double>();
-    std::int64_t const expected = std::ssize(job.tokens) - 1 - first;
-    ha::detail::require(std::ssize(values) == expected, "values of a text", expected, values.size(), path.c_str());
-    result.emplace_back(values.begin(), values.end());
+    result.push_back(values_of(path, std::ssize(job.tokens) - 1 - first));
   }
   if (runs) progress.finish(static_cast<double>(done));
   return result;

@@ -99,7 +99,7 @@ std::vector<double> residual_norms(Model const& model, CalibrationText::Pieces c
   support::Interrupt const interrupt;
   support::Progress progress("residual norms", "pieces", std::ssize(pieces));
   for (std::size_t i = 0; i < pieces.size(); ++i) {
-    if (interrupt.asked()) throw support::Interrupted{};
+    interrupt.check();
     context.evaluate(pieces[i]);
     progress.show(static_cast<double>(i + 1));
   }

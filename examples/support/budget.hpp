@@ -25,13 +25,19 @@ namespace support {
 /// @throws ArgumentError on anything else
 inline headaware::Budget parse_budget(std::string const& text, headaware::TokenBytes const& token) {
   namespace ha = headaware;
-  constexpr std::array<std::pair<std::string_view, double>, 7> units{
-      {{"B", 1}, {"kB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"KiB", 1024}, {"MiB", 1048576}, {"GiB", 1073741824}}};
+  constexpr std::array<std::pair<std::string_view, double>, 8> units{{{"B", 1},
+                                                                      {"kB", 1e3},
+                                                                      {"KB", 1e3},
+                                                                      {"MB", 1e6},
+                                                                      {"GB", 1e9},
+                                                                      {"KiB", 1024},
+                                                                      {"MiB", 1048576},
+                                                                      {"GiB", 1073741824}}};
   double amount = 0;
   char const* const end = text.data() + text.size();
   auto const [rest, error] = std::from_chars(text.data(), end, amount);
   std::string_view const unit(rest, static_cast<std::size_t>(end - rest));
-  if (error == std::errc{} && std::isfinite(amount) && amount > 0) {
+  if (error == std::errc{} && amount > 0 && amount < 1e15) {
     if (unit.empty()) return ha::Budget::tokens(amount);
     if (unit == "%") return ha::Budget::share(amount / 100);
     for (auto const& [name, size] : units) {
@@ -43,7 +49,9 @@ inline headaware::Budget parse_budget(std::string const& text, headaware::TokenB
       return ha::Budget::bytes(static_cast<std::int64_t>(amount * size), token);
     }
   }
-  throw ha::ArgumentError({"--budget", "25% (of the context), 512 (tokens a KV head) or 64MiB", text, "--budget"});
+  throw ha::ArgumentError({"--budget",
+                           "25% (of the context), 512 (tokens a KV head) or 64MiB (or B, kB, MB, GB, KiB, GiB)", text,
+                           "--budget"});
 }
 
 /// KV heads that a budget is of: those of layers that are not skipped.

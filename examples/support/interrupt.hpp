@@ -12,8 +12,9 @@ struct Interrupted {};
 
 class Interrupt {
  public:
+  /// What was asked before, behind the last check of another part of the job, holds for this one too.
   Interrupt() {
-    flag().store(false);  // before a handler may look for it
+    (void)flag();  // made before a handler may look for it
     std::signal(SIGINT, &Interrupt::ask);
     std::signal(SIGTERM, &Interrupt::ask);
   }
@@ -23,7 +24,10 @@ class Interrupt {
     std::signal(SIGINT, SIG_DFL);
     std::signal(SIGTERM, SIG_DFL);
   }
-  [[nodiscard]] bool asked() const { return flag().load(); }
+  /// @throws Interrupted if it was asked to stop, once
+  void check() const {
+    if (flag().exchange(false)) throw Interrupted{};
+  }
 
  private:
   static void ask(int signal) {

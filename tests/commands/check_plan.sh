@@ -31,6 +31,7 @@ awk '/plan\/uniform/ { table = 1; next } table && NF == 5 { if ($5 >= 1) exit 1;
 "$compress" --results_dir "$folder/text" --classifications "$folder/text/plan_classifications.json" \
   --capture "$capture" >"$folder/log" 2>&1 || { cat "$folder/log" >&2; exit 1; }
 grep -q "held: 0.2500 of the full cache" "$folder/log" || { cat "$folder/log" >&2; exit 1; }
+grep -q "rules of head types" "$folder/log" && { echo "commands: a plan is called rules" >&2; exit 1; }
 "$compress" --plan "$folder/text/plan.json" --capture "$capture" >"$folder/log" 2>&1 || { cat "$folder/log" >&2; exit 1; }
 grep -q "held: 0.2500 of the full cache" "$folder/log" || { cat "$folder/log" >&2; exit 1; }
 grep -q "rules of head types" "$folder/log" && { echo "commands: a plan is called rules" >&2; exit 1; }
@@ -55,7 +56,10 @@ rm "$folder/text/sensitivities.json"
 expect 0 "12288 tokens: layers 1 3" --budget 25% --context 2048 --skip_layers 3,1 --output_dir "$folder/skipping"
 grep -q '"skip_layers"' "$folder/skipping/plan.json"
 
+expect 0 "have a lower predicted error" --budget 8 --output_dir "$folder/tight"
+expect 0 "wrote plan.json" --budget 400KB --head_dim 64 --output_dir "$folder/kilobytes"
 expect 1 "25% (of the context)" --budget much
+expect 1 "25% (of the context)" --budget 1e300
 expect 1 "each once" --budget 25% --skip_layers 1,1
 expect 105 "not in range" --budget 25% --skip_layers -1
 expect 105 "not in range" --budget 25% --skip_layers ""

@@ -44,6 +44,15 @@ cp "$folder/run/benchmark.json" "$folder/first.json"
 "$program" "${small[@]}" --output_dir "$folder/run" >"$folder/log" 2>&1
 cmp <(figures "$folder/first.json") <(figures "$folder/run/benchmark.json") || fail "another result without measuring"
 
+# A text with room for fewer passages; a damaged file of an earlier run.
+few=(--model "$model" --masked --context 256 --copies 0 --budget 64 --max_tokens 600 --output_dir "$folder/few")
+"$program" "${few[@]}" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
+grep -qF "2 of 4 passages" "$folder/log" || fail "passages twice: $(cat "$folder/log")"
+grep -q '"tokens": 510' "$folder/few/benchmark.json" || fail "tokens counted twice: $(cat "$folder/few/benchmark.json")"
+for file in "$folder"/few/losses/*.npy; do truncate -s 20 "$file"; done
+if "$program" "${few[@]}" >"$folder/log" 2>&1; then fail "damaged losses were read"; fi
+grep -qF "remove the file" "$folder/log" || fail "does not say what to do: $(cat "$folder/log")"
+
 expect() {  # expect <text> <arguments>...
   local text=$1
   shift
@@ -52,6 +61,8 @@ expect() {  # expect <text> <arguments>...
 }
 expect "--duo_gates too" --model "$model" --method duo
 expect "--plan too" --model "$model" --method planned
+printf '[]' >"$folder/classes.json"
+expect "--classifications_path)" --model "$model" --method planned --plan "$folder/classes.json"
 expect "--classifications_path too" --model "$model" --method head_aware
 expect "window_only" --model "$model" --method rules
 expect "at least --context, 2048" --model "$model" --max_tokens 1000

@@ -5,6 +5,7 @@
 #include "llama/policy_benchmark.hpp"
 #include "llama/replanning.hpp"
 #include "support/errors.hpp"
+#include "support/interrupt.hpp"
 
 #include <headaware/io/plan.hpp>
 #include <headaware/io/save_sensitivities.hpp>
@@ -13,6 +14,7 @@
 #include <nlohmann/json.hpp>
 
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <filesystem>
 #include <iterator>
@@ -291,6 +293,16 @@ TEST_CASE("plans are made anew where they are, beside layers that are left whole
   CHECK(by_head.tables[5].plan.mean_tokens() <= 64);
   options.calibration.sensitivity = SensitivityOf::none;  // squared errors, which costs of the probe cannot be added to
   refused();
+}
+
+TEST_CASE("a job that is asked to stop between two of its parts stops in the next, once") {
+  {
+    support::Interrupt const first;
+    std::raise(SIGINT);
+  }
+  support::Interrupt const next;
+  CHECK_THROWS_AS(next.check(), support::Interrupted);
+  CHECK_NOTHROW(next.check());
 }
 
 TEST_CASE("a plan is refined by trying it on the text that it was made of") {

@@ -1,0 +1,19 @@
+#pragma once
+
+// Whether a planner made the policies of a file, or rules made classes.
+
+#include <headaware/io/file.hpp>
+
+#include <filesystem>
+#include <string>
+
+namespace support {
+
+/// A plan.json, or classifications that lie beside it.
+/// @throws headaware::FileError if it cannot be read
+inline bool is_of_a_plan(std::filesystem::path const& file) {
+  return headaware::read_text_file(file).find("headaware.plan") != std::string::npos ||
+         file.filename() == "plan_classifications.json";
+}
+
+}  // namespace support
