@@ -121,7 +121,6 @@ Analysis analyze(AttentionSource& source, AnalysisOptions const& options) {
         ha::save_attention_sums(sums_path, result.observer, result.texts_done, source.description());
         saved_at = progress.seconds();
       }
-      interrupt.check();
     }
   } catch (support::Interrupted const&) {
     // The texts before it are whole.

@@ -1,5 +1,7 @@
 #include "llama/benchmark_methods.hpp"
 
+#include "support/plan_file.hpp"
+
 #include <headaware/error.hpp>
 #include <headaware/io/duo_gates.hpp>
 #include <headaware/io/file.hpp>
@@ -48,7 +50,7 @@ ha::DuoGates gates_of(std::filesystem::path const& path) {
 }
 
 ha::PolicyPlan plan_of(std::filesystem::path const& path) {
-  if (ha::read_text_file(path).find("headaware.plan") == std::string::npos) {
+  if (!support::is_plan(path)) {
     throw ha::FormatError({"--plan",
                            "a plan.json (classes, those of a plan too: --method head_aware "
                            "--classifications_path)",

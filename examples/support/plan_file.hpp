@@ -9,11 +9,15 @@
 
 namespace support {
 
-/// A plan.json, or classifications that lie beside it.
+/// @throws headaware::FileError if it cannot be read
+inline bool is_plan(std::filesystem::path const& file) {
+  return headaware::read_text_file(file).find("headaware.plan") != std::string::npos;
+}
+
+/// A plan, or the classifications that lie beside it.
 /// @throws headaware::FileError if it cannot be read
 inline bool is_of_a_plan(std::filesystem::path const& file) {
-  return headaware::read_text_file(file).find("headaware.plan") != std::string::npos ||
-         file.filename() == "plan_classifications.json";
+  return is_plan(file) || file.filename() == "plan_classifications.json";
 }
 
 }  // namespace support
