@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string>
 #include <vector>
@@ -83,27 +84,38 @@ struct HullStep {
   std::size_t to = 0;  ///< point
 };
 
-/// All steps in the order in which they are taken: what saves most a token first; of equals the lower layer, then the
-/// lower KV head.
-[[nodiscard]] inline std::vector<HullStep> ordered_steps(Hulls const& hulls) {
-  std::vector<HullStep> steps;
-  steps.reserve(hulls.points.size());
+/// The step to a point. @param most  rate of the step before it: rates descend along a hull but for rounding, which
+/// must not put a step before the one that it follows
+[[nodiscard]] inline HullStep step_to(Hulls const& hulls, std::size_t head, std::size_t to,
+                                      double most = std::numeric_limits<double>::infinity()) {
+  HullPoint const& from = hulls.points[to - 1];
+  HullPoint const& point = hulls.points[to];
+  double const rate = (from.error - point.error) / static_cast<double>(point.tokens - from.tokens);
+  return {std::min(rate, most), head, to};
+}
+
+/// Goes through the steps in the order in which they are taken: what saves most a token first; of equals the lower
+/// layer, then the lower KV head. The next steps of all heads wait in a heap, since small budgets take few of all.
+/// @param take  (HullStep) to whether it is taken: else the head's later ones are left out
+template <class Take>
+void take_steps(Hulls const& hulls, Take const& take) {
+  auto const later = [](HullStep const& a, HullStep const& b) {
+    if (a.rate != b.rate) return a.rate < b.rate;
+    return a.to > b.to;  // points lie head by head
+  };
+  std::vector<HullStep> next;
   for (std::size_t head = 0; head + 1 < hulls.first.size(); ++head) {
-    double rate = 0;
-    for (std::size_t to = hulls.first[head] + 1; to < hulls.first[head + 1]; ++to) {
-      HullPoint const& from = hulls.points[to - 1];
-      HullPoint const& point = hulls.points[to];
-      double const own = (from.error - point.error) / static_cast<double>(point.tokens - from.tokens);
-      // Rates descend along a hull but for rounding, which must not put a step before the one that it follows.
-      rate = to == hulls.first[head] + 1 ? own : std::min(rate, own);
-      steps.push_back({rate, head, to});
-    }
+    if (hulls.first[head] + 1 < hulls.first[head + 1]) next.push_back(step_to(hulls, head, hulls.first[head] + 1));
   }
-  std::sort(steps.begin(), steps.end(), [](HullStep const& a, HullStep const& b) {
-    if (a.rate != b.rate) return a.rate > b.rate;
-    return a.to < b.to;  // points lie head by head
-  });
-  return steps;
+  std::make_heap(next.begin(), next.end(), later);
+  while (!next.empty()) {
+    std::pop_heap(next.begin(), next.end(), later);
+    HullStep const step = next.back();
+    next.pop_back();
+    if (!take(step) || step.to + 1 == hulls.first[step.head + 1]) continue;
+    next.push_back(step_to(hulls, step.head, step.to + 1, step.rate));
+    std::push_heap(next.begin(), next.end(), later);
+  }
 }
 
 [[nodiscard]] inline std::int64_t least_total(Hulls const& hulls) {
@@ -227,20 +239,19 @@ struct HullStep {
   }
 
   std::vector<std::size_t> at(hulls.first.begin(), hulls.first.end() - 1);
-  std::vector<bool> ended(heads);
   std::vector<std::size_t> first_ended(parts.size(), heads);
-  for (detail::HullStep const& step : detail::ordered_steps(hulls)) {
-    if (ended[step.head]) continue;
+  detail::take_steps(hulls, [&](detail::HullStep const& step) {
     std::size_t const part = parts.part_of(step.head);
     std::int64_t const cost = hulls.points[step.to].tokens - hulls.points[step.to - 1].tokens;
-    if (cost <= parts.left(part)) {
+    bool const fits = cost <= parts.left(part);
+    if (fits) {
       parts.left(part) -= cost;
       at[step.head] = step.to;
-    } else {
-      ended[step.head] = true;
-      if (first_ended[part] == heads) first_ended[part] = step.head;
+    } else if (first_ended[part] == heads) {
+      first_ended[part] = step.head;
     }
-  }
+    return fits;
+  });
 
   for (std::size_t head = 0; head < heads; ++head) {
     if (pruned[head]) {

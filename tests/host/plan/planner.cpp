@@ -130,12 +130,14 @@ TEST_CASE("on the hull greedy is optimal, of all sizes", "[plan]") {
   auto const best = best_errors(all, context * std::int64_t(errors.size()));
   // The budgets that greedy's steps use up.
   std::int64_t total = ha::detail::least_total(hulls);
-  for (auto const& step : ha::detail::ordered_steps(hulls)) {
+  ha::detail::take_steps(hulls, [&](ha::detail::HullStep const& step) {
     total += hulls.points[step.to].tokens - hulls.points[step.to - 1].tokens;
     auto const plan = plan_tokens(errors, total, free_options());
     REQUIRE(plan.left() == 0);
     REQUIRE(std::abs(plan.predicted_error - best[static_cast<std::size_t>(total)]) <= 1e-9);
-  }
+    return true;
+  });
+  CHECK(total == context * std::int64_t(errors.size()));
 }
 
 TEST_CASE("what is left is less than a step, or than a page", "[plan]") {
@@ -144,9 +146,10 @@ TEST_CASE("what is left is less than a step, or than a page", "[plan]") {
   for (std::int64_t const page : {1, 16}) {
     auto const hulls = ha::detail::all_hulls(errors, std::vector<bool>(errors.size()), 0, context, page);
     std::int64_t longest = 0;
-    for (auto const& step : ha::detail::ordered_steps(hulls)) {
+    ha::detail::take_steps(hulls, [&](ha::detail::HullStep const& step) {
       longest = std::max(longest, hulls.points[step.to].tokens - hulls.points[step.to - 1].tokens);
-    }
+      return true;
+    });
     for (std::int64_t total = 700; total < context * 20; total += 37) {
       auto options = free_options();
       options.page_size = page;
