@@ -186,9 +186,8 @@ void take_steps(Hulls const& hulls, Take const& take) {
 /// @param budget   of one sequence, all heads together that are not of `skip_layers`
 /// @param context  tokens of the sequences that the plan is for: what Full costs. Pairs that reach it are Full
 /// @throws ArgumentError if options make no sense, or the budget (of a rank, of a layer) is less than the smallest
-/// sizes
-///         that the floor allows
-/// @par Cost    O(heads · (pairs + log heads)): 10,000 heads × 80 pairs in some 20 ms
+///         sizes that the floor allows
+/// @par Cost    O(heads · pairs + steps taken · log heads): 10,000 heads × 80 pairs in some 10 ms
 /// @par Source  MoA, arXiv:2406.14909 (spans by optimisation); LU-KV, arXiv:2602.08585 (hull and greedy); CriticalKV,
 ///              arXiv:2502.03805 (output perturbation)
 [[nodiscard]] inline PolicyPlan plan_policies(KvErrors const& errors, Budget const& budget, std::int64_t context,
