@@ -69,6 +69,12 @@ ha::Sensitivities load_factors(std::filesystem::path const& path, ha::RetentionS
   return ha::load_sensitivities(path).factors(statistics, {.measure = options.measure, .fold = options.fold});
 }
 
+/// Predicted error of uniform windows of that size. @throws ArgumentError where none is possible
+double uniform_error(ha::KvErrors const& errors, ha::Budget const& budget, Options const& options) {
+  auto const table = ha::uniform_table(errors, budget, options.context, options.plan);
+  return ha::evaluate_table(table, errors, options.context, options.plan).predicted_error;
+}
+
 /// Predicted errors of plans and of uniform windows at a grid of budgets; sizes that are not possible are left out.
 void print_comparison(ha::KvErrors const& errors, Options const& options) {
   std::printf("\npredicted error against uniform windows (sink 4) of the same size\n");
@@ -77,11 +83,9 @@ void print_comparison(ha::KvErrors const& errors, Options const& options) {
     auto const budget = ha::Budget::share(share);
     try {
       auto const plan = ha::plan_policies(errors, budget, options.context, options.plan);
-      auto const uniform = ha::evaluate_table(ha::uniform_table(errors, budget, options.context, options.plan), errors,
-                                              options.context, options.plan);
+      double const uniform = uniform_error(errors, budget, options);
       std::printf("%15.1f %10.1f%% %14.6g %14.6g %14.3f\n", share * static_cast<double>(options.context), 100 * share,
-                  plan.predicted_error, uniform.predicted_error,
-                  uniform.predicted_error > 0 ? plan.predicted_error / uniform.predicted_error : 1.0);
+                  plan.predicted_error, uniform, uniform > 0 ? plan.predicted_error / uniform : 1.0);
     } catch (ha::ArgumentError const&) {
       std::printf("%15.1f %10.1f%%   not possible with this floor and these pages\n",
                   share * static_cast<double>(options.context), 100 * share);
@@ -94,9 +98,7 @@ void warn_if_uniform_is_better(ha::PolicyPlan const& plan, ha::KvErrors const& e
                                Options const& options) {
   double uniform = 0;
   try {
-    uniform = ha::evaluate_table(ha::uniform_table(errors, budget, options.context, options.plan), errors,
-                                 options.context, options.plan)
-                  .predicted_error;
+    uniform = uniform_error(errors, budget, options);
   } catch (ha::ArgumentError const&) {
     return;  // none of this size
   }
