@@ -39,8 +39,8 @@ struct Options {
   std::vector<std::string> budgets;
   std::vector<std::int64_t> starts;
   std::vector<std::int64_t> copy_starts;
-  std::int64_t passages = 4;
-  std::int64_t copies = 2;
+  std::int64_t passages = 16;  // fewer tell methods apart badly
+  std::int64_t copies = 4;
   std::int64_t max_tokens = 0;
   std::int64_t decode_tokens = 64;
   std::int32_t threads = 1;
@@ -53,6 +53,9 @@ What is measured (benchmark.json, benchmark.csv; a picture of perplexity and of 
   perplexity              of passages of --context tokens, each read with nothing before it
   perplexity_second_half  of the tokens behind the first half of their passage
   copy_nll                nats a token of the second copy of passages of half the size, each given twice
+  ..._error               standard errors of both, over passages
+  gap_closed              share of the gap in NLL, second halves, between streaming_llm of this size and full that the
+                          method closes; its standard error is a jackknife over passages
   mean_kept_tokens        kept a KV head behind --context tokens
   budget_tokens           of the method, a KV head (plan.json: of all KV heads together)
   kv_bytes_end            of those keys and values (2 bytes an element; 4 with --exact)

@@ -1,6 +1,7 @@
 #include "llama/evaluation_text.hpp"
 
 #include "llama/calibration_text.hpp"
+#include "llama/loss_store.hpp"
 
 #include <headaware/error.hpp>
 
@@ -39,8 +40,10 @@ EvaluationLosses EvaluationText::split(std::span<std::vector<double> const> loss
     if (i < passages_) {
       append(result.passages, losses[i], 0);
       append(result.second_halves, losses[i], second_half_);
+      result.second_half_means.push_back(mean_loss(losses[i], second_half_));
     } else {
       append(result.copies, losses[i], second_copy_);
+      result.copy_means.push_back(mean_loss(losses[i], second_copy_));
     }
   }
   return result;

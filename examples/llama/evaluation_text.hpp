@@ -20,9 +20,11 @@ struct EvaluationPlace {
 
 /// Losses of tokens, nats, by what they tell.
 struct EvaluationLosses {
-  std::vector<double> passages{};       ///< of all passages
-  std::vector<double> second_halves{};  ///< of tokens behind the first half of their passage
-  std::vector<double> copies{};         ///< of the tokens of second copies
+  std::vector<double> passages{};           ///< of all passages
+  std::vector<double> second_halves{};      ///< of tokens behind the first half of their passage
+  std::vector<double> copies{};             ///< of the tokens of second copies
+  std::vector<double> second_half_means{};  ///< one per passage
+  std::vector<double> copy_means{};         ///< one per passage given twice
 };
 
 class EvaluationText {

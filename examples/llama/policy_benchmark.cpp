@@ -34,6 +34,10 @@ void score(EvaluationText const& text, std::span<std::vector<double> const> loss
   run.perplexity = std::exp(mean_loss(of.passages));
   run.perplexity_second_half = std::exp(mean_loss(of.second_halves));
   run.copy_nll = mean_loss(of.copies);
+  run.passage_nll = of.second_half_means;
+  run.copy_nlls = of.copy_means;
+  run.perplexity_second_half_error = run.perplexity_second_half * standard_error_of(run.passage_nll);
+  run.copy_nll_error = standard_error_of(run.copy_nlls);
 }
 
 /// What a run's cache holds behind `context` tokens.
@@ -73,7 +77,11 @@ nlohmann::ordered_json json_of(BenchmarkRun const& run) {
           {"tokens", run.tokens},
           {"perplexity", number(run.perplexity)},
           {"perplexity_second_half", number(run.perplexity_second_half)},
+          {"perplexity_second_half_error", number(run.perplexity_second_half_error)},
           {"copy_nll", number(run.copy_nll)},
+          {"copy_nll_error", number(run.copy_nll_error)},
+          {"gap_closed", number(run.closed.share)},
+          {"gap_closed_error", number(run.closed.standard_error)},
           {"kv_bytes_peak", run.kv_bytes_peak ? nlohmann::ordered_json(*run.kv_bytes_peak) : nlohmann::ordered_json()},
           {"kv_bytes_end", run.kv_bytes_end},
           {"prefill_tokens_per_s", number(run.prefill_tokens_per_s)},
@@ -107,6 +115,11 @@ std::string csv_of(nlohmann::ordered_json const& runs) {
 
 std::string shown(char const* format, double value) {
   return std::isfinite(value) ? report::number(format, value) : std::string("-");
+}
+
+/// "18.22+-0.31": a mean and its standard error over passages.
+std::string with_error(char const* format, double value, double error) {
+  return shown(format, value) + (std::isfinite(error) ? "+-" + report::number(format, error) : std::string());
 }
 
 /// "1 passage", "2 passages".
@@ -185,6 +198,7 @@ void run_benchmark(LossStore& losses, std::span<std::int32_t const> tokens, Benc
     score(evaluated, std::span(all).subspan(i * pieces.size(), pieces.size()), runs[i]);
     account(model.shape(), windows, text.place.context, text.element_bytes, runs[i]);
   }
+  measure_gaps(runs);
 }
 
 void run_benchmark(EvictedStore& evicted, std::span<std::int32_t const> tokens, BenchmarkText const& text,
@@ -208,19 +222,41 @@ void run_benchmark(EvictedStore& evicted, std::span<std::int32_t const> tokens, 
     time(texts, pieces, text.decode_tokens, runs[i]);
     runs[i].compaction_s = evicted.compaction_seconds(runs[i].table, text.place.context);
   }
+  measure_gaps(runs);
+}
+
+BenchmarkRun const* uniform_beside(std::vector<BenchmarkRun> const& runs, BenchmarkRun const& run) {
+  auto const found = std::find_if(runs.begin(), runs.end(), [&](BenchmarkRun const& other) {
+    return other.method == "streaming_llm" &&
+           std::abs(other.mean_kept_tokens - run.mean_kept_tokens) <= 1 + 0.01 * run.mean_kept_tokens;
+  });
+  return found == runs.end() ? nullptr : &*found;
+}
+
+void measure_gaps(std::vector<BenchmarkRun>& runs) {
+  auto const full =
+      std::find_if(runs.begin(), runs.end(), [](BenchmarkRun const& run) { return run.method == "full"; });
+  if (full == runs.end()) return;
+  for (BenchmarkRun& run : runs) {
+    BenchmarkRun const* const uniform = uniform_beside(runs, run);
+    if (uniform == nullptr || run.method == "full" || run.method == "streaming_llm") continue;
+    run.closed = gap_closed(full->passage_nll, uniform->passage_nll, run.passage_nll);
+  }
 }
 
 std::string benchmark_table(std::vector<BenchmarkRun> const& runs) {
   bool const timed =
       std::any_of(runs.begin(), runs.end(), [](auto const& run) { return run.kv_bytes_peak.has_value(); });
-  std::string text = "method         budget mean kept  KV MiB perplexity second half copy NLL";
+  std::string text = "method         budget mean kept  KV MiB perplexity   second half      copy NLL gap closed";
   text += timed ? "  peak MiB prefill/s decode/s first token compaction  plan\n" : "  plan\n";
   char line[256];
   for (BenchmarkRun const& run : runs) {
-    std::snprintf(line, sizeof(line), "%-13s %7lld %9.1f %7.2f %10.3f %11.3f %8s", run.method.c_str(),
+    std::snprintf(line, sizeof(line), "%-13s %7lld %9.1f %7.2f %10.3f %13s %13s %10s", run.method.c_str(),
                   static_cast<long long>(run.budget_tokens), run.mean_kept_tokens,
-                  static_cast<double>(run.kv_bytes_end) / 1048576, run.perplexity, run.perplexity_second_half,
-                  shown("%.3f", run.copy_nll).c_str());
+                  static_cast<double>(run.kv_bytes_end) / 1048576, run.perplexity,
+                  with_error("%.2f", run.perplexity_second_half, run.perplexity_second_half_error).c_str(),
+                  with_error("%.3f", run.copy_nll, run.copy_nll_error).c_str(),
+                  with_error("%.2f", run.closed.share, run.closed.standard_error).c_str());
     text += line;
     if (timed) {
       std::snprintf(line, sizeof(line), "  %8.2f %9.1f %8s %9.2f s %7.2f ms",
@@ -248,6 +284,10 @@ void write_benchmark(std::filesystem::path const& folder, BenchmarkAbout const& 
   for (BenchmarkRun const& run : runs) list.push_back(json_of(run));
   support::make_folder(folder);
   ha::write_file(folder / "benchmark.csv", csv_of(list));
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    list[i]["passage_nll"] = runs[i].passage_nll;
+    list[i]["copy_nlls"] = runs[i].copy_nlls;
+  }
   ha::write_file(folder / "benchmark.json", document.dump(2) + "\n");
   write_pictures(folder / "pictures", about, text, runs);
 }

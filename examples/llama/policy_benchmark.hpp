@@ -5,6 +5,7 @@
 #include "llama/evaluation_text.hpp"
 #include "llama/evicted_run.hpp"
 #include "llama/loss_store.hpp"
+#include "llama/passage_spread.hpp"
 
 #include <headaware/policy/table.hpp>
 
@@ -34,12 +35,17 @@ struct BenchmarkRun {
   std::int64_t budget_tokens = 0;  ///< a KV head; 0: none asked for
   headaware::PolicyTable table;
 
-  double mean_kept_tokens = 0;              ///< a KV head, behind `context` tokens
-  std::int64_t tokens = 0;                  ///< predicted, of all passages
-  double perplexity = unknown;              ///< of all passages
-  double perplexity_second_half = unknown;  ///< of tokens behind the first half of their passage
-  double copy_nll = unknown;                ///< nats a token, mean over the tokens of second copies
-  std::int64_t kv_bytes_end = 0;            ///< of the keys and values kept behind `context` tokens
+  double mean_kept_tokens = 0;                    ///< a KV head, behind `context` tokens
+  std::int64_t tokens = 0;                        ///< predicted, of all passages
+  double perplexity = unknown;                    ///< of all passages
+  double perplexity_second_half = unknown;        ///< of tokens behind the first half of their passage
+  double copy_nll = unknown;                      ///< nats a token, mean over the tokens of second copies
+  std::vector<double> passage_nll{};              ///< mean over the second half of each passage, nats a token
+  std::vector<double> copy_nlls{};                ///< mean over each second copy
+  double perplexity_second_half_error = unknown;  ///< standard error over passages
+  double copy_nll_error = unknown;                ///< likewise over copies
+  GapClosed closed{};                             ///< of the gap in NLL that uniform windows of this size leave
+  std::int64_t kv_bytes_end = 0;                  ///< of the keys and values kept behind `context` tokens
 
   // Measured where caches really evict.
   std::optional<std::int64_t> kv_bytes_peak{};  ///< most that the cache allocated: its blocks, with room for `context`
@@ -60,6 +66,12 @@ void run_benchmark(LossStore& losses, std::span<std::int32_t const> tokens, Benc
 /// The same with caches that really evict.
 void run_benchmark(EvictedStore& evicted, std::span<std::int32_t const> tokens, BenchmarkText const& text,
                    std::vector<BenchmarkRun>& runs);
+
+/// @brief Fills in `closed` of every run that has a full cache and StreamingLLM's windows of its size beside it.
+void measure_gaps(std::vector<BenchmarkRun>& runs);
+
+/// @brief Finds StreamingLLM's windows of the size of `run` (to 1 % and a token); nullptr if there are none.
+[[nodiscard]] BenchmarkRun const* uniform_beside(std::vector<BenchmarkRun> const& runs, BenchmarkRun const& run);
 
 /// How the runs were made.
 struct BenchmarkAbout {

@@ -82,6 +82,37 @@ TEST_CASE("DuoAttention's heads at a budget: the largest gates keep all, and the
                                  {"layers of the gates", "2", "3", "duo"});
 }
 
+TEST_CASE("standard errors over passages, and of the gap that a method closes") {
+  std::vector<double> const full{2, 3, 4};
+  std::vector<double> const uniform{3, 5, 5};
+  std::vector<double> const method{2.5, 3.5, 4.5};
+  CHECK(std::abs(standard_error_of(full) - 1 / std::sqrt(3.0)) < 1e-12);
+  CHECK(std::isnan(standard_error_of(std::span(full).first(1))));
+  // 2.5 of 4 nats; without one passage each 2 of 3, 1 of 2 and 2 of 3.
+  GapClosed const closed = gap_closed(full, uniform, method);
+  CHECK(std::abs(closed.share - 0.625) < 1e-12);
+  CHECK(std::abs(closed.standard_error - std::sqrt(2.0 / 3 * 6.0 / 324)) < 1e-12);
+  CHECK(gap_closed(full, uniform, full).share == 1);
+  CHECK(gap_closed(full, uniform, uniform).share == 0);
+  CHECK(std::isnan(gap_closed(full, full, method).share));
+  CHECK(std::isnan(gap_closed({}, {}, {}).share));
+  check_error<ha::ArgumentError>([&] { (void)gap_closed(full, std::span(uniform).first(2), method); },
+                                 {"passages of uniform windows", "3", "2", "gap_closed"});
+
+  std::vector<BenchmarkRun> runs(4);
+  char const* const methods[] = {"full", "streaming_llm", "planned", "planned"};
+  for (std::size_t i = 0; i < runs.size(); ++i) runs[i].method = methods[i];
+  runs[0].passage_nll = full;
+  runs[1].passage_nll = uniform;
+  runs[2].passage_nll = runs[3].passage_nll = method;
+  runs[1].mean_kept_tokens = runs[2].mean_kept_tokens = 64;
+  runs[3].mean_kept_tokens = 128;
+  measure_gaps(runs);
+  CHECK(runs[2].closed.share == closed.share);
+  CHECK(std::isnan(runs[3].closed.share));  // no uniform windows of its size
+  CHECK(std::isnan(runs[1].closed.share));
+}
+
 TEST_CASE("methods are compared at the sizes of the plans or the classes where no budget is given") {
   TemporaryFolder const folder;
   ha::RetentionGrid const grid{.sinks = {0, 4}, .windows = {1, 8, 32, 128}};
@@ -243,14 +274,16 @@ TEST_CASE("evicted caches and masks measure the same, and what was measured is k
   CHECK(written["element_bytes"] == 4);
   for (char const* const field :
        {"method", "budget_tokens", "mean_kept_tokens", "tokens", "perplexity", "perplexity_second_half", "copy_nll",
-        "kv_bytes_peak", "kv_bytes_end", "prefill_tokens_per_s", "decode_tokens_per_s", "time_to_first_token_s",
-        "compaction_s"}) {
+        "passage_nll", "copy_nlls", "kv_bytes_peak", "kv_bytes_end", "prefill_tokens_per_s", "decode_tokens_per_s",
+        "time_to_first_token_s", "compaction_s"}) {
     INFO(field);
     CHECK_FALSE(written["runs"][1].at(field).is_null());
     bool const timed = std::string(field).ends_with("_s") || std::string(field) == "kv_bytes_peak";
     CHECK(of_masks["runs"][1].at(field).is_null() == timed);
   }
   std::string const csv = ha::read_text_file(folder / "b" / "benchmark.csv");
+  CHECK(of_masks["runs"][0]["passage_nll"].size() == 1);
+  CHECK(csv.find("passage_nll") == std::string::npos);
   CHECK(csv.starts_with("method,budget_tokens,mean_kept_tokens,tokens,perplexity,"));
   for (char const* const file : {"perplexity.gp", "perplexity.tsv", "copying.gp", "copying.tsv"}) {
     CHECK(std::filesystem::exists(folder / "a" / "pictures" / file));
