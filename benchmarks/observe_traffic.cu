@@ -1,7 +1,8 @@
 // Statistics of one layer, for counting what they ask of memory: run it under the CUDA emulator with
 // CUDA_EMU_REPORT=FILE (tests/device_code/observe_traffic.cmake does and checks the counts), or under a
-// profiler on a device. Prints, for each launch, what the forward pass of flash attention reads at the same
-// tiles: every query once and, for every tile of queries, the keys and values up to the diagonal.
+// profiler on a device. Prints, for each launch, what the forward pass of flash attention reads: every query once
+// and, for every tile of queries, the keys and values up to the diagonal; at tiles of as many rows as the statistics
+// have, and at its own of 128 rows. Afterwards the rows of a tile on devices of some sizes of shared memory.
 
 #include "support/gpu.cuh"
 
@@ -18,45 +19,66 @@ namespace {
 
 namespace ha = headaware;
 
+using Shape = ha::DeviceQkvShape<ha::StridedLayout>;
+
+int device_shared_memory() {
+  int limit = 0;
+  BENCH_CHECK(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
+  return limit;
+}
+
+Shape shape_of(std::int64_t tokens, std::int64_t head_dim) {
+  Shape shape;
+  shape.query_heads = 2;
+  shape.kv_heads = 1;
+  shape.tokens = tokens;
+  shape.head_dim = head_dim;
+  shape.query_layout = ha::strided_bhsd(1, shape.query_heads, tokens, head_dim);
+  shape.key_layout = shape.value_layout = ha::strided_bhsd(1, 1, tokens, head_dim);
+  return shape;
+}
+
+/// Query rows of a tile where a block may have `limit` bytes of shared memory.
+std::int32_t tile_rows(Shape const& shape, bool with_values, ha::ObserverParameters const& parameters, int limit) {
+  using Parameters = ha::detail::ObserveParameters<ha::StridedLayout, ha::StridedLayout, ha::StridedLayout>;
+  auto const plan = ha::detail::plan_observation<ha::float16>(shape, 1, with_values, parameters, sizeof(Parameters));
+  ha::detail::ObserveShared shared;
+  return ha::detail::fit_shared(plan.sizes, limit, shared) ? shared.rows : 0;
+}
+
+/// What flash attention's forward pass reads with tiles of `tile` query rows.
+std::int64_t flash_bytes(Shape const& shape, std::int32_t tile, bool with_values) {
+  std::int64_t rows = shape.tokens;
+  for (std::int64_t first = 0; first < shape.tokens; first += tile)
+    rows += std::min<std::int64_t>(first + tile, shape.tokens) * (with_values ? 2 : 1);
+  return rows * shape.query_heads * shape.head_dim * static_cast<std::int64_t>(sizeof(__half));
+}
+
 void observe(bool with_values) {
-  constexpr std::int32_t query_heads = 2;
   constexpr std::int64_t tokens = 1024;
   constexpr std::int64_t head_dim = 128;
-  std::vector<__half> host(query_heads * tokens * head_dim);
+  std::vector<__half> host(2 * tokens * head_dim);
   for (std::size_t i = 0; i < host.size(); ++i)
     host[i] = __float2half(static_cast<float>(i * 2654435761 % 2048) / 2048);
   bench::DeviceArray<__half> const queries(host);
   bench::DeviceArray<__half> const keys(host);
   bench::DeviceArray<__half> const values(host);
-  ha::DeviceQkvShape<ha::StridedLayout> shape;
-  shape.query_layout = ha::strided_bhsd(1, query_heads, tokens, head_dim);
-  shape.key_layout = shape.value_layout = ha::strided_bhsd(1, 1, tokens, head_dim);
-  shape.query_heads = query_heads;
-  shape.kv_heads = 1;
-  shape.tokens = tokens;
-  shape.head_dim = head_dim;
+  Shape const shape = shape_of(tokens, head_dim);
   ha::ObserverParameters parameters;
   parameters.retention = ha::RetentionGrid{};
   std::vector<ha::DeviceQkv<__half>> const layers{{queries.data(), keys.data(), with_values ? values.data() : nullptr}};
   bench::DeviceArray<double> const sums(
-      std::vector<double>(static_cast<std::size_t>(query_heads * ha::SumsLayout(parameters).size())));
+      std::vector<double>(static_cast<std::size_t>(shape.query_heads * ha::SumsLayout(parameters).size())));
   std::size_t bytes = 0;
   BENCH_CHECK(ha::observe(nullptr, bytes, shape, layers, {.scale = 0.09F}, parameters, sums.data(), nullptr));
   bench::DeviceArray<std::byte> const temp(bytes);
   BENCH_CHECK(ha::observe(temp.data(), bytes, shape, layers, {.scale = 0.09F}, parameters, sums.data(), nullptr));
   BENCH_CHECK(cudaDeviceSynchronize());
 
-  int limit = 0;
-  BENCH_CHECK(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
-  using Parameters = ha::detail::ObserveParameters<ha::StridedLayout, ha::StridedLayout, ha::StridedLayout>;
-  auto const plan = ha::detail::plan_observation<ha::float16>(shape, 1, with_values, parameters, sizeof(Parameters));
-  ha::detail::ObserveShared shared;
-  ha::detail::fit_shared(plan.sizes, limit, shared);
-  std::int64_t rows = tokens;
-  for (std::int64_t first = 0; first < tokens; first += shared.rows)
-    rows += std::min<std::int64_t>(first + shared.rows, tokens) * (with_values ? 2 : 1);
-  std::printf("tile %d flash_bytes %lld\n", shared.rows,
-              static_cast<long long>(rows * query_heads * head_dim * static_cast<std::int64_t>(sizeof(__half))));
+  std::int32_t const rows = tile_rows(shape, with_values, parameters, device_shared_memory());
+  std::printf("tile %d flash_bytes %lld flash_128_bytes %lld\n", rows,
+              static_cast<long long>(flash_bytes(shape, rows, with_values)),
+              static_cast<long long>(flash_bytes(shape, 128, with_values)));
 }
 
 }  // namespace
@@ -69,4 +91,16 @@ int main() {
   }
   observe(false);
   observe(true);
+  ha::ObserverParameters parameters;
+  parameters.retention = ha::RetentionGrid{};
+  for (int const limit : {99 << 10, 163 << 10, 227 << 10}) {
+    for (std::int64_t const head_dim : {64, 128}) {
+      for (std::int64_t const tokens : {1024, 2048, 4096, 8192, 32768}) {
+        Shape const shape = shape_of(tokens, head_dim);
+        std::printf("shared memory %d KiB, %lld channels, %lld tokens: %d rows, with values %d\n", limit >> 10,
+                    static_cast<long long>(head_dim), static_cast<long long>(tokens),
+                    tile_rows(shape, false, parameters, limit), tile_rows(shape, true, parameters, limit));
+      }
+    }
+  }
 }
