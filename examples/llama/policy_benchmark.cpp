@@ -8,6 +8,7 @@
 #include "support/folder.hpp"
 
 #include <headaware/cache/cache_plan.hpp>
+#include <headaware/detail/json_text.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/plan/compare.hpp>
@@ -97,7 +98,7 @@ std::string csv_of(nlohmann::ordered_json const& runs) {
       if (value.is_string()) {
         line += value.get<std::string>();
       } else if (!value.is_null()) {
-        line += value.dump();
+        line += ha::detail::json_text(value);
       }
     }
     text += line + "\n";
@@ -164,7 +165,7 @@ void write_pictures(std::filesystem::path const& folder, BenchmarkAbout const& a
   for (char const* const name : picture_names) {
     bool const drawn = std::any_of(gallery.pictures.begin(), gallery.pictures.end(),
                                    [&](report::Picture const& picture) { return picture.name == name; });
-    if (!drawn) report::remove_pictures(folder, name);
+    if (!drawn) report::remove_picture(folder, name);
   }
 }
 
@@ -248,7 +249,7 @@ void write_benchmark(std::filesystem::path const& folder, BenchmarkAbout const& 
   for (BenchmarkRun const& run : runs) list.push_back(json_of(run));
   support::make_folder(folder);
   ha::write_file(folder / "benchmark.csv", csv_of(list));
-  ha::write_file(folder / "benchmark.json", document.dump(2) + "\n");
+  ha::write_file(folder / "benchmark.json", ha::detail::json_text(document, 2) + "\n");
   write_pictures(folder / "pictures", about, text, runs);
 }
 

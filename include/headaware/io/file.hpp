@@ -46,7 +46,6 @@ class FileDescriptor {
     if (fd_ >= 0) ::close(fd_);
   }
   [[nodiscard]] int get() const { return fd_; }
-  [[nodiscard]] int close() { return ::close(std::exchange(fd_, -1)); }
 
  private:
   int fd_;
@@ -114,12 +113,22 @@ inline void remove_stale_temporaries(std::filesystem::path const& folder) noexce
 }
 
 /// Makes a folder's names as durable as its files: else a machine that stops may forget a rename.
-/// @return 0, or the system's reason
-[[nodiscard]] inline int flush_folder(std::filesystem::path const& folder) noexcept {
+/// @throws FileError
+inline void require_flushed(std::filesystem::path const& folder) {
   FileDescriptor const opened(::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   // Folders that may be written but not read, and file systems that flush none, leave nothing to do.
-  if (opened.get() < 0 || ::fsync(opened.get()) == 0 || errno == EINVAL || errno == ENOTSUP) return 0;
-  return errno;
+  if (opened.get() < 0 || ::fsync(opened.get()) == 0 || errno == EINVAL || errno == ENOTSUP) return;
+  throw_file_error("cannot flush folder", "a folder that keeps its names", folder, errno);
+}
+
+/// Gives a written file another name: its bytes are on disk before the name is, and the name when this returns.
+/// @param fd  open on `from` @throws FileError; `from` is then still there, unless only the folder could not be flushed
+inline void rename_durably(int fd, std::filesystem::path const& from, std::filesystem::path const& to) {
+  if (::fsync(fd) != 0) throw_file_error("cannot write file", "room for the file", from, errno);
+  if (::rename(from.c_str(), to.c_str()) != 0) {
+    throw_file_error("cannot rename file", "a replaceable file", to, errno);
+  }
+  require_flushed(to.parent_path());
 }
 
 /// A new file beside `target`, removed again unless it takes the target's place.
@@ -129,7 +138,7 @@ class SiblingFile {
   SiblingFile(SiblingFile const&) = delete;
   SiblingFile& operator=(SiblingFile const&) = delete;
   ~SiblingFile() {
-    if (!path_.empty()) ::unlink(path_.c_str());
+    if (!path_.empty()) ::unlink(path_.c_str());  // whose name is another by now, unless something failed
   }
 
   void set_mode(::mode_t mode) {
@@ -147,20 +156,8 @@ class SiblingFile {
     }
   }
 
-  /// After this the target holds what was appended, also if the machine stops: the bytes are on disk before the name
-  /// is, and the name is when this returns.
-  void replace(std::filesystem::path const& target) {
-    if (::fsync(file_.get()) != 0 || file_.close() != 0) {
-      throw_file_error("cannot write file", "room for the file", path_, errno);
-    }
-    if (::rename(path_.c_str(), target.c_str()) != 0) {
-      throw_file_error("cannot rename file", "a replaceable file", target, errno);
-    }
-    path_.clear();
-    if (int const error = flush_folder(target.parent_path()); error != 0) {
-      throw_file_error("cannot flush folder", "a folder that keeps its names", target, error);
-    }
-  }
+  /// After this the target holds what was appended, also if the machine stops.
+  void replace(std::filesystem::path const& target) { rename_durably(file_.get(), path_, target); }
 
  private:
   [[nodiscard]] int create(std::filesystem::path const& target) {

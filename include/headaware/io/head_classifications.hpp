@@ -90,7 +90,8 @@ inline void derive_strategy(HeadClassification& c) {
     if (!root.object().find("classifications"))
       format->fail("another document", "classes of heads (\"classifications\")");
   }
-  detail::JsonArray const records = bare ? root.array() : root.object().get("classifications", "an array").array();
+  detail::JsonArray const records =
+      bare ? root.array() : root.object().get("classifications", "an array, the classes of heads").array();
   if (records.size() == 0) records.fail("no heads", "at least one head");
 
   std::vector<HeadClassification> heads;
