@@ -2,17 +2,17 @@
 
 // analysis.json: what the files of a results folder were taken from, and whether they are whole.
 
-#include <headaware/error.hpp>
+#include <headaware/detail/json_tree.hpp>
 #include <headaware/io/file.hpp>
-
-#include <nlohmann/json.hpp>
 
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <limits>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -29,24 +29,30 @@ struct About {
   std::vector<std::int32_t> layers;  ///< which of the model's layers; empty: all
 };
 
+/// The text of an analysis.json. @throws FormatError if it is broken
+inline About parse_about(std::string_view text, std::string source_name) {
+  using headaware::detail::JsonObject;
+  headaware::detail::JsonTree const tree(text, std::move(source_name));
+  JsonObject json = tree.root().object();
+  constexpr std::int32_t most = std::numeric_limits<std::int32_t>::max();
+  About about;
+  about.model = json.get("model", "a string").string();
+  about.observed = json.get("observed", "a string").string();
+  about.complete = json.get("complete", "true or false").boolean();
+  about.seen = json.get("seen", "a string").string();
+  JsonObject shape = json.get("model_config", "an object").object();
+  about.num_key_value_heads = shape.get("num_key_value_heads", "an integer").integer(1, most);
+  about.head_dim = shape.get("head_dim", "an integer").integer(1, most);
+  about.invalid_rows = json.get("invalid_rows", "an integer").integer<std::int64_t>(0, INT64_MAX);
+  for (auto const layer : json.get("layers", "an array").array()) about.layers.push_back(layer.integer(0, most));
+  return about;
+}
+
 /// Nothing where the folder has no such file. @throws FormatError on one that is broken
 inline std::optional<About> load_about(std::filesystem::path const& folder) {
   auto const path = folder / "analysis.json";
   if (!std::filesystem::exists(path)) return std::nullopt;
-  try {
-    auto const json = nlohmann::json::parse(headaware::read_text_file(path));
-    auto const& shape = json.at("model_config");
-    return About{json.at("model"),
-                 json.at("observed"),
-                 json.at("complete"),
-                 json.at("seen"),
-                 shape.at("num_key_value_heads"),
-                 shape.at("head_dim"),
-                 json.at("invalid_rows"),
-                 json.at("layers")};
-  } catch (nlohmann::json::exception const& error) {
-    throw headaware::FormatError({"analysis.json", "as analyze_attention writes it", error.what(), path.string()});
-  }
+  return parse_about(headaware::read_text_file(path), path.string());
 }
 
 /// "layers 0 to 3 here are the model's layers 0, 10, 18, 29", or nothing where they are all, in order.

@@ -8,6 +8,7 @@
 
 #include <headaware/classify/classifier.hpp>
 #include <headaware/classify/summary.hpp>
+#include <headaware/detail/json_text.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/json.hpp>
 #include <headaware/stats/output_metric.hpp>
@@ -47,7 +48,8 @@ std::vector<ha::OutputMetric> output_metrics(AttentionSource const& source, bool
 }
 
 ha::SavedObserver begin(AttentionSource const& source, AnalysisOptions const& options) {
-  ha::SavedObserver fresh{ha::AttentionObserver(source.model(), options.parameters), 0, source.description()};
+  ha::SavedObserver fresh{ha::AttentionObserver(source.model(), options.parameters), 0,
+                          ha::detail::as_written(source.description())};
   auto const path = options.output_dir / "attention_sums.json";
   if (!options.resume) return fresh;
   if (!std::filesystem::exists(path)) {
@@ -85,10 +87,31 @@ ha::AttentionObserver observe_text(AttentionSource& source, std::size_t text, ha
   return observer;
 }
 
+/// Removes what an earlier analysis, or commands that read it, left in a folder and this one does not make anew: it
+/// would be taken for this one's.
+void remove_outdated(std::filesystem::path const& folder, bool retention) {
+  auto const validation = folder / "validation";
+  if (std::filesystem::remove(validation / "refined_classifications.json")) {
+    std::printf(
+        "removed the refined classifications of an earlier analysis: validate_head_classification makes them\n");
+  }
+  std::filesystem::remove(validation / "validation_report.txt");
+  report::remove_report(validation);
+  if (!retention && std::filesystem::remove(folder / "retention_statistics.json")) {
+    std::printf("removed the retention statistics of an earlier analysis: without --no_retention they are made\n");
+  }
+  // A plan that analyze_attention measured has statistics of its own, and says so beside it.
+  if (std::filesystem::exists(folder / "plan_guard.json")) return;
+  if (std::filesystem::remove(folder / "plan.json")) {
+    std::printf("removed the plan of an earlier analysis: plan_policies makes one\n");
+  }
+  std::filesystem::remove(folder / "plan_classifications.json");
+}
+
 }  // namespace
 
 Analysis analyze(AttentionSource& source, AnalysisOptions const& options) {
-  support::make_folder(options.output_dir);
+  support::prepare_results(options.output_dir, {"attention_sums.json"});
   auto const sums_path = options.output_dir / "attention_sums.json";
   ha::SavedObserver saved = begin(source, options);
   std::vector<std::int64_t> const texts = source.texts();
@@ -142,6 +165,7 @@ void write_results(Analysis const& analysis, AttentionSource const& source, std:
   input.classifications = ha::classify(input.statistics);
   if (observer.parameters().retention) input.retention = observer.retention_statistics();
 
+  remove_outdated(output_dir, input.retention.has_value());
   ha::save_statistics(output_dir / "head_statistics.json", input.statistics);
   ha::save_classifications(output_dir / "head_classifications.json", input.classifications);
   if (input.retention) ha::save_retention_statistics(output_dir / "retention_statistics.json", *input.retention);
@@ -178,13 +202,7 @@ void write_results(Analysis const& analysis, AttentionSource const& source, std:
                                        {"layers", about.layers},
                                        {"attention", scores},
                                        {"seconds", analysis.seconds}};
-  ha::write_file(output_dir / "analysis.json", json.dump(2) + "\n");
-  // Refined classes of an earlier analysis would be taken for this one's.
-  if (std::filesystem::remove(output_dir / "validation" / "refined_classifications.json")) {
-    std::filesystem::remove(output_dir / "validation" / "validation_report.txt");
-    std::printf(
-        "removed the refined classifications of an earlier analysis: validate_head_classification makes them\n");
-  }
+  ha::write_file(output_dir / "analysis.json", ha::detail::json_text(json, 2) + "\n");
 
   std::printf("%s\n", format_summary(ha::summarize(input.classifications)).c_str());
   if (auto const note = layers_note(about.layers); !note.empty()) std::printf("%s\n", note.c_str());

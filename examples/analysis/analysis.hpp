@@ -39,6 +39,9 @@ struct Analysis {
 
 /// @brief Writes head_statistics.json, retention_statistics.json, head_classifications.json, analysis.json and the
 ///        report, and prints the summary of the classes. @pre at least one text was observed
+///
+/// What an earlier analysis left there and this one does not make goes: retention statistics, refined classes, reports
+/// and plans made of them.
 void write_results(Analysis const& analysis, AttentionSource const& source, std::filesystem::path const& output_dir);
 
 }  // namespace analysis

@@ -3,6 +3,7 @@
 
 #include "analysis/analysis.hpp"
 #include "analysis/captured_source.hpp"
+#include "support/command.hpp"
 #include "support/folder.hpp"
 #include "support/plan_options.hpp"
 #include "support/validators.hpp"
@@ -23,7 +24,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -195,7 +195,16 @@ void plan(Options const&) {
 
 void run(Options options) {
   options.analysis.parameters.validate();
-  support::make_folder(options.analysis.output_dir);
+  auto const& folder = options.analysis.output_dir;
+  if (options.plan) {
+    support::prepare_results(folder, {"plan.json", "plan_classifications.json", "plan_guard.json"},
+                             {"text", "probe", "losses"});
+  } else {
+    support::prepare_results(folder,
+                             {"attention_sums.json", "head_statistics.json", "head_classifications.json",
+                              "retention_statistics.json", "analysis.json", "report.html"},
+                             {"pictures", "validation"});
+  }
   if (options.plan) {
     plan(options);
     return;
@@ -256,16 +265,21 @@ int main(int argc, char** argv) {
   app.add_option("--cache_dir", options.cache_dir, "folder of such copies")->capture_default_str();
   app.add_option("--threads", options.threads, "cores for the model (the statistics take all)")
       ->capture_default_str()
-      ->check(support::positive);
+      ->check(support::thread_range());
   app.add_option("--sink_size", parameters.sink_size, "first tokens that count as sinks")->capture_default_str();
   app.add_option("--local_window", parameters.local_window, "tokens before a query that count as local")
       ->capture_default_str();
   app.add_option("--recent_ratio", parameters.recent_ratio, "last part of a piece that counts as recent")
       ->capture_default_str();
-  app.add_option("--num_distances", parameters.num_distances, "relative positions told apart")->capture_default_str();
+  app.add_option("--num_distances", parameters.num_distances, "relative positions told apart")
+      ->capture_default_str()
+      ->check(support::token_count);
   app.add_option("--first_query", parameters.first_query, "rows of a piece before it are not observed")
-      ->capture_default_str();
-  app.add_option("--query_stride", parameters.query_stride, "every so many rows are observed")->capture_default_str();
+      ->capture_default_str()
+      ->check(support::non_negative);
+  app.add_option("--query_stride", parameters.query_stride, "every so many rows are observed")
+      ->capture_default_str()
+      ->check(support::positive);
   app.add_flag("--no_retention", options.no_retention, "no retention statistics: faster");
   app.add_flag("--no_output_metric", options.no_output_metric, "no errors behind the output projection: faster");
   app.add_option("--sinks", options.sinks, "sinks of the retention grid; default: 0,1,4,16,64")->delimiter(',');
@@ -278,7 +292,7 @@ int main(int argc, char** argv) {
       ->needs(plan);
   app.add_option("--context", options.context, "tokens of the sequences that the plan is for")
       ->capture_default_str()
-      ->check(support::positive)
+      ->check(support::token_count)
       ->needs(plan);
   app.add_option("--sensitivity", options.sensitivity, "what is cut alone to see what it costs")
       ->capture_default_str()
@@ -358,12 +372,9 @@ int main(int argc, char** argv) {
     plan->excludes(other);
   }
   CLI11_PARSE(app, argc, argv);
-  try {
+  return support::run_command("analyze_attention", [&] {
     options.plan_options = plan_arguments.options();
     run(options);
     return 0;
-  } catch (std::exception const& error) {
-    std::fprintf(stderr, "analyze_attention: %s\n", error.what());
-    return 1;
-  }
+  });
 }

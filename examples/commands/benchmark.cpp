@@ -2,6 +2,7 @@
 // method at equal mean size.
 
 #include "llama/method_options.hpp"
+#include "support/command.hpp"
 #include "support/validators.hpp"
 
 #ifdef HEADAWARE_HAS_LLAMA
@@ -21,7 +22,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -134,7 +134,8 @@ void run(Options options) {
                                                       : options.copy_starts},
       .decode_tokens = options.decode_tokens,
       .element_bytes = options.exact ? 4 : 2};
-  support::make_folder(options.output_dir);
+  support::prepare_results(options.output_dir, {"benchmark.json", "benchmark.csv"},
+                           {options.masked ? "losses" : "evicted", "pictures"});
   try {
     run_all(model, options, tokens, text, runs);
   } catch (support::Interrupted const&) {
@@ -177,8 +178,13 @@ void add_methods(CLI::App& app, Options& options) {
       ->check(CLI::ExistingFile);
   app.add_option("--duo_gates", compared.duo_gates,
                  "trained gates of duo: DuoAttention's folder, or its full_attention_heads.tsv. At each budget, heads "
-                 "of the largest gates keep all, as many as leave the mean at the budget")
+                 "of the largest gates keep all, of equal ones the first, as many as leave the mean at the budget")
       ->check(CLI::ExistingPath);
+  app.add_option(
+         "--duo_share", compared.duo_share,
+         "instead of budgets: share of KV heads that keep all, as the gates are published (0.5, or 0.25 without "
+         "grouped queries); the others keep the sinks and the window beside the gates")
+      ->check(CLI::Range(0.0, 1.0));
   app.add_option("--duo_sink", compared.duo_sink, "sinks of duo's other heads; default: 4")
       ->check(support::non_negative);
   app.add_option("--duo_window", compared.duo_window,
@@ -217,15 +223,19 @@ int main(int argc, char** argv) {
       "quantised weights round every step differently");
   app.add_option("--passages", options.passages, "how many, evenly spaced")
       ->capture_default_str()
-      ->check(support::positive);
-  app.add_option("--starts", options.starts, "tokens at which passages begin, instead")->delimiter(',');
+      ->check(support::token_count);
+  app.add_option("--starts", options.starts, "tokens at which passages begin, instead")
+      ->delimiter(',')
+      ->check(support::non_negative);
   app.add_option("--copies", options.copies, "passages of half the size, each given twice; 0: none")
       ->capture_default_str()
+      ->check(CLI::Range(0, support::most_tokens));
+  app.add_option("--copy_starts", options.copy_starts, "tokens at which they begin, instead")
+      ->delimiter(',')
       ->check(support::non_negative);
-  app.add_option("--copy_starts", options.copy_starts, "tokens at which they begin, instead")->delimiter(',');
   app.add_option("--decode_tokens", options.decode_tokens, "decoded behind the first passage; 0: none")
       ->capture_default_str()
-      ->check(support::non_negative);
+      ->check(CLI::Range(0, support::most_tokens));
   app.add_option("--max_tokens", options.max_tokens, "of the text; default: all")->check(support::positive);
   app.add_option("--output_dir", options.output_dir,
                  "where the results go; the same folder goes on where a run stopped")
@@ -234,13 +244,10 @@ int main(int argc, char** argv) {
   app.add_option("--cache_dir", options.cache_dir, "folder of such copies")->capture_default_str();
   app.add_option("--threads", options.threads, "cores for the model, and, where caches evict, for the library")
       ->capture_default_str()
-      ->check(support::positive);
+      ->check(support::thread_range());
   CLI11_PARSE(app, argc, argv);
-  try {
+  return support::run_command("benchmark", [&] {
     run(options);
     return 0;
-  } catch (std::exception const& error) {
-    std::fprintf(stderr, "benchmark: %s\n", error.what());
-    return 1;
-  }
+  });
 }

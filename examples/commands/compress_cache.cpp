@@ -2,6 +2,8 @@
 
 #include "analysis/about.hpp"
 #include "support/capture.hpp"
+#include "support/command.hpp"
+#include "support/memory.hpp"
 #include "support/plan_file.hpp"
 #include "support/validators.hpp"
 
@@ -17,7 +19,6 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <functional>
 #include <span>
@@ -304,6 +305,10 @@ int run(Options const& options) {
               options.plan.empty() ? " (query heads folded by union)" : "", options.tokens,
               to_string(compressor.compression_summary(options.tokens)).c_str());
 
+  // Keys and values in halves, once as they are and once compressed.
+  double const elements = static_cast<double>(model.num_hidden_layers) * model.num_key_value_heads *
+                          static_cast<double>(options.tokens) * model.head_dim;
+  if (!captured) support::require_memory(8 * elements, "a cache of so many tokens", "--tokens");
   Batch batch =
       captured ? captured_batch(capture)
                : numbered_batch(model.num_hidden_layers, model.num_key_value_heads, options.tokens, model.head_dim);
@@ -360,15 +365,10 @@ int main(int argc, char** argv) {
       ->check(support::positive);
   app.add_option("--tokens", options.tokens,
                  "tokens of the cache, where no arrays were captured; also the summary's length")
-      ->check(support::positive);
+      ->check(support::token_count);
   app.add_option("--skip_layers", options.skip_layers, "layers left uncompressed")
       ->check(CLI::Range(0, 1 << 20))
       ->delimiter(',');
   CLI11_PARSE(app, argc, argv);
-  try {
-    return run(options);
-  } catch (std::exception const& error) {
-    std::fprintf(stderr, "compress_cache: %s\n", error.what());
-    return 1;
-  }
+  return support::run_command("compress_cache", [&] { return run(options); });
 }

@@ -2,6 +2,7 @@
 
 #include "analysis/about.hpp"
 #include "support/budget.hpp"
+#include "support/command.hpp"
 #include "support/folder.hpp"
 #include "support/plan_options.hpp"
 #include "support/validators.hpp"
@@ -18,7 +19,6 @@
 
 #include <cstdint>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -117,6 +117,7 @@ void run(Options options) {
   std::optional<ha::RetentionStatistics> probe;
   if (!options.probe_dir.empty()) probe = load_statistics(options.probe_dir);
   if (options.output_dir.empty()) options.output_dir = options.results_dir;
+  support::require_place(options.output_dir, {"plan.json", "plan_classifications.json"});
   auto const measured = default_context(text);
   if (options.context == 0) options.context = measured;
   if (options.context > measured) {
@@ -175,7 +176,7 @@ int main(int argc, char** argv) {
   app.add_option(
          "--context", options.context,
          "tokens of the sequences that the plan is for; default: the step after the largest window of the statistics")
-      ->check(support::positive);
+      ->check(CLI::Range(1, 1 << 30));
   app.add_option("--output_dir", options.output_dir, "where the plan goes; default: RESULTS_DIR");
   app.add_option("--sensitivities", options.sensitivities, "sensitivities.json of the text; default: 1 everywhere");
   app.add_option("--probe_dir", options.probe_dir, "folder with the retention_statistics.json of a probe text, too");
@@ -192,12 +193,9 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->check(support::positive);
   CLI11_PARSE(app, argc, argv);
-  try {
+  return support::run_command("plan_policies", [&] {
     options.plan = plan.options();
     run(options);
     return 0;
-  } catch (std::exception const& error) {
-    std::fprintf(stderr, "plan_policies: %s\n", error.what());
-    return 1;
-  }
+  });
 }

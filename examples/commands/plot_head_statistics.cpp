@@ -2,6 +2,7 @@
 
 #include "analysis/about.hpp"
 #include "report/report.hpp"
+#include "support/command.hpp"
 #include "support/folder.hpp"
 
 #include <headaware/classify/classifier.hpp>
@@ -12,7 +13,6 @@
 #include <CLI/CLI.hpp>
 
 #include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -42,6 +42,7 @@ std::vector<ha::HeadClassification> classes(std::filesystem::path const& folder,
 void run(Options options) {
   support::require_folder(options.results_dir, "results", "a folder with head_statistics.json");
   if (options.output_dir.empty()) options.output_dir = options.results_dir;
+  support::prepare_results(options.output_dir, {"report.html"}, {"pictures"});
   auto const about = analysis::load_about(options.results_dir);
   if (options.title.empty() && about) options.title = about->model;
   if (options.title.empty())
@@ -72,11 +73,8 @@ int main(int argc, char** argv) {
   app.add_option("--output_dir", options.output_dir, "where report.html and pictures/ go; default: the results folder");
   app.add_option("--title", options.title, "the model's name; default: the folder's");
   CLI11_PARSE(app, argc, argv);
-  try {
+  return support::run_command("plot_head_statistics", [&] {
     run(options);
     return 0;
-  } catch (std::exception const& error) {
-    std::fprintf(stderr, "plot_head_statistics: %s\n", error.what());
-    return 1;
-  }
+  });
 }

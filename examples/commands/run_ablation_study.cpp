@@ -4,8 +4,10 @@
 #include "llama/ablation.hpp"
 #include "llama/ablation_report.hpp"
 #include "llama/exact_copy.hpp"
+#include "support/folder.hpp"
 #include "support/interrupt.hpp"
 #endif
+#include "support/command.hpp"
 #include "support/validators.hpp"
 
 #include <headaware/error.hpp>
@@ -16,7 +18,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <exception>
 #include <filesystem>
 #include <string>
 #include <system_error>
@@ -91,6 +92,9 @@ void run(Options const& options) {
     throw ha::ArgumentError({"--eval_text", "another file than --text (without it the last quarter of --text is used)",
                              "the same", options.eval_text.string()});
   }
+  // Before anything that takes long.
+  (void)llama_adapter::Model(options.model);
+  support::prepare_results(options.output_dir, {"results.json", "summary.md"}, {"pictures"});
   if (options.exact) study_options.model = llama_adapter::exact_copy(options.model, options.cache_dir);
   try {
     auto const study = llama_adapter::run_ablation(study_options);
@@ -137,13 +141,13 @@ int main(int argc, char** argv) {
       ->check(support::positive);
   app.add_option("--context", options.context, "tokens of a passage, of a piece of calibration text, and of a copy")
       ->capture_default_str()
-      ->check(support::positive);
+      ->check(support::token_count);
   app.add_option("--budget", options.budget,
                  "25% (of the context), 512 (tokens a KV head on average) or 64MiB (of keys and values)")
       ->capture_default_str();
   app.add_option("--pieces", options.pieces, "pieces of calibration text; half as many of the probe")
       ->capture_default_str()
-      ->check(support::positive);
+      ->check(support::token_count);
   app.add_option("--sensitivity", options.sensitivity,
                  "of the usual plan, from which the groups depart: what is cut alone to see what it costs")
       ->capture_default_str()
@@ -151,13 +155,12 @@ int main(int argc, char** argv) {
   app.add_option("--output_dir", options.output_dir, "where the results go")->capture_default_str();
   app.add_flag("--exact", options.exact, "run a copy of the model with weights in single precision");
   app.add_option("--cache_dir", options.cache_dir, "folder of such copies")->capture_default_str();
-  app.add_option("--threads", options.threads, "cores for the model")->capture_default_str()->check(support::positive);
+  app.add_option("--threads", options.threads, "cores for the model")
+      ->capture_default_str()
+      ->check(support::thread_range());
   CLI11_PARSE(app, argc, argv);
-  try {
+  return support::run_command("run_ablation_study", [&] {
     run(options);
     return 0;
-  } catch (std::exception const& error) {
-    std::fprintf(stderr, "run_ablation_study: %s\n", error.what());
-    return 1;
-  }
+  });
 }

@@ -2,6 +2,7 @@
 
 #include "analysis/about.hpp"
 #include "report/report.hpp"
+#include "support/command.hpp"
 #include "support/folder.hpp"
 
 #include <headaware/classify/classifier.hpp>
@@ -16,12 +17,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <map>
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -29,7 +30,6 @@ namespace ha = headaware;
 
 namespace {
 
-constexpr int broken_input = 1;
 constexpr int inconsistent = 2;
 
 struct Options {
@@ -126,6 +126,8 @@ int run(Options options) {
                           "a folder with head_statistics.json and head_classifications.json");
   if (options.output_dir.empty()) options.output_dir = options.results_dir / "validation";
 
+  support::require_place(options.output_dir, {"refined_classifications.json", "validation_report.txt", "report.html"},
+                         {"pictures"});
   analysis::warn_if_partial(options.results_dir);
   ha::ModelStatistics const model = ha::load_statistics(options.results_dir / "head_statistics.json");
   auto const stored_path = options.results_dir / "head_classifications.json";
@@ -156,6 +158,8 @@ int run(Options options) {
   ha::write_file(options.output_dir / "validation_report.txt", text);
   std::printf("wrote refined_classifications.json and validation_report.txt to %s\n",
               options.output_dir.string().c_str());
+  std::error_code ignored;
+  bool const of_results = std::filesystem::equivalent(options.output_dir, options.results_dir, ignored);
   if (options.report) {
     report::write_report(options.output_dir,
                          {.title = std::filesystem::weakly_canonical(options.results_dir).filename().string(),
@@ -163,6 +167,8 @@ int run(Options options) {
                           .classifications = classes,
                           .retention = {},
                           .thresholds = options.thresholds});
+  } else if (!of_results && report::remove_report(options.output_dir)) {
+    std::printf("removed the report of an earlier check: --report makes one\n");
   }
   if (!issues.empty() && !options.reclassify) {
     std::printf("note: the classes are not what these thresholds make of the statistics; --reclassify makes them so\n");
@@ -192,10 +198,5 @@ int main(int argc, char** argv) {
         ->capture_default_str();
   }
   CLI11_PARSE(app, argc, argv);
-  try {
-    return run(options);
-  } catch (std::exception const& error) {
-    std::fprintf(stderr, "validate_head_classification: %s\n", error.what());
-    return broken_input;
-  }
+  return support::run_command("validate_head_classification", [&] { return run(options); });
 }

@@ -11,6 +11,8 @@
 #include "decode_loop/dense_check.hpp"
 #include "decode_loop/model.hpp"
 #include "decode_loop/prefill.hpp"
+#include "support/command.hpp"
+#include "support/memory.hpp"
 #include "support/validators.hpp"
 
 #include <headaware/policy/table.hpp>
@@ -25,7 +27,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <exception>
 #include <map>
 #include <string>
 
@@ -108,8 +109,17 @@ void print_line(decode_loop::Backend const& backend, char const* policies, Cost 
   std::printf("%13.1e\n", cost.difference);
 }
 
+/// About what weights, cache, and the trace that is checked take. In doubles, for sizes from a command line overflow.
+double bytes_of(decode_loop::Shape const& shape, double tokens) {
+  double const hidden = static_cast<double>(shape.query_heads) * static_cast<double>(shape.head_dim);
+  double const kv = static_cast<double>(shape.kv_heads) * static_cast<double>(shape.head_dim);
+  return shape.layers * (4 * hidden * (8 * hidden + 2 * kv) + tokens * (8 * hidden + 16 * kv));
+}
+
 void run_all(Options const& options) {
   decode_loop::Shape const& shape = options.shape;
+  support::require_memory(bytes_of(shape, static_cast<double>(options.prompt) + options.steps),
+                          "a model and a text of these sizes", "--layers, --heads, --head_dim, --prompt, --steps");
   ha::PolicyTable const full(shape.layers, shape.kv_heads, ha::Full{});
   ha::PolicyTable const by_head = policies_by_head(shape);
   std::printf("%d layers, %d query heads on %d KV heads of %lld channels, float16 cache; %d tokens read, %d decoded\n",
@@ -148,12 +158,12 @@ int main(int argc, char** argv) {
       ->check(support::positive)
       ->capture_default_str();
   app.add_option("--prompt", options.prompt, "tokens to read before decoding")
-      ->check(support::positive)
+      ->check(support::token_count)
       ->capture_default_str();
-  app.add_option("--steps", options.steps, "tokens to decode")->check(support::positive)->capture_default_str();
-  app.add_option("--seed", options.seed, "of weights and tokens")->capture_default_str();
+  app.add_option("--steps", options.steps, "tokens to decode")->check(support::token_count)->capture_default_str();
+  app.add_option("--seed", options.seed, "of weights and tokens")->check(support::non_negative)->capture_default_str();
   app.add_option("--threads", options.threads, "of the CPU's attention")
-      ->check(support::positive)
+      ->check(support::thread_range())
       ->capture_default_str();
   app.add_option("--tolerance", options.tolerance, "largest difference from dense attention that is no error")
       ->check(support::non_negative)
@@ -162,11 +172,8 @@ int main(int argc, char** argv) {
 #ifdef _OPENMP
   omp_set_num_threads(options.threads);
 #endif
-  try {
+  return support::run_command("decode_loop", [&] {
     run_all(options);
     return 0;
-  } catch (std::exception const& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
+  });
 }

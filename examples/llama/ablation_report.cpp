@@ -3,6 +3,7 @@
 #include "report/comparison.hpp"
 #include "support/folder.hpp"
 
+#include <headaware/detail/json_text.hpp>
 #include <headaware/io/file.hpp>
 
 #include <nlohmann/json.hpp>
@@ -325,7 +326,7 @@ std::string ablation_json(AblationStudy const& study) {
     if (!result.ran()) one["left_out"] = result.left_out;
     configurations.push_back(std::move(one));
   }
-  return document.dump(2) + "\n";
+  return ha::detail::json_text(document, 2) + "\n";
 }
 
 void write_ablation(std::filesystem::path const& folder, AblationStudy const& study) {

@@ -8,6 +8,7 @@
 #include <headaware/io/plan.hpp>
 #include <headaware/io/policy_table.hpp>
 #include <headaware/plan/compare.hpp>
+#include <headaware/policy/builders.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -130,6 +131,9 @@ std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::Model
     gates = gates_of(options.duo_gates);
   }
 
+  ha::detail::require(!options.duo_share || gates, "--duo_share", "--method duo too", "other methods alone",
+                      "--duo_share");
+
   std::vector<std::int64_t> budgets = options.budgets;
   if (budgets.empty()) {
     for (auto const& [tokens, table] : plans) budgets.push_back(tokens);
@@ -146,6 +150,9 @@ std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::Model
       runs.add(method, 0, *classes, options.classifications);
       // StreamingLLM's 4 sinks and something.
       if (classes_tokens > 4) runs.add_uniform("streaming_llm", classes_tokens);
+    } else if (method == "duo" && options.duo_share) {
+      auto const table = duo_share_table(*gates, model, *options.duo_share, options.duo_sink, options.duo_window);
+      runs.add(method, std::llround(mean_held(table, context, {})), table, options.duo_gates);
     } else if (method == "duo") {
       for (std::int64_t const budget : budgets) {
         runs.add(method, budget, duo_table(*gates, model, budget, context, options.duo_sink, options.duo_window),
@@ -158,13 +165,30 @@ std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::Model
   return runs.take();
 }
 
-ha::PolicyTable duo_table(ha::DuoGates const& gates, ha::ModelConfig const& model, std::int64_t budget,
-                          std::int64_t context, std::optional<std::int32_t> sink, std::optional<std::int32_t> window) {
-  constexpr auto where = "--method duo";
+namespace {
+
+/// @throws ArgumentError unless the gates are of a model of this shape
+void require_gates_of(ha::ModelConfig const& model, ha::DuoGates const& gates, char const* where) {
   ha::detail::require(gates.num_layers == model.num_hidden_layers, "layers of the gates", model.num_hidden_layers,
                       gates.num_layers, where);
   ha::detail::require(gates.num_kv_heads == model.num_key_value_heads, "KV heads of the gates",
                       model.num_key_value_heads, gates.num_kv_heads, where);
+}
+
+}  // namespace
+
+ha::PolicyTable duo_share_table(ha::DuoGates gates, ha::ModelConfig const& model, double share,
+                                std::optional<std::int32_t> sink, std::optional<std::int32_t> window) {
+  require_gates_of(model, gates, "--method duo");
+  gates.sink_size = sink.value_or(gates.sink_size);
+  gates.recent_size = window.value_or(gates.recent_size);
+  return ha::table_from_duo_gates(gates, ha::FullHeadShare{share});
+}
+
+ha::PolicyTable duo_table(ha::DuoGates const& gates, ha::ModelConfig const& model, std::int64_t budget,
+                          std::int64_t context, std::optional<std::int32_t> sink, std::optional<std::int32_t> window) {
+  constexpr auto where = "--method duo";
+  require_gates_of(model, gates, where);
   auto const heads = std::int64_t{gates.num_layers} * gates.num_kv_heads;
   ha::detail::require(std::ssize(gates.gates) == heads, "gates", heads, gates.gates.size(), where);
   bool const finite = std::all_of(gates.gates.begin(), gates.gates.end(), [](double g) { return std::isfinite(g); });

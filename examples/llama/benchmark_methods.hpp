@@ -36,6 +36,13 @@ namespace llama_adapter {
                                                std::optional<std::int32_t> sink = {},
                                                std::optional<std::int32_t> window = {});
 
+/// @brief DuoAttention as its gates are published: the share of KV heads with the largest gates keeps everything, the
+/// others the sinks and the window that belong to the gates, or those given.
+/// @throws ArgumentError if there is not one finite gate a KV head, or the share is not in [0, 1]
+[[nodiscard]] headaware::PolicyTable duo_share_table(headaware::DuoGates gates, headaware::ModelConfig const& model,
+                                                     double share, std::optional<std::int32_t> sink = {},
+                                                     std::optional<std::int32_t> window = {});
+
 /// What rules cost beside uniform windows of their size, in words; empty where no run is by rules.
 [[nodiscard]] std::string rules_advice(std::vector<BenchmarkRun> const& runs);
 

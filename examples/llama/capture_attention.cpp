@@ -5,8 +5,12 @@
 #include "llama/engine.hpp"
 #include "llama/exact_copy.hpp"
 #include "llama/text_chunks.hpp"
+#include "llama/unfinished_capture.hpp"
+#include "support/command.hpp"
+#include "support/folder.hpp"
 #include "support/validators.hpp"
 
+#include <headaware/detail/json_text.hpp>
 #include <headaware/io/file.hpp>
 
 #include <CLI/CLI.hpp>
@@ -16,7 +20,6 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <numeric>
 #include <string>
@@ -50,17 +53,6 @@ std::vector<std::int32_t> layers_of(llama_adapter::ModelShape const& shape, Opti
   return layers;
 }
 
-/// Arrays of an earlier run would be taken for this one's.
-void require_no_arrays(std::filesystem::path const& folder) {
-  std::filesystem::create_directories(folder);
-  for (auto const& entry : std::filesystem::directory_iterator(folder)) {
-    if (entry.path().extension() == ".npy") {
-      throw ha::ArgumentError(
-          {"output_dir", "a folder without arrays", entry.path().filename().string() + " in it", folder.string()});
-    }
-  }
-}
-
 nlohmann::ordered_json description(llama_adapter::Model const& model, llama_adapter::ChunkCapture const& capture,
                                    Options const& options) {
   auto const& shape = model.shape();
@@ -80,10 +72,11 @@ nlohmann::ordered_json description(llama_adapter::Model const& model, llama_adap
 void run(Options const& options) {
   // Before anything that takes long.
   llama_adapter::Model const named(options.model);
-  require_no_arrays(options.output_dir);
   auto const layers = layers_of(named.shape(), options);
   auto const chunks = llama_adapter::chunks_of(named, ha::read_text_file(options.text), options.chunk_size,
                                                options.max_tokens, options.text.string());
+  llama_adapter::UnfinishedCapture unfinished(options.output_dir);
+  support::prepare_results(options.output_dir, {"tokens.json", "capture.json"});
   if (options.exact) std::fprintf(stderr, "single precision: looking for a copy in %s\n", options.cache_dir.c_str());
   llama_adapter::Model const model(options.exact ? llama_adapter::exact_copy(options.model, options.cache_dir)
                                                  : options.model);
@@ -102,9 +95,10 @@ void run(Options const& options) {
     std::fprintf(stderr, "\rchunk %zu of %zu, %zu tokens, %.1f s", i + 1, chunks.size(), tokens, seconds);
   }
   std::fprintf(stderr, "\n");
-  // Last: where they are, the capture is whole.
-  ha::write_file(options.output_dir / "tokens.json", nlohmann::json{{"tokens", chunks}}.dump() + "\n");
-  ha::write_file(options.output_dir / "capture.json", description(named, capture, options).dump(2) + "\n");
+  ha::write_file(options.output_dir / "tokens.json", ha::detail::json_text(nlohmann::json{{"tokens", chunks}}) + "\n");
+  ha::write_file(options.output_dir / "capture.json",
+                 ha::detail::json_text(description(named, capture, options), 2) + "\n");
+  unfinished.finish();
 }
 
 }  // namespace
@@ -124,13 +118,12 @@ int main(int argc, char** argv) {
       ->check(support::non_negative);
   app.add_flag("--exact", options.exact, "run a copy of the model with weights in single precision");
   app.add_option("--cache_dir", options.cache_dir, "folder of such copies")->capture_default_str();
-  app.add_option("--threads", options.threads, "cores for the model")->capture_default_str()->check(support::positive);
+  app.add_option("--threads", options.threads, "cores for the model")
+      ->capture_default_str()
+      ->check(support::thread_range());
   CLI11_PARSE(app, argc, argv);
-  try {
+  return support::run_command("capture_attention", [&] {
     run(options);
-  } catch (std::exception const& error) {
-    std::fprintf(stderr, "capture_attention: %s\n", error.what());
-    return 1;
-  }
-  return 0;
+    return 0;
+  });
 }

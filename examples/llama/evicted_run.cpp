@@ -9,6 +9,7 @@
 #include <headaware/cache/cache_plan.hpp>
 #include <headaware/cache/compact.hpp>
 #include <headaware/cache/rolling.hpp>
+#include <headaware/detail/json_text.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
@@ -122,29 +123,12 @@ double best_compaction(ha::PolicyTable const& table, ModelShape const& shape, st
   return best;
 }
 
-EvictedText load_text(std::filesystem::path const& path) {
-  try {
-    auto const json = nlohmann::json::parse(ha::read_text_file(path));
-    EvictedText text;
-    json.at("losses").get_to(text.losses);
-    json.at("read_seconds").get_to(text.read_seconds);
-    json.at("first_token_seconds").get_to(text.first_token_seconds);
-    json.at("decode_seconds").get_to(text.decode_seconds);
-    json.at("mean_kept").get_to(text.mean_kept);
-    json.at("kv_bytes_peak").get_to(text.kv_bytes_peak);
-    return text;
-  } catch (nlohmann::json::exception const& error) {
-    throw ha::FormatError({"measurements of an earlier run", "losses and seconds; remove the file to measure anew",
-                           error.what(), path.string()});
-  }
-}
-
 void save_text(std::filesystem::path const& path, EvictedText const& text) {
   nlohmann::ordered_json const json = {
       {"read_seconds", text.read_seconds},     {"first_token_seconds", text.first_token_seconds},
       {"decode_seconds", text.decode_seconds}, {"mean_kept", text.mean_kept},
       {"kv_bytes_peak", text.kv_bytes_peak},   {"losses", text.losses}};
-  ha::write_file(path, json.dump() + "\n");
+  ha::write_file(path, ha::detail::json_text(json) + "\n");
 }
 
 }  // namespace
@@ -210,9 +194,7 @@ std::vector<EvictedText> EvictedStore::run(std::string const& what, std::span<Ev
                                                 : read_text<ha::float16>(*model_, windows_, options_, job, advanced));
       done += std::ssize(job.tokens) + job.decode_tokens;
     }
-    result.push_back(load_text(path));
-    auto const losses = result.back().losses.size();
-    ha::detail::require(losses + 1 == job.tokens.size(), "losses", job.tokens.size() - 1, losses, path.c_str());
+    result.push_back(parse_evicted_text(ha::read_text_file(path), path.string(), std::ssize(job.tokens) - 1));
   }
   progress.finish(static_cast<double>(done));
   return result;

@@ -4,6 +4,7 @@
 // what went into it, so that whatever ran once is not run again.
 
 #include "llama/engine.hpp"
+#include "llama/saved_losses.hpp"
 #include "support/interrupt.hpp"
 
 #include <headaware/policy/table.hpp>
@@ -27,17 +28,6 @@ struct EvictedJob {
   std::span<std::int32_t const> tokens;  ///< borrowed; at least two
   headaware::PolicyTable table;
   std::int64_t decode_tokens = 0;  ///< to decode greedily behind it, one at a time
-};
-
-/// What reading it gave. Seconds are those of reading alone: no losses are computed in them.
-struct EvictedText {
-  std::vector<double> losses;      ///< −log p(token i + 1 | what was kept of tokens 0 … i), [tokens − 1]
-  double read_seconds = 0;         ///< all chunks, with logits of every token
-  double first_token_seconds = 0;  ///< the same and the choice of the first new token
-  double decode_seconds = 0;       ///< of the tokens decoded
-  double mean_kept = 0;            ///< tokens a KV head, behind the text
-  std::int64_t kv_bytes_peak =
-      0;  ///< that the cache allocated: its blocks, with room for all tokens where one keeps all
 };
 
 /// Reads texts through evicted caches, or finds that it has.

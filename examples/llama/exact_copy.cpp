@@ -3,9 +3,10 @@
 #include "llama/engine_log.hpp"
 
 #include <headaware/error.hpp>
+#include <headaware/io/file.hpp>
 
+#include <fcntl.h>
 #include <llama.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <cstdlib>
@@ -44,15 +45,20 @@ std::filesystem::path exact_copy(std::filesystem::path const& model, std::filesy
   llama_model_quantize_params params = llama_model_quantize_default_params();
   params.ftype = LLAMA_FTYPE_ALL_F32;
   params.allow_requantize = true;
-  // Written under another name, so that a copy is whole or not there.
-  std::filesystem::path const unfinished = folder / (name + "." + std::to_string(::getpid()) + ".tmp");
-  bool const written = llama_model_quantize(model.c_str(), unfinished.c_str(), &params) == 0;
-  if (written) std::filesystem::rename(unfinished, copy, error);
-  if (!written || error) {
-    std::string const reason = written ? error.message() : engine_errors();
+  // Written under another name, so that a copy is whole or not there. Killed runs leave gigabytes.
+  ha::detail::remove_stale_temporaries(folder);
+  std::filesystem::path const unfinished = folder / (ha::detail::temporary_name() + "-" + name);
+  auto const fail = [&](std::string const& reason) {
     std::filesystem::remove(unfinished, error);
     throw ha::FileError({"copy of a model in single precision", "room for it, and weights that llama.cpp can convert",
                          reason, copy.string()});
+  };
+  if (llama_model_quantize(model.c_str(), unfinished.c_str(), &params) != 0) fail(engine_errors());
+  try {
+    ha::detail::FileDescriptor const file(::open(unfinished.c_str(), O_RDONLY | O_CLOEXEC));
+    ha::detail::rename_durably(file.get(), unfinished, copy);
+  } catch (ha::FileError const& failed) {
+    fail(failed.what());
   }
   return copy;
 }

@@ -4,6 +4,7 @@
 #include "llama/cached_model.hpp"
 #include "llama/engine.hpp"
 #include "llama/exact_copy.hpp"
+#include "support/command.hpp"
 #include "support/plan_file.hpp"
 #include "support/progress.hpp"
 #include "support/validators.hpp"
@@ -18,11 +19,9 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <span>
 #include <string>
-#include <thread>
 #include <vector>
 
 namespace ha = headaware;
@@ -242,22 +241,17 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->check(support::non_negative);
   app.add_option("--chunk", options.chunk, "tokens read at a time")->capture_default_str()->check(CLI::Range(1, 256));
-  // Far more than there are cores is a mistake, and the engine ends at it.
-  auto const most_threads = std::max(64, 4 * static_cast<int>(std::thread::hardware_concurrency()));
   app.add_option("--threads", options.threads, "cores for the model")
       ->capture_default_str()
-      ->check(CLI::Range(1, most_threads));
+      ->check(support::thread_range());
   app.add_flag("--exact", options.exact, "weights, keys and values in single precision");
   app.add_flag("--compare", options.compare, "then the same by the engine alone, with a cache for all tokens");
   app.add_flag("--flash_attention", options.flash_attention, "the engine alone with its fused attention");
   app.add_flag("--ignore_end", options.ignore_end, "write on past the model's end of text");
   app.add_option("--cache_dir", options.cache_dir, "folder of single-precision copies")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
-  try {
+  return support::run_command("generate", [&] {
     run(options);
     return 0;
-  } catch (std::exception const& error) {
-    std::fprintf(stderr, "generate: %s\n", error.what());
-    return 1;
-  }
+  });
 }

@@ -1,11 +1,13 @@
 #include "llama/loss_store.hpp"
 
 #include "llama/reference_predictions.hpp"
+#include "llama/saved_losses.hpp"
 #include "support/content_hash.hpp"
 #include "support/folder.hpp"
 #include "support/progress.hpp"
 
 #include <headaware/error.hpp>
+#include <headaware/io/file.hpp>
 #include <headaware/io/npy.hpp>
 #include <headaware/plan/compare.hpp>
 
@@ -54,19 +56,6 @@ namespace {
 
 /// Tells divergences from losses.
 std::string divergence_kind(std::int64_t first) { return " divergence from " + std::to_string(first); }
-
-/// What an earlier run left. @param count  how many values there have to be
-std::vector<double> values_of(std::filesystem::path const& path, std::int64_t count) {
-  std::string const expected = std::to_string(count) + "; remove the file to measure anew";
-  try {
-    auto const saved = ha::load_npy(path);
-    auto const values = saved.as<double>();
-    ha::detail::require(std::ssize(values) == count, "values of a text", expected, values.size(), path.c_str());
-    return {values.begin(), values.end()};
-  } catch (ha::FormatError const& error) {
-    throw ha::FormatError({"values of a text", expected, error.what(), path.string()});
-  }
-}
 
 }  // namespace
 
@@ -126,7 +115,7 @@ std::vector<std::vector<double>> LossStore::run_missing(std::string const& what,
       ha::save_npy(path, ha::NpyArray::of({std::ssize(values)}, std::span<double const>(values)));
       done += tokens;
     }
-    result.push_back(values_of(path, std::ssize(job.tokens) - 1 - first));
+    result.push_back(parse_losses(ha::read_binary_file(path), path.string(), std::ssize(job.tokens) - 1 - first));
   }
   if (runs) progress.finish(static_cast<double>(done));
   return result;

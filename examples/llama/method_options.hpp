@@ -21,6 +21,7 @@ struct MethodOptions {
   std::filesystem::path duo_gates{};                          ///< of duo: DuoAttention's folder or its table of gates
   std::optional<std::int32_t> duo_sink{};                     ///< of its streaming heads
   std::optional<std::int32_t> duo_window{};
+  std::optional<double> duo_share{};  ///< of KV heads that keep everything, in place of budgets
   /// Mean tokens a KV head of streaming_llm, window_only and duo. Without any: the plans' where there are plans, else
   /// those of the classes, else 256.
   std::vector<std::int64_t> budgets{};

@@ -2,6 +2,7 @@
 
 #include "llama/short_number.hpp"
 
+#include <headaware/detail/json_text.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/save_plan.hpp>
 #include <headaware/plan/compare.hpp>
@@ -176,7 +177,7 @@ void write_guarded(std::filesystem::path const& folder, Guarded const& guarded) 
                   {"predicted_error", table.plan.predicted_error}});
   }
   ha::save_plan_classifications(folder / "plan_classifications.json", chosen.plan);
-  ha::write_file(folder / "plan_guard.json", document.dump(2) + "\n");
+  ha::write_file(folder / "plan_guard.json", ha::detail::json_text(document, 2) + "\n");
   // Last: where it is, the others are.
   ha::save_plan(folder / "plan.json", chosen.plan);
 }

@@ -8,6 +8,7 @@
 #include "support/folder.hpp"
 
 #include <headaware/cache/cache_plan.hpp>
+#include <headaware/detail/json_text.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/plan/compare.hpp>
@@ -105,7 +106,7 @@ std::string csv_of(nlohmann::ordered_json const& runs) {
       if (value.is_string()) {
         line += value.get<std::string>();
       } else if (!value.is_null()) {
-        line += value.dump();
+        line += ha::detail::json_text(value);
       }
     }
     text += line + "\n";
@@ -177,7 +178,7 @@ void write_pictures(std::filesystem::path const& folder, BenchmarkAbout const& a
   for (char const* const name : picture_names) {
     bool const drawn = std::any_of(gallery.pictures.begin(), gallery.pictures.end(),
                                    [&](report::Picture const& picture) { return picture.name == name; });
-    if (!drawn) report::remove_pictures(folder, name);
+    if (!drawn) report::remove_picture(folder, name);
   }
 }
 
@@ -288,7 +289,7 @@ void write_benchmark(std::filesystem::path const& folder, BenchmarkAbout const& 
     list[i]["passage_nll"] = runs[i].passage_nll;
     list[i]["copy_nlls"] = runs[i].copy_nlls;
   }
-  ha::write_file(folder / "benchmark.json", document.dump(2) + "\n");
+  ha::write_file(folder / "benchmark.json", ha::detail::json_text(document, 2) + "\n");
   write_pictures(folder / "pictures", about, text, runs);
 }
 

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <sstream>
+#include <string_view>
 #include <system_error>
 
 namespace report {
@@ -50,34 +51,65 @@ int run_in(std::filesystem::path const& program, std::filesystem::path const& fo
   return status;
 }
 
+/// Whether a picture has its end: gnuplot does not mind a full disk.
+bool is_whole(std::string_view picture, std::string_view extension) {
+  if (extension == ".svg") {
+    picture = picture.substr(0, picture.find_last_not_of(" \r\n") + 1);
+    return picture.ends_with("</svg>");
+  }
+  constexpr std::string_view end("\0\0\0\0IEND\xae\x42\x60\x82", 12);  // a chunk of no bytes, and its checksum
+  return picture.ends_with(end);
+}
+
+/// What gnuplot drew. @throws Error if it is not whole
+std::string drawn_picture(std::filesystem::path const& file, char const* extension, std::string const& script) {
+  std::string picture = ha::read_text_file(file);
+  if (is_whole(picture, extension)) return picture;
+  throw ha::Error({"gnuplot", "a whole picture", "one without its end; is the disk full?", script});
+}
+
 }  // namespace
 
 void draw(std::filesystem::path const& gnuplot, std::filesystem::path const& folder, std::string const& name) {
-  std::string const target = ".headaware-" + std::to_string(::getpid()) + "-" + name;
+  ha::detail::remove_stale_temporaries(folder);
+  std::string const target = ha::detail::temporary_name() + "-" + name;
+  std::string const script = (folder / (name + ".gp")).string();
   auto const drawn = [&](char const* extension) { return folder / (target + extension); };
   int const status = run_in(gnuplot, folder, "target = \"" + target + "\"", name + ".gp", target + ".log");
 
-  std::error_code error;
-  bool const whole = WIFEXITED(status) && WEXITSTATUS(status) == 0 && std::filesystem::exists(drawn(".svg"), error) &&
-                     std::filesystem::exists(drawn(".png"), error);
-  std::string words;
-  if (whole) {
-    for (char const* const extension : {".svg", ".png"}) {
-      if (!error) std::filesystem::rename(drawn(extension), folder / (name + extension), error);
+  // Whatever happens, gnuplot's own files do not stay.
+  struct Cleared {
+    decltype(drawn) const& file;
+    ~Cleared() {
+      for (char const* const extension : {".svg", ".png", ".log"}) {
+        std::error_code ignored;
+        std::filesystem::remove(file(extension), ignored);
+      }
     }
-    if (error) words = error.message();
-  } else {
-    words = std::filesystem::exists(drawn(".log"), error) ? ha::read_text_file(drawn(".log")) : "no output";
+  } const cleared{drawn};
+  std::error_code ignored;
+  bool const ended = WIFEXITED(status) && WEXITSTATUS(status) == 0 && std::filesystem::exists(drawn(".svg"), ignored) &&
+                     std::filesystem::exists(drawn(".png"), ignored);
+  if (!ended) {
+    bool const told = std::filesystem::exists(drawn(".log"), ignored);
+    throw ha::Error({"gnuplot", "a picture", told ? ha::read_text_file(drawn(".log")) : "no output", script});
   }
-  for (char const* const extension : {".svg", ".png", ".log"}) {
-    std::error_code ignored;
-    std::filesystem::remove(drawn(extension), ignored);
-  }
-  if (!words.empty() || !whole) throw ha::Error({"gnuplot", "a picture", words, (folder / (name + ".gp")).string()});
+  std::string const svg = drawn_picture(drawn(".svg"), ".svg", script);
+  std::string const png = drawn_picture(drawn(".png"), ".png", script);
+  ha::write_file(folder / (name + ".svg"), svg);
+  ha::write_file(folder / (name + ".png"), png);
 }
 
-void remove_pictures(std::filesystem::path const& folder, std::string const& name) {
+void remove_drawings(std::filesystem::path const& folder, std::string const& name) {
   for (char const* const extension : {".svg", ".png"}) {
+    std::error_code ignored;
+    std::filesystem::remove(folder / (name + extension), ignored);
+  }
+}
+
+void remove_picture(std::filesystem::path const& folder, std::string const& name) {
+  remove_drawings(folder, name);
+  for (char const* const extension : {".gp", ".tsv"}) {
     std::error_code ignored;
     std::filesystem::remove(folder / (name + extension), ignored);
   }

@@ -17,10 +17,13 @@ inline constexpr char const* gnuplot_missing =
 [[nodiscard]] std::optional<std::filesystem::path> find_gnuplot();
 
 /// @brief Runs `folder/name.gp`, which makes `name.svg` and `name.png`, each whole or not at all.
-/// @throws Error with gnuplot's words if it fails
+/// @throws Error with gnuplot's words if it fails, or if a picture lacks its end; FileError
 void draw(std::filesystem::path const& gnuplot, std::filesystem::path const& folder, std::string const& name);
 
-/// Removes pictures of an earlier run, which would not show today's numbers.
-void remove_pictures(std::filesystem::path const& folder, std::string const& name);
+/// Removes the drawings of an earlier run, which would not show today's numbers.
+void remove_drawings(std::filesystem::path const& folder, std::string const& name);
+
+/// The same with script and data, where today there is no such picture.
+void remove_picture(std::filesystem::path const& folder, std::string const& name);
 
 }  // namespace report

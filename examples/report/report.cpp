@@ -1,6 +1,7 @@
 #include "report/report.hpp"
 
 #include "report/gallery.hpp"
+#include "report/gnuplot.hpp"
 #include "report/page.hpp"
 
 #include <headaware/detail/head_grid.hpp>
@@ -8,10 +9,12 @@
 #include <headaware/io/file.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdio>
 #include <span>
 #include <string>
+#include <system_error>
 #include <vector>
 
 namespace report {
@@ -21,6 +24,10 @@ namespace ha = headaware;
 namespace {
 
 constexpr auto where = "write_report";
+
+/// All that a report may have, and the data behind several of them.
+constexpr std::array picture_names{"types",      "entropy",       "sinks",     "local",     "windows",
+                                   "histograms", "sink_vs_local", "distances", "retention", "heads"};
 
 void check_retention(ha::RetentionStatistics const& retention, ha::StatisticsInfo const& info) {
   auto const& grid = retention.info.grid;
@@ -63,10 +70,25 @@ void write_report(std::filesystem::path const& results_dir, ReportInput const& i
   add_distributions(ordered, gallery);
   add_curves(ordered, gallery);
 
+  // Of an earlier report, not of these numbers: should drawing fail, nothing is better.
+  std::filesystem::remove(results_dir / "report.html");
+  for (char const* const name : picture_names) {
+    bool const drawn = std::any_of(gallery.pictures.begin(), gallery.pictures.end(),
+                                   [&](Picture const& picture) { return picture.name == name; });
+    if (!drawn) remove_picture(results_dir / "pictures", name);
+  }
   auto const drawings = write_pictures(results_dir / "pictures", gallery);
   ha::write_file(results_dir / "report.html", page(ordered, gallery.pictures, drawings));
   std::printf("wrote report.html and pictures/ (%zu pictures as SVG and PNG, their data and scripts) to %s\n",
               drawings.size(), results_dir.string().c_str());
+}
+
+bool remove_report(std::filesystem::path const& results_dir) {
+  std::error_code error;
+  bool const removed = std::filesystem::remove(results_dir / "report.html", error);
+  for (char const* const name : picture_names) remove_picture(results_dir / "pictures", name);
+  std::filesystem::remove(results_dir / "pictures", error);  // fails where other files are in it
+  return removed;
 }
 
 }  // namespace report

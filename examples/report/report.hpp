@@ -37,4 +37,8 @@ struct ReportInput {
 ///         cannot be written, Error with gnuplot's words if it fails
 void write_report(std::filesystem::path const& results_dir, ReportInput const& input);
 
+/// Removes what `write_report` wrote there, if anything: for results that it does not show. @return whether there was a
+/// page
+bool remove_report(std::filesystem::path const& results_dir);
+
 }  // namespace report

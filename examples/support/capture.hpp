@@ -11,26 +11,32 @@
 //     sliding_windows      of each layer in `layers`, keys that a query sees; 0: all before it
 //     first_position       of each sequence; 0
 //     model                name, architecture, num_layers; unknown
+//   capture.unfinished     while capture_attention writes, and if it never ended: then nothing is read
 
+#include <headaware/detail/json_tree.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/npy.hpp>
-
-#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <filesystem>
+#include <limits>
 #include <numeric>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 namespace capture {
 
 namespace ha = headaware;
+
+/// A file that lies in a folder from before the first array is written until the capture is whole. Arrays without a
+/// capture.json may as well be a user's own.
+inline constexpr char const* unfinished_name = "capture.unfinished";
 
 struct Sequence {
   std::string name;
@@ -57,43 +63,77 @@ struct Arrays : Description {
   std::vector<Sequence> sequences;  ///< empty: none
 };
 
-/// capture.json, where there is one, and what holds where it says nothing.
-/// @param arrays  layers that the arrays have
-inline Description load_description(std::filesystem::path const& folder, std::int64_t arrays, std::int64_t head_dim) {
-  Description result;
-  result.layers.resize(static_cast<std::size_t>(arrays));
-  std::iota(result.layers.begin(), result.layers.end(), 0);
-  result.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(head_dim)));
-  auto const path = folder / "capture.json";
-  if (std::filesystem::exists(path)) {
-    try {
-      auto const json = nlohmann::json::parse(ha::read_text_file(path));
-      result.layers = json.value("layers", result.layers);
-      result.scale = json.value("scale", result.scale);
-      result.soft_cap = json.value("soft_cap", result.soft_cap);
-      result.sliding_windows = json.value("sliding_windows", result.sliding_windows);
-      result.first_position = json.value("first_position", result.first_position);
-      auto const model = json.value("model", nlohmann::json::object());
-      result.model = model.value("name", "");
-      result.architecture = model.value("architecture", "");
-      result.num_layers = model.value("num_layers", 0);
-    } catch (nlohmann::json::exception const& error) {
-      throw ha::FormatError({"capture.json", "an object such as {\"layers\": [numbers]}", error.what(), path.string()});
-    }
+namespace detail {
+
+/// The text of a capture.json. @param result  what holds where it says nothing
+inline void read_description(std::string_view text, std::string const& source, Description& result) {
+  using ha::detail::JsonObject;
+  using ha::detail::JsonValue;
+  constexpr std::int32_t most = std::numeric_limits<std::int32_t>::max();
+  ha::detail::JsonTree const tree(text, source);
+  JsonObject json = tree.root().object();
+  auto const numbers = [&](char const* key, std::vector<std::int32_t>& list) {
+    auto const value = json.find(key);
+    if (!value) return;
+    list.clear();
+    for (JsonValue const number : value->array()) list.push_back(number.integer(0, most));
+  };
+  auto const real = [&](char const* key, float& number, bool zero) {
+    auto const value = json.find(key);
+    if (!value) return;
+    number = static_cast<float>(value->number());
+    bool const fits = std::isfinite(number) && (number > 0 || (zero && value->number() == 0));
+    if (!fits) value->fail(key, zero ? "a number >= 0" : "a number > 0");
+  };
+  auto const words = [](JsonObject& object, char const* key, std::string& into) {
+    if (auto const value = object.find(key)) into = value->string();
+  };
+  numbers("layers", result.layers);
+  real("scale", result.scale, false);
+  real("soft_cap", result.soft_cap, true);
+  numbers("sliding_windows", result.sliding_windows);
+  if (auto const position = json.find("first_position")) result.first_position = position->integer(0, most);
+  if (auto const value = json.find("model")) {
+    JsonObject model = value->object();
+    words(model, "name", result.model);
+    words(model, "architecture", result.architecture);
+    if (auto const layers = model.find("num_layers")) result.num_layers = layers->integer(0, most);
   }
   if (result.sliding_windows.empty()) result.sliding_windows.assign(result.layers.size(), 0);
   if (result.sliding_windows.size() != result.layers.size()) {
     throw ha::FormatError({"sliding_windows", "as many as layers: " + std::to_string(result.layers.size()),
-                           std::to_string(result.sliding_windows.size()), path.string()});
+                           std::to_string(result.sliding_windows.size()), source});
   }
-  bool const scored =
-      result.scale > 0 && result.soft_cap >= 0 && result.first_position >= 0 &&
-      std::all_of(result.sliding_windows.begin(), result.sliding_windows.end(), [](auto w) { return w >= 0; });
-  if (!scored) {
+}
+
+}  // namespace detail
+
+/// The text of a capture.json; nothing: what holds where there is none.
+/// @param arrays  layers that the arrays have
+/// @throws FormatError
+inline Description parse_description(std::optional<std::string_view> text, std::string const& source,
+                                     std::int64_t arrays, std::int64_t head_dim) {
+  Description result;
+  result.layers.resize(static_cast<std::size_t>(arrays));
+  std::iota(result.layers.begin(), result.layers.end(), 0);
+  result.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(head_dim)));
+  result.sliding_windows.assign(result.layers.size(), 0);
+  if (!text) return result;
+  result.sliding_windows.clear();
+  try {
+    detail::read_description(*text, source, result);
+  } catch (ha::FormatError const& error) {
     throw ha::FormatError(
-        {"capture.json", "scale > 0; soft_cap, sliding_windows and first_position >= 0", "others", path.string()});
+        {"capture.json: " + error.detail().what, error.detail().expected, error.detail().got, error.detail().where});
   }
   return result;
+}
+
+/// The folder's capture.json, where there is one.
+inline Description load_description(std::filesystem::path const& folder, std::int64_t arrays, std::int64_t head_dim) {
+  auto const path = folder / "capture.json";
+  if (!std::filesystem::exists(path)) return parse_description(std::nullopt, path.string(), arrays, head_dim);
+  return parse_description(ha::read_text_file(path), path.string(), arrays, head_dim);
 }
 
 /// @throws FormatError unless the arrays hold the layers named, each one of the model's `num_layers` (0: unknown)
@@ -140,6 +180,12 @@ inline Sequence load_sequence(std::filesystem::path const& folder, std::string c
 inline Arrays load_arrays(std::filesystem::path const& folder) {
   if (!std::filesystem::is_directory(folder)) {
     throw ha::FileError({"capture", "a folder", "no such folder", folder.string()});
+  }
+  if (std::filesystem::exists(folder / unfinished_name)) {
+    throw ha::FormatError(
+        {"capture", "a whole one",
+         "one that is being made or was interrupted: capture_attention makes it again into this folder",
+         (folder / unfinished_name).string()});
   }
   std::vector<std::string> stems;
   for (auto const& entry : std::filesystem::directory_iterator(folder)) {

@@ -189,10 +189,23 @@ class BasicCompressor {
     return from_model_config(load_model_config(path), policy);
   }
 
-  /// @brief From DuoAttention's trained gates: `Full` above the threshold, sinks and window below.
-  /// @param threshold  gate value
-  static BasicCompressor from_duo_gates(DuoGates const& gates, ModelConfig const& model, double threshold = 0.5) {
+  /// @brief From DuoAttention's trained gates: `Full` for the share of heads with the largest gates, as they are
+  /// published (`FullHeadShare{0.5}`), sinks and window for the others.
+  static BasicCompressor from_duo_gates(DuoGates const& gates, ModelConfig const& model, FullHeadShare full) {
+    return {model, table_from_duo_gates<Registry>(gates, full)};
+  }
+
+  /// @brief The same with `Full` above a threshold.
+  /// @param threshold  gate value; 0.5 is beneath nine in ten gates of some published models
+  static BasicCompressor from_duo_gates(DuoGates const& gates, ModelConfig const& model, double threshold) {
     return {model, table_from_duo_gates<Registry>(gates, threshold)};
+  }
+
+  /// @brief The same with a threshold of 0.5.
+  [[deprecated(
+      "say which: FullHeadShare{0.5}, as DuoAttention's models are published, or a threshold")]] static BasicCompressor
+  from_duo_gates(DuoGates const& gates, ModelConfig const& model) {
+    return from_duo_gates(gates, model, 0.5);
   }
 
   [[nodiscard]] ModelConfig const& model() const { return model_; }

@@ -53,6 +53,30 @@ cp "$folder/whole/head_classifications.json" "$folder/whole/validation/refined_c
 "$program" "${pieces[@]}" --output_dir "$folder/whole" >"$folder/whole.log" 2>&1
 [[ ! -e $folder/whole/validation/refined_classifications.json ]] || fail "old refined classes stayed"
 
+# Nor does anything else that a later one does not make anew: retention, its picture, a plan made of it, reports.
+mkdir -p "$folder/whole/validation/pictures"
+stale=(retention_statistics.json plan.json plan_classifications.json pictures/retention.gp pictures/retention.tsv
+  pictures/retention.svg pictures/retention.png validation/refined_classifications.json validation/validation_report.txt
+  validation/report.html validation/pictures/types.svg)
+for file in "${stale[@]}"; do echo old >"$folder/whole/$file"; done
+echo mine >"$folder/whole/notes.txt"
+"$program" "${pieces[@]}" --output_dir "$folder/whole" --no_retention >"$folder/whole.log" 2>&1
+for file in "${stale[@]}"; do [[ ! -e $folder/whole/$file ]] || fail "an earlier analysis' $file stayed"; done
+[[ -s $folder/whole/notes.txt && -s $folder/whole/pictures/types.gp ]] || fail "more than an earlier analysis went"
+# A measured plan is no result of the analysis.
+for file in plan.json plan_guard.json; do echo old >"$folder/whole/$file"; done
+"$program" "${pieces[@]}" --output_dir "$folder/whole" >"$folder/whole.log" 2>&1
+[[ -s $folder/whole/plan.json && -s $folder/whole/retention_statistics.json ]] || fail "a measured plan went"
+rm "$folder/whole"/plan*.json
+
+# Bytes that are not UTF-8 in paths cost no results, and resuming knows them.
+odd=$folder/$(printf 'm\xe4rchen')
+cp -r "$capture" "$odd"
+sed -i "s/Smollm2/$(printf 'Sm\xf6l')/" "$odd/capture.json"
+"$program" --model "$odd" --output_dir "$odd/results" >"$folder/log" 2>&1 || fail "odd bytes: $(cat "$folder/log")"
+grep -q $'Sm\xef\xbf\xbdl' "$odd/results/analysis.json" || fail "odd bytes are not marked"
+"$program" --model "$odd" --output_dir "$odd/results" --resume >"$folder/log" 2>&1 || fail "odd bytes: $(cat "$folder/log")"
+
 # A value that is no number: the rows that see it are left out, and the results say so.
 mkdir "$folder/spoiled"
 cp "$capture"/* "$folder/spoiled"
@@ -77,6 +101,25 @@ expect "first_query" --model "$capture" --first_query 600 --output_dir "$folder/
 expect "at least 10 tokens" --model "$capture" --max_tokens 5 --output_dir "$folder/none"
 expect "GGUF file" --model org/name --output_dir "$folder/none"
 expect "--plan" --model "$capture" --plan --budget 25% --output_dir "$folder/none"
+# What stands in the way of results is found before any work.
+for name in validation pictures; do
+  mkdir "$folder/blocked_$name"
+  touch "$folder/blocked_$name/$name"
+  expect "expected a folder, or nothing yet" --model "$capture" --output_dir "$folder/blocked_$name"
+  [[ $(ls "$folder/blocked_$name") == "$name" ]] || fail "worked although it could not write $name"
+done
+mkdir -p "$folder/blocked_file/head_statistics.json"
+expect "expected a file, or nothing yet" --model "$capture" --output_dir "$folder/blocked_file"
+expect "--threads" --model "$capture" --threads 1000000000 --output_dir "$folder/none"
+expect "--num_distances" --model "$capture" --num_distances 2000000000 --output_dir "$folder/none"
+expect "--max_tokens: expected at most 2^53" --model "$capture" --max_tokens 99999999999999999999 --output_dir "$folder/none"
+# A capture that was interrupted is none.
+cp -r "$capture" "$folder/unfinished"
+touch "$folder/unfinished/capture.unfinished"
+expect "capture_attention makes it again" --model "$folder/unfinished" --output_dir "$folder/none"
+cp -r "$capture" "$folder/wrapped"
+sed -i 's/"num_layers": 30/"num_layers": 4294967326/' "$folder/wrapped/capture.json"
+expect "/model/num_layers" --model "$folder/wrapped" --output_dir "$folder/none"
 expect "windows" --model "$capture" --windows 8,4 --output_dir "$folder/none"
 expect "NAME_q.npy" --model "$folder" --output_dir "$folder/none"
 [[ -z $(ls -A "$folder/none") ]] || fail "a refused analysis left something behind"

@@ -36,4 +36,17 @@ PY
 fi
 if "$program" --results_dir "$folder/none" >"$folder/log" 2>&1; then exit 1; fi
 grep -q "classifications" "$folder/log"
+refused() {  # refused <text> <arguments>...
+  local text=$1
+  shift
+  if "$program" --results_dir "$folder" "$@" >"$folder/log" 2>&1 || ! grep -qF -- "$text" "$folder/log"; then
+    cat "$folder/log" >&2
+    echo "commands: expected an error and '$text': $*" >&2
+    exit 1
+  fi
+}
+refused "--tokens" --tokens 2000000000
+refused "at most the machine's memory" --tokens 16000000 --kv_heads 9 --head_dim 100000
+refused "a plan (" --plan "$folder/head_classifications.json"
+refused "classes of heads" --classifications "$folder/analysis.json"
 echo "commands: compress_cache does what it should"

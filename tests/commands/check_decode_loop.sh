@@ -28,4 +28,15 @@ agrees --prompt 64 --heads 8 --kv_heads 8 --threads 2
 # Rounding alone is more than nothing.
 fails "attention: expected dense masked attention within 0, .*step 0, layer 0, query head [0-9]" --tolerance 0
 fails "query heads: expected a multiple of 3" --heads 8 --kv_heads 3
+fails "machine's memory" --prompt 16000000 --head_dim 100000
+refused() {  # refused <option> <value>: by name, before any work
+  local log
+  if log=$("$program" "$@" 2>&1) || ! grep -q -- "$1" <<<"$log"; then
+    echo "commands: decode_loop should refuse $*: $log" >&2
+    exit 1
+  fi
+}
+refused --threads 1000000000
+refused --steps 1000000000
+refused --seed 99999999999999999999
 echo "commands: decode_loop does what it should"

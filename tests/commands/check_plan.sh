@@ -75,9 +75,18 @@ expect 105 "expected a number >= 0, got -3" --budget 25% --floor -3
 expect 105 "expected a number > 0, got 0" --budget 25% --page_size 0
 expect 1 "output projection" --budget 25% --measure output_metric
 expect 1 "3 KV heads" --budget 25% --ranks 2
+expect 105 "not in range" --budget 25% --context 1000000000000
+expect 105 "expected at most 2^53" --budget 25% --floor 99999999999999999999
+mkdir -p "$folder/blocked/plan.json"
+expect 1 "expected a file, or nothing yet" --budget 25% --output_dir "$folder/blocked"
+grep -q "predicted error against" "$folder/log" && { echo "commands: planned what it cannot write" >&2; exit 1; }
 expect 1 "none.json" --budget 25% --sensitivities "$folder/none.json"
 sed -i 's/"num_layers": 4/"num_layers": 5/' "$folder/losses.json"
 expect 1 "number of values" --budget 25% --sensitivities "$folder/losses.json"
+# An analysis without retention leaves no plan of an earlier one's to be made.
+"$3" --model "$capture" --output_dir "$folder/text" --no_retention >/dev/null 2>&1
+expect 1 "retention_statistics.json" --budget 25%
+[[ ! -e $folder/text/plan.json ]] || { echo "commands: a plan of earlier statistics stayed" >&2; exit 1; }
 if "$program" --results_dir "$folder" --budget 25% >"$folder/log" 2>&1; then exit 1; fi
 grep -q "retention_statistics.json" "$folder/log"
 echo "commands: plan_policies does what it should"

@@ -38,6 +38,13 @@ expect 1 "at most high_entropy" --low_entropy 4
 sed -i '0,/"sink_positional"/s//"gathering"/' "$folder/head_classifications.json"
 expect 2 "expected sink_positional, got gathering" --strict
 
+# A report of an earlier check goes with it; one of the results themselves stays.
+touch "$folder/validation/report.html" "$folder/report.html"
+expect 2 "expected sink_positional, got gathering" --strict
+[[ ! -e $folder/validation/report.html && -e $folder/report.html ]] || { echo "commands: an old report" >&2; exit 1; }
+touch "$folder/blocked"
+expect 1 "expected a folder, or nothing yet" --output_dir "$folder/blocked"
+
 # A failed run leaves the files of the one before.
 cp "$folder/validation/validation_report.txt" "$folder/before.txt"
 head -c 30000 "$folder/analysis/head_statistics.json" >"$folder/head_statistics.json"

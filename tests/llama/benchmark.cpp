@@ -2,12 +2,14 @@
 
 #include "llama/benchmark_methods.hpp"
 #include "llama/models.hpp"
+#include "llama/saved_losses.hpp"
 #include "support/errors.hpp"
 #include "support/planned_statistics.hpp"
 
 #include <headaware/io/json.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
+#include <headaware/policy/builders.hpp>
 
 #include <nlohmann/json.hpp>
 
@@ -16,6 +18,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <limits>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -111,6 +115,55 @@ TEST_CASE("standard errors over passages, and of the gap that a method closes") 
   CHECK(runs[2].closed.share == closed.share);
   CHECK(std::isnan(runs[3].closed.share));  // no uniform windows of its size
   CHECK(std::isnan(runs[1].closed.share));
+}
+
+TEST_CASE("a share of the heads with the largest gates keeps everything, the others what belongs to the gates") {
+  ha::DuoGates const gates{
+      .num_layers = 2, .num_kv_heads = 3, .gates = {0.1, 0.9, 0.3, 1.0, -0.1, 0.9}, .sink_size = 16, .recent_size = 48};
+  ha::PolicyTable const half = duo_share_table(gates, small, 0.5);
+  CHECK(half == ha::table_from_duo_gates(gates, ha::FullHeadShare{0.5}));
+  CHECK(duo_share_table(gates, small, 0.5, 4, 8).at(0, 0).get<ha::SinkWindow>() ==
+        ha::SinkWindow{.sink = 4, .window = 8});
+
+  TemporaryFolder const folder;
+  ha::write_file(folder / "full_attention_heads.tsv", "0.1\t0.9\t0.3\n1.0\t-0.1\t0.9\n");
+  ha::write_file(folder / "config.json", R"({"sink_size": 16, "recent_size": 48})");
+  MethodOptions options{
+      .methods = {"duo", "streaming_llm"}, .duo_gates = folder.path(), .duo_share = 0.5, .context = 256};
+  options.budgets = {64};
+  auto const runs = benchmark_runs(options, small);
+  REQUIRE(runs.size() == 2);
+  CHECK((runs[0].method == "duo" && runs[0].budget_tokens == 160));  // (256 + 64) / 2
+  CHECK(runs[0].table == half);
+  options.duo_share = 1.5;
+  check_error<ha::ArgumentError>([&] { (void)benchmark_runs(options, small); }, {"share", "in [0, 1]", "1.5", ""});
+  options.methods = {"streaming_llm"};
+  check_error<ha::ArgumentError>([&] { (void)benchmark_runs(options, small); },
+                                 {"--duo_share", "--method duo too", "", ""});
+}
+
+TEST_CASE("what an earlier run left is read, or is one error that says what to do") {
+  std::vector<double> const losses{0.5, 1.25};
+  auto const bytes = ha::format_npy(ha::NpyArray::of({2}, std::span<double const>(losses)));
+  CHECK(parse_losses(bytes, "a.npy", 2) == losses);
+  auto const refused = [](auto const& read, ha::ErrorDetail const& parts) {
+    check_error<ha::FormatError>(read, parts);
+  };
+  refused([&] { (void)parse_losses(bytes, "a.npy", 3); }, {"values of a text", "3; remove the file", "2", "a.npy"});
+  std::vector<double> const broken{0.5, std::numeric_limits<double>::quiet_NaN()};
+  auto const nan = ha::format_npy(ha::NpyArray::of({2}, std::span<double const>(broken)));
+  refused([&] { (void)parse_losses(nan, "a.npy", 2); }, {"values of a text", "2; remove", "infinity or NaN", "a.npy"});
+
+  std::string const text = R"({"read_seconds": 1, "first_token_seconds": 1.5, "decode_seconds": 0, "mean_kept": 64.5,
+                               "kv_bytes_peak": 4096, "losses": [0.5, 1.25]})";
+  CHECK(parse_evicted_text(text, "a.json", 2) == EvictedText{losses, 1, 1.5, 0, 64.5, 4096});
+  auto const changed = [&](std::string const& from, std::string const& to) {
+    return [&text, from, to] { (void)parse_evicted_text(replaced(text, from, to), "a.json", 2); };
+  };
+  refused(changed("[0.5, ", "["), {"measurements of an earlier run", "remove the file", "2", "a.json"});
+  refused(changed("4096", "1e99"), {"measurements of an earlier run", "remove the file", "/kv_bytes_peak", "a.json"});
+  refused(changed("\"mean_kept\": 64.5", "\"mean_kept\": -1"), {"measurements", "", "/mean_kept", "a.json"});
+  refused(changed("\"decode_seconds\": 0,", ""), {"measurements", "", "missing field", "a.json"});
 }
 
 TEST_CASE("methods are compared at the sizes of the plans or the classes where no budget is given") {

@@ -112,6 +112,43 @@ TEST_CASE("layers and a sliding window are written down, each sequence begins wi
   CHECK(ha::read_text_file(folder / "log").find("a folder without arrays") != std::string::npos);
 }
 
+TEST_CASE("a capture that was killed is no capture, and is made again in its folder") {
+  HEADAWARE_REQUIRE_MODEL(smollm2);
+  TemporaryFolder const folder;
+  std::string text;
+  for (int i = 0; i < 200; ++i) text += "Line " + std::to_string(i) + " of a text that takes a while to read.\n";
+  ha::write_file(folder / "text.txt", text);
+  auto const capture_folder = folder / "capture";
+  std::string const arguments = "--model " + quoted(model_path(smollm2)) + " --text " + quoted(folder / "text.txt") +
+                                " --chunk_size 400 --max_tokens 1600 --layers 3,7 --output_dir " +
+                                quoted(capture_folder);
+  // Killed when one of the chunks is there; while it runs, no other may capture into the folder.
+  std::string const other =
+      std::string(HEADAWARE_CAPTURE_PROGRAM) + " " + arguments + " 2> " + quoted(folder / "other");
+  std::string const command = HEADAWARE_CAPTURE_PROGRAM " " + arguments + " 2> " + quoted(folder / "log") +
+                              " & run=$!; while [ ! -e " + quoted(capture_folder / "chunk0_v.npy") +
+                              " ]; do kill -0 $run || exit 1; sleep 0.01; done; kill -STOP $run; " + other +
+                              " && exit 2; kill -KILL $run; wait $run; exit 0";
+  REQUIRE(std::system(command.c_str()) == 0);
+  CHECK(ha::read_text_file(folder / "other").find("no other process captures into") != std::string::npos);
+  REQUIRE_FALSE(std::filesystem::exists(capture_folder / "capture.json"));
+  check_error<ha::FormatError>([&] { (void)capture::load_arrays(capture_folder); },
+                               {"capture", "a whole one", "capture_attention makes it again", "capture.unfinished"});
+
+  REQUIRE(run_program(arguments, folder / "log"));
+  auto const arrays = capture::load_arrays(capture_folder);
+  CHECK(arrays.layers == std::vector<std::int32_t>{3, 7});
+  CHECK(arrays.num_layers == 30);
+  CHECK(arrays.sequences.size() == 4);
+
+  // A user's own arrays are never removed, not even where a capture was interrupted.
+  ha::write_file(capture_folder / capture::unfinished_name, "");
+  std::filesystem::rename(capture_folder / "chunk0_k.npy", capture_folder / "mine_k.npy");
+  CHECK_FALSE(run_program(arguments, folder / "log"));
+  CHECK(ha::read_text_file(folder / "log").find("mine_k.npy in it") != std::string::npos);
+  CHECK(std::filesystem::exists(capture_folder / "mine_k.npy"));
+}
+
 TEST_CASE("what cannot be captured is said") {
   TemporaryFolder const folder;
   ha::write_file(folder / "text.txt", "Too short.");
@@ -154,8 +191,15 @@ TEST_CASE("folders without a description, or with an old one, are read as before
   refused(R"({"layers": [3]})", {"captured layers", "2", "1 named", "capture.json"});
   refused(R"({"layers": [3, 7], "model": {"num_layers": 7}})", {"captured layers", "2 layers of 7", "", ""});
   refused(R"({"sliding_windows": [1]})", {"sliding_windows", "2", "1", "capture.json"});
-  refused(R"({"scale": 0})", {"capture.json", "scale > 0", "", ""});
+  refused(R"({"scale": 0})", {"capture.json", "a number > 0", "0", "/scale"});
   refused(R"({"scale": "large"})", {"capture.json", "", "", "capture.json"});
+  // Numbers are taken as they are written or not at all.
+  refused(R"({"layers": [3, 4294967303]})", {"capture.json", "2147483647", "4294967303", "/layers/1"});
+  refused(R"({"layers": [3, 6.5]})", {"capture.json", "an integer", "6.5", "/layers/1"});
+  refused(R"({"layers": [3, true]})", {"capture.json", "an integer", "true", "/layers/1"});
+  refused(R"({"first_position": 99999999999999999999})", {"capture.json", "an integer", "99999999999999999999", ""});
+  refused(R"({"scale": 1e300})", {"capture.json", "a number > 0", "1e300", "/scale"});
+  refused(R"({"soft_cap": -1})", {"capture.json", "a number >= 0", "-1", "/soft_cap"});
   refused("[", {"capture.json", "", "", "capture.json"});
 
   std::filesystem::remove(folder / "capture.json");

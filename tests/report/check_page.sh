@@ -58,6 +58,13 @@ for report in values mass smallest; do
 done
 has "$folder/drawn/values/report.html" "Output error over the window, 4 sinks kept"
 has "$folder/drawn/mass/report.html" "Attention lost over the window, 4 sinks kept"
+# A full disk: gnuplot says nothing of it, but no picture without its end takes a name, nor do old ones stay.
+cp -r "$folder/drawn" "$folder/full"
+if (trap '' XFSZ && ulimit -f 16 && "$program" "$folder/full") >"$folder/full.log" 2>&1; then fail "drew on a full disk"; fi
+has "$folder/full.log" "gnuplot: expected a whole picture"
+[[ ! -e $folder/full/values/report.html ]] || fail "a page without its pictures"
+[[ -z $(find "$folder/full" -name '.headaware-*') ]] || fail "a failed drawing left files"
+[[ -z $(find "$folder/full/values/pictures" -name '*.svg' -o -name '*.png') ]] || fail "pictures of another run, or halves"
 # A script draws its picture again by itself.
 (cd "$folder/drawn/mass/pictures" && rm types.svg && gnuplot types.gp && [[ -s types.svg ]]) || fail "types.gp alone"
 

@@ -29,6 +29,9 @@ namespace detail {
 
 enum class JsonKind : std::uint8_t { null, boolean, integer, number, string, array, object };
 
+/// What becomes of Infinity, -Infinity and NaN, which are no JSON but what Python writes for such numbers.
+enum class NonFinite : std::uint8_t { refuse, read };
+
 /// A value; those inside it follow at once, members of an object as key and value by turns.
 struct JsonNode {
   JsonKind kind = JsonKind::null;
@@ -141,7 +144,8 @@ class JsonTree {
   /// @param source  names the text in messages
   /// @throws FormatError unless the text is one JSON value with no key twice in an object, nested at most
   ///         `max_depth` deep, shorter than 2^32 bytes, its numbers within double's range
-  JsonTree(std::string_view text, std::string source) : text_(text), source_(std::move(source)) {
+  JsonTree(std::string_view text, std::string source, NonFinite non_finite = NonFinite::refuse)
+      : text_(text), source_(std::move(source)), non_finite_(non_finite) {
     if (text.size() >= std::numeric_limits<std::uint32_t>::max()) {
       throw FormatError({"document too large", "less than 4 GiB", std::to_string(text.size()) + " bytes", source_});
     }
@@ -158,6 +162,11 @@ class JsonTree {
   [[nodiscard]] JsonValue root() const { return {*this, 0}; }
   [[nodiscard]] JsonNode const& node(std::uint32_t index) const { return nodes_[index]; }
   [[nodiscard]] std::string_view text_of(std::uint32_t key) const { return {nodes_[key].chars, nodes_[key].size}; }
+
+  /// Whether a number has digits alone; one beyond 64 bits is a `JsonKind::number` all the same.
+  [[nodiscard]] bool written_as_integer(std::uint32_t index) const {
+    return token(nodes_[index].begin).find_first_not_of("-0123456789") == std::string_view::npos;
+  }
 
   /// What a value is, for messages.
   [[nodiscard]] std::string describe(std::uint32_t index) const {
@@ -276,8 +285,24 @@ class JsonTree {
       case 't': return parse_word("true", JsonKind::boolean, 1);
       case 'f': return parse_word("false", JsonKind::boolean, 0);
       case 'n': return parse_word("null", JsonKind::null, 0);
-      default: return parse_number();
+      default: break;
     }
+    if (non_finite_ == NonFinite::read && parse_non_finite()) return;
+    parse_number();
+  }
+
+  [[nodiscard]] bool parse_non_finite() {
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    std::string_view const word = token(at_);
+    double value = std::numeric_limits<double>::quiet_NaN();
+    if (word == "Infinity" || word == "-Infinity") {
+      value = word.front() == '-' ? -infinity : infinity;
+    } else if (word != "NaN") {
+      return false;
+    }
+    add(JsonKind::number, at_).number = value;
+    at_ += word.size();
+    return true;
   }
 
   void parse_word(std::string_view word, JsonKind kind, std::int64_t value) {
@@ -473,6 +498,7 @@ class JsonTree {
 
   std::string_view text_;
   std::string source_;
+  NonFinite non_finite_;
   std::size_t at_ = 0;
   std::vector<JsonNode> nodes_;
   std::vector<std::uint32_t> keys_;  ///< reused by reject_duplicates
@@ -493,7 +519,8 @@ template <class Integer>
 Integer JsonValue::integer(Integer low, Integer high) const {
   auto range = [&] { return "an integer in [" + std::to_string(low) + ", " + std::to_string(high) + "]"; };
   JsonNode const& n = node();
-  if (n.kind != JsonKind::integer) fail(n.kind == JsonKind::number ? "not an integer" : "wrong type", range());
+  if (n.kind == JsonKind::number) fail(tree_->written_as_integer(index_) ? "out of range" : "not an integer", range());
+  if (n.kind != JsonKind::integer) fail("wrong type", range());
   if (n.integer < std::int64_t{low} || n.integer > std::int64_t{high}) fail("out of range", range());
   return static_cast<Integer>(n.integer);
 }

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
 #include <filesystem>
 #include <limits>
@@ -45,7 +46,6 @@ class FileDescriptor {
     if (fd_ >= 0) ::close(fd_);
   }
   [[nodiscard]] int get() const { return fd_; }
-  [[nodiscard]] int close() { return ::close(std::exchange(fd_, -1)); }
 
  private:
   int fd_;
@@ -84,6 +84,53 @@ template <class Bytes>
   return bytes;
 }
 
+/// What files are called until they are whole. Readers pass them over.
+inline constexpr std::string_view temporary_prefix = ".headaware-";
+
+/// A name for a file that is not whole yet, which no other process takes.
+[[nodiscard]] inline std::string temporary_name() {
+  static std::atomic<unsigned> counter{0};
+  return std::string(temporary_prefix) + std::to_string(::getpid()) + "-" + std::to_string(counter++);
+}
+
+/// Removes from a folder what processes left that were killed while they wrote. What is not a day old may be another
+/// process's, on another machine too, and stays.
+inline void remove_stale_temporaries(std::filesystem::path const& folder) noexcept {
+  try {
+    std::error_code error;
+    auto const now = std::filesystem::file_time_type::clock::now();
+    auto entry = std::filesystem::directory_iterator(folder.empty() ? "." : folder, error);
+    for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+      if (!std::string_view(entry->path().filename().native()).starts_with(temporary_prefix)) continue;
+      std::error_code ignored;
+      if (!entry->is_regular_file(ignored) || entry->is_symlink(ignored)) continue;
+      auto const changed = entry->last_write_time(ignored);
+      if (!ignored && now - changed > std::chrono::hours(24)) ::unlink(entry->path().c_str());
+    }
+  } catch (...) {  // out of memory: the next writer tries again
+    return;
+  }
+}
+
+/// Makes a folder's names as durable as its files: else a machine that stops may forget a rename.
+/// @throws FileError
+inline void require_flushed(std::filesystem::path const& folder) {
+  FileDescriptor const opened(::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  // Folders that may be written but not read, and file systems that flush none, leave nothing to do.
+  if (opened.get() < 0 || ::fsync(opened.get()) == 0 || errno == EINVAL || errno == ENOTSUP) return;
+  throw_file_error("cannot flush folder", "a folder that keeps its names", folder, errno);
+}
+
+/// Gives a written file another name: its bytes are on disk before the name is, and the name when this returns.
+/// @param fd  open on `from` @throws FileError; `from` is then still there, unless only the folder could not be flushed
+inline void rename_durably(int fd, std::filesystem::path const& from, std::filesystem::path const& to) {
+  if (::fsync(fd) != 0) throw_file_error("cannot write file", "room for the file", from, errno);
+  if (::rename(from.c_str(), to.c_str()) != 0) {
+    throw_file_error("cannot rename file", "a replaceable file", to, errno);
+  }
+  require_flushed(to.parent_path());
+}
+
 /// A new file beside `target`, removed again unless it takes the target's place.
 class SiblingFile {
  public:
@@ -91,7 +138,7 @@ class SiblingFile {
   SiblingFile(SiblingFile const&) = delete;
   SiblingFile& operator=(SiblingFile const&) = delete;
   ~SiblingFile() {
-    if (!path_.empty()) ::unlink(path_.c_str());
+    if (!path_.empty()) ::unlink(path_.c_str());  // whose name is another by now, unless something failed
   }
 
   void set_mode(::mode_t mode) {
@@ -110,22 +157,13 @@ class SiblingFile {
   }
 
   /// After this the target holds what was appended, also if the machine stops.
-  void replace(std::filesystem::path const& target) {
-    if (::fsync(file_.get()) != 0 || file_.close() != 0) {
-      throw_file_error("cannot write file", "room for the file", path_, errno);
-    }
-    if (::rename(path_.c_str(), target.c_str()) != 0) {
-      throw_file_error("cannot rename file", "a replaceable file", target, errno);
-    }
-    path_.clear();
-  }
+  void replace(std::filesystem::path const& target) { rename_durably(file_.get(), path_, target); }
 
  private:
   [[nodiscard]] int create(std::filesystem::path const& target) {
-    static std::atomic<unsigned> counter{0};
+    remove_stale_temporaries(target.parent_path());
     for (;;) {
-      path_ = target.parent_path() /
-              (".headaware-" + std::to_string(::getpid()) + "-" + std::to_string(counter++) + ".tmp");
+      path_ = target.parent_path() / (temporary_name() + ".tmp");
       int const fd = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
       if (fd >= 0) return fd;
       if (errno != EEXIST) {
@@ -181,8 +219,10 @@ inline void write_whole(std::filesystem::path const& path, std::span<std::span<s
 
 /// @brief Writes a file whole or not at all: a reader sees the old file or the new one, also when writing
 /// fails or the machine stops half way. An existing file keeps its permissions.
-/// @throws FileError naming the path and the system's reason; the old file is then as it was
-/// @note   Writes to a file beside the target, flushes it and renames it.
+/// @throws FileError naming the path and the system's reason; the old file is then as it was, unless only the folder
+///         could not be flushed
+/// @note   Writes to a file beside the target (`.headaware-…`), flushes it, renames it and flushes the folder. Such
+///         files of killed processes are removed a day later, when something is written into their folder.
 inline void write_file(std::filesystem::path const& path, std::string_view contents) {
   std::span<std::byte const> const part = std::as_bytes(std::span(contents));
   detail::write_whole(path, std::span(&part, 1));

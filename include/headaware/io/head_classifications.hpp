@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <limits>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -85,7 +86,12 @@ inline void derive_strategy(HeadClassification& c) {
   detail::JsonValue const root = tree.root();
   bool const bare = root.kind() == detail::JsonKind::array;
   if (!bare && root.kind() != detail::JsonKind::object) root.fail("wrong type", "an object or an array");
-  detail::JsonArray const records = bare ? root.array() : root.object().get("classifications", "an array").array();
+  if (auto const format = bare ? std::nullopt : root.object().find("format")) {
+    if (!root.object().find("classifications"))
+      format->fail("another document", "classes of heads (\"classifications\")");
+  }
+  detail::JsonArray const records =
+      bare ? root.array() : root.object().get("classifications", "an array, the classes of heads").array();
   if (records.size() == 0) records.fail("no heads", "at least one head");
 
   std::vector<HeadClassification> heads;

@@ -84,6 +84,9 @@ inline constexpr std::array<std::string_view, 4> plan_policy_names{Full::name, S
 
 [[nodiscard]] inline PolicyPlan parse_plan_tree(JsonTree const& tree) {
   JsonObject root = tree.root().object();
+  if (auto const classes = root.find("classifications"); classes && !root.find("format")) {
+    classes->fail("another document", "a plan (\"format\": " + quoted(plan_format) + ")", "classes of heads");
+  }
   require_format(root, plan_format, plan_version);
   PolicyPlan plan;
   JsonObject model = root.get("model_info", "an object").object();

@@ -13,6 +13,7 @@
 #include <headaware/types.hpp>
 
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -30,7 +31,16 @@ HEADAWARE_NAMESPACE_BEGIN
   {
     detail::JsonTree const tree(text, source_name);
     detail::JsonValue const root = tree.root();
-    bool const plan = root.kind() == detail::JsonKind::object && root.object().find("format").has_value();
+    bool const object = root.kind() == detail::JsonKind::object;
+    auto const format = object ? root.object().find("format") : std::nullopt;
+    bool const classes = root.kind() == detail::JsonKind::array || (object && root.object().find("classifications"));
+    bool const plan = format && format->kind() == detail::JsonKind::string && format->string() == detail::plan_format;
+    if (!plan && !classes) {
+      std::string const neither = "a plan (\"format\": \"" + std::string(detail::plan_format) +
+                                  "\") or classes of heads (\"classifications\": [...], or the array alone)";
+      if (format) format->fail("policies", neither);
+      root.fail("policies", neither, object ? "an object with neither" : "another value");
+    }
     if (plan) {
       PolicyPlan const read = detail::parse_plan_tree(tree);
       std::string const place = "parse_policy_table, " + source_name;

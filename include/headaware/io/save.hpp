@@ -1,14 +1,15 @@
 #pragma once
 
 /// @file
-/// Writes `head_statistics.json`, `head_classifications.json` and `refined_classifications.json`. With the
-/// other save_*.hpp the only user of nlohmann/json.
+/// Writes `head_statistics.json`, `head_classifications.json` and `refined_classifications.json`. With
+/// the other save_*.hpp the only user of nlohmann/json.
 
 #include <headaware/classify/classifier.hpp>
 #include <headaware/classify/head_type.hpp>
 #include <headaware/classify/summary.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/head_grid.hpp>
+#include <headaware/detail/json_text.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/stats/head_statistics.hpp>
@@ -134,7 +135,7 @@ inline void require_savable(std::span<HeadClassification const> heads, char cons
                     std::to_string(distances) + " as for the first head", head.relative_position_dist.size(), where);
     array.push_back(detail::to_json(head));
   }
-  return document.dump(2);
+  return detail::json_text(document, 2);
 }
 
 /// @brief The text of a `head_classifications.json`, `summary` included, indented by 2.
@@ -144,7 +145,7 @@ inline void require_savable(std::span<HeadClassification const> heads, char cons
   detail::OrderedJson document;
   document["classifications"] = detail::to_json(classifications);
   document["summary"] = detail::to_json(summarize(classifications));
-  return document.dump(2);
+  return detail::json_text(document, 2);
 }
 
 /// @brief The text of a `refined_classifications.json`, indented by 2.
@@ -153,7 +154,7 @@ inline void require_savable(std::span<HeadClassification const> heads, char cons
   detail::require_savable(classifications, "format_refined_classifications");
   detail::OrderedJson document;
   document["classifications"] = detail::to_json(classifications);
-  return document.dump(2);
+  return detail::json_text(document, 2);
 }
 
 /// @brief Writes `format_statistics`, whole or not at all.

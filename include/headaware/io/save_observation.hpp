@@ -4,6 +4,7 @@
 /// Writes `retention_statistics.json` and `attention_sums.json`.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/json_text.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/attention_sums.hpp>
 #include <headaware/io/file.hpp>
@@ -81,7 +82,7 @@ inline void require_finite(std::vector<double> const& sums, std::size_t count, c
     }
     array.push_back(std::move(head));
   }
-  return document.dump();
+  return detail::json_text(document);
 }
 
 /// @brief Writes `format_retention_statistics`, whole or not at all.
@@ -91,7 +92,7 @@ inline void save_retention_statistics(std::filesystem::path const& path, Retenti
 }
 
 /// @brief The text of an `attention_sums.json`; `parse_attention_sums` reads the same sums back, bit for bit.
-/// @param position, source  the caller's own, see `SavedObserver`
+/// @param position, source  the caller's own, see `SavedObserver`; of `source` bytes that are not UTF-8 are not kept
 [[nodiscard]] inline std::string format_attention_sums(AttentionObserver const& observer, std::int64_t position = 0,
                                                        std::string const& source = {}) {
   constexpr auto where = "format_attention_sums";
@@ -128,7 +129,7 @@ inline void save_retention_statistics(std::filesystem::path const& path, Retenti
     }
     heads.push_back(std::move(head));
   }
-  return document.dump();
+  return detail::json_text(document);
 }
 
 /// @brief Writes `format_attention_sums`, whole or not at all.

@@ -4,6 +4,7 @@
 /// Writes `plan.json`, and plans as classifications.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/json_text.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/plan.hpp>
@@ -108,7 +109,7 @@ inline void require_savable(PolicyPlan const& plan, char const* where) {
                        {"predicted_error", head.predicted_error}});
     }
   }
-  return document.dump(1);
+  return detail::json_text(document, 1);
 }
 
 /// @brief Writes `format_plan`, whole or not at all.

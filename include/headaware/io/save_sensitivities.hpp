@@ -4,6 +4,7 @@
 /// Writes `sensitivities.json`.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/json_text.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/sensitivities.hpp>
@@ -40,7 +41,7 @@ HEADAWARE_NAMESPACE_BEGIN
   document["kind"] = saved.losses ? "loss_increase" : "factor";
   document["cut"] = {{"sink", saved.cut.sink}, {"window", saved.cut.window}};
   document["values"] = saved.values;
-  return document.dump(1);
+  return detail::json_text(document, 1);
 }
 
 /// @brief Writes `format_sensitivities`, whole or not at all.

@@ -19,4 +19,16 @@ struct DuoGates {
   friend bool operator==(DuoGates const&, DuoGates const&) = default;
 };
 
+/// @brief How many KV heads keep everything, as a share of all: those of the largest gates, the nearest whole number of
+/// them; of equal gates those of earlier layers first, then of smaller KV heads.
+///
+/// This is how the gates are published: DuoAttention's paper keeps one half of the heads of models with grouped queries
+/// and a quarter of others (its `sparsity` is the share of the other heads; its quantile of gates with noise may take
+/// one head more or less, and breaks ties by chance).
+struct FullHeadShare {
+  double share = 0.5;  ///< in [0, 1]
+
+  friend bool operator==(FullHeadShare const&, FullHeadShare const&) = default;
+};
+
 HEADAWARE_NAMESPACE_END

@@ -7,6 +7,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <chrono>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -99,4 +100,28 @@ TEST_CASE("a special file is not replaced by a regular one", "[io]") {
   REQUIRE(::mkfifo((folder / "pipe").c_str(), 0600) == 0);
   headaware_test::check_error<ha::FileError>([&] { ha::write_file(folder / "pipe", ""); },
                                              {"cannot replace", "a regular file", "special", "pipe"});
+}
+
+TEST_CASE("what killed processes left is removed when it is a day old", "[io]") {
+  headaware_test::TemporaryFolder const folder;
+  auto const make = [&](char const* name, std::chrono::hours age) {
+    std::ofstream(folder / name) << "half";
+    std::filesystem::last_write_time(folder / name, std::filesystem::file_time_type::clock::now() - age);
+  };
+  constexpr std::chrono::hours old(25);
+  make(".headaware-1-0.tmp", old);
+  make(".headaware-2-types.svg", old);
+  make(".headaware-3-0.tmp", std::chrono::hours(23));  // perhaps another machine's, which is writing
+  make("headaware-4.tmp", old);
+  make("results.json", old);
+  std::filesystem::create_directory(folder / ".headaware-5");
+  std::filesystem::last_write_time(folder / ".headaware-5", std::filesystem::file_time_type::clock::now() - old);
+  ha::write_file(folder / "file", "new");
+  CHECK_FALSE(std::filesystem::exists(folder / ".headaware-1-0.tmp"));
+  CHECK_FALSE(std::filesystem::exists(folder / ".headaware-2-types.svg"));
+  for (char const* const kept : {".headaware-3-0.tmp", "headaware-4.tmp", "results.json", ".headaware-5", "file"}) {
+    CAPTURE(kept);
+    CHECK(std::filesystem::exists(folder / kept));
+  }
+  CHECK(folder.entries() == 5);
 }

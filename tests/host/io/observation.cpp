@@ -58,6 +58,11 @@ TEST_CASE("an observer goes on from a file", "[io]") {
   auto const saved = ha::load_attention_sums(folder / "attention_sums.json");
   REQUIRE(saved.position == 7);
   REQUIRE(saved.source == "a text");
+  // What is no UTF-8 in a path or a name costs no results.
+  ha::save_attention_sums(folder / "attention_sums.json", before, 7, "m\xe4rchen \xc3\xa4");
+  CHECK(ha::load_attention_sums(folder / "attention_sums.json").source == "m\xef\xbf\xbdrchen \xc3\xa4");
+  CHECK(ha::detail::as_written("m\xe4rchen \xc3\xa4") == "m\xef\xbf\xbdrchen \xc3\xa4");
+  CHECK(ha::detail::as_written("a text") == "a text");
   REQUIRE(saved.observer.model() == before.model());
   REQUIRE(saved.observer.parameters() == before.parameters());
   REQUIRE(saved.observer.sums() == before.sums());

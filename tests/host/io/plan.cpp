@@ -13,7 +13,9 @@
 #include <headaware/io/sensitivities.hpp>
 #include <headaware/plan/planner.hpp>
 
+#include <array>
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <string>
 #include <vector>
@@ -82,9 +84,20 @@ TEST_CASE("plans survive a file", "[io]") {
                                  {"KV heads of the plan", "4", "2", "plan.json"});
   check_error<ha::FileError>([&] { (void)ha::load_plan(folder / "none.json"); }, {"cannot open file", "", "", "none"});
   check_error<ha::FormatError>([&] { (void)ha::parse_policy_table("3", "file", other); },
-                               {"wrong type", "an object or an array", "", "file"});
-  check_error<ha::FormatError>([&] { (void)ha::parse_policy_table("{\"format\":\"x\"}", "file", other); },
-                               {"format", "headaware.plan", "x", "/format"});
+                               {"policies", "a plan (", "another value", "file"});
+  // Neither a plan nor classes: both are named.
+  for (auto const& [text, got] : std::initializer_list<std::array<std::string, 2>>{
+           {R"({"format":"headaware.sensitivities", "version": 1})", "\"headaware.sensitivities\""},
+           {R"({"format": 1})", "1"},
+           {R"({"head_statistics": []})", "an object with neither"}}) {
+    check_error<ha::FormatError>([&] { (void)ha::parse_policy_table(text, "file", other); },
+                                 {"policies", "headaware.plan\") or classes of heads", got, "file"});
+  }
+  // Each reader names the other's documents.
+  check_error<ha::FormatError>([&] { (void)ha::load_plan(folder / "plan_classifications.json"); },
+                               {"another document", "a plan", "classes of heads", "/classifications"});
+  check_error<ha::FormatError>([&] { (void)ha::load_classifications(folder / "plan.json"); },
+                               {"another document", "classes of heads", "headaware.plan", "/format"});
 }
 
 TEST_CASE("plans that are broken are named", "[io]") {

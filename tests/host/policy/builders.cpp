@@ -180,7 +180,7 @@ TEST_CASE("a model's shape alone gives every KV head one policy", "[policy]") {
 TEST_CASE("gates above the threshold keep everything", "[policy]") {
   ha::DuoGates gates{
       .num_layers = 2, .num_kv_heads = 2, .gates = {0.9, 0.5, -0.1, 0.51}, .sink_size = 64, .recent_size = 128};
-  auto table = ha::table_from_duo_gates(gates);
+  auto table = ha::table_from_duo_gates(gates, 0.5);
   CHECK(table.at(0, 0) == Policy(Full{}));
   CHECK(table.at(0, 1) == Policy(SinkWindow{64, 128}));
   CHECK(table.at(1, 0) == Policy(SinkWindow{64, 128}));
@@ -192,12 +192,12 @@ TEST_CASE("gates above the threshold keep everything", "[policy]") {
       [&] { (void)ha::table_from_duo_gates(gates, std::numeric_limits<double>::quiet_NaN()); },
       {"threshold", "finite", "nan", where});
   gates.gates[2] = std::numeric_limits<double>::infinity();
-  headaware_test::check_error<ha::ArgumentError>([&] { (void)ha::table_from_duo_gates(gates); },
+  headaware_test::check_error<ha::ArgumentError>([&] { (void)ha::table_from_duo_gates(gates, 0.5); },
                                                  {"gate", "finite", "inf", where});
   gates.gates.pop_back();
-  headaware_test::check_error<ha::ArgumentError>([&] { (void)ha::table_from_duo_gates(gates); },
+  headaware_test::check_error<ha::ArgumentError>([&] { (void)ha::table_from_duo_gates(gates, 0.5); },
                                                  {"gates", "4", "3", where});
-  headaware_test::check_error<ha::ArgumentError>([&] { (void)ha::table_from_duo_gates(ha::DuoGates{}); },
+  headaware_test::check_error<ha::ArgumentError>([&] { (void)ha::table_from_duo_gates(ha::DuoGates{}, 0.5); },
                                                  {"num_layers", "> 0", "0", where});
 }
 
@@ -215,12 +215,52 @@ TEST_CASE("the reference's classifications become a table", "[policy][data]") {
   CHECK_THROWS_AS(ha::table_from_classifications(heads, model(32, 16, 16)), ha::ArgumentError);
 }
 
+TEST_CASE("a share of the heads with the largest gates keeps everything, of equal ones the first", "[policy]") {
+  ha::DuoGates gates{.num_layers = 2,
+                     .num_kv_heads = 4,
+                     .gates = {0.9, 0.5, -0.1, 0.9, 0.5, 1.2, 0.5, 0.5},
+                     .sink_size = 64,
+                     .recent_size = 128};
+  auto const full_heads = [&](double share) {
+    auto const table = ha::table_from_duo_gates(gates, ha::FullHeadShare{share});
+    std::vector<int> heads;
+    for (int i = 0; i < 8; ++i) {
+      bool const full = table.at(i / 4, i % 4) == Policy(Full{});
+      if (full) heads.push_back(i);
+      if (!full) CHECK(table.at(i / 4, i % 4) == Policy(SinkWindow{64, 128}));
+    }
+    return heads;
+  };
+  CHECK(full_heads(0).empty());
+  CHECK(full_heads(0.06).empty());
+  CHECK(full_heads(0.07) == std::vector{5});
+  CHECK(full_heads(0.25) == std::vector{0, 5});
+  CHECK(full_heads(0.5) == std::vector{0, 1, 3, 5});
+  CHECK(full_heads(0.625) == std::vector{0, 1, 3, 4, 5});
+  CHECK(full_heads(1).size() == 8);
+  constexpr auto where = "table_from_duo_gates";
+  for (double const share : {-0.1, 1.1, std::numeric_limits<double>::quiet_NaN()}) {
+    headaware_test::check_error<ha::ArgumentError>(
+        [&] { (void)ha::table_from_duo_gates(gates, ha::FullHeadShare{share}); }, {"share", "in [0, 1]", "", where});
+  }
+  gates.gates[2] = std::numeric_limits<double>::quiet_NaN();
+  headaware_test::check_error<ha::ArgumentError>([&] { (void)ha::table_from_duo_gates(gates, ha::FullHeadShare{}); },
+                                                 {"gate", "finite", "nan", where});
+}
+
 TEST_CASE("DuoAttention's published gates become a table", "[policy][data]") {
   HEADAWARE_REQUIRE_SHARED_DATA();
   auto const gates = ha::load_duo_gates(headaware_test::shared_data() / "duo-attention" / "Meta-Llama-3.1-8B-Instruct");
-  auto const table = ha::table_from_duo_gates(gates);
+  auto const table = ha::table_from_duo_gates(gates, 0.5);
   CHECK(table.num_layers() == 32);
   CHECK(table.num_kv_heads() == 8);
   CHECK(table.at(0, 0) == Policy(Full{}));
   CHECK(table.at(0, 1) == Policy(SinkWindow{128, 256}));
+  auto const full_heads = [](ha::PolicyTable const& heads) {
+    int full = 0;
+    for (int i = 0; i < 256; ++i) full += heads.at(i / 8, i % 8).is<Full>() ? 1 : 0;
+    return full;
+  };
+  CHECK(full_heads(table) == 234);  // hardly compressed
+  CHECK(full_heads(ha::table_from_duo_gates(gates, ha::FullHeadShare{0.5})) == 128);
 }

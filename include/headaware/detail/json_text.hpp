@@ -1,0 +1,28 @@
+#pragma once
+
+/// @file
+/// How JSON documents become text, in one place. With io/save*.hpp the only user of nlohmann/json.
+
+#include <headaware/config.hpp>
+
+#include <nlohmann/json.hpp>
+
+#include <string>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// The text of a document. Bytes of a string that are not UTF-8, such as a path or a model's name may have, become
+/// U+FFFD: JSON cannot hold them, and the results of a long run must not be lost for them.
+template <class Json>
+[[nodiscard]] std::string json_text(Json const& document, int indent = -1) {
+  return document.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
+/// A string as it reads once it was written.
+[[nodiscard]] inline std::string as_written(std::string const& text) {
+  return nlohmann::json::parse(json_text(nlohmann::json(text))).get<std::string>();
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END
