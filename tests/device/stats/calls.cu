@@ -214,3 +214,18 @@ TEST_CASE("a captured graph adds up what it finds each time", "[stats]") {
   require_same({observer.head(0, 0), observer.head(0, 1), observer.head(1, 0), observer.head(1, 1)},
                observe_on_host(a, Mode::values, score, parameters));
 }
+
+TEST_CASE("a call of little shared memory leaves others what they need", "[stats]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  using Strided = ha::StridedLayout;
+  compare_bhsd<__half>(Attention<ha::float16>({.tokens = 20, .head_dim = 16}), Mode::mass, score, {});
+  auto const kernel =
+      ha::detail::observe_kernel<ha::float16, 0, ha::detail::ObserveParameters<Strided, Strided, Strided>>;
+  cudaFuncAttributes attributes{};
+  int device = 0;
+  int limit = 0;
+  REQUIRE_CUDA(cudaFuncGetAttributes(&attributes, kernel));
+  REQUIRE_CUDA(cudaGetDevice(&device));
+  REQUIRE_CUDA(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  CHECK(attributes.maxDynamicSharedSizeBytes + static_cast<int>(attributes.sharedSizeBytes) == limit);
+}
