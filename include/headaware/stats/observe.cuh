@@ -171,6 +171,11 @@ void launch_observation(Parameters& parameters, ObserveSizes const& sizes, Obser
   launch(where, kernel, grid, observe_threads, parameters.shared.bytes, stream, parameters, tensors);
 }
 
+template <class T>
+bool is_aligned(T const* data) {
+  return reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0;
+}
+
 /// The checks of `observe`. @throws ArgumentError
 template <class T, class Q, class K, class V>
 void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQkv<T>> const& layers,
@@ -208,6 +213,10 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQ
     require(layer.d_queries != nullptr && layer.d_keys != nullptr, "queries and keys", "pointers", "nullptr", where);
     bool const alike = (layer.d_values != nullptr) == values && (layer.d_output_factors != nullptr) == factors;
     require(alike, "values and output factors", "in all layers or in none", "in some", where);
+    bool const aligned = is_aligned(layer.d_queries) && is_aligned(layer.d_keys) && is_aligned(layer.d_values) &&
+                         is_aligned(layer.d_output_factors);
+    require(aligned, "queries, keys, values and output factors", "pointers aligned to their elements",
+            "a misaligned one", where);
   }
 }
 
@@ -264,7 +273,8 @@ cudaError_t observe(void* d_temp, std::size_t& temp_bytes,
     }
     detail::require_storage(d_temp, temp_bytes, needed, alignof(double), where);
     if (plan.grid.chunks == 0 || num_layers == 0) return;
-    detail::require(d_sums != nullptr, "d_sums", "a pointer", "nullptr", where);
+    bool const sums = d_sums != nullptr && detail::is_aligned(d_sums);
+    detail::require(sums, "d_sums", "a pointer aligned to 8 bytes", d_sums == nullptr ? "nullptr" : "another", where);
     std::int64_t const blocks = std::int64_t{plan.grid.blocks()} * shape.query_heads;
     detail::require(blocks <= detail::max_blocks, "blocks", detail::max_blocks_text, blocks, where);
 
