@@ -30,7 +30,7 @@ if(HEADAWARE_HAS_CUDA AND HEADAWARE_CUDA_EMULATOR)
   add_subdirectory("${HEADAWARE_CUDA_EMULATOR}" "${PROJECT_BINARY_DIR}/cuda-emulator" EXCLUDE_FROM_ALL)
   set(headaware_device_environment
     "LD_LIBRARY_PATH=path_list_prepend:$<TARGET_FILE_DIR:cudart_emulator>"
-    CUDA_EMU_INITCHECK=set:1 CUDA_EMU_RACECHECK=set:1 CUDA_EMU_LEAKCHECK=set:1)
+    CUDA_EMU_INITCHECK=set:1 CUDA_EMU_RACECHECK=set:1 CUDA_EMU_GLOBALRACECHECK=set:1 CUDA_EMU_LEAKCHECK=set:1)
 endif()
 
 set(headaware_data "")

@@ -10,12 +10,14 @@
 #include <headaware/detail/cuda/attend_kernel.cuh>
 #include <headaware/detail/cuda/attend_plan_kernel.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/detail/cuda/launch.cuh>
 #include <headaware/error.hpp>
 
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -49,15 +51,17 @@ bool wide_rows(T const* data, View const& view, std::int64_t channels) {
 }
 
 template <int Queries, class Q, class QLayout, class T, class View, class O, class OLayout>
-cudaError_t launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
-                          AttentionQueries<Q, QLayout> const& queries, KeptCache<T, View> const& cache,
-                          AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
-                          AttentionOptions const& options, cudaStream_t stream) {
+void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
+                   AttentionQueries<Q, QLayout> const& queries, KeptCache<T, View> const& cache,
+                   AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
+                   AttentionOptions const& options, cudaStream_t stream) {
+  constexpr auto where = "attend";
   AttentionCut cut = AttentionCut::of(shape, Queries, attend_chunk_rows(Queries));
   cut.tile_rows = Queries;
   std::int64_t const segments = shape.segments();
   std::int64_t const chunks = bounds.max_rows / cut.chunk_rows + segments;
-  if (chunks > 0x7fffffff || cut.tiles > 65535) return cudaErrorInvalidValue;
+  require(chunks <= max_blocks, "chunks of rows held", max_blocks_text, chunks, where);
+  require(cut.tiles <= 65535, "tiles of query rows", "at most 65,535", cut.tiles, where);
   auto const rows = static_cast<std::size_t>(chunks * cut.tiles * Queries);
   std::size_t const parts_bytes = rows * sizeof(float2);
   std::size_t const sums_bytes = rows * static_cast<std::size_t>(shape.output_channels()) * sizeof(float);
@@ -65,11 +69,9 @@ cudaError_t launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape 
       parts_bytes + sums_bytes + static_cast<std::size_t>(segments + 1 + segments * cut.tiles) * sizeof(std::int32_t);
   if (d_temp == nullptr) {
     temp_bytes = needed;
-    return cudaSuccess;
+    return;
   }
-  if (temp_bytes < needed || reinterpret_cast<std::uintptr_t>(d_temp) % alignof(float2) != 0) {
-    return cudaErrorInvalidValue;
-  }
+  require_storage(d_temp, temp_bytes, needed, alignof(float2), where);
   AttendArrays arrays;
   arrays.parts = static_cast<float2*>(d_temp);
   arrays.sums = reinterpret_cast<float*>(arrays.parts + rows);
@@ -78,25 +80,24 @@ cudaError_t launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape 
   arrays.counters = arrays.chunk_offsets + segments + 1;
 
   AttendPlanParameters<View> const plan{cache.view, shape, cut, arrays, bounds.max_rows, bounds.d_status};
-  attend_plan_kernel<<<1, attend_plan_threads, 0, stream>>>(plan);
-  cudaError_t const error = cudaPeekAtLastError();
-  if (error != cudaSuccess) return error;
-  auto const memory = AttendMemory::of<T>(shape.head_dim, shape.output_channels(), Queries);
-  AttendParameters<Q, QLayout, T, View, O, OLayout> const parameters{
-      shape,
-      queries,
-      cache,
-      output,
-      options.first_positions,
-      logit_map(shape, options),
-      cut,
-      arrays,
-      memory,
-      wide_rows(cache.keys, cache.view, shape.head_dim),
-      wide_rows(cache.values, cache.view, shape.output_channels())};
+  launch(where, attend_plan_kernel<View>, 1, attend_plan_threads, 0, stream, plan);
+  using Parameters = AttendParameters<Q, QLayout, T, View, O, OLayout>;
+  auto const memory =
+      AttendMemory::of<T>(shape.head_dim, shape.output_channels(), Queries, attend_dynamic_bytes<Queries, Parameters>);
+  Parameters const parameters{shape,
+                              queries,
+                              cache,
+                              output,
+                              options.first_positions,
+                              logit_map(shape, options),
+                              cut,
+                              arrays,
+                              memory,
+                              wide_rows(cache.keys, cache.view, shape.head_dim),
+                              wide_rows(cache.values, cache.view, shape.output_channels())};
   dim3 const grid(static_cast<unsigned>(chunks), static_cast<unsigned>(cut.tiles));
-  attend_kernel<Queries><<<grid, attend_threads, static_cast<std::size_t>(memory.bytes), stream>>>(parameters);
-  return cudaPeekAtLastError();
+  launch(where, attend_kernel<Queries, Q, QLayout, T, View, O, OLayout>, grid, attend_threads, memory.bytes, stream,
+         parameters);
 }
 
 template <class A, class ALayout, class B, class BLayout>
@@ -136,35 +137,35 @@ template <class Q, class QLayout, class T, class View, class O, class OLayout>
 cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
                    AttentionQueries<Q, QLayout> const& queries, KeptCache<T, View> const& cache,
                    AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
-                   AttentionOptions const& options, cudaStream_t stream) {
-  try {
+                   AttentionOptions const& options, cudaStream_t stream) noexcept {
+  return detail::guarded([&] {
     if (d_temp == nullptr) {
       detail::check_attention_shape(shape, options);
     } else {
       detail::check_attention(shape, queries, cache, output, options);
       detail::check_cache_pointers(cache, bounds.max_rows > 0);
     }
-  } catch (ArgumentError const&) {
-    return cudaErrorInvalidValue;
-  }
-  bool const too_wide =
-      shape.head_dim > detail::max_attend_channels || shape.output_channels() > detail::max_attend_channels;
-  if (too_wide || bounds.max_rows < 0) return cudaErrorInvalidValue;
-  if (shape.sequences == 0 || shape.query_tokens == 0) {
-    if (d_temp == nullptr) temp_bytes = 0;
-    return cudaSuccess;
-  }
-  AttentionQueries const q{detail::element_pointer(queries.data), queries.layout};
-  KeptCache const kv{detail::element_pointer(cache.keys), detail::element_pointer(cache.values), cache.view};
-  AttentionOutput const out{detail::element_pointer(output.data), output.layout, output.lse};
-  auto const launch = [&]<int Queries>() {
-    return detail::launch_attend<Queries>(d_temp, temp_bytes, shape, q, kv, out, bounds, options, stream);
-  };
-  std::int64_t const rows = shape.query_rows();
-  if (rows <= 1) return launch.template operator()<1>();
-  if (rows <= 4) return launch.template operator()<4>();
-  if (rows <= 8) return launch.template operator()<8>();
-  return launch.template operator()<16>();
+    constexpr auto where = "attend";
+    detail::require(shape.head_dim <= detail::max_attend_channels, "head_dim", "at most 256", shape.head_dim, where);
+    detail::require(shape.output_channels() <= detail::max_attend_channels, "value_dim", "at most 256",
+                    shape.output_channels(), where);
+    detail::require(bounds.max_rows >= 0, "max_rows", ">= 0", bounds.max_rows, where);
+    if (shape.sequences == 0 || shape.query_tokens == 0) {
+      if (d_temp == nullptr) temp_bytes = 0;
+      return;
+    }
+    AttentionQueries const q{detail::element_pointer(queries.data), queries.layout};
+    KeptCache const kv{detail::element_pointer(cache.keys), detail::element_pointer(cache.values), cache.view};
+    AttentionOutput const out{detail::element_pointer(output.data), output.layout, output.lse};
+    auto const launch = [&]<int Queries>() {
+      detail::launch_attend<Queries>(d_temp, temp_bytes, shape, q, kv, out, bounds, options, stream);
+    };
+    std::int64_t const rows = shape.query_rows();
+    if (rows <= 1) return launch.template operator()<1>();
+    if (rows <= 4) return launch.template operator()<4>();
+    if (rows <= 8) return launch.template operator()<8>();
+    return launch.template operator()<16>();
+  });
 }
 
 /// @brief Merges two outputs over different keys on CUDA, as the CPU's `merge_attention`.
@@ -176,21 +177,22 @@ cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
 /// @par Cost  One launch
 template <class A, class ALayout, class B, class BLayout>
 cudaError_t merge_attention(AttentionShape const& shape, AttentionOutput<A, ALayout> const& into,
-                            AttentionOutput<B, BLayout> const& other, cudaStream_t stream) {
-  try {
+                            AttentionOutput<B, BLayout> const& other, cudaStream_t stream) noexcept {
+  return detail::guarded([&] {
+    constexpr auto where = "merge_attention";
     detail::check_merge(shape, into, other);
-  } catch (ArgumentError const&) {
-    return cudaErrorInvalidValue;
-  }
-  std::int64_t const rows = std::int64_t{shape.sequences} * shape.query_heads * shape.query_tokens;
-  if (rows == 0) return cudaSuccess;
-  constexpr std::int64_t per_block = detail::block_threads / detail::warp_threads;
-  std::int64_t const blocks = (rows + per_block - 1) / per_block;
-  if (blocks > 0x7fffffff) return cudaErrorInvalidValue;
-  AttentionOutput const a{detail::element_pointer(into.data), into.layout, into.lse};
-  AttentionOutput const b{detail::element_pointer(other.data), other.layout, other.lse};
-  detail::merge_kernel<<<static_cast<unsigned>(blocks), detail::block_threads, 0, stream>>>(shape, a, b, rows);
-  return cudaPeekAtLastError();
+    std::int64_t const rows = std::int64_t{shape.sequences} * shape.query_heads * shape.query_tokens;
+    if (rows == 0) return;
+    constexpr std::int64_t per_block = detail::block_threads / detail::warp_threads;
+    std::int64_t const blocks = (rows + per_block - 1) / per_block;
+    detail::require(blocks <= detail::max_blocks, "blocks", detail::max_blocks_text, blocks, where);
+    AttentionOutput const a{detail::element_pointer(into.data), into.layout, into.lse};
+    AttentionOutput const b{detail::element_pointer(other.data), other.layout, other.lse};
+    using ElementA = std::remove_pointer_t<decltype(a.data)>;
+    using ElementB = std::remove_pointer_t<decltype(b.data)>;
+    detail::launch(where, detail::merge_kernel<ElementA, ALayout, ElementB, BLayout>, static_cast<unsigned>(blocks),
+                   detail::block_threads, 0, stream, shape, a, b, rows);
+  });
 }
 
 HEADAWARE_NAMESPACE_END

@@ -6,6 +6,7 @@
 #include <headaware/attention/policy_mask.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/detail/cuda/launch.cuh>
 #include <headaware/error.hpp>
 #include <headaware/policy/table.hpp>
 
@@ -40,22 +41,20 @@ HEADAWARE_KERNEL void mask_kernel(Table const __grid_constant__ table, MaskShape
 /// @note   Deterministic; graph-capturable
 /// @par Cost  One launch, O(heads · queries · keys)
 template <class Table, class T>
-cudaError_t fill_policy_mask(Table const& table, MaskShape const& shape, T* d_mask, cudaStream_t stream) {
+cudaError_t fill_policy_mask(Table const& table, MaskShape const& shape, T* d_mask, cudaStream_t stream) noexcept {
   static_assert(PolicySource<Table>, "headaware: a device mask needs a trivially copyable table: a PolicyTableView "
                                      "(from PolicyTable::view_at), a UniformTable or WithKeepLists of one");
   static_assert(std::is_same_v<T, float> || std::is_same_v<T, std::uint32_t>,
                 "headaware: a mask is made of float (0 or -inf) or uint32_t (bits)");
-  try {
+  return detail::guarded([&] {
     detail::check_mask(table, shape, d_mask);
-  } catch (ArgumentError const&) {
-    return cudaErrorInvalidValue;
-  }
-  std::int64_t const words = detail::mask_words(table, shape);
-  if (words == 0) return cudaSuccess;
-  std::int64_t const blocks =
-      std::min<std::int64_t>((words + detail::block_threads - 1) / detail::block_threads, 65535);
-  detail::mask_kernel<<<static_cast<unsigned>(blocks), detail::block_threads, 0, stream>>>(table, shape, words, d_mask);
-  return cudaPeekAtLastError();
+    std::int64_t const words = detail::mask_words(table, shape);
+    if (words == 0) return;
+    std::int64_t const blocks =
+        std::min<std::int64_t>((words + detail::block_threads - 1) / detail::block_threads, 65535);
+    detail::launch("fill_policy_mask", detail::mask_kernel<Table, T>, static_cast<unsigned>(blocks),
+                   detail::block_threads, 0, stream, table, shape, words, d_mask);
+  });
 }
 
 HEADAWARE_NAMESPACE_END

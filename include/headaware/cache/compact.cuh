@@ -12,6 +12,7 @@
 #include <headaware/detail/cuda/gather_kernel.cuh>
 #include <headaware/detail/cuda/in_place_kernel.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/detail/cuda/launch.cuh>
 #include <headaware/detail/cuda/plan_kernel.cuh>
 #include <headaware/layout/concept.hpp>
 
@@ -125,9 +126,9 @@ PlaneSet<A, B, C, D> concatenate(PlaneSet<A, B> const& head, PlaneSet<C, D> cons
 }
 
 template <class Table, class Form, class... Planes>
-cudaError_t launch_compress(DevicePlan<Table> const& plan, PlanArrays const& arrays, Form const& form,
-                            std::vector<LayerCapacity> const& capacities, std::int64_t row_bytes,
-                            PlaneSet<Planes...> const& planes, cudaStream_t stream) {
+void launch_compress(DevicePlan<Table> const& plan, PlanArrays const& arrays, Form const& form,
+                     std::vector<LayerCapacity> const& capacities, std::int64_t row_bytes,
+                     PlaneSet<Planes...> const& planes, cudaStream_t stream) {
   // About 32 KiB a tile: eight 16-byte accesses a thread, against which finding the tile costs little.
   constexpr std::int64_t tile_bytes = 32768;
   std::int64_t const segments = std::int64_t{plan.table.num_layers()} * plan.num_sequences * plan.table.num_kv_heads();
@@ -136,9 +137,8 @@ cudaError_t launch_compress(DevicePlan<Table> const& plan, PlanArrays const& arr
   PlanParameters<Table, Form> const counting{plan, arrays, form, rows};
   LayerCapacities layer_capacities{};
   std::copy(capacities.begin(), capacities.end(), layer_capacities.layers);
-  plan_kernel<<<1, plan_threads, 0, stream>>>(counting, layer_capacities);
-  cudaError_t const error = cudaPeekAtLastError();
-  if (error != cudaSuccess || plan.max_rows == 0) return error;
+  launch("compress", plan_kernel<Table, Form>, 1, plan_threads, 0, stream, counting, layer_capacities);
+  if (plan.max_rows == 0) return;
 
   GatherParameters<Table, Planes...> const gathering{plan, arrays, rows, planes.planes};
   LayerTables<sizeof...(Planes)> tables{};
@@ -147,29 +147,28 @@ cudaError_t launch_compress(DevicePlan<Table> const& plan, PlanArrays const& arr
   std::copy(capacities.begin(), capacities.end(), tables.capacities);
   std::copy(planes.pointers.begin(), planes.pointers.end(), tables.planes);
   std::int64_t const tiles = plan.max_rows / rows + std::min(segments, plan.max_rows);
-  dim3 const grid(static_cast<unsigned>(std::min<std::int64_t>(tiles, 0x7fffffff)), sizeof...(Planes));
-  gather_kernel<<<grid, block_threads, 0, stream>>>(gathering, tables);
-  return cudaPeekAtLastError();
+  dim3 const grid(static_cast<unsigned>(std::min<std::int64_t>(tiles, max_blocks)), sizeof...(Planes));
+  launch("compress", gather_kernel<Table, Planes...>, grid, block_threads, 0, stream, gathering, tables);
 }
 
 template <class Table, class First, class... Rest>
-cudaError_t compress_transfers(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> const& plan,
-                               cudaStream_t stream, First const& first, Rest const&... rest) {
+void compress_transfers(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> const& plan, cudaStream_t stream,
+                        First const& first, Rest const&... rest) {
+  constexpr auto where = "compress";
   std::int64_t const segments = std::int64_t{plan.table.num_layers()} * plan.num_sequences * plan.table.num_kv_heads();
   auto const entries = static_cast<std::size_t>(segments) + 1;
   std::size_t const needed = entries * (sizeof(std::int64_t) + sizeof(std::int32_t));
   if (d_temp == nullptr) {
     temp_bytes = needed;
-    return cudaSuccess;
+    return;
   }
-  bool const aligned = reinterpret_cast<std::uintptr_t>(d_temp) % alignof(std::int64_t) == 0;
+  require_storage(d_temp, temp_bytes, needed, alignof(std::int64_t), where);
   bool const same_capacities = ((first.kept.capacities == rest.kept.capacities) && ...);
-  if (temp_bytes < needed || !aligned || !same_capacities || plan.table.num_layers() > max_layers) {
-    return cudaErrorInvalidValue;
-  }
-  if (segments > 0 && plan.d_lengths == nullptr) return cudaErrorInvalidValue;
-  cudaError_t const error = checked([&] { validate(plan, first, rest...); });
-  if (error != cudaSuccess || segments == 0) return error;
+  require(same_capacities, "capacities of scales", "those of keys and values", "others", where);
+  require(plan.table.num_layers() <= max_layers, "layers", "at most 256", plan.table.num_layers(), where);
+  require(segments == 0 || plan.d_lengths != nullptr, "d_lengths", "a pointer", "nullptr", where);
+  validate(plan, first, rest...);
+  if (segments == 0) return;
 
   PlanArrays arrays;
   arrays.row_offsets = static_cast<std::int64_t*>(d_temp);
@@ -180,10 +179,10 @@ cudaError_t compress_transfers(void* d_temp, std::size_t& temp_bytes, DevicePlan
   };
   std::int64_t const widest = std::max({row_bytes(first), row_bytes(rest)...});
   if constexpr (sizeof...(Rest) == 0) {
-    return launch_compress(plan, arrays, first.kept.form, first.kept.capacities, widest, make_planes(first), stream);
+    launch_compress(plan, arrays, first.kept.form, first.kept.capacities, widest, make_planes(first), stream);
   } else {
-    return launch_compress(plan, arrays, first.kept.form, first.kept.capacities, widest,
-                           concatenate(make_planes(first), make_planes(rest...)), stream);
+    launch_compress(plan, arrays, first.kept.form, first.kept.capacities, widest,
+                    concatenate(make_planes(first), make_planes(rest...)), stream);
   }
 }
 
@@ -206,8 +205,8 @@ cudaError_t compress_transfers(void* d_temp, std::size_t& temp_bytes, DevicePlan
 ///            runs and all pointers are aligned to it
 template <class Table, class T, class Source, class Form, class Rotation>
 cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> const& plan,
-                     Transfer<T, Source, Form, Rotation> const& transfer, cudaStream_t stream) {
-  return detail::compress_transfers(d_temp, temp_bytes, plan, stream, transfer);
+                     Transfer<T, Source, Form, Rotation> const& transfer, cudaStream_t stream) noexcept {
+  return detail::guarded([&] { detail::compress_transfers(d_temp, temp_bytes, plan, stream, transfer); });
 }
 
 /// @brief The same for a cache whose tokens have scales, moved in the same launch.
@@ -215,8 +214,8 @@ cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> co
 template <class Table, class T, class Source, class Form, class Rotation, class S, class ScaleSource>
 cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> const& plan,
                      Transfer<T, Source, Form, Rotation> const& transfer, Transfer<S, ScaleSource, Form> const& scales,
-                     cudaStream_t stream) {
-  return detail::compress_transfers(d_temp, temp_bytes, plan, stream, transfer, scales);
+                     cudaStream_t stream) noexcept {
+  return detail::guarded([&] { detail::compress_transfers(d_temp, temp_bytes, plan, stream, transfer, scales); });
 }
 
 /// @brief The same for keys and values alone.
@@ -226,8 +225,9 @@ cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> co
 template <class Table, class U, class Source, class T, class Form>
 cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> const& plan,
                      std::vector<LayerKv<U>> const& layers, Source const& source, Destination<T, Form> const& kept,
-                     cudaStream_t stream) {
-  return detail::compress_transfers(d_temp, temp_bytes, plan, stream, transfer(layers, source, kept));
+                     cudaStream_t stream) noexcept {
+  return detail::guarded(
+      [&] { detail::compress_transfers(d_temp, temp_bytes, plan, stream, transfer(layers, source, kept)); });
 }
 
 /// @brief Moves what every head keeps to the head's first `kept` tokens, in the cache it is in.
@@ -243,48 +243,50 @@ cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> co
 /// @par Cost  Moves only tokens whose place changes; one block a (head, tensor)
 template <class Table, class T, class Source, class Rotation = detail::KeepPositions>
 cudaError_t compress_in_place(DevicePlan<Table> const& plan, std::vector<LayerKv<T>> const& layers,
-                              Source const& source, Rotation const& rotation, cudaStream_t stream) {
+                              Source const& source, Rotation const& rotation, cudaStream_t stream) noexcept {
   static_assert(sizeof(T) <= 8 && (sizeof(T) & (sizeof(T) - 1)) == 0, "headaware: elements have 1, 2, 4 or 8 bytes");
-  std::int64_t const segments = std::int64_t{plan.table.num_layers()} * plan.num_sequences * plan.table.num_kv_heads();
-  auto const keys = detail::keys_of(source);
-  auto const values = detail::values_of(source);
-  cudaError_t const error = detail::checked([&] {
+  return detail::guarded([&] {
+    constexpr auto where = "compress_in_place";
+    std::int64_t const segments =
+        std::int64_t{plan.table.num_layers()} * plan.num_sequences * plan.table.num_kv_heads();
+    auto const keys = detail::keys_of(source);
+    auto const values = detail::values_of(source);
     detail::check_in_place(detail::bounds_of(plan), layers, source, rotation);
     detail::require(plan.table.num_layers() <= detail::max_layers, "layers", "at most 256", plan.table.num_layers(),
-                    "compress_in_place");
-    detail::require(segments == 0 || plan.d_lengths != nullptr, "d_lengths", "a pointer", "nullptr",
-                    "compress_in_place");
-  });
-  if (error != cudaSuccess || segments == 0) return error;
+                    where);
+    detail::require(segments == 0 || plan.d_lengths != nullptr, "d_lengths", "a pointer", "nullptr", where);
+    detail::require(segments <= detail::max_blocks, "heads", detail::max_blocks_text, segments, where);
+    if (segments == 0) return;
 
-  detail::InPlaceTensors<2> tensors{};
-  auto const plane = [&](auto const& layout, T* LayerKv<T>::*tensor, void** layer_tensors, auto const& plane_rotation) {
-    std::vector<void const*> addresses;
-    for (std::size_t layer = 0; layer < layers.size(); ++layer) {
-      layer_tensors[layer] = layers[layer].*tensor;
-      addresses.push_back(layer_tensors[layer]);
-    }
-    std::int64_t const channels = layout.num_channels();
-    std::int64_t const run = std::gcd(detail::channel_run(layout), channels);
-    auto const with = [&](auto const& move) {
-      return detail::InPlacePlane<std::remove_cvref_t<decltype(layout)>, std::remove_cvref_t<decltype(move)>>{
-          layout, move, static_cast<std::int32_t>(channels), static_cast<std::int32_t>(sizeof(T))};
+    detail::InPlaceTensors<2> tensors{};
+    auto const plane = [&](auto const& layout, T* LayerKv<T>::*tensor, void** layer_tensors,
+                           auto const& plane_rotation) {
+      std::vector<void const*> addresses;
+      for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+        layer_tensors[layer] = layers[layer].*tensor;
+        addresses.push_back(layer_tensors[layer]);
+      }
+      std::int64_t const channels = layout.num_channels();
+      std::int64_t const run = std::gcd(detail::channel_run(layout), channels);
+      auto const with = [&](auto const& move) {
+        return detail::InPlacePlane<std::remove_cvref_t<decltype(layout)>, std::remove_cvref_t<decltype(move)>>{
+            layout, move, static_cast<std::int32_t>(channels), static_cast<std::int32_t>(sizeof(T))};
+      };
+      if constexpr (std::is_same_v<std::remove_cvref_t<decltype(plane_rotation)>, KeyRotation>) {
+        return with(detail::rotate_move<T>(plane_rotation, channels, run, addresses));
+      } else {
+        return with(detail::copy_move<T>(layout, run, addresses));
+      }
     };
-    if constexpr (std::is_same_v<std::remove_cvref_t<decltype(plane_rotation)>, KeyRotation>) {
-      return with(detail::rotate_move<T>(plane_rotation, channels, run, addresses));
-    } else {
-      return with(detail::copy_move<T>(layout, run, addresses));
-    }
-  };
-  auto const key_plane = plane(keys, &LayerKv<T>::keys, tensors.planes[0], rotation);
-  auto const value_plane = plane(values, &LayerKv<T>::values, tensors.planes[1], detail::KeepPositions{});
-  using KeyPlane = std::remove_cvref_t<decltype(key_plane)>;
-  using ValuePlane = std::remove_cvref_t<decltype(value_plane)>;
-  detail::InPlaceParameters<Table, KeyPlane, ValuePlane> const parameters{plan, {key_plane, {value_plane, {}}}};
-  static_assert(sizeof(parameters) + sizeof(tensors) <= detail::max_parameter_bytes);
-  detail::in_place_kernel<<<dim3(static_cast<unsigned>(segments), 2), detail::block_threads, 0, stream>>>(parameters,
-                                                                                                          tensors);
-  return cudaPeekAtLastError();
+    auto const key_plane = plane(keys, &LayerKv<T>::keys, tensors.planes[0], rotation);
+    auto const value_plane = plane(values, &LayerKv<T>::values, tensors.planes[1], detail::KeepPositions{});
+    using KeyPlane = std::remove_cvref_t<decltype(key_plane)>;
+    using ValuePlane = std::remove_cvref_t<decltype(value_plane)>;
+    detail::InPlaceParameters<Table, KeyPlane, ValuePlane> const parameters{plan, {key_plane, {value_plane, {}}}};
+    static_assert(sizeof(parameters) + sizeof(tensors) <= detail::max_parameter_bytes);
+    detail::launch(where, detail::in_place_kernel<Table, KeyPlane, ValuePlane>,
+                   dim3(static_cast<unsigned>(segments), 2), detail::block_threads, 0, stream, parameters, tensors);
+  });
 }
 
 HEADAWARE_NAMESPACE_END

@@ -50,33 +50,33 @@ struct DevicePagedPlacement : PagedPlacement {
 ///            aligned to it; of old bytes, only those of copies on write
 template <class U, class Source, class T>
 cudaError_t append(PagedHeadsView const& pages, DevicePageStep const& step, std::vector<LayerKv<U>> const& tokens,
-                   Source const& source, PageStorage<T> const& storage, std::int32_t first_layer, cudaStream_t stream) {
-  std::vector<LayerKv<T>> const cache(tokens.size(), {storage.keys, storage.values});
-  detail::AppendShape shape;
-  cudaError_t const error = detail::checked([&] {
+                   Source const& source, PageStorage<T> const& storage, std::int32_t first_layer,
+                   cudaStream_t stream) noexcept {
+  return detail::guarded([&] {
     constexpr auto where = "append";
+    std::vector<LayerKv<T>> const cache(tokens.size(), {storage.keys, storage.values});
     detail::require(step.max_count >= 0, "max_count", ">= 0", step.max_count, where);
     detail::require(step.num_copies >= 0 && (step.num_copies == 0 || step.d_copies != nullptr), "copies",
                     "as many as counted", step.num_copies, where);
     if (step.generation != 0) detail::check_generation(pages, step.generation);
-    shape = detail::check_paged_append(pages, step.max_count, tokens, source, storage, cache, first_layer);
+    auto const shape = detail::check_paged_append(pages, step.max_count, tokens, source, storage, cache, first_layer);
     detail::require(tokens.size() <= detail::max_layers, "layers", "at most 256", tokens.size(), where);
     bool const missing = step.d_lengths == nullptr || step.d_written == nullptr || step.d_counts == nullptr ||
                          pages.heads == nullptr || pages.table == nullptr;
     detail::require(pages.num_sequences == 0 || !missing, "tables", "pointers", "nullptr", where);
+    if (pages.num_sequences == 0 || tokens.empty()) return;
+    detail::AppendCounters counters;
+    counters.lengths = step.d_lengths;
+    counters.written = step.d_written;
+    counters.counts = step.d_counts;
+    counters.status = step.d_status;
+    counters.token_limit = pages.token_limit;
+    counters.max_count = step.max_count;
+    counters.num_sequences = pages.num_sequences;
+    detail::DevicePagedPlacement const placement{{pages, storage.page_stride}, step.d_copies};
+    detail::launch_append<true>(placement, counters, shape, pages.max_tokens_held, storage.page_stride, tokens, source,
+                                cache.data(), step.num_copies, stream);
   });
-  if (error != cudaSuccess || pages.num_sequences == 0 || tokens.empty()) return error;
-  detail::AppendCounters counters;
-  counters.lengths = step.d_lengths;
-  counters.written = step.d_written;
-  counters.counts = step.d_counts;
-  counters.status = step.d_status;
-  counters.token_limit = pages.token_limit;
-  counters.max_count = step.max_count;
-  counters.num_sequences = pages.num_sequences;
-  detail::DevicePagedPlacement const placement{{pages, storage.page_stride}, step.d_copies};
-  return detail::launch_append<true>(placement, counters, shape, pages.max_tokens_held, storage.page_stride, tokens,
-                                     source, cache.data(), step.num_copies, stream);
 }
 
 HEADAWARE_NAMESPACE_END

@@ -7,6 +7,7 @@
 #include <headaware/cache/compact.cuh>
 #include <headaware/cache/rolling.hpp>
 #include <headaware/detail/cuda/append_launch.cuh>
+#include <headaware/detail/cuda/launch.cuh>
 #include <headaware/detail/cuda/rolling_kernels.cuh>
 
 #include <cuda_runtime_api.h>
@@ -21,14 +22,19 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-inline cudaError_t change_state(RollingPlanView const& plan, RollingStateView const& state,
-                                std::int32_t const* d_values, StateChange change, cudaStream_t stream) {
-  if (plan.num_sequences == 0) return cudaSuccess;
-  bool const missing = state.lengths == nullptr || d_values == nullptr;
-  if (missing || plan.num_sequences < 0) return cudaErrorInvalidValue;
-  auto const blocks = static_cast<unsigned>(std::min((plan.num_sequences + block_threads - 1) / block_threads, 1024));
-  state_kernel<<<blocks, block_threads, 0, stream>>>(StateParameters{plan, state, d_values, change});
-  return cudaPeekAtLastError();
+/// @param values  what `d_values` is to the caller
+inline cudaError_t change_state(char const* where, char const* values, RollingPlanView const& plan,
+                                RollingStateView const& state, std::int32_t const* d_values, StateChange change,
+                                cudaStream_t stream) noexcept {
+  return guarded([&] {
+    require(plan.num_sequences >= 0, "sequences", ">= 0", plan.num_sequences, where);
+    if (plan.num_sequences == 0) return;
+    bool const whole = state.lengths != nullptr && state.written != nullptr && state.status != nullptr;
+    require(whole, "state", "pointers, as of RollingStateView::at", "nullptr", where);
+    require(d_values != nullptr, values, "a pointer", "nullptr", where);
+    auto const blocks = static_cast<unsigned>(std::min((plan.num_sequences + block_threads - 1) / block_threads, 1024));
+    launch(where, state_kernel<StateParameters>, blocks, block_threads, 0, stream, {plan, state, d_values, change});
+  });
 }
 
 }  // namespace detail
@@ -50,33 +56,36 @@ inline cudaError_t change_state(RollingPlanView const& plan, RollingStateView co
 /// @param stream     enqueued here, not synchronised
 /// @return cudaErrorInvalidValue where the CPU's `append` throws (but for lengths, which the host cannot know); launch
 ///         errors
-/// @note   Deterministic; graph-capturable. One launch; none without sequences.
+/// @note   Deterministic; graph-capturable. One launch, and where it counts a memset of 4 bytes before it; none without
+///         sequences.
 /// @par Cost  The bytes that stay are read once and written once, in 16-byte accesses where runs and pointers are
 ///            aligned to it, and about 100 bytes of tables a row; no old byte is read or written
 template <class U, class Source, class T>
 cudaError_t append(RollingPlanView const& plan, RollingStateView const& state, std::vector<LayerKv<U>> const& tokens,
                    Source const& source, std::int32_t const* d_counts, std::int32_t max_count,
-                   Destination<T, RollingForm> const& cache, AppendOptions const& options, cudaStream_t stream) {
-  detail::AppendShape shape;
-  cudaError_t const error = detail::checked([&] {
+                   Destination<T, RollingForm> const& cache, AppendOptions const& options,
+                   cudaStream_t stream) noexcept {
+  return detail::guarded([&] {
     detail::require(max_count >= 0, "max_count", ">= 0", max_count, "append");
-    shape = detail::check_rolling_append(plan, tokens, source, max_count, cache, options);
+    auto const shape = detail::check_rolling_append(plan, tokens, source, max_count, cache, options);
     detail::require(tokens.size() <= detail::max_layers, "layers", "at most 256", tokens.size(), "append");
-    detail::require(plan.num_sequences == 0 || state.lengths != nullptr, "state", "a pointer", "nullptr", "append");
+    if (plan.num_sequences == 0) return;
+    bool const counts = state.written != nullptr && state.ticket != nullptr;
+    detail::require(state.lengths != nullptr && (counts || !options.advance), "state",
+                    "pointers, as of RollingStateView::at", "nullptr", "append");
+    detail::AppendCounters const counters{state.lengths,
+                                          state.written,
+                                          d_counts,
+                                          state.status,
+                                          state.lengths,
+                                          state.written,
+                                          options.advance ? state.ticket : nullptr,
+                                          plan.token_limit,
+                                          max_count,
+                                          plan.num_sequences};
+    detail::launch_append<false>(detail::RollingPlacement{plan}, counters, shape, plan.max_slots, 0, tokens, source,
+                                 cache.layers.data() + options.first_layer, 0, stream);
   });
-  if (error != cudaSuccess || plan.num_sequences == 0) return error;
-  detail::AppendCounters const counters{state.lengths,
-                                        state.written,
-                                        d_counts,
-                                        state.status,
-                                        state.lengths,
-                                        state.written,
-                                        options.advance ? state.ticket : nullptr,
-                                        plan.token_limit,
-                                        max_count,
-                                        plan.num_sequences};
-  return detail::launch_append<false>(detail::RollingPlacement{plan}, counters, shape, plan.max_slots, 0, tokens,
-                                      source, cache.layers.data() + options.first_layer, 0, stream);
 }
 
 /// @brief Counts tokens that `append` has written without counting them.
@@ -89,8 +98,8 @@ cudaError_t append(RollingPlanView const& plan, RollingStateView const& state, s
 /// @note   Deterministic; graph-capturable. One launch; none without sequences.
 /// @par Cost  O(num_sequences)
 inline cudaError_t advance(RollingPlanView const& plan, RollingStateView const& state, std::int32_t const* d_counts,
-                           cudaStream_t stream) {
-  return detail::change_state(plan, state, d_counts, detail::StateChange::advance, stream);
+                           cudaStream_t stream) noexcept {
+  return detail::change_state("advance", "counts", plan, state, d_counts, detail::StateChange::advance, stream);
 }
 
 /// @brief Takes each sequence's last tokens back (speculative decoding). Touches no slot.
@@ -103,8 +112,8 @@ inline cudaError_t advance(RollingPlanView const& plan, RollingStateView const& 
 /// @note   Deterministic; graph-capturable. One launch; none without sequences.
 /// @par Cost  O(num_sequences)
 inline cudaError_t rollback(RollingPlanView const& plan, RollingStateView const& state, std::int32_t const* d_tokens,
-                            cudaStream_t stream) {
-  return detail::change_state(plan, state, d_tokens, detail::StateChange::rollback, stream);
+                            cudaStream_t stream) noexcept {
+  return detail::change_state("rollback", "tokens", plan, state, d_tokens, detail::StateChange::rollback, stream);
 }
 
 /// @brief Says that `compress` has filled sequences; a length of 0 empties one for another's use.
@@ -117,58 +126,58 @@ inline cudaError_t rollback(RollingPlanView const& plan, RollingStateView const&
 /// @note   Deterministic; graph-capturable. One launch; none without sequences.
 /// @par Cost  O(num_sequences)
 inline cudaError_t start(RollingPlanView const& plan, RollingStateView const& state, std::int32_t const* d_lengths,
-                         cudaStream_t stream) {
-  return detail::change_state(plan, state, d_lengths, detail::StateChange::start, stream);
+                         cudaStream_t stream) noexcept {
+  return detail::change_state("start", "lengths", plan, state, d_lengths, detail::StateChange::start, stream);
 }
 
 /// @brief Makes sequences continue others, rows and counters, on the device.
 /// @param copies  host, read before the call returns; no sequence copied to twice, or copied from and to
 /// @param cache   made by `rolling` with `plan`, at most 256 layers
 /// @return cudaErrorInvalidValue where the CPU's `copy_sequences` throws; launch errors
-/// @note   Graph-capturable with these copies. One launch for every 256 copies.
+/// @note   Graph-capturable with these copies. One launch for every 256 copies, and a memset of 4 bytes before the
+/// first.
 /// @par Cost  The rows that hold something, read and written once
 template <class T>
 cudaError_t copy_sequences(RollingPlanView const& plan, RollingStateView const& state,
                            std::span<SequenceCopy const> copies, Destination<T, RollingForm> const& cache,
-                           cudaStream_t stream) {
-  cudaError_t const error = detail::checked([&] {
+                           cudaStream_t stream) noexcept {
+  return detail::guarded([&] {
     detail::check_copies(plan, copies, cache);
     detail::require(plan.num_layers <= detail::max_layers, "layers", "at most 256", plan.num_layers, "copy_sequences");
-    detail::require(copies.empty() || state.lengths != nullptr, "state", "a pointer", "nullptr", "copy_sequences");
+    if (copies.empty()) return;
+    bool const whole = state.lengths != nullptr && state.written != nullptr && state.ticket != nullptr;
+    detail::require(whole, "state", "pointers, as of RollingStateView::at", "nullptr", "copy_sequences");
+    detail::CopyTables tables{};
+    std::vector<void const*> keys;
+    std::vector<void const*> values;
+    for (std::size_t l = 0; l < cache.layers.size(); ++l) {
+      keys.push_back(tables.planes[0].kept[l] = cache.layers[l].keys);
+      values.push_back(tables.planes[1].kept[l] = cache.layers[l].values);
+    }
+    auto const plane = [&](std::int64_t channels, std::vector<void const*> const& addresses) {
+      constexpr auto element = static_cast<std::int64_t>(sizeof(T));
+      auto const width = detail::vector_elements<T>(channels, addresses) * element;
+      return detail::CopyPlane{static_cast<std::int32_t>(channels), static_cast<std::int32_t>(element),
+                               static_cast<std::int32_t>(width)};
+    };
+    auto const chunks = static_cast<std::int32_t>(
+        std::max<std::int64_t>(1, (plan.max_slots + detail::copy_rows_per_block - 1) / detail::copy_rows_per_block));
+    detail::clear_ticket(state.ticket, "copy_sequences", stream);
+    for (std::size_t done = 0; done < copies.size(); done += detail::max_copies) {
+      auto const part = copies.subspan(done, std::min<std::size_t>(detail::max_copies, copies.size() - done));
+      std::copy(part.begin(), part.end(), tables.copies);
+      detail::CopyParameters const parameters{plan,
+                                              state,
+                                              {plane(cache.key_channels, keys), plane(cache.value_channels, values)},
+                                              static_cast<std::int32_t>(part.size()),
+                                              chunks};
+      std::int64_t const blocks = static_cast<std::int64_t>(part.size()) * plan.num_layers * plan.num_kv_heads * chunks;
+      if (blocks == 0) continue;
+      detail::require(blocks <= detail::max_blocks, "blocks", detail::max_blocks_text, blocks, "copy_sequences");
+      detail::launch("copy_sequences", detail::copy_sequences_kernel<detail::CopyParameters>,
+                     static_cast<unsigned>(blocks), detail::block_threads, 0, stream, parameters, tables);
+    }
   });
-  if (error != cudaSuccess) return error;
-  detail::CopyTables tables{};
-  std::vector<void const*> keys;
-  std::vector<void const*> values;
-  for (std::size_t l = 0; l < cache.layers.size(); ++l) {
-    keys.push_back(tables.planes[0].kept[l] = cache.layers[l].keys);
-    values.push_back(tables.planes[1].kept[l] = cache.layers[l].values);
-  }
-  auto const plane = [&](std::int64_t channels, std::vector<void const*> const& addresses) {
-    constexpr auto element = static_cast<std::int64_t>(sizeof(T));
-    auto const width = detail::vector_elements<T>(channels, addresses) * element;
-    return detail::CopyPlane{static_cast<std::int32_t>(channels), static_cast<std::int32_t>(element),
-                             static_cast<std::int32_t>(width)};
-  };
-  auto const chunks = static_cast<std::int32_t>(
-      std::max<std::int64_t>(1, (plan.max_slots + detail::copy_rows_per_block - 1) / detail::copy_rows_per_block));
-  for (std::size_t done = 0; done < copies.size(); done += detail::max_copies) {
-    auto const part = copies.subspan(done, std::min<std::size_t>(detail::max_copies, copies.size() - done));
-    std::copy(part.begin(), part.end(), tables.copies);
-    detail::CopyParameters const parameters{plan,
-                                            state,
-                                            {plane(cache.key_channels, keys), plane(cache.value_channels, values)},
-                                            static_cast<std::int32_t>(part.size()),
-                                            chunks};
-    std::int64_t const blocks = static_cast<std::int64_t>(part.size()) * plan.num_layers * plan.num_kv_heads * chunks;
-    if (blocks == 0) continue;
-    if (blocks > 0x7fffffff) return cudaErrorInvalidValue;
-    detail::copy_sequences_kernel<<<static_cast<unsigned>(blocks), detail::block_threads, 0, stream>>>(parameters,
-                                                                                                       tables);
-    cudaError_t const launched = cudaPeekAtLastError();
-    if (launched != cudaSuccess) return launched;
-  }
-  return cudaSuccess;
 }
 
 HEADAWARE_NAMESPACE_END

@@ -4,6 +4,7 @@
 /// The observer of a whole model whose attention is on a GPU: sums there, statistics on the host.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/cuda/launch.cuh>
 #include <headaware/stats/attention_observer.hpp>
 #include <headaware/stats/observe.cuh>
 #include <headaware/stats/sums_layout.hpp>
@@ -12,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -29,13 +31,22 @@ template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
 cudaError_t observe(AttentionObserver const& observer, void* d_temp, std::size_t& temp_bytes, std::int32_t first_layer,
                     DeviceQkvShape<QueryLayout, KeyLayout, ValueLayout> const& shape,
                     std::vector<DeviceQkv<T>> const& layers, AttentionScore const& score, double* d_sums,
-                    cudaStream_t stream) {
-  ModelConfig const& model = observer.model();
-  auto const num_layers = static_cast<std::int64_t>(layers.size());
-  bool const of_model = first_layer >= 0 && first_layer + num_layers <= model.num_hidden_layers &&
-                        shape.query_heads == model.num_attention_heads && shape.kv_heads == model.num_key_value_heads;
-  if (!of_model) return cudaErrorInvalidValue;
-  std::int64_t const offset = first_layer * shape.query_heads * observer.sums_layout().size();
+                    cudaStream_t stream) noexcept {
+  std::int64_t offset = 0;
+  cudaError_t const error = detail::guarded([&] {
+    constexpr auto where = "observe";
+    ModelConfig const& model = observer.model();
+    auto const last_layer =
+        static_cast<std::int64_t>(model.num_hidden_layers) - static_cast<std::int64_t>(layers.size());
+    bool const of_model = first_layer >= 0 && first_layer <= last_layer;
+    detail::require(of_model, "first_layer", "in [0, " + std::to_string(last_layer) + "]", first_layer, where);
+    detail::require(shape.query_heads == model.num_attention_heads, "query_heads", model.num_attention_heads,
+                    shape.query_heads, where);
+    detail::require(shape.kv_heads == model.num_key_value_heads, "kv_heads", model.num_key_value_heads, shape.kv_heads,
+                    where);
+    offset = std::int64_t{first_layer} * shape.query_heads * observer.sums_layout().size();
+  });
+  if (error != cudaSuccess) return error;
   return observe(d_temp, temp_bytes, shape, layers, score, observer.parameters(),
                  d_sums == nullptr ? nullptr : d_sums + offset, stream);
 }

@@ -6,6 +6,7 @@
 
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/detail/cuda/launch.cuh>
 #include <headaware/detail/cuda/observe_kernel.cuh>
 #include <headaware/detail/cuda/observe_parameters.cuh>
 #include <headaware/detail/logit_map.hpp>
@@ -19,7 +20,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -127,28 +128,52 @@ FetchOrder fetch_order(Layout const& layout, std::int64_t head_dim, Layers const
   return tokens_adjacent(layout) ? FetchOrder::tokens : FetchOrder::channels;
 }
 
-template <class E, int ChannelTiles, class Parameters>
-cudaError_t launch_observation(Parameters& parameters, ObserveSizes const& sizes, ObserveTensors const& tensors,
-                               std::int64_t num_layers, cudaStream_t stream) {
+/// Shared memory that a block of the kernel may ask for, and now is allowed to: always as much as there is, since other
+/// threads may be about to launch with another size. Throws `CudaError` where the kernel's code is none.
+template <class Kernel>
+std::int32_t allow_shared(Kernel const& kernel, char const* where) {
   int device = 0;
   int limit = 0;
   int generation = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&generation, cudaDevAttrComputeCapabilityMajor, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (error != cudaSuccess) return error;
-  if (generation < 8) return cudaErrorNotSupported;
-  if (!fit_shared(sizes, limit, parameters.shared)) return cudaErrorInvalidValue;
+  cudaFuncAttributes attributes{};
+  auto const refuse = [&](std::int32_t got) {
+    auto const version = std::to_string(got / 10) + "." + std::to_string(got % 10);
+    throw CudaError(cudaErrorNotSupported, {"compute capability of device and code", ">= 8.0", version, where});
+  };
+  require_cuda(cudaGetDevice(&device), "the current device", where);
+  require_cuda(cudaDeviceGetAttribute(&generation, cudaDevAttrComputeCapabilityMajor, device), "the device", where);
+  if (generation < 8) refuse(10 * generation);
+  require_cuda(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "the device", where);
+  require_cuda(cudaFuncGetAttributes(&attributes, kernel), "the kernel", where);
+  // A program built for older devices runs on this one, but without what the kernel needs.
+  if (attributes.ptxVersion < 80) refuse(attributes.ptxVersion);
+  limit -= static_cast<int>(attributes.sharedSizeBytes);
+  if (attributes.maxDynamicSharedSizeBytes < limit) {
+    require_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit), "shared memory",
+                 where);
+  }
+  return limit;
+}
+
+template <class E, int ChannelTiles, class Parameters>
+void launch_observation(Parameters& parameters, ObserveSizes const& sizes, ObserveTensors const& tensors,
+                        std::int64_t num_layers, cudaStream_t stream) {
+  constexpr auto where = "observe";
   auto const kernel = observe_kernel<E, ChannelTiles, Parameters>;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, parameters.shared.bytes);
-  if (error != cudaSuccess) return error;
+  std::int32_t const limit = allow_shared(kernel, where);
+  bool const fits = fit_shared(sizes, limit, parameters.shared);
+  require(fits, "shared memory of one query's sums, in bytes", limit, parameters.shared.bytes, where);
   std::int64_t const heads = num_layers * parameters.query_heads;
-  error = cudaMemsetAsync(parameters.tickets, 0, static_cast<std::size_t>(heads) * sizeof(std::uint32_t), stream);
-  if (error != cudaSuccess) return error;
+  require_cuda(cudaMemsetAsync(parameters.tickets, 0, static_cast<std::size_t>(heads) * sizeof(std::uint32_t), stream),
+               "clearing counts of blocks", where);
   dim3 const grid(static_cast<unsigned>(parameters.grid.blocks() * parameters.query_heads),
                   static_cast<unsigned>(num_layers));
-  kernel<<<grid, observe_threads, static_cast<std::size_t>(parameters.shared.bytes), stream>>>(parameters, tensors);
-  return cudaPeekAtLastError();
+  launch(where, kernel, grid, observe_threads, parameters.shared.bytes, stream, parameters, tensors);
+}
+
+template <class T>
+bool is_aligned(T const* data) {
+  return reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0;
 }
 
 /// The checks of `observe`. @throws ArgumentError
@@ -188,6 +213,10 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQ
     require(layer.d_queries != nullptr && layer.d_keys != nullptr, "queries and keys", "pointers", "nullptr", where);
     bool const alike = (layer.d_values != nullptr) == values && (layer.d_output_factors != nullptr) == factors;
     require(alike, "values and output factors", "in all layers or in none", "in some", where);
+    bool const aligned = is_aligned(layer.d_queries) && is_aligned(layer.d_keys) && is_aligned(layer.d_values) &&
+                         is_aligned(layer.d_output_factors);
+    require(aligned, "queries, keys, values and output factors", "pointers aligned to their elements",
+            "a misaligned one", where);
   }
 }
 
@@ -208,8 +237,8 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQ
 ///                            zeroed by the caller at first; read with `AttentionObserver::add_sums`
 /// @param[in]     stream      enqueued here, not synchronised
 /// @return cudaErrorInvalidValue on arguments that make no sense, on too small or misaligned temporary storage,
-///         and where not even one row's sums fit into the device's shared memory; cudaErrorNotSupported before
-///         compute capability 8.0; launch errors
+///         and where not even one row's sums fit into the device's shared memory; cudaErrorNotSupported on
+///         devices, and in programs built for devices, before compute capability 8.0; launch errors
 /// @pre    values are finite: one that is not makes sums NaN, which `AttentionObserver::add_sums` refuses
 /// @note   Rows with a NaN or infinite score are counted as invalid and nowhere else. Deterministic on devices
 ///         of the same shared memory; graph-capturable: a memset of 4 bytes a head, then one launch. Empty input
@@ -222,80 +251,84 @@ template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
 cudaError_t observe(void* d_temp, std::size_t& temp_bytes,
                     DeviceQkvShape<QueryLayout, KeyLayout, ValueLayout> const& shape,
                     std::vector<DeviceQkv<T>> const& layers, AttentionScore const& score,
-                    ObserverParameters const& parameters, double* d_sums, cudaStream_t stream) {
+                    ObserverParameters const& parameters, double* d_sums, cudaStream_t stream) noexcept {
   static_assert(check_layout<QueryLayout>() && check_layout<KeyLayout>() && check_layout<ValueLayout>());
   using E = typename detail::ElementOf<T>::type;
   static_assert(std::is_same_v<E, float> || std::is_same_v<E, float16> || std::is_same_v<E, bfloat16>,
                 "headaware: queries, keys and values are float, float16 or bfloat16");
   using Parameters = detail::ObserveParameters<QueryLayout, KeyLayout, ValueLayout>;
-  cudaError_t error = detail::checked([&] { detail::check_observation(shape, layers, score, parameters); });
-  if (error != cudaSuccess) return error;
-  auto const num_layers = static_cast<std::int64_t>(layers.size());
-  bool const values = num_layers > 0 && layers[0].d_values != nullptr;
-  auto const plan = detail::plan_observation<E>(shape, num_layers, values, parameters, sizeof(Parameters));
-  std::int64_t const heads = num_layers * shape.query_heads;
-  std::int64_t const partials = heads * plan.grid.blocks() * plan.sizes.sums;
-  std::size_t const needed =
-      static_cast<std::size_t>(partials) * sizeof(double) + static_cast<std::size_t>(heads) * sizeof(std::uint32_t);
-  if (d_temp == nullptr) {
-    temp_bytes = needed;
-    return cudaSuccess;
-  }
-  if (temp_bytes < needed || reinterpret_cast<std::uintptr_t>(d_temp) % alignof(double) != 0)
-    return cudaErrorInvalidValue;
-  if (plan.grid.chunks == 0 || num_layers == 0) return cudaSuccess;
-  if (d_sums == nullptr || std::int64_t{plan.grid.blocks()} * shape.query_heads > std::numeric_limits<int>::max())
-    return cudaErrorInvalidValue;
+  return detail::guarded([&] {
+    constexpr auto where = "observe";
+    detail::check_observation(shape, layers, score, parameters);
+    auto const num_layers = static_cast<std::int64_t>(layers.size());
+    bool const values = num_layers > 0 && layers[0].d_values != nullptr;
+    auto const plan = detail::plan_observation<E>(shape, num_layers, values, parameters, sizeof(Parameters));
+    std::int64_t const heads = num_layers * shape.query_heads;
+    std::int64_t const partials = heads * plan.grid.blocks() * plan.sizes.sums;
+    std::size_t const needed =
+        static_cast<std::size_t>(partials) * sizeof(double) + static_cast<std::size_t>(heads) * sizeof(std::uint32_t);
+    if (d_temp == nullptr) {
+      temp_bytes = needed;
+      return;
+    }
+    detail::require_storage(d_temp, temp_bytes, needed, alignof(double), where);
+    if (plan.grid.chunks == 0 || num_layers == 0) return;
+    bool const sums = d_sums != nullptr && detail::is_aligned(d_sums);
+    detail::require(sums, "d_sums", "a pointer aligned to 8 bytes", d_sums == nullptr ? "nullptr" : "another", where);
+    std::int64_t const blocks = std::int64_t{plan.grid.blocks()} * shape.query_heads;
+    detail::require(blocks <= detail::max_blocks, "blocks", detail::max_blocks_text, blocks, where);
 
-  detail::ObserveTensors tensors{};
-  for (std::size_t i = 0; i < layers.size(); ++i)
-    tensors.layers[i] = {layers[i].d_queries, layers[i].d_keys, layers[i].d_values, layers[i].d_output_factors};
-  auto const clamped = [&](std::int64_t value) { return static_cast<std::int32_t>(std::min(value, plan.longest)); };
-  auto const map = detail::LogitMap::of(score.scale, score.soft_cap);
-  Parameters kernel_parameters{
-      .query_layout = shape.query_layout,
-      .key_layout = shape.key_layout,
-      .value_layout = shape.value_layout,
-      .sequence = shape.sequence,
-      .first_token = shape.first_token,
-      .tokens = shape.tokens,
-      .chunk_size = plan.chunk_size,
-      .recent_ratio = parameters.recent_ratio,
-      .partials = static_cast<double*>(d_temp),
-      .tickets = reinterpret_cast<std::uint32_t*>(static_cast<double*>(d_temp) + partials),
-      .sums = d_sums,
-      .grid = plan.grid,
-      .shared = {},
-      .layout = SumsLayout(parameters),
-      .cuts = plan.cuts,
-      .query_heads = shape.query_heads,
-      .group = shape.query_heads / shape.kv_heads,
-      .head_dim = static_cast<std::int32_t>(shape.head_dim),
-      .value_dim = plan.sizes.value_dim,
-      .first_query = clamped(parameters.first_query),
-      .query_stride = clamped(parameters.query_stride),
-      .sliding_window = clamped(score.sliding_window),
-      .sink_size = parameters.sink_size,
-      .local_window = parameters.local_window,
-      .near = plan.sizes.near,
-      .scale = map.factor(),
-      .cap = map.capped() ? map.outer : 0,
-      .query_fetch = detail::fetch_order<E>(shape.query_layout, shape.head_dim, layers,
-                                            [](auto const& layer) { return layer.d_queries; }),
-      .key_fetch = detail::fetch_order<E>(shape.key_layout, shape.head_dim, layers,
-                                          [](auto const& layer) { return layer.d_keys; }),
-      .value_fetch = !plan.sizes.with_values ? detail::FetchOrder::channels
-                                             : detail::fetch_order<E>(shape.value_layout, plan.sizes.value_dim, layers,
-                                                                      [](auto const& layer) { return layer.d_values; }),
-  };
-  static_assert(sizeof(Parameters) + sizeof(tensors) <= detail::max_parameter_bytes);
-  auto const launch = [&]<int ChannelTiles>() {
-    return detail::launch_observation<E, ChannelTiles>(kernel_parameters, plan.sizes, tensors, num_layers, stream);
-  };
-  if (!plan.sizes.with_values) return launch.template operator()<0>();
-  if (plan.sizes.value_dim <= 64) return launch.template operator()<2>();
-  if (plan.sizes.value_dim <= 128) return launch.template operator()<4>();
-  return launch.template operator()<8>();
+    detail::ObserveTensors tensors{};
+    for (std::size_t i = 0; i < layers.size(); ++i)
+      tensors.layers[i] = {layers[i].d_queries, layers[i].d_keys, layers[i].d_values, layers[i].d_output_factors};
+    auto const clamped = [&](std::int64_t value) { return static_cast<std::int32_t>(std::min(value, plan.longest)); };
+    auto const map = detail::LogitMap::of(score.scale, score.soft_cap);
+    Parameters kernel_parameters{
+        .query_layout = shape.query_layout,
+        .key_layout = shape.key_layout,
+        .value_layout = shape.value_layout,
+        .sequence = shape.sequence,
+        .first_token = shape.first_token,
+        .tokens = shape.tokens,
+        .chunk_size = plan.chunk_size,
+        .recent_ratio = parameters.recent_ratio,
+        .partials = static_cast<double*>(d_temp),
+        .tickets = reinterpret_cast<std::uint32_t*>(static_cast<double*>(d_temp) + partials),
+        .sums = d_sums,
+        .grid = plan.grid,
+        .shared = {},
+        .layout = SumsLayout(parameters),
+        .cuts = plan.cuts,
+        .query_heads = shape.query_heads,
+        .group = shape.query_heads / shape.kv_heads,
+        .head_dim = static_cast<std::int32_t>(shape.head_dim),
+        .value_dim = plan.sizes.value_dim,
+        .first_query = clamped(parameters.first_query),
+        .query_stride = clamped(parameters.query_stride),
+        .sliding_window = clamped(score.sliding_window),
+        .sink_size = parameters.sink_size,
+        .local_window = parameters.local_window,
+        .near = plan.sizes.near,
+        .scale = map.factor(),
+        .cap = map.capped() ? map.outer : 0,
+        .query_fetch = detail::fetch_order<E>(shape.query_layout, shape.head_dim, layers,
+                                              [](auto const& layer) { return layer.d_queries; }),
+        .key_fetch = detail::fetch_order<E>(shape.key_layout, shape.head_dim, layers,
+                                            [](auto const& layer) { return layer.d_keys; }),
+        .value_fetch = !plan.sizes.with_values
+                           ? detail::FetchOrder::channels
+                           : detail::fetch_order<E>(shape.value_layout, plan.sizes.value_dim, layers,
+                                                    [](auto const& layer) { return layer.d_values; }),
+    };
+    static_assert(sizeof(Parameters) + sizeof(tensors) <= detail::max_parameter_bytes);
+    auto const launch = [&]<int ChannelTiles>() {
+      detail::launch_observation<E, ChannelTiles>(kernel_parameters, plan.sizes, tensors, num_layers, stream);
+    };
+    if (!plan.sizes.with_values) return launch.template operator()<0>();
+    if (plan.sizes.value_dim <= 64) return launch.template operator()<2>();
+    if (plan.sizes.value_dim <= 128) return launch.template operator()<4>();
+    return launch.template operator()<8>();
+  });
 }
 
 HEADAWARE_NAMESPACE_END

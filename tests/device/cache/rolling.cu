@@ -192,6 +192,38 @@ TEST_CASE("a captured step of decoding is replayed, layer by layer, lengths coun
   REQUIRE_CUDA(cudaGraphDestroy(graph));
 }
 
+TEST_CASE("what a call that came to no end left of its count of blocks does not matter", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  constexpr std::int64_t dim = 8;
+  ha::PolicyTable const table = mixed_table();
+  ha::RollingPlan const plan(table, 2, {.max_tokens = 60});
+  DeviceRolling<float> const device(plan, dim, dim);
+  SlotModel model(table, plan);
+  for (std::int32_t const left : {1, 3, -2, 100000}) {
+    auto const spoil = [&] {
+      REQUIRE_CUDA(cudaMemcpy(device.state().ticket, &left, sizeof(left), cudaMemcpyHostToDevice));
+    };
+    std::vector<std::int32_t> const counts{9, 2};
+    model.append(counts);
+    auto const layout = ha::strided_bhsd(2, 4, 9, dim);
+    DeviceTokens<float> const news(NewTokens<float>(model, counts, layout, layout));
+    DeviceVector<std::int32_t> const d_counts(counts);
+    spoil();
+    REQUIRE_CUDA(ha::append(device.view(), device.state(), news.layers, layout, d_counts.data(), 9, device.cache(), {},
+                            nullptr));
+    spoil();
+    REQUIRE_CUDA(ha::copy_sequences(device.view(), device.state(), std::vector<ha::SequenceCopy>{{1, 0}},
+                                    device.cache(), nullptr));
+    model.copy(1, 0);
+    REQUIRE_CUDA(cudaDeviceSynchronize());
+    REQUIRE(device.good());
+    for (std::int32_t b = 0; b < 2; ++b) {
+      REQUIRE(device.length(b) == model.length(b));
+      REQUIRE(model.holds(b, device.keys.host().data(), dim, device.values.host().data(), dim));
+    }
+  }
+}
+
 TEST_CASE("caches on streams of their own do not meet", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
   constexpr std::int64_t dim = 4;
@@ -287,6 +319,7 @@ TEST_CASE("what the device refuses of a rolling cache", "[cache]") {
   fails(ha::append(view, state, news.layers, layout, nullptr, 1, cache, {.first_layer = 1}, nullptr));
   fails(ha::append(view, state, news.layers, layout, nullptr, 1, cache, {.first_layer = -1}, nullptr));
   fails(ha::append(view, {}, news.layers, layout, nullptr, 1, cache, {}, nullptr));
+  fails(ha::append(view, {.lengths = state.lengths}, news.layers, layout, nullptr, 1, cache, {}, nullptr));
   fails(ha::append(device.plan.view(), state, news.layers, layout, nullptr, 1, cache, {}, nullptr));
   auto layers = news.layers;
   layers[1].values = nullptr;

@@ -107,6 +107,9 @@ TEST_CASE("statistics refuse arguments that make no sense", "[stats]") {
   double* const nowhere = nullptr;
   REQUIRE(ha::observe(temp.data(), bytes, good, device.layers, score, parameters, nowhere, nullptr) ==
           cudaErrorInvalidValue);
+  auto* const between = reinterpret_cast<double*>(reinterpret_cast<std::uintptr_t>(sums.data()) + 4);
+  REQUIRE(ha::observe(temp.data(), bytes, good, device.layers, score, parameters, between, nullptr) ==
+          cudaErrorInvalidValue);
   // Shapes.
   auto const with = [&](auto const& change) {
     auto shape = good;
@@ -131,6 +134,11 @@ TEST_CASE("statistics refuse arguments that make no sense", "[stats]") {
   refuses(good, layers_with([](auto& x) { x.d_output_factors = nullptr; }), score, parameters);
   refuses(good, layers_with([](auto& x) { x.d_values = nullptr; }), score, parameters);
   refuses(good, std::vector<ha::DeviceQkv<__half>>(257, device.layers[0]), score, parameters);
+  auto const shifted = [](auto const* data, std::uintptr_t bytes) {
+    return reinterpret_cast<decltype(data)>(reinterpret_cast<std::uintptr_t>(data) + bytes);
+  };
+  refuses(good, layers_with([&](auto& x) { x.d_keys = shifted(x.d_keys, 1); }), score, parameters);
+  refuses(good, layers_with([&](auto& x) { x.d_output_factors = shifted(x.d_output_factors, 2); }), score, parameters);
   // Parameters.
   refuses(good, device.layers, {.scale = 0}, parameters);
   auto wrong = parameters;
@@ -213,4 +221,19 @@ TEST_CASE("a captured graph adds up what it finds each time", "[stats]") {
   observer.add_sums(first);
   require_same({observer.head(0, 0), observer.head(0, 1), observer.head(1, 0), observer.head(1, 1)},
                observe_on_host(a, Mode::values, score, parameters));
+}
+
+TEST_CASE("a call of little shared memory leaves others what they need", "[stats]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  using Strided = ha::StridedLayout;
+  compare_bhsd<__half>(Attention<ha::float16>({.tokens = 20, .head_dim = 16}), Mode::mass, score, {});
+  auto const kernel =
+      ha::detail::observe_kernel<ha::float16, 0, ha::detail::ObserveParameters<Strided, Strided, Strided>>;
+  cudaFuncAttributes attributes{};
+  int device = 0;
+  int limit = 0;
+  REQUIRE_CUDA(cudaFuncGetAttributes(&attributes, kernel));
+  REQUIRE_CUDA(cudaGetDevice(&device));
+  REQUIRE_CUDA(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  CHECK(attributes.maxDynamicSharedSizeBytes + static_cast<int>(attributes.sharedSizeBytes) == limit);
 }

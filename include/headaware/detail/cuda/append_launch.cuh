@@ -3,6 +3,7 @@
 #include <headaware/cache/compact.cuh>
 #include <headaware/detail/append_rows.hpp>
 #include <headaware/detail/cuda/append_kernel.cuh>
+#include <headaware/detail/cuda/launch.cuh>
 
 #include <cuda_runtime_api.h>
 
@@ -43,9 +44,9 @@ AppendPlane<Layout> append_plane_of(Layout const& layout, std::int64_t channels,
 /// @param row_stride  elements in which rows of pages are aligned beyond their channels; 0: none
 /// @param num_copies  copies on write of the placement, a block each
 template <bool NeedsWritten, class Placement, class T, class U, class Source>
-cudaError_t launch_append(Placement const& placement, AppendCounters const& counters, AppendShape const& shape,
-                          std::int64_t max_slots, std::int64_t row_stride, std::vector<LayerKv<U>> const& tokens,
-                          Source const& source, LayerKv<T> const* cache, std::int64_t num_copies, cudaStream_t stream) {
+void launch_append(Placement const& placement, AppendCounters const& counters, AppendShape const& shape,
+                   std::int64_t max_slots, std::int64_t row_stride, std::vector<LayerKv<U>> const& tokens,
+                   Source const& source, LayerKv<T> const* cache, std::int64_t num_copies, cudaStream_t stream) {
   static_assert(sizeof(T) <= 8 && (sizeof(T) & (sizeof(T) - 1)) == 0, "headaware: elements have 1, 2, 4 or 8 bytes");
   auto const keys = keys_of(source);
   auto const values = values_of(source);
@@ -66,14 +67,16 @@ cudaError_t launch_append(Placement const& placement, AppendCounters const& coun
   std::int64_t const segments = static_cast<std::int64_t>(tokens.size()) * shape.num_sequences * shape.num_kv_heads;
   std::int64_t const rows = segments * rows_per_head;
   std::int64_t const blocks = std::max<std::int64_t>(1, (rows + rows_per_block - 1) / rows_per_block);
-  if (blocks + num_copies > 0x7fffffff) return cudaErrorInvalidValue;
+  require(blocks + num_copies <= max_blocks, "blocks", max_blocks_text, blocks + num_copies, "append");
   Parameters const parameters{{placement, counters, key_plane, value_plane, shape.first_layer,
                                static_cast<std::int32_t>(tokens.size()), shape.num_kv_heads,
                                static_cast<std::int32_t>(rows_per_head), rows_per_block,
                                static_cast<std::int32_t>(blocks)}};
   static_assert(sizeof(parameters) + sizeof(tables) <= max_parameter_bytes, "headaware: too much for one launch");
-  append_kernel<<<static_cast<unsigned>(blocks + num_copies), block_threads, 0, stream>>>(parameters, tables);
-  return cudaPeekAtLastError();
+  // An earlier append that came to no end may have left something.
+  if (counters.ticket != nullptr) clear_ticket(counters.ticket, "append", stream);
+  launch("append", append_kernel<Parameters>, static_cast<unsigned>(blocks + num_copies), block_threads, 0, stream,
+         parameters, tables);
 }
 
 }  // namespace detail

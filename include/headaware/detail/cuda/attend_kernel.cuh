@@ -19,6 +19,7 @@ inline constexpr std::int32_t attend_threads = 128;
 inline constexpr std::int32_t attend_warps = attend_threads / warp_threads;
 /// Channels of a row, at most: a thread adds up two channels of a value.
 inline constexpr std::int32_t max_attend_channels = 2 * attend_threads;
+inline constexpr std::int32_t min_attend_rows = 8;
 inline constexpr std::int32_t max_attend_rows = 64;
 /// Blocks a multiprocessor must have room for: as many as leave registers enough not to spill.
 constexpr std::int32_t attend_blocks(std::int32_t queries) { return queries > 8 ? 2 : 3; }
@@ -40,8 +41,9 @@ struct AttendMemory {
   std::int32_t value_offset;
   std::int32_t bytes;
 
+  /// The largest tiles that fit. @throws ArgumentError where not even the smallest do
   template <class T>
-  static AttendMemory of(std::int64_t head_dim, std::int64_t value_dim, std::int32_t queries) {
+  static AttendMemory of(std::int64_t head_dim, std::int64_t value_dim, std::int32_t queries, std::int32_t most) {
     constexpr std::int32_t piece = 16;
     auto const pieces = [](std::int64_t channels) {
       return static_cast<std::int32_t>((channels * static_cast<std::int64_t>(sizeof(T)) + piece - 1) / piece);
@@ -51,17 +53,16 @@ struct AttendMemory {
     m.key_pitch = (pieces(head_dim) | 1) * piece;
     m.value_pitch = pieces(value_dim) * piece;
     m.score_offset = queries * m.query_pitch * 4;
-    // Without asking the driver for more.
-    constexpr std::int32_t most = 46 * 1024;
-    for (m.tile_rows = max_attend_rows; m.tile_rows >= 8; m.tile_rows /= 2) {
+    for (m.tile_rows = max_attend_rows; m.tile_rows >= min_attend_rows; m.tile_rows /= 2) {
       m.key_offset = m.score_offset + queries * m.tile_rows * 4;
       m.value_offset = m.key_offset + m.tile_rows * m.key_pitch;
       // What threads add up goes over both in the end.
       std::int32_t const sums = m.key_offset + queries * max_attend_channels * 4;
       std::int32_t const end = m.value_offset + m.tile_rows * m.value_pitch;
       m.bytes = sums > end ? sums : end;
-      if (m.bytes <= most) break;
+      if (m.bytes <= most) return m;
     }
+    require(false, "shared memory in bytes", most, m.bytes, "attend");
     return m;
   }
 };
@@ -94,6 +95,12 @@ struct AttendShared {
   float factor[Queries];
   typename cub::WarpReduce<float>::TempStorage reduce[attend_warps];
 };
+
+/// Dynamic shared memory of a block: what others leave of the 48 KiB that are to be had without asking the driver.
+template <int Queries, class Parameters>
+inline constexpr std::int32_t attend_dynamic_bytes =
+    48 * 1024 - static_cast<std::int32_t>(sizeof(SharedStorage<AttendShared<Queries>>) +
+                                          sizeof(SharedStorage<Parameters>) + 3 * alignof(float4));
 
 struct LargerOrNan {
   __device__ float operator()(float a, float b) const { return larger_or_nan(a, b); }

@@ -2,7 +2,6 @@
 
 #include <headaware/config.hpp>
 #include <headaware/element.hpp>
-#include <headaware/error.hpp>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -11,12 +10,12 @@
 #include <cstddef>
 #include <cstdint>
 
-// A kernel over a policy or layout from an unnamed namespace has internal linkage anyway; nvcc warns that
-// the attribute below then adds nothing.
-#pragma nv_diag_suppress 1407
-
-/// Kernels are hidden symbols: two libraries built with different versions must not share one.
-#define HEADAWARE_KERNEL __attribute__((visibility("hidden"))) __global__
+/// Kernels are hidden symbols: two libraries built with different versions must not share one. A kernel over a policy
+/// or layout from an unnamed namespace has internal linkage anyway; nvcc would warn that the attribute then adds
+/// nothing.
+#define HEADAWARE_KERNEL                                                                               \
+  _Pragma("nv_diagnostic push") _Pragma("nv_diag_suppress 1407") __attribute__((visibility("hidden"))) \
+  _Pragma("nv_diagnostic pop") __global__
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
@@ -40,17 +39,6 @@ struct AddRowsAndParts {
     return {a.rows + b.rows, a.parts + b.parts};
   }
 };
-
-/// Checks that throw, as an error code.
-template <class Check>
-cudaError_t checked(Check const& check) {
-  try {
-    check();
-  } catch (ArgumentError const&) {
-    return cudaErrorInvalidValue;
-  }
-  return cudaSuccess;
-}
 
 /// The element whose bits a caller's type has.
 template <class T>

@@ -1,0 +1,100 @@
+#pragma once
+
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+#include <headaware/last_error.hpp>
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <new>
+#include <string>
+#include <type_traits>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// An error that has a code of CUDA's, on its way out of a function that returns one.
+class CudaError : public Error {
+ public:
+  CudaError(cudaError_t code, ErrorDetail const& detail) : Error(detail), code_(code) {}
+  [[nodiscard]] cudaError_t code() const noexcept { return code_; }
+
+ private:
+  cudaError_t code_;
+};
+
+/// Throws `CudaError` unless a call of CUDA's runtime has succeeded.
+inline void require_cuda(cudaError_t error, char const* what, char const* where) {
+  if (error == cudaSuccess) return;
+  throw CudaError(
+      error, {what, "cudaSuccess", std::string(cudaGetErrorName(error)) + ", " + cudaGetErrorString(error), where});
+}
+
+/// Keeps the text of the exception that is being handled. @return its code
+inline cudaError_t keep_exception() noexcept {
+  auto const keep = [](cudaError_t code, char const* text) {
+    keep_last_error(text);
+    return code;
+  };
+  try {
+    throw;
+  } catch (CudaError const& error) {
+    return keep(error.code(), error.what());
+  } catch (ArgumentError const& error) {
+    return keep(cudaErrorInvalidValue, error.what());
+  } catch (CapacityError const& error) {
+    return keep(cudaErrorMemoryAllocation, error.what());
+  } catch (std::bad_alloc const& error) {
+    return keep(cudaErrorMemoryAllocation, error.what());
+  } catch (std::exception const& error) {
+    return keep(cudaErrorUnknown, error.what());
+  } catch (...) {
+    return keep(cudaErrorUnknown, "headaware: an exception without a text");
+  }
+}
+
+/// Runs the body of a public function: whatever it throws becomes an error code, and its text the last error's.
+template <class Body>
+cudaError_t guarded(Body const& body) noexcept {
+  try {
+    body();
+  } catch (...) {
+    return keep_exception();
+  }
+  return cudaSuccess;
+}
+
+/// Throws `ArgumentError` unless temporary storage is large enough and aligned to `alignment` bytes.
+inline void require_storage(void const* d_temp, std::size_t bytes, std::size_t needed, std::size_t alignment,
+                            char const* where) {
+  require(bytes >= needed, "temporary storage in bytes", needed, bytes, where);
+  require(reinterpret_cast<std::uintptr_t>(d_temp) % alignment == 0, "temporary storage", "aligned to 8 bytes",
+          "a misaligned pointer", where);
+}
+
+/// Blocks that a grid has in its first direction, at most.
+inline constexpr std::int64_t max_blocks = 0x7fffffff;
+inline constexpr auto max_blocks_text = "at most 2^31 - 1";
+
+/// Makes the blocks of the next launch count from 0.
+inline void clear_ticket(std::int32_t* ticket, char const* where, cudaStream_t stream) {
+  require_cuda(cudaMemsetAsync(ticket, 0, sizeof(*ticket), stream), "clearing a count of blocks", where);
+}
+
+/// Launches a kernel. By the function that says how this launch went, not by the last error, which may be another's.
+/// @param shared_bytes  dynamic shared memory
+template <class... Parameters>
+void launch(char const* where, void (*kernel)(Parameters...), dim3 grid, std::int32_t threads,
+            std::int32_t shared_bytes, cudaStream_t stream, std::type_identity_t<Parameters> const&... parameters) {
+  void const* pointers[] = {&parameters...};
+  cudaError_t const error =
+      cudaLaunchKernel(reinterpret_cast<void const*>(kernel), grid, dim3(static_cast<unsigned>(threads)),
+                       const_cast<void**>(pointers), static_cast<std::size_t>(shared_bytes), stream);
+  require_cuda(error, "launch of a kernel", where);
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END
