@@ -299,7 +299,14 @@ bool tensors_meet(A const& a, B const& b, std::int64_t distance) {
     return std::int64_t{0};
   };
   distance += plane(b) - plane(a);
-  if (distance == 0) return true;
+  bool pages_apart = false;  // two tables may name pages of one pool
+  if constexpr (requires {
+                  a.table().pages;
+                  b.table().pages;
+                }) {
+    pages_apart = a.table().pages != b.table().pages;
+  }
+  if (distance == 0) return !pages_apart;
   if constexpr (std::is_same_v<A, B> && requires { a.directions(); }) {
     std::vector<SharedDirection> directions;
     auto const of_a = a.directions();
@@ -311,7 +318,7 @@ bool tensors_meet(A const& a, B const& b, std::int64_t distance) {
       directions.push_back({of_a[i].stride, of_a[i].count - 1, of_b[i].count - 1, of_a[i].by_table});
     }
     std::sort(directions.begin(), directions.end(), [](auto const& x, auto const& y) { return x.stride > y.stride; });
-    return have_common_element(directions, distance, false, false);
+    return have_common_element(directions, distance, pages_apart, false);
   } else {
     return false;
   }
