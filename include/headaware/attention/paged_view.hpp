@@ -91,9 +91,6 @@ class PagedView {
     }
     return rows;
   }
-  void check(AttentionShape const& shape, AttentionOptions const&) const {
-    detail::require(shape.kv_heads == kv_heads_, "KV heads", kv_heads_, shape.kv_heads, "attend, PagedView");
-  }
   void check_tables(AttentionShape const& shape) const {
     std::int64_t const size = page_size_.value();
     std::int64_t const pool = num_pages_ != 0 ? num_pages_ : std::int64_t{1} << 31;
