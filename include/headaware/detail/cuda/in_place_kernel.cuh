@@ -164,7 +164,8 @@ __device__ void report_lengths(DevicePlan<Table> const& plan, std::int64_t min_e
   }
   bad = __syncthreads_or(bad);
   if (bad == 0 && min_evicted > 0) {
-    std::int64_t const segments = std::int64_t{plan.table.num_layers()} * plan.num_sequences * plan.table.num_kv_heads();
+    std::int64_t const segments =
+        std::int64_t{plan.table.num_layers()} * plan.num_sequences * plan.table.num_kv_heads();
     for (std::int64_t s = threadIdx.x; s < segments; s += block_threads) {
       Segment const segment = make_segment(plan.table, s, plan.num_sequences, plan.d_lengths);
       std::int64_t const moved = visit_policy(plan.table, segment.layer, segment.sequence, segment.kv_head,
