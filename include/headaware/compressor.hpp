@@ -235,6 +235,7 @@ class BasicCompressor {
   /// @throws ArgumentError on a negative length
   [[nodiscard]] CompressionSummary compression_summary(std::int64_t length) const {
     detail::require(length >= 0, "negative length", "tokens >= 0", length, "compression_summary");
+    detail::require(length <= 0x7fffffff, "length", "at most 2147483647", length, "compression_summary");
     CompressionSummary summary{
         .num_layers = table_.num_layers(), .num_kv_heads = table_.num_kv_heads(), .length = length};
     summary.policies.assign(Registry::names.begin(), Registry::names.end());

@@ -129,8 +129,8 @@ void write_attention(AttentionShape const& shape, AttentionOutput<O, Layout> con
 /// @param output   [sequences, query_heads, query_tokens, value_dim], and optionally log-sum-exp; host; must overlap
 ///                 no input
 /// @throws ArgumentError on counts that make no sense, missing or misaligned pointers, layouts too small, a mask over a
-///         view without positions, a view with negative rows or one that says itself that it is another's, and output
-///         that overlaps the queries where both layouts are strided
+///         view without positions, a view with negative rows or one that says itself that it is another's, tables
+///         that name what is not there, and output that overlaps the queries where both layouts are strided
 /// @note   Deterministic: the result does not depend on the number of threads.
 /// @par Cost  Each row held is read once for all query heads of its group (once per 32 query rows in prefill chunks);
 ///            rows are shared out in chunks, so one long head does not keep one thread busy alone
@@ -141,6 +141,7 @@ void attend(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& que
   detail::check_attention(shape, queries, cache, output, options);
   if (shape.sequences == 0 || shape.query_tokens == 0) return;
   detail::check_output_apart(shape, queries, output);
+  detail::check_attention_tables(shape, queries, cache, output);
   constexpr std::int64_t chunk_rows = 512;
   auto const cut = detail::AttentionCut::of(shape, detail::QueryTile::max_queries, chunk_rows);
   auto const map = detail::logit_map(shape, options);

@@ -144,6 +144,33 @@ void check_cache_pointers(KeptCache<T, View> const& cache, bool holds_rows) {
   require(!holds_rows || cache.values != nullptr, "values", "a pointer", "nullptr", "attend");
 }
 
+/// Tables of queries, cache and output, host memory.
+template <class Q, class QLayout, class T, class View, class O, class OLayout>
+void check_attention_tables(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries,
+                            KeptCache<T, View> const& cache, AttentionOutput<O, OLayout> const& output) {
+  auto const tokens = [&](std::int64_t) { return shape.query_tokens; };
+  check_tables(queries.layout, shape.sequences, tokens, "attend, queries");
+  check_tables(output.layout, shape.sequences, tokens, "attend, output");
+  if constexpr (requires { cache.view.check_tables(shape); }) cache.view.check_tables(shape);
+}
+
+/// Where an error in the tables of one segment is.
+inline std::string segment_place(char const* view, std::int64_t sequence, std::int64_t kv_head) {
+  return "attend, " + std::string(view) + ", sequence " + std::to_string(sequence) + ", KV head " +
+         std::to_string(kv_head);
+}
+
 }  // namespace detail
+
+/// @brief Checks a view's tables in host memory as the CPU's `attend` does before it reads them: for those who attend
+/// on a device, where right tables are a precondition that nobody checks.
+/// @param view  over host copies of the tables
+/// @throws ArgumentError on lengths, rows or pages that are not there
+/// @par Cost  O(segments and pages)
+template <class View>
+void validate_tables(AttentionShape const& shape, View const& view) {
+  static_assert(check_kept_view<View>());
+  if constexpr (requires { view.check_tables(shape); }) view.check_tables(shape);
+}
 
 HEADAWARE_NAMESPACE_END

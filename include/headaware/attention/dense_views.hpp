@@ -45,6 +45,13 @@ struct RaggedView {
   void check(AttentionShape const& shape, AttentionOptions const&) const {
     detail::require(shape.kv_heads == kv_heads, "KV heads", kv_heads, shape.kv_heads, "attend, RaggedView");
   }
+  void check_tables(AttentionShape const& shape) const {
+    for (std::int64_t i = 0; i < shape.segments(); ++i) {
+      if (offsets[i] >= 0) continue;
+      detail::require(false, "offsets", ">= 0", std::int64_t{offsets[i]},
+                      detail::segment_place("RaggedView", i / kv_heads, i % kv_heads).c_str());
+    }
+  }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };
 template <class Offset>
@@ -69,6 +76,13 @@ struct PaddedView {
   }
   void check(AttentionShape const& shape, AttentionOptions const&) const {
     detail::require(shape.kv_heads == kv_heads, "KV heads", kv_heads, shape.kv_heads, "attend, PaddedView");
+  }
+  void check_tables(AttentionShape const& shape) const {
+    for (std::int64_t i = 0; i < shape.segments(); ++i) {
+      if (lengths[i] <= head_rows) continue;
+      detail::require(false, "rows held", "at most " + std::to_string(head_rows), lengths[i],
+                      detail::segment_place("PaddedView", i / kv_heads, i % kv_heads).c_str());
+    }
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };

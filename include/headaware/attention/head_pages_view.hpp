@@ -128,6 +128,30 @@ class HeadPagesView {
     detail::check_windowed_call(shape, options, pages_.num_sequences, pages_.num_kv_heads, query_tokens_,
                                 "attend, HeadPagesView");
   }
+  void check_tables(AttentionShape const& shape) const {
+    for (std::int64_t b = 0; b < shape.sequences; ++b) {
+      if (lengths_[b] < 0 || lengths_[b] > pages_.token_limit) {
+        detail::require(false, "length", "in [0, " + std::to_string(pages_.token_limit) + "]", lengths_[b],
+                        ("attend, HeadPagesView, sequence " + std::to_string(b)).c_str());
+      }
+      for (std::int64_t h = 0; h < shape.kv_heads; ++h) {
+        HeadPagesRows const rows = segment(b, h);
+        std::int64_t const size = page_size_.value();
+        auto const check = [&](std::int64_t first, std::int64_t end) {  // tokens
+          if (first >= end) return;
+          for (std::int64_t index = first / size; index <= (end - 1) / size; ++index) {
+            std::int32_t const page = rows.page(static_cast<std::int32_t>(index));
+            if (page >= 0 && page < pages_.num_pages) continue;
+            detail::require(false, "page table entry", "a page in [0, " + std::to_string(pages_.num_pages) + ")",
+                            std::to_string(page) + " for page " + std::to_string(index),
+                            detail::segment_place("HeadPagesView", b, h).c_str());
+          }
+        };
+        check(0, rows.length < rows.sink ? rows.length : rows.sink);
+        check(rows.begin, rows.length);
+      }
+    }
+  }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return std::gcd(channels, page_stride_); }
 
  private:

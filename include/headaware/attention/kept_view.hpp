@@ -34,7 +34,8 @@ concept KeptSegment = requires(S const segment, std::int64_t i) {
 /// Optional: `int64_t row_run(int64_t channels) const`, host: all row offsets are multiples of this many elements.
 /// It decides how wide a load may be; without it every element is loaded by itself on CUDA. And
 /// `void check(AttentionShape const&, AttentionOptions const&) const`, host, which throws ArgumentError on a call that
-/// the view is not for.
+/// the view is not for. And `void check_tables(AttentionShape const&) const`, host, which throws ArgumentError where
+/// tables in host memory name rows that are not there: the CPU back end asks before it reads (`validate_tables`).
 template <class V>
 concept KeptView = std::is_trivially_copyable_v<V> && requires(V const view, std::int64_t i) {
   { view.segment(i, i) } -> KeptSegment;

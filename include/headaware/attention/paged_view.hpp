@@ -3,6 +3,7 @@
 /// @file
 /// Caches in pages of one KV head each, as attention reads them.
 
+#include <headaware/attention/attention.hpp>
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
@@ -47,12 +48,14 @@ class PagedView {
   /// @param last_page_len  [sequences * kv_heads], rows of each head's last page; not read of heads without pages
   /// @param page_stride    elements from one page to the next; 0: page_size rows
   /// @param token_stride   elements from one row of a page to the next; 0: the row's channels
+  /// @param num_pages      pages of the pool, if known: the CPU back end checks the table against it; 0: not known
   /// All pointers host or device, where attention runs; borrowed.
   /// @throws ArgumentError on a page size that is not positive or a negative stride
   static PagedView csr(std::int32_t const* indices, std::int32_t const* indptr, std::int32_t const* last_page_len,
                        std::int32_t kv_heads, std::int64_t page_size, std::int64_t page_stride = 0,
-                       std::int64_t token_stride = 0) {
+                       std::int64_t token_stride = 0, std::int64_t num_pages = 0) {
     PagedView view(kv_heads, page_size, page_stride, token_stride);
+    view.num_pages_ = num_pages;
     view.pages_ = indices;
     view.indptr_ = indptr;
     view.lengths_ = last_page_len;
@@ -64,9 +67,10 @@ class PagedView {
   /// @param lengths      [sequences * kv_heads], rows held
   static PagedView dense(std::int32_t const* block_table, std::int64_t table_stride, std::int32_t const* lengths,
                          std::int32_t kv_heads, std::int64_t page_size, std::int64_t page_stride = 0,
-                         std::int64_t token_stride = 0) {
+                         std::int64_t token_stride = 0, std::int64_t num_pages = 0) {
     detail::require(table_stride >= 0, "block table row stride", ">= 0", table_stride, "PagedView");
     PagedView view(kv_heads, page_size, page_stride, token_stride);
+    view.num_pages_ = num_pages;
     view.pages_ = block_table;
     view.table_stride_ = table_stride;
     view.lengths_ = lengths;
@@ -86,6 +90,32 @@ class PagedView {
       rows.held = count == 0 ? 0 : (count - 1) * page_size_.value() + lengths_[index];
     }
     return rows;
+  }
+  void check_tables(AttentionShape const& shape) const {
+    std::int64_t const size = page_size_.value();
+    std::int64_t const pool = num_pages_ != 0 ? num_pages_ : std::int64_t{1} << 31;
+    for (std::int64_t i = 0; i < shape.segments(); ++i) {
+      auto const check = [&](bool ok, char const* what, std::int64_t least, std::int64_t most, std::int64_t got) {
+        if (ok) return;
+        detail::require(false, what, "in [" + std::to_string(least) + ", " + std::to_string(most) + "]", got,
+                        detail::segment_place("PagedView", i / kv_heads_, i % kv_heads_).c_str());
+      };
+      if (indptr_ == nullptr) {
+        std::int64_t const room =
+            table_stride_ > (std::int64_t{1} << 31) / size ? std::int64_t{1} << 31 : table_stride_ * size;
+        check(lengths_[i] <= room, "rows held", 0, room, lengths_[i]);
+      } else {
+        std::int64_t const last = std::int64_t{1} << 31;
+        check(indptr_[i] >= 0, "page table's indptr", 0, last, indptr_[i]);
+        check(indptr_[i + 1] >= indptr_[i], "page table's indptr", indptr_[i], last, indptr_[i + 1]);
+        bool const counted = indptr_[i + 1] == indptr_[i] || (lengths_[i] >= 1 && lengths_[i] <= size);
+        check(counted, "last_page_len", 1, size, lengths_[i]);
+      }
+      PagedRows const rows = segment(i / kv_heads_, i % kv_heads_);
+      for (std::int64_t p = 0; p * size < rows.held; ++p) {
+        check(rows.pages[p] >= 0 && rows.pages[p] < pool, "page table entry", 0, pool - 1, rows.pages[p]);
+      }
+    }
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const {
     return std::gcd(channels, std::gcd(page_stride_, token_stride_));
@@ -109,6 +139,7 @@ class PagedView {
   detail::FixedDivisor page_size_;
   std::int64_t page_stride_ = 0;
   std::int64_t token_stride_ = 0;
+  std::int64_t num_pages_ = 0;
 };
 static_assert(KeptView<PagedView>);
 

@@ -76,6 +76,13 @@ struct RollingView {
     detail::require_index(layer, plan.num_layers, "layer", where);
     detail::check_windowed_call(shape, options, plan.num_sequences, plan.num_kv_heads, query_tokens, where);
   }
+  void check_tables(AttentionShape const& shape) const {
+    for (std::int64_t b = 0; b < shape.sequences; ++b) {
+      if (lengths[b] >= 0 && lengths[b] <= plan.token_limit) continue;
+      detail::require(false, "length", "in [0, " + std::to_string(plan.token_limit) + "]", lengths[b],
+                      ("attend, RollingView, sequence " + std::to_string(b)).c_str());
+    }
+  }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };
 static_assert(KeptView<RollingView>);

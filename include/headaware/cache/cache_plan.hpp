@@ -4,7 +4,9 @@
 /// The sizes of a compressed cache, known from lengths and policies alone, before anything moves.
 
 #include <headaware/cache/segment.hpp>
+#include <headaware/detail/checked.hpp>
 #include <headaware/error.hpp>
+#include <headaware/policy/keep_list.hpp>
 #include <headaware/policy/table.hpp>
 
 #include <algorithm>
@@ -13,6 +15,7 @@
 #include <limits>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -30,6 +33,29 @@ struct TokenBytes {
   }
 };
 
+namespace detail {
+
+/// Pages of `page_size` tokens that so many tokens need, without a sum that overflows. @pre  tokens >= 0, page_size > 0
+[[nodiscard]] constexpr std::int64_t pages_for(std::int64_t tokens, std::int64_t page_size) {
+  return tokens / page_size + (tokens % page_size != 0 ? 1 : 0);
+}
+
+/// Whether a segment's last kept token is moved by compaction, as it is if any is. Tokens of a keep-list are not read
+/// while sizes are planned: no.
+struct LastTokenMoves {
+  Segment segment;
+  template <class P>
+  bool operator()(P const& policy) const {
+    if constexpr (std::is_same_v<P, KeepList>) {
+      return false;
+    } else {
+      return segment.kept > 0 && source_token(policy, segment.kept - 1, segment.length) != segment.kept - 1;
+    }
+  }
+};
+
+}  // namespace detail
+
 /// @brief What a device needs to repeat a plan there: the policies, the lengths, and the bounds
 /// that the host planned with. Passed by value; borrows its pointers.
 /// @tparam Table  a `PolicyTableView` on device memory, a `UniformTable`, or `WithKeepLists` of one
@@ -40,6 +66,8 @@ struct DevicePlan {
   std::int32_t num_sequences = 0;
   std::int64_t max_length = 0;  ///< no length may exceed it
   std::int64_t max_rows = 0;    ///< bounds the kept rows of the whole model; decides the grid
+  /// The fewest tokens that a head evicts whose kept ones move, see `KeyRotation::evicting`; 0: none moves.
+  std::int64_t min_evicted = 0;
 
   std::int32_t* d_cu_seqlens = nullptr;  ///< out, optional: device, [num_layers, num_sequences * num_kv_heads + 1]
   std::int32_t* d_kept = nullptr;        ///< out, optional: device, [num_layers, num_sequences, num_kv_heads]
@@ -48,7 +76,8 @@ struct DevicePlan {
   std::int32_t* d_status = nullptr;
 };
 
-/// @brief How many tokens every (layer, sequence, KV head) keeps, and where its rows lie.
+/// @brief How many tokens every (layer, sequence, KV head) keeps, and where its rows lie. What has been moved from is
+/// the plan of no sequence.
 /// @tparam Table  `PolicyTable`, `UniformTable`, a view or `WithKeepLists`; held by value
 template <class Table>
 class BasicCachePlan {
@@ -97,7 +126,7 @@ class BasicCachePlan {
   [[nodiscard]] Segment segment(std::int64_t s) const {
     detail::require_index(s, num_segments(), "segment", "CachePlan::segment");
     Segment result = detail::make_segment(table_, s, num_sequences(), lengths_.data());
-    result.first_row = offsets_[index(s)] - layer_begin(result.layer);
+    result.first_row = offset(s) - layer_begin(result.layer);
     return result;
   }
 
@@ -106,12 +135,12 @@ class BasicCachePlan {
     check_layer(layer);
     detail::require_index(sequence, num_sequences(), "sequence", "CachePlan::kept");
     detail::require_index(kv_head, num_kv_heads(), "KV head", "CachePlan::kept");
-    std::size_t const s = index(layer * layer_segments() + std::int64_t{sequence} * num_kv_heads() + kv_head);
-    return offsets_[s + 1] - offsets_[s];
+    std::int64_t const s = layer * layer_segments() + std::int64_t{sequence} * num_kv_heads() + kv_head;
+    return offset(s + 1) - offset(s);
   }
 
   /// Rows (tokens of a head) that the whole model keeps.
-  [[nodiscard]] std::int64_t kept_total() const { return offsets_.back(); }
+  [[nodiscard]] std::int64_t kept_total() const { return offset(num_segments()); }
   /// Rows that one layer keeps.
   [[nodiscard]] std::int64_t kept_total(std::int32_t layer) const {
     return layer_begin(layer + 1) - layer_begin(layer);
@@ -128,7 +157,7 @@ class BasicCachePlan {
   /// The first row of a layer when all layers lie back to back. @pre 0 <= layer <= num_layers
   [[nodiscard]] std::int64_t layer_begin(std::int32_t layer) const {
     if (layer != num_layers()) check_layer(layer);
-    return offsets_[index(layer * layer_segments())];
+    return offset(layer * layer_segments());
   }
 
   /// @brief A layer's offsets as FlashAttention takes them, heads folded into the batch:
@@ -139,7 +168,7 @@ class BasicCachePlan {
                     "at most 2147483647 for 32-bit cu_seqlens", kept_total(layer), "CachePlan::cu_seqlens");
     std::vector<std::int32_t> result;
     for (std::int64_t s = 0; s <= layer_segments(); ++s) {
-      result.push_back(static_cast<std::int32_t>(offsets_[index(layer * layer_segments() + s)] - layer_begin(layer)));
+      result.push_back(static_cast<std::int32_t>(offset(layer * layer_segments() + s) - layer_begin(layer)));
     }
     return result;
   }
@@ -160,7 +189,7 @@ class BasicCachePlan {
     detail::require(page_size > 0, "page size", "> 0", page_size, "CachePlan::pages_total");
     std::int64_t pages = 0;
     for (std::size_t s = 0; s + 1 < offsets_.size(); ++s) {
-      pages += (offsets_[s + 1] - offsets_[s] + page_size - 1) / page_size;
+      pages += detail::pages_for(offsets_[s + 1] - offsets_[s], page_size);
     }
     return pages;
   }
@@ -173,7 +202,7 @@ class BasicCachePlan {
     for (std::int32_t layer = 0; layer < num_layers(); ++layer) {
       for (std::int32_t head = 0; head < num_kv_heads(); ++head) most = std::max(most, kept(layer, sequence, head));
     }
-    return (most + page_size - 1) / page_size;
+    return detail::pages_for(most, page_size);
   }
 
   /// Bytes of the kept keys and values; exact for ragged caches.
@@ -184,7 +213,7 @@ class BasicCachePlan {
   }
   /// Bytes of the pages that hold them when every head owns its pages.
   [[nodiscard]] std::int64_t bytes_held_paged(std::int64_t page_size, TokenBytes const& token) const {
-    return pages_total(page_size) * page_size * token.total();
+    return detail::elements("CachePlan::bytes_held_paged", {pages_total(page_size), page_size, token.total()});
   }
   /// Bytes before compression.
   [[nodiscard]] std::int64_t bytes_full(TokenBytes const& token) const { return full_total() * token.total(); }
@@ -212,6 +241,14 @@ class BasicCachePlan {
     plan.num_sequences = num_sequences();
     plan.max_length = max_length();
     plan.max_rows = kept_total();
+    for (std::int64_t s = 0; s < num_segments(); ++s) {
+      Segment const segment = this->segment(s);
+      std::int64_t const evicted = segment.length - segment.kept;
+      if (evicted == 0 || (plan.min_evicted != 0 && evicted >= plan.min_evicted)) continue;
+      bool const moves = detail::visit_policy(table_, segment.layer, segment.sequence, segment.kv_head,
+                                              detail::LastTokenMoves{segment});
+      if (moves) plan.min_evicted = evicted;
+    }
     return plan;
   }
 
@@ -239,6 +276,8 @@ class BasicCachePlan {
 
  private:
   static std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
+  /// Rows before a segment; 0 in a plan that has been moved from.
+  [[nodiscard]] std::int64_t offset(std::int64_t s) const { return offsets_.empty() ? 0 : offsets_[index(s)]; }
   void check_layer(std::int32_t layer) const { detail::require_index(layer, num_layers(), "layer", "CachePlan"); }
 
   Table table_;

@@ -22,6 +22,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <numeric>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -196,7 +197,8 @@ void compress_transfers(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table>
 /// @param[in]     plan        `CachePlan::on_device`; its optional outputs are written too
 /// @param[in]     transfer    keys and values of all layers, device pointers, at most 256 layers
 /// @param[in]     stream      enqueued here, not synchronised
-/// @pre    d_lengths keep no more than was planned: else nothing moves and `d_status` says so
+/// @pre    d_lengths keep no more than was planned: else nothing moves and `d_status` says so. Tables of the source and
+///         of pages, and positions, are right, which the host cannot see: `validate_tables` checks copies of them
 /// @return cudaErrorInvalidValue where `validate(plan, transfer)` throws, on too small or misaligned temporary
 ///         storage and on more than 256 layers; launch errors
 /// @note   Deterministic; graph-capturable. At most 2 launches. Without segments (no sequence, layer or head)
@@ -232,12 +234,14 @@ cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> co
 
 /// @brief Moves what every head keeps to the head's first `kept` tokens, in the cache it is in.
 /// @param plan      `CachePlan::on_device`; of its outputs `d_kept` and `d_status` are written (the
-///                  latter 1 if a length is out of range, whose heads then stay as they are, else 0)
+///                  latter 1 if a length is out of range or a head evicts too few tokens to turn its keys of 16 bits,
+///                  see `KeyRotation::evicting`; such heads stay as they are; else 0)
 /// @param layers    [num_layers], device pointers, at most 256 layers
 /// @param source    how each layer's keys and values lie; no two heads may share memory
-/// @param rotation  `KeyRotation`, or `{}` to keep positions
+/// @param rotation  `KeyRotation`, or `{}` to keep positions. Behind the call a key's position is its slot
 /// @param stream    enqueued here, not synchronised
-/// @return cudaErrorInvalidValue where the CPU's `compress_in_place` throws; launch errors
+/// @pre    tables of the source, positions and keep-lists are right, which the host cannot see: `validate_tables`
+/// @return cudaErrorInvalidValue where the CPU's `compress_in_place` throws, but for what tables say; launch errors
 /// @note   Deterministic; graph-capturable. One launch, no temporary storage. Without segments (no sequence, layer
 ///         or head) nothing is launched and no output written.
 /// @par Cost  Moves only tokens whose place changes; one block a (head, tensor)
@@ -252,12 +256,18 @@ cudaError_t compress_in_place(DevicePlan<Table> const& plan, std::vector<LayerKv
     auto const keys = detail::keys_of(source);
     auto const values = detail::values_of(source);
     detail::check_in_place(detail::bounds_of(plan), layers, source, rotation);
+    if constexpr (detail::rounds_in_place<T, Rotation>) {
+      detail::require(plan.min_evicted == 0 || plan.min_evicted >= rotation.min_evicted(), "evicted tokens",
+                      "none or at least " + std::to_string(rotation.min_evicted()), plan.min_evicted, where);
+    }
     detail::require(plan.table.num_layers() <= detail::max_layers, "layers", "at most 256", plan.table.num_layers(),
                     where);
     detail::require(segments == 0 || plan.d_lengths != nullptr, "d_lengths", "a pointer", "nullptr", where);
     detail::require(segments <= detail::max_blocks, "heads", detail::max_blocks_text, segments, where);
     if (segments == 0) return;
 
+    std::int64_t min_evicted = 0;
+    if constexpr (detail::rounds_in_place<T, Rotation>) min_evicted = rotation.min_evicted();
     detail::InPlaceTensors<2> tensors{};
     auto const plane = [&](auto const& layout, T* LayerKv<T>::*tensor, void** layer_tensors,
                            auto const& plane_rotation) {
@@ -282,7 +292,8 @@ cudaError_t compress_in_place(DevicePlan<Table> const& plan, std::vector<LayerKv
     auto const value_plane = plane(values, &LayerKv<T>::values, tensors.planes[1], detail::KeepPositions{});
     using KeyPlane = std::remove_cvref_t<decltype(key_plane)>;
     using ValuePlane = std::remove_cvref_t<decltype(value_plane)>;
-    detail::InPlaceParameters<Table, KeyPlane, ValuePlane> const parameters{plan, {key_plane, {value_plane, {}}}};
+    detail::InPlaceParameters<Table, KeyPlane, ValuePlane> const parameters{
+        plan, {key_plane, {value_plane, {}}}, min_evicted};
     static_assert(sizeof(parameters) + sizeof(tensors) <= detail::max_parameter_bytes);
     detail::launch(where, detail::in_place_kernel<Table, KeyPlane, ValuePlane>,
                    dim3(static_cast<unsigned>(segments), 2), detail::block_threads, 0, stream, parameters, tensors);

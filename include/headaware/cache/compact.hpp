@@ -13,7 +13,11 @@
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
+#include <headaware/policy/full.hpp>
 #include <headaware/policy/keep_list.hpp>
+#include <headaware/policy/prune.hpp>
+#include <headaware/policy/sink_window.hpp>
+#include <headaware/policy/window_only.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -62,17 +66,10 @@ bool heads_interleave(Layout const& layout, PlanBounds const& bounds) {
   return layout.offset(0, 1, 0, 0) < layout.offset(0, 0, 1, 0);
 }
 
-/// Host keep-lists must be right before the first row moves, or the cache would be left half-compressed.
-template <class Plan>
-void check_keep_lists(Plan const& plan) {
-  for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
-    Segment const segment = make_segment(plan.table(), s, plan.num_sequences(), plan.lengths().data());
-    visit_policy(plan.table(), segment.layer, segment.sequence, segment.kv_head, [&](auto const& policy) {
-      if constexpr (std::is_same_v<std::remove_cvref_t<decltype(policy)>, KeepList>) {
-        policy.validate_entries(segment.length);
-      }
-    });
-  }
+/// Where an error about a segment is.
+inline std::string place_of(char const* where, Segment const& segment) {
+  return std::string(where) + ", layer " + std::to_string(segment.layer) + ", sequence " +
+         std::to_string(segment.sequence) + ", KV head " + std::to_string(segment.kv_head);
 }
 
 /// A destination made for another plan may be too small for this one.
@@ -100,23 +97,113 @@ void check_capacity(Plan const& plan, Destination<T, Form> const& kept) {
   }
 }
 
+/// A page of keys or of values that a call writes.
+struct WrittenPage {
+  Interval memory;
+  std::int64_t segment = 0;
+  std::int64_t index = 0;  ///< in the segment's row of the table
+  std::int64_t page = 0;
+};
+
+inline std::string place_of(char const* where, Segment const& segment, std::int64_t index) {
+  return std::string(where) + ", segment " + std::to_string(segment.index) + ", page " + std::to_string(index) +
+         place_of("", segment);
+}
+
+/// Checks a block table in host memory, and notes the pages.
 template <class Plan, class T>
-void check_block_table(Plan const& plan, Destination<T, PagedForm> const& kept) {
-  if (kept.num_pages == 0) return;
+void check_block_table(Plan const& plan, Destination<T, PagedForm> const& kept, std::vector<WrittenPage>& written,
+                       char const* where) {
+  PagedForm const& form = kept.form;
+  std::int64_t const end = kept.num_pages != 0 ? kept.num_pages : std::int64_t{1} << 31;
+  auto const note = [&](T const* data, std::int64_t channels, WrittenPage page) {
+    auto const stride =
+        static_cast<std::uintptr_t>(form.page_stride != 0 ? form.page_stride : form.page_size * channels);
+    page.memory.begin =
+        reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(page.page) * stride * sizeof(T);
+    page.memory.end = page.memory.begin + static_cast<std::uintptr_t>(form.page_size * channels) * sizeof(T);
+    written.push_back(page);
+  };
   for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
     Segment const segment = plan.segment(s);
-    std::int64_t const row = kept.form.indptr != nullptr ? kept.form.indptr[s] : s * kept.form.table_stride;
-    for (std::int64_t i = 0; i * kept.form.page_size < segment.kept; ++i) {
-      std::int64_t const page = kept.form.block_table[row + i];
-      if (page < 0 || page >= kept.num_pages) {
-        require(false, "block table entry", "a page in [0, " + std::to_string(kept.num_pages) + ")", page,
-                ("compress, segment " + std::to_string(s) + ", page " + std::to_string(i)).c_str());
+    std::int64_t const row = form.indptr != nullptr ? form.indptr[s] : s * form.table_stride;
+    if (row < 0) require(false, "block table's indptr", ">= 0", row, place_of(where, segment).c_str());
+    for (std::int64_t i = 0; i * form.page_size < segment.kept; ++i) {
+      std::int64_t const page = form.block_table[row + i];
+      if (page < 0 || page >= end) {
+        require(false, "block table entry", "a page in [0, " + std::to_string(end) + ")", page,
+                place_of(where, segment, i).c_str());
       }
+      LayerKv<T> const& pool = kept.layers[static_cast<std::size_t>(segment.layer)];
+      note(pool.keys, kept.key_channels, {{}, s, i, page});
+      note(pool.values, kept.value_channels, {{}, s, i, page});
     }
   }
 }
 template <class Plan, class T, class Form>
-void check_block_table(Plan const&, Destination<T, Form> const&) {}
+void check_block_table(Plan const&, Destination<T, Form> const&, std::vector<WrittenPage>&, char const*) {}
+
+/// No page may be two heads', or both of keys and of values.
+template <class Plan>
+void check_pages_apart(Plan const& plan, std::vector<WrittenPage>& written, char const* where) {
+  auto const earlier = [](WrittenPage const& x, WrittenPage const& y) { return x.memory.begin < y.memory.begin; };
+  std::sort(written.begin(), written.end(), earlier);
+  for (std::size_t i = 1; i < written.size(); ++i) {
+    if (written[i - 1].memory.end <= written[i].memory.begin) continue;
+    auto const [first, second] = std::minmax(written[i - 1], written[i], [](auto const& x, auto const& y) {
+      return x.segment != y.segment ? x.segment < y.segment : x.index < y.index;
+    });
+    require(false, "block table entry", "a page of one head's keys or values",
+            std::to_string(second.page) + ", which meets page " + std::to_string(first.page) + " of segment " +
+                std::to_string(first.segment),
+            place_of(where, plan.segment(second.segment), second.index).c_str());
+  }
+}
+
+/// In place, a page of two sequences would be compacted twice.
+template <class Layout>
+void check_pages_of_one_sequence(Layout const& layout, std::span<std::int32_t const> lengths, char const* where) {
+  if constexpr (requires {
+                  layout.table().page(0, 0);
+                  layout.shape().page_size;
+                }) {
+    struct Use {
+      std::int64_t page;
+      std::size_t sequence;
+    };
+    std::vector<Use> uses;
+    for (std::size_t s = 0; s < lengths.size(); ++s) {
+      for (std::int64_t i = 0; i < pages_for(lengths[s], layout.shape().page_size); ++i) {
+        uses.push_back({layout.table().page(static_cast<std::int64_t>(s), i), s});
+      }
+    }
+    std::stable_sort(uses.begin(), uses.end(), [](Use const& x, Use const& y) { return x.page < y.page; });
+    for (std::size_t i = 1; i < uses.size(); ++i) {
+      if (uses[i - 1].page != uses[i].page) continue;
+      require(false, "page table entry", "a page that is named once",
+              std::to_string(uses[i].page) + ", also of sequence " + std::to_string(uses[i - 1].sequence),
+              (std::string(where) + ", sequence " + std::to_string(uses[i].sequence)).c_str());
+    }
+  }
+}
+
+/// Keys of 16 bits would be rounded again and again, see `KeyRotation::evicting`.
+template <class Plan>
+void check_evictions(Plan const& plan, std::int64_t fewest) {
+  for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
+    Segment const segment = plan.segment(s);
+    std::int64_t const evicted = segment.length - segment.kept;
+    if (evicted == 0 || evicted >= fewest) continue;
+    bool const turns = visit_policy(
+        plan.table(), segment.layer, segment.sequence, segment.kv_head,
+        [&](auto const& policy) { return first_moved_slot(policy, segment.kept, segment.length) < segment.kept; });
+    if (!turns) continue;
+    require(false, "evicted tokens",
+            "none or at least " + std::to_string(fewest) +
+                ", as turning keys of 16 bits in place rounds them each time (KeyRotation::evicting)",
+            evicted, place_of("compress_in_place", segment).c_str());
+  }
+}
 
 /// A tensor seen from one segment: the offset of a token's channel.
 template <class Layout>
@@ -186,6 +273,37 @@ void stage_tokens(Table const& table, Segment const& segment, std::int64_t begin
   });
 }
 
+/// Policies of this library, whose tokens are known to be right.
+template <class P>
+inline constexpr bool is_known_policy = std::is_same_v<P, Full> || std::is_same_v<P, SinkWindow> ||
+                                        std::is_same_v<P, WindowOnly> || std::is_same_v<P, Prune>;
+
+/// Tokens of keep-lists and of policies of a caller's own must be right before the first row moves, or the cache would
+/// be left half-compressed.
+template <class Plan>
+void check_policies(Plan const& plan, char const* where) {
+  std::vector<std::int64_t> tokens;
+  for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
+    Segment const segment = plan.segment(s);
+    visit_policy(plan.table(), segment.layer, segment.sequence, segment.kv_head, [&](auto const& policy) {
+      using Policy = std::remove_cvref_t<decltype(policy)>;
+      if constexpr (std::is_same_v<Policy, KeepList>) {
+        policy.validate_entries(segment.length);
+      } else if constexpr (!is_known_policy<Policy>) {
+        tokens.resize(static_cast<std::size_t>(segment.kept));
+        stage_tokens(plan.table(), segment, 0, tokens);
+        for (std::size_t slot = 0; slot < tokens.size(); ++slot) {
+          std::int64_t const lowest = slot == 0 ? 0 : tokens[slot - 1] + 1;
+          if (tokens[slot] >= lowest && tokens[slot] < segment.length) continue;
+          require(false, ("token of policy '" + std::string(Policy::name) + "'").c_str(),
+                  "in [" + std::to_string(lowest) + ", " + std::to_string(segment.length) + ")", tokens[slot],
+                  (place_of(where, segment) + ", slot " + std::to_string(slot)).c_str());
+        }
+      }
+    });
+  }
+}
+
 /// Copies slots begin, begin + 1, … of a segment from the given tokens. In place (`kept` the same
 /// tensor as `source`) ascending order makes it safe: a slot's token is never before the slot.
 template <class Copy, class T, class From, class To>
@@ -226,16 +344,18 @@ void copy_slots(Copy const& copy, std::int64_t begin, std::span<std::int64_t con
 
 /// The same for keys, each turned to its slot's position.
 template <class T, class From, class To>
-void rotate_slots(KeyRotation const& rotation, std::int64_t begin, std::span<std::int64_t const> tokens,
-                  T const* source, From const& from, T* kept, To const& to, std::int64_t channels) {
+void rotate_slots(KeyRotation const& rotation, std::int64_t sequence, std::int64_t begin,
+                  std::span<std::int64_t const> tokens, T const* source, From const& from, T* kept, To const& to,
+                  std::int64_t channels) {
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     std::int64_t const token = tokens[i];
     std::int64_t const slot = begin + static_cast<std::int64_t>(i);
+    std::int64_t const distance = rotation.distance(sequence, token, slot);
     for (std::int32_t pair_index = 0; pair_index < rotation.rotary_dim() / 2; ++pair_index) {
       RotaryPair const pair = rotary_pair(rotation, pair_index);
       T const a = source[from(token, pair.a)];
       T const b = source[from(token, pair.b)];
-      RotatedPair<T> const rotated = rotate_pair(rotation, token - slot, pair_index, a, b);
+      RotatedPair<T> const rotated = rotate_pair(rotation, distance, pair_index, a, b);
       kept[to(slot, pair.a)] = rotated.a;
       kept[to(slot, pair.b)] = rotated.b;
     }
@@ -296,8 +416,8 @@ void run_tile(Plane<T, Layout, Form> const& plane, Rotation const& rotation, Til
     if (count <= 0) continue;
     std::span<std::int64_t const> const head_tokens(tokens + head * rows, static_cast<std::size_t>(count));
     if constexpr (std::is_same_v<Rotation, KeyRotation>) {
-      rotate_slots(rotation, tile.begin, head_tokens, source, plane.from(segment), kept, plane.to(segment),
-                   plane.shape.channels);
+      rotate_slots(rotation, segment.sequence, tile.begin, head_tokens, source, plane.from(segment), kept,
+                   plane.to(segment), plane.shape.channels);
     } else {
       copy_slots(plane.copy, tile.begin, head_tokens, source, plane.from(segment), kept, plane.to(segment),
                  plane.shape);
@@ -363,19 +483,40 @@ void run_transfer(BasicCachePlan<Table> const& plan, Transfer<T, Source, Form, R
 
 }  // namespace detail
 
+/// @brief Checks a destination's block table in host memory as the CPU back end does: for those who compress on a
+/// device.
+/// @param kept  made by `paged`, with host copies of `block_table` and `indptr`; the pages themselves are not touched
+/// @throws ArgumentError on rows too short for what heads keep, pages beyond the pool, and pages given to two heads
+/// @par Cost  O(pages), and sorting them
+template <class Table, class T, class Form>
+void validate_tables(BasicCachePlan<Table> const& plan, Destination<T, Form> const& kept) {
+  detail::check_capacity(plan, kept);
+  std::vector<detail::WrittenPage> written;
+  detail::check_block_table(plan, kept, written, "validate_tables");
+  detail::check_pages_apart(plan, written, "validate_tables");
+}
+
 /// @brief Compresses a cache on the CPU: every head's kept tokens go to their slots.
 /// @param plan       made for these lengths
 /// @param transfers  keys and values, and further tensors that go with them (scales); host pointers
-/// @throws ArgumentError before anything is written: see `validate`; also keep-list entries out of
-///         order or range and block-table entries beyond the pool
+/// @throws ArgumentError before anything is written: see `validate`; also tokens of keep-lists and of policies of your
+///         own out of order or range, tables of the source without places for the lengths, pages beyond the pool or
+///         given to two heads, and positions (`KeyRotation::with_positions`) out of range
 /// @note   Destinations of one call must not overlap each other. Deterministic.
-/// @par Cost  Each kept byte is read once and written once; all cores with OpenMP
+/// @par Cost  Each kept byte is read once and written once; all cores with OpenMP. Tables are read once more, and the
+///            tokens of policies of your own asked for once more
 template <class Table, class... Ts, class... Sources, class... Forms, class... Rotations>
 void compress(BasicCachePlan<Table> const& plan, Transfer<Ts, Sources, Forms, Rotations> const&... transfers) {
   validate(plan, transfers...);
-  detail::check_keep_lists(plan);
+  detail::check_policies(plan, "compress");
+  auto const tokens = detail::tokens_in(plan.lengths());
+  (detail::check_source_tables(transfers.source, plan.num_sequences(), tokens, "compress, keys", "compress, values"),
+   ...);
+  (detail::check_positions(transfers.rotation, plan.lengths(), "compress"), ...);
   (detail::check_capacity(plan, transfers.kept), ...);
-  (detail::check_block_table(plan, transfers.kept), ...);
+  std::vector<detail::WrittenPage> written;
+  (detail::check_block_table(plan, transfers.kept, written, "compress"), ...);
+  detail::check_pages_apart(plan, written, "compress");
   (detail::run_transfer(plan, transfers), ...);
 }
 
@@ -395,7 +536,11 @@ void compress(BasicCachePlan<Table> const& plan, std::vector<LayerKv<U>> const& 
 /// caches `CachePlan::pages_needed` which pages may go back to their allocator.
 /// @param layers  [num_layers], host pointers
 /// @param source  how each layer's keys and values lie; no two heads may share memory
-/// @throws ArgumentError before anything moves, as `compress`
+/// @param rotation  `KeyRotation`, or nothing to keep positions. Behind the call a key's position is its slot
+/// @throws ArgumentError before anything moves, as `compress`; on tensors of layers that overlap (unless by whole
+/// pages,
+///         which tables tell apart), pages that two sequences name, and where 16-bit keys are to turn for too few
+///         evicted tokens, which is not worth the rounding: see `KeyRotation::evicting`
 /// @par Cost  Moves only tokens whose place changes; memory for a head's token numbers a thread
 template <class Table, class T, class Source, class Rotation = detail::KeepPositions>
 void compress_in_place(BasicCachePlan<Table> const& plan, std::vector<LayerKv<T>> const& layers, Source const& source,
@@ -403,7 +548,14 @@ void compress_in_place(BasicCachePlan<Table> const& plan, std::vector<LayerKv<T>
   detail::check_in_place(detail::bounds_of(plan), layers, source, rotation);
   auto const keys = detail::keys_of(source);
   auto const values = detail::values_of(source);
-  detail::check_keep_lists(plan);
+  constexpr auto where = "compress_in_place";
+  detail::check_policies(plan, where);
+  detail::check_source_tables(source, plan.num_sequences(), detail::tokens_in(plan.lengths()),
+                              "compress_in_place, keys", "compress_in_place, values");
+  detail::check_pages_of_one_sequence(keys, plan.lengths(), "compress_in_place, keys");
+  detail::check_pages_of_one_sequence(values, plan.lengths(), "compress_in_place, values");
+  detail::check_positions(rotation, plan.lengths(), where);
+  if constexpr (detail::rounds_in_place<T, Rotation>) detail::check_evictions(plan, rotation.min_evicted());
 
   std::int64_t const count = plan.num_segments();
 #pragma omp parallel
@@ -416,17 +568,22 @@ void compress_in_place(BasicCachePlan<Table> const& plan, std::vector<LayerKv<T>
       std::int64_t const moved = detail::visit_policy(
           plan.table(), segment.layer, segment.sequence, segment.kv_head,
           [&](auto const& policy) { return detail::first_moved_slot(policy, segment.kept, segment.length); });
-      tokens.resize(static_cast<std::size_t>(segment.kept - moved));
-      detail::stage_tokens(plan.table(), segment, moved, tokens);
+      // With positions of their own keys may turn where they are.
+      std::int64_t first = moved;
+      if constexpr (std::is_same_v<Rotation, KeyRotation>) first = rotation.token_positions() != nullptr ? 0 : moved;
+      tokens.resize(static_cast<std::size_t>(segment.kept - first));
+      detail::stage_tokens(plan.table(), segment, first, tokens);
       auto const move = [&](auto const& layout, T* data, auto const& key_rotation) {
         detail::SegmentTensor<std::remove_cvref_t<decltype(layout)>> const tensor{layout, segment.sequence,
                                                                                   segment.kv_head};
         std::int64_t const channels = layout.num_channels();
         if constexpr (std::is_same_v<std::remove_cvref_t<decltype(key_rotation)>, KeyRotation>) {
-          detail::rotate_slots<T>(key_rotation, moved, tokens, data, tensor, data, tensor, channels);
+          detail::rotate_slots<T>(key_rotation, segment.sequence, first, tokens, data, tensor, data, tensor, channels);
         } else {
           detail::RowShape const shape{channels, detail::rows_contiguous(layout, channels), false};
-          detail::copy_slots<detail::MovingCopy, T>({}, moved, tokens, data, tensor, data, tensor, shape);
+          std::span<std::int64_t const> const movers(tokens);
+          detail::copy_slots<detail::MovingCopy, T>({}, moved, movers.subspan(static_cast<std::size_t>(moved - first)),
+                                                    data, tensor, data, tensor, shape);
         }
       };
       move(keys, layers[layer].keys, rotation);

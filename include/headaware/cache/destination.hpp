@@ -7,6 +7,7 @@
 #include <headaware/cache/cache_plan.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/checked.hpp>
 #include <headaware/error.hpp>
 
 #include <cstddef>
@@ -128,6 +129,10 @@ namespace detail {
 inline void require_channels(std::int64_t key_channels, std::int64_t value_channels, char const* where) {
   require(key_channels > 0, "channels of a key", "> 0", key_channels, where);
   require(value_channels > 0, "channels of a value", "> 0", value_channels, where);
+  // Kernels count channels in 32 bits.
+  constexpr std::int64_t most = 0x7fffffff;
+  require(key_channels <= most, "channels of a key", "at most 2147483647", key_channels, where);
+  require(value_channels <= most, "channels of a value", "at most 2147483647", value_channels, where);
 }
 
 /// Cuts one buffer of keys and one of values into layers, back to back.
@@ -272,6 +277,8 @@ template <class Plan, class T>
 /// @param layers     each layer's pool; all may be the same pool, pages of a row are the table's business
 /// @param form       block table and page size; read where the back end runs
 /// @param num_pages  pages of a pool, if known: the CPU back end checks the table against it
+/// @pre   every page of the table belongs to one head, and is one of the pool. The CPU back end checks this; for a
+///        device `validate_tables` does, with copies of the tables
 /// @throws ArgumentError if there is not one pool a layer, or page size or channels are not positive
 template <class Plan, class T>
 [[nodiscard]] Destination<T, PagedForm> paged(Plan const& plan, std::vector<LayerKv<T>> const& layers,
@@ -285,9 +292,12 @@ template <class Plan, class T>
   std::int64_t const row = form.page_size * std::max(head_dim, value_dim);
   detail::require(form.page_stride == 0 || form.page_stride >= row, "page stride", ">= " + std::to_string(row),
                   form.page_stride, "paged");
+  detail::require(num_pages >= 0, "pages", ">= 0", num_pages, "paged");
+  (void)detail::elements("paged", {num_pages, std::max(form.page_stride, row)});
   Destination<T, PagedForm> result{form, head_dim, value_dim, {}, {}, num_pages};
   for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
-    std::int64_t const head_rows = form.indptr == nullptr ? form.table_stride * form.page_size : plan.max_kept(layer);
+    std::int64_t const head_rows =
+        form.indptr == nullptr ? detail::elements("paged", {form.table_stride, form.page_size}) : plan.max_kept(layer);
     detail::require(plan.max_kept(layer) <= head_rows, "block table row",
                     "room for " + std::to_string(plan.max_kept(layer)) + " tokens of layer " + std::to_string(layer),
                     head_rows, "paged");

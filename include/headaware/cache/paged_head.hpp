@@ -60,7 +60,7 @@ struct PagedHeadsView {
   std::int32_t num_pages = 0;
   std::int64_t token_limit = 0;
   std::int64_t max_tokens_held = 0;  ///< the most tokens that the pages of any head have room for
-  std::uint64_t generation = 0;      ///< counts the changes of the tables; 0: not known
+  std::uint64_t generation = 0;      ///< of the tables, new with every change; 0: not known
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE PagedHead const& head(std::int64_t layer, std::int64_t kv_head) const {
     return heads[layer * num_kv_heads + kv_head];

@@ -42,7 +42,8 @@ struct DevicePagedPlacement : PagedPlacement {
 /// @param storage      the pool's pages, device pointers
 /// @param first_layer  the cache's layer that the first of the new tokens' layers is; each layer of a step once
 /// @param stream       enqueued here, not synchronised
-/// @return cudaErrorInvalidValue where the CPU's `append` throws; launch errors
+/// @pre    tables that `source` reads name places for the new tokens (`validate_tables`)
+/// @return cudaErrorInvalidValue where the CPU's `append` throws, but for what tables say; launch errors
 /// @note   Deterministic; graph-capturable: a graph may be replayed with other tables, lengths and counts in the same
 ///         memory, and with as many copies (one of no tokens does nothing). One launch; none
 ///         without sequences.

@@ -14,9 +14,12 @@
 #include <headaware/cache/rolling_state.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/append_rows.hpp>
+#include <headaware/detail/checked.hpp>
+#include <headaware/detail/unique_id.hpp>
 #include <headaware/error.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -43,7 +46,7 @@ struct PageStep {
   std::vector<std::int32_t> counts{};   ///< [num_sequences] new tokens
   std::vector<PageCopy> copies{};       ///< copies on write
   std::int32_t max_count = 0;
-  std::uint64_t generation = 0;  ///< of the tables
+  std::uint64_t generation = 0;  ///< of the tables; no other tables in the process have it, but for copies
 };
 
 /// @brief The pool of keys and of values, shared by all layers: [num_pages, page_size, channels]. Host or device
@@ -175,7 +178,7 @@ class PagedHeads {
     // A page that is copied from stays untouched until the copies are made.
     for (PageCopy const& copy : step.copies) pool_.release(copy.from);
     state_.advance(plan_.view(), counts);
-    step.generation = ++generation_;
+    step.generation = generation_ = detail::unique_id();
     return step;
   }
 
@@ -190,7 +193,7 @@ class PagedHeads {
   void rollback(std::int32_t sequence, std::int64_t tokens) {
     std::int64_t const before = pages_of(length(sequence));
     state_.rollback(plan_.view(), sequence, tokens);
-    ++generation_;
+    generation_ = detail::unique_id();
     std::int64_t const after = pages_of(length(sequence));
     for_each_head([&](std::int32_t, std::int32_t, PagedHead const& h) {
       std::int64_t const first = first_held(h, state_.written(sequence));
@@ -211,7 +214,7 @@ class PagedHeads {
       table_[at(h.entry(to, p))] = page;
     });
     state_.copy(from, to);
-    ++generation_;
+    generation_ = detail::unique_id();
   }
 
   /// @brief Empties a sequence: its pages go back, those that others own stay theirs.
@@ -220,7 +223,7 @@ class PagedHeads {
   void release(std::int32_t sequence) {
     for_each_page(sequence, [&](PagedHead const& h, std::int64_t p) { drop(h, sequence, p); });
     state_.reset(sequence);
-    ++generation_;
+    generation_ = detail::unique_id();
   }
 
   /// @brief Changes what heads keep, by editing tables: pages in which a head keeps nothing go back. No byte moves, as
@@ -271,7 +274,7 @@ class PagedHeads {
       start.slack = static_cast<std::int32_t>(written[at(b)] - length(b));
       state_.start(start, b, length(b));
     }
-    ++generation_;
+    generation_ = detail::unique_id();
   }
 
   /// @brief One layer's tables in FlashInfer's form.
@@ -532,7 +535,7 @@ class PagedHeads {
   RollingState state_;
   std::vector<PagedHead> heads_;
   std::vector<std::int32_t> table_;
-  std::uint64_t generation_ = 1;
+  std::uint64_t generation_ = detail::unique_id();
 };
 
 namespace detail {
@@ -550,7 +553,7 @@ AppendShape check_paged_append(PagedHeadsView const& view, std::int64_t max_coun
                                std::int32_t first_layer) {
   constexpr auto where = "append";
   require_channels(storage.key_channels, storage.value_channels, where);
-  std::int64_t const row = view.page_size * std::max(storage.key_channels, storage.value_channels);
+  std::int64_t const row = elements(where, {view.page_size, std::max(storage.key_channels, storage.value_channels)});
   require(storage.page_stride == 0 || storage.page_stride >= row, "page stride", ">= " + std::to_string(row),
           storage.page_stride, where);
   AppendShape const shape{first_layer,    view.num_layers,      view.num_sequences,     view.num_kv_heads,
@@ -559,6 +562,7 @@ AppendShape check_paged_append(PagedHeadsView const& view, std::int64_t max_coun
   auto const elements = [&](std::int64_t channels) {
     std::int64_t const page = view.page_size * channels;
     std::int64_t const stride = storage.page_stride != 0 ? storage.page_stride : page;
+    check_extent(where, page, std::array{Direction{view.num_pages, stride}});
     return std::vector<std::int64_t>(cache.size(), view.num_pages == 0 ? 0 : (view.num_pages - 1) * stride + page);
   };
   std::vector<std::int64_t> const keys = elements(storage.key_channels);
@@ -578,8 +582,9 @@ AppendShape check_paged_append(PagedHeadsView const& view, std::int64_t max_coun
 /// @param source       how each layer's new keys and values lie: any `KvLayout`, its token 0 the first new one
 /// @param storage      the pool's pages
 /// @param first_layer  the cache's layer that the first of the new tokens' layers is; each layer of a step once
-/// @throws ArgumentError before anything is written, on a step behind which the tables have changed, on shapes that
-///         disagree, missing or misaligned pointers and new tokens that overlap the pool
+/// @throws ArgumentError before anything is written, on a step behind which the tables have changed or of other tables,
+///         on shapes that disagree, missing or misaligned pointers, host tables that have no places for the new tokens,
+///         and new tokens that overlap the pool
 /// @par Cost  O(bytes that stay) and copies on write; all cores with OpenMP where it is more than 1 MiB
 template <class U, class Source, class T>
 void append(PagedHeads const& pages, PageStep const& step, std::vector<LayerKv<U>> const& tokens, Source const& source,
@@ -588,8 +593,12 @@ void append(PagedHeads const& pages, PageStep const& step, std::vector<LayerKv<U
   detail::check_generation(view, step.generation);
   std::vector<LayerKv<T>> const cache(tokens.size(), {storage.keys, storage.values});
   auto const shape = detail::check_paged_append(view, step.max_count, tokens, source, storage, cache, first_layer);
-  detail::require(static_cast<std::int64_t>(step.counts.size()) == view.num_sequences, "step's sequences",
-                  view.num_sequences, step.counts.size(), "append");
+  for (auto const* each : {&step.counts, &step.lengths, &step.written}) {
+    detail::require(static_cast<std::int64_t>(each->size()) == view.num_sequences, "step's sequences",
+                    view.num_sequences, each->size(), "append");
+  }
+  detail::check_source_tables(source, view.num_sequences, detail::tokens_in(step.counts), "append, keys",
+                              "append, values");
   detail::PagedPlacement const placement{view, storage.page_stride};
   for (PageCopy const& copy : step.copies) {
     if (copy.layer < first_layer || copy.layer >= first_layer + static_cast<std::int32_t>(tokens.size())) continue;

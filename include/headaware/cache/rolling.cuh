@@ -54,8 +54,9 @@ inline cudaError_t change_state(char const* where, char const* values, RollingPl
 /// @param max_count  bounds the counts; decides the grid
 /// @param cache      made by `rolling` with `plan`
 /// @param stream     enqueued here, not synchronised
-/// @return cudaErrorInvalidValue where the CPU's `append` throws (but for lengths, which the host cannot know); launch
-///         errors
+/// @pre    tables that `source` reads name places for the new tokens (`validate_tables`)
+/// @return cudaErrorInvalidValue where the CPU's `append` throws (but for lengths and tables, which the host cannot
+///         know); launch errors
 /// @note   Deterministic; graph-capturable. One launch, and where it counts a memset of 4 bytes before it; none without
 ///         sequences.
 /// @par Cost  The bytes that stay are read once and written once, in 16-byte accesses where runs and pointers are

@@ -57,7 +57,9 @@ struct RollingPlacement {
 /// Whether buffers were made for a plan.
 template <class T>
 void check_rolling(RollingPlanView const& plan, Destination<T, RollingForm> const& cache, char const* where) {
-  require(cache.form.heads == plan.heads, "cache", "one made for this plan's view", "another plan's", where);
+  // Memory that a plan has given back may be the next one's.
+  require(cache.form.heads == plan.heads && cache.form.plan_id == plan.id, "cache", "one made for this plan's view",
+          "another plan's", where);
   require(cache.form.num_sequences == plan.num_sequences, "cache's sequences", plan.num_sequences,
           cache.form.num_sequences, where);
   require(cache.form.kv_heads == plan.num_kv_heads, "cache's KV heads", plan.num_kv_heads, cache.form.kv_heads, where);
@@ -142,7 +144,8 @@ void check_copies(RollingPlanView const& plan, std::span<SequenceCopy const> cop
 /// @param counts   [num_sequences] new tokens of each sequence; 0 where there are none
 /// @param cache    made by `rolling`
 /// @throws ArgumentError before anything is written, on shapes that disagree, missing or misaligned pointers, sequences
-///         beyond the plan's limit, new tokens that overlap the cache and buffers of the cache that overlap each other
+///         beyond the plan's limit, host tables that have no places for the new tokens, new tokens that overlap the
+///         cache and buffers of the cache that overlap each other
 /// @par Cost  O(bytes that stay), whatever the lengths: no old byte is read or written. All cores with OpenMP where it
 ///            is more than 1 MiB
 template <class U, class Source, class T>
@@ -152,6 +155,7 @@ void append(RollingPlanView const& plan, RollingState& state, std::vector<LayerK
   state.check(plan, counts, "append");
   std::int64_t const most = counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
   auto const shape = detail::check_rolling_append(plan, tokens, source, most, cache, options);
+  detail::check_source_tables(source, plan.num_sequences, detail::tokens_in(counts), "append, keys", "append, values");
   auto const of = [](std::span<std::int32_t const> values) {
     return [values](std::int32_t sequence) { return std::int64_t{values[static_cast<std::size_t>(sequence)]}; };
   };

@@ -7,6 +7,8 @@
 #include <headaware/cache/cache_plan.hpp>
 #include <headaware/cache/destination.hpp>
 #include <headaware/cache/rolling_slots.hpp>
+#include <headaware/detail/unique_id.hpp>
+#include <headaware/detail/zero_when_moved.hpp>
 #include <headaware/error.hpp>
 #include <headaware/policy/table.hpp>
 
@@ -39,6 +41,7 @@ struct RollingPlanView {
   std::int64_t free_length = 0;  ///< up to this many tokens no ring has overwritten anything
   std::int64_t token_limit = 0;  ///< the most tokens a sequence may have
   std::int64_t max_slots = 0;    ///< the most slots any head has
+  std::uint64_t id = 0;          ///< of the plan: no other in the process has it, but for copies
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE RollingHead const& head(std::int64_t layer, std::int64_t kv_head) const {
     return heads[layer * num_kv_heads + kv_head];
@@ -62,7 +65,8 @@ static_assert(std::is_trivially_copyable_v<RollingPlanView>);
 /// @brief Rows of every (layer, sequence, KV head) of a rolling cache. They depend on policies, not on lengths.
 ///
 /// A head that keeps sinks and a window owns `sink + window + slack` rows, one that keeps all `max_tokens`, a pruned
-/// one none. A layer's buffers are [rows, head_dim], segments back to back in the order of `Segment`.
+/// one none. A layer's buffers are [rows, head_dim], segments back to back in the order of `Segment`. What has been
+/// moved from is the plan of no head.
 class RollingPlan {
  public:
   /// @param table          policies of all layers and KV heads, each with a rolling form (`RollingPolicy`)
@@ -117,7 +121,7 @@ class RollingPlan {
   /// Prefix sums of rows over all segments, [layers * sequences * kv_heads + 1].
   [[nodiscard]] std::span<std::int64_t const> offsets() const { return offsets_; }
   /// Rows of the whole model.
-  [[nodiscard]] std::int64_t rows_total() const { return offsets_.back(); }
+  [[nodiscard]] std::int64_t rows_total() const { return offsets_.empty() ? 0 : offsets_.back(); }
   /// Rows of one layer's buffers. @throws ArgumentError if there is no such layer
   [[nodiscard]] std::int64_t rows_total(std::int32_t layer) const {
     detail::require_index(layer, num_layers_, "layer", "RollingPlan");
@@ -143,7 +147,8 @@ class RollingPlan {
             limits_.slack,
             free_length_,
             token_limit_,
-            max_slots_};
+            max_slots_,
+            id_};
   }
 
  private:
@@ -186,13 +191,14 @@ class RollingPlan {
     }
   }
 
-  std::int32_t num_layers_;
-  std::int32_t num_sequences_;
-  std::int32_t num_kv_heads_;
+  detail::ZeroWhenMoved<std::int32_t> num_layers_;
+  detail::ZeroWhenMoved<std::int32_t> num_sequences_;
+  detail::ZeroWhenMoved<std::int32_t> num_kv_heads_;
   RollingLimits limits_;
   std::int64_t token_limit_;
   std::int64_t free_length_ = std::numeric_limits<std::int64_t>::max() / 2;
   std::int64_t max_slots_ = 0;
+  std::uint64_t id_ = detail::unique_id();
   std::vector<RollingHead> heads_;
   std::vector<std::int64_t> offsets_ = {0};
 };
@@ -201,9 +207,11 @@ class RollingPlan {
 /// Keys keep their positions: ones that are rotated to their slots on the way would be wrong with the next token.
 struct RollingForm {
   static constexpr bool needs_group = false;
-  RollingHead const* heads = nullptr;  ///< [num_layers, kv_heads], where the back end runs
+  static constexpr bool keeps_positions = true;  ///< keys are not to turn on the way
+  RollingHead const* heads = nullptr;            ///< [num_layers, kv_heads], where the back end runs
   std::int32_t num_sequences = 0;
   std::int32_t kv_heads = 0;
+  std::uint64_t plan_id = 0;  ///< `RollingPlanView::id`
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE RollingHead const& head(Segment const& segment) const {
     return heads[std::int64_t{segment.layer} * kv_heads + segment.kv_head];
@@ -231,7 +239,7 @@ Destination<T, RollingForm> rolling_form_of(RollingPlan const& plan, RollingPlan
   if (value_dim == 0) value_dim = head_dim;
   require_channels(head_dim, value_dim, "rolling");
   Destination<T, RollingForm> result{
-      {view.heads, plan.num_sequences(), plan.num_kv_heads()}, head_dim, value_dim, {}, {}, 0};
+      {view.heads, plan.num_sequences(), plan.num_kv_heads(), view.id}, head_dim, value_dim, {}, {}, 0};
   for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
     result.capacities.push_back({.rows = plan.rows_total(layer)});
   }

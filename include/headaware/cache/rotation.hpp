@@ -10,9 +10,11 @@
 
 #include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
+#include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -38,6 +40,10 @@ enum class RotaryPairing : std::uint8_t { neox, interleaved };
 ///
 /// A key at token t moved to slot j is turned by (j - t) times each frequency. Channels from
 /// `rotary_dim` on are left as they are.
+/// @pre  Token t was rotated for position t, one position for all its channels. That is not so behind an image (M-RoPE
+///       counts one on by less than its tokens), in a cache that was compressed before without a rotation, and with
+///       padding on the left: give `with_positions` what the keys were rotated for. Nobody can see from keys that it is
+///       missing. An image's own tokens, whose channels have several positions, cannot be turned.
 /// @par Source  Su et al., RoFormer, arXiv:2104.09864; positions within the cache: arXiv:2309.17453
 class KeyRotation {
  public:
@@ -56,7 +62,11 @@ class KeyRotation {
   }
 
   /// The model's own frequencies (scaled variants of rotary embedding), [rotary_dim / 2], radians a position.
+  /// @throws ArgumentError on no frequency, more than 256 of them, or one that is not finite
   static KeyRotation from_frequencies(RotaryPairing pairing, std::span<double const> frequencies) {
+    bool const fits = frequencies.size() <= std::size_t{max_rotary_dim / 2};
+    detail::require(fits, "rotary_dim", "even, in (0, " + std::to_string(max_rotary_dim) + "]", 2 * frequencies.size(),
+                    "KeyRotation");
     KeyRotation rotation(pairing, static_cast<std::int32_t>(2 * frequencies.size()));
     for (std::size_t i = 0; i < frequencies.size(); ++i) {
       detail::require(std::isfinite(frequencies[i]), "rotary frequency", "a finite number", frequencies[i],
@@ -82,18 +92,72 @@ class KeyRotation {
     return rotation;
   }
 
+  /// @brief The same for keys that were rotated for other positions than their tokens' indices.
+  /// @param positions  [sequences, stride] what each token's key was rotated for, where the back end runs; borrowed. On
+  ///                   a device they are read when the kernel runs
+  /// @param stride     entries from one sequence to the next: at least its tokens
+  /// @pre   0 <= position, and less than a table's positions. The CPU back end checks this; for a device
+  ///        `validate_tables` does
+  /// @throws ArgumentError on a null pointer or a negative stride
+  [[nodiscard]] KeyRotation with_positions(std::int32_t const* positions, std::int64_t stride) const {
+    detail::require(positions != nullptr, "positions", "a pointer", "nullptr", "KeyRotation");
+    detail::require(stride >= 0, "positions' stride", ">= 0", stride, "KeyRotation");
+    KeyRotation rotation = *this;
+    rotation.token_positions_ = positions;
+    rotation.position_stride_ = stride;
+    return rotation;
+  }
+
+  /// Tokens of a head that a call must evict, or none, to turn keys of 16 bits in place.
+  static constexpr std::int64_t usual_evictions = 64;
+  /// @brief The same for `compress_in_place` of 16-bit keys in calls that evict fewer tokens of a head.
+  ///
+  /// In place a key is rounded to its 16 bits by every call that turns it, and these errors add up; out of place, and
+  /// with 32-bit keys, nothing of the kind happens. So a call that evicts fewer tokens of a head than this (but some)
+  /// is refused. Largest errors of logits (128 channels of keys and queries from N(0, 1), scale 1 / sqrt(128)) after a
+  /// window of 2,000 tokens has passed, by tokens evicted a call:
+  ///
+  /// | tokens a call | calls | bfloat16 | float16 |
+  /// |---|---|---|---|
+  /// | 1 | 2,000 | 2.7 | 0.46 |
+  /// | 64 | 31 | 0.046 | 0.0038 |
+  /// | 500 | 4 | 0.011 | 0.0013 |
+  /// | 2,000 | 1 | 0.0053 | 0.0007 |
+  ///
+  /// (Small turns of slow frequencies round to nothing.) A key that outlives more calls drifts further.
+  /// @param tokens  the fewest; 1: any, right where keys are turned once, as behind a prompt
+  /// @throws ArgumentError unless it is positive
+  [[nodiscard]] KeyRotation evicting(std::int64_t tokens) const {
+    detail::require(tokens > 0, "evicted tokens", "> 0", tokens, "KeyRotation");
+    KeyRotation rotation = *this;
+    rotation.min_evicted_ = tokens;
+    return rotation;
+  }
+  [[nodiscard]] std::int64_t min_evicted() const { return min_evicted_; }
+
   [[nodiscard]] HEADAWARE_HOST_DEVICE RotaryPairing pairing() const { return pairing_; }
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t rotary_dim() const { return rotary_dim_; }
   /// Rows of the tables; 0 where frequencies are used.
   [[nodiscard]] std::int64_t positions() const { return positions_; }
 
-  /// @brief Turns pair `i` of a key back by `distance` positions (token - slot).
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t const* token_positions() const { return token_positions_; }
+  [[nodiscard]] std::int64_t position_stride() const { return position_stride_; }
+  /// By how many positions the key of a sequence's token is turned back to that of a slot; may be negative where
+  /// positions are given.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t distance(std::int64_t sequence, std::int64_t token,
+                                                            std::int64_t slot) const {
+    if (token_positions_ == nullptr) return token - slot;
+    return token_positions_[sequence * position_stride_ + token] - slot;
+  }
+
+  /// @brief Turns pair `i` of a key back by `distance` positions.
   HEADAWARE_HOST_DEVICE void turn_back(std::int64_t distance, std::int32_t i, float& a, float& b) const {
     float cosine = 1;
     float sine = 0;
     if (cosines_ != nullptr) {
-      cosine = cosines_[distance * (rotary_dim_ / 2) + i];
-      sine = sines_[distance * (rotary_dim_ / 2) + i];
+      std::int64_t const entry = (distance < 0 ? -distance : distance) * (rotary_dim_ / 2) + i;
+      cosine = cosines_[entry];
+      sine = distance < 0 ? -sines_[entry] : sines_[entry];
     } else {
       // Reduced to one turn in double: distances of 10^5 times a frequency of 1 leave float no digits.
       constexpr double turn = 6.283185307179586;
@@ -117,6 +181,9 @@ class KeyRotation {
   float const* cosines_ = nullptr;
   float const* sines_ = nullptr;
   std::int64_t positions_ = 0;
+  std::int32_t const* token_positions_ = nullptr;
+  std::int64_t position_stride_ = 0;
+  std::int64_t min_evicted_ = usual_evictions;
   double frequencies_[max_rotary_dim / 2] = {};
 };
 
@@ -141,6 +208,27 @@ struct RotatedPair {
   T b;
 };
 
+/// Whether keys of `T` lose bits each time they are turned where they lie, so that only so many times is right.
+template <class T, class Rotation>
+inline constexpr bool rounds_in_place = std::is_same_v<Rotation, KeyRotation> && sizeof(T) < sizeof(float);
+
+/// Checks positions in host memory. @param lengths  tokens of each sequence
+template <class Rotation>
+void check_positions(Rotation const& rotation, std::span<std::int32_t const> lengths, char const* where) {
+  if constexpr (std::is_same_v<Rotation, KeyRotation>) {
+    if (rotation.token_positions() == nullptr) return;
+    std::int64_t const end = rotation.positions() > 0 ? rotation.positions() : std::int64_t{1} << 31;
+    for (std::size_t s = 0; s < lengths.size(); ++s) {
+      for (std::int64_t t = 0; t < lengths[s]; ++t) {
+        std::int64_t const position = rotation.distance(static_cast<std::int64_t>(s), t, 0);
+        if (position >= 0 && position < end) continue;
+        require(false, "position of a key", "in [0, " + std::to_string(end) + ")", position,
+                (std::string(where) + ", sequence " + std::to_string(s) + ", token " + std::to_string(t)).c_str());
+      }
+    }
+  }
+}
+
 /// Turns pair `i` of a key that moves `distance` positions back; a key that stays keeps its bits.
 template <class T>
 HEADAWARE_HOST_DEVICE RotatedPair<T> rotate_pair(KeyRotation const& rotation, std::int64_t distance, std::int32_t i,
@@ -156,5 +244,11 @@ HEADAWARE_HOST_DEVICE RotatedPair<T> rotate_pair(KeyRotation const& rotation, st
 }
 
 }  // namespace detail
+
+/// @brief Checks the positions of `with_positions` in host memory as the CPU back end does.
+/// @throws ArgumentError on a negative position, or one that a rotation's table does not have
+inline void validate_tables(KeyRotation const& rotation, std::span<std::int32_t const> lengths) {
+  detail::check_positions(rotation, lengths, "validate_tables");
+}
 
 HEADAWARE_NAMESPACE_END

@@ -6,6 +6,7 @@
 #include <headaware/cache/destination.hpp>
 #include <headaware/cache/rotation.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/checked.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
@@ -13,12 +14,24 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// Whether keys may not turn on their way into a form of cache.
+template <class Form>
+inline constexpr bool keeps_positions = requires {
+  requires Form::keeps_positions;
+};
+
+}  // namespace detail
 
 /// @brief Keys and values of all layers, on their way into a compressed cache. Made by `transfer`.
 ///
@@ -31,8 +44,11 @@ struct Transfer {
   Destination<T, Form> kept;
   Rotation rotation{};
 
-  /// The same, with keys turned to the positions of their slots.
+  /// The same, with keys turned to the positions of their slots. Not into a rolling cache, in which slots and positions
+  /// part with the next token.
   [[nodiscard]] Transfer<T, Source, Form, KeyRotation> rotate_keys(KeyRotation const& key_rotation) const {
+    static_assert(!detail::keeps_positions<Form>, "headaware: keys of a rolling cache keep their positions, as new "
+                                                  "tokens go on counting them: compress without rotate_keys");
     return {layers, source, kept, key_rotation};
   }
 };
@@ -157,6 +173,9 @@ void check_rotation(Rotation const& rotation, PlanBounds const& bounds, std::int
             "in [2, " + std::to_string(channels) + "]", rotation.rotary_dim(), "KeyRotation");
     require(rotation.positions() == 0 || rotation.positions() >= bounds.max_length, "rotary table positions",
             "at least the longest length, " + std::to_string(bounds.max_length), rotation.positions(), "KeyRotation");
+    require(rotation.token_positions() == nullptr || rotation.position_stride() >= bounds.max_length,
+            "positions' stride", "at least the longest length, " + std::to_string(bounds.max_length),
+            rotation.position_stride(), "KeyRotation");
   }
 }
 
@@ -171,6 +190,8 @@ struct Memory {
 template <class T, class Source, class Form, class Rotation>
 void check_transfer(PlanBounds const& bounds, Transfer<T, Source, Form, Rotation> const& transfer, Memory& memory) {
   constexpr auto where = "compress";
+  static_assert(!keeps_positions<Form> || std::is_same_v<Rotation, KeepPositions>,
+                "headaware: keys of a rolling cache keep their positions");
   auto const num_layers = static_cast<std::size_t>(bounds.num_layers);
   require(transfer.layers.size() == num_layers, "source layers", num_layers, transfer.layers.size(), where);
   require(transfer.kept.layers.size() == num_layers, "destination layers", num_layers, transfer.kept.layers.size(),
@@ -231,6 +252,114 @@ inline void check_memory(Memory const& memory) {
   }
 }
 
+/// One direction in which two tensors of the same strides lie.
+struct SharedDirection {
+  std::int64_t stride = 0;
+  std::int64_t forward = 0;   ///< steps that the first tensor has
+  std::int64_t backward = 0;  ///< and the second
+  bool by_table = false;
+};
+
+/// @brief Whether two tensors that may be threaded through each other have an element in common: one whose steps in all
+/// directions, first tensor's less second's, add up to `distance`. Whole pages are told apart by tables.
+/// @param directions  strides descending, none 0
+inline bool have_common_element(std::span<SharedDirection const> directions, std::int64_t distance, bool pages_apart,
+                                bool apart_in_page) {
+  if (directions.empty()) return distance == 0 && (!pages_apart || apart_in_page);
+  SharedDirection const& d = directions.front();
+  std::int64_t forward = 0;  // how far the other directions reach
+  std::int64_t backward = 0;
+  std::int64_t common = d.stride;
+  for (SharedDirection const& other : directions.subspan(1)) {
+    forward += other.forward * other.stride;
+    backward += other.backward * other.stride;
+    common = std::gcd(common, other.stride);
+  }
+  if (distance % common != 0) return false;
+  std::int64_t const low = std::max(-d.backward, (distance - forward) / d.stride - 1);
+  std::int64_t const high = std::min(d.forward, (distance + backward) / d.stride + 1);
+  for (std::int64_t step = low; step <= high; ++step) {
+    std::int64_t const rest = distance - step * d.stride;
+    if (rest > forward || rest < -backward) continue;
+    bool const stepped = step != 0;
+    if (have_common_element(directions.subspan(1), rest, pages_apart || (stepped && d.by_table),
+                            apart_in_page || (stepped && !d.by_table))) {
+      return true;
+    }
+  }
+  return false;
+}
+
+/// The same of two tensors by their layouts. @param distance  elements from the first one's base pointer to the
+/// second's
+template <class A, class B>
+bool tensors_meet(A const& a, B const& b, std::int64_t distance) {
+  auto const plane = [](auto const& layout) {
+    if constexpr (requires { layout.plane(); }) return layout.plane();
+    return std::int64_t{0};
+  };
+  distance += plane(b) - plane(a);
+  bool pages_apart = false;  // two tables may name pages of one pool
+  if constexpr (requires {
+                  a.table().pages;
+                  b.table().pages;
+                }) {
+    pages_apart = a.table().pages != b.table().pages;
+  }
+  if (distance == 0) return !pages_apart;
+  if constexpr (std::is_same_v<A, B> && requires { a.directions(); }) {
+    std::vector<SharedDirection> directions;
+    auto const of_a = a.directions();
+    auto const of_b = b.directions();
+    for (std::size_t i = 0; i < of_a.size(); ++i) {
+      if (of_a[i].count <= 1 && of_b[i].count <= 1) continue;
+      if (of_a[i].stride != of_b[i].stride) return false;  // who lays them out so knows why
+      if (of_a[i].stride == 0) continue;
+      directions.push_back({of_a[i].stride, of_a[i].count - 1, of_b[i].count - 1, of_a[i].by_table});
+    }
+    std::sort(directions.begin(), directions.end(), [](auto const& x, auto const& y) { return x.stride > y.stride; });
+    return have_common_element(directions, distance, pages_apart, false);
+  } else {
+    return false;
+  }
+}
+
+/// In place, no element may be compacted twice.
+template <class T, class Keys, class Values>
+void check_tensors_apart(std::vector<LayerKv<T>> const& layers, Keys const& keys, Values const& values) {
+  if constexpr (has_extent<Keys> && has_extent<Values>) {
+    struct Tensor {
+      Interval memory;
+      std::size_t layer;
+      bool is_key;
+    };
+    std::vector<Tensor> tensors;
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      tensors.push_back({interval(layers[l].keys, keys.extent()), l, true});
+      tensors.push_back({interval(layers[l].values, values.extent()), l, false});
+    }
+    std::erase_if(tensors, [](Tensor const& t) { return t.memory.begin >= t.memory.end; });
+    std::sort(tensors.begin(), tensors.end(),
+              [](auto const& x, auto const& y) { return x.memory.begin < y.memory.begin; });
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+      for (std::size_t j = i + 1; j < tensors.size() && tensors[j].memory.begin < tensors[i].memory.end; ++j) {
+        Tensor const& a = tensors[i];
+        Tensor const& b = tensors[j];
+        auto const distance = static_cast<std::int64_t>((b.memory.begin - a.memory.begin) / sizeof(T));
+        bool const meet =
+            a.is_key ? (b.is_key ? tensors_meet(keys, keys, distance) : tensors_meet(keys, values, distance))
+                     : (b.is_key ? tensors_meet(values, keys, distance) : tensors_meet(values, values, distance));
+        if (!meet) continue;
+        auto const name = [](Tensor const& t) {
+          return "layer " + std::to_string(t.layer) + (t.is_key ? "'s keys" : "'s values");
+        };
+        require(false, "tensors", "ones apart from each other", name(a) + " and " + name(b) + " overlapping",
+                "compress_in_place");
+      }
+    }
+  }
+}
+
 /// Checks all that can be checked of a compaction in place.
 template <class T, class Source, class Rotation>
 void check_in_place(PlanBounds const& bounds, std::vector<LayerKv<T>> const& layers, Source const& source,
@@ -259,6 +388,7 @@ void check_in_place(PlanBounds const& bounds, std::vector<LayerKv<T>> const& lay
       if (same) require(false, "keys and values", "two tensors", "one", place.c_str());
     }
   }
+  if (bounds.max_rows > 0) check_tensors_apart(layers, keys, values);
 }
 
 }  // namespace detail

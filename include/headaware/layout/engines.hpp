@@ -9,6 +9,7 @@
 /// (*joined*), the result is a pair, and both count from the tensor's first element: give that pointer
 /// for the keys and for the values.
 
+#include <headaware/detail/checked.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
 #include <headaware/layout/paged.hpp>
@@ -69,7 +70,7 @@ HEADAWARE_NAMESPACE_BEGIN
                                                                            PagedShape const& shape, PageOrder order) {
   PagedStrides strides = detail::page_strides(shape, order);
   std::int64_t const plane = strides.page;
-  strides.page *= 2;
+  strides.page = detail::elements("flashinfer_joined", {strides.page, 2});
   return {PagedLayout(table, shape, strides), PagedLayout(table, shape, strides, plane)};
 }
 
@@ -86,7 +87,7 @@ HEADAWARE_NAMESPACE_BEGIN
                                                                     PageOrder order = PageOrder::nhd) {
   PagedStrides const strides = detail::page_strides(shape, order);
   return {PagedLayout(block_table, shape, strides),
-          PagedLayout(block_table, shape, strides, shape.num_pages * strides.page)};
+          PagedLayout(block_table, shape, strides, detail::elements("vllm_flash", {shape.num_pages, strides.page}))};
 }
 
 /// @brief vLLM's own paged attention: keys `[num_blocks, kv_heads, head_dim / x, block_size, x]`, values
@@ -97,11 +98,12 @@ HEADAWARE_NAMESPACE_BEGIN
 [[nodiscard]] inline KvLayouts<PagedSplitXLayout, PagedLayout> vllm_paged_attention(PageTable const& block_table,
                                                                                     PagedShape const& shape,
                                                                                     std::int64_t x) {
-  std::int64_t const head = shape.channels * shape.page_size;
-  std::int64_t const page = shape.kv_heads * head;
-  return {
-      PagedSplitXLayout(block_table, shape, x, {.page = page, .head = head, .group = shape.page_size * x, .token = x}),
-      PagedLayout(block_table, shape, {.page = page, .head = head, .token = 1, .channel = shape.page_size})};
+  constexpr auto where = "vllm_paged_attention";
+  std::int64_t const head = detail::elements(where, {shape.channels, shape.page_size});
+  std::int64_t const page = detail::elements(where, {shape.kv_heads, head});
+  std::int64_t const group = detail::elements(where, {shape.page_size, x});
+  return {PagedSplitXLayout(block_table, shape, x, {.page = page, .head = head, .group = group, .token = x}),
+          PagedLayout(block_table, shape, {.page = page, .head = head, .token = 1, .channel = shape.page_size})};
 }
 
 /// @brief TensorRT-LLM: a pool `[blocks, layers, 2, kv_heads, tokens_per_block, head_dim]`, of which a
@@ -128,7 +130,10 @@ HEADAWARE_NAMESPACE_BEGIN
   PagedStrides const strides = detail::page_strides(shape, PageOrder::hnd);
   // The table counts half blocks, from this layer's first: the last block's keys are the last-but-one of these.
   PagedShape half_blocks = shape;
-  if (shape.num_pages > 0) half_blocks.num_pages = (shape.num_pages - 1) * layers_in_pool * 2 + 1;
+  if (shape.num_pages > 0) {
+    (void)detail::elements("tensorrt_llm", {shape.num_pages, layers_in_pool, 2});
+    half_blocks.num_pages = (shape.num_pages - 1) * layers_in_pool * 2 + 1;
+  }
   PagedLayout const keys(PageTable::dense(block_offsets, max_blocks, 2 * max_blocks), half_blocks, strides);
   if (shape.num_pages > 0) ++half_blocks.num_pages;
   std::int32_t const* const value_offsets = block_offsets == nullptr ? nullptr : block_offsets + max_blocks;
@@ -150,7 +155,7 @@ namespace detail {
 
 /// The width of a cell's values. @throws ArgumentError if it has no room for the heads
 inline std::int64_t llama_value_width(LlamaCppShape const& shape) {
-  std::int64_t const needed = shape.n_head_kv * shape.n_embd_head_v;
+  std::int64_t const needed = elements("llama_cpp", {shape.n_head_kv, shape.n_embd_head_v});
   require(shape.n_embd_v_gqa == 0 || shape.n_embd_v_gqa >= needed, "n_embd_v_gqa",
           "0 or >= n_head_kv * n_embd_head_v (" + std::to_string(needed) + ")", shape.n_embd_v_gqa, "llama_cpp");
   return shape.n_embd_v_gqa == 0 ? needed : shape.n_embd_v_gqa;
@@ -167,16 +172,19 @@ inline std::int64_t llama_value_width(LlamaCppShape const& shape) {
 /// @throws ArgumentError on a negative extent, or an `n_embd_v_gqa` too small
 /// @par Source  ggml-org/llama.cpp, src/llama-kv-cache.cpp, constructor, get_k and get_v
 [[nodiscard]] inline KvLayouts<StridedLayout, StridedLayout> llama_cpp(LlamaCppShape const& shape) {
-  std::int64_t const key_width = shape.n_head_kv * shape.n_embd_head_k;
+  constexpr auto where = "llama_cpp";
+  std::int64_t const key_width = detail::elements(where, {shape.n_head_kv, shape.n_embd_head_k});
   std::int64_t const value_width = detail::llama_value_width(shape);
-  StridedLayout const keys(
-      {shape.n_stream, shape.n_head_kv, shape.kv_size, shape.n_embd_head_k},
-      {.sequence = shape.kv_size * key_width, .head = shape.n_embd_head_k, .token = key_width, .channel = 1});
+  StridedLayout const keys({shape.n_stream, shape.n_head_kv, shape.kv_size, shape.n_embd_head_k},
+                           {.sequence = detail::elements(where, {shape.kv_size, key_width}),
+                            .head = shape.n_embd_head_k,
+                            .token = key_width,
+                            .channel = 1});
   LayoutShape const values{shape.n_stream, shape.n_head_kv, shape.kv_size, shape.n_embd_head_v};
-  LayoutStrides const rows{
-      .sequence = shape.kv_size * value_width, .head = shape.n_embd_head_v, .token = value_width, .channel = 1};
-  LayoutStrides const transposed{.sequence = shape.kv_size * value_width,
-                                 .head = shape.kv_size * shape.n_embd_head_v,
+  std::int64_t const stream = detail::elements(where, {shape.kv_size, value_width});
+  LayoutStrides const rows{.sequence = stream, .head = shape.n_embd_head_v, .token = value_width, .channel = 1};
+  LayoutStrides const transposed{.sequence = stream,
+                                 .head = detail::elements(where, {shape.kv_size, shape.n_embd_head_v}),
                                  .token = 1,
                                  .channel = shape.kv_size};
   return {keys, StridedLayout(values, shape.v_trans ? transposed : rows)};
@@ -198,10 +206,13 @@ inline std::int64_t llama_value_width(LlamaCppShape const& shape) {
                    .num_pages = shape.kv_size,
                    .page_size = 1};
   PagedLayout const keys(cells, paged,
-                         {.page = shape.n_head_kv * shape.n_embd_head_k, .head = shape.n_embd_head_k, .channel = 1});
+                         {.page = detail::elements("llama_cpp_cells", {shape.n_head_kv, shape.n_embd_head_k}),
+                          .head = shape.n_embd_head_k,
+                          .channel = 1});
   paged.channels = shape.n_embd_head_v;
   PagedStrides const rows{.page = value_width, .head = shape.n_embd_head_v, .channel = 1};
-  PagedStrides const transposed{.page = 1, .head = shape.kv_size * shape.n_embd_head_v, .channel = shape.kv_size};
+  std::int64_t const head = detail::elements("llama_cpp_cells", {shape.kv_size, shape.n_embd_head_v});
+  PagedStrides const transposed{.page = 1, .head = head, .channel = shape.kv_size};
   return {keys, PagedLayout(cells, paged, shape.v_trans ? transposed : rows)};
 }
 

@@ -3,9 +3,11 @@
 /// @file
 /// Caches cut into pages of a fixed number of tokens, which a table assigns to sequences.
 
+#include <headaware/detail/checked.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
 
+#include <array>
 #include <bit>
 #include <cstdint>
 #include <numeric>
@@ -115,6 +117,7 @@ inline void check_paged(PageTable const& table, PagedShape const& shape, std::in
     require(table.row_stride >= table.max_pages, "page table row stride", ">= " + std::to_string(table.max_pages),
             table.row_stride, where);
   }
+  (void)elements(where, {table.indptr == nullptr ? table.max_pages : shape.num_pages, shape.page_size});
 }
 
 /// What the layouts below have in common: a table, a shape, and the division of tokens into pages.
@@ -131,6 +134,31 @@ class PagedBase {
   }
   [[nodiscard]] PageTable const& table() const { return table_; }
   [[nodiscard]] PagedShape const& shape() const { return shape_; }
+  /// @brief Checks one sequence's part of a table in host memory.
+  /// @throws ArgumentError if it has fewer pages than `tokens` need, or names a page that the pool has not
+  void check_table(std::int64_t sequence, std::int64_t tokens, char const* where) const {
+    if (tokens <= 0) return;
+    auto const refuse = [&](char const* what, std::string const& expected, std::string const& got) {
+      require(false, what, expected, got, (std::string(where) + ", sequence " + std::to_string(sequence)).c_str());
+    };
+    std::int64_t const needed = (tokens - 1) / shape_.page_size + 1;
+    std::int64_t held = table_.max_pages;
+    if (table_.indptr != nullptr) {
+      std::int64_t const first = table_.indptr[sequence];
+      held = table_.indptr[sequence + 1] - first;
+      if (first < 0) refuse("page table's indptr", ">= 0", std::to_string(first));
+    }
+    if (held < needed) {
+      refuse("page table", std::to_string(needed) + " pages for " + std::to_string(tokens) + " tokens",
+             std::to_string(held) + " pages");
+    }
+    for (std::int64_t i = 0; i < needed; ++i) {
+      std::int64_t const page = table_.page(sequence, i);
+      if (page >= 0 && page < shape_.num_pages) continue;
+      refuse("page table entry", "a page in [0, " + std::to_string(shape_.num_pages) + ")",
+             std::to_string(page) + " for page " + std::to_string(i));
+    }
+  }
   /// Elements from the base pointer to the tensor: not 0 for values that share a tensor with keys.
   [[nodiscard]] std::int64_t plane() const { return plane_; }
 
@@ -169,15 +197,16 @@ class PagedBase {
 
 /// @brief A pool of pages: token t of a sequence is slot `t mod page_size` of the page that the table
 /// names at `t / page_size`.
-/// @pre   tokens below 2^31; table entries in [0, num_pages)
+/// @pre   tokens below 2^31; table entries in [0, num_pages), as many of each sequence as its tokens need. The CPU back
+///        end checks this; on a device it is the caller's business (`validate_tables`)
 class PagedLayout : public detail::PagedBase {
  public:
   PagedLayout() = default;
 
   /// @param plane  elements from the base pointer to the first page, where keys and values share a
   ///               tensor and a base pointer
-  /// @throws ArgumentError on a negative extent, stride or plane, a page size that is not positive, a
-  ///         missing table, or a table whose rows overlap
+  /// @throws ArgumentError on a negative extent, stride or plane, a page size that is not positive, more elements than
+  ///         64 bits count, a missing table, or a table whose rows overlap
   PagedLayout(PageTable const& table, PagedShape const& shape, PagedStrides const& strides, std::int64_t plane = 0)
       : PagedBase(table, shape, plane, "PagedLayout"), strides_(strides) {
     constexpr auto where = "PagedLayout";
@@ -185,6 +214,7 @@ class PagedLayout : public detail::PagedBase {
     detail::require(strides.head >= 0, "head stride", ">= 0", strides.head, where);
     detail::require(strides.token >= 0, "token stride", ">= 0", strides.token, where);
     detail::require(strides.channel >= 0, "channel stride", ">= 0", strides.channel, where);
+    detail::check_extent(where, plane, directions());
   }
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t sequence, std::int64_t head, std::int64_t token,
@@ -206,6 +236,12 @@ class PagedLayout : public detail::PagedBase {
            (shape_.page_size - 1) * strides_.token + (shape_.channels - 1) * strides_.channel + 1;
   }
   [[nodiscard]] PagedStrides const& strides() const { return strides_; }
+  [[nodiscard]] std::array<detail::Direction, 4> directions() const {
+    return {{{shape_.num_pages, strides_.page, true},
+             {shape_.kv_heads, strides_.head},
+             {shape_.page_size, strides_.token},
+             {shape_.channels, strides_.channel}}};
+  }
 
  private:
   PagedStrides strides_;
@@ -214,7 +250,7 @@ static_assert(KvLayout<PagedLayout>);
 
 /// @brief A pool of pages whose channels are split in groups of x: the group comes before the token, so
 /// that 16 bytes of neighbouring tokens are neighbours.
-/// @pre   tokens below 2^31; table entries in [0, num_pages)
+/// @pre   as `PagedLayout`
 class PagedSplitXLayout : public detail::PagedBase {
  public:
   PagedSplitXLayout() = default;
@@ -232,6 +268,7 @@ class PagedSplitXLayout : public detail::PagedBase {
     detail::require(strides.token >= 0, "token stride", ">= 0", strides.token, where);
     detail::require(shape.channels % x == 0, "channels", "a multiple of x (" + std::to_string(x) + ")", shape.channels,
                     where);
+    detail::check_extent(where, plane, directions());
   }
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t sequence, std::int64_t head, std::int64_t token,
@@ -255,6 +292,13 @@ class PagedSplitXLayout : public detail::PagedBase {
   }
   [[nodiscard]] std::int64_t x() const { return x_.value(); }
   [[nodiscard]] SplitXStrides const& strides() const { return strides_; }
+  [[nodiscard]] std::array<detail::Direction, 5> directions() const {
+    return {{{shape_.num_pages, strides_.page, true},
+             {shape_.kv_heads, strides_.head},
+             {shape_.channels / x_.value(), strides_.group},
+             {shape_.page_size, strides_.token},
+             {x_.value(), 1}}};
+  }
 
  private:
   detail::FixedDivisor x_;
@@ -273,11 +317,14 @@ namespace detail {
 
 /// Strides of pages that lie back to back.
 [[nodiscard]] inline PagedStrides page_strides(PagedShape const& shape, PageOrder order) {
-  std::int64_t const page = shape.page_size * shape.kv_heads * shape.channels;
+  constexpr auto where = "paged layout";
+  std::int64_t const page = elements(where, {shape.page_size, shape.kv_heads, shape.channels});
   if (order == PageOrder::nhd) {
-    return {.page = page, .head = shape.channels, .token = shape.kv_heads * shape.channels, .channel = 1};
+    std::int64_t const token = elements(where, {shape.kv_heads, shape.channels});
+    return {.page = page, .head = shape.channels, .token = token, .channel = 1};
   }
-  return {.page = page, .head = shape.page_size * shape.channels, .token = shape.channels, .channel = 1};
+  std::int64_t const head = elements(where, {shape.page_size, shape.channels});
+  return {.page = page, .head = head, .token = shape.channels, .channel = 1};
 }
 
 }  // namespace detail

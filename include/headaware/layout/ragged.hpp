@@ -3,11 +3,14 @@
 /// @file
 /// Sequences of any length back to back in one tensor, without padding.
 
+#include <headaware/detail/checked.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
 
+#include <array>
 #include <cstdint>
 #include <numeric>
+#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -30,13 +33,16 @@ struct RaggedStrides {
 ///
 /// `token_capacity()` is the total: which part of it is one sequence's, only `cu_seqlens` knows, and that
 /// may be on the device.
+/// @pre  `cu_seqlens` ascends within [0, total], each sequence with as many rows as a call reads of it. The CPU back
+///       end checks it; on a device it is the caller's business (`validate_tables`).
 class RaggedLayout {
  public:
   RaggedLayout() = default;
 
   /// @param cu_seqlens  [sequences + 1], first row of each sequence, 0 first; host or device, as the
   ///                    tensor; borrowed
-  /// @throws ArgumentError on a negative extent or stride, or sequences without `cu_seqlens`
+  /// @throws ArgumentError on a negative extent or stride, more elements than 64 bits count, or sequences without
+  ///         `cu_seqlens`
   RaggedLayout(std::int32_t const* cu_seqlens, RaggedShape const& shape, RaggedStrides const& strides)
       : cu_seqlens_(cu_seqlens), shape_(shape), strides_(strides) {
     constexpr auto where = "RaggedLayout";
@@ -48,6 +54,7 @@ class RaggedLayout {
     detail::require(strides.head >= 0, "head stride", ">= 0", strides.head, where);
     detail::require(strides.channel >= 0, "channel stride", ">= 0", strides.channel, where);
     detail::require(cu_seqlens != nullptr || shape.sequences == 0, "cu_seqlens", "a pointer", "nullptr", where);
+    detail::check_extent(where, 0, directions());
   }
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t sequence, std::int64_t head, std::int64_t token,
@@ -76,6 +83,21 @@ class RaggedLayout {
   [[nodiscard]] RaggedShape const& shape() const { return shape_; }
   [[nodiscard]] RaggedStrides const& strides() const { return strides_; }
   [[nodiscard]] std::int32_t const* cu_seqlens() const { return cu_seqlens_; }
+  [[nodiscard]] std::array<detail::Direction, 3> directions() const {
+    return {{{shape_.total, strides_.token}, {shape_.kv_heads, strides_.head}, {shape_.channels, strides_.channel}}};
+  }
+  /// @brief Checks one sequence of a `cu_seqlens` in host memory.
+  /// @throws ArgumentError if the sequence has fewer rows than `tokens`, or rows that the tensor has not
+  void check_table(std::int64_t sequence, std::int64_t tokens, char const* where) const {
+    if (tokens <= 0) return;
+    std::int64_t const first = cu_seqlens_[sequence];
+    std::int64_t const end = cu_seqlens_[sequence + 1];
+    if (first >= 0 && end <= shape_.total && end - first >= tokens) return;
+    detail::require(false, "cu_seqlens",
+                    "at least " + std::to_string(tokens) + " rows in [0, " + std::to_string(shape_.total) + ")",
+                    std::to_string(first) + " to " + std::to_string(end),
+                    (std::string(where) + ", sequence " + std::to_string(sequence)).c_str());
+  }
 
  private:
   std::int32_t const* cu_seqlens_ = nullptr;
@@ -93,7 +115,7 @@ static_assert(KvLayout<RaggedLayout>);
                                              std::int64_t kv_heads, std::int64_t head_dim) {
   return {cu_seqlens,
           {.sequences = batch, .total = total, .kv_heads = kv_heads, .channels = head_dim},
-          {.token = kv_heads * head_dim, .head = head_dim, .channel = 1}};
+          {.token = detail::elements("ragged_thd", {kv_heads, head_dim}), .head = head_dim, .channel = 1}};
 }
 
 HEADAWARE_NAMESPACE_END

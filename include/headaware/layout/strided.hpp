@@ -3,9 +3,11 @@
 /// @file
 /// Dense tensors with any order of dimensions and any strides.
 
+#include <headaware/detail/checked.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
 
+#include <array>
 #include <cstdint>
 #include <numeric>
 
@@ -32,7 +34,7 @@ class StridedLayout {
  public:
   StridedLayout() = default;
 
-  /// @throws ArgumentError on a negative extent or stride
+  /// @throws ArgumentError on a negative extent or stride, or a tensor of more elements than 64 bits count
   StridedLayout(LayoutShape const& shape, LayoutStrides const& strides) : shape_(shape), strides_(strides) {
     constexpr auto where = "StridedLayout";
     detail::require(shape.sequences >= 0, "sequences", ">= 0", shape.sequences, where);
@@ -43,6 +45,7 @@ class StridedLayout {
     detail::require(strides.head >= 0, "head stride", ">= 0", strides.head, where);
     detail::require(strides.token >= 0, "token stride", ">= 0", strides.token, where);
     detail::require(strides.channel >= 0, "channel stride", ">= 0", strides.channel, where);
+    detail::check_extent(where, 0, directions());
   }
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t sequence, std::int64_t head, std::int64_t token,
@@ -70,6 +73,12 @@ class StridedLayout {
   }
   [[nodiscard]] LayoutShape const& shape() const { return shape_; }
   [[nodiscard]] LayoutStrides const& strides() const { return strides_; }
+  [[nodiscard]] std::array<detail::Direction, 4> directions() const {
+    return {{{shape_.sequences, strides_.sequence},
+             {shape_.kv_heads, strides_.head},
+             {shape_.tokens, strides_.token},
+             {shape_.channels, strides_.channel}}};
+  }
 
  private:
   LayoutShape shape_;
@@ -78,29 +87,42 @@ class StridedLayout {
 static_assert(KvLayout<StridedLayout>);
 
 /// @brief `[batch, kv_heads, tokens, head_dim]`, contiguous: Hugging Face's cache.
+/// @throws ArgumentError as `StridedLayout`
 [[nodiscard]] inline StridedLayout strided_bhsd(std::int64_t batch, std::int64_t kv_heads, std::int64_t tokens,
                                                 std::int64_t head_dim) {
   return {{.sequences = batch, .kv_heads = kv_heads, .tokens = tokens, .channels = head_dim},
-          {.sequence = kv_heads * tokens * head_dim, .head = tokens * head_dim, .token = head_dim, .channel = 1}};
+          {.sequence = detail::elements("strided_bhsd", {kv_heads, tokens, head_dim}),
+           .head = detail::elements("strided_bhsd", {tokens, head_dim}),
+           .token = head_dim,
+           .channel = 1}};
 }
 
 /// @brief `[batch, tokens, kv_heads, head_dim]`, contiguous: FlashAttention's tensors.
+/// @throws ArgumentError as `StridedLayout`
 [[nodiscard]] inline StridedLayout strided_bshd(std::int64_t batch, std::int64_t tokens, std::int64_t kv_heads,
                                                 std::int64_t head_dim) {
   return {{.sequences = batch, .kv_heads = kv_heads, .tokens = tokens, .channels = head_dim},
-          {.sequence = tokens * kv_heads * head_dim, .head = head_dim, .token = kv_heads * head_dim, .channel = 1}};
+          {.sequence = detail::elements("strided_bshd", {tokens, kv_heads, head_dim}),
+           .head = head_dim,
+           .token = detail::elements("strided_bshd", {kv_heads, head_dim}),
+           .channel = 1}};
 }
 
 /// @brief `[tokens, kv_heads, head_dim]` of one sequence, contiguous.
+/// @throws ArgumentError as `StridedLayout`
 [[nodiscard]] inline StridedLayout strided_shd(std::int64_t tokens, std::int64_t kv_heads, std::int64_t head_dim) {
   return strided_bshd(1, tokens, kv_heads, head_dim);
 }
 
 /// @brief `[batch, kv_heads, head_dim, tokens]`, contiguous: transposed values.
+/// @throws ArgumentError as `StridedLayout`
 [[nodiscard]] inline StridedLayout strided_bhds(std::int64_t batch, std::int64_t kv_heads, std::int64_t head_dim,
                                                 std::int64_t tokens) {
   return {{.sequences = batch, .kv_heads = kv_heads, .tokens = tokens, .channels = head_dim},
-          {.sequence = kv_heads * head_dim * tokens, .head = head_dim * tokens, .token = 1, .channel = tokens}};
+          {.sequence = detail::elements("strided_bhds", {kv_heads, head_dim, tokens}),
+           .head = detail::elements("strided_bhds", {head_dim, tokens}),
+           .token = 1,
+           .channel = tokens}};
 }
 
 HEADAWARE_NAMESPACE_END

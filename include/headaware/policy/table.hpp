@@ -3,6 +3,7 @@
 /// @file
 /// Which policy each KV head follows.
 
+#include <headaware/detail/zero_when_moved.hpp>
 #include <headaware/error.hpp>
 #include <headaware/policy/registry.hpp>
 
@@ -83,7 +84,7 @@ static_assert(PolicySource<UniformTable<SinkWindow>>);
 /// @brief One policy per (layer, KV head), on the host, chosen at run time.
 ///
 /// To use it on a device, copy `bytes()` there (once, when the model is loaded) and wrap the
-/// device pointer with `view_at`.
+/// device pointer with `view_at`. What has been moved from is an empty table.
 template <class Registry = DefaultRegistry>
 class BasicPolicyTable {
  public:
@@ -183,8 +184,8 @@ class BasicPolicyTable {
            static_cast<std::size_t>(kv_head);
   }
 
-  std::int32_t num_layers_ = 0;
-  std::int32_t num_kv_heads_ = 0;
+  detail::ZeroWhenMoved<std::int32_t> num_layers_ = 0;
+  detail::ZeroWhenMoved<std::int32_t> num_kv_heads_ = 0;
   std::vector<Policy> policies_;
 };
 

@@ -4,6 +4,7 @@
 /// What an engine hands over to be observed: one layer's queries, keys and values, or its probabilities.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/checked.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
 #include <headaware/layout/strided.hpp>
@@ -112,6 +113,14 @@ void check_reach(Layout const& layout, Layer const& layer, std::int32_t heads, s
   }
 }
 
+/// A layout's tables in host memory must name all tokens of its sequence.
+template <class Layout, class Layer>
+void check_reach_of_table(Layout const& layout, Layer const& layer, char const* what, char const* where) {
+  if constexpr (has_table<Layout>) {
+    layout.check_table(layer.sequence, first_token(layer) + layer.tokens, (std::string(where) + ", " + what).c_str());
+  }
+}
+
 /// @throws ArgumentError on shapes that make no sense
 template <class Layer>
 void check_layer(Layer const& layer, char const* where) {
@@ -121,6 +130,8 @@ void check_layer(Layer const& layer, char const* where) {
           where);
   require(layer.tokens >= 0, "tokens", ">= 0", layer.tokens, where);
   require(first_token(layer) >= 0, "first_token", ">= 0", first_token(layer), where);
+  require(!sum_overflows(first_token(layer), layer.tokens), "first_token",
+          "at most " + std::to_string(largest_int64 - layer.tokens), first_token(layer), where);
   bool const with_values = layer.values != nullptr;
   require(layer.value_dim >= 0 && (!with_values || value_dim(layer) > 0), "value_dim", "> 0", layer.value_dim, where);
   require(with_values || layer.output_factors == nullptr, "values", "a pointer, as there are output factors", "nullptr",
@@ -136,9 +147,12 @@ void check_layer(Layer const& layer, char const* where) {
     if (layer.tokens == 0) return;
     check_reach(layer.query_layout, layer, layer.query_heads, layer.head_dim, "queries", where);
     check_reach(layer.key_layout, layer, layer.kv_heads, layer.head_dim, "keys", where);
+    check_reach_of_table(layer.query_layout, layer, "queries", where);
+    check_reach_of_table(layer.key_layout, layer, "keys", where);
   }
   if (with_values && layer.tokens > 0) {
     check_reach(layer.value_layout, layer, layer.kv_heads, value_dim(layer), "values", where);
+    check_reach_of_table(layer.value_layout, layer, "values", where);
   }
 }
 

@@ -188,7 +188,9 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQ
   require(grouped, "query_heads", "a multiple of the KV heads", shape.query_heads, where);
   bool const countable = shape.tokens >= 0 && shape.tokens <= (1 << 30);
   require(countable, "tokens", "in [0, 2^30]", shape.tokens, where);
-  require(shape.first_token >= 0, "first_token", ">= 0", shape.first_token, where);
+  bool const reachable = shape.first_token >= 0 && !sum_overflows(shape.first_token, shape.tokens);
+  require(reachable, "first_token", "in [0, " + std::to_string(largest_int64 - shape.tokens) + "]", shape.first_token,
+          where);
   require(shape.head_dim > 0 && shape.head_dim <= 256, "head_dim", "in [1, 256]", shape.head_dim, where);
   require(value_dim(shape) > 0 && value_dim(shape) <= 256, "value_dim", "in [1, 256]", value_dim(shape), where);
   require(layers.size() <= static_cast<std::size_t>(max_layers), "layers", "at most 256", layers.size(), where);

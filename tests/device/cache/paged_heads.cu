@@ -155,6 +155,49 @@ TEST_CASE("keys and values joined in a page, copies on write among them, replaye
   REQUIRE_CUDA(cudaGraphDestroy(graph));
 }
 
+TEST_CASE("pages are written layer by layer behind a fork on the device", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  constexpr std::int64_t dim = 4;
+  constexpr std::int32_t num_pages = 60;
+  ha::PolicyTable const table(3, 1, ha::SinkWindow{.sink = 1, .window = 6});
+  ha::PagedHeads pages(table, {.num_sequences = 2, .page_size = 4, .num_pages = num_pages, .limits = {}});
+  TokenModel model(table, 2);
+  DeviceVector<float> const keys(std::vector<float>(num_pages * 4 * dim));
+  DeviceVector<float> const values(std::vector<float>(num_pages * 4 * dim));
+  ha::PageStorage<float> const storage{keys.data(), values.data(), dim, dim};
+  auto const append = [&](std::vector<std::int32_t> const& counts, std::vector<std::size_t> const& parts) {
+    ha::PageStep const step = pages.append(counts);
+    model.append(counts);
+    auto const layout = ha::strided_bshd(2, step.max_count, 1, dim);
+    NewTokens<float> const news(model, counts, layout, layout);
+    DeviceTables const tables(pages);
+    DeviceStep const d_step(step);
+    DeviceTokens<float> const d_news(news);
+    std::size_t first = 0;
+    for (std::size_t const count : parts) {
+      std::vector const part(d_news.layers.begin() + static_cast<std::ptrdiff_t>(first),
+                             d_news.layers.begin() + static_cast<std::ptrdiff_t>(first + count));
+      REQUIRE_CUDA(
+          ha::append(tables.view, d_step.view, part, layout, storage, static_cast<std::int32_t>(first), nullptr));
+      first += count;
+    }
+    REQUIRE_CUDA(cudaDeviceSynchronize());
+    REQUIRE(d_step.status.host()[0] == 0);
+    for (std::int32_t b = 0; b < 2; ++b) {
+      REQUIRE(pages_hold(model, pages, b, keys.host().data(), dim, values.host().data(), dim));
+    }
+    return step.copies.size();
+  };
+  append({6, 0}, {3});
+  pages.fork(0, 1);
+  model.sequences[1] = model.sequences[0];
+  REQUIRE(append({1, 1}, {1, 1, 1}) == 6);  // a page of each layer and sequence is written on
+  pages.release(1);
+  pages.fork(0, 1);
+  model.sequences[1] = model.sequences[0];
+  REQUIRE(append({0, 2}, {1, 2}) == 3);
+}
+
 TEST_CASE("what the device refuses of pages of single heads", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
   constexpr std::int64_t dim = 4;

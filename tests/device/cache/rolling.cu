@@ -347,6 +347,36 @@ TEST_CASE("what the device refuses of a rolling cache", "[cache]") {
   REQUIRE(device.good());
 }
 
+TEST_CASE("what has been taken back of the slack on the device cannot be taken back again", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  constexpr std::int64_t dim = 4;
+  ha::PolicyTable const table(1, 1, ha::SinkWindow{.sink = 1, .window = 6});
+  DeviceRolling<float> const device(ha::RollingPlan(table, 2, {.slack = 4}), dim, dim);
+  DeviceVector<std::int32_t> const d_counts(std::vector<std::int32_t>{30, 5});
+  REQUIRE_CUDA(ha::advance(device.view(), device.state(), d_counts.data(), nullptr));
+  auto const back = [&](std::int32_t first, std::int32_t second) {
+    DeviceVector<std::int32_t> const d_tokens(std::vector<std::int32_t>{first, second});
+    REQUIRE_CUDA(ha::rollback(device.view(), device.state(), d_tokens.data(), nullptr));
+    REQUIRE_CUDA(cudaDeviceSynchronize());
+    bool const good = device.good();
+    REQUIRE_CUDA(cudaMemset(device.state().status, 0, sizeof(std::int32_t)));
+    return good;
+  };
+  REQUIRE(back(3, 2));  // the second sequence's ring has not wrapped: all of it may go
+  REQUIRE_FALSE(back(2, 0));
+  REQUIRE(device.length(0) == 27);
+  REQUIRE(back(1, 3));
+  REQUIRE_FALSE(back(1, 0));
+  REQUIRE(device.length(0) == 26);
+  REQUIRE(device.length(1) == 0);
+  // New tokens over those taken back give nothing of it back, ones beyond them do.
+  DeviceVector<std::int32_t> const d_more(std::vector<std::int32_t>{5, 0});
+  REQUIRE_CUDA(ha::advance(device.view(), device.state(), d_more.data(), nullptr));
+  REQUIRE_FALSE(back(5, 0));
+  REQUIRE(back(4, 0));
+  REQUIRE(device.length(0) == 27);
+}
+
 TEST_CASE("a compressed cache is refused by slots of other policies", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
   constexpr std::int64_t dim = 4;

@@ -66,7 +66,7 @@ void check_rotation(SourceCache<T, Source> const& cache, Source const& device_la
                                   ha::ragged(plan, host_keys.data() + shift, host_values.data() + shift, dim))
                          .rotate_keys(make_rotation(false)));
   Stream const stream;
-  REQUIRE_CUDA(ha::compress_in_place(d_plan, source.layers, device_layout, rotation, stream));
+  REQUIRE_CUDA(ha::compress_in_place(d_plan, source.layers, device_layout, rotation.evicting(1), stream));
   REQUIRE_CUDA(cudaStreamSynchronize(stream));
   auto const keys = d_keys.host();
   REQUIRE(same_bytes(d_values.host(), host_values));
@@ -180,6 +180,124 @@ TEST_CASE("on the device keys in split pages turn", "[cache]") {
   };
   auto const cache = random_cache<ha::float16>(layout(pages.data()), std::int64_t{20} * 8 * 2 * 32, 2, 32, 524);
   check_rotations(cache, layout(d_pages.data()), rotating_table(60), lengths);
+}
+
+namespace {
+
+/// Out of place and in place with positions of the tokens' own: what the CPU makes of them.
+template <class T>
+void check_positions(std::int32_t rotary_dim, std::size_t shift) {
+  constexpr std::int64_t dim = 32;
+  constexpr std::int64_t stride = 40;
+  std::vector<std::int32_t> const lengths{40, 9};
+  auto const layout = ha::strided_bshd(2, 40, 2, dim);
+  auto const cache = random_cache<T>(layout, layout.extent(), 2, dim, 526);
+  ha::CachePlan const plan(rotating_table(30), lengths);
+  std::vector<std::int32_t> positions(2 * stride);
+  for (std::size_t t = 0; t < stride; ++t) {  // behind an image, and far away: keys turn forward and back
+    positions[t] = static_cast<std::int32_t>(t < 8 ? t : t - 7);
+    positions[stride + t] = static_cast<std::int32_t>(900 + 3 * t);
+  }
+  DeviceVector<std::int32_t> const d_positions(positions);
+  DeviceTable const d_table(plan.table());
+  DeviceVector<std::int32_t> const d_lengths(lengths);
+  DeviceSource<T, ha::StridedLayout> const source(cache, shift);
+  auto const elements = static_cast<std::size_t>(plan.kept_total() * dim);
+  DeviceVector<T> const d_keys(std::vector<T>(elements + shift));
+  DeviceVector<T> const d_values(std::vector<T>(elements + shift));
+  std::vector<T> keys(elements + shift);
+  std::vector<T> values(elements + shift);
+  Rotary const rotary = Rotary::of_base(ha::RotaryPairing::neox, rotary_dim, 10000);
+  auto const tables = rotary.tables(1020);
+  DeviceVector<float> const d_cosines(tables.cosines);
+  DeviceVector<float> const d_sines(tables.sines);
+  auto const rotation = [&](bool device) {
+    return ha::KeyRotation::from_table(ha::RotaryPairing::neox, rotary_dim,
+                                       device ? d_cosines.data() : tables.cosines.data(),
+                                       device ? d_sines.data() : tables.sines.data(), 1020)
+        .with_positions(device ? d_positions.data() : positions.data(), stride);
+  };
+  ha::compress(plan,
+               ha::transfer(cache.layers(), layout, ha::ragged(plan, keys.data() + shift, values.data() + shift, dim))
+                   .rotate_keys(rotation(false)));
+  auto const d_plan = plan.on_device(d_table.view(), d_lengths.data());
+  run_compress(
+      d_plan, ha::transfer(source.layers, layout, ha::ragged(plan, d_keys.data() + shift, d_values.data() + shift, dim))
+                  .rotate_keys(rotation(true)));
+  auto const got = d_keys.host();
+  bool right = true;
+  for (std::size_t i = 0; i < got.size(); ++i) right = right && within_one_place(got[i], keys[i]);
+  REQUIRE(right);
+  REQUIRE(same_bytes(d_values.host(), values));
+
+  auto moved = cache;
+  ha::compress_in_place(plan, moved.layers(), layout, rotation(false).evicting(1));
+  REQUIRE_CUDA(ha::compress_in_place(d_plan, source.layers, layout, rotation(true).evicting(1), nullptr));
+  REQUIRE_CUDA(cudaDeviceSynchronize());
+  for (std::size_t l = 0; l < 2; ++l) {
+    auto const device_keys = source.tensor(2 * l, shift);
+    for (std::size_t i = 0; i < device_keys.size(); ++i)
+      right = right && within_one_place(device_keys[i], moved.keys[l][i]);
+    REQUIRE(same_bytes(source.tensor(2 * l + 1, shift), moved.values[l]));
+  }
+  REQUIRE(right);
+  REQUIRE(ha::compress_in_place(d_plan, source.layers, layout, rotation(true).with_positions(d_positions.data(), 39),
+                                nullptr) == cudaErrorInvalidValue);
+}
+
+}  // namespace
+
+TEST_CASE("on the device keys that were rotated for other positions turn from there", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  check_positions<float>(32, 0);
+  check_positions<ha::float16>(32, 0);
+  check_positions<ha::bfloat16>(6, 1);
+}
+
+TEST_CASE("on the device keys of 16 bits are not turned in place for a few tokens", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  constexpr std::int64_t dim = 8;
+  auto const layout = ha::strided_bhsd(2, 1, 280, dim);
+  auto const cache = random_cache<ha::float16>(layout, layout.extent(), 1, dim, 527);
+  auto const rotation = ha::KeyRotation::from_base(ha::RotaryPairing::neox, dim, 10000);
+  ha::PolicyTable const table(1, 1, ha::SinkWindow{.sink = 4, .window = 200});
+  DeviceTable const d_table(table);
+  DeviceVector<std::int32_t> const d_status(std::vector<std::int32_t>{-7});
+  DeviceVector<std::int32_t> const d_kept(std::vector<std::int32_t>{-7, -7});
+  DeviceSource<ha::float16, ha::StridedLayout> const source(cache);
+  DeviceVector<std::int32_t> const d_lengths(std::vector<std::int32_t>{280, 204});
+  auto const plan_of = [&](std::vector<std::int32_t> const& lengths) {
+    auto plan = ha::CachePlan(table, lengths).on_device(d_table.view(), d_lengths.data());
+    plan.d_status = d_status.data();
+    plan.d_kept = d_kept.data();
+    return plan;
+  };
+  auto const call = [&](auto const& plan, ha::KeyRotation const& turning) {
+    auto const error = ha::compress_in_place(plan, source.layers, layout, turning, nullptr);
+    REQUIRE_CUDA(cudaDeviceSynchronize());
+    return error;
+  };
+  // The host sees it in the plan.
+  REQUIRE(plan_of({280, 205}).min_evicted == 1);
+  REQUIRE(call(plan_of({280, 205}), rotation) == cudaErrorInvalidValue);
+  REQUIRE(call(plan_of({280, 267}), rotation) == cudaErrorInvalidValue);
+  REQUIRE(same_bytes(source.tensor(0), cache.keys[0]));
+  // Lengths that came behind it only the kernel sees: that head stays as it is, the other turns.
+  REQUIRE_CUDA(cudaMemcpy(d_lengths.data() + 1, std::vector<std::int32_t>{267}.data(), 4, cudaMemcpyHostToDevice));
+  REQUIRE(call(plan_of({280, 280}), rotation) == cudaSuccess);
+  REQUIRE(d_status.host()[0] == 1);
+  REQUIRE(d_kept.host() == std::vector<std::int32_t>{204, -7});
+  auto expected = cache;
+  ha::compress_in_place(ha::CachePlan(table, std::vector<std::int32_t>{280, 204}), expected.layers(), layout, rotation);
+  REQUIRE(same_bytes(source.tensor(1), expected.values[0]));
+  auto const half = static_cast<std::ptrdiff_t>(cache.keys[0].size() / 2);
+  auto const keys = source.tensor(0);
+  REQUIRE(std::vector(keys.begin() + half, keys.end()) ==
+          std::vector(cache.keys[0].begin() + half, cache.keys[0].end()));
+  // Enough of them, and a caller that says how many are enough.
+  REQUIRE(call(plan_of({280, 280}), rotation.evicting(63)) == cudaSuccess);
+  REQUIRE(d_status.host()[0] == 0);
+  REQUIRE(d_kept.host()[1] == 204);
 }
 
 namespace {

@@ -3,8 +3,11 @@
 #include "support/errors.hpp"
 #include "support/paged_chunk.hpp"
 
+#include <headaware/layout/ragged.hpp>
+
 #include <cstdint>
 #include <set>
+#include <string>
 #include <vector>
 
 using namespace headaware_test;
@@ -78,4 +81,81 @@ TEST_CASE("what views of pages of single heads refuse", "[attention]") {
   shape = PagedChunk::shape(1);
   shape.kv_heads = 3;
   check_error<Error>([&] { view.check(shape, {}); }, {"KV heads", "6", "3", "attend, HeadPagesView"});
+}
+
+namespace {
+
+/// Attention of one query head over views whose tables say what is not so.
+template <class View>
+void refuse_view(View const& view, std::int32_t kv_heads, ha::ErrorDetail const& parts) {
+  ha::AttentionShape const shape{.sequences = 2, .query_heads = kv_heads, .kv_heads = kv_heads, .head_dim = 4};
+  std::vector<float> const rows(4096);
+  std::vector<float> const queries(64);
+  std::vector<float> output(64, 77);
+  auto const layout = ha::strided_bhsd(2, kv_heads, 1, 4);
+  check_error<ha::ArgumentError>(
+      [&] {
+        ha::attend(shape, ha::AttentionQueries{queries.data(), layout}, ha::KeptCache{rows.data(), rows.data(), view},
+                   ha::AttentionOutput{output.data(), layout});
+      },
+      parts);
+  REQUIRE(output == std::vector<float>(64, 77));
+  check_error<ha::ArgumentError>([&] { ha::validate_tables(shape, view); }, parts);
+}
+
+}  // namespace
+
+TEST_CASE("views whose tables in host memory name what is not there are refused", "[attention]") {
+  using Table = std::vector<std::int32_t>;
+  auto const csr = [](Table const& pages, Table const& indptr, Table const& last) {
+    return ha::PagedView::csr(pages.data(), indptr.data(), last.data(), 1, 4, 0, 0, 20);
+  };
+  Table const pages{3, 19, 0};
+  Table const ends{0, 2, 3};
+  Table const last{4, 1};
+  Table broken{3, 19, -1};
+  refuse_view(csr(broken, ends, last), 1, {"page table entry", "[0, 19]", "-1", "PagedView, sequence 1, KV head 0"});
+  broken[2] = 20;
+  refuse_view(csr(broken, ends, last), 1, {"page table entry", "[0, 19]", "20", "PagedView, sequence 1, KV head 0"});
+  Table const descending{0, 2, 1};
+  refuse_view(csr(pages, descending, last), 1, {"page table's indptr", "[2, ", "1", "sequence 1"});
+  Table const negative{-1, 2, 3};
+  refuse_view(csr(pages, negative, last), 1, {"page table's indptr", "[0, ", "-1", "sequence 0"});
+  for (std::int32_t const bad : {-3, 0, 5}) {
+    Table const length{4, bad};
+    refuse_view(csr(pages, ends, length), 1, {"last_page_len", "[1, 4]", std::to_string(bad), "sequence 1"});
+  }
+  Table const dense{3, 4, 5, 6};
+  Table lengths{8, 9};
+  refuse_view(ha::PagedView::dense(dense.data(), 2, lengths.data(), 1, 4), 1,
+              {"rows held", "[0, 8]", "9", "PagedView, sequence 1"});
+  refuse_view(ha::PaddedView{lengths.data(), 1, 8}, 1, {"rows held", "at most 8", "9", "PaddedView, sequence 1"});
+  Table const offsets{-1, 4, 9};
+  refuse_view(ha::RaggedView{offsets.data(), 1}, 1, {"offsets", ">= 0", "-1", "RaggedView, sequence 0, KV head 0"});
+
+  ha::PolicyTable const table(1, 2, ha::SinkWindow{.sink = 2, .window = 6});
+  ha::RollingPlan const plan(table, 2, {});
+  lengths = {3, -1};
+  refuse_view(ha::RollingView{plan.view(), 0, lengths.data()}, 2, {"length", "[0, ", "-1", "RollingView, sequence 1"});
+  ha::PagedHeads heads(table, {.num_sequences = 2, .page_size = 4, .num_pages = 20});
+  (void)heads.append(Table{30, 9});
+  auto const at = [&](Table const& of) { return ha::HeadPagesView(heads.view(), 0, of.data()); };
+  refuse_view(at(lengths), 2, {"length", "[0, ", "-1", "HeadPagesView, sequence 1"});
+  // Longer than what the pages hold: a length of the next step.
+  lengths = {30, 14};
+  refuse_view(at(lengths), 2, {"page table entry", "[0, 20)", "-1 for page 3", "HeadPagesView, sequence 1, KV head 0"});
+
+  // Tables of queries.
+  ha::AttentionShape const shape{.sequences = 2, .query_heads = 1, .kv_heads = 1, .query_tokens = 3, .head_dim = 4};
+  std::vector<float> rows(64);
+  std::vector<float> output(64);
+  Table const cu_seqlens{0, 2, 6};
+  Table const held{0, 0, 0};
+  check_error<ha::ArgumentError>(
+      [&] {
+        ha::attend(shape, ha::AttentionQueries{rows.data(), ha::ragged_thd(cu_seqlens.data(), 2, 6, 1, 4)},
+                   ha::KeptCache{rows.data(), rows.data(), ha::RaggedView{held.data(), 1}},
+                   ha::AttentionOutput{output.data(), ha::strided_bhsd(2, 1, 3, 4)});
+      },
+      {"cu_seqlens", "at least 3 rows", "0 to 2", "attend, queries, sequence 0"});
 }

@@ -3,6 +3,7 @@
 #include "support/cache_arena.hpp"
 
 #include <headaware/cache/compact.hpp>
+#include <headaware/cache/rolling.hpp>
 #include <headaware/layout/paged.hpp>
 #include <headaware/layout/ragged.hpp>
 #include <headaware/layout/strided.hpp>
@@ -10,6 +11,7 @@
 #include <sys/mman.h>
 
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 namespace ha = headaware;
@@ -105,8 +107,8 @@ TEST_CASE("any stride of a tensor may exceed 32 bits", "[cache]") {
 
 TEST_CASE("sequences and pages may lie beyond 32 bits", "[cache]") {
   constexpr std::int64_t rows = (std::int64_t{1} << 31) - 1;
-  FarMemory const memory(rows * 8 + 1024);
-  if (!memory.exists()) HEADAWARE_SKIP("no 16 GiB of address space");
+  FarMemory const memory(2 * rows * 8);
+  if (!memory.exists()) HEADAWARE_SKIP("no 32 GiB of address space");
   std::vector<std::int32_t> const cu_seqlens{0, static_cast<std::int32_t>(rows) - tokens,
                                              static_cast<std::int32_t>(rows)};
   ha::RaggedLayout const ragged(cu_seqlens.data(), {.sequences = 2, .total = rows, .kv_heads = 2, .channels = dim},
@@ -114,7 +116,7 @@ TEST_CASE("sequences and pages may lie beyond 32 bits", "[cache]") {
   auto const row = [&](std::int64_t b, std::int64_t h, std::int64_t t, std::int64_t c) {
     return (cu_seqlens[static_cast<std::size_t>(b)] + t) * 8 + h * 4 + c;
   };
-  check_far(ragged, row, memory.data(), 512, 2);
+  check_far(ragged, row, memory.data(), rows * 8, 2);
 
   // The last two of a pool of 2^27 pages.
   constexpr std::int32_t pool = 1 << 27;
@@ -150,4 +152,72 @@ TEST_CASE("pages of a compressed cache may lie beyond 32 bits", "[cache]") {
       }
     }
   }
+}
+
+TEST_CASE("rows of every form may lie beyond 32 bits", "[cache]") {
+  // One long sequence gives each head room for 2^16 rows; of the many short ones the last lies beyond 2^31 bytes.
+  constexpr std::int32_t batch = 2100;
+  constexpr std::int32_t room = 1 << 16;
+  constexpr std::int64_t channels = 16;
+  constexpr std::int32_t last = batch - 1;
+  std::vector<std::int32_t> lengths(batch, 6);
+  lengths[0] = room;
+  std::vector<std::int32_t> cu_seqlens(batch + 1);
+  std::partial_sum(lengths.begin(), lengths.end(), cu_seqlens.begin() + 1);
+  auto const layout = ha::ragged_thd(cu_seqlens.data(), batch, cu_seqlens.back(), 2, channels);
+  SourceCache<std::uint8_t, ha::RaggedLayout> const cache(layout, layout.extent(), 1, channels, channels, 404);
+  ha::PolicyTable table(1, 2, ha::SinkWindow{.sink = 1, .window = 3});
+  table.set(0, 0, ha::Full{});
+  ha::CachePlan const plan(table, lengths);
+  std::int64_t const tensor = std::int64_t{batch} * 2 * room * channels;
+  FarMemory const memory(2 * tensor);
+  if (!memory.exists()) HEADAWARE_SKIP("no 9 GiB of address space");
+  std::uint8_t* const keys = memory.data();
+  std::uint8_t* const values = keys + tensor;
+  /// @param row_of  (head, slot) of the last sequence to the row, by hand
+  auto const holds = [&](auto const& row_of) {
+    for (std::int64_t h = 0; h < 2; ++h) {
+      for (std::int64_t slot = 0; slot < (h == 0 ? 6 : 4); ++slot) {
+        std::int64_t const t = h == 0 || slot == 0 ? slot : slot + 2;
+        std::int64_t const at = row_of(h, slot) * channels;
+        REQUIRE(at > std::int64_t{1} << 31);
+        for (std::int64_t c = 0; c < channels; ++c) {
+          REQUIRE(int{keys[at + c]} == int{cache.key(0, last, h, t, c)});
+          REQUIRE(int{values[at + c]} == int{cache.value(0, last, h, t, c)});
+          keys[at + c] = values[at + c] = 0;
+        }
+      }
+    }
+  };
+  ha::compress(plan, cache.layers(), layout, ha::padded(plan, keys, values, channels));
+  holds([&](std::int64_t h, std::int64_t slot) { return (std::int64_t{last} * 2 + h) * room + slot; });
+  ha::compress(plan, cache.layers(), layout, ha::padded(plan, keys, values, channels, ha::Alignment::right));
+  holds([&](std::int64_t h, std::int64_t slot) {
+    return (std::int64_t{last} * 2 + h + 1) * room - (h == 0 ? 6 : 4) + slot;
+  });
+  ha::compress(plan, cache.layers(), layout, ha::grouped(plan, keys, values, channels));
+  holds([&](std::int64_t h, std::int64_t slot) {
+    return h == 0 ? std::int64_t{last} * room + slot : std::int64_t{batch} * room + last * 4 + slot;
+  });
+
+  ha::RollingPlan const rolling(table, batch, {.max_tokens = room});
+  auto const view = rolling.view();
+  auto const slots = ha::rolling(rolling, view, keys, values, channels);
+  // The window's ring of 3 begins behind the sink: tokens 3, 4, 5 in slots 3, 1, 2.
+  auto const slot_row = [&](std::int64_t h, std::int64_t slot) {
+    std::int64_t const first = std::int64_t{last} * (room + 4) + (h == 0 ? 0 : room);
+    return first + (h == 0 || slot == 0 ? slot : slot == 1 ? 3 : slot - 1);
+  };
+  ha::compress(plan, cache.layers(), layout, slots);
+  holds(slot_row);
+  ha::RollingState state(batch);
+  std::vector<std::int32_t> counts(batch, 0);
+  counts[last] = 6;
+  ha::append(view, state, cache.layers(), layout, counts, slots);
+  holds(slot_row);
+
+  // Ragged rows leave no room between each other: that far is more than a test writes.
+  constexpr std::int64_t row = (std::int64_t{1} << 31) + 5;
+  REQUIRE(ha::RaggedForm{}.row_offset({.first_row = row}, {}, 7, channels) == (row + 7) * channels);
+  REQUIRE(ha::RaggedForm{}.row_offset({.first_row = row / 16}, {}, 7, channels) == (row / 16 + 7) * channels);
 }

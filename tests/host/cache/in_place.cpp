@@ -197,6 +197,45 @@ TEST_CASE("in place, bad input is named and nothing moves", "[cache]") {
       {"keep-list entry", "[8, 12)", "6", "KeepList entry 2"});
 }
 
+TEST_CASE("in place, layers that overlap are refused, those threaded through each other are not", "[cache]") {
+  std::vector<std::int32_t> const lengths{6};
+  ha::CachePlan const plan(ha::PolicyTable(2, 2, ha::WindowOnly{.window = 2}), lengths);
+  std::vector<float> memory(1000);
+  float* const at = memory.data();
+  auto const taken = [&](auto const& source, std::vector<ha::LayerKv<float>> const& layers) {
+    ha::compress_in_place(plan, layers, source);
+  };
+  auto const refused = [&](auto const& source, std::vector<ha::LayerKv<float>> const& layers, std::string const& got) {
+    auto const before = memory;
+    check_error<ha::ArgumentError>([&] { ha::compress_in_place(plan, layers, source); },
+                                   {"tensors", "apart", got, "compress_in_place"});
+    REQUIRE(memory == before);
+  };
+  auto const layout = ha::strided_bhsd(1, 2, 6, 4);  // 48 elements
+  taken(layout, {{at, at + 48}, {at + 96, at + 144}});
+  refused(layout, {{at, at + 48}, {at + 95, at + 144}}, "layer 0's values and layer 1's keys");
+  refused(layout, {{at, at + 48}, {at, at + 144}}, "layer 0's keys and layer 1's keys");
+  refused(layout, {{at, at + 200}, {at + 300, at + 20}}, "layer 0's keys and layer 1's values");
+
+  // Layers, keys and values side by side in one tensor [tokens, layers, 2, heads, channels].
+  ha::StridedLayout const threaded({1, 2, 6, 4}, {.sequence = 0, .head = 4, .token = 32, .channel = 1});
+  taken(threaded, {{at, at + 8}, {at + 16, at + 24}});
+  refused(threaded, {{at, at + 8}, {at + 15, at + 24}}, "layer 0's values and layer 1's keys");
+  refused(threaded, {{at, at + 8}, {at + 16, at + 35}}, "layer 0's keys and layer 1's values");
+
+  // Pools that layers share by whole pages, as TensorRT-LLM has them: tables tell them apart.
+  std::vector<std::int32_t> const offsets{0, 4, 1, 5};
+  ha::PagedShape const shape{.sequences = 1, .kv_heads = 2, .channels = 4, .num_pages = 2, .page_size = 4};
+  auto const blocks = ha::tensorrt_llm(offsets.data(), 2, shape, 2);
+  taken(blocks, {{at, at}, {at + 64, at + 64}});
+  refused(blocks, {{at, at}, {at + 63, at + 64}}, "layer 0's");
+  // Keys and values that take turns in pages, a layer a tensor.
+  std::vector<std::int32_t> const pages{1, 0};
+  auto const joined = ha::flashinfer_joined(ha::PageTable::dense(pages.data(), 2), shape, ha::PageOrder::nhd);
+  taken(joined, {{at, at}, {at + 128, at + 128}});
+  refused(joined, {{at, at}, {at + 100, at + 100}}, "layer 0's");
+}
+
 TEST_CASE("in place, nothing to move", "[cache]") {
   auto const layout = ha::strided_bhsd(2, 3, 20, 4);
   SourceCache<float, ha::StridedLayout> const cache(layout, layout.extent(), 2, 4, 4, 307);

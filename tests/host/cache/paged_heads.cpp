@@ -277,6 +277,59 @@ TEST_CASE("a step is not written once the tables have changed", "[cache]") {
                                  {"step", "the tables' last change, ", "change 0", "append"});
 }
 
+TEST_CASE("pages are written layer by layer behind a fork", "[cache]") {
+  ha::PolicyTable const table(3, 1, ha::SinkWindow{.sink = 1, .window = 6});
+  for (std::vector<std::size_t> const& parts : {std::vector<std::size_t>{1, 1, 1}, {1, 2}, {2, 1}}) {
+    Paged cache(table, {.num_sequences = 2, .page_size = 4, .num_pages = 60, .limits = {}});
+    cache.append({6, 0});
+    cache.pages.fork(0, 1);
+    cache.model.sequences[1] = cache.model.sequences[0];
+    std::vector<std::int32_t> const counts{1, 1};
+    ha::PageStep const step = cache.pages.append(counts);
+    REQUIRE(step.copies.size() == 6);
+    cache.model.append(counts);
+    auto const layout = ha::strided_bshd(2, 1, 1, dim);
+    NewTokens<float> const news(cache.model, counts, layout, layout);
+    auto const layers = news.layers();
+    std::size_t first = 0;
+    for (std::size_t const count : parts) {
+      std::vector const part(layers.begin() + static_cast<std::ptrdiff_t>(first),
+                             layers.begin() + static_cast<std::ptrdiff_t>(first + count));
+      ha::append(cache.pages, step, part, layout, cache.storage(), static_cast<std::int32_t>(first));
+      first += count;
+    }
+    REQUIRE(cache.good());
+  }
+}
+
+TEST_CASE("a step of other tables is not written, however many changes both have seen", "[cache]") {
+  ha::PolicyTable const table(1, 1, ha::Full{});
+  ha::PagedHeadsShape const small{.num_sequences = 1, .page_size = 4, .num_pages = 2, .limits = {.max_tokens = 8}};
+  Paged one(table, small);
+  Paged other(table, {.num_sequences = 1, .page_size = 4, .num_pages = 20, .limits = {.max_tokens = 80}});
+  ha::PageStep step = other.pages.append(std::vector<std::int32_t>{60});
+  (void)one.pages.append(std::vector<std::int32_t>{1});
+  auto const layout = ha::strided_bshd(1, 60, 1, dim);
+  other.model.append({60});
+  NewTokens<float> const news(other.model, {60}, layout, layout);
+  auto const write = [&] { ha::append(one.pages, step, news.layers(), layout, one.storage()); };
+  check_error<ha::ArgumentError>(write, {"step", "the tables' last change, ", "change ", "append"});
+  REQUIRE(one.keys == std::vector<float>(one.keys.size()));
+  ha::PagedHeads const copy = other.pages;  // the same tables, until one of them changes
+  ha::append(copy, step, news.layers(), layout, other.storage());
+  REQUIRE(other.good());
+  // A step that has lost its counters.
+  step.written.clear();
+  check_error<ha::ArgumentError>([&] { ha::append(other.pages, step, news.layers(), layout, other.storage()); },
+                                 {"step's sequences", "1", "0", "append"});
+
+  ha::PagedHeads from = one.pages;
+  ha::PagedHeads const moved = std::move(from);
+  REQUIRE(moved.length(0) == 1);
+  check_error<ha::ArgumentError>([&] { (void)from.append(std::vector<std::int32_t>{1}); }, {"", "", "", ""});
+  check_error<ha::ArgumentError>([&] { from.release(0); }, {"sequence", "[0, 0)", "0", ""});
+}
+
 TEST_CASE("what paged caches refuse", "[cache]") {
   using Error = ha::ArgumentError;
   ha::PolicyTable const table = mixed_table();

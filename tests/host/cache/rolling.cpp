@@ -290,6 +290,37 @@ TEST_CASE("a rolling cache's buffers must be there and apart", "[cache]") {
   REQUIRE(state.length(0) == 1);
 }
 
+TEST_CASE("a cache of a plan that is gone is not the next plan's, though its memory may be", "[rolling]") {
+  constexpr std::int64_t dim = 4;
+  std::vector<float> rows(1000);
+  auto const make = [&](std::int32_t window) {
+    return ha::RollingPlan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = window}), 1, {});
+  };
+  ha::RollingPlan const small = make(2);
+  ha::RollingPlan const large = make(100);
+  auto const small_cache = ha::rolling(small, small.view(), rows.data(), rows.data() + 8, dim);
+  ha::RollingPlanView const reused = large.view();
+  auto cache = small_cache;
+  cache.form.heads = reused.heads;  // as if the memory of the first plan had become the second's
+  ha::RollingState state(1);
+  std::vector<ha::LayerKv<float const>> const news{{rows.data() + 500, rows.data() + 600}};
+  check_error<ha::ArgumentError>(
+      [&] { ha::append(reused, state, news, ha::strided_bshd(1, 1, 1, dim), std::vector<std::int32_t>{1}, cache); },
+      {"cache", "this plan's view", "another plan's", "append"});
+
+  ha::RollingPlan from = make(3);
+  ha::RollingPlan const moved = std::move(from);
+  CHECK(moved.rows_total() == 3);
+  CHECK(from.rows_total() == 0);
+  CHECK(from.num_layers() == 0);
+  CHECK(from.view().num_sequences == 0);
+  CHECK(from.bytes().empty());
+  check_error<ha::ArgumentError>([&] { (void)from.head(0, 0); }, {"layer", "[0, 0)", "0", "RollingPlan"});
+  check_error<ha::ArgumentError>([&] { (void)from.rows_total(0); }, {"layer", "[0, 0)", "0", "RollingPlan"});
+  from = make(5);
+  CHECK(from.rows_total(0) == 5);
+}
+
 TEST_CASE("rolling caches refuse buffers that cannot be, and lengths that their counters cannot hold", "[rolling]") {
   ha::RollingPlan const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 2, .window = 6}), 2, {.slack = 4});
   auto const view = plan.view();

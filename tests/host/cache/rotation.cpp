@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <limits>
 #include <random>
+#include <span>
 #include <type_traits>
 #include <vector>
 
@@ -83,7 +84,7 @@ void check_rotation(SourceCache<T, Source> const& cache, ha::CachePlan const& pl
 
   // In place: the same, and everything else as it was.
   auto moved = cache;
-  ha::compress_in_place(plan, moved.layers(), cache.source, rotation);
+  ha::compress_in_place(plan, moved.layers(), cache.source, rotation.evicting(1));
   auto expected = cache;
   auto const keys = ha::detail::keys_of(cache.source);
   auto const values = ha::detail::values_of(cache.source);
@@ -202,7 +203,7 @@ TEST_CASE("keys that stay keep their bits, whatever those are", "[cache]") {
     auto const sinks = [](std::vector<T> const& all) { return std::vector<T>(all.begin(), all.begin() + 4 * dim); };
     REQUIRE(same_bytes(sinks(keys), sinks(cache.keys[0])));
     auto moved = cache;
-    ha::compress_in_place(plan, moved.layers(), layout, rotation);
+    ha::compress_in_place(plan, moved.layers(), layout, rotation.evicting(1));
     REQUIRE(same_bytes(sinks(moved.keys[0]), sinks(cache.keys[0])));
   };
   // Zeros of both signs, infinities, the smallest numbers, quiet and signalling NaNs with payloads.
@@ -213,6 +214,175 @@ TEST_CASE("keys that stay keep their bits, whatever those are", "[cache]") {
   check(floats);
   check(std::vector<ha::float16>{{0}, {0x8000}, {0x7c00}, {0xfc00}, {1}, {0x7e12}, {0xfd01}});
   check(std::vector<ha::bfloat16>{{0}, {0x8000}, {0x7f80}, {0xff80}, {1}, {0x7fd2}, {0xffa1}});
+}
+
+namespace {
+
+/// Positions as behind an image: the tokens from 8 on count on from 3, those of the second sequence from 1000.
+std::vector<std::int32_t> positions_of(std::int64_t stride) {
+  std::vector<std::int32_t> positions(static_cast<std::size_t>(2 * stride));
+  for (std::int64_t t = 0; t < stride; ++t) {
+    positions[static_cast<std::size_t>(t)] = static_cast<std::int32_t>(t < 8 ? t : t - 5);
+    positions[static_cast<std::size_t>(stride + t)] = static_cast<std::int32_t>(1000 + 2 * t);
+  }
+  return positions;
+}
+
+}  // namespace
+
+TEST_CASE("keys that were rotated for other positions than their places turn from there", "[cache]") {
+  constexpr std::int64_t dim = 8;
+  constexpr std::int64_t stride = 33;
+  std::vector<std::int32_t> const lengths{30, 20};
+  auto const layout = ha::strided_bhsd(2, 1, 30, dim);
+  SourceCache<float, ha::StridedLayout> cache(layout, layout.extent(), 1, dim, dim, 209);
+  fill_keys(cache, 209);
+  ha::CachePlan const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 2, .window = 20}), lengths);
+  KeptTokens const tokens(plan.table(), lengths);
+  std::vector<std::int32_t> const positions = positions_of(stride);
+  Rotary const rotary = Rotary::of_base(ha::RotaryPairing::neox, dim, 10000);
+  auto const tables = rotary.tables(1066);
+  for (bool const by_table : {false, true}) {
+    auto const plain = by_table ? ha::KeyRotation::from_table(ha::RotaryPairing::neox, dim, tables.cosines.data(),
+                                                              tables.sines.data(), 1066)
+                                : ha::KeyRotation::from_base(ha::RotaryPairing::neox, dim, 10000);
+    auto const rotation = plain.with_positions(positions.data(), stride);
+    std::vector<float> keys(static_cast<std::size_t>(plan.kept_total() * dim));
+    std::vector<float> values(keys);
+    ha::compress(
+        plan,
+        ha::transfer(cache.layers(), layout, ha::ragged(plan, keys.data(), values.data(), dim)).rotate_keys(rotation));
+    auto moved = cache;
+    ha::compress_in_place(plan, moved.layers(), layout, rotation);
+    bool right = true;
+    std::size_t at = 0;
+    tokens.for_each([&](auto, auto b, auto) {
+      auto const& kept = tokens.segments[static_cast<std::size_t>(b)];
+      for (std::size_t i = 0; i < kept.size(); ++i, at += dim) {
+        std::vector<double> row;
+        for (std::int64_t c = 0; c < dim; ++c) row.push_back(double(cache.key(0, b, 0, kept[i], c)));
+        rotary.turn(row, static_cast<double>(i) - double(positions[static_cast<std::size_t>(b * stride + kept[i])]));
+        for (std::size_t c = 0; c < dim; ++c) {
+          right = right && close_to(keys[at + c], row[c]);
+          right =
+              right && moved.key(0, b, 0, static_cast<std::int64_t>(i), static_cast<std::int64_t>(c)) == keys[at + c];
+          right = right && values[at + c] == cache.value(0, b, 0, kept[i], static_cast<std::int64_t>(c));
+        }
+      }
+    });
+    REQUIRE(right);
+    for (std::int64_t c = 0; c < dim; ++c) REQUIRE(moved.value(0, 1, 0, 19, c) == cache.value(0, 1, 0, 19, c));
+  }
+
+  auto const before = cache;
+  auto const refused = [&](ha::KeyRotation const& rotation, ha::ErrorDetail const& parts) {
+    check_error<ha::ArgumentError>([&] { ha::compress_in_place(plan, cache.layers(), layout, rotation); }, parts);
+    REQUIRE(same_bytes(cache.keys[0], before.keys[0]));
+  };
+  auto const rotation = ha::KeyRotation::from_base(ha::RotaryPairing::neox, dim, 10000);
+  refused(rotation.with_positions(positions.data(), 29), {"positions' stride", "longest length, 30", "29", ""});
+  auto wrong = positions;
+  wrong[stride + 19] = -1;
+  refused(rotation.with_positions(wrong.data(), stride), {"position of a key", "[0, ", "-1", "sequence 1, token 19"});
+  check_error<ha::ArgumentError>([&] { ha::validate_tables(rotation.with_positions(wrong.data(), stride), lengths); },
+                                 {"position of a key", "[0, ", "-1", "sequence 1, token 19"});
+  auto const short_table =
+      ha::KeyRotation::from_table(ha::RotaryPairing::neox, dim, tables.cosines.data(), tables.sines.data(), 1038);
+  refused(short_table.with_positions(positions.data(), stride),
+          {"position of a key", "[0, 1038)", "1038", "sequence 1, token 19"});
+  check_error<ha::ArgumentError>([&] { (void)rotation.with_positions(nullptr, 4); },
+                                 {"positions", "a pointer", "nullptr", "KeyRotation"});
+}
+
+namespace {
+
+/// The largest error of a logit after a window of 2,000 tokens has passed, its keys turned in place by each call.
+template <class T>
+float drift(std::int32_t evicted) {
+  constexpr std::int32_t window = 2000;
+  constexpr std::int64_t dim = 128;
+  constexpr std::int64_t queries = 32;
+  std::mt19937 random(211);
+  std::normal_distribution<float> normal;
+  auto const rotation = ha::KeyRotation::from_base(ha::RotaryPairing::neox, dim, 10000).evicting(1);
+  // The same turns keep one key, which is last at first, and end with it in the first slot: one head, two tokens.
+  constexpr std::int64_t heads = 16;
+  std::vector<std::vector<float>> first(heads, std::vector<float>(dim));
+  std::vector<float> asked(queries * dim);
+  for (float& x : asked) x = normal(random);
+  float worst = 0;
+  for (auto& key : first) {
+    for (float& x : key) x = ha::to_float(ha::from_float<T>(normal(random)));
+    std::vector<T> held;
+    for (float const x : key) held.push_back(ha::from_float<T>(x));
+    std::int32_t turned = 0;
+    for (; turned + evicted <= window; turned += evicted) {
+      for (std::int32_t i = 0; i < dim / 2; ++i) {
+        auto const pair = ha::detail::rotary_pair(rotation, i);
+        T& a = held[static_cast<std::size_t>(pair.a)];
+        T& b = held[static_cast<std::size_t>(pair.b)];
+        auto const now = ha::detail::rotate_pair(rotation, evicted, i, a, b);
+        a = now.a;
+        b = now.b;
+      }
+    }
+    for (std::int32_t i = 0; i < dim / 2; ++i) {
+      rotation.turn_back(turned, i, key[static_cast<std::size_t>(i)], key[static_cast<std::size_t>(i + dim / 2)]);
+    }
+    for (std::int64_t q = 0; q < queries; ++q) {
+      float error = 0;
+      for (std::int64_t c = 0; c < dim; ++c) {
+        auto const at = static_cast<std::size_t>(c);
+        error += asked[static_cast<std::size_t>(q * dim + c)] * (ha::to_float(held[at]) - key[at]);
+      }
+      worst = std::max(worst, std::abs(error) / std::sqrt(float(dim)));
+    }
+  }
+  return worst;
+}
+
+}  // namespace
+
+TEST_CASE("keys of 16 bits are not turned in place for a few tokens", "[cache]") {
+  // The figures of KeyRotation::evicting.
+  CHECK(drift<ha::bfloat16>(1) > 1);
+  auto const bounded = [](auto element, std::vector<float> const& figures) {
+    std::size_t i = 0;
+    for (std::int32_t const evicted : {1, 64, 500, 2000}) {
+      CHECK(drift<decltype(element)>(evicted) < 1.1F * figures[i++]);
+    }
+  };
+  bounded(ha::bfloat16{}, {2.7F, 0.046F, 0.011F, 0.0053F});
+  bounded(ha::float16{}, {0.46F, 0.0038F, 0.0013F, 0.0007F});
+  CHECK(drift<float>(1) < 1e-3F);
+
+  constexpr std::int64_t dim = 8;
+  auto const check = [&](auto element, std::int32_t evicted, bool refused) {
+    using T = decltype(element);
+    std::vector<std::int32_t> const lengths{4, 204 + evicted};
+    auto const layout = ha::strided_bhsd(2, 1, 204 + evicted, dim);
+    SourceCache<T, ha::StridedLayout> cache(layout, layout.extent(), 1, dim, dim, 210);
+    auto const before = cache;
+    ha::CachePlan const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 4, .window = 200}), lengths);
+    auto const rotation = ha::KeyRotation::from_base(ha::RotaryPairing::neox, dim, 10000);
+    auto const call = [&] { ha::compress_in_place(plan, cache.layers(), layout, rotation); };
+    if (!refused) {
+      call();
+      return;
+    }
+    check_error<ha::ArgumentError>(call, {"evicted tokens", "none or at least 64", std::to_string(evicted),
+                                          "compress_in_place, layer 0, sequence 1, KV head 0"});
+    REQUIRE(same_bytes(cache.keys[0], before.keys[0]));
+    ha::compress_in_place(plan, cache.layers(), layout, rotation.evicting(evicted));
+  };
+  for (std::int32_t const evicted : {1, 63}) {
+    check(ha::float16{}, evicted, true);
+    check(ha::bfloat16{}, evicted, true);
+    check(0.0F, evicted, false);
+  }
+  for (std::int32_t const evicted : {0, 64, 100}) check(ha::bfloat16{}, evicted, false);
+  check_error<ha::ArgumentError>([] { (void)ha::KeyRotation().evicting(0); },
+                                 {"evicted tokens", "> 0", "0", "KeyRotation"});
 }
 
 TEST_CASE("turning there and back is no change but rounding", "[cache]") {
@@ -247,6 +417,10 @@ TEST_CASE("rotations that make no sense are named", "[cache]") {
   refused([&] { (void)Rotation::from_frequencies(neox, {}); }, {"rotary_dim", "even", "0", "KeyRotation"});
   refused([&] { (void)Rotation::from_frequencies(neox, std::vector<double>(257, 1.0)); },
           {"rotary_dim", "512", "514", "KeyRotation"});
+  // So many that twice their number is 8 in 32 bits: not one of them is read.
+  double const one = 1.0;
+  refused([&] { (void)Rotation::from_frequencies(neox, std::span<double const>(&one, (std::size_t{1} << 31) + 4)); },
+          {"rotary_dim", "512", "4294967304", "KeyRotation"});
   for (double const frequency : {std::numeric_limits<double>::infinity(), std::nan("")}) {
     refused(
         [&] {

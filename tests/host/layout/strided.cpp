@@ -1,10 +1,11 @@
 #include "definition.hpp"
-#include "support/catch.hpp"
+#include "support/errors.hpp"
 
 #include <headaware/error.hpp>
-#include <headaware/layout/strided.hpp>
+#include <headaware/layout/engines.hpp>
 
 #include <cstdint>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -54,6 +55,42 @@ TEST_CASE("strided offsets go beyond 32 bits", "[layout]") {
   CHECK(layout.offset(63, 7, 131071, 127) == std::int64_t{8589934591});
   CHECK(layout.offset(16, 0, 0, 0) == std::int64_t{2147483648});
   CHECK(layout.offset(32, 1, 2, 3) == std::int64_t{4294967296 + 16777216 + 256 + 3});
+}
+
+TEST_CASE("tensors of more elements than 64 bits count are errors", "[layout]") {
+  constexpr std::int64_t far = std::int64_t{1} << 32;
+  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  std::int32_t const table[] = {0, 1};
+  auto const pages = ha::PageTable::dense(table, 1);
+  auto const refused = [](auto const& call, char const* got, char const* where) {
+    headaware_test::check_error<ha::ArgumentError>(call,
+                                                   {"elements of a tensor", "at most 9223372036854775807", got, where});
+  };
+  refused([&] { (void)ha::strided_bhsd(1, far, 2, far); }, "4294967296 * 2 * 4294967296", "strided_bhsd");
+  refused([&] { (void)ha::strided_bhsd(far, 1, 1, far); }, "4294967296 by a stride of", "StridedLayout");
+  refused([&] { (void)ha::strided_bshd(1, far, far, 1); }, "4294967296 * 4294967296 * 1", "strided_bshd");
+  refused([&] { (void)ha::strided_bhds(1, 1, far, far); }, "1 * 4294967296 * 4294967296", "strided_bhds");
+  refused([&] { (void)ha::StridedLayout({1, 1, 2, 1}, {0, 0, most, 1}); }, "2 by a stride of", "StridedLayout");
+  CHECK(ha::StridedLayout({1, 1, 2, 1}, {0, 0, most - 1, 1}).extent() == most);
+  CHECK(ha::strided_bhsd(0, far, far, 0).extent() == 0);
+  refused([&] { (void)ha::ragged_thd(table, 1, 1, far, far); }, "4294967296 * 4294967296", "ragged_thd");
+  refused([&] { (void)ha::ragged_thd(table, 1, far, 1, far); }, "4294967296 by a stride", "RaggedLayout");
+  ha::PagedShape shape{.sequences = 1, .kv_heads = 2, .channels = far, .num_pages = 2, .page_size = 1 << 30};
+  refused([&] { (void)ha::flash_attention_paged(pages, shape); }, "1073741824 * 2 * 4294967296", "paged layout");
+  shape.page_size = 1 << 28;
+  shape.num_pages = 4;
+  refused([&] { (void)ha::flashinfer_split(pages, shape, ha::PageOrder::hnd); }, "4 by a stride of", "PagedLayout");
+  shape.kv_heads = 4;
+  refused([&] { (void)ha::flashinfer_joined(pages, shape, ha::PageOrder::hnd); }, "* 2", "flashinfer_joined");
+  shape.kv_heads = 2;
+  refused([&] { (void)ha::vllm_flash(pages, shape); }, "4 by a stride of", "PagedLayout");
+  refused([&] { (void)ha::vllm_paged_attention(pages, shape, 8); }, "4 by a stride of", "PagedSplitXLayout");
+  shape.num_pages = most / 2;
+  refused([&] { (void)ha::tensorrt_llm(table, 1, shape, 2); }, "* 2 * 2", "tensorrt_llm");
+  refused([&] { (void)ha::llama_cpp({.kv_size = far, .n_head_kv = 2, .n_embd_head_k = far, .n_embd_head_v = 1}); },
+          "4294967296 * 8589934592", "llama_cpp");
+  refused([&] { (void)ha::llama_cpp_cells(pages, 1, {.kv_size = far, .n_head_kv = far, .n_embd_head_k = far}); },
+          "4294967296 * 4294967296", "llama_cpp_cells");
 }
 
 TEST_CASE("an empty strided tensor has no extent and a run of at least 1", "[layout]") {

@@ -3,6 +3,7 @@
 #include "support/cache_arena.hpp"
 #include "support/errors.hpp"
 
+#include <headaware/cache/cache_info.hpp>
 #include <headaware/cache/cache_plan.hpp>
 #include <headaware/cache/destination.hpp>
 #include <headaware/policy/with_keep_lists.hpp>
@@ -194,6 +195,55 @@ TEST_CASE("a device plan carries the bounds that the host planned with", "[polic
   REQUIRE(device.d_cu_seqlens == nullptr);
   REQUIRE(device.d_kept == nullptr);
   REQUIRE(device.d_status == nullptr);
+}
+
+TEST_CASE("what has been moved from is empty", "[policy_core]") {
+  ha::PolicyTable table(2, 3);
+  ha::PolicyTable const moved_table = std::move(table);
+  CHECK(moved_table.num_layers() == 2);
+  CHECK(table.num_layers() == 0);
+  CHECK(table.bytes().empty());
+  CHECK(table == ha::PolicyTable());
+  check_error<ha::ArgumentError>([&] { (void)table.at(0, 0); }, {"layer", "in [0, 0)", "0", "PolicyTable"});
+  CHECK(table.skip_layers({}).num_kv_heads() == 0);
+  table = moved_table;
+  CHECK(table.num_kv_heads() == 3);
+
+  auto const check = [](auto plan) {
+    auto const full = plan.full_total();
+    auto const moved = std::move(plan);
+    CHECK(moved.full_total() == full);
+    CHECK(plan.num_sequences() == 0);
+    CHECK(plan.num_segments() == 0);
+    CHECK(plan.kept_total() == 0);
+    CHECK(plan.full_total() == 0);
+    CHECK(plan.max_length() == 0);
+    CHECK(plan.pages_total(4) == 0);
+    CHECK(ha::cache_info(plan, {1, 1}).rows == 0);
+    for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
+      CHECK(plan.kept_total(layer) == 0);
+      CHECK(plan.max_kept(layer) == 0);
+      CHECK(plan.cu_seqlens(layer) == std::vector<std::int32_t>{0});
+      CHECK(plan.grouped_capacity(layer).rows == 0);
+    }
+    check_error<ha::ArgumentError>([&] { (void)plan.kept(0, 0, 0); }, {"", "[0, 0)", "0", "CachePlan"});
+    check_error<ha::ArgumentError>([&] { (void)plan.segment(0); }, {"segment", "[0, 0)", "0", "CachePlan"});
+  };
+  std::vector<std::int32_t> const lengths{5, 7};
+  check(ha::CachePlan(ha::PolicyTable(2, 3), lengths));
+  check(ha::BasicCachePlan(ha::UniformTable(ha::Full{}, 2, 3), lengths));
+}
+
+TEST_CASE("pages of any size are counted without overflow", "[policy_core]") {
+  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  ha::CachePlan const plan(ha::PolicyTable(1, 2), std::vector<std::int32_t>{5});
+  CHECK(plan.pages_total(most) == 2);
+  CHECK(plan.pages_needed(0, most) == 1);
+  check_error<ha::ArgumentError>(
+      [&] {
+        (void)plan.bytes_held_paged(most, {1, 1});
+      },
+      {"elements", "9223372036854775807", "2 * 9223372036854775807 * 2", "bytes_held_paged"});
 }
 
 TEST_CASE("pages are handed out in order", "[policy_core]") {

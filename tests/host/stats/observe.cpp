@@ -2,7 +2,9 @@
 
 #include "support/attention_problem.hpp"
 #include "support/catch.hpp"
+#include "support/errors.hpp"
 
+#include <headaware/layout/ragged.hpp>
 #include <headaware/stats/observe.hpp>
 
 #include <algorithm>
@@ -236,6 +238,24 @@ TEST_CASE("bad parameters are named", "[stats]") {
   auto layer = problem.layer(false);
   layer.kv_heads = 0;
   REQUIRE_THROWS_AS(ha::observe_chunk(layer, {.scale = 1}), ha::ArgumentError);
+  layer = problem.layer(false);
+  layer.first_token = std::numeric_limits<std::int64_t>::max() - 3;
+  headaware_test::check_error<ha::ArgumentError>(
+      [&] { (void)ha::observe_chunk(layer, {.scale = 1}); },
+      {"first_token", "at most 9223372036854775797", "9223372036854775804", "observe_chunk"});
+  // Rows of another sequence, or none at all.
+  std::vector<std::int32_t> const rows{0, 4, 10};
+  ha::LayerQkv<float, ha::StridedLayout, ha::RaggedLayout> varlen;
+  varlen.queries = problem.queries.data();
+  varlen.keys = problem.keys.data();
+  varlen.query_layout = ha::strided_bhsd(2, 2, 6, 8);
+  varlen.key_layout = ha::ragged_thd(rows.data(), 2, 10, 1, 8);
+  varlen.query_heads = 2;
+  varlen.kv_heads = 1;
+  varlen.tokens = 6;
+  varlen.head_dim = 8;
+  headaware_test::check_error<ha::ArgumentError>([&] { (void)ha::observe_chunk(varlen, {.scale = 1}); },
+                                                 {"cu_seqlens", "at least 6 rows", "0 to 4", "keys, sequence 0"});
 }
 
 TEST_CASE("sums merge in any order", "[stats]") {

@@ -223,7 +223,7 @@ __device__ void rotate_rows(Plane const& plane, GatherShared const& shared) {
     std::int32_t const item = i % per_row;
     std::int32_t const token = shared.tokens[row];
     if (token < 0) continue;
-    std::int64_t const distance = token - (shared.tile.first_slot + row);
+    std::int64_t const distance = rotation.distance(segment.sequence, token, shared.tile.first_slot + row);
     auto const load = [&](std::int32_t channel) {
       return *reinterpret_cast<Vector const*>(source +
                                               plane.layout.offset(segment.sequence, segment.kv_head, token, channel));

@@ -30,6 +30,7 @@ template <class Table, class... Planes>
 struct InPlaceParameters {
   DevicePlan<Table> plan;
   PlaneList<Planes...> planes;
+  std::int64_t min_evicted;  ///< fewer tokens (but some), and a head whose kept ones move is left alone; 0: any
 };
 
 struct FirstMovedSlot {
@@ -137,7 +138,8 @@ __device__ void move_segment(Table const& table, InPlacePlane<Layout, RotateRows
       [&](std::int64_t slot, std::int64_t token, std::int32_t item) {
         RotaryPair const pair = channels(item);
         RotatedPair<E> const value{at(token, pair.a), at(token, pair.b)};
-        return item < pairs ? rotate_pair(rotation, token - slot, item, value.a, value.b) : value;
+        std::int64_t const distance = rotation.distance(shared.segment.sequence, token, slot);
+        return item < pairs ? rotate_pair(rotation, distance, item, value.a, value.b) : value;
       },
       [&](std::int64_t slot, std::int32_t item, RotatedPair<E> const& value) {
         RotaryPair const pair = channels(item);
@@ -146,15 +148,32 @@ __device__ void move_segment(Table const& table, InPlacePlane<Layout, RotateRows
       });
 }
 
-/// One block says whether all lengths are as planned.
+/// Whether a head is left alone, since turning its keys for so few evicted tokens is not worth the rounding.
+__device__ inline bool evicts_too_few(Segment const& segment, std::int64_t moved, std::int64_t min_evicted) {
+  std::int64_t const evicted = segment.length - segment.kept;
+  return evicted > 0 && evicted < min_evicted && moved < segment.kept;
+}
+
+/// One block says whether all lengths are as planned, and all heads evict enough.
 template <class Table>
-__device__ void report_lengths(DevicePlan<Table> const& plan) {
+__device__ void report_lengths(DevicePlan<Table> const& plan, std::int64_t min_evicted) {
   int bad = 0;
   for (auto i = static_cast<std::int32_t>(threadIdx.x); i < plan.num_sequences; i += block_threads) {
     std::int32_t const length = plan.d_lengths[i];
     if (length < 0 || length > plan.max_length) bad = 1;
   }
   bad = __syncthreads_or(bad);
+  if (bad == 0 && min_evicted > 0) {
+    std::int64_t const segments =
+        std::int64_t{plan.table.num_layers()} * plan.num_sequences * plan.table.num_kv_heads();
+    for (std::int64_t s = threadIdx.x; s < segments; s += block_threads) {
+      Segment const segment = make_segment(plan.table, s, plan.num_sequences, plan.d_lengths);
+      std::int64_t const moved = visit_policy(plan.table, segment.layer, segment.sequence, segment.kv_head,
+                                              FirstMovedSlot{segment.kept, segment.length});
+      if (evicts_too_few(segment, moved, min_evicted)) bad = 1;
+    }
+    bad = __syncthreads_or(bad);
+  }
   if (threadIdx.x == 0) *plan.d_status = bad;
 }
 
@@ -171,16 +190,27 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   if (threadIdx.x == 0) {
     auto const sequence = static_cast<std::int32_t>(s / p.plan.table.num_kv_heads() % p.plan.num_sequences);
     std::int64_t const length = p.plan.d_lengths[sequence];
-    bool const known = length >= 0 && length <= p.plan.max_length;
+    bool known = length >= 0 && length <= p.plan.max_length;
     shared.segment = known ? make_segment(p.plan.table, s, p.plan.num_sequences, p.plan.d_lengths) : Segment{};
     shared.tensor = tensors.planes[blockIdx.y][shared.segment.layer];
     shared.moved = visit_policy(p.plan.table, shared.segment.layer, shared.segment.sequence, shared.segment.kv_head,
                                 FirstMovedSlot{shared.segment.kept, shared.segment.length});
+    if (evicts_too_few(shared.segment, shared.moved, p.min_evicted)) {
+      known = false;
+      shared.segment = Segment{};
+      shared.moved = 0;
+    }
+    p.planes.visit(blockIdx.y, [&](auto const& plane) {
+      // With positions of their own keys may turn where they are.
+      if constexpr (requires { plane.move.rotation; }) {
+        if (plane.move.rotation.token_positions() != nullptr) shared.moved = 0;
+      }
+    });
     if (known && blockIdx.y == 0 && p.plan.d_kept != nullptr) {
       p.plan.d_kept[s] = static_cast<std::int32_t>(shared.segment.kept);
     }
   }
-  if (s == 0 && blockIdx.y == 0 && p.plan.d_status != nullptr) report_lengths(p.plan);
+  if (s == 0 && blockIdx.y == 0 && p.plan.d_status != nullptr) report_lengths(p.plan, p.min_evicted);
   __syncthreads();
   p.planes.visit(blockIdx.y, [&](auto const& plane) { move_segment(p.plan.table, plane, shared); });
 }

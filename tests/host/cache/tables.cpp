@@ -1,0 +1,209 @@
+// Tables and policies in host memory that name what is not there: named by the error, and nothing written.
+
+#include "support/cache_arena.hpp"
+#include "support/errors.hpp"
+
+#include <headaware/cache/compact.hpp>
+#include <headaware/cache/rolling.hpp>
+#include <headaware/layout/engines.hpp>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace ha = headaware;
+using namespace headaware_test;
+
+namespace mine {
+
+/// A policy whose closed form names a token that is not the sequence's.
+struct Astray {
+  static constexpr std::string_view name = "astray";
+  std::int64_t shift = 0;
+  HEADAWARE_HOST_DEVICE constexpr bool keeps(std::int64_t token, std::int64_t length) const {
+    return token >= length - 3;
+  }
+  HEADAWARE_HOST_DEVICE constexpr std::int64_t source_token(std::int64_t slot, std::int64_t length) const {
+    return length - 3 + slot + (slot == 1 ? shift : 0);
+  }
+  friend constexpr bool operator==(Astray const&, Astray const&) = default;
+};
+
+}  // namespace mine
+
+namespace {
+
+constexpr std::int64_t dim = 4;
+std::vector<std::int32_t> const lengths{10, 6};
+
+/// Two sequences of two heads: what calls on a source refuse.
+struct Calls {
+  ha::CachePlan plan{ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths};
+  std::vector<float> keys = std::vector<float>(4096, 1.0F);
+  std::vector<float> values = keys;
+  std::vector<float> kept = guarded<float>(2 * plan.kept_total() * dim);
+
+  template <class Source>
+  void refuse(Source const& source, ha::ErrorDetail const& parts) {
+    std::vector<ha::LayerKv<float>> const layers{{keys.data(), values.data()}};
+    auto const at = [&](std::string const& where) {
+      ha::ErrorDetail placed = parts;
+      placed.where = where + ", keys" + parts.where;
+      return placed;
+    };
+    check_error<ha::ArgumentError>(
+        [&] {
+          ha::compress(plan, layers, source, ha::ragged(plan, kept.data(), kept.data() + plan.kept_total() * dim, dim));
+        },
+        at("compress"));
+    REQUIRE(same_bytes(kept, guarded<float>(2 * plan.kept_total() * dim)));
+    check_error<ha::ArgumentError>([&] { ha::compress_in_place(plan, layers, source); }, at("compress_in_place"));
+    ha::RollingPlan const rolling(ha::PolicyTable(1, 2, ha::Full{}), 2, {.max_tokens = 16});
+    std::vector<float> slots(static_cast<std::size_t>(2 * rolling.rows_total() * dim));
+    ha::RollingState state(2);
+    check_error<ha::ArgumentError>(
+        [&] {
+          ha::append(
+              rolling.view(), state, layers, source, lengths,
+              ha::rolling(rolling, rolling.view(), slots.data(), slots.data() + rolling.rows_total() * dim, dim));
+        },
+        at("append"));
+    REQUIRE(state.length(0) == 0);
+    REQUIRE(keys == std::vector<float>(4096, 1.0F));
+    check_error<ha::ArgumentError>([&] { ha::validate_tables(source, lengths); }, at("validate_tables"));
+  }
+  template <class Source>
+  void take(Source const& source) {
+    ha::validate_tables(source, lengths);
+    ha::compress(plan, std::vector<ha::LayerKv<float>>{{keys.data(), values.data()}}, source,
+                 ha::ragged(plan, kept.data(), kept.data() + plan.kept_total() * dim, dim));
+    kept = guarded<float>(2 * plan.kept_total() * dim);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("a source's tables name places for all its tokens, or are refused", "[cache]") {
+  Calls calls;
+  ha::PagedShape const shape{.sequences = 2, .kv_heads = 2, .channels = dim, .num_pages = 20, .page_size = 4};
+  auto const csr = [&](std::vector<std::int32_t> const& pages, std::vector<std::int32_t> const& indptr) {
+    return ha::flashinfer_split(ha::PageTable::csr(pages.data(), indptr.data()), shape, ha::PageOrder::nhd);
+  };
+  std::vector<std::int32_t> const pages{7, 3, 19, 0, 5};
+  std::vector<std::int32_t> const ends{0, 3, 5};
+  calls.take(csr(pages, ends));
+  std::vector<std::int32_t> const too_few{0, 2, 4};
+  calls.refuse(csr(pages, too_few), {"page table", "3 pages for 10 tokens", "2 pages", ", sequence 0"});
+  std::vector<std::int32_t> const descending{0, 3, 2};
+  calls.refuse(csr(pages, descending), {"page table", "2 pages for 6 tokens", "-1 pages", ", sequence 1"});
+  std::vector<std::int32_t> const negative{-1, 3, 5};
+  calls.refuse(csr(pages, negative), {"page table's indptr", ">= 0", "-1", ", sequence 0"});
+  for (std::int32_t const bad : {-1, 20, 1000000}) {
+    auto broken = pages;
+    broken[4] = bad;
+    std::string const got = std::to_string(bad) + " for page 1";
+    calls.refuse(csr(broken, ends), {"page table entry", "a page in [0, 20)", got, ", sequence 1"});
+    std::vector<std::int32_t> const dense{7, 3, 19, 0, bad, -9};  // behind a sequence's end nothing is read
+    auto const table = ha::PageTable::dense(dense.data(), 3);
+    calls.refuse(ha::vllm_paged_attention(table, shape, 4),
+                 {"page table entry", "a page in [0, 20)", got, ", sequence 1"});
+  }
+
+  auto const varlen = [&](std::vector<std::int32_t> const& cu_seqlens) {
+    return ha::flash_attention_varlen(cu_seqlens.data(), 2, 16, 2, dim);
+  };
+  std::vector<std::int32_t> const rows{0, 10, 16};
+  calls.take(varlen(rows));
+  std::vector<std::int32_t> const swapped{0, 6, 16};
+  calls.refuse(varlen(swapped), {"cu_seqlens", "at least 10 rows in [0, 16)", "0 to 6", ", sequence 0"});
+  std::vector<std::int32_t> const before{-1, 9, 15};
+  calls.refuse(varlen(before), {"cu_seqlens", "at least 10 rows in [0, 16)", "-1 to 9", ", sequence 0"});
+  std::vector<std::int32_t> const beyond{0, 11, 17};
+  calls.refuse(varlen(beyond), {"cu_seqlens", "at least 6 rows in [0, 16)", "11 to 17", ", sequence 1"});
+
+  // Values have tables of their own.
+  std::vector<ha::LayerKv<float>> const layers{{calls.keys.data(), calls.values.data()}};
+  ha::KvLayouts<ha::RaggedLayout, ha::RaggedLayout> const both{varlen(rows), varlen(swapped)};
+  check_error<ha::ArgumentError>([&] { ha::compress_in_place(calls.plan, layers, both); },
+                                 {"cu_seqlens", "at least 10 rows", "0 to 6", "values, sequence 0"});
+  // Two sequences may share a page that is read, but not one that is compacted in place.
+  std::vector<std::int32_t> const shared{7, 3, 19, 7, 5};
+  calls.take(csr(shared, ends));
+  check_error<ha::ArgumentError>([&] { ha::compress_in_place(calls.plan, layers, csr(shared, ends)); },
+                                 {"page table entry", "named once", "7, also of sequence 0", "keys, sequence 1"});
+}
+
+TEST_CASE("a page belongs to one head alone", "[cache]") {
+  std::vector<float> const tensor(2 * 2 * 10 * dim, 1.0F);
+  std::vector<ha::LayerKv<float const>> const source(2, {tensor.data(), tensor.data()});
+  auto const layout = ha::strided_bhsd(2, 2, 10, dim);
+  ha::CachePlan const plan(ha::PolicyTable(2, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths);
+  std::vector<std::int32_t> table{0, 1, 2, 3, 4, 5, 6, 7};
+  auto keys = guarded<float>(8 * 4 * dim);
+  auto values = keys;
+  auto more_keys = keys;
+  auto more_values = keys;
+  std::vector<ha::LayerKv<float>> pools(2, {keys.data(), values.data()});
+  auto const kept = [&](std::int64_t pages) {
+    return ha::paged(plan, pools, {.block_table = table.data(), .table_stride = 1, .page_size = 4}, dim, pages);
+  };
+  auto const refused = [&](std::int64_t pages, ha::ErrorDetail const& parts) {
+    check_error<ha::ArgumentError>([&] { ha::compress(plan, source, layout, kept(pages)); }, parts);
+    check_error<ha::ArgumentError>([&] { ha::validate_tables(plan, kept(pages)); }, parts);
+    REQUIRE(same_bytes(keys, guarded<float>(8 * 4 * dim)));
+    REQUIRE(same_bytes(values, guarded<float>(8 * 4 * dim)));
+  };
+  table[6] = 1;
+  for (std::int64_t const pages : {0, 8}) {  // whether the pool's size is known or not
+    refused(pages, {"block table entry", "a page of one head", "1, which meets page 1 of segment 1",
+                    "segment 6, page 0, layer 1, sequence 1, KV head 0"});
+  }
+  // Pools of their own: the same number is another page.
+  pools[1] = {more_keys.data(), more_values.data()};
+  ha::compress(plan, source, layout, kept(8));
+  keys = values = guarded<float>(8 * 4 * dim);
+  table[6] = 5;
+  refused(8, {"block table entry", "a page of one head", "5, which meets page 5 of segment 5", "segment 6, page 0"});
+  table[6] = -1;
+  refused(0, {"block table entry", "a page in [0, 2147483648)", "-1", "segment 6, page 0"});
+  table[6] = 6;
+  // A pool that begins within another, and keys that are values.
+  pools[1] = {keys.data() + 6 * 4 * dim, more_values.data()};
+  table = {0, 1, 2, 3, 4, 0, 1, 5};
+  ha::validate_tables(plan, kept(8));
+  table[2] = 7;
+  refused(8, {"block table entry", "a page of one head", "1, which meets page 7 of segment 2", "segment 6, page 0"});
+  table = {0, 1, 2, 3, 4, 5, 6, 7};
+  pools = {{keys.data(), keys.data() + dim}, {more_keys.data(), more_values.data()}};
+  refused(8, {"block table entry", "a page of one head's keys or values", "", "layer 0"});
+}
+
+TEST_CASE("a policy of one's own names tokens of the sequence, or is refused", "[cache]") {
+  auto const layout = ha::strided_bhsd(2, 2, 10, dim);
+  SourceCache<float, ha::StridedLayout> cache(layout, layout.extent(), 1, dim, dim, 431);
+  auto const before = cache;
+  auto kept = guarded<float>(2 * 12 * dim);
+  auto const compress = [&](std::int64_t shift) {
+    ha::BasicCachePlan const plan(ha::UniformTable(mine::Astray{.shift = shift}, 1, 2), lengths);
+    ha::compress(plan, cache.layers(), layout, ha::ragged(plan, kept.data(), kept.data() + 12 * dim, dim));
+  };
+  auto const in_place = [&](std::int64_t shift) {
+    ha::BasicCachePlan const plan(ha::UniformTable(mine::Astray{.shift = shift}, 1, 2), lengths);
+    ha::compress_in_place(plan, cache.layers(), layout);
+  };
+  auto const refused = [&](std::int64_t shift, std::string const& expected, std::string const& got) {
+    std::string const where = ", layer 0, sequence 0, KV head 0, slot 1";
+    check_error<ha::ArgumentError>([&] { compress(shift); }, {"policy 'astray'", expected, got, "compress" + where});
+    check_error<ha::ArgumentError>([&] { in_place(shift); },
+                                   {"policy 'astray'", expected, got, "compress_in_place" + where});
+    REQUIRE(same_bytes(kept, guarded<float>(2 * 12 * dim)));
+    REQUIRE(same_bytes(cache.keys[0], before.keys[0]));
+  };
+  refused(1000000, "in [8, 10)", "1000008");
+  refused(2, "in [8, 10)", "10");
+  refused(-1, "in [8, 10)", "7");  // a token twice
+  refused(-100, "in [8, 10)", "-92");
+  compress(0);
+  in_place(0);
+  REQUIRE(kept[0] == before.key(0, 0, 0, 7, 0));
+}
