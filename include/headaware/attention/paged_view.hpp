@@ -3,6 +3,7 @@
 /// @file
 /// Caches in pages of one KV head each, as attention reads them.
 
+#include <headaware/attention/attention.hpp>
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
@@ -56,6 +57,7 @@ class PagedView {
     view.pages_ = indices;
     view.indptr_ = indptr;
     view.lengths_ = last_page_len;
+    view.is_csr_ = true;
     return view;
   }
 
@@ -76,7 +78,7 @@ class PagedView {
   [[nodiscard]] HEADAWARE_HOST_DEVICE PagedRows segment(std::int64_t sequence, std::int64_t kv_head) const {
     std::int64_t const index = sequence * kv_heads_ + kv_head;
     PagedRows rows{nullptr, 0, page_size_, page_stride_, token_stride_};
-    if (indptr_ == nullptr) {
+    if (!is_csr_) {
       rows.pages = pages_ + index * table_stride_;
       rows.held = lengths_[index];
     } else {
@@ -86,6 +88,12 @@ class PagedView {
       rows.held = count == 0 ? 0 : (count - 1) * page_size_.value() + lengths_[index];
     }
     return rows;
+  }
+  void check(AttentionShape const& shape, AttentionOptions const&) const {
+    constexpr auto where = "attend, PagedView";
+    detail::require(shape.kv_heads == kv_heads_, "KV heads", kv_heads_, shape.kv_heads, where);
+    if (is_csr_) detail::require_pointer(indptr_, "indptr", where);
+    detail::require_pointer(lengths_, is_csr_ ? "last_page_len" : "lengths", where);
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const {
     return std::gcd(channels, std::gcd(page_stride_, token_stride_));
@@ -106,6 +114,7 @@ class PagedView {
   std::int32_t const* lengths_ = nullptr;  ///< csr: of the last page
   std::int64_t table_stride_ = 0;
   std::int32_t kv_heads_ = 0;
+  bool is_csr_ = false;
   detail::FixedDivisor page_size_;
   std::int64_t page_stride_ = 0;
   std::int64_t token_stride_ = 0;

@@ -75,6 +75,8 @@ struct RollingView {
     constexpr auto where = "attend, RollingView";
     detail::require_index(layer, plan.num_layers, "layer", where);
     detail::check_windowed_call(shape, options, plan.num_sequences, plan.num_kv_heads, query_tokens, where);
+    detail::require_pointer(plan.heads, "plan", where);
+    detail::require_pointer(lengths, "lengths", where);
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };

@@ -132,7 +132,7 @@ TEST_CASE("statistics refuse arguments that make no sense", "[stats]") {
   refuses(good, layers_with([](auto& x) { x.d_values = nullptr; }), score, parameters);
   refuses(good, std::vector<ha::DeviceQkv<__half>>(257, device.layers[0]), score, parameters);
   // Parameters.
-  refuses(good, device.layers, {.scale = 0}, parameters);
+  refuses(good, device.layers, {.scale = -1}, parameters);
   auto wrong = parameters;
   wrong.query_stride = 0;
   refuses(good, device.layers, score, wrong);
