@@ -1,5 +1,6 @@
 # Every public header alone: each .hpp by the C++ compiler, each .cuh by nvcc. nvcc sees each .hpp, too, a
-# folder at a time, since the C++ compiler has shown that they stand alone.
+# folder at a time, since the C++ compiler has shown that they stand alone. And all .hpp together, as users compile
+# them: without OpenMP, with more warnings than the project's own, by other compilers where there are any.
 
 function(headaware_add_header_tests)
   set(root "${PROJECT_SOURCE_DIR}/include")
@@ -30,6 +31,23 @@ function(headaware_add_header_tests)
     else()
       file(CONFIGURE OUTPUT "${output}/${name}.cu" CONTENT "${text}" @ONLY)
       list(APPEND device_sources "${output}/${name}.cu")
+    endif()
+  endforeach()
+
+  list(FILTER headers INCLUDE REGEX "\\.hpp$")
+  list(TRANSFORM headers REPLACE "(.+)" "#include <\\1>\n")
+  # A unit that instantiates the code for vectors, too.
+  list(JOIN headers "" text)
+  file(CONFIGURE OUTPUT "${output}/all.cpp" @ONLY
+    CONTENT "${text}#define UNIT unit\n#include \"${CMAKE_CURRENT_SOURCE_DIR}/targets/unit.cpp\"\n")
+  find_program(HEADAWARE_OLDEST_COMPILER g++-11)
+  mark_as_advanced(HEADAWARE_OLDEST_COMPILER)
+  foreach(compiler "${CMAKE_CXX_COMPILER}" "${HEADAWARE_OTHER_COMPILER}" "${HEADAWARE_OLDEST_COMPILER}")
+    if(compiler)
+      cmake_path(GET compiler FILENAME name)
+      add_test(NAME headers.warnings.${name} COMMAND "${compiler}" -std=c++20 -fsyntax-only
+        -Wall -Wextra -Wconversion -Wsign-conversion -Wshadow -Werror
+        ${headaware_include_flags} "${output}/all.cpp" COMMAND_EXPAND_LISTS)
     endif()
   endforeach()
 

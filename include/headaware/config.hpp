@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// Function qualifiers and the versioned namespace. Types are the same under every compiler;
+/// Function qualifiers and the namespaces of the version and of the target. Types are the same under every compiler;
 /// nothing but function qualifiers depends on `__CUDACC__`.
 
 #include <headaware/version.hpp>
@@ -31,3 +31,35 @@
 #define HEADAWARE_NAMESPACE_END \
   }                             \
   }
+
+// What the code for vectors asks of the target: their width, conversion of half floats, fused multiplication.
+#if defined(__AVX512F__)
+#define HEADAWARE_DETAIL_TARGET_VECTORS avx512
+#elif defined(__AVX2__)
+#define HEADAWARE_DETAIL_TARGET_VECTORS avx2
+#elif defined(__AVX__)
+#define HEADAWARE_DETAIL_TARGET_VECTORS avx
+#else
+#define HEADAWARE_DETAIL_TARGET_VECTORS base
+#endif
+#if defined(__F16C__)
+#define HEADAWARE_DETAIL_TARGET_HALVES _f16c
+#else
+#define HEADAWARE_DETAIL_TARGET_HALVES
+#endif
+#if defined(__FMA__)
+#define HEADAWARE_DETAIL_TARGET_FUSED _fma
+#else
+#define HEADAWARE_DETAIL_TARGET_FUSED
+#endif
+#define HEADAWARE_DETAIL_TARGET_PASTE(vectors, halves, fused) target_##vectors##halves##fused
+#define HEADAWARE_DETAIL_TARGET(vectors, halves, fused) HEADAWARE_DETAIL_TARGET_PASTE(vectors, halves, fused)
+
+/// Around every function whose code depends on the target, and every function that calls such a one: the linker keeps
+/// one copy of an inline function or template a name, and units of a program may be compiled for different processors.
+/// Stands inside the library's namespace, or a namespace in it; inline, so that nobody has to write it. Types that
+/// units of a program hand to each other stay outside.
+#define HEADAWARE_TARGET_BEGIN                                                                              \
+  inline namespace HEADAWARE_DETAIL_TARGET(HEADAWARE_DETAIL_TARGET_VECTORS, HEADAWARE_DETAIL_TARGET_HALVES, \
+                                           HEADAWARE_DETAIL_TARGET_FUSED) {
+#define HEADAWARE_TARGET_END }

@@ -6,6 +6,7 @@
 #include <headaware/config.hpp>
 
 #include <cstdint>
+#include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -38,6 +39,15 @@ struct int4x2 {
   std::uint8_t bits = 0;
   friend constexpr bool operator==(int4x2 const&, int4x2 const&) = default;
 };
+
+namespace detail {
+
+/// Whether a type's elements are numbers that can be reckoned with.
+template <class T>
+inline constexpr bool holds_floats =
+    std::is_same_v<T, float> || std::is_same_v<T, float16> || std::is_same_v<T, bfloat16>;
+
+}  // namespace detail
 
 [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr float to_float(float value) { return value; }
 

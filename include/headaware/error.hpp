@@ -72,6 +72,18 @@ void require(bool ok, char const* what, Expected const& expected, Got const& got
   throw ArgumentError({what, text(expected), text(got), where});
 }
 
+/// Throws `ArgumentError` for a null pointer.
+inline void require_pointer(void const* data, char const* what, char const* where) {
+  require(data != nullptr, what, "a pointer", "nullptr", where);
+}
+
+/// Throws `ArgumentError` for an address that no element can have.
+template <class T>
+void require_aligned(T const* data, char const* what, char const* where) {
+  require(reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0, what, "a pointer aligned to its elements",
+          "a misaligned one", where);
+}
+
 /// Throws `ArgumentError` unless 0 <= index < size.
 inline void require_index(std::int64_t index, std::int64_t size, char const* what, char const* where) {
   if (index >= 0 && index < size) return;

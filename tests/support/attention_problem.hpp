@@ -63,7 +63,7 @@ struct Problem {
         s += double(queries[static_cast<std::size_t>((head * tokens + q) * head_dim + d)]) *
              double(keys[static_cast<std::size_t>((kv * tokens + k) * head_dim + d)]);
       }
-      s *= double(score.scale);
+      s *= score.scale != 0 ? double(score.scale) : 1 / std::sqrt(double(head_dim));
       if (score.soft_cap > 0) s = double(score.soft_cap) * std::tanh(s / double(score.soft_cap));
       p[static_cast<std::size_t>(k)] = s;
       max = std::max(max, s);

@@ -138,6 +138,10 @@ cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
                    AttentionQueries<Q, QLayout> const& queries, KeptCache<T, View> const& cache,
                    AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
                    AttentionOptions const& options, cudaStream_t stream) noexcept {
+  static_assert(detail::holds_floats<typename detail::ElementOf<Q>::type> &&
+                    detail::holds_floats<typename detail::ElementOf<T>::type> &&
+                    detail::holds_floats<typename detail::ElementOf<O>::type>,
+                "headaware: queries, keys, values and output of attention are float, float16 or bfloat16");
   return detail::guarded([&] {
     if (d_temp == nullptr) {
       detail::check_attention_shape(shape, options);

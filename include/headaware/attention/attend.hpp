@@ -14,6 +14,7 @@
 #include <headaware/detail/attention/query_tile.hpp>
 #include <headaware/detail/attention/softmax_part.hpp>
 #include <headaware/detail/float_buffer.hpp>
+#include <headaware/detail/parallel_for.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/strided.hpp>
@@ -87,8 +88,12 @@ struct AttentionWork {
   template <class View>
   AttentionWork(AttentionShape const& shape, AttentionCut const& cut, View const& view) {
     for (std::int64_t s = 0; s < shape.segments(); ++s) {
-      std::int64_t const held = view.segment(s / shape.kv_heads, s % shape.kv_heads).rows();
+      auto const segment = view.segment(s / shape.kv_heads, s % shape.kv_heads);
+      std::int64_t const held = segment.rows();
       if (held < 0) require(false, "rows held", ">= 0", held, ("attend, segment " + std::to_string(s)).c_str());
+      if constexpr (requires { segment.pages == nullptr; }) {
+        if (held > 0) require_pointer(segment.pages, "pages", "attend");
+      }
       rows += held;
       std::int64_t const chunks = cut.chunks(held);
       for (std::int64_t tile = 0; chunks > 1 && tile < cut.tiles; ++tile) {
@@ -115,7 +120,83 @@ void write_attention(AttentionShape const& shape, AttentionOutput<O, Layout> con
   if (output.lse != nullptr) output.lse[row.lse_index(shape)] = part.lse();
 }
 
+HEADAWARE_TARGET_BEGIN
+
+/// `attend` of types that hold floats.
+template <class Q, class QLayout, class T, class View, class O, class OLayout>
+void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries,
+                   KeptCache<T, View> const& cache, AttentionOutput<O, OLayout> const& output,
+                   AttentionOptions const& options) {
+  check_attention(shape, queries, cache, output, options);
+  if (shape.sequences == 0 || shape.query_tokens == 0) return;
+  check_output_apart(shape, queries, output);
+  check_attention_tables(shape, queries, cache, output);
+  constexpr std::int64_t chunk_rows = 512;
+  auto const cut = AttentionCut::of(shape, QueryTile::max_queries, chunk_rows);
+  auto const map = logit_map(shape, options);
+  AttentionWork const work(shape, cut, cache.view);
+  check_cache_pointers(cache, work.rows > 0);
+  std::int64_t const channels = whole_vectors(shape.output_channels());
+  FloatBuffer const slot_sums(static_cast<std::size_t>(work.slots * cut.tile_rows * channels));
+  std::vector<SoftmaxPart> slot_parts(static_cast<std::size_t>(work.slots * cut.tile_rows));
+  auto const items = static_cast<std::int64_t>(work.items.size());
+  auto const joins = static_cast<std::int64_t>(work.joins.size());
+  // Less than that, one core reads in the time that it takes to wake the others.
+  constexpr std::int64_t few_bytes = 131072;
+  std::int64_t const bytes =
+      work.rows * cut.tiles * (shape.head_dim + shape.output_channels()) * static_cast<std::int64_t>(sizeof(T));
+  auto const make_tile = [&] { return QueryTile(shape, map); };
+  parallel_for(items, 1, bytes > few_bytes, make_tile, [&](QueryTile& tile, std::int64_t i) {
+    AttentionItem const& item = work.items[static_cast<std::size_t>(i)];
+    std::int64_t const sequence = item.segment / shape.kv_heads;
+    std::int64_t const kv_head = item.segment % shape.kv_heads;
+    auto const segment = cache.view.segment(sequence, kv_head);
+    std::int64_t const first_query = item.tile * cut.tile_rows;
+    std::int64_t const count = std::min(cut.tile_rows, shape.query_rows() - first_query);
+    tile.take_queries(queries, options.first_positions, sequence, kv_head, first_query, count);
+    std::int64_t const begin = item.chunk * cut.chunk_rows;
+    tile.attend(segment, cache.keys, cache.values, begin, std::min(segment.rows(), begin + cut.chunk_rows));
+    for (std::int64_t q = 0; q < count; ++q) {
+      if (item.slot < 0) {
+        write_attention(shape, output, {shape, sequence, kv_head, first_query + q}, tile.part(q), tile.sums(q));
+      } else {
+        std::int64_t const at = item.slot * cut.tile_rows + q;
+        slot_parts[static_cast<std::size_t>(at)] = tile.part(q);
+        std::copy_n(tile.sums(q), channels, slot_sums.data() + at * channels);
+      }
+    }
+  });
+  std::int64_t const slot_bytes = work.slots * cut.tile_rows * channels * static_cast<std::int64_t>(sizeof(float));
+  auto const make_sums = [&] { return std::vector<float>(static_cast<std::size_t>(channels)); };
+  auto const join_row = [&](std::vector<float>& sums, std::int64_t i) {
+    AttentionJoin const& join = work.joins[static_cast<std::size_t>(i / cut.tile_rows)];
+    std::int64_t const q = i % cut.tile_rows;
+    std::int64_t const row = join.tile * cut.tile_rows + q;
+    if (row >= shape.query_rows()) return;
+    auto const at = [&](std::int64_t chunk) { return (join.first_slot + chunk) * cut.tile_rows + q; };
+    SoftmaxPart whole;
+    for (std::int64_t chunk = 0; chunk < join.chunks; ++chunk) {
+      auto const& part = slot_parts[static_cast<std::size_t>(at(chunk))];
+      if (part.sum != 0) whole.max = larger_or_nan(whole.max, part.max);
+    }
+    std::fill(sums.begin(), sums.end(), 0.0F);
+    for (std::int64_t chunk = 0; chunk < join.chunks; ++chunk) {
+      auto const& part = slot_parts[static_cast<std::size_t>(at(chunk))];
+      float const weight = part.weight(whole.max);
+      whole.sum += weight * part.sum;
+      float const* const from = slot_sums.data() + at(chunk) * channels;
+      for (std::size_t c = 0; c < sums.size(); ++c) sums[c] += weight * from[c];
+    }
+    write_attention(shape, output, {shape, join.segment / shape.kv_heads, join.segment % shape.kv_heads, row}, whole,
+                    sums.data());
+  };
+  parallel_for(joins * cut.tile_rows, 1, slot_bytes > few_bytes, make_sums, join_row);
+}
+
+HEADAWARE_TARGET_END
 }  // namespace detail
+
+HEADAWARE_TARGET_BEGIN
 
 /// @brief Attention of one layer's queries over what its KV heads hold, on the CPU.
 ///
@@ -138,74 +219,10 @@ void write_attention(AttentionShape const& shape, AttentionOutput<O, Layout> con
 template <class Q, class QLayout, class T, class View, class O, class OLayout>
 void attend(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries, KeptCache<T, View> const& cache,
             AttentionOutput<O, OLayout> const& output, AttentionOptions const& options = {}) {
-  detail::check_attention(shape, queries, cache, output, options);
-  if (shape.sequences == 0 || shape.query_tokens == 0) return;
-  detail::check_output_apart(shape, queries, output);
-  detail::check_attention_tables(shape, queries, cache, output);
-  constexpr std::int64_t chunk_rows = 512;
-  auto const cut = detail::AttentionCut::of(shape, detail::QueryTile::max_queries, chunk_rows);
-  auto const map = detail::logit_map(shape, options);
-  detail::AttentionWork const work(shape, cut, cache.view);
-  detail::check_cache_pointers(cache, work.rows > 0);
-  std::int64_t const channels = detail::whole_vectors(shape.output_channels());
-  detail::FloatBuffer const slot_sums(static_cast<std::size_t>(work.slots * cut.tile_rows * channels));
-  std::vector<detail::SoftmaxPart> slot_parts(static_cast<std::size_t>(work.slots * cut.tile_rows));
-  auto const items = static_cast<std::int64_t>(work.items.size());
-  auto const joins = static_cast<std::int64_t>(work.joins.size());
-  // Less than that, one core reads in the time that it takes to wake the others.
-  [[maybe_unused]] constexpr std::int64_t few_bytes = 131072;
-  [[maybe_unused]] std::int64_t const bytes =
-      work.rows * cut.tiles * (shape.head_dim + shape.output_channels()) * static_cast<std::int64_t>(sizeof(T));
-#pragma omp parallel if (bytes > few_bytes)
-  {
-    detail::QueryTile tile(shape, map);
-#pragma omp for schedule(dynamic)
-    for (std::int64_t i = 0; i < items; ++i) {
-      detail::AttentionItem const& item = work.items[static_cast<std::size_t>(i)];
-      std::int64_t const sequence = item.segment / shape.kv_heads;
-      std::int64_t const kv_head = item.segment % shape.kv_heads;
-      auto const segment = cache.view.segment(sequence, kv_head);
-      std::int64_t const first_query = item.tile * cut.tile_rows;
-      std::int64_t const count = std::min(cut.tile_rows, shape.query_rows() - first_query);
-      tile.take_queries(queries, options.first_positions, sequence, kv_head, first_query, count);
-      std::int64_t const begin = item.chunk * cut.chunk_rows;
-      tile.attend(segment, cache.keys, cache.values, begin, std::min(segment.rows(), begin + cut.chunk_rows));
-      for (std::int64_t q = 0; q < count; ++q) {
-        if (item.slot < 0) {
-          detail::write_attention(shape, output, {shape, sequence, kv_head, first_query + q}, tile.part(q),
-                                  tile.sums(q));
-        } else {
-          std::int64_t const at = item.slot * cut.tile_rows + q;
-          slot_parts[static_cast<std::size_t>(at)] = tile.part(q);
-          std::copy_n(tile.sums(q), channels, slot_sums.data() + at * channels);
-        }
-      }
-    }
-    std::vector<float> sums(static_cast<std::size_t>(joins > 0 ? channels : 0));
-#pragma omp for schedule(dynamic) nowait
-    for (std::int64_t i = 0; i < joins * cut.tile_rows; ++i) {
-      detail::AttentionJoin const& join = work.joins[static_cast<std::size_t>(i / cut.tile_rows)];
-      std::int64_t const q = i % cut.tile_rows;
-      std::int64_t const row = join.tile * cut.tile_rows + q;
-      if (row >= shape.query_rows()) continue;
-      auto const at = [&](std::int64_t chunk) { return (join.first_slot + chunk) * cut.tile_rows + q; };
-      detail::SoftmaxPart whole;
-      for (std::int64_t chunk = 0; chunk < join.chunks; ++chunk) {
-        auto const& part = slot_parts[static_cast<std::size_t>(at(chunk))];
-        if (part.sum != 0) whole.max = detail::larger_or_nan(whole.max, part.max);
-      }
-      std::fill(sums.begin(), sums.end(), 0.0F);
-      for (std::int64_t chunk = 0; chunk < join.chunks; ++chunk) {
-        auto const& part = slot_parts[static_cast<std::size_t>(at(chunk))];
-        float const weight = part.weight(whole.max);
-        whole.sum += weight * part.sum;
-        float const* const from = slot_sums.data() + at(chunk) * channels;
-        for (std::size_t c = 0; c < sums.size(); ++c) sums[c] += weight * from[c];
-      }
-      detail::write_attention(shape, output, {shape, join.segment / shape.kv_heads, join.segment % shape.kv_heads, row},
-                              whole, sums.data());
-    }
-  }
+  constexpr bool floats = detail::holds_floats<Q> && detail::holds_floats<T> && detail::holds_floats<O>;
+  static_assert(floats, "headaware: queries, keys, values and output of attention are float, float16 or bfloat16");
+  if constexpr (floats) detail::attend_floats(shape, queries, cache, output, options);
 }
 
+HEADAWARE_TARGET_END
 HEADAWARE_NAMESPACE_END

@@ -121,15 +121,12 @@ void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> c
   constexpr auto where = "attend";
   require(queries.data != nullptr, "queries", "a pointer", "nullptr", where);
   require(output.data != nullptr, "output", "a pointer", "nullptr", where);
-  auto const aligned = [&](auto const* data, char const* what) {
-    require(reinterpret_cast<std::uintptr_t>(data) % alignof(std::remove_cvref_t<decltype(*data)>) == 0, what,
-            "a pointer aligned to its elements", "a misaligned one", where);
-  };
-  aligned(queries.data, "queries");
-  aligned(output.data, "output");
-  aligned(output.lse, "log-sum-exp");
-  aligned(cache.keys, "keys");
-  aligned(cache.values, "values");
+  require_aligned(queries.data, "queries", where);
+  require_aligned(output.data, "output", where);
+  require_aligned(output.lse, "log-sum-exp", where);
+  require_aligned(cache.keys, "keys", where);
+  require_aligned(cache.values, "values", where);
+  require_aligned(options.first_positions, "first_positions", where);
   check_attention_layout(shape, queries.layout, shape.head_dim, "attend, queries");
   check_attention_layout(shape, output.layout, shape.output_channels(), "attend, output");
   require(has_positions<View> || options.first_positions == nullptr, "first_positions",

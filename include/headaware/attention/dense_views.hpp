@@ -43,7 +43,9 @@ struct RaggedView {
     return {first, offsets[index + 1] - first, positions != nullptr ? positions + first : nullptr};
   }
   void check(AttentionShape const& shape, AttentionOptions const&) const {
-    detail::require(shape.kv_heads == kv_heads, "KV heads", kv_heads, shape.kv_heads, "attend, RaggedView");
+    constexpr auto where = "attend, RaggedView";
+    detail::require_pointer(offsets, "offsets", where);
+    detail::require(shape.kv_heads == kv_heads, "KV heads", kv_heads, shape.kv_heads, where);
   }
   void check_tables(AttentionShape const& shape) const {
     for (std::int64_t i = 0; i < shape.segments(); ++i) {
@@ -75,7 +77,9 @@ struct PaddedView {
     return {first, held, positions != nullptr ? positions + first : nullptr};
   }
   void check(AttentionShape const& shape, AttentionOptions const&) const {
-    detail::require(shape.kv_heads == kv_heads, "KV heads", kv_heads, shape.kv_heads, "attend, PaddedView");
+    constexpr auto where = "attend, PaddedView";
+    detail::require_pointer(lengths, "lengths", where);
+    detail::require(shape.kv_heads == kv_heads, "KV heads", kv_heads, shape.kv_heads, where);
   }
   void check_tables(AttentionShape const& shape) const {
     for (std::int64_t i = 0; i < shape.segments(); ++i) {

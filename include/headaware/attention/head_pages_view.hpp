@@ -125,8 +125,11 @@ class HeadPagesView {
     return rows;
   }
   void check(AttentionShape const& shape, AttentionOptions const& options) const {
-    detail::check_windowed_call(shape, options, pages_.num_sequences, pages_.num_kv_heads, query_tokens_,
-                                "attend, HeadPagesView");
+    constexpr auto where = "attend, HeadPagesView";
+    detail::check_windowed_call(shape, options, pages_.num_sequences, pages_.num_kv_heads, query_tokens_, where);
+    detail::require_pointer(pages_.heads, "pages", where);
+    if (pages_.max_tokens_held > 0) detail::require_pointer(pages_.table, "block table", where);
+    detail::require_pointer(lengths_, "lengths", where);
   }
   void check_tables(AttentionShape const& shape) const {
     for (std::int64_t b = 0; b < shape.sequences; ++b) {

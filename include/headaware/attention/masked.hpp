@@ -9,6 +9,7 @@
 #include <headaware/detail/float_buffer.hpp>
 #include <headaware/detail/logit_map.hpp>
 #include <headaware/detail/pack_block.hpp>
+#include <headaware/detail/parallel_for.hpp>
 #include <headaware/detail/retention_rows.hpp>
 #include <headaware/detail/score_block.hpp>
 #include <headaware/detail/simd.hpp>
@@ -28,6 +29,7 @@
 HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
+HEADAWARE_TARGET_BEGIN
 
 /// The keys a policy leaves a query: [0, sink) and the last `window`, its own included. A policy of another
 /// shape is asked key by key.
@@ -59,7 +61,7 @@ class MaskedRows {
   template <class Layer>
   MaskedRows(AttentionScore const& score, Layer const& layer)
       : score_(score),
-        logit_map_(LogitMap::of(score.scale, score.soft_cap)),
+        logit_map_(LogitMap::of(score.scale, score.soft_cap, layer.head_dim)),
         head_dim_(layer.head_dim),
         value_dim_(value_dim(layer)),
         channels_((value_dim_ + 2 * simd::lanes - 1) / (2 * simd::lanes) * (2 * simd::lanes)),
@@ -193,7 +195,10 @@ class MaskedRows {
   std::vector<double> sum_;
 };
 
+HEADAWARE_TARGET_END
 }  // namespace detail
+
+HEADAWARE_TARGET_BEGIN
 
 /// @brief Attention of one layer of one sequence in which every query sees the keys that its KV head's policy would
 /// have kept by then, its own included: equal to decoding token by token with eviction, at the cost of one pass.
@@ -219,19 +224,16 @@ void attend_masked(LayerQkv<T, QueryLayout, KeyLayout, ValueLayout> const& layer
   std::int64_t const tile = detail::MaskedRows::max_rows;
   std::int64_t const tiles = (layer.tokens + tile - 1) / tile;
   std::int64_t const work = tiles * layer.query_heads;
-#pragma omp parallel
-  {
-    detail::MaskedRows rows(score, layer);
-#pragma omp for schedule(dynamic)
-    for (std::int64_t i = 0; i < work; ++i) {
-      std::int64_t const first = (tiles - 1 - i / layer.query_heads) * tile;
-      auto const head = static_cast<std::int32_t>(i % layer.query_heads);
-      std::int32_t const kv_head = head / (layer.query_heads / layer.kv_heads);
-      detail::visit_policy(table, table_layer, 0, kv_head, [&](auto const& policy) {
-        rows.run(layer, head, first, std::min(tile, layer.tokens - first), policy, output, output_layout);
-      });
-    }
-  }
+  auto const make_rows = [&] { return detail::MaskedRows(score, layer); };
+  detail::parallel_for(work, 1, true, make_rows, [&](detail::MaskedRows& rows, std::int64_t i) {
+    std::int64_t const first = (tiles - 1 - i / layer.query_heads) * tile;
+    auto const head = static_cast<std::int32_t>(i % layer.query_heads);
+    std::int32_t const kv_head = head / (layer.query_heads / layer.kv_heads);
+    detail::visit_policy(table, table_layer, 0, kv_head, [&](auto const& policy) {
+      rows.run(layer, head, first, std::min(tile, layer.tokens - first), policy, output, output_layout);
+    });
+  });
 }
 
+HEADAWARE_TARGET_END
 HEADAWARE_NAMESPACE_END

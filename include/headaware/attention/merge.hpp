@@ -6,6 +6,7 @@
 #include <headaware/attention/attention.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/attention/softmax_part.hpp>
+#include <headaware/detail/parallel_for.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
 
@@ -83,11 +84,11 @@ void merge_attention(AttentionShape const& shape, AttentionOutput<A, ALayout> co
                      AttentionOutput<B, BLayout> const& other) {
   detail::check_merge(shape, into, other);
   std::int64_t const rows = std::int64_t{shape.sequences} * shape.query_heads * shape.query_tokens;
-#pragma omp parallel for schedule(static)
-  for (std::int64_t i = 0; i < rows; ++i) {
+  constexpr std::int64_t grain = 16;
+  detail::parallel_for(rows, grain, [&](std::int64_t i) {
     detail::merge_row(shape, into, other, i, 0, 1);
     into.lse[i] = detail::MergeWeights::of(into.lse[i], other.lse[i]).lse;
-  }
+  });
 }
 
 HEADAWARE_NAMESPACE_END

@@ -59,6 +59,7 @@ class PagedView {
     view.pages_ = indices;
     view.indptr_ = indptr;
     view.lengths_ = last_page_len;
+    view.is_csr_ = true;
     return view;
   }
 
@@ -80,7 +81,7 @@ class PagedView {
   [[nodiscard]] HEADAWARE_HOST_DEVICE PagedRows segment(std::int64_t sequence, std::int64_t kv_head) const {
     std::int64_t const index = sequence * kv_heads_ + kv_head;
     PagedRows rows{nullptr, 0, page_size_, page_stride_, token_stride_};
-    if (indptr_ == nullptr) {
+    if (!is_csr_) {
       rows.pages = pages_ + index * table_stride_;
       rows.held = lengths_[index];
     } else {
@@ -100,7 +101,7 @@ class PagedView {
         detail::require(false, what, "in [" + std::to_string(least) + ", " + std::to_string(most) + "]", got,
                         detail::segment_place("PagedView", i / kv_heads_, i % kv_heads_).c_str());
       };
-      if (indptr_ == nullptr) {
+      if (!is_csr_) {
         std::int64_t const room =
             table_stride_ > (std::int64_t{1} << 31) / size ? std::int64_t{1} << 31 : table_stride_ * size;
         check(lengths_[i] <= room, "rows held", 0, room, lengths_[i]);
@@ -112,10 +113,17 @@ class PagedView {
         check(counted, "last_page_len", 1, size, lengths_[i]);
       }
       PagedRows const rows = segment(i / kv_heads_, i % kv_heads_);
+      if (rows.held > 0) detail::require_pointer(pages_, "pages", "attend, PagedView");
       for (std::int64_t p = 0; p * size < rows.held; ++p) {
         check(rows.pages[p] >= 0 && rows.pages[p] < pool, "page table entry", 0, pool - 1, rows.pages[p]);
       }
     }
+  }
+  void check(AttentionShape const& shape, AttentionOptions const&) const {
+    constexpr auto where = "attend, PagedView";
+    detail::require(shape.kv_heads == kv_heads_, "KV heads", kv_heads_, shape.kv_heads, where);
+    if (is_csr_) detail::require_pointer(indptr_, "indptr", where);
+    detail::require_pointer(lengths_, is_csr_ ? "last_page_len" : "lengths", where);
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const {
     return std::gcd(channels, std::gcd(page_stride_, token_stride_));
@@ -136,6 +144,7 @@ class PagedView {
   std::int32_t const* lengths_ = nullptr;  ///< csr: of the last page
   std::int64_t table_stride_ = 0;
   std::int32_t kv_heads_ = 0;
+  bool is_csr_ = false;
   detail::FixedDivisor page_size_;
   std::int64_t page_stride_ = 0;
   std::int64_t token_stride_ = 0;

@@ -6,6 +6,7 @@
 
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/parallel_for.hpp>
 #include <headaware/error.hpp>
 #include <headaware/policy/table.hpp>
 
@@ -108,8 +109,8 @@ template <class Table, class T>
 void fill_mask(Table const& table, MaskShape const& shape, T* mask) {
   check_mask(table, shape, mask);
   std::int64_t const words = mask_words(table, shape);
-#pragma omp parallel for schedule(static)
-  for (std::int64_t i = 0; i < words; ++i) write_mask(shape, i, mask_word(table, shape, i), mask);
+  constexpr std::int64_t grain = 256;
+  parallel_for(words, grain, [&](std::int64_t i) { write_mask(shape, i, mask_word(table, shape, i), mask); });
 }
 
 }  // namespace detail

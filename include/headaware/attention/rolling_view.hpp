@@ -75,6 +75,8 @@ struct RollingView {
     constexpr auto where = "attend, RollingView";
     detail::require_index(layer, plan.num_layers, "layer", where);
     detail::check_windowed_call(shape, options, plan.num_sequences, plan.num_kv_heads, query_tokens, where);
+    detail::require_pointer(plan.heads, "plan", where);
+    detail::require_pointer(lengths, "lengths", where);
   }
   void check_tables(AttentionShape const& shape) const {
     for (std::int64_t b = 0; b < shape.sequences; ++b) {

@@ -9,6 +9,7 @@
 #include <headaware/cache/rotation.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/cache/transfer.hpp>
+#include <headaware/detail/parallel_for.hpp>
 #include <headaware/detail/stream_bytes.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
@@ -451,34 +452,35 @@ void run_transfer(BasicCachePlan<Table> const& plan, Transfer<T, Source, Form, R
   std::int64_t const rows = std::max<std::int64_t>(16, tile_bytes / std::max(token_bytes.key, token_bytes.value));
   std::vector<Tile> const tiles = make_tiles(plan, rows, heads);
   auto const count = static_cast<std::int64_t>(tiles.size());
-#pragma omp parallel
-  {
-    std::vector<std::int64_t> tokens;
-    // Keys first, then values: a thread that alternates between two tensors reads both more slowly.
-#pragma omp for schedule(dynamic) nowait
-    for (std::int64_t i = 0; i < 2 * count; ++i) {
-      Tile const& tile = tiles[static_cast<std::size_t>(i % count)];
-      Segment const* const tile_segments = &segments[static_cast<std::size_t>(tile.first_segment)];
-      auto const tile_rows = static_cast<std::size_t>(tile.end - tile.begin);
-      tokens.resize(static_cast<std::size_t>(tile.heads) * tile_rows);
-      for (std::size_t head = 0; head < static_cast<std::size_t>(tile.heads); ++head) {
-        Segment const& segment = tile_segments[head];
-        std::int64_t const stop = std::min(tile.end, segment.kept);
-        if (stop <= tile.begin) continue;
-        stage_tokens(plan.table(), segment, tile.begin,
-                     std::span(tokens).subspan(head * tile_rows, static_cast<std::size_t>(stop - tile.begin)));
-      }
-      auto const layer = static_cast<std::size_t>(tile_segments->layer);
-      if (i < count) {
-        run_tile(keys, transfer.rotation, tile, tile_segments, tokens.data(), transfer.layers[layer].keys,
-                 kept.layers[layer].keys);
-      } else {
-        run_tile(values, KeepPositions{}, tile, tile_segments, tokens.data(), transfer.layers[layer].values,
-                 kept.layers[layer].values);
-      }
-    }
-    stream_fence();
-  }
+  struct TileState {
+    std::vector<std::int64_t> tokens{};
+    StreamFence fence{};
+  };
+  // Keys first, then values: a thread that alternates between two tensors reads both more slowly.
+  parallel_for(
+      2 * count, 1, true, [] { return TileState{}; },
+      [&](TileState& state, std::int64_t i) {
+        std::vector<std::int64_t>& tokens = state.tokens;
+        Tile const& tile = tiles[static_cast<std::size_t>(i % count)];
+        Segment const* const tile_segments = &segments[static_cast<std::size_t>(tile.first_segment)];
+        auto const tile_rows = static_cast<std::size_t>(tile.end - tile.begin);
+        tokens.resize(static_cast<std::size_t>(tile.heads) * tile_rows);
+        for (std::size_t head = 0; head < static_cast<std::size_t>(tile.heads); ++head) {
+          Segment const& segment = tile_segments[head];
+          std::int64_t const stop = std::min(tile.end, segment.kept);
+          if (stop <= tile.begin) continue;
+          stage_tokens(plan.table(), segment, tile.begin,
+                       std::span(tokens).subspan(head * tile_rows, static_cast<std::size_t>(stop - tile.begin)));
+        }
+        auto const layer = static_cast<std::size_t>(tile_segments->layer);
+        if (i < count) {
+          run_tile(keys, transfer.rotation, tile, tile_segments, tokens.data(), transfer.layers[layer].keys,
+                   kept.layers[layer].keys);
+        } else {
+          run_tile(values, KeepPositions{}, tile, tile_segments, tokens.data(), transfer.layers[layer].values,
+                   kept.layers[layer].values);
+        }
+      });
 }
 
 }  // namespace detail
@@ -537,8 +539,7 @@ void compress(BasicCachePlan<Table> const& plan, std::vector<LayerKv<U>> const& 
 /// @param layers  [num_layers], host pointers
 /// @param source  how each layer's keys and values lie; no two heads may share memory
 /// @param rotation  `KeyRotation`, or nothing to keep positions. Behind the call a key's position is its slot
-/// @throws ArgumentError before anything moves, as `compress`; on tensors of layers that overlap (unless by whole
-/// pages,
+/// @throws ArgumentError before anything moves, as `compress`; on tensors of layers that overlap (unless by whole pages,
 ///         which tables tell apart), pages that two sequences name, and where 16-bit keys are to turn for too few
 ///         evicted tokens, which is not worth the rounding: see `KeyRotation::evicting`
 /// @par Cost  Moves only tokens whose place changes; memory for a head's token numbers a thread
@@ -558,38 +559,37 @@ void compress_in_place(BasicCachePlan<Table> const& plan, std::vector<LayerKv<T>
   if constexpr (detail::rounds_in_place<T, Rotation>) detail::check_evictions(plan, rotation.min_evicted());
 
   std::int64_t const count = plan.num_segments();
-#pragma omp parallel
-  {
-    std::vector<std::int64_t> tokens;
-#pragma omp for schedule(dynamic)
-    for (std::int64_t s = 0; s < count; ++s) {
-      Segment const segment = plan.segment(s);
-      auto const layer = static_cast<std::size_t>(segment.layer);
-      std::int64_t const moved = detail::visit_policy(
-          plan.table(), segment.layer, segment.sequence, segment.kv_head,
-          [&](auto const& policy) { return detail::first_moved_slot(policy, segment.kept, segment.length); });
-      // With positions of their own keys may turn where they are.
-      std::int64_t first = moved;
-      if constexpr (std::is_same_v<Rotation, KeyRotation>) first = rotation.token_positions() != nullptr ? 0 : moved;
-      tokens.resize(static_cast<std::size_t>(segment.kept - first));
-      detail::stage_tokens(plan.table(), segment, first, tokens);
-      auto const move = [&](auto const& layout, T* data, auto const& key_rotation) {
-        detail::SegmentTensor<std::remove_cvref_t<decltype(layout)>> const tensor{layout, segment.sequence,
-                                                                                  segment.kv_head};
-        std::int64_t const channels = layout.num_channels();
-        if constexpr (std::is_same_v<std::remove_cvref_t<decltype(key_rotation)>, KeyRotation>) {
-          detail::rotate_slots<T>(key_rotation, segment.sequence, first, tokens, data, tensor, data, tensor, channels);
-        } else {
-          detail::RowShape const shape{channels, detail::rows_contiguous(layout, channels), false};
-          std::span<std::int64_t const> const movers(tokens);
-          detail::copy_slots<detail::MovingCopy, T>({}, moved, movers.subspan(static_cast<std::size_t>(moved - first)),
-                                                    data, tensor, data, tensor, shape);
-        }
-      };
-      move(keys, layers[layer].keys, rotation);
-      move(values, layers[layer].values, detail::KeepPositions{});
-    }
-  }
+  using Tokens = std::vector<std::int64_t>;
+  detail::parallel_for(
+      count, 1, true, [] { return Tokens(); },
+      [&](Tokens& tokens, std::int64_t s) {
+        Segment const segment = plan.segment(s);
+        auto const layer = static_cast<std::size_t>(segment.layer);
+        std::int64_t const moved = detail::visit_policy(
+            plan.table(), segment.layer, segment.sequence, segment.kv_head,
+            [&](auto const& policy) { return detail::first_moved_slot(policy, segment.kept, segment.length); });
+        // With positions of their own keys may turn where they are.
+        std::int64_t first = moved;
+        if constexpr (std::is_same_v<Rotation, KeyRotation>) first = rotation.token_positions() != nullptr ? 0 : moved;
+        tokens.resize(static_cast<std::size_t>(segment.kept - first));
+        detail::stage_tokens(plan.table(), segment, first, tokens);
+        auto const move = [&](auto const& layout, T* data, auto const& key_rotation) {
+          detail::SegmentTensor<std::remove_cvref_t<decltype(layout)>> const tensor{layout, segment.sequence,
+                                                                                    segment.kv_head};
+          std::int64_t const channels = layout.num_channels();
+          if constexpr (std::is_same_v<std::remove_cvref_t<decltype(key_rotation)>, KeyRotation>) {
+            detail::rotate_slots<T>(key_rotation, segment.sequence, first, tokens, data, tensor, data, tensor,
+                                    channels);
+          } else {
+            detail::RowShape const shape{channels, detail::rows_contiguous(layout, channels), false};
+            std::span<std::int64_t const> const movers(tokens);
+            detail::copy_slots<detail::MovingCopy, T>(
+                {}, moved, movers.subspan(static_cast<std::size_t>(moved - first)), data, tensor, data, tensor, shape);
+          }
+        };
+        move(keys, layers[layer].keys, rotation);
+        move(values, layers[layer].values, detail::KeepPositions{});
+      });
 }
 
 HEADAWARE_NAMESPACE_END

@@ -233,8 +233,7 @@ void check_positions(Rotation const& rotation, std::span<std::int32_t const> len
 template <class T>
 HEADAWARE_HOST_DEVICE RotatedPair<T> rotate_pair(KeyRotation const& rotation, std::int64_t distance, std::int32_t i,
                                                  T a, T b) {
-  static_assert(
-      requires { to_float(a); }, "headaware: keys that turn hold float, float16 or bfloat16 (on the device __half and "
+  static_assert(holds_floats<T>, "headaware: keys that turn hold float, float16 or bfloat16 (on the device __half and "
                                  "__nv_bfloat16 too)");
   if (distance == 0) return {a, b};
   float x = to_float(a);

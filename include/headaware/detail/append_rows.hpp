@@ -6,6 +6,7 @@
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/cache/transfer.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/parallel_for.hpp>
 #include <headaware/detail/stream_bytes.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
@@ -119,30 +120,28 @@ void append_rows(AppendShape const& shape, Placement const& placement, std::vect
   std::int64_t new_tokens = 0;
   for (std::int32_t b = 0; b < shape.num_sequences; ++b) new_tokens += count(b);
   std::int64_t const heads = static_cast<std::int64_t>(tokens.size()) * shape.num_sequences * shape.num_kv_heads;
-  [[maybe_unused]] std::int64_t const bytes = new_tokens * static_cast<std::int64_t>(tokens.size()) *
-                                              shape.num_kv_heads * (shape.key_channels + shape.value_channels) *
-                                              static_cast<std::int64_t>(sizeof(T));
+  std::int64_t const bytes = new_tokens * static_cast<std::int64_t>(tokens.size()) * shape.num_kv_heads *
+                             (shape.key_channels + shape.value_channels) * static_cast<std::int64_t>(sizeof(T));
   // A step of decoding is over before other threads would have begun.
-#pragma omp parallel if (bytes > (1 << 20))
-  {
-#pragma omp for schedule(static) nowait
-    for (std::int64_t h = 0; h < heads; ++h) {
-      auto const kv_head = static_cast<std::int32_t>(h % shape.num_kv_heads);
-      auto const sequence = static_cast<std::int32_t>(h / shape.num_kv_heads % shape.num_sequences);
-      auto const i = static_cast<std::size_t>(h / shape.num_kv_heads / shape.num_sequences);
-      std::int32_t const layer = shape.first_layer + static_cast<std::int32_t>(i);
-      if (count(sequence) == 0) continue;
-      Survivors const staying =
-          placement.survivors(layer, kv_head, length(sequence), written(sequence), count(sequence));
-      auto const write = [&](auto const& layout, std::int64_t channels, bool contiguous, T const* from, T* to) {
-        append_tokens(staying, layout, sequence, kv_head, channels, contiguous, from, to,
-                      [&](std::int64_t token) { return placement.offset(layer, sequence, kv_head, token, channels); });
-      };
-      write(keys, shape.key_channels, key_rows, tokens[i].keys, cache[i].keys);
-      write(values, shape.value_channels, value_rows, tokens[i].values, cache[i].values);
-    }
-    stream_fence();
-  }
+  bool const share = bytes > (1 << 20);
+  parallel_for(
+      heads, 1, share, [] { return StreamFence(); },
+      [&](StreamFence const&, std::int64_t h) {
+        auto const kv_head = static_cast<std::int32_t>(h % shape.num_kv_heads);
+        auto const sequence = static_cast<std::int32_t>(h / shape.num_kv_heads % shape.num_sequences);
+        auto const i = static_cast<std::size_t>(h / shape.num_kv_heads / shape.num_sequences);
+        std::int32_t const layer = shape.first_layer + static_cast<std::int32_t>(i);
+        if (count(sequence) == 0) return;
+        Survivors const staying =
+            placement.survivors(layer, kv_head, length(sequence), written(sequence), count(sequence));
+        auto const write = [&](auto const& layout, std::int64_t channels, bool contiguous, T const* from, T* to) {
+          append_tokens(staying, layout, sequence, kv_head, channels, contiguous, from, to, [&](std::int64_t token) {
+            return placement.offset(layer, sequence, kv_head, token, channels);
+          });
+        };
+        write(keys, shape.key_channels, key_rows, tokens[i].keys, cache[i].keys);
+        write(values, shape.value_channels, value_rows, tokens[i].values, cache[i].values);
+      });
 }
 
 }  // namespace detail

@@ -5,6 +5,7 @@
 #include <headaware/config.hpp>
 
 #include <cmath>
+#include <cstdint>
 #include <limits>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -21,7 +22,10 @@ struct LogitMap {
   float inner = 0;  ///< 0: no soft cap
   float outer = 0;
 
-  static LogitMap of(float scale, float soft_cap) {
+  /// @param scale     0: 1 / sqrt(head_dim)
+  /// @param head_dim  channels of a key; 0 where there are none: ready probabilities
+  static LogitMap of(float scale, float soft_cap, std::int64_t head_dim) {
+    if (scale == 0) scale = head_dim > 0 ? 1 / std::sqrt(static_cast<float>(head_dim)) : 1;
     if (soft_cap == 0) return {0, scale * log2_e};
     return {scale / soft_cap, soft_cap * log2_e};
   }

@@ -10,6 +10,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
+HEADAWARE_TARGET_BEGIN
 
 /// Queries q, q + stride, … of a head, each times `factor`; rows from `count` on are zero.
 /// @param to  [rows, head_dim]
@@ -41,5 +42,6 @@ void pack_keys(Layer const& layer, std::int32_t kv_head, std::int64_t first, std
   }
 }
 
+HEADAWARE_TARGET_END
 }  // namespace detail
 HEADAWARE_NAMESPACE_END

@@ -12,6 +12,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
+HEADAWARE_TARGET_BEGIN
 
 /// kept[r][·] += Σ_k weights[r][k] · values[k][·] for ScoreBlocking::rows rows.
 /// @param weights  rows at `weight_pitch`; @param values  [keys, channels]; @param sums  rows at `sum_pitch`
@@ -303,5 +304,6 @@ class RetentionRows {
   std::vector<double> kept_masses_;
 };
 
+HEADAWARE_TARGET_END
 }  // namespace detail
 HEADAWARE_NAMESPACE_END

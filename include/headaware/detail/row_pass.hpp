@@ -29,6 +29,7 @@ struct HeadChunk {
 };
 
 namespace detail {
+HEADAWARE_TARGET_BEGIN
 
 /// A value beyond it counts as no number: its square, summed over channels, must be one.
 inline constexpr float largest_value = 1e15F;
@@ -80,7 +81,7 @@ class RowPass {
   RowPass(ObserverParameters const& parameters, AttentionScore const& score, Layer const& layer)
       : parameters_(parameters),
         score_(score),
-        logit_map_(LogitMap::of(score.scale, score.soft_cap)),
+        logit_map_(LogitMap::of(score.scale, score.soft_cap, key_dim(layer))),
         head_dim_(key_dim(layer)),
         value_dim_(value_dim(layer)),
         near_(std::max<std::int64_t>(parameters.num_distances, parameters.local_window + 1)),
@@ -329,6 +330,7 @@ class RowPass {
   std::optional<FloatBuffer> metric_;  ///< [value_dim, part]
 };
 
+HEADAWARE_TARGET_END
 }  // namespace detail
 
 HEADAWARE_NAMESPACE_END

@@ -7,6 +7,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
+HEADAWARE_TARGET_BEGIN
 
 /// Blocking of the score computation: `rows` queries against `strip` keys in registers, `block_rows`
 /// queries against `block_keys` keys in the first-level caches, `pack_rows` queries to each packed key block.
@@ -46,5 +47,6 @@ inline void score_block(float const* queries, float const* packed, std::int64_t 
   }
 }
 
+HEADAWARE_TARGET_END
 }  // namespace detail
 HEADAWARE_NAMESPACE_END

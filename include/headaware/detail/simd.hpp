@@ -2,7 +2,7 @@
 
 // Vectors of floats as wide as the target has them, by the vector extension that g++ and clang share:
 // measured against `omp simd` loops it keeps the accumulators of the score kernel in registers, and it
-// needs no library and no intrinsics.
+// needs no library and no intrinsics. Whatever uses them stands in the target's namespace, as they do.
 
 #include <headaware/config.hpp>
 
@@ -10,7 +10,16 @@
 #include <cstring>
 
 HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+HEADAWARE_TARGET_BEGIN
+
+/// A template argument of members that depend on the target, of types that do not.
+struct Target {};
+
+HEADAWARE_TARGET_END
+}  // namespace detail
 namespace detail::simd {
+HEADAWARE_TARGET_BEGIN
 
 #if defined(__AVX512F__)
 inline constexpr int lanes = 16;
@@ -69,5 +78,6 @@ inline Floats exp2(Floats x) {
   return p;
 }
 
+HEADAWARE_TARGET_END
 }  // namespace detail::simd
 HEADAWARE_NAMESPACE_END

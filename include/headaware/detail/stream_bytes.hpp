@@ -5,7 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#if defined(__SSE2__)
+// Not by what the target has beyond the architecture: the linker keeps one copy of these for all units of a program.
+#if defined(__x86_64__)
 #include <emmintrin.h>
 #endif
 
@@ -16,7 +17,7 @@ namespace detail {
 /// a compressed cache is larger than they are. Measured against `memcpy` in benchmarks/compaction.cpp and append.cpp.
 /// @post  Other threads see the bytes once this one has called `stream_fence` and told them
 inline void stream_bytes(void* target, void const* source, std::size_t bytes) {
-#if defined(__SSE2__)
+#if defined(__x86_64__)
   constexpr std::size_t line = 64;
   auto* to = static_cast<std::byte*>(target);
   auto const* from = static_cast<std::byte const*>(source);
@@ -46,10 +47,19 @@ inline void stream_bytes(void* target, void const* source, std::size_t bytes) {
 
 /// Orders what this thread has streamed before what it stores next.
 inline void stream_fence() {
-#if defined(__SSE2__)
+#if defined(__x86_64__)
   _mm_sfence();
 #endif
 }
+
+/// Calls `stream_fence` in the end, also of what fails.
+class StreamFence {
+ public:
+  StreamFence() = default;
+  StreamFence(StreamFence const&) = delete;
+  StreamFence& operator=(StreamFence const&) = delete;
+  ~StreamFence() { stream_fence(); }
+};
 
 }  // namespace detail
 HEADAWARE_NAMESPACE_END

@@ -59,6 +59,13 @@ consteval bool check_policy() {
 
 namespace detail {
 
+/// Whether somebody meant a type to be a policy.
+template <class P>
+concept looks_like_policy = requires {
+  std::string_view(P::name);
+}
+|| requires(P& policy, std::int64_t i) { policy.keeps(i, i); };
+
 template <class P>
 inline constexpr bool has_kept_before = requires(P const p, std::int64_t i) {
   { p.kept_before(i, i) } -> std::convertible_to<std::int64_t>;

@@ -102,11 +102,12 @@ class AnyPolicy<PolicyRegistry<Policies...>> {
     requires(Registry::template contains<P>)
   AnyPolicy(P const& policy) : id_(Registry::template id_of<P>()) { ::new (static_cast<void*>(bytes_)) P(policy); }
 
-  /// A policy that the registry lacks (anything with a policy's name) is refused in words.
+  /// What looks like a policy and is none, or one that the registry lacks, is refused in words.
   template <class P>
-    requires(!Registry::template contains<P> && requires { std::string_view(P::name); })
+    requires(!Registry::template contains<P> && detail::looks_like_policy<P>)
   AnyPolicy(P const&) {
-    static_assert(Registry::template contains<P>,
+    static_assert(check_policy<P>());
+    static_assert(!HeadPolicy<P> || Registry::template contains<P>,
                   "headaware: this policy type is not in the registry; add it with Registry::with<...>");
   }
 

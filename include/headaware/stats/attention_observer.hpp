@@ -43,6 +43,22 @@ class AttentionObserver {
         empty);
   }
 
+  AttentionObserver(AttentionObserver const&) = default;
+  AttentionObserver& operator=(AttentionObserver const&) = default;
+  /// What has been moved from observes a model without layers.
+  AttentionObserver(AttentionObserver&& other) noexcept
+      : model_(std::exchange(other.model_, {})),
+        parameters_(std::exchange(other.parameters_, {})),
+        heads_(std::exchange(other.heads_, {})) {}
+  AttentionObserver& operator=(AttentionObserver&& other) noexcept {
+    AttentionObserver moved(std::move(other));
+    std::swap(model_, moved.model_);
+    std::swap(parameters_, moved.parameters_);
+    std::swap(heads_, moved.heads_);
+    return *this;
+  }
+  ~AttentionObserver() = default;
+
   [[nodiscard]] ModelConfig const& model() const { return model_; }
   [[nodiscard]] ObserverParameters const& parameters() const { return parameters_; }
 
@@ -50,9 +66,9 @@ class AttentionObserver {
   /// shorter than `min_chunk` are passed over.
   /// @param layer      of the model
   /// @param attention  `LayerQkv` or `LayerProbabilities` (the latter as one chunk), host pointers
-  /// @param score      how the engine makes logits of queries and keys
+  /// @param score      how the engine makes logits of queries and keys; by default with a scale of 1 / sqrt(head_dim)
   /// @throws ArgumentError on a layer or shapes that are not the model's; then nothing has been added
-  template <class Attention>
+  template <class Attention, class Target = detail::Target>
   void observe(std::int32_t layer, Attention const& attention, AttentionScore const& score = {}) {
     constexpr auto where = "AttentionObserver::observe";
     detail::require_index(layer, model_.num_hidden_layers, "layer", where);
@@ -132,20 +148,14 @@ class AttentionObserver {
   }
 
   /// @brief The statistics so far, as `head_statistics.json` holds them.
-  /// @throws ArgumentError naming the first head of which no chunk was seen
+  /// @throws ArgumentError naming the first head of which no chunk was seen, or all of whose rows are invalid
   [[nodiscard]] ModelStatistics statistics() const {
     ModelStatistics result;
     result.model_info = {model_.num_hidden_layers, model_.num_attention_heads, parameters_.sink_size,
                          parameters_.local_window, parameters_.recent_ratio};
     for (std::int32_t layer = 0; layer < model_.num_hidden_layers; ++layer) {
       for (std::int32_t h = 0; h < model_.num_attention_heads; ++h) {
-        HeadSums const& sums = heads_[index(layer, h)].head;
-        if (sums.chunks == 0) {
-          detail::require(
-              false, "chunks seen", "> 0", 0,
-              ("AttentionObserver, layer " + std::to_string(layer) + ", head " + std::to_string(h)).c_str());
-        }
-        result.heads.push_back(sums.statistics(layer, h));
+        result.heads.push_back(heads_[index(layer, h)].head.statistics(layer, h));
       }
     }
     return result;

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -100,9 +101,17 @@ struct HeadSums {
     for (std::size_t d = 0; d < distances.size(); ++d) distances[d] += other.distances[d];
   }
 
-  /// @brief The averages over the chunks. @throws ArgumentError if there was none
+  /// @brief The averages over the chunks. @throws ArgumentError if there was none, or none with a valid row
   [[nodiscard]] HeadStatistics statistics(std::int32_t layer, std::int32_t head) const {
-    detail::require(chunks > 0, "chunks seen", "> 0", chunks, "HeadSums::statistics");
+    if (chunks == 0) {
+      std::string const where = "layer " + std::to_string(layer) + ", head " + std::to_string(head);
+      detail::require(invalid_rows == 0, "valid rows", "at least one",
+                      "none: all " + std::to_string(invalid_rows) +
+                          " are invalid (NaN or infinite scores, values that are no numbers, or probabilities that do "
+                          "not sum to 1)",
+                      where.c_str());
+      detail::require(false, "chunks seen", "at least one that is long enough", "none", where.c_str());
+    }
     auto const n = static_cast<double>(chunks);
     HeadStatistics result;
     result.layer_idx = layer;

@@ -5,12 +5,14 @@
 
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
+#include <headaware/element.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
 #include <headaware/layout/strided.hpp>
 
 #include <cstdint>
 #include <string>
+#include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -121,7 +123,7 @@ void check_reach_of_table(Layout const& layout, Layer const& layer, char const* 
   }
 }
 
-/// @throws ArgumentError on shapes that make no sense
+/// @throws ArgumentError on shapes that make no sense, and on missing or misaligned pointers
 template <class Layer>
 void check_layer(Layer const& layer, char const* where) {
   require(layer.kv_heads > 0, "kv_heads", "> 0", layer.kv_heads, where);
@@ -134,16 +136,23 @@ void check_layer(Layer const& layer, char const* where) {
           "at most " + std::to_string(largest_int64 - layer.tokens), first_token(layer), where);
   bool const with_values = layer.values != nullptr;
   require(layer.value_dim >= 0 && (!with_values || value_dim(layer) > 0), "value_dim", "> 0", layer.value_dim, where);
+  require_aligned(layer.values, "values", where);
+  require_aligned(layer.output_factors, "output factors", where);
+  static_assert(holds_floats<std::remove_cvref_t<decltype(*layer.values)>>,
+                "headaware: queries, keys, values and probabilities are float, float16 or bfloat16");
   require(with_values || layer.output_factors == nullptr, "values", "a pointer, as there are output factors", "nullptr",
           where);
   if constexpr (has_probabilities<Layer>) {
     require(layer.tokens == 0 || layer.probabilities != nullptr, "probabilities", "a pointer", "nullptr", where);
+    require_aligned(layer.probabilities, "probabilities", where);
     bool const apart = (layer.query_stride == 0 || layer.query_stride >= layer.tokens) && layer.head_stride >= 0;
     require(apart, "query_stride", ">= " + std::to_string(layer.tokens), layer.query_stride, where);
   } else {
     require(layer.head_dim > 0, "head_dim", "> 0", layer.head_dim, where);
     bool const given = layer.queries != nullptr && layer.keys != nullptr;
     require(layer.tokens == 0 || given, "queries and keys", "pointers", "nullptr", where);
+    require_aligned(layer.queries, "queries", where);
+    require_aligned(layer.keys, "keys", where);
     if (layer.tokens == 0) return;
     check_reach(layer.query_layout, layer, layer.query_heads, layer.head_dim, "queries", where);
     check_reach(layer.key_layout, layer, layer.kv_heads, layer.head_dim, "keys", where);

@@ -284,7 +284,7 @@ cudaError_t observe(void* d_temp, std::size_t& temp_bytes,
     for (std::size_t i = 0; i < layers.size(); ++i)
       tensors.layers[i] = {layers[i].d_queries, layers[i].d_keys, layers[i].d_values, layers[i].d_output_factors};
     auto const clamped = [&](std::int64_t value) { return static_cast<std::int32_t>(std::min(value, plan.longest)); };
-    auto const map = detail::LogitMap::of(score.scale, score.soft_cap);
+    auto const map = detail::LogitMap::of(score.scale, score.soft_cap, shape.head_dim);
     Parameters kernel_parameters{
         .query_layout = shape.query_layout,
         .key_layout = shape.key_layout,

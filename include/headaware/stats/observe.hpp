@@ -4,6 +4,7 @@
 /// The CPU pass: attention statistics from queries and keys, blocked, without an S×S buffer.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/parallel_for.hpp>
 #include <headaware/detail/row_pass.hpp>
 #include <headaware/stats/head_sums.hpp>
 #include <headaware/stats/layer_attention.hpp>
@@ -13,17 +14,16 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <exception>
-#include <optional>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
+HEADAWARE_TARGET_BEGIN
 
 /// @brief The statistics of one chunk: all query heads of one layer of one sequence, on the CPU.
 /// @param layer  a `LayerQkv` or `LayerProbabilities`, taken as one chunk whatever its length
 /// @param score  how the engine makes logits of queries and keys; probabilities need the default
 /// @return [query_heads]
-/// @throws ArgumentError on shapes that make no sense
+/// @throws ArgumentError on shapes that make no sense, and on missing or misaligned pointers
 /// @note   Rows with a NaN or infinite score, that see a value (V) which is NaN, infinite or beyond 1e15, or with
 ///         probabilities that do not sum to 1 within 1 %, are counted in `invalid_rows` and nowhere else.
 ///         Deterministic: threads share out tiles of a fixed size, which are merged in order.
@@ -55,44 +55,26 @@ template <class Layer>
   constexpr std::int64_t batch = 256;
   std::vector<HeadChunk> parts(static_cast<std::size_t>(std::min(work, batch)), empty);
   std::vector<HeadChunk> result(static_cast<std::size_t>(layer.query_heads), empty);
-  std::exception_ptr failure;
-  auto const guarded = [&](auto const& step) {
-    try {
-      step();
-    } catch (...) {
-#pragma omp critical(headaware_observe_failure)
-      failure = std::current_exception();
-    }
-  };
-#pragma omp parallel
-  {
-    std::optional<detail::RowPass> pass;
-    guarded([&] { pass.emplace(parameters, score, layer); });
-    for (std::int64_t begin = 0; begin < work; begin += batch) {
-      std::int64_t const end = std::min(work, begin + batch);
-#pragma omp for schedule(dynamic)
-      for (std::int64_t i = begin; i < end; ++i) {
-        if (!pass) continue;
-        // The rows with most keys first, so that the last tile to finish is a short one.
-        std::int64_t const first = (tiles - 1 - i / layer.query_heads) * tile;
-        auto const head = static_cast<std::int32_t>(i % layer.query_heads);
-        guarded([&] {
-          pass->run(layer, head, parameters.first_query + first * parameters.query_stride,
-                    std::min(tile, queries - first), parts[static_cast<std::size_t>(i - begin)]);
-        });
-      }
-#pragma omp single
-      for (std::int64_t i = begin; i < end; ++i) {
-        HeadChunk& part = parts[static_cast<std::size_t>(i - begin)];
-        HeadChunk& head = result[static_cast<std::size_t>(i % layer.query_heads)];
-        head.chunk.merge(part.chunk);
-        head.retention.merge(part.retention);
-        part = empty;
-      }
+  auto const make_pass = [&] { return detail::RowPass(parameters, score, layer); };
+  for (std::int64_t begin = 0; begin < work; begin += batch) {
+    std::int64_t const count = std::min(batch, work - begin);
+    detail::parallel_for(count, 1, true, make_pass, [&](detail::RowPass& pass, std::int64_t i) {
+      // The rows with most keys first, so that the last tile to finish is a short one.
+      std::int64_t const first = (tiles - 1 - (begin + i) / layer.query_heads) * tile;
+      auto const head = static_cast<std::int32_t>((begin + i) % layer.query_heads);
+      pass.run(layer, head, parameters.first_query + first * parameters.query_stride, std::min(tile, queries - first),
+               parts[static_cast<std::size_t>(i)]);
+    });
+    for (std::int64_t i = 0; i < count; ++i) {
+      HeadChunk& part = parts[static_cast<std::size_t>(i)];
+      HeadChunk& head = result[static_cast<std::size_t>((begin + i) % layer.query_heads)];
+      head.chunk.merge(part.chunk);
+      head.retention.merge(part.retention);
+      part = empty;
     }
   }
-  if (failure) std::rethrow_exception(failure);
   return result;
 }
 
+HEADAWARE_TARGET_END
 HEADAWARE_NAMESPACE_END

@@ -4,6 +4,7 @@
 /// The output projection as a metric: what an error of a head's output amounts to behind W_O.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/parallel_for.hpp>
 #include <headaware/error.hpp>
 #include <headaware/stats/retention.hpp>
 
@@ -32,8 +33,7 @@ class OutputMetric {
     detail::require(value_dim > 0, "value_dim", "> 0", value_dim, where);
     detail::require(projection != nullptr, "output projection", "a pointer", "nullptr", where);
     factors_.resize(static_cast<std::size_t>(query_heads * value_dim * value_dim));
-#pragma omp parallel for
-    for (std::int32_t head = 0; head < query_heads; ++head) factorise(projection, hidden_size, head);
+    detail::parallel_for(query_heads, 1, [&](std::int64_t head) { factorise(projection, hidden_size, head); });
     bool const finite = std::all_of(factors_.begin(), factors_.end(), [](float x) { return std::isfinite(x); });
     detail::require(finite, "output projection", "finite weights", "NaN or infinity", where);
   }
@@ -46,7 +46,7 @@ class OutputMetric {
  private:
   /// Cholesky's R of one head, in double. A pivot that rounding alone makes positive counts as zero: W_O may
   /// lack rank.
-  void factorise(float const* projection, std::int64_t hidden_size, std::int32_t head) {
+  void factorise(float const* projection, std::int64_t hidden_size, std::int64_t head) {
     auto const n = static_cast<std::size_t>(value_dim_);
     std::vector<double> gram(n * n);
     for (std::int64_t row = 0; row < hidden_size; ++row) {

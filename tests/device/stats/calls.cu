@@ -140,7 +140,7 @@ TEST_CASE("statistics refuse arguments that make no sense", "[stats]") {
   refuses(good, layers_with([&](auto& x) { x.d_keys = shifted(x.d_keys, 1); }), score, parameters);
   refuses(good, layers_with([&](auto& x) { x.d_output_factors = shifted(x.d_output_factors, 2); }), score, parameters);
   // Parameters.
-  refuses(good, device.layers, {.scale = 0}, parameters);
+  refuses(good, device.layers, {.scale = -1}, parameters);
   auto wrong = parameters;
   wrong.query_stride = 0;
   refuses(good, device.layers, score, wrong);

@@ -167,6 +167,30 @@ TEST_CASE("statistics that are no numbers are an error", "[classify]") {
   s = head(1.0, 0.2, 0.5);
   s.relative_position_dist = {0.1, wrong};
   check(s, "relative_position_dist[1]");
+
+  // Of a model's heads, too.
+  ha::ModelStatistics model;
+  model.model_info.num_layers = 1;
+  model.model_info.num_heads = 2;
+  model.heads = {head(1.0, 0.2, 0.5), head(1.0, 0.2, 0.5)};
+  model.heads[0].layer_idx = model.heads[1].layer_idx = 0;
+  model.heads[0].head_idx = 0;
+  model.heads[1].head_idx = 1;
+  (void)ha::classify(model);
+  model.heads[1].uniformity_score = wrong;
+  headaware_test::check_error<ha::ArgumentError>(
+      [&] { (void)ha::classify(model); },
+      {"uniformity_score", "a finite number", std::to_string(wrong), "layer 0, head 1"});
+}
+
+TEST_CASE("a positional window ends where attention is covered by more than the limit", "[classify]") {
+  ha::HeadStatistics s = head(1.0, 0.0, 0.9);
+  s.relative_position_dist = {0.5, 0, 0, 0, 0, 0.25, 0.125};
+  ha::ClassifierThresholds thresholds;
+  thresholds.coverage = 0.75;  // as much as the first six distances have, exactly
+  CHECK(ha::classify(s, thresholds).recommended_window == 10);
+  thresholds.coverage = 0.7;
+  CHECK(ha::classify(s, thresholds).recommended_window == 9);
 }
 
 TEST_CASE("a model's heads are classified in order, each once", "[classify]") {

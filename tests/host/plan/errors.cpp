@@ -119,11 +119,15 @@ TEST_CASE("errors between and beyond the grid's pairs", "[plan]") {
   CHECK(errors.at(0, 0, 32, 1000) == 6);
   CHECK(near(errors.at(0, 0, 16, 1000), 7));  // half way from 8 to 32, in doublings
   CHECK(errors.at(0, 0, 3, 1000) == 8);
+  CHECK(near(errors.at(0, 1, 32, 1000), 5.25));
   CHECK(near(errors.at(0, 2, 32, 1000), 4.5));
+  CHECK(near(errors.at(0, 3, 32, 1000), 3.75));
   CHECK(errors.at(0, 9, 32, 1000) == 3);
   CHECK(near(errors.at(0, 0, 256, 512), 2));  // half way from 128 to all of 512
   CHECK(errors.at(0, 0, 512, 512) == 0);
   CHECK(errors.at(0, 4, 508, 512) == 0);
+  CHECK(errors.at(0, 4, 8, 12) == 0);  // the pair is all there is, whatever was measured of longer texts
+  CHECK(errors.at(0, 4, 8, 13) == 4);
   CHECK(errors.at(0, 0, 128, 100) == 0);
   CHECK(near(errors.at(0, 0, 64, 128), 3));  // all 128 is no window of it
 }

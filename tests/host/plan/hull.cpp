@@ -93,6 +93,7 @@ TEST_CASE("small hulls by hand", "[plan]") {
   // Sizes that reach the context are Full.
   CHECK(hull_of(grid, {10, 6, 5, 6, 1, 2}, 0, 12).size() == 2);
   CHECK(hull_of(grid, {10, 6, 5, 6, 1, 2}, 0, 12)[1].sink == -1);
+  CHECK(hull_of(grid, {10, 6, 5, 6, 0, 2}, 0, 12).back().sink == -1);  // even if nothing was lost there
   // Pages.
   for (auto const& point : hull_of(grid, {10, 6, 5, 6, 1, 2}, 0, 40, 10)) CHECK(point.tokens % 10 == 0);
 }

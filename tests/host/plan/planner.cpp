@@ -194,6 +194,20 @@ TEST_CASE("the same plan every time; ties go to the lower layer and head", "[pla
   CHECK(plan_tokens(errors, 101, free_options()) == plan_tokens(errors, 101, free_options()));
 }
 
+TEST_CASE("rates that rounding lets rise do not put a step before its predecessor", "[plan]") {
+  // By much more than rounding, so that it shows.
+  ha::detail::Hulls const hulls{{{0, 3, 0}, {10, 2, 0}, {20, 0.5, 0}, {0, 1.2, 0}, {10, 0, -1}}, {0, 3, 5}};
+  std::vector<std::size_t> order;
+  std::vector<double> rates;
+  ha::detail::take_steps(hulls, [&](ha::detail::HullStep const& step) {
+    order.push_back(step.to);
+    rates.push_back(step.rate);
+    return true;
+  });
+  CHECK(order == std::vector<std::size_t>{4, 1, 2});
+  CHECK(rates == std::vector<double>{0.12, 0.1, 0.1});
+}
+
 TEST_CASE("floors", "[plan]") {
   ha::RetentionGrid const grid = ha::RetentionGrid::up_to(context);
   auto const errors = errors_of(random_statistics(4, 3, 3, grid, 3));

@@ -120,6 +120,24 @@ TEST_CASE("refining does not follow noise", "[plan]") {
   CHECK(lost(refined.plan.table, truth) < 1.05 * best);
 }
 
+TEST_CASE("a gain, its standard error, and how many of them a trial has to gain", "[plan]") {
+  std::vector<double> const before{1, 2, 3, 4};
+  std::vector<double> const after{0, 2, 2, 2};
+  auto const gain = ha::detail::paired_gain(before, after);  // 1, 0, 1, 2
+  CHECK(gain.mean == 1);
+  CHECK(std::abs(gain.standard_error - std::sqrt(0.5 / 4)) < 1e-15);
+  auto const taken = [&](double least_gain) {
+    int calls = 0;
+    auto const trial = [&](ha::PolicyTable const&) { return calls++ == 0 ? before : after; };
+    return ha::refine_plan(tilted(true_errors(4)), budget, context, {},
+                           {.steps = {2}, .levels = 1, .least_gain = least_gain}, trial)
+        .taken;
+  };
+  double const errors = std::sqrt(8.0);  // 1 / sqrt(0.5 / 4)
+  CHECK(taken(0.99 * errors) == 1);
+  CHECK(taken(1.01 * errors) == 0);
+}
+
 TEST_CASE("refining is bounded, repeatable, tries no table twice and hands exceptions on", "[plan]") {
   ha::KvErrors const truth = true_errors();
   ha::KvErrors const wrong = tilted(truth);

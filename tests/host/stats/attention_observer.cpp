@@ -321,7 +321,7 @@ TEST_CASE("what an observer refuses", "[stats]") {
   other = layer;
   other.sequence = 1;
   refused([&] { observer.observe(0, other, score); }, {"queries' sequence", "[0, 1)", "1", where});
-  refused([&] { (void)observer.statistics(); }, {"chunks seen", "> 0", "0", "layer 0, head 0"});
+  refused([&] { (void)observer.statistics(); }, {"chunks seen", "at least one", "none", "layer 0, head 0"});
   refused([&] { observer.add_sums(std::vector<double>(3)); },
           {"sums", std::to_string(observer.sums().size()), "3", where});
   refused([&] { observer.merge(ha::AttentionObserver(model_of(problem))); },

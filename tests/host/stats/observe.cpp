@@ -224,7 +224,7 @@ TEST_CASE("soft cap, sliding window, sampling and groups together", "[stats]") {
 
 TEST_CASE("bad parameters are named", "[stats]") {
   Problem const problem(2, 1, 10, 8, 3);
-  REQUIRE_THROWS_AS(ha::observe_chunk(problem.layer(false), {.scale = 0}), ha::ArgumentError);
+  REQUIRE_THROWS_AS(ha::observe_chunk(problem.layer(false), {.scale = -1}), ha::ArgumentError);
   REQUIRE_THROWS_AS(ha::observe_chunk(problem.layer(false), {.scale = 1}, {.query_stride = 0}), ha::ArgumentError);
   REQUIRE_THROWS_AS(ha::observe_chunk(problem.layer(false), {.scale = 1}, {.sink_size = 2000000000}),
                     ha::ArgumentError);

@@ -16,6 +16,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
+HEADAWARE_TARGET_BEGIN
 
 [[nodiscard]] inline std::int64_t whole_vectors(std::int64_t channels) {
   return (channels + simd::lanes - 1) / simd::lanes * simd::lanes;
@@ -258,5 +259,6 @@ class QueryTile {
   std::int64_t positions_[attend_block] = {};
 };
 
+HEADAWARE_TARGET_END
 }  // namespace detail
 HEADAWARE_NAMESPACE_END

@@ -7,10 +7,12 @@
 #include <headaware/detail/attention/simd_rows.hpp>
 #include <headaware/detail/simd.hpp>
 
+#include <cstddef>
 #include <cstdint>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
+HEADAWARE_TARGET_BEGIN
 
 /// Cache rows of a block; scores of a query lie side by side.
 inline constexpr int attend_block = 64;
@@ -24,7 +26,7 @@ inline void score_keys(float const* queries, E const* const* rows, std::int64_t 
   simd::Floats sums[simd::lanes];
   for (simd::Floats& sum : sums) sum = simd::Floats{};
   for (std::int64_t c = 0; c < channels; c += simd::lanes) {
-    simd::Floats key[keys];
+    simd::Floats key[std::size_t{keys}];
     for (int k = 0; k < keys; ++k) key[k] = simd::load_floats(rows[k] + c);
     for (int q = 0; q < Queries; ++q) {
       simd::Floats const query = simd::in_register(simd::load(queries + q * channels + c));
@@ -59,7 +61,7 @@ inline void score_rows(float const* queries, std::int64_t count, E const* const*
 template <int Queries, class E>
 inline void weigh_values(float const* weights, E const* const* rows, std::int64_t channels, float* sums) {
   constexpr int keys = 4;
-  simd::Floats weight[Queries][keys];
+  simd::Floats weight[std::size_t{Queries}][keys];
   for (int q = 0; q < Queries; ++q) {
     for (int k = 0; k < keys; ++k) weight[q][k] = simd::broadcast(weights[q * attend_block + k]);
   }
@@ -90,5 +92,6 @@ inline void weigh_rows(float const* weights, std::int64_t count, E const* const*
   }
 }
 
+HEADAWARE_TARGET_END
 }  // namespace detail
 HEADAWARE_NAMESPACE_END

@@ -14,6 +14,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail::simd {
+HEADAWARE_TARGET_BEGIN
 
 using Shorts [[gnu::vector_size(lanes * 2)]] = std::uint16_t;
 
@@ -76,8 +77,13 @@ inline Floats add_halves(Floats a, Floats b) {
 #else
 #define HEADAWARE_DETAIL_LANES(upper) HEADAWARE_DETAIL_LANES_4(0, upper)
 #endif
+#if defined(__clang__)
   return __builtin_shufflevector(a, b, HEADAWARE_DETAIL_LANES(false)) +
          __builtin_shufflevector(a, b, HEADAWARE_DETAIL_LANES(true));
+#else  // g++ 11 does not have the other, clang not this
+  return __builtin_shuffle(a, b, Ints{HEADAWARE_DETAIL_LANES(false)}) +
+         __builtin_shuffle(a, b, Ints{HEADAWARE_DETAIL_LANES(true)});
+#endif
 #undef HEADAWARE_DETAIL_LANES
 #undef HEADAWARE_DETAIL_LANES_4
 }
@@ -95,5 +101,6 @@ inline Floats sums_from(Floats* vectors) {
 /// Lane i: the sum of vector i. @param vectors  [lanes], overwritten
 inline Floats sums(Floats* vectors) { return sums_from<lanes / 2>(vectors); }
 
+HEADAWARE_TARGET_END
 }  // namespace detail::simd
 HEADAWARE_NAMESPACE_END

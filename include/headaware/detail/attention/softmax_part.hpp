@@ -14,8 +14,7 @@ namespace detail {
 
 /// How logits come of the products that `attend` is asked for.
 inline LogitMap logit_map(AttentionShape const& shape, AttentionOptions const& options) {
-  return LogitMap::of(options.scale != 0 ? options.scale : 1 / std::sqrt(static_cast<float>(shape.head_dim)),
-                      options.soft_cap);
+  return LogitMap::of(options.scale, options.soft_cap, shape.head_dim);
 }
 
 /// The softmax of some rows, relative to the largest of their logits (base 2): a weighted sum of values that goes

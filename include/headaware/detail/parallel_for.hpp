@@ -1,0 +1,56 @@
+#pragma once
+
+#include <headaware/config.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <exception>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// @brief Runs work(state, i) for i in [0, count): on all cores where the compiler has OpenMP, else in order.
+///
+/// What a step throws ends the rest, and is thrown again where this was called: an exception that left a thread of
+/// OpenMP's would end the process.
+/// @param grain  steps that a thread takes at a time
+/// @param share  false: not worth the time that it takes to wake other threads
+/// @param make   () to a thread's state: buffers that its steps reuse, and whose destructor ends them
+template <class Make, class Work>
+void parallel_for(std::int64_t count, std::int64_t grain, [[maybe_unused]] bool share, Make const& make,
+                  Work const& work) {
+  std::atomic<std::int64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr failure;
+  auto const run = [&] {
+    try {
+      auto state = make();
+      while (!failed.load(std::memory_order_relaxed)) {
+        std::int64_t const begin = next.fetch_add(grain, std::memory_order_relaxed);
+        if (begin >= count) break;
+        std::int64_t const end = std::min(count, begin + grain);
+        for (std::int64_t i = begin; i < end; ++i) work(state, i);
+      }
+    } catch (...) {
+      if (!failed.exchange(true)) failure = std::current_exception();
+    }
+  };
+  if (count <= 0) return;
+#if defined(_OPENMP)
+#pragma omp parallel if (share && count > grain)
+#endif
+  run();
+  if (failure) std::rethrow_exception(failure);
+}
+
+/// The same for steps without a state.
+template <class Work>
+void parallel_for(std::int64_t count, std::int64_t grain, Work const& work) {
+  struct None {};
+  parallel_for(
+      count, grain, true, [] { return None{}; }, [&](None, std::int64_t i) { work(i); });
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END

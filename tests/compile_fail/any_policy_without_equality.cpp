@@ -1,0 +1,13 @@
+// error: a policy needs 'friend bool operator==(P const&, P const&) = default'
+
+#include <headaware/compressor.hpp>
+
+#include <cstdint>
+#include <string_view>
+
+struct Policy {
+  static constexpr std::string_view name = "mine";
+  HEADAWARE_HOST_DEVICE bool keeps(std::int64_t, std::int64_t) const { return true; }
+};
+
+auto const compressor = headaware::Compressor::from_model_config(headaware::ModelConfig{1, 1, 1, 64}, Policy{});
