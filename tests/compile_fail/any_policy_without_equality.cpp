@@ -1,6 +1,6 @@
 // error: a policy needs 'friend bool operator==(P const&, P const&) = default'
 
-#include <headaware/compressor.hpp>
+#include <headaware/policy/table.hpp>
 
 #include <cstdint>
 #include <string_view>
@@ -10,4 +10,4 @@ struct Policy {
   HEADAWARE_HOST_DEVICE bool keeps(std::int64_t, std::int64_t) const { return true; }
 };
 
-auto const compressor = headaware::Compressor::from_model_config(headaware::ModelConfig{1, 1, 1, 64}, Policy{});
+headaware::PolicyTable const table(1, 1, Policy{});

@@ -6,6 +6,7 @@
 
 #include <cuda_fp16.h>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -22,7 +23,7 @@ TEST_CASE("texts and layers on the device come to what they come to on the host"
   auto const entries = on_host.sums().size();
   DeviceVector<double> const d_sums{std::vector<double>(entries)};
   Stream const stream;
-  ha::AttentionScore const score{.scale = 0.2F};
+  ha::AttentionScore const score;  // by default the scale that the host is told
 
   for (std::int64_t const tokens : {40, 71}) {
     AttentionShape const s{.query_heads = 4, .kv_heads = 2, .tokens = tokens, .head_dim = 32, .layers = 3};
@@ -44,7 +45,7 @@ TEST_CASE("texts and layers on the device come to what they come to on the host"
                           shape, layers, score, d_sums.data(), stream) == cudaErrorInvalidValue);
     }
     REQUIRE_CUDA(cudaStreamSynchronize(stream));
-    auto const host = observe_on_host(a, Mode::values, score, parameters);
+    auto const host = observe_on_host(a, Mode::values, {.scale = 1 / std::sqrt(32.0F)}, parameters);
     std::vector<double> sums(entries);
     auto const size = static_cast<std::size_t>(on_host.sums_layout().size());
     for (std::size_t i = 0; i < host.size(); ++i) {
