@@ -116,7 +116,8 @@ HEADAWARE_KERNEL void merge_kernel(AttentionShape const __grid_constant__ shape,
 
 /// @brief Attention of one layer's queries over what its KV heads hold, on CUDA; results as of the CPU's `attend`.
 ///
-/// All pointers, those inside the view included, are on the device and read when the kernels run.
+/// All pointers, those inside the view included, are on the device and read when the kernels run. That lengths and
+/// tables name rows which are there is a precondition: `validate_tables` checks copies of them.
 /// @tparam Q, T, O  float, `__half` or `__nv_bfloat16`, or `float16` and `bfloat16`
 /// @param[in]     d_temp      device, aligned to 8 bytes; nullptr: size query
 /// @param[in,out] temp_bytes  bytes; depends on `shape` and `bounds.max_rows` alone

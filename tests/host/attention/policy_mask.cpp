@@ -102,6 +102,10 @@ TEST_CASE("masks refuse what makes no sense", "[attention]") {
                                  {"group", "> 0", "0", "fill_policy_mask"});
   check_error<ha::ArgumentError>([&] { ha::fill_policy_mask(table, {.first_query = -1}, mask.data()); },
                                  {"first query", ">= 0", "-1", "fill_policy_mask"});
+  constexpr std::int64_t last = std::numeric_limits<std::int64_t>::max() - 3;
+  check_error<ha::ArgumentError>(
+      [&] { ha::fill_policy_mask(table, {.first_query = last, .queries = 8, .keys = 1}, mask.data()); },
+      {"first query", "at most 9223372036854775799", "9223372036854775804", "fill_policy_mask"});
   check_error<ha::ArgumentError>(
       [&] { ha::fill_policy_mask(table, {.queries = 1, .keys = 1}, static_cast<float*>(nullptr)); },
       {"mask", "a pointer", "nullptr", "fill_policy_mask"});
