@@ -20,25 +20,25 @@ using namespace headaware_test;
 
 namespace {
 
-/// @param shift  elements by which keys and values miss their alignment
+/// @param key_shift, value_shift  elements by which keys and values miss their alignment
 template <class O, class T, class Make>
 void check_device(HeldProblem<T> const& p, PlacedRows<T> const& placed, Make const& make, Attended const& expected,
-                  std::int64_t slack = 0, std::size_t shift = 0) {
+                  std::int64_t slack = 0, std::size_t key_shift = 0, std::size_t value_shift = 0) {
   DeviceUpload const upload;
   auto options = p.options;
   if (!p.first_positions.empty()) options.first_positions = upload(p.first_positions);
-  auto const shifted = [&](std::vector<T> values) {
+  auto const shifted = [](std::vector<T> values, std::size_t shift) {
     values.insert(values.begin(), shift, T{});
     return DeviceVector<T>(values);
   };
-  auto const d_keys = shifted(placed.keys);
-  auto const d_values = shifted(placed.values);
+  auto const d_keys = shifted(placed.keys, key_shift);
+  auto const d_values = shifted(placed.values, value_shift);
   DeviceVector<float> const d_queries(p.queries);
   DeviceVector<O> const d_output(std::vector<O>(expected.output.size(), ha::from_float<O>(77)));
   DeviceVector<float> const d_lse(std::vector<float>(expected.lse.size(), 77));
   DeviceVector<std::int32_t> const d_status(std::vector<std::int32_t>{-7});
   run_attend(p.shape, ha::AttentionQueries{d_queries.data(), p.query_layout()},
-             ha::KeptCache{d_keys.data() + shift, d_values.data() + shift, make(upload)},
+             ha::KeptCache{d_keys.data() + key_shift, d_values.data() + value_shift, make(upload)},
              ha::AttentionOutput{d_output.data(), p.output_layout(), d_lse.data()},
              {p.total_rows() + slack, d_status.data()}, options);
   REQUIRE(d_status.host()[0] == 0);
@@ -71,7 +71,9 @@ TEST_CASE("device attention: groups, outputs, channels, scale and soft cap, addr
       for_each_view(p, true, [&](std::string const& name, PlacedRows<ha::bfloat16> const& placed, auto const& make) {
         if (name == "ragged") {
           check_device<ha::float16>(p, placed, make, expected);
-          check_device<float>(p, placed, make, expected, 1000, 1);
+          check_device<float>(p, placed, make, expected, 1000, 1, 1);
+          check_device<float>(p, placed, make, expected, 0, 1, 0);
+          check_device<float>(p, placed, make, expected, 0, 0, 1);
         }
         if (name == "paged, CSR, 5") check_device<ha::bfloat16>(p, placed, make, expected);
       });

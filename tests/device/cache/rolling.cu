@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <random>
+#include <utility>
 #include <vector>
 
 namespace ha = headaware;
@@ -304,6 +305,13 @@ TEST_CASE("what the device refuses of a rolling cache", "[cache]") {
   REQUIRE(refused());
   REQUIRE(device.length(0) == 17);
 
+  DeviceVector<std::int32_t> const d_started(std::vector<std::int32_t>{21, 7});
+  REQUIRE_CUDA(ha::start(device.view(), device.state(), d_started.data(), nullptr));
+  REQUIRE_CUDA(cudaDeviceSynchronize());
+  REQUIRE(refused());
+  REQUIRE(device.length(0) == 17);
+  REQUIRE(device.length(1) == 7);
+
   auto const view = device.view();
   auto const state = device.state();
   auto const fails = [&](cudaError_t error) {
@@ -403,7 +411,9 @@ TEST_CASE("buffers at odd addresses on the device", "[cache]") {
   constexpr std::int64_t dim = 16;
   ha::PolicyTable const table = mixed_table();
   ha::RollingPlan const plan(table, 2, {.max_tokens = 40});
-  for (std::size_t const shift : {1, 2, 4, 8}) {  // elements of two bytes, off 16
+  // Elements of two bytes, off 16: of the cache, and of what is appended.
+  for (auto const& [shift, news_shift] :
+       std::vector<std::pair<std::size_t, std::size_t>>{{1, 1}, {2, 2}, {4, 4}, {8, 8}, {1, 8}, {8, 2}}) {
     DeviceRolling<std::uint16_t> const device(plan, dim, dim);
     auto const elements = static_cast<std::size_t>(plan.rows_total() * dim) + shift;
     DeviceVector<std::uint16_t> const keys(std::vector<std::uint16_t>(elements, 7));
@@ -419,10 +429,10 @@ TEST_CASE("buffers at odd addresses on the device", "[cache]") {
     std::vector<ha::LayerKv<std::uint16_t>> layers;
     for (std::size_t l = 0; l < 2; ++l) {
       for (auto tensor : {news.keys[l], news.values[l]}) {
-        tensor.insert(tensor.begin(), shift, std::uint16_t{9});
+        tensor.insert(tensor.begin(), news_shift, std::uint16_t{9});
         tensors.emplace_back(tensor);
       }
-      layers.push_back({tensors[2 * l].data() + shift, tensors[2 * l + 1].data() + shift});
+      layers.push_back({tensors[2 * l].data() + news_shift, tensors[2 * l + 1].data() + news_shift});
     }
     DeviceVector<std::int32_t> const d_counts(counts);
     REQUIRE_CUDA(ha::append(view, device.state(), layers, layout, d_counts.data(), 30, cache, {}, nullptr));
