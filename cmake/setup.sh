@@ -46,6 +46,8 @@ if [[ ${1-} == all ]]; then
   command -v mpirun >/dev/null || want openmpi-bin "example of several processes, optional (Open MPI)"
   command -v mpicxx >/dev/null || want libopenmpi-dev "example of several processes, optional (Open MPI)"
   python3 -m pip --version >/dev/null 2>&1 || want python3-pip "source of llama.cpp and small models, optional (pip)"
+  command -v doxygen >/dev/null || want doxygen "API reference and its check, optional (Doxygen)"
+  command -v codespell >/dev/null || want codespell "spelling check, optional (codespell)"
   command -v chromium >/dev/null || command -v google-chrome >/dev/null ||
     want chromium "test of the report as a browser shows it, optional (Chromium)"
 fi
