@@ -48,6 +48,8 @@ if [[ ${1-} == all ]]; then
   command -v g++-11 >/dev/null || ! grep -qE '^VERSION_ID="(12|22.04)"' /etc/os-release ||  # where it is packaged
     want g++-11 "test of the headers with the oldest compiler, optional (g++ 11)"
   python3 -m pip --version >/dev/null 2>&1 || want python3-pip "source of llama.cpp and small models, optional (pip)"
+  command -v doxygen >/dev/null || want doxygen "API reference and its check, optional (Doxygen)"
+  command -v codespell >/dev/null || want codespell "spelling check, optional (codespell)"
   command -v chromium >/dev/null || command -v google-chrome >/dev/null ||
     want chromium "test of the report as a browser shows it, optional (Chromium)"
 fi

@@ -60,7 +60,7 @@ struct SavedObserver {
 
   detail::JsonObject given = root.get("parameters", "an object").object();
   auto const count = [&](char const* key, std::int64_t low) {
-    return given.get(key, "an integer").integer<std::int64_t>(low, detail::largest_count);
+    return given.get(key, "an integer").integer<std::int64_t>(low, detail::max_json_count);
   };
   ObserverParameters parameters;
   parameters.sink_size = given.get("sink_size", "an integer").integer(0, RetentionGrid::max_sinks);
@@ -89,14 +89,15 @@ struct SavedObserver {
     if (values.size() != size) values.fail("number of sums", std::to_string(size), std::to_string(values.size()));
     std::int64_t at = 0;
     for (detail::JsonValue const value : values) {
-      sums.push_back(SumsLayout::is_count(at) ? static_cast<double>(value.integer<std::int64_t>(0, detail::largest_count))
-                                              : value.number());
+      sums.push_back(SumsLayout::is_count(at)
+                         ? static_cast<double>(value.integer<std::int64_t>(0, detail::max_json_count))
+                         : value.number());
       ++at;
     }
   }
   SavedObserver result{AttentionObserver(model, parameters), 0, {}};
   result.source = root.get("source", "a string").string();
-  result.position = root.get("position", "an integer").integer<std::int64_t>(0, detail::largest_count);
+  result.position = root.get("position", "an integer").integer<std::int64_t>(0, detail::max_json_count);
   result.observer.add_sums(sums);
   return result;
 }

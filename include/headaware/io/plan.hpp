@@ -99,7 +99,7 @@ inline constexpr std::array<std::string_view, 4> plan_policy_names{Full::name, S
   }
   require_head_count(model, plan.num_layers, plan.num_heads);
   plan.context = root.get("context", "an integer").integer<std::int64_t>(1, std::int64_t{1} << 30);
-  plan.budget_tokens = root.get("budget_tokens", "an integer").integer<std::int64_t>(0, largest_count);
+  plan.budget_tokens = root.get("budget_tokens", "an integer").integer<std::int64_t>(0, max_json_count);
   JsonValue const planned = root.get("planned_tokens", "an integer");
   auto const planned_tokens = planned.integer<std::int64_t>(0, plan.budget_tokens);
   plan.floor = root.get("floor", "an integer").integer<std::int64_t>(0, plan.context);
@@ -121,7 +121,7 @@ inline constexpr std::array<std::string_view, 4> plan_policy_names{Full::name, S
     record.head_idx = fields.get("kv_head", "an integer").integer(0, max_index - 1);
     record.policy = parse_plan_policy(fields);
     JsonValue const tokens = fields.get("tokens", "an integer");
-    record.planned.tokens = tokens.integer<std::int64_t>(0, largest_count);
+    record.planned.tokens = tokens.integer<std::int64_t>(0, max_json_count);
     std::int64_t const held = held_tokens(record.policy, plan.context, plan.options.page_size);
     if (record.planned.tokens != held) {
       tokens.fail("tokens", std::to_string(held) + ", which the policy holds", std::to_string(record.planned.tokens));

@@ -26,7 +26,7 @@ inline constexpr std::string_view retention_format = "headaware.retention_statis
 inline constexpr std::int32_t retention_version = 1;
 
 /// Counts are exact in double, in which processes add them up.
-inline constexpr std::int64_t largest_count = std::int64_t{1} << 53;
+inline constexpr std::int64_t max_json_count = std::int64_t{1} << 53;
 
 /// @throws FormatError unless the document says that it is of this format and version
 inline void require_format(JsonObject& root, std::string_view format, std::int32_t version) {
@@ -102,8 +102,8 @@ inline void require_format(JsonObject& root, std::string_view format, std::int32
     kv_heads.fail("num_kv_heads", "a divisor of " + std::to_string(info.num_heads), std::to_string(info.num_kv_heads));
   }
   detail::require_head_count(header, info.num_layers, info.num_heads);
-  info.first_query = root.get("first_query", "an integer").integer<std::int64_t>(0, detail::largest_count);
-  info.query_stride = root.get("query_stride", "an integer").integer<std::int64_t>(1, detail::largest_count);
+  info.first_query = root.get("first_query", "an integer").integer<std::int64_t>(0, detail::max_json_count);
+  info.query_stride = root.get("query_stride", "an integer").integer<std::int64_t>(1, detail::max_json_count);
   info.with_values = root.get("with_values", "a boolean").boolean();
   info.with_output_metric = root.get("with_output_metric", "a boolean").boolean();
   info.grid = detail::parse_grid(root.get("grid", "an object").object());
@@ -127,7 +127,7 @@ inline void require_format(JsonObject& root, std::string_view format, std::int32
     static_cast<RetentionSums&>(record) = RetentionSums(info.grid);
     record.layer_idx = fields.get("layer_idx", "an integer").integer(0, detail::max_index - 1);
     record.head_idx = fields.get("head_idx", "an integer").integer(0, detail::max_index - 1);
-    record.rows = fields.get("rows", "an integer").integer<std::int64_t>(0, detail::largest_count);
+    record.rows = fields.get("rows", "an integer").integer<std::int64_t>(0, detail::max_json_count);
     record.mass = sums("mass");
     record.mass_squared = sums("mass_squared");
     if (info.with_values) {

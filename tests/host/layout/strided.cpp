@@ -1,4 +1,5 @@
-#include "definition.hpp"
+#include "host/layout/definition.hpp"
+#include "support/catch.hpp"
 #include "support/errors.hpp"
 
 #include <headaware/error.hpp>

@@ -1,4 +1,4 @@
-#include "definition.hpp"
+#include "host/layout/definition.hpp"
 #include "support/catch.hpp"
 
 #include <headaware/config.hpp>
