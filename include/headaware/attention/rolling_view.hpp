@@ -77,9 +77,10 @@ struct RollingView {
     detail::check_windowed_call(shape, options, plan.num_sequences, plan.num_kv_heads, query_tokens, where);
   }
   void check_tables(AttentionShape const& shape) const {
+    std::int64_t const most = plan.token_limit > 0 ? plan.token_limit : std::int64_t{all_tokens};  // of a view by hand
     for (std::int64_t b = 0; b < shape.sequences; ++b) {
-      if (lengths[b] >= 0 && lengths[b] <= plan.token_limit) continue;
-      detail::require(false, "length", "in [0, " + std::to_string(plan.token_limit) + "]", lengths[b],
+      if (lengths[b] >= 0 && lengths[b] <= most) continue;
+      detail::require(false, "length", "in [0, " + std::to_string(most) + "]", lengths[b],
                       ("attend, RollingView, sequence " + std::to_string(b)).c_str());
     }
   }
