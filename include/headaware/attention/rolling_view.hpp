@@ -12,6 +12,7 @@
 #include <headaware/error.hpp>
 
 #include <cstdint>
+#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 
