@@ -53,6 +53,5 @@ template cudaError_t ha::append(ha::PagedHeadsView const&, ha::DevicePageStep co
 template cudaError_t ha::copy_sequences(ha::RollingPlanView const&, ha::RollingStateView const&,
                                         std::span<ha::SequenceCopy const>,
                                         ha::Destination<__half, ha::RollingForm> const&, cudaStream_t);
-template cudaError_t instantiate(ha::DevicePlan<Table> const&,
-                                 ha::Transfer<__half, ha::StridedLayout, ha::RollingForm> const&,
-                                 ha::KeyRotation const&, cudaStream_t);
+template cudaError_t ha::compress(void*, std::size_t&, ha::DevicePlan<Table> const&,
+                                  ha::Transfer<__half, ha::StridedLayout, ha::RollingForm> const&, cudaStream_t);

@@ -10,6 +10,7 @@
 #include <headaware/error.hpp>
 
 #include <cstdint>
+#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 

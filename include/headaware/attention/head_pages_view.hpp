@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <numeric>
+#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 

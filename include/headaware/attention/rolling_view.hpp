@@ -12,6 +12,7 @@
 #include <headaware/error.hpp>
 
 #include <cstdint>
+#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -79,9 +80,10 @@ struct RollingView {
     detail::require_pointer(lengths, "lengths", where);
   }
   void check_tables(AttentionShape const& shape) const {
+    std::int64_t const most = plan.token_limit > 0 ? plan.token_limit : std::int64_t{all_tokens};  // of a view by hand
     for (std::int64_t b = 0; b < shape.sequences; ++b) {
-      if (lengths[b] >= 0 && lengths[b] <= plan.token_limit) continue;
-      detail::require(false, "length", "in [0, " + std::to_string(plan.token_limit) + "]", lengths[b],
+      if (lengths[b] >= 0 && lengths[b] <= most) continue;
+      detail::require(false, "length", "in [0, " + std::to_string(most) + "]", lengths[b],
                       ("attend, RollingView, sequence " + std::to_string(b)).c_str());
     }
   }

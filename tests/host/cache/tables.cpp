@@ -168,11 +168,12 @@ TEST_CASE("a page belongs to one head alone", "[cache]") {
   refused(0, {"block table entry", "a page in [0, 2147483648)", "-1", "segment 6, page 0"});
   table[6] = 6;
   // A pool that begins within another, and keys that are values.
-  pools[1] = {keys.data() + 6 * 4 * dim, more_values.data()};
-  table = {0, 1, 2, 3, 4, 0, 1, 5};
+  std::vector<float> wide(16 * 4 * dim);
+  pools = {{wide.data(), values.data()}, {wide.data() + 6 * 4 * dim, more_values.data()}};
+  table = {0, 1, 2, 3, 0, 1, 2, 3};
   ha::validate_tables(plan, kept(8));
   table[2] = 7;
-  refused(8, {"block table entry", "a page of one head", "1, which meets page 7 of segment 2", "segment 6, page 0"});
+  refused(8, {"block table entry", "a page of one head", "1, which meets page 7 of segment 2", "segment 5, page 0"});
   table = {0, 1, 2, 3, 4, 5, 6, 7};
   pools = {{keys.data(), keys.data() + dim}, {more_keys.data(), more_values.data()}};
   refused(8, {"block table entry", "a page of one head's keys or values", "", "layer 0"});
