@@ -7,6 +7,8 @@
 
 #include <headaware/element.hpp>
 
+#include <nlohmann/json.hpp>
+
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>

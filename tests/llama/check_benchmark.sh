@@ -71,8 +71,11 @@ expect "more than 4 tokens a head" "${small[@]}" --budget 3
 expect "at most the whole cache" "${small[@]}" --budget 257
 expect "in (0, 1]" "${small[@]}" --budget 101%
 expect "25% (of the context)" "${small[@]}" --budget much
-expect "expected a number > 0, got -1" "${small[@]}" --passages -1
+expect "not in range" "${small[@]}" --passages -1
 expect "no such file" --model "$folder/none.gguf"
+expect "--threads" "${small[@]}" --threads 1000000000
+expect "expected at most 2^53" "${small[@]}" --starts 99999999999999999999
+expect "--duo_share: expected --method duo too" "${small[@]}" --duo_share 0.5
 printf '0.1\t0.9\n' >"$folder/gates.tsv"
 expect "layers of the gates" --model "$model" --method duo --duo_gates "$folder/gates.tsv"
 [[ ! -e $folder/none/benchmark.json ]] || fail "a refused run left results"

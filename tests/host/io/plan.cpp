@@ -117,6 +117,7 @@ TEST_CASE("plans that are broken are named", "[io]") {
   refused(replaced(text, "\"num_layers\": 2", "\"num_layers\": 3"), {"missing head", "3 layers", "", "/heads"});
   refused(replaced(text, "\"context\": 100", "\"context\": 0"), {"out of range", "[1, ", "0", "/context"});
   refused(replaced(text, "\"context\": 100", "\"context\": 101"), {"tokens", "101", "100", "/heads/0/tokens"});
+  refused(replaced(text, "\"tokens\": 31", "\"tokens\": 32"), {"tokens", "31", "32", "/heads/2/tokens"});
   refused(replaced(text, "\"budget_tokens\": 160", "\"budget_tokens\": 150"),
           {"out of range", "[0, 150]", "151", "/planned_tokens"});
   refused(replaced(text, "\"planned_tokens\": 151", "\"planned_tokens\": 150"),
