@@ -121,6 +121,22 @@ TEST_CASE("device attention: one head of more chunks than a warp has lanes, and 
   }
 }
 
+TEST_CASE("device attention: tiles of queries whose heads have several chunks each, and the edge of what is seen",
+          "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  // 18 query rows: two tiles, and chunks of 1,024 rows.
+  HeldProblem<float> const tiled({1, 4, 2, 9, 8}, {1100, 2100}, 62);
+  // The only key of its tile of keys is that at the query's own position.
+  HeldProblem<float> edge({1, 1, 1, 1, 16}, {65}, 63);
+  edge.first_positions = {64};
+  for (auto const* const p : {&tiled, static_cast<HeldProblem<float> const*>(&edge)}) {
+    Attended const expected = naive_attention(*p);
+    for_each_view(*p, true, [&](std::string const& name, PlacedRows<float> const& placed, auto const& make) {
+      if (name == "ragged") check_device<float>(*p, placed, make, expected);
+    });
+  }
+}
+
 TEST_CASE("device attention: a prefill chunk sees what came before each of its tokens", "[attention]") {
   HEADAWARE_REQUIRE_DEVICE();
   for (std::int64_t const tokens : {2, 9, 40}) {
