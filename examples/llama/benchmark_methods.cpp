@@ -66,10 +66,10 @@ std::string listed(std::vector<std::int32_t> const& layers) {
   return text.empty() ? "none" : text;
 }
 
-/// Runs of the methods, each size once.
-class Runs {
+/// MethodRuns of the methods, each size once.
+class MethodRuns {
  public:
-  Runs(MethodOptions const& options, ha::ModelConfig const& model) : options_(&options), model_(model) {}
+  MethodRuns(MethodOptions const& options, ha::ModelConfig const& model) : options_(&options), model_(model) {}
 
   void add(std::string const& method, std::int64_t budget, ha::PolicyTable const& table,
            std::filesystem::path const& file = {}) {
@@ -99,7 +99,7 @@ class Runs {
 
 std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::ModelConfig const& model) {
   std::int64_t const context = options.context;
-  Runs runs(options, model);
+  MethodRuns runs(options, model);
 
   std::vector<std::pair<std::int64_t, ha::PolicyTable>> plans;
   if (has(options, "planned")) {

@@ -67,7 +67,7 @@ void time(std::span<EvictedText const> texts, std::span<std::vector<std::int32_t
   if (decode_tokens > 0) run.decode_tokens_per_s = static_cast<double>(decode_tokens) / texts.front().decode_seconds;
 }
 
-nlohmann::ordered_json number(double value) {
+nlohmann::ordered_json finite_or_null(double value) {
   return std::isfinite(value) ? nlohmann::ordered_json(value) : nlohmann::ordered_json();
 }
 
@@ -76,19 +76,19 @@ nlohmann::ordered_json json_of(BenchmarkRun const& run) {
           {"budget_tokens", run.budget_tokens},
           {"mean_kept_tokens", run.mean_kept_tokens},
           {"tokens", run.tokens},
-          {"perplexity", number(run.perplexity)},
-          {"perplexity_second_half", number(run.perplexity_second_half)},
-          {"perplexity_second_half_error", number(run.perplexity_second_half_error)},
-          {"copy_nll", number(run.copy_nll)},
-          {"copy_nll_error", number(run.copy_nll_error)},
-          {"gap_closed", number(run.closed.share)},
-          {"gap_closed_error", number(run.closed.standard_error)},
+          {"perplexity", finite_or_null(run.perplexity)},
+          {"perplexity_second_half", finite_or_null(run.perplexity_second_half)},
+          {"perplexity_second_half_error", finite_or_null(run.perplexity_second_half_error)},
+          {"copy_nll", finite_or_null(run.copy_nll)},
+          {"copy_nll_error", finite_or_null(run.copy_nll_error)},
+          {"gap_closed", finite_or_null(run.closed.share)},
+          {"gap_closed_error", finite_or_null(run.closed.standard_error)},
           {"kv_bytes_peak", run.kv_bytes_peak ? nlohmann::ordered_json(*run.kv_bytes_peak) : nlohmann::ordered_json()},
           {"kv_bytes_end", run.kv_bytes_end},
-          {"prefill_tokens_per_s", number(run.prefill_tokens_per_s)},
-          {"decode_tokens_per_s", number(run.decode_tokens_per_s)},
-          {"time_to_first_token_s", number(run.time_to_first_token_s)},
-          {"compaction_s", number(run.compaction_s)},
+          {"prefill_tokens_per_s", finite_or_null(run.prefill_tokens_per_s)},
+          {"decode_tokens_per_s", finite_or_null(run.decode_tokens_per_s)},
+          {"time_to_first_token_s", finite_or_null(run.time_to_first_token_s)},
+          {"compaction_s", finite_or_null(run.compaction_s)},
           {"plan", run.plan}};
 }
 

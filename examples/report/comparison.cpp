@@ -11,12 +11,12 @@ namespace report {
 
 namespace {
 
-constexpr int width = 1000;
-constexpr int row = 26;
-constexpr int top = 56;     ///< title
-constexpr int bottom = 92;  ///< axis and legend
+constexpr int width_px = 1000;
+constexpr int row_px = 26;
+constexpr int top_px = 56;     ///< title
+constexpr int bottom_px = 92;  ///< axis and legend
 constexpr int gap = 28;
-constexpr int right = 16;
+constexpr int right_px = 16;
 
 /// Room for the labels.
 int left_of(ComparisonPicture const& picture) {
@@ -67,9 +67,9 @@ std::string label_ticks(ComparisonPicture const& picture) {
 
 std::string panel_script(ComparisonPicture const& picture, std::size_t panel, int height) {
   int const left = left_of(picture);
-  int const panel_width = (width - left - gap - right) / 2;
+  int const panel_width = (width_px - left - gap - right_px) / 2;
   int const from = left + static_cast<int>(panel) * (panel_width + gap);
-  auto const across = [](int pixels) { return number("%.4f", static_cast<double>(pixels) / width); };
+  auto const across = [](int pixels) { return number("%.4f", static_cast<double>(pixels) / width_px); };
   auto const up = [&](int pixels) { return number("%.4f", static_cast<double>(pixels) / height); };
   Span const span = span_of(picture, panel);
   std::string reference;
@@ -94,8 +94,8 @@ set xrange [@LOW@:@HIGH@]
 )gp",
               {{"LEFT", across(from)},
                {"RIGHT", across(from + panel_width)},
-               {"BOTTOM", up(bottom)},
-               {"TOP", up(height - top)},
+               {"BOTTOM", up(bottom_px)},
+               {"TOP", up(height - top_px)},
                {"FIGURE", picture.figures[panel]},
                {"SCALE", span.logarithmic ? "set logscale" : "unset logscale"},
                {"LOW", number("%.6g", span.low)},
@@ -114,7 +114,7 @@ set xrange [@LOW@:@HIGH@]
 void add_comparison(ComparisonPicture const& picture, Gallery& gallery) {
   if (picture.bars.empty()) return;
   auto const count = static_cast<int>(picture.bars.size());
-  int const height = top + bottom + row * count;
+  int const height = top_px + bottom_px + row_px * count;
   std::string data = "bar\tlabel\tfrom\t" + picture.figures[0] + "\tfrom\t" + picture.figures[1] + "\tcolor\n";
   for (int i = 0; i < count; ++i) {
     auto const& bar = picture.bars[static_cast<std::size_t>(i)];
@@ -128,7 +128,7 @@ void add_comparison(ComparisonPicture const& picture, Gallery& gallery) {
 
   std::vector<LegendEntry> entries;
   for (auto const& [name, color] : picture.colors) entries.push_back({color, name});
-  std::string body = legend(entries, {.width = width,
+  std::string body = legend(entries, {.width = width_px,
                                       .height = height,
                                       .left = 16,
                                       .bottom = 14,
@@ -156,7 +156,7 @@ set multiplot
   // Once for the whole picture.
   body += "unset label\nunset object\n" + panel_script(picture, 1, height) + "unset multiplot\n";
   gallery.pictures.push_back(
-      {PictureKind::wide, picture.name, picture.title, picture.reading, script(picture.name, width, height, body)});
+      {PictureKind::wide, picture.name, picture.title, picture.reading, script(picture.name, width_px, height, body)});
 }
 
 }  // namespace report
