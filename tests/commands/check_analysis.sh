@@ -20,6 +20,9 @@ done
 grep -q '"complete": true' "$folder/whole/analysis.json" || fail "a whole analysis does not say so"
 grep -q "CLASSIFICATION SUMMARY" "$folder/whole.log" || fail "no summary"
 
+# Pieces are different parts of the text: the heads' entropies vary from one to the next.
+(($(grep -cE '"std_entropy": 0\.0?[1-9][0-9]*,' "$folder/whole/head_statistics.json") == 36)) || fail "pieces are alike"
+
 # Interrupted: partial results that say so, from which the rest follows, bit for bit.
 interrupted=no
 for wait in 0.02 0.03 0.05 0.08 0.13 0.01 0.005 0.2 0.3; do

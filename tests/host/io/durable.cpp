@@ -104,7 +104,7 @@ TEST_CASE("a file that cannot be flushed does not take the old one's place", "[i
   recorder.file_error = 0;
   recorder.folder_error = EIO;
   headaware_test::check_error<ha::FileError>([&] { ha::write_file(folder / "file", "new"); },
-                                             {"cannot flush folder", "", "Input/output error", "file"});
+                                             {"cannot flush folder", "", "Input/output error", folder.path().string()});
   recorder.folder_error = EINVAL;
   ha::write_file(folder / "file", "newer");
   CHECK(ha::read_text_file(folder / "file") == "newer");
