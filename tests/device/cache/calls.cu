@@ -365,3 +365,19 @@ TEST_CASE("empty input succeeds", "[cache]") {
   run_compress(none.on_device(table, nullptr),
                ha::transfer(layers, ha::strided_bhsd(0, 2, 40, 8), ha::ragged(none, nothing, nothing, 8)));
 }
+
+TEST_CASE("a keep-list's token behind the sequence's last one moves nothing on the device", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  Small const s;
+  DeviceVector<std::int32_t> const tokens(std::vector<std::int32_t>{1, 100});
+  ha::PolicyTable table(1, 2, ha::Prune{});
+  table.set(0, 0, ha::KeepList{tokens.data(), 2});
+  DeviceVector<std::byte> const d_bytes(std::vector<std::byte>(table.bytes().begin(), table.bytes().end()));
+  ha::CachePlan const plan(table, s.lengths);
+  auto const d_plan = plan.on_device(table.view_at(d_bytes.data()), s.d_lengths.data());
+  run_compress(d_plan,
+               ha::transfer(s.source.layers, s.layout, ha::ragged(plan, s.d_keys.data(), s.d_values.data(), 64)));
+  auto const keys = s.d_keys.host();
+  REQUIRE(std::equal(keys.begin(), keys.begin() + 64, s.cache.keys[0].begin() + 64));
+  REQUIRE(std::all_of(keys.begin() + 64, keys.end(), [](auto x) { return x == 77; }));
+}
