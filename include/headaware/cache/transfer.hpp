@@ -393,8 +393,8 @@ void check_in_place(PlanBounds const& bounds, std::vector<LayerKv<T>> const& lay
 
 }  // namespace detail
 
-/// @brief Throws what `compress` would complain about, in words. The CUDA back end runs the same
-/// checks but can only return `cudaErrorInvalidValue`.
+/// @brief Runs the argument checks of `compress` without moving data. The CUDA back end runs the same and returns
+/// `cudaErrorInvalidValue`; `last_error_message` then has the text.
 /// @param plan       a cache plan or a device plan
 /// @param transfers  made by `transfer`
 /// @throws ArgumentError on missing layers, shapes that disagree with the plan, lengths beyond the
