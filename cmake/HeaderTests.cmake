@@ -1,5 +1,5 @@
-# Every public header alone: each .hpp by the C++ compiler, each .cuh by nvcc. nvcc sees each .hpp, too, a
-# folder at a time, since the C++ compiler has shown that they stand alone. And all .hpp together, as users compile
+# Every public header alone: each .hpp by the C++ compiler, each .cuh by nvcc. nvcc sees each .hpp, too, all of them
+# together, since the C++ compiler has shown that they stand alone. And all .hpp together, as users compile
 # them: without OpenMP, with more warnings than the project's own, by other compilers where there are any.
 
 function(headaware_add_header_tests)
@@ -16,7 +16,7 @@ function(headaware_add_header_tests)
 
   set(host_sources "")
   set(device_sources "")
-  set(groups "")
+  set(all_hpp "")
   foreach(header IN LISTS headers)
     string(REGEX REPLACE "[/.]" "_" name "${header}")
     # Twice, for the include guard.
@@ -24,10 +24,7 @@ function(headaware_add_header_tests)
     if(header MATCHES "\\.hpp$")
       file(CONFIGURE OUTPUT "${output}/${name}.cpp" CONTENT "${text}" @ONLY)
       list(APPEND host_sources "${output}/${name}.cpp")
-      cmake_path(GET header PARENT_PATH folder)
-      string(MAKE_C_IDENTIFIER "${folder}" group)
-      list(APPEND groups ${group})
-      string(APPEND group_${group} "#include <${header}>\n")
+      string(APPEND all_hpp "#include <${header}>\n")
     else()
       file(CONFIGURE OUTPUT "${output}/${name}.cu" CONTENT "${text}" @ONLY)
       list(APPEND device_sources "${output}/${name}.cu")
@@ -56,11 +53,8 @@ function(headaware_add_header_tests)
   target_compile_options(header_tests_host PRIVATE -O0)
   add_custom_target(header_tests DEPENDS header_tests_host)
   if(HEADAWARE_HAS_CUDA)
-    list(REMOVE_DUPLICATES groups)
-    foreach(group IN LISTS groups)
-      file(CONFIGURE OUTPUT "${output}/${group}.cu" CONTENT "${group_${group}}" @ONLY)
-      list(APPEND device_sources "${output}/${group}.cu")
-    endforeach()
+    file(CONFIGURE OUTPUT "${output}/all_hpp.cu" CONTENT "${all_hpp}" @ONLY)
+    list(APPEND device_sources "${output}/all_hpp.cu")
     add_library(header_tests_device OBJECT ${device_sources})
     target_link_libraries(header_tests_device PRIVATE headaware::cuda headaware_development)
     add_dependencies(header_tests header_tests_device)

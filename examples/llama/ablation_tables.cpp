@@ -23,7 +23,7 @@ namespace ha = headaware;
 
 namespace {
 
-constexpr auto where = "AblationTables::of";
+constexpr auto asked_by = "AblationTables::of";
 
 /// Layers of a setup that keep everything.
 std::vector<std::int32_t> whole_layers(AblationSetup const& setup, std::int32_t layers) {
@@ -52,7 +52,7 @@ ha::KvErrors with_sinks(ha::KvErrors errors, std::vector<std::int32_t> const& si
 }
 
 ha::Budget budget_of(std::int64_t total, std::int64_t heads) {
-  ha::detail::require(total > 0, "budget left for layers that do not keep everything", "> 0", total, where);
+  ha::detail::require(total > 0, "budget left for layers that do not keep everything", "> 0", total, asked_by);
   return ha::Budget::tokens(static_cast<double>(total) / static_cast<double>(heads));
 }
 
@@ -218,7 +218,7 @@ ha::PolicyTable AblationTables::planned_by_query_heads(AblationSetup const& setu
       high = middle;
     }
   }
-  ha::detail::require(found, "plan of query heads whose union fits the budget", "one", "none", where);
+  ha::detail::require(found, "plan of query heads whose union fits the budget", "one", "none", asked_by);
   return best;
 }
 
