@@ -8,6 +8,7 @@
 #include <headaware/attention/policy_mask.hpp>
 #include <headaware/cache/compact.hpp>
 #include <headaware/cache/rolling.hpp>
+#include <headaware/detail/parallel_for.hpp>
 #include <headaware/stats/observe.hpp>
 
 #include <array>
@@ -115,6 +116,16 @@ TEST_CASE("Exceptions of a user's types leave caches", "[cache]") {
                   std::out_of_range);
 }
 
+TEST_CASE("what a late step of a shared loop throws reaches the caller", "[attention]") {
+  auto const loop = [](auto const& thrown) {
+    ha::detail::parallel_for(1000, 4, [&](std::int64_t i) {
+      if (i == 999) throw thrown;
+    });
+  };
+  CHECK_THROWS_AS(loop(std::out_of_range("late")), std::out_of_range);
+  CHECK_THROWS_AS(loop(7), int);
+}
+
 TEST_CASE("views without pointers are refused in words", "[attention]") {
   std::vector<float> const data(64, 1);
   std::vector<float> output(16);
@@ -136,7 +147,7 @@ TEST_CASE("views without pointers are refused in words", "[attention]") {
   refused(ha::PagedView::csr(two.data(), nullptr, two.data(), 2, 4), {"indptr", "a pointer", "nullptr", "PagedView"});
   refused(ha::PagedView::csr(two.data(), two.data(), nullptr, 2, 4), {"last_page_len", "a pointer", "nullptr", ""});
   refused(ha::PagedView::dense(two.data(), 1, nullptr, 2, 4), {"lengths", "a pointer", "nullptr", "PagedView"});
-  refused(ha::PagedView::dense(nullptr, 0, two.data(), 2, 4), {"pages", "a pointer", "nullptr", "attend"});
+  refused(ha::PagedView::dense(nullptr, 1, two.data(), 2, 4), {"pages", "a pointer", "nullptr", "attend"});
   refused(ha::HeadPagesView(), {"KV heads", "0", "2", "HeadPagesView"});
   refused(ha::RollingView{}, {"layer", "[0, 0)", "0", "RollingView"});
   ha::RollingPlan const plan(ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 2), 1, {});

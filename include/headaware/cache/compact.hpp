@@ -257,9 +257,8 @@ struct MovingCopy {
 /// Fills in the source tokens of slots [begin, begin + tokens.size()).
 template <class Table>
 void stage_tokens(Table const& table, Segment const& segment, std::int64_t begin, std::span<std::int64_t> tokens) {
-  visit_policy(table, segment.layer, segment.sequence, segment.kv_head, [&](auto const& policy) {
-    using Policy = std::remove_cvref_t<decltype(policy)>;
-    if constexpr (has_source_token<Policy> || has_kept_before<Policy>) {
+  visit_policy(table, segment.layer, segment.sequence, segment.kv_head, [&]<class P>(P const& policy) {
+    if constexpr (has_source_token<P> || has_kept_before<P>) {
       for (std::size_t i = 0; i < tokens.size(); ++i) {
         tokens[i] = source_token(policy, begin + static_cast<std::int64_t>(i), segment.length);
       }
@@ -286,17 +285,16 @@ void check_policies(Plan const& plan, char const* where) {
   std::vector<std::int64_t> tokens;
   for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
     Segment const segment = plan.segment(s);
-    visit_policy(plan.table(), segment.layer, segment.sequence, segment.kv_head, [&](auto const& policy) {
-      using Policy = std::remove_cvref_t<decltype(policy)>;
-      if constexpr (std::is_same_v<Policy, KeepList>) {
+    visit_policy(plan.table(), segment.layer, segment.sequence, segment.kv_head, [&]<class P>(P const& policy) {
+      if constexpr (std::is_same_v<P, KeepList>) {
         policy.validate_entries(segment.length);
-      } else if constexpr (!is_known_policy<Policy>) {
+      } else if constexpr (!is_known_policy<P>) {
         tokens.resize(static_cast<std::size_t>(segment.kept));
         stage_tokens(plan.table(), segment, 0, tokens);
         for (std::size_t slot = 0; slot < tokens.size(); ++slot) {
           std::int64_t const lowest = slot == 0 ? 0 : tokens[slot - 1] + 1;
           if (tokens[slot] >= lowest && tokens[slot] < segment.length) continue;
-          require(false, ("token of policy '" + std::string(Policy::name) + "'").c_str(),
+          require(false, ("token of policy '" + std::string(P::name) + "'").c_str(),
                   "in [" + std::to_string(lowest) + ", " + std::to_string(segment.length) + ")", tokens[slot],
                   (place_of(where, segment) + ", slot " + std::to_string(slot)).c_str());
         }
@@ -539,9 +537,9 @@ void compress(BasicCachePlan<Table> const& plan, std::vector<LayerKv<U>> const& 
 /// @param layers  [num_layers], host pointers
 /// @param source  how each layer's keys and values lie; no two heads may share memory
 /// @param rotation  `KeyRotation`, or nothing to keep positions. Behind the call a key's position is its slot
-/// @throws ArgumentError before anything moves, as `compress`; on tensors of layers that overlap (unless by whole pages,
-///         which tables tell apart), pages that two sequences name, and where 16-bit keys are to turn for too few
-///         evicted tokens, which is not worth the rounding: see `KeyRotation::evicting`
+/// @throws ArgumentError before anything moves, as `compress`; on tensors of layers that overlap (unless by whole
+///         pages, which tables tell apart), pages that two sequences name, and where 16-bit keys are to turn for too
+///         few evicted tokens, which is not worth the rounding: see `KeyRotation::evicting`
 /// @par Cost  Moves only tokens whose place changes; memory for a head's token numbers a thread
 template <class Table, class T, class Source, class Rotation = detail::KeepPositions>
 void compress_in_place(BasicCachePlan<Table> const& plan, std::vector<LayerKv<T>> const& layers, Source const& source,

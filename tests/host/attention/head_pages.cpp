@@ -5,6 +5,7 @@
 
 #include <headaware/layout/ragged.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <set>
 #include <string>
@@ -141,6 +142,15 @@ TEST_CASE("views whose tables in host memory name what is not there are refused"
   (void)heads.append(Table{30, 9});
   auto const at = [&](Table const& of) { return ha::HeadPagesView(heads.view(), 0, of.data()); };
   refuse_view(at(lengths), 2, {"length", "[0, ", "-1", "HeadPagesView, sequence 1"});
+  lengths = {30, 9};
+  auto fewer = heads.view();
+  fewer.num_pages = *std::max_element(heads.table().begin(), heads.table().end());
+  std::string const pool = "[0, " + std::to_string(fewer.num_pages) + ")";
+  refuse_view(ha::HeadPagesView(fewer, 0, lengths.data()), 2,
+              {"page table entry", pool, std::to_string(fewer.num_pages) + " for page", "HeadPagesView"});
+  ha::RollingPlan const short_plan(ha::PolicyTable(1, 2), 2, {.max_tokens = 29});
+  refuse_view(ha::RollingView{short_plan.view(), 0, lengths.data()}, 2,
+              {"length", "[0, 29]", "30", "RollingView, sequence 0"});
   // Longer than what the pages hold: a length of the next step.
   lengths = {30, 14};
   refuse_view(at(lengths), 2, {"page table entry", "[0, 20)", "-1 for page 3", "HeadPagesView, sequence 1, KV head 0"});

@@ -222,6 +222,8 @@ TEST_CASE("in place, layers that overlap are refused, those threaded through eac
   taken(threaded, {{at, at + 8}, {at + 16, at + 24}});
   refused(threaded, {{at, at + 8}, {at + 15, at + 24}}, "layer 0's values and layer 1's keys");
   refused(threaded, {{at, at + 8}, {at + 16, at + 35}}, "layer 0's keys and layer 1's values");
+  refused(threaded, {{at, at + 8}, {at + 16, at + 31}},
+          "layer 0's keys and layer 1's values");  // a token on, a channel back
 
   // Pools that layers share by whole pages, as TensorRT-LLM has them: tables tell them apart.
   std::vector<std::int32_t> const offsets{0, 4, 1, 5};

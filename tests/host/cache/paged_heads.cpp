@@ -382,6 +382,14 @@ TEST_CASE("what paged caches refuse", "[cache]") {
   writes(news.layers(), ha::strided_bshd(2, 0, 4, dim), storage, 0, {"source tokens", "1", "0", "append, keys"});
   storage.page_stride = 7;
   writes(news.layers(), layout, storage, 0, {"page stride", ">= 8", "7", "append"});
+  storage.page_stride = 8;
+  storage.value_channels = dim + 1;
+  writes(news.layers(), layout, storage, 0, {"page stride", ">= 12", "8", "append"});
+  // Keys and values in turn, the values' pages too long for the places between keys.
+  storage = cache.storage();
+  storage.page_stride = 15;
+  storage.values = storage.keys + 8;
+  writes(news.layers(), layout, storage, 0, {"cache's buffers", "keys apart from values", "overlapping", "append"});
   storage = cache.storage();
   storage.values = nullptr;
   writes(news.layers(), layout, storage, 0, {"cache's values", "pointer", "nullptr", "layer 0"});

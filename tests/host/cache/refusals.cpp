@@ -146,6 +146,28 @@ TEST_CASE("buffers that overlap, and buffers that only touch", "[cache]") {
   }
 }
 
+TEST_CASE("a source within a paged destination's pool, also behind a shorter one", "[cache]") {
+  ha::CachePlan const plan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 3}), std::vector<std::int32_t>{10});
+  std::vector<float> buffer(200);
+  float* const at = buffer.data();
+  std::vector<float> const values(40);
+  std::vector<std::int32_t> const table{0};
+  ha::KvLayouts const source{ha::strided_bhsd(1, 1, 10, 1), ha::strided_bhsd(1, 1, 10, 4)};
+  auto const validate = [&](float const* keys, ha::LayerKv<float> const& pool, std::int64_t stride) {
+    ha::PagedForm const form{.block_table = table.data(), .table_stride = 1, .page_size = 4, .page_stride = stride};
+    auto const kept = ha::paged(plan, std::vector<ha::LayerKv<float>>{pool}, form, 1, 4, 4);
+    ha::validate(plan, ha::transfer(std::vector<ha::LayerKv<float const>>{{keys, values.data()}}, source, kept));
+  };
+  ha::ErrorDetail const parts{"buffers", "apart from the source", "overlapping buffers", "compress"};
+  // Values [0, 64), keys [8, 24): the source's keys lie behind the pool's, within its values.
+  check_error<ha::ArgumentError>([&] { validate(at + 40, {at + 8, at}, 0); }, parts);
+  check_error<ha::ArgumentError>([&] { validate(at + 63, {at + 8, at}, 0); }, parts);
+  validate(at + 64, {at + 8, at}, 0);
+  // Pages of keys and values in turn, 20 elements each: the last one's values end at 80.
+  check_error<ha::ArgumentError>([&] { validate(at + 79, {at, at + 4}, 20); }, parts);
+  validate(at + 80, {at, at + 4}, 20);
+}
+
 TEST_CASE("a bad second transfer leaves the first one's destination alone", "[cache]") {
   Setup const s;
   auto const scale_layout = ha::strided_bhsd(2, 3, 20, 1);
@@ -245,6 +267,8 @@ TEST_CASE("paged destinations that do not add up", "[cache]") {
   }
   refused({.block_table = indices.data(), .table_stride = 1, .page_size = 4}, 0,
           {"block table row", "room for 8 tokens of layer 0", "4", "paged"});
+  refused({.block_table = indices.data(), .table_stride = 1, .page_size = 7}, 0,
+          {"block table row", "room for 8 tokens of layer 0", "7", "paged"});
   refused({.block_table = indices.data(), .table_stride = 2, .page_size = 0}, 0, {"page size", "> 0", "0", "paged"});
   refused({.block_table = indices.data(), .table_stride = 2, .page_size = -4}, 0, {"page size", "> 0", "-4", "paged"});
   refused({.block_table = nullptr, .table_stride = 2, .page_size = 4}, 0,

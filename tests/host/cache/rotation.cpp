@@ -381,6 +381,13 @@ TEST_CASE("keys of 16 bits are not turned in place for a few tokens", "[cache]")
     check(0.0F, evicted, false);
   }
   for (std::int32_t const evicted : {0, 64, 100}) check(ha::bfloat16{}, evicted, false);
+  // The fewest tokens that a device's plan says: of all heads whose tokens move, as those of a prefix do not.
+  ha::PolicyTable table(1, 3, ha::SinkWindow{.sink = 4, .window = 200});
+  table.set(0, 1, ha::SinkWindow{.sink = 300, .window = 0});
+  table.set(0, 2, ha::WindowOnly{.window = 100});
+  ha::CachePlan const plan(table, std::vector<std::int32_t>{304, 217, 204});
+  CHECK(plan.on_device(table.view(), nullptr).min_evicted == 13);
+  CHECK(ha::CachePlan(table, std::vector<std::int32_t>{304, 100}).on_device(table.view(), nullptr).min_evicted == 100);
   check_error<ha::ArgumentError>([] { (void)ha::KeyRotation().evicting(0); },
                                  {"evicted tokens", "> 0", "0", "KeyRotation"});
 }

@@ -127,10 +127,16 @@ TEST_CASE("a source's tables name places for all its tokens, or are refused", "[
   check_error<ha::ArgumentError>([&] { ha::compress_in_place(calls.plan, layers, both); },
                                  {"cu_seqlens", "at least 10 rows", "0 to 6", "values, sequence 0"});
   // Two sequences may share a page that is read, but not one that is compacted in place.
-  std::vector<std::int32_t> const shared{7, 3, 19, 7, 5};
-  calls.take(csr(shared, ends));
-  check_error<ha::ArgumentError>([&] { ha::compress_in_place(calls.plan, layers, csr(shared, ends)); },
-                                 {"page table entry", "named once", "7, also of sequence 0", "keys, sequence 1"});
+  for (std::int32_t const page : {7, 19}) {  // a whole page, and one that both hold in part
+    std::vector<std::int32_t> const shared{7, 3, 19, page == 7 ? 7 : 0, page == 7 ? 5 : 19};
+    std::string const got = std::to_string(page) + ", also of sequence 0";
+    calls.take(csr(shared, ends));
+    check_error<ha::ArgumentError>([&] { ha::compress_in_place(calls.plan, layers, csr(shared, ends)); },
+                                   {"page table entry", "named once", got, "keys, sequence 1"});
+    ha::KvLayouts const of_values{csr(pages, ends), csr(shared, ends)};
+    check_error<ha::ArgumentError>([&] { ha::compress_in_place(calls.plan, layers, of_values); },
+                                   {"page table entry", "named once", got, "values, sequence 1"});
+  }
 }
 
 TEST_CASE("a page belongs to one head alone", "[cache]") {

@@ -26,6 +26,20 @@ namespace {
 
 bool near(double a, double b) { return std::abs(a - b) <= 1e-12 * std::max({1.0, std::abs(a), std::abs(b)}); }
 
+/// Of the three query heads of a KV head: what `value` says of them, by row.
+template <class Value>
+double fold_of(ha::GroupFold fold, ha::RetentionStatistics const& of, std::size_t head, Value const& value) {
+  double sum = 0;
+  double most = 0;
+  for (std::size_t member = 0; member < 3; ++member) {
+    auto const& sums = of.heads[head * 3 + member];
+    double const mean = value(sums) / double(sums.rows);
+    sum += mean;
+    most = std::max(most, mean);
+  }
+  return fold == ha::GroupFold::sum ? sum : most;
+}
+
 }  // namespace
 
 TEST_CASE("errors are the weighted sum over texts of folded means", "[plan]") {
@@ -44,19 +58,13 @@ TEST_CASE("errors are the weighted sum over texts of folded means", "[plan]") {
       for (std::size_t head = 0; head < 6; ++head) {
         for (std::size_t s = 0; s < 2; ++s) {
           for (std::size_t w = 0; w < 2; ++w) {
+            auto const value = [&](ha::RetentionSums const& sums, std::size_t cell) {
+              return (measure == ha::ErrorMeasure::mass     ? sums.mass
+                      : measure == ha::ErrorMeasure::output ? sums.error_squared
+                                                            : sums.metric_error_squared)[cell];
+            };
             auto const folded = [&](ha::RetentionStatistics const& of, std::size_t cell) {
-              double sum = 0;
-              double most = 0;
-              for (std::size_t member = 0; member < 3; ++member) {
-                auto const& sums = of.heads[head * 3 + member];
-                double const value = (measure == ha::ErrorMeasure::mass     ? sums.mass
-                                      : measure == ha::ErrorMeasure::output ? sums.error_squared
-                                                                            : sums.metric_error_squared)[cell] /
-                                     double(sums.rows);
-                sum += value;
-                most = std::max(most, value);
-              }
-              return fold == ha::GroupFold::sum ? sum : most;
+              return fold_of(fold, of, head, [&](ha::RetentionSums const& sums) { return value(sums, cell); });
             };
             double const expected = layers.at(std::int32_t(head / 2), std::int32_t(head % 2)) *
                                         folded(text, text_grid.cell(s + 1, w == 0 ? 1 : 3)) +
@@ -64,6 +72,15 @@ TEST_CASE("errors are the weighted sum over texts of folded means", "[plan]") {
             REQUIRE(near(errors.of(head)[errors.grid.cell(s, w)], expected));
           }
         }
+        auto const dropped = [&](ha::RetentionStatistics const& of) {
+          return fold_of(fold, of, head, [&](ha::RetentionSums const& sums) {
+            return measure == ha::ErrorMeasure::mass     ? double(sums.rows)
+                   : measure == ha::ErrorMeasure::output ? sums.output_squared
+                                                         : sums.output_metric_squared;
+          });
+        };
+        double const factor = layers.at(std::int32_t(head / 2), std::int32_t(head % 2));
+        REQUIRE(near(errors.dropped[head], factor * dropped(text) + 0.3 * double(head + 1) * dropped(probe)));
       }
     }
   }

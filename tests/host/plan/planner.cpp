@@ -351,10 +351,19 @@ TEST_CASE("heads without output are pruned, and only they", "[plan]") {
   ha::PlanOptions options;
   options.negligible_output = 0;
   CHECK_FALSE(ha::plan_policies(statistics, ha::Budget::tokens(100), context, options).table.at(1, 1).is<ha::Prune>());
+  // A share that is the limit itself is negligible.
+  options.negligible_output = errors_of(statistics, ha::ErrorMeasure::output_metric).output_share[3];
+  CHECK(options.negligible_output > 0);
+  CHECK(ha::plan_policies(statistics, ha::Budget::tokens(100), context, options).table.at(1, 1).is<ha::Prune>());
   // One text in which the head speaks is enough.
   auto const loud = random_statistics(3, 4, 2, ha::RetentionGrid::up_to(context), 5);
   std::vector<ha::WeightedStatistics> const texts{{&statistics}, {&loud, {}, 0.3}};
   CHECK_FALSE(ha::plan_policies(texts, ha::Budget::tokens(100), context).table.at(1, 1).is<ha::Prune>());
+  // Where both are known, what is behind the projection counts.
+  auto projected = loud;
+  projected.heads[6].output_metric_squared *= 1e-9;
+  projected.heads[7].output_metric_squared *= 1e-9;
+  CHECK(ha::plan_policies(projected, ha::Budget::tokens(100), context).table.at(1, 1).is<ha::Prune>());
   // Of masses alone nothing is known of the output.
   statistics.info.with_values = statistics.info.with_output_metric = false;
   CHECK_FALSE(ha::plan_policies(statistics, ha::Budget::tokens(100), context).table.at(1, 1).is<ha::Prune>());

@@ -8,9 +8,12 @@
 #include <headaware/policy/builders.hpp>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -263,4 +266,53 @@ TEST_CASE("DuoAttention's published gates become a table", "[policy][data]") {
   };
   CHECK(full_heads(table) == 234);  // hardly compressed
   CHECK(full_heads(ha::table_from_duo_gates(gates, ha::FullHeadShare{0.5})) == 128);
+}
+
+TEST_CASE("a compressor says what its heads keep, and keeps it", "[policy]") {
+  ha::PolicyTable table(2, 3, Full{});
+  table.set(0, 0, SinkWindow{.sink = 1, .window = 1});
+  table.set(0, 2, SinkWindow{.sink = 1, .window = 3});
+  table.set(1, 1, Prune{});
+  ha::Compressor const compressor(model(2, 6, 3), table);
+  auto const summary = compressor.compression_summary(10);
+  CHECK(summary.kept_total == 36);
+  CHECK(summary.ratio == 36.0 / 60);
+  std::vector<std::string_view> const names(summary.policies.begin(), summary.policies.end());
+  auto const of = [&](std::string_view name) {
+    return static_cast<std::size_t>(std::find(names.begin(), names.end(), name) - names.begin());
+  };
+  CHECK(summary.heads[of("full")] == 3);
+  CHECK(summary.mean_kept[of("full")] == 10);
+  CHECK(summary.heads[of("sink_window")] == 2);
+  CHECK(summary.mean_kept[of("sink_window")] == 3);
+  CHECK(summary.heads[of("prune")] == 1);
+  CHECK(summary.mean_kept[of("prune")] == 0);
+  CHECK(summary.heads[of("window_only")] == 0);
+  CHECK(compressor.compression_summary(0).ratio == 1);
+  for (std::int64_t const length : {std::int64_t{-1}, std::int64_t{1} << 31}) {
+    headaware_test::check_error<ha::ArgumentError>([&] { (void)compressor.compression_summary(length); },
+                                                   {"length", "", std::to_string(length), "compression_summary"});
+  }
+
+  // Values wider than keys.
+  constexpr std::int64_t tokens = 5;
+  std::vector<float> keys(3 * tokens * 2);
+  std::vector<float> values(3 * tokens * 4);
+  std::iota(keys.begin(), keys.end(), 0.0F);
+  std::iota(values.begin(), values.end(), 1000.0F);
+  std::vector<ha::LayerKv<float const>> const layers(2, {keys.data(), values.data()});
+  ha::KvLayouts const source{ha::strided_bhsd(1, 3, tokens, 2), ha::strided_bhsd(1, 3, tokens, 4)};
+  auto const cache = compressor.compress(layers, source, std::vector<std::int32_t>{tokens}, 2, {}, 4);
+  auto const row = [](std::vector<float> const& tensor, std::int64_t first, std::int64_t count) {
+    return std::vector<float>(tensor.begin() + first, tensor.begin() + first + count);
+  };
+  auto const held = [](std::span<float const> rows) { return std::vector<float>(rows.begin(), rows.end()); };
+  CHECK(held(cache.head_keys(0, 0, 0).subspan(2)) == row(keys, (tokens - 1) * 2, 2));  // the last token
+  CHECK(held(cache.head_values(0, 0, 0).subspan(4)) == row(values, (tokens - 1) * 4, 4));
+  CHECK(held(cache.head_values(0, 0, 1)) == row(values, tokens * 4, tokens * 4));
+  CHECK(held(cache.head_keys(1, 0, 2)) == row(keys, 2 * tokens * 2, tokens * 2));
+  CHECK(cache.head_values(1, 0, 1).empty());
+  auto const skipped =
+      compressor.compress(layers, source, std::vector<std::int32_t>{tokens}, 2, std::vector<std::int32_t>{0}, 4);
+  CHECK(held(skipped.head_values(0, 0, 0)) == row(values, 0, tokens * 4));
 }

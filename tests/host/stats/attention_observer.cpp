@@ -135,6 +135,9 @@ TEST_CASE("a sequence is cut into chunks that begin anew, and short ones are pas
   Problem const short_text(2, 1, 9, 16, 5);
   each.observe(0, short_text.layer(true), score);
   REQUIRE(cut.sums() == each.sums());
+  REQUIRE(parameters.min_chunk == 10);
+  each.observe(0, Problem(2, 1, 10, 16, 5).layer(true), score);
+  REQUIRE(each.head(0, 0).head.chunks == 3);
 }
 
 TEST_CASE("ready probabilities give what queries and keys give", "[stats]") {
@@ -294,6 +297,14 @@ TEST_CASE("keys and values in pages give the same", "[stats]") {
   paged.observe(0, layer, score);
   plain.observe(0, problem.layer(true), score);
   REQUIRE(paged.sums() == plain.sums());
+  // A table of the values' own.
+  std::vector<std::int32_t> const wrong{4, 0, 2, 1, 5};
+  layer.value_layout =
+      ha::PagedLayout(ha::PageTable::dense(wrong.data(), 5), layout.keys.shape(), layout.keys.strides());
+  check_error<ha::ArgumentError>(
+      [&] { paged.observe(0, layer, score); },
+      {"page table entry", "a page in [0, 5)", "5 for page 4", "observe, values, sequence 0"});
+  REQUIRE(paged.sums() == plain.sums());
 }
 
 TEST_CASE("what an observer refuses", "[stats]") {
@@ -311,6 +322,9 @@ TEST_CASE("what an observer refuses", "[stats]") {
   refused([&] { observer.observe(0, other, score); }, {"query heads", "2", "4", where});
   other = layer;
   other.tokens = 41;
+  refused([&] { observer.observe(0, other, score); }, {"queries' tokens", "at least 41", "40", where});
+  other = layer;
+  other.first_token = 1;
   refused([&] { observer.observe(0, other, score); }, {"queries' tokens", "at least 41", "40", where});
   other = layer;
   other.head_dim = 9;

@@ -47,6 +47,7 @@ TEST_CASE("averages over chunks of known sums", "[stats]") {
   first.sink = 2.8;
   first.local = 2.4;
   first.uniformity = 6;
+  first.distances[0] = 2;
   ha::ChunkSums second(1);
   second.rows = 2;
   second.uniformity_rows = 1;
@@ -54,6 +55,7 @@ TEST_CASE("averages over chunks of known sums", "[stats]") {
   second.sink = 0.2;
   second.local = 0.4;
   second.uniformity = 4;
+  second.distances[0] = 0.5;
   ha::HeadSums sums(1);
   sums.add(first);
   sums.add(second);
@@ -62,6 +64,7 @@ TEST_CASE("averages over chunks of known sums", "[stats]") {
   CHECK(statistics.std_entropy == 1);       // the population's, not the sample's
   CHECK(statistics.uniformity_score == 3);  // of 6 / 3 and 4 / 1
   CHECK(std::abs(statistics.sink_ratio - 0.4) < 1e-15);
+  CHECK(statistics.relative_position_dist == std::vector{0.375});  // of 0.5 and 0.25
   // Of 1 - 0.7 - 0.6, which counts as none, and 1 - 0.1 - 0.2.
   CHECK(std::abs(statistics.position_preference.global - 0.35) < 1e-15);
 }

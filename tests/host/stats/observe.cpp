@@ -62,6 +62,8 @@ TEST_CASE("statistics of any length agree with the formulas", "[stats]") {
   }
 }
 
+TEST_CASE("more heads than are observed at a time", "[stats]") { compare(Problem(300, 3, 12, 8, 19), {}, {}); }
+
 TEST_CASE("retention statistics equal explicit renormalisation", "[stats]") {
   ha::ObserverParameters parameters;
   parameters.retention = ha::RetentionGrid{};
