@@ -71,8 +71,9 @@ cudaError_t guarded(Body const& body) noexcept {
 inline void require_storage(void const* d_temp, std::size_t bytes, std::size_t needed, std::size_t alignment,
                             char const* where) {
   require(bytes >= needed, "temporary storage in bytes", needed, bytes, where);
-  require(reinterpret_cast<std::uintptr_t>(d_temp) % alignment == 0, "temporary storage", "aligned to 8 bytes",
-          "a misaligned pointer", where);
+  if (reinterpret_cast<std::uintptr_t>(d_temp) % alignment == 0) return;
+  require(false, "temporary storage", "aligned to " + std::to_string(alignment) + " bytes", "a misaligned pointer",
+          where);
 }
 
 /// Blocks that a grid has in its first direction, at most.
