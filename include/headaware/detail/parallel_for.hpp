@@ -18,8 +18,13 @@ namespace detail {
 /// @param share  false: not worth the time that it takes to wake other threads
 /// @param make   () to a thread's state: buffers that its steps reuse, and whose destructor ends them
 template <class Make, class Work>
-void parallel_for(std::int64_t count, std::int64_t grain, [[maybe_unused]] bool share, Make const& make,
-                  Work const& work) {
+void parallel_for(std::int64_t count, std::int64_t grain, bool share, Make const& make, Work const& work) {
+  if (count <= 0) return;
+  if (!share || count <= grain) {  // nothing to count or to catch
+    auto state = make();
+    for (std::int64_t i = 0; i < count; ++i) work(state, i);
+    return;
+  }
   std::atomic<std::int64_t> next{0};
   std::atomic<bool> failed{false};
   std::exception_ptr failure;
@@ -36,9 +41,8 @@ void parallel_for(std::int64_t count, std::int64_t grain, [[maybe_unused]] bool 
       if (!failed.exchange(true)) failure = std::current_exception();
     }
   };
-  if (count <= 0) return;
 #if defined(_OPENMP)
-#pragma omp parallel if (share && count > grain)
+#pragma omp parallel
 #endif
   run();
   if (failure) std::rethrow_exception(failure);
