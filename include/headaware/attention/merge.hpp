@@ -6,6 +6,7 @@
 #include <headaware/attention/attention.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/attention/softmax_part.hpp>
+#include <headaware/detail/checked.hpp>
 #include <headaware/detail/parallel_for.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
