@@ -50,22 +50,26 @@ void remove_chunks(std::filesystem::path const& folder) {
 
 std::filesystem::path mark_of(std::filesystem::path const& folder) { return folder / capture::unfinished_name; }
 
-bool is_marked(std::filesystem::path const& folder) {
+/// The mark's file. @param[out] marked  whether it was there
+int open_mark(std::filesystem::path const& folder, bool& marked) {
   support::make_folder(folder);
-  return std::filesystem::exists(mark_of(folder));
-}
-
-/// The mark's file, made if there is none.
-int open_mark(std::filesystem::path const& folder) {
-  int const file = ::open(mark_of(folder).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-  if (file < 0) ha::detail::throw_file_error("cannot create file", "a writable folder", mark_of(folder), errno);
+  auto const path = mark_of(folder);
+  int file = -1;
+  // Between the two another process may remove it.
+  for (int tries = 0; file < 0 && tries < 8; ++tries) {
+    file = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    marked = file < 0 && errno == EEXIST;
+    if (marked) file = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+    if (file < 0 && errno != ENOENT) break;
+  }
+  if (file < 0) ha::detail::throw_file_error("cannot create file", "a writable folder", path, errno);
   return file;
 }
 
 }  // namespace
 
 UnfinishedCapture::UnfinishedCapture(std::filesystem::path folder)
-    : folder_(std::move(folder)), again_(is_marked(folder_)), mark_(open_mark(folder_)) {
+    : folder_(std::move(folder)), mark_(open_mark(folder_, marked_)) {
   struct ::stat info {};
   bool const locked = ::flock(mark_.get(), LOCK_EX | LOCK_NB) == 0;
   if (!locked && errno != EWOULDBLOCK) {
@@ -76,12 +80,16 @@ UnfinishedCapture::UnfinishedCapture(std::filesystem::path folder)
     throw ha::ArgumentError(
         {"output_dir", "a folder that no other process captures into", "one that does", folder_.string()});
   }
-  if (again_) remove_chunks(folder_);
+  // Another process may have finished before the lock was this one's: its last file is there then.
+  bool const again = marked_ && !std::filesystem::exists(folder_ / "capture.json");
+  if (again) remove_chunks(folder_);
   // Arrays of another run would be taken for this one's.
   if (auto const array = any_array(folder_); !array.empty()) {
-    if (!again_) ::unlink(mark_of(folder_).c_str());
+    if (!again) ::unlink(mark_of(folder_).c_str());
     throw ha::ArgumentError({"output_dir", "a folder without arrays", array + " in it", folder_.string()});
   }
+  // Without arrays it is of none, and would make this capture look whole.
+  std::filesystem::remove(folder_ / "capture.json");
   // Durable before the first array is.
   if (::fsync(mark_.get()) != 0) {
     ha::detail::throw_file_error("cannot write file", "room for the file", mark_of(folder_), errno);

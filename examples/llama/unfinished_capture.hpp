@@ -11,7 +11,8 @@ namespace llama_adapter {
 /// Marks a folder while arrays are written to it; the mark outlives a process that is killed.
 class UnfinishedCapture {
  public:
-  /// @brief Makes folder and mark. What an unfinished capture left there is removed.
+  /// @brief Makes folder and mark. What an unfinished capture left there is removed; arrays beside a
+  ///        capture.json are a whole one's, and stay.
   /// @throws ArgumentError if the folder holds other arrays, or another process captures into it; FileError
   explicit UnfinishedCapture(std::filesystem::path folder);
   UnfinishedCapture(UnfinishedCapture const&) = delete;
@@ -23,7 +24,7 @@ class UnfinishedCapture {
 
  private:
   std::filesystem::path folder_;
-  bool again_;                              ///< an unfinished capture was there
+  bool marked_ = false;                     ///< before this capture
   headaware::detail::FileDescriptor mark_;  ///< locked as long as the process lives
 };
 

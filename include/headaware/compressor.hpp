@@ -27,6 +27,7 @@
 #include <headaware/types.hpp>
 
 #include <array>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -196,8 +197,10 @@ class BasicCompressor {
   }
 
   /// @brief The same with `Full` above a threshold.
-  /// @param threshold  gate value; 0.5 is beneath nine in ten gates of some published models
-  static BasicCompressor from_duo_gates(DuoGates const& gates, ModelConfig const& model, double threshold) {
+  /// @param threshold  gate value; 0.5 is beneath nine in ten gates of some published models; in braces,
+  ///                   `{0.5}`, a number is a share
+  template <std::convertible_to<double> Threshold>
+  static BasicCompressor from_duo_gates(DuoGates const& gates, ModelConfig const& model, Threshold threshold) {
     return {model, table_from_duo_gates<Registry>(gates, threshold)};
   }
 

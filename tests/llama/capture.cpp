@@ -3,6 +3,7 @@
 #include "support/capture.hpp"
 
 #include "llama/models.hpp"
+#include "llama/unfinished_capture.hpp"
 #include "support/errors.hpp"
 
 #include <headaware/element.hpp>
@@ -144,11 +145,33 @@ TEST_CASE("a capture that was killed is no capture, and is made again in its fol
   CHECK(arrays.sequences.size() == 4);
 
   // A user's own arrays are never removed, not even where a capture was interrupted.
+  std::filesystem::remove(capture_folder / "capture.json");
   ha::write_file(capture_folder / capture::unfinished_name, "");
   std::filesystem::rename(capture_folder / "chunk0_k.npy", capture_folder / "mine_k.npy");
   CHECK_FALSE(run_program(arguments, folder / "log"));
   CHECK(ha::read_text_file(folder / "log").find("mine_k.npy in it") != std::string::npos);
   CHECK(std::filesystem::exists(capture_folder / "mine_k.npy"));
+}
+
+TEST_CASE("what stands in a marked folder decides whether a capture was interrupted there") {
+  TemporaryFolder const folder;
+  auto const mark = folder / capture::unfinished_name;
+  for (char const* const name : {"chunk0_k.npy", "tokens.json", "capture.json"}) ha::write_file(folder / name, "");
+  // A whole one's mark, opened by a process that the other one overtook: its arrays stay.
+  ha::write_file(mark, "");
+  check_error<ha::ArgumentError>([&] { llama_adapter::UnfinishedCapture{folder.path()}; },
+                                 {"output_dir", "a folder without arrays", "chunk0_k.npy in it", ""});
+  CHECK(std::filesystem::exists(folder / "chunk0_k.npy"));
+  CHECK_FALSE(std::filesystem::exists(mark));
+  // A capture.json without arrays is no sign of the new capture's end.
+  std::filesystem::remove(folder / "chunk0_k.npy");
+  {
+    llama_adapter::UnfinishedCapture const begun(folder.path());
+    ha::write_file(folder / "chunk0_k.npy", "");
+  }
+  CHECK(std::filesystem::exists(mark));
+  { llama_adapter::UnfinishedCapture const again(folder.path()); }
+  CHECK_FALSE(std::filesystem::exists(folder / "chunk0_k.npy"));
 }
 
 TEST_CASE("what cannot be captured is said") {

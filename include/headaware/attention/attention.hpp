@@ -5,6 +5,7 @@
 
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/checked.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
@@ -91,8 +92,13 @@ inline void check_attention_shape(AttentionShape const& shape, AttentionOptions 
   require(shape.query_heads > 0 && shape.query_heads % shape.kv_heads == 0, "query heads",
           "a multiple of " + std::to_string(shape.kv_heads) + " KV heads", shape.query_heads, where);
   require(shape.query_tokens >= 0, "query tokens", ">= 0", shape.query_tokens, where);
+  // As many as positions have.
+  require(shape.query_tokens <= 0x7fffffff, "query tokens", "at most 2147483647", shape.query_tokens, where);
   require(shape.head_dim > 0, "head_dim", "> 0", shape.head_dim, where);
   require(shape.value_dim >= 0, "value_dim", ">= 0", shape.value_dim, where);
+  for (std::int64_t const channels : {shape.head_dim, shape.output_channels()}) {
+    (void)elements(where, {shape.sequences, shape.query_heads, shape.query_tokens, channels});
+  }
   require(std::isfinite(options.scale) && options.scale >= 0, "softmax scale", "finite and >= 0",
           std::to_string(options.scale), where);
   require(std::isfinite(options.soft_cap) && options.soft_cap >= 0, "soft cap", "finite and >= 0",

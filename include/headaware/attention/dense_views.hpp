@@ -7,6 +7,7 @@
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/cache/destination.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/checked.hpp>
 #include <headaware/error.hpp>
 
 #include <cstdint>
@@ -48,6 +49,8 @@ struct RaggedView {
     detail::require_pointer(offsets, "offsets", where);
     detail::require(shape.kv_heads == kv_heads, "KV heads", kv_heads, shape.kv_heads, where);
   }
+  /// Offsets beyond the tensor stay unseen: the view does not know how many rows it has. Numbers of rows below 0 are
+  /// seen by `attend`.
   void check_tables(AttentionShape const& shape) const {
     for (std::int64_t i = 0; i < shape.segments(); ++i) {
       if (offsets[i] >= 0) continue;
@@ -81,8 +84,10 @@ struct PaddedView {
     constexpr auto where = "attend, PaddedView";
     detail::require_pointer(lengths, "lengths", where);
     detail::require(shape.kv_heads == kv_heads, "KV heads", kv_heads, shape.kv_heads, where);
+    check_size(shape);
   }
   void check_tables(AttentionShape const& shape) const {
+    check_size(shape);
     for (std::int64_t i = 0; i < shape.segments(); ++i) {
       if (lengths[i] <= head_rows) continue;
       detail::require(false, "rows held", "at most " + std::to_string(head_rows), lengths[i],
@@ -90,6 +95,16 @@ struct PaddedView {
     }
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
+
+ private:
+  /// The tensor's elements must fit 64 bits.
+  void check_size(AttentionShape const& shape) const {
+    constexpr auto where = "attend, PaddedView";
+    detail::require(head_rows >= 0, "rows of a head", ">= 0", head_rows, where);
+    for (std::int64_t const channels : {shape.head_dim, shape.output_channels()}) {
+      (void)detail::elements(where, {shape.sequences, kv_heads, head_rows, channels});
+    }
+  }
 };
 static_assert(KeptView<PaddedView>);
 

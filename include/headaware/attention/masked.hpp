@@ -6,6 +6,7 @@
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/attention/check_masked.hpp>
 #include <headaware/detail/float_buffer.hpp>
 #include <headaware/detail/logit_map.hpp>
 #include <headaware/detail/pack_block.hpp>
@@ -205,7 +206,7 @@ HEADAWARE_TARGET_BEGIN
 /// @param layer   with values, host pointers; positions are 0 … tokens - 1
 /// @param table   policies; @param table_layer  which of its layers this is
 /// @param output  host, [query_heads, tokens, value_dim] by `output_layout`, sequence 0; zero where nothing is kept
-/// @throws ArgumentError on shapes that disagree
+/// @throws ArgumentError on shapes that disagree, and on keep-lists that are missing or do not ascend
 /// @note   Deterministic. A row with a NaN score has a NaN output.
 /// @par Cost  query_heads · tokens · head_dim times the keys kept (for sinks and windows; other policies see all
 ///            keys and are asked for each); memory for a tile of rows a thread
@@ -221,6 +222,10 @@ void attend_masked(LayerQkv<T, QueryLayout, KeyLayout, ValueLayout> const& layer
   detail::require(table.num_kv_heads() == layer.kv_heads, "table's KV heads", layer.kv_heads, table.num_kv_heads(),
                   where);
   detail::require_index(table_layer, table.num_layers(), "layer", where);
+  if constexpr (requires { table.num_sequences(); }) {
+    detail::require(table.num_sequences() > 0, "table's sequences", "> 0", table.num_sequences(), where);
+  }
+  detail::check_masked_policies(table, table_layer, 0);
   std::int64_t const tile = detail::MaskedRows::max_rows;
   std::int64_t const tiles = (layer.tokens + tile - 1) / tile;
   std::int64_t const work = tiles * layer.query_heads;

@@ -6,6 +6,7 @@
 #include <headaware/attention/attention.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/attention/softmax_part.hpp>
+#include <headaware/detail/checked.hpp>
 #include <headaware/detail/parallel_for.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
@@ -60,6 +61,7 @@ void check_merge(AttentionShape const& shape, AttentionOutput<A, ALayout> const&
   require(shape.query_heads >= 0, "query heads", ">= 0", shape.query_heads, where);
   require(shape.query_tokens >= 0, "query tokens", ">= 0", shape.query_tokens, where);
   if (shape.sequences == 0 || shape.query_heads == 0 || shape.query_tokens == 0) return;
+  (void)elements(where, {shape.sequences, shape.query_heads, shape.query_tokens});
   require(into.data != nullptr && other.data != nullptr, "outputs", "pointers", "nullptr", where);
   require(into.lse != nullptr && other.lse != nullptr, "log-sum-exp", "pointers", "nullptr", where);
   check_attention_layout(shape, into.layout, shape.output_channels(), "merge_attention, first output");

@@ -37,7 +37,9 @@ HEADAWARE_KERNEL void mask_kernel(Table const __grid_constant__ table, MaskShape
 /// @param[in]  table   on the device: `table.view_at(d_bytes)`, a `UniformTable`, or `WithKeepLists` of one
 /// @param[out] d_mask  device, [kv_heads * group, queries, keys] or [kv_heads * group, queries, ceil(keys / 32)]
 /// @param[in]  stream  enqueued here, not synchronised
-/// @return cudaErrorInvalidValue on what the CPU's refuses; launch errors
+/// @return cudaErrorInvalidValue on what the CPU's refuses, keep-lists aside: those on a device cannot be checked;
+/// launch
+///         errors
 /// @note   Deterministic; graph-capturable
 /// @par Cost  One launch, O(heads · queries · keys)
 template <class Table, class T>

@@ -6,6 +6,7 @@
 
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/attention/check_masked.hpp>
 #include <headaware/detail/checked.hpp>
 #include <headaware/detail/parallel_for.hpp>
 #include <headaware/error.hpp>
@@ -111,6 +112,7 @@ void check_mask(Table const& table, MaskShape const& shape, void const* mask) {
 template <class Table, class T>
 void fill_mask(Table const& table, MaskShape const& shape, T* mask) {
   check_mask(table, shape, mask);
+  check_masked_policies(table, shape.layer, shape.sequence);
   std::int64_t const words = mask_words(table, shape);
   constexpr std::int64_t grain = 256;
   parallel_for(words, grain, [&](std::int64_t i) { write_mask(shape, i, mask_word(table, shape, i), mask); });
@@ -122,7 +124,9 @@ void fill_mask(Table const& table, MaskShape const& shape, T* mask) {
 /// @param table  policies: `PolicyTable`, `UniformTable`, a view or `WithKeepLists`; host
 /// @param shape  which part; query q of head h is at position `first_query + q` and follows KV head h / group's policy
 /// @param mask   [kv_heads * group, queries, keys], host
-/// @throws ArgumentError on a layer or sequence out of range, negative counts or a missing pointer
+/// @throws ArgumentError on a layer or sequence out of range, negative counts, a missing pointer, or keep-lists that
+/// are
+///         missing or do not ascend
 /// @note   A policy that keeps nothing of a sequence (`Prune`) hides all its keys: softmax over nothing is the
 ///         engine's to define, and zero here.
 /// @par Cost  O(heads · queries · keys) calls of `keeps`; all cores with OpenMP

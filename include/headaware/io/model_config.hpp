@@ -26,49 +26,66 @@ namespace detail {
 /// Fields of models whose layers' caches are not all `num_key_value_heads` heads of `head_dim` channels: what they say
 /// is not known here, so saying anything is an error.
 struct UnknownField {
+  enum Kind : std::uint8_t {
+    plain,
+    ratio,    ///< or period, of which 1 changes nothing
+    indices,  ///< of layers: 0 is one, and only an empty list says nothing
+  };
   std::string_view name;
   std::string_view reason;
-  bool one_is_none = false;  ///< a period or ratio, of which 1 changes nothing
+  Kind kind = plain;
+  std::string_view switched_by{};  ///< a field that makes this one say nothing where it is there and says nothing
 };
 
-inline constexpr std::array<UnknownField, 21> unknown_fields{{
+inline constexpr std::array<UnknownField, 31> unknown_fields{{
     {"kv_lora_rank", "a latent instead of keys and values"},
     {"block_configs", "blocks that differ"},
     {"layer_types", "layers of several kinds"},
     {"layers_block_type", "layers of several kinds"},
     {"block_types", "layers of several kinds"},
+    {"_block_types", "layers of several kinds"},
     {"hybrid_override_pattern", "layers of several kinds"},
     {"hybrid_layer_pattern", "layers of several kinds"},
     {"attn_type_list", "layers of several kinds"},
     {"linear_attn_config", "layers without keys and values"},
-    {"attn_layer_indices", "layers without keys and values"},
-    {"full_attn_idxs", "layers without keys and values"},
-    {"attn_layer_period", "layers without keys and values", true},
-    {"full_attention_interval", "layers without keys and values", true},
-    {"layer_group_size", "layers without keys and values", true},
-    {"cross_attention_layers", "layers that attend to another input"},
-    {"sliding_window_pattern", "layers with and without a window", true},
-    {"_sliding_window_pattern", "layers with and without a window", true},
+    {"attn_layer_indices", "layers without keys and values", UnknownField::indices},
+    {"full_attn_idxs", "layers without keys and values", UnknownField::indices},
+    {"attn_layer_period", "layers without keys and values", UnknownField::ratio},
+    {"full_attention_interval", "layers without keys and values", UnknownField::ratio},
+    {"layer_group_size", "layers without keys and values", UnknownField::ratio},
+    {"cross_attention_layers", "layers that attend to another input", UnknownField::indices},
+    {"sliding_window_pattern", "layers with and without a window", UnknownField::ratio},
+    {"_sliding_window_pattern", "layers with and without a window", UnknownField::ratio},
     {"attention_chunk_size", "layers that see their chunk alone"},
     {"num_kv_shared_layers", "layers that share a cache"},
-    {"cla_share_factor", "layers that share a cache", true},
-    {"compress_ratios", "keys and values of several tokens in one", true},
+    {"cla_share_factor", "layers that share a cache", UnknownField::ratio},
+    {"kv_reuse_group", "layers that share a cache", UnknownField::indices},
+    {"kv_reuse_every_i_layer", "layers that share a cache", UnknownField::ratio},
+    {"use_yoco", "layers that share a cache"},
+    {"yoco_cross_layers", "layers that share a cache", UnknownField::indices, "use_yoco"},
+    {"mb_per_layer", "layers without keys and values"},
+    {"mamba_enabled", "layers without keys and values"},
+    {"mamba_step", "layers without keys and values", UnknownField::plain, "mamba_enabled"},
+    {"hybrid_layer_ids", "layers without keys and values", UnknownField::indices},
+    {"compress_ratios", "keys and values of several tokens in one", UnknownField::ratio},
+    {"n_shared_head", "query heads that share a KV head by this name", UnknownField::ratio},
 }};
 
 /// Further names of the number of KV heads: of all layers, or of some.
-inline constexpr std::array<std::string_view, 9> kv_head_fields{"num_kv_heads",
-                                                                "multi_query_group_num",
-                                                                "num_global_key_value_heads",
-                                                                "swa_num_key_value_heads",
-                                                                "n_head_kv",
-                                                                "n_kv_heads",
-                                                                "num_query_groups",
-                                                                "kv_n_heads",
-                                                                "num_key_value_heads_per_layer"};
+inline constexpr std::array<std::string_view, 10> kv_head_fields{"num_kv_heads",
+                                                                 "num_attention_groups",
+                                                                 "multi_query_group_num",
+                                                                 "num_global_key_value_heads",
+                                                                 "swa_num_key_value_heads",
+                                                                 "n_head_kv",
+                                                                 "n_kv_heads",
+                                                                 "num_query_groups",
+                                                                 "kv_n_heads",
+                                                                 "num_key_value_heads_per_layer"};
 
 /// Further names of the channels of a head: of values, or of some layers.
-inline constexpr std::array<std::string_view, 5> head_dim_fields{"v_head_dim", "global_head_dim", "swa_head_dim",
-                                                                 "swa_v_head_dim", "kv_channels"};
+inline constexpr std::array<std::string_view, 6> head_dim_fields{"v_head_dim",   "qk_head_dim",    "global_head_dim",
+                                                                 "swa_head_dim", "swa_v_head_dim", "kv_channels"};
 
 /// Models whose layers slide by turns although no field says so.
 inline constexpr std::array<std::string_view, 5> sliding_by_turns{"gemma2", "gemma3", "gemma3_text", "cohere2",
@@ -112,9 +129,13 @@ inline void refuse_unknown_layers(JsonObject& config) {
     auto const value = config.find(field.name);
     if (!value) continue;
     auto const harmless = [&](JsonValue const& v) {
-      return says_nothing(v) || attends_to_all(v) || (field.one_is_none && is_integer(v, 1));
+      return says_nothing(v) || attends_to_all(v) || (field.kind == UnknownField::ratio && is_integer(v, 1));
     };
-    if (every(*value, harmless)) continue;
+    bool const lists_layers =
+        field.kind == UnknownField::indices && value->kind() == JsonKind::array && value->array().size() > 0;
+    if (!lists_layers && every(*value, harmless)) continue;
+    auto const needed = field.switched_by.empty() ? std::nullopt : config.find(field.switched_by);
+    if (needed && says_nothing(*needed)) continue;
     // All alike: a window that every layer has is no part of the shape.
     bool const all_slide = field.name == "layer_types" && every(*value, [](JsonValue const& v) {
                              return v.kind() == JsonKind::string && v.string() == "sliding_attention";
@@ -124,6 +145,9 @@ inline void refuse_unknown_layers(JsonObject& config) {
   }
   auto const window = config.find("sliding_window");
   auto const type = config.find("model_type");
+  if (window && window->kind() == JsonKind::array && !every(*window, says_nothing)) {
+    window->fail("sliding_window", "a number: layers with and without a window are not known here");
+  }
   if (!window || says_nothing(*window) || !type || type->kind() != JsonKind::string || config.find("layer_types"))
     return;
   if (std::find(sliding_by_turns.begin(), sliding_by_turns.end(), type->string()) != sliding_by_turns.end()) {
@@ -131,14 +155,18 @@ inline void refuse_unknown_layers(JsonObject& config) {
   }
 }
 
-/// @param read  what `num_key_value_heads` gives, nothing where it is not known
+/// @param read  KV heads, nothing where they are not known
+/// @param from  the field that says so
 /// @throws FormatError naming a field that says another number of KV heads
-inline void require_kv_heads(JsonObject& config, std::optional<std::int64_t> read) {
-  std::string const expected = read ? std::to_string(*read) + ", as num_key_value_heads gives (the number of query " +
-                                          "heads where there is none); other names of it are not known here"
+inline void require_kv_heads(JsonObject& config, std::optional<std::int64_t> read, std::string const& from) {
+  std::string const number = read ? std::to_string(*read) : "";
+  std::string const expected = read ? number + ", as " + from + " says: KV heads by another name are not known here"
                                     : "none: only num_key_value_heads is known here";
   auto const multi_query = config.find("multi_query");
-  if (multi_query && !says_nothing(*multi_query) && read != 1) multi_query->fail("multi_query", expected);
+  if (multi_query && !says_nothing(*multi_query) && read != 1) {
+    multi_query->fail("multi_query",
+                      read ? "false, as " + from + " says " + number + " KV heads: one is not known here" : expected);
+  }
   auto const grouped = config.find("multi_query_attention");
   for (std::string_view const name : kv_head_fields) {
     auto const value = config.find(name);
@@ -159,6 +187,16 @@ inline void require_shape(JsonObject& config, ModelConfig const& model) {
       value->fail(std::string(name),
                   std::to_string(model.head_dim) + ", the channels of a key: heads of other sizes are not known here");
     }
+  }
+  auto const part = [&](char const* name) -> std::int64_t {
+    auto const value = config.find(name);
+    return value && !says_nothing(*value) ? value->integer(0, std::numeric_limits<std::int32_t>::max()) : 0;
+  };
+  std::int64_t const parts = part("qk_nope_head_dim") + part("qk_rope_head_dim");
+  if (parts != 0 && parts != model.head_dim) {
+    char const* const name = part("qk_rope_head_dim") != 0 ? "qk_rope_head_dim" : "qk_nope_head_dim";
+    config.find(name)->fail(name, "with the other part " + std::to_string(model.head_dim) +
+                                      ", the channels of a key: heads of other sizes are not known here");
   }
   auto const slides = config.find("use_sliding_window");
   auto const from = config.find("max_window_layers");
@@ -206,12 +244,14 @@ inline void require_shape(JsonObject& config, ModelConfig const& model) {
   // First what is not known: models that say such things may lack the usual fields.
   detail::refuse_unknown_layers(config);
   std::optional<std::int64_t> kv_heads;
+  std::string kv_heads_from;
   for (char const* const name : {"num_attention_heads", "num_key_value_heads"}) {
     auto const value = optional(name);
-    if (value && value->kind() == detail::JsonKind::integer)
-      kv_heads = value->integer(std::int64_t{INT64_MIN}, INT64_MAX);
+    if (!value || value->kind() != detail::JsonKind::integer) continue;
+    kv_heads = value->integer(std::int64_t{INT64_MIN}, INT64_MAX);
+    kv_heads_from = name;
   }
-  detail::require_kv_heads(config, kv_heads);
+  detail::require_kv_heads(config, kv_heads, kv_heads_from);
 
   ModelConfig model;
   model.num_hidden_layers = config.get("num_hidden_layers", "an integer").integer(1, detail::max_index);

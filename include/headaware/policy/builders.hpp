@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <numeric>
@@ -145,14 +146,15 @@ inline void require_gates(DuoGates const& gates, char const* where) {
 
 /// @brief A table from DuoAttention's gates: heads whose gate is above `threshold` keep everything, the others
 /// `sink_size` sinks and the last `recent_size` tokens.
+/// @param gate_threshold  a number; in braces, `{0.5}`, it is a share
 /// @note   Published gates do not lie evenly around 0.5: above it are 43 % of those of Llama-2-7B-32K, but 91 and 94 %
-/// of
-///         those of Llama-3.1-8B and Mistral-7B-v0.3, of which the paper keeps one half. `FullHeadShare` says so.
+///         of those of Llama-3.1-8B and Mistral-7B-v0.3, of which the paper keeps one half. `FullHeadShare` says so.
 /// @throws ArgumentError if there are no heads, not one gate per head, or a gate or the threshold is not finite
 /// @par Source  Xiao et al., DuoAttention, arXiv:2410.10819
-template <class Registry = DefaultRegistry>
-[[nodiscard]] BasicPolicyTable<Registry> table_from_duo_gates(DuoGates const& gates, double threshold) {
+template <class Registry = DefaultRegistry, std::convertible_to<double> Threshold>
+[[nodiscard]] BasicPolicyTable<Registry> table_from_duo_gates(DuoGates const& gates, Threshold gate_threshold) {
   constexpr auto where = "table_from_duo_gates";
+  auto const threshold = static_cast<double>(gate_threshold);
   detail::require_gates(gates, where);
   detail::require(std::isfinite(threshold), "threshold", "a finite number", threshold, where);
   BasicPolicyTable<Registry> table(gates.num_layers, gates.num_kv_heads,

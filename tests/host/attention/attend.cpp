@@ -196,6 +196,56 @@ TEST_CASE("attention without sequences or queries does nothing", "[attention]") 
                       ha::AttentionOutput<float, ha::StridedLayout>{nullptr, layout});
 }
 
+namespace {
+
+/// A user's own layout, which says nothing of its size.
+struct Anywhere {
+  [[nodiscard]] std::int64_t offset(std::int64_t, std::int64_t, std::int64_t, std::int64_t channel) const {
+    return channel;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("attention refuses counts whose products do not fit 64 bits", "[attention]") {
+  std::vector<float> data(64);
+  std::int32_t const length = 4;
+  auto const call = [&](ha::AttentionShape const& shape, std::int64_t head_rows) {
+    ha::attend(shape, ha::AttentionQueries{data.data(), Anywhere{}},
+               ha::KeptCache{data.data(), data.data(), ha::PaddedView{&length, 1, head_rows}},
+               ha::AttentionOutput{data.data() + 32, Anywhere{}});
+  };
+  constexpr std::int64_t far = std::int64_t{1} << 61;
+  call({1, 1, 1, 1, 8}, 4);
+  check_error<ha::ArgumentError>(
+      [&] {
+        call({1, 4, 1, far, 8}, 8);
+      },
+      {"query tokens", "at most 2147483647", std::to_string(far), "attend"});
+  check_error<ha::ArgumentError>(
+      [&] {
+        call({1, 1, 1, 2147483647, 1, far}, 8);
+      },
+      {"elements of a tensor", "at most", "1 * 1 * 2147483647 * " + std::to_string(far), ""});
+  check_error<ha::ArgumentError>(
+      [&] {
+        call({1, 1, 1, 1, 8}, far);
+      },
+      {"elements of a tensor", "at most", "1 * 1 * " + std::to_string(far), "PaddedView"});
+  check_error<ha::ArgumentError>([&] { call({1, 1, 1, 1, 8}, -8); }, {"rows of a head", ">= 0", "-8", "PaddedView"});
+  check_error<ha::ArgumentError>(
+      [&] {
+        ha::validate_tables({1, 1, 1, 1, 8}, ha::PaddedView{&length, 1, far});
+      },
+      {"elements of a tensor", "at most", "1 * 1 * " + std::to_string(far), "PaddedView"});
+  ha::AttentionOutput const part{data.data(), Anywhere{}, data.data() + 32};
+  check_error<ha::ArgumentError>(
+      [&] {
+        ha::merge_attention({4, 1, 1, far, 8}, part, part);
+      },
+      {"elements of a tensor", "at most", "4 * 1 * " + std::to_string(far), ""});
+}
+
 TEST_CASE("attention refuses what makes no sense", "[attention]") {
   std::vector<float> data(64);
   std::vector<std::int32_t> const offsets{0, 1};

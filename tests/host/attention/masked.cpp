@@ -6,6 +6,7 @@
 
 #include <headaware/attention/masked.hpp>
 #include <headaware/policy/table.hpp>
+#include <headaware/policy/with_keep_lists.hpp>
 
 #include <cmath>
 #include <cstdint>
@@ -105,4 +106,16 @@ TEST_CASE("what attention under policies refuses", "[attention]") {
   check_error<ha::ArgumentError>(
       [&] { call(problem.layer(true), ha::UniformTable(ha::Full{}, 1, 4), 0, output.data()); },
       {"table's KV heads", "2", "4", "attend_masked"});
+  std::int32_t const unordered[] = {9, 3, 5};
+  ha::PolicyTable lists(1, 2, ha::Full{});
+  lists.set(0, 1, ha::KeepList{unordered, 3});
+  check_error<ha::ArgumentError>([&] { call(problem.layer(true), lists, 0, output.data()); },
+                                 {"keep-list entry", "[10, ", "3", "KeepList entry 1"});
+  ha::KeepList const unlisted[] = {{nullptr, 3}, {}};
+  check_error<ha::ArgumentError>(
+      [&] { call(problem.layer(true), ha::WithKeepLists(table, unlisted, 1), 0, output.data()); },
+      {"keep-list tokens", "a pointer", "nullptr", "KeepList"});
+  check_error<ha::ArgumentError>(
+      [&] { call(problem.layer(true), ha::WithKeepLists(table, unlisted, 0), 0, output.data()); },
+      {"table's sequences", "> 0", "0", "attend_masked"});
 }

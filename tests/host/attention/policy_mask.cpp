@@ -110,6 +110,18 @@ TEST_CASE("masks refuse what makes no sense", "[attention]") {
       [&] { ha::fill_policy_mask(table, {.queries = 1, .keys = 1}, static_cast<float*>(nullptr)); },
       {"mask", "a pointer", "nullptr", "fill_policy_mask"});
   ha::fill_policy_mask(table, {.queries = 0, .keys = 5}, static_cast<float*>(nullptr));
+  std::int32_t const unordered[] = {9, 3, 5};
+  check_error<ha::ArgumentError>(
+      [&] {
+        ha::fill_policy_mask(ha::PolicyTable(1, 1, ha::KeepList{unordered, 3}), {}, mask.data());
+      },
+      {"keep-list entry", "[10, ", "3", "KeepList entry 1"});
+  ha::UniformTable const full(ha::Full{}, 1, 1);
+  ha::KeepList const unlisted{nullptr, 3};
+  check_error<ha::ArgumentError>([&] { ha::fill_policy_mask(ha::WithKeepLists(full, &unlisted, 1), {}, mask.data()); },
+                                 {"keep-list tokens", "a pointer", "nullptr", "KeepList"});
+  check_error<ha::ArgumentError>([&] { ha::fill_policy_mask(ha::WithKeepLists(full, nullptr, 1), {}, mask.data()); },
+                                 {"keep-lists", "a pointer", "nullptr", "WithKeepLists"});
 }
 
 TEST_CASE("masked attention over all tokens is attention over the kept ones, at every step", "[attention]") {

@@ -93,7 +93,22 @@ TEST_CASE("a config.json whose cache is not the same in every layer is refused b
            {"attention_chunk_size", "8192", "chunk"},
            {"num_kv_shared_layers", "2", "share a cache"},
            {"compress_ratios", "[0, 4]", "several tokens in one"},
-           {"multi_query", "true", "2, as num_key_value_heads"},
+           {"kv_reuse_group", "[[1, 2], [3, 4]]", "share a cache"},
+           {"kv_reuse_every_i_layer", "2", "share a cache"},
+           {"use_yoco", "true", "share a cache"},
+           {"yoco_cross_layers", "16", "share a cache"},
+           {"mb_per_layer", "2", "without keys"},
+           {"mamba_step", "2", "without keys"},
+           {"mamba_enabled", "true", "without keys"},
+           {"hybrid_layer_ids", "[0]", "without keys"},
+           {"attn_layer_indices", "[0]", "without keys"},
+           {"_block_types", R"(["recurrent", "attention"])", "several kinds"},
+           {"sliding_window", "[512, null]", "a number: layers with and without"},
+           {"n_shared_head", "2", "query heads that share"},
+           {"num_attention_groups", "1", "2, as num_key_value_heads"},
+           {"qk_rope_head_dim", "8", "16, the channels of a key"},
+           {"qk_nope_head_dim", "8", "16, the channels of a key"},
+           {"multi_query", "true", "false, as num_key_value_heads says 2"},
            {"num_kv_heads", "4", "2, as num_key_value_heads"},
            {"num_kv_heads", "[2, 4]", "2, as num_key_value_heads"},
            {"multi_query_group_num", "4", "2, as num_key_value_heads"},
@@ -113,7 +128,7 @@ TEST_CASE("a config.json whose cache is not the same in every layer is refused b
                  {"num_hidden_layers", "the same", "5", "/text_config/num_hidden_layers"});
   // Without the usual fields, too, the reason is named.
   check_rejected(R"({"num_layers": 40, "num_attention_heads": 32, "multi_query_group_num": 2})",
-                 {"multi_query_group_num", "32, as num_key_value_heads", "2", ""});
+                 {"multi_query_group_num", "32, as num_attention_heads", "2", ""});
   check_rejected(R"({"num_attention_heads": 64, "layers_block_type": ["mamba"]})",
                  {"layers_block_type", "none", "an array of 1", ""});
 }
@@ -137,6 +152,13 @@ TEST_CASE("fields that say nothing, or what is known, are no reason to refuse a 
                                   R"("layer_types": ["sliding_attention"])",
                                   R"("num_kv_shared_layers": 0)",
                                   R"("compress_ratios": [0, 1])",
+                                  R"("mamba_enabled": false, "mamba_step": 2)",
+                                  R"("use_yoco": false, "yoco_cross_layers": 16)",
+                                  R"("mb_per_layer": 0, "hybrid_layer_ids": [], "kv_reuse_group": null)",
+                                  R"("_block_types": ["attention"])",
+                                  R"("sliding_window": [null, null])",
+                                  R"("num_attention_groups": 2, "n_shared_head": 1)",
+                                  R"("qk_nope_head_dim": 8, "qk_rope_head_dim": 8)",
                                   R"("v_head_dim": 16)",
                                   R"("kv_channels": 16)",
                                   R"("sliding_window": 4096, "model_type": "mistral")",

@@ -247,6 +247,16 @@ TEST_CASE("a share of the heads with the largest gates keeps everything, of equa
         [&] { (void)ha::table_from_duo_gates(gates, ha::FullHeadShare{share}); }, {"share", "in [0, 1]", "", where});
   }
   gates.gates[2] = std::numeric_limits<double>::quiet_NaN();
+  // A number in braces is a share, never a threshold; a plain number of any type is a threshold.
+  ha::DuoGates const high{1, 4, {0.9, 0.8, 0.7, 0.6}, 4, 8};
+  CHECK(ha::table_from_duo_gates(high, {0.5}) == ha::table_from_duo_gates(high, ha::FullHeadShare{0.5}));
+  CHECK(ha::table_from_duo_gates(high, {}) == ha::table_from_duo_gates(high, ha::FullHeadShare{0.5}));
+  CHECK(ha::table_from_duo_gates(high, 0.5F) == ha::PolicyTable(1, 4, Full{}));
+  CHECK(ha::table_from_duo_gates<ha::DefaultRegistry>(high, 1) == ha::PolicyTable(1, 4, SinkWindow{4, 8}));
+  ha::ModelConfig const model{1, 4, 4, 8};
+  CHECK(ha::Compressor::from_duo_gates(high, model, {0.5}).table() == ha::table_from_duo_gates(high, {0.5}));
+  CHECK(ha::Compressor::from_duo_gates(high, model, 0.5).table() == ha::table_from_duo_gates(high, 0.5));
+
   headaware_test::check_error<ha::ArgumentError>([&] { (void)ha::table_from_duo_gates(gates, ha::FullHeadShare{}); },
                                                  {"gate", "finite", "nan", where});
 }

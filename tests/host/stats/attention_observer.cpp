@@ -186,6 +186,14 @@ TEST_CASE("ready probabilities give what queries and keys give", "[stats]") {
     REQUIRE(observer.invalid_rows() == 4);
     REQUIRE(observer.head(0, 0).head.rows == 93);
   }
+  SECTION("how logits would be made of queries and keys is not for them") {
+    for (ha::AttentionScore const& other : {ha::AttentionScore{.scale = 0.5F}, ha::AttentionScore{.soft_cap = 30},
+                                            ha::AttentionScore{.sliding_window = 8}}) {
+      headaware_test::check_error<ha::ArgumentError>(
+          [&] { from_probabilities.observe(0, layer_of(problem, probabilities), other); },
+          {"score of probabilities", "the default", "a scale", "observe_chunk"});
+    }
+  }
 }
 
 TEST_CASE("errors behind the output projection", "[stats]") {

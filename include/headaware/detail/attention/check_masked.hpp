@@ -1,0 +1,30 @@
+#pragma once
+
+// What masks read of a table on the host, checked before it is read.
+
+#include <headaware/cache/segment.hpp>
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+
+#include <cstdint>
+#include <limits>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// Tables on a device cannot be asked.
+/// @throws ArgumentError on keep-lists that are missing or do not ascend, of one layer of one sequence
+template <class Table>
+void check_masked_policies(Table const& table, std::int32_t layer, std::int32_t sequence) {
+  if constexpr (requires { table.validate(); }) table.validate();
+  // A list may name tokens beyond a mask's keys.
+  constexpr std::int64_t any_length = std::int64_t{std::numeric_limits<std::int32_t>::max()} + 1;
+  for (std::int32_t head = 0; head < table.num_kv_heads(); ++head) {
+    visit_policy(table, layer, sequence, head, [](auto const& policy) {
+      if constexpr (requires { policy.validate_entries(any_length); }) policy.validate_entries(any_length);
+    });
+  }
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END
