@@ -87,6 +87,26 @@ ha::AttentionObserver observe_text(AttentionSource& source, std::size_t text, ha
   return observer;
 }
 
+/// Whether a folder's plan.json is the one that its plan_guard.json chose: analyze_attention measured it, and the
+/// analysis here is not what it is of. What cannot be read stays.
+bool holds_measured_plan(std::filesystem::path const& folder) {
+  auto const guard_path = folder / "plan_guard.json";
+  auto const plan_path = folder / "plan.json";
+  if (!std::filesystem::exists(guard_path)) return false;
+  if (!std::filesystem::exists(plan_path)) return true;
+  try {
+    auto const guard = nlohmann::json::parse(ha::read_text_file(guard_path));
+    auto const plan = nlohmann::json::parse(ha::read_text_file(plan_path));
+    auto const& tried = guard.at("tried");
+    return plan.at("context") == guard.at("context") && plan.at("budget_tokens") == guard.at("budget_tokens") &&
+           std::any_of(tried.begin(), tried.end(), [&](nlohmann::json const& table) {
+             return table.at("name") == guard.at("chosen") && table.at("predicted_error") == plan.at("predicted_error");
+           });
+  } catch (nlohmann::json::exception const&) {
+    return true;
+  }
+}
+
 /// Removes what an earlier analysis, or commands that read it, left in a folder and this one does not make anew: it
 /// would be taken for this one's.
 void remove_outdated(std::filesystem::path const& folder, bool retention) {
@@ -100,8 +120,7 @@ void remove_outdated(std::filesystem::path const& folder, bool retention) {
   if (!retention && std::filesystem::remove(folder / "retention_statistics.json")) {
     std::printf("removed the retention statistics of an earlier analysis: without --no_retention they are made\n");
   }
-  // A plan that analyze_attention measured has statistics of its own, and says so beside it.
-  if (std::filesystem::exists(folder / "plan_guard.json")) return;
+  if (holds_measured_plan(folder)) return;
   if (std::filesystem::remove(folder / "plan.json")) {
     std::printf("removed the plan of an earlier analysis: plan_policies makes one\n");
   }

@@ -70,6 +70,15 @@ for file in "${stale[@]}"; do [[ ! -e $folder/whole/$file ]] || fail "an earlier
 for file in plan.json plan_guard.json; do echo old >"$folder/whole/$file"; done
 "$program" "${pieces[@]}" --output_dir "$folder/whole" >"$folder/whole.log" 2>&1
 [[ -s $folder/whole/plan.json && -s $folder/whole/retention_statistics.json ]] || fail "a measured plan went"
+# One that plan_policies wrote over it is.
+guard='"context": 64, "budget_tokens": 128, "chosen": "uniform", "tried": [{"name": "uniform", "predicted_error": 0.5}]'
+echo "{$guard}" >"$folder/whole/plan_guard.json"
+for error in 0.5 0.25; do
+  echo "{\"context\": 64, \"budget_tokens\": 128, \"predicted_error\": $error}" >"$folder/whole/plan.json"
+  "$program" "${pieces[@]}" --output_dir "$folder/whole" >"$folder/whole.log" 2>&1
+  [[ $error != 0.5 || -e $folder/whole/plan.json ]] || fail "the plan that was chosen went"
+done
+[[ ! -e $folder/whole/plan.json ]] || fail "a plan written over a measured one stayed"
 rm "$folder/whole"/plan*.json
 
 # Bytes that are not UTF-8 in paths cost no results, and resuming knows them.
