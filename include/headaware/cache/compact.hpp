@@ -81,7 +81,9 @@ void check_capacity(Plan const& plan, Destination<T, Form> const& kept) {
     if constexpr (Form::needs_group) place_in_group(plan.table(), segment);
     LayerCapacity const& capacity = kept.capacities[static_cast<std::size_t>(segment.layer)];
     if constexpr (requires { kept.form.matches(segment); }) {
-      if (!kept.form.matches(segment)) {
+      bool const matches = visit_policy(plan.table(), segment.layer, segment.sequence, segment.kv_head,
+                                        [&](auto const& policy) { return kept.form.matches(segment, policy); });
+      if (!matches) {
         require(false, "destination", "one made for the plan's policies", "one made for others",
                 ("compress, layer " + std::to_string(segment.layer) + ", KV head " + std::to_string(segment.kv_head))
                     .c_str());
@@ -292,10 +294,11 @@ void check_policies(Plan const& plan, char const* where) {
         tokens.resize(static_cast<std::size_t>(segment.kept));
         stage_tokens(plan.table(), segment, 0, tokens);
         for (std::size_t slot = 0; slot < tokens.size(); ++slot) {
-          std::int64_t const lowest = slot == 0 ? 0 : tokens[slot - 1] + 1;
-          if (tokens[slot] >= lowest && tokens[slot] < segment.length) continue;
+          std::int64_t const before = slot == 0 ? -1 : tokens[slot - 1];
+          if (tokens[slot] > before && tokens[slot] < segment.length) continue;
+          std::string const above = slot == 0 ? "at least 0" : "above the slot before, " + std::to_string(before) + ",";
           require(false, ("token of policy '" + std::string(P::name) + "'").c_str(),
-                  "in [" + std::to_string(lowest) + ", " + std::to_string(segment.length) + ")", tokens[slot],
+                  above + " and below " + std::to_string(segment.length), tokens[slot],
                   (place_of(where, segment) + ", slot " + std::to_string(slot)).c_str());
         }
       }

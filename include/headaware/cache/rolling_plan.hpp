@@ -220,6 +220,18 @@ struct RollingForm {
   [[nodiscard]] HEADAWARE_HOST_DEVICE bool matches(Segment const& segment) const {
     return head(segment).kept(segment.length) == segment.kept;
   }
+  /// Whether a policy keeps the tokens that the segment's slots were made for. Kept counts tell nothing of (4 sinks, a
+  /// window of 4) in slots of (2, 6); where all tokens are kept, or none, they are the same for every policy.
+  template <class P>
+  [[nodiscard]] bool matches(Segment const& segment, P const& policy) const {
+    if (!matches(segment)) return false;
+    if (segment.kept == 0 || segment.kept == segment.length) return true;
+    if constexpr (RollingPolicy<P>) {
+      return rolling_form(policy) == SinkAndWindow{head(segment).sink, head(segment).window};
+    } else {
+      return false;
+    }
+  }
   /// Rows that one head may fill; none where the policy is another one.
   HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const& segment, LayerCapacity const&) const {
     return matches(segment) ? head(segment).slots() : -1;

@@ -360,6 +360,25 @@ void check_tensors_apart(std::vector<LayerKv<T>> const& layers, Keys const& keys
   }
 }
 
+/// The same within one tensor, whose heads may not share memory: each direction steps over all that shorter steps
+/// reach.
+template <class Layout>
+void check_apart_from_itself(Layout const& layout, char const* where) {
+  if constexpr (requires { layout.directions(); }) {
+    auto directions = layout.directions();
+    std::sort(directions.begin(), directions.end(), [](auto const& x, auto const& y) { return x.stride < y.stride; });
+    std::int64_t reach = 0;
+    for (Direction const& d : directions) {
+      if (d.count <= 1) continue;
+      if (d.stride <= reach) {
+        require(false, "stride in place", "above " + std::to_string(reach) + ", which shorter strides reach",
+                std::to_string(d.stride) + " (of " + std::to_string(d.count) + " steps)", where);
+      }
+      reach += (d.count - 1) * d.stride;
+    }
+  }
+}
+
 /// Checks all that can be checked of a compaction in place.
 template <class T, class Source, class Rotation>
 void check_in_place(PlanBounds const& bounds, std::vector<LayerKv<T>> const& layers, Source const& source,
@@ -388,7 +407,11 @@ void check_in_place(PlanBounds const& bounds, std::vector<LayerKv<T>> const& lay
       if (same) require(false, "keys and values", "two tensors", "one", place.c_str());
     }
   }
-  if (bounds.max_rows > 0) check_tensors_apart(layers, keys, values);
+  if (bounds.max_rows > 0) {
+    check_apart_from_itself(keys, "compress_in_place, keys");
+    check_apart_from_itself(values, "compress_in_place, values");
+    check_tensors_apart(layers, keys, values);
+  }
 }
 
 }  // namespace detail

@@ -137,11 +137,10 @@ class PagedBase {
   /// @brief Checks one sequence's part of a table in host memory.
   /// @throws ArgumentError if it has fewer pages than `tokens` need, or names a page that the pool has not
   void check_table(std::int64_t sequence, std::int64_t tokens, char const* where) const {
-    if (tokens <= 0) return;
     auto const refuse = [&](char const* what, std::string const& expected, std::string const& got) {
       require(false, what, expected, got, (std::string(where) + ", sequence " + std::to_string(sequence)).c_str());
     };
-    std::int64_t const needed = (tokens - 1) / shape_.page_size + 1;
+    std::int64_t const needed = tokens <= 0 ? 0 : (tokens - 1) / shape_.page_size + 1;
     std::int64_t held = table_.max_pages;
     if (table_.indptr != nullptr) {
       std::int64_t const first = table_.indptr[sequence];

@@ -121,6 +121,19 @@ TEST_CASE("a source's tables name places for all its tokens, or are refused", "[
   std::vector<std::int32_t> const beyond{0, 11, 17};
   calls.refuse(varlen(beyond), {"cu_seqlens", "at least 6 rows in [0, 16)", "11 to 17", ", sequence 1"});
 
+  // Of a sequence without tokens, too: the next one would have an earlier one's rows.
+  auto const of_three = [&](auto const& layout, ha::ErrorDetail const& parts) {
+    check_error<ha::ArgumentError>([&] { ha::validate_tables(layout, std::vector<std::int32_t>{6, 0, 6}); }, parts);
+  };
+  std::vector<std::int32_t> const back{0, 6, 0, 6};
+  of_three(ha::flash_attention_varlen(back.data(), 3, 16, 2, dim),
+           {"cu_seqlens", "at least 0 rows in [0, 16)", "6 to 0", ", sequence 1"});
+  std::vector<std::int32_t> const pages_back{0, 2, 0, 2};
+  ha::PagedShape of_pages = shape;
+  of_pages.sequences = 3;
+  of_three(ha::flashinfer_split(ha::PageTable::csr(pages.data(), pages_back.data()), of_pages, ha::PageOrder::nhd),
+           {"page table", "0 pages for 0 tokens", "-2 pages", ", sequence 1"});
+
   // Values have tables of their own.
   std::vector<ha::LayerKv<float>> const layers{{calls.keys.data(), calls.values.data()}};
   ha::KvLayouts<ha::RaggedLayout, ha::RaggedLayout> const both{varlen(rows), varlen(swapped)};
@@ -206,10 +219,11 @@ TEST_CASE("a policy of one's own names tokens of the sequence, or is refused", "
     REQUIRE(same_bytes(kept, guarded<float>(2 * 12 * dim)));
     REQUIRE(same_bytes(cache.keys[0], before.keys[0]));
   };
-  refused(1000000, "in [8, 10)", "1000008");
-  refused(2, "in [8, 10)", "10");
-  refused(-1, "in [8, 10)", "7");  // a token twice
-  refused(-100, "in [8, 10)", "-92");
+  std::string const range = "above the slot before, 7, and below 10";
+  refused(1000000, range, "1000008");
+  refused(2, range, "10");
+  refused(-1, range, "7");  // a token twice
+  refused(-100, range, "-92");
   compress(0);
   in_place(0);
   REQUIRE(kept[0] == before.key(0, 0, 0, 7, 0));
