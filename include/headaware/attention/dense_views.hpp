@@ -80,6 +80,7 @@ struct PaddedView {
   void check(AttentionShape const& shape, AttentionOptions const&) const {
     constexpr auto where = "attend, PaddedView";
     detail::require_pointer(lengths, "lengths", where);
+    detail::require(head_rows >= 0, "head_rows", ">= 0", head_rows, where);
     detail::require(shape.kv_heads == kv_heads, "KV heads", kv_heads, shape.kv_heads, where);
   }
   void check_tables(AttentionShape const& shape) const {

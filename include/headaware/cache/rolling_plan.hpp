@@ -7,6 +7,7 @@
 #include <headaware/cache/cache_plan.hpp>
 #include <headaware/cache/destination.hpp>
 #include <headaware/cache/rolling_slots.hpp>
+#include <headaware/detail/checked.hpp>
 #include <headaware/detail/unique_id.hpp>
 #include <headaware/detail/zero_when_moved.hpp>
 #include <headaware/error.hpp>
@@ -127,8 +128,10 @@ class RollingPlan {
     detail::require_index(layer, num_layers_, "layer", "RollingPlan");
     return num_kv_heads_ == 0 ? 0 : num_sequences_ * heads_[index(layer, 0)].sequence_rows;
   }
-  /// Bytes of all rows, which the cache holds whatever its lengths.
-  [[nodiscard]] std::int64_t bytes_held(TokenBytes const& token) const { return rows_total() * token.total(); }
+  /// Bytes of all rows, which the cache holds whatever its lengths. @throws ArgumentError beyond 64 bits
+  [[nodiscard]] std::int64_t bytes_held(TokenBytes const& token) const {
+    return detail::elements("RollingPlan::bytes_held", {rows_total(), token.total()});
+  }
   /// The same for keys and values alike. @param head_dim channels; @param element_bytes bytes an element
   [[nodiscard]] std::int64_t bytes_held(std::int64_t head_dim, std::size_t element_bytes) const {
     return bytes_held(TokenBytes::of(head_dim, element_bytes));

@@ -231,6 +231,16 @@ TEST_CASE("what rolling caches refuse", "[cache]") {
   refuses([&] { state.start(view, 0, 21); }, {"length", "[0, 20]", "21", "start"});
   refuses([&] { (void)state.length(2); }, {"sequence", "[0, 2)", "2", "RollingState"});
 
+  check_error<Error>([&] { (void)plan.bytes_held(std::int64_t{1} << 60, 2); },
+                     {"elements of a tensor, or its bytes", "at most", " * 4611686018427387904", "RollingPlan::bytes"});
+  ha::CachePlan const sizes(table, std::vector<std::int32_t>{20, 2});
+  check_error<Error>([&] { (void)sizes.bytes_held(std::int64_t{1} << 60, 2); }, {"", "", "", "CachePlan::bytes_held"});
+  check_error<Error>([&] { (void)sizes.bytes_full(ha::TokenBytes::of(std::int64_t{1} << 60, 2)); },
+                     {"", "", "", "CachePlan::bytes_full"});
+  check_error<Error>([&] { (void)ha::TokenBytes::of(std::int64_t{1} << 60, 8); }, {"", "", "", "TokenBytes::of"});
+  check_error<Error>([&] { (void)ha::TokenBytes::of(std::int64_t{1} << 60, 4).total(); },
+                     {"", "", " + ", "TokenBytes::total"});
+
   // The same count of other tokens: (4 sinks, a window of 4) in slots of (2, 6); the same tokens where all are kept.
   ha::RollingPlan const others(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 2, .window = 6}), 1, {});
   auto const fill = [&](std::int32_t length) {
