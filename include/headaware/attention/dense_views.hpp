@@ -50,8 +50,10 @@ struct RaggedView {
   }
   void check_tables(AttentionShape const& shape) const {
     for (std::int64_t i = 0; i < shape.segments(); ++i) {
-      if (offsets[i] >= 0) continue;
-      detail::require(false, "offsets", ">= 0", std::int64_t{offsets[i]},
+      std::int64_t const held = std::int64_t{offsets[i + 1]} - offsets[i];
+      if (offsets[i] >= 0 && held >= 0) continue;
+      bool const negative = offsets[i] < 0;
+      detail::require(false, negative ? "offsets" : "rows held", ">= 0", negative ? std::int64_t{offsets[i]} : held,
                       detail::segment_place("RaggedView", i / kv_heads, i % kv_heads).c_str());
     }
   }
@@ -85,8 +87,8 @@ struct PaddedView {
   }
   void check_tables(AttentionShape const& shape) const {
     for (std::int64_t i = 0; i < shape.segments(); ++i) {
-      if (lengths[i] <= head_rows) continue;
-      detail::require(false, "rows held", "at most " + std::to_string(head_rows), lengths[i],
+      if (lengths[i] >= 0 && lengths[i] <= head_rows) continue;
+      detail::require(false, "rows held", "at least 0 and at most " + std::to_string(head_rows), lengths[i],
                       detail::segment_place("PaddedView", i / kv_heads, i % kv_heads).c_str());
     }
   }

@@ -103,7 +103,7 @@ class PagedView {
       if (!is_csr_) {
         std::int64_t const room =
             table_stride_ > (std::int64_t{1} << 31) / size ? std::int64_t{1} << 31 : table_stride_ * size;
-        check(lengths_[i] <= room, "rows held", 0, room, lengths_[i]);
+        check(lengths_[i] >= 0 && lengths_[i] <= room, "rows held", 0, room, lengths_[i]);
       } else {
         std::int64_t const last = std::int64_t{1} << 31;
         check(indptr_[i] >= 0, "page table's indptr", 0, last, indptr_[i]);

@@ -596,8 +596,7 @@ void run_transfer(BasicCachePlan<Table> const& plan, Transfer<T, Source, Form, R
 /// @param kept  made by `paged`, with host copies of `block_table` and `indptr`; the pages themselves are not touched
 /// @throws ArgumentError on rows too short for what heads keep, pages beyond the pool (if `paged` was told its
 ///         `num_pages`), and pages given to two heads
-/// @par Cost  O(pages), and sorting those of a layer that do not ascend; of layers whose pages lie among each other,
-/// all
+/// @par Cost  O(pages), and sorting those of a layer that do not ascend, or all where layers' pages interleave
 template <class Table, class T, class Form>
 void validate_tables(BasicCachePlan<Table> const& plan, Destination<T, Form> const& kept) {
   detail::check_capacity(plan, kept);
