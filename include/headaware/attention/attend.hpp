@@ -90,7 +90,12 @@ struct AttentionWork {
     for (std::int64_t s = 0; s < shape.segments(); ++s) {
       auto const segment = view.segment(s / shape.kv_heads, s % shape.kv_heads);
       std::int64_t const held = segment.rows();
-      if (held < 0) require(false, "rows held", ">= 0", held, ("attend, segment " + std::to_string(s)).c_str());
+      if (held < 0) {
+        require(false, "rows held", ">= 0", held,
+                ("attend, sequence " + std::to_string(s / shape.kv_heads) + ", KV head " +
+                 std::to_string(s % shape.kv_heads))
+                    .c_str());
+      }
       if constexpr (requires { segment.pages == nullptr; }) {
         if (held > 0) require_pointer(segment.pages, "pages", "attend");
       }

@@ -10,6 +10,7 @@
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -151,7 +152,7 @@ void check_cache_pointers(KeptCache<T, View> const& cache, bool holds_rows) {
 template <class Q, class QLayout, class T, class View, class O, class OLayout>
 void check_attention_tables(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries,
                             KeptCache<T, View> const& cache, AttentionOutput<O, OLayout> const& output) {
-  auto const tokens = [&](std::int64_t) { return shape.query_tokens; };
+  auto const tokens = [&](std::int64_t) { return std::array{TokenRange{0, shape.query_tokens}}; };
   check_tables(queries.layout, shape.sequences, tokens, "attend, queries");
   check_tables(output.layout, shape.sequences, tokens, "attend, output");
   if constexpr (requires { cache.view.check_tables(shape); }) cache.view.check_tables(shape);

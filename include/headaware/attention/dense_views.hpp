@@ -53,8 +53,10 @@ struct RaggedView {
   /// seen by `attend`.
   void check_tables(AttentionShape const& shape) const {
     for (std::int64_t i = 0; i < shape.segments(); ++i) {
-      if (offsets[i] >= 0) continue;
-      detail::require(false, "offsets", ">= 0", std::int64_t{offsets[i]},
+      std::int64_t const held = std::int64_t{offsets[i + 1]} - offsets[i];
+      if (offsets[i] >= 0 && held >= 0) continue;
+      bool const negative = offsets[i] < 0;
+      detail::require(false, negative ? "offsets" : "rows held", ">= 0", negative ? std::int64_t{offsets[i]} : held,
                       detail::segment_place("RaggedView", i / kv_heads, i % kv_heads).c_str());
     }
   }
@@ -83,14 +85,15 @@ struct PaddedView {
   void check(AttentionShape const& shape, AttentionOptions const&) const {
     constexpr auto where = "attend, PaddedView";
     detail::require_pointer(lengths, "lengths", where);
+    detail::require(head_rows >= 0, "head_rows", ">= 0", head_rows, where);
     detail::require(shape.kv_heads == kv_heads, "KV heads", kv_heads, shape.kv_heads, where);
     check_size(shape);
   }
   void check_tables(AttentionShape const& shape) const {
     check_size(shape);
     for (std::int64_t i = 0; i < shape.segments(); ++i) {
-      if (lengths[i] <= head_rows) continue;
-      detail::require(false, "rows held", "at most " + std::to_string(head_rows), lengths[i],
+      if (lengths[i] >= 0 && lengths[i] <= head_rows) continue;
+      detail::require(false, "rows held", "at least 0 and at most " + std::to_string(head_rows), lengths[i],
                       detail::segment_place("PaddedView", i / kv_heads, i % kv_heads).c_str());
     }
   }

@@ -37,7 +37,7 @@ struct PagedRows {
 
 /// @brief `ha::paged`: pages found through a block table with a row for each head of each sequence of the layer.
 /// Row i of a head counts as token i in causal masks.
-/// @pre  rows of a head below 2^31
+/// @pre  rows of a head below 2^31; where `num_pages` is not given, the table names pages of the pool alone
 class PagedView {
  public:
   PagedView() = default;
@@ -48,14 +48,14 @@ class PagedView {
   /// @param last_page_len  [sequences * kv_heads], rows of each head's last page; not read of heads without pages
   /// @param page_stride    elements from one page to the next; 0: page_size rows
   /// @param token_stride   elements from one row of a page to the next; 0: the row's channels
-  /// @param num_pages      pages of the pool, if known: the CPU back end checks the table against it; 0: not known
+  /// @param num_pages      pages of the pool, if known: the CPU back end checks the table against it; 0: not known,
+  ///                       and a page beyond the pool goes unnoticed
   /// All pointers host or device, where attention runs; borrowed.
-  /// @throws ArgumentError on a page size that is not positive or a negative stride
+  /// @throws ArgumentError on a page size that is not positive, a negative stride or a negative number of pages
   static PagedView csr(std::int32_t const* indices, std::int32_t const* indptr, std::int32_t const* last_page_len,
                        std::int32_t kv_heads, std::int64_t page_size, std::int64_t page_stride = 0,
                        std::int64_t token_stride = 0, std::int64_t num_pages = 0) {
-    PagedView view(kv_heads, page_size, page_stride, token_stride);
-    view.num_pages_ = num_pages;
+    PagedView view(kv_heads, page_size, page_stride, token_stride, num_pages);
     view.pages_ = indices;
     view.indptr_ = indptr;
     view.lengths_ = last_page_len;
@@ -70,8 +70,7 @@ class PagedView {
                          std::int32_t kv_heads, std::int64_t page_size, std::int64_t page_stride = 0,
                          std::int64_t token_stride = 0, std::int64_t num_pages = 0) {
     detail::require(table_stride >= 0, "block table row stride", ">= 0", table_stride, "PagedView");
-    PagedView view(kv_heads, page_size, page_stride, token_stride);
-    view.num_pages_ = num_pages;
+    PagedView view(kv_heads, page_size, page_stride, token_stride, num_pages);
     view.pages_ = block_table;
     view.table_stride_ = table_stride;
     view.lengths_ = lengths;
@@ -104,7 +103,7 @@ class PagedView {
       if (!is_csr_) {
         std::int64_t const room =
             table_stride_ > (std::int64_t{1} << 31) / size ? std::int64_t{1} << 31 : table_stride_ * size;
-        check(lengths_[i] <= room, "rows held", 0, room, lengths_[i]);
+        check(lengths_[i] >= 0 && lengths_[i] <= room, "rows held", 0, room, lengths_[i]);
       } else {
         std::int64_t const last = std::int64_t{1} << 31;
         check(indptr_[i] >= 0, "page table's indptr", 0, last, indptr_[i]);
@@ -130,11 +129,14 @@ class PagedView {
   }
 
  private:
-  PagedView(std::int32_t kv_heads, std::int64_t page_size, std::int64_t page_stride, std::int64_t token_stride)
+  PagedView(std::int32_t kv_heads, std::int64_t page_size, std::int64_t page_stride, std::int64_t token_stride,
+            std::int64_t num_pages)
       : kv_heads_(kv_heads),
         page_size_(page_size, "page size", "PagedView"),
         page_stride_(page_stride),
-        token_stride_(token_stride) {
+        token_stride_(token_stride),
+        num_pages_(num_pages) {
+    detail::require(num_pages >= 0, "pages", ">= 0", num_pages, "PagedView");
     detail::require(page_stride >= 0, "page stride", ">= 0", page_stride, "PagedView");
     detail::require(token_stride >= 0, "token stride", ">= 0", token_stride, "PagedView");
   }

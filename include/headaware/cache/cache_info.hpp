@@ -55,7 +55,7 @@ CacheInfo summarize_cache(Plan const& plan, TokenBytes const& token, Held const&
       layer_info.lengths.max = std::max(layer_info.lengths.max, tokens);
     }
     layer_info.lengths.mean = segments == 0 ? 0 : static_cast<double>(rows) / static_cast<double>(segments);
-    layer_info.bytes = rows * token.total();
+    layer_info.bytes = detail::elements("cache_info", {rows, token.total()});
     info.rows += rows;
     info.lengths.min = first ? layer_info.lengths.min : std::min(info.lengths.min, layer_info.lengths.min);
     info.lengths.max = std::max(info.lengths.max, layer_info.lengths.max);
@@ -64,7 +64,7 @@ CacheInfo summarize_cache(Plan const& plan, TokenBytes const& token, Held const&
   }
   std::int64_t const heads = plan.num_segments();
   info.lengths.mean = heads == 0 ? 0 : static_cast<double>(info.rows) / static_cast<double>(heads);
-  info.bytes = info.rows * token.total();
+  info.bytes = detail::elements("cache_info", {info.rows, token.total()});
   info.ratio = plan.full_total() == 0 ? 1 : static_cast<double>(info.rows) / static_cast<double>(plan.full_total());
   return info;
 }

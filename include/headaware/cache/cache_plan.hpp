@@ -24,11 +24,18 @@ HEADAWARE_NAMESPACE_BEGIN
 struct TokenBytes {
   std::int64_t key = 0;
   std::int64_t value = 0;
-  [[nodiscard]] constexpr std::int64_t total() const { return key + value; }
+  /// @throws ArgumentError beyond 64 bits
+  [[nodiscard]] constexpr std::int64_t total() const {
+    if (key > 0 && value > 0 && detail::sum_overflows(key, value)) {
+      detail::refuse_size(std::to_string(key) + " + " + std::to_string(value), "TokenBytes::total");
+    }
+    return key + value;
+  }
 
   /// Keys and values alike. @param channels head_dim; @param element_bytes bytes an element
+  /// @throws ArgumentError beyond 64 bits
   static constexpr TokenBytes of(std::int64_t channels, std::size_t element_bytes) {
-    auto const bytes = channels * static_cast<std::int64_t>(element_bytes);
+    std::int64_t const bytes = detail::elements("TokenBytes::of", {channels, static_cast<std::int64_t>(element_bytes)});
     return {bytes, bytes};
   }
 };
@@ -68,6 +75,7 @@ struct DevicePlan {
   std::int64_t max_rows = 0;    ///< bounds the kept rows of the whole model; decides the grid
   /// The fewest tokens that a head evicts whose kept ones move, see `KeyRotation::evicting`; 0: none moves.
   std::int64_t min_evicted = 0;
+  std::int64_t min_evicted_segment = 0;  ///< one that evicts so few
 
   std::int32_t* d_cu_seqlens = nullptr;  ///< out, optional: device, [num_layers, num_sequences * num_kv_heads + 1]
   std::int32_t* d_kept = nullptr;        ///< out, optional: device, [num_layers, num_sequences, num_kv_heads]
@@ -149,7 +157,7 @@ class BasicCachePlan {
   [[nodiscard]] std::int64_t full_total() const {
     std::int64_t tokens = 0;
     for (std::int32_t const length : lengths_) tokens += length;
-    return tokens * num_layers() * num_kv_heads();
+    return detail::elements("CachePlan::full_total", {tokens, num_layers(), num_kv_heads()});
   }
 
   /// Prefix sums of kept rows over all segments, [num_segments + 1].
@@ -205,8 +213,11 @@ class BasicCachePlan {
     return detail::pages_for(most, page_size);
   }
 
-  /// Bytes of the kept keys and values; exact for ragged caches.
-  [[nodiscard]] std::int64_t bytes_held(TokenBytes const& token) const { return kept_total() * token.total(); }
+  /// Bytes of the kept keys and values; exact for ragged caches. @throws ArgumentError beyond 64 bits, as all bytes
+  /// here
+  [[nodiscard]] std::int64_t bytes_held(TokenBytes const& token) const {
+    return detail::elements("CachePlan::bytes_held", {kept_total(), token.total()});
+  }
   /// The same for keys and values alike. @param head_dim channels; @param element_bytes bytes an element
   [[nodiscard]] std::int64_t bytes_held(std::int64_t head_dim, std::size_t element_bytes) const {
     return bytes_held(TokenBytes::of(head_dim, element_bytes));
@@ -216,7 +227,9 @@ class BasicCachePlan {
     return detail::elements("CachePlan::bytes_held_paged", {pages_total(page_size), page_size, token.total()});
   }
   /// Bytes before compression.
-  [[nodiscard]] std::int64_t bytes_full(TokenBytes const& token) const { return full_total() * token.total(); }
+  [[nodiscard]] std::int64_t bytes_full(TokenBytes const& token) const {
+    return detail::elements("CachePlan::bytes_full", {full_total(), token.total()});
+  }
 
   /// @brief This plan for the CUDA back end.
   /// @param d_table    the same policies on the device: `table().view_at(d_bytes)`, or the uniform table itself
@@ -247,7 +260,9 @@ class BasicCachePlan {
       if (evicted == 0 || (plan.min_evicted != 0 && evicted >= plan.min_evicted)) continue;
       bool const moves = detail::visit_policy(table_, segment.layer, segment.sequence, segment.kv_head,
                                               detail::LastTokenMoves{segment});
-      if (moves) plan.min_evicted = evicted;
+      if (!moves) continue;
+      plan.min_evicted = evicted;
+      plan.min_evicted_segment = s;
     }
     return plan;
   }

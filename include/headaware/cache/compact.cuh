@@ -198,7 +198,8 @@ void compress_transfers(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table>
 /// @param[in]     transfer    keys and values of all layers, device pointers, at most 256 layers
 /// @param[in]     stream      enqueued here, not synchronised
 /// @pre    d_lengths keep no more than was planned: else nothing moves and `d_status` says so. Tables of the source and
-///         of pages, and positions, are right, which the host cannot see: `validate_tables` checks copies of them
+///         of pages, and positions, are right, and pages that are written apart from those that are read, which the
+///         host cannot see: `validate_tables` checks copies of them
 /// @return cudaErrorInvalidValue where `validate(plan, transfer)` throws, on too small or misaligned temporary
 ///         storage and on more than 256 layers; launch errors
 /// @note   Deterministic; graph-capturable. At most 2 launches. Without segments (no sequence, layer or head)
@@ -235,7 +236,9 @@ cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> co
 /// @brief Moves what every head keeps to the head's first `kept` tokens, in the cache it is in.
 /// @param plan      `CachePlan::on_device`; of its outputs `d_kept` and `d_status` are written (the
 ///                  latter 1 if a length is out of range or a head evicts too few tokens to turn its keys of 16 bits,
-///                  see `KeyRotation::evicting`; such heads stay as they are; else 0)
+///                  see `KeyRotation::evicting`; such heads stay as they are; else 0). `d_kept` of a head that evicts
+///                  too few is its length, as all its tokens are still there; of a length out of range it is not
+///                  written
 /// @param layers    [num_layers], device pointers, at most 256 layers
 /// @param source    how each layer's keys and values lie; no two heads may share memory
 /// @param rotation  `KeyRotation`, or `{}` to keep positions. Behind the call a key's position is its slot
@@ -257,8 +260,15 @@ cudaError_t compress_in_place(DevicePlan<Table> const& plan, std::vector<LayerKv
     auto const values = detail::values_of(source);
     detail::check_in_place(detail::bounds_of(plan), layers, source, rotation);
     if constexpr (detail::rounds_in_place<T, Rotation>) {
-      detail::require(plan.min_evicted == 0 || plan.min_evicted >= rotation.min_evicted(), "evicted tokens",
-                      "none or at least " + std::to_string(rotation.min_evicted()), plan.min_evicted, where);
+      if (plan.min_evicted != 0 && plan.min_evicted < rotation.min_evicted()) {
+        std::int64_t const head = plan.min_evicted_segment / plan.table.num_kv_heads();
+        Segment segment;
+        segment.kv_head = static_cast<std::int32_t>(plan.min_evicted_segment % plan.table.num_kv_heads());
+        segment.sequence = static_cast<std::int32_t>(head % plan.num_sequences);
+        segment.layer = static_cast<std::int32_t>(head / plan.num_sequences);
+        detail::require(false, "evicted tokens", detail::enough_evictions(rotation.min_evicted()), plan.min_evicted,
+                        detail::place_of(where, segment).c_str());
+      }
     }
     detail::require(plan.table.num_layers() <= detail::max_layers, "layers", "at most 256", plan.table.num_layers(),
                     where);

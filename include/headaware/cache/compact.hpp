@@ -6,6 +6,7 @@
 
 #include <headaware/cache/cache_plan.hpp>
 #include <headaware/cache/destination.hpp>
+#include <headaware/cache/rolling_slots.hpp>
 #include <headaware/cache/rotation.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/cache/transfer.hpp>
@@ -21,12 +22,14 @@
 #include <headaware/policy/window_only.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <span>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -67,12 +70,6 @@ bool heads_interleave(Layout const& layout, PlanBounds const& bounds) {
   return layout.offset(0, 1, 0, 0) < layout.offset(0, 0, 1, 0);
 }
 
-/// Where an error about a segment is.
-inline std::string place_of(char const* where, Segment const& segment) {
-  return std::string(where) + ", layer " + std::to_string(segment.layer) + ", sequence " +
-         std::to_string(segment.sequence) + ", KV head " + std::to_string(segment.kv_head);
-}
-
 /// A destination made for another plan may be too small for this one.
 template <class Plan, class T, class Form>
 void check_capacity(Plan const& plan, Destination<T, Form> const& kept) {
@@ -81,7 +78,9 @@ void check_capacity(Plan const& plan, Destination<T, Form> const& kept) {
     if constexpr (Form::needs_group) place_in_group(plan.table(), segment);
     LayerCapacity const& capacity = kept.capacities[static_cast<std::size_t>(segment.layer)];
     if constexpr (requires { kept.form.matches(segment); }) {
-      if (!kept.form.matches(segment)) {
+      bool const matches = visit_policy(plan.table(), segment.layer, segment.sequence, segment.kv_head,
+                                        [&](auto const& policy) { return kept.form.matches(segment, policy); });
+      if (!matches) {
         require(false, "destination", "one made for the plan's policies", "one made for others",
                 ("compress, layer " + std::to_string(segment.layer) + ", KV head " + std::to_string(segment.kv_head))
                     .c_str());
@@ -98,6 +97,29 @@ void check_capacity(Plan const& plan, Destination<T, Form> const& kept) {
   }
 }
 
+/// The tokens of each sequence that some head keeps, and that a call reads: pages of the others may be gone. Of heads
+/// that keep sinks and a window they are known; if one keeps others, all.
+template <class Plan>
+auto kept_tokens(Plan const& plan) {
+  std::vector<std::array<TokenRange, 2>> kept;
+  for (std::int32_t sequence = 0; sequence < plan.num_sequences(); ++sequence) {
+    SinkAndWindow widest;
+    for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
+      for (std::int32_t head = 0; head < plan.num_kv_heads(); ++head) {
+        visit_policy(plan.table(), layer, sequence, head, [&]<class P>(P const& policy) {
+          SinkAndWindow form{all_tokens, 0};
+          if constexpr (RollingPolicy<P>) form = rolling_form(policy);
+          widest = {std::max(widest.sink, form.sink), std::max(widest.window, form.window)};
+        });
+      }
+    }
+    std::int64_t const length = plan.lengths()[static_cast<std::size_t>(sequence)];
+    kept.push_back({TokenRange{std::max<std::int64_t>(length - widest.window, 0), length},
+                    TokenRange{0, std::min<std::int64_t>(length, widest.sink)}});
+  }
+  return [kept = std::move(kept)](std::int64_t sequence) { return kept[static_cast<std::size_t>(sequence)]; };
+}
+
 /// A page of keys or of values that a call writes.
 struct WrittenPage {
   Interval memory;
@@ -111,22 +133,32 @@ inline std::string place_of(char const* where, Segment const& segment, std::int6
          place_of("", segment);
 }
 
+/// The pages that a call writes, in the order in which tables name them.
+struct WrittenPages {
+  std::vector<WrittenPage> pages;
+  std::vector<std::size_t> runs;  ///< where the pages of a layer's keys begin, or of its values
+};
+
 /// Checks a block table in host memory, and notes the pages.
 template <class Plan, class T>
-void check_block_table(Plan const& plan, Destination<T, PagedForm> const& kept, std::vector<WrittenPage>& written,
+void check_block_table(Plan const& plan, Destination<T, PagedForm> const& kept, WrittenPages& written,
                        char const* where) {
   PagedForm const& form = kept.form;
   std::int64_t const end = kept.num_pages != 0 ? kept.num_pages : std::int64_t{1} << 31;
+  std::vector<WrittenPage>& pages = written.pages;
+  pages.reserve(pages.size() + 2 * static_cast<std::size_t>(plan.pages_total(form.page_size)));
   auto const note = [&](T const* data, std::int64_t channels, WrittenPage page) {
     auto const stride =
         static_cast<std::uintptr_t>(form.page_stride != 0 ? form.page_stride : form.page_size * channels);
     page.memory.begin =
         reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(page.page) * stride * sizeof(T);
     page.memory.end = page.memory.begin + static_cast<std::uintptr_t>(form.page_size * channels) * sizeof(T);
-    written.push_back(page);
+    pages.push_back(page);
   };
   for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
     Segment const segment = plan.segment(s);
+    LayerKv<T> const& pool = kept.layers[static_cast<std::size_t>(segment.layer)];
+    if (s % plan.layer_segments() == 0) written.runs.push_back(pages.size());
     std::int64_t const row = form.indptr != nullptr ? form.indptr[s] : s * form.table_stride;
     if (row < 0) require(false, "block table's indptr", ">= 0", row, place_of(where, segment).c_str());
     for (std::int64_t i = 0; i * form.page_size < segment.kept; ++i) {
@@ -135,30 +167,108 @@ void check_block_table(Plan const& plan, Destination<T, PagedForm> const& kept, 
         require(false, "block table entry", "a page in [0, " + std::to_string(end) + ")", page,
                 place_of(where, segment, i).c_str());
       }
-      LayerKv<T> const& pool = kept.layers[static_cast<std::size_t>(segment.layer)];
       note(pool.keys, kept.key_channels, {{}, s, i, page});
-      note(pool.values, kept.value_channels, {{}, s, i, page});
     }
+    if ((s + 1) % plan.layer_segments() != 0) continue;
+    std::size_t const first = written.runs.back();
+    std::size_t const last = pages.size();
+    written.runs.push_back(last);
+    for (std::size_t i = first; i < last; ++i) note(pool.values, kept.value_channels, pages[i]);
   }
 }
 template <class Plan, class T, class Form>
-void check_block_table(Plan const&, Destination<T, Form> const&, std::vector<WrittenPage>&, char const*) {}
+void check_block_table(Plan const&, Destination<T, Form> const&, WrittenPages&, char const*) {}
 
 /// No page may be two heads', or both of keys and of values.
 template <class Plan>
-void check_pages_apart(Plan const& plan, std::vector<WrittenPage>& written, char const* where) {
+void check_pages_apart(Plan const& plan, WrittenPages& written, char const* where) {
   auto const earlier = [](WrittenPage const& x, WrittenPage const& y) { return x.memory.begin < y.memory.begin; };
-  std::sort(written.begin(), written.end(), earlier);
-  for (std::size_t i = 1; i < written.size(); ++i) {
-    if (written[i - 1].memory.end <= written[i].memory.begin) continue;
-    auto const [first, second] = std::minmax(written[i - 1], written[i], [](auto const& x, auto const& y) {
-      return x.segment != y.segment ? x.segment < y.segment : x.index < y.index;
-    });
-    require(false, "block table entry", "a page of one head's keys or values",
-            std::to_string(second.page) + ", which meets page " + std::to_string(first.page) + " of segment " +
-                std::to_string(first.segment),
-            place_of(where, plan.segment(second.segment), second.index).c_str());
+  auto const check = [&](std::span<WrittenPage> pages) {
+    // Tables as `consecutive_pages` makes them ascend already.
+    if (!std::is_sorted(pages.begin(), pages.end(), earlier)) std::sort(pages.begin(), pages.end(), earlier);
+    for (std::size_t i = 1; i < pages.size(); ++i) {
+      if (pages[i - 1].memory.end <= pages[i].memory.begin) continue;
+      auto const [first, second] = std::minmax(pages[i - 1], pages[i], [](auto const& x, auto const& y) {
+        return x.segment != y.segment ? x.segment < y.segment : x.index < y.index;
+      });
+      require(false, "block table entry", "a page of one head's keys or values",
+              std::to_string(second.page) + ", which meets page " + std::to_string(first.page) + " of segment " +
+                  std::to_string(first.segment),
+              place_of(where, plan.segment(second.segment), second.index).c_str());
+    }
+  };
+  std::span<WrittenPage> const pages(written.pages);
+  std::vector<Interval> stretches;  // that runs lie in
+  for (std::size_t i = 0; i < written.runs.size(); ++i) {
+    std::size_t const end = i + 1 < written.runs.size() ? written.runs[i + 1] : pages.size();
+    auto const run = pages.subspan(written.runs[i], end - written.runs[i]);
+    check(run);
+    if (!run.empty()) stretches.push_back({run.front().memory.begin, run.back().memory.end});
   }
+  if (overlap_among(stretches)) check(pages);
+}
+
+/// The memory that a call may read of one tensor.
+/// @param tokens_of  (sequence) to ranges of tokens
+template <class T, class Layout, class TokensOf>
+void add_pages_read(std::vector<Interval>& read, T const* data, Layout const& layout, std::int64_t sequences,
+                    TokensOf const& tokens_of) {
+  if constexpr (requires {
+                  layout.table().page(0, 0);
+                  layout.shape().page_size;
+                }) {
+    std::int64_t page_stride = 0;
+    std::int64_t reach = 1;  // elements of a page
+    for (Direction const& d : layout.directions()) {
+      if (d.by_table) {
+        page_stride = d.stride;
+      } else {
+        reach += (std::max<std::int64_t>(d.count, 1) - 1) * d.stride;
+      }
+    }
+    std::int64_t const size = layout.shape().page_size;
+    for (std::int64_t s = 0; s < sequences; ++s) {
+      for (TokenRange const& tokens : tokens_of(s)) {
+        for (std::int64_t i = tokens.begin / size; i * size < tokens.end; ++i) {
+          read.push_back(interval(data + layout.plane() + layout.table().page(s, i) * page_stride, reach));
+        }
+      }
+    }
+  } else {
+    add_extent(read, layout, data);
+  }
+}
+
+/// Where pages are written, no row of them may be read: neither that of a page of the source in the same pool, nor of
+/// a source that lies in it.
+template <class TokensOf, class... Transfers>
+void check_pages_not_read(std::int64_t sequences, TokensOf const& tokens_of, WrittenPages const& written,
+                          char const* where, Transfers const&... transfers) {
+  if (written.pages.empty()) return;
+  std::vector<Interval> pages;
+  for (WrittenPage const& page : written.pages) {
+    // One stretch of pages that touch.
+    if (pages.empty() || pages.back().end != page.memory.begin) {
+      pages.push_back(page.memory);
+    } else {
+      pages.back().end = page.memory.end;
+    }
+  }
+  std::vector<Interval> tensors;
+  std::vector<Interval> read;
+  auto const each_tensor = [&](auto const& transfer, auto const& f) {
+    for (auto const& layer : transfer.layers) {
+      f(layer.keys, keys_of(transfer.source));
+      f(layer.values, values_of(transfer.source));
+    }
+  };
+  (each_tensor(transfers, [&](auto const* data, auto const& layout) { add_extent(tensors, layout, data); }), ...);
+  if (!overlap(tensors, pages)) return;
+  (each_tensor(transfers,
+               [&](auto const* data, auto const& layout) { add_pages_read(read, data, layout, sequences, tokens_of); }),
+   ...);
+  if (!overlap(read, pages)) return;
+  require(false, "buffers", "pages to write apart from all that is read", "overlapping pages", where);
 }
 
 /// In place, a page of two sequences would be compacted twice.
@@ -199,10 +309,7 @@ void check_evictions(Plan const& plan, std::int64_t fewest) {
         plan.table(), segment.layer, segment.sequence, segment.kv_head,
         [&](auto const& policy) { return first_moved_slot(policy, segment.kept, segment.length) < segment.kept; });
     if (!turns) continue;
-    require(false, "evicted tokens",
-            "none or at least " + std::to_string(fewest) +
-                ", as turning keys of 16 bits in place rounds them each time (KeyRotation::evicting)",
-            evicted, place_of("compress_in_place", segment).c_str());
+    require(false, "evicted tokens", enough_evictions(fewest), evicted, place_of("compress_in_place", segment).c_str());
   }
 }
 
@@ -292,10 +399,11 @@ void check_policies(Plan const& plan, char const* where) {
         tokens.resize(static_cast<std::size_t>(segment.kept));
         stage_tokens(plan.table(), segment, 0, tokens);
         for (std::size_t slot = 0; slot < tokens.size(); ++slot) {
-          std::int64_t const lowest = slot == 0 ? 0 : tokens[slot - 1] + 1;
-          if (tokens[slot] >= lowest && tokens[slot] < segment.length) continue;
+          std::int64_t const before = slot == 0 ? -1 : tokens[slot - 1];
+          if (tokens[slot] > before && tokens[slot] < segment.length) continue;
+          std::string const above = slot == 0 ? "at least 0" : "above the slot before, " + std::to_string(before) + ",";
           require(false, ("token of policy '" + std::string(P::name) + "'").c_str(),
-                  "in [" + std::to_string(lowest) + ", " + std::to_string(segment.length) + ")", tokens[slot],
+                  above + " and below " + std::to_string(segment.length), tokens[slot],
                   (place_of(where, segment) + ", slot " + std::to_string(slot)).c_str());
         }
       }
@@ -486,12 +594,13 @@ void run_transfer(BasicCachePlan<Table> const& plan, Transfer<T, Source, Form, R
 /// @brief Checks a destination's block table in host memory as the CPU back end does: for those who compress on a
 /// device.
 /// @param kept  made by `paged`, with host copies of `block_table` and `indptr`; the pages themselves are not touched
-/// @throws ArgumentError on rows too short for what heads keep, pages beyond the pool, and pages given to two heads
-/// @par Cost  O(pages), and sorting them
+/// @throws ArgumentError on rows too short for what heads keep, pages beyond the pool (if `paged` was told its
+///         `num_pages`), and pages given to two heads
+/// @par Cost  O(pages), and sorting those of a layer that do not ascend, or all where layers' pages interleave
 template <class Table, class T, class Form>
 void validate_tables(BasicCachePlan<Table> const& plan, Destination<T, Form> const& kept) {
   detail::check_capacity(plan, kept);
-  std::vector<detail::WrittenPage> written;
+  detail::WrittenPages written;
   detail::check_block_table(plan, kept, written, "validate_tables");
   detail::check_pages_apart(plan, written, "validate_tables");
 }
@@ -500,23 +609,26 @@ void validate_tables(BasicCachePlan<Table> const& plan, Destination<T, Form> con
 /// @param plan       made for these lengths
 /// @param transfers  keys and values, and further tensors that go with them (scales); host pointers
 /// @throws ArgumentError before anything is written: see `validate`; also tokens of keep-lists and of policies of your
-///         own out of order or range, tables of the source without places for the lengths, pages beyond the pool or
-///         given to two heads, and positions (`KeyRotation::with_positions`) out of range
+///         own out of order or range, tables of the source without places for kept tokens, pages beyond the pool (if
+///         `paged` was told its `num_pages`) or given to two heads, and positions (`KeyRotation::with_positions`) out
+///         of range
 /// @note   Destinations of one call must not overlap each other. Deterministic.
 /// @par Cost  Each kept byte is read once and written once; all cores with OpenMP. Tables are read once more, and the
-///            tokens of policies of your own asked for once more
+///            tokens of policies of your own asked for once more. Pages that are written are noted (40 bytes each) and
+///            sorted where a layer's do not ascend, as those of `consecutive_pages` do
 template <class Table, class... Ts, class... Sources, class... Forms, class... Rotations>
 void compress(BasicCachePlan<Table> const& plan, Transfer<Ts, Sources, Forms, Rotations> const&... transfers) {
   validate(plan, transfers...);
   detail::check_policies(plan, "compress");
-  auto const tokens = detail::tokens_in(plan.lengths());
+  auto const tokens = detail::kept_tokens(plan);
   (detail::check_source_tables(transfers.source, plan.num_sequences(), tokens, "compress, keys", "compress, values"),
    ...);
   (detail::check_positions(transfers.rotation, plan.lengths(), "compress"), ...);
   (detail::check_capacity(plan, transfers.kept), ...);
-  std::vector<detail::WrittenPage> written;
+  detail::WrittenPages written;
   (detail::check_block_table(plan, transfers.kept, written, "compress"), ...);
   detail::check_pages_apart(plan, written, "compress");
+  detail::check_pages_not_read(plan.num_sequences(), tokens, written, "compress", transfers...);
   (detail::run_transfer(plan, transfers), ...);
 }
 

@@ -276,9 +276,11 @@ template <class Plan, class T>
 /// an empty pool.
 /// @param layers     each layer's pool; all may be the same pool, pages of a row are the table's business
 /// @param form       block table and page size; read where the back end runs
-/// @param num_pages  pages of a pool, if known: the CPU back end checks the table against it
-/// @pre   every page of the table belongs to one head, and is one of the pool. The CPU back end checks this; for a
-///        device `validate_tables` does, with copies of the tables
+/// @param num_pages  pages of a pool, if known: the CPU back end checks the table against it; 0: not known, and a page
+///                   beyond the pool goes unnoticed
+/// @pre   every page of the table belongs to one head, is none that the call reads, and is one of the pool. The CPU
+/// back end checks this,
+///        the last where `num_pages` is given; for a device `validate_tables` does, with copies of the tables
 /// @throws ArgumentError if there is not one pool a layer, or page size or channels are not positive
 template <class Plan, class T>
 [[nodiscard]] Destination<T, PagedForm> paged(Plan const& plan, std::vector<LayerKv<T>> const& layers,

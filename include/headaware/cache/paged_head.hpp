@@ -10,6 +10,9 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
+/// No tables have this generation: it stands for "not known", and a step or view with it is compared with nothing.
+inline constexpr std::uint64_t generation_not_known = 0;
+
 /// @brief The block table's row of one (layer, KV head), of every sequence alike. Token t lies at `t mod page_size` of
 /// its sequence's page number `t / page_size`; the row has an entry for each page with sinks, and a ring of entries for
 /// the pages that the window reaches.
@@ -59,8 +62,8 @@ struct PagedHeadsView {
   std::int32_t slack = 0;
   std::int32_t num_pages = 0;
   std::int64_t token_limit = 0;
-  std::int64_t max_tokens_held = 0;  ///< the most tokens that the pages of any head have room for
-  std::uint64_t generation = 0;      ///< of the tables, new with every change; 0: not known
+  std::int64_t max_tokens_held = 0;                 ///< the most tokens that the pages of any head have room for
+  std::uint64_t generation = generation_not_known;  ///< of the tables, new with every change
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE PagedHead const& head(std::int64_t layer, std::int64_t kv_head) const {
     return heads[layer * num_kv_heads + kv_head];

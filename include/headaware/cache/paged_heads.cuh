@@ -22,8 +22,9 @@ struct DevicePageStep {
   std::int32_t num_copies = 0;
   std::int32_t max_count = 0;        ///< bounds the counts; decides the grid
   std::int32_t* d_status = nullptr;  ///< optional: becomes 1 if a count is out of range, whose sequence is left alone
-  std::uint64_t generation =
-      0;  ///< `PageStep::generation`, compared with the tables' when a call is made; 0: it is not
+  /// `PageStep::generation`, compared with the tables' when a call is made. Left at `generation_not_known` it is not
+  /// compared: tables that have changed since may then give pages to another head, or to none, and nobody notices.
+  std::uint64_t generation = generation_not_known;
 };
 
 namespace detail {
@@ -59,7 +60,7 @@ cudaError_t append(PagedHeadsView const& pages, DevicePageStep const& step, std:
     detail::require(step.max_count >= 0, "max_count", ">= 0", step.max_count, where);
     detail::require(step.num_copies >= 0 && (step.num_copies == 0 || step.d_copies != nullptr), "copies",
                     "as many as counted", step.num_copies, where);
-    if (step.generation != 0) detail::check_generation(pages, step.generation);
+    if (step.generation != generation_not_known) detail::check_generation(pages, step.generation);
     auto const shape = detail::check_paged_append(pages, step.max_count, tokens, source, storage, cache, first_layer);
     detail::require(tokens.size() <= detail::max_layers, "layers", "at most 256", tokens.size(), where);
     bool const missing = step.d_lengths == nullptr || step.d_written == nullptr || step.d_counts == nullptr ||

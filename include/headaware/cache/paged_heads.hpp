@@ -46,7 +46,8 @@ struct PageStep {
   std::vector<std::int32_t> counts{};   ///< [num_sequences] new tokens
   std::vector<PageCopy> copies{};       ///< copies on write
   std::int32_t max_count = 0;
-  std::uint64_t generation = 0;  ///< of the tables; no other tables in the process have it, but for copies
+  /// Of the tables; no other tables in the process have it, but for copies.
+  std::uint64_t generation = generation_not_known;
 };
 
 /// @brief The pool of keys and of values, shared by all layers: [num_pages, page_size, channels]. Host or device
@@ -141,7 +142,8 @@ class PagedHeads {
   }
   /// Bytes of the pages in use, shared ones once.
   [[nodiscard]] std::int64_t bytes_held(TokenBytes const& token) const {
-    return (pool_.num_pages() - pool_.free_pages()) * page_size() * token.total();
+    return detail::elements("PagedHeads::bytes_held",
+                            {pool_.num_pages() - pool_.free_pages(), page_size(), token.total()});
   }
 
   /// @brief Gives new tokens their pages: takes new ones, gives back those that windows have passed, and pages that

@@ -7,6 +7,7 @@
 #include <headaware/cache/cache_plan.hpp>
 #include <headaware/cache/destination.hpp>
 #include <headaware/cache/rolling_slots.hpp>
+#include <headaware/detail/checked.hpp>
 #include <headaware/detail/unique_id.hpp>
 #include <headaware/detail/zero_when_moved.hpp>
 #include <headaware/error.hpp>
@@ -127,8 +128,10 @@ class RollingPlan {
     detail::require_index(layer, num_layers_, "layer", "RollingPlan");
     return num_kv_heads_ == 0 ? 0 : num_sequences_ * heads_[index(layer, 0)].sequence_rows;
   }
-  /// Bytes of all rows, which the cache holds whatever its lengths.
-  [[nodiscard]] std::int64_t bytes_held(TokenBytes const& token) const { return rows_total() * token.total(); }
+  /// Bytes of all rows, which the cache holds whatever its lengths. @throws ArgumentError beyond 64 bits
+  [[nodiscard]] std::int64_t bytes_held(TokenBytes const& token) const {
+    return detail::elements("RollingPlan::bytes_held", {rows_total(), token.total()});
+  }
   /// The same for keys and values alike. @param head_dim channels; @param element_bytes bytes an element
   [[nodiscard]] std::int64_t bytes_held(std::int64_t head_dim, std::size_t element_bytes) const {
     return bytes_held(TokenBytes::of(head_dim, element_bytes));
@@ -219,6 +222,18 @@ struct RollingForm {
   /// Whether the segment's policy is the one that its slots were made for, as far as its count of tokens tells.
   [[nodiscard]] HEADAWARE_HOST_DEVICE bool matches(Segment const& segment) const {
     return head(segment).kept(segment.length) == segment.kept;
+  }
+  /// Whether a policy keeps the tokens that the segment's slots were made for. Kept counts tell nothing of (4 sinks, a
+  /// window of 4) in slots of (2, 6); where all tokens are kept, or none, they are the same for every policy.
+  template <class P>
+  [[nodiscard]] bool matches(Segment const& segment, P const& policy) const {
+    if (!matches(segment)) return false;
+    if (segment.kept == 0 || segment.kept == segment.length) return true;
+    if constexpr (RollingPolicy<P>) {
+      return rolling_form(policy) == SinkAndWindow{head(segment).sink, head(segment).window};
+    } else {
+      return false;
+    }
   }
   /// Rows that one head may fill; none where the policy is another one.
   HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const& segment, LayerCapacity const&) const {

@@ -5,6 +5,7 @@
 /// its slot, so that the compressed sequence has consecutive positions.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/checked.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
 
@@ -96,6 +97,8 @@ class KeyRotation {
   /// @param positions  [sequences, stride] what each token's key was rotated for, where the back end runs; borrowed. On
   ///                   a device they are read when the kernel runs
   /// @param stride     entries from one sequence to the next: at least its tokens
+  /// @note  Keys may then turn though no token is evicted: `evicting` does not count such turns, so keys of 16 bits
+  ///        that are turned in place again and again lose bits unnoticed
   /// @pre   0 <= position, and less than a table's positions. The CPU back end checks this; for a device
   ///        `validate_tables` does
   /// @throws ArgumentError on a null pointer or a negative stride
@@ -112,10 +115,12 @@ class KeyRotation {
   static constexpr std::int64_t usual_evictions = 64;
   /// @brief The same for `compress_in_place` of 16-bit keys in calls that evict fewer tokens of a head.
   ///
-  /// In place a key is rounded to its 16 bits by every call that turns it, and these errors add up; out of place, and
-  /// with 32-bit keys, nothing of the kind happens. So a call that evicts fewer tokens of a head than this (but some)
-  /// is refused. Largest errors of logits (128 channels of keys and queries from N(0, 1), scale 1 / sqrt(128)) after a
-  /// window of 2,000 tokens has passed, by tokens evicted a call:
+  /// In place a key is rounded to its 16 bits by every call that turns it, and these errors add up. So a call that
+  /// evicts fewer tokens of a head than this (but some) is refused. Out of place the same happens, unnoticed, where one
+  /// call's output is the next one's source: turn keys that have never been turned (`Transfer::rotate_keys`). Keys of
+  /// 32 bits drift by 0.00016 where the first row says by how much those of 16 bits do. With `with_positions` keys may
+  /// turn where no token is evicted, which is not counted. Largest errors of logits (128 channels of keys and queries
+  /// from N(0, 1), scale 1 / sqrt(128)) after a window of 2,000 tokens has passed, by tokens evicted a call:
   ///
   /// | tokens a call | calls | bfloat16 | float16 |
   /// |---|---|---|---|
@@ -212,11 +217,25 @@ struct RotatedPair {
 template <class T, class Rotation>
 inline constexpr bool rounds_in_place = std::is_same_v<Rotation, KeyRotation> && sizeof(T) < sizeof(float);
 
+/// What a call in place asks of the tokens that a head evicts. @param fewest  `KeyRotation::min_evicted`
+inline std::string enough_evictions(std::int64_t fewest) {
+  return "none or at least " + std::to_string(fewest) +
+         ", as turning keys of 16 bits in place rounds them each time: KeyRotation::evicting(1) if these keys have "
+         "never been turned";
+}
+
+/// Checks that 64 bits count the positions' bytes.
+inline void check_position_stride(KeyRotation const& rotation, std::int64_t sequences) {
+  if (rotation.token_positions() == nullptr) return;
+  (void)elements("KeyRotation::with_positions", {sequences, rotation.position_stride(), sizeof(std::int32_t)});
+}
+
 /// Checks positions in host memory. @param lengths  tokens of each sequence
 template <class Rotation>
 void check_positions(Rotation const& rotation, std::span<std::int32_t const> lengths, char const* where) {
   if constexpr (std::is_same_v<Rotation, KeyRotation>) {
     if (rotation.token_positions() == nullptr) return;
+    check_position_stride(rotation, static_cast<std::int64_t>(lengths.size()));
     std::int64_t const end = rotation.positions() > 0 ? rotation.positions() : std::int64_t{1} << 31;
     for (std::size_t s = 0; s < lengths.size(); ++s) {
       for (std::int64_t t = 0; t < lengths[s]; ++t) {

@@ -46,6 +46,10 @@ struct Transfer {
 
   /// The same, with keys turned to the positions of their slots. Not into a rolling cache, in which slots and positions
   /// part with the next token.
+  ///
+  /// For keys that have not been turned before in 16 bits: each turn rounds them, and where a call's output is the next
+  /// one's source the errors add up unnoticed (`KeyRotation::evicting` has figures). Turn once, from the cache as the
+  /// model wrote it, or keep keys of 32 bits.
   [[nodiscard]] Transfer<T, Source, Form, KeyRotation> rotate_keys(KeyRotation const& key_rotation) const {
     static_assert(!detail::keeps_positions<Form>, "headaware: keys of a rolling cache keep their positions, as new "
                                                   "tokens go on counting them: compress without rotate_keys");
@@ -85,6 +89,12 @@ PlanBounds bounds_of(BasicCachePlan<Table> const& plan) {
 template <class Table>
 PlanBounds bounds_of(DevicePlan<Table> const& plan) {
   return {plan.table.num_layers(), plan.num_sequences, plan.table.num_kv_heads(), plan.max_length, plan.max_rows};
+}
+
+/// Where an error about a segment is.
+inline std::string place_of(char const* where, Segment const& segment) {
+  return std::string(where) + ", layer " + std::to_string(segment.layer) + ", sequence " +
+         std::to_string(segment.sequence) + ", KV head " + std::to_string(segment.kv_head);
 }
 
 /// A stretch of memory, for overlap checks.
@@ -176,15 +186,23 @@ void check_rotation(Rotation const& rotation, PlanBounds const& bounds, std::int
     require(rotation.token_positions() == nullptr || rotation.position_stride() >= bounds.max_length,
             "positions' stride", "at least the longest length, " + std::to_string(bounds.max_length),
             rotation.position_stride(), "KeyRotation");
+    check_position_stride(rotation, bounds.num_sequences);
   }
 }
 
 /// The memory that the transfers of a call read and write.
 struct Memory {
   std::vector<Interval> sources;
+  std::vector<Interval> paged_sources;       ///< whose pages a table tells apart
   std::vector<Interval> destinations;        ///< of forms whose layers must lie apart
   std::vector<Interval> paged_destinations;  ///< pages of one pool are told apart by the block table
 };
+
+template <class Layout, class T>
+void add_source(Memory& memory, Layout const& layout, T const* data) {
+  constexpr bool in_pages = requires { layout.table().page(0, 0); };
+  add_extent(in_pages ? memory.paged_sources : memory.sources, layout, data);
+}
 
 /// Checks all that can be checked of one transfer alone without reading any tensor, and notes what it touches.
 template <class T, class Source, class Form, class Rotation>
@@ -221,8 +239,8 @@ void check_transfer(PlanBounds const& bounds, Transfer<T, Source, Form, Rotation
     check_pointer(transfer.layers[layer].values, some, "source values", place);
     check_pointer(transfer.kept.layers[layer].keys, some, "destination keys", place);
     check_pointer(transfer.kept.layers[layer].values, some, "destination values", place);
-    add_extent(memory.sources, keys, transfer.layers[layer].keys);
-    add_extent(memory.sources, values, transfer.layers[layer].values);
+    add_source(memory, keys, transfer.layers[layer].keys);
+    add_source(memory, values, transfer.layers[layer].values);
     std::int64_t key_elements = rows * transfer.kept.key_channels;
     std::int64_t value_elements = rows * transfer.kept.value_channels;
     if constexpr (std::is_same_v<Form, PagedForm>) {
@@ -241,12 +259,15 @@ void check_transfer(PlanBounds const& bounds, Transfer<T, Source, Form, Rotation
 }
 
 /// Nothing that is written may be read, or written twice.
-inline void check_memory(Memory const& memory) {
+/// @param tables_known  host tables tell pages that are read from those that are written, which is checked elsewhere
+inline void check_memory(Memory const& memory, bool tables_known) {
   constexpr auto where = "compress";
   if (overlap_among(memory.destinations) || overlap(memory.destinations, memory.paged_destinations)) {
     require(false, "buffers", "destinations apart from each other", "overlapping destinations", where);
   }
-  if (overlap(memory.sources, memory.destinations) || overlap(memory.sources, memory.paged_destinations)) {
+  if (overlap(memory.sources, memory.destinations) || overlap(memory.sources, memory.paged_destinations) ||
+      overlap(memory.paged_sources, memory.destinations) ||
+      (!tables_known && overlap(memory.paged_sources, memory.paged_destinations))) {
     require(false, "buffers", "a destination apart from the source (or compress_in_place)", "overlapping buffers",
             where);
   }
@@ -360,6 +381,25 @@ void check_tensors_apart(std::vector<LayerKv<T>> const& layers, Keys const& keys
   }
 }
 
+/// The same within one tensor, whose heads may not share memory: each direction steps over all that shorter steps
+/// reach.
+template <class Layout>
+void check_apart_from_itself(Layout const& layout, char const* where) {
+  if constexpr (requires { layout.directions(); }) {
+    auto directions = layout.directions();
+    std::sort(directions.begin(), directions.end(), [](auto const& x, auto const& y) { return x.stride < y.stride; });
+    std::int64_t reach = 0;
+    for (Direction const& d : directions) {
+      if (d.count <= 1) continue;
+      if (d.stride <= reach) {
+        require(false, "stride in place", "above " + std::to_string(reach) + ", which shorter strides reach",
+                std::to_string(d.stride) + " (of " + std::to_string(d.count) + " steps)", where);
+      }
+      reach += (d.count - 1) * d.stride;
+    }
+  }
+}
+
 /// Checks all that can be checked of a compaction in place.
 template <class T, class Source, class Rotation>
 void check_in_place(PlanBounds const& bounds, std::vector<LayerKv<T>> const& layers, Source const& source,
@@ -388,7 +428,11 @@ void check_in_place(PlanBounds const& bounds, std::vector<LayerKv<T>> const& lay
       if (same) require(false, "keys and values", "two tensors", "one", place.c_str());
     }
   }
-  if (bounds.max_rows > 0) check_tensors_apart(layers, keys, values);
+  if (bounds.max_rows > 0) {
+    check_apart_from_itself(keys, "compress_in_place, keys");
+    check_apart_from_itself(values, "compress_in_place, values");
+    check_tensors_apart(layers, keys, values);
+  }
 }
 
 }  // namespace detail
@@ -399,12 +443,15 @@ void check_in_place(PlanBounds const& bounds, std::vector<LayerKv<T>> const& lay
 /// @param transfers  made by `transfer`
 /// @throws ArgumentError on missing layers, shapes that disagree with the plan, lengths beyond the
 ///         source, null or misaligned pointers, and destinations that overlap a source or each other, of whichever
-///         of the transfers
+///         of the transfers. Pages of a source and of a destination may lie in one pool where host tables tell them
+///         apart (`compress` on the CPU checks that); with a device plan such pools are refused, if `paged` was told
+///         their `num_pages`
 template <class Plan, class... Transfers>
 void validate(Plan const& plan, Transfers const&... transfers) {
   detail::Memory memory;
   (detail::check_transfer(detail::bounds_of(plan), transfers, memory), ...);
-  detail::check_memory(memory);
+  constexpr bool on_host = requires { plan.offsets(); };
+  detail::check_memory(memory, on_host);
 }
 
 HEADAWARE_NAMESPACE_END

@@ -24,22 +24,24 @@ inline constexpr std::int64_t largest_int64 = std::numeric_limits<std::int64_t>:
 }
 
 [[noreturn]] inline void refuse_size(std::string const& got, char const* where) {
-  throw ArgumentError({"elements of a tensor", "at most " + std::to_string(largest_int64), got, where});
+  throw ArgumentError({"elements of a tensor, or its bytes", "at most " + std::to_string(largest_int64), got, where});
+}
+
+[[noreturn]] inline void refuse_product(char const* where, std::initializer_list<std::int64_t> extents) {
+  std::string got;
+  for (std::int64_t const each : extents) got += (got.empty() ? "" : " * ") + std::to_string(each);
+  refuse_size(got, where);
 }
 
 /// @brief The elements of a tensor or of a part of it. A negative extent makes 0: whoever takes the extents names it.
 /// @throws ArgumentError on a product beyond 64 bits
-[[nodiscard]] inline std::int64_t elements(char const* where, std::initializer_list<std::int64_t> extents) {
+[[nodiscard]] constexpr std::int64_t elements(char const* where, std::initializer_list<std::int64_t> extents) {
   std::int64_t result = 1;
   for (std::int64_t const extent : extents) {
     if (extent <= 0) return 0;
   }
   for (std::int64_t const extent : extents) {
-    if (product_overflows(result, extent)) {
-      std::string got;
-      for (std::int64_t const each : extents) got += (got.empty() ? "" : " * ") + std::to_string(each);
-      refuse_size(got, where);
-    }
+    if (product_overflows(result, extent)) refuse_product(where, extents);
     result *= extent;
   }
   return result;

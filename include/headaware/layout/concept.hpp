@@ -5,6 +5,7 @@
 
 #include <headaware/config.hpp>
 
+#include <array>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -29,10 +30,10 @@ HEADAWARE_NAMESPACE_BEGIN
 /// - `int64_t num_sequences()`, `int64_t num_kv_heads()`, `int64_t num_channels()`,
 ///   `int64_t token_capacity()`, and `int64_t extent()`, the elements from the base pointer to the
 ///   tensor's end. What is offered is checked against what a call asks for.
-/// - `void check_table(int64_t sequence, int64_t tokens, char const* where)`, host: throws ArgumentError where the
-///   tables that `offset` reads do not name places of the tensor for the first `tokens` tokens of a sequence. The CPU
-///   back end asks before it reads. Tables on a device cannot be asked: there it is a precondition that they do;
-///   `validate_tables` checks copies of them.
+/// - `void check_table(int64_t sequence, int64_t begin, int64_t end, char const* where)`, host: throws ArgumentError
+///   where the tables that `offset` reads do not name places of the tensor for tokens [begin, end) of a sequence. The
+///   CPU back end asks before it reads, of those tokens that it reads. Tables on a device cannot be asked: there it is
+///   a precondition that they do; `validate_tables` checks copies of them.
 template <class L>
 concept KvLayout = std::is_trivially_copyable_v<L> && requires(L const layout, std::int64_t i) {
   { layout.offset(i, i, i, i) } -> std::same_as<std::int64_t>;
@@ -111,18 +112,26 @@ constexpr V values_of(KvLayouts<K, V> const& layouts) {
   return layouts.values;
 }
 
+/// Tokens [begin, end) of a sequence.
+struct TokenRange {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+};
+
 /// Whether a layout reads tables that can be checked.
 template <class L>
 inline constexpr bool has_table = requires(L const layout, std::int64_t i, char const* where) {
-  layout.check_table(i, i, where);
+  layout.check_table(i, i, i, where);
 };
 
 /// @brief Checks the host tables that a layout reads, if it reads any.
-/// @param tokens_of  (sequence) to the tokens that a call reads of it
+/// @param tokens_of  (sequence) to ranges of `TokenRange`: what a call reads of it
 template <class L, class TokensOf>
 void check_tables(L const& layout, std::int64_t sequences, TokensOf const& tokens_of, char const* where) {
   if constexpr (has_table<L>) {
-    for (std::int64_t s = 0; s < sequences; ++s) layout.check_table(s, tokens_of(s), where);
+    for (std::int64_t s = 0; s < sequences; ++s) {
+      for (TokenRange const& tokens : tokens_of(s)) layout.check_table(s, tokens.begin, tokens.end, where);
+    }
   }
 }
 
@@ -136,15 +145,18 @@ void check_source_tables(Source const& source, std::int64_t sequences, TokensOf 
   }
 }
 
-/// Tokens of each sequence, for the checks above.
+/// All tokens of each sequence, for the checks above.
 [[nodiscard]] inline auto tokens_in(std::span<std::int32_t const> lengths) {
-  return [lengths](std::int64_t sequence) { return std::int64_t{lengths[static_cast<std::size_t>(sequence)]}; };
+  return [lengths](std::int64_t sequence) {
+    return std::array{TokenRange{0, lengths[static_cast<std::size_t>(sequence)]}};
+  };
 }
 
 }  // namespace detail
 
 /// @brief Checks tables in host memory as the CPU back end does before it reads them: for those who compress on a
-/// device, whose back end cannot, and want to know what is wrong.
+/// device, whose back end cannot, and want to know what is wrong. All tokens need places, also those that no head
+/// keeps, which the CPU's `compress` does not ask for.
 /// @param layout   over host copies of the tables (the tensor itself is not touched), or `KvLayouts`
 /// @param lengths  tokens of each sequence
 /// @throws ArgumentError on places that no tensor has, or that are another sequence's

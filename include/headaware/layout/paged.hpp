@@ -134,14 +134,15 @@ class PagedBase {
   }
   [[nodiscard]] PageTable const& table() const { return table_; }
   [[nodiscard]] PagedShape const& shape() const { return shape_; }
-  /// @brief Checks one sequence's part of a table in host memory.
-  /// @throws ArgumentError if it has fewer pages than `tokens` need, or names a page that the pool has not
-  void check_table(std::int64_t sequence, std::int64_t tokens, char const* where) const {
-    if (tokens <= 0) return;
+  /// @brief Checks one sequence's part of a table in host memory, for tokens [begin, end): entries of other pages may
+  /// be anything, as those of pages that went back to their allocator.
+  /// @throws ArgumentError if it has fewer pages than the tokens need, or names a page that the pool has not
+  void check_table(std::int64_t sequence, std::int64_t begin, std::int64_t end, char const* where) const {
     auto const refuse = [&](char const* what, std::string const& expected, std::string const& got) {
       require(false, what, expected, got, (std::string(where) + ", sequence " + std::to_string(sequence)).c_str());
     };
-    std::int64_t const needed = (tokens - 1) / shape_.page_size + 1;
+    bool const none = end <= begin;
+    std::int64_t const needed = none ? 0 : (end - 1) / shape_.page_size + 1;
     std::int64_t held = table_.max_pages;
     if (table_.indptr != nullptr) {
       std::int64_t const first = table_.indptr[sequence];
@@ -149,10 +150,10 @@ class PagedBase {
       if (first < 0) refuse("page table's indptr", ">= 0", std::to_string(first));
     }
     if (held < needed) {
-      refuse("page table", std::to_string(needed) + " pages for " + std::to_string(tokens) + " tokens",
+      refuse("page table", std::to_string(needed) + " pages for " + std::to_string(none ? 0 : end) + " tokens",
              std::to_string(held) + " pages");
     }
-    for (std::int64_t i = 0; i < needed; ++i) {
+    for (std::int64_t i = begin / shape_.page_size; i < needed; ++i) {
       std::int64_t const page = table_.page(sequence, i);
       if (page >= 0 && page < shape_.num_pages) continue;
       refuse("page table entry", "a page in [0, " + std::to_string(shape_.num_pages) + ")",

@@ -7,6 +7,7 @@
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <numeric>
@@ -87,9 +88,11 @@ class RaggedLayout {
     return {{{shape_.total, strides_.token}, {shape_.kv_heads, strides_.head}, {shape_.channels, strides_.channel}}};
   }
   /// @brief Checks one sequence of a `cu_seqlens` in host memory.
-  /// @throws ArgumentError if the sequence has fewer rows than `tokens`, or rows that the tensor has not
-  void check_table(std::int64_t sequence, std::int64_t tokens, char const* where) const {
-    if (tokens <= 0) return;
+  /// @throws ArgumentError if the sequence has fewer rows than `tokens_end`, rows that the tensor has not, or ends
+  /// before it
+  ///         begins: then a later sequence would have rows of an earlier one
+  void check_table(std::int64_t sequence, std::int64_t, std::int64_t tokens_end, char const* where) const {
+    std::int64_t const tokens = std::max<std::int64_t>(tokens_end, 0);
     std::int64_t const first = cu_seqlens_[sequence];
     std::int64_t const end = cu_seqlens_[sequence + 1];
     if (first >= 0 && end <= shape_.total && end - first >= tokens) return;

@@ -119,7 +119,8 @@ void check_reach(Layout const& layout, Layer const& layer, std::int32_t heads, s
 template <class Layout, class Layer>
 void check_reach_of_table(Layout const& layout, Layer const& layer, char const* what, char const* where) {
   if constexpr (has_table<Layout>) {
-    layout.check_table(layer.sequence, first_token(layer) + layer.tokens, (std::string(where) + ", " + what).c_str());
+    std::int64_t const first = first_token(layer);
+    layout.check_table(layer.sequence, first, first + layer.tokens, (std::string(where) + ", " + what).c_str());
   }
 }
 

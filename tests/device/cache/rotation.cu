@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <random>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -280,13 +281,17 @@ TEST_CASE("on the device keys of 16 bits are not turned in place for a few token
   // The host sees it in the plan.
   REQUIRE(plan_of({280, 205}).min_evicted == 1);
   REQUIRE(call(plan_of({280, 205}), rotation) == cudaErrorInvalidValue);
+  for (char const* const part : {"KeyRotation::evicting(1) if these keys", "layer 0, sequence 1, KV head 0"}) {
+    REQUIRE(std::string(ha::last_error_message()).find(part) != std::string::npos);
+  }
   REQUIRE(call(plan_of({280, 267}), rotation) == cudaErrorInvalidValue);
   REQUIRE(same_bytes(source.tensor(0), cache.keys[0]));
-  // Lengths that came behind it only the kernel sees: that head stays as it is, the other turns.
+  // Lengths that came behind it only the kernel sees: that head stays as it is, all its tokens still there; the other
+  // turns.
   REQUIRE_CUDA(cudaMemcpy(d_lengths.data() + 1, std::vector<std::int32_t>{267}.data(), 4, cudaMemcpyHostToDevice));
   REQUIRE(call(plan_of({280, 280}), rotation) == cudaSuccess);
   REQUIRE(d_status.host()[0] == 1);
-  REQUIRE(d_kept.host() == std::vector<std::int32_t>{204, -7});
+  REQUIRE(d_kept.host() == std::vector<std::int32_t>{204, 267});
   auto expected = cache;
   ha::compress_in_place(ha::CachePlan(table, std::vector<std::int32_t>{280, 204}), expected.layers(), layout, rotation);
   REQUIRE(same_bytes(source.tensor(1), expected.values[0]));

@@ -268,7 +268,11 @@ TEST_CASE("attention refuses what makes no sense", "[attention]") {
   check_error<ha::ArgumentError>([&] { call({1, 2, 1, 1, 8, 9}); }, {"channels", ">= 9", "8", "output"});
   check_error<ha::ArgumentError>([&] { call(good, {.scale = -1}); }, {"scale", ">= 0", "-1", "attend"});
   check_error<ha::ArgumentError>([&] { call(good, {.soft_cap = -1}); }, {"soft cap", ">= 0", "-1", "attend"});
-  check_error<ha::ArgumentError>([&] { call(good, {}, layout, {3, 1}); }, {"rows held", ">= 0", "-2", "segment 0"});
+  check_error<ha::ArgumentError>(
+      [&] {
+        call(good, {}, layout, {3, 1});
+      },
+      {"rows held", ">= 0", "-2", "sequence 0, KV head 0"});
   check_error<ha::ArgumentError>(
       [&] {
         ha::attend(good, ha::AttentionQueries<float, ha::StridedLayout>{nullptr, layout},

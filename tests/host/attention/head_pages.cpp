@@ -130,7 +130,27 @@ TEST_CASE("views whose tables in host memory name what is not there are refused"
   Table lengths{8, 9};
   refuse_view(ha::PagedView::dense(dense.data(), 2, lengths.data(), 1, 4), 1,
               {"rows held", "[0, 8]", "9", "PagedView, sequence 1"});
+  lengths = {8, -1};
+  refuse_view(ha::PagedView::dense(dense.data(), 2, lengths.data(), 1, 4), 1,
+              {"rows held", "[0, 8]", "-1", "PagedView, sequence 1, KV head 0"});
+  refuse_view(ha::PaddedView{lengths.data(), 1, 8}, 1, {"rows held", "at least 0", "-1", "PaddedView, sequence 1"});
+  lengths = {8, 9};
+  for (bool const in_rows : {false, true}) {
+    check_error<ha::ArgumentError>(
+        [&] {
+          (void)(in_rows ? ha::PagedView::csr(pages.data(), ends.data(), last.data(), 1, 4, 0, 0, -1)
+                         : ha::PagedView::dense(dense.data(), 2, lengths.data(), 1, 4, 0, 0, -1));
+        },
+        {"pages", ">= 0", "-1", "PagedView"});
+  }
+  check_error<ha::ArgumentError>(
+      [&] {
+        ha::PaddedView{lengths.data(), 1, -8}.check({.kv_heads = 1}, {});
+      },
+      {"head_rows", ">= 0", "-8", "attend, PaddedView"});
   refuse_view(ha::PaddedView{lengths.data(), 1, 8}, 1, {"rows held", "at most 8", "9", "PaddedView, sequence 1"});
+  Table const back{4, 9, 8};
+  refuse_view(ha::RaggedView{back.data(), 1}, 1, {"rows held", ">= 0", "-1", "RaggedView, sequence 1, KV head 0"});
   Table const offsets{-1, 4, 9};
   refuse_view(ha::RaggedView{offsets.data(), 1}, 1, {"offsets", ">= 0", "-1", "RaggedView, sequence 0, KV head 0"});
 

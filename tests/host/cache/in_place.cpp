@@ -225,6 +225,22 @@ TEST_CASE("in place, layers that overlap are refused, those threaded through eac
   refused(threaded, {{at, at + 8}, {at + 16, at + 31}},
           "layer 0's keys and layer 1's values");  // a token on, a channel back
 
+  // A tensor within itself: two heads half a head apart, two sequences in one place (an expanded tensor).
+  auto const folded = [&](ha::StridedLayout const& source, std::string const& above, std::string const& got) {
+    ha::CachePlan const of(ha::PolicyTable(2, 2, ha::WindowOnly{.window = 2}),
+                           std::vector<std::int32_t>(static_cast<std::size_t>(source.num_sequences()), 6));
+    std::vector<ha::LayerKv<float>> const layers{{at, at + 200}, {at + 400, at + 600}};
+    for (bool const of_values : {false, true}) {
+      auto const apart = ha::strided_bhsd(source.num_sequences(), 2, 6, 4);
+      ha::KvLayouts const both{of_values ? apart : source, of_values ? source : apart};
+      check_error<ha::ArgumentError>(
+          [&] { ha::compress_in_place(of, layers, both); },
+          {"stride in place", above, got, of_values ? "compress_in_place, values" : "compress_in_place, keys"});
+    }
+  };
+  folded({{1, 2, 6, 4}, {.sequence = 48, .head = 12, .token = 4, .channel = 1}}, "above 23", "12 (of 2 steps)");
+  folded({{2, 2, 6, 4}, {.sequence = 0, .head = 24, .token = 4, .channel = 1}}, "above 0", "0 (of 2 steps)");
+
   // Pools that layers share by whole pages, as TensorRT-LLM has them: tables tell them apart.
   std::vector<std::int32_t> const offsets{0, 4, 1, 5};
   ha::PagedShape const shape{.sequences = 1, .kv_heads = 2, .channels = 4, .num_pages = 2, .page_size = 4};

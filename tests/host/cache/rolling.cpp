@@ -231,6 +231,31 @@ TEST_CASE("what rolling caches refuse", "[cache]") {
   refuses([&] { state.start(view, 0, 21); }, {"length", "[0, 20]", "21", "start"});
   refuses([&] { (void)state.length(2); }, {"sequence", "[0, 2)", "2", "RollingState"});
 
+  check_error<Error>([&] { (void)plan.bytes_held(std::int64_t{1} << 60, 2); },
+                     {"elements of a tensor, or its bytes", "at most", " * 4611686018427387904", "RollingPlan::bytes"});
+  ha::CachePlan const sizes(table, std::vector<std::int32_t>{20, 2});
+  check_error<Error>([&] { (void)sizes.bytes_held(std::int64_t{1} << 60, 2); }, {"", "", "", "CachePlan::bytes_held"});
+  check_error<Error>([&] { (void)sizes.bytes_full(ha::TokenBytes::of(std::int64_t{1} << 60, 2)); },
+                     {"", "", "", "CachePlan::bytes_full"});
+  check_error<Error>([&] { (void)ha::TokenBytes::of(std::int64_t{1} << 60, 8); }, {"", "", "", "TokenBytes::of"});
+  check_error<Error>([&] { (void)ha::TokenBytes::of(std::int64_t{1} << 60, 4).total(); },
+                     {"", "", " + ", "TokenBytes::total"});
+
+  // The same count of other tokens: (4 sinks, a window of 4) in slots of (2, 6); the same tokens where all are kept.
+  ha::RollingPlan const others(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 2, .window = 6}), 1, {});
+  auto const fill = [&](std::int32_t length) {
+    ha::CachePlan const filling(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 4, .window = 4}),
+                                std::vector<std::int32_t>{length});
+    std::vector<float> const full(static_cast<std::size_t>(length * dim));
+    std::vector<float> slots_of(static_cast<std::size_t>(others.rows_total() * dim));
+    std::vector<float> more(slots_of);
+    ha::compress(filling, std::vector<ha::LayerKv<float const>>{{full.data(), full.data()}},
+                 ha::strided_bhsd(1, 1, length, dim),
+                 ha::rolling(others, others.view(), slots_of.data(), more.data(), dim));
+  };
+  fill(8);
+  check_error<Error>([&] { fill(9); }, {"destination", "the plan's policies", "others", "layer 0, KV head 0"});
+
   // Layer by layer, counted at the end.
   for (std::int32_t l = 0; l < 2; ++l) {
     ha::append(view, state, std::vector{news.layers()[static_cast<std::size_t>(l)]}, layout, counts, cache,

@@ -290,6 +290,10 @@ TEST_CASE("keys that were rotated for other positions than their places turn fro
       ha::KeyRotation::from_table(ha::RotaryPairing::neox, dim, tables.cosines.data(), tables.sines.data(), 1038);
   refused(short_table.with_positions(positions.data(), stride),
           {"position of a key", "[0, 1038)", "1038", "sequence 1, token 19"});
+  auto const far = rotation.with_positions(positions.data(), std::int64_t{1} << 61);
+  refused(far, {"elements of a tensor", "at most", " * 2305843009213693952 * 4", "KeyRotation::with_positions"});
+  check_error<ha::ArgumentError>([&] { ha::validate_tables(far, lengths); },
+                                 {"elements of a tensor", "at most", " * 4", "KeyRotation::with_positions"});
   check_error<ha::ArgumentError>([&] { (void)rotation.with_positions(nullptr, 4); },
                                  {"positions", "a pointer", "nullptr", "KeyRotation"});
 }
@@ -344,7 +348,7 @@ float drift(std::int32_t evicted) {
 }  // namespace
 
 TEST_CASE("keys of 16 bits are not turned in place for a few tokens", "[cache]") {
-  // The figures of KeyRotation::evicting.
+  // The figures of KeyRotation::evicting, of calls in place; out of place see below.
   CHECK(drift<ha::bfloat16>(1) > 1);
   auto const bounded = [](auto element, std::vector<float> const& figures) {
     std::size_t i = 0;
@@ -354,7 +358,7 @@ TEST_CASE("keys of 16 bits are not turned in place for a few tokens", "[cache]")
   };
   bounded(ha::bfloat16{}, {2.7F, 0.046F, 0.011F, 0.0053F});
   bounded(ha::float16{}, {0.46F, 0.0038F, 0.0013F, 0.0007F});
-  CHECK(drift<float>(1) < 1e-3F);
+  CHECK(drift<float>(1) < 2e-4F);
 
   constexpr std::int64_t dim = 8;
   auto const check = [&](auto element, std::int32_t evicted, bool refused) {
@@ -370,8 +374,9 @@ TEST_CASE("keys of 16 bits are not turned in place for a few tokens", "[cache]")
       call();
       return;
     }
-    check_error<ha::ArgumentError>(call, {"evicted tokens", "none or at least 64", std::to_string(evicted),
-                                          "compress_in_place, layer 0, sequence 1, KV head 0"});
+    check_error<ha::ArgumentError>(call,
+                                   {"evicted tokens", "KeyRotation::evicting(1) if these", std::to_string(evicted),
+                                    "compress_in_place, layer 0, sequence 1, KV head 0"});
     REQUIRE(same_bytes(cache.keys[0], before.keys[0]));
     ha::compress_in_place(plan, cache.layers(), layout, rotation.evicting(evicted));
   };
@@ -387,9 +392,32 @@ TEST_CASE("keys of 16 bits are not turned in place for a few tokens", "[cache]")
   table.set(0, 2, ha::WindowOnly{.window = 100});
   ha::CachePlan const plan(table, std::vector<std::int32_t>{304, 217, 204});
   CHECK(plan.on_device(table.view(), nullptr).min_evicted == 13);
+  CHECK(plan.on_device(table.view(), nullptr).min_evicted_segment == 3);
   CHECK(ha::CachePlan(table, std::vector<std::int32_t>{304, 100}).on_device(table.view(), nullptr).min_evicted == 100);
   check_error<ha::ArgumentError>([] { (void)ha::KeyRotation().evicting(0); },
                                  {"evicted tokens", "> 0", "0", "KeyRotation"});
+}
+
+TEST_CASE("out of place, keys that turn again with each call drift as they do in place", "[cache]") {
+  constexpr std::int64_t dim = 8;
+  std::vector<std::int32_t> const lengths{3};
+  auto const layout = ha::strided_bhsd(1, 1, 3, dim);
+  SourceCache<ha::bfloat16, ha::StridedLayout> in_place(layout, layout.extent(), 1, dim, dim, 212);
+  ha::CachePlan const plan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 2}), lengths);
+  auto const rotation = ha::KeyRotation::from_base(ha::RotaryPairing::neox, dim, 10000).evicting(1);
+  auto source = in_place;
+  std::vector<ha::bfloat16> keys(2 * dim);
+  std::vector<ha::bfloat16> values(2 * dim);
+  for (int call = 0; call < 100; ++call) {
+    auto const layers = static_cast<SourceCache<ha::bfloat16, ha::StridedLayout> const&>(source).layers();
+    ha::compress(plan,
+                 ha::transfer(layers, layout, ha::ragged(plan, keys.data(), values.data(), dim)).rotate_keys(rotation));
+    ha::compress_in_place(plan, in_place.layers(), layout, rotation);
+    for (auto* const each : {&source.keys[0], &in_place.keys[0]}) {  // the next token takes the last one's place
+      std::copy_n((each == &source.keys[0] ? keys.data() : each->data()), 2 * dim, each->data() + dim);
+    }
+  }
+  REQUIRE(same_bytes(std::vector(in_place.keys[0].begin() + dim, in_place.keys[0].begin() + 3 * dim), keys));
 }
 
 TEST_CASE("turning there and back is no change but rounding", "[cache]") {

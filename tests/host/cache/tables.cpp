@@ -121,6 +121,19 @@ TEST_CASE("a source's tables name places for all its tokens, or are refused", "[
   std::vector<std::int32_t> const beyond{0, 11, 17};
   calls.refuse(varlen(beyond), {"cu_seqlens", "at least 6 rows in [0, 16)", "11 to 17", ", sequence 1"});
 
+  // Of a sequence without tokens, too: the next one would have an earlier one's rows.
+  auto const of_three = [&](auto const& layout, ha::ErrorDetail const& parts) {
+    check_error<ha::ArgumentError>([&] { ha::validate_tables(layout, std::vector<std::int32_t>{6, 0, 6}); }, parts);
+  };
+  std::vector<std::int32_t> const back{0, 6, 0, 6};
+  of_three(ha::flash_attention_varlen(back.data(), 3, 16, 2, dim),
+           {"cu_seqlens", "at least 0 rows in [0, 16)", "6 to 0", ", sequence 1"});
+  std::vector<std::int32_t> const pages_back{0, 2, 0, 2};
+  ha::PagedShape of_pages = shape;
+  of_pages.sequences = 3;
+  of_three(ha::flashinfer_split(ha::PageTable::csr(pages.data(), pages_back.data()), of_pages, ha::PageOrder::nhd),
+           {"page table", "0 pages for 0 tokens", "-2 pages", ", sequence 1"});
+
   // Values have tables of their own.
   std::vector<ha::LayerKv<float>> const layers{{calls.keys.data(), calls.values.data()}};
   ha::KvLayouts<ha::RaggedLayout, ha::RaggedLayout> const both{varlen(rows), varlen(swapped)};
@@ -137,6 +150,76 @@ TEST_CASE("a source's tables name places for all its tokens, or are refused", "[
     check_error<ha::ArgumentError>([&] { ha::compress_in_place(calls.plan, layers, of_values); },
                                    {"page table entry", "named once", got, "values, sequence 1"});
   }
+}
+
+TEST_CASE("tables need no places for tokens that no head keeps, but in place", "[cache]") {
+  // Of 40 tokens sinks lie in page 0, the window of 12 in pages 7 to 9; the others went back to their allocator.
+  std::vector<std::int32_t> const pages{0, -1, -1, -1, -1, -1, -1, 7, 8, 9};
+  std::vector<std::int32_t> const length{40};
+  ha::PagedShape const shape{.sequences = 1, .kv_heads = 2, .channels = dim, .num_pages = 10, .page_size = 4};
+  auto const source = ha::flash_attention_paged(ha::PageTable::dense(pages.data(), 10), shape);
+  auto keys = guarded<float>(source.extent());
+  for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = static_cast<float>(i);
+  std::vector<ha::LayerKv<float>> const layers{{keys.data(), keys.data()}};
+  auto const compress = [&](std::int32_t window) {
+    ha::PolicyTable table(1, 2, ha::SinkWindow{.sink = 4, .window = 4});
+    table.set(0, 1, ha::WindowOnly{.window = window});
+    ha::CachePlan const plan(table, length);
+    auto kept = guarded<float>(2 * plan.kept_total() * dim);
+    ha::compress(plan, std::vector<ha::LayerKv<float const>>{{keys.data(), keys.data()}}, source,
+                 ha::ragged(plan, kept.data(), kept.data() + plan.kept_total() * dim, dim));
+    return kept;
+  };
+  auto const kept = compress(12);
+  REQUIRE(kept[0] == keys[0]);
+  REQUIRE(kept[8 * dim] == keys[static_cast<std::size_t>(source.offset(0, 1, 28, 0))]);
+  check_error<ha::ArgumentError>([&] { compress(13); },
+                                 {"page table entry", "[0, 10)", "-1 for page 6", "compress, keys, sequence 0"});
+  ha::CachePlan const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 4, .window = 12}), length);
+  auto values = keys;
+  check_error<ha::ArgumentError>(
+      [&] {
+        ha::compress_in_place(plan, std::vector<ha::LayerKv<float>>{{keys.data(), values.data()}}, source);
+      },
+      {"page table entry", "[0, 10)", "-1 for page 1", "compress_in_place, keys, sequence 0"});
+}
+
+TEST_CASE("pages that are read and pages that are written may lie in one pool, apart", "[cache]") {
+  std::vector<std::int32_t> const length{24};
+  ha::CachePlan const plan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 8}), length);
+  std::vector<std::int32_t> source{0, 1, 2, 3, 4, 5};  // of which the last two are read
+  std::vector<std::int32_t> target{8, 6};
+  std::vector<float> keys(10 * 4 * dim);
+  for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = static_cast<float>(i);
+  auto values = keys;
+  auto const before = keys;
+  std::vector<ha::LayerKv<float>> const pool{{keys.data(), values.data()}};
+  ha::PagedShape const shape{.sequences = 1, .kv_heads = 1, .channels = dim, .num_pages = 10, .page_size = 4};
+  auto const compress = [&](std::int64_t num_pages) {
+    ha::compress(
+        plan, pool, ha::flash_attention_paged(ha::PageTable::dense(source.data(), 6), shape),
+        ha::paged(plan, pool, {.block_table = target.data(), .table_stride = 2, .page_size = 4}, dim, num_pages));
+  };
+  for (std::int64_t const num_pages : {0, 10}) {  // whether the pool's size is known or not
+    target = {8, 5};
+    check_error<ha::ArgumentError>([&] { compress(num_pages); },
+                                   {"buffers", "apart from all that is read", "overlapping pages", "compress"});
+    REQUIRE(keys == before);
+    target = {8, 0};  // a page of the source of which nothing is kept
+    compress(num_pages);
+    for (std::size_t i = 0; i < 4 * dim; ++i) {
+      REQUIRE(keys[8 * 4 * dim + i] == before[4 * 4 * dim + i]);
+      REQUIRE(values[i] == before[5 * 4 * dim + i]);
+    }
+    keys = values = before;
+  }
+  // A source without a table within the pool.
+  check_error<ha::ArgumentError>(
+      [&] {
+        ha::compress(plan, pool, ha::strided_bhsd(1, 1, 24, dim),
+                     ha::paged(plan, pool, {.block_table = target.data(), .table_stride = 2, .page_size = 4}, dim));
+      },
+      {"buffers", "apart from all that is read", "overlapping pages", "compress"});
 }
 
 TEST_CASE("a page belongs to one head alone", "[cache]") {
@@ -206,10 +289,11 @@ TEST_CASE("a policy of one's own names tokens of the sequence, or is refused", "
     REQUIRE(same_bytes(kept, guarded<float>(2 * 12 * dim)));
     REQUIRE(same_bytes(cache.keys[0], before.keys[0]));
   };
-  refused(1000000, "in [8, 10)", "1000008");
-  refused(2, "in [8, 10)", "10");
-  refused(-1, "in [8, 10)", "7");  // a token twice
-  refused(-100, "in [8, 10)", "-92");
+  std::string const range = "above the slot before, 7, and below 10";
+  refused(1000000, range, "1000008");
+  refused(2, range, "10");
+  refused(-1, range, "7");  // a token twice
+  refused(-100, range, "-92");
   compress(0);
   in_place(0);
   REQUIRE(kept[0] == before.key(0, 0, 0, 7, 0));

@@ -4,6 +4,7 @@
 #include "support/catch.hpp"
 #include "support/errors.hpp"
 
+#include <headaware/layout/engines.hpp>
 #include <headaware/layout/ragged.hpp>
 #include <headaware/stats/observe.hpp>
 
@@ -258,6 +259,24 @@ TEST_CASE("bad parameters are named", "[stats]") {
   varlen.head_dim = 8;
   headaware_test::check_error<ha::ArgumentError>([&] { (void)ha::observe_chunk(varlen, {.scale = 1}); },
                                                  {"cu_seqlens", "at least 6 rows", "0 to 4", "keys, sequence 0"});
+  // Pages before the first token may be gone.
+  std::vector<std::int32_t> const pages{-1, 0, 1};
+  ha::LayerQkv<float, ha::StridedLayout, ha::PagedLayout> paged;
+  paged.queries = problem.queries.data();
+  paged.keys = problem.keys.data();
+  paged.query_layout = ha::strided_bhsd(1, 1, 10, 8);
+  paged.key_layout =
+      ha::flash_attention_paged(ha::PageTable::dense(pages.data(), 3),
+                                {.sequences = 1, .kv_heads = 1, .channels = 8, .num_pages = 2, .page_size = 4});
+  paged.query_heads = paged.kv_heads = 1;
+  paged.tokens = 6;
+  paged.head_dim = 8;
+  paged.first_token = 4;
+  REQUIRE(ha::observe_chunk(paged, {.scale = 1}).size() == 1);
+  paged.first_token = 3;
+  headaware_test::check_error<ha::ArgumentError>(
+      [&] { (void)ha::observe_chunk(paged, {.scale = 1}); },
+      {"page table entry", "[0, 2)", "-1 for page 0", "observe_chunk, keys, sequence 0"});
 }
 
 TEST_CASE("sums merge in any order", "[stats]") {

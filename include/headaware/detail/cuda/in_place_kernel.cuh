@@ -190,13 +190,14 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   if (threadIdx.x == 0) {
     auto const sequence = static_cast<std::int32_t>(s / p.plan.table.num_kv_heads() % p.plan.num_sequences);
     std::int64_t const length = p.plan.d_lengths[sequence];
-    bool known = length >= 0 && length <= p.plan.max_length;
+    bool const known = length >= 0 && length <= p.plan.max_length;
     shared.segment = known ? make_segment(p.plan.table, s, p.plan.num_sequences, p.plan.d_lengths) : Segment{};
     shared.tensor = tensors.planes[blockIdx.y][shared.segment.layer];
     shared.moved = visit_policy(p.plan.table, shared.segment.layer, shared.segment.sequence, shared.segment.kv_head,
                                 FirstMovedSlot{shared.segment.kept, shared.segment.length});
+    std::int64_t held = shared.segment.kept;
     if (evicts_too_few(shared.segment, shared.moved, p.min_evicted)) {
-      known = false;
+      held = length;
       shared.segment = Segment{};
       shared.moved = 0;
     }
@@ -207,7 +208,7 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
       }
     });
     if (known && blockIdx.y == 0 && p.plan.d_kept != nullptr) {
-      p.plan.d_kept[s] = static_cast<std::int32_t>(shared.segment.kept);
+      p.plan.d_kept[s] = static_cast<std::int32_t>(held);
     }
   }
   if (s == 0 && blockIdx.y == 0 && p.plan.d_status != nullptr) report_lengths(p.plan, p.min_evicted);
