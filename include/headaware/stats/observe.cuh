@@ -245,7 +245,7 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQ
 ///         of the same shared memory; graph-capturable: a memset of 4 bytes a head, then one launch. Empty input
 ///         succeeds without one. Values behind which no sums are wanted are not read.
 /// @par Cost  Reads each query once and, for every 64 queries observed (16 with values, fewer where shared memory
-///            is small: 9 or 10 of 128 channels on an A100), the keys and values up to them once. Errors behind W_O cost value_dim² multiplications for
+///            is small), the keys and values up to them once. Errors behind W_O cost value_dim² multiplications for
 ///            each of some 20 sums of a row.
 /// @par Source  Milakov and Gimelshein, online softmax, arXiv:1805.02867; Dao, FlashAttention-2, arXiv:2307.08691
 template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
