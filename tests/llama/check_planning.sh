@@ -18,8 +18,9 @@ fail() {
   exit 1
 }
 
-small=(--plan --model "$model" --text "$text" --context 256 --pieces 1,1,1,1 --query_stride 4 --sensitivity none
+costly=(--plan --model "$model" --text "$text" --context 256 --pieces 1,1,1,1 --query_stride 4
   --output_dir "$folder/plan")
+small=("${costly[@]}" --sensitivity none)
 "$program" "${small[@]}" --budget 25% --page_size 16 --sinks 0,4,32 >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
 for file in plan.json plan_classifications.json plan_guard.json text/retention_statistics.json \
   probe/retention_statistics.json; do
@@ -36,8 +37,10 @@ touch -d '2001-01-01' "$folder/plan/text/attention_sums.json"
 grep -q "budget 5760 tokens" "$folder/log" || fail "bytes: $(cat "$folder/log")"
 [[ $folder/plan/text/attention_sums.json -ot $folder/plan/plan.json ]] || fail "measured again"
 
-# Costs measured again at the plan, of the last two layers, and the best refined by trying it: one cut, 4 times.
-"$program" "${small[@]}" --sinks 0,4,32 --budget 25% --skip_layers "$(seq -s, 0 27)" --replan 1 --refine 1 \
+# Costs of the last two layers, measured alone and again at the plan, and the best plan refined by trying it: one cut, 4
+# times. (Which plan is the best depends on the processor, by less than a text of this size can tell; all of them have
+# costs.)
+"$program" "${costly[@]}" --sinks 0,4,32 --budget 25% --skip_layers "$(seq -s, 0 27)" --replan 1 --refine 1 \
   --refine_pieces 1,1 --refine_steps 2 >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
 grep -q "again 1 by 0.5" "$folder/log" || fail "nothing planned anew: $(cat "$folder/log")"
 grep -q "refined  *6" "$folder/log" || fail "nothing refined: $(cat "$folder/log")"
