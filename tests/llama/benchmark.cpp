@@ -308,7 +308,7 @@ TEST_CASE("evicted caches and masks measure the same, and what was measured is k
   }
   ha::write_file(files.front(), "{\"losses\": [1.0]}");
   check_error<ha::FormatError>([&] { run_benchmark(resumed, tokens, text, again); },
-                               {"earlier run", "remove the file", "read_seconds", files.front().string()});
+                               {"earlier run", "remove the file", "losses", files.front().string()});
   std::filesystem::remove(files.front());
 
   // A cache in half precision is another measurement.
