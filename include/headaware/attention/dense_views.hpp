@@ -85,7 +85,6 @@ struct PaddedView {
   void check(AttentionShape const& shape, AttentionOptions const&) const {
     constexpr auto where = "attend, PaddedView";
     detail::require_pointer(lengths, "lengths", where);
-    detail::require(head_rows >= 0, "head_rows", ">= 0", head_rows, where);
     detail::require(shape.kv_heads == kv_heads, "KV heads", kv_heads, shape.kv_heads, where);
     check_size(shape);
   }
@@ -103,7 +102,7 @@ struct PaddedView {
   /// The tensor's elements must fit 64 bits.
   void check_size(AttentionShape const& shape) const {
     constexpr auto where = "attend, PaddedView";
-    detail::require(head_rows >= 0, "rows of a head", ">= 0", head_rows, where);
+    detail::require(head_rows >= 0, "head_rows", ">= 0", head_rows, where);
     for (std::int64_t const channels : {shape.head_dim, shape.output_channels()}) {
       (void)detail::elements(where, {shape.sequences, kv_heads, head_rows, channels});
     }

@@ -232,7 +232,7 @@ TEST_CASE("attention refuses counts whose products do not fit 64 bits", "[attent
         call({1, 1, 1, 1, 8}, far);
       },
       {"elements of a tensor", "at most", "1 * 1 * " + std::to_string(far), "PaddedView"});
-  check_error<ha::ArgumentError>([&] { call({1, 1, 1, 1, 8}, -8); }, {"rows of a head", ">= 0", "-8", "PaddedView"});
+  check_error<ha::ArgumentError>([&] { call({1, 1, 1, 1, 8}, -8); }, {"head_rows", ">= 0", "-8", "PaddedView"});
   check_error<ha::ArgumentError>(
       [&] {
         ha::validate_tables({1, 1, 1, 1, 8}, ha::PaddedView{&length, 1, far});
