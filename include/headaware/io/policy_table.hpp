@@ -36,8 +36,8 @@ HEADAWARE_NAMESPACE_BEGIN
     bool const classes = root.kind() == detail::JsonKind::array || (object && root.object().find("classifications"));
     bool const plan = format && format->kind() == detail::JsonKind::string && format->string() == detail::plan_format;
     if (!plan && !classes) {
-      std::string const neither = "a plan (\"format\": \"" + std::string(detail::plan_format) +
-                                  "\") or classes of heads (\"classifications\": [...], or the array alone)";
+      std::string const neither = R"(a plan ("format": ")" + std::string(detail::plan_format) +
+                                  R"(") or classes of heads ("classifications": [...], or the array alone))";
       if (format) format->fail("policies", neither);
       root.fail("policies", neither, object ? "an object with neither" : "another value");
     }
