@@ -202,7 +202,7 @@ struct DlpackDimensions {
 /// @return its pointer, `byte_offset` included, its layout, and its device
 /// @throws ArgumentError if the data type is not `T`'s, the device is neither CPU nor CUDA, the number of
 ///         dimensions is not the order's, an extent or stride is negative, the data is missing or
-///         misaligned, or offsets exceed 64 bits
+///         misaligned, or offsets (`byte_offset` too) exceed 64 bits
 /// @note   Does not synchronise: that is between the producer's stream and the caller's.
 template <class T>
 [[nodiscard]] DlpackTensor<T> strided_from_dlpack(DLTensor const& tensor, DlpackOrder order) {
@@ -220,6 +220,8 @@ template <class T>
 
   auto const address = reinterpret_cast<std::uintptr_t>(tensor.data) + static_cast<std::uintptr_t>(tensor.byte_offset);
   detail::require(dimensions.empty || tensor.data != nullptr, "data", "a pointer", "nullptr", where);
+  detail::require(address >= reinterpret_cast<std::uintptr_t>(tensor.data), "byte_offset",
+                  "one that stays within the address space", tensor.byte_offset, where);
   detail::require(address % alignof(T) == 0, "data with byte_offset",
                   "an address aligned to " + std::to_string(alignof(T)) + " bytes",
                   std::to_string(address % alignof(T)) + " beyond one", where);

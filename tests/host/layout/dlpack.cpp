@@ -235,6 +235,12 @@ TEST_CASE("what is wrong with a DLPack tensor is said", "[layout][dlpack]") {
     CHECK(detail.what == "data with byte_offset");
     CHECK(detail.got == "2 beyond one");
   }
+  SECTION("a byte_offset beyond the address space") {
+    good.tensor.byte_offset = ~std::uint64_t{255};
+    auto const detail = error_of(good.tensor, "bhsd");
+    CHECK(detail.what == "byte_offset");
+    CHECK(detail.got == "18446744073709551360");
+  }
   SECTION("offsets beyond 64 bits") {
     good.strides[0] = std::numeric_limits<std::int64_t>::max();
     CHECK(error_of(good.tensor, "bhsd").what == "tensor");
