@@ -35,7 +35,7 @@ namespace ha = headaware;
 namespace {
 
 constexpr std::int32_t num_layers = 32;
-constexpr std::int32_t kv_heads = 8;
+constexpr std::int32_t num_kv_heads = 8;
 constexpr std::int64_t head_dim = 128;
 constexpr std::int32_t sink = 4;
 
@@ -64,14 +64,15 @@ class Buffer {
 
 /// A token of every head of every layer.
 struct NewToken {
-  std::vector<std::uint16_t> keys = std::vector<std::uint16_t>(num_layers * kv_heads * head_dim, 1);
-  std::vector<std::uint16_t> values = std::vector<std::uint16_t>(num_layers * kv_heads * head_dim, 2);
+  std::vector<std::uint16_t> keys = std::vector<std::uint16_t>(num_layers * num_kv_heads * head_dim, 1);
+  std::vector<std::uint16_t> values = std::vector<std::uint16_t>(num_layers * num_kv_heads * head_dim, 2);
   std::vector<ha::LayerKv<std::uint16_t const>> layers;
-  ha::StridedLayout layout = ha::strided_bshd(1, 1, kv_heads, head_dim);
+  ha::StridedLayout layout = ha::strided_bshd(1, 1, num_kv_heads, head_dim);
 
   NewToken() {
     for (std::int64_t layer = 0; layer < num_layers; ++layer) {
-      layers.push_back({keys.data() + layer * kv_heads * head_dim, values.data() + layer * kv_heads * head_dim});
+      layers.push_back(
+          {keys.data() + layer * num_kv_heads * head_dim, values.data() + layer * num_kv_heads * head_dim});
     }
   }
 };
@@ -102,12 +103,12 @@ void timed(benchmark::State& state, std::int64_t bytes_written, Step const& step
   state.counters["written_bytes"] = static_cast<double>(bytes_written);
 }
 
-constexpr std::int64_t new_bytes = std::int64_t{2} * num_layers * kv_heads * head_dim * 2;
+constexpr std::int64_t new_bytes = std::int64_t{2} * num_layers * num_kv_heads * head_dim * 2;
 
 void rolling(benchmark::State& state) {
   auto const kept = static_cast<std::int32_t>(state.range(0));
-  ha::UniformTable const table(ha::SinkWindow{.sink = sink, .window = kept - sink}, num_layers, kv_heads);
-  ha::RollingPlan const plan(table, 1, {});
+  ha::UniformTable const table(ha::SinkWindow{.sink = sink, .window = kept - sink}, num_layers, num_kv_heads);
+  ha::RollingSlots const plan(table, 1, {});
   Buffer keys(plan.rows_total() * head_dim, 3);
   Buffer values(plan.rows_total() * head_dim, 4);
   auto const view = plan.view();
@@ -122,8 +123,8 @@ void rolling(benchmark::State& state) {
 void paged(benchmark::State& state) {
   auto const kept = static_cast<std::int32_t>(state.range(0));
   constexpr std::int32_t page_size = 16;
-  ha::UniformTable const table(ha::SinkWindow{.sink = sink, .window = kept - sink}, num_layers, kv_heads);
-  std::int32_t const num_pages = num_layers * kv_heads * (kept / page_size + 3);
+  ha::UniformTable const table(ha::SinkWindow{.sink = sink, .window = kept - sink}, num_layers, num_kv_heads);
+  std::int32_t const num_pages = num_layers * num_kv_heads * (kept / page_size + 3);
   ha::PagedHeads pages(table, {.num_sequences = 1, .page_size = page_size, .num_pages = num_pages, .limits = {}});
   Buffer keys(std::int64_t{num_pages} * page_size * head_dim, 3);
   Buffer values(std::int64_t{num_pages} * page_size * head_dim, 4);
@@ -137,15 +138,15 @@ void paged(benchmark::State& state) {
 void recopying(benchmark::State& state) {
   std::int64_t const kept = state.range(0);
   // One token of room more a head; a step writes a layer's heads into the spare buffer and swaps the two.
-  auto const elements = static_cast<std::size_t>(kv_heads * (kept + 1) * head_dim);
+  auto const elements = static_cast<std::size_t>(num_kv_heads * (kept + 1) * head_dim);
   std::vector<std::vector<std::uint16_t>> buffers(2 * num_layers, std::vector<std::uint16_t>(elements, 3));
   std::vector<std::uint16_t> spare(elements, 4);
   NewToken const token;
-  timed(state, new_bytes + 2 * num_layers * kv_heads * kept * head_dim * 2, [&] {
+  timed(state, new_bytes + 2 * num_layers * num_kv_heads * kept * head_dim * 2, [&] {
     for (std::size_t i = 0; i < buffers.size(); ++i) {
       auto const layer = i / 2;
       auto const* const fresh = i % 2 == 0 ? token.layers[layer].keys : token.layers[layer].values;
-      for (std::int64_t head = 0; head < kv_heads; ++head) {
+      for (std::int64_t head = 0; head < num_kv_heads; ++head) {
         std::uint16_t* const to = spare.data() + head * (kept + 1) * head_dim;
         std::memcpy(to, buffers[i].data() + head * kept * head_dim,
                     static_cast<std::size_t>(kept * head_dim) * sizeof(std::uint16_t));

@@ -21,20 +21,20 @@ namespace ha = headaware;
 using bench::DeviceArray;
 
 constexpr std::int32_t num_layers = 32;
-constexpr std::int32_t kv_heads = 8;
+constexpr std::int32_t num_kv_heads = 8;
 constexpr std::int32_t batch = 1;
 constexpr std::int64_t head_dim = 128;
 constexpr std::int32_t length = 4096;
 
 struct NewTokens {
-  DeviceArray<std::uint16_t> keys{std::vector<std::uint16_t>(num_layers * batch * kv_heads * head_dim, 1)};
-  DeviceArray<std::uint16_t> values{std::vector<std::uint16_t>(num_layers * batch * kv_heads * head_dim, 2)};
+  DeviceArray<std::uint16_t> keys{std::vector<std::uint16_t>(num_layers * batch * num_kv_heads * head_dim, 1)};
+  DeviceArray<std::uint16_t> values{std::vector<std::uint16_t>(num_layers * batch * num_kv_heads * head_dim, 2)};
   std::vector<ha::LayerKv<std::uint16_t>> layers;
-  ha::StridedLayout layout = ha::strided_bshd(batch, 1, kv_heads, head_dim);
+  ha::StridedLayout layout = ha::strided_bshd(batch, 1, num_kv_heads, head_dim);
 
   NewTokens() {
     for (std::int64_t layer = 0; layer < num_layers; ++layer) {
-      std::int64_t const first = layer * batch * kv_heads * head_dim;
+      std::int64_t const first = layer * batch * num_kv_heads * head_dim;
       layers.push_back({keys.data() + first, values.data() + first});
     }
   }
@@ -44,8 +44,8 @@ struct NewTokens {
 };
 
 void rolling(NewTokens const& tokens) {
-  ha::PolicyTable const table(num_layers, kv_heads, ha::SinkWindow{.sink = 4, .window = 508});
-  ha::RollingPlan const plan(table, batch, {});
+  ha::PolicyTable const table(num_layers, num_kv_heads, ha::SinkWindow{.sink = 4, .window = 508});
+  ha::RollingSlots const plan(table, batch, {});
   DeviceArray<std::byte> const heads(std::vector<std::byte>(plan.bytes().begin(), plan.bytes().end()));
   std::vector<std::int32_t> counters(ha::RollingStateView::bytes(batch) / sizeof(std::int32_t), 0);
   counters[0] = counters[batch] = length;
@@ -59,9 +59,9 @@ void rolling(NewTokens const& tokens) {
 }
 
 void paged(NewTokens const& tokens) {
-  ha::PolicyTable const table(num_layers, kv_heads, ha::SinkWindow{.sink = 4, .window = 508});
+  ha::PolicyTable const table(num_layers, num_kv_heads, ha::SinkWindow{.sink = 4, .window = 508});
   constexpr std::int32_t page_size = 16;
-  constexpr std::int32_t num_pages = num_layers * kv_heads * 40;
+  constexpr std::int32_t num_pages = num_layers * num_kv_heads * 40;
   ha::PagedHeads pages(table, {.num_sequences = batch, .page_size = page_size, .num_pages = num_pages, .limits = {}});
   (void)pages.append(std::vector<std::int32_t>{length});
   ha::PageStep const step = pages.append(std::vector<std::int32_t>{1});

@@ -25,7 +25,7 @@ namespace ha = headaware;
 namespace {
 
 constexpr std::int32_t num_layers = 32;
-constexpr std::int32_t kv_heads = 8;
+constexpr std::int32_t num_kv_heads = 8;
 constexpr std::int32_t group = 4;
 constexpr std::int64_t tokens = 32768;
 constexpr std::int64_t head_dim = 128;
@@ -59,10 +59,10 @@ struct Cache {
 };
 
 struct Step {
-  ha::AttentionShape shape{1, kv_heads* group, kv_heads, 1, head_dim};
-  ha::StridedLayout layout = ha::strided_bhsd(1, kv_heads* group, 1, head_dim);
-  std::vector<float> queries = std::vector<float>(kv_heads * group * head_dim, 0.25F);
-  std::vector<float> output = std::vector<float>(kv_heads * group * head_dim);
+  ha::AttentionShape shape{1, num_kv_heads* group, num_kv_heads, 1, head_dim};
+  ha::StridedLayout layout = ha::strided_bhsd(1, num_kv_heads* group, 1, head_dim);
+  std::vector<float> queries = std::vector<float>(num_kv_heads * group * head_dim, 0.25F);
+  std::vector<float> output = std::vector<float>(num_kv_heads * group * head_dim);
 
   double run(Cache const& cache) {
     double const start = bench::seconds();
@@ -70,7 +70,7 @@ struct Step {
       std::int64_t const first = layer % cache.distinct * cache.offsets.back() * head_dim;
       ha::attend(shape, ha::AttentionQueries{queries.data(), layout},
                  ha::KeptCache{cache.keys.data() + first, cache.values.data() + first,
-                               ha::RaggedView{cache.offsets.data(), kv_heads}},
+                               ha::RaggedView{cache.offsets.data(), num_kv_heads}},
                  ha::AttentionOutput{output.data(), layout});
     }
     benchmark::DoNotOptimize(output.data());
@@ -79,14 +79,14 @@ struct Step {
 };
 
 Cache const& dense_cache() {
-  static Cache const cache(std::vector<std::int64_t>(kv_heads, tokens));
+  static Cache const cache(std::vector<std::int64_t>(num_kv_heads, tokens));
   return cache;
 }
 
 void decode(benchmark::State& state) {
   bench::set_threads(state.range(2));
   bool const mixed = state.range(1) != 0;
-  std::vector<std::int64_t> kept(kv_heads, state.range(0));
+  std::vector<std::int64_t> kept(num_kv_heads, state.range(0));
   if (mixed) kept[0] = tokens;
   Cache const cache(kept);
   Cache const& dense = dense_cache();

@@ -9,7 +9,7 @@
 
 #include <headaware/attention/attend.cuh>
 #include <headaware/attention/rolling_view.hpp>
-#include <headaware/cache/rolling_plan.hpp>
+#include <headaware/cache/rolling_slots.hpp>
 #include <headaware/layout/strided.hpp>
 #include <headaware/policy/sink_window.hpp>
 #include <headaware/policy/table.hpp>
@@ -28,16 +28,16 @@ namespace ha = headaware;
 namespace {
 
 constexpr std::int32_t sequences = 2;
-constexpr std::int32_t kv_heads = 8;
+constexpr std::int32_t num_kv_heads = 8;
 constexpr std::int64_t head_dim = 128;
 constexpr std::int32_t page_size = 16;
 
 /// @param rows  held; @param room  rows of the buffers
 template <class View>
 void attend(std::int32_t group, std::int64_t rows, View const& view, std::int64_t room) {
-  ha::AttentionShape const shape{sequences, kv_heads * group, kv_heads, 1, head_dim};
-  auto const layout = ha::strided_bhsd(sequences, shape.query_heads, 1, head_dim);
-  auto const elements = static_cast<std::size_t>(layout.extent());
+  ha::AttentionShape const shape{sequences, num_kv_heads * group, num_kv_heads, 1, head_dim};
+  auto const layout = ha::strided_bhsd(sequences, shape.num_query_heads, 1, head_dim);
+  auto const elements = static_cast<std::size_t>(layout.required_span_size());
   bench::DeviceArray<__half> const keys(static_cast<std::size_t>(room * head_dim));
   bench::DeviceArray<__half> const values(keys.size());
   bench::DeviceArray<__half> const queries(elements);
@@ -71,8 +71,8 @@ int main(int argc, char** argv) {
   std::vector<std::int32_t> offsets{0};
   std::vector<std::int32_t> indptr{0};
   std::vector<std::int32_t> last_page_len;
-  for (std::int32_t s = 0; s < sequences * kv_heads; ++s) {
-    std::int32_t const rows = s % kv_heads == 0 ? 4096 : 512;
+  for (std::int32_t s = 0; s < sequences * num_kv_heads; ++s) {
+    std::int32_t const rows = s % num_kv_heads == 0 ? 4096 : 512;
     offsets.push_back(offsets.back() + rows);
     indptr.push_back(indptr.back() + rows / page_size);
     last_page_len.push_back(page_size);
@@ -85,19 +85,19 @@ int main(int argc, char** argv) {
     bench::DeviceArray<std::int32_t> const d_indices(indices);
     bench::DeviceArray<std::int32_t> const d_indptr(indptr);
     bench::DeviceArray<std::int32_t> const d_last(last_page_len);
-    attend(group, rows, ha::PagedView::csr(d_indices.data(), d_indptr.data(), d_last.data(), kv_heads, page_size),
+    attend(group, rows, ha::PagedView::csr(d_indices.data(), d_indptr.data(), d_last.data(), num_kv_heads, page_size),
            rows);
   } else if (rolling) {
-    ha::PolicyTable table(1, kv_heads, ha::SinkWindow{.sink = 4, .window = 508});
+    ha::PolicyTable table(1, num_kv_heads, ha::SinkWindow{.sink = 4, .window = 508});
     table.set(0, 0, ha::SinkWindow{.sink = 4, .window = 4092});
-    ha::RollingPlan const plan(table, sequences, {.slack = 4});
+    ha::RollingSlots const plan(table, sequences, {.slack = 4});
     auto const* const heads = plan.bytes().data();
     bench::DeviceArray<std::byte> const d_heads(std::vector<std::byte>(heads, heads + plan.bytes().size()));
     bench::DeviceArray<std::int32_t> const d_lengths(std::vector<std::int32_t>(sequences, 10000));
     attend(group, rows, ha::RollingView{plan.view_at(d_heads.data()), 0, d_lengths.data()}, plan.rows_total());
   } else {
     bench::DeviceArray<std::int32_t> const d_offsets(offsets);
-    attend(group, rows, ha::RaggedView{d_offsets.data(), kv_heads}, rows);
+    attend(group, rows, ha::RaggedView{d_offsets.data(), num_kv_heads}, rows);
   }
   std::printf("held_bytes %lld\n", static_cast<long long>(rows * head_dim * 2 * 2));
 }

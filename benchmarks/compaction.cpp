@@ -22,7 +22,7 @@ namespace ha = headaware;
 namespace {
 
 constexpr std::int32_t num_layers = 32;
-constexpr std::int32_t kv_heads = 8;
+constexpr std::int32_t num_kv_heads = 8;
 constexpr std::int64_t tokens = 4096;
 constexpr std::int64_t head_dim = 128;
 
@@ -33,7 +33,7 @@ struct Cache {
   std::vector<ha::LayerKv<std::uint16_t const>> layers;
 
   Cache() {
-    constexpr std::size_t layer_elements = kv_heads * tokens * head_dim;
+    constexpr std::size_t layer_elements = num_kv_heads * tokens * head_dim;
     keys.assign(num_layers * layer_elements, 1);
     values.assign(num_layers * layer_elements, 2);
     for (std::size_t layer = 0; layer < num_layers; ++layer) {
@@ -68,8 +68,8 @@ void parallel_memcpy(void* target, void const* source, std::size_t bytes) {
 
 void compaction(benchmark::State& state, ha::StridedLayout const& source) {
   bench::set_threads(state.range(0));
-  ha::BasicCachePlan const plan(ha::UniformTable(ha::SinkWindow{.sink = 4, .window = 508}, num_layers, kv_heads),
-                                std::vector<std::int32_t>{tokens});
+  ha::Compaction const plan(ha::UniformTable(ha::SinkWindow{.sink = 4, .window = 508}, num_layers, num_kv_heads),
+                            std::vector<std::int32_t>{tokens});
   auto const elements = static_cast<std::size_t>(plan.kept_total() * head_dim);
   std::vector<std::uint16_t> kept_keys(elements);
   std::vector<std::uint16_t> kept_values(elements);
@@ -96,8 +96,12 @@ void compaction(benchmark::State& state, ha::StridedLayout const& source) {
   state.counters["ratio"] = best_memcpy / best_compaction;
 }
 
-void compaction_bhsd(benchmark::State& state) { compaction(state, ha::strided_bhsd(1, kv_heads, tokens, head_dim)); }
-void compaction_bshd(benchmark::State& state) { compaction(state, ha::strided_bshd(1, tokens, kv_heads, head_dim)); }
+void compaction_bhsd(benchmark::State& state) {
+  compaction(state, ha::strided_bhsd(1, num_kv_heads, tokens, head_dim));
+}
+void compaction_bshd(benchmark::State& state) {
+  compaction(state, ha::strided_bshd(1, tokens, num_kv_heads, head_dim));
+}
 
 // Threads: one, and all (0).
 BENCHMARK(compaction_bhsd)

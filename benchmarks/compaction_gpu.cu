@@ -52,10 +52,10 @@ void compaction(benchmark::State& state, ha::StridedLayout const& source) {
 }
 
 void compaction_bhsd(benchmark::State& state) {
-  compaction(state, ha::strided_bhsd(1, bench::Model::kv_heads, bench::Model::tokens, bench::Model::head_dim));
+  compaction(state, ha::strided_bhsd(1, bench::Model::num_kv_heads, bench::Model::tokens, bench::Model::head_dim));
 }
 void compaction_bshd(benchmark::State& state) {
-  compaction(state, ha::strided_bshd(1, bench::Model::tokens, bench::Model::kv_heads, bench::Model::head_dim));
+  compaction(state, ha::strided_bshd(1, bench::Model::tokens, bench::Model::num_kv_heads, bench::Model::head_dim));
 }
 
 void device_copy(benchmark::State& state) {
@@ -76,12 +76,12 @@ void copies_by_layer(benchmark::State& state) {
   timed(state, [&] {
     for (std::size_t layer = 0; layer < bench::Model::num_layers; ++layer) {
       auto const copy = [&](std::uint16_t* kept, std::uint16_t const* source) {
-        auto* const to = reinterpret_cast<char*>(kept) + layer * bench::Model::kv_heads * kept_pitch;
+        auto* const to = reinterpret_cast<char*>(kept) + layer * bench::Model::num_kv_heads * kept_pitch;
         auto const* const from = reinterpret_cast<char const*>(source);
-        BENCH_CHECK(cudaMemcpy2DAsync(to, kept_pitch, from, source_pitch, 4 * row, bench::Model::kv_heads,
+        BENCH_CHECK(cudaMemcpy2DAsync(to, kept_pitch, from, source_pitch, 4 * row, bench::Model::num_kv_heads,
                                       cudaMemcpyDeviceToDevice, stream));
         BENCH_CHECK(cudaMemcpy2DAsync(to + 4 * row, kept_pitch, from + (bench::Model::tokens - 508) * row, source_pitch,
-                                      508 * row, bench::Model::kv_heads, cudaMemcpyDeviceToDevice, stream));
+                                      508 * row, bench::Model::num_kv_heads, cudaMemcpyDeviceToDevice, stream));
       };
       copy(model().kept_keys.data(), model().layers[layer].keys);
       copy(model().kept_values.data(), model().layers[layer].values);

@@ -13,7 +13,7 @@ int main() {
     return 0;
   }
   bench::Model const model;
-  auto const source = headaware::strided_bhsd(1, model.kv_heads, model.tokens, model.head_dim);
+  auto const source = headaware::strided_bhsd(1, model.num_kv_heads, model.tokens, model.head_dim);
   auto const plan = model.device_plan();
   auto const kept = model.kept();
   std::size_t temp_bytes = 0;

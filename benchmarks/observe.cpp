@@ -81,8 +81,8 @@ struct Head {
     layer.query_layout = layout;
     layer.key_layout = layout;
     layer.value_layout = layout;
-    layer.query_heads = 1;
-    layer.kv_heads = 1;
+    layer.num_query_heads = 1;
+    layer.num_kv_heads = 1;
     layer.tokens = tokens;
     layer.head_dim = head_dim;
     return layer;

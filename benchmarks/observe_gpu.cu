@@ -22,26 +22,26 @@ enum class What { statistics, masses, errors, errors_behind_output };
 
 /// A layer of an 8-billion-parameter model: 32 query heads, 8 KV heads of 128 channels.
 void observation(benchmark::State& state, What what) {
-  constexpr std::int32_t query_heads = 32;
-  constexpr std::int32_t kv_heads = 8;
+  constexpr std::int32_t num_query_heads = 32;
+  constexpr std::int32_t num_kv_heads = 8;
   constexpr std::int64_t head_dim = 128;
   auto const tokens = static_cast<std::int64_t>(state.range(0));
-  std::vector<__nv_bfloat16> host(static_cast<std::size_t>(query_heads * tokens * head_dim));
+  std::vector<__nv_bfloat16> host(static_cast<std::size_t>(num_query_heads * tokens * head_dim));
   std::uint32_t random = 1;
   for (__nv_bfloat16& x : host) {
     random = random * 1664525U + 1013904223U;
     x = __float2bfloat16(static_cast<float>(random >> 8) * 0x1p-22F - 2);
   }
   bench::DeviceArray<__nv_bfloat16> const queries(host);
-  host.resize(static_cast<std::size_t>(kv_heads * tokens * head_dim));
+  host.resize(static_cast<std::size_t>(num_kv_heads * tokens * head_dim));
   bench::DeviceArray<__nv_bfloat16> const keys(host);
   bench::DeviceArray<__nv_bfloat16> const values(host);
-  bench::DeviceArray<float> const factors(std::vector<float>(query_heads * head_dim * head_dim, 0.01F));
+  bench::DeviceArray<float> const factors(std::vector<float>(num_query_heads * head_dim * head_dim, 0.01F));
   ha::DeviceQkvShape<ha::StridedLayout> shape;
-  shape.query_layout = ha::strided_bhsd(1, query_heads, tokens, head_dim);
-  shape.key_layout = shape.value_layout = ha::strided_bhsd(1, kv_heads, tokens, head_dim);
-  shape.query_heads = query_heads;
-  shape.kv_heads = kv_heads;
+  shape.query_layout = ha::strided_bhsd(1, num_query_heads, tokens, head_dim);
+  shape.key_layout = shape.value_layout = ha::strided_bhsd(1, num_kv_heads, tokens, head_dim);
+  shape.num_query_heads = num_query_heads;
+  shape.num_kv_heads = num_kv_heads;
   shape.tokens = tokens;
   shape.head_dim = head_dim;
   ha::ObserverParameters parameters;
@@ -53,7 +53,7 @@ void observation(benchmark::State& state, What what) {
        what == What::errors_behind_output ? factors.data() : nullptr}};
   ha::AttentionScore const score{.scale = 0.088F};
   bench::DeviceArray<double> const sums(
-      std::vector<double>(static_cast<std::size_t>(query_heads * ha::SumsLayout(parameters).size())));
+      std::vector<double>(static_cast<std::size_t>(num_query_heads * ha::SumsLayout(parameters).size())));
   std::size_t temp_bytes = 0;
   BENCH_CHECK(ha::observe(nullptr, temp_bytes, shape, layers, score, parameters, sums.data(), stream));
   bench::DeviceArray<std::byte> const temp(temp_bytes);
@@ -77,8 +77,8 @@ void observation(benchmark::State& state, What what) {
   }
   BENCH_CHECK(cudaEventDestroy(start));
   BENCH_CHECK(cudaEventDestroy(stop));
-  double const products = 4.0 * query_heads * head_dim * static_cast<double>(tokens) * static_cast<double>(tokens) / 2 /
-                          static_cast<double>(state.range(1));
+  double const products = 4.0 * num_query_heads * head_dim * static_cast<double>(tokens) * static_cast<double>(tokens) /
+                          2 / static_cast<double>(state.range(1));
   state.counters["flop_rate"] =
       benchmark::Counter(products * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
 }

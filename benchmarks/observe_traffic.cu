@@ -29,11 +29,11 @@ int device_shared_memory() {
 
 Shape shape_of(std::int64_t tokens, std::int64_t head_dim) {
   Shape shape;
-  shape.query_heads = 2;
-  shape.kv_heads = 1;
+  shape.num_query_heads = 2;
+  shape.num_kv_heads = 1;
   shape.tokens = tokens;
   shape.head_dim = head_dim;
-  shape.query_layout = ha::strided_bhsd(1, shape.query_heads, tokens, head_dim);
+  shape.query_layout = ha::strided_bhsd(1, shape.num_query_heads, tokens, head_dim);
   shape.key_layout = shape.value_layout = ha::strided_bhsd(1, 1, tokens, head_dim);
   return shape;
 }
@@ -51,7 +51,7 @@ std::int64_t flash_bytes(Shape const& shape, std::int32_t tile, bool with_values
   std::int64_t rows = shape.tokens;
   for (std::int64_t first = 0; first < shape.tokens; first += tile)
     rows += std::min<std::int64_t>(first + tile, shape.tokens) * (with_values ? 2 : 1);
-  return rows * shape.query_heads * shape.head_dim * static_cast<std::int64_t>(sizeof(__half));
+  return rows * shape.num_query_heads * shape.head_dim * static_cast<std::int64_t>(sizeof(__half));
 }
 
 void observe(bool with_values) {
@@ -68,7 +68,7 @@ void observe(bool with_values) {
   parameters.retention = ha::RetentionGrid{};
   std::vector<ha::DeviceQkv<__half>> const layers{{queries.data(), keys.data(), with_values ? values.data() : nullptr}};
   bench::DeviceArray<double> const sums(
-      std::vector<double>(static_cast<std::size_t>(shape.query_heads * ha::SumsLayout(parameters).size())));
+      std::vector<double>(static_cast<std::size_t>(shape.num_query_heads * ha::SumsLayout(parameters).size())));
   std::size_t bytes = 0;
   BENCH_CHECK(ha::observe(nullptr, bytes, shape, layers, {.scale = 0.09F}, parameters, sums.data(), nullptr));
   bench::DeviceArray<std::byte> const temp(bytes);

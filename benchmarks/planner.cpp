@@ -18,12 +18,12 @@ constexpr std::int32_t layers = 100;
 constexpr std::int64_t context = 2100;
 
 /// Errors that fall with the window and the sinks, and stray by a tenth.
-ha::RetentionStatistics made_up(std::int32_t heads, std::int32_t kv_heads) {
+ha::RetentionStatistics made_up(std::int32_t heads, std::int32_t num_kv_heads) {
   ha::RetentionGrid const grid;
   std::mt19937 random(1);
   std::uniform_real_distribution<double> unit(0, 1);
   ha::RetentionStatistics statistics;
-  statistics.info = {layers, heads, kv_heads, 0, 1, true, true, grid};
+  statistics.info = {layers, heads, num_kv_heads, 0, 1, true, true, grid};
   for (std::int32_t i = 0; i < layers * heads; ++i) {
     ha::RetentionSums sums(grid);
     sums.rows = sums.value_rows = sums.metric_rows = 1000;

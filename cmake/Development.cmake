@@ -32,17 +32,23 @@ endif()
 find_program(HEADAWARE_CLANG_TIDY NAMES clang-tidy-14 clang-tidy)
 if(HEADAWARE_CLANG_TIDY AND HEADAWARE_BUILD_EXAMPLES)
   set(HEADAWARE_UNITY ON)
-  file(GLOB headaware_tidy_programs CONFIGURE_DEPENDS examples/*.cpp examples/commands/*.cpp)
+  file(GLOB headaware_tidy_programs CONFIGURE_DEPENDS examples/*.cpp examples/tools/commands/*.cpp)
   if(NOT TARGET 07_mpi_observe)
     list(FILTER headaware_tidy_programs EXCLUDE REGEX "_mpi_")
   endif()
-  set(headaware_tidy_libraries example_report example_analysis)
+  set(headaware_tidy_libraries tools_report tools_analysis)
   # What is not built here has no compile command.
   if(HEADAWARE_HAS_LLAMA)
     list(APPEND headaware_tidy_libraries headaware_llama_adapter headaware_llama_planning)
     foreach(program capture_attention generate)
-      list(APPEND headaware_tidy_programs "${PROJECT_SOURCE_DIR}/examples/llama/${program}.cpp")
+      list(APPEND headaware_tidy_programs "${PROJECT_SOURCE_DIR}/examples/tools/llama/${program}.cpp")
     endforeach()
+    if(TARGET headaware_llama_measuring)
+      list(APPEND headaware_tidy_libraries headaware_llama_measuring)
+      foreach(program benchmark run_ablation_study)
+        list(APPEND headaware_tidy_programs "${PROJECT_SOURCE_DIR}/benchmarks/llama/${program}.cpp")
+      endforeach()
+    endif()
   endif()
   headaware_unite(headaware_tidy_units tidy ${headaware_tidy_programs})
   foreach(library IN LISTS headaware_tidy_libraries)
@@ -59,9 +65,10 @@ if(HEADAWARE_CLANG_TIDY AND HEADAWARE_BUILD_EXAMPLES)
   endforeach()
 
   add_library(tidy_units OBJECT EXCLUDE_FROM_ALL ${headaware_tidy_units})
-  target_link_libraries(tidy_units PRIVATE example_analysis CLI11::CLI11 headaware_development
-    $<TARGET_NAME_IF_EXISTS:headaware_llama_planning> $<TARGET_NAME_IF_EXISTS:MPI::MPI_CXX>)
-  target_compile_definitions(tidy_units PRIVATE "HEADAWARE_EXAMPLE_DATA=\"${PROJECT_SOURCE_DIR}/examples/data\""
+  target_link_libraries(tidy_units PRIVATE tools_analysis CLI11::CLI11 headaware_development
+    $<TARGET_NAME_IF_EXISTS:headaware_llama_planning>
+    $<TARGET_NAME_IF_EXISTS:headaware_llama_measuring> $<TARGET_NAME_IF_EXISTS:MPI::MPI_CXX>)
+  target_compile_definitions(tidy_units PRIVATE
     $<$<BOOL:${HEADAWARE_HAS_LLAMA}>:HEADAWARE_HAS_LLAMA>)
   add_custom_target(tidy)
   # Within a namespace main is a function like others.

@@ -1,4 +1,4 @@
-# llama.cpp, unmodified, for the programs that read a model's attention (examples/llama). Found, or built once from
+# llama.cpp, unmodified, for the programs that read a model's attention (examples/tools/llama). Found, or built once from
 # source into HEADAWARE_LLAMA_ROOT, which all build folders share.
 
 set(HEADAWARE_LLAMA OFF CACHE STRING "Programs that run llama.cpp: AUTO (where it can be had), ON or OFF")

@@ -18,12 +18,12 @@ int main() {
 
   // Sizes are known before anything moves.
   std::vector<std::int32_t> const lengths{1000};
-  auto const plan = compressor.plan(lengths);
+  auto const plan = compressor.compaction(lengths);
   std::printf("%s", to_string(compressor.compression_summary(1000)).c_str());
   std::printf("%lld of %lld bytes\n", static_cast<long long>(plan.bytes_held(64, sizeof(float))),
               static_cast<long long>(plan.bytes_full(ha::TokenBytes::of(64, sizeof(float)))));
 
-  // The engine's tensors, [batch, kv_heads, tokens, head_dim] a layer.
+  // The engine's tensors, [batch, num_kv_heads, tokens, head_dim] a layer.
   std::vector<float> const keys(2 * 4 * 1000 * 64, 1.0F);
   std::vector<float> const values(2 * 4 * 1000 * 64, 2.0F);
   constexpr std::size_t layer_elements = 4 * 1000 * 64;

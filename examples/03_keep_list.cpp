@@ -24,11 +24,11 @@ static std::vector<std::int32_t> top_tokens(std::vector<float> const& scores, st
 }
 
 int main() {
-  constexpr std::int32_t kv_heads = 2;
+  constexpr std::int32_t num_kv_heads = 2;
   constexpr std::int32_t head_dim = 16;
   std::vector<std::int32_t> const lengths{50, 30};
 
-  std::vector<float> keys(2 * kv_heads * 50 * head_dim);
+  std::vector<float> keys(2 * num_kv_heads * 50 * head_dim);
   std::iota(keys.begin(), keys.end(), 0.0F);
   std::vector<ha::LayerKv<float const>> const layers{{keys.data(), keys.data()}};
 
@@ -43,16 +43,16 @@ int main() {
   }
   std::vector<ha::KeepList> const lists{{tokens[0].data(), 8}, {}, {tokens[1].data(), 8}, {}};
 
-  ha::PolicyTable const table(1, kv_heads, ha::SinkWindow{.sink = 4, .window = 12});
-  ha::BasicCachePlan const plan(ha::WithKeepLists(table.view(), lists.data(), 2), lengths);
+  ha::PolicyTable const table(1, num_kv_heads, ha::SinkWindow{.sink = 4, .window = 12});
+  ha::Compaction const plan(ha::WithKeepLists(table.view(), lists.data(), 2), lengths);
   std::vector<float> kept_keys(static_cast<std::size_t>(plan.kept_total() * head_dim));
   std::vector<float> kept_values(kept_keys.size());
-  auto const source = ha::strided_bhsd(2, kv_heads, 50, head_dim);
+  auto const source = ha::strided_bhsd(2, num_kv_heads, 50, head_dim);
   ha::compress(plan, layers, source, ha::ragged(plan, kept_keys.data(), kept_values.data(), head_dim));
 
   bool right = true;
   for (std::int32_t sequence = 0; sequence < 2; ++sequence) {
-    auto const first = plan.offsets()[static_cast<std::size_t>(sequence * kv_heads)];
+    auto const first = plan.offsets()[static_cast<std::size_t>(sequence * num_kv_heads)];
     for (std::size_t i = 0; i < 8; ++i) {
       std::int32_t const token = tokens[static_cast<std::size_t>(sequence)][i];
       float const got = kept_keys[static_cast<std::size_t>((first + static_cast<std::int64_t>(i)) * head_dim)];

@@ -33,8 +33,8 @@ int main() {
   qkv.query_layout = ha::strided_bshd(1, tokens, 4, 32);
   qkv.key_layout = ha::strided_bshd(1, tokens, 2, 32);
   qkv.value_layout = qkv.key_layout;
-  qkv.query_heads = 4;
-  qkv.kv_heads = 2;
+  qkv.num_query_heads = 4;
+  qkv.num_kv_heads = 2;
   qkv.tokens = tokens;
   qkv.head_dim = 32;
 

@@ -3,7 +3,7 @@
 //
 //   mpirun -n 4 07_mpi_observe [folder of captured arrays [output folder]]
 
-#include "analysis/captured_source.hpp"
+#include "tools/analysis/captured_source.hpp"
 
 #include <headaware/io/json.hpp>
 #include <headaware/stats/attention_observer.hpp>

@@ -14,15 +14,15 @@ namespace ha = headaware;
 namespace {
 
 /// FlashAttention's `flash_attn_varlen_func`, as far as the cache goes: each (sequence, KV head) is a sequence of its
-/// own with one head. Queries are [sequences * kv_heads, group, head_dim], each KV head's group of query heads beside
-/// one KV head; `cu_seqlens_q` is 0, 1, 2, … for decoding.
+/// own with one head. Queries are [sequences * num_kv_heads, group, head_dim], each KV head's group of query heads
+/// beside one KV head; `cu_seqlens_q` is 0, 1, 2, … for decoding.
 struct FlashAttentionVarlen {
   float const* k;                    ///< [total_k, 1, head_dim]
   float const* v;                    ///< [total_k, 1, head_dim]
   std::int64_t k_row_stride;         ///< elements from one row to the next
   std::int64_t k_head_stride;        ///< one head: never used
   std::int32_t const* cu_seqlens_k;  ///< [batch + 1]
-  std::int32_t batch;                ///< sequences * kv_heads
+  std::int32_t batch;                ///< sequences * num_kv_heads
   std::int32_t max_seqlen_k;
 
   /// Row `i` of a sequence, as FlashAttention finds it.
@@ -45,7 +45,7 @@ struct FlashInferPaged {
   std::int64_t stride_n;     ///< between tokens of a page
   std::int64_t stride_h;     ///< between heads of a page
   std::int32_t page_size;
-  std::int32_t batch;                 ///< sequences * kv_heads
+  std::int32_t batch;                 ///< sequences * num_kv_heads
   std::int32_t const* indptr;         ///< [batch + 1]
   std::int32_t const* indices;        ///< [indptr[batch]]
   std::int32_t const* last_page_len;  ///< [batch]
@@ -72,24 +72,25 @@ float mark(std::int64_t layer, std::int64_t sequence, std::int64_t head, std::in
 
 int main() {
   constexpr std::int32_t num_layers = 2;
-  constexpr std::int32_t kv_heads = 4;
+  constexpr std::int32_t num_kv_heads = 4;
   constexpr std::int32_t tokens = 300;
   constexpr std::int32_t page_size = 16;
   std::vector<std::int32_t> const lengths{300, 45};
-  auto table = ha::PolicyTable(num_layers, kv_heads, ha::SinkWindow{.sink = 4, .window = 60});
+  auto table = ha::PolicyTable(num_layers, num_kv_heads, ha::SinkWindow{.sink = 4, .window = 60});
   table.set(0, 1, ha::Full{});
   table.set(1, 2, ha::Prune{});
-  ha::CachePlan const plan(table, lengths);
+  ha::Compaction const plan(table, lengths);
 
   // The engine's full cache, each row marked with where it is.
-  auto const source = ha::strided_bhsd(2, kv_heads, tokens, head_dim);
-  std::vector<std::vector<float>> keys(num_layers, std::vector<float>(static_cast<std::size_t>(source.extent())));
+  auto const source = ha::strided_bhsd(2, num_kv_heads, tokens, head_dim);
+  std::vector<std::vector<float>> keys(num_layers,
+                                       std::vector<float>(static_cast<std::size_t>(source.required_span_size())));
   auto values = keys;
   std::vector<ha::LayerKv<float const>> layers;
   for (std::int32_t layer = 0; layer < num_layers; ++layer) {
     auto const l = static_cast<std::size_t>(layer);
     for (std::int64_t b = 0; b < 2; ++b) {
-      for (std::int64_t h = 0; h < kv_heads; ++h) {
+      for (std::int64_t h = 0; h < num_kv_heads; ++h) {
         for (std::int64_t t = 0; t < tokens; ++t) {
           for (std::int64_t c = 0; c < head_dim; ++c) {
             auto const at = static_cast<std::size_t>(source.offset(b, h, t, c));
@@ -154,8 +155,8 @@ int main() {
     infer_hnd.stride_h = page_size * head_dim;
 
     for (std::int32_t s = 0; s < batch; ++s) {
-      std::int32_t const b = s / kv_heads;
-      std::int32_t const h = s % kv_heads;
+      std::int32_t const b = s / num_kv_heads;
+      std::int32_t const h = s % num_kv_heads;
       std::int64_t const length = lengths[static_cast<std::size_t>(b)];
       std::int64_t row = 0;
       for (std::int64_t t = 0; t < length; ++t) {

@@ -51,14 +51,14 @@ class DeviceArray {
 /// 32 layers × 8 KV heads × 4,096 tokens × 128 channels of 2 bytes, cut to 4 sinks and 508 tokens.
 struct Model {
   static constexpr std::int32_t num_layers = 32;
-  static constexpr std::int32_t kv_heads = 8;
+  static constexpr std::int32_t num_kv_heads = 8;
   static constexpr std::int32_t tokens = 4096;
   static constexpr std::int64_t head_dim = 128;
-  static constexpr std::size_t layer_elements = std::size_t{kv_heads} * tokens * head_dim;
+  static constexpr std::size_t layer_elements = std::size_t{num_kv_heads} * tokens * head_dim;
 
-  ha::PolicyTable table{num_layers, kv_heads, ha::SinkWindow{.sink = 4, .window = 508}};
+  ha::PolicyTable table{num_layers, num_kv_heads, ha::SinkWindow{.sink = 4, .window = 508}};
   std::vector<std::int32_t> lengths{tokens};
-  ha::CachePlan plan{table, lengths};
+  ha::Compaction<> plan{table, lengths};
   DeviceArray<std::uint16_t> keys{num_layers * layer_elements};
   DeviceArray<std::uint16_t> values{num_layers * layer_elements};
   DeviceArray<std::uint16_t> kept_keys{static_cast<std::size_t>(plan.kept_total() * head_dim)};

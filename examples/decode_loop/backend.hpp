@@ -19,7 +19,7 @@ class DecodeCache {
  public:
   virtual ~DecodeCache() = default;
   /// Appends the next token to one layer, and attends over what the layer then holds.
-  /// @param output  host, [query_heads, head_dim]; complete on return
+  /// @param output  host, [num_query_heads, head_dim]; complete on return
   virtual void step(std::int32_t layer, TokenQkv const& token, float* output) = 0;
   /// Bytes of keys and values, whatever the sequence's length.
   [[nodiscard]] virtual std::int64_t bytes() const = 0;

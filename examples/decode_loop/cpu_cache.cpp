@@ -29,7 +29,7 @@ class CpuCache final : public DecodeCache {
         kept_(ha::rolling(plan_, plan_.view(), keys_.data(), values_.data(), shape_.head_dim)),
         counters_(static_cast<std::size_t>(shape_.layers), ha::RollingState(1)) {
     std::vector<std::int32_t> const lengths{prompt.tokens};
-    ha::compress(ha::CachePlan(table, lengths), prompt.layers(prompt.keys.data(), prompt.values.data()),
+    ha::compress(ha::Compaction(table, lengths), prompt.layers(prompt.keys.data(), prompt.values.data()),
                  prompt.layout(), kept_);
     for (ha::RollingState& layer : counters_) layer.start(plan_.view(), 0, prompt.tokens);
   }
@@ -37,9 +37,9 @@ class CpuCache final : public DecodeCache {
   void step(std::int32_t layer, TokenQkv const& token, float* output) override {
     ha::RollingState& counter = counters_[static_cast<std::size_t>(layer)];
     std::vector<ha::LayerKv<ha::float16 const>> const tokens{{token.keys, token.values}};
-    ha::append(plan_.view(), counter, tokens, ha::strided_shd(1, shape_.kv_heads, shape_.head_dim), std::array{1},
+    ha::append(plan_.view(), counter, tokens, ha::strided_shd(1, shape_.num_kv_heads, shape_.head_dim), std::array{1},
                kept_, {.first_layer = layer, .advance = true});
-    auto const layout = ha::strided_shd(1, shape_.query_heads, shape_.head_dim);
+    auto const layout = ha::strided_shd(1, shape_.num_query_heads, shape_.head_dim);
     auto const& rows = kept_.layers[static_cast<std::size_t>(layer)];
     ha::RollingView const view{plan_.view(), layer, counter.lengths().data()};
     ha::attend(shape_.attention(1), ha::AttentionQueries{token.queries, layout},
@@ -50,7 +50,7 @@ class CpuCache final : public DecodeCache {
 
  private:
   Shape shape_;
-  ha::RollingPlan plan_;
+  ha::RollingSlots plan_;
   std::vector<ha::float16> keys_;
   std::vector<ha::float16> values_;
   ha::Destination<ha::float16, ha::RollingForm> kept_;

@@ -72,7 +72,7 @@ class CudaCache final : public DecodeCache {
   [[nodiscard]] std::int64_t bytes() const override { return plan_.bytes_held(shape_.head_dim, sizeof(ha::float16)); }
 
  private:
-  [[nodiscard]] ha::RollingPlanView view() const { return plan_.view_at(d_heads_.data()); }
+  [[nodiscard]] ha::RollingSlotsView view() const { return plan_.view_at(d_heads_.data()); }
 
   /// One a layer: a layer's attention sees the token that the layers behind it have yet to get.
   [[nodiscard]] ha::RollingStateView counter(std::int32_t layer) const {
@@ -87,7 +87,7 @@ class CudaCache final : public DecodeCache {
     DeviceArray<std::byte> const d_table(table.bytes());
     std::vector<std::int32_t> const lengths{prompt.tokens};
     DeviceArray<std::int32_t> const d_lengths{std::span(lengths)};
-    auto const plan = ha::CachePlan(table, lengths).on_device(table.view_at(d_table.data()), d_lengths.data());
+    auto const plan = ha::Compaction(table, lengths).on_device(table.view_at(d_table.data()), d_lengths.data());
     auto const layers = prompt.layers(d_full_keys.data(), d_full_values.data());
     std::size_t temp_bytes = 0;
     check(ha::compress(nullptr, temp_bytes, plan, layers, prompt.layout(), kept_, stream_.get()), "compress");
@@ -104,8 +104,8 @@ class CudaCache final : public DecodeCache {
 
   void enqueue_step(std::int32_t layer) {
     std::vector<ha::LayerKv<ha::float16>> const tokens{{d_token_.keys.data(), d_token_.values.data()}};
-    check(ha::append(view(), counter(layer), tokens, ha::strided_shd(1, shape_.kv_heads, shape_.head_dim), nullptr, 1,
-                     kept_, {.first_layer = layer, .advance = true}, stream_.get()),
+    check(ha::append(view(), counter(layer), tokens, ha::strided_shd(1, shape_.num_kv_heads, shape_.head_dim), nullptr,
+                     1, kept_, {.first_layer = layer, .advance = true}, stream_.get()),
           "append");
     std::size_t temp_bytes = 0;
     check(attend(nullptr, temp_bytes, layer), "attend");
@@ -124,7 +124,7 @@ class CudaCache final : public DecodeCache {
   }
 
   cudaError_t attend(void* d_temp, std::size_t& temp_bytes, std::int32_t layer) const {
-    auto const layout = ha::strided_shd(1, shape_.query_heads, shape_.head_dim);
+    auto const layout = ha::strided_shd(1, shape_.num_query_heads, shape_.head_dim);
     auto const& rows = kept_.layers[static_cast<std::size_t>(layer)];
     ha::RollingView const cache{view(), layer, counter(layer).lengths};
     return ha::attend(d_temp, temp_bytes, shape_.attention(1), ha::AttentionQueries{d_token_.queries.data(), layout},
@@ -133,7 +133,7 @@ class CudaCache final : public DecodeCache {
   }
 
   Shape shape_;
-  ha::RollingPlan plan_;
+  ha::RollingSlots plan_;
   Stream stream_;
   DeviceArray<std::byte> d_heads_;  ///< the plan's
   DeviceArray<ha::float16> d_keys_;

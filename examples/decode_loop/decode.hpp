@@ -52,9 +52,9 @@ class Trace {
 
   Shape shape_;
   std::int32_t steps_;
-  std::vector<float> queries_;  ///< [steps, layers, query_heads, head_dim]
+  std::vector<float> queries_;  ///< [steps, layers, num_query_heads, head_dim]
   std::vector<float> outputs_;
-  std::vector<headaware::float16> keys_;  ///< [steps, layers, kv_heads, head_dim]
+  std::vector<headaware::float16> keys_;  ///< [steps, layers, num_kv_heads, head_dim]
   std::vector<headaware::float16> values_;
 };
 

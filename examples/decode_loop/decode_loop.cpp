@@ -11,9 +11,9 @@
 #include "decode_loop/dense_check.hpp"
 #include "decode_loop/model.hpp"
 #include "decode_loop/prefill.hpp"
-#include "support/command.hpp"
-#include "support/memory.hpp"
-#include "support/validators.hpp"
+#include "tools/support/command.hpp"
+#include "tools/support/memory.hpp"
+#include "tools/support/validators.hpp"
 
 #include <headaware/policy/table.hpp>
 
@@ -58,10 +58,10 @@ ha::PolicyTable policies_by_head(decode_loop::Shape const& shape) {
                                       ha::WindowOnly{.window = 33},
                                       ha::Prune{},
                                       ha::SinkWindow{.sink = 1, .window = 127}};
-  ha::PolicyTable table(shape.layers, shape.kv_heads);
+  ha::PolicyTable table(shape.layers, shape.num_kv_heads);
   std::size_t next = 0;
   for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
-    for (std::int32_t head = 0; head < shape.kv_heads; ++head) {
+    for (std::int32_t head = 0; head < shape.num_kv_heads; ++head) {
       table.set(layer, head, palette[next++ % palette.size()]);
     }
   }
@@ -111,8 +111,8 @@ void print_line(decode_loop::Backend const& backend, char const* policies, Cost 
 
 /// About what weights, cache, and the trace that is checked take. In doubles, for sizes from a command line overflow.
 double bytes_of(decode_loop::Shape const& shape, double tokens) {
-  double const hidden = static_cast<double>(shape.query_heads) * static_cast<double>(shape.head_dim);
-  double const kv = static_cast<double>(shape.kv_heads) * static_cast<double>(shape.head_dim);
+  double const hidden = static_cast<double>(shape.num_query_heads) * static_cast<double>(shape.head_dim);
+  double const kv = static_cast<double>(shape.num_kv_heads) * static_cast<double>(shape.head_dim);
   return shape.layers * (4 * hidden * (8 * hidden + 2 * kv) + tokens * (8 * hidden + 16 * kv));
 }
 
@@ -120,11 +120,11 @@ void run_all(Options const& options) {
   decode_loop::Shape const& shape = options.shape;
   support::require_memory(bytes_of(shape, static_cast<double>(options.prompt) + options.steps),
                           "a model and a text of these sizes", "--layers, --heads, --head_dim, --prompt, --steps");
-  ha::PolicyTable const full(shape.layers, shape.kv_heads, ha::Full{});
+  ha::PolicyTable const full(shape.layers, shape.num_kv_heads, ha::Full{});
   ha::PolicyTable const by_head = policies_by_head(shape);
   std::printf("%d layers, %d query heads on %d KV heads of %lld channels, float16 cache; %d tokens read, %d decoded\n",
-              shape.layers, shape.query_heads, shape.kv_heads, static_cast<long long>(shape.head_dim), options.prompt,
-              options.steps);
+              shape.layers, shape.num_query_heads, shape.num_kv_heads, static_cast<long long>(shape.head_dim),
+              options.prompt, options.steps);
   print_policies(by_head);
 
   decode_loop::Model const model(shape, options.seed);
@@ -150,8 +150,10 @@ int main(int argc, char** argv) {
   Options options;
   CLI::App app{"Decodes on a cache compressed head by head, checked against dense attention at every step"};
   app.add_option("--layers", options.shape.layers)->check(support::positive)->capture_default_str();
-  app.add_option("--heads", options.shape.query_heads, "query heads")->check(support::positive)->capture_default_str();
-  app.add_option("--kv_heads", options.shape.kv_heads, "KV heads, a divisor of the query heads")
+  app.add_option("--heads", options.shape.num_query_heads, "query heads")
+      ->check(support::positive)
+      ->capture_default_str();
+  app.add_option("--kv_heads", options.shape.num_kv_heads, "KV heads, a divisor of the query heads")
       ->check(support::positive)
       ->capture_default_str();
   app.add_option("--head_dim", options.shape.head_dim, "channels of a head")

@@ -25,12 +25,12 @@ class DenseHistory {
   DenseHistory(Prefilled const& prompt, std::int32_t layer, std::int64_t max_tokens)
       : shape_(prompt.shape),
         max_tokens_(max_tokens),
-        keys_(static_cast<std::size_t>(shape_.kv_heads * max_tokens * shape_.head_dim)),
+        keys_(static_cast<std::size_t>(shape_.num_kv_heads * max_tokens * shape_.head_dim)),
         values_(keys_.size()) {
     auto const layout = prompt.layout();
-    std::int64_t const first = layer * layout.extent();
+    std::int64_t const first = layer * layout.required_span_size();
     for (; tokens_ < prompt.tokens; ++tokens_) {
-      for (std::int64_t head = 0; head < shape_.kv_heads; ++head) {
+      for (std::int64_t head = 0; head < shape_.num_kv_heads; ++head) {
         std::int64_t const from = first + layout.offset(0, head, tokens_, 0);
         put(head, prompt.keys.data() + from, prompt.values.data() + from);
       }
@@ -38,7 +38,7 @@ class DenseHistory {
   }
 
   void append(TokenQkv const& token) {
-    for (std::int64_t head = 0; head < shape_.kv_heads; ++head) {
+    for (std::int64_t head = 0; head < shape_.num_kv_heads; ++head) {
       put(head, token.keys + head * shape_.head_dim, token.values + head * shape_.head_dim);
     }
     ++tokens_;
@@ -88,17 +88,17 @@ class DenseHistory {
   Shape shape_;
   std::int64_t max_tokens_;
   std::int64_t tokens_ = 0;
-  std::vector<float> keys_;  ///< [kv_heads, max_tokens, head_dim]
+  std::vector<float> keys_;  ///< [num_kv_heads, max_tokens, head_dim]
   std::vector<float> values_;
 };
 
 /// The largest absolute difference of each query head's output in one step.
 std::vector<double> differences(Shape const& shape, DenseHistory const& history, TokenQkv const& token,
                                 float const* output, std::vector<float> const& mask) {
-  std::vector<double> result(static_cast<std::size_t>(shape.query_heads));
-  std::int64_t const group = shape.query_heads / shape.kv_heads;
+  std::vector<double> result(static_cast<std::size_t>(shape.num_query_heads));
+  std::int64_t const group = shape.num_query_heads / shape.num_kv_heads;
 #pragma omp parallel for
-  for (std::int64_t head = 0; head < shape.query_heads; ++head) {
+  for (std::int64_t head = 0; head < shape.num_query_heads; ++head) {
     std::int64_t const kv_head = head / group;
     std::vector<double> const expected =
         history.attend(token.queries + head * shape.head_dim, kv_head, mask.data() + kv_head * history.tokens());
@@ -132,7 +132,7 @@ double check_against_dense(ha::PolicyTable const& table, Prefilled const& prompt
       row.first_query = history.tokens() - 1;
       row.queries = 1;
       row.keys = history.tokens();
-      mask.resize(static_cast<std::size_t>(shape.kv_heads * row.keys));
+      mask.resize(static_cast<std::size_t>(shape.num_kv_heads * row.keys));
       ha::fill_policy_mask(table, row, mask.data());
 
       auto const off = differences(shape, history, token, trace.output(step, layer), mask);

@@ -98,13 +98,13 @@ void Model::before_attention(std::int32_t layer, std::vector<float> const& hidde
   Layer const& weights = layers_[static_cast<std::size_t>(layer)];
   std::vector<float> const input = normalized(hidden);
   weights.queries.multiply(input.data(), token.queries);
-  rotate(position, shape_.query_heads, token.queries);
+  rotate(position, shape_.num_query_heads, token.queries);
   std::vector<float> row = floats(shape_.kv_width());
   auto const store = [&](headaware::float16* to) {
     std::transform(row.begin(), row.end(), to, headaware::from_float<headaware::float16>);
   };
   weights.keys.multiply(input.data(), row.data());
-  rotate(position, shape_.kv_heads, row.data());
+  rotate(position, shape_.num_kv_heads, row.data());
   store(token.keys);
   weights.values.multiply(input.data(), row.data());
   store(token.values);

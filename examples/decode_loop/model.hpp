@@ -16,9 +16,9 @@ namespace decode_loop {
 /// What one token brings to one layer's attention. Keys and values are as the cache holds them, so that whoever reads
 /// them reads the same numbers.
 struct TokenQkv {
-  float const* queries;              ///< [query_heads, head_dim], rotated to the token's position
-  headaware::float16 const* keys;    ///< [kv_heads, head_dim], rotated likewise
-  headaware::float16 const* values;  ///< [kv_heads, head_dim]
+  float const* queries;              ///< [num_query_heads, head_dim], rotated to the token's position
+  headaware::float16 const* keys;    ///< [num_kv_heads, head_dim], rotated likewise
+  headaware::float16 const* values;  ///< [num_kv_heads, head_dim]
 };
 
 /// Where the model writes that.
@@ -57,7 +57,7 @@ class Model {
   /// A layer until its attention. @param hidden  [hidden]
   void before_attention(std::int32_t layer, std::vector<float> const& hidden, std::int64_t position,
                         TokenBuffers const& token) const;
-  /// The layer's rest. @param attention  [query_heads, head_dim]; @param hidden  [hidden], updated
+  /// The layer's rest. @param attention  [num_query_heads, head_dim]; @param hidden  [hidden], updated
   void after_attention(std::int32_t layer, float const* attention, std::vector<float>& hidden) const;
   /// Draws the next token from what has left the last layer.
   [[nodiscard]] std::int32_t sample(std::vector<float> const& hidden, std::mt19937_64& random) const;

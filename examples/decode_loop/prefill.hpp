@@ -17,20 +17,21 @@ namespace decode_loop {
 struct Prefilled {
   Shape shape;
   std::int32_t tokens = 0;
-  std::vector<headaware::float16> keys;    ///< [layers, kv_heads, tokens, head_dim]
+  std::vector<headaware::float16> keys;    ///< [layers, num_kv_heads, tokens, head_dim]
   std::vector<headaware::float16> values;  ///< the same
   std::vector<float> hidden;               ///< [hidden], the last token's, behind the last layer
 
   /// How one layer lies.
   [[nodiscard]] headaware::StridedLayout layout() const {
-    return headaware::strided_bhsd(1, shape.kv_heads, tokens, shape.head_dim);
+    return headaware::strided_bhsd(1, shape.num_kv_heads, tokens, shape.head_dim);
   }
   /// Each layer's part of two tensors of this shape, here or on the device.
   [[nodiscard]] std::vector<headaware::LayerKv<headaware::float16 const>> layers(
       headaware::float16 const* all_keys, headaware::float16 const* all_values) const {
     std::vector<headaware::LayerKv<headaware::float16 const>> result;
     for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
-      result.push_back({all_keys + layer * layout().extent(), all_values + layer * layout().extent()});
+      result.push_back(
+          {all_keys + layer * layout().required_span_size(), all_values + layer * layout().required_span_size()});
     }
     return result;
   }

@@ -5,9 +5,10 @@
 /// `compressor.cuh` adds the CUDA back end.
 
 #include <headaware/cache/cache_info.hpp>
-#include <headaware/cache/cache_plan.hpp>
 #include <headaware/cache/compact.hpp>
+#include <headaware/cache/compaction.hpp>
 #include <headaware/cache/destination.hpp>
+#include <headaware/classify/builders.hpp>
 #include <headaware/classify/head_type.hpp>
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
@@ -20,10 +21,10 @@
 #include <headaware/layout/paged.hpp>
 #include <headaware/layout/ragged.hpp>
 #include <headaware/layout/strided.hpp>
-#include <headaware/policy/builders.hpp>
 #include <headaware/policy/registry.hpp>
 #include <headaware/policy/table.hpp>
 #include <headaware/policy/with_keep_lists.hpp>
+#include <headaware/token_bytes.hpp>
 #include <headaware/types.hpp>
 
 #include <array>
@@ -74,7 +75,7 @@ struct CompressionSummary {
 /// `plan.offsets()[segment] + slot` of `keys` and `values`.
 template <class T, class Table>
 struct CompressedCache {
-  BasicCachePlan<Table> plan;
+  Compaction<Table> plan;
   std::vector<T> keys;    ///< [plan.kept_total(), head_dim]
   std::vector<T> values;  ///< [plan.kept_total(), value_dim]
   std::int64_t head_dim = 0;
@@ -122,7 +123,7 @@ template <class U, class Source, class Registry>
   if (value_dim == 0) value_dim = head_dim;
   detail::require_channels(head_dim, value_dim, "head_aware_compress");
   CompressedCache<T, BasicPolicyTable<Registry>> cache{
-      BasicCachePlan<BasicPolicyTable<Registry>>(table.skip_layers(skip_layers), lengths), {}, {}, head_dim, value_dim};
+      Compaction<BasicPolicyTable<Registry>>(table.skip_layers(skip_layers), lengths), {}, {}, head_dim, value_dim};
   cache.keys.resize(static_cast<std::size_t>(cache.plan.kept_total() * head_dim));
   cache.values.resize(static_cast<std::size_t>(cache.plan.kept_total() * value_dim));
   compress(cache.plan, layers, source, ragged(cache.plan, cache.keys.data(), cache.values.data(), head_dim, value_dim));
@@ -136,7 +137,7 @@ class BasicCompressor {
  public:
   using Table = BasicPolicyTable<Registry>;
   using Policy = AnyPolicy<Registry>;
-  using Plan = BasicCachePlan<Table>;
+  using CompactionType = Compaction<Table>;
 
   /// @brief A table made by hand.
   /// @throws ArgumentError if the table's layers or KV heads are not the model's
@@ -222,8 +223,9 @@ class BasicCompressor {
   /// @brief The sizes of the compressed cache, before anything moves.
   /// @param lengths      tokens of each sequence
   /// @param skip_layers  layers left uncompressed
-  [[nodiscard]] Plan plan(std::span<std::int32_t const> lengths, std::span<std::int32_t const> skip_layers = {}) const {
-    return Plan(table_.skip_layers(skip_layers), lengths);
+  [[nodiscard]] CompactionType compaction(std::span<std::int32_t const> lengths,
+                                          std::span<std::int32_t const> skip_layers = {}) const {
+    return CompactionType(table_.skip_layers(skip_layers), lengths);
   }
 
   /// @brief Compresses a cache in host memory into one that owns its storage; see `head_aware_compress`.

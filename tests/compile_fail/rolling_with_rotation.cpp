@@ -1,6 +1,6 @@
 // error: keys of a rolling cache keep their positions
 
-#include <headaware/cache/rolling_plan.hpp>
+#include <headaware/cache/rolling_slots.hpp>
 #include <headaware/cache/transfer.hpp>
 #include <headaware/layout/strided.hpp>
 

@@ -8,7 +8,7 @@
 
 namespace ha = headaware;
 
-void compress(ha::CachePlan const& plan, std::vector<ha::LayerKv<std::int8_t>> const& layers, std::int8_t* kept,
+void compress(ha::Compaction<> const& plan, std::vector<ha::LayerKv<std::int8_t>> const& layers, std::int8_t* kept,
               ha::KeyRotation const& rotation) {
   ha::compress(
       plan,

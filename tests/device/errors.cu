@@ -49,7 +49,7 @@ T const& a() noexcept;
 template <class T>
 T& an() noexcept;
 using Table = ha::PolicyTableView<>;
-using Plan = ha::DevicePlan<Table>;
+using Plan = ha::DeviceCompaction<Table>;
 using Strided = ha::StridedLayout;
 using Layers = std::vector<ha::LayerKv<float>>;
 using Transfer = ha::Transfer<float, Strided, ha::RaggedForm>;
@@ -64,14 +64,14 @@ static_assert(noexcept(ha::compress(nullptr, an<std::size_t>(), a<Plan>(), a<Tra
 static_assert(noexcept(ha::compress(nullptr, an<std::size_t>(), a<Plan>(), a<Layers>(), a<Strided>(),
                                     a<ha::Destination<float, ha::RaggedForm>>(), stream)));
 static_assert(noexcept(ha::compress_in_place(a<Plan>(), a<Layers>(), a<Strided>(), a<ha::KeyRotation>(), stream)));
-static_assert(noexcept(ha::append(a<ha::RollingPlanView>(), a<ha::RollingStateView>(), a<Layers>(), a<Strided>(),
+static_assert(noexcept(ha::append(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(), a<Layers>(), a<Strided>(),
                                   counts, 1, a<Rolling>(), a<ha::AppendOptions>(), stream)));
 static_assert(noexcept(ha::append(a<ha::PagedHeadsView>(), a<ha::DevicePageStep>(), a<Layers>(), a<Strided>(),
                                   a<ha::PageStorage<float>>(), 0, stream)));
-static_assert(noexcept(ha::advance(a<ha::RollingPlanView>(), a<ha::RollingStateView>(), counts, stream)));
-static_assert(noexcept(ha::rollback(a<ha::RollingPlanView>(), a<ha::RollingStateView>(), counts, stream)));
-static_assert(noexcept(ha::start(a<ha::RollingPlanView>(), a<ha::RollingStateView>(), counts, stream)));
-static_assert(noexcept(ha::copy_sequences(a<ha::RollingPlanView>(), a<ha::RollingStateView>(),
+static_assert(noexcept(ha::advance(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(), counts, stream)));
+static_assert(noexcept(ha::rollback(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(), counts, stream)));
+static_assert(noexcept(ha::start(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(), counts, stream)));
+static_assert(noexcept(ha::copy_sequences(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(),
                                           a<std::span<ha::SequenceCopy const>>(), a<Rolling>(), stream)));
 static_assert(noexcept(ha::attend(nullptr, an<std::size_t>(), a<ha::AttentionShape>(),
                                   a<ha::AttentionQueries<float, Strided>>(),
@@ -138,7 +138,7 @@ TEST_CASE("every exception inside a call becomes an error code, and its text can
 TEST_CASE("memory that runs out in a call is an error code, and nothing is launched", "[launch]") {
   HEADAWARE_REQUIRE_DEVICE();
   ha::PolicyTable const table(1, 1, ha::WindowOnly{.window = 2});
-  ha::RollingPlan const plan(table, 1, {});
+  ha::RollingSlots const plan(table, 1, {});
   DeviceVector<std::byte> const d_heads(std::vector<std::byte>(plan.bytes().begin(), plan.bytes().end()));
   DeviceVector<std::int32_t> const counters(std::vector<std::int32_t>(4));
   DeviceVector<float> const data(std::vector<float>(64));

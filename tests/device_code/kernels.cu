@@ -10,7 +10,7 @@
 namespace ha = headaware;
 
 template <class Table, class T, class Source, class Form>
-cudaError_t instantiate(ha::DevicePlan<Table> const& plan, ha::Transfer<T, Source, Form> const& transfer,
+cudaError_t instantiate(ha::DeviceCompaction<Table> const& plan, ha::Transfer<T, Source, Form> const& transfer,
                         ha::KeyRotation const& rotation, cudaStream_t stream) {
   std::size_t bytes = 0;
   cudaError_t const plain = ha::compress(nullptr, bytes, plan, transfer, stream);
@@ -22,36 +22,37 @@ using Table = ha::PolicyTableView<>;
 using Joined = ha::KvLayouts<ha::PagedLayout, ha::PagedLayout>;
 using SplitX = ha::KvLayouts<ha::PagedSplitXLayout, ha::PagedLayout>;
 
-template cudaError_t instantiate(ha::DevicePlan<Table> const&,
+template cudaError_t instantiate(ha::DeviceCompaction<Table> const&,
                                  ha::Transfer<__half, ha::StridedLayout, ha::RaggedForm> const&, ha::KeyRotation const&,
                                  cudaStream_t);
-template cudaError_t instantiate(ha::DevicePlan<Table> const&,
+template cudaError_t instantiate(ha::DeviceCompaction<Table> const&,
                                  ha::Transfer<__nv_bfloat16, Joined, ha::PagedForm> const&, ha::KeyRotation const&,
                                  cudaStream_t);
-template cudaError_t instantiate(ha::DevicePlan<Table> const&, ha::Transfer<__half, SplitX, ha::GroupedForm> const&,
-                                 ha::KeyRotation const&, cudaStream_t);
-template cudaError_t instantiate(ha::DevicePlan<ha::UniformTable<ha::SinkWindow>> const&,
+template cudaError_t instantiate(ha::DeviceCompaction<Table> const&,
+                                 ha::Transfer<__half, SplitX, ha::GroupedForm> const&, ha::KeyRotation const&,
+                                 cudaStream_t);
+template cudaError_t instantiate(ha::DeviceCompaction<ha::UniformTable<ha::SinkWindow>> const&,
                                  ha::Transfer<float, ha::RaggedLayout, ha::PaddedForm> const&, ha::KeyRotation const&,
                                  cudaStream_t);
-template cudaError_t ha::compress_in_place(ha::DevicePlan<Table> const&, std::vector<ha::LayerKv<__half>> const&,
+template cudaError_t ha::compress_in_place(ha::DeviceCompaction<Table> const&, std::vector<ha::LayerKv<__half>> const&,
                                            ha::StridedLayout const&, ha::KeyRotation const&, cudaStream_t);
-template cudaError_t ha::compress_in_place(ha::DevicePlan<Table> const&, std::vector<ha::LayerKv<__half>> const&,
+template cudaError_t ha::compress_in_place(ha::DeviceCompaction<Table> const&, std::vector<ha::LayerKv<__half>> const&,
                                            ha::PagedLayout const&, ha::detail::KeepPositions const&, cudaStream_t);
 
 // Decoding: appending to slots and to pages, and what changes sequences.
-template cudaError_t ha::append(ha::RollingPlanView const&, ha::RollingStateView const&,
+template cudaError_t ha::append(ha::RollingSlotsView const&, ha::RollingStateView const&,
                                 std::vector<ha::LayerKv<__half>> const&, ha::StridedLayout const&, std::int32_t const*,
                                 std::int32_t, ha::Destination<__half, ha::RollingForm> const&, ha::AppendOptions const&,
                                 cudaStream_t);
-template cudaError_t ha::append(ha::RollingPlanView const&, ha::RollingStateView const&,
+template cudaError_t ha::append(ha::RollingSlotsView const&, ha::RollingStateView const&,
                                 std::vector<ha::LayerKv<__half>> const&, Joined const&, std::int32_t const*,
                                 std::int32_t, ha::Destination<__half, ha::RollingForm> const&, ha::AppendOptions const&,
                                 cudaStream_t);
 template cudaError_t ha::append(ha::PagedHeadsView const&, ha::DevicePageStep const&,
                                 std::vector<ha::LayerKv<__nv_bfloat16>> const&, ha::StridedLayout const&,
                                 ha::PageStorage<__nv_bfloat16> const&, std::int32_t, cudaStream_t);
-template cudaError_t ha::copy_sequences(ha::RollingPlanView const&, ha::RollingStateView const&,
+template cudaError_t ha::copy_sequences(ha::RollingSlotsView const&, ha::RollingStateView const&,
                                         std::span<ha::SequenceCopy const>,
                                         ha::Destination<__half, ha::RollingForm> const&, cudaStream_t);
-template cudaError_t ha::compress(void*, std::size_t&, ha::DevicePlan<Table> const&,
+template cudaError_t ha::compress(void*, std::size_t&, ha::DeviceCompaction<Table> const&,
                                   ha::Transfer<__half, ha::StridedLayout, ha::RollingForm> const&, cudaStream_t);

@@ -19,7 +19,7 @@ int main() {
   }
   ha::DeviceQkvShape<ha::StridedLayout> shape;
   shape.query_layout = shape.key_layout = shape.value_layout = ha::strided_bhsd(1, 1, 16, 16);
-  shape.query_heads = shape.kv_heads = 1;
+  shape.num_query_heads = shape.num_kv_heads = 1;
   shape.tokens = shape.head_dim = 16;
   float* data = nullptr;
   double* sums = nullptr;

@@ -49,7 +49,7 @@ void take_in(DLTensor const& tensor, ha::DlpackOrder order) {
   try {
     auto const taken = ha::strided_from_dlpack<T>(tensor, order);
     ha::LayoutShape const& shape = taken.layout.shape();
-    std::array<std::int64_t, 4> const extents{shape.sequences, shape.kv_heads, shape.tokens, shape.channels};
+    std::array<std::int64_t, 4> const extents{shape.num_sequences, shape.num_kv_heads, shape.tokens, shape.channels};
     for (std::int64_t const extent : extents) require(extent >= 0);
     if (std::find(extents.begin(), extents.end(), 0) != extents.end()) return;
     auto const last = taken.layout.offset(extents[0] - 1, extents[1] - 1, extents[2] - 1, extents[3] - 1);

@@ -1,9 +1,9 @@
 // Any bytes: the readers of the commands' own files (capture.json, analysis.json, losses that an earlier run left)
 // return what makes sense or throw headaware::Error, and nothing else happens.
 
-#include "analysis/about.hpp"
-#include "llama/saved_losses.hpp"
-#include "support/capture.hpp"
+#include "tools/analysis/about.hpp"
+#include "tools/llama/saved_losses.hpp"
+#include "tools/support/capture.hpp"
 
 #include <headaware/error.hpp>
 

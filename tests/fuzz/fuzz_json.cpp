@@ -3,14 +3,14 @@
 //
 // The text up to the first NUL, if there is one, is the table of gates; the rest their settings.
 
+#include <headaware/classify/builders.hpp>
 #include <headaware/classify/classifier.hpp>
-#include <headaware/detail/json_text.hpp>
 #include <headaware/error.hpp>
+#include <headaware/io/detail/json_text.hpp>
 #include <headaware/io/duo_gates.hpp>
 #include <headaware/io/json.hpp>
 #include <headaware/io/model_config.hpp>
 #include <headaware/plan/summary.hpp>
-#include <headaware/policy/builders.hpp>
 
 #include <nlohmann/json.hpp>
 

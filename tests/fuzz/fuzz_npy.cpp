@@ -1,8 +1,9 @@
 // Any bytes: the reader of .npy files returns an array or throws headaware::Error, and nothing else happens. What is
 // read can be written, and reads the same again.
 
+#include "tools/support/npy.hpp"
+
 #include <headaware/error.hpp>
-#include <headaware/io/npy.hpp>
 
 #include <cstddef>
 #include <cstdint>

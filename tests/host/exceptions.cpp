@@ -56,9 +56,9 @@ TEST_CASE("Exceptions of a user's types leave attention and statistics", "[atten
   auto const plain = ha::strided_bhsd(1, heads, tokens, channels);
   std::vector<std::int32_t> const lengths(heads, static_cast<std::int32_t>(tokens));
   ha::PaddedView const view{lengths.data(), static_cast<std::int32_t>(heads), tokens};
-  ha::AttentionShape const shape{.sequences = 1,
-                                 .query_heads = static_cast<std::int32_t>(heads),
-                                 .kv_heads = static_cast<std::int32_t>(heads),
+  ha::AttentionShape const shape{.num_sequences = 1,
+                                 .num_query_heads = static_cast<std::int32_t>(heads),
+                                 .num_kv_heads = static_cast<std::int32_t>(heads),
                                  .query_tokens = tokens,
                                  .head_dim = channels};
   ha::KeptCache const cache{data.data(), data.data(), view};
@@ -80,8 +80,8 @@ TEST_CASE("Exceptions of a user's types leave attention and statistics", "[atten
                                                              .query_layout = plain,
                                                              .key_layout = throws,
                                                              .value_layout = throws,
-                                                             .query_heads = static_cast<std::int32_t>(heads),
-                                                             .kv_heads = static_cast<std::int32_t>(heads),
+                                                             .num_query_heads = static_cast<std::int32_t>(heads),
+                                                             .num_kv_heads = static_cast<std::int32_t>(heads),
                                                              .tokens = tokens,
                                                              .head_dim = channels};
   CHECK_THROWS_AS(ha::observe_chunk(layer, {}), std::out_of_range);
@@ -98,7 +98,7 @@ TEST_CASE("Exceptions of a user's types leave caches", "[cache]") {
   std::vector<ha::LayerKv<float const>> const layers{{data.data(), data.data()}};
   std::vector<std::int32_t> const lengths{static_cast<std::int32_t>(tokens)};
   ha::PolicyTable const table(1, static_cast<std::int32_t>(heads), ha::WindowOnly{.window = tokens - 2});
-  ha::CachePlan const plan(table, lengths);
+  ha::Compaction const plan(table, lengths);
   std::vector<float> keys(static_cast<std::size_t>(plan.kept_total() * channels));
   std::vector<float> values = keys;
   CHECK_THROWS_AS(ha::compress(plan, layers, throws, ha::ragged(plan, keys.data(), values.data(), channels)),
@@ -107,7 +107,7 @@ TEST_CASE("Exceptions of a user's types leave caches", "[cache]") {
   CHECK_THROWS_AS(ha::compress_in_place(plan, std::vector<ha::LayerKv<float>>{{data.data(), more.data()}}, throws),
                   std::out_of_range);
 
-  ha::RollingPlan const rolling(table, 1, {});
+  ha::RollingSlots const rolling(table, 1, {});
   std::vector<float> ring(static_cast<std::size_t>(rolling.rows_total() * channels));
   std::vector<float> other_ring = ring;
   ha::RollingState state(1);
@@ -150,7 +150,7 @@ TEST_CASE("views without pointers are refused in words", "[attention]") {
   refused(ha::PagedView::dense(nullptr, 1, two.data(), 2, 4), {"pages", "a pointer", "nullptr", "attend"});
   refused(ha::HeadPagesView(), {"KV heads", "0", "2", "HeadPagesView"});
   refused(ha::RollingView{}, {"layer", "[0, 0)", "0", "RollingView"});
-  ha::RollingPlan const plan(ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 2), 1, {});
+  ha::RollingSlots const plan(ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 2), 1, {});
   refused(ha::RollingView{plan.view()}, {"lengths", "a pointer", "nullptr", "RollingView"});
   ha::PagedHeadsView pages;
   ha::PagedHead const heads[2] = {};

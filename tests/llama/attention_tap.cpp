@@ -1,9 +1,9 @@
-#include "llama/attention_tap.hpp"
+#include "tools/llama/attention_tap.hpp"
 
 #include "llama/models.hpp"
-#include "llama/reference_attention.hpp"
-#include "llama/tensor_data.hpp"
 #include "support/errors.hpp"
+#include "tools/llama/reference_attention.hpp"
+#include "tools/llama/tensor_data.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -32,9 +32,9 @@ struct Kept {
 
   explicit Kept(TappedAttention const& tapped)
       : layer(tapped),
-        queries(tapped.queries, tapped.queries + tapped.tokens * tapped.query_heads * tapped.head_dim),
-        keys(tapped.keys, tapped.keys + tapped.tokens * tapped.kv_heads * tapped.head_dim),
-        values(tapped.values, tapped.values + tapped.tokens * tapped.kv_heads * tapped.head_dim) {
+        queries(tapped.queries, tapped.queries + tapped.tokens * tapped.num_query_heads * tapped.head_dim),
+        keys(tapped.keys, tapped.keys + tapped.tokens * tapped.num_kv_heads * tapped.head_dim),
+        values(tapped.values, tapped.values + tapped.tokens * tapped.num_kv_heads * tapped.head_dim) {
     layer.queries = queries.data();
     layer.keys = keys.data();
     layer.values = values.data();
@@ -48,8 +48,8 @@ class Checker : public NodeObserver {
  public:
   explicit Checker(AttentionTap& tap) : tap_(tap) {}
   std::string hidden;                             ///< nodes with this operation and name are not shown
-  std::vector<std::vector<float>> probabilities;  ///< by layer, [query_heads, tokens, cells]
-  std::vector<std::vector<float>> outputs;        ///< by layer, [tokens, query_heads · head_dim]
+  std::vector<std::vector<float>> probabilities;  ///< by layer, [num_query_heads, tokens, cells]
+  std::vector<std::vector<float>> outputs;        ///< by layer, [tokens, num_query_heads · head_dim]
 
   void begin(std::span<std::int32_t const> positions) override { tap_.begin(positions); }
   bool on_node(ggml_tensor* node, bool asking) override {
@@ -84,7 +84,7 @@ std::pair<std::vector<double>, std::vector<double>> losses_of_both(Model const& 
       [&](TappedAttention const& layer) {
         windows[layer.layer] = layer.sliding_window;
         // So that an output left as it was would show.
-        std::fill_n(layer.output, layer.tokens * layer.query_heads * layer.head_dim, 0.0F);
+        std::fill_n(layer.output, layer.tokens * layer.num_query_heads * layer.head_dim, 0.0F);
         reference_attention(layer, layer.output);
       },
       TapMode::replace);
@@ -120,14 +120,14 @@ TEST_CASE("what the tap hands over gives the engine's own probabilities and outp
     for (std::size_t l = 0; l < layers.size(); ++l) {
       auto const& layer = layers[l]->layer;
       REQUIRE(layer.layer == static_cast<std::int32_t>(l));
-      REQUIRE(layer.query_heads == shape.query_heads);
-      REQUIRE(layer.kv_heads == shape.kv_heads);
+      REQUIRE(layer.num_query_heads == shape.num_query_heads);
+      REQUIRE(layer.num_kv_heads == shape.num_kv_heads);
       REQUIRE(layer.head_dim == shape.head_dim);
       REQUIRE(layer.tokens == 48);
       REQUIRE(layer.soft_cap == 0);
       REQUIRE(layer.sliding_window == 0);
-      std::size_t const cells = checker.probabilities[l].size() / static_cast<std::size_t>(48 * layer.query_heads);
-      for (std::int32_t head = 0; head < layer.query_heads; ++head) {
+      std::size_t const cells = checker.probabilities[l].size() / static_cast<std::size_t>(48 * layer.num_query_heads);
+      for (std::int32_t head = 0; head < layer.num_query_heads; ++head) {
         for (std::int64_t query = 0; query < layer.tokens; ++query) {
           std::vector<double> p(static_cast<std::size_t>(query + 1));
           attention_probabilities(layer, head, query, p);
@@ -215,7 +215,7 @@ TEST_CASE("what the handler leaves in the output is what the model goes on with"
   CHECK(losses([](TappedAttention const&) {}, TapMode::replace) == observed);
   auto const muted = losses(
       [](TappedAttention const& layer) {
-        std::fill_n(layer.output, layer.tokens * layer.query_heads * layer.head_dim, 0.0F);
+        std::fill_n(layer.output, layer.tokens * layer.num_query_heads * layer.head_dim, 0.0F);
       },
       TapMode::replace);
   CHECK(mean(muted) > mean(observed) + 1);

@@ -2,14 +2,14 @@
 
 #include "llama/benchmark_methods.hpp"
 #include "llama/models.hpp"
-#include "llama/saved_losses.hpp"
 #include "support/errors.hpp"
 #include "support/planned_statistics.hpp"
+#include "tools/llama/saved_losses.hpp"
 
+#include <headaware/classify/builders.hpp>
 #include <headaware/io/json.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
-#include <headaware/policy/builders.hpp>
 
 #include <nlohmann/json.hpp>
 

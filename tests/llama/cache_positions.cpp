@@ -1,14 +1,14 @@
 // Keys at positions inside the cache.
 
-#include "llama/cache_positions.hpp"
+#include "tools/llama/cache_positions.hpp"
 
-#include "llama/attention_tap.hpp"
-#include "llama/key_rotations.hpp"
 #include "llama/models.hpp"
-#include "llama/policy_run.hpp"
-#include "llama/residual_norms.hpp"
 #include "support/errors.hpp"
 #include "support/rotary.hpp"
+#include "tools/llama/attention_tap.hpp"
+#include "tools/llama/key_rotations.hpp"
+#include "tools/llama/policy_run.hpp"
+#include "tools/llama/residual_norms.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -25,13 +25,13 @@ namespace {
 /// One layer's attention by its definition: of each query the kept keys, re-rotated to their slots one by one.
 std::vector<double> by_definition(TappedAttention const& layer, ha::PolicyTable const& table, Rotary const& rotary) {
   auto const width = static_cast<std::size_t>(layer.head_dim);
-  std::vector<double> output(static_cast<std::size_t>(layer.tokens * layer.query_heads) * width);
+  std::vector<double> output(static_cast<std::size_t>(layer.tokens * layer.num_query_heads) * width);
   auto const row = [&](float const* from, std::int64_t index) {
     return std::vector<double>(from + index * layer.head_dim, from + (index + 1) * layer.head_dim);
   };
   for (std::int64_t t = 0; t < layer.tokens; ++t) {
-    for (std::int32_t head = 0; head < layer.query_heads; ++head) {
-      std::int32_t const kv_head = head / (layer.query_heads / layer.kv_heads);
+    for (std::int32_t head = 0; head < layer.num_query_heads; ++head) {
+      std::int32_t const kv_head = head / (layer.num_query_heads / layer.num_kv_heads);
       std::vector<std::int64_t> kept;
       table.at(layer.layer, kv_head).visit([&](auto const& policy) {
         for (std::int64_t key = 0; key <= t; ++key) {
@@ -39,12 +39,12 @@ std::vector<double> by_definition(TappedAttention const& layer, ha::PolicyTable 
         }
       });
       if (kept.empty()) continue;
-      auto query = row(layer.queries, t * layer.query_heads + head);
+      auto query = row(layer.queries, t * layer.num_query_heads + head);
       rotary.turn(query, static_cast<double>(std::ssize(kept) - 1 - t));
       std::vector<double> weights;
       double sum = 0;
       for (std::size_t slot = 0; slot < kept.size(); ++slot) {
-        auto key = row(layer.keys, kept[slot] * layer.kv_heads + kv_head);
+        auto key = row(layer.keys, kept[slot] * layer.num_kv_heads + kv_head);
         rotary.turn(key, static_cast<double>(slot) - static_cast<double>(kept[slot]));
         double score = 0;
         for (std::size_t i = 0; i < width; ++i) score += query[i] * key[i];
@@ -52,9 +52,10 @@ std::vector<double> by_definition(TappedAttention const& layer, ha::PolicyTable 
         sum += weights.back();
       }
       for (std::size_t slot = 0; slot < kept.size(); ++slot) {
-        auto const value = row(layer.values, kept[slot] * layer.kv_heads + kv_head);
+        auto const value = row(layer.values, kept[slot] * layer.num_kv_heads + kv_head);
         for (std::size_t i = 0; i < width; ++i) {
-          output[static_cast<std::size_t>(t * layer.query_heads + head) * width + i] += weights[slot] / sum * value[i];
+          output[static_cast<std::size_t>(t * layer.num_query_heads + head) * width + i] +=
+              weights[slot] / sum * value[i];
         }
       }
     }
@@ -67,7 +68,7 @@ std::vector<std::vector<float>> keys_at(Model const& model, std::vector<std::int
                                         std::int32_t position) {
   std::vector<std::vector<float>> keys;
   AttentionTap tap(model.shape(), [&](TappedAttention const& layer) {
-    keys.emplace_back(layer.keys, layer.keys + layer.tokens * layer.kv_heads * layer.head_dim);
+    keys.emplace_back(layer.keys, layer.keys + layer.tokens * layer.num_kv_heads * layer.head_dim);
   });
   Context context(model, {.tokens = static_cast<std::int32_t>(tokens.size()), .observer = &tap});
   context.evaluate(tokens, position);
@@ -108,7 +109,7 @@ void check_rotations(std::string const& name) {
 TEST_CASE("attention at positions of the cache is that over keys re-rotated to their slots") {
   constexpr std::int64_t tokens = 40;
   constexpr std::int32_t heads = 6;
-  constexpr std::int32_t kv_heads = 3;
+  constexpr std::int32_t num_kv_heads = 3;
   std::mt19937 random(20);
   std::normal_distribution<float> normal;
   for (std::int64_t const head_dim : {8, 12}) {
@@ -122,16 +123,16 @@ TEST_CASE("attention at positions of the cache is that over keys re-rotated to t
         return result;
       };
       auto const queries = values(heads);
-      auto const keys = values(kv_heads);
-      auto const contents = values(kv_heads);
+      auto const keys = values(num_kv_heads);
+      auto const contents = values(num_kv_heads);
       std::vector<float> output(queries.size(), 7);
       std::vector<std::int32_t> const positions(tokens);
       TappedAttention const layer{.layer = 1,
                                   .queries = queries.data(),
                                   .keys = keys.data(),
                                   .values = contents.data(),
-                                  .query_heads = heads,
-                                  .kv_heads = kv_heads,
+                                  .num_query_heads = heads,
+                                  .num_kv_heads = num_kv_heads,
                                   .tokens = tokens,
                                   .head_dim = head_dim,
                                   .positions = positions,
@@ -140,7 +141,7 @@ TEST_CASE("attention at positions of the cache is that over keys re-rotated to t
       for (auto const& policy : std::vector<ha::AnyPolicy<>>{
                ha::SinkWindow{.sink = 4, .window = 9}, ha::SinkWindow{.sink = 1, .window = 50},
                ha::SinkWindow{.sink = 3, .window = 1}, ha::WindowOnly{.window = 5}, ha::Full{}, ha::Prune{}}) {
-        ha::PolicyTable table(2, kv_heads, ha::Full{});
+        ha::PolicyTable table(2, num_kv_heads, ha::Full{});
         table.set(1, 0, policy);
         table.set(1, 2, policy);
         attend_at_cache_positions(layer, table, rotation);

@@ -1,10 +1,10 @@
 // The program capture_attention, run as a user would, and the reader of what it writes.
 
-#include "support/capture.hpp"
+#include "tools/support/capture.hpp"
 
 #include "llama/models.hpp"
-#include "llama/unfinished_capture.hpp"
 #include "support/errors.hpp"
+#include "tools/llama/unfinished_capture.hpp"
 
 #include <headaware/element.hpp>
 

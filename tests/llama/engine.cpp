@@ -1,8 +1,8 @@
-#include "llama/engine.hpp"
+#include "tools/llama/engine.hpp"
 
 #include "llama/models.hpp"
-#include "llama/output_projection.hpp"
 #include "support/errors.hpp"
+#include "tools/llama/output_projection.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -18,8 +18,8 @@ TEST_CASE("a model's shape is read from its file") {
   CHECK(shape.architecture == "llama");
   CHECK_FALSE(shape.name.empty());
   CHECK(shape.layers == 30);
-  CHECK(shape.query_heads == 9);
-  CHECK(shape.kv_heads == 3);
+  CHECK(shape.num_query_heads == 9);
+  CHECK(shape.num_kv_heads == 3);
   CHECK(shape.head_dim == 64);
   CHECK(shape.hidden_size == 576);
   CHECK(shape.vocabulary == 49152);
@@ -30,8 +30,8 @@ TEST_CASE("a head need not be as wide as hidden size by heads") {
   ModelShape const shape = Model(model_path(gemma3)).shape();
   CHECK(shape.architecture == "gemma3");
   CHECK(shape.layers == 18);
-  CHECK(shape.query_heads == 4);
-  CHECK(shape.kv_heads == 1);
+  CHECK(shape.num_query_heads == 4);
+  CHECK(shape.num_kv_heads == 1);
   CHECK(shape.head_dim == 256);
   CHECK(shape.hidden_size == 640);
 }
@@ -115,7 +115,7 @@ TEST_CASE("a layer's output projection is the same matrix in every precision, bu
   }
   check_error<ha::ArgumentError>([&] { (void)exact.layer(30); }, {"layer", "[0, 30)", "30", ""});
   ModelShape other = model.shape();
-  other.query_heads = 8;
+  other.num_query_heads = 8;
   check_error<ha::FormatError>([&] { (void)OutputProjections(model.path(), other).layer(0); },
                                {"blk.0.attn_output.weight", "576 rows of 512", "576 rows of 576", "Q4_1"});
 }

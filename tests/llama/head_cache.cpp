@@ -1,10 +1,10 @@
 // The engine's attention on a per-head cache, its own memory emptied after every step.
 
-#include "llama/cached_model.hpp"
 #include "llama/models.hpp"
-#include "llama/policy_run.hpp"
+#include "tools/llama/cached_model.hpp"
+#include "tools/llama/policy_run.hpp"
 
-#include <headaware/policy/builders.hpp>
+#include <headaware/classify/builders.hpp>
 
 #include <algorithm>
 #include <cmath>

@@ -2,10 +2,10 @@
 
 // The models and the text that these tests run on.
 
-#include "llama/engine.hpp"
-#include "llama/exact_copy.hpp"
 #include "support/catch.hpp"
 #include "support/files.hpp"
+#include "tools/llama/engine.hpp"
+#include "tools/llama/exact_copy.hpp"
 
 #include <headaware/io/file.hpp>
 

@@ -1,11 +1,11 @@
 // Runs under policies, and plans made of and tried on a real model.
 
 #include "llama/models.hpp"
-#include "llama/planning.hpp"
 #include "llama/policy_benchmark.hpp"
-#include "llama/replanning.hpp"
 #include "support/errors.hpp"
-#include "support/interrupt.hpp"
+#include "tools/llama/planning.hpp"
+#include "tools/llama/replanning.hpp"
+#include "tools/support/interrupt.hpp"
 
 #include <headaware/io/plan.hpp>
 #include <headaware/io/save_sensitivities.hpp>

@@ -1,8 +1,8 @@
 // Statistics of real models through the engine.
 
-#include "llama/model_source.hpp"
 #include "llama/models.hpp"
 #include "support/head_statistics.hpp"
+#include "tools/llama/model_source.hpp"
 
 #include <headaware/classify/classifier.hpp>
 #include <headaware/io/head_statistics.hpp>

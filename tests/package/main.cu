@@ -11,8 +11,8 @@ namespace ha = headaware;
 
 // The size query needs no device, but the whole back end has to compile and link.
 int main() {
-  ha::BasicCachePlan const plan(ha::UniformTable(ha::SinkWindow{.sink = 4, .window = 28}, 1, 2),
-                                std::vector<std::int32_t>{100});
+  ha::Compaction const plan(ha::UniformTable(ha::SinkWindow{.sink = 4, .window = 28}, 1, 2),
+                            std::vector<std::int32_t>{100});
   std::vector<ha::LayerKv<float const>> const layers{{nullptr, nullptr}};
   auto const kept = ha::ragged(plan, static_cast<float*>(nullptr), static_cast<float*>(nullptr), 64);
   std::size_t temp_bytes = 0;

@@ -1,7 +1,7 @@
 // Writes reports of made-up models that have everything a report can show: every type, heads that are pruned,
 // retention with values and without, a title that must be escaped; and of the smallest model.
 
-#include "report/report.hpp"
+#include "tools/report/report.hpp"
 
 #include <headaware/classify/classifier.hpp>
 

@@ -19,14 +19,14 @@ namespace headaware_test {
 namespace ha = headaware;
 
 struct Problem {
-  std::int32_t query_heads = 2;
-  std::int32_t kv_heads = 1;
+  std::int32_t num_query_heads = 2;
+  std::int32_t num_kv_heads = 1;
   std::int64_t tokens = 0;
   std::int64_t head_dim = 16;
   std::vector<float> queries, keys, values;
 
   Problem(std::int32_t q, std::int32_t kv, std::int64_t s, std::int64_t d, unsigned seed, float spread = 1)
-      : query_heads(q), kv_heads(kv), tokens(s), head_dim(d) {
+      : num_query_heads(q), num_kv_heads(kv), tokens(s), head_dim(d) {
     std::mt19937 random(seed);
     std::normal_distribution<float> normal;
     auto const fill = [&](std::vector<float>& to, std::int64_t heads) {
@@ -38,22 +38,23 @@ struct Problem {
     fill(values, kv);
   }
   [[nodiscard]] auto layer(bool with_values) const {
-    auto const kv_layout = ha::strided_bhsd(1, kv_heads, tokens, head_dim);
-    return ha::LayerQkv<float, ha::StridedLayout, ha::StridedLayout>{queries.data(),
-                                                                     keys.data(),
-                                                                     with_values ? values.data() : nullptr,
-                                                                     ha::strided_bhsd(1, query_heads, tokens, head_dim),
-                                                                     kv_layout,
-                                                                     kv_layout,
-                                                                     query_heads,
-                                                                     kv_heads,
-                                                                     tokens,
-                                                                     head_dim,
-                                                                     0};
+    auto const kv_layout = ha::strided_bhsd(1, num_kv_heads, tokens, head_dim);
+    return ha::LayerQkv<float, ha::StridedLayout, ha::StridedLayout>{
+        queries.data(),
+        keys.data(),
+        with_values ? values.data() : nullptr,
+        ha::strided_bhsd(1, num_query_heads, tokens, head_dim),
+        kv_layout,
+        kv_layout,
+        num_query_heads,
+        num_kv_heads,
+        tokens,
+        head_dim,
+        0};
   }
   /// Probabilities of one row, in double.
   [[nodiscard]] std::vector<double> row(std::int32_t head, std::int64_t q, ha::AttentionScore const& score) const {
-    std::int64_t const kv = head / (query_heads / kv_heads);
+    std::int64_t const kv = head / (num_query_heads / num_kv_heads);
     std::vector<double> p(static_cast<std::size_t>(tokens));
     double max = -std::numeric_limits<double>::infinity();
     std::int64_t const oldest = score.sliding_window > 0 ? std::max<std::int64_t>(0, q - score.sliding_window + 1) : 0;
@@ -79,10 +80,10 @@ struct Problem {
   }
 };
 
-/// |W x|² of a head's share of W_O, [hidden, query_heads * head_dim].
+/// |W x|² of a head's share of W_O, [hidden, num_query_heads * head_dim].
 inline double projected_square(std::vector<float> const& projection, Problem const& problem, std::int32_t head,
                                std::vector<double> const& x) {
-  auto const width = static_cast<std::size_t>(problem.query_heads * problem.head_dim);
+  auto const width = static_cast<std::size_t>(problem.num_query_heads * problem.head_dim);
   auto const first = static_cast<std::size_t>(head * problem.head_dim);
   double sum = 0;
   for (std::size_t row = 0; row < projection.size() / width; ++row) {
@@ -94,7 +95,7 @@ inline double projected_square(std::vector<float> const& projection, Problem con
 }
 
 /// The formulas as they are written down, summed over rows.
-/// @param projection  W_O, [hidden, query_heads * head_dim], or empty
+/// @param projection  W_O, [hidden, num_query_heads * head_dim], or empty
 inline ha::HeadChunk naive(Problem const& problem, std::int32_t head, ha::AttentionScore const& score,
                            ha::ObserverParameters const& parameters, std::vector<float> const& projection = {}) {
   constexpr double eps = 1e-10;
@@ -125,7 +126,7 @@ inline ha::HeadChunk naive(Problem const& problem, std::int32_t head, ha::Attent
     if (!parameters.retention) continue;
     auto& r = result.retention;
     ++r.rows;
-    std::int64_t const kv = head / (problem.query_heads / problem.kv_heads);
+    std::int64_t const kv = head / (problem.num_query_heads / problem.num_kv_heads);
     auto const value = [&](std::int64_t k, std::int64_t d) {
       return double(problem.values[static_cast<std::size_t>((kv * problem.tokens + k) * problem.head_dim + d)]);
     };

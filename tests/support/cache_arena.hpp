@@ -116,11 +116,11 @@ std::vector<T> expected_arena(SourceCache<T, Source> const& cache, KeptTokens co
     auto const s = static_cast<std::size_t>(tokens.segment(l, b, h));
     for (std::size_t i = 0; i < tokens.segments[s].size(); ++i) {
       auto const token = tokens.segments[s][i];
-      for (std::int64_t c = 0; c < cache.key_channels; ++c) {
+      for (std::int64_t c = 0; c < cache.head_dim; ++c) {
         arena[static_cast<std::size_t>(places.keys[s][i] + c)] =
             cache.key(static_cast<std::int32_t>(l), b, h, token, c);
       }
-      for (std::int64_t c = 0; c < cache.value_channels; ++c) {
+      for (std::int64_t c = 0; c < cache.value_dim; ++c) {
         arena[static_cast<std::size_t>(places.values[s][i] + c)] =
             cache.value(static_cast<std::int32_t>(l), b, h, token, c);
       }
@@ -378,8 +378,8 @@ inline ha::StridedLayout random_strides(ha::LayoutShape const& shape, std::mt199
   };
   std::vector<Dimension> order{{shape.channels, &strides.channel},
                                {shape.tokens, &strides.token},
-                               {shape.kv_heads, &strides.head},
-                               {shape.sequences, &strides.sequence}};
+                               {shape.num_kv_heads, &strides.head},
+                               {shape.num_sequences, &strides.sequence}};
   // Half of the tensors have their channels innermost.
   std::shuffle(order.begin() + (random() % 2 == 0 ? 1 : 0), order.end(), random);
   std::int64_t stride = random() % 4 == 0 ? 2 : 1;

@@ -29,7 +29,7 @@ class DeviceTable {
 /// @param make  of `for_each_form`
 template <class T, class Source, class Table, class Make>
 void check_device_form(SourceCache<T, Source> const& cache, DeviceSource<T, Source> const& source,
-                       Source const& device_layout, ha::DevicePlan<Table> const& d_plan, KeptTokens const& tokens,
+                       Source const& device_layout, ha::DeviceCompaction<Table> const& d_plan, KeptTokens const& tokens,
                        Places const& places, Make const& make) {
   DeviceVector<T> const arena(guarded<T>(places.elements));
   DeviceUpload const upload;
@@ -47,7 +47,7 @@ void check_device_forms(SourceCache<T, Source> const& cache, Source const& devic
   DeviceSource<T, Source> const source(cache, shift);
   DeviceVector<std::int32_t> const d_lengths(std::vector<std::int32_t>(plan.lengths().begin(), plan.lengths().end()));
   auto const d_plan = plan.on_device(d_table, d_lengths.data());
-  for_each_form<T>(plan, tokens, {cache.key_channels, cache.value_channels}, gap, seed,
+  for_each_form<T>(plan, tokens, {cache.head_dim, cache.value_dim}, gap, seed,
                    [&](std::string const& name, Places const& places, auto const& make) {
                      INFO(name);
                      check_device_form(cache, source, device_layout, d_plan, tokens, places, make);
@@ -61,7 +61,7 @@ void check_device_ragged_and_paged(SourceCache<T, Source> const& cache, Source c
   DeviceSource<T, Source> const source(cache);
   DeviceVector<std::int32_t> const d_lengths(std::vector<std::int32_t>(plan.lengths().begin(), plan.lengths().end()));
   auto const d_plan = plan.on_device(d_table, d_lengths.data());
-  Channels const channels{cache.key_channels, cache.value_channels};
+  Channels const channels{cache.head_dim, cache.value_dim};
   auto const check = [&](std::string const& name, Places const& places, auto const& make) {
     INFO(name);
     check_device_form(cache, source, device_layout, d_plan, tokens, places, make);

@@ -80,7 +80,7 @@ struct DeviceSource {
 
 /// Runs both calls on a stream of its own and waits.
 template <class Table, class... Transfers>
-void run_compress(ha::DevicePlan<Table> const& plan, Transfers const&... transfers) {
+void run_compress(ha::DeviceCompaction<Table> const& plan, Transfers const&... transfers) {
   Stream const stream;
   std::size_t bytes = 0;
   REQUIRE_CUDA(ha::compress(nullptr, bytes, plan, transfers..., stream));
@@ -95,8 +95,8 @@ template <class T, class Source, class Plan, class DeviceTable, class Make, clas
 void compare_forms(SourceCache<T, Source> const& cache, Source const& device_layout, Plan const& plan,
                    DeviceTable const& d_table, std::int64_t rows, Make const& make, DeviceMake const& device_make,
                    std::size_t shift = 0) {
-  std::vector<T> keys(static_cast<std::size_t>(rows * cache.key_channels) + 8);
-  std::vector<T> values(static_cast<std::size_t>(rows * cache.value_channels) + 8);
+  std::vector<T> keys(static_cast<std::size_t>(rows * cache.head_dim) + 8);
+  std::vector<T> values(static_cast<std::size_t>(rows * cache.value_dim) + 8);
   std::memset(static_cast<void*>(keys.data()), 0xA7, keys.size() * sizeof(T));
   std::memset(static_cast<void*>(values.data()), 0xA7, values.size() * sizeof(T));
   DeviceVector<T> const d_keys(keys);

@@ -20,15 +20,15 @@ namespace headaware_test {
 enum class Mode { mass, values, metric };
 
 struct AttentionShape {
-  std::int32_t query_heads = 2;
-  std::int32_t kv_heads = 1;
+  std::int32_t num_query_heads = 2;
+  std::int32_t num_kv_heads = 1;
   std::int64_t tokens = 0;
   std::int64_t head_dim = 32;
   std::int32_t layers = 1;
   float spread = 1;
   std::int64_t value_dim = 0;
 
-  [[nodiscard]] std::int64_t value_channels() const { return value_dim != 0 ? value_dim : head_dim; }
+  [[nodiscard]] std::int64_t value_dim() const { return value_dim != 0 ? value_dim : head_dim; }
 };
 
 /// Tensors [layers][heads, tokens, head_dim], the values that E can have. @tparam E  the host's element
@@ -36,7 +36,7 @@ template <class E>
 struct Attention {
   AttentionShape shape;
   std::vector<std::vector<E>> queries, keys, values;
-  std::vector<std::vector<float>> factors;  ///< [layers][query_heads, head_dim, head_dim]
+  std::vector<std::vector<float>> factors;  ///< [layers][num_query_heads, head_dim, head_dim]
 
   explicit Attention(AttentionShape const& s, unsigned seed = 7) : shape(s) {
     std::mt19937 random(seed + static_cast<unsigned>(s.tokens));
@@ -47,10 +47,10 @@ struct Attention {
       for (std::int64_t i = 0; i < count; ++i) to.back().push_back(ha::from_float<X>(spread * normal(random)));
     };
     for (std::int32_t l = 0; l < s.layers; ++l) {
-      fill(queries, s.query_heads * s.tokens * s.head_dim, s.spread);
-      fill(keys, s.kv_heads * s.tokens * s.head_dim, s.spread);
-      fill(values, s.kv_heads * s.tokens * s.value_channels(), 1);
-      fill(factors, s.query_heads * s.value_channels() * s.value_channels(), 0.2F);
+      fill(queries, s.num_query_heads * s.tokens * s.head_dim, s.spread);
+      fill(keys, s.num_kv_heads * s.tokens * s.head_dim, s.spread);
+      fill(values, s.num_kv_heads * s.tokens * s.value_dim(), 1);
+      fill(factors, s.num_query_heads * s.value_dim() * s.value_dim(), 0.2F);
     }
   }
 };
@@ -68,32 +68,32 @@ std::vector<E> laid_out(std::vector<E> const& tensor, Layout const& layout, std:
   return result;
 }
 
-/// The CPU's sums [layers, query_heads].
+/// The CPU's sums [layers, num_query_heads].
 template <class E>
 std::vector<ha::ObservedHead> observe_on_host(Attention<E> const& a, Mode mode, ha::AttentionScore const& score,
                                               ha::ObserverParameters const& parameters) {
   AttentionShape const& s = a.shape;
-  ha::AttentionObserver observer({s.layers, s.query_heads, s.kv_heads, 0}, parameters);
+  ha::AttentionObserver observer({s.layers, s.num_query_heads, s.num_kv_heads, 0}, parameters);
   for (std::int32_t l = 0; l < s.layers; ++l) {
     auto const i = static_cast<std::size_t>(l);
     ha::LayerQkv<E, ha::StridedLayout, ha::StridedLayout> layer;
     layer.queries = a.queries[i].data();
     layer.keys = a.keys[i].data();
-    layer.query_layout = ha::strided_bhsd(1, s.query_heads, s.tokens, s.head_dim);
-    layer.key_layout = ha::strided_bhsd(1, s.kv_heads, s.tokens, s.head_dim);
-    layer.value_layout = ha::strided_bhsd(1, s.kv_heads, s.tokens, s.value_channels());
-    layer.query_heads = s.query_heads;
-    layer.kv_heads = s.kv_heads;
+    layer.query_layout = ha::strided_bhsd(1, s.num_query_heads, s.tokens, s.head_dim);
+    layer.key_layout = ha::strided_bhsd(1, s.num_kv_heads, s.tokens, s.head_dim);
+    layer.value_layout = ha::strided_bhsd(1, s.num_kv_heads, s.tokens, s.value_dim());
+    layer.num_query_heads = s.num_query_heads;
+    layer.num_kv_heads = s.num_kv_heads;
     layer.tokens = s.tokens;
     layer.head_dim = s.head_dim;
-    layer.value_dim = s.value_channels();
+    layer.value_dim = s.value_dim();
     if (mode != Mode::mass) layer.values = a.values[i].data();
     if (mode == Mode::metric) layer.output_factors = a.factors[i].data();
     observer.observe(l, layer, score);
   }
   std::vector<ha::ObservedHead> result;
   for (std::int32_t l = 0; l < s.layers; ++l)
-    for (std::int32_t h = 0; h < s.query_heads; ++h) result.push_back(observer.head(l, h));
+    for (std::int32_t h = 0; h < s.num_query_heads; ++h) result.push_back(observer.head(l, h));
   return result;
 }
 
@@ -106,7 +106,7 @@ class DeviceAttention {
     AttentionShape const& s = a.shape;
     auto const upload = [&](std::vector<E> const& tensor, auto const& layout, std::int64_t heads,
                             std::int64_t channels) {
-      auto const placed = laid_out(tensor, layout, layout.extent(), heads, s.tokens, channels, host_shape);
+      auto const placed = laid_out(tensor, layout, layout.required_span_size(), heads, s.tokens, channels, host_shape);
       std::vector<T> bits(placed.size() + shift);
       if (!placed.empty())
         std::memcpy(static_cast<void*>(bits.data() + shift), placed.data(), placed.size() * sizeof(T));
@@ -115,10 +115,10 @@ class DeviceAttention {
     };
     for (std::size_t l = 0; l < a.queries.size(); ++l) {
       ha::DeviceQkv<T> layer;
-      layer.d_queries = upload(a.queries[l], host_shape.query_layout, s.query_heads, s.head_dim);
-      layer.d_keys = upload(a.keys[l], host_shape.key_layout, s.kv_heads, s.head_dim);
+      layer.d_queries = upload(a.queries[l], host_shape.query_layout, s.num_query_heads, s.head_dim);
+      layer.d_keys = upload(a.keys[l], host_shape.key_layout, s.num_kv_heads, s.head_dim);
       if (mode != Mode::mass)
-        layer.d_values = upload(a.values[l], host_shape.value_layout, s.kv_heads, s.value_channels());
+        layer.d_values = upload(a.values[l], host_shape.value_layout, s.num_kv_heads, s.value_dim());
       if (mode == Mode::metric) {
         factors_.emplace_back(a.factors[l]);
         layer.d_output_factors = factors_.back().data();
@@ -140,7 +140,7 @@ std::vector<ha::ObservedHead> observe_on_device(Shape const& shape, std::vector<
                                                 ha::ObserverParameters const& parameters) {
   ha::SumsLayout const layout(parameters);
   auto const size = static_cast<std::size_t>(layout.size());
-  std::size_t const heads = layers.size() * static_cast<std::size_t>(shape.query_heads);
+  std::size_t const heads = layers.size() * static_cast<std::size_t>(shape.num_query_heads);
   Stream const stream;
   DeviceVector<double> const d_sums{std::vector<double>(heads * size)};
   std::size_t bytes = 0;
@@ -236,14 +236,14 @@ void compare_layouts(Attention<E> const& a, Mode mode, ha::DeviceQkvShape<Q, K, 
 /// The shape of tensors [heads, tokens, channels].
 inline ha::DeviceQkvShape<ha::StridedLayout> bhsd_shape(AttentionShape const& s) {
   ha::DeviceQkvShape<ha::StridedLayout> shape;
-  shape.query_layout = ha::strided_bhsd(1, s.query_heads, s.tokens, s.head_dim);
-  shape.key_layout = ha::strided_bhsd(1, s.kv_heads, s.tokens, s.head_dim);
-  shape.value_layout = ha::strided_bhsd(1, s.kv_heads, s.tokens, s.value_channels());
-  shape.query_heads = s.query_heads;
-  shape.kv_heads = s.kv_heads;
+  shape.query_layout = ha::strided_bhsd(1, s.num_query_heads, s.tokens, s.head_dim);
+  shape.key_layout = ha::strided_bhsd(1, s.num_kv_heads, s.tokens, s.head_dim);
+  shape.value_layout = ha::strided_bhsd(1, s.num_kv_heads, s.tokens, s.value_dim());
+  shape.num_query_heads = s.num_query_heads;
+  shape.num_kv_heads = s.num_kv_heads;
   shape.tokens = s.tokens;
   shape.head_dim = s.head_dim;
-  shape.value_dim = s.value_channels();
+  shape.value_dim = s.value_dim();
   return shape;
 }
 

@@ -54,17 +54,17 @@ struct HeldProblem {
   ha::AttentionShape shape;
   ha::AttentionOptions options;
   std::vector<std::int32_t> first_positions;  ///< [sequences]; empty: no mask
-  std::vector<float> queries;                 ///< [sequences, query_heads, query_tokens, head_dim]
+  std::vector<float> queries;                 ///< [sequences, num_query_heads, query_tokens, head_dim]
   std::vector<HeldRows<T>> segments;
 
   /// @param rows  of each segment; row i is token i
   HeldProblem(ha::AttentionShape const& of, std::vector<std::int64_t> const& rows, unsigned seed) : shape(of) {
     queries = random_elements<float>(
-        std::int64_t{shape.sequences} * shape.query_heads * shape.query_tokens * shape.head_dim, seed);
+        std::int64_t{shape.num_sequences} * shape.num_query_heads * shape.query_tokens * shape.head_dim, seed);
     for (std::size_t s = 0; s < rows.size(); ++s) {
       auto const part = static_cast<unsigned>(s);
       HeldRows<T> held{random_elements<T>(rows[s] * shape.head_dim, seed + 2 * part + 1),
-                       random_elements<T>(rows[s] * shape.output_channels(), seed + 2 * part + 2),
+                       random_elements<T>(rows[s] * shape.output_dim(), seed + 2 * part + 2),
                        std::vector<std::int32_t>(at(rows[s]))};
       std::iota(held.positions.begin(), held.positions.end(), 0);
       segments.push_back(std::move(held));
@@ -79,11 +79,11 @@ struct HeldProblem {
     return total;
   }
   [[nodiscard]] ha::StridedLayout query_layout() const {
-    return ha::strided_bhsd(shape.sequences, shape.query_heads, shape.query_tokens, shape.head_dim);
+    return ha::strided_bhsd(shape.num_sequences, shape.num_query_heads, shape.query_tokens, shape.head_dim);
   }
   /// [batch, tokens, heads, channels], so that output and queries differ.
   [[nodiscard]] ha::StridedLayout output_layout() const {
-    return ha::strided_bshd(shape.sequences, shape.query_tokens, shape.query_heads, shape.output_channels());
+    return ha::strided_bshd(shape.num_sequences, shape.query_tokens, shape.num_query_heads, shape.output_dim());
   }
 };
 
@@ -98,11 +98,11 @@ Attended naive_attention(HeldProblem<T> const& p) {
   auto const& shape = p.shape;
   auto const layout = p.output_layout();
   Attended result;
-  result.output.resize(at(layout.extent()));
+  result.output.resize(at(layout.required_span_size()));
   double const scale = p.options.scale != 0 ? double(p.options.scale) : 1 / std::sqrt(double(shape.head_dim));
-  for (std::int64_t b = 0; b < shape.sequences; ++b) {
-    for (std::int64_t h = 0; h < shape.query_heads; ++h) {
-      auto const& held = p.segments[at(b * shape.kv_heads + h / (shape.query_heads / shape.kv_heads))];
+  for (std::int64_t b = 0; b < shape.num_sequences; ++b) {
+    for (std::int64_t h = 0; h < shape.num_query_heads; ++h) {
+      auto const& held = p.segments[at(b * shape.num_kv_heads + h / (shape.num_query_heads / shape.num_kv_heads))];
       for (std::int64_t t = 0; t < shape.query_tokens; ++t) {
         float const* const query = &p.queries[at(p.query_layout().offset(b, h, t, 0))];
         std::vector<double> logits;
@@ -122,12 +122,12 @@ Attended naive_attention(HeldProblem<T> const& p) {
         for (std::size_t i = 0; i < logits.size(); ++i) {
           double const weight = std::isinf(top) ? 0 : std::exp(logits[i] - top);
           z += weight;
-          for (std::int64_t c = 0; c < shape.output_channels(); ++c) {
+          for (std::int64_t c = 0; c < shape.output_dim(); ++c) {
             result.output[at(layout.offset(b, h, t, c))] +=
-                weight * double(ha::to_float(held.values[i * at(shape.output_channels()) + at(c)]));
+                weight * double(ha::to_float(held.values[i * at(shape.output_dim()) + at(c)]));
           }
         }
-        for (std::int64_t c = 0; c < shape.output_channels() && z > 0; ++c) {
+        for (std::int64_t c = 0; c < shape.output_dim() && z > 0; ++c) {
           result.output[at(layout.offset(b, h, t, c))] /= z;
         }
         result.lse.push_back(z > 0 ? top + std::log(z) : -std::numeric_limits<double>::infinity());
@@ -177,7 +177,7 @@ struct PlacedRows {
       }
     }();
     std::int64_t const d = p.shape.head_dim;
-    std::int64_t const v = p.shape.output_channels();
+    std::int64_t const v = p.shape.output_dim();
     keys.assign(at(rows * d), nan);
     values.assign(at(rows * v), nan);
     for (std::size_t s = 0; s < p.segments.size(); ++s) {
@@ -193,7 +193,7 @@ struct PlacedRows {
 /// Pages have no positions of their own: they are left out where rows are not tokens 0, 1, …
 template <class T, class F>
 void for_each_view(HeldProblem<T> const& p, bool rows_are_tokens, F const& f) {
-  std::int32_t const heads = p.shape.kv_heads;
+  std::int32_t const heads = p.shape.num_kv_heads;
   std::size_t const count = p.segments.size();
   std::vector<std::int32_t> lengths;
   std::vector<std::int32_t> cu_seqlens{0};
@@ -299,7 +299,7 @@ struct RolledProblem {
         auto const n = static_cast<std::int64_t>(tokens.size());
         unsigned const part = seed + 100 + 2 * static_cast<unsigned>(b * heads.size() + h);
         problem.segments.push_back({random_elements<T>(n * shape.head_dim, part),
-                                    random_elements<T>(n * shape.output_channels(), part + 1), tokens});
+                                    random_elements<T>(n * shape.output_dim(), part + 1), tokens});
       }
     }
   }
@@ -314,11 +314,11 @@ struct RolledProblem {
   }
   template <class Upload>
   [[nodiscard]] ha::RollingView view(Upload const& upload) const {
-    ha::RollingPlanView plan;
+    ha::RollingSlotsView plan;
     plan.heads = upload(heads);
     plan.num_layers = 1;
     plan.num_sequences = static_cast<std::int32_t>(lengths.size());
-    plan.num_kv_heads = problem.shape.kv_heads;
+    plan.num_kv_heads = problem.shape.num_kv_heads;
     return {plan, 0, upload(lengths)};
   }
 };

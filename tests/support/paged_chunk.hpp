@@ -24,8 +24,8 @@ namespace ha = headaware;
 struct PagedChunk {
   static constexpr std::int32_t sequences = 3;
   static constexpr std::int32_t layers = 2;
-  static constexpr std::int32_t kv_heads = RolledChunk::kv_heads;
-  static constexpr std::int32_t query_heads = RolledChunk::query_heads;
+  static constexpr std::int32_t num_kv_heads = RolledChunk::num_kv_heads;
+  static constexpr std::int32_t num_query_heads = RolledChunk::num_query_heads;
   static constexpr std::int64_t head_dim = 32;
   static constexpr std::int32_t slack = 9;
 
@@ -39,8 +39,8 @@ struct PagedChunk {
 
   static ha::PolicyTable table() {
     ha::PolicyTable const one = RolledChunk::table();
-    ha::PolicyTable result(layers, kv_heads, ha::SinkWindow{.sink = 5, .window = 23});
-    for (std::int32_t h = 0; h < kv_heads; ++h) {
+    ha::PolicyTable result(layers, num_kv_heads, ha::SinkWindow{.sink = 5, .window = 23});
+    for (std::int32_t h = 0; h < num_kv_heads; ++h) {
       one.visit(0, h, [&](auto const& policy) { result.set(0, h, policy); });
     }
     result.set(1, 2, ha::WindowOnly{.window = 1});
@@ -65,12 +65,12 @@ struct PagedChunk {
   /// New tokens of every sequence, in both caches.
   void append(std::vector<std::int32_t> const& counts) {
     std::int32_t const most = *std::max_element(counts.begin(), counts.end());
-    auto const elements = std::int64_t{sequences} * most * kv_heads * head_dim;
+    auto const elements = std::int64_t{sequences} * most * num_kv_heads * head_dim;
     std::vector<std::vector<float>> tensors;
     std::vector<ha::LayerKv<float const>> tokens;
     for (int i = 0; i < 2 * layers; ++i) tensors.push_back(random_elements<float>(elements, ++seed));
     for (std::size_t l = 0; l < layers; ++l) tokens.push_back({tensors[2 * l].data(), tensors[2 * l + 1].data()});
-    auto const layout = ha::strided_bshd(sequences, most, kv_heads, head_dim);
+    auto const layout = ha::strided_bshd(sequences, most, num_kv_heads, head_dim);
     ha::append(pages, pages.append(counts), tokens, layout,
                ha::PageStorage<float>{pool.data(), pool.data() + value_offset(), head_dim, head_dim, page_stride});
     ha::append(pages.plan().view(), state, tokens, layout, counts, rolling());
@@ -87,13 +87,13 @@ struct PagedChunk {
   }
 
   [[nodiscard]] static ha::AttentionShape shape(std::int64_t tokens) {
-    return {sequences, query_heads, kv_heads, tokens, head_dim, 0};
+    return {sequences, num_query_heads, num_kv_heads, tokens, head_dim, 0};
   }
   [[nodiscard]] static ha::StridedLayout layout(std::int64_t tokens) {
-    return ha::strided_bshd(sequences, tokens, query_heads, head_dim);
+    return ha::strided_bshd(sequences, tokens, num_query_heads, head_dim);
   }
   [[nodiscard]] static std::vector<float> queries(std::int64_t tokens) {
-    return random_elements<float>(layout(tokens).extent(), 7);
+    return random_elements<float>(layout(tokens).required_span_size(), 7);
   }
   /// Where each sequence's first query is, if all have so many new tokens.
   [[nodiscard]] std::vector<std::int32_t> first_positions(std::int64_t tokens) const {

@@ -58,7 +58,7 @@ inline bool accounts_balance(ha::PagedHeads const& pages, std::int64_t taken_els
 /// Compares one sequence's pages with what the policies keep.
 template <class T>
 bool pages_hold(TokenModel const& model, ha::PagedHeads const& pages, std::int32_t b, T const* keys,
-                std::int64_t key_channels, T const* values, std::int64_t value_channels) {
+                std::int64_t head_dim, T const* values, std::int64_t value_dim) {
   std::int64_t const size = pages.shape().page_size;
   std::int64_t const length = model.length(b);
   std::int32_t const heads = model.table.num_kv_heads();
@@ -71,8 +71,8 @@ bool pages_hold(TokenModel const& model, ha::PagedHeads const& pages, std::int32
       auto const row_is = [&](std::int64_t page, std::int64_t at, std::int64_t token) {
         std::int64_t const number = model.sequences[static_cast<std::size_t>(b)][static_cast<std::size_t>(token)];
         std::int64_t const row = page * size + at;
-        return row_holds(keys + row * key_channels, number, l, h, 0, key_channels) &&
-               row_holds(values + row * value_channels, number, l, h, 1, value_channels);
+        return row_holds(keys + row * head_dim, number, l, h, 0, head_dim) &&
+               row_holds(values + row * value_dim, number, l, h, 1, value_dim);
       };
       auto const kept = model.kept(l, b, h, length);
       // The two exact parts, one behind the other, are the kept tokens in order.

@@ -16,13 +16,13 @@
 namespace headaware_test {
 
 /// @param noise  how far errors stray from falling, as a share of them
-inline headaware::RetentionStatistics random_statistics(std::int32_t layers, std::int32_t heads, std::int32_t kv_heads,
-                                                        headaware::RetentionGrid const& grid, unsigned seed,
-                                                        double noise = 0.1) {
+inline headaware::RetentionStatistics random_statistics(std::int32_t layers, std::int32_t heads,
+                                                        std::int32_t num_kv_heads, headaware::RetentionGrid const& grid,
+                                                        unsigned seed, double noise = 0.1) {
   std::mt19937 random(seed);
   std::uniform_real_distribution<double> unit(0, 1);
   headaware::RetentionStatistics result;
-  result.info = {layers, heads, kv_heads, 0, 1, true, true, grid};
+  result.info = {layers, heads, num_kv_heads, 0, 1, true, true, grid};
   for (std::int32_t i = 0; i < layers * heads; ++i) {
     headaware::RetentionSums sums(grid);
     sums.rows = sums.value_rows = sums.metric_rows = 100 + i;

@@ -5,7 +5,7 @@
 
 #include "support/catch.hpp"
 
-#include <headaware/cache/cache_plan.hpp>
+#include <headaware/cache/compaction.hpp>
 #include <headaware/cache/destination.hpp>
 #include <headaware/layout/concept.hpp>
 
@@ -47,15 +47,15 @@ std::vector<std::int64_t> kept_tokens(Table const& table, std::int32_t layer, st
 template <class T, class Source>
 struct SourceCache {
   Source source;
-  std::int64_t key_channels;
-  std::int64_t value_channels;
+  std::int64_t head_dim;
+  std::int64_t value_dim;
   std::int32_t num_layers;
   std::vector<std::vector<T>> keys;
   std::vector<std::vector<T>> values;
 
   SourceCache(Source const& layouts, std::int64_t extent, std::int32_t layers, std::int64_t key_dim,
-              std::int64_t value_dim, unsigned seed)
-      : source(layouts), key_channels(key_dim), value_channels(value_dim), num_layers(layers) {
+              std::int64_t value_channels, unsigned seed)
+      : source(layouts), head_dim(key_dim), value_dim(value_channels), num_layers(layers) {
     std::mt19937 random(seed);
     for (std::int32_t layer = 0; layer < layers; ++layer) {
       for (auto* tensors : {&keys, &values}) {

@@ -19,22 +19,22 @@ namespace ha = headaware;
 
 /// Two sequences of different lengths; heads with every kind of policy.
 struct RolledChunk {
-  static constexpr std::int32_t kv_heads = 6;
-  static constexpr std::int32_t query_heads = 12;
+  static constexpr std::int32_t num_kv_heads = 6;
+  static constexpr std::int32_t num_query_heads = 12;
   static constexpr std::int64_t head_dim = 32;
   static constexpr std::int32_t slack = 39;
 
   std::int32_t tokens;  ///< of the chunk
-  ha::RollingPlan plan;
+  ha::RollingSlots plan;
   std::vector<float> keys;
   std::vector<float> values;
   ha::RollingState state{2};
   std::vector<std::int32_t> before;  ///< lengths before the chunk
-  std::vector<float> queries;        ///< [sequences, tokens, query_heads, head_dim]
+  std::vector<float> queries;        ///< [sequences, tokens, num_query_heads, head_dim]
   std::vector<float> stepwise;       ///< likewise: token by token
 
   static ha::PolicyTable table() {
-    ha::PolicyTable table(1, kv_heads, ha::Full{});
+    ha::PolicyTable table(1, num_kv_heads, ha::Full{});
     table.set(0, 1, ha::SinkWindow{.sink = 4, .window = 12});
     table.set(0, 2, ha::WindowOnly{.window = 70});
     table.set(0, 3, ha::Prune{});
@@ -43,26 +43,26 @@ struct RolledChunk {
     return table;
   }
   [[nodiscard]] ha::AttentionShape shape(std::int64_t count) const {
-    return {2, query_heads, kv_heads, count, head_dim, 0};
+    return {2, num_query_heads, num_kv_heads, count, head_dim, 0};
   }
-  [[nodiscard]] ha::StridedLayout layout() const { return ha::strided_bshd(2, tokens, query_heads, head_dim); }
+  [[nodiscard]] ha::StridedLayout layout() const { return ha::strided_bshd(2, tokens, num_query_heads, head_dim); }
 
   /// @param first, second  tokens that the sequences have before the chunk
   RolledChunk(std::int32_t first, std::int32_t second, std::int32_t count)
       : tokens(count), plan(table(), 2, {.max_tokens = 400, .slack = slack}) {
     keys.resize(static_cast<std::size_t>(plan.rows_total() * head_dim), 99.0F);
     values.resize(keys.size(), 99.0F);
-    queries = random_elements<float>(layout().extent(), 7);
+    queries = random_elements<float>(layout().required_span_size(), 7);
     stepwise.resize(queries.size());
     auto const cache = ha::rolling(plan, plan.view(), keys.data(), values.data(), head_dim);
     auto const add = [&](std::int32_t at, std::array<std::int32_t, 2> const& counts) {
       std::int32_t const most = std::max(counts[0], counts[1]);
-      auto const elements = std::int64_t{2} * most * kv_heads * head_dim;
+      auto const elements = std::int64_t{2} * most * num_kv_heads * head_dim;
       auto const seed = static_cast<unsigned>(100 + 2 * at);
       auto const new_keys = random_elements<float>(elements, seed);
       auto const new_values = random_elements<float>(elements, seed + 1);
       std::vector<ha::LayerKv<float const>> const step{{new_keys.data(), new_values.data()}};
-      ha::append(plan.view(), state, step, ha::strided_bshd(2, most, kv_heads, head_dim), counts, cache);
+      ha::append(plan.view(), state, step, ha::strided_bshd(2, most, num_kv_heads, head_dim), counts, cache);
     };
     add(0, {first, second});
     before.assign(state.lengths().begin(), state.lengths().end());

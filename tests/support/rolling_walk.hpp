@@ -15,10 +15,10 @@ namespace headaware_test {
 
 /// A model that also writes every token into its slot, one after the other, as the definition says.
 struct SlotModel : TokenModel {
-  ha::RollingPlan const& plan;
+  ha::RollingSlots const& plan;
   std::vector<std::vector<std::int64_t>> slots;  ///< [segment]: the number of the token in each slot; 0: none
 
-  SlotModel(ha::PolicyTable policies, ha::RollingPlan const& rolling_plan)
+  SlotModel(ha::PolicyTable policies, ha::RollingSlots const& rolling_plan)
       : TokenModel(std::move(policies), rolling_plan.num_sequences()), plan(rolling_plan) {
     for_each([&](auto, auto, auto, ha::RollingHead const& head) {
       slots.emplace_back(static_cast<std::size_t>(head.slots()), 0);
@@ -95,8 +95,8 @@ struct SlotModel : TokenModel {
   /// Compares what attention would read with what the policies keep.
   /// @param keys, values  [rows_total, channels], layers back to back
   template <class T>
-  [[nodiscard]] bool holds(std::int32_t sequence, T const* keys, std::int64_t key_channels, T const* values,
-                           std::int64_t value_channels) const {
+  [[nodiscard]] bool holds(std::int32_t sequence, T const* keys, std::int64_t head_dim, T const* values,
+                           std::int64_t value_dim) const {
     bool good = true;
     for_each([&](auto l, auto b, auto h, ha::RollingHead const& head) {
       if (b != sequence || !good) return;
@@ -114,9 +114,8 @@ struct SlotModel : TokenModel {
         std::int64_t const row = first + runs.slot(i);
         std::int64_t const number = sequences[static_cast<std::size_t>(b)][static_cast<std::size_t>(token)];
         good = positions[static_cast<std::size_t>(runs.slot(i))] == token && runs.slot(i) == slot(head, token) &&
-               head.kept_token(i, length(b)) == token &&
-               row_holds(keys + row * key_channels, number, l, h, 0, key_channels) &&
-               row_holds(values + row * value_channels, number, l, h, 1, value_channels);
+               head.kept_token(i, length(b)) == token && row_holds(keys + row * head_dim, number, l, h, 0, head_dim) &&
+               row_holds(values + row * value_dim, number, l, h, 1, value_dim);
       }
     });
     return good;

@@ -2,7 +2,7 @@
 
 // Tables that a view or a layout points to, kept where a back end reads them.
 
-#include <headaware/cache/rolling_slots.hpp>
+#include <headaware/cache/rolling_head.hpp>
 
 #include <cstdint>
 #include <list>

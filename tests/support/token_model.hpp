@@ -77,7 +77,7 @@ struct NewTokens {
       : keys_layout(key_layout), values_layout(value_layout) {
     for (std::int32_t l = 0; l < model.table.num_layers(); ++l) {
       auto const fill = [&](ha::StridedLayout const& layout, int plane) {
-        std::vector<T> tensor(static_cast<std::size_t>(layout.extent()), T{});
+        std::vector<T> tensor(static_cast<std::size_t>(layout.required_span_size()), T{});
         for (std::size_t b = 0; b < counts.size(); ++b) {
           auto const& numbers = model.sequences[b];
           for (std::int32_t t = 0; t < counts[b]; ++t) {

@@ -27,7 +27,7 @@ struct UnevenChunk {
   static constexpr std::int64_t sink = 2;
   static constexpr std::int64_t window = 4;
 
-  ha::RollingPlan plan{ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 1), sequences, {.slack = 3}};
+  ha::RollingSlots plan{ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 1), sequences, {.slack = 3}};
   std::vector<float> keys;    ///< zeros: all rows that a query sees weigh the same
   std::vector<float> values;  ///< a token's number
   ha::RollingState state{sequences};
@@ -41,7 +41,7 @@ struct UnevenChunk {
   UnevenChunk()
       : keys(static_cast<std::size_t>(plan.rows_total() * dim), std::numeric_limits<float>::quiet_NaN()),
         values(keys),
-        queries(static_cast<std::size_t>(layout().extent()), 1.0F) {
+        queries(static_cast<std::size_t>(layout().required_span_size()), 1.0F) {
     auto const view = plan.view();
     ha::RollingHead const& head = view.head(0, 0);
     for (std::int32_t b = 0; b < sequences; ++b) {
@@ -55,7 +55,7 @@ struct UnevenChunk {
       state.start(view, b, length);
     }
     auto const source = ha::strided_bhsd(sequences, 1, tokens, dim);
-    std::vector<float> const new_keys(static_cast<std::size_t>(source.extent()), 0.0F);
+    std::vector<float> const new_keys(static_cast<std::size_t>(source.required_span_size()), 0.0F);
     std::vector<float> new_values(new_keys.size());
     for (std::int64_t b = 0; b < sequences; ++b) {
       for (std::int64_t t = 0; t < tokens; ++t) {

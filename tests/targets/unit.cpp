@@ -25,7 +25,7 @@ std::vector<float> attended(Problem const& problem) {
   std::vector<std::int64_t> const offsets{0, problem.tokens};
   std::vector<float> output(static_cast<std::size_t>(d));
   auto const row = ha::strided_bhsd(1, 1, 1, d);
-  ha::attend({.sequences = 1, .query_heads = 1, .kv_heads = 1, .head_dim = d},
+  ha::attend({.num_sequences = 1, .num_query_heads = 1, .num_kv_heads = 1, .head_dim = d},
              ha::AttentionQueries{queries.data() + (problem.tokens - 1) * d, row},
              ha::KeptCache{keys.data(), values.data(), ha::RaggedView{offsets.data(), 1}},
              ha::AttentionOutput{output.data(), row});
@@ -44,8 +44,8 @@ Answer UNIT(Problem const& problem) {
                                                                         .query_layout = rows,
                                                                         .key_layout = rows,
                                                                         .value_layout = rows,
-                                                                        .query_heads = 1,
-                                                                        .kv_heads = 1,
+                                                                        .num_query_heads = 1,
+                                                                        .num_kv_heads = 1,
                                                                         .tokens = problem.tokens,
                                                                         .head_dim = d};
   answer.masked.resize(problem.values.size());

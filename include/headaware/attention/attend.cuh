@@ -6,9 +6,9 @@
 
 #include <headaware/attention/attend.hpp>
 #include <headaware/attention/attention.hpp>
+#include <headaware/attention/detail/cuda/attend_kernel.cuh>
+#include <headaware/attention/detail/cuda/attend_split_kernel.cuh>
 #include <headaware/attention/merge.hpp>
-#include <headaware/detail/cuda/attend_kernel.cuh>
-#include <headaware/detail/cuda/attend_plan_kernel.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/launch.cuh>
 #include <headaware/error.hpp>
@@ -64,7 +64,7 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
   require(cut.tiles <= 65535, "tiles of query rows", "at most 65,535", cut.tiles, where);
   auto const rows = static_cast<std::size_t>(chunks * cut.tiles * Queries);
   std::size_t const parts_bytes = rows * sizeof(float2);
-  std::size_t const sums_bytes = rows * static_cast<std::size_t>(shape.output_channels()) * sizeof(float);
+  std::size_t const sums_bytes = rows * static_cast<std::size_t>(shape.output_dim()) * sizeof(float);
   std::size_t const needed =
       parts_bytes + sums_bytes + static_cast<std::size_t>(segments + 1 + segments * cut.tiles) * sizeof(std::int32_t);
   if (d_temp == nullptr) {
@@ -76,14 +76,14 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
   arrays.parts = static_cast<float2*>(d_temp);
   arrays.sums = reinterpret_cast<float*>(arrays.parts + rows);
   arrays.chunk_offsets =
-      reinterpret_cast<std::int32_t*>(arrays.sums + rows * static_cast<std::size_t>(shape.output_channels()));
+      reinterpret_cast<std::int32_t*>(arrays.sums + rows * static_cast<std::size_t>(shape.output_dim()));
   arrays.counters = arrays.chunk_offsets + segments + 1;
 
   AttendPlanParameters<View> const plan{cache.view, shape, cut, arrays, bounds.max_rows, bounds.d_status};
   launch(where, attend_plan_kernel<View>, 1, attend_plan_threads, 0, stream, plan);
   using Parameters = AttendParameters<Q, QLayout, T, View, O, OLayout>;
   auto const memory =
-      AttendMemory::of<T>(shape.head_dim, shape.output_channels(), Queries, attend_dynamic_bytes<Queries, Parameters>);
+      AttendMemory::of<T>(shape.head_dim, shape.output_dim(), Queries, attend_dynamic_bytes<Queries, Parameters>);
   Parameters const parameters{shape,
                               queries,
                               cache,
@@ -94,7 +94,7 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
                               arrays,
                               memory,
                               wide_rows(cache.keys, cache.view, shape.head_dim),
-                              wide_rows(cache.values, cache.view, shape.output_channels())};
+                              wide_rows(cache.values, cache.view, shape.output_dim())};
   dim3 const grid(static_cast<unsigned>(chunks), static_cast<unsigned>(cut.tiles));
   launch(where, attend_kernel<Queries, Q, QLayout, T, View, O, OLayout>, grid, attend_threads, memory.bytes, stream,
          parameters);
@@ -121,9 +121,10 @@ HEADAWARE_KERNEL void merge_kernel(AttentionShape const __grid_constant__ shape,
 /// @tparam Q, T, O  float, `__half` or `__nv_bfloat16`, or `float16` and `bfloat16`
 /// @param[in]     d_temp      device, aligned to 8 bytes; nullptr: size query
 /// @param[in,out] temp_bytes  bytes; depends on `shape` and `bounds.max_rows` alone
-/// @param[in]     queries     [sequences, query_heads, query_tokens, head_dim], by the layout
+/// @param[in]     queries     [sequences, num_query_heads, query_tokens, head_dim], by the layout
 /// @param[in]     cache       rows where the view says; pointers may be null where `bounds.max_rows` is 0
-/// @param[out]    output      [sequences, query_heads, query_tokens, value_dim], by the layout, and log-sum-exp; must
+/// @param[out]    output      [sequences, num_query_heads, query_tokens, value_dim], by the layout, and log-sum-exp;
+/// must
 ///                            overlap no input
 /// @param[in]     bounds      the most rows that all heads of all sequences hold together
 /// @param[in]     stream      enqueued here, not synchronised
@@ -152,10 +153,10 @@ cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
     }
     constexpr auto where = "attend";
     detail::require(shape.head_dim <= detail::max_attend_channels, "head_dim", "at most 256", shape.head_dim, where);
-    detail::require(shape.output_channels() <= detail::max_attend_channels, "value_dim", "at most 256",
-                    shape.output_channels(), where);
+    detail::require(shape.output_dim() <= detail::max_attend_channels, "value_dim", "at most 256", shape.output_dim(),
+                    where);
     detail::require(bounds.max_rows >= 0, "max_rows", ">= 0", bounds.max_rows, where);
-    if (shape.sequences == 0 || shape.query_tokens == 0) {
+    if (shape.num_sequences == 0 || shape.query_tokens == 0) {
       if (d_temp == nullptr) temp_bytes = 0;
       return;
     }
@@ -186,7 +187,7 @@ cudaError_t merge_attention(AttentionShape const& shape, AttentionOutput<A, ALay
   return detail::guarded([&] {
     constexpr auto where = "merge_attention";
     detail::check_merge(shape, into, other);
-    std::int64_t const rows = std::int64_t{shape.sequences} * shape.query_heads * shape.query_tokens;
+    std::int64_t const rows = std::int64_t{shape.num_sequences} * shape.num_query_heads * shape.query_tokens;
     if (rows == 0) return;
     constexpr std::int64_t per_block = detail::block_threads / detail::warp_threads;
     std::int64_t const blocks = (rows + per_block - 1) / per_block;

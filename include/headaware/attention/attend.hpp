@@ -6,13 +6,13 @@
 
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/dense_views.hpp>
+#include <headaware/attention/detail/query_tile.hpp>
+#include <headaware/attention/detail/softmax_part.hpp>
 #include <headaware/attention/head_pages_view.hpp>
 #include <headaware/attention/merge.hpp>
 #include <headaware/attention/paged_view.hpp>
 #include <headaware/attention/rolling_view.hpp>
 #include <headaware/cache/transfer.hpp>
-#include <headaware/detail/attention/query_tile.hpp>
-#include <headaware/detail/attention/softmax_part.hpp>
 #include <headaware/detail/float_buffer.hpp>
 #include <headaware/detail/parallel_for.hpp>
 #include <headaware/element.hpp>
@@ -36,8 +36,8 @@ template <class Q, class QLayout, class O, class OLayout>
 void check_output_apart(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries,
                         AttentionOutput<O, OLayout> const& output) {
   if constexpr (std::is_same_v<QLayout, StridedLayout> && std::is_same_v<OLayout, StridedLayout>) {
-    std::int64_t const s = shape.sequences - 1;
-    std::int64_t const h = shape.query_heads - 1;
+    std::int64_t const s = shape.num_sequences - 1;
+    std::int64_t const h = shape.num_query_heads - 1;
     std::int64_t const t = shape.query_tokens - 1;
     auto const all = [&](auto const* data, StridedLayout const& layout, std::int64_t channels) {
       return interval(data, layout.offset(s, h, t, channels - 1) + 1);
@@ -54,10 +54,10 @@ void check_output_apart(AttentionShape const& shape, AttentionQueries<Q, QLayout
       return result;
     };
     auto const x = all(queries.data, queries.layout, shape.head_dim);
-    auto const y = all(output.data, output.layout, shape.output_channels());
+    auto const y = all(output.data, output.layout, shape.output_dim());
     bool const meet = x.begin < y.end && y.begin < x.end &&
                       overlap(rows(queries.data, queries.layout, shape.head_dim),
-                              rows(output.data, output.layout, shape.output_channels()));
+                              rows(output.data, output.layout, shape.output_dim()));
     if (meet) require(false, "output", "apart from the queries", "overlapping buffers", "attend");
   }
 }
@@ -88,12 +88,12 @@ struct AttentionWork {
   template <class View>
   AttentionWork(AttentionShape const& shape, AttentionCut const& cut, View const& view) {
     for (std::int64_t s = 0; s < shape.segments(); ++s) {
-      auto const segment = view.segment(s / shape.kv_heads, s % shape.kv_heads);
+      auto const segment = view.segment(s / shape.num_kv_heads, s % shape.num_kv_heads);
       std::int64_t const held = segment.rows();
       if (held < 0) {
         require(false, "rows held", ">= 0", held,
-                ("attend, sequence " + std::to_string(s / shape.kv_heads) + ", KV head " +
-                 std::to_string(s % shape.kv_heads))
+                ("attend, sequence " + std::to_string(s / shape.num_kv_heads) + ", KV head " +
+                 std::to_string(s % shape.num_kv_heads))
                     .c_str());
       }
       if constexpr (requires { segment.pages == nullptr; }) {
@@ -114,12 +114,12 @@ struct AttentionWork {
   }
 };
 
-/// Writes one query row's result. @param sums  [output_channels], weighted by 2^(logit - part.max)
+/// Writes one query row's result. @param sums  [output_dim], weighted by 2^(logit - part.max)
 template <class O, class Layout>
 void write_attention(AttentionShape const& shape, AttentionOutput<O, Layout> const& output, QueryRow const& row,
                      SoftmaxPart const& part, float const* sums) {
   float const inverse = part.inverse();
-  for (std::int64_t c = 0; c < shape.output_channels(); ++c) {
+  for (std::int64_t c = 0; c < shape.output_dim(); ++c) {
     output.data[output.layout.offset(row.sequence, row.head, row.token, c)] = from_float<O>(sums[c] * inverse);
   }
   if (output.lse != nullptr) output.lse[row.lse_index(shape)] = part.lse();
@@ -133,7 +133,7 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
                    KeptCache<T, View> const& cache, AttentionOutput<O, OLayout> const& output,
                    AttentionOptions const& options) {
   check_attention(shape, queries, cache, output, options);
-  if (shape.sequences == 0 || shape.query_tokens == 0) return;
+  if (shape.num_sequences == 0 || shape.query_tokens == 0) return;
   check_output_apart(shape, queries, output);
   check_attention_tables(shape, queries, cache, output);
   constexpr std::int64_t chunk_rows = 512;
@@ -141,7 +141,7 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
   auto const map = logit_map(shape, options);
   AttentionWork const work(shape, cut, cache.view);
   check_cache_pointers(cache, work.rows > 0);
-  std::int64_t const channels = whole_vectors(shape.output_channels());
+  std::int64_t const channels = whole_vectors(shape.output_dim());
   FloatBuffer const slot_sums(static_cast<std::size_t>(work.slots * cut.tile_rows * channels));
   std::vector<SoftmaxPart> slot_parts(static_cast<std::size_t>(work.slots * cut.tile_rows));
   auto const items = static_cast<std::int64_t>(work.items.size());
@@ -149,12 +149,12 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
   // Less than that, one core reads in the time that it takes to wake the others.
   constexpr std::int64_t few_bytes = 131072;
   std::int64_t const bytes =
-      work.rows * cut.tiles * (shape.head_dim + shape.output_channels()) * static_cast<std::int64_t>(sizeof(T));
+      work.rows * cut.tiles * (shape.head_dim + shape.output_dim()) * static_cast<std::int64_t>(sizeof(T));
   auto const make_tile = [&] { return QueryTile(shape, map); };
   parallel_for(items, 1, bytes > few_bytes, make_tile, [&](QueryTile& tile, std::int64_t i) {
     AttentionItem const& item = work.items[static_cast<std::size_t>(i)];
-    std::int64_t const sequence = item.segment / shape.kv_heads;
-    std::int64_t const kv_head = item.segment % shape.kv_heads;
+    std::int64_t const sequence = item.segment / shape.num_kv_heads;
+    std::int64_t const kv_head = item.segment % shape.num_kv_heads;
     auto const segment = cache.view.segment(sequence, kv_head);
     std::int64_t const first_query = item.tile * cut.tile_rows;
     std::int64_t const count = std::min(cut.tile_rows, shape.query_rows() - first_query);
@@ -192,8 +192,8 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
       float const* const from = slot_sums.data() + at(chunk) * channels;
       for (std::size_t c = 0; c < sums.size(); ++c) sums[c] += weight * from[c];
     }
-    write_attention(shape, output, {shape, join.segment / shape.kv_heads, join.segment % shape.kv_heads, row}, whole,
-                    sums.data());
+    write_attention(shape, output, {shape, join.segment / shape.num_kv_heads, join.segment % shape.num_kv_heads, row},
+                    whole, sums.data());
   };
   parallel_for(joins * cut.tile_rows, 1, slot_bytes > few_bytes, make_sums, join_row);
 }
@@ -209,10 +209,11 @@ HEADAWARE_TARGET_BEGIN
 /// whatever the elements are. A head that holds nothing, or of which a query sees nothing, gives zeros and an `lse`
 /// of -inf. A NaN or an infinite logit makes its output NaN.
 /// @param shape    counts; `query_tokens` 1 decodes
-/// @param queries  [sequences, query_heads, query_tokens, head_dim] in the layout's order; host
+/// @param queries  [sequences, num_query_heads, query_tokens, head_dim] in the layout's order; host
 /// @param cache    keys and values of the layer's heads, rows where the view says; host; null where no head holds
 ///                 anything
-/// @param output   [sequences, query_heads, query_tokens, value_dim], and optionally log-sum-exp; host; must overlap
+/// @param output   [sequences, num_query_heads, query_tokens, value_dim], and optionally log-sum-exp; host; must
+/// overlap
 ///                 no input
 /// @throws ArgumentError on counts that make no sense, missing or misaligned pointers, layouts too small, a mask over a
 ///         view without positions, a view with negative rows or one that says itself that it is another's, tables

@@ -20,20 +20,20 @@ HEADAWARE_NAMESPACE_BEGIN
 
 /// @brief The counts of one layer's attention.
 struct AttentionShape {
-  std::int32_t sequences = 0;
-  std::int32_t query_heads = 0;  ///< a multiple of `kv_heads`; query head q reads KV head q / group
-  std::int32_t kv_heads = 0;
+  std::int32_t num_sequences = 0;
+  std::int32_t num_query_heads = 0;  ///< a multiple of `num_kv_heads`; query head q reads KV head q / group
+  std::int32_t num_kv_heads = 0;
   std::int64_t query_tokens = 1;  ///< of each sequence: 1 for decoding, more for drafts and prefill chunks
   std::int64_t head_dim = 0;      ///< channels of a query and of a key
   std::int64_t value_dim = 0;     ///< channels of a value and of the output; 0: head_dim
 
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int32_t group() const { return query_heads / kv_heads; }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t output_channels() const {
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int32_t group() const { return num_query_heads / num_kv_heads; }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t output_dim() const {
     return value_dim != 0 ? value_dim : head_dim;
   }
   /// KV heads of all sequences.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t segments() const {
-    return std::int64_t{sequences} * kv_heads;
+    return std::int64_t{num_sequences} * num_kv_heads;
   }
   /// Queries that share a KV head's rows: row r is query token r / group of the group's head r mod group.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t query_rows() const { return query_tokens * group(); }
@@ -65,8 +65,9 @@ template <class T, class Layout>
 struct AttentionOutput {
   static_assert(check_layout<Layout>());
   T* data = nullptr;
-  Layout layout;         ///< over query heads and value channels
-  float* lse = nullptr;  ///< [sequences, query_heads, query_tokens], natural log of Σ exp(logit); nullptr: not wanted
+  Layout layout;  ///< over query heads and value channels
+  float* lse =
+      nullptr;  ///< [sequences, num_query_heads, query_tokens], natural log of Σ exp(logit); nullptr: not wanted
 };
 template <class T, class Layout>
 AttentionOutput(T*, Layout) -> AttentionOutput<T, Layout>;
@@ -88,17 +89,17 @@ namespace detail {
 /// @throws ArgumentError on counts, channels or numbers that make no sense
 inline void check_attention_shape(AttentionShape const& shape, AttentionOptions const& options) {
   constexpr auto where = "attend";
-  require(shape.sequences >= 0, "sequences", ">= 0", shape.sequences, where);
-  require(shape.kv_heads > 0, "KV heads", "> 0", shape.kv_heads, where);
-  require(shape.query_heads > 0 && shape.query_heads % shape.kv_heads == 0, "query heads",
-          "a multiple of " + std::to_string(shape.kv_heads) + " KV heads", shape.query_heads, where);
+  require(shape.num_sequences >= 0, "sequences", ">= 0", shape.num_sequences, where);
+  require(shape.num_kv_heads > 0, "KV heads", "> 0", shape.num_kv_heads, where);
+  require(shape.num_query_heads > 0 && shape.num_query_heads % shape.num_kv_heads == 0, "query heads",
+          "a multiple of " + std::to_string(shape.num_kv_heads) + " KV heads", shape.num_query_heads, where);
   require(shape.query_tokens >= 0, "query tokens", ">= 0", shape.query_tokens, where);
   // As many as positions have.
   require(shape.query_tokens <= 0x7fffffff, "query tokens", "at most 2147483647", shape.query_tokens, where);
   require(shape.head_dim > 0, "head_dim", "> 0", shape.head_dim, where);
   require(shape.value_dim >= 0, "value_dim", ">= 0", shape.value_dim, where);
-  for (std::int64_t const channels : {shape.head_dim, shape.output_channels()}) {
-    (void)elements(where, {shape.sequences, shape.query_heads, shape.query_tokens, channels});
+  for (std::int64_t const channels : {shape.head_dim, shape.output_dim()}) {
+    (void)elements(where, {shape.num_sequences, shape.num_query_heads, shape.query_tokens, channels});
   }
   require(std::isfinite(options.scale) && options.scale >= 0, "softmax scale", "finite and >= 0",
           std::to_string(options.scale), where);
@@ -113,8 +114,8 @@ void check_attention_layout(AttentionShape const& shape, Layout const& layout, s
   auto const holds = [&](std::int64_t has, std::int64_t needs, char const* what) {
     require(has >= needs, what, ">= " + std::to_string(needs), has, where);
   };
-  if constexpr (requires { layout.num_sequences(); }) holds(layout.num_sequences(), shape.sequences, "sequences");
-  if constexpr (requires { layout.num_kv_heads(); }) holds(layout.num_kv_heads(), shape.query_heads, "query heads");
+  if constexpr (requires { layout.num_sequences(); }) holds(layout.num_sequences(), shape.num_sequences, "sequences");
+  if constexpr (requires { layout.num_kv_heads(); }) holds(layout.num_kv_heads(), shape.num_query_heads, "query heads");
   if constexpr (requires { layout.token_capacity(); }) holds(layout.token_capacity(), shape.query_tokens, "tokens");
   if constexpr (requires { layout.num_channels(); }) holds(layout.num_channels(), channels, "channels");
 }
@@ -124,7 +125,7 @@ void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> c
                      KeptCache<T, View> const& cache, AttentionOutput<O, OLayout> const& output,
                      AttentionOptions const& options) {
   check_attention_shape(shape, options);
-  if (shape.sequences == 0 || shape.query_tokens == 0) return;
+  if (shape.num_sequences == 0 || shape.query_tokens == 0) return;
   constexpr auto where = "attend";
   require(queries.data != nullptr, "queries", "a pointer", "nullptr", where);
   require(output.data != nullptr, "output", "a pointer", "nullptr", where);
@@ -135,7 +136,7 @@ void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> c
   require_aligned(cache.values, "values", where);
   require_aligned(options.first_positions, "first_positions", where);
   check_attention_layout(shape, queries.layout, shape.head_dim, "attend, queries");
-  check_attention_layout(shape, output.layout, shape.output_channels(), "attend, output");
+  check_attention_layout(shape, output.layout, shape.output_dim(), "attend, output");
   require(has_positions<View> || options.first_positions == nullptr, "first_positions",
           "nullptr for a view without positions", "a pointer", where);
   if constexpr (requires { cache.view.check(shape, options); }) cache.view.check(shape, options);
@@ -153,8 +154,8 @@ template <class Q, class QLayout, class T, class View, class O, class OLayout>
 void check_attention_tables(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries,
                             KeptCache<T, View> const& cache, AttentionOutput<O, OLayout> const& output) {
   auto const tokens = [&](std::int64_t) { return std::array{TokenRange{0, shape.query_tokens}}; };
-  check_tables(queries.layout, shape.sequences, tokens, "attend, queries");
-  check_tables(output.layout, shape.sequences, tokens, "attend, output");
+  check_tables(queries.layout, shape.num_sequences, tokens, "attend, queries");
+  check_tables(output.layout, shape.num_sequences, tokens, "attend, output");
   if constexpr (requires { cache.view.check_tables(shape); }) cache.view.check_tables(shape);
 }
 

@@ -31,23 +31,23 @@ struct AdjacentRows {
 };
 
 /// @brief `ha::ragged`: `[rows, channels]`, the heads of each sequence back to back.
-/// @tparam Offset  `int32_t` for `cu_seqlens`, `int64_t` for `CachePlan::offsets`
+/// @tparam Offset  `int32_t` for `cu_seqlens`, `int64_t` for `Compaction::offsets`
 template <class Offset>
 struct RaggedView {
-  /// [sequences * kv_heads + 1], first row of each head of each sequence, from the base pointer; host or device
+  /// [sequences * num_kv_heads + 1], first row of each head of each sequence, from the base pointer; host or device
   Offset const* offsets = nullptr;
-  std::int32_t kv_heads = 0;
+  std::int32_t num_kv_heads = 0;
   std::int32_t const* positions = nullptr;  ///< [rows], the token of each row; nullptr: a head's row i is token i
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE AdjacentRows segment(std::int64_t sequence, std::int64_t kv_head) const {
-    std::int64_t const index = sequence * kv_heads + kv_head;
+    std::int64_t const index = sequence * num_kv_heads + kv_head;
     std::int64_t const first = offsets[index];
     return {first, offsets[index + 1] - first, positions != nullptr ? positions + first : nullptr};
   }
   void check(AttentionShape const& shape, AttentionOptions const&) const {
     constexpr auto where = "attend, RaggedView";
     detail::require_pointer(offsets, "offsets", where);
-    detail::require(shape.kv_heads == kv_heads, "KV heads", kv_heads, shape.kv_heads, where);
+    detail::require(shape.num_kv_heads == num_kv_heads, "KV heads", num_kv_heads, shape.num_kv_heads, where);
   }
   /// Offsets beyond the tensor stay unseen: the view does not know how many rows it has. Numbers of rows below 0 are
   /// seen by `attend`.
@@ -57,7 +57,7 @@ struct RaggedView {
       if (offsets[i] >= 0 && held >= 0) continue;
       bool const negative = offsets[i] < 0;
       detail::require(false, negative ? "offsets" : "rows held", ">= 0", negative ? std::int64_t{offsets[i]} : held,
-                      detail::segment_place("RaggedView", i / kv_heads, i % kv_heads).c_str());
+                      detail::segment_place("RaggedView", i / num_kv_heads, i % num_kv_heads).c_str());
     }
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
@@ -68,16 +68,17 @@ template <class Offset>
 RaggedView(Offset const*, std::int32_t, std::int32_t const*) -> RaggedView<Offset>;
 static_assert(KeptView<RaggedView<std::int32_t>>);
 
-/// @brief `ha::padded`, and any full cache `[sequences, kv_heads, head_rows, channels]`: pads are never read.
+/// @brief `ha::padded`, and any full cache `[sequences, num_kv_heads, head_rows, channels]`: pads are never read.
 struct PaddedView {
-  std::int32_t const* lengths = nullptr;  ///< [sequences, kv_heads], rows held; host or device
-  std::int32_t kv_heads = 0;
+  std::int32_t const* lengths = nullptr;  ///< [sequences, num_kv_heads], rows held; host or device
+  std::int32_t num_kv_heads = 0;
   std::int64_t head_rows = 0;  ///< rows from one head to the next
   Alignment alignment = Alignment::left;
-  std::int32_t const* positions = nullptr;  ///< [sequences, kv_heads, head_rows]; nullptr: a head's row i is token i
+  std::int32_t const* positions =
+      nullptr;  ///< [sequences, num_kv_heads, head_rows]; nullptr: a head's row i is token i
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE AdjacentRows segment(std::int64_t sequence, std::int64_t kv_head) const {
-    std::int64_t const index = sequence * kv_heads + kv_head;
+    std::int64_t const index = sequence * num_kv_heads + kv_head;
     std::int64_t const held = lengths[index];
     std::int64_t const first = index * head_rows + (alignment == Alignment::right ? head_rows - held : 0);
     return {first, held, positions != nullptr ? positions + first : nullptr};
@@ -85,7 +86,7 @@ struct PaddedView {
   void check(AttentionShape const& shape, AttentionOptions const&) const {
     constexpr auto where = "attend, PaddedView";
     detail::require_pointer(lengths, "lengths", where);
-    detail::require(shape.kv_heads == kv_heads, "KV heads", kv_heads, shape.kv_heads, where);
+    detail::require(shape.num_kv_heads == num_kv_heads, "KV heads", num_kv_heads, shape.num_kv_heads, where);
     check_size(shape);
   }
   void check_tables(AttentionShape const& shape) const {
@@ -93,7 +94,7 @@ struct PaddedView {
     for (std::int64_t i = 0; i < shape.segments(); ++i) {
       if (lengths[i] >= 0 && lengths[i] <= head_rows) continue;
       detail::require(false, "rows held", "at least 0 and at most " + std::to_string(head_rows), lengths[i],
-                      detail::segment_place("PaddedView", i / kv_heads, i % kv_heads).c_str());
+                      detail::segment_place("PaddedView", i / num_kv_heads, i % num_kv_heads).c_str());
     }
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
@@ -103,8 +104,8 @@ struct PaddedView {
   void check_size(AttentionShape const& shape) const {
     constexpr auto where = "attend, PaddedView";
     detail::require(head_rows >= 0, "head_rows", ">= 0", head_rows, where);
-    for (std::int64_t const channels : {shape.head_dim, shape.output_channels()}) {
-      (void)detail::elements(where, {shape.sequences, kv_heads, head_rows, channels});
+    for (std::int64_t const channels : {shape.head_dim, shape.output_dim()}) {
+      (void)detail::elements(where, {shape.num_sequences, num_kv_heads, head_rows, channels});
     }
   }
 };

@@ -4,10 +4,10 @@
 /// The cache in pages of `cache/paged_heads.hpp` as attention reads it.
 
 #include <headaware/attention/attention.hpp>
+#include <headaware/attention/detail/chunk_windows.hpp>
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/cache/paged_head.hpp>
 #include <headaware/config.hpp>
-#include <headaware/detail/attention/chunk_windows.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/paged.hpp>
 
@@ -133,12 +133,12 @@ class HeadPagesView {
     detail::require_pointer(lengths_, "lengths", where);
   }
   void check_tables(AttentionShape const& shape) const {
-    for (std::int64_t b = 0; b < shape.sequences; ++b) {
+    for (std::int64_t b = 0; b < shape.num_sequences; ++b) {
       if (lengths_[b] < 0 || lengths_[b] > pages_.token_limit) {
         detail::require(false, "length", "in [0, " + std::to_string(pages_.token_limit) + "]", lengths_[b],
                         ("attend, HeadPagesView, sequence " + std::to_string(b)).c_str());
       }
-      for (std::int64_t h = 0; h < shape.kv_heads; ++h) {
+      for (std::int64_t h = 0; h < shape.num_kv_heads; ++h) {
         HeadPagesRows const rows = segment(b, h);
         std::int64_t const size = page_size_.value();
         auto const check = [&](std::int64_t first, std::int64_t end) {  // tokens

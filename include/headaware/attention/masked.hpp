@@ -3,22 +3,22 @@
 /// @file
 /// Attention of a whole sequence under policies, on the CPU: what evicting at every step would give, in one pass.
 
-#include <headaware/cache/rolling_slots.hpp>
+#include <headaware/attention/detail/check_masked.hpp>
+#include <headaware/attention/layer_attention.hpp>
+#include <headaware/attention/score.hpp>
+#include <headaware/cache/rolling_head.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
-#include <headaware/detail/attention/check_masked.hpp>
 #include <headaware/detail/float_buffer.hpp>
 #include <headaware/detail/logit_map.hpp>
 #include <headaware/detail/pack_block.hpp>
 #include <headaware/detail/parallel_for.hpp>
-#include <headaware/detail/retention_rows.hpp>
 #include <headaware/detail/score_block.hpp>
 #include <headaware/detail/simd.hpp>
+#include <headaware/detail/weighted_sums.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
-#include <headaware/stats/layer_attention.hpp>
-#include <headaware/stats/observer_parameters.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -79,7 +79,7 @@ class MaskedRows {
   void run(Layer const& layer, std::int32_t head, std::int64_t q, std::int64_t count, P const& policy, float* output,
            OutputLayout const& output_layout) {
     VisibleKeys const visible = VisibleKeys::of(policy);
-    std::int32_t const kv_head = head / (layer.query_heads / layer.kv_heads);
+    std::int32_t const kv_head = head / (layer.num_query_heads / layer.num_kv_heads);
     pack_queries(layer, head, q, 1, count, max_rows, logit_map_.factor(), queries_.data());
     std::fill_n(outputs_.data(), max_rows * channels_, 0.0F);
     std::fill(max_.begin(), max_.end(), -std::numeric_limits<float>::infinity());
@@ -205,10 +205,10 @@ HEADAWARE_TARGET_BEGIN
 /// have kept by then, its own included: equal to decoding token by token with eviction, at the cost of one pass.
 /// @param layer   with values, host pointers; positions are 0 … tokens - 1
 /// @param table   policies; @param table_layer  which of its layers this is
-/// @param output  host, [query_heads, tokens, value_dim] by `output_layout`, sequence 0; zero where nothing is kept
+/// @param output  host, [num_query_heads, tokens, value_dim] by `output_layout`, sequence 0; zero where nothing is kept
 /// @throws ArgumentError on shapes that disagree, and on keep-lists that are missing or do not ascend
 /// @note   Deterministic. A row with a NaN score has a NaN output.
-/// @par Cost  query_heads · tokens · head_dim times the keys kept (for sinks and windows; other policies see all
+/// @par Cost  num_query_heads · tokens · head_dim times the keys kept (for sinks and windows; other policies see all
 ///            keys and are asked for each); memory for a tile of rows a thread
 template <class T, class QueryLayout, class KeyLayout, class ValueLayout, class Table, class OutputLayout>
 void attend_masked(LayerQkv<T, QueryLayout, KeyLayout, ValueLayout> const& layer, AttentionScore const& score,
@@ -219,8 +219,8 @@ void attend_masked(LayerQkv<T, QueryLayout, KeyLayout, ValueLayout> const& layer
   detail::check_layer(layer, where);
   detail::require(layer.values != nullptr || layer.tokens == 0, "values", "a pointer", "nullptr", where);
   detail::require(output != nullptr || layer.tokens == 0, "output", "a pointer", "nullptr", where);
-  detail::require(table.num_kv_heads() == layer.kv_heads, "table's KV heads", layer.kv_heads, table.num_kv_heads(),
-                  where);
+  detail::require(table.num_kv_heads() == layer.num_kv_heads, "table's KV heads", layer.num_kv_heads,
+                  table.num_kv_heads(), where);
   detail::require_index(table_layer, table.num_layers(), "layer", where);
   if constexpr (requires { table.num_sequences(); }) {
     detail::require(table.num_sequences() > 0, "table's sequences", "> 0", table.num_sequences(), where);
@@ -228,12 +228,12 @@ void attend_masked(LayerQkv<T, QueryLayout, KeyLayout, ValueLayout> const& layer
   detail::check_masked_policies(table, table_layer, 0);
   std::int64_t const tile = detail::MaskedRows::max_rows;
   std::int64_t const tiles = (layer.tokens + tile - 1) / tile;
-  std::int64_t const work = tiles * layer.query_heads;
+  std::int64_t const work = tiles * layer.num_query_heads;
   auto const make_rows = [&] { return detail::MaskedRows(score, layer); };
   detail::parallel_for(work, 1, true, make_rows, [&](detail::MaskedRows& rows, std::int64_t i) {
-    std::int64_t const first = (tiles - 1 - i / layer.query_heads) * tile;
-    auto const head = static_cast<std::int32_t>(i % layer.query_heads);
-    std::int32_t const kv_head = head / (layer.query_heads / layer.kv_heads);
+    std::int64_t const first = (tiles - 1 - i / layer.num_query_heads) * tile;
+    auto const head = static_cast<std::int32_t>(i % layer.num_query_heads);
+    std::int32_t const kv_head = head / (layer.num_query_heads / layer.num_kv_heads);
     detail::visit_policy(table, table_layer, 0, kv_head, [&](auto const& policy) {
       rows.run(layer, head, first, std::min(tile, layer.tokens - first), policy, output, output_layout);
     });

@@ -4,8 +4,8 @@
 /// Attention over parts of the keys, merged into attention over all of them.
 
 #include <headaware/attention/attention.hpp>
+#include <headaware/attention/detail/softmax_part.hpp>
 #include <headaware/config.hpp>
-#include <headaware/detail/attention/softmax_part.hpp>
 #include <headaware/detail/checked.hpp>
 #include <headaware/detail/parallel_for.hpp>
 #include <headaware/element.hpp>
@@ -39,10 +39,10 @@ HEADAWARE_HOST_DEVICE void merge_row(AttentionShape const& shape, AttentionOutpu
                                      AttentionOutput<B, BLayout> const& other, std::int64_t lse_index,
                                      std::int64_t first_channel, std::int64_t channel_step) {
   std::int64_t const token = lse_index % shape.query_tokens;
-  std::int64_t const head = lse_index / shape.query_tokens % shape.query_heads;
-  std::int64_t const sequence = lse_index / shape.query_tokens / shape.query_heads;
+  std::int64_t const head = lse_index / shape.query_tokens % shape.num_query_heads;
+  std::int64_t const sequence = lse_index / shape.query_tokens / shape.num_query_heads;
   MergeWeights const weights = MergeWeights::of(into.lse[lse_index], other.lse[lse_index]);
-  for (std::int64_t c = first_channel; c < shape.output_channels(); c += channel_step) {
+  for (std::int64_t c = first_channel; c < shape.output_dim(); c += channel_step) {
     A& to = into.data[into.layout.offset(sequence, head, token, c)];
     float const from = to_float(other.data[other.layout.offset(sequence, head, token, c)]);
     // A part that saw nothing may hold anything.
@@ -57,15 +57,15 @@ template <class A, class ALayout, class B, class BLayout>
 void check_merge(AttentionShape const& shape, AttentionOutput<A, ALayout> const& into,
                  AttentionOutput<B, BLayout> const& other) {
   constexpr auto where = "merge_attention";
-  require(shape.sequences >= 0, "sequences", ">= 0", shape.sequences, where);
-  require(shape.query_heads >= 0, "query heads", ">= 0", shape.query_heads, where);
+  require(shape.num_sequences >= 0, "sequences", ">= 0", shape.num_sequences, where);
+  require(shape.num_query_heads >= 0, "query heads", ">= 0", shape.num_query_heads, where);
   require(shape.query_tokens >= 0, "query tokens", ">= 0", shape.query_tokens, where);
-  if (shape.sequences == 0 || shape.query_heads == 0 || shape.query_tokens == 0) return;
-  (void)elements(where, {shape.sequences, shape.query_heads, shape.query_tokens});
+  if (shape.num_sequences == 0 || shape.num_query_heads == 0 || shape.query_tokens == 0) return;
+  (void)elements(where, {shape.num_sequences, shape.num_query_heads, shape.query_tokens});
   require(into.data != nullptr && other.data != nullptr, "outputs", "pointers", "nullptr", where);
   require(into.lse != nullptr && other.lse != nullptr, "log-sum-exp", "pointers", "nullptr", where);
-  check_attention_layout(shape, into.layout, shape.output_channels(), "merge_attention, first output");
-  check_attention_layout(shape, other.layout, shape.output_channels(), "merge_attention, second output");
+  check_attention_layout(shape, into.layout, shape.output_dim(), "merge_attention, first output");
+  check_attention_layout(shape, other.layout, shape.output_dim(), "merge_attention, second output");
 }
 
 }  // namespace detail
@@ -75,17 +75,17 @@ void check_merge(AttentionShape const& shape, AttentionOutput<A, ALayout> const&
 /// prefill chunk. Log-sum-exp is natural, as FlashAttention's; FlashInfer's is
 /// of base 2: multiply it by ln 2 before, and divide the result by it to go back. FlashAttention 2 gives +inf where
 /// nothing was attended to: pass -inf.
-/// @param shape  sequences, query_heads, query_tokens and channels of both
+/// @param shape  sequences, num_query_heads, query_tokens and channels of both
 /// @param into   host; read and written, `lse` included
 /// @param other  host
 /// @throws ArgumentError on missing pointers (both need `lse`), negative counts or layouts too small
-/// @par Cost    O(sequences · query_heads · query_tokens · channels)
+/// @par Cost    O(sequences · num_query_heads · query_tokens · channels)
 /// @par Source  Ye et al., Cascade Inference, 2024 (FlashInfer's `merge_state`)
 template <class A, class ALayout, class B, class BLayout>
 void merge_attention(AttentionShape const& shape, AttentionOutput<A, ALayout> const& into,
                      AttentionOutput<B, BLayout> const& other) {
   detail::check_merge(shape, into, other);
-  std::int64_t const rows = std::int64_t{shape.sequences} * shape.query_heads * shape.query_tokens;
+  std::int64_t const rows = std::int64_t{shape.num_sequences} * shape.num_query_heads * shape.query_tokens;
   constexpr std::int64_t grain = 16;
   detail::parallel_for(rows, grain, [&](std::int64_t i) {
     detail::merge_row(shape, into, other, i, 0, 1);

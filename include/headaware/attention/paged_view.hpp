@@ -44,8 +44,8 @@ class PagedView {
 
   /// @brief FlashInfer's form, heads folded into the batch.
   /// @param indices        page numbers
-  /// @param indptr         [sequences * kv_heads + 1], first entry of each head, from `indices`
-  /// @param last_page_len  [sequences * kv_heads], rows of each head's last page; not read of heads without pages
+  /// @param indptr         [sequences * num_kv_heads + 1], first entry of each head, from `indices`
+  /// @param last_page_len  [sequences * num_kv_heads], rows of each head's last page; not read of heads without pages
   /// @param page_stride    elements from one page to the next; 0: page_size rows
   /// @param token_stride   elements from one row of a page to the next; 0: the row's channels
   /// @param num_pages      pages of the pool, if known: the CPU back end checks the table against it; 0: not known,
@@ -53,9 +53,9 @@ class PagedView {
   /// All pointers host or device, where attention runs; borrowed.
   /// @throws ArgumentError on a page size that is not positive, a negative stride or a negative number of pages
   static PagedView csr(std::int32_t const* indices, std::int32_t const* indptr, std::int32_t const* last_page_len,
-                       std::int32_t kv_heads, std::int64_t page_size, std::int64_t page_stride = 0,
+                       std::int32_t num_kv_heads, std::int64_t page_size, std::int64_t page_stride = 0,
                        std::int64_t token_stride = 0, std::int64_t num_pages = 0) {
-    PagedView view(kv_heads, page_size, page_stride, token_stride, num_pages);
+    PagedView view(num_kv_heads, page_size, page_stride, token_stride, num_pages);
     view.pages_ = indices;
     view.indptr_ = indptr;
     view.lengths_ = last_page_len;
@@ -64,13 +64,13 @@ class PagedView {
   }
 
   /// @brief A dense block table: vLLM's and FlashAttention's form, heads folded into the batch.
-  /// @param block_table  [sequences * kv_heads, table_stride]
-  /// @param lengths      [sequences * kv_heads], rows held
+  /// @param block_table  [sequences * num_kv_heads, table_stride]
+  /// @param lengths      [sequences * num_kv_heads], rows held
   static PagedView dense(std::int32_t const* block_table, std::int64_t table_stride, std::int32_t const* lengths,
-                         std::int32_t kv_heads, std::int64_t page_size, std::int64_t page_stride = 0,
+                         std::int32_t num_kv_heads, std::int64_t page_size, std::int64_t page_stride = 0,
                          std::int64_t token_stride = 0, std::int64_t num_pages = 0) {
     detail::require(table_stride >= 0, "block table row stride", ">= 0", table_stride, "PagedView");
-    PagedView view(kv_heads, page_size, page_stride, token_stride, num_pages);
+    PagedView view(num_kv_heads, page_size, page_stride, token_stride, num_pages);
     view.pages_ = block_table;
     view.table_stride_ = table_stride;
     view.lengths_ = lengths;
@@ -120,7 +120,7 @@ class PagedView {
   }
   void check(AttentionShape const& shape, AttentionOptions const&) const {
     constexpr auto where = "attend, PagedView";
-    detail::require(shape.kv_heads == kv_heads_, "KV heads", kv_heads_, shape.kv_heads, where);
+    detail::require(shape.num_kv_heads == kv_heads_, "KV heads", kv_heads_, shape.num_kv_heads, where);
     if (is_csr_) detail::require_pointer(indptr_, "indptr", where);
     detail::require_pointer(lengths_, is_csr_ ? "last_page_len" : "lengths", where);
   }
@@ -129,9 +129,9 @@ class PagedView {
   }
 
  private:
-  PagedView(std::int32_t kv_heads, std::int64_t page_size, std::int64_t page_stride, std::int64_t token_stride,
+  PagedView(std::int32_t num_kv_heads, std::int64_t page_size, std::int64_t page_stride, std::int64_t token_stride,
             std::int64_t num_pages)
-      : kv_heads_(kv_heads),
+      : kv_heads_(num_kv_heads),
         page_size_(page_size, "page size", "PagedView"),
         page_stride_(page_stride),
         token_stride_(token_stride),

@@ -35,7 +35,8 @@ HEADAWARE_KERNEL void mask_kernel(Table const __grid_constant__ table, MaskShape
 /// @brief Fills a mask on CUDA, as the CPU's `fill_policy_mask`.
 /// @tparam T  `float`: additive, 0 or -inf; `uint32_t`: packed bits
 /// @param[in]  table   on the device: `table.view_at(d_bytes)`, a `UniformTable`, or `WithKeepLists` of one
-/// @param[out] d_mask  device, [kv_heads * group, queries, keys] or [kv_heads * group, queries, ceil(keys / 32)]
+/// @param[out] d_mask  device, [num_kv_heads * group, queries, keys] or [num_kv_heads * group, queries, ceil(keys /
+/// 32)]
 /// @param[in]  stream  enqueued here, not synchronised
 /// @return cudaErrorInvalidValue on what the CPU's refuses, keep-lists aside: those on a device cannot be checked;
 /// launch

@@ -4,9 +4,9 @@
 /// Policies as attention masks, for engines that cannot hold a cache whose heads differ in length: they keep the full
 /// cache, save no memory, and compute what a compressed cache would give.
 
+#include <headaware/attention/detail/check_masked.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
-#include <headaware/detail/attention/check_masked.hpp>
 #include <headaware/detail/checked.hpp>
 #include <headaware/detail/parallel_for.hpp>
 #include <headaware/error.hpp>
@@ -27,7 +27,7 @@ HEADAWARE_HOST_DEVICE constexpr bool sees(P const& policy, std::int64_t query, s
   return key <= query && policy.keeps(key, query + 1);
 }
 
-/// @brief The part of a layer's mask to fill: [kv_heads * group, queries, keys].
+/// @brief The part of a layer's mask to fill: [num_kv_heads * group, queries, keys].
 struct MaskShape {
   std::int32_t layer = 0;
   std::int32_t group = 1;        ///< query heads a KV head; 1: one mask a KV head
@@ -123,7 +123,7 @@ void fill_mask(Table const& table, MaskShape const& shape, T* mask) {
 /// @brief Fills an additive mask on the CPU: 0 where a query sees a key, -inf elsewhere.
 /// @param table  policies: `PolicyTable`, `UniformTable`, a view or `WithKeepLists`; host
 /// @param shape  which part; query q of head h is at position `first_query + q` and follows KV head h / group's policy
-/// @param mask   [kv_heads * group, queries, keys], host
+/// @param mask   [num_kv_heads * group, queries, keys], host
 /// @throws ArgumentError on a layer or sequence out of range, negative counts, a missing pointer, or keep-lists that
 /// are
 ///         missing or do not ascend
@@ -136,7 +136,7 @@ void fill_policy_mask(Table const& table, MaskShape const& shape, float* mask) {
 }
 
 /// @brief The same as bits: bit k mod 32 of word k / 32 of a row is set where the query sees key k.
-/// @param mask   [kv_heads * group, queries, ceil(keys / 32)], host; bits beyond the last key are 0
+/// @param mask   [num_kv_heads * group, queries, ceil(keys / 32)], host; bits beyond the last key are 0
 template <class Table>
 void fill_policy_mask(Table const& table, MaskShape const& shape, std::uint32_t* mask) {
   detail::fill_mask(table, shape, mask);

@@ -4,11 +4,11 @@
 /// The rolling cache of `cache/rolling.hpp` as attention reads it.
 
 #include <headaware/attention/attention.hpp>
+#include <headaware/attention/detail/chunk_windows.hpp>
 #include <headaware/attention/kept_view.hpp>
-#include <headaware/cache/rolling_plan.hpp>
+#include <headaware/cache/rolling_head.hpp>
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/config.hpp>
-#include <headaware/detail/attention/chunk_windows.hpp>
 #include <headaware/error.hpp>
 
 #include <cstdint>
@@ -39,7 +39,7 @@ struct RollingRows {
 ///
 /// Made by hand, `{plan, layer, lengths}`, it shows what the newest token sees: decoding. `of_chunk` is for several.
 struct RollingView {
-  RollingPlanView plan;  ///< `RollingPlan::view()` or `view_at`, where the back end runs
+  RollingSlotsView plan;  ///< `RollingSlots::view()` or `view_at`, where the back end runs
   std::int32_t layer = 0;
   std::int32_t const* lengths = nullptr;  ///< [num_sequences], tokens seen; host or device
   std::int64_t query_tokens = 1;          ///< the newest ones, of which each sees its own window
@@ -56,7 +56,7 @@ struct RollingView {
   ///                      sequence shows reach back further than its queries see; those are read, but do not count
   /// @throws ArgumentError if there is no such layer, or if windows of the first of the tokens may be overwritten: the
   ///         plan's `slack` is less than query_tokens - 1
-  [[nodiscard]] static RollingView of_chunk(RollingPlanView const& plan, std::int32_t layer,
+  [[nodiscard]] static RollingView of_chunk(RollingSlotsView const& plan, std::int32_t layer,
                                             std::int32_t const* lengths, std::int64_t query_tokens,
                                             std::int32_t const* counts = nullptr) {
     detail::check_chunk(query_tokens, plan.slack, "RollingView");
@@ -81,7 +81,7 @@ struct RollingView {
   }
   void check_tables(AttentionShape const& shape) const {
     std::int64_t const most = plan.token_limit > 0 ? plan.token_limit : std::int64_t{all_tokens};  // of a view by hand
-    for (std::int64_t b = 0; b < shape.sequences; ++b) {
+    for (std::int64_t b = 0; b < shape.num_sequences; ++b) {
       if (lengths[b] >= 0 && lengths[b] <= most) continue;
       detail::require(false, "length", "in [0, " + std::to_string(most) + "]", lengths[b],
                       ("attend, RollingView, sequence " + std::to_string(b)).c_str());

@@ -3,8 +3,9 @@
 /// @file
 /// What a cache holds, before and after compression.
 
-#include <headaware/cache/cache_plan.hpp>
+#include <headaware/cache/compaction.hpp>
 #include <headaware/config.hpp>
+#include <headaware/token_bytes.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -74,7 +75,7 @@ CacheInfo summarize_cache(Plan const& plan, TokenBytes const& token, Held const&
 /// @brief What the cache holds once it is compressed (ragged: no pads, no partly filled pages).
 /// @par Cost  O(layers · sequences · heads)
 template <class Table>
-[[nodiscard]] CacheInfo cache_info(BasicCachePlan<Table> const& plan, TokenBytes const& token) {
+[[nodiscard]] CacheInfo cache_info(Compaction<Table> const& plan, TokenBytes const& token) {
   return detail::summarize_cache(plan, token, [&](std::int32_t layer, std::int64_t s) {
     auto const i = static_cast<std::size_t>(layer * plan.layer_segments() + s);
     return plan.offsets()[i + 1] - plan.offsets()[i];
@@ -83,7 +84,7 @@ template <class Table>
 
 /// @brief What the cache holds before: every head every token.
 template <class Table>
-[[nodiscard]] CacheInfo full_cache_info(BasicCachePlan<Table> const& plan, TokenBytes const& token) {
+[[nodiscard]] CacheInfo full_cache_info(Compaction<Table> const& plan, TokenBytes const& token) {
   return detail::summarize_cache(plan, token, [&](std::int32_t, std::int64_t s) {
     return std::int64_t{plan.lengths()[static_cast<std::size_t>(s / plan.num_kv_heads())]};
   });

@@ -5,15 +5,15 @@
 /// from the host or synchronised, so a call may be captured in a graph and replayed with other
 /// lengths in `d_lengths`.
 
-#include <headaware/cache/cache_plan.hpp>
+#include <headaware/cache/compaction.hpp>
 #include <headaware/cache/destination.hpp>
+#include <headaware/cache/detail/cuda/gather_kernel.cuh>
+#include <headaware/cache/detail/cuda/in_place_kernel.cuh>
+#include <headaware/cache/detail/cuda/sizes_kernel.cuh>
 #include <headaware/cache/rotation.hpp>
 #include <headaware/cache/transfer.hpp>
-#include <headaware/detail/cuda/gather_kernel.cuh>
-#include <headaware/detail/cuda/in_place_kernel.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/launch.cuh>
-#include <headaware/detail/cuda/plan_kernel.cuh>
 #include <headaware/layout/concept.hpp>
 
 #include <cuda_runtime_api.h>
@@ -109,9 +109,9 @@ template <class T, class Source, class Form, class Rotation>
 auto make_planes(Transfer<T, Source, Form, Rotation> const& transfer) {
   static_assert(sizeof(T) <= 8 && (sizeof(T) & (sizeof(T) - 1)) == 0, "headaware: elements have 1, 2, 4 or 8 bytes");
   std::vector<PlanePointers> pointers;
-  auto const keys = make_plane(transfer, keys_of(transfer.source), transfer.kept.key_channels, &LayerKv<T const>::keys,
+  auto const keys = make_plane(transfer, keys_of(transfer.source), transfer.kept.head_dim, &LayerKv<T const>::keys,
                                &LayerKv<T>::keys, transfer.rotation, pointers);
-  auto const values = make_plane(transfer, values_of(transfer.source), transfer.kept.value_channels,
+  auto const values = make_plane(transfer, values_of(transfer.source), transfer.kept.value_dim,
                                  &LayerKv<T const>::values, &LayerKv<T>::values, KeepPositions{}, pointers);
   using Keys = std::remove_const_t<decltype(keys)>;
   using Values = std::remove_const_t<decltype(values)>;
@@ -127,7 +127,7 @@ PlaneSet<A, B, C, D> concatenate(PlaneSet<A, B> const& head, PlaneSet<C, D> cons
 }
 
 template <class Table, class Form, class... Planes>
-void launch_compress(DevicePlan<Table> const& plan, PlanArrays const& arrays, Form const& form,
+void launch_compress(DeviceCompaction<Table> const& plan, PlanArrays const& arrays, Form const& form,
                      std::vector<LayerCapacity> const& capacities, std::int64_t row_bytes,
                      PlaneSet<Planes...> const& planes, cudaStream_t stream) {
   // About 32 KiB a tile: eight 16-byte accesses a thread, against which finding the tile costs little.
@@ -153,7 +153,7 @@ void launch_compress(DevicePlan<Table> const& plan, PlanArrays const& arrays, Fo
 }
 
 template <class Table, class First, class... Rest>
-void compress_transfers(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> const& plan, cudaStream_t stream,
+void compress_transfers(void* d_temp, std::size_t& temp_bytes, DeviceCompaction<Table> const& plan, cudaStream_t stream,
                         First const& first, Rest const&... rest) {
   constexpr auto where = "compress";
   std::int64_t const segments = std::int64_t{plan.table.num_layers()} * plan.num_sequences * plan.table.num_kv_heads();
@@ -175,7 +175,7 @@ void compress_transfers(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table>
   arrays.row_offsets = static_cast<std::int64_t*>(d_temp);
   arrays.tile_offsets = reinterpret_cast<std::int32_t*>(arrays.row_offsets + entries);
   auto const row_bytes = [](auto const& transfer) {
-    return std::max(transfer.kept.key_channels, transfer.kept.value_channels) *
+    return std::max(transfer.kept.head_dim, transfer.kept.value_dim) *
            static_cast<std::int64_t>(sizeof(transfer.kept.layers[0].keys[0]));
   };
   std::int64_t const widest = std::max({row_bytes(first), row_bytes(rest)...});
@@ -193,8 +193,8 @@ void compress_transfers(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table>
 ///
 /// Two calls, as in CUB: with `d_temp == nullptr` the first only sets `temp_bytes`.
 /// @param[in]     d_temp      device, at least `temp_bytes`, 8-byte aligned; nullptr: size query
-/// @param[in,out] temp_bytes  bytes: 12 · (layers · sequences · kv_heads + 1)
-/// @param[in]     plan        `CachePlan::on_device`; its optional outputs are written too
+/// @param[in,out] temp_bytes  bytes: 12 · (layers · sequences · num_kv_heads + 1)
+/// @param[in]     plan        `Compaction::on_device`; its optional outputs are written too
 /// @param[in]     transfer    keys and values of all layers, device pointers, at most 256 layers
 /// @param[in]     stream      enqueued here, not synchronised
 /// @pre    d_lengths keep no more than was planned: else nothing moves and `d_status` says so. Tables of the source and
@@ -207,7 +207,7 @@ void compress_transfers(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table>
 /// @par Cost  Each kept byte is read once and written once, in 16-byte accesses where the layout's
 ///            runs and all pointers are aligned to it
 template <class Table, class T, class Source, class Form, class Rotation>
-cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> const& plan,
+cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DeviceCompaction<Table> const& plan,
                      Transfer<T, Source, Form, Rotation> const& transfer, cudaStream_t stream) noexcept {
   return detail::guarded([&] { detail::compress_transfers(d_temp, temp_bytes, plan, stream, transfer); });
 }
@@ -215,7 +215,7 @@ cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> co
 /// @brief The same for a cache whose tokens have scales, moved in the same launch.
 /// @param scales  the scales of keys and values as tensors of their own, into the same form of cache
 template <class Table, class T, class Source, class Form, class Rotation, class S, class ScaleSource>
-cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> const& plan,
+cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DeviceCompaction<Table> const& plan,
                      Transfer<T, Source, Form, Rotation> const& transfer, Transfer<S, ScaleSource, Form> const& scales,
                      cudaStream_t stream) noexcept {
   return detail::guarded([&] { detail::compress_transfers(d_temp, temp_bytes, plan, stream, transfer, scales); });
@@ -226,7 +226,7 @@ cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> co
 /// @param source  how each layer's keys and values lie
 /// @param kept    `ragged`, `padded`, `grouped`, `paged` or `rolling`
 template <class Table, class U, class Source, class T, class Form>
-cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> const& plan,
+cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DeviceCompaction<Table> const& plan,
                      std::vector<LayerKv<U>> const& layers, Source const& source, Destination<T, Form> const& kept,
                      cudaStream_t stream) noexcept {
   return detail::guarded(
@@ -234,7 +234,7 @@ cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> co
 }
 
 /// @brief Moves what every head keeps to the head's first `kept` tokens, in the cache it is in.
-/// @param plan      `CachePlan::on_device`; of its outputs `d_kept` and `d_status` are written (the
+/// @param plan      `Compaction::on_device`; of its outputs `d_kept` and `d_status` are written (the
 ///                  latter 1 if a length is out of range or a head evicts too few tokens to turn its keys of 16 bits,
 ///                  see `KeyRotation::evicting`; such heads stay as they are; else 0). `d_kept` of a head that evicts
 ///                  too few is its length, as all its tokens are still there; of a length out of range it is not
@@ -249,7 +249,7 @@ cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DevicePlan<Table> co
 ///         or head) nothing is launched and no output written.
 /// @par Cost  Moves only tokens whose place changes; one block a (head, tensor)
 template <class Table, class T, class Source, class Rotation = detail::KeepPositions>
-cudaError_t compress_in_place(DevicePlan<Table> const& plan, std::vector<LayerKv<T>> const& layers,
+cudaError_t compress_in_place(DeviceCompaction<Table> const& plan, std::vector<LayerKv<T>> const& layers,
                               Source const& source, Rotation const& rotation, cudaStream_t stream) noexcept {
   static_assert(sizeof(T) <= 8 && (sizeof(T) & (sizeof(T) - 1)) == 0, "headaware: elements have 1, 2, 4 or 8 bytes");
   return detail::guarded([&] {

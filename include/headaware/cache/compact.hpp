@@ -4,14 +4,14 @@
 /// Compaction on the CPU: copies what every head keeps into a compressed cache, or moves it to the
 /// front of the cache it is in. All cores, where the compiler has OpenMP.
 
-#include <headaware/cache/cache_plan.hpp>
+#include <headaware/cache/compaction.hpp>
 #include <headaware/cache/destination.hpp>
-#include <headaware/cache/rolling_slots.hpp>
+#include <headaware/cache/detail/stream_bytes.hpp>
+#include <headaware/cache/rolling_head.hpp>
 #include <headaware/cache/rotation.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/cache/transfer.hpp>
 #include <headaware/detail/parallel_for.hpp>
-#include <headaware/detail/stream_bytes.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
@@ -20,6 +20,7 @@
 #include <headaware/policy/prune.hpp>
 #include <headaware/policy/sink_window.hpp>
 #include <headaware/policy/window_only.hpp>
+#include <headaware/token_bytes.hpp>
 
 #include <algorithm>
 #include <array>
@@ -65,7 +66,7 @@ std::vector<Tile> make_tiles(Plan const& plan, std::int64_t rows, std::int64_t h
 
 /// Whether a token's heads are closer together than a head's tokens.
 template <class Layout>
-bool heads_interleave(Layout const& layout, PlanBounds const& bounds) {
+bool heads_interleave(Layout const& layout, CacheBounds const& bounds) {
   if (bounds.num_kv_heads < 2 || bounds.max_length < 2 || bounds.max_rows == 0) return false;
   return layout.offset(0, 1, 0, 0) < layout.offset(0, 0, 1, 0);
 }
@@ -167,13 +168,13 @@ void check_block_table(Plan const& plan, Destination<T, PagedForm> const& kept, 
         require(false, "block table entry", "a page in [0, " + std::to_string(end) + ")", page,
                 place_of(where, segment, i).c_str());
       }
-      note(pool.keys, kept.key_channels, {{}, s, i, page});
+      note(pool.keys, kept.head_dim, {{}, s, i, page});
     }
     if ((s + 1) % plan.layer_segments() != 0) continue;
     std::size_t const first = written.runs.back();
     std::size_t const last = pages.size();
     written.runs.push_back(last);
-    for (std::size_t i = first; i < last; ++i) note(pool.values, kept.value_channels, pages[i]);
+    for (std::size_t i = first; i < last; ++i) note(pool.values, kept.value_dim, pages[i]);
   }
 }
 template <class Plan, class T, class Form>
@@ -534,18 +535,18 @@ void run_tile(Plane<T, Layout, Form> const& plane, Rotation const& rotation, Til
 
 /// One transfer's keys and values over all tiles.
 template <class Table, class T, class Source, class Form, class Rotation>
-void run_transfer(BasicCachePlan<Table> const& plan, Transfer<T, Source, Form, Rotation> const& transfer) {
+void run_transfer(Compaction<Table> const& plan, Transfer<T, Source, Form, Rotation> const& transfer) {
   Destination<T, Form> const& kept = transfer.kept;
-  TokenBytes const token_bytes{kept.key_channels * static_cast<std::int64_t>(sizeof(T)),
-                               kept.value_channels * static_cast<std::int64_t>(sizeof(T))};
+  TokenBytes const token_bytes{kept.head_dim * static_cast<std::int64_t>(sizeof(T)),
+                               kept.value_dim * static_cast<std::int64_t>(sizeof(T))};
   constexpr std::int64_t cache_bytes = std::int64_t{4} << 20;  // a cache this small is better left in the CPU's caches
   StreamingCopy const copy{plan.bytes_held(token_bytes) > cache_bytes};
   auto const plane = [&](auto const& layout, std::int64_t channels) {
     RowShape const shape{channels, rows_contiguous(layout, channels), tokens_adjacent(layout)};
     return Plane<T, std::remove_cvref_t<decltype(layout)>, Form>{layout, shape, copy, kept};
   };
-  auto const keys = plane(keys_of(transfer.source), kept.key_channels);
-  auto const values = plane(values_of(transfer.source), kept.value_channels);
+  auto const keys = plane(keys_of(transfer.source), kept.head_dim);
+  auto const values = plane(values_of(transfer.source), kept.value_dim);
 
   std::vector<Segment> segments;
   for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
@@ -598,7 +599,7 @@ void run_transfer(BasicCachePlan<Table> const& plan, Transfer<T, Source, Form, R
 ///         `num_pages`), and pages given to two heads
 /// @par Cost  O(pages), and sorting those of a layer that do not ascend, or all where layers' pages interleave
 template <class Table, class T, class Form>
-void validate_tables(BasicCachePlan<Table> const& plan, Destination<T, Form> const& kept) {
+void validate_tables(Compaction<Table> const& plan, Destination<T, Form> const& kept) {
   detail::check_capacity(plan, kept);
   detail::WrittenPages written;
   detail::check_block_table(plan, kept, written, "validate_tables");
@@ -617,7 +618,7 @@ void validate_tables(BasicCachePlan<Table> const& plan, Destination<T, Form> con
 ///            tokens of policies of your own asked for once more. Pages that are written are noted (40 bytes each) and
 ///            sorted where a layer's do not ascend, as those of `consecutive_pages` do
 template <class Table, class... Ts, class... Sources, class... Forms, class... Rotations>
-void compress(BasicCachePlan<Table> const& plan, Transfer<Ts, Sources, Forms, Rotations> const&... transfers) {
+void compress(Compaction<Table> const& plan, Transfer<Ts, Sources, Forms, Rotations> const&... transfers) {
   validate(plan, transfers...);
   detail::check_policies(plan, "compress");
   auto const tokens = detail::kept_tokens(plan);
@@ -637,15 +638,15 @@ void compress(BasicCachePlan<Table> const& plan, Transfer<Ts, Sources, Forms, Ro
 /// @param source  how each layer's keys and values lie
 /// @param kept    `ragged`, `padded`, `grouped`, `paged` or `rolling`
 template <class Table, class U, class Source, class T, class Form>
-void compress(BasicCachePlan<Table> const& plan, std::vector<LayerKv<U>> const& layers, Source const& source,
+void compress(Compaction<Table> const& plan, std::vector<LayerKv<U>> const& layers, Source const& source,
               Destination<T, Form> const& kept) {
   compress(plan, transfer(layers, source, kept));
 }
 
 /// @brief Moves what every head keeps to the head's first `kept` tokens, in the cache it is in.
 ///
-/// No second buffer. What lies behind is then free: `CachePlan::kept` tells how much, and for paged
-/// caches `CachePlan::pages_needed` which pages may go back to their allocator.
+/// No second buffer. What lies behind is then free: `Compaction::kept` tells how much, and for paged
+/// caches `Compaction::pages_needed` which pages may go back to their allocator.
 /// @param layers  [num_layers], host pointers
 /// @param source  how each layer's keys and values lie; no two heads may share memory
 /// @param rotation  `KeyRotation`, or nothing to keep positions. Behind the call a key's position is its slot
@@ -654,7 +655,7 @@ void compress(BasicCachePlan<Table> const& plan, std::vector<LayerKv<U>> const& 
 ///         few evicted tokens, which is not worth the rounding: see `KeyRotation::evicting`
 /// @par Cost  Moves only tokens whose place changes; memory for a head's token numbers a thread
 template <class Table, class T, class Source, class Rotation = detail::KeepPositions>
-void compress_in_place(BasicCachePlan<Table> const& plan, std::vector<LayerKv<T>> const& layers, Source const& source,
+void compress_in_place(Compaction<Table> const& plan, std::vector<LayerKv<T>> const& layers, Source const& source,
                        Rotation const& rotation = {}) {
   detail::check_in_place(detail::bounds_of(plan), layers, source, rotation);
   auto const keys = detail::keys_of(source);

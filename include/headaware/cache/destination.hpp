@@ -4,7 +4,7 @@
 /// The forms of a compressed cache: where slot `i` of a head goes. All forms store a kept token as
 /// a contiguous row of channels; they differ in the row's offset.
 
-#include <headaware/cache/cache_plan.hpp>
+#include <headaware/cache/compaction.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
@@ -27,7 +27,7 @@ struct LayerKv {
 };
 
 /// @brief Ragged: `[Σ kept, head_dim]` a layer, heads back to back, no gaps.
-/// FlashAttention reads it as a variable-length batch of `sequences * kv_heads` one-head sequences.
+/// FlashAttention reads it as a variable-length batch of `sequences * num_kv_heads` one-head sequences.
 struct RaggedForm {
   static constexpr bool needs_group = false;
   /// Rows that one head may fill; a ragged head is only bounded by its layer.
@@ -44,11 +44,11 @@ struct RaggedForm {
 /// @brief Which end of a padded row of slots the kept tokens sit at.
 enum class Alignment : std::uint8_t { left, right };
 
-/// @brief Padded: `[sequences, kv_heads, max_kept(layer), head_dim]`. Pads are not written, and
-/// attention must mask them: the lengths are `CachePlan::kept`.
+/// @brief Padded: `[sequences, num_kv_heads, max_kept(layer), head_dim]`. Pads are not written, and
+/// attention must mask them: the lengths are `Compaction::kept`.
 struct PaddedForm {
   static constexpr bool needs_group = false;
-  std::int32_t kv_heads = 0;
+  std::int32_t num_kv_heads = 0;
   Alignment alignment = Alignment::left;
 
   HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const&, LayerCapacity const& capacity) const {
@@ -56,7 +56,7 @@ struct PaddedForm {
   }
   HEADAWARE_HOST_DEVICE std::int64_t row_offset(Segment const& segment, LayerCapacity const& capacity,
                                                 std::int64_t slot, std::int64_t channels) const {
-    std::int64_t const first = (std::int64_t{segment.sequence} * kv_heads + segment.kv_head) * capacity.head_rows;
+    std::int64_t const first = (std::int64_t{segment.sequence} * num_kv_heads + segment.kv_head) * capacity.head_rows;
     std::int64_t const pads = alignment == Alignment::right ? capacity.head_rows - segment.kept : 0;
     return (first + pads + slot) * channels;
   }
@@ -64,7 +64,7 @@ struct PaddedForm {
 
 /// @brief Grouped: the `Full` heads as `[sequences, full_heads, full_head_rows, head_dim]`, then the
 /// others as `[sequences, window_heads, head_rows, head_dim]`, left-aligned; pruned heads have no
-/// place. Sizes: `CachePlan::grouped_capacity`.
+/// place. Sizes: `Compaction::grouped_capacity`.
 /// @par Source  Xiao et al., DuoAttention, arXiv:2410.10819
 struct GroupedForm {
   static constexpr bool needs_group = true;
@@ -117,8 +117,8 @@ struct Destination {
   using Form = F;
 
   Form form;
-  std::int64_t key_channels = 0;    ///< channels of a key row (head_dim)
-  std::int64_t value_channels = 0;  ///< channels of a value row
+  std::int64_t head_dim = 0;   ///< channels of a key row (head_dim)
+  std::int64_t value_dim = 0;  ///< channels of a value row
   std::vector<LayerKv<T>> layers;
   std::vector<LayerCapacity> capacities;  ///< [num_layers]
   std::int64_t num_pages = 0;             ///< paged: pages of a layer's pool; 0: not known
@@ -126,13 +126,13 @@ struct Destination {
 
 namespace detail {
 
-inline void require_channels(std::int64_t key_channels, std::int64_t value_channels, char const* where) {
-  require(key_channels > 0, "channels of a key", "> 0", key_channels, where);
-  require(value_channels > 0, "channels of a value", "> 0", value_channels, where);
+inline void require_channels(std::int64_t head_dim, std::int64_t value_dim, char const* where) {
+  require(head_dim > 0, "channels of a key", "> 0", head_dim, where);
+  require(value_dim > 0, "channels of a value", "> 0", value_dim, where);
   // Kernels count channels in 32 bits.
   constexpr std::int64_t most = 0x7fffffff;
-  require(key_channels <= most, "channels of a key", "at most 2147483647", key_channels, where);
-  require(value_channels <= most, "channels of a value", "at most 2147483647", value_channels, where);
+  require(head_dim <= most, "channels of a key", "at most 2147483647", head_dim, where);
+  require(value_dim <= most, "channels of a value", "at most 2147483647", value_dim, where);
 }
 
 /// Cuts one buffer of keys and one of values into layers, back to back.
@@ -140,8 +140,8 @@ template <class T, class Form>
 void carve_layers(Destination<T, Form>& destination, T* keys, T* values) {
   for (LayerCapacity const& capacity : destination.capacities) {
     destination.layers.push_back({keys, values});
-    keys += capacity.rows * destination.key_channels;
-    values += capacity.rows * destination.value_channels;
+    keys += capacity.rows * destination.head_dim;
+    values += capacity.rows * destination.value_dim;
   }
 }
 
@@ -212,7 +212,7 @@ template <class Plan, class T>
   return result;
 }
 
-/// Rows that all layers of a padded cache hold together: Σ sequences · kv_heads · max_kept(layer).
+/// Rows that all layers of a padded cache hold together: Σ sequences · num_kv_heads · max_kept(layer).
 template <class Plan>
 [[nodiscard]] std::int64_t padded_rows(Plan const& plan) {
   std::int64_t rows = 0;
@@ -232,7 +232,7 @@ template <class Plan, class T>
 }
 
 /// @brief A padded cache with buffers of its own for each layer:
-/// [sequences, kv_heads, plan.max_kept(layer), head_dim].
+/// [sequences, num_kv_heads, plan.max_kept(layer), head_dim].
 template <class Plan, class T>
 [[nodiscard]] Destination<T, PaddedForm> padded(Plan const& plan, std::vector<LayerKv<T>> const& layers,
                                                 std::int64_t head_dim, Alignment alignment = Alignment::left,

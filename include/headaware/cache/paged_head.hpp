@@ -3,7 +3,7 @@
 /// @file
 /// Which pages a head of a paged cache holds, and where its block table says so: pure functions for both back ends.
 
-#include <headaware/cache/rolling_slots.hpp>
+#include <headaware/cache/rolling_head.hpp>
 #include <headaware/config.hpp>
 
 #include <cstdint>

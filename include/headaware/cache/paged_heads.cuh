@@ -3,8 +3,8 @@
 /// @file
 /// Appending to pages of single heads on CUDA: the host edits tables, the device writes tokens, in one launch.
 
+#include <headaware/cache/detail/cuda/append_launch.cuh>
 #include <headaware/cache/paged_heads.hpp>
-#include <headaware/detail/cuda/append_launch.cuh>
 
 #include <cuda_runtime_api.h>
 

@@ -7,16 +7,17 @@
 ///              (reference counts, copy on write)
 
 #include <headaware/cache/destination.hpp>
+#include <headaware/cache/detail/append_rows.hpp>
 #include <headaware/cache/page_pool.hpp>
 #include <headaware/cache/paged_head.hpp>
 #include <headaware/cache/rolling.hpp>
-#include <headaware/cache/rolling_plan.hpp>
+#include <headaware/cache/rolling_slots.hpp>
 #include <headaware/cache/rolling_state.hpp>
 #include <headaware/config.hpp>
-#include <headaware/detail/append_rows.hpp>
 #include <headaware/detail/checked.hpp>
 #include <headaware/detail/unique_id.hpp>
 #include <headaware/error.hpp>
+#include <headaware/token_bytes.hpp>
 
 #include <algorithm>
 #include <array>
@@ -56,8 +57,8 @@ template <class T>
 struct PageStorage {
   T* keys = nullptr;
   T* values = nullptr;
-  std::int64_t key_channels = 0;
-  std::int64_t value_channels = 0;
+  std::int64_t head_dim = 0;
+  std::int64_t value_dim = 0;
   std::int64_t page_stride = 0;  ///< elements from a page to the next; 0: page_size * channels
 };
 
@@ -68,7 +69,8 @@ enum class PagePart : std::uint8_t {
   window,  ///< exactly the window, given that the kernel begins at `kv_start`; nothing where `sinks` is all tokens
 };
 
-/// @brief Tables of one layer for paged attention, heads folded into the batch: entry `sequence * kv_heads + kv_head`.
+/// @brief Tables of one layer for paged attention, heads folded into the batch: entry `sequence * num_kv_heads +
+/// kv_head`.
 ///
 /// `sinks` and `window` together are what the policy keeps, no token twice: two calls that decode, whose states
 /// FlashInfer's `merge_state` or vLLM's `merge_attn_states` joins. One page may appear in both.
@@ -108,7 +110,7 @@ struct HeadBlockTable {
 class PagedHeads {
  public:
   /// @param table  policies of all layers and KV heads, each with a rolling form
-  /// @throws ArgumentError as `RollingPlan`, and on a page size that is not positive
+  /// @throws ArgumentError as `RollingSlots`, and on a page size that is not positive
   template <class Table>
   PagedHeads(Table const& table, PagedHeadsShape const& shape)
       : shape_(shape),
@@ -121,7 +123,7 @@ class PagedHeads {
   }
 
   [[nodiscard]] PagedHeadsShape const& shape() const { return shape_; }
-  [[nodiscard]] RollingPlan const& plan() const { return plan_; }
+  [[nodiscard]] RollingSlots const& plan() const { return plan_; }
   [[nodiscard]] RollingState const& state() const { return state_; }
   [[nodiscard]] std::int64_t length(std::int32_t sequence) const { return state_.length(sequence); }
   /// The pool; whoever takes pages of it elsewhere gives them back there.
@@ -152,7 +154,7 @@ class PagedHeads {
   /// @return what `headaware::append` needs to write them
   /// @throws ArgumentError on a wrong number of counts, a negative one or a sequence beyond the plan's limit;
   ///         CapacityError if the pool has too few pages. Nothing has changed then
-  /// @par Cost  O(layers · kv_heads) for each sequence with new tokens, and the pages that change hands
+  /// @par Cost  O(layers · num_kv_heads) for each sequence with new tokens, and the pages that change hands
   PageStep append(std::span<std::int32_t const> counts) {
     state_.check(plan_.view(), counts, "PagedHeads::append");
     PageStep step;
@@ -191,7 +193,7 @@ class PagedHeads {
   /// @brief Takes the last `tokens` tokens back; pages that held them alone go back to the pool.
   /// @throws ArgumentError if more than `max_rollback`, on a negative number, or if there is no such sequence. Nothing
   ///         has changed then
-  /// @par Cost  O(layers · kv_heads), and the pages that go back; no page is read or written
+  /// @par Cost  O(layers · num_kv_heads), and the pages that go back; no page is read or written
   void rollback(std::int32_t sequence, std::int64_t tokens) {
     std::int64_t const before = pages_of(length(sequence));
     state_.rollback(plan_.view(), sequence, tokens);
@@ -207,7 +209,7 @@ class PagedHeads {
 
   /// @brief Makes an empty sequence continue another: they share all pages until one of them writes on.
   /// @throws ArgumentError if `to` is not empty, or if there is no such sequence. Nothing has changed then
-  /// @par Cost  O(layers · kv_heads), and the pages that `from` holds; no page is read or written
+  /// @par Cost  O(layers · num_kv_heads), and the pages that `from` holds; no page is read or written
   void fork(std::int32_t from, std::int32_t to) {
     detail::require(length(to) == 0, "sequence to fork to", "an empty one", length(to), "PagedHeads::fork");
     for_each_page(from, [&](PagedHead const& h, std::int64_t p) {
@@ -221,7 +223,7 @@ class PagedHeads {
 
   /// @brief Empties a sequence: its pages go back, those that others own stay theirs.
   /// @throws ArgumentError if there is no such sequence
-  /// @par Cost  O(layers · kv_heads), and the pages that it holds; no page is read or written
+  /// @par Cost  O(layers · num_kv_heads), and the pages that it holds; no page is read or written
   void release(std::int32_t sequence) {
     for_each_page(sequence, [&](PagedHead const& h, std::int64_t p) { drop(h, sequence, p); });
     state_.reset(sequence);
@@ -234,7 +236,8 @@ class PagedHeads {
   /// @param table  policies for the same layers and KV heads that keep no more, at the sequences' lengths, than is held
   /// @throws ArgumentError on another shape, a policy without a rolling form, or one that needs pages which have been
   ///         given back. Nothing has changed then
-  /// @par Cost  O(layers · kv_heads) for each sequence, and the pages held. New heads: `head_bytes` and `table` are to
+  /// @par Cost  O(layers · num_kv_heads) for each sequence, and the pages held. New heads: `head_bytes` and `table` are
+  /// to
   ///            be uploaded again
   template <class Table>
   void compress(Table const& table) {
@@ -242,7 +245,7 @@ class PagedHeads {
     detail::require(table.num_layers() == plan_.num_layers(), "layers", plan_.num_layers(), table.num_layers(), where);
     detail::require(table.num_kv_heads() == plan_.num_kv_heads(), "KV heads", plan_.num_kv_heads(),
                     table.num_kv_heads(), where);
-    RollingPlan plan(table, shape_.num_sequences, shape_.limits);
+    RollingSlots plan(table, shape_.num_sequences, shape_.limits);
     std::vector<PagedHead> heads = make_heads(plan);
     std::vector<std::int32_t> entries(table_entries(heads), -1);
     std::vector<std::int64_t> written;
@@ -271,7 +274,7 @@ class PagedHeads {
     table_ = std::move(entries);
     plan_ = std::move(plan);
     for (std::int32_t b = 0; b < shape_.num_sequences; ++b) {
-      RollingPlanView start = plan_.view();  // one in which the sequence starts as what its pages hold
+      RollingSlotsView start = plan_.view();  // one in which the sequence starts as what its pages hold
       start.free_length = 0;
       start.slack = static_cast<std::int32_t>(written[at(b)] - length(b));
       state_.start(start, b, length(b));
@@ -282,7 +285,8 @@ class PagedHeads {
   /// @brief One layer's tables in FlashInfer's form.
   /// @par Source  flashinfer-ai/flashinfer, docs/tutorials/kv_layout.rst, "Page Table Layout"
   /// @throws ArgumentError if there is no such layer
-  /// @par Cost  O(sequences · kv_heads) and the pages named; to be asked for again behind every change of the tables
+  /// @par Cost  O(sequences · num_kv_heads) and the pages named; to be asked for again behind every change of the
+  /// tables
   [[nodiscard]] HeadPageIndices indices(std::int32_t layer, PagePart part = PagePart::whole) const {
     HeadPageIndices result;
     result.indptr.push_back(0);
@@ -371,7 +375,7 @@ class PagedHeads {
     return h.first_held(written, shape_.limits.slack, page_size());
   }
 
-  [[nodiscard]] std::vector<PagedHead> make_heads(RollingPlan const& plan) const {
+  [[nodiscard]] std::vector<PagedHead> make_heads(RollingSlots const& plan) const {
     std::vector<PagedHead> heads;
     std::int64_t entries = 0;
     for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
@@ -532,7 +536,7 @@ class PagedHeads {
   }
 
   PagedHeadsShape shape_;
-  RollingPlan plan_;
+  RollingSlots plan_;
   PagePool pool_;
   RollingState state_;
   std::vector<PagedHead> heads_;
@@ -554,12 +558,12 @@ AppendShape check_paged_append(PagedHeadsView const& view, std::int64_t max_coun
                                PageStorage<T> const& storage, std::vector<LayerKv<T>> const& cache,
                                std::int32_t first_layer) {
   constexpr auto where = "append";
-  require_channels(storage.key_channels, storage.value_channels, where);
-  std::int64_t const row = elements(where, {view.page_size, std::max(storage.key_channels, storage.value_channels)});
+  require_channels(storage.head_dim, storage.value_dim, where);
+  std::int64_t const row = elements(where, {view.page_size, std::max(storage.head_dim, storage.value_dim)});
   require(storage.page_stride == 0 || storage.page_stride >= row, "page stride", ">= " + std::to_string(row),
           storage.page_stride, where);
-  AppendShape const shape{first_layer,    view.num_layers,      view.num_sequences,     view.num_kv_heads,
-                          max_count,      storage.key_channels, storage.value_channels, view.max_tokens_held > 0,
+  AppendShape const shape{first_layer,    view.num_layers,    view.num_sequences, view.num_kv_heads,
+                          max_count,      storage.head_dim,   storage.value_dim,  view.max_tokens_held > 0,
                           view.page_size, storage.page_stride};
   auto const elements = [&](std::int64_t channels) {
     std::int64_t const page = view.page_size * channels;
@@ -567,8 +571,8 @@ AppendShape check_paged_append(PagedHeadsView const& view, std::int64_t max_coun
     check_extent(where, page, std::array{Direction{view.num_pages, stride}});
     return std::vector<std::int64_t>(cache.size(), view.num_pages == 0 ? 0 : (view.num_pages - 1) * stride + page);
   };
-  std::vector<std::int64_t> const keys = elements(storage.key_channels);
-  std::vector<std::int64_t> const values = elements(storage.value_channels);
+  std::vector<std::int64_t> const keys = elements(storage.head_dim);
+  std::vector<std::int64_t> const values = elements(storage.value_dim);
   check_append(shape, tokens, source, cache.data(), {keys.data(), values.data()});
   return shape;
 }
@@ -609,8 +613,8 @@ void append(PagedHeads const& pages, PageStep const& step, std::vector<LayerKv<U
                   tensor + placement.page_offset(copy.from, channels),
                   static_cast<std::size_t>(copy.tokens * channels) * sizeof(T));
     };
-    move(storage.keys, storage.key_channels);
-    move(storage.values, storage.value_channels);
+    move(storage.keys, storage.head_dim);
+    move(storage.values, storage.value_dim);
   }
   auto const of = [](std::vector<std::int32_t> const& values) {
     return [&values](std::int32_t sequence) { return std::int64_t{values[static_cast<std::size_t>(sequence)]}; };

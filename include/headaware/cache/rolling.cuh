@@ -5,10 +5,10 @@
 /// them up, so a step of decoding may be captured in a graph and replayed.
 
 #include <headaware/cache/compact.cuh>
+#include <headaware/cache/detail/cuda/append_launch.cuh>
+#include <headaware/cache/detail/cuda/rolling_kernels.cuh>
 #include <headaware/cache/rolling.hpp>
-#include <headaware/detail/cuda/append_launch.cuh>
 #include <headaware/detail/cuda/launch.cuh>
-#include <headaware/detail/cuda/rolling_kernels.cuh>
 
 #include <cuda_runtime_api.h>
 
@@ -23,7 +23,7 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// @param values  what `d_values` is to the caller
-inline cudaError_t change_state(char const* where, char const* values, RollingPlanView const& plan,
+inline cudaError_t change_state(char const* where, char const* values, RollingSlotsView const& plan,
                                 RollingStateView const& state, std::int32_t const* d_values, StateChange change,
                                 cudaStream_t stream) noexcept {
   return guarded([&] {
@@ -44,7 +44,7 @@ inline cudaError_t change_state(char const* where, char const* values, RollingPl
 /// Only tokens that stay are written: of an append longer than a window and its slack, the last ones (and sinks). A
 /// sequence whose count is negative or above `max_count`, or which would exceed the plan's limit, is left alone, and
 /// `state.status` becomes 1.
-/// @param plan       `RollingPlan::view_at(d_heads)`
+/// @param plan       `RollingSlots::view_at(d_heads)`
 /// @param state      counters in device memory: read when the kernel runs, and counted up by its last block unless the
 ///                   options say otherwise. No other call on the same state may run at the same time
 /// @param tokens     keys and values of neighbouring layers, device pointers, at most 256 layers
@@ -62,7 +62,7 @@ inline cudaError_t change_state(char const* where, char const* values, RollingPl
 /// @par Cost  The bytes that stay are read once and written once, in 16-byte accesses where runs and pointers are
 ///            aligned to it, and about 100 bytes of tables a row; no old byte is read or written
 template <class U, class Source, class T>
-cudaError_t append(RollingPlanView const& plan, RollingStateView const& state, std::vector<LayerKv<U>> const& tokens,
+cudaError_t append(RollingSlotsView const& plan, RollingStateView const& state, std::vector<LayerKv<U>> const& tokens,
                    Source const& source, std::int32_t const* d_counts, std::int32_t max_count,
                    Destination<T, RollingForm> const& cache, AppendOptions const& options,
                    cudaStream_t stream) noexcept {
@@ -90,7 +90,7 @@ cudaError_t append(RollingPlanView const& plan, RollingStateView const& state, s
 }
 
 /// @brief Counts tokens that `append` has written without counting them.
-/// @param plan      `RollingPlan::view_at(d_heads)`
+/// @param plan      `RollingSlots::view_at(d_heads)`
 /// @param state     counters in device memory. No other call on the same state may run at the same time
 /// @param d_counts  device, [num_sequences], read when the kernel runs; a sequence that cannot take its count is left
 ///                  alone, and `state.status` becomes 1
@@ -98,27 +98,27 @@ cudaError_t append(RollingPlanView const& plan, RollingStateView const& state, s
 /// @return cudaErrorInvalidValue on missing pointers; launch errors
 /// @note   Deterministic; graph-capturable. One launch; none without sequences.
 /// @par Cost  O(num_sequences)
-inline cudaError_t advance(RollingPlanView const& plan, RollingStateView const& state, std::int32_t const* d_counts,
+inline cudaError_t advance(RollingSlotsView const& plan, RollingStateView const& state, std::int32_t const* d_counts,
                            cudaStream_t stream) noexcept {
   return detail::change_state("advance", "counts", plan, state, d_counts, detail::StateChange::advance, stream);
 }
 
 /// @brief Takes each sequence's last tokens back (speculative decoding). Touches no slot.
-/// @param plan      `RollingPlan::view_at(d_heads)`
+/// @param plan      `RollingSlots::view_at(d_heads)`
 /// @param state     counters in device memory. No other call on the same state may run at the same time
 /// @param d_tokens  device, [num_sequences], read when the kernel runs; where it is negative or more than
-///                  `RollingPlanView::max_rollback` of the sequence, that is left alone, and `state.status` becomes 1
+///                  `RollingSlotsView::max_rollback` of the sequence, that is left alone, and `state.status` becomes 1
 /// @param stream    enqueued here, not synchronised
 /// @return cudaErrorInvalidValue on missing pointers; launch errors
 /// @note   Deterministic; graph-capturable. One launch; none without sequences.
 /// @par Cost  O(num_sequences)
-inline cudaError_t rollback(RollingPlanView const& plan, RollingStateView const& state, std::int32_t const* d_tokens,
+inline cudaError_t rollback(RollingSlotsView const& plan, RollingStateView const& state, std::int32_t const* d_tokens,
                             cudaStream_t stream) noexcept {
   return detail::change_state("rollback", "tokens", plan, state, d_tokens, detail::StateChange::rollback, stream);
 }
 
 /// @brief Says that `compress` has filled sequences; a length of 0 empties one for another's use.
-/// @param plan       `RollingPlan::view_at(d_heads)`
+/// @param plan       `RollingSlots::view_at(d_heads)`
 /// @param state      counters in device memory. No other call on the same state may run at the same time
 /// @param d_lengths  device, [num_sequences], read when the kernel runs; negative: the sequence stays as it is. Above
 ///                   the plan's limit: likewise, and `state.status` becomes 1
@@ -126,7 +126,7 @@ inline cudaError_t rollback(RollingPlanView const& plan, RollingStateView const&
 /// @return cudaErrorInvalidValue on missing pointers; launch errors
 /// @note   Deterministic; graph-capturable. One launch; none without sequences.
 /// @par Cost  O(num_sequences)
-inline cudaError_t start(RollingPlanView const& plan, RollingStateView const& state, std::int32_t const* d_lengths,
+inline cudaError_t start(RollingSlotsView const& plan, RollingStateView const& state, std::int32_t const* d_lengths,
                          cudaStream_t stream) noexcept {
   return detail::change_state("start", "lengths", plan, state, d_lengths, detail::StateChange::start, stream);
 }
@@ -139,7 +139,7 @@ inline cudaError_t start(RollingPlanView const& plan, RollingStateView const& st
 /// first.
 /// @par Cost  The rows that hold something, read and written once
 template <class T>
-cudaError_t copy_sequences(RollingPlanView const& plan, RollingStateView const& state,
+cudaError_t copy_sequences(RollingSlotsView const& plan, RollingStateView const& state,
                            std::span<SequenceCopy const> copies, Destination<T, RollingForm> const& cache,
                            cudaStream_t stream) noexcept {
   return detail::guarded([&] {
@@ -169,7 +169,7 @@ cudaError_t copy_sequences(RollingPlanView const& plan, RollingStateView const& 
       std::copy(part.begin(), part.end(), tables.copies);
       detail::CopyParameters const parameters{plan,
                                               state,
-                                              {plane(cache.key_channels, keys), plane(cache.value_channels, values)},
+                                              {plane(cache.head_dim, keys), plane(cache.value_dim, values)},
                                               static_cast<std::int32_t>(part.size()),
                                               chunks};
       std::int64_t const blocks = static_cast<std::int64_t>(part.size()) * plan.num_layers * plan.num_kv_heads * chunks;

@@ -5,11 +5,11 @@
 /// tokens are written without moving an old byte.
 /// @par Source  Xiao et al., StreamingLLM, arXiv:2309.17453 (sinks and a rolling window)
 
-#include <headaware/cache/rolling_plan.hpp>
+#include <headaware/cache/detail/append_rows.hpp>
+#include <headaware/cache/rolling_head.hpp>
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/cache/rolling_state.hpp>
 #include <headaware/config.hpp>
-#include <headaware/detail/append_rows.hpp>
 #include <headaware/error.hpp>
 
 #include <algorithm>
@@ -40,7 +40,7 @@ namespace detail {
 
 /// Where tokens of a rolling cache lie.
 struct RollingPlacement {
-  RollingPlanView plan;
+  RollingSlotsView plan;
   HEADAWARE_HOST_DEVICE Survivors survivors(std::int64_t layer, std::int64_t kv_head, std::int64_t length, std::int64_t,
                                             std::int64_t count) const {
     RollingHead const& head = plan.head(layer, kv_head);
@@ -56,13 +56,14 @@ struct RollingPlacement {
 
 /// Whether buffers were made for a plan.
 template <class T>
-void check_rolling(RollingPlanView const& plan, Destination<T, RollingForm> const& cache, char const* where) {
+void check_rolling(RollingSlotsView const& plan, Destination<T, RollingForm> const& cache, char const* where) {
   // Memory that a plan has given back may be the next one's.
   require(cache.form.heads == plan.heads && cache.form.plan_id == plan.id, "cache", "one made for this plan's view",
           "another plan's", where);
   require(cache.form.num_sequences == plan.num_sequences, "cache's sequences", plan.num_sequences,
           cache.form.num_sequences, where);
-  require(cache.form.kv_heads == plan.num_kv_heads, "cache's KV heads", plan.num_kv_heads, cache.form.kv_heads, where);
+  require(cache.form.num_kv_heads == plan.num_kv_heads, "cache's KV heads", plan.num_kv_heads, cache.form.num_kv_heads,
+          where);
   auto const layers = static_cast<std::size_t>(plan.num_layers);
   require(cache.layers.size() == layers && cache.capacities.size() == layers, "cache's layers", layers,
           cache.layers.size(), where);
@@ -82,8 +83,8 @@ void check_rolling_buffers(Destination<T, RollingForm> const& cache, std::size_t
       }
       buffers.push_back(interval(data, rows * channels));
     };
-    add(cache.layers[layer].keys, cache.key_channels, "cache's keys");
-    add(cache.layers[layer].values, cache.value_channels, "cache's values");
+    add(cache.layers[layer].keys, cache.head_dim, "cache's keys");
+    add(cache.layers[layer].values, cache.value_dim, "cache's values");
   }
   if (overlap_among(std::move(buffers))) {
     require(false, "buffers", "keys and values of all layers apart from each other", "overlapping buffers", where);
@@ -91,17 +92,17 @@ void check_rolling_buffers(Destination<T, RollingForm> const& cache, std::size_t
 }
 
 template <class T, class U, class Source>
-AppendShape check_rolling_append(RollingPlanView const& plan, std::vector<LayerKv<U>> const& tokens,
+AppendShape check_rolling_append(RollingSlotsView const& plan, std::vector<LayerKv<U>> const& tokens,
                                  Source const& source, std::int64_t max_count, Destination<T, RollingForm> const& cache,
                                  AppendOptions const& options) {
   check_rolling(plan, cache, "append");
-  AppendShape const shape{options.first_layer, plan.num_layers,    plan.num_sequences,   plan.num_kv_heads,
-                          max_count,           cache.key_channels, cache.value_channels, plan.max_slots > 0};
+  AppendShape const shape{options.first_layer, plan.num_layers, plan.num_sequences, plan.num_kv_heads,
+                          max_count,           cache.head_dim,  cache.value_dim,    plan.max_slots > 0};
   std::vector<std::int64_t> keys;
   std::vector<std::int64_t> values;
   for (LayerCapacity const& capacity : cache.capacities) {
-    keys.push_back(capacity.rows * cache.key_channels);
-    values.push_back(capacity.rows * cache.value_channels);
+    keys.push_back(capacity.rows * cache.head_dim);
+    values.push_back(capacity.rows * cache.value_dim);
   }
   auto const first = static_cast<std::size_t>(std::clamp(options.first_layer, 0, plan.num_layers));
   check_append(shape, tokens, source, cache.layers.data() + first, {keys.data() + first, values.data() + first});
@@ -111,7 +112,7 @@ AppendShape check_rolling_append(RollingPlanView const& plan, std::vector<LayerK
 
 /// No place may be given twice, or be both an end and a beginning.
 template <class T>
-void check_copies(RollingPlanView const& plan, std::span<SequenceCopy const> copies,
+void check_copies(RollingSlotsView const& plan, std::span<SequenceCopy const> copies,
                   Destination<T, RollingForm> const& cache) {
   constexpr auto where = "copy_sequences";
   check_rolling(plan, cache, where);
@@ -137,7 +138,7 @@ void check_copies(RollingPlanView const& plan, std::span<SequenceCopy const> cop
 /// @brief Appends new tokens of every sequence, on the CPU.
 ///
 /// Only tokens that stay are written: of an append longer than a window and its slack, the last ones (and sinks).
-/// @param plan     `RollingPlan::view()`
+/// @param plan     `RollingSlots::view()`
 /// @param state    lengths of the sequences; counted up unless the options say otherwise
 /// @param tokens   keys and values of neighbouring layers, host pointers
 /// @param source   how each layer's new keys and values lie: any `KvLayout`, its token 0 the first new one
@@ -149,7 +150,7 @@ void check_copies(RollingPlanView const& plan, std::span<SequenceCopy const> cop
 /// @par Cost  O(bytes that stay), whatever the lengths: no old byte is read or written. All cores with OpenMP where it
 ///            is more than 1 MiB
 template <class U, class Source, class T>
-void append(RollingPlanView const& plan, RollingState& state, std::vector<LayerKv<U>> const& tokens,
+void append(RollingSlotsView const& plan, RollingState& state, std::vector<LayerKv<U>> const& tokens,
             Source const& source, std::span<std::int32_t const> counts, Destination<T, RollingForm> const& cache,
             AppendOptions const& options = {}) {
   state.check(plan, counts, "append");
@@ -171,7 +172,7 @@ void append(RollingPlanView const& plan, RollingState& state, std::vector<LayerK
 ///         another plan or with missing, misaligned or overlapping buffers
 /// @par Cost  The rows that hold something
 template <class T>
-void copy_sequences(RollingPlanView const& plan, RollingState& state, std::span<SequenceCopy const> copies,
+void copy_sequences(RollingSlotsView const& plan, RollingState& state, std::span<SequenceCopy const> copies,
                     Destination<T, RollingForm> const& cache) {
   detail::check_copies(plan, copies, cache);
   detail::require(state.num_sequences() == plan.num_sequences, "state's sequences", plan.num_sequences,
@@ -188,8 +189,8 @@ void copy_sequences(RollingPlanView const& plan, RollingState& state, std::span<
             std::memcpy(tensor + head.row(copy.to, first) * channels, tensor + head.row(copy.from, first) * channels,
                         static_cast<std::size_t>(count * channels) * sizeof(T));
           };
-          rows(buffers.keys, cache.key_channels);
-          rows(buffers.values, cache.value_channels);
+          rows(buffers.keys, cache.head_dim);
+          rows(buffers.values, cache.value_dim);
         };
         move(0, runs.sinks);
         move(runs.first, runs.count);

@@ -1,158 +1,292 @@
 #pragma once
 
 /// @file
-/// Which slot of a fixed block holds which token of a head: sinks stay, the window rolls over them in a ring.
+/// The sizes of a cache that is kept up token by token in fixed blocks of slots, known from policies alone; and that
+/// cache as a destination of `compress`.
 
-#include <headaware/config.hpp>
-#include <headaware/policy/full.hpp>
-#include <headaware/policy/prune.hpp>
-#include <headaware/policy/sink_window.hpp>
-#include <headaware/policy/window_only.hpp>
+#include <headaware/cache/compaction.hpp>
+#include <headaware/cache/destination.hpp>
+#include <headaware/cache/rolling_head.hpp>
+#include <headaware/detail/checked.hpp>
+#include <headaware/detail/unique_id.hpp>
+#include <headaware/detail/zero_when_moved.hpp>
+#include <headaware/error.hpp>
+#include <headaware/policy/table.hpp>
+#include <headaware/token_bytes.hpp>
 
-#include <concepts>
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// A sink of so many tokens means all: room is reserved for as many as the plan says.
-inline constexpr std::int32_t all_tokens = std::numeric_limits<std::int32_t>::max();
-
-/// @brief What a policy with a rolling form keeps of `length` tokens: those below `sink` and those from
-/// `length - window` on, whatever the length. `sink == all_tokens`: all.
-struct SinkAndWindow {
-  std::int32_t sink = 0;
-  std::int32_t window = 0;
-  friend constexpr bool operator==(SinkAndWindow const&, SinkAndWindow const&) = default;
+/// @brief What a rolling cache reserves beyond what policies say.
+struct RollingLimits {
+  /// Tokens of a sequence that heads which keep all have room for; needed for those alone.
+  std::int64_t max_tokens = 0;
+  /// Slots a window has beyond its size: tokens that can be taken back again. A chunk of n tokens needs n - 1.
+  std::int32_t slack = 0;
 };
 
-[[nodiscard]] constexpr SinkAndWindow rolling_form(SinkWindow const& policy) { return {policy.sink, policy.window}; }
-[[nodiscard]] constexpr SinkAndWindow rolling_form(WindowOnly const& policy) { return {0, policy.window}; }
-[[nodiscard]] constexpr SinkAndWindow rolling_form(Full const&) { return {all_tokens, 0}; }
-[[nodiscard]] constexpr SinkAndWindow rolling_form(Prune const&) { return {0, 0}; }
+/// @brief A rolling plan as both back ends read it. Borrows `heads`.
+struct RollingSlotsView {
+  RollingHead const* heads = nullptr;  ///< [num_layers, num_kv_heads], where the back end runs
+  std::int32_t num_layers = 0;
+  std::int32_t num_sequences = 0;
+  std::int32_t num_kv_heads = 0;
+  std::int32_t slack = 0;
+  std::int64_t free_length = 0;  ///< up to this many tokens no ring has overwritten anything
+  std::int64_t token_limit = 0;  ///< the most tokens a sequence may have
+  std::int64_t max_slots = 0;    ///< the most slots any head has
+  std::uint64_t id = 0;          ///< of the plan: no other in the process has it, but for copies
 
-/// @brief A policy that can be kept up token by token in place. One's own policy becomes such with a host function
-/// `SinkAndWindow rolling_form(Mine const&)` in the policy's namespace (found by its argument).
-/// @pre  `keeps(token, length)` is `token < sink || token >= length - window`
-template <class P>
-concept RollingPolicy = requires(P const policy) {
-  { rolling_form(policy) } -> std::same_as<SinkAndWindow>;
-};
-
-/// @brief Up to three runs of slots: `[0, sinks)`, `[first, first + count)` and `[wrapped_first, wrapped_first +
-/// wrapped)`; the tokens ascend in this order.
-struct SlotRuns {
-  std::int64_t sinks = 0;
-  std::int64_t first = 0;
-  std::int64_t count = 0;
-  std::int64_t wrapped_first = 0;
-  std::int64_t wrapped = 0;
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t total() const { return sinks + count + wrapped; }
-  /// The `i`-th slot of all runs. @pre 0 <= i < total()
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t slot(std::int64_t i) const {
-    if (i < sinks) return i;
-    i -= sinks;
-    return i < count ? first + i : wrapped_first + (i - count);
+  [[nodiscard]] HEADAWARE_HOST_DEVICE RollingHead const& head(std::int64_t layer, std::int64_t kv_head) const {
+    return heads[layer * num_kv_heads + kv_head];
+  }
+  /// @brief How many of a sequence's last tokens can be taken back, every window whole afterwards: all of them until
+  /// the first ring wraps; later `slack`, less what has been taken back since the longest the sequence has been.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t max_rollback(std::int64_t length,
+                                                                          std::int64_t written) const {
+    if (written <= free_length) return length;
+    std::int64_t const left = slack - (written - length);
+    return left < 0 ? 0 : left < length ? left : length;
+  }
+  /// `RollingState::written` of a sequence that `compress` has filled: the slack is empty yet.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t written_at_start(std::int64_t length) const {
+    return length <= free_length - slack ? length : length + slack;
   }
 };
 
-/// @brief The block of slots of one (layer, KV head), of every sequence alike: `sink` slots for the first tokens and a
-/// ring of `ring` slots for the newest. Token t lies in slot `t < sink ? t : sink + (t - sink) mod ring`.
-/// Lengths and tokens are below 2^31.
-struct alignas(16) RollingHead {
-  std::int64_t first_row = 0;      ///< rows of the same sequence's earlier heads in the layer
-  std::int64_t sequence_rows = 0;  ///< rows of one sequence in the layer
-  std::int32_t sink = 0;
-  std::int32_t window = 0;
-  std::int32_t ring = 0;  ///< window + slack; 0 where the window is 0
-  std::int32_t unused = 0;
+static_assert(std::is_trivially_copyable_v<RollingSlotsView>);
 
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t slots() const { return std::int64_t{sink} + ring; }
+/// @brief Rows of every (layer, sequence, KV head) of a rolling cache. They depend on policies, not on lengths.
+///
+/// A head that keeps sinks and a window owns `sink + window + slack` rows, one that keeps all `max_tokens`, a pruned
+/// one none. A layer's buffers are [rows, head_dim], segments back to back in the order of `Segment`. What has been
+/// moved from is the plan of no head.
+class RollingSlots {
+ public:
+  /// @param table          policies of all layers and KV heads, each with a rolling form (`RollingPolicy`)
+  /// @param num_sequences  sequences that the cache has room for
+  /// @throws ArgumentError on negative numbers, a policy without a rolling form (a `KeepList`), heads that keep all
+  ///         without `max_tokens`, and blocks beyond 2^31 slots
+  /// @par Cost  O(layers · sequences · heads)
+  template <class Table>
+  RollingSlots(Table const& table, std::int32_t num_sequences, RollingLimits const& limits)
+      : num_layers_(table.num_layers()),
+        num_sequences_(num_sequences),
+        num_kv_heads_(table.num_kv_heads()),
+        limits_(limits),
+        token_limit_(std::int64_t{all_tokens} - limits.slack) {
+    static_assert(
+        !requires { table.num_sequences(); },
+        "headaware: a rolling cache needs policies that are the same for all sequences, without keep-lists");
+    constexpr auto where = "RollingSlots";
+    detail::require(num_sequences >= 0, "sequences", ">= 0", num_sequences, where);
+    detail::require(limits.max_tokens >= 0 && limits.max_tokens <= all_tokens, "max_tokens", "in [0, 2147483647]",
+                    limits.max_tokens, where);
+    detail::require(limits.slack >= 0, "slack", ">= 0", limits.slack, where);
+    for (std::int32_t layer = 0; layer < num_layers_; ++layer) {
+      std::int64_t rows = 0;
+      for (std::int32_t head = 0; head < num_kv_heads_; ++head) {
+        table.visit(layer, head, [&](auto const& policy) { add_head(policy, layer, head, rows); });
+      }
+      for (std::int32_t head = 0; head < num_kv_heads_; ++head) heads_[index(layer, head)].sequence_rows = rows;
+    }
+    for (std::int32_t layer = 0; layer < num_layers_; ++layer) {
+      for (std::int32_t sequence = 0; sequence < num_sequences_; ++sequence) {
+        for (std::int32_t head = 0; head < num_kv_heads_; ++head) {
+          offsets_.push_back(offsets_.back() + heads_[index(layer, head)].slots());
+        }
+      }
+    }
+  }
 
-  /// The row, in the layer's buffers, of one sequence's slot.
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t row(std::int64_t sequence, std::int64_t slot) const {
-    return sequence * sequence_rows + first_row + slot;
+  [[nodiscard]] std::int32_t num_layers() const { return num_layers_; }
+  [[nodiscard]] std::int32_t num_sequences() const { return num_sequences_; }
+  [[nodiscard]] std::int32_t num_kv_heads() const { return num_kv_heads_; }
+  [[nodiscard]] RollingLimits const& limits() const { return limits_; }
+  /// The most tokens a sequence may have: `max_tokens` where a head keeps all, else 2^31 - 1 less the slack.
+  [[nodiscard]] std::int64_t token_limit() const { return token_limit_; }
+
+  /// The slots of one head. @throws ArgumentError if there is no such head
+  [[nodiscard]] RollingHead const& head(std::int32_t layer, std::int32_t kv_head) const {
+    detail::require_index(layer, num_layers_, "layer", "RollingSlots");
+    detail::require_index(kv_head, num_kv_heads_, "KV head", "RollingSlots");
+    return heads_[index(layer, kv_head)];
   }
-  /// The slot of a token; -1 where none ever holds it.
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t slot_of(std::int64_t token) const {
-    if (token < sink) return token;
-    if (ring == 0) return -1;
-    // 32 bits suffice, and divide faster on a device.
-    return sink +
-           static_cast<std::int64_t>(static_cast<std::uint32_t>(token - sink) % static_cast<std::uint32_t>(ring));
+  /// Prefix sums of rows over all segments, [layers * sequences * num_kv_heads + 1].
+  [[nodiscard]] std::span<std::int64_t const> offsets() const { return offsets_; }
+  /// Rows of the whole model.
+  [[nodiscard]] std::int64_t rows_total() const { return offsets_.empty() ? 0 : offsets_.back(); }
+  /// Rows of one layer's buffers. @throws ArgumentError if there is no such layer
+  [[nodiscard]] std::int64_t rows_total(std::int32_t layer) const {
+    detail::require_index(layer, num_layers_, "layer", "RollingSlots");
+    return num_kv_heads_ == 0 ? 0 : num_sequences_ * heads_[index(layer, 0)].sequence_rows;
   }
-  /// The oldest token behind the sinks that a sequence of `length` tokens keeps; `length` or more if none.
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t window_begin(std::int64_t length) const {
-    return length - window > sink ? length - window : std::int64_t{sink};
+  /// Bytes of all rows, which the cache holds whatever its lengths. @throws ArgumentError beyond 64 bits
+  [[nodiscard]] std::int64_t bytes_held(TokenBytes const& token) const {
+    return detail::elements("RollingSlots::bytes_held", {rows_total(), token.total()});
   }
-  /// Tokens that a sequence of `length` tokens keeps.
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t kept(std::int64_t length) const {
-    std::int64_t const begin = window_begin(length);
-    return length <= sink ? length : sink + (length > begin ? length - begin : 0);
+  /// The same for keys and values alike. @param head_dim channels; @param element_bytes bytes an element
+  [[nodiscard]] std::int64_t bytes_held(std::int64_t head_dim, std::size_t element_bytes) const {
+    return bytes_held(TokenBytes::of(head_dim, element_bytes));
   }
-  /// The `i`-th token kept. @pre 0 <= i < kept(length)
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t kept_token(std::int64_t i, std::int64_t length) const {
-    return i < sink ? i : length - kept(length) + i;
+
+  /// The plan as the CPU back end reads it; valid while this plan lives unchanged.
+  [[nodiscard]] RollingSlotsView view() const { return view_at(heads_.data()); }
+  /// The bytes to copy to the device, once: [layers, num_kv_heads] of `RollingHead`.
+  [[nodiscard]] std::span<std::byte const> bytes() const { return std::as_bytes(std::span(heads_)); }
+  /// The plan as the CUDA back end reads it. @param d_heads  device, a copy of `bytes()`, 16-byte aligned
+  [[nodiscard]] RollingSlotsView view_at(void const* d_heads) const {
+    return {static_cast<RollingHead const*>(d_heads),
+            num_layers_,
+            num_sequences_,
+            num_kv_heads_,
+            limits_.slack,
+            free_length_,
+            token_limit_,
+            max_slots_,
+            id_};
   }
-  /// @brief The token that a slot shows to attention at this length; -1 for a slot that holds nothing, or only a token
-  /// that has left the window (`slack` keeps some for `rollback`).
-  /// @pre 0 <= slot < slots()
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t position_of(std::int64_t slot, std::int64_t length) const {
-    if (slot < sink) return slot < length ? slot : -1;
-    std::int64_t const newest = length - 1 - sink;  // counted from the ring's first token
-    std::int64_t const at = slot - sink;
-    if (newest < at) return -1;
-    std::int64_t const token = sink + newest - (newest - at) % ring;
-    return token >= length - window ? token : -1;
+
+ private:
+  [[nodiscard]] std::size_t index(std::int32_t layer, std::int32_t head) const {
+    return static_cast<std::size_t>(layer) * static_cast<std::size_t>(num_kv_heads_) + static_cast<std::size_t>(head);
   }
-  /// The slots of the sinks and of tokens `[begin, length)`. @pre begin >= sink, length - begin <= ring
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr SlotRuns runs(std::int64_t begin, std::int64_t length) const {
-    SlotRuns result;
-    result.sinks = length < sink ? length : sink;
-    result.wrapped_first = sink;
-    if (length <= begin || ring == 0) return result;
-    std::int64_t const tokens = length - begin;
-    result.first = slot_of(begin);
-    result.count = tokens < slots() - result.first ? tokens : slots() - result.first;
-    result.wrapped = tokens - result.count;
-    return result;
+
+  template <class P>
+  void add_head(P const& policy, std::int32_t layer, std::int32_t kv_head, std::int64_t& rows) {
+    auto const where = [&] {
+      return "RollingSlots, layer " + std::to_string(layer) + ", KV head " + std::to_string(kv_head);
+    };
+    if constexpr (!RollingPolicy<P>) {
+      detail::require(false, "policy", "one with a rolling form (a sink and a window)", std::string(P::name),
+                      where().c_str());
+    } else {
+      SinkAndWindow const form = rolling_form(policy);
+      RollingHead head;
+      head.first_row = rows;
+      head.sink = form.sink;
+      head.window = form.window;
+      if (form.sink == all_tokens) {
+        detail::require(limits_.max_tokens > 0, "max_tokens", "> 0, as a head keeps all tokens", limits_.max_tokens,
+                        where().c_str());
+        head.sink = static_cast<std::int32_t>(limits_.max_tokens);
+        head.window = 0;
+        token_limit_ = std::min(token_limit_, limits_.max_tokens);
+      }
+      bool const fits =
+          head.sink >= 0 && head.window >= 0 && std::int64_t{head.sink} + head.window + limits_.slack <= all_tokens;
+      if (!fits) {
+        detail::require(false, "slots of a head", "sink >= 0, window >= 0, with slack below 2^31",
+                        std::to_string(head.sink) + " + " + std::to_string(head.window), where().c_str());
+      }
+      head.ring = head.window > 0 ? head.window + limits_.slack : 0;
+      if (head.ring > 0) free_length_ = std::min(free_length_, head.slots());
+      max_slots_ = std::max(max_slots_, head.slots());
+      rows += head.slots();
+      heads_.push_back(head);
+    }
   }
-  /// The slots that attention reads at this length, oldest token first.
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr SlotRuns visible(std::int64_t length) const {
-    return runs(window_begin(length), length);
+
+  detail::ZeroWhenMoved<std::int32_t> num_layers_;
+  detail::ZeroWhenMoved<std::int32_t> num_sequences_;
+  detail::ZeroWhenMoved<std::int32_t> num_kv_heads_;
+  RollingLimits limits_;
+  std::int64_t token_limit_;
+  std::int64_t free_length_ = std::numeric_limits<std::int64_t>::max() / 2;
+  std::int64_t max_slots_ = 0;
+  std::uint64_t id_ = detail::unique_id();
+  std::vector<RollingHead> heads_;
+  std::vector<std::int64_t> offsets_ = {0};
+};
+
+/// @brief A rolling cache as a form that `compress` fills: kept token i goes to the slot in which `append` goes on.
+/// Keys keep their positions: ones that are rotated to their slots on the way would be wrong with the next token.
+struct RollingForm {
+  static constexpr bool needs_group = false;
+  static constexpr bool keeps_positions = true;  ///< keys are not to turn on the way
+  RollingHead const* heads = nullptr;            ///< [num_layers, num_kv_heads], where the back end runs
+  std::int32_t num_sequences = 0;
+  std::int32_t num_kv_heads = 0;
+  std::uint64_t plan_id = 0;  ///< `RollingSlotsView::id`
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE RollingHead const& head(Segment const& segment) const {
+    return heads[std::int64_t{segment.layer} * num_kv_heads + segment.kv_head];
   }
-  /// The slots whose tokens no later append has overwritten. @param written see `RollingState`
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr SlotRuns intact(std::int64_t length, std::int64_t written) const {
-    return runs(written - ring > sink ? written - ring : std::int64_t{sink}, length);
+  /// Whether the segment's policy is the one that its slots were made for, as far as its count of tokens tells.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE bool matches(Segment const& segment) const {
+    return head(segment).kept(segment.length) == segment.kept;
+  }
+  /// Whether a policy keeps the tokens that the segment's slots were made for. Kept counts tell nothing of (4 sinks, a
+  /// window of 4) in slots of (2, 6); where all tokens are kept, or none, they are the same for every policy.
+  template <class P>
+  [[nodiscard]] bool matches(Segment const& segment, P const& policy) const {
+    if (!matches(segment)) return false;
+    if (segment.kept == 0 || segment.kept == segment.length) return true;
+    if constexpr (RollingPolicy<P>) {
+      return rolling_form(policy) == SinkAndWindow{head(segment).sink, head(segment).window};
+    } else {
+      return false;
+    }
+  }
+  /// Rows that one head may fill; none where the policy is another one.
+  HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const& segment, LayerCapacity const&) const {
+    return matches(segment) ? head(segment).slots() : -1;
+  }
+  HEADAWARE_HOST_DEVICE std::int64_t row_offset(Segment const& segment, LayerCapacity const&, std::int64_t slot,
+                                                std::int64_t channels) const {
+    RollingHead const& slots = head(segment);
+    return slots.row(segment.sequence, slots.slot_of(slots.kept_token(slot, segment.length))) * channels;
   }
 };
 
 namespace detail {
 
-/// The tokens of an append that stay: `[first, sink_end)` and `[ring_begin, end)`.
-struct Survivors {
-  std::int64_t first = 0;
-  std::int64_t sink_end = 0;
-  std::int64_t ring_begin = 0;
-  std::int64_t end = 0;
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t count() const {
-    return sink_end - first + end - ring_begin;
+template <class T>
+Destination<T, RollingForm> rolling_form_of(RollingSlots const& plan, RollingSlotsView const& view,
+                                            std::int64_t head_dim, std::int64_t value_dim) {
+  if (value_dim == 0) value_dim = head_dim;
+  require_channels(head_dim, value_dim, "rolling");
+  Destination<T, RollingForm> result{
+      {view.heads, plan.num_sequences(), plan.num_kv_heads(), view.id}, head_dim, value_dim, {}, {}, 0};
+  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
+    result.capacities.push_back({.rows = plan.rows_total(layer)});
   }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t token(std::int64_t i) const {
-    return i < sink_end - first ? first + i : ring_begin + (i - (sink_end - first));
-  }
-};
-
-/// @param sink   tokens that stay from the start
-/// @param begin  the oldest token behind them that stays
-HEADAWARE_HOST_DEVICE constexpr Survivors survivors(std::int64_t sink, std::int64_t begin, std::int64_t length,
-                                                    std::int64_t count) {
-  std::int64_t const end = length + count;
-  auto const clamp = [&](std::int64_t token) { return token < length ? length : token > end ? end : token; };
-  std::int64_t const sink_end = clamp(sink);
-  return {length, sink_end, clamp(begin < sink ? sink : begin), end};
+  return result;
 }
 
 }  // namespace detail
+
+/// @brief The buffers of a rolling cache, of `compress`, `append` and `copy_sequences` alike: one of keys and one of
+/// values, layers back to back.
+/// @param view       `plan.view()` for host memory, `plan.view_at(d_heads)` for device memory; borrowed
+/// @param keys       [plan.rows_total(), head_dim]
+/// @param values     [plan.rows_total(), value_dim]
+/// @param value_dim  channels of a value; 0: as many as a key has
+/// @throws ArgumentError if channels are not positive
+template <class T>
+[[nodiscard]] Destination<T, RollingForm> rolling(RollingSlots const& plan, RollingSlotsView const& view, T* keys,
+                                                  T* values, std::int64_t head_dim, std::int64_t value_dim = 0) {
+  auto result = detail::rolling_form_of<T>(plan, view, head_dim, value_dim);
+  detail::carve_layers(result, keys, values);
+  return result;
+}
+
+/// @brief The same with buffers of its own for each layer: [plan.rows_total(layer), head_dim].
+template <class T>
+[[nodiscard]] Destination<T, RollingForm> rolling(RollingSlots const& plan, RollingSlotsView const& view,
+                                                  std::vector<LayerKv<T>> const& layers, std::int64_t head_dim,
+                                                  std::int64_t value_dim = 0) {
+  auto result = detail::rolling_form_of<T>(plan, view, head_dim, value_dim);
+  detail::take_layers<T>(result, layers, "rolling");
+  return result;
+}
 
 HEADAWARE_NAMESPACE_END

@@ -3,7 +3,7 @@
 /// @file
 /// How long each sequence of a rolling cache is, and how far it can be taken back.
 
-#include <headaware/cache/rolling_plan.hpp>
+#include <headaware/cache/rolling_slots.hpp>
 #include <headaware/error.hpp>
 
 #include <algorithm>
@@ -57,12 +57,12 @@ class RollingState {
 
   /// @brief How many of a sequence's last tokens can be taken back so that every head's window is still whole: all
   /// until the first ring wraps, later `slack` less what has already been taken back.
-  [[nodiscard]] std::int64_t max_rollback(RollingPlanView const& plan, std::int32_t sequence) const {
+  [[nodiscard]] std::int64_t max_rollback(RollingSlotsView const& plan, std::int32_t sequence) const {
     return plan.max_rollback(length(sequence), written(sequence));
   }
   /// @brief Takes the last `tokens` tokens back (speculative decoding). Touches no slot.
   /// @throws ArgumentError if more than `max_rollback`
-  void rollback(RollingPlanView const& plan, std::int32_t sequence, std::int64_t tokens) {
+  void rollback(RollingSlotsView const& plan, std::int32_t sequence, std::int64_t tokens) {
     std::int64_t const most = max_rollback(plan, sequence);
     if (tokens < 0 || tokens > most) {
       detail::require(false, "tokens to take back", "in [0, " + std::to_string(most) + "]", tokens,
@@ -74,7 +74,7 @@ class RollingState {
   /// @brief Counts tokens that `append` has written without counting them.
   /// @param counts  [num_sequences]
   /// @throws ArgumentError, before anything changes, on a negative count or a sequence longer than the plan's limit
-  void advance(RollingPlanView const& plan, std::span<std::int32_t const> counts) {
+  void advance(RollingSlotsView const& plan, std::span<std::int32_t const> counts) {
     check(plan, counts, "advance");
     for (std::size_t b = 0; b < counts.size(); ++b) {
       lengths_[b] += counts[b];
@@ -84,7 +84,7 @@ class RollingState {
 
   /// @brief Says that `compress` has filled a sequence with `length` tokens.
   /// @throws ArgumentError if the plan has no room for them
-  void start(RollingPlanView const& plan, std::int32_t sequence, std::int64_t length) {
+  void start(RollingSlotsView const& plan, std::int32_t sequence, std::int64_t length) {
     if (length < 0 || length > plan.token_limit) {
       detail::require(false, "length", "in [0, " + std::to_string(plan.token_limit) + "]", length,
                       "RollingState::start");
@@ -104,7 +104,7 @@ class RollingState {
   }
 
   /// Throws what `append` and `advance` complain about.
-  void check(RollingPlanView const& plan, std::span<std::int32_t const> counts, char const* where) const {
+  void check(RollingSlotsView const& plan, std::span<std::int32_t const> counts, char const* where) const {
     detail::require(plan.num_sequences == num_sequences(), "state's sequences", plan.num_sequences, num_sequences(),
                     where);
     detail::require(counts.size() == lengths_.size(), "counts", lengths_.size(), counts.size(), where);

@@ -74,7 +74,7 @@ template <class U, class Source, class T, class Form>
 namespace detail {
 
 /// What a plan asks of tensors, whichever back end runs it.
-struct PlanBounds {
+struct CacheBounds {
   std::int32_t num_layers = 0;
   std::int32_t num_sequences = 0;
   std::int32_t num_kv_heads = 0;
@@ -83,11 +83,11 @@ struct PlanBounds {
 };
 
 template <class Table>
-PlanBounds bounds_of(BasicCachePlan<Table> const& plan) {
+CacheBounds bounds_of(Compaction<Table> const& plan) {
   return {plan.num_layers(), plan.num_sequences(), plan.num_kv_heads(), plan.max_length(), plan.kept_total()};
 }
 template <class Table>
-PlanBounds bounds_of(DevicePlan<Table> const& plan) {
+CacheBounds bounds_of(DeviceCompaction<Table> const& plan) {
   return {plan.table.num_layers(), plan.num_sequences, plan.table.num_kv_heads(), plan.max_length, plan.max_rows};
 }
 
@@ -135,7 +135,7 @@ inline bool overlap_among(std::vector<Interval> intervals) {
 }
 
 template <class Layout>
-void check_source_layout(Layout const& layout, PlanBounds const& bounds, std::int64_t channels, char const* where) {
+void check_source_layout(Layout const& layout, CacheBounds const& bounds, std::int64_t channels, char const* where) {
   static_assert(check_layout<Layout>());
   if constexpr (requires { layout.num_sequences(); }) {
     require(layout.num_sequences() == bounds.num_sequences, "source sequences", bounds.num_sequences,
@@ -166,18 +166,18 @@ void check_pointer(T const* data, bool needed, char const* what, std::string con
 }
 
 template <class Layout>
-inline constexpr bool has_extent = requires(Layout const layout) {
-  layout.extent();
+inline constexpr bool has_required_span_size = requires(Layout const layout) {
+  layout.required_span_size();
 };
 
 /// Intervals of one tensor in all layers; nothing where the layout does not say how far it reaches.
 template <class Layout, class T>
 void add_extent(std::vector<Interval>& intervals, Layout const& layout, T const* data) {
-  if constexpr (has_extent<Layout>) intervals.push_back(interval(data, layout.extent()));
+  if constexpr (has_required_span_size<Layout>) intervals.push_back(interval(data, layout.required_span_size()));
 }
 
 template <class Rotation>
-void check_rotation(Rotation const& rotation, PlanBounds const& bounds, std::int64_t channels) {
+void check_rotation(Rotation const& rotation, CacheBounds const& bounds, std::int64_t channels) {
   if constexpr (std::is_same_v<Rotation, KeyRotation>) {
     require(rotation.rotary_dim() > 0 && rotation.rotary_dim() <= channels, "rotary_dim",
             "in [2, " + std::to_string(channels) + "]", rotation.rotary_dim(), "KeyRotation");
@@ -206,7 +206,7 @@ void add_source(Memory& memory, Layout const& layout, T const* data) {
 
 /// Checks all that can be checked of one transfer alone without reading any tensor, and notes what it touches.
 template <class T, class Source, class Form, class Rotation>
-void check_transfer(PlanBounds const& bounds, Transfer<T, Source, Form, Rotation> const& transfer, Memory& memory) {
+void check_transfer(CacheBounds const& bounds, Transfer<T, Source, Form, Rotation> const& transfer, Memory& memory) {
   constexpr auto where = "compress";
   static_assert(!keeps_positions<Form> || std::is_same_v<Rotation, KeepPositions>,
                 "headaware: keys of a rolling cache keep their positions");
@@ -216,9 +216,9 @@ void check_transfer(PlanBounds const& bounds, Transfer<T, Source, Form, Rotation
           where);
   require(transfer.kept.capacities.size() == num_layers, "destination capacities", num_layers,
           transfer.kept.capacities.size(), where);
-  if constexpr (requires { transfer.kept.form.kv_heads; }) {
-    require(transfer.kept.form.kv_heads == bounds.num_kv_heads, "destination KV heads", bounds.num_kv_heads,
-            transfer.kept.form.kv_heads, where);
+  if constexpr (requires { transfer.kept.form.num_kv_heads; }) {
+    require(transfer.kept.form.num_kv_heads == bounds.num_kv_heads, "destination KV heads", bounds.num_kv_heads,
+            transfer.kept.form.num_kv_heads, where);
   }
   if constexpr (requires { transfer.kept.form.num_sequences; }) {
     require(transfer.kept.form.num_sequences == bounds.num_sequences, "destination sequences", bounds.num_sequences,
@@ -226,9 +226,9 @@ void check_transfer(PlanBounds const& bounds, Transfer<T, Source, Form, Rotation
   }
   auto const keys = keys_of(transfer.source);
   auto const values = values_of(transfer.source);
-  check_source_layout(keys, bounds, transfer.kept.key_channels, "compress, keys");
-  check_source_layout(values, bounds, transfer.kept.value_channels, "compress, values");
-  check_rotation(transfer.rotation, bounds, transfer.kept.key_channels);
+  check_source_layout(keys, bounds, transfer.kept.head_dim, "compress, keys");
+  check_source_layout(values, bounds, transfer.kept.value_dim, "compress, values");
+  check_rotation(transfer.rotation, bounds, transfer.kept.head_dim);
 
   auto& destinations = std::is_same_v<Form, PagedForm> ? memory.paged_destinations : memory.destinations;
   for (std::size_t layer = 0; layer < num_layers; ++layer) {
@@ -241,16 +241,15 @@ void check_transfer(PlanBounds const& bounds, Transfer<T, Source, Form, Rotation
     check_pointer(transfer.kept.layers[layer].values, some, "destination values", place);
     add_source(memory, keys, transfer.layers[layer].keys);
     add_source(memory, values, transfer.layers[layer].values);
-    std::int64_t key_elements = rows * transfer.kept.key_channels;
-    std::int64_t value_elements = rows * transfer.kept.value_channels;
+    std::int64_t key_elements = rows * transfer.kept.head_dim;
+    std::int64_t value_elements = rows * transfer.kept.value_dim;
     if constexpr (std::is_same_v<Form, PagedForm>) {
       if (transfer.kept.form.page_stride != 0 && rows > 0) {
         // A joined pool: the last page ends before its stride does.
         std::int64_t const pages = rows / transfer.kept.form.page_size - 1;
-        key_elements =
-            pages * transfer.kept.form.page_stride + transfer.kept.form.page_size * transfer.kept.key_channels;
+        key_elements = pages * transfer.kept.form.page_stride + transfer.kept.form.page_size * transfer.kept.head_dim;
         value_elements =
-            pages * transfer.kept.form.page_stride + transfer.kept.form.page_size * transfer.kept.value_channels;
+            pages * transfer.kept.form.page_stride + transfer.kept.form.page_size * transfer.kept.value_dim;
       }
     }
     destinations.push_back(interval(transfer.kept.layers[layer].keys, key_elements));
@@ -348,7 +347,7 @@ bool tensors_meet(A const& a, B const& b, std::int64_t distance) {
 /// In place, no element may be compacted twice.
 template <class T, class Keys, class Values>
 void check_tensors_apart(std::vector<LayerKv<T>> const& layers, Keys const& keys, Values const& values) {
-  if constexpr (has_extent<Keys> && has_extent<Values>) {
+  if constexpr (has_required_span_size<Keys> && has_required_span_size<Values>) {
     struct Tensor {
       Interval memory;
       std::size_t layer;
@@ -356,8 +355,8 @@ void check_tensors_apart(std::vector<LayerKv<T>> const& layers, Keys const& keys
     };
     std::vector<Tensor> tensors;
     for (std::size_t l = 0; l < layers.size(); ++l) {
-      tensors.push_back({interval(layers[l].keys, keys.extent()), l, true});
-      tensors.push_back({interval(layers[l].values, values.extent()), l, false});
+      tensors.push_back({interval(layers[l].keys, keys.required_span_size()), l, true});
+      tensors.push_back({interval(layers[l].values, values.required_span_size()), l, false});
     }
     std::erase_if(tensors, [](Tensor const& t) { return t.memory.begin >= t.memory.end; });
     std::sort(tensors.begin(), tensors.end(),
@@ -402,7 +401,7 @@ void check_apart_from_itself(Layout const& layout, char const* where) {
 
 /// Checks all that can be checked of a compaction in place.
 template <class T, class Source, class Rotation>
-void check_in_place(PlanBounds const& bounds, std::vector<LayerKv<T>> const& layers, Source const& source,
+void check_in_place(CacheBounds const& bounds, std::vector<LayerKv<T>> const& layers, Source const& source,
                     Rotation const& rotation) {
   constexpr auto where = "compress_in_place";
   auto const keys = keys_of(source);

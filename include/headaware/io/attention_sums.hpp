@@ -4,8 +4,8 @@
 /// Reads `attention_sums.json`: an observer's sums, from which an interrupted observation goes on.
 
 #include <headaware/config.hpp>
-#include <headaware/detail/json_records.hpp>
-#include <headaware/detail/json_tree.hpp>
+#include <headaware/io/detail/json_records.hpp>
+#include <headaware/io/detail/json_tree.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/retention_statistics.hpp>
 #include <headaware/stats/attention_observer.hpp>

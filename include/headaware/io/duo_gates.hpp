@@ -4,9 +4,9 @@
 /// Reads the attention patterns that DuoAttention publishes: `full_attention_heads.tsv` and `config.json`.
 
 #include <headaware/config.hpp>
-#include <headaware/detail/json_records.hpp>
-#include <headaware/detail/json_tree.hpp>
 #include <headaware/error.hpp>
+#include <headaware/io/detail/json_records.hpp>
+#include <headaware/io/detail/json_tree.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/policy/duo_gates.hpp>
 

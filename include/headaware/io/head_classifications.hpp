@@ -5,8 +5,8 @@
 
 #include <headaware/classify/head_type.hpp>
 #include <headaware/config.hpp>
-#include <headaware/detail/json_records.hpp>
-#include <headaware/detail/json_tree.hpp>
+#include <headaware/io/detail/json_records.hpp>
+#include <headaware/io/detail/json_tree.hpp>
 #include <headaware/io/file.hpp>
 
 #include <cstddef>

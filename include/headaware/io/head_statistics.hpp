@@ -5,8 +5,8 @@
 
 #include <headaware/config.hpp>
 #include <headaware/detail/head_grid.hpp>
-#include <headaware/detail/json_records.hpp>
-#include <headaware/detail/json_tree.hpp>
+#include <headaware/io/detail/json_records.hpp>
+#include <headaware/io/detail/json_tree.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/stats/head_statistics.hpp>
 

@@ -4,8 +4,8 @@
 /// Reads a model's shape from a Hugging Face `config.json`.
 
 #include <headaware/config.hpp>
-#include <headaware/detail/json_records.hpp>
-#include <headaware/detail/json_tree.hpp>
+#include <headaware/io/detail/json_records.hpp>
+#include <headaware/io/detail/json_tree.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/types.hpp>
 
@@ -243,15 +243,15 @@ inline void require_shape(JsonObject& config, ModelConfig const& model) {
   constexpr std::int32_t most = std::numeric_limits<std::int32_t>::max();
   // First what is not known: models that say such things may lack the usual fields.
   detail::refuse_unknown_layers(config);
-  std::optional<std::int64_t> kv_heads;
+  std::optional<std::int64_t> num_kv_heads;
   std::string kv_heads_from;
   for (char const* const name : {"num_attention_heads", "num_key_value_heads"}) {
     auto const value = optional(name);
     if (!value || value->kind() != detail::JsonKind::integer) continue;
-    kv_heads = value->integer(std::int64_t{INT64_MIN}, INT64_MAX);
+    num_kv_heads = value->integer(std::int64_t{INT64_MIN}, INT64_MAX);
     kv_heads_from = name;
   }
-  detail::require_kv_heads(config, kv_heads, kv_heads_from);
+  detail::require_kv_heads(config, num_kv_heads, kv_heads_from);
 
   ModelConfig model;
   model.num_hidden_layers = config.get("num_hidden_layers", "an integer").integer(1, detail::max_index);

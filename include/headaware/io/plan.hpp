@@ -4,8 +4,8 @@
 /// Reads `plan.json`.
 
 #include <headaware/config.hpp>
-#include <headaware/detail/json_records.hpp>
-#include <headaware/detail/json_tree.hpp>
+#include <headaware/io/detail/json_records.hpp>
+#include <headaware/io/detail/json_tree.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/retention_statistics.hpp>
 #include <headaware/plan/policy_plan.hpp>
@@ -92,10 +92,11 @@ inline constexpr std::array<std::string_view, 4> plan_policy_names{Full::name, S
   JsonObject model = root.get("model_info", "an object").object();
   plan.num_layers = model.get("num_layers", "an integer").integer(1, max_index);
   plan.num_heads = model.get("num_heads", "an integer").integer(1, max_index);
-  JsonValue const kv_heads = model.get("num_kv_heads", "an integer");
-  plan.num_kv_heads = kv_heads.integer(1, plan.num_heads);
+  JsonValue const num_kv_heads = model.get("num_kv_heads", "an integer");
+  plan.num_kv_heads = num_kv_heads.integer(1, plan.num_heads);
   if (plan.num_heads % plan.num_kv_heads != 0) {
-    kv_heads.fail("num_kv_heads", "a divisor of " + std::to_string(plan.num_heads), std::to_string(plan.num_kv_heads));
+    num_kv_heads.fail("num_kv_heads", "a divisor of " + std::to_string(plan.num_heads),
+                      std::to_string(plan.num_kv_heads));
   }
   require_head_count(model, plan.num_layers, plan.num_heads);
   plan.context = root.get("context", "an integer").integer<std::int64_t>(1, std::int64_t{1} << 30);

@@ -3,12 +3,12 @@
 /// @file
 /// Reads policies from whichever file holds them: a plan or classifications.
 
+#include <headaware/classify/builders.hpp>
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/head_classifications.hpp>
 #include <headaware/io/plan.hpp>
-#include <headaware/policy/builders.hpp>
 #include <headaware/policy/table.hpp>
 #include <headaware/types.hpp>
 

@@ -4,8 +4,8 @@
 /// Reads `retention_statistics.json`.
 
 #include <headaware/config.hpp>
-#include <headaware/detail/json_records.hpp>
-#include <headaware/detail/json_tree.hpp>
+#include <headaware/io/detail/json_records.hpp>
+#include <headaware/io/detail/json_tree.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/stats/retention.hpp>
 
@@ -96,10 +96,11 @@ inline void require_format(JsonObject& root, std::string_view format, std::int32
   detail::JsonObject header = root.get("model_info", "an object").object();
   info.num_layers = header.get("num_layers", "an integer").integer(1, detail::max_index);
   info.num_heads = header.get("num_heads", "an integer").integer(1, detail::max_index);
-  detail::JsonValue const kv_heads = header.get("num_kv_heads", "an integer");
-  info.num_kv_heads = kv_heads.integer(1, info.num_heads);
+  detail::JsonValue const num_kv_heads = header.get("num_kv_heads", "an integer");
+  info.num_kv_heads = num_kv_heads.integer(1, info.num_heads);
   if (info.num_heads % info.num_kv_heads != 0) {
-    kv_heads.fail("num_kv_heads", "a divisor of " + std::to_string(info.num_heads), std::to_string(info.num_kv_heads));
+    num_kv_heads.fail("num_kv_heads", "a divisor of " + std::to_string(info.num_heads),
+                      std::to_string(info.num_kv_heads));
   }
   detail::require_head_count(header, info.num_layers, info.num_heads);
   info.first_query = root.get("first_query", "an integer").integer<std::int64_t>(0, detail::max_json_count);

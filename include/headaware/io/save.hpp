@@ -9,8 +9,8 @@
 #include <headaware/classify/summary.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/head_grid.hpp>
-#include <headaware/detail/json_text.hpp>
 #include <headaware/error.hpp>
+#include <headaware/io/detail/json_text.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/stats/head_statistics.hpp>
 

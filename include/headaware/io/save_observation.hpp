@@ -4,9 +4,9 @@
 /// Writes `retention_statistics.json` and `attention_sums.json`.
 
 #include <headaware/config.hpp>
-#include <headaware/detail/json_text.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/attention_sums.hpp>
+#include <headaware/io/detail/json_text.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/retention_statistics.hpp>
 #include <headaware/stats/attention_observer.hpp>

@@ -4,8 +4,8 @@
 /// Writes `plan.json`, and plans as classifications.
 
 #include <headaware/config.hpp>
-#include <headaware/detail/json_text.hpp>
 #include <headaware/error.hpp>
+#include <headaware/io/detail/json_text.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/plan.hpp>
 #include <headaware/io/save.hpp>
@@ -47,9 +47,9 @@ inline void require_savable(PolicyPlan const& plan, char const* where) {
   std::int64_t tokens = 0;
   for (std::size_t i = 0; i < plan.heads.size(); ++i) {
     finite(plan.heads[i].predicted_error);
-    auto const kv_heads = static_cast<std::size_t>(plan.num_kv_heads);
+    auto const num_kv_heads = static_cast<std::size_t>(plan.num_kv_heads);
     auto const& policy =
-        plan.table.at(static_cast<std::int32_t>(i / kv_heads), static_cast<std::int32_t>(i % kv_heads));
+        plan.table.at(static_cast<std::int32_t>(i / num_kv_heads), static_cast<std::int32_t>(i % num_kv_heads));
     std::int64_t const held = held_tokens(policy, plan.context, plan.options.page_size);
     require(plan.heads[i].tokens == held, "tokens of a head", held, plan.heads[i].tokens, where);
     tokens += held;

@@ -4,8 +4,8 @@
 /// Writes `sensitivities.json`.
 
 #include <headaware/config.hpp>
-#include <headaware/detail/json_text.hpp>
 #include <headaware/error.hpp>
+#include <headaware/io/detail/json_text.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/sensitivities.hpp>
 

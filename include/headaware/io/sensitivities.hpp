@@ -4,9 +4,9 @@
 /// Reads `sensitivities.json`.
 
 #include <headaware/config.hpp>
-#include <headaware/detail/json_records.hpp>
-#include <headaware/detail/json_tree.hpp>
 #include <headaware/error.hpp>
+#include <headaware/io/detail/json_records.hpp>
+#include <headaware/io/detail/json_tree.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/retention_statistics.hpp>
 #include <headaware/plan/measured_sensitivity.hpp>
@@ -29,13 +29,13 @@ struct SavedSensitivities {
   std::int32_t num_kv_heads = 0;  ///< 0: one number a layer
   bool losses = false;            ///< `values` are increases of the loss (nats) with one layer or head alone cut
   SinkWindow cut{.sink = 4, .window = 60};  ///< to this
-  std::vector<double> values;               ///< [layers] or [layers, kv_heads]
+  std::vector<double> values;               ///< [layers] or [layers, num_kv_heads]
 
   /// @throws ArgumentError unless they are of a model of this shape
-  void require_shape(std::int32_t layers, std::int32_t kv_heads, char const* where) const {
+  void require_shape(std::int32_t layers, std::int32_t layer_heads, char const* where) const {
     detail::require(num_layers == layers, "sensitivities' layers", layers, num_layers, where);
-    bool const heads = num_kv_heads == 0 || num_kv_heads == kv_heads;
-    detail::require(heads, "sensitivities' KV heads", kv_heads, num_kv_heads, where);
+    bool const heads = num_kv_heads == 0 || num_kv_heads == layer_heads;
+    detail::require(heads, "sensitivities' KV heads", layer_heads, num_kv_heads, where);
   }
 
   /// @brief The factors; from losses as `sensitivities_from_losses` makes them with this cut.

@@ -28,7 +28,7 @@ HEADAWARE_NAMESPACE_BEGIN
 /// - `bool tokens_adjacent()`: neighbouring tokens of one channel are neighbours in memory
 ///   (a transposed tensor); decides the order of traversal.
 /// - `int64_t num_sequences()`, `int64_t num_kv_heads()`, `int64_t num_channels()`,
-///   `int64_t token_capacity()`, and `int64_t extent()`, the elements from the base pointer to the
+///   `int64_t token_capacity()`, and `int64_t required_span_size()`, the elements from the base pointer to the
 ///   tensor's end. What is offered is checked against what a call asks for.
 /// - `void check_table(int64_t sequence, int64_t begin, int64_t end, char const* where)`, host: throws ArgumentError
 ///   where the tables that `offset` reads do not name places of the tensor for tokens [begin, end) of a sequence. The

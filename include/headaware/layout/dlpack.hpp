@@ -296,8 +296,8 @@ template <class T>
   view.device_ = device;
   view.type_ = type;
   view.ndim_ = order.size();
-  for (Direction const& direction : {Direction{'b', "sequences left out", shape.sequences, strides.sequence},
-                                     Direction{'h', "KV heads left out", shape.kv_heads, strides.head},
+  for (Direction const& direction : {Direction{'b', "sequences left out", shape.num_sequences, strides.sequence},
+                                     Direction{'h', "KV heads left out", shape.num_kv_heads, strides.head},
                                      Direction{'s', "tokens left out", shape.tokens, strides.token},
                                      Direction{'d', "channels left out", shape.channels, strides.channel}}) {
     std::int32_t const i = order.find(direction.letter);

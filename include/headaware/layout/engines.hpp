@@ -21,48 +21,48 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief Hugging Face Transformers: `[batch, kv_heads, tokens, head_dim]`.
+/// @brief Hugging Face Transformers: `[batch, num_kv_heads, tokens, head_dim]`.
 /// @param tokens  tokens the tensor has room for (a static cache: its length, not the filled part)
 /// @par Source  huggingface/transformers, src/transformers/cache_utils.py, DynamicLayer and StaticLayer
-[[nodiscard]] inline StridedLayout hugging_face(std::int64_t batch, std::int64_t kv_heads, std::int64_t tokens,
+[[nodiscard]] inline StridedLayout hugging_face(std::int64_t batch, std::int64_t num_kv_heads, std::int64_t tokens,
                                                 std::int64_t head_dim) {
-  return strided_bhsd(batch, kv_heads, tokens, head_dim);
+  return strided_bhsd(batch, num_kv_heads, tokens, head_dim);
 }
 
-/// @brief FlashAttention: `[batch, tokens, kv_heads, head_dim]`.
+/// @brief FlashAttention: `[batch, tokens, num_kv_heads, head_dim]`.
 /// @par Source  Dao-AILab/flash-attention, flash_attn/flash_attn_interface.py, flash_attn_func and
 ///              flash_attn_with_kvcache
-[[nodiscard]] inline StridedLayout flash_attention(std::int64_t batch, std::int64_t tokens, std::int64_t kv_heads,
+[[nodiscard]] inline StridedLayout flash_attention(std::int64_t batch, std::int64_t tokens, std::int64_t num_kv_heads,
                                                    std::int64_t head_dim) {
-  return strided_bshd(batch, tokens, kv_heads, head_dim);
+  return strided_bshd(batch, tokens, num_kv_heads, head_dim);
 }
 
-/// @brief FlashAttention, variable lengths: `[total, kv_heads, head_dim]`.
+/// @brief FlashAttention, variable lengths: `[total, num_kv_heads, head_dim]`.
 /// @param cu_seqlens_k  [batch + 1], host or device, as the tensor
 /// @par Source  Dao-AILab/flash-attention, flash_attn/flash_attn_interface.py, flash_attn_varlen_func
 [[nodiscard]] inline RaggedLayout flash_attention_varlen(std::int32_t const* cu_seqlens_k, std::int64_t batch,
-                                                         std::int64_t total, std::int64_t kv_heads,
+                                                         std::int64_t total, std::int64_t num_kv_heads,
                                                          std::int64_t head_dim) {
-  return ragged_thd(cu_seqlens_k, batch, total, kv_heads, head_dim);
+  return ragged_thd(cu_seqlens_k, batch, total, num_kv_heads, head_dim);
 }
 
-/// @brief FlashAttention, paged: `[num_blocks, page_block_size, kv_heads, head_dim]`.
+/// @brief FlashAttention, paged: `[num_blocks, page_block_size, num_kv_heads, head_dim]`.
 /// @param block_table  `PageTable::dense` of [batch, max_num_blocks_per_seq]
 /// @par Source  Dao-AILab/flash-attention, flash_attn/flash_attn_interface.py, flash_attn_with_kvcache
 [[nodiscard]] inline PagedLayout flash_attention_paged(PageTable const& block_table, PagedShape const& shape) {
   return paged_layout(block_table, shape, PageOrder::nhd);
 }
 
-/// @brief FlashInfer, keys and values apart: `[pages, page, kv_heads, head_dim]` (NHD) or
-/// `[pages, kv_heads, page, head_dim]` (HND).
+/// @brief FlashInfer, keys and values apart: `[pages, page, num_kv_heads, head_dim]` (NHD) or
+/// `[pages, num_kv_heads, page, head_dim]` (HND).
 /// @param table  `PageTable::csr` of `paged_kv_indices` and `paged_kv_indptr`
 /// @par Source  flashinfer-ai/flashinfer, docs/tutorials/kv_layout.rst, "Page Table Layout"
 [[nodiscard]] inline PagedLayout flashinfer_split(PageTable const& table, PagedShape const& shape, PageOrder order) {
   return paged_layout(table, shape, order);
 }
 
-/// @brief FlashInfer, keys and values joined: `[pages, 2, page, kv_heads, head_dim]` (NHD) or
-/// `[pages, 2, kv_heads, page, head_dim]` (HND). Those of vLLM's FlashInfer back end, too, with
+/// @brief FlashInfer, keys and values joined: `[pages, 2, page, num_kv_heads, head_dim]` (NHD) or
+/// `[pages, 2, num_kv_heads, page, head_dim]` (HND). Those of vLLM's FlashInfer back end, too, with
 /// `PageTable::dense`.
 /// @par Source  flashinfer-ai/flashinfer, docs/tutorials/kv_layout.rst, "Page Table Layout";
 ///              vllm-project/vllm, vllm/v1/attention/backends/flashinfer.py, get_kv_cache_shape
@@ -74,10 +74,10 @@ HEADAWARE_NAMESPACE_BEGIN
   return {PagedLayout(table, shape, strides), PagedLayout(table, shape, strides, plane)};
 }
 
-/// @brief vLLM with FlashAttention: `[2, num_blocks, block_size, kv_heads, head_dim]`, joined.
+/// @brief vLLM with FlashAttention: `[2, num_blocks, block_size, num_kv_heads, head_dim]`, joined.
 /// @param block_table  `PageTable::dense` of [num_reqs, max_num_blocks_per_req]
 /// @param order        hnd: the tensor that VLLM_KV_CACHE_LAYOUT=HND gives,
-///                     `[2, num_blocks, kv_heads, block_size, head_dim]` in memory
+///                     `[2, num_blocks, num_kv_heads, block_size, head_dim]` in memory
 /// @note   A version or back end whose shape begins `[num_blocks, 2, ...]` has the tensors of
 ///         `flashinfer_joined`.
 /// @par Source  vllm-project/vllm, vllm/v1/attention/backends/flash_attn.py, get_kv_cache_shape and
@@ -90,8 +90,8 @@ HEADAWARE_NAMESPACE_BEGIN
           PagedLayout(block_table, shape, strides, detail::elements("vllm_flash", {shape.num_pages, strides.page}))};
 }
 
-/// @brief vLLM's own paged attention: keys `[num_blocks, kv_heads, head_dim / x, block_size, x]`, values
-/// `[num_blocks, kv_heads, head_dim, block_size]`, each from its own pointer.
+/// @brief vLLM's own paged attention: keys `[num_blocks, num_kv_heads, head_dim / x, block_size, x]`, values
+/// `[num_blocks, num_kv_heads, head_dim, block_size]`, each from its own pointer.
 /// @param x  elements in 16 bytes
 /// @throws ArgumentError as `PagedSplitXLayout`
 /// @par Source  vllm-project/vllm, csrc/attention/attention_kernels.cuh, paged_attention_kernel
@@ -100,14 +100,14 @@ HEADAWARE_NAMESPACE_BEGIN
                                                                                     std::int64_t x) {
   constexpr auto where = "vllm_paged_attention";
   std::int64_t const head = detail::elements(where, {shape.channels, shape.page_size});
-  std::int64_t const page = detail::elements(where, {shape.kv_heads, head});
+  std::int64_t const page = detail::elements(where, {shape.num_kv_heads, head});
   std::int64_t const group = detail::elements(where, {shape.page_size, x});
   return {PagedSplitXLayout(block_table, shape, x, {.page = page, .head = head, .group = group, .token = x}),
           PagedLayout(block_table, shape, {.page = page, .head = head, .token = 1, .channel = shape.page_size})};
 }
 
-/// @brief TensorRT-LLM: a pool `[blocks, layers, 2, kv_heads, tokens_per_block, head_dim]`, of which a
-/// layer sees `[blocks, 2, kv_heads, tokens_per_block, head_dim]`, joined.
+/// @brief TensorRT-LLM: a pool `[blocks, layers, 2, num_kv_heads, tokens_per_block, head_dim]`, of which a
+/// layer sees `[blocks, 2, num_kv_heads, tokens_per_block, head_dim]`, joined.
 ///
 /// The table is the one that its attention kernels read: for each sequence a row for keys and a row for
 /// values, whose entries count blocks of one layer's keys or values: `block · layers · 2`, and 1 more
@@ -117,7 +117,7 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @param max_blocks      entries of a row, max_blocks_per_seq
 /// @param shape           `num_pages` is the blocks of the pool
 /// @param layers_in_pool  layers that share the pool
-/// @note  Base pointer: the pool's, plus 2 · (the layer's place in the pool) · kv_heads ·
+/// @note  Base pointer: the pool's, plus 2 · (the layer's place in the pool) · num_kv_heads ·
 ///        tokens_per_block · head_dim elements.
 /// @throws ArgumentError as `PagedLayout`, or if `layers_in_pool` is not positive
 /// @par Source  NVIDIA/TensorRT-LLM, cpp/tensorrt_llm/kernels/kvCacheUtils.h, KVBlockArray;
@@ -200,8 +200,8 @@ inline std::int64_t llama_value_width(LlamaCppShape const& shape) {
                                                                          LlamaCppShape const& shape) {
   detail::require(shape.n_stream == 1, "n_stream", "1, a unified cache", shape.n_stream, "llama_cpp_cells");
   std::int64_t const value_width = detail::llama_value_width(shape);
-  PagedShape paged{.sequences = sequences,
-                   .kv_heads = shape.n_head_kv,
+  PagedShape paged{.num_sequences = sequences,
+                   .num_kv_heads = shape.n_head_kv,
                    .channels = shape.n_embd_head_k,
                    .num_pages = shape.kv_size,
                    .page_size = 1};
@@ -216,7 +216,7 @@ inline std::int64_t llama_value_width(LlamaCppShape const& shape) {
   return {keys, PagedLayout(cells, paged, shape.v_trans ? transposed : rows)};
 }
 
-/// @brief SGLang: a pool of token slots `[slots, kv_heads, head_dim]`, whatever its page size.
+/// @brief SGLang: a pool of token slots `[slots, num_kv_heads, head_dim]`, whatever its page size.
 /// @param slots  `PageTable::dense` of `req_to_token` [requests, max_context_len], sequences counted by
 ///               `req_pool_idx`; or `PageTable::csr` of the `kv_indices` and `kv_indptr` made from it for a batch
 /// @param shape  `num_pages` is the slots of the pool, `page_size` 1

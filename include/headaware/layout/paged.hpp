@@ -79,8 +79,8 @@ struct PageTable {
 
 /// @brief Elements a paged cache has in each direction.
 struct PagedShape {
-  std::int64_t sequences = 0;
-  std::int64_t kv_heads = 0;
+  std::int64_t num_sequences = 0;
+  std::int64_t num_kv_heads = 0;
   std::int64_t channels = 0;   ///< head_dim
   std::int64_t num_pages = 0;  ///< pages of the pool
   std::int64_t page_size = 1;  ///< tokens a page
@@ -106,12 +106,12 @@ struct SplitXStrides {
 namespace detail {
 
 inline void check_paged(PageTable const& table, PagedShape const& shape, std::int64_t plane, char const* where) {
-  require(shape.sequences >= 0, "sequences", ">= 0", shape.sequences, where);
-  require(shape.kv_heads >= 0, "kv_heads", ">= 0", shape.kv_heads, where);
+  require(shape.num_sequences >= 0, "sequences", ">= 0", shape.num_sequences, where);
+  require(shape.num_kv_heads >= 0, "kv_heads", ">= 0", shape.num_kv_heads, where);
   require(shape.channels >= 0, "channels", ">= 0", shape.channels, where);
   require(shape.num_pages >= 0, "num_pages", ">= 0", shape.num_pages, where);
   require(plane >= 0, "plane offset", ">= 0", plane, where);
-  require(table.pages != nullptr || shape.sequences == 0, "page table", "a pointer", "nullptr", where);
+  require(table.pages != nullptr || shape.num_sequences == 0, "page table", "a pointer", "nullptr", where);
   if (table.indptr == nullptr) {
     require(table.max_pages >= 0, "page table entries a row", ">= 0", table.max_pages, where);
     require(table.row_stride >= table.max_pages, "page table row stride", ">= " + std::to_string(table.max_pages),
@@ -123,8 +123,8 @@ inline void check_paged(PageTable const& table, PagedShape const& shape, std::in
 /// What the layouts below have in common: a table, a shape, and the division of tokens into pages.
 class PagedBase {
  public:
-  [[nodiscard]] std::int64_t num_sequences() const { return shape_.sequences; }
-  [[nodiscard]] std::int64_t num_kv_heads() const { return shape_.kv_heads; }
+  [[nodiscard]] std::int64_t num_sequences() const { return shape_.num_sequences; }
+  [[nodiscard]] std::int64_t num_kv_heads() const { return shape_.num_kv_heads; }
   [[nodiscard]] std::int64_t num_channels() const { return shape_.channels; }
 
   /// Tokens that a sequence's part of the table has room for. A CSR table may be on the device, so
@@ -176,14 +176,14 @@ class PagedBase {
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t slot_of(std::int64_t token) const {
     return page_size_.remainder(token);
   }
-  [[nodiscard]] bool empty() const { return shape_.num_pages == 0 || shape_.kv_heads == 0 || shape_.channels == 0; }
+  [[nodiscard]] bool empty() const { return shape_.num_pages == 0 || shape_.num_kv_heads == 0 || shape_.channels == 0; }
 
   /// The largest divisor of `run` that also divides all that is added to a channel's place in its row.
   [[nodiscard]] std::int64_t aligned_run(std::int64_t run, std::int64_t page, std::int64_t head,
                                          std::int64_t token) const {
     run = std::gcd(run, plane_);
     if (shape_.num_pages > 1) run = std::gcd(run, page);
-    if (shape_.kv_heads > 1) run = std::gcd(run, head);
+    if (shape_.num_kv_heads > 1) run = std::gcd(run, head);
     if (shape_.page_size > 1) run = std::gcd(run, token);
     return run > 0 ? run : 1;
   }
@@ -231,15 +231,15 @@ class PagedLayout : public detail::PagedBase {
   [[nodiscard]] bool tokens_adjacent() const {
     return strides_.channel != 1 && (shape_.page_size == 1 ? strides_.page : strides_.token) == 1;
   }
-  [[nodiscard]] std::int64_t extent() const {
+  [[nodiscard]] std::int64_t required_span_size() const {
     if (empty()) return 0;
-    return plane_ + (shape_.num_pages - 1) * strides_.page + (shape_.kv_heads - 1) * strides_.head +
+    return plane_ + (shape_.num_pages - 1) * strides_.page + (shape_.num_kv_heads - 1) * strides_.head +
            (shape_.page_size - 1) * strides_.token + (shape_.channels - 1) * strides_.channel + 1;
   }
   [[nodiscard]] PagedStrides const& strides() const { return strides_; }
   [[nodiscard]] std::array<detail::Direction, 4> directions() const {
     return {{{shape_.num_pages, strides_.page, true},
-             {shape_.kv_heads, strides_.head},
+             {shape_.num_kv_heads, strides_.head},
              {shape_.page_size, strides_.token},
              {shape_.channels, strides_.channel}}};
   }
@@ -286,16 +286,16 @@ class PagedSplitXLayout : public detail::PagedBase {
   [[nodiscard]] bool tokens_adjacent() const {
     return !rows_contiguous() && (shape_.page_size == 1 ? strides_.page : strides_.token) == 1;
   }
-  [[nodiscard]] std::int64_t extent() const {
+  [[nodiscard]] std::int64_t required_span_size() const {
     if (empty()) return 0;
-    return plane_ + (shape_.num_pages - 1) * strides_.page + (shape_.kv_heads - 1) * strides_.head +
+    return plane_ + (shape_.num_pages - 1) * strides_.page + (shape_.num_kv_heads - 1) * strides_.head +
            (shape_.channels / x_.value() - 1) * strides_.group + (shape_.page_size - 1) * strides_.token + x_.value();
   }
   [[nodiscard]] std::int64_t x() const { return x_.value(); }
   [[nodiscard]] SplitXStrides const& strides() const { return strides_; }
   [[nodiscard]] std::array<detail::Direction, 5> directions() const {
     return {{{shape_.num_pages, strides_.page, true},
-             {shape_.kv_heads, strides_.head},
+             {shape_.num_kv_heads, strides_.head},
              {shape_.channels / x_.value(), strides_.group},
              {shape_.page_size, strides_.token},
              {x_.value(), 1}}};
@@ -310,8 +310,8 @@ static_assert(KvLayout<PagedSplitXLayout>);
 /// @brief The order of dimensions within a page: N tokens, H heads, D channels.
 /// @par Source  flashinfer-ai/flashinfer, docs/tutorials/kv_layout.rst
 enum class PageOrder {
-  nhd,  ///< [page_size, kv_heads, head_dim]
-  hnd   ///< [kv_heads, page_size, head_dim]
+  nhd,  ///< [page_size, num_kv_heads, head_dim]
+  hnd   ///< [num_kv_heads, page_size, head_dim]
 };
 
 namespace detail {
@@ -319,9 +319,9 @@ namespace detail {
 /// Strides of pages that lie back to back.
 [[nodiscard]] inline PagedStrides page_strides(PagedShape const& shape, PageOrder order) {
   constexpr auto where = "paged layout";
-  std::int64_t const page = elements(where, {shape.page_size, shape.kv_heads, shape.channels});
+  std::int64_t const page = elements(where, {shape.page_size, shape.num_kv_heads, shape.channels});
   if (order == PageOrder::nhd) {
-    std::int64_t const token = elements(where, {shape.kv_heads, shape.channels});
+    std::int64_t const token = elements(where, {shape.num_kv_heads, shape.channels});
     return {.page = page, .head = shape.channels, .token = token, .channel = 1};
   }
   std::int64_t const head = elements(where, {shape.page_size, shape.channels});
@@ -330,7 +330,7 @@ namespace detail {
 
 }  // namespace detail
 
-/// @brief `[num_pages, page_size, kv_heads, head_dim]` or `[num_pages, kv_heads, page_size, head_dim]`,
+/// @brief `[num_pages, page_size, num_kv_heads, head_dim]` or `[num_pages, num_kv_heads, page_size, head_dim]`,
 /// contiguous; keys and values in tensors of their own.
 /// @throws ArgumentError as `PagedLayout`
 [[nodiscard]] inline PagedLayout paged_layout(PageTable const& table, PagedShape const& shape, PageOrder order) {

@@ -17,9 +17,9 @@ HEADAWARE_NAMESPACE_BEGIN
 
 /// @brief Elements a ragged tensor has in each direction.
 struct RaggedShape {
-  std::int64_t sequences = 0;
+  std::int64_t num_sequences = 0;
   std::int64_t total = 0;  ///< tokens of all sequences together, cu_seqlens[sequences]
-  std::int64_t kv_heads = 0;
+  std::int64_t num_kv_heads = 0;
   std::int64_t channels = 0;  ///< head_dim
 };
 
@@ -47,14 +47,14 @@ class RaggedLayout {
   RaggedLayout(std::int32_t const* cu_seqlens, RaggedShape const& shape, RaggedStrides const& strides)
       : cu_seqlens_(cu_seqlens), shape_(shape), strides_(strides) {
     constexpr auto where = "RaggedLayout";
-    detail::require(shape.sequences >= 0, "sequences", ">= 0", shape.sequences, where);
+    detail::require(shape.num_sequences >= 0, "sequences", ">= 0", shape.num_sequences, where);
     detail::require(shape.total >= 0, "total tokens", ">= 0", shape.total, where);
-    detail::require(shape.kv_heads >= 0, "kv_heads", ">= 0", shape.kv_heads, where);
+    detail::require(shape.num_kv_heads >= 0, "kv_heads", ">= 0", shape.num_kv_heads, where);
     detail::require(shape.channels >= 0, "channels", ">= 0", shape.channels, where);
     detail::require(strides.token >= 0, "token stride", ">= 0", strides.token, where);
     detail::require(strides.head >= 0, "head stride", ">= 0", strides.head, where);
     detail::require(strides.channel >= 0, "channel stride", ">= 0", strides.channel, where);
-    detail::require(cu_seqlens != nullptr || shape.sequences == 0, "cu_seqlens", "a pointer", "nullptr", where);
+    detail::require(cu_seqlens != nullptr || shape.num_sequences == 0, "cu_seqlens", "a pointer", "nullptr", where);
     detail::check_extent(where, 0, directions());
   }
 
@@ -67,25 +67,26 @@ class RaggedLayout {
     if (strides_.channel != 1) return 1;
     std::int64_t run = shape_.channels;
     if (shape_.total > 1) run = std::gcd(run, strides_.token);
-    if (shape_.kv_heads > 1) run = std::gcd(run, strides_.head);
+    if (shape_.num_kv_heads > 1) run = std::gcd(run, strides_.head);
     return run > 0 ? run : 1;
   }
   [[nodiscard]] bool rows_contiguous() const { return strides_.channel == 1; }
   [[nodiscard]] bool tokens_adjacent() const { return strides_.token == 1 && strides_.channel != 1; }
-  [[nodiscard]] std::int64_t num_sequences() const { return shape_.sequences; }
-  [[nodiscard]] std::int64_t num_kv_heads() const { return shape_.kv_heads; }
+  [[nodiscard]] std::int64_t num_sequences() const { return shape_.num_sequences; }
+  [[nodiscard]] std::int64_t num_kv_heads() const { return shape_.num_kv_heads; }
   [[nodiscard]] std::int64_t num_channels() const { return shape_.channels; }
   [[nodiscard]] std::int64_t token_capacity() const { return shape_.total; }
-  [[nodiscard]] std::int64_t extent() const {
-    if (shape_.total == 0 || shape_.kv_heads == 0 || shape_.channels == 0) return 0;
-    return (shape_.total - 1) * strides_.token + (shape_.kv_heads - 1) * strides_.head +
+  [[nodiscard]] std::int64_t required_span_size() const {
+    if (shape_.total == 0 || shape_.num_kv_heads == 0 || shape_.channels == 0) return 0;
+    return (shape_.total - 1) * strides_.token + (shape_.num_kv_heads - 1) * strides_.head +
            (shape_.channels - 1) * strides_.channel + 1;
   }
   [[nodiscard]] RaggedShape const& shape() const { return shape_; }
   [[nodiscard]] RaggedStrides const& strides() const { return strides_; }
   [[nodiscard]] std::int32_t const* cu_seqlens() const { return cu_seqlens_; }
   [[nodiscard]] std::array<detail::Direction, 3> directions() const {
-    return {{{shape_.total, strides_.token}, {shape_.kv_heads, strides_.head}, {shape_.channels, strides_.channel}}};
+    return {
+        {{shape_.total, strides_.token}, {shape_.num_kv_heads, strides_.head}, {shape_.channels, strides_.channel}}};
   }
   /// @brief Checks one sequence of a `cu_seqlens` in host memory.
   /// @throws ArgumentError if the sequence has fewer rows than `tokens_end`, rows that the tensor has not, or ends
@@ -109,16 +110,16 @@ class RaggedLayout {
 };
 static_assert(KvLayout<RaggedLayout>);
 
-/// @brief `[total, kv_heads, head_dim]`, contiguous: FlashAttention's varlen tensors, FlashInfer's ragged
+/// @brief `[total, num_kv_heads, head_dim]`, contiguous: FlashAttention's varlen tensors, FlashInfer's ragged
 /// NHD tensors.
 /// @param cu_seqlens  [batch + 1], host or device, as the tensor; borrowed
 /// @param total       tokens of all sequences together
 /// @throws ArgumentError as `RaggedLayout`
 [[nodiscard]] inline RaggedLayout ragged_thd(std::int32_t const* cu_seqlens, std::int64_t batch, std::int64_t total,
-                                             std::int64_t kv_heads, std::int64_t head_dim) {
+                                             std::int64_t num_kv_heads, std::int64_t head_dim) {
   return {cu_seqlens,
-          {.sequences = batch, .total = total, .kv_heads = kv_heads, .channels = head_dim},
-          {.token = detail::elements("ragged_thd", {kv_heads, head_dim}), .head = head_dim, .channel = 1}};
+          {.num_sequences = batch, .total = total, .num_kv_heads = num_kv_heads, .channels = head_dim},
+          {.token = detail::elements("ragged_thd", {num_kv_heads, head_dim}), .head = head_dim, .channel = 1}};
 }
 
 HEADAWARE_NAMESPACE_END

@@ -15,8 +15,8 @@ HEADAWARE_NAMESPACE_BEGIN
 
 /// @brief Elements a tensor has in each direction.
 struct LayoutShape {
-  std::int64_t sequences = 0;
-  std::int64_t kv_heads = 0;
+  std::int64_t num_sequences = 0;
+  std::int64_t num_kv_heads = 0;
   std::int64_t tokens = 0;
   std::int64_t channels = 0;  ///< head_dim
 };
@@ -37,8 +37,8 @@ class StridedLayout {
   /// @throws ArgumentError on a negative extent or stride, or a tensor of more elements than 64 bits count
   StridedLayout(LayoutShape const& shape, LayoutStrides const& strides) : shape_(shape), strides_(strides) {
     constexpr auto where = "StridedLayout";
-    detail::require(shape.sequences >= 0, "sequences", ">= 0", shape.sequences, where);
-    detail::require(shape.kv_heads >= 0, "kv_heads", ">= 0", shape.kv_heads, where);
+    detail::require(shape.num_sequences >= 0, "sequences", ">= 0", shape.num_sequences, where);
+    detail::require(shape.num_kv_heads >= 0, "kv_heads", ">= 0", shape.num_kv_heads, where);
     detail::require(shape.tokens >= 0, "tokens", ">= 0", shape.tokens, where);
     detail::require(shape.channels >= 0, "channels", ">= 0", shape.channels, where);
     detail::require(strides.sequence >= 0, "sequence stride", ">= 0", strides.sequence, where);
@@ -57,25 +57,28 @@ class StridedLayout {
     if (strides_.channel != 1) return 1;
     std::int64_t run = shape_.channels;
     if (shape_.tokens > 1) run = std::gcd(run, strides_.token);
-    if (shape_.kv_heads > 1) run = std::gcd(run, strides_.head);
-    if (shape_.sequences > 1) run = std::gcd(run, strides_.sequence);
+    if (shape_.num_kv_heads > 1) run = std::gcd(run, strides_.head);
+    if (shape_.num_sequences > 1) run = std::gcd(run, strides_.sequence);
     return run > 0 ? run : 1;
   }
   [[nodiscard]] bool rows_contiguous() const { return strides_.channel == 1; }
   [[nodiscard]] bool tokens_adjacent() const { return strides_.token == 1 && strides_.channel != 1; }
-  [[nodiscard]] std::int64_t num_sequences() const { return shape_.sequences; }
-  [[nodiscard]] std::int64_t num_kv_heads() const { return shape_.kv_heads; }
+  [[nodiscard]] std::int64_t num_sequences() const { return shape_.num_sequences; }
+  [[nodiscard]] std::int64_t num_kv_heads() const { return shape_.num_kv_heads; }
   [[nodiscard]] std::int64_t num_channels() const { return shape_.channels; }
   [[nodiscard]] std::int64_t token_capacity() const { return shape_.tokens; }
-  [[nodiscard]] std::int64_t extent() const {
-    bool const empty = shape_.sequences == 0 || shape_.kv_heads == 0 || shape_.tokens == 0 || shape_.channels == 0;
-    return empty ? 0 : offset(shape_.sequences - 1, shape_.kv_heads - 1, shape_.tokens - 1, shape_.channels - 1) + 1;
+  [[nodiscard]] std::int64_t required_span_size() const {
+    bool const empty =
+        shape_.num_sequences == 0 || shape_.num_kv_heads == 0 || shape_.tokens == 0 || shape_.channels == 0;
+    return empty
+               ? 0
+               : offset(shape_.num_sequences - 1, shape_.num_kv_heads - 1, shape_.tokens - 1, shape_.channels - 1) + 1;
   }
   [[nodiscard]] LayoutShape const& shape() const { return shape_; }
   [[nodiscard]] LayoutStrides const& strides() const { return strides_; }
   [[nodiscard]] std::array<detail::Direction, 4> directions() const {
-    return {{{shape_.sequences, strides_.sequence},
-             {shape_.kv_heads, strides_.head},
+    return {{{shape_.num_sequences, strides_.sequence},
+             {shape_.num_kv_heads, strides_.head},
              {shape_.tokens, strides_.token},
              {shape_.channels, strides_.channel}}};
   }
@@ -86,40 +89,40 @@ class StridedLayout {
 };
 static_assert(KvLayout<StridedLayout>);
 
-/// @brief `[batch, kv_heads, tokens, head_dim]`, contiguous: Hugging Face's cache.
+/// @brief `[batch, num_kv_heads, tokens, head_dim]`, contiguous: Hugging Face's cache.
 /// @throws ArgumentError as `StridedLayout`
-[[nodiscard]] inline StridedLayout strided_bhsd(std::int64_t batch, std::int64_t kv_heads, std::int64_t tokens,
+[[nodiscard]] inline StridedLayout strided_bhsd(std::int64_t batch, std::int64_t num_kv_heads, std::int64_t tokens,
                                                 std::int64_t head_dim) {
-  return {{.sequences = batch, .kv_heads = kv_heads, .tokens = tokens, .channels = head_dim},
-          {.sequence = detail::elements("strided_bhsd", {kv_heads, tokens, head_dim}),
+  return {{.num_sequences = batch, .num_kv_heads = num_kv_heads, .tokens = tokens, .channels = head_dim},
+          {.sequence = detail::elements("strided_bhsd", {num_kv_heads, tokens, head_dim}),
            .head = detail::elements("strided_bhsd", {tokens, head_dim}),
            .token = head_dim,
            .channel = 1}};
 }
 
-/// @brief `[batch, tokens, kv_heads, head_dim]`, contiguous: FlashAttention's tensors.
+/// @brief `[batch, tokens, num_kv_heads, head_dim]`, contiguous: FlashAttention's tensors.
 /// @throws ArgumentError as `StridedLayout`
-[[nodiscard]] inline StridedLayout strided_bshd(std::int64_t batch, std::int64_t tokens, std::int64_t kv_heads,
+[[nodiscard]] inline StridedLayout strided_bshd(std::int64_t batch, std::int64_t tokens, std::int64_t num_kv_heads,
                                                 std::int64_t head_dim) {
-  return {{.sequences = batch, .kv_heads = kv_heads, .tokens = tokens, .channels = head_dim},
-          {.sequence = detail::elements("strided_bshd", {tokens, kv_heads, head_dim}),
+  return {{.num_sequences = batch, .num_kv_heads = num_kv_heads, .tokens = tokens, .channels = head_dim},
+          {.sequence = detail::elements("strided_bshd", {tokens, num_kv_heads, head_dim}),
            .head = head_dim,
-           .token = detail::elements("strided_bshd", {kv_heads, head_dim}),
+           .token = detail::elements("strided_bshd", {num_kv_heads, head_dim}),
            .channel = 1}};
 }
 
-/// @brief `[tokens, kv_heads, head_dim]` of one sequence, contiguous.
+/// @brief `[tokens, num_kv_heads, head_dim]` of one sequence, contiguous.
 /// @throws ArgumentError as `StridedLayout`
-[[nodiscard]] inline StridedLayout strided_shd(std::int64_t tokens, std::int64_t kv_heads, std::int64_t head_dim) {
-  return strided_bshd(1, tokens, kv_heads, head_dim);
+[[nodiscard]] inline StridedLayout strided_shd(std::int64_t tokens, std::int64_t num_kv_heads, std::int64_t head_dim) {
+  return strided_bshd(1, tokens, num_kv_heads, head_dim);
 }
 
-/// @brief `[batch, kv_heads, head_dim, tokens]`, contiguous: transposed values.
+/// @brief `[batch, num_kv_heads, head_dim, tokens]`, contiguous: transposed values.
 /// @throws ArgumentError as `StridedLayout`
-[[nodiscard]] inline StridedLayout strided_bhds(std::int64_t batch, std::int64_t kv_heads, std::int64_t head_dim,
+[[nodiscard]] inline StridedLayout strided_bhds(std::int64_t batch, std::int64_t num_kv_heads, std::int64_t head_dim,
                                                 std::int64_t tokens) {
-  return {{.sequences = batch, .kv_heads = kv_heads, .tokens = tokens, .channels = head_dim},
-          {.sequence = detail::elements("strided_bhds", {kv_heads, head_dim, tokens}),
+  return {{.num_sequences = batch, .num_kv_heads = num_kv_heads, .tokens = tokens, .channels = head_dim},
+          {.sequence = detail::elements("strided_bhds", {num_kv_heads, head_dim, tokens}),
            .head = detail::elements("strided_bhds", {head_dim, tokens}),
            .token = 1,
            .channel = tokens}};

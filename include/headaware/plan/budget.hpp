@@ -3,9 +3,9 @@
 /// @file
 /// How much of a KV cache a plan may keep.
 
-#include <headaware/cache/cache_plan.hpp>
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
+#include <headaware/token_bytes.hpp>
 
 #include <cmath>
 #include <cstdint>
@@ -44,12 +44,12 @@ class Budget {
 
   [[nodiscard]] Unit unit() const { return unit_; }
 
-  /// @brief The tokens that `kv_heads` heads may keep together, rounded down.
-  /// @param kv_heads  layers times KV heads
+  /// @brief The tokens that `num_kv_heads` heads may keep together, rounded down.
+  /// @param num_kv_heads  layers times KV heads
   /// @param context   tokens of the sequence
-  [[nodiscard]] std::int64_t total(std::int64_t kv_heads, std::int64_t context) const {
+  [[nodiscard]] std::int64_t total(std::int64_t num_kv_heads, std::int64_t context) const {
     double tokens = amount_;
-    if (unit_ != Unit::bytes) tokens *= static_cast<double>(kv_heads);
+    if (unit_ != Unit::bytes) tokens *= static_cast<double>(num_kv_heads);
     if (unit_ == Unit::share) tokens *= static_cast<double>(context);
     // 10 % of 20 heads of 100 tokens are 200, not the 199 that rounding may leave.
     tokens = std::floor(tokens * (1 + 1e-12));

@@ -143,9 +143,9 @@ struct SinksOf {
                   table.num_kv_heads(), where);
   PolicyPlan plan(errors, context, options);
   for (std::size_t head = 0; head < errors.size(); ++head) {
-    auto const kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
+    auto const num_kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
     AnyPolicy<> const& policy =
-        table.at(static_cast<std::int32_t>(head / kv_heads), static_cast<std::int32_t>(head % kv_heads));
+        table.at(static_cast<std::int32_t>(head / num_kv_heads), static_cast<std::int32_t>(head % num_kv_heads));
     detail::SinksOf const sinks = detail::sinks_of(policy, where);
     double error = policy.is<Prune>() ? errors.dropped[head] : 0;
     if (sinks.windowed) error = errors.at(head, sinks.sink, sinks.window, context);

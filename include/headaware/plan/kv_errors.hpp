@@ -57,9 +57,9 @@ struct KvErrors {
   ErrorMeasure measure = ErrorMeasure::output;
   GroupFold fold = GroupFold::sum;
   RetentionGrid grid{};
-  std::vector<double> cells;    ///< [layers, kv_heads, grid]
-  std::vector<double> dropped;  ///< [layers, kv_heads]: where nothing is kept, and the head's output is zero
-  /// [layers, kv_heads]: mean ‖W_O o‖² (‖o‖² without W_O) of the head's query heads over the mean of its layer's KV
+  std::vector<double> cells;    ///< [layers, num_kv_heads, grid]
+  std::vector<double> dropped;  ///< [layers, num_kv_heads]: where nothing is kept, and the head's output is zero
+  /// [layers, num_kv_heads]: mean ‖W_O o‖² (‖o‖² without W_O) of the head's query heads over the mean of its layer's KV
   /// heads; of several texts the largest. Empty where values were not observed.
   std::vector<double> output_share;
 
@@ -192,7 +192,7 @@ inline void add_text(WeightedStatistics const& text, KvErrors& errors) {
     }
   }
   auto const group = static_cast<std::size_t>(info.num_heads / info.num_kv_heads);
-  auto const kv_heads = static_cast<std::size_t>(info.num_kv_heads);
+  auto const num_kv_heads = static_cast<std::size_t>(info.num_kv_heads);
   bool const maximum = errors.fold == GroupFold::maximum;
   std::vector<double> folded(cells.size());
   for (std::size_t head = 0; head < errors.size(); ++head) {
@@ -210,8 +210,8 @@ inline void add_text(WeightedStatistics const& text, KvErrors& errors) {
         dropped += sums.dropped * scale;
       }
     }
-    double const factor = text.weight * text.sensitivities.at(static_cast<std::int32_t>(head / kv_heads),
-                                                              static_cast<std::int32_t>(head % kv_heads));
+    double const factor = text.weight * text.sensitivities.at(static_cast<std::int32_t>(head / num_kv_heads),
+                                                              static_cast<std::int32_t>(head % num_kv_heads));
     double* const to = errors.cells.data() + head * cells.size();
     for (std::size_t i = 0; i < cells.size(); ++i) to[i] += factor * folded[i];
     errors.dropped[head] += factor * dropped;
@@ -221,24 +221,24 @@ inline void add_text(WeightedStatistics const& text, KvErrors& errors) {
 /// Raises the heads' shares of the output to those of one text.
 inline void add_output_share(RetentionStatistics const& statistics, KvErrors& errors) {
   auto const group = static_cast<std::size_t>(statistics.info.num_heads / statistics.info.num_kv_heads);
-  auto const kv_heads = static_cast<std::size_t>(statistics.info.num_kv_heads);
+  auto const num_kv_heads = static_cast<std::size_t>(statistics.info.num_kv_heads);
   bool const metric = statistics.info.with_output_metric;
-  std::vector<double> squares(kv_heads);
+  std::vector<double> squares(num_kv_heads);
   for (std::size_t layer = 0; layer < static_cast<std::size_t>(statistics.info.num_layers); ++layer) {
     double sum = 0;
-    for (std::size_t kv = 0; kv < kv_heads; ++kv) {
+    for (std::size_t kv = 0; kv < num_kv_heads; ++kv) {
       squares[kv] = 0;
       for (std::size_t member = 0; member < group; ++member) {
-        RetentionSums const& sums = statistics.heads[(layer * kv_heads + kv) * group + member];
+        RetentionSums const& sums = statistics.heads[(layer * num_kv_heads + kv) * group + member];
         double const square = metric ? sums.output_metric_squared : sums.output_squared;
         squares[kv] +=
             square / static_cast<double>(std::max<std::int64_t>(metric ? sums.metric_rows : sums.value_rows, 1));
       }
       sum += squares[kv];
     }
-    double const mean = sum / static_cast<double>(kv_heads);
-    for (std::size_t kv = 0; kv < kv_heads; ++kv) {
-      double& share = errors.output_share[layer * kv_heads + kv];
+    double const mean = sum / static_cast<double>(num_kv_heads);
+    for (std::size_t kv = 0; kv < num_kv_heads; ++kv) {
+      double& share = errors.output_share[layer * num_kv_heads + kv];
       if (mean > 0) share = std::max(share, squares[kv] / mean);
     }
   }

@@ -37,7 +37,7 @@ struct SensitivityOptions {
 /// E off the grid is interpolated (`KvErrors::at`). Increases below `least_increase` count as `least_increase`. A layer
 /// whose error at the cut is 0 tells nothing: it gets the mean of the others, or 1 where there are none.
 /// @param statistics     of the same text as the losses
-/// @param loss_increase  nats: [layers], or [layers, kv_heads] for sensitivities of heads
+/// @param loss_increase  nats: [layers], or [layers, num_kv_heads] for sensitivities of heads
 /// @throws ArgumentError if their number is another, one is NaN or infinite, or the statistics do not hold the measure
 /// @par Source  layers alone cut: as many forward passes as there are layers, no gradients
 [[nodiscard]] inline Sensitivities sensitivities_from_losses(RetentionStatistics const& statistics,

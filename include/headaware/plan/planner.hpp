@@ -4,9 +4,9 @@
 /// The planner: which sinks and window each KV head keeps, so that a model loses least under a budget.
 
 #include <headaware/config.hpp>
-#include <headaware/detail/lower_hull.hpp>
 #include <headaware/error.hpp>
 #include <headaware/plan/budget.hpp>
+#include <headaware/plan/detail/lower_hull.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
 #include <headaware/policy/table.hpp>
@@ -152,14 +152,15 @@ void take_steps(Hulls const& hulls, Take const& take) {
   PolicyPlan plan(errors, some.context, options);
   plan.floor = some.floor;
   plan.budget_tokens = some.budget_tokens + plan.skipped_tokens();
-  auto const kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
+  auto const num_kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
   std::size_t next = 0;  // of `some`
   for (std::size_t head = 0; head < plan.heads.size(); ++head) {
-    auto const layer = static_cast<std::int32_t>(head / kv_heads);
-    if (next < some.heads.size() && layers[next / kv_heads] == layer) {
-      plan.set(head,
-               some.table.at(static_cast<std::int32_t>(next / kv_heads), static_cast<std::int32_t>(next % kv_heads)),
-               some.heads[next]);
+    auto const layer = static_cast<std::int32_t>(head / num_kv_heads);
+    if (next < some.heads.size() && layers[next / num_kv_heads] == layer) {
+      plan.set(
+          head,
+          some.table.at(static_cast<std::int32_t>(next / num_kv_heads), static_cast<std::int32_t>(next % num_kv_heads)),
+          some.heads[next]);
       ++next;
     } else {
       plan.set(head, Full{}, {whole_pages(some.context, options.page_size), 0});

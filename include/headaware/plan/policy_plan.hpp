@@ -4,8 +4,8 @@
 /// What a planner was asked for and what it chose.
 
 #include <headaware/config.hpp>
-#include <headaware/detail/lower_hull.hpp>
 #include <headaware/error.hpp>
+#include <headaware/plan/detail/lower_hull.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/policy/table.hpp>
 #include <headaware/types.hpp>
@@ -74,7 +74,7 @@ struct PolicyPlan {
   double predicted_error = 0;       ///< sum over heads; in nats where sensitivities are
   PlanOptions options{};            ///< `measure` is the one that was used
   PolicyTable table;
-  std::vector<PlannedHead> heads;  ///< [layers, kv_heads]
+  std::vector<PlannedHead> heads;  ///< [layers, num_kv_heads]
 
   PolicyPlan() = default;
   /// All heads pruned, to be set one by one.
@@ -92,8 +92,8 @@ struct PolicyPlan {
 
   /// Sets a head that has not been set. @param head  layer · num_kv_heads + kv_head
   void set(std::size_t head, AnyPolicy<> const& policy, PlannedHead const& planned) {
-    auto const kv_heads = static_cast<std::size_t>(num_kv_heads);
-    table.set(static_cast<std::int32_t>(head / kv_heads), static_cast<std::int32_t>(head % kv_heads), policy);
+    auto const layer_heads = static_cast<std::size_t>(num_kv_heads);
+    table.set(static_cast<std::int32_t>(head / layer_heads), static_cast<std::int32_t>(head % layer_heads), policy);
     heads[head] = planned;
     planned_tokens += planned.tokens;
     predicted_error += planned.predicted_error;

@@ -50,7 +50,7 @@ struct RefineOptions {
 struct RefinedPlan {
   PolicyPlan plan;
   KvErrors errors;              ///< scaled: `plan` is what they lead to
-  std::vector<double> factors;  ///< [layers, kv_heads], of errors
+  std::vector<double> factors;  ///< [layers, num_kv_heads], of errors
   double first_loss = 0;        ///< mean, of the plan before
   double loss = 0;              ///< of `plan`
   std::int32_t trials = 0;      ///< tables tried, the first included
@@ -69,19 +69,19 @@ struct HeadCut {
 
 /// @brief Cuts of heads in halves, of the halves in halves and so on, from coarse to fine: between layers first, then
 /// within layers.
-[[nodiscard]] inline std::vector<HeadCut> head_cuts(std::size_t layers, std::size_t kv_heads, std::int32_t levels) {
+[[nodiscard]] inline std::vector<HeadCut> head_cuts(std::size_t layers, std::size_t num_kv_heads, std::int32_t levels) {
   struct Range {
     std::size_t begin;
     std::size_t end;
     std::int32_t level;
   };
   std::vector<HeadCut> cuts;
-  std::vector<Range> ranges{{0, layers * kv_heads, 0}};
+  std::vector<Range> ranges{{0, layers * num_kv_heads, 0}};
   for (std::size_t i = 0; i < ranges.size(); ++i) {
     auto const [begin, end, level] = ranges[i];
     std::size_t const size = end - begin;
     if (size < 2 || level == levels) continue;
-    std::size_t const middle = size > kv_heads ? begin + size / kv_heads / 2 * kv_heads : begin + size / 2;
+    std::size_t const middle = size > num_kv_heads ? begin + size / num_kv_heads / 2 * num_kv_heads : begin + size / 2;
     cuts.push_back({begin, middle, end});
     ranges.push_back({begin, middle, level + 1});
     ranges.push_back({middle, end, level + 1});
@@ -116,7 +116,7 @@ struct PairedGain {
 
 }  // namespace detail
 
-/// @brief Errors of which each head's are multiplied by its factor. @param factors  [layers, kv_heads]
+/// @brief Errors of which each head's are multiplied by its factor. @param factors  [layers, num_kv_heads]
 /// @throws ArgumentError if their number is another, or one is negative, NaN or infinite
 /// @par Cost  O(heads · pairs)
 [[nodiscard]] inline KvErrors scaled_errors(KvErrors errors, std::span<double const> factors) {
@@ -159,7 +159,7 @@ template <class Trial>
                    .errors = errors,
                    .factors = std::vector<double>(errors.size(), 1.0)};
   auto const layers = detail::planned_layers(errors.num_layers, options.skip_layers);
-  auto const kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
+  auto const num_kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
   std::vector<PolicyTable> known{best.plan.table};
   std::vector<double> losses;
   auto const tried = [&](PolicyTable const& table) {
@@ -181,8 +181,8 @@ template <class Trial>
     std::vector<double> factors = best.factors;
     double const factor = std::exp2(step / 2);
     for (std::size_t head = cut.begin; head < cut.end; ++head) {
-      auto const layer = static_cast<std::size_t>(layers[head / kv_heads]);
-      factors[layer * kv_heads + head % kv_heads] *= head < cut.middle ? factor : 1 / factor;
+      auto const layer = static_cast<std::size_t>(layers[head / num_kv_heads]);
+      factors[layer * num_kv_heads + head % num_kv_heads] *= head < cut.middle ? factor : 1 / factor;
     }
     KvErrors scaled = scaled_errors(errors, factors);
     PolicyPlan plan = plan_policies(scaled, budget, context, options);
@@ -203,7 +203,7 @@ template <class Trial>
     best.loss = detail::mean_of(losses);
     return true;
   };
-  auto const cuts = detail::head_cuts(layers.size(), kv_heads, refining.levels);
+  auto const cuts = detail::head_cuts(layers.size(), num_kv_heads, refining.levels);
   for (double const step : refining.steps) {
     for (detail::HeadCut const& cut : cuts) {
       for (double const way : {step, -step}) {

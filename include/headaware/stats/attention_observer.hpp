@@ -3,10 +3,11 @@
 /// @file
 /// Adds up the attention statistics of a whole model, layer by layer, text by text.
 
+#include <headaware/attention/layer_attention.hpp>
+#include <headaware/attention/score.hpp>
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
 #include <headaware/stats/head_statistics.hpp>
-#include <headaware/stats/layer_attention.hpp>
 #include <headaware/stats/observe.hpp>
 #include <headaware/stats/observer_parameters.hpp>
 #include <headaware/stats/retention.hpp>
@@ -72,10 +73,10 @@ class AttentionObserver {
   void observe(std::int32_t layer, Attention const& attention, AttentionScore const& score = {}) {
     constexpr auto where = "AttentionObserver::observe";
     detail::require_index(layer, model_.num_hidden_layers, "layer", where);
-    detail::require(attention.query_heads == model_.num_attention_heads, "query heads", model_.num_attention_heads,
-                    attention.query_heads, where);
-    detail::require(attention.kv_heads == model_.num_key_value_heads, "KV heads", model_.num_key_value_heads,
-                    attention.kv_heads, where);
+    detail::require(attention.num_query_heads == model_.num_attention_heads, "query heads", model_.num_attention_heads,
+                    attention.num_query_heads, where);
+    detail::require(attention.num_kv_heads == model_.num_key_value_heads, "KV heads", model_.num_key_value_heads,
+                    attention.num_kv_heads, where);
     detail::check_layer(attention, where);
     std::int64_t const chunk = parameters_.chunk_size > 0 ? parameters_.chunk_size : attention.tokens;
     if constexpr (detail::has_probabilities<Attention>) {

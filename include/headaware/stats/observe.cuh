@@ -4,14 +4,15 @@
 /// Attention statistics on CUDA: the sums of all heads of all layers handed over in one launch, without an
 /// S×S buffer. Nothing is allocated, copied from the host or synchronised, so a call may be captured in a graph.
 
+#include <headaware/attention/layer_attention.hpp>
+#include <headaware/attention/score.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/launch.cuh>
-#include <headaware/detail/cuda/observe_kernel.cuh>
-#include <headaware/detail/cuda/observe_parameters.cuh>
 #include <headaware/detail/logit_map.hpp>
 #include <headaware/layout/concept.hpp>
-#include <headaware/stats/layer_attention.hpp>
+#include <headaware/stats/detail/cuda/observe_kernel.cuh>
+#include <headaware/stats/detail/cuda/observe_parameters.cuh>
 #include <headaware/stats/observer_parameters.hpp>
 #include <headaware/stats/sums_layout.hpp>
 
@@ -33,7 +34,7 @@ struct DeviceQkv {
   T const* d_queries = nullptr;  ///< by the query layout
   T const* d_keys = nullptr;     ///< by the key layout
   T const* d_values = nullptr;   ///< by the value layout; nullptr: mass only
-  /// `OutputMetric::factors()`, [query_heads, value_dim, value_dim]; nullptr: errors before W_O alone
+  /// `OutputMetric::factors()`, [num_query_heads, value_dim, value_dim]; nullptr: errors before W_O alone
   float const* d_output_factors = nullptr;
 };
 
@@ -43,8 +44,8 @@ struct DeviceQkvShape {
   QueryLayout query_layout{};  ///< over query heads
   KeyLayout key_layout{};      ///< over KV heads
   ValueLayout value_layout{};  ///< over KV heads
-  std::int32_t query_heads = 0;
-  std::int32_t kv_heads = 0;
+  std::int32_t num_query_heads = 0;
+  std::int32_t num_kv_heads = 0;
   std::int64_t tokens = 0;
   std::int64_t head_dim = 0;
   std::int64_t sequence = 0;     ///< index of the sequence in the layouts
@@ -105,7 +106,7 @@ ObservePlan plan_observation(Shape const& shape, std::int64_t num_layers, bool v
     sizes.slots = cuts.slots();
   }
   if (plan.grid.chunks == 0) return plan;
-  std::int64_t const heads = std::max<std::int64_t>(1, num_layers * shape.query_heads);
+  std::int64_t const heads = std::max<std::int64_t>(1, num_layers * shape.num_query_heads);
   std::int64_t const blocks = (observe_blocks + heads - 1) / heads;
   std::int64_t const queries = (plan.longest - parameters.first_query - 1) / parameters.query_stride + 1;
   std::int64_t const tiles = (queries - 1) / sizes.tile_rows() + 1;
@@ -162,10 +163,10 @@ void launch_observation(Parameters& parameters, ObserveSizes const& sizes, Obser
   std::int32_t const limit = allow_shared(kernel, where);
   bool const fits = fit_shared(sizes, limit, parameters.shared);
   require(fits, "shared memory of one query's sums, in bytes", limit, parameters.shared.bytes, where);
-  std::int64_t const heads = num_layers * parameters.query_heads;
+  std::int64_t const heads = num_layers * parameters.num_query_heads;
   require_cuda(cudaMemsetAsync(parameters.tickets, 0, static_cast<std::size_t>(heads) * sizeof(std::uint32_t), stream),
                "clearing counts of blocks", where);
-  dim3 const grid(static_cast<unsigned>(parameters.grid.blocks() * parameters.query_heads),
+  dim3 const grid(static_cast<unsigned>(parameters.grid.blocks() * parameters.num_query_heads),
                   static_cast<unsigned>(num_layers));
   launch(where, kernel, grid, observe_threads, parameters.shared.bytes, stream, parameters, tensors);
 }
@@ -182,9 +183,9 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQ
   constexpr auto where = "observe";
   parameters.validate();
   score.validate();
-  require(shape.kv_heads > 0, "kv_heads", "> 0", shape.kv_heads, where);
-  bool const grouped = shape.query_heads > 0 && shape.query_heads % shape.kv_heads == 0;
-  require(grouped, "query_heads", "a multiple of the KV heads", shape.query_heads, where);
+  require(shape.num_kv_heads > 0, "kv_heads", "> 0", shape.num_kv_heads, where);
+  bool const grouped = shape.num_query_heads > 0 && shape.num_query_heads % shape.num_kv_heads == 0;
+  require(grouped, "query_heads", "a multiple of the KV heads", shape.num_query_heads, where);
   bool const countable = shape.tokens >= 0 && shape.tokens <= (1 << 30);
   require(countable, "tokens", "in [0, 2^30]", shape.tokens, where);
   bool const reachable = shape.first_token >= 0 && !sum_overflows(shape.first_token, shape.tokens);
@@ -204,12 +205,12 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQ
             parameters.retention->windows.size(), where);
   }
   if (layers.empty() || shape.tokens == 0) return;
-  check_reach(shape.query_layout, shape, shape.query_heads, shape.head_dim, "queries", where);
-  check_reach(shape.key_layout, shape, shape.kv_heads, shape.head_dim, "keys", where);
+  check_reach(shape.query_layout, shape, shape.num_query_heads, shape.head_dim, "queries", where);
+  check_reach(shape.key_layout, shape, shape.num_kv_heads, shape.head_dim, "keys", where);
   bool const values = layers[0].d_values != nullptr;
   bool const factors = layers[0].d_output_factors != nullptr;
   require(values || !factors, "output factors", "values beside them", "none", where);
-  if (values) check_reach(shape.value_layout, shape, shape.kv_heads, value_dim(shape), "values", where);
+  if (values) check_reach(shape.value_layout, shape, shape.num_kv_heads, value_dim(shape), "values", where);
   for (DeviceQkv<T> const& layer : layers) {
     require(layer.d_queries != nullptr && layer.d_keys != nullptr, "queries and keys", "pointers", "nullptr", where);
     bool const alike = (layer.d_values != nullptr) == values && (layer.d_output_factors != nullptr) == factors;
@@ -234,7 +235,7 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQ
 /// @param[in]     score       how the engine turns queries and keys into logits
 /// @param[in]     parameters  a retention grid has at most 32 sinks and 64 windows; `chunk_size` cuts the
 ///                            sequence into texts of their own
-/// @param[in,out] d_sums      device, [num_layers, query_heads, SumsLayout(parameters).size()]: added to, so
+/// @param[in,out] d_sums      device, [num_layers, num_query_heads, SumsLayout(parameters).size()]: added to, so
 ///                            zeroed by the caller at first; read with `AttentionObserver::add_sums`
 /// @param[in]     stream      enqueued here, not synchronised
 /// @return cudaErrorInvalidValue on arguments that make no sense, on too small or misaligned temporary storage,
@@ -264,7 +265,7 @@ cudaError_t observe(void* d_temp, std::size_t& temp_bytes,
     auto const num_layers = static_cast<std::int64_t>(layers.size());
     bool const values = num_layers > 0 && layers[0].d_values != nullptr;
     auto const plan = detail::plan_observation<E>(shape, num_layers, values, parameters, sizeof(Parameters));
-    std::int64_t const heads = num_layers * shape.query_heads;
+    std::int64_t const heads = num_layers * shape.num_query_heads;
     std::int64_t const partials = heads * plan.grid.blocks() * plan.sizes.sums;
     std::size_t const needed =
         static_cast<std::size_t>(partials) * sizeof(double) + static_cast<std::size_t>(heads) * sizeof(std::uint32_t);
@@ -276,7 +277,7 @@ cudaError_t observe(void* d_temp, std::size_t& temp_bytes,
     if (plan.grid.chunks == 0 || num_layers == 0) return;
     bool const sums = d_sums != nullptr && detail::is_aligned(d_sums);
     detail::require(sums, "d_sums", "a pointer aligned to 8 bytes", d_sums == nullptr ? "nullptr" : "another", where);
-    std::int64_t const blocks = std::int64_t{plan.grid.blocks()} * shape.query_heads;
+    std::int64_t const blocks = std::int64_t{plan.grid.blocks()} * shape.num_query_heads;
     detail::require(blocks <= detail::max_blocks, "blocks", detail::max_blocks_text, blocks, where);
 
     detail::ObserveTensors tensors{};
@@ -300,8 +301,8 @@ cudaError_t observe(void* d_temp, std::size_t& temp_bytes,
         .shared = {},
         .layout = SumsLayout(parameters),
         .cuts = plan.cuts,
-        .query_heads = shape.query_heads,
-        .group = shape.query_heads / shape.kv_heads,
+        .num_query_heads = shape.num_query_heads,
+        .group = shape.num_query_heads / shape.num_kv_heads,
         .head_dim = static_cast<std::int32_t>(shape.head_dim),
         .value_dim = plan.sizes.value_dim,
         .first_query = clamped(parameters.first_query),

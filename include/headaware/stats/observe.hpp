@@ -3,11 +3,12 @@
 /// @file
 /// The CPU pass: attention statistics from queries and keys, blocked, without an S×S buffer.
 
+#include <headaware/attention/layer_attention.hpp>
+#include <headaware/attention/score.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/parallel_for.hpp>
-#include <headaware/detail/row_pass.hpp>
+#include <headaware/stats/detail/row_pass.hpp>
 #include <headaware/stats/head_sums.hpp>
-#include <headaware/stats/layer_attention.hpp>
 #include <headaware/stats/observer_parameters.hpp>
 #include <headaware/stats/retention.hpp>
 
@@ -22,12 +23,12 @@ HEADAWARE_TARGET_BEGIN
 /// @brief The statistics of one chunk: all query heads of one layer of one sequence, on the CPU.
 /// @param layer  a `LayerQkv` or `LayerProbabilities`, taken as one chunk whatever its length
 /// @param score  how the engine makes logits of queries and keys; probabilities need the default
-/// @return [query_heads]
+/// @return [num_query_heads]
 /// @throws ArgumentError on shapes that make no sense, and on missing or misaligned pointers
 /// @note   Rows with a NaN or infinite score, that see a value (V) which is NaN, infinite or beyond 1e15, or with
 ///         probabilities that do not sum to 1 within 1 %, are counted in `invalid_rows` and nowhere else.
 ///         Deterministic: threads share out tiles of a fixed size, which are merged in order.
-/// @par Cost  query_heads · tokens² · head_dim / 2 multiplications, twice that with values and thrice with output
+/// @par Cost  num_query_heads · tokens² · head_dim / 2 multiplications, twice that with values and thrice with output
 ///            factors; memory does not depend on `tokens`
 template <class Layer>
 [[nodiscard]] std::vector<HeadChunk> observe_chunk(Layer const& layer, AttentionScore const& score,
@@ -49,25 +50,25 @@ template <class Layer>
           : (layer.tokens - parameters.first_query + parameters.query_stride - 1) / parameters.query_stride;
   std::int64_t const tile = detail::RowPass::max_rows;
   std::int64_t const tiles = (queries + tile - 1) / tile;
-  std::int64_t const work = tiles * layer.query_heads;
+  std::int64_t const work = tiles * layer.num_query_heads;
   // Some tiles at a time, so that memory does not grow with the tokens; how many does not depend on the threads, so
   // that sums come out the same.
   constexpr std::int64_t batch = 256;
   std::vector<HeadChunk> parts(static_cast<std::size_t>(std::min(work, batch)), empty);
-  std::vector<HeadChunk> result(static_cast<std::size_t>(layer.query_heads), empty);
+  std::vector<HeadChunk> result(static_cast<std::size_t>(layer.num_query_heads), empty);
   auto const make_pass = [&] { return detail::RowPass(parameters, score, layer); };
   for (std::int64_t begin = 0; begin < work; begin += batch) {
     std::int64_t const count = std::min(batch, work - begin);
     detail::parallel_for(count, 1, true, make_pass, [&](detail::RowPass& pass, std::int64_t i) {
       // The rows with most keys first, so that the last tile to finish is a short one.
-      std::int64_t const first = (tiles - 1 - (begin + i) / layer.query_heads) * tile;
-      auto const head = static_cast<std::int32_t>((begin + i) % layer.query_heads);
+      std::int64_t const first = (tiles - 1 - (begin + i) / layer.num_query_heads) * tile;
+      auto const head = static_cast<std::int32_t>((begin + i) % layer.num_query_heads);
       pass.run(layer, head, parameters.first_query + first * parameters.query_stride, std::min(tile, queries - first),
                parts[static_cast<std::size_t>(i)]);
     });
     for (std::int64_t i = 0; i < count; ++i) {
       HeadChunk& part = parts[static_cast<std::size_t>(i)];
-      HeadChunk& head = result[static_cast<std::size_t>((begin + i) % layer.query_heads)];
+      HeadChunk& head = result[static_cast<std::size_t>((begin + i) % layer.num_query_heads)];
       head.chunk.merge(part.chunk);
       head.retention.merge(part.retention);
       part = empty;

@@ -1,13 +1,12 @@
 #pragma once
 
 /// @file
-/// What an observation of attention measures, and how the engine's attention is defined.
+/// The parameters of an observation of attention.
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
 #include <headaware/stats/retention.hpp>
 
-#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -46,21 +45,6 @@ struct ObserverParameters {
     detail::require(first_query >= 0, "first_query", ">= 0", first_query, where);
     detail::require(query_stride > 0, "query_stride", "> 0", query_stride, where);
     if (retention) retention->validate();
-  }
-};
-
-/// @brief How the engine turns queries and keys into logits: causal, `scale · q·k`, then what is asked for here.
-struct AttentionScore {
-  float scale = 0;                  ///< 0: 1 / sqrt(head_dim), as in `attend`
-  float soft_cap = 0;               ///< logits become soft_cap · tanh(logit / soft_cap); 0: none
-  std::int32_t sliding_window = 0;  ///< keys that a query sees, its own included; 0: all before it
-
-  /// @throws ArgumentError on a negative scale, cap or window, or one that is not finite
-  void validate() const {
-    constexpr auto where = "AttentionScore";
-    detail::require(scale >= 0 && std::isfinite(scale), "scale", "finite and >= 0", scale, where);
-    detail::require(soft_cap >= 0 && std::isfinite(soft_cap), "soft_cap", "finite and >= 0", soft_cap, where);
-    detail::require(sliding_window >= 0, "sliding_window", ">= 0", sliding_window, where);
   }
 };
 

@@ -22,25 +22,25 @@ class OutputMetric {
  public:
   OutputMetric() = default;
 
-  /// @param projection  host, [hidden_size, query_heads * value_dim], row-major: `o_proj.weight` of Hugging Face
+  /// @param projection  host, [hidden_size, num_query_heads * value_dim], row-major: `o_proj.weight` of Hugging Face
   /// @throws ArgumentError on sizes that are not positive, a null pointer, or weights that are not finite
-  /// @par Cost  hidden_size · query_heads · value_dim² / 2
-  OutputMetric(float const* projection, std::int64_t hidden_size, std::int32_t query_heads, std::int64_t value_dim)
-      : query_heads_(query_heads), value_dim_(value_dim) {
+  /// @par Cost  hidden_size · num_query_heads · value_dim² / 2
+  OutputMetric(float const* projection, std::int64_t hidden_size, std::int32_t num_query_heads, std::int64_t value_dim)
+      : query_heads_(num_query_heads), value_dim_(value_dim) {
     constexpr auto where = "OutputMetric";
     detail::require(hidden_size > 0, "hidden_size", "> 0", hidden_size, where);
-    detail::require(query_heads > 0, "query_heads", "> 0", query_heads, where);
+    detail::require(num_query_heads > 0, "query_heads", "> 0", num_query_heads, where);
     detail::require(value_dim > 0, "value_dim", "> 0", value_dim, where);
     detail::require(projection != nullptr, "output projection", "a pointer", "nullptr", where);
-    factors_.resize(static_cast<std::size_t>(query_heads * value_dim * value_dim));
-    detail::parallel_for(query_heads, 1, [&](std::int64_t head) { factorise(projection, hidden_size, head); });
+    factors_.resize(static_cast<std::size_t>(num_query_heads * value_dim * value_dim));
+    detail::parallel_for(num_query_heads, 1, [&](std::int64_t head) { factorise(projection, hidden_size, head); });
     bool const finite = std::all_of(factors_.begin(), factors_.end(), [](float x) { return std::isfinite(x); });
     detail::require(finite, "output projection", "finite weights", "NaN or infinity", where);
   }
 
-  [[nodiscard]] std::int32_t query_heads() const { return query_heads_; }
+  [[nodiscard]] std::int32_t num_query_heads() const { return query_heads_; }
   [[nodiscard]] std::int64_t value_dim() const { return value_dim_; }
-  /// [query_heads, value_dim, value_dim], row-major, upper triangular; nullptr if there is no metric.
+  /// [num_query_heads, value_dim, value_dim], row-major, upper triangular; nullptr if there is no metric.
   [[nodiscard]] float const* factors() const { return factors_.empty() ? nullptr : factors_.data(); }
 
  private:

@@ -249,7 +249,7 @@ TEST_CASE("device attention: rows that a query does not see may hold anything", 
       auto const layout = ha::strided_bhsd(1, 1, tokens, dim);
       auto keys = random_elements<float>(90 * dim, 1);
       auto values = random_elements<float>(90 * dim, 2);
-      auto const queries = random_elements<float>(layout.extent(), 3);
+      auto const queries = random_elements<float>(layout.required_span_size(), 3);
       DeviceVector<float> const d_queries(queries);
       DeviceUpload const upload;
       auto const* const offsets = upload(std::vector<std::int32_t>{0, 90});

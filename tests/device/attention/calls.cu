@@ -19,8 +19,8 @@ TEST_CASE("device outputs over parts of a cache merge", "[attention]") {
   float const none = -std::numeric_limits<float>::infinity();
   ha::AttentionShape const shape{2, 3, 1, 2, 40};
   auto const layout = ha::strided_bhsd(2, 3, 2, 40);
-  auto first = random_elements<float>(layout.extent(), 1);
-  auto const second = random_elements<float>(layout.extent(), 2);
+  auto first = random_elements<float>(layout.required_span_size(), 1);
+  auto const second = random_elements<float>(layout.required_span_size(), 2);
   std::vector<float> first_lse{1, none, 2, none, 90, -5, 0.5F, 0, 0, 3, none, 1};
   std::vector<float> second_lse{1, 2, none, none, -5, 90, 0.25F, 1, 0, 3, 4, none};
   DeviceVector<float> const d_first(first);
@@ -137,7 +137,7 @@ TEST_CASE("more rows than were said write nothing and say so; bad calls are refu
   REQUIRE(decoder.call(temp.data(), small, 430, nullptr) == cudaErrorInvalidValue);
   REQUIRE(decoder.call(temp.data() + 4, bytes, 430, nullptr) == cudaErrorInvalidValue);
   REQUIRE(decoder.call(temp.data(), bytes, -1, nullptr) == cudaErrorInvalidValue);
-  decoder.p.shape.query_heads = 3;
+  decoder.p.shape.num_query_heads = 3;
   REQUIRE(decoder.call(temp.data(), bytes, 430, nullptr) == cudaErrorInvalidValue);
   decoder.p.shape = {1, 4, 2, 1, 257};
   REQUIRE(decoder.call(nullptr, bytes, 430, nullptr) == cudaErrorInvalidValue);
@@ -249,7 +249,7 @@ TEST_CASE("device attention refuses what it knows to be wrong of views and addre
   std::size_t bytes = 0;
   REQUIRE_CUDA(decoder.call(nullptr, bytes, 430, nullptr));
   DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{0xEE}));
-  ha::RollingPlan const plan(ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 2), 1, {});
+  ha::RollingSlots const plan(ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 2), 1, {});
   auto const* const plan_bytes = plan.bytes().data();
   DeviceVector<std::byte> const d_heads(std::vector<std::byte>(plan_bytes, plan_bytes + plan.bytes().size()));
   auto const call = [&](std::int32_t layer, ha::AttentionShape const& shape, std::int64_t query_shift,

@@ -66,9 +66,9 @@ TEST_CASE("the most layers a launch takes, keys turning, scales along", "[cache]
   for (std::int32_t l = 0; l < layers; l += 3) table.set(l, 0, ha::WindowOnly{.window = l % 14});
   auto const layout = ha::strided_bhsd(1, 1, 13, dim);
   auto const scale_layout = ha::strided_bhsd(1, 1, 13, 1);
-  SourceCache<float, ha::StridedLayout> const cache(layout, layout.extent(), layers, dim, dim, 541);
+  SourceCache<float, ha::StridedLayout> const cache(layout, layout.required_span_size(), layers, dim, dim, 541);
   SourceCache<ha::float16, ha::StridedLayout> const scales(scale_layout, 13, layers, 1, 1, 542);
-  ha::CachePlan const plan(table, lengths);
+  ha::Compaction const plan(table, lengths);
   KeptTokens const tokens(table, lengths);
   DeviceTable const d_table(table);
   DeviceVector<std::int32_t> const d_lengths(lengths);
@@ -122,7 +122,7 @@ TEST_CASE("the most layers a launch takes, keys turning, scales along", "[cache]
   REQUIRE(row == static_cast<std::size_t>(rows));
 
   // Scales into fewer rows than the elements: refused.
-  ha::CachePlan const smaller(table.skip_layers({}), std::vector<std::int32_t>{12});
+  ha::Compaction const smaller(table.skip_layers({}), std::vector<std::int32_t>{12});
   std::size_t bytes = 0;
   auto const call = [&](void* temp) {
     return ha::compress(
@@ -145,9 +145,9 @@ struct PagedSetup {
   static constexpr std::int32_t page_size = 4;
   std::vector<std::int32_t> lengths{20, 7};
   ha::StridedLayout layout = ha::strided_bhsd(2, 2, 20, dim);
-  SourceCache<std::uint16_t, ha::StridedLayout> cache{layout, layout.extent(), 1, dim, dim, 543};
+  SourceCache<std::uint16_t, ha::StridedLayout> cache{layout, layout.required_span_size(), 1, dim, dim, 543};
   ha::PolicyTable table{1, 2, ha::SinkWindow{.sink = 2, .window = 9}};
-  ha::CachePlan plan{table, lengths};
+  ha::Compaction<> plan{table, lengths};
   ha::PageIndices pages = ha::consecutive_pages(plan, page_size);
   DeviceSource<std::uint16_t, ha::StridedLayout> source{cache};
   DeviceTable<ha::DefaultRegistry> d_table{table};
@@ -237,7 +237,7 @@ TEST_CASE("compaction in place is captured and replayed", "[cache]") {
   for (std::vector<std::int32_t> const& now : {std::vector<std::int32_t>{20, 7}, {12, 20}, {0, 13}}) {
     set_lengths(s.d_lengths, now);
     graph.replay(stream);
-    ha::CachePlan const plan(s.table, now);
+    ha::Compaction const plan(s.table, now);
     ha::compress_in_place(plan, layers, s.layout);
     REQUIRE(same_bytes(s.source.tensor(0), expected.keys[0]));
     REQUIRE(same_bytes(s.source.tensor(1), expected.values[0]));
@@ -256,7 +256,7 @@ TEST_CASE("a destination made for another plan is left alone", "[cache]") {
     REQUIRE(same_bytes(s.d_keys.host(), guarded<std::uint16_t>(s.elements)));
     REQUIRE(same_bytes(s.d_values.host(), guarded<std::uint16_t>(s.elements)));
   };
-  ha::CachePlan const smaller(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 2, .window = 8}), s.lengths);
+  ha::Compaction const smaller(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 2, .window = 8}), s.lengths);
   refuses(ha::ragged(smaller, s.d_keys.data(), s.d_values.data(), s.dim));
   refuses(ha::padded(smaller, s.d_keys.data(), s.d_values.data(), s.dim));
   refuses(ha::grouped(smaller, s.d_keys.data(), s.d_values.data(), s.dim));
@@ -266,7 +266,7 @@ TEST_CASE("a destination made for another plan is left alone", "[cache]") {
   refuses(small_pages);
   ha::PagedForm const dense{.block_table = s.d_indices.data(), .table_stride = 2, .page_size = 4};
   std::vector<ha::LayerKv<std::uint16_t>> const pool{{s.d_keys.data(), s.d_values.data()}};
-  refuses(ha::paged(ha::CachePlan(ha::PolicyTable(1, 2, ha::WindowOnly{.window = 8}), s.lengths), pool, dense, s.dim));
+  refuses(ha::paged(ha::Compaction(ha::PolicyTable(1, 2, ha::WindowOnly{.window = 8}), s.lengths), pool, dense, s.dim));
 }
 
 TEST_CASE("the default stream, again and again into one buffer", "[cache]") {

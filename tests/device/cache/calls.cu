@@ -20,9 +20,9 @@ struct Small {
   static constexpr std::int64_t dim = 64;
   std::vector<std::int32_t> lengths{100};
   ha::StridedLayout layout = ha::strided_bhsd(1, 2, 100, dim);
-  SourceCache<std::uint16_t, ha::StridedLayout> cache{layout, layout.extent(), 1, dim, dim, 31};
+  SourceCache<std::uint16_t, ha::StridedLayout> cache{layout, layout.required_span_size(), 1, dim, dim, 31};
   ha::PolicyTable table{1, 2, ha::SinkWindow{.sink = 4, .window = 28}};
-  ha::CachePlan plan{table, lengths};
+  ha::Compaction<> plan{table, lengths};
   DeviceSource<std::uint16_t, ha::StridedLayout> source{cache};
   DeviceVector<std::byte> d_bytes{std::vector<std::byte>(table.bytes().begin(), table.bytes().end())};
   DeviceVector<std::int32_t> d_lengths{lengths};
@@ -77,7 +77,7 @@ TEST_CASE("bad calls are refused before anything is launched", "[cache]") {
 
   // A layer beyond what one launch takes.
   ha::PolicyTable const deep(257, 1, ha::WindowOnly{.window = 1});
-  ha::CachePlan const deep_plan(deep, std::vector<std::int32_t>{4});
+  ha::Compaction const deep_plan(deep, std::vector<std::int32_t>{4});
   std::vector<ha::LayerKv<std::uint16_t>> const many(257, {s.source.layers[0].keys, s.source.layers[0].values});
   DeviceVector<std::byte> const deep_temp(std::vector<std::byte>(12 * 258));
   std::size_t deep_bytes = 12 * 258;
@@ -124,9 +124,9 @@ TEST_CASE("offsets and lengths come out for the engine's attention", "[cache]") 
   for (std::int32_t h = 0; h < 20; h += 3) table.set(h % 5, h, ha::Full{});
   std::vector<std::int32_t> lengths;
   for (std::int32_t b = 0; b < 13; ++b) lengths.push_back(b * 5 % 31);
-  ha::CachePlan const plan(table, lengths);
+  ha::Compaction const plan(table, lengths);
   auto const layout = ha::strided_bhsd(13, 20, 31, 8);
-  SourceCache<std::uint16_t, ha::StridedLayout> const cache(layout, layout.extent(), 5, 8, 8, 32);
+  SourceCache<std::uint16_t, ha::StridedLayout> const cache(layout, layout.required_span_size(), 5, 8, 8, 32);
   DeviceSource<std::uint16_t, ha::StridedLayout> const source(cache);
   DeviceVector<std::byte> const d_bytes(std::vector<std::byte>(table.bytes().begin(), table.bytes().end()));
   DeviceVector<std::int32_t> const d_lengths(lengths);
@@ -172,7 +172,7 @@ TEST_CASE("a captured graph is replayed with other lengths", "[cache]") {
     REQUIRE_CUDA(cudaMemcpy(s.d_lengths.data(), &length, sizeof(length), cudaMemcpyHostToDevice));
     REQUIRE_CUDA(cudaGraphLaunch(executable, stream));
     REQUIRE_CUDA(cudaStreamSynchronize(stream));
-    ha::CachePlan const now(s.table, std::vector<std::int32_t>{length});
+    ha::Compaction const now(s.table, std::vector<std::int32_t>{length});
     std::vector<std::uint16_t> keys(static_cast<std::size_t>(now.kept_total() * Small::dim));
     std::vector<std::uint16_t> values(keys);
     ha::compress(now, s.cache.layers(), s.layout, ha::ragged(now, keys.data(), values.data(), Small::dim));
@@ -187,7 +187,7 @@ TEST_CASE("scales move in the same launch", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
   Small const s;
   auto const scale_layout = ha::strided_bhsd(1, 2, 100, 1);
-  SourceCache<float, ha::StridedLayout> const scales(scale_layout, scale_layout.extent(), 1, 1, 1, 33);
+  SourceCache<float, ha::StridedLayout> const scales(scale_layout, scale_layout.required_span_size(), 1, 1, 1, 33);
   DeviceSource<float, ha::StridedLayout> const d_scales(scales);
   std::vector<float> keys(static_cast<std::size_t>(s.plan.kept_total()));
   std::vector<float> values(keys);
@@ -218,7 +218,7 @@ void check_rotation(std::int64_t dim, float tolerance) {
   auto const layout = ha::strided_bhsd(1, 2, tokens, dim);
   ha::PolicyTable table(1, 2, ha::SinkWindow{.sink = 4, .window = 45});
   table.set(0, 1, ha::SinkWindow{.sink = 4, .window = 600});
-  ha::CachePlan const plan(table, lengths);
+  ha::Compaction const plan(table, lengths);
   std::mt19937 random(34);
   std::uniform_real_distribution<float> uniform(-1, 1);
   std::vector<H> keys(static_cast<std::size_t>(2 * tokens * dim));
@@ -288,7 +288,7 @@ TEST_CASE("in place on the device", "[cache]") {
   table.set(0, 1, ha::Full{});
   table.set(1, 1, ha::SinkWindow{.sink = 3, .window = 390});  // target and source overlap
   table.set(1, 2, ha::WindowOnly{.window = 300});
-  ha::CachePlan const plan(table, lengths);
+  ha::Compaction const plan(table, lengths);
   DeviceVector<std::byte> const d_bytes(std::vector<std::byte>(table.bytes().begin(), table.bytes().end()));
   DeviceVector<std::int32_t> const d_lengths(lengths);
   DeviceVector<std::int32_t> const d_kept(std::vector<std::int32_t>(18, -1));
@@ -310,13 +310,13 @@ TEST_CASE("in place on the device", "[cache]") {
   };
   for (auto const& layout :
        {ha::strided_bhsd(3, 3, 400, 64), ha::strided_bshd(3, 400, 3, 5), ha::strided_bhds(3, 3, 8, 400)}) {
-    check(layout, layout, layout.extent(), layout.num_channels());
+    check(layout, layout, layout.required_span_size(), layout.num_channels());
   }
   std::vector<std::int32_t> block_table(3 * 25);
   for (std::size_t i = 0; i < block_table.size(); ++i)
     block_table[i] = static_cast<std::int32_t>((7 * i + 2) % block_table.size());
   DeviceVector<std::int32_t> const d_block_table(block_table);
-  ha::PagedShape const shape{.sequences = 3, .kv_heads = 3, .channels = 64, .num_pages = 75, .page_size = 16};
+  ha::PagedShape const shape{.num_sequences = 3, .num_kv_heads = 3, .channels = 64, .num_pages = 75, .page_size = 16};
   check(ha::flash_attention_paged(ha::PageTable::dense(block_table.data(), 25), shape),
         ha::flash_attention_paged(ha::PageTable::dense(d_block_table.data(), 25), shape),
         std::int64_t{75} * 16 * 3 * 64, 64);
@@ -337,7 +337,7 @@ TEST_CASE("strides beyond 32 bits on the device", "[cache]") {
     REQUIRE_CUDA(cudaMemcpy(tensor + h * head_stride, rows.data(), rows.size() * 2, cudaMemcpyHostToDevice));
   }
   ha::UniformTable const table(ha::WindowOnly{.window = 3}, 1, 2);
-  ha::BasicCachePlan const plan(table, std::vector<std::int32_t>{40});
+  ha::Compaction const plan(table, std::vector<std::int32_t>{40});
   DeviceVector<std::int32_t> const d_lengths(std::vector<std::int32_t>{40});
   DeviceVector<std::uint16_t> const d_keys(std::vector<std::uint16_t>(6 * 64));
   DeviceVector<std::uint16_t> const d_values(std::vector<std::uint16_t>(6 * 64));
@@ -355,13 +355,13 @@ TEST_CASE("strides beyond 32 bits on the device", "[cache]") {
 TEST_CASE("empty input succeeds", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
   ha::UniformTable const table(ha::Prune{}, 1, 2);
-  ha::BasicCachePlan const plan(table, std::vector<std::int32_t>{40});
+  ha::Compaction const plan(table, std::vector<std::int32_t>{40});
   DeviceVector<std::int32_t> const d_lengths(std::vector<std::int32_t>{40});
   std::uint16_t* const nothing = nullptr;
   std::vector<ha::LayerKv<std::uint16_t>> const layers{{nullptr, nullptr}};
   run_compress(plan.on_device(table, d_lengths.data()),
                ha::transfer(layers, ha::strided_bhsd(1, 2, 40, 8), ha::ragged(plan, nothing, nothing, 8)));
-  ha::BasicCachePlan const none(table, std::vector<std::int32_t>{});
+  ha::Compaction const none(table, std::vector<std::int32_t>{});
   run_compress(none.on_device(table, nullptr),
                ha::transfer(layers, ha::strided_bhsd(0, 2, 40, 8), ha::ragged(none, nothing, nothing, 8)));
 }
@@ -373,7 +373,7 @@ TEST_CASE("a keep-list's token behind the sequence's last one moves nothing on t
   ha::PolicyTable table(1, 2, ha::Prune{});
   table.set(0, 0, ha::KeepList{tokens.data(), 2});
   DeviceVector<std::byte> const d_bytes(std::vector<std::byte>(table.bytes().begin(), table.bytes().end()));
-  ha::CachePlan const plan(table, s.lengths);
+  ha::Compaction const plan(table, s.lengths);
   auto const d_plan = plan.on_device(table.view_at(d_bytes.data()), s.d_lengths.data());
   run_compress(d_plan,
                ha::transfer(s.source.layers, s.layout, ha::ragged(plan, s.d_keys.data(), s.d_values.data(), 64)));

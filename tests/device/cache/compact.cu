@@ -13,13 +13,13 @@ namespace {
 
 constexpr std::int32_t num_layers = 2;
 
-ha::PolicyTable mixed_table(std::int32_t kv_heads) {
-  ha::PolicyTable table(num_layers, kv_heads);
+ha::PolicyTable mixed_table(std::int32_t num_kv_heads) {
+  ha::PolicyTable table(num_layers, num_kv_heads);
   std::vector<ha::AnyPolicy<>> const policies{ha::SinkWindow{.sink = 4, .window = 29}, ha::Full{},
                                               ha::WindowOnly{.window = 5}, ha::Prune{},
                                               ha::SinkWindow{.sink = 0, .window = 300}};
   for (std::int32_t layer = 0; layer < num_layers; ++layer) {
-    for (std::int32_t head = 0; head < kv_heads; ++head) {
+    for (std::int32_t head = 0; head < num_kv_heads; ++head) {
       table.set(layer, head, policies[static_cast<std::size_t>(layer * 2 + head) % policies.size()]);
     }
   }
@@ -37,9 +37,9 @@ void check_all_forms(SourceCache<T, Source> const& cache, Source const& device_l
   ha::PolicyTable const table = mixed_table(3);
   auto const d_bytes = upload(table);
   auto const d_table = table.view_at(d_bytes.data());
-  ha::CachePlan const plan(table, lengths);
-  auto const kd = cache.key_channels;
-  auto const vd = cache.value_channels;
+  ha::Compaction const plan(table, lengths);
+  auto const kd = cache.head_dim;
+  auto const vd = cache.value_dim;
 
   auto const ragged = [&](T* k, T* v) { return ha::ragged(plan, k, v, kd, vd); };
   compare_forms(cache, device_layout, plan, d_table, plan.kept_total(), ragged, ragged, shift);
@@ -68,8 +68,8 @@ void check_all_forms(SourceCache<T, Source> const& cache, Source const& device_l
 template <class T>
 void check_strided(ha::StridedLayout const& layout, std::vector<std::int32_t> const& lengths, std::size_t shift = 0) {
   std::int64_t const dim = layout.num_channels();
-  check_all_forms(SourceCache<T, ha::StridedLayout>(layout, layout.extent(), num_layers, dim, dim, 21), layout, lengths,
-                  shift);
+  check_all_forms(SourceCache<T, ha::StridedLayout>(layout, layout.required_span_size(), num_layers, dim, dim, 21),
+                  layout, lengths, shift);
 }
 
 }  // namespace
@@ -118,14 +118,15 @@ TEST_CASE("ragged and paged sources, split-x keys, a layout of one's own", "[cac
   std::vector<std::int32_t> const cu_seqlens{0, 40, 115};
   DeviceVector<std::int32_t> const d_cu_seqlens(cu_seqlens);
   auto const ragged = ha::ragged_thd(cu_seqlens.data(), 2, 115, 3, 64);
-  check_all_forms(SourceCache<std::uint16_t, ha::RaggedLayout>(ragged, ragged.extent(), num_layers, 64, 64, 22),
-                  ha::ragged_thd(d_cu_seqlens.data(), 2, 115, 3, 64), lengths);
+  check_all_forms(
+      SourceCache<std::uint16_t, ha::RaggedLayout>(ragged, ragged.required_span_size(), num_layers, 64, 64, 22),
+      ha::ragged_thd(d_cu_seqlens.data(), 2, 115, 3, 64), lengths);
 
   std::vector<std::int32_t> block_table(2 * 5);
   for (std::size_t i = 0; i < block_table.size(); ++i)
     block_table[i] = static_cast<std::int32_t>((3 * i + 1) % block_table.size());
   DeviceVector<std::int32_t> const d_block_table(block_table);
-  ha::PagedShape const shape{.sequences = 2, .kv_heads = 3, .channels = 64, .num_pages = 10, .page_size = 16};
+  ha::PagedShape const shape{.num_sequences = 2, .num_kv_heads = 3, .channels = 64, .num_pages = 10, .page_size = 16};
   auto const pages = [&](std::int32_t const* table) { return ha::PageTable::dense(table, 5); };
   std::int64_t const elements = std::int64_t{10} * 16 * 3 * 64;
   using Joined = decltype(ha::flashinfer_joined(pages(nullptr), shape, ha::PageOrder::nhd));
@@ -164,14 +165,14 @@ TEST_CASE("policies and layouts of one's own, tables known at compile time", "[c
   using Registry = ha::DefaultRegistry::with<own::EveryThird>;
   ha::BasicPolicyTable<Registry> table(num_layers, 3, own::EveryThird{1});
   table.set(0, 1, ha::Full{});
-  ha::BasicCachePlan const plan(table, lengths);
+  ha::Compaction const plan(table, lengths);
   DeviceVector<std::byte> const d_bytes(std::vector<std::byte>(table.bytes().begin(), table.bytes().end()));
   auto const ragged = [&](auto const& p) { return [&p](auto* k, auto* v) { return ha::ragged(p, k, v, 16); }; };
   compare_forms(cache, cache.source, plan, table.view_at(d_bytes.data()), plan.kept_total(), ragged(plan),
                 ragged(plan));
 
   ha::UniformTable const uniform(ha::SinkWindow{.sink = 4, .window = 9}, num_layers, 3);
-  ha::BasicCachePlan const uniform_plan(uniform, lengths);
+  ha::Compaction const uniform_plan(uniform, lengths);
   compare_forms(cache, cache.source, uniform_plan, uniform, uniform_plan.kept_total(), ragged(uniform_plan),
                 ragged(uniform_plan));
 }
@@ -180,7 +181,8 @@ TEST_CASE("keep-lists on the device", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
   std::vector<std::int32_t> const lengths{60, 20};
   auto const layout = ha::strided_bhsd(2, 3, 60, 64);
-  SourceCache<std::uint16_t, ha::StridedLayout> const cache(layout, layout.extent(), num_layers, 64, 64, 26);
+  SourceCache<std::uint16_t, ha::StridedLayout> const cache(layout, layout.required_span_size(), num_layers, 64, 64,
+                                                            26);
   std::vector<std::int32_t> const tokens{0, 3, 4, 17, 18, 19, 59};
   DeviceVector<std::int32_t> const d_tokens(tokens);
   std::vector<ha::KeepList> lists(num_layers * 2 * 3);
@@ -194,7 +196,7 @@ TEST_CASE("keep-lists on the device", "[cache]") {
   DeviceVector<ha::KeepList> const d_lists(d_entries);
   ha::PolicyTable const table = mixed_table(3);
   auto const d_bytes = upload(table);
-  ha::BasicCachePlan const plan(ha::WithKeepLists(table.view(), lists.data(), 2), lengths);
+  ha::Compaction const plan(ha::WithKeepLists(table.view(), lists.data(), 2), lengths);
   auto const ragged = [&](auto* k, auto* v) { return ha::ragged(plan, k, v, 64); };
   compare_forms(cache, layout, plan, ha::WithKeepLists(table.view_at(d_bytes.data()), d_lists.data(), 2),
                 plan.kept_total(), ragged, ragged);

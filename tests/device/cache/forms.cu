@@ -33,11 +33,12 @@ void check_random(unsigned seed, int cases) {
     std::int64_t const room = longest + below(4);
     Strided const source{random_strides({batch, heads, room, channels.key}, random),
                          random_strides({batch, heads, room, channels.value}, random)};
-    SourceCache<T, Strided> const cache(source, std::max(source.keys.extent(), source.values.extent()), layers,
-                                        channels.key, channels.value, seed);
+    SourceCache<T, Strided> const cache(source,
+                                        std::max(source.keys.required_span_size(), source.values.required_span_size()),
+                                        layers, channels.key, channels.value, seed);
     ha::PolicyTable const table = random_table(layers, heads, longest, random);
     DeviceTable const d_table(table);
-    check_device_forms(cache, source, ha::CachePlan(table, lengths), KeptTokens(table, lengths), d_table.view(),
+    check_device_forms(cache, source, ha::Compaction(table, lengths), KeptTokens(table, lengths), d_table.view(),
                        random() % 2 == 0 ? 7 : 16, seed, static_cast<std::size_t>(below(3)));
   }
 }
@@ -67,9 +68,9 @@ TEST_CASE("on the device nothing kept, no sequences, one layer and the most laye
     auto const bhsd =
         ha::strided_bhsd(static_cast<std::int64_t>(lengths.size()), table.num_kv_heads(), lengths.empty() ? 0 : 20, 4);
     Strided const source{bhsd, bhsd};
-    SourceCache<std::uint8_t, Strided> const cache(source, bhsd.extent(), table.num_layers(), 4, 4, 505);
+    SourceCache<std::uint8_t, Strided> const cache(source, bhsd.required_span_size(), table.num_layers(), 4, 4, 505);
     DeviceTable const d_table(table);
-    check_device_forms(cache, source, ha::CachePlan(table, lengths), KeptTokens(table, lengths), d_table.view(), 7,
+    check_device_forms(cache, source, ha::Compaction(table, lengths), KeptTokens(table, lengths), d_table.view(), 7,
                        505);
   };
   check(ha::PolicyTable(2, 3, ha::Full{}), {});
@@ -92,8 +93,8 @@ TEST_CASE("on the device keep-lists in a table serve all sequences", "[cache]") 
   host_table.set(1, 0, ha::KeepList{tokens.data() + 1, 3});
   auto const bhsd = ha::strided_bhsd(2, 2, 64, 8);
   Strided const source{bhsd, bhsd};
-  SourceCache<std::uint8_t, Strided> const cache(source, bhsd.extent(), 2, 8, 8, 506);
+  SourceCache<std::uint8_t, Strided> const cache(source, bhsd.required_span_size(), 2, 8, 8, 506);
   DeviceTable const d_table(table);
-  check_device_forms(cache, source, ha::CachePlan(table, lengths), KeptTokens(host_table, lengths), d_table.view(), 16,
+  check_device_forms(cache, source, ha::Compaction(table, lengths), KeptTokens(host_table, lengths), d_table.view(), 16,
                      506);
 }

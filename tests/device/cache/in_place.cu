@@ -29,10 +29,10 @@ void check(SourceCache<T, Source> const& before, Source const& device_layout, Pl
     for (std::size_t i = 0; i < kept.size(); ++i) {
       auto const slot = static_cast<std::int64_t>(i);
       auto const at = [](std::int64_t offset) { return static_cast<std::size_t>(offset); };
-      for (std::int64_t c = 0; c < before.key_channels; ++c) {
+      for (std::int64_t c = 0; c < before.head_dim; ++c) {
         expected.keys[at(l)][at(keys.offset(b, h, slot, c))] = before.key(layer, b, h, kept[i], c);
       }
-      for (std::int64_t c = 0; c < before.value_channels; ++c) {
+      for (std::int64_t c = 0; c < before.value_dim; ++c) {
         expected.values[at(l)][at(values.offset(b, h, slot, c))] = before.value(layer, b, h, kept[i], c);
       }
     }
@@ -74,11 +74,12 @@ void check_random(unsigned seed) {
     std::int64_t const room = longest + below(3);
     Strided const source{random_strides({batch, heads, room, channels.key}, random),
                          random_strides({batch, heads, room, channels.value}, random)};
-    SourceCache<T, Strided> const cache(source, std::max(source.keys.extent(), source.values.extent()), layers,
-                                        channels.key, channels.value, seed);
+    SourceCache<T, Strided> const cache(source,
+                                        std::max(source.keys.required_span_size(), source.values.required_span_size()),
+                                        layers, channels.key, channels.value, seed);
     ha::PolicyTable const table = random_table(layers, heads, longest, random);
     DeviceTable const d_table(table);
-    check(cache, source, ha::CachePlan(table, lengths), d_table.view(), static_cast<std::size_t>(below(3)));
+    check(cache, source, ha::Compaction(table, lengths), d_table.view(), static_cast<std::size_t>(below(3)));
   }
 }
 
@@ -124,9 +125,9 @@ TEST_CASE("in place on the device, rows wider than a block moves at once, window
   table.set(0, 1, ha::WindowOnly{.window = 39});
   DeviceTable const d_table(table);
   for (auto const& layout : {ha::strided_bhsd(1, 2, 40, 1500), ha::strided_bhds(1, 2, 1500, 40)}) {
-    SourceCache<std::uint8_t, Strided> const cache({layout, layout}, layout.extent(), 1, 1500, 1500, 534);
-    check(cache, cache.source, ha::CachePlan(table, lengths), d_table.view());
-    check(cache, cache.source, ha::CachePlan(table, lengths), d_table.view(), 1);
+    SourceCache<std::uint8_t, Strided> const cache({layout, layout}, layout.required_span_size(), 1, 1500, 1500, 534);
+    check(cache, cache.source, ha::Compaction(table, lengths), d_table.view());
+    check(cache, cache.source, ha::Compaction(table, lengths), d_table.view(), 1);
   }
 }
 
@@ -139,7 +140,7 @@ TEST_CASE("in place on the device, pages whose channels are split", "[cache]") {
   std::iota(pages.begin(), pages.end(), 0);
   std::shuffle(pages.begin(), pages.end(), random);
   DeviceVector<std::int32_t> const d_pages(pages);
-  ha::PagedShape const shape{.sequences = 2, .kv_heads = 2, .channels = 16, .num_pages = 40, .page_size = 16};
+  ha::PagedShape const shape{.num_sequences = 2, .num_kv_heads = 2, .channels = 16, .num_pages = 40, .page_size = 16};
   auto const layout = [&](std::int32_t const* table) {
     return ha::vllm_paged_attention(ha::PageTable::dense(table, 20), shape, 8);
   };
@@ -148,7 +149,7 @@ TEST_CASE("in place on the device, pages whose channels are split", "[cache]") {
   for (int i = 0; i < 5; ++i) {
     ha::PolicyTable const table = random_table(2, 2, 300, random);
     DeviceTable const d_table(table);
-    check(cache, layout(d_pages.data()), ha::CachePlan(table, std::vector<std::int32_t>{300, 117}), d_table.view());
+    check(cache, layout(d_pages.data()), ha::Compaction(table, std::vector<std::int32_t>{300, 117}), d_table.view());
   }
 }
 
@@ -159,20 +160,20 @@ TEST_CASE("in place on the device, a policy and a layout of one's own", "[cache]
   table.set(0, 1, Hashed{230});
   DeviceTable const d_table(table);
   SourceCache<float, HeadsFastest> const cache({}, 2 * 400 * 6 * 2, 1, 6, 6, 536);
-  check(cache, cache.source, ha::BasicCachePlan(table, std::vector<std::int32_t>{400, 33}), d_table.view());
+  check(cache, cache.source, ha::Compaction(table, std::vector<std::int32_t>{400, 33}), d_table.view());
 }
 
 TEST_CASE("in place on the device, what is refused and what is empty", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
   auto const layout = ha::strided_bhsd(2, 3, 20, 4);
   Strided const source_layout{layout, layout};
-  SourceCache<float, Strided> const cache(source_layout, layout.extent(), 2, 4, 4, 537);
+  SourceCache<float, Strided> const cache(source_layout, layout.required_span_size(), 2, 4, 4, 537);
   DeviceSource<float, Strided> const source(cache);
   std::vector<std::int32_t> const lengths{20, 12};
   ha::PolicyTable const table(2, 3, ha::WindowOnly{.window = 4});
   DeviceTable const d_table(table);
   DeviceVector<std::int32_t> const d_lengths(lengths);
-  auto const plan = ha::CachePlan(table, lengths).on_device(d_table.view(), d_lengths.data());
+  auto const plan = ha::Compaction(table, lengths).on_device(d_table.view(), d_lengths.data());
   auto const refused = [&](auto const& d_plan, auto const& layers, Strided const& lies) {
     REQUIRE(ha::compress_in_place(d_plan, layers, lies, {}, nullptr) == cudaErrorInvalidValue);
     REQUIRE_CUDA(cudaGetLastError());
@@ -195,7 +196,7 @@ TEST_CASE("in place on the device, what is refused and what is empty", "[cache]"
   no_lengths.d_lengths = nullptr;
   refused(no_lengths, source.layers, source_layout);
   ha::PolicyTable const deep(257, 3, ha::WindowOnly{.window = 4});
-  refused(ha::CachePlan(deep, lengths).on_device(deep.view_at(d_table.view().data()), d_lengths.data()),
+  refused(ha::Compaction(deep, lengths).on_device(deep.view_at(d_table.view().data()), d_lengths.data()),
           std::vector<ha::LayerKv<float>>(257, source.layers[0]), source_layout);
 
   // A length out of range: its heads stay as they are, the others are compacted, and the status tells.
@@ -223,13 +224,13 @@ TEST_CASE("in place on the device, what is refused and what is empty", "[cache]"
   ha::PolicyTable const pruned(2, 3, ha::Prune{});
   DeviceTable const d_pruned(pruned);
   DeviceVector<std::int32_t> const d_kept(std::vector<std::int32_t>(12, -1));
-  auto none = ha::CachePlan(pruned, lengths).on_device(d_pruned.view(), d_lengths.data());
+  auto none = ha::Compaction(pruned, lengths).on_device(d_pruned.view(), d_lengths.data());
   none.d_kept = d_kept.data();
   REQUIRE_CUDA(ha::compress_in_place(none, std::vector<ha::LayerKv<float>>(2), source_layout, {}, nullptr));
   REQUIRE_CUDA(cudaDeviceSynchronize());
   REQUIRE(d_kept.host() == std::vector<std::int32_t>(12, 0));
   auto const empty = ha::strided_bhsd(0, 3, 0, 4);
   REQUIRE_CUDA(
-      ha::compress_in_place(ha::CachePlan(table, std::vector<std::int32_t>{}).on_device(d_table.view(), nullptr),
+      ha::compress_in_place(ha::Compaction(table, std::vector<std::int32_t>{}).on_device(d_table.view(), nullptr),
                             std::vector<ha::LayerKv<float>>(2), Strided{empty, empty}, {}, nullptr));
 }

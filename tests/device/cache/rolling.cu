@@ -20,7 +20,7 @@ namespace {
 /// A rolling cache on the device with its counters.
 template <class T>
 struct DeviceRolling {
-  ha::RollingPlan plan;
+  ha::RollingSlots plan;
   std::int64_t key_dim;
   std::int64_t value_dim;
   DeviceVector<std::byte> heads;
@@ -28,7 +28,7 @@ struct DeviceRolling {
   DeviceVector<T> values;
   DeviceVector<std::int32_t> counters;
 
-  DeviceRolling(ha::RollingPlan const& rolling_plan, std::int64_t k, std::int64_t v)
+  DeviceRolling(ha::RollingSlots const& rolling_plan, std::int64_t k, std::int64_t v)
       : plan(rolling_plan),
         key_dim(k),
         value_dim(v),
@@ -36,7 +36,7 @@ struct DeviceRolling {
         keys(std::vector<T>(static_cast<std::size_t>(plan.rows_total() * k))),
         values(std::vector<T>(static_cast<std::size_t>(plan.rows_total() * v))),
         counters(std::vector<std::int32_t>(ha::RollingStateView::bytes(plan.num_sequences()) / 4, 0)) {}
-  [[nodiscard]] ha::RollingPlanView view() const { return plan.view_at(heads.data()); }
+  [[nodiscard]] ha::RollingSlotsView view() const { return plan.view_at(heads.data()); }
   [[nodiscard]] ha::RollingStateView state() const {
     return ha::RollingStateView::at(counters.data(), plan.num_sequences());
   }
@@ -51,7 +51,7 @@ void walk(unsigned seed, int steps, std::int32_t slack, std::int64_t key_dim, st
   constexpr std::int64_t max_tokens = 70;
   ha::PolicyTable const table = mixed_table();
   DeviceTable const d_table(table);
-  DeviceRolling<T> const device(ha::RollingPlan(table, batch, {.max_tokens = max_tokens, .slack = slack}), key_dim,
+  DeviceRolling<T> const device(ha::RollingSlots(table, batch, {.max_tokens = max_tokens, .slack = slack}), key_dim,
                                 value_dim);
   Stream const stream;
   SlotModel model(table, device.plan);
@@ -92,7 +92,7 @@ void walk(unsigned seed, int steps, std::int32_t slack, std::int64_t key_dim, st
                                   new_token_layout(random(), batch, 4, tokens + 1, value_dim));
         DeviceTokens<T> const d_prompt(prompt);
         DeviceVector<std::int32_t> const d_lengths(lengths);
-        auto const plan = ha::CachePlan(table, lengths).on_device(d_table.view(), d_lengths.data());
+        auto const plan = ha::Compaction(table, lengths).on_device(d_table.view(), d_lengths.data());
         run_compress(plan, ha::transfer(d_prompt.layers, prompt.layout(), device.cache()));
         std::vector<std::int32_t> started(batch, -1);
         started[i] = tokens;
@@ -155,7 +155,7 @@ TEST_CASE("a captured step of decoding is replayed, layer by layer, lengths coun
   constexpr std::int32_t batch = 2;
   constexpr std::int64_t dim = 8;
   ha::PolicyTable const table = mixed_table();
-  DeviceRolling<std::uint16_t> const device(ha::RollingPlan(table, batch, {.max_tokens = 60}), dim, dim);
+  DeviceRolling<std::uint16_t> const device(ha::RollingSlots(table, batch, {.max_tokens = 60}), dim, dim);
   SlotModel model(table, device.plan);
   auto const layout = ha::strided_bshd(batch, 1, 4, dim);
   std::vector<std::int32_t> const ones(batch, 1);
@@ -197,7 +197,7 @@ TEST_CASE("what a call that came to no end left of its count of blocks does not 
   HEADAWARE_REQUIRE_DEVICE();
   constexpr std::int64_t dim = 8;
   ha::PolicyTable const table = mixed_table();
-  ha::RollingPlan const plan(table, 2, {.max_tokens = 60});
+  ha::RollingSlots const plan(table, 2, {.max_tokens = 60});
   DeviceRolling<float> const device(plan, dim, dim);
   SlotModel model(table, plan);
   for (std::int32_t const left : {1, 3, -2, 100000}) {
@@ -229,7 +229,7 @@ TEST_CASE("caches on streams of their own do not meet", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
   constexpr std::int64_t dim = 4;
   ha::PolicyTable const table = mixed_table();
-  ha::RollingPlan const plan(table, 1, {.max_tokens = 60, .slack = 2});
+  ha::RollingSlots const plan(table, 1, {.max_tokens = 60, .slack = 2});
   Stream const streams[2];
   DeviceRolling<float> const caches[2] = {{plan, dim, dim}, {plan, dim, dim}};
   SlotModel models[2] = {{table, plan}, {table, plan}};
@@ -256,7 +256,7 @@ TEST_CASE("what the device refuses of a rolling cache", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
   constexpr std::int64_t dim = 4;
   ha::PolicyTable const table = mixed_table();
-  DeviceRolling<float> const device(ha::RollingPlan(table, 2, {.max_tokens = 20, .slack = 2}), dim, dim);
+  DeviceRolling<float> const device(ha::RollingSlots(table, 2, {.max_tokens = 20, .slack = 2}), dim, dim);
   SlotModel model(table, device.plan);
   auto const layout = ha::strided_bhsd(2, 4, 19, dim);
   std::vector<std::int32_t> const counts{19, 3};
@@ -347,7 +347,7 @@ TEST_CASE("what the device refuses of a rolling cache", "[cache]") {
   REQUIRE(device.length(0) == 17);
 
   // Nothing to do is no error: no sequences, no heads that keep anything, no tokens.
-  ha::RollingPlan const nobody(table, 0, {.max_tokens = 5});
+  ha::RollingSlots const nobody(table, 0, {.max_tokens = 5});
   DeviceRolling<float> const empty(nobody, dim, dim);
   REQUIRE_CUDA(ha::append(empty.view(), empty.state(), news.layers, ha::strided_bhsd(0, 4, 19, dim), nullptr, 1,
                           empty.cache(), {}, nullptr));
@@ -359,7 +359,7 @@ TEST_CASE("what has been taken back of the slack on the device cannot be taken b
   HEADAWARE_REQUIRE_DEVICE();
   constexpr std::int64_t dim = 4;
   ha::PolicyTable const table(1, 1, ha::SinkWindow{.sink = 1, .window = 6});
-  DeviceRolling<float> const device(ha::RollingPlan(table, 2, {.slack = 4}), dim, dim);
+  DeviceRolling<float> const device(ha::RollingSlots(table, 2, {.slack = 4}), dim, dim);
   DeviceVector<std::int32_t> const d_counts(std::vector<std::int32_t>{30, 5});
   REQUIRE_CUDA(ha::advance(device.view(), device.state(), d_counts.data(), nullptr));
   auto const back = [&](std::int32_t first, std::int32_t second) {
@@ -393,12 +393,12 @@ TEST_CASE("a compressed cache is refused by slots of other policies", "[cache]")
   ha::PolicyTable const other(1, 2, ha::SinkWindow{.sink = 2, .window = 8});
   DeviceTable const d_other(other);
   auto const layout = ha::strided_bhsd(1, 2, 30, dim);
-  SourceCache<float, ha::StridedLayout> const source(layout, layout.extent(), 1, dim, dim, 614);
+  SourceCache<float, ha::StridedLayout> const source(layout, layout.required_span_size(), 1, dim, dim, 614);
   DeviceSource<float, ha::StridedLayout> const d_source(source);
-  DeviceRolling<float> const device(ha::RollingPlan(table, 1, {}), dim, dim);
+  DeviceRolling<float> const device(ha::RollingSlots(table, 1, {}), dim, dim);
   DeviceVector<std::int32_t> const d_lengths(lengths);
   DeviceVector<std::int32_t> const status(std::vector<std::int32_t>{-7});
-  auto plan = ha::CachePlan(other, lengths).on_device(d_other.view(), d_lengths.data());
+  auto plan = ha::Compaction(other, lengths).on_device(d_other.view(), d_lengths.data());
   plan.d_status = status.data();
   run_compress(plan, ha::transfer(d_source.layers, layout, device.cache()));
   REQUIRE(status.host()[0] == 1);
@@ -410,7 +410,7 @@ TEST_CASE("buffers at odd addresses on the device", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
   constexpr std::int64_t dim = 16;
   ha::PolicyTable const table = mixed_table();
-  ha::RollingPlan const plan(table, 2, {.max_tokens = 40});
+  ha::RollingSlots const plan(table, 2, {.max_tokens = 40});
   // Elements of two bytes, off 16: of the cache, and of what is appended.
   for (auto const& [shift, news_shift] :
        std::vector<std::pair<std::size_t, std::size_t>>{{1, 1}, {2, 2}, {4, 4}, {8, 8}, {1, 8}, {8, 2}}) {
@@ -453,7 +453,7 @@ TEST_CASE("more sequences than a block has threads, more copies than a launch ta
   constexpr std::int32_t batch = 620;
   constexpr std::int64_t dim = 2;
   ha::PolicyTable const table(1, 1, ha::SinkWindow{.sink = 1, .window = 2});
-  DeviceRolling<float> const device(ha::RollingPlan(table, batch, {.slack = 1}), dim, dim);
+  DeviceRolling<float> const device(ha::RollingSlots(table, batch, {.slack = 1}), dim, dim);
   SlotModel model(table, device.plan);
   std::vector<std::int32_t> counts;
   std::vector<ha::SequenceCopy> copies;

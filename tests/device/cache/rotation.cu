@@ -48,8 +48,8 @@ template <class T, class Source, class MakeRotation>
 void check_rotation(SourceCache<T, Source> const& cache, Source const& device_layout, ha::PolicyTable const& table,
                     std::vector<std::int32_t> const& lengths, Rotary const& rotary, MakeRotation const& make_rotation,
                     std::size_t shift = 0) {
-  std::int64_t const dim = cache.key_channels;
-  ha::CachePlan const plan(table, lengths);
+  std::int64_t const dim = cache.head_dim;
+  ha::Compaction const plan(table, lengths);
   KeptTokens const tokens(table, lengths);
   DeviceTable const d_table(table);
   DeviceVector<std::int32_t> const d_lengths(lengths);
@@ -111,7 +111,7 @@ void check_rotations(SourceCache<T, Source> const& cache, Source const& device_l
                      std::vector<std::int32_t> const& lengths, std::size_t shift = 0) {
   std::int64_t const longest = *std::max_element(lengths.begin(), lengths.end());
   constexpr auto width = static_cast<std::int64_t>(16 / sizeof(T));  // not twice it, which wide pairs take
-  std::vector<std::int64_t> const dims{cache.key_channels, cache.key_channels / 2, width, 6};
+  std::vector<std::int64_t> const dims{cache.head_dim, cache.head_dim / 2, width, 6};
   for (auto const pairing : {ha::RotaryPairing::neox, ha::RotaryPairing::interleaved}) {
     for (std::int64_t const rotary_dim : dims) {
       INFO("rotary_dim " << rotary_dim << (pairing == ha::RotaryPairing::neox ? ", neox" : ", interleaved")
@@ -147,11 +147,11 @@ template <class T>
 void check_strided(unsigned seed) {
   // Longer than a tile's rows, in one order; then a transposed tensor, and pointers aligned to one element.
   auto const bhsd = ha::strided_bhsd(2, 2, 330, 32);
-  check_rotations(random_cache<T>(bhsd, bhsd.extent(), 2, 32, seed), bhsd, rotating_table(300), {330, 9});
+  check_rotations(random_cache<T>(bhsd, bhsd.required_span_size(), 2, 32, seed), bhsd, rotating_table(300), {330, 9});
   auto const bhds = ha::strided_bhds(2, 2, 32, 75);
-  check_rotations(random_cache<T>(bhds, bhds.extent(), 2, 32, seed), bhds, rotating_table(60), {75, 9});
+  check_rotations(random_cache<T>(bhds, bhds.required_span_size(), 2, 32, seed), bhds, rotating_table(60), {75, 9});
   auto const bshd = ha::strided_bshd(2, 75, 2, 32);
-  check_rotations(random_cache<T>(bshd, bshd.extent(), 2, 32, seed), bshd, rotating_table(60), {75, 9}, 1);
+  check_rotations(random_cache<T>(bshd, bshd.required_span_size(), 2, 32, seed), bshd, rotating_table(60), {75, 9}, 1);
 }
 
 }  // namespace
@@ -175,7 +175,7 @@ TEST_CASE("on the device keys in split pages turn", "[cache]") {
   std::vector<std::int32_t> pages(2 * 10);
   for (std::size_t i = 0; i < pages.size(); ++i) pages[i] = static_cast<std::int32_t>((7 * i + 3) % pages.size());
   DeviceVector<std::int32_t> const d_pages(pages);
-  ha::PagedShape const shape{.sequences = 2, .kv_heads = 2, .channels = 32, .num_pages = 20, .page_size = 8};
+  ha::PagedShape const shape{.num_sequences = 2, .num_kv_heads = 2, .channels = 32, .num_pages = 20, .page_size = 8};
   auto const layout = [&](std::int32_t const* table) {
     return ha::vllm_paged_attention(ha::PageTable::dense(table, 10), shape, 8);
   };
@@ -192,8 +192,8 @@ void check_positions(std::int32_t rotary_dim, std::size_t shift) {
   constexpr std::int64_t stride = 40;
   std::vector<std::int32_t> const lengths{40, 9};
   auto const layout = ha::strided_bshd(2, 40, 2, dim);
-  auto const cache = random_cache<T>(layout, layout.extent(), 2, dim, 526);
-  ha::CachePlan const plan(rotating_table(30), lengths);
+  auto const cache = random_cache<T>(layout, layout.required_span_size(), 2, dim, 526);
+  ha::Compaction const plan(rotating_table(30), lengths);
   std::vector<std::int32_t> positions(2 * stride);
   for (std::size_t t = 0; t < stride; ++t) {  // behind an image, and far away: keys turn forward and back
     positions[t] = static_cast<std::int32_t>(t < 8 ? t : t - 7);
@@ -259,7 +259,7 @@ TEST_CASE("on the device keys of 16 bits are not turned in place for a few token
   HEADAWARE_REQUIRE_DEVICE();
   constexpr std::int64_t dim = 8;
   auto const layout = ha::strided_bhsd(2, 1, 280, dim);
-  auto const cache = random_cache<ha::float16>(layout, layout.extent(), 1, dim, 527);
+  auto const cache = random_cache<ha::float16>(layout, layout.required_span_size(), 1, dim, 527);
   auto const rotation = ha::KeyRotation::from_base(ha::RotaryPairing::neox, dim, 10000);
   ha::PolicyTable const table(1, 1, ha::SinkWindow{.sink = 4, .window = 200});
   DeviceTable const d_table(table);
@@ -268,7 +268,7 @@ TEST_CASE("on the device keys of 16 bits are not turned in place for a few token
   DeviceSource<ha::float16, ha::StridedLayout> const source(cache);
   DeviceVector<std::int32_t> const d_lengths(std::vector<std::int32_t>{280, 204});
   auto const plan_of = [&](std::vector<std::int32_t> const& lengths) {
-    auto plan = ha::CachePlan(table, lengths).on_device(d_table.view(), d_lengths.data());
+    auto plan = ha::Compaction(table, lengths).on_device(d_table.view(), d_lengths.data());
     plan.d_status = d_status.data();
     plan.d_kept = d_kept.data();
     return plan;
@@ -293,7 +293,8 @@ TEST_CASE("on the device keys of 16 bits are not turned in place for a few token
   REQUIRE(d_status.host()[0] == 1);
   REQUIRE(d_kept.host() == std::vector<std::int32_t>{204, 267});
   auto expected = cache;
-  ha::compress_in_place(ha::CachePlan(table, std::vector<std::int32_t>{280, 204}), expected.layers(), layout, rotation);
+  ha::compress_in_place(ha::Compaction(table, std::vector<std::int32_t>{280, 204}), expected.layers(), layout,
+                        rotation);
   REQUIRE(same_bytes(source.tensor(1), expected.values[0]));
   auto const half = static_cast<std::ptrdiff_t>(cache.keys[0].size() / 2);
   auto const keys = source.tensor(0);

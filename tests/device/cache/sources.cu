@@ -62,8 +62,8 @@ TEST_CASE("on the device one policy with one function, a layout with one functio
   std::vector<std::int32_t> const lengths{70, 0, 41};
   ha::UniformTable const table(Hashed{}, num_layers, heads);
   SourceCache<std::uint16_t, HeadsFastest> const cache({70}, 3 * 70 * 6 * heads, num_layers, 6, 6, 511);
-  check_device_ragged_and_paged(cache, cache.source, ha::BasicCachePlan(table, lengths), KeptTokens(table, lengths),
-                                table, 7, 511);
+  check_device_ragged_and_paged(cache, cache.source, ha::Compaction(table, lengths), KeptTokens(table, lengths), table,
+                                7, 511);
 }
 
 TEST_CASE("on the device policies of one's own beside the library's", "[cache]") {
@@ -76,7 +76,7 @@ TEST_CASE("on the device policies of one's own beside the library's", "[cache]")
   table.set(1, 2, EveryOther{0});
   SourceCache<float, NewestFirst> const cache({}, 3 * heads * 300 * 16, num_layers, 16, 16, 512);
   DeviceTable const d_table(table);
-  check_device_ragged_and_paged(cache, cache.source, ha::BasicCachePlan(table, lengths), KeptTokens(table, lengths),
+  check_device_ragged_and_paged(cache, cache.source, ha::Compaction(table, lengths), KeptTokens(table, lengths),
                                 d_table.view(), 16, 512);
 }
 
@@ -96,8 +96,11 @@ TEST_CASE("on the device pages of a CSR table", "[cache]") {
     std::shuffle(indices.begin(), indices.end(), random);
     DeviceVector<std::int32_t> const d_indices(indices);
     DeviceVector<std::int32_t> const d_indptr(indptr);
-    ha::PagedShape const shape{
-        .sequences = 3, .kv_heads = heads, .channels = 8, .num_pages = indptr.back() + 2, .page_size = page_size};
+    ha::PagedShape const shape{.num_sequences = 3,
+                               .num_kv_heads = heads,
+                               .channels = 8,
+                               .num_pages = indptr.back() + 2,
+                               .page_size = page_size};
     for (auto const order : {ha::PageOrder::nhd, ha::PageOrder::hnd}) {
       auto const layout = [&](std::int32_t const* pages, std::int32_t const* ends) {
         return ha::flashinfer_joined(ha::PageTable::csr(pages, ends), shape, order);
@@ -107,7 +110,7 @@ TEST_CASE("on the device pages of a CSR table", "[cache]") {
       DeviceTable const d_table(table);
       SourceCache<std::uint16_t, Layout> const cache(
           layout(indices.data(), indptr.data()), shape.num_pages * page_size * heads * 8 * 2, num_layers, 8, 8, seed);
-      check_device_ragged_and_paged(cache, layout(d_indices.data(), d_indptr.data()), ha::CachePlan(table, lengths),
+      check_device_ragged_and_paged(cache, layout(d_indices.data(), d_indptr.data()), ha::Compaction(table, lengths),
                                     KeptTokens(table, lengths), d_table.view(), page_size == 5 ? 7 : 16, seed);
     }
   }
@@ -141,9 +144,10 @@ TEST_CASE("on the device keep-lists over one policy, bad entries left out", "[ca
   ha::UniformTable const below(ha::SinkWindow{.sink = 3, .window = 20}, num_layers, heads);
   ha::WithKeepLists const table(below, lists.data(), 2);
   ha::WithKeepLists const d_table(below, d_lists.data(), 2);
-  ha::BasicCachePlan const plan(table, lengths);
+  ha::Compaction const plan(table, lengths);
   auto const layout = ha::strided_bhsd(2, heads, 90, 24);
-  SourceCache<std::uint16_t, ha::StridedLayout> const cache(layout, layout.extent(), num_layers, 24, 24, seed);
+  SourceCache<std::uint16_t, ha::StridedLayout> const cache(layout, layout.required_span_size(), num_layers, 24, 24,
+                                                            seed);
   KeptTokens const tokens(table, lengths);
   check_device_forms(cache, layout, plan, tokens, d_table, 16, seed);
 

@@ -27,15 +27,15 @@ constexpr ha::AttentionScore score{.scale = 0.2F};
 template <class Q, class K, class V>
 ha::DeviceQkvShape<Q, K, V> shape_of(AttentionShape const& s, Q const& queries, K const& keys, V const& values,
                                      std::int64_t sequence = 0, std::int64_t first_token = 0) {
-  return {queries,  keys,       values,   s.query_heads, s.kv_heads,
-          s.tokens, s.head_dim, sequence, first_token,   s.value_channels()};
+  return {queries,  keys,       values,   s.num_query_heads, s.num_kv_heads,
+          s.tokens, s.head_dim, sequence, first_token,       s.value_dim()};
 }
 
 }  // namespace
 
 TEST_CASE("any layout of queries, keys and values", "[stats]") {
   HEADAWARE_REQUIRE_DEVICE();
-  AttentionShape const s{.query_heads = 4, .kv_heads = 2, .tokens = 83, .head_dim = 32};
+  AttentionShape const s{.num_query_heads = 4, .num_kv_heads = 2, .tokens = 83, .head_dim = 32};
   Attention<ha::float16> const a(s);
   auto const parameters = with_retention();
   SECTION("FlashAttention's, the second sequence, from a token on") {
@@ -55,7 +55,7 @@ TEST_CASE("any layout of queries, keys and values", "[stats]") {
     for (std::size_t i = 0; i < block_table.size(); ++i)
       block_table[i] = static_cast<std::int32_t>((7 * i + 2) % block_table.size());
     DeviceVector<std::int32_t> const d_block_table(block_table);
-    ha::PagedShape const pages{.sequences = 2, .kv_heads = 2, .channels = 32, .num_pages = 12, .page_size = 16};
+    ha::PagedShape const pages{.num_sequences = 2, .num_kv_heads = 2, .channels = 32, .num_pages = 12, .page_size = 16};
     auto const paged = [&](std::int32_t const* table) {
       auto const kv = ha::flash_attention_paged(ha::PageTable::dense(table, 6), pages);
       return shape_of(s, ha::strided_bshd(2, 90, 4, 32), kv, kv, 1, 3);
@@ -66,7 +66,7 @@ TEST_CASE("any layout of queries, keys and values", "[stats]") {
   SECTION("split keys, pages of vLLM's first kernel") {
     std::vector<std::int32_t> const block_table{3, 0, 5, 1, 4, 2};
     DeviceVector<std::int32_t> const d_block_table(block_table);
-    ha::PagedShape const pages{.sequences = 1, .kv_heads = 2, .channels = 32, .num_pages = 6, .page_size = 16};
+    ha::PagedShape const pages{.num_sequences = 1, .num_kv_heads = 2, .channels = 32, .num_pages = 6, .page_size = 16};
     auto const paged = [&](std::int32_t const* table) {
       auto const kv = ha::vllm_paged_attention(ha::PageTable::dense(table, 6), pages, 8);
       return shape_of(s, ha::strided_bhsd(1, 4, 83, 32), kv.keys, kv.values);
@@ -77,7 +77,7 @@ TEST_CASE("any layout of queries, keys and values", "[stats]") {
 
 TEST_CASE("statistics refuse arguments that make no sense", "[stats]") {
   HEADAWARE_REQUIRE_DEVICE();
-  AttentionShape const s{.query_heads = 2, .kv_heads = 1, .tokens = 40, .head_dim = 16};
+  AttentionShape const s{.num_query_heads = 2, .num_kv_heads = 1, .tokens = 40, .head_dim = 16};
   Attention<ha::float16> const a(s);
   using Strided = ha::StridedLayout;
   auto const good = bhsd_shape(s);
@@ -116,8 +116,8 @@ TEST_CASE("statistics refuse arguments that make no sense", "[stats]") {
     change(shape);
     return shape;
   };
-  refuses(with([](auto& x) { x.query_heads = 3; }), device.layers, score, parameters);
-  refuses(with([](auto& x) { x.kv_heads = 0; }), device.layers, score, parameters);
+  refuses(with([](auto& x) { x.num_query_heads = 3; }), device.layers, score, parameters);
+  refuses(with([](auto& x) { x.num_kv_heads = 0; }), device.layers, score, parameters);
   refuses(with([](auto& x) { x.head_dim = 257; }), device.layers, score, parameters);
   refuses(with([](auto& x) { x.value_dim = 17; }), device.layers, score, parameters);
   refuses(with([](auto& x) { x.tokens = 41; }), device.layers, score, parameters);
@@ -163,10 +163,10 @@ TEST_CASE("statistics refuse arguments that make no sense", "[stats]") {
 
 TEST_CASE("no tokens, too few tokens, no layers", "[stats]") {
   HEADAWARE_REQUIRE_DEVICE();
-  AttentionShape const s{.query_heads = 2, .kv_heads = 1, .tokens = 9, .head_dim = 16};
+  AttentionShape const s{.num_query_heads = 2, .num_kv_heads = 1, .tokens = 9, .head_dim = 16};
   Attention<ha::float16> const a(s);
   compare_bhsd<__half>(a, Mode::values, score, with_retention());
-  Attention<ha::float16> const one({.query_heads = 2, .kv_heads = 1, .tokens = 12, .head_dim = 16});
+  Attention<ha::float16> const one({.num_query_heads = 2, .num_kv_heads = 1, .tokens = 12, .head_dim = 16});
   ha::ObserverParameters parameters;
   parameters.first_query = 12;
   compare_bhsd<__half>(one, Mode::mass, score, parameters);
@@ -183,7 +183,7 @@ TEST_CASE("no tokens, too few tokens, no layers", "[stats]") {
 
 TEST_CASE("a captured graph adds up what it finds each time", "[stats]") {
   HEADAWARE_REQUIRE_DEVICE();
-  AttentionShape const s{.query_heads = 2, .kv_heads = 1, .tokens = 200, .head_dim = 16, .layers = 2};
+  AttentionShape const s{.num_query_heads = 2, .num_kv_heads = 1, .tokens = 200, .head_dim = 16, .layers = 2};
   Attention<ha::float16> const a(s);
   using Strided = ha::StridedLayout;
   auto const shape = bhsd_shape(s);

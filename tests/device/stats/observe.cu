@@ -34,7 +34,7 @@ int shared_memory() {
 TEST_CASE("sums of any length agree with the CPU's", "[stats]") {
   HEADAWARE_REQUIRE_DEVICE();
   for (std::int64_t const tokens : {1, 9, 10, 11, 15, 16, 17, 63, 64, 65, 300}) {
-    Attention<ha::float16> const a({.query_heads = 2, .kv_heads = 1, .tokens = tokens, .head_dim = 32});
+    Attention<ha::float16> const a({.num_query_heads = 2, .num_kv_heads = 1, .tokens = tokens, .head_dim = 32});
     ha::ObserverParameters parameters;
     parameters.min_chunk = tokens < 10 ? 1 : 10;
     compare_bhsd<__half>(a, Mode::mass, {.scale = 0.2F}, parameters);
@@ -46,7 +46,7 @@ TEST_CASE("sums of any length agree with the CPU's", "[stats]") {
 TEST_CASE("every type and head dimension", "[stats]") {
   HEADAWARE_REQUIRE_DEVICE();
   for (std::int64_t const head_dim : {8, 20, 64, 80, 96, 128, 256}) {
-    AttentionShape const shape{.query_heads = 1, .tokens = 90, .head_dim = head_dim};
+    AttentionShape const shape{.num_query_heads = 1, .tokens = 90, .head_dim = head_dim};
     ha::AttentionScore const score{.scale = 1 / std::sqrt(static_cast<float>(head_dim))};
     for (Mode const mode : {Mode::mass, Mode::metric}) {
       compare_bhsd<__half>(Attention<ha::float16>(shape), mode, score, with_retention());
@@ -56,14 +56,14 @@ TEST_CASE("every type and head dimension", "[stats]") {
       compare_bhsd<float>(Attention<float>(shape), mode, score, with_retention());
     }
   }
-  AttentionShape const shape{.query_heads = 1, .tokens = 90, .head_dim = 48, .value_dim = 24};
+  AttentionShape const shape{.num_query_heads = 1, .tokens = 90, .head_dim = 48, .value_dim = 24};
   compare_bhsd<ha::bfloat16>(Attention<ha::bfloat16>(shape), Mode::metric, {.scale = 0.15F}, with_retention());
   compare_bhsd<ha::float16>(Attention<ha::float16>(shape), Mode::values, {.scale = 0.15F}, with_retention());
 }
 
 TEST_CASE("a longer text, sharp attention", "[stats]") {
   HEADAWARE_REQUIRE_DEVICE();
-  AttentionShape shape{.query_heads = 1, .tokens = 2200, .head_dim = 64};
+  AttentionShape shape{.num_query_heads = 1, .tokens = 2200, .head_dim = 64};
   ha::ObserverParameters sampled = with_retention();
   sampled.first_query = 1000;
   sampled.query_stride = 9;
@@ -77,15 +77,16 @@ TEST_CASE("a longer text, sharp attention", "[stats]") {
 
 TEST_CASE("grouped queries, two layers in a launch", "[stats]") {
   HEADAWARE_REQUIRE_DEVICE();
-  Attention<ha::bfloat16> const a({.query_heads = 6, .kv_heads = 2, .tokens = 130, .head_dim = 32, .layers = 2});
+  Attention<ha::bfloat16> const a(
+      {.num_query_heads = 6, .num_kv_heads = 2, .tokens = 130, .head_dim = 32, .layers = 2});
   for (Mode const mode : {Mode::mass, Mode::values, Mode::metric})
     compare_bhsd<__nv_bfloat16>(a, mode, {.scale = 0.2F}, with_retention());
 }
 
 TEST_CASE("soft cap, sliding window, sampled queries", "[stats]") {
   HEADAWARE_REQUIRE_DEVICE();
-  Attention<ha::float16> const a({.query_heads = 2, .kv_heads = 1, .tokens = 400, .head_dim = 32});
-  Attention<float> const b({.query_heads = 1, .kv_heads = 1, .tokens = 400, .head_dim = 32});
+  Attention<ha::float16> const a({.num_query_heads = 2, .num_kv_heads = 1, .tokens = 400, .head_dim = 32});
+  Attention<float> const b({.num_query_heads = 1, .num_kv_heads = 1, .tokens = 400, .head_dim = 32});
   ha::ObserverParameters sampled = with_retention();
   sampled.first_query = 37;
   sampled.query_stride = 5;
@@ -103,7 +104,7 @@ TEST_CASE("soft cap, sliding window, sampled queries", "[stats]") {
 
 TEST_CASE("other parameters and grids", "[stats]") {
   HEADAWARE_REQUIRE_DEVICE();
-  Attention<ha::float16> const a({.query_heads = 1, .kv_heads = 1, .tokens = 260, .head_dim = 16});
+  Attention<ha::float16> const a({.num_query_heads = 1, .num_kv_heads = 1, .tokens = 260, .head_dim = 16});
   for (Mode const mode : {Mode::mass, Mode::values}) {
     compare_bhsd<__half>(a, mode, {.scale = 0.2F},
                          {.sink_size = 0, .local_window = 0, .recent_ratio = 0, .num_distances = 1});
@@ -123,7 +124,7 @@ TEST_CASE("other parameters and grids", "[stats]") {
 
 TEST_CASE("chunks are texts of their own", "[stats]") {
   HEADAWARE_REQUIRE_DEVICE();
-  Attention<ha::float16> const a({.query_heads = 2, .kv_heads = 1, .tokens = 332, .head_dim = 16});
+  Attention<ha::float16> const a({.num_query_heads = 2, .num_kv_heads = 1, .tokens = 332, .head_dim = 16});
   for (std::int64_t const chunk : {9, 30, 64, 108, 323, 400}) {
     for (Mode const mode : {Mode::mass, Mode::values}) {
       INFO("chunk " << chunk);
@@ -135,7 +136,8 @@ TEST_CASE("chunks are texts of their own", "[stats]") {
     }
   }
   // So many chunks that a block has several.
-  Attention<ha::float16> const many({.query_heads = 64, .kv_heads = 64, .tokens = 108, .head_dim = 16, .layers = 8});
+  Attention<ha::float16> const many(
+      {.num_query_heads = 64, .num_kv_heads = 64, .tokens = 108, .head_dim = 16, .layers = 8});
   ha::ObserverParameters parameters;
   parameters.chunk_size = 12;
   compare_bhsd<__half>(many, Mode::mass, {.scale = 0.2F}, parameters);
@@ -146,7 +148,7 @@ TEST_CASE("rows with a NaN or an infinity are counted, not averaged", "[stats]")
   constexpr float infinity = std::numeric_limits<float>::infinity();
   for (float const wrong : {std::nanf(""), infinity, -infinity}) {
     for (std::size_t const token : {0, 40, 99}) {
-      Attention<ha::float16> a({.query_heads = 1, .kv_heads = 1, .tokens = 100, .head_dim = 16});
+      Attention<ha::float16> a({.num_query_heads = 1, .num_kv_heads = 1, .tokens = 100, .head_dim = 16});
       a.keys[0][token * 16] = ha::from_float<ha::float16>(wrong);
       for (std::size_t row = 0; row < 100; ++row) a.queries[0][row * 16] = ha::from_float<ha::float16>(1);
       for (Mode const mode : {Mode::mass, Mode::values}) {
@@ -154,7 +156,7 @@ TEST_CASE("rows with a NaN or an infinity are counted, not averaged", "[stats]")
         compare_bhsd<__half>(a, mode, {.scale = 0.2F}, with_retention());
       }
     }
-    Attention<float> a({.query_heads = 1, .kv_heads = 1, .tokens = 100, .head_dim = 16});
+    Attention<float> a({.num_query_heads = 1, .num_kv_heads = 1, .tokens = 100, .head_dim = 16});
     a.queries[0][55 * 16 + 3] = wrong;
     compare_bhsd<float>(a, Mode::values, {.scale = 0.2F}, with_retention());
   }

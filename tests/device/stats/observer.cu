@@ -26,7 +26,7 @@ TEST_CASE("texts and layers on the device come to what they come to on the host"
   ha::AttentionScore const score;  // by default the scale that the host is told
 
   for (std::int64_t const tokens : {40, 71}) {
-    AttentionShape const s{.query_heads = 4, .kv_heads = 2, .tokens = tokens, .head_dim = 32, .layers = 3};
+    AttentionShape const s{.num_query_heads = 4, .num_kv_heads = 2, .tokens = tokens, .head_dim = 32, .layers = 3};
     Attention<ha::float16> const a(s);
     auto const shape = bhsd_shape(s);
     DeviceAttention<__half, ha::float16, ha::StridedLayout, ha::StridedLayout, ha::StridedLayout> const device(
@@ -65,7 +65,7 @@ TEST_CASE("texts and layers on the device come to what they come to on the host"
   require_same(got, expected);
   REQUIRE(on_device.statistics().heads.size() == 12);
 
-  AttentionShape const other{.query_heads = 2, .kv_heads = 2, .tokens = 40, .head_dim = 32};
+  AttentionShape const other{.num_query_heads = 2, .num_kv_heads = 2, .tokens = 40, .head_dim = 32};
   std::size_t bytes = 0;
   REQUIRE(ha::observe(on_device, nullptr, bytes, 0, bhsd_shape(other), std::vector<ha::DeviceQkv<__half>>(1), score,
                       d_sums.data(), stream) == cudaErrorInvalidValue);

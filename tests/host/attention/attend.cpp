@@ -325,7 +325,7 @@ TEST_CASE("a view of one's own needs no more than rows and offsets", "[attention
 }
 
 TEST_CASE("a layer that holds nothing needs no buffers", "[attention]") {
-  ha::RollingPlan const plan(ha::UniformTable(ha::Prune{}, 1, 2), 1, {});
+  ha::RollingSlots const plan(ha::UniformTable(ha::Prune{}, 1, 2), 1, {});
   ha::RollingState state(1);
   state.start(plan.view(), 0, 5);
   std::vector<float> const queries(16, 1);
@@ -367,7 +367,7 @@ TEST_CASE("a part without keys does not count in a merge", "[attention]") {
 }
 
 TEST_CASE("attention refuses what it knows to be wrong of views and buffers", "[attention]") {
-  ha::RollingPlan const plan(ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 1), 2, {.slack = 1});
+  ha::RollingSlots const plan(ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 1), 2, {.slack = 1});
   ha::RollingState state(2);
   std::vector<float> const kept(static_cast<std::size_t>(plan.rows_total() * 8), 1);
   std::vector<float> data(200, 1);
@@ -413,7 +413,7 @@ TEST_CASE("attention refuses what it knows to be wrong of views and buffers", "[
                                    {"output", "apart from the queries", "overlapping", "attend"});
   }
   // Queries and output side by side in one buffer of two sequences' rows.
-  ha::StridedLayout const side_by_side({.sequences = 2, .kv_heads = 2, .tokens = 1, .channels = 8},
+  ha::StridedLayout const side_by_side({.num_sequences = 2, .num_kv_heads = 2, .tokens = 1, .channels = 8},
                                        {.sequence = 32, .head = 8, .token = 32, .channel = 1});
   call(good, 0, data.data(), data.data() + 16, side_by_side);
   check_error<ha::ArgumentError>([&] { call(good, 0, data.data(), data.data() + 15, side_by_side); },

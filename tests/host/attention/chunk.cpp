@@ -48,7 +48,7 @@ TEST_CASE("sequences of a chunk may have different numbers of new tokens", "[att
   // Of the second sequence two tokens are new, of the first eleven; slots that nothing was written to hold no number.
   auto const nan = std::numeric_limits<float>::quiet_NaN();
   ha::PolicyTable const table(1, 2, ha::SinkWindow{.sink = 2, .window = 6});
-  ha::RollingPlan const plan(table, 2, {.max_tokens = 0, .slack = 10});
+  ha::RollingSlots const plan(table, 2, {.max_tokens = 0, .slack = 10});
   constexpr std::int64_t dim = 16;
   std::vector<float> keys(static_cast<std::size_t>(plan.rows_total() * dim), nan);
   std::vector<float> values(keys.size(), nan);
@@ -65,7 +65,7 @@ TEST_CASE("sequences of a chunk may have different numbers of new tokens", "[att
   std::vector<std::int32_t> const before(state.lengths().begin(), state.lengths().end());
   append({11, 2}, 3);
   auto const layout = ha::strided_bshd(2, 11, 4, dim);
-  auto const queries = random_elements<float>(layout.extent(), 9);
+  auto const queries = random_elements<float>(layout.required_span_size(), 9);
   std::vector<float> output(queries.size());
   auto const view = ha::RollingView::of_chunk(plan.view(), 0, state.lengths().data(), 11);
   auto const run = [&](float* to) {
@@ -89,10 +89,10 @@ TEST_CASE("sequences of a chunk may have different numbers of new tokens", "[att
 }
 
 TEST_CASE("a layer that holds nothing needs no buffers, and gives zeros", "[attention]") {
-  ha::RollingPlan const plan(ha::PolicyTable(1, 2, ha::Prune{}), 1, {});
+  ha::RollingSlots const plan(ha::PolicyTable(1, 2, ha::Prune{}), 1, {});
   std::vector<std::int32_t> const lengths{5};
   auto const layout = ha::strided_bshd(1, 1, 4, 8);
-  auto const queries = random_elements<float>(layout.extent(), 1);
+  auto const queries = random_elements<float>(layout.required_span_size(), 1);
   std::vector<float> output(queries.size(), 7.0F);
   std::vector<float> lse(4, 7.0F);
   float const* const none = nullptr;
@@ -108,8 +108,8 @@ TEST_CASE("a rolling view is only for its plan's heads, sequences and layers", "
   auto const lengths = chunk.state.lengths().data();
   std::vector<float> output(2 * chunk.queries.size());
   auto const attend = [&](ha::AttentionShape const& shape, std::int32_t layer) {
-    auto const layout = ha::strided_bshd(shape.sequences, 1, shape.query_heads, shape.head_dim);
-    std::vector<float> const queries(static_cast<std::size_t>(layout.extent()));
+    auto const layout = ha::strided_bshd(shape.num_sequences, 1, shape.num_query_heads, shape.head_dim);
+    std::vector<float> const queries(static_cast<std::size_t>(layout.required_span_size()));
     ha::attend(
         shape, ha::AttentionQueries{queries.data(), layout},
         ha::KeptCache{chunk.keys.data(), chunk.values.data(), ha::RollingView{chunk.plan.view(), layer, lengths}},

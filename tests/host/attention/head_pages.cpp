@@ -41,7 +41,7 @@ TEST_CASE("pages of single heads show exactly the tokens kept", "[attention]") {
     ha::HeadPagesView const view(chunk.pages.view(), layer, chunk.pages.state().lengths().data(), chunk.page_stride);
     REQUIRE(view.row_run(32) == 8);
     for (std::int32_t b = 0; b < PagedChunk::sequences; ++b) {
-      for (std::int32_t h = 0; h < PagedChunk::kv_heads; ++h) {
+      for (std::int32_t h = 0; h < PagedChunk::num_kv_heads; ++h) {
         auto const segment = view.segment(b, h);
         std::int64_t const length = chunk.pages.length(b);
         std::vector<std::int64_t> kept;
@@ -77,10 +77,10 @@ TEST_CASE("what views of pages of single heads refuse", "[attention]") {
                      {"first_positions", "several queries' windows", "nullptr", "attend, HeadPagesView"});
   ha::HeadPagesView const view(chunk.pages.view(), 0, lengths);
   auto shape = PagedChunk::shape(1);
-  shape.sequences = 4;
+  shape.num_sequences = 4;
   check_error<Error>([&] { view.check(shape, {}); }, {"sequences", "at most 3", "4", "attend, HeadPagesView"});
   shape = PagedChunk::shape(1);
-  shape.kv_heads = 3;
+  shape.num_kv_heads = 3;
   check_error<Error>([&] { view.check(shape, {}); }, {"KV heads", "6", "3", "attend, HeadPagesView"});
 }
 
@@ -88,12 +88,13 @@ namespace {
 
 /// Attention of one query head over views whose tables say what is not so.
 template <class View>
-void refuse_view(View const& view, std::int32_t kv_heads, ha::ErrorDetail const& parts) {
-  ha::AttentionShape const shape{.sequences = 2, .query_heads = kv_heads, .kv_heads = kv_heads, .head_dim = 4};
+void refuse_view(View const& view, std::int32_t num_kv_heads, ha::ErrorDetail const& parts) {
+  ha::AttentionShape const shape{
+      .num_sequences = 2, .num_query_heads = num_kv_heads, .num_kv_heads = num_kv_heads, .head_dim = 4};
   std::vector<float> const rows(4096);
   std::vector<float> const queries(64);
   std::vector<float> output(64, 77);
-  auto const layout = ha::strided_bhsd(2, kv_heads, 1, 4);
+  auto const layout = ha::strided_bhsd(2, num_kv_heads, 1, 4);
   check_error<ha::ArgumentError>(
       [&] {
         ha::attend(shape, ha::AttentionQueries{queries.data(), layout}, ha::KeptCache{rows.data(), rows.data(), view},
@@ -145,7 +146,7 @@ TEST_CASE("views whose tables in host memory name what is not there are refused"
   }
   check_error<ha::ArgumentError>(
       [&] {
-        ha::PaddedView{lengths.data(), 1, -8}.check({.kv_heads = 1}, {});
+        ha::PaddedView{lengths.data(), 1, -8}.check({.num_kv_heads = 1}, {});
       },
       {"head_rows", ">= 0", "-8", "attend, PaddedView"});
   refuse_view(ha::PaddedView{lengths.data(), 1, 8}, 1, {"rows held", "at most 8", "9", "PaddedView, sequence 1"});
@@ -155,7 +156,7 @@ TEST_CASE("views whose tables in host memory name what is not there are refused"
   refuse_view(ha::RaggedView{offsets.data(), 1}, 1, {"offsets", ">= 0", "-1", "RaggedView, sequence 0, KV head 0"});
 
   ha::PolicyTable const table(1, 2, ha::SinkWindow{.sink = 2, .window = 6});
-  ha::RollingPlan const plan(table, 2, {});
+  ha::RollingSlots const plan(table, 2, {});
   lengths = {3, -1};
   refuse_view(ha::RollingView{plan.view(), 0, lengths.data()}, 2, {"length", "[0, ", "-1", "RollingView, sequence 1"});
   ha::PagedHeads heads(table, {.num_sequences = 2, .page_size = 4, .num_pages = 20});
@@ -168,7 +169,7 @@ TEST_CASE("views whose tables in host memory name what is not there are refused"
   std::string const pool = "[0, " + std::to_string(fewer.num_pages) + ")";
   refuse_view(ha::HeadPagesView(fewer, 0, lengths.data()), 2,
               {"page table entry", pool, std::to_string(fewer.num_pages) + " for page", "HeadPagesView"});
-  ha::RollingPlan const short_plan(ha::PolicyTable(1, 2), 2, {.max_tokens = 29});
+  ha::RollingSlots const short_plan(ha::PolicyTable(1, 2), 2, {.max_tokens = 29});
   refuse_view(ha::RollingView{short_plan.view(), 0, lengths.data()}, 2,
               {"length", "[0, 29]", "30", "RollingView, sequence 0"});
   // Longer than what the pages hold: a length of the next step.
@@ -176,7 +177,8 @@ TEST_CASE("views whose tables in host memory name what is not there are refused"
   refuse_view(at(lengths), 2, {"page table entry", "[0, 20)", "-1 for page 3", "HeadPagesView, sequence 1, KV head 0"});
 
   // Tables of queries.
-  ha::AttentionShape const shape{.sequences = 2, .query_heads = 1, .kv_heads = 1, .query_tokens = 3, .head_dim = 4};
+  ha::AttentionShape const shape{
+      .num_sequences = 2, .num_query_heads = 1, .num_kv_heads = 1, .query_tokens = 3, .head_dim = 4};
   std::vector<float> rows(64);
   std::vector<float> output(64);
   Table const cu_seqlens{0, 2, 6};

@@ -29,12 +29,13 @@ struct Dilated {
 
 template <class Table>
 void compare(Problem const& problem, ha::AttentionScore const& score, Table const& table) {
-  std::vector<float> output(static_cast<std::size_t>(problem.query_heads * problem.tokens * problem.head_dim), 7.0F);
-  auto const layout = ha::strided_bshd(1, problem.tokens, problem.query_heads, problem.head_dim);
+  std::vector<float> output(static_cast<std::size_t>(problem.num_query_heads * problem.tokens * problem.head_dim),
+                            7.0F);
+  auto const layout = ha::strided_bshd(1, problem.tokens, problem.num_query_heads, problem.head_dim);
   ha::attend_masked(problem.layer(true), score, table, 0, output.data(), layout);
   double worst = 0;
-  for (std::int32_t head = 0; head < problem.query_heads; ++head) {
-    std::int32_t const kv = head / (problem.query_heads / problem.kv_heads);
+  for (std::int32_t head = 0; head < problem.num_query_heads; ++head) {
+    std::int32_t const kv = head / (problem.num_query_heads / problem.num_kv_heads);
     for (std::int64_t q = 0; q < problem.tokens; ++q) {
       auto const p = problem.row(head, q, score);
       std::vector<double> expected(static_cast<std::size_t>(problem.head_dim));

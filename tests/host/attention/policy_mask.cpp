@@ -142,7 +142,7 @@ TEST_CASE("masked attention over all tokens is attention over the kept ones, at 
     std::int64_t arrived = 0;
     while (arrived < 7 && listed[arrived] <= position) ++arrived;
     step_table.set(1, 2, ha::KeepList{listed, arrived});
-    ha::CachePlan const plan(step_table, lengths);
+    ha::Compaction const plan(step_table, lengths);
     std::vector<float> kept_keys(at(plan.kept_total() * dim) + 1);
     std::vector<float> kept_values(at(plan.kept_total() * dim) + 1);
     std::vector<ha::LayerKv<float const>> const layers{{keys.data(), values.data()}, {keys.data(), values.data()}};

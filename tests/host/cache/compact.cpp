@@ -31,13 +31,13 @@ namespace {
 constexpr std::int32_t num_layers = 2;
 
 /// Every kind of policy, differently on each head and layer.
-ha::PolicyTable mixed_table(std::int32_t kv_heads) {
-  ha::PolicyTable table(num_layers, kv_heads);
+ha::PolicyTable mixed_table(std::int32_t num_kv_heads) {
+  ha::PolicyTable table(num_layers, num_kv_heads);
   std::vector<ha::AnyPolicy<>> const policies{
       ha::SinkWindow{.sink = 4, .window = 9},  ha::WindowOnly{.window = 5},           ha::Full{}, ha::Prune{},
       ha::SinkWindow{.sink = 0, .window = 16}, ha::SinkWindow{.sink = 3, .window = 0}};
   for (std::int32_t layer = 0; layer < num_layers; ++layer) {
-    for (std::int32_t head = 0; head < kv_heads; ++head) {
+    for (std::int32_t head = 0; head < num_kv_heads; ++head) {
       table.set(layer, head, policies[static_cast<std::size_t>(layer * 2 + head) % policies.size()]);
     }
   }
@@ -60,8 +60,8 @@ void check_form(SourceCache<T, Source> const& cache, Plan const& plan, std::vect
   std::vector<std::vector<T>> values;
   std::vector<ha::LayerKv<T>> buffers;
   for (std::size_t layer = 0; layer < num_layers; ++layer) {
-    keys.emplace_back(static_cast<std::size_t>(rows[layer] * cache.key_channels), guard<T>());
-    values.emplace_back(static_cast<std::size_t>(rows[layer] * cache.value_channels), guard<T>());
+    keys.emplace_back(static_cast<std::size_t>(rows[layer] * cache.head_dim), guard<T>());
+    values.emplace_back(static_cast<std::size_t>(rows[layer] * cache.value_dim), guard<T>());
   }
   for (std::size_t layer = 0; layer < num_layers; ++layer)
     buffers.push_back({keys[layer].data(), values[layer].data()});
@@ -75,12 +75,12 @@ void check_form(SourceCache<T, Source> const& cache, Plan const& plan, std::vect
     for (std::size_t i = 0; i < tokens.size(); ++i) {
       std::int64_t const row = where.at({layer, b, h, static_cast<std::int64_t>(i)});
       right = right && written[l].insert(row).second;
-      for (std::int64_t c = 0; c < cache.key_channels; ++c) {
+      for (std::int64_t c = 0; c < cache.head_dim; ++c) {
         right = right &&
-                keys[l][static_cast<std::size_t>(row * cache.key_channels + c)] == cache.key(layer, b, h, tokens[i], c);
+                keys[l][static_cast<std::size_t>(row * cache.head_dim + c)] == cache.key(layer, b, h, tokens[i], c);
       }
-      for (std::int64_t c = 0; c < cache.value_channels; ++c) {
-        right = right && values[l][static_cast<std::size_t>(row * cache.value_channels + c)] ==
+      for (std::int64_t c = 0; c < cache.value_dim; ++c) {
+        right = right && values[l][static_cast<std::size_t>(row * cache.value_dim + c)] ==
                              cache.value(layer, b, h, tokens[i], c);
       }
     }
@@ -88,10 +88,10 @@ void check_form(SourceCache<T, Source> const& cache, Plan const& plan, std::vect
   for (std::size_t l = 0; l < num_layers; ++l) {
     for (std::int64_t row = 0; row < rows[l]; ++row) {
       if (written[l].count(row) != 0) continue;
-      for (std::int64_t c = 0; c < cache.key_channels; ++c)
-        right = right && keys[l][static_cast<std::size_t>(row * cache.key_channels + c)] == guard<T>();
-      for (std::int64_t c = 0; c < cache.value_channels; ++c)
-        right = right && values[l][static_cast<std::size_t>(row * cache.value_channels + c)] == guard<T>();
+      for (std::int64_t c = 0; c < cache.head_dim; ++c)
+        right = right && keys[l][static_cast<std::size_t>(row * cache.head_dim + c)] == guard<T>();
+      for (std::int64_t c = 0; c < cache.value_dim; ++c)
+        right = right && values[l][static_cast<std::size_t>(row * cache.value_dim + c)] == guard<T>();
     }
   }
   REQUIRE(right);
@@ -100,9 +100,9 @@ void check_form(SourceCache<T, Source> const& cache, Plan const& plan, std::vect
 template <class T, class Source>
 void check_all_forms(SourceCache<T, Source> const& cache, ha::PolicyTable const& table,
                      std::vector<std::int32_t> const& lengths) {
-  ha::CachePlan const plan(table, lengths);
-  auto const kd = cache.key_channels;
-  auto const vd = cache.value_channels;
+  ha::Compaction const plan(table, lengths);
+  auto const kd = cache.head_dim;
+  auto const vd = cache.value_dim;
   auto const rows_of = [&](auto const& rows) { return std::vector<std::int64_t>{rows(0), rows(1)}; };
 
   check_form(cache, plan, lengths, ragged_rows(table, lengths), rows_of([&](int l) { return plan.kept_total(l); }),
@@ -189,13 +189,13 @@ void check_strided(std::vector<std::int32_t> const& lengths, unsigned seed) {
   ha::StridedLayout const odd({batch, heads, tokens, dim},
                               {.sequence = heads * tokens * 11 + 1, .head = tokens * 11, .token = 11, .channel = 1});
   for (auto const& layout : {bhsd, bshd, bhds, odd}) {
-    check_all_forms(SourceCache<T, ha::StridedLayout>(layout, layout.extent(), num_layers, dim, dim, seed), table,
-                    lengths);
+    check_all_forms(SourceCache<T, ha::StridedLayout>(layout, layout.required_span_size(), num_layers, dim, dim, seed),
+                    table, lengths);
   }
   // Keys and values of different shapes, values transposed: llama.cpp's cache.
   ha::KvLayouts<ha::StridedLayout, ha::StridedLayout> const mixed{bshd, ha::strided_bhds(batch, heads, 4, tokens)};
-  check_all_forms(SourceCache<T, ha::KvLayouts<ha::StridedLayout, ha::StridedLayout>>(mixed, bshd.extent(), num_layers,
-                                                                                      dim, 4, seed),
+  check_all_forms(SourceCache<T, ha::KvLayouts<ha::StridedLayout, ha::StridedLayout>>(mixed, bshd.required_span_size(),
+                                                                                      num_layers, dim, 4, seed),
                   table, lengths);
 }
 
@@ -221,8 +221,9 @@ TEST_CASE("ragged and paged sources", "[cache]") {
 
   std::vector<std::int32_t> const cu_seqlens{0, 13, 53, 60};
   auto const ragged = ha::ragged_thd(cu_seqlens.data(), 3, 60, heads, dim);
-  check_all_forms(SourceCache<std::uint16_t, ha::RaggedLayout>(ragged, ragged.extent(), num_layers, dim, dim, 6), table,
-                  lengths);
+  check_all_forms(
+      SourceCache<std::uint16_t, ha::RaggedLayout>(ragged, ragged.required_span_size(), num_layers, dim, dim, 6), table,
+      lengths);
 
   for (std::int64_t const page : {4, 5}) {
     std::int64_t const blocks = (40 + page - 1) / page;
@@ -234,7 +235,7 @@ TEST_CASE("ragged and paged sources", "[cache]") {
     std::sort(used.begin(), used.end());
     REQUIRE(std::unique(used.begin(), used.end()) == used.end());
     ha::PagedShape const shape{
-        .sequences = 3, .kv_heads = heads, .channels = dim, .num_pages = pool, .page_size = page};
+        .num_sequences = 3, .num_kv_heads = heads, .channels = dim, .num_pages = pool, .page_size = page};
     auto const table_view = ha::PageTable::dense(block_table.data(), blocks);
     std::int64_t const elements = pool * page * heads * dim;
     for (auto const order : {ha::PageOrder::nhd, ha::PageOrder::hnd}) {
@@ -278,9 +279,9 @@ struct EvenTokens {
 
 template <class T, class Source, class Table>
 void check_ragged(SourceCache<T, Source> const& cache, Table const& table, std::vector<std::int32_t> const& lengths) {
-  ha::BasicCachePlan const plan(table, lengths);
+  ha::Compaction const plan(table, lengths);
   check_form(cache, plan, lengths, ragged_rows(table, lengths), {plan.kept_total(0), plan.kept_total(1)},
-             [&](auto const& buffers) { return ha::ragged(plan, buffers, cache.key_channels, cache.value_channels); });
+             [&](auto const& buffers) { return ha::ragged(plan, buffers, cache.head_dim, cache.value_dim); });
 }
 
 }  // namespace
@@ -299,7 +300,7 @@ TEST_CASE("a caller's own layout and own policies", "[cache]") {
 TEST_CASE("keep-lists a sequence and head, tables below them", "[cache]") {
   std::vector<std::int32_t> const lengths{30, 9};
   auto const layout = ha::strided_bhsd(2, 2, 30, 8);
-  SourceCache<std::uint16_t, ha::StridedLayout> const cache(layout, layout.extent(), num_layers, 8, 8, 11);
+  SourceCache<std::uint16_t, ha::StridedLayout> const cache(layout, layout.required_span_size(), num_layers, 8, 8, 11);
   std::vector<std::int32_t> const a{0, 3, 4, 17, 29};
   std::vector<std::int32_t> const b{8};
   std::vector<ha::KeepList> lists(num_layers * 2 * 2);
@@ -309,11 +310,11 @@ TEST_CASE("keep-lists a sequence and head, tables below them", "[cache]") {
   ha::PolicyTable const table(num_layers, 2, ha::SinkWindow{.sink = 2, .window = 3});
   ha::WithKeepLists const with_lists(table.view(), lists.data(), 2);
   check_ragged(cache, with_lists, lengths);
-  REQUIRE(ha::BasicCachePlan(with_lists, lengths).kept(1, 0, 1) == 0);
+  REQUIRE(ha::Compaction(with_lists, lengths).kept(1, 0, 1) == 0);
 
   std::vector<std::int32_t> const unsorted{4, 3};
   lists[2] = {unsorted.data(), 2};
-  ha::BasicCachePlan const plan(with_lists, lengths);
+  ha::Compaction const plan(with_lists, lengths);
   std::vector<std::uint16_t> keys(static_cast<std::size_t>(plan.kept_total() * 8), 77);
   std::vector<std::uint16_t> values(keys);
   check_error<ha::ArgumentError>(
@@ -326,10 +327,11 @@ TEST_CASE("scales move along", "[cache]") {
   std::vector<std::int32_t> const lengths{25};
   auto const layout = ha::strided_bhsd(1, 4, 25, 8);
   auto const scale_layout = ha::strided_bhsd(1, 4, 25, 1);
-  SourceCache<std::uint8_t, ha::StridedLayout> const cache(layout, layout.extent(), num_layers, 8, 8, 12);
-  SourceCache<float, ha::StridedLayout> const scales(scale_layout, scale_layout.extent(), num_layers, 1, 1, 13);
+  SourceCache<std::uint8_t, ha::StridedLayout> const cache(layout, layout.required_span_size(), num_layers, 8, 8, 12);
+  SourceCache<float, ha::StridedLayout> const scales(scale_layout, scale_layout.required_span_size(), num_layers, 1, 1,
+                                                     13);
   ha::PolicyTable const table = mixed_table(4);
-  ha::CachePlan const plan(table, lengths);
+  ha::Compaction const plan(table, lengths);
   std::vector<std::uint8_t> k(static_cast<std::size_t>(plan.kept_total() * 8));
   std::vector<std::uint8_t> v(k);
   std::vector<float> ks(static_cast<std::size_t>(plan.kept_total()));
@@ -354,11 +356,11 @@ TEST_CASE("in place, without a second buffer", "[cache]") {
   constexpr std::int32_t heads = 6;
   ha::PolicyTable table = mixed_table(heads);
   table.set(0, 5, ha::SinkWindow{.sink = 4, .window = 30});  // target and source of the window overlap
-  ha::CachePlan const plan(table, lengths);
+  ha::Compaction const plan(table, lengths);
   std::vector<std::int32_t> block_table(3 * 10);
   for (std::size_t i = 0; i < block_table.size(); ++i)
     block_table[i] = static_cast<std::int32_t>((11 * i + 5) % block_table.size());
-  ha::PagedShape const shape{.sequences = 3, .kv_heads = heads, .channels = 8, .num_pages = 30, .page_size = 4};
+  ha::PagedShape const shape{.num_sequences = 3, .num_kv_heads = heads, .channels = 8, .num_pages = 30, .page_size = 4};
   auto const check = [&](auto const& layout, std::int64_t extent) {
     using Layout = std::remove_cvref_t<decltype(layout)>;
     SourceCache<std::uint16_t, Layout> const before(layout, extent, num_layers, 8, 8, 14);
@@ -382,7 +384,7 @@ TEST_CASE("in place, without a second buffer", "[cache]") {
   };
   for (auto const& layout :
        {ha::strided_bhsd(3, heads, 40, 8), ha::strided_bshd(3, 40, heads, 8), ha::strided_bhds(3, heads, 8, 40)}) {
-    check(layout, layout.extent());
+    check(layout, layout.required_span_size());
   }
   auto const paged = ha::flash_attention_paged(ha::PageTable::dense(block_table.data(), 10), shape);
   check(paged, std::int64_t{30} * 4 * heads * 8);
@@ -414,7 +416,7 @@ void check_rotation(double tolerance) {
   std::vector<std::int32_t> const lengths{tokens};
   auto const layout = ha::strided_bhsd(1, 1, tokens, dim);
   ha::PolicyTable table(1, 1, ha::SinkWindow{.sink = 4, .window = 20});
-  ha::CachePlan const plan(table, lengths);
+  ha::Compaction const plan(table, lengths);
   std::mt19937 random(15);
   std::uniform_real_distribution<float> uniform(-1, 1);
   std::vector<T> keys(static_cast<std::size_t>(tokens * dim));
@@ -486,8 +488,8 @@ TEST_CASE("strides beyond 32 bits", "[cache]") {
     }
   }
   REQUIRE(layout.offset(0, 1, 39, 7) > std::numeric_limits<std::int32_t>::max());
-  ha::CachePlan const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 2}),
-                           std::vector<std::int32_t>{40});
+  ha::Compaction const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 2}),
+                            std::vector<std::int32_t>{40});
   std::vector<std::uint16_t> k(6 * 8);
   std::vector<std::uint16_t> v(k);
   ha::compress(plan, std::vector<ha::LayerKv<std::uint16_t const>>{{keys, keys}}, layout,
@@ -501,7 +503,8 @@ TEST_CASE("strides beyond 32 bits", "[cache]") {
 TEST_CASE("large caches go past the CPU's caches and arrive", "[cache]") {
   constexpr std::int32_t tokens = 3000;
   auto const layout = ha::strided_bhsd(1, 8, tokens, 128);
-  SourceCache<std::uint16_t, ha::StridedLayout> const cache(layout, layout.extent(), num_layers, 128, 128, 16);
+  SourceCache<std::uint16_t, ha::StridedLayout> const cache(layout, layout.required_span_size(), num_layers, 128, 128,
+                                                            16);
   ha::PolicyTable const table(num_layers, 8, ha::SinkWindow{.sink = 3, .window = 1501});
   check_ragged(cache, table, {tokens});
 }
@@ -509,9 +512,9 @@ TEST_CASE("large caches go past the CPU's caches and arrive", "[cache]") {
 TEST_CASE("bad input is named and nothing is written", "[cache]") {
   std::vector<std::int32_t> const lengths{20};
   auto const layout = ha::strided_bhsd(1, 2, 20, 8);
-  SourceCache<std::uint16_t, ha::StridedLayout> const cache(layout, layout.extent(), num_layers, 8, 8, 17);
+  SourceCache<std::uint16_t, ha::StridedLayout> const cache(layout, layout.required_span_size(), num_layers, 8, 8, 17);
   ha::PolicyTable const table(num_layers, 2, ha::SinkWindow{.sink = 2, .window = 6});
-  ha::CachePlan const plan(table, lengths);
+  ha::Compaction const plan(table, lengths);
   std::vector<std::uint16_t> k(static_cast<std::size_t>(plan.kept_total() * 8), 77);
   std::vector<std::uint16_t> v(k);
   auto const kept = ha::ragged(plan, k.data(), v.data(), 8);
@@ -579,7 +582,7 @@ TEST_CASE("bad input is named and nothing is written", "[cache]") {
   fails([&] { (void)ha::ragged(plan, k.data(), v.data(), 0); }, {"channels", "> 0", "0", "ragged"});
   fails(
       [&] {
-        (void)ha::CachePlan(table, std::vector<std::int32_t>{5, -1});
+        (void)ha::Compaction(table, std::vector<std::int32_t>{5, -1});
       },
       {"negative length", ">= 0", "-1", "sequence 1"});
   fails([&] { (void)ha::KeyRotation::from_base(ha::RotaryPairing::neox, 7, 10000); },
@@ -587,21 +590,21 @@ TEST_CASE("bad input is named and nothing is written", "[cache]") {
   fails(
       [&] {
         std::vector<float> fk(static_cast<std::size_t>(plan.kept_total() * 8));
-        std::vector<float> source(static_cast<std::size_t>(layout.extent()));
+        std::vector<float> source(static_cast<std::size_t>(layout.required_span_size()));
         std::vector<ha::LayerKv<float const>> const fl(2, {source.data(), source.data()});
         ha::compress(plan, ha::transfer(fl, layout, ha::ragged(plan, fk.data(), fk.data(), 8))
                                .rotate_keys(ha::KeyRotation::from_base(ha::RotaryPairing::neox, 16, 1e4)));
       },
       {"rotary_dim", "[2, 8]", "16", "KeyRotation"});
   fails([&] { (void)plan.kept(0, 0, 2); }, {"KV head", "[0, 2)", "2", "kept"});
-  fails([&] { (void)plan.max_kept(-1); }, {"layer", "[0, 2)", "-1", "CachePlan"});
+  fails([&] { (void)plan.max_kept(-1); }, {"layer", "[0, 2)", "-1", "Compaction"});
 }
 
 TEST_CASE("nothing to keep is no error", "[cache]") {
   ha::PolicyTable const table(1, 2, ha::Prune{});
-  ha::CachePlan const none(table, std::vector<std::int32_t>{});
+  ha::Compaction const none(table, std::vector<std::int32_t>{});
   REQUIRE(none.kept_total() == 0);
-  ha::CachePlan const pruned(table, std::vector<std::int32_t>{30});
+  ha::Compaction const pruned(table, std::vector<std::int32_t>{30});
   REQUIRE(pruned.kept_total() == 0);
   std::uint16_t* const nothing = nullptr;
   std::vector<ha::LayerKv<std::uint16_t const>> const layers{{nullptr, nullptr}};

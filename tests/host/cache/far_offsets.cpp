@@ -61,7 +61,7 @@ void check_far(Layout const& layout, At const& at, std::uint8_t* data, std::int6
       }
     }
   }
-  ha::CachePlan const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths);
+  ha::Compaction const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths);
   std::vector<std::uint8_t> k(static_cast<std::size_t>(plan.kept_total() * dim));
   std::vector<std::uint8_t> v(k);
   std::vector<ha::LayerKv<std::uint8_t>> const layers{{data, values}};
@@ -90,13 +90,13 @@ TEST_CASE("any stride of a tensor may exceed 32 bits", "[cache]") {
   constexpr std::int64_t far = (std::int64_t{1} << 32) + 4096;
   FarMemory const memory(tokens * far);
   if (!memory.exists()) HEADAWARE_SKIP("no 48 GiB of address space");
-  ha::LayoutShape const shape{.sequences = 2, .kv_heads = 2, .tokens = tokens, .channels = dim};
+  ha::LayoutShape const shape{.num_sequences = 2, .num_kv_heads = 2, .tokens = tokens, .channels = dim};
   auto const check = [&](ha::LayoutStrides const& strides) {
     auto const at = [&](std::int64_t b, std::int64_t h, std::int64_t t, std::int64_t c) {
       return b * strides.sequence + h * strides.head + t * strides.token + c * strides.channel;
     };
     ha::StridedLayout const layout(shape, strides);
-    REQUIRE(layout.extent() == at(1, 1, tokens - 1, dim - 1) + 1);
+    REQUIRE(layout.required_span_size() == at(1, 1, tokens - 1, dim - 1) + 1);
     check_far(layout, at, memory.data(), 512, 2);
   };
   check({.sequence = far, .head = 48, .token = 4, .channel = 1});
@@ -111,7 +111,8 @@ TEST_CASE("sequences and pages may lie beyond 32 bits", "[cache]") {
   if (!memory.exists()) HEADAWARE_SKIP("no 32 GiB of address space");
   std::vector<std::int32_t> const cu_seqlens{0, static_cast<std::int32_t>(rows) - tokens,
                                              static_cast<std::int32_t>(rows)};
-  ha::RaggedLayout const ragged(cu_seqlens.data(), {.sequences = 2, .total = rows, .kv_heads = 2, .channels = dim},
+  ha::RaggedLayout const ragged(cu_seqlens.data(),
+                                {.num_sequences = 2, .total = rows, .num_kv_heads = 2, .channels = dim},
                                 {.token = 8, .head = 4, .channel = 1});
   auto const row = [&](std::int64_t b, std::int64_t h, std::int64_t t, std::int64_t c) {
     return (cu_seqlens[static_cast<std::size_t>(b)] + t) * 8 + h * 4 + c;
@@ -121,7 +122,7 @@ TEST_CASE("sequences and pages may lie beyond 32 bits", "[cache]") {
   // The last two of a pool of 2^27 pages.
   constexpr std::int32_t pool = 1 << 27;
   std::vector<std::int32_t> const pages{pool - 1, 0, pool - 2};
-  ha::PagedShape const shape{.sequences = 1, .kv_heads = 2, .channels = dim, .num_pages = pool, .page_size = 5};
+  ha::PagedShape const shape{.num_sequences = 1, .num_kv_heads = 2, .channels = dim, .num_pages = pool, .page_size = 5};
   ha::PagedLayout const paged(ha::PageTable::dense(pages.data(), 3), shape,
                               {.page = 96, .head = 24, .token = 4, .channel = 1});
   auto const in_page = [&](std::int64_t, std::int64_t h, std::int64_t t, std::int64_t c) {
@@ -136,8 +137,8 @@ TEST_CASE("pages of a compressed cache may lie beyond 32 bits", "[cache]") {
   if (!memory.exists()) HEADAWARE_SKIP("no 8 GiB of address space");
   std::vector<std::int32_t> const lengths{tokens};
   auto const layout = ha::strided_bhsd(1, 2, tokens, dim);
-  SourceCache<std::uint8_t, ha::StridedLayout> const cache(layout, layout.extent(), 1, dim, dim, 403);
-  ha::CachePlan const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths);
+  SourceCache<std::uint8_t, ha::StridedLayout> const cache(layout, layout.required_span_size(), 1, dim, dim, 403);
+  ha::Compaction const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths);
   std::vector<std::int32_t> const table{3, 1, 0, 2};
   ha::PagedForm const form{.block_table = table.data(), .table_stride = 2, .page_size = 2, .page_stride = stride};
   std::vector<ha::LayerKv<std::uint8_t>> const pool{{memory.data(), memory.data() + 32}};
@@ -165,10 +166,11 @@ TEST_CASE("rows of every form may lie beyond 32 bits", "[cache]") {
   std::vector<std::int32_t> cu_seqlens(batch + 1);
   std::partial_sum(lengths.begin(), lengths.end(), cu_seqlens.begin() + 1);
   auto const layout = ha::ragged_thd(cu_seqlens.data(), batch, cu_seqlens.back(), 2, channels);
-  SourceCache<std::uint8_t, ha::RaggedLayout> const cache(layout, layout.extent(), 1, channels, channels, 404);
+  SourceCache<std::uint8_t, ha::RaggedLayout> const cache(layout, layout.required_span_size(), 1, channels, channels,
+                                                          404);
   ha::PolicyTable table(1, 2, ha::SinkWindow{.sink = 1, .window = 3});
   table.set(0, 0, ha::Full{});
-  ha::CachePlan const plan(table, lengths);
+  ha::Compaction const plan(table, lengths);
   std::int64_t const tensor = std::int64_t{batch} * 2 * room * channels;
   FarMemory const memory(2 * tensor);
   if (!memory.exists()) HEADAWARE_SKIP("no 9 GiB of address space");
@@ -200,7 +202,7 @@ TEST_CASE("rows of every form may lie beyond 32 bits", "[cache]") {
     return h == 0 ? std::int64_t{last} * room + slot : std::int64_t{batch} * room + last * 4 + slot;
   });
 
-  ha::RollingPlan const rolling(table, batch, {.max_tokens = room});
+  ha::RollingSlots const rolling(table, batch, {.max_tokens = room});
   auto const view = rolling.view();
   auto const slots = ha::rolling(rolling, view, keys, values, channels);
   // The window's ring of 3 begins behind the sink: tokens 3, 4, 5 in slots 3, 1, 2.

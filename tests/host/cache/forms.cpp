@@ -20,7 +20,7 @@ template <class T, class Source, class Plan>
 void check_forms(SourceCache<T, Source> const& cache, Plan const& plan, std::vector<std::int32_t> const& lengths,
                  std::int64_t gap, unsigned seed) {
   KeptTokens const tokens(plan.table(), lengths);
-  for_each_form<T>(plan, tokens, {cache.key_channels, cache.value_channels}, gap, seed,
+  for_each_form<T>(plan, tokens, {cache.head_dim, cache.value_dim}, gap, seed,
                    [&](std::string const& name, Places const& places, auto const& make) {
                      std::vector<T> arena = guarded<T>(places.elements);
                      HostUpload const upload;
@@ -32,7 +32,9 @@ void check_forms(SourceCache<T, Source> const& cache, Plan const& plan, std::vec
 
 using Strided = ha::KvLayouts<ha::StridedLayout, ha::StridedLayout>;
 
-std::int64_t extent_of(Strided const& source) { return std::max(source.keys.extent(), source.values.extent()); }
+std::int64_t extent_of(Strided const& source) {
+  return std::max(source.keys.required_span_size(), source.values.required_span_size());
+}
 
 /// Random shapes, strides, policies and lengths; keys and values differ in all but the tokens.
 template <class T>
@@ -55,7 +57,7 @@ void check_random(unsigned seed) {
     Strided const source{random_strides({batch, heads, room, channels.key}, random),
                          random_strides({batch, heads, room, channels.value}, random)};
     SourceCache<T, Strided> const cache(source, extent_of(source), layers, channels.key, channels.value, seed + 1);
-    ha::CachePlan const plan(random_table(layers, heads, longest, random), lengths);
+    ha::Compaction const plan(random_table(layers, heads, longest, random), lengths);
     check_forms(cache, plan, lengths, random() % 2 == 0 ? 7 : 16, seed + static_cast<unsigned>(i));
   }
 }
@@ -82,8 +84,8 @@ TEST_CASE("lengths at the edges of sinks and windows", "[cache]") {
     INFO("lengths " << lengths[0] << ", " << lengths[1] << ", " << lengths[2]);
     auto const bhsd = ha::strided_bhsd(3, 5, 300, 6);
     Strided const source{bhsd, ha::strided_bhds(3, 5, 4, 300)};
-    SourceCache<std::uint8_t, Strided> const cache(source, bhsd.extent(), 2, 6, 4, 105);
-    check_forms(cache, ha::CachePlan(table, lengths), lengths, 7, 105);
+    SourceCache<std::uint8_t, Strided> const cache(source, bhsd.required_span_size(), 2, 6, 4, 105);
+    check_forms(cache, ha::Compaction(table, lengths), lengths, 7, 105);
   }
 }
 
@@ -91,10 +93,10 @@ TEST_CASE("a tensor without a batch, layers left out of compression", "[cache]")
   std::vector<std::int32_t> const lengths{50};
   auto const shd = ha::strided_shd(50, 3, 8);
   Strided const source{shd, shd};
-  SourceCache<ha::float16, Strided> const cache(source, shd.extent(), 4, 8, 8, 106);
+  SourceCache<ha::float16, Strided> const cache(source, shd.required_span_size(), 4, 8, 8, 106);
   ha::PolicyTable const table(4, 3, ha::SinkWindow{.sink = 2, .window = 6});
   std::vector<std::int32_t> const skipped{0, 3};
-  ha::CachePlan const plan(table.skip_layers(skipped), lengths);
+  ha::Compaction const plan(table.skip_layers(skipped), lengths);
   REQUIRE(plan.kept_total() == 2 * 3 * 50 + 2 * 3 * 8);
   check_forms(cache, plan, lengths, 16, 106);
 }
@@ -110,8 +112,8 @@ TEST_CASE("keep-lists in a table of policies serve all sequences", "[cache]") {
   table.set(1, 1, ha::KeepList{some.data(), 0});
   auto const bhsd = ha::strided_bhsd(3, 3, 64, 5);
   Strided const source{bhsd, bhsd};
-  SourceCache<std::uint8_t, Strided> const cache(source, bhsd.extent(), 2, 5, 5, 107);
-  check_forms(cache, ha::CachePlan(table, lengths), lengths, 7, 107);
+  SourceCache<std::uint8_t, Strided> const cache(source, bhsd.required_span_size(), 2, 5, 5, 107);
+  check_forms(cache, ha::Compaction(table, lengths), lengths, 7, 107);
 }
 
 TEST_CASE("segments longer than a thread's share, in every order of dimensions", "[cache]") {
@@ -119,12 +121,12 @@ TEST_CASE("segments longer than a thread's share, in every order of dimensions",
   std::vector<std::int32_t> const lengths{tokens};
   ha::PolicyTable table(1, 3, ha::SinkWindow{.sink = 3, .window = 8000});
   table.set(0, 1, ha::WindowOnly{.window = 5});
-  ha::CachePlan const plan(table, lengths);
+  ha::Compaction const plan(table, lengths);
   auto const bhsd = ha::strided_bhsd(1, 3, tokens, 32);
   auto const bshd = ha::strided_bshd(1, tokens, 3, 32);
   auto const bhds = ha::strided_bhds(1, 3, 32, tokens);
   for (Strided const& source : {Strided{bhsd, bshd}, Strided{bshd, bhsd}, Strided{bhds, bshd}, Strided{bshd, bhds}}) {
-    SourceCache<std::uint8_t, Strided> const cache(source, bhsd.extent(), 1, 32, 32, 108);
+    SourceCache<std::uint8_t, Strided> const cache(source, bhsd.required_span_size(), 1, 32, 32, 108);
     KeptTokens const kept(table, lengths);
     dense_arenas<std::uint8_t>(
         "ragged", kept, naive_ragged(kept), {32, 32}, 7, [&](auto* k, auto* v) { return ha::ragged(plan, k, v, 32); },
@@ -143,10 +145,10 @@ TEST_CASE("stretches that go past the CPU's caches begin and end anywhere", "[ca
   std::vector<std::int32_t> const lengths{60000};
   auto const bhsd = ha::strided_bhsd(1, 3, 60000, 19);
   Strided const source{bhsd, bhsd};
-  SourceCache<std::uint8_t, Strided> const cache(source, bhsd.extent(), 1, 19, 19, 109);
+  SourceCache<std::uint8_t, Strided> const cache(source, bhsd.required_span_size(), 1, 19, 19, 109);
   ha::PolicyTable table(1, 3, ha::SinkWindow{.sink = 5, .window = 59990});
   table.set(0, 1, ha::WindowOnly{.window = 30001});
-  ha::CachePlan const plan(table, lengths);
+  ha::Compaction const plan(table, lengths);
   KeptTokens const kept(table, lengths);
   REQUIRE(plan.bytes_held(19, 1) > (4 << 20));
   for (std::int64_t const gap : {1, 15, 16, 63, 64, 65}) {
@@ -167,8 +169,8 @@ TEST_CASE("nothing kept, no sequences, no layers", "[cache]") {
     auto const bhsd =
         ha::strided_bhsd(static_cast<std::int64_t>(lengths.size()), table.num_kv_heads(), lengths.empty() ? 0 : 20, 4);
     Strided const source{bhsd, bhsd};
-    SourceCache<std::uint8_t, Strided> const cache(source, bhsd.extent(), table.num_layers(), 4, 4, 110);
-    check_forms(cache, ha::CachePlan(table, lengths), lengths, 7, 110);
+    SourceCache<std::uint8_t, Strided> const cache(source, bhsd.required_span_size(), table.num_layers(), 4, 4, 110);
+    check_forms(cache, ha::Compaction(table, lengths), lengths, 7, 110);
   };
   check(ha::PolicyTable(2, 3, ha::Full{}), {});
   check(ha::PolicyTable(2, 3, ha::Full{}), {0, 0});

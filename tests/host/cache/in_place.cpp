@@ -30,10 +30,10 @@ void check_in_place(SourceCache<T, Source> const& before, Plan const& plan, std:
     for (std::size_t i = 0; i < kept.size(); ++i) {
       auto const slot = static_cast<std::int64_t>(i);
       auto const at = [](std::int64_t offset) { return static_cast<std::size_t>(offset); };
-      for (std::int64_t c = 0; c < before.key_channels; ++c) {
+      for (std::int64_t c = 0; c < before.head_dim; ++c) {
         expected.keys[at(l)][at(keys.offset(b, h, slot, c))] = before.key(layer, b, h, kept[i], c);
       }
-      for (std::int64_t c = 0; c < before.value_channels; ++c) {
+      for (std::int64_t c = 0; c < before.value_dim; ++c) {
         expected.values[at(l)][at(values.offset(b, h, slot, c))] = before.value(layer, b, h, kept[i], c);
       }
     }
@@ -63,9 +63,10 @@ void check_random(unsigned seed) {
     Channels const channels{1 + below(12), 1 + below(12)};
     Strided const source{random_strides({batch, heads, longest + below(3), channels.key}, random),
                          random_strides({batch, heads, longest + below(3), channels.value}, random)};
-    SourceCache<T, Strided> const cache(source, std::max(source.keys.extent(), source.values.extent()), layers,
-                                        channels.key, channels.value, seed);
-    check_in_place(cache, ha::CachePlan(random_table(layers, heads, longest, random), lengths), lengths);
+    SourceCache<T, Strided> const cache(source,
+                                        std::max(source.keys.required_span_size(), source.values.required_span_size()),
+                                        layers, channels.key, channels.value, seed);
+    check_in_place(cache, ha::Compaction(random_table(layers, heads, longest, random), lengths), lengths);
   }
 }
 
@@ -85,8 +86,8 @@ TEST_CASE("in place, windows that overlap where they came from", "[cache]") {
       ha::PolicyTable const table(1, 2, ha::SinkWindow{.sink = sink, .window = window});
       for (auto const& layout :
            {ha::strided_bhsd(1, 2, 200, 3), ha::strided_bshd(1, 200, 2, 3), ha::strided_bhds(1, 2, 3, 200)}) {
-        SourceCache<std::uint8_t, Strided> const cache({layout, layout}, layout.extent(), 1, 3, 3, 304);
-        check_in_place(cache, ha::CachePlan(table, lengths), lengths);
+        SourceCache<std::uint8_t, Strided> const cache({layout, layout}, layout.required_span_size(), 1, 3, 3, 304);
+        check_in_place(cache, ha::Compaction(table, lengths), lengths);
       }
     }
   }
@@ -101,7 +102,7 @@ TEST_CASE("in place, pages in any order and keep-lists", "[cache]") {
   std::iota(block_table.begin(), block_table.end(), 0);
   for (int i = 0; i < 20; ++i) {
     std::shuffle(block_table.begin(), block_table.end(), random);
-    ha::PagedShape const shape{.sequences = 3, .kv_heads = 2, .channels = 8, .num_pages = 60, .page_size = 4};
+    ha::PagedShape const shape{.num_sequences = 3, .num_kv_heads = 2, .channels = 8, .num_pages = 60, .page_size = 4};
     auto const pages = ha::PageTable::dense(block_table.data(), 20);
     std::int64_t const elements = std::int64_t{60} * 4 * 2 * 8;
     std::vector<std::vector<std::int32_t>> entries(12);
@@ -115,7 +116,7 @@ TEST_CASE("in place, pages in any order and keep-lists", "[cache]") {
       lists[s] = {entries[s].data(), static_cast<std::int64_t>(entries[s].size())};
     }
     ha::PolicyTable const table = random_table(2, 2, 80, random);
-    ha::BasicCachePlan const plan(ha::WithKeepLists(table.view(), lists.data(), 3), lengths);
+    ha::Compaction const plan(ha::WithKeepLists(table.view(), lists.data(), 3), lengths);
     auto const joined = ha::flashinfer_joined(pages, shape, i % 2 == 0 ? ha::PageOrder::nhd : ha::PageOrder::hnd);
     check_in_place(
         SourceCache<std::uint16_t, std::remove_const_t<decltype(joined)>>(joined, 2 * elements, 2, 8, 8, seed), plan,
@@ -129,12 +130,12 @@ TEST_CASE("in place, pages in any order and keep-lists", "[cache]") {
 TEST_CASE("keys and values in one tensor are compacted in place, each in its plane", "[cache]") {
   std::vector<std::int32_t> const lengths{21};
   std::vector<std::int32_t> const block_table{3, 0, 4, 1, 5, 2};
-  ha::PagedShape const shape{.sequences = 1, .kv_heads = 2, .channels = 3, .num_pages = 6, .page_size = 4};
+  ha::PagedShape const shape{.num_sequences = 1, .num_kv_heads = 2, .channels = 3, .num_pages = 6, .page_size = 4};
   auto const source = ha::vllm_flash(ha::PageTable::dense(block_table.data(), 6), shape);
   std::vector<std::uint16_t> before(2 * 6 * 4 * 2 * 3);
   std::iota(before.begin(), before.end(), std::uint16_t{1});
   auto after = before;
-  ha::CachePlan const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 2, .window = 6}), lengths);
+  ha::Compaction const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 2, .window = 6}), lengths);
   ha::compress_in_place(plan, std::vector<ha::LayerKv<std::uint16_t>>{{after.data(), after.data()}}, source);
   auto expected = before;
   // [2, blocks, block, heads, channels]: tokens 15 … 20 go to 2 … 7.
@@ -152,10 +153,10 @@ TEST_CASE("keys and values in one tensor are compacted in place, each in its pla
 
 TEST_CASE("in place, bad input is named and nothing moves", "[cache]") {
   auto const layout = ha::strided_bhsd(2, 3, 20, 4);
-  SourceCache<float, ha::StridedLayout> cache(layout, layout.extent(), 2, 4, 4, 306);
+  SourceCache<float, ha::StridedLayout> cache(layout, layout.required_span_size(), 2, 4, 4, 306);
   auto const before = cache;
   std::vector<std::int32_t> const lengths{20, 12};
-  ha::CachePlan const plan(ha::PolicyTable(2, 3, ha::WindowOnly{.window = 4}), lengths);
+  ha::Compaction const plan(ha::PolicyTable(2, 3, ha::WindowOnly{.window = 4}), lengths);
   auto const layers = cache.layers();
   auto const refused = [&](auto const& call, ha::ErrorDetail const& parts) {
     check_error<ha::ArgumentError>(call, parts);
@@ -192,14 +193,14 @@ TEST_CASE("in place, bad input is named and nothing moves", "[cache]") {
   ha::UniformTable const below(ha::WindowOnly{.window = 4}, 2, 3);
   refused(
       [&] {
-        ha::compress_in_place(ha::BasicCachePlan(ha::WithKeepLists(below, lists.data(), 2), lengths), layers, layout);
+        ha::compress_in_place(ha::Compaction(ha::WithKeepLists(below, lists.data(), 2), lengths), layers, layout);
       },
       {"keep-list entry", "[8, 12)", "6", "KeepList entry 2"});
 }
 
 TEST_CASE("in place, layers that overlap are refused, those threaded through each other are not", "[cache]") {
   std::vector<std::int32_t> const lengths{6};
-  ha::CachePlan const plan(ha::PolicyTable(2, 2, ha::WindowOnly{.window = 2}), lengths);
+  ha::Compaction const plan(ha::PolicyTable(2, 2, ha::WindowOnly{.window = 2}), lengths);
   std::vector<float> memory(1000);
   float* const at = memory.data();
   auto const taken = [&](auto const& source, std::vector<ha::LayerKv<float>> const& layers) {
@@ -227,8 +228,8 @@ TEST_CASE("in place, layers that overlap are refused, those threaded through eac
 
   // A tensor within itself: two heads half a head apart, two sequences in one place (an expanded tensor).
   auto const folded = [&](ha::StridedLayout const& source, std::string const& above, std::string const& got) {
-    ha::CachePlan const of(ha::PolicyTable(2, 2, ha::WindowOnly{.window = 2}),
-                           std::vector<std::int32_t>(static_cast<std::size_t>(source.num_sequences()), 6));
+    ha::Compaction const of(ha::PolicyTable(2, 2, ha::WindowOnly{.window = 2}),
+                            std::vector<std::int32_t>(static_cast<std::size_t>(source.num_sequences()), 6));
     std::vector<ha::LayerKv<float>> const layers{{at, at + 200}, {at + 400, at + 600}};
     for (bool const of_values : {false, true}) {
       auto const apart = ha::strided_bhsd(source.num_sequences(), 2, 6, 4);
@@ -243,7 +244,7 @@ TEST_CASE("in place, layers that overlap are refused, those threaded through eac
 
   // Pools that layers share by whole pages, as TensorRT-LLM has them: tables tell them apart.
   std::vector<std::int32_t> const offsets{0, 4, 1, 5};
-  ha::PagedShape const shape{.sequences = 1, .kv_heads = 2, .channels = 4, .num_pages = 2, .page_size = 4};
+  ha::PagedShape const shape{.num_sequences = 1, .num_kv_heads = 2, .channels = 4, .num_pages = 2, .page_size = 4};
   auto const blocks = ha::tensorrt_llm(offsets.data(), 2, shape, 2);
   taken(blocks, {{at, at}, {at + 64, at + 64}});
   refused(blocks, {{at, at}, {at + 63, at + 64}}, "layer 0's");
@@ -256,20 +257,20 @@ TEST_CASE("in place, layers that overlap are refused, those threaded through eac
 
 TEST_CASE("in place, nothing to move", "[cache]") {
   auto const layout = ha::strided_bhsd(2, 3, 20, 4);
-  SourceCache<float, ha::StridedLayout> const cache(layout, layout.extent(), 2, 4, 4, 307);
+  SourceCache<float, ha::StridedLayout> const cache(layout, layout.required_span_size(), 2, 4, 4, 307);
   for (ha::AnyPolicy<> const& policy :
        {ha::AnyPolicy<>(ha::Full{}), ha::AnyPolicy<>(ha::Prune{}), ha::AnyPolicy<>(ha::WindowOnly{.window = 20}),
         ha::AnyPolicy<>(ha::SinkWindow{.sink = 20, .window = 0})}) {
     std::vector<std::int32_t> const lengths{20, 0};
     auto after = cache;
-    ha::compress_in_place(ha::CachePlan(ha::PolicyTable(2, 3, policy), lengths), after.layers(), layout);
+    ha::compress_in_place(ha::Compaction(ha::PolicyTable(2, 3, policy), lengths), after.layers(), layout);
     REQUIRE(same_bytes(after.keys[1], cache.keys[1]));
     REQUIRE(same_bytes(after.values[0], cache.values[0]));
   }
   // No tensor is needed where no token is kept.
   std::vector<ha::LayerKv<float>> const none(2);
-  ha::compress_in_place(ha::CachePlan(ha::PolicyTable(2, 3, ha::Prune{}), std::vector<std::int32_t>{20, 20}), none,
+  ha::compress_in_place(ha::Compaction(ha::PolicyTable(2, 3, ha::Prune{}), std::vector<std::int32_t>{20, 20}), none,
                         layout);
-  ha::compress_in_place(ha::CachePlan(ha::PolicyTable(2, 3), std::vector<std::int32_t>{}), none,
+  ha::compress_in_place(ha::Compaction(ha::PolicyTable(2, 3), std::vector<std::int32_t>{}), none,
                         ha::strided_bhsd(0, 3, 0, 4));
 }

@@ -341,7 +341,7 @@ TEST_CASE("what paged caches refuse", "[cache]") {
   };
   check_error<Error>(with([](auto& s) { s.page_size = 0; }), {"page size", "> 0", "0", "PagedHeads"});
   check_error<Error>(with([](auto& s) { s.num_pages = -1; }), {"pages", ">= 0", "-1", "PagePool"});
-  check_error<Error>(with([](auto& s) { s.num_sequences = -1; }), {"sequences", ">= 0", "-1", "RollingPlan"});
+  check_error<Error>(with([](auto& s) { s.num_sequences = -1; }), {"sequences", ">= 0", "-1", "RollingSlots"});
   check_error<Error>(with([](auto& s) { s.limits.max_tokens = 0; }), {"max_tokens", "> 0", "0", "KV head 3"});
 
   Paged cache(table, shape);
@@ -383,7 +383,7 @@ TEST_CASE("what paged caches refuse", "[cache]") {
   storage.page_stride = 7;
   writes(news.layers(), layout, storage, 0, {"page stride", ">= 8", "7", "append"});
   storage.page_stride = 8;
-  storage.value_channels = dim + 1;
+  storage.value_dim = dim + 1;
   writes(news.layers(), layout, storage, 0, {"page stride", ">= 12", "8", "append"});
   // Keys and values in turn, the values' pages too long for the places between keys.
   storage = cache.storage();

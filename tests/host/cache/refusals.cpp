@@ -22,9 +22,9 @@ struct Setup {
   static constexpr std::int64_t dim = 6;
   std::vector<std::int32_t> lengths{20, 9};
   ha::StridedLayout layout = ha::strided_bhsd(2, 3, 20, dim);
-  SourceCache<float, ha::StridedLayout> cache{layout, layout.extent(), 2, dim, dim, 401};
+  SourceCache<float, ha::StridedLayout> cache{layout, layout.required_span_size(), 2, dim, dim, 401};
   ha::PolicyTable table{2, 3, ha::SinkWindow{.sink = 2, .window = 6}};
-  ha::CachePlan plan{table, lengths};
+  ha::Compaction<> plan{table, lengths};
   std::vector<float> keys = guarded<float>(plan.kept_total() * dim + 8);
   std::vector<float> values = keys;
   std::vector<ha::LayerKv<float const>> layers =
@@ -112,7 +112,7 @@ TEST_CASE("buffers that overlap, and buffers that only touch", "[cache]") {
   // One buffer holds the source and the destination of one layer, the one behind the other.
   std::vector<std::int32_t> const lengths{10};
   auto const layout = ha::strided_bhsd(1, 1, 10, 4);
-  ha::CachePlan const plan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 3}), lengths);
+  ha::Compaction const plan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 3}), lengths);
   std::vector<std::uint16_t> values(12);
   std::vector<std::uint16_t> source_values(40);
   for (bool const source_first : {true, false}) {
@@ -137,17 +137,17 @@ TEST_CASE("buffers that overlap, and buffers that only touch", "[cache]") {
   Setup const s;
   for (std::size_t layer = 0; layer < 2; ++layer) {
     // Nothing else lies behind these keys, into which the values reach.
-    std::vector<float> keys(static_cast<std::size_t>(s.layout.extent() + s.plan.kept_total() * s.dim));
+    std::vector<float> keys(static_cast<std::size_t>(s.layout.required_span_size() + s.plan.kept_total() * s.dim));
     auto from = s.layers;
     from[layer].keys = keys.data();
     auto to = s.kept;
-    to.layers[1 - layer].values = keys.data() + s.layout.extent() - 1;
+    to.layers[1 - layer].values = keys.data() + s.layout.required_span_size() - 1;
     s.refuses(from, s.layout, to, {"buffers", "apart from the source", "overlapping buffers", "compress"});
   }
 }
 
 TEST_CASE("a source within a paged destination's pool, also behind a shorter one", "[cache]") {
-  ha::CachePlan const plan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 3}), std::vector<std::int32_t>{10});
+  ha::Compaction const plan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 3}), std::vector<std::int32_t>{10});
   std::vector<float> buffer(200);
   float* const at = buffer.data();
   std::vector<float> const values(40);
@@ -171,7 +171,8 @@ TEST_CASE("a source within a paged destination's pool, also behind a shorter one
 TEST_CASE("a bad second transfer leaves the first one's destination alone", "[cache]") {
   Setup const s;
   auto const scale_layout = ha::strided_bhsd(2, 3, 20, 1);
-  SourceCache<std::uint16_t, ha::StridedLayout> const scales(scale_layout, scale_layout.extent(), 2, 1, 1, 402);
+  SourceCache<std::uint16_t, ha::StridedLayout> const scales(scale_layout, scale_layout.required_span_size(), 2, 1, 1,
+                                                             402);
   std::vector<std::uint16_t> scale_keys(static_cast<std::size_t>(s.plan.kept_total()));
   std::vector<std::uint16_t> scale_values(scale_keys);
   auto to = ha::ragged(s.plan, scale_keys.data(), scale_values.data(), 1);
@@ -203,7 +204,7 @@ TEST_CASE("transfers of one call share no memory that is written", "[cache]") {
 
 TEST_CASE("in place, keys and values are two tensors", "[cache]") {
   Setup s;
-  std::vector<float> tensor(static_cast<std::size_t>(s.layout.extent()), 1.0F);
+  std::vector<float> tensor(static_cast<std::size_t>(s.layout.required_span_size()), 1.0F);
   std::vector<float> other(tensor);
   std::vector<ha::LayerKv<float>> const layers{{tensor.data(), other.data()}, {tensor.data(), tensor.data()}};
   check_error<ha::ArgumentError>([&] { ha::compress_in_place(s.plan, layers, s.layout); },
@@ -217,7 +218,7 @@ TEST_CASE("keep-lists that are out of order or range", "[cache]") {
   auto const refused = [&](std::size_t place, ha::KeepList const& list, ha::ErrorDetail const& parts) {
     std::vector<ha::KeepList> lists(12);
     lists[place] = list;
-    ha::BasicCachePlan const plan(ha::WithKeepLists(below, lists.data(), 2), s.lengths);
+    ha::Compaction const plan(ha::WithKeepLists(below, lists.data(), 2), s.lengths);
     REQUIRE(plan.kept_total() <= s.plan.kept_total());
     s.refuses(
         [&] {
@@ -305,11 +306,11 @@ TEST_CASE("destinations that no plan asked for", "[cache]") {
 TEST_CASE("destinations made for another plan", "[cache]") {
   Setup const s;
   auto const other = [&](std::vector<std::int32_t> const& lengths, std::int32_t heads, std::int32_t window) {
-    return ha::CachePlan(ha::PolicyTable(2, heads, ha::SinkWindow{.sink = 2, .window = window}), lengths);
+    return ha::Compaction(ha::PolicyTable(2, heads, ha::SinkWindow{.sink = 2, .window = window}), lengths);
   };
   float* const keys = const_cast<float*>(s.keys.data());
   float* const values = const_cast<float*>(s.values.data());
-  auto const refused = [&](ha::CachePlan const& plan, ha::ErrorDetail const& dense, ha::ErrorDetail const& rows) {
+  auto const refused = [&](ha::Compaction<> const& plan, ha::ErrorDetail const& dense, ha::ErrorDetail const& rows) {
     s.refuses([&] { ha::compress(s.plan, s.layers, s.layout, ha::ragged(plan, keys, values, 6)); }, rows);
     s.refuses([&] { ha::compress(s.plan, s.layers, s.layout, ha::padded(plan, keys, values, 6)); }, dense);
     s.refuses([&] { ha::compress(s.plan, s.layers, s.layout, ha::grouped(plan, keys, values, 6)); }, dense);

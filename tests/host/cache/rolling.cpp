@@ -30,7 +30,7 @@ constexpr ha::SinkAndWindow rolling_form(LastPairs const& policy) { return {0, 2
 
 TEST_CASE("a rolling plan's rows, offsets and bytes", "[cache]") {
   ha::PolicyTable const table = mixed_table();
-  ha::RollingPlan const plan(table, 3, {.max_tokens = 50, .slack = 2});
+  ha::RollingSlots const plan(table, 3, {.max_tokens = 50, .slack = 2});
   std::vector<std::int64_t> const rows{12, 7, 12, 50, 0, 4, 3, 19};  // by layer and head
   std::int64_t total = 0;
   std::size_t s = 0;
@@ -48,17 +48,17 @@ TEST_CASE("a rolling plan's rows, offsets and bytes", "[cache]") {
   REQUIRE(plan.rows_total(1) == 3 * 26);
   REQUIRE(plan.bytes_held(128, 2) == total * 2 * 128 * 2);
   REQUIRE(plan.token_limit() == 50);
-  REQUIRE(ha::RollingPlan(ha::UniformTable(ha::SinkWindow{}, 2, 2), 1, {}).token_limit() == ha::all_tokens);
+  REQUIRE(ha::RollingSlots(ha::UniformTable(ha::SinkWindow{}, 2, 2), 1, {}).token_limit() == ha::all_tokens);
   // A segment's row as the heads say it and as the offsets do.
   REQUIRE(plan.head(1, 3).row(2, 5) + plan.rows_total(0) == plan.offsets()[23] + 5);
-  REQUIRE(ha::RollingPlan(table, 0, {.max_tokens = 1}).rows_total() == 0);
+  REQUIRE(ha::RollingSlots(table, 0, {.max_tokens = 1}).rows_total() == 0);
 }
 
 TEST_CASE("slots and tokens at every length around every boundary", "[cache]") {
   for (std::int32_t sink = 0; sink < 4; ++sink) {
     for (std::int32_t window = 0; window < 5; ++window) {
       for (std::int32_t slack = 0; slack < 4; ++slack) {
-        ha::RollingPlan const plan(ha::UniformTable(ha::SinkWindow{sink, window}, 1, 1), 1, {.slack = slack});
+        ha::RollingSlots const plan(ha::UniformTable(ha::SinkWindow{sink, window}, 1, 1), 1, {.slack = slack});
         ha::RollingHead const& head = plan.head(0, 0);
         REQUIRE(head.slots() == sink + window + (window > 0 ? slack : 0));
         std::vector<std::int64_t> slots(static_cast<std::size_t>(head.slots()), -1);
@@ -99,7 +99,7 @@ TEST_CASE("appends of every size from every length, and back as far as can be", 
   table.set(0, 1, ha::WindowOnly{.window = 3});
   table.set(0, 2, ha::Full{});
   for (std::int32_t const slack : {0, 1, 3}) {
-    ha::RollingPlan const plan(table, 1, {.max_tokens = 64, .slack = slack});
+    ha::RollingSlots const plan(table, 1, {.max_tokens = 64, .slack = slack});
     for (std::int32_t before = 0; before < 14; ++before) {
       for (std::int32_t count = 0; count < 20; ++count) {
         INFO("slack " << slack << ", " << before << " + " << count);
@@ -135,15 +135,15 @@ TEST_CASE("appends of every size from every length, and back as far as can be", 
 
 TEST_CASE("a policy of one's own rolls if it says how", "[cache]") {
   ha::UniformTable const table(mine::LastPairs{.pairs = 3}, 2, 2);
-  ha::RollingPlan const plan(table, 1, {});
+  ha::RollingSlots const plan(table, 1, {});
   REQUIRE(plan.head(1, 1).slots() == 6);
   std::vector<std::int32_t> const lengths{31};
   auto const layout = ha::strided_bhsd(1, 2, 31, 4);
-  SourceCache<float, ha::StridedLayout> const source(layout, layout.extent(), 2, 4, 4, 620);
+  SourceCache<float, ha::StridedLayout> const source(layout, layout.required_span_size(), 2, 4, 4, 620);
   std::vector<float> keys(static_cast<std::size_t>(plan.rows_total() * 4));
   std::vector<float> values(keys);
   auto const cache = ha::rolling(plan, plan.view(), keys.data(), values.data(), 4);
-  ha::compress(ha::BasicCachePlan(table, lengths), source.layers(), layout, cache);
+  ha::compress(ha::Compaction(table, lengths), source.layers(), layout, cache);
   for (std::int64_t token = 25; token < 31; ++token) {
     REQUIRE(keys[static_cast<std::size_t>((6 + token % 6) * 4)] == source.key(0, 0, 1, token, 0));
   }
@@ -151,7 +151,7 @@ TEST_CASE("a policy of one's own rolls if it says how", "[cache]") {
   auto const before = keys;
   check_error<ha::ArgumentError>(
       [&] {
-        ha::compress(ha::BasicCachePlan(ha::UniformTable(mine::LastPairs{.pairs = 2}, 2, 2), lengths), source.layers(),
+        ha::compress(ha::Compaction(ha::UniformTable(mine::LastPairs{.pairs = 2}, 2, 2), lengths), source.layers(),
                      layout, cache);
       },
       {"destination", "made for the plan's policies", "others", "layer 0, KV head 0"});
@@ -161,21 +161,21 @@ TEST_CASE("a policy of one's own rolls if it says how", "[cache]") {
 TEST_CASE("what rolling caches refuse", "[cache]") {
   ha::PolicyTable const table = mixed_table();
   using Error = ha::ArgumentError;
-  check_error<Error>([&] { ha::RollingPlan(table, 1, {}); }, {"max_tokens", "> 0", "0", "layer 0, KV head 3"});
-  check_error<Error>([&] { ha::RollingPlan(table, -1, {.max_tokens = 4}); }, {"sequences", ">= 0", "-1", "Rolling"});
-  check_error<Error>([&] { ha::RollingPlan(table, 1, {.max_tokens = -4}); }, {"max_tokens", "[0, ", "-4", "Rolling"});
-  check_error<Error>([&] { ha::RollingPlan(table, 1, {.max_tokens = 4, .slack = -1}); },
-                     {"slack", ">= 0", "-1", "RollingPlan"});
+  check_error<Error>([&] { ha::RollingSlots(table, 1, {}); }, {"max_tokens", "> 0", "0", "layer 0, KV head 3"});
+  check_error<Error>([&] { ha::RollingSlots(table, -1, {.max_tokens = 4}); }, {"sequences", ">= 0", "-1", "Rolling"});
+  check_error<Error>([&] { ha::RollingSlots(table, 1, {.max_tokens = -4}); }, {"max_tokens", "[0, ", "-4", "Rolling"});
+  check_error<Error>([&] { ha::RollingSlots(table, 1, {.max_tokens = 4, .slack = -1}); },
+                     {"slack", ">= 0", "-1", "RollingSlots"});
   std::int32_t const tokens[] = {1, 2};
   ha::PolicyTable listed(1, 2);
   listed.set(0, 1, ha::KeepList{tokens, 2});
-  check_error<Error>([&] { ha::RollingPlan(listed, 1, {.max_tokens = 4}); },
+  check_error<Error>([&] { ha::RollingSlots(listed, 1, {.max_tokens = 4}); },
                      {"policy", "rolling form", "keep_list", "layer 0, KV head 1"});
   ha::UniformTable const wide(ha::SinkWindow{.sink = 4, .window = ha::all_tokens - 3}, 1, 1);
-  check_error<Error>([&] { ha::RollingPlan(wide, 1, {}); }, {"slots of a head", "below 2^31", "4 + ", "layer 0"});
+  check_error<Error>([&] { ha::RollingSlots(wide, 1, {}); }, {"slots of a head", "below 2^31", "4 + ", "layer 0"});
 
   constexpr std::int64_t dim = 3;
-  ha::RollingPlan const plan(table, 2, {.max_tokens = 20, .slack = 1});
+  ha::RollingSlots const plan(table, 2, {.max_tokens = 20, .slack = 1});
   std::vector<float> keys = std::vector<float>(static_cast<std::size_t>(plan.rows_total() * dim), -7);
   std::vector<float> values = keys;
   auto const untouched = keys;
@@ -219,7 +219,7 @@ TEST_CASE("what rolling caches refuse", "[cache]") {
   ha::RollingState small(1);
   refuses([&] { ha::append(view, small, news.layers(), layout, std::vector<std::int32_t>{1}, cache); },
           {"state's sequences", "2", "1", "append"});
-  ha::RollingPlan const same(table, 2, {.max_tokens = 20, .slack = 1});
+  ha::RollingSlots const same(table, 2, {.max_tokens = 20, .slack = 1});
   refuses([&] { ha::append(same.view(), state, news.layers(), layout, counts, cache); },
           {"cache", "made for this plan", "another", "append"});
   auto const copies = [&](std::vector<ha::SequenceCopy> const& each) {
@@ -231,21 +231,22 @@ TEST_CASE("what rolling caches refuse", "[cache]") {
   refuses([&] { state.start(view, 0, 21); }, {"length", "[0, 20]", "21", "start"});
   refuses([&] { (void)state.length(2); }, {"sequence", "[0, 2)", "2", "RollingState"});
 
-  check_error<Error>([&] { (void)plan.bytes_held(std::int64_t{1} << 60, 2); },
-                     {"elements of a tensor, or its bytes", "at most", " * 4611686018427387904", "RollingPlan::bytes"});
-  ha::CachePlan const sizes(table, std::vector<std::int32_t>{20, 2});
-  check_error<Error>([&] { (void)sizes.bytes_held(std::int64_t{1} << 60, 2); }, {"", "", "", "CachePlan::bytes_held"});
+  check_error<Error>(
+      [&] { (void)plan.bytes_held(std::int64_t{1} << 60, 2); },
+      {"elements of a tensor, or its bytes", "at most", " * 4611686018427387904", "RollingSlots::bytes"});
+  ha::Compaction const sizes(table, std::vector<std::int32_t>{20, 2});
+  check_error<Error>([&] { (void)sizes.bytes_held(std::int64_t{1} << 60, 2); }, {"", "", "", "Compaction::bytes_held"});
   check_error<Error>([&] { (void)sizes.bytes_full(ha::TokenBytes::of(std::int64_t{1} << 60, 2)); },
-                     {"", "", "", "CachePlan::bytes_full"});
+                     {"", "", "", "Compaction::bytes_full"});
   check_error<Error>([&] { (void)ha::TokenBytes::of(std::int64_t{1} << 60, 8); }, {"", "", "", "TokenBytes::of"});
   check_error<Error>([&] { (void)ha::TokenBytes::of(std::int64_t{1} << 60, 4).total(); },
                      {"", "", " + ", "TokenBytes::total"});
 
   // The same count of other tokens: (4 sinks, a window of 4) in slots of (2, 6); the same tokens where all are kept.
-  ha::RollingPlan const others(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 2, .window = 6}), 1, {});
+  ha::RollingSlots const others(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 2, .window = 6}), 1, {});
   auto const fill = [&](std::int32_t length) {
-    ha::CachePlan const filling(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 4, .window = 4}),
-                                std::vector<std::int32_t>{length});
+    ha::Compaction const filling(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 4, .window = 4}),
+                                 std::vector<std::int32_t>{length});
     std::vector<float> const full(static_cast<std::size_t>(length * dim));
     std::vector<float> slots_of(static_cast<std::size_t>(others.rows_total() * dim));
     std::vector<float> more(slots_of);
@@ -280,7 +281,7 @@ TEST_CASE("a rolling cache's buffers must be there and apart", "[cache]") {
   // Three layers; the second has no rows, and needs no buffers.
   ha::PolicyTable table(3, 1, ha::SinkWindow{.sink = 1, .window = 2});
   table.set(1, 0, ha::Prune{});
-  ha::RollingPlan const plan(table, 2, {});
+  ha::RollingSlots const plan(table, 2, {});
   auto const view = plan.view();
   constexpr std::int64_t dim = 4;
   std::vector<float> buffer(100);
@@ -319,12 +320,12 @@ TEST_CASE("a cache of a plan that is gone is not the next plan's, though its mem
   constexpr std::int64_t dim = 4;
   std::vector<float> rows(1000);
   auto const make = [&](std::int32_t window) {
-    return ha::RollingPlan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = window}), 1, {});
+    return ha::RollingSlots(ha::PolicyTable(1, 1, ha::WindowOnly{.window = window}), 1, {});
   };
-  ha::RollingPlan const small = make(2);
-  ha::RollingPlan const large = make(100);
+  ha::RollingSlots const small = make(2);
+  ha::RollingSlots const large = make(100);
   auto const small_cache = ha::rolling(small, small.view(), rows.data(), rows.data() + 8, dim);
-  ha::RollingPlanView const reused = large.view();
+  ha::RollingSlotsView const reused = large.view();
   auto cache = small_cache;
   cache.form.heads = reused.heads;  // as if the memory of the first plan had become the second's
   ha::RollingState state(1);
@@ -333,21 +334,21 @@ TEST_CASE("a cache of a plan that is gone is not the next plan's, though its mem
       [&] { ha::append(reused, state, news, ha::strided_bshd(1, 1, 1, dim), std::vector<std::int32_t>{1}, cache); },
       {"cache", "this plan's view", "another plan's", "append"});
 
-  ha::RollingPlan from = make(3);
-  ha::RollingPlan const moved = std::move(from);
+  ha::RollingSlots from = make(3);
+  ha::RollingSlots const moved = std::move(from);
   CHECK(moved.rows_total() == 3);
   CHECK(from.rows_total() == 0);
   CHECK(from.num_layers() == 0);
   CHECK(from.view().num_sequences == 0);
   CHECK(from.bytes().empty());
-  check_error<ha::ArgumentError>([&] { (void)from.head(0, 0); }, {"layer", "[0, 0)", "0", "RollingPlan"});
-  check_error<ha::ArgumentError>([&] { (void)from.rows_total(0); }, {"layer", "[0, 0)", "0", "RollingPlan"});
+  check_error<ha::ArgumentError>([&] { (void)from.head(0, 0); }, {"layer", "[0, 0)", "0", "RollingSlots"});
+  check_error<ha::ArgumentError>([&] { (void)from.rows_total(0); }, {"layer", "[0, 0)", "0", "RollingSlots"});
   from = make(5);
   CHECK(from.rows_total(0) == 5);
 }
 
 TEST_CASE("rolling caches refuse buffers that cannot be, and lengths that their counters cannot hold", "[rolling]") {
-  ha::RollingPlan const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 2, .window = 6}), 2, {.slack = 4});
+  ha::RollingSlots const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 2, .window = 6}), 2, {.slack = 4});
   auto const view = plan.view();
   constexpr std::int64_t dim = 4;
   std::vector<float> rows(static_cast<std::size_t>(2 * plan.rows_total() * dim));

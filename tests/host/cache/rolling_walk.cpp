@@ -21,7 +21,7 @@ void walk(unsigned seed, int steps, std::int32_t slack) {
   constexpr std::int64_t value_dim = 3;
   constexpr std::int64_t max_tokens = 90;
   ha::PolicyTable const table = mixed_table();
-  ha::RollingPlan const plan(table, batch, {.max_tokens = max_tokens, .slack = slack});
+  ha::RollingSlots const plan(table, batch, {.max_tokens = max_tokens, .slack = slack});
   std::vector<T> keys(static_cast<std::size_t>(plan.rows_total() * key_dim));
   std::vector<T> values(static_cast<std::size_t>(plan.rows_total() * value_dim));
   auto const view = plan.view();
@@ -65,7 +65,7 @@ void walk(unsigned seed, int steps, std::int32_t slack) {
         lengths[static_cast<std::size_t>(b)] = tokens;
         auto const layout = new_token_layout(random(), batch, 4, tokens + 1, key_dim);
         NewTokens<T> const prompt(model, lengths, layout, new_token_layout(random(), batch, 4, tokens + 1, value_dim));
-        ha::compress(ha::CachePlan(table, lengths), prompt.layers(), prompt.layout(), cache);
+        ha::compress(ha::Compaction(table, lengths), prompt.layers(), prompt.layout(), cache);
         state.start(view, b, tokens);
         break;
       }

@@ -36,12 +36,12 @@ template <class T, class Source>
 bool row_turned(SourceCache<T, Source> const& cache, Rotary const& rotary, std::int32_t layer, std::int64_t b,
                 std::int64_t h, std::int64_t token, std::int64_t slot, T const* got, std::int64_t got_stride) {
   std::vector<double> row;
-  for (std::int64_t c = 0; c < cache.key_channels; ++c) {
+  for (std::int64_t c = 0; c < cache.head_dim; ++c) {
     row.push_back(double(ha::to_float(cache.key(layer, b, h, token, c))));
   }
   rotary.turn(row, static_cast<double>(slot - token));
   bool right = true;
-  for (std::int64_t c = 0; c < cache.key_channels; ++c) {
+  for (std::int64_t c = 0; c < cache.head_dim; ++c) {
     T const x = got[c * got_stride];
     bool const moved = token != slot && c < static_cast<std::int64_t>(2 * rotary.frequencies.size());
     right = right && (moved ? close_to(x, row[static_cast<std::size_t>(c)]) : x == cache.key(layer, b, h, token, c));
@@ -50,7 +50,7 @@ bool row_turned(SourceCache<T, Source> const& cache, Rotary const& rotary, std::
 }
 
 template <class T, class Source>
-void check_rotation(SourceCache<T, Source> const& cache, ha::CachePlan const& plan,
+void check_rotation(SourceCache<T, Source> const& cache, ha::Compaction<> const& plan,
                     std::vector<std::int32_t> const& lengths, Rotary const& rotary, ha::KeyRotation const& rotation) {
   KeptTokens const tokens(plan.table(), lengths);
   auto const check = [&](std::string const& name, Places const& places, auto const& make) {
@@ -67,13 +67,13 @@ void check_rotation(SourceCache<T, Source> const& cache, ha::CachePlan const& pl
         T* const got = arena.data() + places.keys[s][i];
         right = right && row_turned(cache, rotary, static_cast<std::int32_t>(l), b, h, tokens.segments[s][i],
                                     static_cast<std::int64_t>(i), got, 1);
-        std::copy(got, got + cache.key_channels, expected.data() + places.keys[s][i]);
+        std::copy(got, got + cache.head_dim, expected.data() + places.keys[s][i]);
       }
     });
     REQUIRE(right);
     REQUIRE(same_bytes(arena, expected));
   };
-  Channels const channels{cache.key_channels, cache.value_channels};
+  Channels const channels{cache.head_dim, cache.value_dim};
   auto const k = channels.key;
   auto const v = channels.value;
   dense_arenas<T>(
@@ -125,7 +125,7 @@ void check_rotations(Source const& source, std::int64_t extent, Channels const& 
       ha::PolicyTable table = random_table(2, 3, 45, random);
       table.set(0, 0, ha::SinkWindow{.sink = 4, .window = 20});
       table.set(1, 1, ha::SinkWindow{.sink = 1, .window = 40});
-      ha::CachePlan const plan(table, lengths);
+      ha::Compaction const plan(table, lengths);
       INFO("seed " << seed << ", rotary_dim " << dim << (pairing == ha::RotaryPairing::neox ? ", neox" : ""));
       Rotary const rotary = Rotary::of_base(pairing, dim, 10000);
       check_rotation(cache, plan, lengths, rotary, ha::KeyRotation::from_base(pairing, dim, 10000));
@@ -144,7 +144,7 @@ void check_layouts(unsigned seed) {
   auto const bhds = ha::strided_bhds(3, 3, 10, 45);
   auto const bshd = ha::strided_bshd(3, 45, 3, 10);
   ha::KvLayouts<ha::StridedLayout, ha::StridedLayout> const kinds[] = {{bshd, bhds}, {bhds, bshd}};
-  for (auto const& kind : kinds) check_rotations<T>(kind, bhds.extent(), {10, 10}, seed);
+  for (auto const& kind : kinds) check_rotations<T>(kind, bhds.required_span_size(), {10, 10}, seed);
 }
 
 /// A sequence of any length whose tokens all lie in 64 places.
@@ -164,7 +164,7 @@ TEST_CASE("bfloat16 keys turn within rounding of the definition", "[cache]") { c
 TEST_CASE("keys turn in pages, too", "[cache]") {
   std::vector<std::int32_t> table(3 * 12);
   for (std::size_t i = 0; i < table.size(); ++i) table[i] = static_cast<std::int32_t>((5 * i + 3) % table.size());
-  ha::PagedShape const shape{.sequences = 3, .kv_heads = 3, .channels = 8, .num_pages = 36, .page_size = 8};
+  ha::PagedShape const shape{.num_sequences = 3, .num_kv_heads = 3, .channels = 8, .num_pages = 36, .page_size = 8};
   auto const split_x = ha::vllm_paged_attention(ha::PageTable::dense(table.data(), 12), shape, 4);
   check_rotations<ha::float16>(split_x, std::int64_t{36} * 8 * 3 * 8, {8, 8}, 205);
 }
@@ -172,8 +172,8 @@ TEST_CASE("keys turn in pages, too", "[cache]") {
 TEST_CASE("keys come right from a billion tokens away", "[cache]") {
   constexpr std::int32_t length = 1 << 30;
   SourceCache<float, Folded> cache({}, 64 * 8, 1, 8, 8, 206);
-  ha::CachePlan const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 3, .window = 9}),
-                           std::vector<std::int32_t>{length});
+  ha::Compaction const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 3, .window = 9}),
+                            std::vector<std::int32_t>{length});
   Rotary const rotary = Rotary::of_base(ha::RotaryPairing::neox, 8, 10000);
   std::vector<float> keys(12 * 8);
   std::vector<float> values(keys);
@@ -190,10 +190,10 @@ TEST_CASE("keys that stay keep their bits, whatever those are", "[cache]") {
     using T = std::remove_cvref_t<decltype(specials[0])>;
     constexpr std::int64_t dim = 8;
     auto const layout = ha::strided_bhsd(1, 1, 20, dim);
-    SourceCache<T, ha::StridedLayout> cache(layout, layout.extent(), 1, dim, dim, 208);
+    SourceCache<T, ha::StridedLayout> cache(layout, layout.required_span_size(), 1, dim, dim, 208);
     for (std::size_t i = 0; i < 4 * dim; ++i) cache.keys[0][i] = specials[(3 * i + i / 8) % specials.size()];
-    ha::CachePlan const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 4, .window = 2}),
-                             std::vector<std::int32_t>{20});
+    ha::Compaction const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 4, .window = 2}),
+                              std::vector<std::int32_t>{20});
     auto const rotation = ha::KeyRotation::from_base(ha::RotaryPairing::interleaved, dim, 10000);
     std::vector<T> keys(static_cast<std::size_t>(6 * dim));
     std::vector<T> values(keys);
@@ -235,9 +235,9 @@ TEST_CASE("keys that were rotated for other positions than their places turn fro
   constexpr std::int64_t stride = 33;
   std::vector<std::int32_t> const lengths{30, 20};
   auto const layout = ha::strided_bhsd(2, 1, 30, dim);
-  SourceCache<float, ha::StridedLayout> cache(layout, layout.extent(), 1, dim, dim, 209);
+  SourceCache<float, ha::StridedLayout> cache(layout, layout.required_span_size(), 1, dim, dim, 209);
   fill_keys(cache, 209);
-  ha::CachePlan const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 2, .window = 20}), lengths);
+  ha::Compaction const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 2, .window = 20}), lengths);
   KeptTokens const tokens(plan.table(), lengths);
   std::vector<std::int32_t> const positions = positions_of(stride);
   Rotary const rotary = Rotary::of_base(ha::RotaryPairing::neox, dim, 10000);
@@ -365,9 +365,9 @@ TEST_CASE("keys of 16 bits are not turned in place for a few tokens", "[cache]")
     using T = decltype(element);
     std::vector<std::int32_t> const lengths{4, 204 + evicted};
     auto const layout = ha::strided_bhsd(2, 1, 204 + evicted, dim);
-    SourceCache<T, ha::StridedLayout> cache(layout, layout.extent(), 1, dim, dim, 210);
+    SourceCache<T, ha::StridedLayout> cache(layout, layout.required_span_size(), 1, dim, dim, 210);
     auto const before = cache;
-    ha::CachePlan const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 4, .window = 200}), lengths);
+    ha::Compaction const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 4, .window = 200}), lengths);
     auto const rotation = ha::KeyRotation::from_base(ha::RotaryPairing::neox, dim, 10000);
     auto const call = [&] { ha::compress_in_place(plan, cache.layers(), layout, rotation); };
     if (!refused) {
@@ -390,10 +390,10 @@ TEST_CASE("keys of 16 bits are not turned in place for a few tokens", "[cache]")
   ha::PolicyTable table(1, 3, ha::SinkWindow{.sink = 4, .window = 200});
   table.set(0, 1, ha::SinkWindow{.sink = 300, .window = 0});
   table.set(0, 2, ha::WindowOnly{.window = 100});
-  ha::CachePlan const plan(table, std::vector<std::int32_t>{304, 217, 204});
+  ha::Compaction const plan(table, std::vector<std::int32_t>{304, 217, 204});
   CHECK(plan.on_device(table.view(), nullptr).min_evicted == 13);
   CHECK(plan.on_device(table.view(), nullptr).min_evicted_segment == 3);
-  CHECK(ha::CachePlan(table, std::vector<std::int32_t>{304, 100}).on_device(table.view(), nullptr).min_evicted == 100);
+  CHECK(ha::Compaction(table, std::vector<std::int32_t>{304, 100}).on_device(table.view(), nullptr).min_evicted == 100);
   check_error<ha::ArgumentError>([] { (void)ha::KeyRotation().evicting(0); },
                                  {"evicted tokens", "> 0", "0", "KeyRotation"});
 }
@@ -402,8 +402,8 @@ TEST_CASE("out of place, keys that turn again with each call drift as they do in
   constexpr std::int64_t dim = 8;
   std::vector<std::int32_t> const lengths{3};
   auto const layout = ha::strided_bhsd(1, 1, 3, dim);
-  SourceCache<ha::bfloat16, ha::StridedLayout> in_place(layout, layout.extent(), 1, dim, dim, 212);
-  ha::CachePlan const plan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 2}), lengths);
+  SourceCache<ha::bfloat16, ha::StridedLayout> in_place(layout, layout.required_span_size(), 1, dim, dim, 212);
+  ha::Compaction const plan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 2}), lengths);
   auto const rotation = ha::KeyRotation::from_base(ha::RotaryPairing::neox, dim, 10000).evicting(1);
   auto source = in_place;
   std::vector<ha::bfloat16> keys(2 * dim);
@@ -474,9 +474,9 @@ TEST_CASE("rotations that make no sense are named", "[cache]") {
 
   // What only the cache shows to be wrong: nothing is written.
   auto const layout = ha::strided_bhsd(1, 1, 20, 8);
-  SourceCache<float, ha::StridedLayout> cache(layout, layout.extent(), 1, 8, 8, 207);
+  SourceCache<float, ha::StridedLayout> cache(layout, layout.required_span_size(), 1, 8, 8, 207);
   auto const before = cache;
-  ha::CachePlan const plan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 4}), std::vector<std::int32_t>{20});
+  ha::Compaction const plan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 4}), std::vector<std::int32_t>{20});
   auto keys = guarded<float>(4 * 8);
   auto values = keys;
   auto const refused_here = [&](ha::KeyRotation const& rotation, ha::ErrorDetail const& parts) {

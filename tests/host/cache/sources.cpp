@@ -28,7 +28,7 @@ void check_source(Source const& source, std::int64_t extent, Channels const& cha
   std::mt19937 random(seed);
   for (int i = 0; i < 3; ++i) {
     INFO("seed " << seed << ", table " << i);
-    ha::CachePlan const plan(random_table(num_layers, heads, 50, random), lengths);
+    ha::Compaction const plan(random_table(num_layers, heads, 50, random), lengths);
     KeptTokens const tokens(plan.table(), lengths);
     for_each_form<T>(plan, tokens, channels, i % 2 == 0 ? 16 : 7, seed,
                      [&](std::string const& name, Places const& places, auto const& make) {
@@ -94,18 +94,18 @@ TEST_CASE("variable-length tensors with empty sequences", "[cache]") {
   std::vector<std::int32_t> cu_seqlens{0};
   for (auto const length : lengths) cu_seqlens.push_back(cu_seqlens.back() + length);
   auto const thd = ha::flash_attention_varlen(cu_seqlens.data(), 4, 88, heads, 5);
-  check_source<std::uint8_t>(thd, thd.extent(), {5, 5}, 111);
+  check_source<std::uint8_t>(thd, thd.required_span_size(), {5, 5}, 111);
 }
 
 TEST_CASE("paged tensors of each engine, block tables in any order", "[cache]") {
   for (std::int64_t const size : {1, 4, 7}) {
     Pages const pages(size, 112);
     ha::PagedShape const shape{
-        .sequences = 4, .kv_heads = heads, .channels = 8, .num_pages = pages.pool, .page_size = size};
+        .num_sequences = 4, .num_kv_heads = heads, .channels = 8, .num_pages = pages.pool, .page_size = size};
     std::int64_t const elements = pages.pool * size * heads * 8;
     for (auto const order : {ha::PageOrder::nhd, ha::PageOrder::hnd}) {
       auto const split = ha::flashinfer_split(pages.csr_table(), shape, order);
-      REQUIRE(split.extent() == elements);
+      REQUIRE(split.required_span_size() == elements);
       check_source<std::uint16_t>(split, elements, {8, 8}, 113);
       check_source<std::uint16_t>(ha::flashinfer_joined(pages.csr_table(), shape, order), 2 * elements, {8, 8}, 114);
       check_source<std::uint16_t>(ha::vllm_flash(pages.dense_table(), shape, order), 2 * elements, {8, 8}, 115);
@@ -126,7 +126,8 @@ TEST_CASE("pools that count half blocks, and cells that sequences share", "[cach
       }
     }
   }
-  ha::PagedShape const shape{.sequences = 4, .kv_heads = heads, .channels = 8, .num_pages = pages.pool, .page_size = 4};
+  ha::PagedShape const shape{
+      .num_sequences = 4, .num_kv_heads = heads, .channels = 8, .num_pages = pages.pool, .page_size = 4};
   check_source<std::uint16_t>(ha::tensorrt_llm(offsets.data(), pages.max_pages, shape, 3),
                               pages.pool * 6 * heads * 4 * 8, {8, 8}, 119);
 
@@ -162,7 +163,7 @@ TEST_CASE("policies of a caller's own and keep-lists, into every form", "[cache]
     lists[i] = {entries[i].data(), static_cast<std::int64_t>(entries[i].size())};
   }
   ha::UniformTable const below(ha::SinkWindow{.sink = 2, .window = 9}, num_layers, heads);
-  ha::BasicCachePlan const plan(ha::WithKeepLists(below, lists.data(), 4), lengths);
+  ha::Compaction const plan(ha::WithKeepLists(below, lists.data(), 4), lengths);
   KeptTokens const tokens(plan.table(), lengths);
   for_each_form<std::uint16_t>(plan, tokens, {6, 6}, 7, seed,
                                [&](std::string const& name, Places const& places, auto const& make) {

@@ -38,7 +38,7 @@ std::vector<std::int32_t> const lengths{10, 6};
 
 /// Two sequences of two heads: what calls on a source refuse.
 struct Calls {
-  ha::CachePlan plan{ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths};
+  ha::Compaction<> plan{ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths};
   std::vector<float> keys = std::vector<float>(4096, 1.0F);
   std::vector<float> values = keys;
   std::vector<float> kept = guarded<float>(2 * plan.kept_total() * dim);
@@ -58,7 +58,7 @@ struct Calls {
         at("compress"));
     REQUIRE(same_bytes(kept, guarded<float>(2 * plan.kept_total() * dim)));
     check_error<ha::ArgumentError>([&] { ha::compress_in_place(plan, layers, source); }, at("compress_in_place"));
-    ha::RollingPlan const rolling(ha::PolicyTable(1, 2, ha::Full{}), 2, {.max_tokens = 16});
+    ha::RollingSlots const rolling(ha::PolicyTable(1, 2, ha::Full{}), 2, {.max_tokens = 16});
     std::vector<float> slots(static_cast<std::size_t>(2 * rolling.rows_total() * dim));
     ha::RollingState state(2);
     check_error<ha::ArgumentError>(
@@ -85,7 +85,7 @@ struct Calls {
 
 TEST_CASE("a source's tables name places for all its tokens, or are refused", "[cache]") {
   Calls calls;
-  ha::PagedShape const shape{.sequences = 2, .kv_heads = 2, .channels = dim, .num_pages = 20, .page_size = 4};
+  ha::PagedShape const shape{.num_sequences = 2, .num_kv_heads = 2, .channels = dim, .num_pages = 20, .page_size = 4};
   auto const csr = [&](std::vector<std::int32_t> const& pages, std::vector<std::int32_t> const& indptr) {
     return ha::flashinfer_split(ha::PageTable::csr(pages.data(), indptr.data()), shape, ha::PageOrder::nhd);
   };
@@ -130,7 +130,7 @@ TEST_CASE("a source's tables name places for all its tokens, or are refused", "[
            {"cu_seqlens", "at least 0 rows in [0, 16)", "6 to 0", ", sequence 1"});
   std::vector<std::int32_t> const pages_back{0, 2, 0, 2};
   ha::PagedShape of_pages = shape;
-  of_pages.sequences = 3;
+  of_pages.num_sequences = 3;
   of_three(ha::flashinfer_split(ha::PageTable::csr(pages.data(), pages_back.data()), of_pages, ha::PageOrder::nhd),
            {"page table", "0 pages for 0 tokens", "-2 pages", ", sequence 1"});
 
@@ -156,15 +156,15 @@ TEST_CASE("tables need no places for tokens that no head keeps, but in place", "
   // Of 40 tokens sinks lie in page 0, the window of 12 in pages 7 to 9; the others went back to their allocator.
   std::vector<std::int32_t> const pages{0, -1, -1, -1, -1, -1, -1, 7, 8, 9};
   std::vector<std::int32_t> const length{40};
-  ha::PagedShape const shape{.sequences = 1, .kv_heads = 2, .channels = dim, .num_pages = 10, .page_size = 4};
+  ha::PagedShape const shape{.num_sequences = 1, .num_kv_heads = 2, .channels = dim, .num_pages = 10, .page_size = 4};
   auto const source = ha::flash_attention_paged(ha::PageTable::dense(pages.data(), 10), shape);
-  auto keys = guarded<float>(source.extent());
+  auto keys = guarded<float>(source.required_span_size());
   for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = static_cast<float>(i);
   std::vector<ha::LayerKv<float>> const layers{{keys.data(), keys.data()}};
   auto const compress = [&](std::int32_t window) {
     ha::PolicyTable table(1, 2, ha::SinkWindow{.sink = 4, .window = 4});
     table.set(0, 1, ha::WindowOnly{.window = window});
-    ha::CachePlan const plan(table, length);
+    ha::Compaction const plan(table, length);
     auto kept = guarded<float>(2 * plan.kept_total() * dim);
     ha::compress(plan, std::vector<ha::LayerKv<float const>>{{keys.data(), keys.data()}}, source,
                  ha::ragged(plan, kept.data(), kept.data() + plan.kept_total() * dim, dim));
@@ -175,7 +175,7 @@ TEST_CASE("tables need no places for tokens that no head keeps, but in place", "
   REQUIRE(kept[8 * dim] == keys[static_cast<std::size_t>(source.offset(0, 1, 28, 0))]);
   check_error<ha::ArgumentError>([&] { compress(13); },
                                  {"page table entry", "[0, 10)", "-1 for page 6", "compress, keys, sequence 0"});
-  ha::CachePlan const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 4, .window = 12}), length);
+  ha::Compaction const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 4, .window = 12}), length);
   auto values = keys;
   check_error<ha::ArgumentError>(
       [&] {
@@ -186,7 +186,7 @@ TEST_CASE("tables need no places for tokens that no head keeps, but in place", "
 
 TEST_CASE("pages that are read and pages that are written may lie in one pool, apart", "[cache]") {
   std::vector<std::int32_t> const length{24};
-  ha::CachePlan const plan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 8}), length);
+  ha::Compaction const plan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 8}), length);
   std::vector<std::int32_t> source{0, 1, 2, 3, 4, 5};  // of which the last two are read
   std::vector<std::int32_t> target{8, 6};
   std::vector<float> keys(10 * 4 * dim);
@@ -194,7 +194,7 @@ TEST_CASE("pages that are read and pages that are written may lie in one pool, a
   auto values = keys;
   auto const before = keys;
   std::vector<ha::LayerKv<float>> const pool{{keys.data(), values.data()}};
-  ha::PagedShape const shape{.sequences = 1, .kv_heads = 1, .channels = dim, .num_pages = 10, .page_size = 4};
+  ha::PagedShape const shape{.num_sequences = 1, .num_kv_heads = 1, .channels = dim, .num_pages = 10, .page_size = 4};
   auto const compress = [&](std::int64_t num_pages) {
     ha::compress(
         plan, pool, ha::flash_attention_paged(ha::PageTable::dense(source.data(), 6), shape),
@@ -226,7 +226,7 @@ TEST_CASE("a page belongs to one head alone", "[cache]") {
   std::vector<float> const tensor(2 * 2 * 10 * dim, 1.0F);
   std::vector<ha::LayerKv<float const>> const source(2, {tensor.data(), tensor.data()});
   auto const layout = ha::strided_bhsd(2, 2, 10, dim);
-  ha::CachePlan const plan(ha::PolicyTable(2, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths);
+  ha::Compaction const plan(ha::PolicyTable(2, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths);
   std::vector<std::int32_t> table{0, 1, 2, 3, 4, 5, 6, 7};
   auto keys = guarded<float>(8 * 4 * dim);
   auto values = keys;
@@ -270,15 +270,15 @@ TEST_CASE("a page belongs to one head alone", "[cache]") {
 
 TEST_CASE("a policy of one's own names tokens of the sequence, or is refused", "[cache]") {
   auto const layout = ha::strided_bhsd(2, 2, 10, dim);
-  SourceCache<float, ha::StridedLayout> cache(layout, layout.extent(), 1, dim, dim, 431);
+  SourceCache<float, ha::StridedLayout> cache(layout, layout.required_span_size(), 1, dim, dim, 431);
   auto const before = cache;
   auto kept = guarded<float>(2 * 12 * dim);
   auto const compress = [&](std::int64_t shift) {
-    ha::BasicCachePlan const plan(ha::UniformTable(mine::Astray{.shift = shift}, 1, 2), lengths);
+    ha::Compaction const plan(ha::UniformTable(mine::Astray{.shift = shift}, 1, 2), lengths);
     ha::compress(plan, cache.layers(), layout, ha::ragged(plan, kept.data(), kept.data() + 12 * dim, dim));
   };
   auto const in_place = [&](std::int64_t shift) {
-    ha::BasicCachePlan const plan(ha::UniformTable(mine::Astray{.shift = shift}, 1, 2), lengths);
+    ha::Compaction const plan(ha::UniformTable(mine::Astray{.shift = shift}, 1, 2), lengths);
     ha::compress_in_place(plan, cache.layers(), layout);
   };
   auto const refused = [&](std::int64_t shift, std::string const& expected, std::string const& got) {

@@ -77,11 +77,11 @@ TEST_CASE("a folder without gates is an error that names the file", "[io]") {
 
 TEST_CASE("DuoAttention's published gates are read", "[io][data]") {
   HEADAWARE_REQUIRE_SHARED_DATA();
-  auto check = [](char const* model, int kv_heads) {
+  auto check = [](char const* model, int num_kv_heads) {
     auto const gates = ha::load_duo_gates(headaware_test::shared_data() / "duo-attention" / model);
     CHECK(gates.num_layers == 32);
-    CHECK(gates.num_kv_heads == kv_heads);
-    CHECK(gates.gates.size() == static_cast<std::size_t>(32 * kv_heads));
+    CHECK(gates.num_kv_heads == num_kv_heads);
+    CHECK(gates.gates.size() == static_cast<std::size_t>(32 * num_kv_heads));
     CHECK(gates.sink_size == 128);
     CHECK(gates.recent_size == 256);
   };

@@ -3,7 +3,7 @@
 #include "support/catch.hpp"
 #include "support/errors.hpp"
 
-#include <headaware/detail/json_tree.hpp>
+#include <headaware/io/detail/json_tree.hpp>
 #include <headaware/io/model_config.hpp>
 
 #include <string>

@@ -85,9 +85,9 @@ struct Pages {
 
 /// Calls f(sequence, head, token) for every row of a cache.
 template <class F>
-void for_each_row(std::vector<std::int64_t> const& lengths, std::int64_t kv_heads, F&& f) {
+void for_each_row(std::vector<std::int64_t> const& lengths, std::int64_t num_kv_heads, F&& f) {
   for (std::size_t s = 0; s < lengths.size(); ++s) {
-    for (std::int64_t h = 0; h < kv_heads; ++h) {
+    for (std::int64_t h = 0; h < num_kv_heads; ++h) {
       for (std::int64_t t = 0; t < lengths[s]; ++t) f(static_cast<std::int64_t>(s), h, t);
     }
   }
@@ -95,10 +95,10 @@ void for_each_row(std::vector<std::int64_t> const& lengths, std::int64_t kv_head
 
 /// Whether channels lie in aligned runs of `run`, as the concept words it.
 template <class Layout>
-bool is_run(Layout const& layout, std::vector<std::int64_t> const& lengths, std::int64_t kv_heads,
+bool is_run(Layout const& layout, std::vector<std::int64_t> const& lengths, std::int64_t num_kv_heads,
             std::int64_t channels, std::int64_t run) {
   bool holds = true;
-  for_each_row(lengths, kv_heads, [&](std::int64_t s, std::int64_t h, std::int64_t t) {
+  for_each_row(lengths, num_kv_heads, [&](std::int64_t s, std::int64_t h, std::int64_t t) {
     for (std::int64_t c = 0; c < channels && holds; ++c) {
       std::int64_t const offset = layout.offset(s, h, t, c);
       std::int64_t const first = layout.offset(s, h, t, c / run * run);
@@ -110,27 +110,27 @@ bool is_run(Layout const& layout, std::vector<std::int64_t> const& lengths, std:
 
 /// The longest run that divides the channels, found by trying.
 template <class Layout>
-std::int64_t longest_run(Layout const& layout, std::vector<std::int64_t> const& lengths, std::int64_t kv_heads,
+std::int64_t longest_run(Layout const& layout, std::vector<std::int64_t> const& lengths, std::int64_t num_kv_heads,
                          std::int64_t channels) {
   std::int64_t run = channels;
-  while (channels % run != 0 || !is_run(layout, lengths, kv_heads, channels, run)) --run;
+  while (channels % run != 0 || !is_run(layout, lengths, num_kv_heads, channels, run)) --run;
   return run;
 }
 
 /// Compares every offset with the definition, `expected(sequence, head, token, channel)`, and what the
 /// layout says of itself with what is so. `tensor_size`: elements from the base pointer to the tensor's end.
 template <class Layout, class Expected>
-void check_layout(Layout const& layout, std::vector<std::int64_t> const& lengths, std::int64_t kv_heads,
+void check_layout(Layout const& layout, std::vector<std::int64_t> const& lengths, std::int64_t num_kv_heads,
                   std::int64_t channels, std::int64_t tensor_size, Expected&& expected) {
   static_assert(headaware::KvLayout<Layout>);
   CHECK(layout.num_sequences() == static_cast<std::int64_t>(lengths.size()));
-  CHECK(layout.num_kv_heads() == kv_heads);
+  CHECK(layout.num_kv_heads() == num_kv_heads);
   CHECK(layout.num_channels() == channels);
   CHECK(layout.token_capacity() >= *std::max_element(lengths.begin(), lengths.end()));
-  CHECK(layout.extent() == tensor_size);
+  CHECK(layout.required_span_size() == tensor_size);
   std::int64_t wrong = 0;
   bool contiguous = true;
-  for_each_row(lengths, kv_heads, [&](std::int64_t s, std::int64_t h, std::int64_t t) {
+  for_each_row(lengths, num_kv_heads, [&](std::int64_t s, std::int64_t h, std::int64_t t) {
     for (std::int64_t c = 0; c < channels; ++c) {
       std::int64_t const offset = layout.offset(s, h, t, c);
       wrong += offset != expected(s, h, t, c);
@@ -140,7 +140,7 @@ void check_layout(Layout const& layout, std::vector<std::int64_t> const& lengths
   });
   CHECK(wrong == 0);
   CHECK((layout.rows_contiguous() == contiguous || channels == 1));
-  CHECK(layout.channel_run() == longest_run(layout, lengths, kv_heads, channels));
+  CHECK(layout.channel_run() == longest_run(layout, lengths, num_kv_heads, channels));
 }
 
 /// A value in [low, high].

@@ -59,7 +59,7 @@ void check_same(ha::StridedLayout const& a, ha::StridedLayout const& b) {
   CHECK(a.token_capacity() == b.token_capacity());
   CHECK(a.num_channels() == b.num_channels());
   CHECK(a.channel_run() == b.channel_run());
-  CHECK(a.extent() == b.extent());
+  CHECK(a.required_span_size() == b.required_span_size());
   for (std::int64_t s = 0; s < a.num_sequences(); ++s) {
     for (std::int64_t h = 0; h < a.num_kv_heads(); ++h) {
       for (std::int64_t t = 0; t < a.token_capacity(); ++t) {
@@ -120,14 +120,14 @@ TEST_CASE("empty DLPack tensors need no memory", "[layout][dlpack]") {
   empty.tensor.data = nullptr;
   auto const taken = ha::strided_from_dlpack<float>(empty.tensor, "bhsd");
   CHECK(taken.data == nullptr);
-  CHECK(taken.layout.extent() == 0);
+  CHECK(taken.layout.required_span_size() == 0);
 }
 
 TEST_CASE("DLPack tensors beyond 32 bits", "[layout][dlpack]") {
   Tensor const large({64, 8, 131072, 128}, {});
   auto const layout = ha::strided_from_dlpack<float>(large.tensor, "bhsd").layout;
   CHECK(layout.offset(63, 7, 131071, 127) == std::int64_t{8589934591});
-  CHECK(layout.extent() == std::int64_t{8589934592});
+  CHECK(layout.required_span_size() == std::int64_t{8589934592});
 }
 
 TEMPLATE_TEST_CASE("DLPack element types go out and come back", "[layout][dlpack]", float, double, ha::float16,

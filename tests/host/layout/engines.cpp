@@ -247,7 +247,7 @@ TEST_CASE("SGLang: slots [slots, kv_heads, head_dim] by req_to_token", "[layout]
   std::vector<std::int64_t> lengths{4, 0, 7, 2};
   Pages const table(lengths, 1, slots, random);
   Array const pool{slots, 2, 8};
-  ha::PagedShape const shape{.sequences = 4, .kv_heads = 2, .channels = 8, .num_pages = slots};
+  ha::PagedShape const shape{.num_sequences = 4, .num_kv_heads = 2, .channels = 8, .num_pages = slots};
   auto const expected = [&](auto s, auto h, auto t, auto c) { return pool.at(table.page(s, t), h, c); };
   auto const req_to_token = ha::PageTable::dense(table.dense.data(), table.max_pages, table.row_stride);
   layout_test::check_layout(ha::sglang(req_to_token, shape), lengths, 2, 8, pool.size(), expected);
@@ -260,7 +260,8 @@ TEST_CASE("SGLang: slots [slots, kv_heads, head_dim] by req_to_token", "[layout]
 
 TEST_CASE("engines' caches go beyond 32 bits", "[layout][engines]") {
   std::int32_t const table[] = {0, 262143};
-  ha::PagedShape const shape{.sequences = 1, .kv_heads = 8, .channels = 128, .num_pages = 262144, .page_size = 16};
+  ha::PagedShape const shape{
+      .num_sequences = 1, .num_kv_heads = 8, .channels = 128, .num_pages = 262144, .page_size = 16};
   // Keys fill 2^32 elements, so values lie beyond them, up to 2^33.
   auto const flash = ha::vllm_flash(ha::PageTable::dense(table, 2), shape);
   CHECK(flash.keys.offset(0, 7, 31, 127) == std::int64_t{4294967295});
@@ -274,7 +275,7 @@ TEST_CASE("engines' caches go beyond 32 bits", "[layout][engines]") {
   std::int32_t const offsets[] = {0, 524286, 1, 524287};
   auto const pool = ha::tensorrt_llm(offsets, 2, shape);
   CHECK(pool.values.offset(0, 7, 31, 127) == std::int64_t{8589934591});
-  CHECK(pool.values.extent() == std::int64_t{8589934592});
+  CHECK(pool.values.required_span_size() == std::int64_t{8589934592});
   auto const llama = ha::llama_cpp(
       {.n_stream = 64, .kv_size = 131072, .n_head_kv = 8, .n_embd_head_k = 128, .n_embd_head_v = 128, .v_trans = true});
   CHECK(llama.keys.offset(63, 7, 131071, 127) == std::int64_t{8589934591});

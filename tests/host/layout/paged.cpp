@@ -66,10 +66,11 @@ TEST_CASE("a paged layout's run is the longest that its strides and plane allow"
                                    pick(random, 1, 10) > 9 ? 2 : 1};
     std::int64_t const plane = unit * pick(random, 0, 3);
     ha::PagedLayout const layout(table, shape, strides, plane);
-    CAPTURE(page_size, num_pages, shape.kv_heads, shape.channels, strides.page, strides.head, strides.token, plane);
-    REQUIRE(layout.channel_run() == layout_test::longest_run(layout, lengths, shape.kv_heads, shape.channels));
-    REQUIRE(layout.extent() == plane + (num_pages - 1) * strides.page + (shape.kv_heads - 1) * strides.head +
-                                   (page_size - 1) * strides.token + (shape.channels - 1) * strides.channel + 1);
+    CAPTURE(page_size, num_pages, shape.num_kv_heads, shape.channels, strides.page, strides.head, strides.token, plane);
+    REQUIRE(layout.channel_run() == layout_test::longest_run(layout, lengths, shape.num_kv_heads, shape.channels));
+    REQUIRE(layout.required_span_size() ==
+            plane + (num_pages - 1) * strides.page + (shape.num_kv_heads - 1) * strides.head +
+                (page_size - 1) * strides.token + (shape.channels - 1) * strides.channel + 1);
   }
 }
 
@@ -90,9 +91,9 @@ TEST_CASE("a split-x layout's run is the longest that its strides and plane allo
                                     unit * pick(random, 0, 9)};
     std::int64_t const plane = unit * pick(random, 0, 3);
     ha::PagedSplitXLayout const layout(table, shape, x, strides, plane);
-    CAPTURE(page_size, num_pages, x, shape.kv_heads, shape.channels, strides.page, strides.head, strides.group,
+    CAPTURE(page_size, num_pages, x, shape.num_kv_heads, shape.channels, strides.page, strides.head, strides.group,
             strides.token, plane);
-    REQUIRE(layout.channel_run() == layout_test::longest_run(layout, lengths, shape.kv_heads, shape.channels));
+    REQUIRE(layout.channel_run() == layout_test::longest_run(layout, lengths, shape.num_kv_heads, shape.channels));
   }
 }
 
@@ -134,13 +135,13 @@ TEST_CASE("paged offsets go beyond 32 bits", "[layout]") {
   auto const layout = ha::paged_layout(ha::PageTable::dense(table, 2), shape, ha::PageOrder::nhd);
   CHECK(layout.offset(0, 0, 0, 0) == std::int64_t{2147483648});
   CHECK(layout.offset(0, 7, 31, 127) == std::int64_t{9830416383});
-  CHECK(layout.extent() == std::int64_t{9830416384});
-  ha::PagedLayout const values(ha::PageTable::dense(table, 2), shape, layout.strides(), layout.extent());
+  CHECK(layout.required_span_size() == std::int64_t{9830416384});
+  ha::PagedLayout const values(ha::PageTable::dense(table, 2), shape, layout.strides(), layout.required_span_size());
   CHECK(values.offset(0, 7, 31, 127) == std::int64_t{19660832767});
   ha::PagedSplitXLayout const split(ha::PageTable::dense(table, 2), shape, 8,
                                     {.page = 16384, .head = 2048, .group = 128, .token = 8});
   CHECK(split.offset(0, 7, 31, 127) == std::int64_t{9830416383});
-  CHECK(split.extent() == std::int64_t{9830416384});
+  CHECK(split.required_span_size() == std::int64_t{9830416384});
 }
 
 TEST_CASE("tokens divide into pages of any size", "[layout]") {
@@ -183,8 +184,8 @@ TEST_CASE("paged arguments are checked", "[layout]") {
     return copy;
   };
   CHECK_NOTHROW(ha::PagedLayout(table, shape, strides));
-  CHECK_THROWS_AS(ha::PagedLayout(table, changed(&ha::PagedShape::sequences, -1), strides), ha::ArgumentError);
-  CHECK_THROWS_AS(ha::PagedLayout(table, changed(&ha::PagedShape::kv_heads, -1), strides), ha::ArgumentError);
+  CHECK_THROWS_AS(ha::PagedLayout(table, changed(&ha::PagedShape::num_sequences, -1), strides), ha::ArgumentError);
+  CHECK_THROWS_AS(ha::PagedLayout(table, changed(&ha::PagedShape::num_kv_heads, -1), strides), ha::ArgumentError);
   CHECK_THROWS_AS(ha::PagedLayout(table, changed(&ha::PagedShape::channels, -1), strides), ha::ArgumentError);
   CHECK_THROWS_AS(ha::PagedLayout(table, changed(&ha::PagedShape::num_pages, -1), strides), ha::ArgumentError);
   CHECK_THROWS_AS(ha::PagedLayout(table, changed(&ha::PagedShape::page_size, 0), strides), ha::ArgumentError);
@@ -219,9 +220,9 @@ TEST_CASE("paged arguments are checked", "[layout]") {
 
 TEST_CASE("an empty pool has no extent and needs no table", "[layout]") {
   ha::PagedLayout const none(ha::PageTable{}, {0, 2, 8, 0, 16}, {});
-  CHECK(none.extent() == 0);
+  CHECK(none.required_span_size() == 0);
   CHECK(none.channel_run() >= 1);
   CHECK(ha::PagedLayout().channel_run() == 1);
   CHECK(ha::PagedSplitXLayout().channel_run() == 1);
-  CHECK(ha::PagedSplitXLayout().extent() == 0);
+  CHECK(ha::PagedSplitXLayout().required_span_size() == 0);
 }

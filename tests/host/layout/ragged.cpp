@@ -60,8 +60,8 @@ TEST_CASE("a ragged layout's run is the longest that its strides allow", "[layou
     ha::RaggedShape const shape{2, cu_seqlens.back(), pick(random, 1, 2), 4 * pick(random, 1, 4)};
     ha::RaggedStrides const strides{unit * pick(random, 0, 9), unit * pick(random, 0, 9), pick(random, 1, 2)};
     ha::RaggedLayout const layout(cu_seqlens.data(), shape, strides);
-    CAPTURE(strides.token, strides.head, strides.channel, shape.total, shape.kv_heads, shape.channels);
-    REQUIRE(layout.channel_run() == layout_test::longest_run(layout, lengths, shape.kv_heads, shape.channels));
+    CAPTURE(strides.token, strides.head, strides.channel, shape.total, shape.num_kv_heads, shape.channels);
+    REQUIRE(layout.channel_run() == layout_test::longest_run(layout, lengths, shape.num_kv_heads, shape.channels));
   }
 }
 
@@ -86,7 +86,7 @@ TEST_CASE("ragged offsets go beyond 32 bits", "[layout]") {
   auto const layout = ha::ragged_thd(cu_seqlens.data(), 2, 10000000, 8, 128);
   CHECK(layout.offset(1, 0, 97152, 0) == std::int64_t{2147483648});
   CHECK(layout.offset(1, 7, 7999999, 127) == std::int64_t{10239999999});
-  CHECK(layout.extent() == std::int64_t{10240000000});
+  CHECK(layout.required_span_size() == std::int64_t{10240000000});
 }
 
 TEST_CASE("ragged arguments are checked; nothing at all is fine", "[layout]") {
@@ -99,6 +99,6 @@ TEST_CASE("ragged arguments are checked; nothing at all is fine", "[layout]") {
   CHECK_THROWS_AS(ha::RaggedLayout(cu_seqlens, {1, 1, 1, 1}, {-1, 0, 1}), ha::ArgumentError);
   CHECK_THROWS_AS(ha::RaggedLayout(cu_seqlens, {1, 1, 1, 1}, {0, -1, 1}), ha::ArgumentError);
   CHECK_THROWS_AS(ha::RaggedLayout(cu_seqlens, {1, 1, 1, 1}, {0, 0, -1}), ha::ArgumentError);
-  CHECK(ha::ragged_thd(nullptr, 0, 0, 4, 8).extent() == 0);
+  CHECK(ha::ragged_thd(nullptr, 0, 0, 4, 8).required_span_size() == 0);
   CHECK(ha::RaggedLayout().channel_run() == 1);
 }

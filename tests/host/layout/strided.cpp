@@ -44,15 +44,15 @@ TEST_CASE("a strided layout's run is the longest that its strides allow", "[layo
     std::int64_t const unit = std::int64_t{1} << pick(random, 0, 4);
     ha::LayoutStrides const strides{unit * pick(random, 0, 9), unit * pick(random, 0, 9), unit * pick(random, 0, 9), 1};
     ha::StridedLayout const layout(shape, strides);
-    std::vector<std::int64_t> const lengths(static_cast<std::size_t>(shape.sequences), shape.tokens);
+    std::vector<std::int64_t> const lengths(static_cast<std::size_t>(shape.num_sequences), shape.tokens);
     CAPTURE(strides.sequence, strides.head, strides.token, shape.channels);
-    REQUIRE(layout.channel_run() == layout_test::longest_run(layout, lengths, shape.kv_heads, shape.channels));
+    REQUIRE(layout.channel_run() == layout_test::longest_run(layout, lengths, shape.num_kv_heads, shape.channels));
   }
 }
 
 TEST_CASE("strided offsets go beyond 32 bits", "[layout]") {
   auto const layout = ha::strided_bhsd(64, 8, 131072, 128);  // 2^33 elements
-  CHECK(layout.extent() == std::int64_t{8589934592});
+  CHECK(layout.required_span_size() == std::int64_t{8589934592});
   CHECK(layout.offset(63, 7, 131071, 127) == std::int64_t{8589934591});
   CHECK(layout.offset(16, 0, 0, 0) == std::int64_t{2147483648});
   CHECK(layout.offset(32, 1, 2, 3) == std::int64_t{4294967296 + 16777216 + 256 + 3});
@@ -72,18 +72,18 @@ TEST_CASE("tensors of more elements than 64 bits count are errors", "[layout]") 
   refused([&] { (void)ha::strided_bshd(1, far, far, 1); }, "4294967296 * 4294967296 * 1", "strided_bshd");
   refused([&] { (void)ha::strided_bhds(1, 1, far, far); }, "1 * 4294967296 * 4294967296", "strided_bhds");
   refused([&] { (void)ha::StridedLayout({1, 1, 2, 1}, {0, 0, most, 1}); }, "2 by a stride of", "StridedLayout");
-  CHECK(ha::StridedLayout({1, 1, 2, 1}, {0, 0, most - 1, 1}).extent() == most);
-  CHECK(ha::strided_bhsd(0, far, far, 0).extent() == 0);
+  CHECK(ha::StridedLayout({1, 1, 2, 1}, {0, 0, most - 1, 1}).required_span_size() == most);
+  CHECK(ha::strided_bhsd(0, far, far, 0).required_span_size() == 0);
   refused([&] { (void)ha::ragged_thd(table, 1, 1, far, far); }, "4294967296 * 4294967296", "ragged_thd");
   refused([&] { (void)ha::ragged_thd(table, 1, far, 1, far); }, "4294967296 by a stride", "RaggedLayout");
-  ha::PagedShape shape{.sequences = 1, .kv_heads = 2, .channels = far, .num_pages = 2, .page_size = 1 << 30};
+  ha::PagedShape shape{.num_sequences = 1, .num_kv_heads = 2, .channels = far, .num_pages = 2, .page_size = 1 << 30};
   refused([&] { (void)ha::flash_attention_paged(pages, shape); }, "1073741824 * 2 * 4294967296", "paged layout");
   shape.page_size = 1 << 28;
   shape.num_pages = 4;
   refused([&] { (void)ha::flashinfer_split(pages, shape, ha::PageOrder::hnd); }, "4 by a stride of", "PagedLayout");
-  shape.kv_heads = 4;
+  shape.num_kv_heads = 4;
   refused([&] { (void)ha::flashinfer_joined(pages, shape, ha::PageOrder::hnd); }, "* 2", "flashinfer_joined");
-  shape.kv_heads = 2;
+  shape.num_kv_heads = 2;
   refused([&] { (void)ha::vllm_flash(pages, shape); }, "4 by a stride of", "PagedLayout");
   refused([&] { (void)ha::vllm_paged_attention(pages, shape, 8); }, "4 by a stride of", "PagedSplitXLayout");
   shape.num_pages = most / 2;
@@ -95,8 +95,8 @@ TEST_CASE("tensors of more elements than 64 bits count are errors", "[layout]") 
 }
 
 TEST_CASE("an empty strided tensor has no extent and a run of at least 1", "[layout]") {
-  CHECK(ha::strided_bhsd(0, 2, 3, 4).extent() == 0);
-  CHECK(ha::strided_bhsd(1, 2, 3, 0).extent() == 0);
+  CHECK(ha::strided_bhsd(0, 2, 3, 4).required_span_size() == 0);
+  CHECK(ha::strided_bhsd(1, 2, 3, 0).required_span_size() == 0);
   CHECK(ha::strided_bhsd(1, 2, 3, 0).channel_run() >= 1);
   CHECK(ha::StridedLayout().channel_run() == 1);
 }

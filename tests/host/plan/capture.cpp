@@ -1,8 +1,8 @@
 // A plan from a real model's statistics, its errors measured with the very windows that it chose.
 
 #include "support/catch.hpp"
+#include "tools/support/npy.hpp"
 
-#include <headaware/io/npy.hpp>
 #include <headaware/layout/strided.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
@@ -51,8 +51,8 @@ struct Capture {
       };
       qkv.query_layout = layout(model.num_attention_heads);
       qkv.key_layout = qkv.value_layout = layout(model.num_key_value_heads);
-      qkv.query_heads = model.num_attention_heads;
-      qkv.kv_heads = model.num_key_value_heads;
+      qkv.num_query_heads = model.num_attention_heads;
+      qkv.num_kv_heads = model.num_key_value_heads;
       qkv.tokens = keys.shape[2];
       qkv.head_dim = model.head_dim;
       qkv.sequence = layer;

@@ -4,11 +4,11 @@
 #include "support/errors.hpp"
 #include "support/planned_statistics.hpp"
 
+#include <headaware/classify/builders.hpp>
 #include <headaware/plan/classifications.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
 #include <headaware/plan/summary.hpp>
-#include <headaware/policy/builders.hpp>
 
 #include <algorithm>
 #include <cmath>

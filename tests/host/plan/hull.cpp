@@ -3,7 +3,7 @@
 #include "support/catch.hpp"
 #include "support/planned_statistics.hpp"
 
-#include <headaware/detail/lower_hull.hpp>
+#include <headaware/plan/detail/lower_hull.hpp>
 
 #include <algorithm>
 #include <cstdint>

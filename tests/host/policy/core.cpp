@@ -4,7 +4,7 @@
 #include "support/reference_cache.hpp"
 
 #include <headaware/cache/cache_info.hpp>
-#include <headaware/cache/cache_plan.hpp>
+#include <headaware/cache/compaction.hpp>
 #include <headaware/element.hpp>
 #include <headaware/policy/table.hpp>
 
@@ -187,7 +187,7 @@ TEST_CASE("plans know sizes beforehand", "[policy]") {
   ha::PolicyTable table(2, 2, ha::SinkWindow{.sink = 2, .window = 6});
   table.set(1, 0, ha::Full{});
   table.set(1, 1, ha::Prune{});
-  ha::CachePlan const plan(table, std::vector<std::int32_t>{100, 5});
+  ha::Compaction const plan(table, std::vector<std::int32_t>{100, 5});
   REQUIRE(plan.kept_total() == 8 + 8 + 5 + 5 + 100 + 0 + 5 + 0);
   REQUIRE(plan.kept_total(0) == 26);
   REQUIRE(plan.full_total() == 105 * 4);

@@ -4,7 +4,7 @@
 #include "support/errors.hpp"
 
 #include <headaware/cache/cache_info.hpp>
-#include <headaware/cache/cache_plan.hpp>
+#include <headaware/cache/compaction.hpp>
 #include <headaware/cache/destination.hpp>
 #include <headaware/policy/with_keep_lists.hpp>
 
@@ -22,7 +22,7 @@ namespace {
 
 /// All that a plan tells, against the tokens themselves.
 void check_plan(ha::PolicyTable const& table, std::vector<std::int32_t> const& lengths) {
-  ha::CachePlan const plan(table, lengths);
+  ha::Compaction const plan(table, lengths);
   KeptTokens const tokens(table, lengths);
   REQUIRE(plan.num_layers() == tokens.layers);
   REQUIRE(plan.num_sequences() == tokens.sequences);
@@ -119,7 +119,7 @@ TEST_CASE("plans count what heads keep", "[policy_core]") {
 
 TEST_CASE("plans of long contexts and wide batches count in 64 bits", "[policy_core]") {
   constexpr std::int32_t longest = std::numeric_limits<std::int32_t>::max();
-  ha::CachePlan const plan(ha::PolicyTable(3, 2), std::vector<std::int32_t>{longest, longest});
+  ha::Compaction const plan(ha::PolicyTable(3, 2), std::vector<std::int32_t>{longest, longest});
   std::int64_t const layer = 4 * std::int64_t{longest};
   REQUIRE(plan.kept_total() == 3 * layer);
   REQUIRE(plan.layer_begin(2) == 2 * layer);
@@ -134,28 +134,28 @@ TEST_CASE("plans of long contexts and wide batches count in 64 bits", "[policy_c
 
 TEST_CASE("plans refuse what they cannot answer", "[policy_core]") {
   ha::PolicyTable const table(2, 3, ha::WindowOnly{.window = 4});
-  ha::CachePlan const plan(table, std::vector<std::int32_t>{9, 1});
+  ha::Compaction const plan(table, std::vector<std::int32_t>{9, 1});
   auto const refused = [](auto const& call, ha::ErrorDetail const& parts) {
     check_error<ha::ArgumentError>(call, parts);
   };
   refused(
       [&] {
-        (void)ha::CachePlan(table, std::vector<std::int32_t>{3, -7, -8});
+        (void)ha::Compaction(table, std::vector<std::int32_t>{3, -7, -8});
       },
       {"negative length", "tokens >= 0", "-7", "sequence 1"});
-  refused([&] { (void)plan.kept(2, 0, 0); }, {"layer", "in [0, 2)", "2", "CachePlan"});
-  refused([&] { (void)plan.kept(-1, 0, 0); }, {"layer", "in [0, 2)", "-1", "CachePlan"});
-  refused([&] { (void)plan.kept(0, 2, 0); }, {"sequence", "in [0, 2)", "2", "CachePlan::kept"});
-  refused([&] { (void)plan.kept(0, 0, -1); }, {"KV head", "in [0, 3)", "-1", "CachePlan::kept"});
-  refused([&] { (void)plan.segment(12); }, {"segment", "in [0, 12)", "12", "CachePlan::segment"});
-  refused([&] { (void)plan.segment(-1); }, {"segment", "in [0, 12)", "-1", "CachePlan::segment"});
-  refused([&] { (void)plan.kept_total(2); }, {"layer", "in [0, 2)", "3", "CachePlan"});
-  refused([&] { (void)plan.max_kept(2); }, {"layer", "in [0, 2)", "2", "CachePlan"});
-  refused([&] { (void)plan.cu_seqlens(-1); }, {"layer", "in [0, 2)", "-1", "CachePlan"});
-  refused([&] { (void)plan.grouped_capacity(2); }, {"layer", "in [0, 2)", "2", "CachePlan"});
+  refused([&] { (void)plan.kept(2, 0, 0); }, {"layer", "in [0, 2)", "2", "Compaction"});
+  refused([&] { (void)plan.kept(-1, 0, 0); }, {"layer", "in [0, 2)", "-1", "Compaction"});
+  refused([&] { (void)plan.kept(0, 2, 0); }, {"sequence", "in [0, 2)", "2", "Compaction::kept"});
+  refused([&] { (void)plan.kept(0, 0, -1); }, {"KV head", "in [0, 3)", "-1", "Compaction::kept"});
+  refused([&] { (void)plan.segment(12); }, {"segment", "in [0, 12)", "12", "Compaction::segment"});
+  refused([&] { (void)plan.segment(-1); }, {"segment", "in [0, 12)", "-1", "Compaction::segment"});
+  refused([&] { (void)plan.kept_total(2); }, {"layer", "in [0, 2)", "3", "Compaction"});
+  refused([&] { (void)plan.max_kept(2); }, {"layer", "in [0, 2)", "2", "Compaction"});
+  refused([&] { (void)plan.cu_seqlens(-1); }, {"layer", "in [0, 2)", "-1", "Compaction"});
+  refused([&] { (void)plan.grouped_capacity(2); }, {"layer", "in [0, 2)", "2", "Compaction"});
   refused([&] { (void)plan.pages_total(0); }, {"page size", "> 0", "0", "pages_total"});
   refused([&] { (void)plan.pages_needed(0, -4); }, {"page size", "> 0", "-4", "pages_needed"});
-  refused([&] { (void)plan.pages_needed(2, 4); }, {"sequence", "in [0, 2)", "2", "CachePlan"});
+  refused([&] { (void)plan.pages_needed(2, 4); }, {"sequence", "in [0, 2)", "2", "Compaction"});
   refused([&] { (void)plan.bytes_held_paged(0, {}); }, {"page size", "> 0", "0", "pages_total"});
   refused([&] { (void)ha::consecutive_pages(plan, 0); }, {"page size", "> 0", "0", "pages_total"});
   refused([&] { (void)plan.on_device(ha::UniformTable(ha::Full{}, 1, 3), nullptr); },
@@ -167,8 +167,8 @@ TEST_CASE("plans refuse what they cannot answer", "[policy_core]") {
   ha::KeepList const negative{&token, -3};
   refused(
       [&] {
-        (void)ha::BasicCachePlan(ha::WithKeepLists(ha::UniformTable(ha::Full{}, 1, 1), &negative, 1),
-                                 std::vector<std::int32_t>{5});
+        (void)ha::Compaction(ha::WithKeepLists(ha::UniformTable(ha::Full{}, 1, 1), &negative, 1),
+                             std::vector<std::int32_t>{5});
       },
       {"keep-list count", ">= 0", "-3", "KeepList"});
   // A list longer than the sequence.
@@ -176,15 +176,15 @@ TEST_CASE("plans refuse what they cannot answer", "[policy_core]") {
   ha::KeepList const longer{tokens.data(), 6};
   refused(
       [&] {
-        (void)ha::BasicCachePlan(ha::WithKeepLists(ha::UniformTable(ha::Full{}, 1, 1), &longer, 1),
-                                 std::vector<std::int32_t>{5});
+        (void)ha::Compaction(ha::WithKeepLists(ha::UniformTable(ha::Full{}, 1, 1), &longer, 1),
+                             std::vector<std::int32_t>{5});
       },
       {"kept tokens", "in [0, 5]", "6", "layer 0, sequence 0, KV head 0"});
 }
 
 TEST_CASE("a device plan carries the bounds that the host planned with", "[policy_core]") {
   ha::PolicyTable const table(2, 3, ha::WindowOnly{.window = 4});
-  ha::CachePlan const plan(table, std::vector<std::int32_t>{9, 1});
+  ha::Compaction const plan(table, std::vector<std::int32_t>{9, 1});
   std::int32_t const lengths[2] = {9, 1};
   auto const device = plan.on_device(table.view(), lengths);
   REQUIRE(device.table.data() == table.view().data());
@@ -226,17 +226,17 @@ TEST_CASE("what has been moved from is empty", "[policy_core]") {
       CHECK(plan.cu_seqlens(layer) == std::vector<std::int32_t>{0});
       CHECK(plan.grouped_capacity(layer).rows == 0);
     }
-    check_error<ha::ArgumentError>([&] { (void)plan.kept(0, 0, 0); }, {"", "[0, 0)", "0", "CachePlan"});
-    check_error<ha::ArgumentError>([&] { (void)plan.segment(0); }, {"segment", "[0, 0)", "0", "CachePlan"});
+    check_error<ha::ArgumentError>([&] { (void)plan.kept(0, 0, 0); }, {"", "[0, 0)", "0", "Compaction"});
+    check_error<ha::ArgumentError>([&] { (void)plan.segment(0); }, {"segment", "[0, 0)", "0", "Compaction"});
   };
   std::vector<std::int32_t> const lengths{5, 7};
-  check(ha::CachePlan(ha::PolicyTable(2, 3), lengths));
-  check(ha::BasicCachePlan(ha::UniformTable(ha::Full{}, 2, 3), lengths));
+  check(ha::Compaction(ha::PolicyTable(2, 3), lengths));
+  check(ha::Compaction(ha::UniformTable(ha::Full{}, 2, 3), lengths));
 }
 
 TEST_CASE("pages of any size are counted without overflow", "[policy_core]") {
   constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
-  ha::CachePlan const plan(ha::PolicyTable(1, 2), std::vector<std::int32_t>{5});
+  ha::Compaction const plan(ha::PolicyTable(1, 2), std::vector<std::int32_t>{5});
   CHECK(plan.pages_total(most) == 2);
   CHECK(plan.pages_needed(0, most) == 1);
   check_error<ha::ArgumentError>(
@@ -249,7 +249,7 @@ TEST_CASE("pages of any size are counted without overflow", "[policy_core]") {
 TEST_CASE("pages are handed out in order", "[policy_core]") {
   ha::PolicyTable table(1, 3, ha::WindowOnly{.window = 9});
   table.set(0, 1, ha::Prune{});
-  ha::CachePlan const plan(table, std::vector<std::int32_t>{20, 4});
+  ha::Compaction const plan(table, std::vector<std::int32_t>{20, 4});
   auto const pages = ha::consecutive_pages(plan, 4, 100);
   REQUIRE(pages.indptr == std::vector<std::int32_t>{0, 3, 3, 6, 7, 7, 8});
   REQUIRE(pages.indices == std::vector<std::int32_t>{100, 101, 102, 103, 104, 105, 106, 107});
@@ -259,21 +259,20 @@ TEST_CASE("pages are handed out in order", "[policy_core]") {
 TEST_CASE("an empty keep-list keeps nothing, no keep-list leaves it to the table", "[policy_core]") {
   std::vector<ha::KeepList> const lists{{}, {nullptr, 0}};
   ha::WithKeepLists const table(ha::UniformTable(ha::WindowOnly{.window = 3}, 1, 2), lists.data(), 1);
-  ha::BasicCachePlan const plan(table, std::vector<std::int32_t>{5});
+  ha::Compaction const plan(table, std::vector<std::int32_t>{5});
   REQUIRE(plan.kept(0, 0, 0) == 3);
   REQUIRE(plan.kept(0, 0, 1) == 0);
 
   std::vector<ha::KeepList> const impossible{{nullptr, 2}};
   check_error<ha::ArgumentError>(
       [&] {
-        ha::BasicCachePlan(ha::WithKeepLists(ha::UniformTable(ha::Full{}, 1, 1), impossible.data(), 1),
-                           std::vector<std::int32_t>{5});
+        ha::Compaction(ha::WithKeepLists(ha::UniformTable(ha::Full{}, 1, 1), impossible.data(), 1),
+                       std::vector<std::int32_t>{5});
       },
       {"keep-list tokens", "a pointer", "nullptr", "KeepList"});
   check_error<ha::ArgumentError>(
       [] {
-        ha::BasicCachePlan(ha::WithKeepLists(ha::UniformTable(ha::Full{}, 1, 1), nullptr, 1),
-                           std::vector<std::int32_t>{5});
+        ha::Compaction(ha::WithKeepLists(ha::UniformTable(ha::Full{}, 1, 1), nullptr, 1), std::vector<std::int32_t>{5});
       },
       {"keep-lists", "a pointer", "nullptr", "WithKeepLists"});
 }
@@ -283,7 +282,7 @@ TEST_CASE("a head's group is decided over all sequences", "[policy_core]") {
   std::int32_t const tokens[2] = {0, 1};
   std::vector<ha::KeepList> const lists{{}, {tokens, 2}};
   ha::WithKeepLists const table(ha::UniformTable(ha::Prune{}, 1, 1), lists.data(), 2);
-  ha::BasicCachePlan const plan(table, std::vector<std::int32_t>{5, 5});
+  ha::Compaction const plan(table, std::vector<std::int32_t>{5, 5});
   auto const capacity = plan.grouped_capacity(0);
   REQUIRE(capacity.window_heads == 1);
   REQUIRE(capacity.head_rows == 2);
@@ -291,7 +290,7 @@ TEST_CASE("a head's group is decided over all sequences", "[policy_core]") {
 
   // All of a Full head's first sequence, a list of the second: the streaming group.
   ha::WithKeepLists const full(ha::UniformTable(ha::Full{}, 1, 1), lists.data(), 2);
-  ha::BasicCachePlan const mixed(full, std::vector<std::int32_t>{5, 5});
+  ha::Compaction const mixed(full, std::vector<std::int32_t>{5, 5});
   REQUIRE(mixed.grouped_capacity(0).full_heads == 0);
   REQUIRE(mixed.grouped_capacity(0).head_rows == 5);
 }

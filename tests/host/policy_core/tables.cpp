@@ -2,7 +2,7 @@
 
 #include "support/errors.hpp"
 
-#include <headaware/cache/cache_plan.hpp>
+#include <headaware/cache/compaction.hpp>
 #include <headaware/policy/table.hpp>
 #include <headaware/policy/with_keep_lists.hpp>
 
@@ -238,7 +238,7 @@ TEST_CASE("a registry without the library's policies has tables like any other",
   REQUIRE(table.slice(1, 2).at(1, 0).is<Picky>());
   std::vector<std::int32_t> const picked{1};
   REQUIRE(table.select_layers(picked).at(0, 2).is<Picky>());
-  REQUIRE(ha::BasicCachePlan(table, std::vector<std::int32_t>{20}).kept_total() == 7 * 10 + 20);
+  REQUIRE(ha::Compaction(table, std::vector<std::int32_t>{20}).kept_total() == 7 * 10 + 20);
 }
 
 TEST_CASE("a table's bytes and a view of them are the table", "[policy_core]") {
@@ -266,7 +266,7 @@ TEST_CASE("one policy for all heads", "[policy_core]") {
   REQUIRE(table.num_kv_heads() == 2);
   REQUIRE(table.visit(2, 1, kept_of_20) == 10);
   REQUIRE(ha::UniformTable<Odd>().num_layers() == 0);
-  REQUIRE(ha::BasicCachePlan(ha::UniformTable<Odd>(), std::vector<std::int32_t>{3, 4}).kept_total() == 0);
+  REQUIRE(ha::Compaction(ha::UniformTable<Odd>(), std::vector<std::int32_t>{3, 4}).kept_total() == 0);
   check_error<ha::ArgumentError>([] { (void)ha::UniformTable(Odd{}, -1, 2); },
                                  {"num_layers", ">= 0", "-1", "UniformTable"});
   check_error<ha::ArgumentError>([] { (void)ha::UniformTable(Odd{}, 1, -2); },
@@ -287,7 +287,7 @@ TEST_CASE("keep-lists lie over a table, a list a layer, sequence and head", "[po
     REQUIRE(all.num_kv_heads() == 3);
     REQUIRE(all.num_sequences() == 2);
     static_assert(std::is_trivially_copyable_v<std::remove_const_t<decltype(all)>>);
-    ha::BasicCachePlan const plan(all, std::vector<std::int32_t>{20, 20});
+    ha::Compaction const plan(all, std::vector<std::int32_t>{20, 20});
     for (std::int32_t l = 0; l < 2; ++l) {
       for (std::int32_t b = 0; b < 2; ++b) {
         for (std::int32_t h = 0; h < 3; ++h) {
@@ -298,8 +298,8 @@ TEST_CASE("keep-lists lie over a table, a list a layer, sequence and head", "[po
         }
       }
     }
-    check_error<ha::ArgumentError>([&] { (void)ha::BasicCachePlan(all, std::vector<std::int32_t>{20}); },
-                                   {"keep-lists' sequences", "1", "2", "CachePlan"});
+    check_error<ha::ArgumentError>([&] { (void)ha::Compaction(all, std::vector<std::int32_t>{20}); },
+                                   {"keep-lists' sequences", "1", "2", "Compaction"});
     // The device's lists must be made for as many sequences, too.
     check_error<ha::ArgumentError>([&] { (void)plan.on_device(ha::WithKeepLists(below, lists.data(), 3), nullptr); },
                                    {"sequences", "2", "3", "on_device"});

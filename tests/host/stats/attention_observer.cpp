@@ -5,10 +5,10 @@
 #include "support/errors.hpp"
 #include "support/files.hpp"
 #include "support/head_statistics.hpp"
+#include "tools/support/npy.hpp"
 
 #include <headaware/classify/classifier.hpp>
 #include <headaware/io/head_statistics.hpp>
-#include <headaware/io/npy.hpp>
 #include <headaware/layout/engines.hpp>
 #include <headaware/stats/attention_observer.hpp>
 #include <headaware/stats/output_metric.hpp>
@@ -29,7 +29,7 @@ namespace {
 constexpr ha::AttentionScore score{.scale = 0.25F};
 
 ha::ModelConfig model_of(Problem const& problem, std::int32_t layers = 1) {
-  return {layers, problem.query_heads, problem.kv_heads, static_cast<std::int32_t>(problem.head_dim)};
+  return {layers, problem.num_query_heads, problem.num_kv_heads, static_cast<std::int32_t>(problem.head_dim)};
 }
 
 ha::ObserverParameters with_retention(ha::RetentionGrid const& grid = {}) {
@@ -45,10 +45,10 @@ double largest_difference(std::vector<double> const& a, std::vector<double> cons
   return worst;
 }
 
-/// Probabilities of all heads of a problem, [query_heads, tokens, tokens]; NaN where no one should look.
+/// Probabilities of all heads of a problem, [num_query_heads, tokens, tokens]; NaN where no one should look.
 std::vector<float> probabilities_of(Problem const& problem) {
   std::vector<float> result;
-  for (std::int32_t head = 0; head < problem.query_heads; ++head) {
+  for (std::int32_t head = 0; head < problem.num_query_heads; ++head) {
     for (std::int64_t q = 0; q < problem.tokens; ++q) {
       auto const row = problem.row(head, q, score);
       for (std::int64_t k = 0; k < problem.tokens; ++k) {
@@ -64,9 +64,9 @@ ha::LayerProbabilities<float> layer_of(Problem const& problem, std::vector<float
   ha::LayerProbabilities<float> layer;
   layer.probabilities = probabilities.data();
   layer.values = problem.values.data();
-  layer.value_layout = ha::strided_bhsd(1, problem.kv_heads, problem.tokens, problem.head_dim);
-  layer.query_heads = problem.query_heads;
-  layer.kv_heads = problem.kv_heads;
+  layer.value_layout = ha::strided_bhsd(1, problem.num_kv_heads, problem.tokens, problem.head_dim);
+  layer.num_query_heads = problem.num_query_heads;
+  layer.num_kv_heads = problem.num_kv_heads;
   layer.tokens = problem.tokens;
   layer.value_dim = problem.head_dim;
   return layer;
@@ -163,8 +163,8 @@ TEST_CASE("ready probabilities give what queries and keys give", "[stats]") {
     }
     ha::LayerProbabilities<ha::float16> layer;
     layer.probabilities = rounded.data();
-    layer.query_heads = 3;
-    layer.kv_heads = 1;
+    layer.num_query_heads = 3;
+    layer.num_kv_heads = 1;
     layer.tokens = 97;
     layer.head_stride = 100 * 128;
     layer.query_stride = 128;
@@ -277,8 +277,8 @@ TEST_CASE("keys and values in pages give the same", "[stats]") {
   std::vector<std::int32_t> const table{4, 0, 2, 1, 3};
   auto const layout =
       ha::vllm_flash(ha::PageTable::dense(table.data(), 5),
-                     {.sequences = 1, .kv_heads = 2, .channels = 16, .num_pages = 5, .page_size = page});
-  std::vector<float> keys(static_cast<std::size_t>(layout.keys.extent()));
+                     {.num_sequences = 1, .num_kv_heads = 2, .channels = 16, .num_pages = 5, .page_size = page});
+  std::vector<float> keys(static_cast<std::size_t>(layout.keys.required_span_size()));
   std::vector<float> values(keys.size());
   for (std::int64_t h = 0; h < 2; ++h) {
     for (std::int64_t t = 0; t < 75; ++t) {
@@ -296,8 +296,8 @@ TEST_CASE("keys and values in pages give the same", "[stats]") {
   layer.query_layout = ha::strided_bhsd(1, 2, 75, 16);
   layer.key_layout = layout.keys;
   layer.value_layout = layout.keys;
-  layer.query_heads = 2;
-  layer.kv_heads = 2;
+  layer.num_query_heads = 2;
+  layer.num_kv_heads = 2;
   layer.tokens = 75;
   layer.head_dim = 16;
   ha::AttentionObserver paged(model_of(problem), with_retention());
@@ -326,7 +326,7 @@ TEST_CASE("what an observer refuses", "[stats]") {
   auto const layer = problem.layer(true);
   refused([&] { observer.observe(1, layer, score); }, {"layer", "in [0, 1)", "1", where});
   auto other = layer;
-  other.query_heads = 4;
+  other.num_query_heads = 4;
   refused([&] { observer.observe(0, other, score); }, {"query heads", "2", "4", where});
   other = layer;
   other.tokens = 41;
@@ -376,8 +376,8 @@ TEST_CASE("a real model's heads agree with their double-precision statistics", "
       input.keys = k.as<ha::float16>().data();
       input.query_layout = ha::strided_bhsd(30, 9, tokens, 64);
       input.key_layout = ha::strided_bhsd(30, 3, tokens, 64);
-      input.query_heads = 9;
-      input.kv_heads = 3;
+      input.num_query_heads = 9;
+      input.num_kv_heads = 3;
       input.tokens = tokens;
       input.head_dim = 64;
       input.sequence = layer;

@@ -30,8 +30,8 @@ struct Tokens {
             .keys = keys.data(),
             .query_layout = layout,
             .key_layout = layout,
-            .query_heads = 1,
-            .kv_heads = 1,
+            .num_query_heads = 1,
+            .num_kv_heads = 1,
             .tokens = 12,
             .head_dim = 4};
   }

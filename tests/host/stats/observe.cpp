@@ -27,8 +27,8 @@ void require_close(double got, double expected, double tolerance) {
 void compare(Problem const& problem, ha::AttentionScore const& score, ha::ObserverParameters const& parameters,
              double tolerance = 2e-5) {
   auto const got = ha::observe_chunk(problem.layer(parameters.retention.has_value()), score, parameters);
-  REQUIRE(got.size() == static_cast<std::size_t>(problem.query_heads));
-  for (std::int32_t head = 0; head < problem.query_heads; ++head) {
+  REQUIRE(got.size() == static_cast<std::size_t>(problem.num_query_heads));
+  for (std::int32_t head = 0; head < problem.num_query_heads; ++head) {
     INFO("head " << head << ", tokens " << problem.tokens << ", head_dim " << problem.head_dim);
     auto const expected = naive(problem, head, score, parameters);
     auto const& g = got[static_cast<std::size_t>(head)];
@@ -171,8 +171,8 @@ TEST_CASE("a layout that fails ends the observation, not the program", "[stats]"
   layer.queries = problem.queries.data();
   layer.keys = problem.keys.data();
   layer.query_layout = ha::strided_bhsd(1, 1, 40, 8);
-  layer.query_heads = 1;
-  layer.kv_heads = 1;
+  layer.num_query_heads = 1;
+  layer.num_kv_heads = 1;
   layer.tokens = 40;
   layer.head_dim = 8;
   REQUIRE_THROWS_AS(ha::observe_chunk(layer, {.scale = 0.3F}), ha::ArgumentError);
@@ -200,8 +200,8 @@ TEST_CASE("half and bfloat16 give what their values in single precision give", "
     layer.query_layout = ha::strided_bhsd(1, 4, 130, 24);
     layer.key_layout = ha::strided_bhsd(1, 2, 130, 24);
     layer.value_layout = layer.key_layout;
-    layer.query_heads = 4;
-    layer.kv_heads = 2;
+    layer.num_query_heads = 4;
+    layer.num_kv_heads = 2;
     layer.tokens = 130;
     layer.head_dim = 24;
     ha::ObserverParameters parameters;
@@ -239,7 +239,7 @@ TEST_CASE("bad parameters are named", "[stats]") {
   parameters.retention = ha::RetentionGrid{.sinks = {4, 4}, .windows = {8}};
   REQUIRE_THROWS_AS(ha::observe_chunk(problem.layer(false), {.scale = 1}, parameters), ha::ArgumentError);
   auto layer = problem.layer(false);
-  layer.kv_heads = 0;
+  layer.num_kv_heads = 0;
   REQUIRE_THROWS_AS(ha::observe_chunk(layer, {.scale = 1}), ha::ArgumentError);
   layer = problem.layer(false);
   layer.first_token = std::numeric_limits<std::int64_t>::max() - 3;
@@ -253,8 +253,8 @@ TEST_CASE("bad parameters are named", "[stats]") {
   varlen.keys = problem.keys.data();
   varlen.query_layout = ha::strided_bhsd(2, 2, 6, 8);
   varlen.key_layout = ha::ragged_thd(rows.data(), 2, 10, 1, 8);
-  varlen.query_heads = 2;
-  varlen.kv_heads = 1;
+  varlen.num_query_heads = 2;
+  varlen.num_kv_heads = 1;
   varlen.tokens = 6;
   varlen.head_dim = 8;
   headaware_test::check_error<ha::ArgumentError>([&] { (void)ha::observe_chunk(varlen, {.scale = 1}); },
@@ -267,8 +267,8 @@ TEST_CASE("bad parameters are named", "[stats]") {
   paged.query_layout = ha::strided_bhsd(1, 1, 10, 8);
   paged.key_layout =
       ha::flash_attention_paged(ha::PageTable::dense(pages.data(), 3),
-                                {.sequences = 1, .kv_heads = 1, .channels = 8, .num_pages = 2, .page_size = 4});
-  paged.query_heads = paged.kv_heads = 1;
+                                {.num_sequences = 1, .num_kv_heads = 1, .channels = 8, .num_pages = 2, .page_size = 4});
+  paged.num_query_heads = paged.num_kv_heads = 1;
   paged.tokens = 6;
   paged.head_dim = 8;
   paged.first_token = 4;

@@ -1,0 +1,226 @@
+#include "llama/ablation_tables.hpp"
+
+#include <headaware/classify/builders.hpp>
+#include <headaware/error.hpp>
+#include <headaware/plan/compare.hpp>
+#include <headaware/plan/planner.hpp>
+#include <headaware/plan/refine.hpp>
+#include <headaware/plan/replanned_sensitivity.hpp>
+#include <headaware/policy/fold.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace llama_adapter {
+
+namespace ha = headaware;
+
+namespace {
+
+constexpr auto asked_by = "AblationTables::of";
+
+/// Layers of a setup that keep everything.
+std::vector<std::int32_t> whole_layers(AblationSetup const& setup, std::int32_t layers) {
+  std::vector<std::int32_t> whole;
+  for (std::int32_t layer = 0; layer < layers; ++layer) {
+    if (layer < setup.full_first || layer >= layers - setup.full_last) whole.push_back(layer);
+  }
+  return whole;
+}
+
+/// Errors of these sinks alone. @pre all were measured
+ha::KvErrors with_sinks(ha::KvErrors errors, std::vector<std::int32_t> const& sinks) {
+  ha::RetentionGrid const grid{sinks, errors.grid.windows};
+  std::vector<double> cells;
+  for (std::size_t head = 0; head < errors.size(); ++head) {
+    for (std::int32_t const sink : sinks) {
+      auto const& all = errors.grid.sinks;
+      auto const row = std::lower_bound(all.begin(), all.end(), sink) - all.begin();
+      auto const from = errors.of(head).subspan(static_cast<std::size_t>(row) * grid.windows.size());
+      cells.insert(cells.end(), from.begin(), from.begin() + std::ssize(grid.windows));
+    }
+  }
+  errors.grid = grid;
+  errors.cells = std::move(cells);
+  return errors;
+}
+
+ha::Budget budget_of(std::int64_t total, std::int64_t heads) {
+  ha::detail::require(total > 0, "budget left for layers that do not keep everything", "> 0", total, asked_by);
+  return ha::Budget::tokens(static_cast<double>(total) / static_cast<double>(heads));
+}
+
+ha::AnyPolicy<> widened(ha::AnyPolicy<> const& policy) {
+  if (policy.is<ha::WindowOnly>()) return ha::WindowOnly{policy.get<ha::WindowOnly>().window + 1};
+  auto wider = policy.get<ha::SinkWindow>();
+  ++wider.window;
+  return wider;
+}
+
+/// Statistics in which every query head has a KV head of its own.
+ha::RetentionStatistics ungrouped(ha::RetentionStatistics statistics) {
+  statistics.info.num_kv_heads = statistics.info.num_heads;
+  return statistics;
+}
+
+ha::PolicyTable folded(ha::PolicyTable const& by_query_head, ModelShape const& shape) {
+  ha::PolicyTable table(shape.layers, shape.num_kv_heads, ha::Full{});
+  std::int32_t const group = shape.num_query_heads / shape.num_kv_heads;
+  for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
+    for (std::int32_t head = 0; head < shape.num_kv_heads; ++head) {
+      std::vector<ha::AnyPolicy<>> members;
+      for (std::int32_t i = 0; i < group; ++i) members.push_back(by_query_head.at(layer, head * group + i));
+      table.set(layer, head, ha::fold_union(std::span<ha::AnyPolicy<> const>(members)));
+    }
+  }
+  return table;
+}
+
+/// Errors of a setup's texts, the calibrations of both domains counting half each.
+/// @param first  the plan that costs were measured again at, if the setup is made from one
+ha::KvErrors errors_of(AblationSetup const& setup, AblationCalibration const& calibration, bool by_query_head,
+                       ha::PolicyPlan const* first = nullptr) {
+  auto const fold = setup.fold == AblationFold::maximum ? ha::GroupFold::maximum : ha::GroupFold::sum;
+  auto const uses = uses_of(setup.calibration);
+  std::vector<ha::RetentionStatistics> own;
+  own.reserve(2 * uses.size());
+  std::vector<ha::WeightedStatistics> texts;
+  auto const add = [&](AblationMeasured const& measured, double weight, std::vector<double> PlanGains::*kind) {
+    ha::RetentionStatistics const* statistics = &measured.statistics;
+    if (by_query_head) statistics = &own.emplace_back(ungrouped(measured.statistics));
+    auto factors = measured.factors(setup.sensitivity, setup.measure, fold);
+    if (first != nullptr) {
+      auto const& gains = calibration.gains_at_plan(AblationTables::first_of(setup));
+      factors = ha::sensitivities_at_plan(*statistics, factors, *first, gains.*kind, setup.replan_step);
+    }
+    texts.push_back({statistics, std::move(factors), weight / static_cast<double>(uses.size())});
+  };
+  for (CalibrationUse const& use : uses) {
+    add(calibration.of(use).text, 1, &PlanGains::text);
+    add(calibration.of(use).probe, setup.probe_weight, &PlanGains::probe);
+  }
+  return ha::weighted_errors(texts, setup.measure, fold);
+}
+
+}  // namespace
+
+void fill_up(ha::PolicyTable& table, std::int64_t total, std::int64_t context) {
+  std::int64_t left = total - ha::held_tokens(table, context);
+  for (bool grown = true; left > 0 && grown;) {
+    grown = false;
+    for (std::int32_t layer = 0; layer < table.num_layers() && left > 0; ++layer) {
+      for (std::int32_t head = 0; head < table.num_kv_heads() && left > 0; ++head) {
+        auto const& policy = table.at(layer, head);
+        bool const windowed = ha::detail::sinks_of(policy, "fill_up").windowed;
+        if (!windowed || ha::held_tokens(policy, context) >= context) continue;
+        table.set(layer, head, widened(policy));
+        --left;
+        grown = true;
+      }
+    }
+  }
+}
+
+AblationTables::AblationTables(AblationCalibration const& calibration, ModelShape shape, std::int64_t context,
+                               std::int64_t budget_tokens)
+    : calibration_(&calibration), shape_(std::move(shape)), context_(context), budget_tokens_(budget_tokens) {}
+
+ha::PolicyTable AblationTables::of(AblationSetup const& setup) const {
+  switch (setup.method) {
+    case AblationMethod::full: return {shape_.layers, shape_.num_kv_heads, ha::Full{}};
+    case AblationMethod::uniform: return uniform(setup);
+    case AblationMethod::rules: return rules(setup.aggressive);
+    case AblationMethod::planned: break;
+  }
+  ha::PolicyTable table =
+      setup.fold == AblationFold::keeps_union ? planned_by_query_heads(setup) : planned(setup).table;
+  if (setup.plan_share < 1) table = ha::blend(uniform(setup), table, setup.plan_share, context_);
+  fill_up(table, total(setup), context_);
+  return table;
+}
+
+std::int64_t AblationTables::total(AblationSetup const& setup) const {
+  if (setup.size != AblationSize::budget) {
+    return ha::held_tokens(rules(setup.size == AblationSize::aggressive_rules), context_);
+  }
+  auto const each = static_cast<std::int64_t>(setup.size_share * static_cast<double>(budget_tokens_));
+  return each * shape_.layers * shape_.num_kv_heads;
+}
+
+ha::PolicyTable AblationTables::rules(bool aggressive) const {
+  return ha::table_from_classifications(calibration_->classes(), shape_.config(),
+                                        aggressive ? ha::TypePolicies::aggressive() : ha::TypePolicies::conservative());
+}
+
+ha::Budget AblationTables::budget_beside(std::vector<std::int32_t> const& whole, AblationSetup const& setup) const {
+  auto const whole_heads = std::ssize(whole) * shape_.num_kv_heads;
+  return budget_of(total(setup) - whole_heads * context_,
+                   std::int64_t{shape_.layers} * shape_.num_kv_heads - whole_heads);
+}
+
+ha::PolicyTable AblationTables::uniform(AblationSetup const& setup) const {
+  auto const whole = whole_layers(setup, shape_.layers);
+  auto const windows = ha::uniform_table(1, 1, budget_beside(whole, setup), context_, 1, setup.sink);
+  ha::PolicyTable table = ha::PolicyTable(shape_.layers, shape_.num_kv_heads, windows.at(0, 0)).skip_layers(whole);
+  fill_up(table, total(setup), context_);
+  return table;
+}
+
+PlannerInput AblationTables::input_of(AblationSetup const& setup) const {
+  std::optional<ha::PolicyPlan> first;
+  if (setup.replan_step > 0) first = planned(first_of(setup));
+  ha::PlanOptions options;
+  options.floor = setup.floor;
+  options.skip_layers = whole_layers(setup, shape_.layers);
+  auto errors = errors_of(setup, *calibration_, false, first ? &*first : nullptr);
+  if (!setup.candidate_sinks.empty()) errors = with_sinks(std::move(errors), setup.candidate_sinks);
+  auto const budget = budget_beside(options.skip_layers, setup);
+  return {std::move(errors), budget, std::move(options)};
+}
+
+ha::PolicyPlan AblationTables::planned(AblationSetup const& setup) const {
+  PlannerInput input = input_of(setup);
+  if (setup.refine_levels > 0) {
+    input.errors = ha::scaled_errors(std::move(input.errors), calibration_->refined_factors(setup));
+  }
+  return ha::plan_policies(input.errors, input.budget, context_, input.options);
+}
+
+ha::PolicyTable AblationTables::planned_by_query_heads(AblationSetup const& setup) const {
+  // What a group keeps in common is more than its members' mean: the largest plan of them that fits is looked for.
+  auto const errors = errors_of(setup, *calibration_, true);
+  std::int64_t const heads = std::int64_t{shape_.layers} * shape_.num_query_heads;
+  std::int64_t const allowed = total(setup);
+  std::int64_t low = heads;  // a token a head
+  std::int64_t high = allowed * (shape_.num_query_heads / shape_.num_kv_heads) + 1;
+  ha::PolicyTable best(shape_.layers, shape_.num_kv_heads, ha::Prune{});
+  bool found = false;
+  while (low < high) {
+    std::int64_t const middle = low + (high - low) / 2;
+    bool fits = false;
+    try {
+      auto const plan = ha::plan_policies(errors, budget_of(middle, heads), context_);
+      ha::PolicyTable table = folded(plan.table, shape_);
+      fits = ha::held_tokens(table, context_) <= allowed;
+      if (fits) best = std::move(table);
+      found = found || fits;
+    } catch (ha::ArgumentError const&) {
+      fits = true;  // less than the planner's smallest sizes: look above
+    }
+    if (fits) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  ha::detail::require(found, "plan of query heads whose union fits the budget", "one", "none", asked_by);
+  return best;
+}
+
+}  // namespace llama_adapter

@@ -1,0 +1,210 @@
+#include "llama/evicted_run.hpp"
+
+#include "tools/llama/cached_model.hpp"
+#include "tools/llama/loss_store.hpp"
+#include "tools/support/content_hash.hpp"
+#include "tools/support/folder.hpp"
+#include "tools/support/progress.hpp"
+
+#include <headaware/cache/compact.hpp>
+#include <headaware/cache/compaction.hpp>
+#include <headaware/cache/rolling.hpp>
+#include <headaware/element.hpp>
+#include <headaware/error.hpp>
+#include <headaware/io/detail/json_text.hpp>
+#include <headaware/io/file.hpp>
+#include <headaware/layout/strided.hpp>
+#include <headaware/plan/compare.hpp>
+
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <functional>
+#include <limits>
+#include <utility>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace llama_adapter {
+
+namespace ha = headaware;
+
+namespace {
+
+/// Seconds that a call takes.
+template <class Call>
+double seconds_of(Call const& call) {
+  auto const start = std::chrono::steady_clock::now();
+  call();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// Holds the library's loops to as many cores as the engine has: else figures would depend on what other cores do.
+class Cores {
+ public:
+#ifdef _OPENMP
+  explicit Cores(std::int32_t threads) : before_(omp_get_max_threads()) { omp_set_num_threads(threads); }
+  ~Cores() { omp_set_num_threads(before_); }
+#else
+  explicit Cores(std::int32_t) {}
+  ~Cores() {}
+#endif
+  Cores(Cores const&) = delete;
+  Cores& operator=(Cores const&) = delete;
+
+ private:
+  [[maybe_unused]] int before_ = 1;
+};
+
+/// Told how many tokens are done; may throw to leave.
+using Advanced = std::function<void(std::int64_t)>;
+
+/// A reader whose reads are timed.
+template <class T>
+struct TimedModel {
+  CachedModel<T>& cached;
+  double seconds = 0;
+  std::size_t last = 0;  ///< tokens of the last read
+
+  void read(std::span<std::int32_t const> tokens) {
+    seconds += seconds_of([&] { cached.read(tokens); });
+    last = tokens.size();
+  }
+  [[nodiscard]] std::span<float const> logits(std::size_t index) const { return cached.logits(index); }
+};
+
+template <class T>
+EvictedText read_text(Model const& model, std::vector<std::int32_t> const& windows, EvictedOptions const& options,
+                      EvictedJob const& job, Advanced const& advanced) {
+  EvictedText result;
+  auto const tokens = job.tokens;
+  CachedModel<T> cached(model, job.table, windows, std::ssize(tokens) + job.decode_tokens,
+                        {.chunk = options.chunk, .all_logits = true, .threads = options.threads});
+  result.kv_bytes_peak = cached.cache().bytes();
+  TimedModel<T> timed{cached};
+  result.losses = losses_of(timed, tokens, static_cast<std::size_t>(options.chunk), advanced);
+  result.read_seconds = timed.seconds;
+  result.mean_kept = cached.cache().mean_kept();
+  std::int32_t token = 0;
+  result.first_token_seconds =
+      result.read_seconds + seconds_of([&] { token = greedy_token(cached.logits(timed.last - 1)); });
+  for (std::int64_t i = 0; i < job.decode_tokens; ++i) {
+    result.decode_seconds += seconds_of([&] {
+      cached.read(std::span(&token, 1));
+      token = greedy_token(cached.logits(0));
+    });
+    advanced(std::ssize(tokens) + i + 1);
+  }
+  return result;
+}
+
+template <class T>
+double best_compaction(ha::PolicyTable const& table, ModelShape const& shape, std::int64_t context) {
+  std::int64_t const layer_elements = shape.num_kv_heads * context * shape.head_dim;
+  std::vector<T> full(static_cast<std::size_t>(2 * shape.layers * layer_elements), ha::from_float<T>(1));
+  std::vector<ha::LayerKv<T>> layers;
+  for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
+    T* const keys = full.data() + 2 * layer * layer_elements;
+    layers.push_back({keys, keys + layer_elements});
+  }
+  ha::RollingSlots const slots(table, 1, {.max_tokens = context, .slack = 0});
+  std::vector<T> keys(static_cast<std::size_t>(slots.rows_total() * shape.head_dim));
+  std::vector<T> values(keys.size());
+  auto const kept = ha::rolling(slots, slots.view(), keys.data(), values.data(), shape.head_dim);
+  ha::Compaction const plan(table, std::array{static_cast<std::int32_t>(context)});
+  auto const source = ha::strided_bhsd(1, shape.num_kv_heads, context, shape.head_dim);
+  double best = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < 5; ++i) best = std::min(best, seconds_of([&] { ha::compress(plan, layers, source, kept); }));
+  return best;
+}
+
+void save_text(std::filesystem::path const& path, EvictedText const& text) {
+  nlohmann::ordered_json const json = {
+      {"read_seconds", text.read_seconds},     {"first_token_seconds", text.first_token_seconds},
+      {"decode_seconds", text.decode_seconds}, {"mean_kept", text.mean_kept},
+      {"kv_bytes_peak", text.kv_bytes_peak},   {"losses", text.losses}};
+  ha::write_file(path, ha::detail::json_text(json) + "\n");
+}
+
+}  // namespace
+
+EvictedStore::EvictedStore(Model const& model, EvictedOptions const& options, std::filesystem::path folder)
+    : model_(&model),
+      options_(options),
+      windows_(layer_windows(model)),
+      folder_(std::move(folder)),
+      about_(identity_of(model) + " evicted " + std::to_string(element_bytes()) + " " + std::to_string(options.chunk) +
+             " " + std::to_string(options.threads)) {
+  constexpr auto where = "EvictedStore";
+  ha::detail::require(options.chunk > 0 && options.chunk <= 256, "chunk", "in [1, 256]", options.chunk, where);
+  ha::detail::require(options.threads > 0, "threads", "> 0", options.threads, where);
+  support::make_folder(folder_);
+}
+
+std::filesystem::path EvictedStore::path_of(EvictedJob const& job) const {
+  support::ContentHash hash;
+  hash.add(about_ + " " + std::to_string(job.decode_tokens));
+  hash.add(text_of(job.table));
+  hash.add(job.tokens);
+  return folder_ / (hash.text() + ".json");
+}
+
+std::vector<EvictedText> EvictedStore::run(std::string const& what, std::span<EvictedJob const> jobs) {
+  constexpr auto where = "EvictedStore::run";
+  ModelShape const& shape = model_->shape();
+  std::int64_t total = 0;
+  std::int64_t done = 0;
+  std::size_t known = 0;
+  for (EvictedJob const& job : jobs) {
+    ha::detail::require(job.table.num_layers() == shape.layers, "table's layers", shape.layers, job.table.num_layers(),
+                        where);
+    ha::detail::require(job.table.num_kv_heads() == shape.num_kv_heads, "table's KV heads", shape.num_kv_heads,
+                        job.table.num_kv_heads(), where);
+    ha::detail::require(job.tokens.size() > 1, "tokens", "at least two", job.tokens.size(), where);
+    ha::detail::require(job.decode_tokens >= 0, "decode_tokens", ">= 0", job.decode_tokens, where);
+    std::int64_t const tokens = std::ssize(job.tokens) + job.decode_tokens;
+    total += tokens;
+    if (std::filesystem::exists(path_of(job))) {
+      done += tokens;
+      ++known;
+    }
+  }
+  if (known > 0) {
+    std::fprintf(stderr,
+                 "%zu of %zu texts were read in an earlier run, their times are of then (remove %s to measure anew)\n",
+                 known, jobs.size(), folder_.c_str());
+  }
+  Cores const cores(options_.threads);
+  support::Interrupt const interrupt;
+  support::Progress progress(what, "tokens", total, done);
+  auto const advanced = [&](std::int64_t tokens) {
+    interrupt.check();
+    progress.show(static_cast<double>(done + tokens));
+  };
+  std::vector<EvictedText> result;
+  for (EvictedJob const& job : jobs) {
+    auto const path = path_of(job);
+    if (!std::filesystem::exists(path)) {
+      save_text(path, options_.single_precision ? read_text<float>(*model_, windows_, options_, job, advanced)
+                                                : read_text<ha::float16>(*model_, windows_, options_, job, advanced));
+      done += std::ssize(job.tokens) + job.decode_tokens;
+    }
+    result.push_back(parse_evicted_text(ha::read_text_file(path), path.string(), std::ssize(job.tokens) - 1));
+  }
+  progress.finish(static_cast<double>(done));
+  return result;
+}
+
+double EvictedStore::compaction_seconds(ha::PolicyTable const& table, std::int64_t context) const {
+  Cores const cores(options_.threads);
+  auto const seen = within_windows(table, windows_);
+  return options_.single_precision ? best_compaction<float>(seen, model_->shape(), context)
+                                   : best_compaction<ha::float16>(seen, model_->shape(), context);
+}
+
+}  // namespace llama_adapter

@@ -1,0 +1,296 @@
+#include "llama/policy_benchmark.hpp"
+
+#include "tools/llama/head_cache.hpp"
+#include "tools/report/gallery.hpp"
+#include "tools/report/gnuplot.hpp"
+#include "tools/report/size_curves.hpp"
+#include "tools/report/style.hpp"
+#include "tools/support/folder.hpp"
+
+#include <headaware/cache/compaction.hpp>
+#include <headaware/error.hpp>
+#include <headaware/io/detail/json_text.hpp>
+#include <headaware/io/file.hpp>
+#include <headaware/plan/compare.hpp>
+#include <headaware/plan/policy_plan.hpp>
+
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdio>
+#include <utility>
+
+namespace llama_adapter {
+
+namespace ha = headaware;
+
+namespace {
+
+/// What a run predicts. @param losses  of each piece of the text
+void score(EvaluationText const& text, std::span<std::vector<double> const> losses, BenchmarkRun& run) {
+  auto const of = text.split(losses);
+  run.tokens = std::ssize(of.passages);
+  run.perplexity = std::exp(mean_loss(of.passages));
+  run.perplexity_second_half = std::exp(mean_loss(of.second_halves));
+  run.copy_nll = mean_loss(of.copies);
+  run.passage_nll = of.second_half_means;
+  run.copy_nlls = of.copy_means;
+  run.perplexity_second_half_error = run.perplexity_second_half * standard_error_of(run.passage_nll);
+  run.copy_nll_error = standard_error_of(run.copy_nlls);
+}
+
+/// What a run's cache holds behind `context` tokens.
+void account(ModelShape const& shape, std::span<std::int32_t const> windows, std::int64_t context,
+             std::int64_t element_bytes, BenchmarkRun& run) {
+  ha::PolicyTable const table = within_windows(run.table, windows);
+  std::int64_t const kept = ha::held_tokens(table, context);
+  run.mean_kept_tokens = static_cast<double>(kept) / (static_cast<double>(shape.layers) * shape.num_kv_heads);
+  run.kv_bytes_end = kept * ha::TokenBytes::of(shape.head_dim, static_cast<std::size_t>(element_bytes)).total();
+}
+
+/// What a run takes. @param texts  of each piece
+void time(std::span<EvictedText const> texts, std::span<std::vector<std::int32_t> const> pieces,
+          std::int64_t decode_tokens, BenchmarkRun& run) {
+  double seconds = 0;
+  std::int64_t tokens = 0;
+  std::int64_t peak = 0;
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    seconds += texts[i].read_seconds;
+    tokens += std::ssize(pieces[i]);
+    peak = std::max(peak, texts[i].kv_bytes_peak);
+  }
+  run.kv_bytes_peak = peak;
+  run.prefill_tokens_per_s = static_cast<double>(tokens) / seconds;
+  run.time_to_first_token_s = texts.front().first_token_seconds;
+  if (decode_tokens > 0) run.decode_tokens_per_s = static_cast<double>(decode_tokens) / texts.front().decode_seconds;
+}
+
+nlohmann::ordered_json finite_or_null(double value) {
+  return std::isfinite(value) ? nlohmann::ordered_json(value) : nlohmann::ordered_json();
+}
+
+nlohmann::ordered_json json_of(BenchmarkRun const& run) {
+  return {{"method", run.method},
+          {"budget_tokens", run.budget_tokens},
+          {"mean_kept_tokens", run.mean_kept_tokens},
+          {"tokens", run.tokens},
+          {"perplexity", finite_or_null(run.perplexity)},
+          {"perplexity_second_half", finite_or_null(run.perplexity_second_half)},
+          {"perplexity_second_half_error", finite_or_null(run.perplexity_second_half_error)},
+          {"copy_nll", finite_or_null(run.copy_nll)},
+          {"copy_nll_error", finite_or_null(run.copy_nll_error)},
+          {"gap_closed", finite_or_null(run.closed.share)},
+          {"gap_closed_error", finite_or_null(run.closed.standard_error)},
+          {"kv_bytes_peak", run.kv_bytes_peak ? nlohmann::ordered_json(*run.kv_bytes_peak) : nlohmann::ordered_json()},
+          {"kv_bytes_end", run.kv_bytes_end},
+          {"prefill_tokens_per_s", finite_or_null(run.prefill_tokens_per_s)},
+          {"decode_tokens_per_s", finite_or_null(run.decode_tokens_per_s)},
+          {"time_to_first_token_s", finite_or_null(run.time_to_first_token_s)},
+          {"compaction_s", finite_or_null(run.compaction_s)},
+          {"plan", run.plan}};
+}
+
+/// The JSON's fields as columns; nothing where something was not measured.
+std::string csv_of(nlohmann::ordered_json const& runs) {
+  std::string text;
+  for (auto const& run : runs) {
+    if (text.empty()) {
+      for (auto const& [name, value] : run.items()) text += (text.empty() ? "" : ",") + name;
+      text += "\n";
+    }
+    std::string line;
+    for (auto const& [name, value] : run.items()) {
+      if (name != run.items().begin().key()) line += ",";
+      if (value.is_string()) {
+        line += value.get<std::string>();
+      } else if (!value.is_null()) {
+        line += ha::detail::json_text(value);
+      }
+    }
+    text += line + "\n";
+  }
+  return text;
+}
+
+std::string shown(char const* format, double value) {
+  return std::isfinite(value) ? report::number(format, value) : std::string("-");
+}
+
+/// "18.22+-0.31": a mean and its standard error over passages.
+std::string with_error(char const* format, double value, double error) {
+  return shown(format, value) + (std::isfinite(error) ? "+-" + report::number(format, error) : std::string());
+}
+
+/// "1 passage", "2 passages".
+std::string counted(std::size_t count, std::string const& noun) {
+  return std::to_string(count) + " " + noun + (count == 1 ? "" : "s");
+}
+
+constexpr char const* picture_names[] = {"perplexity", "copying"};
+
+/// A line a method.
+report::SizePicture picture_of(std::vector<BenchmarkRun> const& runs, double BenchmarkRun::*figure) {
+  constexpr std::pair<char const*, char const*> colors[] = {{"streaming_llm", "#0072B2"},
+                                                            {"window_only", "#E69F00"},
+                                                            {"head_aware", "#D55E00"},
+                                                            {"duo", "#CC79A7"},
+                                                            {"planned", "#009E73"}};
+  report::SizePicture picture;
+  for (auto const& [method, color] : colors) {
+    report::SizeCurve curve{method, color, {}};
+    for (BenchmarkRun const& run : runs) {
+      if (run.method == method) curve.points.push_back({run.mean_kept_tokens, run.*figure});
+    }
+    picture.curves.push_back(curve);
+  }
+  for (BenchmarkRun const& run : runs) {
+    if (run.method == "full" && std::isfinite(run.*figure)) picture.full = {run.mean_kept_tokens, run.*figure};
+    if (run.mean_kept_tokens > 0) {
+      picture.mib_per_token = static_cast<double>(run.kv_bytes_end) / run.mean_kept_tokens / 1048576;
+    }
+  }
+  return picture;
+}
+
+void write_pictures(std::filesystem::path const& folder, BenchmarkAbout const& about, BenchmarkText const& text,
+                    std::vector<BenchmarkRun> const& runs) {
+  report::Gallery gallery;
+  report::SizePicture perplexity = picture_of(runs, &BenchmarkRun::perplexity_second_half);
+  perplexity.name = picture_names[0];
+  perplexity.title = "Perplexity over the memory of the KV cache";
+  perplexity.subtitle = about.title() + ", " + counted(text.place.passages.size(), "passage") + " of " +
+                        std::to_string(text.place.context) + " tokens";
+  perplexity.figure = "perplexity of the second halves";
+  perplexity.reading = "The lower, the better a model predicts text with a cache of this size.";
+  add_size_picture(perplexity, gallery);
+  report::SizePicture copying = picture_of(runs, &BenchmarkRun::copy_nll);
+  copying.name = picture_names[1];
+  copying.title = "Copying over the memory of the KV cache";
+  copying.subtitle = about.title() + ", " + counted(text.place.copies.size(), "passage") + " of " +
+                     std::to_string(text.place.context / 2) + " tokens, given twice";
+  copying.figure = "NLL of the second copy (nats a token)";
+  copying.reading = "The lower, the better a model finds again what it has read.";
+  copying.from_zero = true;
+  add_size_picture(copying, gallery);
+  (void)report::write_pictures(folder, gallery);
+  for (char const* const name : picture_names) {
+    bool const drawn = std::any_of(gallery.pictures.begin(), gallery.pictures.end(),
+                                   [&](report::Picture const& picture) { return picture.name == name; });
+    if (!drawn) report::remove_picture(folder, name);
+  }
+}
+
+}  // namespace
+
+void run_benchmark(LossStore& losses, std::span<std::int32_t const> tokens, BenchmarkText const& text,
+                   std::vector<BenchmarkRun>& runs) {
+  Model const& model = losses.run().model();
+  EvaluationText const evaluated(model, tokens, text.place, "run_benchmark");
+  auto const pieces = evaluated.pieces();
+  std::vector<LossJob> jobs;
+  for (BenchmarkRun const& run : runs) {
+    for (auto const& piece : pieces) jobs.push_back({piece, run.table});
+  }
+  auto const all = losses.losses("benchmark", jobs);
+  auto const windows = layer_windows(model);
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    score(evaluated, std::span(all).subspan(i * pieces.size(), pieces.size()), runs[i]);
+    account(model.shape(), windows, text.place.context, text.element_bytes, runs[i]);
+  }
+  measure_gaps(runs);
+}
+
+void run_benchmark(EvictedStore& evicted, std::span<std::int32_t const> tokens, BenchmarkText const& text,
+                   std::vector<BenchmarkRun>& runs) {
+  Model const& model = evicted.model();
+  EvaluationText const evaluated(model, tokens, text.place, "run_benchmark");
+  auto const pieces = evaluated.pieces();
+  ha::detail::require(!pieces.empty(), "passages", "at least one", "none", "run_benchmark");
+  std::vector<EvictedJob> jobs;
+  for (BenchmarkRun const& run : runs) {
+    for (std::size_t i = 0; i < pieces.size(); ++i)
+      jobs.push_back({pieces[i], run.table, i == 0 ? text.decode_tokens : 0});
+  }
+  auto const all = evicted.run("benchmark", jobs);
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    auto const texts = std::span(all).subspan(i * pieces.size(), pieces.size());
+    std::vector<std::vector<double>> losses;
+    for (EvictedText const& one : texts) losses.push_back(one.losses);
+    score(evaluated, losses, runs[i]);
+    account(model.shape(), evicted.windows(), text.place.context, evicted.element_bytes(), runs[i]);
+    time(texts, pieces, text.decode_tokens, runs[i]);
+    runs[i].compaction_s = evicted.compaction_seconds(runs[i].table, text.place.context);
+  }
+  measure_gaps(runs);
+}
+
+BenchmarkRun const* uniform_beside(std::vector<BenchmarkRun> const& runs, BenchmarkRun const& run) {
+  auto const found = std::find_if(runs.begin(), runs.end(), [&](BenchmarkRun const& other) {
+    return other.method == "streaming_llm" &&
+           std::abs(other.mean_kept_tokens - run.mean_kept_tokens) <= 1 + 0.01 * run.mean_kept_tokens;
+  });
+  return found == runs.end() ? nullptr : &*found;
+}
+
+void measure_gaps(std::vector<BenchmarkRun>& runs) {
+  auto const full =
+      std::find_if(runs.begin(), runs.end(), [](BenchmarkRun const& run) { return run.method == "full"; });
+  if (full == runs.end()) return;
+  for (BenchmarkRun& run : runs) {
+    BenchmarkRun const* const uniform = uniform_beside(runs, run);
+    if (uniform == nullptr || run.method == "full" || run.method == "streaming_llm") continue;
+    run.closed = gap_closed(full->passage_nll, uniform->passage_nll, run.passage_nll);
+  }
+}
+
+std::string benchmark_table(std::vector<BenchmarkRun> const& runs) {
+  bool const timed =
+      std::any_of(runs.begin(), runs.end(), [](auto const& run) { return run.kv_bytes_peak.has_value(); });
+  std::string text = "method         budget mean kept  KV MiB perplexity   second half      copy NLL gap closed";
+  text += timed ? "  peak MiB prefill/s decode/s first token compaction  plan\n" : "  plan\n";
+  char line[256];
+  for (BenchmarkRun const& run : runs) {
+    std::snprintf(line, sizeof(line), "%-13s %7lld %9.1f %7.2f %10.3f %13s %13s %10s", run.method.c_str(),
+                  static_cast<long long>(run.budget_tokens), run.mean_kept_tokens,
+                  static_cast<double>(run.kv_bytes_end) / 1048576, run.perplexity,
+                  with_error("%.2f", run.perplexity_second_half, run.perplexity_second_half_error).c_str(),
+                  with_error("%.3f", run.copy_nll, run.copy_nll_error).c_str(),
+                  with_error("%.2f", run.closed.share, run.closed.standard_error).c_str());
+    text += line;
+    if (timed) {
+      std::snprintf(line, sizeof(line), "  %8.2f %9.1f %8s %9.2f s %7.2f ms",
+                    static_cast<double>(run.kv_bytes_peak.value_or(0)) / 1048576, run.prefill_tokens_per_s,
+                    shown("%.1f", run.decode_tokens_per_s).c_str(), run.time_to_first_token_s, 1e3 * run.compaction_s);
+      text += line;
+    }
+    text += "  " + run.plan + "\n";
+  }
+  return text;
+}
+
+void write_benchmark(std::filesystem::path const& folder, BenchmarkAbout const& about, BenchmarkText const& text,
+                     std::vector<BenchmarkRun> const& runs) {
+  nlohmann::ordered_json document = {
+      {"about", about.title()},     {"model", about.model},          {"text", about.text},
+      {"masked", about.masked},     {"exact", about.exact},          {"element_bytes", about.element_bytes},
+      {"threads", about.threads},   {"context", text.place.context}, {"passages", text.place.passages},
+      {"copies", text.place.copies}};
+  if (!about.masked) {
+    document["chunk_tokens"] = about.chunk;
+    document["decode_tokens"] = text.decode_tokens;
+  }
+  auto& list = document["runs"] = nlohmann::ordered_json::array();
+  for (BenchmarkRun const& run : runs) list.push_back(json_of(run));
+  support::make_folder(folder);
+  ha::write_file(folder / "benchmark.csv", csv_of(list));
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    list[i]["passage_nll"] = runs[i].passage_nll;
+    list[i]["copy_nlls"] = runs[i].copy_nlls;
+  }
+  ha::write_file(folder / "benchmark.json", ha::detail::json_text(document, 2) + "\n");
+  write_pictures(folder / "pictures", about, text, runs);
+}
+
+}  // namespace llama_adapter

@@ -1,0 +1,201 @@
+// Plans which tokens each KV head keeps, from retention statistics, under a budget.
+
+#include "tools/analysis/about.hpp"
+#include "tools/support/budget.hpp"
+#include "tools/support/command.hpp"
+#include "tools/support/folder.hpp"
+#include "tools/support/plan_options.hpp"
+#include "tools/support/validators.hpp"
+
+#include <headaware/error.hpp>
+#include <headaware/io/retention_statistics.hpp>
+#include <headaware/io/save_plan.hpp>
+#include <headaware/io/sensitivities.hpp>
+#include <headaware/plan/compare.hpp>
+#include <headaware/plan/planner.hpp>
+#include <headaware/plan/summary.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace ha = headaware;
+
+namespace {
+
+struct Options {
+  std::filesystem::path results_dir;
+  std::filesystem::path output_dir;
+  std::filesystem::path sensitivities;
+  std::filesystem::path probe_dir;
+  std::filesystem::path probe_sensitivities;
+  double probe_weight = 0.3;
+  std::string budget;
+  std::int64_t context = 0;
+  std::int64_t head_dim = 0;
+  std::int64_t element_bytes = 2;
+  ha::PlanOptions plan;
+};
+
+/// The file of a folder that analyze_attention wrote.
+ha::RetentionStatistics load_statistics(std::filesystem::path const& folder) {
+  support::require_folder(folder, "results", "a folder with retention_statistics.json (analyze_attention makes one)");
+  if (!std::filesystem::exists(folder / "retention_statistics.json") && std::filesystem::exists(folder / "text")) {
+    throw ha::ArgumentError({"results",
+                             "retention_statistics.json (of a plan's folder: --results_dir " +
+                                 (folder / "text").string() + " and --probe_dir " + (folder / "probe").string() + ")",
+                             "none", folder.string()});
+  }
+  return ha::load_retention_statistics(folder / "retention_statistics.json");
+}
+
+/// The context that the statistics speak of: beyond their largest window they only say that Full loses nothing.
+std::int64_t default_context(ha::RetentionStatistics const& statistics) {
+  auto const& windows = statistics.info.grid.windows;
+  // Windows of analyze_attention grow by a half and a third in turn and stop below the pieces' length.
+  std::int64_t const last = windows.back();
+  bool const power = (last & (last - 1)) == 0;
+  return power ? last + last / 2 : last / 3 * 4;
+}
+
+ha::Sensitivities load_factors(std::filesystem::path const& path, ha::RetentionStatistics const& statistics,
+                               ha::PlanOptions const& options) {
+  if (path.empty()) return {};
+  return ha::load_sensitivities(path).factors(statistics, {.measure = options.measure, .fold = options.fold});
+}
+
+/// Predicted error of uniform windows of that size. @throws ArgumentError where none is possible
+double uniform_error(ha::KvErrors const& errors, ha::Budget const& budget, Options const& options) {
+  auto const table = ha::uniform_table(errors, budget, options.context, options.plan);
+  return ha::evaluate_table(table, errors, options.context, options.plan).predicted_error;
+}
+
+/// Predicted errors of plans and of uniform windows at a grid of budgets; sizes that are not possible are left out.
+void print_comparison(ha::KvErrors const& errors, Options const& options) {
+  std::printf("\npredicted error against uniform windows (sink 4) of the same size\n");
+  std::printf("  tokens a head  of context           plan        uniform   plan/uniform\n");
+  for (double const share : {0.03125, 0.0625, 0.125, 0.25, 0.375, 0.5, 0.75}) {
+    auto const budget = ha::Budget::share(share);
+    try {
+      auto const plan = ha::plan_policies(errors, budget, options.context, options.plan);
+      double const uniform = uniform_error(errors, budget, options);
+      std::printf("%15.1f %10.1f%% %14.6g %14.6g %14.3f\n", share * static_cast<double>(options.context), 100 * share,
+                  plan.predicted_error, uniform, uniform > 0 ? plan.predicted_error / uniform : 1.0);
+    } catch (ha::ArgumentError const&) {
+      std::printf("%15.1f %10.1f%%   not possible with this floor and these pages\n",
+                  share * static_cast<double>(options.context), 100 * share);
+    }
+  }
+}
+
+/// A grid may be too coarse for a small budget: what uniform windows keep is not among what a head may have.
+void warn_if_uniform_is_better(ha::PolicyPlan const& plan, ha::KvErrors const& errors, ha::Budget const& budget,
+                               Options const& options) {
+  double uniform = 0;
+  try {
+    uniform = uniform_error(errors, budget, options);
+  } catch (ha::ArgumentError const&) {
+    return;  // none of this size
+  }
+  if (plan.predicted_error <= uniform) return;
+  std::fprintf(
+      stderr,
+      "warning: uniform windows of this size, 4 sinks each, have a lower predicted error, %g (the plan: %g): the "
+      "statistics' smallest windows are too large for this budget, or --floor, --sinks or --page_size leave too "
+      "little choice\n",
+      uniform, plan.predicted_error);
+}
+
+void run(Options options) {
+  analysis::warn_if_partial(options.results_dir);
+  ha::RetentionStatistics const text = load_statistics(options.results_dir);
+  std::optional<ha::RetentionStatistics> probe;
+  if (!options.probe_dir.empty()) probe = load_statistics(options.probe_dir);
+  if (options.output_dir.empty()) options.output_dir = options.results_dir;
+  support::require_place(options.output_dir, {"plan.json", "plan_classifications.json"});
+  auto const measured = default_context(text);
+  if (options.context == 0) options.context = measured;
+  if (options.context > measured) {
+    std::fprintf(stderr,
+                 "note: the statistics are of about %lld tokens, their largest window of %d: what heads lose of longer "
+                 "contexts is not known, and no head is given more than that window unless it keeps everything\n",
+                 static_cast<long long>(measured), text.info.grid.windows.back());
+  }
+
+  std::vector<ha::WeightedStatistics> texts{{&text, {}, 1}};
+  if (probe) texts.push_back({&*probe, {}, options.probe_weight});
+  auto const beside = options.results_dir / "sensitivities.json";
+  if (options.sensitivities.empty() && std::filesystem::exists(beside)) {
+    std::fprintf(stderr, "note: every layer counts alike; %s has what layers cost: --sensitivities\n", beside.c_str());
+  }
+  // Nats of the one kind and squared errors of the other do not add up.
+  if (probe && options.sensitivities.empty() != options.probe_sensitivities.empty()) {
+    throw ha::ArgumentError({"--sensitivities and --probe_sensitivities", "both or neither",
+                             options.sensitivities.empty() ? "the probe's alone" : "the text's alone", ""});
+  }
+  if (!options.plan.measure) options.plan.measure = ha::best_measure(texts);
+  texts[0].sensitivities = load_factors(options.sensitivities, text, options.plan);
+  if (probe) texts[1].sensitivities = load_factors(options.probe_sensitivities, *probe, options.plan);
+
+  auto const token = ha::TokenBytes::of(options.head_dim, static_cast<std::size_t>(options.element_bytes));
+  ha::Budget const budget = support::parse_budget(options.budget, token);
+  ha::KvErrors const errors = ha::weighted_errors(texts, options.plan.measure, options.plan.fold);
+  auto const heads = support::planned_heads(errors.num_layers, errors.num_kv_heads, options.plan.skip_layers);
+  support::require_within_cache(budget, heads, options.context);
+  ha::PolicyPlan const plan = ha::plan_policies(errors, budget, options.context, options.plan);
+  std::printf("%s", ha::plan_summary(plan).c_str());
+  warn_if_uniform_is_better(plan, errors, budget, options);
+  if (token.total() > 0) {
+    std::printf(
+        "\n%.2f MiB of keys and values for %lld tokens, %.2f MiB uncompressed\n",
+        static_cast<double>(plan.planned_tokens * token.total()) / 1048576, static_cast<long long>(plan.context),
+        static_cast<double>(plan.context * static_cast<std::int64_t>(plan.heads.size()) * token.total()) / 1048576);
+  }
+  print_comparison(errors, options);
+
+  support::make_folder(options.output_dir);
+  ha::save_plan(options.output_dir / "plan.json", plan);
+  ha::save_plan_classifications(options.output_dir / "plan_classifications.json", plan);
+  std::printf("\nwrote plan.json and plan_classifications.json to %s\n", options.output_dir.string().c_str());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app{"Plans which tokens each KV head keeps, from retention statistics (analyze_attention), under a budget"};
+  app.add_option("--results_dir", options.results_dir, "folder with retention_statistics.json")->required();
+  app.add_option("--budget", options.budget,
+                 "25% (of the context), 512 (tokens a KV head on average) or 64MiB (of keys and values, one sequence)")
+      ->required();
+  app.add_option(
+         "--context", options.context,
+         "tokens of the sequences that the plan is for; default: the step after the largest window of the statistics")
+      ->check(CLI::Range(1, 1 << 30));
+  app.add_option("--output_dir", options.output_dir, "where the plan goes; default: RESULTS_DIR");
+  app.add_option("--sensitivities", options.sensitivities, "sensitivities.json of the text; default: 1 everywhere");
+  app.add_option("--probe_dir", options.probe_dir, "folder with the retention_statistics.json of a probe text, too");
+  app.add_option("--probe_sensitivities", options.probe_sensitivities, "sensitivities.json of the probe")
+      ->needs("--probe_dir");
+  app.add_option("--probe_weight", options.probe_weight, "weight of the probe; the text has 1")
+      ->capture_default_str()
+      ->check(support::non_negative)
+      ->needs("--probe_dir");
+  support::PlanArguments plan;
+  plan.add_to(app);
+  app.add_option("--head_dim", options.head_dim, "channels of a key; for budgets in bytes")->check(support::positive);
+  app.add_option("--element_bytes", options.element_bytes, "bytes an element; for budgets in bytes")
+      ->capture_default_str()
+      ->check(support::positive);
+  CLI11_PARSE(app, argc, argv);
+  return support::run_command("plan_policies", [&] {
+    options.plan = plan.options();
+    run(options);
+    return 0;
+  });
+}

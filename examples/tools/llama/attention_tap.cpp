@@ -1,0 +1,290 @@
+#include "tools/llama/attention_tap.hpp"
+
+#include "tools/llama/graph_nodes.hpp"
+#include "tools/llama/tensor_data.hpp"
+
+#include <headaware/error.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string_view>
+#include <utility>
+
+namespace llama_adapter {
+
+namespace ha = headaware;
+
+namespace {
+
+/// The layer of a node that multiplies queries with the key cache; -1 if it is another node.
+std::int32_t query_key_layer(ggml_tensor const* node) {
+  return node != nullptr && node->op == GGML_OP_MUL_MAT ? cache_layer(node->src[0], key_cache) : -1;
+}
+
+/// The layer of a softmax over queries times keys, which may be capped in between; -1 if it is another node.
+std::int32_t soft_max_layer(ggml_tensor const* node) {
+  if (node == nullptr || node->op != GGML_OP_SOFT_MAX) return -1;
+  ggml_tensor const* logits = node->src[0];
+  auto const elementwise = [](ggml_tensor const* t) {
+    return t->op == GGML_OP_SCALE || t->op == GGML_OP_ADD ||
+           (t->op == GGML_OP_UNARY && ggml_get_unary_op(t) == GGML_UNARY_OP_TANH);
+  };
+  while (logits != nullptr && elementwise(logits)) logits = logits->src[0];
+  return query_key_layer(logits);
+}
+
+/// The node that a chain of views begins with.
+ggml_tensor const* viewed(ggml_tensor const* tensor) {
+  return tensor != nullptr && tensor->view_src != nullptr ? tensor->view_src : tensor;
+}
+
+}  // namespace
+
+AttentionTap::AttentionTap(ModelShape shape, Handler handler, TapMode mode)
+    : shape_(std::move(shape)), handler_(std::move(handler)), mode_(mode) {}
+
+void AttentionTap::skip_own_attention(std::vector<bool> layers) {
+  constexpr auto where = "AttentionTap::skip_own_attention";
+  auto const count = static_cast<std::int32_t>(layers.size());
+  ha::detail::require(count == 0 || count == shape_.layers, "layers", shape_.layers, count, where);
+  ha::detail::require(count == 0 || mode_ == TapMode::replace, "mode", "replace", "observe", where);
+  skipped_ = std::move(layers);
+}
+
+void AttentionTap::begin(std::span<std::int32_t const> positions) {
+  positions_.assign(positions.begin(), positions.end());
+  layers_.assign(static_cast<std::size_t>(shape_.layers), {});
+  windows_.clear();
+}
+
+AttentionTap::Found AttentionTap::find(ggml_tensor const* node) {
+  switch (node->op) {
+    case GGML_OP_SET_ROWS:
+      if (auto const layer = cache_layer(node, key_cache); layer >= 0) return {Part::keys, layer};
+      if (auto const layer = cache_layer(node, value_cache); layer >= 0) return {Part::values, layer};
+      break;
+    case GGML_OP_MUL_MAT:
+      if (auto const layer = query_key_layer(node); layer >= 0) return {Part::queries, layer};
+      if (auto const layer = soft_max_layer(node->src[1]); layer >= 0) return {Part::weighted, layer};
+      break;
+    case GGML_OP_SOFT_MAX:
+      if (auto const layer = soft_max_layer(node); layer >= 0) return {Part::soft_max, layer};
+      break;
+    case GGML_OP_CONT: {
+      // Probabilities times values, heads put side by side again.
+      ggml_tensor const* const weighted = viewed(node->src[0]);
+      if (weighted == nullptr || weighted->op != GGML_OP_MUL_MAT) break;
+      if (auto const layer = soft_max_layer(weighted->src[1]); layer >= 0) return {Part::output, layer};
+      break;
+    }
+    case GGML_OP_FLASH_ATTN_EXT:
+      if (auto const layer = cache_layer(node->src[1], key_cache); layer >= 0) return {Part::fused, layer};
+      break;
+    default: break;
+  }
+  return {};
+}
+
+void AttentionTap::set_computed(ggml_tensor* node, Found const& found) const {
+  bool const attends = found.part == Part::queries || found.part == Part::soft_max || found.part == Part::weighted ||
+                       found.part == Part::output || found.part == Part::fused;
+  if (!attends) return;
+  auto const index = static_cast<std::size_t>(found.layer);
+  bool const skipped = index < skipped_.size() && skipped_[index];
+  // Graphs are used again, so the flag is set again too.
+  node->flags = skipped ? node->flags & ~GGML_TENSOR_FLAG_COMPUTE : node->flags | GGML_TENSOR_FLAG_COMPUTE;
+}
+
+bool AttentionTap::on_node(ggml_tensor* node, bool asking) {
+  Found const found = find(node);
+  bool const wanted = found.part != Part::none && found.part != Part::weighted;
+  if (asking) set_computed(node, found);
+  if (asking || !wanted) return wanted;
+  if (found.layer >= shape_.layers) {
+    fail("layer", "one of " + std::to_string(shape_.layers), std::to_string(found.layer), node);
+  }
+  Layer& layer = layers_[static_cast<std::size_t>(found.layer)];
+  switch (found.part) {
+    case Part::keys: layer.keys = floats_of(node->src[0]); break;
+    case Part::values: layer.values = floats_of(node->src[0]); break;
+    case Part::queries: take_queries(node->src[1], layer); break;
+    case Part::soft_max: take_soft_max(node, layer); break;
+    case Part::fused:
+      take_fused(node, layer);
+      deliver(node, layer, found.layer);
+      break;
+    case Part::output: deliver(node, layer, found.layer); break;
+    case Part::weighted:
+    case Part::none: break;
+  }
+  return true;
+}
+
+void AttentionTap::take_queries(ggml_tensor const* permuted, Layer& layer) {
+  // The attention reads them as [head_dim, tokens, heads]; here a token's heads lie side by side.
+  auto const tokens = static_cast<std::int64_t>(positions_.size());
+  if (permuted->ne[1] != tokens || permuted->ne[3] != 1) {
+    fail("queries", "those of " + std::to_string(tokens) + " tokens in one graph", std::to_string(permuted->ne[1]),
+         permuted);
+  }
+  layer.head_dim = permuted->ne[0];
+  layer.num_query_heads = permuted->ne[2];
+  layer.queries = floats_of(permuted, 1, 2);
+}
+
+void AttentionTap::take_soft_max(ggml_tensor const* node, Layer& layer) {
+  float const scale = parameter(node, 0);
+  if (parameter(node, 1) != 0 || node->src[2] != nullptr) {
+    fail("attention", "logits of queries and keys alone", "a bias by distance (ALiBi) or learned sinks", node);
+  }
+  ggml_tensor const* logits = node->src[0];
+  if (logits->op == GGML_OP_MUL_MAT) {
+    layer.scale = scale;
+  } else {
+    // cap · tanh(factor · q·k): three nodes; the softmax's own scale would come after the cap.
+    ggml_tensor const* const hyperbolic = logits->op == GGML_OP_SCALE ? logits->src[0] : nullptr;
+    ggml_tensor const* const scaled =
+        hyperbolic != nullptr && hyperbolic->op == GGML_OP_UNARY ? hyperbolic->src[0] : nullptr;
+    bool const capped = scaled != nullptr && scaled->op == GGML_OP_SCALE && scaled->src[0]->op == GGML_OP_MUL_MAT;
+    if (!capped || scale != 1) {
+      fail("logits", "scale · q·k, with or without a soft cap around it", "something else", node);
+    }
+    layer.soft_cap = parameter(logits, 0);
+    layer.scale = parameter(scaled, 0) * layer.soft_cap;
+  }
+  layer.sliding_window = window_of(node->src[1], node);
+  layer.scored = true;
+}
+
+void AttentionTap::take_fused(ggml_tensor const* node, Layer& layer) {
+  if (parameter(node, 1) != 0 || node->src[4] != nullptr) {
+    fail("attention", "logits of queries and keys alone", "a bias by distance (ALiBi) or learned sinks", node);
+  }
+  take_queries(node->src[0], layer);
+  layer.scale = parameter(node, 0);
+  layer.soft_cap = parameter(node, 2);
+  layer.sliding_window = window_of(node->src[3], node);
+  layer.scored = true;
+}
+
+std::int32_t AttentionTap::window_of(ggml_tensor const* mask, ggml_tensor const* node) {
+  if (mask == nullptr || (mask->type != GGML_TYPE_F32 && mask->type != GGML_TYPE_F16)) {
+    fail("mask", "one of 0 and -inf for each query and key", mask == nullptr ? "none" : ggml_type_name(mask->type),
+         node);
+  }
+  auto const known = windows_.find(mask);
+  if (known != windows_.end()) return known->second;
+  TensorBytes const bytes(mask);
+  auto const tokens = static_cast<std::int64_t>(positions_.size());
+  if (mask->ne[0] < tokens || mask->ne[1] < tokens || mask->ne[3] != 1) {
+    fail("mask", std::to_string(tokens) + " queries and as many keys",
+         std::to_string(mask->ne[1]) + " and " + std::to_string(mask->ne[0]), node);
+  }
+  // Not -inf: what a query sees. Minus infinity is the one value with these bits.
+  auto const sees = [&](std::int64_t query, std::int64_t key) {
+    std::byte const* const at =
+        bytes.data() + static_cast<std::size_t>(query) * mask->nb[1] + static_cast<std::size_t>(key) * mask->nb[0];
+    if (mask->type == GGML_TYPE_F16) {
+      std::uint16_t bits = 0;
+      std::memcpy(&bits, at, sizeof(bits));
+      return bits != 0xfc00U;
+    }
+    float value = 0;
+    std::memcpy(&value, at, sizeof(value));
+    return std::isfinite(value);
+  };
+  std::int64_t window = 0;
+  for (std::int64_t query = 0; query < tokens; ++query) {
+    std::int64_t first = 0;
+    while (first < query && !sees(query, first)) ++first;
+    std::int64_t seen = 0;
+    for (std::int64_t key = first; key < mask->ne[0]; ++key) seen += sees(query, key) ? 1 : 0;
+    std::int64_t const length = query - first + 1;
+    if (first > 0 && window == 0) window = length;
+    bool const fits = seen == length && sees(query, query) && (window == 0 ? first == 0 : length <= window) &&
+                      (first == 0 || length == window);
+    if (!fits) {
+      fail("mask", "every query to see its own token and those before it, all or the last few",
+           "query " + std::to_string(query) + " sees " + std::to_string(seen) + " keys from " + std::to_string(first) +
+               " on",
+           node);
+    }
+  }
+  windows_[mask] = static_cast<std::int32_t>(window);
+  return static_cast<std::int32_t>(window);
+}
+
+void AttentionTap::deliver(ggml_tensor* node, Layer& layer, std::int32_t index) {
+  auto const cell = [&](std::string_view cache) { return std::string(cache) + std::to_string(index); };
+  if (layer.keys.empty()) fail("keys", "a SET_ROWS node that stores them in " + cell(key_cache), "none", node);
+  if (layer.values.empty()) fail("values", "a SET_ROWS node that stores them in " + cell(value_cache), "none", node);
+  if (layer.queries.empty()) fail("queries", "a MUL_MAT node with " + cell(key_cache), "none", node);
+  if (!layer.scored) fail("scale and mask", "a SOFT_MAX node", "none", node);
+
+  auto const tokens = static_cast<std::int64_t>(positions_.size());
+  std::int64_t const row = tokens * layer.head_dim;
+  auto const elements = static_cast<std::int64_t>(layer.keys.size());
+  std::int64_t const num_kv_heads = elements / row;
+  bool const fits = elements % row == 0 && num_kv_heads > 0 && layer.num_query_heads % num_kv_heads == 0 &&
+                    layer.values.size() == layer.keys.size();
+  if (!fits) {
+    fail("keys and values", "as many, of heads that divide " + std::to_string(layer.num_query_heads) + " query heads",
+         std::to_string(layer.keys.size()) + " and " + std::to_string(layer.values.size()) + " elements", node);
+  }
+  bool const replaced = mode_ == TapMode::replace;
+  bool const skipped = !skipped_.empty() && skipped_[static_cast<std::size_t>(index)];
+  if (replaced) {
+    if (node->type != GGML_TYPE_F32 || !ggml_is_contiguous(node) ||
+        ggml_nelements(node) != layer.num_query_heads * row) {
+      fail("attention's output", "single precision, [tokens, query heads · head_dim]", ggml_type_name(node->type),
+           node);
+    }
+    output_.resize(static_cast<std::size_t>(ggml_nelements(node)));
+    if (skipped) {
+      // So that what a handler forgets is seen.
+      std::fill(output_.begin(), output_.end(), std::numeric_limits<float>::quiet_NaN());
+    } else {
+      ggml_backend_tensor_get(node, output_.data(), 0, ggml_nbytes(node));
+    }
+  }
+  handler_({.layer = index,
+            .queries = layer.queries.data(),
+            .keys = layer.keys.data(),
+            .values = layer.values.data(),
+            .num_query_heads = static_cast<std::int32_t>(layer.num_query_heads),
+            .num_kv_heads = static_cast<std::int32_t>(num_kv_heads),
+            .tokens = tokens,
+            .head_dim = layer.head_dim,
+            .positions = positions_,
+            .scale = layer.scale,
+            .soft_cap = layer.soft_cap,
+            .sliding_window = layer.sliding_window,
+            .output = replaced ? output_.data() : nullptr});
+  if (replaced) ggml_backend_tensor_set(node, output_.data(), 0, ggml_nbytes(node));
+  // A layer's tensors are large, and none but this one is looked at.
+  layer = Layer{};
+  layer.delivered = true;
+}
+
+void AttentionTap::finish() {
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    Layer const& layer = layers_[i];
+    if (layer.delivered) continue;
+    std::string const number = std::to_string(i);
+    std::string missing = "CONT, of probabilities times values";
+    if (!layer.scored) missing = "SOFT_MAX of queries times keys, or FLASH_ATTN_EXT";
+    if (layer.queries.empty()) missing = "MUL_MAT with " + std::string(key_cache) + number + ", or FLASH_ATTN_EXT";
+    if (layer.keys.empty()) missing = "SET_ROWS into " + std::string(key_cache) + number;
+    fail("attention of layer " + number, "a node " + missing, "none in the whole graph", nullptr);
+  }
+}
+
+void AttentionTap::fail(std::string what, std::string expected, std::string got, ggml_tensor const* node) const {
+  std::string where = "architecture '" + shape_.architecture + "'";
+  if (node != nullptr) where += ", node " + std::string(ggml_op_desc(node)) + " '" + node->name + "'";
+  throw ha::Error({std::move(what), std::move(expected), std::move(got), std::move(where)});
+}
+
+}  // namespace llama_adapter

@@ -1,0 +1,100 @@
+#pragma once
+
+// Reads queries, keys and values of every layer while llama.cpp runs, and can put another output in the place of its
+// attention's. Nothing in llama.cpp is changed: its callback for graph nodes is the seam. Nodes are told by what they
+// compute, since their names differ from model to model.
+
+#include "tools/llama/engine.hpp"
+#include "tools/llama/node_observer.hpp"
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace llama_adapter {
+
+/// One layer's attention of one evaluation. All pointers are borrowed and valid during the call.
+struct TappedAttention {
+  std::int32_t layer = 0;
+  float const* queries = nullptr;  ///< [tokens, num_query_heads, head_dim], after the rotary embedding
+  float const* keys = nullptr;     ///< [tokens, num_kv_heads, head_dim], after the rotary embedding
+  float const* values = nullptr;   ///< [tokens, num_kv_heads, head_dim]
+  std::int32_t num_query_heads = 0;
+  std::int32_t num_kv_heads = 0;  ///< query head h reads KV head h / (num_query_heads / num_kv_heads)
+  std::int64_t tokens = 0;
+  std::int64_t head_dim = 0;
+  std::span<std::int32_t const> positions;
+  float scale = 1;                  ///< of q·k
+  float soft_cap = 0;               ///< logits are soft_cap · tanh(scale · q·k / soft_cap); 0: none
+  std::int32_t sliding_window = 0;  ///< keys a query sees, its own included; 0: as far as these tokens show, all
+  /// [tokens, num_query_heads · head_dim]: holds the engine's output; what the handler leaves there is what the model
+  /// goes on with. nullptr unless replacing.
+  float* output = nullptr;
+};
+
+/// Whether the model goes on with its own attention or with what the handler writes.
+enum class TapMode : std::uint8_t { observe, replace };
+
+/// Gives each layer's attention to a handler, in the order of the layers.
+class AttentionTap : public NodeObserver {
+ public:
+  using Handler = std::function<void(TappedAttention const&)>;
+
+  /// @param shape  of the model that runs: each of its layers has to be seen in every evaluation
+  AttentionTap(ModelShape shape, Handler handler, TapMode mode = TapMode::observe);
+
+  /// Layers whose own attention the engine need not compute from the next evaluation on, because the handler writes all
+  /// of it; `output` then holds NaN. Takes about a third off a run of 2,048 tokens. It uses a
+  /// flag of nodes that llama.cpp's CPU back end heeds.
+  /// @param layers  [layers], empty: none @pre  mode is replace
+  void skip_own_attention(std::vector<bool> layers);
+
+  void begin(std::span<std::int32_t const> positions) override;
+  /// @throws Error naming architecture and node, if the graph is not made as this needs it
+  bool on_node(ggml_tensor* node, bool asking) override;
+  /// @throws Error naming the first layer and node that were missed
+  void finish() override;
+
+ private:
+  /// What of a layer's attention the graph's nodes show, in the order in which they come.
+  enum class Part : std::uint8_t { none, keys, values, queries, soft_max, weighted, output, fused };
+  struct Found {
+    Part part = Part::none;
+    std::int32_t layer = -1;
+  };
+  struct Layer {
+    std::vector<float> queries;
+    std::vector<float> keys;
+    std::vector<float> values;
+    std::int64_t num_query_heads = 0;
+    std::int64_t head_dim = 0;
+    float scale = 1;
+    float soft_cap = 0;
+    std::int32_t sliding_window = 0;
+    bool scored = false;  ///< scale, cap and window are known
+    bool delivered = false;
+  };
+
+  [[nodiscard]] static Found find(ggml_tensor const* node);
+  void set_computed(ggml_tensor* node, Found const& found) const;
+  void take_queries(ggml_tensor const* permuted, Layer& layer);
+  void take_soft_max(ggml_tensor const* node, Layer& layer);
+  void take_fused(ggml_tensor const* node, Layer& layer);
+  [[nodiscard]] std::int32_t window_of(ggml_tensor const* mask, ggml_tensor const* node);
+  void deliver(ggml_tensor* node, Layer& layer, std::int32_t index);
+  [[noreturn]] void fail(std::string what, std::string expected, std::string got, ggml_tensor const* node) const;
+
+  ModelShape shape_;
+  Handler handler_;
+  TapMode mode_;
+  std::vector<bool> skipped_;
+  std::vector<std::int32_t> positions_;
+  std::vector<Layer> layers_;
+  std::vector<float> output_;
+  std::map<ggml_tensor const*, std::int32_t> windows_;  ///< of this evaluation's masks
+};
+
+}  // namespace llama_adapter

@@ -1,0 +1,90 @@
+#pragma once
+
+// A model whose attention runs on a per-head cache. The engine's own memory is emptied before every read, so a context
+// of 256 cells suffices however long the text gets.
+
+#include "tools/llama/attention_tap.hpp"
+#include "tools/llama/engine.hpp"
+#include "tools/llama/head_cache.hpp"
+
+#include <headaware/policy/table.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace llama_adapter {
+
+struct CachedModelOptions {
+  std::int32_t chunk = 256;  ///< most tokens of a read
+  bool all_logits = false;   ///< of every token of a read; else of the last one
+  std::int32_t threads = 1;  ///< of the engine
+};
+
+/// @tparam T  of the kept keys and values: float, or headaware::float16 as engines hold them
+template <class T>
+class CachedModel {
+ public:
+  /// @param model          borrowed
+  /// @param table          policies, each a sink and a window
+  /// @param model_windows  `layer_windows(model)`
+  /// @param max_tokens     room of heads that keep everything
+  CachedModel(Model const& model, headaware::PolicyTable table, std::vector<std::int32_t> model_windows,
+              std::int64_t max_tokens, CachedModelOptions const& options)
+      : cache_(std::move(table), model.shape(), std::move(model_windows), max_tokens),
+        tap_(
+            model.shape(), [this](TappedAttention const& attention) { cache_.run(attention); }, TapMode::replace),
+        context_(model, context_options(options)) {}
+  CachedModel(CachedModel const&) = delete;
+  CachedModel& operator=(CachedModel const&) = delete;
+
+  /// Reads tokens behind those read before, at most a chunk of them: each sees what the policies had kept until then.
+  void read(std::span<std::int32_t const> tokens) {
+    context_.evaluate(tokens, static_cast<std::int32_t>(cache_.length()));
+    cache_.advance();
+  }
+  /// Logits [vocabulary] behind a token of the last read. @return borrowed; valid until the next one
+  [[nodiscard]] std::span<float const> logits(std::size_t index) const {
+    return context_.logits(static_cast<std::int32_t>(index));
+  }
+  [[nodiscard]] HeadCache<T> const& cache() const { return cache_; }
+
+ private:
+  ContextOptions context_options(CachedModelOptions const& options) {
+    ContextOptions result;
+    result.tokens = options.chunk;
+    result.cells = 256;
+    result.all_logits = options.all_logits;
+    result.threads = options.threads;
+    result.observer = &tap_;
+    return result;
+  }
+
+  HeadCache<T> cache_;
+  AttentionTap tap_;
+  Context context_;
+};
+
+/// @brief −log p of every token but the first of a text that is read chunk by chunk.
+/// @param reader    `read(tokens)`, and `logits(index)` of each token of the last read
+/// @param advanced  (tokens read so far), behind each chunk
+template <class Reader, class Advanced>
+[[nodiscard]] std::vector<double> losses_of(Reader& reader, std::span<std::int32_t const> tokens, std::size_t chunk,
+                                            Advanced const& advanced) {
+  std::vector<double> losses;
+  for (std::size_t at = 0; at < tokens.size();) {
+    std::size_t const count = std::min(chunk, tokens.size() - at);
+    reader.read(tokens.subspan(at, count));
+    for (std::size_t i = 0; i < count && at + i + 1 < tokens.size(); ++i) {
+      losses.push_back(loss_of(reader.logits(i), tokens[at + i + 1]));
+    }
+    at += count;
+    advanced(static_cast<std::int64_t>(at));
+  }
+  return losses;
+}
+
+}  // namespace llama_adapter

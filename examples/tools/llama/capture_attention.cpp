@@ -1,0 +1,129 @@
+// Runs a model over a text and writes queries, keys and values of its attention: a capture (support/capture.hpp).
+
+#include "tools/llama/attention_tap.hpp"
+#include "tools/llama/chunk_capture.hpp"
+#include "tools/llama/engine.hpp"
+#include "tools/llama/exact_copy.hpp"
+#include "tools/llama/text_chunks.hpp"
+#include "tools/llama/unfinished_capture.hpp"
+#include "tools/support/command.hpp"
+#include "tools/support/folder.hpp"
+#include "tools/support/validators.hpp"
+
+#include <headaware/io/detail/json_text.hpp>
+#include <headaware/io/file.hpp>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <numeric>
+#include <string>
+#include <vector>
+
+namespace ha = headaware;
+
+namespace {
+
+struct Options {
+  std::filesystem::path model;
+  std::filesystem::path text;
+  std::filesystem::path output_dir;
+  std::filesystem::path cache_dir = llama_adapter::default_cache_folder();
+  std::int32_t chunk_size = 512;
+  std::int64_t max_tokens = 0;
+  std::int32_t threads = 1;
+  std::vector<std::int32_t> layers;
+  bool exact = false;
+};
+
+std::vector<std::int32_t> layers_of(llama_adapter::ModelShape const& shape, Options const& options) {
+  std::vector<std::int32_t> layers = options.layers;
+  if (layers.empty()) {
+    layers.resize(static_cast<std::size_t>(shape.layers));
+    std::iota(layers.begin(), layers.end(), 0);
+  }
+  for (std::int32_t const layer : layers) ha::detail::require_index(layer, shape.layers, "layer", "--layers");
+  std::sort(layers.begin(), layers.end());
+  layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
+  return layers;
+}
+
+nlohmann::ordered_json description(llama_adapter::Model const& model, llama_adapter::ChunkCapture const& capture,
+                                   Options const& options) {
+  auto const& shape = model.shape();
+  return {{"layers", capture.layers()},
+          {"model",
+           {{"name", shape.name},
+            {"architecture", shape.architecture},
+            {"file", options.model.filename().string()},
+            {"num_layers", shape.layers},
+            {"single_precision_weights", options.exact}}},
+          {"scale", capture.scale()},
+          {"soft_cap", capture.soft_cap()},
+          {"sliding_windows", capture.sliding_windows()},
+          {"first_position", 0}};
+}
+
+void run(Options const& options) {
+  // Before anything that takes long.
+  llama_adapter::Model const named(options.model);
+  auto const layers = layers_of(named.shape(), options);
+  auto const chunks = llama_adapter::chunks_of(named, ha::read_text_file(options.text), options.chunk_size,
+                                               options.max_tokens, options.text.string());
+  llama_adapter::UnfinishedCapture unfinished(options.output_dir);
+  support::prepare_results(options.output_dir, {"tokens.json", "capture.json"});
+  if (options.exact) std::fprintf(stderr, "single precision: looking for a copy in %s\n", options.cache_dir.c_str());
+  llama_adapter::Model const model(options.exact ? llama_adapter::exact_copy(options.model, options.cache_dir)
+                                                 : options.model);
+
+  llama_adapter::ChunkCapture capture(layers);
+  llama_adapter::AttentionTap tap(model.shape(), [&](auto const& layer) { capture.take(layer); });
+  llama_adapter::Context context(
+      model, {.tokens = options.chunk_size, .all_logits = false, .threads = options.threads, .observer = &tap});
+  auto const start = std::chrono::steady_clock::now();
+  std::size_t tokens = 0;
+  for (std::size_t i = 0; i < chunks.size(); ++i) {
+    context.evaluate(chunks[i]);
+    capture.save(options.output_dir, "chunk" + std::to_string(i));
+    tokens += chunks[i].size();
+    double const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    std::fprintf(stderr, "\rchunk %zu of %zu, %zu tokens, %.1f s", i + 1, chunks.size(), tokens, seconds);
+  }
+  std::fprintf(stderr, "\n");
+  ha::write_file(options.output_dir / "tokens.json", ha::detail::json_text(nlohmann::json{{"tokens", chunks}}) + "\n");
+  ha::write_file(options.output_dir / "capture.json",
+                 ha::detail::json_text(description(named, capture, options), 2) + "\n");
+  unfinished.finish();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app{"Captures queries, keys and values of a model's attention over a text, with llama.cpp"};
+  app.add_option("--model,--model_id", options.model, "GGUF file")->required();
+  app.add_option("--text", options.text, "text file")->required()->check(CLI::ExistingFile);
+  app.add_option("--output_dir", options.output_dir, "new folder for the capture")->required();
+  app.add_option("--chunk_size", options.chunk_size, "tokens of a sequence")
+      ->capture_default_str()
+      ->check(CLI::Range(static_cast<std::int32_t>(llama_adapter::shortest_chunk), std::int32_t{1} << 20));
+  app.add_option("--max_tokens", options.max_tokens, "tokens of the text; default: all")->check(support::positive);
+  app.add_option("--layers", options.layers, "layers to write, such as 0,10,18; default: all")
+      ->delimiter(',')
+      ->check(support::non_negative);
+  app.add_flag("--exact", options.exact, "run a copy of the model with weights in single precision");
+  app.add_option("--cache_dir", options.cache_dir, "folder of such copies")->capture_default_str();
+  app.add_option("--threads", options.threads, "cores for the model")
+      ->capture_default_str()
+      ->check(support::thread_range());
+  CLI11_PARSE(app, argc, argv);
+  return support::run_command("capture_attention", [&] {
+    run(options);
+    return 0;
+  });
+}

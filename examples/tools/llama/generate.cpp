@@ -1,0 +1,257 @@
+// An unmodified llama.cpp on headaware's cache: its attention reads what each KV head keeps, its own memory is emptied
+// after every step, and a context of 256 cells suffices however long the text gets.
+
+#include "tools/llama/cached_model.hpp"
+#include "tools/llama/engine.hpp"
+#include "tools/llama/exact_copy.hpp"
+#include "tools/support/command.hpp"
+#include "tools/support/plan_file.hpp"
+#include "tools/support/progress.hpp"
+#include "tools/support/validators.hpp"
+
+#include <headaware/classify/builders.hpp>
+#include <headaware/io/file.hpp>
+#include <headaware/io/policy_table.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace ha = headaware;
+using namespace llama_adapter;
+
+namespace {
+
+struct Options {
+  std::filesystem::path model;
+  std::filesystem::path policies;
+  std::string policy = "streaming_llm";
+  std::int32_t sink = 4;
+  std::int32_t window = 508;
+  std::string prompt = "Once upon a time";
+  std::filesystem::path prompt_file;
+  std::filesystem::path perplexity;
+  std::int64_t max_tokens = 0;
+  std::int32_t new_tokens = 200;
+  std::int32_t chunk = 256;
+  std::int32_t threads = 1;
+  bool exact = false;
+  bool compare = false;
+  bool flash_attention = false;
+  bool ignore_end = false;
+  std::filesystem::path cache_dir = default_cache_folder();
+};
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+ha::PolicyTable table_of(Options const& options, ModelShape const& shape) {
+  ha::ModelConfig const model = shape.config();
+  if (!options.policies.empty()) return ha::load_policy_table(options.policies, model);
+  if (options.policy == "full") return ha::table_from_model_config(model, ha::Full{});
+  if (options.policy == "window_only") return ha::table_from_model_config(model, ha::WindowOnly{options.window});
+  return ha::table_from_model_config(model, ha::SinkWindow{options.sink, options.window});
+}
+
+/// The options' model on a cache of its own.
+template <class T>
+CachedModel<T> cached(Model const& model, Options const& options, std::int64_t max_tokens, bool all_logits) {
+  return {model,
+          table_of(options, model.shape()),
+          layer_windows(model),
+          max_tokens,
+          {.chunk = options.chunk, .all_logits = all_logits, .threads = options.threads}};
+}
+
+/// The engine by itself, with a cache for all tokens.
+class Engine {
+ public:
+  Engine(Model const& model, Options const& options, std::int64_t max_tokens, bool all_logits)
+      : context_(model, context_options(options, max_tokens, all_logits)) {}
+  void read(std::span<std::int32_t const> tokens) {
+    context_.extend(tokens, length_);
+    length_ += static_cast<std::int32_t>(tokens.size());
+  }
+  [[nodiscard]] std::span<float const> logits(std::size_t index) const {
+    return context_.logits(static_cast<std::int32_t>(index));
+  }
+
+ private:
+  static ContextOptions context_options(Options const& options, std::int64_t max_tokens, bool all_logits) {
+    ContextOptions result;
+    result.tokens = options.chunk;
+    result.cells = static_cast<std::int32_t>(max_tokens);
+    result.flash_attention = options.flash_attention;
+    result.half_precision_kv = !options.exact;
+    result.all_logits = all_logits;
+    result.threads = options.threads;
+    return result;
+  }
+  Context context_;
+  std::int32_t length_ = 0;
+};
+
+struct Generated {
+  std::vector<std::int32_t> tokens;
+  double prefill_seconds = 0;
+  double decode_seconds = 0;
+};
+
+/// Reads the prompt chunk by chunk, then decodes greedily; `show` sees each new token.
+template <class Reader, class Show>
+Generated generate(Reader& reader, Model const& model, std::vector<std::int32_t> const& prompt, Options const& options,
+                   Show const& show) {
+  Generated result;
+  double const start = now();
+  std::size_t last = 0;
+  for (std::size_t at = 0; at < prompt.size(); at += last) {
+    last = std::min(static_cast<std::size_t>(options.chunk), prompt.size() - at);
+    reader.read(std::span(prompt).subspan(at, last));
+  }
+  double const middle = now();
+  while (static_cast<std::int32_t>(result.tokens.size()) < options.new_tokens) {
+    std::int32_t const token = greedy_token(reader.logits(last - 1));
+    if (!options.ignore_end && llama_vocab_is_eog(llama_model_get_vocab(model.get()), token)) break;
+    result.tokens.push_back(token);
+    show(token);
+    reader.read(std::span(&token, 1));
+    last = 1;
+  }
+  result.prefill_seconds = middle - start;
+  result.decode_seconds = now() - middle;
+  return result;
+}
+
+void report(char const* who, std::size_t prompt, Generated const& run, double bytes) {
+  std::printf("%-10s %8.1f MiB of keys and values, prefill %7.1f tokens/s, decoding %6.1f tokens/s\n", who,
+              bytes / 1048576, static_cast<double>(prompt) / run.prefill_seconds,
+              static_cast<double>(run.tokens.size()) / run.decode_seconds);
+}
+
+template <class T>
+void run_prompt(Model const& model, Options const& options) {
+  std::string const text = options.prompt_file.empty() ? options.prompt : ha::read_text_file(options.prompt_file);
+  auto prompt = model.tokenize(text, true);
+  if (options.max_tokens > 0) prompt.resize(std::min(prompt.size(), static_cast<std::size_t>(options.max_tokens)));
+  ha::detail::require(!prompt.empty(), "prompt", "at least one token", "none", "--prompt");
+  auto const total = static_cast<std::int64_t>(prompt.size()) + options.new_tokens;
+  auto runner = cached<T>(model, options, total, false);
+  std::string const start = prompt.size() > 100 ? "" : model.detokenize(prompt);
+  std::fwrite(start.data(), 1, start.size(), stdout);
+  auto const own = generate(runner, model, prompt, options, [&](std::int32_t token) {
+    std::string const piece = model.piece(token);
+    std::fwrite(piece.data(), 1, piece.size(), stdout);
+    std::fflush(stdout);
+  });
+  auto const& shape = model.shape();
+  double const token_bytes = 2.0 * shape.layers * shape.num_kv_heads * shape.head_dim * sizeof(T);
+  double const full = token_bytes * static_cast<double>(runner.cache().length());
+  std::printf("\n\n%lld tokens, %.1f of them kept a KV head\n", static_cast<long long>(runner.cache().length()),
+              runner.cache().mean_kept());
+  report("headaware", prompt.size(), own, static_cast<double>(runner.cache().bytes()));
+  std::printf("%-10s %8.1f MiB for all tokens (%.1f %% held)\n", "full", full / 1048576,
+              100 * static_cast<double>(runner.cache().bytes()) / full);
+  if (!options.compare) return;
+  Engine engine(model, options, total, false);
+  auto const other = generate(engine, model, prompt, options, [](std::int32_t) {});
+  report("llama.cpp", prompt.size(), other, full);
+  auto const same = std::mismatch(own.tokens.begin(), own.tokens.end(), other.tokens.begin(), other.tokens.end());
+  std::printf("the first %lld of %zu new tokens are the same\n",
+              static_cast<long long>(same.first - own.tokens.begin()), own.tokens.size());
+}
+
+/// Losses of a text, with progress.
+template <class Reader>
+std::vector<double> measure(Reader& reader, std::vector<std::int32_t> const& tokens, Options const& options) {
+  support::Progress progress("reading", "tokens", std::ssize(tokens));
+  auto losses = losses_of(reader, tokens, static_cast<std::size_t>(options.chunk),
+                          [&](std::int64_t read) { progress.show(static_cast<double>(read)); });
+  progress.finish(static_cast<double>(tokens.size()));
+  return losses;
+}
+
+template <class T>
+void run_perplexity(Model const& model, Options const& options) {
+  auto tokens = model.tokenize(ha::read_text_file(options.perplexity), true);
+  if (options.max_tokens > 0) tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(options.max_tokens)));
+  auto const total = std::ssize(tokens);
+  ha::detail::require(total > 1, "tokens to measure", "at least 2, as each but the first is predicted", total,
+                      "--perplexity");
+  auto runner = cached<T>(model, options, total, true);
+  auto const losses = measure(runner, tokens, options);
+  std::printf("perplexity %.5f over %zu tokens, %.1f kept a KV head, %.1f MiB\n", perplexity(losses), tokens.size(),
+              runner.cache().mean_kept(), static_cast<double>(runner.cache().bytes()) / 1048576);
+  if (!options.compare) return;
+  Engine engine(model, options, total, true);
+  std::printf("perplexity %.5f by llama.cpp alone\n", perplexity(measure(engine, tokens, options)));
+}
+
+void run(Options const& options) {
+  if (!options.perplexity.empty()) {
+    ha::detail::require(options.max_tokens != 1, "tokens to measure", "at least 2, as each but the first is predicted",
+                        options.max_tokens, "--max_tokens");
+  }
+  Model const model(options.exact ? exact_copy(options.model, options.cache_dir) : options.model);
+  if (!options.policies.empty() && !support::is_of_a_plan(options.policies)) {
+    std::fprintf(stderr,
+                 "note: policies from rules of head types lose more than uniform windows of the same size; a plan that "
+                 "analyze_attention --plan measures loses least\n");
+  }
+  bool const measure = !options.perplexity.empty();
+  // Comparisons want single precision throughout; engines hold half.
+  if (options.exact) {
+    measure ? run_perplexity<float>(model, options) : run_prompt<float>(model, options);
+  } else {
+    measure ? run_perplexity<ha::float16>(model, options) : run_prompt<ha::float16>(model, options);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app{"Text from a GGUF model whose attention runs on a cache compressed head by head"};
+  app.add_option("--model,--model_id", options.model, "GGUF file")->required();
+  auto* const file =
+      app.add_option("--classifications,--plan", options.policies, "classifications or plan.json: a policy a KV head")
+          ->check(CLI::ExistingFile);
+  app.add_option("--policy", options.policy, "one policy for all heads, without such a file")
+      ->excludes(file)
+      ->check(CLI::IsMember({"streaming_llm", "window_only", "full"}))
+      ->capture_default_str();
+  app.add_option("--sink", options.sink, "sinks of streaming_llm")->capture_default_str()->check(support::non_negative);
+  app.add_option("--window", options.window,
+                 "window of streaming_llm and window_only; a head owns 31 slots more, so that 32 tokens are read at a "
+                 "time")
+      ->capture_default_str()
+      ->check(support::non_negative);
+  app.add_option("--prompt", options.prompt, "text to go on from")->capture_default_str();
+  app.add_option("--prompt_file", options.prompt_file, "the same from a file")->check(CLI::ExistingFile);
+  app.add_option("--perplexity", options.perplexity, "measure on this text instead of writing one")
+      ->check(CLI::ExistingFile);
+  app.add_option("--max_tokens", options.max_tokens, "tokens of the prompt or text; default: all")
+      ->check(support::positive);
+  app.add_option("-n,--new_tokens", options.new_tokens, "tokens to write")
+      ->capture_default_str()
+      ->check(support::non_negative);
+  app.add_option("--chunk", options.chunk, "tokens read at a time")->capture_default_str()->check(CLI::Range(1, 256));
+  app.add_option("--threads", options.threads, "cores for the model")
+      ->capture_default_str()
+      ->check(support::thread_range());
+  app.add_flag("--exact", options.exact, "weights, keys and values in single precision");
+  app.add_flag("--compare", options.compare, "then the same by the engine alone, with a cache for all tokens");
+  app.add_flag("--flash_attention", options.flash_attention, "the engine alone with its fused attention");
+  app.add_flag("--ignore_end", options.ignore_end, "write on past the model's end of text");
+  app.add_option("--cache_dir", options.cache_dir, "folder of single-precision copies")->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+  return support::run_command("generate", [&] {
+    run(options);
+    return 0;
+  });
+}

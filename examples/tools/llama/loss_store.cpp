@@ -1,0 +1,174 @@
+#include "tools/llama/loss_store.hpp"
+
+#include "tools/llama/reference_predictions.hpp"
+#include "tools/llama/saved_losses.hpp"
+#include "tools/support/content_hash.hpp"
+#include "tools/support/folder.hpp"
+#include "tools/support/npy.hpp"
+#include "tools/support/progress.hpp"
+
+#include <headaware/error.hpp>
+#include <headaware/io/file.hpp>
+#include <headaware/plan/compare.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <fstream>
+#include <memory>
+#include <numeric>
+#include <set>
+#include <string>
+#include <utility>
+
+namespace llama_adapter {
+
+namespace ha = headaware;
+
+std::string identity_of(Model const& model) {
+  std::filesystem::path const& path = model.path();
+  constexpr std::uint64_t block = std::uint64_t{1} << 16;
+  constexpr std::uint64_t blocks = 64;
+  std::uint64_t const size = std::filesystem::file_size(path);
+  std::ifstream stream(path, std::ios::binary);
+  std::string bytes(block, '\0');
+  support::ContentHash hash;
+  for (std::uint64_t i = 0; i <= blocks; ++i) {
+    stream.seekg(static_cast<std::streamoff>(size > block ? (size - block) / blocks * i : 0));
+    stream.read(bytes.data(), static_cast<std::streamsize>(std::min(block, size)));
+    hash.add(bytes);
+  }
+  return std::to_string(size) + " " + hash.text();
+}
+
+std::string text_of(ha::PolicyTable const& table) {
+  std::string text;
+  for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
+    for (std::int32_t head = 0; head < table.num_kv_heads(); ++head) {
+      auto const& policy = table.at(layer, head);
+      auto const kept = ha::detail::sinks_of(policy, "LossStore");
+      text += std::string(policy.name()) + " " + std::to_string(kept.sink) + " " + std::to_string(kept.window) + ";";
+    }
+  }
+  return text;
+}
+
+namespace {
+
+/// Tells divergences from losses.
+std::string divergence_kind(std::int64_t first) { return " divergence from " + std::to_string(first); }
+
+}  // namespace
+
+LossStore::LossStore(PolicyRun& run, std::filesystem::path folder)
+    : run_(&run),
+      folder_(std::move(folder)),
+      model_(identity_of(run.model()) + (run.fused() ? " fused" : " plain") +
+             (run.positions() == KeyPositions::cache ? " cache positions" : "")) {
+  support::make_folder(folder_);
+}
+
+std::filesystem::path LossStore::path_of(LossJob const& job, std::string const& kind) const {
+  support::ContentHash hash;
+  hash.add(model_ + kind);
+  hash.add(text_of(job.table));
+  hash.add(job.tokens);
+  return folder_ / (hash.text() + ".npy");
+}
+
+std::int64_t LossStore::tokens_to_run(std::span<LossJob const> jobs, std::optional<std::int64_t> divergences) const {
+  std::string const kind = divergences ? divergence_kind(*divergences) : "";
+  std::set<std::filesystem::path> missing;
+  std::int64_t tokens = 0;
+  for (LossJob const& job : jobs) {
+    auto const path = path_of(job, kind);
+    if (!std::filesystem::exists(path) && missing.insert(path).second) tokens += std::ssize(job.tokens);
+  }
+  return tokens;
+}
+
+/// @param first  the first token that has a value; @param run  (job, function to call behind each layer) to values
+template <class Run>
+std::vector<std::vector<double>> LossStore::run_missing(std::string const& what, std::span<LossJob const> jobs,
+                                                        std::string const& kind, std::int64_t first, Run const& run) {
+  std::int64_t total = 0;
+  std::int64_t done = 0;
+  std::set<std::filesystem::path> counted;  // equal jobs run once
+  for (LossJob const& job : jobs) {
+    auto const path = path_of(job, kind);
+    if (!counted.insert(path).second) continue;
+    total += std::ssize(job.tokens);
+    if (std::filesystem::exists(path)) done += std::ssize(job.tokens);
+  }
+  bool const runs = done < total;
+  support::Interrupt const interrupt;
+  support::Progress progress(what, "tokens", total, done);
+  auto const layers = static_cast<double>(run_->model().shape().layers);
+  std::vector<std::vector<double>> result;
+  for (LossJob const& job : jobs) {
+    auto const path = path_of(job, kind);
+    if (!std::filesystem::exists(path)) {
+      auto const tokens = static_cast<std::int64_t>(job.tokens.size());
+      std::vector<double> const values = run(job, [&](std::int32_t layer) {
+        interrupt.check();
+        progress.show(static_cast<double>(done) + static_cast<double>(tokens) * (layer + 1) / layers);
+      });
+      ha::save_npy(path, ha::NpyArray::of({std::ssize(values)}, std::span<double const>(values)));
+      done += tokens;
+    }
+    result.push_back(parse_losses(ha::read_binary_file(path), path.string(), std::ssize(job.tokens) - 1 - first));
+  }
+  if (runs) progress.finish(static_cast<double>(done));
+  return result;
+}
+
+std::vector<std::vector<double>> LossStore::losses(std::string const& what, std::span<LossJob const> jobs) {
+  return run_missing(what, jobs, "", 0, [&](LossJob const& job, PolicyRun::LayerDone const& layer_done) {
+    return run_->losses(job.tokens, job.table, layer_done);
+  });
+}
+
+LossStore::~LossStore() = default;
+
+ReferencePredictions const& LossStore::reference(std::span<std::int32_t const> tokens, std::int64_t first,
+                                                 PolicyRun::LayerDone const& layer_done) {
+  constexpr std::size_t most_bytes = std::size_t{3} << 30;
+  auto const same = [&](Reference const& one) { return one.first == first && std::ranges::equal(one.tokens, tokens); };
+  auto const found = std::find_if(references_.begin(), references_.end(), same);
+  if (found != references_.end()) {
+    references_.splice(references_.begin(), references_, found);
+    return *found->predictions;
+  }
+  std::size_t bytes = 0;
+  for (auto const& one : references_) bytes += one.predictions->bytes();
+  // As if all were of the size of the latest: room for the new one is made before it takes it.
+  while (!references_.empty() && bytes + references_.front().predictions->bytes() > most_bytes) {
+    bytes -= references_.back().predictions->bytes();
+    references_.pop_back();
+  }
+  auto predictions = std::make_unique<ReferencePredictions>(*run_, tokens, first, layer_done);
+  references_.push_front({{tokens.begin(), tokens.end()}, first, std::move(predictions)});
+  return *references_.front().predictions;
+}
+
+std::vector<std::vector<double>> LossStore::divergences(std::string const& what, std::span<LossJob const> jobs,
+                                                        std::int64_t first) {
+  std::string const kind = divergence_kind(first);
+  return run_missing(what, jobs, kind, first, [&](LossJob const& job, PolicyRun::LayerDone const& layer_done) {
+    auto const& expected = reference(job.tokens, first, [&](std::int32_t) { layer_done(-1); });
+    (void)run_->losses(job.tokens, job.table, layer_done);
+    return expected.divergence(*run_);
+  });
+}
+
+double mean_loss(std::span<double const> losses) {
+  return std::accumulate(losses.begin(), losses.end(), 0.0) / static_cast<double>(losses.size());
+}
+
+double mean_loss(std::span<double const> losses, std::int64_t first) {
+  auto const count = static_cast<std::int64_t>(losses.size());
+  ha::detail::require(first >= 0 && first < count, "first", "in [0, " + std::to_string(count) + ")", first,
+                      "mean_loss");
+  return mean_loss(losses.subspan(static_cast<std::size_t>(first)));
+}
+
+}  // namespace llama_adapter

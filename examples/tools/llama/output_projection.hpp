@@ -1,0 +1,28 @@
+#pragma once
+
+// The matrix behind a layer's attention, read from the model's file.
+
+#include "tools/llama/engine.hpp"
+
+#include <cstdint>
+#include <filesystem>
+#include <vector>
+
+namespace llama_adapter {
+
+/// The output projection W_O of each layer, in single precision.
+class OutputProjections {
+ public:
+  /// @param path  a GGUF file, best the one that `shape` is of @throws FormatError, FileError
+  OutputProjections(std::filesystem::path path, ModelShape shape);
+
+  /// Reads and converts one layer's. @return [hidden_size, num_query_heads · head_dim], rows without gaps
+  /// @throws ArgumentError for a layer that the model lacks, FormatError if the file has no such matrix
+  [[nodiscard]] std::vector<float> layer(std::int32_t index) const;
+
+ private:
+  std::filesystem::path path_;
+  ModelShape shape_;
+};
+
+}  // namespace llama_adapter

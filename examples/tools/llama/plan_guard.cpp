@@ -1,0 +1,185 @@
+#include "tools/llama/plan_guard.hpp"
+
+#include "tools/llama/short_number.hpp"
+
+#include <headaware/io/detail/json_text.hpp>
+#include <headaware/io/file.hpp>
+#include <headaware/io/save_plan.hpp>
+#include <headaware/plan/compare.hpp>
+#include <headaware/plan/planner.hpp>
+#include <headaware/plan/refine.hpp>
+
+#include <nlohmann/json.hpp>
+
+#include <cmath>
+#include <cstdio>
+#include <utility>
+
+namespace llama_adapter {
+
+namespace ha = headaware;
+
+namespace {
+
+/// Uniform windows of the budget, and the plan of each of the errors.
+std::vector<GuardedTable> uniform_and_plans(std::vector<NamedErrors> const& named, ha::Budget const& budget,
+                                            GuardOptions const& options) {
+  ha::KvErrors const& errors = named.front().errors;
+  auto const evaluated = [&](ha::PolicyTable const& table) {
+    return ha::evaluate_table(table, errors, options.context, options.plan, budget);
+  };
+  std::vector<GuardedTable> tables;
+  tables.push_back(
+      {.name = "uniform", .plan = evaluated(ha::uniform_table(errors, budget, options.context, options.plan))});
+  for (auto const& own : named) {
+    auto plan = ha::plan_policies(own.errors, budget, options.context, options.plan);
+    if (&own != named.data()) {  // what other errors predict of it does not compare
+      auto const floor = plan.floor;
+      plan = evaluated(plan.table);
+      plan.floor = floor;
+    }
+    tables.push_back({.name = own.name, .plan = std::move(plan), .probe_weight = own.probe_weight});
+  }
+  return tables;
+}
+
+/// Tries tables on held-out text, and says of each how it did.
+class Trial {
+ public:
+  Trial(LossStore& losses, CalibrationText const& text, double probe_weight)
+      : losses_(&losses), text_(&text), probe_weight_(probe_weight) {}
+
+  struct Outcome {
+    std::vector<double> text;  ///< losses, token by token
+    std::vector<double> probe;
+  };
+
+  [[nodiscard]] std::vector<Outcome> run(std::vector<ha::PolicyTable> const& tables) {
+    std::vector<LossJob> jobs;
+    for (auto const& table : tables) {
+      for (auto const& piece : text_->held_out) jobs.push_back({piece, table});
+      for (auto const& piece : text_->held_out_probes) jobs.push_back({piece, table});
+    }
+    auto const all = losses_->losses("trying plans on held-out text", jobs);
+    std::vector<Outcome> outcomes(tables.size());
+    std::size_t job = 0;
+    auto const append = [&](std::size_t pieces, std::vector<double>& to) {
+      for (std::size_t i = 0; i < pieces; ++i, ++job) {
+        to.insert(to.end(), all[job].begin() + text_->first_query, all[job].end());
+      }
+    };
+    for (auto& outcome : outcomes) {
+      append(text_->held_out.size(), outcome.text);
+      append(text_->held_out_probes.size(), outcome.probe);
+    }
+    return outcomes;
+  }
+
+  /// @param uniform  what uniform windows lose
+  void score(GuardedTable& table, Outcome const& outcome, Outcome const& uniform) const {
+    table.text_loss = mean_loss(outcome.text);
+    table.probe_loss = mean_loss(outcome.probe);
+    table.text_gain_error = ha::detail::paired_gain(uniform.text, outcome.text).standard_error;
+    table.score = table.text_loss + probe_weight_ * table.probe_loss;
+    table.eligible = table.text_loss <= mean_loss(uniform.text);
+  }
+
+ private:
+  LossStore* losses_;
+  CalibrationText const* text_;
+  double probe_weight_;
+};
+
+}  // namespace
+
+Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors, CalibrationText const& text,
+                     ha::Budget const& budget, GuardOptions const& options) {
+  ha::detail::require(!errors.empty(), "errors", "at least one", "none", "guarded_plan");
+  auto const& first = errors.front().errors;
+  Guarded result;
+  result.model = losses.run().model().path().filename().string();
+  result.probe_weight = options.probe_weight;
+  result.tables = uniform_and_plans(errors, budget, options);
+  Trial trial(losses, text, options.probe_weight);
+  std::vector<ha::PolicyTable> tables{{first.num_layers, first.num_kv_heads, ha::Full{}}};
+  for (auto const& candidate : result.tables) tables.push_back(candidate.plan.table);
+  auto const outcomes = trial.run(tables);
+  result.full_text_loss = mean_loss(outcomes[0].text);
+  result.full_probe_loss = mean_loss(outcomes[0].probe);
+  auto const& uniform = outcomes[1];
+  std::size_t best_plan = 1;
+  for (std::size_t i = 0; i < result.tables.size(); ++i) {
+    trial.score(result.tables[i], outcomes[i + 1], uniform);
+    if (i > 0 && result.tables[i].score < result.tables[best_plan].score) best_plan = i;
+  }
+
+  std::vector<ha::PolicyTable> blends;
+  for (double const share : options.blends) {
+    blends.push_back(ha::blend(result.tables[0].plan.table, result.tables[best_plan].plan.table, share, options.context,
+                               options.plan.page_size));
+  }
+  auto const blended = trial.run(blends);
+  for (std::size_t i = 0; i < blends.size(); ++i) {
+    GuardedTable table{.name = "blend " + short_number(options.blends[i]),
+                       .plan = ha::evaluate_table(blends[i], first, options.context, options.plan, budget),
+                       .blended_with = result.tables[best_plan].name};
+    trial.score(table, blended[i], uniform);
+    result.tables.push_back(std::move(table));
+  }
+  for (std::size_t i = 1; i < result.tables.size(); ++i) {
+    auto const& candidate = result.tables[i];
+    if (candidate.eligible && candidate.score < result.chosen().score) result.best = i;
+  }
+  return result;
+}
+
+std::string guard_table(Guarded const& guarded) {
+  std::string text =
+      "on held-out text         tokens a head   perplexity   below uniform, %   probe's loss    score   predicted "
+      "error\n";
+  char line[160];
+  for (std::size_t i = 0; i < guarded.tables.size(); ++i) {
+    auto const& table = guarded.tables[i];
+    double const gain = guarded.tables[0].text_loss - table.text_loss;
+    std::snprintf(line, sizeof(line), "%c %-26s %9.1f %12.4f %10.1f +- %4.1f %14.4f %8.4f %17.5g\n",
+                  i == guarded.best ? '*' : ' ', table.name.c_str(), table.plan.mean_tokens(),
+                  std::exp(table.text_loss), 100 * gain, 100 * table.text_gain_error, table.probe_loss, table.score,
+                  table.plan.predicted_error);
+    text += line;
+  }
+  std::snprintf(line, sizeof(line), "  %-26s %9s %12.4f %18s %14.4f\n", "everything kept", "",
+                std::exp(guarded.full_text_loss), "", guarded.full_probe_loss);
+  return text + line;
+}
+
+void write_guarded(std::filesystem::path const& folder, Guarded const& guarded) {
+  auto const& chosen = guarded.chosen();
+  nlohmann::ordered_json document = {{"model", guarded.model},
+                                     {"text", guarded.text},
+                                     {"context", chosen.plan.context},
+                                     {"budget_tokens", chosen.plan.budget_tokens},
+                                     {"probe_weight_in_scores", guarded.probe_weight},
+                                     {"chosen", chosen.name},
+                                     {"full_text_loss", guarded.full_text_loss},
+                                     {"full_probe_loss", guarded.full_probe_loss}};
+  auto& tried = document["tried"] = nlohmann::ordered_json::array();
+  for (auto const& table : guarded.tables) {
+    auto& entry = tried.emplace_back(nlohmann::ordered_json{{"name", table.name}});
+    if (table.probe_weight) entry["probe_weight"] = *table.probe_weight;
+    if (!table.blended_with.empty()) entry["blended_with"] = table.blended_with;
+    entry.update({{"mean_tokens", table.plan.mean_tokens()},
+                  {"text_loss", table.text_loss},
+                  {"text_perplexity", std::exp(table.text_loss)},
+                  {"text_gain_standard_error", table.text_gain_error},
+                  {"probe_loss", table.probe_loss},
+                  {"score", table.score},
+                  {"eligible", table.eligible},
+                  {"predicted_error", table.plan.predicted_error}});
+  }
+  ha::save_plan_classifications(folder / "plan_classifications.json", chosen.plan);
+  ha::write_file(folder / "plan_guard.json", ha::detail::json_text(document, 2) + "\n");
+  // Last: where it is, the others are.
+  ha::save_plan(folder / "plan.json", chosen.plan);
+}
+
+}  // namespace llama_adapter

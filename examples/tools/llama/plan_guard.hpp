@@ -1,0 +1,75 @@
+#pragma once
+
+// Tries a plan, uniform windows of the same size and blends of both on text that none of them has seen, and keeps the
+// best.
+
+#include "tools/llama/calibration_text.hpp"
+#include "tools/llama/loss_store.hpp"
+
+#include <headaware/plan/budget.hpp>
+#include <headaware/plan/kv_errors.hpp>
+#include <headaware/plan/policy_plan.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace llama_adapter {
+
+struct GuardOptions {
+  std::int64_t context = 2048;                  ///< tokens of the sequences that the plan is for
+  double probe_weight = 0.3;                    ///< of the probe's loss beside the text's, in scores
+  std::vector<double> blends{0.25, 0.5, 0.75};  ///< shares of the plan
+  headaware::PlanOptions plan{};
+};
+
+/// One table, tried.
+struct GuardedTable {
+  std::string name;  ///< "uniform", "blend 0.5" or a plan's
+  headaware::PolicyPlan plan;
+  double text_loss = 0;                  ///< nats a token of held-out text
+  double text_gain_error = 0;            ///< standard error of how much that is below uniform windows', token by token
+  double probe_loss = 0;                 ///< of the second copy of held-out probes
+  double score = 0;                      ///< both, weighted
+  bool eligible = false;                 ///< on text no worse than uniform windows
+  std::optional<double> probe_weight{};  ///< in the errors that a plan was made of
+  std::string blended_with{};            ///< of a blend: the plan's name, beside uniform windows
+};
+
+struct Guarded {
+  std::vector<GuardedTable> tables;  ///< uniform windows, plans as named, blends
+  double full_text_loss = 0;         ///< with everything kept
+  double full_probe_loss = 0;
+  std::string model;        ///< file, for whoever finds the result
+  std::string text;         ///< file
+  double probe_weight = 0;  ///< in scores
+  std::size_t best = 0;     ///< index: the least score of those eligible; uniform if none is better
+
+  [[nodiscard]] GuardedTable const& chosen() const { return tables[best]; }
+};
+
+/// Errors to make a plan of.
+struct NamedErrors {
+  std::string name;  ///< of the plan: "plan", "plan, probe 0.1"
+  headaware::KvErrors errors;
+  double probe_weight = 0;  ///< that went into them
+};
+
+/// @param errors  one plan is tried of each, and blends of the best of them; the first is what tables are evaluated
+/// with
+/// @throws ArgumentError if the budget is no more than a head's sinks or the plan's floors; support::Interrupted
+[[nodiscard]] Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors,
+                                   CalibrationText const& text, headaware::Budget const& budget,
+                                   GuardOptions const& options);
+
+/// The tables side by side, for a person.
+[[nodiscard]] std::string guard_table(Guarded const& guarded);
+
+/// @brief Writes plan.json and plan_classifications.json, the best, and plan_guard.json, what it was tried against.
+/// @throws FileError
+void write_guarded(std::filesystem::path const& folder, Guarded const& guarded);
+
+}  // namespace llama_adapter

@@ -1,0 +1,196 @@
+#include "tools/llama/planning.hpp"
+
+#include "tools/llama/replanning.hpp"
+#include "tools/llama/short_number.hpp"
+#include "tools/support/budget.hpp"
+#include "tools/support/folder.hpp"
+
+#include <headaware/error.hpp>
+#include <headaware/io/file.hpp>
+#include <headaware/io/save_sensitivities.hpp>
+#include <headaware/plan/compare.hpp>
+#include <headaware/plan/planner.hpp>
+
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdio>
+#include <filesystem>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace llama_adapter {
+
+namespace ha = headaware;
+
+namespace {
+
+/// How far sensitivities go to those measured again, in their logarithms.
+constexpr std::array<double, 2> replan_steps{0.25, 0.5};
+
+/// The plans to try, and what each is made of.
+class Candidates {
+ public:
+  /// What a plan is made of.
+  struct Made {
+    Calibration calibration;
+    double probe_weight = 0;
+  };
+
+  explicit Candidates(PlanningOptions const& options) : options_(&options) {}
+
+  /// Adds one for each weight of the probe's. The first weight needs no saying.
+  void add(std::string const& name, Calibration const& calibration) {
+    for (double const& weight : options_->probe_weights) {
+      bool const first = &weight == options_->probe_weights.data();
+      add(first ? name : name + ", probe " + short_number(weight), {calibration, weight});
+    }
+  }
+  void add(std::string const& name, Made made) {
+    errors_.push_back({name,
+                       ha::weighted_errors(made.calibration.weighted(made.probe_weight), options_->guard.plan.measure,
+                                           options_->guard.plan.fold),
+                       made.probe_weight});
+    made_.push_back(std::move(made));
+  }
+  [[nodiscard]] std::vector<NamedErrors> const& errors() const { return errors_; }
+  [[nodiscard]] Made const& made(std::size_t i) const { return made_[i]; }
+  /// The plan that loses least with so much of the probe's loss.
+  [[nodiscard]] std::size_t best(Guarded const& guarded, double probe_weight) const {
+    auto const loss = [&](std::size_t i) {
+      auto const& table = tried(guarded, i);
+      return table.text_loss + probe_weight * table.probe_loss;
+    };
+    std::size_t best = 0;
+    for (std::size_t i = 0; i < errors_.size(); ++i) {
+      if (loss(i) < loss(best)) best = i;
+    }
+    return best;
+  }
+  /// As it was tried.
+  [[nodiscard]] GuardedTable const& tried(Guarded const& guarded, std::size_t i) const { return guarded.tables[i + 1]; }
+
+ private:
+  PlanningOptions const* options_;
+  std::vector<NamedErrors> errors_;
+  std::vector<Made> made_;
+};
+
+/// To `<what>_N`, N being what is kept a head; nothing of a plan without sensitivities.
+void save_factors(PlanningOptions const& options, std::string const& what, ha::PolicyPlan const& plan,
+                  Calibration const& calibration) {
+  auto const folder = options.calibration.output_dir / (what + std::to_string(std::lround(plan.mean_budget())));
+  auto const save = [&](char const* kind, MeasuredText const& measured) {
+    if (measured.sensitivities.empty()) return;
+    support::make_folder(folder / kind);
+    ha::SavedSensitivities saved;
+    saved.num_layers = measured.statistics.info.num_layers;
+    saved.num_kv_heads = measured.sensitivities.num_kv_heads();
+    saved.values = measured.sensitivities.values();
+    ha::save_sensitivities(folder / kind / "sensitivities.json", saved);
+  };
+  save("text", calibration.text);
+  save("probe", calibration.probe);
+}
+
+/// What cannot be planned is found before anything is measured: a plan of heads that lose nothing.
+void check_plannable(ModelShape const& shape, PlanningOptions const& options, ha::Budget const& budget) {
+  auto const heads = support::planned_heads(shape.layers, shape.num_kv_heads, options.guard.plan.skip_layers);
+  support::require_within_cache(budget, heads, options.guard.context);
+  ha::KvErrors errors;
+  errors.num_layers = shape.layers;
+  errors.num_heads = shape.num_query_heads;
+  errors.num_kv_heads = shape.num_kv_heads;
+  errors.grid = options.calibration.grid.value_or(ha::RetentionGrid::up_to(options.guard.context));
+  errors.cells.resize(errors.size() * errors.grid.size());
+  errors.dropped.resize(errors.size());
+  (void)ha::plan_policies(errors, budget, options.guard.context, options.guard.plan);
+  (void)ha::uniform_table(errors, budget, options.guard.context, options.guard.plan);
+}
+
+void check_pieces(PlanningOptions const& options) {
+  auto const check = [&](PieceCounts const& used, std::string const& what, bool one_kind_will_do = false) {
+    if (!one_kind_will_do || used.text != 0 || used.probe == 0) {
+      require_pieces(used.text, options.pieces.text, what + ", text", "plan_model");
+    }
+    if (!one_kind_will_do || used.probe != 0) {
+      require_pieces(used.probe, options.pieces.probe, what + ", probe", "plan_model");
+    }
+  };
+  check(options.calibration.sensitivity_pieces, "pieces for sensitivities");
+  if (options.refine) check(options.refine_pieces, "pieces to refine on");
+  if (options.replan > 0) {
+    // Nats of the one kind and squared errors of the other would not add up.
+    bool const in_nats = options.calibration.sensitivity != SensitivityOf::none;
+    check(options.replan_pieces, "pieces to replan on", in_nats);
+  }
+}
+
+}  // namespace
+
+Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
+  ha::detail::require(!options.probe_weights.empty(), "probe_weights", "at least one", "none", "plan_model");
+  if (options.refine) options.refine->validate();
+  check_pieces(options);
+  Model const model(options.model);
+  check_plannable(model.shape(), options, budget);
+  auto const tokens = model.tokenize(ha::read_text_file(options.text), false);
+  GuardOptions const& guard = options.guard;
+  auto const text = calibration_text(model, tokens, guard.context, options.pieces, options.text.string());
+  PolicyRun run(model, {.tokens = static_cast<std::int32_t>(guard.context), .threads = options.threads});
+  LossStore losses(run, options.calibration.output_dir / "losses");
+  CalibrationOptions cuts = options.calibration;
+  cuts.skip_layers = guard.plan.skip_layers;
+  cuts.measure = guard.plan.measure;
+  cuts.fold = guard.plan.fold;
+  Candidates candidates(options);
+  candidates.add("plan", calibrate(losses, text, cuts));
+  GuardOptions without_blends = guard;  // which are tried of the best plan, last
+  without_blends.blends.clear();
+  auto const tried = [&] { return guarded_plan(losses, candidates.errors(), text, budget, without_blends); };
+  Guarded guarded = tried();
+  ha::PolicyTable measured;
+  for (std::int32_t round = 1; round <= options.replan; ++round) {
+    // With the first weight given, whatever the guard's score is, so that another score finds all runs made.
+    std::size_t const best = candidates.best(guarded, options.probe_weights.front());
+    Calibration const calibration = candidates.made(best).calibration;
+    ha::PolicyPlan const plan = candidates.tried(guarded, best).plan;
+    if (round > 1 && plan.table == measured) {
+      std::fprintf(stderr, "replanning ends: round %d found no better plan to measure at\n", round - 1);
+      break;
+    }
+    measured = plan.table;
+    PlanGains const gains = plan_gains(losses, text, plan.table, options.replan_pieces, options.replan_by);
+    if (!gains.any()) {
+      std::fprintf(stderr, "replanning ends: in round %d no layer or KV head gains by keeping everything; costs stay\n",
+                   round);
+      break;
+    }
+    // All the way overshoots: gains change with the plan that they lead to.
+    for (double const step : replan_steps) {
+      candidates.add("again " + std::to_string(round) + " by " + short_number(step),
+                     calibration_at(calibration, plan, gains, step));
+    }
+    guarded = tried();
+  }
+  std::size_t const best = candidates.best(guarded, guard.probe_weight);
+  if (options.replan > 0) {
+    save_factors(options, "replanned_", candidates.tried(guarded, best).plan, candidates.made(best).calibration);
+  }
+  if (options.refine) {
+    Candidates::Made made = candidates.made(best);
+    auto const refined =
+        refined_plan(losses, text, candidates.errors()[best].errors, budget, guard.context, guard.plan,
+                     {.pieces = options.refine_pieces, .probe_weight = guard.probe_weight, .refine = *options.refine});
+    made.calibration = calibration_scaled(std::move(made.calibration), refined.factors);
+    save_factors(options, "refined_", refined.plan, made.calibration);
+    candidates.add("refined", std::move(made));
+  }
+  guarded = guarded_plan(losses, candidates.errors(), text, budget, guard);
+  guarded.text = options.text.filename().string();
+  write_guarded(options.calibration.output_dir, guarded);
+  return guarded;
+}
+
+}  // namespace llama_adapter

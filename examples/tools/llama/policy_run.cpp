@@ -1,0 +1,78 @@
+#include "tools/llama/policy_run.hpp"
+
+#include "tools/llama/cache_positions.hpp"
+#include "tools/llama/key_rotations.hpp"
+#include "tools/llama/tapped_qkv.hpp"
+
+#include <headaware/attention/masked.hpp>
+#include <headaware/error.hpp>
+
+#include <algorithm>
+#include <vector>
+
+namespace llama_adapter {
+
+namespace ha = headaware;
+
+namespace {
+
+/// Beyond this the engine's scores of all heads take too much memory; its fused node has none, at half precision.
+bool wants_fused(ModelShape const& shape, std::int64_t tokens) {
+  constexpr std::int64_t most_bytes = std::int64_t{1} << 30;
+  return tokens * tokens * shape.num_query_heads * static_cast<std::int64_t>(sizeof(float)) > most_bytes;
+}
+
+/// Whether some head drops something.
+bool cuts(ha::PolicyTable const& table) {
+  for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
+    for (std::int32_t head = 0; head < table.num_kv_heads(); ++head) {
+      if (!table.at(layer, head).is<ha::Full>()) return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+PolicyRun::PolicyRun(Model const& model, PolicyRunOptions const& options)
+    : model_(&model),
+      fused_(wants_fused(model.shape(), options.tokens)),
+      positions_(options.positions),
+      rotations_(positions_ == KeyPositions::cache ? key_rotations(model) : std::vector<ha::KeyRotation>()),
+      tap_(
+          model.shape(), [this](TappedAttention const& attention) { handler_(attention); }, TapMode::replace),
+      context_(model,
+               {.tokens = options.tokens, .flash_attention = fused_, .threads = options.threads, .observer = &tap_}) {}
+
+std::vector<double> PolicyRun::losses(std::span<std::int32_t const> tokens, ha::PolicyTable const& table,
+                                      LayerDone const& layer_done) {
+  constexpr auto where = "PolicyRun::losses";
+  ModelShape const& shape = model_->shape();
+  ha::detail::require(table.num_layers() == shape.layers, "table's layers", shape.layers, table.num_layers(), where);
+  ha::detail::require(table.num_kv_heads() == shape.num_kv_heads, "table's KV heads", shape.num_kv_heads,
+                      table.num_kv_heads(), where);
+  // Layers that keep everything too: the engine's attention takes longer.
+  bool const cut = cuts(table);
+  handler_ = [&](TappedAttention const& attention) {
+    if (cut) {
+      if (positions_ == KeyPositions::cache) {
+        attend_at_cache_positions(attention, table, rotations_[static_cast<std::size_t>(attention.layer)]);
+      } else {
+        auto const layout = ha::strided_bshd(1, attention.tokens, attention.num_query_heads, attention.head_dim);
+        ha::attend_masked(qkv_of(attention), score_of(attention), table, attention.layer, attention.output, layout);
+      }
+    }
+    if (layer_done) layer_done(attention.layer);
+  };
+  tap_.skip_own_attention(std::vector<bool>(static_cast<std::size_t>(shape.layers), cut));
+  context_.evaluate(tokens);
+  return context_.losses();
+}
+
+void PolicyRun::observe(std::span<std::int32_t const> tokens, AttentionTap::Handler const& handler) {
+  handler_ = handler;
+  tap_.skip_own_attention({});
+  context_.evaluate(tokens);
+}
+
+}  // namespace llama_adapter

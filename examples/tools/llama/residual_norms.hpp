@@ -1,0 +1,20 @@
+#pragma once
+
+// How large the residual stream is at each layer: what an error of a layer's attention is small or large against.
+
+#include "tools/llama/calibration_text.hpp"
+#include "tools/llama/engine.hpp"
+
+#include <cstdint>
+#include <vector>
+
+namespace llama_adapter {
+
+/// @brief Median over the rows from `first_query` on of |residual|², where a layer has just added its attention's
+/// output. @return [layers]
+/// @param pieces  of at most `tokens` tokens
+/// @throws Error naming the architecture, if a layer adds its attention to nothing; support::Interrupted on Ctrl-C
+[[nodiscard]] std::vector<double> residual_norms(Model const& model, CalibrationText::Pieces const& pieces,
+                                                 std::int64_t first_query, std::int32_t threads);
+
+}  // namespace llama_adapter

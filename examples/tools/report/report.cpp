@@ -1,0 +1,94 @@
+#include "tools/report/report.hpp"
+
+#include "tools/report/gallery.hpp"
+#include "tools/report/gnuplot.hpp"
+#include "tools/report/page.hpp"
+
+#include <headaware/detail/head_grid.hpp>
+#include <headaware/error.hpp>
+#include <headaware/io/file.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdio>
+#include <span>
+#include <string>
+#include <system_error>
+#include <vector>
+
+namespace report {
+
+namespace ha = headaware;
+
+namespace {
+
+constexpr auto where = "write_report";
+
+/// All that a report may have, and the data behind several of them.
+constexpr std::array picture_names{"types",      "entropy",       "sinks",     "local",     "windows",
+                                   "histograms", "sink_vs_local", "distances", "retention", "heads"};
+
+void check_retention(ha::RetentionStatistics const& retention, ha::StatisticsInfo const& info) {
+  auto const& grid = retention.info.grid;
+  grid.validate();
+  auto const& r = retention.info;
+  ha::detail::require(r.num_layers == info.num_layers, "layers of the retention", info.num_layers, r.num_layers, where);
+  ha::detail::require(r.num_heads == info.num_heads, "heads of the retention", info.num_heads, r.num_heads, where);
+  auto const heads = static_cast<std::size_t>(info.num_layers) * static_cast<std::size_t>(info.num_heads);
+  ha::detail::require(retention.heads.size() == heads, "heads of the retention", heads, retention.heads.size(), where);
+  for (auto const& head : retention.heads) {
+    ha::detail::require(head.mass.size() == grid.size(), "cells of a head's retention", grid.size(), head.mass.size(),
+                        where);
+    ha::detail::require(head.error_squared.size() == grid.size(), "cells of a head's retention", grid.size(),
+                        head.error_squared.size(), where);
+  }
+}
+
+/// The same with statistics and classes by (layer, head). @throws ArgumentError if they are not of the same heads
+ReportInput in_order(ReportInput input) {
+  auto const& info = input.statistics.model_info;
+  ha::detail::require(info.num_layers > 0 && info.num_heads > 0, "heads", "at least one", "none", where);
+  ha::detail::require_grid(std::span<ha::HeadStatistics const>(input.statistics.heads), info.num_layers, info.num_heads,
+                           where);
+  ha::detail::require_grid(std::span<ha::HeadClassification const>(input.classifications), info.num_layers,
+                           info.num_heads, where);
+  if (input.retention) check_retention(*input.retention, info);
+  auto const place = [&](auto const& record) { return ha::detail::grid_index(record, info.num_heads); };
+  auto const before = [&](auto const& a, auto const& b) { return place(a) < place(b); };
+  std::sort(input.statistics.heads.begin(), input.statistics.heads.end(), before);
+  std::sort(input.classifications.begin(), input.classifications.end(), before);
+  return input;
+}
+
+}  // namespace
+
+void write_report(std::filesystem::path const& results_dir, ReportInput const& input) {
+  ReportInput const ordered = in_order(input);
+  Gallery gallery;
+  add_heat_maps(ordered, gallery);
+  add_distributions(ordered, gallery);
+  add_curves(ordered, gallery);
+
+  // Of an earlier report, not of these numbers: should drawing fail, nothing is better.
+  std::filesystem::remove(results_dir / "report.html");
+  for (char const* const name : picture_names) {
+    bool const drawn = std::any_of(gallery.pictures.begin(), gallery.pictures.end(),
+                                   [&](Picture const& picture) { return picture.name == name; });
+    if (!drawn) remove_picture(results_dir / "pictures", name);
+  }
+  auto const drawings = write_pictures(results_dir / "pictures", gallery);
+  ha::write_file(results_dir / "report.html", page(ordered, gallery.pictures, drawings));
+  std::printf("wrote report.html and pictures/ (%zu pictures as SVG and PNG, their data and scripts) to %s\n",
+              drawings.size(), results_dir.string().c_str());
+}
+
+bool remove_report(std::filesystem::path const& results_dir) {
+  std::error_code error;
+  bool const removed = std::filesystem::remove(results_dir / "report.html", error);
+  for (char const* const name : picture_names) remove_picture(results_dir / "pictures", name);
+  std::filesystem::remove(results_dir / "pictures", error);  // fails where other files are in it
+  return removed;
+}
+
+}  // namespace report

@@ -1,0 +1,264 @@
+#pragma once
+
+#include <headaware/attention/attention.hpp>
+#include <headaware/attention/detail/row_kernels.hpp>
+#include <headaware/attention/detail/softmax_part.hpp>
+#include <headaware/config.hpp>
+#include <headaware/detail/float_buffer.hpp>
+#include <headaware/detail/simd.hpp>
+#include <headaware/element.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+HEADAWARE_TARGET_BEGIN
+
+[[nodiscard]] inline std::int64_t whole_vectors(std::int64_t channels) {
+  return (channels + simd::lanes - 1) / simd::lanes * simd::lanes;
+}
+
+/// 2^x for x <= 0, 0 below 2^-126; NaN stays.
+inline simd::Floats weights_of(simd::Floats x) {
+  simd::Floats const least = simd::broadcast(-126.0F);
+  simd::Floats const clamped = x < least ? least : x;
+  simd::Floats const power = simd::exp2(clamped) + simd::zero_or_nan(x);
+  return x < least ? simd::Floats{} : power;
+}
+
+/// To about 3e-7 of the result.
+inline simd::Floats tanh(simd::Floats y) {
+  // tanh |y| = (1 - t) / (1 + t) with t = exp(-2 |y|), which cancels where y is small: there, the series.
+  simd::Floats const size = y < 0.0F ? -y : y;
+  simd::Floats const t = weights_of(size * (-2 * log2_e));
+  simd::Floats const large = (1.0F - t) / (1.0F + t);
+  simd::Floats const z = y * y;
+  simd::Floats p = z * (62.0F / 2835) - 17.0F / 315;
+  p = p * z + 2.0F / 15;
+  p = p * z - 1.0F / 3;
+  simd::Floats const small = y + y * (p * z);
+  return size < 0.25F ? small : (y < 0.0F ? -large : large);
+}
+
+/// Logits in base 2 of a block's products, in place.
+inline void map_logits(LogitMap const& map, float* scores) {
+  for (int i = 0; i < attend_block; i += simd::lanes) {
+    simd::Floats x = simd::load(scores + i);
+    if (map.inner == 0) {
+      x *= map.outer;
+    } else {
+      x = tanh(x * map.inner) * map.outer;
+    }
+    simd::store(scores + i, x);
+  }
+}
+
+/// One thread's attention of up to `max_queries` query rows of a segment over a chunk of its rows, block by block:
+/// each row is read once for all of them.
+class QueryTile {
+ public:
+  static constexpr std::int64_t max_queries = 32;
+
+  QueryTile(AttentionShape const& shape, LogitMap const& map)
+      : shape_(shape),
+        map_(map),
+        key_channels_(whole_vectors(shape.head_dim)),
+        value_channels_(whole_vectors(shape.output_dim())),
+        queries_(static_cast<std::size_t>(max_queries * key_channels_)),
+        scores_(static_cast<std::size_t>(max_queries * attend_block)),
+        rows_(static_cast<std::size_t>(attend_block * std::max(key_channels_, value_channels_))),
+        sums_(static_cast<std::size_t>(max_queries * value_channels_)),
+        parts_(max_queries),
+        query_positions_(max_queries) {}
+
+  /// Takes query rows [begin, begin + count) of a segment.
+  template <class Q, class Layout>
+  void take_queries(AttentionQueries<Q, Layout> const& queries, std::int32_t const* first_positions,
+                    std::int64_t sequence, std::int64_t kv_head, std::int64_t begin, std::int64_t count) {
+    count_ = count;
+    for (std::int64_t q = 0; q < count; ++q) {
+      QueryRow const row(shape_, sequence, kv_head, begin + q);
+      float* const to = queries_.data() + q * key_channels_;
+      for (std::int64_t c = 0; c < shape_.head_dim; ++c) {
+        to[c] = to_float(queries.data[queries.layout.offset(row.sequence, row.head, row.token, c)]);
+      }
+      std::fill(to + shape_.head_dim, to + key_channels_, 0.0F);
+      if (first_positions != nullptr) {
+        query_positions_[static_cast<std::size_t>(q)] = std::int64_t{first_positions[sequence]} + row.token;
+      }
+    }
+    masked_ = first_positions != nullptr;
+    partly_seen_ = false;
+    std::fill(parts_.begin(), parts_.end(), SoftmaxPart{});
+    std::fill_n(sums_.data(), count * value_channels_, 0.0F);
+  }
+
+  /// Attends to rows [begin, end) of the segment.
+  template <class T, class Segment>
+  void attend(Segment const& segment, T const* keys, T const* values, std::int64_t begin, std::int64_t end) {
+    for (std::int64_t first = begin; first < end; first += attend_block) {
+      std::int64_t const count = std::min<std::int64_t>(attend_block, end - first);
+      if (masked_ && !find_positions(segment, first, count)) continue;
+      with_rows(segment, keys, first, count, shape_.head_dim, key_channels_, [&](auto const* const* rows) {
+        score_rows(queries_.data(), count_, rows, count, key_channels_, scores_.data());
+      });
+      for (std::int64_t q = 0; q < count_; ++q) {
+        map_logits(map_, scores_.data() + q * attend_block);
+        if (partly_seen_) hide_rows(segment, q, count);
+        weigh(q, count);
+      }
+      with_rows(segment, values, first, count, shape_.output_dim(), value_channels_, [&](auto const* const* rows) {
+        if (partly_seen_) {
+          weigh_seen_rows(segment, rows, count);
+        } else {
+          weigh_rows(scores_.data(), count_, rows, count, value_channels_, sums_.data());
+        }
+      });
+    }
+  }
+
+  [[nodiscard]] SoftmaxPart const& part(std::int64_t q) const { return parts_[static_cast<std::size_t>(q)]; }
+  /// [value_dim()], weighted by 2^(logit - part(q).max).
+  [[nodiscard]] float* sums(std::int64_t q) const { return sums_.data() + q * value_channels_; }
+  [[nodiscard]] std::int64_t value_dim() const { return value_channels_; }
+
+ private:
+  /// Positions of a block's rows. @return whether any query sees any row
+  template <class Segment>
+  bool find_positions(Segment const& segment, std::int64_t first, std::int64_t count) {
+    partly_seen_ = false;
+    if constexpr (requires { segment.position(first); }) {
+      bool any = false;
+      bool all = true;
+      std::int64_t const first_query = query_positions_.front();
+      std::int64_t const last_query = query_positions_[static_cast<std::size_t>(count_ - 1)];
+      for (std::int64_t k = 0; k < count; ++k) {
+        positions_[k] = segment.position(first + k);
+        any = any || is_seen_by_any(segment, positions_[k], first_query, last_query);
+        all = all && is_seen(segment, positions_[k], first_query) && is_seen(segment, positions_[k], last_query);
+      }
+      partly_seen_ = !all;
+      return any;
+    }
+    return true;
+  }
+
+  /// Leaves a query the logits of the rows that it sees.
+  template <class Segment>
+  void hide_rows(Segment const& segment, std::int64_t q, std::int64_t count) {
+    float* const scores = scores_.data() + q * attend_block;
+    std::int64_t const query = query_positions_[static_cast<std::size_t>(q)];
+    for (std::int64_t k = 0; k < count; ++k)
+      scores[k] = is_seen(segment, positions_[k], query) ? scores[k] : hidden_logit;
+  }
+
+  /// Adds to each query the rows that it sees and no others: what a hidden row holds, even if it is no number, must
+  /// not matter. Not inlined: the loop over rows that all queries see would get slower.
+  template <class E, class Segment>
+  [[gnu::noinline]] void weigh_seen_rows(Segment const& segment, E const* const* rows, std::int64_t count) {
+    for (std::int64_t q = 0; q < count_; ++q) {
+      float const* const scores = scores_.data() + q * attend_block;
+      std::int64_t const query = query_positions_[static_cast<std::size_t>(q)];
+      float weights[attend_block] = {};
+      E const* seen_rows[attend_block];
+      std::int64_t seen = 0;
+      for (std::int64_t k = 0; k < count; ++k) {
+        if (!is_seen(segment, positions_[k], query)) continue;
+        weights[seen] = scores[k];
+        seen_rows[seen++] = rows[k];
+      }
+      if (seen == 0) continue;
+      std::fill(seen_rows + seen, seen_rows + attend_block, seen_rows[seen - 1]);
+      weigh_rows(weights, 1, seen_rows, seen, value_channels_, sums_.data() + q * value_channels_);
+    }
+  }
+
+  /// Calls `f` with pointers to a block's rows: in the cache itself, or converted to floats where that saves
+  /// converting them again and again, or where rows are no whole vectors.
+  template <class T, class Segment, class F>
+  void with_rows(Segment const& segment, T const* data, std::int64_t first, std::int64_t count, std::int64_t channels,
+                 std::int64_t padded, F const& f) {
+    constexpr std::int64_t few = 8;
+    if (channels == padded && (std::is_same_v<T, float> || count_ <= few)) {
+      T const* rows[attend_block];
+      for (std::int64_t k = 0; k < attend_block; ++k) {
+        // Blocks are worked on in whole groups of rows: those beyond the end are the last one again.
+        rows[k] = k < count ? data + segment.offset(first + k, channels) : rows[k - 1];
+      }
+      f(static_cast<T const* const*>(rows));
+      return;
+    }
+    float const* rows[attend_block];
+    for (std::int64_t k = 0; k < attend_block; ++k) {
+      if (k >= count) {
+        rows[k] = rows[k - 1];
+        continue;
+      }
+      T const* const from = data + segment.offset(first + k, channels);
+      float* const to = rows_.data() + k * padded;
+      std::int64_t c = 0;
+      for (; c + simd::lanes <= channels; c += simd::lanes) simd::store(to + c, simd::load_floats(from + c));
+      for (; c < channels; ++c) to[c] = to_float(from[c]);
+      std::fill(to + channels, to + padded, 0.0F);
+      rows[k] = to;
+    }
+    f(static_cast<float const* const*>(rows));
+  }
+
+  /// Turns a query's logits into weights, and adds them to its softmax.
+  void weigh(std::int64_t q, std::int64_t count) {
+    float* const scores = scores_.data() + q * attend_block;
+    std::fill(scores + count, scores + attend_block, hidden_logit);
+    simd::Floats top = simd::load(scores);
+    simd::Floats poison = simd::zero_or_nan(top);  // NaN where a logit is NaN or infinite
+    for (int i = simd::lanes; i < attend_block; i += simd::lanes) {
+      simd::Floats const x = simd::load(scores + i);
+      top = simd::maximum(top, x);
+      poison += simd::zero_or_nan(x);
+    }
+    float const block_max = simd::largest(top) + simd::sum(poison);
+    SoftmaxPart& part = parts_[static_cast<std::size_t>(q)];
+    if (block_max == hidden_logit) {  // nothing of the block is seen
+      std::fill_n(scores, attend_block, 0.0F);
+      return;
+    }
+    float const max = larger_or_nan(part.max, block_max);
+    float const factor = part.weight(max);
+    if (factor != 1 && part.sum != 0) {
+      float* const sums = this->sums(q);
+      for (std::int64_t c = 0; c < value_channels_; c += simd::lanes) {
+        simd::store(sums + c, simd::load(sums + c) * factor);
+      }
+    }
+    simd::Floats sum{};
+    for (int i = 0; i < attend_block; i += simd::lanes) {
+      simd::Floats const weight = weights_of(simd::load(scores + i) - max);
+      sum += weight;
+      simd::store(scores + i, weight);
+    }
+    part = {max, part.sum * factor + simd::sum(sum)};
+  }
+
+  AttentionShape shape_;
+  LogitMap map_;
+  std::int64_t key_channels_;
+  std::int64_t value_channels_;
+  std::int64_t count_ = 0;
+  bool masked_ = false;
+  bool partly_seen_ = false;  ///< some query does not see some row of the block
+  FloatBuffer queries_;       ///< [max_queries, head_dim]
+  FloatBuffer scores_;        ///< [max_queries, attend_block]
+  FloatBuffer rows_;          ///< [attend_block, channels]
+  FloatBuffer sums_;          ///< [max_queries, value_dim]
+  std::vector<SoftmaxPart> parts_;
+  std::vector<std::int64_t> query_positions_;  ///< ascending
+  std::int64_t positions_[attend_block] = {};
+};
+
+HEADAWARE_TARGET_END
+}  // namespace detail
+HEADAWARE_NAMESPACE_END

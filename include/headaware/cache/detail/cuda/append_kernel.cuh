@@ -1,0 +1,217 @@
+#pragma once
+
+#include <headaware/cache/detail/append_rows.hpp>
+#include <headaware/cache/paged_head.hpp>
+#include <headaware/cache/rolling_head.hpp>
+#include <headaware/detail/cuda/kernel.cuh>
+
+#include <algorithm>
+#include <cstdint>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// The keys or the values of an append.
+template <class Layout>
+struct AppendPlane {
+  Layout layout;
+  std::int32_t channels;
+  std::int32_t element_bytes;
+  std::int32_t vector_bytes;  ///< the widest access that both sides and all addresses allow
+};
+
+/// Counters that the kernel reads, and with `ticket` counts up.
+struct AppendCounters {
+  std::int32_t const* lengths = nullptr;  ///< [num_sequences] before the append
+  std::int32_t const* written = nullptr;  ///< [num_sequences]
+  std::int32_t const* counts = nullptr;   ///< [num_sequences]; nullptr: max_count each
+  std::int32_t* status = nullptr;         ///< 1 if a sequence is refused; nullptr: nobody asks
+  std::int32_t* advance_lengths = nullptr;
+  std::int32_t* advance_written = nullptr;
+  std::int32_t* ticket = nullptr;  ///< blocks that have read the counters; nullptr: count nothing up
+  std::int64_t token_limit = 0;
+  std::int32_t max_count = 0;
+  std::int32_t num_sequences = 0;
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t count(std::int64_t sequence) const {
+    return counts != nullptr ? counts[sequence] : max_count;
+  }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE bool takes(std::int64_t length, std::int64_t count) const {
+    return length >= 0 && count >= 0 && count <= max_count && length + count <= token_limit;
+  }
+};
+
+template <class Placement, class Keys, class Values>
+struct AppendParameters {
+  Placement placement;
+  AppendCounters counters;
+  AppendPlane<Keys> keys;
+  AppendPlane<Values> values;
+  std::int32_t first_layer;
+  std::int32_t num_layers;  ///< handed over
+  std::int32_t num_kv_heads;
+  std::int32_t rows_per_head;  ///< the most tokens of an append that stay in a head
+  std::int32_t rows_per_block;
+  std::int32_t append_blocks;  ///< the blocks behind them copy pages
+};
+
+/// What the kernel looks up by layer: keys, values.
+struct AppendTables {
+  PlanePointers planes[2];
+};
+
+inline constexpr std::int32_t max_append_rows = 64;
+
+/// One token of one head: where from and where to, keys and values. Everything that all of a row's threads need is
+/// here, in shared memory, so that one thread asks for it.
+struct AppendRow {
+  char const* source[2];  ///< the layer's new tokens
+  char* target[2];        ///< the row; nullptr: nothing to do
+  std::int32_t sequence;
+  std::int32_t kv_head;
+  std::int32_t token;  ///< of the new ones
+};
+
+/// Copies the block's rows of one plane, `Vector` by `Vector`.
+template <int Plane, class Vector, class Layout>
+__device__ void append_vectors(AppendPlane<Layout> const& plane, AppendRow const* rows, std::int32_t count) {
+  auto const layout = plane.layout;
+  std::int32_t const per_vector = static_cast<std::int32_t>(sizeof(Vector)) / plane.element_bytes;
+  std::int32_t const per_row = plane.channels / per_vector;
+  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < count * per_row; i += block_threads) {
+    AppendRow const& row = rows[i / per_row];
+    if (row.target[Plane] == nullptr) continue;
+    std::int32_t const vector = i % per_row;
+    std::int64_t const from = layout.offset(row.sequence, row.kv_head, row.token, vector * per_vector);
+    reinterpret_cast<Vector*>(row.target[Plane])[vector] =
+        *reinterpret_cast<Vector const*>(row.source[Plane] + from * plane.element_bytes);
+  }
+}
+
+template <int Plane, class Layout>
+__device__ void append_plane(AppendPlane<Layout> const& plane, AppendRow const* rows, std::int32_t count) {
+  switch (plane.vector_bytes) {
+    case 16: return append_vectors<Plane, uint4>(plane, rows, count);
+    case 8: return append_vectors<Plane, uint2>(plane, rows, count);
+    case 4: return append_vectors<Plane, std::uint32_t>(plane, rows, count);
+    case 2: return append_vectors<Plane, std::uint16_t>(plane, rows, count);
+    default: return append_vectors<Plane, std::uint8_t>(plane, rows, count);
+  }
+}
+
+/// Copies rows of one plane that lie back to back in one tensor.
+template <class Vector>
+__device__ void copy_vectors(char* data, std::int64_t from, std::int64_t to, std::int64_t bytes) {
+  auto const* const source = reinterpret_cast<Vector const*>(data + from);
+  auto* const target = reinterpret_cast<Vector*>(data + to);
+  for (std::int64_t i = threadIdx.x; i < bytes / static_cast<std::int64_t>(sizeof(Vector)); i += block_threads) {
+    target[i] = source[i];
+  }
+}
+
+/// @param from, to, bytes  multiples of `vector_bytes`
+__device__ inline void copy_bytes(char* data, std::int64_t from, std::int64_t to, std::int64_t bytes,
+                                  std::int32_t vector_bytes) {
+  switch (vector_bytes) {
+    case 16: return copy_vectors<uint4>(data, from, to, bytes);
+    case 8: return copy_vectors<uint2>(data, from, to, bytes);
+    case 4: return copy_vectors<std::uint32_t>(data, from, to, bytes);
+    case 2: return copy_vectors<std::uint16_t>(data, from, to, bytes);
+    default: return copy_vectors<std::uint8_t>(data, from, to, bytes);
+  }
+}
+
+/// Whether this block is the last one to come here: all others have read what it may now overwrite.
+__device__ inline bool last_block(std::int32_t* ticket) {
+  __shared__ bool last;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicAdd(ticket, 1) == static_cast<std::int32_t>(gridDim.x) - 1;
+    if (last) *ticket = 0;
+  }
+  __syncthreads();
+  return last;
+}
+
+/// Fills in row `index` of an append: segments in order, and in each the tokens that stay.
+template <class Parameters>
+__device__ AppendRow append_row(Parameters const& p, AppendTables const& tables, std::int64_t index,
+                                std::int64_t segments) {
+  AppendRow row{};
+  std::int64_t const segment = index / p.rows_per_head;
+  if (segment >= segments) return row;
+  std::int64_t const i = index % p.rows_per_head;
+  row.kv_head = static_cast<std::int32_t>(segment % p.num_kv_heads);
+  row.sequence = static_cast<std::int32_t>(segment / p.num_kv_heads % p.counters.num_sequences);
+  std::int64_t const handed = segment / p.num_kv_heads / p.counters.num_sequences;
+  std::int64_t const length = p.counters.lengths[row.sequence];
+  std::int64_t const count = p.counters.count(row.sequence);
+  if (!p.counters.takes(length, count)) {
+    if (p.counters.status != nullptr) *p.counters.status = 1;
+    return row;
+  }
+  std::int64_t const layer = p.first_layer + handed;
+  std::int64_t const written = Parameters::needs_written ? p.counters.written[row.sequence] : 0;
+  Survivors const staying = p.placement.survivors(layer, row.kv_head, length, written, count);
+  if (i >= staying.count()) return row;
+  std::int64_t const token = staying.token(i);
+  row.token = static_cast<std::int32_t>(token - length);
+  auto const fill = [&](std::int32_t plane, std::int64_t channels, std::int64_t element_bytes) {
+    row.source[plane] = static_cast<char const*>(tables.planes[plane].source[handed]);
+    row.target[plane] = static_cast<char*>(tables.planes[plane].kept[handed]) +
+                        p.placement.offset(layer, row.sequence, row.kv_head, token, channels) * element_bytes;
+  };
+  fill(0, p.keys.channels, p.keys.element_bytes);
+  fill(1, p.values.channels, p.values.element_bytes);
+  return row;
+}
+
+/// Each block writes some rows of keys and values. The last block to have read the lengths counts them up.
+template <class Parameters>
+HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
+    append_kernel(Parameters const __grid_constant__ parameters, AppendTables const __grid_constant__ tables) {
+  __shared__ SharedStorage<Parameters> parameter_storage;
+  __shared__ AppendRow rows[max_append_rows];
+  auto const& p = share_parameters(parameters, parameter_storage);
+  std::int64_t const segments = std::int64_t{p.num_layers} * p.counters.num_sequences * p.num_kv_heads;
+  auto const thread = static_cast<std::int32_t>(threadIdx.x);
+  if constexpr (requires { p.placement.copies; }) {
+    // Nothing that a copy reads is written in the same launch.
+    if (blockIdx.x >= static_cast<unsigned>(p.append_blocks)) {
+      PageCopy const copy = p.placement.copies[blockIdx.x - static_cast<unsigned>(p.append_blocks)];
+      if (copy.layer < p.first_layer || copy.layer >= p.first_layer + p.num_layers) return;
+      auto const move = [&](auto const& plane, void* tensor) {
+        auto const place = [&](std::int32_t page) {
+          return p.placement.page_offset(page, plane.channels) * plane.element_bytes;
+        };
+        copy_bytes(static_cast<char*>(tensor), place(copy.from), place(copy.to),
+                   std::int64_t{copy.tokens} * plane.channels * plane.element_bytes, plane.vector_bytes);
+      };
+      move(p.keys, tables.planes[0].kept[copy.layer - p.first_layer]);
+      move(p.values, tables.planes[1].kept[copy.layer - p.first_layer]);
+      return;
+    }
+  }
+  if (thread < p.rows_per_block) {
+    rows[thread] = append_row(p, tables, std::int64_t{blockIdx.x} * p.rows_per_block + thread, segments);
+  }
+  __syncthreads();
+  append_plane<0>(p.keys, rows, p.rows_per_block);
+  append_plane<1>(p.values, rows, p.rows_per_block);
+  if (p.counters.ticket == nullptr || !last_block(p.counters.ticket)) return;
+  for (std::int32_t b = thread; b < p.counters.num_sequences; b += block_threads) {
+    std::int32_t const length = p.counters.advance_lengths[b];
+    std::int64_t const count = p.counters.count(b);
+    if (!p.counters.takes(length, count)) {
+      if (p.counters.status != nullptr) *p.counters.status = 1;
+      continue;
+    }
+    auto const now = static_cast<std::int32_t>(length + count);
+    p.counters.advance_lengths[b] = now;
+    p.counters.advance_written[b] = max(p.counters.advance_written[b], now);
+  }
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END

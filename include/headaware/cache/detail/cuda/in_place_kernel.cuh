@@ -1,0 +1,220 @@
+#pragma once
+
+#include <headaware/cache/detail/cuda/gather_kernel.cuh>
+#include <headaware/cache/rotation.hpp>
+#include <headaware/cache/segment.hpp>
+#include <headaware/detail/cuda/kernel.cuh>
+
+#include <cstddef>
+#include <cstdint>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// One tensor compacted where it lies.
+template <class Layout, class Move>
+struct InPlacePlane {
+  Layout layout;
+  Move move;
+  std::int32_t channels;
+  std::int32_t element_bytes;
+};
+
+/// The tensors themselves, by plane and layer.
+template <std::size_t NumPlanes>
+struct InPlaceTensors {
+  void* planes[NumPlanes][max_layers];
+};
+
+template <class Table, class... Planes>
+struct InPlaceParameters {
+  DeviceCompaction<Table> plan;
+  PlaneList<Planes...> planes;
+  std::int64_t min_evicted;  ///< fewer tokens (but some), and a head whose kept ones move is left alone; 0: any
+};
+
+struct FirstMovedSlot {
+  std::int64_t kept;
+  std::int64_t length;
+  template <class P>
+  HEADAWARE_HOST_DEVICE std::int64_t operator()(P const& policy) const {
+    return first_moved_slot(policy, kept, length);
+  }
+};
+
+/// What the block's threads share: the segment, and the tokens of the rows that move next.
+struct InPlaceShared {
+  Segment segment;
+  std::int64_t moved;  ///< slots before it hold their own token
+  void* tensor;
+  std::int32_t tokens[max_tile_rows];
+};
+
+/// Fills in the tokens of the slots from `first` on; -1 where a keep-list names none that may move there.
+template <class Table>
+__device__ void stage_in_place(Table const& table, InPlaceShared& shared, std::int64_t first, std::int32_t rows) {
+  Segment const& segment = shared.segment;
+  auto const is_valid = [&](std::int64_t slot, std::int64_t token) { return token >= slot && token < segment.length; };
+  visit_policy(table, segment.layer, segment.sequence, segment.kv_head,
+               StageTokens<decltype(is_valid)>{first, segment.length, rows, shared.tokens, is_valid});
+  __syncthreads();
+}
+
+/// A block moves a segment front to back, some rows at a time: all are read before any is written,
+/// and a later slot's token never lies before the slots already written. `read(slot, token, item)`
+/// returns what `write(slot, item, value)` stores; `items` of them make a row.
+template <class Value, class Table, class Read, class Write>
+__device__ void move_front_to_back(Table const& table, InPlaceShared& shared, std::int32_t items, Read const& read,
+                                   Write const& write) {
+  constexpr std::int32_t unroll = 4;
+  std::int32_t const chunk = max(1, min(max_tile_rows, unroll * block_threads / items));
+  for (std::int64_t first = shared.moved; first < shared.segment.kept; first += chunk) {
+    auto const rows = static_cast<std::int32_t>(min(std::int64_t{chunk}, shared.segment.kept - first));
+    stage_in_place(table, shared, first, rows);
+    for (std::int32_t base = 0; base < rows * items; base += unroll * block_threads) {
+      Value values[unroll];
+      bool moves[unroll];
+#pragma unroll
+      for (std::int32_t u = 0; u < unroll; ++u) {
+        std::int32_t const i = base + u * block_threads + static_cast<std::int32_t>(threadIdx.x);
+        std::int32_t const token = i < rows * items ? shared.tokens[i / items] : -1;
+        moves[u] = token >= 0;
+        if (moves[u]) values[u] = read(first + i / items, token, i % items);
+      }
+      __syncthreads();
+#pragma unroll
+      for (std::int32_t u = 0; u < unroll; ++u) {
+        std::int32_t const i = base + u * block_threads + static_cast<std::int32_t>(threadIdx.x);
+        if (moves[u]) write(first + i / items, i % items, values[u]);
+      }
+      __syncthreads();
+    }
+  }
+}
+
+template <class Vector, class Table, class Layout>
+__device__ void move_vectors(Table const& table, InPlacePlane<Layout, CopyRows> const& plane, InPlaceShared& shared) {
+  auto* const tensor = static_cast<char*>(shared.tensor);
+  auto const layout = plane.layout;
+  std::int32_t const element_bytes = plane.element_bytes;
+  std::int32_t const per_vector = static_cast<std::int32_t>(sizeof(Vector)) / element_bytes;
+  auto const at = [&](std::int64_t token, std::int32_t item) -> Vector& {
+    std::int64_t const offset =
+        layout.offset(shared.segment.sequence, shared.segment.kv_head, token, item * per_vector);
+    return *reinterpret_cast<Vector*>(tensor + offset * element_bytes);
+  };
+  move_front_to_back<Vector>(
+      table, shared, plane.channels / per_vector,
+      [&](std::int64_t, std::int64_t token, std::int32_t item) { return at(token, item); },
+      [&](std::int64_t slot, std::int32_t item, Vector const& value) { at(slot, item) = value; });
+}
+
+template <class Table, class Layout>
+__device__ void move_segment(Table const& table, InPlacePlane<Layout, CopyRows> const& plane, InPlaceShared& shared) {
+  switch (plane.move.vector_bytes) {
+    case 16: return move_vectors<uint4>(table, plane, shared);
+    case 8: return move_vectors<uint2>(table, plane, shared);
+    case 4: return move_vectors<std::uint32_t>(table, plane, shared);
+    case 2: return move_vectors<std::uint16_t>(table, plane, shared);
+    default: return move_vectors<std::uint8_t>(table, plane, shared);
+  }
+}
+
+/// The same for keys that turn as they move: pair by pair, then the channels that only move.
+template <class Table, class Layout, class E>
+__device__ void move_segment(Table const& table, InPlacePlane<Layout, RotateRows<E>> const& plane,
+                             InPlaceShared& shared) {
+  KeyRotation const& rotation = plane.move.rotation;
+  std::int32_t const pairs = rotation.rotary_dim() / 2;
+  auto* const data = static_cast<E*>(shared.tensor);
+  auto const at = [&](std::int64_t token, std::int32_t channel) -> E& {
+    return data[plane.layout.offset(shared.segment.sequence, shared.segment.kv_head, token, channel)];
+  };
+  auto const channels = [&](std::int32_t item) {
+    return item < pairs ? rotary_pair(rotation, item) : RotaryPair{pairs + item, pairs + item};
+  };
+  move_front_to_back<RotatedPair<E>>(
+      table, shared, plane.channels - pairs,
+      [&](std::int64_t slot, std::int64_t token, std::int32_t item) {
+        RotaryPair const pair = channels(item);
+        RotatedPair<E> const value{at(token, pair.a), at(token, pair.b)};
+        std::int64_t const distance = rotation.distance(shared.segment.sequence, token, slot);
+        return item < pairs ? rotate_pair(rotation, distance, item, value.a, value.b) : value;
+      },
+      [&](std::int64_t slot, std::int32_t item, RotatedPair<E> const& value) {
+        RotaryPair const pair = channels(item);
+        at(slot, pair.a) = value.a;
+        if (item < pairs) at(slot, pair.b) = value.b;
+      });
+}
+
+/// Whether a head is left alone, since turning its keys for so few evicted tokens is not worth the rounding.
+__device__ inline bool evicts_too_few(Segment const& segment, std::int64_t moved, std::int64_t min_evicted) {
+  std::int64_t const evicted = segment.length - segment.kept;
+  return evicted > 0 && evicted < min_evicted && moved < segment.kept;
+}
+
+/// One block says whether all lengths are as planned, and all heads evict enough.
+template <class Table>
+__device__ void report_lengths(DeviceCompaction<Table> const& plan, std::int64_t min_evicted) {
+  int bad = 0;
+  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < plan.num_sequences; i += block_threads) {
+    std::int32_t const length = plan.d_lengths[i];
+    if (length < 0 || length > plan.max_length) bad = 1;
+  }
+  bad = __syncthreads_or(bad);
+  if (bad == 0 && min_evicted > 0) {
+    std::int64_t const segments =
+        std::int64_t{plan.table.num_layers()} * plan.num_sequences * plan.table.num_kv_heads();
+    for (std::int64_t s = threadIdx.x; s < segments; s += block_threads) {
+      Segment const segment = make_segment(plan.table, s, plan.num_sequences, plan.d_lengths);
+      std::int64_t const moved = visit_policy(plan.table, segment.layer, segment.sequence, segment.kv_head,
+                                              FirstMovedSlot{segment.kept, segment.length});
+      if (evicts_too_few(segment, moved, min_evicted)) bad = 1;
+    }
+    bad = __syncthreads_or(bad);
+  }
+  if (threadIdx.x == 0) *plan.d_status = bad;
+}
+
+/// Grid: x segments, y planes.
+template <class Table, class... Planes>
+HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
+    in_place_kernel(InPlaceParameters<Table, Planes...> const __grid_constant__ parameters,
+                    InPlaceTensors<sizeof...(Planes)> const __grid_constant__ tensors) {
+  __shared__ SharedStorage<InPlaceParameters<Table, Planes...>> parameter_storage;
+  __shared__ SharedStorage<InPlaceShared> storage;
+  auto const& p = share_parameters(parameters, parameter_storage);
+  InPlaceShared& shared = storage.get();
+  auto const s = static_cast<std::int64_t>(blockIdx.x);
+  if (threadIdx.x == 0) {
+    auto const sequence = static_cast<std::int32_t>(s / p.plan.table.num_kv_heads() % p.plan.num_sequences);
+    std::int64_t const length = p.plan.d_lengths[sequence];
+    bool const known = length >= 0 && length <= p.plan.max_length;
+    shared.segment = known ? make_segment(p.plan.table, s, p.plan.num_sequences, p.plan.d_lengths) : Segment{};
+    shared.tensor = tensors.planes[blockIdx.y][shared.segment.layer];
+    shared.moved = visit_policy(p.plan.table, shared.segment.layer, shared.segment.sequence, shared.segment.kv_head,
+                                FirstMovedSlot{shared.segment.kept, shared.segment.length});
+    std::int64_t held = shared.segment.kept;
+    if (evicts_too_few(shared.segment, shared.moved, p.min_evicted)) {
+      held = length;
+      shared.segment = Segment{};
+      shared.moved = 0;
+    }
+    p.planes.visit(blockIdx.y, [&](auto const& plane) {
+      // With positions of their own keys may turn where they are.
+      if constexpr (requires { plane.move.rotation; }) {
+        if (plane.move.rotation.token_positions() != nullptr) shared.moved = 0;
+      }
+    });
+    if (known && blockIdx.y == 0 && p.plan.d_kept != nullptr) {
+      p.plan.d_kept[s] = static_cast<std::int32_t>(held);
+    }
+  }
+  if (s == 0 && blockIdx.y == 0 && p.plan.d_status != nullptr) report_lengths(p.plan, p.min_evicted);
+  __syncthreads();
+  p.planes.visit(blockIdx.y, [&](auto const& plane) { move_segment(p.plan.table, plane, shared); });
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,116 @@
+#pragma once
+
+#include <headaware/cache/detail/cuda/append_kernel.cuh>
+#include <headaware/cache/rolling.hpp>
+#include <headaware/detail/cuda/kernel.cuh>
+
+#include <cstdint>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// What happens to a sequence's counters.
+enum class StateChange : std::int32_t { advance, rollback, start };
+
+struct StateParameters {
+  RollingSlotsView plan;
+  RollingStateView state;
+  std::int32_t const* values;  ///< [num_sequences] tokens; start: lengths, negative: leave the sequence alone
+  StateChange change;
+};
+
+/// Changes the counters of all sequences. (A template, so that several sources may include it.)
+template <class Parameters>
+HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks) state_kernel(Parameters const __grid_constant__ p) {
+  for (auto b = static_cast<std::int32_t>(blockIdx.x * block_threads + threadIdx.x); b < p.plan.num_sequences;
+       b += static_cast<std::int32_t>(gridDim.x) * block_threads) {
+    std::int64_t const length = p.state.lengths[b];
+    std::int64_t const written = p.state.written[b];
+    std::int64_t const value = p.values[b];
+    bool good = value >= 0;
+    if (p.change == StateChange::rollback) {
+      good = good && value <= p.plan.max_rollback(length, written);
+      if (good) p.state.lengths[b] = static_cast<std::int32_t>(length - value);
+    } else if (p.change == StateChange::advance) {
+      good = good && length + value <= p.plan.token_limit;
+      if (good) {
+        p.state.lengths[b] = static_cast<std::int32_t>(length + value);
+        p.state.written[b] = static_cast<std::int32_t>(max(written, length + value));
+      }
+    } else if (good) {
+      good = value <= p.plan.token_limit;
+      if (good) {
+        p.state.lengths[b] = static_cast<std::int32_t>(value);
+        p.state.written[b] =
+            static_cast<std::int32_t>(min(p.plan.written_at_start(value), static_cast<std::int64_t>(all_tokens)));
+      }
+    } else {
+      good = true;
+    }
+    if (!good) *p.state.status = 1;
+  }
+}
+
+/// Copies that one launch takes, as kernel parameters.
+inline constexpr std::int32_t max_copies = 256;
+
+struct CopyPlane {
+  std::int32_t channels;
+  std::int32_t element_bytes;
+  std::int32_t vector_bytes;
+};
+
+struct CopyParameters {
+  RollingSlotsView plan;
+  RollingStateView state;
+  CopyPlane planes[2];
+  std::int32_t num_copies;
+  std::int32_t chunks;  ///< blocks a head
+};
+
+struct CopyTables {
+  SequenceCopy copies[max_copies];
+  PlanePointers planes[2];
+};
+
+inline constexpr std::int32_t copy_rows_per_block = 64;
+
+/// Grid: x chunks of heads of layers of copies. Each block copies some of the rows that a head holds.
+template <class Parameters>
+HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
+    copy_sequences_kernel(Parameters const __grid_constant__ p, CopyTables const __grid_constant__ tables) {
+  std::int64_t const head_index = blockIdx.x / static_cast<unsigned>(p.chunks);
+  std::int64_t const chunk = blockIdx.x % static_cast<unsigned>(p.chunks);
+  auto const kv_head = static_cast<std::int32_t>(head_index % p.plan.num_kv_heads);
+  auto const layer = static_cast<std::int32_t>(head_index / p.plan.num_kv_heads % p.plan.num_layers);
+  SequenceCopy const copy = tables.copies[head_index / p.plan.num_kv_heads / p.plan.num_layers];
+  RollingHead const& head = p.plan.head(layer, kv_head);
+  SlotRuns const runs = head.intact(p.state.lengths[copy.from], p.state.written[copy.from]);
+  std::int64_t const begin = chunk * copy_rows_per_block;
+  std::int64_t const end = begin + copy_rows_per_block;
+  auto const move = [&](std::int64_t first, std::int64_t count) {
+    std::int64_t const low = max(first, begin);
+    std::int64_t const high = min(first + count, end);
+    if (low >= high) return;
+    for (std::int32_t i = 0; i < 2; ++i) {
+      auto* const data = static_cast<char*>(tables.planes[i].kept[layer]);
+      std::int64_t const from = head.row(copy.from, low);
+      std::int64_t const to = head.row(copy.to, low);
+      std::int64_t const row_bytes = std::int64_t{p.planes[i].channels} * p.planes[i].element_bytes;
+      copy_bytes(data, from * row_bytes, to * row_bytes, (high - low) * row_bytes, p.planes[i].vector_bytes);
+    }
+  };
+  move(0, runs.sinks);
+  move(runs.first, runs.count);
+  move(runs.wrapped_first, runs.wrapped);
+  if (!last_block(p.state.ticket)) return;
+  // No sequence is copied from and to, so the order does not matter.
+  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < p.num_copies; i += block_threads) {
+    SequenceCopy const each = tables.copies[i];
+    p.state.lengths[each.to] = p.state.lengths[each.from];
+    p.state.written[each.to] = p.state.written[each.from];
+  }
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,101 @@
+#pragma once
+
+#include <headaware/cache/compaction.hpp>
+#include <headaware/cache/destination.hpp>
+#include <headaware/cache/segment.hpp>
+#include <headaware/detail/cuda/kernel.cuh>
+
+#include <cub/block/block_scan.cuh>
+
+#include <cstdint>
+#include <type_traits>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// What the gather kernel reads to find its work; lives in temporary storage.
+struct PlanArrays {
+  std::int64_t* row_offsets = nullptr;   ///< [segments + 1] kept rows before each segment
+  std::int32_t* tile_offsets = nullptr;  ///< [segments + 1] tiles before each segment; the last: tiles in all
+};
+
+template <class Table, class Form>
+struct PlanParameters {
+  DeviceCompaction<Table> plan;
+  PlanArrays arrays;
+  Form form;
+  std::int32_t rows_per_tile;
+};
+
+/// Capacities of all layers.
+struct LayerCapacities {
+  LayerCapacity layers[max_layers];
+};
+
+inline constexpr std::int32_t plan_threads = 512;
+
+/// One block counts what every segment keeps and sums it up. Cost: O(segments / 512) rounds.
+template <class Table, class Form>
+HEADAWARE_KERNEL void __launch_bounds__(plan_threads, 1)
+    plan_kernel(PlanParameters<Table, Form> const __grid_constant__ p,
+                LayerCapacities const __grid_constant__ capacities) {
+  using Scan = cub::BlockScan<RowsAndParts, plan_threads>;
+  __shared__ typename Scan::TempStorage scan_storage;
+  auto const thread = static_cast<std::int32_t>(threadIdx.x);
+  std::int64_t const layer_segments = std::int64_t{p.plan.num_sequences} * p.plan.table.num_kv_heads();
+  std::int64_t const segments = layer_segments * p.plan.table.num_layers();
+
+  bool bad = false;
+  RowsAndParts running{0, 0};
+  for (std::int64_t base = 0; base < segments; base += plan_threads) {
+    std::int64_t const s = base + thread;
+    RowsAndParts count{0, 0};
+    if (s < segments) {
+      auto const sequence = static_cast<std::int32_t>(s / p.plan.table.num_kv_heads() % p.plan.num_sequences);
+      std::int64_t const length = p.plan.d_lengths[sequence];
+      if (length < 0 || length > p.plan.max_length) {
+        bad = true;
+      } else {
+        Segment segment = make_segment(p.plan.table, s, p.plan.num_sequences, p.plan.d_lengths);
+        if constexpr (Form::needs_group) place_in_group(p.plan.table, segment);
+        bool const possible = segment.kept >= 0 && segment.kept <= length;
+        if (!possible) segment.kept = 0;
+        bad = bad || !possible || segment.kept > p.form.head_capacity(segment, capacities.layers[segment.layer]);
+        count = {segment.kept, static_cast<std::int32_t>((segment.kept + p.rows_per_tile - 1) / p.rows_per_tile)};
+      }
+    }
+    RowsAndParts before;
+    RowsAndParts all;
+    Scan(scan_storage).ExclusiveScan(count, before, RowsAndParts{0, 0}, AddRowsAndParts{}, all);
+    if (s < segments) {
+      p.arrays.row_offsets[s] = running.rows + before.rows;
+      p.arrays.tile_offsets[s] = running.parts + before.parts;
+      if (p.plan.d_kept != nullptr) p.plan.d_kept[s] = static_cast<std::int32_t>(count.rows);
+    }
+    running = AddRowsAndParts{}(running, all);
+    __syncthreads();
+  }
+  if (thread == 0) p.arrays.row_offsets[segments] = running.rows;
+  __syncthreads();
+
+  // Layer by layer, now that all offsets stand: does the layer hold its rows, and its cu_seqlens.
+  bad = bad || running.rows > p.plan.max_rows;
+  std::int64_t const entries = layer_segments + 1;
+  for (std::int64_t i = thread; i < entries * p.plan.table.num_layers(); i += plan_threads) {
+    std::int64_t const layer = i / entries;
+    std::int64_t const within = i % entries;
+    std::int64_t const rows =
+        p.arrays.row_offsets[layer * layer_segments + within] - p.arrays.row_offsets[layer * layer_segments];
+    if constexpr (std::is_same_v<Form, RaggedForm>) bad = bad || rows > capacities.layers[layer].rows;
+    if (p.plan.d_cu_seqlens != nullptr) bad = bad || rows > 0x7fffffff;  // more than the offsets can say
+    if (p.plan.d_cu_seqlens != nullptr) p.plan.d_cu_seqlens[i] = static_cast<std::int32_t>(rows);
+  }
+  bad = __syncthreads_or(bad ? 1 : 0) != 0;
+  if (thread == 0) {
+    p.arrays.tile_offsets[segments] = bad ? 0 : running.parts;  // no tiles: nothing moves
+    if (p.plan.d_status != nullptr) *p.plan.d_status = bad ? 1 : 0;
+  }
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,259 @@
+#pragma once
+
+#include <headaware/config.hpp>
+#include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/detail/cuda/mma.cuh>
+#include <headaware/stats/sums_layout.hpp>
+
+#include <algorithm>
+#include <cstdint>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+inline constexpr std::int32_t observe_threads = 128;
+inline constexpr std::int32_t observe_warps = observe_threads / warp_threads;
+/// Limits of a retention grid on the device: its thresholds are kernel parameters.
+inline constexpr std::int32_t max_grid_sinks = 32;
+inline constexpr std::int32_t max_grid_windows = 64;
+
+/// The score that marks a key that a row does not see: weighs nothing, and is finite, so that what is not is a mistake.
+inline constexpr float masked_score = -3.402823466e38F;
+
+/// @brief How a row's keys are cut, so that what any (sink, window) pair drops is a run of whole slots.
+///
+/// A row at position q has a cut before each sink size s and before each window's oldest key, q - w + 1.
+/// In order of position the cuts make slots: slot 0 lies before the first cut, and the pair (s, w) drops
+/// the slots between its two cuts. Thresholds that no row reaches are left out.
+struct RetentionCuts {
+  std::int32_t num_sinks = 0;     ///< sink sizes in reach, 0 included
+  std::int32_t zero_sinks = 0;    ///< 1 if the first of them is 0, which needs no cut
+  std::int32_t num_windows = 0;   ///< windows that some row is longer than
+  std::int32_t grid_windows = 0;  ///< windows of the grid
+  std::int32_t sinks[max_grid_sinks]{};
+  std::int32_t windows[max_grid_windows]{};
+
+  HEADAWARE_HOST_DEVICE std::int32_t slots() const { return num_sinks - zero_sinks + num_windows + 1; }
+  HEADAWARE_HOST_DEVICE std::int32_t cell(std::int32_t sink, std::int32_t window) const {
+    return sink * grid_windows + window;
+  }
+};
+
+/// How the elements of a tensor are fetched.
+enum class FetchOrder : std::int32_t {
+  rows,      ///< 16 bytes at once, the channels of a token side by side
+  wide,      ///< 16 bytes at once
+  channels,  ///< one by one, neighbours in a row
+  tokens,    ///< one by one, neighbours in a channel
+};
+
+/// The running sum of a slot's weights, relative to `max`.
+struct SlotMass {
+  float sum;
+  float max;
+};
+
+/// What one warp has of a row: its softmax state, and the sum of the recent keys.
+struct RowPart {
+  float max;
+  float sum;
+  float weighted;
+  float recent;
+};
+
+/// Where things lie in shared memory, in bytes.
+struct ObserveShared {
+  std::int32_t rows = 0;         ///< of a tile
+  std::int32_t pitch = 0;        ///< elements between rows of queries and keys
+  std::int32_t channels = 0;     ///< head_dim, padded to what a multiplication takes
+  std::int32_t value_pitch = 0;  ///< the same of values
+  std::int32_t value_dim = 0;
+  std::int32_t sum_channels = 0;  ///< value_dim, padded to what a slot's sums take
+  std::int32_t parameters = 0;
+  std::int32_t raw = 0;           ///< double [sums]: of a chunk
+  std::int32_t queries = 0;       ///< E [rows, rounded up to 16, pitch]
+  std::int32_t keys = 0;          ///< E [tile_keys, pitch]; after the last key, scratch of the row sums
+  std::int32_t values = 0;        ///< E [tile_keys, value_pitch]; after the last key, scratch of the cells
+  std::int32_t weights = 0;       ///< float [16, weight_pitch]: relative to the rows' largest scores of the tile
+  std::int32_t near = 0;          ///< float [rows, near]: scores by distance
+  std::int32_t sinks = 0;         ///< float [rows, sink_size]: scores by position
+  std::int32_t tops = 0;          ///< float [warps, 16]: a tile's largest scores
+  std::int32_t row_parts = 0;     ///< RowPart [key warps, rows]
+  std::int32_t row_max = 0;       ///< float [rows]
+  std::int32_t row_inverse = 0;   ///< float [rows]: 1 / the sum of weights; 0: not to be counted
+  std::int32_t cuts = 0;          ///< int32 [slots, rows]: first key of each slot
+  std::int32_t sink_slots = 0;    ///< int32 [sinks, rows]: first slot that a sink size does not keep
+  std::int32_t window_slots = 0;  ///< int32 [windows, rows]: last slot that a window does not keep
+  std::int32_t masses = 0;        ///< SlotMass [key warps, slots, rows]
+  std::int32_t shares = 0;        ///< float [slots, rows]: probabilities
+  std::int32_t kept_before = 0;   ///< float [slots + 1, rows]: probability of the slots before
+  std::int32_t kept_after = 0;    ///< float [slots + 1, rows]: probability of this slot and those after
+  std::int32_t sum_max = 0;       ///< float [warps, slots, rows]: the scores that the sums are relative to
+  std::int32_t sum_factors = 0;   ///< float [slots, rows]: from sums to Σ p v
+  std::int32_t sums = 0;          ///< float [slots, rows, sum_channels]: Σ of weight · value
+  std::int32_t bytes = 0;
+};
+
+/// Values of a row that are summed over rows by one thread each.
+inline constexpr std::int32_t row_scalars = 8;
+
+/// The sizes on which shared memory depends.
+struct ObserveSizes {
+  bool with_values = false;
+  std::int32_t element_bytes = 0;
+  std::int32_t padding = 0;
+  std::int32_t tile_keys = 0;
+  std::int32_t parameter_bytes = 0;
+  std::int32_t head_dim = 0;
+  std::int32_t value_dim = 0;
+  std::int32_t sums = 0;
+  std::int32_t near = 0;
+  std::int32_t sink_size = 0;
+  std::int32_t used_cells = 0;
+  std::int32_t cut_sinks = 0;
+  std::int32_t cut_windows = 0;
+  std::int32_t slots = 0;  ///< 0: no retention
+
+  [[nodiscard]] std::int32_t tile_rows() const { return with_values ? 16 : 64; }
+};
+
+/// Shared memory for tiles of `rows` rows; offsets only fit in 32 bits if `bytes` of 64 do.
+inline std::int64_t plan_shared(ObserveSizes const& sizes, std::int32_t rows, ObserveShared& shared) {
+  std::int64_t bytes = 0;
+  auto const place = [&](std::int32_t& offset, std::int64_t size) {
+    offset = static_cast<std::int32_t>(std::min<std::int64_t>(bytes, 1 << 30));
+    bytes += (size + 15) / 16 * 16;
+  };
+  std::int64_t const key_warps = sizes.with_values ? observe_warps : 1;
+  std::int64_t const n = rows;
+  std::int64_t const slots = sizes.slots;
+  shared.rows = rows;
+  shared.channels = (sizes.head_dim + 15) / 16 * 16;
+  shared.value_dim = (sizes.value_dim + 15) / 16 * 16;
+  shared.sum_channels = (sizes.value_dim + 31) / 32 * 32;
+  shared.pitch = shared.channels + sizes.padding;
+  shared.value_pitch = shared.value_dim + sizes.padding;
+  std::int64_t const row_bytes = std::int64_t{shared.pitch} * sizes.element_bytes;
+  std::int64_t const value_row_bytes = std::int64_t{shared.value_pitch} * sizes.element_bytes;
+  std::int64_t const row_scratch = 8 * (row_scalars * n + sizes.near + sizes.sink_size);
+  std::int64_t const cell_scratch = 8 * observe_warps * (std::int64_t{sizes.used_cells} + 1);
+  place(shared.parameters, sizes.parameter_bytes);
+  place(shared.raw, 8 * std::int64_t{sizes.sums});
+  place(shared.queries, (n + 15) / 16 * 16 * row_bytes);
+  place(shared.keys, std::max(sizes.tile_keys * row_bytes, row_scratch));
+  place(shared.near, 4 * n * sizes.near);
+  place(shared.sinks, 4 * n * sizes.sink_size);
+  place(shared.row_parts, static_cast<std::int64_t>(sizeof(RowPart)) * key_warps * n);
+  place(shared.row_max, 4 * n);
+  place(shared.row_inverse, 4 * n);
+  if (slots > 0) {
+    place(shared.cuts, 4 * slots * n);
+    place(shared.sink_slots, 4 * sizes.cut_sinks * n);
+    place(shared.window_slots, 4 * sizes.cut_windows * n);
+    place(shared.masses, static_cast<std::int64_t>(sizeof(SlotMass)) * key_warps * slots * n);
+    place(shared.shares, 4 * slots * n);
+  }
+  if (sizes.with_values) {
+    place(shared.values, std::max(sizes.tile_keys * value_row_bytes, cell_scratch));
+    place(shared.weights, 4 * 16 * weight_pitch);
+    place(shared.tops, 4 * observe_warps * 16);
+    place(shared.kept_before, 4 * (slots + 1) * n);
+    place(shared.kept_after, 4 * (slots + 1) * n);
+    place(shared.sum_max, 4 * observe_warps * slots * n);
+    place(shared.sum_factors, 4 * slots * n);
+    place(shared.sums, 4 * slots * n * shared.sum_channels);
+  }
+  shared.bytes = static_cast<std::int32_t>(std::min<std::int64_t>(bytes, 1 << 30));
+  return bytes;
+}
+
+/// Shared memory of at most `limit` bytes for as many rows as fit. @return whether there is room for one
+inline bool fit_shared(ObserveSizes const& sizes, std::int64_t limit, ObserveShared& shared) {
+  std::int32_t rows = sizes.tile_rows();
+  while (rows > 0 && plan_shared(sizes, rows, shared) > limit) --rows;
+  return rows > 0;
+}
+
+/// @brief How the work of one query head is shared out: `groups` runs of whole chunks, or, where chunks
+/// are few, each chunk's tiles dealt to `parts` blocks.
+struct ObserveGrid {
+  std::int64_t chunks = 0;
+  std::int32_t groups = 0;
+  std::int32_t parts = 0;
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t blocks() const { return groups * parts; }
+};
+
+template <class QueryLayout, class KeyLayout, class ValueLayout>
+struct ObserveParameters {
+  QueryLayout query_layout;
+  KeyLayout key_layout;
+  ValueLayout value_layout;
+  std::int64_t sequence;
+  std::int64_t first_token;  ///< index in the layouts of the token at position 0
+  std::int64_t tokens;
+  std::int64_t chunk_size;  ///< > 0
+  double recent_ratio;
+  double* partials;        ///< [layers, num_query_heads, blocks, sums]
+  std::uint32_t* tickets;  ///< [layers, num_query_heads], zero
+  double* sums;            ///< [layers, num_query_heads, sums]
+  ObserveGrid grid;
+  ObserveShared shared;
+  SumsLayout layout;
+  RetentionCuts cuts;
+  std::int32_t num_query_heads;
+  std::int32_t group;  ///< query heads of a KV head
+  std::int32_t head_dim;
+  std::int32_t value_dim;
+  std::int32_t first_query;
+  std::int32_t query_stride;
+  std::int32_t sliding_window;
+  std::int32_t sink_size;
+  std::int32_t local_window;
+  std::int32_t near;  ///< distances whose scores are kept
+  float scale;        ///< from q·k to a logit in base 2, or to what the soft cap takes
+  float cap;          ///< 0: none; else what tanh is multiplied with
+  FetchOrder query_fetch;
+  FetchOrder key_fetch;
+  FetchOrder value_fetch;
+};
+
+/// The pointers of all layers of a launch.
+struct ObserveTensors {
+  struct Layer {
+    void const* queries;
+    void const* keys;
+    void const* values;
+    float const* output_factors;
+  };
+  Layer layers[max_layers];
+};
+
+/// @brief Entry `i` of what a chunk adds to the sums of a head (`HeadSums::add`), or of a head's sums.
+///
+/// The raw sums of a chunk lie as those of a head do; `chunks` holds its uniformity rows.
+__device__ inline double chunk_entry(double const* raw, std::int64_t i, SumsLayout const& layout) {
+  double const n = raw[SumsLayout::rows];
+  if (i == SumsLayout::invalid_rows) return raw[i];
+  if (!(n > 0)) return 0;
+  switch (i) {
+    case SumsLayout::chunks: return 1;
+    case SumsLayout::entropy_squared: {
+      double const entropy = raw[SumsLayout::entropy] / n;
+      return entropy * entropy;
+    }
+    case SumsLayout::global: return fmax(0.0, 1 - raw[SumsLayout::sink] / n - raw[SumsLayout::local] / n);
+    case SumsLayout::uniformity: {
+      double const rows = raw[SumsLayout::chunks];
+      return rows > 0 ? raw[i] / rows : 0;
+    }
+    case SumsLayout::entropy:
+    case SumsLayout::max_attention:
+    case SumsLayout::sink:
+    case SumsLayout::recent:
+    case SumsLayout::local: return raw[i] / n;
+    default: return i >= layout.distances() && i < layout.mass() ? raw[i] / n : raw[i];
+  }
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END
