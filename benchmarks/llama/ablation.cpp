@@ -170,15 +170,14 @@ double AblationResult::score() const { return std::log(perplexity_second_half) +
 
 EvaluationPlace ablation_place(std::int64_t length, std::int64_t context, std::int64_t max_tokens,
                                std::string const& where) {
-  ha::detail::require(context >= 256 && context % 2 == 0, "--context", "an even number of at least 256 tokens", context,
-                      "run_ablation_study");
+  ha::require(context >= 256 && context % 2 == 0, "--context", "an even number of at least 256 tokens", context,
+              "run_ablation_study");
   std::int64_t const least = context + context / 2;
-  ha::detail::require(max_tokens >= least, "--max_tokens",
-                      "at least " + std::to_string(least) + ", a passage of --context and a copied one of half of it",
-                      max_tokens, "run_ablation_study");
-  ha::detail::require(length >= least, "tokens of the evaluation text",
-                      "at least " + std::to_string(least) + " (--context is " + std::to_string(context) + ")", length,
-                      where.c_str());
+  ha::require(max_tokens >= least, "--max_tokens",
+              {"at least ", least, ", a passage of --context and a copied one of half of it"}, max_tokens,
+              "run_ablation_study");
+  ha::require(length >= least, "tokens of the evaluation text", {"at least ", least, " (--context is ", context, ")"},
+              length, where);
   std::int64_t const tokens = std::min(length, max_tokens);
   // A passage, and as much again of a quarter of it to copy.
   std::int64_t const passages = std::max<std::int64_t>(1, tokens * 4 / (5 * context));
@@ -204,10 +203,10 @@ AblationScale ablation_scale(AblationOptions const& options, ModelShape const& s
   ha::Budget const budget = support::parse_budget(options.budget, ha::TokenBytes::of(shape.head_dim, 2));
   std::int64_t const heads = std::int64_t{shape.layers} * shape.num_kv_heads;
   std::int64_t const tokens = budget.total(heads, options.context) / heads;
-  ha::detail::require(tokens >= 16 && tokens < options.context, "--budget",
-                      "at least 16 tokens a KV head and less than --context, " + std::to_string(options.context),
-                      tokens, "run_ablation_study");
-  ha::detail::require(options.pieces > 0, "--pieces", "> 0", options.pieces, "run_ablation_study");
+  ha::require(tokens >= 16 && tokens < options.context, "--budget",
+              {"at least 16 tokens a KV head and less than --context, ", options.context}, tokens,
+              "run_ablation_study");
+  ha::require(options.pieces > 0, "--pieces", "> 0", options.pieces, "run_ablation_study");
   return {.context = options.context,
           .budget_tokens = tokens,
           .pieces = options.pieces,
@@ -333,8 +332,8 @@ AblationDifference difference(AblationResult const& a, AblationResult const& b) 
   AblationDifference result;
   double variance = 0;
   auto const add = [&](std::vector<double> const& of_a, std::vector<double> const& of_b, double weight) {
-    ha::detail::require(of_a.size() == of_b.size() && of_a.size() > 1, "losses to compare", of_a.size(), of_b.size(),
-                        "difference");
+    ha::require(of_a.size() == of_b.size() && of_a.size() > 1, "losses to compare", of_a.size(), of_b.size(),
+                "difference");
     std::vector<double> differences(of_a.size());
     for (std::size_t i = 0; i < of_a.size(); ++i) differences[i] = of_b[i] - of_a[i];
     double const average = mean_loss(differences);

@@ -77,8 +77,8 @@ ha::Sensitivities AblationMeasured::factors(AblationSensitivity sensitivity, ha:
                                             ha::GroupFold fold) const {
   if (sensitivity == AblationSensitivity::none) return {};
   auto const& saved = sensitivities[index(sensitivity)];
-  ha::detail::require(saved.has_value(), "sensitivities", "measured ones",
-                      ablation_sensitivity_names[index(sensitivity)], "AblationMeasured::factors");
+  ha::require(saved.has_value(), "sensitivities", "measured ones", ablation_sensitivity_names[index(sensitivity)],
+              "AblationMeasured::factors");
   ha::SensitivityOptions options;
   options.measure = measure;
   options.fold = fold;
@@ -122,8 +122,7 @@ CalibrationText AblationCalibration::pieces_of(CalibrationUse const& use) const 
   std::int32_t const most = std::max(8, 2 * options_.pieces);
   CalibrationPieces const division{.text = most, .probe = most / 2, .held_out = 1, .held_out_probes = 1};
   CalibrationText result = calibration_text(losses_->run().model(), text.tokens, length, division, text.name);
-  ha::detail::require(use.pieces > 0 && use.pieces <= most, "pieces", "1 to " + std::to_string(most), use.pieces,
-                      "AblationCalibration");
+  ha::require(use.pieces > 0 && use.pieces <= most, "pieces", {"1 to ", most}, use.pieces, "AblationCalibration");
   result.text.resize(static_cast<std::size_t>(use.pieces));
   result.probe.resize(static_cast<std::size_t>(std::max(1, use.pieces / 2)));
   return result;
@@ -199,8 +198,8 @@ void AblationCalibration::measure() {
 void AblationCalibration::measure_at_plan(AblationSetup const& first, ha::PolicyTable const& plan) {
   auto const known = std::find_if(gains_.begin(), gains_.end(), [&](auto const& one) { return one.first == first; });
   if (known != gains_.end()) return;
-  ha::detail::require(first.calibration.domain != AblationDomain::both, "domain of a plan made again", "one", "both",
-                      "AblationCalibration::measure_at_plan");
+  ha::require(first.calibration.domain != AblationDomain::both, "domain of a plan made again", "one", "both",
+              "AblationCalibration::measure_at_plan");
   std::int32_t const pieces = first.calibration.sensitivity_pieces;
   gains_.emplace_back(first,
                       plan_gains(*losses_, pieces_of(first.calibration), plan, {pieces, pieces}, SensitivityOf::layer));
@@ -208,14 +207,14 @@ void AblationCalibration::measure_at_plan(AblationSetup const& first, ha::Policy
 
 PlanGains const& AblationCalibration::gains_at_plan(AblationSetup const& first) const {
   auto const known = std::find_if(gains_.begin(), gains_.end(), [&](auto const& one) { return one.first == first; });
-  ha::detail::require(known != gains_.end(), "gains of layers at a plan", "measured ones", "none",
-                      "AblationCalibration::gains_at_plan");
+  ha::require(known != gains_.end(), "gains of layers at a plan", "measured ones", "none",
+              "AblationCalibration::gains_at_plan");
   return known->second;
 }
 
 void AblationCalibration::refine(AblationSetup const& setup, PlannerInput const& input) {
-  ha::detail::require(setup.calibration.domain != AblationDomain::both, "domain of a plan to refine", "one", "both",
-                      "AblationCalibration::refine");
+  ha::require(setup.calibration.domain != AblationDomain::both, "domain of a plan to refine", "one", "both",
+              "AblationCalibration::refine");
   std::int32_t const pieces = setup.calibration.sensitivity_pieces;
   RefinementOptions options{.pieces = {pieces, pieces}, .probe_weight = setup.probe_weight};
   options.refine.levels = setup.refine_levels;
@@ -227,8 +226,8 @@ void AblationCalibration::refine(AblationSetup const& setup, PlannerInput const&
 std::vector<double> const& AblationCalibration::refined_factors(AblationSetup const& setup) const {
   auto const known =
       std::find_if(factors_.begin(), factors_.end(), [&](auto const& one) { return one.first == setup; });
-  ha::detail::require(known != factors_.end(), "factors of a refined plan", "found ones", "none",
-                      "AblationCalibration::refined_factors");
+  ha::require(known != factors_.end(), "factors of a refined plan", "found ones", "none",
+              "AblationCalibration::refined_factors");
   return known->second;
 }
 

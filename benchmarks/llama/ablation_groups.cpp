@@ -302,9 +302,9 @@ std::vector<AblationGroup> choose_groups(std::vector<AblationGroup> const& group
   for (auto const& group : groups) known += ", " + group.name;
   for (std::string const& name : names) {
     bool const found = std::any_of(groups.begin(), groups.end(), [&](auto const& group) { return group.name == name; });
-    ha::detail::require(found, "group of the ablation study", "one of " + known, name, "--ablation");
+    ha::require(found, "group of the ablation study", {"one of ", known}, name, "--ablation");
   }
-  ha::detail::require(!names.empty(), "groups of the ablation study", "some of " + known, "none", "--ablation");
+  ha::require(!names.empty(), "groups of the ablation study", {"some of ", known}, "none", "--ablation");
   std::vector<AblationGroup> chosen;
   for (auto const& group : groups) {
     if (std::find(names.begin(), names.end(), group.name) != names.end()) chosen.push_back(group);

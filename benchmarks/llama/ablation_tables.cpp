@@ -52,7 +52,7 @@ ha::KvErrors with_sinks(ha::KvErrors errors, std::vector<std::int32_t> const& si
 }
 
 ha::Budget budget_of(std::int64_t total, std::int64_t heads) {
-  ha::detail::require(total > 0, "budget left for layers that do not keep everything", "> 0", total, asked_by);
+  ha::require(total > 0, "budget left for layers that do not keep everything", "> 0", total, asked_by);
   return ha::Budget::tokens(static_cast<double>(total) / static_cast<double>(heads));
 }
 
@@ -219,7 +219,7 @@ ha::PolicyTable AblationTables::planned_by_query_heads(AblationSetup const& setu
       high = middle;
     }
   }
-  ha::detail::require(found, "plan of query heads whose union fits the budget", "one", "none", asked_by);
+  ha::require(found, "plan of query heads whose union fits the budget", "one", "none", asked_by);
   return best;
 }
 

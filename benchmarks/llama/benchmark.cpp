@@ -94,7 +94,7 @@ std::vector<std::int64_t> mean_budgets(Options const& options, llama_adapter::Mo
     auto const budget = support::parse_budget(text, token);
     support::require_within_cache(budget, heads, options.compared.context);
     means.push_back(budget.total(heads, options.compared.context) / heads);
-    ha::detail::require(means.back() > 0, "--budget", "at least one token a KV head", text, "--budget");
+    ha::require(means.back() > 0, "--budget", "at least one token a KV head", text, "--budget");
   }
   return means;
 }
@@ -124,8 +124,7 @@ void run(Options options) {
   auto tokens = model.tokenize(ha::read_text_file(options.text), false);
   if (options.max_tokens > 0) tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(options.max_tokens)));
   auto const length = std::ssize(tokens);
-  ha::detail::require(length >= context, "tokens of the text", "at least --context, " + std::to_string(context), length,
-                      options.text.c_str());
+  ha::require(length >= context, "tokens of the text", {"at least --context, ", context}, length, options.text);
   llama_adapter::BenchmarkText const text{
       .place = {.context = context,
                 .passages = options.starts.empty() ? even_starts(length, options.passages, context, "passages")

@@ -106,13 +106,11 @@ std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::Model
     require_file(options.plans.empty() ? std::filesystem::path() : options.plans.front(), "planned", "--plan");
     for (auto const& path : options.plans) {
       ha::PolicyPlan const plan = plan_of(path);
-      ha::detail::require(plan.context == context, "context of the plan", std::to_string(context) + ", as --context",
-                          plan.context, path.c_str());
+      ha::require(plan.context == context, "context of the plan", {context, ", as --context"}, plan.context, path.string());
       auto skipped = options.skip_layers;
       std::sort(skipped.begin(), skipped.end());
-      ha::detail::require(skipped == plan.options.skip_layers, "--skip_layers",
-                          "those of the plan, for all methods: " + listed(plan.options.skip_layers), listed(skipped),
-                          path.c_str());
+      ha::require(skipped == plan.options.skip_layers, "--skip_layers",
+                  {"those of the plan, for all methods: ", listed(plan.options.skip_layers)}, listed(skipped), path.string());
       plans.emplace_back(static_cast<std::int64_t>(plan.mean_budget()), ha::load_policy_table(path, model));
     }
   }
@@ -126,13 +124,12 @@ std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::Model
   std::optional<ha::DuoGates> gates;
   if (has(options, "duo")) {
     require_file(options.duo_gates, "duo", "--duo_gates");
-    ha::detail::require(options.skip_layers.empty(), "--skip_layers", "none with duo, whose gates are of all layers",
-                        listed(options.skip_layers), "--method duo");
+    ha::require(options.skip_layers.empty(), "--skip_layers", "none with duo, whose gates are of all layers",
+                listed(options.skip_layers), "--method duo");
     gates = gates_of(options.duo_gates);
   }
 
-  ha::detail::require(!options.duo_share || gates, "--duo_share", "--method duo too", "other methods alone",
-                      "--duo_share");
+  ha::require(!options.duo_share || gates, "--duo_share", "--method duo too", "other methods alone", "--duo_share");
 
   std::vector<std::int64_t> budgets = options.budgets;
   if (budgets.empty()) {
@@ -169,10 +166,10 @@ namespace {
 
 /// @throws ArgumentError unless the gates are of a model of this shape
 void require_gates_of(ha::ModelConfig const& model, ha::DuoGates const& gates, char const* where) {
-  ha::detail::require(gates.num_layers == model.num_hidden_layers, "layers of the gates", model.num_hidden_layers,
-                      gates.num_layers, where);
-  ha::detail::require(gates.num_kv_heads == model.num_key_value_heads, "KV heads of the gates",
-                      model.num_key_value_heads, gates.num_kv_heads, where);
+  ha::require(gates.num_layers == model.num_hidden_layers, "layers of the gates", model.num_hidden_layers,
+              gates.num_layers, where);
+  ha::require(gates.num_kv_heads == model.num_key_value_heads, "KV heads of the gates", model.num_key_value_heads,
+              gates.num_kv_heads, where);
 }
 
 }  // namespace
@@ -190,16 +187,16 @@ ha::PolicyTable duo_table(ha::DuoGates const& gates, ha::ModelConfig const& mode
   constexpr auto where = "--method duo";
   require_gates_of(model, gates, where);
   auto const heads = std::int64_t{gates.num_layers} * gates.num_kv_heads;
-  ha::detail::require(std::ssize(gates.gates) == heads, "gates", heads, gates.gates.size(), where);
+  ha::require(std::ssize(gates.gates) == heads, "gates", heads, gates.gates.size(), where);
   bool const finite = std::all_of(gates.gates.begin(), gates.gates.end(), [](double g) { return std::isfinite(g); });
-  ha::detail::require(finite, "gates", "finite numbers", "others", where);
+  ha::require(finite, "gates", "finite numbers", "others", where);
   if (budget >= context) return ha::table_from_model_config(model, ha::Full{});
   std::int64_t const sinks = sink.value_or(4);
   std::int64_t const recent = window ? *window : std::min<std::int64_t>(252, budget / 2 - sinks);
   std::int64_t const streaming = sinks + recent;
-  ha::detail::require(sinks >= 0 && recent > 0 && streaming <= budget, "--duo_sink and --duo_window",
-                      "at least no sink and a window of one, together at most the budget, " + std::to_string(budget),
-                      std::to_string(sinks) + " and " + std::to_string(recent), where);
+  ha::require(sinks >= 0 && recent > 0 && streaming <= budget, "--duo_sink and --duo_window",
+              {"at least no sink and a window of one, together at most the budget, ", budget}, {sinks, " and ", recent},
+              where);
 
   std::int64_t const spare = (budget - streaming) * heads;
   std::int64_t const all = spare / (context - streaming);

@@ -141,8 +141,8 @@ EvictedStore::EvictedStore(Model const& model, EvictedOptions const& options, st
       about_(identity_of(model) + " evicted " + std::to_string(element_bytes()) + " " + std::to_string(options.chunk) +
              " " + std::to_string(options.threads)) {
   constexpr auto where = "EvictedStore";
-  ha::detail::require(options.chunk > 0 && options.chunk <= 256, "chunk", "in [1, 256]", options.chunk, where);
-  ha::detail::require(options.threads > 0, "threads", "> 0", options.threads, where);
+  ha::require(options.chunk > 0 && options.chunk <= 256, "chunk", "in [1, 256]", options.chunk, where);
+  ha::require(options.threads > 0, "threads", "> 0", options.threads, where);
   support::make_folder(folder_);
 }
 
@@ -161,12 +161,11 @@ std::vector<EvictedText> EvictedStore::run(std::string const& what, std::span<Ev
   std::int64_t done = 0;
   std::size_t known = 0;
   for (EvictedJob const& job : jobs) {
-    ha::detail::require(job.table.num_layers() == shape.layers, "table's layers", shape.layers, job.table.num_layers(),
-                        where);
-    ha::detail::require(job.table.num_kv_heads() == shape.num_kv_heads, "table's KV heads", shape.num_kv_heads,
-                        job.table.num_kv_heads(), where);
-    ha::detail::require(job.tokens.size() > 1, "tokens", "at least two", job.tokens.size(), where);
-    ha::detail::require(job.decode_tokens >= 0, "decode_tokens", ">= 0", job.decode_tokens, where);
+    ha::require(job.table.num_layers() == shape.layers, "table's layers", shape.layers, job.table.num_layers(), where);
+    ha::require(job.table.num_kv_heads() == shape.num_kv_heads, "table's KV heads", shape.num_kv_heads,
+                job.table.num_kv_heads(), where);
+    ha::require(job.tokens.size() > 1, "tokens", "at least two", job.tokens.size(), where);
+    ha::require(job.decode_tokens >= 0, "decode_tokens", ">= 0", job.decode_tokens, where);
     std::int64_t const tokens = std::ssize(job.tokens) + job.decode_tokens;
     total += tokens;
     if (std::filesystem::exists(path_of(job))) {

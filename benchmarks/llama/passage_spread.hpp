@@ -36,9 +36,8 @@ struct GapClosed {
 [[nodiscard]] inline GapClosed gap_closed(std::span<double const> full, std::span<double const> uniform,
                                           std::span<double const> method) {
   std::size_t const count = method.size();
-  headaware::detail::require(full.size() == count, "passages of the full cache", count, full.size(), "gap_closed");
-  headaware::detail::require(uniform.size() == count, "passages of uniform windows", count, uniform.size(),
-                             "gap_closed");
+  headaware::require(full.size() == count, "passages of the full cache", count, full.size(), "gap_closed");
+  headaware::require(uniform.size() == count, "passages of uniform windows", count, uniform.size(), "gap_closed");
   double gained = 0;
   double gap = 0;
   for (std::size_t i = 0; i < count; ++i) {

@@ -207,7 +207,7 @@ void run_benchmark(EvictedStore& evicted, std::span<std::int32_t const> tokens, 
   Model const& model = evicted.model();
   EvaluationText const evaluated(model, tokens, text.place, "run_benchmark");
   auto const pieces = evaluated.pieces();
-  ha::detail::require(!pieces.empty(), "passages", "at least one", "none", "run_benchmark");
+  ha::require(!pieces.empty(), "passages", "at least one", "none", "run_benchmark");
   std::vector<EvictedJob> jobs;
   for (BenchmarkRun const& run : runs) {
     for (std::size_t i = 0; i < pieces.size(); ++i)

@@ -143,10 +143,10 @@ class BasicCompressor {
   /// @throws ArgumentError if the table's layers or KV heads are not the model's
   BasicCompressor(ModelConfig const& model, Table table) : model_(model), table_(std::move(table)) {
     model_.validate();
-    detail::require(table_.num_layers() == model_.num_hidden_layers, "table's layers", model_.num_hidden_layers,
-                    table_.num_layers(), "Compressor");
-    detail::require(table_.num_kv_heads() == model_.num_key_value_heads, "table's KV heads", model_.num_key_value_heads,
-                    table_.num_kv_heads(), "Compressor");
+    require(table_.num_layers() == model_.num_hidden_layers, "table's layers", model_.num_hidden_layers,
+            table_.num_layers(), "Compressor");
+    require(table_.num_kv_heads() == model_.num_key_value_heads, "table's KV heads", model_.num_key_value_heads,
+            table_.num_kv_heads(), "Compressor");
   }
 
   /// @brief From classified query heads, folded onto KV heads.
@@ -239,8 +239,8 @@ class BasicCompressor {
   /// @brief How many heads follow each policy, and what a sequence of `length` tokens keeps.
   /// @throws ArgumentError on a negative length
   [[nodiscard]] CompressionSummary compression_summary(std::int64_t length) const {
-    detail::require(length >= 0, "negative length", "tokens >= 0", length, "compression_summary");
-    detail::require(length <= 0x7fffffff, "length", "at most 2147483647", length, "compression_summary");
+    require(length >= 0, "negative length", "tokens >= 0", length, "compression_summary");
+    require(length <= 0x7fffffff, "length", "at most 2147483647", length, "compression_summary");
     CompressionSummary summary{
         .num_layers = table_.num_layers(), .num_kv_heads = table_.num_kv_heads(), .length = length};
     summary.policies.assign(Registry::names.begin(), Registry::names.end());

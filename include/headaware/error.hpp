@@ -6,9 +6,12 @@
 
 #include <headaware/config.hpp>
 
+#include <concepts>
 #include <cstdint>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -56,40 +59,77 @@ class CapacityError : public Error {
   using Error::Error;
 };
 
-namespace detail {
+/// @brief A part of a message, put together only when somebody reads it: text, a number, a function that returns a
+/// `std::string`, or several of these in braces. Borrows what it is made of until the end of the full expression.
+class Text {
+ public:
+  Text(char const* text) : kind_(Kind::text), text_(text) {}
+  Text(std::string_view text) : kind_(Kind::text), text_(text) {}
+  Text(std::string const& text) : kind_(Kind::text), text_(text) {}
+  template <std::signed_integral T>
+  Text(T value) : kind_(Kind::integer), integer_(value) {}
+  template <std::unsigned_integral T>
+  Text(T value) : kind_(Kind::natural), natural_(value) {}
+  template <std::floating_point T>
+  Text(T value) : kind_(Kind::real), real_(static_cast<double>(value)) {}
+  template <std::invocable F>
+  Text(F const& f)
+      : kind_(Kind::call), call_{&f, [](void const* g) -> std::string { return (*static_cast<F const*>(g))(); }} {}
+  Text(std::initializer_list<Text> parts) : kind_(Kind::parts), parts_(parts) {}
 
-/// Throws `ArgumentError` unless `ok`; the strings are only built on failure.
-template <class Expected, class Got>
-void require(bool ok, char const* what, Expected const& expected, Got const& got, char const* where) {
-  if (ok) return;
-  auto text = [](auto const& value) -> std::string {
-    if constexpr (requires { std::to_string(value); }) {
-      return std::to_string(value);
-    } else {
-      return std::string(value);
+  [[nodiscard]] std::string str() const {
+    switch (kind_) {
+      case Kind::text: return std::string(text_);
+      case Kind::integer: return std::to_string(integer_);
+      case Kind::natural: return std::to_string(natural_);
+      case Kind::real: return std::to_string(real_);
+      case Kind::call: return call_.run(call_.function);
+      default: break;
     }
+    std::string all;
+    for (Text const& part : parts_) all += part.str();
+    return all;
+  }
+
+ private:
+  enum class Kind : std::uint8_t { text, integer, natural, real, call, parts };
+  struct Call {
+    void const* function;
+    std::string (*run)(void const*);
   };
-  throw ArgumentError({what, text(expected), text(got), where});
+  Kind kind_;
+  union {
+    std::string_view text_;
+    long long integer_;
+    unsigned long long natural_;
+    double real_;
+    Call call_;
+    std::initializer_list<Text> parts_;
+  };
+};
+
+/// @brief Throws `ArgumentError` unless `ok`; its message is put together on failure alone.
+inline void require(bool ok, Text const& what, Text const& expected, Text const& got, Text const& where) {
+  if (ok) [[likely]]
+    return;
+  throw ArgumentError({what.str(), expected.str(), got.str(), where.str()});
 }
 
-/// Throws `ArgumentError` for a null pointer.
-inline void require_pointer(void const* data, char const* what, char const* where) {
+/// @brief Throws `ArgumentError` for a null pointer.
+inline void require_pointer(void const* data, Text const& what, Text const& where) {
   require(data != nullptr, what, "a pointer", "nullptr", where);
 }
 
-/// Throws `ArgumentError` for an address that no element can have.
+/// @brief Throws `ArgumentError` for an address that no `T` can have.
 template <class T>
-void require_aligned(T const* data, char const* what, char const* where) {
+void require_aligned(T const* data, Text const& what, Text const& where) {
   require(reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0, what, "a pointer aligned to its elements",
           "a misaligned one", where);
 }
 
-/// Throws `ArgumentError` unless 0 <= index < size.
-inline void require_index(std::int64_t index, std::int64_t size, char const* what, char const* where) {
-  if (index >= 0 && index < size) return;
-  throw ArgumentError({what, "in [0, " + std::to_string(size) + ")", std::to_string(index), where});
+/// @brief Throws `ArgumentError` unless 0 <= index < size.
+inline void require_index(std::int64_t index, std::int64_t size, Text const& what, Text const& where) {
+  require(index >= 0 && index < size, what, {"in [0, ", size, ")"}, index, where);
 }
-
-}  // namespace detail
 
 HEADAWARE_NAMESPACE_END

@@ -27,13 +27,12 @@ struct ModelConfig {
   /// @throws ArgumentError if a count is not positive or the query heads do not divide evenly.
   void validate() const {
     constexpr auto where = "ModelConfig";
-    detail::require(num_hidden_layers > 0, "num_hidden_layers", "> 0", num_hidden_layers, where);
-    detail::require(num_attention_heads > 0, "num_attention_heads", "> 0", num_attention_heads, where);
-    detail::require(num_key_value_heads > 0, "num_key_value_heads", "> 0", num_key_value_heads, where);
-    detail::require(head_dim >= 0, "head_dim", ">= 0", head_dim, where);
-    detail::require(num_attention_heads % num_key_value_heads == 0, "num_attention_heads",
-                    "a multiple of num_key_value_heads (" + std::to_string(num_key_value_heads) + ")",
-                    num_attention_heads, where);
+    require(num_hidden_layers > 0, "num_hidden_layers", "> 0", num_hidden_layers, where);
+    require(num_attention_heads > 0, "num_attention_heads", "> 0", num_attention_heads, where);
+    require(num_key_value_heads > 0, "num_key_value_heads", "> 0", num_key_value_heads, where);
+    require(head_dim >= 0, "head_dim", ">= 0", head_dim, where);
+    require(num_attention_heads % num_key_value_heads == 0, "num_attention_heads",
+            {"a multiple of num_key_value_heads (", num_key_value_heads, ")"}, num_attention_heads, where);
   }
 };
 

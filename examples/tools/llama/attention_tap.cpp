@@ -48,8 +48,8 @@ AttentionTap::AttentionTap(ModelShape shape, Handler handler, TapMode mode)
 void AttentionTap::skip_own_attention(std::vector<bool> layers) {
   constexpr auto where = "AttentionTap::skip_own_attention";
   auto const count = static_cast<std::int32_t>(layers.size());
-  ha::detail::require(count == 0 || count == shape_.layers, "layers", shape_.layers, count, where);
-  ha::detail::require(count == 0 || mode_ == TapMode::replace, "mode", "replace", "observe", where);
+  ha::require(count == 0 || count == shape_.layers, "layers", shape_.layers, count, where);
+  ha::require(count == 0 || mode_ == TapMode::replace, "mode", "replace", "observe", where);
   skipped_ = std::move(layers);
 }
 

@@ -115,9 +115,9 @@ class Row {
 void attend_at_cache_positions(TappedAttention const& attention, ha::PolicyTable const& table,
                                ha::KeyRotation const& rotation) {
   constexpr auto where = "attend_at_cache_positions";
-  ha::detail::require(attention.output != nullptr, "output", "a pointer", "nullptr", where);
-  ha::detail::require(rotation.rotary_dim() <= attention.head_dim, "rotary_dim",
-                      "at most " + std::to_string(attention.head_dim), rotation.rotary_dim(), where);
+  ha::require(attention.output != nullptr, "output", "a pointer", "nullptr", where);
+  ha::require(rotation.rotary_dim() <= attention.head_dim, "rotary_dim", {"at most ", attention.head_dim},
+              rotation.rotary_dim(), where);
   std::vector<ha::AnyPolicy<>> policies;
   for (std::int32_t kv_head = 0; kv_head < attention.num_kv_heads; ++kv_head) {
     policies.push_back(table.at(attention.layer, kv_head));

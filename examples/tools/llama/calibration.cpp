@@ -96,8 +96,8 @@ std::vector<double> costs(LossStore& losses, std::span<LossJob const> jobs, std:
 std::optional<ha::SavedSensitivities> taken_sensitivities(ModelShape const& shape, CalibrationOptions const& options,
                                                           std::string const& name) {
   if (options.sensitivities_from.empty()) return std::nullopt;
-  ha::detail::require(options.sensitivity != SensitivityOf::none, "sensitivity where sensitivities_from is given",
-                      "layer or head", "none", "calibrate");
+  ha::require(options.sensitivity != SensitivityOf::none, "sensitivity where sensitivities_from is given",
+              "layer or head", "none", "calibrate");
   auto result = ha::load_sensitivities(options.sensitivities_from / name / "sensitivities.json");
   result.require_shape(shape.layers, shape.num_kv_heads, "calibrate");
   return result;

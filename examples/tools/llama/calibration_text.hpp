@@ -43,7 +43,7 @@ struct CalibrationText {
 
 /// @throws ArgumentError unless so many pieces can be taken of those that there are. @param what  they are for
 inline void require_pieces(std::int32_t count, std::int64_t there, std::string const& what, char const* where) {
-  headaware::detail::require(count > 0 && count <= there, what.c_str(), "1 to " + std::to_string(there), count, where);
+  headaware::require(count > 0 && count <= there, what, {"1 to ", there}, count, where);
 }
 
 /// The first so many pieces. @param what  they are for @throws ArgumentError if there are none or not so many
@@ -69,19 +69,17 @@ inline std::vector<std::int32_t> passage(Model const& model, std::span<std::int3
 inline CalibrationText calibration_text(Model const& model, std::span<std::int32_t const> tokens, std::int64_t context,
                                         CalibrationPieces const& pieces, std::string const& where) {
   namespace ha = headaware;
-  ha::detail::require(context >= 256 && context % 2 == 0, "context", "an even number of at least 256 tokens", context,
-                      "calibration_text");
+  ha::require(context >= 256 && context % 2 == 0, "context", "an even number of at least 256 tokens", context,
+              "calibration_text");
   std::array<std::int32_t, 4> left{pieces.text, pieces.probe, pieces.held_out, pieces.held_out_probes};
   std::int64_t slots = 0;
   for (std::int32_t const count : left) {
-    ha::detail::require(count > 0, "pieces of a kind", "> 0", count, "calibration_text");
+    ha::require(count > 0, "pieces of a kind", "> 0", count, "calibration_text");
     slots += count;
   }
   auto const length = static_cast<std::int64_t>(tokens.size());
-  ha::detail::require(length >= slots * context, "tokens of the text",
-                      "at least " + std::to_string(slots * context) + ", for " + std::to_string(slots) + " pieces of " +
-                          std::to_string(context),
-                      length, where.c_str());
+  ha::require(length >= slots * context, "tokens of the text",
+              {"at least ", slots * context, ", for ", slots, " pieces of ", context}, length, where);
   CalibrationText result;
   result.first_query = context / 2;
   std::array<CalibrationText::Pieces*, 4> const kinds{&result.text, &result.probe, &result.held_out,

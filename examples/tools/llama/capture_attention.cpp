@@ -47,7 +47,7 @@ std::vector<std::int32_t> layers_of(llama_adapter::ModelShape const& shape, Opti
     layers.resize(static_cast<std::size_t>(shape.layers));
     std::iota(layers.begin(), layers.end(), 0);
   }
-  for (std::int32_t const layer : layers) ha::detail::require_index(layer, shape.layers, "layer", "--layers");
+  for (std::int32_t const layer : layers) ha::require_index(layer, shape.layers, "layer", "--layers");
   std::sort(layers.begin(), layers.end());
   layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
   return layers;

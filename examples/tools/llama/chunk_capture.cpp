@@ -14,7 +14,7 @@ namespace ha = headaware;
 ChunkCapture::ChunkCapture(std::vector<std::int32_t> layers)
     : layers_(std::move(layers)), sliding_windows_(layers_.size()) {
   bool const ascending = std::adjacent_find(layers_.begin(), layers_.end(), std::greater_equal<>()) == layers_.end();
-  ha::detail::require(!layers_.empty() && ascending, "layers", "at least one, ascending", "others", "ChunkCapture");
+  ha::require(!layers_.empty() && ascending, "layers", "at least one, ascending", "others", "ChunkCapture");
 }
 
 void ChunkCapture::append(Tensor& tensor, float const* token_major, std::int32_t heads, std::int32_t layer,
@@ -43,7 +43,7 @@ void ChunkCapture::take(TappedAttention const& tapped) {
   if (place == layers_.end() || *place != tapped.layer) return;
   auto const index = static_cast<std::size_t>(place - layers_.begin());
   std::string const where = "layer " + std::to_string(tapped.layer);
-  ha::detail::require(index == taken_, "layers", "one after the other, once each", "another order", where.c_str());
+  ha::require(index == taken_, "layers", "one after the other, once each", "another order", where);
   if (taken_ == 0) {
     tokens_ = tapped.tokens;
     head_dim_ = tapped.head_dim;

@@ -104,7 +104,7 @@ bool Model::begins_with_bos() const { return llama_vocab_get_add_bos(llama_model
 std::int32_t Model::bos() const { return llama_vocab_bos(llama_model_get_vocab(model_.get())); }
 
 std::string Model::piece(std::int32_t token) const {
-  ha::detail::require_index(token, shape_.vocabulary, "token", "piece");
+  ha::require_index(token, shape_.vocabulary, "token", "piece");
   auto const* const vocabulary = llama_model_get_vocab(model_.get());
   std::string text(64, '\0');
   auto attempt = [&] {
@@ -120,7 +120,7 @@ std::string Model::piece(std::int32_t token) const {
 }
 
 std::string Model::detokenize(std::span<std::int32_t const> tokens) const {
-  for (std::int32_t const token : tokens) ha::detail::require_index(token, shape_.vocabulary, "token", "detokenize");
+  for (std::int32_t const token : tokens) ha::require_index(token, shape_.vocabulary, "token", "detokenize");
   auto const* const vocabulary = llama_model_get_vocab(model_.get());
   std::string text(tokens.size() * 8 + 8, '\0');
   auto attempt = [&] {
@@ -158,8 +158,8 @@ void Context::FreeWatch::operator()(Watch* watch) const { delete watch; }
 
 Context::Context(Model const& model, ContextOptions const& options) : model_(&model), options_(options) {
   constexpr auto where = "ContextOptions";
-  ha::detail::require(options.tokens > 0, "tokens", "> 0", options.tokens, where);
-  ha::detail::require(options.threads > 0, "threads", "> 0", options.threads, where);
+  ha::require(options.tokens > 0, "tokens", "> 0", options.tokens, where);
+  ha::require(options.threads > 0, "threads", "> 0", options.threads, where);
   llama_context_params params = llama_context_default_params();
   auto const tokens = static_cast<std::uint32_t>(options.tokens);
   params.n_ctx = std::max(tokens, static_cast<std::uint32_t>(std::max(options.cells, 0)));
@@ -197,11 +197,10 @@ void Context::extend(std::span<std::int32_t const> tokens, std::int32_t first_po
 void Context::decode(std::span<std::int32_t const> tokens, std::int32_t first_position) {
   constexpr auto where = "Context::evaluate";
   auto const count = static_cast<std::int64_t>(tokens.size());
-  ha::detail::require(count > 0 && count <= options_.tokens, "tokens", "1 to " + std::to_string(options_.tokens), count,
-                      where);
-  ha::detail::require(first_position >= 0, "first_position", ">= 0", first_position, where);
+  ha::require(count > 0 && count <= options_.tokens, "tokens", {"1 to ", options_.tokens}, count, where);
+  ha::require(first_position >= 0, "first_position", ">= 0", first_position, where);
   for (std::int32_t const token : tokens) {
-    ha::detail::require_index(token, model_->shape().vocabulary, "token", where);
+    ha::require_index(token, model_->shape().vocabulary, "token", where);
   }
   tokens_.assign(tokens.begin(), tokens.end());
   std::vector<llama_pos> positions(tokens.size());
@@ -230,11 +229,10 @@ void Context::decode(std::span<std::int32_t const> tokens, std::int32_t first_po
 std::span<float const> Context::logits(std::int32_t index) const {
   constexpr auto where = "Context::logits";
   auto const count = static_cast<std::int64_t>(tokens_.size());
-  ha::detail::require_index(index, count, "index", where);
-  ha::detail::require(options_.all_logits || index + 1 == count, "index", "the last token's, without all_logits", index,
-                      where);
+  ha::require_index(index, count, "index", where);
+  ha::require(options_.all_logits || index + 1 == count, "index", "the last token's, without all_logits", index, where);
   float const* const row = llama_get_logits_ith(context_.get(), index);
-  ha::detail::require(row != nullptr, "logits", "those of an evaluation", "none", where);
+  ha::require(row != nullptr, "logits", "those of an evaluation", "none", where);
   return {row, static_cast<std::size_t>(model_->shape().vocabulary)};
 }
 
@@ -260,7 +258,7 @@ std::int32_t greedy_token(std::span<float const> logits) {
 }
 
 double perplexity(std::span<double const> losses) {
-  ha::detail::require(!losses.empty(), "losses", "at least one", "none", "perplexity");
+  ha::require(!losses.empty(), "losses", "at least one", "none", "perplexity");
   return std::exp(std::accumulate(losses.begin(), losses.end(), 0.0) / static_cast<double>(losses.size()));
 }
 

@@ -21,8 +21,7 @@ EvaluationText::EvaluationText(Model const& model, std::span<std::int32_t const>
   auto const add = [&](std::vector<std::int64_t> const& starts, std::int64_t length, bool twice) {
     for (std::int64_t const first : starts) {
       bool const fits = first >= 0 && first + length <= std::ssize(tokens);
-      ha::detail::require(fits, "start of a passage", "in [0, " + std::to_string(std::ssize(tokens) - length) + "]",
-                          first, where);
+      ha::require(fits, "start of a passage", {"in [0, ", std::ssize(tokens) - length, "]"}, first, where);
       pieces_.push_back(passage(model, tokens, first, length, twice));
     }
   };
@@ -31,7 +30,7 @@ EvaluationText::EvaluationText(Model const& model, std::span<std::int32_t const>
 }
 
 EvaluationLosses EvaluationText::split(std::span<std::vector<double> const> losses) const {
-  ha::detail::require(losses.size() == pieces_.size(), "losses", pieces_.size(), losses.size(), "EvaluationText");
+  ha::require(losses.size() == pieces_.size(), "losses", pieces_.size(), losses.size(), "EvaluationText");
   EvaluationLosses result;
   auto const append = [](std::vector<double>& to, std::vector<double> const& from, std::int64_t first) {
     to.insert(to.end(), from.begin() + first, from.end());

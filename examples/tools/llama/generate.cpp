@@ -139,7 +139,7 @@ void run_prompt(Model const& model, Options const& options) {
   std::string const text = options.prompt_file.empty() ? options.prompt : ha::read_text_file(options.prompt_file);
   auto prompt = model.tokenize(text, true);
   if (options.max_tokens > 0) prompt.resize(std::min(prompt.size(), static_cast<std::size_t>(options.max_tokens)));
-  ha::detail::require(!prompt.empty(), "prompt", "at least one token", "none", "--prompt");
+  ha::require(!prompt.empty(), "prompt", "at least one token", "none", "--prompt");
   auto const total = static_cast<std::int64_t>(prompt.size()) + options.new_tokens;
   auto runner = cached<T>(model, options, total, false);
   std::string const start = prompt.size() > 100 ? "" : model.detokenize(prompt);
@@ -181,8 +181,7 @@ void run_perplexity(Model const& model, Options const& options) {
   auto tokens = model.tokenize(ha::read_text_file(options.perplexity), true);
   if (options.max_tokens > 0) tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(options.max_tokens)));
   auto const total = std::ssize(tokens);
-  ha::detail::require(total > 1, "tokens to measure", "at least 2, as each but the first is predicted", total,
-                      "--perplexity");
+  ha::require(total > 1, "tokens to measure", "at least 2, as each but the first is predicted", total, "--perplexity");
   auto runner = cached<T>(model, options, total, true);
   auto const losses = measure(runner, tokens, options);
   std::printf("perplexity %.5f over %zu tokens, %.1f kept a KV head, %.1f MiB\n", perplexity(losses), tokens.size(),
@@ -194,8 +193,8 @@ void run_perplexity(Model const& model, Options const& options) {
 
 void run(Options const& options) {
   if (!options.perplexity.empty()) {
-    ha::detail::require(options.max_tokens != 1, "tokens to measure", "at least 2, as each but the first is predicted",
-                        options.max_tokens, "--max_tokens");
+    ha::require(options.max_tokens != 1, "tokens to measure", "at least 2, as each but the first is predicted",
+                options.max_tokens, "--max_tokens");
   }
   Model const model(options.exact ? exact_copy(options.model, options.cache_dir) : options.model);
   if (!options.policies.empty() && !support::is_of_a_plan(options.policies)) {

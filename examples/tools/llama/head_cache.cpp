@@ -16,7 +16,7 @@ namespace ha = headaware;
 
 ha::PolicyTable within_windows(ha::PolicyTable table, std::span<std::int32_t const> windows) {
   constexpr auto where = "within_windows";
-  ha::detail::require(std::ssize(windows) == table.num_layers(), "windows", table.num_layers(), windows.size(), where);
+  ha::require(std::ssize(windows) == table.num_layers(), "windows", table.num_layers(), windows.size(), where);
   for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
     std::int32_t const window = windows[static_cast<std::size_t>(layer)];
     for (std::int32_t head = 0; window > 0 && head < table.num_kv_heads(); ++head) {

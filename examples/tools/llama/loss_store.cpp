@@ -166,8 +166,7 @@ double mean_loss(std::span<double const> losses) {
 
 double mean_loss(std::span<double const> losses, std::int64_t first) {
   auto const count = static_cast<std::int64_t>(losses.size());
-  ha::detail::require(first >= 0 && first < count, "first", "in [0, " + std::to_string(count) + ")", first,
-                      "mean_loss");
+  ha::require(first >= 0 && first < count, "first", {"in [0, ", count, ")"}, first, "mean_loss");
   return mean_loss(losses.subspan(static_cast<std::size_t>(first)));
 }
 

@@ -54,7 +54,7 @@ OutputProjections::OutputProjections(std::filesystem::path path, ModelShape shap
 }
 
 std::vector<float> OutputProjections::layer(std::int32_t index) const {
-  ha::detail::require_index(index, shape_.layers, "layer", "OutputProjections::layer");
+  ha::require_index(index, shape_.layers, "layer", "OutputProjections::layer");
   File const file = open_file(path_);
   std::string const name = "blk." + std::to_string(index) + ".attn_output.weight";
   std::int64_t const tensor = gguf_find_tensor(file.get(), name.c_str());

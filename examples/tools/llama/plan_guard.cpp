@@ -94,7 +94,7 @@ class Trial {
 
 Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors, CalibrationText const& text,
                      ha::Budget const& budget, GuardOptions const& options) {
-  ha::detail::require(!errors.empty(), "errors", "at least one", "none", "guarded_plan");
+  ha::require(!errors.empty(), "errors", "at least one", "none", "guarded_plan");
   auto const& first = errors.front().errors;
   Guarded result;
   result.model = losses.run().model().path().filename().string();

@@ -130,7 +130,7 @@ void check_pieces(PlanningOptions const& options) {
 }  // namespace
 
 Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
-  ha::detail::require(!options.probe_weights.empty(), "probe_weights", "at least one", "none", "plan_model");
+  ha::require(!options.probe_weights.empty(), "probe_weights", "at least one", "none", "plan_model");
   if (options.refine) options.refine->validate();
   check_pieces(options);
   Model const model(options.model);

@@ -48,9 +48,9 @@ std::vector<double> PolicyRun::losses(std::span<std::int32_t const> tokens, ha::
                                       LayerDone const& layer_done) {
   constexpr auto where = "PolicyRun::losses";
   ModelShape const& shape = model_->shape();
-  ha::detail::require(table.num_layers() == shape.layers, "table's layers", shape.layers, table.num_layers(), where);
-  ha::detail::require(table.num_kv_heads() == shape.num_kv_heads, "table's KV heads", shape.num_kv_heads,
-                      table.num_kv_heads(), where);
+  ha::require(table.num_layers() == shape.layers, "table's layers", shape.layers, table.num_layers(), where);
+  ha::require(table.num_kv_heads() == shape.num_kv_heads, "table's KV heads", shape.num_kv_heads, table.num_kv_heads(),
+              where);
   // Layers that keep everything too: the engine's attention takes longer.
   bool const cut = cuts(table);
   handler_ = [&](TappedAttention const& attention) {

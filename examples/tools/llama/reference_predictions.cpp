@@ -24,8 +24,8 @@ ReferencePredictions::ReferencePredictions(PolicyRun& run, std::span<std::int32_
                                            PolicyRun::LayerDone const& layer_done)
     : first_(first), rows_(std::ssize(tokens) - 1 - first) {
   namespace ha = headaware;
-  ha::detail::require(first >= 0 && rows_ > 0, "first", "in [0, " + std::to_string(std::ssize(tokens) - 1) + ")", first,
-                      "ReferencePredictions");
+  ha::require(first >= 0 && rows_ > 0, "first", {"in [0, ", std::ssize(tokens) - 1, ")"}, first,
+              "ReferencePredictions");
   ModelShape const& shape = run.model().shape();
   (void)run.losses(tokens, ha::PolicyTable(shape.layers, shape.num_kv_heads, ha::Full{}), layer_done);
   std::size_t const vocabulary = run.logits(static_cast<std::int32_t>(first)).size();

@@ -61,7 +61,7 @@ bool PlanGains::any() const {
 PlanGains plan_gains(LossStore& losses, CalibrationText const& text, ha::PolicyTable const& plan,
                      PieceCounts const& pieces, SensitivityOf by) {
   constexpr auto where = "plan_gains";
-  ha::detail::require(by != SensitivityOf::none, "what is given back", "layer or head", "none", where);
+  ha::require(by != SensitivityOf::none, "what is given back", "layer or head", "none", where);
   auto const tables = tables_of(plan, by);
   auto const gains = [&](CalibrationText::Pieces const& all, std::int32_t used, char const* name) {
     if (used == 0) return std::vector<double>{};

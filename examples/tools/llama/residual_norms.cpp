@@ -44,8 +44,8 @@ class ResidualObserver : public NodeObserver {
   }
 
   void finish() override {
-    ha::detail::require(seen_ == shape_.layers, "sums of residual and attention", shape_.layers, seen_,
-                        ("residual_norms, architecture '" + shape_.architecture + "'").c_str());
+    ha::require(seen_ == shape_.layers, "sums of residual and attention", shape_.layers, seen_,
+                {"residual_norms, architecture '", shape_.architecture, "'"});
   }
 
   [[nodiscard]] std::vector<double> medians() {
@@ -89,11 +89,10 @@ class ResidualObserver : public NodeObserver {
 std::vector<double> residual_norms(Model const& model, CalibrationText::Pieces const& pieces, std::int64_t first_query,
                                    std::int32_t threads) {
   constexpr auto where = "residual_norms";
-  ha::detail::require(!pieces.empty(), "pieces", "at least one", "none", where);
+  ha::require(!pieces.empty(), "pieces", "at least one", "none", where);
   std::int64_t longest = 0;
   for (auto const& piece : pieces) longest = std::max(longest, std::ssize(piece));
-  ha::detail::require(first_query >= 0 && first_query < longest, "first_query",
-                      "in [0, " + std::to_string(longest) + ")", first_query, where);
+  ha::require(first_query >= 0 && first_query < longest, "first_query", {"in [0, ", longest, ")"}, first_query, where);
   ResidualObserver observer(model.shape(), first_query);
   Context context(model, {.tokens = static_cast<std::int32_t>(longest), .threads = threads, .observer = &observer});
   support::Interrupt const interrupt;

@@ -19,8 +19,8 @@ class TensorBytes {
  public:
   explicit TensorBytes(ggml_tensor const* tensor) {
     ggml_backend_buffer_t const buffer = tensor->view_src != nullptr ? tensor->view_src->buffer : tensor->buffer;
-    headaware::detail::require(tensor->data != nullptr && buffer != nullptr, "tensor", "memory of its own",
-                               std::string("none: ") + tensor->name, "TensorBytes");
+    headaware::require(tensor->data != nullptr && buffer != nullptr, "tensor", "memory of its own",
+                       {"none: ", tensor->name}, "TensorBytes");
     if (ggml_backend_buffer_is_host(buffer)) {
       data_ = static_cast<std::byte const*>(tensor->data);
     } else {
@@ -41,9 +41,9 @@ class TensorBytes {
 /// The single-precision elements of a tensor, row by row in the order [ne3][`outer`][`inner`][ne0], where `outer` and
 /// `inner` are dimensions 2 and 1 or, for a permuted view, 1 and 2.
 inline std::vector<float> floats_of(ggml_tensor const* tensor, int outer = 2, int inner = 1) {
-  headaware::detail::require(tensor->type == GGML_TYPE_F32 && tensor->nb[0] == sizeof(float), "tensor",
-                             "single precision, rows without gaps",
-                             std::string(ggml_type_name(tensor->type)) + ": " + tensor->name, "floats_of");
+  headaware::require(tensor->type == GGML_TYPE_F32 && tensor->nb[0] == sizeof(float), "tensor",
+                     "single precision, rows without gaps", {ggml_type_name(tensor->type), ": ", tensor->name},
+                     "floats_of");
   TensorBytes const bytes(tensor);
   auto const row = static_cast<std::size_t>(tensor->ne[0]);
   std::vector<float> elements(static_cast<std::size_t>(ggml_nelements(tensor)));

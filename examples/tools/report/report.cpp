@@ -33,22 +33,21 @@ void check_retention(ha::RetentionStatistics const& retention, ha::StatisticsInf
   auto const& grid = retention.info.grid;
   grid.validate();
   auto const& r = retention.info;
-  ha::detail::require(r.num_layers == info.num_layers, "layers of the retention", info.num_layers, r.num_layers, where);
-  ha::detail::require(r.num_heads == info.num_heads, "heads of the retention", info.num_heads, r.num_heads, where);
+  ha::require(r.num_layers == info.num_layers, "layers of the retention", info.num_layers, r.num_layers, where);
+  ha::require(r.num_heads == info.num_heads, "heads of the retention", info.num_heads, r.num_heads, where);
   auto const heads = static_cast<std::size_t>(info.num_layers) * static_cast<std::size_t>(info.num_heads);
-  ha::detail::require(retention.heads.size() == heads, "heads of the retention", heads, retention.heads.size(), where);
+  ha::require(retention.heads.size() == heads, "heads of the retention", heads, retention.heads.size(), where);
   for (auto const& head : retention.heads) {
-    ha::detail::require(head.mass.size() == grid.size(), "cells of a head's retention", grid.size(), head.mass.size(),
-                        where);
-    ha::detail::require(head.error_squared.size() == grid.size(), "cells of a head's retention", grid.size(),
-                        head.error_squared.size(), where);
+    ha::require(head.mass.size() == grid.size(), "cells of a head's retention", grid.size(), head.mass.size(), where);
+    ha::require(head.error_squared.size() == grid.size(), "cells of a head's retention", grid.size(),
+                head.error_squared.size(), where);
   }
 }
 
 /// The same with statistics and classes by (layer, head). @throws ArgumentError if they are not of the same heads
 ReportInput in_order(ReportInput input) {
   auto const& info = input.statistics.model_info;
-  ha::detail::require(info.num_layers > 0 && info.num_heads > 0, "heads", "at least one", "none", where);
+  ha::require(info.num_layers > 0 && info.num_heads > 0, "heads", "at least one", "none", where);
   ha::detail::require_grid(std::span<ha::HeadStatistics const>(input.statistics.heads), info.num_layers, info.num_heads,
                            where);
   ha::detail::require_grid(std::span<ha::HeadClassification const>(input.classifications), info.num_layers,

@@ -44,7 +44,7 @@ inline headaware::Budget parse_budget(std::string const& text, headaware::TokenB
       if (token.total() <= 0) {
         throw ha::ArgumentError({"--budget in bytes", "--head_dim too, and --element_bytes", "no head_dim", text});
       }
-      ha::detail::require(amount * size < 9e18, "--budget", "less than 9e18 bytes", text, "--budget");
+      ha::require(amount * size < 9e18, "--budget", "less than 9e18 bytes", text, "--budget");
       return ha::Budget::bytes(static_cast<std::int64_t>(amount * size), token);
     }
   }
@@ -65,10 +65,9 @@ inline std::int64_t planned_heads(std::int32_t layers, std::int32_t num_kv_heads
 /// @throws ArgumentError if the budget is beyond all that they can keep, where there is nothing to choose
 inline void require_within_cache(headaware::Budget const& budget, std::int64_t num_kv_heads, std::int64_t context) {
   std::int64_t const tokens = budget.total(num_kv_heads, context);
-  headaware::detail::require(tokens <= num_kv_heads * context, "budget",
-                             "at most the whole cache, " + std::to_string(num_kv_heads * context) + " tokens (" +
-                                 std::to_string(context) + " a KV head)",
-                             tokens, "--budget");
+  headaware::require(tokens <= num_kv_heads * context, "budget",
+                     {"at most the whole cache, ", num_kv_heads * context, " tokens (", context, " a KV head)"}, tokens,
+                     "--budget");
 }
 
 }  // namespace support

@@ -95,9 +95,8 @@ struct NpyArray {
   template <class T>
   [[nodiscard]] std::span<T const> as() const {
     static_assert(detail::is_npy_element<T>, "headaware: no .npy type has elements of this type");
-    detail::require(detail::npy_matches<T>(dtype), "element type",
-                    std::to_string(sizeof(T)) + "-byte elements of the type asked for", to_string(dtype),
-                    "NpyArray::as");
+    require(detail::npy_matches<T>(dtype), "element type", {sizeof(T), "-byte elements of the type asked for"},
+            to_string(dtype), "NpyArray::as");
     // The allocator aligns the first byte for any element.
     return {reinterpret_cast<T const*>(bytes.data()), bytes.size() / sizeof(T)};
   }
@@ -124,11 +123,11 @@ struct NpyArray {
 
   /// @throws ArgumentError if shape, type and bytes do not fit together
   void validate(char const* where = "NpyArray") const {
-    detail::require(shape.size() <= max_dimensions, "dimensions", "at most 64", shape.size(), where);
+    require(shape.size() <= max_dimensions, "dimensions", "at most 64", shape.size(), where);
     auto const count = detail::element_count(shape, dtype);
-    detail::require(count.has_value(), "shape", "extents >= 0 with a product that int64 holds", "another", where);
-    detail::require(bytes.size() == static_cast<std::size_t>(*count) * element_bytes(dtype), "bytes of the elements",
-                    static_cast<std::size_t>(*count) * element_bytes(dtype), bytes.size(), where);
+    require(count.has_value(), "shape", "extents >= 0 with a product that int64 holds", "another", where);
+    require(bytes.size() == static_cast<std::size_t>(*count) * element_bytes(dtype), "bytes of the elements",
+            static_cast<std::size_t>(*count) * element_bytes(dtype), bytes.size(), where);
   }
 
   static constexpr std::size_t max_dimensions = 64;  ///< NumPy's own limit

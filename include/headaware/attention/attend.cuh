@@ -152,10 +152,9 @@ cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
       detail::check_cache_pointers(cache, bounds.max_rows > 0);
     }
     constexpr auto where = "attend";
-    detail::require(shape.head_dim <= detail::max_attend_channels, "head_dim", "at most 256", shape.head_dim, where);
-    detail::require(shape.output_dim() <= detail::max_attend_channels, "value_dim", "at most 256", shape.output_dim(),
-                    where);
-    detail::require(bounds.max_rows >= 0, "max_rows", ">= 0", bounds.max_rows, where);
+    require(shape.head_dim <= detail::max_attend_channels, "head_dim", "at most 256", shape.head_dim, where);
+    require(shape.output_dim() <= detail::max_attend_channels, "value_dim", "at most 256", shape.output_dim(), where);
+    require(bounds.max_rows >= 0, "max_rows", ">= 0", bounds.max_rows, where);
     if (shape.num_sequences == 0 || shape.query_tokens == 0) {
       if (d_temp == nullptr) temp_bytes = 0;
       return;
@@ -191,7 +190,7 @@ cudaError_t merge_attention(AttentionShape const& shape, AttentionOutput<A, ALay
     if (rows == 0) return;
     constexpr std::int64_t per_block = detail::block_threads / detail::warp_threads;
     std::int64_t const blocks = (rows + per_block - 1) / per_block;
-    detail::require(blocks <= detail::max_blocks, "blocks", detail::max_blocks_text, blocks, where);
+    require(blocks <= detail::max_blocks, "blocks", detail::max_blocks_text, blocks, where);
     AttentionOutput const a{detail::element_pointer(into.data), into.layout, into.lse};
     AttentionOutput const b{detail::element_pointer(other.data), other.layout, other.lse};
     using ElementA = std::remove_pointer_t<decltype(a.data)>;

@@ -92,9 +92,7 @@ struct AttentionWork {
       std::int64_t const held = segment.rows();
       if (held < 0) {
         require(false, "rows held", ">= 0", held,
-                ("attend, sequence " + std::to_string(s / shape.num_kv_heads) + ", KV head " +
-                 std::to_string(s % shape.num_kv_heads))
-                    .c_str());
+                {"attend, sequence ", s / shape.num_kv_heads, ", KV head ", s % shape.num_kv_heads});
       }
       if constexpr (requires { segment.pages == nullptr; }) {
         if (held > 0) require_pointer(segment.pages, "pages", "attend");

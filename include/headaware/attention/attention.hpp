@@ -92,7 +92,7 @@ inline void check_attention_shape(AttentionShape const& shape, AttentionOptions 
   require(shape.num_sequences >= 0, "sequences", ">= 0", shape.num_sequences, where);
   require(shape.num_kv_heads > 0, "KV heads", "> 0", shape.num_kv_heads, where);
   require(shape.num_query_heads > 0 && shape.num_query_heads % shape.num_kv_heads == 0, "query heads",
-          "a multiple of " + std::to_string(shape.num_kv_heads) + " KV heads", shape.num_query_heads, where);
+          {"a multiple of ", shape.num_kv_heads, " KV heads"}, shape.num_query_heads, where);
   require(shape.query_tokens >= 0, "query tokens", ">= 0", shape.query_tokens, where);
   // As many as positions have.
   require(shape.query_tokens <= 0x7fffffff, "query tokens", "at most 2147483647", shape.query_tokens, where);
@@ -101,10 +101,9 @@ inline void check_attention_shape(AttentionShape const& shape, AttentionOptions 
   for (std::int64_t const channels : {shape.head_dim, shape.output_dim()}) {
     (void)elements(where, {shape.num_sequences, shape.num_query_heads, shape.query_tokens, channels});
   }
-  require(std::isfinite(options.scale) && options.scale >= 0, "softmax scale", "finite and >= 0",
-          std::to_string(options.scale), where);
-  require(std::isfinite(options.soft_cap) && options.soft_cap >= 0, "soft cap", "finite and >= 0",
-          std::to_string(options.soft_cap), where);
+  require(std::isfinite(options.scale) && options.scale >= 0, "softmax scale", "finite and >= 0", options.scale, where);
+  require(std::isfinite(options.soft_cap) && options.soft_cap >= 0, "soft cap", "finite and >= 0", options.soft_cap,
+          where);
 }
 
 /// What a layout offers must suffice; what it does not offer cannot be checked.
@@ -112,7 +111,7 @@ template <class Layout>
 void check_attention_layout(AttentionShape const& shape, Layout const& layout, std::int64_t channels,
                             char const* where) {
   auto const holds = [&](std::int64_t has, std::int64_t needs, char const* what) {
-    require(has >= needs, what, ">= " + std::to_string(needs), has, where);
+    require(has >= needs, what, {">= ", needs}, has, where);
   };
   if constexpr (requires { layout.num_sequences(); }) holds(layout.num_sequences(), shape.num_sequences, "sequences");
   if constexpr (requires { layout.num_kv_heads(); }) holds(layout.num_kv_heads(), shape.num_query_heads, "query heads");

@@ -46,8 +46,8 @@ struct RaggedView {
   }
   void check(AttentionShape const& shape, AttentionOptions const&) const {
     constexpr auto where = "attend, RaggedView";
-    detail::require_pointer(offsets, "offsets", where);
-    detail::require(shape.num_kv_heads == num_kv_heads, "KV heads", num_kv_heads, shape.num_kv_heads, where);
+    require_pointer(offsets, "offsets", where);
+    require(shape.num_kv_heads == num_kv_heads, "KV heads", num_kv_heads, shape.num_kv_heads, where);
   }
   /// Offsets beyond the tensor stay unseen: the view does not know how many rows it has. Numbers of rows below 0 are
   /// seen by `attend`.
@@ -56,8 +56,8 @@ struct RaggedView {
       std::int64_t const held = std::int64_t{offsets[i + 1]} - offsets[i];
       if (offsets[i] >= 0 && held >= 0) continue;
       bool const negative = offsets[i] < 0;
-      detail::require(false, negative ? "offsets" : "rows held", ">= 0", negative ? std::int64_t{offsets[i]} : held,
-                      detail::segment_place("RaggedView", i / num_kv_heads, i % num_kv_heads).c_str());
+      require(false, negative ? "offsets" : "rows held", ">= 0", negative ? std::int64_t{offsets[i]} : held,
+              detail::segment_place("RaggedView", i / num_kv_heads, i % num_kv_heads));
     }
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
@@ -85,16 +85,16 @@ struct PaddedView {
   }
   void check(AttentionShape const& shape, AttentionOptions const&) const {
     constexpr auto where = "attend, PaddedView";
-    detail::require_pointer(lengths, "lengths", where);
-    detail::require(shape.num_kv_heads == num_kv_heads, "KV heads", num_kv_heads, shape.num_kv_heads, where);
+    require_pointer(lengths, "lengths", where);
+    require(shape.num_kv_heads == num_kv_heads, "KV heads", num_kv_heads, shape.num_kv_heads, where);
     check_size(shape);
   }
   void check_tables(AttentionShape const& shape) const {
     check_size(shape);
     for (std::int64_t i = 0; i < shape.segments(); ++i) {
       if (lengths[i] >= 0 && lengths[i] <= head_rows) continue;
-      detail::require(false, "rows held", "at least 0 and at most " + std::to_string(head_rows), lengths[i],
-                      detail::segment_place("PaddedView", i / num_kv_heads, i % num_kv_heads).c_str());
+      require(false, "rows held", {"at least 0 and at most ", head_rows}, lengths[i],
+              detail::segment_place("PaddedView", i / num_kv_heads, i % num_kv_heads));
     }
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
@@ -103,7 +103,7 @@ struct PaddedView {
   /// The tensor's elements must fit 64 bits.
   void check_size(AttentionShape const& shape) const {
     constexpr auto where = "attend, PaddedView";
-    detail::require(head_rows >= 0, "head_rows", ">= 0", head_rows, where);
+    require(head_rows >= 0, "head_rows", ">= 0", head_rows, where);
     for (std::int64_t const channels : {shape.head_dim, shape.output_dim()}) {
       (void)detail::elements(where, {shape.num_sequences, num_kv_heads, head_rows, channels});
     }

@@ -77,8 +77,8 @@ class HeadPagesView {
         layer_(layer),
         page_stride_(page_stride),
         page_size_(pages.page_size, "page size", "HeadPagesView") {
-    detail::require_index(layer, pages.num_layers, "layer", "HeadPagesView");
-    detail::require(page_stride >= 0, "page stride", ">= 0", page_stride, "HeadPagesView");
+    require_index(layer, pages.num_layers, "layer", "HeadPagesView");
+    require(page_stride >= 0, "page stride", ">= 0", page_stride, "HeadPagesView");
   }
 
   /// @brief What the newest tokens see, each its own sinks and window: a prefill chunk, or a draft, appended in one
@@ -128,15 +128,15 @@ class HeadPagesView {
   void check(AttentionShape const& shape, AttentionOptions const& options) const {
     constexpr auto where = "attend, HeadPagesView";
     detail::check_windowed_call(shape, options, pages_.num_sequences, pages_.num_kv_heads, query_tokens_, where);
-    detail::require_pointer(pages_.heads, "pages", where);
-    if (pages_.max_tokens_held > 0) detail::require_pointer(pages_.table, "block table", where);
-    detail::require_pointer(lengths_, "lengths", where);
+    require_pointer(pages_.heads, "pages", where);
+    if (pages_.max_tokens_held > 0) require_pointer(pages_.table, "block table", where);
+    require_pointer(lengths_, "lengths", where);
   }
   void check_tables(AttentionShape const& shape) const {
     for (std::int64_t b = 0; b < shape.num_sequences; ++b) {
       if (lengths_[b] < 0 || lengths_[b] > pages_.token_limit) {
-        detail::require(false, "length", "in [0, " + std::to_string(pages_.token_limit) + "]", lengths_[b],
-                        ("attend, HeadPagesView, sequence " + std::to_string(b)).c_str());
+        require(false, "length", {"in [0, ", pages_.token_limit, "]"}, lengths_[b],
+                {"attend, HeadPagesView, sequence ", b});
       }
       for (std::int64_t h = 0; h < shape.num_kv_heads; ++h) {
         HeadPagesRows const rows = segment(b, h);
@@ -146,9 +146,8 @@ class HeadPagesView {
           for (std::int64_t index = first / size; index <= (end - 1) / size; ++index) {
             std::int32_t const page = rows.page(static_cast<std::int32_t>(index));
             if (page >= 0 && page < pages_.num_pages) continue;
-            detail::require(false, "page table entry", "a page in [0, " + std::to_string(pages_.num_pages) + ")",
-                            std::to_string(page) + " for page " + std::to_string(index),
-                            detail::segment_place("HeadPagesView", b, h).c_str());
+            require(false, "page table entry", {"a page in [0, ", pages_.num_pages, ")"}, {page, " for page ", index},
+                    detail::segment_place("HeadPagesView", b, h));
           }
         };
         check(0, rows.length < rows.sink ? rows.length : rows.sink);

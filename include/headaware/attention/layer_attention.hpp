@@ -100,18 +100,17 @@ void check_reach(Layout const& layout, Layer const& layer, std::int32_t heads, s
   static_assert(check_layout<Layout>());
   auto const name = [&](char const* of) { return std::string(what) + "' " + of; };
   if constexpr (requires { layout.num_sequences(); }) {
-    require_index(layer.sequence, layout.num_sequences(), name("sequence").c_str(), where);
+    require_index(layer.sequence, layout.num_sequences(), name("sequence"), where);
   }
   if constexpr (requires { layout.num_kv_heads(); }) {
-    require(layout.num_kv_heads() == heads, name("heads").c_str(), heads, layout.num_kv_heads(), where);
+    require(layout.num_kv_heads() == heads, name("heads"), heads, layout.num_kv_heads(), where);
   }
   if constexpr (requires { layout.num_channels(); }) {
-    require(layout.num_channels() == channels, name("channels").c_str(), channels, layout.num_channels(), where);
+    require(layout.num_channels() == channels, name("channels"), channels, layout.num_channels(), where);
   }
   if constexpr (requires { layout.token_capacity(); }) {
     std::int64_t const end = first_token(layer) + layer.tokens;
-    require(end <= layout.token_capacity(), name("tokens").c_str(), "at least " + std::to_string(end),
-            layout.token_capacity(), where);
+    require(end <= layout.token_capacity(), name("tokens"), {"at least ", end}, layout.token_capacity(), where);
   }
 }
 
@@ -129,12 +128,11 @@ template <class Layer>
 void check_layer(Layer const& layer, char const* where) {
   require(layer.num_kv_heads > 0, "kv_heads", "> 0", layer.num_kv_heads, where);
   bool const grouped = layer.num_query_heads > 0 && layer.num_query_heads % layer.num_kv_heads == 0;
-  require(grouped, "query_heads", "a multiple of " + std::to_string(layer.num_kv_heads) + " KV heads",
-          layer.num_query_heads, where);
+  require(grouped, "query_heads", {"a multiple of ", layer.num_kv_heads, " KV heads"}, layer.num_query_heads, where);
   require(layer.tokens >= 0, "tokens", ">= 0", layer.tokens, where);
   require(first_token(layer) >= 0, "first_token", ">= 0", first_token(layer), where);
-  require(!sum_overflows(first_token(layer), layer.tokens), "first_token",
-          "at most " + std::to_string(largest_int64 - layer.tokens), first_token(layer), where);
+  require(!sum_overflows(first_token(layer), layer.tokens), "first_token", {"at most ", largest_int64 - layer.tokens},
+          first_token(layer), where);
   bool const with_values = layer.values != nullptr;
   require(layer.value_dim >= 0 && (!with_values || value_dim(layer) > 0), "value_dim", "> 0", layer.value_dim, where);
   require_aligned(layer.values, "values", where);
@@ -147,7 +145,7 @@ void check_layer(Layer const& layer, char const* where) {
     require(layer.tokens == 0 || layer.probabilities != nullptr, "probabilities", "a pointer", "nullptr", where);
     require_aligned(layer.probabilities, "probabilities", where);
     bool const apart = (layer.query_stride == 0 || layer.query_stride >= layer.tokens) && layer.head_stride >= 0;
-    require(apart, "query_stride", ">= " + std::to_string(layer.tokens), layer.query_stride, where);
+    require(apart, "query_stride", {">= ", layer.tokens}, layer.query_stride, where);
   } else {
     require(layer.head_dim > 0, "head_dim", "> 0", layer.head_dim, where);
     bool const given = layer.queries != nullptr && layer.keys != nullptr;

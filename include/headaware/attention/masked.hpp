@@ -217,13 +217,13 @@ void attend_masked(LayerQkv<T, QueryLayout, KeyLayout, ValueLayout> const& layer
   static_assert(check_layout<OutputLayout>());
   score.validate();
   detail::check_layer(layer, where);
-  detail::require(layer.values != nullptr || layer.tokens == 0, "values", "a pointer", "nullptr", where);
-  detail::require(output != nullptr || layer.tokens == 0, "output", "a pointer", "nullptr", where);
-  detail::require(table.num_kv_heads() == layer.num_kv_heads, "table's KV heads", layer.num_kv_heads,
-                  table.num_kv_heads(), where);
-  detail::require_index(table_layer, table.num_layers(), "layer", where);
+  require(layer.values != nullptr || layer.tokens == 0, "values", "a pointer", "nullptr", where);
+  require(output != nullptr || layer.tokens == 0, "output", "a pointer", "nullptr", where);
+  require(table.num_kv_heads() == layer.num_kv_heads, "table's KV heads", layer.num_kv_heads, table.num_kv_heads(),
+          where);
+  require_index(table_layer, table.num_layers(), "layer", where);
   if constexpr (requires { table.num_sequences(); }) {
-    detail::require(table.num_sequences() > 0, "table's sequences", "> 0", table.num_sequences(), where);
+    require(table.num_sequences() > 0, "table's sequences", "> 0", table.num_sequences(), where);
   }
   detail::check_masked_policies(table, table_layer, 0);
   std::int64_t const tile = detail::MaskedRows::max_rows;

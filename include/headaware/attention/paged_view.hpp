@@ -69,7 +69,7 @@ class PagedView {
   static PagedView dense(std::int32_t const* block_table, std::int64_t table_stride, std::int32_t const* lengths,
                          std::int32_t num_kv_heads, std::int64_t page_size, std::int64_t page_stride = 0,
                          std::int64_t token_stride = 0, std::int64_t num_pages = 0) {
-    detail::require(table_stride >= 0, "block table row stride", ">= 0", table_stride, "PagedView");
+    require(table_stride >= 0, "block table row stride", ">= 0", table_stride, "PagedView");
     PagedView view(num_kv_heads, page_size, page_stride, token_stride, num_pages);
     view.pages_ = block_table;
     view.table_stride_ = table_stride;
@@ -97,8 +97,8 @@ class PagedView {
     for (std::int64_t i = 0; i < shape.segments(); ++i) {
       auto const check = [&](bool ok, char const* what, std::int64_t least, std::int64_t most, std::int64_t got) {
         if (ok) return;
-        detail::require(false, what, "in [" + std::to_string(least) + ", " + std::to_string(most) + "]", got,
-                        detail::segment_place("PagedView", i / kv_heads_, i % kv_heads_).c_str());
+        require(false, what, {"in [", least, ", ", most, "]"}, got,
+                detail::segment_place("PagedView", i / kv_heads_, i % kv_heads_));
       };
       if (!is_csr_) {
         std::int64_t const room =
@@ -112,7 +112,7 @@ class PagedView {
         check(counted, "last_page_len", 1, size, lengths_[i]);
       }
       PagedRows const rows = segment(i / kv_heads_, i % kv_heads_);
-      if (rows.held > 0) detail::require_pointer(pages_, "pages", "attend, PagedView");
+      if (rows.held > 0) require_pointer(pages_, "pages", "attend, PagedView");
       for (std::int64_t p = 0; p * size < rows.held; ++p) {
         check(rows.pages[p] >= 0 && rows.pages[p] < pool, "page table entry", 0, pool - 1, rows.pages[p]);
       }
@@ -120,9 +120,9 @@ class PagedView {
   }
   void check(AttentionShape const& shape, AttentionOptions const&) const {
     constexpr auto where = "attend, PagedView";
-    detail::require(shape.num_kv_heads == kv_heads_, "KV heads", kv_heads_, shape.num_kv_heads, where);
-    if (is_csr_) detail::require_pointer(indptr_, "indptr", where);
-    detail::require_pointer(lengths_, is_csr_ ? "last_page_len" : "lengths", where);
+    require(shape.num_kv_heads == kv_heads_, "KV heads", kv_heads_, shape.num_kv_heads, where);
+    if (is_csr_) require_pointer(indptr_, "indptr", where);
+    require_pointer(lengths_, is_csr_ ? "last_page_len" : "lengths", where);
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const {
     return std::gcd(channels, std::gcd(page_stride_, token_stride_));
@@ -136,9 +136,9 @@ class PagedView {
         page_stride_(page_stride),
         token_stride_(token_stride),
         num_pages_(num_pages) {
-    detail::require(num_pages >= 0, "pages", ">= 0", num_pages, "PagedView");
-    detail::require(page_stride >= 0, "page stride", ">= 0", page_stride, "PagedView");
-    detail::require(token_stride >= 0, "token stride", ">= 0", token_stride, "PagedView");
+    require(num_pages >= 0, "pages", ">= 0", num_pages, "PagedView");
+    require(page_stride >= 0, "page stride", ">= 0", page_stride, "PagedView");
+    require(token_stride >= 0, "token stride", ">= 0", token_stride, "PagedView");
   }
 
   std::int32_t const* pages_ = nullptr;

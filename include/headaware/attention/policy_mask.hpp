@@ -100,8 +100,8 @@ void check_mask(Table const& table, MaskShape const& shape, void const* mask) {
   require(shape.group > 0, "group", "> 0", shape.group, where);
   require(shape.first_query >= 0, "first query", ">= 0", shape.first_query, where);
   require(shape.queries >= 0, "queries", ">= 0", shape.queries, where);
-  require(!sum_overflows(shape.first_query, shape.queries), "first query",
-          "at most " + std::to_string(largest_int64 - shape.queries), shape.first_query, where);
+  require(!sum_overflows(shape.first_query, shape.queries), "first query", {"at most ", largest_int64 - shape.queries},
+          shape.first_query, where);
   require(shape.keys >= 0, "keys", ">= 0", shape.keys, where);
   if constexpr (requires { table.num_sequences(); }) {
     require_index(shape.sequence, table.num_sequences(), "sequence", where);

@@ -60,7 +60,7 @@ struct RollingView {
                                             std::int32_t const* lengths, std::int64_t query_tokens,
                                             std::int32_t const* counts = nullptr) {
     detail::check_chunk(query_tokens, plan.slack, "RollingView");
-    detail::require_index(layer, plan.num_layers, "layer", "RollingView");
+    require_index(layer, plan.num_layers, "layer", "RollingView");
     return {plan, layer, lengths, query_tokens, counts};
   }
 
@@ -74,17 +74,16 @@ struct RollingView {
   }
   void check(AttentionShape const& shape, AttentionOptions const& options) const {
     constexpr auto where = "attend, RollingView";
-    detail::require_index(layer, plan.num_layers, "layer", where);
+    require_index(layer, plan.num_layers, "layer", where);
     detail::check_windowed_call(shape, options, plan.num_sequences, plan.num_kv_heads, query_tokens, where);
-    detail::require_pointer(plan.heads, "plan", where);
-    detail::require_pointer(lengths, "lengths", where);
+    require_pointer(plan.heads, "plan", where);
+    require_pointer(lengths, "lengths", where);
   }
   void check_tables(AttentionShape const& shape) const {
     std::int64_t const most = plan.token_limit > 0 ? plan.token_limit : std::int64_t{all_tokens};  // of a view by hand
     for (std::int64_t b = 0; b < shape.num_sequences; ++b) {
       if (lengths[b] >= 0 && lengths[b] <= most) continue;
-      detail::require(false, "length", "in [0, " + std::to_string(most) + "]", lengths[b],
-                      ("attend, RollingView, sequence " + std::to_string(b)).c_str());
+      require(false, "length", {"in [0, ", most, "]"}, lengths[b], {"attend, RollingView, sequence ", b});
     }
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }

@@ -20,9 +20,9 @@ struct AttentionScore {
   /// @throws ArgumentError on a negative scale, cap or window, or one that is not finite
   void validate() const {
     constexpr auto where = "AttentionScore";
-    detail::require(scale >= 0 && std::isfinite(scale), "scale", "finite and >= 0", scale, where);
-    detail::require(soft_cap >= 0 && std::isfinite(soft_cap), "soft_cap", "finite and >= 0", soft_cap, where);
-    detail::require(sliding_window >= 0, "sliding_window", ">= 0", sliding_window, where);
+    require(scale >= 0 && std::isfinite(scale), "scale", "finite and >= 0", scale, where);
+    require(soft_cap >= 0 && std::isfinite(soft_cap), "soft_cap", "finite and >= 0", soft_cap, where);
+    require(sliding_window >= 0, "sliding_window", ">= 0", sliding_window, where);
   }
 };
 

@@ -266,14 +266,13 @@ cudaError_t compress_in_place(DeviceCompaction<Table> const& plan, std::vector<L
         segment.kv_head = static_cast<std::int32_t>(plan.min_evicted_segment % plan.table.num_kv_heads());
         segment.sequence = static_cast<std::int32_t>(head % plan.num_sequences);
         segment.layer = static_cast<std::int32_t>(head / plan.num_sequences);
-        detail::require(false, "evicted tokens", detail::enough_evictions(rotation.min_evicted()), plan.min_evicted,
-                        detail::place_of(where, segment).c_str());
+        require(false, "evicted tokens", detail::enough_evictions(rotation.min_evicted()), plan.min_evicted,
+                detail::place_of(where, segment));
       }
     }
-    detail::require(plan.table.num_layers() <= detail::max_layers, "layers", "at most 256", plan.table.num_layers(),
-                    where);
-    detail::require(segments == 0 || plan.d_lengths != nullptr, "d_lengths", "a pointer", "nullptr", where);
-    detail::require(segments <= detail::max_blocks, "heads", detail::max_blocks_text, segments, where);
+    require(plan.table.num_layers() <= detail::max_layers, "layers", "at most 256", plan.table.num_layers(), where);
+    require(segments == 0 || plan.d_lengths != nullptr, "d_lengths", "a pointer", "nullptr", where);
+    require(segments <= detail::max_blocks, "heads", detail::max_blocks_text, segments, where);
     if (segments == 0) return;
 
     std::int64_t min_evicted = 0;

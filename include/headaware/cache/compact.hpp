@@ -83,17 +83,14 @@ void check_capacity(Plan const& plan, Destination<T, Form> const& kept) {
                                         [&](auto const& policy) { return kept.form.matches(segment, policy); });
       if (!matches) {
         require(false, "destination", "one made for the plan's policies", "one made for others",
-                ("compress, layer " + std::to_string(segment.layer) + ", KV head " + std::to_string(segment.kv_head))
-                    .c_str());
+                {"compress, layer ", segment.layer, ", KV head ", segment.kv_head});
       }
     }
     std::int64_t room = kept.form.head_capacity(segment, capacity);
     if constexpr (std::is_same_v<Form, RaggedForm>) room -= segment.first_row;
     if (segment.kept > room) {
-      require(false, "destination", "room for " + std::to_string(segment.kept) + " tokens", room,
-              ("compress, layer " + std::to_string(segment.layer) + ", sequence " + std::to_string(segment.sequence) +
-               ", KV head " + std::to_string(segment.kv_head))
-                  .c_str());
+      require(false, "destination", {"room for ", segment.kept, " tokens"}, room,
+              {"compress, layer ", segment.layer, ", sequence ", segment.sequence, ", KV head ", segment.kv_head});
     }
   }
 }
@@ -161,12 +158,11 @@ void check_block_table(Plan const& plan, Destination<T, PagedForm> const& kept, 
     LayerKv<T> const& pool = kept.layers[static_cast<std::size_t>(segment.layer)];
     if (s % plan.layer_segments() == 0) written.runs.push_back(pages.size());
     std::int64_t const row = form.indptr != nullptr ? form.indptr[s] : s * form.table_stride;
-    if (row < 0) require(false, "block table's indptr", ">= 0", row, place_of(where, segment).c_str());
+    if (row < 0) require(false, "block table's indptr", ">= 0", row, place_of(where, segment));
     for (std::int64_t i = 0; i * form.page_size < segment.kept; ++i) {
       std::int64_t const page = form.block_table[row + i];
       if (page < 0 || page >= end) {
-        require(false, "block table entry", "a page in [0, " + std::to_string(end) + ")", page,
-                place_of(where, segment, i).c_str());
+        require(false, "block table entry", {"a page in [0, ", end, ")"}, page, place_of(where, segment, i));
       }
       note(pool.keys, kept.head_dim, {{}, s, i, page});
     }
@@ -193,9 +189,8 @@ void check_pages_apart(Plan const& plan, WrittenPages& written, char const* wher
         return x.segment != y.segment ? x.segment < y.segment : x.index < y.index;
       });
       require(false, "block table entry", "a page of one head's keys or values",
-              std::to_string(second.page) + ", which meets page " + std::to_string(first.page) + " of segment " +
-                  std::to_string(first.segment),
-              place_of(where, plan.segment(second.segment), second.index).c_str());
+              {second.page, ", which meets page ", first.page, " of segment ", first.segment},
+              place_of(where, plan.segment(second.segment), second.index));
     }
   };
   std::span<WrittenPage> const pages(written.pages);
@@ -293,8 +288,7 @@ void check_pages_of_one_sequence(Layout const& layout, std::span<std::int32_t co
     for (std::size_t i = 1; i < uses.size(); ++i) {
       if (uses[i - 1].page != uses[i].page) continue;
       require(false, "page table entry", "a page that is named once",
-              std::to_string(uses[i].page) + ", also of sequence " + std::to_string(uses[i - 1].sequence),
-              (std::string(where) + ", sequence " + std::to_string(uses[i].sequence)).c_str());
+              {uses[i].page, ", also of sequence ", uses[i - 1].sequence}, {where, ", sequence ", uses[i].sequence});
     }
   }
 }
@@ -310,7 +304,7 @@ void check_evictions(Plan const& plan, std::int64_t fewest) {
         plan.table(), segment.layer, segment.sequence, segment.kv_head,
         [&](auto const& policy) { return first_moved_slot(policy, segment.kept, segment.length) < segment.kept; });
     if (!turns) continue;
-    require(false, "evicted tokens", enough_evictions(fewest), evicted, place_of("compress_in_place", segment).c_str());
+    require(false, "evicted tokens", enough_evictions(fewest), evicted, place_of("compress_in_place", segment));
   }
 }
 
@@ -403,9 +397,8 @@ void check_policies(Plan const& plan, char const* where) {
           std::int64_t const before = slot == 0 ? -1 : tokens[slot - 1];
           if (tokens[slot] > before && tokens[slot] < segment.length) continue;
           std::string const above = slot == 0 ? "at least 0" : "above the slot before, " + std::to_string(before) + ",";
-          require(false, ("token of policy '" + std::string(P::name) + "'").c_str(),
-                  above + " and below " + std::to_string(segment.length), tokens[slot],
-                  (place_of(where, segment) + ", slot " + std::to_string(slot)).c_str());
+          require(false, {"token of policy '", P::name, "'"}, {above, " and below ", segment.length}, tokens[slot],
+                  {place_of(where, segment), ", slot ", slot});
         }
       }
     });

@@ -79,22 +79,19 @@ class Compaction {
   Compaction(Table table, std::span<std::int32_t const> lengths)
       : table_(std::move(table)), lengths_(lengths.begin(), lengths.end()) {
     for (std::size_t i = 0; i < lengths_.size(); ++i) {
-      detail::require(lengths_[i] >= 0, "negative length", "tokens >= 0", lengths_[i],
-                      ("Compaction, sequence " + std::to_string(i)).c_str());
+      require(lengths_[i] >= 0, "negative length", "tokens >= 0", lengths_[i], {"Compaction, sequence ", i});
     }
     if constexpr (requires { table_.num_sequences(); }) {
-      detail::require(table_.num_sequences() == num_sequences(), "keep-lists' sequences", num_sequences(),
-                      table_.num_sequences(), "Compaction");
+      require(table_.num_sequences() == num_sequences(), "keep-lists' sequences", num_sequences(),
+              table_.num_sequences(), "Compaction");
       table_.validate();
     }
     offsets_.resize(static_cast<std::size_t>(num_segments()) + 1);
     for (std::int64_t s = 0; s < num_segments(); ++s) {
       Segment const segment = detail::make_segment(table_, s, num_sequences(), lengths_.data());
       if (segment.kept < 0 || segment.kept > segment.length) {
-        detail::require(false, "kept tokens", "in [0, " + std::to_string(segment.length) + "]", segment.kept,
-                        ("Compaction, layer " + std::to_string(segment.layer) + ", sequence " +
-                         std::to_string(segment.sequence) + ", KV head " + std::to_string(segment.kv_head))
-                            .c_str());
+        require(false, "kept tokens", {"in [0, ", segment.length, "]"}, segment.kept,
+                {"Compaction, layer ", segment.layer, ", sequence ", segment.sequence, ", KV head ", segment.kv_head});
       }
       offsets_[index(s) + 1] = offsets_[index(s)] + segment.kept;
     }
@@ -113,7 +110,7 @@ class Compaction {
 
   /// One segment with all its sizes. @throws ArgumentError if there is no such segment
   [[nodiscard]] Segment segment(std::int64_t s) const {
-    detail::require_index(s, num_segments(), "segment", "Compaction::segment");
+    require_index(s, num_segments(), "segment", "Compaction::segment");
     Segment result = detail::make_segment(table_, s, num_sequences(), lengths_.data());
     result.first_row = offset(s) - layer_begin(result.layer);
     return result;
@@ -122,8 +119,8 @@ class Compaction {
   /// Tokens kept by one head of one sequence. @throws ArgumentError if it is out of range
   [[nodiscard]] std::int64_t kept(std::int32_t layer, std::int32_t sequence, std::int32_t kv_head) const {
     check_layer(layer);
-    detail::require_index(sequence, num_sequences(), "sequence", "Compaction::kept");
-    detail::require_index(kv_head, num_kv_heads(), "KV head", "Compaction::kept");
+    require_index(sequence, num_sequences(), "sequence", "Compaction::kept");
+    require_index(kv_head, num_kv_heads(), "KV head", "Compaction::kept");
     std::int64_t const s = layer * layer_segments() + std::int64_t{sequence} * num_kv_heads() + kv_head;
     return offset(s + 1) - offset(s);
   }
@@ -153,8 +150,8 @@ class Compaction {
   /// [num_sequences * num_kv_heads + 1].
   /// @throws ArgumentError if the layer keeps more rows than int32 counts
   [[nodiscard]] std::vector<std::int32_t> cu_seqlens(std::int32_t layer) const {
-    detail::require(kept_total(layer) <= std::numeric_limits<std::int32_t>::max(), "rows of a layer",
-                    "at most 2147483647 for 32-bit cu_seqlens", kept_total(layer), "Compaction::cu_seqlens");
+    require(kept_total(layer) <= std::numeric_limits<std::int32_t>::max(), "rows of a layer",
+            "at most 2147483647 for 32-bit cu_seqlens", kept_total(layer), "Compaction::cu_seqlens");
     std::vector<std::int32_t> result;
     for (std::int64_t s = 0; s <= layer_segments(); ++s) {
       result.push_back(static_cast<std::int32_t>(offset(layer * layer_segments() + s) - layer_begin(layer)));
@@ -175,7 +172,7 @@ class Compaction {
 
   /// Pages of `page_size` tokens that the whole model keeps when every head owns its pages.
   [[nodiscard]] std::int64_t pages_total(std::int64_t page_size) const {
-    detail::require(page_size > 0, "page size", "> 0", page_size, "Compaction::pages_total");
+    require(page_size > 0, "page size", "> 0", page_size, "Compaction::pages_total");
     std::int64_t pages = 0;
     for (std::size_t s = 0; s + 1 < offsets_.size(); ++s) {
       pages += detail::pages_for(offsets_[s + 1] - offsets_[s], page_size);
@@ -186,7 +183,7 @@ class Compaction {
   /// @brief Leading pages that a sequence still needs after compaction in place, where a page holds
   /// all heads of all layers' tensors: the rest may go back to the allocator.
   [[nodiscard]] std::int64_t pages_needed(std::int32_t sequence, std::int64_t page_size) const {
-    detail::require(page_size > 0, "page size", "> 0", page_size, "Compaction::pages_needed");
+    require(page_size > 0, "page size", "> 0", page_size, "Compaction::pages_needed");
     std::int64_t most = 0;
     for (std::int32_t layer = 0; layer < num_layers(); ++layer) {
       for (std::int32_t head = 0; head < num_kv_heads(); ++head) most = std::max(most, kept(layer, sequence, head));
@@ -222,13 +219,13 @@ class Compaction {
     static_assert(PolicySource<DeviceTable>,
                   "headaware: a device plan needs a trivially copyable table: a PolicyTableView (from "
                   "PolicyTable::view_at), a UniformTable or WithKeepLists of one");
-    detail::require(d_table.num_layers() == num_layers(), "device table's layers", num_layers(), d_table.num_layers(),
-                    "Compaction::on_device");
-    detail::require(d_table.num_kv_heads() == num_kv_heads(), "device table's KV heads", num_kv_heads(),
-                    d_table.num_kv_heads(), "Compaction::on_device");
+    require(d_table.num_layers() == num_layers(), "device table's layers", num_layers(), d_table.num_layers(),
+            "Compaction::on_device");
+    require(d_table.num_kv_heads() == num_kv_heads(), "device table's KV heads", num_kv_heads(), d_table.num_kv_heads(),
+            "Compaction::on_device");
     if constexpr (requires { d_table.num_sequences(); }) {
-      detail::require(d_table.num_sequences() == num_sequences(), "device keep-lists' sequences", num_sequences(),
-                      d_table.num_sequences(), "Compaction::on_device");
+      require(d_table.num_sequences() == num_sequences(), "device keep-lists' sequences", num_sequences(),
+              d_table.num_sequences(), "Compaction::on_device");
     }
     DeviceCompaction<DeviceTable> plan;
     plan.table = d_table;
@@ -275,7 +272,7 @@ class Compaction {
   static std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
   /// Rows before a segment; 0 in a plan that has been moved from.
   [[nodiscard]] std::int64_t offset(std::int64_t s) const { return offsets_.empty() ? 0 : offsets_[index(s)]; }
-  void check_layer(std::int32_t layer) const { detail::require_index(layer, num_layers(), "layer", "Compaction"); }
+  void check_layer(std::int32_t layer) const { require_index(layer, num_layers(), "layer", "Compaction"); }
 
   Table table_;
   std::vector<std::int32_t> lengths_;

@@ -288,21 +288,18 @@ template <class Plan, class T>
                                               std::int64_t value_dim = 0) {
   if (value_dim == 0) value_dim = head_dim;
   detail::require_channels(head_dim, value_dim, "paged");
-  detail::require(form.page_size > 0, "page size", "> 0", form.page_size, "paged");
-  detail::require(form.block_table != nullptr || plan.kept_total() == 0, "block table", "a pointer", "nullptr",
-                  "paged");
+  require(form.page_size > 0, "page size", "> 0", form.page_size, "paged");
+  require(form.block_table != nullptr || plan.kept_total() == 0, "block table", "a pointer", "nullptr", "paged");
   std::int64_t const row = form.page_size * std::max(head_dim, value_dim);
-  detail::require(form.page_stride == 0 || form.page_stride >= row, "page stride", ">= " + std::to_string(row),
-                  form.page_stride, "paged");
-  detail::require(num_pages >= 0, "pages", ">= 0", num_pages, "paged");
+  require(form.page_stride == 0 || form.page_stride >= row, "page stride", {">= ", row}, form.page_stride, "paged");
+  require(num_pages >= 0, "pages", ">= 0", num_pages, "paged");
   (void)detail::elements("paged", {num_pages, std::max(form.page_stride, row)});
   Destination<T, PagedForm> result{form, head_dim, value_dim, {}, {}, num_pages};
   for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
     std::int64_t const head_rows =
         form.indptr == nullptr ? detail::elements("paged", {form.table_stride, form.page_size}) : plan.max_kept(layer);
-    detail::require(plan.max_kept(layer) <= head_rows, "block table row",
-                    "room for " + std::to_string(plan.max_kept(layer)) + " tokens of layer " + std::to_string(layer),
-                    head_rows, "paged");
+    require(plan.max_kept(layer) <= head_rows, "block table row",
+            {"room for ", plan.max_kept(layer), " tokens of layer ", layer}, head_rows, "paged");
     result.capacities.push_back({.rows = num_pages * form.page_size, .head_rows = head_rows});
   }
   detail::take_layers<T>(result, layers, "paged");
@@ -321,9 +318,9 @@ struct PageIndices {
 template <class Plan>
 [[nodiscard]] PageIndices consecutive_pages(Plan const& plan, std::int32_t page_size, std::int32_t first_page = 0) {
   std::int64_t const pages = plan.pages_total(page_size);
-  detail::require(first_page >= 0, "first page", ">= 0", first_page, "consecutive_pages");
-  detail::require(pages + first_page <= std::int64_t{2147483647}, "pages", "numbers that fit int32", pages + first_page,
-                  "consecutive_pages");
+  require(first_page >= 0, "first page", ">= 0", first_page, "consecutive_pages");
+  require(pages + first_page <= std::int64_t{2147483647}, "pages", "numbers that fit int32", pages + first_page,
+          "consecutive_pages");
   PageIndices result;
   result.indptr.push_back(0);
   for (std::int64_t s = 0; s < plan.num_segments(); ++s) {

@@ -21,7 +21,7 @@ class PagePool {
   PagePool() = default;
   /// @throws ArgumentError on a negative number
   explicit PagePool(std::int32_t num_pages) {
-    detail::require(num_pages >= 0, "pages", ">= 0", num_pages, "PagePool");
+    require(num_pages >= 0, "pages", ">= 0", num_pages, "PagePool");
     references_.resize(static_cast<std::size_t>(num_pages));
     free_.reserve(references_.size());  // so that nothing below allocates
     for (std::int32_t page = num_pages; page-- > 0;) free_.push_back(page);
@@ -39,7 +39,7 @@ class PagePool {
   [[nodiscard]] std::int64_t free_pages() const { return static_cast<std::int64_t>(free_.size()); }
   /// Owners of a page; 0: free. @throws ArgumentError if there is no such page
   [[nodiscard]] std::int32_t references(std::int32_t page) const {
-    detail::require_index(page, num_pages(), "page", "PagePool");
+    require_index(page, num_pages(), "page", "PagePool");
     return references_[static_cast<std::size_t>(page)];
   }
 
@@ -54,12 +54,12 @@ class PagePool {
   }
   /// One owner more. @throws ArgumentError if the page has none
   void retain(std::int32_t page) {
-    detail::require(references(page) > 0, "page", "one with an owner", page, "PagePool::retain");
+    require(references(page) > 0, "page", "one with an owner", page, "PagePool::retain");
     ++references_[static_cast<std::size_t>(page)];
   }
   /// One owner less; the last one frees the page. @throws ArgumentError if the page has none
   void release(std::int32_t page) {
-    detail::require(references(page) > 0, "page", "one with an owner", page, "PagePool::release");
+    require(references(page) > 0, "page", "one with an owner", page, "PagePool::release");
     if (--references_[static_cast<std::size_t>(page)] == 0) free_.push_back(page);
   }
 

@@ -57,15 +57,15 @@ cudaError_t append(PagedHeadsView const& pages, DevicePageStep const& step, std:
   return detail::guarded([&] {
     constexpr auto where = "append";
     std::vector<LayerKv<T>> const cache(tokens.size(), {storage.keys, storage.values});
-    detail::require(step.max_count >= 0, "max_count", ">= 0", step.max_count, where);
-    detail::require(step.num_copies >= 0 && (step.num_copies == 0 || step.d_copies != nullptr), "copies",
-                    "as many as counted", step.num_copies, where);
+    require(step.max_count >= 0, "max_count", ">= 0", step.max_count, where);
+    require(step.num_copies >= 0 && (step.num_copies == 0 || step.d_copies != nullptr), "copies", "as many as counted",
+            step.num_copies, where);
     if (step.generation != generation_not_known) detail::check_generation(pages, step.generation);
     auto const shape = detail::check_paged_append(pages, step.max_count, tokens, source, storage, cache, first_layer);
-    detail::require(tokens.size() <= detail::max_layers, "layers", "at most 256", tokens.size(), where);
+    require(tokens.size() <= detail::max_layers, "layers", "at most 256", tokens.size(), where);
     bool const missing = step.d_lengths == nullptr || step.d_written == nullptr || step.d_counts == nullptr ||
                          pages.heads == nullptr || pages.table == nullptr;
-    detail::require(pages.num_sequences == 0 || !missing, "tables", "pointers", "nullptr", where);
+    require(pages.num_sequences == 0 || !missing, "tables", "pointers", "nullptr", where);
     if (pages.num_sequences == 0 || tokens.empty()) return;
     detail::AppendCounters counters;
     counters.lengths = step.d_lengths;

@@ -117,7 +117,7 @@ class PagedHeads {
         plan_(table, shape.num_sequences, shape.limits),
         pool_(shape.num_pages),
         state_(shape.num_sequences) {
-    detail::require(shape.page_size > 0, "page size", "> 0", shape.page_size, "PagedHeads");
+    require(shape.page_size > 0, "page size", "> 0", shape.page_size, "PagedHeads");
     heads_ = make_heads(plan_);
     table_.assign(table_entries(heads_), -1);
   }
@@ -130,8 +130,8 @@ class PagedHeads {
   [[nodiscard]] PagePool& pool() { return pool_; }
   [[nodiscard]] PagePool const& pool() const { return pool_; }
   [[nodiscard]] PagedHead const& head(std::int32_t layer, std::int32_t kv_head) const {
-    detail::require_index(layer, plan_.num_layers(), "layer", "PagedHeads");
-    detail::require_index(kv_head, plan_.num_kv_heads(), "KV head", "PagedHeads");
+    require_index(layer, plan_.num_layers(), "layer", "PagedHeads");
+    require_index(kv_head, plan_.num_kv_heads(), "KV head", "PagedHeads");
     return heads_[head_index(layer, kv_head)];
   }
   /// The page number behind a sequence's page; -1 where the head does not hold it.
@@ -211,7 +211,7 @@ class PagedHeads {
   /// @throws ArgumentError if `to` is not empty, or if there is no such sequence. Nothing has changed then
   /// @par Cost  O(layers · num_kv_heads), and the pages that `from` holds; no page is read or written
   void fork(std::int32_t from, std::int32_t to) {
-    detail::require(length(to) == 0, "sequence to fork to", "an empty one", length(to), "PagedHeads::fork");
+    require(length(to) == 0, "sequence to fork to", "an empty one", length(to), "PagedHeads::fork");
     for_each_page(from, [&](PagedHead const& h, std::int64_t p) {
       std::int32_t const page = table_[at(h.entry(from, p))];
       pool_.retain(page);
@@ -242,20 +242,19 @@ class PagedHeads {
   template <class Table>
   void compress(Table const& table) {
     constexpr auto where = "PagedHeads::compress";
-    detail::require(table.num_layers() == plan_.num_layers(), "layers", plan_.num_layers(), table.num_layers(), where);
-    detail::require(table.num_kv_heads() == plan_.num_kv_heads(), "KV heads", plan_.num_kv_heads(),
-                    table.num_kv_heads(), where);
+    require(table.num_layers() == plan_.num_layers(), "layers", plan_.num_layers(), table.num_layers(), where);
+    require(table.num_kv_heads() == plan_.num_kv_heads(), "KV heads", plan_.num_kv_heads(), table.num_kv_heads(),
+            where);
     RollingSlots plan(table, shape_.num_sequences, shape_.limits);
     std::vector<PagedHead> heads = make_heads(plan);
     std::vector<std::int32_t> entries(table_entries(heads), -1);
     std::vector<std::int64_t> written;
     for (std::int32_t b = 0; b < shape_.num_sequences; ++b) {
-      detail::require(length(b) <= plan.token_limit(), "tokens", plan.token_limit(), length(b), where);
+      require(length(b) <= plan.token_limit(), "tokens", plan.token_limit(), length(b), where);
       written.push_back(written_with(heads, b));
       // Without pages for its slack a sequence can still be what it is; then it cannot be taken back yet.
       if (written.back() > std::min<std::int64_t>(length(b) + shape_.limits.slack, all_tokens)) {
-        detail::require(false, "policies", "ones that keep no more than is held", "others",
-                        (std::string(where) + ", sequence " + std::to_string(b)).c_str());
+        require(false, "policies", "ones that keep no more than is held", "others", {where, ", sequence ", b});
       }
     }
     // Only now does anything change, and nothing below can fail.
@@ -548,8 +547,8 @@ namespace detail {
 
 /// Tables that have changed since may give a page to another head, or to none.
 inline void check_generation(PagedHeadsView const& view, std::uint64_t generation) {
-  require(generation == view.generation, "step", "the tables' last change, " + std::to_string(view.generation),
-          "change " + std::to_string(generation), "append");
+  require(generation == view.generation, "step", {"the tables' last change, ", view.generation},
+          {"change ", generation}, "append");
 }
 
 template <class T, class U, class Source>
@@ -560,8 +559,8 @@ AppendShape check_paged_append(PagedHeadsView const& view, std::int64_t max_coun
   constexpr auto where = "append";
   require_channels(storage.head_dim, storage.value_dim, where);
   std::int64_t const row = elements(where, {view.page_size, std::max(storage.head_dim, storage.value_dim)});
-  require(storage.page_stride == 0 || storage.page_stride >= row, "page stride", ">= " + std::to_string(row),
-          storage.page_stride, where);
+  require(storage.page_stride == 0 || storage.page_stride >= row, "page stride", {">= ", row}, storage.page_stride,
+          where);
   AppendShape const shape{first_layer,    view.num_layers,    view.num_sequences, view.num_kv_heads,
                           max_count,      storage.head_dim,   storage.value_dim,  view.max_tokens_held > 0,
                           view.page_size, storage.page_stride};
@@ -600,8 +599,8 @@ void append(PagedHeads const& pages, PageStep const& step, std::vector<LayerKv<U
   std::vector<LayerKv<T>> const cache(tokens.size(), {storage.keys, storage.values});
   auto const shape = detail::check_paged_append(view, step.max_count, tokens, source, storage, cache, first_layer);
   for (auto const* each : {&step.counts, &step.lengths, &step.written}) {
-    detail::require(static_cast<std::int64_t>(each->size()) == view.num_sequences, "step's sequences",
-                    view.num_sequences, each->size(), "append");
+    require(static_cast<std::int64_t>(each->size()) == view.num_sequences, "step's sequences", view.num_sequences,
+            each->size(), "append");
   }
   detail::check_source_tables(source, view.num_sequences, detail::tokens_in(step.counts), "append, keys",
                               "append, values");

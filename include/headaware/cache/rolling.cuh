@@ -67,13 +67,13 @@ cudaError_t append(RollingSlotsView const& plan, RollingStateView const& state, 
                    Destination<T, RollingForm> const& cache, AppendOptions const& options,
                    cudaStream_t stream) noexcept {
   return detail::guarded([&] {
-    detail::require(max_count >= 0, "max_count", ">= 0", max_count, "append");
+    require(max_count >= 0, "max_count", ">= 0", max_count, "append");
     auto const shape = detail::check_rolling_append(plan, tokens, source, max_count, cache, options);
-    detail::require(tokens.size() <= detail::max_layers, "layers", "at most 256", tokens.size(), "append");
+    require(tokens.size() <= detail::max_layers, "layers", "at most 256", tokens.size(), "append");
     if (plan.num_sequences == 0) return;
     bool const counts = state.written != nullptr && state.ticket != nullptr;
-    detail::require(state.lengths != nullptr && (counts || !options.advance), "state",
-                    "pointers, as of RollingStateView::at", "nullptr", "append");
+    require(state.lengths != nullptr && (counts || !options.advance), "state", "pointers, as of RollingStateView::at",
+            "nullptr", "append");
     detail::AppendCounters const counters{state.lengths,
                                           state.written,
                                           d_counts,
@@ -144,10 +144,10 @@ cudaError_t copy_sequences(RollingSlotsView const& plan, RollingStateView const&
                            cudaStream_t stream) noexcept {
   return detail::guarded([&] {
     detail::check_copies(plan, copies, cache);
-    detail::require(plan.num_layers <= detail::max_layers, "layers", "at most 256", plan.num_layers, "copy_sequences");
+    require(plan.num_layers <= detail::max_layers, "layers", "at most 256", plan.num_layers, "copy_sequences");
     if (copies.empty()) return;
     bool const whole = state.lengths != nullptr && state.written != nullptr && state.ticket != nullptr;
-    detail::require(whole, "state", "pointers, as of RollingStateView::at", "nullptr", "copy_sequences");
+    require(whole, "state", "pointers, as of RollingStateView::at", "nullptr", "copy_sequences");
     detail::CopyTables tables{};
     std::vector<void const*> keys;
     std::vector<void const*> values;
@@ -174,7 +174,7 @@ cudaError_t copy_sequences(RollingSlotsView const& plan, RollingStateView const&
                                               chunks};
       std::int64_t const blocks = static_cast<std::int64_t>(part.size()) * plan.num_layers * plan.num_kv_heads * chunks;
       if (blocks == 0) continue;
-      detail::require(blocks <= detail::max_blocks, "blocks", detail::max_blocks_text, blocks, "copy_sequences");
+      require(blocks <= detail::max_blocks, "blocks", detail::max_blocks_text, blocks, "copy_sequences");
       detail::launch("copy_sequences", detail::copy_sequences_kernel<detail::CopyParameters>,
                      static_cast<unsigned>(blocks), detail::block_threads, 0, stream, parameters, tables);
     }

@@ -175,8 +175,8 @@ template <class T>
 void copy_sequences(RollingSlotsView const& plan, RollingState& state, std::span<SequenceCopy const> copies,
                     Destination<T, RollingForm> const& cache) {
   detail::check_copies(plan, copies, cache);
-  detail::require(state.num_sequences() == plan.num_sequences, "state's sequences", plan.num_sequences,
-                  state.num_sequences(), "copy_sequences");
+  require(state.num_sequences() == plan.num_sequences, "state's sequences", plan.num_sequences, state.num_sequences(),
+          "copy_sequences");
   for (SequenceCopy const& copy : copies) {
     for (std::int32_t layer = 0; layer < plan.num_layers; ++layer) {
       LayerKv<T> const& buffers = cache.layers[static_cast<std::size_t>(layer)];
@@ -207,8 +207,8 @@ void copy_sequences(RollingSlotsView const& plan, RollingState& state, std::span
 /// @par Cost  O(head.slots()), a division a slot: for masks over all slots, as an engine of one's own may want them.
 ///            Where rows are all that is wanted, `RollingHead::visible` costs O(1)
 inline void slot_positions(RollingHead const& head, std::int64_t length, std::span<std::int32_t> positions) {
-  detail::require(static_cast<std::int64_t>(positions.size()) == head.slots(), "positions", head.slots(),
-                  positions.size(), "slot_positions");
+  require(static_cast<std::int64_t>(positions.size()) == head.slots(), "positions", head.slots(), positions.size(),
+          "slot_positions");
   for (std::int64_t slot = 0; slot < head.slots(); ++slot) {
     positions[static_cast<std::size_t>(slot)] = static_cast<std::int32_t>(head.position_of(slot, length));
   }

@@ -87,10 +87,10 @@ class RollingSlots {
         !requires { table.num_sequences(); },
         "headaware: a rolling cache needs policies that are the same for all sequences, without keep-lists");
     constexpr auto where = "RollingSlots";
-    detail::require(num_sequences >= 0, "sequences", ">= 0", num_sequences, where);
-    detail::require(limits.max_tokens >= 0 && limits.max_tokens <= all_tokens, "max_tokens", "in [0, 2147483647]",
-                    limits.max_tokens, where);
-    detail::require(limits.slack >= 0, "slack", ">= 0", limits.slack, where);
+    require(num_sequences >= 0, "sequences", ">= 0", num_sequences, where);
+    require(limits.max_tokens >= 0 && limits.max_tokens <= all_tokens, "max_tokens", "in [0, 2147483647]",
+            limits.max_tokens, where);
+    require(limits.slack >= 0, "slack", ">= 0", limits.slack, where);
     for (std::int32_t layer = 0; layer < num_layers_; ++layer) {
       std::int64_t rows = 0;
       for (std::int32_t head = 0; head < num_kv_heads_; ++head) {
@@ -116,8 +116,8 @@ class RollingSlots {
 
   /// The slots of one head. @throws ArgumentError if there is no such head
   [[nodiscard]] RollingHead const& head(std::int32_t layer, std::int32_t kv_head) const {
-    detail::require_index(layer, num_layers_, "layer", "RollingSlots");
-    detail::require_index(kv_head, num_kv_heads_, "KV head", "RollingSlots");
+    require_index(layer, num_layers_, "layer", "RollingSlots");
+    require_index(kv_head, num_kv_heads_, "KV head", "RollingSlots");
     return heads_[index(layer, kv_head)];
   }
   /// Prefix sums of rows over all segments, [layers * sequences * num_kv_heads + 1].
@@ -126,7 +126,7 @@ class RollingSlots {
   [[nodiscard]] std::int64_t rows_total() const { return offsets_.empty() ? 0 : offsets_.back(); }
   /// Rows of one layer's buffers. @throws ArgumentError if there is no such layer
   [[nodiscard]] std::int64_t rows_total(std::int32_t layer) const {
-    detail::require_index(layer, num_layers_, "layer", "RollingSlots");
+    require_index(layer, num_layers_, "layer", "RollingSlots");
     return num_kv_heads_ == 0 ? 0 : num_sequences_ * heads_[index(layer, 0)].sequence_rows;
   }
   /// Bytes of all rows, which the cache holds whatever its lengths. @throws ArgumentError beyond 64 bits
@@ -166,8 +166,7 @@ class RollingSlots {
       return "RollingSlots, layer " + std::to_string(layer) + ", KV head " + std::to_string(kv_head);
     };
     if constexpr (!RollingPolicy<P>) {
-      detail::require(false, "policy", "one with a rolling form (a sink and a window)", std::string(P::name),
-                      where().c_str());
+      require(false, "policy", "one with a rolling form (a sink and a window)", P::name, where());
     } else {
       SinkAndWindow const form = rolling_form(policy);
       RollingHead head;
@@ -175,8 +174,7 @@ class RollingSlots {
       head.sink = form.sink;
       head.window = form.window;
       if (form.sink == all_tokens) {
-        detail::require(limits_.max_tokens > 0, "max_tokens", "> 0, as a head keeps all tokens", limits_.max_tokens,
-                        where().c_str());
+        require(limits_.max_tokens > 0, "max_tokens", "> 0, as a head keeps all tokens", limits_.max_tokens, where());
         head.sink = static_cast<std::int32_t>(limits_.max_tokens);
         head.window = 0;
         token_limit_ = std::min(token_limit_, limits_.max_tokens);
@@ -184,8 +182,8 @@ class RollingSlots {
       bool const fits =
           head.sink >= 0 && head.window >= 0 && std::int64_t{head.sink} + head.window + limits_.slack <= all_tokens;
       if (!fits) {
-        detail::require(false, "slots of a head", "sink >= 0, window >= 0, with slack below 2^31",
-                        std::to_string(head.sink) + " + " + std::to_string(head.window), where().c_str());
+        require(false, "slots of a head", "sink >= 0, window >= 0, with slack below 2^31",
+                {head.sink, " + ", head.window}, where());
       }
       head.ring = head.window > 0 ? head.window + limits_.slack : 0;
       if (head.ring > 0) free_length_ = std::min(free_length_, head.slots());

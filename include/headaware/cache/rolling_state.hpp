@@ -42,7 +42,7 @@ class RollingState {
   RollingState() = default;
   /// @throws ArgumentError on a negative number
   explicit RollingState(std::int32_t num_sequences) {
-    detail::require(num_sequences >= 0, "sequences", ">= 0", num_sequences, "RollingState");
+    require(num_sequences >= 0, "sequences", ">= 0", num_sequences, "RollingState");
     lengths_.resize(static_cast<std::size_t>(num_sequences));
     written_.resize(static_cast<std::size_t>(num_sequences));
   }
@@ -65,8 +65,7 @@ class RollingState {
   void rollback(RollingSlotsView const& plan, std::int32_t sequence, std::int64_t tokens) {
     std::int64_t const most = max_rollback(plan, sequence);
     if (tokens < 0 || tokens > most) {
-      detail::require(false, "tokens to take back", "in [0, " + std::to_string(most) + "]", tokens,
-                      ("rollback, sequence " + std::to_string(sequence)).c_str());
+      require(false, "tokens to take back", {"in [0, ", most, "]"}, tokens, {"rollback, sequence ", sequence});
     }
     lengths_[index(sequence)] -= static_cast<std::int32_t>(tokens);
   }
@@ -86,8 +85,7 @@ class RollingState {
   /// @throws ArgumentError if the plan has no room for them
   void start(RollingSlotsView const& plan, std::int32_t sequence, std::int64_t length) {
     if (length < 0 || length > plan.token_limit) {
-      detail::require(false, "length", "in [0, " + std::to_string(plan.token_limit) + "]", length,
-                      "RollingState::start");
+      require(false, "length", {"in [0, ", plan.token_limit, "]"}, length, "RollingState::start");
     }
     std::size_t const b = index(sequence);
     lengths_[b] = static_cast<std::int32_t>(length);
@@ -105,20 +103,18 @@ class RollingState {
 
   /// Throws what `append` and `advance` complain about.
   void check(RollingSlotsView const& plan, std::span<std::int32_t const> counts, char const* where) const {
-    detail::require(plan.num_sequences == num_sequences(), "state's sequences", plan.num_sequences, num_sequences(),
-                    where);
-    detail::require(counts.size() == lengths_.size(), "counts", lengths_.size(), counts.size(), where);
+    require(plan.num_sequences == num_sequences(), "state's sequences", plan.num_sequences, num_sequences(), where);
+    require(counts.size() == lengths_.size(), "counts", lengths_.size(), counts.size(), where);
     for (std::size_t b = 0; b < counts.size(); ++b) {
       std::int64_t const room = plan.token_limit - lengths_[b];
       if (counts[b] >= 0 && counts[b] <= room) continue;
-      detail::require(false, "new tokens", "in [0, " + std::to_string(room) + "]", counts[b],
-                      (std::string(where) + ", sequence " + std::to_string(b)).c_str());
+      require(false, "new tokens", {"in [0, ", room, "]"}, counts[b], {where, ", sequence ", b});
     }
   }
 
  private:
   [[nodiscard]] std::size_t index(std::int32_t sequence) const {
-    detail::require_index(sequence, num_sequences(), "sequence", "RollingState");
+    require_index(sequence, num_sequences(), "sequence", "RollingState");
     return static_cast<std::size_t>(sequence);
   }
 

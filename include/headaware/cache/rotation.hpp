@@ -55,7 +55,7 @@ class KeyRotation {
   /// Frequencies base^(-2i / rotary_dim). @throws ArgumentError on an odd or too large rotary_dim or base <= 0
   static KeyRotation from_base(RotaryPairing pairing, std::int32_t rotary_dim, double base) {
     KeyRotation rotation(pairing, rotary_dim);
-    detail::require(base > 0 && std::isfinite(base), "rotary base", "> 0", base, "KeyRotation");
+    require(base > 0 && std::isfinite(base), "rotary base", "> 0", base, "KeyRotation");
     for (std::int32_t i = 0; i < rotary_dim / 2; ++i) {
       rotation.frequencies_[static_cast<std::size_t>(i)] = std::pow(base, -2.0 * i / rotary_dim);
     }
@@ -66,12 +66,10 @@ class KeyRotation {
   /// @throws ArgumentError on no frequency, more than 256 of them, or one that is not finite
   static KeyRotation from_frequencies(RotaryPairing pairing, std::span<double const> frequencies) {
     bool const fits = frequencies.size() <= std::size_t{max_rotary_dim / 2};
-    detail::require(fits, "rotary_dim", "even, in (0, " + std::to_string(max_rotary_dim) + "]", 2 * frequencies.size(),
-                    "KeyRotation");
+    require(fits, "rotary_dim", {"even, in (0, ", max_rotary_dim, "]"}, 2 * frequencies.size(), "KeyRotation");
     KeyRotation rotation(pairing, static_cast<std::int32_t>(2 * frequencies.size()));
     for (std::size_t i = 0; i < frequencies.size(); ++i) {
-      detail::require(std::isfinite(frequencies[i]), "rotary frequency", "a finite number", frequencies[i],
-                      "KeyRotation");
+      require(std::isfinite(frequencies[i]), "rotary frequency", "a finite number", frequencies[i], "KeyRotation");
       rotation.frequencies_[i] = frequencies[i];
     }
     return rotation;
@@ -85,8 +83,8 @@ class KeyRotation {
                                 float const* sines, std::int64_t positions) {
     KeyRotation rotation(pairing, rotary_dim);
     bool const given = cosines != nullptr && sines != nullptr;
-    detail::require(given, "rotary tables", "two pointers", "nullptr", "KeyRotation");
-    detail::require(positions > 0, "rotary table positions", "> 0", positions, "KeyRotation");
+    require(given, "rotary tables", "two pointers", "nullptr", "KeyRotation");
+    require(positions > 0, "rotary table positions", "> 0", positions, "KeyRotation");
     rotation.cosines_ = cosines;
     rotation.sines_ = sines;
     rotation.positions_ = positions;
@@ -103,8 +101,8 @@ class KeyRotation {
   ///        `validate_tables` does
   /// @throws ArgumentError on a null pointer or a negative stride
   [[nodiscard]] KeyRotation with_positions(std::int32_t const* positions, std::int64_t stride) const {
-    detail::require(positions != nullptr, "positions", "a pointer", "nullptr", "KeyRotation");
-    detail::require(stride >= 0, "positions' stride", ">= 0", stride, "KeyRotation");
+    require(positions != nullptr, "positions", "a pointer", "nullptr", "KeyRotation");
+    require(stride >= 0, "positions' stride", ">= 0", stride, "KeyRotation");
     KeyRotation rotation = *this;
     rotation.token_positions_ = positions;
     rotation.position_stride_ = stride;
@@ -133,7 +131,7 @@ class KeyRotation {
   /// @param tokens  the fewest; 1: any, right where keys are turned once, as behind a prompt
   /// @throws ArgumentError unless it is positive
   [[nodiscard]] KeyRotation evicting(std::int64_t tokens) const {
-    detail::require(tokens > 0, "evicted tokens", "> 0", tokens, "KeyRotation");
+    require(tokens > 0, "evicted tokens", "> 0", tokens, "KeyRotation");
     KeyRotation rotation = *this;
     rotation.min_evicted_ = tokens;
     return rotation;
@@ -177,8 +175,7 @@ class KeyRotation {
  private:
   KeyRotation(RotaryPairing pairing, std::int32_t rotary_dim) : pairing_(pairing), rotary_dim_(rotary_dim) {
     bool const ok = rotary_dim > 0 && rotary_dim % 2 == 0 && rotary_dim <= max_rotary_dim;
-    detail::require(ok, "rotary_dim", "even, in (0, " + std::to_string(max_rotary_dim) + "]", rotary_dim,
-                    "KeyRotation");
+    require(ok, "rotary_dim", {"even, in (0, ", max_rotary_dim, "]"}, rotary_dim, "KeyRotation");
   }
 
   RotaryPairing pairing_ = RotaryPairing::neox;
@@ -241,8 +238,7 @@ void check_positions(Rotation const& rotation, std::span<std::int32_t const> len
       for (std::int64_t t = 0; t < lengths[s]; ++t) {
         std::int64_t const position = rotation.distance(static_cast<std::int64_t>(s), t, 0);
         if (position >= 0 && position < end) continue;
-        require(false, "position of a key", "in [0, " + std::to_string(end) + ")", position,
-                (std::string(where) + ", sequence " + std::to_string(s) + ", token " + std::to_string(t)).c_str());
+        require(false, "position of a key", {"in [0, ", end, ")"}, position, {where, ", sequence ", s, ", token ", t});
       }
     }
   }

@@ -151,17 +151,17 @@ void check_source_layout(Layout const& layout, CacheBounds const& bounds, std::i
   }
   if constexpr (requires { layout.token_capacity(); }) {
     require(layout.token_capacity() >= bounds.max_length, "source tokens",
-            "at least the longest length, " + std::to_string(bounds.max_length), layout.token_capacity(), where);
+            {"at least the longest length, ", bounds.max_length}, layout.token_capacity(), where);
   }
 }
 
 template <class T>
 void check_pointer(T const* data, bool needed, char const* what, std::string const& where) {
-  require(!needed || data != nullptr, what, "a pointer", "nullptr", where.c_str());
+  require(!needed || data != nullptr, what, "a pointer", "nullptr", where);
   auto const address = reinterpret_cast<std::uintptr_t>(data);
   if (address % alignof(T) != 0) {
-    require(false, what, "an address aligned to " + std::to_string(alignof(T)) + " bytes",
-            "one " + std::to_string(address % alignof(T)) + " bytes beyond", where.c_str());
+    require(false, what, {"an address aligned to ", alignof(T), " bytes"},
+            {"one ", address % alignof(T), " bytes beyond"}, where);
   }
 }
 
@@ -179,13 +179,13 @@ void add_extent(std::vector<Interval>& intervals, Layout const& layout, T const*
 template <class Rotation>
 void check_rotation(Rotation const& rotation, CacheBounds const& bounds, std::int64_t channels) {
   if constexpr (std::is_same_v<Rotation, KeyRotation>) {
-    require(rotation.rotary_dim() > 0 && rotation.rotary_dim() <= channels, "rotary_dim",
-            "in [2, " + std::to_string(channels) + "]", rotation.rotary_dim(), "KeyRotation");
+    require(rotation.rotary_dim() > 0 && rotation.rotary_dim() <= channels, "rotary_dim", {"in [2, ", channels, "]"},
+            rotation.rotary_dim(), "KeyRotation");
     require(rotation.positions() == 0 || rotation.positions() >= bounds.max_length, "rotary table positions",
-            "at least the longest length, " + std::to_string(bounds.max_length), rotation.positions(), "KeyRotation");
+            {"at least the longest length, ", bounds.max_length}, rotation.positions(), "KeyRotation");
     require(rotation.token_positions() == nullptr || rotation.position_stride() >= bounds.max_length,
-            "positions' stride", "at least the longest length, " + std::to_string(bounds.max_length),
-            rotation.position_stride(), "KeyRotation");
+            "positions' stride", {"at least the longest length, ", bounds.max_length}, rotation.position_stride(),
+            "KeyRotation");
     check_position_stride(rotation, bounds.num_sequences);
   }
 }
@@ -373,7 +373,7 @@ void check_tensors_apart(std::vector<LayerKv<T>> const& layers, Keys const& keys
         auto const name = [](Tensor const& t) {
           return "layer " + std::to_string(t.layer) + (t.is_key ? "'s keys" : "'s values");
         };
-        require(false, "tensors", "ones apart from each other", name(a) + " and " + name(b) + " overlapping",
+        require(false, "tensors", "ones apart from each other", {name(a), " and ", name(b), " overlapping"},
                 "compress_in_place");
       }
     }
@@ -391,8 +391,8 @@ void check_apart_from_itself(Layout const& layout, char const* where) {
     for (Direction const& d : directions) {
       if (d.count <= 1) continue;
       if (d.stride <= reach) {
-        require(false, "stride in place", "above " + std::to_string(reach) + ", which shorter strides reach",
-                std::to_string(d.stride) + " (of " + std::to_string(d.count) + " steps)", where);
+        require(false, "stride in place", {"above ", reach, ", which shorter strides reach"},
+                {d.stride, " (of ", d.count, " steps)"}, where);
       }
       reach += (d.count - 1) * d.stride;
     }
@@ -424,7 +424,7 @@ void check_in_place(CacheBounds const& bounds, std::vector<LayerKv<T>> const& la
     if constexpr (std::is_same_v<decltype(keys), Source const>) {
       // With one layout for both, one pointer would be one tensor, compacted twice.
       bool const same = bounds.max_rows > 0 && layers[layer].keys == layers[layer].values;
-      if (same) require(false, "keys and values", "two tensors", "one", place.c_str());
+      if (same) require(false, "keys and values", "two tensors", "one", place);
     }
   }
   if (bounds.max_rows > 0) {

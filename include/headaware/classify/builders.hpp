@@ -99,13 +99,12 @@ template <class Registry = DefaultRegistry, class Fold = FoldUnion>
   std::int32_t const layers = model.num_hidden_layers;
   std::int32_t const heads = model.num_attention_heads;
   for (auto const& c : classifications) {
-    detail::require_index(c.layer_idx, layers, "classified layer", where);
-    detail::require_index(c.head_idx, heads, "classified query head", where);
+    require_index(c.layer_idx, layers, "classified layer", where);
+    require_index(c.head_idx, heads, "classified query head", where);
   }
   auto const expected = std::int64_t{layers} * heads;
-  detail::require(static_cast<std::int64_t>(classifications.size()) == expected, "classifications",
-                  std::to_string(layers) + " layers x " + std::to_string(heads) + " query heads",
-                  classifications.size(), where);
+  require(static_cast<std::int64_t>(classifications.size()) == expected, "classifications",
+          {layers, " layers x ", heads, " query heads"}, classifications.size(), where);
   detail::require_grid(classifications, layers, heads, where);
 
   std::vector<AnyPolicy<Registry>> policies(classifications.size());
@@ -156,7 +155,7 @@ template <class Registry = DefaultRegistry, std::convertible_to<double> Threshol
   constexpr auto where = "table_from_duo_gates";
   auto const threshold = static_cast<double>(gate_threshold);
   detail::require_gates(gates, where);
-  detail::require(std::isfinite(threshold), "threshold", "a finite number", threshold, where);
+  require(std::isfinite(threshold), "threshold", "a finite number", threshold, where);
   BasicPolicyTable<Registry> table(gates.num_layers, gates.num_kv_heads,
                                    SinkWindow{.sink = gates.sink_size, .window = gates.recent_size});
   std::size_t at = 0;
@@ -176,7 +175,7 @@ template <class Registry = DefaultRegistry>
 [[nodiscard]] BasicPolicyTable<Registry> table_from_duo_gates(DuoGates const& gates, FullHeadShare full) {
   constexpr auto where = "table_from_duo_gates";
   detail::require_gates(gates, where);
-  detail::require(full.share >= 0 && full.share <= 1, "share", "in [0, 1]", full.share, where);
+  require(full.share >= 0 && full.share <= 1, "share", "in [0, 1]", full.share, where);
   std::vector<std::size_t> order(gates.gates.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(),

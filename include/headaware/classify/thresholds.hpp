@@ -30,7 +30,7 @@ struct ClassifierThresholds {
   void validate() const {
     constexpr auto where = "ClassifierThresholds";
     auto share = [&](double value, char const* what) {
-      detail::require(std::isfinite(value) && value >= 0, what, "finite, >= 0", value, where);
+      require(std::isfinite(value) && value >= 0, what, "finite, >= 0", value, where);
     };
     share(low_entropy, "low_entropy");
     share(high_entropy, "high_entropy");
@@ -38,10 +38,10 @@ struct ClassifierThresholds {
     share(high_sink, "high_sink");
     share(dead_uniformity, "dead_uniformity");
     share(coverage, "coverage");
-    detail::require(low_entropy <= high_entropy, "low_entropy", "at most high_entropy", low_entropy, where);
-    detail::require(small_window > 0, "small_window", "> 0", small_window, where);
-    detail::require(large_window > 0 && large_window <= (1 << 29), "large_window", "in [1, 2^29]", large_window, where);
-    detail::require(sink_size >= 0, "sink_size", ">= 0", sink_size, where);
+    require(low_entropy <= high_entropy, "low_entropy", "at most high_entropy", low_entropy, where);
+    require(small_window > 0, "small_window", "> 0", small_window, where);
+    require(large_window > 0 && large_window <= (1 << 29), "large_window", "in [1, 2^29]", large_window, where);
+    require(sink_size >= 0, "sink_size", ">= 0", sink_size, where);
   }
 };
 

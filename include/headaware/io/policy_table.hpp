@@ -45,12 +45,12 @@ HEADAWARE_NAMESPACE_BEGIN
       PolicyPlan const read = detail::parse_plan_tree(tree);
       std::string const place = "parse_policy_table, " + source_name;
       char const* const where = place.c_str();
-      detail::require(read.num_layers == model.num_hidden_layers, "layers of the plan", model.num_hidden_layers,
-                      read.num_layers, where);
-      detail::require(read.num_heads == model.num_attention_heads, "query heads of the plan", model.num_attention_heads,
-                      read.num_heads, where);
-      detail::require(read.num_kv_heads == model.num_key_value_heads, "KV heads of the plan", model.num_key_value_heads,
-                      read.num_kv_heads, where);
+      require(read.num_layers == model.num_hidden_layers, "layers of the plan", model.num_hidden_layers,
+              read.num_layers, where);
+      require(read.num_heads == model.num_attention_heads, "query heads of the plan", model.num_attention_heads,
+              read.num_heads, where);
+      require(read.num_kv_heads == model.num_key_value_heads, "KV heads of the plan", model.num_key_value_heads,
+              read.num_kv_heads, where);
       return read.table;
     }
   }

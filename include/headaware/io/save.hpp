@@ -43,10 +43,10 @@ inline void require_savable(std::span<HeadClassification const> heads, char cons
         std::string(where) + ", layer " + std::to_string(c.layer_idx) + ", head " + std::to_string(c.head_idx);
     require(c.layer_idx >= 0 && c.layer_idx < max_heads, "layer_idx", "in [0, 2^20)", c.layer_idx, where);
     require(c.head_idx >= 0 && c.head_idx < max_heads, "head_idx", "in [0, 2^20)", c.head_idx, where);
-    require(c.confidence >= 0 && c.confidence <= 1, "confidence", "in [0, 1]", c.confidence, place.c_str());
+    require(c.confidence >= 0 && c.confidence <= 1, "confidence", "in [0, 1]", c.confidence, place);
     require(c.recommended_window == -1 || c.recommended_window > 0, "recommended_window", "-1 or > 0",
-            c.recommended_window, place.c_str());
-    require(c.sink_size >= 0, "sink_size", ">= 0", c.sink_size, place.c_str());
+            c.recommended_window, place);
+    require(c.sink_size >= 0, "sink_size", ">= 0", c.sink_size, place);
   }
   GridShape const shape = grid_shape(heads);
   require_grid(heads, shape.layers, shape.heads, where);
@@ -117,10 +117,9 @@ inline void require_savable(std::span<HeadClassification const> heads, char cons
   StatisticsInfo const& info = model.model_info;
   detail::require_savable_count(model.heads.size(), where);
   detail::require_grid(std::span(model.heads), info.num_layers, info.num_heads, where);
-  detail::require(info.sink_size >= 0, "sink_size", ">= 0", info.sink_size, where);
-  detail::require(info.local_window >= 0, "local_window", ">= 0", info.local_window, where);
-  detail::require(info.recent_ratio >= 0 && info.recent_ratio <= 1, "recent_ratio", "in [0, 1]", info.recent_ratio,
-                  where);
+  require(info.sink_size >= 0, "sink_size", ">= 0", info.sink_size, where);
+  require(info.local_window >= 0, "local_window", ">= 0", info.local_window, where);
+  require(info.recent_ratio >= 0 && info.recent_ratio <= 1, "recent_ratio", "in [0, 1]", info.recent_ratio, where);
   detail::OrderedJson document;
   document["model_info"] = {{"num_layers", info.num_layers},
                             {"num_heads", info.num_heads},
@@ -131,8 +130,8 @@ inline void require_savable(std::span<HeadClassification const> heads, char cons
   std::size_t const distances = model.heads.front().relative_position_dist.size();
   for (auto const& head : model.heads) {
     detail::require_finite(head, where);
-    detail::require(head.relative_position_dist.size() == distances, "number of distances",
-                    std::to_string(distances) + " as for the first head", head.relative_position_dist.size(), where);
+    require(head.relative_position_dist.size() == distances, "number of distances",
+            {distances, " as for the first head"}, head.relative_position_dist.size(), where);
     array.push_back(detail::to_json(head));
   }
   return detail::json_text(document, 2);

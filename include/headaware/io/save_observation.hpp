@@ -31,7 +31,7 @@ namespace detail {
 }
 
 inline void require_finite(std::vector<double> const& sums, std::size_t count, char const* what, char const* where) {
-  require(sums.size() == count, what, std::to_string(count) + " sums", sums.size(), where);
+  require(sums.size() == count, what, {count, " sums"}, sums.size(), where);
   bool const finite = std::all_of(sums.begin(), sums.end(), [](double x) { return std::isfinite(x) && x >= 0; });
   require(finite, what, "finite sums >= 0", "others", where);
 }
@@ -45,8 +45,7 @@ inline void require_finite(std::vector<double> const& sums, std::size_t count, c
   RetentionInfo const& info = retention.info;
   info.grid.validate();
   auto const heads = static_cast<std::size_t>(info.num_layers) * static_cast<std::size_t>(info.num_heads);
-  detail::require(heads > 0 && retention.heads.size() == heads, "number of heads", heads, retention.heads.size(),
-                  where);
+  require(heads > 0 && retention.heads.size() == heads, "number of heads", heads, retention.heads.size(), where);
   nlohmann::ordered_json document;
   document["format"] = detail::retention_format;
   document["version"] = detail::retention_version;
@@ -96,7 +95,7 @@ inline void save_retention_statistics(std::filesystem::path const& path, Retenti
 [[nodiscard]] inline std::string format_attention_sums(AttentionObserver const& observer, std::int64_t position = 0,
                                                        std::string const& source = {}) {
   constexpr auto where = "format_attention_sums";
-  detail::require(position >= 0, "position", ">= 0", position, where);
+  require(position >= 0, "position", ">= 0", position, where);
   ModelConfig const& model = observer.model();
   ObserverParameters const& p = observer.parameters();
   nlohmann::ordered_json document;
@@ -120,7 +119,7 @@ inline void save_retention_statistics(std::filesystem::path const& path, Retenti
     auto head = nlohmann::ordered_json::array();
     for (std::size_t i = 0; i < size; ++i) {
       double const value = sums[first + i];
-      detail::require(std::isfinite(value), "sum", "a finite number", value, where);
+      require(std::isfinite(value), "sum", "a finite number", value, where);
       if (SumsLayout::is_count(static_cast<std::int64_t>(i))) {
         head.push_back(static_cast<std::int64_t>(value));
       } else {

@@ -37,7 +37,7 @@ inline void require_savable(PolicyPlan const& plan, char const* where) {
   plan.options.validate(plan.context);
   require(plan.options.measure.has_value(), "measure", "the one planned with", "none", where);
   require(plan.planned_tokens >= 0 && plan.planned_tokens <= plan.budget_tokens, "planned_tokens",
-          "at most the budget, " + std::to_string(plan.budget_tokens), plan.planned_tokens, where);
+          {"at most the budget, ", plan.budget_tokens}, plan.planned_tokens, where);
   require(plan.budget_tokens <= max_json_count, "budget_tokens", "at most 2^53", plan.budget_tokens, where);
   require(plan.floor >= 0 && plan.floor <= plan.context, "floor", "in [0, context]", plan.floor, where);
   auto const finite = [&](double error) {

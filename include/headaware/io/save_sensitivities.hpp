@@ -23,15 +23,15 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @throws ArgumentError if the number of values is another, or one cannot be read again
 [[nodiscard]] inline std::string format_sensitivities(SavedSensitivities const& saved) {
   constexpr auto where = "format_sensitivities";
-  detail::require(saved.num_layers > 0, "num_layers", "> 0", saved.num_layers, where);
-  detail::require(saved.num_kv_heads >= 0, "num_kv_heads", ">= 0", saved.num_kv_heads, where);
+  require(saved.num_layers > 0, "num_layers", "> 0", saved.num_layers, where);
+  require(saved.num_kv_heads >= 0, "num_kv_heads", ">= 0", saved.num_kv_heads, where);
   saved.cut.validate();
   std::int64_t const count = std::int64_t{saved.num_layers} * std::max(saved.num_kv_heads, 1);
-  detail::require(static_cast<std::int64_t>(saved.values.size()) == count, "number of values", count,
-                  saved.values.size(), where);
+  require(static_cast<std::int64_t>(saved.values.size()) == count, "number of values", count, saved.values.size(),
+          where);
   for (double const value : saved.values) {
-    detail::require(std::isfinite(value) && (saved.losses || value >= 0), "value", "a finite number, a factor >= 0",
-                    value, where);
+    require(std::isfinite(value) && (saved.losses || value >= 0), "value", "a finite number, a factor >= 0", value,
+            where);
   }
   nlohmann::ordered_json document;
   document["format"] = detail::sensitivities_format;

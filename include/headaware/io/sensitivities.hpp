@@ -33,9 +33,9 @@ struct SavedSensitivities {
 
   /// @throws ArgumentError unless they are of a model of this shape
   void require_shape(std::int32_t layers, std::int32_t layer_heads, char const* where) const {
-    detail::require(num_layers == layers, "sensitivities' layers", layers, num_layers, where);
+    require(num_layers == layers, "sensitivities' layers", layers, num_layers, where);
     bool const heads = num_kv_heads == 0 || num_kv_heads == layer_heads;
-    detail::require(heads, "sensitivities' KV heads", layer_heads, num_kv_heads, where);
+    require(heads, "sensitivities' KV heads", layer_heads, num_kv_heads, where);
   }
 
   /// @brief The factors; from losses as `sensitivities_from_losses` makes them with this cut.

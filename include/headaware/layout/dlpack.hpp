@@ -166,7 +166,7 @@ struct DlpackDimensions {
   for (std::int32_t i = 0; i < tensor.ndim; ++i) {
     auto const k = static_cast<std::size_t>(i);
     result.shape[k] = tensor.shape[k];
-    if (result.shape[k] < 0) require(false, "extent", ">= 0", result.shape[k], place(i).c_str());
+    if (result.shape[k] < 0) require(false, "extent", ">= 0", result.shape[k], place(i));
     result.empty = result.empty || result.shape[k] == 0;
   }
   std::int64_t compact = 1;
@@ -181,10 +181,9 @@ struct DlpackDimensions {
       stride = stride < 0 ? 0 : stride;
       continue;
     }
-    if (stride < 0) require(false, "stride", ">= 0", stride, place(i).c_str());
+    if (stride < 0) require(false, "stride", ">= 0", stride, place(i));
     if (stride > 0 && extent - 1 > (most - 1 - last) / stride) {
-      require(false, "tensor", "offsets that fit 64 bits",
-              "extent " + std::to_string(extent) + " at stride " + std::to_string(stride), place(i).c_str());
+      require(false, "tensor", "offsets that fit 64 bits", {"extent ", extent, " at stride ", stride}, place(i));
     }
     last += (extent - 1) * stride;
     // Without strides the offset of the last element is one less than the elements so far.
@@ -207,24 +206,22 @@ struct DlpackDimensions {
 template <class T>
 [[nodiscard]] DlpackTensor<T> strided_from_dlpack(DLTensor const& tensor, DlpackOrder order) {
   constexpr auto where = "strided_from_dlpack";
-  detail::require(detail::dlpack_type_fits<T>(tensor.dtype), "data type", detail::dlpack_type_text(dlpack_type<T>()),
-                  detail::dlpack_type_text(tensor.dtype), where);
+  require(detail::dlpack_type_fits<T>(tensor.dtype), "data type", detail::dlpack_type_text(dlpack_type<T>()),
+          detail::dlpack_type_text(tensor.dtype), where);
   auto const device = tensor.device.device_type;
   bool const known = device == kDLCPU || device == kDLCUDA || device == kDLCUDAHost || device == kDLCUDAManaged;
-  detail::require(known, "device type", "kDLCPU (1), kDLCUDA (2), kDLCUDAHost (3) or kDLCUDAManaged (13)",
-                  static_cast<std::int32_t>(device), where);
-  detail::require(tensor.ndim == order.size(), "dimensions", std::to_string(order.size()) + " (" + order.text() + ")",
-                  tensor.ndim, where);
-  detail::require(tensor.shape != nullptr, "shape", "a pointer", "nullptr", where);
+  require(known, "device type", "kDLCPU (1), kDLCUDA (2), kDLCUDAHost (3) or kDLCUDAManaged (13)",
+          static_cast<std::int32_t>(device), where);
+  require(tensor.ndim == order.size(), "dimensions", {order.size(), " (", order.text(), ")"}, tensor.ndim, where);
+  require(tensor.shape != nullptr, "shape", "a pointer", "nullptr", where);
   detail::DlpackDimensions const dimensions = detail::dlpack_dimensions(tensor, where);
 
   auto const address = reinterpret_cast<std::uintptr_t>(tensor.data) + static_cast<std::uintptr_t>(tensor.byte_offset);
-  detail::require(dimensions.empty || tensor.data != nullptr, "data", "a pointer", "nullptr", where);
-  detail::require(address >= reinterpret_cast<std::uintptr_t>(tensor.data), "byte_offset",
-                  "one that stays within the address space", tensor.byte_offset, where);
-  detail::require(address % alignof(T) == 0, "data with byte_offset",
-                  "an address aligned to " + std::to_string(alignof(T)) + " bytes",
-                  std::to_string(address % alignof(T)) + " beyond one", where);
+  require(dimensions.empty || tensor.data != nullptr, "data", "a pointer", "nullptr", where);
+  require(address >= reinterpret_cast<std::uintptr_t>(tensor.data), "byte_offset",
+          "one that stays within the address space", tensor.byte_offset, where);
+  require(address % alignof(T) == 0, "data with byte_offset", {"an address aligned to ", alignof(T), " bytes"},
+          {address % alignof(T), " beyond one"}, where);
 
   auto const extent = [&](char letter) {
     std::int32_t const i = order.find(letter);
@@ -281,8 +278,8 @@ template <class T>
 [[nodiscard]] DlpackView dlpack_view(T* data, StridedLayout const& layout, DlpackOrder order, DLDevice device,
                                      DLDataType type) {
   constexpr auto where = "dlpack_view";
-  detail::require(std::size_t{type.bits} * type.lanes == 8 * sizeof(T), "bits of an element", 8 * sizeof(T),
-                  std::size_t{type.bits} * type.lanes, where);
+  require(std::size_t{type.bits} * type.lanes == 8 * sizeof(T), "bits of an element", 8 * sizeof(T),
+          std::size_t{type.bits} * type.lanes, where);
   LayoutShape const& shape = layout.shape();
   LayoutStrides const& strides = layout.strides();
   struct Direction {
@@ -302,7 +299,7 @@ template <class T>
                                      Direction{'d', "channels left out", shape.channels, strides.channel}}) {
     std::int32_t const i = order.find(direction.letter);
     if (i < 0) {
-      detail::require(direction.extent == 1, direction.name, 1, direction.extent, where);
+      require(direction.extent == 1, direction.name, 1, direction.extent, where);
     } else {
       view.shape_[static_cast<std::size_t>(i)] = direction.extent;
       view.strides_[static_cast<std::size_t>(i)] = direction.stride;

@@ -126,7 +126,7 @@ HEADAWARE_NAMESPACE_BEGIN
 [[nodiscard]] inline KvLayouts<PagedLayout, PagedLayout> tensorrt_llm(std::int32_t const* block_offsets,
                                                                       std::int64_t max_blocks, PagedShape const& shape,
                                                                       std::int64_t layers_in_pool = 1) {
-  detail::require(layers_in_pool > 0, "layers_in_pool", "> 0", layers_in_pool, "tensorrt_llm");
+  require(layers_in_pool > 0, "layers_in_pool", "> 0", layers_in_pool, "tensorrt_llm");
   PagedStrides const strides = detail::page_strides(shape, PageOrder::hnd);
   // The table counts half blocks, from this layer's first: the last block's keys are the last-but-one of these.
   PagedShape half_blocks = shape;
@@ -157,7 +157,7 @@ namespace detail {
 inline std::int64_t llama_value_width(LlamaCppShape const& shape) {
   std::int64_t const needed = elements("llama_cpp", {shape.n_head_kv, shape.n_embd_head_v});
   require(shape.n_embd_v_gqa == 0 || shape.n_embd_v_gqa >= needed, "n_embd_v_gqa",
-          "0 or >= n_head_kv * n_embd_head_v (" + std::to_string(needed) + ")", shape.n_embd_v_gqa, "llama_cpp");
+          {"0 or >= n_head_kv * n_embd_head_v (", needed, ")"}, shape.n_embd_v_gqa, "llama_cpp");
   return shape.n_embd_v_gqa == 0 ? needed : shape.n_embd_v_gqa;
 }
 
@@ -198,7 +198,7 @@ inline std::int64_t llama_value_width(LlamaCppShape const& shape) {
 /// @par Source  ggml-org/llama.cpp, src/llama-kv-cache.cpp, get_k and get_v; src/llama-kv-cells.h
 [[nodiscard]] inline KvLayouts<PagedLayout, PagedLayout> llama_cpp_cells(PageTable const& cells, std::int64_t sequences,
                                                                          LlamaCppShape const& shape) {
-  detail::require(shape.n_stream == 1, "n_stream", "1, a unified cache", shape.n_stream, "llama_cpp_cells");
+  require(shape.n_stream == 1, "n_stream", "1, a unified cache", shape.n_stream, "llama_cpp_cells");
   std::int64_t const value_width = detail::llama_value_width(shape);
   PagedShape paged{.num_sequences = sequences,
                    .num_kv_heads = shape.n_head_kv,
@@ -224,7 +224,7 @@ inline std::int64_t llama_value_width(LlamaCppShape const& shape) {
 /// @par Source  sgl-project/sglang, python/sglang/srt/mem_cache/memory_pool.py, ReqToTokenPool and
 ///              MHATokenToKVPool
 [[nodiscard]] inline PagedLayout sglang(PageTable const& slots, PagedShape const& shape) {
-  detail::require(shape.page_size == 1, "page_size", "1: the table names slots, not pages", shape.page_size, "sglang");
+  require(shape.page_size == 1, "page_size", "1: the table names slots, not pages", shape.page_size, "sglang");
   return paged_layout(slots, shape, PageOrder::nhd);
 }
 

@@ -114,8 +114,8 @@ inline void check_paged(PageTable const& table, PagedShape const& shape, std::in
   require(table.pages != nullptr || shape.num_sequences == 0, "page table", "a pointer", "nullptr", where);
   if (table.indptr == nullptr) {
     require(table.max_pages >= 0, "page table entries a row", ">= 0", table.max_pages, where);
-    require(table.row_stride >= table.max_pages, "page table row stride", ">= " + std::to_string(table.max_pages),
-            table.row_stride, where);
+    require(table.row_stride >= table.max_pages, "page table row stride", {">= ", table.max_pages}, table.row_stride,
+            where);
   }
   (void)elements(where, {table.indptr == nullptr ? table.max_pages : shape.num_pages, shape.page_size});
 }
@@ -139,7 +139,7 @@ class PagedBase {
   /// @throws ArgumentError if it has fewer pages than the tokens need, or names a page that the pool has not
   void check_table(std::int64_t sequence, std::int64_t begin, std::int64_t end, char const* where) const {
     auto const refuse = [&](char const* what, std::string const& expected, std::string const& got) {
-      require(false, what, expected, got, (std::string(where) + ", sequence " + std::to_string(sequence)).c_str());
+      require(false, what, expected, got, {where, ", sequence ", sequence});
     };
     bool const none = end <= begin;
     std::int64_t const needed = none ? 0 : (end - 1) / shape_.page_size + 1;
@@ -211,10 +211,10 @@ class PagedLayout : public detail::PagedBase {
   PagedLayout(PageTable const& table, PagedShape const& shape, PagedStrides const& strides, std::int64_t plane = 0)
       : PagedBase(table, shape, plane, "PagedLayout"), strides_(strides) {
     constexpr auto where = "PagedLayout";
-    detail::require(strides.page >= 0, "page stride", ">= 0", strides.page, where);
-    detail::require(strides.head >= 0, "head stride", ">= 0", strides.head, where);
-    detail::require(strides.token >= 0, "token stride", ">= 0", strides.token, where);
-    detail::require(strides.channel >= 0, "channel stride", ">= 0", strides.channel, where);
+    require(strides.page >= 0, "page stride", ">= 0", strides.page, where);
+    require(strides.head >= 0, "head stride", ">= 0", strides.head, where);
+    require(strides.token >= 0, "token stride", ">= 0", strides.token, where);
+    require(strides.channel >= 0, "channel stride", ">= 0", strides.channel, where);
     detail::check_extent(where, plane, directions());
   }
 
@@ -263,12 +263,11 @@ class PagedSplitXLayout : public detail::PagedBase {
                     std::int64_t plane = 0)
       : PagedBase(table, shape, plane, "PagedSplitXLayout"), x_(x, "x", "PagedSplitXLayout"), strides_(strides) {
     constexpr auto where = "PagedSplitXLayout";
-    detail::require(strides.page >= 0, "page stride", ">= 0", strides.page, where);
-    detail::require(strides.head >= 0, "head stride", ">= 0", strides.head, where);
-    detail::require(strides.group >= 0, "group stride", ">= 0", strides.group, where);
-    detail::require(strides.token >= 0, "token stride", ">= 0", strides.token, where);
-    detail::require(shape.channels % x == 0, "channels", "a multiple of x (" + std::to_string(x) + ")", shape.channels,
-                    where);
+    require(strides.page >= 0, "page stride", ">= 0", strides.page, where);
+    require(strides.head >= 0, "head stride", ">= 0", strides.head, where);
+    require(strides.group >= 0, "group stride", ">= 0", strides.group, where);
+    require(strides.token >= 0, "token stride", ">= 0", strides.token, where);
+    require(shape.channels % x == 0, "channels", {"a multiple of x (", x, ")"}, shape.channels, where);
     detail::check_extent(where, plane, directions());
   }
 

@@ -47,14 +47,14 @@ class RaggedLayout {
   RaggedLayout(std::int32_t const* cu_seqlens, RaggedShape const& shape, RaggedStrides const& strides)
       : cu_seqlens_(cu_seqlens), shape_(shape), strides_(strides) {
     constexpr auto where = "RaggedLayout";
-    detail::require(shape.num_sequences >= 0, "sequences", ">= 0", shape.num_sequences, where);
-    detail::require(shape.total >= 0, "total tokens", ">= 0", shape.total, where);
-    detail::require(shape.num_kv_heads >= 0, "kv_heads", ">= 0", shape.num_kv_heads, where);
-    detail::require(shape.channels >= 0, "channels", ">= 0", shape.channels, where);
-    detail::require(strides.token >= 0, "token stride", ">= 0", strides.token, where);
-    detail::require(strides.head >= 0, "head stride", ">= 0", strides.head, where);
-    detail::require(strides.channel >= 0, "channel stride", ">= 0", strides.channel, where);
-    detail::require(cu_seqlens != nullptr || shape.num_sequences == 0, "cu_seqlens", "a pointer", "nullptr", where);
+    require(shape.num_sequences >= 0, "sequences", ">= 0", shape.num_sequences, where);
+    require(shape.total >= 0, "total tokens", ">= 0", shape.total, where);
+    require(shape.num_kv_heads >= 0, "kv_heads", ">= 0", shape.num_kv_heads, where);
+    require(shape.channels >= 0, "channels", ">= 0", shape.channels, where);
+    require(strides.token >= 0, "token stride", ">= 0", strides.token, where);
+    require(strides.head >= 0, "head stride", ">= 0", strides.head, where);
+    require(strides.channel >= 0, "channel stride", ">= 0", strides.channel, where);
+    require(cu_seqlens != nullptr || shape.num_sequences == 0, "cu_seqlens", "a pointer", "nullptr", where);
     detail::check_extent(where, 0, directions());
   }
 
@@ -97,10 +97,8 @@ class RaggedLayout {
     std::int64_t const first = cu_seqlens_[sequence];
     std::int64_t const end = cu_seqlens_[sequence + 1];
     if (first >= 0 && end <= shape_.total && end - first >= tokens) return;
-    detail::require(false, "cu_seqlens",
-                    "at least " + std::to_string(tokens) + " rows in [0, " + std::to_string(shape_.total) + ")",
-                    std::to_string(first) + " to " + std::to_string(end),
-                    (std::string(where) + ", sequence " + std::to_string(sequence)).c_str());
+    require(false, "cu_seqlens", {"at least ", tokens, " rows in [0, ", shape_.total, ")"}, {first, " to ", end},
+            {where, ", sequence ", sequence});
   }
 
  private:

@@ -37,14 +37,14 @@ class StridedLayout {
   /// @throws ArgumentError on a negative extent or stride, or a tensor of more elements than 64 bits count
   StridedLayout(LayoutShape const& shape, LayoutStrides const& strides) : shape_(shape), strides_(strides) {
     constexpr auto where = "StridedLayout";
-    detail::require(shape.num_sequences >= 0, "sequences", ">= 0", shape.num_sequences, where);
-    detail::require(shape.num_kv_heads >= 0, "kv_heads", ">= 0", shape.num_kv_heads, where);
-    detail::require(shape.tokens >= 0, "tokens", ">= 0", shape.tokens, where);
-    detail::require(shape.channels >= 0, "channels", ">= 0", shape.channels, where);
-    detail::require(strides.sequence >= 0, "sequence stride", ">= 0", strides.sequence, where);
-    detail::require(strides.head >= 0, "head stride", ">= 0", strides.head, where);
-    detail::require(strides.token >= 0, "token stride", ">= 0", strides.token, where);
-    detail::require(strides.channel >= 0, "channel stride", ">= 0", strides.channel, where);
+    require(shape.num_sequences >= 0, "sequences", ">= 0", shape.num_sequences, where);
+    require(shape.num_kv_heads >= 0, "kv_heads", ">= 0", shape.num_kv_heads, where);
+    require(shape.tokens >= 0, "tokens", ">= 0", shape.tokens, where);
+    require(shape.channels >= 0, "channels", ">= 0", shape.channels, where);
+    require(strides.sequence >= 0, "sequence stride", ">= 0", strides.sequence, where);
+    require(strides.head >= 0, "head stride", ">= 0", strides.head, where);
+    require(strides.token >= 0, "token stride", ">= 0", strides.token, where);
+    require(strides.channel >= 0, "channel stride", ">= 0", strides.channel, where);
     detail::check_extent(where, 0, directions());
   }
 

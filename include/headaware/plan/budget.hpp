@@ -22,22 +22,21 @@ class Budget {
   /// @param mean  tokens a KV head, on average over all heads; fractions are fine
   /// @throws ArgumentError unless > 0 and finite
   [[nodiscard]] static Budget tokens(double mean) {
-    detail::require(mean > 0 && std::isfinite(mean), "mean tokens", "> 0", mean, "Budget::tokens");
+    require(mean > 0 && std::isfinite(mean), "mean tokens", "> 0", mean, "Budget::tokens");
     return {Unit::tokens, mean};
   }
   /// @param of_context  in (0, 1]: 0.25 for 25 %
   /// @throws ArgumentError if it is outside
   [[nodiscard]] static Budget share(double of_context) {
-    detail::require(of_context > 0 && of_context <= 1, "share of the context", "in (0, 1]", of_context,
-                    "Budget::share");
+    require(of_context > 0 && of_context <= 1, "share of the context", "in (0, 1]", of_context, "Budget::share");
     return {Unit::share, of_context};
   }
   /// @param held   keys and values of one sequence, all layers and KV heads (not those of one rank)
   /// @param token  what one token costs one KV head
   /// @throws ArgumentError unless both are > 0
   [[nodiscard]] static Budget bytes(std::int64_t held, TokenBytes const& token) {
-    detail::require(held > 0, "bytes", "> 0", held, "Budget::bytes");
-    detail::require(token.total() > 0, "bytes of a token", "> 0", token.total(), "Budget::bytes");
+    require(held > 0, "bytes", "> 0", held, "Budget::bytes");
+    require(token.total() > 0, "bytes of a token", "> 0", token.total(), "Budget::bytes");
     std::int64_t const tokens = held / token.total();
     return {Unit::bytes, static_cast<double>(tokens)};
   }
@@ -54,7 +53,7 @@ class Budget {
     // 10 % of 20 heads of 100 tokens are 200, not the 199 that rounding may leave.
     tokens = std::floor(tokens * (1 + 1e-12));
     constexpr auto most = static_cast<double>(std::int64_t{1} << 53);
-    detail::require(tokens <= most, "budget", "at most 2^53 tokens", tokens, "Budget::total");
+    require(tokens <= most, "budget", "at most 2^53 tokens", tokens, "Budget::total");
     return static_cast<std::int64_t>(tokens);
   }
 

@@ -28,10 +28,10 @@ HEADAWARE_NAMESPACE_BEGIN
                                                                                 ModelConfig const& model) {
   constexpr auto where = "classifications_from_table";
   model.validate();
-  detail::require(table.num_layers() == model.num_hidden_layers, "table's layers", model.num_hidden_layers,
-                  table.num_layers(), where);
-  detail::require(table.num_kv_heads() == model.num_key_value_heads, "table's KV heads", model.num_key_value_heads,
-                  table.num_kv_heads(), where);
+  require(table.num_layers() == model.num_hidden_layers, "table's layers", model.num_hidden_layers, table.num_layers(),
+          where);
+  require(table.num_kv_heads() == model.num_key_value_heads, "table's KV heads", model.num_key_value_heads,
+          table.num_kv_heads(), where);
   std::vector<HeadClassification> result;
   for (std::int32_t layer = 0; layer < model.num_hidden_layers; ++layer) {
     for (std::int32_t head = 0; head < model.num_attention_heads; ++head) {
@@ -41,7 +41,7 @@ HEADAWARE_NAMESPACE_BEGIN
       c.head_idx = head;
       c.confidence = 1;
       auto const limit = [&](HeadType type, CompressionStrategy strategy, std::int32_t window) {
-        detail::require(window > 0, "window", "> 0, as a recommended window", window, where);
+        require(window > 0, "window", "> 0, as a recommended window", window, where);
         c.head_type = type;
         c.compression_strategy = strategy;
         c.can_limit_window = true;
@@ -59,7 +59,7 @@ HEADAWARE_NAMESPACE_BEGIN
         c.can_prune = true;
         c.compression_strategy = CompressionStrategy::prune;
       } else {
-        detail::require(policy.is<Full>(), "policy", "full, prune, sink_window or window_only", policy.name(), where);
+        require(policy.is<Full>(), "policy", "full, prune, sink_window or window_only", policy.name(), where);
         c.head_type = HeadType::gathering;
         c.use_full_cache = true;
         c.compression_strategy = CompressionStrategy::full;

@@ -29,12 +29,11 @@ HEADAWARE_NAMESPACE_BEGIN
                                                std::int32_t sink = 4) {
   constexpr auto where = "uniform_table";
   PolicyTable table(num_layers, num_kv_heads, Full{});
-  detail::require(page_size > 0, "page_size", "> 0", page_size, where);
+  require(page_size > 0, "page_size", "> 0", page_size, where);
   std::int64_t const heads = std::int64_t{num_layers} * num_kv_heads;
   std::int64_t const each = budget.total(heads, context) / heads / page_size * page_size;
   if (each >= context) return table;
-  detail::require(sink >= 0 && each > sink, "budget", "more than " + std::to_string(sink) + " tokens a head", each,
-                  where);
+  require(sink >= 0 && each > sink, "budget", {"more than ", sink, " tokens a head"}, each, where);
   return {num_layers, num_kv_heads, SinkWindow{.sink = sink, .window = static_cast<std::int32_t>(each - sink)}};
 }
 
@@ -82,12 +81,12 @@ struct SinksOf {
 [[nodiscard]] inline PolicyTable blend(PolicyTable const& uniform, PolicyTable const& plan, double share,
                                        std::int64_t context, std::int64_t page_size = 1) {
   constexpr auto where = "blend";
-  detail::require(share >= 0 && share <= 1, "share", "in [0, 1]", share, where);
-  detail::require(uniform.num_layers() == plan.num_layers(), "layers", uniform.num_layers(), plan.num_layers(), where);
-  detail::require(uniform.num_kv_heads() == plan.num_kv_heads(), "KV heads", uniform.num_kv_heads(),
-                  plan.num_kv_heads(), where);
-  detail::require(context > 0, "context", "> 0", context, where);
-  detail::require(page_size > 0, "page_size", "> 0", page_size, where);
+  require(share >= 0 && share <= 1, "share", "in [0, 1]", share, where);
+  require(uniform.num_layers() == plan.num_layers(), "layers", uniform.num_layers(), plan.num_layers(), where);
+  require(uniform.num_kv_heads() == plan.num_kv_heads(), "KV heads", uniform.num_kv_heads(), plan.num_kv_heads(),
+          where);
+  require(context > 0, "context", "> 0", context, where);
+  require(page_size > 0, "page_size", "> 0", page_size, where);
   if (share == 0) return uniform;
   PolicyTable table = plan;
   if (share == 1) return table;
@@ -137,10 +136,9 @@ struct SinksOf {
                                                std::optional<Budget> const& budget = {}) {
   constexpr auto where = "evaluate_table";
   options.validate(context);
-  detail::require(table.num_layers() == errors.num_layers, "table's layers", errors.num_layers, table.num_layers(),
-                  where);
-  detail::require(table.num_kv_heads() == errors.num_kv_heads, "table's KV heads", errors.num_kv_heads,
-                  table.num_kv_heads(), where);
+  require(table.num_layers() == errors.num_layers, "table's layers", errors.num_layers, table.num_layers(), where);
+  require(table.num_kv_heads() == errors.num_kv_heads, "table's KV heads", errors.num_kv_heads, table.num_kv_heads(),
+          where);
   PolicyPlan plan(errors, context, options);
   for (std::size_t head = 0; head < errors.size(); ++head) {
     auto const num_kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
@@ -153,8 +151,8 @@ struct SinksOf {
   }
   plan.budget_tokens =
       budget ? budget->total(plan.planned_heads(), context) + plan.skipped_tokens() : plan.planned_tokens;
-  detail::require(plan.planned_tokens <= plan.budget_tokens, "tokens of the table",
-                  "at most the budget, " + std::to_string(plan.budget_tokens), plan.planned_tokens, where);
+  require(plan.planned_tokens <= plan.budget_tokens, "tokens of the table",
+          {"at most the budget, ", plan.budget_tokens}, plan.planned_tokens, where);
   return plan;
 }
 

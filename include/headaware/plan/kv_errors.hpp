@@ -74,7 +74,7 @@ struct KvErrors {
   /// @throws ArgumentError if no layer is named or one is out of range
   [[nodiscard]] KvErrors select_layers(std::span<std::int32_t const> layers) const {
     constexpr auto where = "KvErrors::select_layers";
-    detail::require(!layers.empty(), "layers", "at least one", "none", where);
+    require(!layers.empty(), "layers", "at least one", "none", where);
     KvErrors result = *this;
     result.num_layers = static_cast<std::int32_t>(layers.size());
     auto const select = [&](std::vector<double> const& from, std::vector<double>& to, std::size_t each) {
@@ -82,7 +82,7 @@ struct KvErrors {
       to.clear();
       std::size_t const size = static_cast<std::size_t>(num_kv_heads) * each;
       for (std::int32_t const layer : layers) {
-        detail::require_index(layer, num_layers, "layer", where);
+        require_index(layer, num_layers, "layer", where);
         auto const begin = from.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(layer) * size);
         to.insert(to.end(), begin, begin + static_cast<std::ptrdiff_t>(size));
       }
@@ -161,7 +161,7 @@ inline void require_statistics(RetentionStatistics const& statistics, ErrorMeasu
   info.grid.validate();
   require(info.num_layers > 0 && info.num_heads > 0, "heads of the statistics", "at least one", "none", where);
   bool const grouped = info.num_kv_heads > 0 && info.num_heads % info.num_kv_heads == 0;
-  require(grouped, "num_kv_heads", "a divisor of " + std::to_string(info.num_heads), info.num_kv_heads, where);
+  require(grouped, "num_kv_heads", {"a divisor of ", info.num_heads}, info.num_kv_heads, where);
   auto const heads = static_cast<std::size_t>(info.num_layers) * static_cast<std::size_t>(info.num_heads);
   require(statistics.heads.size() == heads, "heads of the statistics", heads, statistics.heads.size(), where);
   require(measure != ErrorMeasure::output || info.with_values, "error measure", "statistics with values",
@@ -174,8 +174,8 @@ inline void require_statistics(RetentionStatistics const& statistics, ErrorMeasu
     if (fits) continue;
     auto const head = std::to_string(i / static_cast<std::size_t>(info.num_heads)) + ", query head " +
                       std::to_string(i % static_cast<std::size_t>(info.num_heads));
-    require(sums.rows > 0, "rows observed", "> 0", sums.rows, (std::string(where) + ", layer " + head).c_str());
-    require(fits, "sums", info.grid.size(), sums.cells->size(), (std::string(where) + ", layer " + head).c_str());
+    require(sums.rows > 0, "rows observed", "> 0", sums.rows, {where, ", layer ", head});
+    require(fits, "sums", info.grid.size(), sums.cells->size(), {where, ", layer ", head});
   }
 }
 
@@ -250,11 +250,11 @@ inline void add_output_share(RetentionStatistics const& statistics, KvErrors& er
 /// @throws ArgumentError if there are no statistics
 [[nodiscard]] inline ErrorMeasure best_measure(std::span<WeightedStatistics const> texts) {
   constexpr auto where = "best_measure";
-  detail::require(!texts.empty(), "statistics", "at least one", "none", where);
+  require(!texts.empty(), "statistics", "at least one", "none", where);
   bool values = true;
   bool metric = true;
   for (auto const& text : texts) {
-    detail::require(text.statistics != nullptr, "statistics", "a pointer", "nullptr", where);
+    require(text.statistics != nullptr, "statistics", "a pointer", "nullptr", where);
     values = values && text.statistics->info.with_values;
     metric = metric && text.statistics->info.with_output_metric;
   }
@@ -275,12 +275,11 @@ inline void add_output_share(RetentionStatistics const& statistics, KvErrors& er
   KvErrors errors;
   errors.measure = measure ? *measure : best_measure(texts);
   errors.fold = fold;
-  detail::require(!texts.empty(), "statistics", "at least one", "none", where);
+  require(!texts.empty(), "statistics", "at least one", "none", where);
   bool values = true;
   for (auto const& text : texts) {
-    detail::require(text.statistics != nullptr, "statistics", "a pointer", "nullptr", where);
-    detail::require(text.weight >= 0 && std::isfinite(text.weight), "weight", "a finite number >= 0", text.weight,
-                    where);
+    require(text.statistics != nullptr, "statistics", "a pointer", "nullptr", where);
+    require(text.weight >= 0 && std::isfinite(text.weight), "weight", "a finite number >= 0", text.weight, where);
     detail::require_statistics(*text.statistics, errors.measure, where);
     RetentionInfo const& info = text.statistics->info;
     bool const first = &text == texts.data();
@@ -292,14 +291,13 @@ inline void add_output_share(RetentionStatistics const& statistics, KvErrors& er
     }
     bool const alike = info.num_layers == errors.num_layers && info.num_heads == errors.num_heads &&
                        info.num_kv_heads == errors.num_kv_heads;
-    detail::require(alike, "model of the statistics", "the same shape", "another", where);
+    require(alike, "model of the statistics", "the same shape", "another", where);
     text.sensitivities.require_shape(info.num_layers, info.num_kv_heads, where);
     errors.grid.sinks = detail::common(errors.grid.sinks, info.grid.sinks);
     errors.grid.windows = detail::common(errors.grid.windows, info.grid.windows);
     values = values && info.with_values;
   }
-  detail::require(errors.grid.size() > 0, "(sink, window) pairs", "at least one that all statistics have", "none",
-                  where);
+  require(errors.grid.size() > 0, "(sink, window) pairs", "at least one that all statistics have", "none", where);
   errors.cells.resize(errors.size() * errors.grid.size());
   errors.dropped.resize(errors.size());
   if (values) errors.output_share.resize(errors.size());
@@ -308,7 +306,7 @@ inline void add_output_share(RetentionStatistics const& statistics, KvErrors& er
     if (values) detail::add_output_share(*text.statistics, errors);
   }
   for (double const error : errors.cells) {
-    detail::require(error >= 0 && std::isfinite(error), "error of a KV head", "a finite number >= 0", error, where);
+    require(error >= 0 && std::isfinite(error), "error of a KV head", "a finite number >= 0", error, where);
   }
   return errors;
 }

@@ -46,20 +46,20 @@ struct SensitivityOptions {
   constexpr auto where = "sensitivities_from_losses";
   options.cut.validate();
   bool const least = options.least_increase >= 0 && std::isfinite(options.least_increase);
-  detail::require(least, "least_increase", "a finite number >= 0", options.least_increase, where);
+  require(least, "least_increase", "a finite number >= 0", options.least_increase, where);
   WeightedStatistics const text{&statistics};
   KvErrors const errors = weighted_errors(std::span(&text, 1), options.measure, options.fold);
   auto const layers = static_cast<std::size_t>(errors.num_layers);
   bool const by_head = loss_increase.size() == errors.size() && errors.num_kv_heads > 1;
-  detail::require(by_head || loss_increase.size() == layers, "losses", "one a layer or one a KV head",
-                  loss_increase.size(), where);
+  require(by_head || loss_increase.size() == layers, "losses", "one a layer or one a KV head", loss_increase.size(),
+          where);
 
   std::vector<double> values(loss_increase.size());
   std::size_t const heads_each = errors.size() / values.size();
   double known = 0;
   int count = 0;
   for (std::size_t i = 0; i < values.size(); ++i) {
-    detail::require(std::isfinite(loss_increase[i]), "loss increase", "a finite number", loss_increase[i], where);
+    require(std::isfinite(loss_increase[i]), "loss increase", "a finite number", loss_increase[i], where);
     double error = 0;
     for (std::size_t head = i * heads_each; head < (i + 1) * heads_each; ++head) {
       error += errors.at(head, options.cut.sink, options.cut.window, std::numeric_limits<std::int32_t>::max());

@@ -32,8 +32,8 @@ class BudgetParts {
     std::int32_t const ranks = options.ranks;
     require(ranks > 0, "ranks", "> 0", ranks, where);
     std::int32_t const heads = errors.num_kv_heads;
-    require(heads % ranks == 0 || ranks % heads == 0, "ranks",
-            "a divisor or a multiple of " + std::to_string(heads) + " KV heads", ranks, where);
+    require(heads % ranks == 0 || ranks % heads == 0, "ranks", {"a divisor or a multiple of ", heads, " KV heads"},
+            ranks, where);
     // More ranks than KV heads: ranks share heads, as engines replicate them.
     slices_ = static_cast<std::size_t>(std::min(ranks, heads));
     std::size_t const count = slices_ * (by_layer_ ? static_cast<std::size_t>(errors.num_layers) : 1);
@@ -203,8 +203,8 @@ void take_steps(Hulls const& hulls, Take const& take) {
                                      errors, options);
   }
   std::size_t const heads = errors.size();
-  detail::require(heads > 0 && errors.cells.size() == heads * errors.grid.size(), "errors of KV heads",
-                  "those of a grid", errors.cells.size(), where);
+  require(heads > 0 && errors.cells.size() == heads * errors.grid.size(), "errors of KV heads", "those of a grid",
+          errors.cells.size(), where);
   std::int64_t const page = options.page_size;
   std::int64_t const full = detail::whole_pages(context, page);
   auto const count = static_cast<std::int64_t>(heads);
@@ -232,9 +232,8 @@ void take_steps(Hulls const& hulls, Take const& take) {
     }
     // The default gives way where the grid has no sizes between it and the budget.
     bool const gives_way = !options.floor && plan.floor > 0;
-    detail::require(gives_way, "budget",
-                    "at least " + std::to_string(detail::least_total(hulls)) + " tokens, evenly for each part of it",
-                    plan.budget_tokens, where);
+    require(gives_way, "budget", {"at least ", detail::least_total(hulls), " tokens, evenly for each part of it"},
+            plan.budget_tokens, where);
     plan.floor /= 2;
   }
 

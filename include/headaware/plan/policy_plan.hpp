@@ -41,15 +41,15 @@ struct PlanOptions {
   void validate(std::int64_t context) const {
     constexpr auto where = "PlanOptions";
     constexpr std::int64_t most = std::int64_t{1} << 30;
-    detail::require(context > 0 && context <= most, "context", "in [1, 2^30] tokens", context, where);
-    detail::require(!floor || (*floor >= 0 && *floor <= context), "floor", "in [0, context]", floor.value_or(0), where);
-    detail::require(page_size > 0 && page_size <= most, "page_size", "in [1, 2^30]", page_size, where);
-    detail::require(ranks > 0, "ranks", "> 0", ranks, where);
-    detail::require(negligible_output >= 0 && std::isfinite(negligible_output), "negligible_output",
-                    "a finite number >= 0", negligible_output, where);
+    require(context > 0 && context <= most, "context", "in [1, 2^30] tokens", context, where);
+    require(!floor || (*floor >= 0 && *floor <= context), "floor", "in [0, context]", floor.value_or(0), where);
+    require(page_size > 0 && page_size <= most, "page_size", "in [1, 2^30]", page_size, where);
+    require(ranks > 0, "ranks", "> 0", ranks, where);
+    require(negligible_output >= 0 && std::isfinite(negligible_output), "negligible_output", "a finite number >= 0",
+            negligible_output, where);
     for (std::size_t i = 0; i < skip_layers.size(); ++i) {
       bool const above = skip_layers[i] > (i == 0 ? -1 : skip_layers[i - 1]);
-      detail::require(above, "skip_layers", "layers from 0 on, ascending, each once", skip_layers[i], where);
+      require(above, "skip_layers", "layers from 0 on, ascending, each once", skip_layers[i], where);
     }
   }
 };

@@ -37,12 +37,11 @@ struct RefineOptions {
   void validate() const {
     constexpr auto where = "RefineOptions";
     for (double const step : steps) {
-      detail::require(step > 0 && step <= 10, "step", "in (0, 10]", step, where);
+      require(step > 0 && step <= 10, "step", "in (0, 10]", step, where);
     }
-    detail::require(levels > 0, "levels", "> 0", levels, where);
-    detail::require(least_gain >= 0 && std::isfinite(least_gain), "least_gain", "a finite number >= 0", least_gain,
-                    where);
-    detail::require(most_trials > 0, "most_trials", "> 0", most_trials, where);
+    require(levels > 0, "levels", "> 0", levels, where);
+    require(least_gain >= 0 && std::isfinite(least_gain), "least_gain", "a finite number >= 0", least_gain, where);
+    require(most_trials > 0, "most_trials", "> 0", most_trials, where);
   }
 };
 
@@ -121,11 +120,11 @@ struct PairedGain {
 /// @par Cost  O(heads · pairs)
 [[nodiscard]] inline KvErrors scaled_errors(KvErrors errors, std::span<double const> factors) {
   constexpr auto where = "scaled_errors";
-  detail::require(factors.size() == errors.size(), "factors", errors.size(), factors.size(), where);
+  require(factors.size() == errors.size(), "factors", errors.size(), factors.size(), where);
   std::size_t const cells = errors.grid.size();
   for (std::size_t head = 0; head < errors.size(); ++head) {
     double const factor = factors[head];
-    detail::require(factor >= 0 && std::isfinite(factor), "factor", "a finite number >= 0", factor, where);
+    require(factor >= 0 && std::isfinite(factor), "factor", "a finite number >= 0", factor, where);
     for (std::size_t i = 0; i < cells; ++i) errors.cells[head * cells + i] *= factor;
     errors.dropped[head] *= factor;
   }
@@ -165,11 +164,11 @@ template <class Trial>
   auto const tried = [&](PolicyTable const& table) {
     std::vector<double> result = trial(table);
     ++best.trials;
-    detail::require(!result.empty(), "losses of a trial", "at least one", "none", where);
+    require(!result.empty(), "losses of a trial", "at least one", "none", where);
     bool const first = best.trials == 1;
-    detail::require(first || result.size() == losses.size(), "losses of a trial", losses.size(), result.size(), where);
+    require(first || result.size() == losses.size(), "losses of a trial", losses.size(), result.size(), where);
     for (double const loss : result) {
-      detail::require(std::isfinite(loss), "loss of a trial", "a finite number", loss, where);
+      require(std::isfinite(loss), "loss of a trial", "a finite number", loss, where);
     }
     return result;
   };

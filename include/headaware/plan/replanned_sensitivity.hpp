@@ -44,30 +44,29 @@ HEADAWARE_NAMESPACE_BEGIN
                                                          std::span<double const> gains, double step) {
   constexpr auto where = "sensitivities_at_plan";
   constexpr double furthest = 4;
-  detail::require(step >= 0 && step <= 1, "step", "in [0, 1]", step, where);
+  require(step >= 0 && step <= 1, "step", "in [0, 1]", step, where);
   WeightedStatistics const text{&statistics, before};
   auto const errors = weighted_errors(std::span(&text, 1), plan.options.measure, plan.options.fold);
   auto const evaluated = evaluate_table(plan.table, errors, plan.context, plan.options);
   auto const layers = static_cast<std::size_t>(errors.num_layers);
   auto const heads = static_cast<std::size_t>(errors.num_kv_heads);
   bool const gains_of_heads = gains.size() == errors.size();
-  detail::require(gains_of_heads || gains.size() == layers, "gains",
-                  std::to_string(layers) + " (layers) or " + std::to_string(errors.size()) + " (KV heads)",
-                  gains.size(), where);
+  require(gains_of_heads || gains.size() == layers, "gains", {layers, " (layers) or ", errors.size(), " (KV heads)"},
+          gains.size(), where);
 
   std::vector<double> predicted(gains.size());
   double predicted_sum = 0;
   double gained_sum = 0;
   std::size_t const heads_each = errors.size() / gains.size();
   for (std::size_t i = 0; i < gains.size(); ++i) {
-    detail::require(std::isfinite(gains[i]), "gain", "a finite number", gains[i], where);
+    require(std::isfinite(gains[i]), "gain", "a finite number", gains[i], where);
     for (std::size_t head = i * heads_each; head < (i + 1) * heads_each; ++head) {
       predicted[i] += evaluated.heads[head].predicted_error;
     }
     predicted_sum += predicted[i];
     gained_sum += std::max(0.0, gains[i]);
   }
-  detail::require(predicted_sum > 0 && gained_sum > 0, "losses and gains", "some above 0", "none", where);
+  require(predicted_sum > 0 && gained_sum > 0, "losses and gains", "some above 0", "none", where);
   double const scale = gained_sum / predicted_sum;
   bool const by_head = gains_of_heads || before.num_kv_heads() > 0;
   std::vector<double> values;

@@ -34,7 +34,7 @@ class Sensitivities {
   /// @throws ArgumentError as `per_layer`, or if their number is another
   [[nodiscard]] static Sensitivities per_head(std::int32_t layers, std::int32_t num_kv_heads,
                                               std::vector<double> factors) {
-    detail::require(num_kv_heads > 0, "kv_heads", "> 0", num_kv_heads, "Sensitivities");
+    require(num_kv_heads > 0, "kv_heads", "> 0", num_kv_heads, "Sensitivities");
     return {layers, num_kv_heads, std::move(factors)};
   }
 
@@ -55,9 +55,9 @@ class Sensitivities {
   /// @throws ArgumentError unless they are of a model of this shape
   void require_shape(std::int32_t layers, std::int32_t num_kv_heads, char const* where) const {
     if (values_.empty()) return;
-    detail::require(layers_ == layers, "sensitivities' layers", layers, layers_, where);
+    require(layers_ == layers, "sensitivities' layers", layers, layers_, where);
     if (kv_heads_ == 0) return;
-    detail::require(kv_heads_ == num_kv_heads, "sensitivities' KV heads", num_kv_heads, kv_heads_, where);
+    require(kv_heads_ == num_kv_heads, "sensitivities' KV heads", num_kv_heads, kv_heads_, where);
   }
 
   friend bool operator==(Sensitivities const&, Sensitivities const&) = default;
@@ -66,12 +66,12 @@ class Sensitivities {
   Sensitivities(std::int32_t layers, std::int32_t num_kv_heads, std::vector<double> values)
       : layers_(layers), kv_heads_(num_kv_heads), values_(std::move(values)) {
     constexpr auto where = "Sensitivities";
-    detail::require(layers > 0, "layers", "> 0", layers, where);
+    require(layers > 0, "layers", "> 0", layers, where);
     auto const count = std::int64_t{layers} * std::max(num_kv_heads, 1);
-    detail::require(static_cast<std::int64_t>(values_.size()) == count, "number of sensitivities", count,
-                    values_.size(), where);
+    require(static_cast<std::int64_t>(values_.size()) == count, "number of sensitivities", count, values_.size(),
+            where);
     for (double const value : values_) {
-      detail::require(value >= 0 && std::isfinite(value), "sensitivity", "a finite number >= 0", value, where);
+      require(value >= 0 && std::isfinite(value), "sensitivity", "a finite number >= 0", value, where);
     }
   }
 

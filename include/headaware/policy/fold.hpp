@@ -66,7 +66,7 @@ template <class Registry>
 /// @par Cost  O(policies)
 template <class Registry>
 [[nodiscard]] AnyPolicy<Registry> fold_union(std::span<AnyPolicy<Registry> const> policies) {
-  detail::require(!policies.empty(), "group", "at least one policy", "none", "fold_union");
+  require(!policies.empty(), "group", "at least one policy", "none", "fold_union");
   for (auto const& policy : policies) {
     if (detail::holds<Full>(policy)) return policy;
   }

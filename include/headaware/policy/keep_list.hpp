@@ -32,8 +32,8 @@ struct KeepList {
 
   /// @throws ArgumentError if there is no list, or `count` names entries behind a null pointer
   void validate() const {
-    detail::require(count >= 0, "keep-list count", ">= 0", count, "KeepList");
-    detail::require(count == 0 || tokens != nullptr, "keep-list tokens", "a pointer", "nullptr", "KeepList");
+    require(count >= 0, "keep-list count", ">= 0", count, "KeepList");
+    require(count == 0 || tokens != nullptr, "keep-list tokens", "a pointer", "nullptr", "KeepList");
   }
 
   /// @brief Checks the entries of a list in host memory.
@@ -44,9 +44,8 @@ struct KeepList {
       std::int64_t const lowest = i == 0 ? 0 : std::int64_t{tokens[i - 1]} + 1;
       bool const ok = tokens[i] >= lowest && tokens[i] < length;
       if (!ok) {
-        detail::require(false, "keep-list entry",
-                        "a token in [" + std::to_string(lowest) + ", " + std::to_string(length) + ")", tokens[i],
-                        ("KeepList entry " + std::to_string(i)).c_str());
+        require(false, "keep-list entry", {"a token in [", lowest, ", ", length, ")"}, tokens[i],
+                {"KeepList entry ", i});
       }
     }
   }

@@ -29,8 +29,8 @@ struct SinkWindow {
 
   /// @throws ArgumentError if `sink` or `window` is negative
   void validate() const {
-    detail::require(sink >= 0, "negative sink", "sink >= 0", sink, "SinkWindow");
-    detail::require(window >= 0, "negative window", "window >= 0", window, "SinkWindow");
+    require(sink >= 0, "negative sink", "sink >= 0", sink, "SinkWindow");
+    require(window >= 0, "negative window", "window >= 0", window, "SinkWindow");
   }
 
  private:

@@ -60,8 +60,8 @@ class UniformTable {
   /// @throws ArgumentError on negative counts or a policy whose fields make no sense
   UniformTable(P const& policy, std::int32_t num_layers, std::int32_t num_kv_heads)
       : policy_(policy), num_layers_(num_layers), num_kv_heads_(num_kv_heads) {
-    detail::require(num_layers >= 0, "num_layers", ">= 0", num_layers, "UniformTable");
-    detail::require(num_kv_heads >= 0, "num_kv_heads", ">= 0", num_kv_heads, "UniformTable");
+    require(num_layers >= 0, "num_layers", ">= 0", num_layers, "UniformTable");
+    require(num_kv_heads >= 0, "num_kv_heads", ">= 0", num_kv_heads, "UniformTable");
     if constexpr (requires { policy.validate(); }) policy.validate();
   }
 
@@ -96,8 +96,8 @@ class BasicPolicyTable {
   /// @throws ArgumentError on counts that are not positive or a policy whose fields make no sense
   BasicPolicyTable(std::int32_t num_layers, std::int32_t num_kv_heads, Policy const& policy = Full{})
       : num_layers_(num_layers), num_kv_heads_(num_kv_heads) {
-    detail::require(num_layers > 0, "num_layers", "> 0", num_layers, "PolicyTable");
-    detail::require(num_kv_heads > 0, "num_kv_heads", "> 0", num_kv_heads, "PolicyTable");
+    require(num_layers > 0, "num_layers", "> 0", num_layers, "PolicyTable");
+    require(num_kv_heads > 0, "num_kv_heads", "> 0", num_kv_heads, "PolicyTable");
     policy.validate();
     policies_.assign(static_cast<std::size_t>(num_layers) * static_cast<std::size_t>(num_kv_heads), policy);
   }
@@ -149,11 +149,10 @@ class BasicPolicyTable {
   /// @throws ArgumentError if the rank is out of range or the heads do not divide evenly
   [[nodiscard]] BasicPolicyTable slice(std::int32_t rank, std::int32_t ranks) const {
     constexpr auto where = "PolicyTable::slice";
-    detail::require(ranks > 0, "ranks", "> 0", ranks, where);
-    detail::require_index(rank, ranks, "rank", where);
+    require(ranks > 0, "ranks", "> 0", ranks, where);
+    require_index(rank, ranks, "rank", where);
     bool const divides = num_kv_heads_ > 0 && (num_kv_heads_ % ranks == 0 || ranks % num_kv_heads_ == 0);
-    detail::require(divides, "ranks", "a divisor or a multiple of " + std::to_string(num_kv_heads_) + " KV heads",
-                    ranks, where);
+    require(divides, "ranks", {"a divisor or a multiple of ", num_kv_heads(), " KV heads"}, ranks, where);
     std::int32_t const heads = num_kv_heads_ >= ranks ? num_kv_heads_ / ranks : 1;
     std::int32_t const first = num_kv_heads_ >= ranks ? rank * heads : rank / (ranks / num_kv_heads_);
     BasicPolicyTable result(num_layers_, heads, Policy{});
@@ -178,8 +177,8 @@ class BasicPolicyTable {
 
  private:
   [[nodiscard]] std::size_t index(std::int32_t layer, std::int32_t kv_head) const {
-    detail::require_index(layer, num_layers_, "layer", "PolicyTable");
-    detail::require_index(kv_head, num_kv_heads_, "KV head", "PolicyTable");
+    require_index(layer, num_layers_, "layer", "PolicyTable");
+    require_index(kv_head, num_kv_heads_, "KV head", "PolicyTable");
     return static_cast<std::size_t>(layer) * static_cast<std::size_t>(num_kv_heads_) +
            static_cast<std::size_t>(kv_head);
   }

@@ -23,7 +23,7 @@ struct WindowOnly {
   friend constexpr bool operator==(WindowOnly const&, WindowOnly const&) = default;
 
   /// @throws ArgumentError if `window` is negative
-  void validate() const { detail::require(window >= 0, "negative window", "window >= 0", window, "WindowOnly"); }
+  void validate() const { require(window >= 0, "negative window", "window >= 0", window, "WindowOnly"); }
 
  private:
   HEADAWARE_HOST_DEVICE constexpr std::int64_t window_start(std::int64_t length) const {

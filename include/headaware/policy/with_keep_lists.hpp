@@ -35,7 +35,7 @@ class WithKeepLists {
   /// @throws ArgumentError if there are no lists, or one has a count but no tokens
   void validate() const {
     std::int64_t const count = std::int64_t{num_layers()} * num_sequences_ * num_kv_heads();
-    detail::require(lists_ != nullptr || count == 0, "keep-lists", "a pointer", "nullptr", "WithKeepLists");
+    require(lists_ != nullptr || count == 0, "keep-lists", "a pointer", "nullptr", "WithKeepLists");
     for (std::int64_t i = 0; i < count; ++i) {
       if (lists_[i] == KeepList{}) continue;
       lists_[i].validate();

@@ -72,16 +72,16 @@ class AttentionObserver {
   template <class Attention, class Target = detail::Target>
   void observe(std::int32_t layer, Attention const& attention, AttentionScore const& score = {}) {
     constexpr auto where = "AttentionObserver::observe";
-    detail::require_index(layer, model_.num_hidden_layers, "layer", where);
-    detail::require(attention.num_query_heads == model_.num_attention_heads, "query heads", model_.num_attention_heads,
-                    attention.num_query_heads, where);
-    detail::require(attention.num_kv_heads == model_.num_key_value_heads, "KV heads", model_.num_key_value_heads,
-                    attention.num_kv_heads, where);
+    require_index(layer, model_.num_hidden_layers, "layer", where);
+    require(attention.num_query_heads == model_.num_attention_heads, "query heads", model_.num_attention_heads,
+            attention.num_query_heads, where);
+    require(attention.num_kv_heads == model_.num_key_value_heads, "KV heads", model_.num_key_value_heads,
+            attention.num_kv_heads, where);
     detail::check_layer(attention, where);
     std::int64_t const chunk = parameters_.chunk_size > 0 ? parameters_.chunk_size : attention.tokens;
     if constexpr (detail::has_probabilities<Attention>) {
-      detail::require(attention.tokens <= chunk, "tokens of ready probabilities",
-                      "at most a chunk, " + std::to_string(chunk), attention.tokens, where);
+      require(attention.tokens <= chunk, "tokens of ready probabilities", {"at most a chunk, ", chunk},
+              attention.tokens, where);
     }
     for (std::int64_t first = 0; first < attention.tokens; first += chunk) {
       Attention part = attention;
@@ -94,8 +94,8 @@ class AttentionObserver {
 
   /// All sums of one query head. @throws ArgumentError if there is no such head
   [[nodiscard]] ObservedHead const& head(std::int32_t layer, std::int32_t head) const {
-    detail::require_index(layer, model_.num_hidden_layers, "layer", "AttentionObserver::head");
-    detail::require_index(head, model_.num_attention_heads, "query head", "AttentionObserver::head");
+    require_index(layer, model_.num_hidden_layers, "layer", "AttentionObserver::head");
+    require_index(head, model_.num_attention_heads, "query head", "AttentionObserver::head");
     return heads_[index(layer, head)];
   }
 
@@ -110,8 +110,8 @@ class AttentionObserver {
   /// @throws ArgumentError if it observes another model or with other parameters
   void merge(AttentionObserver const& other) {
     constexpr auto where = "AttentionObserver::merge";
-    detail::require(model_ == other.model_, "model", "the same", "another", where);
-    detail::require(parameters_ == other.parameters_, "parameters", "the same", "others", where);
+    require(model_ == other.model_, "model", "the same", "another", where);
+    require(parameters_ == other.parameters_, "parameters", "the same", "others", where);
     for (std::size_t i = 0; i < heads_.size(); ++i) heads_[i].merge(other.heads_[i]);
   }
 
@@ -134,16 +134,14 @@ class AttentionObserver {
   void add_sums(std::span<double const> sums) {
     SumsLayout const layout = sums_layout();
     auto const size = static_cast<std::size_t>(layout.size());
-    detail::require(sums.size() == heads_.size() * size, "sums", heads_.size() * size, sums.size(),
-                    "AttentionObserver::add_sums");
+    require(sums.size() == heads_.size() * size, "sums", heads_.size() * size, sums.size(),
+            "AttentionObserver::add_sums");
     for (std::size_t i = 0; i < sums.size(); ++i) {
       if (std::isfinite(sums[i])) continue;
       std::size_t const head = i / size;
       auto const heads = static_cast<std::size_t>(model_.num_attention_heads);
-      detail::require(false, "sum", "a finite number (are all values finite?)", sums[i],
-                      ("AttentionObserver::add_sums, layer " + std::to_string(head / heads) + ", head " +
-                       std::to_string(head % heads))
-                          .c_str());
+      require(false, "sum", "a finite number (are all values finite?)", sums[i],
+              {"AttentionObserver::add_sums, layer ", head / heads, ", head ", head % heads});
     }
     for (std::size_t i = 0; i < heads_.size(); ++i) layout.add(sums.subspan(i * size, size), heads_[i]);
   }
@@ -166,7 +164,7 @@ class AttentionObserver {
   /// @throws ArgumentError if no grid was asked for, or only some rows came with values or with output factors
   [[nodiscard]] RetentionStatistics retention_statistics() const {
     constexpr auto where = "AttentionObserver::retention_statistics";
-    detail::require(parameters_.retention.has_value(), "retention grid", "one in the parameters", "none", where);
+    require(parameters_.retention.has_value(), "retention grid", "one in the parameters", "none", where);
     RetentionStatistics result;
     RetentionInfo& info = result.info;
     info = {model_.num_hidden_layers,
@@ -187,7 +185,7 @@ class AttentionObserver {
       result.heads.push_back(head.retention);
     }
     auto const all_or_none = [&](std::int64_t some, char const* what) {
-      detail::require(some == 0 || some == rows, what, "none or all " + std::to_string(rows), some, where);
+      require(some == 0 || some == rows, what, {"none or all ", rows}, some, where);
       return some > 0;
     };
     info.with_values = all_or_none(value_rows, "rows with values");

@@ -31,8 +31,8 @@ struct ChunkSums {
   explicit ChunkSums(std::size_t num_distances = 0) : distances(num_distances) {}
 
   void merge(ChunkSums const& other) {
-    detail::require(distances.size() == other.distances.size(), "relative positions", distances.size(),
-                    other.distances.size(), "ChunkSums::merge");
+    require(distances.size() == other.distances.size(), "relative positions", distances.size(), other.distances.size(),
+            "ChunkSums::merge");
     rows += other.rows;
     invalid_rows += other.invalid_rows;
     uniformity_rows += other.uniformity_rows;
@@ -66,8 +66,8 @@ struct HeadSums {
 
   /// @brief Adds a chunk. One without a valid row only adds to `invalid_rows`.
   void add(ChunkSums const& chunk) {
-    detail::require(distances.size() == chunk.distances.size(), "relative positions", distances.size(),
-                    chunk.distances.size(), "HeadSums::add");
+    require(distances.size() == chunk.distances.size(), "relative positions", distances.size(), chunk.distances.size(),
+            "HeadSums::add");
     invalid_rows += chunk.invalid_rows;
     if (chunk.rows == 0) return;
     auto const n = static_cast<double>(chunk.rows);
@@ -85,8 +85,8 @@ struct HeadSums {
   }
 
   void merge(HeadSums const& other) {
-    detail::require(distances.size() == other.distances.size(), "relative positions", distances.size(),
-                    other.distances.size(), "HeadSums::merge");
+    require(distances.size() == other.distances.size(), "relative positions", distances.size(), other.distances.size(),
+            "HeadSums::merge");
     chunks += other.chunks;
     rows += other.rows;
     invalid_rows += other.invalid_rows;
@@ -105,12 +105,12 @@ struct HeadSums {
   [[nodiscard]] HeadStatistics statistics(std::int32_t layer, std::int32_t head) const {
     if (chunks == 0) {
       std::string const where = "layer " + std::to_string(layer) + ", head " + std::to_string(head);
-      detail::require(invalid_rows == 0, "valid rows", "at least one",
-                      "none: all " + std::to_string(invalid_rows) +
-                          " are invalid (NaN or infinite scores, values that are no numbers, or probabilities that do "
-                          "not sum to 1)",
-                      where.c_str());
-      detail::require(false, "chunks seen", "at least one that is long enough", "none", where.c_str());
+      require(invalid_rows == 0, "valid rows", "at least one",
+              {"none: all ", invalid_rows,
+               " are invalid (NaN or infinite scores, values that are no numbers, or probabilities that do "
+               "not sum to 1)"},
+              where);
+      require(false, "chunks seen", "at least one that is long enough", "none", where);
     }
     auto const n = static_cast<double>(chunks);
     HeadStatistics result;

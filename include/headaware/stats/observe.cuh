@@ -189,8 +189,7 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQ
   bool const countable = shape.tokens >= 0 && shape.tokens <= (1 << 30);
   require(countable, "tokens", "in [0, 2^30]", shape.tokens, where);
   bool const reachable = shape.first_token >= 0 && !sum_overflows(shape.first_token, shape.tokens);
-  require(reachable, "first_token", "in [0, " + std::to_string(largest_int64 - shape.tokens) + "]", shape.first_token,
-          where);
+  require(reachable, "first_token", {"in [0, ", largest_int64 - shape.tokens, "]"}, shape.first_token, where);
   require(shape.head_dim > 0 && shape.head_dim <= 256, "head_dim", "in [1, 256]", shape.head_dim, where);
   require(value_dim(shape) > 0 && value_dim(shape) <= 256, "value_dim", "in [1, 256]", value_dim(shape), where);
   require(layers.size() <= static_cast<std::size_t>(max_layers), "layers", "at most 256", layers.size(), where);
@@ -276,9 +275,9 @@ cudaError_t observe(void* d_temp, std::size_t& temp_bytes,
     detail::require_storage(d_temp, temp_bytes, needed, alignof(double), where);
     if (plan.grid.chunks == 0 || num_layers == 0) return;
     bool const sums = d_sums != nullptr && detail::is_aligned(d_sums);
-    detail::require(sums, "d_sums", "a pointer aligned to 8 bytes", d_sums == nullptr ? "nullptr" : "another", where);
+    require(sums, "d_sums", "a pointer aligned to 8 bytes", d_sums == nullptr ? "nullptr" : "another", where);
     std::int64_t const blocks = std::int64_t{plan.grid.blocks()} * shape.num_query_heads;
-    detail::require(blocks <= detail::max_blocks, "blocks", detail::max_blocks_text, blocks, where);
+    require(blocks <= detail::max_blocks, "blocks", detail::max_blocks_text, blocks, where);
 
     detail::ObserveTensors tensors{};
     for (std::size_t i = 0; i < layers.size(); ++i)

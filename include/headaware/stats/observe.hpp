@@ -39,7 +39,7 @@ template <class Layer>
   detail::check_layer(layer, where);
   if constexpr (detail::has_probabilities<Layer>) {
     bool const plain = score.scale == 0 && score.soft_cap == 0 && score.sliding_window == 0;
-    detail::require(plain, "score of probabilities", "the default", "a scale, a soft cap or a sliding window", where);
+    require(plain, "score of probabilities", "the default", "a scale, a soft cap or a sliding window", where);
   }
 
   HeadChunk empty{ChunkSums(static_cast<std::size_t>(parameters.num_distances)),

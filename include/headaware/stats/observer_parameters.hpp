@@ -36,14 +36,14 @@ struct ObserverParameters {
     bool const sinks_fit = sink_size >= 0 && sink_size <= most;
     bool const local_fits = local_window >= 0 && local_window <= most;
     bool const distances_fit = num_distances > 0 && num_distances <= most;
-    detail::require(sinks_fit, "sink_size", range, sink_size, where);
-    detail::require(local_fits, "local_window", range, local_window, where);
-    detail::require(recent_ratio >= 0 && recent_ratio <= 1, "recent_ratio", "in [0, 1]", recent_ratio, where);
-    detail::require(distances_fit, "num_distances", "in [1, " + std::to_string(most) + "]", num_distances, where);
-    detail::require(chunk_size >= 0, "chunk_size", ">= 0", chunk_size, where);
-    detail::require(min_chunk >= 1, "min_chunk", ">= 1", min_chunk, where);
-    detail::require(first_query >= 0, "first_query", ">= 0", first_query, where);
-    detail::require(query_stride > 0, "query_stride", "> 0", query_stride, where);
+    require(sinks_fit, "sink_size", range, sink_size, where);
+    require(local_fits, "local_window", range, local_window, where);
+    require(recent_ratio >= 0 && recent_ratio <= 1, "recent_ratio", "in [0, 1]", recent_ratio, where);
+    require(distances_fit, "num_distances", {"in [1, ", most, "]"}, num_distances, where);
+    require(chunk_size >= 0, "chunk_size", ">= 0", chunk_size, where);
+    require(min_chunk >= 1, "min_chunk", ">= 1", min_chunk, where);
+    require(first_query >= 0, "first_query", ">= 0", first_query, where);
+    require(query_stride > 0, "query_stride", "> 0", query_stride, where);
     if (retention) retention->validate();
   }
 };

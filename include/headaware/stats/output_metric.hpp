@@ -28,14 +28,14 @@ class OutputMetric {
   OutputMetric(float const* projection, std::int64_t hidden_size, std::int32_t num_query_heads, std::int64_t value_dim)
       : query_heads_(num_query_heads), value_dim_(value_dim) {
     constexpr auto where = "OutputMetric";
-    detail::require(hidden_size > 0, "hidden_size", "> 0", hidden_size, where);
-    detail::require(num_query_heads > 0, "query_heads", "> 0", num_query_heads, where);
-    detail::require(value_dim > 0, "value_dim", "> 0", value_dim, where);
-    detail::require(projection != nullptr, "output projection", "a pointer", "nullptr", where);
+    require(hidden_size > 0, "hidden_size", "> 0", hidden_size, where);
+    require(num_query_heads > 0, "query_heads", "> 0", num_query_heads, where);
+    require(value_dim > 0, "value_dim", "> 0", value_dim, where);
+    require(projection != nullptr, "output projection", "a pointer", "nullptr", where);
     factors_.resize(static_cast<std::size_t>(num_query_heads * value_dim * value_dim));
     detail::parallel_for(num_query_heads, 1, [&](std::int64_t head) { factorise(projection, hidden_size, head); });
     bool const finite = std::all_of(factors_.begin(), factors_.end(), [](float x) { return std::isfinite(x); });
-    detail::require(finite, "output projection", "finite weights", "NaN or infinity", where);
+    require(finite, "output projection", "finite weights", "NaN or infinity", where);
   }
 
   [[nodiscard]] std::int32_t num_query_heads() const { return query_heads_; }

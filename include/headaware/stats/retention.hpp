@@ -44,16 +44,16 @@ struct RetentionGrid {
   void validate() const {
     constexpr auto where = "RetentionGrid";
     auto const ascends = [&](std::vector<std::int32_t> const& values, std::int32_t least, char const* what) {
-      detail::require(!values.empty(), what, "at least one", "none", where);
+      require(!values.empty(), what, "at least one", "none", where);
       for (std::size_t i = 0; i < values.size(); ++i) {
         std::int32_t const low = i == 0 ? least : values[i - 1] + 1;
-        detail::require(values[i] >= low, what, ">= " + std::to_string(low), values[i], where);
+        require(values[i] >= low, what, {">= ", low}, values[i], where);
       }
     };
     ascends(sinks, 0, "sinks");
     ascends(windows, 1, "windows");
-    detail::require(sinks.back() <= max_sinks, "sinks", "<= " + std::to_string(max_sinks), sinks.back(), where);
-    detail::require(size() <= max_cells, "sinks times windows", "at most 2^20", size(), where);
+    require(sinks.back() <= max_sinks, "sinks", {"<= ", max_sinks}, sinks.back(), where);
+    require(size() <= max_cells, "sinks times windows", "at most 2^20", size(), where);
   }
 };
 
@@ -79,8 +79,7 @@ struct RetentionSums {
   friend bool operator==(RetentionSums const&, RetentionSums const&) = default;
 
   void merge(RetentionSums const& other) {
-    detail::require(mass.size() == other.mass.size(), "retention grid", mass.size(), other.mass.size(),
-                    "RetentionSums::merge");
+    require(mass.size() == other.mass.size(), "retention grid", mass.size(), other.mass.size(), "RetentionSums::merge");
     rows += other.rows;
     value_rows += other.value_rows;
     metric_rows += other.metric_rows;

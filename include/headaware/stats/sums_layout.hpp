@@ -128,11 +128,11 @@ struct SumsLayout {
  private:
   void check(std::size_t given, ObservedHead const& head) const {
     constexpr auto where = "SumsLayout";
-    detail::require(static_cast<std::int64_t>(given) == size(), "doubles of a head", size(), given, where);
-    detail::require(static_cast<std::int64_t>(head.head.distances.size()) == num_distances, "relative positions",
-                    num_distances, head.head.distances.size(), where);
-    detail::require(static_cast<std::int64_t>(head.retention.mass.size()) == cells, "retention grid", cells,
-                    head.retention.mass.size(), where);
+    require(static_cast<std::int64_t>(given) == size(), "doubles of a head", size(), given, where);
+    require(static_cast<std::int64_t>(head.head.distances.size()) == num_distances, "relative positions", num_distances,
+            head.head.distances.size(), where);
+    require(static_cast<std::int64_t>(head.retention.mass.size()) == cells, "retention grid", cells,
+            head.retention.mass.size(), where);
   }
 
   template <class Head, class F>

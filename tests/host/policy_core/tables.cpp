@@ -40,7 +40,7 @@ struct Picky {
   std::int32_t field = 1;
   HEADAWARE_HOST_DEVICE bool keeps(std::int64_t, std::int64_t) const { return true; }
   friend bool operator==(Picky const&, Picky const&) = default;
-  void validate() const { ha::detail::require(field == 1, "picky field", "1", field, "Picky"); }
+  void validate() const { ha::require(field == 1, "picky field", "1", field, "Picky"); }
 };
 
 using Extended = ha::DefaultRegistry::with<Odd>::with<Wide, Picky>;

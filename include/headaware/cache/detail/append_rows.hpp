@@ -44,7 +44,7 @@ void check_append(AppendShape const& shape, std::vector<LayerKv<U>> const& token
   constexpr auto where = "append";
   auto const layers = static_cast<std::int64_t>(tokens.size());
   require(shape.first_layer >= 0 && shape.first_layer + layers <= shape.num_layers, "layers",
-          "within the cache's " + std::to_string(shape.num_layers), shape.first_layer + layers, where);
+          {"within the cache's ", shape.num_layers}, shape.first_layer + layers, where);
   CacheBounds const bounds{static_cast<std::int32_t>(layers), shape.num_sequences, shape.num_kv_heads, shape.max_count,
                            0};
   auto const keys = keys_of(source);

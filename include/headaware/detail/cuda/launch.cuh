@@ -72,8 +72,7 @@ inline void require_storage(void const* d_temp, std::size_t bytes, std::size_t n
                             char const* where) {
   require(bytes >= needed, "temporary storage in bytes", needed, bytes, where);
   if (reinterpret_cast<std::uintptr_t>(d_temp) % alignment == 0) return;
-  require(false, "temporary storage", "aligned to " + std::to_string(alignment) + " bytes", "a misaligned pointer",
-          where);
+  require(false, "temporary storage", {"aligned to ", alignment, " bytes"}, "a misaligned pointer", where);
 }
 
 /// Blocks that a grid has in its first direction, at most.
