@@ -106,11 +106,13 @@ std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::Model
     require_file(options.plans.empty() ? std::filesystem::path() : options.plans.front(), "planned", "--plan");
     for (auto const& path : options.plans) {
       ha::PolicyPlan const plan = plan_of(path);
-      ha::require(plan.context == context, "context of the plan", {context, ", as --context"}, plan.context, path.string());
+      ha::require(plan.context == context, "context of the plan", {context, ", as --context"}, plan.context,
+                  path.string());
       auto skipped = options.skip_layers;
       std::sort(skipped.begin(), skipped.end());
       ha::require(skipped == plan.options.skip_layers, "--skip_layers",
-                  {"those of the plan, for all methods: ", listed(plan.options.skip_layers)}, listed(skipped), path.string());
+                  {"those of the plan, for all methods: ", listed(plan.options.skip_layers)}, listed(skipped),
+                  path.string());
       plans.emplace_back(static_cast<std::int64_t>(plan.mean_budget()), ha::load_policy_table(path, model));
     }
   }

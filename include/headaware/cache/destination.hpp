@@ -5,6 +5,7 @@
 /// a contiguous row of channels; they differ in the row's offset.
 
 #include <headaware/cache/compaction.hpp>
+#include <headaware/cache/layer_kv.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
@@ -18,13 +19,6 @@
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
-
-/// @brief The base pointers of one layer's keys and values. Host or device, as the back end has it.
-template <class T>
-struct LayerKv {
-  T* keys = nullptr;
-  T* values = nullptr;
-};
 
 /// @brief Ragged: `[Σ kept, head_dim]` a layer, heads back to back, no gaps.
 /// FlashAttention reads it as a variable-length batch of `sequences * num_kv_heads` one-head sequences.

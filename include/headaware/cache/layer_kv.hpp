@@ -1,0 +1,44 @@
+#pragma once
+
+/// @file
+/// The buffers of a cache's layers.
+
+#include <headaware/config.hpp>
+
+#include <span>
+#include <type_traits>
+#include <utility>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief Base pointers of one layer's keys and values: host or device, as the back end has it.
+template <class T>
+struct LayerKv {
+  T* keys = nullptr;
+  T* values = nullptr;
+};
+
+namespace detail {
+
+template <class T>
+inline constexpr bool is_layer_kv = false;
+template <class T>
+inline constexpr bool is_layer_kv<LayerKv<T>> = true;
+
+}  // namespace detail
+
+/// @brief Anything that holds `LayerKv<T>` side by side, one per layer: a vector, an array, a span.
+template <class Layers>
+concept LayerRange = requires(Layers const& layers) {
+  std::span(layers);
+}
+&&detail::is_layer_kv<std::remove_cv_t<typename decltype(std::span(std::declval<Layers const&>()))::element_type>>;
+
+/// @brief The layers as a span; its elements are `LayerKv<T> const`.
+template <LayerRange Layers>
+[[nodiscard]] auto layer_span(Layers const& layers) {
+  using Layer = std::remove_cv_t<typename decltype(std::span(layers))::element_type>;
+  return std::span<Layer const>(layers);
+}
+
+HEADAWARE_NAMESPACE_END
