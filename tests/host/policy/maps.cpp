@@ -102,7 +102,7 @@ static_assert(ha::kept_count(ha::WindowOnly{.window = 8}, 5) == 5 && ha::kept_co
 
 }  // namespace
 
-TEST_CASE("window policies keep the sets of their definition", "[policy_core]") {
+TEST_CASE("window policies keep the sets of their definition", "[policy]") {
   std::vector<std::int32_t> const sizes{0, 1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 69, 70, 71, 1000, huge - 1, huge};
   for (std::int64_t length = 0; length <= 70; ++length) {
     for (std::int32_t const window : sizes) {
@@ -125,7 +125,7 @@ TEST_CASE("window policies keep the sets of their definition", "[policy_core]") 
   }
 }
 
-TEST_CASE("windows beyond 32 bits do not wrap", "[policy_core]") {
+TEST_CASE("windows beyond 32 bits do not wrap", "[policy]") {
   ha::SinkWindow const policy{.sink = huge, .window = huge};
   std::int64_t const both = 2 * std::int64_t{huge};
   REQUIRE(ha::kept_count(policy, both - 1) == both - 1);
@@ -144,7 +144,7 @@ TEST_CASE("windows beyond 32 bits do not wrap", "[policy_core]") {
   REQUIRE(ha::kept_before(policy, length / 2, length) == huge);
 }
 
-TEST_CASE("the maps of a caller's own policies follow from what they offer", "[policy_core]") {
+TEST_CASE("the maps of a caller's own policies follow from what they offer", "[policy]") {
   for (std::int64_t length = 0; length <= 70; ++length) {
     INFO("length " << length);
     for (std::uint32_t seed = 0; seed < 20; ++seed) {
@@ -163,7 +163,7 @@ TEST_CASE("the maps of a caller's own policies follow from what they offer", "[p
   REQUIRE(ha::source_token(Strided{2}, std::int64_t{1} << 40, length) == std::int64_t{1} << 41);
 }
 
-TEST_CASE("keep-lists keep what they name", "[policy_core]") {
+TEST_CASE("keep-lists keep what they name", "[policy]") {
   constexpr unsigned seed = 5;
   INFO("seed " << seed);
   std::mt19937 random(seed);
@@ -185,7 +185,7 @@ TEST_CASE("keep-lists keep what they name", "[policy_core]") {
   REQUIRE_FALSE(ha::KeepList{}.keeps(0, 10));
 }
 
-TEST_CASE("keep-lists that make no sense are named", "[policy_core]") {
+TEST_CASE("keep-lists that make no sense are named", "[policy]") {
   auto const refused = [](std::vector<std::int32_t> const& tokens, std::int64_t length, ha::ErrorDetail const& parts) {
     check_error<ha::ArgumentError>(
         [&] {
@@ -215,7 +215,7 @@ TEST_CASE("keep-lists that make no sense are named", "[policy_core]") {
   REQUIRE_NOTHROW(ha::KeepList{nullptr, 0}.validate_entries(0));
 }
 
-TEST_CASE("window sizes that make no sense are named", "[policy_core]") {
+TEST_CASE("window sizes that make no sense are named", "[policy]") {
   check_error<ha::ArgumentError>([] { ha::SinkWindow{.sink = -1, .window = 4}.validate(); },
                                  {"negative sink", "sink >= 0", "-1", "SinkWindow"});
   check_error<ha::ArgumentError>([] { ha::SinkWindow{.sink = 0, .window = -4}.validate(); },

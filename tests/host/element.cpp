@@ -111,7 +111,7 @@ void check_format(Format const& format) {
 
 }  // namespace
 
-TEST_CASE("float16 converts and rounds as IEEE 754 says", "[policy_core]") {
+TEST_CASE("float16 converts and rounds as IEEE 754 says", "[element]") {
   check_format<ha::float16>(half);
   REQUIRE(ha::from_float<ha::float16>(65504).bits == 0x7bff);
   REQUIRE(ha::from_float<ha::float16>(65519.996F).bits == 0x7bff);
@@ -119,15 +119,54 @@ TEST_CASE("float16 converts and rounds as IEEE 754 says", "[policy_core]") {
   static_assert(ha::to_float(ha::float16{0x3c00}) == 1.0F && ha::from_float<ha::float16>(-2.0F).bits == 0xc000);
 }
 
-TEST_CASE("bfloat16 converts and rounds to the upper half of a float", "[policy_core]") {
+TEST_CASE("bfloat16 converts and rounds to the upper half of a float", "[element]") {
   check_format<ha::bfloat16>(brain);
   static_assert(ha::to_float(ha::bfloat16{0x3f80}) == 1.0F && ha::from_float<ha::bfloat16>(-2.0F).bits == 0xc000);
 }
 
-TEST_CASE("elements are bytes of the sizes that caches hold", "[policy_core]") {
+TEST_CASE("elements are bytes of the sizes that caches hold", "[element]") {
   static_assert(sizeof(ha::float16) == 2 && alignof(ha::float16) == 2);
   static_assert(sizeof(ha::bfloat16) == 2 && alignof(ha::bfloat16) == 2);
   static_assert(sizeof(ha::int4x2) == 1 && alignof(ha::int4x2) == 1);
   REQUIRE(ha::from_float<float>(0.1F) == 0.1F);
   REQUIRE(ha::to_float(0.1F) == 0.1F);
+}
+
+TEST_CASE("half-precision numbers", "[element]") {
+  auto const bits_of = [](float value) {
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return bits;
+  };
+  for (std::uint32_t bits = 0; bits < 65536; ++bits) {
+    auto const half = ha::float16{static_cast<std::uint16_t>(bits)};
+    int const exponent = static_cast<int>(bits >> 10 & 31);
+    double const fraction = (bits & 1023) / 1024.0;
+    double const magnitude = exponent == 0 ? std::ldexp(fraction, -14) : std::ldexp(1 + fraction, exponent - 15);
+    float const value = ha::to_float(half);
+    if (exponent == 31) {
+      REQUIRE(((bits & 1023) != 0 ? std::isnan(value) : std::isinf(value)));
+    } else {
+      REQUIRE(std::abs(double(value)) == magnitude);
+    }
+    REQUIRE(std::signbit(value) == (bits >= 32768));
+    if (!std::isnan(value)) REQUIRE(ha::from_float<ha::float16>(value) == half);
+    float const wide = ha::to_float(ha::bfloat16{static_cast<std::uint16_t>(bits)});
+    REQUIRE(bits_of(wide) == bits << 16);
+    if (!std::isnan(wide)) REQUIRE(ha::from_float<ha::bfloat16>(wide).bits == bits);
+  }
+  // Rounding to nearest, ties to even, between neighbours.
+  for (std::uint32_t bits = 0; bits < 0x7bff; ++bits) {
+    float const low = ha::to_float(ha::float16{static_cast<std::uint16_t>(bits)});
+    float const high = ha::to_float(ha::float16{static_cast<std::uint16_t>(bits + 1)});
+    float const middle = low + (high - low) / 2;
+    REQUIRE(ha::from_float<ha::float16>(middle).bits == (bits % 2 == 0 ? bits : bits + 1));
+    REQUIRE(ha::from_float<ha::float16>(std::nextafter(middle, high)).bits == bits + 1);
+    REQUIRE(ha::from_float<ha::float16>(std::nextafter(middle, low)).bits == bits);
+  }
+  REQUIRE(ha::from_float<ha::float16>(65520.0F).bits == 0x7c00);
+  REQUIRE(ha::from_float<ha::float16>(65519.0F).bits == 0x7bff);
+  REQUIRE(std::isnan(ha::to_float(ha::from_float<ha::float16>(std::nanf("")))));
+  REQUIRE(ha::from_float<ha::bfloat16>(1.00390625F).bits == 0x3f80);
+  REQUIRE(ha::from_float<ha::bfloat16>(1.01171875F).bits == 0x3f82);
 }

@@ -56,7 +56,7 @@ constexpr auto kept_of_20 = [](auto const& policy) { return ha::kept_count(polic
 
 }  // namespace
 
-TEST_CASE("a registry numbers its policies in their order", "[policy_core]") {
+TEST_CASE("a registry numbers its policies in their order", "[policy]") {
   std::vector<std::string> const names{"full",      "sink_window", "window_only", "prune",
                                        "keep_list", "odd",         "wide",        "picky"};
   REQUIRE(Extended::size == names.size());
@@ -74,7 +74,7 @@ TEST_CASE("a registry numbers its policies in their order", "[policy_core]") {
   static_assert(Extended::storage_bytes == sizeof(Wide) && Extended::storage_align == 32);
 }
 
-TEST_CASE("an unknown policy name is answered with the known ones", "[policy_core]") {
+TEST_CASE("an unknown policy name is answered with the known ones", "[policy]") {
   for (std::string const name : {"Full", "", "full ", "sink-window"}) {
     try {
       (void)ha::DefaultRegistry::id_of_name(name);
@@ -87,7 +87,7 @@ TEST_CASE("an unknown policy name is answered with the known ones", "[policy_cor
   }
 }
 
-TEST_CASE("a policy chosen at run time is the policy it was made from", "[policy_core]") {
+TEST_CASE("a policy chosen at run time is the policy it was made from", "[policy]") {
   static_assert(std::is_trivially_copyable_v<Any> && alignof(Any) == 32);
   std::vector<std::int32_t> const tokens{1, 4, 9};
   std::vector<Any> const all{ha::Full{},
@@ -126,7 +126,7 @@ TEST_CASE("a policy chosen at run time is the policy it was made from", "[policy
   check_error<ha::ArgumentError>([] { Any(Picky{.field = 2}).validate(); }, {"picky field", "1", "2", "Picky"});
 }
 
-TEST_CASE("tables hold what they are given and nothing out of range", "[policy_core]") {
+TEST_CASE("tables hold what they are given and nothing out of range", "[policy]") {
   ha::BasicPolicyTable<Extended> table(3, 5, Wide{});
   REQUIRE(table.num_layers() == 3);
   REQUIRE(table.num_kv_heads() == 5);
@@ -163,7 +163,7 @@ TEST_CASE("tables hold what they are given and nothing out of range", "[policy_c
   check_error<ha::ArgumentError>([] { (void)ha::PolicyTable().at(0, 0); }, {"layer", "in [0, 0)", "0", "PolicyTable"});
 }
 
-TEST_CASE("layers are left out and picked without touching the table", "[policy_core]") {
+TEST_CASE("layers are left out and picked without touching the table", "[policy]") {
   ha::PolicyTable table(4, 2, ha::SinkWindow{.sink = 1, .window = 2});
   for (std::int32_t l = 0; l < 4; ++l) table.set(l, 1, ha::WindowOnly{.window = l});
   ha::PolicyTable const before = table;
@@ -189,7 +189,7 @@ TEST_CASE("layers are left out and picked without touching the table", "[policy_
   check_error<ha::ArgumentError>([&] { (void)table.select_layers({}); }, {"num_layers", "> 0", "0", "PolicyTable"});
 }
 
-TEST_CASE("every number of tensor-parallel ranks gets its heads, or an error", "[policy_core]") {
+TEST_CASE("every number of tensor-parallel ranks gets its heads, or an error", "[policy]") {
   for (std::int32_t heads = 1; heads <= 12; ++heads) {
     ha::PolicyTable table(2, heads);
     for (std::int32_t h = 0; h < heads; ++h) {
@@ -231,7 +231,7 @@ TEST_CASE("every number of tensor-parallel ranks gets its heads, or an error", "
   check_error<ha::ArgumentError>([] { (void)ha::PolicyTable().slice(0, 1); }, {"ranks", "0 KV heads", "1", "slice"});
 }
 
-TEST_CASE("a registry without the library's policies has tables like any other", "[policy_core]") {
+TEST_CASE("a registry without the library's policies has tables like any other", "[policy]") {
   using Own = ha::PolicyRegistry<Odd, Picky>;
   ha::BasicPolicyTable<Own> table(2, 4, Odd{});
   table.set(1, 2, Picky{});
@@ -241,7 +241,7 @@ TEST_CASE("a registry without the library's policies has tables like any other",
   REQUIRE(ha::Compaction(table, std::vector<std::int32_t>{20}).kept_total() == 7 * 10 + 20);
 }
 
-TEST_CASE("a table's bytes and a view of them are the table", "[policy_core]") {
+TEST_CASE("a table's bytes and a view of them are the table", "[policy]") {
   ha::BasicPolicyTable<Extended> table(2, 3);
   table.set(0, 1, ha::SinkWindow{.sink = 2, .window = 9});
   table.set(1, 0, Odd{});
@@ -260,7 +260,7 @@ TEST_CASE("a table's bytes and a view of them are the table", "[policy_core]") {
   static_assert(ha::PolicySource<decltype(view)>);
 }
 
-TEST_CASE("one policy for all heads", "[policy_core]") {
+TEST_CASE("one policy for all heads", "[policy]") {
   ha::UniformTable const table(Odd{}, 3, 2);
   REQUIRE(table.num_layers() == 3);
   REQUIRE(table.num_kv_heads() == 2);
@@ -275,7 +275,7 @@ TEST_CASE("one policy for all heads", "[policy_core]") {
                                  {"picky field", "1", "3", "Picky"});
 }
 
-TEST_CASE("keep-lists lie over a table, a list a layer, sequence and head", "[policy_core]") {
+TEST_CASE("keep-lists lie over a table, a list a layer, sequence and head", "[policy]") {
   ha::PolicyTable table(2, 3, ha::WindowOnly{.window = 5});
   table.set(1, 2, ha::Full{});
   std::vector<std::int32_t> const tokens{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19};

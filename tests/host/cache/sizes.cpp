@@ -100,7 +100,7 @@ void check_plan(ha::PolicyTable const& table, std::vector<std::int32_t> const& l
 
 }  // namespace
 
-TEST_CASE("plans count what heads keep", "[policy_core]") {
+TEST_CASE("plans count what heads keep", "[cache]") {
   constexpr unsigned seed = 7;
   INFO("seed " << seed);
   std::mt19937 random(seed);
@@ -117,7 +117,7 @@ TEST_CASE("plans count what heads keep", "[policy_core]") {
   check_plan(ha::PolicyTable(2, 3, ha::Prune{}), {40, 7});
 }
 
-TEST_CASE("plans of long contexts and wide batches count in 64 bits", "[policy_core]") {
+TEST_CASE("plans of long contexts and wide batches count in 64 bits", "[cache]") {
   constexpr std::int32_t longest = std::numeric_limits<std::int32_t>::max();
   ha::Compaction const plan(ha::PolicyTable(3, 2), std::vector<std::int32_t>{longest, longest});
   std::int64_t const layer = 4 * std::int64_t{longest};
@@ -132,7 +132,7 @@ TEST_CASE("plans of long contexts and wide batches count in 64 bits", "[policy_c
                                  {"pages", "fit int32", std::to_string(plan.pages_total(4)), "consecutive_pages"});
 }
 
-TEST_CASE("plans refuse what they cannot answer", "[policy_core]") {
+TEST_CASE("plans refuse what they cannot answer", "[cache]") {
   ha::PolicyTable const table(2, 3, ha::WindowOnly{.window = 4});
   ha::Compaction const plan(table, std::vector<std::int32_t>{9, 1});
   auto const refused = [](auto const& call, ha::ErrorDetail const& parts) {
@@ -182,7 +182,7 @@ TEST_CASE("plans refuse what they cannot answer", "[policy_core]") {
       {"kept tokens", "in [0, 5]", "6", "layer 0, sequence 0, KV head 0"});
 }
 
-TEST_CASE("a device plan carries the bounds that the host planned with", "[policy_core]") {
+TEST_CASE("a device plan carries the bounds that the host planned with", "[cache]") {
   ha::PolicyTable const table(2, 3, ha::WindowOnly{.window = 4});
   ha::Compaction const plan(table, std::vector<std::int32_t>{9, 1});
   std::int32_t const lengths[2] = {9, 1};
@@ -197,7 +197,7 @@ TEST_CASE("a device plan carries the bounds that the host planned with", "[polic
   REQUIRE(device.d_status == nullptr);
 }
 
-TEST_CASE("what has been moved from is empty", "[policy_core]") {
+TEST_CASE("what has been moved from is empty", "[cache]") {
   ha::PolicyTable table(2, 3);
   ha::PolicyTable const moved_table = std::move(table);
   CHECK(moved_table.num_layers() == 2);
@@ -234,7 +234,7 @@ TEST_CASE("what has been moved from is empty", "[policy_core]") {
   check(ha::Compaction(ha::UniformTable(ha::Full{}, 2, 3), lengths));
 }
 
-TEST_CASE("pages of any size are counted without overflow", "[policy_core]") {
+TEST_CASE("pages of any size are counted without overflow", "[cache]") {
   constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
   ha::Compaction const plan(ha::PolicyTable(1, 2), std::vector<std::int32_t>{5});
   CHECK(plan.pages_total(most) == 2);
@@ -246,7 +246,7 @@ TEST_CASE("pages of any size are counted without overflow", "[policy_core]") {
       {"elements", "9223372036854775807", "2 * 9223372036854775807 * 2", "bytes_held_paged"});
 }
 
-TEST_CASE("pages are handed out in order", "[policy_core]") {
+TEST_CASE("pages are handed out in order", "[cache]") {
   ha::PolicyTable table(1, 3, ha::WindowOnly{.window = 9});
   table.set(0, 1, ha::Prune{});
   ha::Compaction const plan(table, std::vector<std::int32_t>{20, 4});
@@ -256,7 +256,7 @@ TEST_CASE("pages are handed out in order", "[policy_core]") {
   REQUIRE(pages.last_page_len == std::vector<std::int32_t>{1, 0, 1, 4, 0, 4});
 }
 
-TEST_CASE("an empty keep-list keeps nothing, no keep-list leaves it to the table", "[policy_core]") {
+TEST_CASE("an empty keep-list keeps nothing, no keep-list leaves it to the table", "[cache]") {
   std::vector<ha::KeepList> const lists{{}, {nullptr, 0}};
   ha::WithKeepLists const table(ha::UniformTable(ha::WindowOnly{.window = 3}, 1, 2), lists.data(), 1);
   ha::Compaction const plan(table, std::vector<std::int32_t>{5});
@@ -277,7 +277,7 @@ TEST_CASE("an empty keep-list keeps nothing, no keep-list leaves it to the table
       {"keep-lists", "a pointer", "nullptr", "WithKeepLists"});
 }
 
-TEST_CASE("a head's group is decided over all sequences", "[policy_core]") {
+TEST_CASE("a head's group is decided over all sequences", "[cache]") {
   // Pruned in the first sequence, a list in the second.
   std::int32_t const tokens[2] = {0, 1};
   std::vector<ha::KeepList> const lists{{}, {tokens, 2}};
@@ -293,4 +293,36 @@ TEST_CASE("a head's group is decided over all sequences", "[policy_core]") {
   ha::Compaction const mixed(full, std::vector<std::int32_t>{5, 5});
   REQUIRE(mixed.grouped_capacity(0).full_heads == 0);
   REQUIRE(mixed.grouped_capacity(0).head_rows == 5);
+}
+
+TEST_CASE("plans know sizes beforehand", "[cache]") {
+  ha::PolicyTable table(2, 2, ha::SinkWindow{.sink = 2, .window = 6});
+  table.set(1, 0, ha::Full{});
+  table.set(1, 1, ha::Prune{});
+  ha::Compaction const plan(table, std::vector<std::int32_t>{100, 5});
+  REQUIRE(plan.kept_total() == 8 + 8 + 5 + 5 + 100 + 0 + 5 + 0);
+  REQUIRE(plan.kept_total(0) == 26);
+  REQUIRE(plan.full_total() == 105 * 4);
+  REQUIRE(plan.cu_seqlens(0) == std::vector<std::int32_t>{0, 8, 16, 21, 26});
+  REQUIRE(plan.cu_seqlens(1) == std::vector<std::int32_t>{0, 100, 100, 105, 105});
+  REQUIRE(plan.layer_begin(1) == 26);
+  REQUIRE(plan.layer_begin(2) == 131);
+  REQUIRE(plan.max_kept(0) == 8);
+  REQUIRE(plan.pages_total(16) == 4 + 7 + 1);
+  REQUIRE(plan.bytes_held(64, 2) == 131 * 64 * 2 * 2);
+  REQUIRE(plan.bytes_held_paged(16, ha::TokenBytes{.key = 10, .value = 6}) == 12 * 16 * 16);
+  REQUIRE(plan.bytes_full(ha::TokenBytes::of(64, 2)) == 420 * 256);
+
+  auto const after = ha::cache_info(plan, ha::TokenBytes::of(64, 2));
+  REQUIRE(after.rows == 131);
+  REQUIRE(after.bytes == plan.bytes_held(64, 2));
+  REQUIRE(after.layers[1].lengths.min == 0);
+  REQUIRE(after.layers[1].lengths.max == 100);
+  REQUIRE(after.layers[1].lengths.mean == 105.0 / 4);
+  REQUIRE(after.ratio == 131.0 / 420);
+  auto const before = ha::full_cache_info(plan, ha::TokenBytes::of(64, 2));
+  REQUIRE(before.rows == 420);
+  REQUIRE(before.lengths.min == 5);
+  REQUIRE(before.lengths.max == 100);
+  REQUIRE(before.ratio == 1);
 }

@@ -3,14 +3,9 @@
 #include "support/errors.hpp"
 #include "support/reference_cache.hpp"
 
-#include <headaware/cache/cache_info.hpp>
-#include <headaware/cache/compaction.hpp>
-#include <headaware/element.hpp>
 #include <headaware/policy/table.hpp>
 
-#include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -181,75 +176,4 @@ TEST_CASE("tensor-parallel ranks get their KV heads", "[policy]") {
     REQUIRE(table.slice(rank, 16).at(0, 0).get<ha::WindowOnly>().window == rank / 2);
   check_error<ha::ArgumentError>([&] { (void)table.slice(0, 3); }, {"ranks", "8 KV heads", "3", "slice"});
   check_error<ha::ArgumentError>([&] { (void)table.slice(2, 2); }, {"rank", "[0, 2)", "2", "slice"});
-}
-
-TEST_CASE("plans know sizes beforehand", "[policy]") {
-  ha::PolicyTable table(2, 2, ha::SinkWindow{.sink = 2, .window = 6});
-  table.set(1, 0, ha::Full{});
-  table.set(1, 1, ha::Prune{});
-  ha::Compaction const plan(table, std::vector<std::int32_t>{100, 5});
-  REQUIRE(plan.kept_total() == 8 + 8 + 5 + 5 + 100 + 0 + 5 + 0);
-  REQUIRE(plan.kept_total(0) == 26);
-  REQUIRE(plan.full_total() == 105 * 4);
-  REQUIRE(plan.cu_seqlens(0) == std::vector<std::int32_t>{0, 8, 16, 21, 26});
-  REQUIRE(plan.cu_seqlens(1) == std::vector<std::int32_t>{0, 100, 100, 105, 105});
-  REQUIRE(plan.layer_begin(1) == 26);
-  REQUIRE(plan.layer_begin(2) == 131);
-  REQUIRE(plan.max_kept(0) == 8);
-  REQUIRE(plan.pages_total(16) == 4 + 7 + 1);
-  REQUIRE(plan.bytes_held(64, 2) == 131 * 64 * 2 * 2);
-  REQUIRE(plan.bytes_held_paged(16, ha::TokenBytes{.key = 10, .value = 6}) == 12 * 16 * 16);
-  REQUIRE(plan.bytes_full(ha::TokenBytes::of(64, 2)) == 420 * 256);
-
-  auto const after = ha::cache_info(plan, ha::TokenBytes::of(64, 2));
-  REQUIRE(after.rows == 131);
-  REQUIRE(after.bytes == plan.bytes_held(64, 2));
-  REQUIRE(after.layers[1].lengths.min == 0);
-  REQUIRE(after.layers[1].lengths.max == 100);
-  REQUIRE(after.layers[1].lengths.mean == 105.0 / 4);
-  REQUIRE(after.ratio == 131.0 / 420);
-  auto const before = ha::full_cache_info(plan, ha::TokenBytes::of(64, 2));
-  REQUIRE(before.rows == 420);
-  REQUIRE(before.lengths.min == 5);
-  REQUIRE(before.lengths.max == 100);
-  REQUIRE(before.ratio == 1);
-}
-
-TEST_CASE("half-precision numbers", "[policy]") {
-  auto const bits_of = [](float value) {
-    std::uint32_t bits = 0;
-    std::memcpy(&bits, &value, sizeof(bits));
-    return bits;
-  };
-  for (std::uint32_t bits = 0; bits < 65536; ++bits) {
-    auto const half = ha::float16{static_cast<std::uint16_t>(bits)};
-    int const exponent = static_cast<int>(bits >> 10 & 31);
-    double const fraction = (bits & 1023) / 1024.0;
-    double const magnitude = exponent == 0 ? std::ldexp(fraction, -14) : std::ldexp(1 + fraction, exponent - 15);
-    float const value = ha::to_float(half);
-    if (exponent == 31) {
-      REQUIRE(((bits & 1023) != 0 ? std::isnan(value) : std::isinf(value)));
-    } else {
-      REQUIRE(std::abs(double(value)) == magnitude);
-    }
-    REQUIRE(std::signbit(value) == (bits >= 32768));
-    if (!std::isnan(value)) REQUIRE(ha::from_float<ha::float16>(value) == half);
-    float const wide = ha::to_float(ha::bfloat16{static_cast<std::uint16_t>(bits)});
-    REQUIRE(bits_of(wide) == bits << 16);
-    if (!std::isnan(wide)) REQUIRE(ha::from_float<ha::bfloat16>(wide).bits == bits);
-  }
-  // Rounding to nearest, ties to even, between neighbours.
-  for (std::uint32_t bits = 0; bits < 0x7bff; ++bits) {
-    float const low = ha::to_float(ha::float16{static_cast<std::uint16_t>(bits)});
-    float const high = ha::to_float(ha::float16{static_cast<std::uint16_t>(bits + 1)});
-    float const middle = low + (high - low) / 2;
-    REQUIRE(ha::from_float<ha::float16>(middle).bits == (bits % 2 == 0 ? bits : bits + 1));
-    REQUIRE(ha::from_float<ha::float16>(std::nextafter(middle, high)).bits == bits + 1);
-    REQUIRE(ha::from_float<ha::float16>(std::nextafter(middle, low)).bits == bits);
-  }
-  REQUIRE(ha::from_float<ha::float16>(65520.0F).bits == 0x7c00);
-  REQUIRE(ha::from_float<ha::float16>(65519.0F).bits == 0x7bff);
-  REQUIRE(std::isnan(ha::to_float(ha::from_float<ha::float16>(std::nanf("")))));
-  REQUIRE(ha::from_float<ha::bfloat16>(1.00390625F).bits == 0x3f80);
-  REQUIRE(ha::from_float<ha::bfloat16>(1.01171875F).bits == 0x3f82);
 }
