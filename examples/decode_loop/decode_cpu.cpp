@@ -1,4 +1,4 @@
-// Decoding in batches on a cache in which every KV head keeps other tokens, on the CPU: sequences join with a prompt,
+// Decoding in batches on a cache in which every KV head keeps its own tokens, on the CPU: sequences join with a prompt,
 // fork, have drafts rejected, and leave. Every decoded output is compared with dense masked attention, and bytes and
 // time with those of the same loop in which all heads keep everything.
 

@@ -1,8 +1,8 @@
-// Decoding in batches on a cache in which every KV head keeps other tokens, on CUDA: the host edits the tables of
+// Decoding in batches on a cache in which every KV head keeps its own tokens, on CUDA: the host edits the tables of
 // pages, and what a step launches is captured once in a graph. Every decoded output is compared with dense masked
 // attention, and bytes and time with those of the same loop in which all heads keep everything.
 
-#include "cuda_helpers.hpp"
+#include "../cuda_helpers.hpp"
 #include "toy_model.hpp"
 
 #include <headaware/attention/attend.cuh>
@@ -49,13 +49,12 @@ toy::Cost decode(ha::PolicyTable const& table, cudaStream_t stream) {
   DeviceArray<ha::float16> const d_pool_keys(pool_elements), d_pool_values(pool_elements);
   ha::PageStorage<ha::float16> const pool{d_pool_keys.data(), d_pool_values.data(), head_dim, head_dim};
   ha::PagedHeads pages(table, {num_sequences, page_size, num_pages, {.max_tokens = max_tokens, .slack = slack}});
-  DeviceArray<std::byte> const d_heads(pages.head_bytes().size());
+  DeviceArray<std::byte> const d_heads(pages.head_bytes(), stream);
   DeviceArray<std::int32_t> const d_table(pages.table().size()), d_lengths(num_sequences);
   DeviceArray<std::int32_t> const d_before(num_sequences), d_written(num_sequences), d_counts(num_sequences);
   std::int32_t const max_copies = pages.max_copies();  // of a layer: num_sequences * num_kv_heads
   DeviceArray<ha::PageCopy> const d_copies(static_cast<std::size_t>(num_layers * max_copies));
   std::size_t most_copies = 0;
-  d_heads.upload(pages.head_bytes(), stream);  // once
 
   // [decode]
   ha::PagedHeadsView const d_pages = pages.view_at(d_heads.data(), d_table.data());

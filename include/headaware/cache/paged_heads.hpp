@@ -186,8 +186,8 @@ class PagedHeads {
     return step;
   }
 
-  /// The most copies on write of one step in one layer: each KV head of each sequence writes on in at most one page that
-  /// others own too. A captured launch of a layer's append has to allow for as many.
+  /// The most copies on write of one step in one layer: each KV head of each sequence writes on in at most one page
+  /// that others own too. A captured launch of a layer's append has to allow for as many.
   [[nodiscard]] std::int32_t max_copies() const { return shape_.num_sequences * plan_.num_kv_heads(); }
   /// @brief Sorts a step's copies by layer and fills up with copies of no tokens, which do nothing: the fixed number of
   /// copies that a captured graph needs.

@@ -1,6 +1,7 @@
 #pragma once
 
-// CUDA's errors as exceptions, device memory with an owner and captured graphs: an engine has its own.
+// CUDA's errors as exceptions, device memory with an owner and captured graphs, for the examples: an engine has its
+// own.
 
 #include <cuda_runtime_api.h>
 
@@ -19,6 +20,7 @@ class DeviceArray {
   ~DeviceArray() { cudaFree(data_); }
   DeviceArray(DeviceArray const&) = delete;
   DeviceArray& operator=(DeviceArray const&) = delete;
+  DeviceArray(std::span<T const> host, cudaStream_t stream) : DeviceArray(host.size()) { upload(host, stream); }
   [[nodiscard]] T* data() const { return data_; }
   [[nodiscard]] std::size_t size() const { return size_; }
   void upload(std::span<T const> host, cudaStream_t stream) const {
