@@ -23,7 +23,7 @@ constexpr std::int32_t page_size = 16;
 constexpr std::int32_t num_pages = 640;
 constexpr std::int32_t max_tokens = 400;  // of a sequence
 constexpr std::int32_t prompt = 300;
-constexpr std::int32_t drafts = 3;
+constexpr std::int32_t drafts = 3;  // tokens tried ahead, which can be taken back
 
 toy::Cost decode(ha::PolicyTable const& table) {
   toy::Model model(table);

@@ -59,10 +59,10 @@ toy::Cost decode(ha::PolicyTable const& table, cudaStream_t stream) {
   // [decode]
   ha::PagedHeadsView const d_pages = pages.view_at(d_heads.data(), d_table.data());
   auto const append = [&](std::int32_t layer, std::int32_t max_count) {
-    // Captured with the most copies that any step makes: a page per KV head and sequence, if all go on after forks.
-    ha::DevicePageStep const step{d_before.data(), d_written.data(),
-                                  d_counts.data(), d_copies.data() + layer * max_copies,
-                                  max_copies,      max_count};
+    ha::DevicePageStep step{.d_lengths = d_before.data(), .d_written = d_written.data(), .d_counts = d_counts.data()};
+    step.max_count = max_count;
+    step.d_copies = d_copies.data() + layer * max_copies;
+    step.num_copies = max_copies;  // the most of any step: a page per KV head and sequence, if all go on after forks
     auto const layout = ha::strided_bshd(num_sequences, max_count, num_kv_heads, head_dim);
     check(ha::append(d_pages, step, layers[layer].cache(), layout, pool, layer, stream));
   };

@@ -16,7 +16,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace toy {
@@ -58,7 +60,7 @@ struct Projections {
 
 class Model {
  public:
-  explicit Model(ha::PolicyTable const& table) : table_(table), texts_(num_sequences) {}
+  explicit Model(ha::PolicyTable table) : table_(std::move(table)), texts_(num_sequences) {}
 
   void fork(std::size_t from, std::size_t to) { texts_[to] = texts_[from]; }
 
@@ -138,7 +140,8 @@ class Model {
                                                     std::int64_t position) const {
     std::vector<std::int64_t> const& text = texts_[sequence];
     std::int32_t const kv_head = head / (num_query_heads / num_kv_heads);
-    std::vector<double> logits(static_cast<std::size_t>(position + 1), -INFINITY);
+    constexpr double hidden = -std::numeric_limits<double>::infinity();
+    std::vector<double> logits(static_cast<std::size_t>(position + 1), hidden);
     for (std::int64_t t = 0; t <= position; ++t) {
       bool const seen = table_.visit(layer, kv_head, [&](auto const& policy) { return ha::sees(policy, position, t); });
       if (!seen) continue;
@@ -153,7 +156,7 @@ class Model {
     double const largest = *std::max_element(logits.begin(), logits.end());
     double total = 0;
     for (std::size_t t = 0; t < logits.size(); ++t) {
-      if (logits[t] == -INFINITY) continue;
+      if (logits[t] == hidden) continue;
       double const weight = std::exp(logits[t] - largest);
       total += weight;
       for (std::size_t c = 0; c < result.size(); ++c) {
