@@ -46,8 +46,7 @@ struct DevicePagedPlacement : PagedPlacement {
 /// @pre    tables that `source` reads name places for the new tokens (`validate_tables`)
 /// @return cudaErrorInvalidValue where the CPU's `append` throws, but for what tables say; launch errors
 /// @note   Deterministic; graph-capturable: a graph may be replayed with other tables, lengths and counts in the same
-///         memory, and with as many copies (one of no tokens does nothing). One launch; none
-///         without sequences.
+///         memory, and with as many copies (`PagedHeads::padded_copies`). One launch; none without sequences.
 /// @par Cost  The bytes that stay are read once and written once, in 16-byte accesses where runs and pointers are
 ///            aligned to it; of old bytes, only those of copies on write
 template <class U, class Source, class T>

@@ -186,6 +186,24 @@ class PagedHeads {
     return step;
   }
 
+  /// The most copies on write of one step in one layer: each KV head of each sequence writes on in at most one page
+  /// that others own too. A captured launch of a layer's append has to allow for as many.
+  [[nodiscard]] std::int32_t max_copies() const { return shape_.num_sequences * plan_.num_kv_heads(); }
+  /// @brief Sorts a step's copies by layer and fills up with copies of no tokens, which do nothing: the fixed number of
+  /// copies that a captured graph needs.
+  /// @param step  of the last `append`
+  /// @return [num_layers, max_copies()]
+  /// @throws ArgumentError if the tables have changed since
+  [[nodiscard]] std::vector<PageCopy> padded_copies(PageStep const& step) const {
+    require(step.generation == generation_, "step", "the last append's", "another", "PagedHeads::padded_copies");
+    std::vector<PageCopy> result(at(plan_.num_layers()) * at(max_copies()));
+    std::vector<std::size_t> used(at(plan_.num_layers()));
+    for (PageCopy const& copy : step.copies) {
+      result[at(copy.layer) * at(max_copies()) + used[at(copy.layer)]++] = copy;
+    }
+    return result;
+  }
+
   /// How many of a sequence's last tokens can be taken back: as `RollingState::max_rollback`.
   [[nodiscard]] std::int64_t max_rollback(std::int32_t sequence) const {
     return state_.max_rollback(plan_.view(), sequence);

@@ -117,6 +117,13 @@ static_assert(KvLayout<StridedLayout>);
   return strided_bshd(1, tokens, num_kv_heads, head_dim);
 }
 
+/// @brief `[num_sequences, num_heads, head_dim]`, contiguous: a decode batch, one token per sequence.
+/// @throws ArgumentError as `StridedLayout`
+[[nodiscard]] inline StridedLayout strided_bhd(std::int64_t num_sequences, std::int64_t num_heads,
+                                               std::int64_t head_dim) {
+  return strided_bshd(num_sequences, 1, num_heads, head_dim);
+}
+
 /// @brief `[batch, num_kv_heads, head_dim, tokens]`, contiguous: transposed values.
 /// @throws ArgumentError as `StridedLayout`
 [[nodiscard]] inline StridedLayout strided_bhds(std::int64_t batch, std::int64_t num_kv_heads, std::int64_t head_dim,

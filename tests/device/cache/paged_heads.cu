@@ -108,7 +108,7 @@ TEST_CASE("keys and values joined in a page, copies on write among them, replaye
   // What the graph reads: tables, a step with as many copies as there can be, and new tokens.
   ha::PageStep longest = pages.append(std::vector<std::int32_t>{0, 0});
   DeviceTables const tables(pages);
-  longest.copies.assign(16, ha::PageCopy{});
+  longest.copies = pages.padded_copies(longest);
   longest.max_count = 1;
   DeviceStep const d_step(longest);
   DeviceTokens<std::uint16_t> const d_news(NewTokens<std::uint16_t>(model, {0, 0}, layout, layout));
@@ -135,7 +135,7 @@ TEST_CASE("keys and values joined in a page, copies on write among them, replaye
     NewTokens<std::uint16_t> const news(model, counts, layout, layout);
     ha::append(pages, step, news.layers(), layout, storage);
     copies += static_cast<int>(step.copies.size());
-    step.copies.resize(16);
+    step.copies = pages.padded_copies(step);
     upload(const_cast<ha::PageCopy*>(d_step.view.d_copies), step.copies);
     upload(const_cast<std::int32_t*>(d_step.view.d_lengths), step.lengths);
     upload(const_cast<std::int32_t*>(d_step.view.d_written), step.written);

@@ -3,6 +3,7 @@
 #include "support/errors.hpp"
 #include "support/paged_walk.hpp"
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -300,6 +301,40 @@ TEST_CASE("pages are written layer by layer behind a fork", "[cache]") {
     }
     REQUIRE(cache.good());
   }
+}
+
+TEST_CASE("copies of a step, padded to a number that does not change", "[cache]") {
+  ha::PolicyTable table(2, 2, ha::SinkWindow{.sink = 1, .window = 6});
+  table.set(1, 0, ha::Prune{});
+  ha::PagedHeads pages(table, {.num_sequences = 3, .page_size = 4, .num_pages = 60});
+  REQUIRE(pages.max_copies() == 6);
+  auto const padded = [&](std::vector<std::int32_t> const& counts, std::vector<int> const& in_layers) {
+    ha::PageStep const step = pages.append(counts);
+    std::vector<ha::PageCopy> const copies = pages.padded_copies(step);
+    REQUIRE(copies.size() == 2 * 6);
+    std::size_t found = 0;
+    for (std::size_t i = 0; i < copies.size(); ++i) {
+      bool const used = static_cast<int>(i % 6) < in_layers[i / 6];
+      REQUIRE((copies[i].tokens > 0) == used);
+      if (!used) continue;
+      REQUIRE(copies[i].layer == static_cast<std::int32_t>(i / 6));
+      REQUIRE(std::any_of(step.copies.begin(), step.copies.end(), [&](ha::PageCopy const& copy) {
+        return copy.layer == copies[i].layer && copy.from == copies[i].from && copy.to == copies[i].to;
+      }));
+      ++found;
+    }
+    REQUIRE(found == step.copies.size());
+    return step;
+  };
+  padded({6, 0, 0}, {0, 0});
+  pages.fork(0, 1);
+  pages.fork(0, 2);
+  padded({0, 1, 0}, {2, 1});
+  ha::PageStep const step = padded({1, 0, 1}, {4, 2});
+  pages.release(2);
+  check_error<ha::ArgumentError>([&] { (void)pages.padded_copies(step); },
+                                 {"step", "the last append's", "another", "PagedHeads::padded_copies"});
+  REQUIRE(ha::PagedHeads(table, {.num_sequences = 0, .num_pages = 1}).max_copies() == 0);
 }
 
 TEST_CASE("a step of other tables is not written, however many changes both have seen", "[cache]") {

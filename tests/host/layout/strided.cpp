@@ -28,6 +28,10 @@ TEST_CASE("strided layouts are the arrays of their names", "[layout]") {
                             [&](auto s, auto h, auto t, auto c) { return bhsd.at(s, h, t, c); });
   layout_test::check_layout(ha::strided_bshd(batch, tokens, heads, dim), lengths, heads, dim, size,
                             [&](auto s, auto h, auto t, auto c) { return bshd.at(s, t, h, c); });
+  if (tokens == 1) {
+    layout_test::check_layout(ha::strided_bhd(batch, heads, dim), lengths, heads, dim, size,
+                              [&](auto s, auto h, auto t, auto c) { return bhsd.at(s, h, t, c); });
+  }
   layout_test::check_layout(ha::strided_bhds(batch, heads, dim, tokens), lengths, heads, dim, size,
                             [&](auto s, auto h, auto t, auto c) { return bhds.at(s, h, c, t); });
   CHECK(ha::strided_bhds(2, 2, 4, 3).tokens_adjacent());
