@@ -65,10 +65,10 @@ int main() {
   cudaGraphExec_t executable = nullptr;
   CHECK(cudaStreamCreate(&stream));
   std::size_t temp_bytes = 0;
-  CHECK(ha::compress(nullptr, temp_bytes, d_plan, layers, source, kept, stream));
+  CHECK(ha::device::compress(nullptr, temp_bytes, d_plan, layers, source, kept, stream));
   CHECK(cudaMalloc(&d_temp, temp_bytes));
   CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  CHECK(ha::compress(d_temp, temp_bytes, d_plan, layers, source, kept, stream));
+  CHECK(ha::device::compress(d_temp, temp_bytes, d_plan, layers, source, kept, stream));
   CHECK(cudaStreamEndCapture(stream, &graph));
   CHECK(cudaGraphInstantiate(&executable, graph, 0));
 

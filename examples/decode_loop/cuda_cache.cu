@@ -90,9 +90,10 @@ class CudaCache final : public DecodeCache {
     auto const plan = ha::Compaction(table, lengths).on_device(table.view_at(d_table.data()), d_lengths.data());
     auto const layers = prompt.layers(d_full_keys.data(), d_full_values.data());
     std::size_t temp_bytes = 0;
-    check(ha::compress(nullptr, temp_bytes, plan, layers, prompt.layout(), kept_, stream_.get()), "compress");
+    check(ha::device::compress(nullptr, temp_bytes, plan, layers, prompt.layout(), kept_, stream_.get()), "compress");
     DeviceArray<std::byte> const d_temp(temp_bytes);
-    check(ha::compress(d_temp.data(), temp_bytes, plan, layers, prompt.layout(), kept_, stream_.get()), "compress");
+    check(ha::device::compress(d_temp.data(), temp_bytes, plan, layers, prompt.layout(), kept_, stream_.get()),
+          "compress");
     check(cudaMemsetAsync(d_counters_.data(), 0,
                           static_cast<std::size_t>(shape_.layers) * ha::RollingStateView::bytes(1), stream_.get()),
           "cudaMemsetAsync");

@@ -597,7 +597,7 @@ TEST_CASE("bad input is named and nothing is written", "[cache]") {
       },
       {"rotary_dim", "[2, 8]", "16", "KeyRotation"});
   fails([&] { (void)plan.kept(0, 0, 2); }, {"KV head", "[0, 2)", "2", "kept"});
-  fails([&] { (void)plan.max_kept(-1); }, {"layer", "[0, 2)", "-1", "Compaction"});
+  fails([&] { (void)plan.max_kept(-1); }, {"layer", "[0, 2)", "-1", "CacheSizes"});
 }
 
 TEST_CASE("nothing to keep is no error", "[cache]") {

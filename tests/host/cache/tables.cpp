@@ -282,14 +282,14 @@ TEST_CASE("a policy of one's own names tokens of the sequence, or is refused", "
     ha::compress_in_place(plan, cache.layers(), layout);
   };
   auto const refused = [&](std::int64_t shift, std::string const& expected, std::string const& got) {
-    std::string const where = ", layer 0, sequence 0, KV head 0, slot 1";
+    std::string const where = ", layer 0, sequence 0, KV head 0, row 1";
     check_error<ha::ArgumentError>([&] { compress(shift); }, {"policy 'astray'", expected, got, "compress" + where});
     check_error<ha::ArgumentError>([&] { in_place(shift); },
                                    {"policy 'astray'", expected, got, "compress_in_place" + where});
     REQUIRE(same_bytes(kept, guarded<float>(2 * 12 * dim)));
     REQUIRE(same_bytes(cache.keys[0], before.keys[0]));
   };
-  std::string const range = "above the slot before, 7, and below 10";
+  std::string const range = "above the row before, 7, and below 10";
   refused(1000000, range, "1000008");
   refused(2, range, "10");
   refused(-1, range, "7");  // a token twice

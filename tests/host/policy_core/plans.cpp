@@ -143,19 +143,19 @@ TEST_CASE("plans refuse what they cannot answer", "[policy_core]") {
         (void)ha::Compaction(table, std::vector<std::int32_t>{3, -7, -8});
       },
       {"negative length", "tokens >= 0", "-7", "sequence 1"});
-  refused([&] { (void)plan.kept(2, 0, 0); }, {"layer", "in [0, 2)", "2", "Compaction"});
-  refused([&] { (void)plan.kept(-1, 0, 0); }, {"layer", "in [0, 2)", "-1", "Compaction"});
-  refused([&] { (void)plan.kept(0, 2, 0); }, {"sequence", "in [0, 2)", "2", "Compaction::kept"});
-  refused([&] { (void)plan.kept(0, 0, -1); }, {"KV head", "in [0, 3)", "-1", "Compaction::kept"});
-  refused([&] { (void)plan.segment(12); }, {"segment", "in [0, 12)", "12", "Compaction::segment"});
-  refused([&] { (void)plan.segment(-1); }, {"segment", "in [0, 12)", "-1", "Compaction::segment"});
-  refused([&] { (void)plan.kept_total(2); }, {"layer", "in [0, 2)", "3", "Compaction"});
-  refused([&] { (void)plan.max_kept(2); }, {"layer", "in [0, 2)", "2", "Compaction"});
-  refused([&] { (void)plan.cu_seqlens(-1); }, {"layer", "in [0, 2)", "-1", "Compaction"});
-  refused([&] { (void)plan.grouped_capacity(2); }, {"layer", "in [0, 2)", "2", "Compaction"});
+  refused([&] { (void)plan.kept(2, 0, 0); }, {"layer", "in [0, 2)", "2", "CacheSizes"});
+  refused([&] { (void)plan.kept(-1, 0, 0); }, {"layer", "in [0, 2)", "-1", "CacheSizes"});
+  refused([&] { (void)plan.kept(0, 2, 0); }, {"sequence", "in [0, 2)", "2", "CacheSizes::kept"});
+  refused([&] { (void)plan.kept(0, 0, -1); }, {"KV head", "in [0, 3)", "-1", "CacheSizes::kept"});
+  refused([&] { (void)plan.segment(12); }, {"segment", "in [0, 12)", "12", "CacheSizes::segment"});
+  refused([&] { (void)plan.segment(-1); }, {"segment", "in [0, 12)", "-1", "CacheSizes::segment"});
+  refused([&] { (void)plan.kept_total(2); }, {"layer", "in [0, 2)", "3", "CacheSizes"});
+  refused([&] { (void)plan.max_kept(2); }, {"layer", "in [0, 2)", "2", "CacheSizes"});
+  refused([&] { (void)plan.cu_seqlens(-1); }, {"layer", "in [0, 2)", "-1", "CacheSizes"});
+  refused([&] { (void)plan.grouped_capacity(2); }, {"layer", "in [0, 2)", "2", "CacheSizes"});
   refused([&] { (void)plan.pages_total(0); }, {"page size", "> 0", "0", "pages_total"});
   refused([&] { (void)plan.pages_needed(0, -4); }, {"page size", "> 0", "-4", "pages_needed"});
-  refused([&] { (void)plan.pages_needed(2, 4); }, {"sequence", "in [0, 2)", "2", "Compaction"});
+  refused([&] { (void)plan.pages_needed(2, 4); }, {"sequence", "in [0, 2)", "2", "CacheSizes"});
   refused([&] { (void)plan.bytes_held_paged(0, {}); }, {"page size", "> 0", "0", "pages_total"});
   refused([&] { (void)ha::consecutive_pages(plan, 0); }, {"page size", "> 0", "0", "pages_total"});
   refused([&] { (void)plan.on_device(ha::UniformTable(ha::Full{}, 1, 3), nullptr); },
@@ -226,8 +226,8 @@ TEST_CASE("what has been moved from is empty", "[policy_core]") {
       CHECK(plan.cu_seqlens(layer) == std::vector<std::int32_t>{0});
       CHECK(plan.grouped_capacity(layer).rows == 0);
     }
-    check_error<ha::ArgumentError>([&] { (void)plan.kept(0, 0, 0); }, {"", "[0, 0)", "0", "Compaction"});
-    check_error<ha::ArgumentError>([&] { (void)plan.segment(0); }, {"segment", "[0, 0)", "0", "Compaction"});
+    check_error<ha::ArgumentError>([&] { (void)plan.kept(0, 0, 0); }, {"", "[0, 0)", "0", "CacheSizes"});
+    check_error<ha::ArgumentError>([&] { (void)plan.segment(0); }, {"segment", "[0, 0)", "0", "CacheSizes"});
   };
   std::vector<std::int32_t> const lengths{5, 7};
   check(ha::Compaction(ha::PolicyTable(2, 3), lengths));
