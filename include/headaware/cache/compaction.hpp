@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// What a compaction keeps: the policies of all heads, and the sizes that they give to a batch of sequences.
+/// A compaction: the policies of all heads, and the sizes that they give to a batch of sequences.
 
 #include <headaware/cache/segment.hpp>
 #include <headaware/cache/sizes.hpp>

@@ -24,7 +24,7 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Rows [begin, end) of one segment, or of neighbouring heads of one sequence: what one thread moves at a time.
+/// Rows [begin, end) of one segment, or of neighbouring heads of one sequence: moved by one thread at a time.
 struct Tile {
   std::int64_t first_segment = 0;
   std::int64_t heads = 1;
@@ -157,7 +157,7 @@ void rotate_rows(KeyRotation const& rotation, std::int64_t sequence, std::int64_
   }
 }
 
-/// Keys or values of one transfer: what a tile needs to know of them.
+/// Keys or values of one transfer, as tiles need them.
 template <class T, class Layout, class Form>
 struct Plane {
   Layout layout;

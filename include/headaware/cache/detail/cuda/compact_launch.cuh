@@ -124,7 +124,7 @@ void launch_compress(DeviceCompaction<Table> const& compaction, CompactionArrays
   launch("compress", gather_kernel<Table, Planes...>, grid, block_threads, 0, stream, gathering, tables);
 }
 
-/// What both calls ask of the model's shape and of the lengths.
+/// Checks the number of layers and the pointer to lengths, for both calls.
 template <class Table>
 void check_device_compaction(DeviceCompaction<Table> const& compaction, char const* where) {
   require(compaction.table.num_layers() <= max_layers, "layers", "at most 256", compaction.table.num_layers(), where);

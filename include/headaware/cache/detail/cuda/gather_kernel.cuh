@@ -36,7 +36,7 @@ struct DevicePlane {
   std::int32_t element_bytes;
 };
 
-/// What the kernel looks up by layer.
+/// Looked up by layer.
 template <std::size_t NumPlanes>
 struct LayerTables {
   LayerCapacity capacities[max_layers];

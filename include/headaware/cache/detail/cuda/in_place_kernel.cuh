@@ -42,7 +42,7 @@ struct FirstMovedRow {
   }
 };
 
-/// What the block's threads share: the segment, and the tokens of the rows that move next.
+/// Shared by the block's threads: the segment, and the tokens of the rows that move next.
 struct InPlaceShared {
   Segment segment;
   std::int64_t moved;  ///< rows before it hold their own token

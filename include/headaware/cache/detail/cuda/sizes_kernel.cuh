@@ -13,7 +13,7 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// What the gather kernel reads to find its work; lives in temporary storage.
+/// Tells the gather kernel which rows each block moves; lives in temporary storage.
 struct CompactionArrays {
   std::int64_t* row_offsets = nullptr;   ///< [segments + 1] kept rows before each segment
   std::int32_t* tile_offsets = nullptr;  ///< [segments + 1] tiles before each segment; the last: tiles in all
