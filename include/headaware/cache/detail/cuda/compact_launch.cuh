@@ -8,6 +8,7 @@
 #include <headaware/cache/detail/cuda/gather_kernel.cuh>
 #include <headaware/cache/detail/cuda/in_place_kernel.cuh>
 #include <headaware/cache/detail/cuda/sizes_kernel.cuh>
+#include <headaware/cache/detail/cuda/vector_elements.cuh>
 #include <headaware/cache/rotation.hpp>
 #include <headaware/cache/transfer.hpp>
 #include <headaware/cache/validate.hpp>
@@ -29,18 +30,6 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
-
-/// The widest power-of-two access, in elements, that `run` elements and all the addresses allow.
-/// @param addresses  all of them, joined by `|`
-template <class T>
-std::int64_t vector_elements(std::int64_t run, std::uintptr_t addresses) {
-  std::int64_t width = 16 / static_cast<std::int64_t>(sizeof(T));
-  auto const fits = [&](std::int64_t elements) {
-    return run % elements == 0 && addresses % (static_cast<std::uintptr_t>(elements) * sizeof(T)) == 0;
-  };
-  while (width > 1 && !fits(width)) width /= 2;
-  return width;
-}
 
 /// Elements in which a form's rows are aligned.
 template <class Form>
