@@ -46,9 +46,11 @@ void compaction(benchmark::State& state, ha::StridedLayout const& source) {
   auto const plan = model().device_plan();
   auto const kept = model().kept();
   std::size_t temp_bytes = 0;
-  BENCH_CHECK(ha::compress(nullptr, temp_bytes, plan, model().layers, source, kept, stream));
+  BENCH_CHECK(ha::device::compress(nullptr, temp_bytes, plan, model().layers, source, kept, stream));
   bench::DeviceArray<std::byte> const temp(temp_bytes);
-  timed(state, [&] { BENCH_CHECK(ha::compress(temp.data(), temp_bytes, plan, model().layers, source, kept, stream)); });
+  timed(state, [&] {
+    BENCH_CHECK(ha::device::compress(temp.data(), temp_bytes, plan, model().layers, source, kept, stream));
+  });
 }
 
 void compaction_bhsd(benchmark::State& state) {

@@ -17,9 +17,9 @@ int main() {
   auto const plan = model.device_plan();
   auto const kept = model.kept();
   std::size_t temp_bytes = 0;
-  BENCH_CHECK(headaware::compress(nullptr, temp_bytes, plan, model.layers, source, kept, nullptr));
+  BENCH_CHECK(headaware::device::compress(nullptr, temp_bytes, plan, model.layers, source, kept, nullptr));
   bench::DeviceArray<std::byte> const temp(temp_bytes);
-  BENCH_CHECK(headaware::compress(temp.data(), temp_bytes, plan, model.layers, source, kept, nullptr));
+  BENCH_CHECK(headaware::device::compress(temp.data(), temp_bytes, plan, model.layers, source, kept, nullptr));
   BENCH_CHECK(cudaDeviceSynchronize());
   std::printf("kept_bytes %lld\n", static_cast<long long>(model.kept_bytes()));
 }

@@ -52,10 +52,10 @@ int main() try {
   auto const kept = ha::ragged(plan, d_kept_keys.data(), d_kept_values.data(), head_dim);
 
   std::size_t temp_bytes = 0;
-  check(ha::compress(nullptr, temp_bytes, d_plan, layers, source, kept, stream));
+  check(ha::device::compress(nullptr, temp_bytes, d_plan, layers, source, kept, stream));
   DeviceArray<std::byte> const d_temp(temp_bytes);
-  cudaGraphExec_t const graph =
-      capture(stream, [&] { check(ha::compress(d_temp.data(), temp_bytes, d_plan, layers, source, kept, stream)); });
+  cudaGraphExec_t const graph = capture(
+      stream, [&] { check(ha::device::compress(d_temp.data(), temp_bytes, d_plan, layers, source, kept, stream)); });
   for (std::int32_t const length : {256, 100, 20}) {
     d_lengths.upload(std::span(&length, 1), stream);
     check(cudaGraphLaunch(graph, stream));

@@ -59,11 +59,13 @@ using Qkv = std::vector<ha::DeviceQkv<float>>;
 constexpr cudaStream_t stream = nullptr;
 constexpr std::int32_t const* counts = nullptr;
 constexpr double* sums = nullptr;
-static_assert(noexcept(ha::compress(nullptr, an<std::size_t>(), a<Plan>(), a<Transfer>(), stream)));
-static_assert(noexcept(ha::compress(nullptr, an<std::size_t>(), a<Plan>(), a<Transfer>(), a<Transfer>(), stream)));
-static_assert(noexcept(ha::compress(nullptr, an<std::size_t>(), a<Plan>(), a<Layers>(), a<Strided>(),
-                                    a<ha::Destination<float, ha::RaggedForm>>(), stream)));
-static_assert(noexcept(ha::compress_in_place(a<Plan>(), a<Layers>(), a<Strided>(), a<ha::KeyRotation>(), stream)));
+static_assert(noexcept(ha::device::compress(nullptr, an<std::size_t>(), a<Plan>(), a<Transfer>(), stream)));
+static_assert(noexcept(ha::device::compress(nullptr, an<std::size_t>(), a<Plan>(), a<Transfer>(), a<Transfer>(),
+                                            stream)));
+static_assert(noexcept(ha::device::compress(nullptr, an<std::size_t>(), a<Plan>(), a<Layers>(), a<Strided>(),
+                                            a<ha::Destination<float, ha::RaggedForm>>(), stream)));
+static_assert(noexcept(ha::device::compress_in_place(a<Plan>(), a<Layers>(), a<Strided>(), a<ha::KeyRotation>(),
+                                                     stream)));
 static_assert(noexcept(ha::append(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(), a<Layers>(), a<Strided>(),
                                   counts, 1, a<Rolling>(), a<ha::AppendOptions>(), stream)));
 static_assert(noexcept(ha::append(a<ha::PagedHeadsView>(), a<ha::DevicePageStep>(), a<Layers>(), a<Strided>(),

@@ -13,8 +13,8 @@ template <class Table, class T, class Source, class Form>
 cudaError_t instantiate(ha::DeviceCompaction<Table> const& plan, ha::Transfer<T, Source, Form> const& transfer,
                         ha::KeyRotation const& rotation, cudaStream_t stream) {
   std::size_t bytes = 0;
-  cudaError_t const plain = ha::compress(nullptr, bytes, plan, transfer, stream);
-  cudaError_t const rotated = ha::compress(nullptr, bytes, plan, transfer.rotate_keys(rotation), stream);
+  cudaError_t const plain = ha::device::compress(nullptr, bytes, plan, transfer, stream);
+  cudaError_t const rotated = ha::device::compress(nullptr, bytes, plan, transfer.rotate_keys(rotation), stream);
   return plain != cudaSuccess ? plain : rotated;
 }
 
@@ -34,10 +34,12 @@ template cudaError_t instantiate(ha::DeviceCompaction<Table> const&,
 template cudaError_t instantiate(ha::DeviceCompaction<ha::UniformTable<ha::SinkWindow>> const&,
                                  ha::Transfer<float, ha::RaggedLayout, ha::PaddedForm> const&, ha::KeyRotation const&,
                                  cudaStream_t);
-template cudaError_t ha::compress_in_place(ha::DeviceCompaction<Table> const&, std::vector<ha::LayerKv<__half>> const&,
-                                           ha::StridedLayout const&, ha::KeyRotation const&, cudaStream_t);
-template cudaError_t ha::compress_in_place(ha::DeviceCompaction<Table> const&, std::vector<ha::LayerKv<__half>> const&,
-                                           ha::PagedLayout const&, ha::detail::KeepPositions const&, cudaStream_t);
+template cudaError_t ha::device::compress_in_place(ha::DeviceCompaction<Table> const&,
+                                                   std::vector<ha::LayerKv<__half>> const&, ha::StridedLayout const&,
+                                                   ha::KeyRotation const&, cudaStream_t);
+template cudaError_t ha::device::compress_in_place(ha::DeviceCompaction<Table> const&,
+                                                   std::vector<ha::LayerKv<__half>> const&, ha::PagedLayout const&,
+                                                   ha::KeepPositions const&, cudaStream_t);
 
 // Decoding: appending to slots and to pages, and what changes sequences.
 template cudaError_t ha::append(ha::RollingSlotsView const&, ha::RollingStateView const&,
@@ -54,5 +56,6 @@ template cudaError_t ha::append(ha::PagedHeadsView const&, ha::DevicePageStep co
 template cudaError_t ha::copy_sequences(ha::RollingSlotsView const&, ha::RollingStateView const&,
                                         std::span<ha::SequenceCopy const>,
                                         ha::Destination<__half, ha::RollingForm> const&, cudaStream_t);
-template cudaError_t ha::compress(void*, std::size_t&, ha::DeviceCompaction<Table> const&,
-                                  ha::Transfer<__half, ha::StridedLayout, ha::RollingForm> const&, cudaStream_t);
+template cudaError_t ha::device::compress(void*, std::size_t&, ha::DeviceCompaction<Table> const&,
+                                          ha::Transfer<__half, ha::StridedLayout, ha::RollingForm> const&,
+                                          cudaStream_t);

@@ -17,8 +17,8 @@ int main() {
   auto const kept = ha::ragged(plan, static_cast<float*>(nullptr), static_cast<float*>(nullptr), 64);
   std::size_t temp_bytes = 0;
   cudaError_t const error =
-      ha::compress(nullptr, temp_bytes, plan.on_device(ha::UniformTable(ha::SinkWindow{4, 28}, 1, 2), nullptr), layers,
-                   ha::strided_bhsd(1, 2, 100, 64), kept, nullptr);
+      ha::device::compress(nullptr, temp_bytes, plan.on_device(ha::UniformTable(ha::SinkWindow{4, 28}, 1, 2), nullptr),
+                           layers, ha::strided_bhsd(1, 2, 100, 64), kept, nullptr);
   std::printf("%s: %zu bytes of temporary storage\n", cudaGetErrorName(error), temp_bytes);
   return error == cudaSuccess && temp_bytes > 0 ? 0 : 1;
 }

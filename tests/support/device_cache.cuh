@@ -83,9 +83,9 @@ template <class Table, class... Transfers>
 void run_compress(ha::DeviceCompaction<Table> const& plan, Transfers const&... transfers) {
   Stream const stream;
   std::size_t bytes = 0;
-  REQUIRE_CUDA(ha::compress(nullptr, bytes, plan, transfers..., stream));
+  REQUIRE_CUDA(ha::device::compress(nullptr, bytes, plan, transfers..., stream));
   DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{0xEE}));
-  REQUIRE_CUDA(ha::compress(temp.data(), bytes, plan, transfers..., stream));
+  REQUIRE_CUDA(ha::device::compress(temp.data(), bytes, plan, transfers..., stream));
   REQUIRE_CUDA(cudaStreamSynchronize(stream));
 }
 

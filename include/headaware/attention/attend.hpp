@@ -12,8 +12,8 @@
 #include <headaware/attention/merge.hpp>
 #include <headaware/attention/paged_view.hpp>
 #include <headaware/attention/rolling_view.hpp>
-#include <headaware/cache/transfer.hpp>
 #include <headaware/detail/float_buffer.hpp>
+#include <headaware/detail/intervals.hpp>
 #include <headaware/detail/parallel_for.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>

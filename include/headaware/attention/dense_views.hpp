@@ -31,7 +31,7 @@ struct AdjacentRows {
 };
 
 /// @brief `ha::ragged`: `[rows, channels]`, the heads of each sequence back to back.
-/// @tparam Offset  `int32_t` for `cu_seqlens`, `int64_t` for `Compaction::offsets`
+/// @tparam Offset  `int32_t` for `cu_seqlens`, `int64_t` for `CacheSizes::offsets`
 template <class Offset>
 struct RaggedView {
   /// [sequences * num_kv_heads + 1], first row of each head of each sequence, from the base pointer; host or device

@@ -1,10 +1,11 @@
 #pragma once
 
 /// @file
-/// What a cache holds, before and after compression.
+/// Tokens and bytes of a cache, before and after compression, in all and per layer.
 
-#include <headaware/cache/compaction.hpp>
+#include <headaware/cache/sizes.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/checked.hpp>
 #include <headaware/token_bytes.hpp>
 
 #include <algorithm>
@@ -15,7 +16,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief Tokens that heads hold: the fewest, the most, the mean.
+/// @brief Fewest, most and mean tokens that heads hold.
 struct LengthSummary {
   std::int64_t min = 0;
   std::int64_t max = 0;
@@ -41,12 +42,12 @@ struct CacheInfo {
 namespace detail {
 
 /// Summary of a cache whose segment `s` of layer `l` holds `held(l, s)` tokens.
-template <class Plan, class Held>
-CacheInfo summarize_cache(Plan const& plan, TokenBytes const& token, Held const& held) {
+template <class Held>
+CacheInfo summarize_cache(CacheSizes const& sizes, TokenBytes const& token, Held const& held) {
   CacheInfo info;
-  std::int64_t const segments = plan.layer_segments();
+  std::int64_t const segments = sizes.layer_segments();
   bool first = true;
-  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
+  for (std::int32_t layer = 0; layer < sizes.num_layers(); ++layer) {
     LayerInfo layer_info{.layer_idx = layer};
     std::int64_t rows = 0;
     for (std::int64_t s = 0; s < segments; ++s) {
@@ -63,34 +64,30 @@ CacheInfo summarize_cache(Plan const& plan, TokenBytes const& token, Held const&
     info.layers.push_back(layer_info);
     first = false;
   }
-  std::int64_t const heads = plan.num_segments();
+  std::int64_t const heads = sizes.num_segments();
   info.lengths.mean = heads == 0 ? 0 : static_cast<double>(info.rows) / static_cast<double>(heads);
   info.bytes = detail::elements("cache_info", {info.rows, token.total()});
-  info.ratio = plan.full_total() == 0 ? 1 : static_cast<double>(info.rows) / static_cast<double>(plan.full_total());
+  info.ratio = sizes.full_total() == 0 ? 1 : static_cast<double>(info.rows) / static_cast<double>(sizes.full_total());
   return info;
 }
 
 }  // namespace detail
 
-/// @brief What the cache holds once it is compressed (ragged: no pads, no partly filled pages).
+/// @brief Sums up the compressed cache (ragged: no pads, no partly filled pages).
 /// @par Cost  O(layers · sequences · heads)
-template <class Table>
-[[nodiscard]] CacheInfo cache_info(Compaction<Table> const& plan, TokenBytes const& token) {
-  return detail::summarize_cache(plan, token, [&](std::int32_t layer, std::int64_t s) {
-    auto const i = static_cast<std::size_t>(layer * plan.layer_segments() + s);
-    return plan.offsets()[i + 1] - plan.offsets()[i];
+[[nodiscard]] inline CacheInfo cache_info(CacheSizes const& sizes, TokenBytes const& token) {
+  return detail::summarize_cache(
+      sizes, token, [&](std::int32_t layer, std::int64_t s) { return sizes.kept(layer * sizes.layer_segments() + s); });
+}
+
+/// @brief Sums up the cache before compression: every head holds every token.
+[[nodiscard]] inline CacheInfo full_cache_info(CacheSizes const& sizes, TokenBytes const& token) {
+  return detail::summarize_cache(sizes, token, [&](std::int32_t, std::int64_t s) {
+    return std::int64_t{sizes.lengths()[static_cast<std::size_t>(s / sizes.num_kv_heads())]};
   });
 }
 
-/// @brief What the cache holds before: every head every token.
-template <class Table>
-[[nodiscard]] CacheInfo full_cache_info(Compaction<Table> const& plan, TokenBytes const& token) {
-  return detail::summarize_cache(plan, token, [&](std::int32_t, std::int64_t s) {
-    return std::int64_t{plan.lengths()[static_cast<std::size_t>(s / plan.num_kv_heads())]};
-  });
-}
-
-/// @brief A table a person can read, a line a layer.
+/// @brief Formats a table for people, one line per layer.
 [[nodiscard]] inline std::string to_string(CacheInfo const& info) {
   auto const line = [](char const* name, LengthSummary const& lengths, std::int64_t bytes) {
     char buffer[128];

@@ -4,9 +4,9 @@
 /// The forms of a compressed cache: where slot `i` of a head goes. All forms store a kept token as
 /// a contiguous row of channels; they differ in the row's offset.
 
-#include <headaware/cache/compaction.hpp>
 #include <headaware/cache/layer_kv.hpp>
 #include <headaware/cache/segment.hpp>
+#include <headaware/cache/sizes.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
 #include <headaware/error.hpp>
@@ -39,7 +39,7 @@ struct RaggedForm {
 enum class Alignment : std::uint8_t { left, right };
 
 /// @brief Padded: `[sequences, num_kv_heads, max_kept(layer), head_dim]`. Pads are not written, and
-/// attention must mask them: the lengths are `Compaction::kept`.
+/// attention must mask them: the lengths are `CacheSizes::kept`.
 struct PaddedForm {
   static constexpr bool needs_group = false;
   std::int32_t num_kv_heads = 0;
@@ -58,7 +58,7 @@ struct PaddedForm {
 
 /// @brief Grouped: the `Full` heads as `[sequences, full_heads, full_head_rows, head_dim]`, then the
 /// others as `[sequences, window_heads, head_rows, head_dim]`, left-aligned; pruned heads have no
-/// place. Sizes: `Compaction::grouped_capacity`.
+/// place. Sizes: `CacheSizes::grouped_capacity`.
 /// @par Source  Xiao et al., DuoAttention, arXiv:2410.10819
 struct GroupedForm {
   static constexpr bool needs_group = true;
@@ -146,37 +146,37 @@ void take_layers(Destination<T, Form>& destination, std::span<LayerKv<T> const> 
   destination.layers.assign(layers.begin(), layers.end());
 }
 
-template <class T, class Plan>
-Destination<T, RaggedForm> ragged_form(Plan const& plan, std::int64_t head_dim, std::int64_t value_dim) {
+template <class T>
+Destination<T, RaggedForm> ragged_form(CacheSizes const& sizes, std::int64_t head_dim, std::int64_t value_dim) {
   if (value_dim == 0) value_dim = head_dim;
   require_channels(head_dim, value_dim, "ragged");
   Destination<T, RaggedForm> result{{}, head_dim, value_dim, {}, {}, 0};
-  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
-    result.capacities.push_back({.rows = plan.kept_total(layer)});
+  for (std::int32_t layer = 0; layer < sizes.num_layers(); ++layer) {
+    result.capacities.push_back({.rows = sizes.kept_total(layer)});
   }
   return result;
 }
 
-template <class T, class Plan>
-Destination<T, PaddedForm> padded_form(Plan const& plan, std::int64_t head_dim, std::int64_t value_dim,
+template <class T>
+Destination<T, PaddedForm> padded_form(CacheSizes const& sizes, std::int64_t head_dim, std::int64_t value_dim,
                                        Alignment alignment) {
   if (value_dim == 0) value_dim = head_dim;
   require_channels(head_dim, value_dim, "padded");
-  Destination<T, PaddedForm> result{{plan.num_kv_heads(), alignment}, head_dim, value_dim, {}, {}, 0};
-  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
-    std::int64_t const head_rows = plan.max_kept(layer);
-    result.capacities.push_back({.rows = plan.layer_segments() * head_rows, .head_rows = head_rows});
+  Destination<T, PaddedForm> result{{sizes.num_kv_heads(), alignment}, head_dim, value_dim, {}, {}, 0};
+  for (std::int32_t layer = 0; layer < sizes.num_layers(); ++layer) {
+    std::int64_t const head_rows = sizes.max_kept(layer);
+    result.capacities.push_back({.rows = sizes.layer_segments() * head_rows, .head_rows = head_rows});
   }
   return result;
 }
 
-template <class T, class Plan>
-Destination<T, GroupedForm> grouped_form(Plan const& plan, std::int64_t head_dim, std::int64_t value_dim) {
+template <class T>
+Destination<T, GroupedForm> grouped_form(CacheSizes const& sizes, std::int64_t head_dim, std::int64_t value_dim) {
   if (value_dim == 0) value_dim = head_dim;
   require_channels(head_dim, value_dim, "grouped");
-  Destination<T, GroupedForm> result{{plan.num_sequences()}, head_dim, value_dim, {}, {}, 0};
-  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
-    result.capacities.push_back(plan.grouped_capacity(layer));
+  Destination<T, GroupedForm> result{{sizes.num_sequences()}, head_dim, value_dim, {}, {}, 0};
+  for (std::int32_t layer = 0; layer < sizes.num_layers(); ++layer) {
+    result.capacities.push_back(sizes.grouped_capacity(layer));
   }
   return result;
 }
@@ -184,83 +184,82 @@ Destination<T, GroupedForm> grouped_form(Plan const& plan, std::int64_t head_dim
 }  // namespace detail
 
 /// @brief A ragged cache in one buffer of keys and one of values, layers back to back: row
-/// `plan.offsets()[segment] + slot`.
-/// @param keys       [plan.kept_total(), head_dim]
-/// @param values     [plan.kept_total(), value_dim]
+/// `sizes.offsets()[segment] + slot`.
+/// @param keys       [sizes.kept_total(), head_dim]
+/// @param values     [sizes.kept_total(), value_dim]
 /// @param value_dim  channels of a value; 0: as many as a key has
 /// @throws ArgumentError if channels are not positive
-template <class Plan, class T>
-[[nodiscard]] Destination<T, RaggedForm> ragged(Plan const& plan, T* keys, T* values, std::int64_t head_dim,
+template <class T>
+[[nodiscard]] Destination<T, RaggedForm> ragged(CacheSizes const& sizes, T* keys, T* values, std::int64_t head_dim,
                                                 std::int64_t value_dim = 0) {
-  auto result = detail::ragged_form<T>(plan, head_dim, value_dim);
+  auto result = detail::ragged_form<T>(sizes, head_dim, value_dim);
   detail::carve_layers(result, keys, values);
   return result;
 }
 
-/// @brief A ragged cache with buffers of its own for each layer: [plan.kept_total(layer), head_dim].
-template <class Plan, class T>
-[[nodiscard]] Destination<T, RaggedForm> ragged(Plan const& plan, std::vector<LayerKv<T>> const& layers,
+/// @brief A ragged cache with buffers of its own for each layer: [sizes.kept_total(layer), head_dim].
+template <class T>
+[[nodiscard]] Destination<T, RaggedForm> ragged(CacheSizes const& sizes, std::vector<LayerKv<T>> const& layers,
                                                 std::int64_t head_dim, std::int64_t value_dim = 0) {
-  auto result = detail::ragged_form<T>(plan, head_dim, value_dim);
+  auto result = detail::ragged_form<T>(sizes, head_dim, value_dim);
   detail::take_layers<T>(result, layers, "ragged");
   return result;
 }
 
 /// Rows that all layers of a padded cache hold together: Σ sequences · num_kv_heads · max_kept(layer).
-template <class Plan>
-[[nodiscard]] std::int64_t padded_rows(Plan const& plan) {
+[[nodiscard]] inline std::int64_t padded_rows(CacheSizes const& sizes) {
   std::int64_t rows = 0;
-  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) rows += plan.layer_segments() * plan.max_kept(layer);
+  for (std::int32_t layer = 0; layer < sizes.num_layers(); ++layer)
+    rows += sizes.layer_segments() * sizes.max_kept(layer);
   return rows;
 }
 
 /// @brief A padded cache in one buffer of keys and one of values, layers back to back.
-/// @param keys    [padded_rows(plan), head_dim]
-/// @param values  [padded_rows(plan), value_dim]
-template <class Plan, class T>
-[[nodiscard]] Destination<T, PaddedForm> padded(Plan const& plan, T* keys, T* values, std::int64_t head_dim,
+/// @param keys    [padded_rows(sizes), head_dim]
+/// @param values  [padded_rows(sizes), value_dim]
+template <class T>
+[[nodiscard]] Destination<T, PaddedForm> padded(CacheSizes const& sizes, T* keys, T* values, std::int64_t head_dim,
                                                 Alignment alignment = Alignment::left, std::int64_t value_dim = 0) {
-  auto result = detail::padded_form<T>(plan, head_dim, value_dim, alignment);
+  auto result = detail::padded_form<T>(sizes, head_dim, value_dim, alignment);
   detail::carve_layers(result, keys, values);
   return result;
 }
 
 /// @brief A padded cache with buffers of its own for each layer:
-/// [sequences, num_kv_heads, plan.max_kept(layer), head_dim].
-template <class Plan, class T>
-[[nodiscard]] Destination<T, PaddedForm> padded(Plan const& plan, std::vector<LayerKv<T>> const& layers,
+/// [sequences, num_kv_heads, sizes.max_kept(layer), head_dim].
+template <class T>
+[[nodiscard]] Destination<T, PaddedForm> padded(CacheSizes const& sizes, std::vector<LayerKv<T>> const& layers,
                                                 std::int64_t head_dim, Alignment alignment = Alignment::left,
                                                 std::int64_t value_dim = 0) {
-  auto result = detail::padded_form<T>(plan, head_dim, value_dim, alignment);
+  auto result = detail::padded_form<T>(sizes, head_dim, value_dim, alignment);
   detail::take_layers<T>(result, layers, "padded");
   return result;
 }
 
 /// Rows that all layers of a grouped cache hold together.
-template <class Plan>
-[[nodiscard]] std::int64_t grouped_rows(Plan const& plan) {
+[[nodiscard]] inline std::int64_t grouped_rows(CacheSizes const& sizes) {
   std::int64_t rows = 0;
-  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) rows += plan.grouped_capacity(layer).rows;
+  for (std::int32_t layer = 0; layer < sizes.num_layers(); ++layer) rows += sizes.grouped_capacity(layer).rows;
   return rows;
 }
 
 /// @brief A grouped cache in one buffer of keys and one of values, layers back to back, in each
 /// layer the full group's tensor before the streaming group's.
-/// @param keys    [grouped_rows(plan), head_dim]
-/// @param values  [grouped_rows(plan), value_dim]
-template <class Plan, class T>
-[[nodiscard]] Destination<T, GroupedForm> grouped(Plan const& plan, T* keys, T* values, std::int64_t head_dim,
+/// @param keys    [grouped_rows(sizes), head_dim]
+/// @param values  [grouped_rows(sizes), value_dim]
+template <class T>
+[[nodiscard]] Destination<T, GroupedForm> grouped(CacheSizes const& sizes, T* keys, T* values, std::int64_t head_dim,
                                                   std::int64_t value_dim = 0) {
-  auto result = detail::grouped_form<T>(plan, head_dim, value_dim);
+  auto result = detail::grouped_form<T>(sizes, head_dim, value_dim);
   detail::carve_layers(result, keys, values);
   return result;
 }
 
-/// @brief A grouped cache with buffers of its own for each layer: [plan.grouped_capacity(layer).rows, head_dim].
-template <class Plan, class T>
-[[nodiscard]] Destination<T, GroupedForm> grouped(Plan const& plan, std::vector<LayerKv<T>> const& layers,
+/// @brief A grouped cache with buffers of its own for each layer: [sizes.grouped_capacity(layer).rows, head_dim].
+template <class T>
+[[nodiscard]] Destination<T, GroupedForm> grouped(CacheSizes const& sizes, std::vector<LayerKv<T>> const& layers,
                                                   std::int64_t head_dim, std::int64_t value_dim = 0) {
-  auto result = detail::grouped_form<T>(plan, head_dim, value_dim);
+  auto result = detail::grouped_form<T>(sizes, head_dim, value_dim);
   detail::take_layers<T>(result, layers, "grouped");
   return result;
 }
@@ -276,24 +275,24 @@ template <class Plan, class T>
 /// back end checks this,
 ///        the last where `num_pages` is given; for a device `validate_tables` does, with copies of the tables
 /// @throws ArgumentError if there is not one pool a layer, or page size or channels are not positive
-template <class Plan, class T>
-[[nodiscard]] Destination<T, PagedForm> paged(Plan const& plan, std::vector<LayerKv<T>> const& layers,
+template <class T>
+[[nodiscard]] Destination<T, PagedForm> paged(CacheSizes const& sizes, std::vector<LayerKv<T>> const& layers,
                                               PagedForm const& form, std::int64_t head_dim, std::int64_t num_pages = 0,
                                               std::int64_t value_dim = 0) {
   if (value_dim == 0) value_dim = head_dim;
   detail::require_channels(head_dim, value_dim, "paged");
   require(form.page_size > 0, "page size", "> 0", form.page_size, "paged");
-  require(form.block_table != nullptr || plan.kept_total() == 0, "block table", "a pointer", "nullptr", "paged");
+  require(form.block_table != nullptr || sizes.kept_total() == 0, "block table", "a pointer", "nullptr", "paged");
   std::int64_t const row = form.page_size * std::max(head_dim, value_dim);
   require(form.page_stride == 0 || form.page_stride >= row, "page stride", {">= ", row}, form.page_stride, "paged");
   require(num_pages >= 0, "pages", ">= 0", num_pages, "paged");
   (void)detail::elements("paged", {num_pages, std::max(form.page_stride, row)});
   Destination<T, PagedForm> result{form, head_dim, value_dim, {}, {}, num_pages};
-  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
+  for (std::int32_t layer = 0; layer < sizes.num_layers(); ++layer) {
     std::int64_t const head_rows =
-        form.indptr == nullptr ? detail::elements("paged", {form.table_stride, form.page_size}) : plan.max_kept(layer);
-    require(plan.max_kept(layer) <= head_rows, "block table row",
-            {"room for ", plan.max_kept(layer), " tokens of layer ", layer}, head_rows, "paged");
+        form.indptr == nullptr ? detail::elements("paged", {form.table_stride, form.page_size}) : sizes.max_kept(layer);
+    require(sizes.max_kept(layer) <= head_rows, "block table row",
+            {"room for ", sizes.max_kept(layer), " tokens of layer ", layer}, head_rows, "paged");
     result.capacities.push_back({.rows = num_pages * form.page_size, .head_rows = head_rows});
   }
   detail::take_layers<T>(result, layers, "paged");
@@ -309,17 +308,16 @@ struct PageIndices {
 
 /// @brief Hands out the pages `first_page, first_page + 1, …` to the segments in their order.
 /// @throws ArgumentError if the page size is not positive, the first page negative, or page numbers exceed int32
-template <class Plan>
-[[nodiscard]] PageIndices consecutive_pages(Plan const& plan, std::int32_t page_size, std::int32_t first_page = 0) {
-  std::int64_t const pages = plan.pages_total(page_size);
+[[nodiscard]] inline PageIndices consecutive_pages(CacheSizes const& sizes, std::int32_t page_size,
+                                                   std::int32_t first_page = 0) {
+  std::int64_t const pages = sizes.pages_total(page_size);
   require(first_page >= 0, "first page", ">= 0", first_page, "consecutive_pages");
   require(pages + first_page <= std::int64_t{2147483647}, "pages", "numbers that fit int32", pages + first_page,
           "consecutive_pages");
   PageIndices result;
   result.indptr.push_back(0);
-  for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
-    std::int64_t const kept =
-        plan.offsets()[static_cast<std::size_t>(s) + 1] - plan.offsets()[static_cast<std::size_t>(s)];
+  for (std::int64_t s = 0; s < sizes.num_segments(); ++s) {
+    std::int64_t const kept = sizes.kept(s);
     auto const count = static_cast<std::int32_t>((kept + page_size - 1) / page_size);
     for (std::int32_t i = 0; i < count; ++i) {
       result.indices.push_back(first_page + result.indptr.back() + i);

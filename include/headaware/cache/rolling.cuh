@@ -149,13 +149,15 @@ cudaError_t copy_sequences(RollingSlotsView const& plan, RollingStateView const&
     bool const whole = state.lengths != nullptr && state.written != nullptr && state.ticket != nullptr;
     require(whole, "state", "pointers, as of RollingStateView::at", "nullptr", "copy_sequences");
     detail::CopyTables tables{};
-    std::vector<void const*> keys;
-    std::vector<void const*> values;
+    std::uintptr_t keys = 0;
+    std::uintptr_t values = 0;
     for (std::size_t l = 0; l < cache.layers.size(); ++l) {
-      keys.push_back(tables.planes[0].kept[l] = cache.layers[l].keys);
-      values.push_back(tables.planes[1].kept[l] = cache.layers[l].values);
+      tables.planes[0].kept[l] = cache.layers[l].keys;
+      tables.planes[1].kept[l] = cache.layers[l].values;
+      keys |= reinterpret_cast<std::uintptr_t>(cache.layers[l].keys);
+      values |= reinterpret_cast<std::uintptr_t>(cache.layers[l].values);
     }
-    auto const plane = [&](std::int64_t channels, std::vector<void const*> const& addresses) {
+    auto const plane = [&](std::int64_t channels, std::uintptr_t addresses) {
       constexpr auto element = static_cast<std::int64_t>(sizeof(T));
       auto const width = detail::vector_elements<T>(channels, addresses) * element;
       return detail::CopyPlane{static_cast<std::int32_t>(channels), static_cast<std::int32_t>(element),

@@ -2,7 +2,7 @@
 
 /// @file
 /// Re-rotation of keys: a kept key, rotated for the position it had, is turned to the position of
-/// its slot, so that the compressed sequence has consecutive positions.
+/// its row, so that the compressed sequence has consecutive positions.
 
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
@@ -14,7 +14,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <string>
 #include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -33,15 +32,15 @@ HEADAWARE_HOST_DEVICE inline void sine_cosine_of_turns(float part, float& sine, 
 
 }  // namespace detail
 
-/// @brief Which channels rotate together: `neox` pairs (i, i + rotary_dim / 2), `interleaved` pairs
+/// @brief Pairing of the channels that rotate together: `neox` pairs (i, i + rotary_dim / 2), `interleaved` pairs
 /// (2i, 2i + 1).
 enum class RotaryPairing : std::uint8_t { neox, interleaved };
 
 /// @brief A rotary embedding's frequencies, and how it pairs channels. Trivially copyable.
 ///
-/// A key at token t moved to slot j is turned by (j - t) times each frequency. Channels from
+/// A key of token t moved to row j is turned by (j - t) times each frequency. Channels from
 /// `rotary_dim` on are left as they are.
-/// @pre  Token t was rotated for position t, one position for all its channels. That is not so behind an image (M-RoPE
+/// @pre  Token t was rotated for position t, one position for all its channels. That is not so after an image (M-RoPE
 ///       counts one on by less than its tokens), in a cache that was compressed before without a rotation, and with
 ///       padding on the left: give `with_positions` what the keys were rotated for. Nobody can see from keys that it is
 ///       missing. An image's own tokens, whose channels have several positions, cannot be turned.
@@ -62,7 +61,7 @@ class KeyRotation {
     return rotation;
   }
 
-  /// The model's own frequencies (scaled variants of rotary embedding), [rotary_dim / 2], radians a position.
+  /// The model's own frequencies (scaled variants of rotary embedding), [rotary_dim / 2], radians per position.
   /// @throws ArgumentError on no frequency, more than 256 of them, or one that is not finite
   static KeyRotation from_frequencies(RotaryPairing pairing, std::span<double const> frequencies) {
     bool const fits = frequencies.size() <= std::size_t{max_rotary_dim / 2};
@@ -75,7 +74,7 @@ class KeyRotation {
     return rotation;
   }
 
-  /// @brief The engine's own tables of cosines and sines of position · frequency.
+  /// @brief Takes the engine's own tables of cosines and sines of position · frequency.
   /// @param cosines  [positions, rotary_dim / 2], where the back end runs; borrowed
   /// @param sines    the same for sines; cos² + sin² = 1, that is, without an attention scaling factor
   /// @pre  every key moves by less than `positions`
@@ -91,8 +90,9 @@ class KeyRotation {
     return rotation;
   }
 
-  /// @brief The same for keys that were rotated for other positions than their tokens' indices.
-  /// @param positions  [sequences, stride] what each token's key was rotated for, where the back end runs; borrowed. On
+  /// @brief Allows for keys that were rotated for other positions than their tokens' indices.
+  /// @param positions  [sequences, stride] the position that each token's key was rotated for, where the back end runs;
+  /// borrowed. On
   ///                   a device they are read when the kernel runs
   /// @param stride     entries from one sequence to the next: at least its tokens
   /// @note  Keys may then turn though no token is evicted: `evicting` does not count such turns, so keys of 16 bits
@@ -109,18 +109,18 @@ class KeyRotation {
     return rotation;
   }
 
-  /// Tokens of a head that a call must evict, or none, to turn keys of 16 bits in place.
+  /// The fewest tokens of a head that a call in place may evict (but for none) if keys of 16 bits turn.
   static constexpr std::int64_t usual_evictions = 64;
-  /// @brief The same for `compress_in_place` of 16-bit keys in calls that evict fewer tokens of a head.
+  /// @brief Allows `compress_in_place` of 16-bit keys to evict as few tokens of a head as this.
   ///
   /// In place a key is rounded to its 16 bits by every call that turns it, and these errors add up. So a call that
-  /// evicts fewer tokens of a head than this (but some) is refused. Out of place the same happens, unnoticed, where one
+  /// evicts fewer tokens of a head (but some) is refused. Out of place the same happens, unnoticed, where one
   /// call's output is the next one's source: turn keys that have never been turned (`Transfer::rotate_keys`). Keys of
   /// 32 bits drift by 0.00016 where the first row says by how much those of 16 bits do. With `with_positions` keys may
   /// turn where no token is evicted, which is not counted. Largest errors of logits (128 channels of keys and queries
-  /// from N(0, 1), scale 1 / sqrt(128)) after a window of 2,000 tokens has passed, by tokens evicted a call:
+  /// from N(0, 1), scale 1 / sqrt(128)) after a window of 2,000 tokens has passed, by tokens evicted per call:
   ///
-  /// | tokens a call | calls | bfloat16 | float16 |
+  /// | tokens per call | calls | bfloat16 | float16 |
   /// |---|---|---|---|
   /// | 1 | 2,000 | 2.7 | 0.46 |
   /// | 64 | 31 | 0.046 | 0.0038 |
@@ -128,7 +128,7 @@ class KeyRotation {
   /// | 2,000 | 1 | 0.0053 | 0.0007 |
   ///
   /// (Small turns of slow frequencies round to nothing.) A key that outlives more calls drifts further.
-  /// @param tokens  the fewest; 1: any, right where keys are turned once, as behind a prompt
+  /// @param tokens  the fewest; 1: any, right where keys are turned once, as after a prompt
   /// @throws ArgumentError unless it is positive
   [[nodiscard]] KeyRotation evicting(std::int64_t tokens) const {
     require(tokens > 0, "evicted tokens", "> 0", tokens, "KeyRotation");
@@ -145,12 +145,12 @@ class KeyRotation {
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t const* token_positions() const { return token_positions_; }
   [[nodiscard]] std::int64_t position_stride() const { return position_stride_; }
-  /// By how many positions the key of a sequence's token is turned back to that of a slot; may be negative where
+  /// Positions by which the key of a sequence's token is turned back to that of a row; may be negative where
   /// positions are given.
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t distance(std::int64_t sequence, std::int64_t token,
-                                                            std::int64_t slot) const {
-    if (token_positions_ == nullptr) return token - slot;
-    return token_positions_[sequence * position_stride_ + token] - slot;
+                                                            std::int64_t row) const {
+    if (token_positions_ == nullptr) return token - row;
+    return token_positions_[sequence * position_stride_ + token] - row;
   }
 
   /// @brief Turns pair `i` of a key back by `distance` positions.
@@ -189,10 +189,10 @@ class KeyRotation {
   double frequencies_[max_rotary_dim / 2] = {};
 };
 
-namespace detail {
-
-/// Rows move as they are.
+/// @brief Keys keep the positions that they were rotated for: in place of a `KeyRotation`, the default.
 struct KeepPositions {};
+
+namespace detail {
 
 /// The two channels of rotary pair `i`.
 struct RotaryPair {
@@ -214,13 +214,6 @@ struct RotatedPair {
 template <class T, class Rotation>
 inline constexpr bool rounds_in_place = std::is_same_v<Rotation, KeyRotation> && sizeof(T) < sizeof(float);
 
-/// What a call in place asks of the tokens that a head evicts. @param fewest  `KeyRotation::min_evicted`
-inline std::string enough_evictions(std::int64_t fewest) {
-  return "none or at least " + std::to_string(fewest) +
-         ", as turning keys of 16 bits in place rounds them each time: KeyRotation::evicting(1) if these keys have "
-         "never been turned";
-}
-
 /// Checks that 64 bits count the positions' bytes.
 inline void check_position_stride(KeyRotation const& rotation, std::int64_t sequences) {
   if (rotation.token_positions() == nullptr) return;
@@ -237,8 +230,8 @@ void check_positions(Rotation const& rotation, std::span<std::int32_t const> len
     for (std::size_t s = 0; s < lengths.size(); ++s) {
       for (std::int64_t t = 0; t < lengths[s]; ++t) {
         std::int64_t const position = rotation.distance(static_cast<std::int64_t>(s), t, 0);
-        if (position >= 0 && position < end) continue;
-        require(false, "position of a key", {"in [0, ", end, ")"}, position, {where, ", sequence ", s, ", token ", t});
+        require(position >= 0 && position < end, "position of a key", {"in [0, ", end, ")"}, position,
+                {where, ", sequence ", s, ", token ", t});
       }
     }
   }

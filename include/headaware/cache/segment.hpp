@@ -60,17 +60,23 @@ struct KeptCount {
   }
 };
 
-/// A segment without its place in the cache (`first_row`).
-HEADAWARE_EXEC_CHECK_DISABLE
-template <class Table>
-HEADAWARE_HOST_DEVICE Segment make_segment(Table const& table, std::int64_t index, std::int32_t num_sequences,
-                                           std::int32_t const* lengths) {
-  std::int32_t const num_kv_heads = table.num_kv_heads();
+/// Which layer, sequence and KV head a segment is of.
+HEADAWARE_HOST_DEVICE inline Segment segment_at(std::int64_t index, std::int32_t num_sequences,
+                                                std::int32_t num_kv_heads) {
   Segment segment;
   segment.index = index;
   segment.kv_head = static_cast<std::int32_t>(index % num_kv_heads);
   segment.sequence = static_cast<std::int32_t>(index / num_kv_heads % num_sequences);
   segment.layer = static_cast<std::int32_t>(index / num_kv_heads / num_sequences);
+  return segment;
+}
+
+/// A segment without its place in the cache (`first_row`).
+HEADAWARE_EXEC_CHECK_DISABLE
+template <class Table>
+HEADAWARE_HOST_DEVICE Segment make_segment(Table const& table, std::int64_t index, std::int32_t num_sequences,
+                                           std::int32_t const* lengths) {
+  Segment segment = segment_at(index, num_sequences, table.num_kv_heads());
   segment.length = lengths[segment.sequence];
   segment.kept = visit_policy(table, segment.layer, segment.sequence, segment.kv_head, KeptCount{segment.length});
   return segment;
@@ -121,11 +127,11 @@ HEADAWARE_HOST_DEVICE void place_in_group(Table const& table, Segment& segment) 
   }
 }
 
-/// The first slot whose token moves; tokens never move to a later place, so `source_token(slot) - slot` ascends.
-/// An entry of a keep-list that names no token counts as moved: no slot before it may be passed over.
+/// The first row whose token moves; tokens never move to a later place, so `source_token(row) - row` ascends.
+/// An entry of a keep-list that names no token counts as moved: no row before it may be passed over.
 HEADAWARE_EXEC_CHECK_DISABLE
 template <class P>
-HEADAWARE_HOST_DEVICE std::int64_t first_moved_slot(P const& policy, std::int64_t kept, std::int64_t length) {
+HEADAWARE_HOST_DEVICE std::int64_t first_moved_row(P const& policy, std::int64_t kept, std::int64_t length) {
   std::int64_t low = 0;
   std::int64_t high = kept;
   while (low < high) {

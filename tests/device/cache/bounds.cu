@@ -125,7 +125,7 @@ TEST_CASE("the most layers a launch takes, keys turning, scales along", "[cache]
   ha::Compaction const smaller(table.skip_layers({}), std::vector<std::int32_t>{12});
   std::size_t bytes = 0;
   auto const call = [&](void* temp) {
-    return ha::compress(
+    return ha::device::compress(
         temp, bytes, d_plan,
         ha::transfer(source.layers, layout, ha::ragged(plan, d_keys.data(), d_values.data(), dim))
             .rotate_keys(ha::KeyRotation::from_base(ha::RotaryPairing::neox, dim, 10000)),
@@ -193,11 +193,11 @@ TEST_CASE("pages are planned a head, and a graph replayed with other lengths kee
   Stream const stream;
   auto const d_plan = s.device_plan();
   std::size_t bytes = 0;
-  REQUIRE_CUDA(ha::compress(nullptr, bytes, d_plan, s.source.layers, s.layout, s.kept(), stream));
+  REQUIRE_CUDA(ha::device::compress(nullptr, bytes, d_plan, s.source.layers, s.layout, s.kept(), stream));
   REQUIRE(bytes == 12 * 5);
   ExactStorage const temp(bytes);
   Graph const graph(stream, [&](cudaStream_t capturing) {
-    return ha::compress(temp.data(), bytes, d_plan, s.source.layers, s.layout, s.kept(), capturing);
+    return ha::device::compress(temp.data(), bytes, d_plan, s.source.layers, s.layout, s.kept(), capturing);
   });
   REQUIRE(same_bytes(s.d_keys.host(), guarded<std::uint16_t>(s.elements)));
   auto expected = guarded<std::uint16_t>(s.elements);
@@ -230,7 +230,7 @@ TEST_CASE("compaction in place is captured and replayed", "[cache]") {
   auto d_plan = s.device_plan();
   d_plan.d_kept = d_kept.data();
   Graph const graph(stream, [&](cudaStream_t capturing) {
-    return ha::compress_in_place(d_plan, s.source.layers, s.layout, {}, capturing);
+    return ha::device::compress_in_place(d_plan, s.source.layers, s.layout, {}, capturing);
   });
   auto expected = s.cache;
   auto const layers = expected.layers();
@@ -274,12 +274,12 @@ TEST_CASE("the default stream, again and again into one buffer", "[cache]") {
   PagedSetup const s;
   auto const d_plan = s.device_plan();
   std::size_t bytes = 0;
-  REQUIRE_CUDA(ha::compress(nullptr, bytes, d_plan, s.source.layers, s.layout, s.kept(), nullptr));
+  REQUIRE_CUDA(ha::device::compress(nullptr, bytes, d_plan, s.source.layers, s.layout, s.kept(), nullptr));
   ExactStorage const temp(bytes);
   auto expected = guarded<std::uint16_t>(s.elements);
   s.expect(expected, s.lengths);
   for (int i = 0; i < 3; ++i) {
-    REQUIRE_CUDA(ha::compress(temp.data(), bytes, d_plan, s.source.layers, s.layout, s.kept(), nullptr));
+    REQUIRE_CUDA(ha::device::compress(temp.data(), bytes, d_plan, s.source.layers, s.layout, s.kept(), nullptr));
     REQUIRE_CUDA(cudaDeviceSynchronize());
     REQUIRE(same_bytes(s.d_keys.host(), expected));
     REQUIRE(s.d_status.host()[0] == 0);
@@ -287,12 +287,15 @@ TEST_CASE("the default stream, again and again into one buffer", "[cache]") {
   // A misaligned or missing tensor is refused, whatever the rest.
   auto layers = s.source.layers;
   layers[0].keys = reinterpret_cast<std::uint16_t*>(reinterpret_cast<std::uintptr_t>(layers[0].keys) + 1);
-  REQUIRE(ha::compress(temp.data(), bytes, d_plan, layers, s.layout, s.kept(), nullptr) == cudaErrorInvalidValue);
+  REQUIRE(ha::device::compress(temp.data(), bytes, d_plan, layers, s.layout, s.kept(), nullptr) ==
+          cudaErrorInvalidValue);
   layers[0].keys = nullptr;
-  REQUIRE(ha::compress(temp.data(), bytes, d_plan, layers, s.layout, s.kept(), nullptr) == cudaErrorInvalidValue);
+  REQUIRE(ha::device::compress(temp.data(), bytes, d_plan, layers, s.layout, s.kept(), nullptr) ==
+          cudaErrorInvalidValue);
   auto kept = s.kept();
   kept.layers[0].values = nullptr;
-  REQUIRE(ha::compress(temp.data(), bytes, d_plan, s.source.layers, s.layout, kept, nullptr) == cudaErrorInvalidValue);
+  REQUIRE(ha::device::compress(temp.data(), bytes, d_plan, s.source.layers, s.layout, kept, nullptr) ==
+          cudaErrorInvalidValue);
   REQUIRE_CUDA(cudaDeviceSynchronize());
   REQUIRE(same_bytes(s.d_keys.host(), expected));
 }

@@ -47,7 +47,7 @@ TEST_CASE("bad calls are refused before anything is launched", "[cache]") {
   Small const s;
   auto const plan = s.device_plan();
   std::size_t bytes = 0;
-  REQUIRE_CUDA(ha::compress(nullptr, bytes, plan, s.source.layers, s.layout, s.kept(), nullptr));
+  REQUIRE_CUDA(ha::device::compress(nullptr, bytes, plan, s.source.layers, s.layout, s.kept(), nullptr));
   REQUIRE(bytes == 12 * 3);
   DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes + 8));
   auto const fails = [&](cudaError_t error) {
@@ -57,11 +57,11 @@ TEST_CASE("bad calls are refused before anything is launched", "[cache]") {
   };
   auto const call = [&](auto const& d_plan, auto const& layers, auto const& layout, auto const& kept) {
     std::size_t given = bytes;
-    return ha::compress(temp.data(), given, d_plan, layers, layout, kept, nullptr);
+    return ha::device::compress(temp.data(), given, d_plan, layers, layout, kept, nullptr);
   };
   std::size_t small = bytes - 1;
-  fails(ha::compress(temp.data(), small, plan, s.source.layers, s.layout, s.kept(), nullptr));
-  fails(ha::compress(temp.data() + 4, bytes, plan, s.source.layers, s.layout, s.kept(), nullptr));
+  fails(ha::device::compress(temp.data(), small, plan, s.source.layers, s.layout, s.kept(), nullptr));
+  fails(ha::device::compress(temp.data() + 4, bytes, plan, s.source.layers, s.layout, s.kept(), nullptr));
   fails(call(plan, std::vector<ha::LayerKv<std::uint16_t>>{}, s.layout, s.kept()));
   fails(call(plan, std::vector<ha::LayerKv<std::uint16_t>>{{s.source.layers[0].keys, nullptr}}, s.layout, s.kept()));
   fails(call(plan, s.source.layers, ha::strided_bhsd(1, 3, 100, 64), s.kept()));
@@ -72,8 +72,8 @@ TEST_CASE("bad calls are refused before anything is launched", "[cache]") {
   auto no_lengths = plan;
   no_lengths.d_lengths = nullptr;
   fails(call(no_lengths, s.source.layers, s.layout, s.kept()));
-  fails(ha::compress_in_place(plan, std::vector<ha::LayerKv<std::uint16_t>>{}, s.layout, ha::detail::KeepPositions{},
-                              nullptr));
+  fails(ha::device::compress_in_place(plan, std::vector<ha::LayerKv<std::uint16_t>>{}, s.layout, ha::KeepPositions{},
+                                      nullptr));
 
   // A layer beyond what one launch takes.
   ha::PolicyTable const deep(257, 1, ha::WindowOnly{.window = 1});
@@ -83,8 +83,8 @@ TEST_CASE("bad calls are refused before anything is launched", "[cache]") {
   std::size_t deep_bytes = 12 * 258;
   auto const deep_device = deep_plan.on_device(deep.view_at(s.d_bytes.data()), s.d_lengths.data());
   std::vector<ha::LayerKv<std::uint16_t>> const targets(257, {s.d_keys.data(), s.d_values.data()});
-  fails(ha::compress(deep_temp.data(), deep_bytes, deep_device, many, ha::strided_bhsd(1, 1, 4, 64),
-                     ha::ragged(deep_plan, targets, 64), nullptr));
+  fails(ha::device::compress(deep_temp.data(), deep_bytes, deep_device, many, ha::strided_bhsd(1, 1, 4, 64),
+                             ha::ragged(deep_plan, targets, 64), nullptr));
 }
 
 TEST_CASE("lengths the plan was not made for move nothing and say so", "[cache]") {
@@ -160,12 +160,12 @@ TEST_CASE("a captured graph is replayed with other lengths", "[cache]") {
   Stream const stream;
   std::size_t bytes = 0;
   auto const plan = s.device_plan();
-  REQUIRE_CUDA(ha::compress(nullptr, bytes, plan, s.source.layers, s.layout, s.kept(), stream));
+  REQUIRE_CUDA(ha::device::compress(nullptr, bytes, plan, s.source.layers, s.layout, s.kept(), stream));
   DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{0}));
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t executable = nullptr;
   REQUIRE_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  REQUIRE_CUDA(ha::compress(temp.data(), bytes, plan, s.source.layers, s.layout, s.kept(), stream));
+  REQUIRE_CUDA(ha::device::compress(temp.data(), bytes, plan, s.source.layers, s.layout, s.kept(), stream));
   REQUIRE_CUDA(cudaStreamEndCapture(stream, &graph));
   REQUIRE_CUDA(cudaGraphInstantiate(&executable, graph, 0));
   for (std::int32_t const length : {100, 50, 7, 0}) {
@@ -244,7 +244,7 @@ void check_rotation(std::int64_t dim, float tolerance) {
       run_compress(
           d_plan,
           ha::transfer(d_layers, layout, ha::ragged(plan, d_keys.data(), d_values.data(), dim)).rotate_keys(rotation));
-      REQUIRE_CUDA(ha::compress_in_place(d_plan, d_layers, layout, rotation.evicting(1), nullptr));
+      REQUIRE_CUDA(ha::device::compress_in_place(d_plan, d_layers, layout, rotation.evicting(1), nullptr));
       auto const got = d_keys.host();
       auto const moved = d_source.host();
       float worst = 0;
@@ -299,7 +299,7 @@ TEST_CASE("in place on the device", "[cache]") {
     SourceCache<std::uint16_t, Layout> cache(host_layout, extent, 2, dim, dim, 35);
     DeviceSource<std::uint16_t, Layout> const source(cache);
     Stream const stream;
-    REQUIRE_CUDA(ha::compress_in_place(d_plan, source.layers, layout, ha::detail::KeepPositions{}, stream));
+    REQUIRE_CUDA(ha::device::compress_in_place(d_plan, source.layers, layout, ha::KeepPositions{}, stream));
     REQUIRE_CUDA(cudaStreamSynchronize(stream));
     ha::compress_in_place(plan, cache.layers(), host_layout);
     for (std::size_t l = 0; l < 2; ++l) {

@@ -45,7 +45,7 @@ void check(SourceCache<T, Source> const& before, Source const& device_layout, Pl
   d_plan.d_kept = d_kept.data();
   d_plan.d_status = d_status.data();
   Stream const stream;
-  REQUIRE_CUDA(ha::compress_in_place(d_plan, source.layers, device_layout, {}, stream));
+  REQUIRE_CUDA(ha::device::compress_in_place(d_plan, source.layers, device_layout, {}, stream));
   REQUIRE_CUDA(cudaStreamSynchronize(stream));
   for (std::size_t l = 0; l < before.keys.size(); ++l) {
     REQUIRE(same_bytes(source.tensor(2 * l, shift), expected.keys[l]));
@@ -175,7 +175,7 @@ TEST_CASE("in place on the device, what is refused and what is empty", "[cache]"
   DeviceVector<std::int32_t> const d_lengths(lengths);
   auto const plan = ha::Compaction(table, lengths).on_device(d_table.view(), d_lengths.data());
   auto const refused = [&](auto const& d_plan, auto const& layers, Strided const& lies) {
-    REQUIRE(ha::compress_in_place(d_plan, layers, lies, {}, nullptr) == cudaErrorInvalidValue);
+    REQUIRE(ha::device::compress_in_place(d_plan, layers, lies, {}, nullptr) == cudaErrorInvalidValue);
     REQUIRE_CUDA(cudaGetLastError());
     REQUIRE_CUDA(cudaDeviceSynchronize());
     for (std::size_t l = 0; l < 2; ++l) {
@@ -207,7 +207,7 @@ TEST_CASE("in place on the device, what is refused and what is empty", "[cache]"
     auto bad_plan = plan;
     bad_plan.d_lengths = d_bad.data();
     bad_plan.d_status = d_status.data();
-    REQUIRE_CUDA(ha::compress_in_place(bad_plan, fresh.layers, source_layout, {}, nullptr));
+    REQUIRE_CUDA(ha::device::compress_in_place(bad_plan, fresh.layers, source_layout, {}, nullptr));
     REQUIRE_CUDA(cudaDeviceSynchronize());
     auto expected = cache.keys[1];
     for (std::int64_t h = 0; h < 3; ++h) {
@@ -226,11 +226,11 @@ TEST_CASE("in place on the device, what is refused and what is empty", "[cache]"
   DeviceVector<std::int32_t> const d_kept(std::vector<std::int32_t>(12, -1));
   auto none = ha::Compaction(pruned, lengths).on_device(d_pruned.view(), d_lengths.data());
   none.d_kept = d_kept.data();
-  REQUIRE_CUDA(ha::compress_in_place(none, std::vector<ha::LayerKv<float>>(2), source_layout, {}, nullptr));
+  REQUIRE_CUDA(ha::device::compress_in_place(none, std::vector<ha::LayerKv<float>>(2), source_layout, {}, nullptr));
   REQUIRE_CUDA(cudaDeviceSynchronize());
   REQUIRE(d_kept.host() == std::vector<std::int32_t>(12, 0));
   auto const empty = ha::strided_bhsd(0, 3, 0, 4);
-  REQUIRE_CUDA(
-      ha::compress_in_place(ha::Compaction(table, std::vector<std::int32_t>{}).on_device(d_table.view(), nullptr),
-                            std::vector<ha::LayerKv<float>>(2), Strided{empty, empty}, {}, nullptr));
+  REQUIRE_CUDA(ha::device::compress_in_place(
+      ha::Compaction(table, std::vector<std::int32_t>{}).on_device(d_table.view(), nullptr),
+      std::vector<ha::LayerKv<float>>(2), Strided{empty, empty}, {}, nullptr));
 }

@@ -67,7 +67,7 @@ void check_rotation(SourceCache<T, Source> const& cache, Source const& device_la
                                   ha::ragged(plan, host_keys.data() + shift, host_values.data() + shift, dim))
                          .rotate_keys(make_rotation(false)));
   Stream const stream;
-  REQUIRE_CUDA(ha::compress_in_place(d_plan, source.layers, device_layout, rotation.evicting(1), stream));
+  REQUIRE_CUDA(ha::device::compress_in_place(d_plan, source.layers, device_layout, rotation.evicting(1), stream));
   REQUIRE_CUDA(cudaStreamSynchronize(stream));
   auto const keys = d_keys.host();
   REQUIRE(same_bytes(d_values.host(), host_values));
@@ -233,7 +233,7 @@ void check_positions(std::int32_t rotary_dim, std::size_t shift) {
 
   auto moved = cache;
   ha::compress_in_place(plan, moved.layers(), layout, rotation(false).evicting(1));
-  REQUIRE_CUDA(ha::compress_in_place(d_plan, source.layers, layout, rotation(true).evicting(1), nullptr));
+  REQUIRE_CUDA(ha::device::compress_in_place(d_plan, source.layers, layout, rotation(true).evicting(1), nullptr));
   REQUIRE_CUDA(cudaDeviceSynchronize());
   for (std::size_t l = 0; l < 2; ++l) {
     auto const device_keys = source.tensor(2 * l, shift);
@@ -242,8 +242,9 @@ void check_positions(std::int32_t rotary_dim, std::size_t shift) {
     REQUIRE(same_bytes(source.tensor(2 * l + 1, shift), moved.values[l]));
   }
   REQUIRE(right);
-  REQUIRE(ha::compress_in_place(d_plan, source.layers, layout, rotation(true).with_positions(d_positions.data(), 39),
-                                nullptr) == cudaErrorInvalidValue);
+  REQUIRE(ha::device::compress_in_place(d_plan, source.layers, layout,
+                                        rotation(true).with_positions(d_positions.data(), 39),
+                                        nullptr) == cudaErrorInvalidValue);
 }
 
 }  // namespace
@@ -274,7 +275,7 @@ TEST_CASE("on the device keys of 16 bits are not turned in place for a few token
     return plan;
   };
   auto const call = [&](auto const& plan, ha::KeyRotation const& turning) {
-    auto const error = ha::compress_in_place(plan, source.layers, layout, turning, nullptr);
+    auto const error = ha::device::compress_in_place(plan, source.layers, layout, turning, nullptr);
     REQUIRE_CUDA(cudaDeviceSynchronize());
     return error;
   };

@@ -192,7 +192,8 @@ TEST_CASE("on the device keep-lists over one policy, bad entries left out", "[ca
       }
     }
   });
-  REQUIRE_CUDA(ha::compress_in_place(plan.on_device(d_table, d_lengths.data()), source.layers, layout, {}, nullptr));
+  REQUIRE_CUDA(
+      ha::device::compress_in_place(plan.on_device(d_table, d_lengths.data()), source.layers, layout, {}, nullptr));
   REQUIRE_CUDA(cudaDeviceSynchronize());
   for (std::size_t l = 0; l < num_layers; ++l) {
     REQUIRE(same_bytes(source.tensor(2 * l), expected.keys[l]));

@@ -54,7 +54,7 @@ T guard() {
 
 /// Compresses into buffers of `rows` rows a layer and checks every row and every element between them.
 template <class T, class Source, class Plan, class Make>
-void check_form(SourceCache<T, Source> const& cache, Plan const& plan, std::vector<std::int32_t> const& lengths,
+void check_form(SourceCache<T, Source> const& cache, Plan const& compaction, std::vector<std::int32_t> const& lengths,
                 RowMap const& where, std::vector<std::int64_t> const& rows, Make const& make) {
   std::vector<std::vector<T>> keys;
   std::vector<std::vector<T>> values;
@@ -65,13 +65,13 @@ void check_form(SourceCache<T, Source> const& cache, Plan const& plan, std::vect
   }
   for (std::size_t layer = 0; layer < num_layers; ++layer)
     buffers.push_back({keys[layer].data(), values[layer].data()});
-  ha::compress(plan, cache.layers(), cache.source, make(buffers));
+  ha::compress(compaction, cache.layers(), cache.source, make(buffers));
 
   std::vector<std::set<std::int64_t>> written(num_layers);
   bool right = true;
-  for_each_segment(plan.table(), lengths, [&](auto layer, auto b, auto h, auto const& tokens) {
+  for_each_segment(compaction.table(), lengths, [&](auto layer, auto b, auto h, auto const& tokens) {
     auto const l = static_cast<std::size_t>(layer);
-    REQUIRE(plan.kept(layer, b, h) == static_cast<std::int64_t>(tokens.size()));
+    REQUIRE(compaction.kept(layer, b, h) == static_cast<std::int64_t>(tokens.size()));
     for (std::size_t i = 0; i < tokens.size(); ++i) {
       std::int64_t const row = where.at({layer, b, h, static_cast<std::int64_t>(i)});
       right = right && written[l].insert(row).second;
@@ -100,17 +100,18 @@ void check_form(SourceCache<T, Source> const& cache, Plan const& plan, std::vect
 template <class T, class Source>
 void check_all_forms(SourceCache<T, Source> const& cache, ha::PolicyTable const& table,
                      std::vector<std::int32_t> const& lengths) {
-  ha::Compaction const plan(table, lengths);
+  ha::Compaction const compaction(table, lengths);
   auto const kd = cache.head_dim;
   auto const vd = cache.value_dim;
   auto const rows_of = [&](auto const& rows) { return std::vector<std::int64_t>{rows(0), rows(1)}; };
 
-  check_form(cache, plan, lengths, ragged_rows(table, lengths), rows_of([&](int l) { return plan.kept_total(l); }),
-             [&](auto const& buffers) { return ha::ragged(plan, buffers, kd, vd); });
+  check_form(cache, compaction, lengths, ragged_rows(table, lengths),
+             rows_of([&](int l) { return compaction.kept_total(l); }),
+             [&](auto const& buffers) { return ha::ragged(compaction, buffers, kd, vd); });
   for (auto const alignment : {ha::Alignment::left, ha::Alignment::right}) {
-    check_form(cache, plan, lengths, padded_row_map(table, lengths, alignment),
-               rows_of([&](int l) { return plan.layer_segments() * plan.max_kept(l); }),
-               [&](auto const& buffers) { return ha::padded(plan, buffers, kd, alignment, vd); });
+    check_form(cache, compaction, lengths, padded_row_map(table, lengths, alignment),
+               rows_of([&](int l) { return compaction.layer_segments() * compaction.max_kept(l); }),
+               [&](auto const& buffers) { return ha::padded(compaction, buffers, kd, alignment, vd); });
   }
 
   // Grouped: full heads first, then the others, pruned heads nowhere.
@@ -126,33 +127,33 @@ void check_all_forms(SourceCache<T, Source> const& cache, ha::PolicyTable const&
     std::int64_t base = 0;
     for (auto const& heads : {full, window}) {
       std::int64_t most = 0;
-      for (std::int32_t b = 0; b < plan.num_sequences(); ++b) {
-        for (auto const h : heads) most = std::max(most, plan.kept(layer, b, h));
+      for (std::int32_t b = 0; b < compaction.num_sequences(); ++b) {
+        for (auto const h : heads) most = std::max(most, compaction.kept(layer, b, h));
       }
-      for (std::int32_t b = 0; b < plan.num_sequences(); ++b) {
+      for (std::int32_t b = 0; b < compaction.num_sequences(); ++b) {
         for (auto const h : heads) {
-          for (std::int64_t i = 0; i < plan.kept(layer, b, h); ++i) grouped[{layer, b, h, i}] = base + i;
+          for (std::int64_t i = 0; i < compaction.kept(layer, b, h); ++i) grouped[{layer, b, h, i}] = base + i;
           base += most;
         }
       }
     }
     grouped_rows.push_back(base);
-    REQUIRE(plan.grouped_capacity(layer).rows == base);
+    REQUIRE(compaction.grouped_capacity(layer).rows == base);
   }
-  check_form(cache, plan, lengths, grouped, grouped_rows,
-             [&](auto const& buffers) { return ha::grouped(plan, buffers, kd, vd); });
+  check_form(cache, compaction, lengths, grouped, grouped_rows,
+             [&](auto const& buffers) { return ha::grouped(compaction, buffers, kd, vd); });
 
   // Paged, pages handed out backwards; as CSR and as a dense table.
   for (std::int32_t const page_size : {1, 4, 5}) {
-    auto const pages = static_cast<std::int32_t>(plan.pages_total(page_size));
-    auto const consecutive = ha::consecutive_pages(plan, page_size);
+    auto const pages = static_cast<std::int32_t>(compaction.pages_total(page_size));
+    auto const consecutive = ha::consecutive_pages(compaction, page_size);
     std::vector<std::int32_t> indices;
     for (auto const page : consecutive.indices) indices.push_back(pages - 1 - page);
     std::int64_t stride = 1;
     for (std::size_t s = 0; s + 1 < consecutive.indptr.size(); ++s) {
       stride = std::max<std::int64_t>(stride, consecutive.indptr[s + 1] - consecutive.indptr[s]);
     }
-    std::vector<std::int32_t> dense(static_cast<std::size_t>(plan.num_segments() * stride), -1);
+    std::vector<std::int32_t> dense(static_cast<std::size_t>(compaction.num_segments() * stride), -1);
     RowMap rows;
     std::size_t s = 0;
     for_each_segment(table, lengths, [&](auto layer, auto b, auto h, auto const& tokens) {
@@ -168,11 +169,11 @@ void check_all_forms(SourceCache<T, Source> const& cache, ha::PolicyTable const&
     });
     std::vector<std::int64_t> const pool(num_layers, std::int64_t{pages} * page_size);
     ha::PagedForm const csr{.block_table = indices.data(), .indptr = consecutive.indptr.data(), .page_size = page_size};
-    check_form(cache, plan, lengths, rows, pool,
-               [&](auto const& buffers) { return ha::paged(plan, buffers, csr, kd, pages, vd); });
+    check_form(cache, compaction, lengths, rows, pool,
+               [&](auto const& buffers) { return ha::paged(compaction, buffers, csr, kd, pages, vd); });
     ha::PagedForm const table_form{.block_table = dense.data(), .table_stride = stride, .page_size = page_size};
-    check_form(cache, plan, lengths, rows, pool,
-               [&](auto const& buffers) { return ha::paged(plan, buffers, table_form, kd, pages, vd); });
+    check_form(cache, compaction, lengths, rows, pool,
+               [&](auto const& buffers) { return ha::paged(compaction, buffers, table_form, kd, pages, vd); });
   }
 }
 
@@ -279,9 +280,10 @@ struct EvenTokens {
 
 template <class T, class Source, class Table>
 void check_ragged(SourceCache<T, Source> const& cache, Table const& table, std::vector<std::int32_t> const& lengths) {
-  ha::Compaction const plan(table, lengths);
-  check_form(cache, plan, lengths, ragged_rows(table, lengths), {plan.kept_total(0), plan.kept_total(1)},
-             [&](auto const& buffers) { return ha::ragged(plan, buffers, cache.head_dim, cache.value_dim); });
+  ha::Compaction const compaction(table, lengths);
+  check_form(cache, compaction, lengths, ragged_rows(table, lengths),
+             {compaction.kept_total(0), compaction.kept_total(1)},
+             [&](auto const& buffers) { return ha::ragged(compaction, buffers, cache.head_dim, cache.value_dim); });
 }
 
 }  // namespace
@@ -314,11 +316,11 @@ TEST_CASE("keep-lists a sequence and head, tables below them", "[cache]") {
 
   std::vector<std::int32_t> const unsorted{4, 3};
   lists[2] = {unsorted.data(), 2};
-  ha::Compaction const plan(with_lists, lengths);
-  std::vector<std::uint16_t> keys(static_cast<std::size_t>(plan.kept_total() * 8), 77);
+  ha::Compaction const compaction(with_lists, lengths);
+  std::vector<std::uint16_t> keys(static_cast<std::size_t>(compaction.kept_total() * 8), 77);
   std::vector<std::uint16_t> values(keys);
   check_error<ha::ArgumentError>(
-      [&] { ha::compress(plan, cache.layers(), layout, ha::ragged(plan, keys.data(), values.data(), 8)); },
+      [&] { ha::compress(compaction, cache.layers(), layout, ha::ragged(compaction, keys.data(), values.data(), 8)); },
       {"keep-list entry", "[5, 9)", "3", "entry 1"});
   REQUIRE(std::all_of(keys.begin(), keys.end(), [](auto x) { return x == 77; }));
 }
@@ -331,13 +333,13 @@ TEST_CASE("scales move along", "[cache]") {
   SourceCache<float, ha::StridedLayout> const scales(scale_layout, scale_layout.required_span_size(), num_layers, 1, 1,
                                                      13);
   ha::PolicyTable const table = mixed_table(4);
-  ha::Compaction const plan(table, lengths);
-  std::vector<std::uint8_t> k(static_cast<std::size_t>(plan.kept_total() * 8));
+  ha::Compaction const compaction(table, lengths);
+  std::vector<std::uint8_t> k(static_cast<std::size_t>(compaction.kept_total() * 8));
   std::vector<std::uint8_t> v(k);
-  std::vector<float> ks(static_cast<std::size_t>(plan.kept_total()));
+  std::vector<float> ks(static_cast<std::size_t>(compaction.kept_total()));
   std::vector<float> vs(ks);
-  ha::compress(plan, ha::transfer(cache.layers(), layout, ha::ragged(plan, k.data(), v.data(), 8)),
-               ha::transfer(scales.layers(), scale_layout, ha::ragged(plan, ks.data(), vs.data(), 1)));
+  ha::compress(compaction, ha::transfer(cache.layers(), layout, ha::ragged(compaction, k.data(), v.data(), 8)),
+               ha::transfer(scales.layers(), scale_layout, ha::ragged(compaction, ks.data(), vs.data(), 1)));
   std::size_t row = 0;
   for_each_segment(table, lengths, [&](auto layer, auto b, auto h, auto const& tokens) {
     for (auto const t : tokens) {
@@ -356,7 +358,7 @@ TEST_CASE("in place, without a second buffer", "[cache]") {
   constexpr std::int32_t heads = 6;
   ha::PolicyTable table = mixed_table(heads);
   table.set(0, 5, ha::SinkWindow{.sink = 4, .window = 30});  // target and source of the window overlap
-  ha::Compaction const plan(table, lengths);
+  ha::Compaction const compaction(table, lengths);
   std::vector<std::int32_t> block_table(3 * 10);
   for (std::size_t i = 0; i < block_table.size(); ++i)
     block_table[i] = static_cast<std::int32_t>((11 * i + 5) % block_table.size());
@@ -365,7 +367,7 @@ TEST_CASE("in place, without a second buffer", "[cache]") {
     using Layout = std::remove_cvref_t<decltype(layout)>;
     SourceCache<std::uint16_t, Layout> const before(layout, extent, num_layers, 8, 8, 14);
     auto after = before;
-    ha::compress_in_place(plan, after.layers(), layout);
+    ha::compress_in_place(compaction, after.layers(), layout);
     bool right = true;
     for_each_segment(table, lengths, [&](auto layer, auto b, auto h, auto const& tokens) {
       for (std::size_t i = 0; i < tokens.size(); ++i) {
@@ -388,9 +390,9 @@ TEST_CASE("in place, without a second buffer", "[cache]") {
   }
   auto const paged = ha::flash_attention_paged(ha::PageTable::dense(block_table.data(), 10), shape);
   check(paged, std::int64_t{30} * 4 * heads * 8);
-  REQUIRE(plan.pages_needed(0, 4) == 10);
-  REQUIRE(plan.pages_needed(1, 4) == 0);
-  REQUIRE(plan.pages_needed(2, 4) == 3);
+  REQUIRE(compaction.pages_needed(0, 4) == 10);
+  REQUIRE(compaction.pages_needed(1, 4) == 0);
+  REQUIRE(compaction.pages_needed(2, 4) == 3);
 }
 
 namespace {
@@ -416,7 +418,7 @@ void check_rotation(double tolerance) {
   std::vector<std::int32_t> const lengths{tokens};
   auto const layout = ha::strided_bhsd(1, 1, tokens, dim);
   ha::PolicyTable table(1, 1, ha::SinkWindow{.sink = 4, .window = 20});
-  ha::Compaction const plan(table, lengths);
+  ha::Compaction const compaction(table, lengths);
   std::mt19937 random(15);
   std::uniform_real_distribution<float> uniform(-1, 1);
   std::vector<T> keys(static_cast<std::size_t>(tokens * dim));
@@ -439,13 +441,15 @@ void check_rotation(double tolerance) {
            {ha::KeyRotation::from_base(pairing, rotary_dim, base),
             ha::KeyRotation::from_frequencies(pairing, frequencies),
             ha::KeyRotation::from_table(pairing, rotary_dim, cosines.data(), sines.data(), tokens)}) {
-        std::vector<T> k(static_cast<std::size_t>(plan.kept_total() * dim));
+        std::vector<T> k(static_cast<std::size_t>(compaction.kept_total() * dim));
         std::vector<T> v(k);
-        ha::compress(plan,
-                     ha::transfer(layers, layout, ha::ragged(plan, k.data(), v.data(), dim)).rotate_keys(rotation));
+        ha::compress(
+            compaction,
+            ha::transfer(layers, layout, ha::ragged(compaction, k.data(), v.data(), dim)).rotate_keys(rotation));
         auto moved = keys;
         auto moved_values = keys;
-        ha::compress_in_place(plan, std::vector<ha::LayerKv<T>>{{moved.data(), moved_values.data()}}, layout, rotation);
+        ha::compress_in_place(compaction, std::vector<ha::LayerKv<T>>{{moved.data(), moved_values.data()}}, layout,
+                              rotation);
         auto const kept = kept_tokens(ha::SinkWindow{.sink = 4, .window = 20}, tokens);
         for (std::size_t slot = 0; slot < kept.size(); ++slot) {
           std::vector<double> row;
@@ -488,12 +492,12 @@ TEST_CASE("strides beyond 32 bits", "[cache]") {
     }
   }
   REQUIRE(layout.offset(0, 1, 39, 7) > std::numeric_limits<std::int32_t>::max());
-  ha::Compaction const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 2}),
-                            std::vector<std::int32_t>{40});
+  ha::Compaction const compaction(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 2}),
+                                  std::vector<std::int32_t>{40});
   std::vector<std::uint16_t> k(6 * 8);
   std::vector<std::uint16_t> v(k);
-  ha::compress(plan, std::vector<ha::LayerKv<std::uint16_t const>>{{keys, keys}}, layout,
-               ha::ragged(plan, k.data(), v.data(), 8));
+  ha::compress(compaction, std::vector<ha::LayerKv<std::uint16_t const>>{{keys, keys}}, layout,
+               ha::ragged(compaction, k.data(), v.data(), 8));
   REQUIRE(k[3 * 8] == 1000);
   REQUIRE(k[5 * 8 + 7] == 1000 + 390 + 7);
   REQUIRE(v == k);
@@ -514,10 +518,10 @@ TEST_CASE("bad input is named and nothing is written", "[cache]") {
   auto const layout = ha::strided_bhsd(1, 2, 20, 8);
   SourceCache<std::uint16_t, ha::StridedLayout> const cache(layout, layout.required_span_size(), num_layers, 8, 8, 17);
   ha::PolicyTable const table(num_layers, 2, ha::SinkWindow{.sink = 2, .window = 6});
-  ha::Compaction const plan(table, lengths);
-  std::vector<std::uint16_t> k(static_cast<std::size_t>(plan.kept_total() * 8), 77);
+  ha::Compaction const compaction(table, lengths);
+  std::vector<std::uint16_t> k(static_cast<std::size_t>(compaction.kept_total() * 8), 77);
   std::vector<std::uint16_t> v(k);
-  auto const kept = ha::ragged(plan, k.data(), v.data(), 8);
+  auto const kept = ha::ragged(compaction, k.data(), v.data(), 8);
   auto const layers = cache.layers();
   auto const fails = [&](auto const& call, ha::ErrorDetail const& parts) {
     check_error<ha::ArgumentError>(call, parts);
@@ -525,35 +529,35 @@ TEST_CASE("bad input is named and nothing is written", "[cache]") {
     REQUIRE(std::all_of(v.begin(), v.end(), [](auto x) { return x == 77; }));
   };
 
-  fails([&] { ha::compress(plan, std::vector<ha::LayerKv<std::uint16_t const>>{layers[0]}, layout, kept); },
+  fails([&] { ha::compress(compaction, std::vector<ha::LayerKv<std::uint16_t const>>{layers[0]}, layout, kept); },
         {"source layers", "2", "1", "compress"});
-  fails([&] { ha::compress(plan, layers, ha::strided_bhsd(1, 3, 20, 8), kept); },
+  fails([&] { ha::compress(compaction, layers, ha::strided_bhsd(1, 3, 20, 8), kept); },
         {"source KV heads", "2", "3", "keys"});
-  fails([&] { ha::compress(plan, layers, ha::strided_bhsd(2, 2, 20, 8), kept); },
+  fails([&] { ha::compress(compaction, layers, ha::strided_bhsd(2, 2, 20, 8), kept); },
         {"source sequences", "1", "2", "keys"});
-  fails([&] { ha::compress(plan, layers, ha::strided_bhsd(1, 2, 19, 8), kept); },
+  fails([&] { ha::compress(compaction, layers, ha::strided_bhsd(1, 2, 19, 8), kept); },
         {"source tokens", "20", "19", "keys"});
-  fails([&] { ha::compress(plan, layers, ha::strided_bhsd(1, 2, 20, 16), kept); },
+  fails([&] { ha::compress(compaction, layers, ha::strided_bhsd(1, 2, 20, 16), kept); },
         {"source channels", "8", "16", "keys"});
   fails(
       [&] {
         auto broken = layers;
         broken[1].values = nullptr;
-        ha::compress(plan, broken, layout, kept);
+        ha::compress(compaction, broken, layout, kept);
       },
       {"source values", "a pointer", "nullptr", "layer 1"});
   fails(
       [&] {
         auto broken = layers;
         broken[0].keys = reinterpret_cast<std::uint16_t const*>(reinterpret_cast<char const*>(layers[0].keys) + 1);
-        ha::compress(plan, broken, layout, kept);
+        ha::compress(compaction, broken, layout, kept);
       },
       {"source keys", "aligned to 2 bytes", "1 bytes beyond", "layer 0"});
   fails(
       [&] {
         auto broken = kept;
         broken.layers[1].keys = const_cast<std::uint16_t*>(layers[0].values) + 5;
-        ha::compress(plan, layers, layout, broken);
+        ha::compress(compaction, layers, layout, broken);
       },
       {"buffers", "apart", "overlapping", "compress"});
 
@@ -561,25 +565,29 @@ TEST_CASE("bad input is named and nothing is written", "[cache]") {
       [&] {
         auto broken = kept;
         broken.layers[0].values = broken.layers[0].keys + 8;
-        ha::compress(plan, layers, layout, broken);
+        ha::compress(compaction, layers, layout, broken);
       },
       {"buffers", "apart from each other", "overlapping destinations", "compress"});
 
-  std::vector<std::int32_t> block_table(static_cast<std::size_t>(plan.num_segments() * 2), 0);
+  std::vector<std::int32_t> block_table(static_cast<std::size_t>(compaction.num_segments() * 2), 0);
   std::iota(block_table.begin(), block_table.end(), 0);
   block_table[5] = 99;
   ha::PagedForm const form{.block_table = block_table.data(), .table_stride = 2, .page_size = 4};
   std::vector<std::uint16_t> pool(8 * 4 * 8);
   std::vector<ha::LayerKv<std::uint16_t>> const pools(2, {pool.data(), pool.data()});
-  fails([&] { ha::compress(plan, layers, layout, ha::paged(plan, pools, form, 8, 8)); },
+  fails([&] { ha::compress(compaction, layers, layout, ha::paged(compaction, pools, form, 8, 8)); },
         {"block table entry", "[0, 8)", "99", "segment 2"});
   fails(
-      [&] { (void)ha::paged(plan, pools, {.block_table = block_table.data(), .table_stride = 2, .page_size = 0}, 8); },
+      [&] {
+        (void)ha::paged(compaction, pools, {.block_table = block_table.data(), .table_stride = 2, .page_size = 0}, 8);
+      },
       {"page size", "> 0", "0", "paged"});
   fails(
-      [&] { (void)ha::paged(plan, pools, {.block_table = block_table.data(), .table_stride = 1, .page_size = 4}, 8); },
+      [&] {
+        (void)ha::paged(compaction, pools, {.block_table = block_table.data(), .table_stride = 1, .page_size = 4}, 8);
+      },
       {"block table row", "8 tokens", "4", "paged"});
-  fails([&] { (void)ha::ragged(plan, k.data(), v.data(), 0); }, {"channels", "> 0", "0", "ragged"});
+  fails([&] { (void)ha::ragged(compaction, k.data(), v.data(), 0); }, {"channels", "> 0", "0", "ragged"});
   fails(
       [&] {
         (void)ha::Compaction(table, std::vector<std::int32_t>{5, -1});
@@ -589,15 +597,15 @@ TEST_CASE("bad input is named and nothing is written", "[cache]") {
         {"rotary_dim", "even", "7", "KeyRotation"});
   fails(
       [&] {
-        std::vector<float> fk(static_cast<std::size_t>(plan.kept_total() * 8));
+        std::vector<float> fk(static_cast<std::size_t>(compaction.kept_total() * 8));
         std::vector<float> source(static_cast<std::size_t>(layout.required_span_size()));
         std::vector<ha::LayerKv<float const>> const fl(2, {source.data(), source.data()});
-        ha::compress(plan, ha::transfer(fl, layout, ha::ragged(plan, fk.data(), fk.data(), 8))
-                               .rotate_keys(ha::KeyRotation::from_base(ha::RotaryPairing::neox, 16, 1e4)));
+        ha::compress(compaction, ha::transfer(fl, layout, ha::ragged(compaction, fk.data(), fk.data(), 8))
+                                     .rotate_keys(ha::KeyRotation::from_base(ha::RotaryPairing::neox, 16, 1e4)));
       },
       {"rotary_dim", "[2, 8]", "16", "KeyRotation"});
-  fails([&] { (void)plan.kept(0, 0, 2); }, {"KV head", "[0, 2)", "2", "kept"});
-  fails([&] { (void)plan.max_kept(-1); }, {"layer", "[0, 2)", "-1", "Compaction"});
+  fails([&] { (void)compaction.kept(0, 0, 2); }, {"KV head", "[0, 2)", "2", "kept"});
+  fails([&] { (void)compaction.max_kept(-1); }, {"layer", "[0, 2)", "-1", "CacheSizes"});
 }
 
 TEST_CASE("nothing to keep is no error", "[cache]") {

@@ -61,12 +61,12 @@ void check_far(Layout const& layout, At const& at, std::uint8_t* data, std::int6
       }
     }
   }
-  ha::Compaction const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths);
-  std::vector<std::uint8_t> k(static_cast<std::size_t>(plan.kept_total() * dim));
+  ha::Compaction const compaction(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths);
+  std::vector<std::uint8_t> k(static_cast<std::size_t>(compaction.kept_total() * dim));
   std::vector<std::uint8_t> v(k);
   std::vector<ha::LayerKv<std::uint8_t>> const layers{{data, values}};
-  ha::compress(plan, layers, layout, ha::ragged(plan, k.data(), v.data(), dim));
-  ha::compress_in_place(plan, layers, layout);
+  ha::compress(compaction, layers, layout, ha::ragged(compaction, k.data(), v.data(), dim));
+  ha::compress_in_place(compaction, layers, layout);
   std::size_t row = 0;
   for (std::int64_t b = 0; b < batch; ++b) {
     for (std::int64_t h = 0; h < 2; ++h) {
@@ -138,11 +138,11 @@ TEST_CASE("pages of a compressed cache may lie beyond 32 bits", "[cache]") {
   std::vector<std::int32_t> const lengths{tokens};
   auto const layout = ha::strided_bhsd(1, 2, tokens, dim);
   SourceCache<std::uint8_t, ha::StridedLayout> const cache(layout, layout.required_span_size(), 1, dim, dim, 403);
-  ha::Compaction const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths);
+  ha::Compaction const compaction(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths);
   std::vector<std::int32_t> const table{3, 1, 0, 2};
   ha::PagedForm const form{.block_table = table.data(), .table_stride = 2, .page_size = 2, .page_stride = stride};
   std::vector<ha::LayerKv<std::uint8_t>> const pool{{memory.data(), memory.data() + 32}};
-  ha::compress(plan, cache.layers(), layout, ha::paged(plan, pool, form, dim, 4));
+  ha::compress(compaction, cache.layers(), layout, ha::paged(compaction, pool, form, dim, 4));
   for (std::int64_t h = 0; h < 2; ++h) {
     for (std::int64_t slot = 0; slot < 4; ++slot) {
       std::int64_t const t = slot == 0 ? 0 : tokens - 4 + slot;
@@ -170,7 +170,7 @@ TEST_CASE("rows of every form may lie beyond 32 bits", "[cache]") {
                                                           404);
   ha::PolicyTable table(1, 2, ha::SinkWindow{.sink = 1, .window = 3});
   table.set(0, 0, ha::Full{});
-  ha::Compaction const plan(table, lengths);
+  ha::Compaction const compaction(table, lengths);
   std::int64_t const tensor = std::int64_t{batch} * 2 * room * channels;
   FarMemory const memory(2 * tensor);
   if (!memory.exists()) HEADAWARE_SKIP("no 9 GiB of address space");
@@ -191,13 +191,14 @@ TEST_CASE("rows of every form may lie beyond 32 bits", "[cache]") {
       }
     }
   };
-  ha::compress(plan, cache.layers(), layout, ha::padded(plan, keys, values, channels));
+  ha::compress(compaction, cache.layers(), layout, ha::padded(compaction, keys, values, channels));
   holds([&](std::int64_t h, std::int64_t slot) { return (std::int64_t{last} * 2 + h) * room + slot; });
-  ha::compress(plan, cache.layers(), layout, ha::padded(plan, keys, values, channels, ha::Alignment::right));
+  ha::compress(compaction, cache.layers(), layout,
+               ha::padded(compaction, keys, values, channels, ha::Alignment::right));
   holds([&](std::int64_t h, std::int64_t slot) {
     return (std::int64_t{last} * 2 + h + 1) * room - (h == 0 ? 6 : 4) + slot;
   });
-  ha::compress(plan, cache.layers(), layout, ha::grouped(plan, keys, values, channels));
+  ha::compress(compaction, cache.layers(), layout, ha::grouped(compaction, keys, values, channels));
   holds([&](std::int64_t h, std::int64_t slot) {
     return h == 0 ? std::int64_t{last} * room + slot : std::int64_t{batch} * room + last * 4 + slot;
   });
@@ -210,7 +211,7 @@ TEST_CASE("rows of every form may lie beyond 32 bits", "[cache]") {
     std::int64_t const first = std::int64_t{last} * (room + 4) + (h == 0 ? 0 : room);
     return first + (h == 0 || slot == 0 ? slot : slot == 1 ? 3 : slot - 1);
   };
-  ha::compress(plan, cache.layers(), layout, slots);
+  ha::compress(compaction, cache.layers(), layout, slots);
   holds(slot_row);
   ha::RollingState state(batch);
   std::vector<std::int32_t> counts(batch, 0);

@@ -17,14 +17,14 @@ using namespace headaware_test;
 namespace {
 
 template <class T, class Source, class Plan>
-void check_forms(SourceCache<T, Source> const& cache, Plan const& plan, std::vector<std::int32_t> const& lengths,
+void check_forms(SourceCache<T, Source> const& cache, Plan const& compaction, std::vector<std::int32_t> const& lengths,
                  std::int64_t gap, unsigned seed) {
-  KeptTokens const tokens(plan.table(), lengths);
-  for_each_form<T>(plan, tokens, {cache.head_dim, cache.value_dim}, gap, seed,
+  KeptTokens const tokens(compaction.table(), lengths);
+  for_each_form<T>(compaction, tokens, {cache.head_dim, cache.value_dim}, gap, seed,
                    [&](std::string const& name, Places const& places, auto const& make) {
                      std::vector<T> arena = guarded<T>(places.elements);
                      HostUpload const upload;
-                     ha::compress(plan, cache.layers(), cache.source, make(arena.data(), upload));
+                     ha::compress(compaction, cache.layers(), cache.source, make(arena.data(), upload));
                      INFO(name);
                      REQUIRE(same_bytes(arena, expected_arena(cache, tokens, places)));
                    });
@@ -57,8 +57,8 @@ void check_random(unsigned seed) {
     Strided const source{random_strides({batch, heads, room, channels.key}, random),
                          random_strides({batch, heads, room, channels.value}, random)};
     SourceCache<T, Strided> const cache(source, extent_of(source), layers, channels.key, channels.value, seed + 1);
-    ha::Compaction const plan(random_table(layers, heads, longest, random), lengths);
-    check_forms(cache, plan, lengths, random() % 2 == 0 ? 7 : 16, seed + static_cast<unsigned>(i));
+    ha::Compaction const compaction(random_table(layers, heads, longest, random), lengths);
+    check_forms(cache, compaction, lengths, random() % 2 == 0 ? 7 : 16, seed + static_cast<unsigned>(i));
   }
 }
 
@@ -96,9 +96,9 @@ TEST_CASE("a tensor without a batch, layers left out of compression", "[cache]")
   SourceCache<ha::float16, Strided> const cache(source, shd.required_span_size(), 4, 8, 8, 106);
   ha::PolicyTable const table(4, 3, ha::SinkWindow{.sink = 2, .window = 6});
   std::vector<std::int32_t> const skipped{0, 3};
-  ha::Compaction const plan(table.skip_layers(skipped), lengths);
-  REQUIRE(plan.kept_total() == 2 * 3 * 50 + 2 * 3 * 8);
-  check_forms(cache, plan, lengths, 16, 106);
+  ha::Compaction const compaction(table.skip_layers(skipped), lengths);
+  REQUIRE(compaction.kept_total() == 2 * 3 * 50 + 2 * 3 * 8);
+  check_forms(cache, compaction, lengths, 16, 106);
 }
 
 TEST_CASE("keep-lists in a table of policies serve all sequences", "[cache]") {
@@ -121,7 +121,7 @@ TEST_CASE("segments longer than a thread's share, in every order of dimensions",
   std::vector<std::int32_t> const lengths{tokens};
   ha::PolicyTable table(1, 3, ha::SinkWindow{.sink = 3, .window = 8000});
   table.set(0, 1, ha::WindowOnly{.window = 5});
-  ha::Compaction const plan(table, lengths);
+  ha::Compaction const compaction(table, lengths);
   auto const bhsd = ha::strided_bhsd(1, 3, tokens, 32);
   auto const bshd = ha::strided_bshd(1, tokens, 3, 32);
   auto const bhds = ha::strided_bhds(1, 3, 32, tokens);
@@ -129,11 +129,12 @@ TEST_CASE("segments longer than a thread's share, in every order of dimensions",
     SourceCache<std::uint8_t, Strided> const cache(source, bhsd.required_span_size(), 1, 32, 32, 108);
     KeptTokens const kept(table, lengths);
     dense_arenas<std::uint8_t>(
-        "ragged", kept, naive_ragged(kept), {32, 32}, 7, [&](auto* k, auto* v) { return ha::ragged(plan, k, v, 32); },
-        [&](auto const& layers) { return ha::ragged(plan, layers, 32); },
+        "ragged", kept, naive_ragged(kept), {32, 32}, 7,
+        [&](auto* k, auto* v) { return ha::ragged(compaction, k, v, 32); },
+        [&](auto const& layers) { return ha::ragged(compaction, layers, 32); },
         [&](std::string const& name, Places const& places, auto const& make) {
           std::vector<std::uint8_t> arena = guarded<std::uint8_t>(places.elements);
-          ha::compress(plan, cache.layers(), cache.source, make(arena.data(), HostUpload{}));
+          ha::compress(compaction, cache.layers(), cache.source, make(arena.data(), HostUpload{}));
           INFO(name);
           REQUIRE(same_bytes(arena, expected_arena(cache, kept, places)));
         });
@@ -148,16 +149,17 @@ TEST_CASE("stretches that go past the CPU's caches begin and end anywhere", "[ca
   SourceCache<std::uint8_t, Strided> const cache(source, bhsd.required_span_size(), 1, 19, 19, 109);
   ha::PolicyTable table(1, 3, ha::SinkWindow{.sink = 5, .window = 59990});
   table.set(0, 1, ha::WindowOnly{.window = 30001});
-  ha::Compaction const plan(table, lengths);
+  ha::Compaction const compaction(table, lengths);
   KeptTokens const kept(table, lengths);
-  REQUIRE(plan.bytes_held(19, 1) > (4 << 20));
+  REQUIRE(compaction.bytes_held(19, 1) > (4 << 20));
   for (std::int64_t const gap : {1, 15, 16, 63, 64, 65}) {
     dense_arenas<std::uint8_t>(
-        "ragged", kept, naive_ragged(kept), {19, 19}, gap, [&](auto* k, auto* v) { return ha::ragged(plan, k, v, 19); },
-        [&](auto const& layers) { return ha::ragged(plan, layers, 19); },
+        "ragged", kept, naive_ragged(kept), {19, 19}, gap,
+        [&](auto* k, auto* v) { return ha::ragged(compaction, k, v, 19); },
+        [&](auto const& layers) { return ha::ragged(compaction, layers, 19); },
         [&](std::string const& name, Places const& places, auto const& make) {
           std::vector<std::uint8_t> arena = guarded<std::uint8_t>(places.elements);
-          ha::compress(plan, cache.layers(), cache.source, make(arena.data(), HostUpload{}));
+          ha::compress(compaction, cache.layers(), cache.source, make(arena.data(), HostUpload{}));
           INFO(name << ", gap " << gap);
           REQUIRE(same_bytes(arena, expected_arena(cache, kept, places)));
         });

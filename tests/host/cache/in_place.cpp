@@ -19,8 +19,9 @@ using namespace headaware_test;
 namespace {
 
 template <class T, class Source, class Plan>
-void check_in_place(SourceCache<T, Source> const& before, Plan const& plan, std::vector<std::int32_t> const& lengths) {
-  KeptTokens const tokens(plan.table(), lengths);
+void check_in_place(SourceCache<T, Source> const& before, Plan const& compaction,
+                    std::vector<std::int32_t> const& lengths) {
+  KeptTokens const tokens(compaction.table(), lengths);
   auto expected = before;
   auto const keys = ha::detail::keys_of(before.source);
   auto const values = ha::detail::values_of(before.source);
@@ -39,7 +40,7 @@ void check_in_place(SourceCache<T, Source> const& before, Plan const& plan, std:
     }
   });
   auto after = before;
-  ha::compress_in_place(plan, after.layers(), before.source);
+  ha::compress_in_place(compaction, after.layers(), before.source);
   for (std::size_t l = 0; l < before.keys.size(); ++l) {
     REQUIRE(same_bytes(after.keys[l], expected.keys[l]));
     REQUIRE(same_bytes(after.values[l], expected.values[l]));
@@ -116,14 +117,14 @@ TEST_CASE("in place, pages in any order and keep-lists", "[cache]") {
       lists[s] = {entries[s].data(), static_cast<std::int64_t>(entries[s].size())};
     }
     ha::PolicyTable const table = random_table(2, 2, 80, random);
-    ha::Compaction const plan(ha::WithKeepLists(table.view(), lists.data(), 3), lengths);
+    ha::Compaction const compaction(ha::WithKeepLists(table.view(), lists.data(), 3), lengths);
     auto const joined = ha::flashinfer_joined(pages, shape, i % 2 == 0 ? ha::PageOrder::nhd : ha::PageOrder::hnd);
     check_in_place(
-        SourceCache<std::uint16_t, std::remove_const_t<decltype(joined)>>(joined, 2 * elements, 2, 8, 8, seed), plan,
-        lengths);
+        SourceCache<std::uint16_t, std::remove_const_t<decltype(joined)>>(joined, 2 * elements, 2, 8, 8, seed),
+        compaction, lengths);
     auto const split_x = ha::vllm_paged_attention(pages, shape, 4);
     check_in_place(SourceCache<std::uint16_t, std::remove_const_t<decltype(split_x)>>(split_x, elements, 2, 8, 8, seed),
-                   plan, lengths);
+                   compaction, lengths);
   }
 }
 
@@ -135,8 +136,8 @@ TEST_CASE("keys and values in one tensor are compacted in place, each in its pla
   std::vector<std::uint16_t> before(2 * 6 * 4 * 2 * 3);
   std::iota(before.begin(), before.end(), std::uint16_t{1});
   auto after = before;
-  ha::Compaction const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 2, .window = 6}), lengths);
-  ha::compress_in_place(plan, std::vector<ha::LayerKv<std::uint16_t>>{{after.data(), after.data()}}, source);
+  ha::Compaction const compaction(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 2, .window = 6}), lengths);
+  ha::compress_in_place(compaction, std::vector<ha::LayerKv<std::uint16_t>>{{after.data(), after.data()}}, source);
   auto expected = before;
   // [2, blocks, block, heads, channels]: tokens 15 … 20 go to 2 … 7.
   auto const at = [&](std::size_t plane, std::size_t token) {
@@ -148,7 +149,7 @@ TEST_CASE("keys and values in one tensor are compacted in place, each in its pla
     }
   }
   REQUIRE(after == expected);
-  REQUIRE(plan.pages_needed(0, 4) == 2);
+  REQUIRE(compaction.pages_needed(0, 4) == 2);
 }
 
 TEST_CASE("in place, bad input is named and nothing moves", "[cache]") {
@@ -156,7 +157,7 @@ TEST_CASE("in place, bad input is named and nothing moves", "[cache]") {
   SourceCache<float, ha::StridedLayout> cache(layout, layout.required_span_size(), 2, 4, 4, 306);
   auto const before = cache;
   std::vector<std::int32_t> const lengths{20, 12};
-  ha::Compaction const plan(ha::PolicyTable(2, 3, ha::WindowOnly{.window = 4}), lengths);
+  ha::Compaction const compaction(ha::PolicyTable(2, 3, ha::WindowOnly{.window = 4}), lengths);
   auto const layers = cache.layers();
   auto const refused = [&](auto const& call, ha::ErrorDetail const& parts) {
     check_error<ha::ArgumentError>(call, parts);
@@ -168,7 +169,7 @@ TEST_CASE("in place, bad input is named and nothing moves", "[cache]") {
   auto const with = [&](auto const& change) {
     auto changed = layers;
     change(changed);
-    return [&plan, &layout, changed] { ha::compress_in_place(plan, changed, layout); };
+    return [&compaction, &layout, changed] { ha::compress_in_place(compaction, changed, layout); };
   };
   refused(with([](auto& l) { l.pop_back(); }), {"layers", "2", "1", "compress_in_place"});
   refused(with([](auto& l) { l.push_back(l[0]); }), {"layers", "2", "3", "compress_in_place"});
@@ -177,14 +178,14 @@ TEST_CASE("in place, bad input is named and nothing moves", "[cache]") {
   refused(with([](auto& l) { l[1].values = reinterpret_cast<float*>(reinterpret_cast<char*>(l[1].values) + 2); }),
           {"values", "aligned to 4 bytes", "one 2 bytes beyond", "layer 1"});
   auto const lying = [&](ha::StridedLayout const& other) {
-    return [&, other] { ha::compress_in_place(plan, layers, other); };
+    return [&, other] { ha::compress_in_place(compaction, layers, other); };
   };
   refused(lying(ha::strided_bhsd(1, 3, 20, 4)), {"source sequences", "2", "1", "compress_in_place, keys"});
   refused(lying(ha::strided_bhsd(2, 6, 10, 4)), {"source KV heads", "3", "6", "compress_in_place, keys"});
   refused(lying(ha::strided_bhsd(2, 3, 19, 4)), {"source tokens", "20", "19", "compress_in_place, keys"});
   refused(
       [&] {
-        ha::compress_in_place(plan, layers, Strided{layout, ha::strided_bhsd(2, 3, 19, 4)});
+        ha::compress_in_place(compaction, layers, Strided{layout, ha::strided_bhsd(2, 3, 19, 4)});
       },
       {"source tokens", "20", "19", "compress_in_place, values"});
   std::vector<std::int32_t> const tokens{0, 7, 6};
@@ -200,15 +201,15 @@ TEST_CASE("in place, bad input is named and nothing moves", "[cache]") {
 
 TEST_CASE("in place, layers that overlap are refused, those threaded through each other are not", "[cache]") {
   std::vector<std::int32_t> const lengths{6};
-  ha::Compaction const plan(ha::PolicyTable(2, 2, ha::WindowOnly{.window = 2}), lengths);
+  ha::Compaction const compaction(ha::PolicyTable(2, 2, ha::WindowOnly{.window = 2}), lengths);
   std::vector<float> memory(1000);
   float* const at = memory.data();
   auto const taken = [&](auto const& source, std::vector<ha::LayerKv<float>> const& layers) {
-    ha::compress_in_place(plan, layers, source);
+    ha::compress_in_place(compaction, layers, source);
   };
   auto const refused = [&](auto const& source, std::vector<ha::LayerKv<float>> const& layers, std::string const& got) {
     auto const before = memory;
-    check_error<ha::ArgumentError>([&] { ha::compress_in_place(plan, layers, source); },
+    check_error<ha::ArgumentError>([&] { ha::compress_in_place(compaction, layers, source); },
                                    {"tensors", "apart", got, "compress_in_place"});
     REQUIRE(memory == before);
   };

@@ -24,26 +24,27 @@ struct Setup {
   ha::StridedLayout layout = ha::strided_bhsd(2, 3, 20, dim);
   SourceCache<float, ha::StridedLayout> cache{layout, layout.required_span_size(), 2, dim, dim, 401};
   ha::PolicyTable table{2, 3, ha::SinkWindow{.sink = 2, .window = 6}};
-  ha::Compaction<> plan{table, lengths};
-  std::vector<float> keys = guarded<float>(plan.kept_total() * dim + 8);
+  ha::Compaction<> compaction{table, lengths};
+  std::vector<float> keys = guarded<float>(compaction.kept_total() * dim + 8);
   std::vector<float> values = keys;
   std::vector<ha::LayerKv<float const>> layers =
       static_cast<SourceCache<float, ha::StridedLayout> const&>(cache).layers();
-  ha::Destination<float, ha::RaggedForm> kept = ha::ragged(plan, keys.data(), values.data(), dim);
+  ha::Destination<float, ha::RaggedForm> kept = ha::ragged(compaction, keys.data(), values.data(), dim);
 
   template <class Call>
   void refuses(Call const& call, ha::ErrorDetail const& parts) const {
     check_error<ha::ArgumentError>(call, parts);
-    REQUIRE(same_bytes(keys, guarded<float>(plan.kept_total() * dim + 8)));
-    REQUIRE(same_bytes(values, guarded<float>(plan.kept_total() * dim + 8)));
+    REQUIRE(same_bytes(keys, guarded<float>(compaction.kept_total() * dim + 8)));
+    REQUIRE(same_bytes(values, guarded<float>(compaction.kept_total() * dim + 8)));
   }
   /// Both `compress` and `validate` must refuse.
   template <class Source>
   void refuses(std::vector<ha::LayerKv<float const>> const& from, Source const& source,
                ha::Destination<float, ha::RaggedForm> const& to, ha::ErrorDetail const& parts) const {
-    refuses([&] { ha::compress(plan, from, source, to); }, parts);
-    refuses([&] { ha::validate(plan, ha::transfer(from, source, to)); }, parts);
-    refuses([&] { ha::validate(plan.on_device(table.view(), lengths.data()), ha::transfer(from, source, to)); }, parts);
+    refuses([&] { ha::compress(compaction, from, source, to); }, parts);
+    refuses([&] { ha::validate(compaction, ha::transfer(from, source, to)); }, parts);
+    refuses([&] { ha::validate(compaction.on_device(table.view(), lengths.data()), ha::transfer(from, source, to)); },
+            parts);
   }
 };
 
@@ -82,7 +83,7 @@ TEST_CASE("pointers that are missing or misaligned", "[cache]") {
   }
 }
 
-TEST_CASE("tensors of another shape than the plan's", "[cache]") {
+TEST_CASE("tensors of another shape than the compaction's", "[cache]") {
   Setup const s;
   auto from = s.layers;
   from.push_back(from[0]);
@@ -112,7 +113,7 @@ TEST_CASE("buffers that overlap, and buffers that only touch", "[cache]") {
   // One buffer holds the source and the destination of one layer, the one behind the other.
   std::vector<std::int32_t> const lengths{10};
   auto const layout = ha::strided_bhsd(1, 1, 10, 4);
-  ha::Compaction const plan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 3}), lengths);
+  ha::Compaction const compaction(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 3}), lengths);
   std::vector<std::uint16_t> values(12);
   std::vector<std::uint16_t> source_values(40);
   for (bool const source_first : {true, false}) {
@@ -122,8 +123,8 @@ TEST_CASE("buffers that overlap, and buffers that only touch", "[cache]") {
     std::uint16_t* const source = buffer.data() + (source_first ? 0 : 12);
     std::uint16_t* const kept = buffer.data() + (source_first ? 40 : 0);
     auto const call = [&](std::uint16_t* from, std::uint16_t* to) {
-      ha::compress(plan, std::vector<ha::LayerKv<std::uint16_t>>{{from, source_values.data()}}, layout,
-                   ha::ragged(plan, to, values.data(), 4));
+      ha::compress(compaction, std::vector<ha::LayerKv<std::uint16_t>>{{from, source_values.data()}}, layout,
+                   ha::ragged(compaction, to, values.data(), 4));
     };
     ha::ErrorDetail const parts{"buffers", "compress_in_place", "overlapping buffers", "compress"};
     check_error<ha::ArgumentError>([&] { call(source, kept + (source_first ? -1 : 1)); }, parts);
@@ -137,7 +138,8 @@ TEST_CASE("buffers that overlap, and buffers that only touch", "[cache]") {
   Setup const s;
   for (std::size_t layer = 0; layer < 2; ++layer) {
     // Nothing else lies behind these keys, into which the values reach.
-    std::vector<float> keys(static_cast<std::size_t>(s.layout.required_span_size() + s.plan.kept_total() * s.dim));
+    std::vector<float> keys(
+        static_cast<std::size_t>(s.layout.required_span_size() + s.compaction.kept_total() * s.dim));
     auto from = s.layers;
     from[layer].keys = keys.data();
     auto to = s.kept;
@@ -147,7 +149,7 @@ TEST_CASE("buffers that overlap, and buffers that only touch", "[cache]") {
 }
 
 TEST_CASE("a source within a paged destination's pool, also behind a shorter one", "[cache]") {
-  ha::Compaction const plan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 3}), std::vector<std::int32_t>{10});
+  ha::Compaction const compaction(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 3}), std::vector<std::int32_t>{10});
   std::vector<float> buffer(200);
   float* const at = buffer.data();
   std::vector<float> const values(40);
@@ -155,8 +157,8 @@ TEST_CASE("a source within a paged destination's pool, also behind a shorter one
   ha::KvLayouts const source{ha::strided_bhsd(1, 1, 10, 1), ha::strided_bhsd(1, 1, 10, 4)};
   auto const validate = [&](float const* keys, ha::LayerKv<float> const& pool, std::int64_t stride) {
     ha::PagedForm const form{.block_table = table.data(), .table_stride = 1, .page_size = 4, .page_stride = stride};
-    auto const kept = ha::paged(plan, std::vector<ha::LayerKv<float>>{pool}, form, 1, 4, 4);
-    ha::validate(plan, ha::transfer(std::vector<ha::LayerKv<float const>>{{keys, values.data()}}, source, kept));
+    auto const kept = ha::paged(compaction, std::vector<ha::LayerKv<float>>{pool}, form, 1, 4, 4);
+    ha::validate(compaction, ha::transfer(std::vector<ha::LayerKv<float const>>{{keys, values.data()}}, source, kept));
   };
   ha::ErrorDetail const parts{"buffers", "apart from the source", "overlapping buffers", "compress"};
   // Values [0, 64), keys [8, 24): the source's keys lie behind the pool's, within its values.
@@ -173,13 +175,14 @@ TEST_CASE("a bad second transfer leaves the first one's destination alone", "[ca
   auto const scale_layout = ha::strided_bhsd(2, 3, 20, 1);
   SourceCache<std::uint16_t, ha::StridedLayout> const scales(scale_layout, scale_layout.required_span_size(), 2, 1, 1,
                                                              402);
-  std::vector<std::uint16_t> scale_keys(static_cast<std::size_t>(s.plan.kept_total()));
+  std::vector<std::uint16_t> scale_keys(static_cast<std::size_t>(s.compaction.kept_total()));
   std::vector<std::uint16_t> scale_values(scale_keys);
-  auto to = ha::ragged(s.plan, scale_keys.data(), scale_values.data(), 1);
+  auto to = ha::ragged(s.compaction, scale_keys.data(), scale_values.data(), 1);
   to.layers[1].values = nullptr;
   s.refuses(
       [&] {
-        ha::compress(s.plan, ha::transfer(s.layers, s.layout, s.kept), ha::transfer(scales.layers(), scale_layout, to));
+        ha::compress(s.compaction, ha::transfer(s.layers, s.layout, s.kept),
+                     ha::transfer(scales.layers(), scale_layout, to));
       },
       {"destination values", "a pointer", "nullptr", "layer 1"});
 }
@@ -187,16 +190,16 @@ TEST_CASE("a bad second transfer leaves the first one's destination alone", "[ca
 TEST_CASE("transfers of one call share no memory that is written", "[cache]") {
   Setup const s;
   auto const again = ha::transfer(s.layers, s.layout, s.kept);
-  s.refuses([&] { ha::compress(s.plan, again, again); },
+  s.refuses([&] { ha::compress(s.compaction, again, again); },
             {"buffers", "apart from each other", "overlapping destinations", "compress"});
   // The second transfer reads what the first writes.
   ha::PolicyTable const full(2, 3, ha::Full{});
   std::vector<float> other(s.keys.size());
   auto const from_kept = std::vector<ha::LayerKv<float const>>(2, {s.keys.data(), s.values.data()});
-  auto const target = ha::ragged(s.plan, other.data(), other.data() + s.plan.kept_total(), 1);
+  auto const target = ha::ragged(s.compaction, other.data(), other.data() + s.compaction.kept_total(), 1);
   s.refuses(
       [&] {
-        ha::validate(s.plan, ha::transfer(s.layers, s.layout, s.kept),
+        ha::validate(s.compaction, ha::transfer(s.layers, s.layout, s.kept),
                      ha::transfer(from_kept, ha::strided_bhsd(2, 3, 20, 1), target));
       },
       {"buffers", "apart from the source", "overlapping buffers", "compress"});
@@ -207,7 +210,7 @@ TEST_CASE("in place, keys and values are two tensors", "[cache]") {
   std::vector<float> tensor(static_cast<std::size_t>(s.layout.required_span_size()), 1.0F);
   std::vector<float> other(tensor);
   std::vector<ha::LayerKv<float>> const layers{{tensor.data(), other.data()}, {tensor.data(), tensor.data()}};
-  check_error<ha::ArgumentError>([&] { ha::compress_in_place(s.plan, layers, s.layout); },
+  check_error<ha::ArgumentError>([&] { ha::compress_in_place(s.compaction, layers, s.layout); },
                                  {"keys and values", "two tensors", "one", "compress_in_place, layer 1"});
 }
 
@@ -218,12 +221,13 @@ TEST_CASE("keep-lists that are out of order or range", "[cache]") {
   auto const refused = [&](std::size_t place, ha::KeepList const& list, ha::ErrorDetail const& parts) {
     std::vector<ha::KeepList> lists(12);
     lists[place] = list;
-    ha::Compaction const plan(ha::WithKeepLists(below, lists.data(), 2), s.lengths);
-    REQUIRE(plan.kept_total() <= s.plan.kept_total());
+    ha::Compaction const compaction(ha::WithKeepLists(below, lists.data(), 2), s.lengths);
+    REQUIRE(compaction.kept_total() <= s.compaction.kept_total());
     s.refuses(
         [&] {
-          ha::compress(plan, s.layers, s.layout,
-                       ha::ragged(plan, const_cast<float*>(s.keys.data()), const_cast<float*>(s.values.data()), 6));
+          ha::compress(
+              compaction, s.layers, s.layout,
+              ha::ragged(compaction, const_cast<float*>(s.keys.data()), const_cast<float*>(s.values.data()), 6));
         },
         parts);
   };
@@ -244,7 +248,9 @@ TEST_CASE("paged destinations that do not add up", "[cache]") {
   auto pool_values = pool_keys;
   std::vector<ha::LayerKv<float>> const pools(2, {pool_keys.data(), pool_values.data()});
   auto const refused = [&](ha::PagedForm const& form, std::int64_t num_pages, ha::ErrorDetail const& parts) {
-    s.refuses([&] { ha::compress(s.plan, s.layers, s.layout, ha::paged(s.plan, pools, form, 6, num_pages)); }, parts);
+    s.refuses(
+        [&] { ha::compress(s.compaction, s.layers, s.layout, ha::paged(s.compaction, pools, form, 6, num_pages)); },
+        parts);
     REQUIRE(same_bytes(pool_keys, guarded<float>(pages_of_4 * 4 * 6)));
     REQUIRE(same_bytes(pool_values, guarded<float>(pages_of_4 * 4 * 6)));
   };
@@ -278,54 +284,56 @@ TEST_CASE("paged destinations that do not add up", "[cache]") {
           {"page stride", ">= 24", "23", "paged"});
   s.refuses(
       [&] {
-        (void)ha::paged(s.plan, std::vector<ha::LayerKv<float>>(1, pools[0]), csr(indices, indptr), 6, pages_of_4);
+        (void)ha::paged(s.compaction, std::vector<ha::LayerKv<float>>(1, pools[0]), csr(indices, indptr), 6,
+                        pages_of_4);
       },
       {"layers", "2", "1", "paged"});
 }
 
-TEST_CASE("destinations that no plan asked for", "[cache]") {
+TEST_CASE("destinations that no compaction asked for", "[cache]") {
   Setup s;
   float* const keys = s.keys.data();
   std::vector<ha::LayerKv<float>> const one(1, {keys, keys});
   std::vector<ha::LayerKv<float>> const three(3, {keys, keys});
   auto const refused = [&](auto const& call, ha::ErrorDetail const& parts) { s.refuses(call, parts); };
-  refused([&] { (void)ha::ragged(s.plan, one, 6); }, {"layers", "2", "1", "ragged"});
-  refused([&] { (void)ha::padded(s.plan, three, 6); }, {"layers", "2", "3", "padded"});
-  refused([&] { (void)ha::grouped(s.plan, one, 6); }, {"layers", "2", "1", "grouped"});
+  refused([&] { (void)ha::ragged(s.compaction, one, 6); }, {"layers", "2", "1", "ragged"});
+  refused([&] { (void)ha::padded(s.compaction, three, 6); }, {"layers", "2", "3", "padded"});
+  refused([&] { (void)ha::grouped(s.compaction, one, 6); }, {"layers", "2", "1", "grouped"});
   for (std::int64_t const bad : {0, -1}) {
-    refused([&] { (void)ha::ragged(s.plan, keys, keys, bad, 6); },
+    refused([&] { (void)ha::ragged(s.compaction, keys, keys, bad, 6); },
             {"channels of a key", "> 0", std::to_string(bad), "ragged"});
-    refused([&] { (void)ha::padded(s.plan, keys, keys, bad, ha::Alignment::left, 6); },
+    refused([&] { (void)ha::padded(s.compaction, keys, keys, bad, ha::Alignment::left, 6); },
             {"channels of a key", "> 0", std::to_string(bad), "padded"});
-    refused([&] { (void)ha::grouped(s.plan, keys, keys, bad, 6); },
+    refused([&] { (void)ha::grouped(s.compaction, keys, keys, bad, 6); },
             {"channels of a key", "> 0", std::to_string(bad), "grouped"});
   }
-  refused([&] { (void)ha::ragged(s.plan, keys, keys, 6, -1); }, {"channels of a value", "> 0", "-1", "ragged"});
+  refused([&] { (void)ha::ragged(s.compaction, keys, keys, 6, -1); }, {"channels of a value", "> 0", "-1", "ragged"});
 }
 
-TEST_CASE("destinations made for another plan", "[cache]") {
+TEST_CASE("destinations made for another compaction", "[cache]") {
   Setup const s;
   auto const other = [&](std::vector<std::int32_t> const& lengths, std::int32_t heads, std::int32_t window) {
     return ha::Compaction(ha::PolicyTable(2, heads, ha::SinkWindow{.sink = 2, .window = window}), lengths);
   };
   float* const keys = const_cast<float*>(s.keys.data());
   float* const values = const_cast<float*>(s.values.data());
-  auto const refused = [&](ha::Compaction<> const& plan, ha::ErrorDetail const& dense, ha::ErrorDetail const& rows) {
-    s.refuses([&] { ha::compress(s.plan, s.layers, s.layout, ha::ragged(plan, keys, values, 6)); }, rows);
-    s.refuses([&] { ha::compress(s.plan, s.layers, s.layout, ha::padded(plan, keys, values, 6)); }, dense);
-    s.refuses([&] { ha::compress(s.plan, s.layers, s.layout, ha::grouped(plan, keys, values, 6)); }, dense);
+  auto const refused = [&](ha::Compaction<> const& compaction, ha::ErrorDetail const& dense,
+                           ha::ErrorDetail const& rows) {
+    s.refuses([&] { ha::compress(s.compaction, s.layers, s.layout, ha::ragged(compaction, keys, values, 6)); }, rows);
+    s.refuses([&] { ha::compress(s.compaction, s.layers, s.layout, ha::padded(compaction, keys, values, 6)); }, dense);
+    s.refuses([&] { ha::compress(s.compaction, s.layers, s.layout, ha::grouped(compaction, keys, values, 6)); }, dense);
   };
   // One token too few a head: the dense forms notice it at the first, a ragged layer at its last.
   refused(other({20, 9}, 3, 5), {"destination", "room for 8 tokens", "7", "layer 0, sequence 0, KV head 0"},
           {"destination", "room for 8 tokens", "2", "layer 0, sequence 1, KV head 2"});
   s.refuses(
       [&] {
-        ha::compress(s.plan, s.layers, s.layout, ha::padded(other({20, 9}, 4, 6), keys, values, 6));
+        ha::compress(s.compaction, s.layers, s.layout, ha::padded(other({20, 9}, 4, 6), keys, values, 6));
       },
       {"destination KV heads", "3", "4", "compress"});
   s.refuses(
       [&] {
-        ha::compress(s.plan, s.layers, s.layout, ha::grouped(other({20, 9, 1}, 3, 6), keys, values, 6));
+        ha::compress(s.compaction, s.layers, s.layout, ha::grouped(other({20, 9, 1}, 3, 6), keys, values, 6));
       },
       {"destination sequences", "2", "3", "compress"});
 }

@@ -154,7 +154,7 @@ TEST_CASE("a policy of one's own rolls if it says how", "[cache]") {
         ha::compress(ha::Compaction(ha::UniformTable(mine::LastPairs{.pairs = 2}, 2, 2), lengths), source.layers(),
                      layout, cache);
       },
-      {"destination", "made for the plan's policies", "others", "layer 0, KV head 0"});
+      {"destination", "made for the compaction's policies", "others", "layer 0, KV head 0"});
   REQUIRE(keys == before);
 }
 
@@ -235,9 +235,9 @@ TEST_CASE("what rolling caches refuse", "[cache]") {
       [&] { (void)plan.bytes_held(std::int64_t{1} << 60, 2); },
       {"elements of a tensor, or its bytes", "at most", " * 4611686018427387904", "RollingSlots::bytes"});
   ha::Compaction const sizes(table, std::vector<std::int32_t>{20, 2});
-  check_error<Error>([&] { (void)sizes.bytes_held(std::int64_t{1} << 60, 2); }, {"", "", "", "Compaction::bytes_held"});
+  check_error<Error>([&] { (void)sizes.bytes_held(std::int64_t{1} << 60, 2); }, {"", "", "", "CacheSizes::bytes_held"});
   check_error<Error>([&] { (void)sizes.bytes_full(ha::TokenBytes::of(std::int64_t{1} << 60, 2)); },
-                     {"", "", "", "Compaction::bytes_full"});
+                     {"", "", "", "CacheSizes::bytes_full"});
   check_error<Error>([&] { (void)ha::TokenBytes::of(std::int64_t{1} << 60, 8); }, {"", "", "", "TokenBytes::of"});
   check_error<Error>([&] { (void)ha::TokenBytes::of(std::int64_t{1} << 60, 4).total(); },
                      {"", "", " + ", "TokenBytes::total"});
@@ -255,7 +255,7 @@ TEST_CASE("what rolling caches refuse", "[cache]") {
                  ha::rolling(others, others.view(), slots_of.data(), more.data(), dim));
   };
   fill(8);
-  check_error<Error>([&] { fill(9); }, {"destination", "the plan's policies", "others", "layer 0, KV head 0"});
+  check_error<Error>([&] { fill(9); }, {"destination", "the compaction's policies", "others", "layer 0, KV head 0"});
 
   // Layer by layer, counted at the end.
   for (std::int32_t l = 0; l < 2; ++l) {

@@ -50,14 +50,15 @@ bool row_turned(SourceCache<T, Source> const& cache, Rotary const& rotary, std::
 }
 
 template <class T, class Source>
-void check_rotation(SourceCache<T, Source> const& cache, ha::Compaction<> const& plan,
+void check_rotation(SourceCache<T, Source> const& cache, ha::Compaction<> const& compaction,
                     std::vector<std::int32_t> const& lengths, Rotary const& rotary, ha::KeyRotation const& rotation) {
-  KeptTokens const tokens(plan.table(), lengths);
+  KeptTokens const tokens(compaction.table(), lengths);
   auto const check = [&](std::string const& name, Places const& places, auto const& make) {
     INFO(name);
     auto arena = guarded<T>(places.elements);
     HostUpload const upload;
-    ha::compress(plan, ha::transfer(cache.layers(), cache.source, make(arena.data(), upload)).rotate_keys(rotation));
+    ha::compress(compaction,
+                 ha::transfer(cache.layers(), cache.source, make(arena.data(), upload)).rotate_keys(rotation));
     // Outside the keys nothing differs from a compaction that does not rotate.
     auto expected = expected_arena(cache, tokens, places);
     bool right = true;
@@ -78,13 +79,14 @@ void check_rotation(SourceCache<T, Source> const& cache, ha::Compaction<> const&
   auto const v = channels.value;
   dense_arenas<T>(
       "ragged", tokens, naive_ragged(tokens), channels, 7,
-      [&](T* keys, T* values) { return ha::ragged(plan, keys, values, k, v); },
-      [&](auto const& layers) { return ha::ragged(plan, layers, k, v); }, check);
-  paged_arena<T>(plan, tokens, channels, {.page_size = 4, .csr = true, .joined = true, .page_gap = 7}, 7, 201, check);
+      [&](T* keys, T* values) { return ha::ragged(compaction, keys, values, k, v); },
+      [&](auto const& layers) { return ha::ragged(compaction, layers, k, v); }, check);
+  paged_arena<T>(compaction, tokens, channels, {.page_size = 4, .csr = true, .joined = true, .page_gap = 7}, 7, 201,
+                 check);
 
   // In place: the same, and everything else as it was.
   auto moved = cache;
-  ha::compress_in_place(plan, moved.layers(), cache.source, rotation.evicting(1));
+  ha::compress_in_place(compaction, moved.layers(), cache.source, rotation.evicting(1));
   auto expected = cache;
   auto const keys = ha::detail::keys_of(cache.source);
   auto const values = ha::detail::values_of(cache.source);
@@ -125,16 +127,17 @@ void check_rotations(Source const& source, std::int64_t extent, Channels const& 
       ha::PolicyTable table = random_table(2, 3, 45, random);
       table.set(0, 0, ha::SinkWindow{.sink = 4, .window = 20});
       table.set(1, 1, ha::SinkWindow{.sink = 1, .window = 40});
-      ha::Compaction const plan(table, lengths);
+      ha::Compaction const compaction(table, lengths);
       INFO("seed " << seed << ", rotary_dim " << dim << (pairing == ha::RotaryPairing::neox ? ", neox" : ""));
       Rotary const rotary = Rotary::of_base(pairing, dim, 10000);
-      check_rotation(cache, plan, lengths, rotary, ha::KeyRotation::from_base(pairing, dim, 10000));
+      check_rotation(cache, compaction, lengths, rotary, ha::KeyRotation::from_base(pairing, dim, 10000));
       auto const tables = rotary.tables(45);
-      check_rotation(cache, plan, lengths, rotary,
+      check_rotation(cache, compaction, lengths, rotary,
                      ha::KeyRotation::from_table(pairing, dim, tables.cosines.data(), tables.sines.data(), 45));
       Rotary scaled{pairing, {}};
       for (std::int32_t i = 0; i < dim / 2; ++i) scaled.frequencies.push_back(2.0 / (1 + i * i) - 0.3);
-      check_rotation(cache, plan, lengths, scaled, ha::KeyRotation::from_frequencies(pairing, scaled.frequencies));
+      check_rotation(cache, compaction, lengths, scaled,
+                     ha::KeyRotation::from_frequencies(pairing, scaled.frequencies));
     }
   }
 }
@@ -172,13 +175,14 @@ TEST_CASE("keys turn in pages, too", "[cache]") {
 TEST_CASE("keys come right from a billion tokens away", "[cache]") {
   constexpr std::int32_t length = 1 << 30;
   SourceCache<float, Folded> cache({}, 64 * 8, 1, 8, 8, 206);
-  ha::Compaction const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 3, .window = 9}),
-                            std::vector<std::int32_t>{length});
+  ha::Compaction const compaction(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 3, .window = 9}),
+                                  std::vector<std::int32_t>{length});
   Rotary const rotary = Rotary::of_base(ha::RotaryPairing::neox, 8, 10000);
   std::vector<float> keys(12 * 8);
   std::vector<float> values(keys);
-  ha::compress(plan, ha::transfer(cache.layers(), cache.source, ha::ragged(plan, keys.data(), values.data(), 8))
-                         .rotate_keys(ha::KeyRotation::from_base(ha::RotaryPairing::neox, 8, 10000)));
+  ha::compress(compaction,
+               ha::transfer(cache.layers(), cache.source, ha::ragged(compaction, keys.data(), values.data(), 8))
+                   .rotate_keys(ha::KeyRotation::from_base(ha::RotaryPairing::neox, 8, 10000)));
   for (std::int64_t slot = 0; slot < 12; ++slot) {
     std::int64_t const token = slot < 3 ? slot : length - 12 + slot;
     REQUIRE(row_turned(cache, rotary, 0, 0, 0, token, slot, keys.data() + slot * 8, 1));
@@ -192,18 +196,18 @@ TEST_CASE("keys that stay keep their bits, whatever those are", "[cache]") {
     auto const layout = ha::strided_bhsd(1, 1, 20, dim);
     SourceCache<T, ha::StridedLayout> cache(layout, layout.required_span_size(), 1, dim, dim, 208);
     for (std::size_t i = 0; i < 4 * dim; ++i) cache.keys[0][i] = specials[(3 * i + i / 8) % specials.size()];
-    ha::Compaction const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 4, .window = 2}),
-                              std::vector<std::int32_t>{20});
+    ha::Compaction const compaction(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 4, .window = 2}),
+                                    std::vector<std::int32_t>{20});
     auto const rotation = ha::KeyRotation::from_base(ha::RotaryPairing::interleaved, dim, 10000);
     std::vector<T> keys(static_cast<std::size_t>(6 * dim));
     std::vector<T> values(keys);
-    ha::compress(
-        plan,
-        ha::transfer(cache.layers(), layout, ha::ragged(plan, keys.data(), values.data(), dim)).rotate_keys(rotation));
+    ha::compress(compaction,
+                 ha::transfer(cache.layers(), layout, ha::ragged(compaction, keys.data(), values.data(), dim))
+                     .rotate_keys(rotation));
     auto const sinks = [](std::vector<T> const& all) { return std::vector<T>(all.begin(), all.begin() + 4 * dim); };
     REQUIRE(same_bytes(sinks(keys), sinks(cache.keys[0])));
     auto moved = cache;
-    ha::compress_in_place(plan, moved.layers(), layout, rotation.evicting(1));
+    ha::compress_in_place(compaction, moved.layers(), layout, rotation.evicting(1));
     REQUIRE(same_bytes(sinks(moved.keys[0]), sinks(cache.keys[0])));
   };
   // Zeros of both signs, infinities, the smallest numbers, quiet and signalling NaNs with payloads.
@@ -237,8 +241,8 @@ TEST_CASE("keys that were rotated for other positions than their places turn fro
   auto const layout = ha::strided_bhsd(2, 1, 30, dim);
   SourceCache<float, ha::StridedLayout> cache(layout, layout.required_span_size(), 1, dim, dim, 209);
   fill_keys(cache, 209);
-  ha::Compaction const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 2, .window = 20}), lengths);
-  KeptTokens const tokens(plan.table(), lengths);
+  ha::Compaction const compaction(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 2, .window = 20}), lengths);
+  KeptTokens const tokens(compaction.table(), lengths);
   std::vector<std::int32_t> const positions = positions_of(stride);
   Rotary const rotary = Rotary::of_base(ha::RotaryPairing::neox, dim, 10000);
   auto const tables = rotary.tables(1066);
@@ -247,13 +251,13 @@ TEST_CASE("keys that were rotated for other positions than their places turn fro
                                                               tables.sines.data(), 1066)
                                 : ha::KeyRotation::from_base(ha::RotaryPairing::neox, dim, 10000);
     auto const rotation = plain.with_positions(positions.data(), stride);
-    std::vector<float> keys(static_cast<std::size_t>(plan.kept_total() * dim));
+    std::vector<float> keys(static_cast<std::size_t>(compaction.kept_total() * dim));
     std::vector<float> values(keys);
-    ha::compress(
-        plan,
-        ha::transfer(cache.layers(), layout, ha::ragged(plan, keys.data(), values.data(), dim)).rotate_keys(rotation));
+    ha::compress(compaction,
+                 ha::transfer(cache.layers(), layout, ha::ragged(compaction, keys.data(), values.data(), dim))
+                     .rotate_keys(rotation));
     auto moved = cache;
-    ha::compress_in_place(plan, moved.layers(), layout, rotation);
+    ha::compress_in_place(compaction, moved.layers(), layout, rotation);
     bool right = true;
     std::size_t at = 0;
     tokens.for_each([&](auto, auto b, auto) {
@@ -276,7 +280,7 @@ TEST_CASE("keys that were rotated for other positions than their places turn fro
 
   auto const before = cache;
   auto const refused = [&](ha::KeyRotation const& rotation, ha::ErrorDetail const& parts) {
-    check_error<ha::ArgumentError>([&] { ha::compress_in_place(plan, cache.layers(), layout, rotation); }, parts);
+    check_error<ha::ArgumentError>([&] { ha::compress_in_place(compaction, cache.layers(), layout, rotation); }, parts);
     REQUIRE(same_bytes(cache.keys[0], before.keys[0]));
   };
   auto const rotation = ha::KeyRotation::from_base(ha::RotaryPairing::neox, dim, 10000);
@@ -367,9 +371,9 @@ TEST_CASE("keys of 16 bits are not turned in place for a few tokens", "[cache]")
     auto const layout = ha::strided_bhsd(2, 1, 204 + evicted, dim);
     SourceCache<T, ha::StridedLayout> cache(layout, layout.required_span_size(), 1, dim, dim, 210);
     auto const before = cache;
-    ha::Compaction const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 4, .window = 200}), lengths);
+    ha::Compaction const compaction(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 4, .window = 200}), lengths);
     auto const rotation = ha::KeyRotation::from_base(ha::RotaryPairing::neox, dim, 10000);
-    auto const call = [&] { ha::compress_in_place(plan, cache.layers(), layout, rotation); };
+    auto const call = [&] { ha::compress_in_place(compaction, cache.layers(), layout, rotation); };
     if (!refused) {
       call();
       return;
@@ -378,7 +382,7 @@ TEST_CASE("keys of 16 bits are not turned in place for a few tokens", "[cache]")
                                    {"evicted tokens", "KeyRotation::evicting(1) if these", std::to_string(evicted),
                                     "compress_in_place, layer 0, sequence 1, KV head 0"});
     REQUIRE(same_bytes(cache.keys[0], before.keys[0]));
-    ha::compress_in_place(plan, cache.layers(), layout, rotation.evicting(evicted));
+    ha::compress_in_place(compaction, cache.layers(), layout, rotation.evicting(evicted));
   };
   for (std::int32_t const evicted : {1, 63}) {
     check(ha::float16{}, evicted, true);
@@ -386,13 +390,13 @@ TEST_CASE("keys of 16 bits are not turned in place for a few tokens", "[cache]")
     check(0.0F, evicted, false);
   }
   for (std::int32_t const evicted : {0, 64, 100}) check(ha::bfloat16{}, evicted, false);
-  // The fewest tokens that a device's plan says: of all heads whose tokens move, as those of a prefix do not.
+  // The fewest tokens that a device's compaction says: of all heads whose tokens move, as those of a prefix do not.
   ha::PolicyTable table(1, 3, ha::SinkWindow{.sink = 4, .window = 200});
   table.set(0, 1, ha::SinkWindow{.sink = 300, .window = 0});
   table.set(0, 2, ha::WindowOnly{.window = 100});
-  ha::Compaction const plan(table, std::vector<std::int32_t>{304, 217, 204});
-  CHECK(plan.on_device(table.view(), nullptr).min_evicted == 13);
-  CHECK(plan.on_device(table.view(), nullptr).min_evicted_segment == 3);
+  ha::Compaction const compaction(table, std::vector<std::int32_t>{304, 217, 204});
+  CHECK(compaction.on_device(table.view(), nullptr).min_evicted == 13);
+  CHECK(compaction.on_device(table.view(), nullptr).min_evicted_segment == 3);
   CHECK(ha::Compaction(table, std::vector<std::int32_t>{304, 100}).on_device(table.view(), nullptr).min_evicted == 100);
   check_error<ha::ArgumentError>([] { (void)ha::KeyRotation().evicting(0); },
                                  {"evicted tokens", "> 0", "0", "KeyRotation"});
@@ -403,16 +407,17 @@ TEST_CASE("out of place, keys that turn again with each call drift as they do in
   std::vector<std::int32_t> const lengths{3};
   auto const layout = ha::strided_bhsd(1, 1, 3, dim);
   SourceCache<ha::bfloat16, ha::StridedLayout> in_place(layout, layout.required_span_size(), 1, dim, dim, 212);
-  ha::Compaction const plan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 2}), lengths);
+  ha::Compaction const compaction(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 2}), lengths);
   auto const rotation = ha::KeyRotation::from_base(ha::RotaryPairing::neox, dim, 10000).evicting(1);
   auto source = in_place;
   std::vector<ha::bfloat16> keys(2 * dim);
   std::vector<ha::bfloat16> values(2 * dim);
   for (int call = 0; call < 100; ++call) {
     auto const layers = static_cast<SourceCache<ha::bfloat16, ha::StridedLayout> const&>(source).layers();
-    ha::compress(plan,
-                 ha::transfer(layers, layout, ha::ragged(plan, keys.data(), values.data(), dim)).rotate_keys(rotation));
-    ha::compress_in_place(plan, in_place.layers(), layout, rotation);
+    ha::compress(
+        compaction,
+        ha::transfer(layers, layout, ha::ragged(compaction, keys.data(), values.data(), dim)).rotate_keys(rotation));
+    ha::compress_in_place(compaction, in_place.layers(), layout, rotation);
     for (auto* const each : {&source.keys[0], &in_place.keys[0]}) {  // the next token takes the last one's place
       std::copy_n((each == &source.keys[0] ? keys.data() : each->data()), 2 * dim, each->data() + dim);
     }
@@ -476,17 +481,18 @@ TEST_CASE("rotations that make no sense are named", "[cache]") {
   auto const layout = ha::strided_bhsd(1, 1, 20, 8);
   SourceCache<float, ha::StridedLayout> cache(layout, layout.required_span_size(), 1, 8, 8, 207);
   auto const before = cache;
-  ha::Compaction const plan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 4}), std::vector<std::int32_t>{20});
+  ha::Compaction const compaction(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 4}), std::vector<std::int32_t>{20});
   auto keys = guarded<float>(4 * 8);
   auto values = keys;
   auto const refused_here = [&](ha::KeyRotation const& rotation, ha::ErrorDetail const& parts) {
     refused(
         [&] {
-          ha::compress(plan, ha::transfer(cache.layers(), layout, ha::ragged(plan, keys.data(), values.data(), 8))
-                                 .rotate_keys(rotation));
+          ha::compress(compaction,
+                       ha::transfer(cache.layers(), layout, ha::ragged(compaction, keys.data(), values.data(), 8))
+                           .rotate_keys(rotation));
         },
         parts);
-    refused([&] { ha::compress_in_place(plan, cache.layers(), layout, rotation); }, parts);
+    refused([&] { ha::compress_in_place(compaction, cache.layers(), layout, rotation); }, parts);
     REQUIRE(same_bytes(keys, guarded<float>(4 * 8)));
     REQUIRE(same_bytes(values, guarded<float>(4 * 8)));
     REQUIRE(same_bytes(cache.keys[0], before.keys[0]));

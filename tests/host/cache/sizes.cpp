@@ -20,35 +20,35 @@ using namespace headaware_test;
 
 namespace {
 
-/// All that a plan tells, against the tokens themselves.
+/// All that a compaction tells, against the tokens themselves.
 void check_plan(ha::PolicyTable const& table, std::vector<std::int32_t> const& lengths) {
-  ha::Compaction const plan(table, lengths);
+  ha::Compaction const compaction(table, lengths);
   KeptTokens const tokens(table, lengths);
-  REQUIRE(plan.num_layers() == tokens.layers);
-  REQUIRE(plan.num_sequences() == tokens.sequences);
-  REQUIRE(plan.num_kv_heads() == tokens.heads);
-  REQUIRE(plan.layer_segments() == tokens.sequences * tokens.heads);
-  REQUIRE(plan.num_segments() == static_cast<std::int64_t>(tokens.segments.size()));
-  REQUIRE(std::equal(lengths.begin(), lengths.end(), plan.lengths().begin(), plan.lengths().end()));
-  REQUIRE(plan.max_length() == (lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end())));
+  REQUIRE(compaction.num_layers() == tokens.layers);
+  REQUIRE(compaction.num_sequences() == tokens.sequences);
+  REQUIRE(compaction.num_kv_heads() == tokens.heads);
+  REQUIRE(compaction.layer_segments() == tokens.sequences * tokens.heads);
+  REQUIRE(compaction.num_segments() == static_cast<std::int64_t>(tokens.segments.size()));
+  REQUIRE(std::equal(lengths.begin(), lengths.end(), compaction.lengths().begin(), compaction.lengths().end()));
+  REQUIRE(compaction.max_length() == (lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end())));
 
   std::int64_t total = 0;
   std::int64_t full = 0;
   std::vector<std::int64_t> pages(20);
-  REQUIRE(plan.offsets().size() == tokens.segments.size() + 1);
-  for (std::int32_t l = 0; l < plan.num_layers(); ++l) {
-    REQUIRE(plan.layer_begin(l) == total);
+  REQUIRE(compaction.offsets().size() == tokens.segments.size() + 1);
+  for (std::int32_t l = 0; l < compaction.num_layers(); ++l) {
+    REQUIRE(compaction.layer_begin(l) == total);
     std::int64_t layer = 0;
     std::int64_t most = 0;
     std::vector<std::int32_t> cu_seqlens{0};
     ha::LayerCapacity capacity;
-    for (std::int32_t b = 0; b < plan.num_sequences(); ++b) {
-      for (std::int32_t h = 0; h < plan.num_kv_heads(); ++h) {
+    for (std::int32_t b = 0; b < compaction.num_sequences(); ++b) {
+      for (std::int32_t h = 0; h < compaction.num_kv_heads(); ++h) {
         std::int64_t const s = tokens.segment(l, b, h);
         std::int64_t const kept = tokens.kept(l, b, h);
-        REQUIRE(plan.offsets()[static_cast<std::size_t>(s)] == total);
-        REQUIRE(plan.kept(l, b, h) == kept);
-        ha::Segment const segment = plan.segment(s);
+        REQUIRE(compaction.offsets()[static_cast<std::size_t>(s)] == total);
+        REQUIRE(compaction.kept(l, b, h) == kept);
+        ha::Segment const segment = compaction.segment(s);
         bool const right = segment.index == s && segment.layer == l && segment.sequence == b && segment.kv_head == h &&
                            segment.length == lengths[static_cast<std::size_t>(b)] && segment.kept == kept &&
                            segment.first_row == layer;
@@ -70,37 +70,37 @@ void check_plan(ha::PolicyTable const& table, std::vector<std::int32_t> const& l
         }
       }
     }
-    capacity.rows = plan.num_sequences() *
+    capacity.rows = compaction.num_sequences() *
                     (capacity.full_heads * capacity.full_head_rows + capacity.window_heads * capacity.head_rows);
-    REQUIRE(plan.kept_total(l) == layer);
-    REQUIRE(plan.max_kept(l) == most);
-    REQUIRE(plan.cu_seqlens(l) == cu_seqlens);
-    REQUIRE(plan.grouped_capacity(l) == capacity);
+    REQUIRE(compaction.kept_total(l) == layer);
+    REQUIRE(compaction.max_kept(l) == most);
+    REQUIRE(compaction.cu_seqlens(l) == cu_seqlens);
+    REQUIRE(compaction.grouped_capacity(l) == capacity);
   }
-  REQUIRE(plan.kept_total() == total);
-  REQUIRE(plan.offsets().back() == total);
-  REQUIRE(plan.layer_begin(plan.num_layers()) == total);
-  REQUIRE(plan.full_total() == full);
+  REQUIRE(compaction.kept_total() == total);
+  REQUIRE(compaction.offsets().back() == total);
+  REQUIRE(compaction.layer_begin(compaction.num_layers()) == total);
+  REQUIRE(compaction.full_total() == full);
   ha::TokenBytes const token{.key = 24, .value = 6};
-  REQUIRE(plan.bytes_held(token) == total * 30);
-  REQUIRE(plan.bytes_held(12, 2) == total * 48);
-  REQUIRE(plan.bytes_full(token) == full * 30);
+  REQUIRE(compaction.bytes_held(token) == total * 30);
+  REQUIRE(compaction.bytes_held(12, 2) == total * 48);
+  REQUIRE(compaction.bytes_full(token) == full * 30);
   for (std::int32_t size = 1; size < 20; ++size) {
-    REQUIRE(plan.pages_total(size) == pages[static_cast<std::size_t>(size)]);
-    REQUIRE(plan.bytes_held_paged(size, token) == pages[static_cast<std::size_t>(size)] * size * 30);
-    for (std::int32_t b = 0; b < plan.num_sequences(); ++b) {
+    REQUIRE(compaction.pages_total(size) == pages[static_cast<std::size_t>(size)]);
+    REQUIRE(compaction.bytes_held_paged(size, token) == pages[static_cast<std::size_t>(size)] * size * 30);
+    for (std::int32_t b = 0; b < compaction.num_sequences(); ++b) {
       std::int64_t most = 0;
       tokens.for_each([&](auto l, auto sequence, auto h) {
         if (sequence == b) most = std::max(most, tokens.kept(l, b, h));
       });
-      REQUIRE(plan.pages_needed(b, size) == most / size + (most % size != 0 ? 1 : 0));
+      REQUIRE(compaction.pages_needed(b, size) == most / size + (most % size != 0 ? 1 : 0));
     }
   }
 }
 
 }  // namespace
 
-TEST_CASE("plans count what heads keep", "[cache]") {
+TEST_CASE("sizes count what heads keep", "[cache]") {
   constexpr unsigned seed = 7;
   INFO("seed " << seed);
   std::mt19937 random(seed);
@@ -117,24 +117,25 @@ TEST_CASE("plans count what heads keep", "[cache]") {
   check_plan(ha::PolicyTable(2, 3, ha::Prune{}), {40, 7});
 }
 
-TEST_CASE("plans of long contexts and wide batches count in 64 bits", "[cache]") {
+TEST_CASE("sizes of long contexts and wide batches count in 64 bits", "[cache]") {
   constexpr std::int32_t longest = std::numeric_limits<std::int32_t>::max();
-  ha::Compaction const plan(ha::PolicyTable(3, 2), std::vector<std::int32_t>{longest, longest});
+  ha::Compaction const compaction(ha::PolicyTable(3, 2), std::vector<std::int32_t>{longest, longest});
   std::int64_t const layer = 4 * std::int64_t{longest};
-  REQUIRE(plan.kept_total() == 3 * layer);
-  REQUIRE(plan.layer_begin(2) == 2 * layer);
-  REQUIRE(plan.max_length() == longest);
-  REQUIRE(plan.bytes_held(128, 2) == 3 * layer * 512);
-  REQUIRE(plan.pages_total(16) == 12 * ((std::int64_t{longest} + 15) / 16));
-  check_error<ha::ArgumentError>([&] { (void)plan.cu_seqlens(0); },
+  REQUIRE(compaction.kept_total() == 3 * layer);
+  REQUIRE(compaction.layer_begin(2) == 2 * layer);
+  REQUIRE(compaction.max_length() == longest);
+  REQUIRE(compaction.bytes_held(128, 2) == 3 * layer * 512);
+  REQUIRE(compaction.pages_total(16) == 12 * ((std::int64_t{longest} + 15) / 16));
+  check_error<ha::ArgumentError>([&] { (void)compaction.cu_seqlens(0); },
                                  {"rows of a layer", "2147483647", std::to_string(layer), "cu_seqlens"});
-  check_error<ha::ArgumentError>([&] { (void)ha::consecutive_pages(plan, 4); },
-                                 {"pages", "fit int32", std::to_string(plan.pages_total(4)), "consecutive_pages"});
+  check_error<ha::ArgumentError>(
+      [&] { (void)ha::consecutive_pages(compaction, 4); },
+      {"pages", "fit int32", std::to_string(compaction.pages_total(4)), "consecutive_pages"});
 }
 
-TEST_CASE("plans refuse what they cannot answer", "[cache]") {
+TEST_CASE("sizes refuse what they cannot answer", "[cache]") {
   ha::PolicyTable const table(2, 3, ha::WindowOnly{.window = 4});
-  ha::Compaction const plan(table, std::vector<std::int32_t>{9, 1});
+  ha::Compaction const compaction(table, std::vector<std::int32_t>{9, 1});
   auto const refused = [](auto const& call, ha::ErrorDetail const& parts) {
     check_error<ha::ArgumentError>(call, parts);
   };
@@ -143,24 +144,24 @@ TEST_CASE("plans refuse what they cannot answer", "[cache]") {
         (void)ha::Compaction(table, std::vector<std::int32_t>{3, -7, -8});
       },
       {"negative length", "tokens >= 0", "-7", "sequence 1"});
-  refused([&] { (void)plan.kept(2, 0, 0); }, {"layer", "in [0, 2)", "2", "Compaction"});
-  refused([&] { (void)plan.kept(-1, 0, 0); }, {"layer", "in [0, 2)", "-1", "Compaction"});
-  refused([&] { (void)plan.kept(0, 2, 0); }, {"sequence", "in [0, 2)", "2", "Compaction::kept"});
-  refused([&] { (void)plan.kept(0, 0, -1); }, {"KV head", "in [0, 3)", "-1", "Compaction::kept"});
-  refused([&] { (void)plan.segment(12); }, {"segment", "in [0, 12)", "12", "Compaction::segment"});
-  refused([&] { (void)plan.segment(-1); }, {"segment", "in [0, 12)", "-1", "Compaction::segment"});
-  refused([&] { (void)plan.kept_total(2); }, {"layer", "in [0, 2)", "3", "Compaction"});
-  refused([&] { (void)plan.max_kept(2); }, {"layer", "in [0, 2)", "2", "Compaction"});
-  refused([&] { (void)plan.cu_seqlens(-1); }, {"layer", "in [0, 2)", "-1", "Compaction"});
-  refused([&] { (void)plan.grouped_capacity(2); }, {"layer", "in [0, 2)", "2", "Compaction"});
-  refused([&] { (void)plan.pages_total(0); }, {"page size", "> 0", "0", "pages_total"});
-  refused([&] { (void)plan.pages_needed(0, -4); }, {"page size", "> 0", "-4", "pages_needed"});
-  refused([&] { (void)plan.pages_needed(2, 4); }, {"sequence", "in [0, 2)", "2", "Compaction"});
-  refused([&] { (void)plan.bytes_held_paged(0, {}); }, {"page size", "> 0", "0", "pages_total"});
-  refused([&] { (void)ha::consecutive_pages(plan, 0); }, {"page size", "> 0", "0", "pages_total"});
-  refused([&] { (void)plan.on_device(ha::UniformTable(ha::Full{}, 1, 3), nullptr); },
+  refused([&] { (void)compaction.kept(2, 0, 0); }, {"layer", "in [0, 2)", "2", "CacheSizes"});
+  refused([&] { (void)compaction.kept(-1, 0, 0); }, {"layer", "in [0, 2)", "-1", "CacheSizes"});
+  refused([&] { (void)compaction.kept(0, 2, 0); }, {"sequence", "in [0, 2)", "2", "CacheSizes::kept"});
+  refused([&] { (void)compaction.kept(0, 0, -1); }, {"KV head", "in [0, 3)", "-1", "CacheSizes::kept"});
+  refused([&] { (void)compaction.segment(12); }, {"segment", "in [0, 12)", "12", "CacheSizes::segment"});
+  refused([&] { (void)compaction.segment(-1); }, {"segment", "in [0, 12)", "-1", "CacheSizes::segment"});
+  refused([&] { (void)compaction.kept_total(2); }, {"layer", "in [0, 2)", "3", "CacheSizes"});
+  refused([&] { (void)compaction.max_kept(2); }, {"layer", "in [0, 2)", "2", "CacheSizes"});
+  refused([&] { (void)compaction.cu_seqlens(-1); }, {"layer", "in [0, 2)", "-1", "CacheSizes"});
+  refused([&] { (void)compaction.grouped_capacity(2); }, {"layer", "in [0, 2)", "2", "CacheSizes"});
+  refused([&] { (void)compaction.pages_total(0); }, {"page size", "> 0", "0", "pages_total"});
+  refused([&] { (void)compaction.pages_needed(0, -4); }, {"page size", "> 0", "-4", "pages_needed"});
+  refused([&] { (void)compaction.pages_needed(2, 4); }, {"sequence", "in [0, 2)", "2", "CacheSizes"});
+  refused([&] { (void)compaction.bytes_held_paged(0, {}); }, {"page size", "> 0", "0", "pages_total"});
+  refused([&] { (void)ha::consecutive_pages(compaction, 0); }, {"page size", "> 0", "0", "pages_total"});
+  refused([&] { (void)compaction.on_device(ha::UniformTable(ha::Full{}, 1, 3), nullptr); },
           {"device table's layers", "2", "1", "on_device"});
-  refused([&] { (void)plan.on_device(ha::UniformTable(ha::Full{}, 2, 4), nullptr); },
+  refused([&] { (void)compaction.on_device(ha::UniformTable(ha::Full{}, 2, 4), nullptr); },
           {"device table's KV heads", "3", "4", "on_device"});
   // A list with a count below 0 would make offsets descend.
   std::int32_t const token = 0;
@@ -182,11 +183,11 @@ TEST_CASE("plans refuse what they cannot answer", "[cache]") {
       {"kept tokens", "in [0, 5]", "6", "layer 0, sequence 0, KV head 0"});
 }
 
-TEST_CASE("a device plan carries the bounds that the host planned with", "[cache]") {
+TEST_CASE("a device compaction carries the bounds that the host planned with", "[cache]") {
   ha::PolicyTable const table(2, 3, ha::WindowOnly{.window = 4});
-  ha::Compaction const plan(table, std::vector<std::int32_t>{9, 1});
+  ha::Compaction const compaction(table, std::vector<std::int32_t>{9, 1});
   std::int32_t const lengths[2] = {9, 1};
-  auto const device = plan.on_device(table.view(), lengths);
+  auto const device = compaction.on_device(table.view(), lengths);
   REQUIRE(device.table.data() == table.view().data());
   REQUIRE(device.d_lengths == lengths);
   REQUIRE(device.num_sequences == 2);
@@ -209,25 +210,25 @@ TEST_CASE("what has been moved from is empty", "[cache]") {
   table = moved_table;
   CHECK(table.num_kv_heads() == 3);
 
-  auto const check = [](auto plan) {
-    auto const full = plan.full_total();
-    auto const moved = std::move(plan);
+  auto const check = [](auto compaction) {
+    auto const full = compaction.full_total();
+    auto const moved = std::move(compaction);
     CHECK(moved.full_total() == full);
-    CHECK(plan.num_sequences() == 0);
-    CHECK(plan.num_segments() == 0);
-    CHECK(plan.kept_total() == 0);
-    CHECK(plan.full_total() == 0);
-    CHECK(plan.max_length() == 0);
-    CHECK(plan.pages_total(4) == 0);
-    CHECK(ha::cache_info(plan, {1, 1}).rows == 0);
-    for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
-      CHECK(plan.kept_total(layer) == 0);
-      CHECK(plan.max_kept(layer) == 0);
-      CHECK(plan.cu_seqlens(layer) == std::vector<std::int32_t>{0});
-      CHECK(plan.grouped_capacity(layer).rows == 0);
+    CHECK(compaction.num_sequences() == 0);
+    CHECK(compaction.num_segments() == 0);
+    CHECK(compaction.kept_total() == 0);
+    CHECK(compaction.full_total() == 0);
+    CHECK(compaction.max_length() == 0);
+    CHECK(compaction.pages_total(4) == 0);
+    CHECK(ha::cache_info(compaction, {1, 1}).rows == 0);
+    for (std::int32_t layer = 0; layer < compaction.num_layers(); ++layer) {
+      CHECK(compaction.kept_total(layer) == 0);
+      CHECK(compaction.max_kept(layer) == 0);
+      CHECK(compaction.cu_seqlens(layer) == std::vector<std::int32_t>{0});
+      CHECK(compaction.grouped_capacity(layer).rows == 0);
     }
-    check_error<ha::ArgumentError>([&] { (void)plan.kept(0, 0, 0); }, {"", "[0, 0)", "0", "Compaction"});
-    check_error<ha::ArgumentError>([&] { (void)plan.segment(0); }, {"segment", "[0, 0)", "0", "Compaction"});
+    check_error<ha::ArgumentError>([&] { (void)compaction.kept(0, 0, 0); }, {"", "[0, 0)", "0", "CacheSizes"});
+    check_error<ha::ArgumentError>([&] { (void)compaction.segment(0); }, {"segment", "[0, 0)", "0", "CacheSizes"});
   };
   std::vector<std::int32_t> const lengths{5, 7};
   check(ha::Compaction(ha::PolicyTable(2, 3), lengths));
@@ -236,12 +237,12 @@ TEST_CASE("what has been moved from is empty", "[cache]") {
 
 TEST_CASE("pages of any size are counted without overflow", "[cache]") {
   constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
-  ha::Compaction const plan(ha::PolicyTable(1, 2), std::vector<std::int32_t>{5});
-  CHECK(plan.pages_total(most) == 2);
-  CHECK(plan.pages_needed(0, most) == 1);
+  ha::Compaction const compaction(ha::PolicyTable(1, 2), std::vector<std::int32_t>{5});
+  CHECK(compaction.pages_total(most) == 2);
+  CHECK(compaction.pages_needed(0, most) == 1);
   check_error<ha::ArgumentError>(
       [&] {
-        (void)plan.bytes_held_paged(most, {1, 1});
+        (void)compaction.bytes_held_paged(most, {1, 1});
       },
       {"elements", "9223372036854775807", "2 * 9223372036854775807 * 2", "bytes_held_paged"});
 }
@@ -249,8 +250,8 @@ TEST_CASE("pages of any size are counted without overflow", "[cache]") {
 TEST_CASE("pages are handed out in order", "[cache]") {
   ha::PolicyTable table(1, 3, ha::WindowOnly{.window = 9});
   table.set(0, 1, ha::Prune{});
-  ha::Compaction const plan(table, std::vector<std::int32_t>{20, 4});
-  auto const pages = ha::consecutive_pages(plan, 4, 100);
+  ha::Compaction const compaction(table, std::vector<std::int32_t>{20, 4});
+  auto const pages = ha::consecutive_pages(compaction, 4, 100);
   REQUIRE(pages.indptr == std::vector<std::int32_t>{0, 3, 3, 6, 7, 7, 8});
   REQUIRE(pages.indices == std::vector<std::int32_t>{100, 101, 102, 103, 104, 105, 106, 107});
   REQUIRE(pages.last_page_len == std::vector<std::int32_t>{1, 0, 1, 4, 0, 4});
@@ -259,9 +260,9 @@ TEST_CASE("pages are handed out in order", "[cache]") {
 TEST_CASE("an empty keep-list keeps nothing, no keep-list leaves it to the table", "[cache]") {
   std::vector<ha::KeepList> const lists{{}, {nullptr, 0}};
   ha::WithKeepLists const table(ha::UniformTable(ha::WindowOnly{.window = 3}, 1, 2), lists.data(), 1);
-  ha::Compaction const plan(table, std::vector<std::int32_t>{5});
-  REQUIRE(plan.kept(0, 0, 0) == 3);
-  REQUIRE(plan.kept(0, 0, 1) == 0);
+  ha::Compaction const compaction(table, std::vector<std::int32_t>{5});
+  REQUIRE(compaction.kept(0, 0, 0) == 3);
+  REQUIRE(compaction.kept(0, 0, 1) == 0);
 
   std::vector<ha::KeepList> const impossible{{nullptr, 2}};
   check_error<ha::ArgumentError>(
@@ -282,8 +283,8 @@ TEST_CASE("a head's group is decided over all sequences", "[cache]") {
   std::int32_t const tokens[2] = {0, 1};
   std::vector<ha::KeepList> const lists{{}, {tokens, 2}};
   ha::WithKeepLists const table(ha::UniformTable(ha::Prune{}, 1, 1), lists.data(), 2);
-  ha::Compaction const plan(table, std::vector<std::int32_t>{5, 5});
-  auto const capacity = plan.grouped_capacity(0);
+  ha::Compaction const compaction(table, std::vector<std::int32_t>{5, 5});
+  auto const capacity = compaction.grouped_capacity(0);
   REQUIRE(capacity.window_heads == 1);
   REQUIRE(capacity.head_rows == 2);
   REQUIRE(capacity.rows == 4);

@@ -28,13 +28,13 @@ void check_source(Source const& source, std::int64_t extent, Channels const& cha
   std::mt19937 random(seed);
   for (int i = 0; i < 3; ++i) {
     INFO("seed " << seed << ", table " << i);
-    ha::Compaction const plan(random_table(num_layers, heads, 50, random), lengths);
-    KeptTokens const tokens(plan.table(), lengths);
-    for_each_form<T>(plan, tokens, channels, i % 2 == 0 ? 16 : 7, seed,
+    ha::Compaction const compaction(random_table(num_layers, heads, 50, random), lengths);
+    KeptTokens const tokens(compaction.table(), lengths);
+    for_each_form<T>(compaction, tokens, channels, i % 2 == 0 ? 16 : 7, seed,
                      [&](std::string const& name, Places const& places, auto const& make) {
                        std::vector<T> arena = guarded<T>(places.elements);
                        HostUpload const upload;
-                       ha::compress(plan, cache.layers(), cache.source, make(arena.data(), upload));
+                       ha::compress(compaction, cache.layers(), cache.source, make(arena.data(), upload));
                        INFO(name);
                        REQUIRE(same_bytes(arena, expected_arena(cache, tokens, places)));
                      });
@@ -163,13 +163,13 @@ TEST_CASE("policies of a caller's own and keep-lists, into every form", "[cache]
     lists[i] = {entries[i].data(), static_cast<std::int64_t>(entries[i].size())};
   }
   ha::UniformTable const below(ha::SinkWindow{.sink = 2, .window = 9}, num_layers, heads);
-  ha::Compaction const plan(ha::WithKeepLists(below, lists.data(), 4), lengths);
-  KeptTokens const tokens(plan.table(), lengths);
-  for_each_form<std::uint16_t>(plan, tokens, {6, 6}, 7, seed,
+  ha::Compaction const compaction(ha::WithKeepLists(below, lists.data(), 4), lengths);
+  KeptTokens const tokens(compaction.table(), lengths);
+  for_each_form<std::uint16_t>(compaction, tokens, {6, 6}, 7, seed,
                                [&](std::string const& name, Places const& places, auto const& make) {
                                  auto arena = guarded<std::uint16_t>(places.elements);
                                  HostUpload const upload;
-                                 ha::compress(plan, cache.layers(), cache.source, make(arena.data(), upload));
+                                 ha::compress(compaction, cache.layers(), cache.source, make(arena.data(), upload));
                                  INFO(name);
                                  REQUIRE(same_bytes(arena, expected_arena(cache, tokens, places)));
                                });

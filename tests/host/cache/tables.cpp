@@ -38,10 +38,10 @@ std::vector<std::int32_t> const lengths{10, 6};
 
 /// Two sequences of two heads: what calls on a source refuse.
 struct Calls {
-  ha::Compaction<> plan{ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths};
+  ha::Compaction<> compaction{ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths};
   std::vector<float> keys = std::vector<float>(4096, 1.0F);
   std::vector<float> values = keys;
-  std::vector<float> kept = guarded<float>(2 * plan.kept_total() * dim);
+  std::vector<float> kept = guarded<float>(2 * compaction.kept_total() * dim);
 
   template <class Source>
   void refuse(Source const& source, ha::ErrorDetail const& parts) {
@@ -53,11 +53,12 @@ struct Calls {
     };
     check_error<ha::ArgumentError>(
         [&] {
-          ha::compress(plan, layers, source, ha::ragged(plan, kept.data(), kept.data() + plan.kept_total() * dim, dim));
+          ha::compress(compaction, layers, source,
+                       ha::ragged(compaction, kept.data(), kept.data() + compaction.kept_total() * dim, dim));
         },
         at("compress"));
-    REQUIRE(same_bytes(kept, guarded<float>(2 * plan.kept_total() * dim)));
-    check_error<ha::ArgumentError>([&] { ha::compress_in_place(plan, layers, source); }, at("compress_in_place"));
+    REQUIRE(same_bytes(kept, guarded<float>(2 * compaction.kept_total() * dim)));
+    check_error<ha::ArgumentError>([&] { ha::compress_in_place(compaction, layers, source); }, at("compress_in_place"));
     ha::RollingSlots const rolling(ha::PolicyTable(1, 2, ha::Full{}), 2, {.max_tokens = 16});
     std::vector<float> slots(static_cast<std::size_t>(2 * rolling.rows_total() * dim));
     ha::RollingState state(2);
@@ -75,9 +76,9 @@ struct Calls {
   template <class Source>
   void take(Source const& source) {
     ha::validate_tables(source, lengths);
-    ha::compress(plan, std::vector<ha::LayerKv<float>>{{keys.data(), values.data()}}, source,
-                 ha::ragged(plan, kept.data(), kept.data() + plan.kept_total() * dim, dim));
-    kept = guarded<float>(2 * plan.kept_total() * dim);
+    ha::compress(compaction, std::vector<ha::LayerKv<float>>{{keys.data(), values.data()}}, source,
+                 ha::ragged(compaction, kept.data(), kept.data() + compaction.kept_total() * dim, dim));
+    kept = guarded<float>(2 * compaction.kept_total() * dim);
   }
 };
 
@@ -137,17 +138,17 @@ TEST_CASE("a source's tables name places for all its tokens, or are refused", "[
   // Values have tables of their own.
   std::vector<ha::LayerKv<float>> const layers{{calls.keys.data(), calls.values.data()}};
   ha::KvLayouts<ha::RaggedLayout, ha::RaggedLayout> const both{varlen(rows), varlen(swapped)};
-  check_error<ha::ArgumentError>([&] { ha::compress_in_place(calls.plan, layers, both); },
+  check_error<ha::ArgumentError>([&] { ha::compress_in_place(calls.compaction, layers, both); },
                                  {"cu_seqlens", "at least 10 rows", "0 to 6", "values, sequence 0"});
   // Two sequences may share a page that is read, but not one that is compacted in place.
   for (std::int32_t const page : {7, 19}) {  // a whole page, and one that both hold in part
     std::vector<std::int32_t> const shared{7, 3, 19, page == 7 ? 7 : 0, page == 7 ? 5 : 19};
     std::string const got = std::to_string(page) + ", also of sequence 0";
     calls.take(csr(shared, ends));
-    check_error<ha::ArgumentError>([&] { ha::compress_in_place(calls.plan, layers, csr(shared, ends)); },
+    check_error<ha::ArgumentError>([&] { ha::compress_in_place(calls.compaction, layers, csr(shared, ends)); },
                                    {"page table entry", "named once", got, "keys, sequence 1"});
     ha::KvLayouts const of_values{csr(pages, ends), csr(shared, ends)};
-    check_error<ha::ArgumentError>([&] { ha::compress_in_place(calls.plan, layers, of_values); },
+    check_error<ha::ArgumentError>([&] { ha::compress_in_place(calls.compaction, layers, of_values); },
                                    {"page table entry", "named once", got, "values, sequence 1"});
   }
 }
@@ -164,10 +165,10 @@ TEST_CASE("tables need no places for tokens that no head keeps, but in place", "
   auto const compress = [&](std::int32_t window) {
     ha::PolicyTable table(1, 2, ha::SinkWindow{.sink = 4, .window = 4});
     table.set(0, 1, ha::WindowOnly{.window = window});
-    ha::Compaction const plan(table, length);
-    auto kept = guarded<float>(2 * plan.kept_total() * dim);
-    ha::compress(plan, std::vector<ha::LayerKv<float const>>{{keys.data(), keys.data()}}, source,
-                 ha::ragged(plan, kept.data(), kept.data() + plan.kept_total() * dim, dim));
+    ha::Compaction const compaction(table, length);
+    auto kept = guarded<float>(2 * compaction.kept_total() * dim);
+    ha::compress(compaction, std::vector<ha::LayerKv<float const>>{{keys.data(), keys.data()}}, source,
+                 ha::ragged(compaction, kept.data(), kept.data() + compaction.kept_total() * dim, dim));
     return kept;
   };
   auto const kept = compress(12);
@@ -175,18 +176,18 @@ TEST_CASE("tables need no places for tokens that no head keeps, but in place", "
   REQUIRE(kept[8 * dim] == keys[static_cast<std::size_t>(source.offset(0, 1, 28, 0))]);
   check_error<ha::ArgumentError>([&] { compress(13); },
                                  {"page table entry", "[0, 10)", "-1 for page 6", "compress, keys, sequence 0"});
-  ha::Compaction const plan(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 4, .window = 12}), length);
+  ha::Compaction const compaction(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 4, .window = 12}), length);
   auto values = keys;
   check_error<ha::ArgumentError>(
       [&] {
-        ha::compress_in_place(plan, std::vector<ha::LayerKv<float>>{{keys.data(), values.data()}}, source);
+        ha::compress_in_place(compaction, std::vector<ha::LayerKv<float>>{{keys.data(), values.data()}}, source);
       },
       {"page table entry", "[0, 10)", "-1 for page 1", "compress_in_place, keys, sequence 0"});
 }
 
 TEST_CASE("pages that are read and pages that are written may lie in one pool, apart", "[cache]") {
   std::vector<std::int32_t> const length{24};
-  ha::Compaction const plan(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 8}), length);
+  ha::Compaction const compaction(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 8}), length);
   std::vector<std::int32_t> source{0, 1, 2, 3, 4, 5};  // of which the last two are read
   std::vector<std::int32_t> target{8, 6};
   std::vector<float> keys(10 * 4 * dim);
@@ -197,8 +198,8 @@ TEST_CASE("pages that are read and pages that are written may lie in one pool, a
   ha::PagedShape const shape{.num_sequences = 1, .num_kv_heads = 1, .channels = dim, .num_pages = 10, .page_size = 4};
   auto const compress = [&](std::int64_t num_pages) {
     ha::compress(
-        plan, pool, ha::flash_attention_paged(ha::PageTable::dense(source.data(), 6), shape),
-        ha::paged(plan, pool, {.block_table = target.data(), .table_stride = 2, .page_size = 4}, dim, num_pages));
+        compaction, pool, ha::flash_attention_paged(ha::PageTable::dense(source.data(), 6), shape),
+        ha::paged(compaction, pool, {.block_table = target.data(), .table_stride = 2, .page_size = 4}, dim, num_pages));
   };
   for (std::int64_t const num_pages : {0, 10}) {  // whether the pool's size is known or not
     target = {8, 5};
@@ -216,8 +217,9 @@ TEST_CASE("pages that are read and pages that are written may lie in one pool, a
   // A source without a table within the pool.
   check_error<ha::ArgumentError>(
       [&] {
-        ha::compress(plan, pool, ha::strided_bhsd(1, 1, 24, dim),
-                     ha::paged(plan, pool, {.block_table = target.data(), .table_stride = 2, .page_size = 4}, dim));
+        ha::compress(
+            compaction, pool, ha::strided_bhsd(1, 1, 24, dim),
+            ha::paged(compaction, pool, {.block_table = target.data(), .table_stride = 2, .page_size = 4}, dim));
       },
       {"buffers", "apart from all that is read", "overlapping pages", "compress"});
 }
@@ -226,7 +228,7 @@ TEST_CASE("a page belongs to one head alone", "[cache]") {
   std::vector<float> const tensor(2 * 2 * 10 * dim, 1.0F);
   std::vector<ha::LayerKv<float const>> const source(2, {tensor.data(), tensor.data()});
   auto const layout = ha::strided_bhsd(2, 2, 10, dim);
-  ha::Compaction const plan(ha::PolicyTable(2, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths);
+  ha::Compaction const compaction(ha::PolicyTable(2, 2, ha::SinkWindow{.sink = 1, .window = 3}), lengths);
   std::vector<std::int32_t> table{0, 1, 2, 3, 4, 5, 6, 7};
   auto keys = guarded<float>(8 * 4 * dim);
   auto values = keys;
@@ -234,11 +236,11 @@ TEST_CASE("a page belongs to one head alone", "[cache]") {
   auto more_values = keys;
   std::vector<ha::LayerKv<float>> pools(2, {keys.data(), values.data()});
   auto const kept = [&](std::int64_t pages) {
-    return ha::paged(plan, pools, {.block_table = table.data(), .table_stride = 1, .page_size = 4}, dim, pages);
+    return ha::paged(compaction, pools, {.block_table = table.data(), .table_stride = 1, .page_size = 4}, dim, pages);
   };
   auto const refused = [&](std::int64_t pages, ha::ErrorDetail const& parts) {
-    check_error<ha::ArgumentError>([&] { ha::compress(plan, source, layout, kept(pages)); }, parts);
-    check_error<ha::ArgumentError>([&] { ha::validate_tables(plan, kept(pages)); }, parts);
+    check_error<ha::ArgumentError>([&] { ha::compress(compaction, source, layout, kept(pages)); }, parts);
+    check_error<ha::ArgumentError>([&] { ha::validate_tables(compaction, kept(pages)); }, parts);
     REQUIRE(same_bytes(keys, guarded<float>(8 * 4 * dim)));
     REQUIRE(same_bytes(values, guarded<float>(8 * 4 * dim)));
   };
@@ -249,7 +251,7 @@ TEST_CASE("a page belongs to one head alone", "[cache]") {
   }
   // Pools of their own: the same number is another page.
   pools[1] = {more_keys.data(), more_values.data()};
-  ha::compress(plan, source, layout, kept(8));
+  ha::compress(compaction, source, layout, kept(8));
   keys = values = guarded<float>(8 * 4 * dim);
   table[6] = 5;
   refused(8, {"block table entry", "a page of one head", "5, which meets page 5 of segment 5", "segment 6, page 0"});
@@ -260,7 +262,7 @@ TEST_CASE("a page belongs to one head alone", "[cache]") {
   std::vector<float> wide(16 * 4 * dim);
   pools = {{wide.data(), values.data()}, {wide.data() + 6 * 4 * dim, more_values.data()}};
   table = {0, 1, 2, 3, 0, 1, 2, 3};
-  ha::validate_tables(plan, kept(8));
+  ha::validate_tables(compaction, kept(8));
   table[2] = 7;
   refused(8, {"block table entry", "a page of one head", "1, which meets page 7 of segment 2", "segment 5, page 0"});
   table = {0, 1, 2, 3, 4, 5, 6, 7};
@@ -274,22 +276,22 @@ TEST_CASE("a policy of one's own names tokens of the sequence, or is refused", "
   auto const before = cache;
   auto kept = guarded<float>(2 * 12 * dim);
   auto const compress = [&](std::int64_t shift) {
-    ha::Compaction const plan(ha::UniformTable(mine::Astray{.shift = shift}, 1, 2), lengths);
-    ha::compress(plan, cache.layers(), layout, ha::ragged(plan, kept.data(), kept.data() + 12 * dim, dim));
+    ha::Compaction const compaction(ha::UniformTable(mine::Astray{.shift = shift}, 1, 2), lengths);
+    ha::compress(compaction, cache.layers(), layout, ha::ragged(compaction, kept.data(), kept.data() + 12 * dim, dim));
   };
   auto const in_place = [&](std::int64_t shift) {
-    ha::Compaction const plan(ha::UniformTable(mine::Astray{.shift = shift}, 1, 2), lengths);
-    ha::compress_in_place(plan, cache.layers(), layout);
+    ha::Compaction const compaction(ha::UniformTable(mine::Astray{.shift = shift}, 1, 2), lengths);
+    ha::compress_in_place(compaction, cache.layers(), layout);
   };
   auto const refused = [&](std::int64_t shift, std::string const& expected, std::string const& got) {
-    std::string const where = ", layer 0, sequence 0, KV head 0, slot 1";
+    std::string const where = ", layer 0, sequence 0, KV head 0, row 1";
     check_error<ha::ArgumentError>([&] { compress(shift); }, {"policy 'astray'", expected, got, "compress" + where});
     check_error<ha::ArgumentError>([&] { in_place(shift); },
                                    {"policy 'astray'", expected, got, "compress_in_place" + where});
     REQUIRE(same_bytes(kept, guarded<float>(2 * 12 * dim)));
     REQUIRE(same_bytes(cache.keys[0], before.keys[0]));
   };
-  std::string const range = "above the slot before, 7, and below 10";
+  std::string const range = "above the row before, 7, and below 10";
   refused(1000000, range, "1000008");
   refused(2, range, "10");
   refused(-1, range, "7");  // a token twice

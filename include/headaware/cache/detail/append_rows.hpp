@@ -3,9 +3,9 @@
 // What appending to rolling and to paged caches shares: checks, and the CPU's copy of the tokens that stay.
 
 #include <headaware/cache/destination.hpp>
+#include <headaware/cache/detail/check_tensors.hpp>
 #include <headaware/cache/detail/stream_bytes.hpp>
 #include <headaware/cache/rolling_head.hpp>
-#include <headaware/cache/transfer.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/parallel_for.hpp>
 #include <headaware/error.hpp>

@@ -52,7 +52,7 @@ inline void stream_fence() {
 #endif
 }
 
-/// Calls `stream_fence` in the end, also of what fails.
+/// Calls `stream_fence` when it goes out of scope, also after an exception.
 class StreamFence {
  public:
   StreamFence() = default;

@@ -1,8 +1,8 @@
 #pragma once
 
-#include <headaware/cache/compact.cuh>
 #include <headaware/cache/detail/append_rows.hpp>
 #include <headaware/cache/detail/cuda/append_kernel.cuh>
+#include <headaware/cache/detail/cuda/vector_elements.cuh>
 #include <headaware/detail/cuda/launch.cuh>
 
 #include <cuda_runtime_api.h>
@@ -27,12 +27,12 @@ template <class T, class U, class Layout>
 AppendPlane<Layout> append_plane_of(Layout const& layout, std::int64_t channels, std::int64_t row_run,
                                     std::vector<LayerKv<U>> const& tokens, LayerKv<T> const* cache,
                                     U* LayerKv<U>::*source, T* LayerKv<T>::*target, PlanePointers& pointers) {
-  std::vector<void const*> addresses;
+  std::uintptr_t addresses = 0;
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     pointers.source[i] = tokens[i].*source;
     pointers.kept[i] = cache[i].*target;
-    addresses.push_back(pointers.source[i]);
-    addresses.push_back(pointers.kept[i]);
+    addresses |=
+        reinterpret_cast<std::uintptr_t>(pointers.source[i]) | reinterpret_cast<std::uintptr_t>(pointers.kept[i]);
   }
   std::int64_t const run = std::gcd(std::gcd(channel_run(layout), row_run), channels);
   auto const width = vector_elements<T>(run, addresses) * static_cast<std::int64_t>(sizeof(T));

@@ -19,7 +19,7 @@ struct CopyRows {
   bool transposed;  ///< the source holds a channel's tokens side by side
 };
 
-/// Rows are keys of element `E`, turned to their slots' positions.
+/// Rows are keys of element `E`, turned to their rows' positions.
 template <class E>
 struct RotateRows {
   KeyRotation rotation;
@@ -36,7 +36,7 @@ struct DevicePlane {
   std::int32_t element_bytes;
 };
 
-/// What the kernel looks up by layer.
+/// Looked up by layer.
 template <std::size_t NumPlanes>
 struct LayerTables {
   LayerCapacity capacities[max_layers];
@@ -71,7 +71,7 @@ inline constexpr std::int32_t transpose_side = 32;
 struct TileRows {
   Segment segment;
   LayerCapacity capacity;
-  std::int64_t first_slot;
+  std::int64_t begin;
   std::int32_t rows;
   void const* source;
   void* kept;
@@ -84,11 +84,11 @@ struct GatherShared {
   alignas(16) std::uint64_t transpose[transpose_side * (transpose_side + 1)];
 };
 
-/// Fills in the tokens of slots first_slot + r, r < rows; `is_valid(slot, token)` says whether a
+/// Fills in the tokens of rows begin + r, r < rows; `is_valid(row, token)` says whether a
 /// token may be read there, -1 stands for one that may not (of a keep-list that names it wrongly).
 template <class IsValid>
 struct StageTokens {
-  std::int64_t first_slot;
+  std::int64_t begin;
   std::int64_t length;
   std::int32_t rows;
   std::int32_t* tokens;
@@ -100,8 +100,8 @@ struct StageTokens {
     constexpr bool closed = has_source_token<P> || has_kept_before<P>;
     constexpr std::int32_t threads = closed ? warp_threads : block_threads;
     for (auto r = static_cast<std::int32_t>(threadIdx.x); r < rows && threadIdx.x < threads; r += threads) {
-      std::int64_t const token = source_token(policy, first_slot + r, length);
-      tokens[r] = is_valid(first_slot + r, token) ? static_cast<std::int32_t>(token) : -1;
+      std::int64_t const token = source_token(policy, begin + r, length);
+      tokens[r] = is_valid(begin + r, token) ? static_cast<std::int32_t>(token) : -1;
     }
   }
 };
@@ -208,7 +208,7 @@ __device__ void rotate_rows(Plane const& plane, GatherShared const& shared) {
     std::int32_t const item = i % per_row;
     std::int32_t const token = shared.tokens[row];
     if (token < 0) continue;
-    std::int64_t const distance = rotation.distance(segment.sequence, token, shared.tile.first_slot + row);
+    std::int64_t const distance = rotation.distance(segment.sequence, token, shared.tile.begin + row);
     auto const load = [&](std::int32_t channel) {
       return *reinterpret_cast<Vector const*>(source +
                                               plane.layout.offset(segment.sequence, segment.kv_head, token, channel));
@@ -270,24 +270,25 @@ __device__ void move_rows(DevicePlane<Layout, Form, RotateRows<E>> const& plane,
 
 template <class Table, class... Planes>
 struct GatherParameters {
-  DeviceCompaction<Table> plan;
-  PlanArrays arrays;
+  DeviceCompaction<Table> compaction;
+  CompactionArrays arrays;
   std::int32_t rows_per_tile;
   PlaneList<Planes...> planes;
 };
 
 /// Finds the tile's segment and its rows. One warp works, so that the rest of the block asks for nothing twice.
 template <class Table>
-__device__ void find_tile(DeviceCompaction<Table> const& plan, PlanArrays const& arrays, std::int64_t segments,
-                          std::int32_t rows_per_tile, std::int32_t tile, TileRows& place) {
+__device__ void find_tile(DeviceCompaction<Table> const& compaction, CompactionArrays const& arrays,
+                          std::int64_t segments, std::int32_t rows_per_tile, std::int32_t tile, TileRows& place) {
   if (threadIdx.x >= warp_threads) return;
   std::int64_t const s = find_segment(arrays.tile_offsets, segments, tile);
   if (threadIdx.x != 0) return;
-  Segment segment = make_segment(plan.table, s, plan.num_sequences, plan.d_lengths);
-  std::int64_t const layer_begin = std::int64_t{segment.layer} * plan.num_sequences * plan.table.num_kv_heads();
+  Segment segment = make_segment(compaction.table, s, compaction.num_sequences, compaction.d_lengths);
+  std::int64_t const layer_begin =
+      std::int64_t{segment.layer} * compaction.num_sequences * compaction.table.num_kv_heads();
   segment.first_row = arrays.row_offsets[s] - arrays.row_offsets[layer_begin];
-  place.first_slot = std::int64_t{tile - arrays.tile_offsets[s]} * rows_per_tile;
-  place.rows = static_cast<std::int32_t>(min(std::int64_t{rows_per_tile}, segment.kept - place.first_slot));
+  place.begin = std::int64_t{tile - arrays.tile_offsets[s]} * rows_per_tile;
+  place.rows = static_cast<std::int32_t>(min(std::int64_t{rows_per_tile}, segment.kept - place.begin));
   place.segment = segment;
 }
 
@@ -303,12 +304,11 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   GatherShared& shared = storage.get();
   __shared__ std::int32_t tiles;
   TileRows& place = shared.tile;
-  std::int64_t const segments =
-      std::int64_t{p.plan.table.num_layers()} * p.plan.num_sequences * p.plan.table.num_kv_heads();
+  std::int64_t const segments = p.compaction.num_segments();
   if (threadIdx.x == 0) tiles = p.arrays.tile_offsets[segments];
   __syncthreads();
   for (auto tile = static_cast<std::int32_t>(blockIdx.x); tile < tiles; tile += static_cast<std::int32_t>(gridDim.x)) {
-    find_tile(p.plan, p.arrays, segments, p.rows_per_tile, tile, place);
+    find_tile(p.compaction, p.arrays, segments, p.rows_per_tile, tile, place);
     if (threadIdx.x == 0) {
       place.capacity = tables.capacities[place.segment.layer];
       place.source = tables.planes[blockIdx.y].source[place.segment.layer];
@@ -318,18 +318,17 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
     p.planes.visit(blockIdx.y, [&](auto const& plane) {
       using Form = std::remove_cvref_t<decltype(plane.form)>;
       if constexpr (Form::needs_group) {
-        if (threadIdx.x == 0) place_in_group(p.plan.table, place.segment);
+        if (threadIdx.x == 0) place_in_group(p.compaction.table, place.segment);
         __syncthreads();
       }
       Segment const& segment = place.segment;
-      auto const is_valid = [&](std::int64_t slot, std::int64_t token) {
-        return token >= slot && token < segment.length;
+      auto const is_valid = [&](std::int64_t row, std::int64_t token) {
+        return token >= row && token < segment.length;
       };
-      visit_policy(
-          p.plan.table, segment.layer, segment.sequence, segment.kv_head,
-          StageTokens<decltype(is_valid)>{place.first_slot, segment.length, place.rows, shared.tokens, is_valid});
+      visit_policy(p.compaction.table, segment.layer, segment.sequence, segment.kv_head,
+                   StageTokens<decltype(is_valid)>{place.begin, segment.length, place.rows, shared.tokens, is_valid});
       for (auto r = static_cast<std::int32_t>(threadIdx.x); r < place.rows; r += block_threads) {
-        shared.row_offsets[r] = plane.form.row_offset(segment, place.capacity, place.first_slot + r, plane.channels);
+        shared.row_offsets[r] = plane.form.row_offset(segment, place.capacity, place.begin + r, plane.channels);
       }
       __syncthreads();
       move_rows(plane, shared);

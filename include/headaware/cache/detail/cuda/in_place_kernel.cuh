@@ -28,41 +28,41 @@ struct InPlaceTensors {
 
 template <class Table, class... Planes>
 struct InPlaceParameters {
-  DeviceCompaction<Table> plan;
+  DeviceCompaction<Table> compaction;
   PlaneList<Planes...> planes;
   std::int64_t min_evicted;  ///< fewer tokens (but some), and a head whose kept ones move is left alone; 0: any
 };
 
-struct FirstMovedSlot {
+struct FirstMovedRow {
   std::int64_t kept;
   std::int64_t length;
   template <class P>
   HEADAWARE_HOST_DEVICE std::int64_t operator()(P const& policy) const {
-    return first_moved_slot(policy, kept, length);
+    return first_moved_row(policy, kept, length);
   }
 };
 
-/// What the block's threads share: the segment, and the tokens of the rows that move next.
+/// Shared by the block's threads: the segment, and the tokens of the rows that move next.
 struct InPlaceShared {
   Segment segment;
-  std::int64_t moved;  ///< slots before it hold their own token
+  std::int64_t moved;  ///< rows before it hold their own token
   void* tensor;
   std::int32_t tokens[max_tile_rows];
 };
 
-/// Fills in the tokens of the slots from `first` on; -1 where a keep-list names none that may move there.
+/// Fills in the tokens of the rows from `first` on; -1 where a keep-list names none that may move there.
 template <class Table>
 __device__ void stage_in_place(Table const& table, InPlaceShared& shared, std::int64_t first, std::int32_t rows) {
   Segment const& segment = shared.segment;
-  auto const is_valid = [&](std::int64_t slot, std::int64_t token) { return token >= slot && token < segment.length; };
+  auto const is_valid = [&](std::int64_t row, std::int64_t token) { return token >= row && token < segment.length; };
   visit_policy(table, segment.layer, segment.sequence, segment.kv_head,
                StageTokens<decltype(is_valid)>{first, segment.length, rows, shared.tokens, is_valid});
   __syncthreads();
 }
 
 /// A block moves a segment front to back, some rows at a time: all are read before any is written,
-/// and a later slot's token never lies before the slots already written. `read(slot, token, item)`
-/// returns what `write(slot, item, value)` stores; `items` of them make a row.
+/// and a later row's token never lies before the rows already written. `read(row, token, item)`
+/// returns what `write(row, item, value)` stores; `items` of them make one row.
 template <class Value, class Table, class Read, class Write>
 __device__ void move_front_to_back(Table const& table, InPlaceShared& shared, std::int32_t items, Read const& read,
                                    Write const& write) {
@@ -106,7 +106,7 @@ __device__ void move_vectors(Table const& table, InPlacePlane<Layout, CopyRows> 
   move_front_to_back<Vector>(
       table, shared, plane.channels / per_vector,
       [&](std::int64_t, std::int64_t token, std::int32_t item) { return at(token, item); },
-      [&](std::int64_t slot, std::int32_t item, Vector const& value) { at(slot, item) = value; });
+      [&](std::int64_t row, std::int32_t item, Vector const& value) { at(row, item) = value; });
 }
 
 template <class Table, class Layout>
@@ -135,16 +135,16 @@ __device__ void move_segment(Table const& table, InPlacePlane<Layout, RotateRows
   };
   move_front_to_back<RotatedPair<E>>(
       table, shared, plane.channels - pairs,
-      [&](std::int64_t slot, std::int64_t token, std::int32_t item) {
+      [&](std::int64_t row, std::int64_t token, std::int32_t item) {
         RotaryPair const pair = channels(item);
         RotatedPair<E> const value{at(token, pair.a), at(token, pair.b)};
-        std::int64_t const distance = rotation.distance(shared.segment.sequence, token, slot);
+        std::int64_t const distance = rotation.distance(shared.segment.sequence, token, row);
         return item < pairs ? rotate_pair(rotation, distance, item, value.a, value.b) : value;
       },
-      [&](std::int64_t slot, std::int32_t item, RotatedPair<E> const& value) {
+      [&](std::int64_t row, std::int32_t item, RotatedPair<E> const& value) {
         RotaryPair const pair = channels(item);
-        at(slot, pair.a) = value.a;
-        if (item < pairs) at(slot, pair.b) = value.b;
+        at(row, pair.a) = value.a;
+        if (item < pairs) at(row, pair.b) = value.b;
       });
 }
 
@@ -154,27 +154,26 @@ __device__ inline bool evicts_too_few(Segment const& segment, std::int64_t moved
   return evicted > 0 && evicted < min_evicted && moved < segment.kept;
 }
 
-/// One block says whether all lengths are as planned, and all heads evict enough.
+/// One block says whether all lengths are in range, and all heads evict enough.
 template <class Table>
-__device__ void report_lengths(DeviceCompaction<Table> const& plan, std::int64_t min_evicted) {
+__device__ void report_lengths(DeviceCompaction<Table> const& compaction, std::int64_t min_evicted) {
   int bad = 0;
-  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < plan.num_sequences; i += block_threads) {
-    std::int32_t const length = plan.d_lengths[i];
-    if (length < 0 || length > plan.max_length) bad = 1;
+  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < compaction.num_sequences; i += block_threads) {
+    std::int32_t const length = compaction.d_lengths[i];
+    if (length < 0 || length > compaction.max_length) bad = 1;
   }
   bad = __syncthreads_or(bad);
   if (bad == 0 && min_evicted > 0) {
-    std::int64_t const segments =
-        std::int64_t{plan.table.num_layers()} * plan.num_sequences * plan.table.num_kv_heads();
+    std::int64_t const segments = compaction.num_segments();
     for (std::int64_t s = threadIdx.x; s < segments; s += block_threads) {
-      Segment const segment = make_segment(plan.table, s, plan.num_sequences, plan.d_lengths);
-      std::int64_t const moved = visit_policy(plan.table, segment.layer, segment.sequence, segment.kv_head,
-                                              FirstMovedSlot{segment.kept, segment.length});
+      Segment const segment = make_segment(compaction.table, s, compaction.num_sequences, compaction.d_lengths);
+      std::int64_t const moved = visit_policy(compaction.table, segment.layer, segment.sequence, segment.kv_head,
+                                              FirstMovedRow{segment.kept, segment.length});
       if (evicts_too_few(segment, moved, min_evicted)) bad = 1;
     }
     bad = __syncthreads_or(bad);
   }
-  if (threadIdx.x == 0) *plan.d_status = bad;
+  if (threadIdx.x == 0) *compaction.d_status = bad;
 }
 
 /// Grid: x segments, y planes.
@@ -188,13 +187,14 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   InPlaceShared& shared = storage.get();
   auto const s = static_cast<std::int64_t>(blockIdx.x);
   if (threadIdx.x == 0) {
-    auto const sequence = static_cast<std::int32_t>(s / p.plan.table.num_kv_heads() % p.plan.num_sequences);
-    std::int64_t const length = p.plan.d_lengths[sequence];
-    bool const known = length >= 0 && length <= p.plan.max_length;
-    shared.segment = known ? make_segment(p.plan.table, s, p.plan.num_sequences, p.plan.d_lengths) : Segment{};
+    auto const sequence = static_cast<std::int32_t>(s / p.compaction.table.num_kv_heads() % p.compaction.num_sequences);
+    std::int64_t const length = p.compaction.d_lengths[sequence];
+    bool const known = length >= 0 && length <= p.compaction.max_length;
+    shared.segment =
+        known ? make_segment(p.compaction.table, s, p.compaction.num_sequences, p.compaction.d_lengths) : Segment{};
     shared.tensor = tensors.planes[blockIdx.y][shared.segment.layer];
-    shared.moved = visit_policy(p.plan.table, shared.segment.layer, shared.segment.sequence, shared.segment.kv_head,
-                                FirstMovedSlot{shared.segment.kept, shared.segment.length});
+    shared.moved = visit_policy(p.compaction.table, shared.segment.layer, shared.segment.sequence,
+                                shared.segment.kv_head, FirstMovedRow{shared.segment.kept, shared.segment.length});
     std::int64_t held = shared.segment.kept;
     if (evicts_too_few(shared.segment, shared.moved, p.min_evicted)) {
       held = length;
@@ -207,13 +207,13 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
         if (plane.move.rotation.token_positions() != nullptr) shared.moved = 0;
       }
     });
-    if (known && blockIdx.y == 0 && p.plan.d_kept != nullptr) {
-      p.plan.d_kept[s] = static_cast<std::int32_t>(held);
+    if (known && blockIdx.y == 0 && p.compaction.d_kept != nullptr) {
+      p.compaction.d_kept[s] = static_cast<std::int32_t>(held);
     }
   }
-  if (s == 0 && blockIdx.y == 0 && p.plan.d_status != nullptr) report_lengths(p.plan, p.min_evicted);
+  if (s == 0 && blockIdx.y == 0 && p.compaction.d_status != nullptr) report_lengths(p.compaction, p.min_evicted);
   __syncthreads();
-  p.planes.visit(blockIdx.y, [&](auto const& plane) { move_segment(p.plan.table, plane, shared); });
+  p.planes.visit(blockIdx.y, [&](auto const& plane) { move_segment(p.compaction.table, plane, shared); });
 }
 
 }  // namespace detail

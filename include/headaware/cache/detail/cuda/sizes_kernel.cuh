@@ -13,16 +13,16 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// What the gather kernel reads to find its work; lives in temporary storage.
-struct PlanArrays {
+/// Tells the gather kernel which rows each block moves; lives in temporary storage.
+struct CompactionArrays {
   std::int64_t* row_offsets = nullptr;   ///< [segments + 1] kept rows before each segment
   std::int32_t* tile_offsets = nullptr;  ///< [segments + 1] tiles before each segment; the last: tiles in all
 };
 
 template <class Table, class Form>
-struct PlanParameters {
-  DeviceCompaction<Table> plan;
-  PlanArrays arrays;
+struct SizesParameters {
+  DeviceCompaction<Table> compaction;
+  CompactionArrays arrays;
   Form form;
   std::int32_t rows_per_tile;
 };
@@ -32,32 +32,33 @@ struct LayerCapacities {
   LayerCapacity layers[max_layers];
 };
 
-inline constexpr std::int32_t plan_threads = 512;
+inline constexpr std::int32_t sizes_threads = 512;
 
 /// One block counts what every segment keeps and sums it up. Cost: O(segments / 512) rounds.
 template <class Table, class Form>
-HEADAWARE_KERNEL void __launch_bounds__(plan_threads, 1)
-    plan_kernel(PlanParameters<Table, Form> const __grid_constant__ p,
-                LayerCapacities const __grid_constant__ capacities) {
-  using Scan = cub::BlockScan<RowsAndParts, plan_threads>;
+HEADAWARE_KERNEL void __launch_bounds__(sizes_threads, 1)
+    sizes_kernel(SizesParameters<Table, Form> const __grid_constant__ p,
+                 LayerCapacities const __grid_constant__ capacities) {
+  using Scan = cub::BlockScan<RowsAndParts, sizes_threads>;
   __shared__ typename Scan::TempStorage scan_storage;
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
-  std::int64_t const layer_segments = std::int64_t{p.plan.num_sequences} * p.plan.table.num_kv_heads();
-  std::int64_t const segments = layer_segments * p.plan.table.num_layers();
+  std::int64_t const layer_segments = std::int64_t{p.compaction.num_sequences} * p.compaction.table.num_kv_heads();
+  std::int64_t const segments = layer_segments * p.compaction.table.num_layers();
 
   bool bad = false;
   RowsAndParts running{0, 0};
-  for (std::int64_t base = 0; base < segments; base += plan_threads) {
+  for (std::int64_t base = 0; base < segments; base += sizes_threads) {
     std::int64_t const s = base + thread;
     RowsAndParts count{0, 0};
     if (s < segments) {
-      auto const sequence = static_cast<std::int32_t>(s / p.plan.table.num_kv_heads() % p.plan.num_sequences);
-      std::int64_t const length = p.plan.d_lengths[sequence];
-      if (length < 0 || length > p.plan.max_length) {
+      auto const sequence =
+          static_cast<std::int32_t>(s / p.compaction.table.num_kv_heads() % p.compaction.num_sequences);
+      std::int64_t const length = p.compaction.d_lengths[sequence];
+      if (length < 0 || length > p.compaction.max_length) {
         bad = true;
       } else {
-        Segment segment = make_segment(p.plan.table, s, p.plan.num_sequences, p.plan.d_lengths);
-        if constexpr (Form::needs_group) place_in_group(p.plan.table, segment);
+        Segment segment = make_segment(p.compaction.table, s, p.compaction.num_sequences, p.compaction.d_lengths);
+        if constexpr (Form::needs_group) place_in_group(p.compaction.table, segment);
         bool const possible = segment.kept >= 0 && segment.kept <= length;
         if (!possible) segment.kept = 0;
         bad = bad || !possible || segment.kept > p.form.head_capacity(segment, capacities.layers[segment.layer]);
@@ -70,7 +71,7 @@ HEADAWARE_KERNEL void __launch_bounds__(plan_threads, 1)
     if (s < segments) {
       p.arrays.row_offsets[s] = running.rows + before.rows;
       p.arrays.tile_offsets[s] = running.parts + before.parts;
-      if (p.plan.d_kept != nullptr) p.plan.d_kept[s] = static_cast<std::int32_t>(count.rows);
+      if (p.compaction.d_kept != nullptr) p.compaction.d_kept[s] = static_cast<std::int32_t>(count.rows);
     }
     running = AddRowsAndParts{}(running, all);
     __syncthreads();
@@ -79,21 +80,21 @@ HEADAWARE_KERNEL void __launch_bounds__(plan_threads, 1)
   __syncthreads();
 
   // Layer by layer, now that all offsets stand: does the layer hold its rows, and its cu_seqlens.
-  bad = bad || running.rows > p.plan.max_rows;
+  bad = bad || running.rows > p.compaction.max_rows;
   std::int64_t const entries = layer_segments + 1;
-  for (std::int64_t i = thread; i < entries * p.plan.table.num_layers(); i += plan_threads) {
+  for (std::int64_t i = thread; i < entries * p.compaction.table.num_layers(); i += sizes_threads) {
     std::int64_t const layer = i / entries;
     std::int64_t const within = i % entries;
     std::int64_t const rows =
         p.arrays.row_offsets[layer * layer_segments + within] - p.arrays.row_offsets[layer * layer_segments];
     if constexpr (std::is_same_v<Form, RaggedForm>) bad = bad || rows > capacities.layers[layer].rows;
-    if (p.plan.d_cu_seqlens != nullptr) bad = bad || rows > 0x7fffffff;  // more than the offsets can say
-    if (p.plan.d_cu_seqlens != nullptr) p.plan.d_cu_seqlens[i] = static_cast<std::int32_t>(rows);
+    if (p.compaction.d_cu_seqlens != nullptr) bad = bad || rows > 0x7fffffff;  // more than the offsets can say
+    if (p.compaction.d_cu_seqlens != nullptr) p.compaction.d_cu_seqlens[i] = static_cast<std::int32_t>(rows);
   }
   bad = __syncthreads_or(bad ? 1 : 0) != 0;
   if (thread == 0) {
     p.arrays.tile_offsets[segments] = bad ? 0 : running.parts;  // no tiles: nothing moves
-    if (p.plan.d_status != nullptr) *p.plan.d_status = bad ? 1 : 0;
+    if (p.compaction.d_status != nullptr) *p.compaction.d_status = bad ? 1 : 0;
   }
 }
 

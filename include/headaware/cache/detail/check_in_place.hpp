@@ -1,0 +1,197 @@
+#pragma once
+
+// Checks of a compaction in place: no element may be moved twice.
+
+#include <headaware/cache/compaction.hpp>
+#include <headaware/cache/detail/check_tensors.hpp>
+#include <headaware/cache/layer_kv.hpp>
+#include <headaware/cache/rotation.hpp>
+#include <headaware/config.hpp>
+#include <headaware/detail/checked.hpp>
+#include <headaware/detail/intervals.hpp>
+#include <headaware/error.hpp>
+#include <headaware/layout/concept.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <numeric>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// One direction in which two tensors of the same strides lie.
+struct SharedDirection {
+  std::int64_t stride = 0;
+  std::int64_t forward = 0;   ///< steps that the first tensor has
+  std::int64_t backward = 0;  ///< and the second
+  bool by_table = false;
+};
+
+/// @brief Whether two tensors that may be threaded through each other have an element in common: one whose steps in all
+/// directions, first tensor's less second's, add up to `distance`. Whole pages are told apart by tables.
+/// @param directions  strides descending, none 0
+inline bool have_common_element(std::span<SharedDirection const> directions, std::int64_t distance, bool pages_apart,
+                                bool apart_in_page) {
+  if (directions.empty()) return distance == 0 && (!pages_apart || apart_in_page);
+  SharedDirection const& d = directions.front();
+  std::int64_t forward = 0;  // how far the other directions reach
+  std::int64_t backward = 0;
+  std::int64_t common = d.stride;
+  for (SharedDirection const& other : directions.subspan(1)) {
+    forward += other.forward * other.stride;
+    backward += other.backward * other.stride;
+    common = std::gcd(common, other.stride);
+  }
+  if (distance % common != 0) return false;
+  std::int64_t const low = std::max(-d.backward, (distance - forward) / d.stride - 1);
+  std::int64_t const high = std::min(d.forward, (distance + backward) / d.stride + 1);
+  for (std::int64_t step = low; step <= high; ++step) {
+    std::int64_t const rest = distance - step * d.stride;
+    if (rest > forward || rest < -backward) continue;
+    bool const stepped = step != 0;
+    if (have_common_element(directions.subspan(1), rest, pages_apart || (stepped && d.by_table),
+                            apart_in_page || (stepped && !d.by_table))) {
+      return true;
+    }
+  }
+  return false;
+}
+
+/// The same of two tensors by their layouts. @param distance  elements from the first one's base pointer to the
+/// second's
+template <class A, class B>
+bool tensors_meet(A const& a, B const& b, std::int64_t distance) {
+  auto const plane = [](auto const& layout) {
+    if constexpr (requires { layout.plane(); }) return layout.plane();
+    return std::int64_t{0};
+  };
+  distance += plane(b) - plane(a);
+  bool pages_apart = false;  // two tables may name pages of one pool
+  if constexpr (requires {
+                  a.table().pages;
+                  b.table().pages;
+                }) {
+    pages_apart = a.table().pages != b.table().pages;
+  }
+  if (distance == 0) return !pages_apart;
+  if constexpr (std::is_same_v<A, B> && requires { a.directions(); }) {
+    std::vector<SharedDirection> directions;
+    auto const of_a = a.directions();
+    auto const of_b = b.directions();
+    for (std::size_t i = 0; i < of_a.size(); ++i) {
+      if (of_a[i].count <= 1 && of_b[i].count <= 1) continue;
+      if (of_a[i].stride != of_b[i].stride) return false;  // who lays them out so knows why
+      if (of_a[i].stride == 0) continue;
+      directions.push_back({of_a[i].stride, of_a[i].count - 1, of_b[i].count - 1, of_a[i].by_table});
+    }
+    std::sort(directions.begin(), directions.end(), [](auto const& x, auto const& y) { return x.stride > y.stride; });
+    return have_common_element(directions, distance, pages_apart, false);
+  } else {
+    return false;
+  }
+}
+
+/// In place, no element may be compacted twice.
+template <class T, class Keys, class Values>
+void check_tensors_apart(std::span<LayerKv<T> const> layers, Keys const& keys, Values const& values) {
+  if constexpr (has_required_span_size<Keys> && has_required_span_size<Values>) {
+    struct Tensor {
+      Interval memory;
+      std::size_t layer;
+      bool is_key;
+    };
+    std::vector<Tensor> tensors;
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      tensors.push_back({interval(layers[l].keys, keys.required_span_size()), l, true});
+      tensors.push_back({interval(layers[l].values, values.required_span_size()), l, false});
+    }
+    std::erase_if(tensors, [](Tensor const& t) { return t.memory.begin >= t.memory.end; });
+    std::sort(tensors.begin(), tensors.end(),
+              [](auto const& x, auto const& y) { return x.memory.begin < y.memory.begin; });
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+      for (std::size_t j = i + 1; j < tensors.size() && tensors[j].memory.begin < tensors[i].memory.end; ++j) {
+        Tensor const& a = tensors[i];
+        Tensor const& b = tensors[j];
+        auto const distance = static_cast<std::int64_t>((b.memory.begin - a.memory.begin) / sizeof(T));
+        bool const meet =
+            a.is_key ? (b.is_key ? tensors_meet(keys, keys, distance) : tensors_meet(keys, values, distance))
+                     : (b.is_key ? tensors_meet(values, keys, distance) : tensors_meet(values, values, distance));
+        auto const kind = [](Tensor const& t) { return t.is_key ? "'s keys" : "'s values"; };
+        require(!meet, "tensors", "ones apart from each other",
+                {"layer ", a.layer, kind(a), " and layer ", b.layer, kind(b), " overlapping"}, "compress_in_place");
+      }
+    }
+  }
+}
+
+/// The same within one tensor, whose heads may not share memory: each direction steps over all that shorter steps
+/// reach.
+template <class Layout>
+void check_apart_from_itself(Layout const& layout, char const* where) {
+  if constexpr (requires { layout.directions(); }) {
+    auto directions = layout.directions();
+    std::sort(directions.begin(), directions.end(), [](auto const& x, auto const& y) { return x.stride < y.stride; });
+    std::int64_t reach = 0;
+    for (Direction const& d : directions) {
+      if (d.count <= 1) continue;
+      require(d.stride > reach, "stride in place", {"above ", reach, ", which shorter strides reach"},
+              {d.stride, " (of ", d.count, " steps)"}, where);
+      reach += (d.count - 1) * d.stride;
+    }
+  }
+}
+
+/// Checks a compaction in place as far as neither tensors nor tables need to be read.
+template <class T, class Source, class Rotation>
+void check_in_place(CacheBounds const& bounds, std::span<LayerKv<T> const> layers, Source const& source,
+                    Rotation const& rotation) {
+  constexpr auto where = "compress_in_place";
+  auto const keys = keys_of(source);
+  auto const values = values_of(source);
+  static_assert(
+      requires {
+        keys.num_channels();
+        values.num_channels();
+      },
+      "headaware: compress_in_place needs layouts with 'int64_t num_channels() const'");
+  auto const num_layers = static_cast<std::size_t>(bounds.num_layers);
+  require(layers.size() == num_layers, "layers", num_layers, layers.size(), where);
+  check_source_layout(keys, bounds, 0, "compress_in_place, keys");
+  check_source_layout(values, bounds, 0, "compress_in_place, values");
+  check_rotation(rotation, bounds, keys.num_channels());
+  bool const some = bounds.max_rows > 0;
+  for (std::size_t layer = 0; layer < num_layers; ++layer) {
+    check_pointer(layers[layer].keys, some, "keys", {where, ", layer ", layer});
+    check_pointer(layers[layer].values, some, "values", {where, ", layer ", layer});
+    if constexpr (std::is_same_v<decltype(keys), Source const>) {
+      // With one layout for both, one pointer would be one tensor, compacted twice.
+      require(!some || layers[layer].keys != layers[layer].values, "keys and values", "two tensors", "one",
+              {where, ", layer ", layer});
+    }
+  }
+  if (!some) return;
+  check_apart_from_itself(keys, "compress_in_place, keys");
+  check_apart_from_itself(values, "compress_in_place, values");
+  check_tensors_apart(layers, keys, values);
+}
+
+/// Keys of 16 bits would be rounded again and again, see `KeyRotation::evicting`.
+/// @param segment  the one that evicts the fewest tokens
+template <class T, class Rotation>
+void check_evictions(Rotation const& rotation, std::int64_t evicted, Segment const& segment) {
+  if constexpr (rounds_in_place<T, Rotation>) {
+    std::int64_t const fewest = rotation.min_evicted();
+    require(evicted == 0 || evicted >= fewest, "evicted tokens",
+            {"none or at least ", fewest,
+             ", as turning keys of 16 bits in place rounds them each time: KeyRotation::evicting(1) if these keys have "
+             "never been turned"},
+            evicted, PlaceOf{"compress_in_place", segment});
+  }
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,214 @@
+#pragma once
+
+// Checks of destinations and of page tables in host memory, before anything is written.
+
+#include <headaware/cache/compaction.hpp>
+#include <headaware/cache/destination.hpp>
+#include <headaware/cache/detail/check_tensors.hpp>
+#include <headaware/config.hpp>
+#include <headaware/detail/checked.hpp>
+#include <headaware/detail/intervals.hpp>
+#include <headaware/error.hpp>
+#include <headaware/layout/concept.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// A destination made for another compaction may be too small for this one.
+template <class Table, class T, class Form>
+void check_capacity(Compaction<Table> const& compaction, Destination<T, Form> const& kept) {
+  for (std::int64_t s = 0; s < compaction.num_segments(); ++s) {
+    Segment const segment = compaction.segment(s);
+    LayerCapacity const& capacity = kept.capacities[static_cast<std::size_t>(segment.layer)];
+    if constexpr (requires { kept.form.matches(segment); }) {
+      bool const matches = visit_policy(compaction.table(), segment.layer, segment.sequence, segment.kv_head,
+                                        [&](auto const& policy) { return kept.form.matches(segment, policy); });
+      require(matches, "destination", "one made for the compaction's policies", "one made for others",
+              {"compress, layer ", segment.layer, ", KV head ", segment.kv_head});
+    }
+    std::int64_t room = kept.form.head_capacity(segment, capacity);
+    if constexpr (std::is_same_v<Form, RaggedForm>) room -= segment.first_row;
+    require(segment.kept <= room, "destination", {"room for ", segment.kept, " tokens"}, room,
+            PlaceOf{"compress", segment});
+  }
+}
+
+/// A page of keys or of values that a call writes.
+struct WrittenPage {
+  Interval memory;
+  std::int64_t segment = 0;
+  std::int64_t index = 0;  ///< in the segment's row of the table
+  std::int64_t page = 0;
+};
+
+/// The pages that a call writes, in the order in which tables name them.
+struct WrittenPages {
+  std::vector<WrittenPage> pages;
+  std::vector<std::size_t> runs;  ///< where the pages of a layer's keys begin, or of its values
+};
+
+/// Fails with the place of an entry of a block table.
+[[noreturn]] inline void refuse_entry(Text const& expected, Text const& got, char const* where, Segment const& segment,
+                                      std::int64_t index) {
+  throw ArgumentError({"block table entry", expected.str(), got.str(),
+                       Text({where, ", segment ", segment.index, ", page ", index, PlaceOf{"", segment}}).str()});
+}
+
+/// Checks a block table in host memory, and notes the pages.
+template <class T, class Form>
+void check_block_table(CacheSizes const& sizes, Destination<T, Form> const& kept, WrittenPages& written,
+                       char const* where) {
+  if constexpr (std::is_same_v<Form, PagedForm>) {
+    PagedForm const& form = kept.form;
+    std::int64_t const end = kept.num_pages != 0 ? kept.num_pages : std::int64_t{1} << 31;
+    std::vector<WrittenPage>& pages = written.pages;
+    pages.reserve(pages.size() + 2 * static_cast<std::size_t>(sizes.pages_total(form.page_size)));
+    auto const note = [&](T const* data, std::int64_t channels, WrittenPage page) {
+      std::int64_t const stride = form.page_stride != 0 ? form.page_stride : form.page_size * channels;
+      auto const bytes = [](std::int64_t elements) { return static_cast<std::uintptr_t>(elements) * sizeof(T); };
+      page.memory.begin =
+          reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(page.page) * bytes(stride);
+      page.memory.end = page.memory.begin + bytes(form.page_size * channels);
+      pages.push_back(page);
+    };
+    for (std::int64_t s = 0; s < sizes.num_segments(); ++s) {
+      Segment const segment = sizes.segment(s);
+      LayerKv<T> const& pool = kept.layers[static_cast<std::size_t>(segment.layer)];
+      if (s % sizes.layer_segments() == 0) written.runs.push_back(pages.size());
+      std::int64_t const row = form.indptr != nullptr ? form.indptr[s] : s * form.table_stride;
+      require(row >= 0, "block table's indptr", ">= 0", row, PlaceOf{where, segment});
+      for (std::int64_t i = 0; i * form.page_size < segment.kept; ++i) {
+        std::int64_t const page = form.block_table[row + i];
+        if (page < 0 || page >= end) refuse_entry({"a page in [0, ", end, ")"}, page, where, segment, i);
+        note(pool.keys, kept.head_dim, {{}, s, i, page});
+      }
+      if ((s + 1) % sizes.layer_segments() != 0) continue;
+      std::size_t const first = written.runs.back();
+      std::size_t const last = pages.size();
+      written.runs.push_back(last);
+      for (std::size_t i = first; i < last; ++i) note(pool.values, kept.value_dim, pages[i]);
+    }
+  }
+}
+
+/// No page may be two heads', or both of keys and of values.
+inline void check_pages_apart(CacheSizes const& sizes, WrittenPages& written, char const* where) {
+  auto const earlier = [](WrittenPage const& x, WrittenPage const& y) { return x.memory.begin < y.memory.begin; };
+  auto const check = [&](std::span<WrittenPage> pages) {
+    // Tables as `consecutive_pages` makes them ascend already.
+    if (!std::is_sorted(pages.begin(), pages.end(), earlier)) std::sort(pages.begin(), pages.end(), earlier);
+    for (std::size_t i = 1; i < pages.size(); ++i) {
+      if (pages[i - 1].memory.end <= pages[i].memory.begin) continue;
+      auto const [first, second] = std::minmax(pages[i - 1], pages[i], [](auto const& x, auto const& y) {
+        return x.segment != y.segment ? x.segment < y.segment : x.index < y.index;
+      });
+      refuse_entry("a page of one head's keys or values",
+                   {second.page, ", which meets page ", first.page, " of segment ", first.segment}, where,
+                   sizes.segment(second.segment), second.index);
+    }
+  };
+  std::span<WrittenPage> const pages(written.pages);
+  std::vector<Interval> stretches;  // that runs lie in
+  for (std::size_t i = 0; i < written.runs.size(); ++i) {
+    std::size_t const end = i + 1 < written.runs.size() ? written.runs[i + 1] : pages.size();
+    auto const run = pages.subspan(written.runs[i], end - written.runs[i]);
+    check(run);
+    if (!run.empty()) stretches.push_back({run.front().memory.begin, run.back().memory.end});
+  }
+  if (overlap_among(std::move(stretches))) check(pages);
+}
+
+/// The memory that a call may read of one tensor.
+/// @param tokens_of  (sequence) to ranges of tokens
+template <class T, class Layout, class TokensOf>
+void add_pages_read(std::vector<Interval>& read, T const* data, Layout const& layout, std::int64_t sequences,
+                    TokensOf const& tokens_of) {
+  if constexpr (in_pages<Layout>) {
+    std::int64_t page_stride = 0;
+    std::int64_t reach = 1;  // elements of a page
+    for (Direction const& d : layout.directions()) {
+      if (d.by_table) {
+        page_stride = d.stride;
+      } else {
+        reach += (std::max<std::int64_t>(d.count, 1) - 1) * d.stride;
+      }
+    }
+    std::int64_t const size = layout.shape().page_size;
+    for (std::int64_t s = 0; s < sequences; ++s) {
+      for (TokenRange const& tokens : tokens_of(s)) {
+        for (std::int64_t i = tokens.begin / size; i * size < tokens.end; ++i) {
+          read.push_back(interval(data + layout.plane() + layout.table().page(s, i) * page_stride, reach));
+        }
+      }
+    }
+  } else {
+    add_extent(read, layout, data);
+  }
+}
+
+/// Where pages are written, no row of them may be read: neither that of a page of the source in the same pool, nor of
+/// a source that lies in it.
+template <class TokensOf, class... Transfers>
+void check_pages_not_read(std::int64_t sequences, TokensOf const& tokens_of, WrittenPages const& written,
+                          char const* where, Transfers const&... transfers) {
+  if (written.pages.empty()) return;
+  std::vector<Interval> pages;
+  for (WrittenPage const& page : written.pages) {
+    // One stretch of pages that touch.
+    if (pages.empty() || pages.back().end != page.memory.begin) {
+      pages.push_back(page.memory);
+    } else {
+      pages.back().end = page.memory.end;
+    }
+  }
+  auto const meets = [&](auto const& add) {
+    std::vector<Interval> read;
+    auto const add_all = [&](auto const& transfer) {
+      for (auto const& layer : transfer.layers) {
+        add(read, layer.keys, keys_of(transfer.source));
+        add(read, layer.values, values_of(transfer.source));
+      }
+    };
+    (add_all(transfers), ...);
+    return overlap(std::move(read), pages);
+  };
+  // Page by page only if tensors meet as a whole.
+  bool const met = meets([](auto& read, auto const* data, auto const& layout) { add_extent(read, layout, data); }) &&
+                   meets([&](auto& read, auto const* data, auto const& layout) {
+                     add_pages_read(read, data, layout, sequences, tokens_of);
+                   });
+  require(!met, "buffers", "pages to write apart from all that is read", "overlapping pages", where);
+}
+
+/// In place, a page of two sequences would be compacted twice.
+template <class Layout>
+void check_pages_of_one_sequence(Layout const& layout, std::span<std::int32_t const> lengths, char const* where) {
+  if constexpr (in_pages<Layout>) {
+    struct Use {
+      std::int64_t page;
+      std::size_t sequence;
+    };
+    std::vector<Use> uses;
+    for (std::size_t s = 0; s < lengths.size(); ++s) {
+      for (std::int64_t i = 0; i < pages_for(lengths[s], layout.shape().page_size); ++i) {
+        uses.push_back({layout.table().page(static_cast<std::int64_t>(s), i), s});
+      }
+    }
+    std::stable_sort(uses.begin(), uses.end(), [](Use const& x, Use const& y) { return x.page < y.page; });
+    for (std::size_t i = 1; i < uses.size(); ++i) {
+      require(uses[i - 1].page != uses[i].page, "page table entry", "a page that is named once",
+              {uses[i].page, ", also of sequence ", uses[i - 1].sequence}, {where, ", sequence ", uses[i].sequence});
+    }
+  }
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,101 @@
+#pragma once
+
+// Checks of single tensors that compaction, in place or not, and appending share.
+
+#include <headaware/cache/compaction.hpp>
+#include <headaware/cache/rotation.hpp>
+#include <headaware/config.hpp>
+#include <headaware/detail/intervals.hpp>
+#include <headaware/error.hpp>
+#include <headaware/layout/concept.hpp>
+
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// The sizes that tensors must have, on whichever back end.
+struct CacheBounds {
+  std::int32_t num_layers = 0;
+  std::int32_t num_sequences = 0;
+  std::int32_t num_kv_heads = 0;
+  std::int64_t max_length = 0;
+  std::int64_t max_rows = 0;
+};
+
+inline CacheBounds bounds_of(CacheSizes const& sizes) {
+  return {sizes.num_layers(), sizes.num_sequences(), sizes.num_kv_heads(), sizes.max_length(), sizes.kept_total()};
+}
+template <class Table>
+CacheBounds bounds_of(DeviceCompaction<Table> const& d) {
+  return {d.table.num_layers(), d.num_sequences, d.table.num_kv_heads(), d.max_length, d.max_rows};
+}
+
+template <class Layout>
+void check_source_layout(Layout const& layout, CacheBounds const& bounds, std::int64_t channels, Text const& where) {
+  static_assert(check_layout<Layout>());
+  if constexpr (requires { layout.num_sequences(); }) {
+    require(layout.num_sequences() == bounds.num_sequences, "source sequences", bounds.num_sequences,
+            layout.num_sequences(), where);
+  }
+  if constexpr (requires { layout.num_kv_heads(); }) {
+    require(layout.num_kv_heads() == bounds.num_kv_heads, "source KV heads", bounds.num_kv_heads, layout.num_kv_heads(),
+            where);
+  }
+  if constexpr (requires { layout.num_channels(); }) {
+    require(channels == 0 || layout.num_channels() == channels, "source channels", channels, layout.num_channels(),
+            where);
+  }
+  if constexpr (requires { layout.token_capacity(); }) {
+    require(layout.token_capacity() >= bounds.max_length, "source tokens",
+            {"at least the longest length, ", bounds.max_length}, layout.token_capacity(), where);
+  }
+}
+
+/// @param needed  whether the tensor holds anything
+template <class T>
+void check_pointer(T const* data, bool needed, Text const& what, Text const& where) {
+  if (needed) require_pointer(data, what, where);
+  auto const beyond = reinterpret_cast<std::uintptr_t>(data) % alignof(T);
+  require(beyond == 0, what, {"an address aligned to ", alignof(T), " bytes"}, {"one ", beyond, " bytes beyond"},
+          where);
+}
+
+template <class Rotation>
+void check_rotation(Rotation const& rotation, CacheBounds const& bounds, std::int64_t channels) {
+  if constexpr (std::is_same_v<Rotation, KeyRotation>) {
+    constexpr auto where = "KeyRotation";
+    require(rotation.rotary_dim() > 0 && rotation.rotary_dim() <= channels, "rotary_dim", {"in [2, ", channels, "]"},
+            rotation.rotary_dim(), where);
+    require(rotation.positions() == 0 || rotation.positions() >= bounds.max_length, "rotary table positions",
+            {"at least the longest length, ", bounds.max_length}, rotation.positions(), where);
+    require(rotation.token_positions() == nullptr || rotation.position_stride() >= bounds.max_length,
+            "positions' stride", {"at least the longest length, ", bounds.max_length}, rotation.position_stride(),
+            where);
+    check_position_stride(rotation, bounds.num_sequences);
+  }
+}
+
+/// Whether a page table says where the tokens of a layout are.
+template <class Layout>
+inline constexpr bool in_pages = requires(Layout const layout) {
+  layout.table().page(0, 0);
+};
+
+/// The memory that a call reads and writes.
+struct Memory {
+  std::vector<Interval> sources;
+  std::vector<Interval> paged_sources;       ///< whose pages a table tells apart
+  std::vector<Interval> destinations;        ///< of forms whose layers must lie apart
+  std::vector<Interval> paged_destinations;  ///< pages of one pool are told apart by the block table
+};
+
+template <class Layout, class T>
+void add_source(Memory& memory, Layout const& layout, T const* data) {
+  add_extent(in_pages<Layout> ? memory.paged_sources : memory.sources, layout, data);
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END

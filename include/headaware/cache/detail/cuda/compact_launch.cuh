@@ -1,0 +1,200 @@
+#pragma once
+
+// Checks, kernel parameters and launches of a compaction on the device.
+
+#include <headaware/cache/compaction.hpp>
+#include <headaware/cache/destination.hpp>
+#include <headaware/cache/detail/check_in_place.hpp>
+#include <headaware/cache/detail/cuda/gather_kernel.cuh>
+#include <headaware/cache/detail/cuda/in_place_kernel.cuh>
+#include <headaware/cache/detail/cuda/sizes_kernel.cuh>
+#include <headaware/cache/detail/cuda/vector_elements.cuh>
+#include <headaware/cache/rotation.hpp>
+#include <headaware/cache/transfer.hpp>
+#include <headaware/cache/validate.hpp>
+#include <headaware/config.hpp>
+#include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/detail/cuda/launch.cuh>
+#include <headaware/error.hpp>
+#include <headaware/layout/concept.hpp>
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <numeric>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// Elements in which a form's rows are aligned.
+template <class Form>
+std::int64_t form_run(Form const& form, std::int64_t channels) {
+  if constexpr (std::is_same_v<Form, PagedForm>) return std::gcd(channels, form.page_stride);
+  return channels;
+}
+
+/// How the kernels move the rows of one tensor.
+template <class T, class Layout, class Rotation>
+auto make_move(Layout const& layout, Rotation const& rotation, std::int64_t channels, std::int64_t run,
+               std::uintptr_t addresses) {
+  static_assert(sizeof(T) <= 8 && (sizeof(T) & (sizeof(T) - 1)) == 0, "headaware: elements have 1, 2, 4 or 8 bytes");
+  constexpr auto element_bytes = static_cast<std::int64_t>(sizeof(T));
+  std::int64_t const width = vector_elements<T>(std::gcd(run, channels), addresses);
+  if constexpr (std::is_same_v<Rotation, KeyRotation>) {
+    constexpr std::int64_t widest = 16 / element_bytes;
+    bool const wide = width == widest && rotation.rotary_dim() % (2 * widest) == 0 &&
+                      (channels - rotation.rotary_dim()) % widest == 0;
+    return RotateRows<typename ElementOf<T>::type>{rotation, wide};
+  } else {
+    return CopyRows{static_cast<std::int32_t>(width * element_bytes), tokens_adjacent(layout)};
+  }
+}
+
+/// The keys or the values of one transfer; notes their pointers, layer by layer.
+template <class T, class Source, class Form, class TransferRotation, class Layout, class Rotation>
+auto make_plane(Transfer<T, Source, Form, TransferRotation> const& transfer, Layout const& layout,
+                std::int64_t channels, T const* LayerKv<T const>::*source, T* LayerKv<T>::*target,
+                Rotation const& rotation, PlanePointers& pointers) {
+  std::uintptr_t addresses = 0;
+  for (std::size_t layer = 0; layer < transfer.layers.size(); ++layer) {
+    T const* const from = transfer.layers[layer].*source;
+    T* const to = transfer.kept.layers[layer].*target;
+    pointers.source[layer] = from;
+    pointers.kept[layer] = to;
+    addresses |= reinterpret_cast<std::uintptr_t>(from) | reinterpret_cast<std::uintptr_t>(to);
+  }
+  std::int64_t const run = std::gcd(channel_run(layout), form_run(transfer.kept.form, channels));
+  auto const move = make_move<T>(layout, rotation, channels, run, addresses);
+  return DevicePlane<Layout, Form, std::remove_const_t<decltype(move)>>{
+      layout, transfer.kept.form, move, static_cast<std::int32_t>(channels), static_cast<std::int32_t>(sizeof(T))};
+}
+
+template <class Keys, class Values, class... Rest>
+PlaneList<Keys, Values, Rest...> prepend(Keys const& keys, Values const& values, PlaneList<Rest...> const& rest) {
+  return {keys, {values, rest}};
+}
+
+/// The planes of all transfers of a launch: keys and values of the first, of the next, ...
+inline PlaneList<> make_planes(PlanePointers*) { return {}; }
+template <class T, class Source, class Form, class Rotation, class... Rest>
+auto make_planes(PlanePointers* pointers, Transfer<T, Source, Form, Rotation> const& transfer, Rest const&... rest) {
+  auto const keys = make_plane(transfer, keys_of(transfer.source), transfer.kept.head_dim, &LayerKv<T const>::keys,
+                               &LayerKv<T>::keys, transfer.rotation, pointers[0]);
+  auto const values = make_plane(transfer, values_of(transfer.source), transfer.kept.value_dim,
+                                 &LayerKv<T const>::values, &LayerKv<T>::values, KeepPositions{}, pointers[1]);
+  return prepend(keys, values, make_planes(pointers + 2, rest...));
+}
+
+/// @param planes  of the launch's tensors; `tables` has their pointers
+template <class Table, class Form, std::size_t NumPlanes, class... Planes>
+void launch_compress(DeviceCompaction<Table> const& compaction, CompactionArrays const& arrays, Form const& form,
+                     std::int64_t row_bytes, LayerTables<NumPlanes> const& tables, PlaneList<Planes...> const& planes,
+                     cudaStream_t stream) {
+  // About 32 KiB per tile: eight 16-byte accesses a thread, against which finding the tile costs little.
+  constexpr std::int64_t tile_bytes = 32768;
+  auto const rows = static_cast<std::int32_t>(std::clamp<std::int64_t>(tile_bytes / row_bytes, 8, max_tile_rows));
+
+  SizesParameters<Table, Form> const counting{compaction, arrays, form, rows};
+  LayerCapacities capacities;
+  std::copy(std::begin(tables.capacities), std::end(tables.capacities), capacities.layers);
+  launch("compress", sizes_kernel<Table, Form>, 1, sizes_threads, 0, stream, counting, capacities);
+  if (compaction.max_rows == 0) return;
+
+  GatherParameters<Table, Planes...> const gathering{compaction, arrays, rows, planes};
+  static_assert(sizeof(gathering) + sizeof(tables) <= max_parameter_bytes,
+                "headaware: too many tensors for one launch");
+  std::int64_t const tiles = compaction.max_rows / rows + std::min(compaction.num_segments(), compaction.max_rows);
+  dim3 const grid(static_cast<unsigned>(std::min<std::int64_t>(tiles, max_blocks)), NumPlanes);
+  launch("compress", gather_kernel<Table, Planes...>, grid, block_threads, 0, stream, gathering, tables);
+}
+
+/// Checks the number of layers and the pointer to lengths, for both calls.
+template <class Table>
+void check_device_compaction(DeviceCompaction<Table> const& compaction, char const* where) {
+  require(compaction.table.num_layers() <= max_layers, "layers", "at most 256", compaction.table.num_layers(), where);
+  require(compaction.num_segments() == 0 || compaction.d_lengths != nullptr, "d_lengths", "a pointer", "nullptr",
+          where);
+}
+
+template <class Table, class First, class... Rest>
+void compress_transfers(void* d_temp, std::size_t& temp_bytes, DeviceCompaction<Table> const& compaction,
+                        cudaStream_t stream, First const& first, Rest const&... rest) {
+  constexpr auto where = "compress";
+  auto const entries = static_cast<std::size_t>(compaction.num_segments()) + 1;
+  std::size_t const needed = entries * (sizeof(std::int64_t) + sizeof(std::int32_t));
+  if (d_temp == nullptr) {
+    temp_bytes = needed;
+    return;
+  }
+  require_storage(d_temp, temp_bytes, needed, alignof(std::int64_t), where);
+  bool const same_capacities = ((first.kept.capacities == rest.kept.capacities) && ...);
+  require(same_capacities, "capacities of scales", "those of keys and values", "others", where);
+  check_device_compaction(compaction, where);
+  validate(compaction, first, rest...);
+  if (compaction.num_segments() == 0) return;
+
+  CompactionArrays arrays;
+  arrays.row_offsets = static_cast<std::int64_t*>(d_temp);
+  arrays.tile_offsets = reinterpret_cast<std::int32_t*>(arrays.row_offsets + entries);
+  auto const row_bytes = [](auto const& transfer) {
+    return std::max(transfer.kept.head_dim, transfer.kept.value_dim) *
+           static_cast<std::int64_t>(sizeof(transfer.kept.layers[0].keys[0]));
+  };
+  std::int64_t const widest = std::max({row_bytes(first), row_bytes(rest)...});
+  LayerTables<2 + 2 * sizeof...(Rest)> tables{};
+  std::copy(first.kept.capacities.begin(), first.kept.capacities.end(), tables.capacities);
+  auto const planes = make_planes(tables.planes, first, rest...);
+  launch_compress(compaction, arrays, first.kept.form, widest, tables, planes, stream);
+}
+
+/// The keys or the values of a compaction in place; notes their pointers, layer by layer.
+template <class T, class Layout, class Rotation>
+auto make_in_place_plane(std::span<LayerKv<T> const> layers, Layout const& layout, T* LayerKv<T>::*tensor,
+                         Rotation const& rotation, void** pointers) {
+  std::uintptr_t addresses = 0;
+  for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+    pointers[layer] = layers[layer].*tensor;
+    addresses |= reinterpret_cast<std::uintptr_t>(pointers[layer]);
+  }
+  std::int64_t const channels = layout.num_channels();
+  auto const move = make_move<T>(layout, rotation, channels, channel_run(layout), addresses);
+  return InPlacePlane<Layout, std::remove_const_t<decltype(move)>>{layout, move, static_cast<std::int32_t>(channels),
+                                                                   static_cast<std::int32_t>(sizeof(T))};
+}
+
+template <class Table, class T, class Source, class Rotation>
+void compress_layers_in_place(DeviceCompaction<Table> const& compaction, std::span<LayerKv<T> const> layers,
+                              Source const& source, Rotation const& rotation, cudaStream_t stream) {
+  constexpr auto where = "compress_in_place";
+  std::int64_t const segments = compaction.num_segments();
+  check_in_place(bounds_of(compaction), layers, source, rotation);
+  if (compaction.min_evicted != 0) {
+    check_evictions<T>(
+        rotation, compaction.min_evicted,
+        segment_at(compaction.min_evicted_segment, compaction.num_sequences, compaction.table.num_kv_heads()));
+  }
+  check_device_compaction(compaction, where);
+  require(segments <= max_blocks, "heads", max_blocks_text, segments, where);
+  if (segments == 0) return;
+
+  std::int64_t min_evicted = 0;
+  if constexpr (rounds_in_place<T, Rotation>) min_evicted = rotation.min_evicted();
+  InPlaceTensors<2> tensors{};
+  auto const keys = make_in_place_plane(layers, keys_of(source), &LayerKv<T>::keys, rotation, tensors.planes[0]);
+  auto const values =
+      make_in_place_plane(layers, values_of(source), &LayerKv<T>::values, KeepPositions{}, tensors.planes[1]);
+  using Keys = std::remove_const_t<decltype(keys)>;
+  using Values = std::remove_const_t<decltype(values)>;
+  InPlaceParameters<Table, Keys, Values> const parameters{compaction, {keys, {values, {}}}, min_evicted};
+  static_assert(sizeof(parameters) + sizeof(tensors) <= max_parameter_bytes);
+  launch(where, in_place_kernel<Table, Keys, Values>, dim3(static_cast<unsigned>(segments), 2), block_threads, 0,
+         stream, parameters, tensors);
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,237 @@
+#pragma once
+
+/// @file
+/// The sizes of a compressed cache, known before anything moves.
+
+#include <headaware/cache/segment.hpp>
+#include <headaware/config.hpp>
+#include <headaware/detail/checked.hpp>
+#include <headaware/detail/zero_when_moved.hpp>
+#include <headaware/error.hpp>
+#include <headaware/token_bytes.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <string>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// Pages of `page_size` tokens that so many tokens need, without a sum that overflows. @pre  tokens >= 0, page_size > 0
+[[nodiscard]] constexpr std::int64_t pages_for(std::int64_t tokens, std::int64_t page_size) {
+  return tokens / page_size + (tokens % page_size != 0 ? 1 : 0);
+}
+
+/// Where an error about a segment is, put together when somebody reads it.
+struct PlaceOf {
+  char const* where;
+  Segment const& segment;
+  std::string operator()() const {
+    return Text({where, ", layer ", segment.layer, ", sequence ", segment.sequence, ", KV head ", segment.kv_head})
+        .str();
+  }
+};
+
+}  // namespace detail
+
+/// @brief How many tokens every (layer, sequence, KV head) keeps, and the rows, pages and bytes that follow.
+///
+/// The base of `Compaction`, which makes it. Copies stand alone: they hold no policies. Empty once moved from.
+class CacheSizes {
+ public:
+  /// No layer, no sequence.
+  CacheSizes() = default;
+
+  [[nodiscard]] std::int32_t num_layers() const { return num_layers_; }
+  [[nodiscard]] std::int32_t num_kv_heads() const { return num_kv_heads_; }
+  [[nodiscard]] std::int32_t num_sequences() const { return static_cast<std::int32_t>(lengths_.size()); }
+  [[nodiscard]] std::int64_t layer_segments() const { return std::int64_t{num_sequences()} * num_kv_heads(); }
+  [[nodiscard]] std::int64_t num_segments() const { return num_layers() * layer_segments(); }
+  /// Tokens of each sequence before compression, [num_sequences].
+  [[nodiscard]] std::span<std::int32_t const> lengths() const { return lengths_; }
+  [[nodiscard]] std::int64_t max_length() const {
+    return lengths_.empty() ? 0 : *std::max_element(lengths_.begin(), lengths_.end());
+  }
+
+  /// One segment with all its sizes. @throws ArgumentError if there is no such segment
+  [[nodiscard]] Segment segment(std::int64_t s) const {
+    require_index(s, num_segments(), "segment", "CacheSizes::segment");
+    Segment result = detail::segment_at(s, num_sequences(), num_kv_heads());
+    HeadPlace const& head = heads_[index(std::int64_t{result.layer} * num_kv_heads() + result.kv_head)];
+    result.length = lengths_[index(result.sequence)];
+    result.kept = offset(s + 1) - offset(s);
+    result.first_row = offset(s) - offset(result.layer * layer_segments());
+    result.group_head = head.rank;
+    result.full_group = head.group == detail::HeadGroup::full;
+    return result;
+  }
+
+  /// Tokens that a segment keeps. @throws ArgumentError if there is no such segment
+  [[nodiscard]] std::int64_t kept(std::int64_t s) const {
+    require_index(s, num_segments(), "segment", "CacheSizes::kept");
+    return offset(s + 1) - offset(s);
+  }
+  /// Tokens that one head of one sequence keeps. @throws ArgumentError if it is out of range
+  [[nodiscard]] std::int64_t kept(std::int32_t layer, std::int32_t sequence, std::int32_t kv_head) const {
+    check_layer(layer);
+    require_index(sequence, num_sequences(), "sequence", "CacheSizes::kept");
+    require_index(kv_head, num_kv_heads(), "KV head", "CacheSizes::kept");
+    return kept(layer * layer_segments() + std::int64_t{sequence} * num_kv_heads() + kv_head);
+  }
+
+  /// Rows (tokens of a head) that the whole model keeps.
+  [[nodiscard]] std::int64_t kept_total() const { return offset(num_segments()); }
+  /// Rows that one layer keeps.
+  [[nodiscard]] std::int64_t kept_total(std::int32_t layer) const {
+    return layer_begin(layer + 1) - layer_begin(layer);
+  }
+  /// Rows before compression: every head holds every token.
+  [[nodiscard]] std::int64_t full_total() const {
+    std::int64_t tokens = 0;
+    for (std::int32_t const length : lengths_) tokens += length;
+    return detail::elements("CacheSizes::full_total", {tokens, num_layers(), num_kv_heads()});
+  }
+  /// The most tokens that any head of the layer keeps.
+  [[nodiscard]] std::int64_t max_kept(std::int32_t layer) const {
+    check_layer(layer);
+    std::int64_t most = 0;
+    for (std::int64_t s = layer * layer_segments(); s < (layer + 1) * layer_segments(); ++s) {
+      most = std::max(most, kept(s));
+    }
+    return most;
+  }
+
+  /// Prefix sums of kept rows over all segments, [num_segments + 1].
+  [[nodiscard]] std::span<std::int64_t const> offsets() const { return offsets_; }
+  /// The first row of a layer when all layers lie back to back. @pre 0 <= layer <= num_layers
+  [[nodiscard]] std::int64_t layer_begin(std::int32_t layer) const {
+    if (layer != num_layers()) check_layer(layer);
+    return offset(layer * layer_segments());
+  }
+  /// @brief A layer's offsets as FlashAttention takes them, heads folded into the batch:
+  /// [num_sequences * num_kv_heads + 1].
+  /// @throws ArgumentError if the layer keeps more rows than int32 counts
+  [[nodiscard]] std::vector<std::int32_t> cu_seqlens(std::int32_t layer) const {
+    require(kept_total(layer) <= std::numeric_limits<std::int32_t>::max(), "rows of a layer",
+            "at most 2147483647 for 32-bit cu_seqlens", kept_total(layer), "CacheSizes::cu_seqlens");
+    std::vector<std::int32_t> result;
+    for (std::int64_t s = 0; s <= layer_segments(); ++s) {
+      result.push_back(static_cast<std::int32_t>(offset(layer * layer_segments() + s) - layer_begin(layer)));
+    }
+    return result;
+  }
+
+  /// Pages of `page_size` tokens that the whole model keeps when every head owns its pages.
+  [[nodiscard]] std::int64_t pages_total(std::int64_t page_size) const {
+    require(page_size > 0, "page size", "> 0", page_size, "CacheSizes::pages_total");
+    std::int64_t pages = 0;
+    for (std::int64_t s = 0; s < num_segments(); ++s) pages += detail::pages_for(kept(s), page_size);
+    return pages;
+  }
+  /// @brief Leading pages that a sequence still needs after compaction in place, where a page holds
+  /// all heads of all layers' tensors: the rest may go back to the allocator.
+  [[nodiscard]] std::int64_t pages_needed(std::int32_t sequence, std::int64_t page_size) const {
+    require(page_size > 0, "page size", "> 0", page_size, "CacheSizes::pages_needed");
+    std::int64_t most = 0;
+    for (std::int32_t layer = 0; layer < num_layers(); ++layer) {
+      for (std::int32_t head = 0; head < num_kv_heads(); ++head) most = std::max(most, kept(layer, sequence, head));
+    }
+    return detail::pages_for(most, page_size);
+  }
+
+  /// Bytes of the kept keys and values; exact for ragged caches. @throws ArgumentError beyond 64 bits, like all bytes
+  /// here
+  [[nodiscard]] std::int64_t bytes_held(TokenBytes const& token) const {
+    return detail::elements("CacheSizes::bytes_held", {kept_total(), token.total()});
+  }
+  /// The same for keys and values alike. @param head_dim channels; @param element_bytes bytes per element
+  [[nodiscard]] std::int64_t bytes_held(std::int64_t head_dim, std::size_t element_bytes) const {
+    return bytes_held(TokenBytes::of(head_dim, element_bytes));
+  }
+  /// Bytes of the pages that hold them when every head owns its pages.
+  [[nodiscard]] std::int64_t bytes_held_paged(std::int64_t page_size, TokenBytes const& token) const {
+    return detail::elements("CacheSizes::bytes_held_paged", {pages_total(page_size), page_size, token.total()});
+  }
+  /// Bytes before compression.
+  [[nodiscard]] std::int64_t bytes_full(TokenBytes const& token) const {
+    return detail::elements("CacheSizes::bytes_full", {full_total(), token.total()});
+  }
+
+  /// @brief Which heads of a layer form the full group and which the streaming group of a grouped
+  /// cache, and the rows of both dense tensors. Pruned heads are in neither.
+  [[nodiscard]] LayerCapacity grouped_capacity(std::int32_t layer) const {
+    check_layer(layer);
+    LayerCapacity capacity;
+    for (std::int64_t s = layer * layer_segments(); s < (layer + 1) * layer_segments(); ++s) {
+      Segment const segment = this->segment(s);
+      auto const group = heads_[index(std::int64_t{layer} * num_kv_heads() + segment.kv_head)].group;
+      std::int32_t const counted = segment.sequence == 0 ? 1 : 0;
+      if (group == detail::HeadGroup::full) {
+        capacity.full_heads += counted;
+        capacity.full_head_rows = std::max(capacity.full_head_rows, segment.kept);
+      } else if (group == detail::HeadGroup::window) {
+        capacity.window_heads += counted;
+        capacity.head_rows = std::max(capacity.head_rows, segment.kept);
+      }
+    }
+    capacity.rows =
+        num_sequences() * (capacity.full_heads * capacity.full_head_rows + capacity.window_heads * capacity.head_rows);
+    return capacity;
+  }
+
+ protected:
+  /// @param kept   (segment number) to the tokens that it keeps
+  /// @param group  (layer, KV head) to the head's group in grouped caches
+  template <class Kept, class Group>
+  CacheSizes(std::int32_t num_layers, std::int32_t num_kv_heads, std::span<std::int32_t const> lengths,
+             Kept const& kept, Group const& group)
+      : num_layers_(num_layers), num_kv_heads_(num_kv_heads), lengths_(lengths.begin(), lengths.end()) {
+    for (std::size_t i = 0; i < lengths.size(); ++i) {
+      require(lengths[i] >= 0, "negative length", "tokens >= 0", lengths[i], {"Compaction, sequence ", i});
+    }
+    offsets_.resize(index(num_segments()) + 1);
+    for (std::int64_t s = 0; s < num_segments(); ++s) {
+      Segment const segment = detail::segment_at(s, num_sequences(), num_kv_heads);
+      std::int64_t const length = lengths[index(segment.sequence)];
+      std::int64_t const tokens = kept(s);
+      require(tokens >= 0 && tokens <= length, "kept tokens", {"in [0, ", length, "]"}, tokens,
+              detail::PlaceOf{"Compaction", segment});
+      offsets_[index(s) + 1] = offsets_[index(s)] + tokens;
+    }
+    for (std::int32_t layer = 0; layer < num_layers; ++layer) {
+      std::int32_t ranks[3] = {};
+      for (std::int32_t head = 0; head < num_kv_heads; ++head) {
+        detail::HeadGroup const of_head = group(layer, head);
+        heads_.push_back({of_head, ranks[static_cast<std::size_t>(of_head)]++});
+      }
+    }
+  }
+
+ private:
+  /// Where a head is in a grouped cache.
+  struct HeadPlace {
+    detail::HeadGroup group;
+    std::int32_t rank;  ///< heads of its group before it
+  };
+
+  template <class I>
+  static std::size_t index(I i) {
+    return static_cast<std::size_t>(i);
+  }
+  /// Rows before a segment; 0 once moved from.
+  [[nodiscard]] std::int64_t offset(std::int64_t s) const { return offsets_.empty() ? 0 : offsets_[index(s)]; }
+  void check_layer(std::int32_t layer) const { require_index(layer, num_layers(), "layer", "CacheSizes"); }
+
+  detail::ZeroWhenMoved<std::int32_t> num_layers_;
+  detail::ZeroWhenMoved<std::int32_t> num_kv_heads_;
+  std::vector<std::int32_t> lengths_;
+  std::vector<std::int64_t> offsets_;
+  std::vector<HeadPlace> heads_;  ///< [num_layers, num_kv_heads]
+};
+
+HEADAWARE_NAMESPACE_END
