@@ -97,15 +97,15 @@ class CudaCache final : public DecodeCache {
                           static_cast<std::size_t>(shape_.layers) * ha::RollingStateView::bytes(1), stream_.get()),
           "cudaMemsetAsync");
     for (std::int32_t layer = 0; layer < shape_.layers; ++layer) {
-      check(ha::start(view(), counter(layer), d_lengths.data(), stream_.get()), "start");
+      check(ha::device::start(view(), counter(layer), d_lengths.data(), stream_.get()), "start");
     }
     check(cudaStreamSynchronize(stream_.get()), "compressing the prompt");
   }
 
   void enqueue_step(std::int32_t layer) {
     std::vector<ha::LayerKv<ha::float16>> const tokens{{d_token_.keys.data(), d_token_.values.data()}};
-    check(ha::append(view(), counter(layer), tokens, ha::strided_shd(1, shape_.num_kv_heads, shape_.head_dim), nullptr,
-                     1, kept_, {.first_layer = layer, .advance = true}, stream_.get()),
+    check(ha::device::append(view(), counter(layer), tokens, ha::strided_shd(1, shape_.num_kv_heads, shape_.head_dim),
+                             nullptr, 1, kept_, {.first_layer = layer, .advance = true}, stream_.get()),
           "append");
     std::size_t temp_bytes = 0;
     check(attend(nullptr, temp_bytes, layer), "attend");

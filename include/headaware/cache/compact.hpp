@@ -7,7 +7,6 @@
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/destination.hpp>
 #include <headaware/cache/detail/stream_bytes.hpp>
-#include <headaware/cache/rolling_head.hpp>
 #include <headaware/cache/rotation.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/cache/transfer.hpp>
@@ -18,6 +17,7 @@
 #include <headaware/policy/full.hpp>
 #include <headaware/policy/keep_list.hpp>
 #include <headaware/policy/prune.hpp>
+#include <headaware/policy/rolling_policy.hpp>
 #include <headaware/policy/sink_window.hpp>
 #include <headaware/policy/window_only.hpp>
 #include <headaware/token_bytes.hpp>
@@ -101,19 +101,18 @@ template <class Plan>
 auto kept_tokens(Plan const& plan) {
   std::vector<std::array<TokenRange, 2>> kept;
   for (std::int32_t sequence = 0; sequence < plan.num_sequences(); ++sequence) {
-    SinkAndWindow widest;
+    WindowRule widest;
     for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
       for (std::int32_t head = 0; head < plan.num_kv_heads(); ++head) {
         visit_policy(plan.table(), layer, sequence, head, [&]<class P>(P const& policy) {
-          SinkAndWindow form{all_tokens, 0};
+          WindowRule form{all_tokens, 0};
           if constexpr (RollingPolicy<P>) form = rolling_form(policy);
           widest = {std::max(widest.sink, form.sink), std::max(widest.window, form.window)};
         });
       }
     }
-    std::int64_t const length = plan.lengths()[static_cast<std::size_t>(sequence)];
-    kept.push_back({TokenRange{std::max<std::int64_t>(length - widest.window, 0), length},
-                    TokenRange{0, std::min<std::int64_t>(length, widest.sink)}});
+    WindowRange const tokens = widest.range(plan.lengths()[static_cast<std::size_t>(sequence)]);
+    kept.push_back({TokenRange{tokens.begin, tokens.length}, TokenRange{0, tokens.sinks}});
   }
   return [kept = std::move(kept)](std::int64_t sequence) { return kept[static_cast<std::size_t>(sequence)]; };
 }
@@ -302,7 +301,7 @@ void check_evictions(Plan const& plan, std::int64_t fewest) {
     if (evicted == 0 || evicted >= fewest) continue;
     bool const turns = visit_policy(
         plan.table(), segment.layer, segment.sequence, segment.kv_head,
-        [&](auto const& policy) { return first_moved_slot(policy, segment.kept, segment.length) < segment.kept; });
+        [&](auto const& policy) { return first_moved_row(policy, segment.kept, segment.length) < segment.kept; });
     if (!turns) continue;
     require(false, "evicted tokens", enough_evictions(fewest), evicted, place_of("compress_in_place", segment));
   }
@@ -320,15 +319,11 @@ struct SegmentTensor {
 };
 
 /// Where the rows of one segment go.
-template <class Form>
+template <class Rows>
 struct SegmentRows {
-  Form form;
-  Segment segment;
-  LayerCapacity capacity;
+  Rows rows;
   std::int64_t channels;
-  std::int64_t operator()(std::int64_t slot, std::int64_t channel) const {
-    return form.row_offset(segment, capacity, slot, channels) + channel;
-  }
+  std::int64_t operator()(std::int64_t row, std::int64_t channel) const { return rows.offset(row, channels) + channel; }
 };
 
 /// How the channels of source and destination lie, decided once a call.
@@ -478,8 +473,8 @@ struct Plane {
     return SegmentTensor<Layout>{layout, segment.sequence, segment.kv_head};
   }
   [[nodiscard]] auto to(Segment const& segment) const {
-    return SegmentRows<Form>{kept.form, segment, kept.capacities[static_cast<std::size_t>(segment.layer)],
-                             shape.channels};
+    auto const rows = kept.form.rows(segment, kept.capacities[static_cast<std::size_t>(segment.layer)]);
+    return SegmentRows<std::remove_const_t<decltype(rows)>>{rows, shape.channels};
   }
 };
 
@@ -671,7 +666,7 @@ void compress_in_place(Compaction<Table> const& plan, std::vector<LayerKv<T>> co
         auto const layer = static_cast<std::size_t>(segment.layer);
         std::int64_t const moved = detail::visit_policy(
             plan.table(), segment.layer, segment.sequence, segment.kv_head,
-            [&](auto const& policy) { return detail::first_moved_slot(policy, segment.kept, segment.length); });
+            [&](auto const& policy) { return detail::first_moved_row(policy, segment.kept, segment.length); });
         // With positions of their own keys may turn where they are.
         std::int64_t first = moved;
         if constexpr (std::is_same_v<Rotation, KeyRotation>) first = rotation.token_positions() != nullptr ? 0 : moved;

@@ -109,14 +109,18 @@ Interval interval(T const* data, std::int64_t elements) {
   return {begin, begin + static_cast<std::uintptr_t>(elements) * sizeof(T)};
 }
 
-/// Whether any interval of `a` meets any of `b`. O(n log n).
-inline bool overlap(std::vector<Interval> a, std::vector<Interval> b) {
-  auto const prepare = [](std::vector<Interval>& intervals) {
-    std::erase_if(intervals, [](Interval const& i) { return i.begin >= i.end; });
-    std::sort(intervals.begin(), intervals.end(), [](auto const& x, auto const& y) { return x.begin < y.begin; });
-  };
-  prepare(a);
-  prepare(b);
+/// Sorts intervals by where they begin. @return those that are not empty
+inline std::span<Interval> sort_intervals(std::span<Interval> intervals) {
+  auto const end =
+      std::remove_if(intervals.begin(), intervals.end(), [](Interval const& i) { return i.begin >= i.end; });
+  std::sort(intervals.begin(), end, [](auto const& x, auto const& y) { return x.begin < y.begin; });
+  return {intervals.begin(), end};
+}
+
+/// Whether any interval of `a` meets any of `b`; sorts both. O(n log n).
+inline bool sort_and_overlap(std::span<Interval> a, std::span<Interval> b) {
+  a = sort_intervals(a);
+  b = sort_intervals(b);
   std::size_t j = 0;
   std::uintptr_t reach = 0;  // the furthest end among the intervals of b that begin before a[i] ends
   for (Interval const& each : a) {
@@ -126,13 +130,15 @@ inline bool overlap(std::vector<Interval> a, std::vector<Interval> b) {
   return false;
 }
 
-/// Whether two of the intervals meet. O(n log n).
-inline bool overlap_among(std::vector<Interval> intervals) {
-  std::erase_if(intervals, [](Interval const& i) { return i.begin >= i.end; });
-  std::sort(intervals.begin(), intervals.end(), [](auto const& x, auto const& y) { return x.begin < y.begin; });
+/// Whether two of the intervals meet; sorts them. O(n log n).
+inline bool sort_and_overlap(std::span<Interval> intervals) {
+  intervals = sort_intervals(intervals);
   return std::adjacent_find(intervals.begin(), intervals.end(),
                             [](auto const& x, auto const& y) { return y.begin < x.end; }) != intervals.end();
 }
+
+inline bool overlap(std::vector<Interval> a, std::vector<Interval> b) { return sort_and_overlap(a, b); }
+inline bool overlap_among(std::vector<Interval> intervals) { return sort_and_overlap(intervals); }
 
 template <class Layout>
 void check_source_layout(Layout const& layout, CacheBounds const& bounds, std::int64_t channels, char const* where) {
@@ -156,7 +162,7 @@ void check_source_layout(Layout const& layout, CacheBounds const& bounds, std::i
 }
 
 template <class T>
-void check_pointer(T const* data, bool needed, char const* what, std::string const& where) {
+void check_pointer(T const* data, bool needed, char const* what, Text const& where) {
   require(!needed || data != nullptr, what, "a pointer", "nullptr", where);
   auto const address = reinterpret_cast<std::uintptr_t>(data);
   if (address % alignof(T) != 0) {
@@ -197,6 +203,14 @@ struct Memory {
   std::vector<Interval> destinations;        ///< of forms whose layers must lie apart
   std::vector<Interval> paged_destinations;  ///< pages of one pool are told apart by the block table
 };
+
+/// Memory in which this thread notes what a call touches: kept, so that later calls allocate nothing.
+inline Memory& thread_memory() {
+  thread_local Memory memory;
+  memory.sources.clear();
+  memory.destinations.clear();
+  return memory;
+}
 
 template <class Layout, class T>
 void add_source(Memory& memory, Layout const& layout, T const* data) {

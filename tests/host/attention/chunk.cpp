@@ -190,6 +190,6 @@ TEST_CASE("a chunk may show exactly what each sequence's new tokens see", "[atte
                ha::AttentionOutput{output.data(), chunk.layout()}, {.first_positions = chunk.before.data()});
     CHECK(chunk.is_attention(output));
     // Exactly what is needed is shown.
-    if (counted) CHECK(view.segment(0, 0).rows() == 2 + 4);
+    if (counted) CHECK(view.head(0, 0).rows() == 2 + 4);
   }
 }

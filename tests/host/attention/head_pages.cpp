@@ -42,7 +42,7 @@ TEST_CASE("pages of single heads show exactly the tokens kept", "[attention]") {
     REQUIRE(view.row_run(32) == 8);
     for (std::int32_t b = 0; b < PagedChunk::sequences; ++b) {
       for (std::int32_t h = 0; h < PagedChunk::num_kv_heads; ++h) {
-        auto const segment = view.segment(b, h);
+        auto const segment = view.head(b, h);
         std::int64_t const length = chunk.pages.length(b);
         std::vector<std::int64_t> kept;
         table.visit(layer, h, [&](auto const& policy) {

@@ -24,7 +24,7 @@ struct LastPairs {
   }
   friend constexpr bool operator==(LastPairs const&, LastPairs const&) = default;
 };
-constexpr ha::SinkAndWindow rolling_form(LastPairs const& policy) { return {0, 2 * policy.pairs}; }
+constexpr ha::WindowRule rolling_form(LastPairs const& policy) { return {0, 2 * policy.pairs}; }
 
 }  // namespace mine
 
@@ -66,9 +66,9 @@ TEST_CASE("slots and tokens at every length around every boundary", "[cache]") {
           INFO(sink << " " << window << " " << slack << " " << length);
           ha::SinkWindow const policy{sink, window};
           auto const kept = kept_tokens(policy, length);
-          REQUIRE(head.kept(length) == static_cast<std::int64_t>(kept.size()));
-          auto const runs = head.visible(length);
-          REQUIRE(runs.total() == head.kept(length));
+          REQUIRE(head.kept(length).count() == static_cast<std::int64_t>(kept.size()));
+          auto const runs = head.runs(head.kept(length));
+          REQUIRE(runs.total() == head.kept(length).count());
           std::vector<std::int32_t> positions(slots.size());
           ha::slot_positions(head, length, positions);
           std::int64_t shown = 0;
@@ -77,9 +77,9 @@ TEST_CASE("slots and tokens at every length around every boundary", "[cache]") {
             REQUIRE(positions[i] == (visible ? slots[i] : -1));
             shown += visible ? 1 : 0;
           }
-          REQUIRE(shown == head.kept(length));
+          REQUIRE(shown == head.kept(length).count());
           for (std::size_t i = 0; i < kept.size(); ++i) {
-            REQUIRE(head.kept_token(static_cast<std::int64_t>(i), length) == kept[i]);
+            REQUIRE(head.kept(length).token(static_cast<std::int64_t>(i)) == kept[i]);
             REQUIRE(slots[static_cast<std::size_t>(runs.slot(static_cast<std::int64_t>(i)))] == kept[i]);
           }
           // The next token goes where the definition says.

@@ -1,6 +1,6 @@
 #pragma once
 
-// What views of caches with windows share: which tokens each of several new queries sees, and which calls they are for.
+// Checks of views of caches with windows: which calls they are for.
 
 #include <headaware/attention/attention.hpp>
 #include <headaware/config.hpp>
@@ -11,14 +11,6 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
-
-/// Whether a query sees a token by its sinks and window. A query behind the newest of `length` tokens sees what that
-/// one sees.
-HEADAWARE_HOST_DEVICE constexpr bool in_sinks_or_window(std::int64_t position, std::int64_t query, std::int64_t length,
-                                                        std::int64_t sink, std::int64_t window) {
-  std::int64_t const newest = length - 1;
-  return position < sink || position > (query < newest ? query : newest) - window;
-}
 
 /// @throws ArgumentError if the first of so many new tokens may have lost its window
 inline void check_chunk(std::int64_t query_tokens, std::int32_t slack, char const* where) {

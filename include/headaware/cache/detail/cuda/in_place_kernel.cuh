@@ -38,7 +38,7 @@ struct FirstMovedSlot {
   std::int64_t length;
   template <class P>
   HEADAWARE_HOST_DEVICE std::int64_t operator()(P const& policy) const {
-    return first_moved_slot(policy, kept, length);
+    return first_moved_row(policy, kept, length);
   }
 };
 
