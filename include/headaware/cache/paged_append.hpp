@@ -81,10 +81,12 @@ AppendShape check_paged_append(PagedHeadsView const& view, std::int64_t max_coun
   AppendShape const shape{first_layer, view.num_layers,    view.num_sequences, view.num_kv_heads,
                           max_count,   storage.head_dim,   storage.value_dim,  view.max_tokens_held > 0,
                           size,        storage.page_stride};
-  for (std::int64_t const channels : {storage.head_dim, storage.value_dim}) {
+  auto const check_pool = [&](std::int64_t channels) {
     std::int64_t const stride = storage.page_stride != 0 ? storage.page_stride : size * channels;
     check_extent(where, size * channels, std::array{Direction{view.num_pages, stride}});
-  }
+  };
+  check_pool(storage.head_dim);
+  check_pool(storage.value_dim);
   check_append(shape, tokens, source, paged_buffers(view, storage));
   return shape;
 }
