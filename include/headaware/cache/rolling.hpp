@@ -54,8 +54,8 @@ struct RollingAppend {
 template <class T>
 void check_rolling(RollingSlotsView const& slots, Destination<T, RollingForm> const& cache, char const* where) {
   // Memory that slots have given back may be the next ones'.
-  require(cache.form.heads == slots.heads && cache.form.slots_id == slots.id, "cache", "one made for this plan's view",
-          "another plan's", where);
+  require(cache.form.heads == slots.heads && cache.form.slots_id == slots.id, "cache", "one made for these slots",
+          "one of other slots", where);
   require(cache.form.num_sequences == slots.num_sequences, "cache's sequences", slots.num_sequences,
           cache.form.num_sequences, where);
   require(cache.form.num_kv_heads == slots.num_kv_heads, "cache's KV heads", slots.num_kv_heads,

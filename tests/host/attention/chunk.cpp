@@ -32,7 +32,7 @@ TEST_CASE("windows of a chunk need slack, and positions", "[attention]") {
   RolledChunk const chunk(5, 5, 2);
   auto const lengths = chunk.state.lengths().data();
   check_error<ha::ArgumentError>([&] { (void)ha::RollingView::of_chunk(chunk.plan.view(), 0, lengths, 41); },
-                                 {"query_tokens", "1 to 40, the plan's slack and 1", "41", "RollingView"});
+                                 {"query_tokens", "1 to 40, the slack and 1", "41", "RollingView"});
   std::vector<float> output(chunk.queries.size());
   auto const view = ha::RollingView::of_chunk(chunk.plan.view(), 0, lengths, 2);
   check_error<ha::ArgumentError>(

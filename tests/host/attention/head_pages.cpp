@@ -72,7 +72,7 @@ TEST_CASE("what views of pages of single heads refuse", "[attention]") {
   check_error<Error>([&] { (void)ha::HeadPagesView(chunk.pages.view(), 0, lengths, -1); },
                      {"page stride", ">= 0", "-1", "HeadPagesView"});
   check_error<Error>([&] { (void)ha::HeadPagesView::of_chunk(chunk.pages.view(), 0, lengths, 11); },
-                     {"query_tokens", "1 to 10, the plan's slack and 1", "11", "HeadPagesView"});
+                     {"query_tokens", "1 to 10, the slack and 1", "11", "HeadPagesView"});
   check_error<Error>([&] { (void)chunk.over_pages(0, 10, {}); },
                      {"first_positions", "several queries' windows", "nullptr", "attend, HeadPagesView"});
   ha::HeadPagesView const view(chunk.pages.view(), 0, lengths);

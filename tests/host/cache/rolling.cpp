@@ -332,7 +332,7 @@ TEST_CASE("a cache of a plan that is gone is not the next plan's, though its mem
   std::vector<ha::LayerKv<float const>> const news{{rows.data() + 500, rows.data() + 600}};
   check_error<ha::ArgumentError>(
       [&] { ha::append(reused, state, news, ha::strided_bshd(1, 1, 1, dim), std::vector<std::int32_t>{1}, cache); },
-      {"cache", "this plan's view", "another plan's", "append"});
+      {"cache", "these slots", "other slots", "append"});
 
   ha::RollingSlots from = make(3);
   ha::RollingSlots const moved = std::move(from);

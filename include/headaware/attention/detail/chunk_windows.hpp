@@ -15,7 +15,7 @@ namespace detail {
 /// @throws ArgumentError if the first of so many new tokens may have lost its window
 inline void check_chunk(std::int64_t query_tokens, std::int32_t slack, char const* where) {
   require(query_tokens >= 1 && query_tokens - 1 <= slack, "query_tokens",
-          {"1 to ", slack + std::int64_t{1}, ", the plan's slack and 1"}, query_tokens, where);
+          {"1 to ", slack + std::int64_t{1}, ", the slack and 1"}, query_tokens, where);
 }
 
 /// @throws ArgumentError if a call is for other heads or more sequences than the cache's, or has no positions for the
