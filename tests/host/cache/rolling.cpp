@@ -221,7 +221,7 @@ TEST_CASE("what rolling caches refuse", "[cache]") {
           {"state's sequences", "2", "1", "append"});
   ha::RollingSlots const same(table, 2, {.max_tokens = 20, .slack = 1});
   refuses([&] { ha::append(same.view(), state, news.layers(), layout, counts, cache); },
-          {"cache", "made for this plan", "another", "append"});
+          {"cache", "made for these slots", "other slots", "append"});
   auto const copies = [&](std::vector<ha::SequenceCopy> const& each) {
     return [&, each] { ha::copy_sequences(view, state, each, cache); };
   };
