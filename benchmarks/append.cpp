@@ -12,6 +12,7 @@
 
 #include "support/timing.hpp"
 
+#include <headaware/cache/paged_append.hpp>
 #include <headaware/cache/paged_heads.hpp>
 #include <headaware/cache/rolling.hpp>
 #include <headaware/layout/strided.hpp>

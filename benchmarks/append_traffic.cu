@@ -53,8 +53,9 @@ void rolling(NewTokens const& tokens) {
   DeviceArray<std::uint16_t> const keys(static_cast<std::size_t>(plan.rows_total() * head_dim));
   DeviceArray<std::uint16_t> const values(keys.size());
   auto const view = plan.view_at(heads.data());
-  BENCH_CHECK(ha::append(view, ha::RollingStateView::at(d_counters.data(), batch), tokens.layers, tokens.layout,
-                         nullptr, 1, ha::rolling(plan, view, keys.data(), values.data(), head_dim), {}, nullptr));
+  BENCH_CHECK(ha::device::append(view, ha::RollingStateView::at(d_counters.data(), batch), tokens.layers, tokens.layout,
+                                 nullptr, 1, ha::rolling(plan, view, keys.data(), values.data(), head_dim), {},
+                                 nullptr));
   BENCH_CHECK(cudaDeviceSynchronize());
 }
 
@@ -68,17 +69,18 @@ void paged(NewTokens const& tokens) {
   DeviceArray<std::byte> const heads(std::vector<std::byte>(pages.head_bytes().begin(), pages.head_bytes().end()));
   DeviceArray<std::int32_t> const d_table(std::vector<std::int32_t>(pages.table().begin(), pages.table().end()));
   DeviceArray<std::int32_t> const lengths(step.lengths);
-  DeviceArray<std::int32_t> const written(step.written);
+  DeviceArray<std::int32_t> const high_water(step.high_water);
   DeviceArray<std::int32_t> const counts(step.counts);
   DeviceArray<std::uint16_t> const keys(static_cast<std::size_t>(num_pages * page_size * head_dim));
   DeviceArray<std::uint16_t> const values(keys.size());
   ha::DevicePageStep d_step;
   d_step.d_lengths = lengths.data();
-  d_step.d_written = written.data();
+  d_step.d_high_water = high_water.data();
   d_step.d_counts = counts.data();
   d_step.max_count = step.max_count;
-  BENCH_CHECK(ha::append(pages.view_at(heads.data(), d_table.data()), d_step, tokens.layers, tokens.layout,
-                         ha::PageStorage<std::uint16_t>{keys.data(), values.data(), head_dim, head_dim}, 0, nullptr));
+  BENCH_CHECK(ha::device::append(pages.view_at(heads.data(), d_table.data()), d_step, tokens.layers, tokens.layout,
+                                 ha::PageStorage<std::uint16_t>{keys.data(), values.data(), head_dim, head_dim}, 0,
+                                 nullptr));
   BENCH_CHECK(cudaDeviceSynchronize());
 }
 

@@ -27,7 +27,7 @@ struct Held {
   }
 };
 struct View {
-  [[nodiscard]] HEADAWARE_HOST_DEVICE Held segment(std::int64_t, std::int64_t) const { return {}; }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE Held head(std::int64_t, std::int64_t) const { return {}; }
 };
 
 using Registry = headaware::DefaultRegistry::with<EverySecond>;

@@ -12,7 +12,7 @@ struct Rows {
 };
 struct View {
   std::vector<std::int64_t> lengths;
-  [[nodiscard]] Rows segment(std::int64_t sequence, std::int64_t) const {
+  [[nodiscard]] Rows head(std::int64_t sequence, std::int64_t) const {
     return {lengths[static_cast<std::size_t>(sequence)]};
   }
 };

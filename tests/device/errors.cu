@@ -66,21 +66,21 @@ static_assert(noexcept(ha::device::compress(nullptr, an<std::size_t>(), a<Plan>(
                                             a<ha::Destination<float, ha::RaggedForm>>(), stream)));
 static_assert(noexcept(ha::device::compress_in_place(a<Plan>(), a<Layers>(), a<Strided>(), a<ha::KeyRotation>(),
                                                      stream)));
-static_assert(noexcept(ha::append(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(), a<Layers>(), a<Strided>(),
-                                  counts, 1, a<Rolling>(), a<ha::AppendOptions>(), stream)));
-static_assert(noexcept(ha::append(a<ha::PagedHeadsView>(), a<ha::DevicePageStep>(), a<Layers>(), a<Strided>(),
-                                  a<ha::PageStorage<float>>(), 0, stream)));
-static_assert(noexcept(ha::advance(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(), counts, stream)));
-static_assert(noexcept(ha::rollback(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(), counts, stream)));
-static_assert(noexcept(ha::start(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(), counts, stream)));
-static_assert(noexcept(ha::copy_sequences(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(),
-                                          a<std::span<ha::SequenceCopy const>>(), a<Rolling>(), stream)));
+static_assert(noexcept(ha::device::append(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(), a<Layers>(),
+                                          a<Strided>(), counts, 1, a<Rolling>(), a<ha::AppendOptions>(), stream)));
+static_assert(noexcept(ha::device::append(a<ha::PagedHeadsView>(), a<ha::DevicePageStep>(), a<Layers>(), a<Strided>(),
+                                          a<ha::PageStorage<float>>(), 0, stream)));
+static_assert(noexcept(ha::device::advance(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(), counts, stream)));
+static_assert(noexcept(ha::device::rollback(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(), counts, stream)));
+static_assert(noexcept(ha::device::start(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(), counts, stream)));
+static_assert(noexcept(ha::device::copy_sequences(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(),
+                                                  a<std::span<ha::SequenceCopy const>>(), a<Rolling>(), stream)));
 static_assert(noexcept(ha::attend(nullptr, an<std::size_t>(), a<ha::AttentionShape>(),
                                   a<ha::AttentionQueries<float, Strided>>(),
                                   a<ha::KeptCache<float, ha::RaggedView<std::int32_t>>>(), a<Output>(),
                                   a<ha::AttentionBounds>(), a<ha::AttentionOptions>(), stream)));
 static_assert(noexcept(ha::merge_attention(a<ha::AttentionShape>(), a<Output>(), a<Output>(), stream)));
-static_assert(noexcept(ha::fill_policy_mask(a<Table>(), a<ha::MaskShape>(), &an<float>(), stream)));
+static_assert(noexcept(ha::device::fill_policy_mask(a<Table>(), a<ha::MaskShape>(), &an<float>(), stream)));
 static_assert(noexcept(ha::observe(nullptr, an<std::size_t>(), a<ha::DeviceQkvShape<Strided>>(), a<Qkv>(),
                                    a<ha::AttentionScore>(), a<ha::ObserverParameters>(), sums, stream)));
 static_assert(noexcept(ha::observe(a<ha::AttentionObserver>(), nullptr, an<std::size_t>(), 0,
@@ -150,8 +150,8 @@ TEST_CASE("memory that runs out in a call is an error code, and nothing is launc
   auto const view = plan.view_at(d_heads.data());
   auto const cache = ha::rolling(plan, view, data.data(), data.data() + 32, 8);
   auto const call = [&] {
-    return ha::append(view, ha::RollingStateView::at(counters.data(), 1), layers, layout, nullptr, 1, cache, {},
-                      nullptr);
+    return ha::device::append(view, ha::RollingStateView::at(counters.data(), 1), layers, layout, nullptr, 1, cache, {},
+                              nullptr);
   };
   for (int left = 0; left < 4; ++left) {
     allocations_left = left;
@@ -171,8 +171,8 @@ TEST_CASE("an error of somebody else is neither reported nor cleared, and one of
   HEADAWARE_REQUIRE_DEVICE();
   DeviceVector<float> const mask(std::vector<float>(8));
   auto const call = [&](cudaStream_t stream) {
-    return ha::fill_policy_mask(ha::UniformTable(ha::Prune{}, 1, 1), {.group = 1, .queries = 1, .keys = 1}, mask.data(),
-                                stream);
+    return ha::device::fill_policy_mask(ha::UniformTable(ha::Prune{}, 1, 1), {.group = 1, .queries = 1, .keys = 1},
+                                        mask.data(), stream);
   };
   REQUIRE(cudaSetDevice(12345) == cudaErrorInvalidDevice);
   CHECK(call(nullptr) == cudaSuccess);

@@ -30,6 +30,7 @@ HEADAWARE_INSTANTIATE(__nv_bfloat16, ha::PagedView);
 HEADAWARE_INSTANTIATE(__half, ha::RollingView);
 HEADAWARE_INSTANTIATE(float, ha::PaddedView);
 
-template cudaError_t ha::fill_policy_mask(ha::PolicyTableView<> const&, ha::MaskShape const&, float*, cudaStream_t);
-template cudaError_t ha::fill_policy_mask(ha::PolicyTableView<> const&, ha::MaskShape const&, std::uint32_t*,
-                                          cudaStream_t);
+template cudaError_t ha::device::fill_policy_mask(ha::PolicyTableView<> const&, ha::MaskShape const&, float*,
+                                                  cudaStream_t);
+template cudaError_t ha::device::fill_policy_mask(ha::PolicyTableView<> const&, ha::MaskShape const&, std::uint32_t*,
+                                                  cudaStream_t);

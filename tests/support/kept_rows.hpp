@@ -274,11 +274,11 @@ struct RolledProblem {
   std::vector<std::int32_t> lengths;
   std::int64_t rows = 0;
 
-  RolledProblem(ha::AttentionShape const& shape, std::vector<ha::SinkAndWindow> const& of_heads,
+  RolledProblem(ha::AttentionShape const& shape, std::vector<ha::WindowRule> const& of_heads,
                 std::vector<std::int32_t> const& of_lengths, unsigned seed)
       : problem(shape, {}, seed), lengths(of_lengths) {
     std::int32_t const longest = *std::max_element(lengths.begin(), lengths.end());
-    for (ha::SinkAndWindow const& form : of_heads) {
+    for (ha::WindowRule const& form : of_heads) {
       ha::RollingHead head;
       head.sink = form.sink == ha::all_tokens ? longest : form.sink;
       head.window = form.window;
@@ -314,12 +314,12 @@ struct RolledProblem {
   }
   template <class Upload>
   [[nodiscard]] ha::RollingView view(Upload const& upload) const {
-    ha::RollingSlotsView plan;
-    plan.heads = upload(heads);
-    plan.num_layers = 1;
-    plan.num_sequences = static_cast<std::int32_t>(lengths.size());
-    plan.num_kv_heads = problem.shape.num_kv_heads;
-    return {plan, 0, upload(lengths)};
+    ha::RollingSlotsView slots;
+    slots.heads = upload(heads);
+    slots.num_layers = 1;
+    slots.num_sequences = static_cast<std::int32_t>(lengths.size());
+    slots.num_kv_heads = problem.shape.num_kv_heads;
+    return {slots, 0, upload(lengths)};
   }
 };
 

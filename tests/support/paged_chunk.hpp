@@ -7,6 +7,7 @@
 
 #include <headaware/attention/attend.hpp>
 #include <headaware/attention/head_pages_view.hpp>
+#include <headaware/cache/paged_append.hpp>
 #include <headaware/cache/paged_heads.hpp>
 #include <headaware/cache/rolling.hpp>
 #include <headaware/layout/strided.hpp>
@@ -54,12 +55,12 @@ struct PagedChunk {
                         .limits = {.max_tokens = 400, .slack = slack}}),
         page_stride(2 * page_size * head_dim + 8) {
     pool.resize(static_cast<std::size_t>(pages.shape().num_pages * page_stride), 99.0F);
-    keys.resize(static_cast<std::size_t>(pages.plan().rows_total() * head_dim), 99.0F);
+    keys.resize(static_cast<std::size_t>(pages.slots().rows_total() * head_dim), 99.0F);
     values.resize(keys.size(), 99.0F);
   }
   [[nodiscard]] std::int64_t value_offset() const { return pages.shape().page_size * head_dim; }
   [[nodiscard]] auto rolling() {
-    return ha::rolling(pages.plan(), pages.plan().view(), keys.data(), values.data(), head_dim);
+    return ha::rolling(pages.slots(), pages.slots().view(), keys.data(), values.data(), head_dim);
   }
 
   /// New tokens of every sequence, in both caches.
@@ -73,17 +74,17 @@ struct PagedChunk {
     auto const layout = ha::strided_bshd(sequences, most, num_kv_heads, head_dim);
     ha::append(pages, pages.append(counts), tokens, layout,
                ha::PageStorage<float>{pool.data(), pool.data() + value_offset(), head_dim, head_dim, page_stride});
-    ha::append(pages.plan().view(), state, tokens, layout, counts, rolling());
+    ha::append(pages.slots().view(), state, tokens, layout, counts, rolling());
   }
   void fork(std::int32_t from, std::int32_t to) {
     pages.release(to);
     pages.fork(from, to);
     std::vector<ha::SequenceCopy> const copies{{from, to}};
-    ha::copy_sequences(pages.plan().view(), state, copies, rolling());
+    ha::copy_sequences(pages.slots().view(), state, copies, rolling());
   }
   void rollback(std::int32_t sequence, std::int64_t tokens) {
     pages.rollback(sequence, tokens);
-    state.rollback(pages.plan().view(), sequence, tokens);
+    state.rollback(pages.slots().view(), sequence, tokens);
   }
 
   [[nodiscard]] static ha::AttentionShape shape(std::int64_t tokens) {
@@ -108,7 +109,7 @@ struct PagedChunk {
     std::vector<float> output(asked.size(), 77.0F);
     auto const cache = rolling();
     auto const& buffers = cache.layers[static_cast<std::size_t>(layer)];
-    auto const view = ha::RollingView::of_chunk(pages.plan().view(), layer, state.lengths().data(), tokens);
+    auto const view = ha::RollingView::of_chunk(pages.slots().view(), layer, state.lengths().data(), tokens);
     ha::attend(shape(tokens), ha::AttentionQueries{asked.data(), layout(tokens)},
                ha::KeptCache{buffers.keys, buffers.values, view}, ha::AttentionOutput{output.data(), layout(tokens)},
                {.first_positions = first.empty() ? nullptr : first.data()});

@@ -4,7 +4,7 @@
 
 #include "support/token_model.hpp"
 
-#include <headaware/cache/paged_heads.hpp>
+#include <headaware/cache/paged_append.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -20,7 +20,7 @@ namespace headaware_test {
 struct PagedSnapshot {
   std::vector<std::int32_t> table;
   std::vector<std::int32_t> lengths;
-  std::vector<std::int64_t> written;
+  std::vector<std::int64_t> high_water;
   std::vector<std::int32_t> references;
   std::int64_t free_pages;
 
@@ -28,7 +28,7 @@ struct PagedSnapshot {
       : table(pages.table().begin(), pages.table().end()),
         lengths(pages.state().lengths().begin(), pages.state().lengths().end()),
         free_pages(pages.pool().free_pages()) {
-    for (std::int32_t b = 0; b < pages.shape().num_sequences; ++b) written.push_back(pages.state().written(b));
+    for (std::int32_t b = 0; b < pages.shape().num_sequences; ++b) high_water.push_back(pages.state().high_water(b));
     for (std::int32_t p = 0; p < pages.pool().num_pages(); ++p) references.push_back(pages.pool().references(p));
   }
   friend bool operator==(PagedSnapshot const&, PagedSnapshot const&) = default;
@@ -151,11 +151,11 @@ inline ha::PolicyTable smaller_table(ha::PolicyTable const& table, std::mt19937&
   for (std::int32_t l = 0; l < table.num_layers(); ++l) {
     for (std::int32_t h = 0; h < table.num_kv_heads(); ++h) {
       if (below(2) == 0) continue;
-      ha::SinkAndWindow const form = table.visit(l, h, [](auto const& policy) {
+      ha::WindowRule const form = table.visit(l, h, [](auto const& policy) {
         if constexpr (ha::RollingPolicy<std::remove_cvref_t<decltype(policy)>>) {
           return ha::rolling_form(policy);
         } else {
-          return ha::SinkAndWindow{};
+          return ha::WindowRule{};
         }
       });
       // Of a head that keeps all anything is left, of another one fewer sinks or a smaller window.
@@ -212,7 +212,7 @@ void paged_walk(TokenModel& model, ha::PagedHeads& pages, unsigned seed, int ste
       for (std::int32_t s = 0; s < batch; ++s) possible = possible && pages_reach(asked, pages, s, pages.length(s));
       PagedSnapshot const before(pages);
       try {
-        pages.compress(table);
+        pages.set_policies(table);
         model.table = table;
         ++compressions;
         REQUIRE(possible);

@@ -101,8 +101,9 @@ struct SlotModel : TokenModel {
     for_each([&](auto l, auto b, auto h, ha::RollingHead const& head) {
       if (b != sequence || !good) return;
       auto const expected = kept(l, b, h, length(b));
-      ha::SlotRuns const runs = head.visible(length(b));
-      good = good && runs.total() == static_cast<std::int64_t>(expected.size()) && head.kept(length(b)) == runs.total();
+      ha::SlotRuns const runs = head.runs(head.kept(length(b)));
+      good = good && runs.total() == static_cast<std::int64_t>(expected.size()) &&
+             head.kept(length(b)).count() == runs.total();
       std::int64_t const first =
           plan.offsets()[static_cast<std::size_t>((l * plan.num_sequences() + b) * plan.num_kv_heads() + h)];
       std::vector<std::int32_t> positions(static_cast<std::size_t>(head.slots()));
@@ -114,7 +115,7 @@ struct SlotModel : TokenModel {
         std::int64_t const row = first + runs.slot(i);
         std::int64_t const number = sequences[static_cast<std::size_t>(b)][static_cast<std::size_t>(token)];
         good = positions[static_cast<std::size_t>(runs.slot(i))] == token && runs.slot(i) == slot(head, token) &&
-               head.kept_token(i, length(b)) == token && row_holds(keys + row * head_dim, number, l, h, 0, head_dim) &&
+               head.kept(length(b)).token(i) == token && row_holds(keys + row * head_dim, number, l, h, 0, head_dim) &&
                row_holds(values + row * value_dim, number, l, h, 1, value_dim);
       }
     });

@@ -180,7 +180,7 @@ void run_form(char const* form, Plan const& plan, Batch& batch, std::int64_t row
   auto const row = [&](auto ha::LayerKv<std::uint16_t>::*tensor) {
     return [&, tensor](ha::Segment const& segment, std::int64_t slot) -> std::uint16_t const* {
       auto const layer = static_cast<std::size_t>(segment.layer);
-      return kept.layers[layer].*tensor + kept.form.row_offset(segment, kept.capacities[layer], slot, batch.head_dim);
+      return kept.layers[layer].*tensor + kept.form.rows(segment, kept.capacities[layer]).offset(slot, batch.head_dim);
     };
   };
   std::int64_t const checked = verify(plan, batch, batch.keys, row(&ha::LayerKv<std::uint16_t>::keys));

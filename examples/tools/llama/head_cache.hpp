@@ -58,8 +58,8 @@ struct WindowedView {
   headaware::RollingView cache;
   std::int64_t model_window = 0;  ///< 0: none
 
-  [[nodiscard]] WindowedRows segment(std::int64_t sequence, std::int64_t kv_head) const {
-    return {cache.segment(sequence, kv_head), model_window};
+  [[nodiscard]] WindowedRows head(std::int64_t sequence, std::int64_t kv_head) const {
+    return {cache.head(sequence, kv_head), model_window};
   }
   void check(headaware::AttentionShape const& shape, headaware::AttentionOptions const& options) const {
     cache.check(shape, options);
@@ -138,7 +138,8 @@ class HeadCache {
   [[nodiscard]] double mean_kept() const {
     std::int64_t kept = 0;
     for (std::int32_t layer = 0; layer < plan_.num_layers(); ++layer) {
-      for (std::int32_t head = 0; head < plan_.num_kv_heads(); ++head) kept += plan_.head(layer, head).kept(length());
+      for (std::int32_t head = 0; head < plan_.num_kv_heads(); ++head)
+        kept += plan_.head(layer, head).kept(length()).count();
     }
     return static_cast<double>(kept) / (plan_.num_layers() * plan_.num_kv_heads());
   }

@@ -42,8 +42,8 @@ void check_output_apart(AttentionShape const& shape, AttentionQueries<Q, QLayout
     auto const all = [&](auto const* data, StridedLayout const& layout, std::int64_t channels) {
       return interval(data, layout.offset(s, h, t, channels - 1) + 1);
     };
-    auto const rows = [&](auto const* data, StridedLayout const& layout, std::int64_t channels) {
-      std::vector<Interval> result;
+    auto const note_rows = [&](auto const* data, StridedLayout const& layout, std::int64_t channels,
+                               std::vector<Interval>& result) {
       for (std::int64_t i = 0; i <= s; ++i) {
         for (std::int64_t j = 0; j <= h; ++j) {
           for (std::int64_t k = 0; k <= t; ++k) {
@@ -51,64 +51,79 @@ void check_output_apart(AttentionShape const& shape, AttentionQueries<Q, QLayout
           }
         }
       }
-      return result;
     };
     auto const x = all(queries.data, queries.layout, shape.head_dim);
     auto const y = all(output.data, output.layout, shape.output_dim());
-    bool const meet = x.begin < y.end && y.begin < x.end &&
-                      overlap(rows(queries.data, queries.layout, shape.head_dim),
-                              rows(output.data, output.layout, shape.output_dim()));
-    if (meet) require(false, "output", "apart from the queries", "overlapping buffers", "attend");
+    if (x.begin >= y.end || y.begin >= x.end) return;
+    Memory& memory = thread_memory();
+    note_rows(queries.data, queries.layout, shape.head_dim, memory.sources);
+    note_rows(output.data, output.layout, shape.output_dim(), memory.destinations);
+    bool const meet = sort_and_overlap(memory.sources, memory.destinations);
+    require(!meet, "output", "apart from the queries", "overlapping buffers", "attend");
   }
 }
 
-/// Part of a segment's attention: a tile of query rows over a chunk of its rows.
+/// Part of a segment's attention: a tile of query rows over a KV split, that is, a part of its rows.
 struct AttentionItem {
   std::int64_t segment;
   std::int64_t tile;
-  std::int64_t chunk;
-  std::int64_t slot;  ///< of the partial result; -1: there is but one chunk
+  std::int64_t split;
+  std::int64_t partial;  ///< place of the partial result; -1: there is but one split
 };
 
-/// A segment's tile whose chunks are to be merged.
+/// A segment's tile whose splits are to be merged.
 struct AttentionJoin {
   std::int64_t segment;
   std::int64_t tile;
-  std::int64_t first_slot;
-  std::int64_t chunks;
+  std::int64_t first_partial;
+  std::int64_t splits;
 };
 
-/// The work of a call. Items of a chunk follow each other, so that its rows stay in the caches.
+/// The work of a call, and its partial results. Items of a split follow each other, so that its rows stay in the
+/// processor's caches. A thread keeps the memory, so that later calls allocate nothing.
 struct AttentionWork {
   std::vector<AttentionItem> items;
   std::vector<AttentionJoin> joins;
-  std::int64_t slots = 0;
+  std::vector<SoftmaxPart> parts;  ///< [partials, query rows of a tile]
+  FloatBuffer sums;                ///< [partials, query rows of a tile, channels]
+  std::int64_t partials = 0;
   std::int64_t rows = 0;  ///< held by all segments
 
+  static AttentionWork& of_thread() {
+    thread_local AttentionWork work;
+    return work;
+  }
+
+  /// @param channels  of a partial sum
   template <class View>
-  AttentionWork(AttentionShape const& shape, AttentionCut const& cut, View const& view) {
+  void plan(AttentionShape const& shape, AttentionCut const& cut, View const& view, std::int64_t channels) {
+    items.clear();
+    joins.clear();
+    partials = 0;
+    rows = 0;
     for (std::int64_t s = 0; s < shape.segments(); ++s) {
-      auto const segment = view.segment(s / shape.num_kv_heads, s % shape.num_kv_heads);
-      std::int64_t const held = segment.rows();
-      if (held < 0) {
-        require(false, "rows held", ">= 0", held,
-                {"attend, sequence ", s / shape.num_kv_heads, ", KV head ", s % shape.num_kv_heads});
-      }
-      if constexpr (requires { segment.pages == nullptr; }) {
-        if (held > 0) require_pointer(segment.pages, "pages", "attend");
+      auto const head = view.head(s / shape.num_kv_heads, s % shape.num_kv_heads);
+      std::int64_t const held = head.rows();
+      require(held >= 0, "rows held", ">= 0", held,
+              {"attend, sequence ", s / shape.num_kv_heads, ", KV head ", s % shape.num_kv_heads});
+      if constexpr (requires { head.pages == nullptr; }) {
+        if (held > 0) require_pointer(head.pages, "pages", "attend");
       }
       rows += held;
-      std::int64_t const chunks = cut.chunks(held);
-      for (std::int64_t tile = 0; chunks > 1 && tile < cut.tiles; ++tile) {
-        joins.push_back({s, tile, slots + tile * chunks, chunks});
+      std::int64_t const splits = cut.chunks(held);
+      for (std::int64_t tile = 0; splits > 1 && tile < cut.tiles; ++tile) {
+        joins.push_back({s, tile, partials + tile * splits, splits});
       }
-      for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+      for (std::int64_t split = 0; split < splits; ++split) {
         for (std::int64_t tile = 0; tile < cut.tiles; ++tile) {
-          items.push_back({s, tile, chunk, chunks > 1 ? slots + tile * chunks + chunk : -1});
+          items.push_back({s, tile, split, splits > 1 ? partials + tile * splits + split : -1});
         }
       }
-      if (chunks > 1) slots += chunks * cut.tiles;
+      if (splits > 1) partials += splits * cut.tiles;
     }
+    auto const results = static_cast<std::size_t>(partials * cut.tile_rows);
+    parts.assign(results, {});
+    sums.grow(results * static_cast<std::size_t>(channels));
   }
 };
 
@@ -134,14 +149,13 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
   if (shape.num_sequences == 0 || shape.query_tokens == 0) return;
   check_output_apart(shape, queries, output);
   check_attention_tables(shape, queries, cache, output);
-  constexpr std::int64_t chunk_rows = 512;
-  auto const cut = AttentionCut::of(shape, QueryTile::max_queries, chunk_rows);
+  constexpr std::int64_t split_rows = 512;
+  auto const cut = AttentionCut::of(shape, QueryTile::max_queries, split_rows);
   auto const map = logit_map(shape, options);
-  AttentionWork const work(shape, cut, cache.view);
-  check_cache_pointers(cache, work.rows > 0);
   std::int64_t const channels = whole_vectors(shape.output_dim());
-  FloatBuffer const slot_sums(static_cast<std::size_t>(work.slots * cut.tile_rows * channels));
-  std::vector<SoftmaxPart> slot_parts(static_cast<std::size_t>(work.slots * cut.tile_rows));
+  AttentionWork& work = AttentionWork::of_thread();
+  work.plan(shape, cut, cache.view, channels);
+  check_cache_pointers(cache, work.rows > 0);
   auto const items = static_cast<std::int64_t>(work.items.size());
   auto const joins = static_cast<std::int64_t>(work.joins.size());
   // Less than that, one core reads in the time that it takes to wake the others.
@@ -153,47 +167,48 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
     AttentionItem const& item = work.items[static_cast<std::size_t>(i)];
     std::int64_t const sequence = item.segment / shape.num_kv_heads;
     std::int64_t const kv_head = item.segment % shape.num_kv_heads;
-    auto const segment = cache.view.segment(sequence, kv_head);
+    auto const rows = cache.view.head(sequence, kv_head);
     std::int64_t const first_query = item.tile * cut.tile_rows;
     std::int64_t const count = std::min(cut.tile_rows, shape.query_rows() - first_query);
     tile.take_queries(queries, options.first_positions, sequence, kv_head, first_query, count);
-    std::int64_t const begin = item.chunk * cut.chunk_rows;
-    tile.attend(segment, cache.keys, cache.values, begin, std::min(segment.rows(), begin + cut.chunk_rows));
+    std::int64_t const begin = item.split * cut.chunk_rows;
+    tile.attend(rows, cache.keys, cache.values, begin, std::min(rows.rows(), begin + cut.chunk_rows));
     for (std::int64_t q = 0; q < count; ++q) {
-      if (item.slot < 0) {
+      if (item.partial < 0) {
         write_attention(shape, output, {shape, sequence, kv_head, first_query + q}, tile.part(q), tile.sums(q));
       } else {
-        std::int64_t const at = item.slot * cut.tile_rows + q;
-        slot_parts[static_cast<std::size_t>(at)] = tile.part(q);
-        std::copy_n(tile.sums(q), channels, slot_sums.data() + at * channels);
+        std::int64_t const at = item.partial * cut.tile_rows + q;
+        work.parts[static_cast<std::size_t>(at)] = tile.part(q);
+        std::copy_n(tile.sums(q), channels, work.sums.data() + at * channels);
       }
     }
   });
-  std::int64_t const slot_bytes = work.slots * cut.tile_rows * channels * static_cast<std::int64_t>(sizeof(float));
-  auto const make_sums = [&] { return std::vector<float>(static_cast<std::size_t>(channels)); };
-  auto const join_row = [&](std::vector<float>& sums, std::int64_t i) {
+  std::int64_t const partial_bytes =
+      work.partials * cut.tile_rows * channels * static_cast<std::int64_t>(sizeof(float));
+  auto const make_sums = [&] { return QueryTileBuffers::of_thread().sums.grow(static_cast<std::size_t>(channels)); };
+  auto const join_row = [&](float* sums, std::int64_t i) {
     AttentionJoin const& join = work.joins[static_cast<std::size_t>(i / cut.tile_rows)];
     std::int64_t const q = i % cut.tile_rows;
     std::int64_t const row = join.tile * cut.tile_rows + q;
     if (row >= shape.query_rows()) return;
-    auto const at = [&](std::int64_t chunk) { return (join.first_slot + chunk) * cut.tile_rows + q; };
+    auto const at = [&](std::int64_t split) { return (join.first_partial + split) * cut.tile_rows + q; };
     SoftmaxPart whole;
-    for (std::int64_t chunk = 0; chunk < join.chunks; ++chunk) {
-      auto const& part = slot_parts[static_cast<std::size_t>(at(chunk))];
+    for (std::int64_t split = 0; split < join.splits; ++split) {
+      auto const& part = work.parts[static_cast<std::size_t>(at(split))];
       if (part.sum != 0) whole.max = larger_or_nan(whole.max, part.max);
     }
-    std::fill(sums.begin(), sums.end(), 0.0F);
-    for (std::int64_t chunk = 0; chunk < join.chunks; ++chunk) {
-      auto const& part = slot_parts[static_cast<std::size_t>(at(chunk))];
+    std::fill_n(sums, channels, 0.0F);
+    for (std::int64_t split = 0; split < join.splits; ++split) {
+      auto const& part = work.parts[static_cast<std::size_t>(at(split))];
       float const weight = part.weight(whole.max);
       whole.sum += weight * part.sum;
-      float const* const from = slot_sums.data() + at(chunk) * channels;
-      for (std::size_t c = 0; c < sums.size(); ++c) sums[c] += weight * from[c];
+      float const* const from = work.sums.data() + at(split) * channels;
+      for (std::int64_t c = 0; c < channels; ++c) sums[c] += weight * from[c];
     }
     write_attention(shape, output, {shape, join.segment / shape.num_kv_heads, join.segment % shape.num_kv_heads, row},
-                    whole, sums.data());
+                    whole, sums);
   };
-  parallel_for(joins * cut.tile_rows, 1, slot_bytes > few_bytes, make_sums, join_row);
+  parallel_for(joins * cut.tile_rows, 1, partial_bytes > few_bytes, make_sums, join_row);
 }
 
 HEADAWARE_TARGET_END
@@ -210,15 +225,16 @@ HEADAWARE_TARGET_BEGIN
 /// @param queries  [sequences, num_query_heads, query_tokens, head_dim] in the layout's order; host
 /// @param cache    keys and values of the layer's heads, rows where the view says; host; null where no head holds
 ///                 anything
-/// @param output   [sequences, num_query_heads, query_tokens, value_dim], and optionally log-sum-exp; host; must
-/// overlap
-///                 no input
+/// @param output   [sequences, num_query_heads, query_tokens, value_dim], and optionally log-sum-exp; host;
+///                 must overlap no input
 /// @throws ArgumentError on counts that make no sense, missing or misaligned pointers, layouts too small, a mask over a
 ///         view without positions, a view with negative rows or one that says itself that it is another's, tables
 ///         that name what is not there, and output that overlaps the queries where both layouts are strided
 /// @note   Deterministic: the result does not depend on the number of threads.
-/// @par Cost  Each row held is read once for all query heads of its group (once per 32 query rows in prefill chunks);
-///            rows are shared out in chunks, so one long head does not keep one thread busy alone
+/// @par Cost  Each row held is read once for all query heads of its group (once per 32 query rows in prefill chunks).
+/// Allocates nothing once
+///            the threads have made room for calls of this size; that memory they keep;
+///            rows are shared out in KV splits, so one long head does not keep one thread busy alone
 /// @par Source  Dao et al., Flash-Decoding, 2023; Milakov and Gimelshein, online softmax, arXiv:1805.02867
 template <class Q, class QLayout, class T, class View, class O, class OLayout>
 void attend(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries, KeptCache<T, View> const& cache,

@@ -60,7 +60,7 @@ struct KeptCache {
 template <class T, class View>
 KeptCache(T*, T*, View) -> KeptCache<std::remove_const_t<T>, View>;
 
-/// @brief Where results go. @tparam T float, float16 or bfloat16
+/// @brief Output of attention. @tparam T float, float16 or bfloat16
 template <class T, class Layout>
 struct AttentionOutput {
   static_assert(check_layout<Layout>());
@@ -74,7 +74,7 @@ AttentionOutput(T*, Layout) -> AttentionOutput<T, Layout>;
 template <class T, class Layout>
 AttentionOutput(T*, Layout, float*) -> AttentionOutput<T, Layout>;
 
-/// @brief How a logit comes of a query and a key, and which keys a query sees.
+/// @brief Logit scaling, soft cap and causal positions.
 struct AttentionOptions {
   float scale = 0;     ///< logit = scale · (query · key); 0: 1 / sqrt(head_dim)
   float soft_cap = 0;  ///< > 0: logit = soft_cap · tanh(logit / soft_cap), as Gemma 2 has it
@@ -106,7 +106,7 @@ inline void check_attention_shape(AttentionShape const& shape, AttentionOptions 
           where);
 }
 
-/// What a layout offers must suffice; what it does not offer cannot be checked.
+/// Checks the sizes that a layout offers.
 template <class Layout>
 void check_attention_layout(AttentionShape const& shape, Layout const& layout, std::int64_t channels,
                             char const* where) {
@@ -158,7 +158,7 @@ void check_attention_tables(AttentionShape const& shape, AttentionQueries<Q, QLa
   if constexpr (requires { cache.view.check_tables(shape); }) cache.view.check_tables(shape);
 }
 
-/// Where an error in the tables of one segment is.
+/// Names a segment in messages about tables.
 inline std::string segment_place(char const* view, std::int64_t sequence, std::int64_t kv_head) {
   return "attend, " + std::string(view) + ", sequence " + std::to_string(sequence) + ", KV head " +
          std::to_string(kv_head);
@@ -166,8 +166,8 @@ inline std::string segment_place(char const* view, std::int64_t sequence, std::i
 
 }  // namespace detail
 
-/// @brief Checks a view's tables in host memory as the CPU's `attend` does before it reads them: for those who attend
-/// on a device, where right tables are a precondition that nobody checks.
+/// @brief Checks a view's tables in host memory as the CPU's `attend` does before it reads them: for callers that attend
+/// on a device, where right tables are an unchecked precondition.
 /// @param view  over host copies of the tables
 /// @throws ArgumentError on lengths, rows or pages that are not there
 /// @par Cost  O(segments and pages)

@@ -5,7 +5,7 @@
 
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/kept_view.hpp>
-#include <headaware/cache/destination.hpp>
+#include <headaware/cache/adjacent_rows.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
 #include <headaware/error.hpp>
@@ -14,21 +14,6 @@
 #include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
-
-/// Rows side by side: row i of the segment is row `first + i` of the tensor.
-struct AdjacentRows {
-  std::int64_t first = 0;
-  std::int64_t held = 0;
-  std::int32_t const* positions = nullptr;  ///< of the segment's rows; nullptr: row i holds token i
-
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t rows() const { return held; }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t row, std::int64_t channels) const {
-    return (first + row) * channels;
-  }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const {
-    return positions != nullptr ? positions[row] : row;
-  }
-};
 
 /// @brief `ha::ragged`: `[rows, channels]`, the heads of each sequence back to back.
 /// @tparam Offset  `int32_t` for `cu_seqlens`, `int64_t` for `CacheSizes::offsets`
@@ -39,7 +24,7 @@ struct RaggedView {
   std::int32_t num_kv_heads = 0;
   std::int32_t const* positions = nullptr;  ///< [rows], the token of each row; nullptr: a head's row i is token i
 
-  [[nodiscard]] HEADAWARE_HOST_DEVICE AdjacentRows segment(std::int64_t sequence, std::int64_t kv_head) const {
+  [[nodiscard]] HEADAWARE_HOST_DEVICE AdjacentRows head(std::int64_t sequence, std::int64_t kv_head) const {
     std::int64_t const index = sequence * num_kv_heads + kv_head;
     std::int64_t const first = offsets[index];
     return {first, offsets[index + 1] - first, positions != nullptr ? positions + first : nullptr};
@@ -77,11 +62,11 @@ struct PaddedView {
   std::int32_t const* positions =
       nullptr;  ///< [sequences, num_kv_heads, head_rows]; nullptr: a head's row i is token i
 
-  [[nodiscard]] HEADAWARE_HOST_DEVICE AdjacentRows segment(std::int64_t sequence, std::int64_t kv_head) const {
+  [[nodiscard]] HEADAWARE_HOST_DEVICE AdjacentRows head(std::int64_t sequence, std::int64_t kv_head) const {
     std::int64_t const index = sequence * num_kv_heads + kv_head;
-    std::int64_t const held = lengths[index];
-    std::int64_t const first = index * head_rows + (alignment == Alignment::right ? head_rows - held : 0);
-    return {first, held, positions != nullptr ? positions + first : nullptr};
+    AdjacentRows rows = AdjacentRows::padded(index, head_rows, lengths[index], alignment);
+    if (positions != nullptr) rows.positions = positions + rows.first;
+    return rows;
   }
   void check(AttentionShape const& shape, AttentionOptions const&) const {
     constexpr auto where = "attend, PaddedView";

@@ -9,7 +9,6 @@
 #include <headaware/cache/paged_head.hpp>
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
-#include <headaware/layout/paged.hpp>
 
 #include <cstdint>
 #include <numeric>
@@ -17,54 +16,16 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief The rows that one head of one sequence shows: sinks, then the windows from their oldest token on. Tokens are
-/// below 2^31, and kernels have few registers.
-struct HeadPagesRows {
-  std::int32_t const* pages = nullptr;  ///< the head's entries of the block table: sinks' pages, then the ring
-  std::int64_t page_stride = 0;         ///< elements; 0: pages back to back
-  detail::FixedDivisor page_size;
-  std::int32_t sink = 0;        ///< tokens
-  std::int32_t window = 0;      ///< tokens
-  std::int32_t sink_pages = 0;  ///< entries of sinks' pages
-  std::int32_t ring_pages = 0;  ///< entries of the ring
-  std::int32_t ring_shift = 0;  ///< from a page behind the sinks' to its entry, or to one that the ring has no longer
-  std::int32_t length = 0;      ///< tokens seen
-  std::int32_t begin = 0;       ///< sinks and tokens [begin, length) are shown
-
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t rows() const {
-    return std::int64_t{length < sink ? length : sink} + (length - begin);
-  }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const {
-    return row < sink ? row : begin + (row - sink);
-  }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t row, std::int64_t channels) const {
-    std::int64_t const token = position(row);
-    std::int64_t const index = page_size.quotient(token);
-    std::int64_t const slot = token - index * page_size.value();
-    std::int64_t const stride = page_stride != 0 ? page_stride : page_size.value() * channels;
-    return page(static_cast<std::int32_t>(index)) * stride + slot * channels;
-  }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE bool sees(std::int64_t position, std::int64_t query) const {
-    return detail::in_sinks_or_window(position, query, length, sink, window);
-  }
-  /// The number of a sequence's page. @pre it lies in what is shown
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t page(std::int32_t index) const {
-    if (index < sink_pages) return pages[index];
-    std::int32_t const entry = index + ring_shift;  // dividing each time would cost more
-    return pages[entry < sink_pages + ring_pages ? entry : entry - ring_pages];
-  }
-};
-
 /// @brief One layer of a cache in pages of single heads: exactly each head's sinks and window, from the base pointers
 /// of the pool (`PageStorage`).
 ///
 /// Tables and lengths are read when attention runs, so that a graph may be replayed with others in the same memory.
-/// On CUDA `AttentionBounds::max_rows` may be `PagedHeads::plan().rows_total(layer)`.
+/// On CUDA `AttentionBounds::max_rows` may be `PagedHeads::slots().rows_total(layer)`.
 class HeadPagesView {
  public:
   HeadPagesView() = default;
 
-  /// @brief What the newest token sees: decoding.
+  /// @brief The rows that the newest token sees: decoding.
   /// @param pages        `PagedHeads::view()` or `view_at`, where the back end runs; borrowed
   /// @param lengths      [num_sequences], tokens seen: `PagedHeads::state().lengths()` or a copy of it where the back
   ///                     end runs; borrowed
@@ -72,16 +33,13 @@ class HeadPagesView {
   /// @throws ArgumentError if there is no such layer, or on a negative stride
   HeadPagesView(PagedHeadsView const& pages, std::int32_t layer, std::int32_t const* lengths,
                 std::int64_t page_stride = 0)
-      : pages_(pages),
-        lengths_(lengths),
-        layer_(layer),
-        page_stride_(page_stride),
-        page_size_(pages.page_size, "page size", "HeadPagesView") {
+      : pages_(pages), lengths_(lengths), layer_(layer), page_stride_(page_stride) {
+    require(pages.page_size.value() > 0, "page size", "in [1, 2147483647]", pages.page_size.value(), "HeadPagesView");
     require_index(layer, pages.num_layers, "layer", "HeadPagesView");
     require(page_stride >= 0, "page stride", ">= 0", page_stride, "HeadPagesView");
   }
 
-  /// @brief What the newest tokens see, each its own sinks and window: a prefill chunk, or a draft, appended in one
+  /// @brief The rows that the newest tokens see, each its own sinks and window: a prefill chunk, or a draft, appended in one
   /// call and attended to in one call, with the result of going token by token. Attention needs `first_positions`:
   /// the length before the chunk.
   /// @param query_tokens  of every sequence, at most; of one with fewer new tokens the last queries see what its newest
@@ -96,32 +54,19 @@ class HeadPagesView {
     return view;
   }
 
-  [[nodiscard]] HEADAWARE_HOST_DEVICE HeadPagesRows segment(std::int64_t sequence, std::int64_t kv_head) const {
+  [[nodiscard]] HEADAWARE_HOST_DEVICE HeadPagesRows head(std::int64_t sequence, std::int64_t kv_head) const {
     PagedHead const& head = pages_.head(layer_, kv_head);
-    HeadPagesRows rows;
-    rows.pages = pages_.table + sequence * head.sequence_entries + head.first_entry;
-    rows.page_stride = page_stride_;
-    rows.page_size = page_size_;
-    rows.sink = head.sink;
-    rows.window = head.window;
-    rows.sink_pages = head.sink_pages;
-    rows.ring_pages = head.ring_pages;
-    rows.length = lengths_[sequence];
-    rows.begin = rows.length;
-    if (head.ring_pages == 0 || rows.length <= head.sink) return rows;
-    std::int64_t const oldest = rows.length - (query_tokens_ - 1) - head.window;  // of the first query's window
-    rows.begin = oldest > head.sink ? static_cast<std::int32_t>(oldest) : head.sink;
-    auto const first = static_cast<std::int32_t>(page_size_.quotient(rows.begin));
-    std::int32_t const ring_page = first > head.sink_pages ? first : head.sink_pages;
-    auto const column =
-        static_cast<std::uint32_t>(ring_page - head.sink_pages) % static_cast<std::uint32_t>(head.ring_pages);
-    rows.ring_shift = head.sink_pages + static_cast<std::int32_t>(column) - ring_page;
+    WindowRange const tokens = head.rule().range_of_queries(lengths_[sequence], query_tokens_);
+    HeadPagesRows rows = pages_.rows(head, sequence, tokens, page_stride_);
     if (query_tokens_ == 1) return rows;
     // A sequence that has just been taken back and has fewer new tokens than others need not hold the oldest pages of
     // the stretch; none of its queries sees them.
-    for (std::int32_t index = first; rows.begin < rows.length && rows.page(index) < 0; ++index) {
-      std::int64_t const next = (index + std::int64_t{1}) * page_size_.value();
-      rows.begin = next < rows.length ? static_cast<std::int32_t>(next) : rows.length;
+    std::int32_t& begin = rows.tokens.begin;
+    std::int32_t const length = rows.tokens.length;
+    auto index = static_cast<std::int32_t>(pages_.page_size.quotient(begin));
+    for (; begin < length && rows.page(index) < 0; ++index) {
+      std::int64_t const next = (index + std::int64_t{1}) * pages_.page_size.value();
+      begin = next < length ? static_cast<std::int32_t>(next) : length;
     }
     return rows;
   }
@@ -139,8 +84,8 @@ class HeadPagesView {
                 {"attend, HeadPagesView, sequence ", b});
       }
       for (std::int64_t h = 0; h < shape.num_kv_heads; ++h) {
-        HeadPagesRows const rows = segment(b, h);
-        std::int64_t const size = page_size_.value();
+        HeadPagesRows const rows = head(b, h);
+        std::int64_t const size = pages_.page_size.value();
         auto const check = [&](std::int64_t first, std::int64_t end) {  // tokens
           if (first >= end) return;
           for (std::int64_t index = first / size; index <= (end - 1) / size; ++index) {
@@ -150,8 +95,8 @@ class HeadPagesView {
                     detail::segment_place("HeadPagesView", b, h));
           }
         };
-        check(0, rows.length < rows.sink ? rows.length : rows.sink);
-        check(rows.begin, rows.length);
+        check(0, rows.tokens.sinks);
+        check(rows.tokens.begin, rows.tokens.length);
       }
     }
   }
@@ -163,7 +108,6 @@ class HeadPagesView {
   std::int32_t layer_ = 0;
   std::int64_t page_stride_ = 0;
   std::int64_t query_tokens_ = 1;
-  detail::FixedDivisor page_size_;
 };
 static_assert(KeptView<HeadPagesView>);
 

@@ -1,8 +1,8 @@
 #pragma once
 
 /// @file
-/// What attention reads of a cache whose heads hold different numbers of tokens: how many rows a head of a
-/// sequence holds, and where each of them lies.
+/// Caches whose heads hold different numbers of tokens, as attention reads them: the rows that a head of a sequence
+/// holds, and where each of them lies.
 
 #include <headaware/config.hpp>
 
@@ -22,13 +22,13 @@ HEADAWARE_NAMESPACE_BEGIN
 /// `bool sees(int64_t position, int64_t query) const`, whether a query at position `query` sees that token, where that
 /// is not all up to its own: a window. Once it does not, no later query may.
 template <class S>
-concept KeptSegment = requires(S const segment, std::int64_t i) {
-  { segment.rows() } -> std::same_as<std::int64_t>;
-  { segment.offset(i, i) } -> std::same_as<std::int64_t>;
+concept KeptRows = requires(S const rows, std::int64_t i) {
+  { rows.rows() } -> std::same_as<std::int64_t>;
+  { rows.offset(i, i) } -> std::same_as<std::int64_t>;
 };
 
 /// @brief A cache as attention reads it: a trivially copyable type with
-/// `segment(int64_t sequence, int64_t kv_head) const`, a `KeptSegment`; both marked `HEADAWARE_HOST_DEVICE`. It holds
+/// `head(int64_t sequence, int64_t kv_head) const`, a `KeptRows`; both marked `HEADAWARE_HOST_DEVICE`. It holds
 /// pointers to lengths and tables, host or device, where the back end runs, and reads them when attention runs.
 ///
 /// Optional: `int64_t row_run(int64_t channels) const`, host: all row offsets are multiples of this many elements.
@@ -38,23 +38,23 @@ concept KeptSegment = requires(S const segment, std::int64_t i) {
 /// tables in host memory name rows that are not there: the CPU back end asks before it reads (`validate_tables`).
 template <class V>
 concept KeptView = std::is_trivially_copyable_v<V> && requires(V const view, std::int64_t i) {
-  { view.segment(i, i) } -> KeptSegment;
+  { view.head(i, i) } -> KeptRows;
 };
 
-/// @brief Explains in plain sentences why a type is no view, one compile-time error a mistake.
+/// @brief Explains in plain sentences why a type is no view, one compile-time error per mistake.
 template <class V>
 consteval bool check_kept_view() {
   constexpr bool copyable = std::is_trivially_copyable_v<V>;
   static_assert(copyable, "headaware: a view of a cache must be trivially copyable, because kernels take it by value");
-  constexpr bool has_segment = requires(V const view, std::int64_t i) { view.segment(i, i); };
-  static_assert(has_segment, "headaware: a view of a cache needs 'segment(int64_t sequence, int64_t kv_head) const', "
-                             "marked HEADAWARE_HOST_DEVICE");
-  if constexpr (has_segment) {
-    constexpr bool segment = requires(V const view, std::int64_t i) {
-      { view.segment(i, i) } -> KeptSegment;
+  constexpr bool has_head = requires(V const view, std::int64_t i) { view.head(i, i); };
+  static_assert(has_head, "headaware: a view of a cache needs 'head(int64_t sequence, int64_t kv_head) const', "
+                          "marked HEADAWARE_HOST_DEVICE");
+  if constexpr (has_head) {
+    constexpr bool rows = requires(V const view, std::int64_t i) {
+      { view.head(i, i) } -> KeptRows;
     };
-    static_assert(segment, "headaware: a view's segment needs 'int64_t rows() const' and 'int64_t offset(int64_t row, "
-                           "int64_t channels) const', marked HEADAWARE_HOST_DEVICE");
+    static_assert(rows, "headaware: a view's head needs 'int64_t rows() const' and 'int64_t offset(int64_t row, "
+                        "int64_t channels) const', marked HEADAWARE_HOST_DEVICE");
   }
   // Always true: what is wrong has been said above, and a false would add an error that says nothing.
   return true;
@@ -63,28 +63,28 @@ consteval bool check_kept_view() {
 namespace detail {
 
 template <class View>
-using SegmentOf = decltype(std::declval<View const&>().segment(std::int64_t{}, std::int64_t{}));
+using RowsOf = decltype(std::declval<View const&>().head(std::int64_t{}, std::int64_t{}));
 
 template <class View>
-inline constexpr bool has_positions = requires(SegmentOf<View> const segment, std::int64_t i) {
-  { segment.position(i) } -> std::same_as<std::int64_t>;
+inline constexpr bool has_positions = requires(RowsOf<View> const rows, std::int64_t i) {
+  { rows.position(i) } -> std::same_as<std::int64_t>;
 };
 
 /// Whether a query at position `query` sees a row that holds token `position`.
-template <class Segment>
-HEADAWARE_HOST_DEVICE constexpr bool is_seen(Segment const& segment, std::int64_t position, std::int64_t query) {
-  if constexpr (requires { segment.sees(position, query); }) {
-    return position <= query && segment.sees(position, query);
+template <class Rows>
+HEADAWARE_HOST_DEVICE constexpr bool is_seen(Rows const& rows, std::int64_t position, std::int64_t query) {
+  if constexpr (requires { rows.sees(position, query); }) {
+    return position <= query && rows.sees(position, query);
   } else {
     return position <= query;
   }
 }
 
-/// Whether any query from `first` to `last` sees a row: the first one behind it does, if any.
-template <class Segment>
-HEADAWARE_HOST_DEVICE constexpr bool is_seen_by_any(Segment const& segment, std::int64_t position, std::int64_t first,
+/// Whether any query from `first` to `last` sees a row: the first one after it does, if any.
+template <class Rows>
+HEADAWARE_HOST_DEVICE constexpr bool is_seen_by_any(Rows const& rows, std::int64_t position, std::int64_t first,
                                                     std::int64_t last) {
-  return position <= last && is_seen(segment, position, position > first ? position : first);
+  return position <= last && is_seen(rows, position, position > first ? position : first);
 }
 
 /// Elements in which a view's rows are aligned; 1 if it does not say.

@@ -6,7 +6,6 @@
 #include <headaware/attention/detail/check_masked.hpp>
 #include <headaware/attention/layer_attention.hpp>
 #include <headaware/attention/score.hpp>
-#include <headaware/cache/rolling_head.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/float_buffer.hpp>
@@ -19,6 +18,7 @@
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
+#include <headaware/policy/rolling_policy.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -43,7 +43,7 @@ struct VisibleKeys {
   template <class P>
   static VisibleKeys of(P const& policy) {
     if constexpr (RollingPolicy<P>) {
-      SinkAndWindow const form = rolling_form(policy);
+      WindowRule const form = rolling_form(policy);
       if (form.sink == all_tokens) return {0, all, true};
       return {form.sink, form.window, true};
     } else {

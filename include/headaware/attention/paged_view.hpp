@@ -5,35 +5,16 @@
 
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/kept_view.hpp>
+#include <headaware/cache/paged_rows.hpp>
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
-#include <headaware/layout/paged.hpp>
+#include <headaware/fixed_divisor.hpp>
 
 #include <cstdint>
 #include <numeric>
 #include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
-
-/// The pages of one head of one sequence.
-struct PagedRows {
-  std::int32_t const* pages = nullptr;
-  std::int64_t held = 0;
-  detail::FixedDivisor page_size;
-  std::int64_t page_stride = 0;   ///< elements; 0: pages back to back
-  std::int64_t token_stride = 0;  ///< elements; 0: rows back to back
-
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t rows() const { return held; }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t row, std::int64_t channels) const {
-    std::int64_t const page = page_size.quotient(row);
-    std::int64_t const slot = page_size.remainder(row);
-    std::int64_t const token = token_stride != 0 ? token_stride : channels;
-    std::int64_t const stride = page_stride != 0 ? page_stride : page_size.value() * token;
-    return pages[page] * stride + slot * token;
-  }
-  /// Right for heads that hold all tokens.
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const { return row; }
-};
 
 /// @brief `ha::paged`: pages found through a block table with a row for each head of each sequence of the layer.
 /// Row i of a head counts as token i in causal masks.
@@ -77,7 +58,7 @@ class PagedView {
     return view;
   }
 
-  [[nodiscard]] HEADAWARE_HOST_DEVICE PagedRows segment(std::int64_t sequence, std::int64_t kv_head) const {
+  [[nodiscard]] HEADAWARE_HOST_DEVICE PagedRows head(std::int64_t sequence, std::int64_t kv_head) const {
     std::int64_t const index = sequence * kv_heads_ + kv_head;
     PagedRows rows{nullptr, 0, page_size_, page_stride_, token_stride_};
     if (!is_csr_) {
@@ -111,7 +92,7 @@ class PagedView {
         bool const counted = indptr_[i + 1] == indptr_[i] || (lengths_[i] >= 1 && lengths_[i] <= size);
         check(counted, "last_page_len", 1, size, lengths_[i]);
       }
-      PagedRows const rows = segment(i / kv_heads_, i % kv_heads_);
+      PagedRows const rows = head(i / kv_heads_, i % kv_heads_);
       if (rows.held > 0) require_pointer(pages_, "pages", "attend, PagedView");
       for (std::int64_t p = 0; p * size < rows.held; ++p) {
         check(rows.pages[p] >= 0 && rows.pages[p] < pool, "page table entry", 0, pool - 1, rows.pages[p]);
@@ -147,7 +128,7 @@ class PagedView {
   std::int64_t table_stride_ = 0;
   std::int32_t kv_heads_ = 0;
   bool is_csr_ = false;
-  detail::FixedDivisor page_size_;
+  FixedDivisor page_size_;
   std::int64_t page_stride_ = 0;
   std::int64_t token_stride_ = 0;
   std::int64_t num_pages_ = 0;

@@ -20,7 +20,7 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// A thread fills the part of a word at a time.
+/// Fills a mask, one word per thread at a time.
 template <class Table, class T>
 HEADAWARE_KERNEL void mask_kernel(Table const __grid_constant__ table, MaskShape const __grid_constant__ shape,
                                   std::int64_t words, T* d_mask) {
@@ -31,6 +31,8 @@ HEADAWARE_KERNEL void mask_kernel(Table const __grid_constant__ table, MaskShape
 }
 
 }  // namespace detail
+
+namespace device {
 
 /// @brief Fills a mask on CUDA, as the CPU's `fill_policy_mask`.
 /// @tparam T  `float`: additive, 0 or -inf; `uint32_t`: packed bits
@@ -59,5 +61,7 @@ cudaError_t fill_policy_mask(Table const& table, MaskShape const& shape, T* d_ma
                    detail::block_threads, 0, stream, table, shape, words, d_mask);
   });
 }
+
+}  // namespace device
 
 HEADAWARE_NAMESPACE_END

@@ -30,7 +30,7 @@ HEADAWARE_HOST_DEVICE constexpr bool sees(P const& policy, std::int64_t query, s
 /// @brief The part of a layer's mask to fill: [num_kv_heads * group, queries, keys].
 struct MaskShape {
   std::int32_t layer = 0;
-  std::int32_t group = 1;        ///< query heads a KV head; 1: one mask a KV head
+  std::int32_t group = 1;        ///< query heads per KV head; 1: one mask per KV head
   std::int64_t first_query = 0;  ///< position of the first query
   std::int64_t queries = 0;
   std::int64_t keys = 0;      ///< keys are at positions 0 … keys - 1

@@ -16,30 +16,11 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief The slots that one head of one sequence shows: sinks, then the windows from their oldest token on.
-struct RollingRows {
-  RollingHead head;
-  std::int64_t sequence = 0;
-  std::int64_t length = 0;  ///< tokens seen
-  SlotRuns runs;
-
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t rows() const { return runs.total(); }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t row, std::int64_t channels) const {
-    return head.row(sequence, runs.slot(row)) * channels;
-  }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const {
-    return row < runs.sinks ? row : length - runs.total() + row;
-  }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE bool sees(std::int64_t position, std::int64_t query) const {
-    return detail::in_sinks_or_window(position, query, length, head.sink, head.window);
-  }
-};
-
 /// @brief One layer of a rolling cache: from its layer's base pointers, whatever slack its rings have.
 ///
-/// Made by hand, `{plan, layer, lengths}`, it shows what the newest token sees: decoding. `of_chunk` is for several.
+/// Made by hand, `{slots, layer, lengths}`, it shows what the newest token sees: decoding. `of_chunk` is for several.
 struct RollingView {
-  RollingSlotsView plan;  ///< `RollingSlots::view()` or `view_at`, where the back end runs
+  RollingSlotsView slots;  ///< `RollingSlots::view()` or `view_at`, where the back end runs
   std::int32_t layer = 0;
   std::int32_t const* lengths = nullptr;  ///< [num_sequences], tokens seen; host or device
   std::int64_t query_tokens = 1;          ///< the newest ones, of which each sees its own window
@@ -47,40 +28,39 @@ struct RollingView {
   /// all
   std::int32_t const* counts = nullptr;
 
-  /// @brief What the newest tokens see, each its own sinks and window: a prefill chunk, or a draft, appended in one
+  /// @brief The rows that the newest tokens see, each its own sinks and window: a prefill chunk, or a draft, appended in one
   /// call and attended to in one call, with the result of going token by token. Attention needs `first_positions`:
   /// the length before the chunk.
   /// @param query_tokens  of every sequence, at most
   /// @param counts        [num_sequences] of each sequence, where they differ: those that the append had. The output of
-  ///                      queries behind a sequence's last is what its last sees. Without them the rows that a shorter
+  ///                      queries after a sequence's last is what its last sees. Without them the rows that a shorter
   ///                      sequence shows reach back further than its queries see; those are read, but do not count
   /// @throws ArgumentError if there is no such layer, or if windows of the first of the tokens may be overwritten: the
-  ///         plan's `slack` is less than query_tokens - 1
-  [[nodiscard]] static RollingView of_chunk(RollingSlotsView const& plan, std::int32_t layer,
+  ///         cache's `slack` is less than query_tokens - 1
+  [[nodiscard]] static RollingView of_chunk(RollingSlotsView const& slots, std::int32_t layer,
                                             std::int32_t const* lengths, std::int64_t query_tokens,
                                             std::int32_t const* counts = nullptr) {
-    detail::check_chunk(query_tokens, plan.slack, "RollingView");
-    require_index(layer, plan.num_layers, "layer", "RollingView");
-    return {plan, layer, lengths, query_tokens, counts};
+    detail::check_chunk(query_tokens, slots.slack, "RollingView");
+    require_index(layer, slots.num_layers, "layer", "RollingView");
+    return {slots, layer, lengths, query_tokens, counts};
   }
 
-  [[nodiscard]] HEADAWARE_HOST_DEVICE RollingRows segment(std::int64_t sequence, std::int64_t kv_head) const {
-    RollingHead const& head = plan.head(layer, kv_head);
-    std::int64_t const length = lengths[sequence];
+  [[nodiscard]] HEADAWARE_HOST_DEVICE RollingRows head(std::int64_t sequence, std::int64_t kv_head) const {
+    RollingHead const& head = slots.head(layer, kv_head);
     std::int64_t tokens = query_tokens;
     if (counts != nullptr && counts[sequence] < tokens) tokens = counts[sequence] > 1 ? counts[sequence] : 1;
-    std::int64_t const first = length < tokens ? std::int64_t{0} : length - tokens + 1;
-    return {head, sequence, length, head.runs(head.window_begin(first), length)};
+    return RollingRows::of(head, sequence, head.rule().range_of_queries(lengths[sequence], tokens));
   }
   void check(AttentionShape const& shape, AttentionOptions const& options) const {
     constexpr auto where = "attend, RollingView";
-    require_index(layer, plan.num_layers, "layer", where);
-    detail::check_windowed_call(shape, options, plan.num_sequences, plan.num_kv_heads, query_tokens, where);
-    require_pointer(plan.heads, "plan", where);
+    require_index(layer, slots.num_layers, "layer", where);
+    detail::check_windowed_call(shape, options, slots.num_sequences, slots.num_kv_heads, query_tokens, where);
+    require_pointer(slots.heads, "slots", where);
     require_pointer(lengths, "lengths", where);
   }
   void check_tables(AttentionShape const& shape) const {
-    std::int64_t const most = plan.token_limit > 0 ? plan.token_limit : std::int64_t{all_tokens};  // of a view by hand
+    std::int64_t const most =
+        slots.token_limit > 0 ? slots.token_limit : std::int64_t{all_tokens};  // of a view by hand
     for (std::int64_t b = 0; b < shape.num_sequences; ++b) {
       if (lengths[b] >= 0 && lengths[b] <= most) continue;
       require(false, "length", {"in [0, ", most, "]"}, lengths[b], {"attend, RollingView, sequence ", b});

@@ -1,15 +1,18 @@
 #pragma once
 
 /// @file
-/// The forms of a compressed cache: where slot `i` of a head goes. All forms store a kept token as
-/// a contiguous row of channels; they differ in the row's offset.
+/// Forms of a compressed cache: which row of which buffer holds a kept token. All forms store a token as a contiguous
+/// row of channels.
 
+#include <headaware/cache/adjacent_rows.hpp>
 #include <headaware/cache/layer_kv.hpp>
+#include <headaware/cache/paged_rows.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/cache/sizes.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
 #include <headaware/error.hpp>
+#include <headaware/fixed_divisor.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -20,7 +23,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief Ragged: `[Σ kept, head_dim]` a layer, heads back to back, no gaps.
+/// @brief Ragged: `[Σ kept, head_dim]` per layer, heads back to back, no gaps.
 /// FlashAttention reads it as a variable-length batch of `sequences * num_kv_heads` one-head sequences.
 struct RaggedForm {
   static constexpr bool needs_group = false;
@@ -28,15 +31,11 @@ struct RaggedForm {
   HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const&, LayerCapacity const& capacity) const {
     return capacity.rows;
   }
-  /// Where a slot's row begins, in elements from the layer's base pointer.
-  HEADAWARE_HOST_DEVICE std::int64_t row_offset(Segment const& segment, LayerCapacity const&, std::int64_t slot,
-                                                std::int64_t channels) const {
-    return (segment.first_row + slot) * channels;
+  /// Rows of a segment, from the layer's base pointer.
+  HEADAWARE_HOST_DEVICE AdjacentRows rows(Segment const& segment, LayerCapacity const&) const {
+    return {segment.first_row, segment.kept};
   }
 };
-
-/// @brief Which end of a padded row of slots the kept tokens sit at.
-enum class Alignment : std::uint8_t { left, right };
 
 /// @brief Padded: `[sequences, num_kv_heads, max_kept(layer), head_dim]`. Pads are not written, and
 /// attention must mask them: the lengths are `CacheSizes::kept`.
@@ -48,11 +47,9 @@ struct PaddedForm {
   HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const&, LayerCapacity const& capacity) const {
     return capacity.head_rows;
   }
-  HEADAWARE_HOST_DEVICE std::int64_t row_offset(Segment const& segment, LayerCapacity const& capacity,
-                                                std::int64_t slot, std::int64_t channels) const {
-    std::int64_t const first = (std::int64_t{segment.sequence} * num_kv_heads + segment.kv_head) * capacity.head_rows;
-    std::int64_t const pads = alignment == Alignment::right ? capacity.head_rows - segment.kept : 0;
-    return (first + pads + slot) * channels;
+  HEADAWARE_HOST_DEVICE AdjacentRows rows(Segment const& segment, LayerCapacity const& capacity) const {
+    return AdjacentRows::padded(std::int64_t{segment.sequence} * num_kv_heads + segment.kv_head, capacity.head_rows,
+                                segment.kept, alignment);
   }
 };
 
@@ -67,15 +64,14 @@ struct GroupedForm {
   HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const& segment, LayerCapacity const& capacity) const {
     return segment.full_group ? capacity.full_head_rows : capacity.head_rows;
   }
-  HEADAWARE_HOST_DEVICE std::int64_t row_offset(Segment const& segment, LayerCapacity const& capacity,
-                                                std::int64_t slot, std::int64_t channels) const {
+  HEADAWARE_HOST_DEVICE AdjacentRows rows(Segment const& segment, LayerCapacity const& capacity) const {
     if (segment.full_group) {
       std::int64_t const head = std::int64_t{segment.sequence} * capacity.full_heads + segment.group_head;
-      return (head * capacity.full_head_rows + slot) * channels;
+      return {head * capacity.full_head_rows, segment.kept};
     }
     std::int64_t const full_rows = std::int64_t{num_sequences} * capacity.full_heads * capacity.full_head_rows;
     std::int64_t const head = std::int64_t{segment.sequence} * capacity.window_heads + segment.group_head;
-    return (full_rows + head * capacity.head_rows + slot) * channels;
+    return {full_rows + head * capacity.head_rows, segment.kept};
   }
 };
 
@@ -85,26 +81,23 @@ struct PagedForm {
   static constexpr bool needs_group = false;
   std::int32_t const* block_table = nullptr;  ///< page numbers, where the back end runs
   std::int32_t const* indptr = nullptr;       ///< [segments + 1]: first entry of each row; nullptr: dense rows
-  std::int64_t table_stride = 0;              ///< entries a row of a dense block table
-  std::int32_t page_size = 0;                 ///< tokens a page
+  std::int64_t table_stride = 0;              ///< entries per row of a dense block table
+  FixedDivisor page_size = 0;                 ///< tokens per page
   std::int64_t page_stride = 0;               ///< elements from one page to the next; 0: page_size * channels
 
   /// Rows that a head's pages hold.
   HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const& segment, LayerCapacity const& capacity) const {
     if (indptr == nullptr) return capacity.head_rows;
-    return std::int64_t{indptr[segment.index + 1] - indptr[segment.index]} * page_size;
+    return (indptr[segment.index + 1] - indptr[segment.index]) * page_size.value();
   }
-  HEADAWARE_HOST_DEVICE std::int64_t row_offset(Segment const& segment, LayerCapacity const&, std::int64_t slot,
-                                                std::int64_t channels) const {
-    std::int64_t const row = indptr != nullptr ? indptr[segment.index] : segment.index * table_stride;
-    std::int64_t const page = block_table[row + slot / page_size];
-    std::int64_t const stride = page_stride != 0 ? page_stride : page_size * channels;
-    return page * stride + slot % page_size * channels;
+  HEADAWARE_HOST_DEVICE PagedRows rows(Segment const& segment, LayerCapacity const&) const {
+    std::int64_t const entry = indptr != nullptr ? indptr[segment.index] : segment.index * table_stride;
+    return {block_table + entry, segment.kept, page_size, page_stride};
   }
 };
 
-/// @brief Where compaction writes: a form, and every layer's buffers. Made by `ragged`, `padded`,
-/// `grouped` and `paged`; lives on the host whatever its pointers point to.
+/// @brief The cache that compaction writes: a form, and every layer's buffers. Made by `ragged`, `padded`,
+/// `grouped`, `paged` and `rolling`; lives on the host whatever its pointers point to.
 template <class T, class F>
 struct Destination {
   using Element = T;
@@ -184,7 +177,7 @@ Destination<T, GroupedForm> grouped_form(CacheSizes const& sizes, std::int64_t h
 }  // namespace detail
 
 /// @brief A ragged cache in one buffer of keys and one of values, layers back to back: row
-/// `sizes.offsets()[segment] + slot`.
+/// `sizes.offsets()[segment] + i` has the segment's `i`-th kept token.
 /// @param keys       [sizes.kept_total(), head_dim]
 /// @param values     [sizes.kept_total(), value_dim]
 /// @param value_dim  channels of a value; 0: as many as a key has
@@ -198,11 +191,11 @@ template <class T>
 }
 
 /// @brief A ragged cache with buffers of its own for each layer: [sizes.kept_total(layer), head_dim].
-template <class T>
-[[nodiscard]] Destination<T, RaggedForm> ragged(CacheSizes const& sizes, std::vector<LayerKv<T>> const& layers,
-                                                std::int64_t head_dim, std::int64_t value_dim = 0) {
-  auto result = detail::ragged_form<T>(sizes, head_dim, value_dim);
-  detail::take_layers<T>(result, layers, "ragged");
+template <LayerRange Layers>
+[[nodiscard]] Destination<LayerElement<Layers>, RaggedForm> ragged(CacheSizes const& sizes, Layers const& layers,
+                                                                   std::int64_t head_dim, std::int64_t value_dim = 0) {
+  auto result = detail::ragged_form<LayerElement<Layers>>(sizes, head_dim, value_dim);
+  detail::take_layers(result, layer_span(layers), "ragged");
   return result;
 }
 
@@ -227,12 +220,13 @@ template <class T>
 
 /// @brief A padded cache with buffers of its own for each layer:
 /// [sequences, num_kv_heads, sizes.max_kept(layer), head_dim].
-template <class T>
-[[nodiscard]] Destination<T, PaddedForm> padded(CacheSizes const& sizes, std::vector<LayerKv<T>> const& layers,
-                                                std::int64_t head_dim, Alignment alignment = Alignment::left,
-                                                std::int64_t value_dim = 0) {
-  auto result = detail::padded_form<T>(sizes, head_dim, value_dim, alignment);
-  detail::take_layers<T>(result, layers, "padded");
+template <LayerRange Layers>
+[[nodiscard]] Destination<LayerElement<Layers>, PaddedForm> padded(CacheSizes const& sizes, Layers const& layers,
+                                                                   std::int64_t head_dim,
+                                                                   Alignment alignment = Alignment::left,
+                                                                   std::int64_t value_dim = 0) {
+  auto result = detail::padded_form<LayerElement<Layers>>(sizes, head_dim, value_dim, alignment);
+  detail::take_layers(result, layer_span(layers), "padded");
   return result;
 }
 
@@ -256,38 +250,41 @@ template <class T>
 }
 
 /// @brief A grouped cache with buffers of its own for each layer: [sizes.grouped_capacity(layer).rows, head_dim].
-template <class T>
-[[nodiscard]] Destination<T, GroupedForm> grouped(CacheSizes const& sizes, std::vector<LayerKv<T>> const& layers,
-                                                  std::int64_t head_dim, std::int64_t value_dim = 0) {
-  auto result = detail::grouped_form<T>(sizes, head_dim, value_dim);
-  detail::take_layers<T>(result, layers, "grouped");
+template <LayerRange Layers>
+[[nodiscard]] Destination<LayerElement<Layers>, GroupedForm> grouped(CacheSizes const& sizes, Layers const& layers,
+                                                                     std::int64_t head_dim,
+                                                                     std::int64_t value_dim = 0) {
+  auto result = detail::grouped_form<LayerElement<Layers>>(sizes, head_dim, value_dim);
+  detail::take_layers(result, layer_span(layers), "grouped");
   return result;
 }
 
 /// @brief A paged cache: each layer's pool of pages, and the block table that says which page holds
 /// which part of which head. The engine's allocator fills the table; `consecutive_pages` does for
 /// an empty pool.
-/// @param layers     each layer's pool; all may be the same pool, pages of a row are the table's business
+/// @param layers     each layer's pool; all may be the same pool
 /// @param form       block table and page size; read where the back end runs
 /// @param num_pages  pages of a pool, if known: the CPU back end checks the table against it; 0: not known, and a page
 ///                   beyond the pool goes unnoticed
 /// @pre   every page of the table belongs to one head, is none that the call reads, and is one of the pool. The CPU
-/// back end checks this,
-///        the last where `num_pages` is given; for a device `validate_tables` does, with copies of the tables
-/// @throws ArgumentError if there is not one pool a layer, or page size or channels are not positive
-template <class T>
-[[nodiscard]] Destination<T, PagedForm> paged(CacheSizes const& sizes, std::vector<LayerKv<T>> const& layers,
-                                              PagedForm const& form, std::int64_t head_dim, std::int64_t num_pages = 0,
-                                              std::int64_t value_dim = 0) {
+/// back
+///        end checks this, the last where `num_pages` is given; for a device `validate_tables` does, with copies of the
+///        tables
+/// @throws ArgumentError if there is not one pool per layer, or page size or channels are not positive
+template <LayerRange Layers>
+[[nodiscard]] Destination<LayerElement<Layers>, PagedForm> paged(CacheSizes const& sizes, Layers const& layers,
+                                                                 PagedForm const& form, std::int64_t head_dim,
+                                                                 std::int64_t num_pages = 0,
+                                                                 std::int64_t value_dim = 0) {
   if (value_dim == 0) value_dim = head_dim;
   detail::require_channels(head_dim, value_dim, "paged");
-  require(form.page_size > 0, "page size", "> 0", form.page_size, "paged");
+  require(form.page_size > 0, "page size", "> 0", form.page_size.value(), "paged");
   require(form.block_table != nullptr || sizes.kept_total() == 0, "block table", "a pointer", "nullptr", "paged");
   std::int64_t const row = form.page_size * std::max(head_dim, value_dim);
   require(form.page_stride == 0 || form.page_stride >= row, "page stride", {">= ", row}, form.page_stride, "paged");
   require(num_pages >= 0, "pages", ">= 0", num_pages, "paged");
   (void)detail::elements("paged", {num_pages, std::max(form.page_stride, row)});
-  Destination<T, PagedForm> result{form, head_dim, value_dim, {}, {}, num_pages};
+  Destination<LayerElement<Layers>, PagedForm> result{form, head_dim, value_dim, {}, {}, num_pages};
   for (std::int32_t layer = 0; layer < sizes.num_layers(); ++layer) {
     std::int64_t const head_rows =
         form.indptr == nullptr ? detail::elements("paged", {form.table_stride, form.page_size}) : sizes.max_kept(layer);
@@ -295,7 +292,7 @@ template <class T>
             {"room for ", sizes.max_kept(layer), " tokens of layer ", layer}, head_rows, "paged");
     result.capacities.push_back({.rows = num_pages * form.page_size, .head_rows = head_rows});
   }
-  detail::take_layers<T>(result, layers, "paged");
+  detail::take_layers(result, layer_span(layers), "paged");
   return result;
 }
 

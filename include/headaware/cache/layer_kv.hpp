@@ -34,6 +34,10 @@ concept LayerRange = requires(Layers const& layers) {
 }
 &&detail::is_layer_kv<std::remove_cv_t<typename decltype(std::span(std::declval<Layers const&>()))::element_type>>;
 
+/// @brief `T` of the `LayerKv<T>` that a range holds.
+template <LayerRange Layers>
+using LayerElement = std::remove_pointer_t<decltype(std::span(std::declval<Layers const&>()).front().keys)>;
+
 /// @brief The layers as a span; its elements are `LayerKv<T> const`.
 template <LayerRange Layers>
 [[nodiscard]] auto layer_span(Layers const& layers) {

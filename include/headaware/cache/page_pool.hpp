@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// Which pages of a pool are free, and how many owners the others have.
+/// Free pages of a pool, and the owners of the others.
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
@@ -13,9 +13,9 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief Numbers pages 0, 1, … and counts their owners; knows nothing of what is in them. The page freed last is
+/// @brief Numbers pages 0, 1, … and counts their owners; holds no contents. The page freed last is
 /// handed out first.
-/// @par Cost  Each call is O(1) and allocates nothing; 8 bytes a page
+/// @par Cost  Each call is O(1) and allocates nothing; 8 bytes per page
 class PagePool {
  public:
   PagePool() = default;

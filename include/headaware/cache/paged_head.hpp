@@ -1,17 +1,17 @@
 #pragma once
 
 /// @file
-/// Which pages a head of a paged cache holds, and where its block table says so: pure functions for both back ends.
+/// Pages of one head: which ones it holds, and where its block table names them. Pure functions for both back ends.
 
-#include <headaware/cache/rolling_head.hpp>
+#include <headaware/cache/page_step.hpp>
 #include <headaware/config.hpp>
+#include <headaware/fixed_divisor.hpp>
+#include <headaware/policy/rolling_policy.hpp>
+#include <headaware/policy/window_rule.hpp>
 
 #include <cstdint>
 
 HEADAWARE_NAMESPACE_BEGIN
-
-/// No tables have this generation: it stands for "not known", and a step or view with it is compared with nothing.
-inline constexpr std::uint64_t generation_not_known = 0;
 
 /// @brief The block table's row of one (layer, KV head), of every sequence alike. Token t lies at `t mod page_size` of
 /// its sequence's page number `t / page_size`; the row has an entry for each page with sinks, and a ring of entries for
@@ -27,27 +27,64 @@ struct alignas(16) PagedHead {
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t entries() const {
     return std::int64_t{sink_pages} + ring_pages;
   }
-  /// The entry of a sequence's page. @pre the head holds it
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t entry(std::int64_t sequence, std::int64_t page) const {
-    std::int64_t const column =
-        page < sink_pages ? page
-                          : sink_pages + static_cast<std::int64_t>(static_cast<std::uint32_t>(page - sink_pages) %
-                                                                   static_cast<std::uint32_t>(ring_pages));
-    return sequence * sequence_entries + first_entry + column;
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr WindowRule rule() const { return {sink, window}; }
+  /// The entry of a sequence's page in the head's row. @pre the head holds it
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int32_t column(std::int32_t page) const {
+    if (page < sink_pages) return page;
+    // 32 bits suffice, and divide faster on a device.
+    return sink_pages + static_cast<std::int32_t>(static_cast<std::uint32_t>(page - sink_pages) %
+                                                  static_cast<std::uint32_t>(ring_pages));
   }
-  /// @brief The first page behind the sinks' that a sequence holds which has been `written` tokens long; far away where
-  /// the window is 0.
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t first_held(std::int64_t written, std::int32_t slack,
-                                                                        std::int32_t page_size) const {
+  /// The entry of a sequence's page in the table. @pre the head holds it
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t entry(std::int64_t sequence, std::int64_t page) const {
+    return sequence * sequence_entries + first_entry + column(static_cast<std::int32_t>(page));
+  }
+  /// @brief The first page after the sinks' that a sequence holds which has been `high_water` tokens long; beyond all
+  /// pages where the window is 0.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t first_held(std::int64_t high_water, std::int32_t slack,
+                                                                        FixedDivisor const& page_size) const {
     if (ring_pages == 0) return std::int64_t{all_tokens} + 1;
-    std::int64_t const oldest = written - window - slack;
-    std::int64_t const page = oldest > 0 ? oldest / page_size : 0;
+    std::int64_t const oldest = high_water - window - slack;
+    std::int64_t const page = oldest > 0 ? page_size.quotient(oldest) : 0;
     return page > sink_pages ? page : sink_pages;
   }
   /// Whether a sequence of `length` tokens holds a page.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr bool holds(std::int64_t page, std::int64_t length, std::int64_t first,
                                                            std::int32_t page_size) const {
     return page * page_size < length && (page < sink_pages || page >= first);
+  }
+};
+
+/// @brief Rows of one head of one sequence in pages of single heads, oldest token first. Tokens are below 2^31, and
+/// kernels have few registers.
+struct HeadPagesRows {
+  std::int32_t const* pages = nullptr;  ///< the head's entries of the block table: sinks' pages, then the ring
+  std::int64_t page_stride = 0;         ///< elements; 0: pages back to back
+  FixedDivisor page_size;
+  std::int32_t window = 0;      ///< tokens
+  std::int32_t sink_pages = 0;  ///< entries of sinks' pages
+  std::int32_t ring_pages = 0;  ///< entries of the ring
+  std::int32_t ring_shift = 0;  ///< from a page after the sinks' to its entry, or to that one plus `ring_pages`
+  BasicWindowRange<std::int32_t> tokens;
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t rows() const { return tokens.count(); }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const { return tokens.token(row); }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t row, std::int64_t channels) const {
+    std::int64_t const token = position(row);
+    std::int64_t const index = page_size.quotient(token);
+    std::int64_t const at = token - index * page_size.value();
+    std::int64_t const stride = page_stride != 0 ? page_stride : page_size.value() * channels;
+    return page(static_cast<std::int32_t>(index)) * stride + at * channels;
+  }
+  /// Whether a query sees the token at `position`.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE bool sees(std::int64_t position, std::int64_t query) const {
+    return WindowRule{tokens.sinks, window}.sees(position, query, tokens.length);
+  }
+  /// The number of a sequence's page. @pre it lies in what is shown
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t page(std::int32_t index) const {
+    if (index < sink_pages) return pages[index];
+    std::int32_t const entry = index + ring_shift;  // dividing each time would cost more
+    return pages[entry < sink_pages + ring_pages ? entry : entry - ring_pages];
   }
 };
 
@@ -58,7 +95,7 @@ struct PagedHeadsView {
   std::int32_t num_layers = 0;
   std::int32_t num_sequences = 0;
   std::int32_t num_kv_heads = 0;
-  std::int32_t page_size = 1;
+  FixedDivisor page_size;
   std::int32_t slack = 0;
   std::int32_t num_pages = 0;
   std::int64_t token_limit = 0;
@@ -68,43 +105,31 @@ struct PagedHeadsView {
   [[nodiscard]] HEADAWARE_HOST_DEVICE PagedHead const& head(std::int64_t layer, std::int64_t kv_head) const {
     return heads[layer * num_kv_heads + kv_head];
   }
-};
-
-/// @brief A page that several sequences owned and one of them goes on writing: its first tokens move to a page of
-/// its own.
-struct PageCopy {
-  std::int32_t layer = 0;
-  std::int32_t from = 0;
-  std::int32_t to = 0;
-  std::int32_t tokens = 0;
-};
-
-namespace detail {
-
-/// Where tokens of a paged cache lie.
-struct PagedPlacement {
-  PagedHeadsView view;
-  std::int64_t page_stride = 0;  ///< elements; 0: page_size * channels
-
-  HEADAWARE_HOST_DEVICE Survivors survivors(std::int64_t layer, std::int64_t kv_head, std::int64_t length,
-                                            std::int64_t written, std::int64_t count) const {
-    PagedHead const& head = view.head(layer, kv_head);
-    std::int64_t const end = length + count;
-    std::int64_t const first = head.first_held(written > end ? written : end, view.slack, view.page_size);
-    // All of a page that is held: what lies between sinks and window in it is overread by whole pages.
-    return detail::survivors(std::int64_t{head.sink_pages} * view.page_size, first * view.page_size, length, count);
+  /// Rows of tokens that a head holds. @param page_stride  as `PageStorage::page_stride`
+  [[nodiscard]] HEADAWARE_HOST_DEVICE HeadPagesRows rows(PagedHead const& head, std::int64_t sequence,
+                                                         WindowRange const& tokens, std::int64_t page_stride) const {
+    HeadPagesRows result;
+    result.pages = table + sequence * head.sequence_entries + head.first_entry;
+    result.page_stride = page_stride;
+    result.page_size = page_size;
+    result.window = head.window;
+    result.sink_pages = head.sink_pages;
+    result.ring_pages = head.ring_pages;
+    result.tokens = {static_cast<std::int32_t>(tokens.sinks), static_cast<std::int32_t>(tokens.begin),
+                     static_cast<std::int32_t>(tokens.length)};
+    if (result.tokens.begin == result.tokens.length) return result;
+    auto const first = static_cast<std::int32_t>(page_size.quotient(result.tokens.begin));
+    std::int32_t const ring_page = first > head.sink_pages ? first : head.sink_pages;
+    result.ring_shift = head.column(ring_page) - ring_page;
+    return result;
   }
-  HEADAWARE_HOST_DEVICE std::int64_t page_offset(std::int64_t page, std::int64_t channels) const {
-    return page * (page_stride != 0 ? page_stride : view.page_size * channels);
-  }
-  HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t layer, std::int64_t sequence, std::int64_t kv_head,
-                                            std::int64_t token, std::int64_t channels) const {
-    std::int64_t const page = token / view.page_size;
-    std::int64_t const number = view.table[view.head(layer, kv_head).entry(sequence, page)];
-    return page_offset(number, channels) + (token - page * view.page_size) * channels;
+  /// @brief The tokens in pages that a head holds of a sequence: sinks' and window's pages whole, so that what lies
+  /// between sinks and window in them is held, too.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE WindowRange held(PagedHead const& head, std::int64_t length,
+                                                       std::int64_t high_water) const {
+    return WindowRange::clamped(std::int64_t{head.sink_pages} * page_size.value(),
+                                head.first_held(high_water, slack, page_size) * page_size.value(), length);
   }
 };
-
-}  // namespace detail
 
 HEADAWARE_NAMESPACE_END

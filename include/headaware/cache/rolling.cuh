@@ -22,29 +22,32 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// @param values  what `d_values` is to the caller
-inline cudaError_t change_state(char const* where, char const* values, RollingSlotsView const& plan,
+/// @param values  name of `d_values` in messages
+inline cudaError_t change_state(char const* where, char const* values, RollingSlotsView const& slots,
                                 RollingStateView const& state, std::int32_t const* d_values, StateChange change,
                                 cudaStream_t stream) noexcept {
   return guarded([&] {
-    require(plan.num_sequences >= 0, "sequences", ">= 0", plan.num_sequences, where);
-    if (plan.num_sequences == 0) return;
-    bool const whole = state.lengths != nullptr && state.written != nullptr && state.status != nullptr;
+    require(slots.num_sequences >= 0, "sequences", ">= 0", slots.num_sequences, where);
+    if (slots.num_sequences == 0) return;
+    bool const whole = state.lengths != nullptr && state.high_water != nullptr && state.status != nullptr;
     require(whole, "state", "pointers, as of RollingStateView::at", "nullptr", where);
     require(d_values != nullptr, values, "a pointer", "nullptr", where);
-    auto const blocks = static_cast<unsigned>(std::min((plan.num_sequences + block_threads - 1) / block_threads, 1024));
-    launch(where, state_kernel<StateParameters>, blocks, block_threads, 0, stream, {plan, state, d_values, change});
+    auto const blocks =
+        static_cast<unsigned>(std::min((slots.num_sequences + block_threads - 1) / block_threads, 1024));
+    launch(where, state_kernel<StateParameters>, blocks, block_threads, 0, stream, {slots, state, d_values, change});
   });
 }
 
 }  // namespace detail
 
+namespace device {
+
 /// @brief Appends new tokens of every sequence, on the device.
 ///
 /// Only tokens that stay are written: of an append longer than a window and its slack, the last ones (and sinks). A
-/// sequence whose count is negative or above `max_count`, or which would exceed the plan's limit, is left alone, and
+/// sequence whose count is negative or above `max_count`, or which would exceed the cache's limit, is left alone, and
 /// `state.status` becomes 1.
-/// @param plan       `RollingSlots::view_at(d_heads)`
+/// @param slots      `RollingSlots::view_at(d_heads)`
 /// @param state      counters in device memory: read when the kernel runs, and counted up by its last block unless the
 ///                   options say otherwise. No other call on the same state may run at the same time
 /// @param tokens     keys and values of neighbouring layers, device pointers, at most 256 layers
@@ -52,7 +55,7 @@ inline cudaError_t change_state(char const* where, char const* values, RollingSl
 /// @param d_counts   device, [num_sequences] new tokens of each sequence, read when the kernel runs; nullptr:
 ///                   `max_count` each
 /// @param max_count  bounds the counts; decides the grid
-/// @param cache      made by `rolling` with `plan`
+/// @param cache      made by `rolling` with `slots`
 /// @param stream     enqueued here, not synchronised
 /// @pre    tables that `source` reads name places for the new tokens (`validate_tables`)
 /// @return cudaErrorInvalidValue where the CPU's `append` throws (but for lengths and tables, which the host cannot
@@ -60,37 +63,38 @@ inline cudaError_t change_state(char const* where, char const* values, RollingSl
 /// @note   Deterministic; graph-capturable. One launch, and where it counts a memset of 4 bytes before it; none without
 ///         sequences.
 /// @par Cost  The bytes that stay are read once and written once, in 16-byte accesses where runs and pointers are
-///            aligned to it, and about 100 bytes of tables a row; no old byte is read or written
-template <class U, class Source, class T>
-cudaError_t append(RollingSlotsView const& plan, RollingStateView const& state, std::vector<LayerKv<U>> const& tokens,
+///            aligned to it, and about 100 bytes of tables per row; no old byte is read or written
+template <LayerRange Tokens, class Source, class T>
+cudaError_t append(RollingSlotsView const& slots, RollingStateView const& state, Tokens const& tokens,
                    Source const& source, std::int32_t const* d_counts, std::int32_t max_count,
                    Destination<T, RollingForm> const& cache, AppendOptions const& options,
                    cudaStream_t stream) noexcept {
   return detail::guarded([&] {
     require(max_count >= 0, "max_count", ">= 0", max_count, "append");
-    auto const shape = detail::check_rolling_append(plan, tokens, source, max_count, cache, options);
-    require(tokens.size() <= detail::max_layers, "layers", "at most 256", tokens.size(), "append");
-    if (plan.num_sequences == 0) return;
-    bool const counts = state.written != nullptr && state.ticket != nullptr;
+    auto const layers = layer_span(tokens);
+    auto const shape = detail::check_rolling_append(slots, layers, source, max_count, cache, options);
+    require(layers.size() <= detail::max_layers, "layers", "at most 256", layers.size(), "append");
+    if (slots.num_sequences == 0) return;
+    bool const counts = state.high_water != nullptr && state.ticket != nullptr;
     require(state.lengths != nullptr && (counts || !options.advance), "state", "pointers, as of RollingStateView::at",
             "nullptr", "append");
     detail::AppendCounters const counters{state.lengths,
-                                          state.written,
+                                          state.high_water,
                                           d_counts,
                                           state.status,
                                           state.lengths,
-                                          state.written,
+                                          state.high_water,
                                           options.advance ? state.ticket : nullptr,
-                                          plan.token_limit,
+                                          slots.token_limit,
                                           max_count,
-                                          plan.num_sequences};
-    detail::launch_append<false>(detail::RollingPlacement{plan}, counters, shape, plan.max_slots, 0, tokens, source,
-                                 cache.layers.data() + options.first_layer, 0, stream);
+                                          slots.num_sequences};
+    detail::launch_append<false>(detail::RollingAppend{slots}, counters, shape, slots.max_slots, 0, layers, source,
+                                 detail::rolling_buffers(cache, options.first_layer), 0, stream);
   });
 }
 
 /// @brief Counts tokens that `append` has written without counting them.
-/// @param plan      `RollingSlots::view_at(d_heads)`
+/// @param slots     `RollingSlots::view_at(d_heads)`
 /// @param state     counters in device memory. No other call on the same state may run at the same time
 /// @param d_counts  device, [num_sequences], read when the kernel runs; a sequence that cannot take its count is left
 ///                  alone, and `state.status` becomes 1
@@ -98,13 +102,13 @@ cudaError_t append(RollingSlotsView const& plan, RollingStateView const& state, 
 /// @return cudaErrorInvalidValue on missing pointers; launch errors
 /// @note   Deterministic; graph-capturable. One launch; none without sequences.
 /// @par Cost  O(num_sequences)
-inline cudaError_t advance(RollingSlotsView const& plan, RollingStateView const& state, std::int32_t const* d_counts,
+inline cudaError_t advance(RollingSlotsView const& slots, RollingStateView const& state, std::int32_t const* d_counts,
                            cudaStream_t stream) noexcept {
-  return detail::change_state("advance", "counts", plan, state, d_counts, detail::StateChange::advance, stream);
+  return detail::change_state("advance", "counts", slots, state, d_counts, detail::StateChange::advance, stream);
 }
 
 /// @brief Takes each sequence's last tokens back (speculative decoding). Touches no slot.
-/// @param plan      `RollingSlots::view_at(d_heads)`
+/// @param slots     `RollingSlots::view_at(d_heads)`
 /// @param state     counters in device memory. No other call on the same state may run at the same time
 /// @param d_tokens  device, [num_sequences], read when the kernel runs; where it is negative or more than
 ///                  `RollingSlotsView::max_rollback` of the sequence, that is left alone, and `state.status` becomes 1
@@ -112,41 +116,41 @@ inline cudaError_t advance(RollingSlotsView const& plan, RollingStateView const&
 /// @return cudaErrorInvalidValue on missing pointers; launch errors
 /// @note   Deterministic; graph-capturable. One launch; none without sequences.
 /// @par Cost  O(num_sequences)
-inline cudaError_t rollback(RollingSlotsView const& plan, RollingStateView const& state, std::int32_t const* d_tokens,
+inline cudaError_t rollback(RollingSlotsView const& slots, RollingStateView const& state, std::int32_t const* d_tokens,
                             cudaStream_t stream) noexcept {
-  return detail::change_state("rollback", "tokens", plan, state, d_tokens, detail::StateChange::rollback, stream);
+  return detail::change_state("rollback", "tokens", slots, state, d_tokens, detail::StateChange::rollback, stream);
 }
 
-/// @brief Says that `compress` has filled sequences; a length of 0 empties one for another's use.
-/// @param plan       `RollingSlots::view_at(d_heads)`
+/// @brief Sets the counters of sequences that `compress` has filled; a length of 0 empties one.
+/// @param slots      `RollingSlots::view_at(d_heads)`
 /// @param state      counters in device memory. No other call on the same state may run at the same time
 /// @param d_lengths  device, [num_sequences], read when the kernel runs; negative: the sequence stays as it is. Above
-///                   the plan's limit: likewise, and `state.status` becomes 1
+///                   the cache's limit: likewise, and `state.status` becomes 1
 /// @param stream     enqueued here, not synchronised
 /// @return cudaErrorInvalidValue on missing pointers; launch errors
 /// @note   Deterministic; graph-capturable. One launch; none without sequences.
 /// @par Cost  O(num_sequences)
-inline cudaError_t start(RollingSlotsView const& plan, RollingStateView const& state, std::int32_t const* d_lengths,
+inline cudaError_t start(RollingSlotsView const& slots, RollingStateView const& state, std::int32_t const* d_lengths,
                          cudaStream_t stream) noexcept {
-  return detail::change_state("start", "lengths", plan, state, d_lengths, detail::StateChange::start, stream);
+  return detail::change_state("start", "lengths", slots, state, d_lengths, detail::StateChange::start, stream);
 }
 
 /// @brief Makes sequences continue others, rows and counters, on the device.
 /// @param copies  host, read before the call returns; no sequence copied to twice, or copied from and to
-/// @param cache   made by `rolling` with `plan`, at most 256 layers
+/// @param cache   made by `rolling` with `slots`, at most 256 layers
 /// @return cudaErrorInvalidValue where the CPU's `copy_sequences` throws; launch errors
 /// @note   Graph-capturable with these copies. One launch for every 256 copies, and a memset of 4 bytes before the
 /// first.
 /// @par Cost  The rows that hold something, read and written once
 template <class T>
-cudaError_t copy_sequences(RollingSlotsView const& plan, RollingStateView const& state,
+cudaError_t copy_sequences(RollingSlotsView const& slots, RollingStateView const& state,
                            std::span<SequenceCopy const> copies, Destination<T, RollingForm> const& cache,
                            cudaStream_t stream) noexcept {
   return detail::guarded([&] {
-    detail::check_copies(plan, copies, cache);
-    require(plan.num_layers <= detail::max_layers, "layers", "at most 256", plan.num_layers, "copy_sequences");
+    detail::check_copies(slots, copies, cache);
+    require(slots.num_layers <= detail::max_layers, "layers", "at most 256", slots.num_layers, "copy_sequences");
     if (copies.empty()) return;
-    bool const whole = state.lengths != nullptr && state.written != nullptr && state.ticket != nullptr;
+    bool const whole = state.lengths != nullptr && state.high_water != nullptr && state.ticket != nullptr;
     require(whole, "state", "pointers, as of RollingStateView::at", "nullptr", "copy_sequences");
     detail::CopyTables tables{};
     std::uintptr_t keys = 0;
@@ -163,18 +167,19 @@ cudaError_t copy_sequences(RollingSlotsView const& plan, RollingStateView const&
       return detail::CopyPlane{static_cast<std::int32_t>(channels), static_cast<std::int32_t>(element),
                                static_cast<std::int32_t>(width)};
     };
-    auto const chunks = static_cast<std::int32_t>(
-        std::max<std::int64_t>(1, (plan.max_slots + detail::copy_rows_per_block - 1) / detail::copy_rows_per_block));
+    auto const head_blocks = static_cast<std::int32_t>(
+        std::max<std::int64_t>(1, (slots.max_slots + detail::copy_rows_per_block - 1) / detail::copy_rows_per_block));
     detail::clear_ticket(state.ticket, "copy_sequences", stream);
     for (std::size_t done = 0; done < copies.size(); done += detail::max_copies) {
       auto const part = copies.subspan(done, std::min<std::size_t>(detail::max_copies, copies.size() - done));
       std::copy(part.begin(), part.end(), tables.copies);
-      detail::CopyParameters const parameters{plan,
+      detail::CopyParameters const parameters{slots,
                                               state,
                                               {plane(cache.head_dim, keys), plane(cache.value_dim, values)},
                                               static_cast<std::int32_t>(part.size()),
-                                              chunks};
-      std::int64_t const blocks = static_cast<std::int64_t>(part.size()) * plan.num_layers * plan.num_kv_heads * chunks;
+                                              head_blocks};
+      std::int64_t const blocks =
+          static_cast<std::int64_t>(part.size()) * slots.num_layers * slots.num_kv_heads * head_blocks;
       if (blocks == 0) continue;
       require(blocks <= detail::max_blocks, "blocks", detail::max_blocks_text, blocks, "copy_sequences");
       detail::launch("copy_sequences", detail::copy_sequences_kernel<detail::CopyParameters>,
@@ -182,5 +187,7 @@ cudaError_t copy_sequences(RollingSlotsView const& plan, RollingStateView const&
     }
   });
 }
+
+}  // namespace device
 
 HEADAWARE_NAMESPACE_END

@@ -1,11 +1,12 @@
 #pragma once
 
 /// @file
-/// A cache kept up while decoding, on the CPU: every head's sinks and window in a fixed block of slots, into which new
-/// tokens are written without moving an old byte.
+/// Rolling caches on the CPU: every head's sinks and window in a fixed block of slots, into which new tokens are
+/// written without moving an old byte.
 /// @par Source  Xiao et al., StreamingLLM, arXiv:2309.17453 (sinks and a rolling window)
 
 #include <headaware/cache/detail/append_rows.hpp>
+#include <headaware/cache/layer_kv.hpp>
 #include <headaware/cache/rolling_head.hpp>
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/cache/rolling_state.hpp>
@@ -17,16 +18,15 @@
 #include <cstring>
 #include <span>
 #include <string>
-#include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief How `append` counts.
+/// @brief Layers and counting of an `append`.
 struct AppendOptions {
-  std::int32_t first_layer = 0;  ///< the cache's layer that the first of the new tokens' layers is
-  /// Whether the call counts the tokens. An engine that appends layer by layer, or scales beside their elements, says
-  /// false until the step's last call, or calls `advance` in the end.
+  std::int32_t first_layer = 0;  ///< cache layer of the first of the new tokens' layers
+  /// Counts the new tokens. Set to false in all but the last call of a step that appends layer by layer, or scales
+  /// after their elements; or call `advance` at the end.
   bool advance = true;
 };
 
@@ -38,33 +38,29 @@ struct SequenceCopy {
 
 namespace detail {
 
-/// Where tokens of a rolling cache lie.
-struct RollingPlacement {
-  RollingSlotsView plan;
-  HEADAWARE_HOST_DEVICE Survivors survivors(std::int64_t layer, std::int64_t kv_head, std::int64_t length, std::int64_t,
-                                            std::int64_t count) const {
-    RollingHead const& head = plan.head(layer, kv_head);
-    std::int64_t const end = length + count;
-    return detail::survivors(head.sink, head.ring == 0 ? end : end - head.ring, length, count);
-  }
-  HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t layer, std::int64_t sequence, std::int64_t kv_head,
-                                            std::int64_t token, std::int64_t channels) const {
-    RollingHead const& head = plan.head(layer, kv_head);
-    return head.row(sequence, head.slot_of(token)) * channels;
+/// A rolling cache as appends write it.
+struct RollingAppend {
+  RollingSlotsView slots;
+
+  /// Rows of all that a head's slots hold of a sequence of `length` tokens: sinks and the whole ring.
+  HEADAWARE_HOST_DEVICE RollingRows rows(std::int64_t layer, std::int64_t sequence, std::int64_t kv_head,
+                                         std::int64_t length, std::int64_t) const {
+    RollingHead const& head = slots.head(layer, kv_head);
+    return RollingRows::of(head, sequence, head.held(length, length));
   }
 };
 
-/// Whether buffers were made for a plan.
+/// Throws unless buffers were made for these slots.
 template <class T>
-void check_rolling(RollingSlotsView const& plan, Destination<T, RollingForm> const& cache, char const* where) {
-  // Memory that a plan has given back may be the next one's.
-  require(cache.form.heads == plan.heads && cache.form.plan_id == plan.id, "cache", "one made for this plan's view",
-          "another plan's", where);
-  require(cache.form.num_sequences == plan.num_sequences, "cache's sequences", plan.num_sequences,
+void check_rolling(RollingSlotsView const& slots, Destination<T, RollingForm> const& cache, char const* where) {
+  // Memory that slots have given back may be the next ones'.
+  require(cache.form.heads == slots.heads && cache.form.slots_id == slots.id, "cache", "one made for these slots",
+          "one of other slots", where);
+  require(cache.form.num_sequences == slots.num_sequences, "cache's sequences", slots.num_sequences,
           cache.form.num_sequences, where);
-  require(cache.form.num_kv_heads == plan.num_kv_heads, "cache's KV heads", plan.num_kv_heads, cache.form.num_kv_heads,
-          where);
-  auto const layers = static_cast<std::size_t>(plan.num_layers);
+  require(cache.form.num_kv_heads == slots.num_kv_heads, "cache's KV heads", slots.num_kv_heads,
+          cache.form.num_kv_heads, where);
+  auto const layers = static_cast<std::size_t>(slots.num_layers);
   require(cache.layers.size() == layers && cache.capacities.size() == layers, "cache's layers", layers,
           cache.layers.size(), where);
 }
@@ -73,51 +69,49 @@ void check_rolling(RollingSlotsView const& plan, Destination<T, RollingForm> con
 template <class T>
 void check_rolling_buffers(Destination<T, RollingForm> const& cache, std::size_t first, std::size_t count,
                            char const* where) {
-  std::vector<Interval> buffers;
+  auto& buffers = thread_memory().destinations;
   for (std::size_t layer = first; layer < first + count; ++layer) {
     std::int64_t const rows = cache.capacities[layer].rows;
-    auto const add = [&](T const* data, std::int64_t channels, char const* what) {
-      bool const aligned = reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0;
-      if (!aligned || (rows > 0 && data == nullptr)) {
-        check_pointer(data, rows > 0, what, std::string(where) + ", layer " + std::to_string(layer));
-      }
-      buffers.push_back(interval(data, rows * channels));
-    };
-    add(cache.layers[layer].keys, cache.head_dim, "cache's keys");
-    add(cache.layers[layer].values, cache.value_dim, "cache's values");
+    check_layer_pointer(cache.layers[layer].keys, rows > 0, "cache's keys", where, layer);
+    check_layer_pointer(cache.layers[layer].values, rows > 0, "cache's values", where, layer);
+    buffers.push_back(interval(cache.layers[layer].keys, rows * cache.head_dim));
+    buffers.push_back(interval(cache.layers[layer].values, rows * cache.value_dim));
   }
-  if (overlap_among(std::move(buffers))) {
-    require(false, "buffers", "keys and values of all layers apart from each other", "overlapping buffers", where);
-  }
+  require(!sort_and_overlap(buffers), "buffers", "keys and values of all layers apart from each other",
+          "overlapping buffers", where);
+}
+
+/// Buffers by layer of new tokens. @pre  first_layer within the cache
+template <class T>
+auto rolling_buffers(Destination<T, RollingForm> const& cache, std::int32_t first_layer) {
+  return [&cache, first = static_cast<std::size_t>(first_layer)](std::size_t i) {
+    std::int64_t const rows = cache.capacities[first + i].rows;
+    return CacheBuffers<T>{cache.layers[first + i], rows * cache.head_dim, rows * cache.value_dim};
+  };
 }
 
 template <class T, class U, class Source>
-AppendShape check_rolling_append(RollingSlotsView const& plan, std::vector<LayerKv<U>> const& tokens,
+AppendShape check_rolling_append(RollingSlotsView const& slots, std::span<LayerKv<U> const> tokens,
                                  Source const& source, std::int64_t max_count, Destination<T, RollingForm> const& cache,
                                  AppendOptions const& options) {
-  check_rolling(plan, cache, "append");
-  AppendShape const shape{options.first_layer, plan.num_layers, plan.num_sequences, plan.num_kv_heads,
-                          max_count,           cache.head_dim,  cache.value_dim,    plan.max_slots > 0};
-  std::vector<std::int64_t> keys;
-  std::vector<std::int64_t> values;
-  for (LayerCapacity const& capacity : cache.capacities) {
-    keys.push_back(capacity.rows * cache.head_dim);
-    values.push_back(capacity.rows * cache.value_dim);
+  check_rolling(slots, cache, "append");
+  AppendShape const shape{options.first_layer, slots.num_layers, slots.num_sequences, slots.num_kv_heads,
+                          max_count,           cache.head_dim,   cache.value_dim,     slots.max_slots > 0};
+  check_append(shape, tokens, source, rolling_buffers(cache, options.first_layer));
+  if (shape.max_count > 0) {
+    check_rolling_buffers(cache, static_cast<std::size_t>(options.first_layer), tokens.size(), "append");
   }
-  auto const first = static_cast<std::size_t>(std::clamp(options.first_layer, 0, plan.num_layers));
-  check_append(shape, tokens, source, cache.layers.data() + first, {keys.data() + first, values.data() + first});
-  if (shape.max_count > 0) check_rolling_buffers(cache, first, tokens.size(), "append");
   return shape;
 }
 
-/// No place may be given twice, or be both an end and a beginning.
+/// Throws if a sequence is copied to twice, or copied from and to.
 template <class T>
-void check_copies(RollingSlotsView const& plan, std::span<SequenceCopy const> copies,
+void check_copies(RollingSlotsView const& slots, std::span<SequenceCopy const> copies,
                   Destination<T, RollingForm> const& cache) {
   constexpr auto where = "copy_sequences";
-  check_rolling(plan, cache, where);
+  check_rolling(slots, cache, where);
   if (!copies.empty()) check_rolling_buffers(cache, 0, cache.layers.size(), where);
-  std::int32_t const num_sequences = plan.num_sequences;
+  std::int32_t const num_sequences = slots.num_sequences;
   std::vector<char> role(static_cast<std::size_t>(num_sequences), 0);
   for (SequenceCopy const& copy : copies) {
     require_index(copy.from, num_sequences, "sequence", where);
@@ -138,51 +132,48 @@ void check_copies(RollingSlotsView const& plan, std::span<SequenceCopy const> co
 /// @brief Appends new tokens of every sequence, on the CPU.
 ///
 /// Only tokens that stay are written: of an append longer than a window and its slack, the last ones (and sinks).
-/// @param plan     `RollingSlots::view()`
+/// @param slots    `RollingSlots::view()`
 /// @param state    lengths of the sequences; counted up unless the options say otherwise
 /// @param tokens   keys and values of neighbouring layers, host pointers
 /// @param source   how each layer's new keys and values lie: any `KvLayout`, its token 0 the first new one
 /// @param counts   [num_sequences] new tokens of each sequence; 0 where there are none
 /// @param cache    made by `rolling`
 /// @throws ArgumentError before anything is written, on shapes that disagree, missing or misaligned pointers, sequences
-///         beyond the plan's limit, host tables that have no places for the new tokens, new tokens that overlap the
+///         beyond the cache's limit, host tables that have no places for the new tokens, new tokens that overlap the
 ///         cache and buffers of the cache that overlap each other
 /// @par Cost  O(bytes that stay), whatever the lengths: no old byte is read or written. All cores with OpenMP where it
 ///            is more than 1 MiB
-template <class U, class Source, class T>
-void append(RollingSlotsView const& plan, RollingState& state, std::vector<LayerKv<U>> const& tokens,
-            Source const& source, std::span<std::int32_t const> counts, Destination<T, RollingForm> const& cache,
+template <LayerRange Tokens, class Source, class T>
+void append(RollingSlotsView const& slots, RollingState& state, Tokens const& tokens, Source const& source,
+            std::span<std::int32_t const> counts, Destination<T, RollingForm> const& cache,
             AppendOptions const& options = {}) {
-  state.check(plan, counts, "append");
+  state.check(slots, counts, "append");
   std::int64_t const most = counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
-  auto const shape = detail::check_rolling_append(plan, tokens, source, most, cache, options);
-  detail::check_source_tables(source, plan.num_sequences, detail::tokens_in(counts), "append, keys", "append, values");
-  auto const of = [](std::span<std::int32_t const> values) {
-    return [values](std::int32_t sequence) { return std::int64_t{values[static_cast<std::size_t>(sequence)]}; };
-  };
-  detail::append_rows(shape, detail::RollingPlacement{plan}, tokens, source,
-                      cache.layers.data() + static_cast<std::size_t>(options.first_layer), of(state.lengths()),
-                      of(state.lengths()), of(counts));
-  if (options.advance) state.advance(plan, counts);
+  auto const layers = layer_span(tokens);
+  auto const shape = detail::check_rolling_append(slots, layers, source, most, cache, options);
+  detail::check_source_tables(source, slots.num_sequences, detail::tokens_in(counts), "append, keys", "append, values");
+  detail::append_rows(shape, detail::RollingAppend{slots}, layers, source,
+                      detail::rolling_buffers(cache, options.first_layer), state.lengths(), state.lengths(), counts);
+  if (options.advance) state.advance(slots, counts);
 }
 
 /// @brief Makes sequences continue others (a fork, or beams that survive), on the CPU: rows and counters.
 /// @param copies  no sequence may be copied to twice, or be copied from and to
 /// @throws ArgumentError before anything is written, on sequences that are not, copies that meet, and a cache of
-///         another plan or with missing, misaligned or overlapping buffers
+///         other slots, or with missing, misaligned or overlapping buffers
 /// @par Cost  The rows that hold something
 template <class T>
-void copy_sequences(RollingSlotsView const& plan, RollingState& state, std::span<SequenceCopy const> copies,
+void copy_sequences(RollingSlotsView const& slots, RollingState& state, std::span<SequenceCopy const> copies,
                     Destination<T, RollingForm> const& cache) {
-  detail::check_copies(plan, copies, cache);
-  require(state.num_sequences() == plan.num_sequences, "state's sequences", plan.num_sequences, state.num_sequences(),
+  detail::check_copies(slots, copies, cache);
+  require(state.num_sequences() == slots.num_sequences, "state's sequences", slots.num_sequences, state.num_sequences(),
           "copy_sequences");
   for (SequenceCopy const& copy : copies) {
-    for (std::int32_t layer = 0; layer < plan.num_layers; ++layer) {
+    for (std::int32_t layer = 0; layer < slots.num_layers; ++layer) {
       LayerKv<T> const& buffers = cache.layers[static_cast<std::size_t>(layer)];
-      for (std::int32_t kv_head = 0; kv_head < plan.num_kv_heads; ++kv_head) {
-        RollingHead const& head = plan.head(layer, kv_head);
-        SlotRuns const runs = head.intact(state.length(copy.from), state.written(copy.from));
+      for (std::int32_t kv_head = 0; kv_head < slots.num_kv_heads; ++kv_head) {
+        RollingHead const& head = slots.head(layer, kv_head);
+        SlotRuns const runs = head.runs(head.held(state.length(copy.from), state.high_water(copy.from)));
         auto const move = [&](std::int64_t first, std::int64_t count) {
           auto const rows = [&](T* tensor, std::int64_t channels) {
             if (count <= 0) return;
@@ -201,11 +192,11 @@ void copy_sequences(RollingSlotsView const& plan, RollingState& state, std::span
   }
 }
 
-/// @brief Fills in which token every slot of a head shows to attention.
+/// @brief Writes the token that every slot of a head shows to attention.
 /// @param positions  [head.slots()]: the token; -1 for slots to leave out
 /// @throws ArgumentError on an array of another size
-/// @par Cost  O(head.slots()), a division a slot: for masks over all slots, as an engine of one's own may want them.
-///            Where rows are all that is wanted, `RollingHead::visible` costs O(1)
+/// @par Cost  O(head.slots()), one division per slot: for masks over all slots. For the rows alone, `RollingHead::runs`
+/// costs O(1)
 inline void slot_positions(RollingHead const& head, std::int64_t length, std::span<std::int32_t> positions) {
   require(static_cast<std::int64_t>(positions.size()) == head.slots(), "positions", head.slots(), positions.size(),
           "slot_positions");

@@ -1,43 +1,15 @@
 #pragma once
 
 /// @file
-/// Which slot of a fixed block holds which token of a head: sinks stay, the window rolls over them in a ring.
+/// Slots of a rolling cache: sinks stay, the window rolls over its ring.
 
 #include <headaware/config.hpp>
-#include <headaware/policy/full.hpp>
-#include <headaware/policy/prune.hpp>
-#include <headaware/policy/sink_window.hpp>
-#include <headaware/policy/window_only.hpp>
+#include <headaware/policy/rolling_policy.hpp>
+#include <headaware/policy/window_rule.hpp>
 
-#include <concepts>
 #include <cstdint>
-#include <limits>
 
 HEADAWARE_NAMESPACE_BEGIN
-
-/// A sink of so many tokens means all: room is reserved for as many as the plan says.
-inline constexpr std::int32_t all_tokens = std::numeric_limits<std::int32_t>::max();
-
-/// @brief What a policy with a rolling form keeps of `length` tokens: those below `sink` and those from
-/// `length - window` on, whatever the length. `sink == all_tokens`: all.
-struct SinkAndWindow {
-  std::int32_t sink = 0;
-  std::int32_t window = 0;
-  friend constexpr bool operator==(SinkAndWindow const&, SinkAndWindow const&) = default;
-};
-
-[[nodiscard]] constexpr SinkAndWindow rolling_form(SinkWindow const& policy) { return {policy.sink, policy.window}; }
-[[nodiscard]] constexpr SinkAndWindow rolling_form(WindowOnly const& policy) { return {0, policy.window}; }
-[[nodiscard]] constexpr SinkAndWindow rolling_form(Full const&) { return {all_tokens, 0}; }
-[[nodiscard]] constexpr SinkAndWindow rolling_form(Prune const&) { return {0, 0}; }
-
-/// @brief A policy that can be kept up token by token in place. One's own policy becomes such with a host function
-/// `SinkAndWindow rolling_form(Mine const&)` in the policy's namespace (found by its argument).
-/// @pre  `keeps(token, length)` is `token < sink || token >= length - window`
-template <class P>
-concept RollingPolicy = requires(P const policy) {
-  { rolling_form(policy) } -> std::same_as<SinkAndWindow>;
-};
 
 /// @brief Up to three runs of slots: `[0, sinks)`, `[first, first + count)` and `[wrapped_first, wrapped_first +
 /// wrapped)`; the tokens ascend in this order.
@@ -56,9 +28,9 @@ struct SlotRuns {
   }
 };
 
-/// @brief The block of slots of one (layer, KV head), of every sequence alike: `sink` slots for the first tokens and a
-/// ring of `ring` slots for the newest. Token t lies in slot `t < sink ? t : sink + (t - sink) mod ring`.
-/// Lengths and tokens are below 2^31.
+/// @brief Slots of one (layer, KV head), the same for every sequence: `sink` slots for the first tokens and a ring of
+/// `ring` slots for the newest. Token t lies in slot `t < sink ? t : sink + (t - sink) mod ring`. Lengths and tokens
+/// are below 2^31.
 struct alignas(16) RollingHead {
   std::int64_t first_row = 0;      ///< rows of the same sequence's earlier heads in the layer
   std::int64_t sequence_rows = 0;  ///< rows of one sequence in the layer
@@ -68,6 +40,7 @@ struct alignas(16) RollingHead {
   std::int32_t unused = 0;
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t slots() const { return std::int64_t{sink} + ring; }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr WindowRule rule() const { return {sink, window}; }
 
   /// The row, in the layer's buffers, of one sequence's slot.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t row(std::int64_t sequence, std::int64_t slot) const {
@@ -81,19 +54,6 @@ struct alignas(16) RollingHead {
     return sink +
            static_cast<std::int64_t>(static_cast<std::uint32_t>(token - sink) % static_cast<std::uint32_t>(ring));
   }
-  /// The oldest token behind the sinks that a sequence of `length` tokens keeps; `length` or more if none.
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t window_begin(std::int64_t length) const {
-    return length - window > sink ? length - window : std::int64_t{sink};
-  }
-  /// Tokens that a sequence of `length` tokens keeps.
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t kept(std::int64_t length) const {
-    std::int64_t const begin = window_begin(length);
-    return length <= sink ? length : sink + (length > begin ? length - begin : 0);
-  }
-  /// The `i`-th token kept. @pre 0 <= i < kept(length)
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t kept_token(std::int64_t i, std::int64_t length) const {
-    return i < sink ? i : length - kept(length) + i;
-  }
   /// @brief The token that a slot shows to attention at this length; -1 for a slot that holds nothing, or only a token
   /// that has left the window (`slack` keeps some for `rollback`).
   /// @pre 0 <= slot < slots()
@@ -103,56 +63,51 @@ struct alignas(16) RollingHead {
     std::int64_t const at = slot - sink;
     if (newest < at) return -1;
     std::int64_t const token = sink + newest - (newest - at) % ring;
-    return token >= length - window ? token : -1;
+    return rule().keeps(token, length) ? token : -1;
   }
-  /// The slots of the sinks and of tokens `[begin, length)`. @pre begin >= sink, length - begin <= ring
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr SlotRuns runs(std::int64_t begin, std::int64_t length) const {
+  /// The tokens that a sequence of `length` tokens keeps, and attention reads.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr WindowRange kept(std::int64_t length) const {
+    return rule().range(length);
+  }
+  /// The tokens that slots hold of a sequence that is `length` tokens long and has been `high_water` (see
+  /// `RollingState`): those that no later append has overwritten.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr WindowRange held(std::int64_t length, std::int64_t high_water) const {
+    return WindowRange::clamped(sink, ring == 0 ? length : high_water - ring, length);
+  }
+  /// The slots of tokens, oldest first. @pre the head keeps them, and at most `ring` after the sinks
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr SlotRuns runs(WindowRange const& tokens) const {
     SlotRuns result;
-    result.sinks = length < sink ? length : sink;
+    result.sinks = tokens.sinks;
     result.wrapped_first = sink;
-    if (length <= begin || ring == 0) return result;
-    std::int64_t const tokens = length - begin;
-    result.first = slot_of(begin);
-    result.count = tokens < slots() - result.first ? tokens : slots() - result.first;
-    result.wrapped = tokens - result.count;
+    std::int64_t const in_ring = tokens.length - tokens.begin;
+    if (in_ring <= 0) return result;
+    result.first = slot_of(tokens.begin);
+    result.count = in_ring < slots() - result.first ? in_ring : slots() - result.first;
+    result.wrapped = in_ring - result.count;
     return result;
   }
-  /// The slots that attention reads at this length, oldest token first.
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr SlotRuns visible(std::int64_t length) const {
-    return runs(window_begin(length), length);
-  }
-  /// The slots whose tokens no later append has overwritten. @param written see `RollingState`
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr SlotRuns intact(std::int64_t length, std::int64_t written) const {
-    return runs(written - ring > sink ? written - ring : std::int64_t{sink}, length);
-  }
 };
 
-namespace detail {
+/// @brief Rows of one head of one sequence in a rolling cache, oldest token first.
+struct RollingRows {
+  std::int64_t first = 0;  ///< row of the head's slot 0
+  WindowRule rule;
+  WindowRange tokens;
+  SlotRuns slots;  ///< of `tokens`
 
-/// The tokens of an append that stay: `[first, sink_end)` and `[ring_begin, end)`.
-struct Survivors {
-  std::int64_t first = 0;
-  std::int64_t sink_end = 0;
-  std::int64_t ring_begin = 0;
-  std::int64_t end = 0;
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t count() const {
-    return sink_end - first + end - ring_begin;
+  [[nodiscard]] HEADAWARE_HOST_DEVICE static RollingRows of(RollingHead const& head, std::int64_t sequence,
+                                                            WindowRange const& tokens) {
+    return {head.row(sequence, 0), head.rule(), tokens, head.runs(tokens)};
   }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t token(std::int64_t i) const {
-    return i < sink_end - first ? first + i : ring_begin + (i - (sink_end - first));
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t rows() const { return tokens.count(); }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t row, std::int64_t channels) const {
+    return (first + slots.slot(row)) * channels;
+  }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const { return tokens.token(row); }
+  /// Whether a query sees the token at `position`.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE bool sees(std::int64_t position, std::int64_t query) const {
+    return rule.sees(position, query, tokens.length);
   }
 };
-
-/// @param sink   tokens that stay from the start
-/// @param begin  the oldest token behind them that stays
-HEADAWARE_HOST_DEVICE constexpr Survivors survivors(std::int64_t sink, std::int64_t begin, std::int64_t length,
-                                                    std::int64_t count) {
-  std::int64_t const end = length + count;
-  auto const clamp = [&](std::int64_t token) { return token < length ? length : token > end ? end : token; };
-  std::int64_t const sink_end = clamp(sink);
-  return {length, sink_end, clamp(begin < sink ? sink : begin), end};
-}
-
-}  // namespace detail
 
 HEADAWARE_NAMESPACE_END

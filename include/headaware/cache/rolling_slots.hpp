@@ -1,8 +1,7 @@
 #pragma once
 
 /// @file
-/// The sizes of a cache that is kept up token by token in fixed blocks of slots, known from policies alone; and that
-/// cache as a destination of `compress`.
+/// Slots of every head of a rolling cache, known from policies alone; and that cache as a destination of `compress`.
 
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/destination.hpp>
@@ -25,15 +24,15 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief What a rolling cache reserves beyond what policies say.
+/// @brief Sizes of a rolling cache that policies do not say.
 struct RollingLimits {
-  /// Tokens of a sequence that heads which keep all have room for; needed for those alone.
-  std::int64_t max_tokens = 0;
-  /// Slots a window has beyond its size: tokens that can be taken back again. A chunk of n tokens needs n - 1.
+  std::int64_t max_tokens = 0;  ///< tokens per sequence that heads which keep all have room for; used by those alone
+  /// Extra ring slots: allows rollback of up to `slack` tokens, and appends of `slack + 1` tokens whose queries all see
+  /// their own windows.
   std::int32_t slack = 0;
 };
 
-/// @brief A rolling plan as both back ends read it. Borrows `heads`.
+/// @brief `RollingSlots` as both back ends read them. Borrows `heads`.
 struct RollingSlotsView {
   RollingHead const* heads = nullptr;  ///< [num_layers, num_kv_heads], where the back end runs
   std::int32_t num_layers = 0;
@@ -43,21 +42,21 @@ struct RollingSlotsView {
   std::int64_t free_length = 0;  ///< up to this many tokens no ring has overwritten anything
   std::int64_t token_limit = 0;  ///< the most tokens a sequence may have
   std::int64_t max_slots = 0;    ///< the most slots any head has
-  std::uint64_t id = 0;          ///< of the plan: no other in the process has it, but for copies
+  std::uint64_t id = 0;          ///< of the slots: no others in the process have it, but for copies
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE RollingHead const& head(std::int64_t layer, std::int64_t kv_head) const {
     return heads[layer * num_kv_heads + kv_head];
   }
-  /// @brief How many of a sequence's last tokens can be taken back, every window whole afterwards: all of them until
+  /// @brief Number of a sequence's last tokens that can be taken back, every window whole afterwards: all of them until
   /// the first ring wraps; later `slack`, less what has been taken back since the longest the sequence has been.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t max_rollback(std::int64_t length,
-                                                                          std::int64_t written) const {
-    if (written <= free_length) return length;
-    std::int64_t const left = slack - (written - length);
+                                                                          std::int64_t high_water) const {
+    if (high_water <= free_length) return length;
+    std::int64_t const left = slack - (high_water - length);
     return left < 0 ? 0 : left < length ? left : length;
   }
-  /// `RollingState::written` of a sequence that `compress` has filled: the slack is empty yet.
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t written_at_start(std::int64_t length) const {
+  /// `RollingState::high_water` of a sequence that `compress` has filled: the slack is empty yet.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t high_water_at_start(std::int64_t length) const {
     return length <= free_length - slack ? length : length + slack;
   }
 };
@@ -68,7 +67,7 @@ static_assert(std::is_trivially_copyable_v<RollingSlotsView>);
 ///
 /// A head that keeps sinks and a window owns `sink + window + slack` rows, one that keeps all `max_tokens`, a pruned
 /// one none. A layer's buffers are [rows, head_dim], segments back to back in the order of `Segment`. What has been
-/// moved from is the plan of no head.
+/// moved from has no heads.
 class RollingSlots {
  public:
   /// @param table          policies of all layers and KV heads, each with a rolling form (`RollingPolicy`)
@@ -138,11 +137,11 @@ class RollingSlots {
     return bytes_held(TokenBytes::of(head_dim, element_bytes));
   }
 
-  /// The plan as the CPU back end reads it; valid while this plan lives unchanged.
+  /// The slots as the CPU back end reads them; valid while these live unchanged.
   [[nodiscard]] RollingSlotsView view() const { return view_at(heads_.data()); }
   /// The bytes to copy to the device, once: [layers, num_kv_heads] of `RollingHead`.
   [[nodiscard]] std::span<std::byte const> bytes() const { return std::as_bytes(std::span(heads_)); }
-  /// The plan as the CUDA back end reads it. @param d_heads  device, a copy of `bytes()`, 16-byte aligned
+  /// The slots as the CUDA back end reads them. @param d_heads  device, a copy of `bytes()`, 16-byte aligned
   [[nodiscard]] RollingSlotsView view_at(void const* d_heads) const {
     return {static_cast<RollingHead const*>(d_heads),
             num_layers_,
@@ -168,7 +167,7 @@ class RollingSlots {
     if constexpr (!RollingPolicy<P>) {
       require(false, "policy", "one with a rolling form (a sink and a window)", P::name, where());
     } else {
-      SinkAndWindow const form = rolling_form(policy);
+      WindowRule const form = rolling_form(policy);
       RollingHead head;
       head.first_row = rows;
       head.sink = form.sink;
@@ -205,22 +204,22 @@ class RollingSlots {
   std::vector<std::int64_t> offsets_ = {0};
 };
 
-/// @brief A rolling cache as a form that `compress` fills: kept token i goes to the slot in which `append` goes on.
-/// Keys keep their positions: ones that are rotated to their slots on the way would be wrong with the next token.
+/// @brief A rolling cache as a form that `compress` fills: each kept token goes to the slot from which `append` goes
+/// on. Keys keep their positions: ones that are rotated to their rows on the way would be wrong with the next token.
 struct RollingForm {
   static constexpr bool needs_group = false;
   static constexpr bool keeps_positions = true;  ///< keys are not to turn on the way
   RollingHead const* heads = nullptr;            ///< [num_layers, num_kv_heads], where the back end runs
   std::int32_t num_sequences = 0;
   std::int32_t num_kv_heads = 0;
-  std::uint64_t plan_id = 0;  ///< `RollingSlotsView::id`
+  std::uint64_t slots_id = 0;  ///< `RollingSlotsView::id`
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE RollingHead const& head(Segment const& segment) const {
     return heads[std::int64_t{segment.layer} * num_kv_heads + segment.kv_head];
   }
   /// Whether the segment's policy is the one that its slots were made for, as far as its count of tokens tells.
   [[nodiscard]] HEADAWARE_HOST_DEVICE bool matches(Segment const& segment) const {
-    return head(segment).kept(segment.length) == segment.kept;
+    return head(segment).kept(segment.length).count() == segment.kept;
   }
   /// Whether a policy keeps the tokens that the segment's slots were made for. Kept counts tell nothing of (4 sinks, a
   /// window of 4) in slots of (2, 6); where all tokens are kept, or none, they are the same for every policy.
@@ -229,7 +228,7 @@ struct RollingForm {
     if (!matches(segment)) return false;
     if (segment.kept == 0 || segment.kept == segment.length) return true;
     if constexpr (RollingPolicy<P>) {
-      return rolling_form(policy) == SinkAndWindow{head(segment).sink, head(segment).window};
+      return rolling_form(policy) == head(segment).rule();
     } else {
       return false;
     }
@@ -238,52 +237,52 @@ struct RollingForm {
   HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const& segment, LayerCapacity const&) const {
     return matches(segment) ? head(segment).slots() : -1;
   }
-  HEADAWARE_HOST_DEVICE std::int64_t row_offset(Segment const& segment, LayerCapacity const&, std::int64_t slot,
-                                                std::int64_t channels) const {
+  HEADAWARE_HOST_DEVICE RollingRows rows(Segment const& segment, LayerCapacity const&) const {
     RollingHead const& slots = head(segment);
-    return slots.row(segment.sequence, slots.slot_of(slots.kept_token(slot, segment.length))) * channels;
+    return RollingRows::of(slots, segment.sequence, slots.kept(segment.length));
   }
 };
 
 namespace detail {
 
 template <class T>
-Destination<T, RollingForm> rolling_form_of(RollingSlots const& plan, RollingSlotsView const& view,
+Destination<T, RollingForm> rolling_form_of(RollingSlots const& slots, RollingSlotsView const& view,
                                             std::int64_t head_dim, std::int64_t value_dim) {
   if (value_dim == 0) value_dim = head_dim;
   require_channels(head_dim, value_dim, "rolling");
   Destination<T, RollingForm> result{
-      {view.heads, plan.num_sequences(), plan.num_kv_heads(), view.id}, head_dim, value_dim, {}, {}, 0};
-  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
-    result.capacities.push_back({.rows = plan.rows_total(layer)});
+      {view.heads, slots.num_sequences(), slots.num_kv_heads(), view.id}, head_dim, value_dim, {}, {}, 0};
+  for (std::int32_t layer = 0; layer < slots.num_layers(); ++layer) {
+    result.capacities.push_back({.rows = slots.rows_total(layer)});
   }
   return result;
 }
 
 }  // namespace detail
 
-/// @brief The buffers of a rolling cache, of `compress`, `append` and `copy_sequences` alike: one of keys and one of
+/// @brief The buffers of a rolling cache, for `compress`, `append` and `copy_sequences` alike: one of keys and one of
 /// values, layers back to back.
-/// @param view       `plan.view()` for host memory, `plan.view_at(d_heads)` for device memory; borrowed
-/// @param keys       [plan.rows_total(), head_dim]
-/// @param values     [plan.rows_total(), value_dim]
+/// @param view       `slots.view()` for host memory, `slots.view_at(d_heads)` for device memory; borrowed
+/// @param keys       [slots.rows_total(), head_dim]
+/// @param values     [slots.rows_total(), value_dim]
 /// @param value_dim  channels of a value; 0: as many as a key has
 /// @throws ArgumentError if channels are not positive
 template <class T>
-[[nodiscard]] Destination<T, RollingForm> rolling(RollingSlots const& plan, RollingSlotsView const& view, T* keys,
+[[nodiscard]] Destination<T, RollingForm> rolling(RollingSlots const& slots, RollingSlotsView const& view, T* keys,
                                                   T* values, std::int64_t head_dim, std::int64_t value_dim = 0) {
-  auto result = detail::rolling_form_of<T>(plan, view, head_dim, value_dim);
+  auto result = detail::rolling_form_of<T>(slots, view, head_dim, value_dim);
   detail::carve_layers(result, keys, values);
   return result;
 }
 
-/// @brief The same with buffers of its own for each layer: [plan.rows_total(layer), head_dim].
-template <class T>
-[[nodiscard]] Destination<T, RollingForm> rolling(RollingSlots const& plan, RollingSlotsView const& view,
-                                                  std::vector<LayerKv<T>> const& layers, std::int64_t head_dim,
-                                                  std::int64_t value_dim = 0) {
-  auto result = detail::rolling_form_of<T>(plan, view, head_dim, value_dim);
-  detail::take_layers<T>(result, layers, "rolling");
+/// @brief The same with buffers of its own for each layer: [slots.rows_total(layer), head_dim].
+template <LayerRange Layers>
+[[nodiscard]] Destination<LayerElement<Layers>, RollingForm> rolling(RollingSlots const& slots,
+                                                                     RollingSlotsView const& view, Layers const& layers,
+                                                                     std::int64_t head_dim,
+                                                                     std::int64_t value_dim = 0) {
+  auto result = detail::rolling_form_of<LayerElement<Layers>>(slots, view, head_dim, value_dim);
+  detail::take_layers(result, layer_span(layers), "rolling");
   return result;
 }
 

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// How long each sequence of a rolling cache is, and how far it can be taken back.
+/// Lengths of the sequences of a rolling cache, and how far they can be taken back.
 
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/error.hpp>
@@ -17,10 +17,10 @@ HEADAWARE_NAMESPACE_BEGIN
 
 /// @brief The counters of a rolling cache in host or device memory; borrowed.
 struct RollingStateView {
-  std::int32_t* lengths = nullptr;  ///< [num_sequences] tokens seen
-  std::int32_t* written = nullptr;  ///< [num_sequences] what `RollingState::written` says
-  std::int32_t* ticket = nullptr;   ///< device: counts blocks; 0 between calls
-  std::int32_t* status = nullptr;   ///< device: 1 once a call refused a sequence, until someone clears it
+  std::int32_t* lengths = nullptr;     ///< [num_sequences] tokens seen
+  std::int32_t* high_water = nullptr;  ///< [num_sequences] see `RollingState::high_water`
+  std::int32_t* ticket = nullptr;      ///< device: counts blocks; 0 between calls
+  std::int32_t* status = nullptr;      ///< device: 1 once a call refused a sequence, until someone clears it
 
   /// Bytes of the counters of so many sequences.
   static std::size_t bytes(std::int32_t num_sequences) {
@@ -44,26 +44,27 @@ class RollingState {
   explicit RollingState(std::int32_t num_sequences) {
     require(num_sequences >= 0, "sequences", ">= 0", num_sequences, "RollingState");
     lengths_.resize(static_cast<std::size_t>(num_sequences));
-    written_.resize(static_cast<std::size_t>(num_sequences));
+    high_water_.resize(static_cast<std::size_t>(num_sequences));
   }
 
   [[nodiscard]] std::int32_t num_sequences() const { return static_cast<std::int32_t>(lengths_.size()); }
   [[nodiscard]] std::span<std::int32_t const> lengths() const { return lengths_; }
   /// Tokens a sequence has seen. @throws ArgumentError if there is no such sequence
   [[nodiscard]] std::int64_t length(std::int32_t sequence) const { return lengths_[index(sequence)]; }
-  /// @brief The longest that a sequence has been since it was empty: slots of tokens below `written - ring` have been
-  /// overwritten. (Behind `compress` it counts the slack as overwritten, since nothing is in it yet.)
-  [[nodiscard]] std::int64_t written(std::int32_t sequence) const { return written_[index(sequence)]; }
+  [[nodiscard]] std::span<std::int32_t const> high_water() const { return high_water_; }
+  /// @brief The longest that a sequence has been since it was empty: slots of tokens below `high_water - ring` have
+  /// been overwritten. (After `compress` it counts the slack as overwritten, since nothing is in it yet.)
+  [[nodiscard]] std::int64_t high_water(std::int32_t sequence) const { return high_water_[index(sequence)]; }
 
-  /// @brief How many of a sequence's last tokens can be taken back so that every head's window is still whole: all
+  /// @brief Number of a sequence's last tokens that can be taken back so that every head's window is still whole: all
   /// until the first ring wraps, later `slack` less what has already been taken back.
-  [[nodiscard]] std::int64_t max_rollback(RollingSlotsView const& plan, std::int32_t sequence) const {
-    return plan.max_rollback(length(sequence), written(sequence));
+  [[nodiscard]] std::int64_t max_rollback(RollingSlotsView const& slots, std::int32_t sequence) const {
+    return slots.max_rollback(length(sequence), high_water(sequence));
   }
   /// @brief Takes the last `tokens` tokens back (speculative decoding). Touches no slot.
   /// @throws ArgumentError if more than `max_rollback`
-  void rollback(RollingSlotsView const& plan, std::int32_t sequence, std::int64_t tokens) {
-    std::int64_t const most = max_rollback(plan, sequence);
+  void rollback(RollingSlotsView const& slots, std::int32_t sequence, std::int64_t tokens) {
+    std::int64_t const most = max_rollback(slots, sequence);
     if (tokens < 0 || tokens > most) {
       require(false, "tokens to take back", {"in [0, ", most, "]"}, tokens, {"rollback, sequence ", sequence});
     }
@@ -72,41 +73,41 @@ class RollingState {
 
   /// @brief Counts tokens that `append` has written without counting them.
   /// @param counts  [num_sequences]
-  /// @throws ArgumentError, before anything changes, on a negative count or a sequence longer than the plan's limit
-  void advance(RollingSlotsView const& plan, std::span<std::int32_t const> counts) {
-    check(plan, counts, "advance");
+  /// @throws ArgumentError, before anything changes, on a negative count or a sequence longer than the cache's limit
+  void advance(RollingSlotsView const& slots, std::span<std::int32_t const> counts) {
+    check(slots, counts, "advance");
     for (std::size_t b = 0; b < counts.size(); ++b) {
       lengths_[b] += counts[b];
-      written_[b] = std::max(written_[b], lengths_[b]);
+      high_water_[b] = std::max(high_water_[b], lengths_[b]);
     }
   }
 
-  /// @brief Says that `compress` has filled a sequence with `length` tokens.
-  /// @throws ArgumentError if the plan has no room for them
-  void start(RollingSlotsView const& plan, std::int32_t sequence, std::int64_t length) {
-    if (length < 0 || length > plan.token_limit) {
-      require(false, "length", {"in [0, ", plan.token_limit, "]"}, length, "RollingState::start");
+  /// @brief Sets the counters of a sequence that `compress` has filled with `length` tokens.
+  /// @throws ArgumentError if the slots have no room for them
+  void start(RollingSlotsView const& slots, std::int32_t sequence, std::int64_t length) {
+    if (length < 0 || length > slots.token_limit) {
+      require(false, "length", {"in [0, ", slots.token_limit, "]"}, length, "RollingState::start");
     }
     std::size_t const b = index(sequence);
     lengths_[b] = static_cast<std::int32_t>(length);
-    written_[b] = static_cast<std::int32_t>(std::min<std::int64_t>(plan.written_at_start(length), all_tokens));
+    high_water_[b] = static_cast<std::int32_t>(std::min<std::int64_t>(slots.high_water_at_start(length), all_tokens));
   }
 
   /// Empties a sequence; its slots are free for another.
-  void reset(std::int32_t sequence) { lengths_[index(sequence)] = written_[index(sequence)] = 0; }
+  void reset(std::int32_t sequence) { lengths_[index(sequence)] = high_water_[index(sequence)] = 0; }
 
-  /// Gives a sequence the counters of another; the rows are `copy_sequences`' business.
+  /// Gives a sequence the counters of another; `copy_sequences` copies the rows.
   void copy(std::int32_t from, std::int32_t to) {
     lengths_[index(to)] = lengths_[index(from)];
-    written_[index(to)] = written_[index(from)];
+    high_water_[index(to)] = high_water_[index(from)];
   }
 
-  /// Throws what `append` and `advance` complain about.
-  void check(RollingSlotsView const& plan, std::span<std::int32_t const> counts, char const* where) const {
-    require(plan.num_sequences == num_sequences(), "state's sequences", plan.num_sequences, num_sequences(), where);
+  /// Runs the argument checks of `append` and `advance`.
+  void check(RollingSlotsView const& slots, std::span<std::int32_t const> counts, char const* where) const {
+    require(slots.num_sequences == num_sequences(), "state's sequences", slots.num_sequences, num_sequences(), where);
     require(counts.size() == lengths_.size(), "counts", lengths_.size(), counts.size(), where);
     for (std::size_t b = 0; b < counts.size(); ++b) {
-      std::int64_t const room = plan.token_limit - lengths_[b];
+      std::int64_t const room = slots.token_limit - lengths_[b];
       if (counts[b] >= 0 && counts[b] <= room) continue;
       require(false, "new tokens", {"in [0, ", room, "]"}, counts[b], {where, ", sequence ", b});
     }
@@ -119,7 +120,7 @@ class RollingState {
   }
 
   std::vector<std::int32_t> lengths_;
-  std::vector<std::int32_t> written_;
+  std::vector<std::int32_t> high_water_;
 };
 
 HEADAWARE_NAMESPACE_END

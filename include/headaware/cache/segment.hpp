@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// The unit of compaction: what one KV head of one sequence keeps in one layer.
+/// Segments: one KV head of one sequence in one layer, the unit of compaction.
 
 #include <headaware/config.hpp>
 #include <headaware/policy/concept.hpp>
@@ -22,18 +22,18 @@ struct Segment {
   std::int32_t kv_head = 0;
   std::int64_t length = 0;      ///< tokens before
   std::int64_t kept = 0;        ///< tokens after
-  std::int64_t first_row = 0;   ///< rows that the layer's earlier segments keep
+  std::int64_t first_row = 0;   ///< first row in the layer: rows that earlier segments keep
   std::int32_t group_head = 0;  ///< place among the heads of its group (grouped caches)
   bool full_group = false;      ///< belongs to the group of `Full` heads (grouped caches)
 };
 
-/// @brief Rows that each layer's buffers hold, where the form of the cache depends on it.
+/// @brief Rows of one layer's buffers, as far as the form of the cache needs them.
 struct LayerCapacity {
-  std::int64_t rows = 0;            ///< rows in all
-  std::int64_t head_rows = 0;       ///< padded: rows a head; grouped: rows a streaming head
-  std::int64_t full_head_rows = 0;  ///< grouped: rows a `Full` head
-  std::int32_t full_heads = 0;      ///< grouped: `Full` heads
-  std::int32_t window_heads = 0;    ///< grouped: heads that keep a bounded number of tokens
+  std::int64_t rows = 0;            ///< all rows
+  std::int64_t head_rows = 0;       ///< padded: rows per head; grouped: rows per window head
+  std::int64_t full_head_rows = 0;  ///< grouped: rows per `Full` head
+  std::int32_t full_heads = 0;      ///< grouped: number of `Full` heads
+  std::int32_t window_heads = 0;    ///< grouped: number of heads that keep a bounded number of tokens
 
   friend constexpr bool operator==(LayerCapacity const&, LayerCapacity const&) = default;
 };
@@ -82,7 +82,7 @@ HEADAWARE_HOST_DEVICE Segment make_segment(Table const& table, std::int64_t inde
   return segment;
 }
 
-/// Which group of a grouped cache a policy belongs to.
+/// Group of a policy in a grouped cache.
 enum class HeadGroup : std::uint8_t { none, window, full };
 
 struct GroupOf {
@@ -127,7 +127,7 @@ HEADAWARE_HOST_DEVICE void place_in_group(Table const& table, Segment& segment) 
   }
 }
 
-/// The first row whose token moves; tokens never move to a later place, so `source_token(row) - row` ascends.
+/// The first row whose token moves; tokens never move to a later row, so `source_token(row) - row` ascends.
 /// An entry of a keep-list that names no token counts as moved: no row before it may be passed over.
 HEADAWARE_EXEC_CHECK_DISABLE
 template <class P>

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -24,16 +25,18 @@ Interval interval(T const* data, std::int64_t elements) {
   return {begin, begin + static_cast<std::uintptr_t>(elements) * sizeof(T)};
 }
 
-/// Drops empty intervals and sorts the others by where they begin.
-inline void sort_intervals(std::vector<Interval>& intervals) {
-  std::erase_if(intervals, [](Interval const& i) { return i.begin >= i.end; });
-  std::sort(intervals.begin(), intervals.end(), [](auto const& x, auto const& y) { return x.begin < y.begin; });
+/// Sorts intervals by where they begin. @return those that are not empty
+inline std::span<Interval> sort_intervals(std::span<Interval> intervals) {
+  auto const end =
+      std::partition(intervals.begin(), intervals.end(), [](Interval const& i) { return i.begin < i.end; });
+  std::sort(intervals.begin(), end, [](Interval const& x, Interval const& y) { return x.begin < y.begin; });
+  return {intervals.begin(), end};
 }
 
-/// Whether any interval of `a` meets any of `b`. O(n log n).
-inline bool overlap(std::vector<Interval> a, std::vector<Interval> b) {
-  sort_intervals(a);
-  sort_intervals(b);
+/// Whether any interval of `a` meets any of `b`; sorts both. O(n log n).
+inline bool sort_and_overlap(std::span<Interval> a, std::span<Interval> b) {
+  a = sort_intervals(a);
+  b = sort_intervals(b);
   std::size_t j = 0;
   std::uintptr_t reach = 0;  // the furthest end among the intervals of b that begin before a[i] ends
   for (Interval const& each : a) {
@@ -43,11 +46,11 @@ inline bool overlap(std::vector<Interval> a, std::vector<Interval> b) {
   return false;
 }
 
-/// Whether two of the intervals meet. O(n log n).
-inline bool overlap_among(std::vector<Interval> intervals) {
-  sort_intervals(intervals);
+/// Whether two of the intervals meet; sorts them. O(n log n).
+inline bool sort_and_overlap(std::span<Interval> intervals) {
+  intervals = sort_intervals(intervals);
   return std::adjacent_find(intervals.begin(), intervals.end(),
-                            [](auto const& x, auto const& y) { return y.begin < x.end; }) != intervals.end();
+                            [](Interval const& x, Interval const& y) { return y.begin < x.end; }) != intervals.end();
 }
 
 template <class Layout>

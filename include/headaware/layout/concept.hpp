@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// What a layout is: the map from (sequence, KV head, token, channel) to an element of a tensor.
+/// Layouts: maps from (sequence, KV head, token, channel) to an element of a tensor.
 
 #include <headaware/config.hpp>
 
@@ -14,7 +14,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief How an engine lays out the keys (or the values) of one layer: a trivially copyable type
+/// @brief Layout of the keys (or the values) of one layer: a trivially copyable type
 /// with `int64_t offset(int64_t sequence, int64_t head, int64_t token, int64_t channel) const`,
 /// the element's offset, in elements, from the layer's base pointer.
 ///
@@ -39,7 +39,7 @@ concept KvLayout = std::is_trivially_copyable_v<L> && requires(L const layout, s
   { layout.offset(i, i, i, i) } -> std::same_as<std::int64_t>;
 };
 
-/// @brief Explains in plain sentences why a type is no layout, one compile-time error a mistake.
+/// @brief Explains in plain sentences why a type is no layout, one compile-time error per mistake.
 template <class L>
 consteval bool check_layout() {
   constexpr bool copyable = std::is_trivially_copyable_v<L>;
@@ -154,8 +154,8 @@ void check_source_tables(Source const& source, std::int64_t sequences, TokensOf 
 
 }  // namespace detail
 
-/// @brief Checks tables in host memory as the CPU back end does before it reads them: for those who compress on a
-/// device, whose back end cannot, and want to know what is wrong. All tokens need places, also those that no head
+/// @brief Checks tables in host memory as the CPU back end does before it reads them: for callers that compress on a
+/// device, whose back end cannot. All tokens need places, also those that no head
 /// keeps, which the CPU's `compress` does not ask for.
 /// @param layout   over host copies of the tables (the tensor itself is not touched), or `KvLayouts`
 /// @param lengths  tokens of each sequence

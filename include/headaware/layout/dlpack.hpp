@@ -81,7 +81,7 @@ template <class T>
   return {Element::code, Element::bits, 1};
 }
 
-/// @brief What each dimension of a tensor is, outermost first, as a string literal: `b` sequence
+/// @brief Meaning of each dimension of a tensor, outermost first, as a string literal: `b` sequence
 /// (batch), `h` KV head, `s` token (sequence position), `d` channel (head_dim). For example "bhsd", "bshd",
 /// "shd" or "bhds". A direction that is left out has one element. A mistake does not compile.
 class DlpackOrder {
@@ -321,7 +321,7 @@ struct DlpackDelete {
   }
 };
 
-/// @brief A managed tensor until somebody takes it over: `release()` it into a `dltensor` capsule.
+/// @brief A managed tensor until a consumer takes it over: `release()` it into a `dltensor` capsule.
 using ManagedDlpack = std::unique_ptr<DLManagedTensor, DlpackDelete>;
 
 namespace detail {

@@ -111,7 +111,7 @@ HEADAWARE_NAMESPACE_BEGIN
 ///
 /// The table is the one that its attention kernels read: for each sequence a row for keys and a row for
 /// values, whose entries count blocks of one layer's keys or values: `block · layers · 2`, and 1 more
-/// for values. With plain block numbers instead, and one layer a pool, take `flashinfer_joined`, HND.
+/// for values. With plain block numbers instead, and one layer per pool, take `flashinfer_joined`, HND.
 /// @param block_offsets   [sequences, 2, max_blocks], host or device, as the pool; a sequence for each
 ///                        beam; blocks in the primary pool only (bit 31 clear)
 /// @param max_blocks      entries of a row, max_blocks_per_seq
@@ -140,7 +140,7 @@ HEADAWARE_NAMESPACE_BEGIN
   return {keys, PagedLayout(PageTable::dense(value_offsets, max_blocks, 2 * max_blocks), half_blocks, strides)};
 }
 
-/// @brief What llama.cpp's KV cache is made of, in its names.
+/// @brief Sizes of llama.cpp's KV cache, in its names.
 struct LlamaCppShape {
   std::int64_t n_stream = 1;       ///< streams; 1 where the cache is unified
   std::int64_t kv_size = 0;        ///< cells of a stream

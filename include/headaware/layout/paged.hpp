@@ -5,52 +5,17 @@
 
 #include <headaware/detail/checked.hpp>
 #include <headaware/error.hpp>
+#include <headaware/fixed_divisor.hpp>
 #include <headaware/layout/concept.hpp>
 
 #include <array>
-#include <bit>
 #include <cstdint>
 #include <numeric>
 #include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 
-namespace detail {
-
-/// Division of indices below 2^31 by a number fixed on the host, without a division or a branch:
-/// index / d = index * ceil(2^shift / d) >> shift, exact where shift = 31 + ceil(log2 d), since the
-/// product then exceeds the true one by less than 2^shift / d; and that reciprocal fits 32 bits.
-/// @par Source  Granlund and Montgomery, Division by Invariant Integers using Multiplication, PLDI 1994
-class FixedDivisor {
- public:
-  FixedDivisor() = default;
-
-  /// @throws ArgumentError unless 0 < divisor < 2^31
-  FixedDivisor(std::int64_t divisor, char const* what, char const* where) {
-    require(divisor > 0 && divisor <= 0x7fffffff, what, "in [1, 2147483647]", divisor, where);
-    divisor_ = static_cast<std::int32_t>(divisor);
-    shift_ = 31 + static_cast<std::int32_t>(std::bit_width(static_cast<std::uint32_t>(divisor - 1)));
-    std::uint64_t const numerator = std::uint64_t{1} << shift_;
-    reciprocal_ = static_cast<std::uint32_t>((numerator - 1) / static_cast<std::uint64_t>(divisor) + 1);
-  }
-
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t quotient(std::int64_t index) const {
-    return static_cast<std::int64_t>(std::uint64_t{static_cast<std::uint32_t>(index)} * reciprocal_ >> shift_);
-  }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t remainder(std::int64_t index) const {
-    return index - quotient(index) * divisor_;
-  }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t value() const { return divisor_; }
-
- private:
-  std::int32_t divisor_ = 1;
-  std::uint32_t reciprocal_ = 0x80000000U;
-  std::int32_t shift_ = 31;
-};
-
-}  // namespace detail
-
-/// @brief Which page holds which part of which sequence. A view: host or device pointers, as the
+/// @brief Table from (sequence, page of the sequence) to a page of the tensor. A view: host or device pointers, as the
 /// tensor's; borrowed.
 struct PageTable {
   std::int32_t const* pages = nullptr;   ///< page numbers
@@ -83,7 +48,7 @@ struct PagedShape {
   std::int64_t num_kv_heads = 0;
   std::int64_t channels = 0;   ///< head_dim
   std::int64_t num_pages = 0;  ///< pages of the pool
-  std::int64_t page_size = 1;  ///< tokens a page
+  std::int64_t page_size = 1;  ///< tokens per page
 };
 
 /// @brief Elements between neighbours in each direction; token: within a page.
@@ -120,7 +85,7 @@ inline void check_paged(PageTable const& table, PagedShape const& shape, std::in
   (void)elements(where, {table.indptr == nullptr ? table.max_pages : shape.num_pages, shape.page_size});
 }
 
-/// What the layouts below have in common: a table, a shape, and the division of tokens into pages.
+/// Base of the layouts below: a table, a shape, and the division of tokens into pages.
 class PagedBase {
  public:
   [[nodiscard]] std::int64_t num_sequences() const { return shape_.num_sequences; }
@@ -301,7 +266,7 @@ class PagedSplitXLayout : public detail::PagedBase {
   }
 
  private:
-  detail::FixedDivisor x_;
+  FixedDivisor x_;
   SplitXStrides strides_;
 };
 static_assert(KvLayout<PagedSplitXLayout>);

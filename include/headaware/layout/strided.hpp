@@ -13,7 +13,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief Elements a tensor has in each direction.
+/// @brief Extents of a tensor.
 struct LayoutShape {
   std::int64_t num_sequences = 0;
   std::int64_t num_kv_heads = 0;
@@ -21,7 +21,7 @@ struct LayoutShape {
   std::int64_t channels = 0;  ///< head_dim
 };
 
-/// @brief Elements between neighbours in each direction.
+/// @brief Strides of a tensor, in elements.
 struct LayoutStrides {
   std::int64_t sequence = 0;
   std::int64_t head = 0;
@@ -117,11 +117,12 @@ static_assert(KvLayout<StridedLayout>);
   return strided_bshd(1, tokens, num_kv_heads, head_dim);
 }
 
-/// @brief `[num_sequences, num_heads, head_dim]`, contiguous: a decode batch, one token per sequence.
+/// @brief `[sequences, heads, head_dim]`, contiguous: one token of each sequence of a decode batch (queries, new keys
+/// and values, outputs).
 /// @throws ArgumentError as `StridedLayout`
 [[nodiscard]] inline StridedLayout strided_bhd(std::int64_t num_sequences, std::int64_t num_heads,
                                                std::int64_t head_dim) {
-  return strided_bshd(num_sequences, 1, num_heads, head_dim);
+  return strided_bhsd(num_sequences, num_heads, 1, head_dim);
 }
 
 /// @brief `[batch, num_kv_heads, head_dim, tokens]`, contiguous: transposed values.

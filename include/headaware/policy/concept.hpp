@@ -1,9 +1,9 @@
 #pragma once
 
 /// @file
-/// What a retention policy is, and the maps between a sequence's tokens and the slots that hold
-/// the kept ones. A policy is data with one pure function; all else is derived from it, and a
-/// policy may offer closed forms of what is derived.
+/// Retention policies, and the maps between a sequence's tokens and the rows that hold the kept ones.
+/// A policy is data with one pure function; the maps are derived from it, or closed forms that the
+/// policy offers.
 
 #include <headaware/config.hpp>
 
@@ -20,8 +20,8 @@ HEADAWARE_NAMESPACE_BEGIN
 ///
 /// Optional members, each marked `HEADAWARE_HOST_DEVICE` as `keeps` is:
 /// - `int64_t kept_before(int64_t token, int64_t length) const`: kept tokens in `[0, token)`.
-///   With it counting costs O(1) and finding a slot's token O(log length), instead of O(length).
-/// - `int64_t source_token(int64_t slot, int64_t length) const`: the token in slot `slot`.
+///   With it counting costs O(1) and finding a row's token O(log length), instead of O(length).
+/// - `int64_t source_token(int64_t row, int64_t length) const`: the token in row `row`.
 /// - `void validate() const` (host): throws `ArgumentError` on fields that make no sense.
 template <class P>
 concept HeadPolicy = std::is_trivially_copyable_v<P> && std::is_default_constructible_v<P> &&
@@ -30,7 +30,7 @@ concept HeadPolicy = std::is_trivially_copyable_v<P> && std::is_default_construc
   { policy.keeps(token, length) } -> std::same_as<bool>;
 };
 
-/// @brief Explains in plain sentences why a type is no policy, one compile-time error a mistake.
+/// @brief Explains in plain sentences why a type is no policy, one compile-time error per mistake.
 /// Functions that take a policy call this in a `static_assert` instead of constraining it, because
 /// nvcc does not say which clause of a concept failed.
 template <class P>
@@ -59,7 +59,7 @@ consteval bool check_policy() {
 
 namespace detail {
 
-/// Whether somebody meant a type to be a policy.
+/// Whether a type is meant to be a policy.
 template <class P>
 concept looks_like_policy = requires {
   std::string_view(P::name);
@@ -77,7 +77,7 @@ inline constexpr bool has_source_token = requires(P const p, std::int64_t i) {
 
 }  // namespace detail
 
-/// @brief How many of the tokens `[0, token)` a sequence of `length` tokens keeps.
+/// @brief Number of tokens of `[0, token)` that a sequence of `length` tokens keeps.
 /// @pre  0 <= token <= length
 /// @par Cost  O(1) where the policy has `kept_before`, else O(token)
 template <class P>
@@ -91,28 +91,28 @@ HEADAWARE_HOST_DEVICE constexpr std::int64_t kept_before(P const& policy, std::i
   }
 }
 
-/// @brief How many tokens a sequence of `length` tokens keeps.
+/// @brief Number of tokens that a sequence of `length` tokens keeps.
 /// @pre  length >= 0
 template <class P>
 HEADAWARE_HOST_DEVICE constexpr std::int64_t kept_count(P const& policy, std::int64_t length) {
   return kept_before(policy, length, length);
 }
 
-/// @brief The token that slot `slot` of the compressed sequence holds; slots keep the tokens' order.
-/// @pre  0 <= slot < kept_count(policy, length)
+/// @brief The token that row `row` of the compressed sequence holds; rows keep the tokens' order.
+/// @pre  0 <= row < kept_count(policy, length)
 /// @par Cost  O(1) where the policy has `source_token`, O(log length) where it has `kept_before`,
 ///            else O(length)
 template <class P>
-HEADAWARE_HOST_DEVICE constexpr std::int64_t source_token(P const& policy, std::int64_t slot, std::int64_t length) {
+HEADAWARE_HOST_DEVICE constexpr std::int64_t source_token(P const& policy, std::int64_t row, std::int64_t length) {
   if constexpr (detail::has_source_token<P>) {
-    return policy.source_token(slot, length);
+    return policy.source_token(row, length);
   } else if constexpr (detail::has_kept_before<P>) {
-    // The smallest token t with kept_before(t + 1) > slot.
+    // The smallest token t with kept_before(t + 1) > row.
     std::int64_t low = 0;
     std::int64_t high = length - 1;
     while (low < high) {
       std::int64_t const middle = low + (high - low) / 2;
-      if (policy.kept_before(middle + 1, length) > slot) {
+      if (policy.kept_before(middle + 1, length) > row) {
         high = middle;
       } else {
         low = middle + 1;
@@ -121,17 +121,17 @@ HEADAWARE_HOST_DEVICE constexpr std::int64_t source_token(P const& policy, std::
     return low;
   } else {
     std::int64_t token = 0;
-    for (std::int64_t left = slot;; ++token) {
+    for (std::int64_t left = row;; ++token) {
       if (token >= length - 1) return token;
       if (policy.keeps(token, length) && left-- == 0) return token;
     }
   }
 }
 
-/// @brief The slot that holds `token`, or -1 if the policy drops it.
+/// @brief The row that holds `token`, or -1 if the policy drops it.
 /// @pre  0 <= token < length
 template <class P>
-HEADAWARE_HOST_DEVICE constexpr std::int64_t kept_slot(P const& policy, std::int64_t token, std::int64_t length) {
+HEADAWARE_HOST_DEVICE constexpr std::int64_t kept_row(P const& policy, std::int64_t token, std::int64_t length) {
   return policy.keeps(token, length) ? kept_before(policy, token, length) : -1;
 }
 

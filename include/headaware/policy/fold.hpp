@@ -1,7 +1,8 @@
 #pragma once
 
 /// @file
-/// Grouped-query attention: several query heads read one KV head, which has to keep what each of them needs.
+/// Folds the policies of the query heads of a group (grouped-query attention) into one for their KV head, which keeps
+/// what each of them needs.
 
 #include <headaware/error.hpp>
 #include <headaware/policy/registry.hpp>
@@ -85,7 +86,7 @@ template <class Registry>
   return result;
 }
 
-/// @brief `fold_union` as a function object: how a group of query heads decides, unless the caller knows better.
+/// @brief `fold_union` as a function object: the default rule of a group of query heads.
 struct FoldUnion {
   template <class Registry>
   [[nodiscard]] AnyPolicy<Registry> operator()(std::span<AnyPolicy<Registry> const> policies) const {

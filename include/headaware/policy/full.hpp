@@ -10,7 +10,7 @@ struct Full {
 
   HEADAWARE_HOST_DEVICE constexpr bool keeps(std::int64_t, std::int64_t) const { return true; }
   HEADAWARE_HOST_DEVICE constexpr std::int64_t kept_before(std::int64_t token, std::int64_t) const { return token; }
-  HEADAWARE_HOST_DEVICE constexpr std::int64_t source_token(std::int64_t slot, std::int64_t) const { return slot; }
+  HEADAWARE_HOST_DEVICE constexpr std::int64_t source_token(std::int64_t row, std::int64_t) const { return row; }
   friend constexpr bool operator==(Full const&, Full const&) = default;
 };
 static_assert(HeadPolicy<Full>);

@@ -25,8 +25,8 @@ struct KeepList {
     if (count < 0) return 0;
     return token >= length ? count : lower_bound(token);
   }
-  HEADAWARE_HOST_DEVICE constexpr std::int64_t source_token(std::int64_t slot, std::int64_t) const {
-    return tokens[slot];
+  HEADAWARE_HOST_DEVICE constexpr std::int64_t source_token(std::int64_t row, std::int64_t) const {
+    return tokens[row];
   }
   friend constexpr bool operator==(KeepList const&, KeepList const&) = default;
 

@@ -2,6 +2,7 @@
 
 #include <headaware/error.hpp>
 #include <headaware/policy/concept.hpp>
+#include <headaware/policy/window_rule.hpp>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -14,16 +15,13 @@ struct SinkWindow {
   std::int32_t window = 508;  ///< newest tokens kept, the current one included
 
   HEADAWARE_HOST_DEVICE constexpr bool keeps(std::int64_t token, std::int64_t length) const {
-    return token < sink || token >= length - window;
+    return WindowRule{sink, window}.keeps(token, length);
   }
   HEADAWARE_HOST_DEVICE constexpr std::int64_t kept_before(std::int64_t token, std::int64_t length) const {
-    std::int64_t const start = window_start(length);
-    std::int64_t const sinks = token < sink ? token : sink;
-    return token <= start ? sinks : (sink < start ? sink : start) + (token - start);
+    return WindowRule{sink, window}.range(length).kept_before(token);
   }
-  HEADAWARE_HOST_DEVICE constexpr std::int64_t source_token(std::int64_t slot, std::int64_t length) const {
-    std::int64_t const start = window_start(length);
-    return slot < sink || start <= sink ? slot : slot - sink + start;
+  HEADAWARE_HOST_DEVICE constexpr std::int64_t source_token(std::int64_t row, std::int64_t length) const {
+    return WindowRule{sink, window}.range(length).token(row);
   }
   friend constexpr bool operator==(SinkWindow const&, SinkWindow const&) = default;
 
@@ -31,11 +29,6 @@ struct SinkWindow {
   void validate() const {
     require(sink >= 0, "negative sink", "sink >= 0", sink, "SinkWindow");
     require(window >= 0, "negative window", "window >= 0", window, "SinkWindow");
-  }
-
- private:
-  HEADAWARE_HOST_DEVICE constexpr std::int64_t window_start(std::int64_t length) const {
-    return length > window ? length - window : 0;
   }
 };
 static_assert(HeadPolicy<SinkWindow>);

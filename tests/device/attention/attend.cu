@@ -153,7 +153,7 @@ TEST_CASE("device attention: a prefill chunk sees what came before each of its t
 
 TEST_CASE("device attention: rolling caches hold their slots in any order", "[attention]") {
   HEADAWARE_REQUIRE_DEVICE();
-  std::vector<ha::SinkAndWindow> const heads{{4, 12}, {0, 16}, {ha::all_tokens, 0}, {0, 0}, {3, 0}, {60, 300}};
+  std::vector<ha::WindowRule> const heads{{4, 12}, {0, 16}, {ha::all_tokens, 0}, {0, 0}, {3, 0}, {60, 300}};
   for (std::int64_t const tokens : {1, 3}) {
     RolledProblem<ha::float16> rolled({4, 12, 6, tokens, 48}, heads, {0, 3, 16, 700}, 21);
     rolled.problem.first_positions = {0, 1, 13, 697};

@@ -163,14 +163,15 @@ TEST_CASE("device masks are the CPU's", "[attention]") {
   DeviceVector<float> const d_floats(std::vector<float>(floats.size(), 7));
   DeviceVector<std::uint32_t> const d_bits(std::vector<std::uint32_t>(bits.size(), 7));
   Stream const stream;
-  REQUIRE_CUDA(ha::fill_policy_mask(table.view_at(d_bytes.data()), shape, d_floats.data(), stream));
-  REQUIRE_CUDA(ha::fill_policy_mask(table.view_at(d_bytes.data()), shape, d_bits.data(), stream));
+  REQUIRE_CUDA(ha::device::fill_policy_mask(table.view_at(d_bytes.data()), shape, d_floats.data(), stream));
+  REQUIRE_CUDA(ha::device::fill_policy_mask(table.view_at(d_bytes.data()), shape, d_bits.data(), stream));
   REQUIRE_CUDA(cudaStreamSynchronize(stream));
   CHECK(d_floats.host() == floats);
   CHECK(d_bits.host() == bits);
   auto bad = shape;
   bad.layer = 1;
-  REQUIRE(ha::fill_policy_mask(table.view_at(d_bytes.data()), bad, d_bits.data(), stream) == cudaErrorInvalidValue);
+  REQUIRE(ha::device::fill_policy_mask(table.view_at(d_bytes.data()), bad, d_bits.data(), stream) ==
+          cudaErrorInvalidValue);
 }
 
 TEST_CASE("device attention over nothing needs no buffers", "[attention]") {

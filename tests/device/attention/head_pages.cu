@@ -33,7 +33,7 @@ TEST_CASE("device attention: pages of single heads", "[attention]") {
                        ha::KeptCache{d_pool.data(), d_pool.data() + chunk.value_offset(),
                                      ha::HeadPagesView::of_chunk(view, layer, d_lengths, tokens, chunk.page_stride)},
                        ha::AttentionOutput{d_output.data(), PagedChunk::layout(tokens)},
-                       {chunk.pages.plan().rows_total(layer)},
+                       {chunk.pages.slots().rows_total(layer)},
                        {.first_positions = first.empty() ? nullptr : upload(first)});
             auto const output = d_output.host();
             float worst = 0;

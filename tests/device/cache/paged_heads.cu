@@ -17,17 +17,17 @@ namespace {
 /// A step's arrays on the device.
 struct DeviceStep {
   DeviceVector<std::int32_t> lengths;
-  DeviceVector<std::int32_t> written;
+  DeviceVector<std::int32_t> high_water;
   DeviceVector<std::int32_t> counts;
   DeviceVector<ha::PageCopy> copies;
   DeviceVector<std::int32_t> status{std::vector<std::int32_t>{0}};
   ha::DevicePageStep view;
 
   explicit DeviceStep(ha::PageStep const& step)
-      : lengths(step.lengths), written(step.written), counts(step.counts), copies(step.copies) {
+      : lengths(step.lengths), high_water(step.high_water), counts(step.counts), copies(step.copies) {
     view = {
-        lengths.data(), written.data(), counts.data(),  copies.data(), static_cast<std::int32_t>(step.copies.size()),
-        step.max_count, status.data(),  step.generation};
+        lengths.data(), high_water.data(), counts.data(),  copies.data(), static_cast<std::int32_t>(step.copies.size()),
+        step.max_count, status.data(),     step.generation};
   }
 };
 
@@ -65,7 +65,7 @@ void walk(unsigned seed, int steps, std::int32_t page_size, std::int32_t slack, 
         DeviceTables const tables(pages);
         DeviceStep const d_step(step);
         DeviceTokens<T> const d_news(news);
-        REQUIRE_CUDA(ha::append(tables.view, d_step.view, d_news.layers, news.layout(), storage, 0, stream));
+        REQUIRE_CUDA(ha::device::append(tables.view, d_step.view, d_news.layers, news.layout(), storage, 0, stream));
         REQUIRE_CUDA(cudaStreamSynchronize(stream));
         REQUIRE(d_step.status.host()[0] == 0);
         keys = d_keys.host();
@@ -116,7 +116,7 @@ TEST_CASE("keys and values joined in a page, copies on write among them, replaye
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t executable = nullptr;
   REQUIRE_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  REQUIRE_CUDA(ha::append(tables.view, d_step.view, d_news.layers, layout, d_storage, 0, stream));
+  REQUIRE_CUDA(ha::device::append(tables.view, d_step.view, d_news.layers, layout, d_storage, 0, stream));
   REQUIRE_CUDA(cudaStreamEndCapture(stream, &graph));
   REQUIRE_CUDA(cudaGraphInstantiate(&executable, graph, 0));
   auto const upload = [](auto* to, auto const& from) {
@@ -138,7 +138,7 @@ TEST_CASE("keys and values joined in a page, copies on write among them, replaye
     step.copies = pages.padded_copies(step);
     upload(const_cast<ha::PageCopy*>(d_step.view.d_copies), step.copies);
     upload(const_cast<std::int32_t*>(d_step.view.d_lengths), step.lengths);
-    upload(const_cast<std::int32_t*>(d_step.view.d_written), step.written);
+    upload(const_cast<std::int32_t*>(d_step.view.d_high_water), step.high_water);
     upload(const_cast<std::int32_t*>(d_step.view.d_counts), step.counts);
     upload(const_cast<std::int32_t*>(tables.view.table), pages.table());
     for (std::size_t l = 0; l < 2; ++l) {
@@ -177,8 +177,8 @@ TEST_CASE("pages are written layer by layer behind a fork on the device", "[cach
     for (std::size_t const count : parts) {
       std::vector const part(d_news.layers.begin() + static_cast<std::ptrdiff_t>(first),
                              d_news.layers.begin() + static_cast<std::ptrdiff_t>(first + count));
-      REQUIRE_CUDA(
-          ha::append(tables.view, d_step.view, part, layout, storage, static_cast<std::int32_t>(first), nullptr));
+      REQUIRE_CUDA(ha::device::append(tables.view, d_step.view, part, layout, storage, static_cast<std::int32_t>(first),
+                                      nullptr));
       first += count;
     }
     REQUIRE_CUDA(cudaDeviceSynchronize());
@@ -227,7 +227,7 @@ TEST_CASE("what the device refuses of pages of single heads", "[cache]") {
     auto layers = news.layers;
     std::int32_t first_layer = 0;
     change(view, bad, where, layers, first_layer);
-    return ha::append(view, bad, layers, layout, where, first_layer, nullptr);
+    return ha::device::append(view, bad, layers, layout, where, first_layer, nullptr);
   };
   fails(call([](auto& view, auto&, auto&, auto&, auto&) { view.table = nullptr; }));
   fails(call([](auto&, auto& bad, auto&, auto&, auto&) { bad.d_counts = nullptr; }));
@@ -248,11 +248,11 @@ TEST_CASE("what the device refuses of pages of single heads", "[cache]") {
   // A count beyond the grid's: the sequence is left alone, the other one goes on.
   auto small = d_step.view;
   small.max_count = 2;
-  REQUIRE_CUDA(ha::append(tables.view, small, news.layers, layout, storage, 0, nullptr));
+  REQUIRE_CUDA(ha::device::append(tables.view, small, news.layers, layout, storage, 0, nullptr));
   REQUIRE_CUDA(cudaDeviceSynchronize());
   REQUIRE(d_step.status.host()[0] == 1);
   REQUIRE(pages_hold(model, pages, 1, keys.host().data(), dim, values.host().data(), dim));
-  REQUIRE_CUDA(ha::append(tables.view, d_step.view, news.layers, layout, storage, 0, nullptr));
+  REQUIRE_CUDA(ha::device::append(tables.view, d_step.view, news.layers, layout, storage, 0, nullptr));
   REQUIRE_CUDA(cudaDeviceSynchronize());
   REQUIRE(pages_hold(model, pages, 0, keys.host().data(), dim, values.host().data(), dim));
 }

@@ -69,7 +69,7 @@ void walk(unsigned seed, int steps, std::int32_t slack, std::int64_t key_dim, st
         std::vector<std::int32_t> tokens(batch, 0);
         tokens[i] = below(state.max_rollback(device.plan.view(), b) + 1);
         DeviceVector<std::int32_t> const d_tokens(tokens);
-        REQUIRE_CUDA(ha::rollback(device.view(), device.state(), d_tokens.data(), stream));
+        REQUIRE_CUDA(ha::device::rollback(device.view(), device.state(), d_tokens.data(), stream));
         REQUIRE_CUDA(cudaStreamSynchronize(stream));
         state.rollback(device.plan.view(), b, tokens[i]);
         model.sequences[i].resize(static_cast<std::size_t>(state.length(b)));
@@ -78,7 +78,7 @@ void walk(unsigned seed, int steps, std::int32_t slack, std::int64_t key_dim, st
       case 1: {
         std::int32_t const to = (b + 1 + below(batch - 1)) % batch;
         std::vector<ha::SequenceCopy> const copies{{b, to}};
-        REQUIRE_CUDA(ha::copy_sequences(device.view(), device.state(), copies, device.cache(), stream));
+        REQUIRE_CUDA(ha::device::copy_sequences(device.view(), device.state(), copies, device.cache(), stream));
         state.copy(b, to);
         model.copy(b, to);
         break;
@@ -97,7 +97,7 @@ void walk(unsigned seed, int steps, std::int32_t slack, std::int64_t key_dim, st
         std::vector<std::int32_t> started(batch, -1);
         started[i] = tokens;
         DeviceVector<std::int32_t> const d_started(started);
-        REQUIRE_CUDA(ha::start(device.view(), device.state(), d_started.data(), stream));
+        REQUIRE_CUDA(ha::device::start(device.view(), device.state(), d_started.data(), stream));
         REQUIRE_CUDA(cudaStreamSynchronize(stream));
         state.start(device.plan.view(), b, tokens);
         break;
@@ -114,8 +114,8 @@ void walk(unsigned seed, int steps, std::int32_t slack, std::int64_t key_dim, st
                                 new_token_layout(random(), batch, 4, most, value_dim));
         DeviceTokens<T> const d_news(news);
         DeviceVector<std::int32_t> const d_counts(counts);
-        REQUIRE_CUDA(ha::append(device.view(), device.state(), d_news.layers, news.layout(), d_counts.data(), most,
-                                device.cache(), {}, stream));
+        REQUIRE_CUDA(ha::device::append(device.view(), device.state(), d_news.layers, news.layout(), d_counts.data(),
+                                        most, device.cache(), {}, stream));
         REQUIRE_CUDA(cudaStreamSynchronize(stream));
         state.advance(device.plan.view(), counts);
       }
@@ -126,7 +126,7 @@ void walk(unsigned seed, int steps, std::int32_t slack, std::int64_t key_dim, st
     REQUIRE(counters[2 * batch] == 0);
     for (std::int32_t s = 0; s < batch; ++s) {
       REQUIRE(counters[static_cast<std::size_t>(s)] == model.length(s));
-      REQUIRE(counters[static_cast<std::size_t>(batch + s)] == state.written(s));
+      REQUIRE(counters[static_cast<std::size_t>(batch + s)] == state.high_water(s));
     }
     auto const keys = device.keys.host();
     auto const values = device.values.host();
@@ -165,10 +165,10 @@ TEST_CASE("a captured step of decoding is replayed, layer by layer, lengths coun
   cudaGraphExec_t executable = nullptr;
   REQUIRE_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
   // The lower layer does not count, the upper one does; no counts: a token each.
-  REQUIRE_CUDA(ha::append(device.view(), device.state(), std::vector{news.layers[0]}, layout, nullptr, 1,
-                          device.cache(), {.first_layer = 0, .advance = false}, stream));
-  REQUIRE_CUDA(ha::append(device.view(), device.state(), std::vector{news.layers[1]}, layout, nullptr, 1,
-                          device.cache(), {.first_layer = 1}, stream));
+  REQUIRE_CUDA(ha::device::append(device.view(), device.state(), std::vector{news.layers[0]}, layout, nullptr, 1,
+                                  device.cache(), {.first_layer = 0, .advance = false}, stream));
+  REQUIRE_CUDA(ha::device::append(device.view(), device.state(), std::vector{news.layers[1]}, layout, nullptr, 1,
+                                  device.cache(), {.first_layer = 1}, stream));
   REQUIRE_CUDA(cudaStreamEndCapture(stream, &graph));
   REQUIRE_CUDA(cudaGraphInstantiate(&executable, graph, 0));
   for (int step = 0; step < 40; ++step) {
@@ -210,11 +210,11 @@ TEST_CASE("what a call that came to no end left of its count of blocks does not 
     DeviceTokens<float> const news(NewTokens<float>(model, counts, layout, layout));
     DeviceVector<std::int32_t> const d_counts(counts);
     spoil();
-    REQUIRE_CUDA(ha::append(device.view(), device.state(), news.layers, layout, d_counts.data(), 9, device.cache(), {},
-                            nullptr));
+    REQUIRE_CUDA(ha::device::append(device.view(), device.state(), news.layers, layout, d_counts.data(), 9,
+                                    device.cache(), {}, nullptr));
     spoil();
-    REQUIRE_CUDA(ha::copy_sequences(device.view(), device.state(), std::vector<ha::SequenceCopy>{{1, 0}},
-                                    device.cache(), nullptr));
+    REQUIRE_CUDA(ha::device::copy_sequences(device.view(), device.state(), std::vector<ha::SequenceCopy>{{1, 0}},
+                                            device.cache(), nullptr));
     model.copy(1, 0);
     REQUIRE_CUDA(cudaDeviceSynchronize());
     REQUIRE(device.good());
@@ -241,8 +241,8 @@ TEST_CASE("caches on streams of their own do not meet", "[cache]") {
       models[i].append(counts);
       auto const layout = ha::strided_bhsd(1, 4, counts[0], dim);
       alive.emplace_back(NewTokens<float>(models[i], counts, layout, layout));
-      REQUIRE_CUDA(ha::append(caches[i].view(), caches[i].state(), alive.back().layers, layout, nullptr, counts[0],
-                              caches[i].cache(), {}, streams[i]));
+      REQUIRE_CUDA(ha::device::append(caches[i].view(), caches[i].state(), alive.back().layers, layout, nullptr,
+                                      counts[0], caches[i].cache(), {}, streams[i]));
     }
   }
   for (std::size_t i = 0; i < 2; ++i) {
@@ -264,8 +264,8 @@ TEST_CASE("what the device refuses of a rolling cache", "[cache]") {
   DeviceTokens<float> const news(NewTokens<float>(model, counts, layout, layout));
   auto const append = [&](std::vector<std::int32_t> const& each, std::int32_t most) {
     DeviceVector<std::int32_t> const d_counts(each);
-    REQUIRE_CUDA(ha::append(device.view(), device.state(), news.layers, layout, d_counts.data(), most, device.cache(),
-                            {}, nullptr));
+    REQUIRE_CUDA(ha::device::append(device.view(), device.state(), news.layers, layout, d_counts.data(), most,
+                                    device.cache(), {}, nullptr));
     REQUIRE_CUDA(cudaDeviceSynchronize());
   };
   auto const refused = [&] {
@@ -292,7 +292,7 @@ TEST_CASE("what the device refuses of a rolling cache", "[cache]") {
 
   auto const back = [&](std::vector<std::int32_t> const& tokens) {
     DeviceVector<std::int32_t> const d_tokens(tokens);
-    REQUIRE_CUDA(ha::rollback(device.view(), device.state(), d_tokens.data(), nullptr));
+    REQUIRE_CUDA(ha::device::rollback(device.view(), device.state(), d_tokens.data(), nullptr));
     REQUIRE_CUDA(cudaDeviceSynchronize());
   };
   back({3, 0});
@@ -306,7 +306,7 @@ TEST_CASE("what the device refuses of a rolling cache", "[cache]") {
   REQUIRE(device.length(0) == 17);
 
   DeviceVector<std::int32_t> const d_started(std::vector<std::int32_t>{21, 7});
-  REQUIRE_CUDA(ha::start(device.view(), device.state(), d_started.data(), nullptr));
+  REQUIRE_CUDA(ha::device::start(device.view(), device.state(), d_started.data(), nullptr));
   REQUIRE_CUDA(cudaDeviceSynchronize());
   REQUIRE(refused());
   REQUIRE(device.length(0) == 17);
@@ -319,38 +319,38 @@ TEST_CASE("what the device refuses of a rolling cache", "[cache]") {
     REQUIRE_CUDA(cudaDeviceSynchronize());
   };
   auto const cache = device.cache();
-  fails(ha::append(view, state, news.layers, ha::strided_bhsd(2, 3, 19, dim), nullptr, 1, cache, {}, nullptr));
-  fails(ha::append(view, state, news.layers, ha::strided_bhsd(1, 4, 19, dim), nullptr, 1, cache, {}, nullptr));
-  fails(ha::append(view, state, news.layers, ha::strided_bhsd(2, 4, 19, 3), nullptr, 1, cache, {}, nullptr));
-  fails(ha::append(view, state, news.layers, layout, nullptr, 20, cache, {}, nullptr));
-  fails(ha::append(view, state, news.layers, layout, nullptr, -1, cache, {}, nullptr));
-  fails(ha::append(view, state, news.layers, layout, nullptr, 1, cache, {.first_layer = 1}, nullptr));
-  fails(ha::append(view, state, news.layers, layout, nullptr, 1, cache, {.first_layer = -1}, nullptr));
-  fails(ha::append(view, {}, news.layers, layout, nullptr, 1, cache, {}, nullptr));
-  fails(ha::append(view, {.lengths = state.lengths}, news.layers, layout, nullptr, 1, cache, {}, nullptr));
-  fails(ha::append(device.plan.view(), state, news.layers, layout, nullptr, 1, cache, {}, nullptr));
+  fails(ha::device::append(view, state, news.layers, ha::strided_bhsd(2, 3, 19, dim), nullptr, 1, cache, {}, nullptr));
+  fails(ha::device::append(view, state, news.layers, ha::strided_bhsd(1, 4, 19, dim), nullptr, 1, cache, {}, nullptr));
+  fails(ha::device::append(view, state, news.layers, ha::strided_bhsd(2, 4, 19, 3), nullptr, 1, cache, {}, nullptr));
+  fails(ha::device::append(view, state, news.layers, layout, nullptr, 20, cache, {}, nullptr));
+  fails(ha::device::append(view, state, news.layers, layout, nullptr, -1, cache, {}, nullptr));
+  fails(ha::device::append(view, state, news.layers, layout, nullptr, 1, cache, {.first_layer = 1}, nullptr));
+  fails(ha::device::append(view, state, news.layers, layout, nullptr, 1, cache, {.first_layer = -1}, nullptr));
+  fails(ha::device::append(view, {}, news.layers, layout, nullptr, 1, cache, {}, nullptr));
+  fails(ha::device::append(view, {.lengths = state.lengths}, news.layers, layout, nullptr, 1, cache, {}, nullptr));
+  fails(ha::device::append(device.plan.view(), state, news.layers, layout, nullptr, 1, cache, {}, nullptr));
   auto layers = news.layers;
   layers[1].values = nullptr;
-  fails(ha::append(view, state, layers, layout, nullptr, 1, cache, {}, nullptr));
+  fails(ha::device::append(view, state, layers, layout, nullptr, 1, cache, {}, nullptr));
   layers[1].values = device.keys.data();
-  fails(ha::append(view, state, layers, layout, nullptr, 1, cache, {}, nullptr));
-  fails(ha::copy_sequences(view, state, std::vector<ha::SequenceCopy>{{0, 0}}, cache, nullptr));
-  fails(ha::copy_sequences(view, state, std::vector<ha::SequenceCopy>{{0, 2}}, cache, nullptr));
-  fails(ha::rollback(view, state, nullptr, nullptr));
+  fails(ha::device::append(view, state, layers, layout, nullptr, 1, cache, {}, nullptr));
+  fails(ha::device::copy_sequences(view, state, std::vector<ha::SequenceCopy>{{0, 0}}, cache, nullptr));
+  fails(ha::device::copy_sequences(view, state, std::vector<ha::SequenceCopy>{{0, 2}}, cache, nullptr));
+  fails(ha::device::rollback(view, state, nullptr, nullptr));
   auto broken = cache;
   broken.layers[0].keys = nullptr;
-  fails(ha::append(view, state, news.layers, layout, nullptr, 1, broken, {}, nullptr));
-  fails(ha::copy_sequences(view, state, std::vector<ha::SequenceCopy>{{0, 1}}, broken, nullptr));
+  fails(ha::device::append(view, state, news.layers, layout, nullptr, 1, broken, {}, nullptr));
+  fails(ha::device::copy_sequences(view, state, std::vector<ha::SequenceCopy>{{0, 1}}, broken, nullptr));
   broken.layers[0].keys = broken.layers[0].values;
-  fails(ha::append(view, state, news.layers, layout, nullptr, 1, broken, {}, nullptr));
-  fails(ha::copy_sequences(view, state, std::vector<ha::SequenceCopy>{{0, 1}}, broken, nullptr));
+  fails(ha::device::append(view, state, news.layers, layout, nullptr, 1, broken, {}, nullptr));
+  fails(ha::device::copy_sequences(view, state, std::vector<ha::SequenceCopy>{{0, 1}}, broken, nullptr));
   REQUIRE(device.length(0) == 17);
 
   // Nothing to do is no error: no sequences, no heads that keep anything, no tokens.
   ha::RollingSlots const nobody(table, 0, {.max_tokens = 5});
   DeviceRolling<float> const empty(nobody, dim, dim);
-  REQUIRE_CUDA(ha::append(empty.view(), empty.state(), news.layers, ha::strided_bhsd(0, 4, 19, dim), nullptr, 1,
-                          empty.cache(), {}, nullptr));
+  REQUIRE_CUDA(ha::device::append(empty.view(), empty.state(), news.layers, ha::strided_bhsd(0, 4, 19, dim), nullptr, 1,
+                                  empty.cache(), {}, nullptr));
   append({0, 0}, 0);
   REQUIRE(device.good());
 }
@@ -361,10 +361,10 @@ TEST_CASE("what has been taken back of the slack on the device cannot be taken b
   ha::PolicyTable const table(1, 1, ha::SinkWindow{.sink = 1, .window = 6});
   DeviceRolling<float> const device(ha::RollingSlots(table, 2, {.slack = 4}), dim, dim);
   DeviceVector<std::int32_t> const d_counts(std::vector<std::int32_t>{30, 5});
-  REQUIRE_CUDA(ha::advance(device.view(), device.state(), d_counts.data(), nullptr));
+  REQUIRE_CUDA(ha::device::advance(device.view(), device.state(), d_counts.data(), nullptr));
   auto const back = [&](std::int32_t first, std::int32_t second) {
     DeviceVector<std::int32_t> const d_tokens(std::vector<std::int32_t>{first, second});
-    REQUIRE_CUDA(ha::rollback(device.view(), device.state(), d_tokens.data(), nullptr));
+    REQUIRE_CUDA(ha::device::rollback(device.view(), device.state(), d_tokens.data(), nullptr));
     REQUIRE_CUDA(cudaDeviceSynchronize());
     bool const good = device.good();
     REQUIRE_CUDA(cudaMemset(device.state().status, 0, sizeof(std::int32_t)));
@@ -379,7 +379,7 @@ TEST_CASE("what has been taken back of the slack on the device cannot be taken b
   REQUIRE(device.length(1) == 0);
   // New tokens over those taken back give nothing of it back, ones beyond them do.
   DeviceVector<std::int32_t> const d_more(std::vector<std::int32_t>{5, 0});
-  REQUIRE_CUDA(ha::advance(device.view(), device.state(), d_more.data(), nullptr));
+  REQUIRE_CUDA(ha::device::advance(device.view(), device.state(), d_more.data(), nullptr));
   REQUIRE_FALSE(back(5, 0));
   REQUIRE(back(4, 0));
   REQUIRE(device.length(0) == 27);
@@ -435,8 +435,9 @@ TEST_CASE("buffers at odd addresses on the device", "[cache]") {
       layers.push_back({tensors[2 * l].data() + news_shift, tensors[2 * l + 1].data() + news_shift});
     }
     DeviceVector<std::int32_t> const d_counts(counts);
-    REQUIRE_CUDA(ha::append(view, device.state(), layers, layout, d_counts.data(), 30, cache, {}, nullptr));
-    REQUIRE_CUDA(ha::copy_sequences(view, device.state(), std::vector<ha::SequenceCopy>{{0, 1}}, cache, nullptr));
+    REQUIRE_CUDA(ha::device::append(view, device.state(), layers, layout, d_counts.data(), 30, cache, {}, nullptr));
+    REQUIRE_CUDA(
+        ha::device::copy_sequences(view, device.state(), std::vector<ha::SequenceCopy>{{0, 1}}, cache, nullptr));
     REQUIRE_CUDA(cudaDeviceSynchronize());
     model.copy(0, 1);
     auto const got_keys = keys.host();
@@ -463,10 +464,10 @@ TEST_CASE("more sequences than a block has threads, more copies than a launch ta
   auto const layout = ha::strided_bshd(batch, 8, 1, dim);
   DeviceTokens<float> const news(NewTokens<float>(model, counts, layout, layout));
   DeviceVector<std::int32_t> const d_counts(counts);
-  REQUIRE_CUDA(ha::append(device.view(), device.state(), news.layers, layout, d_counts.data(), 8, device.cache(),
-                          {.advance = false}, nullptr));
-  REQUIRE_CUDA(ha::advance(device.view(), device.state(), d_counts.data(), nullptr));
-  REQUIRE_CUDA(ha::copy_sequences(device.view(), device.state(), copies, device.cache(), nullptr));
+  REQUIRE_CUDA(ha::device::append(device.view(), device.state(), news.layers, layout, d_counts.data(), 8,
+                                  device.cache(), {.advance = false}, nullptr));
+  REQUIRE_CUDA(ha::device::advance(device.view(), device.state(), d_counts.data(), nullptr));
+  REQUIRE_CUDA(ha::device::copy_sequences(device.view(), device.state(), copies, device.cache(), nullptr));
   REQUIRE_CUDA(cudaDeviceSynchronize());
   for (auto const& copy : copies) model.copy(copy.from, copy.to);
   REQUIRE(device.good());

@@ -92,7 +92,7 @@ TEST_CASE("a prefill chunk sees what came before each of its tokens", "[attentio
 }
 
 TEMPLATE_TEST_CASE("rolling caches hold their slots in any order", "[attention]", float, ha::float16) {
-  std::vector<ha::SinkAndWindow> const heads{{4, 12}, {0, 16}, {ha::all_tokens, 0}, {0, 0}, {3, 0}, {1, 1}, {60, 700}};
+  std::vector<ha::WindowRule> const heads{{4, 12}, {0, 16}, {ha::all_tokens, 0}, {0, 0}, {3, 0}, {1, 1}, {60, 700}};
   for (std::int64_t const tokens : {1, 3}) {
     ha::AttentionShape const shape{5, 14, 7, tokens, 48};
     RolledProblem<TestType> rolled(shape, heads, {0, 3, 16, 17, 1000}, 21);
@@ -302,7 +302,7 @@ struct Reversed {
       return (first + held - 1 - row) * channels;
     }
   };
-  [[nodiscard]] Rows segment(std::int64_t, std::int64_t kv_head) const { return {held, kv_head * held}; }
+  [[nodiscard]] Rows head(std::int64_t, std::int64_t kv_head) const { return {held, kv_head * held}; }
 };
 
 }  // namespace

@@ -32,7 +32,7 @@ TEST_CASE("windows of a chunk need slack, and positions", "[attention]") {
   RolledChunk const chunk(5, 5, 2);
   auto const lengths = chunk.state.lengths().data();
   check_error<ha::ArgumentError>([&] { (void)ha::RollingView::of_chunk(chunk.plan.view(), 0, lengths, 41); },
-                                 {"query_tokens", "1 to 40, the plan's slack and 1", "41", "RollingView"});
+                                 {"query_tokens", "1 to 40, the slack and 1", "41", "RollingView"});
   std::vector<float> output(chunk.queries.size());
   auto const view = ha::RollingView::of_chunk(chunk.plan.view(), 0, lengths, 2);
   check_error<ha::ArgumentError>(
@@ -190,6 +190,6 @@ TEST_CASE("a chunk may show exactly what each sequence's new tokens see", "[atte
                ha::AttentionOutput{output.data(), chunk.layout()}, {.first_positions = chunk.before.data()});
     CHECK(chunk.is_attention(output));
     // Exactly what is needed is shown.
-    if (counted) CHECK(view.segment(0, 0).rows() == 2 + 4);
+    if (counted) CHECK(view.head(0, 0).rows() == 2 + 4);
   }
 }

@@ -42,7 +42,7 @@ TEST_CASE("pages of single heads show exactly the tokens kept", "[attention]") {
     REQUIRE(view.row_run(32) == 8);
     for (std::int32_t b = 0; b < PagedChunk::sequences; ++b) {
       for (std::int32_t h = 0; h < PagedChunk::num_kv_heads; ++h) {
-        auto const segment = view.segment(b, h);
+        auto const segment = view.head(b, h);
         std::int64_t const length = chunk.pages.length(b);
         std::vector<std::int64_t> kept;
         table.visit(layer, h, [&](auto const& policy) {
@@ -72,7 +72,7 @@ TEST_CASE("what views of pages of single heads refuse", "[attention]") {
   check_error<Error>([&] { (void)ha::HeadPagesView(chunk.pages.view(), 0, lengths, -1); },
                      {"page stride", ">= 0", "-1", "HeadPagesView"});
   check_error<Error>([&] { (void)ha::HeadPagesView::of_chunk(chunk.pages.view(), 0, lengths, 11); },
-                     {"query_tokens", "1 to 10, the plan's slack and 1", "11", "HeadPagesView"});
+                     {"query_tokens", "1 to 10, the slack and 1", "11", "HeadPagesView"});
   check_error<Error>([&] { (void)chunk.over_pages(0, 10, {}); },
                      {"first_positions", "several queries' windows", "nullptr", "attend, HeadPagesView"});
   ha::HeadPagesView const view(chunk.pages.view(), 0, lengths);

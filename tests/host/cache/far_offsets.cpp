@@ -221,6 +221,6 @@ TEST_CASE("rows of every form may lie beyond 32 bits", "[cache]") {
 
   // Ragged rows leave no room between each other: that far is more than a test writes.
   constexpr std::int64_t row = (std::int64_t{1} << 31) + 5;
-  REQUIRE(ha::RaggedForm{}.row_offset({.first_row = row}, {}, 7, channels) == (row + 7) * channels);
-  REQUIRE(ha::RaggedForm{}.row_offset({.first_row = row / 16}, {}, 7, channels) == (row / 16 + 7) * channels);
+  REQUIRE(ha::RaggedForm{}.rows({.first_row = row}, {}).offset(7, channels) == (row + 7) * channels);
+  REQUIRE(ha::RaggedForm{}.rows({.first_row = row / 16}, {}).offset(7, channels) == (row / 16 + 7) * channels);
 }

@@ -40,8 +40,8 @@ struct Paged {
     pages.rollback(b, tokens);
     model.sequences[static_cast<std::size_t>(b)].resize(static_cast<std::size_t>(pages.length(b)));
   }
-  void compress(ha::PolicyTable const& table) {
-    pages.compress(table);
+  void set_policies(ha::PolicyTable const& table) {
+    pages.set_policies(table);
     model.table = table;
   }
   [[nodiscard]] bool good() const {
@@ -176,7 +176,7 @@ TEST_CASE("compression by editing tables: whole pages go, no byte moves", "[cach
     auto const keys = cache.keys;
     std::int64_t const before = cache.in_use();
     ha::PolicyTable const table = mixed_table();
-    cache.pages.compress(table);
+    cache.pages.set_policies(table);
     cache.model.table = table;
     REQUIRE(cache.keys == keys);
     REQUIRE(cache.in_use() < before);
@@ -192,14 +192,14 @@ TEST_CASE("compression by editing tables: whole pages go, no byte moves", "[cach
     }
     // More than is held cannot be had back, and nothing changes.
     PagedSnapshot const now(cache.pages);
-    check_error<ha::ArgumentError>([&] { cache.pages.compress(full); },
+    check_error<ha::ArgumentError>([&] { cache.pages.set_policies(full); },
                                    {"policies", "no more than is held", "others", "sequence 0"});
     REQUIRE(PagedSnapshot(cache.pages) == now);
     // Smaller windows still.
     ha::PolicyTable small(2, 4, ha::WindowOnly{.window = 1});
     small.set(1, 0, ha::Prune{});
     small.set(1, 1, ha::Prune{});
-    cache.pages.compress(small);
+    cache.pages.set_policies(small);
     cache.model.table = small;
     REQUIRE(cache.good());
     for (std::int32_t b = 0; b < 3; ++b) cache.pages.release(b);
@@ -216,7 +216,7 @@ TEST_CASE("compression of what has been taken back keeps the window at the lengt
     cache.append({100});
     cache.rollback(0, 50);
     // The window is of tokens 30 to 49, though 100 have been written.
-    cache.compress(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 4, .window = 20}));
+    cache.set_policies(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 4, .window = 20}));
     REQUIRE(cache.pages.indices(0, ha::PagePart::window).kv_start[0] == 14);
     REQUIRE(cache.in_use() == 4);
     REQUIRE(cache.good());
@@ -230,11 +230,11 @@ TEST_CASE("compression of what has been taken back keeps the window at the lengt
   Paged cache(table, {.num_sequences = 1, .page_size = 1, .num_pages = 64, .limits = {.slack = 6}});
   cache.append({40});
   cache.rollback(0, 2);
-  cache.compress(table);
+  cache.set_policies(table);
   REQUIRE(cache.pages.max_rollback(0) == 4);
   REQUIRE(cache.good());
   // A smaller window leaves pages behind, and may be taken back further.
-  cache.compress(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 0, .window = 7}));
+  cache.set_policies(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 0, .window = 7}));
   REQUIRE(cache.pages.max_rollback(0) == 5);
   cache.rollback(0, 5);
   REQUIRE(cache.good());
@@ -265,14 +265,14 @@ TEST_CASE("a step is not written once the tables have changed", "[cache]") {
     cache.pages.fork(0, 1);
     cache.model.sequences[1] = cache.model.sequences[0];
   });
-  stale([&] { cache.compress(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 1, .window = 5})); });
+  stale([&] { cache.set_policies(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 1, .window = 5})); });
   stale([&] {
     cache.pages.release(0);
     cache.model.sequences[0].clear();
   });
   // Neither is one that no append has made.
   ha::PageStep none;
-  none.lengths = none.written = none.counts = {0, 0};
+  none.lengths = none.high_water = none.counts = {0, 0};
   NewTokens<float> const news(cache.model, {0, 0}, layout, layout);
   check_error<ha::ArgumentError>([&] { ha::append(cache.pages, none, news.layers(), layout, cache.storage()); },
                                  {"step", "the tables' last change, ", "change 0", "append"});
@@ -354,7 +354,7 @@ TEST_CASE("a step of other tables is not written, however many changes both have
   ha::append(copy, step, news.layers(), layout, other.storage());
   REQUIRE(other.good());
   // A step that has lost its counters.
-  step.written.clear();
+  step.high_water.clear();
   check_error<ha::ArgumentError>([&] { ha::append(other.pages, step, news.layers(), layout, other.storage()); },
                                  {"step's sequences", "1", "0", "append"});
 
@@ -398,8 +398,8 @@ TEST_CASE("what paged caches refuse", "[cache]") {
   refuses([&] { cache.pages.fork(0, 2); }, {"sequence", "[0, 2)", "2", ""});
   refuses([&] { cache.pages.release(2); }, {"sequence", "[0, 2)", "2", ""});
   refuses([&] { (void)cache.pages.indices(2); }, {"layer", "[0, 2)", "2", "PagedHeads"});
-  refuses([&] { cache.pages.compress(ha::PolicyTable(1, 4)); }, {"layers", "2", "1", "compress"});
-  refuses([&] { cache.pages.compress(ha::PolicyTable(2, 3)); }, {"KV heads", "4", "3", "compress"});
+  refuses([&] { cache.pages.set_policies(ha::PolicyTable(1, 4)); }, {"layers", "2", "1", "set_policies"});
+  refuses([&] { cache.pages.set_policies(ha::PolicyTable(2, 3)); }, {"KV heads", "4", "3", "set_policies"});
 
   auto const layout = ha::strided_bshd(2, 1, 4, dim);
   ha::PageStep const step = cache.pages.append(std::vector<std::int32_t>{1, 1});

@@ -1,34 +1,13 @@
 // Pages of single heads when memory runs out: the n-th allocation fails, for every n, and nothing has changed then.
 
+#include "support/allocations.hpp"
 #include "support/paged_walk.hpp"
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <new>
+#include <thread>
 #include <vector>
-
-namespace {
-
-/// Allocations of this thread until one fails; 0: none does.
-thread_local std::int64_t allocations_left = 0;
-
-}  // namespace
-
-// For the whole program: as the library's own, but for the failure. Out of line, or the compiler sees memory of
-// `new` go to `free`.
-[[gnu::noinline]] void* operator new(std::size_t bytes) {
-  if (allocations_left > 0 && --allocations_left == 0) throw std::bad_alloc();
-  void* const memory = std::malloc(bytes > 0 ? bytes : 1);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-[[gnu::noinline]] void* operator new(std::size_t bytes, std::nothrow_t const&) noexcept {
-  return std::malloc(bytes > 0 ? bytes : 1);
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::nothrow_t const&) noexcept { std::free(memory); }
 
 namespace ha = headaware;
 using namespace headaware_test;
@@ -92,7 +71,7 @@ int fail_each_allocation(std::int64_t left, bool is_refused, Change const& chang
 TEST_CASE("an allocation that fails leaves pages of single heads as they were", "[cache]") {
   auto const append = [](Shared& shared) { (void)shared.pages.append(std::vector<std::int32_t>{6, 2, 1}); };
   auto const compress_to = [](auto const& policy) {
-    return [policy](Shared& shared) { shared.pages.compress(ha::PolicyTable(2, 4, policy)); };
+    return [policy](Shared& shared) { shared.pages.set_policies(ha::PolicyTable(2, 4, policy)); };
   };
   CHECK(fail_each_allocation(60, false, append) > 5);
   CHECK(fail_each_allocation(0, true, append) > 5);
@@ -120,13 +99,16 @@ TEST_CASE("an allocation that fails leaves a page step to be written again", "[c
     ha::PageStep const step = shared.pages.append(counts);
     auto const keys = shared.pool;
     bool failed = false;
-    allocations_left = n;
-    try {
-      ha::append(shared.pages, step, layers, layout, storage);
-    } catch (std::bad_alloc const&) {
-      failed = true;
-    }
-    allocations_left = 0;
+    std::thread([&] {  // a new one, which has no memory of earlier calls
+      allocations_left = n;
+      try {
+        ha::append(shared.pages, step, layers, layout, storage);
+      } catch (std::bad_alloc const&) {
+        failed = true;
+      }
+      allocations_left = 0;
+    })
+        .join();
     REQUIRE((shared.pool == keys) == failed);
     if (failed) continue;
     CHECK(n > 1);

@@ -24,7 +24,7 @@ struct LastPairs {
   }
   friend constexpr bool operator==(LastPairs const&, LastPairs const&) = default;
 };
-constexpr ha::SinkAndWindow rolling_form(LastPairs const& policy) { return {0, 2 * policy.pairs}; }
+constexpr ha::WindowRule rolling_form(LastPairs const& policy) { return {0, 2 * policy.pairs}; }
 
 }  // namespace mine
 
@@ -66,9 +66,9 @@ TEST_CASE("slots and tokens at every length around every boundary", "[cache]") {
           INFO(sink << " " << window << " " << slack << " " << length);
           ha::SinkWindow const policy{sink, window};
           auto const kept = kept_tokens(policy, length);
-          REQUIRE(head.kept(length) == static_cast<std::int64_t>(kept.size()));
-          auto const runs = head.visible(length);
-          REQUIRE(runs.total() == head.kept(length));
+          REQUIRE(head.kept(length).count() == static_cast<std::int64_t>(kept.size()));
+          auto const runs = head.runs(head.kept(length));
+          REQUIRE(runs.total() == head.kept(length).count());
           std::vector<std::int32_t> positions(slots.size());
           ha::slot_positions(head, length, positions);
           std::int64_t shown = 0;
@@ -77,9 +77,9 @@ TEST_CASE("slots and tokens at every length around every boundary", "[cache]") {
             REQUIRE(positions[i] == (visible ? slots[i] : -1));
             shown += visible ? 1 : 0;
           }
-          REQUIRE(shown == head.kept(length));
+          REQUIRE(shown == head.kept(length).count());
           for (std::size_t i = 0; i < kept.size(); ++i) {
-            REQUIRE(head.kept_token(static_cast<std::int64_t>(i), length) == kept[i]);
+            REQUIRE(head.kept(length).token(static_cast<std::int64_t>(i)) == kept[i]);
             REQUIRE(slots[static_cast<std::size_t>(runs.slot(static_cast<std::int64_t>(i)))] == kept[i]);
           }
           // The next token goes where the definition says.
@@ -221,7 +221,7 @@ TEST_CASE("what rolling caches refuse", "[cache]") {
           {"state's sequences", "2", "1", "append"});
   ha::RollingSlots const same(table, 2, {.max_tokens = 20, .slack = 1});
   refuses([&] { ha::append(same.view(), state, news.layers(), layout, counts, cache); },
-          {"cache", "made for this plan", "another", "append"});
+          {"cache", "made for these slots", "other slots", "append"});
   auto const copies = [&](std::vector<ha::SequenceCopy> const& each) {
     return [&, each] { ha::copy_sequences(view, state, each, cache); };
   };
@@ -332,7 +332,7 @@ TEST_CASE("a cache of a plan that is gone is not the next plan's, though its mem
   std::vector<ha::LayerKv<float const>> const news{{rows.data() + 500, rows.data() + 600}};
   check_error<ha::ArgumentError>(
       [&] { ha::append(reused, state, news, ha::strided_bshd(1, 1, 1, dim), std::vector<std::int32_t>{1}, cache); },
-      {"cache", "this plan's view", "another plan's", "append"});
+      {"cache", "these slots", "other slots", "append"});
 
   ha::RollingSlots from = make(3);
   ha::RollingSlots const moved = std::move(from);

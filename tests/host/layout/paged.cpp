@@ -148,7 +148,7 @@ TEST_CASE("tokens divide into pages of any size", "[layout]") {
   std::int64_t const largest = 2147483647;
   auto const check = [&](std::int64_t divisor) {
     CAPTURE(divisor);
-    ha::detail::FixedDivisor const fixed(divisor, "page_size", "test");
+    ha::FixedDivisor const fixed(divisor, "page_size", "test");
     std::int64_t const last_multiple = largest / divisor * divisor;
     std::int64_t wrong = 0;
     for (std::int64_t const n :

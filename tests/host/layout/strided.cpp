@@ -34,6 +34,10 @@ TEST_CASE("strided layouts are the arrays of their names", "[layout]") {
   }
   layout_test::check_layout(ha::strided_bhds(batch, heads, dim, tokens), lengths, heads, dim, size,
                             [&](auto s, auto h, auto t, auto c) { return bhds.at(s, h, c, t); });
+  layout_test::check_layout(ha::strided_bhd(batch, heads, dim), std::vector<std::int64_t>(lengths.size(), 1), heads,
+                            dim, batch * heads * dim, [&](auto s, auto h, auto, auto c) {
+                              return Array{batch, heads, 1, dim}.at(s, h, 0, c);
+                            });
   CHECK(ha::strided_bhds(2, 2, 4, 3).tokens_adjacent());
   CHECK_FALSE(ha::strided_bhsd(2, 2, 4, 3).tokens_adjacent());
 }

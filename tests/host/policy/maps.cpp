@@ -29,11 +29,11 @@ bool maps_agree(P const& policy, std::int64_t length) {
   for (std::int64_t token = 0; token < length; ++token) {
     agree = agree && ha::kept_before(policy, token, length) == kept;
     if (policy.keeps(token, length)) {
-      agree = agree && ha::kept_slot(policy, token, length) == kept;
+      agree = agree && ha::kept_row(policy, token, length) == kept;
       agree = agree && ha::source_token(policy, kept, length) == token;
       ++kept;
     } else {
-      agree = agree && ha::kept_slot(policy, token, length) == -1;
+      agree = agree && ha::kept_row(policy, token, length) == -1;
     }
   }
   return agree && ha::kept_before(policy, length, length) == kept && ha::kept_count(policy, length) == kept;
@@ -140,7 +140,7 @@ TEST_CASE("windows beyond 32 bits do not wrap", "[policy]") {
   REQUIRE(ha::source_token(policy, huge - 1, length) == huge - 1);
   REQUIRE(ha::source_token(policy, huge, length) == length - huge);
   REQUIRE(ha::source_token(policy, both - 1, length) == length - 1);
-  REQUIRE(ha::kept_slot(policy, length - 1, length) == both - 1);
+  REQUIRE(ha::kept_row(policy, length - 1, length) == both - 1);
   REQUIRE(ha::kept_before(policy, length / 2, length) == huge);
 }
 

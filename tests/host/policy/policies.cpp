@@ -23,7 +23,7 @@ void check_maps(P const& policy) {
     for (std::int64_t t = 0; t < length; ++t) {
       REQUIRE(ha::kept_before(policy, t, length) == before);
       bool const keeps = policy.keeps(t, length);
-      REQUIRE(ha::kept_slot(policy, t, length) == (keeps ? before : -1));
+      REQUIRE(ha::kept_row(policy, t, length) == (keeps ? before : -1));
       before += keeps ? 1 : 0;
     }
     for (std::size_t i = 0; i < kept.size(); ++i)
@@ -70,8 +70,8 @@ TEST_CASE("slots and tokens map to each other", "[policy]") {
   std::vector<std::int32_t> const tokens{0, 2, 3};
   ha::KeepList const list{tokens.data(), 3};
   REQUIRE(ha::kept_count(list, 4) == 3);
-  REQUIRE(ha::kept_slot(list, 1, 4) == -1);
-  REQUIRE(ha::kept_slot(list, 3, 4) == 2);
+  REQUIRE(ha::kept_row(list, 1, 4) == -1);
+  REQUIRE(ha::kept_row(list, 3, 4) == 2);
   REQUIRE(ha::source_token(list, 1, 4) == 2);
 }
 
@@ -80,7 +80,7 @@ TEST_CASE("kept indices of long sequences need no search", "[policy]") {
   ha::SinkWindow const policy{.sink = 4, .window = 508};
   REQUIRE(ha::kept_count(policy, length) == 512);
   REQUIRE(ha::source_token(policy, 4, length) == length - 508);
-  REQUIRE(ha::kept_slot(policy, length - 1, length) == 511);
+  REQUIRE(ha::kept_row(policy, length - 1, length) == 511);
   REQUIRE(ha::source_token(OwnCounted{}, 1000, length) == 5000);
 }
 

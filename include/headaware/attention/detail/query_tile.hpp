@@ -9,10 +9,10 @@
 #include <headaware/element.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
-#include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
@@ -57,7 +57,20 @@ inline void map_logits(LogitMap const& map, float* scores) {
   }
 }
 
-/// One thread's attention of up to `max_queries` query rows of a segment over a chunk of its rows, block by block:
+/// Memory of a thread's tiles: kept, so that later calls allocate nothing.
+struct QueryTileBuffers {
+  FloatBuffer queries;  ///< [max_queries, head_dim]
+  FloatBuffer scores;   ///< [max_queries, attend_block]
+  FloatBuffer rows;     ///< [attend_block, channels]
+  FloatBuffer sums;     ///< [max_queries, value_dim]
+
+  static QueryTileBuffers& of_thread() {
+    thread_local QueryTileBuffers buffers;
+    return buffers;
+  }
+};
+
+/// One thread's attention of up to `max_queries` query rows of a segment over a part of its rows, block by block:
 /// each row is read once for all of them.
 class QueryTile {
  public:
@@ -67,22 +80,23 @@ class QueryTile {
       : shape_(shape),
         map_(map),
         key_channels_(whole_vectors(shape.head_dim)),
-        value_channels_(whole_vectors(shape.output_dim())),
-        queries_(static_cast<std::size_t>(max_queries * key_channels_)),
-        scores_(static_cast<std::size_t>(max_queries * attend_block)),
-        rows_(static_cast<std::size_t>(attend_block * std::max(key_channels_, value_channels_))),
-        sums_(static_cast<std::size_t>(max_queries * value_channels_)),
-        parts_(max_queries),
-        query_positions_(max_queries) {}
+        value_channels_(whole_vectors(shape.output_dim())) {
+    auto const size = [](std::int64_t count) { return static_cast<std::size_t>(count); };
+    QueryTileBuffers& buffers = QueryTileBuffers::of_thread();
+    queries_ = buffers.queries.grow(size(max_queries * key_channels_));
+    scores_ = buffers.scores.grow(size(max_queries * attend_block));
+    rows_ = buffers.rows.grow(size(attend_block * std::max(key_channels_, value_channels_)));
+    sums_ = buffers.sums.grow(size(max_queries * value_channels_));
+  }
 
-  /// Takes query rows [begin, begin + count) of a segment.
+  /// Takes query rows [begin, begin + count) of a head.
   template <class Q, class Layout>
   void take_queries(AttentionQueries<Q, Layout> const& queries, std::int32_t const* first_positions,
                     std::int64_t sequence, std::int64_t kv_head, std::int64_t begin, std::int64_t count) {
     count_ = count;
     for (std::int64_t q = 0; q < count; ++q) {
       QueryRow const row(shape_, sequence, kv_head, begin + q);
-      float* const to = queries_.data() + q * key_channels_;
+      float* const to = queries_ + q * key_channels_;
       for (std::int64_t c = 0; c < shape_.head_dim; ++c) {
         to[c] = to_float(queries.data[queries.layout.offset(row.sequence, row.head, row.token, c)]);
       }
@@ -94,28 +108,27 @@ class QueryTile {
     masked_ = first_positions != nullptr;
     partly_seen_ = false;
     std::fill(parts_.begin(), parts_.end(), SoftmaxPart{});
-    std::fill_n(sums_.data(), count * value_channels_, 0.0F);
+    std::fill_n(sums_, count * value_channels_, 0.0F);
   }
 
-  /// Attends to rows [begin, end) of the segment.
-  template <class T, class Segment>
-  void attend(Segment const& segment, T const* keys, T const* values, std::int64_t begin, std::int64_t end) {
+  /// Attends to rows [begin, end) of the head.
+  template <class T, class Head>
+  void attend(Head const& head, T const* keys, T const* values, std::int64_t begin, std::int64_t end) {
     for (std::int64_t first = begin; first < end; first += attend_block) {
       std::int64_t const count = std::min<std::int64_t>(attend_block, end - first);
-      if (masked_ && !find_positions(segment, first, count)) continue;
-      with_rows(segment, keys, first, count, shape_.head_dim, key_channels_, [&](auto const* const* rows) {
-        score_rows(queries_.data(), count_, rows, count, key_channels_, scores_.data());
-      });
+      if (masked_ && !find_positions(head, first, count)) continue;
+      with_rows(head, keys, first, count, shape_.head_dim, key_channels_,
+                [&](auto const* const* rows) { score_rows(queries_, count_, rows, count, key_channels_, scores_); });
       for (std::int64_t q = 0; q < count_; ++q) {
-        map_logits(map_, scores_.data() + q * attend_block);
-        if (partly_seen_) hide_rows(segment, q, count);
+        map_logits(map_, scores_ + q * attend_block);
+        if (partly_seen_) hide_rows(head, q, count);
         weigh(q, count);
       }
-      with_rows(segment, values, first, count, shape_.output_dim(), value_channels_, [&](auto const* const* rows) {
+      with_rows(head, values, first, count, shape_.output_dim(), value_channels_, [&](auto const* const* rows) {
         if (partly_seen_) {
-          weigh_seen_rows(segment, rows, count);
+          weigh_seen_rows(head, rows, count);
         } else {
-          weigh_rows(scores_.data(), count_, rows, count, value_channels_, sums_.data());
+          weigh_rows(scores_, count_, rows, count, value_channels_, sums_);
         }
       });
     }
@@ -123,23 +136,23 @@ class QueryTile {
 
   [[nodiscard]] SoftmaxPart const& part(std::int64_t q) const { return parts_[static_cast<std::size_t>(q)]; }
   /// [value_dim()], weighted by 2^(logit - part(q).max).
-  [[nodiscard]] float* sums(std::int64_t q) const { return sums_.data() + q * value_channels_; }
+  [[nodiscard]] float* sums(std::int64_t q) const { return sums_ + q * value_channels_; }
   [[nodiscard]] std::int64_t value_dim() const { return value_channels_; }
 
  private:
   /// Positions of a block's rows. @return whether any query sees any row
-  template <class Segment>
-  bool find_positions(Segment const& segment, std::int64_t first, std::int64_t count) {
+  template <class Head>
+  bool find_positions(Head const& head, std::int64_t first, std::int64_t count) {
     partly_seen_ = false;
-    if constexpr (requires { segment.position(first); }) {
+    if constexpr (requires { head.position(first); }) {
       bool any = false;
       bool all = true;
       std::int64_t const first_query = query_positions_.front();
       std::int64_t const last_query = query_positions_[static_cast<std::size_t>(count_ - 1)];
       for (std::int64_t k = 0; k < count; ++k) {
-        positions_[k] = segment.position(first + k);
-        any = any || is_seen_by_any(segment, positions_[k], first_query, last_query);
-        all = all && is_seen(segment, positions_[k], first_query) && is_seen(segment, positions_[k], last_query);
+        positions_[k] = head.position(first + k);
+        any = any || is_seen_by_any(head, positions_[k], first_query, last_query);
+        all = all && is_seen(head, positions_[k], first_query) && is_seen(head, positions_[k], last_query);
       }
       partly_seen_ = !all;
       return any;
@@ -148,46 +161,45 @@ class QueryTile {
   }
 
   /// Leaves a query the logits of the rows that it sees.
-  template <class Segment>
-  void hide_rows(Segment const& segment, std::int64_t q, std::int64_t count) {
-    float* const scores = scores_.data() + q * attend_block;
+  template <class Head>
+  void hide_rows(Head const& head, std::int64_t q, std::int64_t count) {
+    float* const scores = scores_ + q * attend_block;
     std::int64_t const query = query_positions_[static_cast<std::size_t>(q)];
-    for (std::int64_t k = 0; k < count; ++k)
-      scores[k] = is_seen(segment, positions_[k], query) ? scores[k] : hidden_logit;
+    for (std::int64_t k = 0; k < count; ++k) scores[k] = is_seen(head, positions_[k], query) ? scores[k] : hidden_logit;
   }
 
   /// Adds to each query the rows that it sees and no others: what a hidden row holds, even if it is no number, must
   /// not matter. Not inlined: the loop over rows that all queries see would get slower.
-  template <class E, class Segment>
-  [[gnu::noinline]] void weigh_seen_rows(Segment const& segment, E const* const* rows, std::int64_t count) {
+  template <class E, class Head>
+  [[gnu::noinline]] void weigh_seen_rows(Head const& head, E const* const* rows, std::int64_t count) {
     for (std::int64_t q = 0; q < count_; ++q) {
-      float const* const scores = scores_.data() + q * attend_block;
+      float const* const scores = scores_ + q * attend_block;
       std::int64_t const query = query_positions_[static_cast<std::size_t>(q)];
       float weights[attend_block] = {};
       E const* seen_rows[attend_block];
       std::int64_t seen = 0;
       for (std::int64_t k = 0; k < count; ++k) {
-        if (!is_seen(segment, positions_[k], query)) continue;
+        if (!is_seen(head, positions_[k], query)) continue;
         weights[seen] = scores[k];
         seen_rows[seen++] = rows[k];
       }
       if (seen == 0) continue;
       std::fill(seen_rows + seen, seen_rows + attend_block, seen_rows[seen - 1]);
-      weigh_rows(weights, 1, seen_rows, seen, value_channels_, sums_.data() + q * value_channels_);
+      weigh_rows(weights, 1, seen_rows, seen, value_channels_, sums_ + q * value_channels_);
     }
   }
 
   /// Calls `f` with pointers to a block's rows: in the cache itself, or converted to floats where that saves
   /// converting them again and again, or where rows are no whole vectors.
-  template <class T, class Segment, class F>
-  void with_rows(Segment const& segment, T const* data, std::int64_t first, std::int64_t count, std::int64_t channels,
+  template <class T, class Head, class F>
+  void with_rows(Head const& head, T const* data, std::int64_t first, std::int64_t count, std::int64_t channels,
                  std::int64_t padded, F const& f) {
     constexpr std::int64_t few = 8;
     if (channels == padded && (std::is_same_v<T, float> || count_ <= few)) {
       T const* rows[attend_block];
       for (std::int64_t k = 0; k < attend_block; ++k) {
         // Blocks are worked on in whole groups of rows: those beyond the end are the last one again.
-        rows[k] = k < count ? data + segment.offset(first + k, channels) : rows[k - 1];
+        rows[k] = k < count ? data + head.offset(first + k, channels) : rows[k - 1];
       }
       f(static_cast<T const* const*>(rows));
       return;
@@ -198,8 +210,8 @@ class QueryTile {
         rows[k] = rows[k - 1];
         continue;
       }
-      T const* const from = data + segment.offset(first + k, channels);
-      float* const to = rows_.data() + k * padded;
+      T const* const from = data + head.offset(first + k, channels);
+      float* const to = rows_ + k * padded;
       std::int64_t c = 0;
       for (; c + simd::lanes <= channels; c += simd::lanes) simd::store(to + c, simd::load_floats(from + c));
       for (; c < channels; ++c) to[c] = to_float(from[c]);
@@ -211,7 +223,7 @@ class QueryTile {
 
   /// Turns a query's logits into weights, and adds them to its softmax.
   void weigh(std::int64_t q, std::int64_t count) {
-    float* const scores = scores_.data() + q * attend_block;
+    float* const scores = scores_ + q * attend_block;
     std::fill(scores + count, scores + attend_block, hidden_logit);
     simd::Floats top = simd::load(scores);
     simd::Floats poison = simd::zero_or_nan(top);  // NaN where a logit is NaN or infinite
@@ -250,12 +262,12 @@ class QueryTile {
   std::int64_t count_ = 0;
   bool masked_ = false;
   bool partly_seen_ = false;  ///< some query does not see some row of the block
-  FloatBuffer queries_;       ///< [max_queries, head_dim]
-  FloatBuffer scores_;        ///< [max_queries, attend_block]
-  FloatBuffer rows_;          ///< [attend_block, channels]
-  FloatBuffer sums_;          ///< [max_queries, value_dim]
-  std::vector<SoftmaxPart> parts_;
-  std::vector<std::int64_t> query_positions_;  ///< ascending
+  float* queries_;            ///< of `QueryTileBuffers`
+  float* scores_;
+  float* rows_;
+  float* sums_;
+  std::array<SoftmaxPart, max_queries> parts_{};
+  std::array<std::int64_t, max_queries> query_positions_{};  ///< ascending
   std::int64_t positions_[attend_block] = {};
 };
 

@@ -123,7 +123,7 @@ inline void check_pages_apart(CacheSizes const& sizes, WrittenPages& written, ch
     check(run);
     if (!run.empty()) stretches.push_back({run.front().memory.begin, run.back().memory.end});
   }
-  if (overlap_among(std::move(stretches))) check(pages);
+  if (sort_and_overlap(stretches)) check(pages);
 }
 
 /// The memory that a call may read of one tensor.
@@ -178,7 +178,7 @@ void check_pages_not_read(std::int64_t sequences, TokensOf const& tokens_of, Wri
       }
     };
     (add_all(transfers), ...);
-    return overlap(std::move(read), pages);
+    return sort_and_overlap(read, pages);
   };
   // Page by page only if tensors meet as a whole.
   bool const met = meets([](auto& read, auto const* data, auto const& layout) { add_extent(read, layout, data); }) &&

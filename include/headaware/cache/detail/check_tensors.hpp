@@ -92,6 +92,14 @@ struct Memory {
   std::vector<Interval> paged_destinations;  ///< pages of one pool are told apart by the block table
 };
 
+/// Memory in which this thread notes what a call touches: kept, so that later calls allocate nothing.
+inline Memory& thread_memory() {
+  thread_local Memory memory;
+  memory.sources.clear();
+  memory.destinations.clear();
+  return memory;
+}
+
 template <class Layout, class T>
 void add_source(Memory& memory, Layout const& layout, T const* data) {
   add_extent(in_pages<Layout> ? memory.paged_sources : memory.sources, layout, data);

@@ -72,14 +72,15 @@ void check_transfer(CacheBounds const& bounds, Transfer<T, Source, Form, Rotatio
 
 /// Nothing that is written may be read, or written twice.
 /// @param tables_known  host tables tell pages that are read from those that are written, which is checked elsewhere
-inline void check_memory(Memory const& memory, bool tables_known) {
+inline void check_memory(Memory& memory, bool tables_known) {
   constexpr auto where = "compress";
-  bool const apart = !overlap_among(memory.destinations) && !overlap(memory.destinations, memory.paged_destinations);
+  bool const apart =
+      !sort_and_overlap(memory.destinations) && !sort_and_overlap(memory.destinations, memory.paged_destinations);
   require(apart, "buffers", "destinations apart from each other", "overlapping destinations", where);
-  bool const unread = !overlap(memory.sources, memory.destinations) &&
-                      !overlap(memory.sources, memory.paged_destinations) &&
-                      !overlap(memory.paged_sources, memory.destinations) &&
-                      (tables_known || !overlap(memory.paged_sources, memory.paged_destinations));
+  bool const unread = !sort_and_overlap(memory.sources, memory.destinations) &&
+                      !sort_and_overlap(memory.sources, memory.paged_destinations) &&
+                      !sort_and_overlap(memory.paged_sources, memory.destinations) &&
+                      (tables_known || !sort_and_overlap(memory.paged_sources, memory.paged_destinations));
   require(unread, "buffers", "a destination apart from the source (or compress_in_place)", "overlapping buffers",
           where);
 }

@@ -3,7 +3,6 @@
 // The tokens that policies keep, and that a call therefore reads.
 
 #include <headaware/cache/compaction.hpp>
-#include <headaware/cache/rolling_head.hpp>
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
@@ -11,6 +10,7 @@
 #include <headaware/policy/full.hpp>
 #include <headaware/policy/keep_list.hpp>
 #include <headaware/policy/prune.hpp>
+#include <headaware/policy/rolling_policy.hpp>
 #include <headaware/policy/sink_window.hpp>
 #include <headaware/policy/window_only.hpp>
 
@@ -43,19 +43,18 @@ class KeptTokens {
 
  private:
   [[nodiscard]] std::array<TokenRange, 2> ranges_of(std::int32_t sequence) const {
-    SinkAndWindow widest;
+    WindowRule widest;
     for (std::int32_t layer = 0; layer < compaction_.num_layers(); ++layer) {
       for (std::int32_t head = 0; head < compaction_.num_kv_heads(); ++head) {
         visit_policy(compaction_.table(), layer, sequence, head, [&]<class P>(P const& policy) {
-          SinkAndWindow form{all_tokens, 0};
+          WindowRule form{all_tokens, 0};
           if constexpr (RollingPolicy<P>) form = rolling_form(policy);
           widest = {std::max(widest.sink, form.sink), std::max(widest.window, form.window)};
         });
       }
     }
-    std::int64_t const length = compaction_.lengths()[static_cast<std::size_t>(sequence)];
-    return {TokenRange{std::max<std::int64_t>(length - widest.window, 0), length},
-            TokenRange{0, std::min<std::int64_t>(length, widest.sink)}};
+    WindowRange const tokens = widest.range(compaction_.lengths()[static_cast<std::size_t>(sequence)]);
+    return {TokenRange{tokens.begin, tokens.length}, TokenRange{0, tokens.sinks}};
   }
 
   Compaction<Table> const& compaction_;

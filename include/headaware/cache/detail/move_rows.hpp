@@ -66,15 +66,11 @@ struct SegmentTensor {
 };
 
 /// Where the rows of one segment go.
-template <class Form>
+template <class Rows>
 struct SegmentRows {
-  Form form;
-  Segment segment;
-  LayerCapacity capacity;
+  Rows rows;
   std::int64_t channels;
-  std::int64_t operator()(std::int64_t row, std::int64_t channel) const {
-    return form.row_offset(segment, capacity, row, channels) + channel;
-  }
+  std::int64_t operator()(std::int64_t row, std::int64_t channel) const { return rows.offset(row, channels) + channel; }
 };
 
 /// How the channels of source and destination lie, decided once per call.
@@ -169,8 +165,8 @@ struct Plane {
     return SegmentTensor<Layout>{layout, segment.sequence, segment.kv_head};
   }
   [[nodiscard]] auto to(Segment const& segment) const {
-    return SegmentRows<Form>{kept.form, segment, kept.capacities[static_cast<std::size_t>(segment.layer)],
-                             shape.channels};
+    auto const rows = kept.form.rows(segment, kept.capacities[static_cast<std::size_t>(segment.layer)]);
+    return SegmentRows<std::remove_const_t<decltype(rows)>>{rows, shape.channels};
   }
 };
 

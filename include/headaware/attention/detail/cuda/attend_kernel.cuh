@@ -385,7 +385,7 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries))
   __syncthreads();
   std::int64_t const sequence = shared.segment / p.shape.num_kv_heads;
   std::int64_t const kv_head = shared.segment % p.shape.num_kv_heads;
-  auto const segment = p.cache.view.segment(sequence, kv_head);
+  auto const segment = p.cache.view.head(sequence, kv_head);
   std::int64_t const held = segment.rows();
   std::int64_t const begin = shared.chunk * p.cut.chunk_rows;
   std::int64_t const end = min(held, begin + p.cut.chunk_rows);

@@ -50,7 +50,7 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_plan_threads, 1)
     std::int64_t const s = base + thread;
     RowsAndParts count{0, 0};
     if (s < segments) {
-      std::int64_t const rows = p.view.segment(s / shape.num_kv_heads, s % shape.num_kv_heads).rows();
+      std::int64_t const rows = p.view.head(s / shape.num_kv_heads, s % shape.num_kv_heads).rows();
       bool const possible = rows >= 0 && rows <= p.max_rows;
       bad = bad || !possible;
       count.rows = possible ? rows : 0;

@@ -2,7 +2,6 @@
 
 #include <headaware/cache/detail/append_rows.hpp>
 #include <headaware/cache/paged_head.hpp>
-#include <headaware/cache/rolling_head.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
 
 #include <algorithm>
@@ -22,12 +21,12 @@ struct AppendPlane {
 
 /// Counters that the kernel reads, and with `ticket` counts up.
 struct AppendCounters {
-  std::int32_t const* lengths = nullptr;  ///< [num_sequences] before the append
-  std::int32_t const* written = nullptr;  ///< [num_sequences]
-  std::int32_t const* counts = nullptr;   ///< [num_sequences]; nullptr: max_count each
-  std::int32_t* status = nullptr;         ///< 1 if a sequence is refused; nullptr: nobody asks
+  std::int32_t const* lengths = nullptr;     ///< [num_sequences] before the append
+  std::int32_t const* high_water = nullptr;  ///< [num_sequences]
+  std::int32_t const* counts = nullptr;      ///< [num_sequences]; nullptr: max_count each
+  std::int32_t* status = nullptr;            ///< 1 if a sequence is refused; nullptr: not wanted
   std::int32_t* advance_lengths = nullptr;
-  std::int32_t* advance_written = nullptr;
+  std::int32_t* advance_high_water = nullptr;
   std::int32_t* ticket = nullptr;  ///< blocks that have read the counters; nullptr: count nothing up
   std::int64_t token_limit = 0;
   std::int32_t max_count = 0;
@@ -41,9 +40,9 @@ struct AppendCounters {
   }
 };
 
-template <class Placement, class Keys, class Values>
+template <class Cache, class Keys, class Values>
 struct AppendParameters {
-  Placement placement;
+  Cache cache;
   AppendCounters counters;
   AppendPlane<Keys> keys;
   AppendPlane<Values> values;
@@ -52,10 +51,10 @@ struct AppendParameters {
   std::int32_t num_kv_heads;
   std::int32_t rows_per_head;  ///< the most tokens of an append that stay in a head
   std::int32_t rows_per_block;
-  std::int32_t append_blocks;  ///< the blocks behind them copy pages
+  std::int32_t append_blocks;  ///< the blocks after them copy pages
 };
 
-/// What the kernel looks up by layer: keys, values.
+/// Pointers by layer: keys, values.
 struct AppendTables {
   PlanePointers planes[2];
 };
@@ -134,7 +133,7 @@ __device__ inline bool last_block(std::int32_t* ticket) {
   return last;
 }
 
-/// Fills in row `index` of an append: segments in order, and in each the tokens that stay.
+/// Fills in row `index` of an append: segments in order, and in each the new tokens that stay.
 template <class Parameters>
 __device__ AppendRow append_row(Parameters const& p, AppendTables const& tables, std::int64_t index,
                                 std::int64_t segments) {
@@ -152,15 +151,15 @@ __device__ AppendRow append_row(Parameters const& p, AppendTables const& tables,
     return row;
   }
   std::int64_t const layer = p.first_layer + handed;
-  std::int64_t const written = Parameters::needs_written ? p.counters.written[row.sequence] : 0;
-  Survivors const staying = p.placement.survivors(layer, row.kv_head, length, written, count);
-  if (i >= staying.count()) return row;
-  std::int64_t const token = staying.token(i);
-  row.token = static_cast<std::int32_t>(token - length);
+  std::int64_t const high_water = Parameters::needs_high_water ? p.counters.high_water[row.sequence] : 0;
+  auto const held = p.cache.rows(layer, row.sequence, row.kv_head, length + count, high_water);
+  std::int64_t const held_row = held.tokens.kept_before(length) + i;
+  if (held_row >= held.rows()) return row;
+  row.token = static_cast<std::int32_t>(held.position(held_row) - length);
   auto const fill = [&](std::int32_t plane, std::int64_t channels, std::int64_t element_bytes) {
     row.source[plane] = static_cast<char const*>(tables.planes[plane].source[handed]);
-    row.target[plane] = static_cast<char*>(tables.planes[plane].kept[handed]) +
-                        p.placement.offset(layer, row.sequence, row.kv_head, token, channels) * element_bytes;
+    row.target[plane] =
+        static_cast<char*>(tables.planes[plane].kept[handed]) + held.offset(held_row, channels) * element_bytes;
   };
   fill(0, p.keys.channels, p.keys.element_bytes);
   fill(1, p.values.channels, p.values.element_bytes);
@@ -176,14 +175,14 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   auto const& p = share_parameters(parameters, parameter_storage);
   std::int64_t const segments = std::int64_t{p.num_layers} * p.counters.num_sequences * p.num_kv_heads;
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
-  if constexpr (requires { p.placement.copies; }) {
+  if constexpr (requires { p.cache.copies; }) {
     // Nothing that a copy reads is written in the same launch.
     if (blockIdx.x >= static_cast<unsigned>(p.append_blocks)) {
-      PageCopy const copy = p.placement.copies[blockIdx.x - static_cast<unsigned>(p.append_blocks)];
+      PageCopy const copy = p.cache.copies[blockIdx.x - static_cast<unsigned>(p.append_blocks)];
       if (copy.layer < p.first_layer || copy.layer >= p.first_layer + p.num_layers) return;
       auto const move = [&](auto const& plane, void* tensor) {
         auto const place = [&](std::int32_t page) {
-          return p.placement.page_offset(page, plane.channels) * plane.element_bytes;
+          return p.cache.page_offset(page, plane.channels) * plane.element_bytes;
         };
         copy_bytes(static_cast<char*>(tensor), place(copy.from), place(copy.to),
                    std::int64_t{copy.tokens} * plane.channels * plane.element_bytes, plane.vector_bytes);
@@ -209,7 +208,7 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
     }
     auto const now = static_cast<std::int32_t>(length + count);
     p.counters.advance_lengths[b] = now;
-    p.counters.advance_written[b] = max(p.counters.advance_written[b], now);
+    p.counters.advance_high_water[b] = max(p.counters.advance_high_water[b], now);
   }
 }
 

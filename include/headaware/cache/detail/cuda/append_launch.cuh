@@ -11,26 +11,27 @@
 #include <cstddef>
 #include <cstdint>
 #include <numeric>
+#include <span>
 #include <type_traits>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-template <class Placement, class Keys, class Values, bool NeedsWritten>
-struct PlacedAppend : AppendParameters<Placement, Keys, Values> {
-  static constexpr bool needs_written = NeedsWritten;
+template <class Cache, class Keys, class Values, bool NeedsHighWater>
+struct CountedAppend : AppendParameters<Cache, Keys, Values> {
+  static constexpr bool needs_high_water = NeedsHighWater;
 };
 
 /// One tensor of an append. @param row_run  elements in which the cache's rows are aligned
-template <class T, class U, class Layout>
+template <class T, class U, class Layout, class Buffers>
 AppendPlane<Layout> append_plane_of(Layout const& layout, std::int64_t channels, std::int64_t row_run,
-                                    std::vector<LayerKv<U>> const& tokens, LayerKv<T> const* cache,
-                                    U* LayerKv<U>::*source, T* LayerKv<T>::*target, PlanePointers& pointers) {
+                                    std::span<LayerKv<U> const> tokens, Buffers const& buffers, U* LayerKv<U>::*source,
+                                    T* LayerKv<T>::*target, PlanePointers& pointers) {
   std::uintptr_t addresses = 0;
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     pointers.source[i] = tokens[i].*source;
-    pointers.kept[i] = cache[i].*target;
+    pointers.kept[i] = buffers(i).data.*target;
     addresses |=
         reinterpret_cast<std::uintptr_t>(pointers.source[i]) | reinterpret_cast<std::uintptr_t>(pointers.kept[i]);
   }
@@ -42,21 +43,22 @@ AppendPlane<Layout> append_plane_of(Layout const& layout, std::int64_t channels,
 
 /// @param max_slots   the most tokens of a head that any append can leave
 /// @param row_stride  elements in which rows of pages are aligned beyond their channels; 0: none
-/// @param num_copies  copies on write of the placement, a block each
-template <bool NeedsWritten, class Placement, class T, class U, class Source>
-void launch_append(Placement const& placement, AppendCounters const& counters, AppendShape const& shape,
-                   std::int64_t max_slots, std::int64_t row_stride, std::vector<LayerKv<U>> const& tokens,
-                   Source const& source, LayerKv<T> const* cache, std::int64_t num_copies, cudaStream_t stream) {
+/// @param num_copies  copies on write of the cache, a block each
+template <bool NeedsHighWater, class Cache, class U, class Source, class Buffers>
+void launch_append(Cache const& cache, AppendCounters const& counters, AppendShape const& shape, std::int64_t max_slots,
+                   std::int64_t row_stride, std::span<LayerKv<U> const> tokens, Source const& source,
+                   Buffers const& buffers, std::int64_t num_copies, cudaStream_t stream) {
+  using T = std::remove_const_t<U>;
   static_assert(sizeof(T) <= 8 && (sizeof(T) & (sizeof(T) - 1)) == 0, "headaware: elements have 1, 2, 4 or 8 bytes");
   auto const keys = keys_of(source);
   auto const values = values_of(source);
   using Parameters =
-      PlacedAppend<Placement, std::remove_const_t<decltype(keys)>, std::remove_const_t<decltype(values)>, NeedsWritten>;
+      CountedAppend<Cache, std::remove_const_t<decltype(keys)>, std::remove_const_t<decltype(values)>, NeedsHighWater>;
   AppendTables tables{};
   auto const run = [&](std::int64_t channels) { return std::gcd(channels, row_stride); };
-  auto const key_plane = append_plane_of<T>(keys, shape.head_dim, run(shape.head_dim), tokens, cache, &LayerKv<U>::keys,
-                                            &LayerKv<T>::keys, tables.planes[0]);
-  auto const value_plane = append_plane_of<T>(values, shape.value_dim, run(shape.value_dim), tokens, cache,
+  auto const key_plane = append_plane_of<T>(keys, shape.head_dim, run(shape.head_dim), tokens, buffers,
+                                            &LayerKv<U>::keys, &LayerKv<T>::keys, tables.planes[0]);
+  auto const value_plane = append_plane_of<T>(values, shape.value_dim, run(shape.value_dim), tokens, buffers,
                                               &LayerKv<U>::values, &LayerKv<T>::values, tables.planes[1]);
   std::int64_t const rows_per_head = std::clamp<std::int64_t>(max_slots, 1, std::max<std::int64_t>(1, shape.max_count));
   // One access a thread: a step of decoding has few rows, and they are to spread over the device.
@@ -68,7 +70,7 @@ void launch_append(Placement const& placement, AppendCounters const& counters, A
   std::int64_t const rows = segments * rows_per_head;
   std::int64_t const blocks = std::max<std::int64_t>(1, (rows + rows_per_block - 1) / rows_per_block);
   require(blocks + num_copies <= max_blocks, "blocks", max_blocks_text, blocks + num_copies, "append");
-  Parameters const parameters{{placement, counters, key_plane, value_plane, shape.first_layer,
+  Parameters const parameters{{cache, counters, key_plane, value_plane, shape.first_layer,
                                static_cast<std::int32_t>(tokens.size()), shape.num_kv_heads,
                                static_cast<std::int32_t>(rows_per_head), rows_per_block,
                                static_cast<std::int32_t>(blocks)}};

@@ -327,8 +327,9 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
       };
       visit_policy(p.compaction.table, segment.layer, segment.sequence, segment.kv_head,
                    StageTokens<decltype(is_valid)>{place.begin, segment.length, place.rows, shared.tokens, is_valid});
+      auto const rows = plane.form.rows(segment, place.capacity);
       for (auto r = static_cast<std::int32_t>(threadIdx.x); r < place.rows; r += block_threads) {
-        shared.row_offsets[r] = plane.form.row_offset(segment, place.capacity, place.begin + r, plane.channels);
+        shared.row_offsets[r] = rows.offset(place.begin + r, plane.channels);
       }
       __syncthreads();
       move_rows(plane, shared);

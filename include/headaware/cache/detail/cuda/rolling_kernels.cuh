@@ -9,11 +9,11 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// What happens to a sequence's counters.
+/// Changes of a sequence's counters.
 enum class StateChange : std::int32_t { advance, rollback, start };
 
 struct StateParameters {
-  RollingSlotsView plan;
+  RollingSlotsView slots;
   RollingStateView state;
   std::int32_t const* values;  ///< [num_sequences] tokens; start: lengths, negative: leave the sequence alone
   StateChange change;
@@ -22,27 +22,27 @@ struct StateParameters {
 /// Changes the counters of all sequences. (A template, so that several sources may include it.)
 template <class Parameters>
 HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks) state_kernel(Parameters const __grid_constant__ p) {
-  for (auto b = static_cast<std::int32_t>(blockIdx.x * block_threads + threadIdx.x); b < p.plan.num_sequences;
+  for (auto b = static_cast<std::int32_t>(blockIdx.x * block_threads + threadIdx.x); b < p.slots.num_sequences;
        b += static_cast<std::int32_t>(gridDim.x) * block_threads) {
     std::int64_t const length = p.state.lengths[b];
-    std::int64_t const written = p.state.written[b];
+    std::int64_t const high_water = p.state.high_water[b];
     std::int64_t const value = p.values[b];
     bool good = value >= 0;
     if (p.change == StateChange::rollback) {
-      good = good && value <= p.plan.max_rollback(length, written);
+      good = good && value <= p.slots.max_rollback(length, high_water);
       if (good) p.state.lengths[b] = static_cast<std::int32_t>(length - value);
     } else if (p.change == StateChange::advance) {
-      good = good && length + value <= p.plan.token_limit;
+      good = good && length + value <= p.slots.token_limit;
       if (good) {
         p.state.lengths[b] = static_cast<std::int32_t>(length + value);
-        p.state.written[b] = static_cast<std::int32_t>(max(written, length + value));
+        p.state.high_water[b] = static_cast<std::int32_t>(max(high_water, length + value));
       }
     } else if (good) {
-      good = value <= p.plan.token_limit;
+      good = value <= p.slots.token_limit;
       if (good) {
         p.state.lengths[b] = static_cast<std::int32_t>(value);
-        p.state.written[b] =
-            static_cast<std::int32_t>(min(p.plan.written_at_start(value), static_cast<std::int64_t>(all_tokens)));
+        p.state.high_water[b] =
+            static_cast<std::int32_t>(min(p.slots.high_water_at_start(value), static_cast<std::int64_t>(all_tokens)));
       }
     } else {
       good = true;
@@ -61,11 +61,11 @@ struct CopyPlane {
 };
 
 struct CopyParameters {
-  RollingSlotsView plan;
+  RollingSlotsView slots;
   RollingStateView state;
   CopyPlane planes[2];
   std::int32_t num_copies;
-  std::int32_t chunks;  ///< blocks a head
+  std::int32_t head_blocks;  ///< blocks per head
 };
 
 struct CopyTables {
@@ -75,18 +75,18 @@ struct CopyTables {
 
 inline constexpr std::int32_t copy_rows_per_block = 64;
 
-/// Grid: x chunks of heads of layers of copies. Each block copies some of the rows that a head holds.
+/// Grid: parts of heads of layers of copies. Each block copies some of the rows that a head holds.
 template <class Parameters>
 HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
     copy_sequences_kernel(Parameters const __grid_constant__ p, CopyTables const __grid_constant__ tables) {
-  std::int64_t const head_index = blockIdx.x / static_cast<unsigned>(p.chunks);
-  std::int64_t const chunk = blockIdx.x % static_cast<unsigned>(p.chunks);
-  auto const kv_head = static_cast<std::int32_t>(head_index % p.plan.num_kv_heads);
-  auto const layer = static_cast<std::int32_t>(head_index / p.plan.num_kv_heads % p.plan.num_layers);
-  SequenceCopy const copy = tables.copies[head_index / p.plan.num_kv_heads / p.plan.num_layers];
-  RollingHead const& head = p.plan.head(layer, kv_head);
-  SlotRuns const runs = head.intact(p.state.lengths[copy.from], p.state.written[copy.from]);
-  std::int64_t const begin = chunk * copy_rows_per_block;
+  std::int64_t const head_index = blockIdx.x / static_cast<unsigned>(p.head_blocks);
+  std::int64_t const part = blockIdx.x % static_cast<unsigned>(p.head_blocks);
+  auto const kv_head = static_cast<std::int32_t>(head_index % p.slots.num_kv_heads);
+  auto const layer = static_cast<std::int32_t>(head_index / p.slots.num_kv_heads % p.slots.num_layers);
+  SequenceCopy const copy = tables.copies[head_index / p.slots.num_kv_heads / p.slots.num_layers];
+  RollingHead const& head = p.slots.head(layer, kv_head);
+  SlotRuns const runs = head.runs(head.held(p.state.lengths[copy.from], p.state.high_water[copy.from]));
+  std::int64_t const begin = part * copy_rows_per_block;
   std::int64_t const end = begin + copy_rows_per_block;
   auto const move = [&](std::int64_t first, std::int64_t count) {
     std::int64_t const low = max(first, begin);
@@ -108,7 +108,7 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   for (auto i = static_cast<std::int32_t>(threadIdx.x); i < p.num_copies; i += block_threads) {
     SequenceCopy const each = tables.copies[i];
     p.state.lengths[each.to] = p.state.lengths[each.from];
-    p.state.written[each.to] = p.state.written[each.from];
+    p.state.high_water[each.to] = p.state.high_water[each.from];
   }
 }
 

@@ -1,4 +1,4 @@
-// error: a view of a cache needs 'segment(int64_t sequence, int64_t kv_head) const'
+// error: a view of a cache needs 'head(int64_t sequence, int64_t kv_head) const'
 
 #include <headaware/attention/kept_view.hpp>
 

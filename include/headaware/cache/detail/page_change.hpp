@@ -1,0 +1,60 @@
+#pragma once
+
+#include <headaware/cache/compaction.hpp>
+#include <headaware/cache/paged_head.hpp>
+#include <headaware/cache/rolling_slots.hpp>
+#include <headaware/config.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// Rows of the block table for the heads of a cache.
+inline std::vector<PagedHead> make_paged_heads(RollingSlots const& slots, std::int64_t page_size) {
+  std::vector<PagedHead> heads;
+  std::int64_t entries = 0;
+  for (std::int32_t layer = 0; layer < slots.num_layers(); ++layer) {
+    for (std::int32_t kv_head = 0; kv_head < slots.num_kv_heads(); ++kv_head) {
+      RollingHead const& block = slots.head(layer, kv_head);
+      PagedHead h;
+      h.first_entry = entries;
+      h.sink = block.sink;
+      h.window = block.window;
+      h.sink_pages = static_cast<std::int32_t>(pages_for(block.sink, page_size));
+      // A stretch of `ring` tokens that begins anywhere.
+      h.ring_pages = block.ring == 0 ? 0 : static_cast<std::int32_t>(pages_for(block.ring - 1, page_size) + 1);
+      entries += h.entries();
+      heads.push_back(h);
+    }
+  }
+  for (PagedHead& h : heads) h.sequence_entries = entries;
+  return heads;
+}
+
+/// Changes of an append in one head of one sequence; pages by their place in the sequence.
+struct PageChange {
+  PagedHead const* head = nullptr;
+  std::int32_t layer = 0;
+  std::int32_t sequence = 0;
+  std::int64_t length = 0;
+  std::int64_t first_before = 0;    ///< the window's first page
+  std::int64_t release_end = 0;     ///< pages [first_before, release_end) go back
+  std::int64_t first = 0;           ///< the window's first page afterwards
+  std::int64_t new_begin = 0;       ///< pages from here on are new,
+  std::int64_t new_end = 0;         ///< up to here
+  std::int64_t copy_on_write = -1;  ///< this page is replaced; -1: none
+
+  [[nodiscard]] bool any() const { return first_before < release_end || new_begin < new_end || copy_on_write >= 0; }
+  /// Calls `f(page)` for every page that is new.
+  template <class F>
+  void for_each_new(F const& f) const {
+    for (std::int64_t p = new_begin; p < std::min<std::int64_t>(new_end, head->sink_pages); ++p) f(p);
+    for (std::int64_t p = std::max(new_begin, first); p < new_end; ++p) f(p);
+  }
+};
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END
