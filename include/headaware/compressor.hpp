@@ -13,6 +13,7 @@
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/duo_gates.hpp>
+#include <headaware/io/file.hpp>
 #include <headaware/io/head_classifications.hpp>
 #include <headaware/io/model_config.hpp>
 #include <headaware/io/policy_table.hpp>
@@ -32,7 +33,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <filesystem>
 #include <span>
 #include <string>
 #include <utility>
@@ -164,7 +164,7 @@ class BasicCompressor {
   /// @throws FileError, FormatError, ArgumentError
   template <class Fold = FoldUnion>
   static BasicCompressor from_classifications(
-      std::filesystem::path const& path, ModelConfig const& model,
+      FilePath const& path, ModelConfig const& model,
       BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative(), Fold const& fold = {}) {
     std::vector<HeadClassification> const classifications = load_classifications(path);
     return from_classifications(std::span<HeadClassification const>(classifications), model, types, fold);
@@ -174,9 +174,9 @@ class BasicCompressor {
   /// @param types  which policy each type of head gets; a plan does not ask
   /// @throws FileError, FormatError, ArgumentError
   static BasicCompressor from_policies(
-      std::filesystem::path const& path, ModelConfig const& model,
-      TypePolicies const& types = TypePolicies::conservative()) requires std::same_as<Registry, DefaultRegistry> {
-    return {model, load_policy_table(path, model, types)};
+      FilePath const& path, ModelConfig const& model,
+      BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative()) {
+    return {model, load_policy_table<Registry>(path, model, types)};
   }
 
   /// @brief Every head follows one policy; by default StreamingLLM's sinks and window.
@@ -186,7 +186,7 @@ class BasicCompressor {
   }
 
   /// @brief The same, the model's shape read from a Hugging Face `config.json`.
-  static BasicCompressor from_model_config(std::filesystem::path const& path,
+  static BasicCompressor from_model_config(FilePath const& path,
                                            Policy const& policy = SinkWindow{.sink = 4, .window = 508}) {
     return from_model_config(load_model_config(path), policy);
   }

@@ -4,8 +4,8 @@
 /// Policy tables from what is known of a model: its heads' types, its shape alone, or trained gates.
 
 #include <headaware/classify/head_type.hpp>
-#include <headaware/head_grid.hpp>
 #include <headaware/error.hpp>
+#include <headaware/head_grid.hpp>
 #include <headaware/policy/duo_gates.hpp>
 #include <headaware/policy/fold.hpp>
 #include <headaware/policy/table.hpp>
@@ -130,19 +130,6 @@ template <class Registry = DefaultRegistry>
   return {model.num_hidden_layers, model.num_key_value_heads, policy};
 }
 
-namespace detail {
-
-/// @throws ArgumentError
-inline void require_gates(DuoGates const& gates, char const* where) {
-  require(gates.num_layers > 0, "num_layers", "> 0", gates.num_layers, where);
-  require(gates.num_kv_heads > 0, "num_kv_heads", "> 0", gates.num_kv_heads, where);
-  auto const count = std::int64_t{gates.num_layers} * gates.num_kv_heads;
-  require(static_cast<std::int64_t>(gates.gates.size()) == count, "number of gates", count, gates.gates.size(), where);
-  for (double const gate : gates.gates) require(std::isfinite(gate), "gate", "a finite number", gate, where);
-}
-
-}  // namespace detail
-
 /// @brief A table from DuoAttention's gates: heads whose gate is above `threshold` keep everything, the others
 /// `sink_size` sinks and the last `recent_size` tokens.
 /// @param gate_threshold  a number; in braces, `{0.5}`, it is a share
@@ -154,7 +141,7 @@ template <class Registry = DefaultRegistry, std::convertible_to<double> Threshol
 [[nodiscard]] BasicPolicyTable<Registry> table_from_duo_gates(DuoGates const& gates, Threshold gate_threshold) {
   constexpr auto where = "table_from_duo_gates";
   auto const threshold = static_cast<double>(gate_threshold);
-  detail::require_gates(gates, where);
+  gates.validate(where);
   require(std::isfinite(threshold), "threshold", "a finite number", threshold, where);
   BasicPolicyTable<Registry> table(gates.num_layers, gates.num_kv_heads,
                                    SinkWindow{.sink = gates.sink_size, .window = gates.recent_size});
@@ -174,7 +161,7 @@ template <class Registry = DefaultRegistry, std::convertible_to<double> Threshol
 template <class Registry = DefaultRegistry>
 [[nodiscard]] BasicPolicyTable<Registry> table_from_duo_gates(DuoGates const& gates, FullHeadShare full) {
   constexpr auto where = "table_from_duo_gates";
-  detail::require_gates(gates, where);
+  gates.validate(where);
   require(full.share >= 0 && full.share <= 1, "share", "in [0, 1]", full.share, where);
   std::vector<std::size_t> order(gates.gates.size());
   std::iota(order.begin(), order.end(), std::size_t{0});

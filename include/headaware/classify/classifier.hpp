@@ -6,16 +6,15 @@
 #include <headaware/classify/head_type.hpp>
 #include <headaware/classify/thresholds.hpp>
 #include <headaware/config.hpp>
-#include <headaware/head_grid.hpp>
+#include <headaware/detail/field_checker.hpp>
 #include <headaware/error.hpp>
+#include <headaware/head_grid.hpp>
 #include <headaware/stats/head_statistics.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <string>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -23,27 +22,9 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// @throws ArgumentError if a statistic is NaN or infinite
-inline void require_finite(HeadStatistics const& s, char const* function) {
-  auto finite = [&](double value, std::string const& what) {
-    if (std::isfinite(value)) return;
-    throw ArgumentError(
-        {what, "a finite number", std::to_string(value),
-         std::string(function) + ", layer " + std::to_string(s.layer_idx) + ", head " + std::to_string(s.head_idx)});
-  };
-  finite(s.mean_entropy, "mean_entropy");
-  finite(s.std_entropy, "std_entropy");
-  finite(s.max_attention_mean, "max_attention_mean");
-  finite(s.position_preference.sink, "position_preference.sink");
-  finite(s.position_preference.recent, "position_preference.recent");
-  finite(s.position_preference.local, "position_preference.local");
-  finite(s.position_preference.global, "position_preference.global");
-  finite(s.sink_ratio, "sink_ratio");
-  finite(s.uniformity_score, "uniformity_score");
-  for (std::size_t d = 0; d < s.relative_position_dist.size(); ++d) {
-    if (!std::isfinite(s.relative_position_dist[d])) {
-      finite(s.relative_position_dist[d], "relative_position_dist[" + std::to_string(d) + "]");
-    }
-  }
+inline void require_finite(HeadStatistics const& s, Text const& function) {
+  auto const where = [&] { return Text{function, ", layer ", s.layer_idx, ", head ", s.head_idx}.str(); };
+  statistics_fields(FieldChecker(where), s);
 }
 
 /// The distance at which a positional head's attention is covered, with a slack of four tokens.

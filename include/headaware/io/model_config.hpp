@@ -4,15 +4,14 @@
 /// Reads a model's shape from a Hugging Face `config.json`.
 
 #include <headaware/config.hpp>
-#include <headaware/io/detail/json_records.hpp>
-#include <headaware/io/json_tree.hpp>
+#include <headaware/io/detail/fields.hpp>
 #include <headaware/io/file.hpp>
+#include <headaware/io/json_tree.hpp>
 #include <headaware/types.hpp>
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <filesystem>
 #include <limits>
 #include <optional>
 #include <string>
@@ -230,8 +229,7 @@ inline void require_shape(JsonObject& config, ModelConfig const& model) {
   if (auto const nested = config.find("text_config")) {
     if (!layers) config = nested->object();
     // Both may describe the language part, but then the same one.
-    auto const again =
-        nested->kind() == JsonKind::object ? nested->object().find("num_hidden_layers") : std::nullopt;
+    auto const again = nested->kind() == JsonKind::object ? nested->object().find("num_hidden_layers") : std::nullopt;
     bool const differ = layers && again && layers->kind() == JsonKind::integer &&
                         !detail::is_integer(*again, layers->integer(std::int64_t{INT64_MIN}, INT64_MAX));
     if (differ) again->fail("num_hidden_layers", "the same as in the document itself");
@@ -282,7 +280,7 @@ inline void require_shape(JsonObject& config, ModelConfig const& model) {
 
 /// @brief `parse_model_config` of a file.
 /// @throws FormatError as there, FileError if the file cannot be read
-[[nodiscard]] inline ModelConfig load_model_config(std::filesystem::path const& path) {
+[[nodiscard]] inline ModelConfig load_model_config(FilePath const& path) {
   return parse_model_config(read_text_file(path), path.string());
 }
 

@@ -6,6 +6,7 @@
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
 #include <headaware/plan/budget.hpp>
+#include <headaware/plan/empty_plan.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
 #include <headaware/policy/policy_window.hpp>
@@ -117,7 +118,7 @@ HEADAWARE_NAMESPACE_BEGIN
   require(table.num_layers() == errors.num_layers, "table's layers", errors.num_layers, table.num_layers(), where);
   require(table.num_kv_heads() == errors.num_kv_heads, "table's KV heads", errors.num_kv_heads, table.num_kv_heads(),
           where);
-  PolicyPlan plan(errors, context, options);
+  PolicyPlan plan = empty_plan(errors, context, options);
   for (std::size_t head = 0; head < errors.size(); ++head) {
     auto const num_kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
     AnyPolicy<> const& policy =

@@ -5,11 +5,11 @@
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
+#include <headaware/plan/error_measure.hpp>
 #include <headaware/plan/sensitivity.hpp>
 #include <headaware/stats/retention.hpp>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -17,29 +17,10 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
-
-/// @brief Which error of a query head counts, as the mean over its rows.
-enum class ErrorMeasure : std::uint8_t {
-  mass,          ///< attention mass lost; plans no better than uniform windows, here for comparison
-  output,        ///< ‖Δ‖², the change of the head's output
-  output_metric  ///< ‖W_O Δ‖², the change of what the layer adds to the residual stream
-};
-inline constexpr std::array<std::string_view, 3> error_measure_names{"mass", "output", "output_metric"};
-[[nodiscard]] constexpr std::string_view to_string(ErrorMeasure measure) {
-  return error_measure_names[static_cast<std::size_t>(measure)];
-}
-
-/// @brief How the query heads that share a KV head count together.
-enum class GroupFold : std::uint8_t { sum, maximum };
-inline constexpr std::array<std::string_view, 2> group_fold_names{"sum", "maximum"};
-[[nodiscard]] constexpr std::string_view to_string(GroupFold fold) {
-  return group_fold_names[static_cast<std::size_t>(fold)];
-}
 
 /// @brief Statistics of one kind of text. Several kinds, each with sensitivities of its own, plan together: natural
 /// text with weight 1, and a probe (a passage followed by itself, which exercises retrieval) with 0.3 to 0.5.

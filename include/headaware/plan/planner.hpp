@@ -7,6 +7,7 @@
 #include <headaware/error.hpp>
 #include <headaware/plan/budget.hpp>
 #include <headaware/plan/detail/lower_hull.hpp>
+#include <headaware/plan/empty_plan.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
 #include <headaware/policy/table.hpp>
@@ -149,7 +150,7 @@ void take_steps(Hulls const& hulls, Take const& take) {
 /// A plan of some layers as one of all of them, of which the others keep everything.
 [[nodiscard]] inline PolicyPlan with_whole_layers(PolicyPlan const& some, std::span<std::int32_t const> layers,
                                                   KvErrors const& errors, PlanOptions const& options) {
-  PolicyPlan plan(errors, some.context, options);
+  PolicyPlan plan = empty_plan(errors, some.context, options);
   plan.floor = some.floor;
   plan.budget_tokens = some.budget_tokens + plan.skipped_tokens();
   auto const num_kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
@@ -209,7 +210,7 @@ void take_steps(Hulls const& hulls, Take const& take) {
   std::int64_t const full = detail::whole_pages(context, page);
   auto const count = static_cast<std::int64_t>(heads);
 
-  PolicyPlan plan(errors, context, options);
+  PolicyPlan plan = empty_plan(errors, context, options);
   plan.budget_tokens = budget.total(count, context);
   std::vector<bool> pruned(heads);
   if (options.negligible_output > 0 && !errors.output_share.empty()) {

@@ -5,8 +5,8 @@
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
-#include <headaware/plan/detail/lower_hull.hpp>
-#include <headaware/plan/kv_errors.hpp>
+#include <headaware/plan/detail/whole_pages.hpp>
+#include <headaware/plan/error_measure.hpp>
 #include <headaware/policy/table.hpp>
 #include <headaware/types.hpp>
 
@@ -73,22 +73,8 @@ struct PolicyPlan {
   std::int64_t floor = 0;           ///< that held
   double predicted_error = 0;       ///< sum over heads; in nats where sensitivities are
   PlanOptions options{};            ///< `measure` is the one that was used
-  PolicyTable table;
-  std::vector<PlannedHead> heads;  ///< [layers, num_kv_heads]
-
-  PolicyPlan() = default;
-  /// All heads pruned, to be set one by one.
-  PolicyPlan(KvErrors const& errors, std::int64_t tokens, PlanOptions asked)
-      : num_layers(errors.num_layers),
-        num_heads(errors.num_heads),
-        num_kv_heads(errors.num_kv_heads),
-        context(tokens),
-        options(std::move(asked)),
-        table(errors.num_layers, errors.num_kv_heads, Prune{}),
-        heads(errors.size()) {
-    options.measure = errors.measure;
-    options.fold = errors.fold;
-  }
+  PolicyTable table{};
+  std::vector<PlannedHead> heads{};  ///< [layers, num_kv_heads]
 
   /// Sets a head that has not been set. @param head  layer · num_kv_heads + kv_head
   void set(std::size_t head, AnyPolicy<> const& policy, PlannedHead const& planned) {

@@ -11,6 +11,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -189,5 +192,29 @@ class BasicPolicyTable {
 };
 
 using PolicyTable = BasicPolicyTable<>;
+
+/// @brief Converts a table to another registry.
+/// @throws ArgumentError naming the first policy that the registry lacks
+template <class To, class From>
+[[nodiscard]] BasicPolicyTable<To> convert_table(BasicPolicyTable<From> const& table) {
+  if constexpr (std::is_same_v<To, From>) {
+    return table;
+  } else {
+    BasicPolicyTable<To> result(table.num_layers(), table.num_kv_heads(), AnyPolicy<To>{});
+    for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
+      for (std::int32_t head = 0; head < table.num_kv_heads(); ++head) {
+        result.set(layer, head, table.visit(layer, head, [](auto const& policy) -> AnyPolicy<To> {
+          using P = std::remove_cvref_t<decltype(policy)>;
+          if constexpr (To::template contains<P>) {
+            return policy;
+          } else {
+            throw ArgumentError({"policy", "one that the registry has", std::string(P::name), "convert_table"});
+          }
+        }));
+      }
+    }
+    return result;
+  }
+}
 
 HEADAWARE_NAMESPACE_END

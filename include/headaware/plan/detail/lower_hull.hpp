@@ -4,6 +4,7 @@
 /// The sizes worth planning with: the lower convex hull of a head's error over its size.
 
 #include <headaware/config.hpp>
+#include <headaware/plan/detail/whole_pages.hpp>
 #include <headaware/stats/retention.hpp>
 
 #include <algorithm>
@@ -14,11 +15,6 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
-
-/// Tokens in whole pages.
-[[nodiscard]] constexpr std::int64_t whole_pages(std::int64_t tokens, std::int64_t page_size) {
-  return (tokens + page_size - 1) / page_size * page_size;
-}
 
 /// A (sink, window) pair of the grid as a size that a head may have.
 struct Candidate {
