@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// Sorts query heads into types by what they look at.
+/// Classifies query heads by their attention statistics.
 
 #include <headaware/classify/head_type.hpp>
 #include <headaware/classify/thresholds.hpp>
@@ -90,12 +90,12 @@ inline HeadClassification classify_checked(HeadStatistics const& s, ClassifierTh
 
 }  // namespace detail
 
-/// @brief The type of one head and what it lets a cache drop; the first rule that fits decides:
+/// @brief Classifies one head; the first rule that fits decides:
 /// near-uniform → `dead`; focused → `sink_positional`, `true_positional` or `mixed`; of medium entropy
 /// with large sinks → `sink_mixed`; of high entropy → `gathering`; else `mixed`.
 /// @param s  statistics over query rows of one head
 /// @param t  limits between the types
-/// @throws ArgumentError if a statistic is NaN or infinite, or a threshold makes no sense
+/// @throws ArgumentError if a statistic is NaN or infinite, or a threshold is out of range
 /// @note   Made for reading a model and for files of the reference. Windows planned by output error
 ///         keep more at the same size.
 [[nodiscard]] inline HeadClassification classify(HeadStatistics const& s, ClassifierThresholds const& t = {}) {
@@ -104,7 +104,7 @@ inline HeadClassification classify_checked(HeadStatistics const& s, ClassifierTh
   return detail::classify_checked(s, t);
 }
 
-/// @brief The types of all heads of a model, by (layer, head).
+/// @brief Classifies all heads of a model; the result is by (layer, head).
 /// @throws ArgumentError also if the heads are not exactly those that `model_info` counts
 /// @par Cost  O(heads · distances)
 [[nodiscard]] inline std::vector<HeadClassification> classify(ModelStatistics const& model,

@@ -27,7 +27,8 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// Reads the table of gates: a row per layer, a column per KV head, separated by tabs.
-inline void read_gate_table(std::string_view text, std::string const& source, DuoGates& result) {
+template <class = void>
+void read_gate_table(std::string_view text, std::string const& source, DuoGates& result) {
   std::size_t columns = 0;
   std::size_t row = 0;
   std::size_t column = 0;
@@ -68,7 +69,8 @@ inline void read_gate_table(std::string_view text, std::string const& source, Du
 }
 
 /// Reads the sizes of streaming heads: `deploy_*` unless null, else those of the training.
-inline void read_gate_config(std::string_view text, std::string source, DuoGates& result) {
+template <class = void>
+void read_gate_config(std::string_view text, std::string source, DuoGates& result) {
   JsonTree const tree(text, std::move(source));
   JsonObject config = tree.root().object();
   auto tokens = [&](char const* deployed, char const* trained, std::int32_t least) {
@@ -86,8 +88,9 @@ inline void read_gate_config(std::string_view text, std::string source, DuoGates
 /// @param table_name, config_name  name the texts in messages, for example their paths
 /// @throws FormatError naming source and row and column, or line and JSON pointer, if a row is ragged, a field
 ///         is not a finite number, a size is missing or out of range, or there are more than `max_heads` gates
-[[nodiscard]] inline DuoGates parse_duo_gates(std::string_view table, std::string_view config,
-                                              std::string const& table_name, std::string config_name) {
+template <class = void>
+[[nodiscard]] DuoGates parse_duo_gates(std::string_view table, std::string_view config, std::string const& table_name,
+                                       std::string config_name) {
   DuoGates result;
   detail::read_gate_table(table, table_name, result);
   detail::read_gate_config(config, std::move(config_name), result);
@@ -96,7 +99,8 @@ inline void read_gate_config(std::string_view text, std::string source, DuoGates
 
 /// @brief Reads gates from a folder that holds `full_attention_heads.tsv` and `config.json`.
 /// @throws FormatError as `parse_duo_gates`, FileError if a file cannot be read
-[[nodiscard]] inline DuoGates load_duo_gates(FilePath const& folder) {
+template <class = void>
+[[nodiscard]] DuoGates load_duo_gates(FilePath const& folder) {
   FilePath const table_path = folder / "full_attention_heads.tsv";
   FilePath const config_path = folder / "config.json";
   std::string const table = read_text_file(table_path);

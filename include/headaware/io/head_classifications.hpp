@@ -42,7 +42,8 @@ void strategy_fields(Fields&& f, Classification& c) {
 }
 
 /// Sets the fields that older files lack by the type.
-inline void derive_strategy(HeadClassification& c) {
+template <class = void>
+void derive_strategy(HeadClassification& c) {
   switch (c.head_type) {
     case HeadType::sink_positional:
     case HeadType::sink_mixed:
@@ -57,7 +58,8 @@ inline void derive_strategy(HeadClassification& c) {
       c.compression_strategy == CompressionStrategy::full || c.compression_strategy == CompressionStrategy::none;
 }
 
-[[nodiscard]] inline HeadClassification read_classification(JsonObject const& record) {
+template <class = void>
+[[nodiscard]] HeadClassification read_classification(JsonObject const& record) {
   FieldReader fields(record);
   HeadClassification c;
   classification_fields(fields, c);
@@ -72,7 +74,8 @@ inline void derive_strategy(HeadClassification& c) {
   return c;
 }
 
-inline void write_classifications(JsonWriter& json, std::span<HeadClassification const> heads) {
+template <class = void>
+void write_classifications(JsonWriter& json, std::span<HeadClassification const> heads) {
   FieldWriter const fields(json);
   json.key("classifications");
   json.array([&] {
@@ -85,7 +88,8 @@ inline void write_classifications(JsonWriter& json, std::span<HeadClassification
   });
 }
 
-inline void write_summary(JsonWriter& json, ClassificationSummary const& s) {
+template <class = void>
+void write_summary(JsonWriter& json, ClassificationSummary const& s) {
   auto const by_name = [&](char const* key, auto const& names, auto const& value_of) {
     json.field(key, [&] {
       for (std::size_t i = 0; i < names.size(); ++i) json.field(names[i], value_of(i));
@@ -117,8 +121,8 @@ inline void write_summary(JsonWriter& json, ClassificationSummary const& s) {
 ///         missing, of another type or out of range, a head is missing or duplicate, or there are none or more
 ///         than `max_heads` heads
 /// @par Cost  O(text); 350 kB (1,024 heads) in some 1 ms
-[[nodiscard]] inline std::vector<HeadClassification> parse_classifications(std::string_view text,
-                                                                           std::string source_name) {
+template <class = void>
+[[nodiscard]] std::vector<HeadClassification> parse_classifications(std::string_view text, std::string source_name) {
   JsonTree const tree(text, std::move(source_name));
   JsonValue const root = tree.root();
   bool const bare = root.kind() == JsonKind::array;
@@ -141,7 +145,8 @@ inline void write_summary(JsonWriter& json, ClassificationSummary const& s) {
 
 /// @brief Checks that a file can hold classifications: `format_classifications` does.
 /// @throws ArgumentError if a field is out of range, or heads are missing or duplicate
-inline void validate_classifications(std::span<HeadClassification const> heads, Text const& where = "classifications") {
+template <class = void>
+void validate_classifications(std::span<HeadClassification const> heads, Text const& where = "classifications") {
   detail::require_head_count(static_cast<std::int64_t>(heads.size()), where);
   for (HeadClassification const& c : heads) {
     auto const place = [&] { return Text{where, ", layer ", c.layer_idx, ", head ", c.head_idx}.str(); };
@@ -155,7 +160,8 @@ inline void validate_classifications(std::span<HeadClassification const> heads, 
 
 /// @brief Returns the text of a `head_classifications.json`, `summary` included, indented by 2.
 /// @throws ArgumentError as `validate_classifications`
-[[nodiscard]] inline std::string format_classifications(std::span<HeadClassification const> classifications) {
+template <class = void>
+[[nodiscard]] std::string format_classifications(std::span<HeadClassification const> classifications) {
   validate_classifications(classifications, "format_classifications");
   JsonWriter json(2);
   json.object([&] {
@@ -167,7 +173,8 @@ inline void validate_classifications(std::span<HeadClassification const> heads, 
 
 /// @brief Returns the text of a `refined_classifications.json`, indented by 2.
 /// @throws ArgumentError as `validate_classifications`
-[[nodiscard]] inline std::string format_refined_classifications(std::span<HeadClassification const> classifications) {
+template <class = void>
+[[nodiscard]] std::string format_refined_classifications(std::span<HeadClassification const> classifications) {
   validate_classifications(classifications, "format_refined_classifications");
   JsonWriter json(2);
   json.object([&] { detail::write_classifications(json, classifications); });
@@ -176,19 +183,22 @@ inline void validate_classifications(std::span<HeadClassification const> heads, 
 
 /// @brief Reads a file by `parse_classifications`.
 /// @throws FormatError as there, FileError if the file cannot be read
-[[nodiscard]] inline std::vector<HeadClassification> load_classifications(FilePath const& path) {
+template <class = void>
+[[nodiscard]] std::vector<HeadClassification> load_classifications(FilePath const& path) {
   return parse_classifications(read_text_file(path), path.string());
 }
 
 /// @brief Writes `format_classifications`, whole or not at all.
 /// @throws ArgumentError as there, FileError if the file cannot be written
-inline void save_classifications(FilePath const& path, std::span<HeadClassification const> classifications) {
+template <class = void>
+void save_classifications(FilePath const& path, std::span<HeadClassification const> classifications) {
   write_file(path, format_classifications(classifications));
 }
 
 /// @brief Writes `format_refined_classifications`, whole or not at all.
 /// @throws ArgumentError as there, FileError if the file cannot be written
-inline void save_refined_classifications(FilePath const& path, std::span<HeadClassification const> classifications) {
+template <class = void>
+void save_refined_classifications(FilePath const& path, std::span<HeadClassification const> classifications) {
   write_file(path, format_refined_classifications(classifications));
 }
 

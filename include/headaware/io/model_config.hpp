@@ -115,7 +115,8 @@ template <class Test>
   }
 }
 
-/// Whether a layer's kind is plain attention over everything before it; in `hybrid_override_pattern` a letter a layer.
+/// Whether a layer's kind is plain attention over everything before it; in `hybrid_override_pattern` one letter per
+/// layer.
 [[nodiscard]] inline bool attends_to_all(JsonValue const& value) {
   if (value.kind() != JsonKind::string) return false;
   std::string_view const kind = value.string();
@@ -123,7 +124,8 @@ template <class Test>
 }
 
 /// @throws FormatError naming the field and why it is refused
-inline void refuse_unknown_layers(JsonObject& config) {
+template <class = void>
+void refuse_unknown_layers(JsonObject& config) {
   for (UnknownField const& field : unknown_fields) {
     auto const value = config.find(field.name);
     if (!value) continue;
@@ -157,7 +159,8 @@ inline void refuse_unknown_layers(JsonObject& config) {
 /// @param read  KV heads, nothing where they are not known
 /// @param from  the field that says so
 /// @throws FormatError naming a field that says another number of KV heads
-inline void require_kv_heads(JsonObject& config, std::optional<std::int64_t> read, std::string const& from) {
+template <class = void>
+void require_kv_heads(JsonObject& config, std::optional<std::int64_t> read, std::string const& from) {
   std::string const number = read ? std::to_string(*read) : "";
   std::string const expected = read ? number + ", as " + from + " says: KV heads by another name are not known here"
                                     : "none: only num_key_value_heads is known here";
@@ -178,7 +181,8 @@ inline void require_kv_heads(JsonObject& config, std::optional<std::int64_t> rea
 }
 
 /// @throws FormatError naming a field that says another number of channels, or that only some layers have a window
-inline void require_shape(JsonObject& config, ModelConfig const& model) {
+template <class = void>
+void require_shape(JsonObject& config, ModelConfig const& model) {
   for (std::string_view const name : head_dim_fields) {
     auto const value = config.find(name);
     if (!value || every(*value, says_nothing)) continue;
@@ -222,7 +226,8 @@ inline void require_shape(JsonObject& config, ModelConfig const& model) {
 /// @param source_name  names the text in messages, for example its path
 /// @throws FormatError naming source, line, column and JSON pointer, if the text is not JSON, a field is
 ///         missing, not an integer, out of range or not known, or a division leaves a rest
-[[nodiscard]] inline ModelConfig parse_model_config(std::string_view text, std::string source_name) {
+template <class = void>
+[[nodiscard]] ModelConfig parse_model_config(std::string_view text, std::string source_name) {
   JsonTree const tree(text, std::move(source_name), NonFinite::read);
   JsonObject config = tree.root().object();
   auto const layers = config.find("num_hidden_layers");
@@ -280,7 +285,8 @@ inline void require_shape(JsonObject& config, ModelConfig const& model) {
 
 /// @brief `parse_model_config` of a file.
 /// @throws FormatError as there, FileError if the file cannot be read
-[[nodiscard]] inline ModelConfig load_model_config(FilePath const& path) {
+template <class = void>
+[[nodiscard]] ModelConfig load_model_config(FilePath const& path) {
   return parse_model_config(read_text_file(path), path.string());
 }
 

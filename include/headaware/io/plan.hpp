@@ -78,7 +78,8 @@ void planned_fields(Fields&& f, Index& layer, Index& kv_head, Policy& policy, Pl
   f.not_negative("predicted_error", planned.predicted_error);
 }
 
-[[nodiscard]] inline AnyPolicy<> to_policy(SavedPolicy const& saved) {
+template <class = void>
+[[nodiscard]] AnyPolicy<> to_policy(SavedPolicy const& saved) {
   switch (saved.policy) {
     case PlanPolicy::full: return Full{};
     case PlanPolicy::sink_window: return SinkWindow{.sink = saved.sink, .window = saved.window};
@@ -86,15 +87,16 @@ void planned_fields(Fields&& f, Index& layer, Index& kv_head, Policy& policy, Pl
     default: return Prune{};
   }
 }
-[[nodiscard]] inline SavedPolicy to_saved(AnyPolicy<> const& policy, Text const& where) {
+template <class = void>
+[[nodiscard]] SavedPolicy to_saved(AnyPolicy<> const& policy, Text const& where) {
   PolicyWindow const kept = policy_window(policy, where);
   if (policy.is<SinkWindow>()) return {PlanPolicy::sink_window, kept.sink, kept.window};
   if (kept.windowed) return {PlanPolicy::window_only, -1, kept.window};
   return {policy.is<Full>() ? PlanPolicy::full : PlanPolicy::prune, -1, -1};
 }
 
-[[nodiscard]] inline PlanOptions read_plan_options(JsonObject const& json, std::int64_t context,
-                                                   std::int32_t num_layers) {
+template <class = void>
+[[nodiscard]] PlanOptions read_plan_options(JsonObject const& json, std::int64_t context, std::int32_t num_layers) {
   PlanOptions options;
   ErrorMeasure measure{};
   FieldReader fields(json);
@@ -114,7 +116,8 @@ void planned_fields(Fields&& f, Index& layer, Index& kv_head, Policy& policy, Pl
   return options;
 }
 
-[[nodiscard]] inline PolicyPlan read_plan(JsonTree const& tree) {
+template <class = void>
+[[nodiscard]] PolicyPlan read_plan(JsonTree const& tree) {
   JsonObject root = tree.root().object();
   if (auto const classes = root.find("classifications"); classes && !root.find("format")) {
     classes->fail("another document", {"a plan (\"format\": \"", plan_format, "\")"}, "classes of heads");
@@ -182,14 +185,16 @@ void planned_fields(Fields&& f, Index& layer, Index& kv_head, Policy& policy, Pl
 ///         version, a field is missing, of another type or out of range, a head is missing or duplicate, tokens are not
 ///         what the policies hold, or there are more than the budget
 /// @par Cost  O(text)
-[[nodiscard]] inline PolicyPlan parse_plan(std::string_view text, std::string source_name) {
+template <class = void>
+[[nodiscard]] PolicyPlan parse_plan(std::string_view text, std::string source_name) {
   return detail::read_plan(JsonTree(text, std::move(source_name)));
 }
 
 /// @brief Checks that a file can hold a plan: `format_plan` does.
 /// @throws ArgumentError if tokens are not what the policies hold or more than the budget, an error is negative, NaN or
 ///         infinite, or a policy is none of `full`, `sink_window`, `window_only` and `prune`
-inline void validate_plan(PolicyPlan const& plan, Text const& where = "PolicyPlan") {
+template <class = void>
+void validate_plan(PolicyPlan const& plan, Text const& where = "PolicyPlan") {
   plan.model().validate();
   std::int64_t const heads = std::int64_t{plan.num_layers} * plan.num_kv_heads;
   detail::require_head_count(std::int64_t{plan.num_layers} * plan.num_heads, where);
@@ -229,7 +234,8 @@ inline void validate_plan(PolicyPlan const& plan, Text const& where = "PolicyPla
 
 /// @brief Returns the text of a `plan.json`, indented by 1; `parse_plan` reads the same values back.
 /// @throws ArgumentError as `validate_plan`
-[[nodiscard]] inline std::string format_plan(PolicyPlan const& plan) {
+template <class = void>
+[[nodiscard]] std::string format_plan(PolicyPlan const& plan) {
   constexpr auto where = "format_plan";
   validate_plan(plan, where);
   PlanOptions const& options = plan.options;
@@ -262,17 +268,22 @@ inline void validate_plan(PolicyPlan const& plan, Text const& where = "PolicyPla
 
 /// @brief Reads a file by `parse_plan`; its `table` is what compression takes.
 /// @throws FormatError as there, FileError if the file cannot be read
-[[nodiscard]] inline PolicyPlan load_plan(FilePath const& path) {
+template <class = void>
+[[nodiscard]] PolicyPlan load_plan(FilePath const& path) {
   return parse_plan(read_text_file(path), path.string());
 }
 
 /// @brief Writes `format_plan`, whole or not at all.
 /// @throws ArgumentError as there, FileError if the file cannot be written
-inline void save_plan(FilePath const& path, PolicyPlan const& plan) { write_file(path, format_plan(plan)); }
+template <class = void>
+void save_plan(FilePath const& path, PolicyPlan const& plan) {
+  write_file(path, format_plan(plan));
+}
 
 /// @brief Writes the plan in the reference's classification schema (`classifications_from_table`).
 /// @throws ArgumentError as there, FileError if the file cannot be written
-inline void save_plan_classifications(FilePath const& path, PolicyPlan const& plan) {
+template <class = void>
+void save_plan_classifications(FilePath const& path, PolicyPlan const& plan) {
   save_classifications(path, classifications_from_table(plan.table, plan.model()));
 }
 

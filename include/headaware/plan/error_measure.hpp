@@ -12,9 +12,9 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief Which error of a query head counts, as the mean over its rows.
+/// @brief Error of a query head, as the mean over its rows.
 enum class ErrorMeasure : std::uint8_t {
-  mass,          ///< attention mass lost; plans no better than uniform windows, here for comparison
+  mass,          ///< attention mass lost; plans no better than uniform windows, for comparison only
   output,        ///< ‖Δ‖², the change of the head's output
   output_metric  ///< ‖W_O Δ‖², the change of what the layer adds to the residual stream
 };
@@ -23,7 +23,7 @@ inline constexpr std::array<std::string_view, 3> error_measure_names{"mass", "ou
   return error_measure_names[static_cast<std::size_t>(measure)];
 }
 
-/// @brief How the query heads that share a KV head count together.
+/// @brief Combines the query heads that share a KV head.
 enum class GroupFold : std::uint8_t { sum, maximum };
 inline constexpr std::array<std::string_view, 2> group_fold_names{"sum", "maximum"};
 [[nodiscard]] constexpr std::string_view to_string(GroupFold fold) {

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// What each KV head loses at each (sink, window) pair: retention statistics, weighted and folded onto KV heads.
+/// Error of each KV head at each (sink, window) pair: retention statistics, weighted and folded onto KV heads.
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
@@ -30,10 +30,10 @@ struct WeightedStatistics {
   double weight = 1;                                ///< ν
 };
 
-/// @brief Errors of all KV heads on one grid; what the planner reads.
+/// @brief Errors of all KV heads on one grid; input of the planner.
 struct KvErrors {
   std::int32_t num_layers = 0;
-  std::int32_t num_heads = 0;  ///< query heads a layer
+  std::int32_t num_heads = 0;  ///< query heads per layer
   std::int32_t num_kv_heads = 0;
   ErrorMeasure measure = ErrorMeasure::output;
   GroupFold fold = GroupFold::sum;
@@ -148,7 +148,7 @@ inline void require_statistics(RetentionStatistics const& statistics, ErrorMeasu
   require(measure != ErrorMeasure::output || info.with_values, "error measure", "statistics with values",
           "masses alone", where);
   require(measure != ErrorMeasure::output_metric || info.with_output_metric, "error measure",
-          "statistics behind the output projection", "others", where);
+          "statistics after the output projection", "others", where);
   for (std::size_t i = 0; i < heads; ++i) {
     MeasuredSums const sums = measured(statistics.heads[i], measure);
     bool const fits = sums.rows > 0 && sums.cells->size() == info.grid.size();
@@ -227,7 +227,7 @@ inline void add_output_share(RetentionStatistics const& statistics, KvErrors& er
 
 }  // namespace detail
 
-/// @brief The best measure that all statistics hold: behind W_O, else of outputs, else mass.
+/// @brief Returns the best measure that all statistics hold: after W_O, else of outputs, else mass.
 /// @throws ArgumentError if there are no statistics
 [[nodiscard]] inline ErrorMeasure best_measure(std::span<WeightedStatistics const> texts) {
   constexpr auto where = "best_measure";

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// Which policy each KV head follows.
+/// Policy of each KV head.
 
 #include <headaware/detail/zero_when_moved.hpp>
 #include <headaware/error.hpp>
@@ -18,7 +18,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief What compaction reads policies from: `visit(layer, kv_head, f)` calls `f` with the
+/// @brief Source of policies for compaction: `visit(layer, kv_head, f)` calls `f` with the
 /// head's policy in its own type. Trivially copyable, so that kernels take it by value.
 template <class T>
 concept PolicySource = std::is_trivially_copyable_v<T> && requires(T const table) {
@@ -87,7 +87,7 @@ static_assert(PolicySource<UniformTable<SinkWindow>>);
 /// @brief One policy per (layer, KV head), on the host, chosen at run time.
 ///
 /// To use it on a device, copy `bytes()` there (once, when the model is loaded) and wrap the
-/// device pointer with `view_at`. What has been moved from is an empty table.
+/// device pointer with `view_at`. A moved-from table is empty.
 template <class Registry = DefaultRegistry>
 class BasicPolicyTable {
  public:

@@ -10,7 +10,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief Where a head's attention goes, as shares of its probability mass.
+/// @brief Attention of a head by position, as shares of its probability mass.
 struct PositionPreference {
   double sink = 0;    ///< on the first `sink_size` tokens
   double recent = 0;  ///< on the last `recent_ratio` of the chunk

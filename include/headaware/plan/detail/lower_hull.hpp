@@ -45,7 +45,7 @@ struct HullPoint {
 };
 
 /// @brief Appends the lower convex hull of one head's running minimum: sizes ascend strictly, errors descend strictly,
-/// and what a token gains never grows. The last point is Full, without error, unless a smaller size has none either.
+/// and the gain per token never grows. The last point is Full, without error, unless a smaller size has none either.
 /// @param candidates  by size
 /// @param errors      of the head, by grid cell
 /// @param floor       smaller sizes are left out
