@@ -161,13 +161,15 @@ void refuse_unknown_layers(JsonObject& config) {
 /// @throws FormatError naming a field that says another number of KV heads
 template <class = void>
 void require_kv_heads(JsonObject& config, std::optional<std::int64_t> read, std::string const& from) {
-  std::string const number = read ? std::to_string(*read) : "";
-  std::string const expected = read ? number + ", as " + from + " says: KV heads by another name are not known here"
-                                    : "none: only num_key_value_heads is known here";
+  auto const expected = [&] {
+    if (!read) return std::string("none: only num_key_value_heads is known here");
+    return std::to_string(*read) + ", as " + from + " says: KV heads by another name are not known here";
+  };
   auto const multi_query = config.find("multi_query");
   if (multi_query && !says_nothing(*multi_query) && read != 1) {
     multi_query->fail("multi_query",
-                      read ? "false, as " + from + " says " + number + " KV heads: one is not known here" : expected);
+                      read ? "false, as " + from + " says " + std::to_string(*read) + " KV heads: one is not known here"
+                           : expected());
   }
   auto const grouped = config.find("multi_query_attention");
   for (std::string_view const name : kv_head_fields) {

@@ -151,12 +151,12 @@ inline void require_statistics(RetentionStatistics const& statistics, ErrorMeasu
           "statistics after the output projection", "others", where);
   for (std::size_t i = 0; i < heads; ++i) {
     MeasuredSums const sums = measured(statistics.heads[i], measure);
-    bool const fits = sums.rows > 0 && sums.cells->size() == info.grid.size();
-    if (fits) continue;
-    auto const head = std::to_string(i / static_cast<std::size_t>(info.num_heads)) + ", query head " +
-                      std::to_string(i % static_cast<std::size_t>(info.num_heads));
-    require(sums.rows > 0, "rows observed", "> 0", sums.rows, {where, ", layer ", head});
-    require(fits, "sums", info.grid.size(), sums.cells->size(), {where, ", layer ", head});
+    auto const place = [&] {
+      auto const num_heads = static_cast<std::size_t>(info.num_heads);
+      return Text{where, ", layer ", i / num_heads, ", query head ", i % num_heads}.str();
+    };
+    require(sums.rows > 0, "rows observed", "> 0", sums.rows, place);
+    require(sums.cells->size() == info.grid.size(), "sums", info.grid.size(), sums.cells->size(), place);
   }
 }
 
