@@ -1,14 +1,14 @@
 #pragma once
 
 /// @file
-/// Whether classifications fit the statistics they claim to come from, and a report that says so.
+/// Checks of classifications against the statistics they come from, and a report.
 
 #include <headaware/classify/classifier.hpp>
 #include <headaware/classify/head_type.hpp>
 #include <headaware/classify/summary.hpp>
 #include <headaware/classify/thresholds.hpp>
 #include <headaware/config.hpp>
-#include <headaware/detail/head_grid.hpp>
+#include <headaware/head_grid.hpp>
 #include <headaware/stats/head_statistics.hpp>
 
 #include <algorithm>
@@ -51,7 +51,7 @@ struct MeanDeviation {
   double deviation = 0;
 };
 
-/// @brief What the heads of one type look at, on average.
+/// @brief Average attention of the heads of one type.
 struct TypeStatistics {
   HeadType type = HeadType::mixed;
   std::int64_t heads = 0;
@@ -75,17 +75,17 @@ class IssueList {
     head_ = head;
     kind_ = kind;
   }
-  void require(bool ok, std::string_view what, std::string_view expected, std::string got) {
-    if (!ok) issues_->push_back({layer_, head_, kind_, std::string(what), std::string(expected), std::move(got)});
+  void require(bool ok, char const* what, Text const& expected, Text const& got) {
+    if (!ok) issues_->push_back({layer_, head_, kind_, what, expected.str(), got.str()});
   }
-  void same(std::string_view what, std::string_view expected, std::string_view got) {
-    require(expected == got, what, expected, std::string(got));
+  void same(char const* what, std::string_view expected, std::string_view got) {
+    require(expected == got, what, expected, got);
   }
-  void same(std::string_view what, bool expected, bool got) {
-    same(what, std::string_view(expected ? "true" : "false"), std::string_view(got ? "true" : "false"));
+  void same(char const* what, bool expected, bool got) {
+    require(expected == got, what, expected ? "true" : "false", got ? "true" : "false");
   }
-  void same(std::string_view what, std::int32_t expected, std::int32_t got) {
-    same(what, std::string_view(std::to_string(expected)), std::string_view(std::to_string(got)));
+  void same(char const* what, std::int32_t expected, std::int32_t got) {
+    require(expected == got, what, expected, got);
   }
 
  private:
@@ -97,11 +97,11 @@ class IssueList {
 
 inline void check_statistics(HeadStatistics const& s, IssueList& issues) {
   issues.begin(s.layer_idx, s.head_idx, IssueKind::statistics);
-  auto share = [&](double value, std::string_view what) {
-    issues.require(value >= -share_tolerance && value <= 1 + share_tolerance, what, "in [0, 1]", std::to_string(value));
+  auto share = [&](double value, char const* what) {
+    issues.require(value >= -share_tolerance && value <= 1 + share_tolerance, what, "in [0, 1]", value);
   };
-  auto not_negative = [&](double value, std::string_view what) {
-    issues.require(value >= -share_tolerance, what, ">= 0", std::to_string(value));
+  auto not_negative = [&](double value, char const* what) {
+    issues.require(value >= -share_tolerance, what, ">= 0", value);
   };
   not_negative(s.mean_entropy, "mean_entropy");
   not_negative(s.std_entropy, "std_entropy");
@@ -112,8 +112,7 @@ inline void check_statistics(HeadStatistics const& s, IssueList& issues) {
   share(s.position_preference.local, "position_preference.local");
   share(s.position_preference.global, "position_preference.global");
   issues.require(std::abs(s.sink_ratio - s.position_preference.sink) <= share_tolerance, "sink_ratio",
-                 "position_preference.sink = " + std::to_string(s.position_preference.sink),
-                 std::to_string(s.sink_ratio));
+                 {"position_preference.sink = ", s.position_preference.sink}, s.sink_ratio);
   double distances = 0;
   bool positive = true;
   for (double const p : s.relative_position_dist) {
@@ -124,7 +123,7 @@ inline void check_statistics(HeadStatistics const& s, IssueList& issues) {
   share(distances, "sum of relative_position_dist");
 }
 
-/// What follows from the fields alone, whatever the thresholds were.
+/// Checks the fields against each other, independent of thresholds.
 inline void check_fields(HeadClassification const& c, IssueList& issues) {
   issues.begin(c.layer_idx, c.head_idx, IssueKind::fields);
   bool const window = c.compression_strategy == CompressionStrategy::sink_window ||
@@ -133,7 +132,7 @@ inline void check_fields(HeadClassification const& c, IssueList& issues) {
       c.compression_strategy == CompressionStrategy::full || c.compression_strategy == CompressionStrategy::none;
   issues.same("can_limit_window", window, c.can_limit_window);
   issues.require((c.recommended_window > 0) == window, "recommended_window", window ? "> 0" : "-1",
-                 std::to_string(c.recommended_window));
+                 c.recommended_window);
   issues.same("keep_sinks", c.compression_strategy == CompressionStrategy::sink_window, c.keep_sinks);
   issues.same("use_full_cache", full, c.use_full_cache);
   issues.same("can_prune", c.compression_strategy == CompressionStrategy::prune, c.can_prune);
@@ -146,8 +145,7 @@ inline void check_rules(HeadClassification const& c, HeadClassification const& e
     issues.same("head_type", to_string(expected.head_type), to_string(c.head_type));
     return;
   }
-  issues.require(std::abs(c.confidence - expected.confidence) <= 1e-6, "confidence",
-                 std::to_string(expected.confidence), std::to_string(c.confidence));
+  issues.require(std::abs(c.confidence - expected.confidence) <= 1e-6, "confidence", expected.confidence, c.confidence);
   issues.same("recommended_window", expected.recommended_window, c.recommended_window);
   issues.same("sink_size", expected.sink_size, c.sink_size);
   issues.same("compression_strategy", to_string(expected.compression_strategy), to_string(c.compression_strategy));
@@ -188,7 +186,7 @@ template <class... Values>
 
 }  // namespace detail
 
-/// @brief Looks for statistics that no attention can have, classes whose fields contradict each other, and
+/// @brief Finds statistics that no attention can have, classes whose fields contradict each other, and
 /// classes that the rules do not give to these statistics. A head of another type than the rules' gives one
 /// issue of kind `rules`, whatever follows from its type.
 /// @return by (layer, head); empty: all is consistent
@@ -202,7 +200,7 @@ template <class... Values>
   std::vector<HeadClassification> const got = detail::in_model_order(model, classifications, where);
   std::vector<HeadClassification> const expected = classify(model, t);
   std::vector<HeadStatistics const*> statistics(got.size());
-  for (auto const& s : model.heads) statistics[detail::grid_index(s, model.model_info.num_heads)] = &s;
+  for (auto const& s : model.heads) statistics[grid_index(s, model.model_info.num_heads)] = &s;
 
   std::vector<ClassificationIssue> result;
   detail::IssueList issues(result);
@@ -214,14 +212,14 @@ template <class... Values>
   return result;
 }
 
-/// @brief What the heads of each type look at. Types that do not occur are left out.
+/// @brief Averages the attention of the heads of each type. Types that do not occur are left out.
 /// @throws ArgumentError if the two do not hold the same heads, each once
 [[nodiscard]] inline std::vector<TypeStatistics> type_statistics(ModelStatistics const& model,
                                                                  std::span<HeadClassification const> classifications) {
   auto const classes = detail::in_model_order(model, classifications, "type_statistics");
   std::array<std::vector<HeadStatistics const*>, num_head_types> by_type;
   for (auto const& s : model.heads) {
-    HeadType const type = classes[detail::grid_index(s, model.model_info.num_heads)].head_type;
+    HeadType const type = classes[grid_index(s, model.model_info.num_heads)].head_type;
     by_type[static_cast<std::size_t>(type)].push_back(&s);
   }
   std::vector<TypeStatistics> result;

@@ -101,17 +101,15 @@ struct HeadSums {
     for (std::size_t d = 0; d < distances.size(); ++d) distances[d] += other.distances[d];
   }
 
-  /// @brief The averages over the chunks. @throws ArgumentError if there was none, or none with a valid row
+  /// @brief Returns the averages over the chunks. @throws ArgumentError if there was none, or none with a valid row
   [[nodiscard]] HeadStatistics statistics(std::int32_t layer, std::int32_t head) const {
-    if (chunks == 0) {
-      std::string const where = "layer " + std::to_string(layer) + ", head " + std::to_string(head);
-      require(invalid_rows == 0, "valid rows", "at least one",
-              {"none: all ", invalid_rows,
-               " are invalid (NaN or infinite scores, values that are no numbers, or probabilities that do "
-               "not sum to 1)"},
-              where);
-      require(false, "chunks seen", "at least one that is long enough", "none", where);
-    }
+    auto const where = [&] { return Text{"layer ", layer, ", head ", head}.str(); };
+    require(chunks > 0 || invalid_rows == 0, "valid rows", "at least one",
+            {"none: all ", invalid_rows,
+             " are invalid (NaN or infinite scores, values that are no numbers, or probabilities that do "
+             "not sum to 1)"},
+            where);
+    require(chunks > 0, "chunks seen", "at least one that is long enough", "none", where);
     auto const n = static_cast<double>(chunks);
     HeadStatistics result;
     result.layer_idx = layer;
