@@ -4,8 +4,8 @@
 #include "tools/support/budget.hpp"
 #include "tools/support/command.hpp"
 #include "tools/support/folder.hpp"
+#include "tools/support/options.hpp"
 #include "tools/support/plan_options.hpp"
-#include "tools/support/validators.hpp"
 
 #include <headaware/error.hpp>
 #include <headaware/io/retention_statistics.hpp>
@@ -40,6 +40,26 @@ struct Options {
   std::int64_t head_dim = 0;
   std::int64_t element_bytes = 2;
   ha::PlanOptions plan;
+
+  void add_to(CLI::App& app) {
+    app.add_option("--results_dir", results_dir, "folder with retention_statistics.json")->required();
+    support::add_budget(app, budget)->required();
+    app.add_option("--context", context,
+                   "tokens of the sequences that the plan is for; default: the step after the largest window of the "
+                   "statistics")
+        ->check(CLI::Range(1, 1 << 30));
+    support::add_output_dir(app, output_dir, "where the plan goes; default: RESULTS_DIR");
+    app.add_option("--sensitivities", sensitivities, "sensitivities.json of the text; default: 1 everywhere");
+    app.add_option("--probe_dir", probe_dir, "folder with the retention_statistics.json of a probe text, too");
+    app.add_option("--probe_sensitivities", probe_sensitivities, "sensitivities.json of the probe")
+        ->needs("--probe_dir");
+    support::add_probe_weight(app, probe_weight, "weight of the probe; the text has 1")->needs("--probe_dir");
+    support::add_plan_options(app, plan);
+    app.add_option("--head_dim", head_dim, "channels of a key; for budgets in bytes")->check(support::positive);
+    app.add_option("--element_bytes", element_bytes, "bytes per element; for budgets in bytes")
+        ->capture_default_str()
+        ->check(support::positive);
+  }
 };
 
 /// The file of a folder that analyze_attention wrote.
@@ -167,35 +187,7 @@ void run(Options options) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  Options options;
-  CLI::App app{"Plans which tokens each KV head keeps, from retention statistics (analyze_attention), under a budget"};
-  app.add_option("--results_dir", options.results_dir, "folder with retention_statistics.json")->required();
-  app.add_option("--budget", options.budget,
-                 "25% (of the context), 512 (tokens a KV head on average) or 64MiB (of keys and values, one sequence)")
-      ->required();
-  app.add_option(
-         "--context", options.context,
-         "tokens of the sequences that the plan is for; default: the step after the largest window of the statistics")
-      ->check(CLI::Range(1, 1 << 30));
-  app.add_option("--output_dir", options.output_dir, "where the plan goes; default: RESULTS_DIR");
-  app.add_option("--sensitivities", options.sensitivities, "sensitivities.json of the text; default: 1 everywhere");
-  app.add_option("--probe_dir", options.probe_dir, "folder with the retention_statistics.json of a probe text, too");
-  app.add_option("--probe_sensitivities", options.probe_sensitivities, "sensitivities.json of the probe")
-      ->needs("--probe_dir");
-  app.add_option("--probe_weight", options.probe_weight, "weight of the probe; the text has 1")
-      ->capture_default_str()
-      ->check(support::non_negative)
-      ->needs("--probe_dir");
-  support::PlanArguments plan;
-  plan.add_to(app);
-  app.add_option("--head_dim", options.head_dim, "channels of a key; for budgets in bytes")->check(support::positive);
-  app.add_option("--element_bytes", options.element_bytes, "bytes an element; for budgets in bytes")
-      ->capture_default_str()
-      ->check(support::positive);
-  CLI11_PARSE(app, argc, argv);
-  return support::run_command("plan_policies", [&] {
-    options.plan = plan.options();
-    run(options);
-    return 0;
-  });
+  return support::run_command<Options>(
+      argc, argv,
+      "Plans which tokens each KV head keeps, from retention statistics (analyze_attention), under a budget", run);
 }

@@ -9,23 +9,12 @@
 #include <llama.h>
 
 #include <chrono>
-#include <cstdlib>
 #include <string>
 #include <system_error>
 
 namespace llama_adapter {
 
 namespace ha = headaware;
-
-std::filesystem::path default_cache_folder() {
-  auto const variable = [](char const* name) {
-    char const* const value = std::getenv(name);
-    return std::filesystem::path(value == nullptr ? "" : value);
-  };
-  if (auto const cache = variable("XDG_CACHE_HOME"); !cache.empty()) return cache / "headaware";
-  if (auto const home = variable("HOME"); !home.empty()) return home / ".cache" / "headaware";
-  return std::filesystem::temp_directory_path() / "headaware";
-}
 
 std::filesystem::path exact_copy(std::filesystem::path const& model, std::filesystem::path const& folder) {
   std::error_code error;
