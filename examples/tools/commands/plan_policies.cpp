@@ -74,7 +74,7 @@ ha::RetentionStatistics load_statistics(std::filesystem::path const& folder) {
   return ha::load_retention_statistics(folder / "retention_statistics.json");
 }
 
-/// The context that the statistics speak of: beyond their largest window they only say that Full loses nothing.
+/// The context that the statistics are of: beyond their largest window they only say that Full loses nothing.
 std::int64_t default_context(ha::RetentionStatistics const& statistics) {
   auto const& windows = statistics.info.grid.windows;
   // Windows of analyze_attention grow by a half and a third in turn and stop below the pieces' length.
@@ -98,7 +98,7 @@ double uniform_error(ha::KvErrors const& errors, ha::Budget const& budget, Optio
 /// Predicted errors of plans and of uniform windows at a grid of budgets; sizes that are not possible are left out.
 void print_comparison(ha::KvErrors const& errors, Options const& options) {
   std::printf("\npredicted error against uniform windows (sink 4) of the same size\n");
-  std::printf("  tokens a head  of context           plan        uniform   plan/uniform\n");
+  std::printf("tokens per head  of context           plan        uniform   plan/uniform\n");
   for (double const share : {0.03125, 0.0625, 0.125, 0.25, 0.375, 0.5, 0.75}) {
     auto const budget = ha::Budget::share(share);
     try {
@@ -113,15 +113,21 @@ void print_comparison(ha::KvErrors const& errors, Options const& options) {
   }
 }
 
-/// A grid may be too coarse for a small budget: what uniform windows keep is not among what a head may have.
-void warn_if_uniform_is_better(ha::PolicyPlan const& plan, ha::KvErrors const& errors, ha::Budget const& budget,
-                               Options const& options) {
+/// The plan beside uniform windows of its size; a warning where they are predicted to be better: a grid may be too coarse
+/// for a small budget, and what they keep is not among what a head may have.
+void print_verdict(ha::PolicyPlan const& plan, ha::KvErrors const& errors, ha::Budget const& budget,
+                   Options const& options) {
   double uniform = 0;
   try {
     uniform = uniform_error(errors, budget, options);
   } catch (ha::ArgumentError const&) {
     return;  // none of this size
   }
+  std::printf(
+      "\nat %.1f tokens per KV head (%.1f%% of the context) the plan is predicted to lose %.3f of what uniform windows "
+      "of that size lose: %.4g against %.4g\n",
+      plan.mean_tokens(), 100 * plan.mean_tokens() / static_cast<double>(plan.context),
+      uniform > 0 ? plan.predicted_error / uniform : 1.0, plan.predicted_error, uniform);
   if (plan.predicted_error <= uniform) return;
   std::fprintf(
       stderr,
@@ -169,7 +175,6 @@ void run(Options options) {
   support::require_within_cache(budget, heads, options.context);
   ha::PolicyPlan const plan = ha::plan_policies(errors, budget, options.context, options.plan);
   std::printf("%s", ha::plan_summary(plan).c_str());
-  warn_if_uniform_is_better(plan, errors, budget, options);
   if (token.total() > 0) {
     std::printf(
         "\n%.2f MiB of keys and values for %lld tokens, %.2f MiB uncompressed\n",
@@ -177,11 +182,12 @@ void run(Options options) {
         static_cast<double>(plan.context * static_cast<std::int64_t>(plan.heads.size()) * token.total()) / 1048576);
   }
   print_comparison(errors, options);
+  print_verdict(plan, errors, budget, options);
 
   support::make_folder(options.output_dir);
   ha::save_plan(options.output_dir / "plan.json", plan);
   ha::save_plan_classifications(options.output_dir / "plan_classifications.json", plan);
-  std::printf("\nwrote plan.json and plan_classifications.json to %s\n", options.output_dir.string().c_str());
+  std::printf("wrote plan.json and plan_classifications.json to %s\n", options.output_dir.string().c_str());
 }
 
 }  // namespace
