@@ -36,7 +36,7 @@ void compare_with_nlohmann(std::string_view text) {
   if (!comparable) return;
   bool const accepted = nlohmann::json::accept(text);
   try {
-    ha::detail::JsonTree const tree(text, "text");
+    ha::JsonTree const tree(text, "text");
     require(accepted);
   } catch (ha::FormatError const& error) {
     std::string const& what = error.detail().what;

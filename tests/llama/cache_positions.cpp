@@ -90,7 +90,7 @@ void check_rotations(std::string const& name) {
     for (std::size_t row = 0; row < after[layer].size() / width; ++row) {
       float* const key = after[layer].data() + row * width;
       for (std::int32_t i = 0; i < rotations[layer].rotary_dim() / 2; ++i) {
-        auto const pair = ha::detail::rotary_pair(rotations[layer], i);
+        auto const pair = ha::rotary_pair(rotations[layer], i);
         rotations[layer].turn_back(shift, i, key[pair.a], key[pair.b]);
       }
       for (std::size_t i = 0; i < width; ++i) {

@@ -189,20 +189,21 @@ class KeyRotation {
   double frequencies_[max_rotary_dim / 2] = {};
 };
 
-namespace detail {
-
-/// Rows move as they are.
-struct KeepPositions {};
-
-/// The two channels of rotary pair `i`.
+/// @brief The two channels of a rotary pair.
 struct RotaryPair {
   std::int32_t a;
   std::int32_t b;
 };
-HEADAWARE_HOST_DEVICE inline RotaryPair rotary_pair(KeyRotation const& rotation, std::int32_t i) {
+/// @brief Returns the channels of pair `i`. @pre  0 <= i < rotary_dim / 2
+[[nodiscard]] HEADAWARE_HOST_DEVICE inline RotaryPair rotary_pair(KeyRotation const& rotation, std::int32_t i) {
   return rotation.pairing() == RotaryPairing::neox ? RotaryPair{i, i + rotation.rotary_dim() / 2}
                                                    : RotaryPair{2 * i, 2 * i + 1};
 }
+
+namespace detail {
+
+/// Rows move as they are.
+struct KeepPositions {};
 
 template <class T>
 struct RotatedPair {

@@ -109,17 +109,21 @@ HEADAWARE_HOST_DEVICE HeadGroup group_of(Table const& table, std::int32_t layer,
   }
 }
 
-/// Fills in the segment's place in its group: heads keep their order.
+}  // namespace detail
+
+/// @brief Sets the segment's place in its group of heads (`full_group`, `group_head`): heads keep their order.
 HEADAWARE_EXEC_CHECK_DISABLE
 template <class Table>
 HEADAWARE_HOST_DEVICE void place_in_group(Table const& table, Segment& segment) {
-  HeadGroup const group = group_of(table, segment.layer, segment.kv_head);
-  segment.full_group = group == HeadGroup::full;
+  detail::HeadGroup const group = detail::group_of(table, segment.layer, segment.kv_head);
+  segment.full_group = group == detail::HeadGroup::full;
   segment.group_head = 0;
   for (std::int32_t head = 0; head < segment.kv_head; ++head) {
-    segment.group_head += group_of(table, segment.layer, head) == group ? 1 : 0;
+    segment.group_head += detail::group_of(table, segment.layer, head) == group ? 1 : 0;
   }
 }
+
+namespace detail {
 
 /// The first slot whose token moves; tokens never move to a later place, so `source_token(slot) - slot` ascends.
 /// An entry of a keep-list that names no token counts as moved: no slot before it may be passed over.

@@ -4,7 +4,7 @@
 /// Policy tables from what is known of a model: its heads' types, its shape alone, or trained gates.
 
 #include <headaware/classify/head_type.hpp>
-#include <headaware/detail/head_grid.hpp>
+#include <headaware/head_grid.hpp>
 #include <headaware/error.hpp>
 #include <headaware/policy/duo_gates.hpp>
 #include <headaware/policy/fold.hpp>
@@ -105,10 +105,10 @@ template <class Registry = DefaultRegistry, class Fold = FoldUnion>
   auto const expected = std::int64_t{layers} * heads;
   require(static_cast<std::int64_t>(classifications.size()) == expected, "classifications",
           {layers, " layers x ", heads, " query heads"}, classifications.size(), where);
-  detail::require_grid(classifications, layers, heads, where);
+  require_grid(classifications, layers, heads, where);
 
   std::vector<AnyPolicy<Registry>> policies(classifications.size());
-  for (auto const& c : classifications) policies[detail::grid_index(c, heads)] = type_policies.policy_of(c);
+  for (auto const& c : classifications) policies[grid_index(c, heads)] = type_policies.policy_of(c);
 
   BasicPolicyTable<Registry> table(layers, model.num_key_value_heads, policies.front());
   auto const group = static_cast<std::size_t>(model.group());

@@ -6,7 +6,7 @@
 #include <headaware/classify/head_type.hpp>
 #include <headaware/classify/thresholds.hpp>
 #include <headaware/config.hpp>
-#include <headaware/detail/head_grid.hpp>
+#include <headaware/head_grid.hpp>
 #include <headaware/error.hpp>
 #include <headaware/stats/head_statistics.hpp>
 
@@ -130,11 +130,11 @@ inline HeadClassification classify_checked(HeadStatistics const& s, ClassifierTh
                                                               ClassifierThresholds const& t = {}) {
   t.validate();
   auto const& info = model.model_info;
-  detail::require_grid(std::span(model.heads), info.num_layers, info.num_heads, "classify");
+  require_grid(std::span(model.heads), info.num_layers, info.num_heads, "classify");
   std::vector<HeadClassification> result(model.heads.size());
   for (auto const& head : model.heads) {
     detail::require_finite(head, "classify");
-    result[detail::grid_index(head, info.num_heads)] = detail::classify_checked(head, t);
+    result[grid_index(head, info.num_heads)] = detail::classify_checked(head, t);
   }
   return result;
 }

@@ -8,7 +8,7 @@
 #include <headaware/classify/summary.hpp>
 #include <headaware/classify/thresholds.hpp>
 #include <headaware/config.hpp>
-#include <headaware/detail/head_grid.hpp>
+#include <headaware/head_grid.hpp>
 #include <headaware/stats/head_statistics.hpp>
 
 #include <algorithm>
@@ -202,7 +202,7 @@ template <class... Values>
   std::vector<HeadClassification> const got = detail::in_model_order(model, classifications, where);
   std::vector<HeadClassification> const expected = classify(model, t);
   std::vector<HeadStatistics const*> statistics(got.size());
-  for (auto const& s : model.heads) statistics[detail::grid_index(s, model.model_info.num_heads)] = &s;
+  for (auto const& s : model.heads) statistics[grid_index(s, model.model_info.num_heads)] = &s;
 
   std::vector<ClassificationIssue> result;
   detail::IssueList issues(result);
@@ -221,7 +221,7 @@ template <class... Values>
   auto const classes = detail::in_model_order(model, classifications, "type_statistics");
   std::array<std::vector<HeadStatistics const*>, num_head_types> by_type;
   for (auto const& s : model.heads) {
-    HeadType const type = classes[detail::grid_index(s, model.model_info.num_heads)].head_type;
+    HeadType const type = classes[grid_index(s, model.model_info.num_heads)].head_type;
     by_type[static_cast<std::size_t>(type)].push_back(&s);
   }
   std::vector<TypeStatistics> result;

@@ -5,7 +5,7 @@
 
 #include <headaware/config.hpp>
 #include <headaware/io/detail/json_records.hpp>
-#include <headaware/io/detail/json_tree.hpp>
+#include <headaware/io/json_tree.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/retention_statistics.hpp>
 #include <headaware/stats/attention_observer.hpp>
@@ -42,11 +42,11 @@ struct SavedObserver {
 /// @throws FormatError naming source, line, column and JSON pointer
 [[nodiscard]] inline SavedObserver parse_attention_sums(std::string_view text, std::string source_name) {
   constexpr std::int32_t most = std::numeric_limits<std::int32_t>::max();
-  detail::JsonTree const tree(text, std::move(source_name));
-  detail::JsonObject root = tree.root().object();
+  JsonTree const tree(text, std::move(source_name));
+  JsonObject root = tree.root().object();
   detail::require_format(root, detail::sums_format, detail::sums_version);
 
-  detail::JsonObject shape = root.get("model_info", "an object").object();
+  JsonObject shape = root.get("model_info", "an object").object();
   ModelConfig model;
   model.num_hidden_layers = shape.get("num_layers", "an integer").integer(1, detail::max_index);
   model.num_attention_heads = shape.get("num_heads", "an integer").integer(1, detail::max_index);
@@ -58,7 +58,7 @@ struct SavedObserver {
                std::to_string(model.num_key_value_heads));
   }
 
-  detail::JsonObject given = root.get("parameters", "an object").object();
+  JsonObject given = root.get("parameters", "an object").object();
   auto const count = [&](char const* key, std::int64_t low) {
     return given.get(key, "an integer").integer<std::int64_t>(low, detail::max_json_count);
   };
@@ -71,12 +71,12 @@ struct SavedObserver {
   parameters.min_chunk = count("min_chunk", 1);
   parameters.first_query = count("first_query", 0);
   parameters.query_stride = count("query_stride", 1);
-  if (detail::JsonValue const grid = given.get("retention", "an object or null"); !grid.is_null()) {
+  if (JsonValue const grid = given.get("retention", "an object or null"); !grid.is_null()) {
     parameters.retention = detail::parse_grid(grid.object());
   }
 
   // As many sums as there must be, before memory for them is asked for.
-  detail::JsonArray const heads = root.get("sums", "an array").array();
+  JsonArray const heads = root.get("sums", "an array").array();
   auto const num_heads =
       static_cast<std::size_t>(model.num_hidden_layers) * static_cast<std::size_t>(model.num_attention_heads);
   if (heads.size() != num_heads) {
@@ -84,11 +84,11 @@ struct SavedObserver {
   }
   auto const size = static_cast<std::size_t>(SumsLayout(parameters).size());
   std::vector<double> sums;
-  for (detail::JsonValue const head : heads) {
-    detail::JsonArray const values = head.array();
+  for (JsonValue const head : heads) {
+    JsonArray const values = head.array();
     if (values.size() != size) values.fail("number of sums", std::to_string(size), std::to_string(values.size()));
     std::int64_t at = 0;
-    for (detail::JsonValue const value : values) {
+    for (JsonValue const value : values) {
       sums.push_back(SumsLayout::is_count(at)
                          ? static_cast<double>(value.integer<std::int64_t>(0, detail::max_json_count))
                          : value.number());

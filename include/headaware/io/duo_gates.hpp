@@ -6,7 +6,7 @@
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/detail/json_records.hpp>
-#include <headaware/io/detail/json_tree.hpp>
+#include <headaware/io/json_tree.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/policy/duo_gates.hpp>
 

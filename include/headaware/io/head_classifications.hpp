@@ -6,7 +6,7 @@
 #include <headaware/classify/head_type.hpp>
 #include <headaware/config.hpp>
 #include <headaware/io/detail/json_records.hpp>
-#include <headaware/io/detail/json_tree.hpp>
+#include <headaware/io/json_tree.hpp>
 #include <headaware/io/file.hpp>
 
 #include <cstddef>
@@ -82,22 +82,22 @@ inline void derive_strategy(HeadClassification& c) {
 /// @par Cost  O(text); 350 kB (1,024 heads) in some 1 ms
 [[nodiscard]] inline std::vector<HeadClassification> parse_classifications(std::string_view text,
                                                                            std::string source_name) {
-  detail::JsonTree const tree(text, std::move(source_name));
-  detail::JsonValue const root = tree.root();
-  bool const bare = root.kind() == detail::JsonKind::array;
-  if (!bare && root.kind() != detail::JsonKind::object) root.fail("wrong type", "an object or an array");
+  JsonTree const tree(text, std::move(source_name));
+  JsonValue const root = tree.root();
+  bool const bare = root.kind() == JsonKind::array;
+  if (!bare && root.kind() != JsonKind::object) root.fail("wrong type", "an object or an array");
   if (auto const format = bare ? std::nullopt : root.object().find("format")) {
     if (!root.object().find("classifications"))
       format->fail("another document", "classes of heads (\"classifications\")");
   }
-  detail::JsonArray const records =
+  JsonArray const records =
       bare ? root.array() : root.object().get("classifications", "an array, the classes of heads").array();
   if (records.size() == 0) records.fail("no heads", "at least one head");
 
   std::vector<HeadClassification> heads;
   heads.reserve(records.size());
-  for (detail::JsonValue const record : records) heads.push_back(detail::read_classification(record.object()));
-  detail::GridShape const shape = detail::grid_shape(std::span<HeadClassification const>(heads));
+  for (JsonValue const record : records) heads.push_back(detail::read_classification(record.object()));
+  GridShape const shape = grid_shape(std::span<HeadClassification const>(heads));
   detail::require_head_count(records, shape.layers, shape.heads);
   return detail::in_order(std::move(heads), shape.layers, shape.heads, records);
 }

@@ -4,9 +4,9 @@
 /// Reads `head_statistics.json`.
 
 #include <headaware/config.hpp>
-#include <headaware/detail/head_grid.hpp>
+#include <headaware/head_grid.hpp>
 #include <headaware/io/detail/json_records.hpp>
-#include <headaware/io/detail/json_tree.hpp>
+#include <headaware/io/json_tree.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/stats/head_statistics.hpp>
 
@@ -32,12 +32,12 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @par Cost  O(text); 2.4 MB (1,024 heads, 64 distances) in some 5 ms
 [[nodiscard]] inline ModelStatistics parse_statistics(std::string_view text, std::string source_name) {
   constexpr std::int32_t most = std::numeric_limits<std::int32_t>::max();
-  detail::JsonTree const tree(text, std::move(source_name));
-  detail::JsonObject root = tree.root().object();
+  JsonTree const tree(text, std::move(source_name));
+  JsonObject root = tree.root().object();
 
   ModelStatistics model;
   StatisticsInfo& info = model.model_info;
-  detail::JsonObject header = root.get("model_info", "an object").object();
+  JsonObject header = root.get("model_info", "an object").object();
   info.num_layers = header.get("num_layers", "an integer").integer(1, detail::max_index);
   info.num_heads = header.get("num_heads", "an integer").integer(1, detail::max_index);
   info.sink_size = header.get("sink_size", "an integer").integer(0, most);
@@ -45,12 +45,12 @@ HEADAWARE_NAMESPACE_BEGIN
   info.recent_ratio = detail::share(header.get("recent_ratio", "a number"));
   detail::require_head_count(header, info.num_layers, info.num_heads);
 
-  detail::JsonArray const records = root.get("head_statistics", "an array").array();
+  JsonArray const records = root.get("head_statistics", "an array").array();
   std::vector<HeadStatistics> heads(records.size());
   std::size_t at = 0;
   std::size_t distances = 0;
-  for (detail::JsonValue const value : records) {
-    detail::JsonObject record = value.object();
+  for (JsonValue const value : records) {
+    JsonObject record = value.object();
     auto number = [&](char const* key) { return record.get(key, "a number").number(); };
     HeadStatistics& s = heads[at];
     s.layer_idx = record.get("layer_idx", "an integer").integer(0, detail::max_index - 1);
@@ -58,21 +58,21 @@ HEADAWARE_NAMESPACE_BEGIN
     s.mean_entropy = number("mean_entropy");
     s.std_entropy = number("std_entropy");
     s.max_attention_mean = number("max_attention_mean");
-    detail::JsonObject preference = record.get("position_preference", "an object").object();
+    JsonObject preference = record.get("position_preference", "an object").object();
     s.position_preference.sink = preference.get("sink", "a number").number();
     s.position_preference.recent = preference.get("recent", "a number").number();
     s.position_preference.local = preference.get("local", "a number").number();
     s.position_preference.global = preference.get("global", "a number").number();
     s.sink_ratio = number("sink_ratio");
     s.uniformity_score = number("uniformity_score");
-    detail::JsonArray const distribution = record.get("relative_position_dist", "an array").array();
+    JsonArray const distribution = record.get("relative_position_dist", "an array").array();
     if (at == 0) distances = distribution.size();
     if (distribution.size() != distances) {
       distribution.fail("number of distances", std::to_string(distances) + " as for the first head",
                         std::to_string(distribution.size()));
     }
     s.relative_position_dist.reserve(distances);
-    for (detail::JsonValue const p : distribution) s.relative_position_dist.push_back(p.number());
+    for (JsonValue const p : distribution) s.relative_position_dist.push_back(p.number());
     ++at;
   }
   model.heads = detail::in_order(std::move(heads), info.num_layers, info.num_heads, records);

@@ -5,7 +5,7 @@
 
 #include <headaware/config.hpp>
 #include <headaware/io/detail/json_records.hpp>
-#include <headaware/io/detail/json_tree.hpp>
+#include <headaware/io/json_tree.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/types.hpp>
 
@@ -224,15 +224,15 @@ inline void require_shape(JsonObject& config, ModelConfig const& model) {
 /// @throws FormatError naming source, line, column and JSON pointer, if the text is not JSON, a field is
 ///         missing, not an integer, out of range or not known, or a division leaves a rest
 [[nodiscard]] inline ModelConfig parse_model_config(std::string_view text, std::string source_name) {
-  detail::JsonTree const tree(text, std::move(source_name), detail::NonFinite::read);
-  detail::JsonObject config = tree.root().object();
+  JsonTree const tree(text, std::move(source_name), NonFinite::read);
+  JsonObject config = tree.root().object();
   auto const layers = config.find("num_hidden_layers");
   if (auto const nested = config.find("text_config")) {
     if (!layers) config = nested->object();
     // Both may describe the language part, but then the same one.
     auto const again =
-        nested->kind() == detail::JsonKind::object ? nested->object().find("num_hidden_layers") : std::nullopt;
-    bool const differ = layers && again && layers->kind() == detail::JsonKind::integer &&
+        nested->kind() == JsonKind::object ? nested->object().find("num_hidden_layers") : std::nullopt;
+    bool const differ = layers && again && layers->kind() == JsonKind::integer &&
                         !detail::is_integer(*again, layers->integer(std::int64_t{INT64_MIN}, INT64_MAX));
     if (differ) again->fail("num_hidden_layers", "the same as in the document itself");
   }
@@ -247,7 +247,7 @@ inline void require_shape(JsonObject& config, ModelConfig const& model) {
   std::string kv_heads_from;
   for (char const* const name : {"num_attention_heads", "num_key_value_heads"}) {
     auto const value = optional(name);
-    if (!value || value->kind() != detail::JsonKind::integer) continue;
+    if (!value || value->kind() != JsonKind::integer) continue;
     num_kv_heads = value->integer(std::int64_t{INT64_MIN}, INT64_MAX);
     kv_heads_from = name;
   }

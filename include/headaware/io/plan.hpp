@@ -5,7 +5,7 @@
 
 #include <headaware/config.hpp>
 #include <headaware/io/detail/json_records.hpp>
-#include <headaware/io/detail/json_tree.hpp>
+#include <headaware/io/json_tree.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/retention_statistics.hpp>
 #include <headaware/plan/policy_plan.hpp>
@@ -165,7 +165,7 @@ inline constexpr std::array<std::string_view, 4> plan_policy_names{Full::name, S
 ///         what the policies hold, or there are more than the budget
 /// @par Cost  O(text)
 [[nodiscard]] inline PolicyPlan parse_plan(std::string_view text, std::string source_name) {
-  return detail::parse_plan_tree(detail::JsonTree(text, std::move(source_name)));
+  return detail::parse_plan_tree(JsonTree(text, std::move(source_name)));
 }
 
 /// @brief `parse_plan` of a file; its `table` is what compression takes.

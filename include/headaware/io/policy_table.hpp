@@ -29,12 +29,12 @@ HEADAWARE_NAMESPACE_BEGIN
                                                     ModelConfig const& model,
                                                     TypePolicies const& types = TypePolicies::conservative()) {
   {
-    detail::JsonTree const tree(text, source_name);
-    detail::JsonValue const root = tree.root();
-    bool const object = root.kind() == detail::JsonKind::object;
+    JsonTree const tree(text, source_name);
+    JsonValue const root = tree.root();
+    bool const object = root.kind() == JsonKind::object;
     auto const format = object ? root.object().find("format") : std::nullopt;
-    bool const classes = root.kind() == detail::JsonKind::array || (object && root.object().find("classifications"));
-    bool const plan = format && format->kind() == detail::JsonKind::string && format->string() == detail::plan_format;
+    bool const classes = root.kind() == JsonKind::array || (object && root.object().find("classifications"));
+    bool const plan = format && format->kind() == JsonKind::string && format->string() == detail::plan_format;
     if (!plan && !classes) {
       std::string const neither = R"(a plan ("format": ")" + std::string(detail::plan_format) +
                                   R"(") or classes of heads ("classifications": [...], or the array alone))";

@@ -5,7 +5,7 @@
 
 #include <headaware/config.hpp>
 #include <headaware/io/detail/json_records.hpp>
-#include <headaware/io/detail/json_tree.hpp>
+#include <headaware/io/json_tree.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/stats/retention.hpp>
 
@@ -87,16 +87,16 @@ inline void require_format(JsonObject& root, std::string_view format, std::int32
 ///         version, a field is missing, of another type or negative, or a head is missing, double or out of range
 /// @par Cost  O(text)
 [[nodiscard]] inline RetentionStatistics parse_retention_statistics(std::string_view text, std::string source_name) {
-  detail::JsonTree const tree(text, std::move(source_name));
-  detail::JsonObject root = tree.root().object();
+  JsonTree const tree(text, std::move(source_name));
+  JsonObject root = tree.root().object();
   detail::require_format(root, detail::retention_format, detail::retention_version);
 
   RetentionStatistics result;
   RetentionInfo& info = result.info;
-  detail::JsonObject header = root.get("model_info", "an object").object();
+  JsonObject header = root.get("model_info", "an object").object();
   info.num_layers = header.get("num_layers", "an integer").integer(1, detail::max_index);
   info.num_heads = header.get("num_heads", "an integer").integer(1, detail::max_index);
-  detail::JsonValue const num_kv_heads = header.get("num_kv_heads", "an integer");
+  JsonValue const num_kv_heads = header.get("num_kv_heads", "an integer");
   info.num_kv_heads = num_kv_heads.integer(1, info.num_heads);
   if (info.num_heads % info.num_kv_heads != 0) {
     num_kv_heads.fail("num_kv_heads", "a divisor of " + std::to_string(info.num_heads),
@@ -115,12 +115,12 @@ inline void require_format(JsonObject& root, std::string_view format, std::int32
   };
   std::vector<Record> records;
   std::size_t const cells = info.grid.size();
-  detail::JsonArray const array = root.get("heads", "an array").array();
-  for (detail::JsonValue const value : array) {
-    detail::JsonObject fields = value.object();
+  JsonArray const array = root.get("heads", "an array").array();
+  for (JsonValue const value : array) {
+    JsonObject fields = value.object();
     auto const sums = [&](char const* key) { return detail::sums_of(fields.get(key, "an array").array(), cells); };
     auto const sum = [&](char const* key) {
-      detail::JsonValue const number = fields.get(key, "a number");
+      JsonValue const number = fields.get(key, "a number");
       if (!(number.number() >= 0)) number.fail("negative sum", ">= 0");
       return number.number();
     };

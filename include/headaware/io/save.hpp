@@ -8,7 +8,7 @@
 #include <headaware/classify/head_type.hpp>
 #include <headaware/classify/summary.hpp>
 #include <headaware/config.hpp>
-#include <headaware/detail/head_grid.hpp>
+#include <headaware/head_grid.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/detail/json_text.hpp>
 #include <headaware/io/file.hpp>
@@ -116,7 +116,7 @@ inline void require_savable(std::span<HeadClassification const> heads, char cons
   constexpr auto where = "format_statistics";
   StatisticsInfo const& info = model.model_info;
   detail::require_savable_count(model.heads.size(), where);
-  detail::require_grid(std::span(model.heads), info.num_layers, info.num_heads, where);
+  require_grid(std::span(model.heads), info.num_layers, info.num_heads, where);
   require(info.sink_size >= 0, "sink_size", ">= 0", info.sink_size, where);
   require(info.local_window >= 0, "local_window", ">= 0", info.local_window, where);
   require(info.recent_ratio >= 0 && info.recent_ratio <= 1, "recent_ratio", "in [0, 1]", info.recent_ratio, where);

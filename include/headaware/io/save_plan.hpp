@@ -12,6 +12,7 @@
 #include <headaware/plan/classifications.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/policy_plan.hpp>
+#include <headaware/policy/policy_window.hpp>
 
 #include <nlohmann/json.hpp>
 
@@ -98,7 +99,7 @@ inline void require_savable(PolicyPlan const& plan, char const* where) {
   for (std::int32_t layer = 0; layer < plan.num_layers; ++layer) {
     for (std::int32_t kv = 0; kv < plan.num_kv_heads; ++kv) {
       AnyPolicy<> const& policy = plan.table.at(layer, kv);
-      detail::SinksOf const kept = detail::sinks_of(policy, where);
+      PolicyWindow const kept = policy_window(policy, where);
       PlannedHead const& head = plan.heads[heads.size()];
       heads.push_back({{"layer_idx", layer},
                        {"kv_head", kv},

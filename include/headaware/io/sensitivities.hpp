@@ -6,7 +6,7 @@
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/detail/json_records.hpp>
-#include <headaware/io/detail/json_tree.hpp>
+#include <headaware/io/json_tree.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/retention_statistics.hpp>
 #include <headaware/plan/measured_sensitivity.hpp>
@@ -63,25 +63,25 @@ inline constexpr std::int32_t sensitivities_version = 1;
 /// @throws FormatError naming source, line, column and JSON pointer, if the text is not JSON, of another format or
 ///         version, a field is missing, of another type or out of range, or a factor is negative
 [[nodiscard]] inline SavedSensitivities parse_sensitivities(std::string_view text, std::string source_name) {
-  detail::JsonTree const tree(text, std::move(source_name));
-  detail::JsonObject root = tree.root().object();
+  JsonTree const tree(text, std::move(source_name));
+  JsonObject root = tree.root().object();
   detail::require_format(root, detail::sensitivities_format, detail::sensitivities_version);
   SavedSensitivities saved;
   saved.num_layers = root.get("num_layers", "an integer").integer(1, detail::max_index);
   saved.num_kv_heads = root.get("num_kv_heads", "an integer").integer(0, detail::max_index);
-  detail::JsonValue const kind = root.get("kind", "a string");
+  JsonValue const kind = root.get("kind", "a string");
   saved.losses = kind.string() == "loss_increase";
   if (!saved.losses && kind.string() != "factor") kind.fail("unknown kind", "factor or loss_increase");
-  detail::JsonObject cut = root.get("cut", "an object").object();
+  JsonObject cut = root.get("cut", "an object").object();
   constexpr std::int32_t most = std::int32_t{1} << 30;
   saved.cut.sink = cut.get("sink", "an integer").integer(0, most);
   saved.cut.window = cut.get("window", "an integer").integer(0, most);
-  detail::JsonArray const array = root.get("values", "an array").array();
+  JsonArray const array = root.get("values", "an array").array();
   std::int64_t const count = std::int64_t{saved.num_layers} * std::max(saved.num_kv_heads, 1);
   if (static_cast<std::int64_t>(array.size()) != count) {
     array.fail("number of values", std::to_string(count), std::to_string(array.size()));
   }
-  for (detail::JsonValue const value : array) {
+  for (JsonValue const value : array) {
     saved.values.push_back(value.number());
     if (!saved.losses && !(saved.values.back() >= 0)) value.fail("negative factor", ">= 0");
   }

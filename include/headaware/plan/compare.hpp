@@ -8,6 +8,7 @@
 #include <headaware/plan/budget.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
+#include <headaware/policy/policy_window.hpp>
 #include <headaware/policy/table.hpp>
 
 #include <algorithm>
@@ -41,34 +42,11 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @throws ArgumentError also where all layers are skipped, or one is out of range
 [[nodiscard]] inline PolicyTable uniform_table(KvErrors const& errors, Budget const& budget, std::int64_t context,
                                                PlanOptions const& options) {
-  auto const layers = detail::planned_layers(errors.num_layers, options.skip_layers);
+  auto const layers = planned_layers(errors.num_layers, options.skip_layers);
   auto const planned = static_cast<std::int32_t>(layers.size());
   PolicyTable const windows = uniform_table(planned, errors.num_kv_heads, budget, context, options.page_size);
   return PolicyTable(errors.num_layers, errors.num_kv_heads, windows.at(0, 0)).skip_layers(options.skip_layers);
 }
-
-namespace detail {
-
-/// Sinks and window of a policy of the planner; what keeps all or nothing has none.
-struct SinksOf {
-  bool windowed = false;
-  std::int32_t sink = 0;
-  std::int32_t window = 0;
-};
-
-/// @throws ArgumentError on other policies
-[[nodiscard]] inline SinksOf sinks_of(AnyPolicy<> const& policy, char const* where) {
-  if (policy.is<SinkWindow>()) {
-    auto const p = policy.get<SinkWindow>();
-    return {true, p.sink, p.window};
-  }
-  if (policy.is<WindowOnly>()) return {true, 0, policy.get<WindowOnly>().window};
-  bool const known = policy.is<Full>() || policy.is<Prune>();
-  require(known, "policy", "full, prune, sink_window or window_only", policy.name(), where);
-  return {};
-}
-
-}  // namespace detail
 
 /// @brief A table between two: each head's tokens are those of `uniform` and `plan` in the shares 1 - share and share,
 /// its sinks likewise. For a guard that tries several shares on held-out text.
@@ -105,8 +83,8 @@ struct SinksOf {
       auto const reach = static_cast<std::int64_t>(std::floor(exact * (1 + 1e-12)));
       std::int64_t const tokens = (reach - pages) * page_size;
       pages = reach;
-      detail::SinksOf sinks_a = detail::sinks_of(a, where);
-      detail::SinksOf sinks_b = detail::sinks_of(b, where);
+      PolicyWindow sinks_a = policy_window(a, where);
+      PolicyWindow sinks_b = policy_window(b, where);
       if (!sinks_a.windowed) sinks_a = sinks_b;
       if (!sinks_b.windowed) sinks_b = sinks_a;
       if (tokens <= 0) {
@@ -144,7 +122,7 @@ struct SinksOf {
     auto const num_kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
     AnyPolicy<> const& policy =
         table.at(static_cast<std::int32_t>(head / num_kv_heads), static_cast<std::int32_t>(head % num_kv_heads));
-    detail::SinksOf const sinks = detail::sinks_of(policy, where);
+    PolicyWindow const sinks = policy_window(policy, where);
     double error = policy.is<Prune>() ? errors.dropped[head] : 0;
     if (sinks.windowed) error = errors.at(head, sinks.sink, sinks.window, context);
     plan.set(head, policy, {held_tokens(policy, context, options.page_size), error});

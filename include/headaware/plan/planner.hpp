@@ -196,7 +196,7 @@ void take_steps(Hulls const& hulls, Take const& take) {
   constexpr auto where = "plan_policies";
   options.validate(context);
   if (!options.skip_layers.empty()) {
-    auto const layers = detail::planned_layers(errors.num_layers, options.skip_layers);
+    auto const layers = planned_layers(errors.num_layers, options.skip_layers);
     PlanOptions of_these = options;
     of_these.skip_layers.clear();
     return detail::with_whole_layers(plan_policies(errors.select_layers(layers), budget, context, of_these), layers,

@@ -15,7 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <string>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -125,11 +125,11 @@ struct PolicyPlan {
   }
 };
 
-namespace detail {
-
-/// Layers that a plan chooses for. @throws ArgumentError if there are none, or a skipped one is out of range
+/// @brief Returns the layers that a plan chooses for, ascending.
+/// @param skipped  ascending
+/// @throws ArgumentError if there are none, or a skipped one is out of range
 [[nodiscard]] inline std::vector<std::int32_t> planned_layers(std::int32_t num_layers,
-                                                              std::vector<std::int32_t> const& skipped) {
+                                                              std::span<std::int32_t const> skipped) {
   std::vector<std::int32_t> layers;
   for (std::int32_t layer = 0; layer < num_layers; ++layer) {
     if (!std::binary_search(skipped.begin(), skipped.end(), layer)) layers.push_back(layer);
@@ -138,8 +138,6 @@ namespace detail {
   require(!layers.empty(), "layers that are not skipped", "at least one", "none", "plan_policies");
   return layers;
 }
-
-}  // namespace detail
 
 /// @brief The tokens that a policy holds of a sequence, in whole pages.
 [[nodiscard]] inline std::int64_t held_tokens(AnyPolicy<> const& policy, std::int64_t context,

@@ -57,6 +57,27 @@ struct RefinedPlan {
   bool limited = false;         ///< `most_trials` ended it before all cuts were tried
 };
 
+/// @brief Mean loss saved per token by one run compared with another, and the standard error of that mean.
+struct PairedGain {
+  double mean = 0;
+  double standard_error = 0;
+};
+
+/// @brief Compares two runs token by token.
+/// @param before, after  loss of each token, equally many
+[[nodiscard]] inline PairedGain paired_gain(std::span<double const> before, std::span<double const> after) {
+  double sum = 0;
+  double squares = 0;
+  for (std::size_t i = 0; i < before.size(); ++i) {
+    double const gain = before[i] - after[i];
+    sum += gain;
+    squares += gain * gain;
+  }
+  auto const count = static_cast<double>(before.size());
+  double const mean = sum / count;
+  return {mean, std::sqrt(std::max(0.0, squares / count - mean * mean) / count)};
+}
+
 namespace detail {
 
 /// A range of heads cut in two: [begin, middle) against [middle, end).
@@ -86,25 +107,6 @@ struct HeadCut {
     ranges.push_back({middle, end, level + 1});
   }
   return cuts;
-}
-
-/// Mean of what one run loses less than another, token by token, and the standard error of that mean.
-struct PairedGain {
-  double mean = 0;
-  double standard_error = 0;
-};
-
-[[nodiscard]] inline PairedGain paired_gain(std::span<double const> before, std::span<double const> after) {
-  double sum = 0;
-  double squares = 0;
-  for (std::size_t i = 0; i < before.size(); ++i) {
-    double const gain = before[i] - after[i];
-    sum += gain;
-    squares += gain * gain;
-  }
-  auto const count = static_cast<double>(before.size());
-  double const mean = sum / count;
-  return {mean, std::sqrt(std::max(0.0, squares / count - mean * mean) / count)};
 }
 
 [[nodiscard]] inline double mean_of(std::span<double const> values) {
@@ -157,7 +159,7 @@ template <class Trial>
   RefinedPlan best{.plan = plan_policies(errors, budget, context, options),
                    .errors = errors,
                    .factors = std::vector<double>(errors.size(), 1.0)};
-  auto const layers = detail::planned_layers(errors.num_layers, options.skip_layers);
+  auto const layers = planned_layers(errors.num_layers, options.skip_layers);
   auto const num_kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
   std::vector<PolicyTable> known{best.plan.table};
   std::vector<double> losses;
@@ -192,7 +194,7 @@ template <class Trial>
     }
     known.push_back(plan.table);
     std::vector<double> result = tried(plan.table);
-    auto const gain = detail::paired_gain(losses, result);
+    auto const gain = paired_gain(losses, result);
     if (!(gain.mean > refining.least_gain * gain.standard_error)) return false;
     ++best.taken;
     best.plan = std::move(plan);

@@ -6,6 +6,7 @@
 #include <headaware/config.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/policy_plan.hpp>
+#include <headaware/policy/policy_window.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -68,7 +69,7 @@ template <class... Values>
           plan.heads[static_cast<std::size_t>(layer) * static_cast<std::size_t>(plan.num_kv_heads) +
                      static_cast<std::size_t>(kv)];
       ++policies[policy.name()];
-      detail::SinksOf const kept = detail::sinks_of(policy, "plan_summary");
+      PolicyWindow const kept = policy_window(policy, "plan_summary");
       if (kept.windowed) {
         ++sinks[kept.sink];
         std::int64_t bound = 8;

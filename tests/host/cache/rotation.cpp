@@ -322,7 +322,7 @@ float drift(std::int32_t evicted) {
     std::int32_t turned = 0;
     for (; turned + evicted <= window; turned += evicted) {
       for (std::int32_t i = 0; i < dim / 2; ++i) {
-        auto const pair = ha::detail::rotary_pair(rotation, i);
+        auto const pair = ha::rotary_pair(rotation, i);
         T& a = held[static_cast<std::size_t>(pair.a)];
         T& b = held[static_cast<std::size_t>(pair.b)];
         auto const now = ha::detail::rotate_pair(rotation, evicted, i, a, b);

@@ -3,15 +3,15 @@
 #include "support/catch.hpp"
 #include "support/errors.hpp"
 
-#include <headaware/io/detail/json_tree.hpp>
+#include <headaware/io/json_tree.hpp>
 #include <headaware/io/model_config.hpp>
 
 #include <string>
 #include <string_view>
 
 namespace ha = headaware;
-using ha::detail::JsonKind;
-using ha::detail::JsonTree;
+using ha::JsonKind;
+using ha::JsonTree;
 
 namespace {
 

@@ -123,7 +123,7 @@ TEST_CASE("refining does not follow noise", "[plan]") {
 TEST_CASE("a gain, its standard error, and how many of them a trial has to gain", "[plan]") {
   std::vector<double> const before{1, 2, 3, 4};
   std::vector<double> const after{0, 2, 2, 2};
-  auto const gain = ha::detail::paired_gain(before, after);  // 1, 0, 1, 2
+  auto const gain = ha::paired_gain(before, after);  // 1, 0, 1, 2
   CHECK(gain.mean == 1);
   CHECK(std::abs(gain.standard_error - std::sqrt(0.5 / 4)) < 1e-15);
   auto const taken = [&](double least_gain) {

@@ -4,9 +4,9 @@
 /// What the readers of per-head records have in common.
 
 #include <headaware/config.hpp>
-#include <headaware/detail/head_grid.hpp>
 #include <headaware/error.hpp>
-#include <headaware/io/detail/json_tree.hpp>
+#include <headaware/head_grid.hpp>
+#include <headaware/io/json_tree.hpp>
 
 #include <cstddef>
 #include <cstdint>

@@ -1,8 +1,7 @@
 #pragma once
 
 /// @file
-/// Checks that a list of records holds every head of a model once. A record is anything with
-/// `layer_idx` and `head_idx`.
+/// Lists of per-head records as grids of [layers, heads]. A record is anything with `layer_idx` and `head_idx`.
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
@@ -17,20 +16,44 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// Heads of one file at most, layers times heads a layer: a thousand times what models have.
+/// Heads per file at most, layers times heads per layer: a thousand times what models have.
 inline constexpr std::int64_t max_heads = std::int64_t{1} << 20;
+
+/// @brief Smallest [layers, heads] that holds all records.
+struct GridShape {
+  std::int32_t layers = 0;
+  std::int32_t heads = 0;
+};
+
+/// @brief Computes the smallest grid that holds all records.
+/// @pre  indices in [0, INT32_MAX)
+template <class Record>
+[[nodiscard]] GridShape grid_shape(std::span<Record const> records) {
+  GridShape shape;
+  for (auto const& r : records) {
+    shape.layers = std::max(shape.layers, r.layer_idx + 1);
+    shape.heads = std::max(shape.heads, r.head_idx + 1);
+  }
+  return shape;
+}
+
+/// @brief Index of a record in [layers, heads], row-major.
+template <class Record>
+[[nodiscard]] std::size_t grid_index(Record const& record, std::int32_t heads) {
+  return static_cast<std::size_t>(std::int64_t{record.layer_idx} * heads + record.head_idx);
+}
 
 namespace detail {
 
-/// The first thing that is wrong with a list of heads.
+/// First error in a list of heads.
 struct GridFault {
   enum class Kind { none, outside, duplicate, missing };
   Kind kind = Kind::none;
-  std::size_t record = 0;  ///< the record at fault; of no meaning for `missing`
+  std::size_t record = 0;  ///< the record at fault; unused for `missing`
   std::int32_t layer = 0;
   std::int32_t head = 0;
 
-  /// What to tell the user. @pre kind != none
+  /// Text for the user. @pre kind != none
   [[nodiscard]] ErrorDetail describe(std::int32_t layers, std::int32_t heads, std::string where) const {
     std::string const name = "layer " + std::to_string(layer) + ", head " + std::to_string(head);
     std::string const shape = std::to_string(layers) + " layers x " + std::to_string(heads) + " heads";
@@ -41,12 +64,6 @@ struct GridFault {
     }
   }
 };
-
-/// The place of a record in [layers, heads].
-template <class Record>
-[[nodiscard]] std::size_t grid_index(Record const& record, std::int32_t heads) {
-  return static_cast<std::size_t>(std::int64_t{record.layer_idx} * heads + record.head_idx);
-}
 
 /// @brief Looks for records outside [layers, heads], duplicates and gaps, in this order.
 /// @pre   layers, heads >= 0
@@ -72,31 +89,16 @@ template <class Record>
   return {GridFault::Kind::missing, 0, static_cast<std::int32_t>(gap / heads), static_cast<std::int32_t>(gap % heads)};
 }
 
-/// @throws ArgumentError unless the records are exactly the heads of [layers, heads]
+}  // namespace detail
+
+/// @brief Checks that a list holds every head of [layers, heads] once, in any order.
+/// @throws ArgumentError naming the first head that is out of range, duplicate or missing
 template <class Record>
-void require_grid(std::span<Record const> records, std::int32_t layers, std::int32_t heads, char const* where) {
+void require_grid(std::span<Record const> records, std::int32_t layers, std::int32_t heads, Text const& where) {
   require(layers >= 0, "num_layers", ">= 0", layers, where);
   require(heads >= 0, "num_heads", ">= 0", heads, where);
-  GridFault const fault = find_grid_fault(records, layers, heads);
-  if (fault.kind != GridFault::Kind::none) throw ArgumentError(fault.describe(layers, heads, where));
+  auto const fault = detail::find_grid_fault(records, layers, heads);
+  if (fault.kind != detail::GridFault::Kind::none) throw ArgumentError(fault.describe(layers, heads, where.str()));
 }
 
-/// The smallest [layers, heads] that all records lie in.
-struct GridShape {
-  std::int32_t layers = 0;
-  std::int32_t heads = 0;
-};
-
-/// @pre  indices in [0, INT32_MAX)
-template <class Record>
-[[nodiscard]] GridShape grid_shape(std::span<Record const> records) {
-  GridShape shape;
-  for (auto const& r : records) {
-    shape.layers = std::max(shape.layers, r.layer_idx + 1);
-    shape.heads = std::max(shape.heads, r.head_idx + 1);
-  }
-  return shape;
-}
-
-}  // namespace detail
 HEADAWARE_NAMESPACE_END

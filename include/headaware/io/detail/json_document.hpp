@@ -1,23 +1,19 @@
 #pragma once
 
 /// @file
-/// A strict reader of JSON (RFC 8259) into one flat array, and cursors into it that know where they are.
+/// Strict parser of JSON (RFC 8259) into one flat array.
 ///
-/// Not nlohmann's, because a model's statistics are mostly numbers: its parser, by tree or by events, takes
-/// 18 ms for the 2.4 MB of a 1,024-head model, where this one takes 4. It also finds duplicate keys, and tells
-/// line and pointer for every error.
+/// @@WHY@@
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
+#include <headaware/io/detail/text.hpp>
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <limits>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -25,14 +21,16 @@
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
-namespace detail {
 
+/// @brief Type of a JSON value; `integer` is a number written with digits alone.
 enum class JsonKind : std::uint8_t { null, boolean, integer, number, string, array, object };
 
-/// What becomes of Infinity, -Infinity and NaN, which are no JSON but what Python writes for such numbers.
+/// @brief Whether Infinity, -Infinity and NaN are numbers: they are no JSON, but Python writes them.
 enum class NonFinite : std::uint8_t { refuse, read };
 
-/// A value; those inside it follow at once, members of an object as key and value by turns.
+namespace detail {
+
+/// A value. Those inside it follow at once, members of an object as key, value, key, value.
 struct JsonNode {
   JsonKind kind = JsonKind::null;
   std::uint32_t begin = 0;  ///< offset of its first byte in the text
@@ -45,106 +43,15 @@ struct JsonNode {
   };
 };
 
-/// Text from outside, fit for an error message: printable, and not long.
-[[nodiscard]] inline std::string quoted(std::string_view text, char quote = '"') {
-  constexpr std::size_t most = 40;
-  constexpr std::string_view digits = "0123456789abcdef";
-  std::string result(1, quote);
-  for (char const c : text.substr(0, most)) {
-    auto const byte = static_cast<unsigned char>(c);
-    if (byte >= 0x20 && byte < 0x7f) {
-      result += c;
-    } else {
-      result += "\\x";
-      result += digits[byte >> 4U];
-      result += digits[byte & 15U];
-    }
-  }
-  return result + (text.size() > most ? "..." : "") + quote;
-}
-
-class JsonTree;
-class JsonArray;
-class JsonObject;
-
-/// One value of a document. Valid while its tree is.
-class JsonValue {
- public:
-  JsonValue(JsonTree const& tree, std::uint32_t index) : tree_(&tree), index_(index) {}
-
-  [[nodiscard]] JsonKind kind() const;
-  [[nodiscard]] bool is_null() const { return kind() == JsonKind::null; }
-  /// Any number, also one written as an integer.
-  [[nodiscard]] double number() const;
-  /// A number written as an integer, in [low, high].
-  template <class Integer>
-  [[nodiscard]] Integer integer(Integer low, Integer high) const;
-  [[nodiscard]] bool boolean() const;
-  [[nodiscard]] std::string_view string() const;
-  [[nodiscard]] JsonArray array() const;
-  [[nodiscard]] JsonObject object() const;
-  /// The entry of `names` that this string spells, as its enumeration.
-  template <class Enum, std::size_t n>
-  [[nodiscard]] Enum name_of(std::array<std::string_view, n> const& names, char const* what) const;
-
-  /// Throws FormatError saying that something other than this value was expected here.
-  [[noreturn]] void fail(std::string what, std::string expected) const;
-  [[noreturn]] void fail(std::string what, std::string expected, std::string got) const;
-  /// "file, line, column: pointer" of this value, for messages.
-  [[nodiscard]] std::string where() const;
-
- protected:
-  [[nodiscard]] JsonNode const& node() const;
-  void expect(JsonKind kind, char const* expected) const {
-    if (this->kind() != kind) fail("wrong type", expected);
-  }
-
-  JsonTree const* tree_;
-  std::uint32_t index_;
-};
-
-/// An array, to be walked once through.
-class JsonArray : public JsonValue {
- public:
-  using JsonValue::JsonValue;
-  class Iterator {
-   public:
-    Iterator(JsonTree const& tree, std::uint32_t index) : tree_(&tree), index_(index) {}
-    JsonValue operator*() const { return {*tree_, index_}; }
-    Iterator& operator++();
-    bool operator!=(Iterator const& other) const { return index_ != other.index_; }
-
-   private:
-    JsonTree const* tree_;
-    std::uint32_t index_;
-  };
-  [[nodiscard]] std::size_t size() const { return node().size; }
-  [[nodiscard]] Iterator begin() const { return {*tree_, index_ + 1}; }
-  [[nodiscard]] Iterator end() const { return {*tree_, node().end}; }
-};
-
-/// An object. Looking members up in the order of the file costs O(1) each.
-class JsonObject : public JsonValue {
- public:
-  JsonObject(JsonTree const& tree, std::uint32_t index) : JsonValue(tree, index), next_(index + 1) {}
-
-  [[nodiscard]] std::optional<JsonValue> find(std::string_view key);
-  /// Like `find`; where the member is missing, throws FormatError that expected `expected`.
-  [[nodiscard]] JsonValue get(std::string_view key, char const* expected);
-
- private:
-  std::uint32_t next_;  ///< where the search begins: after the member found last
-};
-
 /// The parsed document. Borrows the text.
-class JsonTree {
+class JsonDocument {
  public:
   static constexpr int max_depth = 64;
 
   /// @param source  names the text in messages
   /// @throws FormatError unless the text is one JSON value with no key twice in an object, nested at most
   ///         `max_depth` deep, shorter than 2^32 bytes, its numbers within double's range
-  JsonTree(std::string_view text, std::string source, NonFinite non_finite = NonFinite::refuse)
+  JsonDocument(std::string_view text, std::string source, NonFinite non_finite = NonFinite::refuse)
       : text_(text), source_(std::move(source)), non_finite_(non_finite) {
     if (text.size() >= std::numeric_limits<std::uint32_t>::max()) {
       throw FormatError({"document too large", "less than 4 GiB", std::to_string(text.size()) + " bytes", source_});
@@ -155,11 +62,10 @@ class JsonTree {
     skip_space();
     if (at_ != text_.size()) fail_here("the end of the document", 0);
   }
-  JsonTree(JsonTree const&) = delete;
-  JsonTree& operator=(JsonTree const&) = delete;
-  ~JsonTree() = default;
+  JsonDocument(JsonDocument const&) = delete;
+  JsonDocument& operator=(JsonDocument const&) = delete;
+  ~JsonDocument() = default;
 
-  [[nodiscard]] JsonValue root() const { return {*this, 0}; }
   [[nodiscard]] JsonNode const& node(std::uint32_t index) const { return nodes_[index]; }
   [[nodiscard]] std::string_view text_of(std::uint32_t key) const { return {nodes_[key].chars, nodes_[key].size}; }
 
@@ -447,10 +353,12 @@ class JsonTree {
       }
       append_escape(decoded, index);
     }
-    std::string const& kept = decoded_.emplace_back(std::move(decoded));
+    // Nodes point into the reserved text: what is decoded is no longer than what it was decoded from.
+    if (decoded_.capacity() < text_.size()) decoded_.reserve(text_.size());
     JsonNode& n = add(JsonKind::string, begin);
-    n.chars = kept.data();
-    n.size = static_cast<std::uint32_t>(kept.size());
+    n.chars = decoded_.data() + decoded_.size();
+    n.size = static_cast<std::uint32_t>(decoded.size());
+    decoded_ += decoded;
   }
 
   void append_escape(std::string& decoded, std::uint32_t index) {
@@ -476,120 +384,14 @@ class JsonTree {
     ++at_;
   }
 
-  static void append_utf8(std::string& text, std::uint32_t code) {
-    auto put = [&](std::uint32_t byte) { text += static_cast<char>(static_cast<unsigned char>(byte)); };
-    if (code < 0x80) {
-      put(code);
-      return;
-    }
-    if (code < 0x800) {
-      put(0xc0U | (code >> 6U));
-    } else {
-      if (code < 0x10000) {
-        put(0xe0U | (code >> 12U));
-      } else {
-        put(0xf0U | (code >> 18U));
-        put(0x80U | ((code >> 12U) & 0x3fU));
-      }
-      put(0x80U | ((code >> 6U) & 0x3fU));
-    }
-    put(0x80U | (code & 0x3fU));
-  }
-
   std::string_view text_;
   std::string source_;
   NonFinite non_finite_;
   std::size_t at_ = 0;
   std::vector<JsonNode> nodes_;
   std::vector<std::uint32_t> keys_;  ///< reused by reject_duplicates
-  std::deque<std::string> decoded_;  ///< strings that had escapes; a deque, because nodes point into it
+  std::string decoded_;              ///< strings that had escapes, one after the other
 };
-
-inline JsonNode const& JsonValue::node() const { return tree_->node(index_); }
-inline JsonKind JsonValue::kind() const { return node().kind; }
-
-inline double JsonValue::number() const {
-  JsonNode const& n = node();
-  if (n.kind == JsonKind::number) return n.number;
-  expect(JsonKind::integer, "a number");
-  return static_cast<double>(n.integer);
-}
-
-template <class Integer>
-Integer JsonValue::integer(Integer low, Integer high) const {
-  auto range = [&] { return "an integer in [" + std::to_string(low) + ", " + std::to_string(high) + "]"; };
-  JsonNode const& n = node();
-  if (n.kind == JsonKind::number) fail(tree_->written_as_integer(index_) ? "out of range" : "not an integer", range());
-  if (n.kind != JsonKind::integer) fail("wrong type", range());
-  if (n.integer < std::int64_t{low} || n.integer > std::int64_t{high}) fail("out of range", range());
-  return static_cast<Integer>(n.integer);
-}
-
-inline bool JsonValue::boolean() const {
-  expect(JsonKind::boolean, "true or false");
-  return node().integer != 0;
-}
-
-inline std::string_view JsonValue::string() const {
-  expect(JsonKind::string, "a string");
-  return tree_->text_of(index_);
-}
-
-inline JsonArray JsonValue::array() const {
-  expect(JsonKind::array, "an array");
-  return {*tree_, index_};
-}
-
-inline JsonObject JsonValue::object() const {
-  expect(JsonKind::object, "an object");
-  return {*tree_, index_};
-}
-
-template <class Enum, std::size_t n>
-Enum JsonValue::name_of(std::array<std::string_view, n> const& names, char const* what) const {
-  auto const found = std::find(names.begin(), names.end(), string());
-  if (found == names.end()) {
-    std::string known;
-    for (auto const& each : names) known += (known.empty() ? "one of " : ", ") + std::string(each);
-    fail(std::string("unknown ") + what, std::move(known));
-  }
-  return static_cast<Enum>(found - names.begin());
-}
-
-inline void JsonValue::fail(std::string what, std::string expected) const {
-  fail(std::move(what), std::move(expected), tree_->describe(index_));
-}
-inline void JsonValue::fail(std::string what, std::string expected, std::string got) const {
-  throw FormatError({std::move(what), std::move(expected), std::move(got), where()});
-}
-inline std::string JsonValue::where() const { return tree_->where(node().begin, index_); }
-
-inline JsonArray::Iterator& JsonArray::Iterator::operator++() {
-  index_ = tree_->node(index_).end;
-  return *this;
-}
-
-inline std::optional<JsonValue> JsonObject::find(std::string_view key) {
-  auto search = [&](std::uint32_t begin, std::uint32_t end) -> std::optional<JsonValue> {
-    for (std::uint32_t at = begin; at < end; at = tree_->node(at + 1).end) {
-      if (tree_->text_of(at) != key) continue;
-      next_ = tree_->node(at + 1).end;
-      return JsonValue(*tree_, at + 1);
-    }
-    return std::nullopt;
-  };
-  std::uint32_t const start = next_;
-  if (auto const found = search(start, node().end)) return found;
-  return search(index_ + 1, start);
-}
-
-inline JsonValue JsonObject::get(std::string_view key, char const* expected) {
-  if (auto const found = find(key)) return *found;
-  std::string place = where();
-  // The place of the object, followed by the pointer of what should be in it.
-  bool const root = index_ == 0;
-  throw FormatError({"missing field", expected, "nothing", place + (root ? ": /" : "/") + std::string(key)});
-}
 
 }  // namespace detail
 HEADAWARE_NAMESPACE_END
