@@ -2,8 +2,8 @@
 
 #include "tools/report/comparison.hpp"
 #include "tools/support/folder.hpp"
+#include "tools/support/json_text.hpp"
 
-#include <headaware/io/detail/json_text.hpp>
 #include <headaware/io/file.hpp>
 
 #include <nlohmann/json.hpp>
@@ -326,7 +326,7 @@ std::string ablation_json(AblationStudy const& study) {
     if (!result.ran()) one["left_out"] = result.left_out;
     configurations.push_back(std::move(one));
   }
-  return ha::detail::json_text(document, 2) + "\n";
+  return support::json_text(document, 2) + "\n";
 }
 
 void write_ablation(std::filesystem::path const& folder, AblationStudy const& study) {

@@ -7,6 +7,7 @@
 #include <headaware/plan/refine.hpp>
 #include <headaware/plan/replanned_sensitivity.hpp>
 #include <headaware/policy/fold.hpp>
+#include <headaware/policy/policy_window.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -117,7 +118,7 @@ void fill_up(ha::PolicyTable& table, std::int64_t total, std::int64_t context) {
     for (std::int32_t layer = 0; layer < table.num_layers() && left > 0; ++layer) {
       for (std::int32_t head = 0; head < table.num_kv_heads() && left > 0; ++head) {
         auto const& policy = table.at(layer, head);
-        bool const windowed = ha::detail::sinks_of(policy, "fill_up").windowed;
+        bool const windowed = ha::policy_window(policy, "fill_up").windowed;
         if (!windowed || ha::held_tokens(policy, context) >= context) continue;
         table.set(layer, head, widened(policy));
         --left;

@@ -6,10 +6,10 @@
 #include "tools/report/size_curves.hpp"
 #include "tools/report/style.hpp"
 #include "tools/support/folder.hpp"
+#include "tools/support/json_text.hpp"
 
 #include <headaware/cache/compaction.hpp>
 #include <headaware/error.hpp>
-#include <headaware/io/detail/json_text.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/policy_plan.hpp>
@@ -106,7 +106,7 @@ std::string csv_of(nlohmann::ordered_json const& runs) {
       if (value.is_string()) {
         line += value.get<std::string>();
       } else if (!value.is_null()) {
-        line += ha::detail::json_text(value);
+        line += support::json_text(value);
       }
     }
     text += line + "\n";
@@ -289,7 +289,7 @@ void write_benchmark(std::filesystem::path const& folder, BenchmarkAbout const& 
     list[i]["passage_nll"] = runs[i].passage_nll;
     list[i]["copy_nlls"] = runs[i].copy_nlls;
   }
-  ha::write_file(folder / "benchmark.json", ha::detail::json_text(document, 2) + "\n");
+  support::write_json(folder / "benchmark.json", document);
   write_pictures(folder / "pictures", about, text, runs);
 }
 

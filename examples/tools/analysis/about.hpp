@@ -2,8 +2,8 @@
 
 // analysis.json: what the files of a results folder were taken from, and whether they are whole.
 
-#include <headaware/io/detail/json_tree.hpp>
 #include <headaware/io/file.hpp>
+#include <headaware/io/json_tree.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -31,8 +31,8 @@ struct About {
 
 /// The text of an analysis.json. @throws FormatError if it is broken
 inline About parse_about(std::string_view text, std::string source_name) {
-  using headaware::detail::JsonObject;
-  headaware::detail::JsonTree const tree(text, std::move(source_name));
+  using headaware::JsonObject;
+  headaware::JsonTree const tree(text, std::move(source_name));
   JsonObject json = tree.root().object();
   constexpr std::int32_t most = std::numeric_limits<std::int32_t>::max();
   About about;

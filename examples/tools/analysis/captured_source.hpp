@@ -42,7 +42,7 @@ class CapturedSource : public AttentionSource {
     }
     support::ContentHash print;
     for (capture::Sequence const& sequence : arrays_.sequences) {
-      for (headaware::NpyArray const* array : {&*sequence.queries, &sequence.keys, &sequence.values}) {
+      for (support::NpyArray const* array : {&*sequence.queries, &sequence.keys, &sequence.values}) {
         auto const data = array->as<std::uint16_t>();
         print.add({reinterpret_cast<char const*>(data.data()), data.size_bytes()});
       }

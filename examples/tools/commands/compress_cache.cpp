@@ -8,8 +8,8 @@
 #include "tools/support/plan_file.hpp"
 
 #include <headaware/compressor.hpp>
-#include <headaware/detail/head_grid.hpp>
 #include <headaware/error.hpp>
+#include <headaware/head_grid.hpp>
 #include <headaware/io/head_classifications.hpp>
 #include <headaware/io/plan.hpp>
 
@@ -145,7 +145,7 @@ std::int64_t verify(Plan const& plan, Batch const& batch, std::vector<std::uint1
   std::int64_t rows = 0;
   for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
     ha::Segment segment = plan.segment(s);
-    ha::detail::place_in_group(plan.table(), segment);
+    ha::place_in_group(plan.table(), segment);
     plan.table().visit(segment.layer, segment.kv_head, [&](auto const& policy) {
       std::int64_t slot = 0;
       for (std::int64_t token = 0; token < segment.length; ++token) {
@@ -307,7 +307,7 @@ ha::ModelConfig shape_of(std::filesystem::path const& path, Options const& optio
   }
   if (options.classifications.empty()) analysis::warn_if_partial(options.results_dir);
   std::vector<ha::HeadClassification> const classes = ha::load_classifications(path);
-  auto const shape = ha::detail::grid_shape(std::span<ha::HeadClassification const>(classes));
+  auto const shape = ha::grid_shape(std::span<ha::HeadClassification const>(classes));
   return {shape.layers, shape.heads, shape.heads, 64};
 }
 

@@ -68,7 +68,7 @@ double loss_increase(std::span<std::vector<double> const> cut, std::span<std::ve
     with_cut.insert(with_cut.end(), cut[piece].begin() + first, cut[piece].end());
     without.insert(without.end(), full[piece].begin() + first, full[piece].end());
   }
-  auto const increase = ha::detail::paired_gain(with_cut, without);
+  auto const increase = ha::paired_gain(with_cut, without);
   return std::max(increase.mean, increase.standard_error);
 }
 
@@ -127,7 +127,7 @@ ha::Sensitivities sensitivities(LossStore& losses, std::span<std::vector<std::in
   std::size_t const each = by_head ? static_cast<std::size_t>(shape.num_kv_heads) : 1;
   saved.values.assign(static_cast<std::size_t>(shape.layers) * each, mean_loss(measured));
   std::size_t next = 0;
-  for (std::int32_t const layer : ha::detail::planned_layers(shape.layers, options.skip_layers)) {
+  for (std::int32_t const layer : ha::planned_layers(shape.layers, options.skip_layers)) {
     for (std::size_t i = 0; i < each; ++i) saved.values[static_cast<std::size_t>(layer) * each + i] = measured[next++];
   }
   ha::save_sensitivities(folder / "sensitivities.json", saved);
@@ -146,7 +146,7 @@ std::vector<LossJob> sensitivity_jobs(ModelShape const& shape, std::span<std::ve
   bool const by_head = options.sensitivity == SensitivityOf::head;
   ha::PolicyTable const full(shape.layers, shape.num_kv_heads, ha::Full{});
   std::vector<ha::PolicyTable> tables{full};
-  for (std::int32_t const layer : ha::detail::planned_layers(shape.layers, options.skip_layers)) {
+  for (std::int32_t const layer : ha::planned_layers(shape.layers, options.skip_layers)) {
     ha::PolicyTable table = full;
     for (std::int32_t head = 0; head < shape.num_kv_heads; ++head) {
       table.set(layer, head, options.cut);

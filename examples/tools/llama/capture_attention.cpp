@@ -8,9 +8,9 @@
 #include "tools/llama/unfinished_capture.hpp"
 #include "tools/support/command.hpp"
 #include "tools/support/folder.hpp"
+#include "tools/support/json_text.hpp"
 #include "tools/support/options.hpp"
 
-#include <headaware/io/detail/json_text.hpp>
 #include <headaware/io/file.hpp>
 
 #include <CLI/CLI.hpp>
@@ -107,9 +107,8 @@ void run(Options const& options) {
     std::fprintf(stderr, "\rchunk %zu of %zu, %zu tokens, %.1f s", i + 1, chunks.size(), tokens, seconds);
   }
   std::fprintf(stderr, "\n");
-  ha::write_file(options.output_dir / "tokens.json", ha::detail::json_text(nlohmann::json{{"tokens", chunks}}) + "\n");
-  ha::write_file(options.output_dir / "capture.json",
-                 ha::detail::json_text(description(named, capture, options), 2) + "\n");
+  ha::write_file(options.output_dir / "tokens.json", support::json_text(nlohmann::json{{"tokens", chunks}}) + "\n");
+  support::write_json(options.output_dir / "capture.json", description(named, capture, options));
   unfinished.finish();
 }
 

@@ -5,7 +5,7 @@
 #include "tools/support/npy.hpp"
 
 #include <headaware/error.hpp>
-#include <headaware/io/detail/json_tree.hpp>
+#include <headaware/io/json_tree.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -48,7 +48,7 @@ auto read_saved(char const* what, std::string const& expected, std::string const
 inline std::vector<double> parse_losses(std::span<std::byte const> file, std::string const& source,
                                         std::int64_t count) {
   return read_saved("values of a text", std::to_string(count), source, [&] {
-    auto const saved = headaware::parse_npy(file, source);
+    auto const saved = support::parse_npy(file, source);
     auto const values = saved.as<double>();
     bool const finite = std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); });
     if (std::ssize(values) != count || !finite) {
@@ -62,8 +62,8 @@ inline std::vector<double> parse_losses(std::span<std::byte const> file, std::st
 /// An evicted text from its JSON. @param count  how many losses there have to be @throws FormatError
 inline EvictedText parse_evicted_text(std::string_view text, std::string const& source, std::int64_t count) {
   return read_saved("measurements of an earlier run", std::to_string(count) + " losses, and seconds", source, [&] {
-    headaware::detail::JsonTree const tree(text, source);
-    headaware::detail::JsonObject json = tree.root().object();
+    headaware::JsonTree const tree(text, source);
+    headaware::JsonObject json = tree.root().object();
     EvictedText result;
     auto const losses = json.get("losses", "an array").array();
     if (static_cast<std::int64_t>(losses.size()) != count) losses.fail("losses", std::to_string(count));

@@ -71,8 +71,7 @@ std::string drawn_picture(std::filesystem::path const& file, char const* extensi
 }  // namespace
 
 void draw(std::filesystem::path const& gnuplot, std::filesystem::path const& folder, std::string const& name) {
-  ha::detail::remove_stale_temporaries(folder);
-  std::string const target = ha::detail::temporary_name() + "-" + name;
+  std::string const target(ha::unfinished_path(folder / name).filename());
   std::string const script = (folder / (name + ".gp")).string();
   auto const drawn = [&](char const* extension) { return folder / (target + extension); };
   int const status = run_in(gnuplot, folder, "target = \"" + target + "\"", name + ".gp", target + ".log");

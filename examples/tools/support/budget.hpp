@@ -58,7 +58,7 @@ inline headaware::Budget parse_budget(std::string const& text, headaware::TokenB
 /// @throws ArgumentError if that is none, or a skipped layer is out of range
 inline std::int64_t planned_heads(std::int32_t layers, std::int32_t num_kv_heads,
                                   std::vector<std::int32_t> const& skipped) {
-  return std::ssize(headaware::detail::planned_layers(layers, skipped)) * num_kv_heads;
+  return std::ssize(headaware::planned_layers(layers, skipped)) * num_kv_heads;
 }
 
 /// @param num_kv_heads  `planned_heads`
