@@ -198,7 +198,7 @@ ha::PolicyTable AblationTables::planned_by_query_heads(AblationSetup const& setu
   auto const errors = errors_of(setup, *calibration_, true);
   std::int64_t const heads = std::int64_t{shape_.layers} * shape_.num_query_heads;
   std::int64_t const allowed = total(setup);
-  std::int64_t low = heads;  // a token a head
+  std::int64_t low = heads;  // a token per head
   std::int64_t high = allowed * (shape_.num_query_heads / shape_.num_kv_heads) + 1;
   ha::PolicyTable best(shape_.layers, shape_.num_kv_heads, ha::Prune{});
   bool found = false;

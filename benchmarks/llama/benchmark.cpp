@@ -1,5 +1,5 @@
-// How well a model predicts text when its KV cache is cut, what the cache then holds and how fast it is, method beside
-// method at equal mean size.
+// Measures how well a model predicts text when its KV cache is cut, what the cache holds and how fast it is, method
+// beside method at equal mean size.
 
 #include "llama/benchmark_methods.hpp"
 #include "tools/llama/exact_copy.hpp"
@@ -28,19 +28,19 @@ namespace {
 constexpr auto what_is_measured = R"(
 What is measured (benchmark.json, benchmark.csv; a picture of perplexity and of copying over the tokens kept):
   perplexity              of passages of --context tokens, each read with nothing before it
-  perplexity_second_half  of the tokens behind the first half of their passage
-  copy_nll                nats a token of the second copy of passages of half the size, each given twice
+  perplexity_second_half  of the tokens after the first half of their passage
+  copy_nll                nats per token of the second copy of passages of half the size, each given twice
   ..._error               standard errors of both, over passages
   gap_closed              share of the gap in NLL, second halves, between streaming_llm of this size and full that the
                           method closes; its standard error is a jackknife over passages
-  mean_kept_tokens        kept a KV head behind --context tokens
+  mean_kept_tokens        kept per KV head after --context tokens
   budget_tokens           of the method, a KV head (plan.json: of all KV heads together)
-  kv_bytes_end            of those keys and values (2 bytes an element; 4 with --exact)
+  kv_bytes_end            of those keys and values (2 bytes per element; 4 with --exact)
 and, unless --masked:
   kv_bytes_peak           most that the cache allocated: its blocks, with slots for the tokens appended at a time
   prefill_tokens_per_s    passages and copies read in chunks of 256, evicted as they come; logits of every token included
-  decode_tokens_per_s     --decode_tokens decoded greedily one at a time behind the first passage
-  time_to_first_token_s   reading the first passage and choosing the token behind it
+  decode_tokens_per_s     --decode_tokens decoded greedily one at a time after the first passage
+  time_to_first_token_s   reading the first passage and choosing the token after it
   compaction_s            the library's compress of a full cache of --context tokens of the model's shape, all layers, into
                           the method's cache: what an engine pays that prefills with its own attention. CPU, best of five
 Rules (head_aware) lose to uniform windows of their size, which are run beside them; analyze_attention --plan makes plans
@@ -152,7 +152,7 @@ std::vector<std::int64_t> mean_budgets(Options const& options, llama_adapter::Mo
     auto const budget = support::parse_budget(text, token);
     support::require_within_cache(budget, heads, options.compared.context);
     means.push_back(budget.total(heads, options.compared.context) / heads);
-    ha::require(means.back() > 0, "--budget", "at least one token a KV head", text, "--budget");
+    ha::require(means.back() > 0, "--budget", "at least one token per KV head", text, "--budget");
   }
   return means;
 }

@@ -1,4 +1,5 @@
-// What each part of a plan is worth: groups of configurations that differ in one thing, at equal size, on one text.
+// Measures what each part of a plan is worth: groups of configurations that differ in one thing, at equal size, on one
+// text.
 
 #include "llama/ablation.hpp"
 #include "llama/ablation_report.hpp"

@@ -69,7 +69,7 @@ expect 1 "25% (of the context)" --budget 3miles
 expect 1 "in (0, 1]" --budget 120%
 expect 1 "--head_dim" --budget 1MiB
 expect 1 "at least" --budget 20 --floor 100
-expect 1 "at most the whole cache, 6144 tokens (512 a KV head), got 6156" --budget 513
+expect 1 "at most the whole cache, 6144 tokens (512 per KV head), got 6156" --budget 513
 expect 0 "not known" --budget 25% --context 4096 --output_dir "$folder/longer"
 expect 105 "expected a number >= 0, got -3" --budget 25% --floor -3
 expect 105 "expected a number > 0, got 0" --budget 25% --page_size 0

@@ -205,7 +205,7 @@ TEST_CASE("methods are compared at the sizes of the plans or the classes where n
   runs[0].perplexity = runs[1].perplexity = 30;
   runs[0].perplexity_second_half = 25;
   runs[1].perplexity_second_half = 20;
-  CHECK(rules_advice(runs).find("25.00 with 100 tokens a KV head") != std::string::npos);
+  CHECK(rules_advice(runs).find("25.00 with 100 tokens per KV head") != std::string::npos);
   CHECK(rules_advice(runs).find("20.00 with uniform windows of that size") != std::string::npos);
   CHECK(rules_advice(runs).find("analyze_attention --plan") != std::string::npos);
   runs[0].perplexity_second_half = 15;  // classes that were made of a plan, say
@@ -217,7 +217,7 @@ TEST_CASE("methods are compared at the sizes of the plans or the classes where n
   CHECK(size_advice(runs).empty());
   runs[0].mean_kept_tokens = 64;
   runs[0].budget_tokens = 64;
-  CHECK(size_advice(runs).find("64.0 tokens a KV head") != std::string::npos);
+  CHECK(size_advice(runs).find("64.0 tokens per KV head") != std::string::npos);
   CHECK(size_advice(runs).find("--budget 64") != std::string::npos);
   runs.erase(runs.begin());
   CHECK(rules_advice(runs).empty());

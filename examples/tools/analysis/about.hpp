@@ -67,7 +67,7 @@ inline std::string layers_note(std::vector<std::int32_t> const& layers) {
   return "layers 0 to " + std::to_string(layers.size() - 1) + " here are the model's layers " + list;
 }
 
-/// What a page says of it: the rows of its table, and whether it is partial.
+/// The parts of a page about it: the rows of its table, and whether it is partial.
 inline std::vector<std::pair<std::string, std::string>> about_rows(About const& about) {
   std::vector<std::pair<std::string, std::string>> rows;
   if (auto const note = layers_note(about.layers); !note.empty()) rows.emplace_back("layers", note);

@@ -87,7 +87,7 @@ ha::AttentionObserver observe_text(AttentionSource& source, std::size_t text, ha
   return observer;
 }
 
-/// Whether a folder's plan.json is the one that its plan_guard.json chose: analyze_attention measured it, and the
+/// True if a folder's plan.json is the one that its plan_guard.json chose: analyze_attention measured it, and the
 /// analysis here is not what it is of. What cannot be read stays.
 bool holds_measured_plan(std::filesystem::path const& folder) {
   auto const guard_path = folder / "plan_guard.json";

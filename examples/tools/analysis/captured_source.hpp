@@ -99,7 +99,7 @@ class CapturedSource : public AttentionSource {
   }
 
  private:
-  /// What of a sequence is one text.
+  /// Part of a sequence that is one text.
   struct Piece {
     std::size_t sequence;
     std::int64_t first;

@@ -299,7 +299,7 @@ ha::ModelConfig model_of(ha::ModelConfig model, capture::Arrays const& capture, 
   return model;
 }
 
-/// What the file tells of the model.
+/// Reads the model's shape from the file.
 ha::ModelConfig shape_of(std::filesystem::path const& path, Options const& options) {
   if (!options.plan.empty()) {
     ha::PolicyPlan const plan = ha::load_plan(path);

@@ -126,7 +126,7 @@ std::string sample_checks(ha::ModelStatistics const& model, std::span<ha::HeadCl
   return text;
 }
 
-/// How many heads went from which type to which.
+/// Counts the heads that went from one type to another.
 std::string changes(std::span<ha::HeadClassification const> before, std::span<ha::HeadClassification const> after) {
   std::map<std::pair<ha::HeadType, ha::HeadType>, int> moved;
   for (std::size_t i = 0; i < after.size(); ++i) {
@@ -154,7 +154,7 @@ int run(Options options) {
   auto const stored_path = options.results_dir / "head_classifications.json";
   std::vector<ha::HeadClassification> classes;
   if (!options.reclassify || std::filesystem::exists(stored_path)) classes = ha::load_classifications(stored_path);
-  std::printf("%s: %d layers, %d query heads a layer\n\n", options.results_dir.string().c_str(),
+  std::printf("%s: %d layers, %d query heads per layer\n\n", options.results_dir.string().c_str(),
               model.model_info.num_layers, model.model_info.num_heads);
   if (options.reclassify) {
     auto const stored = std::move(classes);

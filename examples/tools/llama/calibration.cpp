@@ -32,7 +32,7 @@ std::string describe(Model const& model, CalibrationText::Pieces const& pieces) 
          " tokens, " + tokens.text();
 }
 
-/// Whether what a folder holds of an observation is part of this one.
+/// True if a folder holds a part of this very observation.
 bool resumable(std::filesystem::path const& folder, analysis::AttentionSource const& source,
                ha::ObserverParameters const& parameters) {
   auto const path = folder / "attention_sums.json";
@@ -72,7 +72,7 @@ double loss_increase(std::span<std::vector<double> const> cut, std::span<std::ve
   return std::max(increase.mean, increase.standard_error);
 }
 
-/// What each layer (head) costs, nats a token. @param jobs  of `sensitivity_jobs`, of so many pieces
+/// Cost of each layer (head), nats per token. @param jobs  of `sensitivity_jobs`, of so many pieces
 std::vector<double> costs(LossStore& losses, std::span<LossJob const> jobs, std::size_t used, std::int64_t first_query,
                           SensitivityBy by, std::string const& what) {
   if (by == SensitivityBy::loss) {
@@ -92,7 +92,7 @@ std::vector<double> costs(LossStore& losses, std::span<LossJob const> jobs, std:
   return result;
 }
 
-/// What another calibration measured for this kind of text; nothing if it is to be measured.
+/// Costs that another calibration measured for this kind of text; nothing if they are to be measured.
 std::optional<ha::SavedSensitivities> taken_sensitivities(ModelShape const& shape, CalibrationOptions const& options,
                                                           std::string const& name) {
   if (options.sensitivities_from.empty()) return std::nullopt;

@@ -177,7 +177,7 @@ void run_prompt(Model const& model, Options const& options) {
   auto const& shape = model.shape();
   double const token_bytes = 2.0 * shape.layers * shape.num_kv_heads * shape.head_dim * sizeof(T);
   double const full = token_bytes * static_cast<double>(runner.cache().length());
-  std::printf("\n\n%lld tokens, %.1f of them kept a KV head\n", static_cast<long long>(runner.cache().length()),
+  std::printf("\n\n%lld tokens, %.1f of them kept per KV head\n", static_cast<long long>(runner.cache().length()),
               runner.cache().mean_kept());
   report("headaware", prompt.size(), own, static_cast<double>(runner.cache().bytes()));
   std::printf("%-10s %8.1f MiB for all tokens (%.1f %% held)\n", "full", full / 1048576,
@@ -209,7 +209,7 @@ void run_perplexity(Model const& model, Options const& options) {
   ha::require(total > 1, "tokens to measure", "at least 2, as each but the first is predicted", total, "--perplexity");
   auto runner = cached<T>(model, options, total, true);
   auto const losses = measure(runner, tokens, options);
-  std::printf("perplexity %.5f over %zu tokens, %.1f kept a KV head, %.1f MiB\n", perplexity(losses), tokens.size(),
+  std::printf("perplexity %.5f over %zu tokens, %.1f kept per KV head, %.1f MiB\n", perplexity(losses), tokens.size(),
               runner.cache().mean_kept(), static_cast<double>(runner.cache().bytes()) / 1048576);
   if (!options.compare) return;
   Engine engine(model, options, total, true);

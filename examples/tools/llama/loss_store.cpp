@@ -86,7 +86,7 @@ std::int64_t LossStore::tokens_to_run(std::span<LossJob const> jobs, std::option
   return tokens;
 }
 
-/// @param first  the first token that has a value; @param run  (job, function to call behind each layer) to values
+/// @param first  the first token that has a value; @param run  (job, function to call after each layer) to values
 template <class Run>
 std::vector<std::vector<double>> LossStore::run_missing(std::string const& what, std::span<LossJob const> jobs,
                                                         std::string const& kind, std::int64_t first, Run const& run) {

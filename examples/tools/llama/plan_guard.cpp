@@ -135,7 +135,7 @@ Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors, 
 
 std::string guard_table(Guarded const& guarded) {
   std::string text =
-      "on held-out text         tokens a head   perplexity   below uniform, %   probe's loss    score   predicted "
+      "on held-out text       tokens per head   perplexity   below uniform, %   probe's loss    score   predicted "
       "error\n";
   char line[160];
   for (std::size_t i = 0; i < guarded.tables.size(); ++i) {

@@ -1,6 +1,6 @@
 #pragma once
 
-// What earlier runs left on disk, read again. Needs no engine.
+// Reads what earlier runs left on disk. Needs no engine.
 
 #include "tools/support/npy.hpp"
 
@@ -19,14 +19,14 @@
 
 namespace llama_adapter {
 
-/// What reading a text through an evicted cache gave. Seconds are those of reading alone: no losses are computed in
-/// them.
+/// Losses, times and sizes of a text read through an evicted cache. Seconds are those of reading alone: no losses are
+/// computed in them.
 struct EvictedText {
   std::vector<double> losses;      ///< −log p(token i + 1 | what was kept of tokens 0 … i), [tokens − 1]
   double read_seconds = 0;         ///< all chunks, with logits of every token
   double first_token_seconds = 0;  ///< the same and the choice of the first new token
   double decode_seconds = 0;       ///< of the tokens decoded
-  double mean_kept = 0;            ///< tokens a KV head, behind the text
+  double mean_kept = 0;            ///< tokens per KV head, after the text
   std::int64_t kv_bytes_peak =
       0;  ///< that the cache allocated: its blocks, with room for all tokens where one keeps all
 

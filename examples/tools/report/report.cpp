@@ -25,7 +25,7 @@ namespace {
 
 constexpr auto where = "write_report";
 
-/// All that a report may have, and the data behind several of them.
+/// All pictures that a report may have, and the data that several of them share.
 constexpr std::array picture_names{"types",      "entropy",       "sinks",     "local",     "windows",
                                    "histograms", "sink_vs_local", "distances", "retention", "heads"};
 

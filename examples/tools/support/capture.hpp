@@ -47,7 +47,7 @@ struct Sequence {
   [[nodiscard]] std::int64_t length() const { return keys.shape[2]; }
 };
 
-/// What a capture says about the model's attention.
+/// Description of the model's attention.
 struct Description {
   std::vector<std::int32_t> layers;  ///< model layers that the arrays hold
   float scale = 1;

@@ -56,7 +56,7 @@ namespace npy_format {
   return count;
 }
 
-/// Whether elements of a file's type may be looked at as `T`.
+/// True if elements of a file's type may be viewed as `T`.
 template <class T>
 [[nodiscard]] constexpr bool npy_matches(NpyType type) {
   if constexpr (std::is_same_v<T, headaware::float16>) return type == NpyType::f2;

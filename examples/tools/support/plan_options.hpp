@@ -67,7 +67,7 @@ inline void add_plan_options(CLI::App& app, headaware::PlanOptions& plan, CLI::O
   }
 }
 
-/// What analyze_attention --plan measures, and how it searches. Counts of pieces are of text and of the probe; one
+/// Measurements and search of analyze_attention --plan. Counts of pieces are of text and of the probe; one
 /// number stands for both.
 struct MeasuringOptions {
   std::int64_t context = 2048;
