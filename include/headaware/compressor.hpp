@@ -8,11 +8,13 @@
 #include <headaware/cache/compact.hpp>
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/destination.hpp>
+#include <headaware/cache/layer_kv.hpp>
 #include <headaware/classify/builders.hpp>
 #include <headaware/classify/head_type.hpp>
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/duo_gates.hpp>
+#include <headaware/io/file.hpp>
 #include <headaware/io/head_classifications.hpp>
 #include <headaware/io/model_config.hpp>
 #include <headaware/io/policy_table.hpp>
@@ -32,7 +34,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <filesystem>
 #include <span>
 #include <string>
 #include <utility>
@@ -40,19 +41,19 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief How many KV heads follow each policy, and what that leaves of a sequence.
+/// @brief KV heads per policy, and the tokens of a sequence that they keep.
 struct CompressionSummary {
   std::int32_t num_layers = 0;
   std::int32_t num_kv_heads = 0;
-  std::int64_t length = 0;              ///< tokens of the sequence it was asked for
+  std::int64_t length = 0;              ///< tokens of the sequence
   std::vector<std::string> policies{};  ///< names, in the registry's order
   std::vector<std::int64_t> heads{};    ///< KV heads that follow each
-  std::vector<double> mean_kept{};      ///< tokens each keeps on average; 0 where no head follows it
+  std::vector<double> mean_kept{};      ///< tokens kept per head on average; 0 if no head follows it
   std::int64_t kept_total = 0;          ///< tokens kept, summed over layers and KV heads
   double ratio = 1;                     ///< kept_total / (layers · KV heads · length)
 };
 
-/// @brief A table a person can read.
+/// @brief Formats the summary as a table.
 [[nodiscard]] inline std::string to_string(CompressionSummary const& summary) {
   std::int64_t const total = std::int64_t{summary.num_layers} * summary.num_kv_heads;
   std::string text = "policy           KV heads    share  mean tokens kept of " + std::to_string(summary.length) + "\n";
@@ -108,18 +109,18 @@ struct CompressedCache {
 /// @brief Compresses a cache in host memory in one call: plans, allocates and gathers.
 /// @param layers       [num_layers], host pointers
 /// @param source       how each layer's keys and values lie
-/// @param table        policies, one a (layer, KV head)
+/// @param table        policies, one per (layer, KV head)
 /// @param lengths      tokens of each sequence
 /// @param head_dim     channels of a key
 /// @param skip_layers  layers left uncompressed
-/// @param value_dim    channels of a value; 0: as many as a key has
+/// @param value_dim    channels of a value; 0: as many as of a key
 /// @throws ArgumentError as `compress` does
-template <class U, class Source, class Registry>
-[[nodiscard]] auto head_aware_compress(std::vector<LayerKv<U>> const& layers, Source const& source,
+template <LayerRange Layers, class Source, class Registry>
+[[nodiscard]] auto head_aware_compress(Layers const& layers, Source const& source,
                                        BasicPolicyTable<Registry> const& table, std::span<std::int32_t const> lengths,
                                        std::int64_t head_dim, std::span<std::int32_t const> skip_layers = {},
                                        std::int64_t value_dim = 0) {
-  using T = std::remove_const_t<U>;
+  using T = std::remove_cvref_t<decltype(*layer_span(layers)[0].keys)>;
   if (value_dim == 0) value_dim = head_dim;
   detail::require_channels(head_dim, value_dim, "head_aware_compress");
   CompressedCache<T, BasicPolicyTable<Registry>> cache{
@@ -130,7 +131,7 @@ template <class U, class Source, class Registry>
   return cache;
 }
 
-/// @brief Which policy each head of a model follows, and all that follows from it.
+/// @brief Compresses KV caches of a model by a table of policies.
 /// @tparam Registry  the policies it may use: `DefaultRegistry`, or `DefaultRegistry::with<Mine>`
 template <class Registry = DefaultRegistry>
 class BasicCompressor {
@@ -139,7 +140,7 @@ class BasicCompressor {
   using Policy = AnyPolicy<Registry>;
   using CompactionType = Compaction<Table>;
 
-  /// @brief A table made by hand.
+  /// @brief Uses a given table.
   /// @throws ArgumentError if the table's layers or KV heads are not the model's
   BasicCompressor(ModelConfig const& model, Table table) : model_(model), table_(std::move(table)) {
     model_.validate();
@@ -149,8 +150,8 @@ class BasicCompressor {
             table_.num_kv_heads(), "Compressor");
   }
 
-  /// @brief From classified query heads, folded onto KV heads.
-  /// @param types  which policy each type of head gets
+  /// @brief Makes the table from classified query heads, folded onto KV heads.
+  /// @param types  policy of each type of head
   /// @param fold   decides for the query heads of one KV head; by default it keeps what any of them needs
   /// @throws ArgumentError if heads and model disagree
   template <class Fold = FoldUnion>
@@ -164,29 +165,29 @@ class BasicCompressor {
   /// @throws FileError, FormatError, ArgumentError
   template <class Fold = FoldUnion>
   static BasicCompressor from_classifications(
-      std::filesystem::path const& path, ModelConfig const& model,
+      FilePath const& path, ModelConfig const& model,
       BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative(), Fold const& fold = {}) {
     std::vector<HeadClassification> const classifications = load_classifications(path);
     return from_classifications(std::span<HeadClassification const>(classifications), model, types, fold);
   }
 
-  /// @brief From whichever file holds policies: a planner's `plan.json`, or classifications.
-  /// @param types  which policy each type of head gets; a plan does not ask
+  /// @brief The same from either file that holds policies: a planner's `plan.json`, or classifications.
+  /// @param types  policy of each type of head; unused for a plan
   /// @throws FileError, FormatError, ArgumentError
   static BasicCompressor from_policies(
-      std::filesystem::path const& path, ModelConfig const& model,
-      TypePolicies const& types = TypePolicies::conservative()) requires std::same_as<Registry, DefaultRegistry> {
-    return {model, load_policy_table(path, model, types)};
+      FilePath const& path, ModelConfig const& model,
+      BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative()) {
+    return {model, load_policy_table<Registry>(path, model, types)};
   }
 
-  /// @brief Every head follows one policy; by default StreamingLLM's sinks and window.
+  /// @brief Gives every head one policy; by default StreamingLLM's sinks and window.
   static BasicCompressor from_model_config(ModelConfig const& model,
                                            Policy const& policy = SinkWindow{.sink = 4, .window = 508}) {
     return {model, table_from_model_config<Registry>(model, policy)};
   }
 
   /// @brief The same, the model's shape read from a Hugging Face `config.json`.
-  static BasicCompressor from_model_config(std::filesystem::path const& path,
+  static BasicCompressor from_model_config(FilePath const& path,
                                            Policy const& policy = SinkWindow{.sink = 4, .window = 508}) {
     return from_model_config(load_model_config(path), policy);
   }
@@ -229,14 +230,14 @@ class BasicCompressor {
   }
 
   /// @brief Compresses a cache in host memory into one that owns its storage; see `head_aware_compress`.
-  template <class U, class Source>
-  [[nodiscard]] auto compress(std::vector<LayerKv<U>> const& layers, Source const& source,
-                              std::span<std::int32_t const> lengths, std::int64_t head_dim,
-                              std::span<std::int32_t const> skip_layers = {}, std::int64_t value_dim = 0) const {
+  template <LayerRange Layers, class Source>
+  [[nodiscard]] auto compress(Layers const& layers, Source const& source, std::span<std::int32_t const> lengths,
+                              std::int64_t head_dim, std::span<std::int32_t const> skip_layers = {},
+                              std::int64_t value_dim = 0) const {
     return head_aware_compress(layers, source, table_, lengths, head_dim, skip_layers, value_dim);
   }
 
-  /// @brief How many heads follow each policy, and what a sequence of `length` tokens keeps.
+  /// @brief Counts the heads per policy, and the tokens they keep of a sequence of `length`.
   /// @throws ArgumentError on a negative length
   [[nodiscard]] CompressionSummary compression_summary(std::int64_t length) const {
     require(length >= 0, "negative length", "tokens >= 0", length, "compression_summary");

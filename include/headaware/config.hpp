@@ -57,7 +57,7 @@
 
 /// Around every function whose code depends on the target, and every function that calls such a one: the linker keeps
 /// one copy of an inline function or template a name, and units of a program may be compiled for different processors.
-/// Stands inside the library's namespace, or a namespace in it; inline, so that nobody has to write it. Types that
+/// Stands inside the library's namespace, or a namespace in it; inline, so that it need not be written. Types that
 /// units of a program hand to each other stay outside.
 #define HEADAWARE_TARGET_BEGIN                                                                              \
   inline namespace HEADAWARE_DETAIL_TARGET(HEADAWARE_DETAIL_TARGET_VECTORS, HEADAWARE_DETAIL_TARGET_HALVES, \

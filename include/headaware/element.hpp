@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// Elements of a cache. Moving a row needs only their size; re-rotating a key needs their value.
+/// Element types of a cache. Moving a row needs only their size; rotating a key needs their value.
 
 #include <headaware/config.hpp>
 
@@ -42,7 +42,7 @@ struct int4x2 {
 
 namespace detail {
 
-/// Whether a type's elements are numbers that can be reckoned with.
+/// Whether a type's elements are floating-point numbers.
 template <class T>
 inline constexpr bool holds_floats =
     std::is_same_v<T, float> || std::is_same_v<T, float16> || std::is_same_v<T, bfloat16>;

@@ -6,7 +6,6 @@
 
 #include <headaware/config.hpp>
 
-#include <concepts>
 #include <cstdint>
 #include <initializer_list>
 #include <stdexcept>
@@ -16,7 +15,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief What went wrong, what was expected, what was found instead, and where.
+/// @brief Parts of an error message: what is wrong, expected, got and where.
 struct ErrorDetail {
   std::string what;      ///< the thing that is wrong, for example "negative window"
   std::string expected;  ///< for example "window >= 0"
@@ -54,25 +53,28 @@ class FileError : public Error {
   using Error::Error;
 };
 
-/// @brief A pool has nothing left to give; nothing has changed, and the caller may free some and try again.
+/// @brief A pool is exhausted; nothing has changed, and the caller may free pages and try again.
 class CapacityError : public Error {
   using Error::Error;
 };
 
-/// @brief A part of a message, put together only when somebody reads it: text, a number, a function that returns a
+/// @brief Part of a message, put together only on failure: text, a number, a function that returns a
 /// `std::string`, or several of these in braces. Borrows what it is made of until the end of the full expression.
 class Text {
  public:
   Text(char const* text) : kind_(Kind::text), text_(text) {}
   Text(std::string_view text) : kind_(Kind::text), text_(text) {}
   Text(std::string const& text) : kind_(Kind::text), text_(text) {}
-  template <std::signed_integral T>
-  Text(T value) : kind_(Kind::integer), integer_(value) {}
-  template <std::unsigned_integral T>
-  Text(T value) : kind_(Kind::natural), natural_(value) {}
-  template <std::floating_point T>
-  Text(T value) : kind_(Kind::real), real_(static_cast<double>(value)) {}
-  template <std::invocable F>
+  // No templates: every check goes through these, and overloads of plain types compile faster.
+  Text(int value) : kind_(Kind::integer), integer_(value) {}
+  Text(long value) : kind_(Kind::integer), integer_(value) {}
+  Text(long long value) : kind_(Kind::integer), integer_(value) {}
+  Text(unsigned value) : kind_(Kind::natural), natural_(value) {}
+  Text(unsigned long value) : kind_(Kind::natural), natural_(value) {}
+  Text(unsigned long long value) : kind_(Kind::natural), natural_(value) {}
+  Text(double value) : kind_(Kind::real), real_(value) {}
+  template <class F>
+    requires requires(F const& f) { f(); }
   Text(F const& f)
       : kind_(Kind::call), call_{&f, [](void const* g) -> std::string { return (*static_cast<F const*>(g))(); }} {}
   Text(std::initializer_list<Text> parts) : kind_(Kind::parts), parts_(parts) {}

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// What functions that return `cudaError_t` have to say beyond the code.
+/// Error text of functions that return `cudaError_t`.
 
 #include <headaware/config.hpp>
 
@@ -27,11 +27,11 @@ inline void keep_last_error(char const* text) noexcept {
 
 }  // namespace detail
 
-/// @brief Says why the last call of this thread that returned an error did so: what, what was expected, what was found
-/// and where, as the exceptions of host functions do.
+/// @brief Returns why the last call of this thread that returned an error failed: what, expected, got and where, as in
+/// the exceptions of host functions.
 ///
-/// Meant to be read when a function of this library has returned something else than `cudaSuccess`; those that succeed
-/// leave it as it is. Errors that CUDA finds later, while kernels run, are not among it.
+/// Read it when a function of this library has not returned `cudaSuccess`; those that succeed do not change it. Errors
+/// that CUDA finds later, while kernels run, are not reported here.
 /// @return never nullptr; empty before the first error; valid until this thread's next error; at most 1,023 bytes
 /// @note   Each shared library that hides its symbols has texts of its own: ask in the one that made the call.
 [[nodiscard]] inline char const* last_error_message() noexcept { return detail::last_error().text; }

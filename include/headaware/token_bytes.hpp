@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// The bytes of one kept token.
+/// Bytes of one kept token.
 
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
@@ -12,7 +12,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief The bytes one kept token costs a KV head: key and value, with their scales if they have any.
+/// @brief Bytes of one kept token of a KV head: key and value, with their scales if they have any.
 struct TokenBytes {
   std::int64_t key = 0;
   std::int64_t value = 0;
@@ -24,7 +24,7 @@ struct TokenBytes {
     return key + value;
   }
 
-  /// Keys and values alike. @param channels head_dim; @param element_bytes bytes an element
+  /// Sizes of keys and values of the same shape. @param channels head_dim; @param element_bytes bytes per element
   /// @throws ArgumentError beyond 64 bits
   static constexpr TokenBytes of(std::int64_t channels, std::size_t element_bytes) {
     std::int64_t const bytes = detail::elements("TokenBytes::of", {channels, static_cast<std::int64_t>(element_bytes)});

@@ -11,15 +11,15 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief The numbers of a model's configuration that decide the shape of its KV cache.
+/// @brief Numbers of a model's configuration that determine the shape of its KV cache.
 /// Field names are those of a Hugging Face `config.json`.
 struct ModelConfig {
   std::int32_t num_hidden_layers = 0;
-  std::int32_t num_attention_heads = 0;  ///< query heads a layer
-  std::int32_t num_key_value_heads = 0;  ///< KV heads a layer
-  std::int32_t head_dim = 0;             ///< channels a head; 0 where nobody needs it
+  std::int32_t num_attention_heads = 0;  ///< query heads per layer
+  std::int32_t num_key_value_heads = 0;  ///< KV heads per layer
+  std::int32_t head_dim = 0;             ///< channels per head; 0 if unused
 
-  /// Query heads that share one KV head.
+  /// Query heads per KV head.
   [[nodiscard]] constexpr std::int32_t group() const { return num_attention_heads / num_key_value_heads; }
 
   friend constexpr bool operator==(ModelConfig const&, ModelConfig const&) = default;

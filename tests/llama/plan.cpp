@@ -8,7 +8,7 @@
 #include "tools/support/interrupt.hpp"
 
 #include <headaware/io/plan.hpp>
-#include <headaware/io/save_sensitivities.hpp>
+#include <headaware/io/sensitivities.hpp>
 #include <headaware/plan/compare.hpp>
 
 #include <nlohmann/json.hpp>

@@ -1,21 +1,20 @@
 #pragma once
 
 /// @file
-/// Sorts query heads into types by what they look at.
+/// Classifies query heads by their attention statistics.
 
 #include <headaware/classify/head_type.hpp>
 #include <headaware/classify/thresholds.hpp>
 #include <headaware/config.hpp>
-#include <headaware/head_grid.hpp>
+#include <headaware/detail/field_checker.hpp>
 #include <headaware/error.hpp>
+#include <headaware/head_grid.hpp>
 #include <headaware/stats/head_statistics.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <string>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -23,27 +22,9 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// @throws ArgumentError if a statistic is NaN or infinite
-inline void require_finite(HeadStatistics const& s, char const* function) {
-  auto finite = [&](double value, std::string const& what) {
-    if (std::isfinite(value)) return;
-    throw ArgumentError(
-        {what, "a finite number", std::to_string(value),
-         std::string(function) + ", layer " + std::to_string(s.layer_idx) + ", head " + std::to_string(s.head_idx)});
-  };
-  finite(s.mean_entropy, "mean_entropy");
-  finite(s.std_entropy, "std_entropy");
-  finite(s.max_attention_mean, "max_attention_mean");
-  finite(s.position_preference.sink, "position_preference.sink");
-  finite(s.position_preference.recent, "position_preference.recent");
-  finite(s.position_preference.local, "position_preference.local");
-  finite(s.position_preference.global, "position_preference.global");
-  finite(s.sink_ratio, "sink_ratio");
-  finite(s.uniformity_score, "uniformity_score");
-  for (std::size_t d = 0; d < s.relative_position_dist.size(); ++d) {
-    if (!std::isfinite(s.relative_position_dist[d])) {
-      finite(s.relative_position_dist[d], "relative_position_dist[" + std::to_string(d) + "]");
-    }
-  }
+inline void require_finite(HeadStatistics const& s, Text const& function) {
+  auto const where = [&] { return Text{function, ", layer ", s.layer_idx, ", head ", s.head_idx}.str(); };
+  statistics_fields(FieldChecker(where), s);
 }
 
 /// The distance at which a positional head's attention is covered, with a slack of four tokens.
@@ -109,12 +90,12 @@ inline HeadClassification classify_checked(HeadStatistics const& s, ClassifierTh
 
 }  // namespace detail
 
-/// @brief The type of one head and what it lets a cache drop; the first rule that fits decides:
+/// @brief Classifies one head; the first rule that fits decides:
 /// near-uniform → `dead`; focused → `sink_positional`, `true_positional` or `mixed`; of medium entropy
 /// with large sinks → `sink_mixed`; of high entropy → `gathering`; else `mixed`.
 /// @param s  statistics over query rows of one head
 /// @param t  limits between the types
-/// @throws ArgumentError if a statistic is NaN or infinite, or a threshold makes no sense
+/// @throws ArgumentError if a statistic is NaN or infinite, or a threshold is out of range
 /// @note   Made for reading a model and for files of the reference. Windows planned by output error
 ///         keep more at the same size.
 [[nodiscard]] inline HeadClassification classify(HeadStatistics const& s, ClassifierThresholds const& t = {}) {
@@ -123,7 +104,7 @@ inline HeadClassification classify_checked(HeadStatistics const& s, ClassifierTh
   return detail::classify_checked(s, t);
 }
 
-/// @brief The types of all heads of a model, by (layer, head).
+/// @brief Classifies all heads of a model; the result is by (layer, head).
 /// @throws ArgumentError also if the heads are not exactly those that `model_info` counts
 /// @par Cost  O(heads · distances)
 [[nodiscard]] inline std::vector<HeadClassification> classify(ModelStatistics const& model,

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// The kinds of attention head, and what the classifier says of one query head.
+/// Types of attention heads, and the class of one query head.
 
 #include <headaware/config.hpp>
 
@@ -12,7 +12,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief What a query head looks at. `positional` is the legacy type of older files, which did
+/// @brief Attention pattern of a query head. `positional` is the legacy type of older files, which did
 /// not yet tell sinks from true position.
 enum class HeadType : std::uint8_t { sink_positional, true_positional, sink_mixed, gathering, mixed, dead, positional };
 
@@ -26,7 +26,7 @@ inline constexpr std::array<std::string_view, num_head_types> head_type_names{
   return head_type_names[static_cast<std::size_t>(type)];
 }
 
-/// @brief What a file asks for on behalf of one head.
+/// @brief Compression that a file asks for one head.
 enum class CompressionStrategy : std::uint8_t { sink_window, window_only, full, none, prune };
 
 inline constexpr std::size_t num_compression_strategies = 5;

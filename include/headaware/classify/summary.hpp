@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// How many heads of a model fall into each class.
+/// Counts of the classes of a model's heads.
 
 #include <headaware/classify/head_type.hpp>
 #include <headaware/config.hpp>

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// Where the classifier draws its lines.
+/// Thresholds of the classifier.
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// Whether classifications fit the statistics they claim to come from, and a report that says so.
+/// Checks of classifications against the statistics they come from, and a report.
 
 #include <headaware/classify/classifier.hpp>
 #include <headaware/classify/head_type.hpp>
@@ -51,7 +51,7 @@ struct MeanDeviation {
   double deviation = 0;
 };
 
-/// @brief What the heads of one type look at, on average.
+/// @brief Average attention of the heads of one type.
 struct TypeStatistics {
   HeadType type = HeadType::mixed;
   std::int64_t heads = 0;
@@ -124,7 +124,7 @@ inline void check_statistics(HeadStatistics const& s, IssueList& issues) {
   share(distances, "sum of relative_position_dist");
 }
 
-/// What follows from the fields alone, whatever the thresholds were.
+/// Checks the fields against each other, independent of thresholds.
 inline void check_fields(HeadClassification const& c, IssueList& issues) {
   issues.begin(c.layer_idx, c.head_idx, IssueKind::fields);
   bool const window = c.compression_strategy == CompressionStrategy::sink_window ||
@@ -188,7 +188,7 @@ template <class... Values>
 
 }  // namespace detail
 
-/// @brief Looks for statistics that no attention can have, classes whose fields contradict each other, and
+/// @brief Finds statistics that no attention can have, classes whose fields contradict each other, and
 /// classes that the rules do not give to these statistics. A head of another type than the rules' gives one
 /// issue of kind `rules`, whatever follows from its type.
 /// @return by (layer, head); empty: all is consistent
@@ -214,7 +214,7 @@ template <class... Values>
   return result;
 }
 
-/// @brief What the heads of each type look at. Types that do not occur are left out.
+/// @brief Averages the attention of the heads of each type. Types that do not occur are left out.
 /// @throws ArgumentError if the two do not hold the same heads, each once
 [[nodiscard]] inline std::vector<TypeStatistics> type_statistics(ModelStatistics const& model,
                                                                  std::span<HeadClassification const> classifications) {

@@ -3,7 +3,6 @@
 #include <headaware/config.hpp>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <exception>
 
@@ -25,20 +24,21 @@ void parallel_for(std::int64_t count, std::int64_t grain, bool share, Make const
     for (std::int64_t i = 0; i < count; ++i) work(state, i);
     return;
   }
-  std::atomic<std::int64_t> next{0};
-  std::atomic<bool> failed{false};
+  // By the compiler's builtins: <atomic> would be an eighth of what the front door costs to compile.
+  std::int64_t next = 0;
+  bool failed = false;
   std::exception_ptr failure;
   auto const run = [&] {
     try {
       auto state = make();
-      while (!failed.load(std::memory_order_relaxed)) {
-        std::int64_t const begin = next.fetch_add(grain, std::memory_order_relaxed);
+      while (!__atomic_load_n(&failed, __ATOMIC_RELAXED)) {
+        std::int64_t const begin = __atomic_fetch_add(&next, grain, __ATOMIC_RELAXED);
         if (begin >= count) break;
         std::int64_t const end = std::min(count, begin + grain);
         for (std::int64_t i = begin; i < end; ++i) work(state, i);
       }
     } catch (...) {
-      if (!failed.exchange(true)) failure = std::current_exception();
+      if (!__atomic_exchange_n(&failed, true, __ATOMIC_ACQ_REL)) failure = std::current_exception();
     }
   };
 #if defined(_OPENMP)

@@ -2,7 +2,6 @@
 
 #include <headaware/config.hpp>
 
-#include <atomic>
 #include <cstdint>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -10,8 +9,8 @@ namespace detail {
 
 /// A number that nothing else in the process has; never 0. Any thread.
 [[nodiscard]] inline std::uint64_t unique_id() {
-  static std::atomic<std::uint64_t> last{0};
-  return last.fetch_add(1, std::memory_order_relaxed) + 1;
+  static std::uint64_t last = 0;
+  return __atomic_add_fetch(&last, 1, __ATOMIC_RELAXED);
 }
 
 }  // namespace detail

@@ -1,20 +1,18 @@
 #pragma once
 
 /// @file
-/// Reads `attention_sums.json`: an observer's sums, from which an interrupted observation goes on.
+/// Reads and writes `attention_sums.json`: an observer's sums, from which an interrupted observation goes on.
 
 #include <headaware/config.hpp>
-#include <headaware/io/detail/json_records.hpp>
-#include <headaware/io/json_tree.hpp>
+#include <headaware/error.hpp>
+#include <headaware/io/detail/fields.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/retention_statistics.hpp>
 #include <headaware/stats/attention_observer.hpp>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
-#include <limits>
-#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -27,6 +25,25 @@ namespace detail {
 inline constexpr std::string_view sums_format = "headaware.attention_sums";
 inline constexpr std::int32_t sums_version = 1;
 
+template <class Fields, class Model>
+void model_fields(Fields&& f, Model& model) {
+  shape_fields(f, model.num_hidden_layers, model.num_attention_heads, model.num_key_value_heads);
+  f.integer("head_dim", model.head_dim, 0, max_int32);
+}
+
+/// All parameters but the retention grid.
+template <class Fields, class Parameters>
+void observer_fields(Fields&& f, Parameters& p) {
+  f.integer("sink_size", p.sink_size, 0, RetentionGrid::max_sinks);
+  f.integer("local_window", p.local_window, 0, RetentionGrid::max_sinks);
+  f.share("recent_ratio", p.recent_ratio);
+  f.integer("num_distances", p.num_distances, 1, RetentionGrid::max_sinks);
+  f.integer("chunk_size", p.chunk_size, 0, max_json_count);
+  f.integer("min_chunk", p.min_chunk, 1, max_json_count);
+  f.integer("first_query", p.first_query, 0, max_json_count);
+  f.integer("query_stride", p.query_stride, 1, max_json_count);
+}
+
 }  // namespace detail
 
 /// @brief An observer as a file keeps it.
@@ -36,57 +53,37 @@ struct SavedObserver {
   std::string source;         ///< the caller's own: what it was observing
 };
 
-/// @brief An observer from the text of an `attention_sums.json`: `{format, version, source, position, model_info,
+/// @brief Reads an observer from the text of an `attention_sums.json`: `{format, version, source, position, model_info,
 /// parameters, sums[heads][…]}`, each head's sums in the order of `SumsLayout`.
 /// @param source_name  names the text in messages, for example its path
 /// @throws FormatError naming source, line, column and JSON pointer
 [[nodiscard]] inline SavedObserver parse_attention_sums(std::string_view text, std::string source_name) {
-  constexpr std::int32_t most = std::numeric_limits<std::int32_t>::max();
   JsonTree const tree(text, std::move(source_name));
   JsonObject root = tree.root().object();
-  detail::require_format(root, detail::sums_format, detail::sums_version);
+  detail::read_format(root, detail::sums_format, detail::sums_version);
 
-  JsonObject shape = root.get("model_info", "an object").object();
   ModelConfig model;
-  model.num_hidden_layers = shape.get("num_layers", "an integer").integer(1, detail::max_index);
-  model.num_attention_heads = shape.get("num_heads", "an integer").integer(1, detail::max_index);
-  model.num_key_value_heads = shape.get("num_kv_heads", "an integer").integer(1, model.num_attention_heads);
-  model.head_dim = shape.get("head_dim", "an integer").integer(0, most);
+  JsonObject const shape = root.get("model_info", "an object").object();
+  detail::model_fields(detail::FieldReader(shape), model);
   detail::require_head_count(shape, model.num_hidden_layers, model.num_attention_heads);
-  if (model.num_attention_heads % model.num_key_value_heads != 0) {
-    shape.fail("num_kv_heads", "a divisor of " + std::to_string(model.num_attention_heads),
-               std::to_string(model.num_key_value_heads));
-  }
 
-  JsonObject given = root.get("parameters", "an object").object();
-  auto const count = [&](char const* key, std::int64_t low) {
-    return given.get(key, "an integer").integer<std::int64_t>(low, detail::max_json_count);
-  };
   ObserverParameters parameters;
-  parameters.sink_size = given.get("sink_size", "an integer").integer(0, RetentionGrid::max_sinks);
-  parameters.local_window = given.get("local_window", "an integer").integer(0, RetentionGrid::max_sinks);
-  parameters.recent_ratio = detail::share(given.get("recent_ratio", "a number"));
-  parameters.num_distances = given.get("num_distances", "an integer").integer(1, RetentionGrid::max_sinks);
-  parameters.chunk_size = count("chunk_size", 0);
-  parameters.min_chunk = count("min_chunk", 1);
-  parameters.first_query = count("first_query", 0);
-  parameters.query_stride = count("query_stride", 1);
-  if (JsonValue const grid = given.get("retention", "an object or null"); !grid.is_null()) {
-    parameters.retention = detail::parse_grid(grid.object());
+  detail::FieldReader given(root.get("parameters", "an object").object());
+  detail::observer_fields(given, parameters);
+  if (JsonValue const grid = given.json().get("retention", "an object or null"); !grid.is_null()) {
+    parameters.retention = detail::read_grid(grid.object());
   }
 
   // As many sums as there must be, before memory for them is asked for.
   JsonArray const heads = root.get("sums", "an array").array();
   auto const num_heads =
       static_cast<std::size_t>(model.num_hidden_layers) * static_cast<std::size_t>(model.num_attention_heads);
-  if (heads.size() != num_heads) {
-    heads.fail("number of heads", std::to_string(num_heads), std::to_string(heads.size()));
-  }
+  if (heads.size() != num_heads) heads.fail("number of heads", num_heads, heads.size());
   auto const size = static_cast<std::size_t>(SumsLayout(parameters).size());
   std::vector<double> sums;
   for (JsonValue const head : heads) {
     JsonArray const values = head.array();
-    if (values.size() != size) values.fail("number of sums", std::to_string(size), std::to_string(values.size()));
+    if (values.size() != size) values.fail("number of sums", size, values.size());
     std::int64_t at = 0;
     for (JsonValue const value : values) {
       sums.push_back(SumsLayout::is_count(at)
@@ -102,10 +99,60 @@ struct SavedObserver {
   return result;
 }
 
-/// @brief `parse_attention_sums` of a file.
+/// @brief Returns the text of an `attention_sums.json`; `parse_attention_sums` reads the same sums back, bit for bit.
+/// @param position, source  the caller's own, see `SavedObserver`; bytes of `source` that are not UTF-8 are not kept
+/// @throws ArgumentError if the position is negative, or a sum is NaN or infinite
+[[nodiscard]] inline std::string format_attention_sums(AttentionObserver const& observer, std::int64_t position = 0,
+                                                       std::string_view source = {}) {
+  constexpr auto where = "format_attention_sums";
+  require(position >= 0, "position", ">= 0", position, where);
+  ObserverParameters const& parameters = observer.parameters();
+  std::vector<double> const sums = observer.sums();
+  auto const size = static_cast<std::size_t>(observer.sums_layout().size());
+  for (double const value : sums) require(std::isfinite(value), "sum", "a finite number", value, where);
+  JsonWriter json;
+  detail::FieldWriter const fields(json);
+  json.object([&] {
+    detail::write_format(json, detail::sums_format, detail::sums_version);
+    json.field("source", source);
+    json.field("position", position);
+    json.field("model_info", [&] { detail::model_fields(fields, observer.model()); });
+    json.field("parameters", [&] {
+      detail::observer_fields(fields, parameters);
+      json.key("retention");
+      if (!parameters.retention) return json.value(nullptr);
+      json.object([&] { detail::grid_fields(fields, *parameters.retention); });
+    });
+    json.key("sums");
+    json.array([&] {
+      for (std::size_t first = 0; first < sums.size(); first += size) {
+        json.array([&] {
+          for (std::size_t i = 0; i < size; ++i) {
+            double const value = sums[first + i];
+            if (SumsLayout::is_count(static_cast<std::int64_t>(i))) {
+              json.value(static_cast<std::int64_t>(value));
+            } else {
+              json.value(value);
+            }
+          }
+        });
+      }
+    });
+  });
+  return json.text();
+}
+
+/// @brief Reads a file by `parse_attention_sums`.
 /// @throws FormatError as there, FileError if the file cannot be read
-[[nodiscard]] inline SavedObserver load_attention_sums(std::filesystem::path const& path) {
+[[nodiscard]] inline SavedObserver load_attention_sums(FilePath const& path) {
   return parse_attention_sums(read_text_file(path), path.string());
+}
+
+/// @brief Writes `format_attention_sums`, whole or not at all.
+/// @throws ArgumentError as there, FileError if the file cannot be written
+inline void save_attention_sums(FilePath const& path, AttentionObserver const& observer, std::int64_t position = 0,
+                                std::string_view source = {}) {
+  write_file(path, format_attention_sums(observer, position, source));
 }
 
 HEADAWARE_NAMESPACE_END

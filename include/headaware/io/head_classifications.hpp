@@ -1,18 +1,17 @@
 #pragma once
 
 /// @file
-/// Reads `head_classifications.json` and `refined_classifications.json`.
+/// Reads, checks and writes `head_classifications.json` and `refined_classifications.json`.
 
 #include <headaware/classify/head_type.hpp>
+#include <headaware/classify/summary.hpp>
 #include <headaware/config.hpp>
-#include <headaware/io/detail/json_records.hpp>
-#include <headaware/io/json_tree.hpp>
+#include <headaware/error.hpp>
+#include <headaware/head_grid.hpp>
+#include <headaware/io/detail/fields.hpp>
 #include <headaware/io/file.hpp>
 
 #include <cstddef>
-#include <cstdint>
-#include <filesystem>
-#include <limits>
 #include <optional>
 #include <span>
 #include <string>
@@ -24,8 +23,27 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// What older files leave to the type.
-inline void derive_strategy(HeadClassification& c) {
+template <class Fields, class Classification>
+void classification_fields(Fields&& f, Classification& c) {
+  head_fields(f, c);
+  f.name("head_type", c.head_type, head_type_names, "head type");
+  f.share("confidence", c.confidence);
+  f.boolean("can_prune", c.can_prune);
+  f.boolean("can_limit_window", c.can_limit_window);
+  f.window("recommended_window", c.recommended_window);
+}
+/// The fields that older files lack.
+template <class Fields, class Classification>
+void strategy_fields(Fields&& f, Classification& c) {
+  f.boolean("keep_sinks", c.keep_sinks);
+  f.integer("sink_size", c.sink_size, 0, max_int32);
+  f.boolean("use_full_cache", c.use_full_cache);
+  f.name("compression_strategy", c.compression_strategy, compression_strategy_names, "compression strategy");
+}
+
+/// Sets the fields that older files lack by the type.
+template <class = void>
+void derive_strategy(HeadClassification& c) {
   switch (c.head_type) {
     case HeadType::sink_positional:
     case HeadType::sink_mixed:
@@ -40,48 +58,71 @@ inline void derive_strategy(HeadClassification& c) {
       c.compression_strategy == CompressionStrategy::full || c.compression_strategy == CompressionStrategy::none;
 }
 
-[[nodiscard]] inline HeadClassification read_classification(JsonObject record) {
-  constexpr std::int32_t most = std::numeric_limits<std::int32_t>::max();
-  auto flag = [&](char const* key) { return record.get(key, "true or false").boolean(); };
+template <class = void>
+[[nodiscard]] HeadClassification read_classification(JsonObject const& record) {
+  FieldReader fields(record);
   HeadClassification c;
-  c.layer_idx = record.get("layer_idx", "an integer").integer(0, max_index - 1);
-  c.head_idx = record.get("head_idx", "an integer").integer(0, max_index - 1);
-  c.head_type = record.get("head_type", "a string").name_of<HeadType>(head_type_names, "head type");
-  c.confidence = share(record.get("confidence", "a number"));
-  c.can_prune = flag("can_prune");
-  c.can_limit_window = flag("can_limit_window");
-  JsonValue const window = record.get("recommended_window", "an integer");
-  c.recommended_window = window.integer(std::numeric_limits<std::int32_t>::min(), most);
-  if (c.recommended_window != -1 && c.recommended_window <= 0) window.fail("out of range", "-1 or a window > 0");
-
-  bool const older = !record.find("keep_sinks") && !record.find("sink_size") && !record.find("use_full_cache") &&
-                     !record.find("compression_strategy");
+  classification_fields(fields, c);
+  JsonObject& json = fields.json();
+  bool const older = !json.find("keep_sinks") && !json.find("sink_size") && !json.find("use_full_cache") &&
+                     !json.find("compression_strategy");
   if (older) {
     derive_strategy(c);
-    return c;
+  } else {
+    strategy_fields(fields, c);
   }
-  c.keep_sinks = flag("keep_sinks");
-  c.sink_size = record.get("sink_size", "an integer").integer(0, most);
-  c.use_full_cache = flag("use_full_cache");
-  c.compression_strategy = record.get("compression_strategy", "a string")
-                               .name_of<CompressionStrategy>(compression_strategy_names, "compression strategy");
   return c;
+}
+
+template <class = void>
+void write_classifications(JsonWriter& json, std::span<HeadClassification const> heads) {
+  FieldWriter const fields(json);
+  json.key("classifications");
+  json.array([&] {
+    for (HeadClassification const& c : heads) {
+      json.object([&] {
+        classification_fields(fields, c);
+        strategy_fields(fields, c);
+      });
+    }
+  });
+}
+
+template <class = void>
+void write_summary(JsonWriter& json, ClassificationSummary const& s) {
+  auto const by_name = [&](char const* key, auto const& names, auto const& value_of) {
+    json.field(key, [&] {
+      for (std::size_t i = 0; i < names.size(); ++i) json.field(names[i], value_of(i));
+    });
+  };
+  json.field("total_heads", s.total_heads);
+  by_name("type_distribution", head_type_names, [&](std::size_t i) { return s.type_counts[i]; });
+  by_name("type_percentages", head_type_names, [&](std::size_t i) { return s.percentage(s.type_counts[i]); });
+  json.field("prunable_heads", s.prunable_heads);
+  json.field("prunable_percentage", s.percentage(s.prunable_heads));
+  json.field("limitable_heads", s.limitable_heads);
+  json.field("limitable_percentage", s.percentage(s.limitable_heads));
+  by_name("compression_strategies", compression_strategy_names, [&](std::size_t i) { return s.strategy_counts[i]; });
+  by_name("strategy_percentages", compression_strategy_names,
+          [&](std::size_t i) { return s.percentage(s.strategy_counts[i]); });
+  json.field("sink_heads", s.sink_heads);
+  json.field("sink_heads_percentage", s.percentage(s.sink_heads));
 }
 
 }  // namespace detail
 
-/// @brief Classifications from the text of a `head_classifications.json` or `refined_classifications.json`:
+/// @brief Reads classifications from the text of a `head_classifications.json` or `refined_classifications.json`:
 /// `{classifications[...]}` or the bare array. Records may stand in any order and may have the legacy type
 /// `positional`; what older ones lack (`keep_sinks`, `sink_size`, `use_full_cache`, `compression_strategy`,
-/// all four) follows from their type. Keys that are not known, `summary` among them, are passed over.
+/// all four) follows from their type. Unknown keys, `summary` among them, are ignored.
 /// @param source_name  names the text in messages, for example its path
 /// @return one entry per query head, by (layer, head); together every head of a model
 /// @throws FormatError naming source, line, column and JSON pointer, if the text is not JSON, a field is
-///         missing, of another type or out of range, a head is missing or double, or there are none or more
+///         missing, of another type or out of range, a head is missing or duplicate, or there are none or more
 ///         than `max_heads` heads
 /// @par Cost  O(text); 350 kB (1,024 heads) in some 1 ms
-[[nodiscard]] inline std::vector<HeadClassification> parse_classifications(std::string_view text,
-                                                                           std::string source_name) {
+template <class = void>
+[[nodiscard]] std::vector<HeadClassification> parse_classifications(std::string_view text, std::string source_name) {
   JsonTree const tree(text, std::move(source_name));
   JsonValue const root = tree.root();
   bool const bare = root.kind() == JsonKind::array;
@@ -102,10 +143,63 @@ inline void derive_strategy(HeadClassification& c) {
   return detail::in_order(std::move(heads), shape.layers, shape.heads, records);
 }
 
-/// @brief `parse_classifications` of a file.
+/// @brief Checks that a file can hold classifications: `format_classifications` does.
+/// @throws ArgumentError if a field is out of range, or heads are missing or duplicate
+template <class = void>
+void validate_classifications(std::span<HeadClassification const> heads, Text const& where = "classifications") {
+  detail::require_head_count(static_cast<std::int64_t>(heads.size()), where);
+  for (HeadClassification const& c : heads) {
+    auto const place = [&] { return Text{where, ", layer ", c.layer_idx, ", head ", c.head_idx}.str(); };
+    detail::FieldChecker const fields(place);
+    detail::classification_fields(fields, c);
+    detail::strategy_fields(fields, c);
+  }
+  GridShape const shape = grid_shape(heads);
+  require_grid(heads, shape.layers, shape.heads, where);
+}
+
+/// @brief Returns the text of a `head_classifications.json`, `summary` included, indented by 2.
+/// @throws ArgumentError as `validate_classifications`
+template <class = void>
+[[nodiscard]] std::string format_classifications(std::span<HeadClassification const> classifications) {
+  validate_classifications(classifications, "format_classifications");
+  JsonWriter json(2);
+  json.object([&] {
+    detail::write_classifications(json, classifications);
+    json.field("summary", [&] { detail::write_summary(json, summarize(classifications)); });
+  });
+  return json.text();
+}
+
+/// @brief Returns the text of a `refined_classifications.json`, indented by 2.
+/// @throws ArgumentError as `validate_classifications`
+template <class = void>
+[[nodiscard]] std::string format_refined_classifications(std::span<HeadClassification const> classifications) {
+  validate_classifications(classifications, "format_refined_classifications");
+  JsonWriter json(2);
+  json.object([&] { detail::write_classifications(json, classifications); });
+  return json.text();
+}
+
+/// @brief Reads a file by `parse_classifications`.
 /// @throws FormatError as there, FileError if the file cannot be read
-[[nodiscard]] inline std::vector<HeadClassification> load_classifications(std::filesystem::path const& path) {
+template <class = void>
+[[nodiscard]] std::vector<HeadClassification> load_classifications(FilePath const& path) {
   return parse_classifications(read_text_file(path), path.string());
+}
+
+/// @brief Writes `format_classifications`, whole or not at all.
+/// @throws ArgumentError as there, FileError if the file cannot be written
+template <class = void>
+void save_classifications(FilePath const& path, std::span<HeadClassification const> classifications) {
+  write_file(path, format_classifications(classifications));
+}
+
+/// @brief Writes `format_refined_classifications`, whole or not at all.
+/// @throws ArgumentError as there, FileError if the file cannot be written
+template <class = void>
+void save_refined_classifications(FilePath const& path, std::span<HeadClassification const> classifications) {
+  write_file(path, format_refined_classifications(classifications));
 }
 
 HEADAWARE_NAMESPACE_END

@@ -4,15 +4,14 @@
 /// Reads a model's shape from a Hugging Face `config.json`.
 
 #include <headaware/config.hpp>
-#include <headaware/io/detail/json_records.hpp>
-#include <headaware/io/json_tree.hpp>
+#include <headaware/io/detail/fields.hpp>
 #include <headaware/io/file.hpp>
+#include <headaware/io/json_tree.hpp>
 #include <headaware/types.hpp>
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <filesystem>
 #include <limits>
 #include <optional>
 #include <string>
@@ -116,7 +115,8 @@ template <class Test>
   }
 }
 
-/// Whether a layer's kind is plain attention over everything before it; in `hybrid_override_pattern` a letter a layer.
+/// Whether a layer's kind is plain attention over everything before it; in `hybrid_override_pattern` one letter per
+/// layer.
 [[nodiscard]] inline bool attends_to_all(JsonValue const& value) {
   if (value.kind() != JsonKind::string) return false;
   std::string_view const kind = value.string();
@@ -124,7 +124,8 @@ template <class Test>
 }
 
 /// @throws FormatError naming the field and why it is refused
-inline void refuse_unknown_layers(JsonObject& config) {
+template <class = void>
+void refuse_unknown_layers(JsonObject& config) {
   for (UnknownField const& field : unknown_fields) {
     auto const value = config.find(field.name);
     if (!value) continue;
@@ -158,7 +159,8 @@ inline void refuse_unknown_layers(JsonObject& config) {
 /// @param read  KV heads, nothing where they are not known
 /// @param from  the field that says so
 /// @throws FormatError naming a field that says another number of KV heads
-inline void require_kv_heads(JsonObject& config, std::optional<std::int64_t> read, std::string const& from) {
+template <class = void>
+void require_kv_heads(JsonObject& config, std::optional<std::int64_t> read, std::string const& from) {
   std::string const number = read ? std::to_string(*read) : "";
   std::string const expected = read ? number + ", as " + from + " says: KV heads by another name are not known here"
                                     : "none: only num_key_value_heads is known here";
@@ -179,7 +181,8 @@ inline void require_kv_heads(JsonObject& config, std::optional<std::int64_t> rea
 }
 
 /// @throws FormatError naming a field that says another number of channels, or that only some layers have a window
-inline void require_shape(JsonObject& config, ModelConfig const& model) {
+template <class = void>
+void require_shape(JsonObject& config, ModelConfig const& model) {
   for (std::string_view const name : head_dim_fields) {
     auto const value = config.find(name);
     if (!value || every(*value, says_nothing)) continue;
@@ -223,15 +226,15 @@ inline void require_shape(JsonObject& config, ModelConfig const& model) {
 /// @param source_name  names the text in messages, for example its path
 /// @throws FormatError naming source, line, column and JSON pointer, if the text is not JSON, a field is
 ///         missing, not an integer, out of range or not known, or a division leaves a rest
-[[nodiscard]] inline ModelConfig parse_model_config(std::string_view text, std::string source_name) {
+template <class = void>
+[[nodiscard]] ModelConfig parse_model_config(std::string_view text, std::string source_name) {
   JsonTree const tree(text, std::move(source_name), NonFinite::read);
   JsonObject config = tree.root().object();
   auto const layers = config.find("num_hidden_layers");
   if (auto const nested = config.find("text_config")) {
     if (!layers) config = nested->object();
     // Both may describe the language part, but then the same one.
-    auto const again =
-        nested->kind() == JsonKind::object ? nested->object().find("num_hidden_layers") : std::nullopt;
+    auto const again = nested->kind() == JsonKind::object ? nested->object().find("num_hidden_layers") : std::nullopt;
     bool const differ = layers && again && layers->kind() == JsonKind::integer &&
                         !detail::is_integer(*again, layers->integer(std::int64_t{INT64_MIN}, INT64_MAX));
     if (differ) again->fail("num_hidden_layers", "the same as in the document itself");
@@ -282,7 +285,8 @@ inline void require_shape(JsonObject& config, ModelConfig const& model) {
 
 /// @brief `parse_model_config` of a file.
 /// @throws FormatError as there, FileError if the file cannot be read
-[[nodiscard]] inline ModelConfig load_model_config(std::filesystem::path const& path) {
+template <class = void>
+[[nodiscard]] ModelConfig load_model_config(FilePath const& path) {
   return parse_model_config(read_text_file(path), path.string());
 }
 

@@ -1,20 +1,21 @@
 #pragma once
 
 /// @file
-/// Reads `plan.json`.
+/// Reads, checks and writes `plan.json`.
 
 #include <headaware/config.hpp>
-#include <headaware/io/detail/json_records.hpp>
-#include <headaware/io/json_tree.hpp>
+#include <headaware/error.hpp>
+#include <headaware/io/detail/fields.hpp>
 #include <headaware/io/file.hpp>
-#include <headaware/io/retention_statistics.hpp>
+#include <headaware/io/head_classifications.hpp>
+#include <headaware/plan/classifications.hpp>
 #include <headaware/plan/policy_plan.hpp>
+#include <headaware/policy/policy_window.hpp>
 
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
-#include <limits>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -27,85 +28,108 @@ namespace detail {
 inline constexpr std::string_view plan_format = "headaware.plan";
 inline constexpr std::int32_t plan_version = 1;
 
-/// What a plan's heads can follow, by the names in files.
+/// Policies of a plan's heads, by the names in files.
 enum class PlanPolicy : std::uint8_t { full, sink_window, window_only, prune };
 inline constexpr std::array<std::string_view, 4> plan_policy_names{Full::name, SinkWindow::name, WindowOnly::name,
                                                                    Prune::name};
 
-/// A number that is finite and not negative; JSON has no others that are not finite.
-[[nodiscard]] inline double not_negative(JsonValue const& value) {
-  double const number = value.number();
-  if (!(number >= 0)) value.fail("negative number", ">= 0");
-  return number;
+/// A policy as a file holds it: sizes that it does not have are -1.
+struct SavedPolicy {
+  PlanPolicy policy = PlanPolicy::full;
+  std::int32_t sink = -1;
+  std::int32_t window = -1;
+};
+
+/// All but shape, options and heads.
+template <class Fields, class Plan, class Tokens>
+void plan_fields(Fields&& f, Plan& plan, Tokens& planned_tokens) {
+  f.integer("context", plan.context, 1, std::int64_t{1} << 30);
+  f.integer("budget_tokens", plan.budget_tokens, 0, max_json_count);
+  f.integer("planned_tokens", planned_tokens, 0, plan.budget_tokens);
+  f.integer("floor", plan.floor, 0, plan.context);
+  f.not_negative("predicted_error", plan.predicted_error);
 }
 
-[[nodiscard]] inline PlanOptions parse_plan_options(JsonObject fields, std::int64_t context, std::int32_t num_layers) {
-  constexpr std::int64_t most = std::int64_t{1} << 30;
+/// All options but `floor`, which may be null, after `fold`, and `skip_layers`, which may be missing, at the end.
+template <class Fields, class Measure, class Options>
+void plan_measure_fields(Fields&& f, Measure& measure, Options& options) {
+  f.name("measure", measure, error_measure_names, "error measure");
+  f.name("fold", options.fold, group_fold_names, "group fold");
+}
+template <class Fields, class Options>
+void plan_option_fields(Fields&& f, Options& options) {
+  f.integer("page_size", options.page_size, 1, std::int64_t{1} << 30);
+  f.integer("ranks", options.ranks, 1, max_int32);
+  f.boolean("layer_shares", options.layer_shares);
+  f.not_negative("negligible_output", options.negligible_output);
+  f.boolean("use_remainder", options.use_remainder);
+}
+
+template <class Fields, class Index, class Policy, class Planned>
+void planned_fields(Fields&& f, Index& layer, Index& kv_head, Policy& policy, Planned& planned) {
+  f.integer("layer_idx", layer, 0, max_index - 1);
+  f.integer("kv_head", kv_head, 0, max_index - 1);
+  f.name("policy", policy.policy, plan_policy_names, "policy of a plan");
+  bool const sinks = policy.policy == PlanPolicy::sink_window;
+  bool const window = sinks || policy.policy == PlanPolicy::window_only;
+  f.integer("sink", policy.sink, sinks ? 0 : -1, sinks ? max_int32 : -1);
+  f.integer("window", policy.window, window ? 0 : -1, window ? max_int32 : -1);
+  f.integer("tokens", planned.tokens, 0, max_json_count);
+  f.not_negative("predicted_error", planned.predicted_error);
+}
+
+template <class = void>
+[[nodiscard]] AnyPolicy<> to_policy(SavedPolicy const& saved) {
+  switch (saved.policy) {
+    case PlanPolicy::full: return Full{};
+    case PlanPolicy::sink_window: return SinkWindow{.sink = saved.sink, .window = saved.window};
+    case PlanPolicy::window_only: return WindowOnly{saved.window};
+    default: return Prune{};
+  }
+}
+template <class = void>
+[[nodiscard]] SavedPolicy to_saved(AnyPolicy<> const& policy, Text const& where) {
+  PolicyWindow const kept = policy_window(policy, where);
+  if (policy.is<SinkWindow>()) return {PlanPolicy::sink_window, kept.sink, kept.window};
+  if (kept.windowed) return {PlanPolicy::window_only, -1, kept.window};
+  return {policy.is<Full>() ? PlanPolicy::full : PlanPolicy::prune, -1, -1};
+}
+
+template <class = void>
+[[nodiscard]] PlanOptions read_plan_options(JsonObject const& json, std::int64_t context, std::int32_t num_layers) {
   PlanOptions options;
-  options.measure = fields.get("measure", "a string").name_of<ErrorMeasure>(error_measure_names, "error measure");
-  options.fold = fields.get("fold", "a string").name_of<GroupFold>(group_fold_names, "group fold");
-  JsonValue const floor = fields.get("floor", "an integer or null");
+  ErrorMeasure measure{};
+  FieldReader fields(json);
+  plan_measure_fields(fields, measure, options);
+  options.measure = measure;
+  JsonValue const floor = fields.json().get("floor", "an integer or null");
   if (!floor.is_null()) options.floor = floor.integer<std::int64_t>(0, context);
-  options.page_size = fields.get("page_size", "an integer").integer<std::int64_t>(1, most);
-  options.ranks = fields.get("ranks", "an integer").integer<std::int32_t>(1, std::numeric_limits<std::int32_t>::max());
-  options.layer_shares = fields.get("layer_shares", "true or false").boolean();
-  options.negligible_output = not_negative(fields.get("negligible_output", "a number"));
-  options.use_remainder = fields.get("use_remainder", "true or false").boolean();
-  if (auto const skipped = fields.find("skip_layers")) {
-    options.skip_layers = ascending(skipped->array(), 0);
-    bool const within = options.skip_layers.back() < num_layers && std::ssize(options.skip_layers) < num_layers;
+  plan_option_fields(fields, options);
+  if (auto const skipped = fields.json().find("skip_layers")) {
+    fields.ascending("skip_layers", options.skip_layers, 0);
+    bool const within =
+        options.skip_layers.back() < num_layers && static_cast<std::int64_t>(options.skip_layers.size()) < num_layers;
     if (!within) {
-      skipped->fail("skip_layers", "less than all of " + std::to_string(num_layers) + " layers",
-                    std::to_string(options.skip_layers.back()));
+      skipped->fail("skip_layers", {"less than all of ", num_layers, " layers"}, options.skip_layers.back());
     }
   }
   return options;
 }
 
-/// Sinks or window; -1 is for heads that have none.
-[[nodiscard]] inline std::int32_t plan_size(JsonObject& fields, char const* key, bool wanted) {
-  JsonValue const value = fields.get(key, "an integer");
-  return wanted ? value.integer<std::int32_t>(0, std::numeric_limits<std::int32_t>::max())
-                : value.integer<std::int32_t>(-1, -1);
-}
-
-[[nodiscard]] inline AnyPolicy<> parse_plan_policy(JsonObject& fields) {
-  auto const policy = fields.get("policy", "a string").name_of<PlanPolicy>(plan_policy_names, "policy of a plan");
-  bool const sinks = policy == PlanPolicy::sink_window;
-  std::int32_t const sink = plan_size(fields, "sink", sinks);
-  std::int32_t const window = plan_size(fields, "window", sinks || policy == PlanPolicy::window_only);
-  switch (policy) {
-    case PlanPolicy::full: return Full{};
-    case PlanPolicy::sink_window: return SinkWindow{.sink = sink, .window = window};
-    case PlanPolicy::window_only: return WindowOnly{window};
-    default: return Prune{};
-  }
-}
-
-[[nodiscard]] inline PolicyPlan parse_plan_tree(JsonTree const& tree) {
+template <class = void>
+[[nodiscard]] PolicyPlan read_plan(JsonTree const& tree) {
   JsonObject root = tree.root().object();
   if (auto const classes = root.find("classifications"); classes && !root.find("format")) {
-    classes->fail("another document", "a plan (\"format\": " + quoted(plan_format) + ")", "classes of heads");
+    classes->fail("another document", {"a plan (\"format\": \"", plan_format, "\")"}, "classes of heads");
   }
-  require_format(root, plan_format, plan_version);
+  read_format(root, plan_format, plan_version);
   PolicyPlan plan;
   JsonObject model = root.get("model_info", "an object").object();
-  plan.num_layers = model.get("num_layers", "an integer").integer(1, max_index);
-  plan.num_heads = model.get("num_heads", "an integer").integer(1, max_index);
-  JsonValue const num_kv_heads = model.get("num_kv_heads", "an integer");
-  plan.num_kv_heads = num_kv_heads.integer(1, plan.num_heads);
-  if (plan.num_heads % plan.num_kv_heads != 0) {
-    num_kv_heads.fail("num_kv_heads", "a divisor of " + std::to_string(plan.num_heads),
-                      std::to_string(plan.num_kv_heads));
-  }
+  shape_fields(FieldReader(model), plan.num_layers, plan.num_heads, plan.num_kv_heads);
   require_head_count(model, plan.num_layers, plan.num_heads);
-  plan.context = root.get("context", "an integer").integer<std::int64_t>(1, std::int64_t{1} << 30);
-  plan.budget_tokens = root.get("budget_tokens", "an integer").integer<std::int64_t>(0, max_json_count);
-  JsonValue const planned = root.get("planned_tokens", "an integer");
-  auto const planned_tokens = planned.integer<std::int64_t>(0, plan.budget_tokens);
-  plan.floor = root.get("floor", "an integer").integer<std::int64_t>(0, plan.context);
-  plan.predicted_error = not_negative(root.get("predicted_error", "a number"));
-  plan.options = parse_plan_options(root.get("options", "an object").object(), plan.context, plan.num_layers);
+  std::int64_t planned_tokens = 0;
+  plan_fields(FieldReader(root), plan, planned_tokens);
+  plan.options = read_plan_options(root.get("options", "an object").object(), plan.context, plan.num_layers);
 
   struct Record {
     std::int32_t layer_idx = 0;
@@ -116,25 +140,23 @@ inline constexpr std::array<std::string_view, 4> plan_policy_names{Full::name, S
   std::vector<Record> records;
   JsonArray const array = root.get("heads", "an array").array();
   for (JsonValue const value : array) {
-    JsonObject fields = value.object();
+    FieldReader fields(value.object());
     Record record;
-    record.layer_idx = fields.get("layer_idx", "an integer").integer(0, max_index - 1);
-    record.head_idx = fields.get("kv_head", "an integer").integer(0, max_index - 1);
-    record.policy = parse_plan_policy(fields);
-    JsonValue const tokens = fields.get("tokens", "an integer");
-    record.planned.tokens = tokens.integer<std::int64_t>(0, max_json_count);
+    SavedPolicy policy;
+    planned_fields(fields, record.layer_idx, record.head_idx, policy, record.planned);
+    record.policy = to_policy(policy);
     std::int64_t const held = held_tokens(record.policy, plan.context, plan.options.page_size);
     if (record.planned.tokens != held) {
-      tokens.fail("tokens", std::to_string(held) + ", which the policy holds", std::to_string(record.planned.tokens));
+      JsonValue const tokens = fields.json().get("tokens", "an integer");
+      tokens.fail("tokens", {held, ", which the policy holds"}, record.planned.tokens);
     }
     plan.planned_tokens += held;
-    record.planned.predicted_error = not_negative(fields.get("predicted_error", "a number"));
     records.push_back(record);
   }
   records = in_order(std::move(records), plan.num_layers, plan.num_kv_heads, array);
   if (plan.planned_tokens != planned_tokens) {
-    planned.fail("planned_tokens", std::to_string(plan.planned_tokens) + ", the sum of the heads'",
-                 std::to_string(planned_tokens));
+    root.get("planned_tokens", "an integer")
+        .fail("planned_tokens", {plan.planned_tokens, ", the sum of the heads'"}, planned_tokens);
   }
   plan.table = PolicyTable(plan.num_layers, plan.num_kv_heads, Full{});
   plan.heads.reserve(records.size());
@@ -145,8 +167,7 @@ inline constexpr std::array<std::string_view, 4> plan_policy_names{Full::name, S
   for (std::int32_t const layer : plan.options.skip_layers) {
     for (std::int32_t kv = 0; kv < plan.num_kv_heads; ++kv) {
       auto const& policy = plan.table.at(layer, kv);
-      if (!policy.is<Full>())
-        array.fail("policy of a skipped layer", std::string(Full::name), std::string(policy.name()));
+      if (!policy.is<Full>()) array.fail("policy of a skipped layer", Full::name, policy.name());
     }
   }
   return plan;
@@ -154,24 +175,116 @@ inline constexpr std::array<std::string_view, 4> plan_policy_names{Full::name, S
 
 }  // namespace detail
 
-/// @brief A plan from the text of a `plan.json`: `{format, version, model_info{num_layers, num_heads, num_kv_heads},
-/// context, budget_tokens, planned_tokens, floor, predicted_error, options{measure, fold, floor, page_size, ranks,
-/// layer_shares, negligible_output, use_remainder, skip_layers[…] or nothing}, heads[{layer_idx, kv_head, policy, sink,
-/// window, tokens, predicted_error}]}`. A policy is `full`, `sink_window`, `window_only` or `prune`; what it does not
-/// have of sink and window is -1. Keys that are not known are passed over.
+/// @brief Reads a plan from the text of a `plan.json`: `{format, version, model_info{num_layers, num_heads,
+/// num_kv_heads}, context, budget_tokens, planned_tokens, floor, predicted_error, options{measure, fold, floor,
+/// page_size, ranks, layer_shares, negligible_output, use_remainder, skip_layers[…] or nothing}, heads[{layer_idx,
+/// kv_head, policy, sink, window, tokens, predicted_error}]}`. A policy is `full`, `sink_window`, `window_only` or
+/// `prune`; what it does not have of sink and window is -1. Unknown keys are ignored.
 /// @param source_name  names the text in messages, for example its path
 /// @throws FormatError naming source, line, column and JSON pointer, if the text is not JSON, of another format or
-///         version, a field is missing, of another type or out of range, a head is missing or double, tokens are not
+///         version, a field is missing, of another type or out of range, a head is missing or duplicate, tokens are not
 ///         what the policies hold, or there are more than the budget
 /// @par Cost  O(text)
-[[nodiscard]] inline PolicyPlan parse_plan(std::string_view text, std::string source_name) {
-  return detail::parse_plan_tree(JsonTree(text, std::move(source_name)));
+template <class = void>
+[[nodiscard]] PolicyPlan parse_plan(std::string_view text, std::string source_name) {
+  return detail::read_plan(JsonTree(text, std::move(source_name)));
 }
 
-/// @brief `parse_plan` of a file; its `table` is what compression takes.
+/// @brief Checks that a file can hold a plan: `format_plan` does.
+/// @throws ArgumentError if tokens are not what the policies hold or more than the budget, an error is negative, NaN or
+///         infinite, or a policy is none of `full`, `sink_window`, `window_only` and `prune`
+template <class = void>
+void validate_plan(PolicyPlan const& plan, Text const& where = "PolicyPlan") {
+  plan.model().validate();
+  std::int64_t const heads = std::int64_t{plan.num_layers} * plan.num_kv_heads;
+  detail::require_head_count(std::int64_t{plan.num_layers} * plan.num_heads, where);
+  require(static_cast<std::int64_t>(plan.heads.size()) == heads, "planned heads", heads, plan.heads.size(), where);
+  bool const shape = plan.table.num_layers() == plan.num_layers && plan.table.num_kv_heads() == plan.num_kv_heads;
+  require(shape, "table", "one of the plan's shape", "another", where);
+  plan.options.validate(plan.context);
+  require(plan.options.measure.has_value(), "measure", "the one planned with", "none", where);
+  require(plan.planned_tokens >= 0 && plan.planned_tokens <= plan.budget_tokens, "planned_tokens",
+          {"at most the budget, ", plan.budget_tokens}, plan.planned_tokens, where);
+  require(plan.budget_tokens <= detail::max_json_count, "budget_tokens", "at most 2^53", plan.budget_tokens, where);
+  require(plan.floor >= 0 && plan.floor <= plan.context, "floor", "in [0, context]", plan.floor, where);
+  auto const finite = [&](double error) {
+    require(error >= 0 && std::isfinite(error), "predicted_error", "a finite number >= 0", error, where);
+  };
+  finite(plan.predicted_error);
+  std::int64_t tokens = 0;
+  for (std::size_t i = 0; i < plan.heads.size(); ++i) {
+    finite(plan.heads[i].predicted_error);
+    auto const num_kv_heads = static_cast<std::size_t>(plan.num_kv_heads);
+    auto const& policy =
+        plan.table.at(static_cast<std::int32_t>(i / num_kv_heads), static_cast<std::int32_t>(i % num_kv_heads));
+    std::int64_t const held = held_tokens(policy, plan.context, plan.options.page_size);
+    require(plan.heads[i].tokens == held, "tokens of a head", held, plan.heads[i].tokens, where);
+    tokens += held;
+  }
+  require(plan.planned_tokens == tokens, "planned_tokens", tokens, plan.planned_tokens, where);
+  require(plan.planned_heads() > 0, "layers that are not skipped", "at least one", "none", where);
+  for (std::int32_t const layer : plan.options.skip_layers) {
+    require_index(layer, plan.num_layers, "skipped layer", where);
+    for (std::int32_t kv = 0; kv < plan.num_kv_heads; ++kv) {
+      auto const& policy = plan.table.at(layer, kv);
+      require(policy.is<Full>(), "policy of a skipped layer", Full::name, policy.name(), where);
+    }
+  }
+}
+
+/// @brief Returns the text of a `plan.json`, indented by 1; `parse_plan` reads the same values back.
+/// @throws ArgumentError as `validate_plan`
+template <class = void>
+[[nodiscard]] std::string format_plan(PolicyPlan const& plan) {
+  constexpr auto where = "format_plan";
+  validate_plan(plan, where);
+  PlanOptions const& options = plan.options;
+  JsonWriter json(1);
+  detail::FieldWriter const fields(json);
+  json.object([&] {
+    detail::write_format(json, detail::plan_format, detail::plan_version);
+    json.field("model_info", [&] { detail::shape_fields(fields, plan.num_layers, plan.num_heads, plan.num_kv_heads); });
+    detail::plan_fields(fields, plan, plan.planned_tokens);
+    json.field("options", [&] {
+      detail::plan_measure_fields(fields, *options.measure, options);
+      json.key("floor");
+      options.floor ? json.value(*options.floor) : json.value(nullptr);
+      detail::plan_option_fields(fields, options);
+      if (!options.skip_layers.empty()) json.field("skip_layers", options.skip_layers);
+    });
+    json.key("heads");
+    json.array([&] {
+      std::size_t head = 0;
+      for (std::int32_t layer = 0; layer < plan.num_layers; ++layer) {
+        for (std::int32_t kv = 0; kv < plan.num_kv_heads; ++kv, ++head) {
+          detail::SavedPolicy const policy = detail::to_saved(plan.table.at(layer, kv), where);
+          json.object([&] { detail::planned_fields(fields, layer, kv, policy, plan.heads[head]); });
+        }
+      }
+    });
+  });
+  return json.text();
+}
+
+/// @brief Reads a file by `parse_plan`; its `table` is what compression takes.
 /// @throws FormatError as there, FileError if the file cannot be read
-[[nodiscard]] inline PolicyPlan load_plan(std::filesystem::path const& path) {
+template <class = void>
+[[nodiscard]] PolicyPlan load_plan(FilePath const& path) {
   return parse_plan(read_text_file(path), path.string());
+}
+
+/// @brief Writes `format_plan`, whole or not at all.
+/// @throws ArgumentError as there, FileError if the file cannot be written
+template <class = void>
+void save_plan(FilePath const& path, PolicyPlan const& plan) {
+  write_file(path, format_plan(plan));
+}
+
+/// @brief Writes the plan in the reference's classification schema (`classifications_from_table`).
+/// @throws ArgumentError as there, FileError if the file cannot be written
+template <class = void>
+void save_plan_classifications(FilePath const& path, PolicyPlan const& plan) {
+  save_classifications(path, classifications_from_table(plan.table, plan.model()));
 }
 
 HEADAWARE_NAMESPACE_END

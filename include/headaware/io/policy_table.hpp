@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// Reads policies from whichever file holds them: a plan or classifications.
+/// Reads policies from either file that holds them: a plan or classifications.
 
 #include <headaware/classify/builders.hpp>
 #include <headaware/config.hpp>
@@ -12,7 +12,6 @@
 #include <headaware/policy/table.hpp>
 #include <headaware/types.hpp>
 
-#include <filesystem>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -20,48 +19,60 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief The table of a `plan.json`, or of classifications (`parse_classifications`), told apart by the plan's
-/// `format`.
-/// @param model  whose KV heads the policies are for; `head_dim` is not looked at
-/// @param types  the policy of each type of classified head; a plan does not ask
-/// @throws FormatError if the text is neither, ArgumentError if it is of a model of another shape
-[[nodiscard]] inline PolicyTable parse_policy_table(std::string_view text, std::string source_name,
-                                                    ModelConfig const& model,
-                                                    TypePolicies const& types = TypePolicies::conservative()) {
+namespace detail {
+
+/// Whether a document is a plan, by its `format`. @throws FormatError if it holds no classifications either
+[[nodiscard]] inline bool holds_plan(JsonValue const& root) {
+  bool const object = root.kind() == JsonKind::object;
+  auto const format = object ? root.object().find("format") : std::nullopt;
+  if (format && format->kind() == JsonKind::string && format->string() == plan_format) return true;
+  if (root.kind() == JsonKind::array || (object && root.object().find("classifications"))) return false;
+  auto const neither = [] {
+    return Text{R"(a plan ("format": ")", plan_format,
+                R"(") or classes of heads ("classifications": [...], or the array alone))"}
+        .str();
+  };
+  if (format) format->fail("policies", neither);
+  root.fail("policies", neither, object ? "an object with neither" : "another value");
+}
+
+}  // namespace detail
+
+/// @brief Reads the table of a `plan.json`, or of classifications (`parse_classifications`); the plan's `format` tells
+/// which.
+/// @tparam Registry  the policies that the table may use
+/// @param model  whose KV heads the policies are for; `head_dim` is not checked
+/// @param types  the policy of each type of classified head; unused for a plan
+/// @throws FormatError if the text is neither, ArgumentError if it is of a model of another shape, or has a policy that
+///         the registry lacks
+template <class Registry = DefaultRegistry>
+[[nodiscard]] BasicPolicyTable<Registry> parse_policy_table(
+    std::string_view text, std::string source_name, ModelConfig const& model,
+    BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative()) {
   {
     JsonTree const tree(text, source_name);
-    JsonValue const root = tree.root();
-    bool const object = root.kind() == JsonKind::object;
-    auto const format = object ? root.object().find("format") : std::nullopt;
-    bool const classes = root.kind() == JsonKind::array || (object && root.object().find("classifications"));
-    bool const plan = format && format->kind() == JsonKind::string && format->string() == detail::plan_format;
-    if (!plan && !classes) {
-      std::string const neither = R"(a plan ("format": ")" + std::string(detail::plan_format) +
-                                  R"(") or classes of heads ("classifications": [...], or the array alone))";
-      if (format) format->fail("policies", neither);
-      root.fail("policies", neither, object ? "an object with neither" : "another value");
-    }
-    if (plan) {
-      PolicyPlan const read = detail::parse_plan_tree(tree);
-      std::string const place = "parse_policy_table, " + source_name;
-      char const* const where = place.c_str();
+    if (detail::holds_plan(tree.root())) {
+      PolicyPlan const read = detail::read_plan(tree);
+      auto const where = [&] { return "parse_policy_table, " + source_name; };
       require(read.num_layers == model.num_hidden_layers, "layers of the plan", model.num_hidden_layers,
               read.num_layers, where);
       require(read.num_heads == model.num_attention_heads, "query heads of the plan", model.num_attention_heads,
               read.num_heads, where);
       require(read.num_kv_heads == model.num_key_value_heads, "KV heads of the plan", model.num_key_value_heads,
               read.num_kv_heads, where);
-      return read.table;
+      return convert_table<Registry>(read.table);
     }
   }
-  return table_from_classifications(parse_classifications(text, std::move(source_name)), model, types);
+  return table_from_classifications<Registry>(parse_classifications(text, std::move(source_name)), model, types);
 }
 
-/// @brief `parse_policy_table` of a file.
+/// @brief Reads a file by `parse_policy_table`.
 /// @throws FormatError and ArgumentError as there, FileError if the file cannot be read
-[[nodiscard]] inline PolicyTable load_policy_table(std::filesystem::path const& path, ModelConfig const& model,
-                                                   TypePolicies const& types = TypePolicies::conservative()) {
-  return parse_policy_table(read_text_file(path), path.string(), model, types);
+template <class Registry = DefaultRegistry>
+[[nodiscard]] BasicPolicyTable<Registry> load_policy_table(
+    FilePath const& path, ModelConfig const& model,
+    BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative()) {
+  return parse_policy_table<Registry>(read_text_file(path), path.string(), model, types);
 }
 
 HEADAWARE_NAMESPACE_END

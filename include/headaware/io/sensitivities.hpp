@@ -1,21 +1,19 @@
 #pragma once
 
 /// @file
-/// Reads `sensitivities.json`.
+/// Reads, checks and writes `sensitivities.json`.
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
-#include <headaware/io/detail/json_records.hpp>
-#include <headaware/io/json_tree.hpp>
+#include <headaware/io/detail/fields.hpp>
 #include <headaware/io/file.hpp>
-#include <headaware/io/retention_statistics.hpp>
 #include <headaware/plan/measured_sensitivity.hpp>
 #include <headaware/plan/sensitivity.hpp>
 
 #include <algorithm>
-#include <cstddef>
+#include <array>
+#include <cmath>
 #include <cstdint>
-#include <filesystem>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -26,13 +24,13 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @brief One `sensitivities.json`: either factors of errors, or the losses to make them of.
 struct SavedSensitivities {
   std::int32_t num_layers = 0;
-  std::int32_t num_kv_heads = 0;  ///< 0: one number a layer
+  std::int32_t num_kv_heads = 0;  ///< 0: one number per layer
   bool losses = false;            ///< `values` are increases of the loss (nats) with one layer or head alone cut
   SinkWindow cut{.sink = 4, .window = 60};  ///< to this
   std::vector<double> values;               ///< [layers] or [layers, num_kv_heads]
 
   /// @throws ArgumentError unless they are of a model of this shape
-  void require_shape(std::int32_t layers, std::int32_t layer_heads, char const* where) const {
+  void require_shape(std::int32_t layers, std::int32_t layer_heads, Text const& where) const {
     require(num_layers == layers, "sensitivities' layers", layers, num_layers, where);
     bool const heads = num_kv_heads == 0 || num_kv_heads == layer_heads;
     require(heads, "sensitivities' KV heads", layer_heads, num_kv_heads, where);
@@ -52,12 +50,30 @@ struct SavedSensitivities {
 };
 
 namespace detail {
+
 inline constexpr std::string_view sensitivities_format = "headaware.sensitivities";
 inline constexpr std::int32_t sensitivities_version = 1;
+
+enum class SensitivityKind : std::uint8_t { factor, loss_increase };
+inline constexpr std::array<std::string_view, 2> sensitivity_kind_names{"factor", "loss_increase"};
+
+/// All but the values.
+template <class Fields, class Saved>
+void sensitivity_fields(Fields&& f, Saved& saved, SensitivityKind& kind) {
+  f.integer("num_layers", saved.num_layers, 1, max_index);
+  f.integer("num_kv_heads", saved.num_kv_heads, 0, max_index);
+  f.name("kind", kind, sensitivity_kind_names, "kind");
+  f.object("cut", [&](auto&& cut) {
+    constexpr std::int64_t most = std::int64_t{1} << 30;
+    cut.integer("sink", saved.cut.sink, 0, most);
+    cut.integer("window", saved.cut.window, 0, most);
+  });
+}
+
 }  // namespace detail
 
-/// @brief Sensitivities from the text of a `sensitivities.json`: `{format, version, num_layers, num_kv_heads, kind,
-/// cut{sink, window}, values[…]}`; kind is `factor` or `loss_increase`, num_kv_heads 0 where there is one number a
+/// @brief Reads sensitivities from the text of a `sensitivities.json`: `{format, version, num_layers, num_kv_heads,
+/// kind, cut{sink, window}, values[…]}`; kind is `factor` or `loss_increase`, num_kv_heads 0 if there is one number per
 /// layer.
 /// @param source_name  names the text in messages, for example its path
 /// @throws FormatError naming source, line, column and JSON pointer, if the text is not JSON, of another format or
@@ -65,22 +81,14 @@ inline constexpr std::int32_t sensitivities_version = 1;
 [[nodiscard]] inline SavedSensitivities parse_sensitivities(std::string_view text, std::string source_name) {
   JsonTree const tree(text, std::move(source_name));
   JsonObject root = tree.root().object();
-  detail::require_format(root, detail::sensitivities_format, detail::sensitivities_version);
+  detail::read_format(root, detail::sensitivities_format, detail::sensitivities_version);
   SavedSensitivities saved;
-  saved.num_layers = root.get("num_layers", "an integer").integer(1, detail::max_index);
-  saved.num_kv_heads = root.get("num_kv_heads", "an integer").integer(0, detail::max_index);
-  JsonValue const kind = root.get("kind", "a string");
-  saved.losses = kind.string() == "loss_increase";
-  if (!saved.losses && kind.string() != "factor") kind.fail("unknown kind", "factor or loss_increase");
-  JsonObject cut = root.get("cut", "an object").object();
-  constexpr std::int32_t most = std::int32_t{1} << 30;
-  saved.cut.sink = cut.get("sink", "an integer").integer(0, most);
-  saved.cut.window = cut.get("window", "an integer").integer(0, most);
+  detail::SensitivityKind kind{};
+  detail::sensitivity_fields(detail::FieldReader(root), saved, kind);
+  saved.losses = kind == detail::SensitivityKind::loss_increase;
   JsonArray const array = root.get("values", "an array").array();
   std::int64_t const count = std::int64_t{saved.num_layers} * std::max(saved.num_kv_heads, 1);
-  if (static_cast<std::int64_t>(array.size()) != count) {
-    array.fail("number of values", std::to_string(count), std::to_string(array.size()));
-  }
+  if (static_cast<std::int64_t>(array.size()) != count) array.fail("number of values", count, array.size());
   for (JsonValue const value : array) {
     saved.values.push_back(value.number());
     if (!saved.losses && !(saved.values.back() >= 0)) value.fail("negative factor", ">= 0");
@@ -88,10 +96,44 @@ inline constexpr std::int32_t sensitivities_version = 1;
   return saved;
 }
 
-/// @brief `parse_sensitivities` of a file.
+/// @brief Checks that a file can hold sensitivities: `format_sensitivities` does.
+/// @throws ArgumentError if the number of values is another, or a field or value is out of range
+inline void validate_sensitivities(SavedSensitivities const& saved, Text const& where = "SavedSensitivities") {
+  detail::SensitivityKind kind{};
+  detail::sensitivity_fields(detail::FieldChecker(where), saved, kind);
+  std::int64_t const count = std::int64_t{saved.num_layers} * std::max(saved.num_kv_heads, 1);
+  require(static_cast<std::int64_t>(saved.values.size()) == count, "number of values", count, saved.values.size(),
+          where);
+  for (double const value : saved.values) {
+    require(std::isfinite(value) && (saved.losses || value >= 0), "value", "a finite number, a factor >= 0", value,
+            where);
+  }
+}
+
+/// @brief Returns the text of a `sensitivities.json`; `parse_sensitivities` reads the same values back.
+/// @throws ArgumentError as `validate_sensitivities`
+[[nodiscard]] inline std::string format_sensitivities(SavedSensitivities const& saved) {
+  validate_sensitivities(saved, "format_sensitivities");
+  JsonWriter json(1);
+  json.object([&] {
+    detail::write_format(json, detail::sensitivities_format, detail::sensitivities_version);
+    auto kind = saved.losses ? detail::SensitivityKind::loss_increase : detail::SensitivityKind::factor;
+    detail::sensitivity_fields(detail::FieldWriter(json), saved, kind);
+    json.field("values", saved.values);
+  });
+  return json.text();
+}
+
+/// @brief Reads a file by `parse_sensitivities`.
 /// @throws FormatError as there, FileError if the file cannot be read
-[[nodiscard]] inline SavedSensitivities load_sensitivities(std::filesystem::path const& path) {
+[[nodiscard]] inline SavedSensitivities load_sensitivities(FilePath const& path) {
   return parse_sensitivities(read_text_file(path), path.string());
+}
+
+/// @brief Writes `format_sensitivities`, whole or not at all.
+/// @throws ArgumentError as there, FileError if the file cannot be written
+inline void save_sensitivities(FilePath const& path, SavedSensitivities const& saved) {
+  write_file(path, format_sensitivities(saved));
 }
 
 HEADAWARE_NAMESPACE_END

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// How much of a KV cache a plan may keep.
+/// Size that a plan may use.
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
@@ -13,13 +13,13 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief What all KV heads together may keep of one sequence: given as tokens a head, as a share of the context, or
+/// @brief Size of one sequence's cache over all KV heads: as tokens per head, as a share of the context, or
 /// as bytes.
 class Budget {
  public:
   enum class Unit : std::uint8_t { tokens, share, bytes };
 
-  /// @param mean  tokens a KV head, on average over all heads; fractions are fine
+  /// @param mean  tokens per KV head, on average over all heads; fractions are allowed
   /// @throws ArgumentError unless > 0 and finite
   [[nodiscard]] static Budget tokens(double mean) {
     require(mean > 0 && std::isfinite(mean), "mean tokens", "> 0", mean, "Budget::tokens");

@@ -1,11 +1,12 @@
 #pragma once
 
 /// @file
-/// Other tables beside a plan: uniform windows, blends of two tables, and what any table is predicted to lose.
+/// Tables to compare a plan with: uniform windows, blends of two tables, and the predicted error of any table.
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
 #include <headaware/plan/budget.hpp>
+#include <headaware/plan/empty_plan.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
 #include <headaware/policy/policy_window.hpp>
@@ -34,7 +35,7 @@ HEADAWARE_NAMESPACE_BEGIN
   std::int64_t const heads = std::int64_t{num_layers} * num_kv_heads;
   std::int64_t const each = budget.total(heads, context) / heads / page_size * page_size;
   if (each >= context) return table;
-  require(sink >= 0 && each > sink, "budget", {"more than ", sink, " tokens a head"}, each, where);
+  require(sink >= 0 && each > sink, "budget", {"more than ", sink, " tokens per head"}, each, where);
   return {num_layers, num_kv_heads, SinkWindow{.sink = sink, .window = static_cast<std::int32_t>(each - sink)}};
 }
 
@@ -48,7 +49,7 @@ HEADAWARE_NAMESPACE_BEGIN
   return PolicyTable(errors.num_layers, errors.num_kv_heads, windows.at(0, 0)).skip_layers(options.skip_layers);
 }
 
-/// @brief A table between two: each head's tokens are those of `uniform` and `plan` in the shares 1 - share and share,
+/// @brief Blends two tables: each head's tokens are those of `uniform` and `plan` in the shares 1 - share and share,
 /// its sinks likewise. For a guard that tries several shares on held-out text.
 ///
 /// The sum of tokens is the shares' sum of both tables' sums, rounded down: never above the larger. Full counts as all
@@ -103,8 +104,7 @@ HEADAWARE_NAMESPACE_BEGIN
   return table;
 }
 
-/// @brief A plan's accounting and prediction for a table made elsewhere: what it holds, and what it is predicted to
-/// lose
+/// @brief Computes size and predicted error of a table made elsewhere
 /// (`KvErrors::at`, so also for windows off the grid). The budget is what it holds, unless one is given.
 /// @throws ArgumentError if the table's shape is not that of the errors, a policy has no window, or it holds more than
 ///         the budget
@@ -117,7 +117,7 @@ HEADAWARE_NAMESPACE_BEGIN
   require(table.num_layers() == errors.num_layers, "table's layers", errors.num_layers, table.num_layers(), where);
   require(table.num_kv_heads() == errors.num_kv_heads, "table's KV heads", errors.num_kv_heads, table.num_kv_heads(),
           where);
-  PolicyPlan plan(errors, context, options);
+  PolicyPlan plan = empty_plan(errors, context, options);
   for (std::size_t head = 0; head < errors.size(); ++head) {
     auto const num_kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
     AnyPolicy<> const& policy =

@@ -1,15 +1,15 @@
 #pragma once
 
 /// @file
-/// What each KV head loses at each (sink, window) pair: retention statistics, weighted and folded onto KV heads.
+/// Error of each KV head at each (sink, window) pair: retention statistics, weighted and folded onto KV heads.
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
+#include <headaware/plan/error_measure.hpp>
 #include <headaware/plan/sensitivity.hpp>
 #include <headaware/stats/retention.hpp>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -17,29 +17,10 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
-
-/// @brief Which error of a query head counts, as the mean over its rows.
-enum class ErrorMeasure : std::uint8_t {
-  mass,          ///< attention mass lost; plans no better than uniform windows, here for comparison
-  output,        ///< ‖Δ‖², the change of the head's output
-  output_metric  ///< ‖W_O Δ‖², the change of what the layer adds to the residual stream
-};
-inline constexpr std::array<std::string_view, 3> error_measure_names{"mass", "output", "output_metric"};
-[[nodiscard]] constexpr std::string_view to_string(ErrorMeasure measure) {
-  return error_measure_names[static_cast<std::size_t>(measure)];
-}
-
-/// @brief How the query heads that share a KV head count together.
-enum class GroupFold : std::uint8_t { sum, maximum };
-inline constexpr std::array<std::string_view, 2> group_fold_names{"sum", "maximum"};
-[[nodiscard]] constexpr std::string_view to_string(GroupFold fold) {
-  return group_fold_names[static_cast<std::size_t>(fold)];
-}
 
 /// @brief Statistics of one kind of text. Several kinds, each with sensitivities of its own, plan together: natural
 /// text with weight 1, and a probe (a passage followed by itself, which exercises retrieval) with 0.3 to 0.5.
@@ -49,10 +30,10 @@ struct WeightedStatistics {
   double weight = 1;                                ///< ν
 };
 
-/// @brief Errors of all KV heads on one grid; what the planner reads.
+/// @brief Errors of all KV heads on one grid; input of the planner.
 struct KvErrors {
   std::int32_t num_layers = 0;
-  std::int32_t num_heads = 0;  ///< query heads a layer
+  std::int32_t num_heads = 0;  ///< query heads per layer
   std::int32_t num_kv_heads = 0;
   ErrorMeasure measure = ErrorMeasure::output;
   GroupFold fold = GroupFold::sum;
@@ -167,7 +148,7 @@ inline void require_statistics(RetentionStatistics const& statistics, ErrorMeasu
   require(measure != ErrorMeasure::output || info.with_values, "error measure", "statistics with values",
           "masses alone", where);
   require(measure != ErrorMeasure::output_metric || info.with_output_metric, "error measure",
-          "statistics behind the output projection", "others", where);
+          "statistics after the output projection", "others", where);
   for (std::size_t i = 0; i < heads; ++i) {
     MeasuredSums const sums = measured(statistics.heads[i], measure);
     bool const fits = sums.rows > 0 && sums.cells->size() == info.grid.size();
@@ -246,7 +227,7 @@ inline void add_output_share(RetentionStatistics const& statistics, KvErrors& er
 
 }  // namespace detail
 
-/// @brief The best measure that all statistics hold: behind W_O, else of outputs, else mass.
+/// @brief Returns the best measure that all statistics hold: after W_O, else of outputs, else mass.
 /// @throws ArgumentError if there are no statistics
 [[nodiscard]] inline ErrorMeasure best_measure(std::span<WeightedStatistics const> texts) {
   constexpr auto where = "best_measure";

@@ -21,7 +21,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief How the losses were measured, and how errors will be.
+/// @brief Options of `sensitivities_from_losses`.
 struct SensitivityOptions {
   std::optional<ErrorMeasure> measure{};  ///< nothing: the best that the statistics hold; the plan's has to be the same
   GroupFold fold = GroupFold::sum;        ///< as for the plan

@@ -1,12 +1,13 @@
 #pragma once
 
 /// @file
-/// The planner: which sinks and window each KV head keeps, so that a model loses least under a budget.
+/// The planner: chooses sinks and window of each KV head, so that a model loses least under a budget.
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
 #include <headaware/plan/budget.hpp>
 #include <headaware/plan/detail/lower_hull.hpp>
+#include <headaware/plan/empty_plan.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
 #include <headaware/policy/table.hpp>
@@ -79,7 +80,7 @@ struct Hulls {
 
 /// The step from one point of a hull to the next.
 struct HullStep {
-  double rate = 0;  ///< error saved a token
+  double rate = 0;  ///< error saved per token
   std::size_t head = 0;
   std::size_t to = 0;  ///< point
 };
@@ -94,7 +95,7 @@ struct HullStep {
   return {std::min(rate, most), head, to};
 }
 
-/// Goes through the steps in the order in which they are taken: what saves most a token first; of equals the lower
+/// Goes through the steps in the order in which they are taken: what saves most per token first; of equals the lower
 /// layer, then the lower KV head. The next steps of all heads wait in a heap, since small budgets take few of all.
 /// @param take  (HullStep) to whether it is taken: else the head's later ones are left out
 template <class Take>
@@ -149,7 +150,7 @@ void take_steps(Hulls const& hulls, Take const& take) {
 /// A plan of some layers as one of all of them, of which the others keep everything.
 [[nodiscard]] inline PolicyPlan with_whole_layers(PolicyPlan const& some, std::span<std::int32_t const> layers,
                                                   KvErrors const& errors, PlanOptions const& options) {
-  PolicyPlan plan(errors, some.context, options);
+  PolicyPlan plan = empty_plan(errors, some.context, options);
   plan.floor = some.floor;
   plan.budget_tokens = some.budget_tokens + plan.skipped_tokens();
   auto const num_kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
@@ -171,8 +172,8 @@ void take_steps(Hulls const& hulls, Take const& take) {
 
 }  // namespace detail
 
-/// @brief The policies that lose least under a budget: over all layers and KV heads together, from each head's
-/// smallest size on, always the next size that saves most error a token.
+/// @brief Chooses the policies that lose least under a budget: over all layers and KV heads together, from each head's
+/// smallest size on, always the next size that saves most error per token.
 ///
 /// Of each head the running minimum of its error over the sizes of the grid's pairs, and of that the lower convex hull,
 /// which ends in Full (without error). On the hull greedy is optimal; a step that no longer fits its part of the budget
@@ -181,8 +182,8 @@ void take_steps(Hulls const& hulls, Take const& take) {
 /// What is left then widens the window of the first head whose step did not fit (`use_remainder`), which the predicted
 /// error does not count. Sizes are whole pages; windows grow to fill them, which is not counted either.
 ///
-/// Deterministic. Ties: of steps that save the same a token the lower layer first, then the lower KV head; of pairs of
-/// equal size and error the fewer sinks; of sizes with equal error the smaller.
+/// Deterministic. Ties: of steps that save the same per token the lower layer first, then the lower KV head; of pairs
+/// of equal size and error the fewer sinks; of sizes with equal error the smaller.
 /// @param errors   of `weighted_errors`
 /// @param budget   of one sequence, all heads together that are not of `skip_layers`
 /// @param context  tokens of the sequences that the plan is for: what Full costs. Pairs that reach it are Full
@@ -209,7 +210,7 @@ void take_steps(Hulls const& hulls, Take const& take) {
   std::int64_t const full = detail::whole_pages(context, page);
   auto const count = static_cast<std::int64_t>(heads);
 
-  PolicyPlan plan(errors, context, options);
+  PolicyPlan plan = empty_plan(errors, context, options);
   plan.budget_tokens = budget.total(count, context);
   std::vector<bool> pruned(heads);
   if (options.negligible_output > 0 && !errors.output_share.empty()) {

@@ -1,12 +1,12 @@
 #pragma once
 
 /// @file
-/// What a planner was asked for and what it chose.
+/// Options and result of the planner.
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
-#include <headaware/plan/detail/lower_hull.hpp>
-#include <headaware/plan/kv_errors.hpp>
+#include <headaware/plan/detail/whole_pages.hpp>
+#include <headaware/plan/error_measure.hpp>
 #include <headaware/policy/table.hpp>
 #include <headaware/types.hpp>
 
@@ -21,7 +21,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief What a plan may do.
+/// @brief Options of the planner.
 struct PlanOptions {
   std::optional<ErrorMeasure> measure{};  ///< of errors; nothing: the best that all statistics hold
   GroupFold fold = GroupFold::sum;        ///< of the query heads of a KV head
@@ -54,7 +54,7 @@ struct PlanOptions {
   }
 };
 
-/// @brief What a plan says of one KV head beside its policy.
+/// @brief Size and predicted error of one KV head.
 struct PlannedHead {
   std::int64_t tokens = 0;     ///< held of a sequence of `context` tokens, whole pages
   double predicted_error = 0;  ///< of the measured pair that it was chosen for
@@ -65,7 +65,7 @@ struct PlannedHead {
 /// @brief One `plan.json`: policies, what they were planned for, and what they cost.
 struct PolicyPlan {
   std::int32_t num_layers = 0;
-  std::int32_t num_heads = 0;  ///< query heads a layer
+  std::int32_t num_heads = 0;  ///< query heads per layer
   std::int32_t num_kv_heads = 0;
   std::int64_t context = 0;         ///< tokens of the sequences that it is for
   std::int64_t budget_tokens = 0;   ///< of all heads together, those of skipped layers included
@@ -73,22 +73,8 @@ struct PolicyPlan {
   std::int64_t floor = 0;           ///< that held
   double predicted_error = 0;       ///< sum over heads; in nats where sensitivities are
   PlanOptions options{};            ///< `measure` is the one that was used
-  PolicyTable table;
-  std::vector<PlannedHead> heads;  ///< [layers, num_kv_heads]
-
-  PolicyPlan() = default;
-  /// All heads pruned, to be set one by one.
-  PolicyPlan(KvErrors const& errors, std::int64_t tokens, PlanOptions asked)
-      : num_layers(errors.num_layers),
-        num_heads(errors.num_heads),
-        num_kv_heads(errors.num_kv_heads),
-        context(tokens),
-        options(std::move(asked)),
-        table(errors.num_layers, errors.num_kv_heads, Prune{}),
-        heads(errors.size()) {
-    options.measure = errors.measure;
-    options.fold = errors.fold;
-  }
+  PolicyTable table{};
+  std::vector<PlannedHead> heads{};  ///< [layers, num_kv_heads]
 
   /// Sets a head that has not been set. @param head  layer · num_kv_heads + kv_head
   void set(std::size_t head, AnyPolicy<> const& policy, PlannedHead const& planned) {
@@ -139,14 +125,14 @@ struct PolicyPlan {
   return layers;
 }
 
-/// @brief The tokens that a policy holds of a sequence, in whole pages.
+/// @brief Returns the tokens that a policy holds of a sequence, in whole pages.
 [[nodiscard]] inline std::int64_t held_tokens(AnyPolicy<> const& policy, std::int64_t context,
                                               std::int64_t page_size = 1) {
   std::int64_t const kept = policy.visit([&](auto const& p) { return kept_count(p, context); });
   return detail::whole_pages(kept, page_size);
 }
 
-/// @brief The tokens that all heads of a table hold of a sequence, in whole pages a head.
+/// @brief The tokens that all heads of a table hold of a sequence, in whole pages per head.
 /// @par Cost  O(heads)
 [[nodiscard]] inline std::int64_t held_tokens(PolicyTable const& table, std::int64_t context,
                                               std::int64_t page_size = 1) {

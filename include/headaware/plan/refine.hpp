@@ -23,7 +23,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief How far a plan is refined.
+/// @brief Limits of a refinement.
 struct RefineOptions {
   /// Binary logarithms of the factors between the two sides of a cut, a sweep over all cuts each.
   std::vector<double> steps{2, 1};
@@ -45,7 +45,7 @@ struct RefineOptions {
   }
 };
 
-/// @brief What refining found.
+/// @brief Result of a refinement.
 struct RefinedPlan {
   PolicyPlan plan;
   KvErrors errors;              ///< scaled: `plan` is what they lead to

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// How much an error of a layer, or of one KV head, costs the model.
+/// Weights of the errors of layers, or of KV heads.
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
@@ -16,7 +16,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief Factors of errors: none (1 everywhere), one a layer, or one a (layer, KV head).
+/// @brief Factors of errors: none (1 everywhere), one per layer, or one per (layer, KV head).
 ///
 /// Errors of different layers do not count alike: the residual stream grows by orders of magnitude with depth.
 /// `sensitivities_from_losses` makes them of measured losses.
@@ -40,7 +40,7 @@ class Sensitivities {
 
   [[nodiscard]] bool empty() const { return values_.empty(); }
   [[nodiscard]] std::int32_t num_layers() const { return layers_; }
-  /// 0: one a layer.
+  /// 0: one per layer.
   [[nodiscard]] std::int32_t num_kv_heads() const { return kv_heads_; }
   [[nodiscard]] std::vector<double> const& values() const { return values_; }
 

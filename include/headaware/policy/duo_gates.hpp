@@ -1,13 +1,15 @@
 #pragma once
 
 #include <headaware/config.hpp>
+#include <headaware/error.hpp>
 
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief Trained gates, one per KV head: how much a head needs the whole cache, and what the others keep.
+/// @brief Trained gates, one per KV head: how much a head needs the whole cache; and the sizes of heads that stream.
 /// @par Source  Xiao et al., DuoAttention, arXiv:2410.10819
 struct DuoGates {
   std::int32_t num_layers = 0;
@@ -17,10 +19,19 @@ struct DuoGates {
   std::int32_t recent_size = 256;  ///< newest tokens that streaming heads keep
 
   friend bool operator==(DuoGates const&, DuoGates const&) = default;
+
+  /// @throws ArgumentError if there are no heads, not one gate per head, or a gate is NaN or infinite
+  void validate(Text const& where = "DuoGates") const {
+    require(num_layers > 0, "num_layers", "> 0", num_layers, where);
+    require(num_kv_heads > 0, "num_kv_heads", "> 0", num_kv_heads, where);
+    auto const count = std::int64_t{num_layers} * num_kv_heads;
+    require(static_cast<std::int64_t>(gates.size()) == count, "number of gates", count, gates.size(), where);
+    for (double const gate : gates) require(std::isfinite(gate), "gate", "a finite number", gate, where);
+  }
 };
 
-/// @brief How many KV heads keep everything, as a share of all: those of the largest gates, the nearest whole number of
-/// them; of equal gates those of earlier layers first, then of smaller KV heads.
+/// @brief Share of the KV heads that keep everything: those with the largest gates, rounded to the nearest whole number
+/// of heads; equal gates go by layer, then by KV head.
 ///
 /// This is how the gates are published: DuoAttention's paper keeps one half of the heads of models with grouped queries
 /// and a quarter of others (its `sparsity` is the share of the other heads; its quantile of gates with noise may take

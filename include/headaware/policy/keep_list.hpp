@@ -30,7 +30,7 @@ struct KeepList {
   }
   friend constexpr bool operator==(KeepList const&, KeepList const&) = default;
 
-  /// @throws ArgumentError if there is no list, or `count` names entries behind a null pointer
+  /// @throws ArgumentError if there is no list, or `count` names entries of a null pointer
   void validate() const {
     require(count >= 0, "keep-list count", ">= 0", count, "KeepList");
     require(count == 0 || tokens != nullptr, "keep-list tokens", "a pointer", "nullptr", "KeepList");
@@ -42,11 +42,8 @@ struct KeepList {
     validate();
     for (std::int64_t i = 0; i < count; ++i) {
       std::int64_t const lowest = i == 0 ? 0 : std::int64_t{tokens[i - 1]} + 1;
-      bool const ok = tokens[i] >= lowest && tokens[i] < length;
-      if (!ok) {
-        require(false, "keep-list entry", {"a token in [", lowest, ", ", length, ")"}, tokens[i],
-                {"KeepList entry ", i});
-      }
+      require(tokens[i] >= lowest && tokens[i] < length, "keep-list entry", {"a token in [", lowest, ", ", length, ")"},
+              tokens[i], {"KeepList entry ", i});
     }
   }
 

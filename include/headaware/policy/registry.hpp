@@ -1,8 +1,7 @@
 #pragma once
 
 /// @file
-/// The list of policy types a program knows: lookup by name, and `visit`, which turns a policy
-/// chosen at run time back into its type.
+/// List of policy types: lookup by name, and `visit`, which turns a policy chosen at run time back into its type.
 
 #include <headaware/error.hpp>
 #include <headaware/policy/concept.hpp>
@@ -81,7 +80,7 @@ struct PolicyRegistry {
   static_assert(names_differ, "headaware: two policies of a registry have the same name");
 };
 
-/// The policies that headaware brings along.
+/// Policies of the library.
 using DefaultRegistry = PolicyRegistry<Full, SinkWindow, WindowOnly, Prune, KeepList>;
 
 /// @brief One policy of a registry, its type known at run time. Trivially copyable, so a table of
@@ -102,7 +101,7 @@ class AnyPolicy<PolicyRegistry<Policies...>> {
     requires(Registry::template contains<P>)
   AnyPolicy(P const& policy) : id_(Registry::template id_of<P>()) { ::new (static_cast<void*>(bytes_)) P(policy); }
 
-  /// What looks like a policy and is none, or one that the registry lacks, is refused in words.
+  /// Refuses types that are almost policies, or that the registry lacks, by a message.
   template <class P>
     requires(!Registry::template contains<P> && detail::looks_like_policy<P>)
   AnyPolicy(P const&) {

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// Which policy each KV head follows.
+/// Policy of each KV head.
 
 #include <headaware/detail/zero_when_moved.hpp>
 #include <headaware/error.hpp>
@@ -11,11 +11,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief What compaction reads policies from: `visit(layer, kv_head, f)` calls `f` with the
+/// @brief Source of policies for compaction: `visit(layer, kv_head, f)` calls `f` with the
 /// head's policy in its own type. Trivially copyable, so that kernels take it by value.
 template <class T>
 concept PolicySource = std::is_trivially_copyable_v<T> && requires(T const table) {
@@ -84,7 +87,7 @@ static_assert(PolicySource<UniformTable<SinkWindow>>);
 /// @brief One policy per (layer, KV head), on the host, chosen at run time.
 ///
 /// To use it on a device, copy `bytes()` there (once, when the model is loaded) and wrap the
-/// device pointer with `view_at`. What has been moved from is an empty table.
+/// device pointer with `view_at`. A moved-from table is empty.
 template <class Registry = DefaultRegistry>
 class BasicPolicyTable {
  public:
@@ -189,5 +192,29 @@ class BasicPolicyTable {
 };
 
 using PolicyTable = BasicPolicyTable<>;
+
+/// @brief Converts a table to another registry.
+/// @throws ArgumentError naming the first policy that the registry lacks
+template <class To, class From>
+[[nodiscard]] BasicPolicyTable<To> convert_table(BasicPolicyTable<From> const& table) {
+  if constexpr (std::is_same_v<To, From>) {
+    return table;
+  } else {
+    BasicPolicyTable<To> result(table.num_layers(), table.num_kv_heads(), AnyPolicy<To>{});
+    for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
+      for (std::int32_t head = 0; head < table.num_kv_heads(); ++head) {
+        result.set(layer, head, table.visit(layer, head, [](auto const& policy) -> AnyPolicy<To> {
+          using P = std::remove_cvref_t<decltype(policy)>;
+          if constexpr (To::template contains<P>) {
+            return policy;
+          } else {
+            throw ArgumentError({"policy", "one that the registry has", std::string(P::name), "convert_table"});
+          }
+        }));
+      }
+    }
+    return result;
+  }
+}
 
 HEADAWARE_NAMESPACE_END

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// Keep-lists that differ from sequence to sequence, laid over a table of policies.
+/// Keep-lists per sequence over a table of policies.
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
@@ -11,7 +11,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief A table whose heads follow a list where one is given, and the table below elsewhere.
+/// @brief Table whose heads follow a list if one is given, and the underlying table otherwise.
 ///
 /// `Table` is a `PolicyTableView` or a `UniformTable`; `lists` is borrowed and lives where the
 /// back end runs: host memory for the CPU and for planning, device memory for CUDA (there with

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// Adds up the attention statistics of a whole model, layer by layer, text by text.
+/// Accumulates the attention statistics of a model, layer by layer, text by text.
 
 #include <headaware/attention/layer_attention.hpp>
 #include <headaware/attention/score.hpp>
@@ -25,10 +25,10 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief The statistics of a model's attention in the making: `observe` every layer of every text, then ask.
+/// @brief Accumulates statistics of a model's attention: call `observe` with every layer of every text.
 ///
 /// Its size depends on the model and the parameters alone. Observers of the same model and parameters merge, in
-/// any order and grouping: one a thread, a process or a GPU, reduced in the end. Not safe to share among threads;
+/// any order and grouping: one per thread, process or GPU, reduced in the end. Not safe to share among threads;
 /// `observe` itself uses all cores.
 class AttentionObserver {
  public:
@@ -46,7 +46,7 @@ class AttentionObserver {
 
   AttentionObserver(AttentionObserver const&) = default;
   AttentionObserver& operator=(AttentionObserver const&) = default;
-  /// What has been moved from observes a model without layers.
+  /// A moved-from observer has a model without layers.
   AttentionObserver(AttentionObserver&& other) noexcept
       : model_(std::exchange(other.model_, {})),
         parameters_(std::exchange(other.parameters_, {})),
@@ -64,7 +64,7 @@ class AttentionObserver {
   [[nodiscard]] ObserverParameters const& parameters() const { return parameters_; }
 
   /// @brief Adds one sequence of one layer. `chunk_size` cuts it into chunks, each a text of its own; chunks
-  /// shorter than `min_chunk` are passed over.
+  /// shorter than `min_chunk` are skipped.
   /// @param layer      of the model
   /// @param attention  `LayerQkv` or `LayerProbabilities` (the latter as one chunk), host pointers
   /// @param score      how the engine makes logits of queries and keys; by default with a scale of 1 / sqrt(head_dim)
@@ -115,7 +115,7 @@ class AttentionObserver {
     for (std::size_t i = 0; i < heads_.size(); ++i) heads_[i].merge(other.heads_[i]);
   }
 
-  /// How the sums of a head lie in `sums()`.
+  /// Layout of the sums of a head in `sums()`.
   [[nodiscard]] SumsLayout sums_layout() const { return SumsLayout(parameters_); }
 
   /// @brief All sums as plain doubles, [num_hidden_layers, num_attention_heads, sums_layout().size()]: to be added
@@ -137,16 +137,15 @@ class AttentionObserver {
     require(sums.size() == heads_.size() * size, "sums", heads_.size() * size, sums.size(),
             "AttentionObserver::add_sums");
     for (std::size_t i = 0; i < sums.size(); ++i) {
-      if (std::isfinite(sums[i])) continue;
       std::size_t const head = i / size;
       auto const heads = static_cast<std::size_t>(model_.num_attention_heads);
-      require(false, "sum", "a finite number (are all values finite?)", sums[i],
+      require(std::isfinite(sums[i]), "sum", "a finite number (are all values finite?)", sums[i],
               {"AttentionObserver::add_sums, layer ", head / heads, ", head ", head % heads});
     }
     for (std::size_t i = 0; i < heads_.size(); ++i) layout.add(sums.subspan(i * size, size), heads_[i]);
   }
 
-  /// @brief The statistics so far, as `head_statistics.json` holds them.
+  /// @brief Returns the statistics so far, as `head_statistics.json` holds them.
   /// @throws ArgumentError naming the first head of which no chunk was seen, or all of whose rows are invalid
   [[nodiscard]] ModelStatistics statistics() const {
     ModelStatistics result;
@@ -160,7 +159,7 @@ class AttentionObserver {
     return result;
   }
 
-  /// @brief What it costs to keep only sinks and a window, as `retention_statistics.json` holds it.
+  /// @brief Returns the errors of keeping only sinks and a window, as `retention_statistics.json` holds it.
   /// @throws ArgumentError if no grid was asked for, or only some rows came with values or with output factors
   [[nodiscard]] RetentionStatistics retention_statistics() const {
     constexpr auto where = "AttentionObserver::retention_statistics";

@@ -10,7 +10,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief Where a head's attention goes, as shares of its probability mass.
+/// @brief Attention of a head by position, as shares of its probability mass.
 struct PositionPreference {
   double sink = 0;    ///< on the first `sink_size` tokens
   double recent = 0;  ///< on the last `recent_ratio` of the chunk
@@ -35,10 +35,31 @@ struct HeadStatistics {
   friend bool operator==(HeadStatistics const&, HeadStatistics const&) = default;
 };
 
+namespace detail {
+
+/// The numbers of a head, in the order of files; for FieldChecker and those that read and write files.
+template <class Fields, class Statistics>
+void statistics_fields(Fields&& f, Statistics& s) {
+  f.number("mean_entropy", s.mean_entropy);
+  f.number("std_entropy", s.std_entropy);
+  f.number("max_attention_mean", s.max_attention_mean);
+  f.object("position_preference", [&](auto&& preference) {
+    preference.number("sink", s.position_preference.sink);
+    preference.number("recent", s.position_preference.recent);
+    preference.number("local", s.position_preference.local);
+    preference.number("global", s.position_preference.global);
+  });
+  f.number("sink_ratio", s.sink_ratio);
+  f.number("uniformity_score", s.uniformity_score);
+  f.numbers("relative_position_dist", s.relative_position_dist);
+}
+
+}  // namespace detail
+
 /// @brief The shape and parameters that a set of statistics was taken with.
 struct StatisticsInfo {
   std::int32_t num_layers = 0;
-  std::int32_t num_heads = 0;  ///< query heads a layer
+  std::int32_t num_heads = 0;  ///< query heads per layer
   std::int32_t sink_size = 4;
   std::int32_t local_window = 8;
   double recent_ratio = 0.1;

@@ -9,7 +9,6 @@
 
 #include <cstdint>
 #include <optional>
-#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -31,15 +30,14 @@ struct ObserverParameters {
   /// @throws ArgumentError on values that make no sense
   void validate() const {
     constexpr auto where = "ObserverParameters";
-    constexpr std::int32_t most = RetentionGrid::max_sinks;  // each costs a thread memory for every row of a tile
-    std::string const range = "in [0, " + std::to_string(most) + "]";
-    bool const sinks_fit = sink_size >= 0 && sink_size <= most;
-    bool const local_fits = local_window >= 0 && local_window <= most;
-    bool const distances_fit = num_distances > 0 && num_distances <= most;
-    require(sinks_fit, "sink_size", range, sink_size, where);
-    require(local_fits, "local_window", range, local_window, where);
+    constexpr std::int32_t most = RetentionGrid::max_sinks;  // each costs memory per thread and row of a tile
+    auto const in_range = [&](std::int32_t value, std::int32_t low, char const* what) {
+      require(value >= low && value <= most, what, {"in [", low, ", ", most, "]"}, value, where);
+    };
+    in_range(sink_size, 0, "sink_size");
+    in_range(local_window, 0, "local_window");
     require(recent_ratio >= 0 && recent_ratio <= 1, "recent_ratio", "in [0, 1]", recent_ratio, where);
-    require(distances_fit, "num_distances", {"in [1, ", most, "]"}, num_distances, where);
+    in_range(num_distances, 1, "num_distances");
     require(chunk_size >= 0, "chunk_size", ">= 0", chunk_size, where);
     require(min_chunk >= 1, "min_chunk", ">= 1", min_chunk, where);
     require(first_query >= 0, "first_query", ">= 0", first_query, where);

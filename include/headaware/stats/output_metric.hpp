@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// The output projection as a metric: what an error of a head's output amounts to behind W_O.
+/// The output projection as a metric: size of an error of a head's output after W_O.
 
 #include <headaware/config.hpp>
 #include <headaware/detail/parallel_for.hpp>

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// Retention statistics: what it costs a head to keep only its sinks and a window.
+/// Retention statistics: error of a head that keeps only its sinks and a window.
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
@@ -94,21 +94,21 @@ struct RetentionSums {
   }
 };
 
-/// @brief What the sums of a model's retention were taken with.
+/// @brief Shape and parameters of a model's retention statistics.
 struct RetentionInfo {
   std::int32_t num_layers = 0;
-  std::int32_t num_heads = 0;  ///< query heads a layer
+  std::int32_t num_heads = 0;  ///< query heads per layer
   std::int32_t num_kv_heads = 0;
   std::int64_t first_query = 0;
   std::int64_t query_stride = 1;
   bool with_values = false;         ///< else masses alone
-  bool with_output_metric = false;  ///< errors behind W_O too
+  bool with_output_metric = false;  ///< errors after W_O too
   RetentionGrid grid{};
 
   friend bool operator==(RetentionInfo const&, RetentionInfo const&) = default;
 };
 
-/// @brief One `retention_statistics.json`: `heads[layer * num_heads + head]`. What a planner reads.
+/// @brief One `retention_statistics.json`: `heads[layer * num_heads + head]`. Input of the planner.
 struct RetentionStatistics {
   RetentionInfo info;
   std::vector<RetentionSums> heads;

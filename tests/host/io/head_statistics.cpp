@@ -4,7 +4,6 @@
 
 #include <headaware/io/head_classifications.hpp>
 #include <headaware/io/head_statistics.hpp>
-#include <headaware/io/save.hpp>
 
 #include <algorithm>
 #include <chrono>

@@ -5,7 +5,7 @@
 #include "support/errors.hpp"
 #include "support/files.hpp"
 
-#include <headaware/io/save_observation.hpp>
+#include <headaware/io/attention_sums.hpp>
 
 #include <cstdint>
 #include <limits>
@@ -61,8 +61,13 @@ TEST_CASE("an observer goes on from a file", "[io]") {
   // What is no UTF-8 in a path or a name costs no results.
   ha::save_attention_sums(folder / "attention_sums.json", before, 7, "m\xe4rchen \xc3\xa4");
   CHECK(ha::load_attention_sums(folder / "attention_sums.json").source == "m\xef\xbf\xbdrchen \xc3\xa4");
-  CHECK(ha::detail::as_written("m\xe4rchen \xc3\xa4") == "m\xef\xbf\xbdrchen \xc3\xa4");
-  CHECK(ha::detail::as_written("a text") == "a text");
+  auto const as_written = [](std::string_view text) {
+    ha::JsonWriter json;
+    json.value(text);
+    return std::string(ha::JsonTree(json.text(), "written").root().string());
+  };
+  CHECK(as_written("m\xe4rchen \xc3\xa4") == "m\xef\xbf\xbdrchen \xc3\xa4");
+  CHECK(as_written("a text") == "a text");
   REQUIRE(saved.observer.model() == before.model());
   REQUIRE(saved.observer.parameters() == before.parameters());
   REQUIRE(saved.observer.sums() == before.sums());

@@ -8,8 +8,6 @@
 #include <headaware/compressor.hpp>
 #include <headaware/io/plan.hpp>
 #include <headaware/io/policy_table.hpp>
-#include <headaware/io/save_plan.hpp>
-#include <headaware/io/save_sensitivities.hpp>
 #include <headaware/io/sensitivities.hpp>
 #include <headaware/plan/planner.hpp>
 
@@ -37,7 +35,7 @@ ha::PolicyPlan by_hand() {
   errors.num_layers = 2;
   errors.num_heads = 4;
   errors.num_kv_heads = 2;
-  ha::PolicyPlan plan(errors, 100, {});
+  ha::PolicyPlan plan = ha::empty_plan(errors, 100, {});
   plan.heads.resize(4);
   plan.set(0, ha::Full{}, {100, 0});
   plan.set(1, ha::SinkWindow{4, 16}, {20, 0.5});
@@ -186,7 +184,7 @@ TEST_CASE("sensitivities survive a file, as factors and as losses", "[io]") {
   for (std::size_t cut = 0; cut < text.size(); cut += 5) {
     REQUIRE_THROWS_AS(ha::parse_sensitivities(text.substr(0, cut), "file"), ha::FormatError);
   }
-  refused(replaced(text, "\"factor\"", "\"loss\""), {"unknown kind", "factor or loss_increase", "loss", "/kind"});
+  refused(replaced(text, "\"factor\"", "\"loss\""), {"unknown kind", "one of factor, loss_increase", "loss", "/kind"});
   refused(replaced(text, "\"num_layers\": 3", "\"num_layers\": 4"), {"number of values", "4", "3", "/values"});
   refused(replaced(text, "0.5", "-0.5"), {"negative factor", ">= 0", "-0.5", "/values/2"});
   auto const other = random_statistics(2, 4, 2, ha::RetentionGrid::up_to(256), 17);

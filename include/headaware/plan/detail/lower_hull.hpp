@@ -4,6 +4,7 @@
 /// The sizes worth planning with: the lower convex hull of a head's error over its size.
 
 #include <headaware/config.hpp>
+#include <headaware/plan/detail/whole_pages.hpp>
 #include <headaware/stats/retention.hpp>
 
 #include <algorithm>
@@ -14,11 +15,6 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
-
-/// Tokens in whole pages.
-[[nodiscard]] constexpr std::int64_t whole_pages(std::int64_t tokens, std::int64_t page_size) {
-  return (tokens + page_size - 1) / page_size * page_size;
-}
 
 /// A (sink, window) pair of the grid as a size that a head may have.
 struct Candidate {
@@ -49,7 +45,7 @@ struct HullPoint {
 };
 
 /// @brief Appends the lower convex hull of one head's running minimum: sizes ascend strictly, errors descend strictly,
-/// and what a token gains never grows. The last point is Full, without error, unless a smaller size has none either.
+/// and the gain per token never grows. The last point is Full, without error, unless a smaller size has none either.
 /// @param candidates  by size
 /// @param errors      of the head, by grid cell
 /// @param floor       smaller sizes are left out
