@@ -10,7 +10,7 @@
 
 #include <headaware/classify/classifier.hpp>
 #include <headaware/error.hpp>
-#include <headaware/io/save_sensitivities.hpp>
+#include <headaware/io/sensitivities.hpp>
 
 #include <algorithm>
 #include <cstddef>

@@ -8,8 +8,8 @@
 #include "tools/support/plan_options.hpp"
 
 #include <headaware/error.hpp>
+#include <headaware/io/plan.hpp>
 #include <headaware/io/retention_statistics.hpp>
-#include <headaware/io/save_plan.hpp>
 #include <headaware/io/sensitivities.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
@@ -113,8 +113,8 @@ void print_comparison(ha::KvErrors const& errors, Options const& options) {
   }
 }
 
-/// The plan beside uniform windows of its size; a warning where they are predicted to be better: a grid may be too coarse
-/// for a small budget, and what they keep is not among what a head may have.
+/// The plan beside uniform windows of its size; a warning where they are predicted to be better: a grid may be too
+/// coarse for a small budget, and what they keep is not among what a head may have.
 void print_verdict(ha::PolicyPlan const& plan, ha::KvErrors const& errors, ha::Budget const& budget,
                    Options const& options) {
   double uniform = 0;

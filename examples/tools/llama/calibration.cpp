@@ -7,8 +7,8 @@
 
 #include <headaware/error.hpp>
 #include <headaware/io/attention_sums.hpp>
-#include <headaware/io/save_observation.hpp>
-#include <headaware/io/save_sensitivities.hpp>
+#include <headaware/io/retention_statistics.hpp>
+#include <headaware/io/sensitivities.hpp>
 #include <headaware/plan/policy_plan.hpp>
 #include <headaware/plan/refine.hpp>
 

@@ -4,7 +4,7 @@
 #include "tools/support/json_text.hpp"
 
 #include <headaware/io/file.hpp>
-#include <headaware/io/save_plan.hpp>
+#include <headaware/io/plan.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
 #include <headaware/plan/refine.hpp>

@@ -7,7 +7,7 @@
 
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
-#include <headaware/io/save_sensitivities.hpp>
+#include <headaware/io/sensitivities.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
 
