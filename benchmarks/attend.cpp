@@ -1,6 +1,6 @@
 // A decoding step's attention on the CPU: time against bytes held.
 //
-// 32 layers × 8 KV heads × 128 channels of 2 bytes, 4 query heads a KV head, one sequence of 32,768 tokens. Each head
+// 32 layers × 8 KV heads × 128 channels of 2 bytes, 4 query heads per KV head, one sequence of 32,768 tokens. Each head
 // keeps `kept` tokens in a ragged cache; "dense" is the same code over the full cache, measured in the same rounds.
 // `threads` 0 is all cores.
 // `times` is the ratio of the two times, `bytes` that of the bytes held, `excess` the first over the second: 1 is

@@ -1,7 +1,7 @@
 // One decoding step's attention over one layer, for counting what it asks of memory: run it under the CUDA emulator
 // with CUDA_EMU_REPORT=FILE (tests/device_code/attend_traffic.cmake does and checks the counts), or under a profiler
 // on a device. The argument chooses the case: ragged, paged (16 rows a page, in a scattered order) or rolling (4 sinks,
-// and a ring that has wrapped and has some slack), and the number of query heads a KV head.
+// and a ring that has wrapped and has some slack), and the number of query heads per KV head.
 //
 // Two sequences × 8 KV heads × 128 channels of 2 bytes: every eighth head holds 4,096 rows, the others 512.
 

@@ -48,7 +48,7 @@ double status_mb(std::string const& name) {
   return std::numeric_limits<double>::quiet_NaN();
 }
 
-/// What `work` adds to the memory held, at most, in MB.
+/// Memory that `work` adds at most, in MB.
 template <class Work>
 double peak_mb(Work const& work) {
   reset_peak();

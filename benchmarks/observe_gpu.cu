@@ -1,5 +1,5 @@
 // Attention statistics on the device, timed with events, the L2 cache flushed before each round: masses alone, with
-// values, with every sixteenth query, and behind W_O. `flop_rate` counts the products that the forward pass of flash
+// values, with every sixteenth query, and after W_O. `flop_rate` counts the products that the forward pass of flash
 // attention has, causal, so that its rate on the same device is what to compare with.
 
 #include "support/gpu.cuh"

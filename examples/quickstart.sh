@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole workflow on real input: analyse a model's heads, classify them, validate the classes, compress a cache,
-# and show it all on one page.
+# The whole workflow on real input: observe a model's heads, classify them, check the classes, plan what each KV head
+# keeps of a quarter of the cache, compress a cache by the plan, and show what the heads do on one page.
 #
 #   bash examples/quickstart.sh                                on the capture that the project ships
 #   bash examples/quickstart.sh --model FILE.gguf              on a model, run by llama.cpp over --text FILE
@@ -33,7 +33,7 @@ if [[ ! -e $model ]]; then
   exit 1
 fi
 
-programs=(analyze_attention validate_head_classification compress_cache)
+programs=(analyze_attention validate_head_classification plan_policies compress_cache)
 llama=OFF
 if [[ ! -d $model ]]; then
   llama=ON
@@ -63,6 +63,13 @@ step "What the heads look at ($model)"
 step "Whether the classes fit the statistics"
 "$build/bin/validate_head_classification" --results_dir "$results" --reclassify
 
+policies=()
+if [[ -e $results/retention_statistics.json ]]; then  # not with --no_retention
+  step "Which tokens each KV head keeps, so that the least is lost at 25 % of the cache"
+  "$build/bin/plan_policies" --results_dir "$results" --budget 25% | tee "$log"
+  policies=(--plan "$results/plan.json")
+fi
+
 capture=$model
 if [[ $llama == ON ]]; then
   step "Queries, keys and values of the model, for a cache to compress"
@@ -71,7 +78,10 @@ if [[ $llama == ON ]]; then
   "$build/bin/capture_attention" --model "$model" --text "$text" --max_tokens 512 --output_dir "$capture"
 fi
 step "A cache compressed head by head, every kept row compared with its source"
-"$build/bin/compress_cache" --results_dir "$results" --capture "$capture"
+"$build/bin/compress_cache" --results_dir "$results" ${policies[@]+"${policies[@]}"} --capture "$capture"
 
 step "Results"
 echo "open $results/report.html in a browser; the JSON files and pictures are beside it"
+if ((${#policies[@]} > 0)); then
+  echo "the plan is $results/plan.json;" "$(grep '^at .* the plan is predicted to lose' "$log")"
+fi

@@ -131,7 +131,7 @@ std::vector<AblationSetup> setups_of(std::vector<AblationGroup> const& groups) {
   return setups;
 }
 
-/// How many configurations there are that differ.
+/// Counts the configurations that differ.
 std::int64_t distinct(std::vector<AblationSetup> const& setups) {
   std::int64_t count = 0;
   for (auto i = setups.begin(); i != setups.end(); ++i) count += std::find(setups.begin(), i, *i) == i ? 1 : 0;
@@ -204,7 +204,7 @@ AblationScale ablation_scale(AblationOptions const& options, ModelShape const& s
   std::int64_t const heads = std::int64_t{shape.layers} * shape.num_kv_heads;
   std::int64_t const tokens = budget.total(heads, options.context) / heads;
   ha::require(tokens >= 16 && tokens < options.context, "--budget",
-              {"at least 16 tokens a KV head and less than --context, ", options.context}, tokens,
+              {"at least 16 tokens per KV head and less than --context, ", options.context}, tokens,
               "run_ablation_study");
   ha::require(options.pieces > 0, "--pieces", "> 0", options.pieces, "run_ablation_study");
   return {.context = options.context,

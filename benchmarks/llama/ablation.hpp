@@ -46,7 +46,7 @@ struct AblationResult {
   double mean_kept_tokens = unknown;
   double perplexity = unknown;
   double perplexity_second_half = unknown;
-  double copy_nll = unknown;     ///< nats a token of second copies
+  double copy_nll = unknown;     ///< nats per token of second copies
   double seconds = 0;            ///< spent on it in this run; 0: an earlier one, or an equal configuration, had run
   std::vector<double> losses{};  ///< of second halves, token by token
   std::vector<double> copy_losses{};
@@ -68,19 +68,20 @@ struct AblationStudy {
   double seconds = 0;
 };
 
-/// Where the evaluation reads a text of `length` tokens: as many passages and copies as `max_tokens` of it allow.
+/// Places in a text of `length` tokens that the evaluation reads: as many passages and copies as `max_tokens` of it
+/// allow.
 /// @throws ArgumentError if that is not one of each
 [[nodiscard]] EvaluationPlace ablation_place(std::int64_t length, std::int64_t context, std::int64_t max_tokens,
                                              std::string const& where);
 
-/// What the groups of these options depend on, known before anything runs. @throws ArgumentError on a bad budget
+/// Sizes that the groups of these options depend on, known before anything runs. @throws ArgumentError on a bad budget
 [[nodiscard]] AblationScale ablation_scale(AblationOptions const& options, ModelShape const& shape);
 
 /// @brief Calibrates, plans and tries. Says on stderr how long it will take, and how far it is.
 /// @throws support::Interrupted on Ctrl-C; what was run is kept, running it again goes on. ArgumentError, FileError
 [[nodiscard]] AblationStudy run_ablation(AblationOptions const& options);
 
-/// How much better a is than b, and the standard error of that, of the same tokens. @pre both ran
+/// Advantage of a over b on the same tokens, and its standard error. @pre both ran
 struct AblationDifference {
   double score = 0;  ///< of b less that of a
   double error = 0;

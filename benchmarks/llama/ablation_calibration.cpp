@@ -10,7 +10,7 @@
 
 #include <headaware/classify/classifier.hpp>
 #include <headaware/error.hpp>
-#include <headaware/io/save_sensitivities.hpp>
+#include <headaware/io/sensitivities.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -169,7 +169,7 @@ std::int64_t AblationCalibration::tokens_to_run() const {
     add(text.text, folder / "text", use, needs, text.first_query);
     add(text.probe, folder / "probe", use, needs, text.first_query);
   }
-  // Plans made again have none yet: at most a run a layer, and one.
+  // Plans made again have none yet: at most a run per layer, and one.
   std::set<CalibrationUse> again;
   for (CalibrationUse const& use : replanned_) {
     if (!again.insert(use).second) continue;

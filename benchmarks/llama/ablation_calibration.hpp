@@ -1,6 +1,6 @@
 #pragma once
 
-// What the plans of an ablation study are made of, measured once and shared by all of its groups.
+// Calibrations of an ablation study's plans, measured once and shared by all of its groups.
 
 #include "llama/ablation_groups.hpp"
 #include "tools/llama/calibration.hpp"
@@ -57,7 +57,7 @@ struct AblationCalibrationOptions {
   std::filesystem::path folder;  ///< results are kept here by what went into them
 };
 
-/// What a plan is made of.
+/// Measurements that a plan is made of.
 struct PlannerInput {
   headaware::KvErrors errors;
   headaware::Budget budget;
@@ -76,7 +76,7 @@ class AblationCalibration {
   /// @throws support::Interrupted on Ctrl-C; running it again goes on
   void measure();
 
-  /// @brief What layers gain at the first plan of setups that plan again, by `measure`'s rules.
+  /// @brief Measures what layers gain at the first plan of setups that plan again, by `measure`'s rules.
   /// @param first  without `replan_step` @pre measured
   void measure_at_plan(AblationSetup const& first, headaware::PolicyTable const& plan);
   /// Those gains. @pre they were measured

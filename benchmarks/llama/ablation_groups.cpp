@@ -269,7 +269,7 @@ AblationGroup reference_group(AblationScale const& scale) {
 
 std::vector<AblationGroup> ablation_groups(AblationScale const& scale) {
   std::vector<AblationGroup> groups{
-      {"window_size", "size of uniform windows behind 4 sinks, tokens", window_sizes(scale)},
+      {"window_size", "size of uniform windows after 4 sinks, tokens", window_sizes(scale)},
       {"sink_size", "sinks of uniform windows, tokens of an equal budget", sink_sizes(scale)},
       {"method", "uniform windows, rules of the six head types, plan, each at the sizes of the rules too",
        methods(scale)},

@@ -1,6 +1,6 @@
 #pragma once
 
-// What an ablation study tries: groups of configurations, each of which differs from the usual plan in what its group
+// The configurations of an ablation study: groups, each of which differs from the usual plan in what its group
 // is about. Data alone; nothing here runs.
 
 #include "tools/llama/policy_run.hpp"
@@ -18,26 +18,26 @@
 
 namespace llama_adapter {
 
-/// How a table is made.
+/// Ways to make a table.
 enum class AblationMethod : std::uint8_t { full, uniform, rules, planned };
 inline constexpr std::array<std::string_view, 4> ablation_method_names{"full", "uniform", "rules", "planned"};
 
-/// What makes errors of different layers comparable. norm: 1 / median |residual|²; layer, head: how far a cut of each
-/// moves predictions; layer_losses: what a cut of each layer costs in losses.
+/// Weights that make errors of different layers comparable. norm: 1 / median |residual|²; layer, head: how far a cut of
+/// each moves predictions; layer_losses: what a cut of each layer costs in losses.
 enum class AblationSensitivity : std::uint8_t { none, norm, layer, head, layer_losses };
 inline constexpr std::array<std::string_view, 5> ablation_sensitivity_names{"none", "norm", "layer", "head",
                                                                             "layer_losses"};
 
-/// How query heads share a KV head: by the sum or the maximum of their errors, or each planned by itself and what any
-/// of them keeps kept.
+/// Ways in which query heads share a KV head: by the sum or the maximum of their errors, or each planned by itself and
+/// what any of them keeps kept.
 enum class AblationFold : std::uint8_t { sum, maximum, keeps_union };
 inline constexpr std::array<std::string_view, 3> ablation_fold_names{"sum", "maximum", "union"};
 
-/// Which text a plan is made of.
+/// The text that a plan is made of.
 enum class AblationDomain : std::uint8_t { own, other, both };
 inline constexpr std::array<std::string_view, 3> ablation_domain_names{"own", "other", "both"};
 
-/// What a table's size is that of.
+/// The table whose size a table has.
 enum class AblationSize : std::uint8_t { budget, conservative_rules, aggressive_rules };
 inline constexpr std::array<std::string_view, 3> ablation_size_names{"budget", "conservative_rules",
                                                                      "aggressive_rules"};
@@ -94,11 +94,11 @@ struct AblationGroup {
   std::vector<AblationVariant> variants;
   bool by_method = false;  ///< uniform windows compare with uniform windows alone, plans with plans
 
-  /// Whether two of its configurations may keep as much and are tried on the same text, so that they compare.
+  /// True if two of its configurations may keep as much and are tried on the same text, so that they compare.
   [[nodiscard]] bool comparable(AblationSetup const& a, AblationSetup const& b) const;
 };
 
-/// What the groups depend on.
+/// Sizes that the groups depend on.
 struct AblationScale {
   std::int64_t context = 512;
   std::int64_t budget_tokens = 128;                              ///< a KV head
@@ -108,7 +108,7 @@ struct AblationScale {
   AblationSensitivity sensitivity = AblationSensitivity::layer;  ///< of the usual plan
 };
 
-/// What every other group is read against: everything kept, uniform windows, the usual plan.
+/// The group that every other one is read against: everything kept, uniform windows, the usual plan.
 [[nodiscard]] AblationGroup reference_group(AblationScale const& scale);
 
 /// All groups that the scale allows, without the references.

@@ -2,8 +2,8 @@
 
 #include "tools/report/comparison.hpp"
 #include "tools/support/folder.hpp"
+#include "tools/support/json_text.hpp"
 
-#include <headaware/io/detail/json_text.hpp>
 #include <headaware/io/file.hpp>
 
 #include <nlohmann/json.hpp>
@@ -51,7 +51,7 @@ AblationResult const& reference(AblationStudy const& study, AblationMethod metho
                        [&](auto const& result) { return result.setup.method == method; });
 }
 
-/// What compares with each other: configurations of one size, tried on one text, that ran.
+/// Groups what compares: configurations of one size, tried on one text, that ran.
 std::vector<Results> classes_of(AblationGroup const& group, Results const& results) {
   std::vector<Results> classes;
   for (auto const* const result : results) {
@@ -85,7 +85,7 @@ std::string figures(AblationResult const& result) {
   return print("perplexity %.2f, copy NLL %.3f", result.perplexity_second_half, result.copy_nll);
 }
 
-/// What one class shows.
+/// Says in words what one class shows.
 std::string finding(Results results) {
   std::sort(results.begin(), results.end(), [](auto const* a, auto const* b) { return a->score() < b->score(); });
   AblationResult const& best = *results.front();
@@ -93,7 +93,7 @@ std::string finding(Results results) {
   AblationResult const& worst = *results.back();
   AblationDifference const lead = difference(best, next);
   std::string text =
-      print("At %.1f tokens a head%s `%s` is best (%s), ", best.mean_kept_tokens,
+      print("At %.1f tokens per head%s `%s` is best (%s), ", best.mean_kept_tokens,
             best.setup.on_other_text ? " on the other text" : "", best.name.c_str(), figures(best).c_str());
   if (lead.score == 0 && lead.error == 0) {
     text += print("as is `%s`, with the same losses", next.name.c_str());
@@ -109,13 +109,13 @@ std::string finding(Results results) {
   return text + ".";
 }
 
-/// What configurations of different sizes show.
+/// Says in words what configurations of different sizes show.
 std::string size_finding(Results results) {
   std::sort(results.begin(), results.end(),
             [](auto const* a, auto const* b) { return a->mean_kept_tokens < b->mean_kept_tokens; });
   AblationResult const& least = *results.front();
   AblationResult const& most = *results.back();
-  return print("From %.1f to %.1f tokens a head perplexity goes from %.2f to %.2f, copy NLL from %.3f to %.3f.",
+  return print("From %.1f to %.1f tokens per head perplexity goes from %.2f to %.2f, copy NLL from %.3f to %.3f.",
                least.mean_kept_tokens, most.mean_kept_tokens, least.perplexity_second_half, most.perplexity_second_half,
                least.copy_nll, most.copy_nll);
 }
@@ -132,7 +132,7 @@ std::string findings(std::vector<Results> const& classes) {
   return text;
 }
 
-/// How many query heads have each of the types that there are.
+/// Counts the query heads of each type that occurs.
 std::vector<std::pair<std::string, std::int64_t>> head_types(AblationStudy const& study) {
   std::vector<std::pair<std::string, std::int64_t>> types;
   for (std::size_t i = 0; i < ha::num_head_types; ++i) {
@@ -213,7 +213,7 @@ report::ComparisonPicture picture_of(AblationStudy const& study, AblationGroup c
   picture.title = group.name + ": " + group.varies;
   picture.reading = "A bar begins where everything is kept and ends where the configuration is: the shorter, the "
                     "less is lost.";
-  picture.figures = {"perplexity of second halves", "copy NLL (nats a token)"};
+  picture.figures = {"perplexity of second halves", "copy NLL (nats per token)"};
   auto const& uniform = reference(study, AblationMethod::uniform);
   bool sizes_differ = false;
   bool other_text = false;
@@ -243,7 +243,7 @@ report::ComparisonPicture picture_of(AblationStudy const& study, AblationGroup c
   }
   if (!other_text && uniform.ran()) {
     picture.reference = {uniform.perplexity_second_half, uniform.copy_nll};
-    picture.reference_name = print("uniform windows, %.0f tokens a head", uniform.mean_kept_tokens);
+    picture.reference_name = print("uniform windows, %.0f tokens per head", uniform.mean_kept_tokens);
   }
   return picture;
 }
@@ -260,13 +260,13 @@ std::string ablation_summary(AblationStudy const& study) {
       (options.eval_text.empty() ? " (its first three quarters)" : "") + " and tried on " +
       (options.eval_text.empty() ? std::string("its last quarter") : file_name(options.eval_text)) +
       print(". Perplexity: of passages of %lld tokens (%zu), and of their second halves. Copy NLL: of passages of %lld "
-            "tokens given twice (%zu), nats a token of the second copies. ",
+            "tokens given twice (%zu), nats per token of the second copies. ",
             static_cast<long long>(study.place.context), study.place.passages.size(),
             static_cast<long long>(study.place.context / 2), study.place.copies.size()) +
-      print("Where a group does not vary the size, every configuration keeps %lld tokens a KV head on average, as "
+      print("Where a group does not vary the size, every configuration keeps %lld tokens per KV head on average, as "
             "masks that equal eviction at every step. ",
             static_cast<long long>(study.budget_tokens)) +
-      print("The best of what keeps as much has the least log perplexity of second halves + %g · copy NLL; behind it "
+      print("The best of what keeps as much has the least log perplexity of second halves + %g · copy NLL; after it "
             "stands by how many nats, ",
             ablation_copy_weight) +
       "± one standard error, tokens taken as independent. What is said below each table is computed from it.\n";
@@ -284,7 +284,7 @@ std::string ablation_summary(AblationStudy const& study) {
       text.back() = '.';
       text += "\n\n";
     }
-    text += "| configuration | tokens a head | perplexity | of second halves | copy NLL | behind the best |\n";
+    text += "| configuration | tokens per head | perplexity | of second halves | copy NLL | behind the best |\n";
     text += "|---|---|---|---|---|---|\n";
     for (auto const* const result : results) text += row(*result, classes);
     if (auto const found = findings(classes); !found.empty()) text += "\n" + found + "\n";
@@ -326,7 +326,7 @@ std::string ablation_json(AblationStudy const& study) {
     if (!result.ran()) one["left_out"] = result.left_out;
     configurations.push_back(std::move(one));
   }
-  return ha::detail::json_text(document, 2) + "\n";
+  return support::json_text(document, 2) + "\n";
 }
 
 void write_ablation(std::filesystem::path const& folder, AblationStudy const& study) {

@@ -7,6 +7,7 @@
 #include <headaware/plan/refine.hpp>
 #include <headaware/plan/replanned_sensitivity.hpp>
 #include <headaware/policy/fold.hpp>
+#include <headaware/policy/policy_window.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -117,7 +118,7 @@ void fill_up(ha::PolicyTable& table, std::int64_t total, std::int64_t context) {
     for (std::int32_t layer = 0; layer < table.num_layers() && left > 0; ++layer) {
       for (std::int32_t head = 0; head < table.num_kv_heads() && left > 0; ++head) {
         auto const& policy = table.at(layer, head);
-        bool const windowed = ha::detail::sinks_of(policy, "fill_up").windowed;
+        bool const windowed = ha::policy_window(policy, "fill_up").windowed;
         if (!windowed || ha::held_tokens(policy, context) >= context) continue;
         table.set(layer, head, widened(policy));
         --left;
@@ -197,7 +198,7 @@ ha::PolicyTable AblationTables::planned_by_query_heads(AblationSetup const& setu
   auto const errors = errors_of(setup, *calibration_, true);
   std::int64_t const heads = std::int64_t{shape_.layers} * shape_.num_query_heads;
   std::int64_t const allowed = total(setup);
-  std::int64_t low = heads;  // a token a head
+  std::int64_t low = heads;  // a token per head
   std::int64_t high = allowed * (shape_.num_query_heads / shape_.num_kv_heads) + 1;
   ha::PolicyTable best(shape_.layers, shape_.num_kv_heads, ha::Prune{});
   bool found = false;

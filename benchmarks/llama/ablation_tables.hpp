@@ -24,7 +24,7 @@ class AblationTables {
   /// @throws ArgumentError if there is none: layers that keep everything or floors take more than the budget
   [[nodiscard]] headaware::PolicyTable of(AblationSetup const& setup) const;
 
-  /// What the plan of a setup is made of, but for what refining it finds.
+  /// Errors that the plan of a setup is made of, without what refining it finds.
   [[nodiscard]] PlannerInput input_of(AblationSetup const& setup) const;
 
   /// @brief The setup neither planned again nor refined: what it is planned again from.
@@ -36,7 +36,7 @@ class AblationTables {
 
  private:
   [[nodiscard]] std::int64_t total(AblationSetup const& setup) const;
-  /// What is left a head of the layers beside those that keep everything.
+  /// Tokens left per head of the layers beside those that keep everything.
   [[nodiscard]] headaware::Budget budget_beside(std::vector<std::int32_t> const& whole,
                                                 AblationSetup const& setup) const;
   [[nodiscard]] headaware::PolicyTable rules(bool aggressive) const;
@@ -50,7 +50,7 @@ class AblationTables {
   std::int64_t budget_tokens_;
 };
 
-/// @brief Widens windows, one token a head in turn, until the table holds `total` tokens or no window can grow.
+/// @brief Widens windows, one token per head in turn, until the table holds `total` tokens or no window can grow.
 void fill_up(headaware::PolicyTable& table, std::int64_t total, std::int64_t context);
 
 }  // namespace llama_adapter

@@ -1,17 +1,12 @@
-// How well a model predicts text when its KV cache is cut, what the cache then holds and how fast it is, method beside
-// method at equal mean size.
+// Measures how well a model predicts text when its KV cache is cut, what the cache holds and how fast it is, method
+// beside method at equal mean size.
 
-#include "llama/method_options.hpp"
-#include "tools/support/command.hpp"
-#include "tools/support/validators.hpp"
-
-#ifdef HEADAWARE_HAS_LLAMA
 #include "llama/benchmark_methods.hpp"
 #include "tools/llama/exact_copy.hpp"
 #include "tools/support/budget.hpp"
+#include "tools/support/command.hpp"
 #include "tools/support/folder.hpp"
-#include "tools/support/interrupt.hpp"
-#endif
+#include "tools/support/options.hpp"
 
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
@@ -30,11 +25,31 @@ namespace ha = headaware;
 
 namespace {
 
+constexpr auto what_is_measured = R"(
+What is measured (benchmark.json, benchmark.csv; a picture of perplexity and of copying over the tokens kept):
+  perplexity              of passages of --context tokens, each read with nothing before it
+  perplexity_second_half  of the tokens after the first half of their passage
+  copy_nll                nats per token of the second copy of passages of half the size, each given twice
+  ..._error               standard errors of both, over passages
+  gap_closed              share of the gap in NLL, second halves, between streaming_llm of this size and full that the
+                          method closes; its standard error is a jackknife over passages
+  mean_kept_tokens        kept per KV head after --context tokens
+  budget_tokens           of the method, a KV head (plan.json: of all KV heads together)
+  kv_bytes_end            of those keys and values (2 bytes per element; 4 with --exact)
+and, unless --masked:
+  kv_bytes_peak           most that the cache allocated: its blocks, with slots for the tokens appended at a time
+  prefill_tokens_per_s    passages and copies read in chunks of 256, evicted as they come; logits of every token included
+  decode_tokens_per_s     --decode_tokens decoded greedily one at a time after the first passage
+  time_to_first_token_s   reading the first passage and choosing the token after it
+  compaction_s            the library's compress of a full cache of --context tokens of the model's shape, all layers, into
+                          the method's cache: what an engine pays that prefills with its own attention. CPU, best of five
+Rules (head_aware) lose to uniform windows of their size, which are run beside them; analyze_attention --plan makes plans
+that did not on the text held out for them.)";
+
 struct Options {
-  std::filesystem::path model;
+  support::ModelOptions run;
   std::filesystem::path text = HEADAWARE_EXAMPLE_DATA "/text/alice.txt";
   std::filesystem::path output_dir = "results/benchmark";
-  std::filesystem::path cache_dir;
   llama_adapter::MethodOptions compared;
   std::vector<std::string> budgets;
   std::vector<std::int64_t> starts;
@@ -43,33 +58,76 @@ struct Options {
   std::int64_t copies = 4;
   std::int64_t max_tokens = 0;
   std::int64_t decode_tokens = 64;
-  std::int32_t threads = 1;
-  bool exact = false;
   bool masked = false;
+
+  void add_to(CLI::App& app) {
+    app.footer(what_is_measured);
+    run.add_model(app)->required();
+    support::add_text(app, text, "text file, best one that no plan was made of");
+    add_methods(app);
+    app.add_flag(
+        "--masked", masked,
+        "policies as masks, in one pass per passage: measures no cache; predicts the same, with --exact to 1e-4, while "
+        "quantised weights round every step differently");
+    auto const count = [&](char const* name, std::int64_t& number, char const* means) {
+      app.add_option(name, number, means)->capture_default_str()->check(CLI::Range(0, support::most_tokens));
+    };
+    auto const places = [&](char const* name, std::vector<std::int64_t>& first, char const* means) {
+      app.add_option(name, first, means)->delimiter(',')->check(support::non_negative);
+    };
+    app.add_option("--passages", passages, "how many, evenly spaced")
+        ->capture_default_str()
+        ->check(support::token_count);
+    places("--starts", starts, "tokens at which passages begin, instead");
+    count("--copies", copies, "passages of half the size, each given twice; 0: none");
+    places("--copy_starts", copy_starts, "tokens at which they begin, instead");
+    count("--decode_tokens", decode_tokens, "decoded after the first passage; 0: none");
+    support::add_max_tokens(app, max_tokens, "of the text");
+    support::add_output_dir(app, output_dir, "where the results go; the same folder goes on where a run stopped");
+    run.add_ways_to_run(app, "a copy of the model with weights in single precision, the cache likewise",
+                        "cores for the model, and, where caches evict, for the library");
+  }
+
+ private:
+  void add_methods(CLI::App& app) {
+    auto const& known = llama_adapter::benchmark_methods;
+    std::string names;
+    for (char const* const name : known) names += std::string(names.empty() ? "" : ",") + name;
+    app.add_option("--method", compared.methods, "any of " + names)
+        ->delimiter(',')
+        ->capture_default_str()
+        ->check(CLI::IsMember(std::vector<std::string>(known.begin(), known.end())));
+    app.add_option("--plan", compared.plans, "plan.json of planned, or several")
+        ->delimiter(',')
+        ->check(CLI::ExistingFile);
+    app.add_option("--classifications_path", compared.classifications,
+                   "head_classifications.json of head_aware; streaming_llm is run beside it at its size")
+        ->check(CLI::ExistingFile);
+    app.add_option(
+           "--duo_gates", compared.duo_gates,
+           "trained gates of duo: DuoAttention's folder, or its full_attention_heads.tsv. At each budget, heads "
+           "of the largest gates keep all, of equal ones the first, as many as leave the mean at the budget")
+        ->check(CLI::ExistingPath);
+    app.add_option(
+           "--duo_share", compared.duo_share,
+           "instead of budgets: share of KV heads that keep all, as the gates are published (0.5, or 0.25 without "
+           "grouped queries); the others keep the sinks and the window beside the gates")
+        ->check(CLI::Range(0.0, 1.0));
+    app.add_option("--duo_sink", compared.duo_sink, "sinks of duo's other heads; default: 4")
+        ->check(support::non_negative);
+    app.add_option("--duo_window", compared.duo_window,
+                   "their window; default: 252, less where they would take more than half of the budget")
+        ->check(support::positive);
+    support::add_budget(app, budgets, "of streaming_llm, window_only and duo, or several: ",
+                        "; default: the plans', else the classes', else 256")
+        ->delimiter(',');
+    support::add_skip_layers(app, compared.skip_layers, "layers that keep everything, beyond the budgets");
+    app.add_option("--context,--chunk_size", compared.context, "tokens of a passage")
+        ->capture_default_str()
+        ->check(CLI::Range(std::int64_t{256}, std::int64_t{1} << 20));
+  }
 };
 
-constexpr auto what_is_measured = R"(
-What is measured (benchmark.json, benchmark.csv; a picture of perplexity and of copying over the tokens kept):
-  perplexity              of passages of --context tokens, each read with nothing before it
-  perplexity_second_half  of the tokens behind the first half of their passage
-  copy_nll                nats a token of the second copy of passages of half the size, each given twice
-  ..._error               standard errors of both, over passages
-  gap_closed              share of the gap in NLL, second halves, between streaming_llm of this size and full that the
-                          method closes; its standard error is a jackknife over passages
-  mean_kept_tokens        kept a KV head behind --context tokens
-  budget_tokens           of the method, a KV head (plan.json: of all KV heads together)
-  kv_bytes_end            of those keys and values (2 bytes an element; 4 with --exact)
-and, unless --masked:
-  kv_bytes_peak           most that the cache allocated: its blocks, with slots for the tokens appended at a time
-  prefill_tokens_per_s    passages and copies read in chunks of 256, evicted as they come; logits of every token included
-  decode_tokens_per_s     --decode_tokens decoded greedily one at a time behind the first passage
-  time_to_first_token_s   reading the first passage and choosing the token behind it
-  compaction_s            the library's compress of a full cache of --context tokens of the model's shape, all layers, into
-                          the method's cache: what an engine pays that prefills with its own attention. CPU, best of five
-Rules (head_aware) lose to uniform windows of their size, which are run beside them; analyze_attention --plan makes plans
-that did not on the text held out for them.)";
-
-#ifdef HEADAWARE_HAS_LLAMA
 /// Evenly spaced from the text's first token on, as many as fit beside each other.
 std::vector<std::int64_t> even_starts(std::int64_t tokens, std::int64_t count, std::int64_t length, char const* what) {
   if (std::int64_t const fit = tokens / length; fit < count) {
@@ -86,7 +144,7 @@ std::vector<std::int64_t> even_starts(std::int64_t tokens, std::int64_t count, s
 std::vector<std::int64_t> mean_budgets(Options const& options, llama_adapter::ModelShape const& shape) {
   std::vector<std::int64_t> means;
   if (options.budgets.empty()) return means;
-  auto const token = ha::TokenBytes::of(shape.head_dim, options.exact ? 4 : 2);
+  auto const token = ha::TokenBytes::of(shape.head_dim, options.run.exact ? 4 : 2);
   auto skipped = options.compared.skip_layers;
   std::sort(skipped.begin(), skipped.end());
   auto const heads = support::planned_heads(shape.layers, shape.num_kv_heads, skipped);
@@ -94,7 +152,7 @@ std::vector<std::int64_t> mean_budgets(Options const& options, llama_adapter::Mo
     auto const budget = support::parse_budget(text, token);
     support::require_within_cache(budget, heads, options.compared.context);
     means.push_back(budget.total(heads, options.compared.context) / heads);
-    ha::require(means.back() > 0, "--budget", "at least one token a KV head", text, "--budget");
+    ha::require(means.back() > 0, "--budget", "at least one token per KV head", text, "--budget");
   }
   return means;
 }
@@ -103,28 +161,27 @@ void run_all(llama_adapter::Model const& model, Options const& options, std::vec
              llama_adapter::BenchmarkText const& text, std::vector<llama_adapter::BenchmarkRun>& runs) {
   if (options.masked) {
     llama_adapter::PolicyRun policies(
-        model, {.tokens = static_cast<std::int32_t>(text.place.context), .threads = options.threads});
+        model, {.tokens = static_cast<std::int32_t>(text.place.context), .threads = options.run.threads});
     llama_adapter::LossStore losses(policies, options.output_dir / "losses");
     run_benchmark(losses, tokens, text, runs);
   } else {
-    llama_adapter::EvictedStore evicted(model, {.threads = options.threads, .single_precision = options.exact},
+    llama_adapter::EvictedStore evicted(model, {.threads = options.run.threads, .single_precision = options.run.exact},
                                         options.output_dir / "evicted");
     run_benchmark(evicted, tokens, text, runs);
   }
 }
 
 void run(Options options) {
-  auto const given = options.model;
   std::int64_t const context = options.compared.context;
-  if (options.exact) options.model = llama_adapter::exact_copy(options.model, options.cache_dir);
-  llama_adapter::Model const model(options.model);
+  llama_adapter::Model const model(options.run.to_run(llama_adapter::exact_copy));
   // Before anything that takes long.
   options.compared.budgets = mean_budgets(options, model.shape());
   auto runs = benchmark_runs(options.compared, model.shape().config());
   auto tokens = model.tokenize(ha::read_text_file(options.text), false);
   if (options.max_tokens > 0) tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(options.max_tokens)));
   auto const length = std::ssize(tokens);
-  ha::require(length >= context, "tokens of the text", {"at least --context, ", context}, length, options.text);
+  ha::require(length >= context, "tokens of the text", {"at least --context, ", context}, length,
+              options.text.string());
   llama_adapter::BenchmarkText const text{
       .place = {.context = context,
                 .passages = options.starts.empty() ? even_starts(length, options.passages, context, "passages")
@@ -132,21 +189,16 @@ void run(Options options) {
                 .copies = options.copy_starts.empty() ? even_starts(length, options.copies, context / 2, "copies")
                                                       : options.copy_starts},
       .decode_tokens = options.decode_tokens,
-      .element_bytes = options.exact ? 4 : 2};
+      .element_bytes = options.run.exact ? 4 : 2};
   support::prepare_results(options.output_dir, {"benchmark.json", "benchmark.csv"},
                            {options.masked ? "losses" : "evicted", "pictures"});
-  try {
-    run_all(model, options, tokens, text, runs);
-  } catch (support::Interrupted const&) {
-    std::fprintf(stderr, "interrupted; what was run is kept: the same command goes on from there\n");
-    std::exit(130);
-  }
-  llama_adapter::BenchmarkAbout const about{.model = given.filename().string(),
+  run_all(model, options, tokens, text, runs);
+  llama_adapter::BenchmarkAbout const about{.model = options.run.model.filename().string(),
                                             .text = options.text.filename().string(),
                                             .masked = options.masked,
-                                            .exact = options.exact,
+                                            .exact = options.run.exact,
                                             .element_bytes = text.element_bytes,
-                                            .threads = options.threads};
+                                            .threads = options.run.threads};
   // First, since drawing may fail.
   std::printf("%s, passages of %lld tokens, %s\n%s%s", about.title().c_str(), static_cast<long long>(context),
               options.masked ? "masked" : "evicted", benchmark_table(runs).c_str(),
@@ -155,98 +207,10 @@ void run(Options options) {
   write_benchmark(options.output_dir, about, text, runs);
   std::printf("wrote benchmark.json, benchmark.csv and pictures/ to %s\n", options.output_dir.c_str());
 }
-#else
-void run(Options const&) {
-  throw ha::ArgumentError(
-      {"benchmark", "a program built with llama.cpp (configure with -DHEADAWARE_LLAMA=ON)", "one built without", ""});
-}
-#endif
-
-void add_methods(CLI::App& app, Options& options) {
-  auto& compared = options.compared;
-  auto const& known = llama_adapter::benchmark_methods;
-  app.add_option("--method", compared.methods, "any of " + CLI::detail::join(known, ","))
-      ->delimiter(',')
-      ->capture_default_str()
-      ->check(CLI::IsMember(std::vector<std::string>(known.begin(), known.end())));
-  app.add_option("--plan", compared.plans, "plan.json of planned, or several")
-      ->delimiter(',')
-      ->check(CLI::ExistingFile);
-  app.add_option("--classifications_path", compared.classifications,
-                 "head_classifications.json of head_aware; streaming_llm is run beside it at its size")
-      ->check(CLI::ExistingFile);
-  app.add_option("--duo_gates", compared.duo_gates,
-                 "trained gates of duo: DuoAttention's folder, or its full_attention_heads.tsv. At each budget, heads "
-                 "of the largest gates keep all, of equal ones the first, as many as leave the mean at the budget")
-      ->check(CLI::ExistingPath);
-  app.add_option(
-         "--duo_share", compared.duo_share,
-         "instead of budgets: share of KV heads that keep all, as the gates are published (0.5, or 0.25 without "
-         "grouped queries); the others keep the sinks and the window beside the gates")
-      ->check(CLI::Range(0.0, 1.0));
-  app.add_option("--duo_sink", compared.duo_sink, "sinks of duo's other heads; default: 4")
-      ->check(support::non_negative);
-  app.add_option("--duo_window", compared.duo_window,
-                 "their window; default: 252, less where they would take more than half of the budget")
-      ->check(support::positive);
-  app.add_option(
-         "--budget", options.budgets,
-         "of streaming_llm, window_only and duo, or several: 25% (of --context), 512 (tokens a KV head) or 64MiB "
-         "(of keys and values); default: the plans', else the classes', else 256")
-      ->delimiter(',');
-  app.add_option("--skip_layers", compared.skip_layers, "layers that keep everything, beyond the budgets")
-      ->check(CLI::Range(0, 1 << 20))
-      ->delimiter(',');
-  app.add_option("--context,--chunk_size", compared.context, "tokens of a passage")
-      ->capture_default_str()
-      ->check(CLI::Range(std::int64_t{256}, std::int64_t{1} << 20));
-}
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  Options options;
-#ifdef HEADAWARE_HAS_LLAMA
-  options.cache_dir = llama_adapter::default_cache_folder();
-#endif
-  CLI::App app{"How well a model predicts text when its KV cache is cut, method beside method"};
-  app.footer(what_is_measured);
-  app.add_option("--model,--model_id", options.model, "GGUF file")->required();
-  app.add_option("--text", options.text, "text file, best one that no plan was made of")
-      ->capture_default_str()
-      ->check(CLI::ExistingFile);
-  add_methods(app, options);
-  app.add_flag(
-      "--masked", options.masked,
-      "policies as masks, in one pass a passage: measures no cache; predicts the same, with --exact to 1e-4, while "
-      "quantised weights round every step differently");
-  app.add_option("--passages", options.passages, "how many, evenly spaced")
-      ->capture_default_str()
-      ->check(support::token_count);
-  app.add_option("--starts", options.starts, "tokens at which passages begin, instead")
-      ->delimiter(',')
-      ->check(support::non_negative);
-  app.add_option("--copies", options.copies, "passages of half the size, each given twice; 0: none")
-      ->capture_default_str()
-      ->check(CLI::Range(0, support::most_tokens));
-  app.add_option("--copy_starts", options.copy_starts, "tokens at which they begin, instead")
-      ->delimiter(',')
-      ->check(support::non_negative);
-  app.add_option("--decode_tokens", options.decode_tokens, "decoded behind the first passage; 0: none")
-      ->capture_default_str()
-      ->check(CLI::Range(0, support::most_tokens));
-  app.add_option("--max_tokens", options.max_tokens, "of the text; default: all")->check(support::positive);
-  app.add_option("--output_dir", options.output_dir,
-                 "where the results go; the same folder goes on where a run stopped")
-      ->capture_default_str();
-  app.add_flag("--exact", options.exact, "a copy of the model with weights in single precision, the cache likewise");
-  app.add_option("--cache_dir", options.cache_dir, "folder of such copies")->capture_default_str();
-  app.add_option("--threads", options.threads, "cores for the model, and, where caches evict, for the library")
-      ->capture_default_str()
-      ->check(support::thread_range());
-  CLI11_PARSE(app, argc, argv);
-  return support::run_command("benchmark", [&] {
-    run(options);
-    return 0;
-  });
+  return support::run_command<Options>(
+      argc, argv, "Measures how well a model predicts text when its KV cache is cut, method beside method", run);
 }

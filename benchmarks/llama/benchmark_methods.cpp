@@ -232,7 +232,7 @@ std::string rules_advice(std::vector<BenchmarkRun> const& runs) {
       if (!same || !std::isfinite(run.perplexity_second_half)) continue;
       std::snprintf(
           line, sizeof(line),
-          "perplexity of the second halves %.2f with %.0f tokens a KV head, %.2f with uniform windows of that "
+          "perplexity of the second halves %.2f with %.0f tokens per KV head, %.2f with uniform windows of that "
           "size. ",
           run.perplexity_second_half, run.mean_kept_tokens, other.perplexity_second_half);
       text += line;
@@ -262,7 +262,7 @@ std::string size_advice(std::vector<BenchmarkRun> const& runs) {
     char line[160];
     std::snprintf(
         line, sizeof(line),
-        "planned: %.1f tokens a KV head, and no uniform windows of that size beside it: compare with --budget "
+        "planned: %.1f tokens per KV head, and no uniform windows of that size beside it: compare with --budget "
         "%lld, or leave --budget out\n",
         run.mean_kept_tokens, static_cast<long long>(run.budget_tokens));
     text += line;

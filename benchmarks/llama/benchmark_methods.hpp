@@ -26,7 +26,7 @@ namespace llama_adapter {
 /// @brief DuoAttention at the size of a budget: heads keep all of the context, those of the largest gates first, the
 /// others sinks and a window; as many as the budget holds. What then is left, less than one such head, widens the
 /// others' windows, so that the mean is the budget.
-/// @param budget  mean tokens a KV head
+/// @param budget  mean tokens per KV head
 /// @param sink    of the others; 4 unless given
 /// @param window  of the others; unless given 252, or less where sinks and window would be more than half of the budget
 /// @throws ArgumentError if there is not one finite gate a KV head, or sinks and window are more than the budget
@@ -43,10 +43,10 @@ namespace llama_adapter {
                                                      double share, std::optional<std::int32_t> sink = {},
                                                      std::optional<std::int32_t> window = {});
 
-/// What rules cost beside uniform windows of their size, in words; empty where no run is by rules.
+/// Says what rules cost beside uniform windows of their size; empty where no run is by rules.
 [[nodiscard]] std::string rules_advice(std::vector<BenchmarkRun> const& runs);
 
-/// Which plans have only uniform windows of other sizes beside them, in words; empty where there are none.
+/// Names the plans that have only uniform windows of other sizes beside them; empty where there are none.
 [[nodiscard]] std::string size_advice(std::vector<BenchmarkRun> const& runs);
 
 }  // namespace llama_adapter

@@ -4,6 +4,7 @@
 #include "tools/llama/loss_store.hpp"
 #include "tools/support/content_hash.hpp"
 #include "tools/support/folder.hpp"
+#include "tools/support/json_text.hpp"
 #include "tools/support/progress.hpp"
 
 #include <headaware/cache/compact.hpp>
@@ -11,7 +12,6 @@
 #include <headaware/cache/rolling.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
-#include <headaware/io/detail/json_text.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/layout/strided.hpp>
 #include <headaware/plan/compare.hpp>
@@ -128,7 +128,7 @@ void save_text(std::filesystem::path const& path, EvictedText const& text) {
       {"read_seconds", text.read_seconds},     {"first_token_seconds", text.first_token_seconds},
       {"decode_seconds", text.decode_seconds}, {"mean_kept", text.mean_kept},
       {"kv_bytes_peak", text.kv_bytes_peak},   {"losses", text.losses}};
-  ha::write_file(path, ha::detail::json_text(json) + "\n");
+  ha::write_file(path, support::json_text(json) + "\n");
 }
 
 }  // namespace

@@ -20,14 +20,14 @@ namespace llama_adapter {
 struct EvictedOptions {
   std::int32_t chunk = 256;       ///< tokens read at a time, in [1, 256]
   std::int32_t threads = 1;       ///< of the engine, and of the library's attention and `compress`
-  bool single_precision = false;  ///< keys and values in 4 bytes an element; else in 2, as engines hold them
+  bool single_precision = false;  ///< keys and values in 4 bytes per element; else in 2, as engines hold them
 };
 
 /// One text to read.
 struct EvictedJob {
   std::span<std::int32_t const> tokens;  ///< borrowed; at least two
   headaware::PolicyTable table;
-  std::int64_t decode_tokens = 0;  ///< to decode greedily behind it, one at a time
+  std::int64_t decode_tokens = 0;  ///< to decode greedily after it, one at a time
 };
 
 /// Reads texts through evicted caches, or finds that it has.
@@ -42,15 +42,15 @@ class EvictedStore {
   /// Bytes of an element of keys and values.
   [[nodiscard]] std::int64_t element_bytes() const { return options_.single_precision ? 4 : 2; }
 
-  /// @brief What each job gives, showing progress on stderr.
+  /// @brief Runs the jobs, showing progress on stderr.
   /// @throws support::Interrupted on Ctrl-C; texts that were whole are kept. ArgumentError if a table's shape is not
   /// the
   ///         model's, FormatError on a file of an earlier run that cannot be read
   [[nodiscard]] std::vector<EvictedText> run(std::string const& what, std::span<EvictedJob const> jobs);
 
-  /// @brief How long `compress` takes to bring a full cache of `context` tokens of the model's shape, all layers in one
-  /// call, into a rolling cache of a table: what an engine pays that prefills with its own attention. On the CPU; the
-  /// best of five. @return seconds
+  /// @brief Measures how long `compress` takes to bring a full cache of `context` tokens of the model's shape, all
+  /// layers in one call, into a rolling cache of a table: what an engine pays that prefills with its own attention. On
+  /// the CPU; the best of five. @return seconds
   [[nodiscard]] double compaction_seconds(headaware::PolicyTable const& table, std::int64_t context) const;
 
  private:

@@ -1,6 +1,6 @@
 #pragma once
 
-// Which methods a benchmark compares, and at which sizes. Needs no engine.
+// Methods that a benchmark compares, and their sizes. Needs no engine.
 
 #include <array>
 #include <cstdint>
@@ -22,7 +22,7 @@ struct MethodOptions {
   std::optional<std::int32_t> duo_sink{};                     ///< of its streaming heads
   std::optional<std::int32_t> duo_window{};
   std::optional<double> duo_share{};  ///< of KV heads that keep everything, in place of budgets
-  /// Mean tokens a KV head of streaming_llm, window_only and duo. Without any: the plans' where there are plans, else
+  /// Mean tokens per KV head of streaming_llm, window_only and duo. Without any: the plans' where there are plans, else
   /// those of the classes, else 256.
   std::vector<std::int64_t> budgets{};
   std::vector<std::int32_t> skip_layers{};  ///< keep everything, beyond the budgets

@@ -1,6 +1,6 @@
 #pragma once
 
-// How far a mean over passages can be trusted: passages of a text differ more than methods do.
+// Standard errors of means over passages: passages of a text differ more than methods do.
 
 #include <headaware/error.hpp>
 

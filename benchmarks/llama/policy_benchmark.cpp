@@ -6,10 +6,10 @@
 #include "tools/report/size_curves.hpp"
 #include "tools/report/style.hpp"
 #include "tools/support/folder.hpp"
+#include "tools/support/json_text.hpp"
 
 #include <headaware/cache/compaction.hpp>
 #include <headaware/error.hpp>
-#include <headaware/io/detail/json_text.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/policy_plan.hpp>
@@ -28,7 +28,7 @@ namespace ha = headaware;
 
 namespace {
 
-/// What a run predicts. @param losses  of each piece of the text
+/// Fills in what a run predicts. @param losses  of each piece of the text
 void score(EvaluationText const& text, std::span<std::vector<double> const> losses, BenchmarkRun& run) {
   auto const of = text.split(losses);
   run.tokens = std::ssize(of.passages);
@@ -41,7 +41,7 @@ void score(EvaluationText const& text, std::span<std::vector<double> const> loss
   run.copy_nll_error = standard_error_of(run.copy_nlls);
 }
 
-/// What a run's cache holds behind `context` tokens.
+/// Sizes of a run's cache after `context` tokens.
 void account(ModelShape const& shape, std::span<std::int32_t const> windows, std::int64_t context,
              std::int64_t element_bytes, BenchmarkRun& run) {
   ha::PolicyTable const table = within_windows(run.table, windows);
@@ -50,7 +50,7 @@ void account(ModelShape const& shape, std::span<std::int32_t const> windows, std
   run.kv_bytes_end = kept * ha::TokenBytes::of(shape.head_dim, static_cast<std::size_t>(element_bytes)).total();
 }
 
-/// What a run takes. @param texts  of each piece
+/// Fills in the times of a run. @param texts  of each piece
 void time(std::span<EvictedText const> texts, std::span<std::vector<std::int32_t> const> pieces,
           std::int64_t decode_tokens, BenchmarkRun& run) {
   double seconds = 0;
@@ -106,7 +106,7 @@ std::string csv_of(nlohmann::ordered_json const& runs) {
       if (value.is_string()) {
         line += value.get<std::string>();
       } else if (!value.is_null()) {
-        line += ha::detail::json_text(value);
+        line += support::json_text(value);
       }
     }
     text += line + "\n";
@@ -130,7 +130,7 @@ std::string counted(std::size_t count, std::string const& noun) {
 
 constexpr char const* picture_names[] = {"perplexity", "copying"};
 
-/// A line a method.
+/// One line per method.
 report::SizePicture picture_of(std::vector<BenchmarkRun> const& runs, double BenchmarkRun::*figure) {
   constexpr std::pair<char const*, char const*> colors[] = {{"streaming_llm", "#0072B2"},
                                                             {"window_only", "#E69F00"},
@@ -170,7 +170,7 @@ void write_pictures(std::filesystem::path const& folder, BenchmarkAbout const& a
   copying.title = "Copying over the memory of the KV cache";
   copying.subtitle = about.title() + ", " + counted(text.place.copies.size(), "passage") + " of " +
                      std::to_string(text.place.context / 2) + " tokens, given twice";
-  copying.figure = "NLL of the second copy (nats a token)";
+  copying.figure = "NLL of the second copy (nats per token)";
   copying.reading = "The lower, the better a model finds again what it has read.";
   copying.from_zero = true;
   add_size_picture(copying, gallery);
@@ -289,7 +289,7 @@ void write_benchmark(std::filesystem::path const& folder, BenchmarkAbout const& 
     list[i]["passage_nll"] = runs[i].passage_nll;
     list[i]["copy_nlls"] = runs[i].copy_nlls;
   }
-  ha::write_file(folder / "benchmark.json", ha::detail::json_text(document, 2) + "\n");
+  support::write_json(folder / "benchmark.json", document);
   write_pictures(folder / "pictures", about, text, runs);
 }
 

@@ -1,6 +1,6 @@
 #pragma once
 
-// How well a model predicts text under tables of policies, what its cache holds and how fast it is, side by side.
+// Compares tables of policies: how well a model predicts text under them, what its cache holds and how fast it is.
 
 #include "llama/evicted_run.hpp"
 #include "llama/passage_spread.hpp"
@@ -19,10 +19,10 @@
 
 namespace llama_adapter {
 
-/// What is run.
+/// The text that runs read.
 struct BenchmarkText {
   EvaluationPlace place{};
-  std::int64_t decode_tokens = 64;  ///< behind the first passage, where caches really evict
+  std::int64_t decode_tokens = 64;  ///< after the first passage, where caches really evict
   std::int64_t element_bytes = 2;   ///< of keys and values, in figures of bytes where policies are masks
 };
 
@@ -35,29 +35,29 @@ struct BenchmarkRun {
   std::int64_t budget_tokens = 0;  ///< a KV head; 0: none asked for
   headaware::PolicyTable table;
 
-  double mean_kept_tokens = 0;                    ///< a KV head, behind `context` tokens
+  double mean_kept_tokens = 0;                    ///< per KV head, after `context` tokens
   std::int64_t tokens = 0;                        ///< predicted, of all passages
   double perplexity = unknown;                    ///< of all passages
-  double perplexity_second_half = unknown;        ///< of tokens behind the first half of their passage
-  double copy_nll = unknown;                      ///< nats a token, mean over the tokens of second copies
-  std::vector<double> passage_nll{};              ///< mean over the second half of each passage, nats a token
+  double perplexity_second_half = unknown;        ///< of tokens after the first half of their passage
+  double copy_nll = unknown;                      ///< nats per token, mean over the tokens of second copies
+  std::vector<double> passage_nll{};              ///< mean over the second half of each passage, nats per token
   std::vector<double> copy_nlls{};                ///< mean over each second copy
   double perplexity_second_half_error = unknown;  ///< standard error over passages
   double copy_nll_error = unknown;                ///< likewise over copies
   GapClosed closed{};                             ///< of the gap in NLL that uniform windows of this size leave
-  std::int64_t kv_bytes_end = 0;                  ///< of the keys and values kept behind `context` tokens
+  std::int64_t kv_bytes_end = 0;                  ///< of the keys and values kept after `context` tokens
 
   // Measured where caches really evict.
   std::optional<std::int64_t> kv_bytes_peak{};  ///< most that the cache allocated: its blocks, with room for `context`
                                                 ///< and the tokens decoded in heads that keep everything
   double prefill_tokens_per_s =
       unknown;                           ///< of all passages and copies, read in chunks, logits of every token included
-  double decode_tokens_per_s = unknown;  ///< of the tokens decoded one at a time behind the first passage
-  double time_to_first_token_s = unknown;  ///< reading the first passage and choosing the token behind it
+  double decode_tokens_per_s = unknown;  ///< of the tokens decoded one at a time after the first passage
+  double time_to_first_token_s = unknown;  ///< reading the first passage and choosing the token after it
   double compaction_s = unknown;           ///< `EvictedStore::compaction_seconds`
 };
 
-/// @brief Fills in what the runs give. Policies are masks: equal to eviction at every step, in one pass a passage.
+/// @brief Fills in what the runs give. Policies are masks: equal to eviction at every step, in one pass per passage.
 /// @param tokens  of the text, without BOS
 /// @throws ArgumentError if a passage reaches beyond the text, support::Interrupted
 void run_benchmark(LossStore& losses, std::span<std::int32_t const> tokens, BenchmarkText const& text,
@@ -73,7 +73,7 @@ void measure_gaps(std::vector<BenchmarkRun>& runs);
 /// @brief Finds StreamingLLM's windows of the size of `run` (to 1 % and a token); nullptr if there are none.
 [[nodiscard]] BenchmarkRun const* uniform_beside(std::vector<BenchmarkRun> const& runs, BenchmarkRun const& run);
 
-/// How the runs were made.
+/// Origin and options of the runs.
 struct BenchmarkAbout {
   std::string model;
   std::string text;
@@ -90,7 +90,7 @@ struct BenchmarkAbout {
 [[nodiscard]] std::string benchmark_table(std::vector<BenchmarkRun> const& runs);
 
 /// @brief Writes benchmark.json, benchmark.csv and the folder pictures: perplexity and copying over the tokens kept, a
-/// line a method. @throws FileError
+/// line per method. @throws FileError
 void write_benchmark(std::filesystem::path const& folder, BenchmarkAbout const& about, BenchmarkText const& text,
                      std::vector<BenchmarkRun> const& runs);
 

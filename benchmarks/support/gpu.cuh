@@ -1,6 +1,6 @@
 #pragma once
 
-// What the device benchmarks share: a model's cache on the device, an event timer, an L2 flush.
+// Shared by the device benchmarks: a model's cache on the device, an event timer, an L2 flush.
 
 #include <headaware/compressor.cuh>
 

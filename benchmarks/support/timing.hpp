@@ -1,6 +1,6 @@
 #pragma once
 
-// What the CPU benchmarks share: a clock, and how many cores they use.
+// Shared by the CPU benchmarks: a clock, and how many cores they use.
 
 #include <chrono>
 #include <cstdint>

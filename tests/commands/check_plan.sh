@@ -24,6 +24,8 @@ expect 0 "planned 1536 (128.0 a head, 25.0% of its cache), left 0" --budget 25%
 for file in plan.json plan_classifications.json; do
   [[ -s $folder/text/$file ]] || { echo "commands: no $file" >&2; exit 1; }
 done
+grep -q '^at 128.0 tokens per KV head (25.0% of the context) the plan is predicted to lose 0[.][0-9]* of what uniform' \
+  "$folder/log" || { cat "$folder/log" >&2; echo "commands: no word on what the plan loses" >&2; exit 1; }
 # At every size of the table the plan is predicted to lose less than uniform windows.
 awk '/plan\/uniform/ { table = 1; next } table && NF == 5 { if ($5 >= 1) exit 1; lines++ } END { exit lines < 5 }' \
   "$folder/log" || { cat "$folder/log" >&2; echo "commands: a plan is no better than uniform windows" >&2; exit 1; }
@@ -69,7 +71,7 @@ expect 1 "25% (of the context)" --budget 3miles
 expect 1 "in (0, 1]" --budget 120%
 expect 1 "--head_dim" --budget 1MiB
 expect 1 "at least" --budget 20 --floor 100
-expect 1 "at most the whole cache, 6144 tokens (512 a KV head), got 6156" --budget 513
+expect 1 "at most the whole cache, 6144 tokens (512 per KV head), got 6156" --budget 513
 expect 0 "not known" --budget 25% --context 4096 --output_dir "$folder/longer"
 expect 105 "expected a number >= 0, got -3" --budget 25% --floor -3
 expect 105 "expected a number > 0, got 0" --budget 25% --page_size 0

@@ -134,7 +134,7 @@ TEST_CASE("an ablation study compares at equal size, and runs nothing twice") {
   options.context = 256;
   options.max_tokens = 384;
   options.pieces = 1;
-  options.sensitivity = AblationSensitivity::none;  // one pass a layer would take a minute
+  options.sensitivity = AblationSensitivity::none;  // one pass per layer would take a minute
   auto const study = run_ablation(options);
   REQUIRE(study.results.size() == 3 + 3 + 4);
   CHECK(study.budget_tokens == 64);

@@ -38,7 +38,7 @@ for file in benchmark.json benchmark.csv pictures/perplexity.gp pictures/perplex
   [[ -s $folder/run/$file ]] || fail "no $file"
 done
 [[ ! -e $folder/run/pictures/copying.gp ]] || fail "a picture of copying, of which nothing was measured"
-[[ $(wc -l <"$folder/run/benchmark.csv") == 3 ]] || fail "not a line a run"
+[[ $(wc -l <"$folder/run/benchmark.csv") == 3 ]] || fail "not a line per run"
 figures() { grep -v compaction_s "$1"; }
 cp "$folder/run/benchmark.json" "$folder/first.json"
 "$program" "${small[@]}" --output_dir "$folder/run" >"$folder/log" 2>&1
@@ -67,7 +67,7 @@ expect "--classifications_path too" --model "$model" --method head_aware
 expect "window_only" --model "$model" --method rules
 expect "at least --context, 2048" --model "$model" --max_tokens 1000
 expect "start of a passage" "${small[@]}" --starts 3900
-expect "more than 4 tokens a head" "${small[@]}" --budget 3
+expect "more than 4 tokens" "${small[@]}" --budget 3
 expect "at most the whole cache" "${small[@]}" --budget 257
 expect "in (0, 1]" "${small[@]}" --budget 101%
 expect "25% (of the context)" "${small[@]}" --budget much

@@ -71,7 +71,7 @@ expect "pieces to refine on, text: expected 1 to 1" "${small[@]}" --budget 25% -
 expect "budget" "${small[@]}" --budget 1
 expect "step" "${small[@]}" --budget 25% --refine 1 --refine_steps 99
 expect "--budget too" "${small[@]}"
-expect "at most the whole cache, 23040 tokens (256 a KV head), got 23130" "${small[@]}" --budget 257
+expect "at most the whole cache, 23040 tokens (256 per KV head), got 23130" "${small[@]}" --budget 257
 expect "expected a number > 0, got 0" "${small[@]}" --budget 25% --pieces 0,1,1,1
 expect "25% (of the context)" "${small[@]}" --budget much
 echo "planning: ok"

@@ -34,7 +34,7 @@ inline std::filesystem::path exact_model_path(std::string const& name) {
   return llama_adapter::exact_copy(path, path.parent_path() / "exact");
 }
 
-/// The first tokens of a real text, behind a BOS token where the model wants one. Without reference data, a few
+/// The first tokens of a real text, after a BOS token where the model wants one. Without reference data, a few
 /// sentences over and over.
 inline std::vector<std::int32_t> text_tokens(llama_adapter::Model const& model, std::size_t count) {
   std::string text;

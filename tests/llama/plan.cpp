@@ -127,7 +127,7 @@ TEST_CASE("a plan made of one text predicts another better than uniform windows 
   HEADAWARE_REQUIRE_SHARED_DATA();
   TemporaryFolder const folder;
   PlanningOptions options = planning_options(folder, 2);
-  options.calibration.sensitivity = SensitivityOf::none;  // one pass a layer would take a minute
+  options.calibration.sensitivity = SensitivityOf::none;  // one pass per layer would take a minute
   options.guard.context = 512;
   auto const budget = ha::Budget::share(0.25);
   Guarded const guarded = plan_model(options, budget);

@@ -2,8 +2,8 @@
 
 // analysis.json: what the files of a results folder were taken from, and whether they are whole.
 
-#include <headaware/io/detail/json_tree.hpp>
 #include <headaware/io/file.hpp>
+#include <headaware/io/json_tree.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -31,8 +31,8 @@ struct About {
 
 /// The text of an analysis.json. @throws FormatError if it is broken
 inline About parse_about(std::string_view text, std::string source_name) {
-  using headaware::detail::JsonObject;
-  headaware::detail::JsonTree const tree(text, std::move(source_name));
+  using headaware::JsonObject;
+  headaware::JsonTree const tree(text, std::move(source_name));
   JsonObject json = tree.root().object();
   constexpr std::int32_t most = std::numeric_limits<std::int32_t>::max();
   About about;
@@ -67,7 +67,7 @@ inline std::string layers_note(std::vector<std::int32_t> const& layers) {
   return "layers 0 to " + std::to_string(layers.size() - 1) + " here are the model's layers " + list;
 }
 
-/// What a page says of it: the rows of its table, and whether it is partial.
+/// The parts of a page about it: the rows of its table, and whether it is partial.
 inline std::vector<std::pair<std::string, std::string>> about_rows(About const& about) {
   std::vector<std::pair<std::string, std::string>> rows;
   if (auto const note = layers_note(about.layers); !note.empty()) rows.emplace_back("layers", note);

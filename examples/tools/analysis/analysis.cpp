@@ -4,12 +4,12 @@
 #include "tools/report/report.hpp"
 #include "tools/support/folder.hpp"
 #include "tools/support/interrupt.hpp"
+#include "tools/support/json_text.hpp"
 #include "tools/support/progress.hpp"
 
 #include <headaware/classify/classifier.hpp>
 #include <headaware/classify/summary.hpp>
 #include <headaware/error.hpp>
-#include <headaware/io/detail/json_text.hpp>
 #include <headaware/io/json.hpp>
 #include <headaware/stats/output_metric.hpp>
 
@@ -49,7 +49,7 @@ std::vector<ha::OutputMetric> output_metrics(AttentionSource const& source, bool
 
 ha::SavedObserver begin(AttentionSource const& source, AnalysisOptions const& options) {
   ha::SavedObserver fresh{ha::AttentionObserver(source.model(), options.parameters), 0,
-                          ha::detail::as_written(source.description())};
+                          support::as_written(source.description())};
   auto const path = options.output_dir / "attention_sums.json";
   if (!options.resume) return fresh;
   if (!std::filesystem::exists(path)) {
@@ -87,7 +87,7 @@ ha::AttentionObserver observe_text(AttentionSource& source, std::size_t text, ha
   return observer;
 }
 
-/// Whether a folder's plan.json is the one that its plan_guard.json chose: analyze_attention measured it, and the
+/// True if a folder's plan.json is the one that its plan_guard.json chose: analyze_attention measured it, and the
 /// analysis here is not what it is of. What cannot be read stays.
 bool holds_measured_plan(std::filesystem::path const& folder) {
   auto const guard_path = folder / "plan_guard.json";
@@ -221,7 +221,7 @@ void write_results(Analysis const& analysis, AttentionSource const& source, std:
                                        {"layers", about.layers},
                                        {"attention", scores},
                                        {"seconds", analysis.seconds}};
-  ha::write_file(output_dir / "analysis.json", ha::detail::json_text(json, 2) + "\n");
+  support::write_json(output_dir / "analysis.json", json);
 
   std::printf("%s\n", format_summary(ha::summarize(input.classifications)).c_str());
   if (auto const note = layers_note(about.layers); !note.empty()) std::printf("%s\n", note.c_str());

@@ -16,11 +16,11 @@ namespace analysis {
 struct AnalysisOptions {
   std::filesystem::path output_dir;
   headaware::ObserverParameters parameters;
-  bool output_metric = true;  ///< errors behind W_O too, where the source knows it
+  bool output_metric = true;  ///< errors after W_O too, where the source knows it
   bool resume = false;        ///< go on from output_dir/attention_sums.json
 };
 
-/// What has been observed.
+/// The observation so far.
 struct Analysis {
   headaware::AttentionObserver observer;
   std::int64_t texts_done = 0;

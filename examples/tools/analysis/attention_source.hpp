@@ -1,6 +1,6 @@
 #pragma once
 
-// Where the attention of a model comes from, text by text: captured arrays, or the model itself.
+// Sources of a model's attention, text by text: captured arrays, or the model itself.
 
 #include <headaware/attention/layer_attention.hpp>
 #include <headaware/attention/score.hpp>
@@ -38,10 +38,10 @@ class AttentionSource {
   virtual ~AttentionSource() = default;
 
   [[nodiscard]] virtual std::string name() const = 0;
-  /// What is observed, in words that tell one observation from another: model, text, sizes.
+  /// Description that tells one observation from another: model, text, sizes.
   [[nodiscard]] virtual std::string description() const = 0;
   [[nodiscard]] virtual headaware::ModelConfig model() const = 0;
-  /// Which of the model's layers the source's layers are; empty: all.
+  /// Indices of the source's layers in the model; empty: all.
   [[nodiscard]] virtual std::vector<std::int32_t> layers() const { return {}; }
   /// Tokens of each text.
   [[nodiscard]] virtual std::vector<std::int64_t> texts() const = 0;

@@ -42,7 +42,7 @@ class CapturedSource : public AttentionSource {
     }
     support::ContentHash print;
     for (capture::Sequence const& sequence : arrays_.sequences) {
-      for (headaware::NpyArray const* array : {&*sequence.queries, &sequence.keys, &sequence.values}) {
+      for (support::NpyArray const* array : {&*sequence.queries, &sequence.keys, &sequence.values}) {
         auto const data = array->as<std::uint16_t>();
         print.add({reinterpret_cast<char const*>(data.data()), data.size_bytes()});
       }
@@ -99,7 +99,7 @@ class CapturedSource : public AttentionSource {
   }
 
  private:
-  /// What of a sequence is one text.
+  /// Part of a sequence that is one text.
   struct Piece {
     std::size_t sequence;
     std::int64_t first;

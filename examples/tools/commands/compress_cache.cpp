@@ -4,12 +4,12 @@
 #include "tools/support/capture.hpp"
 #include "tools/support/command.hpp"
 #include "tools/support/memory.hpp"
+#include "tools/support/options.hpp"
 #include "tools/support/plan_file.hpp"
-#include "tools/support/validators.hpp"
 
 #include <headaware/compressor.hpp>
-#include <headaware/detail/head_grid.hpp>
 #include <headaware/error.hpp>
+#include <headaware/head_grid.hpp>
 #include <headaware/io/head_classifications.hpp>
 #include <headaware/io/plan.hpp>
 
@@ -39,6 +39,29 @@ struct Options {
   std::int32_t head_dim = 0;
   std::int32_t tokens = 4096;
   std::vector<std::int32_t> skip_layers;
+
+  void add_to(CLI::App& app) {
+    app.add_option("--results_dir", results_dir, "folder of analyze_attention, with classifications")
+        ->capture_default_str();
+    auto* const classes =
+        app.add_option("--classifications", classifications,
+                       "classifications; default: those of the results, refined ones if there are any")
+            ->check(CLI::ExistingFile);
+    app.add_option("--plan", plan, "a plan.json instead")->check(CLI::ExistingFile)->excludes(classes);
+    app.add_option("--capture", capture,
+                   "folder of captured keys and values to compress; default: a cache of the model's shape whose every "
+                   "element tells its place");
+    app.add_option("--mixed", mixed, "what heads of type mixed keep: all (conservative) or 4 + 64 tokens (aggressive)")
+        ->check(CLI::IsMember({"conservative", "aggressive"}));
+    app.add_option("--kv_heads", num_kv_heads,
+                   "KV heads per layer, where neither arrays nor results tell; default: the query heads")
+        ->check(support::non_negative);
+    app.add_option("--head_dim", head_dim, "channels per head, where neither arrays nor results tell; default: 64")
+        ->check(support::positive);
+    app.add_option("--tokens", tokens, "tokens of the cache, where no arrays were captured; also the summary's length")
+        ->check(support::token_count);
+    support::add_skip_layers(app, skip_layers, "layers left uncompressed");
+  }
 };
 
 /// A batch in one tensor a layer, [sequences, num_kv_heads, longest, head_dim].
@@ -122,7 +145,7 @@ std::int64_t verify(Plan const& plan, Batch const& batch, std::vector<std::uint1
   std::int64_t rows = 0;
   for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
     ha::Segment segment = plan.segment(s);
-    ha::detail::place_in_group(plan.table(), segment);
+    ha::place_in_group(plan.table(), segment);
     plan.table().visit(segment.layer, segment.kv_head, [&](auto const& policy) {
       std::int64_t slot = 0;
       for (std::int64_t token = 0; token < segment.length; ++token) {
@@ -276,7 +299,7 @@ ha::ModelConfig model_of(ha::ModelConfig model, capture::Arrays const& capture, 
   return model;
 }
 
-/// What the file tells of the model.
+/// Reads the model's shape from the file.
 ha::ModelConfig shape_of(std::filesystem::path const& path, Options const& options) {
   if (!options.plan.empty()) {
     ha::PolicyPlan const plan = ha::load_plan(path);
@@ -284,7 +307,7 @@ ha::ModelConfig shape_of(std::filesystem::path const& path, Options const& optio
   }
   if (options.classifications.empty()) analysis::warn_if_partial(options.results_dir);
   std::vector<ha::HeadClassification> const classes = ha::load_classifications(path);
-  auto const shape = ha::detail::grid_shape(std::span<ha::HeadClassification const>(classes));
+  auto const shape = ha::grid_shape(std::span<ha::HeadClassification const>(classes));
   return {shape.layers, shape.heads, shape.heads, 64};
 }
 
@@ -344,32 +367,7 @@ int run(Options const& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  Options options;
-  CLI::App app{"Compresses a KV cache head by head into every form, and checks every kept row against its source"};
-  app.add_option("--results_dir", options.results_dir, "folder of analyze_attention, with classifications")
-      ->capture_default_str();
-  auto* const classifications =
-      app.add_option("--classifications", options.classifications,
-                     "classifications; default: those of the results, refined ones if there are any")
-          ->check(CLI::ExistingFile);
-  app.add_option("--plan", options.plan, "a plan.json instead")->check(CLI::ExistingFile)->excludes(classifications);
-  app.add_option("--capture", options.capture,
-                 "folder of captured keys and values to compress; default: a cache of the model's shape whose every "
-                 "element tells its place");
-  app.add_option("--mixed", options.mixed,
-                 "what heads of type mixed keep: all (conservative) or 4 + 64 tokens (aggressive)")
-      ->check(CLI::IsMember({"conservative", "aggressive"}));
-  app.add_option("--kv_heads", options.num_kv_heads,
-                 "KV heads a layer, where neither arrays nor results tell; default: the query heads")
-      ->check(support::non_negative);
-  app.add_option("--head_dim", options.head_dim, "channels a head, where neither arrays nor results tell; default: 64")
-      ->check(support::positive);
-  app.add_option("--tokens", options.tokens,
-                 "tokens of the cache, where no arrays were captured; also the summary's length")
-      ->check(support::token_count);
-  app.add_option("--skip_layers", options.skip_layers, "layers left uncompressed")
-      ->check(CLI::Range(0, 1 << 20))
-      ->delimiter(',');
-  CLI11_PARSE(app, argc, argv);
-  return support::run_command("compress_cache", [&] { return run(options); });
+  return support::run_command<Options>(
+      argc, argv, "Compresses a KV cache head by head into every form, and checks every kept row against its source",
+      run);
 }

@@ -4,12 +4,12 @@
 #include "tools/support/budget.hpp"
 #include "tools/support/command.hpp"
 #include "tools/support/folder.hpp"
+#include "tools/support/options.hpp"
 #include "tools/support/plan_options.hpp"
-#include "tools/support/validators.hpp"
 
 #include <headaware/error.hpp>
+#include <headaware/io/plan.hpp>
 #include <headaware/io/retention_statistics.hpp>
-#include <headaware/io/save_plan.hpp>
 #include <headaware/io/sensitivities.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
@@ -40,6 +40,26 @@ struct Options {
   std::int64_t head_dim = 0;
   std::int64_t element_bytes = 2;
   ha::PlanOptions plan;
+
+  void add_to(CLI::App& app) {
+    app.add_option("--results_dir", results_dir, "folder with retention_statistics.json")->required();
+    support::add_budget(app, budget)->required();
+    app.add_option("--context", context,
+                   "tokens of the sequences that the plan is for; default: the step after the largest window of the "
+                   "statistics")
+        ->check(CLI::Range(1, 1 << 30));
+    support::add_output_dir(app, output_dir, "where the plan goes; default: RESULTS_DIR");
+    app.add_option("--sensitivities", sensitivities, "sensitivities.json of the text; default: 1 everywhere");
+    app.add_option("--probe_dir", probe_dir, "folder with the retention_statistics.json of a probe text, too");
+    app.add_option("--probe_sensitivities", probe_sensitivities, "sensitivities.json of the probe")
+        ->needs("--probe_dir");
+    support::add_probe_weight(app, probe_weight, "weight of the probe; the text has 1")->needs("--probe_dir");
+    support::add_plan_options(app, plan);
+    app.add_option("--head_dim", head_dim, "channels of a key; for budgets in bytes")->check(support::positive);
+    app.add_option("--element_bytes", element_bytes, "bytes per element; for budgets in bytes")
+        ->capture_default_str()
+        ->check(support::positive);
+  }
 };
 
 /// The file of a folder that analyze_attention wrote.
@@ -54,7 +74,7 @@ ha::RetentionStatistics load_statistics(std::filesystem::path const& folder) {
   return ha::load_retention_statistics(folder / "retention_statistics.json");
 }
 
-/// The context that the statistics speak of: beyond their largest window they only say that Full loses nothing.
+/// The context that the statistics are of: beyond their largest window they only say that Full loses nothing.
 std::int64_t default_context(ha::RetentionStatistics const& statistics) {
   auto const& windows = statistics.info.grid.windows;
   // Windows of analyze_attention grow by a half and a third in turn and stop below the pieces' length.
@@ -78,7 +98,7 @@ double uniform_error(ha::KvErrors const& errors, ha::Budget const& budget, Optio
 /// Predicted errors of plans and of uniform windows at a grid of budgets; sizes that are not possible are left out.
 void print_comparison(ha::KvErrors const& errors, Options const& options) {
   std::printf("\npredicted error against uniform windows (sink 4) of the same size\n");
-  std::printf("  tokens a head  of context           plan        uniform   plan/uniform\n");
+  std::printf("tokens per head  of context           plan        uniform   plan/uniform\n");
   for (double const share : {0.03125, 0.0625, 0.125, 0.25, 0.375, 0.5, 0.75}) {
     auto const budget = ha::Budget::share(share);
     try {
@@ -93,15 +113,21 @@ void print_comparison(ha::KvErrors const& errors, Options const& options) {
   }
 }
 
-/// A grid may be too coarse for a small budget: what uniform windows keep is not among what a head may have.
-void warn_if_uniform_is_better(ha::PolicyPlan const& plan, ha::KvErrors const& errors, ha::Budget const& budget,
-                               Options const& options) {
+/// The plan beside uniform windows of its size; a warning where they are predicted to be better: a grid may be too
+/// coarse for a small budget, and what they keep is not among what a head may have.
+void print_verdict(ha::PolicyPlan const& plan, ha::KvErrors const& errors, ha::Budget const& budget,
+                   Options const& options) {
   double uniform = 0;
   try {
     uniform = uniform_error(errors, budget, options);
   } catch (ha::ArgumentError const&) {
     return;  // none of this size
   }
+  std::printf(
+      "\nat %.1f tokens per KV head (%.1f%% of the context) the plan is predicted to lose %.3f of what uniform windows "
+      "of that size lose: %.4g against %.4g\n",
+      plan.mean_tokens(), 100 * plan.mean_tokens() / static_cast<double>(plan.context),
+      uniform > 0 ? plan.predicted_error / uniform : 1.0, plan.predicted_error, uniform);
   if (plan.predicted_error <= uniform) return;
   std::fprintf(
       stderr,
@@ -149,7 +175,6 @@ void run(Options options) {
   support::require_within_cache(budget, heads, options.context);
   ha::PolicyPlan const plan = ha::plan_policies(errors, budget, options.context, options.plan);
   std::printf("%s", ha::plan_summary(plan).c_str());
-  warn_if_uniform_is_better(plan, errors, budget, options);
   if (token.total() > 0) {
     std::printf(
         "\n%.2f MiB of keys and values for %lld tokens, %.2f MiB uncompressed\n",
@@ -157,45 +182,18 @@ void run(Options options) {
         static_cast<double>(plan.context * static_cast<std::int64_t>(plan.heads.size()) * token.total()) / 1048576);
   }
   print_comparison(errors, options);
+  print_verdict(plan, errors, budget, options);
 
   support::make_folder(options.output_dir);
   ha::save_plan(options.output_dir / "plan.json", plan);
   ha::save_plan_classifications(options.output_dir / "plan_classifications.json", plan);
-  std::printf("\nwrote plan.json and plan_classifications.json to %s\n", options.output_dir.string().c_str());
+  std::printf("wrote plan.json and plan_classifications.json to %s\n", options.output_dir.string().c_str());
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  Options options;
-  CLI::App app{"Plans which tokens each KV head keeps, from retention statistics (analyze_attention), under a budget"};
-  app.add_option("--results_dir", options.results_dir, "folder with retention_statistics.json")->required();
-  app.add_option("--budget", options.budget,
-                 "25% (of the context), 512 (tokens a KV head on average) or 64MiB (of keys and values, one sequence)")
-      ->required();
-  app.add_option(
-         "--context", options.context,
-         "tokens of the sequences that the plan is for; default: the step after the largest window of the statistics")
-      ->check(CLI::Range(1, 1 << 30));
-  app.add_option("--output_dir", options.output_dir, "where the plan goes; default: RESULTS_DIR");
-  app.add_option("--sensitivities", options.sensitivities, "sensitivities.json of the text; default: 1 everywhere");
-  app.add_option("--probe_dir", options.probe_dir, "folder with the retention_statistics.json of a probe text, too");
-  app.add_option("--probe_sensitivities", options.probe_sensitivities, "sensitivities.json of the probe")
-      ->needs("--probe_dir");
-  app.add_option("--probe_weight", options.probe_weight, "weight of the probe; the text has 1")
-      ->capture_default_str()
-      ->check(support::non_negative)
-      ->needs("--probe_dir");
-  support::PlanArguments plan;
-  plan.add_to(app);
-  app.add_option("--head_dim", options.head_dim, "channels of a key; for budgets in bytes")->check(support::positive);
-  app.add_option("--element_bytes", options.element_bytes, "bytes an element; for budgets in bytes")
-      ->capture_default_str()
-      ->check(support::positive);
-  CLI11_PARSE(app, argc, argv);
-  return support::run_command("plan_policies", [&] {
-    options.plan = plan.options();
-    run(options);
-    return 0;
-  });
+  return support::run_command<Options>(
+      argc, argv,
+      "Plans which tokens each KV head keeps, from retention statistics (analyze_attention), under a budget", run);
 }

@@ -4,6 +4,7 @@
 #include "tools/report/report.hpp"
 #include "tools/support/command.hpp"
 #include "tools/support/folder.hpp"
+#include "tools/support/options.hpp"
 
 #include <headaware/classify/classifier.hpp>
 #include <headaware/io/head_classifications.hpp>
@@ -25,6 +26,13 @@ struct Options {
   std::filesystem::path results_dir;
   std::filesystem::path output_dir;
   std::string title;
+
+  void add_to(CLI::App& app) {
+    app.add_option("--results_dir", results_dir, "folder with head_statistics.json and, if any, classifications")
+        ->required();
+    support::add_output_dir(app, output_dir, "where report.html and pictures/ go; default: the results folder");
+    app.add_option("--title", title, "the model's name; default: the folder's");
+  }
 };
 
 /// The best classes that the folder has; those of the rules where it has none.
@@ -66,15 +74,7 @@ void run(Options options) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  Options options;
-  CLI::App app{"Pictures and one self-contained page, report.html, from the JSON files of a results folder"};
-  app.add_option("--results_dir", options.results_dir, "folder with head_statistics.json and, if any, classifications")
-      ->required();
-  app.add_option("--output_dir", options.output_dir, "where report.html and pictures/ go; default: the results folder");
-  app.add_option("--title", options.title, "the model's name; default: the folder's");
-  CLI11_PARSE(app, argc, argv);
-  return support::run_command("plot_head_statistics", [&] {
-    run(options);
-    return 0;
-  });
+  return support::run_command<Options>(
+      argc, argv, "Draws pictures and one self-contained page, report.html, from the JSON files of a results folder",
+      run);
 }

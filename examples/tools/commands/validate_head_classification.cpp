@@ -4,6 +4,7 @@
 #include "tools/report/report.hpp"
 #include "tools/support/command.hpp"
 #include "tools/support/folder.hpp"
+#include "tools/support/options.hpp"
 
 #include <headaware/classify/classifier.hpp>
 #include <headaware/classify/summary.hpp>
@@ -17,6 +18,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <span>
@@ -32,6 +34,21 @@ namespace {
 
 constexpr int inconsistent = 2;
 
+struct Threshold {
+  char const* name;
+  double ha::ClassifierThresholds::*value;
+  char const* help;
+};
+
+constexpr std::array<Threshold, 6> known_thresholds{{
+    {"low_entropy", &ha::ClassifierThresholds::low_entropy, "nats; below it a head is focused"},
+    {"high_entropy", &ha::ClassifierThresholds::high_entropy, "nats; above it a head gathers"},
+    {"high_local", &ha::ClassifierThresholds::high_local, "share; above it a focused head is positional"},
+    {"high_sink", &ha::ClassifierThresholds::high_sink, "share; above it a head needs its sinks"},
+    {"dead_uniformity", &ha::ClassifierThresholds::dead_uniformity, "nats; below it a head is dead"},
+    {"coverage", &ha::ClassifierThresholds::coverage, "share that a positional head's window has to exceed"},
+}};
+
 struct Options {
   std::filesystem::path results_dir;
   std::filesystem::path output_dir;
@@ -41,33 +58,37 @@ struct Options {
   std::size_t samples = 3;
   std::vector<std::string> threshold_list;
   ha::ClassifierThresholds thresholds;
-};
 
-struct Threshold {
-  char const* name;
-  double ha::ClassifierThresholds::*value;
-  char const* help;
+  void add_to(CLI::App& app) {
+    app.add_option("--results_dir", results_dir, "folder with head_statistics.json and head_classifications.json")
+        ->required();
+    support::add_output_dir(
+        app, output_dir,
+        "where refined_classifications.json and validation_report.txt go; default: RESULTS_DIR/validation");
+    app.add_flag("--reclassify", reclassify, "classes from the statistics, not from head_classifications.json");
+    app.add_flag("--strict", strict, "exit code 2 if anything does not fit");
+    app.add_flag("--report", report, "pictures and report.html, too");
+    app.add_option("--samples", samples, "heads of each type that the report shows");
+    app.add_option("--thresholds", threshold_list, "thresholds as NAME=VALUE, separated by commas")->delimiter(',');
+    for (auto const& threshold : known_thresholds) {
+      app.add_option(std::string("--") + threshold.name, thresholds.*threshold.value, threshold.help)
+          ->capture_default_str();
+    }
+  }
 };
-
-constexpr std::array<Threshold, 6> thresholds{{
-    {"low_entropy", &ha::ClassifierThresholds::low_entropy, "nats; below it a head is focused"},
-    {"high_entropy", &ha::ClassifierThresholds::high_entropy, "nats; above it a head gathers"},
-    {"high_local", &ha::ClassifierThresholds::high_local, "share; above it a focused head is positional"},
-    {"high_sink", &ha::ClassifierThresholds::high_sink, "share; above it a head needs its sinks"},
-    {"dead_uniformity", &ha::ClassifierThresholds::dead_uniformity, "nats; below it a head is dead"},
-    {"coverage", &ha::ClassifierThresholds::coverage, "share that a positional head's window has to exceed"},
-}};
 
 /// NAME=VALUE into the thresholds. @throws ArgumentError
 void set_threshold(ha::ClassifierThresholds& t, std::string const& assignment) {
   auto const equals = assignment.find('=');
   std::string const name = assignment.substr(0, equals);
   std::string known;
-  for (auto const& threshold : thresholds) {
+  for (auto const& threshold : known_thresholds) {
     known += (known.empty() ? "" : ", ") + std::string(threshold.name);
     if (name != threshold.name) continue;
-    double value = 0;
-    if (equals == std::string::npos || !CLI::detail::lexical_cast(assignment.substr(equals + 1), value)) {
+    char const* const text = equals == std::string::npos ? "" : assignment.c_str() + equals + 1;
+    char* end = nullptr;
+    double const value = std::strtod(text, &end);
+    if (end == text || *end != '\0') {
       throw ha::ArgumentError({"threshold", name + "=NUMBER", assignment, "--thresholds"});
     }
     t.*threshold.value = value;
@@ -105,7 +126,7 @@ std::string sample_checks(ha::ModelStatistics const& model, std::span<ha::HeadCl
   return text;
 }
 
-/// How many heads went from which type to which.
+/// Counts the heads that went from one type to another.
 std::string changes(std::span<ha::HeadClassification const> before, std::span<ha::HeadClassification const> after) {
   std::map<std::pair<ha::HeadType, ha::HeadType>, int> moved;
   for (std::size_t i = 0; i < after.size(); ++i) {
@@ -133,7 +154,7 @@ int run(Options options) {
   auto const stored_path = options.results_dir / "head_classifications.json";
   std::vector<ha::HeadClassification> classes;
   if (!options.reclassify || std::filesystem::exists(stored_path)) classes = ha::load_classifications(stored_path);
-  std::printf("%s: %d layers, %d query heads a layer\n\n", options.results_dir.string().c_str(),
+  std::printf("%s: %d layers, %d query heads per layer\n\n", options.results_dir.string().c_str(),
               model.model_info.num_layers, model.model_info.num_heads);
   if (options.reclassify) {
     auto const stored = std::move(classes);
@@ -179,24 +200,9 @@ int run(Options options) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  Options options;
-  CLI::App app{
+  return support::run_command<Options>(
+      argc, argv,
       "Checks the classes of a model's heads against its statistics.\n"
-      "Exit code 1: inputs that cannot be read or do not belong together; 2: --strict, and something does not fit"};
-  app.add_option("--results_dir", options.results_dir, "folder with head_statistics.json and head_classifications.json")
-      ->required();
-  app.add_option("--output_dir", options.output_dir,
-                 "where refined_classifications.json and validation_report.txt go; default: RESULTS_DIR/validation");
-  app.add_flag("--reclassify", options.reclassify, "classes from the statistics, not from head_classifications.json");
-  app.add_flag("--strict", options.strict, "exit code 2 if anything does not fit");
-  app.add_flag("--report", options.report, "pictures and report.html, too");
-  app.add_option("--samples", options.samples, "heads of each type that the report shows");
-  app.add_option("--thresholds", options.threshold_list, "thresholds as NAME=VALUE, separated by commas")
-      ->delimiter(',');
-  for (auto const& threshold : thresholds) {
-    app.add_option(std::string("--") + threshold.name, options.thresholds.*threshold.value, threshold.help)
-        ->capture_default_str();
-  }
-  CLI11_PARSE(app, argc, argv);
-  return support::run_command("validate_head_classification", [&] { return run(options); });
+      "Exit code 1: inputs that cannot be read or do not belong together; 2: --strict, and something does not fit",
+      run);
 }

@@ -35,7 +35,7 @@ struct TappedAttention {
   float* output = nullptr;
 };
 
-/// Whether the model goes on with its own attention or with what the handler writes.
+/// Chooses the output that the model goes on with: its own attention's or the handler's.
 enum class TapMode : std::uint8_t { observe, replace };
 
 /// Gives each layer's attention to a handler, in the order of the layers.
@@ -59,7 +59,7 @@ class AttentionTap : public NodeObserver {
   void finish() override;
 
  private:
-  /// What of a layer's attention the graph's nodes show, in the order in which they come.
+  /// Parts of a layer's attention that the graph's nodes show, in the order in which they come.
   enum class Part : std::uint8_t { none, keys, values, queries, soft_max, weighted, output, fused };
   struct Found {
     Part part = Part::none;

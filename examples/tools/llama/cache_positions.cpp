@@ -1,7 +1,7 @@
 #include "tools/llama/cache_positions.hpp"
 
 #include <headaware/error.hpp>
-#include <headaware/plan/compare.hpp>
+#include <headaware/policy/policy_window.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -26,7 +26,7 @@ struct Seen {
 };
 
 Seen seen_by(std::int64_t query, ha::AnyPolicy<> const& policy, std::int32_t sliding_window) {
-  ha::detail::SinksOf const kept = ha::detail::sinks_of(policy, "attend_at_cache_positions");
+  ha::PolicyWindow const kept = ha::policy_window(policy, "attend_at_cache_positions");
   std::int64_t const length = query + 1;
   std::int64_t const oldest = sliding_window > 0 ? std::max<std::int64_t>(0, length - sliding_window) : 0;
   if (policy.is<ha::Prune>()) return {};
@@ -51,7 +51,7 @@ float product(float const* a, float const* b, std::int64_t count) {
 void turn_back(ha::KeyRotation const& rotation, std::int64_t distance, std::vector<float>& row) {
   if (distance == 0) return;
   for (std::int32_t i = 0; i < rotation.rotary_dim() / 2; ++i) {
-    auto const pair = ha::detail::rotary_pair(rotation, i);
+    auto const pair = ha::rotary_pair(rotation, i);
     rotation.turn_back(distance, i, row[static_cast<std::size_t>(pair.a)], row[static_cast<std::size_t>(pair.b)]);
   }
 }
@@ -121,7 +121,7 @@ void attend_at_cache_positions(TappedAttention const& attention, ha::PolicyTable
   std::vector<ha::AnyPolicy<>> policies;
   for (std::int32_t kv_head = 0; kv_head < attention.num_kv_heads; ++kv_head) {
     policies.push_back(table.at(attention.layer, kv_head));
-    (void)ha::detail::sinks_of(policies.back(), where);  // here, not in a thread, which must not throw
+    (void)ha::policy_window(policies.back(), where);  // here, not in a thread, which must not throw
   }
   std::int32_t const group = attention.num_query_heads / attention.num_kv_heads;
 #pragma omp parallel

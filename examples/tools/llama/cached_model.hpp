@@ -41,12 +41,12 @@ class CachedModel {
   CachedModel(CachedModel const&) = delete;
   CachedModel& operator=(CachedModel const&) = delete;
 
-  /// Reads tokens behind those read before, at most a chunk of them: each sees what the policies had kept until then.
+  /// Reads tokens after those read before, at most a chunk of them: each sees what the policies had kept until then.
   void read(std::span<std::int32_t const> tokens) {
     context_.evaluate(tokens, static_cast<std::int32_t>(cache_.length()));
     cache_.advance();
   }
-  /// Logits [vocabulary] behind a token of the last read. @return borrowed; valid until the next one
+  /// Logits [vocabulary] after a token of the last read. @return borrowed; valid until the next one
   [[nodiscard]] std::span<float const> logits(std::size_t index) const {
     return context_.logits(static_cast<std::int32_t>(index));
   }
@@ -70,7 +70,7 @@ class CachedModel {
 
 /// @brief −log p of every token but the first of a text that is read chunk by chunk.
 /// @param reader    `read(tokens)`, and `logits(index)` of each token of the last read
-/// @param advanced  (tokens read so far), behind each chunk
+/// @param advanced  (tokens read so far), after each chunk
 template <class Reader, class Advanced>
 [[nodiscard]] std::vector<double> losses_of(Reader& reader, std::span<std::int32_t const> tokens, std::size_t chunk,
                                             Advanced const& advanced) {

@@ -7,8 +7,8 @@
 
 #include <headaware/error.hpp>
 #include <headaware/io/attention_sums.hpp>
-#include <headaware/io/save_observation.hpp>
-#include <headaware/io/save_sensitivities.hpp>
+#include <headaware/io/retention_statistics.hpp>
+#include <headaware/io/sensitivities.hpp>
 #include <headaware/plan/policy_plan.hpp>
 #include <headaware/plan/refine.hpp>
 
@@ -32,7 +32,7 @@ std::string describe(Model const& model, CalibrationText::Pieces const& pieces) 
          " tokens, " + tokens.text();
 }
 
-/// Whether what a folder holds of an observation is part of this one.
+/// True if a folder holds a part of this very observation.
 bool resumable(std::filesystem::path const& folder, analysis::AttentionSource const& source,
                ha::ObserverParameters const& parameters) {
   auto const path = folder / "attention_sums.json";
@@ -68,11 +68,11 @@ double loss_increase(std::span<std::vector<double> const> cut, std::span<std::ve
     with_cut.insert(with_cut.end(), cut[piece].begin() + first, cut[piece].end());
     without.insert(without.end(), full[piece].begin() + first, full[piece].end());
   }
-  auto const increase = ha::detail::paired_gain(with_cut, without);
+  auto const increase = ha::paired_gain(with_cut, without);
   return std::max(increase.mean, increase.standard_error);
 }
 
-/// What each layer (head) costs, nats a token. @param jobs  of `sensitivity_jobs`, of so many pieces
+/// Cost of each layer (head), nats per token. @param jobs  of `sensitivity_jobs`, of so many pieces
 std::vector<double> costs(LossStore& losses, std::span<LossJob const> jobs, std::size_t used, std::int64_t first_query,
                           SensitivityBy by, std::string const& what) {
   if (by == SensitivityBy::loss) {
@@ -92,7 +92,7 @@ std::vector<double> costs(LossStore& losses, std::span<LossJob const> jobs, std:
   return result;
 }
 
-/// What another calibration measured for this kind of text; nothing if it is to be measured.
+/// Costs that another calibration measured for this kind of text; nothing if they are to be measured.
 std::optional<ha::SavedSensitivities> taken_sensitivities(ModelShape const& shape, CalibrationOptions const& options,
                                                           std::string const& name) {
   if (options.sensitivities_from.empty()) return std::nullopt;
@@ -127,7 +127,7 @@ ha::Sensitivities sensitivities(LossStore& losses, std::span<std::vector<std::in
   std::size_t const each = by_head ? static_cast<std::size_t>(shape.num_kv_heads) : 1;
   saved.values.assign(static_cast<std::size_t>(shape.layers) * each, mean_loss(measured));
   std::size_t next = 0;
-  for (std::int32_t const layer : ha::detail::planned_layers(shape.layers, options.skip_layers)) {
+  for (std::int32_t const layer : ha::planned_layers(shape.layers, options.skip_layers)) {
     for (std::size_t i = 0; i < each; ++i) saved.values[static_cast<std::size_t>(layer) * each + i] = measured[next++];
   }
   ha::save_sensitivities(folder / "sensitivities.json", saved);
@@ -146,7 +146,7 @@ std::vector<LossJob> sensitivity_jobs(ModelShape const& shape, std::span<std::ve
   bool const by_head = options.sensitivity == SensitivityOf::head;
   ha::PolicyTable const full(shape.layers, shape.num_kv_heads, ha::Full{});
   std::vector<ha::PolicyTable> tables{full};
-  for (std::int32_t const layer : ha::detail::planned_layers(shape.layers, options.skip_layers)) {
+  for (std::int32_t const layer : ha::planned_layers(shape.layers, options.skip_layers)) {
     ha::PolicyTable table = full;
     for (std::int32_t head = 0; head < shape.num_kv_heads; ++head) {
       table.set(layer, head, options.cut);

@@ -1,6 +1,6 @@
 #pragma once
 
-// What a plan is made of, measured on the model: statistics of natural text and of a probe, and how much a cut of each
+// Measurements that a plan is made of: statistics of natural text and of a probe, and how much a cut of each
 // layer costs either.
 
 #include "tools/llama/calibration_text.hpp"
@@ -20,11 +20,11 @@
 
 namespace llama_adapter {
 
-/// What is cut alone to see what it costs.
+/// Unit that is cut alone to measure its cost.
 enum class SensitivityOf : std::uint8_t { none, layer, head };
 inline constexpr std::array<std::string_view, 3> sensitivity_names{"none", "layer", "head"};
 
-/// How much a cut costs is told from predictions or from losses.
+/// Measure of a cut's cost: how far predictions move, or how much the loss increases.
 enum class SensitivityBy : std::uint8_t { divergence, loss };
 inline constexpr std::array<std::string_view, 2> sensitivity_by_names{"divergence", "loss"};
 
@@ -58,7 +58,7 @@ struct Calibration {
 };
 
 /// @brief The runs that tell the sensitivities to one kind of text: of each piece each layer (head) cut, for
-/// `LossStore::divergences`, or, behind one with everything kept, for `LossStore::losses`. None without
+/// `LossStore::divergences`, or, after one with everything kept, for `LossStore::losses`. None without
 /// sensitivities, and none of skipped layers.
 [[nodiscard]] std::vector<LossJob> sensitivity_jobs(ModelShape const& shape,
                                                     std::span<std::vector<std::int32_t> const> pieces,

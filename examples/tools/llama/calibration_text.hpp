@@ -16,13 +16,13 @@
 
 namespace llama_adapter {
 
-/// How many pieces of text, and of the probe.
+/// Counts of pieces of text, and of the probe.
 struct PieceCounts {
   std::int32_t text = 1;
   std::int32_t probe = 1;
 };
 
-/// How many pieces of each kind.
+/// Counts of pieces of each kind.
 struct CalibrationPieces {
   std::int32_t text = 4;             ///< whose statistics are taken
   std::int32_t probe = 2;            ///< likewise: a passage followed by itself
@@ -53,7 +53,7 @@ inline std::span<std::vector<std::int32_t> const> first_pieces(CalibrationText::
   return std::span(all).first(static_cast<std::size_t>(count));
 }
 
-/// `count` tokens from `first` on, given twice, behind what the model wants before any text.
+/// `count` tokens from `first` on, given twice, after what the model wants before any text.
 inline std::vector<std::int32_t> passage(Model const& model, std::span<std::int32_t const> tokens, std::int64_t first,
                                          std::int64_t count, bool twice) {
   auto const text = tokens.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));

@@ -8,9 +8,9 @@
 #include "tools/llama/unfinished_capture.hpp"
 #include "tools/support/command.hpp"
 #include "tools/support/folder.hpp"
-#include "tools/support/validators.hpp"
+#include "tools/support/json_text.hpp"
+#include "tools/support/options.hpp"
 
-#include <headaware/io/detail/json_text.hpp>
 #include <headaware/io/file.hpp>
 
 #include <CLI/CLI.hpp>
@@ -30,15 +30,26 @@ namespace ha = headaware;
 namespace {
 
 struct Options {
-  std::filesystem::path model;
+  support::ModelOptions run;
   std::filesystem::path text;
   std::filesystem::path output_dir;
-  std::filesystem::path cache_dir = llama_adapter::default_cache_folder();
   std::int32_t chunk_size = 512;
   std::int64_t max_tokens = 0;
-  std::int32_t threads = 1;
   std::vector<std::int32_t> layers;
-  bool exact = false;
+
+  void add_to(CLI::App& app) {
+    run.add_model(app)->required();
+    support::add_text(app, text, "text file")->required();
+    support::add_output_dir(app, output_dir, "new folder for the capture")->required();
+    app.add_option("--chunk_size", chunk_size, "tokens of a sequence")
+        ->capture_default_str()
+        ->check(CLI::Range(static_cast<std::int32_t>(llama_adapter::shortest_chunk), std::int32_t{1} << 20));
+    support::add_max_tokens(app, max_tokens, "tokens of the text");
+    app.add_option("--layers", layers, "layers to write, such as 0,10,18; default: all")
+        ->delimiter(',')
+        ->check(support::non_negative);
+    run.add_ways_to_run(app);
+  }
 };
 
 std::vector<std::int32_t> layers_of(llama_adapter::ModelShape const& shape, Options const& options) {
@@ -60,9 +71,9 @@ nlohmann::ordered_json description(llama_adapter::Model const& model, llama_adap
           {"model",
            {{"name", shape.name},
             {"architecture", shape.architecture},
-            {"file", options.model.filename().string()},
+            {"file", options.run.model.filename().string()},
             {"num_layers", shape.layers},
-            {"single_precision_weights", options.exact}}},
+            {"single_precision_weights", options.run.exact}}},
           {"scale", capture.scale()},
           {"soft_cap", capture.soft_cap()},
           {"sliding_windows", capture.sliding_windows()},
@@ -71,20 +82,21 @@ nlohmann::ordered_json description(llama_adapter::Model const& model, llama_adap
 
 void run(Options const& options) {
   // Before anything that takes long.
-  llama_adapter::Model const named(options.model);
+  llama_adapter::Model const named(options.run.model);
   auto const layers = layers_of(named.shape(), options);
   auto const chunks = llama_adapter::chunks_of(named, ha::read_text_file(options.text), options.chunk_size,
                                                options.max_tokens, options.text.string());
   llama_adapter::UnfinishedCapture unfinished(options.output_dir);
   support::prepare_results(options.output_dir, {"tokens.json", "capture.json"});
-  if (options.exact) std::fprintf(stderr, "single precision: looking for a copy in %s\n", options.cache_dir.c_str());
-  llama_adapter::Model const model(options.exact ? llama_adapter::exact_copy(options.model, options.cache_dir)
-                                                 : options.model);
+  if (options.run.exact) {
+    std::fprintf(stderr, "single precision: looking for a copy in %s\n", options.run.cache_dir.c_str());
+  }
+  llama_adapter::Model const model(options.run.to_run(llama_adapter::exact_copy));
 
   llama_adapter::ChunkCapture capture(layers);
   llama_adapter::AttentionTap tap(model.shape(), [&](auto const& layer) { capture.take(layer); });
   llama_adapter::Context context(
-      model, {.tokens = options.chunk_size, .all_logits = false, .threads = options.threads, .observer = &tap});
+      model, {.tokens = options.chunk_size, .all_logits = false, .threads = options.run.threads, .observer = &tap});
   auto const start = std::chrono::steady_clock::now();
   std::size_t tokens = 0;
   for (std::size_t i = 0; i < chunks.size(); ++i) {
@@ -95,35 +107,14 @@ void run(Options const& options) {
     std::fprintf(stderr, "\rchunk %zu of %zu, %zu tokens, %.1f s", i + 1, chunks.size(), tokens, seconds);
   }
   std::fprintf(stderr, "\n");
-  ha::write_file(options.output_dir / "tokens.json", ha::detail::json_text(nlohmann::json{{"tokens", chunks}}) + "\n");
-  ha::write_file(options.output_dir / "capture.json",
-                 ha::detail::json_text(description(named, capture, options), 2) + "\n");
+  ha::write_file(options.output_dir / "tokens.json", support::json_text(nlohmann::json{{"tokens", chunks}}) + "\n");
+  support::write_json(options.output_dir / "capture.json", description(named, capture, options));
   unfinished.finish();
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  Options options;
-  CLI::App app{"Captures queries, keys and values of a model's attention over a text, with llama.cpp"};
-  app.add_option("--model,--model_id", options.model, "GGUF file")->required();
-  app.add_option("--text", options.text, "text file")->required()->check(CLI::ExistingFile);
-  app.add_option("--output_dir", options.output_dir, "new folder for the capture")->required();
-  app.add_option("--chunk_size", options.chunk_size, "tokens of a sequence")
-      ->capture_default_str()
-      ->check(CLI::Range(static_cast<std::int32_t>(llama_adapter::shortest_chunk), std::int32_t{1} << 20));
-  app.add_option("--max_tokens", options.max_tokens, "tokens of the text; default: all")->check(support::positive);
-  app.add_option("--layers", options.layers, "layers to write, such as 0,10,18; default: all")
-      ->delimiter(',')
-      ->check(support::non_negative);
-  app.add_flag("--exact", options.exact, "run a copy of the model with weights in single precision");
-  app.add_option("--cache_dir", options.cache_dir, "folder of such copies")->capture_default_str();
-  app.add_option("--threads", options.threads, "cores for the model")
-      ->capture_default_str()
-      ->check(support::thread_range());
-  CLI11_PARSE(app, argc, argv);
-  return support::run_command("capture_attention", [&] {
-    run(options);
-    return 0;
-  });
+  return support::run_command<Options>(
+      argc, argv, "Captures queries, keys and values of a model's attention over a text, with llama.cpp", run);
 }

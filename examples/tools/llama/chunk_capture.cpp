@@ -74,8 +74,8 @@ void ChunkCapture::save(std::filesystem::path const& folder, std::string const& 
   }
   for (auto const& [suffix, tensor] : {std::pair{"_q.npy", &queries_}, {"_k.npy", &keys_}, {"_v.npy", &values_}}) {
     auto const layers = static_cast<std::int64_t>(layers_.size());
-    ha::save_npy(folder / (name + suffix), ha::NpyArray::of({layers, tensor->heads, tokens_, head_dim_},
-                                                            std::span<ha::float16 const>(tensor->elements)));
+    support::save_npy(folder / (name + suffix), support::NpyArray::of({layers, tensor->heads, tokens_, head_dim_},
+                                                                      std::span<ha::float16 const>(tensor->elements)));
     tensor->elements.clear();
   }
   taken_ = 0;

@@ -28,7 +28,7 @@ class ChunkCapture {
   void save(std::filesystem::path const& folder, std::string const& name);
 
   [[nodiscard]] std::vector<std::int32_t> const& layers() const { return layers_; }
-  /// What the layers agree on, and the window of each. Known after the first evaluation.
+  /// Scale and soft cap of all layers, and the window of each. Known after the first evaluation.
   [[nodiscard]] float scale() const { return scale_; }
   [[nodiscard]] float soft_cap() const { return soft_cap_; }
   [[nodiscard]] std::vector<std::int32_t> const& sliding_windows() const { return sliding_windows_; }

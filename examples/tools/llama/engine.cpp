@@ -136,7 +136,7 @@ std::string Model::detokenize(std::span<std::int32_t const> tokens) const {
   return text;
 }
 
-/// What stands between the engine's C code and an observer that may throw.
+/// Keeps exceptions of an observer out of the engine's C code.
 struct Context::Watch {
   NodeObserver* observer;
   std::exception_ptr error;

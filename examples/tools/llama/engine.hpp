@@ -18,7 +18,7 @@
 
 namespace llama_adapter {
 
-/// What a model is made of.
+/// Sizes of a model.
 struct ModelShape {
   std::string name;
   std::string architecture;
@@ -43,9 +43,9 @@ class Model {
   [[nodiscard]] std::filesystem::path const& path() const { return path_; }
   [[nodiscard]] ModelShape const& shape() const { return shape_; }
 
-  /// @param with_specials  put before and behind what the model wants there, such as its BOS token
+  /// @param with_specials  put before and after what the model wants there, such as its BOS token
   [[nodiscard]] std::vector<std::int32_t> tokenize(std::string_view text, bool with_specials) const;
-  /// Whether the model wants a BOS token before any text.
+  /// True if the model wants a BOS token before any text.
   [[nodiscard]] bool begins_with_bos() const;
   [[nodiscard]] std::int32_t bos() const;
   /// The text of one token; bytes, not always whole characters.
@@ -64,11 +64,11 @@ class Model {
   ModelShape shape_;
 };
 
-/// How the engine evaluates.
+/// Options of an evaluation.
 struct ContextOptions {
   std::int32_t tokens = 512;        ///< most tokens of an evaluation; each is one graph
   std::int32_t cells = 0;           ///< of the engine's own cache, for `extend`; 0: as many as tokens
-  bool flash_attention = false;     ///< one fused node a layer; rounds queries, keys and values to half precision
+  bool flash_attention = false;     ///< one fused node per layer; rounds queries, keys and values to half precision
   bool half_precision_kv = false;   ///< the engine's own cache in half precision instead of single
   bool all_logits = true;           ///< of every token, as `losses` needs; else of the last one
   std::int32_t threads = 1;         ///< more than idle cores wait for each other at every node

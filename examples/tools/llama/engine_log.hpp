@@ -1,6 +1,6 @@
 #pragma once
 
-// What llama.cpp has to say, kept for messages instead of printed.
+// Keeps llama.cpp's log for error messages instead of printing it.
 
 #include <string>
 

@@ -11,7 +11,7 @@
 
 namespace llama_adapter {
 
-/// Where the pieces are.
+/// Places of the pieces.
 struct EvaluationPlace {
   std::int64_t context = 0;              ///< tokens of a piece, what the model wants before any text included; even
   std::vector<std::int64_t> passages{};  ///< where they begin, tokens of the text
@@ -21,7 +21,7 @@ struct EvaluationPlace {
 /// Losses of tokens, nats, by what they tell.
 struct EvaluationLosses {
   std::vector<double> passages{};           ///< of all passages
-  std::vector<double> second_halves{};      ///< of tokens behind the first half of their passage
+  std::vector<double> second_halves{};      ///< of tokens after the first half of their passage
   std::vector<double> copies{};             ///< of the tokens of second copies
   std::vector<double> second_half_means{};  ///< one per passage
   std::vector<double> copy_means{};         ///< one per passage given twice

@@ -5,27 +5,15 @@
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
 
-#include <fcntl.h>
 #include <llama.h>
 
 #include <chrono>
-#include <cstdlib>
 #include <string>
 #include <system_error>
 
 namespace llama_adapter {
 
 namespace ha = headaware;
-
-std::filesystem::path default_cache_folder() {
-  auto const variable = [](char const* name) {
-    char const* const value = std::getenv(name);
-    return std::filesystem::path(value == nullptr ? "" : value);
-  };
-  if (auto const cache = variable("XDG_CACHE_HOME"); !cache.empty()) return cache / "headaware";
-  if (auto const home = variable("HOME"); !home.empty()) return home / ".cache" / "headaware";
-  return std::filesystem::temp_directory_path() / "headaware";
-}
 
 std::filesystem::path exact_copy(std::filesystem::path const& model, std::filesystem::path const& folder) {
   std::error_code error;
@@ -46,8 +34,7 @@ std::filesystem::path exact_copy(std::filesystem::path const& model, std::filesy
   params.ftype = LLAMA_FTYPE_ALL_F32;
   params.allow_requantize = true;
   // Written under another name, so that a copy is whole or not there. Killed runs leave gigabytes.
-  ha::detail::remove_stale_temporaries(folder);
-  std::filesystem::path const unfinished = folder / (ha::detail::temporary_name() + "-" + name);
+  std::filesystem::path const unfinished = ha::unfinished_path(copy).string();
   auto const fail = [&](std::string const& reason) {
     std::filesystem::remove(unfinished, error);
     throw ha::FileError({"copy of a model in single precision", "room for it, and weights that llama.cpp can convert",
@@ -55,8 +42,7 @@ std::filesystem::path exact_copy(std::filesystem::path const& model, std::filesy
   };
   if (llama_model_quantize(model.c_str(), unfinished.c_str(), &params) != 0) fail(engine_errors());
   try {
-    ha::detail::FileDescriptor const file(::open(unfinished.c_str(), O_RDONLY | O_CLOEXEC));
-    ha::detail::rename_durably(file.get(), unfinished, copy);
+    ha::finish_file(unfinished, copy);
   } catch (ha::FileError const& failed) {
     fail(failed.what());
   }

@@ -7,9 +7,6 @@
 
 namespace llama_adapter {
 
-/// Where copies go unless a caller says: headaware's folder in the user's cache.
-[[nodiscard]] std::filesystem::path default_cache_folder();
-
 /// @brief A copy of a GGUF model with all weights in single precision, made the first time it is asked for.
 /// @param folder  made if it is not there; a copy is found again by the model's name, size and time of change
 /// @throws ArgumentError if `model` is no file, FileError if the copy cannot be written

@@ -5,9 +5,9 @@
 #include "tools/llama/engine.hpp"
 #include "tools/llama/exact_copy.hpp"
 #include "tools/support/command.hpp"
+#include "tools/support/options.hpp"
 #include "tools/support/plan_file.hpp"
 #include "tools/support/progress.hpp"
-#include "tools/support/validators.hpp"
 
 #include <headaware/classify/builders.hpp>
 #include <headaware/io/file.hpp>
@@ -30,7 +30,7 @@ using namespace llama_adapter;
 namespace {
 
 struct Options {
-  std::filesystem::path model;
+  support::ModelOptions run;
   std::filesystem::path policies;
   std::string policy = "streaming_llm";
   std::int32_t sink = 4;
@@ -41,12 +41,37 @@ struct Options {
   std::int64_t max_tokens = 0;
   std::int32_t new_tokens = 200;
   std::int32_t chunk = 256;
-  std::int32_t threads = 1;
-  bool exact = false;
   bool compare = false;
   bool flash_attention = false;
   bool ignore_end = false;
-  std::filesystem::path cache_dir = default_cache_folder();
+
+  void add_to(CLI::App& app) {
+    run.add_model(app)->required();
+    auto* const file =
+        app.add_option("--classifications,--plan", policies, "classifications or plan.json: a policy per KV head")
+            ->check(CLI::ExistingFile);
+    support::add_choice(app, "--policy", policy, "one policy for all heads, without such a file",
+                        {"streaming_llm", "window_only", "full"})
+        ->excludes(file);
+    app.add_option("--sink", sink, "sinks of streaming_llm")->capture_default_str()->check(support::non_negative);
+    app.add_option("--window", window,
+                   "window of streaming_llm and window_only; a head owns 31 slots more, so that 32 tokens are read at "
+                   "a time")
+        ->capture_default_str()
+        ->check(support::non_negative);
+    app.add_option("--prompt", prompt, "text to go on from")->capture_default_str();
+    support::add_text(app, prompt_file, "the same from a file", "--prompt_file");
+    support::add_text(app, perplexity, "measure on this text instead of writing one", "--perplexity");
+    support::add_max_tokens(app, max_tokens, "tokens of the prompt or text");
+    app.add_option("-n,--new_tokens", new_tokens, "tokens to write")
+        ->capture_default_str()
+        ->check(support::non_negative);
+    app.add_option("--chunk", chunk, "tokens read at a time")->capture_default_str()->check(CLI::Range(1, 256));
+    run.add_ways_to_run(app, "weights, keys and values in single precision");
+    app.add_flag("--compare", compare, "then the same by the engine alone, with a cache for all tokens");
+    app.add_flag("--flash_attention", flash_attention, "the engine alone with its fused attention");
+    app.add_flag("--ignore_end", ignore_end, "write on past the model's end of text");
+  }
 };
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
@@ -66,7 +91,7 @@ CachedModel<T> cached(Model const& model, Options const& options, std::int64_t m
           table_of(options, model.shape()),
           layer_windows(model),
           max_tokens,
-          {.chunk = options.chunk, .all_logits = all_logits, .threads = options.threads}};
+          {.chunk = options.chunk, .all_logits = all_logits, .threads = options.run.threads}};
 }
 
 /// The engine by itself, with a cache for all tokens.
@@ -88,9 +113,9 @@ class Engine {
     result.tokens = options.chunk;
     result.cells = static_cast<std::int32_t>(max_tokens);
     result.flash_attention = options.flash_attention;
-    result.half_precision_kv = !options.exact;
+    result.half_precision_kv = !options.run.exact;
     result.all_logits = all_logits;
-    result.threads = options.threads;
+    result.threads = options.run.threads;
     return result;
   }
   Context context_;
@@ -152,7 +177,7 @@ void run_prompt(Model const& model, Options const& options) {
   auto const& shape = model.shape();
   double const token_bytes = 2.0 * shape.layers * shape.num_kv_heads * shape.head_dim * sizeof(T);
   double const full = token_bytes * static_cast<double>(runner.cache().length());
-  std::printf("\n\n%lld tokens, %.1f of them kept a KV head\n", static_cast<long long>(runner.cache().length()),
+  std::printf("\n\n%lld tokens, %.1f of them kept per KV head\n", static_cast<long long>(runner.cache().length()),
               runner.cache().mean_kept());
   report("headaware", prompt.size(), own, static_cast<double>(runner.cache().bytes()));
   std::printf("%-10s %8.1f MiB for all tokens (%.1f %% held)\n", "full", full / 1048576,
@@ -184,7 +209,7 @@ void run_perplexity(Model const& model, Options const& options) {
   ha::require(total > 1, "tokens to measure", "at least 2, as each but the first is predicted", total, "--perplexity");
   auto runner = cached<T>(model, options, total, true);
   auto const losses = measure(runner, tokens, options);
-  std::printf("perplexity %.5f over %zu tokens, %.1f kept a KV head, %.1f MiB\n", perplexity(losses), tokens.size(),
+  std::printf("perplexity %.5f over %zu tokens, %.1f kept per KV head, %.1f MiB\n", perplexity(losses), tokens.size(),
               runner.cache().mean_kept(), static_cast<double>(runner.cache().bytes()) / 1048576);
   if (!options.compare) return;
   Engine engine(model, options, total, true);
@@ -196,7 +221,7 @@ void run(Options const& options) {
     ha::require(options.max_tokens != 1, "tokens to measure", "at least 2, as each but the first is predicted",
                 options.max_tokens, "--max_tokens");
   }
-  Model const model(options.exact ? exact_copy(options.model, options.cache_dir) : options.model);
+  Model const model(options.run.to_run(exact_copy));
   if (!options.policies.empty() && !support::is_of_a_plan(options.policies)) {
     std::fprintf(stderr,
                  "note: policies from rules of head types lose more than uniform windows of the same size; a plan that "
@@ -204,7 +229,7 @@ void run(Options const& options) {
   }
   bool const measure = !options.perplexity.empty();
   // Comparisons want single precision throughout; engines hold half.
-  if (options.exact) {
+  if (options.run.exact) {
     measure ? run_perplexity<float>(model, options) : run_prompt<float>(model, options);
   } else {
     measure ? run_perplexity<ha::float16>(model, options) : run_prompt<ha::float16>(model, options);
@@ -214,43 +239,6 @@ void run(Options const& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  Options options;
-  CLI::App app{"Text from a GGUF model whose attention runs on a cache compressed head by head"};
-  app.add_option("--model,--model_id", options.model, "GGUF file")->required();
-  auto* const file =
-      app.add_option("--classifications,--plan", options.policies, "classifications or plan.json: a policy a KV head")
-          ->check(CLI::ExistingFile);
-  app.add_option("--policy", options.policy, "one policy for all heads, without such a file")
-      ->excludes(file)
-      ->check(CLI::IsMember({"streaming_llm", "window_only", "full"}))
-      ->capture_default_str();
-  app.add_option("--sink", options.sink, "sinks of streaming_llm")->capture_default_str()->check(support::non_negative);
-  app.add_option("--window", options.window,
-                 "window of streaming_llm and window_only; a head owns 31 slots more, so that 32 tokens are read at a "
-                 "time")
-      ->capture_default_str()
-      ->check(support::non_negative);
-  app.add_option("--prompt", options.prompt, "text to go on from")->capture_default_str();
-  app.add_option("--prompt_file", options.prompt_file, "the same from a file")->check(CLI::ExistingFile);
-  app.add_option("--perplexity", options.perplexity, "measure on this text instead of writing one")
-      ->check(CLI::ExistingFile);
-  app.add_option("--max_tokens", options.max_tokens, "tokens of the prompt or text; default: all")
-      ->check(support::positive);
-  app.add_option("-n,--new_tokens", options.new_tokens, "tokens to write")
-      ->capture_default_str()
-      ->check(support::non_negative);
-  app.add_option("--chunk", options.chunk, "tokens read at a time")->capture_default_str()->check(CLI::Range(1, 256));
-  app.add_option("--threads", options.threads, "cores for the model")
-      ->capture_default_str()
-      ->check(support::thread_range());
-  app.add_flag("--exact", options.exact, "weights, keys and values in single precision");
-  app.add_flag("--compare", options.compare, "then the same by the engine alone, with a cache for all tokens");
-  app.add_flag("--flash_attention", options.flash_attention, "the engine alone with its fused attention");
-  app.add_flag("--ignore_end", options.ignore_end, "write on past the model's end of text");
-  app.add_option("--cache_dir", options.cache_dir, "folder of single-precision copies")->capture_default_str();
-  CLI11_PARSE(app, argc, argv);
-  return support::run_command("generate", [&] {
-    run(options);
-    return 0;
-  });
+  return support::run_command<Options>(
+      argc, argv, "Writes text with a GGUF model whose attention runs on a cache compressed head by head", run);
 }

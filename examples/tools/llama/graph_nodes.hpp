@@ -1,6 +1,6 @@
 #pragma once
 
-// What nodes of the engine's graph tell of themselves.
+// Reads what nodes of the engine's graph are.
 
 #include <ggml.h>
 

@@ -1,7 +1,7 @@
 #include "tools/llama/head_cache.hpp"
 
 #include <headaware/error.hpp>
-#include <headaware/plan/compare.hpp>
+#include <headaware/policy/policy_window.hpp>
 
 #include <llama.h>
 
@@ -21,7 +21,7 @@ ha::PolicyTable within_windows(ha::PolicyTable table, std::span<std::int32_t con
     std::int32_t const window = windows[static_cast<std::size_t>(layer)];
     for (std::int32_t head = 0; window > 0 && head < table.num_kv_heads(); ++head) {
       auto const policy = table.at(layer, head);
-      auto const kept = ha::detail::sinks_of(policy, where);
+      auto const kept = ha::policy_window(policy, where);
       if (policy.is<ha::Full>()) table.set(layer, head, ha::WindowOnly{.window = window});
       if (kept.windowed) {
         table.set(layer, head, ha::SinkWindow{.sink = kept.sink, .window = std::min(kept.window, window)});

@@ -9,7 +9,7 @@
 
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
-#include <headaware/plan/compare.hpp>
+#include <headaware/policy/policy_window.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -45,7 +45,7 @@ std::string text_of(ha::PolicyTable const& table) {
   for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
     for (std::int32_t head = 0; head < table.num_kv_heads(); ++head) {
       auto const& policy = table.at(layer, head);
-      auto const kept = ha::detail::sinks_of(policy, "LossStore");
+      auto const kept = ha::policy_window(policy, "LossStore");
       text += std::string(policy.name()) + " " + std::to_string(kept.sink) + " " + std::to_string(kept.window) + ";";
     }
   }
@@ -86,7 +86,7 @@ std::int64_t LossStore::tokens_to_run(std::span<LossJob const> jobs, std::option
   return tokens;
 }
 
-/// @param first  the first token that has a value; @param run  (job, function to call behind each layer) to values
+/// @param first  the first token that has a value; @param run  (job, function to call after each layer) to values
 template <class Run>
 std::vector<std::vector<double>> LossStore::run_missing(std::string const& what, std::span<LossJob const> jobs,
                                                         std::string const& kind, std::int64_t first, Run const& run) {
@@ -112,7 +112,7 @@ std::vector<std::vector<double>> LossStore::run_missing(std::string const& what,
         interrupt.check();
         progress.show(static_cast<double>(done) + static_cast<double>(tokens) * (layer + 1) / layers);
       });
-      ha::save_npy(path, ha::NpyArray::of({std::ssize(values)}, std::span<double const>(values)));
+      support::save_npy(path, support::NpyArray::of({std::ssize(values)}, std::span<double const>(values)));
       done += tokens;
     }
     result.push_back(parse_losses(ha::read_binary_file(path), path.string(), std::ssize(job.tokens) - 1 - first));

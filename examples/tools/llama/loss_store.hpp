@@ -25,7 +25,7 @@ class ReferencePredictions;
 /// A model by its size and samples of its bytes: reading all of them would take longer than some runs.
 [[nodiscard]] std::string identity_of(Model const& model);
 
-/// What a table keeps, as text that tells tables apart.
+/// Text that tells tables of policies apart.
 /// @throws ArgumentError on policies without sinks and window
 [[nodiscard]] std::string text_of(headaware::PolicyTable const& table);
 

@@ -1,6 +1,6 @@
 #pragma once
 
-// The matrix behind a layer's attention, read from the model's file.
+// The matrix after a layer's attention, read from the model's file.
 
 #include "tools/llama/engine.hpp"
 

@@ -1,10 +1,10 @@
 #include "tools/llama/plan_guard.hpp"
 
 #include "tools/llama/short_number.hpp"
+#include "tools/support/json_text.hpp"
 
-#include <headaware/io/detail/json_text.hpp>
 #include <headaware/io/file.hpp>
-#include <headaware/io/save_plan.hpp>
+#include <headaware/io/plan.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
 #include <headaware/plan/refine.hpp>
@@ -79,7 +79,7 @@ class Trial {
   void score(GuardedTable& table, Outcome const& outcome, Outcome const& uniform) const {
     table.text_loss = mean_loss(outcome.text);
     table.probe_loss = mean_loss(outcome.probe);
-    table.text_gain_error = ha::detail::paired_gain(uniform.text, outcome.text).standard_error;
+    table.text_gain_error = ha::paired_gain(uniform.text, outcome.text).standard_error;
     table.score = table.text_loss + probe_weight_ * table.probe_loss;
     table.eligible = table.text_loss <= mean_loss(uniform.text);
   }
@@ -135,7 +135,7 @@ Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors, 
 
 std::string guard_table(Guarded const& guarded) {
   std::string text =
-      "on held-out text         tokens a head   perplexity   below uniform, %   probe's loss    score   predicted "
+      "on held-out text       tokens per head   perplexity   below uniform, %   probe's loss    score   predicted "
       "error\n";
   char line[160];
   for (std::size_t i = 0; i < guarded.tables.size(); ++i) {
@@ -177,7 +177,7 @@ void write_guarded(std::filesystem::path const& folder, Guarded const& guarded) 
                   {"predicted_error", table.plan.predicted_error}});
   }
   ha::save_plan_classifications(folder / "plan_classifications.json", chosen.plan);
-  ha::write_file(folder / "plan_guard.json", ha::detail::json_text(document, 2) + "\n");
+  support::write_json(folder / "plan_guard.json", document);
   // Last: where it is, the others are.
   ha::save_plan(folder / "plan.json", chosen.plan);
 }

@@ -30,7 +30,7 @@ struct GuardOptions {
 struct GuardedTable {
   std::string name;  ///< "uniform", "blend 0.5" or a plan's
   headaware::PolicyPlan plan;
-  double text_loss = 0;                  ///< nats a token of held-out text
+  double text_loss = 0;                  ///< nats per token of held-out text
   double text_gain_error = 0;            ///< standard error of how much that is below uniform windows', token by token
   double probe_loss = 0;                 ///< of the second copy of held-out probes
   double score = 0;                      ///< both, weighted

@@ -7,7 +7,7 @@
 
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
-#include <headaware/io/save_sensitivities.hpp>
+#include <headaware/io/sensitivities.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
 
@@ -26,13 +26,13 @@ namespace ha = headaware;
 
 namespace {
 
-/// How far sensitivities go to those measured again, in their logarithms.
+/// Steps of sensitivities towards those measured again, as shares of the way in their logarithms.
 constexpr std::array<double, 2> replan_steps{0.25, 0.5};
 
 /// The plans to try, and what each is made of.
 class Candidates {
  public:
-  /// What a plan is made of.
+  /// Measurements that a plan is made of.
   struct Made {
     Calibration calibration;
     double probe_weight = 0;
@@ -77,7 +77,7 @@ class Candidates {
   std::vector<Made> made_;
 };
 
-/// To `<what>_N`, N being what is kept a head; nothing of a plan without sensitivities.
+/// To `<what>_N`, N being what is kept per head; nothing of a plan without sensitivities.
 void save_factors(PlanningOptions const& options, std::string const& what, ha::PolicyPlan const& plan,
                   Calibration const& calibration) {
   auto const folder = options.calibration.output_dir / (what + std::to_string(std::lround(plan.mean_budget())));
@@ -94,7 +94,7 @@ void save_factors(PlanningOptions const& options, std::string const& what, ha::P
   save("probe", calibration.probe);
 }
 
-/// What cannot be planned is found before anything is measured: a plan of heads that lose nothing.
+/// Refuses what cannot be planned before anything is measured, by a plan of heads that lose nothing.
 void check_plannable(ModelShape const& shape, PlanningOptions const& options, ha::Budget const& budget) {
   auto const heads = support::planned_heads(shape.layers, shape.num_kv_heads, options.guard.plan.skip_layers);
   support::require_within_cache(budget, heads, options.guard.context);

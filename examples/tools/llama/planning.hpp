@@ -33,8 +33,8 @@ struct PlanningOptions {
 
 /// @brief Calibrates a model on a text, plans for a budget, and writes the plan that is best on held-out text to
 /// `calibration.output_dir`. Whatever an earlier run there has measured is not measured again. What re-planning
-/// and refining make of the sensitivities goes to `replanned_N/` and `refined_N/` there, N being the budget a head, for
-/// plans at other budgets and contexts.
+/// and refining make of the sensitivities goes to `replanned_N/` and `refined_N/` there, N being the budget per head,
+/// for plans at other budgets and contexts.
 /// @throws support::Interrupted on Ctrl-C; ArgumentError, FileError, FormatError, Error
 Guarded plan_model(PlanningOptions const& options, headaware::Budget const& budget);
 

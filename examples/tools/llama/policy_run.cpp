@@ -22,7 +22,7 @@ bool wants_fused(ModelShape const& shape, std::int64_t tokens) {
   return tokens * tokens * shape.num_query_heads * static_cast<std::int64_t>(sizeof(float)) > most_bytes;
 }
 
-/// Whether some head drops something.
+/// True if some head drops something.
 bool cuts(ha::PolicyTable const& table) {
   for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
     for (std::int32_t head = 0; head < table.num_kv_heads(); ++head) {

@@ -15,7 +15,7 @@
 
 namespace llama_adapter {
 
-/// Which positions kept keys have.
+/// Positions of kept keys.
 enum class KeyPositions : std::uint8_t {
   text,  ///< those that they had in the text
   cache  ///< those of their slots in the cache, counted anew at every step: StreamingLLM's
@@ -40,20 +40,20 @@ class PolicyRun {
   PolicyRun& operator=(PolicyRun const&) = delete;
 
   [[nodiscard]] Model const& model() const { return *model_; }
-  /// Whether the engine's own attention is one fused node a layer, which rounds to half precision: where its scores
+  /// True if the engine's own attention is one fused node per layer, which rounds to half precision: where its scores
   /// would fill the memory.
   [[nodiscard]] bool fused() const { return fused_; }
   [[nodiscard]] KeyPositions positions() const { return positions_; }
 
   /// @brief −log p(token i + 1 | what the policies keep of tokens 0 … i); @return [tokens − 1]
   ///
-  /// Where no head drops anything the engine computes it alone; else the library computes all attention, which is
-  /// faster. The model's own sliding windows hold beside the policies.
+  /// Where no head drops anything the engine computes attention itself; else the library computes all attention,
+  /// which is faster. The model's own sliding windows hold beside the policies.
   /// @throws ArgumentError if the table's shape is not the model's, or tokens do not fit
   [[nodiscard]] std::vector<double> losses(std::span<std::int32_t const> tokens, headaware::PolicyTable const& table,
                                            LayerDone const& layer_done = {});
 
-  /// Logits [vocabulary] behind a token of the last run. @return borrowed; valid until the next one
+  /// Logits [vocabulary] after a token of the last run. @return borrowed; valid until the next one
   [[nodiscard]] std::span<float const> logits(std::int32_t token) const { return context_.logits(token); }
 
   /// @brief Runs the model as it is, and hands over each layer's attention.

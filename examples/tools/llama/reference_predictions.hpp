@@ -1,6 +1,6 @@
 #pragma once
 
-// What a model predicts with everything kept, and how far other predictions of it are from that.
+// Predictions of a model with everything kept, and how far its other predictions are from them.
 
 #include "tools/llama/policy_run.hpp"
 

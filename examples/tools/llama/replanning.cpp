@@ -16,7 +16,7 @@ namespace ha = headaware;
 
 namespace {
 
-/// The plan, and behind it the plan with each layer (head) given everything back.
+/// The plan, and after it the plan with each layer (head) given everything back.
 std::vector<ha::PolicyTable> tables_of(ha::PolicyTable const& plan, SensitivityOf by) {
   std::vector<ha::PolicyTable> tables{plan};
   for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {

@@ -1,6 +1,6 @@
 #pragma once
 
-// What layers, or KV heads, cost at a plan, where all of them are cut at once: cuts of single ones do not tell how they
+// Costs of layers, or KV heads, at a plan, where all of them are cut at once: cuts of single ones do not tell how they
 // act together.
 
 #include "tools/llama/calibration.hpp"
@@ -14,16 +14,16 @@
 namespace llama_adapter {
 
 /// By how much less predictions diverge where one layer (KV head) keeps everything and all others follow a plan:
-/// [layers] or [layers, num_kv_heads], nats a token; empty where a kind of text was not measured.
+/// [layers] or [layers, num_kv_heads], nats per token; empty where a kind of text was not measured.
 struct PlanGains {
   std::vector<double> text;
   std::vector<double> probe;
 
-  /// Whether something gains in each kind of text that was measured: else there is nothing to tell layers apart by.
+  /// True if something gains in each kind of text that was measured: else there is nothing to tell layers apart by.
   [[nodiscard]] bool any() const;
 };
 
-/// @brief Measures them over so many pieces of text and of the probe, a run a layer (head) and piece; what is in the
+/// @brief Measures them over so many pieces of text and of the probe, a run per layer (head) and piece; what is in the
 /// store is not run again.
 /// @param pieces  of either kind; none: it is not measured
 /// @param by      layer or head

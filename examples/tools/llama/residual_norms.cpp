@@ -18,7 +18,7 @@ namespace ha = headaware;
 
 namespace {
 
-/// The first sum of two whole streams behind a layer's attention is the residual with the attention's output.
+/// The first sum of two whole streams after a layer's attention is the residual with the attention's output.
 class ResidualObserver : public NodeObserver {
  public:
   ResidualObserver(ModelShape shape, std::int64_t first_query)

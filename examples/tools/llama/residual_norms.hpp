@@ -1,6 +1,6 @@
 #pragma once
 
-// How large the residual stream is at each layer: what an error of a layer's attention is small or large against.
+// Size of the residual stream at each layer, to judge errors of a layer's attention by.
 
 #include "tools/llama/calibration_text.hpp"
 #include "tools/llama/engine.hpp"

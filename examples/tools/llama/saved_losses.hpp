@@ -1,11 +1,11 @@
 #pragma once
 
-// What earlier runs left on disk, read again. Needs no engine.
+// Reads what earlier runs left on disk. Needs no engine.
 
 #include "tools/support/npy.hpp"
 
 #include <headaware/error.hpp>
-#include <headaware/io/detail/json_tree.hpp>
+#include <headaware/io/json_tree.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -19,14 +19,14 @@
 
 namespace llama_adapter {
 
-/// What reading a text through an evicted cache gave. Seconds are those of reading alone: no losses are computed in
-/// them.
+/// Losses, times and sizes of a text read through an evicted cache. Seconds are those of reading alone: no losses are
+/// computed in them.
 struct EvictedText {
   std::vector<double> losses;      ///< −log p(token i + 1 | what was kept of tokens 0 … i), [tokens − 1]
   double read_seconds = 0;         ///< all chunks, with logits of every token
   double first_token_seconds = 0;  ///< the same and the choice of the first new token
   double decode_seconds = 0;       ///< of the tokens decoded
-  double mean_kept = 0;            ///< tokens a KV head, behind the text
+  double mean_kept = 0;            ///< tokens per KV head, after the text
   std::int64_t kv_bytes_peak =
       0;  ///< that the cache allocated: its blocks, with room for all tokens where one keeps all
 
@@ -48,7 +48,7 @@ auto read_saved(char const* what, std::string const& expected, std::string const
 inline std::vector<double> parse_losses(std::span<std::byte const> file, std::string const& source,
                                         std::int64_t count) {
   return read_saved("values of a text", std::to_string(count), source, [&] {
-    auto const saved = headaware::parse_npy(file, source);
+    auto const saved = support::parse_npy(file, source);
     auto const values = saved.as<double>();
     bool const finite = std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); });
     if (std::ssize(values) != count || !finite) {
@@ -62,8 +62,8 @@ inline std::vector<double> parse_losses(std::span<std::byte const> file, std::st
 /// An evicted text from its JSON. @param count  how many losses there have to be @throws FormatError
 inline EvictedText parse_evicted_text(std::string_view text, std::string const& source, std::int64_t count) {
   return read_saved("measurements of an earlier run", std::to_string(count) + " losses, and seconds", source, [&] {
-    headaware::detail::JsonTree const tree(text, source);
-    headaware::detail::JsonObject json = tree.root().object();
+    headaware::JsonTree const tree(text, source);
+    headaware::JsonObject json = tree.root().object();
     EvictedText result;
     auto const losses = json.get("losses", "an array").array();
     if (static_cast<std::int64_t>(losses.size()) != count) losses.fail("losses", std::to_string(count));

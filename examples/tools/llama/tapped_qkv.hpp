@@ -1,6 +1,6 @@
 #pragma once
 
-// What the tap hands over, as the library takes it.
+// Converts what the tap hands over to what the library takes.
 
 #include "tools/analysis/attention_source.hpp"
 #include "tools/llama/attention_tap.hpp"

@@ -62,7 +62,7 @@ int open_mark(std::filesystem::path const& folder, bool& marked) {
     if (marked) file = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
     if (file < 0 && errno != ENOENT) break;
   }
-  if (file < 0) ha::detail::throw_file_error("cannot create file", "a writable folder", path, errno);
+  if (file < 0) ha::throw_file_error("cannot create file", "a writable folder", path, errno);
   return file;
 }
 
@@ -73,7 +73,7 @@ UnfinishedCapture::UnfinishedCapture(std::filesystem::path folder)
   struct ::stat info {};
   bool const locked = ::flock(mark_.get(), LOCK_EX | LOCK_NB) == 0;
   if (!locked && errno != EWOULDBLOCK) {
-    ha::detail::throw_file_error("cannot lock file", "a folder whose files can be locked", mark_of(folder_), errno);
+    ha::throw_file_error("cannot lock file", "a folder whose files can be locked", mark_of(folder_), errno);
   }
   // Without a name it was another process's, which is done.
   if (!locked || ::fstat(mark_.get(), &info) != 0 || info.st_nlink == 0) {
@@ -92,9 +92,9 @@ UnfinishedCapture::UnfinishedCapture(std::filesystem::path folder)
   std::filesystem::remove(folder_ / "capture.json");
   // Durable before the first array is.
   if (::fsync(mark_.get()) != 0) {
-    ha::detail::throw_file_error("cannot write file", "room for the file", mark_of(folder_), errno);
+    ha::throw_file_error("cannot write file", "room for the file", mark_of(folder_), errno);
   }
-  ha::detail::require_flushed(folder_);
+  ha::flush_folder(folder_);
 }
 
 UnfinishedCapture::~UnfinishedCapture() {
@@ -108,7 +108,7 @@ UnfinishedCapture::~UnfinishedCapture() {
 
 void UnfinishedCapture::finish() {
   std::filesystem::remove(mark_of(folder_));
-  ha::detail::require_flushed(folder_);
+  ha::flush_folder(folder_);
 }
 
 }  // namespace llama_adapter

@@ -24,8 +24,8 @@ class UnfinishedCapture {
 
  private:
   std::filesystem::path folder_;
-  bool marked_ = false;                     ///< before this capture
-  headaware::detail::FileDescriptor mark_;  ///< locked as long as the process lives
+  bool marked_ = false;             ///< before this capture
+  headaware::FileDescriptor mark_;  ///< locked as long as the process lives
 };
 
 }  // namespace llama_adapter

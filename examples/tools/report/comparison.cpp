@@ -25,7 +25,7 @@ int left_of(ComparisonPicture const& picture) {
   return 28 + static_cast<int>(8.3 * static_cast<double>(longest));
 }
 
-/// What a panel spans, so that the numbers behind the bars fit too.
+/// Range of a panel, so that the numbers at the bars fit too.
 struct Span {
   double low = 0;
   double high = 1;

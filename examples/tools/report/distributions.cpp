@@ -167,7 +167,7 @@ void add_distributions(ReportInput const& input, Gallery& gallery) {
                               "are the classifier's thresholds.",
                               histograms(summary, panels)});
   gallery.pictures.push_back({PictureKind::wide, "sink_vs_local", "Sinks against neighbourhood",
-                              "One dot a head: to the right it looks at the sinks, to the top at its neighbours, and "
+                              "One dot per head: to the right it looks at the sinks, to the top at its neighbours, and "
                               "near the origin at what lies between; dashed lines are the classifier's thresholds.",
                               scatter(input, summary)});
 }

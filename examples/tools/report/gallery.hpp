@@ -1,6 +1,6 @@
 #pragma once
 
-// Pictures before they are drawn: the numbers behind them, a script for each, and how to read it.
+// Pictures before they are drawn: their numbers, a script for each, and how to read it.
 
 #include "tools/report/report.hpp"
 
@@ -35,7 +35,7 @@ struct Gallery {
 /// Layer x head: entropy, sink share, local share, type, recommended window.
 void add_heat_maps(ReportInput const& input, Gallery& gallery);
 
-/// How entropy and shares are spread, and sink against local share.
+/// Distributions of entropy and shares, and sink against local share.
 void add_distributions(ReportInput const& input, Gallery& gallery);
 
 /// Attention over distance, and, if it was measured, what is lost over the window.

@@ -51,7 +51,7 @@ int run_in(std::filesystem::path const& program, std::filesystem::path const& fo
   return status;
 }
 
-/// Whether a picture has its end: gnuplot does not mind a full disk.
+/// True if a picture has its end: gnuplot does not mind a full disk.
 bool is_whole(std::string_view picture, std::string_view extension) {
   if (extension == ".svg") {
     picture = picture.substr(0, picture.find_last_not_of(" \r\n") + 1);
@@ -61,7 +61,7 @@ bool is_whole(std::string_view picture, std::string_view extension) {
   return picture.ends_with(end);
 }
 
-/// What gnuplot drew. @throws Error if it is not whole
+/// Reads what gnuplot drew. @throws Error if it is not whole
 std::string drawn_picture(std::filesystem::path const& file, char const* extension, std::string const& script) {
   std::string picture = ha::read_text_file(file);
   if (is_whole(picture, extension)) return picture;
@@ -71,8 +71,7 @@ std::string drawn_picture(std::filesystem::path const& file, char const* extensi
 }  // namespace
 
 void draw(std::filesystem::path const& gnuplot, std::filesystem::path const& folder, std::string const& name) {
-  ha::detail::remove_stale_temporaries(folder);
-  std::string const target = ha::detail::temporary_name() + "-" + name;
+  std::string const target(ha::unfinished_path(folder / name).filename());
   std::string const script = (folder / (name + ".gp")).string();
   auto const drawn = [&](char const* extension) { return folder / (target + extension); };
   int const status = run_in(gnuplot, folder, "target = \"" + target + "\"", name + ".gp", target + ".log");

@@ -8,7 +8,7 @@
 
 namespace report {
 
-/// What to do without gnuplot.
+/// Advice where there is no gnuplot.
 inline constexpr char const* gnuplot_missing =
     "gnuplot is not in PATH, so no pictures were drawn: install it (Debian and Ubuntu: apt-get install gnuplot-nox; "
     "macOS: brew install gnuplot) and run this again, or run the scripts in the folder 'pictures' yourself";

@@ -19,7 +19,7 @@ namespace ha = headaware;
 
 namespace {
 
-/// One line a head; what every heat map and the scatter plot read.
+/// One line per head; what every heat map and the scatter plot read.
 std::string heads_table(ReportInput const& input) {
   std::string text = "layer\thead\tentropy_nats\tsink_percent\tlocal_percent\ttype\twindow_tokens\ttype_name\n";
   for (std::size_t i = 0; i < input.classifications.size(); ++i) {
@@ -194,7 +194,7 @@ void add_heat_maps(ReportInput const& input, Gallery& gallery) {
   std::vector<LegendEntry> entries;
   std::string body = types(input, entries);
   add("types", "Type of each head",
-      "One square a query head: its colour is the type that the rules give it; the number behind each type counts its "
+      "One square per query head: its colour is the type that the rules give it; the number after each type counts its "
       "heads.",
       body, entries);
 

@@ -117,7 +117,7 @@ std::string model_table(ReportInput const& input) {
   auto const& t = input.thresholds;
   std::string text = "<h2>Model and parameters</h2>\n<table>\n";
   text += row("layers", std::to_string(info.num_layers));
-  text += row("query heads a layer", std::to_string(info.num_heads));
+  text += row("query heads per layer", std::to_string(info.num_heads));
   for (auto const& [name, value] : input.parameters) text += row(name, value);
   text += row("sinks", std::to_string(info.sink_size) + " tokens");
   text += row("local window", "the query's own and " + std::to_string(info.local_window) + " tokens before it");
@@ -129,7 +129,7 @@ std::string model_table(ReportInput const& input) {
   if (input.retention) {
     auto const& r = input.retention->info;
     text += row("retention", std::string(r.with_values ? "output error" : "mass alone") +
-                                 (r.with_output_metric ? " behind the output projection" : "") + ", queries from " +
+                                 (r.with_output_metric ? " after the output projection" : "") + ", queries from " +
                                  std::to_string(r.first_query) + ", every " + std::to_string(r.query_stride));
   }
   return text + "</table>\n";

@@ -4,8 +4,8 @@
 #include "tools/report/gnuplot.hpp"
 #include "tools/report/page.hpp"
 
-#include <headaware/detail/head_grid.hpp>
 #include <headaware/error.hpp>
+#include <headaware/head_grid.hpp>
 #include <headaware/io/file.hpp>
 
 #include <algorithm>
@@ -25,7 +25,7 @@ namespace {
 
 constexpr auto where = "write_report";
 
-/// All that a report may have, and the data behind several of them.
+/// All pictures that a report may have, and the data that several of them share.
 constexpr std::array picture_names{"types",      "entropy",       "sinks",     "local",     "windows",
                                    "histograms", "sink_vs_local", "distances", "retention", "heads"};
 
@@ -48,12 +48,11 @@ void check_retention(ha::RetentionStatistics const& retention, ha::StatisticsInf
 ReportInput in_order(ReportInput input) {
   auto const& info = input.statistics.model_info;
   ha::require(info.num_layers > 0 && info.num_heads > 0, "heads", "at least one", "none", where);
-  ha::detail::require_grid(std::span<ha::HeadStatistics const>(input.statistics.heads), info.num_layers, info.num_heads,
-                           where);
-  ha::detail::require_grid(std::span<ha::HeadClassification const>(input.classifications), info.num_layers,
-                           info.num_heads, where);
+  ha::require_grid(std::span<ha::HeadStatistics const>(input.statistics.heads), info.num_layers, info.num_heads, where);
+  ha::require_grid(std::span<ha::HeadClassification const>(input.classifications), info.num_layers, info.num_heads,
+                   where);
   if (input.retention) check_retention(*input.retention, info);
-  auto const place = [&](auto const& record) { return ha::detail::grid_index(record, info.num_heads); };
+  auto const place = [&](auto const& record) { return ha::grid_index(record, info.num_heads); };
   auto const before = [&](auto const& a, auto const& b) { return place(a) < place(b); };
   std::sort(input.statistics.heads.begin(), input.statistics.heads.end(), before);
   std::sort(input.classifications.begin(), input.classifications.end(), before);

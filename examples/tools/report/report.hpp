@@ -3,7 +3,7 @@
 // Pictures and one self-contained page of what a model's heads look at.
 //
 //   RESULTS/report.html        tables and all pictures, readable offline
-//   RESULTS/pictures/*.tsv     the numbers behind the pictures
+//   RESULTS/pictures/*.tsv     the numbers of the pictures
 //   RESULTS/pictures/*.gp      gnuplot scripts; run one in its folder to draw it again
 //   RESULTS/pictures/*.svg, *.png
 
@@ -30,7 +30,7 @@ struct ReportInput {
   std::string notice = {};                                           ///< shown at the top, if any
 };
 
-/// @brief Writes the page, the pictures, and the data and scripts behind them, each whole or not at all; says on
+/// @brief Writes the page, the pictures, and their data and scripts, each whole or not at all; says on
 ///        stdout what it wrote. Without gnuplot in PATH there are no pictures; stderr and the page then say what
 ///        to install.
 /// @throws ArgumentError if statistics, classes and retention are not of the same heads, FileError if a file

@@ -108,7 +108,7 @@ void add_size_picture(SizePicture const& picture, Gallery& gallery) {
   std::string const file = picture.name + ".tsv";
   gallery.data.push_back({file, data_of(picture, rows)});
   std::string body = fill(R"gp(set title "@TITLE@\n{/*0.8 @SUBTITLE@}" enhanced offset 0,0.5
-set xlabel "tokens kept a KV head (mean)"
+set xlabel "tokens kept per KV head (mean)"
 set ylabel "@FIGURE@"
 set logscale x 2
 set xrange [@LEFT@:@RIGHT@]

@@ -1,6 +1,6 @@
 #pragma once
 
-// A picture of a figure over the size of a KV cache: a line a method, and where the full cache has it.
+// A picture of a figure over the size of a KV cache: a line per method, and where the full cache has it.
 
 #include "tools/report/gallery.hpp"
 
@@ -29,7 +29,7 @@ struct SizePicture {
   std::string reading;   ///< one sentence: how to read it
   std::vector<SizeCurve> curves;
   std::optional<SizePoint> full{};  ///< the cache that keeps everything
-  double mib_per_token = 0;         ///< what a token a KV head costs in all; 0: no such axis
+  double mib_per_token = 0;         ///< cost of one token per KV head in all; 0: no such axis
   bool from_zero = false;           ///< of the vertical axis, else logarithmic where values lie far apart
 };
 

@@ -1,6 +1,6 @@
 #pragma once
 
-// What all pictures have in common: colours, the head of each script, and text from templates.
+// Shared by all pictures: colours, the head of each script, and text from templates.
 
 #include <headaware/classify/head_type.hpp>
 

@@ -19,7 +19,7 @@
 
 namespace support {
 
-/// "25%" of the context, "512" tokens a KV head, or bytes of keys and values: "64MiB", "1.5GB", "4096B".
+/// "25%" of the context, "512" tokens per KV head, or bytes of keys and values: "64MiB", "1.5GB", "4096B".
 /// @param token  of bytes: what one token costs one KV head; nothing known: 0
 /// @throws ArgumentError on anything else
 inline headaware::Budget parse_budget(std::string const& text, headaware::TokenBytes const& token) {
@@ -49,7 +49,7 @@ inline headaware::Budget parse_budget(std::string const& text, headaware::TokenB
     }
   }
   throw ha::ArgumentError({"--budget",
-                           "25% (of the context), 512 (tokens a KV head) or 64MiB (or B, kB, MB, GB, KiB, GiB)", text,
+                           "25% (of the context), 512 (tokens per KV head) or 64MiB (or B, kB, MB, GB, KiB, GiB)", text,
                            "--budget"});
 }
 
@@ -58,7 +58,7 @@ inline headaware::Budget parse_budget(std::string const& text, headaware::TokenB
 /// @throws ArgumentError if that is none, or a skipped layer is out of range
 inline std::int64_t planned_heads(std::int32_t layers, std::int32_t num_kv_heads,
                                   std::vector<std::int32_t> const& skipped) {
-  return std::ssize(headaware::detail::planned_layers(layers, skipped)) * num_kv_heads;
+  return std::ssize(headaware::planned_layers(layers, skipped)) * num_kv_heads;
 }
 
 /// @param num_kv_heads  `planned_heads`
@@ -66,7 +66,7 @@ inline std::int64_t planned_heads(std::int32_t layers, std::int32_t num_kv_heads
 inline void require_within_cache(headaware::Budget const& budget, std::int64_t num_kv_heads, std::int64_t context) {
   std::int64_t const tokens = budget.total(num_kv_heads, context);
   headaware::require(tokens <= num_kv_heads * context, "budget",
-                     {"at most the whole cache, ", num_kv_heads * context, " tokens (", context, " a KV head)"}, tokens,
+                     {"at most the whole cache, ", num_kv_heads * context, " tokens (", context, " per KV head)"}, tokens,
                      "--budget");
 }
 

@@ -16,8 +16,8 @@
 #include "tools/support/npy.hpp"
 
 #include <headaware/error.hpp>
-#include <headaware/io/detail/json_tree.hpp>
 #include <headaware/io/file.hpp>
+#include <headaware/io/json_tree.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -41,13 +41,13 @@ inline constexpr char const* unfinished_name = "capture.unfinished";
 
 struct Sequence {
   std::string name;
-  ha::NpyArray keys;
-  ha::NpyArray values;
-  std::optional<ha::NpyArray> queries{};
+  support::NpyArray keys;
+  support::NpyArray values;
+  std::optional<support::NpyArray> queries{};
   [[nodiscard]] std::int64_t length() const { return keys.shape[2]; }
 };
 
-/// What a capture says about the model's attention.
+/// Description of the model's attention.
 struct Description {
   std::vector<std::int32_t> layers;  ///< model layers that the arrays hold
   float scale = 1;
@@ -64,14 +64,12 @@ struct Arrays : Description {
   std::vector<Sequence> sequences;  ///< empty: none
 };
 
-namespace detail {
-
 /// The text of a capture.json. @param result  what holds where it says nothing
 inline void read_description(std::string_view text, std::string const& source, Description& result) {
-  using ha::detail::JsonObject;
-  using ha::detail::JsonValue;
+  using ha::JsonObject;
+  using ha::JsonValue;
   constexpr std::int32_t most = std::numeric_limits<std::int32_t>::max();
-  ha::detail::JsonTree const tree(text, source);
+  ha::JsonTree const tree(text, source);
   JsonObject json = tree.root().object();
   auto const numbers = [&](char const* key, std::vector<std::int32_t>& list) {
     auto const value = json.find(key);
@@ -107,8 +105,6 @@ inline void read_description(std::string_view text, std::string const& source, D
   }
 }
 
-}  // namespace detail
-
 /// The text of a capture.json; nothing: what holds where there is none.
 /// @param arrays  layers that the arrays have
 /// @throws FormatError
@@ -122,7 +118,7 @@ inline Description parse_description(std::optional<std::string_view> text, std::
   if (!text) return result;
   result.sliding_windows.clear();
   try {
-    detail::read_description(*text, source, result);
+    read_description(*text, source, result);
   } catch (ha::FormatError const& error) {
     throw ha::FormatError(
         {"capture.json: " + error.detail().what, error.detail().expected, error.detail().got, error.detail().where});
@@ -153,15 +149,15 @@ inline void require_layers(Description const& description, std::int64_t arrays, 
 
 /// The arrays named `stem`; queries where there are some.
 inline Sequence load_sequence(std::filesystem::path const& folder, std::string const& stem) {
-  Sequence sequence{stem, ha::load_npy(folder / (stem + "_k.npy")), ha::load_npy(folder / (stem + "_v.npy"))};
+  Sequence sequence{stem, support::load_npy(folder / (stem + "_k.npy")), support::load_npy(folder / (stem + "_v.npy"))};
   if (auto const path = folder / (stem + "_q.npy"); std::filesystem::exists(path))
-    sequence.queries = ha::load_npy(path);
+    sequence.queries = support::load_npy(path);
   auto const& keys = sequence.keys;
-  bool fits = keys.shape.size() == 4 && keys.shape == sequence.values.shape && keys.dtype == ha::NpyType::f2 &&
-              sequence.values.dtype == ha::NpyType::f2;
+  bool fits = keys.shape.size() == 4 && keys.shape == sequence.values.shape && keys.dtype == support::NpyType::f2 &&
+              sequence.values.dtype == support::NpyType::f2;
   if (fits && sequence.queries) {
     auto shape = sequence.queries->shape;
-    fits = sequence.queries->dtype == ha::NpyType::f2 && shape.size() == 4 && keys.shape[1] > 0 &&
+    fits = sequence.queries->dtype == support::NpyType::f2 && shape.size() == 4 && keys.shape[1] > 0 &&
            shape[1] % keys.shape[1] == 0;
     if (fits) {
       shape[1] = keys.shape[1];

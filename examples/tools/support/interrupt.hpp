@@ -12,7 +12,7 @@ struct Interrupted {};
 
 class Interrupt {
  public:
-  /// What was asked before, behind the last check of another part of the job, holds for this one too.
+  /// A stop that was asked for before, after the last check of another part of the job, counts for this one too.
   Interrupt() {
     (void)flag();  // made before a handler may look for it
     std::signal(SIGINT, &Interrupt::ask);

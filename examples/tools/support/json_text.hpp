@@ -1,6 +1,8 @@
 #pragma once
 
-// Turns the programs' JSON documents into text.
+// JSON documents of the programs as text and files.
+
+#include <headaware/io/file.hpp>
 
 #include <nlohmann/json.hpp>
 
@@ -18,6 +20,12 @@ template <class Json>
 /// Returns a string as it reads once it was written.
 [[nodiscard]] inline std::string as_written(std::string const& text) {
   return nlohmann::json::parse(json_text(nlohmann::json(text))).get<std::string>();
+}
+
+/// Writes a document as a file for people to read too. @throws headaware::FileError
+template <class Json>
+void write_json(headaware::FilePath const& path, Json const& document) {
+  headaware::write_file(path, json_text(document, 2) + "\n");
 }
 
 }  // namespace support

@@ -1,6 +1,6 @@
 #pragma once
 
-// Whether there is memory for what options ask for.
+// Checks that there is memory for what options ask for.
 
 #include <headaware/error.hpp>
 

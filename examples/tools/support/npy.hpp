@@ -1,12 +1,9 @@
 #pragma once
 
-/// @file
-/// NumPy's `.npy` files, versions 1.0 and 2.0: C order, little-endian numbers.
+// NumPy's `.npy` files, versions 1.0 and 2.0: C order, little-endian numbers.
 
-#include <headaware/config.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
-#include <headaware/io/detail/json_tree.hpp>
 #include <headaware/io/file.hpp>
 
 #include <array>
@@ -14,6 +11,7 @@
 #include <charconv>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <limits>
@@ -26,7 +24,7 @@
 #include <utility>
 #include <vector>
 
-HEADAWARE_NAMESPACE_BEGIN
+namespace support {
 
 static_assert(std::endian::native == std::endian::little, "headaware: .npy files are read as they lie");
 
@@ -40,12 +38,12 @@ inline constexpr std::array<std::string_view, 7> npy_type_names{"<f2", "<f4", "<
   return npy_type_names[static_cast<std::size_t>(type)];
 }
 
-/// Bytes an element.
+/// Bytes per element.
 [[nodiscard]] constexpr std::size_t element_bytes(NpyType type) {
   return static_cast<std::size_t>(npy_type_names[static_cast<std::size_t>(type)][2] - '0');
 }
 
-namespace detail {
+namespace npy_format {
 
 /// Elements of a shape, or nothing if they, in bytes, exceed int64.
 [[nodiscard]] inline std::optional<std::int64_t> element_count(std::span<std::int64_t const> shape, NpyType type) {
@@ -58,10 +56,10 @@ namespace detail {
   return count;
 }
 
-/// Whether elements of a file's type may be looked at as `T`.
+/// True if elements of a file's type may be viewed as `T`.
 template <class T>
 [[nodiscard]] constexpr bool npy_matches(NpyType type) {
-  if constexpr (std::is_same_v<T, float16>) return type == NpyType::f2;
+  if constexpr (std::is_same_v<T, headaware::float16>) return type == NpyType::f2;
   if constexpr (std::is_same_v<T, std::uint16_t>) return type == NpyType::f2 || type == NpyType::u2;
   if constexpr (std::is_same_v<T, float>) return type == NpyType::f4;
   if constexpr (std::is_same_v<T, double>) return type == NpyType::f8;
@@ -73,11 +71,11 @@ template <class T>
 
 template <class T>
 inline constexpr bool is_npy_element =
-    std::is_same_v<T, float16> || std::is_same_v<T, std::uint16_t> || std::is_same_v<T, float> ||
+    std::is_same_v<T, headaware::float16> || std::is_same_v<T, std::uint16_t> || std::is_same_v<T, float> ||
     std::is_same_v<T, double> || std::is_same_v<T, std::int32_t> || std::is_same_v<T, std::int64_t> ||
     std::is_same_v<T, std::uint8_t>;
 
-}  // namespace detail
+}  // namespace npy_format
 
 /// @brief An array with its shape, C order: the last dimension runs fastest.
 struct NpyArray {
@@ -94,9 +92,9 @@ struct NpyArray {
   /// @throws ArgumentError if the file's type is another
   template <class T>
   [[nodiscard]] std::span<T const> as() const {
-    static_assert(detail::is_npy_element<T>, "headaware: no .npy type has elements of this type");
-    require(detail::npy_matches<T>(dtype), "element type", {sizeof(T), "-byte elements of the type asked for"},
-            to_string(dtype), "NpyArray::as");
+    static_assert(npy_format::is_npy_element<T>, "headaware: no .npy type has elements of this type");
+    headaware::require(npy_format::npy_matches<T>(dtype), "element type",
+                       {sizeof(T), "-byte elements of the type asked for"}, to_string(dtype), "NpyArray::as");
     // The allocator aligns the first byte for any element.
     return {reinterpret_cast<T const*>(bytes.data()), bytes.size() / sizeof(T)};
   }
@@ -105,16 +103,16 @@ struct NpyArray {
   /// @throws ArgumentError if the shape does not hold as many elements
   template <class T>
   [[nodiscard]] static NpyArray of(std::vector<std::int64_t> shape, std::span<T const> elements) {
-    static_assert(detail::is_npy_element<T>, "headaware: no .npy type has elements of this type");
+    static_assert(npy_format::is_npy_element<T>, "headaware: no .npy type has elements of this type");
     NpyArray array;
     array.shape = std::move(shape);
-    array.dtype = std::is_same_v<T, float16>         ? NpyType::f2
-                  : std::is_same_v<T, float>         ? NpyType::f4
-                  : std::is_same_v<T, double>        ? NpyType::f8
-                  : std::is_same_v<T, std::int32_t>  ? NpyType::i4
-                  : std::is_same_v<T, std::int64_t>  ? NpyType::i8
-                  : std::is_same_v<T, std::uint16_t> ? NpyType::u2
-                                                     : NpyType::u1;
+    array.dtype = std::is_same_v<T, headaware::float16> ? NpyType::f2
+                  : std::is_same_v<T, float>            ? NpyType::f4
+                  : std::is_same_v<T, double>           ? NpyType::f8
+                  : std::is_same_v<T, std::int32_t>     ? NpyType::i4
+                  : std::is_same_v<T, std::int64_t>     ? NpyType::i8
+                  : std::is_same_v<T, std::uint16_t>    ? NpyType::u2
+                                                        : NpyType::u1;
     auto const source = std::as_bytes(elements);
     array.bytes.assign(source.begin(), source.end());
     array.validate("NpyArray::of");
@@ -123,11 +121,11 @@ struct NpyArray {
 
   /// @throws ArgumentError if shape, type and bytes do not fit together
   void validate(char const* where = "NpyArray") const {
-    require(shape.size() <= max_dimensions, "dimensions", "at most 64", shape.size(), where);
-    auto const count = detail::element_count(shape, dtype);
-    require(count.has_value(), "shape", "extents >= 0 with a product that int64 holds", "another", where);
-    require(bytes.size() == static_cast<std::size_t>(*count) * element_bytes(dtype), "bytes of the elements",
-            static_cast<std::size_t>(*count) * element_bytes(dtype), bytes.size(), where);
+    headaware::require(shape.size() <= max_dimensions, "dimensions", "at most 64", shape.size(), where);
+    auto const count = npy_format::element_count(shape, dtype);
+    headaware::require(count.has_value(), "shape", "extents >= 0 with a product that int64 holds", "another", where);
+    headaware::require(bytes.size() == static_cast<std::size_t>(*count) * element_bytes(dtype), "bytes of the elements",
+                       static_cast<std::size_t>(*count) * element_bytes(dtype), bytes.size(), where);
   }
 
   static constexpr std::size_t max_dimensions = 64;  ///< NumPy's own limit
@@ -135,9 +133,22 @@ struct NpyArray {
   friend bool operator==(NpyArray const&, NpyArray const&) = default;
 };
 
-namespace detail {
+namespace npy_format {
 
 inline constexpr std::string_view npy_magic{"\x93NUMPY", 6};
+
+/// Quotes bytes of a file for an error message: printable, and not long.
+[[nodiscard]] inline std::string quoted(std::string_view text) {
+  constexpr std::size_t most = 40;
+  std::string result(1, '\'');
+  for (char const c : text.substr(0, most)) {
+    char escaped[8];
+    auto const byte = static_cast<unsigned char>(c);
+    std::snprintf(escaped, sizeof(escaped), byte >= 0x20 && byte < 0x7f ? "%c" : "\\x%02x", byte);
+    result += escaped;
+  }
+  return result + (text.size() > most ? "...'" : "'");
+}
 
 /// Reads the header: magic, version, and a Python dictionary with three keys.
 class NpyHeader {
@@ -168,10 +179,11 @@ class NpyHeader {
 
  private:
   [[noreturn]] void fail(char const* what, std::string expected, std::string got) const {
-    throw FormatError({what, std::move(expected), std::move(got), source_ + ", byte " + std::to_string(at_)});
+    throw headaware::FormatError(
+        {what, std::move(expected), std::move(got), source_ + ", byte " + std::to_string(at_)});
   }
   [[nodiscard]] std::string found(std::size_t length) const {
-    return at_ < text_.size() ? quoted(text_.substr(at_, length), '\'') : "the end of the header";
+    return at_ < text_.size() ? quoted(text_.substr(at_, length)) : "the end of the header";
   }
 
   [[nodiscard]] int byte() {
@@ -210,7 +222,7 @@ class NpyHeader {
       std::string_view const key = parse_string();
       bool const again =
           (key == "descr" && dtype_) || (key == "shape" && shape_) || (key == "fortran_order" && order_seen);
-      if (again) fail("malformed header", "each key once", quoted(key, '\'') + " again");
+      if (again) fail("malformed header", "each key once", quoted(key) + " again");
       expect(":");
       if (key == "descr") {
         parse_descr();
@@ -222,7 +234,7 @@ class NpyHeader {
         parse_shape();
       } else {
         at_ = begin;
-        fail("malformed header", "'descr', 'fortran_order' or 'shape'", quoted(key, '\''));
+        fail("malformed header", "'descr', 'fortran_order' or 'shape'", quoted(key));
       }
       if (!consume(",")) {
         expect("}");
@@ -253,7 +265,7 @@ class NpyHeader {
     at_ = begin;
     std::string known;
     for (auto const& each : npy_type_names) known += (known.empty() ? "one of " : ", ") + std::string(each);
-    fail("element type", known, quoted(name, '\''));
+    fail("element type", known, quoted(name));
   }
 
   void parse_shape() {
@@ -292,17 +304,17 @@ inline void require_payload(NpyHeader const& header, std::size_t file_bytes, std
   if (!count) {
     std::string shape;
     for (std::int64_t const extent : header.shape()) shape += (shape.empty() ? "" : " x ") + std::to_string(extent);
-    throw FormatError({"shape too large", "less than 2^63 bytes", shape, source});
+    throw headaware::FormatError({"shape too large", "less than 2^63 bytes", shape, source});
   }
   std::size_t const expected = static_cast<std::size_t>(*count) * element_bytes(header.dtype());
   std::size_t const got = file_bytes - header.payload();
   if (got != expected) {
-    throw FormatError({"size of the elements", std::to_string(expected) + " bytes by the shape",
-                       std::to_string(got) + " bytes", source});
+    throw headaware::FormatError({"size of the elements", std::to_string(expected) + " bytes by the shape",
+                                  std::to_string(got) + " bytes", source});
   }
 }
 
-/// What stands before the elements, a multiple of 64 bytes.
+/// Text before the elements, a multiple of 64 bytes.
 [[nodiscard]] inline std::string npy_header(NpyArray const& array) {
   std::string dictionary =
       "{'descr': '" + std::string(to_string(array.dtype)) + "', 'fortran_order': False, 'shape': (";
@@ -325,7 +337,7 @@ inline void require_payload(NpyHeader const& header, std::size_t file_bytes, std
   return header + dictionary;
 }
 
-}  // namespace detail
+}  // namespace npy_format
 
 /// @brief An array from the bytes of a `.npy` file.
 /// @param source_name  names the bytes in messages, for example their path
@@ -334,8 +346,8 @@ inline void require_payload(NpyHeader const& header, std::size_t file_bytes, std
 /// @par Cost  one copy of the elements
 /// @par Source  numpy.lib.format
 [[nodiscard]] inline NpyArray parse_npy(std::span<std::byte const> file, std::string const& source_name) {
-  detail::NpyHeader const header(file, source_name);
-  detail::require_payload(header, file.size(), source_name);
+  npy_format::NpyHeader const header(file, source_name);
+  npy_format::require_payload(header, file.size(), source_name);
   auto const elements = file.subspan(header.payload());
   return {header.shape(), header.dtype(), {elements.begin(), elements.end()}};
 }
@@ -343,10 +355,10 @@ inline void require_payload(NpyHeader const& header, std::size_t file_bytes, std
 /// @brief `parse_npy` of a file, without a second copy of it in memory.
 /// @throws FormatError as there, FileError if the file cannot be read
 [[nodiscard]] inline NpyArray load_npy(std::filesystem::path const& path) {
-  std::vector<std::byte> file = read_binary_file(path);
+  std::vector<std::byte> file = headaware::read_binary_file(path);
   std::string const source = path.string();
-  detail::NpyHeader const header(file, source);
-  detail::require_payload(header, file.size(), source);
+  npy_format::NpyHeader const header(file, source);
+  npy_format::require_payload(header, file.size(), source);
   NpyArray array{header.shape(), header.dtype(), {}};
   file.erase(file.begin(), file.begin() + static_cast<std::ptrdiff_t>(header.payload()));
   array.bytes = std::move(file);
@@ -357,7 +369,7 @@ inline void require_payload(NpyHeader const& header, std::size_t file_bytes, std
 /// @throws ArgumentError if shape, type and bytes of the array do not fit together
 [[nodiscard]] inline std::vector<std::byte> format_npy(NpyArray const& array) {
   array.validate("format_npy");
-  std::string const header = detail::npy_header(array);
+  std::string const header = npy_format::npy_header(array);
   auto const head = std::as_bytes(std::span(header));
   std::vector<std::byte> file;
   file.reserve(head.size() + array.bytes.size());
@@ -370,9 +382,9 @@ inline void require_payload(NpyHeader const& header, std::size_t file_bytes, std
 /// @throws ArgumentError as `format_npy`, FileError if the file cannot be written
 inline void save_npy(std::filesystem::path const& path, NpyArray const& array) {
   array.validate("save_npy");
-  std::string const header = detail::npy_header(array);
+  std::string const header = npy_format::npy_header(array);
   std::array<std::span<std::byte const>, 2> const parts{std::as_bytes(std::span(header)), std::span(array.bytes)};
-  detail::write_whole(path, parts);
+  headaware::write_file(path, parts);
 }
 
-HEADAWARE_NAMESPACE_END
+}  // namespace support

@@ -1,6 +1,6 @@
 #pragma once
 
-// Whether a planner made the policies of a file, or rules made classes.
+// Tells files that a planner made from classes that rules made.
 
 #include <headaware/io/file.hpp>
 
