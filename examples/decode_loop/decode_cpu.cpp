@@ -5,6 +5,7 @@
 #include "toy_model.hpp"
 
 #include <headaware/attention/attend.hpp>
+#include <headaware/cache/paged_append.hpp>
 #include <headaware/cache/paged_heads.hpp>
 #include <headaware/layout/strided.hpp>
 

@@ -51,7 +51,7 @@ toy::Cost decode(ha::PolicyTable const& table, cudaStream_t stream) {
   ha::PagedHeads pages(table, {num_sequences, page_size, num_pages, {.max_tokens = max_tokens, .slack = slack}});
   DeviceArray<std::byte> const d_heads(pages.head_bytes(), stream);
   DeviceArray<std::int32_t> const d_table(pages.table().size()), d_lengths(num_sequences);
-  DeviceArray<std::int32_t> const d_before(num_sequences), d_written(num_sequences), d_counts(num_sequences);
+  DeviceArray<std::int32_t> const d_before(num_sequences), d_high_water(num_sequences), d_counts(num_sequences);
   std::int32_t const max_copies = pages.max_copies();  // of a layer: num_sequences * num_kv_heads
   DeviceArray<ha::PageCopy> const d_copies(static_cast<std::size_t>(num_layers * max_copies));
   std::size_t most_copies = 0;
@@ -59,20 +59,21 @@ toy::Cost decode(ha::PolicyTable const& table, cudaStream_t stream) {
   // [decode]
   ha::PagedHeadsView const d_pages = pages.view_at(d_heads.data(), d_table.data());
   auto const append = [&](std::int32_t layer, std::int32_t max_count) {
-    ha::DevicePageStep step{.d_lengths = d_before.data(), .d_written = d_written.data(), .d_counts = d_counts.data()};
+    ha::DevicePageStep step{
+        .d_lengths = d_before.data(), .d_high_water = d_high_water.data(), .d_counts = d_counts.data()};
     step.max_count = max_count;
     step.d_copies = d_copies.data() + layer * max_copies;
     step.num_copies = max_copies;  // the most of any step: a page per KV head and sequence, if all go on after forks
     auto const layout = ha::strided_bshd(num_sequences, max_count, num_kv_heads, head_dim);
-    check(ha::append(d_pages, step, layers[layer].cache(), layout, pool, layer, stream));
+    check(ha::device::append(d_pages, step, layers[layer].cache(), layout, pool, layer, stream));
   };
   auto const attend = [&](std::int32_t layer, void* d_temp, std::size_t temp_bytes) {  // nullptr: tells the bytes
     auto const layout = ha::strided_bhd(num_sequences, num_query_heads, head_dim);
     ha::HeadPagesView const view(d_pages, layer, d_lengths.data());
-    check(ha::attend(d_temp, temp_bytes, decode_shape, ha::AttentionQueries{layers[layer].queries.data(), layout},
-                     ha::KeptCache{pool.keys, pool.values, view},
-                     ha::AttentionOutput{layers[layer].output.data(), layout},
-                     {.max_rows = pages.plan().rows_total(layer)}, {}, stream));
+    check(ha::device::attend(
+        d_temp, temp_bytes, decode_shape, ha::AttentionQueries{layers[layer].queries.data(), layout},
+        ha::KeptCache{pool.keys, pool.values, view}, ha::AttentionOutput{layers[layer].output.data(), layout},
+        {.max_rows = pages.slots().rows_total(layer)}, {}, stream));
     return temp_bytes;
   };
   DeviceArray<std::byte> const d_temp(std::max(attend(0, nullptr, 0), attend(1, nullptr, 0)));
@@ -87,7 +88,8 @@ toy::Cost decode(ha::PolicyTable const& table, cudaStream_t stream) {
   // [upload]
   auto const upload = [&](ha::PageStep const& step) {  // what may differ from replay to replay
     d_table.upload(pages.table(), stream), d_lengths.upload(pages.state().lengths(), stream);
-    d_before.upload(step.lengths, stream), d_written.upload(step.written, stream), d_counts.upload(step.counts, stream);
+    d_before.upload(step.lengths, stream), d_high_water.upload(step.high_water, stream),
+        d_counts.upload(step.counts, stream);
     d_copies.upload(pages.padded_copies(step), stream);  // [num_layers, max_copies]
   };
   // [/upload]

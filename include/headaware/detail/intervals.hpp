@@ -53,6 +53,22 @@ inline bool sort_and_overlap(std::span<Interval> intervals) {
                             [](Interval const& x, Interval const& y) { return y.begin < x.end; }) != intervals.end();
 }
 
+/// The memory that a call reads and writes.
+struct Memory {
+  std::vector<Interval> sources;
+  std::vector<Interval> paged_sources;       ///< whose pages a table tells apart
+  std::vector<Interval> destinations;        ///< of forms whose layers must lie apart
+  std::vector<Interval> paged_destinations;  ///< pages of one pool are told apart by the block table
+};
+
+/// Memory in which this thread notes what a call touches: kept, so that later calls allocate nothing.
+inline Memory& thread_memory() {
+  thread_local Memory memory;
+  memory.sources.clear();
+  memory.destinations.clear();
+  return memory;
+}
+
 template <class Layout>
 inline constexpr bool has_required_span_size = requires(Layout const layout) {
   layout.required_span_size();

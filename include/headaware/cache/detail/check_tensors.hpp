@@ -84,22 +84,6 @@ inline constexpr bool in_pages = requires(Layout const layout) {
   layout.table().page(0, 0);
 };
 
-/// The memory that a call reads and writes.
-struct Memory {
-  std::vector<Interval> sources;
-  std::vector<Interval> paged_sources;       ///< whose pages a table tells apart
-  std::vector<Interval> destinations;        ///< of forms whose layers must lie apart
-  std::vector<Interval> paged_destinations;  ///< pages of one pool are told apart by the block table
-};
-
-/// Memory in which this thread notes what a call touches: kept, so that later calls allocate nothing.
-inline Memory& thread_memory() {
-  thread_local Memory memory;
-  memory.sources.clear();
-  memory.destinations.clear();
-  return memory;
-}
-
 template <class Layout, class T>
 void add_source(Memory& memory, Layout const& layout, T const* data) {
   add_extent(in_pages<Layout> ? memory.paged_sources : memory.sources, layout, data);
