@@ -144,9 +144,9 @@ std::vector<ha::ObservedHead> observe_on_device(Shape const& shape, std::vector<
   Stream const stream;
   DeviceVector<double> const d_sums{std::vector<double>(heads * size)};
   std::size_t bytes = 0;
-  REQUIRE_CUDA(ha::observe(nullptr, bytes, shape, layers, score, parameters, d_sums.data(), stream));
+  REQUIRE_CUDA(ha::device::observe(nullptr, bytes, shape, layers, score, parameters, d_sums.data(), stream));
   DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{0xEE}));
-  REQUIRE_CUDA(ha::observe(temp.data(), bytes, shape, layers, score, parameters, d_sums.data(), stream));
+  REQUIRE_CUDA(ha::device::observe(temp.data(), bytes, shape, layers, score, parameters, d_sums.data(), stream));
   REQUIRE_CUDA(cudaStreamSynchronize(stream));
   auto const sums = d_sums.host();
   std::vector<ha::ObservedHead> result(

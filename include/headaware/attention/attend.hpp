@@ -6,14 +6,15 @@
 
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/dense_views.hpp>
+#include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/attention/detail/query_tile.hpp>
-#include <headaware/attention/detail/softmax_part.hpp>
 #include <headaware/attention/head_pages_view.hpp>
 #include <headaware/attention/merge.hpp>
 #include <headaware/attention/paged_view.hpp>
 #include <headaware/attention/rolling_view.hpp>
 #include <headaware/cache/transfer.hpp>
 #include <headaware/detail/float_buffer.hpp>
+#include <headaware/detail/online_softmax.hpp>
 #include <headaware/detail/parallel_for.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
@@ -86,7 +87,7 @@ struct AttentionWork {
   std::int64_t rows = 0;  ///< held by all segments
 
   template <class View>
-  AttentionWork(AttentionShape const& shape, AttentionCut const& cut, View const& view) {
+  AttentionWork(AttentionShape const& shape, KvSplit const& cut, View const& view) {
     for (std::int64_t s = 0; s < shape.segments(); ++s) {
       auto const segment = view.segment(s / shape.num_kv_heads, s % shape.num_kv_heads);
       std::int64_t const held = segment.rows();
@@ -98,7 +99,7 @@ struct AttentionWork {
         if (held > 0) require_pointer(segment.pages, "pages", "attend");
       }
       rows += held;
-      std::int64_t const chunks = cut.chunks(held);
+      std::int64_t const chunks = cut.splits(held);
       for (std::int64_t tile = 0; chunks > 1 && tile < cut.tiles; ++tile) {
         joins.push_back({s, tile, slots + tile * chunks, chunks});
       }
@@ -115,7 +116,7 @@ struct AttentionWork {
 /// Writes one query row's result. @param sums  [output_dim], weighted by 2^(logit - part.max)
 template <class O, class Layout>
 void write_attention(AttentionShape const& shape, AttentionOutput<O, Layout> const& output, QueryRow const& row,
-                     SoftmaxPart const& part, float const* sums) {
+                     OnlineSoftmax<float> const& part, float const* sums) {
   float const inverse = part.inverse();
   for (std::int64_t c = 0; c < shape.output_dim(); ++c) {
     output.data[output.layout.offset(row.sequence, row.head, row.token, c)] = from_float<O>(sums[c] * inverse);
@@ -135,13 +136,13 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
   check_output_apart(shape, queries, output);
   check_attention_tables(shape, queries, cache, output);
   constexpr std::int64_t chunk_rows = 512;
-  auto const cut = AttentionCut::of(shape, QueryTile::max_queries, chunk_rows);
+  auto const cut = KvSplit::of(shape, QueryTile::max_queries, chunk_rows);
   auto const map = logit_map(shape, options);
   AttentionWork const work(shape, cut, cache.view);
   check_cache_pointers(cache, work.rows > 0);
   std::int64_t const channels = whole_vectors(shape.output_dim());
   FloatBuffer const slot_sums(static_cast<std::size_t>(work.slots * cut.tile_rows * channels));
-  std::vector<SoftmaxPart> slot_parts(static_cast<std::size_t>(work.slots * cut.tile_rows));
+  std::vector<OnlineSoftmax<float>> slot_parts(static_cast<std::size_t>(work.slots * cut.tile_rows));
   auto const items = static_cast<std::int64_t>(work.items.size());
   auto const joins = static_cast<std::int64_t>(work.joins.size());
   // Less than that, one core reads in the time that it takes to wake the others.
@@ -157,8 +158,8 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
     std::int64_t const first_query = item.tile * cut.tile_rows;
     std::int64_t const count = std::min(cut.tile_rows, shape.query_rows() - first_query);
     tile.take_queries(queries, options.first_positions, sequence, kv_head, first_query, count);
-    std::int64_t const begin = item.chunk * cut.chunk_rows;
-    tile.attend(segment, cache.keys, cache.values, begin, std::min(segment.rows(), begin + cut.chunk_rows));
+    std::int64_t const begin = item.chunk * cut.split_rows;
+    tile.attend(segment, cache.keys, cache.values, begin, std::min(segment.rows(), begin + cut.split_rows));
     for (std::int64_t q = 0; q < count; ++q) {
       if (item.slot < 0) {
         write_attention(shape, output, {shape, sequence, kv_head, first_query + q}, tile.part(q), tile.sums(q));
@@ -177,7 +178,7 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
     std::int64_t const row = join.tile * cut.tile_rows + q;
     if (row >= shape.query_rows()) return;
     auto const at = [&](std::int64_t chunk) { return (join.first_slot + chunk) * cut.tile_rows + q; };
-    SoftmaxPart whole;
+    OnlineSoftmax<float> whole;
     for (std::int64_t chunk = 0; chunk < join.chunks; ++chunk) {
       auto const& part = slot_parts[static_cast<std::size_t>(at(chunk))];
       if (part.sum != 0) whole.max = larger_or_nan(whole.max, part.max);
@@ -185,7 +186,7 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
     std::fill(sums.begin(), sums.end(), 0.0F);
     for (std::int64_t chunk = 0; chunk < join.chunks; ++chunk) {
       auto const& part = slot_parts[static_cast<std::size_t>(at(chunk))];
-      float const weight = part.weight(whole.max);
+      float const weight = part.factor(whole.max);
       whole.sum += weight * part.sum;
       float const* const from = slot_sums.data() + at(chunk) * channels;
       for (std::size_t c = 0; c < sums.size(); ++c) sums[c] += weight * from[c];

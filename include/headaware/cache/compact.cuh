@@ -12,8 +12,10 @@
 #include <headaware/cache/detail/cuda/sizes_kernel.cuh>
 #include <headaware/cache/rotation.hpp>
 #include <headaware/cache/transfer.hpp>
+#include <headaware/detail/cuda/element.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/launch.cuh>
+#include <headaware/detail/cuda/temp_storage.cuh>
 #include <headaware/layout/concept.hpp>
 
 #include <cuda_runtime_api.h>
@@ -157,13 +159,10 @@ void compress_transfers(void* d_temp, std::size_t& temp_bytes, DeviceCompaction<
                         First const& first, Rest const&... rest) {
   constexpr auto where = "compress";
   std::int64_t const segments = std::int64_t{plan.table.num_layers()} * plan.num_sequences * plan.table.num_kv_heads();
-  auto const entries = static_cast<std::size_t>(segments) + 1;
-  std::size_t const needed = entries * (sizeof(std::int64_t) + sizeof(std::int32_t));
-  if (d_temp == nullptr) {
-    temp_bytes = needed;
-    return;
-  }
-  require_storage(d_temp, temp_bytes, needed, alignof(std::int64_t), where);
+  PlanArrays arrays;
+  bool const placed = place_buffers(d_temp, temp_bytes, where, TempBuffer{arrays.row_offsets, segments + 1},
+                                    TempBuffer{arrays.tile_offsets, segments + 1});
+  if (!placed) return;
   bool const same_capacities = ((first.kept.capacities == rest.kept.capacities) && ...);
   require(same_capacities, "capacities of scales", "those of keys and values", "others", where);
   require(plan.table.num_layers() <= max_layers, "layers", "at most 256", plan.table.num_layers(), where);
@@ -171,9 +170,6 @@ void compress_transfers(void* d_temp, std::size_t& temp_bytes, DeviceCompaction<
   validate(plan, first, rest...);
   if (segments == 0) return;
 
-  PlanArrays arrays;
-  arrays.row_offsets = static_cast<std::int64_t*>(d_temp);
-  arrays.tile_offsets = reinterpret_cast<std::int32_t*>(arrays.row_offsets + entries);
   auto const row_bytes = [](auto const& transfer) {
     return std::max(transfer.kept.head_dim, transfer.kept.value_dim) *
            static_cast<std::int64_t>(sizeof(transfer.kept.layers[0].keys[0]));
@@ -192,16 +188,16 @@ void compress_transfers(void* d_temp, std::size_t& temp_bytes, DeviceCompaction<
 /// @brief Compresses a cache on the device: every head's kept tokens go to their slots.
 ///
 /// Two calls, as in CUB: with `d_temp == nullptr` the first only sets `temp_bytes`.
-/// @param[in]     d_temp      device, at least `temp_bytes`, 8-byte aligned; nullptr: size query
-/// @param[in,out] temp_bytes  bytes: 12 · (layers · sequences · num_kv_heads + 1)
+/// @param[in]     d_temp      device, at least `temp_bytes`, of any alignment; nullptr: size query
+/// @param[in,out] temp_bytes  bytes: some 12 · (layers · sequences · num_kv_heads + 1)
 /// @param[in]     plan        `Compaction::on_device`; its optional outputs are written too
 /// @param[in]     transfer    keys and values of all layers, device pointers, at most 256 layers
 /// @param[in]     stream      enqueued here, not synchronised
 /// @pre    d_lengths keep no more than was planned: else nothing moves and `d_status` says so. Tables of the source and
 ///         of pages, and positions, are right, and pages that are written apart from those that are read, which the
 ///         host cannot see: `validate_tables` checks copies of them
-/// @return cudaErrorInvalidValue where `validate(plan, transfer)` throws, on too small or misaligned temporary
-///         storage and on more than 256 layers; launch errors
+/// @return cudaErrorInvalidValue where `validate(plan, transfer)` throws, on too little temporary storage and on more
+/// than 256 layers; launch errors
 /// @note   Deterministic; graph-capturable. At most 2 launches. Without segments (no sequence, layer or head)
 ///         nothing is launched and no output written.
 /// @par Cost  Each kept byte is read once and written once, in 16-byte accesses where the layout's
