@@ -28,7 +28,7 @@ template <class Q, class K, class V>
 ha::DeviceQkvShape<Q, K, V> shape_of(AttentionShape const& s, Q const& queries, K const& keys, V const& values,
                                      std::int64_t sequence = 0, std::int64_t first_token = 0) {
   return {queries,  keys,       values,   s.num_query_heads, s.num_kv_heads,
-          s.tokens, s.head_dim, sequence, first_token,       s.value_dim()};
+          s.tokens, s.head_dim, sequence, first_token,       s.output_dim()};
 }
 
 }  // namespace

@@ -13,15 +13,14 @@ namespace detail {
 /// @param ticket  device, zero before the first block comes; the caller clears it for another round
 /// @return whether this block is the last of `blocks`
 __device__ inline bool is_last_block(std::int32_t* ticket, std::int64_t blocks) {
-  __shared__ bool last;
+  int last = 0;
   __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();  // for the whole block, which the barrier has ordered before
-    last = atomicAdd(ticket, 1) == blocks - 1;
+    last = atomicAdd(ticket, 1) == blocks - 1 ? 1 : 0;
     __threadfence();
   }
-  __syncthreads();
-  return last;
+  return __syncthreads_or(last) != 0;
 }
 
 }  // namespace detail

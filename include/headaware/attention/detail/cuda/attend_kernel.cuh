@@ -84,7 +84,7 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries))
     queries[i] = x;
   }
   if (thread < Queries) {
-    shared.softmax[thread] = {-INFINITY, 0};
+    shared.set_softmax(thread, {});
   }
   auto const channels = static_cast<std::int32_t>(p.shape.output_dim());
   std::int32_t const pairs = (channels + 1) / 2;
@@ -140,7 +140,7 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries))
     std::int32_t const c = i % channels;
     float sum = 0;
     for (std::int32_t g = 0; g < groups; ++g) sum += all[(g * Queries + q) * 2 * pairs + c];
-    OnlineSoftmax<float> const part = shared.softmax[q];
+    OnlineSoftmax<float> const part = shared.softmax(q);
     if (splits == 1) {
       QueryRow const row(p.shape, sequence, kv_head, first_query + q);
       p.output.data[p.output.layout.offset(row.sequence, row.head, row.token, c)] = from_float<O>(sum * part.inverse());

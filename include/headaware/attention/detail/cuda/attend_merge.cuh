@@ -43,7 +43,7 @@ __device__ void merge_splits(Parameters const& p, AttendShared<Queries>& shared,
     }
     __syncwarp();
     sum = sum_lanes(sum);
-    if (lane == 0) shared.softmax[q] = {max, sum};
+    if (lane == 0) shared.set_softmax(q, {max, sum});
     __syncwarp();
   }
   __syncthreads();
@@ -51,7 +51,7 @@ __device__ void merge_splits(Parameters const& p, AttendShared<Queries>& shared,
   for (std::int32_t i = thread; i < queries * channels; i += attend_threads) {
     std::int32_t const q = i / channels;
     std::int32_t const c = i % channels;
-    OnlineSoftmax<float> const whole = shared.softmax[q];
+    OnlineSoftmax<float> const whole = shared.softmax(q);
     float sum = 0;
     for (std::int64_t split = 0; split < splits; ++split) {
       std::int64_t const at = first_part + split * p.kv.tiles;

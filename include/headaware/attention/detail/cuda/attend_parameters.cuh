@@ -92,8 +92,15 @@ struct AttendShared {
   std::int64_t key_offsets[max_attend_rows];
   std::int64_t value_offsets[max_attend_rows];
   std::int64_t positions[max_attend_rows];
-  OnlineSoftmax<float> softmax[Queries];
+  float max[Queries];  ///< with `sum`: softmaxes, as two arrays, which takes fewer registers
+  float sum[Queries];
   float factor[Queries];
+
+  [[nodiscard]] __device__ OnlineSoftmax<float> softmax(std::int32_t q) const { return {max[q], sum[q]}; }
+  __device__ void set_softmax(std::int32_t q, OnlineSoftmax<float> const& to) {
+    max[q] = to.max;
+    sum[q] = to.sum;
+  }
 };
 
 /// Dynamic shared memory of a block: the rest of the 48 KiB that are available without asking the driver.

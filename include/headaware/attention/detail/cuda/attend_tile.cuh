@@ -130,7 +130,7 @@ __device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, S
       tile_max = larger_or_nan(tile_max, logits[i]);
     }
     tile_max = __shfl_sync(0xffffffffU, reduce_lanes(tile_max, LargerOrNan{}), 0);
-    OnlineSoftmax<float> softmax = shared.softmax[q];
+    OnlineSoftmax<float> softmax = shared.softmax(q);
     bool const none = tile_max == hidden;  // the query sees nothing of the tile
     float const max = none ? softmax.max : larger_or_nan(softmax.max, tile_max);
     float sum = 0;
@@ -146,7 +146,7 @@ __device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, S
     if (lane == 0) {
       shared.factor[q] = none ? 1.0F : softmax.rescale(max);
       softmax.sum += sum;
-      shared.softmax[q] = softmax;
+      shared.set_softmax(q, softmax);
     }
     __syncwarp();
   }
