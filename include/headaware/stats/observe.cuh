@@ -211,7 +211,7 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::span<DeviceQkv
   require(shape.head_dim > 0 && shape.head_dim <= 256, "head_dim", "in [1, 256]", shape.head_dim, where);
   require(value_dim(shape) > 0 && value_dim(shape) <= 256, "value_dim", "in [1, 256]", value_dim(shape), where);
   require(layers.size() <= static_cast<std::size_t>(max_layers), "layers", "at most 256", layers.size(), where);
-  // What is kept of a row lies in shared memory: far beyond any device's.
+  // Kept scores of a row are in shared memory: this is far beyond any device's.
   require(parameters.sink_size <= 65536, "sink_size", "<= 65536", parameters.sink_size, where);
   require(parameters.num_distances <= 65536, "num_distances", "<= 65536", parameters.num_distances, where);
   require(parameters.local_window < 65536, "local_window", "< 65536", parameters.local_window, where);
@@ -245,7 +245,7 @@ namespace device {
 
 /// @brief Query rows of a tile of `observe`, which share each load of a key: fewer where shared memory is small.
 /// @tparam T  of the queries, as `observe`
-/// @param values        whether values are handed over
+/// @param values        whether there are values
 /// @param shared_bytes  shared memory that a block may have
 /// @return 0 where not even one row fits
 template <class T, class QueryLayout, class KeyLayout, class ValueLayout>

@@ -101,8 +101,9 @@ TEST_CASE("statistics refuse arguments that make no sense", "[stats]") {
   std::size_t less = bytes - 1;
   REQUIRE(ha::device::observe(temp.data(), less, good, device.layers, score, parameters, sums.data(), nullptr) ==
           cudaErrorInvalidValue);
+  DeviceVector<double> const others(sums.host());
   REQUIRE_CUDA(
-      ha::device::observe(temp.data() + 4, bytes, good, device.layers, score, parameters, sums.data(), nullptr));
+      ha::device::observe(temp.data() + 4, bytes, good, device.layers, score, parameters, others.data(), nullptr));
   double* const nowhere = nullptr;
   REQUIRE(ha::device::observe(temp.data(), bytes, good, device.layers, score, parameters, nowhere, nullptr) ==
           cudaErrorInvalidValue);

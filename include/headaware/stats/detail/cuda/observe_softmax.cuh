@@ -65,7 +65,7 @@ __device__ void score_keys(Tile const& tile, std::int32_t first, typename Tile::
   for (int h = 0; h < 2; ++h) tile_max[h] = quad_max(tile_max[h]);
 }
 
-/// What a key tile does to the sums of this thread's two rows.
+/// Factors and sums by which a key tile changes this thread's two rows.
 struct SoftmaxChange {
   float keep[2];  ///< factor of the sums before
   float gain[2];  ///< factor of the tile's weights
