@@ -47,9 +47,9 @@ void attend(std::int32_t group, std::int64_t rows, View const& view, std::int64_
   }
   std::size_t temp_bytes = 0;
   auto const step = [&](void* temp) {
-    BENCH_CHECK(ha::attend(temp, temp_bytes, shape, ha::AttentionQueries{queries.data(), layout},
-                           ha::KeptCache{keys.data(), values.data(), view}, ha::AttentionOutput{output.data(), layout},
-                           {rows}, {}, nullptr));
+    BENCH_CHECK(ha::device::attend(temp, temp_bytes, shape, ha::AttentionQueries{queries.data(), layout},
+                                   ha::KeptCache{keys.data(), values.data(), view},
+                                   ha::AttentionOutput{output.data(), layout}, {rows}, {}, nullptr));
   };
   step(nullptr);
   bench::DeviceArray<std::byte> const temp(temp_bytes);

@@ -55,7 +55,7 @@ void observation(benchmark::State& state, What what) {
   bench::DeviceArray<double> const sums(
       std::vector<double>(static_cast<std::size_t>(num_query_heads * ha::SumsLayout(parameters).size())));
   std::size_t temp_bytes = 0;
-  BENCH_CHECK(ha::observe(nullptr, temp_bytes, shape, layers, score, parameters, sums.data(), stream));
+  BENCH_CHECK(ha::device::observe(nullptr, temp_bytes, shape, layers, score, parameters, sums.data(), stream));
   bench::DeviceArray<std::byte> const temp(temp_bytes);
 
   int l2_bytes = 0;
@@ -68,7 +68,7 @@ void observation(benchmark::State& state, What what) {
   for (auto _ : state) {
     BENCH_CHECK(cudaMemsetAsync(flush.data(), 0, flush.size(), stream));
     BENCH_CHECK(cudaEventRecord(start, stream));
-    BENCH_CHECK(ha::observe(temp.data(), temp_bytes, shape, layers, score, parameters, sums.data(), stream));
+    BENCH_CHECK(ha::device::observe(temp.data(), temp_bytes, shape, layers, score, parameters, sums.data(), stream));
     BENCH_CHECK(cudaEventRecord(stop, stream));
     BENCH_CHECK(cudaEventSynchronize(stop));
     float milliseconds = 0;

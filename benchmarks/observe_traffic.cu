@@ -38,15 +38,7 @@ Shape shape_of(std::int64_t tokens, std::int64_t head_dim) {
   return shape;
 }
 
-/// Query rows of a tile where a block may have `limit` bytes of shared memory.
-std::int32_t tile_rows(Shape const& shape, bool with_values, ha::ObserverParameters const& parameters, int limit) {
-  using Parameters = ha::detail::ObserveParameters<ha::StridedLayout, ha::StridedLayout, ha::StridedLayout>;
-  auto const plan = ha::detail::plan_observation<ha::float16>(shape, 1, with_values, parameters, sizeof(Parameters));
-  ha::detail::ObserveShared shared;
-  return ha::detail::fit_shared(plan.sizes, limit, shared) ? shared.rows : 0;
-}
-
-/// What flash attention's forward pass reads with tiles of `tile` query rows.
+/// Bytes that flash attention's forward pass reads with tiles of `tile` query rows.
 std::int64_t flash_bytes(Shape const& shape, std::int32_t tile, bool with_values) {
   std::int64_t rows = shape.tokens;
   for (std::int64_t first = 0; first < shape.tokens; first += tile)
@@ -70,12 +62,14 @@ void observe(bool with_values) {
   bench::DeviceArray<double> const sums(
       std::vector<double>(static_cast<std::size_t>(shape.num_query_heads * ha::SumsLayout(parameters).size())));
   std::size_t bytes = 0;
-  BENCH_CHECK(ha::observe(nullptr, bytes, shape, layers, {.scale = 0.09F}, parameters, sums.data(), nullptr));
+  BENCH_CHECK(ha::device::observe(nullptr, bytes, shape, layers, {.scale = 0.09F}, parameters, sums.data(), nullptr));
   bench::DeviceArray<std::byte> const temp(bytes);
-  BENCH_CHECK(ha::observe(temp.data(), bytes, shape, layers, {.scale = 0.09F}, parameters, sums.data(), nullptr));
+  BENCH_CHECK(
+      ha::device::observe(temp.data(), bytes, shape, layers, {.scale = 0.09F}, parameters, sums.data(), nullptr));
   BENCH_CHECK(cudaDeviceSynchronize());
 
-  std::int32_t const rows = tile_rows(shape, with_values, parameters, device_shared_memory());
+  std::int32_t const rows =
+      ha::device::observe_tile_rows<__half>(shape, with_values, parameters, device_shared_memory());
   std::printf("tile %d flash_bytes %lld flash_128_bytes %lld\n", rows,
               static_cast<long long>(flash_bytes(shape, rows, with_values)),
               static_cast<long long>(flash_bytes(shape, 128, with_values)));
@@ -99,7 +93,8 @@ int main() {
         Shape const shape = shape_of(tokens, head_dim);
         std::printf("shared memory %d KiB, %lld channels, %lld tokens: %d rows, with values %d\n", limit >> 10,
                     static_cast<long long>(head_dim), static_cast<long long>(tokens),
-                    tile_rows(shape, false, parameters, limit), tile_rows(shape, true, parameters, limit));
+                    ha::device::observe_tile_rows<__half>(shape, false, parameters, limit),
+                    ha::device::observe_tile_rows<__half>(shape, true, parameters, limit));
       }
     }
   }

@@ -75,16 +75,17 @@ static_assert(noexcept(ha::device::rollback(a<ha::RollingSlotsView>(), a<ha::Rol
 static_assert(noexcept(ha::device::start(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(), counts, stream)));
 static_assert(noexcept(ha::device::copy_sequences(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(),
                                                   a<std::span<ha::SequenceCopy const>>(), a<Rolling>(), stream)));
-static_assert(noexcept(ha::attend(nullptr, an<std::size_t>(), a<ha::AttentionShape>(),
-                                  a<ha::AttentionQueries<float, Strided>>(),
-                                  a<ha::KeptCache<float, ha::RaggedView<std::int32_t>>>(), a<Output>(),
-                                  a<ha::AttentionBounds>(), a<ha::AttentionOptions>(), stream)));
-static_assert(noexcept(ha::merge_attention(a<ha::AttentionShape>(), a<Output>(), a<Output>(), stream)));
 static_assert(noexcept(ha::device::fill_policy_mask(a<Table>(), a<ha::MaskShape>(), &an<float>(), stream)));
-static_assert(noexcept(ha::observe(nullptr, an<std::size_t>(), a<ha::DeviceQkvShape<Strided>>(), a<Qkv>(),
-                                   a<ha::AttentionScore>(), a<ha::ObserverParameters>(), sums, stream)));
-static_assert(noexcept(ha::observe(a<ha::AttentionObserver>(), nullptr, an<std::size_t>(), 0,
-                                   a<ha::DeviceQkvShape<Strided>>(), a<Qkv>(), a<ha::AttentionScore>(), sums, stream)));
+static_assert(noexcept(ha::device::attend(nullptr, an<std::size_t>(), a<ha::AttentionShape>(),
+                                          a<ha::AttentionQueries<float, Strided>>(),
+                                          a<ha::KeptCache<float, ha::RaggedView<std::int32_t>>>(), a<Output>(),
+                                          a<ha::AttentionBounds>(), a<ha::AttentionOptions>(), stream)));
+static_assert(noexcept(ha::device::merge_attention(a<ha::AttentionShape>(), a<Output>(), a<Output>(), stream)));
+static_assert(noexcept(ha::device::observe(nullptr, an<std::size_t>(), a<ha::DeviceQkvShape<Strided>>(), a<Qkv>(),
+                                           a<ha::AttentionScore>(), a<ha::ObserverParameters>(), sums, stream)));
+static_assert(noexcept(ha::device::observe(a<ha::AttentionObserver>(), nullptr, an<std::size_t>(), 0,
+                                           a<ha::DeviceQkvShape<Strided>>(), a<Qkv>(), a<ha::AttentionScore>(), sums,
+                                           stream)));
 static_assert(noexcept(ha::last_error_message()));
 }  // namespace declared
 
@@ -114,8 +115,8 @@ TEST_CASE("every exception inside a call becomes an error code, and its text can
   Throwing layout{ha::strided_bhsd(1, 1, 1, 16)};
   auto const call = [&](Throwing::What what, ha::AttentionShape const& shape = {1, 1, 1, 1, 16}) {
     layout.what = what;
-    return ha::merge_attention(shape, ha::AttentionOutput{data.data(), layout, data.data() + 16},
-                               ha::AttentionOutput{data.data(), layout, data.data() + 17}, nullptr);
+    return ha::device::merge_attention(shape, ha::AttentionOutput{data.data(), layout, data.data() + 16},
+                                       ha::AttentionOutput{data.data(), layout, data.data() + 17}, nullptr);
   };
   using What = Throwing::What;
   CHECK(call(What::bad_alloc) == cudaErrorMemoryAllocation);

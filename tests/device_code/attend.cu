@@ -17,8 +17,8 @@ cudaError_t instantiate(ha::AttentionShape const& shape, ha::AttentionQueries<T,
                         ha::KeptCache<T, View> const& cache, ha::AttentionOutput<T, ha::StridedLayout> const& output,
                         cudaStream_t stream) {
   std::size_t bytes = 0;
-  cudaError_t const error = ha::attend(nullptr, bytes, shape, queries, cache, output, {}, {}, stream);
-  return error != cudaSuccess ? error : ha::merge_attention(shape, output, output, stream);
+  cudaError_t const error = ha::device::attend(nullptr, bytes, shape, queries, cache, output, {}, {}, stream);
+  return error != cudaSuccess ? error : ha::device::merge_attention(shape, output, output, stream);
 }
 
 #define HEADAWARE_INSTANTIATE(T, View)                                                                              \

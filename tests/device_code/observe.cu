@@ -10,12 +10,13 @@
 namespace ha = headaware;
 
 // Each is a kernel without values and three with, for up to 64, 128 and 256 channels.
-template cudaError_t ha::observe(void*, std::size_t&, ha::DeviceQkvShape<ha::StridedLayout> const&,
-                                 std::vector<ha::DeviceQkv<__half>> const&, ha::AttentionScore const&,
-                                 ha::ObserverParameters const&, double*, cudaStream_t);
-template cudaError_t ha::observe(void*, std::size_t&, ha::DeviceQkvShape<ha::StridedLayout, ha::PagedLayout> const&,
-                                 std::vector<ha::DeviceQkv<__nv_bfloat16>> const&, ha::AttentionScore const&,
-                                 ha::ObserverParameters const&, double*, cudaStream_t);
-template cudaError_t ha::observe(void*, std::size_t&, ha::DeviceQkvShape<ha::StridedLayout> const&,
-                                 std::vector<ha::DeviceQkv<float>> const&, ha::AttentionScore const&,
-                                 ha::ObserverParameters const&, double*, cudaStream_t);
+template cudaError_t ha::device::observe(void*, std::size_t&, ha::DeviceQkvShape<ha::StridedLayout> const&,
+                                         std::vector<ha::DeviceQkv<__half>> const&, ha::AttentionScore const&,
+                                         ha::ObserverParameters const&, double*, cudaStream_t);
+template cudaError_t ha::device::observe(void*, std::size_t&,
+                                         ha::DeviceQkvShape<ha::StridedLayout, ha::PagedLayout> const&,
+                                         std::vector<ha::DeviceQkv<__nv_bfloat16>> const&, ha::AttentionScore const&,
+                                         ha::ObserverParameters const&, double*, cudaStream_t);
+template cudaError_t ha::device::observe(void*, std::size_t&, ha::DeviceQkvShape<ha::StridedLayout> const&,
+                                         std::vector<ha::DeviceQkv<float>> const&, ha::AttentionScore const&,
+                                         ha::ObserverParameters const&, double*, cudaStream_t);

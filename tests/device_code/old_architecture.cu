@@ -30,10 +30,10 @@ int main() {
   if (error == cudaSuccess)
     error = cudaMalloc(&sums, static_cast<std::size_t>(ha::SumsLayout({}).size()) * sizeof(double));
   std::vector<ha::DeviceQkv<float>> const layers{{data, data}};
-  if (error == cudaSuccess) error = ha::observe(nullptr, bytes, shape, layers, {}, {}, sums, nullptr);
+  if (error == cudaSuccess) error = ha::device::observe(nullptr, bytes, shape, layers, {}, {}, sums, nullptr);
   if (error == cudaSuccess) error = cudaMalloc(&temp, bytes);
   if (error != cudaSuccess) return 2;
-  error = ha::observe(temp, bytes, shape, layers, {}, {}, sums, nullptr);
+  error = ha::device::observe(temp, bytes, shape, layers, {}, {}, sums, nullptr);
   cudaError_t const alive = cudaDeviceSynchronize();
   std::printf("%s: %s\n%s\n", cudaGetErrorName(error), ha::last_error_message(), cudaGetErrorName(alive));
   bool const said = std::string_view(ha::last_error_message()).find("got 7.5") != std::string_view::npos;

@@ -20,9 +20,9 @@ void run_attend(ha::AttentionShape const& shape, ha::AttentionQueries<Q, QLayout
                 ha::AttentionBounds const& bounds, ha::AttentionOptions const& options) {
   Stream const stream;
   std::size_t bytes = 0;
-  REQUIRE_CUDA(ha::attend(nullptr, bytes, shape, queries, cache, output, bounds, options, stream));
+  REQUIRE_CUDA(ha::device::attend(nullptr, bytes, shape, queries, cache, output, bounds, options, stream));
   DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{0xEE}));
-  REQUIRE_CUDA(ha::attend(temp.data(), bytes, shape, queries, cache, output, bounds, options, stream));
+  REQUIRE_CUDA(ha::device::attend(temp.data(), bytes, shape, queries, cache, output, bounds, options, stream));
   REQUIRE_CUDA(cudaStreamSynchronize(stream));
 }
 

@@ -28,7 +28,7 @@ struct AttentionShape {
   float spread = 1;
   std::int64_t value_dim = 0;
 
-  [[nodiscard]] std::int64_t value_dim() const { return value_dim != 0 ? value_dim : head_dim; }
+  [[nodiscard]] std::int64_t output_dim() const { return value_dim != 0 ? value_dim : head_dim; }
 };
 
 /// Tensors [layers][heads, tokens, head_dim], the values that E can have. @tparam E  the host's element
@@ -49,8 +49,8 @@ struct Attention {
     for (std::int32_t l = 0; l < s.layers; ++l) {
       fill(queries, s.num_query_heads * s.tokens * s.head_dim, s.spread);
       fill(keys, s.num_kv_heads * s.tokens * s.head_dim, s.spread);
-      fill(values, s.num_kv_heads * s.tokens * s.value_dim(), 1);
-      fill(factors, s.num_query_heads * s.value_dim() * s.value_dim(), 0.2F);
+      fill(values, s.num_kv_heads * s.tokens * s.output_dim(), 1);
+      fill(factors, s.num_query_heads * s.output_dim() * s.output_dim(), 0.2F);
     }
   }
 };
@@ -81,12 +81,12 @@ std::vector<ha::ObservedHead> observe_on_host(Attention<E> const& a, Mode mode, 
     layer.keys = a.keys[i].data();
     layer.query_layout = ha::strided_bhsd(1, s.num_query_heads, s.tokens, s.head_dim);
     layer.key_layout = ha::strided_bhsd(1, s.num_kv_heads, s.tokens, s.head_dim);
-    layer.value_layout = ha::strided_bhsd(1, s.num_kv_heads, s.tokens, s.value_dim());
+    layer.value_layout = ha::strided_bhsd(1, s.num_kv_heads, s.tokens, s.output_dim());
     layer.num_query_heads = s.num_query_heads;
     layer.num_kv_heads = s.num_kv_heads;
     layer.tokens = s.tokens;
     layer.head_dim = s.head_dim;
-    layer.value_dim = s.value_dim();
+    layer.value_dim = s.output_dim();
     if (mode != Mode::mass) layer.values = a.values[i].data();
     if (mode == Mode::metric) layer.output_factors = a.factors[i].data();
     observer.observe(l, layer, score);
@@ -118,7 +118,7 @@ class DeviceAttention {
       layer.d_queries = upload(a.queries[l], host_shape.query_layout, s.num_query_heads, s.head_dim);
       layer.d_keys = upload(a.keys[l], host_shape.key_layout, s.num_kv_heads, s.head_dim);
       if (mode != Mode::mass)
-        layer.d_values = upload(a.values[l], host_shape.value_layout, s.num_kv_heads, s.value_dim());
+        layer.d_values = upload(a.values[l], host_shape.value_layout, s.num_kv_heads, s.output_dim());
       if (mode == Mode::metric) {
         factors_.emplace_back(a.factors[l]);
         layer.d_output_factors = factors_.back().data();
@@ -144,9 +144,9 @@ std::vector<ha::ObservedHead> observe_on_device(Shape const& shape, std::vector<
   Stream const stream;
   DeviceVector<double> const d_sums{std::vector<double>(heads * size)};
   std::size_t bytes = 0;
-  REQUIRE_CUDA(ha::observe(nullptr, bytes, shape, layers, score, parameters, d_sums.data(), stream));
+  REQUIRE_CUDA(ha::device::observe(nullptr, bytes, shape, layers, score, parameters, d_sums.data(), stream));
   DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{0xEE}));
-  REQUIRE_CUDA(ha::observe(temp.data(), bytes, shape, layers, score, parameters, d_sums.data(), stream));
+  REQUIRE_CUDA(ha::device::observe(temp.data(), bytes, shape, layers, score, parameters, d_sums.data(), stream));
   REQUIRE_CUDA(cudaStreamSynchronize(stream));
   auto const sums = d_sums.host();
   std::vector<ha::ObservedHead> result(
@@ -238,12 +238,12 @@ inline ha::DeviceQkvShape<ha::StridedLayout> bhsd_shape(AttentionShape const& s)
   ha::DeviceQkvShape<ha::StridedLayout> shape;
   shape.query_layout = ha::strided_bhsd(1, s.num_query_heads, s.tokens, s.head_dim);
   shape.key_layout = ha::strided_bhsd(1, s.num_kv_heads, s.tokens, s.head_dim);
-  shape.value_layout = ha::strided_bhsd(1, s.num_kv_heads, s.tokens, s.value_dim());
+  shape.value_layout = ha::strided_bhsd(1, s.num_kv_heads, s.tokens, s.output_dim());
   shape.num_query_heads = s.num_query_heads;
   shape.num_kv_heads = s.num_kv_heads;
   shape.tokens = s.tokens;
   shape.head_dim = s.head_dim;
-  shape.value_dim = s.value_dim();
+  shape.value_dim = s.output_dim();
   return shape;
 }
 

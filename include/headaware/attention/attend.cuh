@@ -1,16 +1,20 @@
 #pragma once
 
 /// @file
-/// Attention over kept tokens on CUDA: two launches a call. Nothing is allocated, copied from the host or
+/// Attention over kept tokens on CUDA: two launches per call. Nothing is allocated, copied from the host or
 /// synchronised, and lengths are read on the device, so a call may be captured in a graph.
 
 #include <headaware/attention/attend.hpp>
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/detail/cuda/attend_kernel.cuh>
+#include <headaware/attention/detail/cuda/attend_parameters.cuh>
 #include <headaware/attention/detail/cuda/attend_split_kernel.cuh>
+#include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/attention/merge.hpp>
+#include <headaware/detail/cuda/element.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/launch.cuh>
+#include <headaware/detail/cuda/temp_storage.cuh>
 #include <headaware/error.hpp>
 
 #include <cuda_runtime_api.h>
@@ -21,28 +25,15 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief What the host knows of lengths that only the device reads.
+/// @brief Bounds, known to the host, of lengths that only the device reads.
 struct AttentionBounds {
-  std::int64_t max_rows = 0;         ///< bounds the rows held by all segments together; decides grid and storage
+  std::int64_t max_rows = 0;         ///< the most rows of all segments together; decides grid and storage
   std::int32_t* d_status = nullptr;  ///< out, optional: device, one: 0, or 1 if more is held; then nothing is written
 };
 
 namespace detail {
 
-/// CUDA's 16-bit types by the names that the core knows.
-template <class T>
-typename ElementOf<T>::type const* element_pointer(T const* data) {
-  return reinterpret_cast<typename ElementOf<T>::type const*>(data);
-}
-template <class T>
-typename ElementOf<T>::type* element_pointer(T* data) {
-  return reinterpret_cast<typename ElementOf<T>::type*>(data);
-}
-
-/// Rows of a chunk: long enough that queries and partial results cost little beside it, short enough to share out the
-/// heads of one sequence.
-constexpr std::int64_t attend_chunk_rows(std::int32_t queries) { return queries > 8 ? 512 : 256; }
-
+/// Whether rows allow 16-byte loads.
 template <class T, class View>
 bool wide_rows(T const* data, View const& view, std::int64_t channels) {
   constexpr std::int64_t width = 16 / static_cast<std::int64_t>(sizeof(T));
@@ -56,31 +47,21 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
                    AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
                    AttentionOptions const& options, cudaStream_t stream) {
   constexpr auto where = "attend";
-  AttentionCut cut = AttentionCut::of(shape, Queries, attend_chunk_rows(Queries));
-  cut.tile_rows = Queries;
+  KvSplit kv = KvSplit::of(shape, Queries, attend_split_rows(Queries));
+  kv.tile_rows = Queries;
   std::int64_t const segments = shape.segments();
-  std::int64_t const chunks = bounds.max_rows / cut.chunk_rows + segments;
-  require(chunks <= max_blocks, "chunks of rows held", max_blocks_text, chunks, where);
-  require(cut.tiles <= 65535, "tiles of query rows", "at most 65,535", cut.tiles, where);
-  auto const rows = static_cast<std::size_t>(chunks * cut.tiles * Queries);
-  std::size_t const parts_bytes = rows * sizeof(float2);
-  std::size_t const sums_bytes = rows * static_cast<std::size_t>(shape.output_dim()) * sizeof(float);
-  std::size_t const needed =
-      parts_bytes + sums_bytes + static_cast<std::size_t>(segments + 1 + segments * cut.tiles) * sizeof(std::int32_t);
-  if (d_temp == nullptr) {
-    temp_bytes = needed;
-    return;
-  }
-  require_storage(d_temp, temp_bytes, needed, alignof(float2), where);
+  std::int64_t const splits = bounds.max_rows / kv.split_rows + segments;
+  require(splits <= max_blocks, "KV splits", max_blocks_text, splits, where);
+  require(kv.tiles <= 65535, "tiles of query rows", "at most 65,535", kv.tiles, where);
+  std::int64_t const parts = splits * kv.tiles * Queries;
   AttendArrays arrays;
-  arrays.parts = static_cast<float2*>(d_temp);
-  arrays.sums = reinterpret_cast<float*>(arrays.parts + rows);
-  arrays.chunk_offsets =
-      reinterpret_cast<std::int32_t*>(arrays.sums + rows * static_cast<std::size_t>(shape.output_dim()));
-  arrays.counters = arrays.chunk_offsets + segments + 1;
+  bool const placed = place_buffers(
+      d_temp, temp_bytes, where, TempBuffer{arrays.parts, parts}, TempBuffer{arrays.sums, parts * shape.output_dim()},
+      TempBuffer{arrays.split_offsets, segments + 1}, TempBuffer{arrays.tickets, segments * kv.tiles});
+  if (!placed) return;
 
-  AttendPlanParameters<View> const plan{cache.view, shape, cut, arrays, bounds.max_rows, bounds.d_status};
-  launch(where, attend_plan_kernel<View>, 1, attend_plan_threads, 0, stream, plan);
+  AttendSplitParameters<View> const split{cache.view, shape, kv, arrays, bounds.max_rows, bounds.d_status};
+  launch(where, attend_split_kernel<View>, 1, attend_split_threads, 0, stream, split);
   using Parameters = AttendParameters<Q, QLayout, T, View, O, OLayout>;
   auto const memory =
       AttendMemory::of<T>(shape.head_dim, shape.output_dim(), Queries, attend_dynamic_bytes<Queries, Parameters>);
@@ -90,12 +71,12 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
                               output,
                               options.first_positions,
                               logit_map(shape, options),
-                              cut,
+                              kv,
                               arrays,
                               memory,
                               wide_rows(cache.keys, cache.view, shape.head_dim),
                               wide_rows(cache.values, cache.view, shape.output_dim())};
-  dim3 const grid(static_cast<unsigned>(chunks), static_cast<unsigned>(cut.tiles));
+  dim3 const grid(static_cast<unsigned>(splits), static_cast<unsigned>(kv.tiles));
   launch(where, attend_kernel<Queries, Q, QLayout, T, View, O, OLayout>, grid, attend_threads, memory.bytes, stream,
          parameters);
 }
@@ -114,24 +95,25 @@ HEADAWARE_KERNEL void merge_kernel(AttentionShape const __grid_constant__ shape,
 
 }  // namespace detail
 
-/// @brief Attention of one layer's queries over what its KV heads hold, on CUDA; results as of the CPU's `attend`.
+namespace device {
+
+/// @brief Computes attention of one layer's queries over the rows of its KV heads; results as of the CPU's `attend`.
 ///
 /// All pointers, those inside the view included, are on the device and read when the kernels run. That lengths and
-/// tables name rows which are there is a precondition: `validate_tables` checks copies of them.
+/// tables name existing rows is a precondition: `validate_tables` checks copies of them.
 /// @tparam Q, T, O  float, `__half` or `__nv_bfloat16`, or `float16` and `bfloat16`
-/// @param[in]     d_temp      device, aligned to 8 bytes; nullptr: size query
+/// @param[in]     d_temp      device, of any alignment; nullptr: size query
 /// @param[in,out] temp_bytes  bytes; depends on `shape` and `bounds.max_rows` alone
 /// @param[in]     queries     [sequences, num_query_heads, query_tokens, head_dim], by the layout
 /// @param[in]     cache       rows where the view says; pointers may be null where `bounds.max_rows` is 0
 /// @param[out]    output      [sequences, num_query_heads, query_tokens, value_dim], by the layout, and log-sum-exp;
-/// must
-///                            overlap no input
-/// @param[in]     bounds      the most rows that all heads of all sequences hold together
+///                            must overlap no input
+/// @param[in]     bounds      the most rows of all heads of all sequences together
 /// @param[in]     stream      enqueued here, not synchronised
 /// @return cudaErrorInvalidValue on what the CPU's `attend` refuses, more than 256 channels, or too little storage;
 ///         launch errors
-/// @note   Deterministic; graph-capturable, and a replay reads the lengths of then. One `d_temp` serves one call at a
-///         time.
+/// @note   Deterministic; graph-capturable, and a replay reads the lengths of its time. One `d_temp` serves one call at
+///         a time.
 /// @par Cost  Two launches. Each row held is loaded once for up to 16 query rows of its group: for decoding, once
 ///            (more query rows: once per 16, from the L2 cache where it holds them). Long prefill chunks are better
 ///            served by kernels on tensor cores.
@@ -173,7 +155,7 @@ cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
   });
 }
 
-/// @brief Merges two outputs over different keys on CUDA, as the CPU's `merge_attention`.
+/// @brief Merges two outputs over different keys, as the CPU's `merge_attention`.
 /// @param[in,out] into   device; read and written, `lse` included
 /// @param[in]     other  device
 /// @param[in]     stream enqueued here, not synchronised
@@ -200,4 +182,5 @@ cudaError_t merge_attention(AttentionShape const& shape, AttentionOutput<A, ALay
   });
 }
 
+}  // namespace device
 HEADAWARE_NAMESPACE_END

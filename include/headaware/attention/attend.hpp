@@ -6,14 +6,15 @@
 
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/dense_views.hpp>
+#include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/attention/detail/query_tile.hpp>
-#include <headaware/attention/detail/softmax_part.hpp>
 #include <headaware/attention/head_pages_view.hpp>
 #include <headaware/attention/merge.hpp>
 #include <headaware/attention/paged_view.hpp>
 #include <headaware/attention/rolling_view.hpp>
 #include <headaware/detail/float_buffer.hpp>
 #include <headaware/detail/intervals.hpp>
+#include <headaware/detail/online_softmax.hpp>
 #include <headaware/detail/parallel_for.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
@@ -84,8 +85,8 @@ struct AttentionJoin {
 struct AttentionWork {
   std::vector<AttentionItem> items;
   std::vector<AttentionJoin> joins;
-  std::vector<SoftmaxPart> parts;  ///< [partials, query rows of a tile]
-  FloatBuffer sums;                ///< [partials, query rows of a tile, channels]
+  std::vector<OnlineSoftmax<float>> parts;  ///< [partials, query rows of a tile]
+  FloatBuffer sums;                         ///< [partials, query rows of a tile, channels]
   std::int64_t partials = 0;
   std::int64_t rows = 0;  ///< held by all segments
 
@@ -96,7 +97,7 @@ struct AttentionWork {
 
   /// @param channels  of a partial sum
   template <class View>
-  void plan(AttentionShape const& shape, AttentionCut const& cut, View const& view, std::int64_t channels) {
+  void plan(AttentionShape const& shape, KvSplit const& cut, View const& view, std::int64_t channels) {
     items.clear();
     joins.clear();
     partials = 0;
@@ -110,7 +111,7 @@ struct AttentionWork {
         if (held > 0) require_pointer(head.pages, "pages", "attend");
       }
       rows += held;
-      std::int64_t const splits = cut.chunks(held);
+      std::int64_t const splits = cut.splits(held);
       for (std::int64_t tile = 0; splits > 1 && tile < cut.tiles; ++tile) {
         joins.push_back({s, tile, partials + tile * splits, splits});
       }
@@ -130,7 +131,7 @@ struct AttentionWork {
 /// Writes one query row's result. @param sums  [output_dim], weighted by 2^(logit - part.max)
 template <class O, class Layout>
 void write_attention(AttentionShape const& shape, AttentionOutput<O, Layout> const& output, QueryRow const& row,
-                     SoftmaxPart const& part, float const* sums) {
+                     OnlineSoftmax<float> const& part, float const* sums) {
   float const inverse = part.inverse();
   for (std::int64_t c = 0; c < shape.output_dim(); ++c) {
     output.data[output.layout.offset(row.sequence, row.head, row.token, c)] = from_float<O>(sums[c] * inverse);
@@ -150,7 +151,7 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
   check_output_apart(shape, queries, output);
   check_attention_tables(shape, queries, cache, output);
   constexpr std::int64_t split_rows = 512;
-  auto const cut = AttentionCut::of(shape, QueryTile::max_queries, split_rows);
+  auto const cut = KvSplit::of(shape, QueryTile::max_queries, split_rows);
   auto const map = logit_map(shape, options);
   std::int64_t const channels = whole_vectors(shape.output_dim());
   AttentionWork& work = AttentionWork::of_thread();
@@ -171,8 +172,8 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
     std::int64_t const first_query = item.tile * cut.tile_rows;
     std::int64_t const count = std::min(cut.tile_rows, shape.query_rows() - first_query);
     tile.take_queries(queries, options.first_positions, sequence, kv_head, first_query, count);
-    std::int64_t const begin = item.split * cut.chunk_rows;
-    tile.attend(rows, cache.keys, cache.values, begin, std::min(rows.rows(), begin + cut.chunk_rows));
+    std::int64_t const begin = item.split * cut.split_rows;
+    tile.attend(rows, cache.keys, cache.values, begin, std::min(rows.rows(), begin + cut.split_rows));
     for (std::int64_t q = 0; q < count; ++q) {
       if (item.partial < 0) {
         write_attention(shape, output, {shape, sequence, kv_head, first_query + q}, tile.part(q), tile.sums(q));
@@ -192,7 +193,7 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
     std::int64_t const row = join.tile * cut.tile_rows + q;
     if (row >= shape.query_rows()) return;
     auto const at = [&](std::int64_t split) { return (join.first_partial + split) * cut.tile_rows + q; };
-    SoftmaxPart whole;
+    OnlineSoftmax<float> whole;
     for (std::int64_t split = 0; split < join.splits; ++split) {
       auto const& part = work.parts[static_cast<std::size_t>(at(split))];
       if (part.sum != 0) whole.max = larger_or_nan(whole.max, part.max);
@@ -200,7 +201,7 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
     std::fill_n(sums, channels, 0.0F);
     for (std::int64_t split = 0; split < join.splits; ++split) {
       auto const& part = work.parts[static_cast<std::size_t>(at(split))];
-      float const weight = part.weight(whole.max);
+      float const weight = part.factor(whole.max);
       whole.sum += weight * part.sum;
       float const* const from = work.sums.data() + at(split) * channels;
       for (std::int64_t c = 0; c < channels; ++c) sums[c] += weight * from[c];

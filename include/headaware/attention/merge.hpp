@@ -1,12 +1,12 @@
 #pragma once
 
 /// @file
-/// Attention over parts of the keys, merged into attention over all of them.
+/// Merges attention over parts of the keys into attention over all of them.
 
 #include <headaware/attention/attention.hpp>
-#include <headaware/attention/detail/softmax_part.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
+#include <headaware/detail/online_softmax.hpp>
 #include <headaware/detail/parallel_for.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
@@ -18,22 +18,25 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// How two outputs are weighed by their log-sum-exp.
+/// Weights of two outputs by their log-sum-exp.
 struct MergeWeights {
   float first = 0;
   float second = 0;
   float lse = -INFINITY;
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE static MergeWeights of(float a, float b) {
-    float const top = larger_or_nan(a, b);
-    if (top == -INFINITY) return {};
-    float const x = exp2f((a - top) * log2_e);
-    float const y = exp2f((b - top) * log2_e);
-    return {x / (x + y), y / (x + y), top + ln_2 * log2f(x + y)};
+    float const origin = larger_or_nan(a, b);
+    auto x = OnlineSoftmax<float>::of_lse(a, origin);
+    auto y = OnlineSoftmax<float>::of_lse(b, origin);
+    x.rescale(0);
+    y.rescale(0);
+    OnlineSoftmax<float> const both{0, x.sum + y.sum};
+    if (both.sum == 0) return {};
+    return {x.sum / both.sum, y.sum / both.sum, origin + both.lse()};
   }
 };
 
-/// One output row: `into` becomes the merged one.
+/// Merges one output row into `into`.
 template <class A, class ALayout, class B, class BLayout>
 HEADAWARE_HOST_DEVICE void merge_row(AttentionShape const& shape, AttentionOutput<A, ALayout> const& into,
                                      AttentionOutput<B, BLayout> const& other, std::int64_t lse_index,
@@ -73,7 +76,7 @@ void check_merge(AttentionShape const& shape, AttentionOutput<A, ALayout> const&
 /// @brief Merges attention over some keys with attention of the same queries over others: `into` becomes attention
 /// over both, output and log-sum-exp. For example a shared prefix and what follows it, or a compressed past and a
 /// prefill chunk. Log-sum-exp is natural, as FlashAttention's; FlashInfer's is
-/// of base 2: multiply it by ln 2 before, and divide the result by it to go back. FlashAttention 2 gives +inf where
+/// of base 2: multiply it by ln 2 before the call and divide the result by it after. FlashAttention 2 gives +inf where
 /// nothing was attended to: pass -inf.
 /// @param shape  sequences, num_query_heads, query_tokens and channels of both
 /// @param into   host; read and written, `lse` included

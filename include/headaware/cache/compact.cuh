@@ -24,15 +24,15 @@ namespace device {
 /// @brief Compresses a cache on the device: copies the kept tokens of every head to their rows of the destination.
 ///
 /// Two calls, as in CUB: with `d_temp == nullptr` the first only sets `temp_bytes`.
-/// @param[in]     d_temp      device, at least `temp_bytes`, 8-byte aligned; nullptr: size query
-/// @param[in,out] temp_bytes  bytes: 12 · (layers · sequences · num_kv_heads + 1)
+/// @param[in]     d_temp      device, at least `temp_bytes`, of any alignment; nullptr: size query
+/// @param[in,out] temp_bytes  bytes: some 12 · (layers · sequences · num_kv_heads + 1)
 /// @param[in]     compaction  `Compaction::on_device`; its optional outputs are written too
 /// @param[in]     transfer    keys and values of all layers, device pointers, at most 256 layers
 /// @param[in]     stream      enqueued here, not synchronised
 /// @pre    d_lengths keep no more than `compaction` was made for: else nothing moves and `d_status` says so. Tables of
 ///         the source and of pages, and positions, are right, and pages that are written apart from those that are
 ///         read, which the host cannot see: `validate_tables` checks copies of them
-/// @return cudaErrorInvalidValue where `validate(compaction, transfer)` throws, on too small or misaligned temporary
+/// @return cudaErrorInvalidValue where `validate(compaction, transfer)` throws, on too little temporary
 ///         storage and on more than 256 layers; launch errors
 /// @note   Deterministic; graph-capturable. At most 2 launches. Without segments (no sequence, layer or head)
 ///         nothing is launched and no output written.

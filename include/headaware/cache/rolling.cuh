@@ -169,7 +169,7 @@ cudaError_t copy_sequences(RollingSlotsView const& slots, RollingStateView const
     };
     auto const head_blocks = static_cast<std::int32_t>(
         std::max<std::int64_t>(1, (slots.max_slots + detail::copy_rows_per_block - 1) / detail::copy_rows_per_block));
-    detail::clear_ticket(state.ticket, "copy_sequences", stream);
+    detail::clear_tickets(state.ticket, 1, "copy_sequences", stream);
     for (std::size_t done = 0; done < copies.size(); done += detail::max_copies) {
       auto const part = copies.subspan(done, std::min<std::size_t>(detail::max_copies, copies.size() - done));
       std::copy(part.begin(), part.end(), tables.copies);

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// The observer of a whole model whose attention is on a GPU: sums there, statistics on the host.
+/// Attention statistics of a whole model on a GPU: sums on the device, results on the host.
 
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/launch.cuh>
@@ -13,31 +13,31 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <string>
-#include <vector>
+#include <span>
 
 HEADAWARE_NAMESPACE_BEGIN
+namespace device {
 
-/// @brief `observe` into the sums of a whole model, by the parameters of an observer on the host.
+/// @brief Adds the statistics of some layers to the sums of a whole model, by the parameters of an observer on the
+/// host.
 ///
 /// `d_sums` is [num_hidden_layers, num_attention_heads, observer.sums_layout().size()], on the device, zeroed by the
-/// caller at first; add as many texts as wanted. Then copy it to the host and hand it to `AttentionObserver::add_sums`,
-/// once: the observer itself is not changed here. One observer and one `d_sums` a GPU; observers merge.
+/// caller at first; add any number of texts. Then copy it to the host and pass it to `AttentionObserver::add_sums`,
+/// once: the observer itself is not changed here. One observer and one `d_sums` per GPU; observers merge.
 /// @param observer     its model and parameters
 /// @param first_layer  of the model: the layer of `layers[0]`; the others follow
 /// @return cudaErrorInvalidValue where the layers or heads are not the model's, else as `observe`
-/// @note   Streams, determinism and cost as `observe`: one launch for all layers handed over.
-template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
+/// @note   Streams, determinism and cost as `observe`: one launch for all given layers.
+template <DeviceQkvRange Layers, class QueryLayout, class KeyLayout, class ValueLayout>
 cudaError_t observe(AttentionObserver const& observer, void* d_temp, std::size_t& temp_bytes, std::int32_t first_layer,
-                    DeviceQkvShape<QueryLayout, KeyLayout, ValueLayout> const& shape,
-                    std::vector<DeviceQkv<T>> const& layers, AttentionScore const& score, double* d_sums,
-                    cudaStream_t stream) noexcept {
+                    DeviceQkvShape<QueryLayout, KeyLayout, ValueLayout> const& shape, Layers const& layers,
+                    AttentionScore const& score, double* d_sums, cudaStream_t stream) noexcept {
   std::int64_t offset = 0;
   cudaError_t const error = detail::guarded([&] {
     constexpr auto where = "observe";
     ModelConfig const& model = observer.model();
     auto const last_layer =
-        static_cast<std::int64_t>(model.num_hidden_layers) - static_cast<std::int64_t>(layers.size());
+        static_cast<std::int64_t>(model.num_hidden_layers) - static_cast<std::int64_t>(std::span(layers).size());
     bool const of_model = first_layer >= 0 && first_layer <= last_layer;
     require(of_model, "first_layer", {"in [0, ", last_layer, "]"}, first_layer, where);
     require(shape.num_query_heads == model.num_attention_heads, "query_heads", model.num_attention_heads,
@@ -47,8 +47,9 @@ cudaError_t observe(AttentionObserver const& observer, void* d_temp, std::size_t
     offset = std::int64_t{first_layer} * shape.num_query_heads * observer.sums_layout().size();
   });
   if (error != cudaSuccess) return error;
-  return observe(d_temp, temp_bytes, shape, layers, score, observer.parameters(),
-                 d_sums == nullptr ? nullptr : d_sums + offset, stream);
+  return device::observe(d_temp, temp_bytes, shape, layers, score, observer.parameters(),
+                         d_sums == nullptr ? nullptr : d_sums + offset, stream);
 }
 
+}  // namespace device
 HEADAWARE_NAMESPACE_END

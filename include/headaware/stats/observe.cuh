@@ -1,14 +1,16 @@
 #pragma once
 
 /// @file
-/// Attention statistics on CUDA: the sums of all heads of all layers handed over in one launch, without an
-/// S×S buffer. Nothing is allocated, copied from the host or synchronised, so a call may be captured in a graph.
+/// Attention statistics on CUDA: sums of all heads of all given layers in one launch, without an S×S buffer. Nothing is
+/// allocated, copied from the host or synchronised, so a call may be captured in a graph.
 
 #include <headaware/attention/layer_attention.hpp>
 #include <headaware/attention/score.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/cuda/element.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/launch.cuh>
+#include <headaware/detail/cuda/temp_storage.cuh>
 #include <headaware/detail/logit_map.hpp>
 #include <headaware/layout/concept.hpp>
 #include <headaware/stats/detail/cuda/observe_kernel.cuh>
@@ -21,13 +23,14 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <type_traits>
-#include <vector>
+#include <utility>
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief The pointers of one layer, on the device.
+/// @brief Device pointers of one layer.
 /// @tparam T  float, float16 or bfloat16 of this library or of CUDA
 template <class T>
 struct DeviceQkv {
@@ -38,7 +41,7 @@ struct DeviceQkv {
   float const* d_output_factors = nullptr;
 };
 
-/// @brief The shape that all layers of a launch share: one sequence, positions 0 … tokens - 1.
+/// @brief Shape of all layers of a launch: one sequence, positions 0 … tokens - 1.
 template <class QueryLayout, class KeyLayout = QueryLayout, class ValueLayout = KeyLayout>
 struct DeviceQkvShape {
   QueryLayout query_layout{};  ///< over query heads
@@ -55,11 +58,27 @@ struct DeviceQkvShape {
 
 namespace detail {
 
-/// Blocks that are asked for where there is work enough: fills large devices several times over, so that what
-/// a device has does not decide the order of sums.
+template <class T>
+inline constexpr bool is_device_qkv = false;
+template <class T>
+inline constexpr bool is_device_qkv<DeviceQkv<T>> = true;
+
+}  // namespace detail
+
+/// @brief Anything that holds `DeviceQkv<T>` side by side, one per layer: a vector, an array, a span.
+template <class Layers>
+concept DeviceQkvRange = requires(Layers const& layers) {
+  std::span(layers);
+}
+&&detail::is_device_qkv<std::remove_cv_t<typename decltype(std::span(std::declval<Layers const&>()))::element_type>>;
+
+namespace detail {
+
+/// Blocks of a launch with enough work: fill large devices several times, so that the order of sums does not depend
+/// on the device.
 inline constexpr std::int64_t observe_blocks = 4096;
 
-/// Everything about a call that does not depend on the device.
+/// The part of a call that does not depend on the device.
 struct ObservePlan {
   ObserveGrid grid;
   RetentionCuts cuts;
@@ -116,7 +135,7 @@ ObservePlan plan_observation(Shape const& shape, std::int64_t num_layers, bool v
   return plan;
 }
 
-/// How a tensor whose layers begin at `pointer_of(layer)` is fetched.
+/// Order of fetching a tensor whose layers begin at `pointer_of(layer)`.
 template <class E, class Layout, class Layers, class PointerOf>
 FetchOrder fetch_order(Layout const& layout, std::int64_t head_dim, Layers const& layers, PointerOf const& pointer_of) {
   constexpr std::int64_t width = 16 / sizeof(E);
@@ -128,8 +147,8 @@ FetchOrder fetch_order(Layout const& layout, std::int64_t head_dim, Layers const
   return tokens_adjacent(layout) ? FetchOrder::tokens : FetchOrder::channels;
 }
 
-/// Shared memory that a block of the kernel may ask for, and now is allowed to: always as much as there is, since other
-/// threads may be about to launch with another size. Throws `CudaError` where the kernel's code is none.
+/// Lets the kernel use all shared memory that a block may have: other threads may be about to launch with another size.
+/// @return that size. Throws `CudaError` where the kernel has no code for the device
 template <class Kernel>
 std::int32_t allow_shared(Kernel const& kernel, char const* where) {
   int device = 0;
@@ -164,8 +183,7 @@ void launch_observation(Parameters& parameters, ObserveSizes const& sizes, Obser
   bool const fits = fit_shared(sizes, limit, parameters.shared);
   require(fits, "shared memory of one query's sums, in bytes", limit, parameters.shared.bytes, where);
   std::int64_t const heads = num_layers * parameters.num_query_heads;
-  require_cuda(cudaMemsetAsync(parameters.tickets, 0, static_cast<std::size_t>(heads) * sizeof(std::uint32_t), stream),
-               "clearing counts of blocks", where);
+  clear_tickets(parameters.tickets, heads, where, stream);
   dim3 const grid(static_cast<unsigned>(parameters.grid.blocks() * parameters.num_query_heads),
                   static_cast<unsigned>(num_layers));
   launch(where, kernel, grid, observe_threads, parameters.shared.bytes, stream, parameters, tensors);
@@ -178,7 +196,7 @@ bool is_aligned(T const* data) {
 
 /// The checks of `observe`. @throws ArgumentError
 template <class T, class Q, class K, class V>
-void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQkv<T>> const& layers,
+void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::span<DeviceQkv<T> const> layers,
                        AttentionScore const& score, ObserverParameters const& parameters) {
   constexpr auto where = "observe";
   parameters.validate();
@@ -193,7 +211,7 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQ
   require(shape.head_dim > 0 && shape.head_dim <= 256, "head_dim", "in [1, 256]", shape.head_dim, where);
   require(value_dim(shape) > 0 && value_dim(shape) <= 256, "value_dim", "in [1, 256]", value_dim(shape), where);
   require(layers.size() <= static_cast<std::size_t>(max_layers), "layers", "at most 256", layers.size(), where);
-  // What is kept of a row lies in shared memory: far beyond any device's.
+  // Kept scores of a row are in shared memory: this is far beyond any device's.
   require(parameters.sink_size <= 65536, "sink_size", "<= 65536", parameters.sink_size, where);
   require(parameters.num_distances <= 65536, "num_distances", "<= 65536", parameters.num_distances, where);
   require(parameters.local_window < 65536, "local_window", "< 65536", parameters.local_window, where);
@@ -223,13 +241,31 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQ
 
 }  // namespace detail
 
-/// @brief Adds what the heads of these layers attend to, to their sums: on the device what
-/// `AttentionObserver::observe` is on the CPU.
+namespace device {
+
+/// @brief Query rows of a tile of `observe`, which share each load of a key: fewer where shared memory is small.
+/// @tparam T  of the queries, as `observe`
+/// @param values        whether there are values
+/// @param shared_bytes  shared memory that a block may have
+/// @return 0 where not even one row fits
+template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
+[[nodiscard]] std::int32_t observe_tile_rows(DeviceQkvShape<QueryLayout, KeyLayout, ValueLayout> const& shape,
+                                             bool values, ObserverParameters const& parameters,
+                                             std::int32_t shared_bytes) {
+  using Parameters = detail::ObserveParameters<QueryLayout, KeyLayout, ValueLayout>;
+  using E = typename detail::ElementOf<T>::type;
+  auto const plan = detail::plan_observation<E>(shape, 1, values, parameters, sizeof(Parameters));
+  detail::ObserveShared shared;
+  return detail::fit_shared(plan.sizes, shared_bytes, shared) ? shared.rows : 0;
+}
+
+/// @brief Adds the attention statistics of these layers' heads to their sums: `AttentionObserver::observe` on the
+/// device.
 ///
 /// Two calls, as in CUB: with `d_temp == nullptr` the first only sets `temp_bytes`.
-/// @param[in]     d_temp      device, at least `temp_bytes`, 8-byte aligned; nullptr: size query
-/// @param[in,out] temp_bytes  bytes: 8 · SumsLayout::size() for each of some 4,096 blocks and more
-/// @param[in]     shape       what all layers share
+/// @param[in]     d_temp      device, at least `temp_bytes`, of any alignment; nullptr: size query
+/// @param[in,out] temp_bytes  bytes: 8 · SumsLayout::size() per block, some 4,096 of them, and 4 per head
+/// @param[in]     shape       shape of all layers
 /// @param[in]     layers      host, [num_layers], at most 256; values and output factors in all of them or in none
 /// @param[in]     score       how the engine turns queries and keys into logits
 /// @param[in]     parameters  a retention grid has at most 32 sinks and 64 windows; `chunk_size` cuts the
@@ -237,42 +273,42 @@ void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::vector<DeviceQ
 /// @param[in,out] d_sums      device, [num_layers, num_query_heads, SumsLayout(parameters).size()]: added to, so
 ///                            zeroed by the caller at first; read with `AttentionObserver::add_sums`
 /// @param[in]     stream      enqueued here, not synchronised
-/// @return cudaErrorInvalidValue on arguments that make no sense, on too small or misaligned temporary storage,
-///         and where not even one row's sums fit into the device's shared memory; cudaErrorNotSupported on
+/// @return cudaErrorInvalidValue on arguments that make no sense, on too little temporary storage, and where not
+///         even one row's sums fit into the device's shared memory; cudaErrorNotSupported on
 ///         devices, and in programs built for devices, before compute capability 8.0; launch errors
 /// @pre    values are finite: one that is not makes sums NaN, which `AttentionObserver::add_sums` refuses
 /// @note   Rows with a NaN or infinite score are counted as invalid and nowhere else. Deterministic on devices
-///         of the same shared memory; graph-capturable: a memset of 4 bytes a head, then one launch. Empty input
-///         succeeds without one. Values behind which no sums are wanted are not read.
+///         of the same shared memory; graph-capturable: a memset of 4 bytes per head, then one launch. Empty input
+///         succeeds without one. Values are not read where no sums of them are asked for.
 /// @par Cost  Reads each query once and, for every 64 queries observed (16 with values, fewer where shared memory
-///            is small), the keys and values up to them once. Errors behind W_O cost value_dim² multiplications for
+///            is small), the keys and values up to them once. Errors after W_O cost value_dim² multiplications for
 ///            each of some 20 sums of a row.
 /// @par Source  Milakov and Gimelshein, online softmax, arXiv:1805.02867; Dao, FlashAttention-2, arXiv:2307.08691
-template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
+template <DeviceQkvRange Layers, class QueryLayout, class KeyLayout, class ValueLayout>
 cudaError_t observe(void* d_temp, std::size_t& temp_bytes,
-                    DeviceQkvShape<QueryLayout, KeyLayout, ValueLayout> const& shape,
-                    std::vector<DeviceQkv<T>> const& layers, AttentionScore const& score,
-                    ObserverParameters const& parameters, double* d_sums, cudaStream_t stream) noexcept {
+                    DeviceQkvShape<QueryLayout, KeyLayout, ValueLayout> const& shape, Layers const& layer_range,
+                    AttentionScore const& score, ObserverParameters const& parameters, double* d_sums,
+                    cudaStream_t stream) noexcept {
   static_assert(check_layout<QueryLayout>() && check_layout<KeyLayout>() && check_layout<ValueLayout>());
-  using E = typename detail::ElementOf<T>::type;
+  using Layer = std::remove_cv_t<typename decltype(std::span(layer_range))::element_type>;
+  using E = typename detail::ElementOf<std::remove_cvref_t<decltype(*Layer::d_queries)>>::type;
   static_assert(std::is_same_v<E, float> || std::is_same_v<E, float16> || std::is_same_v<E, bfloat16>,
                 "headaware: queries, keys and values are float, float16 or bfloat16");
   using Parameters = detail::ObserveParameters<QueryLayout, KeyLayout, ValueLayout>;
   return detail::guarded([&] {
     constexpr auto where = "observe";
+    std::span<Layer const> const layers(layer_range);
     detail::check_observation(shape, layers, score, parameters);
     auto const num_layers = static_cast<std::int64_t>(layers.size());
     bool const values = num_layers > 0 && layers[0].d_values != nullptr;
     auto const plan = detail::plan_observation<E>(shape, num_layers, values, parameters, sizeof(Parameters));
     std::int64_t const heads = num_layers * shape.num_query_heads;
     std::int64_t const partials = heads * plan.grid.blocks() * plan.sizes.sums;
-    std::size_t const needed =
-        static_cast<std::size_t>(partials) * sizeof(double) + static_cast<std::size_t>(heads) * sizeof(std::uint32_t);
-    if (d_temp == nullptr) {
-      temp_bytes = needed;
-      return;
-    }
-    detail::require_storage(d_temp, temp_bytes, needed, alignof(double), where);
+    double* d_partials = nullptr;
+    std::int32_t* d_tickets = nullptr;
+    bool const placed = detail::place_buffers(d_temp, temp_bytes, where, detail::TempBuffer{d_partials, partials},
+                                              detail::TempBuffer{d_tickets, heads});
+    if (!placed) return;
     if (plan.grid.chunks == 0 || num_layers == 0) return;
     bool const sums = d_sums != nullptr && detail::is_aligned(d_sums);
     require(sums, "d_sums", "a pointer aligned to 8 bytes", d_sums == nullptr ? "nullptr" : "another", where);
@@ -293,8 +329,8 @@ cudaError_t observe(void* d_temp, std::size_t& temp_bytes,
         .tokens = shape.tokens,
         .chunk_size = plan.chunk_size,
         .recent_ratio = parameters.recent_ratio,
-        .partials = static_cast<double*>(d_temp),
-        .tickets = reinterpret_cast<std::uint32_t*>(static_cast<double*>(d_temp) + partials),
+        .partials = d_partials,
+        .tickets = d_tickets,
         .sums = d_sums,
         .grid = plan.grid,
         .shared = {},
@@ -332,4 +368,5 @@ cudaError_t observe(void* d_temp, std::size_t& temp_bytes,
   });
 }
 
+}  // namespace device
 HEADAWARE_NAMESPACE_END

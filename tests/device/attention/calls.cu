@@ -28,8 +28,8 @@ TEST_CASE("device outputs over parts of a cache merge", "[attention]") {
   DeviceVector<float> const d_first_lse(first_lse);
   DeviceVector<float> const d_second_lse(second_lse);
   Stream const stream;
-  REQUIRE_CUDA(ha::merge_attention(shape, ha::AttentionOutput{d_first.data(), layout, d_first_lse.data()},
-                                   ha::AttentionOutput{d_second.data(), layout, d_second_lse.data()}, stream));
+  REQUIRE_CUDA(ha::device::merge_attention(shape, ha::AttentionOutput{d_first.data(), layout, d_first_lse.data()},
+                                           ha::AttentionOutput{d_second.data(), layout, d_second_lse.data()}, stream));
   REQUIRE_CUDA(cudaStreamSynchronize(stream));
   auto other = second;
   ha::merge_attention(shape, ha::AttentionOutput{first.data(), layout, first_lse.data()},
@@ -39,8 +39,8 @@ TEST_CASE("device outputs over parts of a cache merge", "[attention]") {
   for (std::size_t i = 0; i < first.size(); ++i) CHECK(std::abs(first[i] - merged[i]) < 1e-6F);
   for (std::size_t i = 0; i < lse.size(); ++i)
     CHECK((lse[i] == first_lse[i] || std::abs(lse[i] - first_lse[i]) < 1e-5F));
-  REQUIRE(ha::merge_attention(shape, ha::AttentionOutput{d_first.data(), layout},
-                              ha::AttentionOutput{d_second.data(), layout}, stream) == cudaErrorInvalidValue);
+  REQUIRE(ha::device::merge_attention(shape, ha::AttentionOutput{d_first.data(), layout},
+                                      ha::AttentionOutput{d_second.data(), layout}, stream) == cudaErrorInvalidValue);
 }
 
 namespace {
@@ -65,10 +65,10 @@ struct Decoder {
         d_offsets(offsets),
         d_status(std::vector<std::int32_t>{-7}) {}
   [[nodiscard]] cudaError_t call(void* d_temp, std::size_t& bytes, std::int64_t max_rows, cudaStream_t stream) const {
-    return ha::attend(d_temp, bytes, p.shape, ha::AttentionQueries{d_queries.data(), p.query_layout()},
-                      ha::KeptCache{d_keys.data(), d_values.data(), ha::RaggedView{d_offsets.data(), 2}},
-                      ha::AttentionOutput{d_output.data(), p.output_layout(), d_lse.data()},
-                      {max_rows, d_status.data()}, {}, stream);
+    return ha::device::attend(d_temp, bytes, p.shape, ha::AttentionQueries{d_queries.data(), p.query_layout()},
+                              ha::KeptCache{d_keys.data(), d_values.data(), ha::RaggedView{d_offsets.data(), 2}},
+                              ha::AttentionOutput{d_output.data(), p.output_layout(), d_lse.data()},
+                              {max_rows, d_status.data()}, {}, stream);
   }
   void set_offsets(std::vector<std::int32_t> const& to) {
     REQUIRE_CUDA(cudaMemcpy(d_offsets.data(), to.data(), to.size() * 4, cudaMemcpyHostToDevice));
@@ -135,7 +135,9 @@ TEST_CASE("more rows than were said write nothing and say so; bad calls are refu
 
   std::size_t small = bytes - 1;
   REQUIRE(decoder.call(temp.data(), small, 430, nullptr) == cudaErrorInvalidValue);
-  REQUIRE(decoder.call(temp.data() + 4, bytes, 430, nullptr) == cudaErrorInvalidValue);
+  DeviceVector<std::byte> const longer(std::vector<std::byte>(bytes + 4));
+  REQUIRE_CUDA(decoder.call(longer.data() + 4, bytes, 430, nullptr));
+  REQUIRE_CUDA(cudaDeviceSynchronize());
   REQUIRE(decoder.call(temp.data(), bytes, -1, nullptr) == cudaErrorInvalidValue);
   decoder.p.shape.num_query_heads = 3;
   REQUIRE(decoder.call(temp.data(), bytes, 430, nullptr) == cudaErrorInvalidValue);
@@ -180,11 +182,11 @@ TEST_CASE("device attention over nothing needs no buffers", "[attention]") {
   decoder.set_offsets({0, 0, 0});
   auto const call = [&](void* d_temp, std::size_t& bytes, std::int64_t max_rows) {
     using Cache = ha::KeptCache<float, ha::RaggedView<std::int32_t>>;
-    return ha::attend(d_temp, bytes, decoder.p.shape,
-                      ha::AttentionQueries{decoder.d_queries.data(), decoder.p.query_layout()},
-                      Cache{nullptr, nullptr, ha::RaggedView{decoder.d_offsets.data(), 2}},
-                      ha::AttentionOutput{decoder.d_output.data(), decoder.p.output_layout(), decoder.d_lse.data()},
-                      {max_rows, decoder.d_status.data()}, {}, nullptr);
+    return ha::device::attend(
+        d_temp, bytes, decoder.p.shape, ha::AttentionQueries{decoder.d_queries.data(), decoder.p.query_layout()},
+        Cache{nullptr, nullptr, ha::RaggedView{decoder.d_offsets.data(), 2}},
+        ha::AttentionOutput{decoder.d_output.data(), decoder.p.output_layout(), decoder.d_lse.data()},
+        {max_rows, decoder.d_status.data()}, {}, nullptr);
   };
   std::size_t bytes = 0;
   REQUIRE_CUDA(call(nullptr, bytes, 0));
@@ -205,8 +207,8 @@ TEST_CASE("a part without keys does not count in a device merge", "[attention]")
   DeviceVector<float> const other(std::vector<float>(16, std::numeric_limits<float>::quiet_NaN()));
   DeviceVector<float> const into_lse(std::vector<float>{0.5F, none});
   DeviceVector<float> const other_lse(std::vector<float>{none, none});
-  REQUIRE_CUDA(ha::merge_attention({1, 2, 2, 1, 8}, ha::AttentionOutput{into.data(), layout, into_lse.data()},
-                                   ha::AttentionOutput{other.data(), layout, other_lse.data()}, nullptr));
+  REQUIRE_CUDA(ha::device::merge_attention({1, 2, 2, 1, 8}, ha::AttentionOutput{into.data(), layout, into_lse.data()},
+                                           ha::AttentionOutput{other.data(), layout, other_lse.data()}, nullptr));
   REQUIRE_CUDA(cudaDeviceSynchronize());
   auto const merged = into.host();
   for (std::size_t c = 0; c < 16; ++c) CHECK(merged[c] == (c < 8 ? 2.0F : 0.0F));
@@ -258,7 +260,7 @@ TEST_CASE("device attention refuses what it knows to be wrong of views and addre
     auto const shifted = [](auto* data, std::int64_t by) {
       return reinterpret_cast<decltype(data)>(reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(by));
     };
-    return ha::attend(
+    return ha::device::attend(
         temp.data(), bytes, shape,
         ha::AttentionQueries{shifted(decoder.d_queries.data(), query_shift), ha::strided_bhsd(2, 4, 1, 16)},
         ha::KeptCache{decoder.d_keys.data(), decoder.d_values.data(),

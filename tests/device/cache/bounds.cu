@@ -194,7 +194,8 @@ TEST_CASE("pages are planned a head, and a graph replayed with other lengths kee
   auto const d_plan = s.device_plan();
   std::size_t bytes = 0;
   REQUIRE_CUDA(ha::device::compress(nullptr, bytes, d_plan, s.source.layers, s.layout, s.kept(), stream));
-  REQUIRE(bytes == 12 * 5);
+  REQUIRE(bytes >= 12 * 5);
+  REQUIRE(bytes < 12 * 5 + 64);
   ExactStorage const temp(bytes);
   Graph const graph(stream, [&](cudaStream_t capturing) {
     return ha::device::compress(temp.data(), bytes, d_plan, s.source.layers, s.layout, s.kept(), capturing);

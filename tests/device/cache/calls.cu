@@ -48,7 +48,8 @@ TEST_CASE("bad calls are refused before anything is launched", "[cache]") {
   auto const plan = s.device_plan();
   std::size_t bytes = 0;
   REQUIRE_CUDA(ha::device::compress(nullptr, bytes, plan, s.source.layers, s.layout, s.kept(), nullptr));
-  REQUIRE(bytes == 12 * 3);
+  REQUIRE(bytes >= 12 * 3);
+  REQUIRE(bytes < 12 * 3 + 64);
   DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes + 8));
   auto const fails = [&](cudaError_t error) {
     REQUIRE(error == cudaErrorInvalidValue);
@@ -61,7 +62,6 @@ TEST_CASE("bad calls are refused before anything is launched", "[cache]") {
   };
   std::size_t small = bytes - 1;
   fails(ha::device::compress(temp.data(), small, plan, s.source.layers, s.layout, s.kept(), nullptr));
-  fails(ha::device::compress(temp.data() + 4, bytes, plan, s.source.layers, s.layout, s.kept(), nullptr));
   fails(call(plan, std::vector<ha::LayerKv<std::uint16_t>>{}, s.layout, s.kept()));
   fails(call(plan, std::vector<ha::LayerKv<std::uint16_t>>{{s.source.layers[0].keys, nullptr}}, s.layout, s.kept()));
   fails(call(plan, s.source.layers, ha::strided_bhsd(1, 3, 100, 64), s.kept()));
@@ -79,12 +79,17 @@ TEST_CASE("bad calls are refused before anything is launched", "[cache]") {
   ha::PolicyTable const deep(257, 1, ha::WindowOnly{.window = 1});
   ha::Compaction const deep_plan(deep, std::vector<std::int32_t>{4});
   std::vector<ha::LayerKv<std::uint16_t>> const many(257, {s.source.layers[0].keys, s.source.layers[0].values});
-  DeviceVector<std::byte> const deep_temp(std::vector<std::byte>(12 * 258));
-  std::size_t deep_bytes = 12 * 258;
+  DeviceVector<std::byte> const deep_temp(std::vector<std::byte>(12 * 258 + 64));
+  std::size_t deep_bytes = 12 * 258 + 64;
   auto const deep_device = deep_plan.on_device(deep.view_at(s.d_bytes.data()), s.d_lengths.data());
   std::vector<ha::LayerKv<std::uint16_t>> const targets(257, {s.d_keys.data(), s.d_values.data()});
   fails(ha::device::compress(deep_temp.data(), deep_bytes, deep_device, many, ha::strided_bhsd(1, 1, 4, 64),
                              ha::ragged(deep_plan, targets, 64), nullptr));
+
+  // Temporary storage of any alignment will do.
+  REQUIRE_CUDA(ha::device::compress(temp.data() + 4, bytes, plan, s.source.layers, s.layout, s.kept(), nullptr));
+  REQUIRE_CUDA(cudaDeviceSynchronize());
+  REQUIRE_FALSE(s.untouched());
 }
 
 TEST_CASE("lengths the plan was not made for move nothing and say so", "[cache]") {

@@ -36,13 +36,14 @@ TEST_CASE("texts and layers on the device come to what they come to on the host"
       std::vector<ha::DeviceQkv<__half>> const layers(device.layers.begin() + first,
                                                       first == 0 ? device.layers.begin() + 1 : device.layers.end());
       std::size_t bytes = 0;
-      REQUIRE_CUDA(ha::observe(on_device, nullptr, bytes, first, shape, layers, score, d_sums.data(), stream));
+      REQUIRE_CUDA(ha::device::observe(on_device, nullptr, bytes, first, shape, layers, score, d_sums.data(), stream));
       temporary.emplace_back(std::vector<std::byte>(bytes, std::byte{0xEE}));
-      REQUIRE_CUDA(
-          ha::observe(on_device, temporary.back().data(), bytes, first, shape, layers, score, d_sums.data(), stream));
+      REQUIRE_CUDA(ha::device::observe(on_device, temporary.back().data(), bytes, first, shape, layers, score,
+                                       d_sums.data(), stream));
       // One layer too many.
-      REQUIRE(ha::observe(on_device, temporary.back().data(), bytes, 4 - static_cast<std::int32_t>(layers.size()),
-                          shape, layers, score, d_sums.data(), stream) == cudaErrorInvalidValue);
+      REQUIRE(ha::device::observe(on_device, temporary.back().data(), bytes,
+                                  4 - static_cast<std::int32_t>(layers.size()), shape, layers, score, d_sums.data(),
+                                  stream) == cudaErrorInvalidValue);
     }
     REQUIRE_CUDA(cudaStreamSynchronize(stream));
     auto const host = observe_on_host(a, Mode::values, {.scale = 1 / std::sqrt(32.0F)}, parameters);
@@ -67,6 +68,6 @@ TEST_CASE("texts and layers on the device come to what they come to on the host"
 
   AttentionShape const other{.num_query_heads = 2, .num_kv_heads = 2, .tokens = 40, .head_dim = 32};
   std::size_t bytes = 0;
-  REQUIRE(ha::observe(on_device, nullptr, bytes, 0, bhsd_shape(other), std::vector<ha::DeviceQkv<__half>>(1), score,
-                      d_sums.data(), stream) == cudaErrorInvalidValue);
+  REQUIRE(ha::device::observe(on_device, nullptr, bytes, 0, bhsd_shape(other), std::vector<ha::DeviceQkv<__half>>(1),
+                              score, d_sums.data(), stream) == cudaErrorInvalidValue);
 }

@@ -1,10 +1,11 @@
 #pragma once
 
 #include <headaware/attention/attention.hpp>
+#include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/attention/detail/row_kernels.hpp>
-#include <headaware/attention/detail/softmax_part.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/float_buffer.hpp>
+#include <headaware/detail/online_softmax.hpp>
 #include <headaware/detail/simd.hpp>
 #include <headaware/element.hpp>
 
@@ -44,7 +45,7 @@ inline simd::Floats tanh(simd::Floats y) {
   return size < 0.25F ? small : (y < 0.0F ? -large : large);
 }
 
-/// Logits in base 2 of a block's products, in place.
+/// Maps a block's products to logits in base 2, in place.
 inline void map_logits(LogitMap const& map, float* scores) {
   for (int i = 0; i < attend_block; i += simd::lanes) {
     simd::Floats x = simd::load(scores + i);
@@ -70,8 +71,8 @@ struct QueryTileBuffers {
   }
 };
 
-/// One thread's attention of up to `max_queries` query rows of a segment over a part of its rows, block by block:
-/// each row is read once for all of them.
+/// One thread's attention of up to `max_queries` query rows of a segment over a KV split, block by block: each
+/// row is read once for all of them.
 class QueryTile {
  public:
   static constexpr std::int64_t max_queries = 32;
@@ -107,7 +108,7 @@ class QueryTile {
     }
     masked_ = first_positions != nullptr;
     partly_seen_ = false;
-    std::fill(parts_.begin(), parts_.end(), SoftmaxPart{});
+    std::fill(parts_.begin(), parts_.end(), OnlineSoftmax<float>{});
     std::fill_n(sums_, count * value_channels_, 0.0F);
   }
 
@@ -134,7 +135,7 @@ class QueryTile {
     }
   }
 
-  [[nodiscard]] SoftmaxPart const& part(std::int64_t q) const { return parts_[static_cast<std::size_t>(q)]; }
+  [[nodiscard]] OnlineSoftmax<float> const& part(std::int64_t q) const { return parts_[static_cast<std::size_t>(q)]; }
   /// [value_dim()], weighted by 2^(logit - part(q).max).
   [[nodiscard]] float* sums(std::int64_t q) const { return sums_ + q * value_channels_; }
   [[nodiscard]] std::int64_t value_dim() const { return value_channels_; }
@@ -225,22 +226,23 @@ class QueryTile {
   void weigh(std::int64_t q, std::int64_t count) {
     float* const scores = scores_ + q * attend_block;
     std::fill(scores + count, scores + attend_block, hidden_logit);
-    simd::Floats top = simd::load(scores);
-    simd::Floats poison = simd::zero_or_nan(top);  // NaN where a logit is NaN or infinite
+    simd::Floats largest = simd::load(scores);
+    simd::Floats poison = simd::zero_or_nan(largest);  // NaN where a logit is NaN or infinite
     for (int i = simd::lanes; i < attend_block; i += simd::lanes) {
       simd::Floats const x = simd::load(scores + i);
-      top = simd::maximum(top, x);
+      largest = simd::maximum(largest, x);
       poison += simd::zero_or_nan(x);
     }
-    float const block_max = simd::largest(top) + simd::sum(poison);
-    SoftmaxPart& part = parts_[static_cast<std::size_t>(q)];
+    float const block_max = simd::largest(largest) + simd::sum(poison);
+    OnlineSoftmax<float>& part = parts_[static_cast<std::size_t>(q)];
     if (block_max == hidden_logit) {  // nothing of the block is seen
       std::fill_n(scores, attend_block, 0.0F);
       return;
     }
     float const max = larger_or_nan(part.max, block_max);
-    float const factor = part.weight(max);
-    if (factor != 1 && part.sum != 0) {
+    bool const empty = part.sum == 0;
+    float const factor = part.rescale(max);
+    if (factor != 1 && !empty) {
       float* const sums = this->sums(q);
       for (std::int64_t c = 0; c < value_channels_; c += simd::lanes) {
         simd::store(sums + c, simd::load(sums + c) * factor);
@@ -252,7 +254,7 @@ class QueryTile {
       sum += weight;
       simd::store(scores + i, weight);
     }
-    part = {max, part.sum * factor + simd::sum(sum)};
+    part.sum += simd::sum(sum);
   }
 
   AttentionShape shape_;
@@ -266,7 +268,7 @@ class QueryTile {
   float* scores_;
   float* rows_;
   float* sums_;
-  std::array<SoftmaxPart, max_queries> parts_{};
+  std::array<OnlineSoftmax<float>, max_queries> parts_{};
   std::array<std::int64_t, max_queries> query_positions_{};  ///< ascending
   std::int64_t positions_[attend_block] = {};
 };

@@ -1,10 +1,7 @@
 #pragma once
 
 #include <headaware/config.hpp>
-#include <headaware/element.hpp>
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
@@ -26,7 +23,7 @@ inline constexpr std::int32_t max_layers = 256;
 inline constexpr std::size_t max_parameter_bytes = 32764;
 inline constexpr std::int32_t warp_threads = 32;
 inline constexpr std::int32_t block_threads = 256;
-/// Blocks a multiprocessor must have room for: allows 128 registers a thread, which no kernel here exceeds.
+/// Blocks that a multiprocessor must have room for: allows 128 registers per thread, which no kernel here exceeds.
 inline constexpr std::int32_t min_blocks = 2;
 
 /// Rows, and the parts they are cut into, scanned together.
@@ -40,26 +37,6 @@ struct AddRowsAndParts {
   }
 };
 
-/// The element whose bits a caller's type has.
-template <class T>
-struct ElementOf {
-  using type = T;
-};
-template <>
-struct ElementOf<__half> {
-  using type = float16;
-};
-template <>
-struct ElementOf<__nv_bfloat16> {
-  using type = bfloat16;
-};
-
-/// `Count` elements that move in one access.
-template <class E, int Count>
-struct alignas(sizeof(E) * Count) Pack {
-  E elements[Count];
-};
-
 /// Shared memory for a type with default member initialisers, which `__shared__` variables may not run.
 template <class T>
 struct SharedStorage {
@@ -67,10 +44,10 @@ struct SharedStorage {
   __device__ T& get() { return *reinterpret_cast<T*>(bytes); }
 };
 
-/// @brief A kernel's parameters in shared memory, copied once a block.
+/// @brief Copies a kernel's parameters to shared memory, once per block. Synchronises the block.
 ///
-/// Parameters that kernels read through a reference are loaded where they are used, again and again
-/// by every warp; this way a block loads each word once. Synchronises the block.
+/// Parameters that kernels read through a reference are loaded where they are used, by every warp again; this way a
+/// block loads each word once.
 template <class T>
 __device__ T const& share_parameters(T const& parameters, SharedStorage<T>& storage) {
   static_assert(sizeof(T) % 4 == 0 && alignof(T) >= 4);

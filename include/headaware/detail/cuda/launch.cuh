@@ -67,24 +67,17 @@ cudaError_t guarded(Body const& body) noexcept {
   return cudaSuccess;
 }
 
-/// Throws `ArgumentError` unless temporary storage is large enough and aligned to `alignment` bytes.
-inline void require_storage(void const* d_temp, std::size_t bytes, std::size_t needed, std::size_t alignment,
-                            char const* where) {
-  require(bytes >= needed, "temporary storage in bytes", needed, bytes, where);
-  if (reinterpret_cast<std::uintptr_t>(d_temp) % alignment == 0) return;
-  require(false, "temporary storage", {"aligned to ", alignment, " bytes"}, "a misaligned pointer", where);
-}
-
-/// Blocks that a grid has in its first direction, at most.
+/// The most blocks of a grid's first dimension.
 inline constexpr std::int64_t max_blocks = 0x7fffffff;
 inline constexpr auto max_blocks_text = "at most 2^31 - 1";
 
-/// Makes the blocks of the next launch count from 0.
-inline void clear_ticket(std::int32_t* ticket, char const* where, cudaStream_t stream) {
-  require_cuda(cudaMemsetAsync(ticket, 0, sizeof(*ticket), stream), "clearing a count of blocks", where);
+/// Clears the counters of `is_last_block` for the next launch.
+inline void clear_tickets(std::int32_t* tickets, std::int64_t count, char const* where, cudaStream_t stream) {
+  require_cuda(cudaMemsetAsync(tickets, 0, static_cast<std::size_t>(count) * sizeof(*tickets), stream),
+               "clearing counts of blocks", where);
 }
 
-/// Launches a kernel. By the function that says how this launch went, not by the last error, which may be another's.
+/// Launches a kernel through the function that reports this launch's error: the last error may be another's.
 /// @param shared_bytes  dynamic shared memory
 template <class... Parameters>
 void launch(char const* where, void (*kernel)(Parameters...), dim3 grid, std::int32_t threads,

@@ -1,8 +1,9 @@
 #pragma once
 
-// What the statistics kernel uses of tensor cores and asynchronous copies, as PTX of sm_80.
+// Matrix products of warps and asynchronous copies, as PTX of sm_80.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/cuda/element.cuh>
 #include <headaware/element.hpp>
 
 #include <cstdint>
@@ -21,7 +22,7 @@ __device__ inline void copy_async(void* to, void const* from, bool valid) {
                : "memory");
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-/// Waits until at most `Pending` of the groups committed last are not there yet.
+/// Waits until at most the last `Pending` of the committed groups are under way.
 template <int Pending>
 __device__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
@@ -64,31 +65,17 @@ __device__ inline float exp2_fast(float x) {
   return result;
 }
 
-/// Two values rounded to E, side by side.
-template <class E>
-__device__ std::uint32_t pack_pair(float a, float b) {
-  std::uint32_t pair;
-  if constexpr (std::is_same_v<E, float16>) {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(b), "f"(a));
-  } else {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(b), "f"(a));
-  }
-  return pair;
-}
-template <class E>
-__device__ float2 unpack_pair(std::uint32_t pair) {
-  float2 result;
-  if constexpr (std::is_same_v<E, float16>) {
-    asm("{.reg .f16 a, b;\n mov.b32 {a, b}, %2;\n cvt.f32.f16 %0, a;\n cvt.f32.f16 %1, b;}"
-        : "=f"(result.x), "=f"(result.y)
-        : "r"(pair));
-  } else {
-    result = {bits_as<float>(pair << 16), bits_as<float>(pair & 0xffff0000U)};
-  }
-  return result;
+struct Exp2Fast {
+  __device__ float operator()(float x) const { return exp2_fast(x); }
+};
+
+/// The largest value of a row's four lanes, in all of them.
+__device__ inline float quad_max(float value) {
+  value = fmaxf(value, __shfl_xor_sync(~0U, value, 1));
+  return fmaxf(value, __shfl_xor_sync(~0U, value, 2));
 }
 
-/// Keys [begin, end) of a row that count; one range for each of the two rows that a thread's fragments hold.
+/// Keys [begin, end) of a row that count, for each of the two rows that a thread's fragments hold.
 struct KeyRanges {
   std::int32_t begin[2];
   std::int32_t end[2];
@@ -115,9 +102,8 @@ __device__ float2 pair_of_weights(float const* weights, int half, int key, KeyRa
   return weight;
 }
 
-/// @brief The two products of attention over one tile of keys, by warp: fragments are those of the
-/// m16n8 instructions, whatever computes them. Lane l holds rows l / 4 and l / 4 + 8, columns
-/// 2 · (l % 4) and the next.
+/// @brief The two products of attention over one tile of keys, by warp, in fragments of the m16n8 instructions,
+/// whatever computes them: lane l holds rows l / 4 and l / 4 + 8, columns 2 · (l % 4) and the next.
 template <class E>
 struct WarpProducts {
   static constexpr int padding = 8;  ///< elements that keep rows on different banks
@@ -181,7 +167,7 @@ struct WarpProducts {
   }
 };
 
-/// The same without tensor cores: they would round the operands.
+/// The same without tensor cores, which would round the operands.
 template <>
 struct WarpProducts<float> {
   static constexpr int padding = 4;

@@ -8,7 +8,7 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// The segment whose tiles include `tile`: a 32-way search, a warp's lanes probing together.
+/// Finds the segment whose tiles include `tile`, by one warp: a 32-way search.
 __device__ inline std::int64_t find_segment(std::int32_t const* tile_offsets, std::int64_t segments,
                                             std::int32_t tile) {
   auto const lane = static_cast<std::int64_t>(threadIdx.x % warp_threads);

@@ -5,6 +5,7 @@
 #include <headaware/config.hpp>
 #include <headaware/detail/float_buffer.hpp>
 #include <headaware/detail/logit_map.hpp>
+#include <headaware/detail/online_softmax.hpp>
 #include <headaware/detail/pack_block.hpp>
 #include <headaware/detail/score_block.hpp>
 #include <headaware/detail/simd.hpp>
@@ -13,7 +14,6 @@
 #include <headaware/stats/head_sums.hpp>
 #include <headaware/stats/observer_parameters.hpp>
 #include <headaware/stats/retention.hpp>
-#include <headaware/stats/row_state.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -23,7 +23,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief What one query head adds up over one chunk.
+/// @brief Sums of one query head over one chunk.
 struct HeadChunk {
   ChunkSums chunk;
   RetentionSums retention;  ///< empty unless a grid was asked for
@@ -39,20 +39,20 @@ inline constexpr float largest_value = 1e15F;
 inline float largest_score(float* scores, std::int64_t count) {
   std::int64_t const vectors = (count + simd::lanes - 1) / simd::lanes;
   for (std::int64_t i = count; i < vectors * simd::lanes; ++i) scores[i] = hidden_logit;
-  simd::Floats top = simd::load(scores);
-  simd::Floats poison = simd::zero_or_nan(top);
+  simd::Floats largest = simd::load(scores);
+  simd::Floats poison = simd::zero_or_nan(largest);
   for (std::int64_t v = 1; v < vectors; ++v) {
     simd::Floats const x = simd::load(scores + v * simd::lanes);
-    top = simd::maximum(top, x);
+    largest = simd::maximum(largest, x);
     poison += simd::zero_or_nan(x);
   }
-  return simd::largest(top) + simd::sum(poison);
+  return simd::largest(largest) + simd::sum(poison);
 }
 
 /// The softmax state, relative to `max`, of scores filled up to whole vectors.
 /// @tparam Keep  leave the weights 2^(score - max) where the scores were
 template <bool Keep>
-RowState weigh_scores(float* scores, std::int64_t count, float max) {
+EntropySoftmax<double> weigh_scores(float* scores, std::int64_t count, float max) {
   simd::Floats const least = simd::broadcast(-126.0F);
   simd::Floats sum{};
   simd::Floats weighted{};
@@ -63,14 +63,14 @@ RowState weigh_scores(float* scores, std::int64_t count, float max) {
     weighted += e * x;
     if constexpr (Keep) simd::store(scores + i, e);
   }
-  return {max, simd::sum(sum), simd::sum(weighted)};
+  return {{max, simd::sum(sum)}, simd::sum(weighted)};
 }
 
-/// What is kept of a row while its keys pass by.
+/// State of a row while its keys pass by.
 struct RowInProgress {
-  RowState all;
-  RowState recent;    ///< keys of the chunk's last part
-  bool valid = true;  ///< no NaN, no infinity so far
+  EntropySoftmax<double> all;
+  EntropySoftmax<double> recent;  ///< keys of the chunk's last part
+  bool valid = true;              ///< no NaN, no infinity so far
 };
 
 /// Statistics of some query rows of one head, all their keys in one pass.
@@ -226,7 +226,7 @@ class RowPass {
 
   [[nodiscard]] bool sums_to_one(std::int64_t index) const {
     constexpr double tolerance = 0.01;  // as far as rounding to 16 bits goes
-    RowState const& all = rows_[static_cast<std::size_t>(index)].all;
+    EntropySoftmax<double> const& all = rows_[static_cast<std::size_t>(index)].all;
     return std::abs(std::exp2(static_cast<double>(all.max)) * all.sum - 1) <= tolerance;
   }
 
@@ -252,17 +252,17 @@ class RowPass {
       near_scores_[static_cast<std::size_t>(index * near_ + q - k)] = scores[k - first];
     }
 
-    float const top = largest_score(scores, count);
-    if (!std::isfinite(top)) row.valid = false;
+    float const block_max = largest_score(scores, count);
+    if (!std::isfinite(block_max)) row.valid = false;
     if (!row.valid) {
       if (retention_) std::fill_n(scores, seen, 0.0F);
       return;
     }
-    if (top > row.all.max || row.all.sum == 0) {
+    if (block_max > row.all.max || row.all.sum == 0) {
       if (retention_ && row.all.sum > 0)
-        retention_->rescale(index, static_cast<float>(std::exp2(static_cast<double>(row.all.max) - top)));
-      row.all.rescale(top);
-      row.recent.rescale(top);
+        retention_->rescale(index, static_cast<float>(std::exp2(static_cast<double>(row.all.max) - block_max)));
+      row.all.rescale(block_max);
+      row.recent.rescale(block_max);
     }
     std::int64_t const split = std::clamp<std::int64_t>(recent_begin_ - first, 0, count);
     if (split < count && split > 0) {
@@ -272,7 +272,7 @@ class RowPass {
       largest_score(part, count - split);
       row.recent.merge(weigh_scores<false>(part, count - split, row.all.max));
     }
-    RowState const state =
+    auto const state =
         retention_ ? weigh_scores<true>(scores, count, row.all.max) : weigh_scores<false>(scores, count, row.all.max);
     if (split == 0) row.recent.merge(state);
     row.all.merge(state);

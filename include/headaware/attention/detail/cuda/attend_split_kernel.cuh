@@ -1,7 +1,9 @@
 #pragma once
 
 #include <headaware/attention/attention.hpp>
-#include <headaware/attention/detail/softmax_part.hpp>
+#include <headaware/attention/detail/cuda/attend_parameters.cuh>
+#include <headaware/attention/detail/kv_split.hpp>
+#include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
 
 #include <cub/block/block_scan.cuh>
@@ -11,42 +13,33 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Attention's temporary storage.
-struct AttendArrays {
-  float2* parts = nullptr;                ///< [chunks, tiles, queries] (max, sum) of partial softmaxes
-  float* sums = nullptr;                  ///< [chunks, tiles, queries, output_dim] weighted values
-  std::int32_t* chunk_offsets = nullptr;  ///< [segments + 1] chunks before each segment; the last: chunks in all
-  std::int32_t* counters = nullptr;       ///< [segments, tiles] chunks that are done
-};
-
-inline constexpr std::int32_t attend_plan_threads = 512;
+inline constexpr std::int32_t attend_split_threads = 512;
 
 template <class View>
-struct AttendPlanParameters {
+struct AttendSplitParameters {
   View view;
   AttentionShape shape;
-  AttentionCut cut;
+  KvSplit kv;
   AttendArrays arrays;
   std::int64_t max_rows;
   std::int32_t* d_status;
 };
 
-/// One block cuts what every segment holds into chunks. Cost: O(segments / 512) rounds.
+/// Divides every segment into KV splits, by one block. Cost: O(segments / 512) rounds.
 template <class View>
-HEADAWARE_KERNEL void __launch_bounds__(attend_plan_threads, 1)
-    attend_plan_kernel(AttendPlanParameters<View> const __grid_constant__ parameters) {
-  __shared__ SharedStorage<AttendPlanParameters<View>> parameter_storage;
+HEADAWARE_KERNEL void __launch_bounds__(attend_split_threads, 1)
+    attend_split_kernel(AttendSplitParameters<View> const __grid_constant__ parameters) {
+  __shared__ SharedStorage<AttendSplitParameters<View>> parameter_storage;
   auto const& p = share_parameters(parameters, parameter_storage);
   AttentionShape const& shape = p.shape;
-  AttentionCut const& cut = p.cut;
   AttendArrays const& arrays = p.arrays;
-  using Scan = cub::BlockScan<RowsAndParts, attend_plan_threads>;
+  using Scan = cub::BlockScan<RowsAndParts, attend_split_threads>;
   __shared__ typename Scan::TempStorage scan_storage;
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
   std::int64_t const segments = shape.segments();
   bool bad = false;
   RowsAndParts running{0, 0};
-  for (std::int64_t base = 0; base < segments; base += attend_plan_threads) {
+  for (std::int64_t base = 0; base < segments; base += attend_split_threads) {
     std::int64_t const s = base + thread;
     RowsAndParts count{0, 0};
     if (s < segments) {
@@ -54,19 +47,19 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_plan_threads, 1)
       bool const possible = rows >= 0 && rows <= p.max_rows;
       bad = bad || !possible;
       count.rows = possible ? rows : 0;
-      count.parts = static_cast<std::int32_t>(cut.chunks(count.rows));
-      for (std::int64_t tile = 0; tile < cut.tiles; ++tile) arrays.counters[s * cut.tiles + tile] = 0;
+      count.parts = static_cast<std::int32_t>(p.kv.splits(count.rows));
+      for (std::int64_t tile = 0; tile < p.kv.tiles; ++tile) arrays.tickets[s * p.kv.tiles + tile] = 0;
     }
     RowsAndParts before;
     RowsAndParts all;
     Scan(scan_storage).ExclusiveScan(count, before, RowsAndParts{0, 0}, AddRowsAndParts{}, all);
-    if (s < segments) arrays.chunk_offsets[s] = running.parts + before.parts;
+    if (s < segments) arrays.split_offsets[s] = running.parts + before.parts;
     running = AddRowsAndParts{}(running, all);
     __syncthreads();
   }
   bad = __syncthreads_or(bad || running.rows > p.max_rows ? 1 : 0) != 0;
   if (thread == 0) {
-    arrays.chunk_offsets[segments] = bad ? 0 : running.parts;  // no chunks: nothing is written
+    arrays.split_offsets[segments] = bad ? 0 : running.parts;  // no splits: nothing is written
     if (p.d_status != nullptr) *p.d_status = bad ? 1 : 0;
   }
 }

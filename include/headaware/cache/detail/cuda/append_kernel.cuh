@@ -3,6 +3,8 @@
 #include <headaware/cache/detail/append_rows.hpp>
 #include <headaware/cache/paged_head.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/detail/cuda/last_block.cuh>
+#include <headaware/detail/cuda/vector_access.cuh>
 
 #include <algorithm>
 #include <cstdint>
@@ -19,15 +21,15 @@ struct AppendPlane {
   std::int32_t vector_bytes;  ///< the widest access that both sides and all addresses allow
 };
 
-/// Counters that the kernel reads, and with `ticket` counts up.
+/// Counters that the kernel reads, and advances if there is a `ticket`.
 struct AppendCounters {
   std::int32_t const* lengths = nullptr;     ///< [num_sequences] before the append
   std::int32_t const* high_water = nullptr;  ///< [num_sequences]
   std::int32_t const* counts = nullptr;      ///< [num_sequences]; nullptr: max_count each
-  std::int32_t* status = nullptr;            ///< 1 if a sequence is refused; nullptr: not wanted
+  std::int32_t* status = nullptr;            ///< 1 if a sequence is refused; optional
   std::int32_t* advance_lengths = nullptr;
   std::int32_t* advance_high_water = nullptr;
-  std::int32_t* ticket = nullptr;  ///< blocks that have read the counters; nullptr: count nothing up
+  std::int32_t* ticket = nullptr;  ///< blocks that have read the counters; nullptr: advance nothing
   std::int64_t token_limit = 0;
   std::int32_t max_count = 0;
   std::int32_t num_sequences = 0;
@@ -47,7 +49,7 @@ struct AppendParameters {
   AppendPlane<Keys> keys;
   AppendPlane<Values> values;
   std::int32_t first_layer;
-  std::int32_t num_layers;  ///< handed over
+  std::int32_t num_layers;  ///< of this append
   std::int32_t num_kv_heads;
   std::int32_t rows_per_head;  ///< the most tokens of an append that stay in a head
   std::int32_t rows_per_block;
@@ -61,8 +63,7 @@ struct AppendTables {
 
 inline constexpr std::int32_t max_append_rows = 64;
 
-/// One token of one head: where from and where to, keys and values. Everything that all of a row's threads need is
-/// here, in shared memory, so that one thread asks for it.
+/// Source and target of one token of one head. In shared memory, so that one thread per row reads the tables.
 struct AppendRow {
   char const* source[2];  ///< the layer's new tokens
   char* target[2];        ///< the row; nullptr: nothing to do
@@ -89,48 +90,7 @@ __device__ void append_vectors(AppendPlane<Layout> const& plane, AppendRow const
 
 template <int Plane, class Layout>
 __device__ void append_plane(AppendPlane<Layout> const& plane, AppendRow const* rows, std::int32_t count) {
-  switch (plane.vector_bytes) {
-    case 16: return append_vectors<Plane, uint4>(plane, rows, count);
-    case 8: return append_vectors<Plane, uint2>(plane, rows, count);
-    case 4: return append_vectors<Plane, std::uint32_t>(plane, rows, count);
-    case 2: return append_vectors<Plane, std::uint16_t>(plane, rows, count);
-    default: return append_vectors<Plane, std::uint8_t>(plane, rows, count);
-  }
-}
-
-/// Copies rows of one plane that lie back to back in one tensor.
-template <class Vector>
-__device__ void copy_vectors(char* data, std::int64_t from, std::int64_t to, std::int64_t bytes) {
-  auto const* const source = reinterpret_cast<Vector const*>(data + from);
-  auto* const target = reinterpret_cast<Vector*>(data + to);
-  for (std::int64_t i = threadIdx.x; i < bytes / static_cast<std::int64_t>(sizeof(Vector)); i += block_threads) {
-    target[i] = source[i];
-  }
-}
-
-/// @param from, to, bytes  multiples of `vector_bytes`
-__device__ inline void copy_bytes(char* data, std::int64_t from, std::int64_t to, std::int64_t bytes,
-                                  std::int32_t vector_bytes) {
-  switch (vector_bytes) {
-    case 16: return copy_vectors<uint4>(data, from, to, bytes);
-    case 8: return copy_vectors<uint2>(data, from, to, bytes);
-    case 4: return copy_vectors<std::uint32_t>(data, from, to, bytes);
-    case 2: return copy_vectors<std::uint16_t>(data, from, to, bytes);
-    default: return copy_vectors<std::uint8_t>(data, from, to, bytes);
-  }
-}
-
-/// Whether this block is the last one to come here: all others have read what it may now overwrite.
-__device__ inline bool last_block(std::int32_t* ticket) {
-  __shared__ bool last;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    last = atomicAdd(ticket, 1) == static_cast<std::int32_t>(gridDim.x) - 1;
-    if (last) *ticket = 0;
-  }
-  __syncthreads();
-  return last;
+  with_vector(plane.vector_bytes, [&]<class Vector>() { append_vectors<Plane, Vector>(plane, rows, count); });
 }
 
 /// Fills in row `index` of an append: segments in order, and in each the new tokens that stay.
@@ -166,7 +126,7 @@ __device__ AppendRow append_row(Parameters const& p, AppendTables const& tables,
   return row;
 }
 
-/// Each block writes some rows of keys and values. The last block to have read the lengths counts them up.
+/// Each block writes some rows of keys and values. The last block to have read the lengths advances them.
 template <class Parameters>
 HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
     append_kernel(Parameters const __grid_constant__ parameters, AppendTables const __grid_constant__ tables) {
@@ -198,7 +158,8 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   __syncthreads();
   append_plane<0>(p.keys, rows, p.rows_per_block);
   append_plane<1>(p.values, rows, p.rows_per_block);
-  if (p.counters.ticket == nullptr || !last_block(p.counters.ticket)) return;
+  if (p.counters.ticket == nullptr || !is_last_block(p.counters.ticket, gridDim.x)) return;
+  if (thread == 0) *p.counters.ticket = 0;
   for (std::int32_t b = thread; b < p.counters.num_sequences; b += block_threads) {
     std::int32_t const length = p.counters.advance_lengths[b];
     std::int64_t const count = p.counters.count(b);

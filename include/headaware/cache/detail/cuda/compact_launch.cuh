@@ -13,8 +13,10 @@
 #include <headaware/cache/transfer.hpp>
 #include <headaware/cache/validate.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/cuda/element.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/launch.cuh>
+#include <headaware/detail/cuda/temp_storage.cuh>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
 
@@ -125,22 +127,17 @@ template <class Table, class First, class... Rest>
 void compress_transfers(void* d_temp, std::size_t& temp_bytes, DeviceCompaction<Table> const& compaction,
                         cudaStream_t stream, First const& first, Rest const&... rest) {
   constexpr auto where = "compress";
-  auto const entries = static_cast<std::size_t>(compaction.num_segments()) + 1;
-  std::size_t const needed = entries * (sizeof(std::int64_t) + sizeof(std::int32_t));
-  if (d_temp == nullptr) {
-    temp_bytes = needed;
-    return;
-  }
-  require_storage(d_temp, temp_bytes, needed, alignof(std::int64_t), where);
+  std::int64_t const entries = compaction.num_segments() + 1;
+  CompactionArrays arrays;
+  bool const placed = place_buffers(d_temp, temp_bytes, where, TempBuffer{arrays.row_offsets, entries},
+                                    TempBuffer{arrays.tile_offsets, entries});
+  if (!placed) return;
   bool const same_capacities = ((first.kept.capacities == rest.kept.capacities) && ...);
   require(same_capacities, "capacities of scales", "those of keys and values", "others", where);
   check_device_compaction(compaction, where);
   validate(compaction, first, rest...);
   if (compaction.num_segments() == 0) return;
 
-  CompactionArrays arrays;
-  arrays.row_offsets = static_cast<std::int64_t*>(d_temp);
-  arrays.tile_offsets = reinterpret_cast<std::int32_t*>(arrays.row_offsets + entries);
   auto const row_bytes = [](auto const& transfer) {
     return std::max(transfer.kept.head_dim, transfer.kept.value_dim) *
            static_cast<std::int64_t>(sizeof(transfer.kept.layers[0].keys[0]));

@@ -5,6 +5,7 @@
 #include <headaware/cache/segment.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/segment_search.cuh>
+#include <headaware/detail/cuda/vector_access.cuh>
 
 #include <cstddef>
 #include <cstdint>
@@ -13,13 +14,13 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Rows move as bytes. The widest access that source, destination and their addresses allow.
+/// Moves rows as bytes, in the widest access that source, destination and their addresses allow.
 struct CopyRows {
   std::int32_t vector_bytes;
-  bool transposed;  ///< the source holds a channel's tokens side by side
+  bool transposed;  ///< the source has a channel's tokens side by side
 };
 
-/// Rows are keys of element `E`, turned to their rows' positions.
+/// Moves keys of element `E`, rotated to the positions of their rows.
 template <class E>
 struct RotateRows {
   KeyRotation rotation;
@@ -36,7 +37,7 @@ struct DevicePlane {
   std::int32_t element_bytes;
 };
 
-/// Looked up by layer.
+/// Capacities and pointers by layer.
 template <std::size_t NumPlanes>
 struct LayerTables {
   LayerCapacity capacities[max_layers];
@@ -67,7 +68,7 @@ struct PlaneList<First, Rest...> {
 inline constexpr std::int32_t max_tile_rows = 256;
 inline constexpr std::int32_t transpose_side = 32;
 
-/// A tile's place: rows of one segment.
+/// The rows of a tile, all of one segment.
 struct TileRows {
   Segment segment;
   LayerCapacity capacity;
@@ -79,7 +80,7 @@ struct TileRows {
 
 struct GatherShared {
   TileRows tile;
-  std::int64_t row_offsets[max_tile_rows];  ///< where each row goes, elements
+  std::int64_t row_offsets[max_tile_rows];  ///< target of each row, in elements
   std::int32_t tokens[max_tile_rows];       ///< the token each row comes from; -1: a keep-list names none
   alignas(16) std::uint64_t transpose[transpose_side * (transpose_side + 1)];
 };
@@ -96,7 +97,7 @@ struct StageTokens {
 
   template <class P>
   __device__ void operator()(P const& policy) const {
-    // A warp suffices for closed forms, and loads the policy once; searching takes all hands.
+    // A warp suffices for closed forms, and loads the policy once; a search takes all threads.
     constexpr bool closed = has_source_token<P> || has_kept_before<P>;
     constexpr std::int32_t threads = closed ? warp_threads : block_threads;
     for (auto r = static_cast<std::int32_t>(threadIdx.x); r < rows && threadIdx.x < threads; r += threads) {
@@ -122,11 +123,7 @@ __device__ void copy_rows(Plane const& plane, GatherShared const& shared) {
   std::int32_t const per_row = plane.channels / per_vector;
   std::int32_t const total = shared.tile.rows * per_row;
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
-  // Advancing by whole blocks keeps the division out of the loop.
-  std::int32_t row = thread / per_row;
-  std::int32_t column = thread % per_row;
-  std::int32_t const row_step = block_threads / per_row;
-  std::int32_t const column_step = block_threads % per_row;
+  RowCursor at(per_row, block_threads);
   for (std::int32_t i = thread; i < total; i += unroll * block_threads) {
     Vector values[unroll];
     std::int64_t targets[unroll];
@@ -134,19 +131,14 @@ __device__ void copy_rows(Plane const& plane, GatherShared const& shared) {
     for (std::int32_t u = 0; u < unroll; ++u) {
       targets[u] = -1;
       if (i + u * block_threads < total) {
-        std::int32_t const token = shared.tokens[row];
+        std::int32_t const token = shared.tokens[at.row];
         if (token >= 0) {
-          std::int32_t const channel = column * per_vector;
+          std::int32_t const channel = at.column * per_vector;
           std::int64_t const offset = layout.offset(sequence, kv_head, token, channel);
           values[u] = *reinterpret_cast<Vector const*>(source + offset * element_bytes);
-          targets[u] = shared.row_offsets[row] + channel;
+          targets[u] = shared.row_offsets[at.row] + channel;
         }
-        row += row_step;
-        column += column_step;
-        if (column >= per_row) {
-          column -= per_row;
-          ++row;
-        }
+        at.advance();
       }
     }
 #pragma unroll
@@ -158,7 +150,7 @@ __device__ void copy_rows(Plane const& plane, GatherShared const& shared) {
   }
 }
 
-/// Copies a tile whose source holds a channel's tokens side by side: a warp reads 32 tokens of a
+/// Copies a tile whose source has a channel's tokens side by side: a warp reads 32 tokens of a
 /// channel and writes 32 channels of a token, through shared memory.
 template <class Element, class Plane>
 __device__ void transpose_rows(Plane const& plane, GatherShared& shared) {
@@ -191,7 +183,7 @@ __device__ void transpose_rows(Plane const& plane, GatherShared& shared) {
   }
 }
 
-/// Turns a tile of keys, `Width` pairs (or passed channels) at a time.
+/// Rotates a tile of keys, `Width` pairs (or passed channels) at a time.
 template <int Width, class E, class Plane>
 __device__ void rotate_rows(Plane const& plane, GatherShared const& shared) {
   using Vector = Pack<E, Width>;
@@ -243,19 +235,9 @@ __device__ void rotate_rows(Plane const& plane, GatherShared const& shared) {
 template <class Layout, class Form>
 __device__ void move_rows(DevicePlane<Layout, Form, CopyRows> const& plane, GatherShared& shared) {
   if (plane.move.transposed) {
-    switch (plane.element_bytes) {
-      case 8: return transpose_rows<std::uint64_t>(plane, shared);
-      case 4: return transpose_rows<std::uint32_t>(plane, shared);
-      case 2: return transpose_rows<std::uint16_t>(plane, shared);
-      default: return transpose_rows<std::uint8_t>(plane, shared);
-    }
-  }
-  switch (plane.move.vector_bytes) {
-    case 16: return copy_rows<uint4>(plane, shared);
-    case 8: return copy_rows<uint2>(plane, shared);
-    case 4: return copy_rows<std::uint32_t>(plane, shared);
-    case 2: return copy_rows<std::uint16_t>(plane, shared);
-    default: return copy_rows<std::uint8_t>(plane, shared);
+    with_vector<8>(plane.element_bytes, [&]<class Element>() { transpose_rows<Element>(plane, shared); });
+  } else {
+    with_vector(plane.move.vector_bytes, [&]<class Vector>() { copy_rows<Vector>(plane, shared); });
   }
 }
 
@@ -276,7 +258,7 @@ struct GatherParameters {
   PlaneList<Planes...> planes;
 };
 
-/// Finds the tile's segment and its rows. One warp works, so that the rest of the block asks for nothing twice.
+/// Finds the tile's segment and its rows, by one warp, so that nothing is loaded twice.
 template <class Table>
 __device__ void find_tile(DeviceCompaction<Table> const& compaction, CompactionArrays const& arrays,
                           std::int64_t segments, std::int32_t rows_per_tile, std::int32_t tile, TileRows& place) {
@@ -292,8 +274,8 @@ __device__ void find_tile(DeviceCompaction<Table> const& compaction, CompactionA
   place.segment = segment;
 }
 
-/// Grid: x tiles, y planes. Each block moves a tile of rows of one segment, from where the policy
-/// says to where the form says.
+/// Grid: x tiles, y planes. Each block moves a tile of rows of one segment from the tokens that the policy keeps to the
+/// rows of the form.
 template <class Table, class... Planes>
 HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
     gather_kernel(GatherParameters<Table, Planes...> const __grid_constant__ parameters,

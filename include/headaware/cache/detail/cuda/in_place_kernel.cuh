@@ -4,6 +4,7 @@
 #include <headaware/cache/rotation.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/detail/cuda/vector_access.cuh>
 
 #include <cstddef>
 #include <cstdint>
@@ -42,7 +43,7 @@ struct FirstMovedRow {
   }
 };
 
-/// Shared by the block's threads: the segment, and the tokens of the rows that move next.
+/// The block's segment, and the tokens of the rows that move next.
 struct InPlaceShared {
   Segment segment;
   std::int64_t moved;  ///< rows before it hold their own token
@@ -67,9 +68,9 @@ template <class Value, class Table, class Read, class Write>
 __device__ void move_front_to_back(Table const& table, InPlaceShared& shared, std::int32_t items, Read const& read,
                                    Write const& write) {
   constexpr std::int32_t unroll = 4;
-  std::int32_t const chunk = max(1, min(max_tile_rows, unroll * block_threads / items));
-  for (std::int64_t first = shared.moved; first < shared.segment.kept; first += chunk) {
-    auto const rows = static_cast<std::int32_t>(min(std::int64_t{chunk}, shared.segment.kept - first));
+  std::int32_t const step = max(1, min(max_tile_rows, unroll * block_threads / items));
+  for (std::int64_t first = shared.moved; first < shared.segment.kept; first += step) {
+    auto const rows = static_cast<std::int32_t>(min(std::int64_t{step}, shared.segment.kept - first));
     stage_in_place(table, shared, first, rows);
     for (std::int32_t base = 0; base < rows * items; base += unroll * block_threads) {
       Value values[unroll];
@@ -111,16 +112,10 @@ __device__ void move_vectors(Table const& table, InPlacePlane<Layout, CopyRows> 
 
 template <class Table, class Layout>
 __device__ void move_segment(Table const& table, InPlacePlane<Layout, CopyRows> const& plane, InPlaceShared& shared) {
-  switch (plane.move.vector_bytes) {
-    case 16: return move_vectors<uint4>(table, plane, shared);
-    case 8: return move_vectors<uint2>(table, plane, shared);
-    case 4: return move_vectors<std::uint32_t>(table, plane, shared);
-    case 2: return move_vectors<std::uint16_t>(table, plane, shared);
-    default: return move_vectors<std::uint8_t>(table, plane, shared);
-  }
+  with_vector(plane.move.vector_bytes, [&]<class Vector>() { move_vectors<Vector>(table, plane, shared); });
 }
 
-/// The same for keys that turn as they move: pair by pair, then the channels that only move.
+/// The same for keys that are rotated as they move: pair by pair, then the channels that only move.
 template <class Table, class Layout, class E>
 __device__ void move_segment(Table const& table, InPlacePlane<Layout, RotateRows<E>> const& plane,
                              InPlaceShared& shared) {
@@ -148,13 +143,13 @@ __device__ void move_segment(Table const& table, InPlacePlane<Layout, RotateRows
       });
 }
 
-/// Whether a head is left alone, since turning its keys for so few evicted tokens is not worth the rounding.
+/// Whether a head is left as it is, since rotating its keys for so few evicted tokens is not worth the rounding.
 __device__ inline bool evicts_too_few(Segment const& segment, std::int64_t moved, std::int64_t min_evicted) {
   std::int64_t const evicted = segment.length - segment.kept;
   return evicted > 0 && evicted < min_evicted && moved < segment.kept;
 }
 
-/// One block says whether all lengths are in range, and all heads evict enough.
+/// Reports whether all lengths are as planned and all heads evict enough, by one block.
 template <class Table>
 __device__ void report_lengths(DeviceCompaction<Table> const& compaction, std::int64_t min_evicted) {
   int bad = 0;

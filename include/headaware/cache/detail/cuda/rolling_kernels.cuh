@@ -3,13 +3,15 @@
 #include <headaware/cache/detail/cuda/append_kernel.cuh>
 #include <headaware/cache/rolling.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/detail/cuda/last_block.cuh>
+#include <headaware/detail/cuda/vector_access.cuh>
 
 #include <cstdint>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Changes of a sequence's counters.
+/// Change of a sequence's counters.
 enum class StateChange : std::int32_t { advance, rollback, start };
 
 struct StateParameters {
@@ -65,7 +67,7 @@ struct CopyParameters {
   RollingStateView state;
   CopyPlane planes[2];
   std::int32_t num_copies;
-  std::int32_t head_blocks;  ///< blocks per head
+  std::int32_t blocks_per_head;
 };
 
 struct CopyTables {
@@ -75,12 +77,12 @@ struct CopyTables {
 
 inline constexpr std::int32_t copy_rows_per_block = 64;
 
-/// Grid: parts of heads of layers of copies. Each block copies some of the rows that a head holds.
+/// Grid: x parts of heads of layers of copies. Each block copies some of the rows that a head holds.
 template <class Parameters>
 HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
     copy_sequences_kernel(Parameters const __grid_constant__ p, CopyTables const __grid_constant__ tables) {
-  std::int64_t const head_index = blockIdx.x / static_cast<unsigned>(p.head_blocks);
-  std::int64_t const part = blockIdx.x % static_cast<unsigned>(p.head_blocks);
+  std::int64_t const head_index = blockIdx.x / static_cast<unsigned>(p.blocks_per_head);
+  std::int64_t const part = blockIdx.x % static_cast<unsigned>(p.blocks_per_head);
   auto const kv_head = static_cast<std::int32_t>(head_index % p.slots.num_kv_heads);
   auto const layer = static_cast<std::int32_t>(head_index / p.slots.num_kv_heads % p.slots.num_layers);
   SequenceCopy const copy = tables.copies[head_index / p.slots.num_kv_heads / p.slots.num_layers];
@@ -103,7 +105,8 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   move(0, runs.sinks);
   move(runs.first, runs.count);
   move(runs.wrapped_first, runs.wrapped);
-  if (!last_block(p.state.ticket)) return;
+  if (!is_last_block(p.state.ticket, gridDim.x)) return;
+  if (threadIdx.x == 0) *p.state.ticket = 0;
   // No sequence is copied from and to, so the order does not matter.
   for (auto i = static_cast<std::int32_t>(threadIdx.x); i < p.num_copies; i += block_threads) {
     SequenceCopy const each = tables.copies[i];

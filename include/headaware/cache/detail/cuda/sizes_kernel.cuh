@@ -13,7 +13,7 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Tells the gather kernel which rows each block moves; lives in temporary storage.
+/// Offsets by which the gather kernel finds its work; in temporary storage.
 struct CompactionArrays {
   std::int64_t* row_offsets = nullptr;   ///< [segments + 1] kept rows before each segment
   std::int32_t* tile_offsets = nullptr;  ///< [segments + 1] tiles before each segment; the last: tiles in all
@@ -34,7 +34,7 @@ struct LayerCapacities {
 
 inline constexpr std::int32_t sizes_threads = 512;
 
-/// One block counts what every segment keeps and sums it up. Cost: O(segments / 512) rounds.
+/// Counts and sums up the kept rows of every segment, by one block. Cost: O(segments / 512) rounds.
 template <class Table, class Form>
 HEADAWARE_KERNEL void __launch_bounds__(sizes_threads, 1)
     sizes_kernel(SizesParameters<Table, Form> const __grid_constant__ p,

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <headaware/config.hpp>
+#include <headaware/detail/cuda/mma.cuh>
+#include <headaware/detail/cuda/vector_access.cuh>
 #include <headaware/stats/detail/cuda/observe_parameters.cuh>
 
 #include <cstdint>
@@ -14,18 +16,18 @@ struct FetchRows {
   std::int64_t head;
   std::int64_t first;
   std::int64_t stride;
-  std::int32_t count;  ///< rows there are; those behind, up to `total`, are zeroed
+  std::int32_t count;  ///< rows that exist; the others up to `total` are zeroed
   std::int32_t total;
 };
 
-/// @brief Copies rows to shared memory, channels padded with zeros; the wide way asynchronously.
+/// @brief Copies rows to shared memory, channels padded with zeros; asynchronously where 16 bytes move at once.
 /// @param to  [rows.total, pitch]
 template <class E, class Layout>
 __device__ void fetch_rows(E const* from, Layout const& layout, FetchOrder order, FetchRows const& rows,
                            std::int32_t head_dim, std::int32_t channels, std::int32_t pitch, E* to) {
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
   if (order == FetchOrder::rows) {
-    // Eight threads a row: whole lines of memory, and few offsets to find.
+    // Eight threads per row: whole lines of memory, and few offsets to compute.
     constexpr std::int32_t width = 16 / sizeof(E);
     constexpr std::int32_t row_threads = 8;
     for (std::int32_t row = thread / row_threads; row < rows.total; row += observe_threads / row_threads) {
@@ -42,23 +44,12 @@ __device__ void fetch_rows(E const* from, Layout const& layout, FetchOrder order
   }
   if (order == FetchOrder::wide) {
     constexpr std::int32_t width = 16 / sizeof(E);
-    std::int32_t const vectors = channels / width;
-    std::int32_t const row_step = observe_threads / vectors;
-    std::int32_t const vector_step = observe_threads % vectors;
-    std::int32_t row = thread / vectors;
-    std::int32_t vector = thread % vectors;
-    while (row < rows.total) {
-      std::int32_t const channel = vector * width;
-      bool const valid = row < rows.count && channel < head_dim;
+    for (RowCursor at(channels / width, observe_threads); at.row < rows.total; at.advance()) {
+      std::int32_t const channel = at.column * width;
+      bool const valid = at.row < rows.count && channel < head_dim;
       E const* const source =
-          valid ? from + layout.offset(rows.sequence, rows.head, rows.first + row * rows.stride, channel) : from;
-      copy_async(to + row * pitch + channel, source, valid);
-      row += row_step;
-      vector += vector_step;
-      if (vector >= vectors) {
-        vector -= vectors;
-        ++row;
-      }
+          valid ? from + layout.offset(rows.sequence, rows.head, rows.first + at.row * rows.stride, channel) : from;
+      copy_async(to + at.row * pitch + channel, source, valid);
     }
     return;
   }

@@ -3,6 +3,7 @@
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/mma.cuh>
+#include <headaware/detail/online_softmax.hpp>
 #include <headaware/stats/sums_layout.hpp>
 
 #include <algorithm>
@@ -17,10 +18,7 @@ inline constexpr std::int32_t observe_warps = observe_threads / warp_threads;
 inline constexpr std::int32_t max_grid_sinks = 32;
 inline constexpr std::int32_t max_grid_windows = 64;
 
-/// The score that marks a key that a row does not see: weighs nothing, and is finite, so that what is not is a mistake.
-inline constexpr float masked_score = -3.402823466e38F;
-
-/// @brief How a row's keys are cut, so that what any (sink, window) pair drops is a run of whole slots.
+/// @brief Cuts a row's keys into slots, so that any (sink, window) pair drops a run of whole slots.
 ///
 /// A row at position q has a cut before each sink size s and before each window's oldest key, q - w + 1.
 /// In order of position the cuts make slots: slot 0 lies before the first cut, and the pair (s, w) drops
@@ -39,7 +37,7 @@ struct RetentionCuts {
   }
 };
 
-/// How the elements of a tensor are fetched.
+/// Order in which the elements of a tensor are fetched.
 enum class FetchOrder : std::int32_t {
   rows,      ///< 16 bytes at once, the channels of a token side by side
   wide,      ///< 16 bytes at once
@@ -47,21 +45,13 @@ enum class FetchOrder : std::int32_t {
   tokens,    ///< one by one, neighbours in a channel
 };
 
-/// The running sum of a slot's weights, relative to `max`.
-struct SlotMass {
-  float sum;
-  float max;
-};
-
-/// What one warp has of a row: its softmax state, and the sum of the recent keys.
+/// One warp's share of a row: its softmax, and the sum of the recent keys.
 struct RowPart {
-  float max;
-  float sum;
-  float weighted;
+  EntropySoftmax<float> softmax;
   float recent;
 };
 
-/// Where things lie in shared memory, in bytes.
+/// Offsets in shared memory, in bytes.
 struct ObserveShared {
   std::int32_t rows = 0;         ///< of a tile
   std::int32_t pitch = 0;        ///< elements between rows of queries and keys
@@ -72,19 +62,19 @@ struct ObserveShared {
   std::int32_t parameters = 0;
   std::int32_t raw = 0;           ///< double [sums]: of a chunk
   std::int32_t queries = 0;       ///< E [rows, rounded up to 16, pitch]
-  std::int32_t keys = 0;          ///< E [tile_keys, pitch]; after the last key, scratch of the row sums
-  std::int32_t values = 0;        ///< E [tile_keys, value_pitch]; after the last key, scratch of the cells
+  std::int32_t keys = 0;          ///< E [tile_keys, pitch]; after the last key, reduction scratch
+  std::int32_t values = 0;        ///< E [tile_keys, value_pitch]; after the last key, reduction scratch
   std::int32_t weights = 0;       ///< float [16, weight_pitch]: relative to the rows' largest scores of the tile
   std::int32_t near = 0;          ///< float [rows, near]: scores by distance
   std::int32_t sinks = 0;         ///< float [rows, sink_size]: scores by position
-  std::int32_t tops = 0;          ///< float [warps, 16]: a tile's largest scores
+  std::int32_t maxima = 0;        ///< float [warps, 16]: a tile's largest scores
   std::int32_t row_parts = 0;     ///< RowPart [key warps, rows]
   std::int32_t row_max = 0;       ///< float [rows]
   std::int32_t row_inverse = 0;   ///< float [rows]: 1 / the sum of weights; 0: not to be counted
   std::int32_t cuts = 0;          ///< int32 [slots, rows]: first key of each slot
   std::int32_t sink_slots = 0;    ///< int32 [sinks, rows]: first slot that a sink size does not keep
   std::int32_t window_slots = 0;  ///< int32 [windows, rows]: last slot that a window does not keep
-  std::int32_t masses = 0;        ///< SlotMass [key warps, slots, rows]
+  std::int32_t masses = 0;        ///< OnlineSoftmax<float> [key warps, slots, rows]
   std::int32_t shares = 0;        ///< float [slots, rows]: probabilities
   std::int32_t kept_before = 0;   ///< float [slots + 1, rows]: probability of the slots before
   std::int32_t kept_after = 0;    ///< float [slots + 1, rows]: probability of this slot and those after
@@ -94,10 +84,10 @@ struct ObserveShared {
   std::int32_t bytes = 0;
 };
 
-/// Values of a row that are summed over rows by one thread each.
+/// Statistics of a row that are summed over rows, by a thread each.
 inline constexpr std::int32_t row_scalars = 8;
 
-/// The sizes on which shared memory depends.
+/// Sizes that shared memory depends on.
 struct ObserveSizes {
   bool with_values = false;
   std::int32_t element_bytes = 0;
@@ -117,7 +107,7 @@ struct ObserveSizes {
   [[nodiscard]] std::int32_t tile_rows() const { return with_values ? 16 : 64; }
 };
 
-/// Shared memory for tiles of `rows` rows; offsets only fit in 32 bits if `bytes` of 64 do.
+/// Lays out shared memory for tiles of `rows` rows. @return its bytes; offsets are right if they fit in 30 bits
 inline std::int64_t plan_shared(ObserveSizes const& sizes, std::int32_t rows, ObserveShared& shared) {
   std::int64_t bytes = 0;
   auto const place = [&](std::int32_t& offset, std::int64_t size) {
@@ -150,13 +140,13 @@ inline std::int64_t plan_shared(ObserveSizes const& sizes, std::int32_t rows, Ob
     place(shared.cuts, 4 * slots * n);
     place(shared.sink_slots, 4 * sizes.cut_sinks * n);
     place(shared.window_slots, 4 * sizes.cut_windows * n);
-    place(shared.masses, static_cast<std::int64_t>(sizeof(SlotMass)) * key_warps * slots * n);
+    place(shared.masses, static_cast<std::int64_t>(sizeof(OnlineSoftmax<float>)) * key_warps * slots * n);
     place(shared.shares, 4 * slots * n);
   }
   if (sizes.with_values) {
     place(shared.values, std::max(sizes.tile_keys * value_row_bytes, cell_scratch));
     place(shared.weights, 4 * 16 * weight_pitch);
-    place(shared.tops, 4 * observe_warps * 16);
+    place(shared.maxima, 4 * observe_warps * 16);
     place(shared.kept_before, 4 * (slots + 1) * n);
     place(shared.kept_after, 4 * (slots + 1) * n);
     place(shared.sum_max, 4 * observe_warps * slots * n);
@@ -167,15 +157,15 @@ inline std::int64_t plan_shared(ObserveSizes const& sizes, std::int32_t rows, Ob
   return bytes;
 }
 
-/// Shared memory of at most `limit` bytes for as many rows as fit. @return whether there is room for one
+/// Lays out at most `limit` bytes of shared memory for as many rows as fit. @return whether one fits
 inline bool fit_shared(ObserveSizes const& sizes, std::int64_t limit, ObserveShared& shared) {
   std::int32_t rows = sizes.tile_rows();
   while (rows > 0 && plan_shared(sizes, rows, shared) > limit) --rows;
   return rows > 0;
 }
 
-/// @brief How the work of one query head is shared out: `groups` runs of whole chunks, or, where chunks
-/// are few, each chunk's tiles dealt to `parts` blocks.
+/// @brief Divides one query head's work among blocks: `groups` runs of whole chunks, or, where chunks are few, each
+/// chunk's tiles among `parts` blocks.
 struct ObserveGrid {
   std::int64_t chunks = 0;
   std::int32_t groups = 0;
@@ -193,15 +183,15 @@ struct ObserveParameters {
   std::int64_t tokens;
   std::int64_t chunk_size;  ///< > 0
   double recent_ratio;
-  double* partials;        ///< [layers, num_query_heads, blocks, sums]
-  std::uint32_t* tickets;  ///< [layers, num_query_heads], zero
-  double* sums;            ///< [layers, num_query_heads, sums]
+  double* partials;       ///< [layers, num_query_heads, blocks, sums]
+  std::int32_t* tickets;  ///< [layers, num_query_heads], zero
+  double* sums;           ///< [layers, num_query_heads, sums]
   ObserveGrid grid;
   ObserveShared shared;
   SumsLayout layout;
   RetentionCuts cuts;
   std::int32_t num_query_heads;
-  std::int32_t group;  ///< query heads of a KV head
+  std::int32_t group;  ///< query heads per KV head
   std::int32_t head_dim;
   std::int32_t value_dim;
   std::int32_t first_query;
@@ -211,7 +201,7 @@ struct ObserveParameters {
   std::int32_t local_window;
   std::int32_t near;  ///< distances whose scores are kept
   float scale;        ///< from q·k to a logit in base 2, or to what the soft cap takes
-  float cap;          ///< 0: none; else what tanh is multiplied with
+  float cap;          ///< soft cap in base 2; 0: none
   FetchOrder query_fetch;
   FetchOrder key_fetch;
   FetchOrder value_fetch;

@@ -1,0 +1,113 @@
+#pragma once
+
+#include <headaware/attention/attention.hpp>
+#include <headaware/attention/detail/kv_split.hpp>
+#include <headaware/config.hpp>
+#include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/detail/logit_map.hpp>
+#include <headaware/detail/online_softmax.hpp>
+#include <headaware/error.hpp>
+
+#include <cstdint>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+inline constexpr std::int32_t attend_threads = 128;
+inline constexpr std::int32_t attend_warps = attend_threads / warp_threads;
+/// The most channels of a row: a thread sums two channels of a value.
+inline constexpr std::int32_t max_attend_channels = 2 * attend_threads;
+inline constexpr std::int32_t min_attend_rows = 8;
+inline constexpr std::int32_t max_attend_rows = 64;
+/// Blocks that a multiprocessor must have room for: as many as leave enough registers not to spill.
+constexpr std::int32_t attend_blocks(std::int32_t queries) { return queries > 8 ? 2 : 3; }
+/// Rows of a KV split: long enough that queries and partial results cost little beside it, short enough to divide one
+/// sequence's heads among blocks.
+constexpr std::int64_t attend_split_rows(std::int32_t queries) { return queries > 8 ? 512 : 256; }
+
+/// Attention's temporary storage.
+struct AttendArrays {
+  float2* parts = nullptr;                ///< [splits, tiles, queries] (max, sum) of partial softmaxes
+  float* sums = nullptr;                  ///< [splits, tiles, queries, output_dim] weighted values
+  std::int32_t* split_offsets = nullptr;  ///< [segments + 1] KV splits before each segment; the last: all splits
+  std::int32_t* tickets = nullptr;        ///< [segments, tiles] splits that are done
+};
+
+/// Layout of a block's dynamic shared memory. The floats come first: they are aligned by being there.
+struct AttendMemory {
+  std::int32_t tile_rows;     ///< cache rows in shared memory at a time
+  std::int32_t query_pitch;   ///< floats
+  std::int32_t key_pitch;     ///< bytes; an odd number of 16-byte pieces, so that a warp's rows lie in all banks
+  std::int32_t value_pitch;   ///< bytes
+  std::int32_t score_offset;  ///< bytes
+  std::int32_t key_offset;
+  std::int32_t value_offset;
+  std::int32_t bytes;
+
+  /// Lays out the largest tiles that fit in `limit` bytes. @throws ArgumentError where not even the smallest do
+  template <class T>
+  static AttendMemory of(std::int64_t head_dim, std::int64_t value_dim, std::int32_t queries, std::int32_t limit) {
+    constexpr std::int32_t piece = 16;
+    auto const pieces = [](std::int64_t channels) {
+      return static_cast<std::int32_t>((channels * static_cast<std::int64_t>(sizeof(T)) + piece - 1) / piece);
+    };
+    AttendMemory m{};
+    m.query_pitch = pieces(head_dim) * (piece / static_cast<std::int32_t>(sizeof(T)));
+    m.key_pitch = (pieces(head_dim) | 1) * piece;
+    m.value_pitch = pieces(value_dim) * piece;
+    m.score_offset = queries * m.query_pitch * 4;
+    for (m.tile_rows = max_attend_rows; m.tile_rows >= min_attend_rows; m.tile_rows /= 2) {
+      m.key_offset = m.score_offset + queries * m.tile_rows * 4;
+      m.value_offset = m.key_offset + m.tile_rows * m.key_pitch;
+      // The threads' sums overwrite both in the end.
+      std::int32_t const sums = m.key_offset + queries * max_attend_channels * 4;
+      std::int32_t const end = m.value_offset + m.tile_rows * m.value_pitch;
+      m.bytes = sums > end ? sums : end;
+      if (m.bytes <= limit) return m;
+    }
+    require(false, "shared memory in bytes", limit, m.bytes, "attend");
+    return m;
+  }
+};
+
+template <class Q, class QLayout, class T, class View, class O, class OLayout>
+struct AttendParameters {
+  AttentionShape shape;
+  AttentionQueries<Q, QLayout> queries;
+  KeptCache<T, View> cache;
+  AttentionOutput<O, OLayout> output;
+  std::int32_t const* first_positions;
+  LogitMap map;
+  KvSplit kv;
+  AttendArrays arrays;
+  AttendMemory memory;
+  bool wide_keys;  ///< 16-byte loads; else element by element
+  bool wide_values;
+};
+
+template <int Queries>
+struct AttendShared {
+  std::int64_t segment;
+  std::int64_t split;
+  std::int64_t key_offsets[max_attend_rows];
+  std::int64_t value_offsets[max_attend_rows];
+  std::int64_t positions[max_attend_rows];
+  float max[Queries];  ///< with `sum`: softmaxes, as two arrays, which takes fewer registers
+  float sum[Queries];
+  float factor[Queries];
+
+  [[nodiscard]] __device__ OnlineSoftmax<float> softmax(std::int32_t q) const { return {max[q], sum[q]}; }
+  __device__ void set_softmax(std::int32_t q, OnlineSoftmax<float> const& to) {
+    max[q] = to.max;
+    sum[q] = to.sum;
+  }
+};
+
+/// Dynamic shared memory of a block: the rest of the 48 KiB that are available without asking the driver.
+template <int Queries, class Parameters>
+inline constexpr std::int32_t attend_dynamic_bytes =
+    48 * 1024 - static_cast<std::int32_t>(sizeof(SharedStorage<AttendShared<Queries>>) +
+                                          sizeof(SharedStorage<Parameters>) + 3 * alignof(float4));
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END
