@@ -1,7 +1,8 @@
-// The README's first example: a cache compressed head by head, on the CPU.
+// A cache compressed head by head, on the CPU: the README's first example.
 
 #include <headaware/compressor.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <vector>
@@ -9,27 +10,34 @@
 namespace ha = headaware;
 
 int main() {
-  // A model's shape, and what its KV heads keep: sinks and a window, except one head that keeps all.
-  ha::ModelConfig const model{
-      .num_hidden_layers = 2, .num_attention_heads = 8, .num_key_value_heads = 4, .head_dim = 64};
-  auto table = ha::PolicyTable(2, 4, ha::SinkWindow{.sink = 4, .window = 28});
-  table.set(1, 2, ha::Full{});
-  ha::Compressor const compressor(model, table);
+  constexpr std::int32_t num_layers = 2, num_kv_heads = 4, tokens = 1000, head_dim = 64;
+  constexpr std::size_t layer_elements = std::size_t{num_kv_heads} * tokens * head_dim;
+  std::vector<float> const keys(num_layers * layer_elements, 1.0F), values(num_layers * layer_elements, 2.0F);
+  ha::ModelConfig const model{.num_hidden_layers = num_layers,
+                              .num_attention_heads = 2 * num_kv_heads,
+                              .num_key_value_heads = num_kv_heads,
+                              .head_dim = head_dim};
 
-  // Sizes are known before anything moves.
-  std::vector<std::int32_t> const lengths{1000};
-  auto const plan = compressor.compaction(lengths);
-  std::printf("%s", to_string(compressor.compression_summary(1000)).c_str());
-  std::printf("%lld of %lld bytes\n", static_cast<long long>(plan.bytes_held(64, sizeof(float))),
-              static_cast<long long>(plan.bytes_full(ha::TokenBytes::of(64, sizeof(float)))));
+  std::vector<ha::LayerKv<float const>> const layers{{&keys[0], &values[0]},
+                                                     {&keys[layer_elements], &values[layer_elements]}};
 
-  // The engine's tensors, [batch, num_kv_heads, tokens, head_dim] a layer.
-  std::vector<float> const keys(2 * 4 * 1000 * 64, 1.0F);
-  std::vector<float> const values(2 * 4 * 1000 * 64, 2.0F);
-  constexpr std::size_t layer_elements = 4 * 1000 * 64;
-  std::vector<ha::LayerKv<float const>> const layers{{keys.data(), values.data()},
-                                                     {keys.data() + layer_elements, values.data() + layer_elements}};
-  auto const cache = compressor.compress(layers, ha::strided_bhsd(1, 4, 1000, 64), lengths, 64);
-  std::printf("%s", to_string(cache.cache_info()).c_str());
-  return cache.head_keys(1, 0, 2).size() == 1000 * 64 && cache.head_keys(0, 0, 0).size() == 32 * 64 ? 0 : 1;
+  // [compress]
+  ha::PolicyTable table(num_layers, num_kv_heads, ha::SinkWindow{.sink = 4, .window = 28});  // a policy per KV head
+  table.set(1, 2, ha::Full{});                      // or Compressor::from_policies("plan.json", model)
+  std::vector<std::int32_t> const lengths{tokens};  // of each sequence
+  ha::Compaction const compaction(table, lengths);  // sizes are known before anything moves
+  std::vector<float> kept_keys(static_cast<std::size_t>(compaction.kept_total() * head_dim));
+  std::vector<float> kept_values(kept_keys.size());
+  auto const kept =
+      ha::ragged(compaction, kept_keys.data(), kept_values.data(), head_dim);  // or padded, grouped, paged
+  auto const source = ha::strided_bhsd(1, num_kv_heads, tokens, head_dim);     // your engine's layout
+  ha::compress(compaction, layers, source, kept);  // layers: base pointers of each layer's keys and values
+  // [/compress]
+
+  ha::Compressor const compressor(model, table);  // the same with storage of its own, and what it came to in words
+  auto const cache = compressor.compress(layers, source, lengths, head_dim);
+  std::printf("%s%s", to_string(compressor.compression_summary(tokens)).c_str(), to_string(cache.cache_info()).c_str());
+  bool const same = kept_keys.size() == static_cast<std::size_t>(1000 + 7 * 32) * head_dim && kept_values.back() == 2 &&
+                    cache.head_keys(1, 0, 2).size() == 1000 * 64 && cache.head_keys(0, 0, 0).size() == 32 * 64;
+  return same ? 0 : 1;
 }
