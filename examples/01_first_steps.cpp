@@ -28,9 +28,8 @@ int main() {
   ha::Compaction const compaction(table, lengths);  // sizes are known before anything moves
   std::vector<float> kept_keys(static_cast<std::size_t>(compaction.kept_total() * head_dim));
   std::vector<float> kept_values(kept_keys.size());
-  auto const kept =
-      ha::ragged(compaction, kept_keys.data(), kept_values.data(), head_dim);  // or padded, grouped, paged
-  auto const source = ha::strided_bhsd(1, num_kv_heads, tokens, head_dim);     // your engine's layout
+  auto const kept = ha::ragged(compaction, kept_keys.data(), kept_values.data(), head_dim);  // or padded, paged
+  auto const source = ha::strided_bhsd(1, num_kv_heads, tokens, head_dim);                   // your engine's layout
   ha::compress(compaction, layers, source, kept);  // layers: base pointers of each layer's keys and values
   // [/compress]
 

@@ -59,8 +59,7 @@ toy::Cost decode(ha::PolicyTable const& table, cudaStream_t stream) {
   // [decode]
   ha::PagedHeadsView const d_pages = pages.view_at(d_heads.data(), d_table.data());
   auto const append = [&](std::int32_t layer, std::int32_t max_count) {
-    ha::DevicePageStep step{
-        .d_lengths = d_before.data(), .d_high_water = d_high_water.data(), .d_counts = d_counts.data()};
+    ha::DevicePageStep step{d_before.data(), d_high_water.data(), d_counts.data()};
     step.max_count = max_count;
     step.d_copies = d_copies.data() + layer * max_copies;
     step.num_copies = max_copies;  // the most of any step: a page per KV head and sequence, if all go on after forks
@@ -69,11 +68,11 @@ toy::Cost decode(ha::PolicyTable const& table, cudaStream_t stream) {
   };
   auto const attend = [&](std::int32_t layer, void* d_temp, std::size_t temp_bytes) {  // nullptr: tells the bytes
     auto const layout = ha::strided_bhd(num_sequences, num_query_heads, head_dim);
-    ha::HeadPagesView const view(d_pages, layer, d_lengths.data());
-    check(ha::device::attend(
-        d_temp, temp_bytes, decode_shape, ha::AttentionQueries{layers[layer].queries.data(), layout},
-        ha::KeptCache{pool.keys, pool.values, view}, ha::AttentionOutput{layers[layer].output.data(), layout},
-        {.max_rows = pages.slots().rows_total(layer)}, {}, stream));
+    ha::AttentionQueries const queries{layers[layer].queries.data(), layout};
+    ha::KeptCache const cache{pool.keys, pool.values, ha::HeadPagesView(d_pages, layer, d_lengths.data())};
+    ha::AttentionOutput const attended{layers[layer].output.data(), layout};
+    ha::AttentionBounds const bounds{.max_rows = pages.slots().rows_total(layer)};
+    check(ha::device::attend(d_temp, temp_bytes, decode_shape, queries, cache, attended, bounds, {}, stream));
     return temp_bytes;
   };
   DeviceArray<std::byte> const d_temp(std::max(attend(0, nullptr, 0), attend(1, nullptr, 0)));
