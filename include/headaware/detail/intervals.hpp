@@ -26,7 +26,8 @@ Interval interval(T const* data, std::int64_t elements) {
 }
 
 /// Sorts intervals by where they begin. @return those that are not empty
-inline std::span<Interval> sort_intervals(std::span<Interval> intervals) {
+template <class = void>
+std::span<Interval> sort_intervals(std::span<Interval> intervals) {
   auto const end =
       std::partition(intervals.begin(), intervals.end(), [](Interval const& i) { return i.begin < i.end; });
   std::sort(intervals.begin(), end, [](Interval const& x, Interval const& y) { return x.begin < y.begin; });
@@ -34,7 +35,8 @@ inline std::span<Interval> sort_intervals(std::span<Interval> intervals) {
 }
 
 /// Whether any interval of `a` meets any of `b`; sorts both. O(n log n).
-inline bool sort_and_overlap(std::span<Interval> a, std::span<Interval> b) {
+template <class = void>
+bool sort_and_overlap(std::span<Interval> a, std::span<Interval> b) {
   a = sort_intervals(a);
   b = sort_intervals(b);
   std::size_t j = 0;
@@ -47,7 +49,8 @@ inline bool sort_and_overlap(std::span<Interval> a, std::span<Interval> b) {
 }
 
 /// Whether two of the intervals meet; sorts them. O(n log n).
-inline bool sort_and_overlap(std::span<Interval> intervals) {
+template <class = void>
+bool sort_and_overlap(std::span<Interval> intervals) {
   intervals = sort_intervals(intervals);
   return std::adjacent_find(intervals.begin(), intervals.end(),
                             [](Interval const& x, Interval const& y) { return y.begin < x.end; }) != intervals.end();

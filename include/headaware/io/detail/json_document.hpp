@@ -46,15 +46,16 @@ struct JsonNode {
   };
 };
 
-/// The parsed document. Borrows the text.
-class JsonDocument {
+/// The parsed document. Borrows the text. A template, so that units that read no file do not instantiate it.
+template <class = void>
+class BasicJsonDocument {
  public:
   static constexpr int max_depth = 64;
 
   /// @param source  names the text in messages
   /// @throws FormatError unless the text is one JSON value with no key twice in an object, nested at most
   ///         `max_depth` deep, shorter than 2^32 bytes, its numbers within double's range
-  JsonDocument(std::string_view text, std::string source, NonFinite non_finite = NonFinite::refuse)
+  BasicJsonDocument(std::string_view text, std::string source, NonFinite non_finite = NonFinite::refuse)
       : text_(text), source_(std::move(source)), non_finite_(non_finite) {
     if (text.size() >= std::numeric_limits<std::uint32_t>::max()) {
       throw FormatError({"document too large", "less than 4 GiB", std::to_string(text.size()) + " bytes", source_});
@@ -65,9 +66,9 @@ class JsonDocument {
     skip_space();
     if (at_ != text_.size()) fail_here("the end of the document", 0);
   }
-  JsonDocument(JsonDocument const&) = delete;
-  JsonDocument& operator=(JsonDocument const&) = delete;
-  ~JsonDocument() = default;
+  BasicJsonDocument(BasicJsonDocument const&) = delete;
+  BasicJsonDocument& operator=(BasicJsonDocument const&) = delete;
+  ~BasicJsonDocument() = default;
 
   [[nodiscard]] JsonNode const& node(std::uint32_t index) const { return nodes_[index]; }
   [[nodiscard]] std::string_view text_of(std::uint32_t key) const { return {nodes_[key].chars, nodes_[key].size}; }
@@ -395,6 +396,8 @@ class JsonDocument {
   std::vector<std::uint32_t> keys_;  ///< reused by reject_duplicates
   std::string decoded_;              ///< strings that had escapes, one after the other
 };
+
+using JsonDocument = BasicJsonDocument<>;
 
 }  // namespace detail
 HEADAWARE_NAMESPACE_END
