@@ -32,7 +32,7 @@ struct BasicTypePolicies {
   using Policy = AnyPolicy<Registry>;
 
   std::array<Policy, num_head_types> by_type{};  ///< by HeadType
-  /// Whether a positive `recommended_window` replaces the `window` of policies that have one.
+  /// If true, a positive `recommended_window` replaces the `window` of policies that have one.
   bool use_recommended_window = true;
   /// Whether, of heads with `keep_sinks`, `sink_size` replaces the `sink` of policies that have one.
   bool use_sink_size = true;

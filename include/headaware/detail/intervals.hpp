@@ -34,7 +34,7 @@ std::span<Interval> sort_intervals(std::span<Interval> intervals) {
   return {intervals.begin(), end};
 }
 
-/// Whether any interval of `a` meets any of `b`; sorts both. O(n log n).
+/// Tells whether any interval of `a` meets any of `b`; sorts both. O(n log n).
 template <class = void>
 bool sort_and_overlap(std::span<Interval> a, std::span<Interval> b) {
   a = sort_intervals(a);
@@ -48,7 +48,7 @@ bool sort_and_overlap(std::span<Interval> a, std::span<Interval> b) {
   return false;
 }
 
-/// Whether two of the intervals meet; sorts them. O(n log n).
+/// Tells whether two of the intervals meet; sorts them. O(n log n).
 template <class = void>
 bool sort_and_overlap(std::span<Interval> intervals) {
   intervals = sort_intervals(intervals);

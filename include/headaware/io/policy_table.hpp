@@ -21,7 +21,7 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Whether a document is a plan, by its `format`. @throws FormatError if it holds no classifications either
+/// Tells a plan by its `format`. @throws FormatError if it holds no classifications either
 template <class = void>
 [[nodiscard]] bool holds_plan(JsonValue const& root) {
   bool const object = root.kind() == JsonKind::object;

@@ -28,7 +28,7 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @brief Type of a JSON value; `integer` is a number written with digits alone.
 enum class JsonKind : std::uint8_t { null, boolean, integer, number, string, array, object };
 
-/// @brief Whether Infinity, -Infinity and NaN are numbers: they are no JSON, but Python writes them.
+/// @brief Treatment of Infinity, -Infinity and NaN, which are no JSON, but which Python writes.
 enum class NonFinite : std::uint8_t { refuse, read };
 
 namespace detail {
@@ -73,7 +73,7 @@ class BasicJsonDocument {
   [[nodiscard]] JsonNode const& node(std::uint32_t index) const { return nodes_[index]; }
   [[nodiscard]] std::string_view text_of(std::uint32_t key) const { return {nodes_[key].chars, nodes_[key].size}; }
 
-  /// Whether a number has digits alone; one beyond 64 bits is a `JsonKind::number` all the same.
+  /// True of a number of digits alone; one beyond 64 bits is a `JsonKind::number` all the same.
   [[nodiscard]] bool written_as_integer(std::uint32_t index) const {
     return token(nodes_[index].begin).find_first_not_of("-0123456789") == std::string_view::npos;
   }
@@ -118,11 +118,7 @@ class BasicJsonDocument {
         std::uint32_t const value = child + (object ? 1 : 0);
         if (child >= target && object) return path;  // a key that is about to be parsed
         if (value >= nodes_.size() || target < nodes_[value].end) {
-          if (object) {
-            path += "/" + escaped(text_of(child));
-          } else {
-            path += "/" + std::to_string(count);
-          }
+          path += "/" + (object ? escaped(text_of(child)) : std::to_string(count));
           at = value;
           break;
         }
@@ -141,7 +137,7 @@ class BasicJsonDocument {
     return result;
   }
 
-  /// Whether a character can belong to a number or a word.
+  /// True of characters that can belong to a number or a word.
   [[nodiscard]] static bool wordy(char c) {
     return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '+' || c == '-' ||
            c == '.' || c == '_';
