@@ -25,9 +25,6 @@ class HeadawareConan(ConanFile):
         text = load(self, os.path.join(self.recipe_folder, "include", "headaware", "version.hpp"))
         self.version = ".".join(re.findall(r"^#define HEADAWARE_VERSION_\w+ (\d+)$", text, re.MULTILINE))
 
-    def requirements(self):
-        self.requires("nlohmann_json/[>=3.10.5 <4]", transitive_headers=True)
-
     def layout(self):
         cmake_layout(self)
 

@@ -17,9 +17,7 @@ if(CMAKE_SCRIPT_MODE_FILE)
   return()
 endif()
 
-set(headaware_includes $<TARGET_PROPERTY:nlohmann_json::nlohmann_json,INTERFACE_INCLUDE_DIRECTORIES>)
-set(headaware_include_flags "-I${PROJECT_SOURCE_DIR}/include"
-    "$<$<BOOL:${headaware_includes}>:-I$<JOIN:${headaware_includes},$<SEMICOLON>-I>>")
+set(headaware_include_flags "-I${PROJECT_SOURCE_DIR}/include")
 set(headaware_check_compilers "${CMAKE_CXX_COMPILER}")
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   find_program(HEADAWARE_OTHER_COMPILER clang++)

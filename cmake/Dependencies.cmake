@@ -3,10 +3,8 @@
 
 include(FetchContent)
 
-set(headaware_nlohmann_json_version 3.10.5)
-
 FetchContent_Declare(nlohmann_json GIT_REPOSITORY https://github.com/nlohmann/json.git GIT_TAG v3.11.3
-  GIT_SHALLOW ON SYSTEM FIND_PACKAGE_ARGS ${headaware_nlohmann_json_version} GLOBAL)
+  GIT_SHALLOW ON SYSTEM FIND_PACKAGE_ARGS 3.10.5 GLOBAL)
 FetchContent_Declare(Catch2 GIT_REPOSITORY https://github.com/catchorg/Catch2.git GIT_TAG v3.7.1
   GIT_SHALLOW ON SYSTEM FIND_PACKAGE_ARGS GLOBAL)
 FetchContent_Declare(benchmark GIT_REPOSITORY https://github.com/google/benchmark.git GIT_TAG v1.9.1

@@ -1,6 +1,8 @@
 # How the project's own programs (tests, benchmarks, examples) are built and run. Nothing here reaches a user.
 
 add_library(headaware_development INTERFACE)
+headaware_require(nlohmann_json)
+target_link_libraries(headaware_development INTERFACE nlohmann_json::nlohmann_json)
 target_compile_options(headaware_development INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wconversion -Wshadow>
   # False alarms of GCC 12 on "literal" + std::string (its bug 105651).

@@ -35,7 +35,7 @@ elif [[ $(printf '%s\n' 3.25.1 "$cmake_version" | sort -V | head -n 1) != 3.25.1
 fi
 command -v ninja >/dev/null || need ninja-build "build tool of the presets"
 command -v g++ >/dev/null || need g++ "C++20: version 12 or later"
-has_header nlohmann/json.hpp || need nlohmann-json3-dev "JSON files (nlohmann/json)"
+has_header nlohmann/json.hpp || need nlohmann-json3-dev "JSON files of the commands and tests (nlohmann/json)"
 has_header catch2/catch_all.hpp || has_header catch2/catch.hpp || need catch2 "tests (Catch2, version 2 or 3)"
 has_header benchmark/benchmark.h || need libbenchmark-dev "benchmarks (Google Benchmark)"
 has_header CLI/CLI.hpp || need libcli11-dev "command lines of the examples (CLI11)"

@@ -54,7 +54,8 @@ struct CompressionSummary {
 };
 
 /// @brief Formats the summary as a table.
-[[nodiscard]] inline std::string to_string(CompressionSummary const& summary) {
+template <class = void>
+[[nodiscard]] std::string to_string(CompressionSummary const& summary) {
   std::int64_t const total = std::int64_t{summary.num_layers} * summary.num_kv_heads;
   std::string text = "policy           KV heads    share  mean tokens kept of " + std::to_string(summary.length) + "\n";
   for (std::size_t i = 0; i < summary.policies.size(); ++i) {

@@ -32,7 +32,7 @@
   }                             \
   }
 
-// What the code for vectors asks of the target: their width, conversion of half floats, fused multiplication.
+// Features of the target that the vector code uses: vector width, conversion of half floats, fused multiplication.
 #if defined(__AVX512F__)
 #define HEADAWARE_DETAIL_TARGET_VECTORS avx512
 #elif defined(__AVX2__)

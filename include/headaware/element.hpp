@@ -42,7 +42,7 @@ struct int4x2 {
 
 namespace detail {
 
-/// Whether a type's elements are floating-point numbers.
+/// True of floating-point element types.
 template <class T>
 inline constexpr bool holds_floats =
     std::is_same_v<T, float> || std::is_same_v<T, float16> || std::is_same_v<T, bfloat16>;

@@ -20,7 +20,7 @@ expect() {  # expect <exit code> <text> <arguments>...
   fi
 }
 
-expect 0 "planned 1536 (128.0 a head, 25.0% of its cache), left 0" --budget 25%
+expect 0 "planned 1536 (128.0 per KV head, 25.0% of its cache), left 0" --budget 25%
 for file in plan.json plan_classifications.json; do
   [[ -s $folder/text/$file ]] || { echo "commands: no $file" >&2; exit 1; }
 done

@@ -88,7 +88,8 @@ CacheInfo summarize_cache(CacheSizes const& sizes, TokenBytes const& token, Held
 }
 
 /// @brief Formats a table for people, one line per layer.
-[[nodiscard]] inline std::string to_string(CacheInfo const& info) {
+template <class = void>
+[[nodiscard]] std::string to_string(CacheInfo const& info) {
   auto const line = [](char const* name, LengthSummary const& lengths, std::int64_t bytes) {
     char buffer[128];
     std::snprintf(buffer, sizeof(buffer), "%8s %10lld %10lld %12.1f %16lld\n", name,

@@ -305,8 +305,9 @@ struct PageIndices {
 
 /// @brief Hands out the pages `first_page, first_page + 1, …` to the segments in their order.
 /// @throws ArgumentError if the page size is not positive, the first page negative, or page numbers exceed int32
-[[nodiscard]] inline PageIndices consecutive_pages(CacheSizes const& sizes, std::int32_t page_size,
-                                                   std::int32_t first_page = 0) {
+template <class = void>
+[[nodiscard]] PageIndices consecutive_pages(CacheSizes const& sizes, std::int32_t page_size,
+                                            std::int32_t first_page = 0) {
   std::int64_t const pages = sizes.pages_total(page_size);
   require(first_page >= 0, "first page", ">= 0", first_page, "consecutive_pages");
   require(pages + first_page <= std::int64_t{2147483647}, "pages", "numbers that fit int32", pages + first_page,

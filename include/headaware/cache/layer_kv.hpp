@@ -20,19 +20,23 @@ struct LayerKv {
 
 namespace detail {
 
-template <class T>
-inline constexpr bool is_layer_kv = false;
-template <class T>
-inline constexpr bool is_layer_kv<LayerKv<T>> = true;
+template <class T, template <class> class Record>
+inline constexpr bool is_record = false;
+template <class T, template <class> class Record>
+inline constexpr bool is_record<Record<T>, Record> = true;
+
+/// Anything that holds `Record<T>` side by side.
+template <class Range, template <class> class Record>
+concept RangeOf = requires(Range const& range) {
+  std::span(range);
+}
+&&is_record<std::remove_cv_t<typename decltype(std::span(std::declval<Range const&>()))::element_type>, Record>;
 
 }  // namespace detail
 
 /// @brief Anything that holds `LayerKv<T>` side by side, one per layer: a vector, an array, a span.
 template <class Layers>
-concept LayerRange = requires(Layers const& layers) {
-  std::span(layers);
-}
-&&detail::is_layer_kv<std::remove_cv_t<typename decltype(std::span(std::declval<Layers const&>()))::element_type>>;
+concept LayerRange = detail::RangeOf<Layers, LayerKv>;
 
 /// @brief `T` of the `LayerKv<T>` that a range holds.
 template <LayerRange Layers>

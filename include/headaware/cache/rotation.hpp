@@ -6,11 +6,11 @@
 
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
+#include <headaware/detail/finite.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
 
 #include <array>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -20,13 +20,15 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Sine and cosine of a part of a full turn, 0 <= part <= 1.
-HEADAWARE_HOST_DEVICE inline void sine_cosine_of_turns(float part, float& sine, float& cosine) {
+/// Sine and cosine of an angle in full turns. By builtins, because <cmath> is long: see detail/finite.hpp.
+HEADAWARE_HOST_DEVICE inline void sine_cosine_of_turns(double turns, float& sine, float& cosine) {
 #if defined(__CUDA_ARCH__)
-  sincospif(2 * part, &sine, &cosine);  // sinf would carry a reduction of huge angles along, and spill registers
+  // sinf would carry a reduction of huge angles along, and spill registers.
+  sincospif(2 * static_cast<float>(turns - floor(turns)), &sine, &cosine);
 #else
-  sine = std::sin(6.2831853F * part);
-  cosine = std::cos(6.2831853F * part);
+  float const part = static_cast<float>(turns - __builtin_floor(turns));
+  sine = __builtin_sinf(6.2831853F * part);
+  cosine = __builtin_cosf(6.2831853F * part);
 #endif
 }
 
@@ -54,9 +56,9 @@ class KeyRotation {
   /// Frequencies base^(-2i / rotary_dim). @throws ArgumentError on an odd or too large rotary_dim or base <= 0
   static KeyRotation from_base(RotaryPairing pairing, std::int32_t rotary_dim, double base) {
     KeyRotation rotation(pairing, rotary_dim);
-    require(base > 0 && std::isfinite(base), "rotary base", "> 0", base, "KeyRotation");
+    require(base > 0 && detail::is_finite(base), "rotary base", "> 0", base, "KeyRotation");
     for (std::int32_t i = 0; i < rotary_dim / 2; ++i) {
-      rotation.frequencies_[static_cast<std::size_t>(i)] = std::pow(base, -2.0 * i / rotary_dim);
+      rotation.frequencies_[static_cast<std::size_t>(i)] = __builtin_pow(base, -2.0 * i / rotary_dim);
     }
     return rotation;
   }
@@ -68,7 +70,7 @@ class KeyRotation {
     require(fits, "rotary_dim", {"even, in (0, ", max_rotary_dim, "]"}, 2 * frequencies.size(), "KeyRotation");
     KeyRotation rotation(pairing, static_cast<std::int32_t>(2 * frequencies.size()));
     for (std::size_t i = 0; i < frequencies.size(); ++i) {
-      require(std::isfinite(frequencies[i]), "rotary frequency", "a finite number", frequencies[i], "KeyRotation");
+      require(detail::is_finite(frequencies[i]), "rotary frequency", "a finite number", frequencies[i], "KeyRotation");
       rotation.frequencies_[i] = frequencies[i];
     }
     return rotation;
@@ -165,7 +167,7 @@ class KeyRotation {
       // Reduced to one turn in double: distances of 10^5 times a frequency of 1 leave float no digits.
       constexpr double turn = 6.283185307179586;
       double const turns = static_cast<double>(distance) * (frequencies_[static_cast<std::size_t>(i)] / turn);
-      detail::sine_cosine_of_turns(static_cast<float>(turns - floor(turns)), sine, cosine);
+      detail::sine_cosine_of_turns(turns, sine, cosine);
     }
     float const turned = a * cosine + b * sine;
     b = b * cosine - a * sine;
@@ -216,7 +218,8 @@ template <class T, class Rotation>
 inline constexpr bool rounds_in_place = std::is_same_v<Rotation, KeyRotation> && sizeof(T) < sizeof(float);
 
 /// Checks that 64 bits count the positions' bytes.
-inline void check_position_stride(KeyRotation const& rotation, std::int64_t sequences) {
+template <class = void>
+void check_position_stride(KeyRotation const& rotation, std::int64_t sequences) {
   if (rotation.token_positions() == nullptr) return;
   (void)elements("KeyRotation::with_positions", {sequences, rotation.position_stride(), sizeof(std::int32_t)});
 }
@@ -255,7 +258,8 @@ HEADAWARE_HOST_DEVICE RotatedPair<T> rotate_pair(KeyRotation const& rotation, st
 
 /// @brief Checks the positions of `with_positions` in host memory as the CPU back end does.
 /// @throws ArgumentError on a negative position, or one that a rotation's table does not have
-inline void validate_tables(KeyRotation const& rotation, std::span<std::int32_t const> lengths) {
+template <class = void>
+void validate_tables(KeyRotation const& rotation, std::span<std::int32_t const> lengths) {
   detail::check_positions(rotation, lengths, "validate_tables");
 }
 

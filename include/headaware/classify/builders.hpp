@@ -4,6 +4,7 @@
 /// Policy tables from the types of a model's heads, its shape alone, or trained gates.
 
 #include <headaware/classify/head_type.hpp>
+#include <headaware/detail/finite.hpp>
 #include <headaware/error.hpp>
 #include <headaware/head_grid.hpp>
 #include <headaware/policy/duo_gates.hpp>
@@ -13,7 +14,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -32,7 +32,7 @@ struct BasicTypePolicies {
   using Policy = AnyPolicy<Registry>;
 
   std::array<Policy, num_head_types> by_type{};  ///< by HeadType
-  /// Whether a positive `recommended_window` replaces the `window` of policies that have one.
+  /// If true, a positive `recommended_window` replaces the `window` of policies that have one.
   bool use_recommended_window = true;
   /// Whether, of heads with `keep_sinks`, `sink_size` replaces the `sink` of policies that have one.
   bool use_sink_size = true;
@@ -142,7 +142,7 @@ template <class Registry = DefaultRegistry, std::convertible_to<double> Threshol
   constexpr auto where = "table_from_duo_gates";
   auto const threshold = static_cast<double>(gate_threshold);
   gates.validate(where);
-  require(std::isfinite(threshold), "threshold", "a finite number", threshold, where);
+  require(detail::is_finite(threshold), "threshold", "a finite number", threshold, where);
   BasicPolicyTable<Registry> table(gates.num_layers, gates.num_kv_heads,
                                    SinkWindow{.sink = gates.sink_size, .window = gates.recent_size});
   std::size_t at = 0;
@@ -167,7 +167,7 @@ template <class Registry = DefaultRegistry>
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(),
                    [&](std::size_t a, std::size_t b) { return gates.gates[a] > gates.gates[b]; });
-  order.resize(static_cast<std::size_t>(std::llround(full.share * static_cast<double>(order.size()))));
+  order.resize(static_cast<std::size_t>(__builtin_llround(full.share * static_cast<double>(order.size()))));
   BasicPolicyTable<Registry> table(gates.num_layers, gates.num_kv_heads,
                                    SinkWindow{.sink = gates.sink_size, .window = gates.recent_size});
   auto const num_kv_heads = static_cast<std::size_t>(gates.num_kv_heads);

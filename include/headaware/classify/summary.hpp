@@ -39,7 +39,8 @@ struct ClassificationSummary {
 };
 
 /// @brief Counts the classes. @par Cost O(heads)
-[[nodiscard]] inline ClassificationSummary summarize(std::span<HeadClassification const> classifications) {
+template <class = void>
+[[nodiscard]] ClassificationSummary summarize(std::span<HeadClassification const> classifications) {
   ClassificationSummary s;
   s.total_heads = static_cast<std::int64_t>(classifications.size());
   for (auto const& c : classifications) {
@@ -55,7 +56,8 @@ struct ClassificationSummary {
 
 /// @brief The summary as text: types, strategies and what compression can reach, in the layout of the
 /// reference's validation report. The legacy type has a line only where it occurs.
-[[nodiscard]] inline std::string format_summary(ClassificationSummary const& s) {
+template <class = void>
+[[nodiscard]] std::string format_summary(ClassificationSummary const& s) {
   std::string text;
   auto title = [&](std::string_view name) {
     text.append(text.empty() ? "" : "\n").append(name).append("\n").append(40, '-').append("\n");

@@ -16,9 +16,9 @@ namespace detail {
 
 inline constexpr std::int64_t largest_int64 = std::numeric_limits<std::int64_t>::max();
 
-/// Whether `a + b` overflows. @pre  a, b >= 0
+/// True if `a + b` overflows. @pre  a, b >= 0
 [[nodiscard]] constexpr bool sum_overflows(std::int64_t a, std::int64_t b) { return b > largest_int64 - a; }
-/// Whether `a * b` overflows. @pre  a, b >= 0
+/// True if `a * b` overflows. @pre  a, b >= 0
 [[nodiscard]] constexpr bool product_overflows(std::int64_t a, std::int64_t b) {
   return a != 0 && b > largest_int64 / a;
 }

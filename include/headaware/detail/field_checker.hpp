@@ -1,9 +1,9 @@
 #pragma once
 
 #include <headaware/config.hpp>
+#include <headaware/detail/finite.hpp>
 #include <headaware/error.hpp>
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -33,10 +33,10 @@ class FieldChecker {
     require(value > 0 && of % value == 0, {prefix_, key}, {"a divisor of ", of}, value, where_);
   }
   void number(char const* key, double value) const {
-    require(std::isfinite(value), {prefix_, key}, "a finite number", value, where_);
+    require(detail::is_finite(value), {prefix_, key}, "a finite number", value, where_);
   }
   void not_negative(char const* key, double value) const {
-    require(std::isfinite(value) && value >= 0, {prefix_, key}, "a finite number >= 0", value, where_);
+    require(detail::is_finite(value) && value >= 0, {prefix_, key}, "a finite number >= 0", value, where_);
   }
   void share(char const* key, double value) const {
     require(value >= 0 && value <= 1, {prefix_, key}, "in [0, 1]", value, where_);
@@ -49,13 +49,13 @@ class FieldChecker {
   void name(char const*, Enum, Names const&, char const*) const {}
   void numbers(char const* key, std::vector<double> const& values) const {
     for (std::size_t i = 0; i < values.size(); ++i) {
-      require(std::isfinite(values[i]), {prefix_, key, "[", i, "]"}, "a finite number", values[i], where_);
+      require(detail::is_finite(values[i]), {prefix_, key, "[", i, "]"}, "a finite number", values[i], where_);
     }
   }
   void sums(char const* key, std::vector<double> const& values, std::size_t count) const {
     require(values.size() == count, {prefix_, key}, {count, " sums"}, values.size(), where_);
     bool valid = true;
-    for (double const x : values) valid = valid && std::isfinite(x) && x >= 0;
+    for (double const x : values) valid = valid && detail::is_finite(x) && x >= 0;
     require(valid, {prefix_, key}, "finite sums >= 0", "others", where_);
   }
   template <class Body>

@@ -26,15 +26,17 @@ Interval interval(T const* data, std::int64_t elements) {
 }
 
 /// Sorts intervals by where they begin. @return those that are not empty
-inline std::span<Interval> sort_intervals(std::span<Interval> intervals) {
+template <class = void>
+std::span<Interval> sort_intervals(std::span<Interval> intervals) {
   auto const end =
       std::partition(intervals.begin(), intervals.end(), [](Interval const& i) { return i.begin < i.end; });
   std::sort(intervals.begin(), end, [](Interval const& x, Interval const& y) { return x.begin < y.begin; });
   return {intervals.begin(), end};
 }
 
-/// Whether any interval of `a` meets any of `b`; sorts both. O(n log n).
-inline bool sort_and_overlap(std::span<Interval> a, std::span<Interval> b) {
+/// Tells whether any interval of `a` meets any of `b`; sorts both. O(n log n).
+template <class = void>
+bool sort_and_overlap(std::span<Interval> a, std::span<Interval> b) {
   a = sort_intervals(a);
   b = sort_intervals(b);
   std::size_t j = 0;
@@ -46,8 +48,9 @@ inline bool sort_and_overlap(std::span<Interval> a, std::span<Interval> b) {
   return false;
 }
 
-/// Whether two of the intervals meet; sorts them. O(n log n).
-inline bool sort_and_overlap(std::span<Interval> intervals) {
+/// Tells whether two of the intervals meet; sorts them. O(n log n).
+template <class = void>
+bool sort_and_overlap(std::span<Interval> intervals) {
   intervals = sort_intervals(intervals);
   return std::adjacent_find(intervals.begin(), intervals.end(),
                             [](Interval const& x, Interval const& y) { return y.begin < x.end; }) != intervals.end();

@@ -29,7 +29,7 @@ struct LogitMap {
     if (soft_cap == 0) return {0, scale * log2_e};
     return {scale / soft_cap, soft_cap * log2_e};
   }
-  /// What may go into the queries beforehand: all of the map but the cap.
+  /// Factor that may go into the queries beforehand: all of the map but the cap.
   [[nodiscard]] float factor() const { return inner == 0 ? outer : inner; }
   [[nodiscard]] bool capped() const { return inner != 0; }
   /// The rest, for a product of queries that hold the factor.

@@ -11,8 +11,8 @@ namespace detail {
 
 /// @brief Runs work(state, i) for i in [0, count): on all cores where the compiler has OpenMP, else in order.
 ///
-/// What a step throws ends the rest, and is thrown again where this was called: an exception that left a thread of
-/// OpenMP's would end the process.
+/// Rethrows here what a step throws, after the steps under way: an exception that left an OpenMP thread would end the
+/// process.
 /// @param grain  steps that a thread takes at a time
 /// @param share  false: not worth the time that it takes to wake other threads
 /// @param make   () to a thread's state: buffers that its steps reuse, and whose destructor ends them

@@ -4,6 +4,7 @@
 /// Reads the gates that DuoAttention publishes: `full_attention_heads.tsv` and `config.json`.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/finite.hpp>
 #include <headaware/error.hpp>
 #include <headaware/head_grid.hpp>
 #include <headaware/io/detail/text.hpp>
@@ -13,7 +14,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -55,7 +55,7 @@ void read_gate_table(std::string_view text, std::string const& source, DuoGates&
 
       double gate = 0;
       auto const [last, error] = std::from_chars(field.data(), field.data() + field.size(), gate);
-      bool const number = error == std::errc{} && last == field.data() + field.size() && std::isfinite(gate);
+      bool const number = error == std::errc{} && last == field.data() + field.size() && detail::is_finite(gate);
       check(number, "not a gate", "a finite number", [&] { return quoted(field); });
       check(static_cast<std::int64_t>(result.gates.size()) < max_heads, "too many gates", {"at most ", max_heads},
             "more");

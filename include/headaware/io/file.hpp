@@ -68,7 +68,8 @@ inline constexpr std::size_t max_text_bytes = std::size_t{1} << 30;
 
 /// @brief Throws `FileError` with the system's reason.
 /// @param error  of errno
-[[noreturn]] inline void throw_file_error(char const* what, char const* expected, FilePath const& path, int error) {
+template <class = void>
+[[noreturn]] void throw_file_error(char const* what, char const* expected, FilePath const& path, int error) {
   throw FileError({what, expected, std::generic_category().message(error), path.string()});
 }
 
@@ -127,7 +128,8 @@ inline constexpr std::string_view temporary_prefix = ".headaware-";
 
 /// Removes the files that killed processes left unfinished in a folder. Those less than a day old may be another
 /// process's, on another machine too, and stay.
-inline void remove_stale_temporaries(FilePath const& folder) {
+template <class = void>
+void remove_stale_temporaries(FilePath const& folder) {
   ::DIR* const entries = ::opendir(folder.c_str());
   if (entries == nullptr) return;
   struct Closed {
@@ -149,7 +151,8 @@ inline void remove_stale_temporaries(FilePath const& folder) {
 /// @brief Returns a name for a file that is not whole yet, in the folder of `target`: no other process takes it, and
 /// readers pass it over. Give the file its own name by `finish_file`. Removes such files of killed processes first if
 /// they are a day old.
-[[nodiscard]] inline FilePath unfinished_path(FilePath const& target) {
+template <class = void>
+[[nodiscard]] FilePath unfinished_path(FilePath const& target) {
   static unsigned counter = 0;
   unsigned const count = __atomic_fetch_add(&counter, 1, __ATOMIC_RELAXED);
   FilePath const folder = target.parent();
@@ -162,7 +165,8 @@ inline void remove_stale_temporaries(FilePath const& folder) {
 
 /// @brief Makes a folder's names durable: without it a machine that stops may forget a rename.
 /// @throws FileError
-inline void flush_folder(FilePath const& folder) {
+template <class = void>
+void flush_folder(FilePath const& folder) {
   char const* const path = folder.string().empty() ? "." : folder.c_str();
   FileDescriptor const opened(::open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   // Folders that may be written but not read, and file systems that flush none, leave nothing to do.
@@ -173,7 +177,8 @@ inline void flush_folder(FilePath const& folder) {
 namespace detail {
 
 /// `finish_file` of a file that is open as `fd`.
-inline void finish_file(int fd, FilePath const& unfinished, FilePath const& target) {
+template <class = void>
+void finish_file(int fd, FilePath const& unfinished, FilePath const& target) {
   if (fd < 0 || ::fsync(fd) != 0) throw_file_error("cannot write file", "room for the file", unfinished, errno);
   if (::rename(unfinished.c_str(), target.c_str()) != 0) {
     throw_file_error("cannot rename file", "a replaceable file", target, errno);
@@ -186,21 +191,25 @@ inline void finish_file(int fd, FilePath const& unfinished, FilePath const& targ
 /// @brief Gives a written file its own name, durably: its bytes are on disk before the name is, and the name when this
 /// returns.
 /// @throws FileError; `unfinished` is then still there, unless only the folder could not be flushed
-inline void finish_file(FilePath const& unfinished, FilePath const& target) {
+template <class = void>
+void finish_file(FilePath const& unfinished, FilePath const& target) {
   FileDescriptor const file(::open(unfinished.c_str(), O_RDONLY | O_CLOEXEC));
   detail::finish_file(file.get(), unfinished, target);
 }
 
 /// @brief Reads a whole file as text. @param max_bytes the largest size taken
 /// @throws FileError naming the path and the system's reason
-[[nodiscard]] inline std::string read_text_file(FilePath const& path, std::size_t max_bytes = max_text_bytes) {
+template <class = void>
+[[nodiscard]] std::string read_text_file(FilePath const& path, std::size_t max_bytes = max_text_bytes) {
   return detail::read_whole<std::string>(path, max_bytes);
 }
 
 /// @brief Reads a whole file as bytes, aligned for any element type. @param max_bytes the largest size taken
 /// @throws FileError naming the path and the system's reason
-[[nodiscard]] inline std::vector<std::byte> read_binary_file(
-    FilePath const& path, std::size_t max_bytes = std::numeric_limits<std::size_t>::max() / 4) {
+template <class = void>
+[[nodiscard]] std::vector<std::byte> read_binary_file(FilePath const& path,
+                                                      std::size_t max_bytes = std::numeric_limits<std::size_t>::max() /
+                                                                              4) {
   return detail::read_whole<std::vector<std::byte>>(path, max_bytes);
 }
 
@@ -210,7 +219,8 @@ inline void finish_file(FilePath const& unfinished, FilePath const& target) {
 /// @throws FileError naming the path and the system's reason; the old file is then unchanged, unless only the folder
 ///         could not be flushed
 /// @note   Writes to `unfinished_path`, then `finish_file`.
-inline void write_file(FilePath const& path, std::span<std::span<std::byte const> const> parts) {
+template <class = void>
+void write_file(FilePath const& path, std::span<std::span<std::byte const> const> parts) {
   // Replace what a link names, not the link; a dangling one is replaced itself.
   FilePath target = path;
   if (char* const resolved = ::realpath(path.c_str(), nullptr); resolved != nullptr) {
@@ -254,7 +264,8 @@ inline void write_file(FilePath const& path, std::span<std::span<std::byte const
 }
 
 /// @brief The same for contents in one piece.
-inline void write_file(FilePath const& path, std::string_view contents) {
+template <class = void>
+void write_file(FilePath const& path, std::string_view contents) {
   std::span<std::byte const> const part = std::as_bytes(std::span(contents));
   write_file(path, std::span(&part, 1));
 }

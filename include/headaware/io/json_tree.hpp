@@ -174,6 +174,7 @@ class JsonTree {
   /// @param source  names the text in messages
   /// @throws FormatError unless the text is one JSON value with no key twice in an object, nested at most 64 deep,
   ///         shorter than 4 GiB, its numbers within double's range
+  template <class = void>
   explicit JsonTree(std::string_view text, std::string source, NonFinite non_finite = NonFinite::refuse)
       : document_(text, std::move(source), non_finite) {}
 

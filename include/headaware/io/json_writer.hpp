@@ -4,10 +4,10 @@
 /// Writes JSON documents piece by piece.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/finite.hpp>
 #include <headaware/io/detail/text.hpp>
 
 #include <charconv>
-#include <cmath>
 #include <concepts>
 #include <cstddef>
 #include <string>
@@ -116,7 +116,7 @@ class JsonWriter {
   }
 
   void number(double value) {
-    if (!std::isfinite(value)) {
+    if (!detail::is_finite(value)) {
       text_ += "null";
       return;
     }

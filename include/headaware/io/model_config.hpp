@@ -105,7 +105,7 @@ template <class Test>
   return value.kind() == JsonKind::integer && value.integer(Limits::min(), Limits::max()) == number;
 }
 
-/// Whether a field might as well not be there.
+/// True of values that mean the same as no field.
 [[nodiscard]] inline bool says_nothing(JsonValue const& value) {
   switch (value.kind()) {
     case JsonKind::null: return true;
@@ -115,7 +115,7 @@ template <class Test>
   }
 }
 
-/// Whether a layer's kind is plain attention over everything before it; in `hybrid_override_pattern` one letter per
+/// True of plain attention as a layer's kind, over everything before it; in `hybrid_override_pattern` one letter per
 /// layer.
 [[nodiscard]] inline bool attends_to_all(JsonValue const& value) {
   if (value.kind() != JsonKind::string) return false;

@@ -4,6 +4,7 @@
 /// Reads, checks and writes `plan.json`.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/finite.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/detail/fields.hpp>
 #include <headaware/io/file.hpp>
@@ -13,7 +14,6 @@
 #include <headaware/policy/policy_window.hpp>
 
 #include <array>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -208,7 +208,7 @@ void validate_plan(PolicyPlan const& plan, Text const& where = "PolicyPlan") {
   require(plan.budget_tokens <= detail::max_json_count, "budget_tokens", "at most 2^53", plan.budget_tokens, where);
   require(plan.floor >= 0 && plan.floor <= plan.context, "floor", "in [0, context]", plan.floor, where);
   auto const finite = [&](double error) {
-    require(error >= 0 && std::isfinite(error), "predicted_error", "a finite number >= 0", error, where);
+    require(error >= 0 && detail::is_finite(error), "predicted_error", "a finite number >= 0", error, where);
   };
   finite(plan.predicted_error);
   std::int64_t tokens = 0;

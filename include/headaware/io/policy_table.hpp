@@ -21,8 +21,9 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Whether a document is a plan, by its `format`. @throws FormatError if it holds no classifications either
-[[nodiscard]] inline bool holds_plan(JsonValue const& root) {
+/// Tells a plan by its `format`. @throws FormatError if it holds no classifications either
+template <class = void>
+[[nodiscard]] bool holds_plan(JsonValue const& root) {
   bool const object = root.kind() == JsonKind::object;
   auto const format = object ? root.object().find("format") : std::nullopt;
   if (format && format->kind() == JsonKind::string && format->string() == plan_format) return true;

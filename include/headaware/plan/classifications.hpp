@@ -24,8 +24,9 @@ HEADAWARE_NAMESPACE_BEGIN
 /// reference does, sinks other than 4.
 /// @return [num_hidden_layers, num_attention_heads]
 /// @throws ArgumentError if table and model differ in shape, or a policy cannot be carried
-[[nodiscard]] inline std::vector<HeadClassification> classifications_from_table(PolicyTable const& table,
-                                                                                ModelConfig const& model) {
+template <class = void>
+[[nodiscard]] std::vector<HeadClassification> classifications_from_table(PolicyTable const& table,
+                                                                         ModelConfig const& model) {
   constexpr auto where = "classifications_from_table";
   model.validate();
   require(table.num_layers() == model.num_hidden_layers, "table's layers", model.num_hidden_layers, table.num_layers(),

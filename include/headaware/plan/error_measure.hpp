@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// Which errors a planner adds up, and how.
+/// Errors that a planner adds up, and the rule of their sum.
 
 #include <headaware/config.hpp>
 

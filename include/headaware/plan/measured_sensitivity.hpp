@@ -51,7 +51,7 @@ struct SensitivityOptions {
   KvErrors const errors = weighted_errors(std::span(&text, 1), options.measure, options.fold);
   auto const layers = static_cast<std::size_t>(errors.num_layers);
   bool const by_head = loss_increase.size() == errors.size() && errors.num_kv_heads > 1;
-  require(by_head || loss_increase.size() == layers, "losses", "one a layer or one a KV head", loss_increase.size(),
+  require(by_head || loss_increase.size() == layers, "losses", "one per layer or one per KV head", loss_increase.size(),
           where);
 
   std::vector<double> values(loss_increase.size());

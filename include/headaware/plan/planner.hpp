@@ -179,7 +179,7 @@ void take_steps(Hulls const& hulls, Take const& take) {
 /// which ends in Full (without error). On the hull greedy is optimal; a step that no longer fits its part of the budget
 /// ends its head, and smaller steps of others go on. So the error is that of the best plan of these sizes or above it
 /// by less than one step saves, at one floor it never grows with the budget, and what is left is less than one step.
-/// What is left then widens the window of the first head whose step did not fit (`use_remainder`), which the predicted
+/// The remainder widens the window of the first head whose step did not fit (`use_remainder`), which the predicted
 /// error does not count. Sizes are whole pages; windows grow to fill them, which is not counted either.
 ///
 /// Deterministic. Ties: of steps that save the same per token the lower layer first, then the lower KV head; of pairs

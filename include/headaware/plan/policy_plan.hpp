@@ -4,6 +4,7 @@
 /// Options and result of the planner.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/finite.hpp>
 #include <headaware/error.hpp>
 #include <headaware/plan/detail/whole_pages.hpp>
 #include <headaware/plan/error_measure.hpp>
@@ -11,7 +12,6 @@
 #include <headaware/types.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -45,7 +45,7 @@ struct PlanOptions {
     require(!floor || (*floor >= 0 && *floor <= context), "floor", "in [0, context]", floor.value_or(0), where);
     require(page_size > 0 && page_size <= most, "page_size", "in [1, 2^30]", page_size, where);
     require(ranks > 0, "ranks", "> 0", ranks, where);
-    require(negligible_output >= 0 && std::isfinite(negligible_output), "negligible_output", "a finite number >= 0",
+    require(negligible_output >= 0 && detail::is_finite(negligible_output), "negligible_output", "a finite number >= 0",
             negligible_output, where);
     for (std::size_t i = 0; i < skip_layers.size(); ++i) {
       bool const above = skip_layers[i] > (i == 0 ? -1 : skip_layers[i - 1]);
@@ -114,8 +114,8 @@ struct PolicyPlan {
 /// @brief Returns the layers that a plan chooses for, ascending.
 /// @param skipped  ascending
 /// @throws ArgumentError if there are none, or a skipped one is out of range
-[[nodiscard]] inline std::vector<std::int32_t> planned_layers(std::int32_t num_layers,
-                                                              std::span<std::int32_t const> skipped) {
+template <class = void>
+[[nodiscard]] std::vector<std::int32_t> planned_layers(std::int32_t num_layers, std::span<std::int32_t const> skipped) {
   std::vector<std::int32_t> layers;
   for (std::int32_t layer = 0; layer < num_layers; ++layer) {
     if (!std::binary_search(skipped.begin(), skipped.end(), layer)) layers.push_back(layer);
@@ -126,16 +126,16 @@ struct PolicyPlan {
 }
 
 /// @brief Returns the tokens that a policy holds of a sequence, in whole pages.
-[[nodiscard]] inline std::int64_t held_tokens(AnyPolicy<> const& policy, std::int64_t context,
-                                              std::int64_t page_size = 1) {
+template <class = void>
+[[nodiscard]] std::int64_t held_tokens(AnyPolicy<> const& policy, std::int64_t context, std::int64_t page_size = 1) {
   std::int64_t const kept = policy.visit([&](auto const& p) { return kept_count(p, context); });
   return detail::whole_pages(kept, page_size);
 }
 
 /// @brief The tokens that all heads of a table hold of a sequence, in whole pages per head.
 /// @par Cost  O(heads)
-[[nodiscard]] inline std::int64_t held_tokens(PolicyTable const& table, std::int64_t context,
-                                              std::int64_t page_size = 1) {
+template <class = void>
+[[nodiscard]] std::int64_t held_tokens(PolicyTable const& table, std::int64_t context, std::int64_t page_size = 1) {
   std::int64_t held = 0;
   for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
     for (std::int32_t head = 0; head < table.num_kv_heads(); ++head) {

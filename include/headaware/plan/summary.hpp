@@ -29,15 +29,14 @@ template <class... Values>
 
 }  // namespace detail
 
-/// @brief Budget, prediction, how many heads follow each policy, the distribution of windows and sinks, and a line a
-/// layer.
+/// @brief Formats budget, prediction, heads per policy, the distribution of windows and sinks, and one line per layer.
 [[nodiscard]] inline std::string plan_summary(PolicyPlan const& plan) {
   using detail::print;
   auto const wide = [](std::int64_t n) { return static_cast<long long>(n); };
-  std::string text = print("plan for %lld tokens of context: %d layers x %d KV heads, %d query heads a layer\n",
+  std::string text = print("plan for %lld tokens of context: %d layers x %d KV heads, %d query heads per layer\n",
                            wide(plan.context), plan.num_layers, plan.num_kv_heads, plan.num_heads);
   text +=
-      print("budget %lld tokens, planned %lld (%.1f a head, %.1f%% of its cache), left %lld\n",
+      print("budget %lld tokens, planned %lld (%.1f per KV head, %.1f%% of its cache), left %lld\n",
             wide(plan.budget_tokens), wide(plan.planned_tokens), plan.mean_tokens(),
             100 * plan.mean_tokens() / static_cast<double>(std::max<std::int64_t>(plan.context, 1)), wide(plan.left()));
   text += print("predicted error %.6g (measure %s, group %s, floor %lld, pages of %lld)\n\n", plan.predicted_error,
@@ -46,7 +45,7 @@ template <class... Values>
 
   if (!plan.options.skip_layers.empty()) {
     text.pop_back();
-    text += print("kept whole beyond the budget, counted in tokens but not a head, %lld tokens: layers",
+    text += print("kept whole beyond the budget, counted in tokens but not per KV head, %lld tokens: layers",
                   wide(plan.skipped_tokens()));
     for (std::int32_t const layer : plan.options.skip_layers) text += print(" %d", layer);
     text += "\n\n";

@@ -1,9 +1,9 @@
 #pragma once
 
 #include <headaware/config.hpp>
+#include <headaware/detail/finite.hpp>
 #include <headaware/error.hpp>
 
-#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -26,7 +26,7 @@ struct DuoGates {
     require(num_kv_heads > 0, "num_kv_heads", "> 0", num_kv_heads, where);
     auto const count = std::int64_t{num_layers} * num_kv_heads;
     require(static_cast<std::int64_t>(gates.size()) == count, "number of gates", count, gates.size(), where);
-    for (double const gate : gates) require(std::isfinite(gate), "gate", "a finite number", gate, where);
+    for (double const gate : gates) require(detail::is_finite(gate), "gate", "a finite number", gate, where);
   }
 };
 

@@ -20,7 +20,8 @@ struct PolicyWindow {
 
 /// @brief Returns sinks and window of `SinkWindow` and `WindowOnly`, and neither for `Full` and `Prune`.
 /// @throws ArgumentError for any other policy
-[[nodiscard]] inline PolicyWindow policy_window(AnyPolicy<> const& policy, Text const& where) {
+template <class = void>
+[[nodiscard]] PolicyWindow policy_window(AnyPolicy<> const& policy, Text const& where) {
   if (policy.is<SinkWindow>()) {
     auto const p = policy.get<SinkWindow>();
     return {true, p.sink, p.window};

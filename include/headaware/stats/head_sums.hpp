@@ -33,15 +33,13 @@ struct ChunkSums {
   void merge(ChunkSums const& other) {
     require(distances.size() == other.distances.size(), "relative positions", distances.size(), other.distances.size(),
             "ChunkSums::merge");
-    rows += other.rows;
-    invalid_rows += other.invalid_rows;
-    uniformity_rows += other.uniformity_rows;
-    entropy += other.entropy;
-    max_attention += other.max_attention;
-    sink += other.sink;
-    recent += other.recent;
-    local += other.local;
-    uniformity += other.uniformity;
+    for (auto const count : {&ChunkSums::rows, &ChunkSums::invalid_rows, &ChunkSums::uniformity_rows}) {
+      this->*count += other.*count;
+    }
+    for (auto const sum : {&ChunkSums::entropy, &ChunkSums::max_attention, &ChunkSums::sink, &ChunkSums::recent,
+                           &ChunkSums::local, &ChunkSums::uniformity}) {
+      this->*sum += other.*sum;
+    }
     for (std::size_t d = 0; d < distances.size(); ++d) distances[d] += other.distances[d];
   }
 };
@@ -87,17 +85,11 @@ struct HeadSums {
   void merge(HeadSums const& other) {
     require(distances.size() == other.distances.size(), "relative positions", distances.size(), other.distances.size(),
             "HeadSums::merge");
-    chunks += other.chunks;
-    rows += other.rows;
-    invalid_rows += other.invalid_rows;
-    entropy += other.entropy;
-    entropy_squared += other.entropy_squared;
-    max_attention += other.max_attention;
-    sink += other.sink;
-    recent += other.recent;
-    local += other.local;
-    global += other.global;
-    uniformity += other.uniformity;
+    for (auto const count : {&HeadSums::chunks, &HeadSums::rows, &HeadSums::invalid_rows}) this->*count += other.*count;
+    for (auto const sum : {&HeadSums::entropy, &HeadSums::entropy_squared, &HeadSums::max_attention, &HeadSums::sink,
+                           &HeadSums::recent, &HeadSums::local, &HeadSums::global, &HeadSums::uniformity}) {
+      this->*sum += other.*sum;
+    }
     for (std::size_t d = 0; d < distances.size(); ++d) distances[d] += other.distances[d];
   }
 

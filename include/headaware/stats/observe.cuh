@@ -6,6 +6,7 @@
 
 #include <headaware/attention/layer_attention.hpp>
 #include <headaware/attention/score.hpp>
+#include <headaware/cache/layer_kv.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/element.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
@@ -56,21 +57,9 @@ struct DeviceQkvShape {
   std::int64_t value_dim = 0;    ///< channels of a value; 0: head_dim
 };
 
-namespace detail {
-
-template <class T>
-inline constexpr bool is_device_qkv = false;
-template <class T>
-inline constexpr bool is_device_qkv<DeviceQkv<T>> = true;
-
-}  // namespace detail
-
 /// @brief Anything that holds `DeviceQkv<T>` side by side, one per layer: a vector, an array, a span.
 template <class Layers>
-concept DeviceQkvRange = requires(Layers const& layers) {
-  std::span(layers);
-}
-&&detail::is_device_qkv<std::remove_cv_t<typename decltype(std::span(std::declval<Layers const&>()))::element_type>>;
+concept DeviceQkvRange = detail::RangeOf<Layers, DeviceQkv>;
 
 namespace detail {
 

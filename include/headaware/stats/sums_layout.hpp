@@ -55,7 +55,7 @@ struct SumsLayout {
     num_fields,
   };
 
-  /// Whether a field counts something: a whole number.
+  /// True of fields that are counts.
   [[nodiscard]] static constexpr bool is_count(std::int64_t field) {
     return field <= invalid_rows || (field >= retention_rows && field <= retention_metric_rows);
   }

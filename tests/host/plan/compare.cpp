@@ -116,7 +116,7 @@ TEST_CASE("a summary a person can read", "[plan]") {
   std::string const text = ha::plan_summary(plan);
   INFO(text);
   for (char const* const part : {"512 tokens of context: 4 layers x 3 KV heads, 6 query heads", "budget 2400 tokens",
-                                 "planned 2400 (200.0 a head, 39.1% of its cache), left 0", "measure output",
+                                 "planned 2400 (200.0 per KV head, 39.1% of its cache), left 0", "measure output",
                                  "group sum", "floor 50", "policies:", "sinks:", "windows:", "predicted error"}) {
     CHECK(text.find(part) != std::string::npos);
   }

@@ -34,8 +34,9 @@ struct SharedDirection {
 /// @brief Whether two tensors that may be threaded through each other have an element in common: one whose steps in all
 /// directions, first tensor's less second's, add up to `distance`. Whole pages are told apart by tables.
 /// @param directions  strides descending, none 0
-inline bool have_common_element(std::span<SharedDirection const> directions, std::int64_t distance, bool pages_apart,
-                                bool apart_in_page) {
+template <class = void>
+bool have_common_element(std::span<SharedDirection const> directions, std::int64_t distance, bool pages_apart,
+                         bool apart_in_page) {
   if (directions.empty()) return distance == 0 && (!pages_apart || apart_in_page);
   SharedDirection const& d = directions.front();
   std::int64_t forward = 0;  // how far the other directions reach

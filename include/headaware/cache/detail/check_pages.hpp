@@ -56,8 +56,9 @@ struct WrittenPages {
 };
 
 /// Fails with the place of an entry of a block table.
-[[noreturn]] inline void refuse_entry(Text const& expected, Text const& got, char const* where, Segment const& segment,
-                                      std::int64_t index) {
+template <class = void>
+[[noreturn]] void refuse_entry(Text const& expected, Text const& got, char const* where, Segment const& segment,
+                               std::int64_t index) {
   throw ArgumentError({"block table entry", expected.str(), got.str(),
                        Text({where, ", segment ", segment.index, ", page ", index, PlaceOf{"", segment}}).str()});
 }
@@ -100,7 +101,8 @@ void check_block_table(CacheSizes const& sizes, Destination<T, Form> const& kept
 }
 
 /// No page may be two heads', or both of keys and of values.
-inline void check_pages_apart(CacheSizes const& sizes, WrittenPages& written, char const* where) {
+template <class = void>
+void check_pages_apart(CacheSizes const& sizes, WrittenPages& written, char const* where) {
   auto const earlier = [](WrittenPage const& x, WrittenPage const& y) { return x.memory.begin < y.memory.begin; };
   auto const check = [&](std::span<WrittenPage> pages) {
     // Tables as `consecutive_pages` makes them ascend already.

@@ -72,7 +72,8 @@ void check_transfer(CacheBounds const& bounds, Transfer<T, Source, Form, Rotatio
 
 /// Nothing that is written may be read, or written twice.
 /// @param tables_known  host tables tell pages that are read from those that are written, which is checked elsewhere
-inline void check_memory(Memory& memory, bool tables_known) {
+template <class = void>
+void check_memory(Memory& memory, bool tables_known) {
   constexpr auto where = "compress";
   bool const apart =
       !sort_and_overlap(memory.destinations) && !sort_and_overlap(memory.destinations, memory.paged_destinations);

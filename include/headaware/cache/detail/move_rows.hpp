@@ -35,7 +35,8 @@ struct Tile {
 /// @brief Cuts all segments into tiles, so that one long head does not keep one thread busy alone.
 /// @param rows   rows of a head in a tile, at most
 /// @param heads  heads that share a tile; divides the number of KV heads
-inline std::vector<Tile> make_tiles(CacheSizes const& sizes, std::int64_t rows, std::int64_t heads) {
+template <class = void>
+std::vector<Tile> make_tiles(CacheSizes const& sizes, std::int64_t rows, std::int64_t heads) {
   std::vector<Tile> tiles;
   for (std::int64_t first = 0; first < sizes.num_segments(); first += heads) {
     std::int64_t most = 0;

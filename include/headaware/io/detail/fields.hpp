@@ -153,24 +153,28 @@ void shape_fields(Fields&& f, Integer& layers, Integer& heads, Integer& kv_heads
 }
 
 /// @throws FormatError at `place` if there are more than `max_heads`
-inline void require_head_count(JsonValue const& place, std::int32_t layers, std::int32_t heads) {
+template <class = void>
+void require_head_count(JsonValue const& place, std::int32_t layers, std::int32_t heads) {
   if (std::int64_t{layers} * heads <= max_heads) return;
   place.fail("too many heads", {"at most ", max_heads}, {layers, " layers x ", heads, " heads"});
 }
 /// @throws ArgumentError unless there are 1 to `max_heads`
-inline void require_head_count(std::int64_t heads, Text const& where) {
+template <class = void>
+void require_head_count(std::int64_t heads, Text const& where) {
   require(heads > 0 && heads <= max_heads, "number of heads", "in [1, 2^20]", heads, where);
 }
 
 /// @throws FormatError unless the document says that it is of this format and version
-inline void read_format(JsonObject& root, std::string_view format, std::int32_t version) {
+template <class = void>
+void read_format(JsonObject& root, std::string_view format, std::int32_t version) {
   JsonValue const name = root.get("format", "a string");
   if (name.string() != format) name.fail("format", quoted(format), quoted(name.string()));
   JsonValue const number = root.get("version", "an integer");
   auto const found = number.integer<std::int64_t>(0, max_int32);
   if (found != version) number.fail("version", version, found);
 }
-inline void write_format(JsonWriter& json, std::string_view format, std::int32_t version) {
+template <class = void>
+void write_format(JsonWriter& json, std::string_view format, std::int32_t version) {
   json.field("format", format);
   json.field("version", version);
 }

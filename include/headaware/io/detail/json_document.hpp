@@ -28,7 +28,7 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @brief Type of a JSON value; `integer` is a number written with digits alone.
 enum class JsonKind : std::uint8_t { null, boolean, integer, number, string, array, object };
 
-/// @brief Whether Infinity, -Infinity and NaN are numbers: they are no JSON, but Python writes them.
+/// @brief Treatment of Infinity, -Infinity and NaN, which are no JSON, but which Python writes.
 enum class NonFinite : std::uint8_t { refuse, read };
 
 namespace detail {
@@ -46,15 +46,16 @@ struct JsonNode {
   };
 };
 
-/// The parsed document. Borrows the text.
-class JsonDocument {
+/// The parsed document. Borrows the text. A template, so that units that read no file do not instantiate it.
+template <class = void>
+class BasicJsonDocument {
  public:
   static constexpr int max_depth = 64;
 
   /// @param source  names the text in messages
   /// @throws FormatError unless the text is one JSON value with no key twice in an object, nested at most
   ///         `max_depth` deep, shorter than 2^32 bytes, its numbers within double's range
-  JsonDocument(std::string_view text, std::string source, NonFinite non_finite = NonFinite::refuse)
+  BasicJsonDocument(std::string_view text, std::string source, NonFinite non_finite = NonFinite::refuse)
       : text_(text), source_(std::move(source)), non_finite_(non_finite) {
     if (text.size() >= std::numeric_limits<std::uint32_t>::max()) {
       throw FormatError({"document too large", "less than 4 GiB", std::to_string(text.size()) + " bytes", source_});
@@ -65,14 +66,14 @@ class JsonDocument {
     skip_space();
     if (at_ != text_.size()) fail_here("the end of the document", 0);
   }
-  JsonDocument(JsonDocument const&) = delete;
-  JsonDocument& operator=(JsonDocument const&) = delete;
-  ~JsonDocument() = default;
+  BasicJsonDocument(BasicJsonDocument const&) = delete;
+  BasicJsonDocument& operator=(BasicJsonDocument const&) = delete;
+  ~BasicJsonDocument() = default;
 
   [[nodiscard]] JsonNode const& node(std::uint32_t index) const { return nodes_[index]; }
   [[nodiscard]] std::string_view text_of(std::uint32_t key) const { return {nodes_[key].chars, nodes_[key].size}; }
 
-  /// Whether a number has digits alone; one beyond 64 bits is a `JsonKind::number` all the same.
+  /// True of a number of digits alone; one beyond 64 bits is a `JsonKind::number` all the same.
   [[nodiscard]] bool written_as_integer(std::uint32_t index) const {
     return token(nodes_[index].begin).find_first_not_of("-0123456789") == std::string_view::npos;
   }
@@ -117,11 +118,7 @@ class JsonDocument {
         std::uint32_t const value = child + (object ? 1 : 0);
         if (child >= target && object) return path;  // a key that is about to be parsed
         if (value >= nodes_.size() || target < nodes_[value].end) {
-          if (object) {
-            path += "/" + escaped(text_of(child));
-          } else {
-            path += "/" + std::to_string(count);
-          }
+          path += "/" + (object ? escaped(text_of(child)) : std::to_string(count));
           at = value;
           break;
         }
@@ -140,7 +137,7 @@ class JsonDocument {
     return result;
   }
 
-  /// Whether a character can belong to a number or a word.
+  /// True of characters that can belong to a number or a word.
   [[nodiscard]] static bool wordy(char c) {
     return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '+' || c == '-' ||
            c == '.' || c == '_';
@@ -395,6 +392,8 @@ class JsonDocument {
   std::vector<std::uint32_t> keys_;  ///< reused by reject_duplicates
   std::string decoded_;              ///< strings that had escapes, one after the other
 };
+
+using JsonDocument = BasicJsonDocument<>;
 
 }  // namespace detail
 HEADAWARE_NAMESPACE_END

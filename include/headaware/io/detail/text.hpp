@@ -13,7 +13,8 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// Quotes text from outside for an error message: printable, and not long.
-[[nodiscard]] inline std::string quoted(std::string_view text, char quote = '"') {
+template <class = void>
+[[nodiscard]] std::string quoted(std::string_view text, char quote = '"') {
   constexpr std::size_t most = 40;
   constexpr std::string_view digits = "0123456789abcdef";
   std::string result(1, quote);
@@ -31,7 +32,8 @@ namespace detail {
 }
 
 /// Appends a code point as UTF-8.
-inline void append_utf8(std::string& text, std::uint32_t code) {
+template <class = void>
+void append_utf8(std::string& text, std::uint32_t code) {
   auto put = [&](std::uint32_t byte) { text += static_cast<char>(static_cast<unsigned char>(byte)); };
   if (code < 0x80) {
     put(code);

@@ -64,7 +64,7 @@ inline std::size_t append_hull(std::span<Candidate const> candidates, std::span<
     while (hull.size() >= begin + 2) {
       HullPoint const& a = hull[hull.size() - 2];
       HullPoint const& b = hull.back();
-      // Whether b lies above the line from a to the new point.
+      // Does b lie above the line from a to the new point?
       double const before = (a.error - b.error) * static_cast<double>(point.tokens - b.tokens);
       double const after = (b.error - point.error) * static_cast<double>(b.tokens - a.tokens);
       if (before >= after) break;

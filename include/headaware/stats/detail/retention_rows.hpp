@@ -19,7 +19,7 @@ HEADAWARE_TARGET_BEGIN
 ///
 /// Bin b holds keys at distances [windows[b - 1], windows[b]), the last all farther ones. The keys that
 /// may be sinks are kept one by one. All weights are relative to the row's running maximum. With a metric
-/// every value has a second part, itself behind the metric, whose errors are summed apart.
+/// every value has a second part, the same after the metric, whose errors are summed apart.
 class RetentionRows {
   static constexpr std::int64_t group = ScoreBlocking::rows;
 
@@ -40,7 +40,7 @@ class RetentionRows {
         scratch_((2 + grid.windows.size() + 2 * grid.sinks.size()) *
                  static_cast<std::size_t>(with_values ? channels_ : 0)) {}
 
-  /// Floats of a value: its channels, filled up with zeros, then, with a metric, as many behind it.
+  /// Floats of a value: its channels, filled up with zeros, then, with a metric, as many after it.
   [[nodiscard]] std::int64_t channels() const { return channels_; }
   [[nodiscard]] std::int64_t part() const { return part_; }
   [[nodiscard]] std::int64_t sinks() const { return sinks_; }
@@ -83,7 +83,7 @@ class RetentionRows {
     float const* const weights = sink_weights_.data() + row * sinks_;
     std::size_t const windows = grid_.windows.size();
 
-    // What windows keep beside the sinks, from the nearest bin on: near[j] = Σ of bins 0 … j.
+    // Mass that windows keep beside the sinks, from the nearest bin on: near[j] = Σ of bins 0 … j.
     near_masses_.assign(windows, 0.0);
     for (std::size_t j = 0; j < windows; ++j) {
       near_masses_[j] = masses[j] + (j == 0 ? 0 : near_masses_[j - 1]);
