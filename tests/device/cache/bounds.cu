@@ -200,7 +200,7 @@ TEST_CASE("pages are planned a head, and a graph replayed with other lengths kee
   Graph const graph(stream, [&](cudaStream_t capturing) {
     return ha::device::compress(temp.data(), bytes, d_plan, s.source.layers, s.layout, s.kept(), capturing);
   });
-  REQUIRE(same_bytes(s.d_keys.host(), guarded<std::uint16_t>(s.elements)));
+  REQUIRE(first_difference(s.d_keys.host(), guarded<std::uint16_t>(s.elements)) == "");
   auto expected = guarded<std::uint16_t>(s.elements);
   for (std::vector<std::int32_t> const& now :
        {std::vector<std::int32_t>{20, 7}, {19, 8}, {12, 3}, {1, 0}, {0, 0}, {20, 8}}) {
@@ -211,7 +211,7 @@ TEST_CASE("pages are planned a head, and a graph replayed with other lengths kee
     bool const fits = now != std::vector<std::int32_t>{20, 8} && now != std::vector<std::int32_t>{19, 8};
     if (fits) s.expect(expected, now);
     REQUIRE(s.d_status.host()[0] == (fits ? 0 : 1));
-    REQUIRE(same_bytes(s.d_keys.host(), expected));
+    REQUIRE(first_difference(s.d_keys.host(), expected) == "");
   }
   // As many rows as planned, or fewer, but the second sequence's no longer fit its own pages.
   for (std::vector<std::int32_t> const& now : {std::vector<std::int32_t>{7, 20}, {0, 9}, {3, 11}}) {
@@ -219,7 +219,7 @@ TEST_CASE("pages are planned a head, and a graph replayed with other lengths kee
     set_lengths(s.d_lengths, now);
     graph.replay(stream);
     REQUIRE(s.d_status.host()[0] == 1);
-    REQUIRE(same_bytes(s.d_keys.host(), expected));
+    REQUIRE(first_difference(s.d_keys.host(), expected) == "");
   }
 }
 
@@ -240,8 +240,8 @@ TEST_CASE("compaction in place is captured and replayed", "[cache]") {
     graph.replay(stream);
     ha::Compaction const plan(s.table, now);
     ha::compress_in_place(plan, layers, s.layout);
-    REQUIRE(same_bytes(s.source.tensor(0), expected.keys[0]));
-    REQUIRE(same_bytes(s.source.tensor(1), expected.values[0]));
+    REQUIRE(first_difference(s.source.tensor(0), expected.keys[0]) == "");
+    REQUIRE(first_difference(s.source.tensor(1), expected.values[0]) == "");
     for (std::int32_t i = 0; i < 4; ++i) {
       REQUIRE(d_kept.host()[static_cast<std::size_t>(i)] == plan.kept(0, i / 2, i % 2));
     }
@@ -254,8 +254,8 @@ TEST_CASE("a destination made for another plan is left alone", "[cache]") {
   auto const refuses = [&](auto const& kept) {
     run_compress(s.device_plan(), ha::transfer(s.source.layers, s.layout, kept));
     REQUIRE(s.d_status.host()[0] == 1);
-    REQUIRE(same_bytes(s.d_keys.host(), guarded<std::uint16_t>(s.elements)));
-    REQUIRE(same_bytes(s.d_values.host(), guarded<std::uint16_t>(s.elements)));
+    REQUIRE(first_difference(s.d_keys.host(), guarded<std::uint16_t>(s.elements)) == "");
+    REQUIRE(first_difference(s.d_values.host(), guarded<std::uint16_t>(s.elements)) == "");
   };
   ha::Compaction const smaller(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 2, .window = 8}), s.lengths);
   refuses(ha::ragged(smaller, s.d_keys.data(), s.d_values.data(), s.dim));
@@ -282,7 +282,7 @@ TEST_CASE("the default stream, again and again into one buffer", "[cache]") {
   for (int i = 0; i < 3; ++i) {
     REQUIRE_CUDA(ha::device::compress(temp.data(), bytes, d_plan, s.source.layers, s.layout, s.kept(), nullptr));
     REQUIRE_CUDA(cudaDeviceSynchronize());
-    REQUIRE(same_bytes(s.d_keys.host(), expected));
+    REQUIRE(first_difference(s.d_keys.host(), expected) == "");
     REQUIRE(s.d_status.host()[0] == 0);
   }
   // A misaligned or missing tensor is refused, whatever the rest.
@@ -298,5 +298,5 @@ TEST_CASE("the default stream, again and again into one buffer", "[cache]") {
   REQUIRE(ha::device::compress(temp.data(), bytes, d_plan, s.source.layers, s.layout, kept, nullptr) ==
           cudaErrorInvalidValue);
   REQUIRE_CUDA(cudaDeviceSynchronize());
-  REQUIRE(same_bytes(s.d_keys.host(), expected));
+  REQUIRE(first_difference(s.d_keys.host(), expected) == "");
 }

@@ -70,7 +70,7 @@ void check_rotation(SourceCache<T, Source> const& cache, Source const& device_la
   REQUIRE_CUDA(ha::device::compress_in_place(d_plan, source.layers, device_layout, rotation.evicting(1), stream));
   REQUIRE_CUDA(cudaStreamSynchronize(stream));
   auto const keys = d_keys.host();
-  REQUIRE(same_bytes(d_values.host(), host_values));
+  REQUIRE(first_difference(d_values.host(), host_values) == "");
 
   std::vector<std::vector<T>> moved;
   for (std::size_t l = 0; l < cache.keys.size(); ++l) moved.push_back(source.tensor(2 * l, shift));
@@ -101,8 +101,8 @@ void check_rotation(SourceCache<T, Source> const& cache, Source const& device_la
     }
   });
   REQUIRE(right);
-  REQUIRE(same_bytes(keys, expected));
-  for (std::size_t l = 0; l < moved.size(); ++l) REQUIRE(same_bytes(moved[l], expected_moved[l]));
+  REQUIRE(first_difference(keys, expected) == "");
+  for (std::size_t l = 0; l < moved.size(); ++l) REQUIRE(first_difference(moved[l], expected_moved[l]) == "");
 }
 
 /// Both pairings; all channels, half of them, and numbers of them that take narrow accesses; each source of angles.
@@ -229,7 +229,7 @@ void check_positions(std::int32_t rotary_dim, std::size_t shift) {
   bool right = true;
   for (std::size_t i = 0; i < got.size(); ++i) right = right && within_one_place(got[i], keys[i]);
   REQUIRE(right);
-  REQUIRE(same_bytes(d_values.host(), values));
+  REQUIRE(first_difference(d_values.host(), values) == "");
 
   auto moved = cache;
   ha::compress_in_place(plan, moved.layers(), layout, rotation(false).evicting(1));
@@ -239,7 +239,7 @@ void check_positions(std::int32_t rotary_dim, std::size_t shift) {
     auto const device_keys = source.tensor(2 * l, shift);
     for (std::size_t i = 0; i < device_keys.size(); ++i)
       right = right && within_one_place(device_keys[i], moved.keys[l][i]);
-    REQUIRE(same_bytes(source.tensor(2 * l + 1, shift), moved.values[l]));
+    REQUIRE(first_difference(source.tensor(2 * l + 1, shift), moved.values[l]) == "");
   }
   REQUIRE(right);
   REQUIRE(ha::device::compress_in_place(d_plan, source.layers, layout,
@@ -286,7 +286,7 @@ TEST_CASE("on the device keys of 16 bits are not turned in place for a few token
     REQUIRE(std::string(ha::last_error_message()).find(part) != std::string::npos);
   }
   REQUIRE(call(plan_of({280, 267}), rotation) == cudaErrorInvalidValue);
-  REQUIRE(same_bytes(source.tensor(0), cache.keys[0]));
+  REQUIRE(first_difference(source.tensor(0), cache.keys[0]) == "");
   // Lengths that came behind it only the kernel sees: that head stays as it is, all its tokens still there; the other
   // turns.
   REQUIRE_CUDA(cudaMemcpy(d_lengths.data() + 1, std::vector<std::int32_t>{267}.data(), 4, cudaMemcpyHostToDevice));
@@ -296,7 +296,7 @@ TEST_CASE("on the device keys of 16 bits are not turned in place for a few token
   auto expected = cache;
   ha::compress_in_place(ha::Compaction(table, std::vector<std::int32_t>{280, 204}), expected.layers(), layout,
                         rotation);
-  REQUIRE(same_bytes(source.tensor(1), expected.values[0]));
+  REQUIRE(first_difference(source.tensor(1), expected.values[0]) == "");
   auto const half = static_cast<std::ptrdiff_t>(cache.keys[0].size() / 2);
   auto const keys = source.tensor(0);
   REQUIRE(std::vector(keys.begin() + half, keys.end()) ==

@@ -1,6 +1,7 @@
 // Policies as masks, and masked attention over everything against attention over what is kept, step by step.
 
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 #include "support/errors.hpp"
 #include "support/kept_rows.hpp"
 
@@ -54,7 +55,7 @@ TEST_CASE("masks say what policies say, as floats and as bits", "[attention]") {
         std::vector<std::uint32_t> bits(at(4 * group * shape.queries * shape.row_words()), 7);
         ha::fill_policy_mask(table, shape, floats.data());
         ha::fill_policy_mask(table, shape, bits.data());
-        bool right = true;
+        FirstDifference difference;
         for (std::int64_t h = 0; h < 4 * group; ++h) {
           for (std::int64_t q = 0; q < shape.queries; ++q) {
             std::int64_t const row = h * shape.queries + q;
@@ -63,15 +64,16 @@ TEST_CASE("masks say what policies say, as floats and as bits", "[attention]") {
               bool const seen = k < keys && k <= position &&
                                 table.visit(layer, static_cast<std::int32_t>(h / group),
                                             [&](auto const& policy) { return policy.keeps(k, position + 1); });
-              right = right && ((bits[at(row * shape.row_words() + k / 32)] >> (k % 32) & 1U) != 0) == seen;
+              bool const bit = (bits[at(row * shape.row_words() + k / 32)] >> (k % 32) & 1U) != 0;
+              difference.expect(bit, seen, "bit of query head ", h, ", query ", q, ", key ", k);
               if (k < keys) {
-                float const x = floats[at(row * keys + k)];
-                right = right && x == (seen ? 0.0F : -std::numeric_limits<float>::infinity());
+                difference.expect(floats[at(row * keys + k)], seen ? 0.0F : -std::numeric_limits<float>::infinity(),
+                                  "number of query head ", h, ", query ", q, ", key ", k);
               }
             }
           }
         }
-        CHECK(right);
+        CHECK(difference.text() == "");
       }
     }
   }

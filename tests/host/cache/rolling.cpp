@@ -114,7 +114,7 @@ TEST_CASE("appends of every size from every length, and back as far as can be", 
           auto const layout = ha::strided_bshd(1, tokens, 3, dim);
           NewTokens<std::uint16_t> const news(model, counts, layout, layout);
           ha::append(plan.view(), state, news.layers(), layout, counts, cache);
-          REQUIRE(model.holds(0, keys.data(), dim, values.data(), dim));
+          REQUIRE(model.difference(0, keys.data(), dim, values.data(), dim) == "");
         };
         append(before);
         append(count);
@@ -122,7 +122,7 @@ TEST_CASE("appends of every size from every length, and back as far as can be", 
         REQUIRE(most == model.max_rollback(0));
         state.rollback(plan.view(), 0, most);
         model.sequences[0].resize(static_cast<std::size_t>(state.length(0)));
-        REQUIRE(model.holds(0, keys.data(), dim, values.data(), dim));
+        REQUIRE(model.difference(0, keys.data(), dim, values.data(), dim) == "");
         check_error<ha::ArgumentError>(
             [&] { state.rollback(plan.view(), 0, state.max_rollback(plan.view(), 0) + 1); },
             {"tokens to take back", "in [0, ", std::to_string(state.max_rollback(plan.view(), 0) + 1), "sequence 0"});
@@ -267,8 +267,8 @@ TEST_CASE("what rolling caches refuse", "[cache]") {
   REQUIRE(state.length(0) == 20);
   SlotModel slots(table, plan);
   slots.sequences = model.sequences;
-  REQUIRE(slots.holds(0, keys.data(), dim, values.data(), dim));
-  REQUIRE(slots.holds(1, keys.data(), dim, values.data(), dim));
+  REQUIRE(slots.difference(0, keys.data(), dim, values.data(), dim) == "");
+  REQUIRE(slots.difference(1, keys.data(), dim, values.data(), dim) == "");
   check_error<Error>(
       [&] {
         state.advance(view, std::vector<std::int32_t>{1, 1});

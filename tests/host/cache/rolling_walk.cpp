@@ -89,7 +89,7 @@ void walk(unsigned seed, int steps, std::int32_t slack) {
     }
     for (std::int32_t i = 0; i < batch; ++i) REQUIRE(state.length(i) == model.length(i));
     std::int32_t const checked = below(batch);
-    REQUIRE(model.holds(checked, keys.data(), key_dim, values.data(), value_dim));
+    REQUIRE(model.difference(checked, keys.data(), key_dim, values.data(), value_dim) == "");
     if (step % 16 == 0) REQUIRE(state.max_rollback(view, checked) == model.max_rollback(checked));
   }
 }

@@ -1,7 +1,7 @@
 // The sizes of a compressed cache against counting token by token.
 
-#include "support/cache_arena.hpp"
 #include "support/errors.hpp"
+#include "support/random_cache.hpp"
 
 #include <headaware/cache/cache_info.hpp>
 #include <headaware/cache/compaction.hpp>
@@ -21,7 +21,7 @@ using namespace headaware_test;
 namespace {
 
 /// All that a compaction tells, against the tokens themselves.
-void check_plan(ha::PolicyTable const& table, std::vector<std::int32_t> const& lengths) {
+void check_sizes(ha::PolicyTable const& table, std::vector<std::int32_t> const& lengths) {
   ha::Compaction const compaction(table, lengths);
   KeptTokens const tokens(table, lengths);
   REQUIRE(compaction.num_layers() == tokens.layers);
@@ -29,7 +29,7 @@ void check_plan(ha::PolicyTable const& table, std::vector<std::int32_t> const& l
   REQUIRE(compaction.num_kv_heads() == tokens.heads);
   REQUIRE(compaction.layer_segments() == tokens.sequences * tokens.heads);
   REQUIRE(compaction.num_segments() == static_cast<std::int64_t>(tokens.segments.size()));
-  REQUIRE(std::equal(lengths.begin(), lengths.end(), compaction.lengths().begin(), compaction.lengths().end()));
+  REQUIRE(std::vector(compaction.lengths().begin(), compaction.lengths().end()) == lengths);
   REQUIRE(compaction.max_length() == (lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end())));
 
   std::int64_t total = 0;
@@ -49,10 +49,13 @@ void check_plan(ha::PolicyTable const& table, std::vector<std::int32_t> const& l
         REQUIRE(compaction.offsets()[static_cast<std::size_t>(s)] == total);
         REQUIRE(compaction.kept(l, b, h) == kept);
         ha::Segment const segment = compaction.segment(s);
-        bool const right = segment.index == s && segment.layer == l && segment.sequence == b && segment.kv_head == h &&
-                           segment.length == lengths[static_cast<std::size_t>(b)] && segment.kept == kept &&
-                           segment.first_row == layer;
-        REQUIRE(right);
+        REQUIRE(segment.index == s);
+        REQUIRE(segment.layer == l);
+        REQUIRE(segment.sequence == b);
+        REQUIRE(segment.kv_head == h);
+        REQUIRE(segment.length == lengths[static_cast<std::size_t>(b)]);
+        REQUIRE(segment.kept == kept);
+        REQUIRE(segment.first_row == layer);
         total += kept;
         layer += kept;
         full += lengths[static_cast<std::size_t>(b)];
@@ -110,11 +113,11 @@ TEST_CASE("sizes count what heads keep", "[cache]") {
     std::vector<std::int32_t> lengths(random() % 5);
     for (auto& length : lengths) length = random() % 4 == 0 ? 0 : static_cast<std::int32_t>(random() % 60);
     INFO("case " << i);
-    check_plan(random_table(layers, heads, 60, random), lengths);
+    check_sizes(random_table(layers, heads, 60, random), lengths);
   }
-  check_plan(ha::PolicyTable(2, 3, ha::Full{}), {});
-  check_plan(ha::PolicyTable(2, 3, ha::Full{}), {0, 0});
-  check_plan(ha::PolicyTable(2, 3, ha::Prune{}), {40, 7});
+  check_sizes(ha::PolicyTable(2, 3, ha::Full{}), {});
+  check_sizes(ha::PolicyTable(2, 3, ha::Full{}), {0, 0});
+  check_sizes(ha::PolicyTable(2, 3, ha::Prune{}), {40, 7});
 }
 
 TEST_CASE("sizes of long contexts and wide batches count in 64 bits", "[cache]") {
