@@ -49,7 +49,7 @@ T const& a() noexcept;
 template <class T>
 T& an() noexcept;
 using Table = ha::PolicyTableView<>;
-using Plan = ha::DeviceCompaction<Table>;
+using Compaction = ha::DeviceCompaction<Table>;
 using Strided = ha::StridedLayout;
 using Layers = std::vector<ha::LayerKv<float>>;
 using Transfer = ha::Transfer<float, Strided, ha::RaggedForm>;
@@ -59,12 +59,12 @@ using Qkv = std::vector<ha::DeviceQkv<float>>;
 constexpr cudaStream_t stream = nullptr;
 constexpr std::int32_t const* counts = nullptr;
 constexpr double* sums = nullptr;
-static_assert(noexcept(ha::device::compress(nullptr, an<std::size_t>(), a<Plan>(), a<Transfer>(), stream)));
-static_assert(noexcept(ha::device::compress(nullptr, an<std::size_t>(), a<Plan>(), a<Transfer>(), a<Transfer>(),
+static_assert(noexcept(ha::device::compress(nullptr, an<std::size_t>(), a<Compaction>(), a<Transfer>(), stream)));
+static_assert(noexcept(ha::device::compress(nullptr, an<std::size_t>(), a<Compaction>(), a<Transfer>(), a<Transfer>(),
                                             stream)));
-static_assert(noexcept(ha::device::compress(nullptr, an<std::size_t>(), a<Plan>(), a<Layers>(), a<Strided>(),
+static_assert(noexcept(ha::device::compress(nullptr, an<std::size_t>(), a<Compaction>(), a<Layers>(), a<Strided>(),
                                             a<ha::Destination<float, ha::RaggedForm>>(), stream)));
-static_assert(noexcept(ha::device::compress_in_place(a<Plan>(), a<Layers>(), a<Strided>(), a<ha::KeyRotation>(),
+static_assert(noexcept(ha::device::compress_in_place(a<Compaction>(), a<Layers>(), a<Strided>(), a<ha::KeyRotation>(),
                                                      stream)));
 static_assert(noexcept(ha::device::append(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(), a<Layers>(),
                                           a<Strided>(), counts, 1, a<Rolling>(), a<ha::AppendOptions>(), stream)));
@@ -141,15 +141,15 @@ TEST_CASE("every exception inside a call becomes an error code, and its text can
 TEST_CASE("memory that runs out in a call is an error code, and nothing is launched", "[launch]") {
   HEADAWARE_REQUIRE_DEVICE();
   ha::PolicyTable const table(1, 1, ha::WindowOnly{.window = 2});
-  ha::RollingSlots const plan(table, 1, {});
-  DeviceVector<std::byte> const d_heads(std::vector<std::byte>(plan.bytes().begin(), plan.bytes().end()));
+  ha::RollingSlots const slots(table, 1, {});
+  DeviceVector<std::byte> const d_heads(std::vector<std::byte>(slots.bytes().begin(), slots.bytes().end()));
   DeviceVector<std::int32_t> const counters(std::vector<std::int32_t>(4));
   DeviceVector<float> const data(std::vector<float>(64));
   DeviceVector<float> const tokens(std::vector<float>(64));
   auto const layout = ha::strided_bhsd(1, 1, 1, 8);
   std::vector<ha::LayerKv<float>> const layers{{tokens.data(), tokens.data() + 32}};
-  auto const view = plan.view_at(d_heads.data());
-  auto const cache = ha::rolling(plan, view, data.data(), data.data() + 32, 8);
+  auto const view = slots.view_at(d_heads.data());
+  auto const cache = ha::rolling(slots, view, data.data(), data.data() + 32, 8);
   auto const call = [&] {
     return ha::device::append(view, ha::RollingStateView::at(counters.data(), 1), layers, layout, nullptr, 1, cache, {},
                               nullptr);

@@ -16,25 +16,25 @@ namespace headaware_test {
 
 /// A model that also writes every token into its slot, one after the other, as the definition says.
 struct SlotModel : TokenModel {
-  ha::RollingSlots const& plan;
-  std::vector<std::vector<std::int64_t>> slots;  ///< [segment]: the number of the token in each slot; 0: none
+  ha::RollingSlots const& slots;
+  std::vector<std::vector<std::int64_t>> numbers;  ///< [segment]: the number of the token in each slot; 0: none
 
-  SlotModel(ha::PolicyTable policies, ha::RollingSlots const& rolling_plan)
-      : TokenModel(std::move(policies), rolling_plan.num_sequences()), plan(rolling_plan) {
+  SlotModel(ha::PolicyTable policies, ha::RollingSlots const& rolling_slots)
+      : TokenModel(std::move(policies), rolling_slots.num_sequences()), slots(rolling_slots) {
     for_each([&](auto, auto, auto, ha::RollingHead const& head) {
-      slots.emplace_back(static_cast<std::size_t>(head.slots()), 0);
+      numbers.emplace_back(static_cast<std::size_t>(head.slots()), 0);
     });
   }
   template <class F>
   void for_each(F const& f) const {
-    for (std::int32_t l = 0; l < plan.num_layers(); ++l) {
-      for (std::int32_t b = 0; b < plan.num_sequences(); ++b) {
-        for (std::int32_t h = 0; h < plan.num_kv_heads(); ++h) f(l, b, h, plan.head(l, h));
+    for (std::int32_t l = 0; l < slots.num_layers(); ++l) {
+      for (std::int32_t b = 0; b < slots.num_sequences(); ++b) {
+        for (std::int32_t h = 0; h < slots.num_kv_heads(); ++h) f(l, b, h, slots.head(l, h));
       }
     }
   }
   [[nodiscard]] std::vector<std::int64_t>& slots_of(std::int32_t l, std::int32_t b, std::int32_t h) {
-    return slots[static_cast<std::size_t>((l * plan.num_sequences() + b) * plan.num_kv_heads() + h)];
+    return numbers[static_cast<std::size_t>((l * slots.num_sequences() + b) * slots.num_kv_heads() + h)];
   }
   static std::int64_t slot(ha::RollingHead const& head, std::int64_t t) {
     return t < head.sink ? t : head.ring == 0 ? -1 : head.sink + (t - head.sink) % head.ring;
@@ -110,7 +110,7 @@ struct SlotModel : TokenModel {
       expect("rows in runs", runs.total(), rows, rows);
       expect("kept rows", head.kept(length(b)).count(), rows, rows);
       std::int64_t const first =
-          plan.offsets()[static_cast<std::size_t>((l * plan.num_sequences() + b) * plan.num_kv_heads() + h)];
+          slots.offsets()[static_cast<std::size_t>((l * slots.num_sequences() + b) * slots.num_kv_heads() + h)];
       std::vector<std::int32_t> positions(static_cast<std::size_t>(head.slots()));
       ha::slot_positions(head, length(b), positions);
       expect("slots with positions", std::count_if(positions.begin(), positions.end(), [](auto p) { return p >= 0; }),

@@ -30,7 +30,7 @@ struct UnevenChunk {
   static constexpr std::int64_t sink = 2;
   static constexpr std::int64_t window = 4;
 
-  ha::RollingSlots plan{ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 1), sequences, {.slack = 3}};
+  ha::RollingSlots slots{ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 1), sequences, {.slack = 3}};
   std::vector<float> keys;    ///< zeros: all rows that a query sees weigh the same
   std::vector<float> values;  ///< a token's number
   ha::RollingState state{sequences};
@@ -42,10 +42,10 @@ struct UnevenChunk {
   [[nodiscard]] static ha::StridedLayout layout() { return ha::strided_bhsd(sequences, 1, tokens, dim); }
 
   UnevenChunk()
-      : keys(static_cast<std::size_t>(plan.rows_total() * dim), std::numeric_limits<float>::quiet_NaN()),
+      : keys(static_cast<std::size_t>(slots.rows_total() * dim), std::numeric_limits<float>::quiet_NaN()),
         values(keys),
         queries(static_cast<std::size_t>(layout().required_span_size()), 1.0F) {
-    auto const view = plan.view();
+    auto const view = slots.view();
     ha::RollingHead const& head = view.head(0, 0);
     for (std::int32_t b = 0; b < sequences; ++b) {
       std::int64_t const length = before[static_cast<std::size_t>(b)];
@@ -67,7 +67,7 @@ struct UnevenChunk {
       }
     }
     ha::append(view, state, std::vector<ha::LayerKv<float const>>{{new_keys.data(), new_values.data()}}, source, counts,
-               ha::rolling(plan, view, keys.data(), values.data(), dim));
+               ha::rolling(slots, view, keys.data(), values.data(), dim));
   }
 
   /// The first element of the output that is no mean of what its query sees; queries after the last token see what that

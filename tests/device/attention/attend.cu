@@ -173,15 +173,15 @@ TEST_CASE("device attention: a chunk sees what its tokens would have seen one by
     DeviceVector<float> const d_values(chunk.values);
     DeviceVector<float> const d_queries(chunk.queries);
     DeviceVector<float> const d_output(std::vector<float>(chunk.queries.size(), 77));
-    auto const bytes = chunk.plan.bytes();
+    auto const bytes = chunk.slots.bytes();
     DeviceVector<std::byte> const d_heads(std::vector<std::byte>(bytes.begin(), bytes.end()));
     auto const lengths = chunk.state.lengths();
     auto const view =
-        ha::RollingView::of_chunk(chunk.plan.view_at(d_heads.data()), 0,
+        ha::RollingView::of_chunk(chunk.slots.view_at(d_heads.data()), 0,
                                   upload(std::vector<std::int32_t>(lengths.begin(), lengths.end())), tokens);
     run_attend(chunk.shape(tokens), ha::AttentionQueries{d_queries.data(), chunk.layout()},
                ha::KeptCache{d_keys.data(), d_values.data(), view},
-               ha::AttentionOutput{d_output.data(), chunk.layout()}, {chunk.plan.rows_total()},
+               ha::AttentionOutput{d_output.data(), chunk.layout()}, {chunk.slots.rows_total()},
                {.first_positions = upload(chunk.before)});
     auto const output = d_output.host();
     float worst = 0;
@@ -291,15 +291,15 @@ TEST_CASE("device attention: sequences of a chunk may have different numbers of 
     DeviceVector<float> const d_values(chunk.values);
     DeviceVector<float> const d_queries(chunk.queries);
     DeviceVector<float> const d_output(std::vector<float>(chunk.queries.size(), 77));
-    auto const bytes = chunk.plan.bytes();
+    auto const bytes = chunk.slots.bytes();
     DeviceVector<std::byte> const d_heads(std::vector<std::byte>(bytes.begin(), bytes.end()));
     auto const lengths = chunk.state.lengths();
-    auto const view = ha::RollingView::of_chunk(chunk.plan.view_at(d_heads.data()), 0,
+    auto const view = ha::RollingView::of_chunk(chunk.slots.view_at(d_heads.data()), 0,
                                                 upload(std::vector<std::int32_t>(lengths.begin(), lengths.end())),
                                                 UnevenChunk::tokens, counted ? upload(chunk.counts) : nullptr);
     run_attend(chunk.shape(), ha::AttentionQueries{d_queries.data(), chunk.layout()},
                ha::KeptCache{d_keys.data(), d_values.data(), view},
-               ha::AttentionOutput{d_output.data(), chunk.layout()}, {chunk.plan.rows_total()},
+               ha::AttentionOutput{d_output.data(), chunk.layout()}, {chunk.slots.rows_total()},
                {.first_positions = upload(chunk.before)});
     CHECK(chunk.difference(d_output.host()) == "");
   }

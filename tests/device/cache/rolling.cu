@@ -60,8 +60,8 @@ void walk(unsigned seed, int steps, std::int32_t slack, std::int64_t key_dim, st
                                   new_token_layout(random(), batch, 4, tokens + 1, value_dim));
         DeviceTokens<T> const d_prompt(prompt);
         DeviceVector<std::int32_t> const d_lengths(lengths);
-        auto const plan = ha::Compaction(table, lengths).on_device(d_table.view(), d_lengths.data());
-        run_compress(plan, ha::transfer(d_prompt.layers, prompt.layout(), device.cache()));
+        auto const compaction = ha::Compaction(table, lengths).on_device(d_table.view(), d_lengths.data());
+        run_compress(compaction, ha::transfer(d_prompt.layers, prompt.layout(), device.cache()));
         std::vector<std::int32_t> started(batch, -1);
         started[i] = tokens;
         DeviceVector<std::int32_t> const d_started(started);
@@ -166,9 +166,9 @@ TEST_CASE("what a call that came to no end left of its count of blocks does not 
   HEADAWARE_REQUIRE_DEVICE();
   constexpr std::int64_t dim = 8;
   ha::PolicyTable const table = mixed_table();
-  ha::RollingSlots const plan(table, 2, {.max_tokens = 60});
-  DeviceRolling<float> const device(plan, dim, dim);
-  SlotModel model(table, plan);
+  ha::RollingSlots const slots(table, 2, {.max_tokens = 60});
+  DeviceRolling<float> const device(slots, dim, dim);
+  SlotModel model(table, slots);
   for (std::int32_t const left : {1, 3, -2, 100000}) {
     auto const spoil = [&] {
       REQUIRE_CUDA(cudaMemcpy(device.state().ticket, &left, sizeof(left), cudaMemcpyHostToDevice));
@@ -198,10 +198,10 @@ TEST_CASE("caches on streams of their own do not meet", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
   constexpr std::int64_t dim = 4;
   ha::PolicyTable const table = mixed_table();
-  ha::RollingSlots const plan(table, 1, {.max_tokens = 60, .slack = 2});
+  ha::RollingSlots const slots(table, 1, {.max_tokens = 60, .slack = 2});
   Stream const streams[2];
-  DeviceRolling<float> const caches[2] = {{plan, dim, dim}, {plan, dim, dim}};
-  SlotModel models[2] = {{table, plan}, {table, plan}};
+  DeviceRolling<float> const caches[2] = {{slots, dim, dim}, {slots, dim, dim}};
+  SlotModel models[2] = {{table, slots}, {table, slots}};
   models[1].next = 1000;
   std::vector<DeviceTokens<float>> alive;
   for (std::int32_t step = 0; step < 20; ++step) {
@@ -225,17 +225,17 @@ TEST_CASE("buffers at odd addresses on the device", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
   constexpr std::int64_t dim = 16;
   ha::PolicyTable const table = mixed_table();
-  ha::RollingSlots const plan(table, 2, {.max_tokens = 40});
+  ha::RollingSlots const slots(table, 2, {.max_tokens = 40});
   // Elements of two bytes, off 16: of the cache, and of what is appended.
   for (auto const& [shift, news_shift] :
        std::vector<std::pair<std::size_t, std::size_t>>{{1, 1}, {2, 2}, {4, 4}, {8, 8}, {1, 8}, {8, 2}}) {
-    DeviceRolling<std::uint16_t> const device(plan, dim, dim);
-    auto const elements = static_cast<std::size_t>(plan.rows_total() * dim) + shift;
+    DeviceRolling<std::uint16_t> const device(slots, dim, dim);
+    auto const elements = static_cast<std::size_t>(slots.rows_total() * dim) + shift;
     DeviceVector<std::uint16_t> const keys(std::vector<std::uint16_t>(elements, 7));
     DeviceVector<std::uint16_t> const values(std::vector<std::uint16_t>(elements, 7));
     auto const view = device.view();
-    auto const cache = ha::rolling(plan, view, keys.data() + shift, values.data() + shift, dim);
-    SlotModel model(table, plan);
+    auto const cache = ha::rolling(slots, view, keys.data() + shift, values.data() + shift, dim);
+    SlotModel model(table, slots);
     std::vector<std::int32_t> const counts{30, 3};
     model.append(counts);
     auto const layout = ha::strided_bhsd(2, 4, 30, dim);

@@ -155,9 +155,9 @@ TEST_CASE("a compressed cache is refused by slots of other policies", "[cache]")
   DeviceRolling<float> const device(ha::RollingSlots(table, 1, {}), dim, dim);
   DeviceVector<std::int32_t> const d_lengths(lengths);
   DeviceVector<std::int32_t> const status(std::vector<std::int32_t>{-7});
-  auto plan = ha::Compaction(other, lengths).on_device(d_other.view(), d_lengths.data());
-  plan.d_status = status.data();
-  run_compress(plan, ha::transfer(d_source.layers, layout, device.cache()));
+  auto compaction = ha::Compaction(other, lengths).on_device(d_other.view(), d_lengths.data());
+  compaction.d_status = status.data();
+  run_compress(compaction, ha::transfer(d_source.layers, layout, device.cache()));
   REQUIRE(status.host()[0] == 1);
   auto const keys = device.keys.host();
   REQUIRE(std::all_of(keys.begin(), keys.end(), [](float x) { return x == 0; }));

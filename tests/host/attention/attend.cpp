@@ -232,9 +232,9 @@ TEST_CASE("a view of one's own needs no more than rows and offsets", "[attention
 }
 
 TEST_CASE("a layer that holds nothing needs no buffers", "[attention]") {
-  ha::RollingSlots const plan(ha::UniformTable(ha::Prune{}, 1, 2), 1, {});
+  ha::RollingSlots const slots(ha::UniformTable(ha::Prune{}, 1, 2), 1, {});
   ha::RollingState state(1);
-  state.start(plan.view(), 0, 5);
+  state.start(slots.view(), 0, 5);
   std::vector<float> const queries(16, 1);
   std::vector<float> output(16, 7);
   std::vector<float> lse(2, 7);
@@ -244,7 +244,7 @@ TEST_CASE("a layer that holds nothing needs no buffers", "[attention]") {
                ha::KeptCache<float, std::remove_cvref_t<decltype(view)>>{nullptr, nullptr, view},
                ha::AttentionOutput{output.data(), layout, lse.data()});
   };
-  call(ha::RollingView{plan.view(), 0, state.lengths().data()});
+  call(ha::RollingView{slots.view(), 0, state.lengths().data()});
   CHECK(output == std::vector<float>(16, 0));
   CHECK(lse == std::vector<float>(2, -std::numeric_limits<float>::infinity()));
   std::vector<std::int32_t> const offsets{0, 0, 1};

@@ -144,17 +144,17 @@ TEST_CASE("masked attention over all tokens is attention over the kept ones, at 
     std::int64_t arrived = 0;
     while (arrived < 7 && listed[arrived] <= position) ++arrived;
     step_table.set(1, 2, ha::KeepList{listed, arrived});
-    ha::Compaction const plan(step_table, lengths);
-    std::vector<float> kept_keys(at(plan.kept_total() * dim) + 1);
-    std::vector<float> kept_values(at(plan.kept_total() * dim) + 1);
+    ha::Compaction const compaction(step_table, lengths);
+    std::vector<float> kept_keys(at(compaction.kept_total() * dim) + 1);
+    std::vector<float> kept_values(at(compaction.kept_total() * dim) + 1);
     std::vector<ha::LayerKv<float const>> const layers{{keys.data(), values.data()}, {keys.data(), values.data()}};
-    ha::compress(plan, layers, source, ha::ragged(plan, kept_keys.data(), kept_values.data(), dim));
+    ha::compress(compaction, layers, source, ha::ragged(compaction, kept_keys.data(), kept_values.data(), dim));
     for (std::int32_t layer = 0; layer < 2; ++layer) {
       // What the policies keep, by the library's ragged cache.
       std::vector<float> output(2 * heads * dim, 77);
       std::vector<float> lse(2 * heads, 77);
       float const* const query = &queries[at(position * 2 * heads * dim)];
-      std::int64_t const* const offsets = &plan.offsets()[at(layer * heads)];
+      std::int64_t const* const offsets = &compaction.offsets()[at(layer * heads)];
       ha::attend({1, 2 * heads, heads, 1, dim}, ha::AttentionQueries{query, layout},
                  ha::KeptCache{kept_keys.data(), kept_values.data(), ha::RaggedView{offsets, heads}},
                  ha::AttentionOutput{output.data(), layout, lse.data()});

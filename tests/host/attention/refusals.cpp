@@ -110,14 +110,14 @@ TEST_CASE("attention refuses what makes no sense", "[attention]") {
 }
 
 TEST_CASE("attention refuses what it knows to be wrong of views and buffers", "[attention]") {
-  ha::RollingSlots const plan(ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 1), 2, {.slack = 1});
+  ha::RollingSlots const slots(ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 1), 2, {.slack = 1});
   ha::RollingState state(2);
-  std::vector<float> const kept(static_cast<std::size_t>(plan.rows_total() * 8), 1);
+  std::vector<float> const kept(static_cast<std::size_t>(slots.rows_total() * 8), 1);
   std::vector<float> data(200, 1);
   auto const call = [&](ha::AttentionShape const& shape, std::int32_t layer, float const* queries, float* output,
                         ha::StridedLayout const& layout = ha::strided_bhsd(3, 2, 1, 8), float* lse = nullptr) {
     ha::attend(shape, ha::AttentionQueries{queries, layout},
-               ha::KeptCache{kept.data(), kept.data(), ha::RollingView{plan.view(), layer, state.lengths().data()}},
+               ha::KeptCache{kept.data(), kept.data(), ha::RollingView{slots.view(), layer, state.lengths().data()}},
                ha::AttentionOutput{output, layout, lse});
   };
   auto const bytes_on = [](float* from, std::uintptr_t by) {
@@ -139,7 +139,7 @@ TEST_CASE("attention refuses what it knows to be wrong of views and buffers", "[
     check_error<ha::ArgumentError>([&] { call(good, layer, data.data(), data.data() + 100); },
                                    {"layer", "[0, 1)", std::to_string(layer), "RollingView"});
     check_error<ha::ArgumentError>(
-        [&] { (void)ha::RollingView::of_chunk(plan.view(), layer, state.lengths().data(), 1); },
+        [&] { (void)ha::RollingView::of_chunk(slots.view(), layer, state.lengths().data(), 1); },
         {"layer", "[0, 1)", std::to_string(layer), "RollingView"});
   }
   check_error<ha::ArgumentError>([&] { call(good, 0, bytes_on(data.data(), 2), data.data() + 100); },

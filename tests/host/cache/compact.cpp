@@ -216,7 +216,7 @@ TEST_CASE("keep-lists a sequence and head, tables below them", "[cache]") {
   check_error<ha::ArgumentError>(
       [&] { ha::compress(compaction, cache.layers(), layout, ha::ragged(compaction, keys.data(), values.data(), 8)); },
       {"keep-list entry", "[5, 9)", "3", "entry 1"});
-  REQUIRE(std::all_of(keys.begin(), keys.end(), [](auto x) { return x == 77; }));
+  REQUIRE(keys == std::vector<std::uint16_t>(keys.size(), 77));
 }
 
 TEST_CASE("scales move along", "[cache]") {
@@ -295,8 +295,8 @@ TEST_CASE("bad input is named and nothing is written", "[cache]") {
   auto const layers = cache.layers();
   auto const fails = [&](auto const& call, ha::ErrorDetail const& parts) {
     check_error<ha::ArgumentError>(call, parts);
-    REQUIRE(std::all_of(k.begin(), k.end(), [](auto x) { return x == 77; }));
-    REQUIRE(std::all_of(v.begin(), v.end(), [](auto x) { return x == 77; }));
+    REQUIRE(k == std::vector<std::uint16_t>(k.size(), 77));
+    REQUIRE(v == std::vector<std::uint16_t>(v.size(), 77));
   };
 
   fails([&] { ha::compress(compaction, std::vector<ha::LayerKv<std::uint16_t const>>{layers[0]}, layout, kept); },
