@@ -109,11 +109,11 @@ constexpr std::int64_t new_bytes = std::int64_t{2} * num_layers * num_kv_heads *
 void rolling(benchmark::State& state) {
   auto const kept = static_cast<std::int32_t>(state.range(0));
   ha::UniformTable const table(ha::SinkWindow{.sink = sink, .window = kept - sink}, num_layers, num_kv_heads);
-  ha::RollingSlots const plan(table, 1, {});
-  Buffer keys(plan.rows_total() * head_dim, 3);
-  Buffer values(plan.rows_total() * head_dim, 4);
-  auto const view = plan.view();
-  auto const cache = ha::rolling(plan, view, keys.data(), values.data(), head_dim);
+  ha::RollingSlots const slots(table, 1, {});
+  Buffer keys(slots.rows_total() * head_dim, 3);
+  Buffer values(slots.rows_total() * head_dim, 4);
+  auto const view = slots.view();
+  auto const cache = ha::rolling(slots, view, keys.data(), values.data(), head_dim);
   ha::RollingState lengths(1);
   lengths.start(view, 0, kept);
   NewToken const token;

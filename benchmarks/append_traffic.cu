@@ -45,16 +45,16 @@ struct NewTokens {
 
 void rolling(NewTokens const& tokens) {
   ha::PolicyTable const table(num_layers, num_kv_heads, ha::SinkWindow{.sink = 4, .window = 508});
-  ha::RollingSlots const plan(table, batch, {});
-  DeviceArray<std::byte> const heads(std::vector<std::byte>(plan.bytes().begin(), plan.bytes().end()));
+  ha::RollingSlots const slots(table, batch, {});
+  DeviceArray<std::byte> const heads(std::vector<std::byte>(slots.bytes().begin(), slots.bytes().end()));
   std::vector<std::int32_t> counters(ha::RollingStateView::bytes(batch) / sizeof(std::int32_t), 0);
   counters[0] = counters[batch] = length;
   DeviceArray<std::int32_t> const d_counters(counters);
-  DeviceArray<std::uint16_t> const keys(static_cast<std::size_t>(plan.rows_total() * head_dim));
+  DeviceArray<std::uint16_t> const keys(static_cast<std::size_t>(slots.rows_total() * head_dim));
   DeviceArray<std::uint16_t> const values(keys.size());
-  auto const view = plan.view_at(heads.data());
+  auto const view = slots.view_at(heads.data());
   BENCH_CHECK(ha::device::append(view, ha::RollingStateView::at(d_counters.data(), batch), tokens.layers, tokens.layout,
-                                 nullptr, 1, ha::rolling(plan, view, keys.data(), values.data(), head_dim), {},
+                                 nullptr, 1, ha::rolling(slots, view, keys.data(), values.data(), head_dim), {},
                                  nullptr));
   BENCH_CHECK(cudaDeviceSynchronize());
 }

@@ -90,11 +90,11 @@ int main(int argc, char** argv) {
   } else if (rolling) {
     ha::PolicyTable table(1, num_kv_heads, ha::SinkWindow{.sink = 4, .window = 508});
     table.set(0, 0, ha::SinkWindow{.sink = 4, .window = 4092});
-    ha::RollingSlots const plan(table, sequences, {.slack = 4});
-    auto const* const heads = plan.bytes().data();
-    bench::DeviceArray<std::byte> const d_heads(std::vector<std::byte>(heads, heads + plan.bytes().size()));
+    ha::RollingSlots const slots(table, sequences, {.slack = 4});
+    auto const* const heads = slots.bytes().data();
+    bench::DeviceArray<std::byte> const d_heads(std::vector<std::byte>(heads, heads + slots.bytes().size()));
     bench::DeviceArray<std::int32_t> const d_lengths(std::vector<std::int32_t>(sequences, 10000));
-    attend(group, rows, ha::RollingView{plan.view_at(d_heads.data()), 0, d_lengths.data()}, plan.rows_total());
+    attend(group, rows, ha::RollingView{slots.view_at(d_heads.data()), 0, d_lengths.data()}, slots.rows_total());
   } else {
     bench::DeviceArray<std::int32_t> const d_offsets(offsets);
     attend(group, rows, ha::RaggedView{d_offsets.data(), num_kv_heads}, rows);

@@ -68,19 +68,19 @@ void parallel_memcpy(void* target, void const* source, std::size_t bytes) {
 
 void compaction(benchmark::State& state, ha::StridedLayout const& source) {
   bench::set_threads(state.range(0));
-  ha::Compaction const plan(ha::UniformTable(ha::SinkWindow{.sink = 4, .window = 508}, num_layers, num_kv_heads),
-                            std::vector<std::int32_t>{tokens});
-  auto const elements = static_cast<std::size_t>(plan.kept_total() * head_dim);
+  ha::Compaction const compaction(ha::UniformTable(ha::SinkWindow{.sink = 4, .window = 508}, num_layers, num_kv_heads),
+                                  std::vector<std::int32_t>{tokens});
+  auto const elements = static_cast<std::size_t>(compaction.kept_total() * head_dim);
   std::vector<std::uint16_t> kept_keys(elements);
   std::vector<std::uint16_t> kept_values(elements);
-  auto const kept = ha::ragged(plan, kept_keys.data(), kept_values.data(), head_dim);
+  auto const kept = ha::ragged(compaction, kept_keys.data(), kept_values.data(), head_dim);
   std::size_t const bytes = elements * sizeof(std::uint16_t);
 
   double best_compaction = std::numeric_limits<double>::max();
   double best_memcpy = best_compaction;
   for (auto _ : state) {
     double const start = bench::seconds();
-    ha::compress(plan, cache().layers, source, kept);
+    ha::compress(compaction, cache().layers, source, kept);
     double const middle = bench::seconds();
     parallel_memcpy(kept_keys.data(), cache().keys.data(), bytes);
     parallel_memcpy(kept_values.data(), cache().values.data(), bytes);
@@ -89,7 +89,7 @@ void compaction(benchmark::State& state, ha::StridedLayout const& source) {
     best_memcpy = std::min(best_memcpy, end - middle);
     state.SetIterationTime(middle - start);
   }
-  auto const kept_bytes = static_cast<double>(plan.bytes_held(head_dim, sizeof(std::uint16_t)));
+  auto const kept_bytes = static_cast<double>(compaction.bytes_held(head_dim, sizeof(std::uint16_t)));
   state.counters["kept_bytes"] = kept_bytes;
   state.counters["compaction_GB/s"] = kept_bytes / best_compaction / 1e9;
   state.counters["memcpy_GB/s"] = kept_bytes / best_memcpy / 1e9;

@@ -17,39 +17,21 @@ bench::Model& model() {
   return instance;
 }
 
-/// Runs `work` once an iteration and reports the bytes it reads and writes a second.
+/// Runs `work` once an iteration and reports the bytes it reads and writes per second.
 template <class Work>
 void timed(benchmark::State& state, Work const& work) {
-  int l2_bytes = 0;
-  BENCH_CHECK(cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, 0));
-  bench::DeviceArray<std::byte> const flush(static_cast<std::size_t>(l2_bytes) + 1);
-  cudaEvent_t start = nullptr;
-  cudaEvent_t stop = nullptr;
-  BENCH_CHECK(cudaEventCreate(&start));
-  BENCH_CHECK(cudaEventCreate(&stop));
-  for (auto _ : state) {
-    BENCH_CHECK(cudaMemsetAsync(flush.data(), 0, flush.size(), stream));
-    BENCH_CHECK(cudaEventRecord(start, stream));
-    work();
-    BENCH_CHECK(cudaEventRecord(stop, stream));
-    BENCH_CHECK(cudaEventSynchronize(stop));
-    float milliseconds = 0;
-    BENCH_CHECK(cudaEventElapsedTime(&milliseconds, start, stop));
-    state.SetIterationTime(milliseconds * 1e-3);
-  }
-  BENCH_CHECK(cudaEventDestroy(start));
-  BENCH_CHECK(cudaEventDestroy(stop));
+  bench::timed(state, stream, work);
   state.SetBytesProcessed(state.iterations() * 2 * model().kept_bytes());
 }
 
 void compaction(benchmark::State& state, ha::StridedLayout const& source) {
-  auto const plan = model().device_plan();
+  auto const d_compaction = model().device_compaction();
   auto const kept = model().kept();
   std::size_t temp_bytes = 0;
-  BENCH_CHECK(ha::device::compress(nullptr, temp_bytes, plan, model().layers, source, kept, stream));
+  BENCH_CHECK(ha::device::compress(nullptr, temp_bytes, d_compaction, model().layers, source, kept, stream));
   bench::DeviceArray<std::byte> const temp(temp_bytes);
   timed(state, [&] {
-    BENCH_CHECK(ha::device::compress(temp.data(), temp_bytes, plan, model().layers, source, kept, stream));
+    BENCH_CHECK(ha::device::compress(temp.data(), temp_bytes, d_compaction, model().layers, source, kept, stream));
   });
 }
 

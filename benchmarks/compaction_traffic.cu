@@ -14,12 +14,12 @@ int main() {
   }
   bench::Model const model;
   auto const source = headaware::strided_bhsd(1, model.num_kv_heads, model.tokens, model.head_dim);
-  auto const plan = model.device_plan();
+  auto const compaction = model.device_compaction();
   auto const kept = model.kept();
   std::size_t temp_bytes = 0;
-  BENCH_CHECK(headaware::device::compress(nullptr, temp_bytes, plan, model.layers, source, kept, nullptr));
+  BENCH_CHECK(headaware::device::compress(nullptr, temp_bytes, compaction, model.layers, source, kept, nullptr));
   bench::DeviceArray<std::byte> const temp(temp_bytes);
-  BENCH_CHECK(headaware::device::compress(temp.data(), temp_bytes, plan, model.layers, source, kept, nullptr));
+  BENCH_CHECK(headaware::device::compress(temp.data(), temp_bytes, compaction, model.layers, source, kept, nullptr));
   BENCH_CHECK(cudaDeviceSynchronize());
   std::printf("kept_bytes %lld\n", static_cast<long long>(model.kept_bytes()));
 }

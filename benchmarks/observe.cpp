@@ -28,6 +28,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace ha = headaware;
@@ -136,29 +137,36 @@ double materialised(Head const& head, std::vector<float>& scores) {
   return checksum;
 }
 
+/// Times two pieces of work in turn, and reports the first one's. @return the least seconds of each
+template <class First, class Second>
+std::pair<double, double> best_of(benchmark::State& state, First const& first, Second const& second) {
+  std::pair<double, double> best(std::numeric_limits<double>::max(), std::numeric_limits<double>::max());
+  for (auto _ : state) {
+    double const start = bench::seconds();
+    first();
+    double const middle = bench::seconds();
+    second();
+    double const end = bench::seconds();
+    best = {std::min(best.first, middle - start), std::min(best.second, end - middle)};
+    state.SetIterationTime(middle - start);
+  }
+  return best;
+}
+
 void observe(benchmark::State& state, bool with_values) {
   set_threads(state.range(2));
   Head const head(state.range(0), state.range(1));
   auto const parameters = with_values ? with_retention() : ha::ObserverParameters{};
-  double best = std::numeric_limits<double>::max();
-  double best_sgemm = best;
   auto const observe_once = [&] {
     benchmark::DoNotOptimize(ha::observe_chunk(head.layer(with_values), head.score(), parameters));
   };
   double const observe_mb = peak_mb(observe_once);
   std::vector<float> scores(static_cast<std::size_t>(head.tokens * head.tokens));
   head.sgemm(scores.data());
-  for (auto _ : state) {
-    double const start = bench::seconds();
-    observe_once();
-    double const middle = bench::seconds();
+  auto const [best, best_sgemm] = best_of(state, observe_once, [&] {
     head.sgemm(scores.data());
     benchmark::DoNotOptimize(scores.data());
-    double const end = bench::seconds();
-    best = std::min(best, middle - start);
-    best_sgemm = std::min(best_sgemm, end - middle);
-    state.SetIterationTime(middle - start);
-  }
+  });
   state.counters["observe_ms"] = best * 1e3;
   state.counters["sgemm_ms"] = best_sgemm * 1e3;
   state.counters["ratio"] = best / best_sgemm;
@@ -171,22 +179,16 @@ void retention(benchmark::State& state) { observe(state, true); }
 void materialised_statistics(benchmark::State& state) {
   set_threads(state.range(2));
   Head const head(state.range(0), state.range(1));
-  double best = std::numeric_limits<double>::max();
-  double best_observe = best;
   double peak = 0;
-  for (auto _ : state) {
-    double const start = bench::seconds();
-    peak = std::max(peak, peak_mb([&] {
-                      std::vector<float> scores(static_cast<std::size_t>(head.tokens * head.tokens));
-                      benchmark::DoNotOptimize(materialised(head, scores));
-                    }));
-    double const middle = bench::seconds();
-    benchmark::DoNotOptimize(ha::observe_chunk(head.layer(false), head.score()));
-    double const end = bench::seconds();
-    best = std::min(best, middle - start);
-    best_observe = std::min(best_observe, end - middle);
-    state.SetIterationTime(middle - start);
-  }
+  auto const [best, best_observe] = best_of(
+      state,
+      [&] {
+        peak = std::max(peak, peak_mb([&] {
+                          std::vector<float> scores(static_cast<std::size_t>(head.tokens * head.tokens));
+                          benchmark::DoNotOptimize(materialised(head, scores));
+                        }));
+      },
+      [&] { benchmark::DoNotOptimize(ha::observe_chunk(head.layer(false), head.score())); });
   state.counters["materialised_ms"] = best * 1e3;
   state.counters["observe_ms"] = best_observe * 1e3;
   state.counters["speedup"] = best / best_observe;

@@ -58,25 +58,9 @@ void observation(benchmark::State& state, What what) {
   BENCH_CHECK(ha::device::observe(nullptr, temp_bytes, shape, layers, score, parameters, sums.data(), stream));
   bench::DeviceArray<std::byte> const temp(temp_bytes);
 
-  int l2_bytes = 0;
-  BENCH_CHECK(cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, 0));
-  bench::DeviceArray<std::byte> const flush(static_cast<std::size_t>(l2_bytes) + 1);
-  cudaEvent_t start = nullptr;
-  cudaEvent_t stop = nullptr;
-  BENCH_CHECK(cudaEventCreate(&start));
-  BENCH_CHECK(cudaEventCreate(&stop));
-  for (auto _ : state) {
-    BENCH_CHECK(cudaMemsetAsync(flush.data(), 0, flush.size(), stream));
-    BENCH_CHECK(cudaEventRecord(start, stream));
+  bench::timed(state, stream, [&] {
     BENCH_CHECK(ha::device::observe(temp.data(), temp_bytes, shape, layers, score, parameters, sums.data(), stream));
-    BENCH_CHECK(cudaEventRecord(stop, stream));
-    BENCH_CHECK(cudaEventSynchronize(stop));
-    float milliseconds = 0;
-    BENCH_CHECK(cudaEventElapsedTime(&milliseconds, start, stop));
-    state.SetIterationTime(milliseconds * 1e-3);
-  }
-  BENCH_CHECK(cudaEventDestroy(start));
-  BENCH_CHECK(cudaEventDestroy(stop));
+  });
   double const products = 4.0 * num_query_heads * head_dim * static_cast<double>(tokens) * static_cast<double>(tokens) /
                           2 / static_cast<double>(state.range(1));
   state.counters["flop_rate"] =

@@ -7,6 +7,7 @@
 #include <benchmark/benchmark.h>
 #include <cuda_runtime.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -58,10 +59,10 @@ struct Model {
 
   ha::PolicyTable table{num_layers, num_kv_heads, ha::SinkWindow{.sink = 4, .window = 508}};
   std::vector<std::int32_t> lengths{tokens};
-  ha::Compaction<> plan{table, lengths};
+  ha::Compaction<> compaction{table, lengths};
   DeviceArray<std::uint16_t> keys{num_layers * layer_elements};
   DeviceArray<std::uint16_t> values{num_layers * layer_elements};
-  DeviceArray<std::uint16_t> kept_keys{static_cast<std::size_t>(plan.kept_total() * head_dim)};
+  DeviceArray<std::uint16_t> kept_keys{static_cast<std::size_t>(compaction.kept_total() * head_dim)};
   DeviceArray<std::uint16_t> kept_values{kept_keys.size()};
   DeviceArray<std::byte> d_table{std::vector<std::byte>(table.bytes().begin(), table.bytes().end())};
   DeviceArray<std::int32_t> d_lengths{lengths};
@@ -74,10 +75,36 @@ struct Model {
       layers.push_back({keys.data() + layer * layer_elements, values.data() + layer * layer_elements});
     }
   }
-  [[nodiscard]] auto device_plan() const { return plan.on_device(table.view_at(d_table.data()), d_lengths.data()); }
-  [[nodiscard]] auto kept() const { return ha::ragged(plan, kept_keys.data(), kept_values.data(), head_dim); }
-  [[nodiscard]] std::int64_t kept_bytes() const { return plan.bytes_held(head_dim, sizeof(std::uint16_t)); }
+  [[nodiscard]] auto device_compaction() const {
+    return compaction.on_device(table.view_at(d_table.data()), d_lengths.data());
+  }
+  [[nodiscard]] auto kept() const { return ha::ragged(compaction, kept_keys.data(), kept_values.data(), head_dim); }
+  [[nodiscard]] std::int64_t kept_bytes() const { return compaction.bytes_held(head_dim, sizeof(std::uint16_t)); }
 };
+
+/// Runs `work` once an iteration, timed with events, the L2 cache flushed before each.
+template <class Work>
+void timed(benchmark::State& state, cudaStream_t stream, Work const& work) {
+  int l2_bytes = 0;
+  BENCH_CHECK(cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, 0));
+  DeviceArray<std::byte> const flush(static_cast<std::size_t>(l2_bytes) + 1);
+  cudaEvent_t start = nullptr;
+  cudaEvent_t stop = nullptr;
+  BENCH_CHECK(cudaEventCreate(&start));
+  BENCH_CHECK(cudaEventCreate(&stop));
+  for (auto _ : state) {
+    BENCH_CHECK(cudaMemsetAsync(flush.data(), 0, flush.size(), stream));
+    BENCH_CHECK(cudaEventRecord(start, stream));
+    work();
+    BENCH_CHECK(cudaEventRecord(stop, stream));
+    BENCH_CHECK(cudaEventSynchronize(stop));
+    float milliseconds = 0;
+    BENCH_CHECK(cudaEventElapsedTime(&milliseconds, start, stop));
+    state.SetIterationTime(milliseconds * 1e-3);
+  }
+  BENCH_CHECK(cudaEventDestroy(start));
+  BENCH_CHECK(cudaEventDestroy(stop));
+}
 
 /// Runs the benchmarks of the program where there is a device, whose name goes into the results.
 inline int run(int argc, char** argv) {

@@ -1,15 +1,11 @@
 #!/usr/bin/env bash
 # check_ablation.sh <run_ablation_study> <text> <folder>: what it lists, and what it refuses.
-set -euo pipefail
+name=commands
+source "$(dirname "$0")/../support/check.sh"
 program=$1
 text=$2
 folder=$3
-rm -rf "$folder"
-mkdir -p "$folder"
-fail() {
-  echo "commands: $*" >&2
-  exit 1
-}
+fresh_folder
 "$program" --list >"$folder/list" 2>"$folder/log"
 for line in "sink_size/sinks_0" "method/conservative_rules" "sensitivity/head" "re_rotation/planned_cache_positions"; do
   grep -qx "  $line" "$folder/list" || fail "$line is not listed"
@@ -19,12 +15,7 @@ head -c 1000 "$text" >"$folder/other.txt"
 [[ $(grep -c '^[a-z]' "$folder/list") == 2 ]] || fail "other groups than those asked for are listed"
 grep -qx "  calibration_domain/plan_of_both_on_other" "$folder/list" || fail "a second text has no group"
 
-expect() {  # expect <text> <arguments>...
-  local text=$1
-  shift
-  if "$program" --output_dir "$folder/none" "$@" >"$folder/log" 2>&1; then fail "no error: $*"; fi
-  grep -qF -- "$text" "$folder/log" || { cat "$folder/log" >&2; fail "expected '$text': $*"; }
-}
+expect() { check_exit error "$1" "$program" --output_dir "$folder/none" "${@:2}"; }  # expect <text> <arguments>...
 expect "--model" --ablation blend
 expect "one of all, window_size" --list --ablation blends
 expect "one of all, window_size" --list --ablation calibration_domain # there is no second text

@@ -1,15 +1,11 @@
 #!/usr/bin/env bash
 # check_analysis.sh <analyze_attention> <capture> <folder>: results, interruption, going on, and errors.
-set -euo pipefail
+name=commands
+source "$(dirname "$0")/../support/check.sh"
 program=$1
 capture=$2
 folder=$3
-rm -rf "$folder"
-mkdir -p "$folder"
-fail() {
-  echo "commands: $*" >&2
-  exit 1
-}
+fresh_folder
 files=(head_statistics.json retention_statistics.json head_classifications.json)
 
 pieces=(--model "$capture" --chunk_size 16 --num_distances 16)
@@ -96,12 +92,7 @@ printf '\x00\x7e' | dd of="$folder/spoiled/chunk0_v.npy" bs=1 seek=60000 conv=no
 "$program" --model "$folder/spoiled" --output_dir "$folder/spoiled_results" >"$folder/log" 2>&1 || fail "a NaN ended the analysis"
 grep -q "rows of attention held NaN" "$folder/log" || fail "a NaN was not counted"
 
-expect() {  # expect <text> <arguments>...
-  local text=$1
-  shift
-  if "$program" "$@" >"$folder/log" 2>&1; then fail "no error: $*"; fi
-  grep -qF -- "$text" "$folder/log" || { cat "$folder/log" >&2; fail "expected '$text': $*"; }
-}
+expect() { check_exit error "$1" "$program" "${@:2}"; }  # expect <text> <arguments>...
 expect "parameters to resume" "${pieces[@]}" --sink_size 2 --output_dir "$folder/whole" --resume
 expect "observation to resume" --model "$capture" --chunk_size 32 --num_distances 16 --output_dir "$folder/whole" --resume
 mkdir "$folder/changed"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # check_plan.sh <plan_policies> <compress_cache> <analyze_attention> <capture> <folder>: plans, their files, errors.
-set -euo pipefail
+name=commands
+source "$(dirname "$0")/../support/check.sh"
 program=$1
 compress=$2
 capture=$4
@@ -9,34 +10,25 @@ rm -rf "$folder"
 "$3" --model "$capture" --output_dir "$folder/text" >/dev/null 2>&1
 "$3" --model "$capture" --output_dir "$folder/probe" --chunk_size 256 >/dev/null 2>&1
 
-expect() {  # expect <exit code> <text> <arguments>...
-  local code=$1 text=$2 got=0
-  shift 2
-  "$program" --results_dir "$folder/text" "$@" >"$folder/log" 2>&1 || got=$?
-  if [[ $got != "$code" ]] || ! grep -qF -- "$text" "$folder/log"; then
-    cat "$folder/log" >&2
-    echo "commands: expected exit code $code and '$text', got $got: $*" >&2
-    exit 1
-  fi
-}
+expect() { check_exit "$1" "$2" "$program" --results_dir "$folder/text" "${@:3}"; }  # expect <exit code> <text> <arguments>...
 
 expect 0 "planned 1536 (128.0 per KV head, 25.0% of its cache), left 0" --budget 25%
 for file in plan.json plan_classifications.json; do
-  [[ -s $folder/text/$file ]] || { echo "commands: no $file" >&2; exit 1; }
+  [[ -s $folder/text/$file ]] || fail "no $file"
 done
 grep -q '^at 128.0 tokens per KV head (25.0% of the context) the plan is predicted to lose 0[.][0-9]* of what uniform' \
-  "$folder/log" || { cat "$folder/log" >&2; echo "commands: no word on what the plan loses" >&2; exit 1; }
+  "$folder/log" || fail "no word on what the plan loses: $(cat "$folder/log")"
 # At every size of the table the plan is predicted to lose less than uniform windows.
 awk '/plan\/uniform/ { table = 1; next } table && NF == 5 { if ($5 >= 1) exit 1; lines++ } END { exit lines < 5 }' \
-  "$folder/log" || { cat "$folder/log" >&2; echo "commands: a plan is no better than uniform windows" >&2; exit 1; }
+  "$folder/log" || fail "a plan is no better than uniform windows: $(cat "$folder/log")"
 # Whatever reads classifications compresses by the plan.
 "$compress" --results_dir "$folder/text" --classifications "$folder/text/plan_classifications.json" \
-  --capture "$capture" >"$folder/log" 2>&1 || { cat "$folder/log" >&2; exit 1; }
-grep -q "held: 0.2500 of the full cache" "$folder/log" || { cat "$folder/log" >&2; exit 1; }
-grep -q "rules of head types" "$folder/log" && { echo "commands: a plan is called rules" >&2; exit 1; }
-"$compress" --plan "$folder/text/plan.json" --capture "$capture" >"$folder/log" 2>&1 || { cat "$folder/log" >&2; exit 1; }
-grep -q "held: 0.2500 of the full cache" "$folder/log" || { cat "$folder/log" >&2; exit 1; }
-grep -q "rules of head types" "$folder/log" && { echo "commands: a plan is called rules" >&2; exit 1; }
+  --capture "$capture" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
+grep -q "held: 0.2500 of the full cache" "$folder/log" || fail "$(cat "$folder/log")"
+grep -q "rules of head types" "$folder/log" && fail "a plan is called rules"
+"$compress" --plan "$folder/text/plan.json" --capture "$capture" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
+grep -q "held: 0.2500 of the full cache" "$folder/log" || fail "$(cat "$folder/log")"
+grep -q "rules of head types" "$folder/log" && fail "a plan is called rules"
 
 cp "$folder/text/plan.json" "$folder/first.json"
 expect 0 "wrote plan.json" --budget 128 --context 512
@@ -50,7 +42,7 @@ printf '%s' '{"format": "headaware.sensitivities", "version": 1, "num_layers": 4
 "loss_increase", "cut": {"sink": 4, "window": 60}, "values": [0.1, 0.02, 0.05, 0.3]}' >"$folder/losses.json"
 expect 0 "wrote plan.json" --budget 20% --sensitivities "$folder/losses.json" --probe_dir "$folder/probe" \
   --probe_sensitivities "$folder/losses.json" --probe_weight 0.5 --output_dir "$folder/probed"
-cmp -s "$folder/probed/plan.json" "$folder/text/plan.json" && { echo "commands: sensitivities change nothing" >&2; exit 1; }
+cmp -s "$folder/probed/plan.json" "$folder/text/plan.json" && fail "sensitivities change nothing"
 
 cp "$folder/losses.json" "$folder/text/sensitivities.json"
 expect 0 "has what layers cost" --budget 20%
@@ -81,14 +73,14 @@ expect 105 "not in range" --budget 25% --context 1000000000000
 expect 105 "expected at most 2^53" --budget 25% --floor 99999999999999999999
 mkdir -p "$folder/blocked/plan.json"
 expect 1 "expected a file, or nothing yet" --budget 25% --output_dir "$folder/blocked"
-grep -q "predicted error against" "$folder/log" && { echo "commands: planned what it cannot write" >&2; exit 1; }
+grep -q "predicted error against" "$folder/log" && fail "planned what it cannot write"
 expect 1 "none.json" --budget 25% --sensitivities "$folder/none.json"
 sed -i 's/"num_layers": 4/"num_layers": 5/' "$folder/losses.json"
 expect 1 "number of values" --budget 25% --sensitivities "$folder/losses.json"
 # An analysis without retention leaves no plan of an earlier one's to be made.
 "$3" --model "$capture" --output_dir "$folder/text" --no_retention >/dev/null 2>&1
 expect 1 "retention_statistics.json" --budget 25%
-[[ ! -e $folder/text/plan.json ]] || { echo "commands: a plan of earlier statistics stayed" >&2; exit 1; }
+[[ ! -e $folder/text/plan.json ]] || fail "a plan of earlier statistics stayed"
 if "$program" --results_dir "$folder" --budget 25% >"$folder/log" 2>&1; then exit 1; fi
 grep -q "retention_statistics.json" "$folder/log"
 echo "commands: plan_policies does what it should"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # check_validate.sh <validate_head_classification> <analyze_attention> <capture> <folder>: exit codes and files.
-set -euo pipefail
+name=commands
+source "$(dirname "$0")/../support/check.sh"
 program=$1
 analyze=$2
 folder=$4
@@ -8,16 +9,7 @@ rm -rf "$folder"
 "$analyze" --model "$3" --output_dir "$folder/analysis" --no_retention >/dev/null 2>&1
 cp "$folder/analysis/head_statistics.json" "$folder"
 
-expect() {  # expect <exit code> <text> <arguments>...
-  local code=$1 text=$2 got=0
-  shift 2
-  "$program" --results_dir "$folder" "$@" >"$folder/log" 2>&1 || got=$?
-  if [[ $got != "$code" ]] || ! grep -qF -- "$text" "$folder/log"; then
-    cat "$folder/log" >&2
-    echo "commands: expected exit code $code and '$text', got $got: $*" >&2
-    exit 1
-  fi
-}
+expect() { check_exit "$1" "$2" "$program" --results_dir "$folder" "${@:3}"; }  # expect <exit code> <text> <arguments>...
 
 expect 1 "head_classifications.json"  # there is none yet
 expect 0 "the rules do not give  :    0 of 36 heads" --reclassify --strict
@@ -41,7 +33,7 @@ expect 2 "expected sink_positional, got gathering" --strict
 # A report of an earlier check goes with it; one of the results themselves stays.
 touch "$folder/validation/report.html" "$folder/report.html"
 expect 2 "expected sink_positional, got gathering" --strict
-[[ ! -e $folder/validation/report.html && -e $folder/report.html ]] || { echo "commands: an old report" >&2; exit 1; }
+[[ ! -e $folder/validation/report.html && -e $folder/report.html ]] || fail "an old report"
 touch "$folder/blocked"
 expect 1 "expected a folder, or nothing yet" --output_dir "$folder/blocked"
 

@@ -49,7 +49,7 @@ T const& a() noexcept;
 template <class T>
 T& an() noexcept;
 using Table = ha::PolicyTableView<>;
-using Plan = ha::DeviceCompaction<Table>;
+using Compaction = ha::DeviceCompaction<Table>;
 using Strided = ha::StridedLayout;
 using Layers = std::vector<ha::LayerKv<float>>;
 using Transfer = ha::Transfer<float, Strided, ha::RaggedForm>;
@@ -59,12 +59,12 @@ using Qkv = std::vector<ha::DeviceQkv<float>>;
 constexpr cudaStream_t stream = nullptr;
 constexpr std::int32_t const* counts = nullptr;
 constexpr double* sums = nullptr;
-static_assert(noexcept(ha::device::compress(nullptr, an<std::size_t>(), a<Plan>(), a<Transfer>(), stream)));
-static_assert(noexcept(ha::device::compress(nullptr, an<std::size_t>(), a<Plan>(), a<Transfer>(), a<Transfer>(),
+static_assert(noexcept(ha::device::compress(nullptr, an<std::size_t>(), a<Compaction>(), a<Transfer>(), stream)));
+static_assert(noexcept(ha::device::compress(nullptr, an<std::size_t>(), a<Compaction>(), a<Transfer>(), a<Transfer>(),
                                             stream)));
-static_assert(noexcept(ha::device::compress(nullptr, an<std::size_t>(), a<Plan>(), a<Layers>(), a<Strided>(),
+static_assert(noexcept(ha::device::compress(nullptr, an<std::size_t>(), a<Compaction>(), a<Layers>(), a<Strided>(),
                                             a<ha::Destination<float, ha::RaggedForm>>(), stream)));
-static_assert(noexcept(ha::device::compress_in_place(a<Plan>(), a<Layers>(), a<Strided>(), a<ha::KeyRotation>(),
+static_assert(noexcept(ha::device::compress_in_place(a<Compaction>(), a<Layers>(), a<Strided>(), a<ha::KeyRotation>(),
                                                      stream)));
 static_assert(noexcept(ha::device::append(a<ha::RollingSlotsView>(), a<ha::RollingStateView>(), a<Layers>(),
                                           a<Strided>(), counts, 1, a<Rolling>(), a<ha::AppendOptions>(), stream)));

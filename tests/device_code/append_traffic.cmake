@@ -12,9 +12,9 @@ string(JSON sectors_written GET ${global} distinct_sectors_written)
 # Beyond the new bytes: tables read, counters written.
 math(EXPR tables "${load_bytes} - ${new}")
 math(EXPR counters "${store_bytes} - ${new}")
-math(EXPR read_ratio "1000 * 32 * ${distinct_sectors_read} / ${new}")
-math(EXPR written_ratio "1000 * 32 * ${sectors_written} / ${new}")
-math(EXPR store_efficiency "1000 * ${store_bytes} / (32 * ${store_sectors})")
+ratio(read_ratio "32 * ${distinct_sectors_read}" "${new}")
+ratio(written_ratio "32 * ${sectors_written}" "${new}")
+ratio(store_efficiency "${store_bytes}" "32 * ${store_sectors}")
 message(STATUS "launches ${launches}; new ${new} bytes; asked to read ${load_bytes} (${tables} of tables), "
                "to write ${store_bytes} (${counters} of counters)")
 message(STATUS "of the new bytes, in thousandths: distinct sectors read ${read_ratio}, written ${written_ratio}; "

@@ -8,12 +8,11 @@ foreach(case "ragged;1" "ragged;4" "ragged;8" "ragged;16" "paged;4" "paged;8" "r
 
   total_traffic()
 
-  # In thousandths, as CMake counts in integers.
-  math(EXPR read_ratio "1000 * ${total_load_bytes} / ${held}")
-  math(EXPR sector_ratio "1000 * 32 * ${total_load_sectors} / ${held}")
-  math(EXPR dram_ratio "1000 * 32 * ${total_distinct_sectors_read} / ${held}")
-  math(EXPR written_ratio "1000 * ${total_store_bytes} / ${held}")
-  math(EXPR efficiency "1000 * ${total_load_bytes} / (32 * ${total_load_sectors})")
+  ratio(read_ratio "${total_load_bytes}" "${held}")
+  ratio(sector_ratio "32 * ${total_load_sectors}" "${held}")
+  ratio(dram_ratio "32 * ${total_distinct_sectors_read}" "${held}")
+  ratio(written_ratio "${total_store_bytes}" "${held}")
+  ratio(efficiency "${total_load_bytes}" "32 * ${total_load_sectors}")
   list(JOIN case ", " name)
   message(STATUS "${name} query heads a KV head: launches ${launches}, held ${held} bytes; in thousandths of them: read "
                  "${read_ratio}, sectors of all requests ${sector_ratio}, distinct sectors ${dram_ratio}, written "

@@ -29,6 +29,11 @@ macro(global_traffic launch)
   string(JSON distinct_sectors_read GET ${global} distinct_sectors_read)
 endmacro()
 
+# ratio(<variable> <numerator> <denominator>): in thousandths, as CMake counts in integers; both are expressions.
+macro(ratio variable numerator denominator)
+  math(EXPR ${variable} "1000 * (${numerator}) / (${denominator})")
+endmacro()
+
 # total_traffic(): the same over all launches, as total_load_bytes and so on.
 macro(total_traffic)
   set(counts load_bytes load_sectors store_bytes store_sectors distinct_sectors_read)

@@ -10,11 +10,11 @@
 namespace ha = headaware;
 
 template <class Table, class T, class Source, class Form>
-cudaError_t instantiate(ha::DeviceCompaction<Table> const& plan, ha::Transfer<T, Source, Form> const& transfer,
+cudaError_t instantiate(ha::DeviceCompaction<Table> const& compaction, ha::Transfer<T, Source, Form> const& transfer,
                         ha::KeyRotation const& rotation, cudaStream_t stream) {
   std::size_t bytes = 0;
-  cudaError_t const plain = ha::device::compress(nullptr, bytes, plan, transfer, stream);
-  cudaError_t const rotated = ha::device::compress(nullptr, bytes, plan, transfer.rotate_keys(rotation), stream);
+  cudaError_t const plain = ha::device::compress(nullptr, bytes, compaction, transfer, stream);
+  cudaError_t const rotated = ha::device::compress(nullptr, bytes, compaction, transfer.rotate_keys(rotation), stream);
   return plain != cudaSuccess ? plain : rotated;
 }
 

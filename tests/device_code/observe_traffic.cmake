@@ -19,9 +19,8 @@ foreach(i RANGE ${last})
   global_traffic(${i})
   string(JSON warp_instructions GET ${report} launches ${i} instructions warp)
   string(JSON tensor_instructions GET ${report} launches ${i} instructions by_class tensor warp)
-  # In thousandths, as CMake counts in integers.
-  math(EXPR read_ratio "1000 * ${load_bytes} / ${needed}")
-  math(EXPR read_ratio_128 "1000 * ${load_bytes} / ${needed_128}")
+  ratio(read_ratio "${load_bytes}" "${needed}")
+  ratio(read_ratio_128 "${load_bytes}" "${needed_128}")
   message(STATUS "launch ${i}: flash attention reads ${needed} bytes, this ${load_bytes}: ${read_ratio} thousandths "
                  "(of its own tiles of 128 rows, which read ${needed_128}: ${read_ratio_128}) "
                  "(sectors told apart: ${distinct_sectors_read}); written ${store_bytes}; warp instructions ${warp_instructions}, "

@@ -7,12 +7,11 @@ set(kept ${CMAKE_MATCH_1})
 
 total_traffic()
 
-# In thousandths, as CMake counts in integers.
-math(EXPR read_ratio "1000 * ${total_load_bytes} / ${kept}")
-math(EXPR written_ratio "1000 * ${total_store_bytes} / ${kept}")
-math(EXPR dram_ratio "1000 * 32 * ${total_distinct_sectors_read} / ${kept}")
-math(EXPR load_efficiency "1000 * ${total_load_bytes} / (32 * ${total_load_sectors})")
-math(EXPR store_efficiency "1000 * ${total_store_bytes} / (32 * ${total_store_sectors})")
+ratio(read_ratio "${total_load_bytes}" "${kept}")
+ratio(written_ratio "${total_store_bytes}" "${kept}")
+ratio(dram_ratio "32 * ${total_distinct_sectors_read}" "${kept}")
+ratio(load_efficiency "${total_load_bytes}" "32 * ${total_load_sectors}")
+ratio(store_efficiency "${total_store_bytes}" "32 * ${total_store_sectors}")
 message(STATUS "launches ${launches}; kept ${kept} bytes; asked to read ${total_load_bytes}, to write ${total_store_bytes}")
 message(STATUS "of the kept bytes, in thousandths: read ${read_ratio}, written ${written_ratio}, distinct sectors read ${dram_ratio}")
 message(STATUS "bytes asked for / bytes of the sectors touched, in thousandths: loads ${load_efficiency}, stores ${store_efficiency}")

@@ -98,14 +98,16 @@ TEST_CASE("Exceptions of a user's types leave caches", "[cache]") {
   std::vector<ha::LayerKv<float const>> const layers{{data.data(), data.data()}};
   std::vector<std::int32_t> const lengths{static_cast<std::int32_t>(tokens)};
   ha::PolicyTable const table(1, static_cast<std::int32_t>(heads), ha::WindowOnly{.window = tokens - 2});
-  ha::Compaction const plan(table, lengths);
-  std::vector<float> keys(static_cast<std::size_t>(plan.kept_total() * channels));
+  ha::Compaction const compaction(table, lengths);
+  std::vector<float> keys(static_cast<std::size_t>(compaction.kept_total() * channels));
   std::vector<float> values = keys;
-  CHECK_THROWS_AS(ha::compress(plan, layers, throws, ha::ragged(plan, keys.data(), values.data(), channels)),
-                  std::out_of_range);
+  CHECK_THROWS_AS(
+      ha::compress(compaction, layers, throws, ha::ragged(compaction, keys.data(), values.data(), channels)),
+      std::out_of_range);
   std::vector<float> more = data;
-  CHECK_THROWS_AS(ha::compress_in_place(plan, std::vector<ha::LayerKv<float>>{{data.data(), more.data()}}, throws),
-                  std::out_of_range);
+  CHECK_THROWS_AS(
+      ha::compress_in_place(compaction, std::vector<ha::LayerKv<float>>{{data.data(), more.data()}}, throws),
+      std::out_of_range);
 
   ha::RollingSlots const rolling(table, 1, {});
   std::vector<float> ring(static_cast<std::size_t>(rolling.rows_total() * channels));
@@ -150,8 +152,8 @@ TEST_CASE("views without pointers are refused in words", "[attention]") {
   refused(ha::PagedView::dense(nullptr, 1, two.data(), 2, 4), {"pages", "a pointer", "nullptr", "attend"});
   refused(ha::HeadPagesView(), {"KV heads", "0", "2", "HeadPagesView"});
   refused(ha::RollingView{}, {"layer", "[0, 0)", "0", "RollingView"});
-  ha::RollingSlots const plan(ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 2), 1, {});
-  refused(ha::RollingView{plan.view()}, {"lengths", "a pointer", "nullptr", "RollingView"});
+  ha::RollingSlots const slots(ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 2), 1, {});
+  refused(ha::RollingView{slots.view()}, {"lengths", "a pointer", "nullptr", "RollingView"});
   ha::PagedHeadsView pages;
   ha::PagedHead const heads[2] = {};
   pages.num_layers = pages.num_sequences = 1;

@@ -1,19 +1,11 @@
 #!/usr/bin/env bash
 # check_benchmark.sh <benchmark> <folder of models> <folder>: a run that is interrupted and goes on, files, errors.
-set -euo pipefail
+name=benchmark
+source "$(dirname "$0")/../support/check.sh"
 program=$1
-model=$2/SmolLM2-135M-Instruct.Q4_1.gguf
 folder=$3
-if [[ ! -e $model ]]; then
-  echo "benchmark: skipped: no model $model"
-  exit 0
-fi
-rm -rf "$folder"
-mkdir -p "$folder"
-fail() {
-  echo "benchmark: $1" >&2
-  exit 1
-}
+need_model "$2"
+fresh_folder
 
 # The first text is read, then the command is told to stop.
 small=(--model "$model" --context 256 --passages 2 --copies 0 --decode_tokens 3 --budget 64 --max_tokens 4000)

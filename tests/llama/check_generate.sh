@@ -1,22 +1,13 @@
 #!/usr/bin/env bash
 # check_generate.sh <generate> <folder of models> <folder>: options that are refused, and a cache that holds nothing.
-set -euo pipefail
+name=generate
+source "$(dirname "$0")/../support/check.sh"
 program=$1
 model=$2/SmolLM2-135M-Instruct.Q4_1.gguf
 folder=$3
-rm -rf "$folder"
-mkdir -p "$folder"
-fail() {
-  echo "generate: $1" >&2
-  exit 1
-}
+fresh_folder
 # refused <text> <arguments>: before a model is read, so none is needed.
-refused() {
-  local text=$1
-  shift
-  if "$program" --model "$folder/none.gguf" "$@" >"$folder/log" 2>&1; then fail "takes $*"; fi
-  grep -qF -- "$text" "$folder/log" || fail "$*: $(cat "$folder/log")"
-}
+refused() { check_exit error "$1" "$program" --model "$folder/none.gguf" "${@:2}"; }
 echo "Some words." >"$folder/text"
 echo "{}" >"$folder/plan.json"
 refused "not in range" --threads 1000000

@@ -1,22 +1,14 @@
 #!/usr/bin/env bash
 # check_planning.sh <analyze_attention> <plan_policies> <folder of models> <text> <folder>: analyze_attention --plan,
 # its files, what reads them, and options that it refuses.
-set -euo pipefail
+name=planning
+source "$(dirname "$0")/../support/check.sh"
 program=$1
 plan_policies=$2
-model=$3/SmolLM2-135M-Instruct.Q4_1.gguf
 text=$4
 folder=$5
-if [[ ! -e $model ]]; then
-  echo "planning: skipped: no model $model"
-  exit 0
-fi
-rm -rf "$folder"
-mkdir -p "$folder"
-fail() {
-  echo "planning: $1" >&2
-  exit 1
-}
+need_model "$3"
+fresh_folder
 
 costly=(--plan --model "$model" --text "$text" --context 256 --pieces 1,1,1,1 --query_stride 4
   --output_dir "$folder/plan")

@@ -7,16 +7,15 @@
 #include "support/table_upload.hpp"
 
 #include <headaware/cache/destination.hpp>
-#include <headaware/layout/strided.hpp>
 #include <headaware/policy/full.hpp>
 #include <headaware/policy/prune.hpp>
-#include <headaware/policy/table.hpp>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <numeric>
 #include <random>
+#include <sstream>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -31,56 +30,8 @@ std::vector<T> guarded(std::int64_t elements) {
   return result;
 }
 
-template <class T>
-bool same_bytes(std::vector<T> const& a, std::vector<T> const& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
-}
-
 /// Which tensor of a grouped cache a head goes to.
 enum class Group { none, window, full };
-
-/// The tokens of every (layer, sequence, head), in this order, found by asking `keeps` of every token.
-struct KeptTokens {
-  std::int64_t layers = 0;
-  std::int64_t sequences = 0;
-  std::int64_t heads = 0;
-  std::vector<std::vector<std::int64_t>> segments;
-
-  template <class Table>
-  KeptTokens(Table const& table, std::vector<std::int32_t> const& lengths)
-      : layers(table.num_layers()), sequences(static_cast<std::int64_t>(lengths.size())), heads(table.num_kv_heads()) {
-    for_each([&](auto layer, auto sequence, auto head) {
-      std::int64_t const length = lengths[static_cast<std::size_t>(sequence)];
-      segments.emplace_back();
-      auto const list = [&](auto const& policy) {
-        for (std::int64_t t = 0; t < length; ++t) {
-          if (policy.keeps(t, length)) segments.back().push_back(t);
-        }
-      };
-      auto const l = static_cast<std::int32_t>(layer);
-      auto const h = static_cast<std::int32_t>(head);
-      if constexpr (requires { table.visit(l, h, h, list); }) {
-        table.visit(l, static_cast<std::int32_t>(sequence), h, list);
-      } else {
-        table.visit(l, h, list);
-      }
-    });
-  }
-  [[nodiscard]] std::int64_t segment(std::int64_t layer, std::int64_t sequence, std::int64_t head) const {
-    return (layer * sequences + sequence) * heads + head;
-  }
-  [[nodiscard]] std::int64_t kept(std::int64_t layer, std::int64_t sequence, std::int64_t head) const {
-    return static_cast<std::int64_t>(segments[static_cast<std::size_t>(segment(layer, sequence, head))].size());
-  }
-  template <class F>
-  void for_each(F const& f) const {
-    for (std::int64_t l = 0; l < layers; ++l) {
-      for (std::int64_t b = 0; b < sequences; ++b) {
-        for (std::int64_t h = 0; h < heads; ++h) f(l, b, h);
-      }
-    }
-  }
-};
 
 /// Where each row begins in the buffer, in elements: [segment][slot].
 struct Places {
@@ -112,21 +63,40 @@ struct Arena {
 template <class T, class Source>
 std::vector<T> expected_arena(SourceCache<T, Source> const& cache, KeptTokens const& tokens, Places const& places) {
   std::vector<T> arena = guarded<T>(places.elements);
-  tokens.for_each([&](auto l, auto b, auto h) {
+  tokens.for_each_row([&](auto l, auto b, auto h, auto slot, auto token) {
     auto const s = static_cast<std::size_t>(tokens.segment(l, b, h));
-    for (std::size_t i = 0; i < tokens.segments[s].size(); ++i) {
-      auto const token = tokens.segments[s][i];
-      for (std::int64_t c = 0; c < cache.head_dim; ++c) {
-        arena[static_cast<std::size_t>(places.keys[s][i] + c)] =
-            cache.key(static_cast<std::int32_t>(l), b, h, token, c);
-      }
-      for (std::int64_t c = 0; c < cache.value_dim; ++c) {
-        arena[static_cast<std::size_t>(places.values[s][i] + c)] =
-            cache.value(static_cast<std::int32_t>(l), b, h, token, c);
-      }
+    auto const i = static_cast<std::size_t>(slot);
+    for (std::int64_t c = 0; c < cache.head_dim; ++c) {
+      arena[static_cast<std::size_t>(places.keys[s][i] + c)] = cache.key(l, b, h, token, c);
+    }
+    for (std::int64_t c = 0; c < cache.value_dim; ++c) {
+      arena[static_cast<std::size_t>(places.values[s][i] + c)] = cache.value(l, b, h, token, c);
     }
   });
   return arena;
+}
+
+/// The first difference of a buffer from that, by the row it lies in; empty: none.
+template <class T>
+std::string arena_difference(std::vector<T> const& got, std::vector<T> const& expected, Channels const& channels,
+                             KeptTokens const& tokens, Places const& places) {
+  return first_difference(got, expected, [&](std::size_t element) {
+    std::string name = "outside all rows, element " + std::to_string(element);
+    tokens.for_each_row([&](auto l, auto b, auto h, auto slot, auto token) {
+      auto const find = [&](char const* what, auto const& rows, std::int64_t width) {
+        auto const s = static_cast<std::size_t>(tokens.segment(l, b, h));
+        std::int64_t const c = static_cast<std::int64_t>(element) - rows[s][static_cast<std::size_t>(slot)];
+        if (c < 0 || c >= width) return;
+        std::ostringstream out;
+        out << what << " of layer " << l << ", sequence " << b << ", KV head " << h << ", row " << slot << " (token "
+            << token << "), channel " << c;
+        name = out.str();
+      };
+      find("key", places.keys, channels.key);
+      find("value", places.values, channels.value);
+    });
+    return name;
+  });
 }
 
 /// Rows of a form whose layers are dense tensors: how many, and the number of each (segment, slot) in its layer.
@@ -166,11 +136,22 @@ inline DenseRows naive_padded(KeptTokens const& tokens, bool right) {
   return result;
 }
 
-/// @param group_of  (layer, head) to group
-template <class GroupOf>
-DenseRows naive_grouped(KeptTokens const& tokens, GroupOf const& group_of) {
+template <class Table>
+DenseRows naive_grouped(KeptTokens const& tokens, Table const& table) {
+  auto const group_of = [&](std::int32_t layer, std::int64_t head) {
+    auto const group = [](auto const& policy) {
+      using P = std::remove_cvref_t<decltype(policy)>;
+      return std::is_same_v<P, ha::Full> ? Group::full : std::is_same_v<P, ha::Prune> ? Group::none : Group::window;
+    };
+    auto const h = static_cast<std::int32_t>(head);
+    if constexpr (requires { table.visit(layer, h, h, group); }) {
+      return table.visit(layer, 0, h, group);
+    } else {
+      return table.visit(layer, h, group);
+    }
+  };
   DenseRows result{{}, std::vector<std::vector<std::int64_t>>(tokens.segments.size())};
-  for (std::int64_t l = 0; l < tokens.layers; ++l) {
+  for (std::int32_t l = 0; l < tokens.layers; ++l) {
     std::int64_t first = 0;
     for (Group const group : {Group::full, Group::window}) {
       std::int64_t most = 0;
@@ -245,8 +226,8 @@ struct Paging {
 };
 
 /// A paged form with pages in random order and unused pages among them.
-template <class T, class Plan, class F>
-void paged_arena(Plan const& plan, KeptTokens const& tokens, Channels const& channels, Paging const& paging,
+template <class T, class Compaction, class F>
+void paged_arena(Compaction const& compaction, KeptTokens const& tokens, Channels const& channels, Paging const& paging,
                  std::int64_t gap, unsigned seed, F const& f) {
   std::int64_t const size = paging.page_size;
   auto const pages_of = [&](std::size_t s) {
@@ -321,95 +302,46 @@ void paged_arena(Plan const& plan, KeptTokens const& tokens, Channels const& cha
     for (std::size_t l = 0; l < key_pools.size(); ++l) {
       pools.push_back({buffer + key_pools[l], buffer + value_pools[l]});
     }
-    return ha::paged(plan, pools, form, channels.key, pool_pages, channels.value);
+    return ha::paged(compaction, pools, form, channels.key, pool_pages, channels.value);
   });
+}
+
+/// @brief Calls `f(name, places, make)` for a ragged cache; `make` as in `for_each_form`.
+template <class T, class Compaction, class F>
+void ragged_arenas(Compaction const& compaction, KeptTokens const& tokens, Channels const& channels, std::int64_t gap,
+                   F const& f) {
+  dense_arenas<T>(
+      "ragged", tokens, naive_ragged(tokens), channels, gap,
+      [&](T* keys, T* values) { return ha::ragged(compaction, keys, values, channels.key, channels.value); },
+      [&](auto const& layers) { return ha::ragged(compaction, layers, channels.key, channels.value); }, f);
 }
 
 /// @brief Calls `f(name, places, make)` for every form; `make(buffer, upload)` is the destination in that buffer, and
 /// `upload(std::vector<std::int32_t>)` puts indices where the back end reads them.
 /// @param gap  elements between parts; odd: rows aligned to one element only
-template <class T, class Plan, class F>
-void for_each_form(Plan const& plan, KeptTokens const& tokens, Channels const& channels, std::int64_t gap,
+template <class T, class Compaction, class F>
+void for_each_form(Compaction const& compaction, KeptTokens const& tokens, Channels const& channels, std::int64_t gap,
                    unsigned seed, F const& f) {
   auto const k = channels.key;
   auto const v = channels.value;
-  dense_arenas<T>(
-      "ragged", tokens, naive_ragged(tokens), channels, gap,
-      [&](T* keys, T* values) { return ha::ragged(plan, keys, values, k, v); },
-      [&](auto const& layers) { return ha::ragged(plan, layers, k, v); }, f);
+  ragged_arenas<T>(compaction, tokens, channels, gap, f);
   for (auto const side : {ha::Alignment::left, ha::Alignment::right}) {
     bool const right = side == ha::Alignment::right;
     dense_arenas<T>(
         right ? "padded, right" : "padded, left", tokens, naive_padded(tokens, right), channels, gap,
-        [&](T* keys, T* values) { return ha::padded(plan, keys, values, k, side, v); },
-        [&](auto const& layers) { return ha::padded(plan, layers, k, side, v); }, f);
+        [&](T* keys, T* values) { return ha::padded(compaction, keys, values, k, side, v); },
+        [&](auto const& layers) { return ha::padded(compaction, layers, k, side, v); }, f);
   }
-  auto const group_of = [&](std::int64_t layer, std::int64_t head) {
-    auto const group = [](auto const& policy) {
-      using P = std::remove_cvref_t<decltype(policy)>;
-      return std::is_same_v<P, ha::Full> ? Group::full : std::is_same_v<P, ha::Prune> ? Group::none : Group::window;
-    };
-    auto const l = static_cast<std::int32_t>(layer);
-    auto const h = static_cast<std::int32_t>(head);
-    if constexpr (requires { plan.table().visit(l, h, h, group); }) {
-      return plan.table().visit(l, 0, h, group);
-    } else {
-      return plan.table().visit(l, h, group);
-    }
-  };
   dense_arenas<T>(
-      "grouped", tokens, naive_grouped(tokens, group_of), channels, gap,
-      [&](T* keys, T* values) { return ha::grouped(plan, keys, values, k, v); },
-      [&](auto const& layers) { return ha::grouped(plan, layers, k, v); }, f);
+      "grouped", tokens, naive_grouped(tokens, compaction.table()), channels, gap,
+      [&](T* keys, T* values) { return ha::grouped(compaction, keys, values, k, v); },
+      [&](auto const& layers) { return ha::grouped(compaction, layers, k, v); }, f);
   for (Paging const& paging :
        {Paging{.page_size = 5}, Paging{.page_size = 16, .csr = true, .shared_pool = true},
         Paging{.page_size = 1, .csr = true}, Paging{.page_size = 4, .joined = true, .page_gap = 16},
         Paging{.page_size = 8, .csr = true, .shared_pool = true, .joined = true, .page_gap = 1}}) {
-    paged_arena<T>(plan, tokens, channels, paging, gap, seed, f);
+    paged_arena<T>(compaction, tokens, channels, paging, gap, seed, f);
   }
-}
-
-/// A dense tensor with its dimensions in random order and random gaps between them, channels apart in some.
-inline ha::StridedLayout random_strides(ha::LayoutShape const& shape, std::mt19937& random) {
-  ha::LayoutStrides strides;
-  struct Dimension {
-    std::int64_t extent;
-    std::int64_t* stride;
-  };
-  std::vector<Dimension> order{{shape.channels, &strides.channel},
-                               {shape.tokens, &strides.token},
-                               {shape.num_kv_heads, &strides.head},
-                               {shape.num_sequences, &strides.sequence}};
-  // Half of the tensors have their channels innermost.
-  std::shuffle(order.begin() + (random() % 2 == 0 ? 1 : 0), order.end(), random);
-  std::int64_t stride = random() % 4 == 0 ? 2 : 1;
-  bool const pitched = random() % 2 == 0;
-  for (Dimension const& dimension : order) {
-    *dimension.stride = stride;
-    stride =
-        stride * std::max<std::int64_t>(1, dimension.extent) + (pitched ? static_cast<std::int64_t>(random() % 9) : 0);
-  }
-  return {shape, strides};
-}
-
-/// A table of random policies, window sizes around the lengths among them.
-inline ha::PolicyTable random_table(std::int32_t layers, std::int32_t heads, std::int32_t longest,
-                                    std::mt19937& random) {
-  ha::PolicyTable table(layers, heads);
-  auto const below = [&](std::int32_t bound) {
-    return static_cast<std::int32_t>(random() % static_cast<unsigned>(bound));
-  };
-  for (std::int32_t l = 0; l < layers; ++l) {
-    for (std::int32_t h = 0; h < heads; ++h) {
-      switch (random() % 6) {
-        case 0: table.set(l, h, ha::Full{}); break;
-        case 1: table.set(l, h, ha::Prune{}); break;
-        case 2: table.set(l, h, ha::WindowOnly{.window = below(longest + 2)}); break;
-        default: table.set(l, h, ha::SinkWindow{.sink = below(9), .window = below(longest + 2)});
-      }
-    }
-  }
-  return table;
 }
 
 }  // namespace headaware_test

@@ -2,8 +2,8 @@
 
 // Every form of cache filled by the device, whole buffers compared with what plain loops say.
 
-#include "support/cache_arena.hpp"
 #include "support/device_cache.cuh"
+#include "support/random_cache.hpp"
 
 #include <cstddef>
 #include <cstdint>
@@ -29,48 +29,63 @@ class DeviceTable {
 /// @param make  of `for_each_form`
 template <class T, class Source, class Table, class Make>
 void check_device_form(SourceCache<T, Source> const& cache, DeviceSource<T, Source> const& source,
-                       Source const& device_layout, ha::DeviceCompaction<Table> const& d_plan, KeptTokens const& tokens,
-                       Places const& places, Make const& make) {
+                       Source const& device_layout, ha::DeviceCompaction<Table> const& d_compaction,
+                       KeptTokens const& tokens, Places const& places, Make const& make) {
   DeviceVector<T> const arena(guarded<T>(places.elements));
   DeviceUpload const upload;
-  run_compress(d_plan, ha::transfer(source.layers, device_layout, make(arena.data(), upload)));
-  REQUIRE(same_bytes(arena.host(), expected_arena(cache, tokens, places)));
+  run_compress(d_compaction, ha::transfer(source.layers, device_layout, make(arena.data(), upload)));
+  REQUIRE(arena_difference(arena.host(), expected_arena(cache, tokens, places), {cache.head_dim, cache.value_dim},
+                           tokens, places) == "");
 }
 
-/// The same for every form.
-/// @param plan    the host's, for the same lengths
-/// @param tokens  what its policies keep
-template <class T, class Source, class Plan, class Table>
-void check_device_forms(SourceCache<T, Source> const& cache, Source const& device_layout, Plan const& plan,
+/// @brief The same for some forms.
+/// @param compaction  the host's, for the same lengths
+/// @param tokens      what its policies keep
+/// @param forms       calls its argument as `for_each_form` does
+template <class T, class Source, class Compaction, class Table, class Forms>
+void check_device_forms_of(SourceCache<T, Source> const& cache, Source const& device_layout,
+                           Compaction const& compaction, KeptTokens const& tokens, Table const& d_table,
+                           std::size_t shift, Forms const& forms) {
+  DeviceSource<T, Source> const source(cache, shift);
+  auto const lengths = compaction.lengths();
+  DeviceVector<std::int32_t> const d_lengths(std::vector<std::int32_t>(lengths.begin(), lengths.end()));
+  auto const d_compaction = compaction.on_device(d_table, d_lengths.data());
+  forms([&](std::string const& name, Places const& places, auto const& make) {
+    INFO(name);
+    check_device_form(cache, source, device_layout, d_compaction, tokens, places, make);
+  });
+}
+template <class T, class Source, class Compaction, class Table>
+void check_device_forms(SourceCache<T, Source> const& cache, Source const& device_layout, Compaction const& compaction,
                         KeptTokens const& tokens, Table const& d_table, std::int64_t gap, unsigned seed,
                         std::size_t shift = 0) {
-  DeviceSource<T, Source> const source(cache, shift);
-  DeviceVector<std::int32_t> const d_lengths(std::vector<std::int32_t>(plan.lengths().begin(), plan.lengths().end()));
-  auto const d_plan = plan.on_device(d_table, d_lengths.data());
-  for_each_form<T>(plan, tokens, {cache.head_dim, cache.value_dim}, gap, seed,
-                   [&](std::string const& name, Places const& places, auto const& make) {
-                     INFO(name);
-                     check_device_form(cache, source, device_layout, d_plan, tokens, places, make);
-                   });
+  check_device_forms_of(cache, device_layout, compaction, tokens, d_table, shift, [&](auto const& check) {
+    for_each_form<T>(compaction, tokens, {cache.head_dim, cache.value_dim}, gap, seed, check);
+  });
 }
 
 /// Ragged caches and one kind of paged ones: enough where the source is the point.
-template <class T, class Source, class Plan, class Table>
-void check_device_ragged_and_paged(SourceCache<T, Source> const& cache, Source const& device_layout, Plan const& plan,
-                                   KeptTokens const& tokens, Table const& d_table, std::int64_t gap, unsigned seed) {
-  DeviceSource<T, Source> const source(cache);
-  DeviceVector<std::int32_t> const d_lengths(std::vector<std::int32_t>(plan.lengths().begin(), plan.lengths().end()));
-  auto const d_plan = plan.on_device(d_table, d_lengths.data());
-  Channels const channels{cache.head_dim, cache.value_dim};
-  auto const check = [&](std::string const& name, Places const& places, auto const& make) {
-    INFO(name);
-    check_device_form(cache, source, device_layout, d_plan, tokens, places, make);
-  };
-  dense_arenas<T>(
-      "ragged", tokens, naive_ragged(tokens), channels, gap,
-      [&](T* keys, T* values) { return ha::ragged(plan, keys, values, channels.key, channels.value); },
-      [&](auto const& layers) { return ha::ragged(plan, layers, channels.key, channels.value); }, check);
-  paged_arena<T>(plan, tokens, channels, {.page_size = 8, .csr = true, .shared_pool = true}, gap, seed, check);
+template <class T, class Source, class Compaction, class Table>
+void check_device_ragged_and_paged(SourceCache<T, Source> const& cache, Source const& device_layout,
+                                   Compaction const& compaction, KeptTokens const& tokens, Table const& d_table,
+                                   std::int64_t gap, unsigned seed) {
+  check_device_forms_of(cache, device_layout, compaction, tokens, d_table, 0, [&](auto const& check) {
+    Channels const channels{cache.head_dim, cache.value_dim};
+    ragged_arenas<T>(compaction, tokens, channels, gap, check);
+    paged_arena<T>(compaction, tokens, channels, {.page_size = 8, .csr = true, .shared_pool = true}, gap, seed, check);
+  });
+}
+
+/// The first difference of tensors on the device from those of a cache; empty: none.
+template <class T, class Source>
+std::string source_difference(DeviceSource<T, Source> const& got, SourceCache<T, Source> const& expected,
+                              std::size_t shift = 0) {
+  auto on_host = expected;
+  for (std::size_t l = 0; l < expected.keys.size(); ++l) {
+    on_host.keys[l] = got.tensor(2 * l, shift);
+    on_host.values[l] = got.tensor(2 * l + 1, shift);
+  }
+  return first_difference(on_host, expected);
 }
 
 }  // namespace headaware_test

@@ -80,19 +80,19 @@ struct DeviceSource {
 
 /// Runs both calls on a stream of its own and waits.
 template <class Table, class... Transfers>
-void run_compress(ha::DeviceCompaction<Table> const& plan, Transfers const&... transfers) {
+void run_compress(ha::DeviceCompaction<Table> const& compaction, Transfers const&... transfers) {
   Stream const stream;
   std::size_t bytes = 0;
-  REQUIRE_CUDA(ha::device::compress(nullptr, bytes, plan, transfers..., stream));
+  REQUIRE_CUDA(ha::device::compress(nullptr, bytes, compaction, transfers..., stream));
   DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{0xEE}));
-  REQUIRE_CUDA(ha::device::compress(temp.data(), bytes, plan, transfers..., stream));
+  REQUIRE_CUDA(ha::device::compress(temp.data(), bytes, compaction, transfers..., stream));
   REQUIRE_CUDA(cudaStreamSynchronize(stream));
 }
 
 /// Compresses on both sides into `rows` rows of one buffer and compares all of it, gaps included.
-/// `make(plan, keys, values)` makes the destination, `device_make` the same with device pointers.
-template <class T, class Source, class Plan, class DeviceTable, class Make, class DeviceMake>
-void compare_forms(SourceCache<T, Source> const& cache, Source const& device_layout, Plan const& plan,
+/// `make(compaction, keys, values)` makes the destination, `device_make` the same with device pointers.
+template <class T, class Source, class Compaction, class DeviceTable, class Make, class DeviceMake>
+void compare_forms(SourceCache<T, Source> const& cache, Source const& device_layout, Compaction const& compaction,
                    DeviceTable const& d_table, std::int64_t rows, Make const& make, DeviceMake const& device_make,
                    std::size_t shift = 0) {
   std::vector<T> keys(static_cast<std::size_t>(rows * cache.head_dim) + 8);
@@ -101,18 +101,16 @@ void compare_forms(SourceCache<T, Source> const& cache, Source const& device_lay
   std::memset(static_cast<void*>(values.data()), 0xA7, values.size() * sizeof(T));
   DeviceVector<T> const d_keys(keys);
   DeviceVector<T> const d_values(values);
-  ha::compress(plan, cache.layers(), cache.source, make(keys.data() + shift, values.data() + shift));
+  ha::compress(compaction, cache.layers(), cache.source, make(keys.data() + shift, values.data() + shift));
 
   DeviceSource<T, Source> const source(cache, shift);
-  DeviceVector<std::int32_t> const d_lengths(std::vector<std::int32_t>(plan.lengths().begin(), plan.lengths().end()));
-  auto const d_plan = plan.on_device(d_table, d_lengths.data());
-  run_compress(d_plan,
+  DeviceVector<std::int32_t> const d_lengths(
+      std::vector<std::int32_t>(compaction.lengths().begin(), compaction.lengths().end()));
+  auto const d_compaction = compaction.on_device(d_table, d_lengths.data());
+  run_compress(d_compaction,
                ha::transfer(source.layers, device_layout, device_make(d_keys.data() + shift, d_values.data() + shift)));
-  auto const same = [](std::vector<T> const& a, std::vector<T> const& b) {
-    return std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
-  };
-  REQUIRE(same(keys, d_keys.host()));
-  REQUIRE(same(values, d_values.host()));
+  REQUIRE(first_difference(d_keys.host(), keys) == "");
+  REQUIRE(first_difference(d_values.host(), values) == "");
 }
 
 }  // namespace headaware_test

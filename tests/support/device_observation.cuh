@@ -68,6 +68,19 @@ std::vector<E> laid_out(std::vector<E> const& tensor, Layout const& layout, std:
   return result;
 }
 
+/// Makes a layer's shape that of tensors [heads, tokens, channels].
+template <class Layer>
+void set_bhsd(Layer& layer, AttentionShape const& s) {
+  layer.query_layout = ha::strided_bhsd(1, s.num_query_heads, s.tokens, s.head_dim);
+  layer.key_layout = ha::strided_bhsd(1, s.num_kv_heads, s.tokens, s.head_dim);
+  layer.value_layout = ha::strided_bhsd(1, s.num_kv_heads, s.tokens, s.output_dim());
+  layer.num_query_heads = s.num_query_heads;
+  layer.num_kv_heads = s.num_kv_heads;
+  layer.tokens = s.tokens;
+  layer.head_dim = s.head_dim;
+  layer.value_dim = s.output_dim();
+}
+
 /// The CPU's sums [layers, num_query_heads].
 template <class E>
 std::vector<ha::ObservedHead> observe_on_host(Attention<E> const& a, Mode mode, ha::AttentionScore const& score,
@@ -79,14 +92,7 @@ std::vector<ha::ObservedHead> observe_on_host(Attention<E> const& a, Mode mode, 
     ha::LayerQkv<E, ha::StridedLayout, ha::StridedLayout> layer;
     layer.queries = a.queries[i].data();
     layer.keys = a.keys[i].data();
-    layer.query_layout = ha::strided_bhsd(1, s.num_query_heads, s.tokens, s.head_dim);
-    layer.key_layout = ha::strided_bhsd(1, s.num_kv_heads, s.tokens, s.head_dim);
-    layer.value_layout = ha::strided_bhsd(1, s.num_kv_heads, s.tokens, s.output_dim());
-    layer.num_query_heads = s.num_query_heads;
-    layer.num_kv_heads = s.num_kv_heads;
-    layer.tokens = s.tokens;
-    layer.head_dim = s.head_dim;
-    layer.value_dim = s.output_dim();
+    set_bhsd(layer, s);
     if (mode != Mode::mass) layer.values = a.values[i].data();
     if (mode == Mode::metric) layer.output_factors = a.factors[i].data();
     observer.observe(l, layer, score);
@@ -236,14 +242,7 @@ void compare_layouts(Attention<E> const& a, Mode mode, ha::DeviceQkvShape<Q, K, 
 /// The shape of tensors [heads, tokens, channels].
 inline ha::DeviceQkvShape<ha::StridedLayout> bhsd_shape(AttentionShape const& s) {
   ha::DeviceQkvShape<ha::StridedLayout> shape;
-  shape.query_layout = ha::strided_bhsd(1, s.num_query_heads, s.tokens, s.head_dim);
-  shape.key_layout = ha::strided_bhsd(1, s.num_kv_heads, s.tokens, s.head_dim);
-  shape.value_layout = ha::strided_bhsd(1, s.num_kv_heads, s.tokens, s.output_dim());
-  shape.num_query_heads = s.num_query_heads;
-  shape.num_kv_heads = s.num_kv_heads;
-  shape.tokens = s.tokens;
-  shape.head_dim = s.head_dim;
-  shape.value_dim = s.output_dim();
+  set_bhsd(shape, s);
   return shape;
 }
 

@@ -55,10 +55,11 @@ inline bool accounts_balance(ha::PagedHeads const& pages, std::int64_t taken_els
   return free_pages == pages.pool().free_pages() && unnamed == taken_elsewhere;
 }
 
-/// Compares one sequence's pages with what the policies keep.
+/// The first difference between one sequence's pages and what the policies keep; empty: none.
 template <class T>
-bool pages_hold(TokenModel const& model, ha::PagedHeads const& pages, std::int32_t b, T const* keys,
-                std::int64_t head_dim, T const* values, std::int64_t value_dim) {
+std::string pages_difference(TokenModel const& model, ha::PagedHeads const& pages, std::int32_t b, T const* keys,
+                             std::int64_t head_dim, T const* values, std::int64_t value_dim) {
+  FirstDifference result;
   std::int64_t const size = pages.shape().page_size;
   std::int64_t const length = model.length(b);
   std::int32_t const heads = model.table.num_kv_heads();
@@ -67,67 +68,65 @@ bool pages_hold(TokenModel const& model, ha::PagedHeads const& pages, std::int32
     auto const window = pages.indices(l, ha::PagePart::window);
     auto const whole = pages.indices(l, ha::PagePart::whole);
     auto const dense = pages.block_table(l, ha::PagePart::window);
-    for (std::int32_t h = 0; h < heads; ++h) {
-      auto const row_is = [&](std::int64_t page, std::int64_t at, std::int64_t token) {
+    for (std::int32_t h = 0; h < heads && result.text().empty(); ++h) {
+      auto const expect = [&](char const* what, auto const& got, auto const& expected) {
+        result.expect(got, expected, what, " of layer ", l, ", sequence ", b, ", KV head ", h);
+      };
+      auto const note = [&](std::int64_t page, std::int64_t at, std::int64_t token) {
         std::int64_t const number = model.sequences[static_cast<std::size_t>(b)][static_cast<std::size_t>(token)];
         std::int64_t const row = page * size + at;
-        return row_holds(keys + row * head_dim, number, l, h, 0, head_dim) &&
-               row_holds(values + row * value_dim, number, l, h, 1, value_dim);
+        note_row(result, keys + row * head_dim, number, l, h, 0, head_dim);
+        note_row(result, values + row * value_dim, number, l, h, 1, value_dim);
       };
       auto const kept = model.kept(l, b, h, length);
-      // The two exact parts, one behind the other, are the kept tokens in order.
+      // The two exact parts, one after the other, are the kept tokens in order.
       std::size_t next = 0;
       auto const entry = static_cast<std::size_t>(b * heads + h);
       for (auto const* part : {&sinks, &window}) {
         for (std::int32_t i = part->indptr[entry]; i < part->indptr[entry + 1]; ++i) {
           bool const last = i + 1 == part->indptr[entry + 1];
           std::int64_t const end = last ? part->last_page_len[entry] : size;
-          if (end < 1 || end > size) return false;
+          expect("last_page_len is in the page", end >= 1 && end <= size, true);
           for (std::int64_t at = i == part->indptr[entry] ? part->kv_start[entry] : 0; at < end; ++at, ++next) {
-            if (next >= kept.size() || !row_is(part->indices[static_cast<std::size_t>(i)], at, kept[next]))
-              return false;
+            if (next < kept.size()) note(part->indices[static_cast<std::size_t>(i)], at, kept[next]);
           }
         }
       }
-      if (next != kept.size()) return false;
+      expect("rows in the exact parts", next, kept.size());
+      std::int64_t const pages_of_window = window.indptr[entry + 1] - window.indptr[entry];
+      std::int64_t const in_window =
+          pages_of_window == 0 ? 0 : (pages_of_window - 1) * size + window.last_page_len[entry];
       // What a kernel shows that knows no `kv_start`, but a sliding window, of the second part: the same.
-      auto const pages_of_window = std::int64_t{window.indptr[entry + 1]} - window.indptr[entry];
-      std::int64_t const in_window = (pages_of_window - 1) * size + window.last_page_len[entry];
-      if (pages_of_window > 0 && in_window - pages.head(l, h).window != window.kv_start[entry]) return false;
+      if (pages_of_window > 0) expect("kv_start", window.kv_start[entry], in_window - pages.head(l, h).window);
       // The dense table says the same.
-      std::int64_t const pages_in_row = window.indptr[entry + 1] - window.indptr[entry];
-      for (std::int64_t i = 0; i < pages_in_row; ++i) {
-        if (dense.block_table[entry * static_cast<std::size_t>(dense.max_blocks) + static_cast<std::size_t>(i)] !=
-            window.indices[static_cast<std::size_t>(window.indptr[entry] + i)]) {
-          return false;
-        }
+      for (std::int64_t i = 0; i < pages_of_window; ++i) {
+        expect("dense table entry",
+               dense.block_table[entry * static_cast<std::size_t>(dense.max_blocks) + static_cast<std::size_t>(i)],
+               window.indices[static_cast<std::size_t>(window.indptr[entry] + i)]);
       }
-      if (dense.seq_lens[entry] != (pages_in_row == 0 ? 0 : (pages_in_row - 1) * size + window.last_page_len[entry])) {
-        return false;
-      }
+      expect("seq_lens", dense.seq_lens[entry], in_window);
       // Whole pages: those with a kept token, each once, and every token in them in its place.
       std::set<std::int64_t> needed;
       for (std::int64_t const token : kept) needed.insert(token / size);
-      if (whole.indptr[entry + 1] - whole.indptr[entry] != static_cast<std::int32_t>(needed.size())) return false;
+      auto const whole_pages = static_cast<std::size_t>(whole.indptr[entry + 1] - whole.indptr[entry]);
+      expect("whole pages", whole_pages, needed.size());
+      if (whole_pages != needed.size()) continue;
       std::int32_t i = whole.indptr[entry];
       for (std::int64_t const p : needed) {
         std::int32_t const page = whole.indices[static_cast<std::size_t>(i++)];
-        if (page < 0 || page != pages.page(l, b, h, p)) return false;
+        expect("whole page is held", page >= 0, true);
+        expect("whole page", page, pages.page(l, b, h, p));
       }
       for (std::int64_t p = 0; p * size < length; ++p) {
         std::int32_t const page = pages.page(l, b, h, p);
-        if (page < 0) continue;
-        for (std::int64_t at = 0; at < size && p * size + at < length; ++at) {
-          if (!row_is(page, at, p * size + at)) return false;
-        }
+        for (std::int64_t at = 0; page >= 0 && at < size && p * size + at < length; ++at) note(page, at, p * size + at);
       }
       if (!needed.empty()) {
-        std::int64_t const end = std::min(size, length - *needed.rbegin() * size);
-        if (whole.last_page_len[entry] != end) return false;
+        expect("whole last_page_len", whole.last_page_len[entry], std::min(size, length - *needed.rbegin() * size));
       }
     }
   }
-  return true;
+  return result.text();
 }
 
 /// Whether every page with a token that policies keep of the first `at` is held.
@@ -167,8 +166,8 @@ inline ha::PolicyTable smaller_table(ha::PolicyTable const& table, std::mt19937&
   return result;
 }
 
-/// @brief A random walk over tables; `write(step, tokens)` writes the new tokens, `check(sequence)` says whether the
-/// pages hold what they must.
+/// @brief A random walk over tables; `write(step, tokens)` writes the new tokens, `check(sequence)` names what
+/// its pages hold wrongly.
 template <class T, class Write, class Check>
 void paged_walk(TokenModel& model, ha::PagedHeads& pages, unsigned seed, int steps, std::int64_t max_tokens,
                 std::int64_t key_dim, std::int64_t value_dim, Write const& write, Check const& check) {
@@ -181,11 +180,7 @@ void paged_walk(TokenModel& model, ha::PagedHeads& pages, unsigned seed, int ste
     return static_cast<std::int32_t>(random() % static_cast<std::uint32_t>(bound));
   };
   auto const layout = [&](std::int64_t tokens, std::int64_t channels) {
-    switch (below(3)) {
-      case 0: return ha::strided_bhsd(batch, heads, tokens, channels);
-      case 1: return ha::strided_bshd(batch, tokens, heads, channels);
-      default: return ha::strided_bhds(batch, heads, channels, tokens);
-    }
+    return new_token_layout(random(), batch, heads, tokens, channels);
   };
   int failures = 0;
   int copies = 0;
@@ -225,7 +220,7 @@ void paged_walk(TokenModel& model, ha::PagedHeads& pages, unsigned seed, int ste
         for (std::int64_t r = pages.max_rollback(s); r >= 0; --r) {
           REQUIRE(pages_reach(model, pages, s, pages.length(s) - r));
         }
-        REQUIRE(check(s));
+        REQUIRE(check(s) == "");
       }
     }
     switch (below(10)) {
@@ -290,7 +285,7 @@ void paged_walk(TokenModel& model, ha::PagedHeads& pages, unsigned seed, int ste
     }
     REQUIRE(accounts_balance(pages));
     for (std::int32_t s = 0; s < batch; ++s) REQUIRE(pages.length(s) == model.length(s));
-    REQUIRE(check(below(batch)));
+    REQUIRE(check(below(batch)) == "");
   }
   // The walk went where it should.
   REQUIRE(compressions > 0);
@@ -298,7 +293,7 @@ void paged_walk(TokenModel& model, ha::PagedHeads& pages, unsigned seed, int ste
   REQUIRE(failures > 0);
   REQUIRE((copies > 0 || pages.shape().page_size == 1));  // pages of one token are never written on
   for (std::int32_t s = 0; s < batch; ++s) {
-    REQUIRE(check(s));
+    REQUIRE(check(s) == "");
     pages.release(s);
   }
   REQUIRE(pages.pool().free_pages() == pages.pool().num_pages());

@@ -3,17 +3,17 @@
 // A cache to compress, and what must come of it: plain loops over `keeps`, sharing nothing with the
 // library's own maps between tokens and slots.
 
-#include "support/catch.hpp"
+#include "support/differences.hpp"
 
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/destination.hpp>
+#include <headaware/element.hpp>
 #include <headaware/layout/concept.hpp>
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <map>
 #include <random>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -83,55 +83,110 @@ struct SourceCache {
     for (std::size_t l = 0; l < keys.size(); ++l) result.push_back({keys[l].data(), values[l].data()});
     return result;
   }
-  [[nodiscard]] T key(std::int32_t layer, std::int64_t b, std::int64_t h, std::int64_t t, std::int64_t c) const {
-    auto const layout = ha::detail::keys_of(source);
-    return keys[static_cast<std::size_t>(layer)][static_cast<std::size_t>(layout.offset(b, h, t, c))];
+  [[nodiscard]] T& key(std::int32_t layer, std::int64_t b, std::int64_t h, std::int64_t t, std::int64_t c) {
+    return keys[static_cast<std::size_t>(layer)][offset(ha::detail::keys_of(source), b, h, t, c)];
   }
-  [[nodiscard]] T value(std::int32_t layer, std::int64_t b, std::int64_t h, std::int64_t t, std::int64_t c) const {
-    auto const layout = ha::detail::values_of(source);
-    return values[static_cast<std::size_t>(layer)][static_cast<std::size_t>(layout.offset(b, h, t, c))];
+  [[nodiscard]] T& value(std::int32_t layer, std::int64_t b, std::int64_t h, std::int64_t t, std::int64_t c) {
+    return values[static_cast<std::size_t>(layer)][offset(ha::detail::values_of(source), b, h, t, c)];
+  }
+  [[nodiscard]] T const& key(std::int32_t layer, std::int64_t b, std::int64_t h, std::int64_t t, std::int64_t c) const {
+    return keys[static_cast<std::size_t>(layer)][offset(ha::detail::keys_of(source), b, h, t, c)];
+  }
+  [[nodiscard]] T const& value(std::int32_t layer, std::int64_t b, std::int64_t h, std::int64_t t,
+                               std::int64_t c) const {
+    return values[static_cast<std::size_t>(layer)][offset(ha::detail::values_of(source), b, h, t, c)];
+  }
+  /// Numbers in [-1, 1] for keys, which can be rotated.
+  void fill_keys(unsigned seed) {
+    std::mt19937 random(seed);
+    std::uniform_real_distribution<float> uniform(-1, 1);
+    for (auto& tensor : keys) {
+      for (T& x : tensor) x = ha::from_float<T>(uniform(random));
+    }
+  }
+
+ private:
+  static std::size_t offset(auto const& layout, std::int64_t b, std::int64_t h, std::int64_t t, std::int64_t c) {
+    return static_cast<std::size_t>(layout.offset(b, h, t, c));
   }
 };
 
-/// Where a form must put each kept row: row number in the layer's buffer, by (layer, sequence, head, slot).
-using RowMap = std::map<std::vector<std::int64_t>, std::int64_t>;
+/// The first difference of two caches' tensors; empty: none.
+template <class T, class Source>
+std::string first_difference(SourceCache<T, Source> const& got, SourceCache<T, Source> const& expected) {
+  FirstDifference difference;
+  for (std::size_t l = 0; l < expected.keys.size(); ++l) {
+    auto const name = [l](char const* what) {
+      return [l, what](std::size_t i) {
+        return std::string(what) + " of layer " + std::to_string(l) + ", element " + std::to_string(i);
+      };
+    };
+    difference.note(first_difference(got.keys[l], expected.keys[l], name("keys")));
+    difference.note(first_difference(got.values[l], expected.values[l], name("values")));
+  }
+  return difference.text();
+}
 
-/// Calls `f(layer, sequence, head, tokens)` for every segment.
-template <class Table, class F>
-void for_each_segment(Table const& table, std::vector<std::int32_t> const& lengths, F const& f) {
-  for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
-    for (std::int32_t b = 0; b < static_cast<std::int32_t>(lengths.size()); ++b) {
-      for (std::int32_t h = 0; h < table.num_kv_heads(); ++h) {
-        f(layer, b, h, kept_tokens(table, layer, b, h, lengths[static_cast<std::size_t>(b)]));
+/// The tokens of every (layer, sequence, head), in this order, found by asking `keeps` of every token.
+struct KeptTokens {
+  std::int32_t layers = 0;
+  std::int64_t sequences = 0;
+  std::int64_t heads = 0;
+  std::vector<std::vector<std::int64_t>> segments;
+
+  template <class Table>
+  KeptTokens(Table const& table, std::vector<std::int32_t> const& lengths)
+      : layers(table.num_layers()), sequences(static_cast<std::int64_t>(lengths.size())), heads(table.num_kv_heads()) {
+    for_each([&](auto layer, auto b, auto h) {
+      segments.push_back(kept_tokens(table, layer, static_cast<std::int32_t>(b), static_cast<std::int32_t>(h),
+                                     lengths[static_cast<std::size_t>(b)]));
+    });
+  }
+  [[nodiscard]] std::int64_t segment(std::int64_t layer, std::int64_t b, std::int64_t h) const {
+    return (layer * sequences + b) * heads + h;
+  }
+  [[nodiscard]] std::vector<std::int64_t> const& of(std::int64_t layer, std::int64_t b, std::int64_t h) const {
+    return segments[static_cast<std::size_t>(segment(layer, b, h))];
+  }
+  [[nodiscard]] std::int64_t kept(std::int64_t layer, std::int64_t b, std::int64_t h) const {
+    return static_cast<std::int64_t>(of(layer, b, h).size());
+  }
+  /// Calls `f(layer, sequence, head)` for every segment.
+  template <class F>
+  void for_each(F const& f) const {
+    for (std::int32_t l = 0; l < layers; ++l) {
+      for (std::int64_t b = 0; b < sequences; ++b) {
+        for (std::int64_t h = 0; h < heads; ++h) f(l, b, h);
       }
     }
   }
-}
+  /// Calls `f(layer, sequence, head, slot, token)` for every token that is kept.
+  template <class F>
+  void for_each_row(F const& f) const {
+    for_each([&](auto l, auto b, auto h) {
+      std::int64_t slot = 0;
+      for (auto const token : of(l, b, h)) f(l, b, h, slot++, token);
+    });
+  }
+};
 
-template <class Table>
-RowMap ragged_rows(Table const& table, std::vector<std::int32_t> const& lengths) {
-  RowMap rows;
-  std::map<std::int64_t, std::int64_t> next;
-  for_each_segment(table, lengths, [&](auto layer, auto b, auto h, auto const& tokens) {
-    for (std::size_t i = 0; i < tokens.size(); ++i) rows[{layer, b, h, static_cast<std::int64_t>(i)}] = next[layer]++;
+/// What compaction in place makes of a cache. @param named  whether (layer, sequence, head, slot) takes part
+template <class T, class Source, class Named>
+SourceCache<T, Source> compacted_in_place(SourceCache<T, Source> const& before, KeptTokens const& tokens,
+                                          Named const& named) {
+  auto result = before;
+  tokens.for_each_row([&](auto l, auto b, auto h, auto slot, auto token) {
+    if (!named(l, b, h, slot)) return;
+    for (std::int64_t c = 0; c < before.head_dim; ++c) result.key(l, b, h, slot, c) = before.key(l, b, h, token, c);
+    for (std::int64_t c = 0; c < before.value_dim; ++c) {
+      result.value(l, b, h, slot, c) = before.value(l, b, h, token, c);
+    }
   });
-  return rows;
+  return result;
 }
-
-template <class Table>
-RowMap padded_row_map(Table const& table, std::vector<std::int32_t> const& lengths, ha::Alignment alignment) {
-  std::map<std::int64_t, std::int64_t> most;
-  for_each_segment(table, lengths, [&](auto layer, auto, auto, auto const& tokens) {
-    most[layer] = std::max(most[layer], static_cast<std::int64_t>(tokens.size()));
-  });
-  RowMap rows;
-  for_each_segment(table, lengths, [&](auto layer, auto b, auto h, auto const& tokens) {
-    auto const kept = static_cast<std::int64_t>(tokens.size());
-    std::int64_t const first = (std::int64_t{b} * table.num_kv_heads() + h) * most[layer] +
-                               (alignment == ha::Alignment::right ? most[layer] - kept : 0);
-    for (std::int64_t i = 0; i < kept; ++i) rows[{layer, b, h, i}] = first + i;
-  });
-  return rows;
+template <class T, class Source>
+SourceCache<T, Source> compacted_in_place(SourceCache<T, Source> const& before, KeptTokens const& tokens) {
+  return compacted_in_place(before, tokens, [](auto...) { return true; });
 }
 
 }  // namespace headaware_test

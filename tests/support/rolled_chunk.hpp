@@ -25,7 +25,7 @@ struct RolledChunk {
   static constexpr std::int32_t slack = 39;
 
   std::int32_t tokens;  ///< of the chunk
-  ha::RollingSlots plan;
+  ha::RollingSlots slots;
   std::vector<float> keys;
   std::vector<float> values;
   ha::RollingState state{2};
@@ -49,12 +49,12 @@ struct RolledChunk {
 
   /// @param first, second  tokens that the sequences have before the chunk
   RolledChunk(std::int32_t first, std::int32_t second, std::int32_t count)
-      : tokens(count), plan(table(), 2, {.max_tokens = 400, .slack = slack}) {
-    keys.resize(static_cast<std::size_t>(plan.rows_total() * head_dim), 99.0F);
+      : tokens(count), slots(table(), 2, {.max_tokens = 400, .slack = slack}) {
+    keys.resize(static_cast<std::size_t>(slots.rows_total() * head_dim), 99.0F);
     values.resize(keys.size(), 99.0F);
     queries = random_elements<float>(layout().required_span_size(), 7);
     stepwise.resize(queries.size());
-    auto const cache = ha::rolling(plan, plan.view(), keys.data(), values.data(), head_dim);
+    auto const cache = ha::rolling(slots, slots.view(), keys.data(), values.data(), head_dim);
     auto const add = [&](std::int32_t at, std::array<std::int32_t, 2> const& counts) {
       std::int32_t const most = std::max(counts[0], counts[1]);
       auto const elements = std::int64_t{2} * most * num_kv_heads * head_dim;
@@ -62,7 +62,7 @@ struct RolledChunk {
       auto const new_keys = random_elements<float>(elements, seed);
       auto const new_values = random_elements<float>(elements, seed + 1);
       std::vector<ha::LayerKv<float const>> const step{{new_keys.data(), new_values.data()}};
-      ha::append(plan.view(), state, step, ha::strided_bshd(2, most, num_kv_heads, head_dim), counts, cache);
+      ha::append(slots.view(), state, step, ha::strided_bshd(2, most, num_kv_heads, head_dim), counts, cache);
     };
     add(0, {first, second});
     before.assign(state.lengths().begin(), state.lengths().end());
@@ -72,7 +72,7 @@ struct RolledChunk {
       auto const of_token = layout();
       std::int64_t const from = of_token.offset(0, 0, t, 0);
       ha::attend(shape(1), ha::AttentionQueries{queries.data() + from, of_token},
-                 ha::KeptCache{keys.data(), values.data(), ha::RollingView{plan.view(), 0, state.lengths().data()}},
+                 ha::KeptCache{keys.data(), values.data(), ha::RollingView{slots.view(), 0, state.lengths().data()}},
                  ha::AttentionOutput{stepwise.data() + from, of_token});
     }
   }

@@ -9,31 +9,32 @@
 #include <algorithm>
 #include <cstdint>
 #include <random>
+#include <string>
 #include <vector>
 
 namespace headaware_test {
 
 /// A model that also writes every token into its slot, one after the other, as the definition says.
 struct SlotModel : TokenModel {
-  ha::RollingSlots const& plan;
-  std::vector<std::vector<std::int64_t>> slots;  ///< [segment]: the number of the token in each slot; 0: none
+  ha::RollingSlots const& slots;
+  std::vector<std::vector<std::int64_t>> numbers;  ///< [segment]: the number of the token in each slot; 0: none
 
-  SlotModel(ha::PolicyTable policies, ha::RollingSlots const& rolling_plan)
-      : TokenModel(std::move(policies), rolling_plan.num_sequences()), plan(rolling_plan) {
+  SlotModel(ha::PolicyTable policies, ha::RollingSlots const& rolling_slots)
+      : TokenModel(std::move(policies), rolling_slots.num_sequences()), slots(rolling_slots) {
     for_each([&](auto, auto, auto, ha::RollingHead const& head) {
-      slots.emplace_back(static_cast<std::size_t>(head.slots()), 0);
+      numbers.emplace_back(static_cast<std::size_t>(head.slots()), 0);
     });
   }
   template <class F>
   void for_each(F const& f) const {
-    for (std::int32_t l = 0; l < plan.num_layers(); ++l) {
-      for (std::int32_t b = 0; b < plan.num_sequences(); ++b) {
-        for (std::int32_t h = 0; h < plan.num_kv_heads(); ++h) f(l, b, h, plan.head(l, h));
+    for (std::int32_t l = 0; l < slots.num_layers(); ++l) {
+      for (std::int32_t b = 0; b < slots.num_sequences(); ++b) {
+        for (std::int32_t h = 0; h < slots.num_kv_heads(); ++h) f(l, b, h, slots.head(l, h));
       }
     }
   }
   [[nodiscard]] std::vector<std::int64_t>& slots_of(std::int32_t l, std::int32_t b, std::int32_t h) {
-    return slots[static_cast<std::size_t>((l * plan.num_sequences() + b) * plan.num_kv_heads() + h)];
+    return numbers[static_cast<std::size_t>((l * slots.num_sequences() + b) * slots.num_kv_heads() + h)];
   }
   static std::int64_t slot(ha::RollingHead const& head, std::int64_t t) {
     return t < head.sink ? t : head.ring == 0 ? -1 : head.sink + (t - head.sink) % head.ring;
@@ -92,45 +93,42 @@ struct SlotModel : TokenModel {
     return most;
   }
 
-  /// Compares what attention would read with what the policies keep.
+  /// @brief The first difference between what attention would read and what the policies keep; empty: none.
   /// @param keys, values  [rows_total, channels], layers back to back
   template <class T>
-  [[nodiscard]] bool holds(std::int32_t sequence, T const* keys, std::int64_t head_dim, T const* values,
-                           std::int64_t value_dim) const {
-    bool good = true;
+  [[nodiscard]] std::string difference(std::int32_t sequence, T const* keys, std::int64_t head_dim, T const* values,
+                                       std::int64_t value_dim) const {
+    FirstDifference result;
     for_each([&](auto l, auto b, auto h, ha::RollingHead const& head) {
-      if (b != sequence || !good) return;
+      if (b != sequence || !result.text().empty()) return;
+      auto const expect = [&](char const* what, auto const& got, auto const& right, std::int64_t row) {
+        result.expect(got, right, what, " of layer ", l, ", sequence ", b, ", KV head ", h, ", row ", row);
+      };
       auto const expected = kept(l, b, h, length(b));
       ha::SlotRuns const runs = head.runs(head.kept(length(b)));
-      good = good && runs.total() == static_cast<std::int64_t>(expected.size()) &&
-             head.kept(length(b)).count() == runs.total();
+      auto const rows = static_cast<std::int64_t>(expected.size());
+      expect("rows in runs", runs.total(), rows, rows);
+      expect("kept rows", head.kept(length(b)).count(), rows, rows);
       std::int64_t const first =
-          plan.offsets()[static_cast<std::size_t>((l * plan.num_sequences() + b) * plan.num_kv_heads() + h)];
+          slots.offsets()[static_cast<std::size_t>((l * slots.num_sequences() + b) * slots.num_kv_heads() + h)];
       std::vector<std::int32_t> positions(static_cast<std::size_t>(head.slots()));
       ha::slot_positions(head, length(b), positions);
-      auto const shown = std::count_if(positions.begin(), positions.end(), [](auto p) { return p >= 0; });
-      good = good && shown == runs.total();
-      for (std::int64_t i = 0; good && i < runs.total(); ++i) {
+      expect("slots with positions", std::count_if(positions.begin(), positions.end(), [](auto p) { return p >= 0; }),
+             rows, rows);
+      for (std::int64_t i = 0; result.text().empty() && i < rows; ++i) {
         std::int64_t const token = expected[static_cast<std::size_t>(i)];
-        std::int64_t const row = first + runs.slot(i);
+        std::int64_t const slot_of_row = runs.slot(i);
         std::int64_t const number = sequences[static_cast<std::size_t>(b)][static_cast<std::size_t>(token)];
-        good = positions[static_cast<std::size_t>(runs.slot(i))] == token && runs.slot(i) == slot(head, token) &&
-               head.kept(length(b)).token(i) == token && row_holds(keys + row * head_dim, number, l, h, 0, head_dim) &&
-               row_holds(values + row * value_dim, number, l, h, 1, value_dim);
+        expect("position", positions[static_cast<std::size_t>(slot_of_row)], token, i);
+        expect("slot", slot_of_row, slot(head, token), i);
+        expect("token", head.kept(length(b)).token(i), token, i);
+        std::int64_t const row = first + slot_of_row;
+        note_row(result, keys + row * head_dim, number, l, h, 0, head_dim);
+        note_row(result, values + row * value_dim, number, l, h, 1, value_dim);
       }
     });
-    return good;
+    return result.text();
   }
 };
-
-/// New tokens' tensors in one of several layouts.
-inline ha::StridedLayout new_token_layout(std::uint_fast32_t kind, std::int64_t batch, std::int64_t heads,
-                                          std::int64_t tokens, std::int64_t channels) {
-  switch (kind % 3) {
-    case 0: return ha::strided_bhsd(batch, heads, tokens, channels);
-    case 1: return ha::strided_bshd(batch, tokens, heads, channels);
-    default: return ha::strided_bhds(batch, heads, channels, tokens);
-  }
-}
 
 }  // namespace headaware_test

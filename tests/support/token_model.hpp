@@ -3,7 +3,7 @@
 // Caches that are kept up while decoding, as plain lists: every sequence the tokens it has seen, every head what its
 // policy's `keeps` says of them. A token's channels follow from its number, so a wrong row is known by its content.
 
-#include "support/catch.hpp"
+#include "support/differences.hpp"
 
 #include <headaware/cache/destination.hpp>
 #include <headaware/layout/strided.hpp>
@@ -107,15 +107,27 @@ struct NewTokens {
   }
 };
 
-/// Whether a row holds a token.
+/// Notes where a row does not hold a token.
+/// @param plane  0: keys, 1: values
 template <class T>
-bool row_holds(T const* row, std::int64_t number, std::int64_t layer, std::int64_t head, int plane,
-               std::int64_t channels) {
+void note_row(FirstDifference& difference, T const* row, std::int64_t number, std::int64_t layer, std::int64_t head,
+              int plane, std::int64_t channels) {
   for (std::int64_t c = 0; c < channels; ++c) {
     T const expected = token_element<T>(number, layer, head, plane, c);
-    if (std::memcmp(row + c, &expected, sizeof(T)) != 0) return false;
+    difference.expect_that(std::memcmp(row + c, &expected, sizeof(T)) == 0, row[c], expected,
+                           plane == 0 ? "key" : "value", " of token number ", number, ", layer ", layer, ", KV head ",
+                           head, ", channel ", c);
   }
-  return true;
+}
+
+/// New tokens' tensors in one of several layouts.
+inline ha::StridedLayout new_token_layout(std::uint_fast32_t kind, std::int64_t batch, std::int64_t heads,
+                                          std::int64_t tokens, std::int64_t channels) {
+  switch (kind % 3) {
+    case 0: return ha::strided_bhsd(batch, heads, tokens, channels);
+    case 1: return ha::strided_bshd(batch, tokens, heads, channels);
+    default: return ha::strided_bhds(batch, heads, channels, tokens);
+  }
 }
 
 /// A table with heads of every kind, windows of 1 among them.

@@ -3,6 +3,8 @@
 // A rolling cache whose sequences have just taken different numbers of tokens: slots that no token has come to yet hold
 // NaN, and what each query sees is told from what the tokens' rows hold.
 
+#include "support/differences.hpp"
+
 #include <headaware/attention/rolling_view.hpp>
 #include <headaware/cache/rolling.hpp>
 #include <headaware/layout/strided.hpp>
@@ -13,6 +15,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <vector>
 
 namespace headaware_test {
@@ -27,7 +30,7 @@ struct UnevenChunk {
   static constexpr std::int64_t sink = 2;
   static constexpr std::int64_t window = 4;
 
-  ha::RollingSlots plan{ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 1), sequences, {.slack = 3}};
+  ha::RollingSlots slots{ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 1), sequences, {.slack = 3}};
   std::vector<float> keys;    ///< zeros: all rows that a query sees weigh the same
   std::vector<float> values;  ///< a token's number
   ha::RollingState state{sequences};
@@ -39,10 +42,10 @@ struct UnevenChunk {
   [[nodiscard]] static ha::StridedLayout layout() { return ha::strided_bhsd(sequences, 1, tokens, dim); }
 
   UnevenChunk()
-      : keys(static_cast<std::size_t>(plan.rows_total() * dim), std::numeric_limits<float>::quiet_NaN()),
+      : keys(static_cast<std::size_t>(slots.rows_total() * dim), std::numeric_limits<float>::quiet_NaN()),
         values(keys),
         queries(static_cast<std::size_t>(layout().required_span_size()), 1.0F) {
-    auto const view = plan.view();
+    auto const view = slots.view();
     ha::RollingHead const& head = view.head(0, 0);
     for (std::int32_t b = 0; b < sequences; ++b) {
       std::int64_t const length = before[static_cast<std::size_t>(b)];
@@ -64,11 +67,13 @@ struct UnevenChunk {
       }
     }
     ha::append(view, state, std::vector<ha::LayerKv<float const>>{{new_keys.data(), new_values.data()}}, source, counts,
-               ha::rolling(plan, view, keys.data(), values.data(), dim));
+               ha::rolling(slots, view, keys.data(), values.data(), dim));
   }
 
-  /// Whether every query has the mean of what it sees; queries behind the last token see what that one sees.
-  [[nodiscard]] bool is_attention(std::vector<float> const& output) const {
+  /// The first element of the output that is no mean of what its query sees; queries after the last token see what that
+  /// one sees. Empty: none.
+  [[nodiscard]] std::string difference(std::vector<float> const& output) const {
+    FirstDifference result;
     for (std::int64_t b = 0; b < sequences; ++b) {
       std::int64_t const length = state.length(static_cast<std::int32_t>(b));
       for (std::int64_t t = 0; t < tokens; ++t) {
@@ -82,11 +87,12 @@ struct UnevenChunk {
         }
         for (std::int64_t c = 0; c < dim; ++c) {
           float const got = output[static_cast<std::size_t>(layout().offset(b, 0, t, c))];
-          if (!(std::abs(got - sum / seen) < 1e-5)) return false;
+          result.expect_that(std::abs(got - sum / seen) < 1e-5, got, sum / seen, "sequence ", b, ", query ", t,
+                             ", channel ", c);
         }
       }
     }
-    return true;
+    return result.text();
   }
 };
 

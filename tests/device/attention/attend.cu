@@ -45,6 +45,25 @@ void check_device(HeldProblem<T> const& p, PlacedRows<T> const& placed, Make con
   check_attended(d_output.host(), d_lse.host(), expected);
 }
 
+/// A RolledChunk or UnevenChunk on the device.
+struct DeviceChunk {
+  DeviceVector<float> keys;
+  DeviceVector<float> values;
+  DeviceVector<float> queries;
+  DeviceVector<float> output;
+  DeviceVector<std::byte> heads;
+  DeviceVector<std::int32_t> lengths;
+
+  template <class Chunk>
+  explicit DeviceChunk(Chunk const& chunk)
+      : keys(chunk.keys),
+        values(chunk.values),
+        queries(chunk.queries),
+        output(std::vector<float>(chunk.queries.size(), 77)),
+        heads(std::vector<std::byte>(chunk.slots.bytes().begin(), chunk.slots.bytes().end())),
+        lengths(std::vector<std::int32_t>(chunk.state.lengths().begin(), chunk.state.lengths().end())) {}
+};
+
 }  // namespace
 
 TEMPLATE_TEST_CASE("device attention over every form is that of plain loops", "[attention]", float, ha::float16,
@@ -169,21 +188,14 @@ TEST_CASE("device attention: a chunk sees what its tokens would have seen one by
     INFO(first << ", " << second << " and " << tokens << " tokens");
     RolledChunk const chunk(first, second, tokens);
     DeviceUpload const upload;
-    DeviceVector<float> const d_keys(chunk.keys);
-    DeviceVector<float> const d_values(chunk.values);
-    DeviceVector<float> const d_queries(chunk.queries);
-    DeviceVector<float> const d_output(std::vector<float>(chunk.queries.size(), 77));
-    auto const bytes = chunk.plan.bytes();
-    DeviceVector<std::byte> const d_heads(std::vector<std::byte>(bytes.begin(), bytes.end()));
-    auto const lengths = chunk.state.lengths();
+    DeviceChunk const device(chunk);
     auto const view =
-        ha::RollingView::of_chunk(chunk.plan.view_at(d_heads.data()), 0,
-                                  upload(std::vector<std::int32_t>(lengths.begin(), lengths.end())), tokens);
-    run_attend(chunk.shape(tokens), ha::AttentionQueries{d_queries.data(), chunk.layout()},
-               ha::KeptCache{d_keys.data(), d_values.data(), view},
-               ha::AttentionOutput{d_output.data(), chunk.layout()}, {chunk.plan.rows_total()},
+        ha::RollingView::of_chunk(chunk.slots.view_at(device.heads.data()), 0, device.lengths.data(), tokens);
+    run_attend(chunk.shape(tokens), ha::AttentionQueries{device.queries.data(), chunk.layout()},
+               ha::KeptCache{device.keys.data(), device.values.data(), view},
+               ha::AttentionOutput{device.output.data(), chunk.layout()}, {chunk.slots.rows_total()},
                {.first_positions = upload(chunk.before)});
-    auto const output = d_output.host();
+    auto const output = device.output.host();
     float worst = 0;
     for (std::size_t i = 0; i < output.size(); ++i) worst = std::max(worst, std::abs(output[i] - chunk.stepwise[i]));
     CHECK(worst < 2e-6F);
@@ -287,20 +299,13 @@ TEST_CASE("device attention: sequences of a chunk may have different numbers of 
   UnevenChunk const chunk;
   for (bool const counted : {true, false}) {
     DeviceUpload const upload;
-    DeviceVector<float> const d_keys(chunk.keys);
-    DeviceVector<float> const d_values(chunk.values);
-    DeviceVector<float> const d_queries(chunk.queries);
-    DeviceVector<float> const d_output(std::vector<float>(chunk.queries.size(), 77));
-    auto const bytes = chunk.plan.bytes();
-    DeviceVector<std::byte> const d_heads(std::vector<std::byte>(bytes.begin(), bytes.end()));
-    auto const lengths = chunk.state.lengths();
-    auto const view = ha::RollingView::of_chunk(chunk.plan.view_at(d_heads.data()), 0,
-                                                upload(std::vector<std::int32_t>(lengths.begin(), lengths.end())),
+    DeviceChunk const device(chunk);
+    auto const view = ha::RollingView::of_chunk(chunk.slots.view_at(device.heads.data()), 0, device.lengths.data(),
                                                 UnevenChunk::tokens, counted ? upload(chunk.counts) : nullptr);
-    run_attend(chunk.shape(), ha::AttentionQueries{d_queries.data(), chunk.layout()},
-               ha::KeptCache{d_keys.data(), d_values.data(), view},
-               ha::AttentionOutput{d_output.data(), chunk.layout()}, {chunk.plan.rows_total()},
+    run_attend(chunk.shape(), ha::AttentionQueries{device.queries.data(), chunk.layout()},
+               ha::KeptCache{device.keys.data(), device.values.data(), view},
+               ha::AttentionOutput{device.output.data(), chunk.layout()}, {chunk.slots.rows_total()},
                {.first_positions = upload(chunk.before)});
-    CHECK(chunk.is_attention(d_output.host()));
+    CHECK(chunk.difference(device.output.host()) == "");
   }
 }

@@ -252,9 +252,9 @@ TEST_CASE("device attention refuses what it knows to be wrong of views and addre
   std::size_t bytes = 0;
   REQUIRE_CUDA(decoder.call(nullptr, bytes, 430, nullptr));
   DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{0xEE}));
-  ha::RollingSlots const plan(ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 2), 1, {});
-  auto const* const plan_bytes = plan.bytes().data();
-  DeviceVector<std::byte> const d_heads(std::vector<std::byte>(plan_bytes, plan_bytes + plan.bytes().size()));
+  ha::RollingSlots const slots(ha::UniformTable(ha::SinkWindow{.sink = 2, .window = 4}, 1, 2), 1, {});
+  auto const* const plan_bytes = slots.bytes().data();
+  DeviceVector<std::byte> const d_heads(std::vector<std::byte>(plan_bytes, plan_bytes + slots.bytes().size()));
   auto const call = [&](std::int32_t layer, ha::AttentionShape const& shape, std::int64_t query_shift,
                         std::int64_t output_shift) {
     auto const shifted = [](auto* data, std::int64_t by) {
@@ -264,7 +264,7 @@ TEST_CASE("device attention refuses what it knows to be wrong of views and addre
         temp.data(), bytes, shape,
         ha::AttentionQueries{shifted(decoder.d_queries.data(), query_shift), ha::strided_bhsd(2, 4, 1, 16)},
         ha::KeptCache{decoder.d_keys.data(), decoder.d_values.data(),
-                      ha::RollingView{plan.view_at(d_heads.data()), layer, decoder.d_offsets.data()}},
+                      ha::RollingView{slots.view_at(d_heads.data()), layer, decoder.d_offsets.data()}},
         ha::AttentionOutput{shifted(decoder.d_output.data(), output_shift), ha::strided_bhsd(2, 4, 1, 16)}, {12}, {},
         nullptr);
   };

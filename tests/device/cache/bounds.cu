@@ -68,13 +68,13 @@ TEST_CASE("the most layers a launch takes, keys turning, scales along", "[cache]
   auto const scale_layout = ha::strided_bhsd(1, 1, 13, 1);
   SourceCache<float, ha::StridedLayout> const cache(layout, layout.required_span_size(), layers, dim, dim, 541);
   SourceCache<ha::float16, ha::StridedLayout> const scales(scale_layout, 13, layers, 1, 1, 542);
-  ha::Compaction const plan(table, lengths);
+  ha::Compaction const compaction(table, lengths);
   KeptTokens const tokens(table, lengths);
   DeviceTable const d_table(table);
   DeviceVector<std::int32_t> const d_lengths(lengths);
   DeviceSource<float, ha::StridedLayout> const source(cache);
   DeviceSource<ha::float16, ha::StridedLayout> const d_scales(scales);
-  auto const rows = plan.kept_total();
+  auto const rows = compaction.kept_total();
   DeviceVector<float> const d_keys(guarded<float>(rows * dim));
   DeviceVector<float> const d_values(guarded<float>(rows * dim));
   DeviceVector<ha::float16> const d_key_scales(guarded<ha::float16>(rows));
@@ -82,15 +82,15 @@ TEST_CASE("the most layers a launch takes, keys turning, scales along", "[cache]
   DeviceVector<std::int32_t> const d_status(std::vector<std::int32_t>{-7});
   DeviceVector<std::int32_t> const d_kept(std::vector<std::int32_t>(layers, -7));
   DeviceVector<std::int32_t> const d_cu_seqlens(std::vector<std::int32_t>(2 * layers, -7));
-  auto d_plan = plan.on_device(d_table.view(), d_lengths.data());
-  d_plan.d_status = d_status.data();
-  d_plan.d_kept = d_kept.data();
-  d_plan.d_cu_seqlens = d_cu_seqlens.data();
-  run_compress(
-      d_plan,
-      ha::transfer(source.layers, layout, ha::ragged(plan, d_keys.data(), d_values.data(), dim))
-          .rotate_keys(ha::KeyRotation::from_base(ha::RotaryPairing::neox, dim, 10000)),
-      ha::transfer(d_scales.layers, scale_layout, ha::ragged(plan, d_key_scales.data(), d_value_scales.data(), 1)));
+  auto d_compaction = compaction.on_device(d_table.view(), d_lengths.data());
+  d_compaction.d_status = d_status.data();
+  d_compaction.d_kept = d_kept.data();
+  d_compaction.d_cu_seqlens = d_cu_seqlens.data();
+  run_compress(d_compaction,
+               ha::transfer(source.layers, layout, ha::ragged(compaction, d_keys.data(), d_values.data(), dim))
+                   .rotate_keys(ha::KeyRotation::from_base(ha::RotaryPairing::neox, dim, 10000)),
+               ha::transfer(d_scales.layers, scale_layout,
+                            ha::ragged(compaction, d_key_scales.data(), d_value_scales.data(), 1)));
   auto const keys = d_keys.host();
   auto const values = d_values.host();
   auto const key_scales = d_key_scales.host();
@@ -98,27 +98,30 @@ TEST_CASE("the most layers a launch takes, keys turning, scales along", "[cache]
   auto const kept = d_kept.host();
   auto const cu_seqlens = d_cu_seqlens.host();
   Rotary const rotary = Rotary::of_base(ha::RotaryPairing::neox, dim, 10000);
-  bool right = d_status.host()[0] == 0;
+  REQUIRE(d_status.host()[0] == 0);
+  FirstDifference difference;
+  for (std::size_t l = 0; l < layers; ++l) {
+    auto const held = static_cast<std::int32_t>(tokens.segments[l].size());
+    difference.expect(kept[l], held, "kept rows of layer ", l);
+    difference.expect(cu_seqlens[2 * l], 0, "first row of layer ", l);
+    difference.expect(cu_seqlens[2 * l + 1], held, "last row of layer ", l);
+  }
   std::size_t row = 0;
-  tokens.for_each([&](auto l, auto b, auto h) {
-    auto const& segment = tokens.segments[static_cast<std::size_t>(l)];
-    auto const layer = static_cast<std::int32_t>(l);
-    right = right && kept[static_cast<std::size_t>(l)] == static_cast<std::int32_t>(segment.size());
-    right = right && cu_seqlens[static_cast<std::size_t>(2 * l)] == 0;
-    right = right && cu_seqlens[static_cast<std::size_t>(2 * l + 1)] == static_cast<std::int32_t>(segment.size());
-    for (std::size_t i = 0; i < segment.size(); ++i, ++row) {
-      std::vector<double> turned;
-      for (std::int64_t c = 0; c < dim; ++c) turned.push_back(double(cache.key(layer, b, h, segment[i], c)));
-      rotary.turn(turned, static_cast<double>(i) - static_cast<double>(segment[i]));
-      for (std::size_t c = 0; c < dim; ++c) {
-        right = right && close_to(keys[row * dim + c], turned[c]);
-        right = right && values[row * dim + c] == cache.value(layer, b, h, segment[i], static_cast<std::int64_t>(c));
-      }
-      right = right && key_scales[row] == scales.key(layer, b, h, segment[i], 0);
-      right = right && value_scales[row] == scales.value(layer, b, h, segment[i], 0);
+  tokens.for_each_row([&](auto layer, auto b, auto h, auto slot, auto token) {
+    std::vector<double> turned;
+    for (std::int64_t c = 0; c < dim; ++c) turned.push_back(double(cache.key(layer, b, h, token, c)));
+    rotary.turn(turned, static_cast<double>(slot - token));
+    for (std::int64_t c = 0; c < dim; ++c) {
+      std::size_t const at = row * dim + static_cast<std::size_t>(c);
+      double const right = turned[static_cast<std::size_t>(c)];
+      difference.expect_that(close_to(keys[at], right), keys[at], right, "key row ", row, ", channel ", c);
+      difference.expect(values[at], cache.value(layer, b, h, token, c), "value row ", row, ", channel ", c);
     }
+    difference.expect(key_scales[row], scales.key(layer, b, h, token, 0), "key scale ", row);
+    difference.expect(value_scales[row], scales.value(layer, b, h, token, 0), "value scale ", row);
+    ++row;
   });
-  REQUIRE(right);
+  REQUIRE(difference.text() == "");
   REQUIRE(row == static_cast<std::size_t>(rows));
 
   // Scales into fewer rows than the elements: refused.
@@ -126,8 +129,8 @@ TEST_CASE("the most layers a launch takes, keys turning, scales along", "[cache]
   std::size_t bytes = 0;
   auto const call = [&](void* temp) {
     return ha::device::compress(
-        temp, bytes, d_plan,
-        ha::transfer(source.layers, layout, ha::ragged(plan, d_keys.data(), d_values.data(), dim))
+        temp, bytes, d_compaction,
+        ha::transfer(source.layers, layout, ha::ragged(compaction, d_keys.data(), d_values.data(), dim))
             .rotate_keys(ha::KeyRotation::from_base(ha::RotaryPairing::neox, dim, 10000)),
         ha::transfer(d_scales.layers, scale_layout, ha::ragged(smaller, d_key_scales.data(), d_value_scales.data(), 1)),
         nullptr);
@@ -147,27 +150,27 @@ struct PagedSetup {
   ha::StridedLayout layout = ha::strided_bhsd(2, 2, 20, dim);
   SourceCache<std::uint16_t, ha::StridedLayout> cache{layout, layout.required_span_size(), 1, dim, dim, 543};
   ha::PolicyTable table{1, 2, ha::SinkWindow{.sink = 2, .window = 9}};
-  ha::Compaction<> plan{table, lengths};
-  ha::PageIndices pages = ha::consecutive_pages(plan, page_size);
+  ha::Compaction<> compaction{table, lengths};
+  ha::PageIndices pages = ha::consecutive_pages(compaction, page_size);
   DeviceSource<std::uint16_t, ha::StridedLayout> source{cache};
   DeviceTable<ha::DefaultRegistry> d_table{table};
   DeviceVector<std::int32_t> d_lengths{lengths};
   DeviceVector<std::int32_t> d_indices{pages.indices};
   DeviceVector<std::int32_t> d_indptr{pages.indptr};
   DeviceVector<std::int32_t> d_status{std::vector<std::int32_t>{-7}};
-  std::int64_t elements = plan.pages_total(page_size) * page_size * dim;
+  std::int64_t elements = compaction.pages_total(page_size) * page_size * dim;
   DeviceVector<std::uint16_t> d_keys{guarded<std::uint16_t>(elements)};
   DeviceVector<std::uint16_t> d_values{guarded<std::uint16_t>(elements)};
 
-  [[nodiscard]] auto device_plan() const {
-    auto d_plan = plan.on_device(d_table.view(), d_lengths.data());
-    d_plan.d_status = d_status.data();
-    return d_plan;
+  [[nodiscard]] auto device_compaction() const {
+    auto d_compaction = compaction.on_device(d_table.view(), d_lengths.data());
+    d_compaction.d_status = d_status.data();
+    return d_compaction;
   }
   [[nodiscard]] auto kept() const {
     ha::PagedForm const form{.block_table = d_indices.data(), .indptr = d_indptr.data(), .page_size = page_size};
     std::vector<ha::LayerKv<std::uint16_t>> const pool{{d_keys.data(), d_values.data()}};
-    return ha::paged(plan, pool, form, dim);
+    return ha::paged(compaction, pool, form, dim);
   }
   /// The keys that pages hold for these lengths, over what was there before.
   void expect(std::vector<std::uint16_t>& keys, std::vector<std::int32_t> const& now) const {
@@ -191,16 +194,16 @@ TEST_CASE("pages are planned a head, and a graph replayed with other lengths kee
   HEADAWARE_REQUIRE_DEVICE();
   PagedSetup const s;
   Stream const stream;
-  auto const d_plan = s.device_plan();
+  auto const d_compaction = s.device_compaction();
   std::size_t bytes = 0;
-  REQUIRE_CUDA(ha::device::compress(nullptr, bytes, d_plan, s.source.layers, s.layout, s.kept(), stream));
+  REQUIRE_CUDA(ha::device::compress(nullptr, bytes, d_compaction, s.source.layers, s.layout, s.kept(), stream));
   REQUIRE(bytes >= 12 * 5);
   REQUIRE(bytes < 12 * 5 + 64);
   ExactStorage const temp(bytes);
   Graph const graph(stream, [&](cudaStream_t capturing) {
-    return ha::device::compress(temp.data(), bytes, d_plan, s.source.layers, s.layout, s.kept(), capturing);
+    return ha::device::compress(temp.data(), bytes, d_compaction, s.source.layers, s.layout, s.kept(), capturing);
   });
-  REQUIRE(same_bytes(s.d_keys.host(), guarded<std::uint16_t>(s.elements)));
+  REQUIRE(first_difference(s.d_keys.host(), guarded<std::uint16_t>(s.elements)) == "");
   auto expected = guarded<std::uint16_t>(s.elements);
   for (std::vector<std::int32_t> const& now :
        {std::vector<std::int32_t>{20, 7}, {19, 8}, {12, 3}, {1, 0}, {0, 0}, {20, 8}}) {
@@ -211,7 +214,7 @@ TEST_CASE("pages are planned a head, and a graph replayed with other lengths kee
     bool const fits = now != std::vector<std::int32_t>{20, 8} && now != std::vector<std::int32_t>{19, 8};
     if (fits) s.expect(expected, now);
     REQUIRE(s.d_status.host()[0] == (fits ? 0 : 1));
-    REQUIRE(same_bytes(s.d_keys.host(), expected));
+    REQUIRE(first_difference(s.d_keys.host(), expected) == "");
   }
   // As many rows as planned, or fewer, but the second sequence's no longer fit its own pages.
   for (std::vector<std::int32_t> const& now : {std::vector<std::int32_t>{7, 20}, {0, 9}, {3, 11}}) {
@@ -219,7 +222,7 @@ TEST_CASE("pages are planned a head, and a graph replayed with other lengths kee
     set_lengths(s.d_lengths, now);
     graph.replay(stream);
     REQUIRE(s.d_status.host()[0] == 1);
-    REQUIRE(same_bytes(s.d_keys.host(), expected));
+    REQUIRE(first_difference(s.d_keys.host(), expected) == "");
   }
 }
 
@@ -228,34 +231,34 @@ TEST_CASE("compaction in place is captured and replayed", "[cache]") {
   PagedSetup const s;
   Stream const stream;
   DeviceVector<std::int32_t> const d_kept(std::vector<std::int32_t>(4, -7));
-  auto d_plan = s.device_plan();
-  d_plan.d_kept = d_kept.data();
+  auto d_compaction = s.device_compaction();
+  d_compaction.d_kept = d_kept.data();
   Graph const graph(stream, [&](cudaStream_t capturing) {
-    return ha::device::compress_in_place(d_plan, s.source.layers, s.layout, {}, capturing);
+    return ha::device::compress_in_place(d_compaction, s.source.layers, s.layout, {}, capturing);
   });
   auto expected = s.cache;
   auto const layers = expected.layers();
   for (std::vector<std::int32_t> const& now : {std::vector<std::int32_t>{20, 7}, {12, 20}, {0, 13}}) {
     set_lengths(s.d_lengths, now);
     graph.replay(stream);
-    ha::Compaction const plan(s.table, now);
-    ha::compress_in_place(plan, layers, s.layout);
-    REQUIRE(same_bytes(s.source.tensor(0), expected.keys[0]));
-    REQUIRE(same_bytes(s.source.tensor(1), expected.values[0]));
+    ha::Compaction const compaction(s.table, now);
+    ha::compress_in_place(compaction, layers, s.layout);
+    REQUIRE(first_difference(s.source.tensor(0), expected.keys[0]) == "");
+    REQUIRE(first_difference(s.source.tensor(1), expected.values[0]) == "");
     for (std::int32_t i = 0; i < 4; ++i) {
-      REQUIRE(d_kept.host()[static_cast<std::size_t>(i)] == plan.kept(0, i / 2, i % 2));
+      REQUIRE(d_kept.host()[static_cast<std::size_t>(i)] == compaction.kept(0, i / 2, i % 2));
     }
   }
 }
 
-TEST_CASE("a destination made for another plan is left alone", "[cache]") {
+TEST_CASE("a destination made for another compaction is left alone", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
   PagedSetup const s;
   auto const refuses = [&](auto const& kept) {
-    run_compress(s.device_plan(), ha::transfer(s.source.layers, s.layout, kept));
+    run_compress(s.device_compaction(), ha::transfer(s.source.layers, s.layout, kept));
     REQUIRE(s.d_status.host()[0] == 1);
-    REQUIRE(same_bytes(s.d_keys.host(), guarded<std::uint16_t>(s.elements)));
-    REQUIRE(same_bytes(s.d_values.host(), guarded<std::uint16_t>(s.elements)));
+    REQUIRE(first_difference(s.d_keys.host(), guarded<std::uint16_t>(s.elements)) == "");
+    REQUIRE(first_difference(s.d_values.host(), guarded<std::uint16_t>(s.elements)) == "");
   };
   ha::Compaction const smaller(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 2, .window = 8}), s.lengths);
   refuses(ha::ragged(smaller, s.d_keys.data(), s.d_values.data(), s.dim));
@@ -273,30 +276,30 @@ TEST_CASE("a destination made for another plan is left alone", "[cache]") {
 TEST_CASE("the default stream, again and again into one buffer", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
   PagedSetup const s;
-  auto const d_plan = s.device_plan();
+  auto const d_compaction = s.device_compaction();
   std::size_t bytes = 0;
-  REQUIRE_CUDA(ha::device::compress(nullptr, bytes, d_plan, s.source.layers, s.layout, s.kept(), nullptr));
+  REQUIRE_CUDA(ha::device::compress(nullptr, bytes, d_compaction, s.source.layers, s.layout, s.kept(), nullptr));
   ExactStorage const temp(bytes);
   auto expected = guarded<std::uint16_t>(s.elements);
   s.expect(expected, s.lengths);
   for (int i = 0; i < 3; ++i) {
-    REQUIRE_CUDA(ha::device::compress(temp.data(), bytes, d_plan, s.source.layers, s.layout, s.kept(), nullptr));
+    REQUIRE_CUDA(ha::device::compress(temp.data(), bytes, d_compaction, s.source.layers, s.layout, s.kept(), nullptr));
     REQUIRE_CUDA(cudaDeviceSynchronize());
-    REQUIRE(same_bytes(s.d_keys.host(), expected));
+    REQUIRE(first_difference(s.d_keys.host(), expected) == "");
     REQUIRE(s.d_status.host()[0] == 0);
   }
   // A misaligned or missing tensor is refused, whatever the rest.
   auto layers = s.source.layers;
   layers[0].keys = reinterpret_cast<std::uint16_t*>(reinterpret_cast<std::uintptr_t>(layers[0].keys) + 1);
-  REQUIRE(ha::device::compress(temp.data(), bytes, d_plan, layers, s.layout, s.kept(), nullptr) ==
+  REQUIRE(ha::device::compress(temp.data(), bytes, d_compaction, layers, s.layout, s.kept(), nullptr) ==
           cudaErrorInvalidValue);
   layers[0].keys = nullptr;
-  REQUIRE(ha::device::compress(temp.data(), bytes, d_plan, layers, s.layout, s.kept(), nullptr) ==
+  REQUIRE(ha::device::compress(temp.data(), bytes, d_compaction, layers, s.layout, s.kept(), nullptr) ==
           cudaErrorInvalidValue);
   auto kept = s.kept();
   kept.layers[0].values = nullptr;
-  REQUIRE(ha::device::compress(temp.data(), bytes, d_plan, s.source.layers, s.layout, kept, nullptr) ==
+  REQUIRE(ha::device::compress(temp.data(), bytes, d_compaction, s.source.layers, s.layout, kept, nullptr) ==
           cudaErrorInvalidValue);
   REQUIRE_CUDA(cudaDeviceSynchronize());
-  REQUIRE(same_bytes(s.d_keys.host(), expected));
+  REQUIRE(first_difference(s.d_keys.host(), expected) == "");
 }

@@ -37,30 +37,30 @@ void check_all_forms(SourceCache<T, Source> const& cache, Source const& device_l
   ha::PolicyTable const table = mixed_table(3);
   auto const d_bytes = upload(table);
   auto const d_table = table.view_at(d_bytes.data());
-  ha::Compaction const plan(table, lengths);
+  ha::Compaction const compaction(table, lengths);
   auto const kd = cache.head_dim;
   auto const vd = cache.value_dim;
 
-  auto const ragged = [&](T* k, T* v) { return ha::ragged(plan, k, v, kd, vd); };
-  compare_forms(cache, device_layout, plan, d_table, plan.kept_total(), ragged, ragged, shift);
-  auto const padded = [&](T* k, T* v) { return ha::padded(plan, k, v, kd, ha::Alignment::right, vd); };
-  compare_forms(cache, device_layout, plan, d_table, ha::padded_rows(plan), padded, padded, shift);
-  auto const grouped = [&](T* k, T* v) { return ha::grouped(plan, k, v, kd, vd); };
-  compare_forms(cache, device_layout, plan, d_table, ha::grouped_rows(plan), grouped, grouped, shift);
+  auto const ragged = [&](T* k, T* v) { return ha::ragged(compaction, k, v, kd, vd); };
+  compare_forms(cache, device_layout, compaction, d_table, compaction.kept_total(), ragged, ragged, shift);
+  auto const padded = [&](T* k, T* v) { return ha::padded(compaction, k, v, kd, ha::Alignment::right, vd); };
+  compare_forms(cache, device_layout, compaction, d_table, ha::padded_rows(compaction), padded, padded, shift);
+  auto const grouped = [&](T* k, T* v) { return ha::grouped(compaction, k, v, kd, vd); };
+  compare_forms(cache, device_layout, compaction, d_table, ha::grouped_rows(compaction), grouped, grouped, shift);
 
   constexpr std::int32_t page_size = 8;
-  auto pages = ha::consecutive_pages(plan, page_size);
+  auto pages = ha::consecutive_pages(compaction, page_size);
   std::reverse(pages.indices.begin(), pages.indices.end());
   DeviceVector<std::int32_t> const d_indices(pages.indices);
   DeviceVector<std::int32_t> const d_indptr(pages.indptr);
   auto const paged = [&](std::int32_t const* indices, std::int32_t const* indptr, bool host) {
     ha::PagedForm const form{.block_table = indices, .indptr = indptr, .page_size = page_size};
-    return [&plan, form, host, kd, vd, &pages](T* k, T* v) {
+    return [&compaction, form, host, kd, vd, &pages](T* k, T* v) {
       std::vector<ha::LayerKv<T>> const pool(num_layers, {k, v});
-      return ha::paged(plan, pool, form, kd, host ? static_cast<std::int64_t>(pages.indices.size()) : 0, vd);
+      return ha::paged(compaction, pool, form, kd, host ? static_cast<std::int64_t>(pages.indices.size()) : 0, vd);
     };
   };
-  compare_forms(cache, device_layout, plan, d_table, plan.pages_total(page_size) * page_size,
+  compare_forms(cache, device_layout, compaction, d_table, compaction.pages_total(page_size) * page_size,
                 paged(pages.indices.data(), pages.indptr.data(), true), paged(d_indices.data(), d_indptr.data(), false),
                 shift);
 }
@@ -165,16 +165,16 @@ TEST_CASE("policies and layouts of one's own, tables known at compile time", "[c
   using Registry = ha::DefaultRegistry::with<own::EveryThird>;
   ha::BasicPolicyTable<Registry> table(num_layers, 3, own::EveryThird{1});
   table.set(0, 1, ha::Full{});
-  ha::Compaction const plan(table, lengths);
+  ha::Compaction const compaction(table, lengths);
   DeviceVector<std::byte> const d_bytes(std::vector<std::byte>(table.bytes().begin(), table.bytes().end()));
   auto const ragged = [&](auto const& p) { return [&p](auto* k, auto* v) { return ha::ragged(p, k, v, 16); }; };
-  compare_forms(cache, cache.source, plan, table.view_at(d_bytes.data()), plan.kept_total(), ragged(plan),
-                ragged(plan));
+  compare_forms(cache, cache.source, compaction, table.view_at(d_bytes.data()), compaction.kept_total(),
+                ragged(compaction), ragged(compaction));
 
   ha::UniformTable const uniform(ha::SinkWindow{.sink = 4, .window = 9}, num_layers, 3);
-  ha::Compaction const uniform_plan(uniform, lengths);
-  compare_forms(cache, cache.source, uniform_plan, uniform, uniform_plan.kept_total(), ragged(uniform_plan),
-                ragged(uniform_plan));
+  ha::Compaction const uniform_compaction(uniform, lengths);
+  compare_forms(cache, cache.source, uniform_compaction, uniform, uniform_compaction.kept_total(),
+                ragged(uniform_compaction), ragged(uniform_compaction));
 }
 
 TEST_CASE("keep-lists on the device", "[cache]") {
@@ -196,8 +196,8 @@ TEST_CASE("keep-lists on the device", "[cache]") {
   DeviceVector<ha::KeepList> const d_lists(d_entries);
   ha::PolicyTable const table = mixed_table(3);
   auto const d_bytes = upload(table);
-  ha::Compaction const plan(ha::WithKeepLists(table.view(), lists.data(), 2), lengths);
-  auto const ragged = [&](auto* k, auto* v) { return ha::ragged(plan, k, v, 64); };
-  compare_forms(cache, layout, plan, ha::WithKeepLists(table.view_at(d_bytes.data()), d_lists.data(), 2),
-                plan.kept_total(), ragged, ragged);
+  ha::Compaction const compaction(ha::WithKeepLists(table.view(), lists.data(), 2), lengths);
+  auto const ragged = [&](auto* k, auto* v) { return ha::ragged(compaction, k, v, 64); };
+  compare_forms(cache, layout, compaction, ha::WithKeepLists(table.view_at(d_bytes.data()), d_lists.data(), 2),
+                compaction.kept_total(), ragged, ragged);
 }

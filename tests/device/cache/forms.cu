@@ -2,7 +2,6 @@
 
 #include "support/device_arena.cuh"
 
-#include <algorithm>
 #include <cstdint>
 #include <random>
 #include <vector>
@@ -12,35 +11,17 @@ using namespace headaware_test;
 
 namespace {
 
-using Strided = ha::KvLayouts<ha::StridedLayout, ha::StridedLayout>;
-
-/// Random shapes, strides, policies and lengths; keys and values differ in all but the tokens.
 template <class T>
 void check_random(unsigned seed, int cases) {
   std::mt19937 random(seed);
-  auto const below = [&](std::int64_t bound) { return static_cast<std::int64_t>(random()) % bound; };
-  for (int i = 0; i < cases; ++i) {
-    INFO("seed " << seed << ", case " << i);
-    auto const layers = static_cast<std::int32_t>(1 + below(3));
-    auto const heads = static_cast<std::int32_t>(1 + below(4));
-    std::vector<std::int32_t> lengths{static_cast<std::int32_t>(below(90)), 0, static_cast<std::int32_t>(below(90))};
-    if (random() % 2 == 0) lengths.resize(1);
-    std::int32_t const longest = *std::max_element(lengths.begin(), lengths.end());
-    auto const batch = static_cast<std::int64_t>(lengths.size());
-    // Widths around a warp's, and those that take wide accesses.
-    std::vector<std::int64_t> const widths{1, 2, 3, 8, 16, 24, 31, 32, 33, 40};
-    Channels const channels{widths[random() % widths.size()], widths[random() % widths.size()]};
-    std::int64_t const room = longest + below(4);
-    Strided const source{random_strides({batch, heads, room, channels.key}, random),
-                         random_strides({batch, heads, room, channels.value}, random)};
-    SourceCache<T, Strided> const cache(source,
-                                        std::max(source.keys.required_span_size(), source.values.required_span_size()),
-                                        layers, channels.key, channels.value, seed);
-    ha::PolicyTable const table = random_table(layers, heads, longest, random);
+  // Widths around a warp's, and those that take wide accesses.
+  RandomBounds const bounds{.tokens = 90, .widths = {1, 2, 3, 8, 16, 24, 31, 32, 33, 40}};
+  for_random_caches<T>(seed, cases, bounds, random, [&](auto const& cache, auto const& table, auto const& lengths) {
     DeviceTable const d_table(table);
-    check_device_forms(cache, source, ha::Compaction(table, lengths), KeptTokens(table, lengths), d_table.view(),
-                       random() % 2 == 0 ? 7 : 16, seed, static_cast<std::size_t>(below(3)));
-  }
+    std::int64_t const gap = random() % 2 == 0 ? 7 : 16;
+    check_device_forms(cache, cache.source, ha::Compaction(table, lengths), KeptTokens(table, lengths), d_table.view(),
+                       gap, seed, random() % 3);
+  });
 }
 
 }  // namespace
@@ -84,7 +65,7 @@ TEST_CASE("on the device keep-lists in a table serve all sequences", "[cache]") 
   std::vector<std::int32_t> const lengths{30, 64};
   std::vector<std::int32_t> const tokens{0, 2, 3, 11, 29};
   DeviceVector<std::int32_t> const d_tokens(tokens);
-  // The lists are on the device alone, and the host plans with their counts.
+  // The lists are on the device alone, and the host has their counts.
   ha::PolicyTable table(2, 2, ha::SinkWindow{.sink = 1, .window = 40});
   ha::PolicyTable host_table = table;
   table.set(0, 1, ha::KeepList{d_tokens.data(), 5});

@@ -13,74 +13,36 @@ using namespace headaware_test;
 
 namespace in_place {
 
-template <class T, class Source, class Plan, class Table>
-void check(SourceCache<T, Source> const& before, Source const& device_layout, Plan const& plan, Table const& d_table,
-           std::size_t shift = 0) {
-  std::vector<std::int32_t> const lengths(plan.lengths().begin(), plan.lengths().end());
-  KeptTokens const tokens(plan.table(), lengths);
-  auto expected = before;
+template <class T, class Source, class Compaction, class Table>
+void check(SourceCache<T, Source> const& before, Source const& device_layout, Compaction const& compaction,
+           Table const& d_table, std::size_t shift = 0) {
+  std::vector<std::int32_t> const lengths(compaction.lengths().begin(), compaction.lengths().end());
+  KeptTokens const tokens(compaction.table(), lengths);
   std::vector<std::int32_t> expected_kept;
-  auto const keys = ha::detail::keys_of(before.source);
-  auto const values = ha::detail::values_of(before.source);
-  tokens.for_each([&](auto l, auto b, auto h) {
-    auto const layer = static_cast<std::int32_t>(l);
-    auto const& kept = tokens.segments[static_cast<std::size_t>(tokens.segment(l, b, h))];
-    expected_kept.push_back(static_cast<std::int32_t>(kept.size()));
-    for (std::size_t i = 0; i < kept.size(); ++i) {
-      auto const slot = static_cast<std::int64_t>(i);
-      auto const at = [](std::int64_t offset) { return static_cast<std::size_t>(offset); };
-      for (std::int64_t c = 0; c < before.head_dim; ++c) {
-        expected.keys[at(l)][at(keys.offset(b, h, slot, c))] = before.key(layer, b, h, kept[i], c);
-      }
-      for (std::int64_t c = 0; c < before.value_dim; ++c) {
-        expected.values[at(l)][at(values.offset(b, h, slot, c))] = before.value(layer, b, h, kept[i], c);
-      }
-    }
-  });
+  for (auto const& segment : tokens.segments) expected_kept.push_back(static_cast<std::int32_t>(segment.size()));
   DeviceSource<T, Source> const source(before, shift);
   DeviceVector<std::int32_t> const d_lengths(lengths);
   DeviceVector<std::int32_t> const d_kept(std::vector<std::int32_t>(expected_kept.size(), -1));
   DeviceVector<std::int32_t> const d_status(std::vector<std::int32_t>{-7});
-  auto d_plan = plan.on_device(d_table, d_lengths.data());
-  d_plan.d_kept = d_kept.data();
-  d_plan.d_status = d_status.data();
+  auto d_compaction = compaction.on_device(d_table, d_lengths.data());
+  d_compaction.d_kept = d_kept.data();
+  d_compaction.d_status = d_status.data();
   Stream const stream;
-  REQUIRE_CUDA(ha::device::compress_in_place(d_plan, source.layers, device_layout, {}, stream));
+  REQUIRE_CUDA(ha::device::compress_in_place(d_compaction, source.layers, device_layout, {}, stream));
   REQUIRE_CUDA(cudaStreamSynchronize(stream));
-  for (std::size_t l = 0; l < before.keys.size(); ++l) {
-    REQUIRE(same_bytes(source.tensor(2 * l, shift), expected.keys[l]));
-    REQUIRE(same_bytes(source.tensor(2 * l + 1, shift), expected.values[l]));
-  }
+  REQUIRE(source_difference(source, compacted_in_place(before, tokens), shift) == "");
   REQUIRE(d_kept.host() == expected_kept);
   REQUIRE(d_status.host()[0] == 0);
 }
 
-using Strided = ha::KvLayouts<ha::StridedLayout, ha::StridedLayout>;
-
 template <class T>
 void check_random(unsigned seed) {
   std::mt19937 random(seed);
-  auto const below = [&](std::int64_t bound) { return static_cast<std::int64_t>(random()) % bound; };
-  for (int i = 0; i < 25; ++i) {
-    INFO("seed " << seed << ", case " << i);
-    auto const layers = static_cast<std::int32_t>(1 + below(3));
-    auto const heads = static_cast<std::int32_t>(1 + below(3));
-    std::vector<std::int32_t> lengths{static_cast<std::int32_t>(below(300)), 0, static_cast<std::int32_t>(below(300))};
-    if (random() % 2 == 0) lengths.resize(1);
-    std::int32_t const longest = *std::max_element(lengths.begin(), lengths.end());
-    auto const batch = static_cast<std::int64_t>(lengths.size());
-    std::vector<std::int64_t> const widths{1, 3, 8, 16, 31, 40};
-    Channels const channels{widths[random() % widths.size()], widths[random() % widths.size()]};
-    std::int64_t const room = longest + below(3);
-    Strided const source{random_strides({batch, heads, room, channels.key}, random),
-                         random_strides({batch, heads, room, channels.value}, random)};
-    SourceCache<T, Strided> const cache(source,
-                                        std::max(source.keys.required_span_size(), source.values.required_span_size()),
-                                        layers, channels.key, channels.value, seed);
-    ha::PolicyTable const table = random_table(layers, heads, longest, random);
+  RandomBounds const bounds{.heads = 3, .tokens = 300, .widths = {1, 3, 8, 16, 31, 40}};
+  for_random_caches<T>(seed, 25, bounds, random, [&](auto const& cache, auto const& table, auto const& lengths) {
     DeviceTable const d_table(table);
-    check(cache, source, ha::Compaction(table, lengths), d_table.view(), static_cast<std::size_t>(below(3)));
-  }
+    check(cache, cache.source, ha::Compaction(table, lengths), d_table.view(), random() % 3);
+  });
 }
 
 /// Offsets of one's own, with what compaction in place asks for besides.
@@ -173,26 +135,23 @@ TEST_CASE("in place on the device, what is refused and what is empty", "[cache]"
   ha::PolicyTable const table(2, 3, ha::WindowOnly{.window = 4});
   DeviceTable const d_table(table);
   DeviceVector<std::int32_t> const d_lengths(lengths);
-  auto const plan = ha::Compaction(table, lengths).on_device(d_table.view(), d_lengths.data());
-  auto const refused = [&](auto const& d_plan, auto const& layers, Strided const& lies) {
-    REQUIRE(ha::device::compress_in_place(d_plan, layers, lies, {}, nullptr) == cudaErrorInvalidValue);
+  auto const compaction = ha::Compaction(table, lengths).on_device(d_table.view(), d_lengths.data());
+  auto const refused = [&](auto const& d_compaction, auto const& layers, Strided const& lies) {
+    REQUIRE(ha::device::compress_in_place(d_compaction, layers, lies, {}, nullptr) == cudaErrorInvalidValue);
     REQUIRE_CUDA(cudaGetLastError());
     REQUIRE_CUDA(cudaDeviceSynchronize());
-    for (std::size_t l = 0; l < 2; ++l) {
-      REQUIRE(same_bytes(source.tensor(2 * l), cache.keys[l]));
-      REQUIRE(same_bytes(source.tensor(2 * l + 1), cache.values[l]));
-    }
+    REQUIRE(source_difference(source, cache) == "");
   };
   auto layers = source.layers;
   layers[1].values = nullptr;
-  refused(plan, layers, source_layout);
+  refused(compaction, layers, source_layout);
   layers = source.layers;
   layers[0].keys = reinterpret_cast<float*>(reinterpret_cast<std::uintptr_t>(layers[0].keys) + 2);
-  refused(plan, layers, source_layout);
-  refused(plan, std::vector<ha::LayerKv<float>>{source.layers[0]}, source_layout);
-  refused(plan, source.layers, {layout, ha::strided_bhsd(2, 3, 19, 4)});
-  refused(plan, source.layers, {ha::strided_bhsd(2, 4, 20, 4), layout});
-  auto no_lengths = plan;
+  refused(compaction, layers, source_layout);
+  refused(compaction, std::vector<ha::LayerKv<float>>{source.layers[0]}, source_layout);
+  refused(compaction, source.layers, {layout, ha::strided_bhsd(2, 3, 19, 4)});
+  refused(compaction, source.layers, {ha::strided_bhsd(2, 4, 20, 4), layout});
+  auto no_lengths = compaction;
   no_lengths.d_lengths = nullptr;
   refused(no_lengths, source.layers, source_layout);
   ha::PolicyTable const deep(257, 3, ha::WindowOnly{.window = 4});
@@ -204,10 +163,10 @@ TEST_CASE("in place on the device, what is refused and what is empty", "[cache]"
     DeviceSource<float, Strided> const fresh(cache);
     DeviceVector<std::int32_t> const d_bad(std::vector<std::int32_t>{bad, 12});
     DeviceVector<std::int32_t> const d_status(std::vector<std::int32_t>{0});
-    auto bad_plan = plan;
-    bad_plan.d_lengths = d_bad.data();
-    bad_plan.d_status = d_status.data();
-    REQUIRE_CUDA(ha::device::compress_in_place(bad_plan, fresh.layers, source_layout, {}, nullptr));
+    auto bad_lengths = compaction;
+    bad_lengths.d_lengths = d_bad.data();
+    bad_lengths.d_status = d_status.data();
+    REQUIRE_CUDA(ha::device::compress_in_place(bad_lengths, fresh.layers, source_layout, {}, nullptr));
     REQUIRE_CUDA(cudaDeviceSynchronize());
     auto expected = cache.keys[1];
     for (std::int64_t h = 0; h < 3; ++h) {
@@ -216,7 +175,7 @@ TEST_CASE("in place on the device, what is refused and what is empty", "[cache]"
             cache.keys[1][static_cast<std::size_t>(layout.offset(1, h, 8, 0) + i)];
       }
     }
-    REQUIRE(same_bytes(fresh.tensor(2), expected));
+    REQUIRE(first_difference(fresh.tensor(2), expected) == "");
     REQUIRE(d_status.host()[0] == 1);
   }
 

@@ -21,11 +21,7 @@ template <class T, class Source>
 SourceCache<T, Source> random_cache(Source const& source, std::int64_t extent, std::int32_t layers, std::int64_t dim,
                                     unsigned seed) {
   SourceCache<T, Source> cache(source, extent, layers, dim, dim, seed);
-  std::mt19937 random(seed);
-  std::uniform_real_distribution<float> uniform(-1, 1);
-  for (auto& tensor : cache.keys) {
-    for (T& x : tensor) x = ha::from_float<T>(uniform(random));
-  }
+  cache.fill_keys(seed);
   return cache;
 }
 
@@ -49,60 +45,59 @@ void check_rotation(SourceCache<T, Source> const& cache, Source const& device_la
                     std::vector<std::int32_t> const& lengths, Rotary const& rotary, MakeRotation const& make_rotation,
                     std::size_t shift = 0) {
   std::int64_t const dim = cache.head_dim;
-  ha::Compaction const plan(table, lengths);
+  ha::Compaction const compaction(table, lengths);
   KeptTokens const tokens(table, lengths);
   DeviceTable const d_table(table);
   DeviceVector<std::int32_t> const d_lengths(lengths);
-  auto const d_plan = plan.on_device(d_table.view(), d_lengths.data());
+  auto const d_compaction = compaction.on_device(d_table.view(), d_lengths.data());
   DeviceSource<T, Source> const source(cache, shift);
-  DeviceVector<T> const d_keys(guarded<T>(plan.kept_total() * dim + 8));
-  DeviceVector<T> const d_values(guarded<T>(plan.kept_total() * dim + 8));
-  auto host_keys = guarded<T>(plan.kept_total() * dim + 8);
+  DeviceVector<T> const d_keys(guarded<T>(compaction.kept_total() * dim + 8));
+  DeviceVector<T> const d_values(guarded<T>(compaction.kept_total() * dim + 8));
+  auto host_keys = guarded<T>(compaction.kept_total() * dim + 8);
   auto host_values = host_keys;
   ha::KeyRotation const rotation = make_rotation(true);
-  run_compress(d_plan, ha::transfer(source.layers, device_layout,
-                                    ha::ragged(plan, d_keys.data() + shift, d_values.data() + shift, dim))
-                           .rotate_keys(rotation));
-  ha::compress(plan, ha::transfer(cache.layers(), cache.source,
-                                  ha::ragged(plan, host_keys.data() + shift, host_values.data() + shift, dim))
-                         .rotate_keys(make_rotation(false)));
+  run_compress(d_compaction, ha::transfer(source.layers, device_layout,
+                                          ha::ragged(compaction, d_keys.data() + shift, d_values.data() + shift, dim))
+                                 .rotate_keys(rotation));
+  ha::compress(compaction,
+               ha::transfer(cache.layers(), cache.source,
+                            ha::ragged(compaction, host_keys.data() + shift, host_values.data() + shift, dim))
+                   .rotate_keys(make_rotation(false)));
   Stream const stream;
-  REQUIRE_CUDA(ha::device::compress_in_place(d_plan, source.layers, device_layout, rotation.evicting(1), stream));
+  REQUIRE_CUDA(ha::device::compress_in_place(d_compaction, source.layers, device_layout, rotation.evicting(1), stream));
   REQUIRE_CUDA(cudaStreamSynchronize(stream));
   auto const keys = d_keys.host();
-  REQUIRE(same_bytes(d_values.host(), host_values));
+  REQUIRE(first_difference(d_values.host(), host_values) == "");
 
-  std::vector<std::vector<T>> moved;
-  for (std::size_t l = 0; l < cache.keys.size(); ++l) moved.push_back(source.tensor(2 * l, shift));
-  auto expected_moved = cache.keys;
-  auto const layout = ha::detail::keys_of(cache.source);
-  auto expected = guarded<T>(plan.kept_total() * dim + 8);
-  bool right = true;
+  auto expected_moved = cache;
+  auto expected = guarded<T>(compaction.kept_total() * dim + 8);
+  FirstDifference difference;
   std::size_t at = shift;
-  tokens.for_each([&](auto l, auto b, auto h) {
-    auto const& kept = tokens.segments[static_cast<std::size_t>(tokens.segment(l, b, h))];
-    for (std::size_t i = 0; i < kept.size(); ++i) {
-      auto const slot = static_cast<std::int64_t>(i);
-      std::vector<double> row;
-      for (std::int64_t c = 0; c < dim; ++c) {
-        row.push_back(double(ha::to_float(cache.key(static_cast<std::int32_t>(l), b, h, kept[i], c))));
-      }
-      rotary.turn(row, static_cast<double>(slot - kept[i]));
-      for (std::int64_t c = 0; c < dim; ++c, ++at) {
-        T const got = keys[at];
-        T const source_bits = cache.key(static_cast<std::int32_t>(l), b, h, kept[i], c);
-        bool const turned = kept[i] != slot && c < static_cast<std::int64_t>(2 * rotary.frequencies.size());
-        right = right && (turned ? close_to(got, row[static_cast<std::size_t>(c)]) : got == source_bits);
-        right = right && within_one_place(got, host_keys[at]);
-        expected[at] = got;
-        // In place the same arithmetic runs: the same bits.
-        expected_moved[static_cast<std::size_t>(l)][static_cast<std::size_t>(layout.offset(b, h, slot, c))] = got;
-      }
+  tokens.for_each_row([&](auto l, auto b, auto h, auto slot, auto token) {
+    std::vector<double> row;
+    for (std::int64_t c = 0; c < dim; ++c) row.push_back(double(ha::to_float(cache.key(l, b, h, token, c))));
+    rotary.turn(row, static_cast<double>(slot - token));
+    for (std::int64_t c = 0; c < dim; ++c, ++at) {
+      T const got = keys[at];
+      T const source_bits = cache.key(l, b, h, token, c);
+      bool const turned = token != slot && c < static_cast<std::int64_t>(2 * rotary.frequencies.size());
+      double const right = turned ? row[static_cast<std::size_t>(c)] : double(ha::to_float(source_bits));
+      auto const expect = [&](char const* what, bool holds, auto const& other) {
+        difference.expect_that(holds, double(ha::to_float(got)), double(other), what, ", layer ", l, ", sequence ", b,
+                               ", KV head ", h, ", row ", slot, " (token ", token, "), channel ", c);
+      };
+      expect("rotation in double", turned ? close_to(got, right) : got == source_bits, right);
+      expect("the CPU's", within_one_place(got, host_keys[at]), ha::to_float(host_keys[at]));
+      expected[at] = got;
+      // In place the same arithmetic runs: the same bits.
+      expected_moved.key(l, b, h, slot, c) = got;
     }
   });
-  REQUIRE(right);
-  REQUIRE(same_bytes(keys, expected));
-  for (std::size_t l = 0; l < moved.size(); ++l) REQUIRE(same_bytes(moved[l], expected_moved[l]));
+  REQUIRE(difference.text() == "");
+  REQUIRE(first_difference(keys, expected) == "");
+  for (std::size_t l = 0; l < cache.keys.size(); ++l) {
+    REQUIRE(first_difference(source.tensor(2 * l, shift), expected_moved.keys[l]) == "");
+  }
 }
 
 /// Both pairings; all channels, half of them, and numbers of them that take narrow accesses; each source of angles.
@@ -193,17 +188,17 @@ void check_positions(std::int32_t rotary_dim, std::size_t shift) {
   std::vector<std::int32_t> const lengths{40, 9};
   auto const layout = ha::strided_bshd(2, 40, 2, dim);
   auto const cache = random_cache<T>(layout, layout.required_span_size(), 2, dim, 526);
-  ha::Compaction const plan(rotating_table(30), lengths);
+  ha::Compaction const compaction(rotating_table(30), lengths);
   std::vector<std::int32_t> positions(2 * stride);
   for (std::size_t t = 0; t < stride; ++t) {  // behind an image, and far away: keys turn forward and back
     positions[t] = static_cast<std::int32_t>(t < 8 ? t : t - 7);
     positions[stride + t] = static_cast<std::int32_t>(900 + 3 * t);
   }
   DeviceVector<std::int32_t> const d_positions(positions);
-  DeviceTable const d_table(plan.table());
+  DeviceTable const d_table(compaction.table());
   DeviceVector<std::int32_t> const d_lengths(lengths);
   DeviceSource<T, ha::StridedLayout> const source(cache, shift);
-  auto const elements = static_cast<std::size_t>(plan.kept_total() * dim);
+  auto const elements = static_cast<std::size_t>(compaction.kept_total() * dim);
   DeviceVector<T> const d_keys(std::vector<T>(elements + shift));
   DeviceVector<T> const d_values(std::vector<T>(elements + shift));
   std::vector<T> keys(elements + shift);
@@ -218,31 +213,31 @@ void check_positions(std::int32_t rotary_dim, std::size_t shift) {
                                        device ? d_sines.data() : tables.sines.data(), 1020)
         .with_positions(device ? d_positions.data() : positions.data(), stride);
   };
-  ha::compress(plan,
-               ha::transfer(cache.layers(), layout, ha::ragged(plan, keys.data() + shift, values.data() + shift, dim))
-                   .rotate_keys(rotation(false)));
-  auto const d_plan = plan.on_device(d_table.view(), d_lengths.data());
-  run_compress(
-      d_plan, ha::transfer(source.layers, layout, ha::ragged(plan, d_keys.data() + shift, d_values.data() + shift, dim))
-                  .rotate_keys(rotation(true)));
+  ha::compress(compaction, ha::transfer(cache.layers(), layout,
+                                        ha::ragged(compaction, keys.data() + shift, values.data() + shift, dim))
+                               .rotate_keys(rotation(false)));
+  auto const d_compaction = compaction.on_device(d_table.view(), d_lengths.data());
+  run_compress(d_compaction, ha::transfer(source.layers, layout,
+                                          ha::ragged(compaction, d_keys.data() + shift, d_values.data() + shift, dim))
+                                 .rotate_keys(rotation(true)));
   auto const got = d_keys.host();
   bool right = true;
   for (std::size_t i = 0; i < got.size(); ++i) right = right && within_one_place(got[i], keys[i]);
   REQUIRE(right);
-  REQUIRE(same_bytes(d_values.host(), values));
+  REQUIRE(first_difference(d_values.host(), values) == "");
 
   auto moved = cache;
-  ha::compress_in_place(plan, moved.layers(), layout, rotation(false).evicting(1));
-  REQUIRE_CUDA(ha::device::compress_in_place(d_plan, source.layers, layout, rotation(true).evicting(1), nullptr));
+  ha::compress_in_place(compaction, moved.layers(), layout, rotation(false).evicting(1));
+  REQUIRE_CUDA(ha::device::compress_in_place(d_compaction, source.layers, layout, rotation(true).evicting(1), nullptr));
   REQUIRE_CUDA(cudaDeviceSynchronize());
   for (std::size_t l = 0; l < 2; ++l) {
     auto const device_keys = source.tensor(2 * l, shift);
     for (std::size_t i = 0; i < device_keys.size(); ++i)
       right = right && within_one_place(device_keys[i], moved.keys[l][i]);
-    REQUIRE(same_bytes(source.tensor(2 * l + 1, shift), moved.values[l]));
+    REQUIRE(first_difference(source.tensor(2 * l + 1, shift), moved.values[l]) == "");
   }
   REQUIRE(right);
-  REQUIRE(ha::device::compress_in_place(d_plan, source.layers, layout,
+  REQUIRE(ha::device::compress_in_place(d_compaction, source.layers, layout,
                                         rotation(true).with_positions(d_positions.data(), 39),
                                         nullptr) == cudaErrorInvalidValue);
 }
@@ -269,24 +264,24 @@ TEST_CASE("on the device keys of 16 bits are not turned in place for a few token
   DeviceSource<ha::float16, ha::StridedLayout> const source(cache);
   DeviceVector<std::int32_t> const d_lengths(std::vector<std::int32_t>{280, 204});
   auto const plan_of = [&](std::vector<std::int32_t> const& lengths) {
-    auto plan = ha::Compaction(table, lengths).on_device(d_table.view(), d_lengths.data());
-    plan.d_status = d_status.data();
-    plan.d_kept = d_kept.data();
-    return plan;
+    auto compaction = ha::Compaction(table, lengths).on_device(d_table.view(), d_lengths.data());
+    compaction.d_status = d_status.data();
+    compaction.d_kept = d_kept.data();
+    return compaction;
   };
-  auto const call = [&](auto const& plan, ha::KeyRotation const& turning) {
-    auto const error = ha::device::compress_in_place(plan, source.layers, layout, turning, nullptr);
+  auto const call = [&](auto const& compaction, ha::KeyRotation const& turning) {
+    auto const error = ha::device::compress_in_place(compaction, source.layers, layout, turning, nullptr);
     REQUIRE_CUDA(cudaDeviceSynchronize());
     return error;
   };
-  // The host sees it in the plan.
+  // The host sees it in the compaction.
   REQUIRE(plan_of({280, 205}).min_evicted == 1);
   REQUIRE(call(plan_of({280, 205}), rotation) == cudaErrorInvalidValue);
   for (char const* const part : {"KeyRotation::evicting(1) if these keys", "layer 0, sequence 1, KV head 0"}) {
     REQUIRE(std::string(ha::last_error_message()).find(part) != std::string::npos);
   }
   REQUIRE(call(plan_of({280, 267}), rotation) == cudaErrorInvalidValue);
-  REQUIRE(same_bytes(source.tensor(0), cache.keys[0]));
+  REQUIRE(first_difference(source.tensor(0), cache.keys[0]) == "");
   // Lengths that came behind it only the kernel sees: that head stays as it is, all its tokens still there; the other
   // turns.
   REQUIRE_CUDA(cudaMemcpy(d_lengths.data() + 1, std::vector<std::int32_t>{267}.data(), 4, cudaMemcpyHostToDevice));
@@ -296,7 +291,7 @@ TEST_CASE("on the device keys of 16 bits are not turned in place for a few token
   auto expected = cache;
   ha::compress_in_place(ha::Compaction(table, std::vector<std::int32_t>{280, 204}), expected.layers(), layout,
                         rotation);
-  REQUIRE(same_bytes(source.tensor(1), expected.values[0]));
+  REQUIRE(first_difference(source.tensor(1), expected.values[0]) == "");
   auto const half = static_cast<std::ptrdiff_t>(cache.keys[0].size() / 2);
   auto const keys = source.tensor(0);
   REQUIRE(std::vector(keys.begin() + half, keys.end()) ==

@@ -144,12 +144,12 @@ TEST_CASE("on the device keep-lists over one policy, bad entries left out", "[ca
   ha::UniformTable const below(ha::SinkWindow{.sink = 3, .window = 20}, num_layers, heads);
   ha::WithKeepLists const table(below, lists.data(), 2);
   ha::WithKeepLists const d_table(below, d_lists.data(), 2);
-  ha::Compaction const plan(table, lengths);
+  ha::Compaction const compaction(table, lengths);
   auto const layout = ha::strided_bhsd(2, heads, 90, 24);
   SourceCache<std::uint16_t, ha::StridedLayout> const cache(layout, layout.required_span_size(), num_layers, 24, 24,
                                                             seed);
   KeptTokens const tokens(table, lengths);
-  check_device_forms(cache, layout, plan, tokens, d_table, 16, seed);
+  check_device_forms(cache, layout, compaction, tokens, d_table, 16, seed);
 
   // Entries that name no token of the sequence: their rows stay as they are, and nothing else suffers.
   auto bad = entries;
@@ -161,42 +161,27 @@ TEST_CASE("on the device keep-lists over one policy, bad entries left out", "[ca
   REQUIRE_CUDA(cudaMemcpy(d_entries.data(), bad.data(), bad.size() * sizeof(bad[0]), cudaMemcpyHostToDevice));
   DeviceSource<std::uint16_t, ha::StridedLayout> const source(cache);
   DeviceVector<std::int32_t> const d_lengths(lengths);
-  auto arena = guarded<std::uint16_t>(plan.kept_total() * 24);
+  auto arena = guarded<std::uint16_t>(compaction.kept_total() * 24);
   DeviceVector<std::uint16_t> const keys(arena);
   DeviceVector<std::uint16_t> const values(arena);
-  run_compress(plan.on_device(d_table, d_lengths.data()),
-               ha::transfer(source.layers, layout, ha::ragged(plan, keys.data(), values.data(), 24)));
+  run_compress(compaction.on_device(d_table, d_lengths.data()),
+               ha::transfer(source.layers, layout, ha::ragged(compaction, keys.data(), values.data(), 24)));
   std::size_t row = 0;
-  tokens.for_each([&](auto l, auto b, auto h) {
-    for (auto const token : tokens.segments[static_cast<std::size_t>(tokens.segment(l, b, h))]) {
-      for (std::int64_t c = 0; c < 24 && std::count(broken.begin(), broken.end(), row) == 0; ++c) {
-        arena[row * 24 + static_cast<std::size_t>(c)] = cache.key(static_cast<std::int32_t>(l), b, h, token, c);
-      }
-      ++row;
+  tokens.for_each_row([&](auto l, auto b, auto h, auto, auto token) {
+    for (std::int64_t c = 0; c < 24 && std::count(broken.begin(), broken.end(), row) == 0; ++c) {
+      arena[row * 24 + static_cast<std::size_t>(c)] = cache.key(l, b, h, token, c);
     }
+    ++row;
   });
-  REQUIRE(same_bytes(keys.host(), arena));
+  REQUIRE(first_difference(keys.host(), arena) == "");
 
   // In place, too: those slots keep what they held.
-  auto expected = cache;
-  tokens.for_each([&](auto l, auto b, auto h) {
-    auto const s = static_cast<std::size_t>(tokens.segment(l, b, h));
-    for (std::size_t i = 0; i < tokens.segments[s].size(); ++i) {
-      bool const named =
-          s != 1 || std::count(broken.begin(), broken.end(), i + static_cast<std::size_t>(lists[0].count)) == 0;
-      for (std::int64_t c = 0; c < 24 && named; ++c) {
-        auto const slot = static_cast<std::size_t>(layout.offset(b, h, static_cast<std::int64_t>(i), c));
-        auto const layer = static_cast<std::int32_t>(l);
-        expected.keys[static_cast<std::size_t>(l)][slot] = cache.key(layer, b, h, tokens.segments[s][i], c);
-        expected.values[static_cast<std::size_t>(l)][slot] = cache.value(layer, b, h, tokens.segments[s][i], c);
-      }
-    }
+  auto const expected = compacted_in_place(cache, tokens, [&](auto l, auto b, auto h, auto slot) {
+    return tokens.segment(l, b, h) != 1 ||
+           std::count(broken.begin(), broken.end(), static_cast<std::size_t>(slot + lists[0].count)) == 0;
   });
-  REQUIRE_CUDA(
-      ha::device::compress_in_place(plan.on_device(d_table, d_lengths.data()), source.layers, layout, {}, nullptr));
+  REQUIRE_CUDA(ha::device::compress_in_place(compaction.on_device(d_table, d_lengths.data()), source.layers, layout, {},
+                                             nullptr));
   REQUIRE_CUDA(cudaDeviceSynchronize());
-  for (std::size_t l = 0; l < num_layers; ++l) {
-    REQUIRE(same_bytes(source.tensor(2 * l), expected.keys[l]));
-    REQUIRE(same_bytes(source.tensor(2 * l + 1), expected.values[l]));
-  }
+  REQUIRE(source_difference(source, expected) == "");
 }

@@ -18,7 +18,7 @@ TEST_CASE("a chunk sees what its tokens would have seen one by one", "[attention
     INFO(first << ", " << second << " and " << tokens << " tokens");
     RolledChunk const chunk(first, second, tokens);
     std::vector<float> output(chunk.queries.size());
-    auto const view = ha::RollingView::of_chunk(chunk.plan.view(), 0, chunk.state.lengths().data(), tokens);
+    auto const view = ha::RollingView::of_chunk(chunk.slots.view(), 0, chunk.state.lengths().data(), tokens);
     ha::attend(chunk.shape(tokens), ha::AttentionQueries{chunk.queries.data(), chunk.layout()},
                ha::KeptCache{chunk.keys.data(), chunk.values.data(), view},
                ha::AttentionOutput{output.data(), chunk.layout()}, {.first_positions = chunk.before.data()});
@@ -31,10 +31,10 @@ TEST_CASE("a chunk sees what its tokens would have seen one by one", "[attention
 TEST_CASE("windows of a chunk need slack, and positions", "[attention]") {
   RolledChunk const chunk(5, 5, 2);
   auto const lengths = chunk.state.lengths().data();
-  check_error<ha::ArgumentError>([&] { (void)ha::RollingView::of_chunk(chunk.plan.view(), 0, lengths, 41); },
+  check_error<ha::ArgumentError>([&] { (void)ha::RollingView::of_chunk(chunk.slots.view(), 0, lengths, 41); },
                                  {"query_tokens", "1 to 40, the slack and 1", "41", "RollingView"});
   std::vector<float> output(chunk.queries.size());
-  auto const view = ha::RollingView::of_chunk(chunk.plan.view(), 0, lengths, 2);
+  auto const view = ha::RollingView::of_chunk(chunk.slots.view(), 0, lengths, 2);
   check_error<ha::ArgumentError>(
       [&] {
         ha::attend(chunk.shape(2), ha::AttentionQueries{chunk.queries.data(), chunk.layout()},
@@ -48,18 +48,18 @@ TEST_CASE("sequences of a chunk may have different numbers of new tokens", "[att
   // Of the second sequence two tokens are new, of the first eleven; slots that nothing was written to hold no number.
   auto const nan = std::numeric_limits<float>::quiet_NaN();
   ha::PolicyTable const table(1, 2, ha::SinkWindow{.sink = 2, .window = 6});
-  ha::RollingSlots const plan(table, 2, {.max_tokens = 0, .slack = 10});
+  ha::RollingSlots const slots(table, 2, {.max_tokens = 0, .slack = 10});
   constexpr std::int64_t dim = 16;
-  std::vector<float> keys(static_cast<std::size_t>(plan.rows_total() * dim), nan);
+  std::vector<float> keys(static_cast<std::size_t>(slots.rows_total() * dim), nan);
   std::vector<float> values(keys.size(), nan);
-  auto const cache = ha::rolling(plan, plan.view(), keys.data(), values.data(), dim);
+  auto const cache = ha::rolling(slots, slots.view(), keys.data(), values.data(), dim);
   ha::RollingState state(2);
   auto const append = [&](std::array<std::int32_t, 2> const& counts, unsigned seed) {
     std::int64_t const most = std::max(counts[0], counts[1]);
     auto const new_keys = random_elements<float>(2 * most * 2 * dim, seed);
     auto const new_values = random_elements<float>(2 * most * 2 * dim, seed + 1);
     std::vector<ha::LayerKv<float const>> const step{{new_keys.data(), new_values.data()}};
-    ha::append(plan.view(), state, step, ha::strided_bshd(2, most, 2, dim), counts, cache);
+    ha::append(slots.view(), state, step, ha::strided_bshd(2, most, 2, dim), counts, cache);
   };
   append({3, 5}, 1);
   std::vector<std::int32_t> const before(state.lengths().begin(), state.lengths().end());
@@ -67,7 +67,7 @@ TEST_CASE("sequences of a chunk may have different numbers of new tokens", "[att
   auto const layout = ha::strided_bshd(2, 11, 4, dim);
   auto const queries = random_elements<float>(layout.required_span_size(), 9);
   std::vector<float> output(queries.size());
-  auto const view = ha::RollingView::of_chunk(plan.view(), 0, state.lengths().data(), 11);
+  auto const view = ha::RollingView::of_chunk(slots.view(), 0, state.lengths().data(), 11);
   auto const run = [&](float* to) {
     ha::attend({2, 4, 2, 11, dim, 0}, ha::AttentionQueries{queries.data(), layout},
                ha::KeptCache{keys.data(), values.data(), view}, ha::AttentionOutput{to, layout},
@@ -77,7 +77,7 @@ TEST_CASE("sequences of a chunk may have different numbers of new tokens", "[att
   for (float const x : output) REQUIRE(std::isfinite(x));
 
   // What later tokens hold, even if it is no number, is nothing to earlier ones.
-  auto const newest = plan.head(0, 0).row(0, plan.head(0, 0).slot_of(13));
+  auto const newest = slots.head(0, 0).row(0, slots.head(0, 0).slot_of(13));
   values[static_cast<std::size_t>(newest * dim)] = nan;
   std::vector<float> spoilt(output.size());
   run(spoilt.data());
@@ -89,7 +89,7 @@ TEST_CASE("sequences of a chunk may have different numbers of new tokens", "[att
 }
 
 TEST_CASE("a layer that holds nothing needs no buffers, and gives zeros", "[attention]") {
-  ha::RollingSlots const plan(ha::PolicyTable(1, 2, ha::Prune{}), 1, {});
+  ha::RollingSlots const slots(ha::PolicyTable(1, 2, ha::Prune{}), 1, {});
   std::vector<std::int32_t> const lengths{5};
   auto const layout = ha::strided_bshd(1, 1, 4, 8);
   auto const queries = random_elements<float>(layout.required_span_size(), 1);
@@ -97,13 +97,13 @@ TEST_CASE("a layer that holds nothing needs no buffers, and gives zeros", "[atte
   std::vector<float> lse(4, 7.0F);
   float const* const none = nullptr;
   ha::attend({1, 4, 2, 1, 8, 0}, ha::AttentionQueries{queries.data(), layout},
-             ha::KeptCache{none, none, ha::RollingView{plan.view(), 0, lengths.data()}},
+             ha::KeptCache{none, none, ha::RollingView{slots.view(), 0, lengths.data()}},
              ha::AttentionOutput{output.data(), layout, lse.data()});
   for (float const x : output) CHECK(x == 0);
   for (float const x : lse) CHECK(x == -std::numeric_limits<float>::infinity());
 }
 
-TEST_CASE("a rolling view is only for its plan's heads, sequences and layers", "[attention]") {
+TEST_CASE("a rolling view is only for its slots' heads, sequences and layers", "[attention]") {
   RolledChunk const chunk(5, 5, 1);
   auto const lengths = chunk.state.lengths().data();
   std::vector<float> output(2 * chunk.queries.size());
@@ -112,13 +112,13 @@ TEST_CASE("a rolling view is only for its plan's heads, sequences and layers", "
     std::vector<float> const queries(static_cast<std::size_t>(layout.required_span_size()));
     ha::attend(
         shape, ha::AttentionQueries{queries.data(), layout},
-        ha::KeptCache{chunk.keys.data(), chunk.values.data(), ha::RollingView{chunk.plan.view(), layer, lengths}},
+        ha::KeptCache{chunk.keys.data(), chunk.values.data(), ha::RollingView{chunk.slots.view(), layer, lengths}},
         ha::AttentionOutput{output.data(), layout});
   };
   check_error<ha::ArgumentError>([&] { attend({2, 14, 7, 1, 32, 0}, 0); }, {"KV heads", "6", "7", "RollingView"});
   check_error<ha::ArgumentError>([&] { attend({3, 12, 6, 1, 32, 0}, 0); }, {"sequences", "at most 2", "3", ""});
   check_error<ha::ArgumentError>([&] { attend({2, 12, 6, 1, 32, 0}, 1); }, {"layer", "", "1", ""});
-  check_error<ha::ArgumentError>([&] { (void)ha::RollingView::of_chunk(chunk.plan.view(), 99, lengths, 1); },
+  check_error<ha::ArgumentError>([&] { (void)ha::RollingView::of_chunk(chunk.slots.view(), 99, lengths, 1); },
                                  {"layer", "", "99", "RollingView"});
 }
 
@@ -183,12 +183,12 @@ TEST_CASE("a chunk may show exactly what each sequence's new tokens see", "[atte
   for (bool const counted : {true, false}) {
     UnevenChunk const chunk;
     std::vector<float> output(chunk.queries.size(), 77);
-    auto const view = ha::RollingView::of_chunk(chunk.plan.view(), 0, chunk.state.lengths().data(), UnevenChunk::tokens,
-                                                counted ? chunk.counts.data() : nullptr);
+    auto const view = ha::RollingView::of_chunk(chunk.slots.view(), 0, chunk.state.lengths().data(),
+                                                UnevenChunk::tokens, counted ? chunk.counts.data() : nullptr);
     ha::attend(chunk.shape(), ha::AttentionQueries{chunk.queries.data(), chunk.layout()},
                ha::KeptCache{chunk.keys.data(), chunk.values.data(), view},
                ha::AttentionOutput{output.data(), chunk.layout()}, {.first_positions = chunk.before.data()});
-    CHECK(chunk.is_attention(output));
+    CHECK(chunk.difference(output) == "");
     // Exactly what is needed is shown.
     if (counted) CHECK(view.head(0, 0).rows() == 2 + 4);
   }

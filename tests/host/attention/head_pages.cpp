@@ -156,9 +156,9 @@ TEST_CASE("views whose tables in host memory name what is not there are refused"
   refuse_view(ha::RaggedView{offsets.data(), 1}, 1, {"offsets", ">= 0", "-1", "RaggedView, sequence 0, KV head 0"});
 
   ha::PolicyTable const table(1, 2, ha::SinkWindow{.sink = 2, .window = 6});
-  ha::RollingSlots const plan(table, 2, {});
+  ha::RollingSlots const slots(table, 2, {});
   lengths = {3, -1};
-  refuse_view(ha::RollingView{plan.view(), 0, lengths.data()}, 2, {"length", "[0, ", "-1", "RollingView, sequence 1"});
+  refuse_view(ha::RollingView{slots.view(), 0, lengths.data()}, 2, {"length", "[0, ", "-1", "RollingView, sequence 1"});
   ha::PagedHeads heads(table, {.num_sequences = 2, .page_size = 4, .num_pages = 20});
   (void)heads.append(Table{30, 9});
   auto const at = [&](Table const& of) { return ha::HeadPagesView(heads.view(), 0, of.data()); };
@@ -169,8 +169,8 @@ TEST_CASE("views whose tables in host memory name what is not there are refused"
   std::string const pool = "[0, " + std::to_string(fewer.num_pages) + ")";
   refuse_view(ha::HeadPagesView(fewer, 0, lengths.data()), 2,
               {"page table entry", pool, std::to_string(fewer.num_pages) + " for page", "HeadPagesView"});
-  ha::RollingSlots const short_plan(ha::PolicyTable(1, 2), 2, {.max_tokens = 29});
-  refuse_view(ha::RollingView{short_plan.view(), 0, lengths.data()}, 2,
+  ha::RollingSlots const short_slots(ha::PolicyTable(1, 2), 2, {.max_tokens = 29});
+  refuse_view(ha::RollingView{short_slots.view(), 0, lengths.data()}, 2,
               {"length", "[0, 29]", "30", "RollingView, sequence 0"});
   // Longer than what the pages hold: a length of the next step.
   lengths = {30, 14};

@@ -1,6 +1,7 @@
 // Policies as masks, and masked attention over everything against attention over what is kept, step by step.
 
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 #include "support/errors.hpp"
 #include "support/kept_rows.hpp"
 
@@ -54,7 +55,7 @@ TEST_CASE("masks say what policies say, as floats and as bits", "[attention]") {
         std::vector<std::uint32_t> bits(at(4 * group * shape.queries * shape.row_words()), 7);
         ha::fill_policy_mask(table, shape, floats.data());
         ha::fill_policy_mask(table, shape, bits.data());
-        bool right = true;
+        FirstDifference difference;
         for (std::int64_t h = 0; h < 4 * group; ++h) {
           for (std::int64_t q = 0; q < shape.queries; ++q) {
             std::int64_t const row = h * shape.queries + q;
@@ -63,15 +64,16 @@ TEST_CASE("masks say what policies say, as floats and as bits", "[attention]") {
               bool const seen = k < keys && k <= position &&
                                 table.visit(layer, static_cast<std::int32_t>(h / group),
                                             [&](auto const& policy) { return policy.keeps(k, position + 1); });
-              right = right && ((bits[at(row * shape.row_words() + k / 32)] >> (k % 32) & 1U) != 0) == seen;
+              bool const bit = (bits[at(row * shape.row_words() + k / 32)] >> (k % 32) & 1U) != 0;
+              difference.expect(bit, seen, "bit of query head ", h, ", query ", q, ", key ", k);
               if (k < keys) {
-                float const x = floats[at(row * keys + k)];
-                right = right && x == (seen ? 0.0F : -std::numeric_limits<float>::infinity());
+                difference.expect(floats[at(row * keys + k)], seen ? 0.0F : -std::numeric_limits<float>::infinity(),
+                                  "number of query head ", h, ", query ", q, ", key ", k);
               }
             }
           }
         }
-        CHECK(right);
+        CHECK(difference.text() == "");
       }
     }
   }
@@ -142,17 +144,17 @@ TEST_CASE("masked attention over all tokens is attention over the kept ones, at 
     std::int64_t arrived = 0;
     while (arrived < 7 && listed[arrived] <= position) ++arrived;
     step_table.set(1, 2, ha::KeepList{listed, arrived});
-    ha::Compaction const plan(step_table, lengths);
-    std::vector<float> kept_keys(at(plan.kept_total() * dim) + 1);
-    std::vector<float> kept_values(at(plan.kept_total() * dim) + 1);
+    ha::Compaction const compaction(step_table, lengths);
+    std::vector<float> kept_keys(at(compaction.kept_total() * dim) + 1);
+    std::vector<float> kept_values(at(compaction.kept_total() * dim) + 1);
     std::vector<ha::LayerKv<float const>> const layers{{keys.data(), values.data()}, {keys.data(), values.data()}};
-    ha::compress(plan, layers, source, ha::ragged(plan, kept_keys.data(), kept_values.data(), dim));
+    ha::compress(compaction, layers, source, ha::ragged(compaction, kept_keys.data(), kept_values.data(), dim));
     for (std::int32_t layer = 0; layer < 2; ++layer) {
       // What the policies keep, by the library's ragged cache.
       std::vector<float> output(2 * heads * dim, 77);
       std::vector<float> lse(2 * heads, 77);
       float const* const query = &queries[at(position * 2 * heads * dim)];
-      std::int64_t const* const offsets = &plan.offsets()[at(layer * heads)];
+      std::int64_t const* const offsets = &compaction.offsets()[at(layer * heads)];
       ha::attend({1, 2 * heads, heads, 1, dim}, ha::AttentionQueries{query, layout},
                  ha::KeptCache{kept_keys.data(), kept_values.data(), ha::RaggedView{offsets, heads}},
                  ha::AttentionOutput{output.data(), layout, lse.data()});

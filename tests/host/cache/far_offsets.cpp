@@ -224,3 +224,31 @@ TEST_CASE("rows of every form may lie beyond 32 bits", "[cache]") {
   REQUIRE(ha::RaggedForm{}.rows({.first_row = row}, {}).offset(7, channels) == (row + 7) * channels);
   REQUIRE(ha::RaggedForm{}.rows({.first_row = row / 16}, {}).offset(7, channels) == (row / 16 + 7) * channels);
 }
+
+TEST_CASE("strides beyond 32 bits", "[cache]") {
+  // 2 heads, 6 GiB apart: mapped, but only the touched pages exist.
+  constexpr std::int64_t head_stride = std::int64_t{3} << 30;
+  constexpr std::size_t bytes = std::size_t{7} << 30;
+  void* const mapped =
+      mmap(nullptr, 2 * bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapped == MAP_FAILED) HEADAWARE_SKIP("no 14 GiB of address space");
+  auto* const keys = static_cast<std::uint16_t*>(mapped);
+  ha::StridedLayout const layout({1, 2, 40, 8}, {.sequence = 0, .head = head_stride, .token = 8, .channel = 1});
+  for (std::int64_t h = 0; h < 2; ++h) {
+    for (std::int64_t t = 0; t < 40; ++t) {
+      for (std::int64_t c = 0; c < 8; ++c)
+        keys[layout.offset(0, h, t, c)] = static_cast<std::uint16_t>(h * 1000 + t * 10 + c);
+    }
+  }
+  REQUIRE(layout.offset(0, 1, 39, 7) > std::numeric_limits<std::int32_t>::max());
+  ha::Compaction const compaction(ha::PolicyTable(1, 2, ha::SinkWindow{.sink = 1, .window = 2}),
+                                  std::vector<std::int32_t>{40});
+  std::vector<std::uint16_t> k(6 * 8);
+  std::vector<std::uint16_t> v(k);
+  ha::compress(compaction, std::vector<ha::LayerKv<std::uint16_t const>>{{keys, keys}}, layout,
+               ha::ragged(compaction, k.data(), v.data(), 8));
+  REQUIRE(k[3 * 8] == 1000);
+  REQUIRE(k[5 * 8 + 7] == 1000 + 390 + 7);
+  REQUIRE(v == k);
+  munmap(mapped, 2 * bytes);
+}

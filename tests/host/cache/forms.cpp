@@ -1,11 +1,9 @@
 // Every form of cache from random tensors, and from the engines' layouts, whole buffers compared with plain loops.
 
-#include "support/cache_arena.hpp"
+#include "support/host_forms.hpp"
 
-#include <headaware/cache/compact.hpp>
 #include <headaware/layout/strided.hpp>
 
-#include <algorithm>
 #include <cstdint>
 #include <numeric>
 #include <random>
@@ -16,50 +14,13 @@ using namespace headaware_test;
 
 namespace {
 
-template <class T, class Source, class Plan>
-void check_forms(SourceCache<T, Source> const& cache, Plan const& compaction, std::vector<std::int32_t> const& lengths,
-                 std::int64_t gap, unsigned seed) {
-  KeptTokens const tokens(compaction.table(), lengths);
-  for_each_form<T>(compaction, tokens, {cache.head_dim, cache.value_dim}, gap, seed,
-                   [&](std::string const& name, Places const& places, auto const& make) {
-                     std::vector<T> arena = guarded<T>(places.elements);
-                     HostUpload const upload;
-                     ha::compress(compaction, cache.layers(), cache.source, make(arena.data(), upload));
-                     INFO(name);
-                     REQUIRE(same_bytes(arena, expected_arena(cache, tokens, places)));
-                   });
-}
-
-using Strided = ha::KvLayouts<ha::StridedLayout, ha::StridedLayout>;
-
-std::int64_t extent_of(Strided const& source) {
-  return std::max(source.keys.required_span_size(), source.values.required_span_size());
-}
-
-/// Random shapes, strides, policies and lengths; keys and values differ in all but the tokens.
 template <class T>
 void check_random(unsigned seed) {
   std::mt19937 random(seed);
-  auto const below = [&](std::int64_t bound) { return static_cast<std::int64_t>(random()) % bound; };
-  for (int i = 0; i < 25; ++i) {
-    INFO("seed " << seed << ", case " << i);
-    auto const layers = static_cast<std::int32_t>(1 + below(3));
-    auto const heads = static_cast<std::int32_t>(1 + below(5));
-    std::vector<std::int32_t> lengths(random() % 2 == 0 ? 1 : 3);
-    std::int32_t longest = 0;
-    for (auto& length : lengths) {
-      length = random() % 5 == 0 ? 0 : static_cast<std::int32_t>(below(80));
-      longest = std::max(longest, length);
-    }
-    auto const batch = static_cast<std::int64_t>(lengths.size());
-    std::int64_t const room = longest + below(4);
-    Channels const channels{1 + below(20), 1 + below(20)};
-    Strided const source{random_strides({batch, heads, room, channels.key}, random),
-                         random_strides({batch, heads, room, channels.value}, random)};
-    SourceCache<T, Strided> const cache(source, extent_of(source), layers, channels.key, channels.value, seed + 1);
-    ha::Compaction const compaction(random_table(layers, heads, longest, random), lengths);
-    check_forms(cache, compaction, lengths, random() % 2 == 0 ? 7 : 16, seed + static_cast<unsigned>(i));
-  }
+  RandomBounds const bounds{.heads = 5, .widths = {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 16, 17, 20}};
+  for_random_caches<T>(seed, 25, bounds, random, [&](auto const& cache, auto const& table, auto const& lengths) {
+    check_host_forms(cache, ha::Compaction(table, lengths), lengths, random() % 2 == 0 ? 7 : 16, seed);
+  });
 }
 
 }  // namespace
@@ -85,7 +46,7 @@ TEST_CASE("lengths at the edges of sinks and windows", "[cache]") {
     auto const bhsd = ha::strided_bhsd(3, 5, 300, 6);
     Strided const source{bhsd, ha::strided_bhds(3, 5, 4, 300)};
     SourceCache<std::uint8_t, Strided> const cache(source, bhsd.required_span_size(), 2, 6, 4, 105);
-    check_forms(cache, ha::Compaction(table, lengths), lengths, 7, 105);
+    check_host_forms(cache, ha::Compaction(table, lengths), lengths, 7, 105);
   }
 }
 
@@ -98,7 +59,7 @@ TEST_CASE("a tensor without a batch, layers left out of compression", "[cache]")
   std::vector<std::int32_t> const skipped{0, 3};
   ha::Compaction const compaction(table.skip_layers(skipped), lengths);
   REQUIRE(compaction.kept_total() == 2 * 3 * 50 + 2 * 3 * 8);
-  check_forms(cache, compaction, lengths, 16, 106);
+  check_host_forms(cache, compaction, lengths, 16, 106);
 }
 
 TEST_CASE("keep-lists in a table of policies serve all sequences", "[cache]") {
@@ -113,7 +74,7 @@ TEST_CASE("keep-lists in a table of policies serve all sequences", "[cache]") {
   auto const bhsd = ha::strided_bhsd(3, 3, 64, 5);
   Strided const source{bhsd, bhsd};
   SourceCache<std::uint8_t, Strided> const cache(source, bhsd.required_span_size(), 2, 5, 5, 107);
-  check_forms(cache, ha::Compaction(table, lengths), lengths, 7, 107);
+  check_host_forms(cache, ha::Compaction(table, lengths), lengths, 7, 107);
 }
 
 TEST_CASE("segments longer than a thread's share, in every order of dimensions", "[cache]") {
@@ -127,17 +88,7 @@ TEST_CASE("segments longer than a thread's share, in every order of dimensions",
   auto const bhds = ha::strided_bhds(1, 3, 32, tokens);
   for (Strided const& source : {Strided{bhsd, bshd}, Strided{bshd, bhsd}, Strided{bhds, bshd}, Strided{bshd, bhds}}) {
     SourceCache<std::uint8_t, Strided> const cache(source, bhsd.required_span_size(), 1, 32, 32, 108);
-    KeptTokens const kept(table, lengths);
-    dense_arenas<std::uint8_t>(
-        "ragged", kept, naive_ragged(kept), {32, 32}, 7,
-        [&](auto* k, auto* v) { return ha::ragged(compaction, k, v, 32); },
-        [&](auto const& layers) { return ha::ragged(compaction, layers, 32); },
-        [&](std::string const& name, Places const& places, auto const& make) {
-          std::vector<std::uint8_t> arena = guarded<std::uint8_t>(places.elements);
-          ha::compress(compaction, cache.layers(), cache.source, make(arena.data(), HostUpload{}));
-          INFO(name);
-          REQUIRE(same_bytes(arena, expected_arena(cache, kept, places)));
-        });
+    check_host_ragged(cache, compaction, lengths, 7);
   }
 }
 
@@ -150,19 +101,10 @@ TEST_CASE("stretches that go past the CPU's caches begin and end anywhere", "[ca
   ha::PolicyTable table(1, 3, ha::SinkWindow{.sink = 5, .window = 59990});
   table.set(0, 1, ha::WindowOnly{.window = 30001});
   ha::Compaction const compaction(table, lengths);
-  KeptTokens const kept(table, lengths);
   REQUIRE(compaction.bytes_held(19, 1) > (4 << 20));
   for (std::int64_t const gap : {1, 15, 16, 63, 64, 65}) {
-    dense_arenas<std::uint8_t>(
-        "ragged", kept, naive_ragged(kept), {19, 19}, gap,
-        [&](auto* k, auto* v) { return ha::ragged(compaction, k, v, 19); },
-        [&](auto const& layers) { return ha::ragged(compaction, layers, 19); },
-        [&](std::string const& name, Places const& places, auto const& make) {
-          std::vector<std::uint8_t> arena = guarded<std::uint8_t>(places.elements);
-          ha::compress(compaction, cache.layers(), cache.source, make(arena.data(), HostUpload{}));
-          INFO(name << ", gap " << gap);
-          REQUIRE(same_bytes(arena, expected_arena(cache, kept, places)));
-        });
+    INFO("gap " << gap);
+    check_host_ragged(cache, compaction, lengths, gap);
   }
 }
 
@@ -172,7 +114,7 @@ TEST_CASE("nothing kept, no sequences, no layers", "[cache]") {
         ha::strided_bhsd(static_cast<std::int64_t>(lengths.size()), table.num_kv_heads(), lengths.empty() ? 0 : 20, 4);
     Strided const source{bhsd, bhsd};
     SourceCache<std::uint8_t, Strided> const cache(source, bhsd.required_span_size(), table.num_layers(), 4, 4, 110);
-    check_forms(cache, ha::Compaction(table, lengths), lengths, 7, 110);
+    check_host_forms(cache, ha::Compaction(table, lengths), lengths, 7, 110);
   };
   check(ha::PolicyTable(2, 3, ha::Full{}), {});
   check(ha::PolicyTable(2, 3, ha::Full{}), {0, 0});

@@ -1,7 +1,7 @@
 // Compaction in place: whole tensors compared, so that nothing but the moved tokens may change.
 
-#include "support/cache_arena.hpp"
 #include "support/errors.hpp"
+#include "support/random_cache.hpp"
 
 #include <headaware/cache/compact.hpp>
 #include <headaware/layout/engines.hpp>
@@ -18,57 +18,20 @@ using namespace headaware_test;
 
 namespace {
 
-template <class T, class Source, class Plan>
-void check_in_place(SourceCache<T, Source> const& before, Plan const& compaction,
+template <class T, class Source, class Compaction>
+void check_in_place(SourceCache<T, Source> const& before, Compaction const& compaction,
                     std::vector<std::int32_t> const& lengths) {
-  KeptTokens const tokens(compaction.table(), lengths);
-  auto expected = before;
-  auto const keys = ha::detail::keys_of(before.source);
-  auto const values = ha::detail::values_of(before.source);
-  tokens.for_each([&](auto l, auto b, auto h) {
-    auto const layer = static_cast<std::int32_t>(l);
-    auto const& kept = tokens.segments[static_cast<std::size_t>(tokens.segment(l, b, h))];
-    for (std::size_t i = 0; i < kept.size(); ++i) {
-      auto const slot = static_cast<std::int64_t>(i);
-      auto const at = [](std::int64_t offset) { return static_cast<std::size_t>(offset); };
-      for (std::int64_t c = 0; c < before.head_dim; ++c) {
-        expected.keys[at(l)][at(keys.offset(b, h, slot, c))] = before.key(layer, b, h, kept[i], c);
-      }
-      for (std::int64_t c = 0; c < before.value_dim; ++c) {
-        expected.values[at(l)][at(values.offset(b, h, slot, c))] = before.value(layer, b, h, kept[i], c);
-      }
-    }
-  });
   auto after = before;
   ha::compress_in_place(compaction, after.layers(), before.source);
-  for (std::size_t l = 0; l < before.keys.size(); ++l) {
-    REQUIRE(same_bytes(after.keys[l], expected.keys[l]));
-    REQUIRE(same_bytes(after.values[l], expected.values[l]));
-  }
+  REQUIRE(first_difference(after, compacted_in_place(before, KeptTokens(compaction.table(), lengths))) == "");
 }
-
-using Strided = ha::KvLayouts<ha::StridedLayout, ha::StridedLayout>;
 
 template <class T>
 void check_random(unsigned seed) {
   std::mt19937 random(seed);
-  auto const below = [&](std::int64_t bound) { return static_cast<std::int64_t>(random()) % bound; };
-  for (int i = 0; i < 60; ++i) {
-    INFO("seed " << seed << ", case " << i);
-    auto const layers = static_cast<std::int32_t>(1 + below(3));
-    auto const heads = static_cast<std::int32_t>(1 + below(4));
-    std::vector<std::int32_t> lengths{static_cast<std::int32_t>(below(70)), 0, static_cast<std::int32_t>(below(70))};
-    if (random() % 2 == 0) lengths.resize(1);
-    std::int32_t const longest = *std::max_element(lengths.begin(), lengths.end());
-    auto const batch = static_cast<std::int64_t>(lengths.size());
-    Channels const channels{1 + below(12), 1 + below(12)};
-    Strided const source{random_strides({batch, heads, longest + below(3), channels.key}, random),
-                         random_strides({batch, heads, longest + below(3), channels.value}, random)};
-    SourceCache<T, Strided> const cache(source,
-                                        std::max(source.keys.required_span_size(), source.values.required_span_size()),
-                                        layers, channels.key, channels.value, seed);
-    check_in_place(cache, ha::Compaction(random_table(layers, heads, longest, random), lengths), lengths);
-  }
+  for_random_caches<T>(seed, 60, {}, random, [](auto const& cache, auto const& table, auto const& lengths) {
+    check_in_place(cache, ha::Compaction(table, lengths), lengths);
+  });
 }
 
 }  // namespace
@@ -161,10 +124,7 @@ TEST_CASE("in place, bad input is named and nothing moves", "[cache]") {
   auto const layers = cache.layers();
   auto const refused = [&](auto const& call, ha::ErrorDetail const& parts) {
     check_error<ha::ArgumentError>(call, parts);
-    for (std::size_t l = 0; l < 2; ++l) {
-      REQUIRE(same_bytes(cache.keys[l], before.keys[l]));
-      REQUIRE(same_bytes(cache.values[l], before.values[l]));
-    }
+    REQUIRE(first_difference(cache, before) == "");
   };
   auto const with = [&](auto const& change) {
     auto changed = layers;
@@ -265,8 +225,7 @@ TEST_CASE("in place, nothing to move", "[cache]") {
     std::vector<std::int32_t> const lengths{20, 0};
     auto after = cache;
     ha::compress_in_place(ha::Compaction(ha::PolicyTable(2, 3, policy), lengths), after.layers(), layout);
-    REQUIRE(same_bytes(after.keys[1], cache.keys[1]));
-    REQUIRE(same_bytes(after.values[0], cache.values[0]));
+    REQUIRE(first_difference(after, cache) == "");
   }
   // No tensor is needed where no token is kept.
   std::vector<ha::LayerKv<float>> const none(2);

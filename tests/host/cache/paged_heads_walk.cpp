@@ -29,7 +29,9 @@ void walk(unsigned seed, int steps, std::int32_t page_size, std::int32_t slack, 
       [&](ha::PageStep const& step, NewTokens<T> const& news) {
         ha::append(pages, step, news.layers(), news.layout(), storage);
       },
-      [&](std::int32_t b) { return pages_hold(model, pages, b, keys.data(), key_dim, values.data(), value_dim); });
+      [&](std::int32_t b) {
+        return pages_difference(model, pages, b, keys.data(), key_dim, values.data(), value_dim);
+      });
 }
 
 }  // namespace

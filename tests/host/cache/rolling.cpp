@@ -1,4 +1,4 @@
-// Plans and slots of rolling caches, wrap-around at every boundary, and what calls refuse.
+// Slots of rolling caches, wrap-around at every boundary, and what calls refuse.
 
 #include "support/errors.hpp"
 #include "support/reference_cache.hpp"
@@ -28,29 +28,29 @@ constexpr ha::WindowRule rolling_form(LastPairs const& policy) { return {0, 2 * 
 
 }  // namespace mine
 
-TEST_CASE("a rolling plan's rows, offsets and bytes", "[cache]") {
+TEST_CASE("a rolling cache's rows, offsets and bytes", "[cache]") {
   ha::PolicyTable const table = mixed_table();
-  ha::RollingSlots const plan(table, 3, {.max_tokens = 50, .slack = 2});
+  ha::RollingSlots const slots(table, 3, {.max_tokens = 50, .slack = 2});
   std::vector<std::int64_t> const rows{12, 7, 12, 50, 0, 4, 3, 19};  // by layer and head
   std::int64_t total = 0;
   std::size_t s = 0;
   for (std::size_t layer = 0; layer < 2; ++layer) {
     for (std::size_t sequence = 0; sequence < 3; ++sequence) {
       for (std::size_t head = 0; head < 4; ++head, ++s) {
-        REQUIRE(plan.offsets()[s] == total);
+        REQUIRE(slots.offsets()[s] == total);
         total += rows[layer * 4 + head];
       }
     }
   }
-  REQUIRE(plan.offsets().size() == 25);
-  REQUIRE(plan.rows_total() == total);
-  REQUIRE(plan.rows_total(0) == 3 * 81);
-  REQUIRE(plan.rows_total(1) == 3 * 26);
-  REQUIRE(plan.bytes_held(128, 2) == total * 2 * 128 * 2);
-  REQUIRE(plan.token_limit() == 50);
+  REQUIRE(slots.offsets().size() == 25);
+  REQUIRE(slots.rows_total() == total);
+  REQUIRE(slots.rows_total(0) == 3 * 81);
+  REQUIRE(slots.rows_total(1) == 3 * 26);
+  REQUIRE(slots.bytes_held(128, 2) == total * 2 * 128 * 2);
+  REQUIRE(slots.token_limit() == 50);
   REQUIRE(ha::RollingSlots(ha::UniformTable(ha::SinkWindow{}, 2, 2), 1, {}).token_limit() == ha::all_tokens);
   // A segment's row as the heads say it and as the offsets do.
-  REQUIRE(plan.head(1, 3).row(2, 5) + plan.rows_total(0) == plan.offsets()[23] + 5);
+  REQUIRE(slots.head(1, 3).row(2, 5) + slots.rows_total(0) == slots.offsets()[23] + 5);
   REQUIRE(ha::RollingSlots(table, 0, {.max_tokens = 1}).rows_total() == 0);
 }
 
@@ -58,10 +58,10 @@ TEST_CASE("slots and tokens at every length around every boundary", "[cache]") {
   for (std::int32_t sink = 0; sink < 4; ++sink) {
     for (std::int32_t window = 0; window < 5; ++window) {
       for (std::int32_t slack = 0; slack < 4; ++slack) {
-        ha::RollingSlots const plan(ha::UniformTable(ha::SinkWindow{sink, window}, 1, 1), 1, {.slack = slack});
-        ha::RollingHead const& head = plan.head(0, 0);
+        ha::RollingSlots const slots(ha::UniformTable(ha::SinkWindow{sink, window}, 1, 1), 1, {.slack = slack});
+        ha::RollingHead const& head = slots.head(0, 0);
         REQUIRE(head.slots() == sink + window + (window > 0 ? slack : 0));
-        std::vector<std::int64_t> slots(static_cast<std::size_t>(head.slots()), -1);
+        std::vector<std::int64_t> held(static_cast<std::size_t>(head.slots()), -1);
         for (std::int64_t length = 0; length <= 3 * (sink + window + slack) + 2; ++length) {
           INFO(sink << " " << window << " " << slack << " " << length);
           ha::SinkWindow const policy{sink, window};
@@ -69,24 +69,24 @@ TEST_CASE("slots and tokens at every length around every boundary", "[cache]") {
           REQUIRE(head.kept(length).count() == static_cast<std::int64_t>(kept.size()));
           auto const runs = head.runs(head.kept(length));
           REQUIRE(runs.total() == head.kept(length).count());
-          std::vector<std::int32_t> positions(slots.size());
+          std::vector<std::int32_t> positions(held.size());
           ha::slot_positions(head, length, positions);
           std::int64_t shown = 0;
-          for (std::size_t i = 0; i < slots.size(); ++i) {
-            bool const visible = slots[i] >= 0 && policy.keeps(slots[i], length);
-            REQUIRE(positions[i] == (visible ? slots[i] : -1));
+          for (std::size_t i = 0; i < held.size(); ++i) {
+            bool const visible = held[i] >= 0 && policy.keeps(held[i], length);
+            REQUIRE(positions[i] == (visible ? held[i] : -1));
             shown += visible ? 1 : 0;
           }
           REQUIRE(shown == head.kept(length).count());
           for (std::size_t i = 0; i < kept.size(); ++i) {
             REQUIRE(head.kept(length).token(static_cast<std::int64_t>(i)) == kept[i]);
-            REQUIRE(slots[static_cast<std::size_t>(runs.slot(static_cast<std::int64_t>(i)))] == kept[i]);
+            REQUIRE(held[static_cast<std::size_t>(runs.slot(static_cast<std::int64_t>(i)))] == kept[i]);
           }
           // The next token goes where the definition says.
           std::int64_t const ring = window > 0 ? window + slack : 0;
           std::int64_t const slot = length < sink ? length : ring > 0 ? sink + (length - sink) % ring : -1;
           REQUIRE(head.slot_of(length) == slot);
-          if (slot >= 0) slots[static_cast<std::size_t>(slot)] = length;
+          if (slot >= 0) held[static_cast<std::size_t>(slot)] = length;
         }
       }
     }
@@ -99,35 +99,35 @@ TEST_CASE("appends of every size from every length, and back as far as can be", 
   table.set(0, 1, ha::WindowOnly{.window = 3});
   table.set(0, 2, ha::Full{});
   for (std::int32_t const slack : {0, 1, 3}) {
-    ha::RollingSlots const plan(table, 1, {.max_tokens = 64, .slack = slack});
+    ha::RollingSlots const slots(table, 1, {.max_tokens = 64, .slack = slack});
     for (std::int32_t before = 0; before < 14; ++before) {
       for (std::int32_t count = 0; count < 20; ++count) {
         INFO("slack " << slack << ", " << before << " + " << count);
-        SlotModel model(table, plan);
+        SlotModel model(table, slots);
         ha::RollingState state(1);
-        std::vector<std::uint16_t> keys(static_cast<std::size_t>(plan.rows_total() * dim));
+        std::vector<std::uint16_t> keys(static_cast<std::size_t>(slots.rows_total() * dim));
         std::vector<std::uint16_t> values(keys);
-        auto const cache = ha::rolling(plan, plan.view(), keys.data(), values.data(), dim);
+        auto const cache = ha::rolling(slots, slots.view(), keys.data(), values.data(), dim);
         auto const append = [&](std::int32_t tokens) {
           std::vector<std::int32_t> const counts{tokens};
           model.append(counts);
           auto const layout = ha::strided_bshd(1, tokens, 3, dim);
           NewTokens<std::uint16_t> const news(model, counts, layout, layout);
-          ha::append(plan.view(), state, news.layers(), layout, counts, cache);
-          REQUIRE(model.holds(0, keys.data(), dim, values.data(), dim));
+          ha::append(slots.view(), state, news.layers(), layout, counts, cache);
+          REQUIRE(model.difference(0, keys.data(), dim, values.data(), dim) == "");
         };
         append(before);
         append(count);
-        std::int64_t const most = state.max_rollback(plan.view(), 0);
+        std::int64_t const most = state.max_rollback(slots.view(), 0);
         REQUIRE(most == model.max_rollback(0));
-        state.rollback(plan.view(), 0, most);
+        state.rollback(slots.view(), 0, most);
         model.sequences[0].resize(static_cast<std::size_t>(state.length(0)));
-        REQUIRE(model.holds(0, keys.data(), dim, values.data(), dim));
+        REQUIRE(model.difference(0, keys.data(), dim, values.data(), dim) == "");
         check_error<ha::ArgumentError>(
-            [&] { state.rollback(plan.view(), 0, state.max_rollback(plan.view(), 0) + 1); },
-            {"tokens to take back", "in [0, ", std::to_string(state.max_rollback(plan.view(), 0) + 1), "sequence 0"});
+            [&] { state.rollback(slots.view(), 0, state.max_rollback(slots.view(), 0) + 1); },
+            {"tokens to take back", "in [0, ", std::to_string(state.max_rollback(slots.view(), 0) + 1), "sequence 0"});
         append(5);
-        REQUIRE(state.max_rollback(plan.view(), 0) == model.max_rollback(0));
+        REQUIRE(state.max_rollback(slots.view(), 0) == model.max_rollback(0));
       }
     }
   }
@@ -135,14 +135,14 @@ TEST_CASE("appends of every size from every length, and back as far as can be", 
 
 TEST_CASE("a policy of one's own rolls if it says how", "[cache]") {
   ha::UniformTable const table(mine::LastPairs{.pairs = 3}, 2, 2);
-  ha::RollingSlots const plan(table, 1, {});
-  REQUIRE(plan.head(1, 1).slots() == 6);
+  ha::RollingSlots const slots(table, 1, {});
+  REQUIRE(slots.head(1, 1).slots() == 6);
   std::vector<std::int32_t> const lengths{31};
   auto const layout = ha::strided_bhsd(1, 2, 31, 4);
   SourceCache<float, ha::StridedLayout> const source(layout, layout.required_span_size(), 2, 4, 4, 620);
-  std::vector<float> keys(static_cast<std::size_t>(plan.rows_total() * 4));
+  std::vector<float> keys(static_cast<std::size_t>(slots.rows_total() * 4));
   std::vector<float> values(keys);
-  auto const cache = ha::rolling(plan, plan.view(), keys.data(), values.data(), 4);
+  auto const cache = ha::rolling(slots, slots.view(), keys.data(), values.data(), 4);
   ha::compress(ha::Compaction(table, lengths), source.layers(), layout, cache);
   for (std::int64_t token = 25; token < 31; ++token) {
     REQUIRE(keys[static_cast<std::size_t>((6 + token % 6) * 4)] == source.key(0, 0, 1, token, 0));
@@ -175,12 +175,12 @@ TEST_CASE("what rolling caches refuse", "[cache]") {
   check_error<Error>([&] { ha::RollingSlots(wide, 1, {}); }, {"slots of a head", "below 2^31", "4 + ", "layer 0"});
 
   constexpr std::int64_t dim = 3;
-  ha::RollingSlots const plan(table, 2, {.max_tokens = 20, .slack = 1});
-  std::vector<float> keys = std::vector<float>(static_cast<std::size_t>(plan.rows_total() * dim), -7);
+  ha::RollingSlots const slots(table, 2, {.max_tokens = 20, .slack = 1});
+  std::vector<float> keys = std::vector<float>(static_cast<std::size_t>(slots.rows_total() * dim), -7);
   std::vector<float> values = keys;
   auto const untouched = keys;
-  auto const view = plan.view();
-  auto const cache = ha::rolling(plan, view, keys.data(), values.data(), dim);
+  auto const view = slots.view();
+  auto const cache = ha::rolling(slots, view, keys.data(), values.data(), dim);
   ha::RollingState state(2);
   auto const layout = ha::strided_bhsd(2, 4, 21, dim);
   std::vector<std::int32_t> const counts{20, 2};
@@ -232,7 +232,7 @@ TEST_CASE("what rolling caches refuse", "[cache]") {
   refuses([&] { (void)state.length(2); }, {"sequence", "[0, 2)", "2", "RollingState"});
 
   check_error<Error>(
-      [&] { (void)plan.bytes_held(std::int64_t{1} << 60, 2); },
+      [&] { (void)slots.bytes_held(std::int64_t{1} << 60, 2); },
       {"elements of a tensor, or its bytes", "at most", " * 4611686018427387904", "RollingSlots::bytes"});
   ha::Compaction const sizes(table, std::vector<std::int32_t>{20, 2});
   check_error<Error>([&] { (void)sizes.bytes_held(std::int64_t{1} << 60, 2); }, {"", "", "", "CacheSizes::bytes_held"});
@@ -265,10 +265,10 @@ TEST_CASE("what rolling caches refuse", "[cache]") {
   REQUIRE(state.length(0) == 0);
   state.advance(view, counts);
   REQUIRE(state.length(0) == 20);
-  SlotModel slots(table, plan);
-  slots.sequences = model.sequences;
-  REQUIRE(slots.holds(0, keys.data(), dim, values.data(), dim));
-  REQUIRE(slots.holds(1, keys.data(), dim, values.data(), dim));
+  SlotModel held(table, slots);
+  held.sequences = model.sequences;
+  REQUIRE(held.difference(0, keys.data(), dim, values.data(), dim) == "");
+  REQUIRE(held.difference(1, keys.data(), dim, values.data(), dim) == "");
   check_error<Error>(
       [&] {
         state.advance(view, std::vector<std::int32_t>{1, 1});
@@ -281,8 +281,8 @@ TEST_CASE("a rolling cache's buffers must be there and apart", "[cache]") {
   // Three layers; the second has no rows, and needs no buffers.
   ha::PolicyTable table(3, 1, ha::SinkWindow{.sink = 1, .window = 2});
   table.set(1, 0, ha::Prune{});
-  ha::RollingSlots const plan(table, 2, {});
-  auto const view = plan.view();
+  ha::RollingSlots const slots(table, 2, {});
+  auto const view = slots.view();
   constexpr std::int64_t dim = 4;
   std::vector<float> buffer(100);
   float* const at = buffer.data();
@@ -293,11 +293,11 @@ TEST_CASE("a rolling cache's buffers must be there and apart", "[cache]") {
       {news.data(), news.data()}, {nullptr, nullptr}, {news.data(), news.data()}};
   auto const append = [&](Layers const& layers) {
     ha::append(view, state, tokens, ha::strided_bhsd(2, 1, 1, dim), std::vector<std::int32_t>{1, 1},
-               ha::rolling(plan, view, layers, dim));
+               ha::rolling(slots, view, layers, dim));
   };
   auto const copy = [&](Layers const& layers) {
     std::vector<ha::SequenceCopy> const copies{{0, 1}};
-    ha::copy_sequences(view, state, copies, ha::rolling(plan, view, layers, dim));
+    ha::copy_sequences(view, state, copies, ha::rolling(slots, view, layers, dim));
   };
   append({{at, at + 24}, {nullptr, nullptr}, {at + 48, at + 72}});
   copy({{at, at + 24}, {nullptr, nullptr}, {at + 48, at + 72}});
@@ -316,7 +316,7 @@ TEST_CASE("a rolling cache's buffers must be there and apart", "[cache]") {
   REQUIRE(state.length(0) == 1);
 }
 
-TEST_CASE("a cache of a plan that is gone is not the next plan's, though its memory may be", "[rolling]") {
+TEST_CASE("a cache of slots that are gone is not the next slots', though its memory may be", "[rolling]") {
   constexpr std::int64_t dim = 4;
   std::vector<float> rows(1000);
   auto const make = [&](std::int32_t window) {
@@ -327,7 +327,7 @@ TEST_CASE("a cache of a plan that is gone is not the next plan's, though its mem
   auto const small_cache = ha::rolling(small, small.view(), rows.data(), rows.data() + 8, dim);
   ha::RollingSlotsView const reused = large.view();
   auto cache = small_cache;
-  cache.form.heads = reused.heads;  // as if the memory of the first plan had become the second's
+  cache.form.heads = reused.heads;  // as if the memory of the first slots had become the second's
   ha::RollingState state(1);
   std::vector<ha::LayerKv<float const>> const news{{rows.data() + 500, rows.data() + 600}};
   check_error<ha::ArgumentError>(
@@ -348,29 +348,29 @@ TEST_CASE("a cache of a plan that is gone is not the next plan's, though its mem
 }
 
 TEST_CASE("rolling caches refuse buffers that cannot be, and lengths that their counters cannot hold", "[rolling]") {
-  ha::RollingSlots const plan(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 2, .window = 6}), 2, {.slack = 4});
-  auto const view = plan.view();
+  ha::RollingSlots const slots(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 2, .window = 6}), 2, {.slack = 4});
+  auto const view = slots.view();
   constexpr std::int64_t dim = 4;
-  std::vector<float> rows(static_cast<std::size_t>(2 * plan.rows_total() * dim));
+  std::vector<float> rows(static_cast<std::size_t>(2 * slots.rows_total() * dim));
   ha::RollingState state(2);
   std::vector<float> const token(2 * dim, 1.0F);
   std::vector<ha::LayerKv<float const>> const step{{token.data(), token.data()}};
   std::vector<std::int32_t> const counts{1, 1};
   // Values begin inside the keys.
-  auto const meeting = ha::rolling(plan, view, rows.data(), rows.data() + dim, dim);
+  auto const meeting = ha::rolling(slots, view, rows.data(), rows.data() + dim, dim);
   check_error<ha::ArgumentError>(
       [&] { ha::append(view, state, step, ha::strided_bshd(2, 1, 1, dim), counts, meeting); },
       {"cache's buffers", "keys apart from values", "overlapping", "append"});
   CHECK(state.length(0) == 0);
   float* const none = nullptr;
-  auto const missing = ha::rolling(plan, view, none, none, dim);
+  auto const missing = ha::rolling(slots, view, none, none, dim);
   check_error<ha::ArgumentError>(
       [&] {
         ha::copy_sequences(view, state, std::vector<ha::SequenceCopy>{{0, 1}}, missing);
       },
       {"cache's keys", "a pointer", "nullptr", "copy_sequences, layer 0"});
   constexpr std::int64_t most = 2147483647 - 4;
-  CHECK(plan.token_limit() == most);
+  CHECK(slots.token_limit() == most);
   state.start(view, 0, most);
   CHECK(state.max_rollback(view, 0) == 0);
   check_error<ha::ArgumentError>([&] { state.start(view, 0, most + 1); }, {"length", "[0, 2147483643]", "", "start"});

@@ -21,13 +21,13 @@ void walk(unsigned seed, int steps, std::int32_t slack) {
   constexpr std::int64_t value_dim = 3;
   constexpr std::int64_t max_tokens = 90;
   ha::PolicyTable const table = mixed_table();
-  ha::RollingSlots const plan(table, batch, {.max_tokens = max_tokens, .slack = slack});
-  std::vector<T> keys(static_cast<std::size_t>(plan.rows_total() * key_dim));
-  std::vector<T> values(static_cast<std::size_t>(plan.rows_total() * value_dim));
-  auto const view = plan.view();
-  auto const cache = ha::rolling(plan, view, keys.data(), values.data(), key_dim, value_dim);
+  ha::RollingSlots const slots(table, batch, {.max_tokens = max_tokens, .slack = slack});
+  std::vector<T> keys(static_cast<std::size_t>(slots.rows_total() * key_dim));
+  std::vector<T> values(static_cast<std::size_t>(slots.rows_total() * value_dim));
+  auto const view = slots.view();
+  auto const cache = ha::rolling(slots, view, keys.data(), values.data(), key_dim, value_dim);
   ha::RollingState state(batch);
-  SlotModel model(table, plan);
+  SlotModel model(table, slots);
   std::mt19937 random(seed);
   auto const below = [&](std::int64_t bound) {
     return static_cast<std::int32_t>(random() % static_cast<std::uint32_t>(bound));
@@ -89,7 +89,7 @@ void walk(unsigned seed, int steps, std::int32_t slack) {
     }
     for (std::int32_t i = 0; i < batch; ++i) REQUIRE(state.length(i) == model.length(i));
     std::int32_t const checked = below(batch);
-    REQUIRE(model.holds(checked, keys.data(), key_dim, values.data(), value_dim));
+    REQUIRE(model.difference(checked, keys.data(), key_dim, values.data(), value_dim) == "");
     if (step % 16 == 0) REQUIRE(state.max_rollback(view, checked) == model.max_rollback(checked));
   }
 }

@@ -1,7 +1,7 @@
 // The sizes of a compressed cache against counting token by token.
 
-#include "support/cache_arena.hpp"
 #include "support/errors.hpp"
+#include "support/random_cache.hpp"
 
 #include <headaware/cache/cache_info.hpp>
 #include <headaware/cache/compaction.hpp>
@@ -21,7 +21,7 @@ using namespace headaware_test;
 namespace {
 
 /// All that a compaction tells, against the tokens themselves.
-void check_plan(ha::PolicyTable const& table, std::vector<std::int32_t> const& lengths) {
+void check_sizes(ha::PolicyTable const& table, std::vector<std::int32_t> const& lengths) {
   ha::Compaction const compaction(table, lengths);
   KeptTokens const tokens(table, lengths);
   REQUIRE(compaction.num_layers() == tokens.layers);
@@ -29,7 +29,7 @@ void check_plan(ha::PolicyTable const& table, std::vector<std::int32_t> const& l
   REQUIRE(compaction.num_kv_heads() == tokens.heads);
   REQUIRE(compaction.layer_segments() == tokens.sequences * tokens.heads);
   REQUIRE(compaction.num_segments() == static_cast<std::int64_t>(tokens.segments.size()));
-  REQUIRE(std::equal(lengths.begin(), lengths.end(), compaction.lengths().begin(), compaction.lengths().end()));
+  REQUIRE(std::vector(compaction.lengths().begin(), compaction.lengths().end()) == lengths);
   REQUIRE(compaction.max_length() == (lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end())));
 
   std::int64_t total = 0;
@@ -49,10 +49,13 @@ void check_plan(ha::PolicyTable const& table, std::vector<std::int32_t> const& l
         REQUIRE(compaction.offsets()[static_cast<std::size_t>(s)] == total);
         REQUIRE(compaction.kept(l, b, h) == kept);
         ha::Segment const segment = compaction.segment(s);
-        bool const right = segment.index == s && segment.layer == l && segment.sequence == b && segment.kv_head == h &&
-                           segment.length == lengths[static_cast<std::size_t>(b)] && segment.kept == kept &&
-                           segment.first_row == layer;
-        REQUIRE(right);
+        REQUIRE(segment.index == s);
+        REQUIRE(segment.layer == l);
+        REQUIRE(segment.sequence == b);
+        REQUIRE(segment.kv_head == h);
+        REQUIRE(segment.length == lengths[static_cast<std::size_t>(b)]);
+        REQUIRE(segment.kept == kept);
+        REQUIRE(segment.first_row == layer);
         total += kept;
         layer += kept;
         full += lengths[static_cast<std::size_t>(b)];
@@ -110,11 +113,11 @@ TEST_CASE("sizes count what heads keep", "[cache]") {
     std::vector<std::int32_t> lengths(random() % 5);
     for (auto& length : lengths) length = random() % 4 == 0 ? 0 : static_cast<std::int32_t>(random() % 60);
     INFO("case " << i);
-    check_plan(random_table(layers, heads, 60, random), lengths);
+    check_sizes(random_table(layers, heads, 60, random), lengths);
   }
-  check_plan(ha::PolicyTable(2, 3, ha::Full{}), {});
-  check_plan(ha::PolicyTable(2, 3, ha::Full{}), {0, 0});
-  check_plan(ha::PolicyTable(2, 3, ha::Prune{}), {40, 7});
+  check_sizes(ha::PolicyTable(2, 3, ha::Full{}), {});
+  check_sizes(ha::PolicyTable(2, 3, ha::Full{}), {0, 0});
+  check_sizes(ha::PolicyTable(2, 3, ha::Prune{}), {40, 7});
 }
 
 TEST_CASE("sizes of long contexts and wide batches count in 64 bits", "[cache]") {
@@ -183,7 +186,7 @@ TEST_CASE("sizes refuse what they cannot answer", "[cache]") {
       {"kept tokens", "in [0, 5]", "6", "layer 0, sequence 0, KV head 0"});
 }
 
-TEST_CASE("a device compaction carries the bounds that the host planned with", "[cache]") {
+TEST_CASE("a device compaction carries the bounds that the host computed", "[cache]") {
   ha::PolicyTable const table(2, 3, ha::WindowOnly{.window = 4});
   ha::Compaction const compaction(table, std::vector<std::int32_t>{9, 1});
   std::int32_t const lengths[2] = {9, 1};
@@ -296,32 +299,32 @@ TEST_CASE("a head's group is decided over all sequences", "[cache]") {
   REQUIRE(mixed.grouped_capacity(0).head_rows == 5);
 }
 
-TEST_CASE("plans know sizes beforehand", "[cache]") {
+TEST_CASE("compactions know sizes beforehand", "[cache]") {
   ha::PolicyTable table(2, 2, ha::SinkWindow{.sink = 2, .window = 6});
   table.set(1, 0, ha::Full{});
   table.set(1, 1, ha::Prune{});
-  ha::Compaction const plan(table, std::vector<std::int32_t>{100, 5});
-  REQUIRE(plan.kept_total() == 8 + 8 + 5 + 5 + 100 + 0 + 5 + 0);
-  REQUIRE(plan.kept_total(0) == 26);
-  REQUIRE(plan.full_total() == 105 * 4);
-  REQUIRE(plan.cu_seqlens(0) == std::vector<std::int32_t>{0, 8, 16, 21, 26});
-  REQUIRE(plan.cu_seqlens(1) == std::vector<std::int32_t>{0, 100, 100, 105, 105});
-  REQUIRE(plan.layer_begin(1) == 26);
-  REQUIRE(plan.layer_begin(2) == 131);
-  REQUIRE(plan.max_kept(0) == 8);
-  REQUIRE(plan.pages_total(16) == 4 + 7 + 1);
-  REQUIRE(plan.bytes_held(64, 2) == 131 * 64 * 2 * 2);
-  REQUIRE(plan.bytes_held_paged(16, ha::TokenBytes{.key = 10, .value = 6}) == 12 * 16 * 16);
-  REQUIRE(plan.bytes_full(ha::TokenBytes::of(64, 2)) == 420 * 256);
+  ha::Compaction const compaction(table, std::vector<std::int32_t>{100, 5});
+  REQUIRE(compaction.kept_total() == 8 + 8 + 5 + 5 + 100 + 0 + 5 + 0);
+  REQUIRE(compaction.kept_total(0) == 26);
+  REQUIRE(compaction.full_total() == 105 * 4);
+  REQUIRE(compaction.cu_seqlens(0) == std::vector<std::int32_t>{0, 8, 16, 21, 26});
+  REQUIRE(compaction.cu_seqlens(1) == std::vector<std::int32_t>{0, 100, 100, 105, 105});
+  REQUIRE(compaction.layer_begin(1) == 26);
+  REQUIRE(compaction.layer_begin(2) == 131);
+  REQUIRE(compaction.max_kept(0) == 8);
+  REQUIRE(compaction.pages_total(16) == 4 + 7 + 1);
+  REQUIRE(compaction.bytes_held(64, 2) == 131 * 64 * 2 * 2);
+  REQUIRE(compaction.bytes_held_paged(16, ha::TokenBytes{.key = 10, .value = 6}) == 12 * 16 * 16);
+  REQUIRE(compaction.bytes_full(ha::TokenBytes::of(64, 2)) == 420 * 256);
 
-  auto const after = ha::cache_info(plan, ha::TokenBytes::of(64, 2));
+  auto const after = ha::cache_info(compaction, ha::TokenBytes::of(64, 2));
   REQUIRE(after.rows == 131);
-  REQUIRE(after.bytes == plan.bytes_held(64, 2));
+  REQUIRE(after.bytes == compaction.bytes_held(64, 2));
   REQUIRE(after.layers[1].lengths.min == 0);
   REQUIRE(after.layers[1].lengths.max == 100);
   REQUIRE(after.layers[1].lengths.mean == 105.0 / 4);
   REQUIRE(after.ratio == 131.0 / 420);
-  auto const before = ha::full_cache_info(plan, ha::TokenBytes::of(64, 2));
+  auto const before = ha::full_cache_info(compaction, ha::TokenBytes::of(64, 2));
   REQUIRE(before.rows == 420);
   REQUIRE(before.lengths.min == 5);
   REQUIRE(before.lengths.max == 100);

@@ -1,8 +1,7 @@
 // Every form of cache from the tensors of engines and from layouts of a caller's own.
 
-#include "support/cache_arena.hpp"
+#include "support/host_forms.hpp"
 
-#include <headaware/cache/compact.hpp>
 #include <headaware/layout/engines.hpp>
 #include <headaware/policy/with_keep_lists.hpp>
 
@@ -29,15 +28,7 @@ void check_source(Source const& source, std::int64_t extent, Channels const& cha
   for (int i = 0; i < 3; ++i) {
     INFO("seed " << seed << ", table " << i);
     ha::Compaction const compaction(random_table(num_layers, heads, 50, random), lengths);
-    KeptTokens const tokens(compaction.table(), lengths);
-    for_each_form<T>(compaction, tokens, channels, i % 2 == 0 ? 16 : 7, seed,
-                     [&](std::string const& name, Places const& places, auto const& make) {
-                       std::vector<T> arena = guarded<T>(places.elements);
-                       HostUpload const upload;
-                       ha::compress(compaction, cache.layers(), cache.source, make(arena.data(), upload));
-                       INFO(name);
-                       REQUIRE(same_bytes(arena, expected_arena(cache, tokens, places)));
-                     });
+    check_host_forms(cache, compaction, lengths, i % 2 == 0 ? 16 : 7, seed);
   }
 }
 
@@ -164,13 +155,5 @@ TEST_CASE("policies of a caller's own and keep-lists, into every form", "[cache]
   }
   ha::UniformTable const below(ha::SinkWindow{.sink = 2, .window = 9}, num_layers, heads);
   ha::Compaction const compaction(ha::WithKeepLists(below, lists.data(), 4), lengths);
-  KeptTokens const tokens(compaction.table(), lengths);
-  for_each_form<std::uint16_t>(compaction, tokens, {6, 6}, 7, seed,
-                               [&](std::string const& name, Places const& places, auto const& make) {
-                                 auto arena = guarded<std::uint16_t>(places.elements);
-                                 HostUpload const upload;
-                                 ha::compress(compaction, cache.layers(), cache.source, make(arena.data(), upload));
-                                 INFO(name);
-                                 REQUIRE(same_bytes(arena, expected_arena(cache, tokens, places)));
-                               });
+  check_host_forms(cache, compaction, lengths, 7, seed);
 }

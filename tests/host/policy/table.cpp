@@ -287,22 +287,23 @@ TEST_CASE("keep-lists lie over a table, a list a layer, sequence and head", "[po
     REQUIRE(all.num_kv_heads() == 3);
     REQUIRE(all.num_sequences() == 2);
     static_assert(std::is_trivially_copyable_v<std::remove_const_t<decltype(all)>>);
-    ha::Compaction const plan(all, std::vector<std::int32_t>{20, 20});
+    ha::Compaction const compaction(all, std::vector<std::int32_t>{20, 20});
     for (std::int32_t l = 0; l < 2; ++l) {
       for (std::int32_t b = 0; b < 2; ++b) {
         for (std::int32_t h = 0; h < 3; ++h) {
           std::int64_t const i = (l * 2 + b) * 3 + h;
           std::int64_t const expected = i % 2 == 0 ? i : expected_below(l, h);
           REQUIRE(all.visit(l, b, h, kept_of_20) == expected);
-          REQUIRE(plan.kept(l, b, h) == expected);
+          REQUIRE(compaction.kept(l, b, h) == expected);
         }
       }
     }
     check_error<ha::ArgumentError>([&] { (void)ha::Compaction(all, std::vector<std::int32_t>{20}); },
                                    {"keep-lists' sequences", "1", "2", "Compaction"});
     // The device's lists must be made for as many sequences, too.
-    check_error<ha::ArgumentError>([&] { (void)plan.on_device(ha::WithKeepLists(below, lists.data(), 3), nullptr); },
-                                   {"sequences", "2", "3", "on_device"});
+    check_error<ha::ArgumentError>(
+        [&] { (void)compaction.on_device(ha::WithKeepLists(below, lists.data(), 3), nullptr); },
+        {"sequences", "2", "3", "on_device"});
   };
   check(table.view(), [&](auto l, auto h) { return l == 1 && h == 2 ? 20 : 5; });
   check(ha::UniformTable(Odd{}, 2, 3), [](auto, auto) { return 10; });
