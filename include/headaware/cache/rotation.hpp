@@ -9,7 +9,6 @@
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
 
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
