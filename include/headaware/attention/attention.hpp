@@ -159,15 +159,19 @@ void check_attention_tables(AttentionShape const& shape, AttentionQueries<Q, QLa
 }
 
 /// Names a segment in messages about tables.
-inline std::string segment_place(char const* view, std::int64_t sequence, std::int64_t kv_head) {
-  return "attend, " + std::string(view) + ", sequence " + std::to_string(sequence) + ", KV head " +
-         std::to_string(kv_head);
-}
+struct SegmentPlace {
+  char const* view;
+  std::int64_t sequence;
+  std::int64_t kv_head;
+  std::string operator()() const {
+    return Text({"attend, ", view, ", sequence ", sequence, ", KV head ", kv_head}).str();
+  }
+};
 
 }  // namespace detail
 
-/// @brief Checks a view's tables in host memory as the CPU's `attend` does before it reads them: for callers that attend
-/// on a device, where right tables are an unchecked precondition.
+/// @brief Checks a view's tables in host memory as the CPU's `attend` does before it reads them: for callers that
+/// attend on a device, where right tables are an unchecked precondition.
 /// @param view  over host copies of the tables
 /// @throws ArgumentError on lengths, rows or pages that are not there
 /// @par Cost  O(segments and pages)

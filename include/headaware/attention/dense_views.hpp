@@ -11,7 +11,6 @@
 #include <headaware/error.hpp>
 
 #include <cstdint>
-#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -39,10 +38,9 @@ struct RaggedView {
   void check_tables(AttentionShape const& shape) const {
     for (std::int64_t i = 0; i < shape.segments(); ++i) {
       std::int64_t const held = std::int64_t{offsets[i + 1]} - offsets[i];
-      if (offsets[i] >= 0 && held >= 0) continue;
-      bool const negative = offsets[i] < 0;
-      require(false, negative ? "offsets" : "rows held", ">= 0", negative ? std::int64_t{offsets[i]} : held,
-              detail::segment_place("RaggedView", i / num_kv_heads, i % num_kv_heads));
+      detail::SegmentPlace const place{"RaggedView", i / num_kv_heads, i % num_kv_heads};
+      require(offsets[i] >= 0, "offsets", ">= 0", offsets[i], place);
+      require(held >= 0, "rows held", ">= 0", held, place);
     }
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
@@ -77,9 +75,8 @@ struct PaddedView {
   void check_tables(AttentionShape const& shape) const {
     check_size(shape);
     for (std::int64_t i = 0; i < shape.segments(); ++i) {
-      if (lengths[i] >= 0 && lengths[i] <= head_rows) continue;
-      require(false, "rows held", {"at least 0 and at most ", head_rows}, lengths[i],
-              detail::segment_place("PaddedView", i / num_kv_heads, i % num_kv_heads));
+      require(lengths[i] >= 0 && lengths[i] <= head_rows, "rows held", {"at least 0 and at most ", head_rows},
+              lengths[i], detail::SegmentPlace{"PaddedView", i / num_kv_heads, i % num_kv_heads});
     }
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }

@@ -12,7 +12,6 @@
 
 #include <cstdint>
 #include <numeric>
-#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -39,9 +38,9 @@ class HeadPagesView {
     require(page_stride >= 0, "page stride", ">= 0", page_stride, "HeadPagesView");
   }
 
-  /// @brief The rows that the newest tokens see, each its own sinks and window: a prefill chunk, or a draft, appended in one
-  /// call and attended to in one call, with the result of going token by token. Attention needs `first_positions`:
-  /// the length before the chunk.
+  /// @brief The rows that the newest tokens see, each its own sinks and window: a prefill chunk, or a draft, appended
+  /// in one call and attended to in one call, with the result of going token by token. Attention needs
+  /// `first_positions`: the length before the chunk.
   /// @param query_tokens  of every sequence, at most; of one with fewer new tokens the last queries see what its newest
   ///                      token sees
   /// @throws ArgumentError if windows of the first of them may have gone: `slack` is less than query_tokens - 1
@@ -79,10 +78,8 @@ class HeadPagesView {
   }
   void check_tables(AttentionShape const& shape) const {
     for (std::int64_t b = 0; b < shape.num_sequences; ++b) {
-      if (lengths_[b] < 0 || lengths_[b] > pages_.token_limit) {
-        require(false, "length", {"in [0, ", pages_.token_limit, "]"}, lengths_[b],
-                {"attend, HeadPagesView, sequence ", b});
-      }
+      require(lengths_[b] >= 0 && lengths_[b] <= pages_.token_limit, "length", {"in [0, ", pages_.token_limit, "]"},
+              lengths_[b], {"attend, HeadPagesView, sequence ", b});
       for (std::int64_t h = 0; h < shape.num_kv_heads; ++h) {
         HeadPagesRows const rows = head(b, h);
         std::int64_t const size = pages_.page_size.value();
@@ -90,9 +87,8 @@ class HeadPagesView {
           if (first >= end) return;
           for (std::int64_t index = first / size; index <= (end - 1) / size; ++index) {
             std::int32_t const page = rows.page(static_cast<std::int32_t>(index));
-            if (page >= 0 && page < pages_.num_pages) continue;
-            require(false, "page table entry", {"a page in [0, ", pages_.num_pages, ")"}, {page, " for page ", index},
-                    detail::segment_place("HeadPagesView", b, h));
+            require(page >= 0 && page < pages_.num_pages, "page table entry", {"a page in [0, ", pages_.num_pages, ")"},
+                    {page, " for page ", index}, detail::SegmentPlace{"HeadPagesView", b, h});
           }
         };
         check(0, rows.tokens.sinks);

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// What an engine hands over to be observed: one layer's queries, keys and values, or its probabilities.
+/// Input of statistics: one layer's queries, keys and values, or its probabilities.
 
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>

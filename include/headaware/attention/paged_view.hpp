@@ -12,7 +12,6 @@
 
 #include <cstdint>
 #include <numeric>
-#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -77,9 +76,8 @@ class PagedView {
     std::int64_t const pool = num_pages_ != 0 ? num_pages_ : std::int64_t{1} << 31;
     for (std::int64_t i = 0; i < shape.segments(); ++i) {
       auto const check = [&](bool ok, char const* what, std::int64_t least, std::int64_t most, std::int64_t got) {
-        if (ok) return;
-        require(false, what, {"in [", least, ", ", most, "]"}, got,
-                detail::segment_place("PagedView", i / kv_heads_, i % kv_heads_));
+        require(ok, what, {"in [", least, ", ", most, "]"}, got,
+                detail::SegmentPlace{"PagedView", i / kv_heads_, i % kv_heads_});
       };
       if (!is_csr_) {
         std::int64_t const room =

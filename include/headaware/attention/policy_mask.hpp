@@ -14,13 +14,12 @@
 
 #include <cmath>
 #include <cstdint>
-#include <string>
 #include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief Whether a query at position `query` sees the key at position `key` where every token evicts what its policy
-/// no longer keeps: `key <= query` and `policy.keeps(key, query + 1)`.
+/// @brief Tests whether a query at position `query` sees the key at position `key` where every token evicts what its
+/// policy no longer keeps: `key <= query` and `policy.keeps(key, query + 1)`.
 /// @pre  query >= 0, key >= 0
 template <class P>
 HEADAWARE_HOST_DEVICE constexpr bool sees(P const& policy, std::int64_t query, std::int64_t key) {

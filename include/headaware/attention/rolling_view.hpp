@@ -12,7 +12,6 @@
 #include <headaware/error.hpp>
 
 #include <cstdint>
-#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -28,9 +27,9 @@ struct RollingView {
   /// all
   std::int32_t const* counts = nullptr;
 
-  /// @brief The rows that the newest tokens see, each its own sinks and window: a prefill chunk, or a draft, appended in one
-  /// call and attended to in one call, with the result of going token by token. Attention needs `first_positions`:
-  /// the length before the chunk.
+  /// @brief The rows that the newest tokens see, each its own sinks and window: a prefill chunk, or a draft, appended
+  /// in one call and attended to in one call, with the result of going token by token. Attention needs
+  /// `first_positions`: the length before the chunk.
   /// @param query_tokens  of every sequence, at most
   /// @param counts        [num_sequences] of each sequence, where they differ: those that the append had. The output of
   ///                      queries after a sequence's last is what its last sees. Without them the rows that a shorter
@@ -62,8 +61,8 @@ struct RollingView {
     std::int64_t const most =
         slots.token_limit > 0 ? slots.token_limit : std::int64_t{all_tokens};  // of a view by hand
     for (std::int64_t b = 0; b < shape.num_sequences; ++b) {
-      if (lengths[b] >= 0 && lengths[b] <= most) continue;
-      require(false, "length", {"in [0, ", most, "]"}, lengths[b], {"attend, RollingView, sequence ", b});
+      require(lengths[b] >= 0 && lengths[b] <= most, "length", {"in [0, ", most, "]"}, lengths[b],
+              {"attend, RollingView, sequence ", b});
     }
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }

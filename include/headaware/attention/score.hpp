@@ -11,7 +11,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief How the engine turns queries and keys into logits: causal, `scale · q·k`, then what is asked for here.
+/// @brief The engine's logits: causal, `scale · q·k`, then soft cap and sliding window.
 struct AttentionScore {
   float scale = 0;                  ///< 0: 1 / sqrt(head_dim), as in `attend`
   float soft_cap = 0;               ///< logits become soft_cap · tanh(logit / soft_cap); 0: none

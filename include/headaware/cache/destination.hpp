@@ -14,11 +14,10 @@
 #include <headaware/error.hpp>
 #include <headaware/fixed_divisor.hpp>
 
-#include <cstddef>
+#include <algorithm>
 #include <cstdint>
 #include <span>
-#include <string>
-#include <type_traits>
+#include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -122,56 +121,57 @@ inline void require_channels(std::int64_t head_dim, std::int64_t value_dim, char
   require(value_dim <= most, "channels of a value", "at most 2147483647", value_dim, where);
 }
 
+/// A destination that has no buffers yet. @param capacity  (layer) to its `LayerCapacity`
+template <class T, class Form, class Capacity>
+Destination<T, Form> without_buffers(char const* where, Form const& form, std::int32_t num_layers,
+                                     std::int64_t head_dim, std::int64_t value_dim, Capacity const& capacity) {
+  if (value_dim == 0) value_dim = head_dim;
+  require_channels(head_dim, value_dim, where);
+  Destination<T, Form> result{form, head_dim, value_dim, {}, {}, 0};
+  for (std::int32_t layer = 0; layer < num_layers; ++layer) result.capacities.push_back(capacity(layer));
+  return result;
+}
+
 /// Cuts one buffer of keys and one of values into layers, back to back.
 template <class T, class Form>
-void carve_layers(Destination<T, Form>& destination, T* keys, T* values) {
+Destination<T, Form> with_buffers(Destination<T, Form> destination, T* keys, T* values) {
   for (LayerCapacity const& capacity : destination.capacities) {
     destination.layers.push_back({keys, values});
     keys += capacity.rows * destination.head_dim;
     values += capacity.rows * destination.value_dim;
   }
+  return destination;
 }
 
 template <class T, class Form>
-void take_layers(Destination<T, Form>& destination, std::span<LayerKv<T> const> layers, char const* where) {
+Destination<T, Form> with_layers(Destination<T, Form> destination, std::span<LayerKv<T> const> layers,
+                                 char const* where) {
   require(layers.size() == destination.capacities.size(), "layers", destination.capacities.size(), layers.size(),
           where);
   destination.layers.assign(layers.begin(), layers.end());
+  return destination;
 }
 
 template <class T>
 Destination<T, RaggedForm> ragged_form(CacheSizes const& sizes, std::int64_t head_dim, std::int64_t value_dim) {
-  if (value_dim == 0) value_dim = head_dim;
-  require_channels(head_dim, value_dim, "ragged");
-  Destination<T, RaggedForm> result{{}, head_dim, value_dim, {}, {}, 0};
-  for (std::int32_t layer = 0; layer < sizes.num_layers(); ++layer) {
-    result.capacities.push_back({.rows = sizes.kept_total(layer)});
-  }
-  return result;
+  auto const capacity = [&](std::int32_t layer) { return LayerCapacity{.rows = sizes.kept_total(layer)}; };
+  return without_buffers<T>("ragged", RaggedForm{}, sizes.num_layers(), head_dim, value_dim, capacity);
 }
 
 template <class T>
 Destination<T, PaddedForm> padded_form(CacheSizes const& sizes, std::int64_t head_dim, std::int64_t value_dim,
                                        Alignment alignment) {
-  if (value_dim == 0) value_dim = head_dim;
-  require_channels(head_dim, value_dim, "padded");
-  Destination<T, PaddedForm> result{{sizes.num_kv_heads(), alignment}, head_dim, value_dim, {}, {}, 0};
-  for (std::int32_t layer = 0; layer < sizes.num_layers(); ++layer) {
-    std::int64_t const head_rows = sizes.max_kept(layer);
-    result.capacities.push_back({.rows = sizes.layer_segments() * head_rows, .head_rows = head_rows});
-  }
-  return result;
+  auto const capacity = [&](std::int32_t layer) {
+    return LayerCapacity{.rows = sizes.layer_segments() * sizes.max_kept(layer), .head_rows = sizes.max_kept(layer)};
+  };
+  return without_buffers<T>("padded", PaddedForm{sizes.num_kv_heads(), alignment}, sizes.num_layers(), head_dim,
+                            value_dim, capacity);
 }
 
 template <class T>
 Destination<T, GroupedForm> grouped_form(CacheSizes const& sizes, std::int64_t head_dim, std::int64_t value_dim) {
-  if (value_dim == 0) value_dim = head_dim;
-  require_channels(head_dim, value_dim, "grouped");
-  Destination<T, GroupedForm> result{{sizes.num_sequences()}, head_dim, value_dim, {}, {}, 0};
-  for (std::int32_t layer = 0; layer < sizes.num_layers(); ++layer) {
-    result.capacities.push_back(sizes.grouped_capacity(layer));
-  }
-  return result;
+  return without_buffers<T>("grouped", GroupedForm{sizes.num_sequences()}, sizes.num_layers(), head_dim, value_dim,
+                            [&](std::int32_t layer) { return sizes.grouped_capacity(layer); });
 }
 
 }  // namespace detail
@@ -185,18 +185,15 @@ Destination<T, GroupedForm> grouped_form(CacheSizes const& sizes, std::int64_t h
 template <class T>
 [[nodiscard]] Destination<T, RaggedForm> ragged(CacheSizes const& sizes, T* keys, T* values, std::int64_t head_dim,
                                                 std::int64_t value_dim = 0) {
-  auto result = detail::ragged_form<T>(sizes, head_dim, value_dim);
-  detail::carve_layers(result, keys, values);
-  return result;
+  return detail::with_buffers(detail::ragged_form<T>(sizes, head_dim, value_dim), keys, values);
 }
 
 /// @brief A ragged cache with buffers of its own for each layer: [sizes.kept_total(layer), head_dim].
 template <LayerRange Layers>
 [[nodiscard]] Destination<LayerElement<Layers>, RaggedForm> ragged(CacheSizes const& sizes, Layers const& layers,
                                                                    std::int64_t head_dim, std::int64_t value_dim = 0) {
-  auto result = detail::ragged_form<LayerElement<Layers>>(sizes, head_dim, value_dim);
-  detail::take_layers(result, layer_span(layers), "ragged");
-  return result;
+  return detail::with_layers(detail::ragged_form<LayerElement<Layers>>(sizes, head_dim, value_dim), layer_span(layers),
+                             "ragged");
 }
 
 /// Rows that all layers of a padded cache hold together: Σ sequences · num_kv_heads · max_kept(layer).
@@ -213,9 +210,7 @@ template <LayerRange Layers>
 template <class T>
 [[nodiscard]] Destination<T, PaddedForm> padded(CacheSizes const& sizes, T* keys, T* values, std::int64_t head_dim,
                                                 Alignment alignment = Alignment::left, std::int64_t value_dim = 0) {
-  auto result = detail::padded_form<T>(sizes, head_dim, value_dim, alignment);
-  detail::carve_layers(result, keys, values);
-  return result;
+  return detail::with_buffers(detail::padded_form<T>(sizes, head_dim, value_dim, alignment), keys, values);
 }
 
 /// @brief A padded cache with buffers of its own for each layer:
@@ -225,9 +220,8 @@ template <LayerRange Layers>
                                                                    std::int64_t head_dim,
                                                                    Alignment alignment = Alignment::left,
                                                                    std::int64_t value_dim = 0) {
-  auto result = detail::padded_form<LayerElement<Layers>>(sizes, head_dim, value_dim, alignment);
-  detail::take_layers(result, layer_span(layers), "padded");
-  return result;
+  return detail::with_layers(detail::padded_form<LayerElement<Layers>>(sizes, head_dim, value_dim, alignment),
+                             layer_span(layers), "padded");
 }
 
 /// Rows that all layers of a grouped cache hold together.
@@ -244,9 +238,7 @@ template <LayerRange Layers>
 template <class T>
 [[nodiscard]] Destination<T, GroupedForm> grouped(CacheSizes const& sizes, T* keys, T* values, std::int64_t head_dim,
                                                   std::int64_t value_dim = 0) {
-  auto result = detail::grouped_form<T>(sizes, head_dim, value_dim);
-  detail::carve_layers(result, keys, values);
-  return result;
+  return detail::with_buffers(detail::grouped_form<T>(sizes, head_dim, value_dim), keys, values);
 }
 
 /// @brief A grouped cache with buffers of its own for each layer: [sizes.grouped_capacity(layer).rows, head_dim].
@@ -254,9 +246,8 @@ template <LayerRange Layers>
 [[nodiscard]] Destination<LayerElement<Layers>, GroupedForm> grouped(CacheSizes const& sizes, Layers const& layers,
                                                                      std::int64_t head_dim,
                                                                      std::int64_t value_dim = 0) {
-  auto result = detail::grouped_form<LayerElement<Layers>>(sizes, head_dim, value_dim);
-  detail::take_layers(result, layer_span(layers), "grouped");
-  return result;
+  return detail::with_layers(detail::grouped_form<LayerElement<Layers>>(sizes, head_dim, value_dim), layer_span(layers),
+                             "grouped");
 }
 
 /// @brief A paged cache: each layer's pool of pages, and the block table that says which page holds
@@ -276,24 +267,24 @@ template <LayerRange Layers>
                                                                  PagedForm const& form, std::int64_t head_dim,
                                                                  std::int64_t num_pages = 0,
                                                                  std::int64_t value_dim = 0) {
-  if (value_dim == 0) value_dim = head_dim;
-  detail::require_channels(head_dim, value_dim, "paged");
-  require(form.page_size > 0, "page size", "> 0", form.page_size.value(), "paged");
-  require(form.block_table != nullptr || sizes.kept_total() == 0, "block table", "a pointer", "nullptr", "paged");
+  detail::require_channels(head_dim, value_dim == 0 ? head_dim : value_dim, "paged");
   std::int64_t const row = form.page_size * std::max(head_dim, value_dim);
-  require(form.page_stride == 0 || form.page_stride >= row, "page stride", {">= ", row}, form.page_stride, "paged");
-  require(num_pages >= 0, "pages", ">= 0", num_pages, "paged");
-  (void)detail::elements("paged", {num_pages, std::max(form.page_stride, row)});
-  Destination<LayerElement<Layers>, PagedForm> result{form, head_dim, value_dim, {}, {}, num_pages};
-  for (std::int32_t layer = 0; layer < sizes.num_layers(); ++layer) {
+  auto const capacity = [&](std::int32_t layer) {
     std::int64_t const head_rows =
         form.indptr == nullptr ? detail::elements("paged", {form.table_stride, form.page_size}) : sizes.max_kept(layer);
     require(sizes.max_kept(layer) <= head_rows, "block table row",
             {"room for ", sizes.max_kept(layer), " tokens of layer ", layer}, head_rows, "paged");
-    result.capacities.push_back({.rows = num_pages * form.page_size, .head_rows = head_rows});
-  }
-  detail::take_layers(result, layer_span(layers), "paged");
-  return result;
+    return LayerCapacity{.rows = num_pages * form.page_size, .head_rows = head_rows};
+  };
+  require(form.page_size > 0, "page size", "> 0", form.page_size.value(), "paged");
+  require(form.block_table != nullptr || sizes.kept_total() == 0, "block table", "a pointer", "nullptr", "paged");
+  require(form.page_stride == 0 || form.page_stride >= row, "page stride", {">= ", row}, form.page_stride, "paged");
+  require(num_pages >= 0, "pages", ">= 0", num_pages, "paged");
+  (void)detail::elements("paged", {num_pages, std::max(form.page_stride, row)});
+  auto result =
+      detail::without_buffers<LayerElement<Layers>>("paged", form, sizes.num_layers(), head_dim, value_dim, capacity);
+  result.num_pages = num_pages;
+  return detail::with_layers(std::move(result), layer_span(layers), "paged");
 }
 
 /// @brief Block table in the CSR form of FlashInfer, heads folded into the batch.

@@ -18,7 +18,7 @@ struct PageCopy {
   std::int32_t tokens = 0;
 };
 
-/// @brief An append as `PagedHeads::append` has planned it, for `headaware::append` to write. Stale after any later
+/// @brief An append as `PagedHeads::append` has prepared it, for `headaware::append` to write. Stale after any later
 /// change of the tables.
 struct PageStep {
   std::vector<std::int32_t> lengths{};     ///< [num_sequences] before

@@ -83,7 +83,7 @@ AppendShape check_paged_append(PagedHeadsView const& view, std::int64_t max_coun
                           size,        storage.page_stride};
   auto const check_pool = [&](std::int64_t channels) {
     std::int64_t const stride = storage.page_stride != 0 ? storage.page_stride : size * channels;
-    check_extent(where, size * channels, std::array{Direction{view.num_pages, stride}});
+    check_extent(where, size * channels, std::array{LayoutDirection{view.num_pages, stride}});
   };
   check_pool(storage.head_dim);
   check_pool(storage.value_dim);

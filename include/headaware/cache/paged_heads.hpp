@@ -212,9 +212,8 @@ class PagedHeads {
       require(length(b) <= slots.token_limit(), "tokens", slots.token_limit(), length(b), where);
       high_water.push_back(high_water_with(heads, b));
       // Without pages for its slack a sequence can still be what it is; then it cannot be taken back yet.
-      if (high_water.back() > std::min<std::int64_t>(length(b) + shape_.limits.slack, all_tokens)) {
-        require(false, "policies", "ones that keep no more than is held", "others", {where, ", sequence ", b});
-      }
+      require(high_water.back() <= std::min<std::int64_t>(length(b) + shape_.limits.slack, all_tokens), "policies",
+              "ones that keep no more than is held", "others", {where, ", sequence ", b});
     }
     // Only now does anything change, and nothing below can fail.
     for (std::int32_t b = 0; b < shape_.num_sequences; ++b) {
@@ -290,8 +289,7 @@ class PagedHeads {
   [[nodiscard]] std::int64_t first_held(PagedHead const& h, std::int64_t high_water) const {
     return h.first_held(high_water, shape_.limits.slack, page_size_);
   }
-
-  [[nodiscard]] std::size_t table_entries(std::vector<PagedHead> const& heads) const {
+  [[nodiscard]] std::size_t table_entries(std::span<PagedHead const> heads) const {
     return heads.empty() ? 0 : at(shape_.num_sequences) * at(heads.front().sequence_entries);
   }
 
@@ -329,8 +327,7 @@ class PagedHeads {
         std::int64_t const last = page_size_.quotient(length);
         if (last < change.new_begin && h.holds(last, length, change.first, page_size())) {
           // Whoever shares the page leaves it, even if all do: none may write what another is copying.
-          bool const shared = pool_.references(table_[at(h.entry(b, last))]) > 1;
-          if (shared) change.copy_on_write = last;
+          if (pool_.references(table_[at(h.entry(b, last))]) > 1) change.copy_on_write = last;
         }
         if (change.any()) changes_.push_back(change);
       });
@@ -341,7 +338,6 @@ class PagedHeads {
   /// @return copies on write
   [[nodiscard]] std::size_t require_pages() {
     std::int64_t needed = 0;
-    std::int64_t freed = 0;
     std::size_t copies = 0;
     leaving_.clear();
     for (detail::PageChange const& change : changes_) {
@@ -354,13 +350,7 @@ class PagedHeads {
         leaving_.push_back(table_[at(change.head->entry(change.sequence, p))]);
       }
     }
-    std::sort(leaving_.begin(), leaving_.end());
-    for (std::size_t i = 0; i < leaving_.size();) {
-      std::size_t end = i;
-      while (end < leaving_.size() && leaving_[end] == leaving_[i]) ++end;
-      freed += static_cast<std::int64_t>(end - i) == pool_.references(leaving_[i]) ? 1 : 0;
-      i = end;
-    }
+    std::int64_t const freed = detail::pages_freed(pool_, leaving_);
     if (needed > pool_.free_pages() + freed) {
       throw CapacityError(
           {"pages", std::to_string(needed) + " free ones, " + std::to_string(freed) + " of them given back",
@@ -377,7 +367,7 @@ class PagedHeads {
 
   /// @brief The shortest that a sequence may have been so that other heads need no page of it which is not held: at
   /// most `length + slack` if they keep no more than that.
-  [[nodiscard]] std::int64_t high_water_with(std::vector<PagedHead> const& heads, std::int32_t sequence) const {
+  [[nodiscard]] std::int64_t high_water_with(std::span<PagedHead const> heads, std::int32_t sequence) const {
     std::int64_t const pages = pages_of(length(sequence));
     std::int64_t high_water = length(sequence);
     for_each_head([&](std::int32_t layer, std::int32_t kv_head, PagedHead const& old) {

@@ -14,9 +14,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <numeric>
 #include <span>
-#include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
 

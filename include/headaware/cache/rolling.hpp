@@ -17,7 +17,6 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
-#include <string>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -120,9 +119,7 @@ void check_copies(RollingSlotsView const& slots, std::span<SequenceCopy const> c
   }
   for (SequenceCopy const& copy : copies) {
     char& to = role[static_cast<std::size_t>(copy.to)];
-    if (to != 0) {
-      require(false, "sequence to copy to", "one that is neither copied from nor copied to twice", copy.to, where);
-    }
+    require(to == 0, "sequence to copy to", "one that is neither copied from nor copied to twice", copy.to, where);
     to = 2;
   }
 }

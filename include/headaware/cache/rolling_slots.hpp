@@ -165,7 +165,7 @@ class RollingSlots {
       return "RollingSlots, layer " + std::to_string(layer) + ", KV head " + std::to_string(kv_head);
     };
     if constexpr (!RollingPolicy<P>) {
-      require(false, "policy", "one with a rolling form (a sink and a window)", P::name, where());
+      require(false, "policy", "one with a rolling form (a sink and a window)", P::name, where);
     } else {
       WindowRule const form = rolling_form(policy);
       RollingHead head;
@@ -173,17 +173,15 @@ class RollingSlots {
       head.sink = form.sink;
       head.window = form.window;
       if (form.sink == all_tokens) {
-        require(limits_.max_tokens > 0, "max_tokens", "> 0, as a head keeps all tokens", limits_.max_tokens, where());
+        require(limits_.max_tokens > 0, "max_tokens", "> 0, as a head keeps all tokens", limits_.max_tokens, where);
         head.sink = static_cast<std::int32_t>(limits_.max_tokens);
         head.window = 0;
         token_limit_ = std::min(token_limit_, limits_.max_tokens);
       }
       bool const fits =
           head.sink >= 0 && head.window >= 0 && std::int64_t{head.sink} + head.window + limits_.slack <= all_tokens;
-      if (!fits) {
-        require(false, "slots of a head", "sink >= 0, window >= 0, with slack below 2^31",
-                {head.sink, " + ", head.window}, where());
-      }
+      require(fits, "slots of a head", "sink >= 0, window >= 0, with slack below 2^31", {head.sink, " + ", head.window},
+              where);
       head.ring = head.window > 0 ? head.window + limits_.slack : 0;
       if (head.ring > 0) free_length_ = std::min(free_length_, head.slots());
       max_slots_ = std::max(max_slots_, head.slots());
@@ -248,14 +246,9 @@ namespace detail {
 template <class T>
 Destination<T, RollingForm> rolling_form_of(RollingSlots const& slots, RollingSlotsView const& view,
                                             std::int64_t head_dim, std::int64_t value_dim) {
-  if (value_dim == 0) value_dim = head_dim;
-  require_channels(head_dim, value_dim, "rolling");
-  Destination<T, RollingForm> result{
-      {view.heads, slots.num_sequences(), slots.num_kv_heads(), view.id}, head_dim, value_dim, {}, {}, 0};
-  for (std::int32_t layer = 0; layer < slots.num_layers(); ++layer) {
-    result.capacities.push_back({.rows = slots.rows_total(layer)});
-  }
-  return result;
+  RollingForm const form{view.heads, slots.num_sequences(), slots.num_kv_heads(), view.id};
+  return without_buffers<T>("rolling", form, slots.num_layers(), head_dim, value_dim,
+                            [&](std::int32_t layer) { return LayerCapacity{.rows = slots.rows_total(layer)}; });
 }
 
 }  // namespace detail
@@ -270,9 +263,7 @@ Destination<T, RollingForm> rolling_form_of(RollingSlots const& slots, RollingSl
 template <class T>
 [[nodiscard]] Destination<T, RollingForm> rolling(RollingSlots const& slots, RollingSlotsView const& view, T* keys,
                                                   T* values, std::int64_t head_dim, std::int64_t value_dim = 0) {
-  auto result = detail::rolling_form_of<T>(slots, view, head_dim, value_dim);
-  detail::carve_layers(result, keys, values);
-  return result;
+  return detail::with_buffers(detail::rolling_form_of<T>(slots, view, head_dim, value_dim), keys, values);
 }
 
 /// @brief The same with buffers of its own for each layer: [slots.rows_total(layer), head_dim].
@@ -281,9 +272,8 @@ template <LayerRange Layers>
                                                                      RollingSlotsView const& view, Layers const& layers,
                                                                      std::int64_t head_dim,
                                                                      std::int64_t value_dim = 0) {
-  auto result = detail::rolling_form_of<LayerElement<Layers>>(slots, view, head_dim, value_dim);
-  detail::take_layers(result, layer_span(layers), "rolling");
-  return result;
+  return detail::with_layers(detail::rolling_form_of<LayerElement<Layers>>(slots, view, head_dim, value_dim),
+                             layer_span(layers), "rolling");
 }
 
 HEADAWARE_NAMESPACE_END

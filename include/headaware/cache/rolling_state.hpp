@@ -10,7 +10,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <string>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -65,9 +64,8 @@ class RollingState {
   /// @throws ArgumentError if more than `max_rollback`
   void rollback(RollingSlotsView const& slots, std::int32_t sequence, std::int64_t tokens) {
     std::int64_t const most = max_rollback(slots, sequence);
-    if (tokens < 0 || tokens > most) {
-      require(false, "tokens to take back", {"in [0, ", most, "]"}, tokens, {"rollback, sequence ", sequence});
-    }
+    require(tokens >= 0 && tokens <= most, "tokens to take back", {"in [0, ", most, "]"}, tokens,
+            {"rollback, sequence ", sequence});
     lengths_[index(sequence)] -= static_cast<std::int32_t>(tokens);
   }
 
@@ -85,9 +83,8 @@ class RollingState {
   /// @brief Sets the counters of a sequence that `compress` has filled with `length` tokens.
   /// @throws ArgumentError if the slots have no room for them
   void start(RollingSlotsView const& slots, std::int32_t sequence, std::int64_t length) {
-    if (length < 0 || length > slots.token_limit) {
-      require(false, "length", {"in [0, ", slots.token_limit, "]"}, length, "RollingState::start");
-    }
+    require(length >= 0 && length <= slots.token_limit, "length", {"in [0, ", slots.token_limit, "]"}, length,
+            "RollingState::start");
     std::size_t const b = index(sequence);
     lengths_[b] = static_cast<std::int32_t>(length);
     high_water_[b] = static_cast<std::int32_t>(std::min<std::int64_t>(slots.high_water_at_start(length), all_tokens));
@@ -108,8 +105,8 @@ class RollingState {
     require(counts.size() == lengths_.size(), "counts", lengths_.size(), counts.size(), where);
     for (std::size_t b = 0; b < counts.size(); ++b) {
       std::int64_t const room = slots.token_limit - lengths_[b];
-      if (counts[b] >= 0 && counts[b] <= room) continue;
-      require(false, "new tokens", {"in [0, ", room, "]"}, counts[b], {where, ", sequence ", b});
+      require(counts[b] >= 0 && counts[b] <= room, "new tokens", {"in [0, ", room, "]"}, counts[b],
+              {where, ", sequence ", b});
     }
   }
 

@@ -10,7 +10,6 @@
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>

@@ -60,7 +60,7 @@ struct KeptCount {
   }
 };
 
-/// Which layer, sequence and KV head a segment is of.
+/// Layer, sequence and KV head of a segment.
 HEADAWARE_HOST_DEVICE inline Segment segment_at(std::int64_t index, std::int32_t num_sequences,
                                                 std::int32_t num_kv_heads) {
   Segment segment;

@@ -27,7 +27,7 @@ namespace detail {
   return tokens / page_size + (tokens % page_size != 0 ? 1 : 0);
 }
 
-/// Where an error about a segment is, put together when somebody reads it.
+/// Place of an error about a segment; builds its text only on failure.
 struct PlaceOf {
   char const* where;
   Segment const& segment;
@@ -39,7 +39,7 @@ struct PlaceOf {
 
 }  // namespace detail
 
-/// @brief How many tokens every (layer, sequence, KV head) keeps, and the rows, pages and bytes that follow.
+/// @brief Kept tokens of every (layer, sequence, KV head), and the rows, pages and bytes that follow.
 ///
 /// The base of `Compaction`, which makes it. Copies stand alone: they hold no policies. Empty once moved from.
 class CacheSizes {
@@ -162,8 +162,8 @@ class CacheSizes {
     return detail::elements("CacheSizes::bytes_full", {full_total(), token.total()});
   }
 
-  /// @brief Which heads of a layer form the full group and which the streaming group of a grouped
-  /// cache, and the rows of both dense tensors. Pruned heads are in neither.
+  /// @brief Divides a layer's heads into the full and the streaming group of a grouped cache, and sizes both dense
+  /// tensors. Pruned heads are in neither.
   [[nodiscard]] LayerCapacity grouped_capacity(std::int32_t layer) const {
     check_layer(layer);
     LayerCapacity capacity;

@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
-#include <span>
 #include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -45,38 +44,6 @@ inline constexpr std::int64_t largest_int64 = std::numeric_limits<std::int64_t>:
     result *= extent;
   }
   return result;
-}
-
-/// One direction of a tensor.
-struct Direction {
-  std::int64_t count = 0;   ///< elements
-  std::int64_t stride = 0;  ///< elements from one to the next
-  bool by_table = false;    ///< a table says which of them are in use
-};
-
-/// @brief Elements from a tensor's base pointer to its end; 0 of an empty one.
-/// @param first  elements before the tensor's first
-/// @throws ArgumentError beyond 64 bits
-/// @pre  nothing is negative
-inline std::int64_t check_extent(char const* where, std::int64_t first, std::span<Direction const> directions) {
-  for (Direction const& d : directions) {
-    if (d.count == 0) return 0;
-  }
-  std::int64_t last = first;
-  bool fits = first < largest_int64;
-  for (Direction const& d : directions) {
-    fits = fits && !product_overflows(d.count - 1, d.stride) && !sum_overflows(last, (d.count - 1) * d.stride);
-    if (!fits) break;
-    last += (d.count - 1) * d.stride;
-  }
-  if (!fits || last == largest_int64) {
-    std::string got;
-    for (Direction const& d : directions) {
-      got += (got.empty() ? "" : ", ") + std::to_string(d.count) + " by a stride of " + std::to_string(d.stride);
-    }
-    refuse_size(got, where);
-  }
-  return last + 1;
 }
 
 }  // namespace detail

@@ -4,12 +4,14 @@
 /// Layouts: maps from (sequence, KV head, token, channel) to an element of a tensor.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/checked.hpp>
 
 #include <array>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -54,6 +56,42 @@ consteval bool check_layout() {
   // Always true: what is wrong has been said above, and a false would add an error that says nothing.
   return true;
 }
+
+/// @brief One direction of a tensor, as `directions()` of the library's layouts lists them.
+struct LayoutDirection {
+  std::int64_t count = 0;   ///< elements
+  std::int64_t stride = 0;  ///< elements from one to the next
+  bool by_table = false;    ///< a table says which of them are in use
+};
+
+namespace detail {
+
+/// @brief Elements from a tensor's base pointer to its end; 0 of an empty one.
+/// @param first  elements before the tensor's first
+/// @throws ArgumentError beyond 64 bits
+/// @pre  nothing is negative
+inline std::int64_t check_extent(char const* where, std::int64_t first, std::span<LayoutDirection const> directions) {
+  for (LayoutDirection const& d : directions) {
+    if (d.count == 0) return 0;
+  }
+  std::int64_t last = first;
+  bool fits = first < largest_int64;
+  for (LayoutDirection const& d : directions) {
+    fits = fits && !product_overflows(d.count - 1, d.stride) && !sum_overflows(last, (d.count - 1) * d.stride);
+    if (!fits) break;
+    last += (d.count - 1) * d.stride;
+  }
+  if (!fits || last == largest_int64) {
+    std::string got;
+    for (LayoutDirection const& d : directions) {
+      got += (got.empty() ? "" : ", ") + std::to_string(d.count) + " by a stride of " + std::to_string(d.stride);
+    }
+    refuse_size(got, where);
+  }
+  return last + 1;
+}
+
+}  // namespace detail
 
 /// @brief The layouts of a layer's keys and of its values, where they differ.
 template <class Keys, class Values>

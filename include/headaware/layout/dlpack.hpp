@@ -161,12 +161,11 @@ struct DlpackDimensions {
 
 [[nodiscard]] inline DlpackDimensions dlpack_dimensions(DLTensor const& tensor, char const* where) {
   constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
-  auto const place = [&](std::int32_t i) { return std::string(where) + ", dimension " + std::to_string(i); };
   DlpackDimensions result;
   for (std::int32_t i = 0; i < tensor.ndim; ++i) {
     auto const k = static_cast<std::size_t>(i);
     result.shape[k] = tensor.shape[k];
-    if (result.shape[k] < 0) require(false, "extent", ">= 0", result.shape[k], place(i));
+    require(result.shape[k] >= 0, "extent", ">= 0", result.shape[k], {where, ", dimension ", i});
     result.empty = result.empty || result.shape[k] == 0;
   }
   std::int64_t compact = 1;
@@ -181,10 +180,9 @@ struct DlpackDimensions {
       stride = stride < 0 ? 0 : stride;
       continue;
     }
-    if (stride < 0) require(false, "stride", ">= 0", stride, place(i));
-    if (stride > 0 && extent - 1 > (most - 1 - last) / stride) {
-      require(false, "tensor", "offsets that fit 64 bits", {"extent ", extent, " at stride ", stride}, place(i));
-    }
+    require(stride >= 0, "stride", ">= 0", stride, {where, ", dimension ", i});
+    require(stride == 0 || extent - 1 <= (most - 1 - last) / stride, "tensor", "offsets that fit 64 bits",
+            {"extent ", extent, " at stride ", stride}, {where, ", dimension ", i});
     last += (extent - 1) * stride;
     // Without strides the offset of the last element is one less than the elements so far.
     compact = last + 1;

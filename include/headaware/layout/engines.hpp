@@ -17,7 +17,6 @@
 #include <headaware/layout/strided.hpp>
 
 #include <cstdint>
-#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 

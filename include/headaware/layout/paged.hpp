@@ -85,8 +85,10 @@ inline void check_paged(PageTable const& table, PagedShape const& shape, std::in
   (void)elements(where, {table.indptr == nullptr ? table.max_pages : shape.num_pages, shape.page_size});
 }
 
-/// Base of the layouts below: a table, a shape, and the division of tokens into pages.
-class PagedBase {
+}  // namespace detail
+
+/// @brief Base of the paged layouts: a table, a shape, and the division of tokens into pages.
+class PagedLayoutBase {
  public:
   [[nodiscard]] std::int64_t num_sequences() const { return shape_.num_sequences; }
   [[nodiscard]] std::int64_t num_kv_heads() const { return shape_.num_kv_heads; }
@@ -103,36 +105,30 @@ class PagedBase {
   /// be anything, as those of pages that went back to their allocator.
   /// @throws ArgumentError if it has fewer pages than the tokens need, or names a page that the pool has not
   void check_table(std::int64_t sequence, std::int64_t begin, std::int64_t end, char const* where) const {
-    auto const refuse = [&](char const* what, std::string const& expected, std::string const& got) {
-      require(false, what, expected, got, {where, ", sequence ", sequence});
-    };
-    bool const none = end <= begin;
-    std::int64_t const needed = none ? 0 : (end - 1) / shape_.page_size + 1;
+    std::int64_t const tokens = end <= begin ? 0 : end;
+    std::int64_t const needed = tokens == 0 ? 0 : (tokens - 1) / shape_.page_size + 1;
     std::int64_t held = table_.max_pages;
     if (table_.indptr != nullptr) {
       std::int64_t const first = table_.indptr[sequence];
       held = table_.indptr[sequence + 1] - first;
-      if (first < 0) refuse("page table's indptr", ">= 0", std::to_string(first));
+      require(first >= 0, "page table's indptr", ">= 0", first, {where, ", sequence ", sequence});
     }
-    if (held < needed) {
-      refuse("page table", std::to_string(needed) + " pages for " + std::to_string(none ? 0 : end) + " tokens",
-             std::to_string(held) + " pages");
-    }
+    require(held >= needed, "page table", {needed, " pages for ", tokens, " tokens"}, {held, " pages"},
+            {where, ", sequence ", sequence});
     for (std::int64_t i = begin / shape_.page_size; i < needed; ++i) {
       std::int64_t const page = table_.page(sequence, i);
-      if (page >= 0 && page < shape_.num_pages) continue;
-      refuse("page table entry", "a page in [0, " + std::to_string(shape_.num_pages) + ")",
-             std::to_string(page) + " for page " + std::to_string(i));
+      require(page >= 0 && page < shape_.num_pages, "page table entry", {"a page in [0, ", shape_.num_pages, ")"},
+              {page, " for page ", i}, {where, ", sequence ", sequence});
     }
   }
   /// Elements from the base pointer to the tensor: not 0 for values that share a tensor with keys.
   [[nodiscard]] std::int64_t plane() const { return plane_; }
 
  protected:
-  PagedBase() = default;
-  PagedBase(PageTable const& table, PagedShape const& shape, std::int64_t plane, char const* where)
+  PagedLayoutBase() = default;
+  PagedLayoutBase(PageTable const& table, PagedShape const& shape, std::int64_t plane, char const* where)
       : table_(table), shape_(shape), page_size_(shape.page_size, "page_size", where), plane_(plane) {
-    check_paged(table, shape, plane, where);
+    detail::check_paged(table, shape, plane, where);
   }
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t page_of(std::int64_t sequence, std::int64_t token) const {
@@ -159,13 +155,11 @@ class PagedBase {
   std::int64_t plane_ = 0;
 };
 
-}  // namespace detail
-
 /// @brief A pool of pages: token t of a sequence is slot `t mod page_size` of the page that the table
 /// names at `t / page_size`.
 /// @pre   tokens below 2^31; table entries in [0, num_pages), as many of each sequence as its tokens need. The CPU back
 ///        end checks this; on a device it is the caller's business (`validate_tables`)
-class PagedLayout : public detail::PagedBase {
+class PagedLayout : public PagedLayoutBase {
  public:
   PagedLayout() = default;
 
@@ -174,7 +168,7 @@ class PagedLayout : public detail::PagedBase {
   /// @throws ArgumentError on a negative extent, stride or plane, a page size that is not positive, more elements than
   ///         64 bits count, a missing table, or a table whose rows overlap
   PagedLayout(PageTable const& table, PagedShape const& shape, PagedStrides const& strides, std::int64_t plane = 0)
-      : PagedBase(table, shape, plane, "PagedLayout"), strides_(strides) {
+      : PagedLayoutBase(table, shape, plane, "PagedLayout"), strides_(strides) {
     constexpr auto where = "PagedLayout";
     require(strides.page >= 0, "page stride", ">= 0", strides.page, where);
     require(strides.head >= 0, "head stride", ">= 0", strides.head, where);
@@ -202,7 +196,7 @@ class PagedLayout : public detail::PagedBase {
            (shape_.page_size - 1) * strides_.token + (shape_.channels - 1) * strides_.channel + 1;
   }
   [[nodiscard]] PagedStrides const& strides() const { return strides_; }
-  [[nodiscard]] std::array<detail::Direction, 4> directions() const {
+  [[nodiscard]] std::array<LayoutDirection, 4> directions() const {
     return {{{shape_.num_pages, strides_.page, true},
              {shape_.num_kv_heads, strides_.head},
              {shape_.page_size, strides_.token},
@@ -217,16 +211,16 @@ static_assert(KvLayout<PagedLayout>);
 /// @brief A pool of pages whose channels are split in groups of x: the group comes before the token, so
 /// that 16 bytes of neighbouring tokens are neighbours.
 /// @pre   as `PagedLayout`
-class PagedSplitXLayout : public detail::PagedBase {
+class PagedSplitXLayout : public PagedLayoutBase {
  public:
   PagedSplitXLayout() = default;
 
-  /// @param x      channels a group, side by side; divides the channels
+  /// @param x      channels per group, side by side; divides the channels
   /// @param plane  as in `PagedLayout`
   /// @throws ArgumentError as `PagedLayout`, and where x does not divide the channels
   PagedSplitXLayout(PageTable const& table, PagedShape const& shape, std::int64_t x, SplitXStrides const& strides,
                     std::int64_t plane = 0)
-      : PagedBase(table, shape, plane, "PagedSplitXLayout"), x_(x, "x", "PagedSplitXLayout"), strides_(strides) {
+      : PagedLayoutBase(table, shape, plane, "PagedSplitXLayout"), x_(x, "x", "PagedSplitXLayout"), strides_(strides) {
     constexpr auto where = "PagedSplitXLayout";
     require(strides.page >= 0, "page stride", ">= 0", strides.page, where);
     require(strides.head >= 0, "head stride", ">= 0", strides.head, where);
@@ -257,7 +251,7 @@ class PagedSplitXLayout : public detail::PagedBase {
   }
   [[nodiscard]] std::int64_t x() const { return x_.value(); }
   [[nodiscard]] SplitXStrides const& strides() const { return strides_; }
-  [[nodiscard]] std::array<detail::Direction, 5> directions() const {
+  [[nodiscard]] std::array<LayoutDirection, 5> directions() const {
     return {{{shape_.num_pages, strides_.page, true},
              {shape_.num_kv_heads, strides_.head},
              {shape_.channels / x_.value(), strides_.group},

@@ -11,7 +11,6 @@
 #include <array>
 #include <cstdint>
 #include <numeric>
-#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -84,7 +83,7 @@ class RaggedLayout {
   [[nodiscard]] RaggedShape const& shape() const { return shape_; }
   [[nodiscard]] RaggedStrides const& strides() const { return strides_; }
   [[nodiscard]] std::int32_t const* cu_seqlens() const { return cu_seqlens_; }
-  [[nodiscard]] std::array<detail::Direction, 3> directions() const {
+  [[nodiscard]] std::array<LayoutDirection, 3> directions() const {
     return {
         {{shape_.total, strides_.token}, {shape_.num_kv_heads, strides_.head}, {shape_.channels, strides_.channel}}};
   }
@@ -96,8 +95,8 @@ class RaggedLayout {
     std::int64_t const tokens = std::max<std::int64_t>(tokens_end, 0);
     std::int64_t const first = cu_seqlens_[sequence];
     std::int64_t const end = cu_seqlens_[sequence + 1];
-    if (first >= 0 && end <= shape_.total && end - first >= tokens) return;
-    require(false, "cu_seqlens", {"at least ", tokens, " rows in [0, ", shape_.total, ")"}, {first, " to ", end},
+    bool const fits = first >= 0 && end <= shape_.total && end - first >= tokens;
+    require(fits, "cu_seqlens", {"at least ", tokens, " rows in [0, ", shape_.total, ")"}, {first, " to ", end},
             {where, ", sequence ", sequence});
   }
 

@@ -76,7 +76,7 @@ class StridedLayout {
   }
   [[nodiscard]] LayoutShape const& shape() const { return shape_; }
   [[nodiscard]] LayoutStrides const& strides() const { return strides_; }
-  [[nodiscard]] std::array<detail::Direction, 4> directions() const {
+  [[nodiscard]] std::array<LayoutDirection, 4> directions() const {
     return {{{shape_.num_sequences, strides_.sequence},
              {shape_.num_kv_heads, strides_.head},
              {shape_.tokens, strides_.token},

@@ -8,7 +8,6 @@
 #include <headaware/policy/registry.hpp>
 
 #include <algorithm>
-#include <cstdint>
 #include <optional>
 #include <span>
 #include <string>

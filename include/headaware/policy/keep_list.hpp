@@ -8,7 +8,7 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @brief Keeps the tokens that a caller's list names: how score-based selection plugs in.
 ///
 /// The list is borrowed and read by whichever back end compresses: a host pointer for the CPU, a
-/// device pointer for CUDA. Only `count` is read while sizes are planned.
+/// device pointer for CUDA. Sizes need only `count`.
 /// @pre  `tokens[0 .. count)` ascends strictly and every entry is below the sequence's length.
 ///       The CPU back end checks this; the CUDA back end cannot and ignores entries out of range.
 struct KeepList {

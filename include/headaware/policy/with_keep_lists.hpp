@@ -14,7 +14,7 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @brief Table whose heads follow a list if one is given, and the underlying table otherwise.
 ///
 /// `Table` is a `PolicyTableView` or a `UniformTable`; `lists` is borrowed and lives where the
-/// back end runs: host memory for the CPU and for planning, device memory for CUDA (there with
+/// back end runs: host memory for the CPU and for sizes, device memory for CUDA (there with
 /// device pointers in its entries).
 template <class Table>
 class WithKeepLists {
@@ -31,7 +31,7 @@ class WithKeepLists {
   /// Sequences that the lists were made for.
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t num_sequences() const { return num_sequences_; }
 
-  /// @brief Checks the lists' counts; they must be in host memory. A plan does this.
+  /// @brief Checks the lists' counts; they must be in host memory. `Compaction` does this.
   /// @throws ArgumentError if there are no lists, or one has a count but no tokens
   void validate() const {
     std::int64_t const count = std::int64_t{num_layers()} * num_sequences_ * num_kv_heads();

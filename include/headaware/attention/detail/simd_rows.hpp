@@ -54,7 +54,7 @@ inline Floats load_floats(float16 const* data) {
 #endif
 }
 
-/// Where the lane `lane` of a step of `sums` comes from: blocks of `half` lanes of the first vector and of the
+/// Source of lane `lane` in a step of `sums`: blocks of `half` lanes of the first vector and of the
 /// second in turn. `upper`: the other half of each.
 constexpr int pair_source(int half, int lane, bool upper) {
   int const within = lane % (2 * half);

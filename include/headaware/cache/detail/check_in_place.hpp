@@ -31,8 +31,8 @@ struct SharedDirection {
   bool by_table = false;
 };
 
-/// @brief Whether two tensors that may be threaded through each other have an element in common: one whose steps in all
-/// directions, first tensor's less second's, add up to `distance`. Whole pages are told apart by tables.
+/// @brief Tests whether two tensors that may be threaded through each other have an element in common: one whose steps
+/// in all directions, first tensor's less second's, add up to `distance`. Whole pages are told apart by tables.
 /// @param directions  strides descending, none 0
 template <class = void>
 bool have_common_element(std::span<SharedDirection const> directions, std::int64_t distance, bool pages_apart,
@@ -137,7 +137,7 @@ void check_apart_from_itself(Layout const& layout, char const* where) {
     auto directions = layout.directions();
     std::sort(directions.begin(), directions.end(), [](auto const& x, auto const& y) { return x.stride < y.stride; });
     std::int64_t reach = 0;
-    for (Direction const& d : directions) {
+    for (LayoutDirection const& d : directions) {
       if (d.count <= 1) continue;
       require(d.stride > reach, "stride in place", {"above ", reach, ", which shorter strides reach"},
               {d.stride, " (of ", d.count, " steps)"}, where);

@@ -16,7 +16,6 @@
 #include <cstdint>
 #include <span>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -136,7 +135,7 @@ void add_pages_read(std::vector<Interval>& read, T const* data, Layout const& la
   if constexpr (in_pages<Layout>) {
     std::int64_t page_stride = 0;
     std::int64_t reach = 1;  // elements of a page
-    for (Direction const& d : layout.directions()) {
+    for (LayoutDirection const& d : layout.directions()) {
       if (d.by_table) {
         page_stride = d.stride;
       } else {
@@ -156,7 +155,7 @@ void add_pages_read(std::vector<Interval>& read, T const* data, Layout const& la
   }
 }
 
-/// Where pages are written, no row of them may be read: neither that of a page of the source in the same pool, nor of
+/// Checks that no row of a written page is read: neither that of a page of the source in the same pool, nor of
 /// a source that lies in it.
 template <class TokensOf, class... Transfers>
 void check_pages_not_read(std::int64_t sequences, TokensOf const& tokens_of, WrittenPages const& written,

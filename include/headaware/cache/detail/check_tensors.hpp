@@ -11,7 +11,6 @@
 
 #include <cstdint>
 #include <type_traits>
-#include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {

@@ -66,7 +66,7 @@ struct SegmentTensor {
   }
 };
 
-/// Where the rows of one segment go.
+/// Places of one segment's rows in the destination.
 template <class Rows>
 struct SegmentRows {
   Rows rows;
@@ -74,7 +74,7 @@ struct SegmentRows {
   std::int64_t operator()(std::int64_t row, std::int64_t channel) const { return rows.offset(row, channels) + channel; }
 };
 
-/// How the channels of source and destination lie, decided once per call.
+/// Order of channels in source and destination, decided once per call.
 struct RowShape {
   std::int64_t channels = 0;
   bool contiguous = false;  ///< both sides hold a token's channels side by side

@@ -1,12 +1,15 @@
 #pragma once
 
 #include <headaware/cache/compaction.hpp>
+#include <headaware/cache/page_pool.hpp>
 #include <headaware/cache/paged_head.hpp>
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/config.hpp>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -55,6 +58,17 @@ struct PageChange {
     for (std::int64_t p = std::max(new_begin, first); p < new_end; ++p) f(p);
   }
 };
+
+/// Counts the pages that are free once all of `leaving` are released. Sorts `leaving`.
+inline std::int64_t pages_freed(PagePool const& pool, std::span<std::int32_t> leaving) {
+  std::sort(leaving.begin(), leaving.end());
+  std::int64_t freed = 0;
+  for (std::size_t i = 0, end = 0; i < leaving.size(); i = end) {
+    while (end < leaving.size() && leaving[end] == leaving[i]) ++end;
+    freed += static_cast<std::int64_t>(end - i) == pool.references(leaving[i]) ? 1 : 0;
+  }
+  return freed;
+}
 
 }  // namespace detail
 HEADAWARE_NAMESPACE_END

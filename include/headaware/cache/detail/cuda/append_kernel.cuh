@@ -6,7 +6,6 @@
 #include <headaware/detail/cuda/last_block.cuh>
 #include <headaware/detail/cuda/vector_access.cuh>
 
-#include <algorithm>
 #include <cstdint>
 
 HEADAWARE_NAMESPACE_BEGIN

@@ -2,8 +2,8 @@
 
 #include <headaware/cache/detail/append_rows.hpp>
 #include <headaware/cache/detail/cuda/append_kernel.cuh>
-#include <headaware/cache/detail/cuda/vector_elements.cuh>
 #include <headaware/detail/cuda/launch.cuh>
+#include <headaware/detail/cuda/vector_access.cuh>
 
 #include <cuda_runtime_api.h>
 
@@ -13,7 +13,6 @@
 #include <numeric>
 #include <span>
 #include <type_traits>
-#include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {

@@ -8,7 +8,6 @@
 #include <headaware/cache/detail/cuda/gather_kernel.cuh>
 #include <headaware/cache/detail/cuda/in_place_kernel.cuh>
 #include <headaware/cache/detail/cuda/sizes_kernel.cuh>
-#include <headaware/cache/detail/cuda/vector_elements.cuh>
 #include <headaware/cache/rotation.hpp>
 #include <headaware/cache/transfer.hpp>
 #include <headaware/cache/validate.hpp>
@@ -17,6 +16,7 @@
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/launch.cuh>
 #include <headaware/detail/cuda/temp_storage.cuh>
+#include <headaware/detail/cuda/vector_access.cuh>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
 
@@ -28,7 +28,6 @@
 #include <numeric>
 #include <span>
 #include <type_traits>
-#include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
@@ -40,7 +39,7 @@ std::int64_t form_run(Form const& form, std::int64_t channels) {
   return channels;
 }
 
-/// How the kernels move the rows of one tensor.
+/// Makes the functor by which kernels move the rows of one tensor.
 template <class T, class Layout, class Rotation>
 auto make_move(Layout const& layout, Rotation const& rotation, std::int64_t channels, std::int64_t run,
                std::uintptr_t addresses) {
