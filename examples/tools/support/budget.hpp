@@ -66,8 +66,8 @@ inline std::int64_t planned_heads(std::int32_t layers, std::int32_t num_kv_heads
 inline void require_within_cache(headaware::Budget const& budget, std::int64_t num_kv_heads, std::int64_t context) {
   std::int64_t const tokens = budget.total(num_kv_heads, context);
   headaware::require(tokens <= num_kv_heads * context, "budget",
-                     {"at most the whole cache, ", num_kv_heads * context, " tokens (", context, " per KV head)"}, tokens,
-                     "--budget");
+                     {"at most the whole cache, ", num_kv_heads * context, " tokens (", context, " per KV head)"},
+                     tokens, "--budget");
 }
 
 }  // namespace support

@@ -88,20 +88,33 @@ struct alignas(16) RollingHead {
   }
 };
 
-/// @brief Rows of one head of one sequence in a rolling cache, oldest token first.
+/// @brief Rows of one head of one sequence in a rolling cache, oldest token first. Tokens and slots are below 2^31, and
+/// kernels have few registers.
 struct RollingRows {
   std::int64_t first = 0;  ///< row of the head's slot 0
   WindowRule rule;
-  WindowRange tokens;
-  SlotRuns slots;  ///< of `tokens`
+  BasicWindowRange<std::int32_t> tokens;
+  std::int32_t window_slot = 0;  ///< of the window's first token
+  std::int32_t unwrapped = 0;    ///< tokens from there to the ring's end; the next ones begin the ring
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE static RollingRows of(RollingHead const& head, std::int64_t sequence,
                                                             WindowRange const& tokens) {
-    return {head.row(sequence, 0), head.rule(), tokens, head.runs(tokens)};
+    SlotRuns const runs = head.runs(tokens);
+    auto const narrow = [](std::int64_t value) { return static_cast<std::int32_t>(value); };
+    return {head.row(sequence, 0),
+            head.rule(),
+            {narrow(tokens.sinks), narrow(tokens.begin), narrow(tokens.length)},
+            narrow(runs.first),
+            narrow(runs.count)};
   }
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t rows() const { return tokens.count(); }
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t row, std::int64_t channels) const {
-    return (first + slots.slot(row)) * channels;
+    auto slot = static_cast<std::int32_t>(row);
+    if (slot >= tokens.sinks) {
+      std::int32_t const i = slot - tokens.sinks;
+      slot = i < unwrapped ? window_slot + i : rule.sink + (i - unwrapped);
+    }
+    return (first + slot) * channels;
   }
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const { return tokens.token(row); }
   /// Whether a query sees the token at `position`.
