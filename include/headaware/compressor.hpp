@@ -29,7 +29,6 @@
 #include <headaware/token_bytes.hpp>
 #include <headaware/types.hpp>
 
-#include <array>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>

@@ -5,7 +5,6 @@
 
 #include <headaware/config.hpp>
 
-#include <cstddef>
 #include <cstdio>
 
 HEADAWARE_NAMESPACE_BEGIN

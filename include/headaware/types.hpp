@@ -7,7 +7,6 @@
 #include <headaware/error.hpp>
 
 #include <cstdint>
-#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 

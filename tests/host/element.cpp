@@ -9,7 +9,6 @@
 #include <cstring>
 #include <limits>
 #include <random>
-#include <vector>
 
 namespace ha = headaware;
 

@@ -11,7 +11,6 @@
 #include <headaware/detail/parallel_for.hpp>
 #include <headaware/stats/observe.hpp>
 
-#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <string_view>

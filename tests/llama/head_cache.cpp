@@ -6,12 +6,10 @@
 
 #include <headaware/classify/builders.hpp>
 
-#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <span>
 #include <vector>
 
 namespace ha = headaware;

@@ -19,7 +19,6 @@
 #include <filesystem>
 #include <iterator>
 #include <span>
-#include <string>
 #include <vector>
 
 namespace ha = headaware;

@@ -11,7 +11,6 @@
 
 #include <cstdint>
 #include <cstdio>
-#include <filesystem>
 #include <variant>
 #include <vector>
 

@@ -11,7 +11,6 @@
 #include <cstdint>
 #include <limits>
 #include <random>
-#include <utility>
 #include <vector>
 
 namespace headaware_test {

@@ -8,7 +8,6 @@
 #include <headaware/attention/attend.cuh>
 
 #include <cstddef>
-#include <cstdint>
 #include <vector>
 
 namespace headaware_test {

@@ -6,7 +6,6 @@
 #include "support/catch.hpp"
 
 #include <cstddef>
-#include <cstdint>
 #include <cstring>
 #include <ios>
 #include <sstream>

@@ -11,7 +11,6 @@
 #include <cstdint>
 #include <random>
 #include <span>
-#include <vector>
 
 namespace headaware_test {
 

@@ -11,7 +11,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <random>
 #include <vector>
 
 namespace headaware_test {

@@ -19,7 +19,6 @@
 #include <cstddef>
 #include <cstdio>
 #include <functional>
-#include <iterator>
 #include <string>
 #include <utility>
 #include <variant>

@@ -23,7 +23,6 @@
 #include <map>
 #include <span>
 #include <string>
-#include <string_view>
 #include <system_error>
 #include <utility>
 #include <vector>

@@ -8,7 +8,6 @@
 
 #include <headaware/policy/table.hpp>
 
-#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <list>

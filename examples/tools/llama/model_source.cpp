@@ -15,10 +15,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
-#include <functional>
 #include <span>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace llama_adapter {

@@ -7,7 +7,6 @@
 #include <ggml.h>
 #include <gguf.h>
 
-#include <cerrno>
 #include <cstddef>
 #include <cstring>
 #include <fstream>

@@ -7,7 +7,6 @@
 #include <headaware/attention/masked.hpp>
 #include <headaware/error.hpp>
 
-#include <algorithm>
 #include <vector>
 
 namespace llama_adapter {

@@ -8,7 +8,6 @@
 #include <cstddef>
 #include <span>
 #include <string>
-#include <utility>
 
 namespace llama_adapter {
 

@@ -8,7 +8,6 @@
 #include <headaware/plan/policy_plan.hpp>
 #include <headaware/policy/table.hpp>
 
-#include <cstdint>
 #include <vector>
 
 namespace llama_adapter {

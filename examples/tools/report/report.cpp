@@ -13,9 +13,7 @@
 #include <cstddef>
 #include <cstdio>
 #include <span>
-#include <string>
 #include <system_error>
-#include <vector>
 
 namespace report {
 

@@ -14,7 +14,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
 

@@ -14,7 +14,6 @@
 #include <cerrno>
 #include <concepts>
 #include <cstddef>
-#include <cstdint>
 #include <cstdlib>
 #include <ctime>
 #include <limits>

@@ -11,7 +11,6 @@
 #include <array>
 #include <cstdint>
 #include <numeric>
-#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 

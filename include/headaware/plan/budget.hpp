@@ -9,7 +9,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 

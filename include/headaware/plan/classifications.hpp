@@ -10,7 +10,6 @@
 #include <headaware/types.hpp>
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN

@@ -17,7 +17,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <string>
 
 HEADAWARE_NAMESPACE_BEGIN
 

@@ -16,8 +16,6 @@
 #include <iterator>
 #include <optional>
 #include <span>
-#include <string>
-#include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN

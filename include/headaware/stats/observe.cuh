@@ -27,7 +27,6 @@
 #include <span>
 #include <string>
 #include <type_traits>
-#include <utility>
 
 HEADAWARE_NAMESPACE_BEGIN
 

@@ -3,9 +3,7 @@
 #include "support/device_arena.cuh"
 #include "support/rotary.hpp"
 
-#include <algorithm>
 #include <cstdint>
-#include <random>
 #include <vector>
 
 namespace ha = headaware;

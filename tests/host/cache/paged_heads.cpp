@@ -3,7 +3,6 @@
 #include "support/errors.hpp"
 #include "support/paged_cache.hpp"
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
 

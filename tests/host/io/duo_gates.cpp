@@ -4,7 +4,6 @@
 
 #include <headaware/io/duo_gates.hpp>
 
-#include <algorithm>
 #include <string>
 #include <vector>
 

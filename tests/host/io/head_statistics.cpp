@@ -9,7 +9,6 @@
 #include <chrono>
 #include <limits>
 #include <string>
-#include <vector>
 
 namespace ha = headaware;
 

@@ -7,10 +7,8 @@
 
 #include <headaware/io/attention_sums.hpp>
 
-#include <cstdint>
 #include <limits>
 #include <string>
-#include <vector>
 
 namespace ha = headaware;
 using namespace headaware_test;

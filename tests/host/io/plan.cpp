@@ -12,11 +12,9 @@
 #include <headaware/plan/planner.hpp>
 
 #include <array>
-#include <cstdint>
 #include <initializer_list>
 #include <limits>
 #include <string>
-#include <vector>
 
 namespace ha = headaware;
 using namespace headaware_test;

@@ -13,7 +13,6 @@
 #include <initializer_list>
 #include <numeric>
 #include <random>
-#include <utility>
 #include <vector>
 
 namespace layout_test {

@@ -5,7 +5,6 @@
 #include <headaware/layout/engines.hpp>
 
 #include <cstdint>
-#include <numeric>
 #include <random>
 #include <vector>
 

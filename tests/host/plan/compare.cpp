@@ -10,11 +10,9 @@
 #include <headaware/plan/planner.hpp>
 #include <headaware/plan/summary.hpp>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string>
-#include <vector>
 
 namespace ha = headaware;
 using namespace headaware_test;

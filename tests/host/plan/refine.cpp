@@ -15,8 +15,6 @@
 #include <random>
 #include <span>
 #include <stdexcept>
-#include <string>
-#include <utility>
 #include <vector>
 
 namespace ha = headaware;

@@ -5,8 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <initializer_list>
-#include <span>
 #include <string_view>
 #include <vector>
 

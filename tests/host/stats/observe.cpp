@@ -8,7 +8,6 @@
 #include <headaware/layout/ragged.hpp>
 #include <headaware/stats/observe.hpp>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>

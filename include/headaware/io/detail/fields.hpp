@@ -9,7 +9,6 @@
 #include <headaware/io/json_tree.hpp>
 #include <headaware/io/json_writer.hpp>
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
