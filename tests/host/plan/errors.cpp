@@ -176,7 +176,7 @@ TEST_CASE("sensitivities make measured losses of errors", "[plan]") {
       [&] {
         (void)ha::sensitivities_from_losses(text, std::vector<double>{1, 2});
       },
-      {"losses", "one a layer", "2", "sensitivities_from_losses"});
+      {"losses", "one per layer", "2", "sensitivities_from_losses"});
   double const nan = std::numeric_limits<double>::quiet_NaN();
   check_error<ha::ArgumentError>(
       [&] {
