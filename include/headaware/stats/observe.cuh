@@ -254,7 +254,7 @@ template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
 /// @param[in]     d_temp      device, at least `temp_bytes`, of any alignment; nullptr: size query
 /// @param[in,out] temp_bytes  bytes: 8 · SumsLayout::size() per block, some 4,096 of them, and 4 per head
 /// @param[in]     shape       shape of all layers
-/// @param[in]     layers      host, [num_layers], at most 256; values and output factors in all of them or in none
+/// @param[in]     layer_range host, [num_layers], at most 256; values and output factors in all of them or in none
 /// @param[in]     score       how the engine turns queries and keys into logits
 /// @param[in]     parameters  a retention grid has at most 32 sinks and 64 windows; `chunk_size` cuts the
 ///                            sequence into texts of their own
