@@ -120,7 +120,7 @@ template <class = void>
 [[nodiscard]] PolicyPlan read_plan(JsonTree const& tree) {
   JsonObject root = tree.root().object();
   if (auto const classes = root.find("classifications"); classes && !root.find("format")) {
-    classes->fail("another document", {"a plan (\"format\": \"", plan_format, "\")"}, "classes of heads");
+    classes->fail("another document", {R"(a plan ("format": ")", plan_format, R"("))"}, "classes of heads");
   }
   read_format(root, plan_format, plan_version);
   PolicyPlan plan;
