@@ -73,12 +73,12 @@ template <class = void>
 }
 
 /// @brief A compressed cache in host memory that owns its storage, ragged: row
-/// `plan.offsets()[segment] + slot` of `keys` and `values`.
+/// `compaction.offsets()[segment] + i` of `keys` and `values` has the segment's `i`-th kept token.
 template <class T, class Table>
 struct CompressedCache {
-  Compaction<Table> plan;
-  std::vector<T> keys;    ///< [plan.kept_total(), head_dim]
-  std::vector<T> values;  ///< [plan.kept_total(), value_dim]
+  Compaction<Table> compaction;
+  std::vector<T> keys;    ///< [compaction.kept_total(), head_dim]
+  std::vector<T> values;  ///< [compaction.kept_total(), value_dim]
   std::int64_t head_dim = 0;
   std::int64_t value_dim = 0;
 
@@ -92,21 +92,22 @@ struct CompressedCache {
   }
   [[nodiscard]] CacheInfo cache_info() const {
     auto const bytes = static_cast<std::int64_t>(sizeof(T));
-    return headaware::cache_info(plan, TokenBytes{head_dim * bytes, value_dim * bytes});
+    return headaware::cache_info(compaction, TokenBytes{head_dim * bytes, value_dim * bytes});
   }
 
  private:
   std::span<T const> rows(std::vector<T> const& data, std::int64_t channels, std::int32_t layer, std::int32_t sequence,
                           std::int32_t kv_head) const {
-    std::int64_t const kept = plan.kept(layer, sequence, kv_head);
-    std::int64_t const segment = layer * plan.layer_segments() + std::int64_t{sequence} * plan.num_kv_heads() + kv_head;
-    std::int64_t const first = plan.offsets()[static_cast<std::size_t>(segment)];
+    std::int64_t const kept = compaction.kept(layer, sequence, kv_head);
+    std::int64_t const segment =
+        layer * compaction.layer_segments() + std::int64_t{sequence} * compaction.num_kv_heads() + kv_head;
+    std::int64_t const first = compaction.offsets()[static_cast<std::size_t>(segment)];
     return std::span(data).subspan(static_cast<std::size_t>(first * channels),
                                    static_cast<std::size_t>(kept * channels));
   }
 };
 
-/// @brief Compresses a cache in host memory in one call: plans, allocates and gathers.
+/// @brief Compresses a cache in host memory in one call, into memory of its own.
 /// @param layers       [num_layers], host pointers
 /// @param source       how each layer's keys and values lie
 /// @param table        policies, one per (layer, KV head)
@@ -125,9 +126,10 @@ template <LayerRange Layers, class Source, class Registry>
   detail::require_channels(head_dim, value_dim, "head_aware_compress");
   CompressedCache<T, BasicPolicyTable<Registry>> cache{
       Compaction<BasicPolicyTable<Registry>>(table.skip_layers(skip_layers), lengths), {}, {}, head_dim, value_dim};
-  cache.keys.resize(static_cast<std::size_t>(cache.plan.kept_total() * head_dim));
-  cache.values.resize(static_cast<std::size_t>(cache.plan.kept_total() * value_dim));
-  compress(cache.plan, layers, source, ragged(cache.plan, cache.keys.data(), cache.values.data(), head_dim, value_dim));
+  cache.keys.resize(static_cast<std::size_t>(cache.compaction.kept_total() * head_dim));
+  cache.values.resize(static_cast<std::size_t>(cache.compaction.kept_total() * value_dim));
+  compress(cache.compaction, layers, source,
+           ragged(cache.compaction, cache.keys.data(), cache.values.data(), head_dim, value_dim));
   return cache;
 }
 

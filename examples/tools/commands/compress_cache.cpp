@@ -41,8 +41,7 @@ struct Options {
   std::vector<std::int32_t> skip_layers;
 
   void add_to(CLI::App& app) {
-    app.add_option("--results_dir", results_dir, "folder of analyze_attention, with classifications")
-        ->capture_default_str();
+    support::add_results_dir(app, results_dir, "folder of analyze_attention, with classifications");
     auto* const classes =
         app.add_option("--classifications", classifications,
                        "classifications; default: those of the results, refined ones if there are any")
@@ -56,8 +55,7 @@ struct Options {
     app.add_option("--kv_heads", num_kv_heads,
                    "KV heads per layer, where neither arrays nor results tell; default: the query heads")
         ->check(support::non_negative);
-    app.add_option("--head_dim", head_dim, "channels per head, where neither arrays nor results tell; default: 64")
-        ->check(support::positive);
+    support::add_head_dim(app, head_dim, "channels per head, where neither arrays nor results tell; default: 64");
     app.add_option("--tokens", tokens, "tokens of the cache, where no arrays were captured; also the summary's length")
         ->check(support::token_count);
     support::add_skip_layers(app, skip_layers, "layers left uncompressed");

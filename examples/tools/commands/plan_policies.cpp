@@ -42,7 +42,7 @@ struct Options {
   ha::PlanOptions plan;
 
   void add_to(CLI::App& app) {
-    app.add_option("--results_dir", results_dir, "folder with retention_statistics.json")->required();
+    support::add_results_dir(app, results_dir, "folder with retention_statistics.json");
     support::add_budget(app, budget)->required();
     app.add_option("--context", context,
                    "tokens of the sequences that the plan is for; default: the step after the largest window of the "
@@ -55,7 +55,7 @@ struct Options {
         ->needs("--probe_dir");
     support::add_probe_weight(app, probe_weight, "weight of the probe; the text has 1")->needs("--probe_dir");
     support::add_plan_options(app, plan);
-    app.add_option("--head_dim", head_dim, "channels of a key; for budgets in bytes")->check(support::positive);
+    support::add_head_dim(app, head_dim, "channels of a key; for budgets in bytes");
     app.add_option("--element_bytes", element_bytes, "bytes per element; for budgets in bytes")
         ->capture_default_str()
         ->check(support::positive);

@@ -28,8 +28,7 @@ struct Options {
   std::string title;
 
   void add_to(CLI::App& app) {
-    app.add_option("--results_dir", results_dir, "folder with head_statistics.json and, if any, classifications")
-        ->required();
+    support::add_results_dir(app, results_dir, "folder with head_statistics.json and, if any, classifications");
     support::add_output_dir(app, output_dir, "where report.html and pictures/ go; default: the results folder");
     app.add_option("--title", title, "the model's name; default: the folder's");
   }

@@ -59,8 +59,7 @@ struct Options {
   ha::ClassifierThresholds thresholds;
 
   void add_to(CLI::App& app) {
-    app.add_option("--results_dir", results_dir, "folder with head_statistics.json and head_classifications.json")
-        ->required();
+    support::add_results_dir(app, results_dir, "folder with head_statistics.json and head_classifications.json");
     support::add_output_dir(
         app, output_dir,
         "where refined_classifications.json and validation_report.txt go; default: RESULTS_DIR/validation");

@@ -74,9 +74,21 @@ inline CLI::Option* add_output_dir(CLI::App& app, std::filesystem::path& folder,
   return folder.empty() ? option : option->capture_default_str();
 }
 
+/// Declares --results_dir, the folder that a command reads: required unless there is a default, which is shown.
+inline CLI::Option* add_results_dir(CLI::App& app, std::filesystem::path& folder, char const* means) {
+  auto* const option = app.add_option("--results_dir", folder, means);
+  return folder.empty() ? option->required() : option->capture_default_str();
+}
+
 /// Declares --context, the length of the sequences that sizes refer to.
 inline CLI::Option* add_context(CLI::App& app, std::int64_t& tokens, char const* means) {
   return app.add_option("--context", tokens, means)->capture_default_str()->check(token_count);
+}
+
+/// Declares --head_dim. @tparam Channels  an integer
+template <class Channels>
+CLI::Option* add_head_dim(CLI::App& app, Channels& channels, char const* means) {
+  return app.add_option("--head_dim", channels, means)->check(positive);
 }
 
 /// Declares --budget. @tparam Budgets  std::string, or a vector where several may be given

@@ -96,7 +96,7 @@ struct AttentionWork {
 
   /// @param channels  of a partial sum
   template <class View>
-  void plan(AttentionShape const& shape, KvSplit const& cut, View const& view, std::int64_t channels) {
+  void divide(AttentionShape const& shape, KvSplit const& cut, View const& view, std::int64_t channels) {
     items.clear();
     joins.clear();
     partials = 0;
@@ -154,7 +154,7 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
   auto const map = logit_map(shape, options);
   std::int64_t const channels = whole_vectors(shape.output_dim());
   AttentionWork& work = AttentionWork::of_thread();
-  work.plan(shape, cut, cache.view, channels);
+  work.divide(shape, cut, cache.view, channels);
   check_cache_pointers(cache, work.rows > 0);
   auto const items = static_cast<std::int64_t>(work.items.size());
   auto const joins = static_cast<std::int64_t>(work.joins.size());
@@ -231,10 +231,9 @@ HEADAWARE_TARGET_BEGIN
 ///         view without positions, a view with negative rows or one that says itself that it is another's, tables
 ///         that name what is not there, and output that overlaps the queries where both layouts are strided
 /// @note   Deterministic: the result does not depend on the number of threads.
-/// @par Cost  Each row held is read once for all query heads of its group (once per 32 query rows in prefill chunks).
-/// Allocates nothing once
-///            the threads have made room for calls of this size; that memory they keep;
-///            rows are shared out in KV splits, so one long head does not keep one thread busy alone
+/// @par Cost  Each row held is read once for all query heads of its group (once per 32 query rows in prefill chunks),
+///            shared out in KV splits, so that one long head does not keep one thread busy alone. Allocates nothing
+///            once the threads have made room for calls of this size, which they keep
 /// @par Source  Dao et al., Flash-Decoding, 2023; Milakov and Gimelshein, online softmax, arXiv:1805.02867
 template <class Q, class QLayout, class T, class View, class O, class OLayout>
 void attend(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries, KeptCache<T, View> const& cache,

@@ -4,7 +4,7 @@
 /// The cache in pages of `cache/paged_heads.hpp` as attention reads it.
 
 #include <headaware/attention/attention.hpp>
-#include <headaware/attention/detail/chunk_windows.hpp>
+#include <headaware/attention/detail/check_windows.hpp>
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/cache/paged_head.hpp>
 #include <headaware/config.hpp>

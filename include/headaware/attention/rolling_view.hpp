@@ -4,7 +4,7 @@
 /// The rolling cache of `cache/rolling.hpp` as attention reads it.
 
 #include <headaware/attention/attention.hpp>
-#include <headaware/attention/detail/chunk_windows.hpp>
+#include <headaware/attention/detail/check_windows.hpp>
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/cache/rolling_head.hpp>
 #include <headaware/cache/rolling_slots.hpp>

@@ -258,9 +258,8 @@ template <LayerRange Layers>
 /// @param num_pages  pages of a pool, if known: the CPU back end checks the table against it; 0: not known, and a page
 ///                   beyond the pool goes unnoticed
 /// @pre   every page of the table belongs to one head, is none that the call reads, and is one of the pool. The CPU
-/// back
-///        end checks this, the last where `num_pages` is given; for a device `validate_tables` does, with copies of the
-///        tables
+///        back end checks this, the last where `num_pages` is given; for a device `validate_tables` does, with copies
+///        of the tables
 /// @throws ArgumentError if there is not one pool per layer, or page size or channels are not positive
 template <LayerRange Layers>
 [[nodiscard]] Destination<LayerElement<Layers>, PagedForm> paged(CacheSizes const& sizes, Layers const& layers,

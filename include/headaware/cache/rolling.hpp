@@ -71,8 +71,8 @@ void check_rolling_buffers(Destination<T, RollingForm> const& cache, std::size_t
   auto& buffers = thread_memory().destinations;
   for (std::size_t layer = first; layer < first + count; ++layer) {
     std::int64_t const rows = cache.capacities[layer].rows;
-    check_layer_pointer(cache.layers[layer].keys, rows > 0, "cache's keys", where, layer);
-    check_layer_pointer(cache.layers[layer].values, rows > 0, "cache's values", where, layer);
+    check_pointer(cache.layers[layer].keys, rows > 0, "cache's keys", where, layer);
+    check_pointer(cache.layers[layer].values, rows > 0, "cache's values", where, layer);
     buffers.push_back(interval(cache.layers[layer].keys, rows * cache.head_dim));
     buffers.push_back(interval(cache.layers[layer].values, rows * cache.value_dim));
   }

@@ -40,12 +40,6 @@ struct CacheBuffers {
   std::int64_t value_elements = 0;
 };
 
-/// Throws unless `data` is aligned, and there if `needed`. @param where  as of `require`, without the layer
-template <class T>
-void check_layer_pointer(T const* data, bool needed, char const* what, char const* where, std::size_t layer) {
-  check_pointer(data, needed, what, {where, ", layer ", layer});
-}
-
 /// Checks what can be checked without reading a tensor. @param buffers  (new tokens' layer) to `CacheBuffers`
 template <class U, class Source, class Buffers>
 void check_append(AppendShape const& shape, std::span<LayerKv<U> const> tokens, Source const& source,
@@ -68,10 +62,10 @@ void check_append(AppendShape const& shape, std::span<LayerKv<U> const> tokens, 
     CacheBuffers<T> const cache = buffers(i);
     bool const needed = some && cache.key_elements > 0;  // no head of a layer without rows takes tokens
     std::size_t const layer = static_cast<std::size_t>(shape.first_layer) + i;
-    check_layer_pointer(tokens[i].keys, needed, "new keys", where, layer);
-    check_layer_pointer(tokens[i].values, needed, "new values", where, layer);
-    check_layer_pointer(cache.data.keys, needed, "cache's keys", where, layer);
-    check_layer_pointer(cache.data.values, needed, "cache's values", where, layer);
+    check_pointer(tokens[i].keys, needed, "new keys", where, layer);
+    check_pointer(tokens[i].values, needed, "new values", where, layer);
+    check_pointer(cache.data.keys, needed, "cache's keys", where, layer);
+    check_pointer(cache.data.values, needed, "cache's values", where, layer);
     add_extent(memory.sources, keys, tokens[i].keys);
     add_extent(memory.sources, values, tokens[i].values);
     Interval const cache_keys = interval(cache.data.keys, cache.key_elements);

@@ -166,8 +166,8 @@ void check_in_place(CacheBounds const& bounds, std::span<LayerKv<T> const> layer
   check_rotation(rotation, bounds, keys.num_channels());
   bool const some = bounds.max_rows > 0;
   for (std::size_t layer = 0; layer < num_layers; ++layer) {
-    check_pointer(layers[layer].keys, some, "keys", {where, ", layer ", layer});
-    check_pointer(layers[layer].values, some, "values", {where, ", layer ", layer});
+    check_pointer(layers[layer].keys, some, "keys", where, layer);
+    check_pointer(layers[layer].values, some, "values", where, layer);
     if constexpr (std::is_same_v<decltype(keys), Source const>) {
       // With one layout for both, one pointer would be one tensor, compacted twice.
       require(!some || layers[layer].keys != layers[layer].values, "keys and values", "two tensors", "one",

@@ -53,13 +53,16 @@ void check_source_layout(Layout const& layout, CacheBounds const& bounds, std::i
   }
 }
 
-/// @param needed  whether the tensor holds anything
+/// Throws unless a layer's tensor is aligned, and there if `needed`. Every decoding step checks those of all layers: no
+/// text is even begun where all is well.
 template <class T>
-void check_pointer(T const* data, bool needed, Text const& what, Text const& where) {
-  if (needed) require_pointer(data, what, where);
+void check_pointer(T const* data, bool needed, char const* what, char const* where, std::size_t layer) {
   auto const beyond = reinterpret_cast<std::uintptr_t>(data) % alignof(T);
+  if (beyond == 0 && (data != nullptr || !needed)) return;
+  auto const place = [&] { return Text{where, ", layer ", layer}.str(); };
+  if (needed) require_pointer(data, what, place);
   require(beyond == 0, what, {"an address aligned to ", alignof(T), " bytes"}, {"one ", beyond, " bytes beyond"},
-          where);
+          place);
 }
 
 template <class Rotation>

@@ -59,10 +59,10 @@ void check_transfer(CacheBounds const& bounds, Transfer<T, Source, Form, Rotatio
     bool const some = bounds.max_rows > 0 && (rows > 0 || paged);
     auto const& from = transfer.layers[layer];
     auto const& to = kept.layers[layer];
-    check_pointer(from.keys, some, "source keys", {where, ", layer ", layer});
-    check_pointer(from.values, some, "source values", {where, ", layer ", layer});
-    check_pointer(to.keys, some, "destination keys", {where, ", layer ", layer});
-    check_pointer(to.values, some, "destination values", {where, ", layer ", layer});
+    check_pointer(from.keys, some, "source keys", where, layer);
+    check_pointer(from.values, some, "source values", where, layer);
+    check_pointer(to.keys, some, "destination keys", where, layer);
+    check_pointer(to.values, some, "destination values", where, layer);
     add_source(memory, keys, from.keys);
     add_source(memory, values, from.values);
     destinations.push_back(interval(to.keys, destination_elements(kept.form, rows, kept.head_dim)));

@@ -26,17 +26,6 @@ inline constexpr std::int32_t block_threads = 256;
 /// Blocks that a multiprocessor must have room for: allows 128 registers per thread, which no kernel here exceeds.
 inline constexpr std::int32_t min_blocks = 2;
 
-/// Rows, and the parts they are cut into, scanned together.
-struct RowsAndParts {
-  std::int64_t rows;
-  std::int32_t parts;
-};
-struct AddRowsAndParts {
-  __device__ RowsAndParts operator()(RowsAndParts const& a, RowsAndParts const& b) const {
-    return {a.rows + b.rows, a.parts + b.parts};
-  }
-};
-
 /// Shared memory for a type with default member initialisers, which `__shared__` variables may not run.
 template <class T>
 struct SharedStorage {

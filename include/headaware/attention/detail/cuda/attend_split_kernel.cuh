@@ -5,8 +5,7 @@
 #include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
-
-#include <cub/block/block_scan.cuh>
+#include <headaware/detail/cuda/segment_scan.cuh>
 
 #include <cstdint>
 
@@ -33,33 +32,22 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_split_threads, 1)
   auto const& p = share_parameters(parameters, parameter_storage);
   AttentionShape const& shape = p.shape;
   AttendArrays const& arrays = p.arrays;
-  using Scan = cub::BlockScan<RowsAndParts, attend_split_threads>;
-  __shared__ typename Scan::TempStorage scan_storage;
-  auto const thread = static_cast<std::int32_t>(threadIdx.x);
   std::int64_t const segments = shape.segments();
   bool bad = false;
-  RowsAndParts running{0, 0};
-  for (std::int64_t base = 0; base < segments; base += attend_split_threads) {
-    std::int64_t const s = base + thread;
-    RowsAndParts count{0, 0};
-    if (s < segments) {
-      std::int64_t const rows = p.view.head(s / shape.num_kv_heads, s % shape.num_kv_heads).rows();
-      bool const possible = rows >= 0 && rows <= p.max_rows;
-      bad = bad || !possible;
-      count.rows = possible ? rows : 0;
-      count.parts = static_cast<std::int32_t>(p.kv.splits(count.rows));
-      for (std::int64_t tile = 0; tile < p.kv.tiles; ++tile) arrays.tickets[s * p.kv.tiles + tile] = 0;
-    }
-    RowsAndParts before;
-    RowsAndParts all;
-    Scan(scan_storage).ExclusiveScan(count, before, RowsAndParts{0, 0}, AddRowsAndParts{}, all);
-    if (s < segments) arrays.split_offsets[s] = running.parts + before.parts;
-    running = AddRowsAndParts{}(running, all);
-    __syncthreads();
-  }
-  bad = __syncthreads_or(bad || running.rows > p.max_rows ? 1 : 0) != 0;
-  if (thread == 0) {
-    arrays.split_offsets[segments] = bad ? 0 : running.parts;  // no splits: nothing is written
+  auto const split = [&](std::int64_t s) {
+    std::int64_t const held = p.view.head(s / shape.num_kv_heads, s % shape.num_kv_heads).rows();
+    bool const possible = held >= 0 && held <= p.max_rows;
+    bad = bad || !possible;
+    std::int64_t const rows = possible ? held : 0;
+    for (std::int64_t tile = 0; tile < p.kv.tiles; ++tile) arrays.tickets[s * p.kv.tiles + tile] = 0;
+    return RowsAndParts{rows, static_cast<std::int32_t>(p.kv.splits(rows))};
+  };
+  RowsAndParts const all = scan_segments<attend_split_threads>(
+      segments, split,
+      [&](std::int64_t s, RowsAndParts before, RowsAndParts) { arrays.split_offsets[s] = before.parts; });
+  bad = __syncthreads_or(bad || all.rows > p.max_rows ? 1 : 0) != 0;
+  if (threadIdx.x == 0) {
+    arrays.split_offsets[segments] = bad ? 0 : all.parts;  // no splits: nothing is written
     if (p.d_status != nullptr) *p.d_status = bad ? 1 : 0;
   }
 }

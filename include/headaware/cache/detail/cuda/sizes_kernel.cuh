@@ -4,8 +4,7 @@
 #include <headaware/cache/destination.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
-
-#include <cub/block/block_scan.cuh>
+#include <headaware/detail/cuda/segment_scan.cuh>
 
 #include <cstdint>
 #include <type_traits>
@@ -39,48 +38,37 @@ template <class Table, class Form>
 HEADAWARE_KERNEL void __launch_bounds__(sizes_threads, 1)
     sizes_kernel(SizesParameters<Table, Form> const __grid_constant__ p,
                  LayerCapacities const __grid_constant__ capacities) {
-  using Scan = cub::BlockScan<RowsAndParts, sizes_threads>;
-  __shared__ typename Scan::TempStorage scan_storage;
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
   std::int64_t const layer_segments = std::int64_t{p.compaction.num_sequences} * p.compaction.table.num_kv_heads();
   std::int64_t const segments = layer_segments * p.compaction.table.num_layers();
 
   bool bad = false;
-  RowsAndParts running{0, 0};
-  for (std::int64_t base = 0; base < segments; base += sizes_threads) {
-    std::int64_t const s = base + thread;
-    RowsAndParts count{0, 0};
-    if (s < segments) {
-      auto const sequence =
-          static_cast<std::int32_t>(s / p.compaction.table.num_kv_heads() % p.compaction.num_sequences);
-      std::int64_t const length = p.compaction.d_lengths[sequence];
-      if (length < 0 || length > p.compaction.max_length) {
-        bad = true;
-      } else {
-        Segment segment = make_segment(p.compaction.table, s, p.compaction.num_sequences, p.compaction.d_lengths);
-        if constexpr (Form::needs_group) place_in_group(p.compaction.table, segment);
-        bool const possible = segment.kept >= 0 && segment.kept <= length;
-        if (!possible) segment.kept = 0;
-        bad = bad || !possible || segment.kept > p.form.head_capacity(segment, capacities.layers[segment.layer]);
-        count = {segment.kept, static_cast<std::int32_t>((segment.kept + p.rows_per_tile - 1) / p.rows_per_tile)};
-      }
+  auto const cut = [&](std::int64_t s) {
+    auto const sequence = static_cast<std::int32_t>(s / p.compaction.table.num_kv_heads() % p.compaction.num_sequences);
+    std::int64_t const length = p.compaction.d_lengths[sequence];
+    if (length < 0 || length > p.compaction.max_length) {
+      bad = true;
+      return RowsAndParts{0, 0};
     }
-    RowsAndParts before;
-    RowsAndParts all;
-    Scan(scan_storage).ExclusiveScan(count, before, RowsAndParts{0, 0}, AddRowsAndParts{}, all);
-    if (s < segments) {
-      p.arrays.row_offsets[s] = running.rows + before.rows;
-      p.arrays.tile_offsets[s] = running.parts + before.parts;
-      if (p.compaction.d_kept != nullptr) p.compaction.d_kept[s] = static_cast<std::int32_t>(count.rows);
-    }
-    running = AddRowsAndParts{}(running, all);
-    __syncthreads();
-  }
-  if (thread == 0) p.arrays.row_offsets[segments] = running.rows;
+    Segment segment = make_segment(p.compaction.table, s, p.compaction.num_sequences, p.compaction.d_lengths);
+    if constexpr (Form::needs_group) place_in_group(p.compaction.table, segment);
+    bool const possible = segment.kept >= 0 && segment.kept <= length;
+    if (!possible) segment.kept = 0;
+    bad = bad || !possible || segment.kept > p.form.head_capacity(segment, capacities.layers[segment.layer]);
+    return RowsAndParts{segment.kept,
+                        static_cast<std::int32_t>((segment.kept + p.rows_per_tile - 1) / p.rows_per_tile)};
+  };
+  auto const write = [&](std::int64_t s, RowsAndParts before, RowsAndParts here) {
+    p.arrays.row_offsets[s] = before.rows;
+    p.arrays.tile_offsets[s] = before.parts;
+    if (p.compaction.d_kept != nullptr) p.compaction.d_kept[s] = static_cast<std::int32_t>(here.rows);
+  };
+  RowsAndParts const all = scan_segments<sizes_threads>(segments, cut, write);
+  if (thread == 0) p.arrays.row_offsets[segments] = all.rows;
   __syncthreads();
 
   // Layer by layer, now that all offsets stand: does the layer hold its rows, and its cu_seqlens.
-  bad = bad || running.rows > p.compaction.max_rows;
+  bad = bad || all.rows > p.compaction.max_rows;
   std::int64_t const entries = layer_segments + 1;
   for (std::int64_t i = thread; i < entries * p.compaction.table.num_layers(); i += sizes_threads) {
     std::int64_t const layer = i / entries;
@@ -93,7 +81,7 @@ HEADAWARE_KERNEL void __launch_bounds__(sizes_threads, 1)
   }
   bad = __syncthreads_or(bad ? 1 : 0) != 0;
   if (thread == 0) {
-    p.arrays.tile_offsets[segments] = bad ? 0 : running.parts;  // no tiles: nothing moves
+    p.arrays.tile_offsets[segments] = bad ? 0 : all.parts;  // no tiles: nothing moves
     if (p.compaction.d_status != nullptr) *p.compaction.d_status = bad ? 1 : 0;
   }
 }
