@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -110,16 +111,7 @@ class ModelShape {
   [[nodiscard]] std::int64_t token_bytes(std::size_t element_bytes) const { return bytes(1, element_bytes); }
   /// Bytes of the caches of one sequence, nothing evicted but what windows have passed. @throws ArgumentError beyond 64
   /// bits
-  [[nodiscard]] std::int64_t bytes(std::int64_t length, std::size_t element_bytes) const {
-    std::int64_t total = 0;
-    for (LayerShape const& l : layers_) {
-      std::int64_t const layer = detail::elements(
-          "ModelShape::bytes", {l.num_kv_heads, l.visible(length), l.token_bytes(element_bytes).total()});
-      if (detail::sum_overflows(total, layer)) detail::refuse_size("more", "ModelShape::bytes");
-      total += layer;
-    }
-    return total;
-  }
+  [[nodiscard]] std::int64_t bytes(std::int64_t length, std::size_t element_bytes) const;
 
   /// @brief What one rank of tensor parallelism holds: the query heads in equal parts, the KV heads likewise, or one
   /// that several ranks hold each a copy of where there are fewer than ranks. A latent is on every rank.
@@ -184,5 +176,49 @@ class ModelShape {
 
   std::vector<LayerShape> layers_;
 };
+
+/// @brief Bytes of one kept token of a KV head, in every layer: one number where all are alike, or a model's shape.
+class LayerBytes {
+ public:
+  /// Implicit on purpose: all layers alike.
+  LayerBytes(TokenBytes const& token) : common_(token) {}
+  LayerBytes(std::int64_t key, std::int64_t value) : common_{key, value} {}
+  /// @param element_bytes  of every key and value
+  LayerBytes(ModelShape const& shape, std::size_t element_bytes) {
+    for (LayerShape const& layer : shape.layers()) layers_.push_back(layer.token_bytes(element_bytes));
+  }
+  /// @throws ArgumentError if there is no such layer
+  [[nodiscard]] TokenBytes of(std::int32_t layer) const {
+    if (layers_.empty()) return common_;
+    require_index(layer, static_cast<std::int64_t>(layers_.size()), "layer", "LayerBytes");
+    return layers_[static_cast<std::size_t>(layer)];
+  }
+
+ private:
+  TokenBytes common_;
+  std::vector<TokenBytes> layers_;  ///< empty where all are alike
+};
+
+namespace detail {
+
+/// Σ over layers of rows times bytes. @param rows  (layer) to rows of single KV heads
+template <class Rows>
+std::int64_t sum_layer_bytes(char const* where, std::int32_t num_layers, LayerBytes const& bytes, Rows const& rows) {
+  std::int64_t total = 0;
+  for (std::int32_t layer = 0; layer < num_layers; ++layer) {
+    std::int64_t const more = elements(where, {rows(layer), bytes.of(layer).total()});
+    if (sum_overflows(total, more)) refuse_size(std::to_string(total) + " + " + std::to_string(more), where);
+    total += more;
+  }
+  return total;
+}
+
+}  // namespace detail
+
+inline std::int64_t ModelShape::bytes(std::int64_t length, std::size_t element_bytes) const {
+  return detail::sum_layer_bytes("ModelShape::bytes", num_layers(), {*this, element_bytes}, [&](std::int32_t l) {
+    return detail::elements("ModelShape::bytes", {layer(l).num_kv_heads, layer(l).visible(length)});
+  });
+}
 
 HEADAWARE_NAMESPACE_END

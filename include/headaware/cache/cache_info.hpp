@@ -6,7 +6,7 @@
 #include <headaware/cache/sizes.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
-#include <headaware/token_bytes.hpp>
+#include <headaware/model_shape.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -27,6 +27,7 @@ struct LengthSummary {
 struct LayerInfo {
   std::int32_t layer_idx = 0;
   LengthSummary lengths{};  ///< over sequences and KV heads
+  std::int64_t rows = 0;    ///< (token, KV head) pairs held
   std::int64_t bytes = 0;
 };
 
@@ -43,13 +44,13 @@ namespace detail {
 
 /// Summary of a cache whose segment `s` of layer `l` holds `held(l, s)` tokens.
 template <class Held>
-CacheInfo summarize_cache(CacheSizes const& sizes, TokenBytes const& token, Held const& held) {
+CacheInfo summarize_cache(CacheSizes const& sizes, LayerBytes const& token, Held const& held) {
   CacheInfo info;
-  std::int64_t const segments = sizes.layer_segments();
   bool first = true;
   for (std::int32_t layer = 0; layer < sizes.num_layers(); ++layer) {
     LayerInfo layer_info{.layer_idx = layer};
-    std::int64_t rows = 0;
+    std::int64_t const segments = sizes.layer_segments(layer);
+    std::int64_t& rows = layer_info.rows;
     for (std::int64_t s = 0; s < segments; ++s) {
       std::int64_t const tokens = held(layer, s);
       rows += tokens;
@@ -57,8 +58,12 @@ CacheInfo summarize_cache(CacheSizes const& sizes, TokenBytes const& token, Held
       layer_info.lengths.max = std::max(layer_info.lengths.max, tokens);
     }
     layer_info.lengths.mean = segments == 0 ? 0 : static_cast<double>(rows) / static_cast<double>(segments);
-    layer_info.bytes = detail::elements("cache_info", {rows, token.total()});
+    layer_info.bytes = detail::elements("cache_info", {rows, token.of(layer).total()});
     info.rows += rows;
+    if (segments == 0 && sizes.num_segments() > 0) {  // holds nothing, since it has no cache
+      info.layers.push_back(layer_info);
+      continue;
+    }
     info.lengths.min = first ? layer_info.lengths.min : std::min(info.lengths.min, layer_info.lengths.min);
     info.lengths.max = std::max(info.lengths.max, layer_info.lengths.max);
     info.layers.push_back(layer_info);
@@ -66,8 +71,11 @@ CacheInfo summarize_cache(CacheSizes const& sizes, TokenBytes const& token, Held
   }
   std::int64_t const heads = sizes.num_segments();
   info.lengths.mean = heads == 0 ? 0 : static_cast<double>(info.rows) / static_cast<double>(heads);
-  info.bytes = detail::elements("cache_info", {info.rows, token.total()});
-  info.ratio = sizes.full_total() == 0 ? 1 : static_cast<double>(info.rows) / static_cast<double>(sizes.full_total());
+  info.bytes = detail::sum_layer_bytes("cache_info", sizes.num_layers(), token, [&](std::int32_t layer) {
+    return info.layers[static_cast<std::size_t>(layer)].rows;
+  });
+  std::int64_t const full = sizes.bytes_full(token);
+  if (full > 0) info.ratio = static_cast<double>(info.bytes) / static_cast<double>(full);
   return info;
 }
 
@@ -75,15 +83,15 @@ CacheInfo summarize_cache(CacheSizes const& sizes, TokenBytes const& token, Held
 
 /// @brief Sums up the compressed cache (ragged: no pads, no partly filled pages).
 /// @par Cost  O(layers · sequences · heads)
-[[nodiscard]] inline CacheInfo cache_info(CacheSizes const& sizes, TokenBytes const& token) {
+[[nodiscard]] inline CacheInfo cache_info(CacheSizes const& sizes, LayerBytes const& token) {
   return detail::summarize_cache(
-      sizes, token, [&](std::int32_t layer, std::int64_t s) { return sizes.kept(layer * sizes.layer_segments() + s); });
+      sizes, token, [&](std::int32_t layer, std::int64_t s) { return sizes.kept(sizes.first_segment(layer) + s); });
 }
 
 /// @brief Sums up the cache before compression: every head holds every token.
-[[nodiscard]] inline CacheInfo full_cache_info(CacheSizes const& sizes, TokenBytes const& token) {
-  return detail::summarize_cache(sizes, token, [&](std::int32_t, std::int64_t s) {
-    return std::int64_t{sizes.lengths()[static_cast<std::size_t>(s / sizes.num_kv_heads())]};
+[[nodiscard]] inline CacheInfo full_cache_info(CacheSizes const& sizes, LayerBytes const& token) {
+  return detail::summarize_cache(sizes, token, [&](std::int32_t layer, std::int64_t s) {
+    return std::int64_t{sizes.lengths()[static_cast<std::size_t>(s / sizes.num_kv_heads(layer))]};
   });
 }
 

@@ -42,14 +42,13 @@ void compress(Compaction<Table> const& compaction, Transfer<Ts, Sources, Forms, 
   validate(compaction, transfers...);
   detail::check_policies(compaction, where);
   detail::KeptTokens const tokens(compaction);
-  std::int64_t const sequences = compaction.num_sequences();
-  (detail::check_source_tables(transfers.source, sequences, tokens, "compress, keys", "compress, values"), ...);
+  (detail::check_transfer_tables(compaction, transfers, tokens), ...);
   (detail::check_positions(transfers.rotation, compaction.lengths(), where), ...);
   (detail::check_capacity(compaction, transfers.kept), ...);
   detail::WrittenPages written;
   (detail::check_block_table(compaction, transfers.kept, written, where), ...);
   detail::check_pages_apart(compaction, written, where);
-  detail::check_pages_not_read(sequences, tokens, written, where, transfers...);
+  detail::check_pages_not_read(compaction, tokens, written, where, transfers...);
   (detail::run_transfer(compaction, transfers), ...);
 }
 
@@ -80,26 +79,29 @@ void compress_in_place(Compaction<Table> const& compaction, Layers const& layers
   constexpr auto where = "compress_in_place";
   auto const pointers = layer_span(layers);
   using T = std::remove_pointer_t<decltype(pointers.front().keys)>;
-  detail::check_in_place(detail::bounds_of(compaction), pointers, source, rotation);
-  auto const keys = detail::keys_of(source);
-  auto const values = detail::values_of(source);
+  detail::check_in_place(detail::bounds_of(compaction), pointers, source, rotation,
+                         [&](std::size_t layer) { return compaction.num_kv_heads(static_cast<std::int32_t>(layer)); });
   detail::check_policies(compaction, where);
-  detail::check_source_tables(source, compaction.num_sequences(), detail::tokens_in(compaction.lengths()),
-                              "compress_in_place, keys", "compress_in_place, values");
-  detail::check_pages_of_one_sequence(keys, compaction.lengths(), "compress_in_place, keys");
-  detail::check_pages_of_one_sequence(values, compaction.lengths(), "compress_in_place, values");
+  detail::for_each_layout(source, compaction, [&](auto const& of_layer) {
+    detail::check_source_tables(of_layer, compaction.num_sequences(), detail::tokens_in(compaction.lengths()),
+                                "compress_in_place, keys", "compress_in_place, values");
+    detail::check_pages_of_one_sequence(detail::keys_of(of_layer), compaction.lengths(), "compress_in_place, keys");
+    detail::check_pages_of_one_sequence(detail::values_of(of_layer), compaction.lengths(), "compress_in_place, values");
+  });
   detail::check_positions(rotation, compaction.lengths(), where);
   if constexpr (detail::rounds_in_place<T, Rotation>) {
     auto const fewest = detail::fewest_evicted(compaction.table(), compaction, true);
-    if (fewest.tokens != 0) detail::check_evictions<T>(rotation, fewest.tokens, compaction.segment(fewest.segment));
+    if (fewest.tokens != 0) detail::check_evictions<T>(rotation, fewest.tokens, fewest.segment.name());
   }
-  std::int64_t const layer_segments = compaction.layer_segments();
   using Tokens = std::vector<std::int64_t>;
   detail::parallel_for(
       compaction.num_segments(), 1, true, [] { return Tokens(); },
       [&](Tokens& tokens, std::int64_t s) {
-        auto const layer = static_cast<std::size_t>(s / layer_segments);
-        detail::move_to_front(compaction, s, pointers[layer], keys, values, rotation, tokens);
+        Segment const segment = compaction.segment(s);
+        auto const layer = static_cast<std::size_t>(segment.layer);
+        auto const& of_layer = detail::layer_source(source, layer);
+        detail::move_to_front(compaction, segment, pointers[layer], detail::keys_of(of_layer),
+                              detail::values_of(of_layer), rotation, tokens);
       });
 }
 

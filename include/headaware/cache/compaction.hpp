@@ -30,16 +30,18 @@ struct DeviceCompaction {
   std::int64_t max_rows = 0;    ///< bounds the kept rows of the whole model; decides the grid
   /// The fewest tokens that a head evicts whose kept ones move, see `KeyRotation::evicting`; 0: none moves.
   std::int64_t min_evicted = 0;
-  std::int64_t min_evicted_segment = 0;  ///< one that evicts so few
+  SegmentName min_evicted_segment{};  ///< one that evicts so few
 
-  std::int32_t* d_cu_seqlens = nullptr;  ///< out, optional: device, [num_layers, num_sequences * num_kv_heads + 1]
-  std::int32_t* d_kept = nullptr;        ///< out, optional: device, [num_layers, num_sequences, num_kv_heads]
+  /// out, optional: device, [num_layers, num_sequences * KV heads of the layer + 1]: see
+  /// `CacheSizes::cu_seqlens_begin`
+  std::int32_t* d_cu_seqlens = nullptr;
+  std::int32_t* d_kept = nullptr;  ///< out, optional: device, one per segment
   /// out, optional: device, one: 0, or 1 if a length is out of range, the cache too small for what the
   /// lengths keep, or a layer too large for 32-bit `d_cu_seqlens`; then nothing is moved.
   std::int32_t* d_status = nullptr;
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t num_segments() const {
-    return std::int64_t{table.num_layers()} * num_sequences * table.num_kv_heads();
+    return detail::layer_heads(table).total() * num_sequences;
   }
 };
 
@@ -48,7 +50,7 @@ namespace detail {
 /// The segment that evicts the fewest tokens, of those whose kept tokens move.
 struct FewestEvicted {
   std::int64_t tokens = 0;  ///< 0: no segment's tokens move
-  std::int64_t segment = 0;
+  Segment segment{};
 };
 
 /// @param read_lists  whether entries of keep-lists are on the host; if not, their tokens count as staying
@@ -64,7 +66,7 @@ FewestEvicted fewest_evicted(Table const& table, CacheSizes const& sizes, bool r
       // If any token moves, the last does.
       return source_token(p, segment.kept - 1, segment.length) != segment.kept - 1;
     });
-    if (moves) fewest = {evicted, s};
+    if (moves) fewest = {evicted, segment};
   }
   return fewest;
 }
@@ -84,7 +86,7 @@ class Compaction : public CacheSizes {
   /// @par Cost  O(layers · sequences · heads)
   Compaction(Table table, std::span<std::int32_t const> lengths)
       : CacheSizes(
-            checked(table, lengths.size()).num_layers(), table.num_kv_heads(), lengths,
+            detail::layer_heads(checked(table, lengths.size())), lengths,
             [&](std::int64_t s) {
               return detail::make_segment(table, s, static_cast<std::int32_t>(lengths.size()), lengths.data()).kept;
             },
@@ -107,6 +109,10 @@ class Compaction : public CacheSizes {
     require(d_table.num_layers() == num_layers(), "device table's layers", num_layers(), d_table.num_layers(), where);
     require(d_table.num_kv_heads() == num_kv_heads(), "device table's KV heads", num_kv_heads(), d_table.num_kv_heads(),
             where);
+    LayerHeads const d_heads = detail::layer_heads(d_table);
+    bool const same =
+        d_heads.total() == heads().total() && (d_heads.first_heads != nullptr) == (heads().first_heads != nullptr);
+    require(same, "device table's KV heads of all layers", heads().total(), d_heads.total(), where);
     if constexpr (requires { d_table.num_sequences(); }) {
       require(d_table.num_sequences() == num_sequences(), "device keep-lists' sequences", num_sequences(),
               d_table.num_sequences(), where);
@@ -118,7 +124,7 @@ class Compaction : public CacheSizes {
             .max_length = max_length(),
             .max_rows = kept_total(),
             .min_evicted = fewest.tokens,
-            .min_evicted_segment = fewest.segment};
+            .min_evicted_segment = fewest.segment.name()};
   }
 
  private:

@@ -5,6 +5,7 @@
 /// row of channels.
 
 #include <headaware/cache/adjacent_rows.hpp>
+#include <headaware/cache/layer_channels.hpp>
 #include <headaware/cache/layer_kv.hpp>
 #include <headaware/cache/paged_rows.hpp>
 #include <headaware/cache/segment.hpp>
@@ -40,15 +41,14 @@ struct RaggedForm {
 /// attention must mask them: the lengths are `CacheSizes::kept`.
 struct PaddedForm {
   static constexpr bool needs_group = false;
-  std::int32_t num_kv_heads = 0;
   Alignment alignment = Alignment::left;
 
   HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const&, LayerCapacity const& capacity) const {
     return capacity.head_rows;
   }
   HEADAWARE_HOST_DEVICE AdjacentRows rows(Segment const& segment, LayerCapacity const& capacity) const {
-    return AdjacentRows::padded(std::int64_t{segment.sequence} * num_kv_heads + segment.kv_head, capacity.head_rows,
-                                segment.kept, alignment);
+    return AdjacentRows::padded(std::int64_t{segment.sequence} * capacity.num_kv_heads + segment.kv_head,
+                                capacity.head_rows, segment.kept, alignment);
   }
 };
 
@@ -103,8 +103,7 @@ struct Destination {
   using Form = F;
 
   Form form;
-  std::int64_t head_dim = 0;   ///< channels of a key row (head_dim)
-  std::int64_t value_dim = 0;  ///< channels of a value row
+  LayerChannels channels;
   std::vector<LayerKv<T>> layers;
   std::vector<LayerCapacity> capacities;  ///< [num_layers]
   std::int64_t num_pages = 0;             ///< paged: pages of a layer's pool; 0: not known
@@ -121,24 +120,47 @@ inline void require_channels(std::int64_t head_dim, std::int64_t value_dim, char
   require(value_dim <= most, "channels of a value", "at most 2147483647", value_dim, where);
 }
 
+/// The channels that a caller names: of values as many as of keys unless said otherwise.
+/// @throws ArgumentError on channels that are not positive, or that are of a model with other layers
+inline LayerChannels checked_channels(LayerChannels const& channels, std::int64_t value_dim, LayerHeads const& heads,
+                                      char const* where) {
+  LayerChannels result = value_dim != 0 ? channels.with_values(value_dim) : channels;
+  if (result.alike()) {
+    bool const latent = value_dim == 0 && result.common().value_dim == 0;
+    require_channels(result.common().head_dim, latent ? 1 : result.common().value_dim, where);
+    return result;
+  }
+  require(value_dim == 0, "value_dim", "0, as the shape says the channels of every layer", value_dim, where);
+  auto const layers = static_cast<std::size_t>(heads.num_layers);
+  require(result.num_layers() == layers, "layers of the shape", layers, result.num_layers(), where);
+  for (std::size_t layer = 0; layer < layers; ++layer) {
+    std::int32_t const count = heads.count(static_cast<std::int64_t>(layer));
+    require((count > 0) == (result.of(layer).head_dim > 0), "channels of a layer",
+            count > 0 ? "> 0, as it has KV heads" : "0, as it has no KV heads", result.of(layer).head_dim,
+            {where, ", layer ", layer});
+  }
+  return result;
+}
+
 /// A destination that has no buffers yet. @param capacity  (layer) to its `LayerCapacity`
 template <class T, class Form, class Capacity>
-Destination<T, Form> without_buffers(char const* where, Form const& form, std::int32_t num_layers,
-                                     std::int64_t head_dim, std::int64_t value_dim, Capacity const& capacity) {
-  if (value_dim == 0) value_dim = head_dim;
-  require_channels(head_dim, value_dim, where);
-  Destination<T, Form> result{form, head_dim, value_dim, {}, {}, 0};
-  for (std::int32_t layer = 0; layer < num_layers; ++layer) result.capacities.push_back(capacity(layer));
+Destination<T, Form> without_buffers(char const* where, Form const& form, LayerHeads const& heads,
+                                     LayerChannels const& channels, std::int64_t value_dim, Capacity const& capacity) {
+  Destination<T, Form> result{form, checked_channels(channels, value_dim, heads, where), {}, {}, 0};
+  for (std::int32_t layer = 0; layer < heads.num_layers; ++layer) {
+    result.capacities.push_back(capacity(layer));
+    result.capacities.back().num_kv_heads = heads.count(layer);
+  }
   return result;
 }
 
 /// Cuts one buffer of keys and one of values into layers, back to back.
 template <class T, class Form>
 Destination<T, Form> with_buffers(Destination<T, Form> destination, T* keys, T* values) {
-  for (LayerCapacity const& capacity : destination.capacities) {
+  for (std::size_t layer = 0; layer < destination.capacities.size(); ++layer) {
     destination.layers.push_back({keys, values});
-    keys += capacity.rows * destination.head_dim;
-    values += capacity.rows * destination.value_dim;
+    keys += destination.capacities[layer].rows * destination.channels.of(layer).head_dim;
+    values += destination.capacities[layer].rows * destination.channels.of(layer).value_dim;
   }
   return destination;
 }
@@ -153,24 +175,25 @@ Destination<T, Form> with_layers(Destination<T, Form> destination, std::span<Lay
 }
 
 template <class T>
-Destination<T, RaggedForm> ragged_form(CacheSizes const& sizes, std::int64_t head_dim, std::int64_t value_dim) {
+Destination<T, RaggedForm> ragged_form(CacheSizes const& sizes, LayerChannels const& channels, std::int64_t value_dim) {
   auto const capacity = [&](std::int32_t layer) { return LayerCapacity{.rows = sizes.kept_total(layer)}; };
-  return without_buffers<T>("ragged", RaggedForm{}, sizes.num_layers(), head_dim, value_dim, capacity);
+  return without_buffers<T>("ragged", RaggedForm{}, sizes.heads(), channels, value_dim, capacity);
 }
 
 template <class T>
-Destination<T, PaddedForm> padded_form(CacheSizes const& sizes, std::int64_t head_dim, std::int64_t value_dim,
+Destination<T, PaddedForm> padded_form(CacheSizes const& sizes, LayerChannels const& channels, std::int64_t value_dim,
                                        Alignment alignment) {
   auto const capacity = [&](std::int32_t layer) {
-    return LayerCapacity{.rows = sizes.layer_segments() * sizes.max_kept(layer), .head_rows = sizes.max_kept(layer)};
+    return LayerCapacity{.rows = sizes.layer_segments(layer) * sizes.max_kept(layer),
+                         .head_rows = sizes.max_kept(layer)};
   };
-  return without_buffers<T>("padded", PaddedForm{sizes.num_kv_heads(), alignment}, sizes.num_layers(), head_dim,
-                            value_dim, capacity);
+  return without_buffers<T>("padded", PaddedForm{alignment}, sizes.heads(), channels, value_dim, capacity);
 }
 
 template <class T>
-Destination<T, GroupedForm> grouped_form(CacheSizes const& sizes, std::int64_t head_dim, std::int64_t value_dim) {
-  return without_buffers<T>("grouped", GroupedForm{sizes.num_sequences()}, sizes.num_layers(), head_dim, value_dim,
+Destination<T, GroupedForm> grouped_form(CacheSizes const& sizes, LayerChannels const& channels,
+                                         std::int64_t value_dim) {
+  return without_buffers<T>("grouped", GroupedForm{sizes.num_sequences()}, sizes.heads(), channels, value_dim,
                             [&](std::int32_t layer) { return sizes.grouped_capacity(layer); });
 }
 
@@ -180,19 +203,21 @@ Destination<T, GroupedForm> grouped_form(CacheSizes const& sizes, std::int64_t h
 /// `sizes.offsets()[segment] + i` has the segment's `i`-th kept token.
 /// @param keys       [sizes.kept_total(), head_dim]
 /// @param values     [sizes.kept_total(), value_dim]
-/// @param value_dim  channels of a value; 0: as many as a key has
+/// @param channels   head_dim where all layers are alike, or a `ModelShape`
+/// @param value_dim  channels of a value, where all layers are alike; 0: as many as a key has
 /// @throws ArgumentError if channels are not positive
 template <class T>
-[[nodiscard]] Destination<T, RaggedForm> ragged(CacheSizes const& sizes, T* keys, T* values, std::int64_t head_dim,
-                                                std::int64_t value_dim = 0) {
-  return detail::with_buffers(detail::ragged_form<T>(sizes, head_dim, value_dim), keys, values);
+[[nodiscard]] Destination<T, RaggedForm> ragged(CacheSizes const& sizes, T* keys, T* values,
+                                                LayerChannels const& channels, std::int64_t value_dim = 0) {
+  return detail::with_buffers(detail::ragged_form<T>(sizes, channels, value_dim), keys, values);
 }
 
 /// @brief A ragged cache with buffers of its own for each layer: [sizes.kept_total(layer), head_dim].
 template <LayerRange Layers>
 [[nodiscard]] Destination<LayerElement<Layers>, RaggedForm> ragged(CacheSizes const& sizes, Layers const& layers,
-                                                                   std::int64_t head_dim, std::int64_t value_dim = 0) {
-  return detail::with_layers(detail::ragged_form<LayerElement<Layers>>(sizes, head_dim, value_dim), layer_span(layers),
+                                                                   LayerChannels const& channels,
+                                                                   std::int64_t value_dim = 0) {
+  return detail::with_layers(detail::ragged_form<LayerElement<Layers>>(sizes, channels, value_dim), layer_span(layers),
                              "ragged");
 }
 
@@ -200,7 +225,7 @@ template <LayerRange Layers>
 [[nodiscard]] inline std::int64_t padded_rows(CacheSizes const& sizes) {
   std::int64_t rows = 0;
   for (std::int32_t layer = 0; layer < sizes.num_layers(); ++layer)
-    rows += sizes.layer_segments() * sizes.max_kept(layer);
+    rows += sizes.layer_segments(layer) * sizes.max_kept(layer);
   return rows;
 }
 
@@ -208,19 +233,20 @@ template <LayerRange Layers>
 /// @param keys    [padded_rows(sizes), head_dim]
 /// @param values  [padded_rows(sizes), value_dim]
 template <class T>
-[[nodiscard]] Destination<T, PaddedForm> padded(CacheSizes const& sizes, T* keys, T* values, std::int64_t head_dim,
-                                                Alignment alignment = Alignment::left, std::int64_t value_dim = 0) {
-  return detail::with_buffers(detail::padded_form<T>(sizes, head_dim, value_dim, alignment), keys, values);
+[[nodiscard]] Destination<T, PaddedForm> padded(CacheSizes const& sizes, T* keys, T* values,
+                                                LayerChannels const& channels, Alignment alignment = Alignment::left,
+                                                std::int64_t value_dim = 0) {
+  return detail::with_buffers(detail::padded_form<T>(sizes, channels, value_dim, alignment), keys, values);
 }
 
 /// @brief A padded cache with buffers of its own for each layer:
 /// [sequences, num_kv_heads, sizes.max_kept(layer), head_dim].
 template <LayerRange Layers>
 [[nodiscard]] Destination<LayerElement<Layers>, PaddedForm> padded(CacheSizes const& sizes, Layers const& layers,
-                                                                   std::int64_t head_dim,
+                                                                   LayerChannels const& channels,
                                                                    Alignment alignment = Alignment::left,
                                                                    std::int64_t value_dim = 0) {
-  return detail::with_layers(detail::padded_form<LayerElement<Layers>>(sizes, head_dim, value_dim, alignment),
+  return detail::with_layers(detail::padded_form<LayerElement<Layers>>(sizes, channels, value_dim, alignment),
                              layer_span(layers), "padded");
 }
 
@@ -236,17 +262,17 @@ template <LayerRange Layers>
 /// @param keys    [grouped_rows(sizes), head_dim]
 /// @param values  [grouped_rows(sizes), value_dim]
 template <class T>
-[[nodiscard]] Destination<T, GroupedForm> grouped(CacheSizes const& sizes, T* keys, T* values, std::int64_t head_dim,
-                                                  std::int64_t value_dim = 0) {
-  return detail::with_buffers(detail::grouped_form<T>(sizes, head_dim, value_dim), keys, values);
+[[nodiscard]] Destination<T, GroupedForm> grouped(CacheSizes const& sizes, T* keys, T* values,
+                                                  LayerChannels const& channels, std::int64_t value_dim = 0) {
+  return detail::with_buffers(detail::grouped_form<T>(sizes, channels, value_dim), keys, values);
 }
 
 /// @brief A grouped cache with buffers of its own for each layer: [sizes.grouped_capacity(layer).rows, head_dim].
 template <LayerRange Layers>
 [[nodiscard]] Destination<LayerElement<Layers>, GroupedForm> grouped(CacheSizes const& sizes, Layers const& layers,
-                                                                     std::int64_t head_dim,
+                                                                     LayerChannels const& channels,
                                                                      std::int64_t value_dim = 0) {
-  return detail::with_layers(detail::grouped_form<LayerElement<Layers>>(sizes, head_dim, value_dim), layer_span(layers),
+  return detail::with_layers(detail::grouped_form<LayerElement<Layers>>(sizes, channels, value_dim), layer_span(layers),
                              "grouped");
 }
 
@@ -263,11 +289,11 @@ template <LayerRange Layers>
 /// @throws ArgumentError if there is not one pool per layer, or page size or channels are not positive
 template <LayerRange Layers>
 [[nodiscard]] Destination<LayerElement<Layers>, PagedForm> paged(CacheSizes const& sizes, Layers const& layers,
-                                                                 PagedForm const& form, std::int64_t head_dim,
+                                                                 PagedForm const& form, LayerChannels const& channels,
                                                                  std::int64_t num_pages = 0,
                                                                  std::int64_t value_dim = 0) {
-  detail::require_channels(head_dim, value_dim == 0 ? head_dim : value_dim, "paged");
-  std::int64_t const row = form.page_size * std::max(head_dim, value_dim);
+  RowChannels const most = detail::checked_channels(channels, value_dim, sizes.heads(), "paged").common();
+  std::int64_t const row = form.page_size * std::max(most.head_dim, most.value_dim);
   auto const capacity = [&](std::int32_t layer) {
     std::int64_t const head_rows =
         form.indptr == nullptr ? detail::elements("paged", {form.table_stride, form.page_size}) : sizes.max_kept(layer);
@@ -281,7 +307,7 @@ template <LayerRange Layers>
   require(num_pages >= 0, "pages", ">= 0", num_pages, "paged");
   (void)detail::elements("paged", {num_pages, std::max(form.page_stride, row)});
   auto result =
-      detail::without_buffers<LayerElement<Layers>>("paged", form, sizes.num_layers(), head_dim, value_dim, capacity);
+      detail::without_buffers<LayerElement<Layers>>("paged", form, sizes.heads(), channels, value_dim, capacity);
   result.num_pages = num_pages;
   return detail::with_layers(std::move(result), layer_span(layers), "paged");
 }

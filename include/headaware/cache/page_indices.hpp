@@ -90,7 +90,7 @@ inline void add_page_indices(PagedHeadsView const& view, PagedHead const& head, 
   HeadPageIndices result;
   result.indptr.push_back(0);
   for (std::int32_t b = 0; b < view.num_sequences; ++b) {
-    for (std::int32_t kv_head = 0; kv_head < view.num_kv_heads; ++kv_head) {
+    for (std::int32_t kv_head = 0; kv_head < view.layer_heads().count(layer); ++kv_head) {
       add_page_indices(view, view.head(layer, kv_head), b, lengths[static_cast<std::size_t>(b)], part, result);
     }
   }

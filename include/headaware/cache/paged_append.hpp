@@ -27,9 +27,12 @@ template <class T>
 struct PageStorage {
   T* keys = nullptr;
   T* values = nullptr;
-  std::int64_t head_dim = 0;
-  std::int64_t value_dim = 0;
-  std::int64_t page_stride = 0;  ///< elements from a page to the next; 0: page_size * channels
+  std::int64_t head_dim = 0;     ///< of every layer; where they differ, the most of any
+  std::int64_t value_dim = 0;    ///< likewise
+  std::int64_t page_stride = 0;  ///< elements from a page to the next; 0: page_size * channels, if layers are alike
+  /// `LayerChannels::layers()` of a model whose layers differ: a page is as wide as the widest layer's and holds as
+  /// many tokens of each. Borrowed
+  std::span<RowChannels const> layers{};
 };
 
 namespace detail {
@@ -56,17 +59,23 @@ inline void check_generation(PagedHeadsView const& view, std::uint64_t generatio
           {"change ", generation}, "append");
 }
 
-/// The pool, which is every layer's.
+/// The pool, which is every layer's. @param first_layer  cache layer of the new tokens' first
 template <class T>
-auto paged_buffers(PagedHeadsView const& view, PageStorage<T> const& storage) {
+auto paged_buffers(PagedHeadsView const& view, PageStorage<T> const& storage, std::int32_t first_layer) {
   auto const elements = [&](std::int64_t channels) {
     std::int64_t const page = view.page_size.value() * channels;
     return view.num_pages == 0 ? 0
                                : (view.num_pages - 1) * (storage.page_stride != 0 ? storage.page_stride : page) + page;
   };
-  CacheBuffers<T> const buffers{
-      {storage.keys, storage.values}, elements(storage.head_dim), elements(storage.value_dim)};
-  return [buffers](std::size_t) { return buffers; };
+  CacheBuffers<T> const pool{
+      {storage.keys, storage.values},        elements(storage.head_dim), elements(storage.value_dim),
+      {storage.head_dim, storage.value_dim}, view.num_kv_heads,          view.first_heads == nullptr};
+  return [pool, layers = storage.layers, first = static_cast<std::size_t>(first_layer)](std::size_t i) {
+    CacheBuffers<T> result = pool;
+    if (!layers.empty()) result.channels = layers[first + i];
+    if (result.channels.head_dim == 0) result.num_kv_heads = 0;  // the layer has no cache
+    return result;
+  };
 }
 
 template <class T, class U, class Source>
@@ -74,20 +83,28 @@ AppendShape check_paged_append(PagedHeadsView const& view, std::int64_t max_coun
                                Source const& source, PageStorage<T> const& storage, std::int32_t first_layer) {
   constexpr auto where = "append";
   require_channels(storage.head_dim, storage.value_dim, where);
+  bool const layers_fit = storage.layers.empty() || static_cast<std::int64_t>(storage.layers.size()) == view.num_layers;
+  require(layers_fit, "layers of the storage's channels", view.num_layers, storage.layers.size(), where);
+  bool const strided = storage.layers.empty() || storage.page_stride > 0;
+  require(strided, "page stride", "one that the pages of all layers fit, as their rows differ", 0, where);
   std::int64_t const size = view.page_size.value();
   std::int64_t const row = elements(where, {size, std::max(storage.head_dim, storage.value_dim)});
   require(storage.page_stride == 0 || storage.page_stride >= row, "page stride", {">= ", row}, storage.page_stride,
           where);
-  AppendShape const shape{first_layer, view.num_layers,    view.num_sequences, view.num_kv_heads,
-                          max_count,   storage.head_dim,   storage.value_dim,  view.max_tokens_held > 0,
-                          size,        storage.page_stride};
+  AppendShape const shape{.first_layer = first_layer,
+                          .num_sequences = view.num_sequences,
+                          .heads = view.layer_heads(),
+                          .max_count = max_count,
+                          .writes = view.max_tokens_held > 0,
+                          .page_size = size,
+                          .page_stride = storage.page_stride};
   auto const check_pool = [&](std::int64_t channels) {
     std::int64_t const stride = storage.page_stride != 0 ? storage.page_stride : size * channels;
     check_extent(where, size * channels, std::array{LayoutDirection{view.num_pages, stride}});
   };
   check_pool(storage.head_dim);
   check_pool(storage.value_dim);
-  check_append(shape, tokens, source, paged_buffers(view, storage));
+  check_append(shape, tokens, source, paged_buffers(view, storage, first_layer));
   return shape;
 }
 
@@ -117,20 +134,21 @@ void append(PagedHeads const& pages, PageStep const& step, Tokens const& tokens,
     require(static_cast<std::int64_t>(each->size()) == view.num_sequences, "step's sequences", view.num_sequences,
             each->size(), "append");
   }
-  detail::check_source_tables(source, view.num_sequences, detail::tokens_in(step.counts), "append, keys",
-                              "append, values");
+  auto const buffers = detail::paged_buffers(view, storage, first_layer);
+  detail::check_append_tables(source, shape, buffers, layers.size(), step.counts);
   detail::PagedAppend const cache{view, storage.page_stride};
   for (PageCopy const& copy : step.copies) {
     if (copy.layer < first_layer || copy.layer >= first_layer + static_cast<std::int32_t>(layers.size())) continue;
     auto const move = [&](T* tensor, std::int64_t channels) {
+      if (channels == 0) return;
       std::memcpy(tensor + cache.page_offset(copy.to, channels), tensor + cache.page_offset(copy.from, channels),
                   static_cast<std::size_t>(copy.tokens * channels) * sizeof(T));
     };
-    move(storage.keys, storage.head_dim);
-    move(storage.values, storage.value_dim);
+    RowChannels const channels = buffers(static_cast<std::size_t>(copy.layer - first_layer)).channels;
+    move(storage.keys, channels.head_dim);
+    move(storage.values, channels.value_dim);
   }
-  detail::append_rows(shape, cache, layers, source, detail::paged_buffers(view, storage), step.lengths, step.high_water,
-                      step.counts);
+  detail::append_rows(shape, cache, layers, source, buffers, step.lengths, step.high_water, step.counts);
 }
 
 HEADAWARE_NAMESPACE_END

@@ -6,6 +6,7 @@
 #include <headaware/cache/page_step.hpp>
 #include <headaware/config.hpp>
 #include <headaware/fixed_divisor.hpp>
+#include <headaware/layer_heads.hpp>
 #include <headaware/policy/rolling_policy.hpp>
 #include <headaware/policy/window_rule.hpp>
 
@@ -90,11 +91,13 @@ struct HeadPagesRows {
 
 /// @brief A paged cache's tables as both back ends read them; borrowed.
 struct PagedHeadsView {
-  PagedHead const* heads = nullptr;     ///< [num_layers, num_kv_heads], where the back end runs
-  std::int32_t const* table = nullptr;  ///< [num_sequences, entries of a sequence]: page numbers; -1: none
+  PagedHead const* heads = nullptr;           ///< of all layers, where the back end runs
+  std::int32_t const* first_heads = nullptr;  ///< `LayerHeads::first_heads`, where the back end runs
+  std::int32_t const* table = nullptr;        ///< [num_sequences, entries of a sequence]: page numbers; -1: none
   std::int32_t num_layers = 0;
   std::int32_t num_sequences = 0;
-  std::int32_t num_kv_heads = 0;
+  std::int32_t num_kv_heads = 0;  ///< of every layer; where they differ, of the layer that has most
+  std::int32_t num_heads = 0;     ///< KV heads of all layers
   FixedDivisor page_size;
   std::int32_t slack = 0;
   std::int32_t num_pages = 0;
@@ -103,7 +106,10 @@ struct PagedHeadsView {
   std::uint64_t generation = generation_not_known;  ///< of the tables, new with every change
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE PagedHead const& head(std::int64_t layer, std::int64_t kv_head) const {
-    return heads[layer * num_kv_heads + kv_head];
+    return heads[layer_heads().first(layer) + kv_head];
+  }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE LayerHeads layer_heads() const {
+    return {num_layers, num_kv_heads, first_heads, num_heads};
   }
   /// Rows of tokens that a head holds. @param page_stride  as `PageStorage::page_stride`
   [[nodiscard]] HEADAWARE_HOST_DEVICE HeadPagesRows rows(PagedHead const& head, std::int64_t sequence,

@@ -57,7 +57,7 @@ class PagedHeads {
         state_(shape.num_sequences) {
     require(shape.page_size > 0, "page size", "> 0", shape.page_size, "PagedHeads");
     heads_ = detail::make_paged_heads(slots_, shape.page_size);
-    table_.assign(table_entries(heads_), -1);
+    table_.assign(table_entries(heads_.records()), -1);
   }
 
   [[nodiscard]] PagedHeadsShape const& shape() const { return shape_; }
@@ -69,8 +69,8 @@ class PagedHeads {
   [[nodiscard]] PagePool const& pool() const { return pool_; }
   [[nodiscard]] PagedHead const& head(std::int32_t layer, std::int32_t kv_head) const {
     require_index(layer, slots_.num_layers(), "layer", "PagedHeads");
-    require_index(kv_head, slots_.num_kv_heads(), "KV head", "PagedHeads");
-    return heads_[head_index(layer, kv_head)];
+    require_index(kv_head, slots_.heads().count(layer), "KV head", "PagedHeads");
+    return heads_.at(layer, kv_head);
   }
   /// The pool's number of a sequence's page; -1 where the head does not hold it.
   [[nodiscard]] std::int32_t page(std::int32_t layer, std::int32_t sequence, std::int32_t kv_head,
@@ -202,15 +202,18 @@ class PagedHeads {
   void set_policies(Table const& table) {
     constexpr auto where = "PagedHeads::set_policies";
     require(table.num_layers() == slots_.num_layers(), "layers", slots_.num_layers(), table.num_layers(), where);
-    require(table.num_kv_heads() == slots_.num_kv_heads(), "KV heads", slots_.num_kv_heads(), table.num_kv_heads(),
-            where);
+    LayerHeads const given = detail::layer_heads(table);
+    for (std::int32_t layer = 0; layer < given.num_layers; ++layer) {
+      require(given.count(layer) == slots_.heads().count(layer), "KV heads", slots_.heads().count(layer),
+              given.count(layer), where);
+    }
     RollingSlots slots(table, shape_.num_sequences, shape_.limits);
-    std::vector<PagedHead> heads = detail::make_paged_heads(slots, page_size());
-    std::vector<std::int32_t> entries(table_entries(heads), -1);
+    detail::HeadRecords<PagedHead> heads = detail::make_paged_heads(slots, page_size());
+    std::vector<std::int32_t> entries(table_entries(heads.records()), -1);
     std::vector<std::int64_t> high_water;
     for (std::int32_t b = 0; b < shape_.num_sequences; ++b) {
       require(length(b) <= slots.token_limit(), "tokens", slots.token_limit(), length(b), where);
-      high_water.push_back(high_water_with(heads, b));
+      high_water.push_back(high_water_with(heads.records(), b));
       // Without pages for its slack a sequence can still be what it is; then it cannot be taken back yet.
       require(high_water.back() <= std::min<std::int64_t>(length(b) + shape_.limits.slack, all_tokens), "policies",
               "ones that keep no more than is held", "others", {where, ", sequence ", b});
@@ -218,7 +221,7 @@ class PagedHeads {
     // Only now does anything change, and nothing below can fail.
     for (std::int32_t b = 0; b < shape_.num_sequences; ++b) {
       for_each_page(b, [&](PagedHead const& old, std::int64_t p) {
-        PagedHead const& now = heads[static_cast<std::size_t>(&old - heads_.data())];
+        PagedHead const& now = heads.records()[static_cast<std::size_t>(&old - heads_.records().data())];
         std::int64_t const first = first_held(now, high_water[at(b)]);
         if (now.holds(p, length(b), first, page_size())) {
           entries[at(now.entry(b, p))] = table_[at(old.entry(b, p))];
@@ -256,21 +259,29 @@ class PagedHeads {
   }
 
   /// The tables as the CPU back end reads them; valid until they change.
-  [[nodiscard]] PagedHeadsView view() const { return view_at(heads_.data(), table_.data()); }
+  [[nodiscard]] PagedHeadsView view() const { return view_of(heads_.records().data(), heads_.heads(), table_.data()); }
   /// The heads' bytes to copy to the device: once, and after `set_policies`.
-  [[nodiscard]] std::span<std::byte const> head_bytes() const { return std::as_bytes(std::span(heads_)); }
+  [[nodiscard]] std::span<std::byte const> head_bytes() const { return heads_.bytes(); }
   /// The block table to copy to the device whenever it has changed: [num_sequences, entries of a sequence].
   [[nodiscard]] std::span<std::int32_t const> table() const { return table_; }
   /// The tables as the CUDA back end reads them.
   /// @param d_heads  device, a copy of `head_bytes()`, 16-byte aligned; @param d_table  device, a copy of `table()`
   [[nodiscard]] PagedHeadsView view_at(void const* d_heads, std::int32_t const* d_table) const {
+    return view_of(static_cast<PagedHead const*>(d_heads), heads_.heads_at(d_heads), d_table);
+  }
+
+ private:
+  [[nodiscard]] PagedHeadsView view_of(PagedHead const* records, LayerHeads const& layers,
+                                       std::int32_t const* table) const {
     std::int64_t most = 0;
-    for (PagedHead const& h : heads_) most = std::max(most, h.entries());
-    return {static_cast<PagedHead const*>(d_heads),
-            d_table,
-            slots_.num_layers(),
+    for (PagedHead const& h : heads_.records()) most = std::max(most, h.entries());
+    return {records,
+            layers.first_heads,
+            table,
+            layers.num_layers,
             shape_.num_sequences,
-            slots_.num_kv_heads(),
+            layers.num_kv_heads,
+            static_cast<std::int32_t>(layers.total()),
             page_size_,
             shape_.limits.slack,
             shape_.num_pages,
@@ -279,13 +290,9 @@ class PagedHeads {
             generation_};
   }
 
- private:
   [[nodiscard]] static std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
   [[nodiscard]] std::int32_t page_size() const { return shape_.page_size; }
   [[nodiscard]] std::int64_t pages_of(std::int64_t tokens) const { return (tokens + page_size() - 1) / page_size(); }
-  [[nodiscard]] std::size_t head_index(std::int32_t layer, std::int32_t kv_head) const {
-    return at(layer) * at(slots_.num_kv_heads()) + at(kv_head);
-  }
   [[nodiscard]] std::int64_t first_held(PagedHead const& h, std::int64_t high_water) const {
     return h.first_held(high_water, shape_.limits.slack, page_size_);
   }
@@ -296,8 +303,8 @@ class PagedHeads {
   template <class F>
   void for_each_head(F const& f) const {
     for (std::int32_t layer = 0; layer < slots_.num_layers(); ++layer) {
-      for (std::int32_t kv_head = 0; kv_head < slots_.num_kv_heads(); ++kv_head) {
-        f(layer, kv_head, heads_[head_index(layer, kv_head)]);
+      for (std::int32_t kv_head = 0; kv_head < slots_.heads().count(layer); ++kv_head) {
+        f(layer, kv_head, heads_.at(layer, kv_head));
       }
     }
   }
@@ -371,7 +378,7 @@ class PagedHeads {
     std::int64_t const pages = pages_of(length(sequence));
     std::int64_t high_water = length(sequence);
     for_each_head([&](std::int32_t layer, std::int32_t kv_head, PagedHead const& old) {
-      PagedHead const& now = heads[head_index(layer, kv_head)];
+      PagedHead const& now = heads[at(slots_.heads().first(layer) + kv_head)];
       // Held are [0, sinks) and [begin, pages).
       std::int64_t const sinks = std::min<std::int64_t>(pages, old.sink_pages);
       std::int64_t const window = std::min(pages, first_held(old, state_.high_water(sequence)));
@@ -390,7 +397,7 @@ class PagedHeads {
   RollingSlots slots_;
   PagePool pool_;
   RollingState state_;
-  std::vector<PagedHead> heads_;
+  detail::HeadRecords<PagedHead> heads_;
   std::vector<std::int32_t> table_;
   std::vector<detail::PageChange> changes_;  ///< of the append that runs
   std::vector<std::int32_t> leaving_;        ///< pages that it gives back

@@ -57,8 +57,8 @@ void check_rolling(RollingSlotsView const& slots, Destination<T, RollingForm> co
           "one of other slots", where);
   require(cache.form.num_sequences == slots.num_sequences, "cache's sequences", slots.num_sequences,
           cache.form.num_sequences, where);
-  require(cache.form.num_kv_heads == slots.num_kv_heads, "cache's KV heads", slots.num_kv_heads,
-          cache.form.num_kv_heads, where);
+  require(cache.form.layers.total() == slots.num_heads, "cache's KV heads", slots.num_heads, cache.form.layers.total(),
+          where);
   auto const layers = static_cast<std::size_t>(slots.num_layers);
   require(cache.layers.size() == layers && cache.capacities.size() == layers, "cache's layers", layers,
           cache.layers.size(), where);
@@ -71,10 +71,12 @@ void check_rolling_buffers(Destination<T, RollingForm> const& cache, std::size_t
   auto& buffers = thread_memory().destinations;
   for (std::size_t layer = first; layer < first + count; ++layer) {
     std::int64_t const rows = cache.capacities[layer].rows;
+    RowChannels const& channels = cache.channels.of(layer);
     check_pointer(cache.layers[layer].keys, rows > 0, "cache's keys", where, layer);
+    buffers.push_back(interval(cache.layers[layer].keys, rows * channels.head_dim));
+    if (channels.value_dim == 0) continue;
     check_pointer(cache.layers[layer].values, rows > 0, "cache's values", where, layer);
-    buffers.push_back(interval(cache.layers[layer].keys, rows * cache.head_dim));
-    buffers.push_back(interval(cache.layers[layer].values, rows * cache.value_dim));
+    buffers.push_back(interval(cache.layers[layer].values, rows * channels.value_dim));
   }
   require(!sort_and_overlap(buffers), "buffers", "keys and values of all layers apart from each other",
           "overlapping buffers", where);
@@ -84,8 +86,10 @@ void check_rolling_buffers(Destination<T, RollingForm> const& cache, std::size_t
 template <class T>
 auto rolling_buffers(Destination<T, RollingForm> const& cache, std::int32_t first_layer) {
   return [&cache, first = static_cast<std::size_t>(first_layer)](std::size_t i) {
-    std::int64_t const rows = cache.capacities[first + i].rows;
-    return CacheBuffers<T>{cache.layers[first + i], rows * cache.head_dim, rows * cache.value_dim};
+    LayerCapacity const& capacity = cache.capacities[first + i];
+    RowChannels const& channels = cache.channels.of(first + i);
+    return CacheBuffers<T>{cache.layers[first + i], capacity.rows * channels.head_dim,
+                           capacity.rows * channels.value_dim, channels, capacity.num_kv_heads};
   };
 }
 
@@ -94,8 +98,11 @@ AppendShape check_rolling_append(RollingSlotsView const& slots, std::span<LayerK
                                  Source const& source, std::int64_t max_count, Destination<T, RollingForm> const& cache,
                                  AppendOptions const& options) {
   check_rolling(slots, cache, "append");
-  AppendShape const shape{options.first_layer, slots.num_layers, slots.num_sequences, slots.num_kv_heads,
-                          max_count,           cache.head_dim,   cache.value_dim,     slots.max_slots > 0};
+  AppendShape const shape{.first_layer = options.first_layer,
+                          .num_sequences = slots.num_sequences,
+                          .heads = slots.layer_heads(),
+                          .max_count = max_count,
+                          .writes = slots.max_slots > 0};
   check_append(shape, tokens, source, rolling_buffers(cache, options.first_layer));
   if (shape.max_count > 0) {
     check_rolling_buffers(cache, static_cast<std::size_t>(options.first_layer), tokens.size(), "append");
@@ -148,7 +155,8 @@ void append(RollingSlotsView const& slots, RollingState& state, Tokens const& to
   std::int64_t const most = counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
   auto const layers = layer_span(tokens);
   auto const shape = detail::check_rolling_append(slots, layers, source, most, cache, options);
-  detail::check_source_tables(source, slots.num_sequences, detail::tokens_in(counts), "append, keys", "append, values");
+  detail::check_append_tables(source, shape, detail::rolling_buffers(cache, options.first_layer), layers.size(),
+                              counts);
   detail::append_rows(shape, detail::RollingAppend{slots}, layers, source,
                       detail::rolling_buffers(cache, options.first_layer), state.lengths(), state.lengths(), counts);
   if (options.advance) state.advance(slots, counts);
@@ -168,17 +176,18 @@ void copy_sequences(RollingSlotsView const& slots, RollingState& state, std::spa
   for (SequenceCopy const& copy : copies) {
     for (std::int32_t layer = 0; layer < slots.num_layers; ++layer) {
       LayerKv<T> const& buffers = cache.layers[static_cast<std::size_t>(layer)];
-      for (std::int32_t kv_head = 0; kv_head < slots.num_kv_heads; ++kv_head) {
+      RowChannels const& channels = cache.channels.of(static_cast<std::size_t>(layer));
+      for (std::int32_t kv_head = 0; kv_head < slots.layer_heads().count(layer); ++kv_head) {
         RollingHead const& head = slots.head(layer, kv_head);
         SlotRuns const runs = head.runs(head.held(state.length(copy.from), state.high_water(copy.from)));
         auto const move = [&](std::int64_t first, std::int64_t count) {
-          auto const rows = [&](T* tensor, std::int64_t channels) {
-            if (count <= 0) return;
-            std::memcpy(tensor + head.row(copy.to, first) * channels, tensor + head.row(copy.from, first) * channels,
-                        static_cast<std::size_t>(count * channels) * sizeof(T));
+          auto const rows = [&](T* tensor, std::int64_t width) {
+            if (count <= 0 || width == 0) return;
+            std::memcpy(tensor + head.row(copy.to, first) * width, tensor + head.row(copy.from, first) * width,
+                        static_cast<std::size_t>(count * width) * sizeof(T));
           };
-          rows(buffers.keys, cache.head_dim);
-          rows(buffers.values, cache.value_dim);
+          rows(buffers.keys, channels.head_dim);
+          rows(buffers.values, channels.value_dim);
         };
         move(0, runs.sinks);
         move(runs.first, runs.count);

@@ -7,6 +7,7 @@
 #include <headaware/cache/destination.hpp>
 #include <headaware/cache/rolling_head.hpp>
 #include <headaware/detail/checked.hpp>
+#include <headaware/detail/head_records.hpp>
 #include <headaware/detail/unique_id.hpp>
 #include <headaware/detail/zero_when_moved.hpp>
 #include <headaware/error.hpp>
@@ -34,18 +35,23 @@ struct RollingLimits {
 
 /// @brief `RollingSlots` as both back ends read them. Borrows `heads`.
 struct RollingSlotsView {
-  RollingHead const* heads = nullptr;  ///< [num_layers, num_kv_heads], where the back end runs
+  RollingHead const* heads = nullptr;         ///< of all layers, where the back end runs
+  std::int32_t const* first_heads = nullptr;  ///< `LayerHeads::first_heads`, where the back end runs
   std::int32_t num_layers = 0;
   std::int32_t num_sequences = 0;
-  std::int32_t num_kv_heads = 0;
+  std::int32_t num_kv_heads = 0;  ///< of every layer; where they differ, of the layer that has most
+  std::int32_t num_heads = 0;     ///< KV heads of all layers
   std::int32_t slack = 0;
   std::int64_t free_length = 0;  ///< up to this many tokens no ring has overwritten anything
   std::int64_t token_limit = 0;  ///< the most tokens a sequence may have
   std::int64_t max_slots = 0;    ///< the most slots any head has
   std::uint64_t id = 0;          ///< of the slots: no others in the process have it, but for copies
 
+  [[nodiscard]] HEADAWARE_HOST_DEVICE LayerHeads layer_heads() const {
+    return {num_layers, num_kv_heads, first_heads, num_heads};
+  }
   [[nodiscard]] HEADAWARE_HOST_DEVICE RollingHead const& head(std::int64_t layer, std::int64_t kv_head) const {
-    return heads[layer * num_kv_heads + kv_head];
+    return heads[layer_heads().first(layer) + kv_head];
   }
   /// @brief Number of a sequence's last tokens that can be taken back, every window whole afterwards: all of them until
   /// the first ring wraps; later `slack`, less what has been taken back since the longest the sequence has been.
@@ -77,9 +83,8 @@ class RollingSlots {
   /// @par Cost  O(layers · sequences · heads)
   template <class Table>
   RollingSlots(Table const& table, std::int32_t num_sequences, RollingLimits const& limits)
-      : num_layers_(table.num_layers()),
-        num_sequences_(num_sequences),
-        num_kv_heads_(table.num_kv_heads()),
+      : num_sequences_(num_sequences),
+        heads_(detail::HeadCounts(detail::layer_heads(table)), {}),
         limits_(limits),
         token_limit_(std::int64_t{all_tokens} - limits.slack) {
     static_assert(
@@ -90,47 +95,50 @@ class RollingSlots {
     require(limits.max_tokens >= 0 && limits.max_tokens <= all_tokens, "max_tokens", "in [0, 2147483647]",
             limits.max_tokens, where);
     require(limits.slack >= 0, "slack", ">= 0", limits.slack, where);
-    for (std::int32_t layer = 0; layer < num_layers_; ++layer) {
+    for (std::int32_t layer = 0; layer < num_layers(); ++layer) {
       std::int64_t rows = 0;
-      for (std::int32_t head = 0; head < num_kv_heads_; ++head) {
+      std::int32_t const count = heads().count(layer);
+      for (std::int32_t head = 0; head < count; ++head) {
         table.visit(layer, head, [&](auto const& policy) { add_head(policy, layer, head, rows); });
       }
-      for (std::int32_t head = 0; head < num_kv_heads_; ++head) heads_[index(layer, head)].sequence_rows = rows;
-    }
-    for (std::int32_t layer = 0; layer < num_layers_; ++layer) {
+      for (std::int32_t head = 0; head < count; ++head) heads_.at(layer, head).sequence_rows = rows;
       for (std::int32_t sequence = 0; sequence < num_sequences_; ++sequence) {
-        for (std::int32_t head = 0; head < num_kv_heads_; ++head) {
-          offsets_.push_back(offsets_.back() + heads_[index(layer, head)].slots());
+        for (std::int32_t head = 0; head < count; ++head) {
+          offsets_.push_back(offsets_.back() + heads_.at(layer, head).slots());
         }
       }
     }
   }
 
-  [[nodiscard]] std::int32_t num_layers() const { return num_layers_; }
+  [[nodiscard]] std::int32_t num_layers() const { return heads().num_layers; }
   [[nodiscard]] std::int32_t num_sequences() const { return num_sequences_; }
-  [[nodiscard]] std::int32_t num_kv_heads() const { return num_kv_heads_; }
+  /// KV heads of every layer; where they differ, of the layer that has most.
+  [[nodiscard]] std::int32_t num_kv_heads() const { return heads().num_kv_heads; }
+  /// Numbers of KV heads of all layers; valid while these live unchanged.
+  [[nodiscard]] LayerHeads heads() const { return heads_.heads(); }
   [[nodiscard]] RollingLimits const& limits() const { return limits_; }
   /// The most tokens a sequence may have: `max_tokens` where a head keeps all, else 2^31 - 1 less the slack.
   [[nodiscard]] std::int64_t token_limit() const { return token_limit_; }
 
   /// The slots of one head. @throws ArgumentError if there is no such head
   [[nodiscard]] RollingHead const& head(std::int32_t layer, std::int32_t kv_head) const {
-    require_index(layer, num_layers_, "layer", "RollingSlots");
-    require_index(kv_head, num_kv_heads_, "KV head", "RollingSlots");
-    return heads_[index(layer, kv_head)];
+    require_index(layer, num_layers(), "layer", "RollingSlots");
+    require_index(kv_head, heads().count(layer), "KV head", "RollingSlots");
+    return heads_.at(layer, kv_head);
   }
-  /// Prefix sums of rows over all segments, [layers * sequences * num_kv_heads + 1].
+  /// Prefix sums of rows over all segments, in the order of `Segment`: [segments + 1].
   [[nodiscard]] std::span<std::int64_t const> offsets() const { return offsets_; }
   /// Rows of the whole model.
   [[nodiscard]] std::int64_t rows_total() const { return offsets_.empty() ? 0 : offsets_.back(); }
   /// Rows of one layer's buffers. @throws ArgumentError if there is no such layer
   [[nodiscard]] std::int64_t rows_total(std::int32_t layer) const {
-    require_index(layer, num_layers_, "layer", "RollingSlots");
-    return num_kv_heads_ == 0 ? 0 : num_sequences_ * heads_[index(layer, 0)].sequence_rows;
+    require_index(layer, num_layers(), "layer", "RollingSlots");
+    return heads().count(layer) == 0 ? 0 : num_sequences_ * heads_.at(layer, 0).sequence_rows;
   }
   /// Bytes of all rows, which the cache holds whatever its lengths. @throws ArgumentError beyond 64 bits
-  [[nodiscard]] std::int64_t bytes_held(TokenBytes const& token) const {
-    return detail::elements("RollingSlots::bytes_held", {rows_total(), token.total()});
+  [[nodiscard]] std::int64_t bytes_held(LayerBytes const& token) const {
+    return detail::sum_layer_bytes("RollingSlots::bytes_held", num_layers(), token,
+                                   [&](std::int32_t layer) { return rows_total(layer); });
   }
   /// The same for keys and values alike. @param head_dim channels; @param element_bytes bytes an element
   [[nodiscard]] std::int64_t bytes_held(std::int64_t head_dim, std::size_t element_bytes) const {
@@ -138,25 +146,27 @@ class RollingSlots {
   }
 
   /// The slots as the CPU back end reads them; valid while these live unchanged.
-  [[nodiscard]] RollingSlotsView view() const { return view_at(heads_.data()); }
-  /// The bytes to copy to the device, once: [layers, num_kv_heads] of `RollingHead`.
-  [[nodiscard]] std::span<std::byte const> bytes() const { return std::as_bytes(std::span(heads_)); }
+  [[nodiscard]] RollingSlotsView view() const { return view_of(heads_.records().data(), heads()); }
+  /// The bytes to copy to the device, once: a `RollingHead` for each KV head, and where layers begin if they differ.
+  [[nodiscard]] std::span<std::byte const> bytes() const { return heads_.bytes(); }
   /// The slots as the CUDA back end reads them. @param d_heads  device, a copy of `bytes()`, 16-byte aligned
   [[nodiscard]] RollingSlotsView view_at(void const* d_heads) const {
-    return {static_cast<RollingHead const*>(d_heads),
-            num_layers_,
+    return view_of(static_cast<RollingHead const*>(d_heads), heads_.heads_at(d_heads));
+  }
+
+ private:
+  [[nodiscard]] RollingSlotsView view_of(RollingHead const* records, LayerHeads const& layers) const {
+    return {records,
+            layers.first_heads,
+            layers.num_layers,
             num_sequences_,
-            num_kv_heads_,
+            layers.num_kv_heads,
+            static_cast<std::int32_t>(layers.total()),
             limits_.slack,
             free_length_,
             token_limit_,
             max_slots_,
             id_};
-  }
-
- private:
-  [[nodiscard]] std::size_t index(std::int32_t layer, std::int32_t head) const {
-    return static_cast<std::size_t>(layer) * static_cast<std::size_t>(num_kv_heads_) + static_cast<std::size_t>(head);
   }
 
   template <class P>
@@ -186,19 +196,17 @@ class RollingSlots {
       if (head.ring > 0) free_length_ = std::min(free_length_, head.slots());
       max_slots_ = std::max(max_slots_, head.slots());
       rows += head.slots();
-      heads_.push_back(head);
+      heads_.at(layer, kv_head) = head;
     }
   }
 
-  detail::ZeroWhenMoved<std::int32_t> num_layers_;
   detail::ZeroWhenMoved<std::int32_t> num_sequences_;
-  detail::ZeroWhenMoved<std::int32_t> num_kv_heads_;
+  detail::HeadRecords<RollingHead> heads_;
   RollingLimits limits_;
   std::int64_t token_limit_;
   std::int64_t free_length_ = std::numeric_limits<std::int64_t>::max() / 2;
   std::int64_t max_slots_ = 0;
   std::uint64_t id_ = detail::unique_id();
-  std::vector<RollingHead> heads_;
   std::vector<std::int64_t> offsets_ = {0};
 };
 
@@ -207,13 +215,13 @@ class RollingSlots {
 struct RollingForm {
   static constexpr bool needs_group = false;
   static constexpr bool keeps_positions = true;  ///< keys are not to turn on the way
-  RollingHead const* heads = nullptr;            ///< [num_layers, num_kv_heads], where the back end runs
+  RollingHead const* heads = nullptr;            ///< of all layers, where the back end runs
+  LayerHeads layers;                             ///< numbers of KV heads, where the back end runs
   std::int32_t num_sequences = 0;
-  std::int32_t num_kv_heads = 0;
   std::uint64_t slots_id = 0;  ///< `RollingSlotsView::id`
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE RollingHead const& head(Segment const& segment) const {
-    return heads[std::int64_t{segment.layer} * num_kv_heads + segment.kv_head];
+    return heads[layers.first(segment.layer) + segment.kv_head];
   }
   /// Whether the segment's policy is the one that its slots were made for, as far as its count of tokens tells.
   [[nodiscard]] HEADAWARE_HOST_DEVICE bool matches(Segment const& segment) const {
@@ -245,9 +253,9 @@ namespace detail {
 
 template <class T>
 Destination<T, RollingForm> rolling_form_of(RollingSlots const& slots, RollingSlotsView const& view,
-                                            std::int64_t head_dim, std::int64_t value_dim) {
-  RollingForm const form{view.heads, slots.num_sequences(), slots.num_kv_heads(), view.id};
-  return without_buffers<T>("rolling", form, slots.num_layers(), head_dim, value_dim,
+                                            LayerChannels const& channels, std::int64_t value_dim) {
+  RollingForm const form{view.heads, view.layer_heads(), slots.num_sequences(), view.id};
+  return without_buffers<T>("rolling", form, slots.heads(), channels, value_dim,
                             [&](std::int32_t layer) { return LayerCapacity{.rows = slots.rows_total(layer)}; });
 }
 
@@ -258,21 +266,23 @@ Destination<T, RollingForm> rolling_form_of(RollingSlots const& slots, RollingSl
 /// @param view       `slots.view()` for host memory, `slots.view_at(d_heads)` for device memory; borrowed
 /// @param keys       [slots.rows_total(), head_dim]
 /// @param values     [slots.rows_total(), value_dim]
-/// @param value_dim  channels of a value; 0: as many as a key has
+/// @param channels   head_dim where all layers are alike, or a `ModelShape`
+/// @param value_dim  channels of a value, where all layers are alike; 0: as many as a key has
 /// @throws ArgumentError if channels are not positive
 template <class T>
 [[nodiscard]] Destination<T, RollingForm> rolling(RollingSlots const& slots, RollingSlotsView const& view, T* keys,
-                                                  T* values, std::int64_t head_dim, std::int64_t value_dim = 0) {
-  return detail::with_buffers(detail::rolling_form_of<T>(slots, view, head_dim, value_dim), keys, values);
+                                                  T* values, LayerChannels const& channels,
+                                                  std::int64_t value_dim = 0) {
+  return detail::with_buffers(detail::rolling_form_of<T>(slots, view, channels, value_dim), keys, values);
 }
 
 /// @brief The same with buffers of its own for each layer: [slots.rows_total(layer), head_dim].
 template <LayerRange Layers>
 [[nodiscard]] Destination<LayerElement<Layers>, RollingForm> rolling(RollingSlots const& slots,
                                                                      RollingSlotsView const& view, Layers const& layers,
-                                                                     std::int64_t head_dim,
+                                                                     LayerChannels const& channels,
                                                                      std::int64_t value_dim = 0) {
-  return detail::with_layers(detail::rolling_form_of<LayerElement<Layers>>(slots, view, head_dim, value_dim),
+  return detail::with_layers(detail::rolling_form_of<LayerElement<Layers>>(slots, view, channels, value_dim),
                              layer_span(layers), "rolling");
 }
 

@@ -4,6 +4,7 @@
 /// Segments: one KV head of one sequence in one layer, the unit of compaction.
 
 #include <headaware/config.hpp>
+#include <headaware/layer_heads.hpp>
 #include <headaware/policy/concept.hpp>
 #include <headaware/policy/full.hpp>
 #include <headaware/policy/prune.hpp>
@@ -13,8 +14,18 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief One (layer, sequence, KV head). Segments are numbered
-/// `(layer * num_sequences + sequence) * num_kv_heads + kv_head`.
+/// @brief One (layer, sequence, KV head). Segments are numbered in this order: the heads of a sequence in a layer side
+/// by side, then the layer's next sequence. With `LayerHeads h` a segment's number is
+/// `h.first(layer) * num_sequences + sequence * h.count(layer) + kv_head`.
+struct SegmentName {
+  std::int32_t layer = 0;
+  std::int32_t sequence = 0;
+  std::int32_t kv_head = 0;
+
+  friend constexpr bool operator==(SegmentName const&, SegmentName const&) = default;
+};
+
+/// @brief A segment and its sizes.
 struct Segment {
   std::int64_t index = 0;
   std::int32_t layer = 0;
@@ -25,6 +36,8 @@ struct Segment {
   std::int64_t first_row = 0;   ///< first row in the layer: rows that earlier segments keep
   std::int32_t group_head = 0;  ///< place among the heads of its group (grouped caches)
   bool full_group = false;      ///< belongs to the group of `Full` heads (grouped caches)
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE SegmentName name() const { return {layer, sequence, kv_head}; }
 };
 
 /// @brief Rows of one layer's buffers, as far as the form of the cache needs them.
@@ -34,6 +47,7 @@ struct LayerCapacity {
   std::int64_t full_head_rows = 0;  ///< grouped: rows per `Full` head
   std::int32_t full_heads = 0;      ///< grouped: number of `Full` heads
   std::int32_t window_heads = 0;    ///< grouped: number of heads that keep a bounded number of tokens
+  std::int32_t num_kv_heads = 0;    ///< KV heads of the layer
 
   friend constexpr bool operator==(LayerCapacity const&, LayerCapacity const&) = default;
 };
@@ -62,13 +76,29 @@ struct KeptCount {
 
 /// Layer, sequence and KV head of a segment.
 HEADAWARE_HOST_DEVICE inline Segment segment_at(std::int64_t index, std::int32_t num_sequences,
-                                                std::int32_t num_kv_heads) {
+                                                LayerHeads const& heads) {
   Segment segment;
   segment.index = index;
-  segment.kv_head = static_cast<std::int32_t>(index % num_kv_heads);
-  segment.sequence = static_cast<std::int32_t>(index / num_kv_heads % num_sequences);
-  segment.layer = static_cast<std::int32_t>(index / num_kv_heads / num_sequences);
+  if (heads.first_heads == nullptr) {
+    segment.kv_head = static_cast<std::int32_t>(index % heads.num_kv_heads);
+    segment.sequence = static_cast<std::int32_t>(index / heads.num_kv_heads % num_sequences);
+    segment.layer = static_cast<std::int32_t>(index / heads.num_kv_heads / num_sequences);
+    return segment;
+  }
+  segment.layer = heads.layer_of(index, num_sequences);
+  std::int64_t const within = index - heads.first(segment.layer) * num_sequences;
+  std::int32_t const count = heads.count(segment.layer);
+  segment.kv_head = static_cast<std::int32_t>(within % count);
+  segment.sequence = static_cast<std::int32_t>(within / count);
   return segment;
+}
+
+/// Sets what a segment of this length keeps.
+HEADAWARE_EXEC_CHECK_DISABLE
+template <class Table>
+HEADAWARE_HOST_DEVICE void count_kept(Table const& table, std::int64_t length, Segment& segment) {
+  segment.length = length;
+  segment.kept = visit_policy(table, segment.layer, segment.sequence, segment.kv_head, KeptCount{length});
 }
 
 /// A segment without its place in the cache (`first_row`).
@@ -76,9 +106,8 @@ HEADAWARE_EXEC_CHECK_DISABLE
 template <class Table>
 HEADAWARE_HOST_DEVICE Segment make_segment(Table const& table, std::int64_t index, std::int32_t num_sequences,
                                            std::int32_t const* lengths) {
-  Segment segment = segment_at(index, num_sequences, table.num_kv_heads());
-  segment.length = lengths[segment.sequence];
-  segment.kept = visit_policy(table, segment.layer, segment.sequence, segment.kv_head, KeptCount{segment.length});
+  Segment segment = segment_at(index, num_sequences, layer_heads(table));
+  count_kept(table, lengths[segment.sequence], segment);
   return segment;
 }
 

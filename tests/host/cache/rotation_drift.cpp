@@ -111,7 +111,7 @@ TEST_CASE("keys of 16 bits are not turned in place for a few tokens", "[cache]")
   table.set(0, 2, ha::WindowOnly{.window = 100});
   ha::Compaction const compaction(table, std::vector<std::int32_t>{304, 217, 204});
   CHECK(compaction.on_device(table.view(), nullptr).min_evicted == 13);
-  CHECK(compaction.on_device(table.view(), nullptr).min_evicted_segment == 3);
+  CHECK(compaction.on_device(table.view(), nullptr).min_evicted_segment == ha::SegmentName{0, 1, 0});
   CHECK(ha::Compaction(table, std::vector<std::int32_t>{304, 100}).on_device(table.view(), nullptr).min_evicted == 100);
   check_error<ha::ArgumentError>([] { (void)ha::KeyRotation().evicting(0); },
                                  {"evicted tokens", "> 0", "0", "KeyRotation"});

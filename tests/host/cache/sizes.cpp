@@ -26,7 +26,9 @@ void check_sizes(ha::PolicyTable const& table, std::vector<std::int32_t> const& 
   REQUIRE(compaction.num_layers() == tokens.layers);
   REQUIRE(compaction.num_sequences() == tokens.sequences);
   REQUIRE(compaction.num_kv_heads() == tokens.heads);
-  REQUIRE(compaction.layer_segments() == tokens.sequences * tokens.heads);
+  for (std::int32_t l = 0; l < tokens.layers; ++l) {
+    REQUIRE(compaction.layer_segments(l) == tokens.sequences * tokens.heads);
+  }
   REQUIRE(compaction.num_segments() == static_cast<std::int64_t>(tokens.segments.size()));
   REQUIRE(std::vector(compaction.lengths().begin(), compaction.lengths().end()) == lengths);
   REQUIRE(compaction.max_length() == (lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end())));
@@ -40,7 +42,7 @@ void check_sizes(ha::PolicyTable const& table, std::vector<std::int32_t> const& 
     std::int64_t layer = 0;
     std::int64_t most = 0;
     std::vector<std::int32_t> cu_seqlens{0};
-    ha::LayerCapacity capacity;
+    ha::LayerCapacity capacity{.num_kv_heads = tokens.heads};
     for (std::int32_t b = 0; b < compaction.num_sequences(); ++b) {
       for (std::int32_t h = 0; h < compaction.num_kv_heads(); ++h) {
         std::int64_t const s = tokens.segment(l, b, h);

@@ -11,6 +11,7 @@
 #include <headaware/detail/intervals.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
+#include <headaware/layout/per_layer.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -97,8 +98,10 @@ bool tensors_meet(A const& a, B const& b, std::int64_t distance) {
 }
 
 /// In place, no element may be compacted twice.
-template <class T, class Keys, class Values>
-void check_tensors_apart(std::span<LayerKv<T> const> layers, Keys const& keys, Values const& values) {
+template <class T, class Source>
+void check_tensors_apart(std::span<LayerKv<T> const> layers, Source const& source) {
+  using Keys = std::remove_cvref_t<decltype(keys_of(layer_source(source, 0)))>;
+  using Values = std::remove_cvref_t<decltype(values_of(layer_source(source, 0)))>;
   if constexpr (has_required_span_size<Keys> && has_required_span_size<Values>) {
     struct Tensor {
       Interval memory;
@@ -106,9 +109,16 @@ void check_tensors_apart(std::span<LayerKv<T> const> layers, Keys const& keys, V
       bool is_key;
     };
     std::vector<Tensor> tensors;
+    auto const keys = [&](Tensor const& t) { return keys_of(layer_source(source, t.layer)); };
+    auto const values = [&](Tensor const& t) { return values_of(layer_source(source, t.layer)); };
     for (std::size_t l = 0; l < layers.size(); ++l) {
-      tensors.push_back({interval(layers[l].keys, keys.required_span_size()), l, true});
-      tensors.push_back({interval(layers[l].values, values.required_span_size()), l, false});
+      Tensor const of_keys{{}, l, true};
+      if (layers[l].keys != nullptr) {
+        tensors.push_back({interval(layers[l].keys, keys(of_keys).required_span_size()), l, true});
+      }
+      if (layers[l].values != nullptr) {
+        tensors.push_back({interval(layers[l].values, values(of_keys).required_span_size()), l, false});
+      }
     }
     std::erase_if(tensors, [](Tensor const& t) { return t.memory.begin >= t.memory.end; });
     std::sort(tensors.begin(), tensors.end(),
@@ -118,9 +128,10 @@ void check_tensors_apart(std::span<LayerKv<T> const> layers, Keys const& keys, V
         Tensor const& a = tensors[i];
         Tensor const& b = tensors[j];
         auto const distance = static_cast<std::int64_t>((b.memory.begin - a.memory.begin) / sizeof(T));
-        bool const meet =
-            a.is_key ? (b.is_key ? tensors_meet(keys, keys, distance) : tensors_meet(keys, values, distance))
-                     : (b.is_key ? tensors_meet(values, keys, distance) : tensors_meet(values, values, distance));
+        bool const meet = a.is_key ? (b.is_key ? tensors_meet(keys(a), keys(b), distance)
+                                               : tensors_meet(keys(a), values(b), distance))
+                                   : (b.is_key ? tensors_meet(values(a), keys(b), distance)
+                                               : tensors_meet(values(a), values(b), distance));
         auto const kind = [](Tensor const& t) { return t.is_key ? "'s keys" : "'s values"; };
         require(!meet, "tensors", "ones apart from each other",
                 {"layer ", a.layer, kind(a), " and layer ", b.layer, kind(b), " overlapping"}, "compress_in_place");
@@ -147,43 +158,50 @@ void check_apart_from_itself(Layout const& layout, char const* where) {
 }
 
 /// Checks a compaction in place as far as neither tensors nor tables need to be read.
-template <class T, class Source, class Rotation>
+/// @param heads_of  (layer) to its KV heads
+template <class T, class Source, class Rotation, class HeadsOf>
 void check_in_place(CacheBounds const& bounds, std::span<LayerKv<T> const> layers, Source const& source,
-                    Rotation const& rotation) {
+                    Rotation const& rotation, HeadsOf const& heads_of) {
   constexpr auto where = "compress_in_place";
-  auto const keys = keys_of(source);
-  auto const values = values_of(source);
+  using Layout = std::remove_cvref_t<decltype(layer_source(source, 0))>;
   static_assert(
-      requires {
-        keys.num_channels();
-        values.num_channels();
+      requires(Layout const& layout) {
+        keys_of(layout).num_channels();
+        values_of(layout).num_channels();
       },
       "headaware: compress_in_place needs layouts with 'int64_t num_channels() const'");
   auto const num_layers = static_cast<std::size_t>(bounds.num_layers);
   require(layers.size() == num_layers, "layers", num_layers, layers.size(), where);
-  check_source_layout(keys, bounds, 0, "compress_in_place, keys");
-  check_source_layout(values, bounds, 0, "compress_in_place, values");
-  check_rotation(rotation, bounds, keys.num_channels());
+  check_layers_of_source(source, num_layers, where);
   bool const some = bounds.max_rows > 0;
   for (std::size_t layer = 0; layer < num_layers; ++layer) {
+    std::int32_t const heads = heads_of(layer);
+    if (heads == 0) continue;
+    auto const keys = keys_of(layer_source(source, layer));
+    auto const values = values_of(layer_source(source, layer));
+    bool const latent = layers[layer].values == nullptr && is_layered<Source>;
+    OfLayer<Source> const of_layer{layer};
+    check_source_layout(keys, bounds, heads, 0, {where, ", keys", of_layer});
+    if (!latent) check_source_layout(values, bounds, heads, 0, {where, ", values", of_layer});
+    check_rotation(rotation, bounds, keys.num_channels());
     check_pointer(layers[layer].keys, some, "keys", where, layer);
-    check_pointer(layers[layer].values, some, "values", where, layer);
-    if constexpr (std::is_same_v<decltype(keys), Source const>) {
+    check_pointer(layers[layer].values, some && !latent, "values", where, layer);
+    if constexpr (std::is_same_v<std::remove_cvref_t<decltype(keys)>, Layout>) {
       // With one layout for both, one pointer would be one tensor, compacted twice.
       require(!some || layers[layer].keys != layers[layer].values, "keys and values", "two tensors", "one",
               {where, ", layer ", layer});
     }
+    if (!some) continue;
+    check_apart_from_itself(keys, "compress_in_place, keys");
+    if (!latent) check_apart_from_itself(values, "compress_in_place, values");
   }
-  if (!some) return;
-  check_apart_from_itself(keys, "compress_in_place, keys");
-  check_apart_from_itself(values, "compress_in_place, values");
-  check_tensors_apart(layers, keys, values);
+  if (some) check_tensors_apart(layers, source);
 }
 
 /// Keys of 16 bits would be rounded again and again, see `KeyRotation::evicting`.
 /// @param segment  the one that evicts the fewest tokens
 template <class T, class Rotation>
-void check_evictions(Rotation const& rotation, std::int64_t evicted, Segment const& segment) {
+void check_evictions(Rotation const& rotation, std::int64_t evicted, SegmentName const& segment) {
   if constexpr (rounds_in_place<T, Rotation>) {
     std::int64_t const fewest = rotation.min_evicted();
     require(evicted == 0 || evicted >= fewest, "evicted tokens",

@@ -5,11 +5,13 @@
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/destination.hpp>
 #include <headaware/cache/detail/check_tensors.hpp>
+#include <headaware/cache/detail/kept_tokens.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
 #include <headaware/detail/intervals.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
+#include <headaware/layout/per_layer.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -82,19 +84,20 @@ void check_block_table(CacheSizes const& sizes, Destination<T, Form> const& kept
     for (std::int64_t s = 0; s < sizes.num_segments(); ++s) {
       Segment const segment = sizes.segment(s);
       LayerKv<T> const& pool = kept.layers[static_cast<std::size_t>(segment.layer)];
-      if (s % sizes.layer_segments() == 0) written.runs.push_back(pages.size());
+      RowChannels const channels = kept.channels.of(static_cast<std::size_t>(segment.layer));
+      if (s == sizes.first_segment(segment.layer)) written.runs.push_back(pages.size());
       std::int64_t const row = form.indptr != nullptr ? form.indptr[s] : s * form.table_stride;
       require(row >= 0, "block table's indptr", ">= 0", row, PlaceOf{where, segment});
       for (std::int64_t i = 0; i * form.page_size < segment.kept; ++i) {
         std::int64_t const page = form.block_table[row + i];
         if (page < 0 || page >= end) refuse_entry({"a page in [0, ", end, ")"}, page, where, segment, i);
-        note(pool.keys, kept.head_dim, {{}, s, i, page});
+        note(pool.keys, channels.head_dim, {{}, s, i, page});
       }
-      if ((s + 1) % sizes.layer_segments() != 0) continue;
+      if (s + 1 != sizes.first_segment(segment.layer + 1) || channels.value_dim == 0) continue;
       std::size_t const first = written.runs.back();
       std::size_t const last = pages.size();
       written.runs.push_back(last);
-      for (std::size_t i = first; i < last; ++i) note(pool.values, kept.value_dim, pages[i]);
+      for (std::size_t i = first; i < last; ++i) note(pool.values, channels.value_dim, pages[i]);
     }
   }
 }
@@ -157,9 +160,9 @@ void add_pages_read(std::vector<Interval>& read, T const* data, Layout const& la
 
 /// Checks that no row of a written page is read: neither that of a page of the source in the same pool, nor of
 /// a source that lies in it.
-template <class TokensOf, class... Transfers>
-void check_pages_not_read(std::int64_t sequences, TokensOf const& tokens_of, WrittenPages const& written,
-                          char const* where, Transfers const&... transfers) {
+template <class Table, class... Transfers>
+void check_pages_not_read(Compaction<Table> const& compaction, KeptTokens<Table> const& tokens,
+                          WrittenPages const& written, char const* where, Transfers const&... transfers) {
   if (written.pages.empty()) return;
   std::vector<Interval> pages;
   for (WrittenPage const& page : written.pages) {
@@ -173,20 +176,45 @@ void check_pages_not_read(std::int64_t sequences, TokensOf const& tokens_of, Wri
   auto const meets = [&](auto const& add) {
     std::vector<Interval> read;
     auto const add_all = [&](auto const& transfer) {
-      for (auto const& layer : transfer.layers) {
-        add(read, layer.keys, keys_of(transfer.source));
-        add(read, layer.values, values_of(transfer.source));
+      for (std::size_t l = 0; l < transfer.layers.size(); ++l) {
+        if (transfer.kept.capacities[l].num_kv_heads == 0) continue;
+        auto const& source = layer_source(transfer.source, l);
+        auto const layer = static_cast<std::int32_t>(l);
+        constexpr bool layered = is_layered<std::remove_cvref_t<decltype(transfer.source)>>;
+        KeptTokens<Table> const of_layer = layered ? KeptTokens<Table>(compaction, layer, layer + 1) : tokens;
+        add(read, transfer.layers[l].keys, keys_of(source), of_layer);
+        if (transfer.kept.channels.of(l).value_dim == 0) continue;
+        add(read, transfer.layers[l].values, values_of(source), of_layer);
       }
     };
     (add_all(transfers), ...);
     return sort_and_overlap(read, pages);
   };
   // Page by page only if tensors meet as a whole.
-  bool const met = meets([](auto& read, auto const* data, auto const& layout) { add_extent(read, layout, data); }) &&
-                   meets([&](auto& read, auto const* data, auto const& layout) {
-                     add_pages_read(read, data, layout, sequences, tokens_of);
-                   });
+  bool const met =
+      meets([](auto& read, auto const* data, auto const& layout, auto const&) { add_extent(read, layout, data); }) &&
+      meets([&](auto& read, auto const* data, auto const& layout, auto const& tokens_of) {
+        add_pages_read(read, data, layout, compaction.num_sequences(), tokens_of);
+      });
   require(!met, "buffers", "pages to write apart from all that is read", "overlapping pages", where);
+}
+
+/// Tables of a transfer's source must name places for what heads keep: where layers have layouts of their own, for what
+/// those layers' heads keep.
+template <class Table, class Transfer>
+void check_transfer_tables(Compaction<Table> const& compaction, Transfer const& transfer,
+                           KeptTokens<Table> const& tokens) {
+  auto const check = [&](auto const& source, KeptTokens<Table> const& kept) {
+    check_source_tables(source, compaction.num_sequences(), kept, "compress, keys", "compress, values");
+  };
+  if constexpr (is_layered<std::remove_cvref_t<decltype(transfer.source)>>) {
+    for (std::int32_t layer = 0; layer < compaction.num_layers(); ++layer) {
+      if (compaction.num_kv_heads(layer) == 0) continue;
+      check(transfer.source.layouts[static_cast<std::size_t>(layer)], KeptTokens(compaction, layer, layer + 1));
+    }
+  } else {
+    check(transfer.source, tokens);
+  }
 }
 
 /// In place, a page of two sequences would be compacted twice.

@@ -19,29 +19,33 @@ namespace detail {
 struct CacheBounds {
   std::int32_t num_layers = 0;
   std::int32_t num_sequences = 0;
-  std::int32_t num_kv_heads = 0;
+  std::int32_t num_kv_heads = 0;  ///< of every layer, or of the layer that has most
+  std::int64_t num_heads = 0;     ///< KV heads of all layers
   std::int64_t max_length = 0;
   std::int64_t max_rows = 0;
 };
 
 inline CacheBounds bounds_of(CacheSizes const& sizes) {
-  return {sizes.num_layers(), sizes.num_sequences(), sizes.num_kv_heads(), sizes.max_length(), sizes.kept_total()};
+  return {sizes.num_layers(),    sizes.num_sequences(), sizes.num_kv_heads(),
+          sizes.heads().total(), sizes.max_length(),    sizes.kept_total()};
 }
 template <class Table>
 CacheBounds bounds_of(DeviceCompaction<Table> const& d) {
-  return {d.table.num_layers(), d.num_sequences, d.table.num_kv_heads(), d.max_length, d.max_rows};
+  LayerHeads const heads = layer_heads(d.table);
+  return {heads.num_layers, d.num_sequences, heads.num_kv_heads, heads.total(), d.max_length, d.max_rows};
 }
 
+/// @param num_kv_heads  of the layer
 template <class Layout>
-void check_source_layout(Layout const& layout, CacheBounds const& bounds, std::int64_t channels, Text const& where) {
+void check_source_layout(Layout const& layout, CacheBounds const& bounds, std::int32_t num_kv_heads,
+                         std::int64_t channels, Text const& where) {
   static_assert(check_layout<Layout>());
   if constexpr (requires { layout.num_sequences(); }) {
     require(layout.num_sequences() == bounds.num_sequences, "source sequences", bounds.num_sequences,
             layout.num_sequences(), where);
   }
   if constexpr (requires { layout.num_kv_heads(); }) {
-    require(layout.num_kv_heads() == bounds.num_kv_heads, "source KV heads", bounds.num_kv_heads, layout.num_kv_heads(),
-            where);
+    require(layout.num_kv_heads() == num_kv_heads, "source KV heads", num_kv_heads, layout.num_kv_heads(), where);
   }
   if constexpr (requires { layout.num_channels(); }) {
     require(channels == 0 || layout.num_channels() == channels, "source channels", channels, layout.num_channels(),

@@ -7,6 +7,7 @@
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
+#include <headaware/layout/per_layer.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -38,35 +39,43 @@ void check_transfer(CacheBounds const& bounds, Transfer<T, Source, Form, Rotatio
   require(transfer.layers.size() == num_layers, "source layers", num_layers, transfer.layers.size(), where);
   require(kept.layers.size() == num_layers, "destination layers", num_layers, kept.layers.size(), where);
   require(kept.capacities.size() == num_layers, "destination capacities", num_layers, kept.capacities.size(), where);
-  if constexpr (requires { kept.form.num_kv_heads; }) {
-    require(kept.form.num_kv_heads == bounds.num_kv_heads, "destination KV heads", bounds.num_kv_heads,
-            kept.form.num_kv_heads, where);
-  }
+  std::int64_t heads = 0;
+  for (LayerCapacity const& capacity : kept.capacities) heads += capacity.num_kv_heads;
+  require(heads == bounds.num_heads, "destination KV heads", bounds.num_heads, heads, where);
+  check_layers_of_source(transfer.source, num_layers, where);
   if constexpr (requires { kept.form.num_sequences; }) {
     require(kept.form.num_sequences == bounds.num_sequences, "destination sequences", bounds.num_sequences,
             kept.form.num_sequences, where);
   }
-  auto const keys = keys_of(transfer.source);
-  auto const values = values_of(transfer.source);
-  check_source_layout(keys, bounds, kept.head_dim, "compress, keys");
-  check_source_layout(values, bounds, kept.value_dim, "compress, values");
-  check_rotation(transfer.rotation, bounds, kept.head_dim);
 
   constexpr bool paged = std::is_same_v<Form, PagedForm>;
   auto& destinations = paged ? memory.paged_destinations : memory.destinations;
   for (std::size_t layer = 0; layer < num_layers; ++layer) {
     std::int64_t const rows = kept.capacities[layer].rows;
+    std::int32_t const layer_heads = kept.capacities[layer].num_kv_heads;
+    if (layer_heads == 0) continue;
+    RowChannels const channels = kept.channels.of(layer);
+    bool const with_values = channels.value_dim > 0;
+    auto const keys = keys_of(layer_source(transfer.source, layer));
+    auto const values = values_of(layer_source(transfer.source, layer));
+    check_source_layout(keys, bounds, layer_heads, channels.head_dim, {"compress, keys", OfLayer<Source>{layer}});
+    if (with_values) {
+      check_source_layout(values, bounds, layer_heads, channels.value_dim,
+                          {"compress, values", OfLayer<Source>{layer}});
+    }
+    check_rotation(transfer.rotation, bounds, channels.head_dim);
     bool const some = bounds.max_rows > 0 && (rows > 0 || paged);
     auto const& from = transfer.layers[layer];
     auto const& to = kept.layers[layer];
     check_pointer(from.keys, some, "source keys", where, layer);
-    check_pointer(from.values, some, "source values", where, layer);
     check_pointer(to.keys, some, "destination keys", where, layer);
-    check_pointer(to.values, some, "destination values", where, layer);
     add_source(memory, keys, from.keys);
+    destinations.push_back(interval(to.keys, destination_elements(kept.form, rows, channels.head_dim)));
+    if (!with_values) continue;
+    check_pointer(from.values, some, "source values", where, layer);
+    check_pointer(to.values, some, "destination values", where, layer);
     add_source(memory, values, from.values);
-    destinations.push_back(interval(to.keys, destination_elements(kept.form, rows, kept.head_dim)));
-    destinations.push_back(interval(to.values, destination_elements(kept.form, rows, kept.value_dim)));
+    destinations.push_back(interval(to.values, destination_elements(kept.form, rows, channels.value_dim)));
   }
 }
 

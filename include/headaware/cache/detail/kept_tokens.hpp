@@ -27,11 +27,14 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// The tokens of each sequence that some head keeps, and that a call reads: pages of the others may be gone. Known of
-/// heads that keep sinks and a window; if one keeps others, all. Worked out when first asked for.
+/// heads that keep sinks and a window; if one keeps others, all. Of all layers, or of one. Worked out when first asked
+/// for.
 template <class Table>
 class KeptTokens {
  public:
-  explicit KeptTokens(Compaction<Table> const& compaction) : compaction_(compaction) {}
+  explicit KeptTokens(Compaction<Table> const& compaction) : KeptTokens(compaction, 0, compaction.num_layers()) {}
+  KeptTokens(Compaction<Table> const& compaction, std::int32_t first_layer, std::int32_t end_layer)
+      : compaction_(compaction), first_layer_(first_layer), end_layer_(end_layer) {}
 
   /// The ranges of one sequence.
   std::array<TokenRange, 2> operator()(std::int64_t sequence) const {
@@ -44,8 +47,8 @@ class KeptTokens {
  private:
   [[nodiscard]] std::array<TokenRange, 2> ranges_of(std::int32_t sequence) const {
     WindowRule widest;
-    for (std::int32_t layer = 0; layer < compaction_.num_layers(); ++layer) {
-      for (std::int32_t head = 0; head < compaction_.num_kv_heads(); ++head) {
+    for (std::int32_t layer = first_layer_; layer < end_layer_; ++layer) {
+      for (std::int32_t head = 0; head < compaction_.num_kv_heads(layer); ++head) {
         visit_policy(compaction_.table(), layer, sequence, head, [&]<class P>(P const& policy) {
           WindowRule form{all_tokens, 0};
           if constexpr (RollingPolicy<P>) form = rolling_form(policy);
@@ -58,6 +61,8 @@ class KeptTokens {
   }
 
   Compaction<Table> const& compaction_;
+  std::int32_t first_layer_;
+  std::int32_t end_layer_;
   mutable std::vector<std::array<TokenRange, 2>> ranges_;
 };
 

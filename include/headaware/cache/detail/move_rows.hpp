@@ -11,7 +11,7 @@
 #include <headaware/config.hpp>
 #include <headaware/detail/parallel_for.hpp>
 #include <headaware/layout/concept.hpp>
-#include <headaware/token_bytes.hpp>
+#include <headaware/layout/per_layer.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -19,6 +19,7 @@
 #include <cstring>
 #include <span>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -32,26 +33,25 @@ struct Tile {
   std::int64_t end = 0;
 };
 
-/// @brief Cuts all segments into tiles, so that one long head does not keep one thread busy alone.
+/// @brief Cuts a layer's segments into tiles, so that one long head does not keep one thread busy alone.
 /// @param rows   rows of a head in a tile, at most
 /// @param heads  heads that share a tile; divides the number of KV heads
 template <class = void>
-std::vector<Tile> make_tiles(CacheSizes const& sizes, std::int64_t rows, std::int64_t heads) {
-  std::vector<Tile> tiles;
-  for (std::int64_t first = 0; first < sizes.num_segments(); first += heads) {
+void add_tiles(CacheSizes const& sizes, std::int32_t layer, std::int64_t rows, std::int64_t heads,
+               std::vector<Tile>& tiles) {
+  for (std::int64_t first = sizes.first_segment(layer); first < sizes.first_segment(layer + 1); first += heads) {
     std::int64_t most = 0;
     for (std::int64_t s = first; s < first + heads; ++s) most = std::max(most, sizes.kept(s));
     for (std::int64_t begin = 0; begin < most; begin += rows) {
       tiles.push_back({first, heads, begin, std::min(most, begin + rows)});
     }
   }
-  return tiles;
 }
 
 /// Whether a token's heads are closer together than a head's tokens.
 template <class Layout>
-bool heads_interleave(Layout const& layout, CacheSizes const& sizes) {
-  if (sizes.num_kv_heads() < 2 || sizes.max_length() < 2 || sizes.kept_total() == 0) return false;
+bool heads_interleave(Layout const& layout, CacheSizes const& sizes, std::int32_t num_kv_heads) {
+  if (num_kv_heads < 2 || sizes.max_length() < 2 || sizes.kept_total() == 0) return false;
   return layout.offset(0, 1, 0, 0) < layout.offset(0, 0, 1, 0);
 }
 
@@ -213,25 +213,39 @@ void run_tile(CacheSizes const& sizes, Plane<T, Layout, Form> const& plane, Rota
   }
 }
 
+/// Keys and values of a layer, as tiles need them.
+template <class T, class Source, class Form>
+auto layer_planes(Destination<T, Form> const& kept, Source const& source, RowChannels const& channels,
+                  StreamingCopy const& copy) {
+  auto const plane = [&](auto const& layout, std::int64_t count) {
+    RowShape const shape{count, rows_contiguous(layout, count), tokens_adjacent(layout)};
+    return Plane<T, std::remove_cvref_t<decltype(layout)>, Form>{layout, shape, copy, kept};
+  };
+  return std::pair(plane(keys_of(source), channels.head_dim), plane(values_of(source), channels.value_dim));
+}
+
 /// Moves one transfer's keys and values, tile by tile.
 template <class Table, class T, class Source, class Form, class Rotation>
 void run_transfer(Compaction<Table> const& compaction, Transfer<T, Source, Form, Rotation> const& transfer) {
   Destination<T, Form> const& kept = transfer.kept;
-  TokenBytes const token_bytes{kept.head_dim * static_cast<std::int64_t>(sizeof(T)),
-                               kept.value_dim * static_cast<std::int64_t>(sizeof(T))};
   constexpr std::int64_t cache_bytes = std::int64_t{4} << 20;  // a cache this small is better left in the CPU's caches
-  StreamingCopy const copy{compaction.bytes_held(token_bytes) > cache_bytes};
-  auto const plane = [&](auto const& layout, std::int64_t channels) {
-    RowShape const shape{channels, rows_contiguous(layout, channels), tokens_adjacent(layout)};
-    return Plane<T, std::remove_cvref_t<decltype(layout)>, Form>{layout, shape, copy, kept};
-  };
-  auto const keys = plane(keys_of(transfer.source), kept.head_dim);
-  auto const values = plane(values_of(transfer.source), kept.value_dim);
   // Long enough to amortise a tile's set-up, short enough to share out.
   constexpr std::int64_t tile_bytes = 131072;
-  std::int64_t const heads = heads_interleave(keys.layout, compaction) ? compaction.num_kv_heads() : 1;
-  std::int64_t const rows = std::max<std::int64_t>(16, tile_bytes / std::max(token_bytes.key, token_bytes.value));
-  std::vector<Tile> const tiles = make_tiles(compaction, rows, heads);
+  std::int64_t bytes = 0;
+  std::vector<Tile> tiles;
+  for (std::int32_t layer = 0; layer < compaction.num_layers(); ++layer) {
+    auto const l = static_cast<std::size_t>(layer);
+    if (compaction.num_kv_heads(layer) == 0) continue;
+    RowChannels const channels = kept.channels.of(l);
+    auto const size = static_cast<std::int64_t>(sizeof(T));
+    bytes += compaction.kept_total(layer) * (channels.head_dim + channels.value_dim) * size;
+    bool const together =
+        heads_interleave(keys_of(layer_source(transfer.source, l)), compaction, compaction.num_kv_heads(layer));
+    std::int64_t const rows =
+        std::max<std::int64_t>(16, tile_bytes / (std::max(channels.head_dim, channels.value_dim) * size));
+    add_tiles(compaction, layer, rows, together ? compaction.num_kv_heads(layer) : 1, tiles);
+  }
+  StreamingCopy const copy{bytes > cache_bytes};
   auto const count = static_cast<std::int64_t>(tiles.size());
   struct TileState {
     std::vector<std::int64_t> tokens{};
@@ -243,6 +257,9 @@ void run_transfer(Compaction<Table> const& compaction, Transfer<T, Source, Form,
       [&](TileState& state, std::int64_t i) {
         std::vector<std::int64_t>& tokens = state.tokens;
         Tile const& tile = tiles[static_cast<std::size_t>(i % count)];
+        auto const layer = static_cast<std::size_t>(compaction.segment(tile.first_segment).layer);
+        RowChannels const channels = kept.channels.of(layer);
+        if (i >= count && channels.value_dim == 0) return;
         std::int64_t const tile_rows = tile.end - tile.begin;
         tokens.resize(static_cast<std::size_t>(tile.heads * tile_rows));
         for (std::int64_t head = 0; head < tile.heads; ++head) {
@@ -253,7 +270,7 @@ void run_transfer(Compaction<Table> const& compaction, Transfer<T, Source, Form,
                        std::span(tokens).subspan(static_cast<std::size_t>(head * tile_rows),
                                                  static_cast<std::size_t>(stop - tile.begin)));
         }
-        auto const layer = static_cast<std::size_t>(compaction.segment(tile.first_segment).layer);
+        auto const [keys, values] = layer_planes(kept, layer_source(transfer.source, layer), channels, copy);
         if (i < count) {
           run_tile(compaction, keys, transfer.rotation, tile, tokens.data(), transfer.layers[layer].keys,
                    kept.layers[layer].keys);
@@ -267,9 +284,9 @@ void run_transfer(Compaction<Table> const& compaction, Transfer<T, Source, Form,
 /// Moves one segment's keys and values to the front of the tensors that they are in.
 /// @param tokens  scratch
 template <class Table, class T, class Keys, class Values, class Rotation>
-void move_to_front(Compaction<Table> const& compaction, std::int64_t s, LayerKv<T> const& layer, Keys const& keys,
-                   Values const& values, Rotation const& rotation, std::vector<std::int64_t>& tokens) {
-  Segment const segment = compaction.segment(s);
+void move_to_front(Compaction<Table> const& compaction, Segment const& segment, LayerKv<T> const& layer,
+                   Keys const& keys, Values const& values, Rotation const& rotation,
+                   std::vector<std::int64_t>& tokens) {
   std::int64_t const moved =
       visit_policy(compaction.table(), segment.layer, segment.sequence, segment.kv_head,
                    [&](auto const& policy) { return first_moved_row(policy, segment.kept, segment.length); });
@@ -294,7 +311,7 @@ void move_to_front(Compaction<Table> const& compaction, std::int64_t s, LayerKv<
   } else {
     copy(keys, layer.keys);
   }
-  copy(values, layer.values);
+  if (layer.values != nullptr) copy(values, layer.values);  // a latent has none
 }
 
 }  // namespace detail

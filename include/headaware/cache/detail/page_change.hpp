@@ -5,6 +5,7 @@
 #include <headaware/cache/paged_head.hpp>
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/head_records.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -16,13 +17,13 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// Rows of the block table for the heads of a cache.
-inline std::vector<PagedHead> make_paged_heads(RollingSlots const& slots, std::int64_t page_size) {
-  std::vector<PagedHead> heads;
+inline HeadRecords<PagedHead> make_paged_heads(RollingSlots const& slots, std::int64_t page_size) {
+  HeadRecords<PagedHead> heads(HeadCounts(slots.heads()), {});
   std::int64_t entries = 0;
   for (std::int32_t layer = 0; layer < slots.num_layers(); ++layer) {
-    for (std::int32_t kv_head = 0; kv_head < slots.num_kv_heads(); ++kv_head) {
+    for (std::int32_t kv_head = 0; kv_head < slots.heads().count(layer); ++kv_head) {
       RollingHead const& block = slots.head(layer, kv_head);
-      PagedHead h;
+      PagedHead& h = heads.at(layer, kv_head);
       h.first_entry = entries;
       h.sink = block.sink;
       h.window = block.window;
@@ -30,10 +31,9 @@ inline std::vector<PagedHead> make_paged_heads(RollingSlots const& slots, std::i
       // A stretch of `ring` tokens that begins anywhere.
       h.ring_pages = block.ring == 0 ? 0 : static_cast<std::int32_t>(pages_for(block.ring - 1, page_size) + 1);
       entries += h.entries();
-      heads.push_back(h);
     }
   }
-  for (PagedHead& h : heads) h.sequence_entries = entries;
+  for (PagedHead& h : heads.records()) h.sequence_entries = entries;
   return heads;
 }
 

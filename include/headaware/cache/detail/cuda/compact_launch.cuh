@@ -15,10 +15,12 @@
 #include <headaware/detail/cuda/element.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/launch.cuh>
+#include <headaware/detail/cuda/layer_kinds.cuh>
 #include <headaware/detail/cuda/temp_storage.cuh>
 #include <headaware/detail/cuda/vector_access.cuh>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
+#include <headaware/layout/per_layer.hpp>
 
 #include <cuda_runtime_api.h>
 
@@ -56,24 +58,90 @@ auto make_move(Layout const& layout, Rotation const& rotation, std::int64_t chan
   }
 }
 
-/// The keys or the values of one transfer; notes their pointers, layer by layer.
-template <class T, class Source, class Form, class TransferRotation, class Layout, class Rotation>
-auto make_plane(Transfer<T, Source, Form, TransferRotation> const& transfer, Layout const& layout,
-                std::int64_t channels, T const* LayerKv<T const>::*source, T* LayerKv<T>::*target,
-                Rotation const& rotation, PlanePointers& pointers) {
+/// The addresses of a tensor in all layers of a kind, joined by `|`.
+/// @param in_kind  (layer)
+template <class From, class To, class InKind>
+std::uintptr_t joined_addresses(std::size_t layers, From const& from, To const& to, InKind const& in_kind) {
   std::uintptr_t addresses = 0;
-  for (std::size_t layer = 0; layer < transfer.layers.size(); ++layer) {
-    T const* const from = transfer.layers[layer].*source;
-    T* const to = transfer.kept.layers[layer].*target;
-    pointers.source[layer] = from;
-    pointers.kept[layer] = to;
-    addresses |= reinterpret_cast<std::uintptr_t>(from) | reinterpret_cast<std::uintptr_t>(to);
+  for (std::size_t layer = 0; layer < layers; ++layer) {
+    if (!in_kind(layer)) continue;
+    addresses |= reinterpret_cast<std::uintptr_t>(from(layer)) | reinterpret_cast<std::uintptr_t>(to(layer));
   }
-  std::int64_t const run = std::gcd(channel_run(layout), form_run(transfer.kept.form, channels));
-  auto const move = make_move<T>(layout, rotation, channels, run, addresses);
-  return DevicePlane<Layout, Form, std::remove_const_t<decltype(move)>>{
-      layout, transfer.kept.form, move, static_cast<std::int32_t>(channels), static_cast<std::int32_t>(sizeof(T))};
+  return addresses;
 }
+
+/// A layout with the channels of its rows: what tells kinds of layers apart.
+template <class Layout>
+struct LayoutAndChannels {
+  Layout layout;
+  std::int64_t channels;
+  friend bool operator==(LayoutAndChannels const& a, LayoutAndChannels const& b) {
+    return a.channels == b.channels && same(a.layout, b.layout);
+  }
+};
+
+/// @brief The plane of every layer: one if all are alike, else one per kind.
+/// @param rows  (layer) to `LayoutAndChannels`; no channels: the layer has no such tensor
+/// @param make  (LayoutAndChannels, joined addresses of the kind's tensors) to the plane
+template <bool Layered, class Rows, class From, class To, class Make>
+auto planes_of(std::size_t layers, char const* where, Rows const& rows, From const& from, To const& to,
+               Make const& make) {
+  auto const skip = [&](std::size_t layer) { return rows(layer).channels == 0; };
+  if constexpr (Layered) {
+    using Plane = std::remove_const_t<decltype(make(rows(0), std::uintptr_t{}))>;
+    return sort_layers<Plane>(layers, where, skip, rows, [&](std::size_t first) {
+      auto const kind = rows(first);
+      auto const in_kind = [&](std::size_t layer) { return rows(layer) == kind; };
+      return make(kind, joined_addresses(layers, from, to, in_kind));
+    });
+  } else {
+    std::size_t first = 0;
+    while (first + 1 < layers && skip(first)) ++first;
+    return make(rows(first), joined_addresses(layers, from, to, [&](std::size_t layer) { return !skip(layer); }));
+  }
+}
+
+/// The keys or the values of one transfer; notes their pointers, layer by layer.
+/// @param of  (source of a layer, its channels) to `LayoutAndChannels` of the tensor
+template <class T, class Source, class Form, class TransferRotation, class Of, class Rotation>
+auto make_plane(Transfer<T, Source, Form, TransferRotation> const& transfer, Of const& of,
+                T const* LayerKv<T const>::*source, T* LayerKv<T>::*target, Rotation const& rotation,
+                PlanePointers& pointers) {
+  std::size_t const layers = transfer.layers.size();
+  auto const from = [&](std::size_t layer) { return transfer.layers[layer].*source; };
+  auto const to = [&](std::size_t layer) { return transfer.kept.layers[layer].*target; };
+  for (std::size_t layer = 0; layer < layers; ++layer) {
+    pointers.source[layer] = from(layer);
+    pointers.kept[layer] = to(layer);
+  }
+  auto const rows = [&](std::size_t layer) {
+    auto const all = of(layer_source(transfer.source, layer), transfer.kept.channels.of(layer));
+    bool const none = transfer.kept.capacities[layer].num_kv_heads == 0;
+    return LayoutAndChannels<decltype(all.layout)>{all.layout, none ? 0 : all.channels};
+  };
+  return planes_of<is_layered<Source>>(
+      layers, "compress", rows, from, to, [&](auto const& each, std::uintptr_t addresses) {
+        std::int64_t const run = std::gcd(channel_run(each.layout), form_run(transfer.kept.form, each.channels));
+        auto const move = make_move<T>(each.layout, rotation, each.channels, run, addresses);
+        return DevicePlane<decltype(each.layout), Form, std::remove_const_t<decltype(move)>>{
+            each.layout, transfer.kept.form, move, static_cast<std::int32_t>(each.channels),
+            static_cast<std::int32_t>(sizeof(T))};
+      });
+}
+
+/// Layout and channels of a layer's keys, and of its values.
+struct KeysOf {
+  template <class Source>
+  auto operator()(Source const& source, RowChannels const& channels) const {
+    return LayoutAndChannels<decltype(keys_of(source))>{keys_of(source), channels.head_dim};
+  }
+};
+struct ValuesOf {
+  template <class Source>
+  auto operator()(Source const& source, RowChannels const& channels) const {
+    return LayoutAndChannels<decltype(values_of(source))>{values_of(source), channels.value_dim};
+  }
+};
 
 template <class Keys, class Values, class... Rest>
 PlaneList<Keys, Values, Rest...> prepend(Keys const& keys, Values const& values, PlaneList<Rest...> const& rest) {
@@ -84,10 +152,10 @@ PlaneList<Keys, Values, Rest...> prepend(Keys const& keys, Values const& values,
 inline PlaneList<> make_planes(PlanePointers*) { return {}; }
 template <class T, class Source, class Form, class Rotation, class... Rest>
 auto make_planes(PlanePointers* pointers, Transfer<T, Source, Form, Rotation> const& transfer, Rest const&... rest) {
-  auto const keys = make_plane(transfer, keys_of(transfer.source), transfer.kept.head_dim, &LayerKv<T const>::keys,
-                               &LayerKv<T>::keys, transfer.rotation, pointers[0]);
-  auto const values = make_plane(transfer, values_of(transfer.source), transfer.kept.value_dim,
-                                 &LayerKv<T const>::values, &LayerKv<T>::values, KeepPositions{}, pointers[1]);
+  auto const keys =
+      make_plane(transfer, KeysOf{}, &LayerKv<T const>::keys, &LayerKv<T>::keys, transfer.rotation, pointers[0]);
+  auto const values =
+      make_plane(transfer, ValuesOf{}, &LayerKv<T const>::values, &LayerKv<T>::values, KeepPositions{}, pointers[1]);
   return prepend(keys, values, make_planes(pointers + 2, rest...));
 }
 
@@ -138,8 +206,8 @@ void compress_transfers(void* d_temp, std::size_t& temp_bytes, DeviceCompaction<
   if (compaction.num_segments() == 0) return;
 
   auto const row_bytes = [](auto const& transfer) {
-    return std::max(transfer.kept.head_dim, transfer.kept.value_dim) *
-           static_cast<std::int64_t>(sizeof(transfer.kept.layers[0].keys[0]));
+    RowChannels const& most = transfer.kept.channels.common();
+    return std::max(most.head_dim, most.value_dim) * static_cast<std::int64_t>(sizeof(transfer.kept.layers[0].keys[0]));
   };
   std::int64_t const widest = std::max({row_bytes(first), row_bytes(rest)...});
   LayerTables<2 + 2 * sizeof...(Rest)> tables{};
@@ -148,19 +216,22 @@ void compress_transfers(void* d_temp, std::size_t& temp_bytes, DeviceCompaction<
   launch_compress(compaction, arrays, first.kept.form, widest, tables, planes, stream);
 }
 
-/// The keys or the values of a compaction in place; notes their pointers, layer by layer.
-template <class T, class Layout, class Rotation>
-auto make_in_place_plane(std::span<LayerKv<T> const> layers, Layout const& layout, T* LayerKv<T>::*tensor,
+/// The keys or the values of a compaction in place; notes their pointers, layer by layer. @param layout  of a layer
+template <bool Layered, class T, class LayoutOf, class Rotation>
+auto make_in_place_plane(std::span<LayerKv<T> const> layers, LayoutOf const& layout, T* LayerKv<T>::*tensor,
                          Rotation const& rotation, void** pointers) {
-  std::uintptr_t addresses = 0;
-  for (std::size_t layer = 0; layer < layers.size(); ++layer) {
-    pointers[layer] = layers[layer].*tensor;
-    addresses |= reinterpret_cast<std::uintptr_t>(pointers[layer]);
-  }
-  std::int64_t const channels = layout.num_channels();
-  auto const move = make_move<T>(layout, rotation, channels, channel_run(layout), addresses);
-  return InPlacePlane<Layout, std::remove_const_t<decltype(move)>>{layout, move, static_cast<std::int32_t>(channels),
-                                                                   static_cast<std::int32_t>(sizeof(T))};
+  auto const data = [&](std::size_t layer) { return layers[layer].*tensor; };
+  for (std::size_t layer = 0; layer < layers.size(); ++layer) pointers[layer] = data(layer);
+  auto const rows = [&](std::size_t layer) {
+    auto const of = layout(layer);
+    return LayoutAndChannels<std::remove_const_t<decltype(of)>>{of, data(layer) == nullptr ? 0 : of.num_channels()};
+  };
+  return planes_of<Layered>(
+      layers.size(), "compress_in_place", rows, data, data, [&](auto const& each, std::uintptr_t addresses) {
+        auto const move = make_move<T>(each.layout, rotation, each.channels, channel_run(each.layout), addresses);
+        return InPlacePlane<decltype(each.layout), std::remove_const_t<decltype(move)>>{
+            each.layout, move, static_cast<std::int32_t>(each.channels), static_cast<std::int32_t>(sizeof(T))};
+      });
 }
 
 template <class Table, class T, class Source, class Rotation>
@@ -168,11 +239,23 @@ void compress_layers_in_place(DeviceCompaction<Table> const& compaction, std::sp
                               Source const& source, Rotation const& rotation, cudaStream_t stream) {
   constexpr auto where = "compress_in_place";
   std::int64_t const segments = compaction.num_segments();
-  check_in_place(bounds_of(compaction), layers, source, rotation);
+  // How many heads each layer has, only the device knows; it is what the layouts say.
+  std::int64_t heads = 0;
+  auto const heads_of = [&](std::size_t layer) {
+    if (layer_heads(compaction.table).first_heads == nullptr) return compaction.table.num_kv_heads();
+    if (layers[layer].keys == nullptr) return std::int32_t{0};
+    auto const keys = keys_of(layer_source(source, layer));
+    static_assert(
+        requires { keys.num_kv_heads(); }, "headaware: compress_in_place needs layouts with num_kv_heads()");
+    heads += keys.num_kv_heads();
+    return static_cast<std::int32_t>(keys.num_kv_heads());
+  };
+  check_in_place(bounds_of(compaction), layers, source, rotation, heads_of);
+  bool const all =
+      layer_heads(compaction.table).first_heads == nullptr || heads == layer_heads(compaction.table).total();
+  require(all, "KV heads of all layouts", layer_heads(compaction.table).total(), heads, where);
   if (compaction.min_evicted != 0) {
-    check_evictions<T>(
-        rotation, compaction.min_evicted,
-        segment_at(compaction.min_evicted_segment, compaction.num_sequences, compaction.table.num_kv_heads()));
+    check_evictions<T>(rotation, compaction.min_evicted, compaction.min_evicted_segment);
   }
   check_device_compaction(compaction, where);
   require(segments <= max_blocks, "heads", max_blocks_text, segments, where);
@@ -181,9 +264,12 @@ void compress_layers_in_place(DeviceCompaction<Table> const& compaction, std::sp
   std::int64_t min_evicted = 0;
   if constexpr (rounds_in_place<T, Rotation>) min_evicted = rotation.min_evicted();
   InPlaceTensors<2> tensors{};
-  auto const keys = make_in_place_plane(layers, keys_of(source), &LayerKv<T>::keys, rotation, tensors.planes[0]);
-  auto const values =
-      make_in_place_plane(layers, values_of(source), &LayerKv<T>::values, KeepPositions{}, tensors.planes[1]);
+  auto const keys_at = [&](std::size_t layer) { return keys_of(layer_source(source, layer)); };
+  auto const values_at = [&](std::size_t layer) { return values_of(layer_source(source, layer)); };
+  auto const keys =
+      make_in_place_plane<is_layered<Source>>(layers, keys_at, &LayerKv<T>::keys, rotation, tensors.planes[0]);
+  auto const values = make_in_place_plane<is_layered<Source>>(layers, values_at, &LayerKv<T>::values, KeepPositions{},
+                                                              tensors.planes[1]);
   using Keys = std::remove_const_t<decltype(keys)>;
   using Values = std::remove_const_t<decltype(values)>;
   InPlaceParameters<Table, Keys, Values> const parameters{compaction, {keys, {values, {}}}, min_evicted};

@@ -4,6 +4,7 @@
 #include <headaware/cache/rotation.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/detail/cuda/layer_kinds.cuh>
 #include <headaware/detail/cuda/segment_search.cuh>
 #include <headaware/detail/cuda/vector_access.cuh>
 
@@ -266,8 +267,7 @@ __device__ void find_tile(DeviceCompaction<Table> const& compaction, CompactionA
   std::int64_t const s = find_segment(arrays.tile_offsets, segments, tile);
   if (threadIdx.x != 0) return;
   Segment segment = make_segment(compaction.table, s, compaction.num_sequences, compaction.d_lengths);
-  std::int64_t const layer_begin =
-      std::int64_t{segment.layer} * compaction.num_sequences * compaction.table.num_kv_heads();
+  std::int64_t const layer_begin = layer_heads(compaction.table).first(segment.layer) * compaction.num_sequences;
   segment.first_row = arrays.row_offsets[s] - arrays.row_offsets[layer_begin];
   place.begin = std::int64_t{tile - arrays.tile_offsets[s]} * rows_per_tile;
   place.rows = static_cast<std::int32_t>(min(std::int64_t{rows_per_tile}, segment.kept - place.begin));
@@ -297,7 +297,9 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
       place.kept = tables.planes[blockIdx.y].kept[place.segment.layer];
     }
     __syncthreads();
-    p.planes.visit(blockIdx.y, [&](auto const& plane) {
+    p.planes.visit(blockIdx.y, [&](auto const& planes) {
+      auto const& plane = of_layer(planes, place.segment.layer);
+      if (plane.channels == 0) return;  // a latent has no values of its own
       using Form = std::remove_cvref_t<decltype(plane.form)>;
       if constexpr (Form::needs_group) {
         if (threadIdx.x == 0) place_in_group(p.compaction.table, place.segment);

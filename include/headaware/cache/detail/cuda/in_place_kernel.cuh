@@ -46,6 +46,7 @@ struct FirstMovedRow {
 /// The block's segment, and the tokens of the rows that move next.
 struct InPlaceShared {
   Segment segment;
+  std::int32_t layer;
   std::int64_t moved;  ///< rows before it hold their own token
   void* tensor;
   std::int32_t tokens[max_tile_rows];
@@ -182,11 +183,12 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   InPlaceShared& shared = storage.get();
   auto const s = static_cast<std::int64_t>(blockIdx.x);
   if (threadIdx.x == 0) {
-    auto const sequence = static_cast<std::int32_t>(s / p.compaction.table.num_kv_heads() % p.compaction.num_sequences);
-    std::int64_t const length = p.compaction.d_lengths[sequence];
+    Segment segment = segment_at(s, p.compaction.num_sequences, layer_heads(p.compaction.table));
+    std::int64_t const length = p.compaction.d_lengths[segment.sequence];
     bool const known = length >= 0 && length <= p.compaction.max_length;
-    shared.segment =
-        known ? make_segment(p.compaction.table, s, p.compaction.num_sequences, p.compaction.d_lengths) : Segment{};
+    if (known) count_kept(p.compaction.table, length, segment);
+    shared.segment = known ? segment : Segment{};
+    shared.layer = segment.layer;
     shared.tensor = tensors.planes[blockIdx.y][shared.segment.layer];
     shared.moved = visit_policy(p.compaction.table, shared.segment.layer, shared.segment.sequence,
                                 shared.segment.kv_head, FirstMovedRow{shared.segment.kept, shared.segment.length});
@@ -196,7 +198,8 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
       shared.segment = Segment{};
       shared.moved = 0;
     }
-    p.planes.visit(blockIdx.y, [&](auto const& plane) {
+    p.planes.visit(blockIdx.y, [&](auto const& planes) {
+      auto const& plane = of_layer(planes, shared.layer);
       // With positions of their own keys may turn where they are.
       if constexpr (requires { plane.move.rotation; }) {
         if (plane.move.rotation.token_positions() != nullptr) shared.moved = 0;
@@ -208,7 +211,10 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   }
   if (s == 0 && blockIdx.y == 0 && p.compaction.d_status != nullptr) report_lengths(p.compaction, p.min_evicted);
   __syncthreads();
-  p.planes.visit(blockIdx.y, [&](auto const& plane) { move_segment(p.compaction.table, plane, shared); });
+  p.planes.visit(blockIdx.y, [&](auto const& planes) {
+    auto const& plane = of_layer(planes, shared.layer);
+    if (plane.channels != 0) move_segment(p.compaction.table, plane, shared);
+  });
 }
 
 }  // namespace detail

@@ -39,18 +39,18 @@ HEADAWARE_KERNEL void __launch_bounds__(sizes_threads, 1)
     sizes_kernel(SizesParameters<Table, Form> const __grid_constant__ p,
                  LayerCapacities const __grid_constant__ capacities) {
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
-  std::int64_t const layer_segments = std::int64_t{p.compaction.num_sequences} * p.compaction.table.num_kv_heads();
-  std::int64_t const segments = layer_segments * p.compaction.table.num_layers();
+  LayerHeads const heads = layer_heads(p.compaction.table);
+  std::int64_t const segments = p.compaction.num_segments();
 
   bool bad = false;
   auto const cut = [&](std::int64_t s) {
-    auto const sequence = static_cast<std::int32_t>(s / p.compaction.table.num_kv_heads() % p.compaction.num_sequences);
-    std::int64_t const length = p.compaction.d_lengths[sequence];
+    Segment segment = segment_at(s, p.compaction.num_sequences, heads);
+    std::int64_t const length = p.compaction.d_lengths[segment.sequence];
     if (length < 0 || length > p.compaction.max_length) {
       bad = true;
       return RowsAndParts{0, 0};
     }
-    Segment segment = make_segment(p.compaction.table, s, p.compaction.num_sequences, p.compaction.d_lengths);
+    count_kept(p.compaction.table, length, segment);
     if constexpr (Form::needs_group) place_in_group(p.compaction.table, segment);
     bool const possible = segment.kept >= 0 && segment.kept <= length;
     if (!possible) segment.kept = 0;
@@ -69,15 +69,25 @@ HEADAWARE_KERNEL void __launch_bounds__(sizes_threads, 1)
 
   // Layer by layer, now that all offsets stand: does the layer hold its rows, and its cu_seqlens.
   bad = bad || all.rows > p.compaction.max_rows;
-  std::int64_t const entries = layer_segments + 1;
-  for (std::int64_t i = thread; i < entries * p.compaction.table.num_layers(); i += sizes_threads) {
-    std::int64_t const layer = i / entries;
-    std::int64_t const within = i % entries;
-    std::int64_t const rows =
-        p.arrays.row_offsets[layer * layer_segments + within] - p.arrays.row_offsets[layer * layer_segments];
+  auto const check_entry = [&](std::int64_t layer, std::int64_t first_segment, std::int64_t within, std::int64_t i) {
+    std::int64_t const rows = p.arrays.row_offsets[first_segment + within] - p.arrays.row_offsets[first_segment];
     if constexpr (std::is_same_v<Form, RaggedForm>) bad = bad || rows > capacities.layers[layer].rows;
     if (p.compaction.d_cu_seqlens != nullptr) bad = bad || rows > 0x7fffffff;  // more than the offsets can say
     if (p.compaction.d_cu_seqlens != nullptr) p.compaction.d_cu_seqlens[i] = static_cast<std::int32_t>(rows);
+  };
+  if (heads.first_heads == nullptr) {
+    std::int64_t const layer_segments = std::int64_t{p.compaction.num_sequences} * heads.num_kv_heads;
+    std::int64_t const entries = layer_segments + 1;
+    for (std::int64_t i = thread; i < entries * heads.num_layers; i += sizes_threads) {
+      std::int64_t const layer = i / entries;
+      check_entry(layer, layer * layer_segments, i % entries, i);
+    }
+  } else {
+    for (std::int64_t layer = 0; layer < heads.num_layers; ++layer) {
+      std::int64_t const first = heads.first(layer) * p.compaction.num_sequences;
+      std::int64_t const entries = std::int64_t{heads.count(layer)} * p.compaction.num_sequences + 1;
+      for (std::int64_t i = thread; i < entries; i += sizes_threads) check_entry(layer, first, i, first + layer + i);
+    }
   }
   bad = __syncthreads_or(bad ? 1 : 0) != 0;
   if (thread == 0) {

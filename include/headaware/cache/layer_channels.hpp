@@ -1,0 +1,66 @@
+#pragma once
+
+/// @file
+/// Channels of a cache's rows, layer by layer.
+
+#include <headaware/config.hpp>
+#include <headaware/model_shape.hpp>
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief Channels of one layer's rows.
+struct RowChannels {
+  std::int64_t head_dim = 0;   ///< of a key
+  std::int64_t value_dim = 0;  ///< of a value; 0: no rows of their own, the values are in the keys' (a latent)
+
+  friend constexpr bool operator==(RowChannels const&, RowChannels const&) = default;
+};
+
+/// @brief Channels of the rows of all layers: one number where all are alike, or a model's shape.
+class LayerChannels {
+ public:
+  LayerChannels() = default;
+  /// Implicit on purpose: keys and values of as many channels, in all layers.
+  template <std::integral Int>
+  LayerChannels(Int head_dim) : common_{static_cast<std::int64_t>(head_dim), static_cast<std::int64_t>(head_dim)} {}
+  LayerChannels(std::int64_t head_dim, std::int64_t value_dim) : common_{head_dim, value_dim} {}
+  /// Implicit on purpose: those of the model's caches.
+  LayerChannels(ModelShape const& shape) {
+    for (LayerShape const& l : shape.layers()) {
+      RowChannels const rows{l.head_dim, l.kind == LayerKind::latent ? 0 : l.value_dim};
+      layers_.push_back(l.has_cache() ? rows : RowChannels{});
+      common_ = {std::max(common_.head_dim, layers_.back().head_dim),
+                 std::max(common_.value_dim, layers_.back().value_dim)};
+    }
+    bool const alike = std::all_of(layers_.begin(), layers_.end(), [&](RowChannels const& l) { return l == common_; });
+    if (alike) layers_.clear();
+  }
+
+  /// Of one layer; of none, zeros, where the model's layer has no cache.
+  [[nodiscard]] RowChannels const& of(std::size_t layer) const { return layers_.empty() ? common_ : layers_[layer]; }
+  /// Of all layers; where they differ, the most of any.
+  [[nodiscard]] RowChannels const& common() const { return common_; }
+  /// Whether every layer has `common()`.
+  [[nodiscard]] bool alike() const { return layers_.empty(); }
+  /// [num_layers]; empty where all are alike.
+  [[nodiscard]] std::span<RowChannels const> layers() const { return layers_; }
+  /// Layers that these are of; 0: any number.
+  [[nodiscard]] std::size_t num_layers() const { return layers_.size(); }
+  /// The same keys with values of `value_dim` channels in all layers. @pre alike()
+  [[nodiscard]] LayerChannels with_values(std::int64_t value_dim) const { return {common_.head_dim, value_dim}; }
+
+  friend bool operator==(LayerChannels const&, LayerChannels const&) = default;
+
+ private:
+  RowChannels common_;
+  std::vector<RowChannels> layers_;  ///< empty where all are alike
+};
+
+HEADAWARE_NAMESPACE_END
