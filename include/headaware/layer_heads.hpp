@@ -52,8 +52,9 @@ struct LayerHeads {
 namespace detail {
 
 /// KV heads of a table's layers, or of anything else that has them.
+HEADAWARE_EXEC_CHECK_DISABLE
 template <class Table>
-HEADAWARE_HOST_DEVICE constexpr LayerHeads layer_heads(Table const& table) {
+HEADAWARE_HOST_DEVICE LayerHeads layer_heads(Table const& table) {
   if constexpr (requires { table.heads(); }) {
     return table.heads();
   } else {

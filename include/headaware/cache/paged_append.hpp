@@ -42,6 +42,7 @@ struct PagedAppend {
   PagedHeadsView view;
   std::int64_t page_stride = 0;  ///< elements; 0: page_size * channels
 
+  [[nodiscard]] HEADAWARE_HOST_DEVICE LayerHeads layer_heads() const { return view.layer_heads(); }
   /// Rows of all that a head's pages hold of a sequence of `length` tokens.
   HEADAWARE_HOST_DEVICE HeadPagesRows rows(std::int64_t layer, std::int64_t sequence, std::int64_t kv_head,
                                            std::int64_t length, std::int64_t high_water) const {

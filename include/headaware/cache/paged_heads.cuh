@@ -78,7 +78,7 @@ cudaError_t append(PagedHeadsView const& pages, DevicePageStep const& step, Toke
     counters.num_sequences = pages.num_sequences;
     detail::DevicePagedAppend const cache{{pages, storage.page_stride}, step.d_copies};
     detail::launch_append<true>(cache, counters, shape, pages.max_tokens_held, storage.page_stride, layers, source,
-                                detail::paged_buffers(pages, storage), step.num_copies, stream);
+                                detail::paged_buffers(pages, storage, first_layer), step.num_copies, stream);
   });
 }
 

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <span>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -151,33 +152,32 @@ cudaError_t copy_sequences(RollingSlotsView const& slots, RollingStateView const
     bool const whole = state.lengths != nullptr && state.high_water != nullptr && state.ticket != nullptr;
     require(whole, "state", "pointers, as of RollingStateView::at", "nullptr", "copy_sequences");
     detail::CopyTables tables{};
-    std::uintptr_t keys = 0;
-    std::uintptr_t values = 0;
-    for (std::size_t l = 0; l < cache.layers.size(); ++l) {
-      tables.planes[0].kept[l] = cache.layers[l].keys;
-      tables.planes[1].kept[l] = cache.layers[l].values;
-      keys |= reinterpret_cast<std::uintptr_t>(cache.layers[l].keys);
-      values |= reinterpret_cast<std::uintptr_t>(cache.layers[l].values);
-    }
-    auto const plane = [&](std::int64_t channels, std::uintptr_t addresses) {
+    auto const plane = [&](std::size_t index, T* LayerKv<T>::*tensor, std::int64_t RowChannels::*count) {
+      std::uintptr_t addresses = 0;
+      std::int64_t run = 0;
+      for (std::size_t l = 0; l < cache.layers.size(); ++l) {
+        std::int64_t const channels = cache.capacities[l].rows == 0 ? 0 : cache.channels.of(l).*count;
+        tables.data[index][l] = cache.layers[l].*tensor;
+        tables.channels[index][l] = static_cast<std::int32_t>(channels);
+        if (channels == 0) continue;
+        addresses |= reinterpret_cast<std::uintptr_t>(cache.layers[l].*tensor);
+        run = std::gcd(run, channels);
+      }
       constexpr auto element = static_cast<std::int64_t>(sizeof(T));
-      auto const width = detail::vector_elements<T>(channels, addresses) * element;
-      return detail::CopyPlane{static_cast<std::int32_t>(channels), static_cast<std::int32_t>(element),
-                               static_cast<std::int32_t>(width)};
+      auto const width = detail::vector_elements<T>(run, addresses) * element;
+      return detail::CopyPlane{static_cast<std::int32_t>(element), static_cast<std::int32_t>(width)};
     };
+    auto const keys = plane(0, &LayerKv<T>::keys, &RowChannels::head_dim);
+    auto const values = plane(1, &LayerKv<T>::values, &RowChannels::value_dim);
     auto const head_blocks = static_cast<std::int32_t>(
         std::max<std::int64_t>(1, (slots.max_slots + detail::copy_rows_per_block - 1) / detail::copy_rows_per_block));
     detail::clear_tickets(state.ticket, 1, "copy_sequences", stream);
     for (std::size_t done = 0; done < copies.size(); done += detail::max_copies) {
       auto const part = copies.subspan(done, std::min<std::size_t>(detail::max_copies, copies.size() - done));
       std::copy(part.begin(), part.end(), tables.copies);
-      detail::CopyParameters const parameters{slots,
-                                              state,
-                                              {plane(cache.head_dim, keys), plane(cache.value_dim, values)},
-                                              static_cast<std::int32_t>(part.size()),
-                                              head_blocks};
-      std::int64_t const blocks =
-          static_cast<std::int64_t>(part.size()) * slots.num_layers * slots.num_kv_heads * head_blocks;
+      detail::CopyParameters const parameters{
+          slots, state, {keys, values}, static_cast<std::int32_t>(part.size()), head_blocks};
+      std::int64_t const blocks = static_cast<std::int64_t>(part.size()) * slots.num_heads * head_blocks;
       if (blocks == 0) continue;
       require(blocks <= detail::max_blocks, "blocks", detail::max_blocks_text, blocks, "copy_sequences");
       detail::launch("copy_sequences", detail::copy_sequences_kernel<detail::CopyParameters>,

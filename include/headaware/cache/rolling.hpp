@@ -41,6 +41,7 @@ namespace detail {
 struct RollingAppend {
   RollingSlotsView slots;
 
+  [[nodiscard]] HEADAWARE_HOST_DEVICE LayerHeads layer_heads() const { return slots.layer_heads(); }
   /// Rows of all that a head's slots hold of a sequence of `length` tokens: sinks and the whole ring.
   HEADAWARE_HOST_DEVICE RollingRows rows(std::int64_t layer, std::int64_t sequence, std::int64_t kv_head,
                                          std::int64_t length, std::int64_t) const {

@@ -25,6 +25,11 @@ struct LayerKinds {
   [[nodiscard]] HEADAWARE_HOST_DEVICE Item const& of(std::int64_t layer) const { return kinds[kind_of[layer]]; }
 };
 
+template <class T>
+inline constexpr bool is_layer_kinds = false;
+template <class Item>
+inline constexpr bool is_layer_kinds<LayerKinds<Item>> = true;
+
 /// What holds of one layer: a single item holds of all.
 template <class Item>
 HEADAWARE_HOST_DEVICE Item const& of_layer(Item const& item, std::int64_t) {

@@ -4,6 +4,7 @@
 #include <headaware/cache/paged_head.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/last_block.cuh>
+#include <headaware/detail/cuda/layer_kinds.cuh>
 #include <headaware/detail/cuda/vector_access.cuh>
 
 #include <cstdint>
@@ -11,13 +12,20 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// The keys or the values of an append.
+/// Rows of one tensor of an append, in all layers or in those of a kind.
 template <class Layout>
-struct AppendPlane {
+struct AppendRows {
   Layout layout;
   std::int32_t channels;
+};
+
+/// The keys or the values of an append. @tparam Rows  `AppendRows`, or `LayerKinds` of them
+template <class Rows>
+struct AppendPlane {
+  Rows rows;
   std::int32_t element_bytes;
   std::int32_t vector_bytes;  ///< the widest access that both sides and all addresses allow
+  std::int32_t max_channels;  ///< of any layer
 };
 
 /// Counters that the kernel reads, and advances if there is a `ticket`.
@@ -45,11 +53,10 @@ template <class Cache, class Keys, class Values>
 struct AppendParameters {
   Cache cache;
   AppendCounters counters;
-  AppendPlane<Keys> keys;
-  AppendPlane<Values> values;
+  Keys keys;  ///< `AppendPlane`
+  Values values;
   std::int32_t first_layer;
-  std::int32_t num_layers;  ///< of this append
-  std::int32_t num_kv_heads;
+  std::int32_t num_layers;     ///< of this append
   std::int32_t rows_per_head;  ///< the most tokens of an append that stay in a head
   std::int32_t rows_per_block;
   std::int32_t append_blocks;  ///< the blocks after them copy pages
@@ -69,26 +76,30 @@ struct AppendRow {
   std::int32_t sequence;
   std::int32_t kv_head;
   std::int32_t token;  ///< of the new ones
+  std::int32_t layer;  ///< of the new tokens
 };
 
 /// Copies the block's rows of one plane, `Vector` by `Vector`.
-template <int Plane, class Vector, class Layout>
-__device__ void append_vectors(AppendPlane<Layout> const& plane, AppendRow const* rows, std::int32_t count) {
-  auto const layout = plane.layout;
+template <int Plane, class Vector, class Rows>
+__device__ void append_vectors(AppendPlane<Rows> const& plane, AppendRow const* rows, std::int32_t count) {
   std::int32_t const per_vector = static_cast<std::int32_t>(sizeof(Vector)) / plane.element_bytes;
-  std::int32_t const per_row = plane.channels / per_vector;
+  std::int32_t const per_row = plane.max_channels / per_vector;
   for (auto i = static_cast<std::int32_t>(threadIdx.x); i < count * per_row; i += block_threads) {
     AppendRow const& row = rows[i / per_row];
     if (row.target[Plane] == nullptr) continue;
     std::int32_t const vector = i % per_row;
-    std::int64_t const from = layout.offset(row.sequence, row.kv_head, row.token, vector * per_vector);
+    auto const& of = of_layer(plane.rows, row.layer);
+    if constexpr (is_layer_kinds<Rows>) {
+      if (vector * per_vector >= of.channels) continue;
+    }
+    std::int64_t const from = of.layout.offset(row.sequence, row.kv_head, row.token, vector * per_vector);
     reinterpret_cast<Vector*>(row.target[Plane])[vector] =
         *reinterpret_cast<Vector const*>(row.source[Plane] + from * plane.element_bytes);
   }
 }
 
-template <int Plane, class Layout>
-__device__ void append_plane(AppendPlane<Layout> const& plane, AppendRow const* rows, std::int32_t count) {
+template <int Plane, class Rows>
+__device__ void append_plane(AppendPlane<Rows> const& plane, AppendRow const* rows, std::int32_t count) {
   with_vector(plane.vector_bytes, [&]<class Vector>() { append_vectors<Plane, Vector>(plane, rows, count); });
 }
 
@@ -100,28 +111,31 @@ __device__ AppendRow append_row(Parameters const& p, AppendTables const& tables,
   std::int64_t const segment = index / p.rows_per_head;
   if (segment >= segments) return row;
   std::int64_t const i = index % p.rows_per_head;
-  row.kv_head = static_cast<std::int32_t>(segment % p.num_kv_heads);
-  row.sequence = static_cast<std::int32_t>(segment / p.num_kv_heads % p.counters.num_sequences);
-  std::int64_t const handed = segment / p.num_kv_heads / p.counters.num_sequences;
+  LayerHeads const heads = p.cache.layer_heads();
+  Segment const at =
+      segment_at(heads.first(p.first_layer) * p.counters.num_sequences + segment, p.counters.num_sequences, heads);
+  row.kv_head = at.kv_head;
+  row.sequence = at.sequence;
+  row.layer = at.layer - p.first_layer;
   std::int64_t const length = p.counters.lengths[row.sequence];
   std::int64_t const count = p.counters.count(row.sequence);
   if (!p.counters.takes(length, count)) {
     if (p.counters.status != nullptr) *p.counters.status = 1;
     return row;
   }
-  std::int64_t const layer = p.first_layer + handed;
   std::int64_t const high_water = Parameters::needs_high_water ? p.counters.high_water[row.sequence] : 0;
-  auto const held = p.cache.rows(layer, row.sequence, row.kv_head, length + count, high_water);
+  auto const held = p.cache.rows(at.layer, row.sequence, row.kv_head, length + count, high_water);
   std::int64_t const held_row = held.tokens.kept_before(length) + i;
   if (held_row >= held.rows()) return row;
   row.token = static_cast<std::int32_t>(held.position(held_row) - length);
   auto const fill = [&](std::int32_t plane, std::int64_t channels, std::int64_t element_bytes) {
-    row.source[plane] = static_cast<char const*>(tables.planes[plane].source[handed]);
+    row.source[plane] = static_cast<char const*>(tables.planes[plane].source[row.layer]);
     row.target[plane] =
-        static_cast<char*>(tables.planes[plane].kept[handed]) + held.offset(held_row, channels) * element_bytes;
+        static_cast<char*>(tables.planes[plane].kept[row.layer]) + held.offset(held_row, channels) * element_bytes;
   };
-  fill(0, p.keys.channels, p.keys.element_bytes);
-  fill(1, p.values.channels, p.values.element_bytes);
+  fill(0, of_layer(p.keys.rows, row.layer).channels, p.keys.element_bytes);
+  std::int64_t const value_channels = of_layer(p.values.rows, row.layer).channels;
+  if (value_channels != 0) fill(1, value_channels, p.values.element_bytes);
   return row;
 }
 
@@ -132,7 +146,9 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   __shared__ SharedStorage<Parameters> parameter_storage;
   __shared__ AppendRow rows[max_append_rows];
   auto const& p = share_parameters(parameters, parameter_storage);
-  std::int64_t const segments = std::int64_t{p.num_layers} * p.counters.num_sequences * p.num_kv_heads;
+  LayerHeads const heads = p.cache.layer_heads();
+  std::int64_t const segments =
+      (heads.first(p.first_layer + p.num_layers) - heads.first(p.first_layer)) * p.counters.num_sequences;
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
   if constexpr (requires { p.cache.copies; }) {
     // Nothing that a copy reads is written in the same launch.
@@ -140,11 +156,11 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
       PageCopy const copy = p.cache.copies[blockIdx.x - static_cast<unsigned>(p.append_blocks)];
       if (copy.layer < p.first_layer || copy.layer >= p.first_layer + p.num_layers) return;
       auto const move = [&](auto const& plane, void* tensor) {
-        auto const place = [&](std::int32_t page) {
-          return p.cache.page_offset(page, plane.channels) * plane.element_bytes;
-        };
+        std::int64_t const channels = of_layer(plane.rows, copy.layer - p.first_layer).channels;
+        if (channels == 0) return;
+        auto const place = [&](std::int32_t page) { return p.cache.page_offset(page, channels) * plane.element_bytes; };
         copy_bytes(static_cast<char*>(tensor), place(copy.from), place(copy.to),
-                   std::int64_t{copy.tokens} * plane.channels * plane.element_bytes, plane.vector_bytes);
+                   std::int64_t{copy.tokens} * channels * plane.element_bytes, plane.vector_bytes);
       };
       move(p.keys, tables.planes[0].kept[copy.layer - p.first_layer]);
       move(p.values, tables.planes[1].kept[copy.layer - p.first_layer]);
@@ -156,7 +172,7 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   }
   __syncthreads();
   append_plane<0>(p.keys, rows, p.rows_per_block);
-  append_plane<1>(p.values, rows, p.rows_per_block);
+  if (p.values.max_channels != 0) append_plane<1>(p.values, rows, p.rows_per_block);
   if (p.counters.ticket == nullptr || !is_last_block(p.counters.ticket, gridDim.x)) return;
   if (thread == 0) *p.counters.ticket = 0;
   for (std::int32_t b = thread; b < p.counters.num_sequences; b += block_threads) {

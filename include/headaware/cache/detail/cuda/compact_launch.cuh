@@ -7,6 +7,7 @@
 #include <headaware/cache/detail/check_in_place.hpp>
 #include <headaware/cache/detail/cuda/gather_kernel.cuh>
 #include <headaware/cache/detail/cuda/in_place_kernel.cuh>
+#include <headaware/cache/detail/cuda/layer_planes.cuh>
 #include <headaware/cache/detail/cuda/sizes_kernel.cuh>
 #include <headaware/cache/rotation.hpp>
 #include <headaware/cache/transfer.hpp>
@@ -15,7 +16,6 @@
 #include <headaware/detail/cuda/element.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/launch.cuh>
-#include <headaware/detail/cuda/layer_kinds.cuh>
 #include <headaware/detail/cuda/temp_storage.cuh>
 #include <headaware/detail/cuda/vector_access.cuh>
 #include <headaware/error.hpp>
@@ -58,49 +58,6 @@ auto make_move(Layout const& layout, Rotation const& rotation, std::int64_t chan
   }
 }
 
-/// The addresses of a tensor in all layers of a kind, joined by `|`.
-/// @param in_kind  (layer)
-template <class From, class To, class InKind>
-std::uintptr_t joined_addresses(std::size_t layers, From const& from, To const& to, InKind const& in_kind) {
-  std::uintptr_t addresses = 0;
-  for (std::size_t layer = 0; layer < layers; ++layer) {
-    if (!in_kind(layer)) continue;
-    addresses |= reinterpret_cast<std::uintptr_t>(from(layer)) | reinterpret_cast<std::uintptr_t>(to(layer));
-  }
-  return addresses;
-}
-
-/// A layout with the channels of its rows: what tells kinds of layers apart.
-template <class Layout>
-struct LayoutAndChannels {
-  Layout layout;
-  std::int64_t channels;
-  friend bool operator==(LayoutAndChannels const& a, LayoutAndChannels const& b) {
-    return a.channels == b.channels && same(a.layout, b.layout);
-  }
-};
-
-/// @brief The plane of every layer: one if all are alike, else one per kind.
-/// @param rows  (layer) to `LayoutAndChannels`; no channels: the layer has no such tensor
-/// @param make  (LayoutAndChannels, joined addresses of the kind's tensors) to the plane
-template <bool Layered, class Rows, class From, class To, class Make>
-auto planes_of(std::size_t layers, char const* where, Rows const& rows, From const& from, To const& to,
-               Make const& make) {
-  auto const skip = [&](std::size_t layer) { return rows(layer).channels == 0; };
-  if constexpr (Layered) {
-    using Plane = std::remove_const_t<decltype(make(rows(0), std::uintptr_t{}))>;
-    return sort_layers<Plane>(layers, where, skip, rows, [&](std::size_t first) {
-      auto const kind = rows(first);
-      auto const in_kind = [&](std::size_t layer) { return rows(layer) == kind; };
-      return make(kind, joined_addresses(layers, from, to, in_kind));
-    });
-  } else {
-    std::size_t first = 0;
-    while (first + 1 < layers && skip(first)) ++first;
-    return make(rows(first), joined_addresses(layers, from, to, [&](std::size_t layer) { return !skip(layer); }));
-  }
-}
-
 /// The keys or the values of one transfer; notes their pointers, layer by layer.
 /// @param of  (source of a layer, its channels) to `LayoutAndChannels` of the tensor
 template <class T, class Source, class Form, class TransferRotation, class Of, class Rotation>
@@ -128,20 +85,6 @@ auto make_plane(Transfer<T, Source, Form, TransferRotation> const& transfer, Of 
             static_cast<std::int32_t>(sizeof(T))};
       });
 }
-
-/// Layout and channels of a layer's keys, and of its values.
-struct KeysOf {
-  template <class Source>
-  auto operator()(Source const& source, RowChannels const& channels) const {
-    return LayoutAndChannels<decltype(keys_of(source))>{keys_of(source), channels.head_dim};
-  }
-};
-struct ValuesOf {
-  template <class Source>
-  auto operator()(Source const& source, RowChannels const& channels) const {
-    return LayoutAndChannels<decltype(values_of(source))>{values_of(source), channels.value_dim};
-  }
-};
 
 template <class Keys, class Values, class... Rest>
 PlaneList<Keys, Values, Rest...> prepend(Keys const& keys, Values const& values, PlaneList<Rest...> const& rest) {
@@ -240,20 +183,20 @@ void compress_layers_in_place(DeviceCompaction<Table> const& compaction, std::sp
   constexpr auto where = "compress_in_place";
   std::int64_t const segments = compaction.num_segments();
   // How many heads each layer has, only the device knows; it is what the layouts say.
+  LayerHeads const all_heads = layer_heads(compaction.table);
+  bool const alike = all_heads.first_heads == nullptr;
   std::int64_t heads = 0;
   auto const heads_of = [&](std::size_t layer) {
-    if (layer_heads(compaction.table).first_heads == nullptr) return compaction.table.num_kv_heads();
-    if (layers[layer].keys == nullptr) return std::int32_t{0};
+    std::int32_t count = alike || layers[layer].keys != nullptr ? all_heads.num_kv_heads : 0;
     auto const keys = keys_of(layer_source(source, layer));
-    static_assert(
-        requires { keys.num_kv_heads(); }, "headaware: compress_in_place needs layouts with num_kv_heads()");
-    heads += keys.num_kv_heads();
-    return static_cast<std::int32_t>(keys.num_kv_heads());
+    if constexpr (requires { keys.num_kv_heads(); }) {
+      if (count != 0 && !alike) count = static_cast<std::int32_t>(keys.num_kv_heads());
+    }
+    heads += count;
+    return count;
   };
   check_in_place(bounds_of(compaction), layers, source, rotation, heads_of);
-  bool const all =
-      layer_heads(compaction.table).first_heads == nullptr || heads == layer_heads(compaction.table).total();
-  require(all, "KV heads of all layouts", layer_heads(compaction.table).total(), heads, where);
+  require(heads == all_heads.total(), "KV heads of all layouts", all_heads.total(), heads, where);
   if (compaction.min_evicted != 0) {
     check_evictions<T>(rotation, compaction.min_evicted, compaction.min_evicted_segment);
   }

@@ -57,7 +57,6 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks) state_kernel(
 inline constexpr std::int32_t max_copies = 256;
 
 struct CopyPlane {
-  std::int32_t channels;
   std::int32_t element_bytes;
   std::int32_t vector_bytes;
 };
@@ -72,7 +71,8 @@ struct CopyParameters {
 
 struct CopyTables {
   SequenceCopy copies[max_copies];
-  PlanePointers planes[2];
+  void* data[2][max_layers];
+  std::int32_t channels[2][max_layers];
 };
 
 inline constexpr std::int32_t copy_rows_per_block = 64;
@@ -83,10 +83,10 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
     copy_sequences_kernel(Parameters const __grid_constant__ p, CopyTables const __grid_constant__ tables) {
   std::int64_t const head_index = blockIdx.x / static_cast<unsigned>(p.blocks_per_head);
   std::int64_t const part = blockIdx.x % static_cast<unsigned>(p.blocks_per_head);
-  auto const kv_head = static_cast<std::int32_t>(head_index % p.slots.num_kv_heads);
-  auto const layer = static_cast<std::int32_t>(head_index / p.slots.num_kv_heads % p.slots.num_layers);
-  SequenceCopy const copy = tables.copies[head_index / p.slots.num_kv_heads / p.slots.num_layers];
-  RollingHead const& head = p.slots.head(layer, kv_head);
+  std::int64_t const of_model = head_index % p.slots.num_heads;
+  std::int32_t const layer = p.slots.layer_heads().layer_of(of_model, 1);
+  SequenceCopy const copy = tables.copies[head_index / p.slots.num_heads];
+  RollingHead const& head = p.slots.heads[of_model];
   SlotRuns const runs = head.runs(head.held(p.state.lengths[copy.from], p.state.high_water[copy.from]));
   std::int64_t const begin = part * copy_rows_per_block;
   std::int64_t const end = begin + copy_rows_per_block;
@@ -95,10 +95,11 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
     std::int64_t const high = min(first + count, end);
     if (low >= high) return;
     for (std::int32_t i = 0; i < 2; ++i) {
-      auto* const data = static_cast<char*>(tables.planes[i].kept[layer]);
+      if (tables.channels[i][layer] == 0) continue;
+      auto* const data = static_cast<char*>(tables.data[i][layer]);
       std::int64_t const from = head.row(copy.from, low);
       std::int64_t const to = head.row(copy.to, low);
-      std::int64_t const row_bytes = std::int64_t{p.planes[i].channels} * p.planes[i].element_bytes;
+      std::int64_t const row_bytes = std::int64_t{tables.channels[i][layer]} * p.planes[i].element_bytes;
       copy_bytes(data, from * row_bytes, to * row_bytes, (high - low) * row_bytes, p.planes[i].vector_bytes);
     }
   };
