@@ -125,14 +125,15 @@ inline void require_channels(std::int64_t head_dim, std::int64_t value_dim, char
 inline LayerChannels checked_channels(LayerChannels const& channels, std::int64_t value_dim, LayerHeads const& heads,
                                       char const* where) {
   LayerChannels result = value_dim != 0 ? channels.with_values(value_dim) : channels;
+  auto const layers = static_cast<std::size_t>(heads.num_layers);
+  bool const as_many = channels.num_layers() == 0 || channels.num_layers() == layers;
+  require(as_many, "layers of the shape", layers, channels.num_layers(), where);
   if (result.alike()) {
     bool const latent = value_dim == 0 && result.common().value_dim == 0;
     require_channels(result.common().head_dim, latent ? 1 : result.common().value_dim, where);
     return result;
   }
   require(value_dim == 0, "value_dim", "0, as the shape says the channels of every layer", value_dim, where);
-  auto const layers = static_cast<std::size_t>(heads.num_layers);
-  require(result.num_layers() == layers, "layers of the shape", layers, result.num_layers(), where);
   for (std::size_t layer = 0; layer < layers; ++layer) {
     std::int32_t const count = heads.count(static_cast<std::int64_t>(layer));
     require((count > 0) == (result.of(layer).head_dim > 0), "channels of a layer",

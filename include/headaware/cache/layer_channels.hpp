@@ -39,6 +39,7 @@ class LayerChannels {
       common_ = {std::max(common_.head_dim, layers_.back().head_dim),
                  std::max(common_.value_dim, layers_.back().value_dim)};
     }
+    num_layers_ = layers_.size();
     bool const alike = std::all_of(layers_.begin(), layers_.end(), [&](RowChannels const& l) { return l == common_; });
     if (alike) layers_.clear();
   }
@@ -52,7 +53,7 @@ class LayerChannels {
   /// [num_layers]; empty where all are alike.
   [[nodiscard]] std::span<RowChannels const> layers() const { return layers_; }
   /// Layers that these are of; 0: any number.
-  [[nodiscard]] std::size_t num_layers() const { return layers_.size(); }
+  [[nodiscard]] std::size_t num_layers() const { return num_layers_; }
   /// The same keys with values of `value_dim` channels in all layers. @pre alike()
   [[nodiscard]] LayerChannels with_values(std::int64_t value_dim) const { return {common_.head_dim, value_dim}; }
 
@@ -60,6 +61,7 @@ class LayerChannels {
 
  private:
   RowChannels common_;
+  std::size_t num_layers_ = 0;
   std::vector<RowChannels> layers_;  ///< empty where all are alike
 };
 
