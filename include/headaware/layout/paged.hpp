@@ -71,7 +71,7 @@ namespace detail {
 
 inline void check_paged(PageTable const& table, PagedShape const& shape, std::int64_t plane, char const* where) {
   require(shape.num_sequences >= 0, "sequences", ">= 0", shape.num_sequences, where);
-  require(shape.num_kv_heads >= 0, "kv_heads", ">= 0", shape.num_kv_heads, where);
+  require(shape.num_kv_heads >= 0, "KV heads", ">= 0", shape.num_kv_heads, where);
   require(shape.channels >= 0, "channels", ">= 0", shape.channels, where);
   require(shape.num_pages >= 0, "num_pages", ">= 0", shape.num_pages, where);
   require(plane >= 0, "plane offset", ">= 0", plane, where);
@@ -133,7 +133,7 @@ class PagedLayoutBase {
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t page_of(std::int64_t sequence, std::int64_t token) const {
     return table_.page(sequence, page_size_.quotient(token));
   }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t slot_of(std::int64_t token) const {
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t row_of(std::int64_t token) const {
     return page_size_.remainder(token);
   }
   [[nodiscard]] bool empty() const { return shape_.num_pages == 0 || shape_.num_kv_heads == 0 || shape_.channels == 0; }
@@ -154,7 +154,7 @@ class PagedLayoutBase {
   std::int64_t plane_ = 0;
 };
 
-/// @brief A pool of pages: token t of a sequence is slot `t mod page_size` of the page that the table
+/// @brief A pool of pages: token t of a sequence is row `t mod page_size` of the page that the table
 /// names at `t / page_size`.
 /// @pre   tokens below 2^31; table entries in [0, num_pages), as many of each sequence as its tokens need. The CPU back
 ///        end checks this; on a device it is the caller's business (`validate_tables`)
@@ -178,7 +178,7 @@ class PagedLayout : public PagedLayoutBase {
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t sequence, std::int64_t head, std::int64_t token,
                                                           std::int64_t channel) const {
-    return plane_ + page_of(sequence, token) * strides_.page + head * strides_.head + slot_of(token) * strides_.token +
+    return plane_ + page_of(sequence, token) * strides_.page + head * strides_.head + row_of(token) * strides_.token +
            channel * strides_.channel;
   }
 
@@ -232,7 +232,7 @@ class PagedSplitXLayout : public PagedLayoutBase {
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t sequence, std::int64_t head, std::int64_t token,
                                                           std::int64_t channel) const {
     return plane_ + page_of(sequence, token) * strides_.page + head * strides_.head +
-           x_.quotient(channel) * strides_.group + slot_of(token) * strides_.token + x_.remainder(channel);
+           x_.quotient(channel) * strides_.group + row_of(token) * strides_.token + x_.remainder(channel);
   }
 
   [[nodiscard]] std::int64_t channel_run() const {

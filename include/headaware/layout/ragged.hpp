@@ -48,7 +48,7 @@ class RaggedLayout {
     constexpr auto where = "RaggedLayout";
     require(shape.num_sequences >= 0, "sequences", ">= 0", shape.num_sequences, where);
     require(shape.total >= 0, "total tokens", ">= 0", shape.total, where);
-    require(shape.num_kv_heads >= 0, "kv_heads", ">= 0", shape.num_kv_heads, where);
+    require(shape.num_kv_heads >= 0, "KV heads", ">= 0", shape.num_kv_heads, where);
     require(shape.channels >= 0, "channels", ">= 0", shape.channels, where);
     require(strides.token >= 0, "token stride", ">= 0", strides.token, where);
     require(strides.head >= 0, "head stride", ">= 0", strides.head, where);

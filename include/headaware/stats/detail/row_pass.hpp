@@ -82,8 +82,8 @@ class RowPass {
   RowPass(ObserverParameters const& parameters, AttentionScore const& score, Layer const& layer)
       : parameters_(parameters),
         score_(score),
-        logit_map_(LogitMap::of(score.scale, score.soft_cap, key_dim(layer))),
-        head_dim_(key_dim(layer)),
+        logit_map_(LogitMap::of(score.scale, score.soft_cap, head_dim(layer))),
+        head_dim_(head_dim(layer)),
         value_dim_(value_dim(layer)),
         near_(std::max<std::int64_t>(parameters.num_distances, parameters.local_window + 1)),
         recent_begin_(
