@@ -95,7 +95,7 @@ std::int64_t first_token(Layer const& layer) {
   }
 }
 
-/// A layout must reach all tokens of its sequence, where it says how far it reaches.
+/// Checks that a layout reaches all tokens of its sequence, where it says how far it reaches.
 template <class Layout, class Layer>
 void check_reach(Layout const& layout, Layer const& layer, std::int32_t heads, std::int64_t channels, char const* what,
                  char const* where) {
@@ -116,7 +116,7 @@ void check_reach(Layout const& layout, Layer const& layer, std::int32_t heads, s
   }
 }
 
-/// A layout's tables in host memory must name all tokens of its sequence.
+/// Checks that a layout's tables in host memory name all tokens of its sequence.
 template <class Layout, class Layer>
 void check_reach_of_table(Layout const& layout, Layer const& layer, char const* what, char const* where) {
   if constexpr (has_table<Layout>) {

@@ -286,7 +286,7 @@ template <LayerRange Layers>
   return detail::with_layers(std::move(result), layer_span(layers), "paged");
 }
 
-/// @brief Block table in the CSR form of FlashInfer, heads folded into the batch.
+/// @brief CSR block table as FlashInfer takes it, heads folded into the batch.
 struct PageIndices {
   std::vector<std::int32_t> indptr;         ///< [segments + 1]
   std::vector<std::int32_t> indices;        ///< [pages]

@@ -62,7 +62,7 @@ inline void add_page_indices(PagedHeadsView const& view, PagedHead const& head, 
   std::int64_t const size = view.page_size.value();
   auto const pages_of = [&](std::int64_t tokens) { return (tokens + size - 1) / size; };
   WindowRange const kept = head.rule().range(length);
-  // What a window that reaches the sinks has in common with their last page, no kernel's sliding window would hide.
+  // Where the window reaches the sinks all tokens count as sinks: no sliding window could hide those that both share.
   std::int64_t const sinks = kept.is_whole() ? length : kept.sinks;
   std::int64_t const begin = kept.is_whole() ? length : kept.begin;
   bool const has_window = begin < length;
@@ -84,7 +84,7 @@ inline void add_page_indices(PagedHeadsView const& view, PagedHead const& head, 
       part == PagePart::window && has_window ? static_cast<std::int32_t>(begin - window_page * size) : 0);
 }
 
-/// One layer's tables in FlashInfer's form. @param lengths  [num_sequences]
+/// Makes one layer's tables for FlashInfer. @param lengths  [num_sequences]
 [[nodiscard]] inline HeadPageIndices page_indices(PagedHeadsView const& view, std::span<std::int32_t const> lengths,
                                                   std::int32_t layer, PagePart part) {
   HeadPageIndices result;
@@ -97,7 +97,7 @@ inline void add_page_indices(PagedHeadsView const& view, PagedHead const& head, 
   return result;
 }
 
-/// The same tables in vLLM's form.
+/// Makes the same tables for vLLM.
 [[nodiscard]] inline HeadBlockTable dense_rows(HeadPageIndices const& csr, std::int32_t page_size) {
   HeadBlockTable result;
   std::size_t const rows = csr.last_page_len.size();

@@ -22,7 +22,7 @@ struct PagedRows {
     std::int64_t const stride = page_stride != 0 ? page_stride : page_size.value() * token;
     return pages[page] * stride + page_size.remainder(row) * token;
   }
-  /// Right for heads that hold all tokens.
+  /// Token of a row, for heads that hold all tokens.
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const { return row; }
 };
 

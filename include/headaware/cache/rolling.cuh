@@ -105,7 +105,7 @@ inline cudaError_t advance(RollingSlotsView const& slots, RollingStateView const
   return detail::change_state("advance", "counts", slots, state, d_counts, detail::StateChange::advance, stream);
 }
 
-/// @brief Takes each sequence's last tokens back (speculative decoding). Touches no slot.
+/// @brief Rolls back each sequence's last tokens (speculative decoding). Touches no slot.
 /// @param slots     `RollingSlots::view_at(d_heads)`
 /// @param state     counters in device memory. No other call on the same state may run at the same time
 /// @param d_tokens  device, [num_sequences], read when the kernel runs; where it is negative or more than

@@ -52,7 +52,7 @@ struct RollingAppend {
 /// Throws unless buffers were made for these slots.
 template <class T>
 void check_rolling(RollingSlotsView const& slots, Destination<T, RollingForm> const& cache, char const* where) {
-  // Memory that slots have given back may be the next ones'.
+  // Later slots may have the same address.
   require(cache.form.heads == slots.heads && cache.form.slots_id == slots.id, "cache", "one made for these slots",
           "one of other slots", where);
   require(cache.form.num_sequences == slots.num_sequences, "cache's sequences", slots.num_sequences,
@@ -64,7 +64,7 @@ void check_rolling(RollingSlotsView const& slots, Destination<T, RollingForm> co
           cache.layers.size(), where);
 }
 
-/// Buffers of layers that hold something must be there, and none may meet another: rows would overwrite each other.
+/// Checks that layers which hold something have buffers, and that no two overlap.
 template <class T>
 void check_rolling_buffers(Destination<T, RollingForm> const& cache, std::size_t first, std::size_t count,
                            char const* where) {

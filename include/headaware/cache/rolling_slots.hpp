@@ -1,7 +1,8 @@
 #pragma once
 
 /// @file
-/// Slots of every head of a rolling cache, known from policies alone; and that cache as a destination of `compress`.
+/// Slots of every head of a rolling cache, which follow from policies alone, and the cache as a destination of
+/// `compress`.
 
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/destination.hpp>
@@ -40,15 +41,15 @@ struct RollingSlotsView {
   std::int32_t num_kv_heads = 0;
   std::int32_t slack = 0;
   std::int64_t free_length = 0;  ///< up to this many tokens no ring has overwritten anything
-  std::int64_t token_limit = 0;  ///< the most tokens a sequence may have
+  std::int64_t token_limit = 0;  ///< most tokens per sequence
   std::int64_t max_slots = 0;    ///< the most slots any head has
-  std::uint64_t id = 0;          ///< of the slots: no others in the process have it, but for copies
+  std::uint64_t id = 0;          ///< of the `RollingSlots`: unique in the process, but for copies
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE RollingHead const& head(std::int64_t layer, std::int64_t kv_head) const {
     return heads[layer * num_kv_heads + kv_head];
   }
-  /// @brief Number of a sequence's last tokens that can be taken back, every window whole afterwards: all of them until
-  /// the first ring wraps; later `slack`, less what has been taken back since the longest the sequence has been.
+  /// @brief Number of a sequence's last tokens that can be rolled back, every window whole afterwards: all of them
+  /// until the first ring wraps; later `slack`, less what has been rolled back from the high-water mark.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t max_rollback(std::int64_t length,
                                                                           std::int64_t high_water) const {
     if (high_water <= free_length) return length;
@@ -70,9 +71,9 @@ static_assert(std::is_trivially_copyable_v<RollingSlotsView>);
 /// moved from has no heads.
 class RollingSlots {
  public:
-  /// @param table          policies of all layers and KV heads, each with a rolling form (`RollingPolicy`)
+  /// @param table          policies of all layers and KV heads, each a `RollingPolicy`
   /// @param num_sequences  sequences that the cache has room for
-  /// @throws ArgumentError on negative numbers, a policy without a rolling form (a `KeepList`), heads that keep all
+  /// @throws ArgumentError on negative numbers, a policy that is none (a `KeepList`), heads that keep all
   ///         without `max_tokens`, and blocks beyond 2^31 slots
   /// @par Cost  O(layers · sequences · heads)
   template <class Table>
@@ -110,7 +111,7 @@ class RollingSlots {
   [[nodiscard]] std::int32_t num_sequences() const { return num_sequences_; }
   [[nodiscard]] std::int32_t num_kv_heads() const { return num_kv_heads_; }
   [[nodiscard]] RollingLimits const& limits() const { return limits_; }
-  /// The most tokens a sequence may have: `max_tokens` where a head keeps all, else 2^31 - 1 less the slack.
+  /// Most tokens per sequence: `max_tokens` where a head keeps all, else 2^31 - 1 less the slack.
   [[nodiscard]] std::int64_t token_limit() const { return token_limit_; }
 
   /// The slots of one head. @throws ArgumentError if there is no such head
@@ -132,7 +133,7 @@ class RollingSlots {
   [[nodiscard]] std::int64_t bytes_held(TokenBytes const& token) const {
     return detail::elements("RollingSlots::bytes_held", {rows_total(), token.total()});
   }
-  /// The same for keys and values alike. @param head_dim channels; @param element_bytes bytes an element
+  /// The same for keys and values alike. @param head_dim channels; @param element_bytes bytes per element
   [[nodiscard]] std::int64_t bytes_held(std::int64_t head_dim, std::size_t element_bytes) const {
     return bytes_held(TokenBytes::of(head_dim, element_bytes));
   }
@@ -165,14 +166,14 @@ class RollingSlots {
       return "RollingSlots, layer " + std::to_string(layer) + ", KV head " + std::to_string(kv_head);
     };
     if constexpr (!RollingPolicy<P>) {
-      require(false, "policy", "one with a rolling form (a sink and a window)", P::name, where);
+      require(false, "policy", "one of sinks and a window", P::name, where);
     } else {
-      WindowRule const form = rolling_form(policy);
+      WindowRule const rule = rolling_form(policy);
       RollingHead head;
       head.first_row = rows;
-      head.sink = form.sink;
-      head.window = form.window;
-      if (form.sink == all_tokens) {
+      head.sink = rule.sink;
+      head.window = rule.window;
+      if (rule.sink == all_tokens) {
         require(limits_.max_tokens > 0, "max_tokens", "> 0, as a head keeps all tokens", limits_.max_tokens, where);
         head.sink = static_cast<std::int32_t>(limits_.max_tokens);
         head.window = 0;
@@ -202,11 +203,11 @@ class RollingSlots {
   std::vector<std::int64_t> offsets_ = {0};
 };
 
-/// @brief A rolling cache as a form that `compress` fills: each kept token goes to the slot from which `append` goes
-/// on. Keys keep their positions: ones that are rotated to their rows on the way would be wrong with the next token.
+/// @brief Rolling: each kept token goes to the slot in which `append` expects it. Keys keep their positions: keys
+/// rotated to their rows would be wrong from the next token on.
 struct RollingForm {
   static constexpr bool needs_group = false;
-  static constexpr bool keeps_positions = true;  ///< keys are not to turn on the way
+  static constexpr bool keeps_positions = true;  ///< keys may not be rotated
   RollingHead const* heads = nullptr;            ///< [num_layers, num_kv_heads], where the back end runs
   std::int32_t num_sequences = 0;
   std::int32_t num_kv_heads = 0;

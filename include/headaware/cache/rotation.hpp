@@ -92,9 +92,8 @@ class KeyRotation {
   }
 
   /// @brief Allows for keys that were rotated for other positions than their tokens' indices.
-  /// @param positions  [sequences, stride] the position that each token's key was rotated for, where the back end runs;
-  /// borrowed. On
-  ///                   a device they are read when the kernel runs
+  /// @param positions  [sequences, stride] the position that each token's key was rotated for, where the back end
+  ///                   runs; borrowed. On a device they are read when the kernel runs
   /// @param stride     entries from one sequence to the next: at least its tokens
   /// @note  Keys may then turn though no token is evicted: `evicting` does not count such turns, so keys of 16 bits
   ///        that are turned in place again and again lose bits unnoticed
@@ -190,7 +189,7 @@ class KeyRotation {
   double frequencies_[max_rotary_dim / 2] = {};
 };
 
-/// @brief Keys keep the positions that they were rotated for: in place of a `KeyRotation`, the default.
+/// @brief No rotation, the default: keys keep the positions that they were rotated for.
 struct KeepPositions {};
 
 /// @brief The two channels of a rotary pair.

@@ -22,7 +22,7 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Pages of `page_size` tokens that so many tokens need, without a sum that overflows. @pre  tokens >= 0, page_size > 0
+/// Number of pages of `page_size` tokens for so many tokens, without overflow. @pre  tokens >= 0, page_size > 0
 [[nodiscard]] constexpr std::int64_t pages_for(std::int64_t tokens, std::int64_t page_size) {
   return tokens / page_size + (tokens % page_size != 0 ? 1 : 0);
 }
@@ -144,8 +144,7 @@ class CacheSizes {
     return detail::pages_for(most, page_size);
   }
 
-  /// Bytes of the kept keys and values; exact for ragged caches. @throws ArgumentError beyond 64 bits, like all bytes
-  /// here
+  /// Bytes of the kept keys and values; exact for ragged caches. @throws ArgumentError beyond 64 bits, as all bytes
   [[nodiscard]] std::int64_t bytes_held(TokenBytes const& token) const {
     return detail::elements("CacheSizes::bytes_held", {kept_total(), token.total()});
   }
@@ -213,7 +212,7 @@ class CacheSizes {
   }
 
  private:
-  /// Where a head is in a grouped cache.
+  /// Place of a head in a grouped cache.
   struct HeadPlace {
     detail::HeadGroup group;
     std::int32_t rank;  ///< heads of its group before it

@@ -285,7 +285,7 @@ template <class = void>
   return model;
 }
 
-/// @brief `parse_model_config` of a file.
+/// @brief Reads a file by `parse_model_config`.
 /// @throws FormatError as there, FileError if the file cannot be read
 template <class = void>
 [[nodiscard]] ModelConfig load_model_config(FilePath const& path) {

@@ -29,7 +29,7 @@ struct PageTable {
     return {block_table, nullptr, row_stride == 0 ? max_blocks : row_stride, max_blocks};
   }
 
-  /// @brief A table in CSR form: FlashInfer's `paged_kv_indices` and `paged_kv_indptr`.
+  /// @brief A CSR table: FlashInfer's `paged_kv_indices` and `paged_kv_indptr`.
   /// @param indices  [indptr[sequences]], the sequences' page numbers back to back
   /// @param indptr   [sequences + 1], 0 first
   static PageTable csr(std::int32_t const* indices, std::int32_t const* indptr) { return {indices, indptr, 0, 0}; }
@@ -77,7 +77,7 @@ inline void check_paged(PageTable const& table, PagedShape const& shape, std::in
   require(plane >= 0, "plane offset", ">= 0", plane, where);
   require(table.pages != nullptr || shape.num_sequences == 0, "page table", "a pointer", "nullptr", where);
   if (table.indptr == nullptr) {
-    require(table.max_pages >= 0, "page table entries a row", ">= 0", table.max_pages, where);
+    require(table.max_pages >= 0, "page table entries per row", ">= 0", table.max_pages, where);
     require(table.row_stride >= table.max_pages, "page table row stride", {">= ", table.max_pages}, table.row_stride,
             where);
   }
@@ -157,7 +157,7 @@ class PagedLayoutBase {
 /// @brief A pool of pages: token t of a sequence is row `t mod page_size` of the page that the table
 /// names at `t / page_size`.
 /// @pre   tokens below 2^31; table entries in [0, num_pages), as many of each sequence as its tokens need. The CPU back
-///        end checks this; on a device it is the caller's business (`validate_tables`)
+///        end checks this; on a device the caller does (`validate_tables`)
 class PagedLayout : public PagedLayoutBase {
  public:
   PagedLayout() = default;

@@ -31,9 +31,9 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @param statistics  of the same text as the gains
 /// @param before      of that text; empty: 1 everywhere
 /// @param plan        that the gains were measured at
-/// @param gains       nats, [layers] or [layers, num_kv_heads]: by how much less predictions diverge (or the loss
-/// rises)
-///                    where the layer (head) alone keeps everything and all others follow the plan; may be negative
+/// @param gains       nats, [layers] or [layers, num_kv_heads]: by how much less predictions diverge (or the
+///                    loss rises) where the layer (head) alone keeps everything and all others follow the plan; may be
+///                    negative
 /// @param step        0: `before`, at the scale of the gains; 1: all the way, which overshoots
 /// @throws ArgumentError if shapes differ, a gain is NaN or infinite, nothing gains anything, or the step is outside
 ///         [0, 1]

@@ -127,7 +127,7 @@ class AttentionObserver {
     return result;
   }
 
-  /// @brief Adds sums of that form: of another process, or of a device.
+  /// @brief Adds sums of another process, or of a device, in the layout of `sums()`.
   /// @throws ArgumentError if there are more or fewer, or naming the head of one that is not finite; then nothing has
   ///         been added
   void add_sums(std::span<double const> sums) {

@@ -66,7 +66,7 @@ namespace detail {
 /// on the device.
 inline constexpr std::int64_t observe_blocks = 4096;
 
-/// The part of a call that does not depend on the device.
+/// Sizes and division of work of a call: what does not depend on the device.
 struct ObserveSetup {
   ObserveGrid grid;
   RetentionCuts cuts;
@@ -182,7 +182,7 @@ bool is_aligned(T const* data) {
   return reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0;
 }
 
-/// The checks of `observe`. @throws ArgumentError
+/// Runs the argument checks of `observe`. @throws ArgumentError
 template <class T, class Q, class K, class V>
 void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::span<DeviceQkv<T> const> layers,
                        AttentionScore const& score, ObserverParameters const& parameters) {

@@ -30,7 +30,7 @@ inline simd::Floats weights_of(simd::Floats x) {
   return x < least ? simd::Floats{} : power;
 }
 
-/// To about 3e-7 of the result.
+/// Hyperbolic tangent, to about 3e-7 of the result.
 inline simd::Floats tanh(simd::Floats y) {
   // tanh |y| = (1 - t) / (1 + t) with t = exp(-2 |y|), which cancels where y is small: there, the series.
   simd::Floats const size = y < 0.0F ? -y : y;
@@ -160,7 +160,7 @@ class QueryTile {
     return true;
   }
 
-  /// Leaves a query the logits of the rows that it sees.
+  /// Hides the rows that a query does not see.
   template <class Head>
   void hide_rows(Head const& head, std::int64_t q, std::int64_t count) {
     float* const scores = scores_ + q * attend_block;
@@ -168,8 +168,8 @@ class QueryTile {
     for (std::int64_t k = 0; k < count; ++k) scores[k] = is_seen(head, positions_[k], query) ? scores[k] : hidden_logit;
   }
 
-  /// Adds to each query the rows that it sees and no others: what a hidden row holds, even if it is no number, must
-  /// not matter. Not inlined: the loop over rows that all queries see would get slower.
+  /// Adds to each query the rows that it sees and no others, as a hidden row may hold NaN. Not inlined: the loop over
+  /// rows that all queries see would get slower.
   template <class E, class Head>
   [[gnu::noinline]] void weigh_seen_rows(Head const& head, E const* const* rows, std::int64_t count) {
     for (std::int64_t q = 0; q < count_; ++q) {

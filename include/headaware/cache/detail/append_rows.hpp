@@ -18,21 +18,21 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Sizes of an append, for whichever cache and back end.
+/// Sizes of an append, for all caches and both back ends.
 struct AppendShape {
   std::int32_t first_layer = 0;
   std::int32_t num_layers = 0;  ///< of the cache
   std::int32_t num_sequences = 0;
   std::int32_t num_kv_heads = 0;
-  std::int64_t max_count = 0;  ///< new tokens of a sequence, at most
+  std::int64_t max_count = 0;  ///< most new tokens of a sequence
   std::int64_t head_dim = 0;
   std::int64_t value_dim = 0;
   bool writes = false;           ///< some head takes tokens
-  std::int64_t page_size = 0;    ///< tokens; > 0: buffers are pages,
-  std::int64_t page_stride = 0;  ///< so many elements from each other: values may lie between keys
+  std::int64_t page_size = 0;    ///< tokens per page; 0: buffers are not paged
+  std::int64_t page_stride = 0;  ///< elements from one page to the next: values may lie between keys
 };
 
-/// One layer of the cache that takes tokens.
+/// Buffers of one layer of the cache.
 template <class T>
 struct CacheBuffers {
   LayerKv<T> data;
@@ -87,7 +87,7 @@ void check_append(AppendShape const& shape, std::span<LayerKv<U> const> tokens, 
           "overlapping buffers", where);
 }
 
-/// Copies the tokens from `length` on that a head holds. @param rows  of all that it holds after the append
+/// Copies the new tokens, from `length` on, that a head keeps. @param rows  all rows that it holds after the append
 template <class T, class Layout, class Rows>
 void append_tokens(Rows const& rows, std::int64_t length, Layout const& layout, std::int32_t sequence,
                    std::int32_t kv_head, std::int64_t channels, bool contiguous, T const* source, T* cache) {
@@ -95,7 +95,7 @@ void append_tokens(Rows const& rows, std::int64_t length, Layout const& layout, 
     T* const to = cache + rows.offset(i, channels);
     std::int64_t const from = rows.position(i) - length;
     if (contiguous) {
-      // The next step will not write this row again, and attention reads it among all that the head keeps.
+      // No later step writes this row again, and attention reads all rows of the head.
       stream_bytes(to, source + layout.offset(sequence, kv_head, from, 0),
                    static_cast<std::size_t>(channels) * sizeof(T));
     } else {
@@ -105,8 +105,8 @@ void append_tokens(Rows const& rows, std::int64_t length, Layout const& layout, 
 }
 
 /// @brief Writes new tokens to their rows.
-/// @param cache    `rows(layer, sequence, kv_head, length, high_water)`: rows of all that a head holds of a sequence
-///                 that is `length` tokens long after the append
+/// @param cache    `rows(layer, sequence, kv_head, length, high_water)`: all rows that a head holds of a sequence of
+///                 `length` tokens, the new ones included
 /// @param buffers  (new tokens' layer) to `CacheBuffers`
 /// @param lengths, high_water, counts  [num_sequences] before the append; new tokens
 template <class Cache, class U, class Source, class Buffers>
@@ -123,7 +123,7 @@ void append_rows(AppendShape const& shape, Cache const& cache, std::span<LayerKv
   std::int64_t const heads = static_cast<std::int64_t>(tokens.size()) * shape.num_sequences * shape.num_kv_heads;
   std::int64_t const bytes = new_tokens * static_cast<std::int64_t>(tokens.size()) * shape.num_kv_heads *
                              (shape.head_dim + shape.value_dim) * static_cast<std::int64_t>(sizeof(T));
-  // A step of decoding is over before other threads would have begun.
+  // A decoding step ends before other threads would have begun.
   bool const share = bytes > (1 << 20);
   parallel_for(
       heads, 1, share, [] { return StreamFence(); },

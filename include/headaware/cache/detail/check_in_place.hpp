@@ -96,7 +96,7 @@ bool tensors_meet(A const& a, B const& b, std::int64_t distance) {
   }
 }
 
-/// In place, no element may be compacted twice.
+/// Checks that no element would be compacted twice.
 template <class T, class Keys, class Values>
 void check_tensors_apart(std::span<LayerKv<T> const> layers, Keys const& keys, Values const& values) {
   if constexpr (has_required_span_size<Keys> && has_required_span_size<Values>) {
@@ -129,8 +129,7 @@ void check_tensors_apart(std::span<LayerKv<T> const> layers, Keys const& keys, V
   }
 }
 
-/// The same within one tensor, whose heads may not share memory: each direction steps over all that shorter steps
-/// reach.
+/// Checks that heads of one tensor do not share memory: each stride steps over all that shorter strides reach.
 template <class Layout>
 void check_apart_from_itself(Layout const& layout, char const* where) {
   if constexpr (requires { layout.directions(); }) {
@@ -180,7 +179,7 @@ void check_in_place(CacheBounds const& bounds, std::span<LayerKv<T> const> layer
   check_tensors_apart(layers, keys, values);
 }
 
-/// Keys of 16 bits would be rounded again and again, see `KeyRotation::evicting`.
+/// Checks that keys of 16 bits turn for enough evicted tokens to be worth the rounding, see `KeyRotation::evicting`.
 /// @param segment  the one that evicts the fewest tokens
 template <class T, class Rotation>
 void check_evictions(Rotation const& rotation, std::int64_t evicted, Segment const& segment) {

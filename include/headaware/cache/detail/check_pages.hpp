@@ -21,7 +21,7 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// A destination made for another compaction may be too small for this one.
+/// Checks that a destination, which may be made for another compaction, has room for this one.
 template <class Table, class T, class Form>
 void check_capacity(Compaction<Table> const& compaction, Destination<T, Form> const& kept) {
   for (std::int64_t s = 0; s < compaction.num_segments(); ++s) {
@@ -99,7 +99,7 @@ void check_block_table(CacheSizes const& sizes, Destination<T, Form> const& kept
   }
 }
 
-/// No page may be two heads', or both of keys and of values.
+/// Checks that no page belongs to two heads, or both to keys and to values.
 template <class = void>
 void check_pages_apart(CacheSizes const& sizes, WrittenPages& written, char const* where) {
   auto const earlier = [](WrittenPage const& x, WrittenPage const& y) { return x.memory.begin < y.memory.begin; };
@@ -189,7 +189,7 @@ void check_pages_not_read(std::int64_t sequences, TokensOf const& tokens_of, Wri
   require(!met, "buffers", "pages to write apart from all that is read", "overlapping pages", where);
 }
 
-/// In place, a page of two sequences would be compacted twice.
+/// Checks that no page belongs to two sequences: in place it would be compacted twice.
 template <class Layout>
 void check_pages_of_one_sequence(Layout const& layout, std::span<std::int32_t const> lengths, char const* where) {
   if constexpr (in_pages<Layout>) {

@@ -47,9 +47,9 @@ class KeptTokens {
     for (std::int32_t layer = 0; layer < compaction_.num_layers(); ++layer) {
       for (std::int32_t head = 0; head < compaction_.num_kv_heads(); ++head) {
         visit_policy(compaction_.table(), layer, sequence, head, [&]<class P>(P const& policy) {
-          WindowRule form{all_tokens, 0};
-          if constexpr (RollingPolicy<P>) form = rolling_form(policy);
-          widest = {std::max(widest.sink, form.sink), std::max(widest.window, form.window)};
+          WindowRule rule{all_tokens, 0};
+          if constexpr (RollingPolicy<P>) rule = rolling_form(policy);
+          widest = {std::max(widest.sink, rule.sink), std::max(widest.window, rule.window)};
         });
       }
     }
@@ -85,8 +85,8 @@ template <class P>
 inline constexpr bool is_known_policy = std::is_same_v<P, Full> || std::is_same_v<P, SinkWindow> ||
                                         std::is_same_v<P, WindowOnly> || std::is_same_v<P, Prune>;
 
-/// Tokens of keep-lists and of policies of a caller's own must be right before the first row moves, or the cache would
-/// be left half-compressed.
+/// Checks the tokens of keep-lists and of a caller's own policies before the first row moves: an error later would
+/// leave the cache half-compressed.
 template <class Table>
 void check_policies(Compaction<Table> const& compaction, char const* where) {
   std::vector<std::int64_t> tokens;

@@ -33,7 +33,7 @@ struct AttendArrays {
   std::int32_t* tickets = nullptr;        ///< [segments, tiles] splits that are done
 };
 
-/// Layout of a block's dynamic shared memory. The floats come first: they are aligned by being there.
+/// Layout of a block's dynamic shared memory: the floats come first, which keeps them aligned.
 struct AttendMemory {
   std::int32_t tile_rows;     ///< cache rows in shared memory at a time
   std::int32_t query_pitch;   ///< floats

@@ -60,7 +60,7 @@ void launch_append(Cache const& cache, AppendCounters const& counters, AppendSha
   auto const value_plane = append_plane_of<T>(values, shape.value_dim, run(shape.value_dim), tokens, buffers,
                                               &LayerKv<U>::values, &LayerKv<T>::values, tables.planes[1]);
   std::int64_t const rows_per_head = std::clamp<std::int64_t>(max_slots, 1, std::max<std::int64_t>(1, shape.max_count));
-  // One access a thread: a step of decoding has few rows, and they are to spread over the device.
+  // One access per thread: a decoding step has few rows, which are to spread over the device.
   std::int64_t const accesses = shape.head_dim * key_plane.element_bytes / key_plane.vector_bytes +
                                 shape.value_dim * value_plane.element_bytes / value_plane.vector_bytes;
   auto const rows_per_block =
@@ -74,7 +74,7 @@ void launch_append(Cache const& cache, AppendCounters const& counters, AppendSha
                                static_cast<std::int32_t>(rows_per_head), rows_per_block,
                                static_cast<std::int32_t>(blocks)}};
   static_assert(sizeof(parameters) + sizeof(tables) <= max_parameter_bytes, "headaware: too much for one launch");
-  // An earlier append that came to no end may have left something.
+  // An earlier append that failed may have left a count.
   if (counters.ticket != nullptr) clear_tickets(counters.ticket, 1, "append", stream);
   launch("append", append_kernel<Parameters>, static_cast<unsigned>(blocks + num_copies), block_threads, 0, stream,
          parameters, tables);

@@ -49,7 +49,7 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// With values the warps have other keys each: shares their rows' maxima.
+/// Shares the rows' maxima among warps, which have different keys where there are values.
 template <class Tile>
 __device__ void write_maxima(Tile const& tile, float const (&tile_max)[2]) {
   auto* const maxima = tile.template at<float>(tile.p.shared.maxima);

@@ -12,7 +12,7 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-// After the last key: from the states of rows and intervals to the raw sums.
+// After the last key: reduction from the states of rows and intervals to the raw sums.
 
 /// Finishes one row: its statistics, its normalisation and the probabilities of its intervals, by one thread.
 /// @param scalars  [row_scalars, rows]
@@ -94,7 +94,8 @@ __device__ void add_scalars(Tile const& tile, double const* scalars) {
   }
 }
 
-/// Σ over rows of the probability of one key each, from its kept score. @param key_of  the key that belongs to a query
+/// Sums the probability of one key per row over all rows, from kept scores. @param key_of  the key that belongs to a
+/// query
 template <class Tile, class KeyOf>
 __device__ double sum_probabilities(Tile const& tile, float const* scores, std::int32_t pitch, KeyOf const& key_of) {
   double sum = 0;
