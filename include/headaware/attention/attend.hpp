@@ -216,7 +216,7 @@ HEADAWARE_TARGET_END
 
 HEADAWARE_TARGET_BEGIN
 
-/// @brief Attention of one layer's queries over what its KV heads hold, on the CPU.
+/// @brief Computes attention of one layer's queries over the rows of its KV heads, on the CPU.
 ///
 /// For every query head: softmax(scale · query · keysᵀ) · values over the rows of its KV head, in single precision,
 /// whatever the elements are. A head that holds nothing, or of which a query sees nothing, gives zeros and an `lse`

@@ -88,7 +88,7 @@ class PagedHeads {
   /// @brief Allocates pages for new tokens, releases pages that windows have passed, and replaces shared pages that
   /// the new tokens would be written to (copy on write).
   /// @param counts  [num_sequences] new tokens of each sequence
-  /// @return what `headaware::append` needs to write them
+  /// @return the step that `headaware::append` writes
   /// @throws ArgumentError on a wrong number of counts, a negative one or a sequence beyond the cache's limit;
   ///         CapacityError if the pool has too few pages. The tables are then unchanged
   /// @par Cost  O(layers · num_kv_heads) for each sequence with new tokens, and the pages that change owners
@@ -229,7 +229,7 @@ class PagedHeads {
     table_ = std::move(entries);
     slots_ = std::move(slots);
     for (std::int32_t b = 0; b < shape_.num_sequences; ++b) {
-      RollingSlotsView start = slots_.view();  // one in which the sequence starts as what its pages hold
+      RollingSlotsView start = slots_.view();  // as if the sequence began with the pages that it holds
       start.free_length = 0;
       start.slack = static_cast<std::int32_t>(high_water[at(b)] - length(b));
       state_.start(start, b, length(b));

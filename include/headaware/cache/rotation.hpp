@@ -43,7 +43,7 @@ enum class RotaryPairing : std::uint8_t { neox, interleaved };
 /// `rotary_dim` on are left as they are.
 /// @pre  Token t was rotated for position t, one position for all its channels. That is not so after an image (M-RoPE
 ///       counts one on by less than its tokens), in a cache that was compressed before without a rotation, and with
-///       padding on the left: give `with_positions` what the keys were rotated for. Nobody can see from keys that it is
+///       padding on the left: give `with_positions` what the keys were rotated for. Keys do not show that it is
 ///       missing. An image's own tokens, whose channels have several positions, cannot be turned.
 /// @par Source  Su et al., RoFormer, arXiv:2104.09864; positions within the cache: arXiv:2309.17453
 class KeyRotation {

@@ -22,8 +22,8 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Fields of models whose layers' caches are not all `num_key_value_heads` heads of `head_dim` channels: what they say
-/// is not known here, so saying anything is an error.
+/// Fields of models whose layers' caches are not all `num_key_value_heads` heads of `head_dim` channels. Their
+/// meaning is not known here, so a value is an error.
 struct UnknownField {
   enum Kind : std::uint8_t {
     plain,

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// A table in the reference's classification schema, so that whatever reads classifications reads plans.
+/// Tables in the reference's classification schema, for programs that read classifications.
 
 #include <headaware/classify/head_type.hpp>
 #include <headaware/config.hpp>

@@ -61,7 +61,7 @@ struct PlannedHead {
   friend bool operator==(PlannedHead const&, PlannedHead const&) = default;
 };
 
-/// @brief One `plan.json`: policies, what they were planned for, and what they cost.
+/// @brief Contents of a `plan.json`: policies, the budget and options of the plan, and its predicted error.
 struct PolicyPlan {
   std::int32_t num_layers = 0;
   std::int32_t num_heads = 0;  ///< query heads per layer

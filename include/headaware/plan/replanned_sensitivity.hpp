@@ -21,8 +21,8 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief Sensitivities at a plan: what a cut of a layer (KV head) costs beside the cuts of all others is not what it
-/// costs alone.
+/// @brief Corrects sensitivities at a plan: a layer (KV head) that is cut beside all others costs another loss than one
+/// that is cut alone.
 ///
 /// Earlier sensitivities predict for each layer (head) what the plan loses in it; the measurement tells what giving it
 /// everything back gains. Its factors are multiplied by (gain / predicted loss)^step, the gains above 0 and the

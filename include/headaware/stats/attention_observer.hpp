@@ -105,7 +105,7 @@ class AttentionObserver {
     return rows;
   }
 
-  /// @brief Adds what another observer has seen.
+  /// @brief Merges another observer into this one.
   /// @throws ArgumentError if it observes another model or with other parameters
   void merge(AttentionObserver const& other) {
     constexpr auto where = "AttentionObserver::merge";

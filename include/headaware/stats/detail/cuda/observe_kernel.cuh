@@ -11,15 +11,13 @@
 //   sums    += weights · values, m16n8k16, with values alone: all warps have the same 16 rows and all keys, and each
 //              every 4th pair of 8-channel tiles. Weights pass through shared memory, in float.
 // Fragments. Lane l has rows l / 4 and l / 4 + 8 ("halves" h = 0, 1) and columns 2 · (l % 4), + 1 of each 8-column
-// tile. The 4 lanes of a row are its quad: they share the row's maximum; their sums are added up when an interval or
-// the row ends.
+// tile. The 4 lanes of a row are its quad: they share its maximum, and add up their sums after an interval or row.
 //
 // Formula. With s = log2 e · logit, m = max s, w = 2^(s - m), Z = Σ w (online softmax, arXiv:1805.02867):
 //   entropy = ln 2 · (log2 Z - Σ w (s - m) / Z); max = 1 / Z; recent = Σ_recent w / Z.
-// Retention: a (sink, window) pair drops a run of whole intervals (`RetentionCuts`); per interval the kernel sums the
-// weights and, with values, weights · values, each relative to a maximum of its own; `observe_errors.cuh` combines
-// intervals to the error of each pair. An interval's sums are in registers while its keys pass by, in shared memory
-// before and after.
+// Retention: a (sink, window) pair drops a run of whole intervals (`RetentionCuts`); per interval the kernel sums
+// weights and, with values, weights · values, relative to a maximum of its own; `observe_errors.cuh` combines them to
+// the error of each pair. Sums are in registers while their keys pass by, in shared memory before and after.
 //
 // Barriers, per tile of keys:
 //   A  keys have arrived; the last tile's values and weights are dead   → fetch values, score keys
@@ -27,9 +25,8 @@
 //   C  with values: weights and values have arrived                     → add values
 // and per tile of rows those of `finish_rows`.
 //
-// Files: observe_tile (rows, keys, loads), observe_softmax (scores, online softmax), observe_intervals (masses of
-// intervals), observe_values (value sums of intervals), observe_rows and observe_errors (the reduction when all keys
-// have passed).
+// Files: observe_tile (rows, keys, loads), observe_softmax (scores, online softmax), observe_intervals (their masses),
+// observe_values (their value sums), observe_rows and observe_errors (the reduction after the last key).
 
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
