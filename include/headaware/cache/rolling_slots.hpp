@@ -1,8 +1,7 @@
 #pragma once
 
 /// @file
-/// Slots of every head of a rolling cache, which follow from policies alone, and the cache as a destination of
-/// `compress`.
+/// Slots of every head of a rolling cache, by policies alone, and the cache as a destination of `compress`.
 
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/destination.hpp>

@@ -14,8 +14,7 @@ namespace detail {
 inline constexpr float log2_e = 1.44269504088896340736F;
 inline constexpr float ln_2 = 0.69314718055994530942F;
 
-/// The logit of a key that a query does not see: weighs nothing, and is finite, so that infinite logits are always
-/// errors.
+/// The logit of a key that a query does not see: weighs nothing, and is finite, so that infinite ones are errors.
 inline constexpr float hidden_logit = -std::numeric_limits<float>::max();
 
 /// `outer · x`, or `outer · tanh(inner · x)` with a soft cap.

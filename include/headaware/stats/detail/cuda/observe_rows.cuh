@@ -94,8 +94,7 @@ __device__ void add_scalars(Tile const& tile, double const* scalars) {
   }
 }
 
-/// Sums the probability of one key per row over all rows, from kept scores. @param key_of  the key that belongs to a
-/// query
+/// Sums the probability of one key per row over all rows, from kept scores. @param key_of  (query) to its key
 template <class Tile, class KeyOf>
 __device__ double sum_probabilities(Tile const& tile, float const* scores, std::int32_t pitch, KeyOf const& key_of) {
   double sum = 0;
