@@ -97,7 +97,7 @@ std::string pages_difference(TokenModel const& model, ha::PagedHeads const& page
       std::int64_t const in_window =
           pages_of_window == 0 ? 0 : (pages_of_window - 1) * size + window.last_page_len[entry];
       // What a kernel shows that knows no `kv_start`, but a sliding window, of the second part: the same.
-      if (pages_of_window > 0) expect("kv_start", window.kv_start[entry], in_window - pages.head(l, h).window);
+      if (pages_of_window > 0) expect("kv_start", window.kv_start[entry], in_window - pages.head(l, h).rule.window);
       // The dense table says the same.
       for (std::int64_t i = 0; i < pages_of_window; ++i) {
         expect("dense table entry",

@@ -379,7 +379,7 @@ class PagedHeads {
       if (std::min<std::int64_t>(pages, now.sink_pages) > sinks && begin > 0) {
         high_water = std::int64_t{all_tokens} + 1;
       } else if (now.ring_pages > 0 && now.sink_pages < begin) {
-        high_water = std::max(high_water, begin * page_size() + now.window + shape_.limits.slack);
+        high_water = std::max(high_water, now.rule.high_water_holding(begin * page_size(), shape_.limits.slack));
       }
     });
     return high_water;

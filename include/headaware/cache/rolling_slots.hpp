@@ -167,22 +167,18 @@ class RollingSlots {
     if constexpr (!RollingPolicy<P>) {
       require(false, "policy", "one with a rolling form (a sink and a window)", P::name, where);
     } else {
-      WindowRule const form = rolling_form(policy);
       RollingHead head;
       head.first_row = rows;
-      head.sink = form.sink;
-      head.window = form.window;
-      if (form.sink == all_tokens) {
+      head.rule = rolling_form(policy);
+      auto const& [sink, window] = head.rule;
+      if (sink == all_tokens) {
         require(limits_.max_tokens > 0, "max_tokens", "> 0, as a head keeps all tokens", limits_.max_tokens, where);
-        head.sink = static_cast<std::int32_t>(limits_.max_tokens);
-        head.window = 0;
+        head.rule = {static_cast<std::int32_t>(limits_.max_tokens), 0};
         token_limit_ = std::min(token_limit_, limits_.max_tokens);
       }
-      bool const fits =
-          head.sink >= 0 && head.window >= 0 && std::int64_t{head.sink} + head.window + limits_.slack <= all_tokens;
-      require(fits, "slots of a head", "sink >= 0, window >= 0, with slack below 2^31", {head.sink, " + ", head.window},
-              where);
-      head.ring = head.window > 0 ? head.window + limits_.slack : 0;
+      bool const fits = sink >= 0 && window >= 0 && std::int64_t{sink} + window + limits_.slack <= all_tokens;
+      require(fits, "slots of a head", "sink >= 0, window >= 0, with slack below 2^31", {sink, " + ", window}, where);
+      head.ring = window > 0 ? window + limits_.slack : 0;
       if (head.ring > 0) free_length_ = std::min(free_length_, head.slots());
       max_slots_ = std::max(max_slots_, head.slots());
       rows += head.slots();
@@ -226,7 +222,7 @@ struct RollingForm {
     if (!matches(segment)) return false;
     if (segment.kept == 0 || segment.kept == segment.length) return true;
     if constexpr (RollingPolicy<P>) {
-      return rolling_form(policy) == head(segment).rule();
+      return rolling_form(policy) == head(segment).rule;
     } else {
       return false;
     }
