@@ -74,27 +74,6 @@ struct GroupedForm {
   }
 };
 
-/// @brief Paged per head: pages of one KV head, `[page_size, head_dim]` each, found through a block
-/// table with one row per (layer, sequence, KV head).
-struct PagedForm {
-  static constexpr bool needs_group = false;
-  std::int32_t const* block_table = nullptr;  ///< page numbers, where the back end runs
-  std::int32_t const* indptr = nullptr;       ///< [segments + 1]: first entry of each row; nullptr: dense rows
-  std::int64_t table_stride = 0;              ///< entries per row of a dense block table
-  FixedDivisor page_size = 0;                 ///< tokens per page
-  std::int64_t page_stride = 0;               ///< elements from one page to the next; 0: page_size * channels
-
-  /// Rows that a head's pages hold.
-  HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const& segment, LayerCapacity const& capacity) const {
-    if (indptr == nullptr) return capacity.head_rows;
-    return (indptr[segment.index + 1] - indptr[segment.index]) * page_size.value();
-  }
-  HEADAWARE_HOST_DEVICE PagedRows rows(Segment const& segment, LayerCapacity const&) const {
-    std::int64_t const entry = indptr != nullptr ? indptr[segment.index] : segment.index * table_stride;
-    return {block_table + entry, segment.kept, page_size, page_stride};
-  }
-};
-
 /// @brief The cache that compaction writes: a form, and every layer's buffers. Made by `ragged`, `padded`,
 /// `grouped`, `paged` and `rolling`; lives on the host whatever its pointers point to.
 template <class T, class F>
