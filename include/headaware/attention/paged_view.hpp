@@ -8,7 +8,6 @@
 #include <headaware/cache/paged_rows.hpp>
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
-#include <headaware/fixed_divisor.hpp>
 
 #include <cstdint>
 #include <numeric>

@@ -12,7 +12,6 @@
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
 #include <headaware/error.hpp>
-#include <headaware/fixed_divisor.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -54,7 +53,7 @@ struct PaddedForm {
 
 /// @brief Grouped: the `Full` heads as `[sequences, full_heads, full_head_rows, head_dim]`, then the
 /// others as `[sequences, window_heads, head_rows, head_dim]`, left-aligned; pruned heads have no
-/// place. Sizes: `CacheSizes::grouped_capacity`.
+/// place. Sizes: `CacheSizes::grouped_capacity`. Attention reads each group as a padded cache of its heads (`PaddedView`).
 /// @par Source  Xiao et al., DuoAttention, arXiv:2410.10819
 struct GroupedForm {
   static constexpr bool needs_group = true;

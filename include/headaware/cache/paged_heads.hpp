@@ -7,6 +7,7 @@
 ///              (reference counts, copy on write)
 
 #include <headaware/cache/detail/page_change.hpp>
+#include <headaware/cache/detail/unique_id.hpp>
 #include <headaware/cache/page_indices.hpp>
 #include <headaware/cache/page_pool.hpp>
 #include <headaware/cache/page_step.hpp>
@@ -15,7 +16,6 @@
 #include <headaware/cache/rolling_state.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
-#include <headaware/detail/unique_id.hpp>
 #include <headaware/error.hpp>
 #include <headaware/fixed_divisor.hpp>
 #include <headaware/token_bytes.hpp>

@@ -5,10 +5,10 @@
 
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/destination.hpp>
+#include <headaware/cache/detail/unique_id.hpp>
 #include <headaware/cache/rolling_head.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/detail/checked.hpp>
-#include <headaware/detail/unique_id.hpp>
 #include <headaware/detail/zero_when_moved.hpp>
 #include <headaware/error.hpp>
 #include <headaware/policy/table.hpp>
@@ -196,9 +196,8 @@ class RollingSlots {
     auto const where = [&] {
       return "RollingSlots, layer " + std::to_string(layer) + ", KV head " + std::to_string(kv_head);
     };
-    if constexpr (!RollingPolicy<P>) {
-      require(false, "policy", "one with a rolling form (a sink and a window)", P::name, where);
-    } else {
+    require(RollingPolicy<P>, "policy", "one with a rolling form (a sink and a window)", P::name, where);
+    if constexpr (RollingPolicy<P>) {
       RollingHead head;
       head.first_row = rows;
       head.rule = rolling_form(policy);
