@@ -60,7 +60,7 @@ class PagedView {
     std::int64_t const index = sequence * kv_heads_ + kv_head;
     PagedRows rows = form_.rows(index, 0);
     rows.token_stride = token_stride_;
-    if (!is_csr_) {
+    if (form_.indptr == nullptr) {
       rows.held = lengths_[index];
     } else if (std::int64_t const count = form_.indptr[index + 1] - form_.indptr[index]; count != 0) {
       rows.held = (count - 1) * form_.page_size.value() + lengths_[index];
