@@ -7,6 +7,7 @@
 ///              (reference counts, copy on write)
 
 #include <headaware/cache/detail/page_change.hpp>
+#include <headaware/cache/detail/unique_id.hpp>
 #include <headaware/cache/page_indices.hpp>
 #include <headaware/cache/page_pool.hpp>
 #include <headaware/cache/page_step.hpp>
@@ -15,7 +16,6 @@
 #include <headaware/cache/rolling_state.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
-#include <headaware/detail/unique_id.hpp>
 #include <headaware/error.hpp>
 #include <headaware/fixed_divisor.hpp>
 #include <headaware/token_bytes.hpp>
@@ -377,7 +377,7 @@ class PagedHeads {
       if (std::min<std::int64_t>(pages, now.sink_pages) > sinks && begin > 0) {
         high_water = std::int64_t{all_tokens} + 1;
       } else if (now.ring_pages > 0 && now.sink_pages < begin) {
-        high_water = std::max(high_water, begin * page_size() + now.window + shape_.limits.slack);
+        high_water = std::max(high_water, now.rule.high_water_holding(begin * page_size(), shape_.limits.slack));
       }
     });
     return high_water;

@@ -65,7 +65,7 @@ namespace device {
 template <LayerRange Tokens, class Source, class T>
 cudaError_t append(RollingSlotsView const& slots, RollingStateView const& state, Tokens const& tokens,
                    Source const& source, std::int32_t const* d_counts, std::int32_t max_count,
-                   Destination<T, RollingForm> const& cache, AppendOptions const& options,
+                   Destination<T, RollingSlotsView> const& cache, AppendOptions const& options,
                    cudaStream_t stream) noexcept {
   return detail::guarded([&] {
     require(max_count >= 0, "max_count", ">= 0", max_count, "append");
@@ -142,7 +142,7 @@ inline cudaError_t start(RollingSlotsView const& slots, RollingStateView const& 
 /// @par Cost  The rows that hold something, read and written once
 template <class T>
 cudaError_t copy_sequences(RollingSlotsView const& slots, RollingStateView const& state,
-                           std::span<SequenceCopy const> copies, Destination<T, RollingForm> const& cache,
+                           std::span<SequenceCopy const> copies, Destination<T, RollingSlotsView> const& cache,
                            cudaStream_t stream) noexcept {
   return detail::guarded([&] {
     detail::check_copies(slots, copies, cache);

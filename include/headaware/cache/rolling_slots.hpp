@@ -5,9 +5,10 @@
 
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/destination.hpp>
+#include <headaware/cache/detail/unique_id.hpp>
 #include <headaware/cache/rolling_head.hpp>
+#include <headaware/cache/segment.hpp>
 #include <headaware/detail/checked.hpp>
-#include <headaware/detail/unique_id.hpp>
 #include <headaware/detail/zero_when_moved.hpp>
 #include <headaware/error.hpp>
 #include <headaware/policy/table.hpp>
@@ -32,9 +33,12 @@ struct RollingLimits {
   std::int32_t slack = 0;
 };
 
-/// @brief `RollingSlots` as both back ends read them. Borrows `heads`.
+/// @brief `RollingSlots` as both back ends read them, and the form in which `compress` fills them: each kept token goes
+/// to the slot from which `append` goes on. Borrows `heads`.
 struct RollingSlotsView {
-  RollingHead const* heads = nullptr;  ///< [num_layers, num_kv_heads], where the back end runs
+  static constexpr bool needs_group = false;
+  static constexpr bool keeps_positions = true;  ///< keys turned on the way would be wrong with the next token
+  RollingHead const* heads = nullptr;            ///< [num_layers, num_kv_heads], where the back end runs
   std::int32_t num_layers = 0;
   std::int32_t num_sequences = 0;
   std::int32_t num_kv_heads = 0;
@@ -47,6 +51,9 @@ struct RollingSlotsView {
   [[nodiscard]] HEADAWARE_HOST_DEVICE RollingHead const& head(std::int64_t layer, std::int64_t kv_head) const {
     return heads[layer * num_kv_heads + kv_head];
   }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE RollingHead const& head(Segment const& segment) const {
+    return head(segment.layer, segment.kv_head);
+  }
   /// @brief Number of a sequence's last tokens that can be rolled back, every window whole afterwards: all of them
   /// until the first ring wraps; later `slack`, less what has been rolled back from the high-water mark.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t max_rollback(std::int64_t length,
@@ -58,6 +65,31 @@ struct RollingSlotsView {
   /// `RollingState::high_water` of a sequence that `compress` has filled: the slack is empty yet.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t high_water_at_start(std::int64_t length) const {
     return length <= free_length - slack ? length : length + slack;
+  }
+
+  /// Whether the segment's policy is the one that its slots were made for, as far as its count of tokens tells.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE bool matches(Segment const& segment) const {
+    return head(segment).kept(segment.length).count() == segment.kept;
+  }
+  /// Whether a policy keeps the tokens that the segment's slots were made for. Kept counts tell nothing of (4 sinks, a
+  /// window of 4) in slots of (2, 6); where all tokens are kept, or none, they are the same for every policy.
+  template <class P>
+  [[nodiscard]] bool matches(Segment const& segment, P const& policy) const {
+    if (!matches(segment)) return false;
+    if (segment.kept == 0 || segment.kept == segment.length) return true;
+    if constexpr (RollingPolicy<P>) {
+      return window_rule(policy) == head(segment).rule;
+    } else {
+      return false;
+    }
+  }
+  /// Rows that one head may fill; none where the policy is another one.
+  HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const& segment, LayerCapacity const&) const {
+    return matches(segment) ? head(segment).slots() : -1;
+  }
+  HEADAWARE_HOST_DEVICE RollingRows rows(Segment const& segment, LayerCapacity const&) const {
+    RollingHead const& slots = head(segment);
+    return RollingRows::of(slots, segment.sequence, slots.kept(segment.length));
   }
 };
 
@@ -164,25 +196,20 @@ class RollingSlots {
     auto const where = [&] {
       return "RollingSlots, layer " + std::to_string(layer) + ", KV head " + std::to_string(kv_head);
     };
-    if constexpr (!RollingPolicy<P>) {
-      require(false, "policy", "one of sinks and a window", P::name, where);
-    } else {
-      WindowRule const rule = rolling_form(policy);
+    require(RollingPolicy<P>, "policy", "one of sinks and a window", P::name, where);
+    if constexpr (RollingPolicy<P>) {
       RollingHead head;
       head.first_row = rows;
-      head.sink = rule.sink;
-      head.window = rule.window;
-      if (rule.sink == all_tokens) {
+      head.rule = window_rule(policy);
+      auto const& [sink, window] = head.rule;
+      if (sink == all_tokens) {
         require(limits_.max_tokens > 0, "max_tokens", "> 0, as a head keeps all tokens", limits_.max_tokens, where);
-        head.sink = static_cast<std::int32_t>(limits_.max_tokens);
-        head.window = 0;
+        head.rule = {static_cast<std::int32_t>(limits_.max_tokens), 0};
         token_limit_ = std::min(token_limit_, limits_.max_tokens);
       }
-      bool const fits =
-          head.sink >= 0 && head.window >= 0 && std::int64_t{head.sink} + head.window + limits_.slack <= all_tokens;
-      require(fits, "slots of a head", "sink >= 0, window >= 0, with slack below 2^31", {head.sink, " + ", head.window},
-              where);
-      head.ring = head.window > 0 ? head.window + limits_.slack : 0;
+      bool const fits = sink >= 0 && window >= 0 && std::int64_t{sink} + window + limits_.slack <= all_tokens;
+      require(fits, "slots of a head", "sink >= 0, window >= 0, with slack below 2^31", {sink, " + ", window}, where);
+      head.ring = window > 0 ? window + limits_.slack : 0;
       if (head.ring > 0) free_length_ = std::min(free_length_, head.slots());
       max_slots_ = std::max(max_slots_, head.slots());
       rows += head.slots();
@@ -202,52 +229,12 @@ class RollingSlots {
   std::vector<std::int64_t> offsets_ = {0};
 };
 
-/// @brief Rolling: each kept token goes to the slot in which `append` expects it. Keys keep their positions: keys
-/// rotated to their rows would be wrong from the next token on.
-struct RollingForm {
-  static constexpr bool needs_group = false;
-  static constexpr bool keeps_positions = true;  ///< keys may not be rotated
-  RollingHead const* heads = nullptr;            ///< [num_layers, num_kv_heads], where the back end runs
-  std::int32_t num_sequences = 0;
-  std::int32_t num_kv_heads = 0;
-  std::uint64_t slots_id = 0;  ///< `RollingSlotsView::id`
-
-  [[nodiscard]] HEADAWARE_HOST_DEVICE RollingHead const& head(Segment const& segment) const {
-    return heads[std::int64_t{segment.layer} * num_kv_heads + segment.kv_head];
-  }
-  /// Whether the segment's policy is the one that its slots were made for, as far as its count of tokens tells.
-  [[nodiscard]] HEADAWARE_HOST_DEVICE bool matches(Segment const& segment) const {
-    return head(segment).kept(segment.length).count() == segment.kept;
-  }
-  /// Whether a policy keeps the tokens that the segment's slots were made for. Kept counts tell nothing of (4 sinks, a
-  /// window of 4) in slots of (2, 6); where all tokens are kept, or none, they are the same for every policy.
-  template <class P>
-  [[nodiscard]] bool matches(Segment const& segment, P const& policy) const {
-    if (!matches(segment)) return false;
-    if (segment.kept == 0 || segment.kept == segment.length) return true;
-    if constexpr (RollingPolicy<P>) {
-      return rolling_form(policy) == head(segment).rule();
-    } else {
-      return false;
-    }
-  }
-  /// Rows that one head may fill; none where the policy is another one.
-  HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const& segment, LayerCapacity const&) const {
-    return matches(segment) ? head(segment).slots() : -1;
-  }
-  HEADAWARE_HOST_DEVICE RollingRows rows(Segment const& segment, LayerCapacity const&) const {
-    RollingHead const& slots = head(segment);
-    return RollingRows::of(slots, segment.sequence, slots.kept(segment.length));
-  }
-};
-
 namespace detail {
 
 template <class T>
-Destination<T, RollingForm> rolling_form_of(RollingSlots const& slots, RollingSlotsView const& view,
-                                            std::int64_t head_dim, std::int64_t value_dim) {
-  RollingForm const form{view.heads, slots.num_sequences(), slots.num_kv_heads(), view.id};
-  return without_buffers<T>("rolling", form, slots.num_layers(), head_dim, value_dim,
+Destination<T, RollingSlotsView> rolling_form_of(RollingSlots const& slots, RollingSlotsView const& view,
+                                                 std::int64_t head_dim, std::int64_t value_dim) {
+  return without_buffers<T>("rolling", view, slots.num_layers(), head_dim, value_dim,
                             [&](std::int32_t layer) { return LayerCapacity{.rows = slots.rows_total(layer)}; });
 }
 
@@ -261,17 +248,17 @@ Destination<T, RollingForm> rolling_form_of(RollingSlots const& slots, RollingSl
 /// @param value_dim  channels of a value; 0: as many as a key has
 /// @throws ArgumentError if channels are not positive
 template <class T>
-[[nodiscard]] Destination<T, RollingForm> rolling(RollingSlots const& slots, RollingSlotsView const& view, T* keys,
-                                                  T* values, std::int64_t head_dim, std::int64_t value_dim = 0) {
+[[nodiscard]] Destination<T, RollingSlotsView> rolling(RollingSlots const& slots, RollingSlotsView const& view, T* keys,
+                                                       T* values, std::int64_t head_dim, std::int64_t value_dim = 0) {
   return detail::with_buffers(detail::rolling_form_of<T>(slots, view, head_dim, value_dim), keys, values);
 }
 
 /// @brief The same with buffers of its own for each layer: [slots.rows_total(layer), head_dim].
 template <LayerRange Layers>
-[[nodiscard]] Destination<LayerElement<Layers>, RollingForm> rolling(RollingSlots const& slots,
-                                                                     RollingSlotsView const& view, Layers const& layers,
-                                                                     std::int64_t head_dim,
-                                                                     std::int64_t value_dim = 0) {
+[[nodiscard]] Destination<LayerElement<Layers>, RollingSlotsView> rolling(RollingSlots const& slots,
+                                                                          RollingSlotsView const& view,
+                                                                          Layers const& layers, std::int64_t head_dim,
+                                                                          std::int64_t value_dim = 0) {
   return detail::with_layers(detail::rolling_form_of<LayerElement<Layers>>(slots, view, head_dim, value_dim),
                              layer_span(layers), "rolling");
 }

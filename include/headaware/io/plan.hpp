@@ -89,9 +89,9 @@ template <class = void>
 }
 template <class = void>
 [[nodiscard]] SavedPolicy to_saved(AnyPolicy<> const& policy, Text const& where) {
-  PolicyWindow const kept = policy_window(policy, where);
-  if (policy.is<SinkWindow>()) return {PlanPolicy::sink_window, kept.sink, kept.window};
-  if (kept.windowed) return {PlanPolicy::window_only, -1, kept.window};
+  auto const kept = policy_window(policy, where);
+  if (policy.is<SinkWindow>()) return {PlanPolicy::sink_window, kept->sink, kept->window};
+  if (kept) return {PlanPolicy::window_only, -1, kept->window};
   return {policy.is<Full>() ? PlanPolicy::full : PlanPolicy::prune, -1, -1};
 }
 

@@ -24,7 +24,7 @@ struct LastPairs {
   }
   friend constexpr bool operator==(LastPairs const&, LastPairs const&) = default;
 };
-constexpr ha::WindowRule rolling_form(LastPairs const& policy) { return {0, 2 * policy.pairs}; }
+constexpr ha::WindowRule window_rule(LastPairs const& policy) { return {0, 2 * policy.pairs}; }
 
 }  // namespace mine
 

@@ -83,7 +83,7 @@ void check_block_table(CacheSizes const& sizes, Destination<T, Form> const& kept
       Segment const segment = sizes.segment(s);
       LayerKv<T> const& pool = kept.layers[static_cast<std::size_t>(segment.layer)];
       if (s % sizes.layer_segments() == 0) written.runs.push_back(pages.size());
-      std::int64_t const row = form.indptr != nullptr ? form.indptr[s] : s * form.table_stride;
+      std::int64_t const row = form.entry(s);
       require(row >= 0, "block table's indptr", ">= 0", row, PlaceOf{where, segment});
       for (std::int64_t i = 0; i * form.page_size < segment.kept; ++i) {
         std::int64_t const page = form.block_table[row + i];

@@ -48,7 +48,7 @@ class KeptTokens {
       for (std::int32_t head = 0; head < compaction_.num_kv_heads(); ++head) {
         visit_policy(compaction_.table(), layer, sequence, head, [&]<class P>(P const& policy) {
           WindowRule rule{all_tokens, 0};
-          if constexpr (RollingPolicy<P>) rule = rolling_form(policy);
+          if constexpr (RollingPolicy<P>) rule = window_rule(policy);
           widest = {std::max(widest.sink, rule.sink), std::max(widest.window, rule.window)};
         });
       }
@@ -100,9 +100,11 @@ void check_policies(Compaction<Table> const& compaction, char const* where) {
         stage_tokens(compaction.table(), segment, 0, tokens);
         std::int64_t before = -1;
         for (std::size_t row = 0; row < tokens.size(); before = tokens[row++]) {
-          if (tokens[row] > before && tokens[row] < segment.length) continue;
-          std::string const above = row == 0 ? "at least 0" : "above the row before, " + std::to_string(before) + ",";
-          require(false, {"token of policy '", P::name, "'"}, {above, " and below ", segment.length}, tokens[row],
+          bool const ascends = tokens[row] > before && tokens[row] < segment.length;
+          auto const above = [&] {
+            return row == 0 ? "at least 0" : "above the row before, " + std::to_string(before) + ",";
+          };
+          require(ascends, {"token of policy '", P::name, "'"}, {above, " and below ", segment.length}, tokens[row],
                   {PlaceOf{where, segment}, ", row ", row});
         }
       }
