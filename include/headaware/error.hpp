@@ -38,12 +38,12 @@ class Error : public std::runtime_error {
   ErrorDetail detail_;
 };
 
-/// @brief A caller's argument is outside what a function takes.
+/// @brief An argument is outside the domain of a function.
 class ArgumentError : public Error {
   using Error::Error;
 };
 
-/// @brief The contents of a file or a document are not what their format asks for.
+/// @brief The contents of a file or a document do not follow their format.
 class FormatError : public Error {
   using Error::Error;
 };

@@ -4,6 +4,6 @@
 #include <headaware/cache/transfer.hpp>
 #include <headaware/layout/strided.hpp>
 
-auto turn(headaware::Transfer<float, headaware::StridedLayout, headaware::RollingForm> const& transfer) {
+auto turn(headaware::Transfer<float, headaware::StridedLayout, headaware::RollingSlotsView> const& transfer) {
   return transfer.rotate_keys(headaware::KeyRotation::from_base(headaware::RotaryPairing::neox, 8, 10000));
 }

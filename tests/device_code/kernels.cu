@@ -43,20 +43,20 @@ template cudaError_t ha::device::compress_in_place(ha::DeviceCompaction<Table> c
 
 // Decoding: appending to slots and to pages, and what changes sequences.
 template cudaError_t ha::device::compress(void*, std::size_t&, ha::DeviceCompaction<Table> const&,
-                                          ha::Transfer<__half, ha::StridedLayout, ha::RollingForm> const&,
+                                          ha::Transfer<__half, ha::StridedLayout, ha::RollingSlotsView> const&,
                                           cudaStream_t);
 template cudaError_t ha::device::append(ha::RollingSlotsView const&, ha::RollingStateView const&,
                                         std::vector<ha::LayerKv<__half>> const&, ha::StridedLayout const&,
                                         std::int32_t const*, std::int32_t,
-                                        ha::Destination<__half, ha::RollingForm> const&, ha::AppendOptions const&,
+                                        ha::Destination<__half, ha::RollingSlotsView> const&, ha::AppendOptions const&,
                                         cudaStream_t);
 template cudaError_t ha::device::append(ha::RollingSlotsView const&, ha::RollingStateView const&,
                                         std::vector<ha::LayerKv<__half>> const&, Joined const&, std::int32_t const*,
-                                        std::int32_t, ha::Destination<__half, ha::RollingForm> const&,
+                                        std::int32_t, ha::Destination<__half, ha::RollingSlotsView> const&,
                                         ha::AppendOptions const&, cudaStream_t);
 template cudaError_t ha::device::append(ha::PagedHeadsView const&, ha::DevicePageStep const&,
                                         std::vector<ha::LayerKv<__nv_bfloat16>> const&, ha::StridedLayout const&,
                                         ha::PageStorage<__nv_bfloat16> const&, std::int32_t, cudaStream_t);
 template cudaError_t ha::device::copy_sequences(ha::RollingSlotsView const&, ha::RollingStateView const&,
                                                 std::span<ha::SequenceCopy const>,
-                                                ha::Destination<__half, ha::RollingForm> const&, cudaStream_t);
+                                                ha::Destination<__half, ha::RollingSlotsView> const&, cudaStream_t);

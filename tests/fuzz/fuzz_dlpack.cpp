@@ -20,7 +20,7 @@ void require(bool ok) {
   if (!ok) std::abort();
 }
 
-/// The input, value by value; zeros behind its end.
+/// The input, value by value; zeros after its end.
 class Bytes {
  public:
   Bytes(std::uint8_t const* data, std::size_t size) : data_(data), size_(size) {}

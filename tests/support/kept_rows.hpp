@@ -280,8 +280,7 @@ struct RolledProblem {
     std::int32_t const longest = *std::max_element(lengths.begin(), lengths.end());
     for (ha::WindowRule const& form : of_heads) {
       ha::RollingHead head;
-      head.sink = form.sink == ha::all_tokens ? longest : form.sink;
-      head.window = form.window;
+      head.rule = {form.sink == ha::all_tokens ? longest : form.sink, form.window};
       head.ring = form.window == 0 ? 0 : form.window + (heads.size() % 2 == 0 ? 0 : 5);
       rows += 2;
       head.first_row = rows;
@@ -294,7 +293,7 @@ struct RolledProblem {
       for (std::size_t h = 0; h < heads.size(); ++h) {
         std::vector<std::int32_t> tokens;
         for (std::int32_t t = 0; t < lengths[b]; ++t) {
-          if (t < heads[h].sink || t >= lengths[b] - heads[h].window) tokens.push_back(t);
+          if (t < heads[h].rule.sink || t >= lengths[b] - heads[h].rule.window) tokens.push_back(t);
         }
         auto const n = static_cast<std::int64_t>(tokens.size());
         unsigned const part = seed + 100 + 2 * static_cast<unsigned>(b * heads.size() + h);
@@ -308,7 +307,8 @@ struct RolledProblem {
               ha::RollingHead const& head = heads[s % heads.size()];
               std::int64_t const token = problem.segments[s].positions[at(i)];
               // Token t of a ring lies in its slot modulo the ring.
-              std::int64_t const slot = token < head.sink ? token : head.sink + (token - head.sink) % head.ring;
+              std::int64_t const slot =
+                  token < head.rule.sink ? token : head.rule.sink + (token - head.rule.sink) % head.ring;
               return static_cast<std::int64_t>(s / heads.size()) * head.sequence_rows + head.first_row + slot;
             }};
   }

@@ -21,7 +21,7 @@ namespace headaware_test {
 namespace ha = headaware;
 
 /// Three sequences; heads with every kind of policy, in the first of two layers other ones than in the second. Keys and
-/// values of a page lie behind each other, with a gap.
+/// values of a page lie one after the other, with a gap.
 struct PagedChunk {
   static constexpr std::int32_t sequences = 3;
   static constexpr std::int32_t layers = 2;

@@ -97,7 +97,7 @@ std::string pages_difference(TokenModel const& model, ha::PagedHeads const& page
       std::int64_t const in_window =
           pages_of_window == 0 ? 0 : (pages_of_window - 1) * size + window.last_page_len[entry];
       // What a kernel shows that knows no `kv_start`, but a sliding window, of the second part: the same.
-      if (pages_of_window > 0) expect("kv_start", window.kv_start[entry], in_window - pages.head(l, h).window);
+      if (pages_of_window > 0) expect("kv_start", window.kv_start[entry], in_window - pages.head(l, h).rule.window);
       // The dense table says the same.
       for (std::int64_t i = 0; i < pages_of_window; ++i) {
         expect("dense table entry",
@@ -152,7 +152,7 @@ inline ha::PolicyTable smaller_table(ha::PolicyTable const& table, std::mt19937&
       if (below(2) == 0) continue;
       ha::WindowRule const form = table.visit(l, h, [](auto const& policy) {
         if constexpr (ha::RollingPolicy<std::remove_cvref_t<decltype(policy)>>) {
-          return ha::rolling_form(policy);
+          return ha::window_rule(policy);
         } else {
           return ha::WindowRule{};
         }

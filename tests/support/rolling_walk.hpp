@@ -36,7 +36,7 @@ struct SlotModel : TokenModel {
     return numbers[static_cast<std::size_t>((l * slots.num_sequences() + b) * slots.num_kv_heads() + h)];
   }
   static std::int64_t slot(ha::RollingHead const& head, std::int64_t t) {
-    return t < head.sink ? t : head.ring == 0 ? -1 : head.sink + (t - head.sink) % head.ring;
+    return t < head.rule.sink ? t : head.ring == 0 ? -1 : head.rule.sink + (t - head.rule.sink) % head.ring;
   }
   void append(std::vector<std::int32_t> const& counts) {
     TokenModel::append(counts);

@@ -26,19 +26,13 @@ struct Seen {
 };
 
 Seen seen_by(std::int64_t query, ha::AnyPolicy<> const& policy, std::int32_t sliding_window) {
-  ha::PolicyWindow const kept = ha::policy_window(policy, "attend_at_cache_positions");
+  auto const rule = ha::policy_window(policy, "attend_at_cache_positions");
   std::int64_t const length = query + 1;
   std::int64_t const oldest = sliding_window > 0 ? std::max<std::int64_t>(0, length - sliding_window) : 0;
   if (policy.is<ha::Prune>()) return {};
-  if (!kept.windowed) return {0, 0, oldest, length, 0};
-  Seen seen;
-  seen.end = length;
-  std::int64_t const window = std::max<std::int64_t>(0, length - kept.window);
-  seen.sinks = std::min<std::int64_t>(kept.sink, window);
-  seen.first_sink = std::min(oldest, seen.sinks);
-  seen.window = std::max(window, oldest);
-  seen.moved = std::max<std::int64_t>(0, length - (std::int64_t{kept.sink} + kept.window));
-  return seen;
+  if (!rule) return {0, 0, oldest, length, 0};
+  ha::WindowRange const kept = rule->range(length);
+  return {std::min(oldest, kept.sinks), kept.sinks, std::max(kept.begin, oldest), length, length - kept.count()};
 }
 
 float product(float const* a, float const* b, std::int64_t count) {

@@ -23,8 +23,8 @@ ha::PolicyTable within_windows(ha::PolicyTable table, std::span<std::int32_t con
       auto const policy = table.at(layer, head);
       auto const kept = ha::policy_window(policy, where);
       if (policy.is<ha::Full>()) table.set(layer, head, ha::WindowOnly{.window = window});
-      if (kept.windowed) {
-        table.set(layer, head, ha::SinkWindow{.sink = kept.sink, .window = std::min(kept.window, window)});
+      if (kept) {
+        table.set(layer, head, ha::SinkWindow{.sink = kept->sink, .window = std::min(kept->window, window)});
       }
     }
   }

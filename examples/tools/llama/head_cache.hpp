@@ -149,7 +149,7 @@ class HeadCache {
   headaware::RollingSlots plan_;
   std::vector<T> keys_;
   std::vector<T> values_;
-  headaware::Destination<T, headaware::RollingForm> buffers_;
+  headaware::Destination<T, headaware::RollingSlotsView> buffers_;
   headaware::RollingState state_;
   headaware::RollingState next_state_;
   std::vector<T> new_keys_;

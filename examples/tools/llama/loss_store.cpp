@@ -45,7 +45,7 @@ std::string text_of(ha::PolicyTable const& table) {
   for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
     for (std::int32_t head = 0; head < table.num_kv_heads(); ++head) {
       auto const& policy = table.at(layer, head);
-      auto const kept = ha::policy_window(policy, "LossStore");
+      auto const kept = ha::policy_window(policy, "LossStore").value_or(ha::WindowRule{});
       text += std::string(policy.name()) + " " + std::to_string(kept.sink) + " " + std::to_string(kept.window) + ";";
     }
   }

@@ -86,7 +86,8 @@ void save_factors(PlanningOptions const& options, std::string const& what, ha::P
     ha::SavedSensitivities saved;
     saved.num_layers = measured.statistics.info.num_layers;
     saved.num_kv_heads = measured.sensitivities.num_kv_heads();
-    saved.values = measured.sensitivities.values();
+    auto const factors = measured.sensitivities.values();
+    saved.values.assign(factors.begin(), factors.end());
     ha::save_sensitivities(folder / kind / "sensitivities.json", saved);
   };
   save("text", calibration.text);

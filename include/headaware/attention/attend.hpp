@@ -30,8 +30,8 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Rows of queries are read when others' results have been written. Only what strided layouts say is checked, but rows
-/// of both may take turns in one buffer.
+/// Checks that queries and output do not overlap, as results are written before the last query is read. Strided layouts
+/// alone; rows of both may alternate in one buffer.
 template <class Q, class QLayout, class O, class OLayout>
 void check_output_apart(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries,
                         AttentionOutput<O, OLayout> const& output) {
@@ -140,7 +140,7 @@ void write_attention(AttentionShape const& shape, AttentionOutput<O, Layout> con
 
 HEADAWARE_TARGET_BEGIN
 
-/// `attend` of types that hold floats.
+/// `attend` over floating-point elements.
 template <class Q, class QLayout, class T, class View, class O, class OLayout>
 void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries,
                    KeptCache<T, View> const& cache, AttentionOutput<O, OLayout> const& output,
@@ -216,7 +216,7 @@ HEADAWARE_TARGET_END
 
 HEADAWARE_TARGET_BEGIN
 
-/// @brief Attention of one layer's queries over what its KV heads hold, on the CPU.
+/// @brief Computes attention of one layer's queries over the rows of its KV heads, on the CPU.
 ///
 /// For every query head: softmax(scale · query · keysᵀ) · values over the rows of its KV head, in single precision,
 /// whatever the elements are. A head that holds nothing, or of which a query sees nothing, gives zeros and an `lse`

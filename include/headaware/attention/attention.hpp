@@ -141,14 +141,14 @@ void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> c
   if constexpr (requires { cache.view.check(shape, options); }) cache.view.check(shape, options);
 }
 
-/// A layer that holds nothing needs no buffers.
+/// Checks the pointers of a layer; one that holds no rows needs none.
 template <class T, class View>
 void check_cache_pointers(KeptCache<T, View> const& cache, bool holds_rows) {
   require(!holds_rows || cache.keys != nullptr, "keys", "a pointer", "nullptr", "attend");
   require(!holds_rows || cache.values != nullptr, "values", "a pointer", "nullptr", "attend");
 }
 
-/// Tables of queries, cache and output, host memory.
+/// Checks the tables of queries, cache and output, in host memory.
 template <class Q, class QLayout, class T, class View, class O, class OLayout>
 void check_attention_tables(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries,
                             KeptCache<T, View> const& cache, AttentionOutput<O, OLayout> const& output) {

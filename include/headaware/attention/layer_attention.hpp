@@ -71,19 +71,21 @@ inline constexpr bool has_probabilities = requires(Layer const& layer) {
   layer.probabilities;
 };
 
-/// Channels of a key and of a value, and where position 0 lies in the layouts.
+/// Channels of a query and a key; 0 for probabilities.
 template <class Layer>
-std::int64_t key_dim(Layer const& layer) {
+std::int64_t head_dim(Layer const& layer) {
   if constexpr (has_probabilities<Layer>) {
     return 0;
   } else {
     return layer.head_dim;
   }
 }
+/// Channels of a value.
 template <class Layer>
 std::int64_t value_dim(Layer const& layer) {
-  return layer.value_dim != 0 ? layer.value_dim : key_dim(layer);
+  return layer.value_dim != 0 ? layer.value_dim : head_dim(layer);
 }
+/// Index in the layouts of the token at position 0.
 template <class Layer>
 std::int64_t first_token(Layer const& layer) {
   if constexpr (has_probabilities<Layer>) {
@@ -93,7 +95,7 @@ std::int64_t first_token(Layer const& layer) {
   }
 }
 
-/// A layout must reach all tokens of its sequence, where it says how far it reaches.
+/// Checks that a layout reaches all tokens of its sequence, where it says how far it reaches.
 template <class Layout, class Layer>
 void check_reach(Layout const& layout, Layer const& layer, std::int32_t heads, std::int64_t channels, char const* what,
                  char const* where) {
@@ -114,7 +116,7 @@ void check_reach(Layout const& layout, Layer const& layer, std::int32_t heads, s
   }
 }
 
-/// A layout's tables in host memory must name all tokens of its sequence.
+/// Checks that a layout's tables in host memory name all tokens of its sequence.
 template <class Layout, class Layer>
 void check_reach_of_table(Layout const& layout, Layer const& layer, char const* what, char const* where) {
   if constexpr (has_table<Layout>) {
@@ -126,9 +128,9 @@ void check_reach_of_table(Layout const& layout, Layer const& layer, char const* 
 /// @throws ArgumentError on shapes that make no sense, and on missing or misaligned pointers
 template <class Layer>
 void check_layer(Layer const& layer, char const* where) {
-  require(layer.num_kv_heads > 0, "kv_heads", "> 0", layer.num_kv_heads, where);
+  require(layer.num_kv_heads > 0, "KV heads", "> 0", layer.num_kv_heads, where);
   bool const grouped = layer.num_query_heads > 0 && layer.num_query_heads % layer.num_kv_heads == 0;
-  require(grouped, "query_heads", {"a multiple of ", layer.num_kv_heads, " KV heads"}, layer.num_query_heads, where);
+  require(grouped, "query heads", {"a multiple of ", layer.num_kv_heads, " KV heads"}, layer.num_query_heads, where);
   require(layer.tokens >= 0, "tokens", ">= 0", layer.tokens, where);
   require(first_token(layer) >= 0, "first_token", ">= 0", first_token(layer), where);
   require(!sum_overflows(first_token(layer), layer.tokens), "first_token", {"at most ", largest_int64 - layer.tokens},

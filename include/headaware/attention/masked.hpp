@@ -4,12 +4,14 @@
 /// Attention of a whole sequence under policies, on the CPU: what evicting at every step would give, in one pass.
 
 #include <headaware/attention/detail/check_masked.hpp>
+#include <headaware/attention/detail/weigh_logits.hpp>
 #include <headaware/attention/layer_attention.hpp>
 #include <headaware/attention/score.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/float_buffer.hpp>
 #include <headaware/detail/logit_map.hpp>
+#include <headaware/detail/online_softmax.hpp>
 #include <headaware/detail/pack_block.hpp>
 #include <headaware/detail/parallel_for.hpp>
 #include <headaware/detail/score_block.hpp>
@@ -19,12 +21,12 @@
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
 #include <headaware/policy/rolling_policy.hpp>
+#include <headaware/policy/window_rule.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
+#include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -32,25 +34,15 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 HEADAWARE_TARGET_BEGIN
 
-/// The keys a policy leaves a query: [0, sink) and the last `window`, its own included. A policy of another
-/// shape is asked key by key.
-struct VisibleKeys {
-  static constexpr std::int64_t all = std::numeric_limits<std::int64_t>::max() / 4;
-  std::int64_t sink = 0;
-  std::int64_t window = 0;
-  bool exact = true;
-
-  template <class P>
-  static VisibleKeys of(P const& policy) {
-    if constexpr (RollingPolicy<P>) {
-      WindowRule const form = rolling_form(policy);
-      if (form.sink == all_tokens) return {0, all, true};
-      return {form.sink, form.window, true};
-    } else {
-      return {0, all, false};
-    }
+/// Sinks and window of a policy; all tokens for one of another shape, which is asked key by key.
+template <class P>
+WindowRule masked_rule(P const& policy) {
+  if constexpr (RollingPolicy<P>) {
+    return window_rule(policy);
+  } else {
+    return {all_tokens, 0};
   }
-};
+}
 
 /// Output of some query rows of one head, the keys that they see block by block.
 class MaskedRows {
@@ -71,36 +63,26 @@ class MaskedRows {
         values_(static_cast<std::size_t>(B::block_keys * channels_)),
         scores_(static_cast<std::size_t>(max_rows * B::block_keys)),
         outputs_(static_cast<std::size_t>(max_rows * channels_)),
-        max_(static_cast<std::size_t>(max_rows)),
-        sum_(static_cast<std::size_t>(max_rows)) {}
+        softmax_(static_cast<std::size_t>(max_rows)) {}
 
   /// Queries q … q + count - 1 of a head. @param policy  of its KV head
   template <class Layer, class P, class OutputLayout>
   void run(Layer const& layer, std::int32_t head, std::int64_t q, std::int64_t count, P const& policy, float* output,
            OutputLayout const& output_layout) {
-    VisibleKeys const visible = VisibleKeys::of(policy);
     std::int32_t const kv_head = head / (layer.num_query_heads / layer.num_kv_heads);
     pack_queries(layer, head, q, 1, count, max_rows, logit_map_.factor(), queries_.data());
     std::fill_n(outputs_.data(), max_rows * channels_, 0.0F);
-    std::fill(max_.begin(), max_.end(), -std::numeric_limits<float>::infinity());
-    std::fill(sum_.begin(), sum_.end(), 0.0);
+    std::fill(softmax_.begin(), softmax_.end(), OnlineSoftmax<double>{});
 
-    std::int64_t const end = q + count;
-    std::int64_t oldest = std::max<std::int64_t>(0, q + 1 - visible.window);  // of the window of the first row
-    if (score_.sliding_window > 0) oldest = std::max<std::int64_t>(oldest, q + 1 - score_.sliding_window);
-    std::int64_t const sinks = std::min(visible.sink, end);
-    for (std::int64_t first = 0; first < std::min(sinks, oldest); first += B::block_keys) {
-      add_keys(layer, kv_head, q, count, first, std::min(std::min(sinks, oldest) - first, std::int64_t{B::block_keys}),
-               visible, policy);
-    }
-    if (visible.window > 0 || sinks > oldest) {
-      for (std::int64_t first = oldest; first < end; first += B::block_keys) {
-        add_keys(layer, kv_head, q, count, first, std::min(end - first, std::int64_t{B::block_keys}), visible, policy);
+    WindowRange const seen = masked_rule(policy).range_of_queries(q + count, count);
+    std::int64_t const oldest = score_.sliding_window > 0 ? q + 1 - score_.sliding_window : 0;
+    for (auto const& [begin, end] : {std::pair{std::int64_t{0}, seen.sinks}, std::pair{seen.begin, seen.length}}) {
+      for (std::int64_t first = std::max(begin, oldest); first < end; first += B::block_keys) {
+        add_keys(layer, kv_head, q, count, first, std::min(end - first, std::int64_t{B::block_keys}), policy);
       }
     }
     for (std::int64_t r = 0; r < count; ++r) {
-      double const sum = sum_[static_cast<std::size_t>(r)];
-      float const inverse = sum > 0 ? static_cast<float>(1 / sum) : 0;
+      auto const inverse = static_cast<float>(softmax_[static_cast<std::size_t>(r)].inverse());
       for (std::int64_t c = 0; c < value_dim_; ++c) {
         output[output_layout.offset(0, head, q + r, c)] = outputs_.data()[r * channels_ + c] * inverse;
       }
@@ -110,7 +92,7 @@ class MaskedRows {
  private:
   template <class Layer, class P>
   void add_keys(Layer const& layer, std::int32_t kv_head, std::int64_t q, std::int64_t count, std::int64_t first,
-                std::int64_t keys, VisibleKeys const& visible, P const& policy) {
+                std::int64_t keys, P const& policy) {
     pack_keys(layer, kv_head, first, keys, packed_.data());
     for (std::int64_t key = 0; key < keys; ++key) {
       float* const value = values_.data() + key * channels_;
@@ -121,7 +103,7 @@ class MaskedRows {
       }
     }
     score_block(queries_.data(), packed_.data(), head_dim_, keys, scores_.data());
-    for (std::int64_t r = 0; r < count; ++r) weigh(r, q + r, first, keys, visible, policy);
+    for (std::int64_t r = 0; r < count; ++r) weigh(r, q + r, first, keys, policy);
     for (std::int64_t r = count; r < max_rows; ++r) std::fill_n(scores_.data() + r * B::block_keys, keys, 0.0F);
     for (std::int64_t r = 0; r < count; r += B::rows) {
       add_weighted(scores_.data() + r * B::block_keys, B::block_keys, values_.data(), keys, channels_,
@@ -129,57 +111,29 @@ class MaskedRows {
     }
   }
 
-  /// Scores of one row become weights relative to its largest score so far; 0 where it does not see a key.
+  /// Turns one row's scores into weights relative to its largest logit so far; 0 where it does not see a key.
   template <class P>
-  void weigh(std::int64_t index, std::int64_t q, std::int64_t first, std::int64_t keys, VisibleKeys const& visible,
-             P const& policy) {
+  void weigh(std::int64_t index, std::int64_t q, std::int64_t first, std::int64_t keys, P const& policy) {
     float* const scores = scores_.data() + index * B::block_keys;
     if (logit_map_.capped()) {
       for (std::int64_t k = 0; k < keys; ++k) scores[k] = logit_map_.cap(scores[k]);
     }
-    auto const within = [&](std::int64_t key) { return std::clamp<std::int64_t>(key - first, 0, keys); };
-    std::int64_t const end = within(q + 1);
-    std::int64_t const window = std::min(end, within(q + 1 - visible.window));
-    std::int64_t const sinks = std::min(window, within(visible.sink));
-    std::fill(scores + sinks, scores + window, hidden_logit);
-    std::fill(scores + end, scores + keys, hidden_logit);
-    if (score_.sliding_window > 0) {
-      std::fill_n(scores, std::min(end, within(q + 1 - score_.sliding_window)), hidden_logit);
-    }
-    if (!visible.exact) {
-      for (std::int64_t k = 0; k < end; ++k) {
-        if (!policy.keeps(first + k, q + 1)) scores[k] = hidden_logit;
+    std::int64_t const padded = whole_vectors(keys);
+    auto const hide = [&](std::int64_t begin, std::int64_t end) {
+      auto const at = [&](std::int64_t key) { return std::clamp<std::int64_t>(key - first, 0, padded); };
+      for (std::int64_t k = at(begin); k < at(end); ++k) scores[k] = hidden_logit;
+    };
+    WindowRange const seen = masked_rule(policy).range(q + 1);
+    hide(seen.sinks, seen.begin);
+    hide(std::min(seen.length, first + keys), first + padded);
+    if (score_.sliding_window > 0) hide(0, q + 1 - score_.sliding_window);
+    if constexpr (!RollingPolicy<P>) {
+      for (std::int64_t k = first; k < std::min(seen.length, first + keys); ++k) {
+        if (!policy.keeps(k, q + 1)) scores[k - first] = hidden_logit;
       }
     }
-    float const top = *std::max_element(scores, scores + keys);
-    float& max = max_[static_cast<std::size_t>(index)];
-    double& sum = sum_[static_cast<std::size_t>(index)];
-    if (!(top > hidden_logit)) {
-      std::fill_n(scores, keys, 0.0F);
-      return;
-    }
-    if (top > max) {
-      if (sum > 0) {
-        float const factor = std::exp2(max - top);
-        sum *= factor;
-        float* const output = outputs_.data() + index * channels_;
-        for (std::int64_t c = 0; c < channels_; ++c) output[c] *= factor;
-      }
-      max = top;
-    }
-    std::int64_t const padded = (keys + simd::lanes - 1) / simd::lanes * simd::lanes;
-    std::fill(scores + keys, scores + padded, hidden_logit);
-    simd::Floats const least = simd::broadcast(-126.0F);
-    simd::Floats total{};
-    for (std::int64_t k = 0; k < padded; k += simd::lanes) {
-      simd::Floats const x = simd::load(scores + k);
-      simd::Floats const weight = simd::exp2(simd::maximum(x - max, least));
-      // What is not seen weighs nothing at all.
-      simd::Floats const seen = x > hidden_logit ? weight : simd::Floats{};
-      total += seen;
-      simd::store(scores + k, seen);
-    }
-    sum += static_cast<double>(simd::sum(total));
+    weigh_logits(softmax_[static_cast<std::size_t>(index)], scores, padded, outputs_.data() + index * channels_,
+                 channels_);
   }
 
   AttentionScore score_;
@@ -187,13 +141,12 @@ class MaskedRows {
   std::int64_t head_dim_;
   std::int64_t value_dim_;
   std::int64_t channels_;
-  FloatBuffer queries_;  ///< [rows, head_dim]
-  FloatBuffer packed_;   ///< [strips, head_dim, strip]
-  FloatBuffer values_;   ///< [block_keys, channels]
-  FloatBuffer scores_;   ///< [rows, block_keys]
-  FloatBuffer outputs_;  ///< [rows, channels]
-  std::vector<float> max_;
-  std::vector<double> sum_;
+  FloatBuffer queries_;                         ///< [rows, head_dim]
+  FloatBuffer packed_;                          ///< [strips, head_dim, strip]
+  FloatBuffer values_;                          ///< [block_keys, channels]
+  FloatBuffer scores_;                          ///< [rows, block_keys]
+  FloatBuffer outputs_;                         ///< [rows, channels]
+  std::vector<OnlineSoftmax<double>> softmax_;  ///< [rows]
 };
 
 HEADAWARE_TARGET_END
@@ -207,7 +160,7 @@ HEADAWARE_TARGET_BEGIN
 /// @param table   policies; @param table_layer  which of its layers this is
 /// @param output  host, [num_query_heads, tokens, value_dim] by `output_layout`, sequence 0; zero where nothing is kept
 /// @throws ArgumentError on shapes that disagree, and on keep-lists that are missing or do not ascend
-/// @note   Deterministic. A row with a NaN score has a NaN output.
+/// @note   Deterministic. A row that sees a NaN or infinite score has a NaN output.
 /// @par Cost  num_query_heads · tokens · head_dim times the keys kept (for sinks and windows; other policies see all
 ///            keys and are asked for each); memory for a tile of rows a thread
 template <class T, class QueryLayout, class KeyLayout, class ValueLayout, class Table, class OutputLayout>

@@ -8,7 +8,6 @@
 #include <headaware/cache/paged_rows.hpp>
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
-#include <headaware/fixed_divisor.hpp>
 
 #include <cstdint>
 #include <numeric>
@@ -36,8 +35,8 @@ class PagedView {
                        std::int32_t num_kv_heads, std::int64_t page_size, std::int64_t page_stride = 0,
                        std::int64_t token_stride = 0, std::int64_t num_pages = 0) {
     PagedView view(num_kv_heads, page_size, page_stride, token_stride, num_pages);
-    view.pages_ = indices;
-    view.indptr_ = indptr;
+    view.form_.block_table = indices;
+    view.form_.indptr = indptr;
     view.lengths_ = last_page_len;
     view.is_csr_ = true;
     return view;
@@ -51,28 +50,25 @@ class PagedView {
                          std::int64_t token_stride = 0, std::int64_t num_pages = 0) {
     require(table_stride >= 0, "block table row stride", ">= 0", table_stride, "PagedView");
     PagedView view(num_kv_heads, page_size, page_stride, token_stride, num_pages);
-    view.pages_ = block_table;
-    view.table_stride_ = table_stride;
+    view.form_.block_table = block_table;
+    view.form_.table_stride = table_stride;
     view.lengths_ = lengths;
     return view;
   }
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE PagedRows head(std::int64_t sequence, std::int64_t kv_head) const {
     std::int64_t const index = sequence * kv_heads_ + kv_head;
-    PagedRows rows{nullptr, 0, page_size_, page_stride_, token_stride_};
-    if (!is_csr_) {
-      rows.pages = pages_ + index * table_stride_;
+    PagedRows rows = form_.rows(index, 0);
+    rows.token_stride = token_stride_;
+    if (form_.indptr == nullptr) {
       rows.held = lengths_[index];
-    } else {
-      std::int64_t const first = indptr_[index];
-      std::int64_t const count = indptr_[index + 1] - first;
-      rows.pages = pages_ + first;
-      rows.held = count == 0 ? 0 : (count - 1) * page_size_.value() + lengths_[index];
+    } else if (std::int64_t const count = form_.indptr[index + 1] - form_.indptr[index]; count != 0) {
+      rows.held = (count - 1) * form_.page_size.value() + lengths_[index];
     }
     return rows;
   }
   void check_tables(AttentionShape const& shape) const {
-    std::int64_t const size = page_size_.value();
+    std::int64_t const size = form_.page_size.value();
     std::int64_t const pool = num_pages_ != 0 ? num_pages_ : std::int64_t{1} << 31;
     for (std::int64_t i = 0; i < shape.segments(); ++i) {
       auto const check = [&](bool ok, char const* what, std::int64_t least, std::int64_t most, std::int64_t got) {
@@ -81,17 +77,18 @@ class PagedView {
       };
       if (!is_csr_) {
         std::int64_t const room =
-            table_stride_ > (std::int64_t{1} << 31) / size ? std::int64_t{1} << 31 : table_stride_ * size;
+            form_.table_stride > (std::int64_t{1} << 31) / size ? std::int64_t{1} << 31 : form_.table_stride * size;
         check(lengths_[i] >= 0 && lengths_[i] <= room, "rows held", 0, room, lengths_[i]);
       } else {
         std::int64_t const last = std::int64_t{1} << 31;
-        check(indptr_[i] >= 0, "page table's indptr", 0, last, indptr_[i]);
-        check(indptr_[i + 1] >= indptr_[i], "page table's indptr", indptr_[i], last, indptr_[i + 1]);
-        bool const counted = indptr_[i + 1] == indptr_[i] || (lengths_[i] >= 1 && lengths_[i] <= size);
+        check(form_.indptr[i] >= 0, "page table's indptr", 0, last, form_.indptr[i]);
+        check(form_.indptr[i + 1] >= form_.indptr[i], "page table's indptr", form_.indptr[i], last,
+              form_.indptr[i + 1]);
+        bool const counted = form_.indptr[i + 1] == form_.indptr[i] || (lengths_[i] >= 1 && lengths_[i] <= size);
         check(counted, "last_page_len", 1, size, lengths_[i]);
       }
       PagedRows const rows = head(i / kv_heads_, i % kv_heads_);
-      if (rows.held > 0) require_pointer(pages_, "pages", "attend, PagedView");
+      if (rows.held > 0) require_pointer(form_.block_table, "pages", "attend, PagedView");
       for (std::int64_t p = 0; p * size < rows.held; ++p) {
         check(rows.pages[p] >= 0 && rows.pages[p] < pool, "page table entry", 0, pool - 1, rows.pages[p]);
       }
@@ -100,19 +97,18 @@ class PagedView {
   void check(AttentionShape const& shape, AttentionOptions const&) const {
     constexpr auto where = "attend, PagedView";
     require(shape.num_kv_heads == kv_heads_, "KV heads", kv_heads_, shape.num_kv_heads, where);
-    if (is_csr_) require_pointer(indptr_, "indptr", where);
+    if (is_csr_) require_pointer(form_.indptr, "indptr", where);
     require_pointer(lengths_, is_csr_ ? "last_page_len" : "lengths", where);
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const {
-    return std::gcd(channels, std::gcd(page_stride_, token_stride_));
+    return std::gcd(channels, std::gcd(form_.page_stride, token_stride_));
   }
 
  private:
   PagedView(std::int32_t num_kv_heads, std::int64_t page_size, std::int64_t page_stride, std::int64_t token_stride,
             std::int64_t num_pages)
-      : kv_heads_(num_kv_heads),
-        page_size_(page_size, "page size", "PagedView"),
-        page_stride_(page_stride),
+      : form_{.page_size = {page_size, "page size", "PagedView"}, .page_stride = page_stride},
+        kv_heads_(num_kv_heads),
         token_stride_(token_stride),
         num_pages_(num_pages) {
     require(num_pages >= 0, "pages", ">= 0", num_pages, "PagedView");
@@ -120,14 +116,10 @@ class PagedView {
     require(token_stride >= 0, "token stride", ">= 0", token_stride, "PagedView");
   }
 
-  std::int32_t const* pages_ = nullptr;
-  std::int32_t const* indptr_ = nullptr;
+  PagedForm form_;
   std::int32_t const* lengths_ = nullptr;  ///< csr: of the last page
-  std::int64_t table_stride_ = 0;
   std::int32_t kv_heads_ = 0;
   bool is_csr_ = false;
-  FixedDivisor page_size_;
-  std::int64_t page_stride_ = 0;
   std::int64_t token_stride_ = 0;
   std::int64_t num_pages_ = 0;
 };

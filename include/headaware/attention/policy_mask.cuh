@@ -37,12 +37,11 @@ namespace device {
 /// @brief Fills a mask on CUDA, as the CPU's `fill_policy_mask`.
 /// @tparam T  `float`: additive, 0 or -inf; `uint32_t`: packed bits
 /// @param[in]  table   on the device: `table.view_at(d_bytes)`, a `UniformTable`, or `WithKeepLists` of one
-/// @param[out] d_mask  device, [num_kv_heads * group, queries, keys] or [num_kv_heads * group, queries, ceil(keys /
-/// 32)]
+/// @param[out] d_mask  device, [num_kv_heads * group, queries, keys], or as bits [num_kv_heads * group, queries,
+///                     ceil(keys / 32)]
 /// @param[in]  stream  enqueued here, not synchronised
 /// @return cudaErrorInvalidValue on what the CPU's refuses, keep-lists aside: those on a device cannot be checked;
-/// launch
-///         errors
+///         launch errors
 /// @note   Deterministic; graph-capturable
 /// @par Cost  One launch, O(heads · queries · keys)
 template <class Table, class T>

@@ -122,9 +122,8 @@ void fill_mask(Table const& table, MaskShape const& shape, T* mask) {
 /// @param table  policies: `PolicyTable`, `UniformTable`, a view or `WithKeepLists`; host
 /// @param shape  which part; query q of head h is at position `first_query + q` and follows KV head h / group's policy
 /// @param mask   [num_kv_heads * group, queries, keys], host
-/// @throws ArgumentError on a layer or sequence out of range, negative counts, a missing pointer, or keep-lists that
-/// are
-///         missing or do not ascend
+/// @throws ArgumentError on a layer or sequence out of range, negative counts, a missing pointer, or keep-lists
+///         that are missing or do not ascend
 /// @note   A policy that keeps nothing of a sequence (`Prune`) hides all its keys: softmax over nothing is the
 ///         engine's to define, and zero here.
 /// @par Cost  O(heads · queries · keys) calls of `keeps`; all cores with OpenMP

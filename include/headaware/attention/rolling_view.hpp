@@ -48,7 +48,7 @@ struct RollingView {
     RollingHead const& head = slots.head(layer, kv_head);
     std::int64_t tokens = query_tokens;
     if (counts != nullptr && counts[sequence] < tokens) tokens = counts[sequence] > 1 ? counts[sequence] : 1;
-    return RollingRows::of(head, sequence, head.rule().range_of_queries(lengths[sequence], tokens));
+    return RollingRows::of(head, sequence, head.rule.range_of_queries(lengths[sequence], tokens));
   }
   void check(AttentionShape const& shape, AttentionOptions const& options) const {
     constexpr auto where = "attend, RollingView";

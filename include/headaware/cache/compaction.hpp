@@ -128,7 +128,7 @@ class Compaction : public CacheSizes {
   }
 
  private:
-  /// The table, once its keep-lists are known to be right.
+  /// Returns the table after checking its keep-lists.
   static Table const& checked(Table const& table, std::size_t num_sequences) {
     if constexpr (requires { table.num_sequences(); }) {
       auto const expected = static_cast<std::int32_t>(num_sequences);

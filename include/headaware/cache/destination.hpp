@@ -13,7 +13,6 @@
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
 #include <headaware/error.hpp>
-#include <headaware/fixed_divisor.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -54,7 +53,8 @@ struct PaddedForm {
 
 /// @brief Grouped: the `Full` heads as `[sequences, full_heads, full_head_rows, head_dim]`, then the
 /// others as `[sequences, window_heads, head_rows, head_dim]`, left-aligned; pruned heads have no
-/// place. Sizes: `CacheSizes::grouped_capacity`.
+/// place. Sizes: `CacheSizes::grouped_capacity`. Attention reads each group as a padded cache of its heads
+/// (`PaddedView`).
 /// @par Source  Xiao et al., DuoAttention, arXiv:2410.10819
 struct GroupedForm {
   static constexpr bool needs_group = true;
@@ -71,27 +71,6 @@ struct GroupedForm {
     std::int64_t const full_rows = std::int64_t{num_sequences} * capacity.full_heads * capacity.full_head_rows;
     std::int64_t const head = std::int64_t{segment.sequence} * capacity.window_heads + segment.group_head;
     return {full_rows + head * capacity.head_rows, segment.kept};
-  }
-};
-
-/// @brief Paged per head: pages of one KV head, `[page_size, head_dim]` each, found through a block
-/// table with one row per (layer, sequence, KV head).
-struct PagedForm {
-  static constexpr bool needs_group = false;
-  std::int32_t const* block_table = nullptr;  ///< page numbers, where the back end runs
-  std::int32_t const* indptr = nullptr;       ///< [segments + 1]: first entry of each row; nullptr: dense rows
-  std::int64_t table_stride = 0;              ///< entries per row of a dense block table
-  FixedDivisor page_size = 0;                 ///< tokens per page
-  std::int64_t page_stride = 0;               ///< elements from one page to the next; 0: page_size * channels
-
-  /// Rows that a head's pages hold.
-  HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const& segment, LayerCapacity const& capacity) const {
-    if (indptr == nullptr) return capacity.head_rows;
-    return (indptr[segment.index + 1] - indptr[segment.index]) * page_size.value();
-  }
-  HEADAWARE_HOST_DEVICE PagedRows rows(Segment const& segment, LayerCapacity const&) const {
-    std::int64_t const entry = indptr != nullptr ? indptr[segment.index] : segment.index * table_stride;
-    return {block_table + entry, segment.kept, page_size, page_stride};
   }
 };
 
@@ -313,7 +292,7 @@ template <LayerRange Layers>
   return detail::with_layers(std::move(result), layer_span(layers), "paged");
 }
 
-/// @brief Block table in the CSR form of FlashInfer, heads folded into the batch.
+/// @brief CSR block table as FlashInfer takes it, heads folded into the batch.
 struct PageIndices {
   std::vector<std::int32_t> indptr;         ///< [segments + 1]
   std::vector<std::int32_t> indices;        ///< [pages]

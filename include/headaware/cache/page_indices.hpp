@@ -29,9 +29,9 @@ enum class PagePart : std::uint8_t {
 /// FlashInfer's `merge_state` or vLLM's `merge_attn_states` joins. One page may appear in both.
 ///
 /// Neither library has a parameter for `kv_start`. A sliding window hides the same tokens: `window_left` (FlashInfer)
-/// or `window_size` (FlashAttention) of `head(layer, kv_head).window - 1` in the call for `window`, none in the one for
-/// `sinks`. It is one number per call, so heads with different windows go into different calls, each with the entries
-/// of its heads. (`HeadPagesView` needs neither: `headaware::attend` reads all heads exactly in one call.)
+/// or `window_size` (FlashAttention) of `head(layer, kv_head).rule.window - 1` in the call for `window`, none in the
+/// one for `sinks`. It is one number per call, so heads with different windows go into different calls, each with the
+/// entries of its heads. (`HeadPagesView` needs neither: `headaware::attend` reads all heads exactly in one call.)
 ///
 /// Merging: FlashInfer's log-sum-exp is of base 2, that of FlashAttention and of `headaware::attend` natural; so
 /// FlashInfer's times ln 2 goes to `merge_attention`. An entry without pages has nothing to attend to: its state is
@@ -61,8 +61,8 @@ inline void add_page_indices(PagedHeadsView const& view, PagedHead const& head, 
                              std::int64_t length, PagePart part, HeadPageIndices& result) {
   std::int64_t const size = view.page_size.value();
   auto const pages_of = [&](std::int64_t tokens) { return (tokens + size - 1) / size; };
-  WindowRange const kept = head.rule().range(length);
-  // What a window that reaches the sinks has in common with their last page, no kernel's sliding window would hide.
+  WindowRange const kept = head.rule.range(length);
+  // Where the window reaches the sinks all tokens count as sinks: no sliding window could hide those that both share.
   std::int64_t const sinks = kept.is_whole() ? length : kept.sinks;
   std::int64_t const begin = kept.is_whole() ? length : kept.begin;
   bool const has_window = begin < length;
@@ -84,7 +84,7 @@ inline void add_page_indices(PagedHeadsView const& view, PagedHead const& head, 
       part == PagePart::window && has_window ? static_cast<std::int32_t>(begin - window_page * size) : 0);
 }
 
-/// One layer's tables in FlashInfer's form. @param lengths  [num_sequences]
+/// Makes one layer's tables for FlashInfer. @param lengths  [num_sequences]
 [[nodiscard]] inline HeadPageIndices page_indices(PagedHeadsView const& view, std::span<std::int32_t const> lengths,
                                                   std::int32_t layer, PagePart part) {
   HeadPageIndices result;
@@ -97,7 +97,7 @@ inline void add_page_indices(PagedHeadsView const& view, PagedHead const& head, 
   return result;
 }
 
-/// The same tables in vLLM's form.
+/// Makes the same tables for vLLM.
 [[nodiscard]] inline HeadBlockTable dense_rows(HeadPageIndices const& csr, std::int32_t page_size) {
   HeadBlockTable result;
   std::size_t const rows = csr.last_page_len.size();

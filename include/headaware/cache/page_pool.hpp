@@ -43,7 +43,7 @@ class PagePool {
     return references_[static_cast<std::size_t>(page)];
   }
 
-  /// A free page, now with one owner. @throws CapacityError if there is none
+  /// Takes a free page, with one owner. @throws CapacityError if there is none
   std::int32_t take() {
     if (free_.empty())
       throw CapacityError({"pages", "a free page", "none of " + std::to_string(num_pages()), "PagePool"});
@@ -52,12 +52,12 @@ class PagePool {
     references_[static_cast<std::size_t>(page)] = 1;
     return page;
   }
-  /// One owner more. @throws ArgumentError if the page has none
+  /// Adds an owner. @throws ArgumentError if the page has none
   void retain(std::int32_t page) {
     require(references(page) > 0, "page", "one with an owner", page, "PagePool::retain");
     ++references_[static_cast<std::size_t>(page)];
   }
-  /// One owner less; the last one frees the page. @throws ArgumentError if the page has none
+  /// Removes an owner; without owners the page is free. @throws ArgumentError if the page has none
   void release(std::int32_t page) {
     require(references(page) > 0, "page", "one with an owner", page, "PagePool::release");
     if (--references_[static_cast<std::size_t>(page)] == 0) free_.push_back(page);

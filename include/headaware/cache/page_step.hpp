@@ -7,7 +7,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// No tables have this generation: it stands for "not known", and a step or view with it is compared with nothing.
+/// Generation "not known": a step or view with it is not compared with the tables.
 inline constexpr std::uint64_t generation_not_known = 0;
 
 /// @brief A copy on write: the first tokens of a page that several sequences own move to a page of one of them.
@@ -18,15 +18,15 @@ struct PageCopy {
   std::int32_t tokens = 0;
 };
 
-/// @brief An append as `PagedHeads::append` has prepared it, for `headaware::append` to write. Stale after any later
-/// change of the tables.
+/// @brief Step prepared by `PagedHeads::append`, to be written by `headaware::append`. Stale after any later change of
+/// the tables.
 struct PageStep {
   std::vector<std::int32_t> lengths{};     ///< [num_sequences] before
   std::vector<std::int32_t> high_water{};  ///< [num_sequences] before, see `RollingState::high_water`
   std::vector<std::int32_t> counts{};      ///< [num_sequences] new tokens
   std::vector<PageCopy> copies{};          ///< copies on write
   std::int32_t max_count = 0;
-  /// Of the tables; no other tables in the process have it, but for copies.
+  /// Generation of the tables: unique in the process, but for copies of them.
   std::uint64_t generation = generation_not_known;
 };
 

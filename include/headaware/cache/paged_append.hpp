@@ -54,7 +54,7 @@ struct PagedAppend {
   }
 };
 
-/// Throws if tables have changed since: they may give a page to another head, or to none.
+/// Throws if the tables have changed since the step: they may give a page to another head, or to none.
 inline void check_generation(PagedHeadsView const& view, std::uint64_t generation) {
   require(generation == view.generation, "step", {"the tables' last change, ", view.generation},
           {"change ", generation}, "append");

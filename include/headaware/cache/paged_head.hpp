@@ -20,15 +20,13 @@ HEADAWARE_NAMESPACE_BEGIN
 struct alignas(16) PagedHead {
   std::int64_t first_entry = 0;       ///< entries of the same sequence's earlier heads and layers
   std::int64_t sequence_entries = 0;  ///< entries of one sequence, all layers
-  std::int32_t sink = 0;              ///< tokens
-  std::int32_t window = 0;            ///< tokens
+  WindowRule rule;
   std::int32_t sink_pages = 0;
   std::int32_t ring_pages = 0;  ///< the most pages that window and slack reach; 0 where the window is 0
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t entries() const {
     return std::int64_t{sink_pages} + ring_pages;
   }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr WindowRule rule() const { return {sink, window}; }
   /// The entry of a sequence's page in the head's row. @pre the head holds it
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int32_t column(std::int32_t page) const {
     if (page < sink_pages) return page;
@@ -45,8 +43,7 @@ struct alignas(16) PagedHead {
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t first_held(std::int64_t high_water, std::int32_t slack,
                                                                         FixedDivisor const& page_size) const {
     if (ring_pages == 0) return std::int64_t{all_tokens} + 1;
-    std::int64_t const oldest = high_water - window - slack;
-    std::int64_t const page = oldest > 0 ? page_size.quotient(oldest) : 0;
+    std::int64_t const page = page_size.quotient(rule.held(high_water, high_water, slack).begin);
     return page > sink_pages ? page : sink_pages;
   }
   /// Whether a sequence of `length` tokens holds a page.
@@ -118,11 +115,10 @@ struct PagedHeadsView {
     result.pages = table + sequence * head.sequence_entries + head.first_entry;
     result.page_stride = page_stride;
     result.page_size = page_size;
-    result.window = head.window;
+    result.window = head.rule.window;
     result.sink_pages = head.sink_pages;
     result.ring_pages = head.ring_pages;
-    result.tokens = {static_cast<std::int32_t>(tokens.sinks), static_cast<std::int32_t>(tokens.begin),
-                     static_cast<std::int32_t>(tokens.length)};
+    result.tokens = tokens.narrow();
     if (result.tokens.begin == result.tokens.length) return result;
     auto const first = static_cast<std::int32_t>(page_size.quotient(result.tokens.begin));
     std::int32_t const ring_page = first > head.sink_pages ? first : head.sink_pages;

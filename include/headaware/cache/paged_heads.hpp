@@ -1,12 +1,13 @@
 #pragma once
 
 /// @file
-/// Tables of a cache in pages of one KV head each, kept up while decoding: pages that a window has passed go back to
-/// the pool, and sequences that begin alike share pages.
+/// Block tables of a cache in pages of one KV head each, updated while decoding: pages that a window has passed return
+/// to the pool, and sequences with a common prefix share pages.
 /// @par Source  Rehg, KV-Compress, arXiv:2410.00161 (pages of one head); Kwon et al., PagedAttention, arXiv:2309.06180
 ///              (reference counts, copy on write)
 
 #include <headaware/cache/detail/page_change.hpp>
+#include <headaware/cache/detail/unique_id.hpp>
 #include <headaware/cache/page_indices.hpp>
 #include <headaware/cache/page_pool.hpp>
 #include <headaware/cache/page_step.hpp>
@@ -15,7 +16,6 @@
 #include <headaware/cache/rolling_state.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
-#include <headaware/detail/unique_id.hpp>
 #include <headaware/error.hpp>
 #include <headaware/fixed_divisor.hpp>
 #include <headaware/token_bytes.hpp>
@@ -38,15 +38,14 @@ struct PagedHeadsShape {
   RollingLimits limits{};       ///< `max_tokens` sizes the block table's rows of heads which keep all
 };
 
-/// @brief Tables of a cache whose pages belong to one KV head each: lives on the host, whatever memory the pages are
-/// in.
+/// @brief Block tables, on the host, of a cache whose pages belong to one KV head each, in host or device memory.
 ///
-/// Sinks' pages stay; pages that lie wholly before the window (and slack) go back. Every change either succeeds or
-/// leaves all as it was. A page may change hands from one step to the next, so that on a device all that reads or
-/// writes the pool is to run in the steps' order: on one stream, or after events.
+/// The sinks' pages stay; pages that lie wholly before the window (and slack) return to the pool. A change succeeds or
+/// leaves the tables as they were. A page may change owners from one step to the next: on a device, whatever reads or
+/// writes the pool must run in the order of the steps, on one stream or after events.
 class PagedHeads {
  public:
-  /// @param table  policies of all layers and KV heads, each with a rolling form
+  /// @param table  policies of all layers and KV heads, each a `RollingPolicy`
   /// @throws ArgumentError as `RollingSlots`, and on a page size that is not positive
   template <class Table>
   PagedHeads(Table const& table, PagedHeadsShape const& shape)
@@ -64,7 +63,7 @@ class PagedHeads {
   [[nodiscard]] RollingSlots const& slots() const { return slots_; }
   [[nodiscard]] RollingState const& state() const { return state_; }
   [[nodiscard]] std::int64_t length(std::int32_t sequence) const { return state_.length(sequence); }
-  /// The pool; a caller that takes pages itself gives them back itself.
+  /// The pool. A caller that takes pages of its own releases them itself.
   [[nodiscard]] PagePool& pool() { return pool_; }
   [[nodiscard]] PagePool const& pool() const { return pool_; }
   [[nodiscard]] PagedHead const& head(std::int32_t layer, std::int32_t kv_head) const {
@@ -72,7 +71,7 @@ class PagedHeads {
     require_index(kv_head, slots_.heads().count(layer), "KV head", "PagedHeads");
     return heads_.at(layer, kv_head);
   }
-  /// The pool's number of a sequence's page; -1 where the head does not hold it.
+  /// Page number in the pool of a sequence's page; -1 if the head does not hold it.
   [[nodiscard]] std::int32_t page(std::int32_t layer, std::int32_t sequence, std::int32_t kv_head,
                                   std::int64_t index) const {
     PagedHead const& h = head(layer, kv_head);
@@ -80,26 +79,25 @@ class PagedHeads {
         index >= 0 && h.holds(index, length(sequence), first_held(h, state_.high_water(sequence)), page_size());
     return held ? table_[at(h.entry(sequence, index))] : -1;
   }
-  /// Bytes of the pages in use, shared ones once.
+  /// Bytes of the pages in use; shared pages count once.
   [[nodiscard]] std::int64_t bytes_held(TokenBytes const& token) const {
     return detail::elements("PagedHeads::bytes_held",
                             {pool_.num_pages() - pool_.free_pages(), page_size(), token.total()});
   }
 
-  /// @brief Gives new tokens their pages: takes new ones, gives back those that windows have passed, and pages that
-  /// others own too are replaced where they are written on.
+  /// @brief Allocates pages for new tokens, releases pages that windows have passed, and replaces shared pages that
+  /// the new tokens would be written to (copy on write).
   /// @param counts  [num_sequences] new tokens of each sequence
-  /// @return what `headaware::append` needs to write them
+  /// @return the step that `headaware::append` writes
   /// @throws ArgumentError on a wrong number of counts, a negative one or a sequence beyond the cache's limit;
-  ///         CapacityError if the pool has too few pages. Nothing has changed then
-  /// @par Cost  O(layers · num_kv_heads) for each sequence with new tokens, and the pages that change hands
+  ///         CapacityError if the pool has too few pages. The tables are then unchanged
+  /// @par Cost  O(layers · num_kv_heads) for each sequence with new tokens, and the pages that change owners
   PageStep append(std::span<std::int32_t const> counts) {
     PageStep step;
     append(counts, step);
     return step;
   }
-  /// @brief The same into a step that an earlier call has filled, whose memory is used again: a step of decoding
-  /// allocates nothing.
+  /// @brief The same into the memory of an earlier step, so that a decoding step allocates nothing.
   void append(std::span<std::int32_t const> counts, PageStep& step) {
     state_.check(slots_.view(), counts, "PagedHeads::append");
     if (counts.data() != step.counts.data()) step.counts.assign(counts.begin(), counts.end());
@@ -129,11 +127,11 @@ class PagedHeads {
     step.generation = generation_ = detail::unique_id();
   }
 
-  /// The most copies on write of one step in one layer: each KV head of each sequence writes on in at most one page
-  /// that others own too. A captured launch of a layer's append has to allow for as many.
+  /// Most copies on write per layer and step: one per sequence and KV head. A captured append of one layer must allow
+  /// for as many.
   [[nodiscard]] std::int32_t max_copies() const { return shape_.num_sequences * slots_.num_kv_heads(); }
-  /// @brief Sorts a step's copies by layer and fills up with copies of no tokens, which do nothing: the fixed number of
-  /// copies that a captured graph needs.
+  /// @brief Sorts a step's copies by layer and pads each layer's with copies of no tokens, which do nothing, to the
+  /// fixed number that a captured graph needs.
   /// @param step  of the last `append`
   /// @return [num_layers, max_copies()]
   /// @throws ArgumentError if the tables have changed since
@@ -147,14 +145,14 @@ class PagedHeads {
     return result;
   }
 
-  /// Number of a sequence's last tokens that can be taken back: as `RollingState::max_rollback`.
+  /// Number of a sequence's last tokens that can be rolled back: as `RollingState::max_rollback`.
   [[nodiscard]] std::int64_t max_rollback(std::int32_t sequence) const {
     return state_.max_rollback(slots_.view(), sequence);
   }
-  /// @brief Takes the last `tokens` tokens back; pages that held them alone go back to the pool.
-  /// @throws ArgumentError if more than `max_rollback`, on a negative number, or if there is no such sequence. Nothing
-  ///         has changed then
-  /// @par Cost  O(layers · num_kv_heads), and the pages that go back; no page is read or written
+  /// @brief Rolls back the last `tokens` tokens; pages that held only them return to the pool.
+  /// @throws ArgumentError if more than `max_rollback`, on a negative number, or if there is no such sequence; the
+  ///         tables are then unchanged
+  /// @par Cost  O(layers · num_kv_heads), and the pages that are released; no page is read or written
   void rollback(std::int32_t sequence, std::int64_t tokens) {
     std::int64_t const before = pages_of(length(sequence));
     state_.rollback(slots_.view(), sequence, tokens);
@@ -168,8 +166,8 @@ class PagedHeads {
     });
   }
 
-  /// @brief Makes an empty sequence continue another: they share all pages until one of them writes on.
-  /// @throws ArgumentError if `to` is not empty, or if there is no such sequence. Nothing has changed then
+  /// @brief Makes an empty sequence continue another (a fork): they share all pages until one of them appends.
+  /// @throws ArgumentError if `to` is not empty, or if there is no such sequence; the tables are then unchanged
   /// @par Cost  O(layers · num_kv_heads), and the pages that `from` holds; no page is read or written
   void fork(std::int32_t from, std::int32_t to) {
     require(length(to) == 0, "sequence to fork to", "an empty one", length(to), "PagedHeads::fork");
@@ -182,7 +180,7 @@ class PagedHeads {
     generation_ = detail::unique_id();
   }
 
-  /// @brief Empties a sequence: its pages go back, those that others own stay theirs.
+  /// @brief Empties a sequence: releases its pages, of which shared ones stay with their other owners.
   /// @throws ArgumentError if there is no such sequence
   /// @par Cost  O(layers · num_kv_heads), and the pages that it holds; no page is read or written
   void release(std::int32_t sequence) {
@@ -191,12 +189,12 @@ class PagedHeads {
     generation_ = detail::unique_id();
   }
 
-  /// @brief Changes what heads keep, by editing tables: pages in which a head keeps nothing go back. No byte moves, as
-  /// every token stays where it is in its page; so a head's last page with sinks and its window's first page stay
-  /// whole. Afterwards as much can be taken back as the pages that stay hold windows for: up to the slack.
+  /// @brief Changes the heads' policies by editing tables: pages in which a head keeps nothing return to the pool. No
+  /// byte moves, so the last page of the sinks and the first page of the window stay whole. The pages that stay bound
+  /// the rollback afterwards, up to the slack.
   /// @param table  policies for the same layers and KV heads that keep no more, at the sequences' lengths, than is held
-  /// @throws ArgumentError on another shape, a policy without a rolling form, or one that needs pages which have been
-  ///         given back. Nothing has changed then
+  /// @throws ArgumentError on another shape, a policy that is no `RollingPolicy`, or one that needs pages which have
+  ///         been released; the tables are then unchanged
   /// @par Cost  O(layers · num_kv_heads) for each sequence, and the pages held; upload `head_bytes` and `table` again
   template <class Table>
   void set_policies(Table const& table) {
@@ -234,7 +232,7 @@ class PagedHeads {
     table_ = std::move(entries);
     slots_ = std::move(slots);
     for (std::int32_t b = 0; b < shape_.num_sequences; ++b) {
-      RollingSlotsView start = slots_.view();  // one in which the sequence starts as what its pages hold
+      RollingSlotsView start = slots_.view();  // as if the sequence began with the pages that it holds
       start.free_length = 0;
       start.slack = static_cast<std::int32_t>(high_water[at(b)] - length(b));
       state_.start(start, b, length(b));
@@ -242,15 +240,15 @@ class PagedHeads {
     generation_ = detail::unique_id();
   }
 
-  /// @brief One layer's tables in FlashInfer's form.
+  /// @brief Returns one layer's tables for FlashInfer.
   /// @par Source  flashinfer-ai/flashinfer, docs/tutorials/kv_layout.rst, "Page Table Layout"
   /// @throws ArgumentError if there is no such layer
-  /// @par Cost  O(sequences · num_kv_heads) and the pages named; to be asked for again after every change of the tables
+  /// @par Cost  O(sequences · num_kv_heads) and the pages named; to be called again after every change of the tables
   [[nodiscard]] HeadPageIndices indices(std::int32_t layer, PagePart part = PagePart::whole) const {
     require_index(layer, slots_.num_layers(), "layer", "PagedHeads");
     return detail::page_indices(view(), state_.lengths(), layer, part);
   }
-  /// @brief One layer's tables in vLLM's form.
+  /// @brief Returns one layer's tables for vLLM.
   /// @par Source  vllm-project/vllm, vllm/v1/attention/backends/flash_attn.py, block_table and seq_lens
   /// @throws ArgumentError if there is no such layer
   /// @par Cost  As `indices`, and entries · max_blocks
@@ -333,7 +331,7 @@ class PagedHeads {
         change.release_end = std::min(change.first, change.new_begin);
         std::int64_t const last = page_size_.quotient(length);
         if (last < change.new_begin && h.holds(last, length, change.first, page_size())) {
-          // Whoever shares the page leaves it, even if all do: none may write what another is copying.
+          // Every sequence that shares the page leaves it, even if all do: none may write while another copies.
           if (pool_.references(table_[at(h.entry(b, last))]) > 1) change.copy_on_write = last;
         }
         if (change.any()) changes_.push_back(change);
@@ -372,8 +370,8 @@ class PagedHeads {
     entry = -1;
   }
 
-  /// @brief The shortest that a sequence may have been so that other heads need no page of it which is not held: at
-  /// most `length + slack` if they keep no more than that.
+  /// @brief Least high-water mark at which the pages that a sequence holds serve `heads`: at most `length + slack` if
+  /// they do.
   [[nodiscard]] std::int64_t high_water_with(std::span<PagedHead const> heads, std::int32_t sequence) const {
     std::int64_t const pages = pages_of(length(sequence));
     std::int64_t high_water = length(sequence);
@@ -386,7 +384,7 @@ class PagedHeads {
       if (std::min<std::int64_t>(pages, now.sink_pages) > sinks && begin > 0) {
         high_water = std::int64_t{all_tokens} + 1;
       } else if (now.ring_pages > 0 && now.sink_pages < begin) {
-        high_water = std::max(high_water, begin * page_size() + now.window + shape_.limits.slack);
+        high_water = std::max(high_water, now.rule.high_water_holding(begin * page_size(), shape_.limits.slack));
       }
     });
     return high_water;
@@ -399,8 +397,8 @@ class PagedHeads {
   RollingState state_;
   detail::HeadRecords<PagedHead> heads_;
   std::vector<std::int32_t> table_;
-  std::vector<detail::PageChange> changes_;  ///< of the append that runs
-  std::vector<std::int32_t> leaving_;        ///< pages that it gives back
+  std::vector<detail::PageChange> changes_;  ///< of the append under way
+  std::vector<std::int32_t> leaving_;        ///< pages that it releases
   std::uint64_t generation_ = detail::unique_id();
 };
 

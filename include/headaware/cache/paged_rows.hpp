@@ -1,5 +1,9 @@
 #pragma once
 
+/// @file
+/// Rows in pages of one KV head each, found through a block table.
+
+#include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
 #include <headaware/fixed_divisor.hpp>
 
@@ -22,8 +26,36 @@ struct PagedRows {
     std::int64_t const stride = page_stride != 0 ? page_stride : page_size.value() * token;
     return pages[page] * stride + page_size.remainder(row) * token;
   }
-  /// Right for heads that hold all tokens.
+  /// Token of a row, for heads that hold all tokens.
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const { return row; }
+};
+
+/// @brief Paged per head: pages of one KV head, `[page_size, head_dim]` each, found through a block
+/// table with one row per (layer, sequence, KV head).
+struct PagedForm {
+  static constexpr bool needs_group = false;
+  std::int32_t const* block_table = nullptr;  ///< page numbers, where the back end runs
+  std::int32_t const* indptr = nullptr;       ///< [segments + 1]: first entry of each row; nullptr: dense rows
+  std::int64_t table_stride = 0;              ///< entries per row of a dense block table
+  FixedDivisor page_size = 0;                 ///< tokens per page
+  std::int64_t page_stride = 0;               ///< elements from one page to the next; 0: page_size * channels
+
+  /// First entry of a row of the table.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t entry(std::int64_t index) const {
+    return indptr != nullptr ? indptr[index] : index * table_stride;
+  }
+  /// The first `held` rows in the pages of a row of the table.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE PagedRows rows(std::int64_t index, std::int64_t held) const {
+    return {block_table + entry(index), held, page_size, page_stride};
+  }
+  /// Rows that a head's pages hold.
+  HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const& segment, LayerCapacity const& capacity) const {
+    if (indptr == nullptr) return capacity.head_rows;
+    return (indptr[segment.index + 1] - indptr[segment.index]) * page_size.value();
+  }
+  HEADAWARE_HOST_DEVICE PagedRows rows(Segment const& segment, LayerCapacity const&) const {
+    return rows(segment.index, segment.kept);
+  }
 };
 
 HEADAWARE_NAMESPACE_END

@@ -66,7 +66,7 @@ namespace device {
 template <LayerRange Tokens, class Source, class T>
 cudaError_t append(RollingSlotsView const& slots, RollingStateView const& state, Tokens const& tokens,
                    Source const& source, std::int32_t const* d_counts, std::int32_t max_count,
-                   Destination<T, RollingForm> const& cache, AppendOptions const& options,
+                   Destination<T, RollingSlotsView> const& cache, AppendOptions const& options,
                    cudaStream_t stream) noexcept {
   return detail::guarded([&] {
     require(max_count >= 0, "max_count", ">= 0", max_count, "append");
@@ -106,7 +106,7 @@ inline cudaError_t advance(RollingSlotsView const& slots, RollingStateView const
   return detail::change_state("advance", "counts", slots, state, d_counts, detail::StateChange::advance, stream);
 }
 
-/// @brief Takes each sequence's last tokens back (speculative decoding). Touches no slot.
+/// @brief Rolls back each sequence's last tokens (speculative decoding). Touches no slot.
 /// @param slots     `RollingSlots::view_at(d_heads)`
 /// @param state     counters in device memory. No other call on the same state may run at the same time
 /// @param d_tokens  device, [num_sequences], read when the kernel runs; where it is negative or more than
@@ -143,7 +143,7 @@ inline cudaError_t start(RollingSlotsView const& slots, RollingStateView const& 
 /// @par Cost  The rows that hold something, read and written once
 template <class T>
 cudaError_t copy_sequences(RollingSlotsView const& slots, RollingStateView const& state,
-                           std::span<SequenceCopy const> copies, Destination<T, RollingForm> const& cache,
+                           std::span<SequenceCopy const> copies, Destination<T, RollingSlotsView> const& cache,
                            cudaStream_t stream) noexcept {
   return detail::guarded([&] {
     detail::check_copies(slots, copies, cache);

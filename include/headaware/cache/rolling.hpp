@@ -52,22 +52,21 @@ struct RollingAppend {
 
 /// Throws unless buffers were made for these slots.
 template <class T>
-void check_rolling(RollingSlotsView const& slots, Destination<T, RollingForm> const& cache, char const* where) {
-  // Memory that slots have given back may be the next ones'.
-  require(cache.form.heads == slots.heads && cache.form.slots_id == slots.id, "cache", "one made for these slots",
+void check_rolling(RollingSlotsView const& slots, Destination<T, RollingSlotsView> const& cache, char const* where) {
+  // Later slots may have the same address.
+  require(cache.form.heads == slots.heads && cache.form.id == slots.id, "cache", "one made for these slots",
           "one of other slots", where);
   require(cache.form.num_sequences == slots.num_sequences, "cache's sequences", slots.num_sequences,
           cache.form.num_sequences, where);
-  require(cache.form.layers.total() == slots.num_heads, "cache's KV heads", slots.num_heads, cache.form.layers.total(),
-          where);
+  require(cache.form.num_heads == slots.num_heads, "cache's KV heads", slots.num_heads, cache.form.num_heads, where);
   auto const layers = static_cast<std::size_t>(slots.num_layers);
   require(cache.layers.size() == layers && cache.capacities.size() == layers, "cache's layers", layers,
           cache.layers.size(), where);
 }
 
-/// Buffers of layers that hold something must be there, and none may meet another: rows would overwrite each other.
+/// Checks that layers which hold something have buffers, and that no two overlap.
 template <class T>
-void check_rolling_buffers(Destination<T, RollingForm> const& cache, std::size_t first, std::size_t count,
+void check_rolling_buffers(Destination<T, RollingSlotsView> const& cache, std::size_t first, std::size_t count,
                            char const* where) {
   auto& buffers = thread_memory().destinations;
   for (std::size_t layer = first; layer < first + count; ++layer) {
@@ -85,7 +84,7 @@ void check_rolling_buffers(Destination<T, RollingForm> const& cache, std::size_t
 
 /// Buffers by layer of new tokens. @pre  first_layer within the cache
 template <class T>
-auto rolling_buffers(Destination<T, RollingForm> const& cache, std::int32_t first_layer) {
+auto rolling_buffers(Destination<T, RollingSlotsView> const& cache, std::int32_t first_layer) {
   return [&cache, first = static_cast<std::size_t>(first_layer)](std::size_t i) {
     LayerCapacity const& capacity = cache.capacities[first + i];
     RowChannels const& channels = cache.channels.of(first + i);
@@ -96,8 +95,8 @@ auto rolling_buffers(Destination<T, RollingForm> const& cache, std::int32_t firs
 
 template <class T, class U, class Source>
 AppendShape check_rolling_append(RollingSlotsView const& slots, std::span<LayerKv<U> const> tokens,
-                                 Source const& source, std::int64_t max_count, Destination<T, RollingForm> const& cache,
-                                 AppendOptions const& options) {
+                                 Source const& source, std::int64_t max_count,
+                                 Destination<T, RollingSlotsView> const& cache, AppendOptions const& options) {
   check_rolling(slots, cache, "append");
   AppendShape const shape{.first_layer = options.first_layer,
                           .num_sequences = slots.num_sequences,
@@ -114,7 +113,7 @@ AppendShape check_rolling_append(RollingSlotsView const& slots, std::span<LayerK
 /// Throws if a sequence is copied to twice, or copied from and to.
 template <class T>
 void check_copies(RollingSlotsView const& slots, std::span<SequenceCopy const> copies,
-                  Destination<T, RollingForm> const& cache) {
+                  Destination<T, RollingSlotsView> const& cache) {
   constexpr auto where = "copy_sequences";
   check_rolling(slots, cache, where);
   if (!copies.empty()) check_rolling_buffers(cache, 0, cache.layers.size(), where);
@@ -150,7 +149,7 @@ void check_copies(RollingSlotsView const& slots, std::span<SequenceCopy const> c
 ///            is more than 1 MiB
 template <LayerRange Tokens, class Source, class T>
 void append(RollingSlotsView const& slots, RollingState& state, Tokens const& tokens, Source const& source,
-            std::span<std::int32_t const> counts, Destination<T, RollingForm> const& cache,
+            std::span<std::int32_t const> counts, Destination<T, RollingSlotsView> const& cache,
             AppendOptions const& options = {}) {
   state.check(slots, counts, "append");
   std::int64_t const most = counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
@@ -170,7 +169,7 @@ void append(RollingSlotsView const& slots, RollingState& state, Tokens const& to
 /// @par Cost  The rows that hold something
 template <class T>
 void copy_sequences(RollingSlotsView const& slots, RollingState& state, std::span<SequenceCopy const> copies,
-                    Destination<T, RollingForm> const& cache) {
+                    Destination<T, RollingSlotsView> const& cache) {
   detail::check_copies(slots, copies, cache);
   require(state.num_sequences() == slots.num_sequences, "state's sequences", slots.num_sequences, state.num_sequences(),
           "copy_sequences");

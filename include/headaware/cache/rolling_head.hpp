@@ -34,13 +34,11 @@ struct SlotRuns {
 struct alignas(16) RollingHead {
   std::int64_t first_row = 0;      ///< rows of the same sequence's earlier heads in the layer
   std::int64_t sequence_rows = 0;  ///< rows of one sequence in the layer
-  std::int32_t sink = 0;
-  std::int32_t window = 0;
+  WindowRule rule;
   std::int32_t ring = 0;  ///< window + slack; 0 where the window is 0
   std::int32_t unused = 0;
 
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t slots() const { return std::int64_t{sink} + ring; }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr WindowRule rule() const { return {sink, window}; }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t slots() const { return std::int64_t{rule.sink} + ring; }
 
   /// The row, in the layer's buffers, of one sequence's slot.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t row(std::int64_t sequence, std::int64_t slot) const {
@@ -48,37 +46,36 @@ struct alignas(16) RollingHead {
   }
   /// The slot of a token; -1 where none ever holds it.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t slot_of(std::int64_t token) const {
-    if (token < sink) return token;
+    if (token < rule.sink) return token;
     if (ring == 0) return -1;
     // 32 bits suffice, and divide faster on a device.
-    return sink +
-           static_cast<std::int64_t>(static_cast<std::uint32_t>(token - sink) % static_cast<std::uint32_t>(ring));
+    return rule.sink +
+           static_cast<std::int64_t>(static_cast<std::uint32_t>(token - rule.sink) % static_cast<std::uint32_t>(ring));
   }
   /// @brief The token that a slot shows to attention at this length; -1 for a slot that holds nothing, or only a token
   /// that has left the window (`slack` keeps some for `rollback`).
   /// @pre 0 <= slot < slots()
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t position_of(std::int64_t slot, std::int64_t length) const {
-    if (slot < sink) return slot < length ? slot : -1;
-    std::int64_t const newest = length - 1 - sink;  // counted from the ring's first token
-    std::int64_t const at = slot - sink;
+    if (slot < rule.sink) return slot < length ? slot : -1;
+    std::int64_t const newest = length - 1 - rule.sink;  // counted from the ring's first token
+    std::int64_t const at = slot - rule.sink;
     if (newest < at) return -1;
-    std::int64_t const token = sink + newest - (newest - at) % ring;
-    return rule().keeps(token, length) ? token : -1;
+    std::int64_t const token = rule.sink + newest - (newest - at) % ring;
+    return rule.keeps(token, length) ? token : -1;
   }
   /// The tokens that a sequence of `length` tokens keeps, and attention reads.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr WindowRange kept(std::int64_t length) const {
-    return rule().range(length);
+    return rule.range(length);
   }
-  /// The tokens that slots hold of a sequence that is `length` tokens long and has been `high_water` (see
-  /// `RollingState`): those that no later append has overwritten.
+  /// The tokens in slots that no append has overwritten. @param high_water  see `RollingState`
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr WindowRange held(std::int64_t length, std::int64_t high_water) const {
-    return WindowRange::clamped(sink, ring == 0 ? length : high_water - ring, length);
+    return rule.held(length, high_water, ring - rule.window);
   }
   /// The slots of tokens, oldest first. @pre the head keeps them, and at most `ring` after the sinks
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr SlotRuns runs(WindowRange const& tokens) const {
     SlotRuns result;
     result.sinks = tokens.sinks;
-    result.wrapped_first = sink;
+    result.wrapped_first = rule.sink;
     std::int64_t const in_ring = tokens.length - tokens.begin;
     if (in_ring <= 0) return result;
     result.first = slot_of(tokens.begin);
@@ -100,12 +97,8 @@ struct RollingRows {
   [[nodiscard]] HEADAWARE_HOST_DEVICE static RollingRows of(RollingHead const& head, std::int64_t sequence,
                                                             WindowRange const& tokens) {
     SlotRuns const runs = head.runs(tokens);
-    auto const narrow = [](std::int64_t value) { return static_cast<std::int32_t>(value); };
-    return {head.row(sequence, 0),
-            head.rule(),
-            {narrow(tokens.sinks), narrow(tokens.begin), narrow(tokens.length)},
-            narrow(runs.first),
-            narrow(runs.count)};
+    return {head.row(sequence, 0), head.rule, tokens.narrow(), static_cast<std::int32_t>(runs.first),
+            static_cast<std::int32_t>(runs.count)};
   }
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t rows() const { return tokens.count(); }
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t row, std::int64_t channels) const {

@@ -1,14 +1,15 @@
 #pragma once
 
 /// @file
-/// Slots of every head of a rolling cache, known from policies alone; and that cache as a destination of `compress`.
+/// Slots of every head of a rolling cache, by policies alone, and the cache as a destination of `compress`.
 
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/destination.hpp>
+#include <headaware/cache/detail/unique_id.hpp>
 #include <headaware/cache/rolling_head.hpp>
+#include <headaware/cache/segment.hpp>
 #include <headaware/detail/checked.hpp>
 #include <headaware/detail/head_records.hpp>
-#include <headaware/detail/unique_id.hpp>
 #include <headaware/detail/zero_when_moved.hpp>
 #include <headaware/error.hpp>
 #include <headaware/policy/table.hpp>
@@ -33,19 +34,22 @@ struct RollingLimits {
   std::int32_t slack = 0;
 };
 
-/// @brief `RollingSlots` as both back ends read them. Borrows `heads`.
+/// @brief `RollingSlots` as both back ends read them, and the form in which `compress` fills them: each kept token goes
+/// to the slot from which `append` goes on. Borrows `heads`.
 struct RollingSlotsView {
-  RollingHead const* heads = nullptr;         ///< of all layers, where the back end runs
-  std::int32_t const* first_heads = nullptr;  ///< `LayerHeads::first_heads`, where the back end runs
+  static constexpr bool needs_group = false;
+  static constexpr bool keeps_positions = true;  ///< keys turned on the way would be wrong with the next token
+  RollingHead const* heads = nullptr;            ///< of all layers, where the back end runs
+  std::int32_t const* first_heads = nullptr;     ///< `LayerHeads::first_heads`, where the back end runs
   std::int32_t num_layers = 0;
   std::int32_t num_sequences = 0;
   std::int32_t num_kv_heads = 0;  ///< of every layer; where they differ, of the layer that has most
   std::int32_t num_heads = 0;     ///< KV heads of all layers
   std::int32_t slack = 0;
   std::int64_t free_length = 0;  ///< up to this many tokens no ring has overwritten anything
-  std::int64_t token_limit = 0;  ///< the most tokens a sequence may have
+  std::int64_t token_limit = 0;  ///< most tokens per sequence
   std::int64_t max_slots = 0;    ///< the most slots any head has
-  std::uint64_t id = 0;          ///< of the slots: no others in the process have it, but for copies
+  std::uint64_t id = 0;          ///< of the `RollingSlots`: unique in the process, but for copies
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE LayerHeads layer_heads() const {
     return {num_layers, num_kv_heads, first_heads, num_heads};
@@ -53,8 +57,11 @@ struct RollingSlotsView {
   [[nodiscard]] HEADAWARE_HOST_DEVICE RollingHead const& head(std::int64_t layer, std::int64_t kv_head) const {
     return heads[layer_heads().first(layer) + kv_head];
   }
-  /// @brief Number of a sequence's last tokens that can be taken back, every window whole afterwards: all of them until
-  /// the first ring wraps; later `slack`, less what has been taken back since the longest the sequence has been.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE RollingHead const& head(Segment const& segment) const {
+    return head(segment.layer, segment.kv_head);
+  }
+  /// @brief Number of a sequence's last tokens that can be rolled back, every window whole afterwards: all of them
+  /// until the first ring wraps; later `slack`, less what has been rolled back from the high-water mark.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t max_rollback(std::int64_t length,
                                                                           std::int64_t high_water) const {
     if (high_water <= free_length) return length;
@@ -64,6 +71,31 @@ struct RollingSlotsView {
   /// `RollingState::high_water` of a sequence that `compress` has filled: the slack is empty yet.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t high_water_at_start(std::int64_t length) const {
     return length <= free_length - slack ? length : length + slack;
+  }
+
+  /// Whether the segment's policy is the one that its slots were made for, as far as its count of tokens tells.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE bool matches(Segment const& segment) const {
+    return head(segment).kept(segment.length).count() == segment.kept;
+  }
+  /// Whether a policy keeps the tokens that the segment's slots were made for. Kept counts tell nothing of (4 sinks, a
+  /// window of 4) in slots of (2, 6); where all tokens are kept, or none, they are the same for every policy.
+  template <class P>
+  [[nodiscard]] bool matches(Segment const& segment, P const& policy) const {
+    if (!matches(segment)) return false;
+    if (segment.kept == 0 || segment.kept == segment.length) return true;
+    if constexpr (RollingPolicy<P>) {
+      return window_rule(policy) == head(segment).rule;
+    } else {
+      return false;
+    }
+  }
+  /// Rows that one head may fill; none where the policy is another one.
+  HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const& segment, LayerCapacity const&) const {
+    return matches(segment) ? head(segment).slots() : -1;
+  }
+  HEADAWARE_HOST_DEVICE RollingRows rows(Segment const& segment, LayerCapacity const&) const {
+    RollingHead const& slots = head(segment);
+    return RollingRows::of(slots, segment.sequence, slots.kept(segment.length));
   }
 };
 
@@ -76,9 +108,9 @@ static_assert(std::is_trivially_copyable_v<RollingSlotsView>);
 /// moved from has no heads.
 class RollingSlots {
  public:
-  /// @param table          policies of all layers and KV heads, each with a rolling form (`RollingPolicy`)
+  /// @param table          policies of all layers and KV heads, each a `RollingPolicy`
   /// @param num_sequences  sequences that the cache has room for
-  /// @throws ArgumentError on negative numbers, a policy without a rolling form (a `KeepList`), heads that keep all
+  /// @throws ArgumentError on negative numbers, a policy that is none (a `KeepList`), heads that keep all
   ///         without `max_tokens`, and blocks beyond 2^31 slots
   /// @par Cost  O(layers · sequences · heads)
   template <class Table>
@@ -117,7 +149,7 @@ class RollingSlots {
   /// Numbers of KV heads of all layers; valid while these live unchanged.
   [[nodiscard]] LayerHeads heads() const { return heads_.heads(); }
   [[nodiscard]] RollingLimits const& limits() const { return limits_; }
-  /// The most tokens a sequence may have: `max_tokens` where a head keeps all, else 2^31 - 1 less the slack.
+  /// Most tokens per sequence: `max_tokens` where a head keeps all, else 2^31 - 1 less the slack.
   [[nodiscard]] std::int64_t token_limit() const { return token_limit_; }
 
   /// The slots of one head. @throws ArgumentError if there is no such head
@@ -140,7 +172,7 @@ class RollingSlots {
     return detail::sum_layer_bytes("RollingSlots::bytes_held", num_layers(), token,
                                    [&](std::int32_t layer) { return rows_total(layer); });
   }
-  /// The same for keys and values alike. @param head_dim channels; @param element_bytes bytes an element
+  /// The same for keys and values alike. @param head_dim channels; @param element_bytes bytes per element
   [[nodiscard]] std::int64_t bytes_held(std::int64_t head_dim, std::size_t element_bytes) const {
     return bytes_held(TokenBytes::of(head_dim, element_bytes));
   }
@@ -174,25 +206,20 @@ class RollingSlots {
     auto const where = [&] {
       return "RollingSlots, layer " + std::to_string(layer) + ", KV head " + std::to_string(kv_head);
     };
-    if constexpr (!RollingPolicy<P>) {
-      require(false, "policy", "one with a rolling form (a sink and a window)", P::name, where);
-    } else {
-      WindowRule const form = rolling_form(policy);
+    require(RollingPolicy<P>, "policy", "one of sinks and a window", P::name, where);
+    if constexpr (RollingPolicy<P>) {
       RollingHead head;
       head.first_row = rows;
-      head.sink = form.sink;
-      head.window = form.window;
-      if (form.sink == all_tokens) {
+      head.rule = window_rule(policy);
+      auto const& [sink, window] = head.rule;
+      if (sink == all_tokens) {
         require(limits_.max_tokens > 0, "max_tokens", "> 0, as a head keeps all tokens", limits_.max_tokens, where);
-        head.sink = static_cast<std::int32_t>(limits_.max_tokens);
-        head.window = 0;
+        head.rule = {static_cast<std::int32_t>(limits_.max_tokens), 0};
         token_limit_ = std::min(token_limit_, limits_.max_tokens);
       }
-      bool const fits =
-          head.sink >= 0 && head.window >= 0 && std::int64_t{head.sink} + head.window + limits_.slack <= all_tokens;
-      require(fits, "slots of a head", "sink >= 0, window >= 0, with slack below 2^31", {head.sink, " + ", head.window},
-              where);
-      head.ring = head.window > 0 ? head.window + limits_.slack : 0;
+      bool const fits = sink >= 0 && window >= 0 && std::int64_t{sink} + window + limits_.slack <= all_tokens;
+      require(fits, "slots of a head", "sink >= 0, window >= 0, with slack below 2^31", {sink, " + ", window}, where);
+      head.ring = window > 0 ? window + limits_.slack : 0;
       if (head.ring > 0) free_length_ = std::min(free_length_, head.slots());
       max_slots_ = std::max(max_slots_, head.slots());
       rows += head.slots();
@@ -210,52 +237,12 @@ class RollingSlots {
   std::vector<std::int64_t> offsets_ = {0};
 };
 
-/// @brief A rolling cache as a form that `compress` fills: each kept token goes to the slot from which `append` goes
-/// on. Keys keep their positions: ones that are rotated to their rows on the way would be wrong with the next token.
-struct RollingForm {
-  static constexpr bool needs_group = false;
-  static constexpr bool keeps_positions = true;  ///< keys are not to turn on the way
-  RollingHead const* heads = nullptr;            ///< of all layers, where the back end runs
-  LayerHeads layers;                             ///< numbers of KV heads, where the back end runs
-  std::int32_t num_sequences = 0;
-  std::uint64_t slots_id = 0;  ///< `RollingSlotsView::id`
-
-  [[nodiscard]] HEADAWARE_HOST_DEVICE RollingHead const& head(Segment const& segment) const {
-    return heads[layers.first(segment.layer) + segment.kv_head];
-  }
-  /// Whether the segment's policy is the one that its slots were made for, as far as its count of tokens tells.
-  [[nodiscard]] HEADAWARE_HOST_DEVICE bool matches(Segment const& segment) const {
-    return head(segment).kept(segment.length).count() == segment.kept;
-  }
-  /// Whether a policy keeps the tokens that the segment's slots were made for. Kept counts tell nothing of (4 sinks, a
-  /// window of 4) in slots of (2, 6); where all tokens are kept, or none, they are the same for every policy.
-  template <class P>
-  [[nodiscard]] bool matches(Segment const& segment, P const& policy) const {
-    if (!matches(segment)) return false;
-    if (segment.kept == 0 || segment.kept == segment.length) return true;
-    if constexpr (RollingPolicy<P>) {
-      return rolling_form(policy) == head(segment).rule();
-    } else {
-      return false;
-    }
-  }
-  /// Rows that one head may fill; none where the policy is another one.
-  HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const& segment, LayerCapacity const&) const {
-    return matches(segment) ? head(segment).slots() : -1;
-  }
-  HEADAWARE_HOST_DEVICE RollingRows rows(Segment const& segment, LayerCapacity const&) const {
-    RollingHead const& slots = head(segment);
-    return RollingRows::of(slots, segment.sequence, slots.kept(segment.length));
-  }
-};
-
 namespace detail {
 
 template <class T>
-Destination<T, RollingForm> rolling_form_of(RollingSlots const& slots, RollingSlotsView const& view,
-                                            LayerChannels const& channels, std::int64_t value_dim) {
-  RollingForm const form{view.heads, view.layer_heads(), slots.num_sequences(), view.id};
-  return without_buffers<T>("rolling", form, slots.heads(), channels, value_dim,
+Destination<T, RollingSlotsView> rolling_form_of(RollingSlots const& slots, RollingSlotsView const& view,
+                                                 LayerChannels const& channels, std::int64_t value_dim) {
+  return without_buffers<T>("rolling", view, slots.heads(), channels, value_dim,
                             [&](std::int32_t layer) { return LayerCapacity{.rows = slots.rows_total(layer)}; });
 }
 
@@ -270,18 +257,19 @@ Destination<T, RollingForm> rolling_form_of(RollingSlots const& slots, RollingSl
 /// @param value_dim  channels of a value, where all layers are alike; 0: as many as a key has
 /// @throws ArgumentError if channels are not positive
 template <class T>
-[[nodiscard]] Destination<T, RollingForm> rolling(RollingSlots const& slots, RollingSlotsView const& view, T* keys,
-                                                  T* values, LayerChannels const& channels,
-                                                  std::int64_t value_dim = 0) {
+[[nodiscard]] Destination<T, RollingSlotsView> rolling(RollingSlots const& slots, RollingSlotsView const& view, T* keys,
+                                                       T* values, LayerChannels const& channels,
+                                                       std::int64_t value_dim = 0) {
   return detail::with_buffers(detail::rolling_form_of<T>(slots, view, channels, value_dim), keys, values);
 }
 
 /// @brief The same with buffers of its own for each layer: [slots.rows_total(layer), head_dim].
 template <LayerRange Layers>
-[[nodiscard]] Destination<LayerElement<Layers>, RollingForm> rolling(RollingSlots const& slots,
-                                                                     RollingSlotsView const& view, Layers const& layers,
-                                                                     LayerChannels const& channels,
-                                                                     std::int64_t value_dim = 0) {
+[[nodiscard]] Destination<LayerElement<Layers>, RollingSlotsView> rolling(RollingSlots const& slots,
+                                                                          RollingSlotsView const& view,
+                                                                          Layers const& layers,
+                                                                          LayerChannels const& channels,
+                                                                          std::int64_t value_dim = 0) {
   return detail::with_layers(detail::rolling_form_of<LayerElement<Layers>>(slots, view, channels, value_dim),
                              layer_span(layers), "rolling");
 }

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// Lengths of the sequences of a rolling cache, and how far they can be taken back.
+/// Lengths of the sequences of a rolling cache, and how far they can be rolled back.
 
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/error.hpp>
@@ -19,7 +19,7 @@ struct RollingStateView {
   std::int32_t* lengths = nullptr;     ///< [num_sequences] tokens seen
   std::int32_t* high_water = nullptr;  ///< [num_sequences] see `RollingState::high_water`
   std::int32_t* ticket = nullptr;      ///< device: counts blocks; 0 between calls
-  std::int32_t* status = nullptr;      ///< device: 1 once a call refused a sequence, until someone clears it
+  std::int32_t* status = nullptr;      ///< device: set to 1 when a call refuses a sequence; cleared by the caller
 
   /// Bytes of the counters of so many sequences.
   static std::size_t bytes(std::int32_t num_sequences) {
@@ -55,12 +55,12 @@ class RollingState {
   /// been overwritten. (After `compress` it counts the slack as overwritten, since nothing is in it yet.)
   [[nodiscard]] std::int64_t high_water(std::int32_t sequence) const { return high_water_[index(sequence)]; }
 
-  /// @brief Number of a sequence's last tokens that can be taken back so that every head's window is still whole: all
-  /// until the first ring wraps, later `slack` less what has already been taken back.
+  /// @brief Number of a sequence's last tokens that can be rolled back with every head's window still whole: all until
+  /// the first ring wraps, later `slack` less what has already been rolled back.
   [[nodiscard]] std::int64_t max_rollback(RollingSlotsView const& slots, std::int32_t sequence) const {
     return slots.max_rollback(length(sequence), high_water(sequence));
   }
-  /// @brief Takes the last `tokens` tokens back (speculative decoding). Touches no slot.
+  /// @brief Rolls back the last `tokens` tokens (speculative decoding). Touches no slot.
   /// @throws ArgumentError if more than `max_rollback`
   void rollback(RollingSlotsView const& slots, std::int32_t sequence, std::int64_t tokens) {
     std::int64_t const most = max_rollback(slots, sequence);

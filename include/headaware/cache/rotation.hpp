@@ -43,7 +43,7 @@ enum class RotaryPairing : std::uint8_t { neox, interleaved };
 /// `rotary_dim` on are left as they are.
 /// @pre  Token t was rotated for position t, one position for all its channels. That is not so after an image (M-RoPE
 ///       counts one on by less than its tokens), in a cache that was compressed before without a rotation, and with
-///       padding on the left: give `with_positions` what the keys were rotated for. Nobody can see from keys that it is
+///       padding on the left: give `with_positions` what the keys were rotated for. Keys do not show that it is
 ///       missing. An image's own tokens, whose channels have several positions, cannot be turned.
 /// @par Source  Su et al., RoFormer, arXiv:2104.09864; positions within the cache: arXiv:2309.17453
 class KeyRotation {
@@ -92,9 +92,8 @@ class KeyRotation {
   }
 
   /// @brief Allows for keys that were rotated for other positions than their tokens' indices.
-  /// @param positions  [sequences, stride] the position that each token's key was rotated for, where the back end runs;
-  /// borrowed. On
-  ///                   a device they are read when the kernel runs
+  /// @param positions  [sequences, stride] the position that each token's key was rotated for, where the back end
+  ///                   runs; borrowed. On a device they are read when the kernel runs
   /// @param stride     entries from one sequence to the next: at least its tokens
   /// @note  Keys may then turn though no token is evicted: `evicting` does not count such turns, so keys of 16 bits
   ///        that are turned in place again and again lose bits unnoticed
@@ -190,7 +189,7 @@ class KeyRotation {
   double frequencies_[max_rotary_dim / 2] = {};
 };
 
-/// @brief Keys keep the positions that they were rotated for: in place of a `KeyRotation`, the default.
+/// @brief No rotation, the default: keys keep the positions that they were rotated for.
 struct KeepPositions {};
 
 /// @brief The two channels of a rotary pair.

@@ -24,7 +24,7 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Pages of `page_size` tokens that so many tokens need, without a sum that overflows. @pre  tokens >= 0, page_size > 0
+/// Number of pages of `page_size` tokens for so many tokens, without overflow. @pre  tokens >= 0, page_size > 0
 [[nodiscard]] constexpr std::int64_t pages_for(std::int64_t tokens, std::int64_t page_size) {
   return tokens / page_size + (tokens % page_size != 0 ? 1 : 0);
 }
@@ -253,7 +253,7 @@ class CacheSizes {
   }
 
  private:
-  /// Where a head is in a grouped cache.
+  /// Place of a head in a grouped cache.
   struct HeadPlace {
     detail::HeadGroup group;
     std::int32_t rank;  ///< heads of its group before it

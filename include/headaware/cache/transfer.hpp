@@ -15,7 +15,7 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Whether keys may not turn on their way into a form of cache.
+/// Whether keys in a form of cache must keep their positions.
 template <class Form>
 inline constexpr bool keeps_positions = requires {
   requires Form::keeps_positions;
@@ -23,7 +23,7 @@ inline constexpr bool keeps_positions = requires {
 
 }  // namespace detail
 
-/// @brief Keys and values of all layers, on their way into a compressed cache. Made by `transfer`.
+/// @brief Source and destination of the keys and values of all layers. Made by `transfer`.
 ///
 /// A cache with scales is two transfers of one call: the elements, and the scales as tensors of
 /// their own whose "channels" are a token's scales.
@@ -34,8 +34,8 @@ struct Transfer {
   Destination<T, Form> kept;
   Rotation rotation{};
 
-  /// @brief Adds a rotation of keys to the positions of their rows in the compressed cache. Not into a rolling cache,
-  /// whose slots and positions part with the next token.
+  /// @brief Adds a rotation of keys to the positions of their rows in the compressed cache. Not for a rolling
+  /// cache, whose slots and positions differ from the next token on.
   ///
   /// For keys that have not been turned before in 16 bits: each turn rounds them, and where a call's output is the next
   /// one's source the errors add up unnoticed (`KeyRotation::evicting` has figures). Turn once, from the cache as the

@@ -32,7 +32,7 @@ inline constexpr std::int64_t largest_int64 = std::numeric_limits<std::int64_t>:
   refuse_size(got, where);
 }
 
-/// @brief The elements of a tensor or of a part of it. A negative extent makes 0: whoever takes the extents names it.
+/// @brief Multiplies the extents of a tensor or of a part of it; 0 where one is negative, which callers refuse by name.
 /// @throws ArgumentError on a product beyond 64 bits
 [[nodiscard]] constexpr std::int64_t elements(char const* where, std::initializer_list<std::int64_t> extents) {
   std::int64_t result = 1;

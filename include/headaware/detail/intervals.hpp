@@ -60,7 +60,7 @@ bool sort_and_overlap(std::span<Interval> intervals) {
 struct Memory {
   std::vector<Interval> sources;
   std::vector<Interval> paged_sources;       ///< whose pages a table tells apart
-  std::vector<Interval> destinations;        ///< of forms whose layers must lie apart
+  std::vector<Interval> destinations;        ///< of cache layouts whose layers must lie apart
   std::vector<Interval> paged_destinations;  ///< pages of one pool are told apart by the block table
 };
 

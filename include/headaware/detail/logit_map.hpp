@@ -1,6 +1,6 @@
 #pragma once
 
-// From query · key to a logit in base 2, for every pass over attention.
+// Map from query · key to a logit in base 2, for every pass over attention.
 
 #include <headaware/config.hpp>
 
@@ -14,7 +14,7 @@ namespace detail {
 inline constexpr float log2_e = 1.44269504088896340736F;
 inline constexpr float ln_2 = 0.69314718055994530942F;
 
-/// The logit of a key that a query does not see: weighs nothing, and is finite, so that what is not is a mistake.
+/// The logit of a key that a query does not see: weighs nothing, and is finite, so that infinite ones are errors.
 inline constexpr float hidden_logit = -std::numeric_limits<float>::max();
 
 /// `outer · x`, or `outer · tanh(inner · x)` with a soft cap.
@@ -32,7 +32,7 @@ struct LogitMap {
   /// Factor that may go into the queries beforehand: all of the map but the cap.
   [[nodiscard]] float factor() const { return inner == 0 ? outer : inner; }
   [[nodiscard]] bool capped() const { return inner != 0; }
-  /// The rest, for a product of queries that hold the factor.
+  /// Maps the product of a query that holds the factor already.
   [[nodiscard]] float cap(float x) const { return outer * std::tanh(x); }
 };
 

@@ -12,7 +12,7 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 HEADAWARE_TARGET_BEGIN
 
-/// Queries q, q + stride, … of a head, each times `factor`; rows from `count` on are zero.
+/// Packs queries q, q + stride, … of a head, each times `factor`; rows from `count` on are zero.
 /// @param to  [rows, head_dim]
 template <class Layer>
 void pack_queries(Layer const& layer, std::int32_t head, std::int64_t q, std::int64_t stride, std::int64_t count,
@@ -26,7 +26,7 @@ void pack_queries(Layer const& layer, std::int32_t head, std::int64_t q, std::in
   }
 }
 
-/// Keys [first, first + count) of a KV head in strips, filled up with zeros.
+/// Packs keys [first, first + count) of a KV head into strips, filled up with zeros.
 /// @param to  [strips, head_dim, strip]
 template <class Layer>
 void pack_keys(Layer const& layer, std::int32_t kv_head, std::int64_t first, std::int64_t count, float* to) {

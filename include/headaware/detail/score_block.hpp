@@ -20,7 +20,7 @@ struct ScoreBlocking {
   static constexpr int pack_rows = block_rows * 8;
 };
 
-/// scores[row][key] = queries[row] · keys[key] for `block_rows` rows and the strips that `keys` reach.
+/// Computes scores[row][key] = queries[row] · keys[key] for `block_rows` rows and the strips that `keys` reach.
 /// @param queries  [block_rows, head_dim]; @param packed  [strips, head_dim, strip]; @param scores  [block_rows,
 /// block_keys]
 inline void score_block(float const* queries, float const* packed, std::int64_t head_dim, std::int64_t keys,

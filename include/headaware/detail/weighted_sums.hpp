@@ -10,7 +10,7 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 HEADAWARE_TARGET_BEGIN
 
-/// sums[r][·] += Σ_k weights[r][k] · values[k][·] for ScoreBlocking::rows rows.
+/// Adds sums[r][·] += Σ_k weights[r][k] · values[k][·] for ScoreBlocking::rows rows.
 /// @param weights  rows at `weight_pitch`; @param values  [keys, channels]; @param sums  rows at `sum_pitch`
 /// @param channels a multiple of 2 · lanes (padded)
 inline void add_weighted(float const* weights, std::int64_t weight_pitch, float const* values, std::int64_t keys,

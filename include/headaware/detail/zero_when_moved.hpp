@@ -7,7 +7,7 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// A number that a move leaves 0, as it leaves a vector empty: what has been moved from is then empty as a whole.
+/// Number that is 0 once moved from, as a vector is empty: its owner is then empty as a whole.
 template <class T>
 class ZeroWhenMoved {
  public:

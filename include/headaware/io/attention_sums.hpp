@@ -46,11 +46,11 @@ void observer_fields(Fields&& f, Parameters& p) {
 
 }  // namespace detail
 
-/// @brief An observer as a file keeps it.
+/// @brief Contents of an `attention_sums.json`.
 struct SavedObserver {
   AttentionObserver observer;
-  std::int64_t position = 0;  ///< the caller's own: how far it had come
-  std::string source;         ///< the caller's own: what it was observing
+  std::int64_t position = 0;  ///< the caller's: progress of the observation
+  std::string source;         ///< the caller's: name of what is observed
 };
 
 /// @brief Reads an observer from the text of an `attention_sums.json`: `{format, version, source, position, model_info,
@@ -74,7 +74,7 @@ struct SavedObserver {
     parameters.retention = detail::read_grid(grid.object());
   }
 
-  // As many sums as there must be, before memory for them is asked for.
+  // Check the number of heads before allocating their sums.
   JsonArray const heads = root.get("sums", "an array").array();
   auto const num_heads =
       static_cast<std::size_t>(model.num_hidden_layers) * static_cast<std::size_t>(model.num_attention_heads);

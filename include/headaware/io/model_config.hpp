@@ -22,8 +22,8 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Fields of models whose layers' caches are not all `num_key_value_heads` heads of `head_dim` channels: what they say
-/// is not known here, so saying anything is an error.
+/// Fields of models whose layers' caches are not all `num_key_value_heads` heads of `head_dim` channels. Their
+/// meaning is not known here, so a value is an error.
 struct UnknownField {
   enum Kind : std::uint8_t {
     plain,
@@ -285,7 +285,7 @@ template <class = void>
   return model;
 }
 
-/// @brief `parse_model_config` of a file.
+/// @brief Reads a file by `parse_model_config`.
 /// @throws FormatError as there, FileError if the file cannot be read
 template <class = void>
 [[nodiscard]] ModelConfig load_model_config(FilePath const& path) {

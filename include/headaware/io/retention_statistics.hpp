@@ -37,7 +37,7 @@ void retention_info_fields(Fields&& f, Info& info) {
   f.boolean("with_output_metric", info.with_output_metric);
 }
 
-/// The sums of a head that was observed so.
+/// The sums of a head.
 template <class Fields, class Sums>
 void retention_fields(Fields&& f, RetentionInfo const& info, Sums& sums) {
   std::size_t const cells = info.grid.size();

@@ -362,7 +362,7 @@ template <class Release>
 /// @brief The same of DLPack 1 and later.
 using ManagedDlpackVersioned = std::unique_ptr<DLManagedTensorVersioned, DlpackDelete>;
 
-/// @brief Hands memory to another framework, in the form of DLPack 1 and later.
+/// @brief Hands memory to another framework, as DLPack 1 and later take it.
 /// @param flags  for example DLPACK_FLAG_BITMASK_READ_ONLY
 template <class Release>
 [[nodiscard]] ManagedDlpackVersioned managed_dlpack_versioned(DlpackView const& view, Release release,

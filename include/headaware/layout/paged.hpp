@@ -29,7 +29,7 @@ struct PageTable {
     return {block_table, nullptr, row_stride == 0 ? max_blocks : row_stride, max_blocks};
   }
 
-  /// @brief A table in CSR form: FlashInfer's `paged_kv_indices` and `paged_kv_indptr`.
+  /// @brief A CSR table: FlashInfer's `paged_kv_indices` and `paged_kv_indptr`.
   /// @param indices  [indptr[sequences]], the sequences' page numbers back to back
   /// @param indptr   [sequences + 1], 0 first
   static PageTable csr(std::int32_t const* indices, std::int32_t const* indptr) { return {indices, indptr, 0, 0}; }
@@ -71,13 +71,13 @@ namespace detail {
 
 inline void check_paged(PageTable const& table, PagedShape const& shape, std::int64_t plane, char const* where) {
   require(shape.num_sequences >= 0, "sequences", ">= 0", shape.num_sequences, where);
-  require(shape.num_kv_heads >= 0, "kv_heads", ">= 0", shape.num_kv_heads, where);
+  require(shape.num_kv_heads >= 0, "KV heads", ">= 0", shape.num_kv_heads, where);
   require(shape.channels >= 0, "channels", ">= 0", shape.channels, where);
   require(shape.num_pages >= 0, "num_pages", ">= 0", shape.num_pages, where);
   require(plane >= 0, "plane offset", ">= 0", plane, where);
   require(table.pages != nullptr || shape.num_sequences == 0, "page table", "a pointer", "nullptr", where);
   if (table.indptr == nullptr) {
-    require(table.max_pages >= 0, "page table entries a row", ">= 0", table.max_pages, where);
+    require(table.max_pages >= 0, "page table entries per row", ">= 0", table.max_pages, where);
     require(table.row_stride >= table.max_pages, "page table row stride", {">= ", table.max_pages}, table.row_stride,
             where);
   }
@@ -133,7 +133,7 @@ class PagedLayoutBase {
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t page_of(std::int64_t sequence, std::int64_t token) const {
     return table_.page(sequence, page_size_.quotient(token));
   }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t slot_of(std::int64_t token) const {
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t row_of(std::int64_t token) const {
     return page_size_.remainder(token);
   }
   [[nodiscard]] bool empty() const { return shape_.num_pages == 0 || shape_.num_kv_heads == 0 || shape_.channels == 0; }
@@ -154,10 +154,10 @@ class PagedLayoutBase {
   std::int64_t plane_ = 0;
 };
 
-/// @brief A pool of pages: token t of a sequence is slot `t mod page_size` of the page that the table
+/// @brief A pool of pages: token t of a sequence is row `t mod page_size` of the page that the table
 /// names at `t / page_size`.
 /// @pre   tokens below 2^31; table entries in [0, num_pages), as many of each sequence as its tokens need. The CPU back
-///        end checks this; on a device it is the caller's business (`validate_tables`)
+///        end checks this; on a device the caller does (`validate_tables`)
 class PagedLayout : public PagedLayoutBase {
  public:
   PagedLayout() = default;
@@ -178,7 +178,7 @@ class PagedLayout : public PagedLayoutBase {
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t sequence, std::int64_t head, std::int64_t token,
                                                           std::int64_t channel) const {
-    return plane_ + page_of(sequence, token) * strides_.page + head * strides_.head + slot_of(token) * strides_.token +
+    return plane_ + page_of(sequence, token) * strides_.page + head * strides_.head + row_of(token) * strides_.token +
            channel * strides_.channel;
   }
 
@@ -232,7 +232,7 @@ class PagedSplitXLayout : public PagedLayoutBase {
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t sequence, std::int64_t head, std::int64_t token,
                                                           std::int64_t channel) const {
     return plane_ + page_of(sequence, token) * strides_.page + head * strides_.head +
-           x_.quotient(channel) * strides_.group + slot_of(token) * strides_.token + x_.remainder(channel);
+           x_.quotient(channel) * strides_.group + row_of(token) * strides_.token + x_.remainder(channel);
   }
 
   [[nodiscard]] std::int64_t channel_run() const {

@@ -34,7 +34,7 @@ struct RaggedStrides {
 /// `token_capacity()` is the total: which part of it is one sequence's, only `cu_seqlens` knows, and that
 /// may be on the device.
 /// @pre  `cu_seqlens` ascends within [0, total], each sequence with as many rows as a call reads of it. The CPU back
-///       end checks it; on a device it is the caller's business (`validate_tables`).
+///       end checks it; on a device the caller does (`validate_tables`).
 class RaggedLayout {
  public:
   RaggedLayout() = default;
@@ -48,7 +48,7 @@ class RaggedLayout {
     constexpr auto where = "RaggedLayout";
     require(shape.num_sequences >= 0, "sequences", ">= 0", shape.num_sequences, where);
     require(shape.total >= 0, "total tokens", ">= 0", shape.total, where);
-    require(shape.num_kv_heads >= 0, "kv_heads", ">= 0", shape.num_kv_heads, where);
+    require(shape.num_kv_heads >= 0, "KV heads", ">= 0", shape.num_kv_heads, where);
     require(shape.channels >= 0, "channels", ">= 0", shape.channels, where);
     require(strides.token >= 0, "token stride", ">= 0", strides.token, where);
     require(strides.head >= 0, "head stride", ">= 0", strides.head, where);
@@ -89,8 +89,7 @@ class RaggedLayout {
   }
   /// @brief Checks one sequence of a `cu_seqlens` in host memory.
   /// @throws ArgumentError if the sequence has fewer rows than `tokens_end`, rows that the tensor has not, or ends
-  /// before it
-  ///         begins: then a later sequence would have rows of an earlier one
+  ///         before it begins: then a later sequence would have rows of an earlier one
   void check_table(std::int64_t sequence, std::int64_t, std::int64_t tokens_end, char const* where) const {
     std::int64_t const tokens = std::max<std::int64_t>(tokens_end, 0);
     std::int64_t const first = cu_seqlens_[sequence];

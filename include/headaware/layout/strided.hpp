@@ -38,7 +38,7 @@ class StridedLayout {
   StridedLayout(LayoutShape const& shape, LayoutStrides const& strides) : shape_(shape), strides_(strides) {
     constexpr auto where = "StridedLayout";
     require(shape.num_sequences >= 0, "sequences", ">= 0", shape.num_sequences, where);
-    require(shape.num_kv_heads >= 0, "kv_heads", ">= 0", shape.num_kv_heads, where);
+    require(shape.num_kv_heads >= 0, "KV heads", ">= 0", shape.num_kv_heads, where);
     require(shape.tokens >= 0, "tokens", ">= 0", shape.tokens, where);
     require(shape.channels >= 0, "channels", ">= 0", shape.channels, where);
     require(strides.sequence >= 0, "sequence stride", ">= 0", strides.sequence, where);

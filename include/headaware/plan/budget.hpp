@@ -31,7 +31,7 @@ class Budget {
     return {Unit::share, of_context};
   }
   /// @param held   keys and values of one sequence, all layers and KV heads (not those of one rank)
-  /// @param token  what one token costs one KV head
+  /// @param token  bytes of one token in one KV head
   /// @throws ArgumentError unless both are > 0
   [[nodiscard]] static Budget bytes(std::int64_t held, TokenBytes const& token) {
     require(held > 0, "bytes", "> 0", held, "Budget::bytes");

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// A table in the reference's classification schema, so that whatever reads classifications reads plans.
+/// Tables in the reference's classification schema, for programs that read classifications.
 
 #include <headaware/classify/head_type.hpp>
 #include <headaware/config.hpp>
@@ -14,13 +14,14 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief Each query head as its KV head's policy: SinkWindow as `sink_mixed`, WindowOnly as `true_positional`, Full as
-/// `gathering`, Prune as `dead`; the type stands for the policy, not for what a classifier saw. `sink_size` and
-/// `recommended_window` hold the sizes; confidence is 1. Loading them (`table_from_classifications`) gives the table.
+/// @brief Converts a table to classifications, one per query head by its KV head's policy: SinkWindow as `sink_mixed`,
+/// WindowOnly as `true_positional`, Full as `gathering`, Prune as `dead`; the type stands for the policy, not for what
+/// a classifier saw. `sink_size` and `recommended_window` hold the sizes; confidence is 1. Loading them
+/// (`table_from_classifications`) gives the table.
 ///
-/// What the schema cannot carry: a plan's budget, context, page size and predictions (`plan.json` has them); windows of
-/// no tokens; policies other than these four; and, for readers that take the sinks from the type as the Python
-/// reference does, sinks other than 4.
+/// The schema cannot hold a plan's budget, context, page size and predictions (`plan.json` does), windows of no tokens,
+/// policies other than these four, nor, for readers that take the sinks from the type as the Python reference does,
+/// sinks other than 4.
 /// @return [num_hidden_layers, num_attention_heads]
 /// @throws ArgumentError if table and model differ in shape, or a policy cannot be carried
 template <class = void>

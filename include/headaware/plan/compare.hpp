@@ -83,16 +83,16 @@ HEADAWARE_NAMESPACE_BEGIN
       auto const reach = static_cast<std::int64_t>(std::floor(exact * (1 + 1e-12)));
       std::int64_t const tokens = (reach - pages) * page_size;
       pages = reach;
-      PolicyWindow sinks_a = policy_window(a, where);
-      PolicyWindow sinks_b = policy_window(b, where);
-      if (!sinks_a.windowed) sinks_a = sinks_b;
-      if (!sinks_b.windowed) sinks_b = sinks_a;
+      auto const window_a = policy_window(a, where);
+      auto const window_b = policy_window(b, where);
+      std::int32_t const sink_a = window_a.value_or(window_b.value_or(WindowRule{})).sink;
+      std::int32_t const sink_b = window_b ? window_b->sink : sink_a;
       if (tokens <= 0) {
         table.set(layer, head, Prune{});
       } else if (tokens >= context) {
         table.set(layer, head, Full{});
       } else {
-        auto const sink = static_cast<std::int64_t>(std::lround((1 - share) * sinks_a.sink + share * sinks_b.sink));
+        auto const sink = static_cast<std::int64_t>(std::lround((1 - share) * sink_a + share * sink_b));
         std::int64_t const kept = std::min(sink, tokens - 1);
         table.set(
             layer, head,
@@ -121,9 +121,9 @@ HEADAWARE_NAMESPACE_BEGIN
     auto const num_kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
     AnyPolicy<> const& policy =
         table.at(static_cast<std::int32_t>(head / num_kv_heads), static_cast<std::int32_t>(head % num_kv_heads));
-    PolicyWindow const sinks = policy_window(policy, where);
+    auto const kept = policy_window(policy, where);
     double error = policy.is<Prune>() ? errors.dropped[head] : 0;
-    if (sinks.windowed) error = errors.at(head, sinks.sink, sinks.window, context);
+    if (kept) error = errors.at(head, kept->sink, kept->window, context);
     plan.set(head, policy, {held_tokens(policy, context, options.page_size), error});
   }
   plan.budget_tokens =

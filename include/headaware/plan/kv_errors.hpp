@@ -49,7 +49,7 @@ struct KvErrors {
     return std::span(cells).subspan(head * grid.size(), grid.size());
   }
 
-  /// @brief Those of the named layers alone, in the order named.
+  /// @brief Returns the errors of the named layers alone, in the order named.
   /// @throws ArgumentError if no layer is named or one is out of range
   [[nodiscard]] KvErrors select_layers(std::span<std::int32_t const> layers) const {
     constexpr auto where = "KvErrors::select_layers";
@@ -110,7 +110,7 @@ struct KvErrors {
 
 namespace detail {
 
-/// Of a head's sums, what the measure asks for: sums over grid cells, what is lost if nothing is kept, and rows.
+/// Sums of a head for the measure: over grid cells, what is lost if nothing is kept, and rows.
 struct MeasuredSums {
   std::vector<double> const* cells;
   double dropped;

@@ -61,7 +61,7 @@ struct PlannedHead {
   friend bool operator==(PlannedHead const&, PlannedHead const&) = default;
 };
 
-/// @brief One `plan.json`: policies, what they were planned for, and what they cost.
+/// @brief Contents of a `plan.json`: policies, the budget and options of the plan, and its predicted error.
 struct PolicyPlan {
   std::int32_t num_layers = 0;
   std::int32_t num_heads = 0;  ///< query heads per layer
@@ -69,7 +69,7 @@ struct PolicyPlan {
   std::int64_t context = 0;         ///< tokens of the sequences that it is for
   std::int64_t budget_tokens = 0;   ///< of all heads together, those of skipped layers included
   std::int64_t planned_tokens = 0;  ///< sum over heads, exact; at most the budget
-  std::int64_t floor = 0;           ///< that held
+  std::int64_t floor = 0;           ///< floor that was used
   double predicted_error = 0;       ///< sum over heads; in nats where sensitivities are
   PlanOptions options{};            ///< `measure` is the one that was used
   PolicyTable table{};
@@ -96,7 +96,7 @@ struct PolicyPlan {
   }
   /// Tokens that a planned head keeps, on average.
   [[nodiscard]] double mean_tokens() const { return of_each(planned_tokens); }
-  /// Those that it may keep.
+  /// Tokens that a planned head may keep, on average.
   [[nodiscard]] double mean_budget() const { return of_each(budget_tokens); }
   /// The model's shape; `head_dim` is not known here.
   [[nodiscard]] ModelConfig model() const { return {num_layers, num_heads, num_kv_heads, 0}; }

@@ -21,8 +21,8 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief Sensitivities at a plan: what a cut of a layer (KV head) costs beside the cuts of all others is not what it
-/// costs alone.
+/// @brief Corrects sensitivities at a plan: a layer (KV head) that is cut beside all others costs another loss than one
+/// that is cut alone.
 ///
 /// Earlier sensitivities predict for each layer (head) what the plan loses in it; the measurement tells what giving it
 /// everything back gains. Its factors are multiplied by (gain / predicted loss)^step, the gains above 0 and the
@@ -31,9 +31,9 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @param statistics  of the same text as the gains
 /// @param before      of that text; empty: 1 everywhere
 /// @param plan        that the gains were measured at
-/// @param gains       nats, [layers] or [layers, num_kv_heads]: by how much less predictions diverge (or the loss
-/// rises)
-///                    where the layer (head) alone keeps everything and all others follow the plan; may be negative
+/// @param gains       nats, [layers] or [layers, num_kv_heads]: by how much less predictions diverge (or the
+///                    loss rises) where the layer (head) alone keeps everything and all others follow the plan; may be
+///                    negative
 /// @param step        0: `before`, at the scale of the gains; 1: all the way, which overshoots
 /// @throws ArgumentError if shapes differ, a gain is NaN or infinite, nothing gains anything, or the step is outside
 ///         [0, 1]

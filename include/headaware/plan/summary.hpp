@@ -68,11 +68,10 @@ template <class... Values>
           plan.heads[static_cast<std::size_t>(layer) * static_cast<std::size_t>(plan.num_kv_heads) +
                      static_cast<std::size_t>(kv)];
       ++policies[policy.name()];
-      PolicyWindow const kept = policy_window(policy, "plan_summary");
-      if (kept.windowed) {
-        ++sinks[kept.sink];
+      if (auto const kept = policy_window(policy, "plan_summary")) {
+        ++sinks[kept->sink];
         std::int64_t bound = 8;
-        while (bound < kept.window) bound *= 2;
+        while (bound < kept->window) bound *= 2;
         ++windows[bound];
       }
       full += policy.is<Full>() ? 1 : 0;

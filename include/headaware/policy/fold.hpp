@@ -5,6 +5,7 @@
 /// what each of them needs.
 
 #include <headaware/error.hpp>
+#include <headaware/policy/policy_window.hpp>
 #include <headaware/policy/registry.hpp>
 
 #include <algorithm>
@@ -30,27 +31,15 @@ template <class P, class Registry>
 template <class Registry>
 [[nodiscard]] std::optional<AnyPolicy<Registry>> fold_windows(AnyPolicy<Registry> const& a,
                                                               AnyPolicy<Registry> const& b) {
-  bool sinks = false;
-  SinkWindow both{.sink = 0, .window = 0};
-  for (auto const* policy : {&a, &b}) {
-    if (holds<SinkWindow>(*policy)) {
-      if constexpr (Registry::template contains<SinkWindow>) {
-        auto const p = policy->template get<SinkWindow>();
-        both = {.sink = std::max(both.sink, p.sink), .window = std::max(both.window, p.window)};
-        sinks = true;
-      }
-    } else if (holds<WindowOnly>(*policy)) {
-      if constexpr (Registry::template contains<WindowOnly>) {
-        both.window = std::max(both.window, policy->template get<WindowOnly>().window);
-      }
-    } else {
-      return std::nullopt;
-    }
-  }
+  auto const window_a = policy_window(a);
+  auto const window_b = policy_window(b);
+  if (!window_a || !window_b) return std::nullopt;
+  SinkWindow const both{.sink = std::max(window_a->sink, window_b->sink),
+                        .window = std::max(window_a->window, window_b->window)};
   if constexpr (Registry::template contains<SinkWindow>) {
-    if (sinks) return AnyPolicy<Registry>(both);
+    if (holds<SinkWindow>(a) || holds<SinkWindow>(b)) return both;
   }
-  if constexpr (Registry::template contains<WindowOnly>) return AnyPolicy<Registry>(WindowOnly{both.window});
+  if constexpr (Registry::template contains<WindowOnly>) return WindowOnly{both.window};
   return std::nullopt;
 }
 

@@ -19,17 +19,17 @@ HEADAWARE_NAMESPACE_BEGIN
 /// A sink of this many tokens means all: a cache reserves room for as many as its limits say.
 inline constexpr std::int32_t all_tokens = std::numeric_limits<std::int32_t>::max();
 
-[[nodiscard]] constexpr WindowRule rolling_form(SinkWindow const& policy) { return {policy.sink, policy.window}; }
-[[nodiscard]] constexpr WindowRule rolling_form(WindowOnly const& policy) { return {0, policy.window}; }
-[[nodiscard]] constexpr WindowRule rolling_form(Full const&) { return {all_tokens, 0}; }
-[[nodiscard]] constexpr WindowRule rolling_form(Prune const&) { return {0, 0}; }
+[[nodiscard]] constexpr WindowRule window_rule(SinkWindow const& policy) { return {policy.sink, policy.window}; }
+[[nodiscard]] constexpr WindowRule window_rule(WindowOnly const& policy) { return {0, policy.window}; }
+[[nodiscard]] constexpr WindowRule window_rule(Full const&) { return {all_tokens, 0}; }
+[[nodiscard]] constexpr WindowRule window_rule(Prune const&) { return {0, 0}; }
 
 /// @brief A policy that can be kept up token by token in place. Your own policy becomes one with a host function
-/// `WindowRule rolling_form(Mine const&)` in its namespace (found by its argument).
+/// `WindowRule window_rule(Mine const&)` in its namespace (found by its argument).
 /// @pre  `keeps(token, length)` is that of the rule
 template <class P>
 concept RollingPolicy = requires(P const policy) {
-  { rolling_form(policy) } -> std::same_as<WindowRule>;
+  { window_rule(policy) } -> std::same_as<WindowRule>;
 };
 
 HEADAWARE_NAMESPACE_END

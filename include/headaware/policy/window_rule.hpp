@@ -38,6 +38,10 @@ struct BasicWindowRange {
     if (token <= begin) return token < sinks ? token : std::int64_t{sinks};
     return sinks + (token - begin);
   }
+  /// The same in 32 bits, for kernels. @pre length < 2^31
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr BasicWindowRange<std::int32_t> narrow() const {
+    return {static_cast<std::int32_t>(sinks), static_cast<std::int32_t>(begin), static_cast<std::int32_t>(length)};
+  }
   /// Whether every token is kept.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr bool is_whole() const { return begin == sinks; }
 };
@@ -57,10 +61,21 @@ struct WindowRule {
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr WindowRange range(std::int64_t length) const {
     return WindowRange::clamped(sink, length - window, length);
   }
+  /// @brief The tokens held of a sequence that is `length` tokens long and has been `high_water`, where `slack` tokens
+  /// stay after they have left the window.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr WindowRange held(std::int64_t length, std::int64_t high_water,
+                                                                 std::int64_t slack) const {
+    return WindowRange::clamped(sink, window == 0 ? length : high_water - window - slack, length);
+  }
+  /// The longest that a sequence may have been while `token`, after the sinks, is still held. @pre window > 0
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t high_water_holding(std::int64_t token,
+                                                                                std::int64_t slack) const {
+    return token + window + slack;
+  }
   /// The tokens that the last `queries` tokens of a sequence see together, each its own sinks and window.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr WindowRange range_of_queries(std::int64_t length,
                                                                              std::int64_t queries) const {
-    return WindowRange::clamped(sink, window == 0 ? length : length - window - (queries - 1), length);
+    return held(length, length, queries - 1);
   }
   /// Whether a query sees `token` of a sequence of `length` tokens; a query after the newest token sees what that sees.
   /// @pre token < length

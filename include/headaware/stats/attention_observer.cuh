@@ -40,9 +40,9 @@ cudaError_t observe(AttentionObserver const& observer, void* d_temp, std::size_t
         static_cast<std::int64_t>(model.num_hidden_layers) - static_cast<std::int64_t>(std::span(layers).size());
     bool const of_model = first_layer >= 0 && first_layer <= last_layer;
     require(of_model, "first_layer", {"in [0, ", last_layer, "]"}, first_layer, where);
-    require(shape.num_query_heads == model.num_attention_heads, "query_heads", model.num_attention_heads,
+    require(shape.num_query_heads == model.num_attention_heads, "query heads", model.num_attention_heads,
             shape.num_query_heads, where);
-    require(shape.num_kv_heads == model.num_key_value_heads, "kv_heads", model.num_key_value_heads, shape.num_kv_heads,
+    require(shape.num_kv_heads == model.num_key_value_heads, "KV heads", model.num_key_value_heads, shape.num_kv_heads,
             where);
     offset = std::int64_t{first_layer} * shape.num_query_heads * observer.sums_layout().size();
   });

@@ -105,7 +105,7 @@ class AttentionObserver {
     return rows;
   }
 
-  /// @brief Adds what another observer has seen.
+  /// @brief Merges another observer into this one.
   /// @throws ArgumentError if it observes another model or with other parameters
   void merge(AttentionObserver const& other) {
     constexpr auto where = "AttentionObserver::merge";
@@ -127,7 +127,7 @@ class AttentionObserver {
     return result;
   }
 
-  /// @brief Adds sums of that form: of another process, or of a device.
+  /// @brief Adds sums of another process, or of a device, in the layout of `sums()`.
   /// @throws ArgumentError if there are more or fewer, or naming the head of one that is not finite; then nothing has
   ///         been added
   void add_sums(std::span<double const> sums) {

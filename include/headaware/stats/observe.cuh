@@ -66,8 +66,8 @@ namespace detail {
 /// on the device.
 inline constexpr std::int64_t observe_blocks = 4096;
 
-/// The part of a call that does not depend on the device.
-struct ObservePlan {
+/// Sizes and division of work of a call: what does not depend on the device.
+struct ObserveSetup {
   ObserveGrid grid;
   RetentionCuts cuts;
   ObserveSizes sizes;
@@ -76,18 +76,18 @@ struct ObservePlan {
 };
 
 template <class E, class Shape>
-ObservePlan plan_observation(Shape const& shape, std::int64_t num_layers, bool values,
-                             ObserverParameters const& parameters, std::int32_t parameter_bytes) {
-  ObservePlan plan;
-  plan.chunk_size = parameters.chunk_size > 0 ? std::min(parameters.chunk_size, shape.tokens) : shape.tokens;
-  std::int64_t const whole = plan.chunk_size > 0 ? shape.tokens / plan.chunk_size : 0;
-  std::int64_t const rest = plan.chunk_size > 0 ? shape.tokens % plan.chunk_size : 0;
-  bool const whole_count = plan.chunk_size >= parameters.min_chunk;
-  plan.grid.chunks = whole_count ? whole + (rest >= parameters.min_chunk ? 1 : 0) : 0;
-  plan.longest = plan.grid.chunks > 0 ? plan.chunk_size : 0;
-  if (plan.longest <= parameters.first_query) plan.grid.chunks = 0;
+ObserveSetup set_up_observation(Shape const& shape, std::int64_t num_layers, bool values,
+                                ObserverParameters const& parameters, std::int32_t parameter_bytes) {
+  ObserveSetup setup;
+  setup.chunk_size = parameters.chunk_size > 0 ? std::min(parameters.chunk_size, shape.tokens) : shape.tokens;
+  std::int64_t const whole = setup.chunk_size > 0 ? shape.tokens / setup.chunk_size : 0;
+  std::int64_t const rest = setup.chunk_size > 0 ? shape.tokens % setup.chunk_size : 0;
+  bool const whole_count = setup.chunk_size >= parameters.min_chunk;
+  setup.grid.chunks = whole_count ? whole + (rest >= parameters.min_chunk ? 1 : 0) : 0;
+  setup.longest = setup.grid.chunks > 0 ? setup.chunk_size : 0;
+  if (setup.longest <= parameters.first_query) setup.grid.chunks = 0;
 
-  ObserveSizes& sizes = plan.sizes;
+  ObserveSizes& sizes = setup.sizes;
   sizes.with_values = values && parameters.retention.has_value();
   sizes.element_bytes = sizeof(E);
   sizes.padding = WarpProducts<E>::padding;
@@ -100,27 +100,27 @@ ObservePlan plan_observation(Shape const& shape, std::int64_t num_layers, bool v
   sizes.sink_size = parameters.sink_size;
   if (parameters.retention) {
     RetentionGrid const& grid = *parameters.retention;
-    RetentionCuts& cuts = plan.cuts;
+    RetentionCuts& cuts = setup.cuts;
     cuts.grid_windows = static_cast<std::int32_t>(grid.windows.size());
     cuts.zero_sinks = grid.sinks[0] == 0 ? 1 : 0;
     for (std::int32_t const sink : grid.sinks)
-      if (sink < plan.longest) cuts.sinks[cuts.num_sinks++] = sink;
+      if (sink < setup.longest) cuts.sinks[cuts.num_sinks++] = sink;
     for (std::int32_t const window : grid.windows)
-      if (window < plan.longest) cuts.windows[cuts.num_windows++] = window;
+      if (window < setup.longest) cuts.windows[cuts.num_windows++] = window;
     sizes.used_cells = cuts.num_sinks * cuts.num_windows;
     sizes.cut_sinks = cuts.num_sinks;
     sizes.cut_windows = cuts.num_windows;
-    sizes.slots = cuts.slots();
+    sizes.intervals = cuts.intervals();
   }
-  if (plan.grid.chunks == 0) return plan;
+  if (setup.grid.chunks == 0) return setup;
   std::int64_t const heads = std::max<std::int64_t>(1, num_layers * shape.num_query_heads);
   std::int64_t const blocks = (observe_blocks + heads - 1) / heads;
-  std::int64_t const queries = (plan.longest - parameters.first_query - 1) / parameters.query_stride + 1;
+  std::int64_t const queries = (setup.longest - parameters.first_query - 1) / parameters.query_stride + 1;
   std::int64_t const tiles = (queries - 1) / sizes.tile_rows() + 1;
-  plan.grid.groups = static_cast<std::int32_t>(std::min(blocks, plan.grid.chunks));
-  plan.grid.parts = static_cast<std::int32_t>(
-      blocks <= plan.grid.chunks ? 1 : std::min(tiles, (blocks + plan.grid.chunks - 1) / plan.grid.chunks));
-  return plan;
+  setup.grid.groups = static_cast<std::int32_t>(std::min(blocks, setup.grid.chunks));
+  setup.grid.parts = static_cast<std::int32_t>(
+      blocks <= setup.grid.chunks ? 1 : std::min(tiles, (blocks + setup.grid.chunks - 1) / setup.grid.chunks));
+  return setup;
 }
 
 /// Order of fetching a tensor whose layers begin at `pointer_of(layer)`.
@@ -182,16 +182,16 @@ bool is_aligned(T const* data) {
   return reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0;
 }
 
-/// The checks of `observe`. @throws ArgumentError
+/// Runs the argument checks of `observe`. @throws ArgumentError
 template <class T, class Q, class K, class V>
 void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::span<DeviceQkv<T> const> layers,
                        AttentionScore const& score, ObserverParameters const& parameters) {
   constexpr auto where = "observe";
   parameters.validate();
   score.validate();
-  require(shape.num_kv_heads > 0, "kv_heads", "> 0", shape.num_kv_heads, where);
+  require(shape.num_kv_heads > 0, "KV heads", "> 0", shape.num_kv_heads, where);
   bool const grouped = shape.num_query_heads > 0 && shape.num_query_heads % shape.num_kv_heads == 0;
-  require(grouped, "query_heads", "a multiple of the KV heads", shape.num_query_heads, where);
+  require(grouped, "query heads", "a multiple of the KV heads", shape.num_query_heads, where);
   bool const countable = shape.tokens >= 0 && shape.tokens <= (1 << 30);
   require(countable, "tokens", "in [0, 2^30]", shape.tokens, where);
   bool const reachable = shape.first_token >= 0 && !sum_overflows(shape.first_token, shape.tokens);
@@ -242,9 +242,9 @@ template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
                                              std::int32_t shared_bytes) {
   using Parameters = detail::ObserveParameters<QueryLayout, KeyLayout, ValueLayout>;
   using E = typename detail::ElementOf<T>::type;
-  auto const plan = detail::plan_observation<E>(shape, 1, values, parameters, sizeof(Parameters));
+  auto const setup = detail::set_up_observation<E>(shape, 1, values, parameters, sizeof(Parameters));
   detail::ObserveShared shared;
-  return detail::fit_shared(plan.sizes, shared_bytes, shared) ? shared.rows : 0;
+  return detail::fit_shared(setup.sizes, shared_bytes, shared) ? shared.rows : 0;
 }
 
 /// @brief Adds the attention statistics of these layers' heads to their sums: `AttentionObserver::observe` on the
@@ -289,24 +289,24 @@ cudaError_t observe(void* d_temp, std::size_t& temp_bytes,
     detail::check_observation(shape, layers, score, parameters);
     auto const num_layers = static_cast<std::int64_t>(layers.size());
     bool const values = num_layers > 0 && layers[0].d_values != nullptr;
-    auto const plan = detail::plan_observation<E>(shape, num_layers, values, parameters, sizeof(Parameters));
+    auto const setup = detail::set_up_observation<E>(shape, num_layers, values, parameters, sizeof(Parameters));
     std::int64_t const heads = num_layers * shape.num_query_heads;
-    std::int64_t const partials = heads * plan.grid.blocks() * plan.sizes.sums;
+    std::int64_t const partials = heads * setup.grid.blocks() * setup.sizes.sums;
     double* d_partials = nullptr;
     std::int32_t* d_tickets = nullptr;
     bool const placed = detail::place_buffers(d_temp, temp_bytes, where, detail::TempBuffer{d_partials, partials},
                                               detail::TempBuffer{d_tickets, heads});
     if (!placed) return;
-    if (plan.grid.chunks == 0 || num_layers == 0) return;
+    if (setup.grid.chunks == 0 || num_layers == 0) return;
     bool const sums = d_sums != nullptr && detail::is_aligned(d_sums);
     require(sums, "d_sums", "a pointer aligned to 8 bytes", d_sums == nullptr ? "nullptr" : "another", where);
-    std::int64_t const blocks = std::int64_t{plan.grid.blocks()} * shape.num_query_heads;
+    std::int64_t const blocks = std::int64_t{setup.grid.blocks()} * shape.num_query_heads;
     require(blocks <= detail::max_blocks, "blocks", detail::max_blocks_text, blocks, where);
 
     detail::ObserveTensors tensors{};
     for (std::size_t i = 0; i < layers.size(); ++i)
       tensors.layers[i] = {layers[i].d_queries, layers[i].d_keys, layers[i].d_values, layers[i].d_output_factors};
-    auto const clamped = [&](std::int64_t value) { return static_cast<std::int32_t>(std::min(value, plan.longest)); };
+    auto const clamped = [&](std::int64_t value) { return static_cast<std::int32_t>(std::min(value, setup.longest)); };
     auto const map = detail::LogitMap::of(score.scale, score.soft_cap, shape.head_dim);
     Parameters kernel_parameters{
         .query_layout = shape.query_layout,
@@ -315,43 +315,43 @@ cudaError_t observe(void* d_temp, std::size_t& temp_bytes,
         .sequence = shape.sequence,
         .first_token = shape.first_token,
         .tokens = shape.tokens,
-        .chunk_size = plan.chunk_size,
+        .chunk_size = setup.chunk_size,
         .recent_ratio = parameters.recent_ratio,
         .partials = d_partials,
         .tickets = d_tickets,
         .sums = d_sums,
-        .grid = plan.grid,
+        .grid = setup.grid,
         .shared = {},
         .layout = SumsLayout(parameters),
-        .cuts = plan.cuts,
+        .cuts = setup.cuts,
         .num_query_heads = shape.num_query_heads,
         .group = shape.num_query_heads / shape.num_kv_heads,
         .head_dim = static_cast<std::int32_t>(shape.head_dim),
-        .value_dim = plan.sizes.value_dim,
+        .value_dim = setup.sizes.value_dim,
         .first_query = clamped(parameters.first_query),
         .query_stride = clamped(parameters.query_stride),
         .sliding_window = clamped(score.sliding_window),
         .sink_size = parameters.sink_size,
         .local_window = parameters.local_window,
-        .near = plan.sizes.near,
+        .near = setup.sizes.near,
         .scale = map.factor(),
         .cap = map.capped() ? map.outer : 0,
         .query_fetch = detail::fetch_order<E>(shape.query_layout, shape.head_dim, layers,
                                               [](auto const& layer) { return layer.d_queries; }),
         .key_fetch = detail::fetch_order<E>(shape.key_layout, shape.head_dim, layers,
                                             [](auto const& layer) { return layer.d_keys; }),
-        .value_fetch = !plan.sizes.with_values
+        .value_fetch = !setup.sizes.with_values
                            ? detail::FetchOrder::channels
-                           : detail::fetch_order<E>(shape.value_layout, plan.sizes.value_dim, layers,
+                           : detail::fetch_order<E>(shape.value_layout, setup.sizes.value_dim, layers,
                                                     [](auto const& layer) { return layer.d_values; }),
     };
     static_assert(sizeof(Parameters) + sizeof(tensors) <= detail::max_parameter_bytes);
     auto const launch = [&]<int ChannelTiles>() {
-      detail::launch_observation<E, ChannelTiles>(kernel_parameters, plan.sizes, tensors, num_layers, stream);
+      detail::launch_observation<E, ChannelTiles>(kernel_parameters, setup.sizes, tensors, num_layers, stream);
     };
-    if (!plan.sizes.with_values) return launch.template operator()<0>();
-    if (plan.sizes.value_dim <= 64) return launch.template operator()<2>();
-    if (plan.sizes.value_dim <= 128) return launch.template operator()<4>();
+    if (!setup.sizes.with_values) return launch.template operator()<0>();
+    if (setup.sizes.value_dim <= 64) return launch.template operator()<2>();
+    if (setup.sizes.value_dim <= 128) return launch.template operator()<4>();
     return launch.template operator()<8>();
   });
 }

@@ -29,7 +29,7 @@ class OutputMetric {
       : query_heads_(num_query_heads), value_dim_(value_dim) {
     constexpr auto where = "OutputMetric";
     require(hidden_size > 0, "hidden_size", "> 0", hidden_size, where);
-    require(num_query_heads > 0, "query_heads", "> 0", num_query_heads, where);
+    require(num_query_heads > 0, "query heads", "> 0", num_query_heads, where);
     require(value_dim > 0, "value_dim", "> 0", value_dim, where);
     require(projection != nullptr, "output projection", "a pointer", "nullptr", where);
     factors_.resize(static_cast<std::size_t>(num_query_heads * value_dim * value_dim));

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// Layout of the running sums of a query head in a flat array of doubles: the form in which they are
+/// Layout of the running sums of a query head in a flat array of doubles, in which they are
 /// added up on the device, reduced over processes and kept in files.
 
 #include <headaware/config.hpp>

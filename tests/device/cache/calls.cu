@@ -382,7 +382,7 @@ TEST_CASE("empty input succeeds", "[cache]") {
                ha::transfer(layers, ha::strided_bhsd(0, 2, 40, 8), ha::ragged(none, nothing, nothing, 8)));
 }
 
-TEST_CASE("a keep-list's token behind the sequence's last one moves nothing on the device", "[cache]") {
+TEST_CASE("a keep-list's token after the sequence's last one moves nothing on the device", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
   Small const s;
   DeviceVector<std::int32_t> const tokens(std::vector<std::int32_t>{1, 100});

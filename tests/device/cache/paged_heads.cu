@@ -157,7 +157,7 @@ TEST_CASE("keys and values joined in a page, copies on write among them, replaye
   REQUIRE_CUDA(cudaGraphDestroy(graph));
 }
 
-TEST_CASE("pages are written layer by layer behind a fork on the device", "[cache]") {
+TEST_CASE("pages are written layer by layer after a fork on the device", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
   constexpr std::int64_t dim = 4;
   constexpr std::int32_t num_pages = 60;

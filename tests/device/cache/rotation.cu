@@ -39,6 +39,15 @@ bool within_one_place(T a, T b) {
   }
 }
 
+template <class T>
+std::string first_not_within_one_place(std::vector<T> const& got, std::vector<T> const& expected) {
+  FirstDifference difference;
+  difference.expect(got.size(), expected.size(), "size");
+  for (std::size_t i = 0; i < std::min(got.size(), expected.size()); ++i)
+    difference.expect_that(within_one_place(got[i], expected[i]), got[i], expected[i], "element ", i);
+  return difference.text();
+}
+
 /// Out of place into a ragged cache and in place. @param device_layout  the source with device pointers
 template <class T, class Source, class MakeRotation>
 void check_rotation(SourceCache<T, Source> const& cache, Source const& device_layout, ha::PolicyTable const& table,
@@ -190,7 +199,7 @@ void check_positions(std::int32_t rotary_dim, std::size_t shift) {
   auto const cache = random_cache<T>(layout, layout.required_span_size(), 2, dim, 526);
   ha::Compaction const compaction(rotating_table(30), lengths);
   std::vector<std::int32_t> positions(2 * stride);
-  for (std::size_t t = 0; t < stride; ++t) {  // behind an image, and far away: keys turn forward and back
+  for (std::size_t t = 0; t < stride; ++t) {  // after an image, and far away: keys turn forward and back
     positions[t] = static_cast<std::int32_t>(t < 8 ? t : t - 7);
     positions[stride + t] = static_cast<std::int32_t>(900 + 3 * t);
   }
@@ -220,10 +229,7 @@ void check_positions(std::int32_t rotary_dim, std::size_t shift) {
   run_compress(d_compaction, ha::transfer(source.layers, layout,
                                           ha::ragged(compaction, d_keys.data() + shift, d_values.data() + shift, dim))
                                  .rotate_keys(rotation(true)));
-  auto const got = d_keys.host();
-  bool right = true;
-  for (std::size_t i = 0; i < got.size(); ++i) right = right && within_one_place(got[i], keys[i]);
-  REQUIRE(right);
+  REQUIRE(first_not_within_one_place(d_keys.host(), keys) == "");
   REQUIRE(first_difference(d_values.host(), values) == "");
 
   auto moved = cache;
@@ -231,12 +237,9 @@ void check_positions(std::int32_t rotary_dim, std::size_t shift) {
   REQUIRE_CUDA(ha::device::compress_in_place(d_compaction, source.layers, layout, rotation(true).evicting(1), nullptr));
   REQUIRE_CUDA(cudaDeviceSynchronize());
   for (std::size_t l = 0; l < 2; ++l) {
-    auto const device_keys = source.tensor(2 * l, shift);
-    for (std::size_t i = 0; i < device_keys.size(); ++i)
-      right = right && within_one_place(device_keys[i], moved.keys[l][i]);
+    REQUIRE(first_not_within_one_place(source.tensor(2 * l, shift), moved.keys[l]) == "");
     REQUIRE(first_difference(source.tensor(2 * l + 1, shift), moved.values[l]) == "");
   }
-  REQUIRE(right);
   REQUIRE(ha::device::compress_in_place(d_compaction, source.layers, layout,
                                         rotation(true).with_positions(d_positions.data(), 39),
                                         nullptr) == cudaErrorInvalidValue);
@@ -282,7 +285,7 @@ TEST_CASE("on the device keys of 16 bits are not turned in place for a few token
   }
   REQUIRE(call(plan_of({280, 267}), rotation) == cudaErrorInvalidValue);
   REQUIRE(first_difference(source.tensor(0), cache.keys[0]) == "");
-  // Lengths that came behind it only the kernel sees: that head stays as it is, all its tokens still there; the other
+  // Lengths that came after it only the kernel sees: that head stays as it is, all its tokens still there; the other
   // turns.
   REQUIRE_CUDA(cudaMemcpy(d_lengths.data() + 1, std::vector<std::int32_t>{267}.data(), 4, cudaMemcpyHostToDevice));
   REQUIRE(call(plan_of({280, 280}), rotation) == cudaSuccess);
@@ -338,13 +341,13 @@ TEST_CASE("on the device half-precision numbers convert as on the host", "[cache
   REQUIRE_CUDA(cudaDeviceSynchronize());
   auto const halves = d_halves.host();
   auto const brains = d_brains.host();
-  bool same = true;
+  FirstDifference difference;
   for (std::size_t i = 0; i < floats.size(); ++i) {
     float const value = ha::detail::bits_as<float>(floats[i]);
-    same = same && halves[i] == ha::from_float<ha::float16>(value).bits;
-    same = same && brains[i] == ha::from_float<ha::bfloat16>(value).bits;
+    difference.expect(halves[i], ha::from_float<ha::float16>(value).bits, "float16 of float bits ", floats[i]);
+    difference.expect(brains[i], ha::from_float<ha::bfloat16>(value).bits, "bfloat16 of float bits ", floats[i]);
   }
-  REQUIRE(same);
+  REQUIRE(difference.text() == "");
 
   DeviceVector<std::uint32_t> const d_wide_halves(std::vector<std::uint32_t>(65536));
   DeviceVector<std::uint32_t> const d_wide_brains(std::vector<std::uint32_t>(65536));
@@ -354,8 +357,8 @@ TEST_CASE("on the device half-precision numbers convert as on the host", "[cache
   auto const wide_brains = d_wide_brains.host();
   for (std::uint32_t i = 0; i < 65536; ++i) {
     float const half = ha::to_float(ha::float16{static_cast<std::uint16_t>(i)});
-    same = same && wide_halves[i] == ha::detail::bits_as<std::uint32_t>(half);
-    same = same && wide_brains[i] == i << 16;
+    difference.expect(wide_halves[i], ha::detail::bits_as<std::uint32_t>(half), "float of float16 bits ", i);
+    difference.expect(wide_brains[i], i << 16, "float of bfloat16 bits ", i);
   }
-  REQUIRE(same);
+  REQUIRE(difference.text() == "");
 }

@@ -77,7 +77,7 @@ TEMPLATE_TEST_CASE("outputs of every type, other value channels, a scale and a s
 }
 
 TEST_CASE("a prefill chunk sees what came before each of its tokens", "[attention]") {
-  // Chunks that begin at the sequence's start, within it, and behind everything that is held.
+  // Chunks that begin at the sequence's start, within it, and after everything that is held.
   for (std::int64_t const tokens : {2, 9, 70}) {
     HeldProblem<float> p({3, 4, 2, tokens, 32}, {tokens, tokens, 100, 700, 1200, 30}, 11);
     p.first_positions = {0, 700 - static_cast<std::int32_t>(tokens), 1150};

@@ -10,6 +10,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <string_view>
 #include <vector>
 
@@ -88,6 +89,37 @@ TEST_CASE("attention under policies with a soft cap, a sliding window and a user
   compare(problem, {.scale = 0.25F, .sliding_window = 60},
           ha::UniformTable(ha::SinkWindow{.sink = 4, .window = 20}, 1, 2));
   compare(problem, {.scale = 0.25F}, ha::UniformTable(Dilated{}, 1, 2));
+}
+
+TEST_CASE("attention under policies: rows with a score that is no number are NaN, others stay", "[attention]") {
+  constexpr std::int64_t tokens = 150;
+  constexpr std::int32_t heads = 2;
+  constexpr std::int64_t query = 100;
+  constexpr std::int64_t key = 20;
+  ha::UniformTable const table(ha::SinkWindow{.sink = 4, .window = 30}, 1, heads);
+  auto const layout = ha::strided_bhsd(1, heads, tokens, 16);
+  auto const attend = [&](Problem const& problem) {
+    std::vector<float> output(static_cast<std::size_t>(layout.required_span_size()));
+    ha::attend_masked(problem.layer(true), {.scale = 0.25F}, table, 0, output.data(), layout);
+    return output;
+  };
+  Problem problem(heads, heads, tokens, 16, 5);
+  std::vector<float> const expected = attend(problem);
+  for (float const bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
+    problem.queries[static_cast<std::size_t>(layout.offset(0, 0, query, 3))] = bad;
+    problem.keys[static_cast<std::size_t>(layout.offset(0, 1, key, 3))] = bad;
+    std::vector<float> const output = attend(problem);
+    for (std::int32_t head = 0; head < heads; ++head) {
+      for (std::int64_t q = 0; q < tokens; ++q) {
+        bool const sees_bad = head == 0 ? q == query : q >= key && q < key + 30;
+        for (std::int64_t d = 0; d < 16; ++d) {
+          auto const at = static_cast<std::size_t>(layout.offset(0, head, q, d));
+          INFO(bad << ", head " << head << ", query " << q << ", channel " << d);
+          REQUIRE((sees_bad ? std::isnan(output[at]) : output[at] == expected[at]));
+        }
+      }
+    }
+  }
 }
 
 TEST_CASE("what attention under policies refuses", "[attention]") {

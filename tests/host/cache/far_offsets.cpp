@@ -206,7 +206,7 @@ TEST_CASE("rows of every form may lie beyond 32 bits", "[cache]") {
   ha::RollingSlots const rolling(table, batch, {.max_tokens = room});
   auto const view = rolling.view();
   auto const slots = ha::rolling(rolling, view, keys, values, channels);
-  // The window's ring of 3 begins behind the sink: tokens 3, 4, 5 in slots 3, 1, 2.
+  // The window's ring of 3 begins after the sink: tokens 3, 4, 5 in slots 3, 1, 2.
   auto const slot_row = [&](std::int64_t h, std::int64_t slot) {
     std::int64_t const first = std::int64_t{last} * (room + 4) + (h == 0 ? 0 : room);
     return first + (h == 0 || slot == 0 ? slot : slot == 1 ? 3 : slot - 1);

@@ -242,7 +242,7 @@ TEST_CASE("a paged cache of layers that differ", "[mixed]") {
       for (std::int32_t h = 0; h < table.num_kv_heads(l); ++h) {
         ha::PagedHead const& head = view.head(l, h);
         std::int64_t const length = now[static_cast<std::size_t>(b)];
-        auto const rows = view.rows(head, b, head.rule().range(length), storage.page_stride);
+        auto const rows = view.rows(head, b, head.rule.range(length), storage.page_stride);
         ha::Segment const segment{.layer = l, .sequence = b, .kv_head = h};
         for (std::int64_t row = 0; row < rows.rows(); ++row) {
           expect_rows(difference, rows, segment, row, rows.position(row), channels.of(static_cast<std::size_t>(l)),

@@ -175,7 +175,7 @@ TEST_CASE("compression of what has been taken back keeps the window at the lengt
     REQUIRE(cache.difference() == "");
     REQUIRE(cache.pages.max_rollback(0) == slack);
   }
-  // What has been taken back of the slack, and what is left of it, is the same behind compression.
+  // What has been rolled back of the slack, and what is left of it, is the same after compression.
   ha::PolicyTable const table(1, 1, ha::SinkWindow{.sink = 0, .window = 8});
   Paged cache(table, {.num_sequences = 1, .page_size = 1, .num_pages = 64, .limits = {.slack = 6}});
   cache.append({40});
@@ -183,7 +183,7 @@ TEST_CASE("compression of what has been taken back keeps the window at the lengt
   cache.set_policies(table);
   REQUIRE(cache.pages.max_rollback(0) == 4);
   REQUIRE(cache.difference() == "");
-  // A smaller window leaves pages behind, and may be taken back further.
+  // A smaller window leaves pages over, and can be rolled back further.
   cache.set_policies(ha::PolicyTable(1, 1, ha::SinkWindow{.sink = 0, .window = 7}));
   REQUIRE(cache.pages.max_rollback(0) == 5);
   cache.rollback(0, 5);

@@ -49,7 +49,7 @@ TEST_CASE("a step is not written once the tables have changed", "[cache]") {
                                  {"step", "the tables' last change, ", "change 0", "append"});
 }
 
-TEST_CASE("pages are written layer by layer behind a fork", "[cache]") {
+TEST_CASE("pages are written layer by layer after a fork", "[cache]") {
   ha::PolicyTable const table(3, 1, ha::SinkWindow{.sink = 1, .window = 6});
   for (std::vector<std::size_t> const& parts : {std::vector<std::size_t>{1, 1, 1}, {1, 2}, {2, 1}}) {
     Paged cache(table, {.num_sequences = 2, .page_size = 4, .num_pages = 60, .limits = {}});

@@ -110,7 +110,7 @@ TEST_CASE("tensors of another shape than the compaction's", "[cache]") {
 }
 
 TEST_CASE("buffers that overlap, and buffers that only touch", "[cache]") {
-  // One buffer holds the source and the destination of one layer, the one behind the other.
+  // One buffer holds the source and the destination of one layer, one after the other.
   std::vector<std::int32_t> const lengths{10};
   auto const layout = ha::strided_bhsd(1, 1, 10, 4);
   ha::Compaction const compaction(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 3}), lengths);
@@ -137,7 +137,7 @@ TEST_CASE("buffers that overlap, and buffers that only touch", "[cache]") {
   // Layers among each other, keys with values: the far ends of long lists of buffers.
   Setup const s;
   for (std::size_t layer = 0; layer < 2; ++layer) {
-    // Nothing else lies behind these keys, into which the values reach.
+    // Nothing else lies after these keys, into which the values reach.
     std::vector<float> keys(
         static_cast<std::size_t>(s.layout.required_span_size() + s.compaction.kept_total() * s.dim));
     auto from = s.layers;
@@ -148,7 +148,7 @@ TEST_CASE("buffers that overlap, and buffers that only touch", "[cache]") {
   }
 }
 
-TEST_CASE("a source within a paged destination's pool, also behind a shorter one", "[cache]") {
+TEST_CASE("a source within a paged destination's pool, also after a shorter one", "[cache]") {
   ha::Compaction const compaction(ha::PolicyTable(1, 1, ha::WindowOnly{.window = 3}), std::vector<std::int32_t>{10});
   std::vector<float> buffer(200);
   float* const at = buffer.data();
@@ -161,7 +161,7 @@ TEST_CASE("a source within a paged destination's pool, also behind a shorter one
     ha::validate(compaction, ha::transfer(std::vector<ha::LayerKv<float const>>{{keys, values.data()}}, source, kept));
   };
   ha::ErrorDetail const parts{"buffers", "apart from the source", "overlapping buffers", "compress"};
-  // Values [0, 64), keys [8, 24): the source's keys lie behind the pool's, within its values.
+  // Values [0, 64), keys [8, 24): the source's keys lie after the pool's, within its values.
   check_error<ha::ArgumentError>([&] { validate(at + 40, {at + 8, at}, 0); }, parts);
   check_error<ha::ArgumentError>([&] { validate(at + 63, {at + 8, at}, 0); }, parts);
   validate(at + 64, {at + 8, at}, 0);

@@ -15,7 +15,7 @@ using namespace headaware_test;
 
 namespace mine {
 
-/// Every policy with a rolling form serves, whoever wrote it.
+/// Every `RollingPolicy` serves, whoever wrote it.
 struct LastPairs {
   static constexpr std::string_view name = "last_pairs";
   std::int32_t pairs = 2;
@@ -24,7 +24,7 @@ struct LastPairs {
   }
   friend constexpr bool operator==(LastPairs const&, LastPairs const&) = default;
 };
-constexpr ha::WindowRule rolling_form(LastPairs const& policy) { return {0, 2 * policy.pairs}; }
+constexpr ha::WindowRule window_rule(LastPairs const& policy) { return {0, 2 * policy.pairs}; }
 
 }  // namespace mine
 
@@ -170,7 +170,7 @@ TEST_CASE("what rolling caches refuse", "[cache]") {
   ha::PolicyTable listed(1, 2);
   listed.set(0, 1, ha::KeepList{tokens, 2});
   check_error<Error>([&] { ha::RollingSlots(listed, 1, {.max_tokens = 4}); },
-                     {"policy", "rolling form", "keep_list", "layer 0, KV head 1"});
+                     {"policy", "one of sinks and a window", "keep_list", "layer 0, KV head 1"});
   ha::UniformTable const wide(ha::SinkWindow{.sink = 4, .window = ha::all_tokens - 3}, 1, 1);
   check_error<Error>([&] { ha::RollingSlots(wide, 1, {}); }, {"slots of a head", "below 2^31", "4 + ", "layer 0"});
 

@@ -220,7 +220,7 @@ TEST_CASE("keys that stay keep their bits, whatever those are", "[cache]") {
 
 namespace {
 
-/// Positions as behind an image: the tokens from 8 on count on from 3, those of the second sequence from 1000.
+/// Positions as after an image: the tokens from 8 on count on from 3, those of the second sequence from 1000.
 std::vector<std::int32_t> positions_of(std::int64_t stride) {
   std::vector<std::int32_t> positions(static_cast<std::size_t>(2 * stride));
   for (std::int64_t t = 0; t < stride; ++t) {

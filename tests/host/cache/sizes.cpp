@@ -42,7 +42,7 @@ void check_sizes(ha::PolicyTable const& table, std::vector<std::int32_t> const& 
     std::int64_t layer = 0;
     std::int64_t most = 0;
     std::vector<std::int32_t> cu_seqlens{0};
-    ha::LayerCapacity capacity{.num_kv_heads = tokens.heads};
+    ha::LayerCapacity capacity{.num_kv_heads = static_cast<std::int32_t>(tokens.heads)};
     for (std::int32_t b = 0; b < compaction.num_sequences(); ++b) {
       for (std::int32_t h = 0; h < compaction.num_kv_heads(); ++h) {
         std::int64_t const s = tokens.segment(l, b, h);
@@ -161,7 +161,7 @@ TEST_CASE("sizes refuse what they cannot answer", "[cache]") {
   refused([&] { (void)compaction.pages_total(0); }, {"page size", "> 0", "0", "pages_total"});
   refused([&] { (void)compaction.pages_needed(0, -4); }, {"page size", "> 0", "-4", "pages_needed"});
   refused([&] { (void)compaction.pages_needed(2, 4); }, {"sequence", "in [0, 2)", "2", "CacheSizes"});
-  refused([&] { (void)compaction.bytes_held_paged(0, {}); }, {"page size", "> 0", "0", "pages_total"});
+  refused([&] { (void)compaction.bytes_held_paged(0, ha::TokenBytes{}); }, {"page size", "> 0", "0", "pages_total"});
   refused([&] { (void)ha::consecutive_pages(compaction, 0); }, {"page size", "> 0", "0", "pages_total"});
   refused([&] { (void)compaction.on_device(ha::UniformTable(ha::Full{}, 1, 3), nullptr); },
           {"device table's layers", "2", "1", "on_device"});

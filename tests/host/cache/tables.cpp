@@ -104,7 +104,7 @@ TEST_CASE("a source's tables name places for all its tokens, or are refused", "[
     broken[4] = bad;
     std::string const got = std::to_string(bad) + " for page 1";
     calls.refuse(csr(broken, ends), {"page table entry", "a page in [0, 20)", got, ", sequence 1"});
-    std::vector<std::int32_t> const dense{7, 3, 19, 0, bad, -9};  // behind a sequence's end nothing is read
+    std::vector<std::int32_t> const dense{7, 3, 19, 0, bad, -9};  // after a sequence's end nothing is read
     auto const table = ha::PageTable::dense(dense.data(), 3);
     calls.refuse(ha::vllm_paged_attention(table, shape, 4),
                  {"page table entry", "a page in [0, 20)", got, ", sequence 1"});

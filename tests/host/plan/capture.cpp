@@ -72,9 +72,9 @@ void collect(ha::PolicyTable const& table, std::set<std::int32_t>& sinks, std::s
   for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
     for (std::int32_t kv = 0; kv < table.num_kv_heads(); ++kv) {
       auto const kept = ha::policy_window(table.at(layer, kv), "test");
-      if (!kept.windowed) continue;
-      sinks.insert(kept.sink);
-      windows.insert(kept.window);
+      if (!kept) continue;
+      sinks.insert(kept->sink);
+      windows.insert(kept->window);
     }
   }
 }

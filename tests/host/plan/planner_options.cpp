@@ -167,7 +167,7 @@ TEST_CASE("heads without output are pruned, and only they", "[plan]") {
   auto const loud = random_statistics(3, 4, 2, ha::RetentionGrid::up_to(context), 5);
   std::vector<ha::WeightedStatistics> const texts{{&statistics}, {&loud, {}, 0.3}};
   CHECK_FALSE(ha::plan_policies(texts, ha::Budget::tokens(100), context).table.at(1, 1).is<ha::Prune>());
-  // Where both are known, what is behind the projection counts.
+  // Where both are known, the error after the projection counts.
   auto projected = loud;
   projected.heads[6].output_metric_squared *= 1e-9;
   projected.heads[7].output_metric_squared *= 1e-9;

@@ -191,7 +191,7 @@ TEST_CASE("ready probabilities give what queries and keys give", "[stats]") {
   }
 }
 
-TEST_CASE("errors behind the output projection", "[stats]") {
+TEST_CASE("errors after the output projection", "[stats]") {
   Problem const problem(4, 2, 150, 12, 7);
   std::int64_t constexpr hidden = 30;
   std::mt19937 random(8);

@@ -1,6 +1,6 @@
 #pragma once
 
-// What masks read of a table on the host, checked before it is read.
+// Checks of the policies that masks read from a table on the host.
 
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
@@ -12,8 +12,8 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Tables on a device cannot be asked.
-/// @throws ArgumentError on keep-lists that are missing or do not ascend, of one layer of one sequence
+/// Checks the keep-lists of one layer of one sequence. Not for tables on a device.
+/// @throws ArgumentError if one is missing or does not ascend
 template <class Table>
 void check_masked_policies(Table const& table, std::int32_t layer, std::int32_t sequence) {
   if constexpr (requires { table.validate(); }) table.validate();

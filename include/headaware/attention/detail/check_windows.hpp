@@ -1,6 +1,6 @@
 #pragma once
 
-// Checks of views of caches with windows: which calls they are for.
+// Argument checks of views of caches with windows.
 
 #include <headaware/attention/attention.hpp>
 #include <headaware/config.hpp>

@@ -11,7 +11,7 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// The logits that `attend` is asked for.
+/// Map to the logits that `attend` is asked for.
 inline LogitMap logit_map(AttentionShape const& shape, AttentionOptions const& options) {
   return LogitMap::of(options.scale, options.soft_cap, shape.head_dim);
 }

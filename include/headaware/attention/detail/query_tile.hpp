@@ -3,6 +3,7 @@
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/attention/detail/row_kernels.hpp>
+#include <headaware/attention/detail/weigh_logits.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/float_buffer.hpp>
 #include <headaware/detail/online_softmax.hpp>
@@ -18,19 +19,7 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 HEADAWARE_TARGET_BEGIN
 
-[[nodiscard]] inline std::int64_t whole_vectors(std::int64_t channels) {
-  return (channels + simd::lanes - 1) / simd::lanes * simd::lanes;
-}
-
-/// 2^x for x <= 0, 0 below 2^-126; NaN stays.
-inline simd::Floats weights_of(simd::Floats x) {
-  simd::Floats const least = simd::broadcast(-126.0F);
-  simd::Floats const clamped = x < least ? least : x;
-  simd::Floats const power = simd::exp2(clamped) + simd::zero_or_nan(x);
-  return x < least ? simd::Floats{} : power;
-}
-
-/// To about 3e-7 of the result.
+/// Hyperbolic tangent, to about 3e-7 of the result.
 inline simd::Floats tanh(simd::Floats y) {
   // tanh |y| = (1 - t) / (1 + t) with t = exp(-2 |y|), which cancels where y is small: there, the series.
   simd::Floats const size = y < 0.0F ? -y : y;
@@ -160,7 +149,7 @@ class QueryTile {
     return true;
   }
 
-  /// Leaves a query the logits of the rows that it sees.
+  /// Hides the rows that a query does not see.
   template <class Head>
   void hide_rows(Head const& head, std::int64_t q, std::int64_t count) {
     float* const scores = scores_ + q * attend_block;
@@ -168,8 +157,8 @@ class QueryTile {
     for (std::int64_t k = 0; k < count; ++k) scores[k] = is_seen(head, positions_[k], query) ? scores[k] : hidden_logit;
   }
 
-  /// Adds to each query the rows that it sees and no others: what a hidden row holds, even if it is no number, must
-  /// not matter. Not inlined: the loop over rows that all queries see would get slower.
+  /// Adds to each query the rows that it sees and no others, as a hidden row may hold NaN. Not inlined: the loop over
+  /// rows that all queries see would get slower.
   template <class E, class Head>
   [[gnu::noinline]] void weigh_seen_rows(Head const& head, E const* const* rows, std::int64_t count) {
     for (std::int64_t q = 0; q < count_; ++q) {
@@ -225,35 +214,7 @@ class QueryTile {
   void weigh(std::int64_t q, std::int64_t count) {
     float* const scores = scores_ + q * attend_block;
     std::fill(scores + count, scores + attend_block, hidden_logit);
-    simd::Floats largest = simd::load(scores);
-    simd::Floats poison = simd::zero_or_nan(largest);  // NaN where a logit is NaN or infinite
-    for (int i = simd::lanes; i < attend_block; i += simd::lanes) {
-      simd::Floats const x = simd::load(scores + i);
-      largest = simd::maximum(largest, x);
-      poison += simd::zero_or_nan(x);
-    }
-    float const block_max = simd::largest(largest) + simd::sum(poison);
-    OnlineSoftmax<float>& part = parts_[static_cast<std::size_t>(q)];
-    if (block_max == hidden_logit) {  // nothing of the block is seen
-      std::fill_n(scores, attend_block, 0.0F);
-      return;
-    }
-    float const max = larger_or_nan(part.max, block_max);
-    bool const empty = part.sum == 0;
-    float const factor = part.rescale(max);
-    if (factor != 1 && !empty) {
-      float* const sums = this->sums(q);
-      for (std::int64_t c = 0; c < value_channels_; c += simd::lanes) {
-        simd::store(sums + c, simd::load(sums + c) * factor);
-      }
-    }
-    simd::Floats sum{};
-    for (int i = 0; i < attend_block; i += simd::lanes) {
-      simd::Floats const weight = weights_of(simd::load(scores + i) - max);
-      sum += weight;
-      simd::store(scores + i, weight);
-    }
-    part.sum += simd::sum(sum);
+    weigh_logits(parts_[static_cast<std::size_t>(q)], scores, attend_block, sums(q), value_channels_);
   }
 
   AttentionShape shape_;

@@ -18,8 +18,7 @@ HEADAWARE_TARGET_BEGIN
 
 using Shorts [[gnu::vector_size(lanes * 2)]] = std::uint16_t;
 
-/// The value, which the compiler may not load again at each use: g++ folds a load into every multiplication, and loads
-/// are what the score kernel waits for.
+/// Keeps a value in a register: g++ would load it again in every multiplication, and loads bound the score kernel.
 inline Floats in_register(Floats value) {
 #if defined(__AVX512F__)
   asm("" : "+v"(value));
@@ -42,7 +41,7 @@ inline Floats load_floats(bfloat16 const* data) {
 
 inline Floats load_floats(float16 const* data) {
 #if defined(__F16C__) && defined(__AVX512F__)
-  // With a mask, because g++ 12 warns of the undefined vector that the plain form begins from.
+  // With a mask, because g++ 12 warns of the undefined vector that the unmasked intrinsic begins from.
   __m256i const bits = _mm256_loadu_si256(reinterpret_cast<__m256i_u const*>(data));
   return reinterpret_cast<Floats>(_mm512_maskz_cvtph_ps(0xffff, bits));
 #elif defined(__F16C__)
@@ -98,7 +97,7 @@ inline Floats sums_from(Floats* vectors) {
   }
 }
 
-/// Lane i: the sum of vector i. @param vectors  [lanes], overwritten
+/// Sums the lanes of each vector: lane i has the sum of vector i. @param vectors  [lanes], overwritten
 inline Floats sums(Floats* vectors) { return sums_from<lanes / 2>(vectors); }
 
 HEADAWARE_TARGET_END

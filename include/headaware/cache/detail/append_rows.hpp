@@ -22,18 +22,18 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Sizes of an append, for whichever cache and back end.
+/// Sizes of an append, for all caches and both back ends.
 struct AppendShape {
   std::int32_t first_layer = 0;
   std::int32_t num_sequences = 0;
   LayerHeads heads;              ///< of the cache's layers, where the back end runs
   std::int64_t max_count = 0;    ///< new tokens of a sequence, at most
   bool writes = false;           ///< some head takes tokens
-  std::int64_t page_size = 0;    ///< tokens; > 0: buffers are pages,
-  std::int64_t page_stride = 0;  ///< so many elements from each other: values may lie between keys
+  std::int64_t page_size = 0;    ///< tokens per page; 0: buffers are not paged
+  std::int64_t page_stride = 0;  ///< elements from one page to the next: values may lie between keys
 };
 
-/// One layer of the cache that takes tokens.
+/// Buffers of one layer of the cache.
 template <class T>
 struct CacheBuffers {
   LayerKv<T> data;
@@ -135,7 +135,7 @@ void append_tokens(Rows const& rows, std::int64_t length, Layout const& layout, 
     T* const to = cache + rows.offset(i, channels);
     std::int64_t const from = rows.position(i) - length;
     if (contiguous) {
-      // The next step will not write this row again, and attention reads it among all that the head keeps.
+      // No later step writes this row again, and attention reads all rows of the head.
       stream_bytes(to, source + layout.offset(sequence, kv_head, from, 0),
                    static_cast<std::size_t>(channels) * sizeof(T));
     } else {
@@ -145,8 +145,8 @@ void append_tokens(Rows const& rows, std::int64_t length, Layout const& layout, 
 }
 
 /// @brief Writes new tokens to their rows.
-/// @param cache    `rows(layer, sequence, kv_head, length, high_water)`: rows of all that a head holds of a sequence
-///                 that is `length` tokens long after the append
+/// @param cache    `rows(layer, sequence, kv_head, length, high_water)`: all rows that a head holds of a sequence of
+///                 `length` tokens, the new ones included
 /// @param buffers  (new tokens' layer) to `CacheBuffers`
 /// @param lengths, high_water, counts  [num_sequences] before the append; new tokens
 template <class Cache, class U, class Source, class Buffers>

@@ -140,8 +140,7 @@ void check_tensors_apart(std::span<LayerKv<T> const> layers, Source const& sourc
   }
 }
 
-/// The same within one tensor, whose heads may not share memory: each direction steps over all that shorter steps
-/// reach.
+/// Checks that heads of one tensor do not share memory: each stride steps over all that shorter strides reach.
 template <class Layout>
 void check_apart_from_itself(Layout const& layout, char const* where) {
   if constexpr (requires { layout.directions(); }) {
@@ -198,7 +197,7 @@ void check_in_place(CacheBounds const& bounds, std::span<LayerKv<T> const> layer
   if (some) check_tensors_apart(layers, source);
 }
 
-/// Keys of 16 bits would be rounded again and again, see `KeyRotation::evicting`.
+/// Checks that keys of 16 bits turn for enough evicted tokens to be worth the rounding, see `KeyRotation::evicting`.
 /// @param segment  the one that evicts the fewest tokens
 template <class T, class Rotation>
 void check_evictions(Rotation const& rotation, std::int64_t evicted, SegmentName const& segment) {

@@ -23,7 +23,7 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// A destination made for another compaction may be too small for this one.
+/// Checks that a destination, which may be made for another compaction, has room for this one.
 template <class Table, class T, class Form>
 void check_capacity(Compaction<Table> const& compaction, Destination<T, Form> const& kept) {
   for (std::int64_t s = 0; s < compaction.num_segments(); ++s) {
@@ -86,7 +86,7 @@ void check_block_table(CacheSizes const& sizes, Destination<T, Form> const& kept
       LayerKv<T> const& pool = kept.layers[static_cast<std::size_t>(segment.layer)];
       RowChannels const channels = kept.channels.of(static_cast<std::size_t>(segment.layer));
       if (s == sizes.first_segment(segment.layer)) written.runs.push_back(pages.size());
-      std::int64_t const row = form.indptr != nullptr ? form.indptr[s] : s * form.table_stride;
+      std::int64_t const row = form.entry(s);
       require(row >= 0, "block table's indptr", ">= 0", row, PlaceOf{where, segment});
       for (std::int64_t i = 0; i * form.page_size < segment.kept; ++i) {
         std::int64_t const page = form.block_table[row + i];
@@ -102,7 +102,7 @@ void check_block_table(CacheSizes const& sizes, Destination<T, Form> const& kept
   }
 }
 
-/// No page may be two heads', or both of keys and of values.
+/// Checks that no page belongs to two heads, or both to keys and to values.
 template <class = void>
 void check_pages_apart(CacheSizes const& sizes, WrittenPages& written, char const* where) {
   auto const earlier = [](WrittenPage const& x, WrittenPage const& y) { return x.memory.begin < y.memory.begin; };

@@ -79,7 +79,7 @@ void check_transfer(CacheBounds const& bounds, Transfer<T, Source, Form, Rotatio
   }
 }
 
-/// Nothing that is written may be read, or written twice.
+/// Checks that nothing that is written is read, or written twice.
 /// @param tables_known  host tables tell pages that are read from those that are written, which is checked elsewhere
 template <class = void>
 void check_memory(Memory& memory, bool tables_known) {

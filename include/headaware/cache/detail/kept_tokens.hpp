@@ -50,9 +50,9 @@ class KeptTokens {
     for (std::int32_t layer = first_layer_; layer < end_layer_; ++layer) {
       for (std::int32_t head = 0; head < compaction_.num_kv_heads(layer); ++head) {
         visit_policy(compaction_.table(), layer, sequence, head, [&]<class P>(P const& policy) {
-          WindowRule form{all_tokens, 0};
-          if constexpr (RollingPolicy<P>) form = rolling_form(policy);
-          widest = {std::max(widest.sink, form.sink), std::max(widest.window, form.window)};
+          WindowRule rule{all_tokens, 0};
+          if constexpr (RollingPolicy<P>) rule = window_rule(policy);
+          widest = {std::max(widest.sink, rule.sink), std::max(widest.window, rule.window)};
         });
       }
     }
@@ -90,8 +90,8 @@ template <class P>
 inline constexpr bool is_known_policy = std::is_same_v<P, Full> || std::is_same_v<P, SinkWindow> ||
                                         std::is_same_v<P, WindowOnly> || std::is_same_v<P, Prune>;
 
-/// Tokens of keep-lists and of policies of a caller's own must be right before the first row moves, or the cache would
-/// be left half-compressed.
+/// Checks the tokens of keep-lists and of a caller's own policies before the first row moves: an error later would
+/// leave the cache half-compressed.
 template <class Table>
 void check_policies(Compaction<Table> const& compaction, char const* where) {
   std::vector<std::int64_t> tokens;
@@ -105,9 +105,11 @@ void check_policies(Compaction<Table> const& compaction, char const* where) {
         stage_tokens(compaction.table(), segment, 0, tokens);
         std::int64_t before = -1;
         for (std::size_t row = 0; row < tokens.size(); before = tokens[row++]) {
-          if (tokens[row] > before && tokens[row] < segment.length) continue;
-          std::string const above = row == 0 ? "at least 0" : "above the row before, " + std::to_string(before) + ",";
-          require(false, {"token of policy '", P::name, "'"}, {above, " and below ", segment.length}, tokens[row],
+          bool const ascends = tokens[row] > before && tokens[row] < segment.length;
+          auto const above = [&] {
+            return row == 0 ? "at least 0" : "above the row before, " + std::to_string(before) + ",";
+          };
+          require(ascends, {"token of policy '", P::name, "'"}, {above, " and below ", segment.length}, tokens[row],
                   {PlaceOf{where, segment}, ", row ", row});
         }
       }

@@ -81,7 +81,7 @@ struct RowShape {
   bool transposed = false;  ///< the source holds a channel's tokens side by side
 };
 
-/// A stretch long enough, in a cache large enough, goes past the CPU's caches.
+/// Copies long stretches past the CPU's caches if `enabled`, as for large caches.
 struct StreamingCopy {
   bool enabled = false;
   void operator()(void* target, void const* source, std::size_t bytes) const {
@@ -94,7 +94,7 @@ struct StreamingCopy {
   }
 };
 
-/// In place, a stretch may overlap its target.
+/// Copies in place, where a stretch may overlap its target.
 struct MovingCopy {
   void operator()(void* target, void const* source, std::size_t bytes) const { std::memmove(target, source, bytes); }
 };

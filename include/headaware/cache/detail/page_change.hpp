@@ -25,9 +25,8 @@ inline HeadRecords<PagedHead> make_paged_heads(RollingSlots const& slots, std::i
       RollingHead const& block = slots.head(layer, kv_head);
       PagedHead& h = heads.at(layer, kv_head);
       h.first_entry = entries;
-      h.sink = block.sink;
-      h.window = block.window;
-      h.sink_pages = static_cast<std::int32_t>(pages_for(block.sink, page_size));
+      h.rule = block.rule;
+      h.sink_pages = static_cast<std::int32_t>(pages_for(h.rule.sink, page_size));
       // A stretch of `ring` tokens that begins anywhere.
       h.ring_pages = block.ring == 0 ? 0 : static_cast<std::int32_t>(pages_for(block.ring - 1, page_size) + 1);
       entries += h.entries();

@@ -7,10 +7,10 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// @brief Counts the blocks that have come here. Synchronises the block.
+/// @brief Counts the blocks that are done and finds the last one. Synchronises the block.
 ///
-/// The last one sees what the others have written before, and may overwrite what they have read.
-/// @param ticket  device, zero before the first block comes; the caller clears it for another round
+/// The last block sees all earlier writes of the others, and may overwrite what they have read.
+/// @param ticket  device, zero before the first block is done; cleared by the caller before it is used again
 /// @return whether this block is the last of `blocks`
 __device__ inline bool is_last_block(std::int32_t* ticket, std::int64_t blocks) {
   int last = 0;

@@ -28,7 +28,7 @@ __device__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
-/// Four 8×8 matrices of 2-byte elements; lane l gives the shared address of row l % 8 of matrix l / 8.
+/// Loads four 8×8 matrices of 2-byte elements; lane l gives the shared address of row l % 8 of matrix l / 8.
 __device__ inline void load_matrices(std::uint32_t (&matrices)[4], std::uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])

@@ -23,8 +23,8 @@ struct AddRowsAndParts {
 /// @brief Scans all segments by one block, `Threads` at a time. Synchronises the block. Cost: O(segments / Threads)
 /// rounds.
 /// @param count  (segment) to its rows and parts
-/// @param write  (segment, what the segments before it have, what it has)
-/// @return what all segments have
+/// @param write  (segment, totals of the segments before it, its own counts)
+/// @return totals of all segments
 template <std::int32_t Threads, class Count, class Write>
 __device__ RowsAndParts scan_segments(std::int64_t segments, Count const& count, Write const& write) {
   using Scan = cub::BlockScan<RowsAndParts, Threads>;

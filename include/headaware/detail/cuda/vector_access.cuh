@@ -66,7 +66,7 @@ struct RowCursor {
   }
 };
 
-/// A block copies bytes within one tensor. @param from, to, bytes  multiples of `vector_bytes`
+/// Copies bytes within one tensor, by one block. @param from, to, bytes  multiples of `vector_bytes`
 __device__ inline void copy_bytes(char* data, std::int64_t from, std::int64_t to, std::int64_t bytes,
                                   std::int32_t vector_bytes) {
   with_vector(vector_bytes, [&]<class Vector>() {

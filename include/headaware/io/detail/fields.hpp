@@ -136,7 +136,7 @@ class FieldWriter {
   JsonWriter* json_;
 };
 
-/// Whose head a record is of.
+/// Layer and head of a record.
 template <class Fields, class Record>
 void head_fields(Fields&& f, Record& record) {
   f.integer("layer_idx", record.layer_idx, 0, max_index - 1);

@@ -37,7 +37,7 @@ struct Candidate {
   return result;
 }
 
-/// A size of a head and what it loses there.
+/// Size and error of a head.
 struct HullPoint {
   std::int64_t tokens = 0;
   double error = 0;

@@ -53,7 +53,7 @@ class RetentionRows {
     if (with_values_) std::fill_n(sums_.data(), rows * bins_ * channels_, 0.0F);
   }
 
-  /// The row's maximum rose: all its weights shrink.
+  /// Rescales a row's sums to a larger maximum.
   void rescale(std::int64_t row, float factor) {
     auto const scale = [factor](float* data, std::int64_t count) {
       for (std::int64_t i = 0; i < count; ++i) data[i] *= factor;

@@ -32,7 +32,7 @@ struct HeadChunk {
 namespace detail {
 HEADAWARE_TARGET_BEGIN
 
-/// A value beyond it counts as no number: its square, summed over channels, must be one.
+/// Largest value that counts as finite: squares, summed over channels, must stay finite.
 inline constexpr float largest_value = 1e15F;
 
 /// The largest of `count` scores, or NaN if one is NaN or infinite; fills the buffer up to whole vectors.
@@ -82,8 +82,8 @@ class RowPass {
   RowPass(ObserverParameters const& parameters, AttentionScore const& score, Layer const& layer)
       : parameters_(parameters),
         score_(score),
-        logit_map_(LogitMap::of(score.scale, score.soft_cap, key_dim(layer))),
-        head_dim_(key_dim(layer)),
+        logit_map_(LogitMap::of(score.scale, score.soft_cap, head_dim(layer))),
+        head_dim_(head_dim(layer)),
         value_dim_(value_dim(layer)),
         near_(std::max<std::int64_t>(parameters.num_distances, parameters.local_window + 1)),
         recent_begin_(
@@ -153,7 +153,7 @@ class RowPass {
       }
     }
     for (std::int64_t r = 0; r < count; ++r) {
-      // Probabilities come normalised; a row that is not is no row of attention.
+      // A row of ready probabilities is valid only if they sum to 1.
       if constexpr (has_probabilities<Layer>) rows_[static_cast<std::size_t>(r)].valid &= sums_to_one(r);
       finish(r, q + r * stride_, sums);
     }
@@ -186,7 +186,7 @@ class RowPass {
     return std::all_of(values, values + count, [](float x) { return std::abs(x) <= largest_value; });
   }
 
-  /// A value with NaN, infinity or the like: no row that sees its key is valid, and all others must not feel it.
+  /// Zeroes a value that is not finite and notes its key: rows that see it are invalid, others must not be affected.
   void spoil(float* row, std::int64_t key) {
     std::fill_n(row, retention_->channels(), 0.0F);
     if (spoiled_keys_.empty() || spoiled_keys_.back() < key) spoiled_keys_.push_back(key);
@@ -230,7 +230,7 @@ class RowPass {
     return std::abs(std::exp2(static_cast<double>(all.max)) * all.sum - 1) <= tolerance;
   }
 
-  /// One row against keys [first, first + seen), of which it sees those up to its own. Leaves the
+  /// Adds keys [first, first + seen) to one row, of which it sees those up to its own. Leaves the
   /// weights, relative to the row's maximum so far, where the scores were.
   void add_scores(std::int64_t index, std::int64_t q, std::int64_t first, std::int64_t seen, float* scores) {
     RowInProgress& row = rows_[static_cast<std::size_t>(index)];
@@ -325,7 +325,7 @@ class RowPass {
   std::vector<float> near_scores_;
   std::vector<float> sink_scores_;
   std::vector<RowInProgress> rows_;
-  std::vector<std::int64_t> spoiled_keys_;  ///< ascending: keys whose values are no numbers
+  std::vector<std::int64_t> spoiled_keys_;  ///< ascending: keys whose values are not finite
   std::optional<RetentionRows> retention_;
   std::optional<FloatBuffer> values_;  ///< [block_keys, channels]
   std::optional<FloatBuffer> metric_;  ///< [value_dim, part]

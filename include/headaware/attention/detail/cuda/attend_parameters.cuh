@@ -33,7 +33,7 @@ struct AttendArrays {
   std::int32_t* tickets = nullptr;        ///< [segments, tiles] splits that are done
 };
 
-/// Layout of a block's dynamic shared memory. The floats come first: they are aligned by being there.
+/// Layout of a block's dynamic shared memory: the floats come first, which keeps them aligned.
 struct AttendMemory {
   std::int32_t tile_rows;     ///< cache rows in shared memory at a time
   std::int32_t query_pitch;   ///< floats
@@ -56,7 +56,7 @@ struct AttendMemory {
     m.key_pitch = (pieces(head_dim) | 1) * piece;
     m.value_pitch = pieces(value_dim) * piece;
     m.score_offset = queries * m.query_pitch * 4;
-    for (m.tile_rows = max_attend_rows; m.tile_rows >= min_attend_rows; m.tile_rows /= 2) {
+    for (m.tile_rows = max_attend_rows;; m.tile_rows /= 2) {
       m.key_offset = m.score_offset + queries * m.tile_rows * 4;
       m.value_offset = m.key_offset + m.tile_rows * m.key_pitch;
       // The threads' sums overwrite both in the end.
@@ -64,9 +64,8 @@ struct AttendMemory {
       std::int32_t const end = m.value_offset + m.tile_rows * m.value_pitch;
       m.bytes = sums > end ? sums : end;
       if (m.bytes <= limit) return m;
+      require(m.tile_rows > min_attend_rows, "shared memory in bytes", limit, m.bytes, "attend");
     }
-    require(false, "shared memory in bytes", limit, m.bytes, "attend");
-    return m;
   }
 };
 

@@ -54,7 +54,7 @@ __device__ void load_rows(T const* data, std::int64_t const* offsets, std::int32
   }
 }
 
-/// Rows are weighed four at a time: those beyond the end weigh nothing, and must be numbers.
+/// Zeroes the rows after the last, up to a multiple of four: rows are weighed four at a time.
 __device__ inline void clear_rows(std::int32_t rows, unsigned char* to, std::int32_t pitch) {
   std::int32_t const pads = (rows + 3) / 4 * 4 - rows;
   for (auto i = static_cast<std::int32_t>(threadIdx.x); i < pads * pitch / 4; i += attend_threads) {

@@ -97,7 +97,7 @@ void launch_append(Cache const& cache, AppendCounters const& counters, AppendSha
                                static_cast<std::int32_t>(tokens.size()), static_cast<std::int32_t>(rows_per_head),
                                rows_per_block, static_cast<std::int32_t>(blocks)}};
   static_assert(sizeof(parameters) + sizeof(tables) <= max_parameter_bytes, "headaware: too much for one launch");
-  // An earlier append that came to no end may have left something.
+  // An earlier append that failed may have left a count.
   if (counters.ticket != nullptr) clear_tickets(counters.ticket, 1, "append", stream);
   launch("append", append_kernel<Parameters>, static_cast<unsigned>(blocks + num_copies), block_threads, 0, stream,
          parameters, tables);

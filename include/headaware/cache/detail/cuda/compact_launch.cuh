@@ -107,7 +107,7 @@ template <class Table, class Form, std::size_t NumPlanes, class... Planes>
 void launch_compress(DeviceCompaction<Table> const& compaction, CompactionArrays const& arrays, Form const& form,
                      std::int64_t row_bytes, LayerTables<NumPlanes> const& tables, PlaneList<Planes...> const& planes,
                      cudaStream_t stream) {
-  // About 32 KiB per tile: eight 16-byte accesses a thread, against which finding the tile costs little.
+  // About 32 KiB per tile: eight 16-byte accesses per thread, against which finding the tile costs little.
   constexpr std::int64_t tile_bytes = 32768;
   auto const rows = static_cast<std::int32_t>(std::clamp<std::int64_t>(tile_bytes / row_bytes, 8, max_tile_rows));
 

@@ -275,7 +275,7 @@ __device__ void find_tile(DeviceCompaction<Table> const& compaction, CompactionA
 }
 
 /// Grid: x tiles, y planes. Each block moves a tile of rows of one segment from the tokens that the policy keeps to the
-/// rows of the form.
+/// rows of the destination.
 template <class Table, class... Planes>
 HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
     gather_kernel(GatherParameters<Table, Planes...> const __grid_constant__ parameters,

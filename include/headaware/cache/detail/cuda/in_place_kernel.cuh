@@ -31,7 +31,7 @@ template <class Table, class... Planes>
 struct InPlaceParameters {
   DeviceCompaction<Table> compaction;
   PlaneList<Planes...> planes;
-  std::int64_t min_evicted;  ///< fewer tokens (but some), and a head whose kept ones move is left alone; 0: any
+  std::int64_t min_evicted;  ///< heads whose kept tokens move but that evict fewer stay as they are; 0: none
 };
 
 struct FirstMovedRow {
@@ -62,7 +62,7 @@ __device__ void stage_in_place(Table const& table, InPlaceShared& shared, std::i
   __syncthreads();
 }
 
-/// A block moves a segment front to back, some rows at a time: all are read before any is written,
+/// Moves a segment front to back by one block, some rows at a time: all are read before any is written,
 /// and a later row's token never lies before the rows already written. `read(row, token, item)`
 /// returns what `write(row, item, value)` stores; `items` of them make one row.
 template <class Value, class Table, class Read, class Write>

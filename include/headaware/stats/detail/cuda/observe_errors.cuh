@@ -2,8 +2,8 @@
 
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/warp_reduce.cuh>
+#include <headaware/stats/detail/cuda/observe_intervals.cuh>
 #include <headaware/stats/detail/cuda/observe_parameters.cuh>
-#include <headaware/stats/detail/cuda/observe_slots.cuh>
 #include <headaware/stats/detail/cuda/observe_values.cuh>
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-// Errors of outputs, from the slots' sums: 8 lanes have a row, 4 channels in every 32 each, so a warp has 4 rows.
+// Errors of outputs, from the intervals' sums: 8 lanes have a row, 4 channels in every 32 each, so a warp has 4 rows.
 
 /// This lane's channels of a row.
 template <class Tile>
@@ -19,10 +19,10 @@ struct OwnChannels {
   static constexpr int count = Tile::channel_tiles * 4;
   float at[count];
 
-  /// Adds Σ p v of a slot.
-  __device__ void add(Tile const& tile, std::int32_t slot, std::int32_t row) {
-    float const factor = tile.template at<float>(tile.p.shared.sum_factors)[slot * tile.p.shared.rows + row];
-    float const* const sums = slot_sum(tile, slot, row, tile.lane() % 8 * 4);
+  /// Adds Σ p v of an interval.
+  __device__ void add(Tile const& tile, std::int32_t interval, std::int32_t row) {
+    float const factor = tile.template at<float>(tile.p.shared.sum_factors)[interval * tile.p.shared.rows + row];
+    float const* const sums = interval_sum(tile, interval, row, tile.lane() % 8 * 4);
 #pragma unroll
     for (int n = 0; n < Tile::channel_tiles; ++n) {
       if (n * 32 >= tile.p.shared.sum_channels) break;
@@ -60,18 +60,18 @@ __device__ void finish_errors(Tile const& tile, std::int64_t errors, std::int32_
   // Lanes of rows that do not exist do as the last row does, and count for nothing.
   std::int32_t const row = min(tile.warp * 4 + lane / 8, tile.rows - 1);
   bool const counts = tile.warp * 4 + lane / 8 < tile.rows && tile.template at<float>(p.shared.row_inverse)[row] != 0;
-  std::int32_t const slots = p.cuts.slots();
+  std::int32_t const intervals = p.cuts.intervals();
   auto const* const shares = tile.template at<float>(p.shared.shares) + row;
   auto const* const before = tile.template at<float>(p.shared.kept_before) + row;
   auto const* const after = tile.template at<float>(p.shared.kept_after) + row;
   std::int32_t const rows = p.shared.rows;
   Channels whole{};
-  for (std::int32_t slot = 0; slot < slots; ++slot) whole.add(tile, slot, row);
+  for (std::int32_t interval = 0; interval < intervals; ++interval) whole.add(tile, interval, row);
   float const squared = sum_lanes(counts ? Channels::squared_difference(1, whole, 0, Channels{}) : 0);
   if (lane == 0) own[cells] = static_cast<double>(squared);
 
   for (std::int32_t sink = 0; sink < p.cuts.num_sinks; ++sink) {
-    std::int32_t const begin = sink_slot(tile, sink, row);
+    std::int32_t const begin = sink_interval(tile, sink, row);
     double* const sink_cells = own + sink * p.cuts.num_windows;
     // From the largest window on, as long as less than half is dropped: Δ = (m·o - u) / (1 - m).
     Channels part{};
@@ -79,7 +79,7 @@ __device__ void finish_errors(Tile const& tile, std::int64_t errors, std::int32_
     std::int32_t next = begin;
     std::int32_t half = -1;  // the largest window that drops half and more
     for (std::int32_t window = p.cuts.num_windows - 1; window >= 0; --window) {
-      std::int32_t const last = window_slot(tile, window, row);
+      std::int32_t const last = window_interval(tile, window, row);
       for (; next <= last; ++next) {
         part.add(tile, next, row);
         mass += shares[next * rows];
@@ -98,12 +98,12 @@ __device__ void finish_errors(Tile const& tile, std::int64_t errors, std::int32_
     // The rest from what is kept, for precision: Δ = u / Z - o.
     if (!__any_sync(~0U, half >= 0 && counts)) continue;
     part = Channels{};
-    for (std::int32_t slot = 0; slot < begin; ++slot) part.add(tile, slot, row);
-    std::int32_t first = slots;
+    for (std::int32_t interval = 0; interval < begin; ++interval) part.add(tile, interval, row);
+    std::int32_t first = intervals;
     for (std::int32_t window = 0; window < p.cuts.num_windows; ++window) {
       bool const dropped = window <= half;
       if (!__any_sync(~0U, dropped && counts)) break;
-      std::int32_t const last = window_slot(tile, window, row);
+      std::int32_t const last = window_interval(tile, window, row);
       while (first > max(last + 1, begin)) part.add(tile, --first, row);
       // A row that keeps nothing of weight outputs zero.
       float const kept = before[begin * rows] + after[(last + 1) * rows];
@@ -125,7 +125,7 @@ __device__ void finish_errors(Tile const& tile, std::int64_t errors, std::int32_
   __syncthreads();
 }
 
-/// Replaces the sums x of all slots by R x, several slots at a time, so that R is read less often. Ends with a
+/// Replaces the sums x of all intervals by R x, several intervals at a time, so that R is read less often. Ends with a
 /// barrier.
 template <class Tile>
 __device__ void apply_output_factor(Tile const& tile) {
@@ -133,15 +133,15 @@ __device__ void apply_output_factor(Tile const& tile) {
   auto const& p = tile.p;
   float const* const matrix = tile.layer.output_factors + std::int64_t{tile.head} * p.value_dim * p.value_dim;
   std::int32_t const rows[2] = {min(tile.row_of(0), tile.rows - 1), min(tile.row_of(1), tile.rows - 1)};
-  std::int32_t const last_slot = p.cuts.slots() - 1;
-  for (std::int32_t first = 0; first <= last_slot; first += at_once) {
+  std::int32_t const last_interval = p.cuts.intervals() - 1;
+  for (std::int32_t first = 0; first <= last_interval; first += at_once) {
     float product[at_once][Tile::channel_tiles][4] = {};
     for (std::int32_t c = 0; c < p.value_dim; ++c) {
       float x[at_once][2];
 #pragma unroll
       for (int s = 0; s < at_once; ++s) {
 #pragma unroll
-        for (int h = 0; h < 2; ++h) x[s][h] = *slot_sum(tile, min(first + s, last_slot), rows[h], c);
+        for (int h = 0; h < 2; ++h) x[s][h] = *interval_sum(tile, min(first + s, last_interval), rows[h], c);
       }
 #pragma unroll
       for (int n = 0; n < Tile::channel_tiles; ++n) {
@@ -163,12 +163,12 @@ __device__ void apply_output_factor(Tile const& tile) {
 #pragma unroll
       for (int n = 0; n < Tile::channel_tiles; ++n) {
         std::int32_t const channel = own_channel(tile, n);
-        if (first + s > last_slot || channel >= p.shared.value_dim) break;
+        if (first + s > last_interval || channel >= p.shared.value_dim) break;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           if (tile.row_of(h) < tile.rows)
-            *reinterpret_cast<float2*>(slot_sum(tile, first + s, tile.row_of(h), channel)) = {product[s][n][2 * h],
-                                                                                              product[s][n][2 * h + 1]};
+            *reinterpret_cast<float2*>(interval_sum(tile, first + s, tile.row_of(h), channel)) = {
+                product[s][n][2 * h], product[s][n][2 * h + 1]};
         }
       }
     }

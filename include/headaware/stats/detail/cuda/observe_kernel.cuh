@@ -11,14 +11,13 @@
 //   sums    += weights · values, m16n8k16, with values alone: all warps have the same 16 rows and all keys, and each
 //              every 4th pair of 8-channel tiles. Weights pass through shared memory, in float.
 // Fragments. Lane l has rows l / 4 and l / 4 + 8 ("halves" h = 0, 1) and columns 2 · (l % 4), + 1 of each 8-column
-// tile. The 4 lanes of a row are its quad: they share the row's maximum; their sums are added up when a slot or the row
-// ends.
+// tile. The 4 lanes of a row are its quad: they share its maximum, and add up their sums after an interval or row.
 //
 // Formula. With s = log2 e · logit, m = max s, w = 2^(s - m), Z = Σ w (online softmax, arXiv:1805.02867):
 //   entropy = ln 2 · (log2 Z - Σ w (s - m) / Z); max = 1 / Z; recent = Σ_recent w / Z.
-// Retention: a (sink, window) pair drops a run of whole slots (`RetentionCuts`); per slot the kernel sums the weights
-// and, with values, weights · values, each relative to a maximum of its own; `observe_errors.cuh` combines slots to
-// the error of each pair. A slot's sums are in registers while its keys pass by, in shared memory before and after.
+// Retention: a (sink, window) pair drops a run of whole intervals (`RetentionCuts`); per interval the kernel sums
+// weights and, with values, weights · values, relative to a maximum of its own; `observe_errors.cuh` combines them to
+// the error of each pair. Sums are in registers while their keys pass by, in shared memory before and after.
 //
 // Barriers, per tile of keys:
 //   A  keys have arrived; the last tile's values and weights are dead   → fetch values, score keys
@@ -26,8 +25,8 @@
 //   C  with values: weights and values have arrived                     → add values
 // and per tile of rows those of `finish_rows`.
 //
-// Files: observe_tile (rows, keys, loads), observe_softmax (scores, online softmax), observe_slots (masses of slots),
-// observe_values (value sums of slots), observe_rows and observe_errors (the reduction when all keys have passed).
+// Files: observe_tile (rows, keys, loads), observe_softmax (scores, online softmax), observe_intervals (their masses),
+// observe_values (their value sums), observe_rows and observe_errors (the reduction after the last key).
 
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
@@ -35,9 +34,9 @@
 #include <headaware/detail/cuda/mma.cuh>
 #include <headaware/detail/logit_map.hpp>
 #include <headaware/stats/detail/cuda/observe_errors.cuh>
+#include <headaware/stats/detail/cuda/observe_intervals.cuh>
 #include <headaware/stats/detail/cuda/observe_parameters.cuh>
 #include <headaware/stats/detail/cuda/observe_rows.cuh>
-#include <headaware/stats/detail/cuda/observe_slots.cuh>
 #include <headaware/stats/detail/cuda/observe_softmax.cuh>
 #include <headaware/stats/detail/cuda/observe_tile.cuh>
 #include <headaware/stats/detail/cuda/observe_values.cuh>
@@ -47,7 +46,7 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// With values the warps have other keys each: shares their rows' maxima.
+/// Shares the rows' maxima among warps, which have different keys where there are values.
 template <class Tile>
 __device__ void write_maxima(Tile const& tile, float const (&tile_max)[2]) {
   auto* const maxima = tile.template at<float>(tile.p.shared.maxima);
@@ -67,12 +66,12 @@ template <class Tile>
 __device__ void observe_tile(Tile& tile, std::int32_t index) {
   tile.begin(index);
   RowSoftmaxes<Tile> softmax;
-  SlotMasses<Tile> masses;
-  SlotSums<Tile> sums;
+  IntervalMasses<Tile> masses;
+  IntervalSums<Tile> sums;
   softmax.begin();
   masses.begin();
   if constexpr (Tile::with_values) sums.begin();
-  if (tile.has_retention()) begin_slots(tile);
+  if (tile.has_retention()) begin_intervals(tile);
   std::int32_t first = tile.first_key();
   tile.fetch_queries();
   tile.fetch_keys(first);

@@ -18,11 +18,11 @@ inline constexpr std::int32_t observe_warps = observe_threads / warp_threads;
 inline constexpr std::int32_t max_grid_sinks = 32;
 inline constexpr std::int32_t max_grid_windows = 64;
 
-/// @brief Cuts a row's keys into slots, so that any (sink, window) pair drops a run of whole slots.
+/// @brief Cuts a row's keys into intervals, so that any (sink, window) pair drops a run of whole intervals.
 ///
 /// A row at position q has a cut before each sink size s and before each window's oldest key, q - w + 1.
-/// In order of position the cuts make slots: slot 0 lies before the first cut, and the pair (s, w) drops
-/// the slots between its two cuts. Thresholds that no row reaches are left out.
+/// In order of position the cuts make intervals: interval 0 lies before the first cut, and the pair (s, w) drops
+/// the intervals between its two cuts. Thresholds that no row reaches are left out.
 struct RetentionCuts {
   std::int32_t num_sinks = 0;     ///< sink sizes in reach, 0 included
   std::int32_t zero_sinks = 0;    ///< 1 if the first of them is 0, which needs no cut
@@ -31,7 +31,7 @@ struct RetentionCuts {
   std::int32_t sinks[max_grid_sinks]{};
   std::int32_t windows[max_grid_windows]{};
 
-  HEADAWARE_HOST_DEVICE std::int32_t slots() const { return num_sinks - zero_sinks + num_windows + 1; }
+  HEADAWARE_HOST_DEVICE std::int32_t intervals() const { return num_sinks - zero_sinks + num_windows + 1; }
   HEADAWARE_HOST_DEVICE std::int32_t cell(std::int32_t sink, std::int32_t window) const {
     return sink * grid_windows + window;
   }
@@ -58,29 +58,29 @@ struct ObserveShared {
   std::int32_t channels = 0;     ///< head_dim, padded to what a multiplication takes
   std::int32_t value_pitch = 0;  ///< the same of values
   std::int32_t value_dim = 0;
-  std::int32_t sum_channels = 0;  ///< value_dim, padded to what a slot's sums take
+  std::int32_t sum_channels = 0;  ///< value_dim, padded to what an interval's sums take
   std::int32_t parameters = 0;
-  std::int32_t raw = 0;           ///< double [sums]: of a chunk
-  std::int32_t queries = 0;       ///< E [rows, rounded up to 16, pitch]
-  std::int32_t keys = 0;          ///< E [tile_keys, pitch]; after the last key, reduction scratch
-  std::int32_t values = 0;        ///< E [tile_keys, value_pitch]; after the last key, reduction scratch
-  std::int32_t weights = 0;       ///< float [16, weight_pitch]: relative to the rows' largest scores of the tile
-  std::int32_t near = 0;          ///< float [rows, near]: scores by distance
-  std::int32_t sinks = 0;         ///< float [rows, sink_size]: scores by position
-  std::int32_t maxima = 0;        ///< float [warps, 16]: a tile's largest scores
-  std::int32_t row_parts = 0;     ///< RowPart [key warps, rows]
-  std::int32_t row_max = 0;       ///< float [rows]
-  std::int32_t row_inverse = 0;   ///< float [rows]: 1 / the sum of weights; 0: not to be counted
-  std::int32_t cuts = 0;          ///< int32 [slots, rows]: first key of each slot
-  std::int32_t sink_slots = 0;    ///< int32 [sinks, rows]: first slot that a sink size does not keep
-  std::int32_t window_slots = 0;  ///< int32 [windows, rows]: last slot that a window does not keep
-  std::int32_t masses = 0;        ///< OnlineSoftmax<float> [key warps, slots, rows]
-  std::int32_t shares = 0;        ///< float [slots, rows]: probabilities
-  std::int32_t kept_before = 0;   ///< float [slots + 1, rows]: probability of the slots before
-  std::int32_t kept_after = 0;    ///< float [slots + 1, rows]: probability of this slot and those after
-  std::int32_t sum_max = 0;       ///< float [warps, slots, rows]: the scores that the sums are relative to
-  std::int32_t sum_factors = 0;   ///< float [slots, rows]: from sums to Σ p v
-  std::int32_t sums = 0;          ///< float [slots, rows, sum_channels]: Σ of weight · value
+  std::int32_t raw = 0;               ///< double [sums]: of a chunk
+  std::int32_t queries = 0;           ///< E [rows, rounded up to 16, pitch]
+  std::int32_t keys = 0;              ///< E [tile_keys, pitch]; after the last key, reduction scratch
+  std::int32_t values = 0;            ///< E [tile_keys, value_pitch]; after the last key, reduction scratch
+  std::int32_t weights = 0;           ///< float [16, weight_pitch]: relative to the rows' largest scores of the tile
+  std::int32_t near = 0;              ///< float [rows, near]: scores by distance
+  std::int32_t sinks = 0;             ///< float [rows, sink_size]: scores by position
+  std::int32_t maxima = 0;            ///< float [warps, 16]: a tile's largest scores
+  std::int32_t row_parts = 0;         ///< RowPart [key warps, rows]
+  std::int32_t row_max = 0;           ///< float [rows]
+  std::int32_t row_inverse = 0;       ///< float [rows]: 1 / the sum of weights; 0: not to be counted
+  std::int32_t cuts = 0;              ///< int32 [intervals, rows]: first key of each interval
+  std::int32_t sink_intervals = 0;    ///< int32 [sinks, rows]: first interval that a sink size does not keep
+  std::int32_t window_intervals = 0;  ///< int32 [windows, rows]: last interval that a window does not keep
+  std::int32_t masses = 0;            ///< OnlineSoftmax<float> [key warps, intervals, rows]
+  std::int32_t shares = 0;            ///< float [intervals, rows]: probabilities
+  std::int32_t kept_before = 0;       ///< float [intervals + 1, rows]: probability of the intervals before
+  std::int32_t kept_after = 0;        ///< float [intervals + 1, rows]: probability of this interval and those after
+  std::int32_t sum_max = 0;           ///< float [warps, intervals, rows]: the scores that the sums are relative to
+  std::int32_t sum_factors = 0;       ///< float [intervals, rows]: from sums to Σ p v
+  std::int32_t sums = 0;              ///< float [intervals, rows, sum_channels]: Σ of weight · value
   std::int32_t bytes = 0;
 };
 
@@ -102,13 +102,13 @@ struct ObserveSizes {
   std::int32_t used_cells = 0;
   std::int32_t cut_sinks = 0;
   std::int32_t cut_windows = 0;
-  std::int32_t slots = 0;  ///< 0: no retention
+  std::int32_t intervals = 0;  ///< 0: no retention
 
   [[nodiscard]] std::int32_t tile_rows() const { return with_values ? 16 : 64; }
 };
 
 /// Lays out shared memory for tiles of `rows` rows. @return its bytes; offsets are right if they fit in 30 bits
-inline std::int64_t plan_shared(ObserveSizes const& sizes, std::int32_t rows, ObserveShared& shared) {
+inline std::int64_t place_shared(ObserveSizes const& sizes, std::int32_t rows, ObserveShared& shared) {
   std::int64_t bytes = 0;
   auto const place = [&](std::int32_t& offset, std::int64_t size) {
     offset = static_cast<std::int32_t>(std::min<std::int64_t>(bytes, 1 << 30));
@@ -116,7 +116,7 @@ inline std::int64_t plan_shared(ObserveSizes const& sizes, std::int32_t rows, Ob
   };
   std::int64_t const key_warps = sizes.with_values ? observe_warps : 1;
   std::int64_t const n = rows;
-  std::int64_t const slots = sizes.slots;
+  std::int64_t const intervals = sizes.intervals;
   shared.rows = rows;
   shared.channels = (sizes.head_dim + 15) / 16 * 16;
   shared.value_dim = (sizes.value_dim + 15) / 16 * 16;
@@ -136,22 +136,22 @@ inline std::int64_t plan_shared(ObserveSizes const& sizes, std::int32_t rows, Ob
   place(shared.row_parts, static_cast<std::int64_t>(sizeof(RowPart)) * key_warps * n);
   place(shared.row_max, 4 * n);
   place(shared.row_inverse, 4 * n);
-  if (slots > 0) {
-    place(shared.cuts, 4 * slots * n);
-    place(shared.sink_slots, 4 * sizes.cut_sinks * n);
-    place(shared.window_slots, 4 * sizes.cut_windows * n);
-    place(shared.masses, static_cast<std::int64_t>(sizeof(OnlineSoftmax<float>)) * key_warps * slots * n);
-    place(shared.shares, 4 * slots * n);
+  if (intervals > 0) {
+    place(shared.cuts, 4 * intervals * n);
+    place(shared.sink_intervals, 4 * sizes.cut_sinks * n);
+    place(shared.window_intervals, 4 * sizes.cut_windows * n);
+    place(shared.masses, static_cast<std::int64_t>(sizeof(OnlineSoftmax<float>)) * key_warps * intervals * n);
+    place(shared.shares, 4 * intervals * n);
   }
   if (sizes.with_values) {
     place(shared.values, std::max(sizes.tile_keys * value_row_bytes, cell_scratch));
     place(shared.weights, 4 * 16 * weight_pitch);
     place(shared.maxima, 4 * observe_warps * 16);
-    place(shared.kept_before, 4 * (slots + 1) * n);
-    place(shared.kept_after, 4 * (slots + 1) * n);
-    place(shared.sum_max, 4 * observe_warps * slots * n);
-    place(shared.sum_factors, 4 * slots * n);
-    place(shared.sums, 4 * slots * n * shared.sum_channels);
+    place(shared.kept_before, 4 * (intervals + 1) * n);
+    place(shared.kept_after, 4 * (intervals + 1) * n);
+    place(shared.sum_max, 4 * observe_warps * intervals * n);
+    place(shared.sum_factors, 4 * intervals * n);
+    place(shared.sums, 4 * intervals * n * shared.sum_channels);
   }
   shared.bytes = static_cast<std::int32_t>(std::min<std::int64_t>(bytes, 1 << 30));
   return bytes;
@@ -160,7 +160,7 @@ inline std::int64_t plan_shared(ObserveSizes const& sizes, std::int32_t rows, Ob
 /// Lays out at most `limit` bytes of shared memory for as many rows as fit. @return whether one fits
 inline bool fit_shared(ObserveSizes const& sizes, std::int64_t limit, ObserveShared& shared) {
   std::int32_t rows = sizes.tile_rows();
-  while (rows > 0 && plan_shared(sizes, rows, shared) > limit) --rows;
+  while (rows > 0 && place_shared(sizes, rows, shared) > limit) --rows;
   return rows > 0;
 }
 

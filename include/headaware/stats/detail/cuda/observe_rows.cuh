@@ -4,17 +4,17 @@
 #include <headaware/detail/cuda/mma.cuh>
 #include <headaware/detail/cuda/warp_reduce.cuh>
 #include <headaware/detail/online_softmax.hpp>
+#include <headaware/stats/detail/cuda/observe_intervals.cuh>
 #include <headaware/stats/detail/cuda/observe_parameters.cuh>
-#include <headaware/stats/detail/cuda/observe_slots.cuh>
 
 #include <cstdint>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-// After the last key: from the states of rows and slots to the raw sums.
+// After the last key: reduction from the states of rows and intervals to the raw sums.
 
-/// Finishes one row: its statistics, its normalisation and the probabilities of its slots, by one thread.
+/// Finishes one row: its statistics, its normalisation and the probabilities of its intervals, by one thread.
 /// @param scalars  [row_scalars, rows]
 template <class Tile>
 __device__ void finish_row(Tile const& tile, std::int32_t row, double* scalars) {
@@ -49,26 +49,27 @@ __device__ void finish_row(Tile const& tile, std::int32_t row, double* scalars) 
   tile.template at<float>(p.shared.row_max)[row] = all.max;
   tile.template at<float>(p.shared.row_inverse)[row] = inverse;
   if (!tile.has_retention()) return;
-  std::int32_t const slots = p.cuts.slots();
+  std::int32_t const intervals = p.cuts.intervals();
   auto* const shares = tile.template at<float>(p.shared.shares) + row;
-  for (std::int32_t slot = 0; slot < slots; ++slot) {
+  for (std::int32_t interval = 0; interval < intervals; ++interval) {
     float share = 0;
     for (int w = 0; w < Tile::key_warps; ++w) {
-      auto const mass = tile.template at<OnlineSoftmax<float>>(p.shared.masses)[(w * slots + slot) * rows + row];
+      auto const mass =
+          tile.template at<OnlineSoftmax<float>>(p.shared.masses)[(w * intervals + interval) * rows + row];
       share += mass.sum * exp2_fast(mass.max - all.max);
     }
-    shares[slot * rows] = share * inverse;
+    shares[interval * rows] = share * inverse;
   }
   if constexpr (Tile::with_values) {
     auto* const before = tile.template at<float>(p.shared.kept_before) + row;
     auto* const after = tile.template at<float>(p.shared.kept_after) + row;
-    before[0] = after[slots * rows] = 0;
-    for (std::int32_t slot = 0; slot < slots; ++slot) {
-      before[(slot + 1) * rows] = before[slot * rows] + shares[slot * rows];
-      std::int32_t const back = slots - 1 - slot;
+    before[0] = after[intervals * rows] = 0;
+    for (std::int32_t interval = 0; interval < intervals; ++interval) {
+      before[(interval + 1) * rows] = before[interval * rows] + shares[interval * rows];
+      std::int32_t const back = intervals - 1 - interval;
       after[back * rows] = after[(back + 1) * rows] + shares[back * rows];
-      tile.template at<float>(p.shared.sum_factors)[slot * rows + row] =
-          exp2_fast(tile.template at<float>(p.shared.sum_max)[slot * rows + row] - all.max) * inverse;
+      tile.template at<float>(p.shared.sum_factors)[interval * rows + row] =
+          exp2_fast(tile.template at<float>(p.shared.sum_max)[interval * rows + row] - all.max) * inverse;
     }
   }
 }
@@ -93,7 +94,7 @@ __device__ void add_scalars(Tile const& tile, double const* scalars) {
   }
 }
 
-/// Σ over rows of the probability of one key each, from its kept score. @param key_of  the key that belongs to a query
+/// Sums the probability of one key per row over all rows, from kept scores. @param key_of  (query) to its key
 template <class Tile, class KeyOf>
 __device__ double sum_probabilities(Tile const& tile, float const* scores, std::int32_t pitch, KeyOf const& key_of) {
   double sum = 0;
@@ -121,7 +122,7 @@ __device__ void sum_masses(Tile const& tile, std::int32_t sink) {
   for (int i = 0; i < own; ++i) {
     std::int32_t const row = tile.lane() + i * warp_threads;
     counts[i] = row < tile.rows && tile.template at<float>(p.shared.row_inverse)[row] != 0;
-    if (counts[i]) next[i] = sink_slot(tile, sink, row);
+    if (counts[i]) next[i] = sink_interval(tile, sink, row);
   }
   for (std::int32_t window = p.cuts.num_windows - 1; window >= 0; --window) {
     float sum = 0;
@@ -130,7 +131,7 @@ __device__ void sum_masses(Tile const& tile, std::int32_t sink) {
     for (int i = 0; i < own; ++i) {
       if (!counts[i]) continue;
       std::int32_t const row = tile.lane() + i * warp_threads;
-      std::int32_t const last = window_slot(tile, window, row);
+      std::int32_t const last = window_interval(tile, window, row);
       for (; next[i] <= last; ++next[i]) mass[i] += shares[next[i] * p.shared.rows + row];
       sum += mass[i];
       squares += mass[i] * mass[i];
