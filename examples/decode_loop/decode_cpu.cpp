@@ -9,6 +9,7 @@
 #include <headaware/cache/paged_heads.hpp>
 #include <headaware/layout/strided.hpp>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -35,8 +36,9 @@ toy::Cost decode(ha::PolicyTable const& table) {
   // [decode]
   ha::PagedHeads pages(table, {num_sequences, page_size, num_pages, {.max_tokens = max_tokens, .slack = drafts}});
   ha::PageStorage<ha::float16> const pool{pool_keys.data(), pool_values.data(), head_dim, head_dim};
-  auto const run = [&](std::vector<std::int32_t> const& counts) {  // new tokens of each sequence
-    ha::PageStep const step = pages.append(counts);  // edits tables; pages that windows have passed go back to the pool
+  ha::PageStep step;  // its memory is used again: after some steps nothing is allocated
+  auto const run = [&](std::array<std::int32_t, num_sequences> const& counts) {  // new tokens of each sequence
+    pages.append(counts, step);  // edits tables; pages that windows have passed go back to the pool
     std::int32_t const* const lengths = pages.state().lengths().data();
     auto const kv_layout = ha::strided_bshd(num_sequences, step.max_count, num_kv_heads, head_dim);
     auto const layout = ha::strided_bshd(num_sequences, step.max_count, num_query_heads, head_dim);
