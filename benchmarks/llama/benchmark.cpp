@@ -97,12 +97,10 @@ struct Options {
         ->delimiter(',')
         ->capture_default_str()
         ->check(CLI::IsMember(std::vector<std::string>(known.begin(), known.end())));
-    app.add_option("--plan", compared.plans, "plan.json of planned, or several")
-        ->delimiter(',')
-        ->check(CLI::ExistingFile);
-    app.add_option("--classifications_path", compared.classifications,
-                   "head_classifications.json of head_aware; streaming_llm is run beside it at its size")
-        ->check(CLI::ExistingFile);
+    support::add_policies(app, compared.plans, "plan.json of planned, or several")->delimiter(',');
+    support::add_policies(app, compared.classifications,
+                          "head_classifications.json of head_aware; streaming_llm is run beside it at its size",
+                          "--classifications_path");
     app.add_option(
            "--duo_gates", compared.duo_gates,
            "trained gates of duo: DuoAttention's folder, or its full_attention_heads.tsv. At each budget, heads "
@@ -122,9 +120,7 @@ struct Options {
                         "; default: the plans', else the classes', else 256")
         ->delimiter(',');
     support::add_skip_layers(app, compared.skip_layers, "layers that keep everything, beyond the budgets");
-    app.add_option("--context,--chunk_size", compared.context, "tokens of a passage")
-        ->capture_default_str()
-        ->check(CLI::Range(std::int64_t{256}, std::int64_t{1} << 20));
+    support::add_context(app, compared.context, "tokens of a passage", 256, "--context,--chunk_size");
   }
 };
 

@@ -53,11 +53,9 @@ struct Options {
     support::add_text(app, other_text, "text file of another kind for calibration_domain, its last quarter to try on",
                       "--other_text");
     support::add_max_tokens(app, max_tokens, "tokens of the evaluation text that are used");
-    support::add_context(app, context, "tokens of a passage, of a piece of calibration text, and of a copy");
+    support::add_context(app, context, "tokens of a passage, of a piece of calibration text, and of a copy", 256);
     support::add_budget(app, budget)->capture_default_str();
-    app.add_option("--pieces", pieces, "pieces of calibration text; half as many of the probe")
-        ->capture_default_str()
-        ->check(support::token_count);
+    support::add_pieces(app, pieces, "pieces of calibration text; half as many of the probe")->capture_default_str();
     support::add_choice(app, "--sensitivity", sensitivity,
                         "of the usual plan, from which the groups depart: what is cut alone to see what it costs",
                         {"none", "norm", "layer", "head", "layer_losses"});

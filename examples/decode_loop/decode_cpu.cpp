@@ -9,6 +9,7 @@
 #include <headaware/cache/paged_heads.hpp>
 #include <headaware/layout/strided.hpp>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -35,15 +36,16 @@ toy::Cost decode(ha::PolicyTable const& table) {
   // [decode]
   ha::PagedHeads pages(table, {num_sequences, page_size, num_pages, {.max_tokens = max_tokens, .slack = drafts}});
   ha::PageStorage<ha::float16> const pool{pool_keys.data(), pool_values.data(), head_dim, head_dim};
-  auto const run = [&](std::vector<std::int32_t> const& counts) {  // new tokens of each sequence
-    ha::PageStep const step = pages.append(counts);  // edits tables; pages that windows have passed go back to the pool
-    std::int32_t const* const lengths = pages.state().lengths().data();
+  ha::PageStep step;  // its memory is used again: after some steps nothing is allocated
+  auto const run = [&](std::array<std::int32_t, num_sequences> const& counts) {  // new tokens of each sequence
+    pages.append(counts, step);  // edits tables; pages that windows have passed go back to the pool
     auto const kv_layout = ha::strided_bshd(num_sequences, step.max_count, num_kv_heads, head_dim);
     auto const layout = ha::strided_bshd(num_sequences, step.max_count, num_query_heads, head_dim);
     for (std::int32_t layer = 0; layer < num_layers; ++layer) {
       auto const news = model.project(step, layer);
       ha::append(pages, step, news.cache(), kv_layout, pool, layer);
       if (step.max_count > 1 + drafts) continue;  // a prompt: the engine's own kernel attends, densely
+      std::int32_t const* const lengths = pages.state().lengths().data();  // with the new tokens
       auto const view = ha::HeadPagesView::of_chunk(pages.view(), layer, lengths, step.max_count);
       ha::attend({num_sequences, num_query_heads, num_kv_heads, step.max_count, head_dim},
                  ha::AttentionQueries{news.queries.data(), layout}, ha::KeptCache{pool.keys, pool.values, view},

@@ -29,7 +29,6 @@ constexpr std::int32_t num_pages = 160;
 constexpr std::int32_t max_tokens = 96;  // of a sequence
 constexpr std::int32_t prompt = 70;
 constexpr std::int32_t slack = 2;  // tokens that can be taken back
-constexpr ha::AttentionShape decode_shape{num_sequences, num_query_heads, num_kv_heads, 1, head_dim};
 constexpr std::size_t pool_elements = num_pages * page_size * head_dim;
 constexpr std::size_t query_elements = num_sequences * num_query_heads * head_dim;     // of a decode batch
 constexpr std::size_t kv_elements = num_sequences * prompt * num_kv_heads * head_dim;  // of prompts
@@ -39,7 +38,7 @@ struct Activations {
   DeviceArray<float> queries{query_elements}, output{query_elements};
   DeviceArray<ha::float16> keys{kv_elements}, values{kv_elements};
 
-  [[nodiscard]] std::vector<ha::LayerKv<ha::float16>> cache() const { return {{keys.data(), values.data()}}; }
+  [[nodiscard]] auto cache() const { return std::array{ha::LayerKv{keys.data(), values.data()}}; }
 };
 
 toy::Cost decode(ha::PolicyTable const& table, cudaStream_t stream) {
@@ -49,54 +48,47 @@ toy::Cost decode(ha::PolicyTable const& table, cudaStream_t stream) {
   DeviceArray<ha::float16> const d_pool_keys(pool_elements), d_pool_values(pool_elements);
   ha::PageStorage<ha::float16> const pool{d_pool_keys.data(), d_pool_values.data(), head_dim, head_dim};
   ha::PagedHeads pages(table, {num_sequences, page_size, num_pages, {.max_tokens = max_tokens, .slack = slack}});
-  DeviceArray<std::byte> const d_heads(pages.head_bytes(), stream);
-  DeviceArray<std::int32_t> const d_table(pages.table().size()), d_lengths(num_sequences);
-  DeviceArray<std::int32_t> const d_before(num_sequences), d_high_water(num_sequences), d_counts(num_sequences);
-  std::int32_t const max_copies = pages.max_copies();  // of a layer: num_sequences * num_kv_heads
-  DeviceArray<ha::PageCopy> const d_copies(static_cast<std::size_t>(num_layers * max_copies));
+  ha::PageStep step;
   std::size_t most_copies = 0;
 
   // [decode]
+  std::vector<ha::PageCopy> copies(static_cast<std::size_t>(num_layers * pages.max_copies()));  // the most of any step
+  DeviceArray<std::byte> const d_heads(pages.head_bytes(), stream);
+  DeviceArray<std::int32_t> const d_table(pages.table().size()), d_lengths(num_sequences), d_before(num_sequences),
+      d_high_water(num_sequences), d_counts(num_sequences);
+  DeviceArray<ha::PageCopy> const d_copies(copies.size());
   ha::PagedHeadsView const d_pages = pages.view_at(d_heads.data(), d_table.data());
   auto const append = [&](std::int32_t layer, std::int32_t max_count) {
-    ha::DevicePageStep step{d_before.data(), d_high_water.data(), d_counts.data()};
-    step.max_count = max_count;
-    step.d_copies = d_copies.data() + layer * max_copies;
-    step.num_copies = max_copies;  // the most of any step: a page per KV head and sequence, if all go on after forks
+    ha::PageCopy const* const of_layer = d_copies.data() + layer * pages.max_copies();
+    ha::DevicePageStep const d_step{d_before.data(), d_high_water.data(), d_counts.data(),
+                                    of_layer,        pages.max_copies(),  max_count};
     auto const layout = ha::strided_bshd(num_sequences, max_count, num_kv_heads, head_dim);
-    check(ha::device::append(d_pages, step, layers[layer].cache(), layout, pool, layer, stream));
+    check(ha::device::append(d_pages, d_step, layers[layer].cache(), layout, pool, layer, stream));
   };
   auto const attend = [&](std::int32_t layer, void* d_temp, std::size_t temp_bytes) {  // nullptr: tells the bytes
     auto const layout = ha::strided_bhd(num_sequences, num_query_heads, head_dim);
-    ha::AttentionQueries const queries{layers[layer].queries.data(), layout};
     ha::KeptCache const cache{pool.keys, pool.values, ha::HeadPagesView(d_pages, layer, d_lengths.data())};
-    ha::AttentionOutput const attended{layers[layer].output.data(), layout};
-    ha::AttentionBounds const bounds{.max_rows = pages.slots().rows_total(layer)};
-    check(ha::device::attend(d_temp, temp_bytes, decode_shape, queries, cache, attended, bounds, {}, stream));
+    check(ha::device::attend(d_temp, temp_bytes, {num_sequences, num_query_heads, num_kv_heads, 1, head_dim},
+                             ha::AttentionQueries{layers[layer].queries.data(), layout}, cache,
+                             ha::AttentionOutput{layers[layer].output.data(), layout},
+                             {.max_rows = pages.slots().rows_total(layer)}, {}, stream));
     return temp_bytes;
   };
   DeviceArray<std::byte> const d_temp(std::max(attend(0, nullptr, 0), attend(1, nullptr, 0)));
-  cudaGraphExec_t const graph = capture(stream, [&] {
-    for (std::int32_t layer = 0; layer < num_layers; ++layer) {  // the engine's own kernels go in between
-      append(layer, 1);
-      attend(layer, d_temp.data(), d_temp.size());
-    }
+  cudaGraphExec_t const graph = capture(stream, [&] {  // the engine's own kernels go in between
+    for (std::int32_t l = 0; l < num_layers; ++l) append(l, 1), attend(l, d_temp.data(), d_temp.size());
   });
+  auto const begin = [&](std::array<std::int32_t, num_sequences> const& counts) {  // before appends or a replay
+    pages.append(counts, step), pages.padded_copies(step, copies);
+    d_table.upload(pages.table(), stream), d_lengths.upload(pages.state().lengths(), stream);
+    d_before.upload(step.lengths, stream), d_high_water.upload(step.high_water, stream);
+    d_counts.upload(step.counts, stream), d_copies.upload(copies, stream);
+  };
   // [/decode]
 
-  // [upload]
-  auto const upload = [&](ha::PageStep const& step) {  // what may differ from replay to replay
-    d_table.upload(pages.table(), stream), d_lengths.upload(pages.state().lengths(), stream);
-    d_before.upload(step.lengths, stream), d_high_water.upload(step.high_water, stream),
-        d_counts.upload(step.counts, stream);
-    d_copies.upload(pages.padded_copies(step), stream);  // [num_layers, max_copies]
-  };
-  // [/upload]
-
-  auto const run = [&](std::vector<std::int32_t> const& counts) {  // new tokens of each sequence
-    ha::PageStep const step = pages.append(counts);
+  auto const run = [&](std::array<std::int32_t, num_sequences> const& counts) {  // new tokens of each sequence
+    begin(counts);
     most_copies = std::max(most_copies, step.copies.size());
-    upload(step);
     for (std::int32_t layer = 0; layer < num_layers; ++layer) {
       auto const news = model.project(step, layer);
       layers[layer].keys.upload(news.keys, stream);

@@ -11,6 +11,7 @@
 #include <headaware/policy/table.hpp>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstddef>
@@ -55,7 +56,7 @@ struct Projections {
   std::span<ha::float16 const> keys;
   std::span<ha::float16 const> values;
 
-  [[nodiscard]] std::vector<ha::LayerKv<ha::float16 const>> cache() const { return {{keys.data(), values.data()}}; }
+  [[nodiscard]] auto cache() const { return std::array{ha::LayerKv{keys.data(), values.data()}}; }
 };
 
 class Model {

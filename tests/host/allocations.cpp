@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <span>
 #include <vector>
 
 namespace {
@@ -55,6 +56,7 @@ using headaware_test::allocations;
 
 namespace {
 
+constexpr std::int32_t layers = 3;
 constexpr std::int32_t sequences = 2;
 constexpr std::int32_t heads = 2;
 constexpr std::int64_t dim = 16;
@@ -82,43 +84,64 @@ void attend_to(View const& view, std::vector<float> const& pool, std::int64_t qu
         }) == 0);
 }
 
+/// Policies that differ by layer.
+ha::PolicyTable policies() {
+  ha::PolicyTable table(layers, heads, ha::SinkWindow{.sink = 4, .window = 12});
+  table.set(1, 0, ha::WindowOnly{.window = 9});
+  table.set(2, 1, ha::Prune{});
+  return table;
+}
+
+std::vector<ha::LayerKv<float const>> tokens_of(std::vector<float> const& news) {
+  return {layers, ha::LayerKv<float const>{news.data(), news.data()}};
+}
+
 }  // namespace
 
 TEST_CASE("a step over rolling caches allocates nothing", "[attention][cache]") {
-  ha::RollingSlots const slots(ha::PolicyTable(1, heads, ha::SinkWindow{.sink = 4, .window = 12}), sequences,
-                               {.slack = 3});
+  ha::RollingSlots const slots(policies(), sequences, {.slack = 3});
   ha::RollingState state(sequences);
   std::vector<float> keys(static_cast<std::size_t>(slots.rows_total() * dim));
   std::vector<float> values(keys.size());
   auto const cache = ha::rolling(slots, slots.view(), keys.data(), values.data(), dim);
   std::vector<float> const news(static_cast<std::size_t>(sequences * heads * dim), 1.0F);
-  std::vector<ha::LayerKv<float const>> const tokens{{news.data(), news.data()}};
+  auto const tokens = tokens_of(news);
   std::vector<std::int32_t> const counts(sequences, 1);
   CHECK(allocations_of([&] {
           ha::append(slots.view(), state, tokens, ha::strided_bhd(sequences, heads, dim), counts, cache);
         }) == 0);
-  attend_to(ha::RollingView{slots.view(), 0, state.lengths().data()}, keys);
   std::vector<std::int32_t> const first_positions(sequences, 1);
-  attend_to(ha::RollingView::of_chunk(slots.view(), 0, state.lengths().data(), 2), keys, 2, first_positions.data());
+  for (std::int32_t layer = 0; layer < layers; ++layer) {
+    attend_to(ha::RollingView{slots.view(), layer, state.lengths().data()}, keys);
+    attend_to(ha::RollingView::of_chunk(slots.view(), layer, state.lengths().data(), 2), keys, 2,
+              first_positions.data());
+  }
 }
 
 TEST_CASE("a step over pages of single heads allocates nothing", "[attention][cache]") {
-  ha::PagedHeads pages(ha::PolicyTable(1, heads, ha::SinkWindow{.sink = 4, .window = 12}),
-                       {.num_sequences = sequences, .page_size = 4, .num_pages = 40});
-  std::vector<float> pool(static_cast<std::size_t>(40 * 4 * dim));
+  constexpr std::int32_t num_pages = 120;
+  ha::PagedHeads pages(policies(), {.num_sequences = sequences, .page_size = 4, .num_pages = num_pages});
+  std::vector<float> pool(static_cast<std::size_t>(num_pages * 4 * dim));
   std::vector<float> values(pool.size());
   ha::PageStorage<float> const storage{pool.data(), values.data(), dim, dim};
   std::vector<float> const news(static_cast<std::size_t>(sequences * heads * dim), 1.0F);
-  std::vector<ha::LayerKv<float const>> const tokens{{news.data(), news.data()}};
+  auto const tokens = tokens_of(news);
   std::vector<std::int32_t> const counts(sequences, 1);
+  std::vector<ha::PageCopy> copies(static_cast<std::size_t>(layers * pages.max_copies()));
   ha::PageStep step;
   auto const append = [&] {
     pages.append(counts, step);
-    ha::append(pages, step, tokens, ha::strided_bhd(sequences, heads, dim), storage);
+    pages.padded_copies(step, copies);
+    for (std::size_t layer = 0; layer < tokens.size(); ++layer) {  // as a decoding loop does
+      ha::append(pages, step, std::span(tokens).subspan(layer, 1), ha::strided_bhd(sequences, heads, dim), storage,
+                 static_cast<std::int32_t>(layer));
+    }
   };
   for (int i = 0; i < 40; ++i) append();  // every kind of change: new pages, and pages that go back
   for (int i = 0; i < 8; ++i) CHECK(allocations_of(append) == 0);
-  attend_to(ha::HeadPagesView(pages.view(), 0, pages.state().lengths().data()), pool);
+  for (std::int32_t layer = 0; layer < layers; ++layer) {
+    attend_to(ha::HeadPagesView(pages.view(), layer, pages.state().lengths().data()), pool);
+  }
 }
 
 TEST_CASE("attention that many threads share allocates nothing", "[attention]") {

@@ -50,9 +50,7 @@ struct Options {
     run.add_model(app, "GGUF file, or folder of captured arrays");
     support::add_text(app, text, "text file to run a GGUF file over");
     support::add_max_tokens(app, max_tokens, "tokens of the text");
-    app.add_option("--chunk_size", chunk_size, "tokens of a piece of text, each by itself; 0: the text is one")
-        ->capture_default_str()
-        ->check(support::non_negative);
+    support::add_chunk_size(app, chunk_size, "tokens of a piece of text, each by itself; 0: the text is one", 0);
     support::add_output_dir(app, analysis.output_dir);
     app.add_flag("--resume", analysis.resume, "go on with what was interrupted in the output folder");
     run.add_ways_to_run(app, "run a copy of the model with weights in single precision",

@@ -42,11 +42,10 @@ struct Options {
 
   void add_to(CLI::App& app) {
     support::add_results_dir(app, results_dir, "folder of analyze_attention, with classifications");
-    auto* const classes =
-        app.add_option("--classifications", classifications,
-                       "classifications; default: those of the results, refined ones if there are any")
-            ->check(CLI::ExistingFile);
-    app.add_option("--plan", plan, "a plan.json instead")->check(CLI::ExistingFile)->excludes(classes);
+    auto* const classes = support::add_policies(
+        app, classifications, "classifications; default: those of the results, refined ones if there are any",
+        "--classifications");
+    support::add_policies(app, plan, "a plan.json instead")->excludes(classes);
     app.add_option("--capture", capture,
                    "folder of captured keys and values to compress; default: a cache of the model's shape whose every "
                    "element tells its place");

@@ -44,10 +44,9 @@ struct Options {
   void add_to(CLI::App& app) {
     support::add_results_dir(app, results_dir, "folder with retention_statistics.json");
     support::add_budget(app, budget)->required();
-    app.add_option("--context", context,
-                   "tokens of the sequences that the plan is for; default: the step after the largest window of the "
-                   "statistics")
-        ->check(CLI::Range(1, 1 << 30));
+    support::add_context(app, context,
+                         "tokens of the sequences that the plan is for; default: the step after the largest window of "
+                         "the statistics");
     support::add_output_dir(app, output_dir, "where the plan goes; default: RESULTS_DIR");
     app.add_option("--sensitivities", sensitivities, "sensitivities.json of the text; default: 1 everywhere");
     app.add_option("--probe_dir", probe_dir, "folder with the retention_statistics.json of a probe text, too");

@@ -41,9 +41,7 @@ struct Options {
     run.add_model(app)->required();
     support::add_text(app, text, "text file")->required();
     support::add_output_dir(app, output_dir, "new folder for the capture")->required();
-    app.add_option("--chunk_size", chunk_size, "tokens of a sequence")
-        ->capture_default_str()
-        ->check(CLI::Range(static_cast<std::int32_t>(llama_adapter::shortest_chunk), std::int32_t{1} << 20));
+    support::add_chunk_size(app, chunk_size, "tokens of a sequence", int{llama_adapter::shortest_chunk});
     support::add_max_tokens(app, max_tokens, "tokens of the text");
     app.add_option("--layers", layers, "layers to write, such as 0,10,18; default: all")
         ->delimiter(',')

@@ -47,9 +47,8 @@ struct Options {
 
   void add_to(CLI::App& app) {
     run.add_model(app)->required();
-    auto* const file =
-        app.add_option("--classifications,--plan", policies, "classifications or plan.json: a policy per KV head")
-            ->check(CLI::ExistingFile);
+    auto* const file = support::add_policies(app, policies, "classifications or plan.json: a policy per KV head",
+                                             "--classifications,--plan");
     support::add_choice(app, "--policy", policy, "one policy for all heads, without such a file",
                         {"streaming_llm", "window_only", "full"})
         ->excludes(file);

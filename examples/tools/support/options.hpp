@@ -6,10 +6,12 @@
 
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace support {
@@ -80,9 +82,36 @@ inline CLI::Option* add_results_dir(CLI::App& app, std::filesystem::path& folder
   return folder.empty() ? option->required() : option->capture_default_str();
 }
 
+/// Declares an option that is a length in tokens; a default is shown. @param least  the shortest
+template <class Tokens>
+CLI::Option* add_length(CLI::App& app, Tokens& tokens, char const* means, int least, char const* name) {
+  auto* const option = app.add_option(name, tokens, means)->check(CLI::Range(least, most_tokens));
+  return tokens > 0 ? option->capture_default_str() : option;
+}
+
 /// Declares --context, the length of the sequences that sizes refer to.
-inline CLI::Option* add_context(CLI::App& app, std::int64_t& tokens, char const* means) {
-  return app.add_option("--context", tokens, means)->capture_default_str()->check(token_count);
+inline CLI::Option* add_context(CLI::App& app, std::int64_t& tokens, char const* means, int least = 1,
+                                char const* name = "--context") {
+  return add_length(app, tokens, means, least, name);
+}
+
+/// Declares --chunk_size, the length of the pieces that a text is cut into.
+template <class Tokens>
+CLI::Option* add_chunk_size(CLI::App& app, Tokens& tokens, char const* means, int least) {
+  return add_length(app, tokens, means, least, "--chunk_size");
+}
+
+/// Declares --pieces of text. @tparam Pieces  an integer, or a vector where there are several kinds
+template <class Pieces>
+CLI::Option* add_pieces(CLI::App& app, Pieces& pieces, char const* means) {
+  return app.add_option("--pieces", pieces, means)->check(positive);
+}
+
+/// Declares an option that names an existing file of policies.
+/// @tparam Files  std::filesystem::path, or a vector where several may be given
+template <class Files>
+CLI::Option* add_policies(CLI::App& app, Files& files, char const* means, char const* name = "--plan") {
+  return app.add_option(name, files, means)->check(CLI::ExistingFile);
 }
 
 /// Declares --head_dim. @tparam Channels  an integer
@@ -103,9 +132,15 @@ CLI::Option* add_budget(CLI::App& app, Budgets& budgets, std::string const& befo
           after);
 }
 
-/// Declares --skip_layers.
+/// Declares --skip_layers, which become ascending.
 inline CLI::Option* add_skip_layers(CLI::App& app, std::vector<std::int32_t>& layers, char const* means) {
-  return app.add_option("--skip_layers", layers, means)->check(layer_index)->delimiter(',');
+  auto const take = [&layers](std::vector<std::int32_t> given) {
+    std::sort(given.begin(), given.end());
+    layers = std::move(given);
+  };
+  return app.add_option_function<std::vector<std::int32_t>>("--skip_layers", take, means)
+      ->check(layer_index)
+      ->delimiter(',');
 }
 
 /// Declares --probe_weight. @tparam Weights  double, or a vector where several may be given

@@ -32,15 +32,9 @@ inline void add_plan_options(CLI::App& app, headaware::PlanOptions& plan, CLI::O
           ->capture_default_str()
           ->check(positive),
       app.add_flag("--layer_shares", plan.layer_shares, "each layer gets an equal share"),
-      app.add_option_function<std::vector<std::int32_t>>(
-             "--skip_layers",
-             [&plan](std::vector<std::int32_t> layers) {
-               std::sort(layers.begin(), layers.end());
-               plan.skip_layers = std::move(layers);
-             },
-             "layers that keep everything, beyond the budget: those with sliding windows of the model's own, say")
-          ->check(layer_index)
-          ->delimiter(','),
+      add_skip_layers(
+          app, plan.skip_layers,
+          "layers that keep everything, beyond the budget: those with sliding windows of the model's own, say"),
       app.add_option("--negligible_output", plan.negligible_output,
                      "prune KV heads whose squared output is at most this share of their layer's mean; 0: none")
           ->capture_default_str()
@@ -135,11 +129,9 @@ struct MeasuringOptions {
         ->capture_default_str()
         ->check(positive)
         ->needs(refined);
-    app.add_option("--pieces", pieces,
-                   "pieces of text, of the probe, and held out of either to try plans on; default: 4,2,2,1")
+    add_pieces(app, pieces, "pieces of text, of the probe, and held out of either to try plans on; default: 4,2,2,1")
         ->delimiter(',')
         ->expected(4)
-        ->check(positive)
         ->needs(plan);
     add_probe_weight(app, probe_weights,
                      "of a passage followed by itself, beside natural text, which has 1. Of several, each makes a plan "

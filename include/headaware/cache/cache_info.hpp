@@ -83,13 +83,15 @@ CacheInfo summarize_cache(CacheSizes const& sizes, LayerBytes const& token, Held
 
 /// @brief Sums up the compressed cache (ragged: no pads, no partly filled pages).
 /// @par Cost  O(layers · sequences · heads)
-[[nodiscard]] inline CacheInfo cache_info(CacheSizes const& sizes, LayerBytes const& token) {
+template <class = void>
+[[nodiscard]] CacheInfo cache_info(CacheSizes const& sizes, LayerBytes const& token) {
   return detail::summarize_cache(
       sizes, token, [&](std::int32_t layer, std::int64_t s) { return sizes.kept(sizes.first_segment(layer) + s); });
 }
 
 /// @brief Sums up the cache before compression: every head holds every token.
-[[nodiscard]] inline CacheInfo full_cache_info(CacheSizes const& sizes, LayerBytes const& token) {
+template <class = void>
+[[nodiscard]] CacheInfo full_cache_info(CacheSizes const& sizes, LayerBytes const& token) {
   return detail::summarize_cache(sizes, token, [&](std::int32_t layer, std::int64_t s) {
     return std::int64_t{sizes.lengths()[static_cast<std::size_t>(s / sizes.num_kv_heads(layer))]};
   });

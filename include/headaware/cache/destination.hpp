@@ -90,7 +90,8 @@ struct Destination {
 
 namespace detail {
 
-inline void require_channels(std::int64_t head_dim, std::int64_t value_dim, char const* where) {
+template <class = void>
+void require_channels(std::int64_t head_dim, std::int64_t value_dim, char const* where) {
   require(head_dim > 0, "channels of a key", "> 0", head_dim, where);
   require(value_dim > 0, "channels of a value", "> 0", value_dim, where);
   // Kernels count channels in 32 bits.
@@ -202,7 +203,8 @@ template <LayerRange Layers>
 }
 
 /// Rows that all layers of a padded cache hold together: Σ sequences · num_kv_heads · max_kept(layer).
-[[nodiscard]] inline std::int64_t padded_rows(CacheSizes const& sizes) {
+template <class = void>
+[[nodiscard]] std::int64_t padded_rows(CacheSizes const& sizes) {
   std::int64_t rows = 0;
   for (std::int32_t layer = 0; layer < sizes.num_layers(); ++layer)
     rows += sizes.layer_segments(layer) * sizes.max_kept(layer);
@@ -231,7 +233,8 @@ template <LayerRange Layers>
 }
 
 /// Rows that all layers of a grouped cache hold together.
-[[nodiscard]] inline std::int64_t grouped_rows(CacheSizes const& sizes) {
+template <class = void>
+[[nodiscard]] std::int64_t grouped_rows(CacheSizes const& sizes) {
   std::int64_t rows = 0;
   for (std::int32_t layer = 0; layer < sizes.num_layers(); ++layer) rows += sizes.grouped_capacity(layer).rows;
   return rows;

@@ -2,7 +2,10 @@
 
 #include <headaware/config.hpp>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -30,4 +33,17 @@ struct PageStep {
   std::uint64_t generation = generation_not_known;
 };
 
+namespace detail {
+
+/// Sorts copies by layer. @param result  [layers, max_copies], filled up with copies of no tokens
+template <class = void>
+void pad_copies(std::span<PageCopy const> copies, std::size_t max_copies, std::span<PageCopy> result) {
+  for (std::int32_t layer = 0; !result.empty(); ++layer, result = result.subspan(max_copies)) {
+    auto const of_layer = [layer](PageCopy const& copy) { return copy.layer == layer; };
+    auto const end = std::copy_if(copies.begin(), copies.end(), result.begin(), of_layer);
+    std::fill(end, result.begin() + static_cast<std::ptrdiff_t>(max_copies), PageCopy{});
+  }
+}
+
+}  // namespace detail
 HEADAWARE_NAMESPACE_END

@@ -132,17 +132,19 @@ class PagedHeads {
   [[nodiscard]] std::int32_t max_copies() const { return shape_.num_sequences * slots_.num_kv_heads(); }
   /// @brief Sorts a step's copies by layer and pads each layer's with copies of no tokens, which do nothing, to the
   /// fixed number that a captured graph needs.
-  /// @param step  of the last `append`
   /// @return [num_layers, max_copies()]
-  /// @throws ArgumentError if the tables have changed since
+  /// @throws ArgumentError if `step` is not the last `append`'s
   [[nodiscard]] std::vector<PageCopy> padded_copies(PageStep const& step) const {
-    require(step.generation == generation_, "step", "the last append's", "another", "PagedHeads::padded_copies");
     std::vector<PageCopy> result(at(slots_.num_layers()) * at(max_copies()));
-    std::vector<std::size_t> used(at(slots_.num_layers()));
-    for (PageCopy const& copy : step.copies) {
-      result[at(copy.layer) * at(max_copies()) + used[at(copy.layer)]++] = copy;
-    }
+    padded_copies(step, result);
     return result;
+  }
+  /// The same into [num_layers, max_copies()]: allocates nothing. @throws ArgumentError on another size too
+  void padded_copies(PageStep const& step, std::span<PageCopy> result) const {
+    std::int64_t const size = std::int64_t{slots_.num_layers()} * max_copies();
+    require(step.generation == generation_, "step", "the last append's", "another", "PagedHeads::padded_copies");
+    require(std::ssize(result) == size, "copies", size, result.size(), "PagedHeads::padded_copies");
+    detail::pad_copies(step.copies, at(max_copies()), result);
   }
 
   /// Number of a sequence's last tokens that can be rolled back: as `RollingState::max_rollback`.
@@ -339,8 +341,7 @@ class PagedHeads {
     }
   }
 
-  /// @brief Throws CapacityError if changes need more pages than are free or given back by them.
-  /// @return copies on write
+  /// Counts copies on write. @throws CapacityError if changes need more pages than are free or given back by them
   [[nodiscard]] std::size_t require_pages() {
     std::int64_t needed = 0;
     std::size_t copies = 0;

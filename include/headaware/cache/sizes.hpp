@@ -70,7 +70,7 @@ class CacheSizes {
   [[nodiscard]] std::int64_t first_segment(std::int32_t layer) const { return num_sequences() * heads().first(layer); }
   [[nodiscard]] std::int64_t num_segments() const { return num_sequences() * heads().total(); }
   /// Tokens of each sequence before compression, [num_sequences].
-  [[nodiscard]] std::span<std::int32_t const> lengths() const { return lengths_; }
+  [[nodiscard]] std::span<std::int32_t const> lengths() const { return {lengths_.data(), lengths_.size()}; }
   [[nodiscard]] std::int64_t max_length() const {
     return lengths_.empty() ? 0 : *std::max_element(lengths_.begin(), lengths_.end());
   }
@@ -130,7 +130,7 @@ class CacheSizes {
   }
 
   /// Prefix sums of kept rows over all segments, [num_segments + 1].
-  [[nodiscard]] std::span<std::int64_t const> offsets() const { return offsets_; }
+  [[nodiscard]] std::span<std::int64_t const> offsets() const { return {offsets_.data(), offsets_.size()}; }
   /// The first row of a layer when all layers lie back to back. @pre 0 <= layer <= num_layers
   [[nodiscard]] std::int64_t layer_begin(std::int32_t layer) const {
     if (layer != num_layers()) check_layer(layer);

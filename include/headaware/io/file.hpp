@@ -15,12 +15,12 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <ctime>
 #include <limits>
 #include <span>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -69,7 +69,7 @@ inline constexpr std::size_t max_text_bytes = std::size_t{1} << 30;
 /// @param error  of errno
 template <class = void>
 [[noreturn]] void throw_file_error(char const* what, char const* expected, FilePath const& path, int error) {
-  throw FileError({what, expected, std::generic_category().message(error), path.string()});
+  throw FileError({what, expected, std::strerror(error), path.string()});
 }
 
 /// @brief Owns a file descriptor.

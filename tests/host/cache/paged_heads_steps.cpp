@@ -104,6 +104,9 @@ TEST_CASE("copies of a step, padded to a number that does not change", "[cache]"
   pages.release(2);
   check_error<ha::ArgumentError>([&] { (void)pages.padded_copies(step); },
                                  {"step", "the last append's", "another", "PagedHeads::padded_copies"});
+  std::vector<ha::PageCopy> few(2 * 6 - 1);
+  check_error<ha::ArgumentError>([&] { pages.padded_copies(pages.append(std::vector<std::int32_t>(3)), few); },
+                                 {"copies", "12", "11", "PagedHeads::padded_copies"});
   REQUIRE(ha::PagedHeads(table, {.num_sequences = 0, .num_pages = 1}).max_copies() == 0);
 }
 

@@ -25,7 +25,8 @@ struct CacheBounds {
   std::int64_t max_rows = 0;
 };
 
-inline CacheBounds bounds_of(CacheSizes const& sizes) {
+template <class = void>
+CacheBounds bounds_of(CacheSizes const& sizes) {
   return {sizes.num_layers(),    sizes.num_sequences(), sizes.num_kv_heads(),
           sizes.heads().total(), sizes.max_length(),    sizes.kept_total()};
 }

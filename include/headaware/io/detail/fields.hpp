@@ -66,12 +66,14 @@ class FieldReader {
   void name(char const* key, Enum& value, Names const& names, char const* what) {
     value = object_.get(key, "a string").template name_of<Enum>(names, what);
   }
-  void numbers(char const* key, std::vector<double>& values) {
+  template <class T>
+  void numbers(char const* key, std::vector<T>& values) {
     JsonArray const array = object_.get(key, "an array").array();
     values.reserve(array.size());
     for (JsonValue const value : array) values.push_back(value.number());
   }
-  void sums(char const* key, std::vector<double>& values, std::size_t count) {
+  template <class T>
+  void sums(char const* key, std::vector<T>& values, std::size_t count) {
     JsonArray const array = object_.get(key, "an array").array();
     if (array.size() != count) array.fail("number of sums", count, array.size());
     values.clear();
@@ -82,7 +84,8 @@ class FieldReader {
     }
   }
   /// Whole numbers that ascend strictly from `least` on.
-  void ascending(char const* key, std::vector<std::int32_t>& values, std::int32_t least) {
+  template <class T>
+  void ascending(char const* key, std::vector<T>& values, T least) {
     JsonArray const array = object_.get(key, "an array").array();
     values.clear();
     for (JsonValue const value : array) {
@@ -122,9 +125,16 @@ class FieldWriter {
   void name(char const* key, Enum value, Names const& names, char const*) const {
     json_->field(key, names[static_cast<std::size_t>(value)]);
   }
-  void numbers(char const* key, std::vector<double> const& values) const { json_->field(key, values); }
-  void sums(char const* key, std::vector<double> const& values, std::size_t) const { json_->field(key, values); }
-  void ascending(char const* key, std::vector<std::int32_t> const& values, std::int32_t) const {
+  template <class T>
+  void numbers(char const* key, std::vector<T> const& values) const {
+    json_->field(key, values);
+  }
+  template <class T>
+  void sums(char const* key, std::vector<T> const& values, std::size_t) const {
+    json_->field(key, values);
+  }
+  template <class T>
+  void ascending(char const* key, std::vector<T> const& values, T) const {
     json_->field(key, values);
   }
   template <class Body>
