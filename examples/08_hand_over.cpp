@@ -124,7 +124,7 @@ int main() {
   std::int64_t wrong = 0;
   std::int64_t checked = 0;
   for (std::int32_t layer = 0; layer < num_layers; ++layer) {
-    auto const batch = static_cast<std::int32_t>(plan.layer_segments());
+    auto const batch = static_cast<std::int32_t>(plan.layer_segments(layer));
     std::vector<std::int32_t> const cu_seqlens = plan.cu_seqlens(layer);
     FlashAttentionVarlen const flash{.k = ragged_keys.data() + plan.layer_begin(layer) * head_dim,
                                      .v = ragged_values.data() + plan.layer_begin(layer) * head_dim,

@@ -100,7 +100,7 @@ struct CompressedCache {
                           std::int32_t kv_head) const {
     std::int64_t const kept = compaction.kept(layer, sequence, kv_head);
     std::int64_t const segment =
-        layer * compaction.layer_segments() + std::int64_t{sequence} * compaction.num_kv_heads() + kv_head;
+        compaction.first_segment(layer) + std::int64_t{sequence} * compaction.num_kv_heads(layer) + kv_head;
     std::int64_t const first = compaction.offsets()[static_cast<std::size_t>(segment)];
     return std::span(data).subspan(static_cast<std::size_t>(first * channels),
                                    static_cast<std::size_t>(kept * channels));
