@@ -3,7 +3,7 @@
 
 #include "support/catch.hpp"
 #include "support/device.hpp"
-#include "support/device_arena.cuh"
+#include "support/device_cache.cuh"
 #include "support/mixed_model.hpp"
 
 #include <headaware/cache/compact.cuh>
