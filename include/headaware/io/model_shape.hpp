@@ -130,7 +130,7 @@ class ConfigReader {
       }
     }
     if (latent) return;
-    refuse_unused(full, used[0], "see all tokens");
+    refuse_unused(full, used[0] && used[1], "see all tokens");
     refuse_unused(slides, used[1], "slide");
   }
 
