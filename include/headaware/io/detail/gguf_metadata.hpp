@@ -131,7 +131,7 @@ class GgufMetadata {
   ///         has a key twice, or a value is of a type that there is none of
   explicit GgufMetadata(GgufBytes& bytes) : source_(bytes.source()) {
     std::string const magic = bytes.text(4, "the magic number");
-    if (magic != "GGUF") bytes.fail("magic number", "\"GGUF\"", quoted(magic));
+    if (magic != "GGUF") bytes.fail("magic number", "\"GGUF\"", detail::quoted(magic));
     auto const version = bytes.number<std::uint32_t>("the version");
     if (version != 2 && version != 3) bytes.fail("version of GGUF", "2 or 3, little-endian", version);
     bytes.skip(8, "the number of tensors");
@@ -141,7 +141,7 @@ class GgufMetadata {
       auto const length = bytes.number<std::uint64_t>({"key ", i});
       if (length > max_key_bytes) bytes.fail({"length of key ", i}, {"at most ", max_key_bytes}, length);
       std::string key = bytes.text(length, {"key ", i});
-      std::string const name = quoted(key);
+      std::string const name = detail::quoted(key);
       GgufValue value = read_value(bytes, key, name);
       if (!values_.emplace(std::move(key), std::move(value)).second)
         bytes.fail("key", "each key once", {name, " again"});
