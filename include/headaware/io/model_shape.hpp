@@ -96,7 +96,8 @@ class ConfigReader {
     if (!latent) {
       if (!kv) kv = read_kv_heads(fields_, num_layers, query);
       plain.head_dim = read_head_dim(fields_, query);
-      if (plain.head_dim == 0 && needs_channels_) (void)fields_.json().get(head_dim_names.front(), "an integer");
+      if (plain.head_dim == 0 && needs_channels_)
+        (void)fields_.json().get(head_dim_names.front(), "an integer").integer(1, 1);
       std::int32_t const value_dim = fields_.number("v_head_dim");
       plain.value_dim = value_dim == 0 ? plain.head_dim : value_dim;
       plain.num_kv_heads = (*kv)(0);

@@ -291,6 +291,8 @@ TEST_CASE("fields of a config.json that contradict each other, or leave somethin
   check_rejected(with(R"("attn_layer_indices": [4])"), {"out of range", "[0, 3]", "4", "/attn_layer_indices/0"});
   check_rejected(R"({"num_hidden_layers": 2, "num_attention_heads": 4})",
                  {"missing field", "an integer", "nothing", "/head_dim"});
+  check_rejected(R"({"num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": null})",
+                 {"wrong type", "an integer", "null", "/head_dim"});
   check_rejected(R"({"num_hidden_layers": 2, "layers_block_type": ["attention", "mamba"], "head_dim": 4})",
                  {"missing field", "an integer", "nothing", "/num_attention_heads"});
   check_rejected(with(R"("text_config": {"num_hidden_layers": 5})"),

@@ -219,9 +219,8 @@ void read_layer_groups(ConfigField const& field, ConfigFields& fields, SeenByLay
 template <class = void>
 void read_attention_period(ConfigField const& field, ConfigFields& fields, SeenByLayer& seen) {
   std::int32_t const period = field.value.integer(1, max_index);
-  auto const from = fields.find("attn_layer_offset");
-  if (!from && period > 1) (void)fields.json().get("attn_layer_offset", "an integer");
-  std::int32_t const offset = from && period > 1 ? from->integer(0, period - 1) : 0;
+  std::int32_t const offset =
+      period > 1 ? fields.json().get("attn_layer_offset", "an integer").integer(0, period - 1) : 0;
   seen.say_all(field.name, field.value,
                [&](std::int32_t i) { return i % period == offset ? Sees::something : Sees::nothing; });
 }
