@@ -204,6 +204,44 @@ TEST_CASE("heads that differ between the layers of a config.json", "[io]") {
         Layers{none, none, none, latent});
 }
 
+TEST_CASE("fields of single layers of a config.json", "[io]") {
+  std::string const layers = R"("sliding_window": 9, "layer_types": ["sliding_attention", "full_attention",
+                                "linear_attention", "full_attention"])";
+  ha::LayerShape wide = plain(4, 1, 32);
+  ha::LayerShape near = sliding(5);
+  near.value_dim = 8;
+  CHECK(parse(with(layers + R"(, "per_layer_config": {"00": {"sliding_window": 5, "v_head_dim": 8},
+                 "1": {"head_dim": 32, "num_key_value_heads": 1, "num_attention_heads": 4, "rope_theta": null}})")) ==
+        Layers{near, wide, none, full});
+  CHECK(parse(with(R"("per_layer_config": {})")) == layers_of("FFFF"));
+  check_rejected(with(layers + R"(, "per_layer_config": {"4": {"head_dim": 8}})"),
+                 {"per_layer_config", "numbers of the 4 layers", "\"4\"", "/per_layer_config/4"});
+  check_rejected(with(layers + R"(, "per_layer_config": {"full_attention": {"head_dim": 8}})"),
+                 {"per_layer_config", "numbers of the 4 layers", "\"full_attention\"", ""});
+  check_rejected(with(layers + R"(, "per_layer_config": {"2": {"head_dim": 8}})"),
+                 {"head_dim", "what it does to layer 2 is not known here", "8", "/per_layer_config/2/head_dim"});
+  check_rejected(with(layers + R"(, "per_layer_config": {"1": {"kv_lora_rank": 8}})"),
+                 {"kv_lora_rank", "layer 1", "8", ""});
+  check_rejected(with(layers + R"(, "per_layer_config": {"1": {"num_key_value_heads": 3}})"),
+                 {"uneven groups", "divide 8 query heads", "3", "/per_layer_config/1"});
+
+  Layers shared = layers_of("FFFF");
+  shared[1].cache_layer = 0;
+  shared[3].cache_layer = 2;
+  CHECK(parse(with(R"("kv_source_layers": [0, 0, 2, 2])")) == shared);
+  CHECK(parse(with(R"("kv_source_layers": [0, 1, 2, 3])")) == layers_of("FFFF"));
+}
+
+TEST_CASE("model types that say which layers attend, or cannot", "[io]") {
+  CHECK(parse(R"({"model_type": "mamba2", "num_hidden_layers": 2, "num_heads": 128, "head_dim": 64})") ==
+        layers_of("--"));
+  CHECK(parse(with(R"("model_type": "falcon_h1", "mamba_d_ssm": 64)")) == layers_of("FFFF"));
+  for (char const* const type : {"bamba", "qwen3_next", "kimi_linear"}) {
+    check_rejected(with("\"model_type\": \"" + std::string(type) + "\""),
+                   {"layers of the model type", "layer_types", type, ""});
+  }
+}
+
 TEST_CASE("a config.json that changes the cache in an unknown way is refused by field and reason", "[io]") {
   for (auto const& [name, value, reason] : std::initializer_list<std::array<char const*, 3>>{
            {"compress_ratios", "[0, 4]", "several tokens in one"},
@@ -219,7 +257,10 @@ TEST_CASE("a config.json that changes the cache in an unknown way is refused by 
            {"mamba_enabled", "true", "without keys"},
            {"hybrid_layer_ids", "[0]", "without keys"},
            {"n_shared_head", "2", "query heads that share"},
-           {"per_layer_config", R"({"0": {"head_dim": 8}})", "fields of their own"},
+           {"n_recurrent_loops", "2", "run several times"},
+           {"total_ut_steps", "4", "run several times"},
+           {"kv_source_layers", "[0, 0, 1, 3]", "a cache of its own"},
+           {"kv_source_layers", "[0, 2, 2, 3]", "an earlier layer"},
            {"attention_chunk_size", "8192", "chunk"},
            {"num_attention_groups", "1", "2, as num_key_value_heads"},
            {"qk_rope_head_dim", "8", "16, the channels of a key"},

@@ -41,6 +41,7 @@ template <class Test>
     case JsonKind::boolean: return !value.boolean();
     case JsonKind::string: return value.string().empty();
     case JsonKind::array: return value.array().size() == 0;
+    case JsonKind::object: return value.object().size() == 0;
     default: return is_integer(value, 0);
   }
 }
@@ -95,7 +96,8 @@ inline constexpr FieldNames<9> kv_head_names{"num_key_value_heads",
                                              "multi_query_group_num",
                                              "num_attention_groups",
                                              "num_key_value_heads_per_layer"};
-inline constexpr FieldNames<4> head_dim_names{"head_dim", "kv_channels", "attention_head_dim", "qk_head_dim"};
+inline constexpr FieldNames<7> head_dim_names{"head_dim", "kv_channels", "attention_head_dim", "qk_head_dim", "d_kv",
+                                              "d_head",   "dim_head"};
 inline constexpr FieldNames<4> hidden_size_names{"hidden_size", "n_embd", "d_model", "model_dim"};
 inline constexpr FieldNames<4> window_names{"sliding_window", "sliding_window_size", "attention_window_size",
                                             "window_size"};
@@ -181,7 +183,7 @@ struct UnknownField {
   std::string_view switched_by{};  ///< a field that makes this one say nothing where it is there and says nothing
 };
 
-inline constexpr std::array<UnknownField, 18> unknown_fields{{
+inline constexpr std::array<UnknownField, 21> unknown_fields{{
     {"compress_ratios", "keys and values of several tokens in one", UnknownField::ratio},
     {"cross_attention_layers", "layers that attend to another input", UnknownField::indices},
     {"is_encoder_decoder", "layers that attend to another input"},
@@ -196,9 +198,12 @@ inline constexpr std::array<UnknownField, 18> unknown_fields{{
     {"mamba_step", "layers without keys and values", UnknownField::plain, "mamba_enabled"},
     {"hybrid_layer_ids", "layers without keys and values", UnknownField::indices},
     {"n_shared_head", "query heads that share a KV head by this name", UnknownField::ratio},
-    {"per_layer_config", "layers with fields of their own"},
     {"swa_kv_lora_rank", "latents of several widths"},
     {"kv_lora_rank_swa", "latents of several widths"},
+    {"n_recurrent_loops", "layers that run several times", UnknownField::ratio},
+    {"num_loops", "layers that run several times", UnknownField::ratio},
+    {"total_ut_steps", "layers that run several times", UnknownField::ratio},
+    {"cross_layer_interval", "layers that attend to another input"},
     {"block_overrides", "layers with fields of their own"},
 }};
 

@@ -162,7 +162,7 @@ template <class = void>
   LayerShape& s = read.shape();
   bool const gemma4 = fields.model_type().starts_with("gemma4");
   std::int64_t const head_dim = s.head_dim;
-  read.read<std::int64_t>("global_head_dim", s.head_dim, gemma4 ? 512 : head_dim);
+  read.read<std::int64_t>("global_head_dim", s.head_dim, gemma4 && !fields.said("per_layer_config") ? 512 : head_dim);
   if (s.head_dim != head_dim) s.value_dim = s.head_dim;
   // Without keys that are the values, too, Gemma 4 has the KV heads of other layers.
   bool const counts = gemma4 ? fields.said("attention_k_eq_v").has_value() : !fields.denied("attention_k_eq_v");
@@ -203,7 +203,7 @@ template <class = void>
   std::int32_t const rank = fields.number("kv_lora_rank");
   if (rank == 0 || fields.denied("use_mla")) return std::nullopt;
   auto const rope =
-      fields.json().get("qk_rope_head_dim", "an integer").integer(1, static_cast<std::int32_t>(max_int32));
+      fields.json().get("qk_rope_head_dim", "an integer").integer(0, static_cast<std::int32_t>(max_int32));
   return LayerShape{
       .kind = LayerKind::latent, .num_kv_heads = 1, .head_dim = std::int64_t{rank} + rope, .value_dim = rank};
 }

@@ -303,6 +303,26 @@ inline constexpr std::array<SlidingTurns, 16> sliding_turns{{{"gemma2", 2},
 inline constexpr FieldNames<10> sliding_types{"mistral", "mixtral", "ministral",       "phi3",       "phi3_v",
                                               "phimoe",  "phi4mm",  "phi4_multimodal", "starcoder2", "recurrent_gemma"};
 
+/// Model types without attention, and those of which only some layers attend: which, is not for the type to say.
+inline constexpr FieldNames<10> attention_free_types{"mamba", "mamba2", "falcon_mamba", "rwkv",  "rwkv5",
+                                                     "rwkv6", "rwkv7",  "rwkv6qwen2",   "xlstm", "mamba_ssm"};
+inline constexpr FieldNames<14> hybrid_types{"bamba",           "jamba",         "granitemoehybrid", "qwen3_next",
+                                             "qwen3_5_text",    "nemotron_h",    "qwen3_5_moe_text", "kimi_linear",
+                                             "recurrent_gemma", "lfm2",          "lfm2_moe",         "minimax",
+                                             "olmo_hybrid",     "bailing_hybrid"};
+
+/// What types of models say. @throws FormatError if no field says which layers of a hybrid model attend
+template <class = void>
+void read_model_type(ConfigFields& fields, SeenByLayer& seen) {
+  if (fields.is_one_of(attention_free_types)) {
+    for (std::int32_t i = 0; i < seen.num_layers(); ++i) seen.set(i, Sees::nothing);
+  } else if (fields.is_one_of(hybrid_types) && seen.none_said()) {
+    fields.json().fail("layers of the model type",
+                       "a field that says which of them have keys and values, such as layer_types",
+                       quoted(fields.model_type()));
+  }
+}
+
 /// Decides for the layers of which fields say that they attend, or nothing at all.
 /// @param window  the field of the window, if there is one that is not switched off
 /// @throws FormatError if the model has a window, and it is not known here which layers
