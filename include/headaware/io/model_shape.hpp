@@ -22,8 +22,9 @@ HEADAWARE_NAMESPACE_BEGIN
 /// Cohere 2, gpt-oss); layers without a cache (`layer_types`, `layers_block_type`, `block_configs`,
 /// `hybrid_override_pattern`, `attn_type_list`, `full_attention_interval`, `attn_layer_period`, `attn_layer_indices`,
 /// `full_attn_idxs`, `linear_attn_config`); other heads in some of them (`global_head_dim`, `swa_*`, lists of one
-/// number per layer); one latent for all heads (`kv_lora_rank`); shared caches (`num_kv_shared_layers`); and the older
-/// names of all of these in GPT-2, MPT, Falcon, ChatGLM and others. Layers that only predict further tokens
+/// number per layer); one latent for all heads (`kv_lora_rank`); shared caches (`num_kv_shared_layers`,
+/// `kv_source_layers`); and the older names of all of these in GPT-2, MPT, Falcon, ChatGLM and others. Layers that only
+/// predict further tokens
 /// (`num_nextn_predict_layers`) are none of the model's. Keys that an index of a latent's rows keeps for itself
 /// (`index_topk`) are no part of the shape.
 ///
@@ -32,7 +33,7 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @param source_name  names the text in messages, for example its path
 /// @throws FormatError naming source, line, column and JSON pointer, if the text is not JSON, a field is missing, not
 ///         of its type or out of range, fields contradict each other, or one changes the cache in a way that is not
-///         known here: such a field is never passed over
+///         known here. Also refused are fields whose names are not known, but speak of windows or of keys and values.
 /// @note  Costs O(text + layers²) for shared caches, else O(text + layers).
 template <class = void>
 [[nodiscard]] ModelShape parse_model_shape(std::string_view text, std::string source_name) {

@@ -182,6 +182,10 @@ TEST_CASE("heads that differ between the layers of a config.json", "[io]") {
                       "full_attention"], "attention_other_setting": {"attention_type": "sliding_attention",
                       "num_attention_heads": 12, "num_attention_groups": 4, "head_dim": 16})")) ==
         Layers{full, step, step, full});
+  step.num_kv_heads = 2;
+  CHECK(
+      parse(with(R"("sliding_window": 9, "hybrid_layer_pattern": [0, 1, 1, 0], "num_sliding_attention_heads": 12)")) ==
+      Layers{full, step, step, full});
   // Gemma 4, whose last layers read the cache of the last ones of their kind
   std::string const gemma = R"("model_type": "gemma4_text", "sliding_window": 9, "global_head_dim": 32,
       "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
@@ -237,7 +241,7 @@ TEST_CASE("model types that say which layers attend, or cannot", "[io]") {
         layers_of("--"));
   CHECK(parse(with(R"("model_type": "falcon_h1", "mamba_d_ssm": 64)")) == layers_of("FFFF"));
   for (char const* const type : {"bamba", "qwen3_next", "kimi_linear"}) {
-    check_rejected(with("\"model_type\": \"" + std::string(type) + "\""),
+    check_rejected(with(R"("model_type": ")" + std::string(type) + '"'),
                    {"layers of the model type", "layer_types", type, ""});
   }
 }
@@ -299,6 +303,11 @@ TEST_CASE("a config.json that changes the cache in an unknown way is refused by 
                  {"sliding_window", "not known here", "9", ""});
   check_rejected(with(R"("sliding_window": 9, "sliding_window_size": 8)"),
                  {"sliding_window_size", "9, as sliding_window", "8", ""});
+  for (char const* const name : {"local_window_sizes", "num_shared_kv_layers", "sliding_period", "key_value_heads"}) {
+    check_rejected(with('"' + std::string(name) + R"(": 3)"), {name, "what it does to the cache", "3", name});
+    CHECK(parse(with('"' + std::string(name) + R"(": null)")) == layers_of("FFFF"));
+  }
+  CHECK(parse(with(R"("qkv_bias": true, "kv_layernorm": true, "max_position_embeddings": 9)")) == layers_of("FFFF"));
   check_rejected(with(R"("model_type": "longcat_flash")"), {"model_type", "several caches", "longcat", ""});
   check_rejected(with(R"("kv_lora_rank": 8, "qk_rope_head_dim": 8, "sliding_window": 9)"),
                  {"sliding_window", "latents with a window", "9", ""});

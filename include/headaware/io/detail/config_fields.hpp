@@ -7,6 +7,7 @@
 #include <headaware/io/detail/fields.hpp>
 #include <headaware/io/json_tree.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -210,6 +211,51 @@ inline constexpr std::array<UnknownField, 21> unknown_fields{{
 /// Model types whose layers hold more than one cache.
 inline constexpr FieldNames<2> several_caches_per_layer{"longcat_flash", "zamba2"};
 
+/// Words in the names of fields that change the cache, and of such that do not.
+inline constexpr FieldNames<5> cache_words{"window", "sliding", "key_value", "kv_", "_kv"};
+inline constexpr FieldNames<7> other_words{"qkv", "norm", "bias", "quant", "dtype", "scal", "cache_implementation"};
+
+/// Fields with such words that are read, or do nothing to the cache.
+inline constexpr FieldNames<15> cache_fields{"use_sliding_window",
+                                             "max_window_layers",
+                                             "sliding_window_pattern",
+                                             "_sliding_window_pattern",
+                                             "num_kv_shared_layers",
+                                             "kv_source_layers",
+                                             "num_global_key_value_heads",
+                                             "swa_num_key_value_heads",
+                                             "kv_lora_rank",
+                                             "kv_channels",
+                                             "keep_window_size",
+                                             "prefix_dense_sliding_window_pattern",
+                                             "recurrent_kv_cache_mode",
+                                             "num_sliding_attention_heads",
+                                             "kv_cache"};
+
+template <std::size_t n>
+[[nodiscard]] bool is_listed(FieldNames<n> const& names, std::string_view name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+/// @throws FormatError naming a field that is not known here, by its name one that changes the cache
+template <class = void>
+void refuse_suspicious_fields(ConfigFields& fields) {
+  fields.json().for_each([](std::string_view name, JsonValue const& value) {
+    auto const holds = [&](std::string_view word) { return name.find(word) != std::string_view::npos; };
+    if (std::none_of(cache_words.begin(), cache_words.end(), holds) ||
+        std::any_of(other_words.begin(), other_words.end(), holds) || every(value, says_nothing)) {
+      return;
+    }
+    bool const refused_by_name = std::any_of(unknown_fields.begin(), unknown_fields.end(),
+                                             [&](UnknownField const& field) { return field.name == name; });
+    if (refused_by_name || is_listed(cache_fields, name) || is_listed(window_names, name) ||
+        is_listed(kv_head_names, name)) {
+      return;
+    }
+    value.fail(name, "none: what it does to the cache is not known here");
+  });
+}
+
 /// @throws FormatError naming the first field that is not known here, and why it is refused
 template <class = void>
 void refuse_unknown_fields(ConfigFields& fields) {
@@ -225,6 +271,7 @@ void refuse_unknown_fields(ConfigFields& fields) {
     if (!field.switched_by.empty() && fields.denied(field.switched_by)) continue;
     value->fail(field.name, {"none: ", field.reason, " are not known here"});
   }
+  refuse_suspicious_fields(fields);
   if (fields.is_one_of(several_caches_per_layer)) {
     fields.json()
         .get("model_type", "a string")

@@ -19,7 +19,7 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// What fields that are absent mean in the language parts of some models: not what they mean in others.
+/// Heads and channels of some model types where fields are absent: not those that others have then.
 /// @par Source  configuration_*.py of Hugging Face transformers
 struct ClassDefaults {
   std::string_view model_type;
@@ -129,7 +129,7 @@ template <class = void>
   return head_dim;
 }
 
-/// What fields say of the heads of layers that see all tokens, or of those that slide, where they differ.
+/// Heads of the layers that see all tokens, or of those that slide, where fields tell them apart.
 struct HeadOverride {
   LayerShape shape;
   std::optional<ConfigField> first;  ///< the first field that says something else than the model's others
@@ -176,6 +176,7 @@ template <class = void>
   HeadOverrides read(shape, fields);
   LayerShape& s = read.shape();
   read.read("swa_num_attention_heads", s.num_query_heads, s.num_query_heads);
+  read.read("num_sliding_attention_heads", s.num_query_heads, s.num_query_heads);
   read.read("swa_num_key_value_heads", s.num_kv_heads, s.num_kv_heads);
   std::int64_t const head_dim = s.head_dim;
   read.read("swa_head_dim", s.head_dim, s.head_dim);

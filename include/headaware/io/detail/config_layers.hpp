@@ -1,6 +1,7 @@
 #pragma once
 
-// What each layer of a model sees, by the fields of its `config.json`: everything before a token, a window, or nothing.
+// The part of a sequence that each layer of a model sees, by the fields of its `config.json`: everything before a
+// token, a window, or nothing.
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
@@ -18,7 +19,7 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// What a layer sees, as far as fields have said.
+/// The part of a sequence that a layer sees, as far as fields have said.
 enum class Sees : std::uint8_t {
   unsaid,
   nothing,    ///< no cache
@@ -64,7 +65,7 @@ inline constexpr std::array<LayerWord, 18> layer_words{{
   return std::nullopt;
 }
 
-/// What fields say of the layers, one field after the other; they have to agree.
+/// Collects the statements of fields about the layers, one field after the other; they have to agree.
 class SeenByLayer {
  public:
   /// @param extra  layers beyond the model's own that a list may go on with: those that predict further tokens
@@ -311,7 +312,7 @@ inline constexpr FieldNames<14> hybrid_types{"bamba",           "jamba",        
                                              "recurrent_gemma", "lfm2",          "lfm2_moe",         "minimax",
                                              "olmo_hybrid",     "bailing_hybrid"};
 
-/// What types of models say. @throws FormatError if no field says which layers of a hybrid model attend
+/// Applies what a model type says by itself. @throws FormatError if no field says which layers of a hybrid model attend
 template <class = void>
 void read_model_type(ConfigFields& fields, SeenByLayer& seen) {
   if (fields.is_one_of(attention_free_types)) {
@@ -377,7 +378,7 @@ void settle_windows(ConfigFields& fields, std::optional<ConfigField> const& wind
                                     " have a window is not known here"});
 }
 
-/// What every layer sees, but not of `block_configs`. @throws FormatError as the fields' readers, or if they contradict
+/// Reads all fields of `layer_fields`. @throws FormatError as the fields' readers, or if they contradict
 /// each other
 template <class = void>
 void read_layer_fields(ConfigFields& fields, SeenByLayer& seen) {
