@@ -80,10 +80,10 @@ class ModelShape {
                            .value_dim = config.head_dim};
     layers_.assign(static_cast<std::size_t>(config.num_hidden_layers), layer);
   }
-  /// @throws ArgumentError naming the layer and the field that makes no sense: counts and channels that are not
-  ///         positive, query heads that no whole number of them shares a KV head, a window where the layer does not
-  ///         slide or none where it does, a latent of several heads or with values wider than its row, and a
-  ///         `cache_layer` that is no earlier layer with a cache of its own of this shape
+  /// @throws ArgumentError naming the layer and the field that makes no sense: counts that are not positive, channels
+  ///         that are negative (0: not known), query heads that no whole number of them shares a KV head, a window
+  ///         where the layer does not slide or none where it does, a latent of several heads or with values wider than
+  ///         its row, and a `cache_layer` that is no earlier layer with a cache of its own of this shape
   explicit ModelShape(std::vector<LayerShape> layers) : layers_(std::move(layers)) {
     for (std::size_t i = 0; i < layers_.size(); ++i) validate(i);
   }

@@ -9,6 +9,7 @@
 #include <headaware/io/duo_gates.hpp>
 #include <headaware/io/json.hpp>
 #include <headaware/io/model_config.hpp>
+#include <headaware/io/model_shape.hpp>
 #include <headaware/plan/summary.hpp>
 
 #include <nlohmann/json.hpp>
@@ -105,6 +106,18 @@ void read_sensitivities(std::string_view text) {
 
 void read_config(std::string_view text) { ha::parse_model_config(text, "text").validate(); }
 
+void read_shape(std::string_view text) {
+  auto const shape = ha::parse_model_shape(text, "text");
+  require(shape.num_layers() > 0 && shape.bytes(2, 2) <= 2 * shape.token_bytes(2));
+  bool plain = true;
+  for (ha::LayerShape const& layer : shape.layers()) {
+    require(layer.kind == ha::LayerKind::none || (layer.head_dim > 0 && layer.value_dim > 0));
+    plain = plain && layer.kind == ha::LayerKind::attention;
+  }
+  // Layers that are alike are a ModelConfig, and the same one.
+  if (shape.uniform() && plain) require(ha::ModelShape(ha::parse_model_config(text, "text")) == shape);
+}
+
 void read_gates(std::string_view text) {
   std::size_t const split = std::min(text.find('\0'), text.size());
   auto const settings = text.substr(std::min(split + 1, text.size()));
@@ -127,6 +140,7 @@ constexpr Reader readers[] = {{read_statistics, "head_statistics"},
                               {read_policies, "head_type"},
                               {read_sensitivities, "headaware.sensitivities"},
                               {read_config, "num_hidden_layers"},
+                              {read_shape, "layer"},
                               {read_gates, {"\0", 1}}};
 
 }  // namespace

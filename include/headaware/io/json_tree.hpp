@@ -133,6 +133,14 @@ class JsonObject : public JsonValue {
     if (auto const found = search(key, start, node().end)) return found;
     return search(key, index_ + 1, start);
   }
+  [[nodiscard]] std::size_t size() const { return node().size; }
+  /// Calls `body(key, value)` for every member, in the order of the file.
+  template <class Body>
+  void for_each(Body const& body) const {
+    for (std::uint32_t at = index_ + 1; at < node().end; at = document_->node(at + 1).end) {
+      body(document_->text_of(at), JsonValue(*document_, at + 1));
+    }
+  }
   /// Like `find`. @throws FormatError if the member is missing, with `expected` as what it should be
   [[nodiscard]] JsonValue get(std::string_view key, char const* expected) {
     if (auto const found = find(key)) return *found;

@@ -1,0 +1,50 @@
+#pragma once
+
+/// @file
+/// Reads the cache of every layer of a model from a Hugging Face `config.json`.
+
+#include <headaware/config.hpp>
+#include <headaware/io/detail/config_reader.hpp>
+#include <headaware/io/file.hpp>
+#include <headaware/model_shape.hpp>
+
+#include <string>
+#include <string_view>
+#include <utility>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief Reads the cache of every layer from the text of a model's `config.json`. Where the document itself counts no
+/// layers, its `text_config`, `language_config` or `llm_config` is read: the language part of a multimodal model.
+///
+/// Known are: one kind of layers throughout; sliding windows of all layers or by turns (`layer_types`,
+/// `sliding_window_pattern`, `hybrid_layer_pattern`, `max_window_layers`, or the model type alone: Gemma 2 and 3,
+/// Cohere 2, gpt-oss); layers without a cache (`layer_types`, `layers_block_type`, `block_configs`,
+/// `hybrid_override_pattern`, `attn_type_list`, `full_attention_interval`, `attn_layer_period`, `attn_layer_indices`,
+/// `full_attn_idxs`, `linear_attn_config`); other heads in some of them (`global_head_dim`, `swa_*`, lists of one
+/// number per layer); one latent for all heads (`kv_lora_rank`); shared caches (`num_kv_shared_layers`,
+/// `kv_source_layers`); and the older names of all of these in GPT-2, MPT, Falcon, ChatGLM and others. Layers that only
+/// predict further tokens
+/// (`num_nextn_predict_layers`) are none of the model's. Keys that an index of a latent's rows keeps for itself
+/// (`index_topk`) are no part of the shape.
+///
+/// `Infinity` and `NaN`, which Python writes, are read as numbers.
+/// @par Source  configuration_*.py and modeling_*.py of Hugging Face transformers
+/// @param source_name  names the text in messages, for example its path
+/// @throws FormatError naming source, line, column and JSON pointer, if the text is not JSON, a field is missing, not
+///         of its type or out of range, fields contradict each other, or one changes the cache in a way that is not
+///         known here. Also refused are fields whose names are not known, but speak of windows or of keys and values.
+/// @note  Costs O(text + layers²) for shared caches, else O(text + layers).
+template <class = void>
+[[nodiscard]] ModelShape parse_model_shape(std::string_view text, std::string source_name) {
+  return ModelShape(detail::parse_layers(text, std::move(source_name), true));
+}
+
+/// @brief `parse_model_shape` of a file.
+/// @throws FormatError as there, FileError if the file cannot be read
+template <class = void>
+[[nodiscard]] ModelShape load_model_shape(FilePath const& path) {
+  return parse_model_shape(read_text_file(path), path.string());
+}
+
+HEADAWARE_NAMESPACE_END
