@@ -19,7 +19,7 @@ inline constexpr std::int32_t max_layer_kinds = 8;
 /// One `Item` per kind of layer, and the kind of every layer, as kernel parameters.
 template <class Item>
 struct LayerKinds {
-  Item kinds[max_layer_kinds];
+  Item kinds[max_layer_kinds + 1];  ///< the last, all zeros, is of layers without such a tensor
   std::uint8_t kind_of[max_layers];
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE Item const& of(std::int64_t layer) const { return kinds[kind_of[layer]]; }
@@ -52,7 +52,7 @@ bool same(T const& a, T const& b) {
   }
 }
 
-/// Sorts layers into kinds. Layers with `skip(layer)` are of kind 0, whatever that is.
+/// Sorts layers into kinds. Layers with `skip(layer)` have an item of zeros.
 /// @param key   (layer) to what tells kinds apart
 /// @param item  (layer) to the item of its kind, of the first such layer
 /// @throws ArgumentError on more than `max_layer_kinds`
@@ -63,10 +63,9 @@ LayerKinds<Item> sort_layers(std::size_t layers, char const* where, Skip const& 
   std::size_t first[max_layer_kinds] = {};
   std::size_t count = 0;
   for (std::size_t layer = 0; layer < layers; ++layer) {
-    if (skip(layer)) continue;
-    std::size_t kind = 0;
+    std::size_t kind = skip(layer) ? max_layer_kinds : 0;
     while (kind < count && !same(key(first[kind]), key(layer))) ++kind;
-    if (kind == count) {
+    if (kind == count && !skip(layer)) {
       require(count < max_layer_kinds, "kinds of layers", {"at most ", max_layer_kinds, ", layouts and channels alike"},
               "more", where);
       first[count++] = layer;
