@@ -1,11 +1,12 @@
 // One step of decoding on a model-sized cache, for counting what it asks of memory: run it under the CUDA emulator with
 // CUDA_EMU_REPORT=FILE (tests/device_code/append_traffic.cmake does and checks the counts), or under a profiler on a
-// device. The argument says which cache: rolling, paged.
+// device. The argument says which cache: rolling, paged, or mixed: rolling, of a model whose layers differ.
 //
 // The cache's own memory is never filled, so that with CUDA_EMU_INITCHECK=1 a single read of an old token ends the
 // program.
 
 #include "support/gpu.cuh"
+#include "support/mixed_model.cuh"
 
 #include <headaware/cache/paged_heads.cuh>
 #include <headaware/cache/rolling.cuh>
@@ -84,12 +85,37 @@ void paged(NewTokens const& tokens) {
   BENCH_CHECK(cudaDeviceSynchronize());
 }
 
+long long mixed() {
+  ha::ModelShape const shape = bench::mixed_shape();
+  ha::PolicyTable const table(shape, ha::SinkWindow{.sink = 4, .window = 508});
+  ha::RollingSlots const slots(table, batch, {});
+  DeviceArray<std::byte> const heads(std::vector<std::byte>(slots.bytes().begin(), slots.bytes().end()));
+  std::vector<std::int32_t> counters(ha::RollingStateView::bytes(batch) / sizeof(std::int32_t), 0);
+  counters[0] = counters[batch] = length;
+  DeviceArray<std::int32_t> const d_counters(counters);
+  ha::RowChannels const elements =
+      bench::buffer_elements(shape, [&](std::int32_t layer) { return slots.rows_total(layer); });
+  DeviceArray<std::uint16_t> const keys(static_cast<std::size_t>(elements.head_dim));
+  DeviceArray<std::uint16_t> const values(static_cast<std::size_t>(elements.value_dim));
+  bench::MixedTensors const tokens(shape, 1);
+  auto const view = slots.view_at(heads.data());
+  BENCH_CHECK(ha::device::append(view, ha::RollingStateView::at(d_counters.data(), batch), tokens.layers,
+                                 ha::per_layer(tokens.layouts), nullptr, 1,
+                                 ha::rolling(slots, view, keys.data(), values.data(), shape), {}, nullptr));
+  BENCH_CHECK(cudaDeviceSynchronize());
+  return shape.token_bytes(sizeof(std::uint16_t));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
     std::printf("skipped: no CUDA device\n");
+    return 0;
+  }
+  if (argc > 1 && std::strcmp(argv[1], "mixed") == 0) {
+    std::printf("new_bytes %lld\n", mixed());
     return 0;
   }
   NewTokens const tokens;

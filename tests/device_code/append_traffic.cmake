@@ -1,5 +1,5 @@
 # Runs PROGRAM CACHE under the CUDA emulator and checks what a step of decoding asks of memory: nothing of old tokens.
-#   cmake -DPROGRAM=... -DCACHE=rolling|paged -DREPORT=... -P append_traffic.cmake
+#   cmake -DPROGRAM=... -DCACHE=rolling|paged|mixed -DREPORT=... -P append_traffic.cmake
 include("${CMAKE_CURRENT_LIST_DIR}/emulator_report.cmake")
 run_emulated(PROGRAM ${PROGRAM} ${CACHE} ENVIRONMENT CUDA_EMU_INITCHECK=1
              ON_FAILURE "(the cache is not initialised: has an old token been read?)")

@@ -33,16 +33,26 @@ struct SharedStorage {
   __device__ T& get() { return *reinterpret_cast<T*>(bytes); }
 };
 
+/// Copies parameters, or some of them, word by word, by all threads of the block.
+template <class T>
+__device__ void share_words(T const& from, T& to) {
+  static_assert(sizeof(T) % 4 == 0 && alignof(T) >= 4);
+  auto const* const source = reinterpret_cast<std::uint32_t const*>(&from);
+  auto* const target = reinterpret_cast<std::uint32_t*>(&to);
+  for (auto i = threadIdx.x; i < sizeof(T) / 4; i += blockDim.x) target[i] = source[i];
+}
+
 /// @brief Copies a kernel's parameters to shared memory, once per block. Synchronises the block.
 ///
 /// Parameters that kernels read through a reference are loaded where they are used, by every warp again; this way a
 /// block loads each word once.
 template <class T>
 __device__ T const& share_parameters(T const& parameters, SharedStorage<T>& storage) {
-  static_assert(sizeof(T) % 4 == 0 && alignof(T) >= 4);
-  auto const* const from = reinterpret_cast<std::uint32_t const*>(&parameters);
-  auto* const to = reinterpret_cast<std::uint32_t*>(storage.bytes);
-  for (auto i = threadIdx.x; i < sizeof(T) / 4; i += blockDim.x) to[i] = from[i];
+  if constexpr (requires { T::share(parameters, storage.get()); }) {
+    T::share(parameters, storage.get());
+  } else {
+    share_words(parameters, storage.get());
+  }
   __syncthreads();
   return storage.get();
 }

@@ -19,8 +19,10 @@ inline constexpr std::int32_t max_layer_kinds = 8;
 /// One `Item` per kind of layer, and the kind of every layer, as kernel parameters.
 template <class Item>
 struct LayerKinds {
-  Item kinds[max_layer_kinds + 1];  ///< the last, all zeros, is of layers without such a tensor
-  std::uint8_t kind_of[max_layers];
+  std::int32_t used = 1;  ///< kinds
+  std::int32_t num_layers = 0;
+  std::uint8_t kind_of[max_layers] = {};
+  Item kinds[max_layer_kinds + 1] = {};  ///< the first, all zeros, is of layers without such a tensor
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE Item const& of(std::int64_t layer) const { return kinds[kind_of[layer]]; }
 };
@@ -38,6 +40,24 @@ HEADAWARE_HOST_DEVICE Item const& of_layer(Item const& item, std::int64_t) {
 template <class Item>
 HEADAWARE_HOST_DEVICE Item const& of_layer(LayerKinds<Item> const& items, std::int64_t layer) {
   return items.of(layer);
+}
+
+/// Copies what a block reads of the items to shared memory. Does not synchronise.
+template <class Item>
+__device__ void share_items(Item const& from, Item& to) {
+  share_words(from, to);
+}
+template <class Item>
+__device__ void share_items(LayerKinds<Item> const& from, LayerKinds<Item>& to) {
+  // One warp: every thread that takes part reads how much there is.
+  if (threadIdx.x >= warp_threads) return;
+  std::int32_t const num_layers = from.num_layers;
+  std::int32_t const words = from.used * static_cast<std::int32_t>(sizeof(Item) / 4);
+  auto const lane = static_cast<std::int32_t>(threadIdx.x);
+  for (std::int32_t i = lane; i < num_layers; i += warp_threads) to.kind_of[i] = from.kind_of[i];
+  auto const* const source = reinterpret_cast<std::uint32_t const*>(from.kinds);
+  auto* const target = reinterpret_cast<std::uint32_t*>(to.kinds);
+  for (std::int32_t i = lane; i < words; i += warp_threads) target[i] = source[i];
 }
 
 template <class T>
@@ -59,16 +79,17 @@ bool same(T const& a, T const& b) {
 template <class Item, class Skip, class Key, class MakeItem>
 LayerKinds<Item> sort_layers(std::size_t layers, char const* where, Skip const& skip, Key const& key,
                              MakeItem const& item) {
-  LayerKinds<Item> result{};
-  std::size_t first[max_layer_kinds] = {};
-  std::size_t count = 0;
+  LayerKinds<Item> result;
+  result.num_layers = static_cast<std::int32_t>(layers);
+  std::size_t first[max_layer_kinds + 1] = {};
   for (std::size_t layer = 0; layer < layers; ++layer) {
-    std::size_t kind = skip(layer) ? max_layer_kinds : 0;
-    while (kind < count && !same(key(first[kind]), key(layer))) ++kind;
-    if (kind == count && !skip(layer)) {
-      require(count < max_layer_kinds, "kinds of layers", {"at most ", max_layer_kinds, ", layouts and channels alike"},
+    if (skip(layer)) continue;
+    std::int32_t kind = 1;
+    while (kind < result.used && !same(key(first[kind]), key(layer))) ++kind;
+    if (kind == result.used) {
+      require(kind <= max_layer_kinds, "kinds of layers", {"at most ", max_layer_kinds, ", layouts and channels alike"},
               "more", where);
-      first[count++] = layer;
+      first[result.used++] = layer;
       result.kinds[kind] = item(layer);
     }
     result.kind_of[layer] = static_cast<std::uint8_t>(kind);

@@ -26,6 +26,14 @@ struct AppendPlane {
   std::int32_t element_bytes;
   std::int32_t vector_bytes;  ///< the widest access that both sides and all addresses allow
   std::int32_t max_channels;  ///< of any layer
+
+  static __device__ void share(AppendPlane const& from, AppendPlane& to) {
+    share_items(from.rows, to.rows);
+    if (threadIdx.x != 0) return;
+    to.element_bytes = from.element_bytes;
+    to.vector_bytes = from.vector_bytes;
+    to.max_channels = from.max_channels;
+  }
 };
 
 /// Counters that the kernel reads, and advances if there is a `ticket`.
@@ -49,17 +57,31 @@ struct AppendCounters {
   }
 };
 
-template <class Cache, class Keys, class Values>
-struct AppendParameters {
-  Cache cache;
-  AppendCounters counters;
-  Keys keys;  ///< `AppendPlane`
-  Values values;
+/// How an append is shared out.
+struct AppendGrid {
   std::int32_t first_layer;
   std::int32_t num_layers;     ///< of this append
   std::int32_t rows_per_head;  ///< the most tokens of an append that stay in a head
   std::int32_t rows_per_block;
   std::int32_t append_blocks;  ///< the blocks after them copy pages
+};
+
+template <class Cache, class Keys, class Values>
+struct AppendParameters : AppendGrid {
+  Cache cache;
+  AppendCounters counters;
+  Keys keys;  ///< `AppendPlane`
+  Values values;
+
+  /// Of kinds of layers, only those that there are. (Else all is copied in one go.)
+  static __device__ void share(AppendParameters const& from,
+                               AppendParameters& to) requires(is_layer_kinds<decltype(Keys::rows)>) {
+    share_words<AppendGrid>(from, to);
+    share_words(from.cache, to.cache);
+    share_words(from.counters, to.counters);
+    Keys::share(from.keys, to.keys);
+    Values::share(from.values, to.values);
+  }
 };
 
 /// Pointers by layer: keys, values.

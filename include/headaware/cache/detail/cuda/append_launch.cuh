@@ -93,9 +93,9 @@ void launch_append(Cache const& cache, AppendCounters const& counters, AppendSha
   std::int64_t const rows = segments * rows_per_head;
   std::int64_t const blocks = std::max<std::int64_t>(1, (rows + rows_per_block - 1) / rows_per_block);
   require(blocks + num_copies <= max_blocks, "blocks", max_blocks_text, blocks + num_copies, "append");
-  Parameters const parameters{{cache, counters, key_plane, value_plane, shape.first_layer,
-                               static_cast<std::int32_t>(tokens.size()), static_cast<std::int32_t>(rows_per_head),
-                               rows_per_block, static_cast<std::int32_t>(blocks)}};
+  AppendGrid const grid{shape.first_layer, static_cast<std::int32_t>(tokens.size()),
+                        static_cast<std::int32_t>(rows_per_head), rows_per_block, static_cast<std::int32_t>(blocks)};
+  Parameters const parameters{{grid, cache, counters, key_plane, value_plane}};
   static_assert(sizeof(parameters) + sizeof(tables) <= max_parameter_bytes, "headaware: too much for one launch");
   // An earlier append that failed may have left a count.
   if (counters.ticket != nullptr) clear_tickets(counters.ticket, 1, "append", stream);

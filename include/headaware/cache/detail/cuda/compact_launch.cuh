@@ -117,7 +117,7 @@ void launch_compress(DeviceCompaction<Table> const& compaction, CompactionArrays
   launch("compress", sizes_kernel<Table, Form>, 1, sizes_threads, 0, stream, counting, capacities);
   if (compaction.max_rows == 0) return;
 
-  GatherParameters<Table, Planes...> const gathering{compaction, arrays, rows, planes};
+  GatherParameters<Table, Planes...> const gathering{{compaction, arrays, rows}, planes};
   static_assert(sizeof(gathering) + sizeof(tables) <= max_parameter_bytes,
                 "headaware: too many tensors for one launch");
   std::int64_t const tiles = compaction.max_rows / rows + std::min(compaction.num_segments(), compaction.max_rows);
@@ -148,9 +148,15 @@ void compress_transfers(void* d_temp, std::size_t& temp_bytes, DeviceCompaction<
   validate(compaction, first, rest...);
   if (compaction.num_segments() == 0) return;
 
+  // Of the layer with the narrowest rows: tiles of the others hold more bytes.
   auto const row_bytes = [](auto const& transfer) {
-    RowChannels const& most = transfer.kept.channels.common();
-    return std::max(most.head_dim, most.value_dim) * static_cast<std::int64_t>(sizeof(transfer.kept.layers[0].keys[0]));
+    auto const& channels = transfer.kept.channels;
+    auto const widest = [](RowChannels const& rows) { return std::max(rows.head_dim, rows.value_dim); };
+    std::int64_t least = widest(channels.common());
+    for (RowChannels const& rows : channels.layers()) {
+      if (rows.head_dim > 0) least = std::min(least, widest(rows));
+    }
+    return least * static_cast<std::int64_t>(sizeof(transfer.kept.layers[0].keys[0]));
   };
   std::int64_t const widest = std::max({row_bytes(first), row_bytes(rest)...});
   LayerTables<2 + 2 * sizeof...(Rest)> tables{};

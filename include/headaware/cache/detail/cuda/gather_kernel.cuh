@@ -49,6 +49,7 @@ template <class... Planes>
 struct PlaneList;
 template <>
 struct PlaneList<> {
+  static __device__ void share(PlaneList const&, PlaneList&, std::uint32_t) {}
   template <class F>
   __device__ void visit(std::uint32_t, F&&) const {}
 };
@@ -56,6 +57,14 @@ template <class First, class... Rest>
 struct PlaneList<First, Rest...> {
   First first;
   PlaneList<Rest...> rest;
+  /// Copies one plane to shared memory.
+  static __device__ void share(PlaneList const& from, PlaneList& to, std::uint32_t index) {
+    if (index == 0) {
+      share_items(from.first, to.first);
+    } else {
+      PlaneList<Rest...>::share(from.rest, to.rest, index - 1);
+    }
+  }
   template <class F>
   __device__ void visit(std::uint32_t index, F&& f) const {
     if (index == 0) {
@@ -251,12 +260,23 @@ __device__ void move_rows(DevicePlane<Layout, Form, RotateRows<E>> const& plane,
   }
 }
 
-template <class Table, class... Planes>
-struct GatherParameters {
+/// What all planes of a compaction share.
+template <class Table>
+struct GatherTiles {
   DeviceCompaction<Table> compaction;
   CompactionArrays arrays;
   std::int32_t rows_per_tile;
+};
+
+template <class Table, class... Planes>
+struct GatherParameters {
+  GatherTiles<Table> tiles;
   PlaneList<Planes...> planes;
+
+  static __device__ void share(GatherParameters const& from, GatherParameters& to) {
+    share_words(from.tiles, to.tiles);
+    PlaneList<Planes...>::share(from.planes, to.planes, blockIdx.y);
+  }
 };
 
 /// Finds the tile's segment and its rows, by one warp, so that nothing is loaded twice.
@@ -286,11 +306,11 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   GatherShared& shared = storage.get();
   __shared__ std::int32_t tiles;
   TileRows& place = shared.tile;
-  std::int64_t const segments = p.compaction.num_segments();
-  if (threadIdx.x == 0) tiles = p.arrays.tile_offsets[segments];
+  std::int64_t const segments = p.tiles.compaction.num_segments();
+  if (threadIdx.x == 0) tiles = p.tiles.arrays.tile_offsets[segments];
   __syncthreads();
   for (auto tile = static_cast<std::int32_t>(blockIdx.x); tile < tiles; tile += static_cast<std::int32_t>(gridDim.x)) {
-    find_tile(p.compaction, p.arrays, segments, p.rows_per_tile, tile, place);
+    find_tile(p.tiles.compaction, p.tiles.arrays, segments, p.tiles.rows_per_tile, tile, place);
     if (threadIdx.x == 0) {
       place.capacity = tables.capacities[place.segment.layer];
       place.source = tables.planes[blockIdx.y].source[place.segment.layer];
@@ -302,14 +322,14 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
       if (plane.channels == 0) return;  // a latent has no values of its own
       using Form = std::remove_cvref_t<decltype(plane.form)>;
       if constexpr (Form::needs_group) {
-        if (threadIdx.x == 0) place_in_group(p.compaction.table, place.segment);
+        if (threadIdx.x == 0) place_in_group(p.tiles.compaction.table, place.segment);
         __syncthreads();
       }
       Segment const& segment = place.segment;
       auto const is_valid = [&](std::int64_t row, std::int64_t token) {
         return token >= row && token < segment.length;
       };
-      visit_policy(p.compaction.table, segment.layer, segment.sequence, segment.kv_head,
+      visit_policy(p.tiles.compaction.table, segment.layer, segment.sequence, segment.kv_head,
                    StageTokens<decltype(is_valid)>{place.begin, segment.length, place.rows, shared.tokens, is_valid});
       auto const rows = plane.form.rows(segment, place.capacity);
       for (auto r = static_cast<std::int32_t>(threadIdx.x); r < place.rows; r += block_threads) {
