@@ -276,7 +276,9 @@ struct GatherParameters {
   GatherTiles<Table> tiles;
   PlaneList<Planes...> planes;
 
-  static __device__ void share(GatherParameters const& from, GatherParameters& to) {
+  /// Of kinds of layers, only those that there are. (Else all is copied in one go.)
+  static __device__ void share(GatherParameters const& from,
+                               GatherParameters& to) requires(is_layer_kinds<Planes> || ...) {
     share_words(from.tiles, to.tiles);
     PlaneList<Planes...>::share(from.planes, to.planes, blockIdx.y);
   }

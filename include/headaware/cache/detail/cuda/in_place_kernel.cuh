@@ -33,7 +33,9 @@ struct InPlaceParameters {
   PlaneList<Planes...> planes;
   std::int64_t min_evicted;  ///< heads whose kept tokens move but that evict fewer stay as they are; 0: none
 
-  static __device__ void share(InPlaceParameters const& from, InPlaceParameters& to) {
+  /// As `GatherParameters::share`.
+  static __device__ void share(InPlaceParameters const& from,
+                               InPlaceParameters& to) requires(is_layer_kinds<Planes> || ...) {
     share_words(from.compaction, to.compaction);
     PlaneList<Planes...>::share(from.planes, to.planes, blockIdx.y);
     share_words(from.min_evicted, to.min_evicted);
