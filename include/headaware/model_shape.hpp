@@ -11,6 +11,7 @@
 #include <headaware/types.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -29,7 +30,7 @@ enum class LayerKind : std::uint8_t {
   none,       ///< no keys and values: linear attention, state space, feed-forward
 };
 
-inline constexpr std::string_view layer_kind_names[] = {"attention", "sliding", "latent", "none"};
+inline constexpr std::array<std::string_view, 4> layer_kind_names{"attention", "sliding", "latent", "none"};
 
 /// The name of a kind in files and messages.
 [[nodiscard]] constexpr std::string_view to_string(LayerKind kind) {
@@ -187,12 +188,16 @@ class LayerBytes {
   LayerBytes(ModelShape const& shape, std::size_t element_bytes) {
     for (LayerShape const& layer : shape.layers()) layers_.push_back(layer.token_bytes(element_bytes));
   }
+  /// @param layers  [num_layers]
+  explicit LayerBytes(std::vector<TokenBytes> layers) : layers_(std::move(layers)) {}
   /// @throws ArgumentError if there is no such layer
   [[nodiscard]] TokenBytes of(std::int32_t layer) const {
     if (layers_.empty()) return common_;
     require_index(layer, static_cast<std::int64_t>(layers_.size()), "layer", "LayerBytes");
     return layers_[static_cast<std::size_t>(layer)];
   }
+  /// [num_layers]; empty where one number is of all.
+  [[nodiscard]] std::span<TokenBytes const> layers() const { return layers_; }
 
  private:
   TokenBytes common_;
