@@ -71,10 +71,14 @@ struct LayerShape {
 /// are alike, else of one `LayerShape` per layer; `load_model_shape` reads it from a model's configuration.
 class ModelShape {
  public:
+  static constexpr std::int32_t max_layers = 1 << 20;
+
   ModelShape() = default;
   /// Every layer alike. Implicit on purpose: a `ModelConfig` is a shape. @throws ArgumentError as `validate`
   ModelShape(ModelConfig const& config) {
     config.validate();
+    require(config.num_hidden_layers <= max_layers, "num_hidden_layers", "at most 2^20", config.num_hidden_layers,
+            "ModelShape");
     LayerShape const layer{.num_query_heads = config.num_attention_heads,
                            .num_kv_heads = config.num_key_value_heads,
                            .head_dim = config.head_dim,

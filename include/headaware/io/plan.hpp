@@ -257,7 +257,6 @@ void validate_plan(PolicyPlan const& plan, Text const& where = "PolicyPlan") {
     tokens += held;
   }
   require(plan.planned_tokens == tokens, "planned_tokens", tokens, plan.planned_tokens, where);
-  require(plan.planned_heads() > 0, "layers that are not skipped", "at least one", "none", where);
   for (std::int32_t const layer : plan.options.skip_layers) {
     require_index(layer, plan.num_layers, "skipped layer", where);
     for (std::int32_t kv = 0; kv < plan.table.num_kv_heads(layer); ++kv) {
@@ -265,6 +264,7 @@ void validate_plan(PolicyPlan const& plan, Text const& where = "PolicyPlan") {
       require(plan.keeps_all(layer, kv), "policy of a skipped layer", Full::name, policy.name(), where);
     }
   }
+  require(plan.planned_heads() > 0, "layers that are not skipped", "at least one", "none", where);
 }
 
 /// @brief Returns the text of a `plan.json`, indented by 1; `parse_plan` reads the same values back.
