@@ -17,7 +17,7 @@
 #include <headaware/io/duo_gates.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/head_classifications.hpp>
-#include <headaware/io/model_config.hpp>
+#include <headaware/io/model_shape.hpp>
 #include <headaware/io/policy_table.hpp>
 #include <headaware/layout/concept.hpp>
 #include <headaware/layout/engines.hpp>
@@ -215,7 +215,7 @@ class BasicCompressor {
   /// @brief The same, the model's shape read from a Hugging Face `config.json`.
   static BasicCompressor from_model_config(FilePath const& path,
                                            Policy const& policy = SinkWindow{.sink = 4, .window = 508}) {
-    return from_model_config(load_model_config(path), policy);
+    return from_model_config(load_model_shape(path), policy);
   }
 
   /// @brief From DuoAttention's trained gates: `Full` for the share of heads with the largest gates, as they are

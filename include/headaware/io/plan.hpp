@@ -207,8 +207,8 @@ template <class = void>
 /// num_kv_heads, layers[…] or nothing}, row_costs[…] and budget_cost or nothing, context, budget_tokens,
 /// planned_tokens, floor, predicted_error, options{measure, fold, floor, page_size, ranks, layer_shares,
 /// negligible_output, use_remainder, skip_layers[…] or nothing}, heads[{layer_idx, kv_head, policy, sink, window,
-/// tokens, predicted_error}]}`. A policy is `full`, `sink_window`, `window_only` or `prune`; what it does not have of
-/// sink and window is -1. Unknown keys are ignored.
+/// tokens, predicted_error}]}`. A policy is `full`, `sink_window`, `window_only` or `prune`; a sink or window that it
+/// does not have is -1. Unknown keys are ignored.
 /// @param source_name  names the text in messages, for example its path
 /// @throws FormatError naming source, line, column and JSON pointer, if the text is not JSON, of another format or
 ///         version, a field is missing, of another type or out of range, a head is missing or duplicate, tokens are not

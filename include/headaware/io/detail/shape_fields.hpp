@@ -23,7 +23,7 @@ namespace detail {
 
 /// Of one layer all but `window` and `cache_layer`, which it has where they say something.
 template <class Fields, class Layer>
-void layer_fields(Fields&& f, Layer& layer) {
+void layer_shape_fields(Fields&& f, Layer& layer) {
   f.name("kind", layer.kind, layer_kind_names, "kind of layer");
   if (layer.kind == LayerKind::none) return;
   f.integer("num_query_heads", layer.num_query_heads, 1, max_index);
@@ -42,7 +42,7 @@ template <class = void>
   for (JsonValue const run : array) {
     FieldReader fields(run.object());
     LayerShape layer;
-    layer_fields(fields, layer);
+    layer_shape_fields(fields, layer);
     if (auto const cache = fields.json().find("cache_layer")) {
       layer.cache_layer = static_cast<std::int32_t>(cache->integer<std::int64_t>(0, max_index));
     }
@@ -73,7 +73,7 @@ void write_layers(JsonWriter& json, ModelShape const& shape) {
       std::size_t end = first + 1;
       while (end < layers.size() && layers[end] == layers[first]) ++end;
       json.object([&] {
-        layer_fields(fields, layers[first]);
+        layer_shape_fields(fields, layers[first]);
         if (layers[first].cache_layer >= 0) json.field("cache_layer", layers[first].cache_layer);
         json.field("layers",
                    std::vector<std::int64_t>{static_cast<std::int64_t>(first), static_cast<std::int64_t>(end) - 1});
