@@ -31,6 +31,13 @@ void model_fields(Fields&& f, Model& model) {
   f.integer("head_dim", model.head_dim, 0, max_int32);
 }
 
+/// @throws ArgumentError unless all layers are alike
+inline ModelConfig uniform_model(ModelShape const& shape) {
+  require(shape.uniform(), "model", "one whose layers are all alike", "another", "format_attention_sums");
+  LayerShape const& l = shape.layer(0);
+  return {shape.num_layers(), l.num_query_heads, l.num_kv_heads, static_cast<std::int32_t>(l.head_dim)};
+}
+
 /// All parameters but the retention grid.
 template <class Fields, class Parameters>
 void observer_fields(Fields&& f, Parameters& p) {
@@ -110,13 +117,14 @@ struct SavedObserver {
   std::vector<double> const sums = observer.sums();
   auto const size = static_cast<std::size_t>(observer.sums_layout().size());
   for (double const value : sums) require(std::isfinite(value), "sum", "a finite number", value, where);
+  ModelConfig const model = detail::uniform_model(observer.model());
   JsonWriter json;
   detail::FieldWriter const fields(json);
   json.object([&] {
     detail::write_format(json, detail::sums_format, detail::sums_version);
     json.field("source", source);
     json.field("position", position);
-    json.field("model_info", [&] { detail::model_fields(fields, observer.model()); });
+    json.field("model_info", [&] { detail::model_fields(fields, model); });
     json.field("parameters", [&] {
       detail::observer_fields(fields, parameters);
       json.key("retention");
