@@ -56,20 +56,6 @@ inline void write_observed_shape(JsonWriter& json, ModelShape const& shape) {
   if (shape.uniform()) json.field("head_dim", shape.layer(0).head_dim);
 }
 
-/// An observer of this model. @throws ArgumentError if it takes none whose layers differ
-template <class Observer>
-[[nodiscard]] Observer observer_of(ModelShape const& shape, ObserverParameters const& parameters) {
-  if constexpr (requires { Observer(shape, parameters); }) {
-    return Observer(shape, parameters);
-  } else {
-    require(shape.uniform(), "model", "one whose layers are all alike", "another", "parse_attention_sums");
-    LayerShape const& l = shape.layer(0);
-    return Observer(
-        ModelConfig{shape.num_layers(), l.num_query_heads, l.num_kv_heads, static_cast<std::int32_t>(l.head_dim)},
-        parameters);
-  }
-}
-
 /// All parameters but the retention grid.
 template <class Fields, class Parameters>
 void observer_fields(Fields&& f, Parameters& p) {
@@ -128,7 +114,7 @@ struct SavedObserver {
       ++at;
     }
   }
-  SavedObserver result{detail::observer_of<AttentionObserver>(model.shape(), parameters), 0, {}};
+  SavedObserver result{AttentionObserver(model.shape(), parameters), 0, {}};
   result.source = root.get("source", "a string").string();
   result.position = root.get("position", "an integer").integer<std::int64_t>(0, detail::max_json_count);
   result.observer.add_sums(sums);

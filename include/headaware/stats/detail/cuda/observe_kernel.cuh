@@ -15,6 +15,7 @@
 //
 // Formula. With s = log2 e · logit, m = max s, w = 2^(s - m), Z = Σ w (online softmax, arXiv:1805.02867):
 //   entropy = ln 2 · (log2 Z - Σ w (s - m) / Z); max = 1 / Z; recent = Σ_recent w / Z.
+// A learned sink joins m, Z and the entropy after the last key, and counts as kept by every (sink, window) pair.
 // Retention: a (sink, window) pair drops a run of whole intervals (`RetentionCuts`); per interval the kernel sums
 // weights and, with values, weights · values, relative to a maximum of its own; `observe_errors.cuh` combines them to
 // the error of each pair. Sums are in registers while their keys pass by, in shared memory before and after.
@@ -145,7 +146,10 @@ HEADAWARE_KERNEL void __launch_bounds__(observe_threads, 1)
     observe_kernel(Parameters const __grid_constant__ parameters, ObserveTensors const __grid_constant__ tensors) {
 #if __CUDA_ARCH__ >= 800
   extern __shared__ __align__(16) unsigned char observe_memory[];
-  auto const& p = share_parameters(parameters, *reinterpret_cast<SharedStorage<Parameters>*>(observe_memory));
+  auto& shared_parameters = *reinterpret_cast<SharedStorage<Parameters>*>(observe_memory);
+  auto const& p = share_parameters(parameters, shared_parameters);
+  // The layer's own; seen after the barrier that begins a chunk.
+  if (threadIdx.x == 0) shared_parameters.get().window = tensors.layers[blockIdx.y].window;
   auto const head = static_cast<std::int32_t>(blockIdx.x) % p.num_query_heads;
   std::int32_t const block = static_cast<std::int32_t>(blockIdx.x) / p.num_query_heads;
   std::int64_t const size = p.layout.size();
@@ -174,7 +178,7 @@ HEADAWARE_KERNEL void __launch_bounds__(observe_threads, 1)
     __syncthreads();
   }
   if (!is_last_block(p.tickets + index, p.grid.blocks())) return;
-  combine_partials(p, partials, tile.raw(), p.sums + index * size);
+  combine_partials(p, partials, tile.raw(), p.sums + (tile.layer.first_head + head) * size);
 #else
   __trap();  // the host has refused such devices; their code only has to compile
 #endif

@@ -185,7 +185,7 @@ struct ObserveParameters {
   double recent_ratio;
   double* partials;       ///< [layers, num_query_heads, blocks, sums]
   std::int32_t* tickets;  ///< [layers, num_query_heads], zero
-  double* sums;           ///< [layers, num_query_heads, sums]
+  double* sums;           ///< [heads of all layers, sums]
   ObserveGrid grid;
   ObserveShared shared;
   SumsLayout layout;
@@ -196,7 +196,7 @@ struct ObserveParameters {
   std::int32_t value_dim;
   std::int32_t first_query;
   std::int32_t query_stride;
-  std::int32_t sliding_window;
+  std::int32_t window;  ///< keys that a query of the block's layer sees; 0: all before it
   std::int32_t sink_size;
   std::int32_t local_window;
   std::int32_t near;  ///< distances whose scores are kept
@@ -207,13 +207,16 @@ struct ObserveParameters {
   FetchOrder value_fetch;
 };
 
-/// The pointers of all layers of a launch.
+/// What the layers of a launch do not share.
 struct ObserveTensors {
   struct Layer {
     void const* queries;
     void const* keys;
     void const* values;
     float const* output_factors;
+    float const* sinks;       ///< logits of learned sinks, [num_query_heads], or nullptr
+    std::int64_t first_head;  ///< place of its first head's sums
+    std::int32_t window;
   };
   Layer layers[max_layers];
 };
