@@ -89,8 +89,6 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
       TempBuffer{arrays.split_offsets, segments + 1}, TempBuffer{arrays.tickets, segments * kv.tiles});
   if (!placed) return;
 
-  AttendSplitParameters<View> const split{cache.view, shape, kv, arrays, bounds.max_rows, bounds.d_status};
-  launch(where, attend_split_kernel<View>, 1, attend_split_threads, 0, stream, split);
   AttendMemory memory;
   bool wide_values = false;
   if constexpr (latent) {
@@ -100,6 +98,8 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
                                                             attend_dynamic_bytes<Queries, Parameters>);
     wide_values = wide_rows(cache.values, cache.view, shape.output_dim());
   }
+  AttendSplitParameters<View> const split{cache.view, shape, kv, arrays, bounds.max_rows, bounds.d_status};
+  launch(where, attend_split_kernel<View>, 1, attend_split_threads, 0, stream, split);
   Parameters const parameters{shape,
                               queries,
                               cache,
@@ -147,8 +147,7 @@ namespace device {
 /// @param[in]     bounds      the most rows of all heads of all sequences together
 /// @param[in]     stream      enqueued here, not synchronised
 /// @return cudaErrorInvalidValue on what the CPU's `attend` refuses, more than 256 channels (of a latent more than 512
-/// of
-///         the value, or more of the row than shared memory holds), or too little storage; launch errors
+///         of the value, or more of the row than shared memory holds), or too little storage; launch errors
 /// @note   Deterministic; graph-capturable, and a replay reads the lengths of its time. One `d_temp` serves one call at
 ///         a time.
 /// @par Cost  Two launches. Each row held is loaded once for up to 16 query rows of its group: for decoding, once
@@ -173,9 +172,9 @@ cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
       detail::check_cache_pointers(cache, bounds.max_rows > 0);
     }
     constexpr auto where = "attend";
-    // Of a latent's row, more channels than the value has are bounded by the memory that they need.
     constexpr std::int64_t most = latent ? detail::max_latent_channels : detail::max_attend_channels;
-    require(latent || shape.head_dim <= most, "head_dim", {"at most ", most}, shape.head_dim, where);
+    constexpr std::int64_t most_keys = latent ? detail::max_latent_row : most;
+    require(shape.head_dim <= most_keys, "head_dim", {"at most ", most_keys}, shape.head_dim, where);
     require(shape.output_dim() <= most, "value_dim", {"at most ", most}, shape.output_dim(), where);
     require(bounds.max_rows >= 0, "max_rows", ">= 0", bounds.max_rows, where);
     if (shape.num_sequences == 0 || shape.query_tokens == 0) {

@@ -20,6 +20,8 @@ inline constexpr std::int32_t attend_warps = attend_threads / warp_threads;
 inline constexpr std::int32_t max_attend_channels = 2 * attend_threads;
 /// The most channels of a latent's value: a thread sums four.
 inline constexpr std::int32_t max_latent_channels = 4 * attend_threads;
+/// The most channels of its row, whatever shared memory there is.
+inline constexpr std::int32_t max_latent_row = 4096;
 /// The most rows of a KV split over a latent, whose blocks have more to do per row.
 inline constexpr std::int64_t max_latent_split_rows = 1024;
 inline constexpr std::int32_t min_attend_rows = 8;
