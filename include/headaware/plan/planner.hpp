@@ -36,6 +36,7 @@ struct Hulls {
                                      std::int64_t floor, std::int64_t page_size) {
   Hulls hulls;
   hulls.first.reserve(pruned.size() + 1);
+  hulls.costs.reserve(pruned.size());
   std::vector<Candidate> sizes;
   std::int64_t sizes_of = -1;  // tokens of a full head, and whether its layer slides
   std::size_t head = 0;
