@@ -1,11 +1,13 @@
 // Documents of a model whose layers differ say every layer's shape; those of before load as they did, and of models
 // whose layers are all alike not a byte has changed.
 
+#include "support/attention_problem.hpp"
 #include "support/catch.hpp"
 #include "support/errors.hpp"
 #include "support/files.hpp"
 #include "support/mixed_statistics.hpp"
 
+#include <headaware/classify/classifier.hpp>
 #include <headaware/compressor.hpp>
 #include <headaware/detail/model_heads.hpp>
 #include <headaware/io/attention_sums.hpp>
@@ -14,6 +16,7 @@
 #include <headaware/io/policy_table.hpp>
 #include <headaware/io/retention_statistics.hpp>
 #include <headaware/io/sensitivities.hpp>
+#include <headaware/layout/per_layer.hpp>
 #include <headaware/plan/planner.hpp>
 
 #include <cstdint>
@@ -281,4 +284,62 @@ TEST_CASE("statistics and sensitivities of layers that differ survive a file", "
     ha::JsonTree const tree(json.text(), "written");
     CHECK(ha::detail::read_observed_shape(tree.root().object()).shape() == observed);
   }
+}
+
+TEST_CASE("from attention to a cache by way of files, where layers differ", "[io]") {
+  TemporaryFolder const folder;
+  ha::LayerShape const full{.num_query_heads = 4, .num_kv_heads = 2, .head_dim = 16, .value_dim = 16};
+  ha::LayerShape slides{.kind = ha::LayerKind::sliding,
+                        .num_query_heads = 2,
+                        .num_kv_heads = 1,
+                        .head_dim = 16,
+                        .value_dim = 16,
+                        .window = 24};
+  ha::LayerShape reads = full;
+  reads.cache_layer = 0;
+  ha::ModelShape const shape({full, slides, {.kind = ha::LayerKind::none}, reads});
+  ha::ObserverParameters parameters;
+  parameters.retention = ha::RetentionGrid{.sinks = {0, 4}, .windows = {8, 16, 24, 48}};
+  ha::AttentionObserver observer(shape, parameters);
+  std::vector<Problem> problems;
+  for (std::int32_t layer = 0; layer < 4; ++layer) {
+    ha::LayerShape const& l = shape.layer(layer);
+    problems.emplace_back(l.num_query_heads, l.num_kv_heads, 96, 16, static_cast<unsigned>(layer) + 1);
+    if (l.attends()) observer.observe(layer, problems.back().layer(true));
+  }
+  ha::save_attention_sums(folder / "attention_sums.json", observer, 1, "made up");
+  auto const resumed = ha::load_attention_sums(folder / "attention_sums.json");
+  CHECK(resumed.observer.model() == shape);
+  CHECK(resumed.observer.sums() == observer.sums());
+  ha::save_statistics(folder / "head_statistics.json", resumed.observer.statistics());
+  auto const classes = ha::classify(ha::load_statistics(folder / "head_statistics.json"));
+  CHECK(classes.size() == 10);
+  ha::save_classifications(folder / "head_classifications.json", classes, shape);
+  CHECK(ha::load_classifications(folder / "head_classifications.json") == classes);
+  ha::save_retention_statistics(folder / "retention_statistics.json", resumed.observer.retention_statistics());
+  auto const retention = ha::load_retention_statistics(folder / "retention_statistics.json");
+  CHECK(retention.info.shape() == shape);
+
+  std::int64_t const held = shape.bytes(96, 4) / 2;
+  ha::PlanOptions options;
+  options.floor = 8;
+  ha::save_plan(folder / "plan.json", ha::plan_policies(retention, ha::Budget::bytes(held, {shape, 4}), 96, options));
+  auto const compressor = ha::Compressor::from_policies(folder / "plan.json", shape);
+  CHECK(compressor.table().window(1) == 24);
+  std::vector<std::int32_t> const lengths{96};
+  std::vector<ha::LayerKv<float>> layers;
+  std::vector<ha::KvLayouts<ha::StridedLayout, ha::StridedLayout>> layouts;
+  for (std::int32_t layer = 0; layer < 4; ++layer) {
+    auto& problem = problems[static_cast<std::size_t>(layer)];
+    bool const own = shape.layer(layer).has_cache();
+    layers.push_back({own ? problem.keys.data() : nullptr, own ? problem.values.data() : nullptr});
+    auto const layout = ha::strided_bhsd(1, own ? shape.layer(layer).num_kv_heads : 0, 96, own ? 16 : 0);
+    layouts.push_back({layout, layout});
+  }
+  auto const cache = compressor.compress(layers, ha::per_layer(layouts), lengths, shape);
+  CHECK(cache.cache_info().bytes <= held);
+  CHECK(cache.cache_info().bytes > held * 9 / 10);
+  auto const kept = cache.compaction.kept(1, 0, 0);
+  CHECK(kept <= 24);
+  CHECK(cache.head_keys(1, 0, 0)[0] == problems[1].keys[static_cast<std::size_t>((96 - kept) * 16)]);
 }
