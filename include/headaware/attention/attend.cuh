@@ -113,7 +113,8 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
                               wide_rows(cache.keys, cache.view, shape.head_dim),
                               wide_values};
   dim3 const grid(static_cast<unsigned>(blocks), latent ? 1U : static_cast<unsigned>(kv.tiles));
-  launch(where, attend_kernel<Queries, Parameters>, grid, attend_threads, memory.bytes, stream, parameters);
+  launch(where, attend_kernel<Queries, Parameters>, grid, attend_block_threads<Queries>, memory.bytes, stream,
+         parameters);
 }
 
 template <class A, class ALayout, class B, class BLayout>
@@ -151,8 +152,8 @@ namespace device {
 /// @note   Deterministic; graph-capturable, and a replay reads the lengths of its time. One `d_temp` serves one call at
 ///         a time.
 /// @par Cost  Two launches. Each row held is loaded once for up to 16 query rows of its group: for decoding, once
-///            (more query rows: once per 16, from the L2 cache where it holds them; the blocks that share a latent's
-///            rows run side by side). Long prefill chunks are better served by kernels on tensor cores.
+///            (more query rows: once per 16, from the L2 cache where it holds them; a latent's once per 32, by blocks
+///            that run side by side). Long prefill chunks are better served by kernels on tensor cores.
 template <class Q, class QLayout, AttentionCache Cache, class O, class OLayout>
 cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
                    AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
@@ -200,6 +201,9 @@ cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
       if (rows <= 4) return launch.template operator()<4>();
     }
     if (rows <= 8) return launch.template operator()<8>();
+    if constexpr (latent) {
+      if (rows > 16) return launch.template operator()<32>();
+    }
     return launch.template operator()<16>();
   });
 }
