@@ -61,7 +61,7 @@ ObserveSetup set_up_observation(Shape const& shape, std::int64_t num_layers, boo
   sizes.element_bytes = sizeof(E);
   sizes.padding = WarpProducts<E>::padding;
   sizes.tile_keys = WarpProducts<E>::keys;
-  sizes.parameter_bytes = parameter_bytes;
+  sizes.parameter_bytes = parameter_bytes + static_cast<std::int32_t>(sizeof(ObserveTensors::Own));
   sizes.head_dim = static_cast<std::int32_t>(shape.head_dim);
   sizes.value_dim = values ? static_cast<std::int32_t>(value_dim(shape)) : 0;
   sizes.sums = static_cast<std::int32_t>(SumsLayout(parameters).size());
@@ -250,8 +250,8 @@ void observe_layers(void* d_temp, std::size_t& temp_bytes, Shape const& shape, s
   for (std::size_t i = 0; i < layers.size(); ++i) {
     Layer const& layer = layers[i];
     ObservedPlace const place = place_of(i);
-    tensors.layers[i] = {layer.d_queries, layer.d_keys,     layer.d_values,       layer.d_output_factors,
-                         layer.d_sinks,   place.first_head, clamped(place.window)};
+    tensors.layers[i] = {layer.d_queries, layer.d_keys, layer.d_values, layer.d_output_factors};
+    tensors.own[i] = {layer.d_sinks, place.first_head, clamped(place.window)};
   }
   auto const map = LogitMap::of(score.scale, score.soft_cap, shape.head_dim);
   Parameters kernel_parameters{
@@ -276,7 +276,6 @@ void observe_layers(void* d_temp, std::size_t& temp_bytes, Shape const& shape, s
       .value_dim = setup.sizes.value_dim,
       .first_query = clamped(parameters.first_query),
       .query_stride = clamped(parameters.query_stride),
-      .window = 0,
       .sink_size = parameters.sink_size,
       .local_window = parameters.local_window,
       .near = setup.sizes.near,

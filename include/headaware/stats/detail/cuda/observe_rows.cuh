@@ -15,12 +15,6 @@ namespace detail {
 
 // After the last key: reduction from the states of rows and intervals to the raw sums.
 
-/// The logit, in base 2, of the head's learned sink; -infinity: none.
-template <class Tile>
-__device__ float sink_logit(Tile const& tile) {
-  return tile.layer.sinks != nullptr ? tile.layer.sinks[tile.head] * log2_e : -INFINITY;
-}
-
 /// Finishes one row: its statistics, its normalisation and the probabilities of its intervals, by one thread.
 /// @param scalars  [row_scalars, rows]
 template <class Tile>
@@ -37,7 +31,7 @@ __device__ void finish_row(Tile const& tile, std::int32_t row, double* scalars) 
     all.merge({{part.softmax.max, part.softmax.sum}, part.softmax.weighted});
     recent += part.recent;
   }
-  float const sink = sink_logit(tile);
+  float const sink = tile.own.sinks != nullptr ? tile.own.sinks[tile.head] * log2_e : -INFINITY;
   bool const has_sink = sink != -INFINITY;
   bool const valid = finite && all.sum > 0 && (!has_sink || isfinite(sink));
   double keys_scale = 1;  // of sums relative to the largest logit of the keys alone
