@@ -104,6 +104,8 @@ void require_channels(std::int64_t head_dim, std::int64_t value_dim, char const*
 /// @throws ArgumentError on channels that are not positive, or that are of a model with other layers
 inline LayerChannels checked_channels(LayerChannels const& channels, std::int64_t value_dim, LayerHeads const& heads,
                                       char const* where) {
+  require(value_dim == 0 || channels.alike(), "value_dim", "0, as the shape says the channels of every layer",
+          value_dim, where);
   LayerChannels result = value_dim != 0 ? channels.with_values(value_dim) : channels;
   auto const layers = static_cast<std::size_t>(heads.num_layers);
   bool const as_many = channels.num_layers() == 0 || channels.num_layers() == layers;
@@ -113,7 +115,6 @@ inline LayerChannels checked_channels(LayerChannels const& channels, std::int64_
     require_channels(result.common().head_dim, latent ? 1 : result.common().value_dim, where);
     return result;
   }
-  require(value_dim == 0, "value_dim", "0, as the shape says the channels of every layer", value_dim, where);
   for (std::size_t layer = 0; layer < layers; ++layer) {
     std::int32_t const count = heads.count(static_cast<std::int64_t>(layer));
     require((count > 0) == (result.of(layer).head_dim > 0), "channels of a layer",

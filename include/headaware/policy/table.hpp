@@ -106,10 +106,7 @@ class BasicPolicyTable {
   /// Every head follows `policy`.
   /// @throws ArgumentError on counts that are not positive or a policy whose fields make no sense
   BasicPolicyTable(std::int32_t num_layers, std::int32_t num_kv_heads, Policy const& policy = Full{})
-      : BasicPolicyTable(detail::HeadCounts(num_layers, num_kv_heads), {}, policy) {
-    require(num_layers > 0, "num_layers", "> 0", num_layers, "PolicyTable");
-    require(num_kv_heads > 0, "num_kv_heads", "> 0", num_kv_heads, "PolicyTable");
-  }
+      : BasicPolicyTable(checked_counts(num_layers, num_kv_heads), {}, policy) {}
 
   /// @brief Every head of every layer with a cache of its own follows `policy`; the other layers have no heads here.
   /// @throws ArgumentError on a shape without layers, or a policy whose fields make no sense
@@ -180,7 +177,7 @@ class BasicPolicyTable {
     constexpr auto where = "PolicyTable::slice";
     require(ranks > 0, "ranks", "> 0", ranks, where);
     require_index(rank, ranks, "rank", where);
-    require(num_kv_heads() > 0, "KV heads", "> 0", 0, where);
+    require(num_kv_heads() > 0, "ranks", {"a divisor or a multiple of ", num_kv_heads(), " KV heads"}, ranks, where);
     std::vector<std::int32_t> counts;
     std::vector<std::int32_t> layers;
     for (std::int32_t layer = 0; layer < num_layers(); ++layer) {
@@ -224,6 +221,11 @@ class BasicPolicyTable {
     }
   }
 
+  static detail::HeadCounts checked_counts(std::int32_t num_layers, std::int32_t num_kv_heads) {
+    require(num_layers > 0, "num_layers", "> 0", num_layers, "PolicyTable");
+    require(num_kv_heads > 0, "num_kv_heads", "> 0", num_kv_heads, "PolicyTable");
+    return {num_layers, num_kv_heads};
+  }
   static std::vector<std::int32_t> kv_heads_of(ModelShape const& shape) {
     std::vector<std::int32_t> counts;
     for (LayerShape const& layer : shape.layers()) counts.push_back(layer.has_cache() ? layer.num_kv_heads : 0);
