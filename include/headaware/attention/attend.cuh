@@ -139,7 +139,7 @@ namespace device {
 /// tables name existing rows is a precondition: `validate_tables` checks copies of them.
 /// @tparam Q, T, O  float, `__half` or `__nv_bfloat16`, or `float16` and `bfloat16`
 /// @param[in]     d_temp      device, of any alignment; nullptr: size query
-/// @param[in,out] temp_bytes  bytes; depends on `shape` and `bounds.max_rows` alone
+/// @param[in,out] temp_bytes  bytes; depends on `shape`, `bounds.max_rows` and whether the cache is a latent's alone
 /// @param[in]     queries     [sequences, num_query_heads, query_tokens, head_dim], by the layout
 /// @param[in]     cache       `KeptCache` or `LatentCache`, rows where the view says; pointers may be null where
 ///                            `bounds.max_rows` is 0

@@ -6,6 +6,7 @@
 
 #include <headaware/attention/policy_mask.cuh>
 #include <headaware/cache/compact.cuh>
+#include <headaware/cache/page_indices.hpp>
 #include <headaware/cache/paged_heads.cuh>
 #include <headaware/cache/rolling.cuh>
 
@@ -55,7 +56,58 @@ DeviceVector<std::byte> uploaded(std::span<std::byte const> bytes) {
   return DeviceVector<std::byte>(std::vector<std::byte>(bytes.begin(), bytes.end()));
 }
 
+/// Compresses the prompts of all sequences, in one call for all layers.
+template <class Form>
+void compress(MixedStep const& step, ha::Destination<float, Form> const& kept) {
+  ha::Compaction const compaction(step.table, step.lengths);
+  MixedTensors const source(step.shape, 4, 0, 23);
+  DeviceMixed const device(source);
+  auto const d_table = uploaded(step.table.bytes());
+  DeviceVector<std::int32_t> const d_lengths(step.lengths);
+  auto const d_compaction = compaction.on_device(step.table.view_at(d_table.data()), d_lengths.data());
+  auto const transfer = ha::transfer(device.layers, ha::per_layer(source.layouts), kept);
+  std::size_t bytes = 0;
+  REQUIRE_CUDA(ha::device::compress(nullptr, bytes, d_compaction, transfer, nullptr));
+  DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{1}));
+  REQUIRE_CUDA(ha::device::compress(temp.data(), bytes, d_compaction, transfer, nullptr));
+  REQUIRE_CUDA(cudaDeviceSynchronize());
+}
+
 }  // namespace
+
+TEST_CASE("layers that differ attend over ragged and paged caches on the device", "[attention][mixed]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  MixedStep step;
+  step.lengths = {23, 5, 0, 14};
+  ha::Compaction const compaction(step.table, step.lengths);
+  std::int64_t const room = compaction.pages_total(4) * 4 * 24;  // elements, of either cache
+  DeviceVector<float> const keys(std::vector<float>(at(room), -7));
+  DeviceVector<float> const values(std::vector<float>(at(room), -7));
+  DeviceUpload const upload;
+  SECTION("ragged") {
+    auto const kept = ha::ragged(compaction, keys.data(), values.data(), step.shape);
+    compress(step, kept);
+    step.check([&](std::int32_t layer, std::int32_t of) {
+      ha::RaggedView const view{upload(compaction.cu_seqlens(of)), step.of(layer).num_kv_heads};
+      return attend(step, layer, kept.layers[at(of)], view, compaction.kept_total(of));
+    });
+  }
+  SECTION("paged") {
+    ha::PageIndices const pages = ha::consecutive_pages(compaction, 4);
+    auto const* const indices = upload(pages.indices);
+    auto const* const indptr = upload(pages.indptr);
+    auto const* const last = upload(pages.last_page_len);
+    std::vector<ha::LayerKv<float>> const pools(7, {keys.data(), values.data()});
+    ha::PagedForm const form{.block_table = indices, .indptr = indptr, .page_size = 4, .page_stride = 4 * 24};
+    compress(step, ha::paged(compaction, pools, form, step.shape, compaction.pages_total(4)));
+    step.check([&](std::int32_t layer, std::int32_t of) {
+      auto const first = compaction.first_segment(of);
+      auto const view =
+          ha::PagedView::csr(indices, indptr + first, last + first, step.of(layer).num_kv_heads, 4, 4 * 24);
+      return attend(step, layer, pools[0], view, compaction.kept_total(of));
+    });
+  }
+}
 
 TEST_CASE("layers that differ attend over a rolling cache on the device", "[attention][mixed]") {
   HEADAWARE_REQUIRE_DEVICE();
@@ -80,18 +132,9 @@ TEST_CASE("layers that differ attend over a rolling cache on the device", "[atte
   auto const state = ha::RollingStateView::at(counters.data(), 4);
 
   // A prompt is compressed into it, then tokens are appended; every sequence has its own length.
+  compress(step, rolling);
   {
-    ha::Compaction const compaction(step.table, step.lengths);
-    MixedTensors const source(step.shape, 4, 0, 23);
-    DeviceMixed const device(source);
-    auto const d_table = uploaded(step.table.bytes());
     DeviceVector<std::int32_t> const d_lengths(step.lengths);
-    auto const d_compaction = compaction.on_device(step.table.view_at(d_table.data()), d_lengths.data());
-    auto const transfer = ha::transfer(device.layers, ha::per_layer(source.layouts), rolling);
-    std::size_t bytes = 0;
-    REQUIRE_CUDA(ha::device::compress(nullptr, bytes, d_compaction, transfer, nullptr));
-    DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{1}));
-    REQUIRE_CUDA(ha::device::compress(temp.data(), bytes, d_compaction, transfer, nullptr));
     REQUIRE_CUDA(ha::device::start(view, state, d_lengths.data(), nullptr));
     REQUIRE_CUDA(cudaDeviceSynchronize());
   }

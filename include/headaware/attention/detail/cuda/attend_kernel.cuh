@@ -2,17 +2,17 @@
 
 // Attention over the rows of one KV split, for decoding: bound by memory, so on plain float units.
 //
-// Tiles. A block has 128 threads, up to 16 query rows of one KV head (`Queries`), and one KV split; over latents up to
-// 32, and 128 threads for the sums of each 16. Per step it loads
+// Tiles. A block has 128 threads, up to 16 query rows of one KV head (`Queries`), and one KV split. Per step it loads
 // `AttendMemory::tile_rows` cache rows, up to 64; each row comes from memory once for all of the block's queries.
 //   scores   [Queries, tile_rows]: a thread has a key and up to 4 queries at a time
 //   weights  in place: a warp has a query at a time, a lane every 32nd key
 //   sums     [Queries, width] in registers: a thread has two channels, and in narrow heads every `groups`-th four rows
-// Latents. The tile of keys is the tile of values, too, and a thread has four channels. Blocks of the same rows, for
-// other query rows, follow each other in the grid: all but the first find the rows in the L2 cache.
-// Formula. Per query the online softmax (max, sum) of `OnlineSoftmax`; `factor` rescales the sums when max changes.
-// Splits write (max, sum) and sums; the last block of a segment's tile merges them in order (Flash-Decoding).
-// Barriers, per tile of rows: offsets are there | rows have arrived | scores | weights and factors | values are dead.
+// Latents. The tile of keys is the tile of values, too, and a thread has four channels. A block has up to 32 query
+// rows, and 128 threads for the sums of each 16; blocks of the same rows, for other query rows, follow each other in
+// the grid: all but the first find the rows in the L2 cache. Formula. Per query the online softmax (max, sum) of
+// `OnlineSoftmax`; `factor` rescales the sums when max changes. Splits write (max, sum) and sums; the last block of a
+// segment's tile merges them in order (Flash-Decoding). Barriers, per tile of rows: offsets are there | rows have
+// arrived | scores | weights and factors | values are dead.
 //
 // Files: attend_parameters (shared memory, temporary storage), attend_split_kernel (segments to splits), attend_tile
 // (one tile of rows), attend_merge (the last block's merge).
