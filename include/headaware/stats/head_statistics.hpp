@@ -16,12 +16,13 @@ struct PositionPreference {
   double sink = 0;    ///< on the first `sink_size` tokens
   double recent = 0;  ///< on the last `recent_ratio` of the chunk
   double local = 0;   ///< on the query's own and the `local_window` tokens before it
-  double global = 0;  ///< the rest: max(0, 1 - sink - local)
+  double global = 0;  ///< the rest, a learned sink's mass included: max(0, 1 - sink - local)
 
   friend bool operator==(PositionPreference const&, PositionPreference const&) = default;
 };
 
-/// @brief The averages of one query head over the chunks of a text. Entropies in nats.
+/// @brief The averages of one query head over the chunks of a text. Entropies in nats, over the tokens that a query
+/// sees and its head's learned sink.
 struct HeadStatistics {
   std::int32_t layer_idx = 0;
   std::int32_t head_idx = 0;  ///< query head
@@ -29,8 +30,8 @@ struct HeadStatistics {
   double std_entropy = 0;  ///< population standard deviation of the chunks' mean entropies
   double max_attention_mean = 0;
   PositionPreference position_preference;
-  double sink_ratio = 0;                       ///< equals position_preference.sink
-  double uniformity_score = 0;                 ///< Kullback-Leibler divergence from uniform attention
+  double sink_ratio = 0;        ///< equals position_preference.sink
+  double uniformity_score = 0;  ///< Kullback-Leibler divergence from uniform attention to what a query sees
   std::vector<double> relative_position_dist;  ///< mean probability at distance 0, 1, ... (64 by default)
 
   friend bool operator==(HeadStatistics const&, HeadStatistics const&) = default;

@@ -17,17 +17,21 @@ HEADAWARE_TARGET_BEGIN
 
 /// @brief The keys of a tile of query rows, sorted into bins of distance as they pass by.
 ///
-/// Bin b holds keys at distances [windows[b - 1], windows[b]), the last all farther ones. The keys that
+/// Bin b holds keys at distances [windows[b - 1], windows[b]), the last all farther ones that rows see: windows beyond
+/// drop nothing. The keys that
 /// may be sinks are kept one by one. All weights are relative to the row's running maximum. With a metric
 /// every value has a second part, the same after the metric, whose errors are summed apart.
 class RetentionRows {
   static constexpr std::int64_t group = ScoreBlocking::rows;
 
  public:
-  RetentionRows(RetentionGrid const& grid, std::int64_t rows, std::int64_t value_dim, bool with_values,
-                bool with_metric)
+  /// @param visible  keys that a row sees; 0: all before it
+  RetentionRows(RetentionGrid const& grid, std::int64_t visible, std::int64_t rows, std::int64_t value_dim,
+                bool with_values, bool with_metric)
       : grid_(grid),
-        bins_(static_cast<std::int64_t>(grid.windows.size()) + 1),
+        bins_(std::count_if(grid.windows.begin(), grid.windows.end(),
+                            [&](std::int32_t window) { return visible == 0 || window < visible; }) +
+              1),
         sinks_(grid.sinks.back()),
         part_((value_dim + 2 * simd::lanes - 1) / (2 * simd::lanes) * (2 * simd::lanes)),
         channels_(with_metric ? 2 * part_ : part_),
@@ -81,7 +85,7 @@ class RetentionRows {
     ++sums.rows;
     float const* const masses = masses_.data() + row * bins_;
     float const* const weights = sink_weights_.data() + row * sinks_;
-    std::size_t const windows = grid_.windows.size();
+    auto const windows = static_cast<std::size_t>(bins_ - 1);
 
     // Mass that windows keep beside the sinks, from the nearest bin on: near[j] = Σ of bins 0 … j.
     near_masses_.assign(windows, 0.0);
@@ -93,8 +97,8 @@ class RetentionRows {
       if (j > 0) axpy(1, near(j - 1), to);
     }
     if (with_values_) {
-      std::copy_n(near(windows - 1), channels_, output());
-      axpy(1, bin(row, bins_ - 1), output());
+      std::copy_n(bin(row, bins_ - 1), channels_, output());
+      if (windows > 0) axpy(1, near(windows - 1), output());
       for (std::int64_t k = 0; k < std::min(sinks_, q + 1); ++k)
         axpy(weights[k], sink_values_.data() + k * channels_, output());
       for (std::int64_t c = 0; c < channels_; ++c) output()[c] *= static_cast<float>(1 / total);
@@ -256,7 +260,8 @@ class RetentionRows {
 
   /// The bin of a distance; keys ahead of the query, which weigh nothing, count as nearest.
   [[nodiscard]] std::int64_t bin_of(std::int64_t distance) const {
-    return std::upper_bound(grid_.windows.begin(), grid_.windows.end(), distance) - grid_.windows.begin();
+    return std::upper_bound(grid_.windows.begin(), grid_.windows.begin() + (bins_ - 1), distance) -
+           grid_.windows.begin();
   }
 
   RetentionGrid grid_;

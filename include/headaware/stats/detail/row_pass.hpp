@@ -97,7 +97,7 @@ class RowPass {
     if (parameters.retention) {
       bool const with_values = layer.values != nullptr;
       bool const with_metric = with_values && layer.output_factors != nullptr;
-      retention_.emplace(*parameters.retention, B::pack_rows, value_dim_, with_values, with_metric);
+      retention_.emplace(*parameters.retention, window_, B::pack_rows, value_dim_, with_values, with_metric);
       values_.emplace(static_cast<std::size_t>(with_values ? B::block_keys * retention_->channels() : 0));
       if (with_metric) metric_.emplace(static_cast<std::size_t>(value_dim_ * retention_->part()));
     }
