@@ -8,6 +8,7 @@
 #include <headaware/cache/compact.hpp>
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/destination.hpp>
+#include <headaware/cache/layer_channels.hpp>
 #include <headaware/cache/layer_kv.hpp>
 #include <headaware/classify/builders.hpp>
 #include <headaware/classify/head_type.hpp>
@@ -16,19 +17,21 @@
 #include <headaware/io/duo_gates.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/head_classifications.hpp>
-#include <headaware/io/model_config.hpp>
+#include <headaware/io/model_shape.hpp>
 #include <headaware/io/policy_table.hpp>
 #include <headaware/layout/concept.hpp>
 #include <headaware/layout/engines.hpp>
 #include <headaware/layout/paged.hpp>
 #include <headaware/layout/ragged.hpp>
 #include <headaware/layout/strided.hpp>
+#include <headaware/model_shape.hpp>
 #include <headaware/policy/registry.hpp>
 #include <headaware/policy/table.hpp>
 #include <headaware/policy/with_keep_lists.hpp>
 #include <headaware/token_bytes.hpp>
 #include <headaware/types.hpp>
 
+#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -43,19 +46,21 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @brief KV heads per policy, and the tokens of a sequence that they keep.
 struct CompressionSummary {
   std::int32_t num_layers = 0;
-  std::int32_t num_kv_heads = 0;
+  std::int32_t num_kv_heads = 0;        ///< per layer; where they differ, of the layer that has most
   std::int64_t length = 0;              ///< tokens of the sequence
   std::vector<std::string> policies{};  ///< names, in the registry's order
   std::vector<std::int64_t> heads{};    ///< KV heads that follow each
   std::vector<double> mean_kept{};      ///< tokens kept per head on average; 0 if no head follows it
   std::int64_t kept_total = 0;          ///< tokens kept, summed over layers and KV heads
-  double ratio = 1;                     ///< kept_total / (layers · KV heads · length)
+  std::int64_t full_total = 0;          ///< those kept where no head evicts any that its layer sees
+  double ratio = 1;                     ///< kept_total / full_total
 };
 
 /// @brief Formats the summary as a table.
 template <class = void>
 [[nodiscard]] std::string to_string(CompressionSummary const& summary) {
-  std::int64_t const total = std::int64_t{summary.num_layers} * summary.num_kv_heads;
+  std::int64_t total = 0;
+  for (std::int64_t const heads : summary.heads) total += heads;
   std::string text = "policy           KV heads    share  mean tokens kept of " + std::to_string(summary.length) + "\n";
   for (std::size_t i = 0; i < summary.policies.size(); ++i) {
     if (summary.heads[i] == 0) continue;
@@ -72,64 +77,86 @@ template <class = void>
   return text + line;
 }
 
-/// @brief A compressed cache in host memory that owns its storage, ragged: row
-/// `compaction.offsets()[segment] + i` of `keys` and `values` has the segment's `i`-th kept token.
+/// @brief A compressed cache in host memory that owns its storage, ragged: a layer's rows lie after those of the layers
+/// before, and where all layers have as many channels row `compaction.offsets()[segment] + i` of `keys` and `values`
+/// has the segment's `i`-th kept token.
 template <class T, class Table>
 struct CompressedCache {
   Compaction<Table> compaction;
   std::vector<T> keys;    ///< [compaction.kept_total(), head_dim]
-  std::vector<T> values;  ///< [compaction.kept_total(), value_dim]
-  std::int64_t head_dim = 0;
-  std::int64_t value_dim = 0;
+  std::vector<T> values;  ///< [compaction.kept_total(), value_dim]; of latents none: they are in the keys
+  LayerChannels channels;
+  std::int64_t head_dim = 0;   ///< of every layer; where they differ, the most of any
+  std::int64_t value_dim = 0;  ///< likewise
 
   /// The rows of one head of one sequence, [kept, head_dim]. @throws ArgumentError if it is out of range
   [[nodiscard]] std::span<T const> head_keys(std::int32_t layer, std::int32_t sequence, std::int32_t kv_head) const {
-    return rows(keys, head_dim, layer, sequence, kv_head);
+    return rows(keys, &RowChannels::head_dim, layer, sequence, kv_head);
   }
   /// The same for values, [kept, value_dim].
   [[nodiscard]] std::span<T const> head_values(std::int32_t layer, std::int32_t sequence, std::int32_t kv_head) const {
-    return rows(values, value_dim, layer, sequence, kv_head);
+    return rows(values, &RowChannels::value_dim, layer, sequence, kv_head);
   }
   [[nodiscard]] CacheInfo cache_info() const {
-    auto const bytes = static_cast<std::int64_t>(sizeof(T));
-    return headaware::cache_info(compaction, TokenBytes{head_dim * bytes, value_dim * bytes});
+    auto const bytes = [](RowChannels const& rows) {
+      auto const element = static_cast<std::int64_t>(sizeof(T));
+      return TokenBytes{rows.head_dim * element, rows.value_dim * element};
+    };
+    if (channels.alike()) return headaware::cache_info(compaction, bytes(channels.common()));
+    std::vector<TokenBytes> layers;
+    for (RowChannels const& rows : channels.layers()) layers.push_back(bytes(rows));
+    return headaware::cache_info(compaction, LayerBytes(std::move(layers)));
   }
 
  private:
-  std::span<T const> rows(std::vector<T> const& data, std::int64_t channels, std::int32_t layer, std::int32_t sequence,
-                          std::int32_t kv_head) const {
+  std::span<T const> rows(std::vector<T> const& data, std::int64_t RowChannels::*count, std::int32_t layer,
+                          std::int32_t sequence, std::int32_t kv_head) const {
     std::int64_t const kept = compaction.kept(layer, sequence, kv_head);
     std::int64_t const segment =
         compaction.first_segment(layer) + std::int64_t{sequence} * compaction.num_kv_heads(layer) + kv_head;
-    std::int64_t const first = compaction.offsets()[static_cast<std::size_t>(segment)];
-    return std::span(data).subspan(static_cast<std::size_t>(first * channels),
-                                   static_cast<std::size_t>(kept * channels));
+    std::int64_t const width = channels.of(static_cast<std::size_t>(layer)).*count;
+    std::int64_t first = compaction.offsets()[static_cast<std::size_t>(segment)] * width;
+    if (!channels.alike()) {
+      first -= compaction.layer_begin(layer) * width;
+      for (std::int32_t l = 0; l < layer; ++l) {
+        first += compaction.kept_total(l) * (channels.of(static_cast<std::size_t>(l)).*count);
+      }
+    }
+    return std::span(data).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(kept * width));
   }
 };
 
 /// @brief Compresses a cache in host memory in one call, into memory of its own.
-/// @param layers       [num_layers], host pointers
+/// @param layers       [num_layers], host pointers; those of layers without a cache of their own are not read
 /// @param source       how each layer's keys and values lie
 /// @param table        policies, one per (layer, KV head)
 /// @param lengths      tokens of each sequence
-/// @param head_dim     channels of a key
+/// @param channels     head_dim where all layers are alike, or the model's shape
 /// @param skip_layers  layers left uncompressed
-/// @param value_dim    channels of a value; 0: as many as of a key
+/// @param value_dim    channels of a value, where all layers are alike; 0: as many as of a key
 /// @throws ArgumentError as `compress` does
 template <LayerRange Layers, class Source, class Registry>
 [[nodiscard]] auto head_aware_compress(Layers const& layers, Source const& source,
                                        BasicPolicyTable<Registry> const& table, std::span<std::int32_t const> lengths,
-                                       std::int64_t head_dim, std::span<std::int32_t const> skip_layers = {},
+                                       LayerChannels const& channels, std::span<std::int32_t const> skip_layers = {},
                                        std::int64_t value_dim = 0) {
   using T = std::remove_cvref_t<decltype(*layer_span(layers)[0].keys)>;
-  if (value_dim == 0) value_dim = head_dim;
-  detail::require_channels(head_dim, value_dim, "head_aware_compress");
   CompressedCache<T, BasicPolicyTable<Registry>> cache{
-      Compaction<BasicPolicyTable<Registry>>(table.skip_layers(skip_layers), lengths), {}, {}, head_dim, value_dim};
-  cache.keys.resize(static_cast<std::size_t>(cache.compaction.kept_total() * head_dim));
-  cache.values.resize(static_cast<std::size_t>(cache.compaction.kept_total() * value_dim));
+      Compaction<BasicPolicyTable<Registry>>(table.skip_layers(skip_layers), lengths), {}, {}, {}};
+  cache.channels = detail::checked_channels(channels, value_dim, cache.compaction.heads(), "head_aware_compress");
+  cache.head_dim = cache.channels.common().head_dim;
+  cache.value_dim = cache.channels.common().value_dim;
+  std::int64_t key_elements = 0;
+  std::int64_t value_elements = 0;
+  for (std::int32_t layer = 0; layer < cache.compaction.num_layers(); ++layer) {
+    RowChannels const& row = cache.channels.of(static_cast<std::size_t>(layer));
+    key_elements += cache.compaction.kept_total(layer) * row.head_dim;
+    value_elements += cache.compaction.kept_total(layer) * row.value_dim;
+  }
+  cache.keys.resize(static_cast<std::size_t>(key_elements));
+  cache.values.resize(static_cast<std::size_t>(value_elements));
   compress(cache.compaction, layers, source,
-           ragged(cache.compaction, cache.keys.data(), cache.values.data(), head_dim, value_dim));
+           ragged(cache.compaction, cache.keys.data(), cache.values.data(), cache.channels));
   return cache;
 }
 
@@ -142,15 +169,11 @@ class BasicCompressor {
   using Policy = AnyPolicy<Registry>;
   using CompactionType = Compaction<Table>;
 
-  /// @brief Uses a given table.
-  /// @throws ArgumentError if the table's layers or KV heads are not the model's
-  BasicCompressor(ModelConfig const& model, Table table) : model_(model), table_(std::move(table)) {
-    model_.validate();
-    require(table_.num_layers() == model_.num_hidden_layers, "table's layers", model_.num_hidden_layers,
-            table_.num_layers(), "Compressor");
-    require(table_.num_kv_heads() == model_.num_key_value_heads, "table's KV heads", model_.num_key_value_heads,
-            table_.num_kv_heads(), "Compressor");
-  }
+  /// @brief Uses a given table: in layers that slide, what its policies mean within their windows.
+  /// @param model  a `ModelConfig` where all layers are alike
+  /// @throws ArgumentError if the table's layers or KV heads are not those of the model's caches
+  BasicCompressor(ModelShape model, Table table)
+      : model_(std::move(model)), table_(within_layers(std::move(table), model_, "Compressor")) {}
 
   /// @brief Makes the table from classified query heads, folded onto KV heads.
   /// @param types  policy of each type of head
@@ -158,7 +181,7 @@ class BasicCompressor {
   /// @throws ArgumentError if heads and model disagree
   template <class Fold = FoldUnion>
   static BasicCompressor from_classifications(
-      std::span<HeadClassification const> classifications, ModelConfig const& model,
+      std::span<HeadClassification const> classifications, ModelShape const& model,
       BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative(), Fold const& fold = {}) {
     return {model, table_from_classifications<Registry>(classifications, model, types, fold)};
   }
@@ -167,7 +190,7 @@ class BasicCompressor {
   /// @throws FileError, FormatError, ArgumentError
   template <class Fold = FoldUnion>
   static BasicCompressor from_classifications(
-      FilePath const& path, ModelConfig const& model,
+      FilePath const& path, ModelShape const& model,
       BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative(), Fold const& fold = {}) {
     std::vector<HeadClassification> const classifications = load_classifications(path);
     return from_classifications(std::span<HeadClassification const>(classifications), model, types, fold);
@@ -177,13 +200,14 @@ class BasicCompressor {
   /// @param types  policy of each type of head; unused for a plan
   /// @throws FileError, FormatError, ArgumentError
   static BasicCompressor from_policies(
-      FilePath const& path, ModelConfig const& model,
+      FilePath const& path, ModelShape const& model,
       BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative()) {
     return {model, load_policy_table<Registry>(path, model, types)};
   }
 
-  /// @brief Gives every head one policy; by default StreamingLLM's sinks and window.
-  static BasicCompressor from_model_config(ModelConfig const& model,
+  /// @brief Gives every head one policy, within the windows of layers that slide; by default StreamingLLM's sinks and
+  /// window.
+  static BasicCompressor from_model_config(ModelShape const& model,
                                            Policy const& policy = SinkWindow{.sink = 4, .window = 508}) {
     return {model, table_from_model_config<Registry>(model, policy)};
   }
@@ -191,31 +215,32 @@ class BasicCompressor {
   /// @brief The same, the model's shape read from a Hugging Face `config.json`.
   static BasicCompressor from_model_config(FilePath const& path,
                                            Policy const& policy = SinkWindow{.sink = 4, .window = 508}) {
-    return from_model_config(load_model_config(path), policy);
+    return from_model_config(load_model_shape(path), policy);
   }
 
   /// @brief From DuoAttention's trained gates: `Full` for the share of heads with the largest gates, as they are
   /// published (`FullHeadShare{0.5}`), sinks and window for the others.
-  static BasicCompressor from_duo_gates(DuoGates const& gates, ModelConfig const& model, FullHeadShare full) {
-    return {model, table_from_duo_gates<Registry>(gates, full)};
+  static BasicCompressor from_duo_gates(DuoGates const& gates, ModelShape const& model, FullHeadShare full) {
+    return {model, table_from_duo_gates<Registry>(gates, model, full)};
   }
 
   /// @brief The same with `Full` above a threshold.
   /// @param threshold  gate value; 0.5 is beneath nine in ten gates of some published models; in braces,
   ///                   `{0.5}`, a number is a share
   template <std::convertible_to<double> Threshold>
-  static BasicCompressor from_duo_gates(DuoGates const& gates, ModelConfig const& model, Threshold threshold) {
-    return {model, table_from_duo_gates<Registry>(gates, threshold)};
+  static BasicCompressor from_duo_gates(DuoGates const& gates, ModelShape const& model, Threshold threshold) {
+    return {model, table_from_duo_gates<Registry>(gates, model, threshold)};
   }
 
   /// @brief The same with a threshold of 0.5.
   [[deprecated(
       "say which: FullHeadShare{0.5}, as DuoAttention's models are published, or a threshold")]] static BasicCompressor
-  from_duo_gates(DuoGates const& gates, ModelConfig const& model) {
+  from_duo_gates(DuoGates const& gates, ModelShape const& model) {
     return from_duo_gates(gates, model, 0.5);
   }
 
-  [[nodiscard]] ModelConfig const& model() const { return model_; }
+  /// The model's layers.
+  [[nodiscard]] ModelShape const& model() const { return model_; }
   [[nodiscard]] Table const& table() const { return table_; }
 
   /// @brief The policy of one KV head. @throws ArgumentError if it is out of range
@@ -232,11 +257,12 @@ class BasicCompressor {
   }
 
   /// @brief Compresses a cache in host memory into one that owns its storage; see `head_aware_compress`.
+  /// @param channels  head_dim where all layers are alike, or the shape: `model()`, if it says them
   template <LayerRange Layers, class Source>
   [[nodiscard]] auto compress(Layers const& layers, Source const& source, std::span<std::int32_t const> lengths,
-                              std::int64_t head_dim, std::span<std::int32_t const> skip_layers = {},
+                              LayerChannels const& channels, std::span<std::int32_t const> skip_layers = {},
                               std::int64_t value_dim = 0) const {
-    return head_aware_compress(layers, source, table_, lengths, head_dim, skip_layers, value_dim);
+    return head_aware_compress(layers, source, table_, lengths, channels, skip_layers, value_dim);
   }
 
   /// @brief Counts the heads per policy, and the tokens they keep of a sequence of `length`.
@@ -250,7 +276,9 @@ class BasicCompressor {
     summary.heads.resize(Registry::size);
     summary.mean_kept.resize(Registry::size);
     for (std::int32_t layer = 0; layer < table_.num_layers(); ++layer) {
-      for (std::int32_t head = 0; head < table_.num_kv_heads(); ++head) {
+      std::int64_t const window = table_.window(layer);
+      summary.full_total += table_.num_kv_heads(layer) * (window != 0 ? std::min(window, length) : length);
+      for (std::int32_t head = 0; head < table_.num_kv_heads(layer); ++head) {
         Policy const& policy = table_.at(layer, head);
         std::int64_t const kept = policy.visit([&](auto const& p) { return kept_count(p, length); });
         summary.heads[policy.id()] += 1;
@@ -261,13 +289,13 @@ class BasicCompressor {
     for (std::size_t i = 0; i < Registry::size; ++i) {
       if (summary.heads[i] > 0) summary.mean_kept[i] /= static_cast<double>(summary.heads[i]);
     }
-    std::int64_t const full = length * table_.num_layers() * table_.num_kv_heads();
+    std::int64_t const full = summary.full_total;
     summary.ratio = full == 0 ? 1 : static_cast<double>(summary.kept_total) / static_cast<double>(full);
     return summary;
   }
 
  private:
-  ModelConfig model_;
+  ModelShape model_;
   Table table_;
 };
 

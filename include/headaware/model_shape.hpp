@@ -11,6 +11,7 @@
 #include <headaware/types.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -29,7 +30,7 @@ enum class LayerKind : std::uint8_t {
   none,       ///< no keys and values: linear attention, state space, feed-forward
 };
 
-inline constexpr std::string_view layer_kind_names[] = {"attention", "sliding", "latent", "none"};
+inline constexpr std::array<std::string_view, 4> layer_kind_names{"attention", "sliding", "latent", "none"};
 
 /// The name of a kind in files and messages.
 [[nodiscard]] constexpr std::string_view to_string(LayerKind kind) {
@@ -70,10 +71,14 @@ struct LayerShape {
 /// are alike, else of one `LayerShape` per layer; `load_model_shape` reads it from a model's configuration.
 class ModelShape {
  public:
+  static constexpr std::int32_t max_layers = 1 << 20;
+
   ModelShape() = default;
   /// Every layer alike. Implicit on purpose: a `ModelConfig` is a shape. @throws ArgumentError as `validate`
   ModelShape(ModelConfig const& config) {
     config.validate();
+    require(config.num_hidden_layers <= max_layers, "num_hidden_layers", "at most 2^20", config.num_hidden_layers,
+            "ModelShape");
     LayerShape const layer{.num_query_heads = config.num_attention_heads,
                            .num_kv_heads = config.num_key_value_heads,
                            .head_dim = config.head_dim,
@@ -187,12 +192,16 @@ class LayerBytes {
   LayerBytes(ModelShape const& shape, std::size_t element_bytes) {
     for (LayerShape const& layer : shape.layers()) layers_.push_back(layer.token_bytes(element_bytes));
   }
+  /// @param layers  [num_layers]
+  explicit LayerBytes(std::vector<TokenBytes> layers) : layers_(std::move(layers)) {}
   /// @throws ArgumentError if there is no such layer
   [[nodiscard]] TokenBytes of(std::int32_t layer) const {
     if (layers_.empty()) return common_;
     require_index(layer, static_cast<std::int64_t>(layers_.size()), "layer", "LayerBytes");
     return layers_[static_cast<std::size_t>(layer)];
   }
+  /// [num_layers]; empty where one number is of all.
+  [[nodiscard]] std::span<TokenBytes const> layers() const { return layers_; }
 
  private:
   TokenBytes common_;

@@ -7,6 +7,7 @@
 #include <headaware/classify/thresholds.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/field_checker.hpp>
+#include <headaware/detail/model_heads.hpp>
 #include <headaware/error.hpp>
 #include <headaware/head_grid.hpp>
 #include <headaware/stats/head_statistics.hpp>
@@ -110,12 +111,12 @@ inline HeadClassification classify_checked(HeadStatistics const& s, ClassifierTh
 [[nodiscard]] inline std::vector<HeadClassification> classify(ModelStatistics const& model,
                                                               ClassifierThresholds const& t = {}) {
   t.validate();
-  auto const& info = model.model_info;
-  require_grid(std::span(model.heads), info.num_layers, info.num_heads, "classify");
+  detail::HeadCounts const heads = detail::query_head_counts(model.model_info);
+  require_grid(std::span(model.heads), heads.view(), "classify");
   std::vector<HeadClassification> result(model.heads.size());
   for (auto const& head : model.heads) {
     detail::require_finite(head, "classify");
-    result[grid_index(head, info.num_heads)] = detail::classify_checked(head, t);
+    result[grid_index(head, heads.view())] = detail::classify_checked(head, t);
   }
   return result;
 }

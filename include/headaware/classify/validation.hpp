@@ -8,6 +8,7 @@
 #include <headaware/classify/summary.hpp>
 #include <headaware/classify/thresholds.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/model_heads.hpp>
 #include <headaware/head_grid.hpp>
 #include <headaware/stats/head_statistics.hpp>
 
@@ -167,11 +168,11 @@ template <class Value>
 [[nodiscard]] inline std::vector<HeadClassification> in_model_order(ModelStatistics const& model,
                                                                     std::span<HeadClassification const> classes,
                                                                     char const* where) {
-  auto const& info = model.model_info;
-  require_grid(std::span(model.heads), info.num_layers, info.num_heads, where);
-  require_grid(classes, info.num_layers, info.num_heads, where);
+  HeadCounts const heads = query_head_counts(model.model_info);
+  require_grid(std::span(model.heads), heads.view(), where);
+  require_grid(classes, heads.view(), where);
   std::vector<HeadClassification> ordered(classes.size());
-  for (auto const& c : classes) ordered[grid_index(c, info.num_heads)] = c;
+  for (auto const& c : classes) ordered[grid_index(c, heads.view())] = c;
   return ordered;
 }
 
@@ -198,8 +199,9 @@ template <class... Values>
   constexpr auto where = "check_classifications";
   std::vector<HeadClassification> const got = detail::in_model_order(model, classifications, where);
   std::vector<HeadClassification> const expected = classify(model, t);
+  detail::HeadCounts const heads = detail::query_head_counts(model.model_info);
   std::vector<HeadStatistics const*> statistics(got.size());
-  for (auto const& s : model.heads) statistics[grid_index(s, model.model_info.num_heads)] = &s;
+  for (auto const& s : model.heads) statistics[grid_index(s, heads.view())] = &s;
 
   std::vector<ClassificationIssue> result;
   detail::IssueList issues(result);
@@ -216,9 +218,10 @@ template <class... Values>
 [[nodiscard]] inline std::vector<TypeStatistics> type_statistics(ModelStatistics const& model,
                                                                  std::span<HeadClassification const> classifications) {
   auto const classes = detail::in_model_order(model, classifications, "type_statistics");
+  detail::HeadCounts const counts = detail::query_head_counts(model.model_info);
   std::array<std::vector<HeadStatistics const*>, num_head_types> by_type;
   for (auto const& s : model.heads) {
-    HeadType const type = classes[grid_index(s, model.model_info.num_heads)].head_type;
+    HeadType const type = classes[grid_index(s, counts.view())].head_type;
     by_type[static_cast<std::size_t>(type)].push_back(&s);
   }
   std::vector<TypeStatistics> result;

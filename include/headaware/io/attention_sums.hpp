@@ -6,6 +6,7 @@
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/detail/fields.hpp>
+#include <headaware/io/detail/shape_fields.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/retention_statistics.hpp>
 #include <headaware/stats/attention_observer.hpp>
@@ -25,10 +26,46 @@ namespace detail {
 inline constexpr std::string_view sums_format = "headaware.attention_sums";
 inline constexpr std::int32_t sums_version = 1;
 
-template <class Fields, class Model>
-void model_fields(Fields&& f, Model& model) {
-  shape_fields(f, model.num_hidden_layers, model.num_attention_heads, model.num_key_value_heads);
-  f.integer("head_dim", model.head_dim, 0, max_int32);
+/// Shape of an observed model: of one whose layers are all alike with its channels beside the counts.
+struct ObservedShape {
+  std::int32_t num_layers = 0;
+  std::int32_t num_heads = 0;
+  std::int32_t num_kv_heads = 0;
+  ModelShape layers{};
+};
+
+[[nodiscard]] inline ModelShape read_observed_shape(JsonObject object) {
+  ObservedShape record;
+  read_shape(object, record);
+  if (record.layers.num_layers() > 0) return record.layers;
+  ModelConfig model{record.num_layers, record.num_heads, record.num_kv_heads, 0};
+  FieldReader(object).integer("head_dim", model.head_dim, 0, max_int32);
+  return model;
+}
+
+inline void write_observed_shape(JsonWriter& json, ModelShape const& shape) {
+  ObservedShape record;
+  set_shape(record, shape);
+  if (shape.uniform()) {
+    write_shape(json, record);
+    json.field("head_dim", shape.layer(0).head_dim);
+  } else {
+    write_shape(json, record);
+  }
+}
+
+/// An observer of this model. @throws ArgumentError if it takes none whose layers differ
+template <class Observer>
+[[nodiscard]] Observer observer_of(ModelShape const& shape, ObserverParameters const& parameters) {
+  if constexpr (requires { Observer(shape, parameters); }) {
+    return Observer(shape, parameters);
+  } else {
+    require(shape.uniform(), "model", "one whose layers are all alike", "another", "parse_attention_sums");
+    LayerShape const& l = shape.layer(0);
+    return Observer(
+        ModelConfig{shape.num_layers(), l.num_query_heads, l.num_kv_heads, static_cast<std::int32_t>(l.head_dim)},
+        parameters);
+  }
 }
 
 /// All parameters but the retention grid.
@@ -62,10 +99,7 @@ struct SavedObserver {
   JsonObject root = tree.root().object();
   detail::read_format(root, detail::sums_format, detail::sums_version);
 
-  ModelConfig model;
-  JsonObject const shape = root.get("model_info", "an object").object();
-  detail::model_fields(detail::FieldReader(shape), model);
-  detail::require_head_count(shape, model.num_hidden_layers, model.num_attention_heads);
+  ModelShape const model = detail::read_observed_shape(root.get("model_info", "an object").object());
 
   ObserverParameters parameters;
   detail::FieldReader given(root.get("parameters", "an object").object());
@@ -76,8 +110,7 @@ struct SavedObserver {
 
   // Check the number of heads before allocating their sums.
   JsonArray const heads = root.get("sums", "an array").array();
-  auto const num_heads =
-      static_cast<std::size_t>(model.num_hidden_layers) * static_cast<std::size_t>(model.num_attention_heads);
+  auto const num_heads = static_cast<std::size_t>(detail::query_heads_of(model).view().total());
   if (heads.size() != num_heads) heads.fail("number of heads", num_heads, heads.size());
   auto const size = static_cast<std::size_t>(SumsLayout(parameters).size());
   std::vector<double> sums;
@@ -92,7 +125,7 @@ struct SavedObserver {
       ++at;
     }
   }
-  SavedObserver result{AttentionObserver(model, parameters), 0, {}};
+  SavedObserver result{detail::observer_of<AttentionObserver>(model, parameters), 0, {}};
   result.source = root.get("source", "a string").string();
   result.position = root.get("position", "an integer").integer<std::int64_t>(0, detail::max_json_count);
   result.observer.add_sums(sums);
@@ -116,7 +149,7 @@ struct SavedObserver {
     detail::write_format(json, detail::sums_format, detail::sums_version);
     json.field("source", source);
     json.field("position", position);
-    json.field("model_info", [&] { detail::model_fields(fields, observer.model()); });
+    json.field("model_info", [&] { detail::write_observed_shape(json, observer.model()); });
     json.field("parameters", [&] {
       detail::observer_fields(fields, parameters);
       json.key("retention");

@@ -9,7 +9,10 @@
 #include <headaware/error.hpp>
 #include <headaware/head_grid.hpp>
 #include <headaware/io/detail/fields.hpp>
+#include <headaware/io/detail/shape_fields.hpp>
 #include <headaware/io/file.hpp>
+#include <headaware/layer_heads.hpp>
+#include <headaware/model_shape.hpp>
 
 #include <cstddef>
 #include <optional>
@@ -74,9 +77,22 @@ template <class = void>
   return c;
 }
 
+/// The shape of the model that classes are of, where its layers differ.
+struct ClassifiedShape {
+  std::int32_t num_layers = 0;
+  std::int32_t num_heads = 0;
+  std::int32_t num_kv_heads = 0;
+  ModelShape layers{};
+};
+
 template <class = void>
-void write_classifications(JsonWriter& json, std::span<HeadClassification const> heads) {
+void write_classifications(JsonWriter& json, std::span<HeadClassification const> heads, ModelShape const& model) {
   FieldWriter const fields(json);
+  if (model.num_layers() > 0 && !model.uniform()) {
+    ClassifiedShape shape;
+    set_shape(shape, model);
+    json.field("model_info", [&] { write_shape(json, shape); });
+  }
   json.key("classifications");
   json.array([&] {
     for (HeadClassification const& c : heads) {
@@ -109,6 +125,34 @@ void write_summary(JsonWriter& json, ClassificationSummary const& s) {
   json.field("sink_heads_percentage", s.percentage(s.sink_heads));
 }
 
+/// @param shape  becomes that of the model where the document says how its layers differ
+template <class = void>
+[[nodiscard]] std::vector<HeadClassification> read_classifications(JsonValue const& root, ModelShape& shape) {
+  bool const bare = root.kind() == JsonKind::array;
+  if (!bare && root.kind() != JsonKind::object) root.fail("wrong type", "an object or an array");
+  if (auto const format = bare ? std::nullopt : root.object().find("format")) {
+    if (!root.object().find("classifications"))
+      format->fail("another document", "classes of heads (\"classifications\")");
+  }
+  ClassifiedShape known;
+  auto const info = bare ? std::nullopt : root.object().find("model_info");
+  if (info && info->kind() == JsonKind::object && info->object().find("layers")) read_shape(info->object(), known);
+  JsonArray const records =
+      bare ? root.array() : root.object().get("classifications", "an array, the classes of heads").array();
+  if (records.size() == 0) records.fail("no heads", "at least one head");
+
+  std::vector<HeadClassification> heads;
+  heads.reserve(records.size());
+  for (JsonValue const record : records) heads.push_back(read_classification(record.object()));
+  if (known.layers.num_layers() > 0) {
+    shape = known.layers;
+    return in_order(std::move(heads), query_heads_of(shape).view(), records);
+  }
+  GridShape const grid = grid_shape(std::span<HeadClassification const>(heads));
+  require_head_count(records, grid.layers, grid.heads);
+  return in_order(std::move(heads), LayerHeads{grid.layers, grid.heads}, records);
+}
+
 }  // namespace detail
 
 /// @brief Reads classifications from the text of a `head_classifications.json` or `refined_classifications.json`:
@@ -116,7 +160,8 @@ void write_summary(JsonWriter& json, ClassificationSummary const& s) {
 /// `positional`; what older ones lack (`keep_sinks`, `sink_size`, `use_full_cache`, `compression_strategy`,
 /// all four) follows from their type. Unknown keys, `summary` among them, are ignored.
 /// @param source_name  names the text in messages, for example its path
-/// @return one entry per query head, by (layer, head); together every head of a model
+/// @return one entry per query head, by (layer, head); together every head of a model, where its layers differ of those
+///         that attend (`model_info{num_layers, num_heads, num_kv_heads, layers[…]}` says so)
 /// @throws FormatError naming source, line, column and JSON pointer, if the text is not JSON, a field is
 ///         missing, of another type or out of range, a head is missing or duplicate, or there are none or more
 ///         than `max_heads` heads
@@ -124,29 +169,16 @@ void write_summary(JsonWriter& json, ClassificationSummary const& s) {
 template <class = void>
 [[nodiscard]] std::vector<HeadClassification> parse_classifications(std::string_view text, std::string source_name) {
   JsonTree const tree(text, std::move(source_name));
-  JsonValue const root = tree.root();
-  bool const bare = root.kind() == JsonKind::array;
-  if (!bare && root.kind() != JsonKind::object) root.fail("wrong type", "an object or an array");
-  if (auto const format = bare ? std::nullopt : root.object().find("format")) {
-    if (!root.object().find("classifications"))
-      format->fail("another document", "classes of heads (\"classifications\")");
-  }
-  JsonArray const records =
-      bare ? root.array() : root.object().get("classifications", "an array, the classes of heads").array();
-  if (records.size() == 0) records.fail("no heads", "at least one head");
-
-  std::vector<HeadClassification> heads;
-  heads.reserve(records.size());
-  for (JsonValue const record : records) heads.push_back(detail::read_classification(record.object()));
-  GridShape const shape = grid_shape(std::span<HeadClassification const>(heads));
-  detail::require_head_count(records, shape.layers, shape.heads);
-  return detail::in_order(std::move(heads), shape.layers, shape.heads, records);
+  ModelShape shape;
+  return detail::read_classifications(tree.root(), shape);
 }
 
 /// @brief Checks that a file can hold classifications: `format_classifications` does.
+/// @param model  that they are of, where its layers differ
 /// @throws ArgumentError if a field is out of range, or heads are missing or duplicate
 template <class = void>
-void validate_classifications(std::span<HeadClassification const> heads, Text const& where = "classifications") {
+void validate_classifications(std::span<HeadClassification const> heads, Text const& where = "classifications",
+                              ModelShape const& model = {}) {
   detail::require_head_count(static_cast<std::int64_t>(heads.size()), where);
   for (HeadClassification const& c : heads) {
     auto const place = [&] { return Text{where, ", layer ", c.layer_idx, ", head ", c.head_idx}.str(); };
@@ -154,18 +186,21 @@ void validate_classifications(std::span<HeadClassification const> heads, Text co
     detail::classification_fields(fields, c);
     detail::strategy_fields(fields, c);
   }
+  if (model.num_layers() > 0) return require_grid(heads, detail::query_heads_of(model).view(), where);
   GridShape const shape = grid_shape(heads);
   require_grid(heads, shape.layers, shape.heads, where);
 }
 
 /// @brief Returns the text of a `head_classifications.json`, `summary` included, indented by 2.
+/// @param model  that they are of, which the file says where its layers differ
 /// @throws ArgumentError as `validate_classifications`
 template <class = void>
-[[nodiscard]] std::string format_classifications(std::span<HeadClassification const> classifications) {
-  validate_classifications(classifications, "format_classifications");
+[[nodiscard]] std::string format_classifications(std::span<HeadClassification const> classifications,
+                                                 ModelShape const& model = {}) {
+  validate_classifications(classifications, "format_classifications", model);
   JsonWriter json(2);
   json.object([&] {
-    detail::write_classifications(json, classifications);
+    detail::write_classifications(json, classifications, model);
     json.field("summary", [&] { detail::write_summary(json, summarize(classifications)); });
   });
   return json.text();
@@ -174,10 +209,11 @@ template <class = void>
 /// @brief Returns the text of a `refined_classifications.json`, indented by 2.
 /// @throws ArgumentError as `validate_classifications`
 template <class = void>
-[[nodiscard]] std::string format_refined_classifications(std::span<HeadClassification const> classifications) {
-  validate_classifications(classifications, "format_refined_classifications");
+[[nodiscard]] std::string format_refined_classifications(std::span<HeadClassification const> classifications,
+                                                         ModelShape const& model = {}) {
+  validate_classifications(classifications, "format_refined_classifications", model);
   JsonWriter json(2);
-  json.object([&] { detail::write_classifications(json, classifications); });
+  json.object([&] { detail::write_classifications(json, classifications, model); });
   return json.text();
 }
 
@@ -191,15 +227,17 @@ template <class = void>
 /// @brief Writes `format_classifications`, whole or not at all.
 /// @throws ArgumentError as there, FileError if the file cannot be written
 template <class = void>
-void save_classifications(FilePath const& path, std::span<HeadClassification const> classifications) {
-  write_file(path, format_classifications(classifications));
+void save_classifications(FilePath const& path, std::span<HeadClassification const> classifications,
+                          ModelShape const& model = {}) {
+  write_file(path, format_classifications(classifications, model));
 }
 
 /// @brief Writes `format_refined_classifications`, whole or not at all.
 /// @throws ArgumentError as there, FileError if the file cannot be written
 template <class = void>
-void save_refined_classifications(FilePath const& path, std::span<HeadClassification const> classifications) {
-  write_file(path, format_refined_classifications(classifications));
+void save_refined_classifications(FilePath const& path, std::span<HeadClassification const> classifications,
+                                  ModelShape const& model = {}) {
+  write_file(path, format_refined_classifications(classifications, model));
 }
 
 HEADAWARE_NAMESPACE_END

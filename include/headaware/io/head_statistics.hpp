@@ -8,6 +8,7 @@
 #include <headaware/error.hpp>
 #include <headaware/head_grid.hpp>
 #include <headaware/io/detail/fields.hpp>
+#include <headaware/io/detail/shape_fields.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/stats/head_statistics.hpp>
 
@@ -34,10 +35,11 @@ void statistics_info_fields(Fields&& f, Info& info) {
 }  // namespace detail
 
 /// @brief Reads statistics from the text of a `head_statistics.json`:
-/// `{model_info{num_layers, num_heads, sink_size, local_window, recent_ratio}, head_statistics[...]}`.
+/// `{model_info{num_layers, num_heads, sink_size, local_window, recent_ratio, layers[…] or nothing},
+/// head_statistics[...]}`.
 /// Records may stand in any order; unknown keys are ignored.
 /// @param source_name  names the text in messages, for example its path
-/// @return heads by (layer, head), every one of num_layers x num_heads
+/// @return heads by (layer, head): every query head of every layer that attends
 /// @throws FormatError naming source, line, column and JSON pointer, if the text is not JSON, a field is
 ///         missing or of another type, a head is missing, duplicate or out of range, two heads have different
 ///         numbers of distances, or there are more than `max_heads` heads
@@ -48,9 +50,10 @@ void statistics_info_fields(Fields&& f, Info& info) {
 
   ModelStatistics model;
   StatisticsInfo& info = model.model_info;
-  JsonObject const header = root.get("model_info", "an object").object();
+  JsonObject header = root.get("model_info", "an object").object();
   detail::statistics_info_fields(detail::FieldReader(header), info);
   detail::require_head_count(header, info.num_layers, info.num_heads);
+  detail::read_differing_layers(header, info);
 
   JsonArray const records = root.get("head_statistics", "an array").array();
   std::vector<HeadStatistics> heads;
@@ -67,7 +70,7 @@ void statistics_info_fields(Fields&& f, Info& info) {
           .fail("number of distances", {distances, " as for the first head"}, s.relative_position_dist.size());
     }
   }
-  model.heads = detail::in_order(std::move(heads), info.num_layers, info.num_heads, records);
+  model.heads = detail::in_order(std::move(heads), detail::query_head_counts(info).view(), records);
   return model;
 }
 
@@ -77,7 +80,8 @@ void statistics_info_fields(Fields&& f, Info& info) {
 inline void validate_statistics(ModelStatistics const& model, Text const& where = "ModelStatistics") {
   StatisticsInfo const& info = model.model_info;
   detail::require_head_count(static_cast<std::int64_t>(model.heads.size()), where);
-  require_grid(std::span(model.heads), info.num_layers, info.num_heads, where);
+  require_grid(std::span(model.heads), detail::query_head_counts(info).view(), where);
+  detail::require_shape(info, where);
   detail::statistics_info_fields(detail::FieldChecker(where), info);
   std::size_t const distances = model.heads.front().relative_position_dist.size();
   for (HeadStatistics const& head : model.heads) {
@@ -94,7 +98,10 @@ inline void validate_statistics(ModelStatistics const& model, Text const& where 
   JsonWriter json(2);
   detail::FieldWriter const fields(json);
   json.object([&] {
-    json.field("model_info", [&] { detail::statistics_info_fields(fields, model.model_info); });
+    json.field("model_info", [&] {
+      detail::statistics_info_fields(fields, model.model_info);
+      if (model.model_info.layers.num_layers() > 0) detail::write_layers(json, model.model_info.layers);
+    });
     json.key("head_statistics");
     json.array([&] {
       for (HeadStatistics const& head : model.heads) {

@@ -5,13 +5,16 @@
 
 #include <headaware/config.hpp>
 #include <headaware/detail/finite.hpp>
+#include <headaware/detail/model_heads.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/detail/fields.hpp>
+#include <headaware/io/detail/shape_fields.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/head_classifications.hpp>
 #include <headaware/plan/classifications.hpp>
 #include <headaware/plan/policy_plan.hpp>
 #include <headaware/policy/policy_window.hpp>
+#include <headaware/policy/within_window.hpp>
 
 #include <array>
 #include <cstddef>
@@ -40,12 +43,12 @@ struct SavedPolicy {
   std::int32_t window = -1;
 };
 
-/// All but shape, options and heads.
+/// All but shape, costs, options and heads. @param costs  whether tokens of layers cost differently
 template <class Fields, class Plan, class Tokens>
-void plan_fields(Fields&& f, Plan& plan, Tokens& planned_tokens) {
+void plan_fields(Fields&& f, Plan& plan, Tokens& planned_tokens, bool costs) {
   f.integer("context", plan.context, 1, std::int64_t{1} << 30);
   f.integer("budget_tokens", plan.budget_tokens, 0, max_json_count);
-  f.integer("planned_tokens", planned_tokens, 0, plan.budget_tokens);
+  f.integer("planned_tokens", planned_tokens, 0, costs ? max_json_count : plan.budget_tokens);
   f.integer("floor", plan.floor, 0, plan.context);
   f.not_negative("predicted_error", plan.predicted_error);
 }
@@ -95,6 +98,12 @@ template <class = void>
   return {policy.is<Full>() ? PlanPolicy::full : PlanPolicy::prune, -1, -1};
 }
 
+/// What planned tokens may cost.
+template <class = void>
+[[nodiscard]] std::int64_t plan_budget(PolicyPlan const& plan) {
+  return plan.row_costs.empty() ? plan.budget_tokens : plan.budget_cost;
+}
+
 template <class = void>
 [[nodiscard]] PlanOptions read_plan_options(JsonObject const& json, std::int64_t context, std::int32_t num_layers) {
   PlanOptions options;
@@ -116,6 +125,18 @@ template <class = void>
   return options;
 }
 
+/// Reads `row_costs[…]` and `budget_cost`, which plans have where tokens of layers cost differently.
+template <class = void>
+void read_plan_costs(JsonObject& root, PolicyPlan& plan) {
+  auto const costs = root.find("row_costs");
+  if (!costs) return;
+  JsonArray const array = costs->array();
+  for (JsonValue const cost : array) plan.row_costs.push_back(cost.integer<std::int64_t>(0, max_int32));
+  auto const count = static_cast<std::int64_t>(plan.row_costs.size());
+  if (count != plan.num_layers) array.fail("row costs", {plan.num_layers, ", one per layer"}, count);
+  FieldReader(root).integer("budget_cost", plan.budget_cost, 0, max_json_count);
+}
+
 template <class = void>
 [[nodiscard]] PolicyPlan read_plan(JsonTree const& tree) {
   JsonObject root = tree.root().object();
@@ -124,11 +145,10 @@ template <class = void>
   }
   read_format(root, plan_format, plan_version);
   PolicyPlan plan;
-  JsonObject model = root.get("model_info", "an object").object();
-  shape_fields(FieldReader(model), plan.num_layers, plan.num_heads, plan.num_kv_heads);
-  require_head_count(model, plan.num_layers, plan.num_heads);
+  read_shape(root.get("model_info", "an object").object(), plan);
+  read_plan_costs(root, plan);
   std::int64_t planned_tokens = 0;
-  plan_fields(FieldReader(root), plan, planned_tokens);
+  plan_fields(FieldReader(root), plan, planned_tokens, !plan.row_costs.empty());
   plan.options = read_plan_options(root.get("options", "an object").object(), plan.context, plan.num_layers);
 
   struct Record {
@@ -145,6 +165,11 @@ template <class = void>
     SavedPolicy policy;
     planned_fields(fields, record.layer_idx, record.head_idx, policy, record.planned);
     record.policy = to_policy(policy);
+    bool const slides = record.layer_idx < plan.layers.num_layers() && plan.layers.layer(record.layer_idx).window != 0;
+    if (slides) {
+      record.policy =
+          within_window(record.policy, static_cast<std::int32_t>(plan.layers.layer(record.layer_idx).window));
+    }
     std::int64_t const held = held_tokens(record.policy, plan.context, plan.options.page_size);
     if (record.planned.tokens != held) {
       JsonValue const tokens = fields.json().get("tokens", "an integer");
@@ -153,21 +178,24 @@ template <class = void>
     plan.planned_tokens += held;
     records.push_back(record);
   }
-  records = in_order(std::move(records), plan.num_layers, plan.num_kv_heads, array);
+  records = in_order(std::move(records), kv_head_counts(plan).view(), array);
   if (plan.planned_tokens != planned_tokens) {
     root.get("planned_tokens", "an integer")
         .fail("planned_tokens", {plan.planned_tokens, ", the sum of the heads'"}, planned_tokens);
   }
-  plan.table = PolicyTable(plan.num_layers, plan.num_kv_heads, Full{});
+  plan.table = PolicyTable(plan.shape(), Full{});
   plan.heads.reserve(records.size());
   for (Record const& record : records) {
     plan.table.set(record.layer_idx, record.head_idx, record.policy);
     plan.heads.push_back(record.planned);
   }
+  if (plan.planned_cost() > plan_budget(plan)) {
+    root.get("budget_cost", "an integer").fail("budget_cost", {">= ", plan.planned_cost()}, plan.budget_cost);
+  }
   for (std::int32_t const layer : plan.options.skip_layers) {
-    for (std::int32_t kv = 0; kv < plan.num_kv_heads; ++kv) {
+    for (std::int32_t kv = 0; kv < plan.table.num_kv_heads(layer); ++kv) {
       auto const& policy = plan.table.at(layer, kv);
-      if (!policy.is<Full>()) array.fail("policy of a skipped layer", Full::name, policy.name());
+      if (!plan.keeps_all(layer, kv)) array.fail("policy of a skipped layer", Full::name, policy.name());
     }
   }
   return plan;
@@ -176,10 +204,11 @@ template <class = void>
 }  // namespace detail
 
 /// @brief Reads a plan from the text of a `plan.json`: `{format, version, model_info{num_layers, num_heads,
-/// num_kv_heads}, context, budget_tokens, planned_tokens, floor, predicted_error, options{measure, fold, floor,
-/// page_size, ranks, layer_shares, negligible_output, use_remainder, skip_layers[…] or nothing}, heads[{layer_idx,
-/// kv_head, policy, sink, window, tokens, predicted_error}]}`. A policy is `full`, `sink_window`, `window_only` or
-/// `prune`; a sink or window that it does not have is -1. Unknown keys are ignored.
+/// num_kv_heads, layers[…] or nothing}, row_costs[…] and budget_cost or nothing, context, budget_tokens,
+/// planned_tokens, floor, predicted_error, options{measure, fold, floor, page_size, ranks, layer_shares,
+/// negligible_output, use_remainder, skip_layers[…] or nothing}, heads[{layer_idx, kv_head, policy, sink, window,
+/// tokens, predicted_error}]}`. A policy is `full`, `sink_window`, `window_only` or `prune`; a sink or window that it
+/// does not have is -1. Unknown keys are ignored.
 /// @param source_name  names the text in messages, for example its path
 /// @throws FormatError naming source, line, column and JSON pointer, if the text is not JSON, of another format or
 ///         version, a field is missing, of another type or out of range, a head is missing or duplicate, tokens are not
@@ -195,16 +224,22 @@ template <class = void>
 ///         infinite, or a policy is none of `full`, `sink_window`, `window_only` and `prune`
 template <class = void>
 void validate_plan(PolicyPlan const& plan, Text const& where = "PolicyPlan") {
-  plan.model().validate();
-  std::int64_t const heads = std::int64_t{plan.num_layers} * plan.num_kv_heads;
-  detail::require_head_count(std::int64_t{plan.num_layers} * plan.num_heads, where);
+  bool const alike = plan.layers.num_layers() == 0;
+  if (alike) plan.model().validate();
+  detail::check_shape(plan, where);
+  std::int64_t const heads = detail::kv_head_counts(plan).view().total();
   require(static_cast<std::int64_t>(plan.heads.size()) == heads, "planned heads", heads, plan.heads.size(), where);
   bool const shape = plan.table.num_layers() == plan.num_layers && plan.table.num_kv_heads() == plan.num_kv_heads;
   require(shape, "table", "one of the plan's shape", "another", where);
+  detail::require_table_of(plan.table, plan.shape(), where);
   plan.options.validate(plan.context);
   require(plan.options.measure.has_value(), "measure", "the one planned with", "none", where);
-  require(plan.planned_tokens >= 0 && plan.planned_tokens <= plan.budget_tokens, "planned_tokens",
-          {"at most the budget, ", plan.budget_tokens}, plan.planned_tokens, where);
+  auto const costs = static_cast<std::int64_t>(plan.row_costs.size());
+  require(costs == 0 || costs == plan.num_layers, "row_costs", {"none, or ", plan.num_layers}, costs, where);
+  std::int64_t const budget = detail::plan_budget(plan);
+  require(plan.planned_tokens >= 0 && plan.planned_cost() <= budget, "planned_tokens", {"at most the budget, ", budget},
+          plan.planned_cost(), where);
+  require(plan.budget_cost <= detail::max_json_count, "budget_cost", "at most 2^53", plan.budget_cost, where);
   require(plan.budget_tokens <= detail::max_json_count, "budget_tokens", "at most 2^53", plan.budget_tokens, where);
   require(plan.floor >= 0 && plan.floor <= plan.context, "floor", "in [0, context]", plan.floor, where);
   auto const finite = [&](double error) {
@@ -214,22 +249,22 @@ void validate_plan(PolicyPlan const& plan, Text const& where = "PolicyPlan") {
   std::int64_t tokens = 0;
   for (std::size_t i = 0; i < plan.heads.size(); ++i) {
     finite(plan.heads[i].predicted_error);
-    auto const num_kv_heads = static_cast<std::size_t>(plan.num_kv_heads);
-    auto const& policy =
-        plan.table.at(static_cast<std::int32_t>(i / num_kv_heads), static_cast<std::int32_t>(i % num_kv_heads));
+    auto const head = static_cast<std::int64_t>(i);
+    std::int32_t const layer = plan.table.heads().layer_of(head, 1);
+    auto const& policy = plan.table.at(layer, static_cast<std::int32_t>(head - plan.table.heads().first(layer)));
     std::int64_t const held = held_tokens(policy, plan.context, plan.options.page_size);
     require(plan.heads[i].tokens == held, "tokens of a head", held, plan.heads[i].tokens, where);
     tokens += held;
   }
   require(plan.planned_tokens == tokens, "planned_tokens", tokens, plan.planned_tokens, where);
-  require(plan.planned_heads() > 0, "layers that are not skipped", "at least one", "none", where);
   for (std::int32_t const layer : plan.options.skip_layers) {
     require_index(layer, plan.num_layers, "skipped layer", where);
-    for (std::int32_t kv = 0; kv < plan.num_kv_heads; ++kv) {
+    for (std::int32_t kv = 0; kv < plan.table.num_kv_heads(layer); ++kv) {
       auto const& policy = plan.table.at(layer, kv);
-      require(policy.is<Full>(), "policy of a skipped layer", Full::name, policy.name(), where);
+      require(plan.keeps_all(layer, kv), "policy of a skipped layer", Full::name, policy.name(), where);
     }
   }
+  require(plan.planned_heads() > 0, "layers that are not skipped", "at least one", "none", where);
 }
 
 /// @brief Returns the text of a `plan.json`, indented by 1; `parse_plan` reads the same values back.
@@ -243,8 +278,12 @@ template <class = void>
   detail::FieldWriter const fields(json);
   json.object([&] {
     detail::write_format(json, detail::plan_format, detail::plan_version);
-    json.field("model_info", [&] { detail::shape_fields(fields, plan.num_layers, plan.num_heads, plan.num_kv_heads); });
-    detail::plan_fields(fields, plan, plan.planned_tokens);
+    json.field("model_info", [&] { detail::write_shape(json, plan); });
+    if (!plan.row_costs.empty()) {
+      json.field("row_costs", plan.row_costs);
+      json.field("budget_cost", plan.budget_cost);
+    }
+    detail::plan_fields(fields, plan, plan.planned_tokens, !plan.row_costs.empty());
     json.field("options", [&] {
       detail::plan_measure_fields(fields, *options.measure, options);
       json.key("floor");
@@ -256,7 +295,7 @@ template <class = void>
     json.array([&] {
       std::size_t head = 0;
       for (std::int32_t layer = 0; layer < plan.num_layers; ++layer) {
-        for (std::int32_t kv = 0; kv < plan.num_kv_heads; ++kv, ++head) {
+        for (std::int32_t kv = 0; kv < plan.table.num_kv_heads(layer); ++kv, ++head) {
           detail::SavedPolicy const policy = detail::to_saved(plan.table.at(layer, kv), where);
           json.object([&] { detail::planned_fields(fields, layer, kv, policy, plan.heads[head]); });
         }
@@ -284,7 +323,7 @@ void save_plan(FilePath const& path, PolicyPlan const& plan) {
 /// @throws ArgumentError as there, FileError if the file cannot be written
 template <class = void>
 void save_plan_classifications(FilePath const& path, PolicyPlan const& plan) {
-  save_classifications(path, classifications_from_table(plan.table, plan.model()));
+  save_classifications(path, classifications_from_table(plan.table, plan.shape()), plan.shape());
 }
 
 HEADAWARE_NAMESPACE_END

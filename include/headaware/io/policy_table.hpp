@@ -5,12 +5,13 @@
 
 #include <headaware/classify/builders.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/model_heads.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/head_classifications.hpp>
 #include <headaware/io/plan.hpp>
+#include <headaware/model_shape.hpp>
 #include <headaware/policy/table.hpp>
-#include <headaware/types.hpp>
 
 #include <optional>
 #include <string>
@@ -42,36 +43,42 @@ template <class = void>
 /// @brief Reads the table of a `plan.json`, or of classifications (`parse_classifications`); the plan's `format` tells
 /// which.
 /// @tparam Registry  the policies that the table may use
-/// @param model  whose KV heads the policies are for; `head_dim` is not checked
+/// @param model  whose KV heads the policies are for; channels are checked where both say them. A plan that says
+/// nothing
+///               of differing layers has to have its numbers of heads alone
 /// @param types  the policy of each type of classified head; unused for a plan
-/// @throws FormatError if the text is neither, ArgumentError if it is of a model of another shape, or has a policy that
+/// @throws FormatError if the text is neither, ArgumentError naming layer and field if it is of another model, or has a
+/// policy that
 ///         the registry lacks
 template <class Registry = DefaultRegistry>
 [[nodiscard]] BasicPolicyTable<Registry> parse_policy_table(
-    std::string_view text, std::string source_name, ModelConfig const& model,
+    std::string_view text, std::string source_name, ModelShape const& model,
     BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative()) {
   {
     JsonTree const tree(text, source_name);
     if (detail::holds_plan(tree.root())) {
       PolicyPlan const read = detail::read_plan(tree);
       auto const where = [&] { return "parse_policy_table, " + source_name; };
-      require(read.num_layers == model.num_hidden_layers, "layers of the plan", model.num_hidden_layers,
-              read.num_layers, where);
-      require(read.num_heads == model.num_attention_heads, "query heads of the plan", model.num_attention_heads,
-              read.num_heads, where);
-      require(read.num_kv_heads == model.num_key_value_heads, "KV heads of the plan", model.num_key_value_heads,
-              read.num_kv_heads, where);
-      return convert_table<Registry>(read.table);
+      bool const counts_alone = read.layers.num_layers() == 0;
+      detail::require_same_shape(model, read.shape(), counts_alone, "the plan", where);
+      BasicPolicyTable<Registry> table = convert_table<Registry>(read.table);
+      return counts_alone ? within_layers(std::move(table), model) : table;
     }
+    ModelShape shape;
+    auto const classes = detail::read_classifications(tree.root(), shape);
+    if (shape.num_layers() > 0) {
+      auto const where = [&] { return "parse_policy_table, " + source_name; };
+      detail::require_same_shape(model, shape, false, "the classifications", where);
+    }
+    return table_from_classifications<Registry>(classes, model, types);
   }
-  return table_from_classifications<Registry>(parse_classifications(text, std::move(source_name)), model, types);
 }
 
 /// @brief Reads a file by `parse_policy_table`.
 /// @throws FormatError and ArgumentError as there, FileError if the file cannot be read
 template <class Registry = DefaultRegistry>
 [[nodiscard]] BasicPolicyTable<Registry> load_policy_table(
-    FilePath const& path, ModelConfig const& model,
+    FilePath const& path, ModelShape const& model,
     BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative()) {
   return parse_policy_table<Registry>(read_text_file(path), path.string(), model, types);
 }

@@ -6,6 +6,7 @@
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/detail/fields.hpp>
+#include <headaware/io/detail/shape_fields.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/stats/retention.hpp>
 
@@ -69,10 +70,10 @@ void retention_fields(Fields&& f, RetentionInfo const& info, Sums& sums) {
 }  // namespace detail
 
 /// @brief Reads retention statistics from the text of a `retention_statistics.json`: `{format, version,
-/// model_info{num_layers, num_heads, num_kv_heads}, first_query, query_stride, with_values, with_output_metric,
-/// grid{sinks, windows}, heads[{layer_idx, head_idx, rows, mass, mass_squared, output_squared, error_squared,
-/// output_metric_squared, metric_error_squared}]}`; each array is [sinks, windows], sink by sink. Without values
-/// the last four fields of a head are missing, without a metric the last two.
+/// model_info{num_layers, num_heads, num_kv_heads, layers[…] or nothing}, first_query, query_stride, with_values,
+/// with_output_metric, grid{sinks, windows}, heads[{layer_idx, head_idx, rows, mass, mass_squared, output_squared,
+/// error_squared, output_metric_squared, metric_error_squared}]}`; each array is [sinks, windows], sink by sink.
+/// Without values the last four fields of a head are missing, without a metric the last two.
 /// @param source_name  names the text in messages, for example its path
 /// @return heads by (layer, head)
 /// @throws FormatError naming source, line, column and JSON pointer, if the text is not JSON, of another format or
@@ -85,9 +86,7 @@ void retention_fields(Fields&& f, RetentionInfo const& info, Sums& sums) {
 
   RetentionStatistics result;
   RetentionInfo& info = result.info;
-  JsonObject const header = root.get("model_info", "an object").object();
-  detail::shape_fields(detail::FieldReader(header), info.num_layers, info.num_heads, info.num_kv_heads);
-  detail::require_head_count(header, info.num_layers, info.num_heads);
+  detail::read_shape(root.get("model_info", "an object").object(), info);
   detail::retention_info_fields(detail::FieldReader(root), info);
   info.grid = detail::read_grid(root.get("grid", "an object").object());
 
@@ -107,7 +106,7 @@ void retention_fields(Fields&& f, RetentionInfo const& info, Sums& sums) {
     if (info.with_output_metric) record.metric_rows = record.rows;
     records.push_back(std::move(record));
   }
-  records = detail::in_order(std::move(records), info.num_layers, info.num_heads, array);
+  records = detail::in_order(std::move(records), detail::query_head_counts(info).view(), array);
   for (Record& record : records) result.heads.push_back(std::move(record));
   return result;
 }
@@ -118,11 +117,10 @@ inline void validate_retention_statistics(RetentionStatistics const& retention,
                                           Text const& where = "RetentionStatistics") {
   RetentionInfo const& info = retention.info;
   detail::FieldChecker const fields(where);
-  detail::shape_fields(fields, info.num_layers, info.num_heads, info.num_kv_heads);
+  detail::check_shape(info, where);
   detail::retention_info_fields(fields, info);
   info.grid.validate();
-  auto const heads = std::int64_t{info.num_layers} * info.num_heads;
-  detail::require_head_count(heads, where);
+  std::int64_t const heads = detail::query_head_counts(info).view().total();
   require(static_cast<std::int64_t>(retention.heads.size()) == heads, "number of heads", heads, retention.heads.size(),
           where);
   for (RetentionSums const& sums : retention.heads) detail::retention_fields(fields, info, sums);
@@ -137,16 +135,18 @@ inline void validate_retention_statistics(RetentionStatistics const& retention,
   detail::FieldWriter const fields(json);
   json.object([&] {
     detail::write_format(json, detail::retention_format, detail::retention_version);
-    json.field("model_info", [&] { detail::shape_fields(fields, info.num_layers, info.num_heads, info.num_kv_heads); });
+    json.field("model_info", [&] { detail::write_shape(json, info); });
     detail::retention_info_fields(fields, info);
     json.field("grid", [&] { detail::grid_fields(fields, info.grid); });
     json.key("heads");
     json.array([&] {
-      auto const num_heads = static_cast<std::size_t>(info.num_heads);
+      detail::HeadCounts const counts = detail::query_head_counts(info);
       for (std::size_t i = 0; i < retention.heads.size(); ++i) {
+        auto const head = static_cast<std::int64_t>(i);
+        std::int32_t const layer = counts.view().layer_of(head, 1);
         json.object([&] {
-          json.field("layer_idx", i / num_heads);
-          json.field("head_idx", i % num_heads);
+          json.field("layer_idx", layer);
+          json.field("head_idx", head - counts.view().first(layer));
           detail::retention_fields(fields, info, retention.heads[i]);
         });
       }

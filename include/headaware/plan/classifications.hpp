@@ -5,9 +5,10 @@
 
 #include <headaware/classify/head_type.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/model_heads.hpp>
 #include <headaware/error.hpp>
+#include <headaware/model_shape.hpp>
 #include <headaware/policy/table.hpp>
-#include <headaware/types.hpp>
 
 #include <cstdint>
 #include <vector>
@@ -19,24 +20,24 @@ HEADAWARE_NAMESPACE_BEGIN
 /// a classifier saw. `sink_size` and `recommended_window` hold the sizes; confidence is 1. Loading them
 /// (`table_from_classifications`) gives the table.
 ///
+/// Layers that slide are as their windows: `WindowOnly`, also where their whole window is kept. Layers without
+/// attention have no records.
+///
 /// The schema cannot hold a plan's budget, context, page size and predictions (`plan.json` does), windows of no tokens,
 /// policies other than these four, nor, for readers that take the sinks from the type as the Python reference does,
 /// sinks other than 4.
-/// @return [num_hidden_layers, num_attention_heads]
+/// @return every query head of every layer that attends, layer by layer
 /// @throws ArgumentError if table and model differ in shape, or a policy cannot be carried
 template <class = void>
 [[nodiscard]] std::vector<HeadClassification> classifications_from_table(PolicyTable const& table,
-                                                                         ModelConfig const& model) {
+                                                                         ModelShape const& model) {
   constexpr auto where = "classifications_from_table";
-  model.validate();
-  require(table.num_layers() == model.num_hidden_layers, "table's layers", model.num_hidden_layers, table.num_layers(),
-          where);
-  require(table.num_kv_heads() == model.num_key_value_heads, "table's KV heads", model.num_key_value_heads,
-          table.num_kv_heads(), where);
+  detail::require_table_of(table, model, where);
   std::vector<HeadClassification> result;
-  for (std::int32_t layer = 0; layer < model.num_hidden_layers; ++layer) {
-    for (std::int32_t head = 0; head < model.num_attention_heads; ++head) {
-      AnyPolicy<> const& policy = table.at(layer, head / model.group());
+  for (std::int32_t layer = 0; layer < model.num_layers(); ++layer) {
+    LayerShape const& shape = model.layer(layer);
+    for (std::int32_t head = 0; head < shape.num_query_heads; ++head) {
+      AnyPolicy<> const& policy = table.at(model.cache_layer(layer), head / shape.group());
       HeadClassification c;
       c.layer_idx = layer;
       c.head_idx = head;

@@ -4,38 +4,79 @@
 /// Tables to compare a plan with: uniform windows, blends of two tables, and the predicted error of any table.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/model_heads.hpp>
 #include <headaware/error.hpp>
+#include <headaware/layer_heads.hpp>
+#include <headaware/model_shape.hpp>
 #include <headaware/plan/budget.hpp>
+#include <headaware/plan/detail/budget_parts.hpp>
+#include <headaware/plan/detail/cache_costs.hpp>
+#include <headaware/plan/detail/whole_pages.hpp>
 #include <headaware/plan/empty_plan.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
 #include <headaware/policy/policy_window.hpp>
 #include <headaware/policy/table.hpp>
+#include <headaware/types.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief StreamingLLM at the size of a budget: every KV head keeps 4 sinks and a window; everything where the budget
-/// reaches the context.
-/// @param sink  tokens, at most one less than the budget leaves a head
+namespace detail {
+
+/// The table in which every head of the layers that are not skipped has the same size, and all fit the budget.
+[[nodiscard]] inline PolicyTable uniform_table(ModelShape const& shape, CacheCosts const& costs, std::int64_t total,
+                                               std::int64_t page_size, std::int32_t sink,
+                                               std::span<std::int32_t const> skipped) {
+  constexpr auto where = "uniform_table";
+  PolicyTable const whole(shape, Full{});
+  require(page_size > 0, "page_size", "> 0", page_size, where);
+  require(sink >= 0, "sink", ">= 0", sink, where);
+  // The most pages of each that fit: of layers that slide the window's at most.
+  auto const cost = [&](std::int64_t pages) {
+    return costs.of(
+        [&](std::int32_t layer) { return std::min(pages * page_size, whole_pages(costs.visible(layer), page_size)); });
+  };
+  std::int64_t low = 0;
+  std::int64_t high = whole_pages(costs.context, page_size) / page_size;
+  if (cost(high) <= total) return whole;
+  while (high - low > 1) {
+    std::int64_t const middle = low + (high - low) / 2;
+    (cost(middle) <= total ? low : high) = middle;
+  }
+  std::int64_t const each = low * page_size;
+  require(each > sink, "budget", {"more than ", sink, " tokens per head"}, each, where);
+  return PolicyTable(shape, SinkWindow{.sink = sink, .window = static_cast<std::int32_t>(each - sink)})
+      .skip_layers(skipped);
+}
+
+}  // namespace detail
+
+/// @brief StreamingLLM at the size of a budget: every KV head keeps 4 sinks and a window, of layers that slide as many
+/// tokens of window; everything where the budget reaches the context.
+/// @param shape  a `ModelConfig` where all layers are alike
+/// @param sink   tokens, at most one less than the budget leaves a head
 /// @throws ArgumentError if the budget leaves a head no page, or not more than the sinks
 /// @par Source  Xiao et al., StreamingLLM, arXiv:2309.17453
+[[nodiscard]] inline PolicyTable uniform_table(ModelShape const& shape, Budget const& budget, std::int64_t context,
+                                               std::int64_t page_size = 1, std::int32_t sink = 4) {
+  KvErrors of_shape;
+  detail::set_shape(of_shape, shape);
+  detail::CacheCosts const costs = detail::cache_costs(of_shape, &budget, context);
+  return detail::uniform_table(shape, costs, budget.total(costs), page_size, sink, {});
+}
+
+/// @brief The same of a model whose layers are all alike.
 [[nodiscard]] inline PolicyTable uniform_table(std::int32_t num_layers, std::int32_t num_kv_heads, Budget const& budget,
                                                std::int64_t context, std::int64_t page_size = 1,
                                                std::int32_t sink = 4) {
-  constexpr auto where = "uniform_table";
-  PolicyTable table(num_layers, num_kv_heads, Full{});
-  require(page_size > 0, "page_size", "> 0", page_size, where);
-  std::int64_t const heads = std::int64_t{num_layers} * num_kv_heads;
-  std::int64_t const each = budget.total(heads, context) / heads / page_size * page_size;
-  if (each >= context) return table;
-  require(sink >= 0 && each > sink, "budget", {"more than ", sink, " tokens per head"}, each, where);
-  return {num_layers, num_kv_heads, SinkWindow{.sink = sink, .window = static_cast<std::int32_t>(each - sink)}};
+  return uniform_table(ModelConfig{num_layers, num_kv_heads, num_kv_heads, 0}, budget, context, page_size, sink);
 }
 
 /// @brief The same at the size of a plan: for the heads that it chooses for, beside layers that it skips.
@@ -43,16 +84,16 @@ HEADAWARE_NAMESPACE_BEGIN
 [[nodiscard]] inline PolicyTable uniform_table(KvErrors const& errors, Budget const& budget, std::int64_t context,
                                                PlanOptions const& options) {
   auto const layers = planned_layers(errors.num_layers, options.skip_layers);
-  auto const planned = static_cast<std::int32_t>(layers.size());
-  PolicyTable const windows = uniform_table(planned, errors.num_kv_heads, budget, context, options.page_size);
-  return PolicyTable(errors.num_layers, errors.num_kv_heads, windows.at(0, 0)).skip_layers(options.skip_layers);
+  detail::CacheCosts const costs = detail::cache_costs(errors, &budget, context).select(layers);
+  return detail::uniform_table(errors.shape(), costs, budget.total(costs), options.page_size, 4, options.skip_layers);
 }
 
 /// @brief Blends two tables: each head's tokens are those of `uniform` and `plan` in the shares 1 - share and share,
 /// its sinks likewise. For a guard that tries several shares on held-out text.
 ///
-/// The sum of tokens is the shares' sum of both tables' sums, rounded down: never above the larger. Full counts as all
-/// of `context`, Prune as nothing; both take the other's sinks.
+/// The sum of tokens is the shares' sum of both tables' sums, rounded down: never above the larger; where layers have
+/// windows or other numbers of KV heads, that of each layer. Full counts as all of `context` that the layer sees, Prune
+/// as nothing; both take the other's sinks.
 /// @param share    0: `uniform`; 1: `plan`
 /// @param context  tokens, as for the plan
 /// @throws ArgumentError if the tables' shapes differ, `share` is outside [0, 1], or a policy has no window
@@ -61,8 +102,14 @@ HEADAWARE_NAMESPACE_BEGIN
   constexpr auto where = "blend";
   require(share >= 0 && share <= 1, "share", "in [0, 1]", share, where);
   require(uniform.num_layers() == plan.num_layers(), "layers", uniform.num_layers(), plan.num_layers(), where);
-  require(uniform.num_kv_heads() == plan.num_kv_heads(), "KV heads", uniform.num_kv_heads(), plan.num_kv_heads(),
-          where);
+  bool by_layer = plan.heads().first_heads != nullptr;
+  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
+    by_layer = by_layer || plan.window(layer) != 0;
+    require(uniform.num_kv_heads(layer) == plan.num_kv_heads(layer), "KV heads", uniform.num_kv_heads(layer),
+            plan.num_kv_heads(layer), where);
+    require(uniform.window(layer) == plan.window(layer), "window of the layer", uniform.window(layer),
+            plan.window(layer), where);
+  }
   require(context > 0, "context", "> 0", context, where);
   require(page_size > 0, "page_size", "> 0", page_size, where);
   if (share == 0) return uniform;
@@ -73,7 +120,10 @@ HEADAWARE_NAMESPACE_BEGIN
   std::int64_t pages_b = 0;
   std::int64_t pages = 0;
   for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
-    for (std::int32_t head = 0; head < plan.num_kv_heads(); ++head) {
+    if (by_layer) pages_a = pages_b = pages = 0;
+    std::int64_t const window = plan.window(layer);
+    std::int64_t const visible = window != 0 ? std::min(window, context) : context;
+    for (std::int32_t head = 0; head < plan.num_kv_heads(layer); ++head) {
       auto const& a = uniform.at(layer, head);
       auto const& b = plan.at(layer, head);
       pages_a += held_tokens(a, context, page_size) / page_size;
@@ -89,7 +139,7 @@ HEADAWARE_NAMESPACE_BEGIN
       std::int32_t const sink_b = window_b ? window_b->sink : sink_a;
       if (tokens <= 0) {
         table.set(layer, head, Prune{});
-      } else if (tokens >= context) {
+      } else if (tokens >= visible) {
         table.set(layer, head, Full{});
       } else {
         auto const sink = static_cast<std::int64_t>(std::lround((1 - share) * sink_a + share * sink_b));
@@ -114,22 +164,34 @@ HEADAWARE_NAMESPACE_BEGIN
   constexpr auto where = "evaluate_table";
   options.validate(context);
   require(table.num_layers() == errors.num_layers, "table's layers", errors.num_layers, table.num_layers(), where);
-  require(table.num_kv_heads() == errors.num_kv_heads, "table's KV heads", errors.num_kv_heads, table.num_kv_heads(),
-          where);
   PolicyPlan plan = empty_plan(errors, context, options);
-  for (std::size_t head = 0; head < errors.size(); ++head) {
-    auto const num_kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
-    AnyPolicy<> const& policy =
-        table.at(static_cast<std::int32_t>(head / num_kv_heads), static_cast<std::int32_t>(head % num_kv_heads));
-    auto const kept = policy_window(policy, where);
-    double error = policy.is<Prune>() ? errors.dropped[head] : 0;
-    if (kept) error = errors.at(head, kept->sink, kept->window, context);
-    plan.set(head, policy, {held_tokens(policy, context, options.page_size), error});
+  detail::CacheCosts const costs = detail::cache_costs(errors, budget ? &*budget : nullptr, context);
+  plan.row_costs = costs.rows;
+  std::size_t head = 0;
+  for (std::int32_t layer = 0; layer < errors.num_layers; ++layer) {
+    std::int32_t const heads = plan.table.num_kv_heads(layer);
+    require(table.num_kv_heads(layer) == heads, "table's KV heads", heads, table.num_kv_heads(layer), where);
+    for (std::int32_t kv_head = 0; kv_head < heads; ++kv_head, ++head) {
+      AnyPolicy<> const& policy = table.at(layer, kv_head);
+      auto const kept = policy_window(policy, where);
+      double error = policy.is<Prune>() ? errors.dropped[head] : 0;
+      if (kept) error = errors.at(head, kept->sink, kept->window, context);
+      plan.set(head, policy, {0, error});
+      // Within the layer's window, which the table may not know.
+      plan.heads[head].tokens = held_tokens(plan.table.at(layer, kv_head), context, options.page_size);
+      plan.planned_tokens += plan.heads[head].tokens;
+    }
   }
-  plan.budget_tokens =
-      budget ? budget->total(plan.planned_heads(), context) + plan.skipped_tokens() : plan.planned_tokens;
-  require(plan.planned_tokens <= plan.budget_tokens, "tokens of the table",
-          {"at most the budget, ", plan.budget_tokens}, plan.planned_tokens, where);
+  std::int64_t const cost = plan.planned_cost();
+  std::int64_t total = cost;
+  if (budget) {
+    total = budget->total(costs.select(planned_layers(errors.num_layers, options.skip_layers)));
+    for (std::int32_t const layer : options.skip_layers) {
+      total += plan.table.num_kv_heads(layer) * plan.full_tokens(layer) * costs.row(layer);
+    }
+  }
+  detail::set_budget(plan, costs, total);
+  require(cost <= total, "tokens of the table", {"at most the budget, ", total}, cost, where);
   return plan;
 }
 

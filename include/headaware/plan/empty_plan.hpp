@@ -21,7 +21,8 @@ HEADAWARE_NAMESPACE_BEGIN
   plan.options = std::move(options);
   plan.options.measure = errors.measure;
   plan.options.fold = errors.fold;
-  plan.table = PolicyTable(errors.num_layers, errors.num_kv_heads, Prune{});
+  plan.layers = errors.layers;
+  plan.table = PolicyTable(errors.shape(), Prune{});
   plan.heads.resize(errors.size());
   return plan;
 }

@@ -4,7 +4,10 @@
 /// Error of each KV head at each (sink, window) pair: retention statistics, weighted and folded onto KV heads.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/model_heads.hpp>
 #include <headaware/error.hpp>
+#include <headaware/layer_heads.hpp>
+#include <headaware/model_shape.hpp>
 #include <headaware/plan/error_measure.hpp>
 #include <headaware/plan/sensitivity.hpp>
 #include <headaware/stats/retention.hpp>
@@ -16,6 +19,7 @@
 #include <iterator>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -28,55 +32,80 @@ struct WeightedStatistics {
   double weight = 1;                                ///< ν
 };
 
-/// @brief Errors of all KV heads on one grid; input of the planner.
+/// @brief Errors of all KV heads on one grid; input of the planner. Heads are numbered layer by layer; layers without a
+/// cache of their own have none.
 struct KvErrors {
   std::int32_t num_layers = 0;
-  std::int32_t num_heads = 0;  ///< query heads per layer
-  std::int32_t num_kv_heads = 0;
+  std::int32_t num_heads = 0;     ///< query heads per layer; where they differ, of the layer that has most
+  std::int32_t num_kv_heads = 0;  ///< likewise
   ErrorMeasure measure = ErrorMeasure::output;
   GroupFold fold = GroupFold::sum;
   RetentionGrid grid{};
-  std::vector<double> cells;    ///< [layers, num_kv_heads, grid]
-  std::vector<double> dropped;  ///< [layers, num_kv_heads]: where nothing is kept, and the head's output is zero
-  /// [layers, num_kv_heads]: mean ‖W_O o‖² (‖o‖² without W_O) of the head's query heads over the mean of its layer's KV
-  /// heads; of several texts the largest. Empty where values were not observed.
+  std::vector<double> cells;    ///< [KV heads, grid]
+  std::vector<double> dropped;  ///< [KV heads]: where nothing is kept, and the head's output is zero
+  /// [KV heads]: mean ‖W_O o‖² (‖o‖² without W_O) of the head's query heads over the mean of its layer's KV heads; of
+  /// several texts the largest. Empty where values were not observed.
   std::vector<double> output_share;
+  ModelShape layers{};  ///< where they differ; empty: all alike
 
+  /// KV heads of all layers.
   [[nodiscard]] std::size_t size() const {
+    if (layers.num_layers() > 0) return static_cast<std::size_t>(detail::kv_heads_of(layers).view().total());
     return static_cast<std::size_t>(num_layers) * static_cast<std::size_t>(num_kv_heads);
   }
+  /// Every layer's shape, also where all are alike. @throws ArgumentError if a count is not positive
+  [[nodiscard]] ModelShape shape() const { return detail::shape_of(*this); }
   [[nodiscard]] std::span<double const> of(std::size_t head) const {
     return std::span(cells).subspan(head * grid.size(), grid.size());
   }
 
-  /// @brief Returns the errors of the named layers alone, in the order named.
+  /// @brief Returns the errors of the named layers alone, in the order named. Layers that read another's cache have none.
   /// @throws ArgumentError if no layer is named or one is out of range
-  [[nodiscard]] KvErrors select_layers(std::span<std::int32_t const> layers) const {
+  [[nodiscard]] KvErrors select_layers(std::span<std::int32_t const> selected) const {
     constexpr auto where = "KvErrors::select_layers";
-    require(!layers.empty(), "layers", "at least one", "none", where);
+    require(!selected.empty(), "layers", "at least one", "none", where);
     KvErrors result = *this;
-    result.num_layers = static_cast<std::int32_t>(layers.size());
+    detail::HeadCounts const counts = detail::kv_head_counts(*this);
+    LayerHeads const heads = counts.view();
     auto const select = [&](std::vector<double> const& from, std::vector<double>& to, std::size_t each) {
       if (from.empty()) return;
       to.clear();
-      std::size_t const size = static_cast<std::size_t>(num_kv_heads) * each;
-      for (std::int32_t const layer : layers) {
+      for (std::int32_t const layer : selected) {
         require_index(layer, num_layers, "layer", where);
-        auto const begin = from.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(layer) * size);
-        to.insert(to.end(), begin, begin + static_cast<std::ptrdiff_t>(size));
+        auto const at = [&](std::int32_t l) {
+          return from.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(heads.first(l)) * each);
+        };
+        to.insert(to.end(), at(layer), at(layer + 1));
       }
     };
     select(cells, result.cells, grid.size());
     select(dropped, result.dropped, 1);
     select(output_share, result.output_share, 1);
+    result.num_layers = static_cast<std::int32_t>(selected.size());
+    if (layers.num_layers() == 0) return result;
+    std::vector<LayerShape> shapes;
+    for (std::int32_t const layer : selected) {
+      LayerShape const& l = layers.layer(layer);
+      shapes.push_back(l.has_cache() ? l : LayerShape{.kind = LayerKind::none});
+    }
+    detail::set_shape(result, ModelShape(std::move(shapes)));
     return result;
   }
 
   /// @brief The error of keeping `sink` and `window` of `context` tokens, also off the grid: linear in the logarithm
   /// of the window (from the largest one on down to 0 where all is kept), linear in the sink, constant below and
-  /// beside the grid.
-  /// @param head  layer · num_kv_heads + kv_head
+  /// beside the grid. Where the layer slides, sinks are as many tokens of window, and all is its window.
+  /// @param head  number of the KV head, layer by layer
   [[nodiscard]] double at(std::size_t head, std::int64_t sink, std::int64_t window, std::int64_t context) const {
+    if (layers.num_layers() > 0) {
+      detail::HeadCounts const counts = detail::kv_heads_of(layers);
+      LayerShape const& layer = layers.layer(counts.view().layer_of(static_cast<std::int64_t>(head), 1));
+      if (layer.window != 0) {
+        window += sink;
+        sink = 0;
+        context = layer.visible(context);
+      }
+    }
     if (sink + window >= context) return 0;
     auto const& sinks = grid.sinks;
     auto const above = static_cast<std::size_t>(std::lower_bound(sinks.begin(), sinks.end(), sink) - sinks.begin());
@@ -139,9 +168,13 @@ inline void require_statistics(RetentionStatistics const& statistics, ErrorMeasu
   RetentionInfo const& info = statistics.info;
   info.grid.validate();
   require(info.num_layers > 0 && info.num_heads > 0, "heads of the statistics", "at least one", "none", where);
-  bool const grouped = info.num_kv_heads > 0 && info.num_heads % info.num_kv_heads == 0;
+  bool const grouped =
+      info.layers.num_layers() > 0 || (info.num_kv_heads > 0 && info.num_heads % info.num_kv_heads == 0);
   require(grouped, "num_kv_heads", {"a divisor of ", info.num_heads}, info.num_kv_heads, where);
-  auto const heads = static_cast<std::size_t>(info.num_layers) * static_cast<std::size_t>(info.num_heads);
+  require_shape(info, where);
+  HeadCounts const counts = query_head_counts(info);
+  LayerHeads const query_heads = counts.view();
+  auto const heads = static_cast<std::size_t>(query_heads.total());
   require(statistics.heads.size() == heads, "heads of the statistics", heads, statistics.heads.size(), where);
   require(measure != ErrorMeasure::output || info.with_values, "error measure", "statistics with values",
           "masses alone", where);
@@ -150,11 +183,33 @@ inline void require_statistics(RetentionStatistics const& statistics, ErrorMeasu
   for (std::size_t i = 0; i < heads; ++i) {
     MeasuredSums const sums = measured(statistics.heads[i], measure);
     auto const place = [&] {
-      auto const num_heads = static_cast<std::size_t>(info.num_heads);
-      return Text{where, ", layer ", i / num_heads, ", query head ", i % num_heads}.str();
+      auto const head = static_cast<std::int64_t>(i);
+      std::int32_t const layer = query_heads.layer_of(head, 1);
+      return Text{where, ", layer ", layer, ", query head ", head - query_heads.first(layer)}.str();
     };
     require(sums.rows > 0, "rows observed", "> 0", sums.rows, place);
     require(sums.cells->size() == info.grid.size(), "sums", info.grid.size(), sums.cells->size(), place);
+  }
+}
+
+/// Goes through the KV heads of a model, and the query heads that read each.
+/// @param visit  (cache's layer, KV head of it, number of the KV head, number of its first query head, query heads),
+///               layer by layer of the query heads
+template <class Visit>
+void for_groups(RetentionInfo const& info, Visit const& visit) {
+  HeadCounts const kv_counts = kv_head_counts(info);
+  HeadCounts const query_counts = query_head_counts(info);
+  bool const alike = info.layers.num_layers() == 0;
+  std::size_t query = 0;
+  for (std::int32_t layer = 0; layer < info.num_layers; ++layer) {
+    std::int32_t const heads = query_counts.view().count(layer);
+    if (heads == 0) continue;
+    std::int32_t const cache = alike ? layer : info.layers.cache_layer(layer);
+    std::int32_t const num_kv_heads = kv_counts.view().count(cache);
+    auto const group = static_cast<std::size_t>(heads / num_kv_heads);
+    for (std::int32_t kv = 0; kv < num_kv_heads; ++kv, query += group) {
+      visit(cache, kv, static_cast<std::size_t>(kv_counts.view().first(cache) + kv), query, group);
+    }
   }
 }
 
@@ -170,55 +225,55 @@ inline void add_text(WeightedStatistics const& text, KvErrors& errors) {
       cells.push_back(info.grid.cell(static_cast<std::size_t>(s), static_cast<std::size_t>(w)));
     }
   }
-  auto const group = static_cast<std::size_t>(info.num_heads / info.num_kv_heads);
-  auto const num_kv_heads = static_cast<std::size_t>(info.num_kv_heads);
   bool const maximum = errors.fold == GroupFold::maximum;
   std::vector<double> folded(cells.size());
-  for (std::size_t head = 0; head < errors.size(); ++head) {
-    std::fill(folded.begin(), folded.end(), 0.0);
-    double dropped = 0;
-    for (std::size_t member = 0; member < group; ++member) {
-      MeasuredSums const sums = measured(text.statistics->heads[head * group + member], errors.measure);
-      double const scale = 1 / sums.rows;
-      double const* const values = sums.cells->data();
-      if (maximum) {
-        for (std::size_t i = 0; i < cells.size(); ++i) folded[i] = std::max(folded[i], values[cells[i]] * scale);
-        dropped = std::max(dropped, sums.dropped * scale);
-      } else {
-        for (std::size_t i = 0; i < cells.size(); ++i) folded[i] += values[cells[i]] * scale;
-        dropped += sums.dropped * scale;
-      }
-    }
-    double const factor = text.weight * text.sensitivities.at(static_cast<std::int32_t>(head / num_kv_heads),
-                                                              static_cast<std::int32_t>(head % num_kv_heads));
-    double* const to = errors.cells.data() + head * cells.size();
-    for (std::size_t i = 0; i < cells.size(); ++i) to[i] += factor * folded[i];
-    errors.dropped[head] += factor * dropped;
-  }
+  for_groups(info,
+             [&](std::int32_t layer, std::int32_t kv_head, std::size_t head, std::size_t first, std::size_t group) {
+               std::fill(folded.begin(), folded.end(), 0.0);
+               double dropped = 0;
+               for (std::size_t member = first; member < first + group; ++member) {
+                 MeasuredSums const sums = measured(text.statistics->heads[member], errors.measure);
+                 double const scale = 1 / sums.rows;
+                 double const* const values = sums.cells->data();
+                 if (maximum) {
+                   for (std::size_t i = 0; i < cells.size(); ++i)
+                     folded[i] = std::max(folded[i], values[cells[i]] * scale);
+                   dropped = std::max(dropped, sums.dropped * scale);
+                 } else {
+                   for (std::size_t i = 0; i < cells.size(); ++i) folded[i] += values[cells[i]] * scale;
+                   dropped += sums.dropped * scale;
+                 }
+               }
+               double const factor = text.weight * text.sensitivities.at(layer, kv_head);
+               double* const to = errors.cells.data() + head * cells.size();
+               for (std::size_t i = 0; i < cells.size(); ++i) to[i] += factor * folded[i];
+               errors.dropped[head] += factor * dropped;
+             });
 }
 
 /// Raises the heads' shares of the output to those of one text.
 inline void add_output_share(RetentionStatistics const& statistics, KvErrors& errors) {
-  auto const group = static_cast<std::size_t>(statistics.info.num_heads / statistics.info.num_kv_heads);
-  auto const num_kv_heads = static_cast<std::size_t>(statistics.info.num_kv_heads);
   bool const metric = statistics.info.with_output_metric;
-  std::vector<double> squares(num_kv_heads);
-  for (std::size_t layer = 0; layer < static_cast<std::size_t>(statistics.info.num_layers); ++layer) {
-    double sum = 0;
-    for (std::size_t kv = 0; kv < num_kv_heads; ++kv) {
-      squares[kv] = 0;
-      for (std::size_t member = 0; member < group; ++member) {
-        RetentionSums const& sums = statistics.heads[(layer * num_kv_heads + kv) * group + member];
-        double const square = metric ? sums.output_metric_squared : sums.output_squared;
-        squares[kv] +=
-            square / static_cast<double>(std::max<std::int64_t>(metric ? sums.metric_rows : sums.value_rows, 1));
-      }
-      sum += squares[kv];
+  std::vector<double> squares(errors.size());
+  for_groups(statistics.info, [&](std::int32_t, std::int32_t, std::size_t head, std::size_t first, std::size_t group) {
+    for (std::size_t member = first; member < first + group; ++member) {
+      RetentionSums const& sums = statistics.heads[member];
+      double const square = metric ? sums.output_metric_squared : sums.output_squared;
+      squares[head] +=
+          square / static_cast<double>(std::max<std::int64_t>(metric ? sums.metric_rows : sums.value_rows, 1));
     }
-    double const mean = sum / static_cast<double>(num_kv_heads);
-    for (std::size_t kv = 0; kv < num_kv_heads; ++kv) {
-      double& share = errors.output_share[layer * num_kv_heads + kv];
-      if (mean > 0) share = std::max(share, squares[kv] / mean);
+  });
+  HeadCounts const counts = kv_head_counts(errors);
+  LayerHeads const heads = counts.view();
+  for (std::int32_t layer = 0; layer < errors.num_layers; ++layer) {
+    auto const begin = static_cast<std::size_t>(heads.first(layer));
+    auto const end = static_cast<std::size_t>(heads.first(layer + 1));
+    double sum = 0;
+    for (std::size_t head = begin; head < end; ++head) sum += squares[head];
+    double const mean = sum / static_cast<double>(end - begin);
+    for (std::size_t head = begin; head < end; ++head) {
+      double& share = errors.output_share[head];
+      if (mean > 0) share = std::max(share, squares[head] / mean);
     }
   }
 }
@@ -241,7 +296,8 @@ inline void add_output_share(RetentionStatistics const& statistics, KvErrors& er
 }
 
 /// @brief E_g(s, w) = Σ_i weight_i · c_i(g) · fold over the query heads of g of their mean error, i over the texts,
-/// on the (sink, window) pairs that all texts have.
+/// on the (sink, window) pairs that all texts have. Of layers that read another's cache the errors are added to its KV
+/// heads, with the factor of its layer.
 /// @param measure  of errors; nothing: `best_measure`
 /// @throws ArgumentError if there are no statistics, they are of different models, have no pair in common or do not
 ///         hold the measure, a head has no rows, sensitivities are of another shape, a weight is negative, or an error
@@ -266,12 +322,15 @@ inline void add_output_share(RetentionStatistics const& statistics, KvErrors& er
       errors.num_layers = info.num_layers;
       errors.num_heads = info.num_heads;
       errors.num_kv_heads = info.num_kv_heads;
+      errors.layers = info.layers;
       errors.grid = info.grid;
     }
     bool const alike = info.num_layers == errors.num_layers && info.num_heads == errors.num_heads &&
                        info.num_kv_heads == errors.num_kv_heads;
     require(alike, "model of the statistics", "the same shape", "another", where);
-    text.sensitivities.require_shape(info.num_layers, info.num_kv_heads, where);
+    if (errors.layers != info.layers)
+      detail::require_same_shape(errors.shape(), info.shape(), false, "statistics", where);
+    text.sensitivities.require_shape(info, where);
     errors.grid.sinks = detail::common(errors.grid.sinks, info.grid.sinks);
     errors.grid.windows = detail::common(errors.grid.windows, info.grid.windows);
     values = values && info.with_values;

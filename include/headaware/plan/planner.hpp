@@ -6,6 +6,8 @@
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
 #include <headaware/plan/budget.hpp>
+#include <headaware/plan/detail/budget_parts.hpp>
+#include <headaware/plan/detail/cache_costs.hpp>
 #include <headaware/plan/detail/lower_hull.hpp>
 #include <headaware/plan/empty_plan.hpp>
 #include <headaware/plan/kv_errors.hpp>
@@ -23,55 +25,30 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// The heads that share one part of the budget, and what is left of it.
-class BudgetParts {
- public:
-  BudgetParts(KvErrors const& errors, PlanOptions const& options, std::int64_t total)
-      : num_kv_heads_(static_cast<std::size_t>(errors.num_kv_heads)), by_layer_(options.layer_shares) {
-    constexpr auto where = "plan_policies";
-    std::int32_t const ranks = options.ranks;
-    require(ranks > 0, "ranks", "> 0", ranks, where);
-    std::int32_t const heads = errors.num_kv_heads;
-    require(heads % ranks == 0 || ranks % heads == 0, "ranks", {"a divisor or a multiple of ", heads, " KV heads"},
-            ranks, where);
-    // More ranks than KV heads: ranks share heads, as engines replicate them.
-    slices_ = static_cast<std::size_t>(std::min(ranks, heads));
-    std::size_t const count = slices_ * (by_layer_ ? static_cast<std::size_t>(errors.num_layers) : 1);
-    std::int64_t const pages = total / options.page_size;
-    auto const parts = static_cast<std::int64_t>(count);
-    left_.resize(count);
-    for (std::int64_t i = 0; i < parts; ++i) {
-      left_[static_cast<std::size_t>(i)] = (pages / parts + (i < pages % parts ? 1 : 0)) * options.page_size;
-    }
-  }
-  [[nodiscard]] std::size_t size() const { return left_.size(); }
-  [[nodiscard]] std::size_t part_of(std::size_t head) const {
-    std::size_t const slice = head % num_kv_heads_ / (num_kv_heads_ / slices_);
-    return by_layer_ ? head / num_kv_heads_ * slices_ + slice : slice;
-  }
-  [[nodiscard]] std::int64_t& left(std::size_t part) { return left_[part]; }
-
- private:
-  std::size_t num_kv_heads_;
-  bool by_layer_;
-  std::size_t slices_ = 1;
-  std::vector<std::int64_t> left_;
-};
-
 /// The hulls of all heads; pruned heads have none.
 struct Hulls {
   std::vector<HullPoint> points;
-  std::vector<std::size_t> first;  ///< [heads + 1]
+  std::vector<std::size_t> first;   ///< [heads + 1]
+  std::vector<std::int64_t> costs;  ///< [heads] of one token
 };
 
-[[nodiscard]] inline Hulls all_hulls(KvErrors const& errors, std::vector<bool> const& pruned, std::int64_t floor,
-                                     std::int64_t full, std::int64_t page_size) {
+[[nodiscard]] inline Hulls all_hulls(KvErrors const& errors, CacheCosts const& costs, std::vector<bool> const& pruned,
+                                     std::int64_t floor, std::int64_t page_size) {
   Hulls hulls;
-  hulls.first.reserve(errors.size() + 1);
-  std::vector<Candidate> const sizes = candidates(errors.grid, full, page_size);
-  for (std::size_t head = 0; head < errors.size(); ++head) {
-    hulls.first.push_back(hulls.points.size());
-    if (!pruned[head]) append_hull(sizes, errors.of(head), floor, full, hulls.points);
+  hulls.first.reserve(pruned.size() + 1);
+  std::vector<Candidate> sizes;
+  std::int64_t sizes_of = -1;  // tokens of a full head, and whether its layer slides
+  std::size_t head = 0;
+  for (std::int32_t layer = 0; layer < costs.heads().num_layers; ++layer) {
+    std::int64_t const full = whole_pages(costs.visible(layer), page_size);
+    bool const slides = costs.window(layer) != 0;  // past its sinks
+    if (sizes_of != 2 * full + (slides ? 1 : 0)) sizes = candidates(errors.grid, full, page_size, !slides);
+    sizes_of = 2 * full + (slides ? 1 : 0);
+    for (std::int32_t i = 0; i < costs.heads().count(layer); ++i, ++head) {
+      hulls.first.push_back(hulls.points.size());
+      hulls.costs.push_back(costs.row(layer));
+      if (!pruned[head]) append_hull(sizes, errors.of(head), floor, full, hulls.points);
+    }
   }
   hulls.first.push_back(hulls.points.size());
   return hulls;
@@ -79,7 +56,7 @@ struct Hulls {
 
 /// The step from one point of a hull to the next.
 struct HullStep {
-  double rate = 0;  ///< error saved per token
+  double rate = 0;  ///< error saved per token, or what a token costs
   std::size_t head = 0;
   std::size_t to = 0;  ///< point
 };
@@ -90,7 +67,8 @@ struct HullStep {
                                       double most = std::numeric_limits<double>::infinity()) {
   HullPoint const& from = hulls.points[to - 1];
   HullPoint const& point = hulls.points[to];
-  double const rate = (from.error - point.error) / static_cast<double>(point.tokens - from.tokens);
+  double const rate =
+      (from.error - point.error) / static_cast<double>((point.tokens - from.tokens) * hulls.costs[head]);
   return {std::min(rate, most), head, to};
 }
 
@@ -118,10 +96,11 @@ void take_steps(Hulls const& hulls, Take const& take) {
   }
 }
 
+/// What the smallest sizes of all heads cost.
 [[nodiscard]] inline std::int64_t least_total(Hulls const& hulls) {
   std::int64_t total = 0;
   for (std::size_t head = 0; head + 1 < hulls.first.size(); ++head) {
-    if (hulls.first[head] < hulls.first[head + 1]) total += hulls.points[hulls.first[head]].tokens;
+    if (hulls.first[head] < hulls.first[head + 1]) total += hulls.points[hulls.first[head]].tokens * hulls.costs[head];
   }
   return total;
 }
@@ -131,9 +110,8 @@ void take_steps(Hulls const& hulls, Take const& take) {
   bool fits = true;
   for (std::size_t head = 0; head + 1 < hulls.first.size(); ++head) {
     if (hulls.first[head] == hulls.first[head + 1]) continue;
-    std::int64_t& left = parts.left(parts.part_of(head));
-    left -= hulls.points[hulls.first[head]].tokens;
-    fits = fits && left >= 0;
+    parts.take(head, hulls.points[hulls.first[head]].tokens * hulls.costs[head]);
+    fits = fits && parts.left(head) >= 0;
   }
   return fits;
 }
@@ -148,23 +126,100 @@ void take_steps(Hulls const& hulls, Take const& take) {
 
 /// A plan of some layers as one of all of them, of which the others keep everything.
 [[nodiscard]] inline PolicyPlan with_whole_layers(PolicyPlan const& some, std::span<std::int32_t const> layers,
-                                                  KvErrors const& errors, PlanOptions const& options) {
+                                                  KvErrors const& errors, CacheCosts const& costs,
+                                                  PlanOptions const& options) {
   PolicyPlan plan = empty_plan(errors, some.context, options);
   plan.floor = some.floor;
   plan.budget_tokens = some.budget_tokens + plan.skipped_tokens();
-  auto const num_kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
-  std::size_t next = 0;  // of `some`
-  for (std::size_t head = 0; head < plan.heads.size(); ++head) {
-    auto const layer = static_cast<std::int32_t>(head / num_kv_heads);
-    if (next < some.heads.size() && layers[next / num_kv_heads] == layer) {
-      plan.set(
-          head,
-          some.table.at(static_cast<std::int32_t>(next / num_kv_heads), static_cast<std::int32_t>(next % num_kv_heads)),
-          some.heads[next]);
-      ++next;
-    } else {
-      plan.set(head, Full{}, {whole_pages(some.context, options.page_size), 0});
+  if (!costs.rows.empty()) {
+    plan.row_costs = costs.rows;
+    plan.budget_cost = some.budget_cost;
+    for (std::int32_t const layer : options.skip_layers) {
+      plan.budget_cost += plan.table.num_kv_heads(layer) * plan.full_tokens(layer) * costs.row(layer);
     }
+  }
+  std::size_t head = 0;
+  std::size_t next = 0;     // of `layers`
+  std::size_t planned = 0;  // of `some`
+  for (std::int32_t layer = 0; layer < errors.num_layers; ++layer) {
+    bool const chosen = next < layers.size() && layers[next] == layer;
+    for (std::int32_t kv = 0; kv < plan.table.num_kv_heads(layer); ++kv, ++head) {
+      if (chosen) {
+        plan.set(head, some.table.at(static_cast<std::int32_t>(next), kv), some.heads[planned++]);
+      } else {
+        plan.set(head, Full{}, {plan.full_tokens(layer), 0});
+      }
+    }
+    next += chosen ? 1 : 0;
+  }
+  return plan;
+}
+
+/// `plan_policies` of all layers.
+[[nodiscard]] inline PolicyPlan plan_layers(KvErrors const& errors, Budget const& budget, CacheCosts const& costs,
+                                            PlanOptions const& options) {
+  constexpr auto where = "plan_policies";
+  std::int64_t const context = costs.context;
+  std::int64_t const page = options.page_size;
+  std::size_t const heads = errors.size();
+  PolicyPlan plan = empty_plan(errors, context, options);
+  std::int64_t const total = budget.total(costs);
+  set_budget(plan, costs, total);
+  std::vector<bool> pruned(heads);
+  if (options.negligible_output > 0 && !errors.output_share.empty()) {
+    for (std::size_t head = 0; head < heads; ++head) {
+      pruned[head] = errors.output_share[head] <= options.negligible_output;
+    }
+  }
+
+  std::int64_t const mean = total / costs.of_one_token();
+  // Half the budget at most: with every head at its floor there would be nothing to choose.
+  plan.floor = options.floor ? *options.floor : std::min({std::max<std::int64_t>(32, mean / 4), mean / 2, context});
+  BudgetParts parts(costs, options, total);
+  Hulls hulls;
+  for (;;) {
+    hulls = all_hulls(errors, costs, pruned, plan.floor, page);
+    BudgetParts rest = parts;
+    if (take_least(hulls, rest)) {
+      parts = rest;
+      break;
+    }
+    // The default gives way where the grid has no sizes between it and the budget.
+    bool const gives_way = !options.floor && plan.floor > 0;
+    require(gives_way, "budget", {"at least ", least_total(hulls), " ", costs.unit, ", evenly for each part of it"},
+            total, where);
+    plan.floor /= 2;
+  }
+
+  std::vector<std::size_t> at(hulls.first.begin(), hulls.first.end() - 1);
+  std::vector<std::size_t> first_ended(parts.size(), heads);
+  take_steps(hulls, [&](HullStep const& step) {
+    std::size_t const part = parts.part_of(step.head);
+    std::int64_t const cost =
+        (hulls.points[step.to].tokens - hulls.points[step.to - 1].tokens) * hulls.costs[step.head];
+    bool const fits = cost <= parts.left(step.head);
+    if (fits) {
+      parts.take(step.head, cost);
+      at[step.head] = step.to;
+    } else if (first_ended[part] == heads) {
+      first_ended[part] = step.head;
+    }
+    return fits;
+  });
+
+  for (std::size_t head = 0; head < heads; ++head) {
+    if (pruned[head]) {
+      plan.set(head, Prune{}, {0, errors.dropped[head]});
+      continue;
+    }
+    HullPoint const& point = hulls.points[at[head]];
+    std::int64_t tokens = point.tokens;
+    if (options.use_remainder && first_ended[parts.part_of(head)] == head) {
+      std::int64_t const more = parts.left(head) / (page * hulls.costs[head]) * page;
+      parts.take(head, more * hulls.costs[head]);
+      tokens += more;
+    }
+    plan.set(head, policy_of_size(point.sink, tokens), {tokens, point.error});
   }
   return plan;
 }
@@ -181,6 +236,11 @@ void take_steps(Hulls const& hulls, Take const& take) {
 /// The remainder widens the window of the first head whose step did not fit (`use_remainder`), which the predicted
 /// error does not count. Sizes are whole pages; windows grow to fill them, which is not counted either.
 ///
+/// Where layers differ, a token costs what a row of its layer holds (`Budget`), and the next size is the one that saves
+/// most error per cost. Of a layer that slides Full is its window, without error: no more is offered, and no sinks,
+/// which such a layer soon loses sight of. Of a head that several ranks hold a copy of each copy counts in its rank's
+/// share, and one in the budget.
+///
 /// Deterministic. Ties: of steps that save the same per token the lower layer first, then the lower KV head; of pairs
 /// of equal size and error the fewer sinks; of sizes with equal error the smaller.
 /// @param errors   of `weighted_errors`
@@ -195,75 +255,17 @@ void take_steps(Hulls const& hulls, Take const& take) {
                                               PlanOptions const& options = {}) {
   constexpr auto where = "plan_policies";
   options.validate(context);
-  if (!options.skip_layers.empty()) {
-    auto const layers = planned_layers(errors.num_layers, options.skip_layers);
-    PlanOptions of_these = options;
-    of_these.skip_layers.clear();
-    return detail::with_whole_layers(plan_policies(errors.select_layers(layers), budget, context, of_these), layers,
-                                     errors, options);
-  }
-  std::size_t const heads = errors.size();
-  require(heads > 0 && errors.cells.size() == heads * errors.grid.size(), "errors of KV heads", "those of a grid",
-          errors.cells.size(), where);
-  std::int64_t const page = options.page_size;
-  std::int64_t const full = detail::whole_pages(context, page);
-  auto const count = static_cast<std::int64_t>(heads);
-
-  PolicyPlan plan = empty_plan(errors, context, options);
-  plan.budget_tokens = budget.total(count, context);
-  std::vector<bool> pruned(heads);
-  if (options.negligible_output > 0 && !errors.output_share.empty()) {
-    for (std::size_t head = 0; head < heads; ++head) {
-      pruned[head] = errors.output_share[head] <= options.negligible_output;
-    }
-  }
-
-  std::int64_t const mean = plan.budget_tokens / count;
-  // Half the budget at most: with every head at its floor there would be nothing to choose.
-  plan.floor = options.floor ? *options.floor : std::min({std::max<std::int64_t>(32, mean / 4), mean / 2, context});
-  detail::BudgetParts parts(errors, options, plan.budget_tokens);
-  detail::Hulls hulls;
-  for (;;) {
-    hulls = detail::all_hulls(errors, pruned, plan.floor, full, page);
-    detail::BudgetParts rest = parts;
-    if (detail::take_least(hulls, rest)) {
-      parts = rest;
-      break;
-    }
-    // The default gives way where the grid has no sizes between it and the budget.
-    bool const gives_way = !options.floor && plan.floor > 0;
-    require(gives_way, "budget", {"at least ", detail::least_total(hulls), " tokens, evenly for each part of it"},
-            plan.budget_tokens, where);
-    plan.floor /= 2;
-  }
-
-  std::vector<std::size_t> at(hulls.first.begin(), hulls.first.end() - 1);
-  std::vector<std::size_t> first_ended(parts.size(), heads);
-  detail::take_steps(hulls, [&](detail::HullStep const& step) {
-    std::size_t const part = parts.part_of(step.head);
-    std::int64_t const cost = hulls.points[step.to].tokens - hulls.points[step.to - 1].tokens;
-    bool const fits = cost <= parts.left(part);
-    if (fits) {
-      parts.left(part) -= cost;
-      at[step.head] = step.to;
-    } else if (first_ended[part] == heads) {
-      first_ended[part] = step.head;
-    }
-    return fits;
-  });
-
-  for (std::size_t head = 0; head < heads; ++head) {
-    if (pruned[head]) {
-      plan.set(head, Prune{}, {0, errors.dropped[head]});
-      continue;
-    }
-    detail::HullPoint const& point = hulls.points[at[head]];
-    std::int64_t tokens = point.tokens;
-    std::size_t const part = parts.part_of(head);
-    if (options.use_remainder && first_ended[part] == head) tokens += parts.left(part) / page * page;
-    plan.set(head, detail::policy_of_size(point.sink, tokens), {tokens, point.error});
-  }
-  return plan;
+  bool const whole = errors.size() > 0 && errors.cells.size() == errors.size() * errors.grid.size();
+  require(whole, "errors of KV heads", "those of a grid", errors.cells.size(), where);
+  detail::CacheCosts const costs = detail::cache_costs(errors, &budget, context);
+  if (options.skip_layers.empty()) return detail::plan_layers(errors, budget, costs, options);
+  auto const layers = planned_layers(errors.num_layers, options.skip_layers);
+  KvErrors const chosen = errors.select_layers(layers);
+  require(chosen.size() > 0, "layers that are not skipped", "one with a cache of its own", "none", where);
+  PlanOptions of_these = options;
+  of_these.skip_layers.clear();
+  return detail::with_whole_layers(detail::plan_layers(chosen, budget, costs.select(layers), of_these), layers, errors,
+                                   costs, options);
 }
 
 /// @brief The same from statistics.

@@ -5,7 +5,10 @@
 
 #include <headaware/config.hpp>
 #include <headaware/detail/finite.hpp>
+#include <headaware/detail/model_heads.hpp>
 #include <headaware/error.hpp>
+#include <headaware/layer_heads.hpp>
+#include <headaware/model_shape.hpp>
 #include <headaware/plan/detail/whole_pages.hpp>
 #include <headaware/plan/error_measure.hpp>
 #include <headaware/policy/table.hpp>
@@ -31,7 +34,8 @@ struct PlanOptions {
   bool layer_shares = false;              ///< each layer has an equal share, to one page
   double negligible_output = 1e-6;        ///< heads with at most this `KvErrors::output_share` are pruned; 0: none
   bool use_remainder = true;              ///< widen a window by what is left
-  /// Keep everything, beyond the budget: layers of a model with sliding windows of its own, for example. Ascending.
+  /// Keep everything, beyond the budget: layers that are known to be delicate, for example. Ascending. Layers with
+  /// windows of their own need not be named where the statistics say their shape.
   std::vector<std::int32_t> skip_layers{};
 
   friend bool operator==(PlanOptions const&, PlanOptions const&) = default;
@@ -64,42 +68,78 @@ struct PlannedHead {
 /// @brief Contents of a `plan.json`: policies, the budget and options of the plan, and its predicted error.
 struct PolicyPlan {
   std::int32_t num_layers = 0;
-  std::int32_t num_heads = 0;  ///< query heads per layer
-  std::int32_t num_kv_heads = 0;
+  std::int32_t num_heads = 0;       ///< query heads per layer; where they differ, of the layer that has most
+  std::int32_t num_kv_heads = 0;    ///< likewise
   std::int64_t context = 0;         ///< tokens of the sequences that it is for
   std::int64_t budget_tokens = 0;   ///< of all heads together, those of skipped layers included
-  std::int64_t planned_tokens = 0;  ///< sum over heads, exact; at most the budget
+  std::int64_t planned_tokens = 0;  ///< sum over heads, exact; at most the budget where tokens cost the same everywhere
   std::int64_t floor = 0;           ///< floor that was used
   double predicted_error = 0;       ///< sum over heads; in nats where sensitivities are
   PlanOptions options{};            ///< `measure` is the one that was used
   PolicyTable table{};
-  std::vector<PlannedHead> heads{};  ///< [layers, num_kv_heads]
+  std::vector<PlannedHead> heads{};  ///< of the KV heads, layer by layer
+  ModelShape layers{};               ///< where they differ; empty: all alike
+  /// [num_layers], where tokens of layers cost differently: of one token of a KV head, in bytes, or in channels where
+  /// the budget was in tokens or a share. Empty: 1.
+  std::vector<std::int64_t> row_costs{};
+  std::int64_t budget_cost = 0;  ///< of all heads together, where there are `row_costs`; `budget_tokens` are then those
+                                 ///< of equal sizes of all heads
 
-  /// Sets a head that has not been set. @param head  layer · num_kv_heads + kv_head
+  /// Sets a head that has not been set. @param head  number of the KV head, layer by layer
   void set(std::size_t head, AnyPolicy<> const& policy, PlannedHead const& planned) {
-    auto const layer_heads = static_cast<std::size_t>(num_kv_heads);
-    table.set(static_cast<std::int32_t>(head / layer_heads), static_cast<std::int32_t>(head % layer_heads), policy);
+    auto const number = static_cast<std::int64_t>(head);
+    std::int32_t const layer = table.heads().layer_of(number, 1);
+    table.set(layer, static_cast<std::int32_t>(number - table.heads().first(layer)), policy);
     heads[head] = planned;
     planned_tokens += planned.tokens;
     predicted_error += planned.predicted_error;
   }
 
-  [[nodiscard]] std::int64_t left() const { return budget_tokens - planned_tokens; }
+  /// Every layer's shape, also where all are alike. @throws ArgumentError if a count is not positive
+  [[nodiscard]] ModelShape shape() const { return detail::shape_of(*this); }
+  /// The same of a model whose layers are all alike; `head_dim` is not known here.
+  [[nodiscard]] ModelConfig model() const { return {num_layers, num_heads, num_kv_heads, 0}; }
+  /// What the budget leaves: tokens; where there are `row_costs`, in their unit.
+  [[nodiscard]] std::int64_t left() const {
+    return row_costs.empty() ? budget_tokens - planned_tokens : budget_cost - planned_cost();
+  }
+  /// What the planned tokens cost: their number; where there are `row_costs`, in their unit.
+  [[nodiscard]] std::int64_t planned_cost() const {
+    if (row_costs.empty()) return planned_tokens;
+    std::int64_t sum = 0;
+    for (std::size_t head = 0; head < heads.size(); ++head) {
+      std::int32_t const layer = table.heads().layer_of(static_cast<std::int64_t>(head), 1);
+      sum += heads[head].tokens * row_costs[static_cast<std::size_t>(layer)];
+    }
+    return sum;
+  }
+  /// Tokens that a head of a layer holds where it keeps everything, in whole pages.
+  [[nodiscard]] std::int64_t full_tokens(std::int32_t layer) const {
+    std::int64_t const window = table.window(layer);
+    return detail::whole_pages(window != 0 ? std::min(window, context) : context, options.page_size);
+  }
+  /// Whether a head keeps all that its layer sees.
+  [[nodiscard]] bool keeps_all(std::int32_t layer, std::int32_t kv_head) const {
+    AnyPolicy<> const& policy = table.at(layer, kv_head);
+    std::int32_t const window = table.window(layer);
+    return policy.is<Full>() || (window != 0 && policy.is<WindowOnly>() && policy.get<WindowOnly>().window == window);
+  }
   /// KV heads of layers that are not skipped.
   [[nodiscard]] std::int64_t planned_heads() const {
-    return std::int64_t{num_layers - static_cast<std::int32_t>(options.skip_layers.size())} * num_kv_heads;
+    std::int64_t count = table.heads().total();
+    for (std::int32_t const layer : options.skip_layers) count -= table.num_kv_heads(layer);
+    return count;
   }
   /// Tokens of the others, which hold everything.
   [[nodiscard]] std::int64_t skipped_tokens() const {
-    auto const skipped = static_cast<std::int64_t>(options.skip_layers.size()) * num_kv_heads;
-    return skipped * detail::whole_pages(context, options.page_size);
+    std::int64_t tokens = 0;
+    for (std::int32_t const layer : options.skip_layers) tokens += table.num_kv_heads(layer) * full_tokens(layer);
+    return tokens;
   }
   /// Tokens that a planned head keeps, on average.
   [[nodiscard]] double mean_tokens() const { return of_each(planned_tokens); }
   /// Tokens that a planned head may keep, on average.
   [[nodiscard]] double mean_budget() const { return of_each(budget_tokens); }
-  /// The model's shape; `head_dim` is not known here.
-  [[nodiscard]] ModelConfig model() const { return {num_layers, num_heads, num_kv_heads, 0}; }
 
   friend bool operator==(PolicyPlan const&, PolicyPlan const&) = default;
 
@@ -110,7 +150,7 @@ struct PolicyPlan {
   }
 };
 
-/// @brief Returns the layers that a plan chooses for, ascending.
+/// @brief Returns the layers that a plan chooses for, ascending; those without a cache of their own, too.
 /// @param skipped  ascending
 /// @throws ArgumentError if there are none, or a skipped one is out of range
 template <class = void>
@@ -137,7 +177,7 @@ template <class = void>
 [[nodiscard]] std::int64_t held_tokens(PolicyTable const& table, std::int64_t context, std::int64_t page_size = 1) {
   std::int64_t held = 0;
   for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
-    for (std::int32_t head = 0; head < table.num_kv_heads(); ++head) {
+    for (std::int32_t head = 0; head < table.num_kv_heads(layer); ++head) {
       held += held_tokens(table.at(layer, head), context, page_size);
     }
   }

@@ -5,7 +5,10 @@
 /// they lead to loses less, measured.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/head_records.hpp>
+#include <headaware/detail/model_heads.hpp>
 #include <headaware/error.hpp>
+#include <headaware/layer_heads.hpp>
 #include <headaware/plan/budget.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/planner.hpp>
@@ -49,7 +52,7 @@ struct RefineOptions {
 struct RefinedPlan {
   PolicyPlan plan;
   KvErrors errors;              ///< scaled: `plan` is what they lead to
-  std::vector<double> factors;  ///< [layers, num_kv_heads], of errors
+  std::vector<double> factors;  ///< of the errors of KV heads, layer by layer
   double first_loss = 0;        ///< mean, of the plan before
   double loss = 0;              ///< of `plan`
   std::int32_t trials = 0;      ///< tables tried, the first included
@@ -88,25 +91,35 @@ struct HeadCut {
 };
 
 /// @brief Cuts of heads in halves, of the halves in halves and so on, from coarse to fine: between layers first, then
-/// within layers.
-[[nodiscard]] inline std::vector<HeadCut> head_cuts(std::size_t layers, std::size_t num_kv_heads, std::int32_t levels) {
+/// within layers. Layers without heads do not count.
+[[nodiscard]] inline std::vector<HeadCut> head_cuts(LayerHeads const& heads, std::int32_t levels) {
   struct Range {
     std::size_t begin;
     std::size_t end;
     std::int32_t level;
   };
+  std::vector<std::size_t> first;  // heads of layers that have some
+  for (std::int32_t layer = 0; layer < heads.num_layers; ++layer) {
+    if (heads.count(layer) > 0) first.push_back(static_cast<std::size_t>(heads.first(layer)));
+  }
+  auto const layer_from = [&](std::size_t head) { return std::lower_bound(first.begin(), first.end(), head); };
   std::vector<HeadCut> cuts;
-  std::vector<Range> ranges{{0, layers * num_kv_heads, 0}};
+  std::vector<Range> ranges{{0, static_cast<std::size_t>(heads.total()), 0}};
   for (std::size_t i = 0; i < ranges.size(); ++i) {
     auto const [begin, end, level] = ranges[i];
     std::size_t const size = end - begin;
     if (size < 2 || level == levels) continue;
-    std::size_t const middle = size > num_kv_heads ? begin + size / num_kv_heads / 2 * num_kv_heads : begin + size / 2;
+    auto const layers = layer_from(end) - layer_from(begin);  // that begin within
+    std::size_t const middle = layers > 1 ? *(layer_from(begin) + layers / 2) : begin + size / 2;
     cuts.push_back({begin, middle, end});
     ranges.push_back({begin, middle, level + 1});
     ranges.push_back({middle, end, level + 1});
   }
   return cuts;
+}
+[[nodiscard]] inline std::vector<HeadCut> head_cuts(std::int32_t layers, std::int32_t num_kv_heads,
+                                                    std::int32_t levels) {
+  return head_cuts(LayerHeads{layers, num_kv_heads}, levels);
 }
 
 [[nodiscard]] inline double mean_of(std::span<double const> values) {
@@ -117,7 +130,7 @@ struct HeadCut {
 
 }  // namespace detail
 
-/// @brief Errors of which each head's are multiplied by its factor. @param factors  [layers, num_kv_heads]
+/// @brief Errors of which each head's are multiplied by its factor. @param factors  of all KV heads, layer by layer
 /// @throws ArgumentError if their number is another, or one is negative, NaN or infinite
 /// @par Cost  O(heads · pairs)
 [[nodiscard]] inline KvErrors scaled_errors(KvErrors errors, std::span<double const> factors) {
@@ -160,7 +173,15 @@ template <class Trial>
                    .errors = errors,
                    .factors = std::vector<double>(errors.size(), 1.0)};
   auto const layers = planned_layers(errors.num_layers, options.skip_layers);
-  auto const num_kv_heads = static_cast<std::size_t>(errors.num_kv_heads);
+  detail::HeadCounts const counts = detail::kv_head_counts(errors);
+  std::vector<std::int32_t> heads_each;  // of the planned layers
+  std::vector<std::size_t> planned;      // numbers of their heads among all
+  for (std::int32_t const layer : layers) {
+    heads_each.push_back(counts.view().count(layer));
+    for (std::int32_t head = 0; head < heads_each.back(); ++head) {
+      planned.push_back(static_cast<std::size_t>(counts.view().first(layer) + head));
+    }
+  }
   std::vector<PolicyTable> known{best.plan.table};
   std::vector<double> losses;
   auto const tried = [&](PolicyTable const& table) {
@@ -182,8 +203,7 @@ template <class Trial>
     std::vector<double> factors = best.factors;
     double const factor = std::exp2(step / 2);
     for (std::size_t head = cut.begin; head < cut.end; ++head) {
-      auto const layer = static_cast<std::size_t>(layers[head / num_kv_heads]);
-      factors[layer * num_kv_heads + head % num_kv_heads] *= head < cut.middle ? factor : 1 / factor;
+      factors[planned[head]] *= head < cut.middle ? factor : 1 / factor;
     }
     KvErrors scaled = scaled_errors(errors, factors);
     PolicyPlan plan = plan_policies(scaled, budget, context, options);
@@ -204,7 +224,7 @@ template <class Trial>
     best.loss = detail::mean_of(losses);
     return true;
   };
-  auto const cuts = detail::head_cuts(layers.size(), num_kv_heads, refining.levels);
+  auto const cuts = detail::head_cuts(detail::HeadCounts(heads_each).view(), refining.levels);
   for (double const step : refining.steps) {
     for (detail::HeadCut const& cut : cuts) {
       for (double const way : {step, -step}) {

@@ -4,7 +4,10 @@
 /// Sensitivities measured again at a plan, where all layers are cut at once.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/head_records.hpp>
+#include <headaware/detail/model_heads.hpp>
 #include <headaware/error.hpp>
+#include <headaware/layer_heads.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
@@ -31,9 +34,9 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @param statistics  of the same text as the gains
 /// @param before      of that text; empty: 1 everywhere
 /// @param plan        that the gains were measured at
-/// @param gains       nats, [layers] or [layers, num_kv_heads]: by how much less predictions diverge (or the
+/// @param gains       nats, [layers], or of the KV heads, layer by layer: by how much less predictions diverge (or the
 ///                    loss rises) where the layer (head) alone keeps everything and all others follow the plan; may be
-///                    negative
+///                    negative. Where there are as many of both, of heads if `before` is
 /// @param step        0: `before`, at the scale of the gains; 1: all the way, which overshoots
 /// @throws ArgumentError if shapes differ, a gain is NaN or infinite, nothing gains anything, or the step is outside
 ///         [0, 1]
@@ -48,18 +51,22 @@ HEADAWARE_NAMESPACE_BEGIN
   auto const errors = weighted_errors(std::span(&text, 1), plan.options.measure, plan.options.fold);
   auto const evaluated = evaluate_table(plan.table, errors, plan.context, plan.options);
   auto const layers = static_cast<std::size_t>(errors.num_layers);
-  auto const heads = static_cast<std::size_t>(errors.num_kv_heads);
-  bool const gains_of_heads = gains.size() == errors.size();
+  detail::HeadCounts const counts = detail::kv_head_counts(errors);
+  LayerHeads const heads = counts.view();
+  bool const told = layers != errors.size() || counts.first_heads().empty();
+  bool const gains_of_heads = gains.size() == errors.size() && (told || before.num_kv_heads() > 0);
   require(gains_of_heads || gains.size() == layers, "gains", {layers, " (layers) or ", errors.size(), " (KV heads)"},
           gains.size(), where);
+  auto const first = [&](std::size_t i) {  // head of what a gain is of
+    return gains_of_heads ? i : static_cast<std::size_t>(heads.first(static_cast<std::int64_t>(i)));
+  };
 
   std::vector<double> predicted(gains.size());
   double predicted_sum = 0;
   double gained_sum = 0;
-  std::size_t const heads_each = errors.size() / gains.size();
   for (std::size_t i = 0; i < gains.size(); ++i) {
     require(std::isfinite(gains[i]), "gain", "a finite number", gains[i], where);
-    for (std::size_t head = i * heads_each; head < (i + 1) * heads_each; ++head) {
+    for (std::size_t head = first(i); head < first(i + 1); ++head) {
       predicted[i] += evaluated.heads[head].predicted_error;
     }
     predicted_sum += predicted[i];
@@ -69,15 +76,15 @@ HEADAWARE_NAMESPACE_BEGIN
   double const scale = gained_sum / predicted_sum;
   bool const by_head = gains_of_heads || before.num_kv_heads() > 0;
   std::vector<double> values;
-  for (std::size_t layer = 0; layer < layers; ++layer) {
-    for (std::size_t head = 0; head < (by_head ? heads : 1); ++head) {
-      std::size_t const i = (layer * heads + head) / heads_each;
+  for (std::int32_t layer = 0; layer < heads.num_layers; ++layer) {
+    for (std::int32_t head = 0; head < (by_head ? heads.count(layer) : 1); ++head) {
+      auto const i = static_cast<std::size_t>(gains_of_heads ? heads.first(layer) + head : layer);
       double const ratio = predicted[i] > 0 ? gains[i] / (scale * predicted[i]) : 1;
       double const factor = scale * std::pow(std::clamp(ratio, 1 / furthest, furthest), step);
-      values.push_back(factor * before.at(static_cast<std::int32_t>(layer), static_cast<std::int32_t>(head)));
+      values.push_back(factor * before.at(layer, head));
     }
   }
-  return by_head ? Sensitivities::per_head(errors.num_layers, errors.num_kv_heads, std::move(values))
+  return by_head ? Sensitivities::per_head(errors.shape(), std::move(values))
                  : Sensitivities::per_layer(std::move(values));
 }
 

@@ -4,6 +4,7 @@
 /// A plan as text that a person can read.
 
 #include <headaware/config.hpp>
+#include <headaware/model_shape.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/policy_plan.hpp>
 #include <headaware/policy/policy_window.hpp>
@@ -27,18 +28,48 @@ template <class... Values>
   return line;
 }
 
+/// Tokens that a planned head would hold on average where all keep everything.
+[[nodiscard]] inline double full_mean(PolicyPlan const& plan) {
+  if (plan.layers.num_layers() == 0) return static_cast<double>(plan.context);
+  std::int64_t tokens = 0;
+  for (std::int32_t layer = 0; layer < plan.num_layers; ++layer) {
+    bool const skipped = std::binary_search(plan.options.skip_layers.begin(), plan.options.skip_layers.end(), layer);
+    std::int64_t const window = plan.table.window(layer);
+    if (!skipped)
+      tokens += plan.table.num_kv_heads(layer) * (window != 0 ? std::min(window, plan.context) : plan.context);
+  }
+  return static_cast<double>(tokens) / static_cast<double>(std::max<std::int64_t>(plan.planned_heads(), 1));
+}
+
 }  // namespace detail
 
-/// @brief Formats budget, prediction, heads per policy, the distribution of windows and sinks, and one line per layer.
+/// @brief Formats budget, prediction, heads per policy, the distribution of windows and sinks, and one line per layer
+/// with a cache of its own. In layers that slide, heads that keep their whole window count as full.
 [[nodiscard]] inline std::string plan_summary(PolicyPlan const& plan) {
   using detail::print;
   auto const wide = [](std::int64_t n) { return static_cast<long long>(n); };
+  bool const alike = plan.layers.num_layers() == 0;
   std::string text = print("plan for %lld tokens of context: %d layers x %d KV heads, %d query heads per layer\n",
                            wide(plan.context), plan.num_layers, plan.num_kv_heads, plan.num_heads);
-  text +=
-      print("budget %lld tokens, planned %lld (%.1f per KV head, %.1f%% of its cache), left %lld\n",
-            wide(plan.budget_tokens), wide(plan.planned_tokens), plan.mean_tokens(),
-            100 * plan.mean_tokens() / static_cast<double>(std::max<std::int64_t>(plan.context, 1)), wide(plan.left()));
+  if (!alike) {
+    std::int32_t caches = 0;
+    std::int32_t slide = 0;
+    for (LayerShape const& l : plan.layers.layers()) {
+      caches += l.has_cache() ? 1 : 0;
+      slide += l.has_cache() && l.window != 0 ? 1 : 0;
+    }
+    text = print("plan for %lld tokens of context: %lld KV heads in %d of %d layers, of which %d slide\n",
+                 wide(plan.context), wide(plan.table.heads().total()), caches, plan.num_layers, slide);
+  }
+  double const whole = detail::full_mean(plan);
+  text += print("budget %lld tokens, planned %lld (%.1f per KV head, %.1f%% of its cache), left %lld\n",
+                wide(plan.budget_tokens), wide(plan.planned_tokens), plan.mean_tokens(),
+                100 * plan.mean_tokens() / std::max(whole, 1.0), wide(plan.left()));
+  if (!plan.row_costs.empty()) {
+    text.pop_back();
+    text += print(" of %lld bytes or channels, planned %lld: rows of layers differ\n", wide(plan.budget_cost),
+                  wide(plan.planned_cost()));
+  }
   text += print("predicted error %.6g (measure %s, group %s, floor %lld, pages of %lld)\n\n", plan.predicted_error,
                 std::string(to_string(plan.options.measure.value_or(ErrorMeasure::output))).c_str(),
                 std::string(to_string(plan.options.fold)).c_str(), wide(plan.floor), wide(plan.options.page_size));
@@ -62,11 +93,11 @@ template <class... Values>
     double error = 0;
     int full = 0;
     int prune = 0;
-    for (std::int32_t kv = 0; kv < plan.num_kv_heads; ++kv) {
+    std::int32_t const heads = plan.table.num_kv_heads(layer);
+    if (heads == 0) continue;
+    for (std::int32_t kv = 0; kv < heads; ++kv) {
       AnyPolicy<> const& policy = plan.table.at(layer, kv);
-      PlannedHead const& head =
-          plan.heads[static_cast<std::size_t>(layer) * static_cast<std::size_t>(plan.num_kv_heads) +
-                     static_cast<std::size_t>(kv)];
+      PlannedHead const& head = plan.heads[static_cast<std::size_t>(plan.table.heads().first(layer) + kv)];
       ++policies[policy.name()];
       if (auto const kept = policy_window(policy, "plan_summary")) {
         ++sinks[kept->sink];
@@ -74,7 +105,7 @@ template <class... Values>
         while (bound < kept->window) bound *= 2;
         ++windows[bound];
       }
-      full += policy.is<Full>() ? 1 : 0;
+      full += plan.keeps_all(layer, kv) ? 1 : 0;
       prune += policy.is<Prune>() ? 1 : 0;
       sum += head.tokens;
       least = std::min(least, head.tokens);
@@ -82,8 +113,7 @@ template <class... Values>
       error += head.predicted_error;
     }
     layers += print("%8d %12.1f %11lld %11lld %5d %6d %16.6g\n", layer,
-                    static_cast<double>(sum) / static_cast<double>(plan.num_kv_heads), wide(least), wide(most), full,
-                    prune, error);
+                    static_cast<double>(sum) / static_cast<double>(heads), wide(least), wide(most), full, prune, error);
   }
   text += "policies:";
   for (auto const& [name, count] : policies) text += print("  %s %d", std::string(name).c_str(), count);

@@ -4,6 +4,7 @@
 /// Statistics of one query head's attention, as `head_statistics.json` holds them.
 
 #include <headaware/config.hpp>
+#include <headaware/model_shape.hpp>
 
 #include <cstdint>
 #include <vector>
@@ -59,15 +60,16 @@ void statistics_fields(Fields&& f, Statistics& s) {
 /// @brief The shape and parameters that a set of statistics was taken with.
 struct StatisticsInfo {
   std::int32_t num_layers = 0;
-  std::int32_t num_heads = 0;  ///< query heads per layer
+  std::int32_t num_heads = 0;  ///< query heads per layer; where they differ, of the layer that has most
   std::int32_t sink_size = 4;
   std::int32_t local_window = 8;
   double recent_ratio = 0.1;
+  ModelShape layers{};  ///< where they differ; empty: all alike
 
   friend bool operator==(StatisticsInfo const&, StatisticsInfo const&) = default;
 };
 
-/// @brief One `head_statistics.json`: `heads[layer * num_heads + head]`.
+/// @brief One `head_statistics.json`: every query head of every layer that attends, layer by layer.
 struct ModelStatistics {
   StatisticsInfo model_info;
   std::vector<HeadStatistics> heads;

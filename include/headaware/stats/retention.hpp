@@ -4,7 +4,9 @@
 /// Retention statistics: error of a head that keeps only its sinks and a window.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/model_heads.hpp>
 #include <headaware/error.hpp>
+#include <headaware/model_shape.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -95,18 +97,25 @@ struct RetentionSums {
 /// @brief Shape and parameters of a model's retention statistics.
 struct RetentionInfo {
   std::int32_t num_layers = 0;
-  std::int32_t num_heads = 0;  ///< query heads per layer
-  std::int32_t num_kv_heads = 0;
+  std::int32_t num_heads = 0;     ///< query heads per layer; where they differ, of the layer that has most
+  std::int32_t num_kv_heads = 0;  ///< likewise
   std::int64_t first_query = 0;
   std::int64_t query_stride = 1;
   bool with_values = false;         ///< else masses alone
   bool with_output_metric = false;  ///< errors after W_O too
   RetentionGrid grid{};
+  ModelShape layers{};  ///< where they differ; empty: all alike
+
+  /// Every layer's, also where all are alike. @throws ArgumentError if a count is not positive
+  [[nodiscard]] ModelShape shape() const { return detail::shape_of(*this); }
+  /// Makes these of a model. Its numbers of heads and, where its layers differ, all of them.
+  void set_shape(ModelShape const& shape) { detail::set_shape(*this, shape); }
 
   friend bool operator==(RetentionInfo const&, RetentionInfo const&) = default;
 };
 
-/// @brief One `retention_statistics.json`: `heads[layer * num_heads + head]`. Input of the planner.
+/// @brief One `retention_statistics.json`: every query head of every layer that attends, layer by layer. Input of the
+/// planner.
 struct RetentionStatistics {
   RetentionInfo info;
   std::vector<RetentionSums> heads;

@@ -158,8 +158,10 @@ TEST_CASE("classifications of another model are an error", "[classify]") {
                                                  {"classifications", "3 layers x 2", "4", where});
   headaware_test::check_error<ha::ArgumentError>(build(heads, model(2, 3, 1)),
                                                  {"classifications", "2 layers x 3", "4", where});
-  headaware_test::check_error<ha::ArgumentError>(build(heads, model(1 << 30, 1 << 30, 1)),
+  headaware_test::check_error<ha::ArgumentError>(build(heads, model(1 << 20, 1 << 30, 1)),
                                                  {"classifications", "1073741824", "4", where});
+  headaware_test::check_error<ha::ArgumentError>(build(heads, model(1 << 30, 1, 1)),
+                                                 {"num_hidden_layers", "2^20", "1073741824", "ModelShape"});
   headaware_test::check_error<ha::ArgumentError>(build(heads, model(2, 2, 0)),
                                                  {"num_key_value_heads", "> 0", "0", "ModelConfig"});
   auto twice = heads;

@@ -150,7 +150,7 @@ TEST_CASE("plans as classifications load as the same policies", "[plan]") {
                                  {"policy", "sink_window", "keep_list", "classifications_from_table"});
   check_error<ha::ArgumentError>(
       [&] {
-        (void)ha::classifications_from_table(table, {3, 6, 2, 64});
+        (void)ha::classifications_from_table(table, ha::ModelConfig{3, 6, 2, 64});
       },
       {"table's KV heads", "2", "3", "classifications_from_table"});
 }

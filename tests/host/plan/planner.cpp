@@ -98,7 +98,8 @@ TEST_CASE("on the hull greedy is optimal, of all sizes", "[plan]") {
   auto const errors = errors_of(random_statistics(3, 2, 1, grid, 5, 0.5));
   auto const sizes = ha::detail::candidates(grid, context, 1);
   std::vector<std::vector<std::pair<std::int64_t, double>>> all(errors.size());
-  ha::detail::Hulls const hulls = ha::detail::all_hulls(errors, std::vector<bool>(errors.size()), 0, context, 1);
+  auto const costs = ha::detail::cache_costs(errors, nullptr, context);
+  ha::detail::Hulls const hulls = ha::detail::all_hulls(errors, costs, std::vector<bool>(errors.size()), 0, 1);
   for (std::size_t head = 0; head < errors.size(); ++head) {
     for (auto const& size : sizes) all[head].emplace_back(size.tokens, errors.of(head)[size.cell]);
     all[head].emplace_back(context, 0);
@@ -120,7 +121,8 @@ TEST_CASE("what is left is less than a step, or than a page", "[plan]") {
   ha::RetentionGrid const grid = ha::RetentionGrid::up_to(context);
   auto const errors = errors_of(random_statistics(5, 4, 4, grid, 9));
   for (std::int64_t const page : {1, 16}) {
-    auto const hulls = ha::detail::all_hulls(errors, std::vector<bool>(errors.size()), 0, context, page);
+    auto const costs = ha::detail::cache_costs(errors, nullptr, context);
+    auto const hulls = ha::detail::all_hulls(errors, costs, std::vector<bool>(errors.size()), 0, page);
     std::int64_t longest = 0;
     ha::detail::take_steps(hulls, [&](ha::detail::HullStep const& step) {
       longest = std::max(longest, hulls.points[step.to].tokens - hulls.points[step.to - 1].tokens);
@@ -172,7 +174,7 @@ TEST_CASE("the same plan every time; ties go to the lower layer and head", "[pla
 
 TEST_CASE("rates that rounding lets rise do not put a step before its predecessor", "[plan]") {
   // By much more than rounding, so that it shows.
-  ha::detail::Hulls const hulls{{{0, 3, 0}, {10, 2, 0}, {20, 0.5, 0}, {0, 1.2, 0}, {10, 0, -1}}, {0, 3, 5}};
+  ha::detail::Hulls const hulls{{{0, 3, 0}, {10, 2, 0}, {20, 0.5, 0}, {0, 1.2, 0}, {10, 0, -1}}, {0, 3, 5}, {1, 1}};
   std::vector<std::size_t> order;
   std::vector<double> rates;
   ha::detail::take_steps(hulls, [&](ha::detail::HullStep const& step) {

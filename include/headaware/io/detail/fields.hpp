@@ -8,6 +8,7 @@
 #include <headaware/head_grid.hpp>
 #include <headaware/io/json_tree.hpp>
 #include <headaware/io/json_writer.hpp>
+#include <headaware/layer_heads.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -153,14 +154,6 @@ void head_fields(Fields&& f, Record& record) {
   f.integer("head_idx", record.head_idx, 0, max_index - 1);
 }
 
-/// The shape of a model, of at most `max_heads` heads.
-template <class Fields, class Integer>
-void shape_fields(Fields&& f, Integer& layers, Integer& heads, Integer& kv_heads) {
-  f.integer("num_layers", layers, 1, max_index);
-  f.integer("num_heads", heads, 1, max_index);
-  f.divisor("num_kv_heads", kv_heads, heads);
-}
-
 /// @throws FormatError at `place` if there are more than `max_heads`
 template <class = void>
 void require_head_count(JsonValue const& place, std::int32_t layers, std::int32_t heads) {
@@ -189,11 +182,11 @@ void write_format(JsonWriter& json, std::string_view format, std::int32_t versio
 }
 
 /// The records by (layer, head). @param array  where they were read from, one by one
-/// @throws FormatError unless they are exactly the heads of [layers, heads]
+/// @throws FormatError unless they are exactly the heads of all layers
 template <class Record>
-[[nodiscard]] std::vector<Record> in_order(std::vector<Record> records, std::int32_t layers, std::int32_t heads,
+[[nodiscard]] std::vector<Record> in_order(std::vector<Record> records, LayerHeads const& heads,
                                            JsonArray const& array) {
-  GridFault const fault = find_grid_fault(std::span<Record const>(records), layers, heads);
+  GridFault const fault = find_grid_fault(std::span<Record const>(records), heads);
   if (fault.kind != GridFault::Kind::none) {
     std::string where = array.where();
     if (fault.kind != GridFault::Kind::missing) {
@@ -201,7 +194,7 @@ template <class Record>
       for (std::size_t i = 0; i < fault.record; ++i) ++culprit;
       where = (*culprit).where();
     }
-    throw FormatError(fault.describe(layers, heads, std::move(where)));
+    throw FormatError(fault.describe(heads, std::move(where)));
   }
   std::vector<Record> sorted(records.size());
   for (auto& record : records) sorted[grid_index(record, heads)] = std::move(record);

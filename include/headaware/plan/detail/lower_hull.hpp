@@ -24,10 +24,12 @@ struct Candidate {
 };
 
 /// The grid's pairs that are smaller than a full head, by size; of the same size, by sinks.
+/// @param sinks  whether pairs with sinks are among them
 [[nodiscard]] inline std::vector<Candidate> candidates(RetentionGrid const& grid, std::int64_t full,
-                                                       std::int64_t page_size) {
+                                                       std::int64_t page_size, bool sinks = true) {
   std::vector<Candidate> result;
   for (std::size_t s = 0; s < grid.sinks.size(); ++s) {
+    if (!sinks && grid.sinks[s] != 0) continue;
     for (std::size_t w = 0; w < grid.windows.size(); ++w) {
       std::int64_t const tokens = whole_pages(std::int64_t{grid.sinks[s]} + grid.windows[w], page_size);
       if (tokens < full) result.push_back({tokens, grid.sinks[s], grid.cell(s, w)});
