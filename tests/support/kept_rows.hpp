@@ -54,6 +54,7 @@ struct HeldProblem {
   ha::AttentionShape shape;
   ha::AttentionOptions options;
   std::vector<std::int32_t> first_positions;  ///< [sequences]; empty: no mask
+  std::vector<float> sinks;                   ///< [num_query_heads]; empty: none
   std::vector<float> queries;                 ///< [sequences, num_query_heads, query_tokens, head_dim]
   std::vector<HeldRows<T>> segments;
 
@@ -87,6 +88,18 @@ struct HeldProblem {
   }
 };
 
+/// The same over a latent: each value is the first channels of its key.
+template <class T>
+HeldProblem<T> latent_problem(ha::AttentionShape const& shape, std::vector<std::int64_t> const& rows, unsigned seed) {
+  HeldProblem<T> p(shape, rows, seed);
+  for (HeldRows<T>& held : p.segments) {
+    for (std::size_t i = 0; i < held.positions.size(); ++i) {
+      std::copy_n(&held.keys[i * at(shape.head_dim)], shape.output_dim(), &held.values[i * at(shape.output_dim())]);
+    }
+  }
+  return p;
+}
+
 /// Attention's results: values in the order of `output_layout`, and log-sum-exp.
 struct Attended {
   std::vector<double> output;
@@ -118,7 +131,9 @@ Attended naive_attention(HeldProblem<T> const& p) {
           logits.push_back(seen ? x : -std::numeric_limits<double>::infinity());
           top = std::max(top, logits.back());
         }
-        double z = 0;
+        double const sink = p.sinks.empty() ? -std::numeric_limits<double>::infinity() : double(p.sinks[at(h)]);
+        top = std::max(top, sink);
+        double z = std::isinf(sink) ? 0 : std::exp(sink - top);
         for (std::size_t i = 0; i < logits.size(); ++i) {
           double const weight = std::isinf(top) ? 0 : std::exp(logits[i] - top);
           z += weight;

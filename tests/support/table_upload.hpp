@@ -21,12 +21,14 @@ class TableUpload {
   I const* operator()(std::vector<I> const& values) const {
     if constexpr (std::is_same_v<I, std::int32_t>) return narrow_.emplace_back(values).data();
     if constexpr (std::is_same_v<I, std::int64_t>) return wide_.emplace_back(values).data();
+    if constexpr (std::is_same_v<I, float>) return floats_.emplace_back(values).data();
     if constexpr (std::is_same_v<I, ha::RollingHead>) return heads_.emplace_back(values).data();
   }
 
  private:
   mutable std::list<Array<std::int32_t>> narrow_;
   mutable std::list<Array<std::int64_t>> wide_;
+  mutable std::list<Array<float>> floats_;
   mutable std::list<Array<ha::RollingHead>> heads_;
 };
 template <class I>

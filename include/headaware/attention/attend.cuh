@@ -19,6 +19,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -41,18 +42,46 @@ bool wide_rows(T const* data, View const& view, std::int64_t channels) {
          reinterpret_cast<std::uintptr_t>(data) % 16 == 0;
 }
 
-template <int Queries, class Q, class QLayout, class T, class View, class O, class OLayout>
+/// Lays out the shared memory of a kernel over a latent, and asks the driver for it.
+template <int Queries, class Parameters>
+AttendMemory latent_memory(AttentionShape const& shape, char const* where) {
+  auto const kernel = attend_kernel<Queries, Parameters>;
+  int device = 0;
+  int limit = 0;
+  int both = 0;
+  cudaFuncAttributes attributes{};
+  require_cuda(cudaGetDevice(&device), "the current device", where);
+  require_cuda(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "the device", where);
+  require_cuda(cudaDeviceGetAttribute(&both, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device), "the device", where);
+  require_cuda(cudaFuncGetAttributes(&attributes, kernel), "the kernel", where);
+  auto const fixed = static_cast<std::int32_t>(attributes.sharedSizeBytes);
+  constexpr std::int32_t reserved = 1024;  // by CUDA, per block
+  auto const memory = AttendMemory::of_latent<typename Parameters::Element>(shape.head_dim, Queries, limit - fixed,
+                                                                            both / 2 - fixed - reserved);
+  if (attributes.maxDynamicSharedSizeBytes < memory.bytes) {
+    require_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, memory.bytes),
+                 "shared memory", where);
+  }
+  return memory;
+}
+
+template <int Queries, class Q, class QLayout, class Cache, class O, class OLayout>
 void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
-                   AttentionQueries<Q, QLayout> const& queries, KeptCache<T, View> const& cache,
+                   AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
                    AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
                    AttentionOptions const& options, cudaStream_t stream) {
   constexpr auto where = "attend";
+  using Parameters = AttendParameters<Q, QLayout, Cache, O, OLayout>;
+  using View = typename Parameters::View;
+  constexpr bool latent = Parameters::latent;
   KvSplit kv = KvSplit::of(shape, Queries, attend_split_rows(Queries));
   kv.tile_rows = Queries;
+  if (latent) kv.split_rows = std::min(kv.split_rows, max_latent_split_rows);
   std::int64_t const segments = shape.segments();
   std::int64_t const splits = bounds.max_rows / kv.split_rows + segments;
-  require(splits <= max_blocks, "KV splits", max_blocks_text, splits, where);
   require(kv.tiles <= 65535, "tiles of query rows", "at most 65,535", kv.tiles, where);
+  std::int64_t const blocks = latent ? splits * kv.tiles : splits;
+  require(blocks <= max_blocks, "KV splits", max_blocks_text, blocks, where);
   std::int64_t const parts = splits * kv.tiles * Queries;
   AttendArrays arrays;
   bool const placed = place_buffers(
@@ -62,33 +91,39 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
 
   AttendSplitParameters<View> const split{cache.view, shape, kv, arrays, bounds.max_rows, bounds.d_status};
   launch(where, attend_split_kernel<View>, 1, attend_split_threads, 0, stream, split);
-  using Parameters = AttendParameters<Q, QLayout, T, View, O, OLayout>;
-  auto const memory =
-      AttendMemory::of<T>(shape.head_dim, shape.output_dim(), Queries, attend_dynamic_bytes<Queries, Parameters>);
+  AttendMemory memory;
+  bool wide_values = false;
+  if constexpr (latent) {
+    memory = latent_memory<Queries, Parameters>(shape, where);
+  } else {
+    memory = AttendMemory::of<typename Parameters::Element>(shape.head_dim, shape.output_dim(), Queries,
+                                                            attend_dynamic_bytes<Queries, Parameters>);
+    wide_values = wide_rows(cache.values, cache.view, shape.output_dim());
+  }
   Parameters const parameters{shape,
                               queries,
                               cache,
                               output,
                               options.first_positions,
+                              options.sinks,
                               logit_map(shape, options),
                               kv,
                               arrays,
                               memory,
                               wide_rows(cache.keys, cache.view, shape.head_dim),
-                              wide_rows(cache.values, cache.view, shape.output_dim())};
-  dim3 const grid(static_cast<unsigned>(splits), static_cast<unsigned>(kv.tiles));
-  launch(where, attend_kernel<Queries, Q, QLayout, T, View, O, OLayout>, grid, attend_threads, memory.bytes, stream,
-         parameters);
+                              wide_values};
+  dim3 const grid(static_cast<unsigned>(blocks), latent ? 1U : static_cast<unsigned>(kv.tiles));
+  launch(where, attend_kernel<Queries, Parameters>, grid, attend_threads, memory.bytes, stream, parameters);
 }
 
 template <class A, class ALayout, class B, class BLayout>
 HEADAWARE_KERNEL void merge_kernel(AttentionShape const __grid_constant__ shape,
                                    AttentionOutput<A, ALayout> const __grid_constant__ into,
-                                   AttentionOutput<B, BLayout> const __grid_constant__ other, std::int64_t rows) {
+                                   AttentionOutput<B, BLayout> const __grid_constant__ other, float const* sinks,
+                                   std::int64_t rows) {
   std::int64_t const row = (std::int64_t{blockIdx.x} * block_threads + threadIdx.x) / warp_threads;
   if (row >= rows) return;
-  merge_row(shape, into, other, row, threadIdx.x % warp_threads, warp_threads);
-  float const lse = MergeWeights::of(into.lse[row], other.lse[row]).lse;
+  float const lse = merge_row(shape, into, other, sinks, row, threadIdx.x % warp_threads, warp_threads);
   __syncwarp();
   if (threadIdx.x % warp_threads == 0) into.lse[row] = lse;
 }
@@ -105,23 +140,27 @@ namespace device {
 /// @param[in]     d_temp      device, of any alignment; nullptr: size query
 /// @param[in,out] temp_bytes  bytes; depends on `shape` and `bounds.max_rows` alone
 /// @param[in]     queries     [sequences, num_query_heads, query_tokens, head_dim], by the layout
-/// @param[in]     cache       rows where the view says; pointers may be null where `bounds.max_rows` is 0
+/// @param[in]     cache       `KeptCache` or `LatentCache`, rows where the view says; pointers may be null where
+///                            `bounds.max_rows` is 0
 /// @param[out]    output      [sequences, num_query_heads, query_tokens, value_dim], by the layout, and log-sum-exp;
 ///                            must overlap no input
 /// @param[in]     bounds      the most rows of all heads of all sequences together
 /// @param[in]     stream      enqueued here, not synchronised
-/// @return cudaErrorInvalidValue on what the CPU's `attend` refuses, more than 256 channels, or too little storage;
-///         launch errors
+/// @return cudaErrorInvalidValue on what the CPU's `attend` refuses, more than 256 channels (of a latent more than 512
+/// of
+///         the value, or more of the row than shared memory holds), or too little storage; launch errors
 /// @note   Deterministic; graph-capturable, and a replay reads the lengths of its time. One `d_temp` serves one call at
 ///         a time.
 /// @par Cost  Two launches. Each row held is loaded once for up to 16 query rows of its group: for decoding, once
-///            (more query rows: once per 16, from the L2 cache where it holds them). Long prefill chunks are better
-///            served by kernels on tensor cores.
-template <class Q, class QLayout, class T, class View, class O, class OLayout>
+///            (more query rows: once per 16, from the L2 cache where it holds them; the blocks that share a latent's
+///            rows run side by side). Long prefill chunks are better served by kernels on tensor cores.
+template <class Q, class QLayout, AttentionCache Cache, class O, class OLayout>
 cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
-                   AttentionQueries<Q, QLayout> const& queries, KeptCache<T, View> const& cache,
+                   AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
                    AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
                    AttentionOptions const& options, cudaStream_t stream) noexcept {
+  using T = typename detail::CacheTypes<Cache>::Element;
+  constexpr bool latent = detail::is_latent<Cache>;
   static_assert(detail::holds_floats<typename detail::ElementOf<Q>::type> &&
                     detail::holds_floats<typename detail::ElementOf<T>::type> &&
                     detail::holds_floats<typename detail::ElementOf<O>::type>,
@@ -134,22 +173,33 @@ cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
       detail::check_cache_pointers(cache, bounds.max_rows > 0);
     }
     constexpr auto where = "attend";
-    require(shape.head_dim <= detail::max_attend_channels, "head_dim", "at most 256", shape.head_dim, where);
-    require(shape.output_dim() <= detail::max_attend_channels, "value_dim", "at most 256", shape.output_dim(), where);
+    // Of a latent's row, more channels than the value has are bounded by the memory that they need.
+    constexpr std::int64_t most = latent ? detail::max_latent_channels : detail::max_attend_channels;
+    require(latent || shape.head_dim <= most, "head_dim", {"at most ", most}, shape.head_dim, where);
+    require(shape.output_dim() <= most, "value_dim", {"at most ", most}, shape.output_dim(), where);
     require(bounds.max_rows >= 0, "max_rows", ">= 0", bounds.max_rows, where);
     if (shape.num_sequences == 0 || shape.query_tokens == 0) {
       if (d_temp == nullptr) temp_bytes = 0;
       return;
     }
     AttentionQueries const q{detail::element_pointer(queries.data), queries.layout};
-    KeptCache const kv{detail::element_pointer(cache.keys), detail::element_pointer(cache.values), cache.view};
+    auto const kv = [&] {
+      auto const* const keys = detail::element_pointer(cache.keys);
+      if constexpr (latent) {
+        return LatentCache{keys, cache.view};
+      } else {
+        return KeptCache{keys, detail::element_pointer(cache.values), cache.view};
+      }
+    }();
     AttentionOutput const out{detail::element_pointer(output.data), output.layout, output.lse};
     auto const launch = [&]<int Queries>() {
       detail::launch_attend<Queries>(d_temp, temp_bytes, shape, q, kv, out, bounds, options, stream);
     };
     std::int64_t const rows = shape.query_rows();
-    if (rows <= 1) return launch.template operator()<1>();
-    if (rows <= 4) return launch.template operator()<4>();
+    if constexpr (!latent) {
+      if (rows <= 1) return launch.template operator()<1>();
+      if (rows <= 4) return launch.template operator()<4>();
+    }
     if (rows <= 8) return launch.template operator()<8>();
     return launch.template operator()<16>();
   });
@@ -158,16 +208,18 @@ cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
 /// @brief Merges two outputs over different keys, as the CPU's `merge_attention`.
 /// @param[in,out] into   device; read and written, `lse` included
 /// @param[in]     other  device
+/// @param[in]     sinks  device, [num_query_heads], learned sinks of parts that were attended to without; nullptr: none
 /// @param[in]     stream enqueued here, not synchronised
 /// @return cudaErrorInvalidValue on what the CPU's refuses; launch errors
 /// @note   Deterministic; graph-capturable
 /// @par Cost  One launch
 template <class A, class ALayout, class B, class BLayout>
 cudaError_t merge_attention(AttentionShape const& shape, AttentionOutput<A, ALayout> const& into,
-                            AttentionOutput<B, BLayout> const& other, cudaStream_t stream) noexcept {
+                            AttentionOutput<B, BLayout> const& other, float const* sinks,
+                            cudaStream_t stream) noexcept {
   return detail::guarded([&] {
     constexpr auto where = "merge_attention";
-    detail::check_merge(shape, into, other);
+    detail::check_merge(shape, into, other, sinks);
     std::int64_t const rows = std::int64_t{shape.num_sequences} * shape.num_query_heads * shape.query_tokens;
     if (rows == 0) return;
     constexpr std::int64_t per_block = detail::block_threads / detail::warp_threads;
@@ -178,8 +230,15 @@ cudaError_t merge_attention(AttentionShape const& shape, AttentionOutput<A, ALay
     using ElementA = std::remove_pointer_t<decltype(a.data)>;
     using ElementB = std::remove_pointer_t<decltype(b.data)>;
     detail::launch(where, detail::merge_kernel<ElementA, ALayout, ElementB, BLayout>, static_cast<unsigned>(blocks),
-                   detail::block_threads, 0, stream, shape, a, b, rows);
+                   detail::block_threads, 0, stream, shape, a, b, sinks, rows);
   });
+}
+
+/// @brief The same without learned sinks, or where one of the parts has them.
+template <class A, class ALayout, class B, class BLayout>
+cudaError_t merge_attention(AttentionShape const& shape, AttentionOutput<A, ALayout> const& into,
+                            AttentionOutput<B, BLayout> const& other, cudaStream_t stream) noexcept {
+  return merge_attention(shape, into, other, nullptr, stream);
 }
 
 }  // namespace device

@@ -141,17 +141,17 @@ void write_attention(AttentionShape const& shape, AttentionOutput<O, Layout> con
 HEADAWARE_TARGET_BEGIN
 
 /// `attend` over floating-point elements.
-template <class Q, class QLayout, class T, class View, class O, class OLayout>
-void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries,
-                   KeptCache<T, View> const& cache, AttentionOutput<O, OLayout> const& output,
-                   AttentionOptions const& options) {
+template <class Q, class QLayout, class Cache, class O, class OLayout>
+void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
+                   AttentionOutput<O, OLayout> const& output, AttentionOptions const& options) {
+  using T = typename CacheTypes<Cache>::Element;
   check_attention(shape, queries, cache, output, options);
   if (shape.num_sequences == 0 || shape.query_tokens == 0) return;
   check_output_apart(shape, queries, output);
   check_attention_tables(shape, queries, cache, output);
   constexpr std::int64_t split_rows = 512;
-  auto const cut = KvSplit::of(shape, QueryTile::max_queries, split_rows);
-  auto const map = logit_map(shape, options);
+  constexpr std::int64_t tile_rows = is_latent<Cache> ? QueryTile::max_latent_queries : QueryTile::max_queries;
+  auto const cut = KvSplit::of(shape, tile_rows, split_rows);
   std::int64_t const channels = whole_vectors(shape.output_dim());
   AttentionWork& work = AttentionWork::of_thread();
   work.divide(shape, cut, cache.view, channels);
@@ -160,9 +160,9 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
   auto const joins = static_cast<std::int64_t>(work.joins.size());
   // Less than that, one core reads in the time that it takes to wake the others.
   constexpr std::int64_t few_bytes = 131072;
-  std::int64_t const bytes =
-      work.rows * cut.tiles * (shape.head_dim + shape.output_dim()) * static_cast<std::int64_t>(sizeof(T));
-  auto const make_tile = [&] { return QueryTile(shape, map); };
+  std::int64_t const row_channels = shape.head_dim + (is_latent<Cache> ? 0 : shape.output_dim());
+  std::int64_t const bytes = work.rows * cut.tiles * row_channels * static_cast<std::int64_t>(sizeof(T));
+  auto const make_tile = [&] { return QueryTile(shape, options, cut.tile_rows); };
   parallel_for(items, 1, bytes > few_bytes, make_tile, [&](QueryTile& tile, std::int64_t i) {
     AttentionItem const& item = work.items[static_cast<std::size_t>(i)];
     std::int64_t const sequence = item.segment / shape.num_kv_heads;
@@ -170,9 +170,11 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
     auto const rows = cache.view.head(sequence, kv_head);
     std::int64_t const first_query = item.tile * cut.tile_rows;
     std::int64_t const count = std::min(cut.tile_rows, shape.query_rows() - first_query);
-    tile.take_queries(queries, options.first_positions, sequence, kv_head, first_query, count);
+    tile.take_queries(queries, sequence, kv_head, first_query, count, item.split == 0);
     std::int64_t const begin = item.split * cut.split_rows;
-    tile.attend(rows, cache.keys, cache.values, begin, std::min(rows.rows(), begin + cut.split_rows));
+    T const* values = nullptr;
+    if constexpr (!is_latent<Cache>) values = cache.values;
+    tile.attend(rows, cache.keys, values, begin, std::min(rows.rows(), begin + cut.split_rows));
     for (std::int64_t q = 0; q < count; ++q) {
       if (item.partial < 0) {
         write_attention(shape, output, {shape, sequence, kv_head, first_query + q}, tile.part(q), tile.sums(q));
@@ -219,25 +221,27 @@ HEADAWARE_TARGET_BEGIN
 /// @brief Computes attention of one layer's queries over the rows of its KV heads, on the CPU.
 ///
 /// For every query head: softmax(scale · query · keysᵀ) · values over the rows of its KV head, in single precision,
-/// whatever the elements are. A head that holds nothing, or of which a query sees nothing, gives zeros and an `lse`
-/// of -inf. A NaN or an infinite logit makes its output NaN.
+/// whatever the elements are; learned sinks (`AttentionOptions::sinks`) take part in the softmax. A head that holds
+/// nothing, or of which a query sees nothing, gives zeros and an `lse` of -inf, or of its sink. A NaN or an infinite
+/// logit makes its output NaN.
 /// @param shape    counts; `query_tokens` 1 decodes
 /// @param queries  [sequences, num_query_heads, query_tokens, head_dim] in the layout's order; host
-/// @param cache    keys and values of the layer's heads, rows where the view says; host; null where no head holds
-///                 anything
+/// @param cache    `KeptCache`, keys and values of the layer's heads, or `LatentCache`; rows where the view says; host;
+///                 null where no head holds anything
 /// @param output   [sequences, num_query_heads, query_tokens, value_dim], and optionally log-sum-exp; host;
 ///                 must overlap no input
 /// @throws ArgumentError on counts that make no sense, missing or misaligned pointers, layouts too small, a mask over a
 ///         view without positions, a view with negative rows or one that says itself that it is another's, tables
 ///         that name what is not there, and output that overlaps the queries where both layouts are strided
 /// @note   Deterministic: the result does not depend on the number of threads.
-/// @par Cost  Each row held is read once for all query heads of its group (once per 32 query rows in prefill chunks),
-///            shared out in KV splits, so that one long head does not keep one thread busy alone. Allocates nothing
-///            once the threads have made room for calls of this size, which they keep
+/// @par Cost  Each row held is read once for all query heads of its group (once per 32 query rows in prefill chunks; of
+///            a latent once per 128), shared out in KV splits, so that one long head does not keep one thread busy
+///            alone. Allocates nothing once the threads have made room for calls of this size, which they keep
 /// @par Source  Dao et al., Flash-Decoding, 2023; Milakov and Gimelshein, online softmax, arXiv:1805.02867
-template <class Q, class QLayout, class T, class View, class O, class OLayout>
-void attend(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries, KeptCache<T, View> const& cache,
+template <class Q, class QLayout, AttentionCache Cache, class O, class OLayout>
+void attend(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
             AttentionOutput<O, OLayout> const& output, AttentionOptions const& options = {}) {
+  using T = typename detail::CacheTypes<Cache>::Element;
   constexpr bool floats = detail::holds_floats<Q> && detail::holds_floats<T> && detail::holds_floats<O>;
   static_assert(floats, "headaware: queries, keys, values and output of attention are float, float16 or bfloat16");
   if constexpr (floats) detail::attend_floats(shape, queries, cache, output, options);

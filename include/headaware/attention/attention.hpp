@@ -9,6 +9,7 @@
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
+#include <headaware/model_shape.hpp>
 
 #include <array>
 #include <cmath>
@@ -26,6 +27,14 @@ struct AttentionShape {
   std::int64_t query_tokens = 1;  ///< of each sequence: 1 for decoding, more for drafts and prefill chunks
   std::int64_t head_dim = 0;      ///< channels of a query and of a key
   std::int64_t value_dim = 0;     ///< channels of a value and of the output; 0: head_dim
+
+  /// @brief The counts of a layer that attends, its own cache or another's.
+  /// @throws ArgumentError if the layer does not attend
+  [[nodiscard]] static AttentionShape of(LayerShape const& layer, std::int32_t num_sequences,
+                                         std::int64_t query_tokens = 1) {
+    require(layer.attends(), "layer", "one that attends", to_string(layer.kind), "AttentionShape::of");
+    return {num_sequences, layer.num_query_heads, layer.num_kv_heads, query_tokens, layer.head_dim, layer.value_dim};
+  }
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int32_t group() const { return num_query_heads / num_kv_heads; }
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t output_dim() const {
@@ -60,21 +69,67 @@ struct KeptCache {
 template <class T, class View>
 KeptCache(T*, T*, View) -> KeptCache<std::remove_const_t<T>, View>;
 
+/// @brief One layer's kept rows of a latent (multi-head latent attention), stored once: a row is the key, and its first
+/// `AttentionShape::value_dim` channels are the value.
+///
+/// This is the absorbed form. Queries have the latent's channels: DeepSeek-V2's are, per head, W_UK folded into the
+/// query without position (512 channels), and the query with it (64); W_UV is applied to the output. Their
+/// `AttentionOptions::scale` is the model's, 1 / sqrt(128 + 64) there, not 1 / sqrt(head_dim).
+/// @tparam T float, float16 or bfloat16
+/// @par Source  DeepSeek-V2, arXiv:2405.04434, section 2.1
+template <class T, class View>
+struct LatentCache {
+  static_assert(check_kept_view<View>());
+  T const* keys = nullptr;  ///< rows of head_dim channels
+  View view;
+};
+template <class T, class View>
+LatentCache(T*, View) -> LatentCache<std::remove_const_t<T>, View>;
+
+namespace detail {
+
+/// The types of a cache that attention reads.
+template <class Cache>
+struct CacheTypes;
+template <class T, class V>
+struct CacheTypes<KeptCache<T, V>> {
+  using Element = T;
+  using View = V;
+  static constexpr bool latent = false;
+};
+template <class T, class V>
+struct CacheTypes<LatentCache<T, V>> {
+  using Element = T;
+  using View = V;
+  static constexpr bool latent = true;
+};
+template <class Cache>
+inline constexpr bool is_latent = CacheTypes<Cache>::latent;
+
+}  // namespace detail
+
+/// @brief `KeptCache` or `LatentCache`.
+template <class Cache>
+concept AttentionCache = requires {
+  detail::CacheTypes<Cache>::latent;
+};
+
 /// @brief Output of attention. @tparam T float, float16 or bfloat16
 template <class T, class Layout>
 struct AttentionOutput {
   static_assert(check_layout<Layout>());
   T* data = nullptr;
   Layout layout;  ///< over query heads and value channels
-  float* lse =
-      nullptr;  ///< [sequences, num_query_heads, query_tokens], natural log of Σ exp(logit); nullptr: not wanted
+  /// [sequences, num_query_heads, query_tokens], natural log of Σ exp(logit), a learned sink's included where the call
+  /// was given one; nullptr: not wanted
+  float* lse = nullptr;
 };
 template <class T, class Layout>
 AttentionOutput(T*, Layout) -> AttentionOutput<T, Layout>;
 template <class T, class Layout>
 AttentionOutput(T*, Layout, float*) -> AttentionOutput<T, Layout>;
 
-/// @brief Logit scaling, soft cap and causal positions.
+/// @brief Logit scaling, soft cap, causal positions and learned sinks.
 struct AttentionOptions {
   float scale = 0;     ///< logit = scale · (query · key); 0: 1 / sqrt(head_dim)
   float soft_cap = 0;  ///< > 0: logit = soft_cap · tanh(logit / soft_cap), as Gemma 2 has it
@@ -82,6 +137,12 @@ struct AttentionOptions {
   /// and sees rows whose position is no greater (and that its window holds, where the view knows one); nullptr: every
   /// row is seen (decoding)
   std::int32_t const* first_positions = nullptr;
+  /// [num_query_heads], host or device as the cache: logits of learned sinks, natural, neither scaled nor capped. Each
+  /// takes part in the softmax of every query of its head as a key would that brings no value, so that a head which
+  /// holds nothing gives zeros and the sink as its `lse`. -inf: none; NaN and +inf make NaN of the output; nullptr: no
+  /// head has one. A sink counts once: of parts that are merged, one has it, or `merge_attention` (gpt-oss: model card,
+  /// arXiv:2508.10925; `eager_attention_forward` of transformers' `modeling_gpt_oss.py`)
+  float const* sinks = nullptr;
 };
 
 namespace detail {
@@ -119,10 +180,9 @@ void check_attention_layout(AttentionShape const& shape, Layout const& layout, s
   if constexpr (requires { layout.num_channels(); }) holds(layout.num_channels(), channels, "channels");
 }
 
-template <class Q, class QLayout, class T, class View, class O, class OLayout>
-void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries,
-                     KeptCache<T, View> const& cache, AttentionOutput<O, OLayout> const& output,
-                     AttentionOptions const& options) {
+template <class Q, class QLayout, class Cache, class O, class OLayout>
+void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
+                     AttentionOutput<O, OLayout> const& output, AttentionOptions const& options) {
   check_attention_shape(shape, options);
   if (shape.num_sequences == 0 || shape.query_tokens == 0) return;
   constexpr auto where = "attend";
@@ -132,26 +192,34 @@ void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> c
   require_aligned(output.data, "output", where);
   require_aligned(output.lse, "log-sum-exp", where);
   require_aligned(cache.keys, "keys", where);
-  require_aligned(cache.values, "values", where);
+  if constexpr (is_latent<Cache>) {
+    require(shape.output_dim() <= shape.head_dim, "value_dim", {"at most the row's ", shape.head_dim, " channels"},
+            shape.output_dim(), where);
+  } else {
+    require_aligned(cache.values, "values", where);
+  }
   require_aligned(options.first_positions, "first_positions", where);
+  require_aligned(options.sinks, "sinks", where);
   check_attention_layout(shape, queries.layout, shape.head_dim, "attend, queries");
   check_attention_layout(shape, output.layout, shape.output_dim(), "attend, output");
-  require(has_positions<View> || options.first_positions == nullptr, "first_positions",
+  require(has_positions<typename CacheTypes<Cache>::View> || options.first_positions == nullptr, "first_positions",
           "nullptr for a view without positions", "a pointer", where);
   if constexpr (requires { cache.view.check(shape, options); }) cache.view.check(shape, options);
 }
 
 /// Checks the pointers of a layer; one that holds no rows needs none.
-template <class T, class View>
-void check_cache_pointers(KeptCache<T, View> const& cache, bool holds_rows) {
+template <class Cache>
+void check_cache_pointers(Cache const& cache, bool holds_rows) {
   require(!holds_rows || cache.keys != nullptr, "keys", "a pointer", "nullptr", "attend");
-  require(!holds_rows || cache.values != nullptr, "values", "a pointer", "nullptr", "attend");
+  if constexpr (!is_latent<Cache>) {
+    require(!holds_rows || cache.values != nullptr, "values", "a pointer", "nullptr", "attend");
+  }
 }
 
 /// Checks the tables of queries, cache and output, in host memory.
-template <class Q, class QLayout, class T, class View, class O, class OLayout>
+template <class Q, class QLayout, class Cache, class O, class OLayout>
 void check_attention_tables(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries,
-                            KeptCache<T, View> const& cache, AttentionOutput<O, OLayout> const& output) {
+                            Cache const& cache, AttentionOutput<O, OLayout> const& output) {
   auto const tokens = [&](std::int64_t) { return std::array{TokenRange{0, shape.query_tokens}}; };
   check_tables(queries.layout, shape.num_sequences, tokens, "attend, queries");
   check_tables(output.layout, shape.num_sequences, tokens, "attend, output");

@@ -16,7 +16,8 @@
 HEADAWARE_NAMESPACE_BEGIN
 
 /// @brief One layer of a cache in pages of single heads: exactly each head's sinks and window, from the base pointers
-/// of the pool (`PageStorage`).
+/// of the pool (`PageStorage`). Layers may differ in heads and channels; one that reads another's cache names that one
+/// here.
 ///
 /// Tables and lengths are read when attention runs, so that a graph may be replayed with others in the same memory.
 /// On CUDA `AttentionBounds::max_rows` may be `PagedHeads::slots().rows_total(layer)`.
@@ -71,12 +72,13 @@ class HeadPagesView {
   }
   void check(AttentionShape const& shape, AttentionOptions const& options) const {
     constexpr auto where = "attend, HeadPagesView";
-    detail::check_windowed_call(shape, options, pages_.num_sequences, pages_.num_kv_heads, query_tokens_, where);
+    detail::check_windowed_call(shape, options, pages_.num_sequences, pages_.layer_heads(), query_tokens_, where);
     require_pointer(pages_.heads, "pages", where);
     if (pages_.max_tokens_held > 0) require_pointer(pages_.table, "block table", where);
     require_pointer(lengths_, "lengths", where);
   }
   void check_tables(AttentionShape const& shape) const {
+    detail::check_layer_heads(shape, pages_.layer_heads(), layer_, "attend, HeadPagesView");
     for (std::int64_t b = 0; b < shape.num_sequences; ++b) {
       require(lengths_[b] >= 0 && lengths_[b] <= pages_.token_limit, "length", {"in [0, ", pages_.token_limit, "]"},
               lengths_[b], {"attend, HeadPagesView, sequence ", b});

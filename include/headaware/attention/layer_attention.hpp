@@ -5,12 +5,14 @@
 
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
+#include <headaware/detail/logit_map.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
 #include <headaware/layout/strided.hpp>
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <type_traits>
 
@@ -18,6 +20,9 @@ HEADAWARE_NAMESPACE_BEGIN
 
 /// @brief The queries, keys and values of one layer and one sequence, host pointers; positions are
 /// 0 … tokens - 1, and queries and keys are rotated as the engine has them.
+///
+/// Of a latent (multi-head latent attention) the queries are those that meet the latent itself, and `values` are the
+/// keys: the same pointer, by the keys' layout or a layout of the first `value_dim` channels.
 /// @tparam T  float, float16 or bfloat16
 template <class T, class QueryLayout, class KeyLayout, class ValueLayout = KeyLayout>
 struct LayerQkv {
@@ -36,6 +41,10 @@ struct LayerQkv {
   std::int64_t value_dim = 0;    ///< channels of a value; 0: head_dim
   /// `OutputMetric::factors()`, host, [num_query_heads, value_dim, value_dim]; nullptr: errors before W_O alone
   float const* output_factors = nullptr;
+  std::int64_t window = 0;  ///< tokens that a query sees, its own included; 0: all before it
+  /// Logits of learned sinks, host, [num_query_heads], neither scaled nor capped: each takes part in the softmax of
+  /// every row of its head and brings no value. -infinity: none; nullptr: no head has one
+  float const* sinks = nullptr;
 };
 
 /// @brief Ready probabilities of one layer and one sequence, host pointers, from an engine that has them.
@@ -56,6 +65,7 @@ struct LayerProbabilities {
   std::int64_t sequence = 0;      ///< index of the sequence in the values' layout
   std::int64_t value_dim = 0;     ///< channels of a value; only needed with values
   float const* output_factors = nullptr;
+  std::int64_t window = 0;  ///< keys that a query sees, its own included; those before count for nothing. 0: all before
 
   /// Index of the first element of a row.
   [[nodiscard]] std::int64_t row(std::int32_t head, std::int64_t query) const {
@@ -95,10 +105,26 @@ std::int64_t first_token(Layer const& layer) {
   }
 }
 
+/// The logit of a query head's learned sink; -infinity: none.
+template <class Layer>
+float sink_logit(Layer const& layer, std::int32_t head) {
+  if constexpr (!has_probabilities<Layer>) {
+    if (layer.sinks != nullptr) return layer.sinks[head];
+  }
+  return -std::numeric_limits<float>::infinity();
+}
+/// The window that two sources name, either of which may be silent: 0. @throws ArgumentError if they differ
+inline std::int64_t common_window(std::int64_t of_layer, std::int64_t of_score, char const* where) {
+  require(of_layer == 0 || of_score == 0 || of_layer == of_score, "sliding_window of the score",
+          {"the layer's window, ", of_layer, ", or 0"}, of_score, where);
+  return of_layer != 0 ? of_layer : of_score;
+}
+
 /// Checks that a layout reaches all tokens of its sequence, where it says how far it reaches.
+/// @param wider  whether its rows may have more channels than these: they begin with them
 template <class Layout, class Layer>
 void check_reach(Layout const& layout, Layer const& layer, std::int32_t heads, std::int64_t channels, char const* what,
-                 char const* where) {
+                 char const* where, bool wider = false) {
   static_assert(check_layout<Layout>());
   auto const name = [&](char const* of) { return std::string(what) + "' " + of; };
   if constexpr (requires { layout.num_sequences(); }) {
@@ -108,7 +134,8 @@ void check_reach(Layout const& layout, Layer const& layer, std::int32_t heads, s
     require(layout.num_kv_heads() == heads, name("heads"), heads, layout.num_kv_heads(), where);
   }
   if constexpr (requires { layout.num_channels(); }) {
-    require(layout.num_channels() == channels, name("channels"), channels, layout.num_channels(), where);
+    bool const reaches = wider ? layout.num_channels() >= channels : layout.num_channels() == channels;
+    require(reaches, name("channels"), channels, layout.num_channels(), where);
   }
   if constexpr (requires { layout.token_capacity(); }) {
     std::int64_t const end = first_token(layer) + layer.tokens;
@@ -136,6 +163,8 @@ void check_layer(Layer const& layer, char const* where) {
   require(!sum_overflows(first_token(layer), layer.tokens), "first_token", {"at most ", largest_int64 - layer.tokens},
           first_token(layer), where);
   bool const with_values = layer.values != nullptr;
+  require(layer.window >= 0, "window", ">= 0", layer.window, where);
+  bool latent = false;
   require(layer.value_dim >= 0 && (!with_values || value_dim(layer) > 0), "value_dim", "> 0", layer.value_dim, where);
   require_aligned(layer.values, "values", where);
   require_aligned(layer.output_factors, "output factors", where);
@@ -154,6 +183,13 @@ void check_layer(Layer const& layer, char const* where) {
     require(layer.tokens == 0 || given, "queries and keys", "pointers", "nullptr", where);
     require_aligned(layer.queries, "queries", where);
     require_aligned(layer.keys, "keys", where);
+    require_aligned(layer.sinks, "sinks", where);
+    for (std::int32_t head = 0; layer.sinks != nullptr && head < layer.num_query_heads; ++head) {
+      float const logit = layer.sinks[head];
+      require(logit * log2_e < std::numeric_limits<float>::infinity(), "learned sink", "finite, or -infinity for none",
+              logit, {where, ", query head ", head});
+    }
+    latent = layer.values == layer.keys;
     if (layer.tokens == 0) return;
     check_reach(layer.query_layout, layer, layer.num_query_heads, layer.head_dim, "queries", where);
     check_reach(layer.key_layout, layer, layer.num_kv_heads, layer.head_dim, "keys", where);
@@ -161,7 +197,7 @@ void check_layer(Layer const& layer, char const* where) {
     check_reach_of_table(layer.key_layout, layer, "keys", where);
   }
   if (with_values && layer.tokens > 0) {
-    check_reach(layer.value_layout, layer, layer.num_kv_heads, value_dim(layer), "values", where);
+    check_reach(layer.value_layout, layer, layer.num_kv_heads, value_dim(layer), "values", where, latent);
     check_reach_of_table(layer.value_layout, layer, "values", where);
   }
 }

@@ -53,7 +53,7 @@ class MaskedRows {
 
   template <class Layer>
   MaskedRows(AttentionScore const& score, Layer const& layer)
-      : score_(score),
+      : window_(common_window(layer.window, score.sliding_window, "attend_masked")),
         logit_map_(LogitMap::of(score.scale, score.soft_cap, layer.head_dim)),
         head_dim_(layer.head_dim),
         value_dim_(value_dim(layer)),
@@ -72,10 +72,10 @@ class MaskedRows {
     std::int32_t const kv_head = head / (layer.num_query_heads / layer.num_kv_heads);
     pack_queries(layer, head, q, 1, count, max_rows, logit_map_.factor(), queries_.data());
     std::fill_n(outputs_.data(), max_rows * channels_, 0.0F);
-    std::fill(softmax_.begin(), softmax_.end(), OnlineSoftmax<double>{});
+    std::fill(softmax_.begin(), softmax_.end(), OnlineSoftmax<double>::of_sink(sink_logit(layer, head)));
 
     WindowRange const seen = masked_rule(policy).range_of_queries(q + count, count);
-    std::int64_t const oldest = score_.sliding_window > 0 ? q + 1 - score_.sliding_window : 0;
+    std::int64_t const oldest = window_ > 0 ? q + 1 - window_ : 0;
     for (auto const& [begin, end] : {std::pair{std::int64_t{0}, seen.sinks}, std::pair{seen.begin, seen.length}}) {
       for (std::int64_t first = std::max(begin, oldest); first < end; first += B::block_keys) {
         add_keys(layer, kv_head, q, count, first, std::min(end - first, std::int64_t{B::block_keys}), policy);
@@ -126,7 +126,7 @@ class MaskedRows {
     WindowRange const seen = masked_rule(policy).range(q + 1);
     hide(seen.sinks, seen.begin);
     hide(std::min(seen.length, first + keys), first + padded);
-    if (score_.sliding_window > 0) hide(0, q + 1 - score_.sliding_window);
+    if (window_ > 0) hide(0, q + 1 - window_);
     if constexpr (!RollingPolicy<P>) {
       for (std::int64_t k = first; k < std::min(seen.length, first + keys); ++k) {
         if (!policy.keeps(k, q + 1)) scores[k - first] = hidden_logit;
@@ -136,7 +136,7 @@ class MaskedRows {
                  channels_);
   }
 
-  AttentionScore score_;
+  std::int64_t window_;  ///< the layer's own; 0: none
   LogitMap logit_map_;
   std::int64_t head_dim_;
   std::int64_t value_dim_;
@@ -156,6 +156,9 @@ HEADAWARE_TARGET_BEGIN
 
 /// @brief Attention of one layer of one sequence in which every query sees the keys that its KV head's policy would
 /// have kept by then, its own included: equal to decoding token by token with eviction, at the cost of one pass.
+///
+/// The layer's own window bounds them all, and its learned sinks take part in every softmax; a query that sees nothing
+/// but its sink gives zeros.
 /// @param layer   with values, host pointers; positions are 0 … tokens - 1
 /// @param table   policies; @param table_layer  which of its layers this is
 /// @param output  host, [num_query_heads, tokens, value_dim] by `output_layout`, sequence 0; zero where nothing is kept
@@ -172,9 +175,10 @@ void attend_masked(LayerQkv<T, QueryLayout, KeyLayout, ValueLayout> const& layer
   detail::check_layer(layer, where);
   require(layer.values != nullptr || layer.tokens == 0, "values", "a pointer", "nullptr", where);
   require(output != nullptr || layer.tokens == 0, "output", "a pointer", "nullptr", where);
-  require(table.num_kv_heads() == layer.num_kv_heads, "table's KV heads", layer.num_kv_heads, table.num_kv_heads(),
-          where);
   require_index(table_layer, table.num_layers(), "layer", where);
+  std::int32_t const heads = detail::layer_heads(table).count(table_layer);
+  require(heads == layer.num_kv_heads, "table's KV heads", layer.num_kv_heads, heads, where);
+  (void)detail::common_window(layer.window, score.sliding_window, where);
   if constexpr (requires { table.num_sequences(); }) {
     require(table.num_sequences() > 0, "table's sequences", "> 0", table.num_sequences(), where);
   }

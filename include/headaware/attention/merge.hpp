@@ -18,33 +18,36 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Weights of two outputs by their log-sum-exp.
+/// Weights of two outputs by their log-sum-exp, beside a learned sink.
 struct MergeWeights {
   float first = 0;
   float second = 0;
   float lse = -INFINITY;
 
-  [[nodiscard]] HEADAWARE_HOST_DEVICE static MergeWeights of(float a, float b) {
-    float const origin = larger_or_nan(a, b);
+  [[nodiscard]] HEADAWARE_HOST_DEVICE static MergeWeights of(float a, float b, float sink) {
+    float const origin = larger_or_nan(larger_or_nan(a, b), sink);
     auto x = OnlineSoftmax<float>::of_lse(a, origin);
     auto y = OnlineSoftmax<float>::of_lse(b, origin);
     x.rescale(0);
     y.rescale(0);
-    OnlineSoftmax<float> const both{0, x.sum + y.sum};
+    auto z = OnlineSoftmax<float>::of_lse(sink, origin);
+    z.rescale(0);
+    OnlineSoftmax<float> const both{0, x.sum + y.sum + z.sum};
     if (both.sum == 0) return {};
     return {x.sum / both.sum, y.sum / both.sum, origin + both.lse()};
   }
 };
 
-/// Merges one output row into `into`.
+/// Merges one output row into `into`, channel by channel. @return its log-sum-exp, to be written once all have read
 template <class A, class ALayout, class B, class BLayout>
-HEADAWARE_HOST_DEVICE void merge_row(AttentionShape const& shape, AttentionOutput<A, ALayout> const& into,
-                                     AttentionOutput<B, BLayout> const& other, std::int64_t lse_index,
-                                     std::int64_t first_channel, std::int64_t channel_step) {
+HEADAWARE_HOST_DEVICE float merge_row(AttentionShape const& shape, AttentionOutput<A, ALayout> const& into,
+                                      AttentionOutput<B, BLayout> const& other, float const* sinks,
+                                      std::int64_t lse_index, std::int64_t first_channel, std::int64_t channel_step) {
   std::int64_t const token = lse_index % shape.query_tokens;
   std::int64_t const head = lse_index / shape.query_tokens % shape.num_query_heads;
   std::int64_t const sequence = lse_index / shape.query_tokens / shape.num_query_heads;
-  MergeWeights const weights = MergeWeights::of(into.lse[lse_index], other.lse[lse_index]);
+  float const sink = sinks != nullptr ? sinks[head] : -INFINITY;
+  MergeWeights const weights = MergeWeights::of(into.lse[lse_index], other.lse[lse_index], sink);
   for (std::int64_t c = first_channel; c < shape.output_dim(); c += channel_step) {
     A& to = into.data[into.layout.offset(sequence, head, token, c)];
     float const from = to_float(other.data[other.layout.offset(sequence, head, token, c)]);
@@ -53,12 +56,13 @@ HEADAWARE_HOST_DEVICE void merge_row(AttentionShape const& shape, AttentionOutpu
     float const second = weights.second == 0 ? 0 : weights.second * from;
     to = from_float<A>(first + second);
   }
+  return weights.lse;
 }
 
 /// @throws ArgumentError as `merge_attention`
 template <class A, class ALayout, class B, class BLayout>
 void check_merge(AttentionShape const& shape, AttentionOutput<A, ALayout> const& into,
-                 AttentionOutput<B, BLayout> const& other) {
+                 AttentionOutput<B, BLayout> const& other, float const* sinks) {
   constexpr auto where = "merge_attention";
   require(shape.num_sequences >= 0, "sequences", ">= 0", shape.num_sequences, where);
   require(shape.num_query_heads >= 0, "query heads", ">= 0", shape.num_query_heads, where);
@@ -67,6 +71,7 @@ void check_merge(AttentionShape const& shape, AttentionOutput<A, ALayout> const&
   (void)elements(where, {shape.num_sequences, shape.num_query_heads, shape.query_tokens});
   require(into.data != nullptr && other.data != nullptr, "outputs", "pointers", "nullptr", where);
   require(into.lse != nullptr && other.lse != nullptr, "log-sum-exp", "pointers", "nullptr", where);
+  require_aligned(sinks, "sinks", where);
   check_attention_layout(shape, into.layout, shape.output_dim(), "merge_attention, first output");
   check_attention_layout(shape, other.layout, shape.output_dim(), "merge_attention, second output");
 }
@@ -81,19 +86,19 @@ void check_merge(AttentionShape const& shape, AttentionOutput<A, ALayout> const&
 /// @param shape  sequences, num_query_heads, query_tokens and channels of both
 /// @param into   host; read and written, `lse` included
 /// @param other  host
+/// @param sinks  [num_query_heads], host: `AttentionOptions::sinks`, of parts that were attended to without: the last
+///               merge has them, and then they are in `into.lse`. nullptr: none, or one of the parts has them
 /// @throws ArgumentError on missing pointers (both need `lse`), negative counts or layouts too small
 /// @par Cost    O(sequences · num_query_heads · query_tokens · channels)
 /// @par Source  Ye et al., Cascade Inference, 2024 (FlashInfer's `merge_state`)
 template <class A, class ALayout, class B, class BLayout>
 void merge_attention(AttentionShape const& shape, AttentionOutput<A, ALayout> const& into,
-                     AttentionOutput<B, BLayout> const& other) {
-  detail::check_merge(shape, into, other);
+                     AttentionOutput<B, BLayout> const& other, float const* sinks = nullptr) {
+  detail::check_merge(shape, into, other, sinks);
   std::int64_t const rows = std::int64_t{shape.num_sequences} * shape.num_query_heads * shape.query_tokens;
   constexpr std::int64_t grain = 16;
-  detail::parallel_for(rows, grain, [&](std::int64_t i) {
-    detail::merge_row(shape, into, other, i, 0, 1);
-    into.lse[i] = detail::MergeWeights::of(into.lse[i], other.lse[i]).lse;
-  });
+  detail::parallel_for(rows, grain,
+                       [&](std::int64_t i) { into.lse[i] = detail::merge_row(shape, into, other, sinks, i, 0, 1); });
 }
 
 HEADAWARE_NAMESPACE_END

@@ -23,7 +23,8 @@ namespace detail {
 /// Fills a mask, one word per thread at a time.
 template <class Table, class T>
 HEADAWARE_KERNEL void mask_kernel(Table const __grid_constant__ table, MaskShape const __grid_constant__ shape,
-                                  std::int64_t words, T* d_mask) {
+                                  T* d_mask) {
+  std::int64_t const words = mask_words(table, shape);
   for (std::int64_t i = std::int64_t{blockIdx.x} * block_threads + threadIdx.x; i < words;
        i += std::int64_t{gridDim.x} * block_threads) {
     write_mask(shape, i, mask_word(table, shape, i), d_mask);
@@ -52,12 +53,13 @@ cudaError_t fill_policy_mask(Table const& table, MaskShape const& shape, T* d_ma
                 "headaware: a mask is made of float (0 or -inf) or uint32_t (bits)");
   return detail::guarded([&] {
     detail::check_mask(table, shape, d_mask);
-    std::int64_t const words = detail::mask_words(table, shape);
+    std::int64_t const words =
+        detail::mask_words(table.num_kv_heads(), shape);  // at most: the host cannot read how many
     if (words == 0) return;
     std::int64_t const blocks =
         std::min<std::int64_t>((words + detail::block_threads - 1) / detail::block_threads, 65535);
     detail::launch("fill_policy_mask", detail::mask_kernel<Table, T>, static_cast<unsigned>(blocks),
-                   detail::block_threads, 0, stream, table, shape, words, d_mask);
+                   detail::block_threads, 0, stream, table, shape, d_mask);
   });
 }
 

@@ -10,6 +10,7 @@
 #include <headaware/detail/checked.hpp>
 #include <headaware/detail/parallel_for.hpp>
 #include <headaware/error.hpp>
+#include <headaware/layer_heads.hpp>
 #include <headaware/policy/table.hpp>
 
 #include <cmath>
@@ -33,6 +34,7 @@ struct MaskShape {
   std::int64_t queries = 0;
   std::int64_t keys = 0;      ///< keys are at positions 0 … keys - 1
   std::int32_t sequence = 0;  ///< for tables whose policies depend on the sequence
+  std::int64_t window = 0;    ///< keys that a query sees, its own included, where the layer slides; 0: all before it
 
   /// Words of a row of packed bits.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t row_words() const { return (keys + 31) / 32; }
@@ -46,13 +48,14 @@ inline constexpr std::int64_t mask_word_bits = 32;
 struct MaskWord {
   std::int64_t query;
   std::int64_t word;
+  std::int64_t oldest;  ///< the first key that the layer sees
   std::int64_t keys;
   template <class P>
   HEADAWARE_HOST_DEVICE std::uint32_t operator()(P const& policy) const {
     std::uint32_t bits = 0;
     for (std::int64_t bit = 0; bit < mask_word_bits; ++bit) {
       std::int64_t const key = word * mask_word_bits + bit;
-      if (key < keys && sees(policy, query, key)) bits |= std::uint32_t{1} << bit;
+      if (key >= oldest && key < keys && sees(policy, query, key)) bits |= std::uint32_t{1} << bit;
     }
     return bits;
   }
@@ -65,15 +68,20 @@ HEADAWARE_HOST_DEVICE std::uint32_t mask_word(Table const& table, MaskShape cons
   std::int64_t const word = index % shape.row_words();
   std::int64_t const query = index / shape.row_words() % shape.queries;
   auto const head = static_cast<std::int32_t>(index / shape.row_words() / shape.queries);
-  return visit_policy(table, shape.layer, shape.sequence, head / shape.group,
-                      MaskWord{shape.first_query + query, word, shape.keys});
+  std::int64_t const at = shape.first_query + query;
+  std::int64_t const oldest = shape.window > 0 ? at + 1 - shape.window : 0;
+  return visit_policy(table, shape.layer, shape.sequence, head / shape.group, MaskWord{at, word, oldest, shape.keys});
 }
 
-/// Words of the whole mask.
+/// Words of the mask of so many KV heads.
+HEADAWARE_HOST_DEVICE inline std::int64_t mask_words(std::int32_t num_kv_heads, MaskShape const& shape) {
+  return std::int64_t{num_kv_heads} * shape.group * shape.queries * shape.row_words();
+}
+/// Words of the whole mask. Where layers differ, to be asked where the table's numbers of heads are.
 HEADAWARE_EXEC_CHECK_DISABLE
 template <class Table>
 HEADAWARE_HOST_DEVICE std::int64_t mask_words(Table const& table, MaskShape const& shape) {
-  return std::int64_t{table.num_kv_heads()} * shape.group * shape.queries * shape.row_words();
+  return mask_words(layer_heads(table).count(shape.layer), shape);
 }
 
 /// Writes one word's part of a mask: the word itself, or 0 and -inf for its keys.
@@ -101,10 +109,12 @@ void check_mask(Table const& table, MaskShape const& shape, void const* mask) {
   require(!sum_overflows(shape.first_query, shape.queries), "first query", {"at most ", largest_int64 - shape.queries},
           shape.first_query, where);
   require(shape.keys >= 0, "keys", ">= 0", shape.keys, where);
+  require(shape.window >= 0, "window", ">= 0", shape.window, where);
   if constexpr (requires { table.num_sequences(); }) {
     require_index(shape.sequence, table.num_sequences(), "sequence", where);
   }
-  require(mask != nullptr || mask_words(table, shape) == 0, "mask", "a pointer", "nullptr", where);
+  bool const empty = mask_words(table.num_kv_heads(), shape) == 0;
+  require(mask != nullptr || empty, "mask", "a pointer", "nullptr", where);
 }
 
 template <class Table, class T>
@@ -121,7 +131,7 @@ void fill_mask(Table const& table, MaskShape const& shape, T* mask) {
 /// @brief Fills an additive mask on the CPU: 0 where a query sees a key, -inf elsewhere.
 /// @param table  policies: `PolicyTable`, `UniformTable`, a view or `WithKeepLists`; host
 /// @param shape  which part; query q of head h is at position `first_query + q` and follows KV head h / group's policy
-/// @param mask   [num_kv_heads * group, queries, keys], host
+/// @param mask   [num_kv_heads * group, queries, keys], host, with the KV heads of the layer
 /// @throws ArgumentError on a layer or sequence out of range, negative counts, a missing pointer, or keep-lists
 ///         that are missing or do not ascend
 /// @note   A policy that keeps nothing of a sequence (`Prune`) hides all its keys: softmax over nothing is the

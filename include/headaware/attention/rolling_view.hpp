@@ -17,6 +17,8 @@ HEADAWARE_NAMESPACE_BEGIN
 
 /// @brief One layer of a rolling cache: from its layer's base pointers, whatever slack its rings have.
 ///
+/// Layers may differ in heads and channels; one that reads another's cache names that one here.
+///
 /// Made by hand, `{slots, layer, lengths}`, it shows what the newest token sees: decoding. `of_chunk` is for several.
 struct RollingView {
   RollingSlotsView slots;  ///< `RollingSlots::view()` or `view_at`, where the back end runs
@@ -53,11 +55,12 @@ struct RollingView {
   void check(AttentionShape const& shape, AttentionOptions const& options) const {
     constexpr auto where = "attend, RollingView";
     require_index(layer, slots.num_layers, "layer", where);
-    detail::check_windowed_call(shape, options, slots.num_sequences, slots.num_kv_heads, query_tokens, where);
+    detail::check_windowed_call(shape, options, slots.num_sequences, slots.layer_heads(), query_tokens, where);
     require_pointer(slots.heads, "slots", where);
     require_pointer(lengths, "lengths", where);
   }
   void check_tables(AttentionShape const& shape) const {
+    detail::check_layer_heads(shape, slots.layer_heads(), layer, "attend, RollingView");
     std::int64_t const most =
         slots.token_limit > 0 ? slots.token_limit : std::int64_t{all_tokens};  // of a view by hand
     for (std::int64_t b = 0; b < shape.num_sequences; ++b) {

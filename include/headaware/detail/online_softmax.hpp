@@ -34,6 +34,12 @@ struct OnlineSoftmax {
     if (lse == -INFINITY) return {};
     return {(lse - origin) * log2_e, 1};
   }
+  /// The state of one key with this logit (natural), which brings no value: a learned sink. -inf: none; NaN, which
+  /// +inf makes as well, stays.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE static OnlineSoftmax of_sink(float logit) {
+    if (logit == -INFINITY) return {};
+    return {logit * log2_e, 1 + (logit - logit)};
+  }
   /// Factor that rescales the sums to the maximum `to`; 0 where there are no keys.
   [[nodiscard]] HEADAWARE_HOST_DEVICE Sum factor(float to) const {
     return sum == 0 ? Sum{0} : Exp2{}(static_cast<Sum>(max) - static_cast<Sum>(to));

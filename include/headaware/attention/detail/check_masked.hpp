@@ -5,6 +5,7 @@
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
+#include <headaware/layer_heads.hpp>
 
 #include <cstdint>
 #include <limits>
@@ -19,7 +20,7 @@ void check_masked_policies(Table const& table, std::int32_t layer, std::int32_t 
   if constexpr (requires { table.validate(); }) table.validate();
   // A list may name tokens beyond a mask's keys.
   constexpr std::int64_t any_length = std::int64_t{std::numeric_limits<std::int32_t>::max()} + 1;
-  for (std::int32_t head = 0; head < table.num_kv_heads(); ++head) {
+  for (std::int32_t head = 0; head < layer_heads(table).count(layer); ++head) {
     visit_policy(table, layer, sequence, head, [](auto const& policy) {
       if constexpr (requires { policy.validate_entries(any_length); }) policy.validate_entries(any_length);
     });

@@ -48,10 +48,10 @@ inline void map_logits(LogitMap const& map, float* scores) {
 
 /// Memory of a thread's tiles: kept, so that later calls allocate nothing.
 struct QueryTileBuffers {
-  FloatBuffer queries;  ///< [max_queries, head_dim]
-  FloatBuffer scores;   ///< [max_queries, attend_block]
+  FloatBuffer queries;  ///< [queries, head_dim]
+  FloatBuffer scores;   ///< [queries, attend_block]
   FloatBuffer rows;     ///< [attend_block, channels]
-  FloatBuffer sums;     ///< [max_queries, value_dim]
+  FloatBuffer sums;     ///< [queries, value_dim]
 
   static QueryTileBuffers& of_thread() {
     thread_local QueryTileBuffers buffers;
@@ -59,29 +59,36 @@ struct QueryTileBuffers {
   }
 };
 
-/// One thread's attention of up to `max_queries` query rows of a segment over a KV split, block by block: each
-/// row is read once for all of them.
+/// One thread's attention of some query rows of a segment over a KV split, block by block: each row is read once for
+/// all of them.
 class QueryTile {
  public:
+  /// Query rows of a tile, at most.
   static constexpr std::int64_t max_queries = 32;
+  /// The same over a latent, whose rows are wide and serve all query heads.
+  static constexpr std::int64_t max_latent_queries = 128;
 
-  QueryTile(AttentionShape const& shape, LogitMap const& map)
+  /// @param queries  rows, at most
+  QueryTile(AttentionShape const& shape, AttentionOptions const& options, std::int64_t queries)
       : shape_(shape),
-        map_(map),
+        options_(options),
+        map_(logit_map(shape, options)),
         key_channels_(whole_vectors(shape.head_dim)),
         value_channels_(whole_vectors(shape.output_dim())) {
     auto const size = [](std::int64_t count) { return static_cast<std::size_t>(count); };
     QueryTileBuffers& buffers = QueryTileBuffers::of_thread();
-    queries_ = buffers.queries.grow(size(max_queries * key_channels_));
-    scores_ = buffers.scores.grow(size(max_queries * attend_block));
+    queries_ = buffers.queries.grow(size(queries * key_channels_));
+    scores_ = buffers.scores.grow(size(queries * attend_block));
     rows_ = buffers.rows.grow(size(attend_block * std::max(key_channels_, value_channels_)));
-    sums_ = buffers.sums.grow(size(max_queries * value_channels_));
+    sums_ = buffers.sums.grow(size(queries * value_channels_));
   }
 
   /// Takes query rows [begin, begin + count) of a head.
+  /// @param with_sinks  whether their softmaxes begin from the learned sinks: in one split of a segment
   template <class Q, class Layout>
-  void take_queries(AttentionQueries<Q, Layout> const& queries, std::int32_t const* first_positions,
-                    std::int64_t sequence, std::int64_t kv_head, std::int64_t begin, std::int64_t count) {
+  void take_queries(AttentionQueries<Q, Layout> const& queries, std::int64_t sequence, std::int64_t kv_head,
+                    std::int64_t begin, std::int64_t count, bool with_sinks) {
+    std::int32_t const* const first_positions = options_.first_positions;
     count_ = count;
     for (std::int64_t q = 0; q < count; ++q) {
       QueryRow const row(shape_, sequence, kv_head, begin + q);
@@ -93,33 +100,40 @@ class QueryTile {
       if (first_positions != nullptr) {
         query_positions_[static_cast<std::size_t>(q)] = std::int64_t{first_positions[sequence]} + row.token;
       }
+      bool const has_sink = with_sinks && options_.sinks != nullptr;
+      parts_[static_cast<std::size_t>(q)] =
+          has_sink ? OnlineSoftmax<float>::of_sink(options_.sinks[row.head]) : OnlineSoftmax<float>{};
     }
     masked_ = first_positions != nullptr;
     partly_seen_ = false;
-    std::fill(parts_.begin(), parts_.end(), OnlineSoftmax<float>{});
     std::fill_n(sums_, count * value_channels_, 0.0F);
   }
 
-  /// Attends to rows [begin, end) of the head.
+  /// Attends to rows [begin, end) of the head. @param values  nullptr: a latent's, the first channels of the keys
   template <class T, class Head>
   void attend(Head const& head, T const* keys, T const* values, std::int64_t begin, std::int64_t end) {
     for (std::int64_t first = begin; first < end; first += attend_block) {
       std::int64_t const count = std::min<std::int64_t>(attend_block, end - first);
       if (masked_ && !find_positions(head, first, count)) continue;
-      with_rows(head, keys, first, count, shape_.head_dim, key_channels_,
-                [&](auto const* const* rows) { score_rows(queries_, count_, rows, count, key_channels_, scores_); });
-      for (std::int64_t q = 0; q < count_; ++q) {
-        map_logits(map_, scores_ + q * attend_block);
-        if (partly_seen_) hide_rows(head, q, count);
-        weigh(q, count);
-      }
-      with_rows(head, values, first, count, shape_.output_dim(), value_channels_, [&](auto const* const* rows) {
+      auto const add_values = [&](auto const* const* rows) {
         if (partly_seen_) {
           weigh_seen_rows(head, rows, count);
         } else {
           weigh_rows(scores_, count_, rows, count, value_channels_, sums_);
         }
+      };
+      with_rows(head, keys, first, count, shape_.head_dim, key_channels_, [&](auto const* const* rows) {
+        score_rows(queries_, count_, rows, count, key_channels_, scores_);
+        for (std::int64_t q = 0; q < count_; ++q) {
+          map_logits(map_, scores_ + q * attend_block);
+          if (partly_seen_) hide_rows(head, q, count);
+          weigh(q, count);
+        }
+        if (values == nullptr) add_values(rows);
       });
+      if (values != nullptr) {
+        with_rows(head, values, first, count, shape_.output_dim(), value_channels_, add_values);
+      }
     }
   }
 
@@ -218,6 +232,7 @@ class QueryTile {
   }
 
   AttentionShape shape_;
+  AttentionOptions options_;
   LogitMap map_;
   std::int64_t key_channels_;
   std::int64_t value_channels_;
@@ -228,8 +243,8 @@ class QueryTile {
   float* scores_;
   float* rows_;
   float* sums_;
-  std::array<OnlineSoftmax<float>, max_queries> parts_{};
-  std::array<std::int64_t, max_queries> query_positions_{};  ///< ascending
+  std::array<OnlineSoftmax<float>, max_latent_queries> parts_{};
+  std::array<std::int64_t, max_latent_queries> query_positions_{};  ///< ascending
   std::int64_t positions_[attend_block] = {};
 };
 

@@ -6,7 +6,9 @@
 // `AttendMemory::tile_rows` cache rows, up to 64; each row comes from memory once for all of the block's queries.
 //   scores   [Queries, tile_rows]: a thread has a key and up to 4 queries at a time
 //   weights  in place: a warp has a query at a time, a lane every 32nd key
-//   sums     [Queries, 2] in registers: a thread has two channels, and in narrow heads every `groups`-th four rows
+//   sums     [Queries, width] in registers: a thread has two channels, and in narrow heads every `groups`-th four rows
+// Latents. The tile of keys is the tile of values, too, and a thread has four channels. Blocks of the same rows, for
+// other query rows, follow each other in the grid: all but the first find the rows in the L2 cache.
 // Formula. Per query the online softmax (max, sum) of `OnlineSoftmax`; `factor` rescales the sums when max changes.
 // Splits write (max, sum) and sums; the last block of a segment's tile merges them in order (Flash-Decoding).
 // Barriers, per tile of rows: offsets are there | rows have arrived | scores | weights and factors | values are dead.
@@ -32,18 +34,27 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Grid: x KV splits of all segments, y tiles of query rows.
-template <int Queries, class Q, class QLayout, class T, class View, class O, class OLayout>
-HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries))
-    attend_kernel(AttendParameters<Q, QLayout, T, View, O, OLayout> const __grid_constant__ parameters) {
+/// Grid: x KV splits of all segments, y tiles of query rows; latents: x tiles of query rows of all KV splits.
+template <int Queries, class Parameters>
+HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries, Parameters::latent))
+    attend_kernel(Parameters const __grid_constant__ parameters) {
+  using T = typename Parameters::Element;
+  using View = typename Parameters::View;
+  constexpr int width = Parameters::width;
   extern __shared__ float4 attend_memory[];
   __shared__ SharedStorage<AttendShared<Queries>> storage;
-  __shared__ SharedStorage<AttendParameters<Q, QLayout, T, View, O, OLayout>> parameter_storage;
+  __shared__ SharedStorage<Parameters> parameter_storage;
   AttendShared<Queries>& shared = storage.get();
   auto const& p = share_parameters(parameters, parameter_storage);
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
   std::int64_t const segments = p.shape.segments();
-  auto const split_index = static_cast<std::int32_t>(blockIdx.x);
+  auto split_index = static_cast<std::int32_t>(blockIdx.x);
+  auto tile = static_cast<std::int32_t>(blockIdx.y);
+  if constexpr (Parameters::latent) {
+    auto const tiles = static_cast<std::int32_t>(p.kv.tiles);
+    tile = split_index % tiles;
+    split_index /= tiles;
+  }
   if (split_index >= p.arrays.split_offsets[segments]) return;
   if (thread < warp_threads) {
     std::int64_t const found = find_segment(p.arrays.split_offsets, segments, split_index);
@@ -68,7 +79,7 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries))
   std::int64_t const held = segment.rows();
   std::int64_t const begin = shared.split * p.kv.split_rows;
   std::int64_t const end = min(held, begin + p.kv.split_rows);
-  std::int64_t const first_query = std::int64_t{blockIdx.y} * p.kv.tile_rows;
+  std::int64_t const first_query = std::int64_t{tile} * p.kv.tile_rows;
   auto const query_count = static_cast<std::int32_t>(min(p.kv.tile_rows, p.shape.query_rows() - first_query));
   std::int64_t const first_position = p.first_positions != nullptr ? p.first_positions[sequence] : 0;
   std::int64_t const last_position = first_position + (first_query + query_count - 1) / p.shape.group();
@@ -84,20 +95,24 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries))
     queries[i] = x;
   }
   if (thread < Queries) {
-    shared.set_softmax(thread, {});
+    OnlineSoftmax<float> none;
+    if (p.sinks != nullptr && shared.split == 0 && thread < query_count) {  // one split has the sinks
+      none = OnlineSoftmax<float>::of_sink(p.sinks[QueryRow(p.shape, sequence, kv_head, first_query + thread).head]);
+    }
+    shared.set_softmax(thread, none);
   }
   auto const channels = static_cast<std::int32_t>(p.shape.output_dim());
-  std::int32_t const pairs = (channels + 1) / 2;
-  std::int32_t const groups = attend_threads / pairs;
-  std::int32_t const pair = thread % pairs;
-  std::int32_t const group = thread / pairs;
-  float sums[Queries][2] = {};
+  std::int32_t const columns = (channels + width - 1) / width;
+  std::int32_t const groups = attend_threads / columns;
+  std::int32_t const column = thread % columns;
+  std::int32_t const group = thread / columns;
+  float sums[Queries][width] = {};
   for (std::int64_t first = begin; first < end; first += p.memory.tile_rows) {
     auto const rows = static_cast<std::int32_t>(min(std::int64_t{p.memory.tile_rows}, end - first));
     bool seen = p.first_positions == nullptr;
     if (thread < rows) {
       shared.key_offsets[thread] = segment.offset(first + thread, p.shape.head_dim);
-      shared.value_offsets[thread] = segment.offset(first + thread, channels);
+      if constexpr (!Parameters::latent) shared.value_offsets[thread] = segment.offset(first + thread, channels);
       if constexpr (has_positions<View>) {
         if (p.first_positions != nullptr) {
           shared.positions[thread] = segment.position(first + thread);
@@ -109,41 +124,43 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries))
     if (__syncthreads_or(seen ? 1 : 0) == 0) continue;
     load_rows(p.cache.keys, shared.key_offsets, rows, static_cast<std::int32_t>(p.shape.head_dim), p.wide_keys, keys,
               p.memory.key_pitch);
-    load_rows(p.cache.values, shared.value_offsets, rows, channels, p.wide_values, values, p.memory.value_pitch);
+    if constexpr (!Parameters::latent) {
+      load_rows(p.cache.values, shared.value_offsets, rows, channels, p.wide_values, values, p.memory.value_pitch);
+    }
     clear_rows(rows, values, p.memory.value_pitch);
     __syncthreads();
     score_tile<Queries, T>(p, queries, keys, scores);
     __syncthreads();
     weigh_tile<Queries>(p, shared, segment, first_query, first_position, rows, scores);
     __syncthreads();
-    if (group < groups) add_values<Queries, T>(p, shared, pair, group, groups, rows, values, scores, sums);
+    if (group < groups) add_values<T>(p, shared, column, group, groups, rows, values, scores, sums);
     __syncthreads();
   }
 
-  // The key and value tiles are dead; reuse them for the groups' sums, [groups, Queries, 2 · pairs].
-  auto* const all = reinterpret_cast<float*>(keys);
+  // The key and value tiles are dead; reuse them for the groups' sums, [groups, Queries, width · columns].
+  auto* const all = reinterpret_cast<float*>(Parameters::latent ? memory : keys);
   __syncthreads();
   if (group < groups) {
 #pragma unroll
     for (int q = 0; q < Queries; ++q) {
-      all[((group * Queries) + q) * 2 * pairs + 2 * pair] = sums[q][0];
-      all[((group * Queries) + q) * 2 * pairs + 2 * pair + 1] = sums[q][1];
+#pragma unroll
+      for (int i = 0; i < width; ++i) all[((group * Queries + q) * columns + column) * width + i] = sums[q][i];
     }
   }
   __syncthreads();
   std::int64_t const splits = p.kv.splits(held);
-  std::int64_t const first_part =
-      std::int64_t{p.arrays.split_offsets[shared.segment]} * p.kv.tiles + static_cast<std::int64_t>(blockIdx.y);
+  std::int64_t const first_part = std::int64_t{p.arrays.split_offsets[shared.segment]} * p.kv.tiles + tile;
   std::int64_t const at = first_part + shared.split * p.kv.tiles;
   for (std::int32_t i = thread; i < query_count * channels; i += attend_threads) {
     std::int32_t const q = i / channels;
     std::int32_t const c = i % channels;
     float sum = 0;
-    for (std::int32_t g = 0; g < groups; ++g) sum += all[(g * Queries + q) * 2 * pairs + c];
+    for (std::int32_t g = 0; g < groups; ++g) sum += all[(g * Queries + q) * width * columns + c];
     OnlineSoftmax<float> const part = shared.softmax(q);
     if (splits == 1) {
       QueryRow const row(p.shape, sequence, kv_head, first_query + q);
-      p.output.data[p.output.layout.offset(row.sequence, row.head, row.token, c)] = from_float<O>(sum * part.inverse());
+      p.output.data[p.output.layout.offset(row.sequence, row.head, row.token, c)] =
+          from_float<typename Parameters::Output>(sum * part.inverse());
       if (c == 0 && p.output.lse != nullptr) p.output.lse[row.lse_index(p.shape)] = part.lse();
     } else {
       p.arrays.sums[(at * Queries + q) * channels + c] = sum;
@@ -151,7 +168,7 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries))
     }
   }
   if (splits == 1) return;
-  if (!is_last_block(p.arrays.tickets + shared.segment * p.kv.tiles + blockIdx.y, splits)) return;
+  if (!is_last_block(p.arrays.tickets + shared.segment * p.kv.tiles + tile, splits)) return;
   merge_splits<Queries>(p, shared, sequence, kv_head, first_query, query_count, first_part, splits, all);
 }
 

@@ -9,7 +9,6 @@
 #include <headaware/element.hpp>
 
 #include <cstdint>
-#include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
@@ -60,8 +59,8 @@ __device__ void merge_splits(Parameters const& p, AttendShared<Queries>& shared,
       sum += weight * __ldcg(p.arrays.sums + (at * Queries + q) * channels + c);
     }
     QueryRow const row(p.shape, sequence, kv_head, first_query + q);
-    using O = std::remove_pointer_t<decltype(p.output.data)>;
-    p.output.data[p.output.layout.offset(row.sequence, row.head, row.token, c)] = from_float<O>(sum * whole.inverse());
+    p.output.data[p.output.layout.offset(row.sequence, row.head, row.token, c)] =
+        from_float<typename Parameters::Output>(sum * whole.inverse());
     if (c == 0 && p.output.lse != nullptr) p.output.lse[row.lse_index(p.shape)] = whole.lse();
   }
 }

@@ -8,6 +8,7 @@
 #include <headaware/detail/online_softmax.hpp>
 #include <headaware/error.hpp>
 
+#include <algorithm>
 #include <cstdint>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -17,10 +18,14 @@ inline constexpr std::int32_t attend_threads = 128;
 inline constexpr std::int32_t attend_warps = attend_threads / warp_threads;
 /// The most channels of a row: a thread sums two channels of a value.
 inline constexpr std::int32_t max_attend_channels = 2 * attend_threads;
+/// The most channels of a latent's value: a thread sums four.
+inline constexpr std::int32_t max_latent_channels = 4 * attend_threads;
+/// The most rows of a KV split over a latent, whose blocks have more to do per row.
+inline constexpr std::int64_t max_latent_split_rows = 1024;
 inline constexpr std::int32_t min_attend_rows = 8;
 inline constexpr std::int32_t max_attend_rows = 64;
 /// Blocks that a multiprocessor must have room for: as many as leave enough registers not to spill.
-constexpr std::int32_t attend_blocks(std::int32_t queries) { return queries > 8 ? 2 : 3; }
+constexpr std::int32_t attend_blocks(std::int32_t queries, bool latent) { return queries > 8 || latent ? 2 : 3; }
 /// Rows of a KV split: long enough that queries and partial results cost little beside it, short enough to divide one
 /// sequence's heads among blocks.
 constexpr std::int64_t attend_split_rows(std::int32_t queries) { return queries > 8 ? 512 : 256; }
@@ -67,15 +72,37 @@ struct AttendMemory {
       require(m.tile_rows > min_attend_rows, "shared memory in bytes", limit, m.bytes, "attend");
     }
   }
+
+  /// The same over a latent, whose rows are keys and values: of more than 32 rows where two blocks fit. The threads'
+  /// sums overwrite all in the end. @param half  bytes of each of two blocks on a multiprocessor
+  template <class T>
+  static AttendMemory of_latent(std::int64_t head_dim, std::int32_t queries, std::int32_t limit, std::int32_t half) {
+    AttendMemory m = of<T>(head_dim, 0, queries, 0x7fffffff);
+    for (m.tile_rows = max_attend_rows;; m.tile_rows /= 2) {
+      m.key_offset = m.value_offset = m.score_offset + queries * m.tile_rows * 4;
+      m.value_pitch = m.key_pitch;
+      m.bytes = std::max(m.key_offset + m.tile_rows * m.key_pitch, queries * max_latent_channels * 4);
+      if (m.bytes <= (m.tile_rows > warp_threads ? half : limit)) return m;
+      require(m.tile_rows > min_attend_rows, "shared memory in bytes", limit, m.bytes, "attend");
+    }
+  }
 };
 
-template <class Q, class QLayout, class T, class View, class O, class OLayout>
+template <class Q, class QLayout, class Cache, class O, class OLayout>
 struct AttendParameters {
+  using Element = typename CacheTypes<Cache>::Element;
+  using View = typename CacheTypes<Cache>::View;
+  using Output = O;
+  static constexpr bool latent = is_latent<Cache>;
+  /// Channels of a value that a thread sums.
+  static constexpr int width = latent ? 4 : 2;
+
   AttentionShape shape;
   AttentionQueries<Q, QLayout> queries;
-  KeptCache<T, View> cache;
+  Cache cache;
   AttentionOutput<O, OLayout> output;
   std::int32_t const* first_positions;
+  float const* sinks;
   LogitMap map;
   KvSplit kv;
   AttendArrays arrays;

@@ -152,35 +152,35 @@ __device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, S
   }
 }
 
-/// Adds the tile's weighted values to a thread's sums: two channels, of every `groups`-th four rows.
-template <int Queries, class T, class Parameters>
-__device__ void add_values(Parameters const& p, AttendShared<Queries> const& shared, std::int32_t pair,
+/// Adds the tile's weighted values to a thread's sums: `Width` channels, of every `groups`-th four rows.
+template <class T, int Queries, int Width, class Parameters>
+__device__ void add_values(Parameters const& p, AttendShared<Queries> const& shared, std::int32_t column,
                            std::int32_t group, std::int32_t groups, std::int32_t rows, unsigned char const* values,
-                           float const* scores, float (&sums)[Queries][2]) {
+                           float const* scores, float (&sums)[Queries][Width]) {
 #pragma unroll
   for (int q = 0; q < Queries; ++q) {
-    sums[q][0] *= shared.factor[q];
-    sums[q][1] *= shared.factor[q];
+#pragma unroll
+    for (int i = 0; i < Width; ++i) sums[q][i] *= shared.factor[q];
   }
 #pragma unroll 1
   for (std::int32_t row = group * 4; row < rows; row += groups * 4) {
-    float x[4][2];
+    float x[4][Width];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      auto const value = reinterpret_cast<Pack<T, 2> const*>(values + (row + k) * p.memory.value_pitch)[pair];
-      x[k][0] = element_value(value.elements[0]);
-      x[k][1] = element_value(value.elements[1]);
+      auto const value = reinterpret_cast<Pack<T, Width> const*>(values + (row + k) * p.memory.value_pitch)[column];
+#pragma unroll
+      for (int i = 0; i < Width; ++i) x[k][i] = element_value(value.elements[i]);
     }
     if (p.first_positions != nullptr) {
       float zero = 0;
 #pragma unroll
-      for (int k = 0; k < 4; ++k) zero += x[k][0] * 0 + x[k][1] * 0;
+      for (int k = 0; k < 4 * Width; ++k) zero += x[k / Width][k % Width] * 0;
       if (zero != 0) {  // NaN: some value is no number
 #pragma unroll
         for (int q = 0; q < Queries; ++q) {
           float4 const weight = *reinterpret_cast<float4 const*>(scores + q * p.memory.tile_rows + row);
 #pragma unroll
-          for (int i = 0; i < 2; ++i) {
+          for (int i = 0; i < Width; ++i) {
             sums[q][i] += weighed(weight.x, x[0][i]) + weighed(weight.y, x[1][i]) + weighed(weight.z, x[2][i]) +
                           weighed(weight.w, x[3][i]);
           }
@@ -192,7 +192,7 @@ __device__ void add_values(Parameters const& p, AttendShared<Queries> const& sha
     for (int q = 0; q < Queries; ++q) {
       float4 const weight = *reinterpret_cast<float4 const*>(scores + q * p.memory.tile_rows + row);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < Width; ++i) {
         sums[q][i] += weight.x * x[0][i] + weight.y * x[1][i] + weight.z * x[2][i] + weight.w * x[3][i];
       }
     }
