@@ -23,6 +23,7 @@ struct Problem {
   std::int64_t tokens = 0;
   std::int64_t head_dim = 16;
   std::vector<float> queries, keys, values;
+  std::vector<float> sinks;  ///< logits of learned sinks, or empty
 
   Problem(std::int32_t q, std::int32_t kv, std::int64_t s, std::int64_t d, unsigned seed, float spread = 1)
       : num_query_heads(q), num_kv_heads(kv), tokens(s), head_dim(d) {
@@ -38,7 +39,7 @@ struct Problem {
   }
   [[nodiscard]] auto layer(bool with_values) const {
     auto const kv_layout = ha::strided_bhsd(1, num_kv_heads, tokens, head_dim);
-    return ha::LayerQkv<float, ha::StridedLayout, ha::StridedLayout>{
+    ha::LayerQkv<float, ha::StridedLayout, ha::StridedLayout> result{
         queries.data(),
         keys.data(),
         with_values ? values.data() : nullptr,
@@ -50,8 +51,14 @@ struct Problem {
         tokens,
         head_dim,
         0};
+    if (!sinks.empty()) result.sinks = sinks.data();
+    return result;
   }
-  /// Probabilities of one row, in double.
+  /// Whether a head has a learned sink.
+  [[nodiscard]] bool has_sink(std::int32_t head) const {
+    return !sinks.empty() && std::isfinite(sinks[static_cast<std::size_t>(head)]);
+  }
+  /// Probabilities of one row, in double; what they lack to 1 is the learned sink's.
   [[nodiscard]] std::vector<double> row(std::int32_t head, std::int64_t q, ha::AttentionScore const& score) const {
     std::int64_t const kv = head / (num_query_heads / num_kv_heads);
     std::vector<double> p(static_cast<std::size_t>(tokens));
@@ -69,6 +76,11 @@ struct Problem {
       max = std::max(max, s);
     }
     double z = 0;
+    if (has_sink(head)) {
+      double const sink = double(sinks[static_cast<std::size_t>(head)]);
+      max = std::max(max, sink);
+      z = std::exp(sink - max);
+    }
     for (std::int64_t k = 0; k < tokens; ++k) {
       auto& x = p[static_cast<std::size_t>(k)];
       x = k < oldest || k > q ? 0 : std::exp(x - max);
@@ -107,10 +119,18 @@ inline ha::HeadChunk naive(Problem const& problem, std::int32_t head, ha::Attent
     ++c.rows;
     double max = 0;
     double kl = 0;
+    std::int64_t const visible = score.sliding_window > 0 ? std::min<std::int64_t>(score.sliding_window, q + 1) : q + 1;
+    double const outcomes = double(visible) + (problem.has_sink(head) ? 1 : 0);
+    double sink = problem.has_sink(head) ? 1 : 0;
+    for (double const x : p) sink -= problem.has_sink(head) ? x : 0;
+    auto const add_outcome = [&](double x) {
+      c.entropy -= x * std::log(x + eps);
+      kl += x * std::log((x + eps) / (1.0 / outcomes + eps));
+    };
+    if (sink > 0) add_outcome(sink);
     for (std::int64_t k = 0; k <= q; ++k) {
       double const x = p[static_cast<std::size_t>(k)];
-      c.entropy -= x * std::log(x + eps);
-      kl += x * std::log((x + eps) / (1.0 / double(q + 1) + eps));
+      add_outcome(x);
       max = std::max(max, x);
       if (k < parameters.sink_size) c.sink += x;
       if (k >= recent) c.recent += x;
@@ -141,7 +161,7 @@ inline ha::HeadChunk naive(Problem const& problem, std::int32_t head, ha::Attent
       for (std::size_t w = 0; w < grid.windows.size(); ++w) {
         // Explicit renormalisation over what is kept.
         double mass = 0;
-        double kept = 0;
+        double kept = sink;
         std::vector<double> output(o.size());
         for (std::int64_t k = 0; k <= q; ++k) {
           double const x = p[static_cast<std::size_t>(k)];

@@ -188,7 +188,7 @@ void write_results(Analysis const& analysis, AttentionSource const& source, std:
   ha::save_classifications(output_dir / "head_classifications.json", input.classifications);
   if (input.retention) ha::save_retention_statistics(output_dir / "retention_statistics.json", *input.retention);
 
-  ha::ModelConfig const model = observer.model();
+  ha::ModelConfig const model = source.model();
   About const about{source.name(),
                     source.description(),
                     analysis.complete(),

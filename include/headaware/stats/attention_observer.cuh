@@ -35,16 +35,17 @@ cudaError_t observe(AttentionObserver const& observer, void* d_temp, std::size_t
   std::int64_t offset = 0;
   cudaError_t const error = detail::guarded([&] {
     constexpr auto where = "observe";
-    ModelConfig const& model = observer.model();
     auto const last_layer =
-        static_cast<std::int64_t>(model.num_hidden_layers) - static_cast<std::int64_t>(std::span(layers).size());
+        std::int64_t{observer.model().num_layers()} - static_cast<std::int64_t>(std::span(layers).size());
     bool const of_model = first_layer >= 0 && first_layer <= last_layer;
     require(of_model, "first_layer", {"in [0, ", last_layer, "]"}, first_layer, where);
-    require(shape.num_query_heads == model.num_attention_heads, "query heads", model.num_attention_heads,
-            shape.num_query_heads, where);
-    require(shape.num_kv_heads == model.num_key_value_heads, "KV heads", model.num_key_value_heads, shape.num_kv_heads,
-            where);
-    offset = std::int64_t{first_layer} * shape.num_query_heads * observer.sums_layout().size();
+    for (std::size_t i = 0; i < std::span(layers).size(); ++i) {
+      detail::check_layer_of(observer.model(), first_layer + static_cast<std::int32_t>(i), shape.num_query_heads,
+                             shape.num_kv_heads, shape.head_dim, 0, score.sliding_window, where);
+    }
+    offset = first_layer < observer.model().num_layers()
+                 ? observer.first_head(first_layer) * observer.sums_layout().size()
+                 : 0;
   });
   if (error != cudaSuccess) return error;
   return device::observe(d_temp, temp_bytes, shape, layers, score, observer.parameters(),

@@ -6,7 +6,10 @@
 #include <headaware/attention/layer_attention.hpp>
 #include <headaware/attention/score.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/head_records.hpp>
+#include <headaware/detail/model_heads.hpp>
 #include <headaware/error.hpp>
+#include <headaware/model_shape.hpp>
 #include <headaware/stats/head_statistics.hpp>
 #include <headaware/stats/observe.hpp>
 #include <headaware/stats/observer_parameters.hpp>
@@ -19,63 +22,91 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
 
+namespace detail {
+
+/// Checks that what is observed is a layer of the model. @param window  0: not said
+/// @throws ArgumentError naming the layer and what is not its own
+inline void check_layer_of(ModelShape const& model, std::int32_t index, std::int32_t query_heads, std::int32_t kv_heads,
+                           std::int64_t head_dim, std::int64_t value_dim, std::int64_t window, char const* where) {
+  LayerShape const& layer = model.layer(index);
+  bool const alike = model.uniform();
+  auto const place = [&] { return alike ? std::string(where) : Text{where, ", layer ", index}.str(); };
+  require(layer.attends(), "layer", "one that attends", "one without attention", place);
+  require(query_heads == layer.num_query_heads, "query heads", layer.num_query_heads, query_heads, place);
+  require(kv_heads == layer.num_kv_heads, "KV heads", layer.num_kv_heads, kv_heads, place);
+  if (alike) return;  // which may be all that is known of the model
+  auto const known = [&](std::int64_t expected, std::int64_t got, char const* what) {
+    require(expected == 0 || got == 0 || got == expected, what, expected, got, place);
+  };
+  known(layer.head_dim, head_dim, "head_dim");
+  known(layer.value_dim, value_dim, "value_dim");
+  require(window == 0 || window == layer.window, "window",
+          layer.window == 0 ? Text("0: the layer sees all tokens") : Text{layer.window, ", or 0"}, window, place);
+}
+
+}  // namespace detail
+
 /// @brief Accumulates statistics of a model's attention: call `observe` with every layer of every text.
+///
+/// Layers may differ: each is observed under the model's own number with its own query heads, one that reads another's
+/// cache too; layers without attention have no heads. What a layer's window hides does not exist for its statistics.
 ///
 /// Its size depends on the model and the parameters alone. Observers of the same model and parameters merge, in
 /// any order and grouping: one per thread, process or GPU, reduced in the end. Not safe to share among threads;
 /// `observe` itself uses all cores.
 class AttentionObserver {
  public:
-  /// @throws ArgumentError if the model's counts or the parameters make no sense
-  explicit AttentionObserver(ModelConfig const& model, ObserverParameters parameters = {})
-      : model_(model), parameters_(std::move(parameters)) {
-    model_.validate();
+  /// @throws ArgumentError if the parameters make no sense
+  explicit AttentionObserver(ModelShape model, ObserverParameters parameters = {})
+      : model_(std::move(model)), counts_(detail::query_heads_of(model_)), parameters_(std::move(parameters)) {
     parameters_.validate();
     ObservedHead const empty{HeadSums(static_cast<std::size_t>(parameters_.num_distances)),
                              parameters_.retention ? RetentionSums(*parameters_.retention) : RetentionSums()};
-    heads_.assign(
-        static_cast<std::size_t>(model_.num_hidden_layers) * static_cast<std::size_t>(model_.num_attention_heads),
-        empty);
+    heads_.assign(static_cast<std::size_t>(counts_.view().total()), empty);
   }
+  /// All layers alike. @throws ArgumentError if the model's counts or the parameters make no sense
+  explicit AttentionObserver(ModelConfig const& model, ObserverParameters parameters = {})
+      : AttentionObserver(ModelShape(model), std::move(parameters)) {}
 
   AttentionObserver(AttentionObserver const&) = default;
   AttentionObserver& operator=(AttentionObserver const&) = default;
   /// A moved-from observer has a model without layers.
   AttentionObserver(AttentionObserver&& other) noexcept
       : model_(std::exchange(other.model_, {})),
+        counts_(std::exchange(other.counts_, {})),
         parameters_(std::exchange(other.parameters_, {})),
         heads_(std::exchange(other.heads_, {})) {}
   AttentionObserver& operator=(AttentionObserver&& other) noexcept {
     AttentionObserver moved(std::move(other));
     std::swap(model_, moved.model_);
+    std::swap(counts_, moved.counts_);
     std::swap(parameters_, moved.parameters_);
     std::swap(heads_, moved.heads_);
     return *this;
   }
   ~AttentionObserver() = default;
 
-  [[nodiscard]] ModelConfig const& model() const { return model_; }
+  [[nodiscard]] ModelShape const& model() const { return model_; }
   [[nodiscard]] ObserverParameters const& parameters() const { return parameters_; }
 
   /// @brief Adds one sequence of one layer. `chunk_size` cuts it into chunks, each a text of its own; chunks
   /// shorter than `min_chunk` are skipped.
   /// @param layer      of the model
-  /// @param attention  `LayerQkv` or `LayerProbabilities` (the latter as one chunk), host pointers
+  /// @param attention  `LayerQkv` or `LayerProbabilities` (the latter as one chunk), host pointers; its window may be
+  /// 0,
+  ///                   or that of the model's layer. A model whose layers are all alike says nothing of windows
   /// @param score      how the engine makes logits of queries and keys; by default with a scale of 1 / sqrt(head_dim)
   /// @throws ArgumentError on a layer or shapes that are not the model's; then nothing has been added
   template <class Attention, class Target = detail::Target>
   void observe(std::int32_t layer, Attention const& attention, AttentionScore const& score = {}) {
     constexpr auto where = "AttentionObserver::observe";
-    require_index(layer, model_.num_hidden_layers, "layer", where);
-    require(attention.num_query_heads == model_.num_attention_heads, "query heads", model_.num_attention_heads,
-            attention.num_query_heads, where);
-    require(attention.num_kv_heads == model_.num_key_value_heads, "KV heads", model_.num_key_value_heads,
-            attention.num_kv_heads, where);
+    std::int64_t const window = window_of(layer, attention, score, where);
     detail::check_layer(attention, where);
     std::int64_t const chunk = parameters_.chunk_size > 0 ? parameters_.chunk_size : attention.tokens;
     if constexpr (detail::has_probabilities<Attention>) {
@@ -85,6 +116,7 @@ class AttentionObserver {
     for (std::int64_t first = 0; first < attention.tokens; first += chunk) {
       Attention part = attention;
       part.tokens = std::min(chunk, attention.tokens - first);
+      part.window = window;
       if (part.tokens < parameters_.min_chunk) continue;
       if constexpr (!detail::has_probabilities<Attention>) part.first_token += first;
       add(layer, observe_chunk(part, score, parameters_));
@@ -93,9 +125,16 @@ class AttentionObserver {
 
   /// All sums of one query head. @throws ArgumentError if there is no such head
   [[nodiscard]] ObservedHead const& head(std::int32_t layer, std::int32_t head) const {
-    require_index(layer, model_.num_hidden_layers, "layer", "AttentionObserver::head");
-    require_index(head, model_.num_attention_heads, "query head", "AttentionObserver::head");
+    require_index(layer, model_.num_layers(), "layer", "AttentionObserver::head");
+    require_index(head, model_.layer(layer).num_query_heads, "query head", "AttentionObserver::head");
     return heads_[index(layer, head)];
+  }
+
+  /// The place of a layer's first query head among all, in `sums()` and in statistics.
+  /// @throws ArgumentError if there is no such layer
+  [[nodiscard]] std::int64_t first_head(std::int32_t layer) const {
+    require_index(layer, model_.num_layers(), "layer", "AttentionObserver::first_head");
+    return counts_.view().first(layer);
   }
 
   /// Rows of all heads that were counted and not averaged: NaN, infinity, padding.
@@ -106,10 +145,11 @@ class AttentionObserver {
   }
 
   /// @brief Merges another observer into this one.
-  /// @throws ArgumentError if it observes another model or with other parameters
+  /// @throws ArgumentError if it observes with other parameters, or another model: naming the first layer and field
+  ///         that differ
   void merge(AttentionObserver const& other) {
     constexpr auto where = "AttentionObserver::merge";
-    require(model_ == other.model_, "model", "the same", "another", where);
+    detail::require_same_shape(model_, other.model_, false, "the other model", where);
     require(parameters_ == other.parameters_, "parameters", "the same", "others", where);
     for (std::size_t i = 0; i < heads_.size(); ++i) heads_[i].merge(other.heads_[i]);
   }
@@ -117,7 +157,7 @@ class AttentionObserver {
   /// Layout of the sums of a head in `sums()`.
   [[nodiscard]] SumsLayout sums_layout() const { return SumsLayout(parameters_); }
 
-  /// @brief All sums as plain doubles, [num_hidden_layers, num_attention_heads, sums_layout().size()]: to be added
+  /// @brief All sums as plain doubles, [query heads of all layers, sums_layout().size()], layer by layer: to be added
   /// entry by entry (`MPI_Reduce`, `ncclAllReduce`) or kept.
   [[nodiscard]] std::vector<double> sums() const {
     SumsLayout const layout = sums_layout();
@@ -136,10 +176,11 @@ class AttentionObserver {
     require(sums.size() == heads_.size() * size, "sums", heads_.size() * size, sums.size(),
             "AttentionObserver::add_sums");
     for (std::size_t i = 0; i < sums.size(); ++i) {
-      std::size_t const head = i / size;
-      auto const heads = static_cast<std::size_t>(model_.num_attention_heads);
-      require(std::isfinite(sums[i]), "sum", "a finite number (are all values finite?)", sums[i],
-              {"AttentionObserver::add_sums, layer ", head / heads, ", head ", head % heads});
+      require(std::isfinite(sums[i]), "sum", "a finite number (are all values finite?)", sums[i], [&] {
+        auto const head = static_cast<std::int64_t>(i / size);
+        std::int32_t const layer = counts_.view().layer_of(head, 1);
+        return Text{"AttentionObserver::add_sums, layer ", layer, ", head ", head - first_head(layer)}.str();
+      });
     }
     for (std::size_t i = 0; i < heads_.size(); ++i) layout.add(sums.subspan(i * size, size), heads_[i]);
   }
@@ -148,10 +189,12 @@ class AttentionObserver {
   /// @throws ArgumentError naming the first head of which no chunk was seen, or all of whose rows are invalid
   [[nodiscard]] ModelStatistics statistics() const {
     ModelStatistics result;
-    result.model_info = {model_.num_hidden_layers, model_.num_attention_heads, parameters_.sink_size,
-                         parameters_.local_window, parameters_.recent_ratio};
-    for (std::int32_t layer = 0; layer < model_.num_hidden_layers; ++layer) {
-      for (std::int32_t h = 0; h < model_.num_attention_heads; ++h) {
+    detail::set_shape(result.model_info, model_);
+    result.model_info.sink_size = parameters_.sink_size;
+    result.model_info.local_window = parameters_.local_window;
+    result.model_info.recent_ratio = parameters_.recent_ratio;
+    for (std::int32_t layer = 0; layer < model_.num_layers(); ++layer) {
+      for (std::int32_t h = 0; h < model_.layer(layer).num_query_heads; ++h) {
         result.heads.push_back(heads_[index(layer, h)].head.statistics(layer, h));
       }
     }
@@ -165,14 +208,10 @@ class AttentionObserver {
     require(parameters_.retention.has_value(), "retention grid", "one in the parameters", "none", where);
     RetentionStatistics result;
     RetentionInfo& info = result.info;
-    info = {model_.num_hidden_layers,
-            model_.num_attention_heads,
-            model_.num_key_value_heads,
-            parameters_.first_query,
-            parameters_.query_stride,
-            true,
-            true,
-            *parameters_.retention};
+    info.set_shape(model_);
+    info.first_query = parameters_.first_query;
+    info.query_stride = parameters_.query_stride;
+    info.grid = *parameters_.retention;
     std::int64_t rows = 0;
     std::int64_t value_rows = 0;
     std::int64_t metric_rows = 0;
@@ -193,8 +232,19 @@ class AttentionObserver {
 
  private:
   [[nodiscard]] std::size_t index(std::int32_t layer, std::int32_t head) const {
-    return static_cast<std::size_t>(layer) * static_cast<std::size_t>(model_.num_attention_heads) +
-           static_cast<std::size_t>(head);
+    return static_cast<std::size_t>(counts_.view().first(layer) + head);
+  }
+
+  /// Checks that a layer's attention is that of the model's. @return its window
+  template <class Attention>
+  [[nodiscard]] std::int64_t window_of(std::int32_t index, Attention const& attention, AttentionScore const& score,
+                                       char const* where) const {
+    require_index(index, model_.num_layers(), "layer", where);
+    std::int64_t const window = detail::common_window(attention.window, score.sliding_window, where);
+    detail::check_layer_of(model_, index, attention.num_query_heads, attention.num_kv_heads,
+                           detail::head_dim(attention), attention.values != nullptr ? detail::value_dim(attention) : 0,
+                           window, where);
+    return window != 0 ? window : model_.layer(index).window;
   }
 
   void add(std::int32_t layer, std::vector<HeadChunk> const& chunks) {
@@ -205,9 +255,10 @@ class AttentionObserver {
     }
   }
 
-  ModelConfig model_;
+  ModelShape model_;
+  detail::HeadCounts counts_;  ///< query heads
   ObserverParameters parameters_;
-  std::vector<ObservedHead> heads_;  ///< [layers, query heads]
+  std::vector<ObservedHead> heads_;  ///< query heads of all layers
 };
 
 HEADAWARE_NAMESPACE_END

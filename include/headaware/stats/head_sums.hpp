@@ -29,6 +29,8 @@ struct ChunkSums {
 
   explicit ChunkSums(std::size_t num_distances = 0) : distances(num_distances) {}
 
+  friend bool operator==(ChunkSums const&, ChunkSums const&) = default;
+
   void merge(ChunkSums const& other) {
     require(distances.size() == other.distances.size(), "relative positions", distances.size(), other.distances.size(),
             "ChunkSums::merge");

@@ -21,7 +21,14 @@ HEADAWARE_NAMESPACE_BEGIN
 HEADAWARE_TARGET_BEGIN
 
 /// @brief The statistics of one chunk: all query heads of one layer of one sequence, on the CPU.
-/// @param layer  a `LayerQkv` or `LayerProbabilities`, taken as one chunk whatever its length
+///
+/// Where a query sees a window of keys, the softmax is over these alone, and so is what follows from it: a token
+/// outside weighs nothing, be it a sink, and windows of the retention grid as long as that lose nothing; the uniformity
+/// is against uniform attention to these. A head's learned sink is one more outcome of the softmax, of which entropy
+/// and uniformity know, but it is no token: no other share holds its mass, but for `global`, which is the rest. What
+/// a (sink, window) pair keeps is renormalised together with it, so its mass is never lost.
+/// @param layer  a `LayerQkv` or `LayerProbabilities`, taken as one chunk whatever its length; its window and that of
+///               the score are one, which either may leave out (0)
 /// @param score  how the engine makes logits of queries and keys; probabilities need the default
 /// @return [num_query_heads]
 /// @throws ArgumentError on shapes that make no sense, and on missing or misaligned pointers
@@ -29,7 +36,7 @@ HEADAWARE_TARGET_BEGIN
 ///         probabilities that do not sum to 1 within 1 %, are counted in `invalid_rows` and nowhere else.
 ///         Deterministic: threads share out tiles of a fixed size, which are merged in order.
 /// @par Cost  num_query_heads · tokens² · head_dim / 2 multiplications, twice that with values and thrice with output
-///            factors; memory does not depend on `tokens`
+///            factors; with a window num_query_heads · tokens · window · head_dim; memory does not depend on `tokens`
 template <class Layer>
 [[nodiscard]] std::vector<HeadChunk> observe_chunk(Layer const& layer, AttentionScore const& score,
                                                    ObserverParameters const& parameters = {}) {
@@ -37,6 +44,7 @@ template <class Layer>
   parameters.validate();
   score.validate();
   detail::check_layer(layer, where);
+  (void)detail::common_window(layer.window, score.sliding_window, where);
   if constexpr (detail::has_probabilities<Layer>) {
     bool const plain = score.scale == 0 && score.soft_cap == 0 && score.sliding_window == 0;
     require(plain, "score of probabilities", "the default", "a scale, a soft cap or a sliding window", where);

@@ -344,7 +344,7 @@ TEST_CASE("what an observer refuses", "[stats]") {
   refused([&] { observer.merge(ha::AttentionObserver(model_of(problem))); },
           {"parameters", "the same", "others", where});
   refused([&] { observer.merge(ha::AttentionObserver(model_of(problem, 2), parameters)); },
-          {"model", "the same", "another", where});
+          {"layers of the other model", "1", "2", where});
   refused([&] { (void)ha::AttentionObserver(model_of(problem)).retention_statistics(); },
           {"retention grid", "parameters", "none", where});
   observer.observe(0, layer, score);

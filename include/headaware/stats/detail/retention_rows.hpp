@@ -76,8 +76,8 @@ class RetentionRows {
     }
   }
 
-  /// Adds one row's sums to `sums`. @param total Σ of the row's weights
-  void finish(std::int64_t row, std::int64_t q, double total, RetentionSums& sums) {
+  /// Adds one row's sums to `sums`. @param total Σ of the row's weights, the learned sink's among them
+  void finish(std::int64_t row, std::int64_t q, double total, double sink_weight, RetentionSums& sums) {
     ++sums.rows;
     float const* const masses = masses_.data() + row * bins_;
     float const* const weights = sink_weights_.data() + row * sinks_;
@@ -121,7 +121,7 @@ class RetentionRows {
       }
       for (std::size_t s = 0; s < grid_.sinks.size(); ++s) {
         double const dropped = far_mass + dropped_masses_[s];
-        double const kept = near_masses_[j] + kept_masses_[s];
+        double const kept = near_masses_[j] + kept_masses_[s] + sink_weight;
         std::size_t const cell = grid_.cell(s, j);
         double const mass = dropped / total;
         sums.mass[cell] += mass;

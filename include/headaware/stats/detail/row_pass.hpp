@@ -81,7 +81,7 @@ class RowPass {
   template <class Layer>
   RowPass(ObserverParameters const& parameters, AttentionScore const& score, Layer const& layer)
       : parameters_(parameters),
-        score_(score),
+        window_(common_window(layer.window, score.sliding_window, "observe_chunk")),
         logit_map_(LogitMap::of(score.scale, score.soft_cap, head_dim(layer))),
         head_dim_(head_dim(layer)),
         value_dim_(value_dim(layer)),
@@ -124,10 +124,12 @@ class RowPass {
         spoiled_keys_.clear();  // only of keys that rows see, which come block by block
       }
     }
-    std::int64_t const oldest =
-        score_.sliding_window > 0 ? std::max<std::int64_t>(0, q - score_.sliding_window + 1) : 0;
+    sink_ = sink_logit(layer, head) * log2_e;
+    std::int64_t const oldest = oldest_of(q);
     for (std::int64_t first = oldest / B::block_keys * B::block_keys; first < end; first += B::block_keys) {
       std::int64_t const keys = std::min<std::int64_t>(B::block_keys, end - first);
+      std::int64_t const nearest_row = std::max<std::int64_t>(0, first - q + stride_ - 1) / stride_;
+      if (oldest_of(q + nearest_row * stride_) >= first + keys) continue;  // no row sees the block
       if constexpr (!has_probabilities<Layer>) pack_keys(layer, kv_head, first, keys, packed_.data());
       if (retention_ && retention_->with_values()) pack_values(layer, kv_head, first, keys, values_->data());
       // Rows before the block's first key see none of it.
@@ -137,18 +139,24 @@ class RowPass {
         std::int64_t const nearest = q + (row + rows - 1) * stride_;
         std::int64_t const seen = std::min(keys, nearest + 1 - first);
         if (seen <= 0) continue;
+        std::int64_t const passed = std::max<std::int64_t>(0, oldest_of(q + row * stride_) - first);
+        if (passed >= keys) break;  // no row from here on sees the block
+        // Whole strips that no row from here on sees are left out.
+        std::int64_t const skip = passed / B::strip * B::strip;
+        float* const scores = scores_.data() + skip;
         if constexpr (has_probabilities<Layer>) {
-          take_probabilities(layer, head, q + row * stride_, rows, first, seen);
+          take_probabilities(layer, head, q + row * stride_, rows, first + skip, seen - skip, scores);
         } else {
-          score_block(queries_.data() + row * head_dim_, packed_.data(), head_dim_, seen, scores_.data());
+          score_block(queries_.data() + row * head_dim_, packed_.data() + skip * head_dim_, head_dim_, seen - skip,
+                      scores);
         }
         for (std::int64_t r = 0; r < rows; ++r)
-          add_scores(row + r, q + (row + r) * stride_, first, seen, scores_.data() + r * B::block_keys);
+          add_scores(row + r, q + (row + r) * stride_, first + skip, seen - skip, scores + r * B::block_keys);
         if (retention_) {
           for (std::int64_t r = rows; r < B::block_rows; ++r)
-            std::fill_n(scores_.data() + r * B::block_keys, seen, 0.0F);
-          retention_->add(row, rows, q + row * stride_, stride_, first, seen, scores_.data(), B::block_keys,
-                          values_->data());
+            std::fill_n(scores + r * B::block_keys, seen - skip, 0.0F);
+          retention_->add(row, rows, q + row * stride_, stride_, first + skip, seen - skip, scores, B::block_keys,
+                          retention_->with_values() ? values_->data() + skip * retention_->channels() : nullptr);
         }
       }
     }
@@ -209,12 +217,13 @@ class RowPass {
   }
 
   /// Probabilities as scores: their logarithms to base 2, whose softmax they are.
+  /// @param scores  [rows, block_keys]
   template <class Layer>
   void take_probabilities(Layer const& layer, std::int32_t head, std::int64_t q, std::int64_t rows, std::int64_t first,
-                          std::int64_t count) {
+                          std::int64_t count, float* scores) {
     for (std::int64_t r = 0; r < rows; ++r) {
       auto const* const from = layer.probabilities + layer.row(head, q + r * stride_) + first;
-      float* const to = scores_.data() + r * B::block_keys;
+      float* const to = scores + r * B::block_keys;
       std::int64_t const seen = std::clamp<std::int64_t>(q + r * stride_ + 1 - first, 0, count);
       for (std::int64_t k = 0; k < seen; ++k) {
         float const p = to_float(from[k]);
@@ -235,8 +244,7 @@ class RowPass {
   void add_scores(std::int64_t index, std::int64_t q, std::int64_t first, std::int64_t seen, float* scores) {
     RowInProgress& row = rows_[static_cast<std::size_t>(index)];
     std::int64_t const count = std::clamp<std::int64_t>(q + 1 - first, 0, seen);
-    std::int64_t skipped = 0;
-    if (score_.sliding_window > 0) skipped = std::clamp<std::int64_t>(q - score_.sliding_window + 1 - first, 0, count);
+    std::int64_t const skipped = std::clamp<std::int64_t>(oldest_of(q) - first, 0, count);
     if (skipped == count) {
       if (retention_) std::fill_n(scores, seen, 0.0F);
       return;
@@ -283,21 +291,34 @@ class RowPass {
   }
 
   void finish(std::int64_t index, std::int64_t q, HeadChunk& sums) {
-    RowInProgress const& row = rows_[static_cast<std::size_t>(index)];
+    RowInProgress& row = rows_[static_cast<std::size_t>(index)];
     ChunkSums& chunk = sums.chunk;
-    std::int64_t const oldest =
-        score_.sliding_window > 0 ? std::max<std::int64_t>(0, q - score_.sliding_window + 1) : 0;
+    std::int64_t const oldest = oldest_of(q);
     if (!row.valid || !(row.all.sum > 0) || sees_spoiled(oldest, q)) {
       ++chunk.invalid_rows;
       return;
     }
     ++chunk.rows;
+    double largest = row.all.max_probability();
+    double sink_weight = 0;
+    if (std::isfinite(sink_)) {
+      float const key_max = row.all.max;
+      row.all.merge({{sink_, 1}, 0});
+      if (row.all.max > key_max) {
+        row.recent.rescale(row.all.max);
+        if (retention_)
+          retention_->rescale(index, static_cast<float>(std::exp2(static_cast<double>(key_max) - row.all.max)));
+      }
+      largest = row.all.probability(key_max);
+      sink_weight = std::exp2(static_cast<double>(sink_) - row.all.max);
+    }
     double const entropy = row.all.entropy();
     chunk.entropy += entropy;
-    chunk.max_attention += row.all.max_probability();
+    chunk.max_attention += largest;
     if (q > 0) {
+      std::int64_t const outcomes = q + 1 - oldest + (std::isfinite(sink_) ? 1 : 0);
       ++chunk.uniformity_rows;
-      chunk.uniformity += std::log(static_cast<double>(q + 1)) - entropy;
+      chunk.uniformity += std::log(static_cast<double>(outcomes)) - entropy;
     }
     for (std::int64_t k = oldest; k < std::min<std::int64_t>(parameters_.sink_size, q + 1); ++k) {
       chunk.sink += row.all.probability(sink_scores_[static_cast<std::size_t>(index * parameters_.sink_size + k)]);
@@ -308,11 +329,17 @@ class RowPass {
       if (d <= parameters_.local_window) chunk.local += p;
     }
     if (row.recent.sum > 0) chunk.recent += row.recent.sum / row.all.sum;
-    if (retention_) retention_->finish(index, q, row.all.sum, sums.retention);
+    if (retention_) retention_->finish(index, q, row.all.sum, sink_weight, sums.retention);
+  }
+
+  /// The first key that query q sees.
+  [[nodiscard]] std::int64_t oldest_of(std::int64_t q) const {
+    return window_ > 0 ? std::max<std::int64_t>(0, q - window_ + 1) : 0;
   }
 
   ObserverParameters parameters_;
-  AttentionScore score_;
+  std::int64_t window_;  ///< keys that a row sees; 0: all before it
+  float sink_ = 0;       ///< logit of the head's learned sink, in base 2; -infinity: none
   LogitMap logit_map_;
   std::int64_t head_dim_;
   std::int64_t value_dim_;
