@@ -47,30 +47,30 @@ std::vector<std::byte> read_at(std::filesystem::path const& path, std::size_t of
 
 }  // namespace
 
-OutputProjections::OutputProjections(std::filesystem::path path, ModelShape shape)
-    : path_(std::move(path)), shape_(std::move(shape)) {
+OutputProjections::OutputProjections(std::filesystem::path path, ModelInfo info, ha::ModelShape shape)
+    : path_(std::move(path)), info_(std::move(info)), shape_(std::move(shape)) {
   (void)open_file(path_);
 }
 
 std::vector<float> OutputProjections::layer(std::int32_t index) const {
-  ha::require_index(index, shape_.layers, "layer", "OutputProjections::layer");
+  ha::require_index(index, shape_.num_layers(), "layer", "OutputProjections::layer");
   File const file = open_file(path_);
   std::string const name = "blk." + std::to_string(index) + ".attn_output.weight";
   std::int64_t const tensor = gguf_find_tensor(file.get(), name.c_str());
   if (tensor < 0) {
     throw ha::FormatError(
-        {"output projection", "a tensor " + name, "none, architecture '" + shape_.architecture + "'", path_.string()});
+        {"output projection", "a tensor " + name, "none, architecture '" + info_.architecture + "'", path_.string()});
   }
   std::int64_t const* const ne = gguf_get_tensor_ne(file.get(), tensor);
-  std::int64_t const columns = std::int64_t{shape_.num_query_heads} * shape_.head_dim;
-  if (ne[0] != columns || ne[1] != shape_.hidden_size || ne[2] != 1 || ne[3] != 1) {
-    throw ha::FormatError({name, std::to_string(shape_.hidden_size) + " rows of " + std::to_string(columns),
+  std::int64_t const columns = shape_.layer(index).num_query_heads * shape_.layer(index).value_dim;
+  if (ne[0] != columns || ne[1] != info_.hidden_size || ne[2] != 1 || ne[3] != 1) {
+    throw ha::FormatError({name, std::to_string(info_.hidden_size) + " rows of " + std::to_string(columns),
                            std::to_string(ne[1]) + " rows of " + std::to_string(ne[0]), path_.string()});
   }
   ggml_type const type = gguf_get_tensor_type(file.get(), tensor);
   std::size_t const begin = gguf_get_data_offset(file.get()) + gguf_get_tensor_offset(file.get(), tensor);
   std::vector<std::byte> const data = read_at(path_, begin, gguf_get_tensor_size(file.get(), tensor));
-  std::vector<float> matrix(static_cast<std::size_t>(columns * shape_.hidden_size));
+  std::vector<float> matrix(static_cast<std::size_t>(columns * info_.hidden_size));
   if (type == GGML_TYPE_F32) {
     std::memcpy(matrix.data(), data.data(), data.size());
     return matrix;
