@@ -161,9 +161,8 @@ TEST_CASE("positions are those of the evaluation") {
   HEADAWARE_REQUIRE_MODEL(smollm2);
   Model const model(model_path(smollm2));
   std::vector<std::int32_t> positions;
-  AttentionTap tap(model, [&](TappedAttention const& layer) {
-    positions.assign(layer.positions.begin(), layer.positions.end());
-  });
+  AttentionTap tap(
+      model, [&](TappedAttention const& layer) { positions.assign(layer.positions.begin(), layer.positions.end()); });
   Context context(model, {.tokens = 8, .all_logits = false, .observer = &tap});
   auto const tokens = text_tokens(model, 8);
   context.evaluate(tokens, 100);

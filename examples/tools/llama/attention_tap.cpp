@@ -252,6 +252,17 @@ void AttentionTap::check_mask(ggml_tensor const* mask, ggml_tensor const* node, 
   windows_[mask] = window;
 }
 
+void AttentionTap::unpad(std::vector<float>& values, std::int64_t width) const {
+  std::int64_t widest = 0;
+  for (ha::LayerShape const& layer : shape_.layers()) widest = std::max(widest, layer.num_kv_heads * layer.value_dim);
+  auto const tokens = static_cast<std::int64_t>(positions_.size());
+  if (width == widest || std::ssize(values) != tokens * widest) return;
+  for (std::int64_t token = 1; token < tokens; ++token) {
+    std::copy_n(values.begin() + token * widest, width, values.begin() + token * width);
+  }
+  values.resize(static_cast<std::size_t>(tokens * width));
+}
+
 void AttentionTap::deliver(ggml_tensor* node, Layer& layer, std::int32_t index) {
   auto const cell = [&](std::string_view cache) { return std::string(cache) + std::to_string(index); };
   if (layer.keys.empty()) fail("keys", "a SET_ROWS node that stores them in " + cell(key_cache), "none", node);
@@ -266,6 +277,7 @@ void AttentionTap::deliver(ggml_tensor* node, Layer& layer, std::int32_t index) 
     fail(what, std::to_string(shape.num_kv_heads) + " KV heads of " + std::to_string(channels) + " channels per token",
          std::to_string(rows.size()) + " elements of " + std::to_string(tokens) + " tokens", node);
   };
+  unpad(layer.values, shape.num_kv_heads * shape.value_dim);
   check(layer.keys, shape.head_dim, "keys");
   check(layer.values, shape.value_dim, "values");
   bool const replaced = mode_ == TapMode::replace;

@@ -92,6 +92,9 @@ class AttentionTap : public NodeObserver {
   void take_fused(ggml_tensor const* node, Layer& layer, std::int32_t index);
   void take_sinks(ggml_tensor const* sinks, ggml_tensor const* node, Layer& layer, std::int32_t index);
   void check_mask(ggml_tensor const* mask, ggml_tensor const* node, std::int32_t index);
+  /// Takes off what the engine pads the values of narrow layers with, to the widest layer's, where it keeps them
+  /// transposed.
+  void unpad(std::vector<float>& values, std::int64_t width) const;
   void deliver(ggml_tensor* node, Layer& layer, std::int32_t index);
   [[noreturn]] void fail(std::string what, std::string expected, std::string got, ggml_tensor const* node) const;
 
