@@ -25,7 +25,8 @@ inline GgufWriter begin_model(std::string const& architecture, std::uint32_t lay
   file.number("feed_forward_length", synthetic_inner);
   file.number("block_count", layers);
   file.real("attention.layer_norm_rms_epsilon", 1e-6F);
-  file.weights("token_embd.weight", {synthetic_width, file.vocabulary()});
+  // Small beside what the layers add, so that the next token is not mostly the last one.
+  file.numbers_about("token_embd.weight", {synthetic_width, file.vocabulary()}, 0, 0.02F);
   return file;
 }
 inline std::string block(std::int64_t layer) { return "blk." + std::to_string(layer) + "."; }
@@ -60,6 +61,7 @@ inline void write_sliding_model(std::filesystem::path const& path) {
   file.number("attention.sliding_window", synthetic_window);
   file.number("attention.sliding_window_pattern", 2);
   detail::norm(file, "output_norm");
+  file.weights("output.weight", {synthetic_width, file.vocabulary()});
   for (std::int64_t layer = 0; layer < layers; ++layer) {
     std::string const at = detail::block(layer);
     detail::norm(file, at + "attn_norm");
@@ -81,6 +83,7 @@ inline void write_hybrid_model(std::filesystem::path const& path) {
   file.numbers("attention.head_count_kv", kv_heads);
   file.number("shortconv.l_cache", 3);
   detail::norm(file, "token_embd_norm");
+  file.weights("output.weight", {synthetic_width, file.vocabulary()});
   for (std::int64_t layer = 0; layer < 4; ++layer) {
     std::string const at = detail::block(layer);
     detail::norm(file, at + "attn_norm");

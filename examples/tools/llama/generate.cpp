@@ -180,7 +180,9 @@ void run_prompt(Model const& model, Options const& options) {
   if (!options.compare) return;
   Engine engine(model, options, total, false);
   auto const other = generate(engine, model, prompt, options, [](std::int32_t) {});
-  report("llama.cpp", prompt.size(), other, full);
+  // Which keeps what windows have passed, too.
+  auto const each = static_cast<double>(model.shape().token_bytes(sizeof(T)));
+  report("llama.cpp", prompt.size(), other, each * static_cast<double>(runner.cache().length()));
   auto const same = std::mismatch(own.tokens.begin(), own.tokens.end(), other.tokens.begin(), other.tokens.end());
   std::printf("the first %lld of %zu new tokens are the same\n",
               static_cast<long long>(same.first - own.tokens.begin()), own.tokens.size());
