@@ -35,6 +35,18 @@ std::int32_t soft_max_layer(ggml_tensor const* node) {
   return query_key_layer(logits);
 }
 
+/// Rows [outer, inner, channels] as [inner, outer, channels].
+std::vector<float> swapped(std::vector<float> const& rows, std::int64_t outer, std::int64_t inner,
+                           std::int64_t channels) {
+  std::vector<float> result(rows.size());
+  for (std::int64_t i = 0; i < outer; ++i) {
+    for (std::int64_t j = 0; j < inner; ++j) {
+      std::copy_n(rows.begin() + (i * inner + j) * channels, channels, result.begin() + (j * outer + i) * channels);
+    }
+  }
+  return result;
+}
+
 /// The node that a chain of views begins with.
 ggml_tensor const* viewed(ggml_tensor const* tensor) {
   return tensor != nullptr && tensor->view_src != nullptr ? tensor->view_src : tensor;
@@ -46,16 +58,13 @@ void require_served(ModelInfo const& info, ha::ModelShape const& shape) {
   bool attends = false;
   for (std::int32_t index = 0; index < shape.num_layers(); ++index) {
     ha::LayerShape const& layer = shape.layer(index);
-    std::string got;
-    if (layer.kind == ha::LayerKind::latent) got = "latent (multi-head latent attention), whose rows llama.cpp unpacks";
-    if (layer.attends() && !layer.has_cache()) {
-      got = std::string(to_string(layer.kind)) + ", reading the cache of layer " + std::to_string(layer.cache_layer);
-    }
     attends = attends || layer.has_cache();
-    if (got.empty()) continue;
-    throw ha::Error({"kind of layer " + std::to_string(index),
-                     "attention or sliding, with a cache of its own, or none: others are not served through llama.cpp",
-                     std::move(got), "architecture '" + info.architecture + "'"});
+    if (!layer.attends() || layer.has_cache()) continue;
+    throw ha::Error(
+        {"kind of layer " + std::to_string(index),
+         "one with a cache of its own: shared caches are not served through llama.cpp",
+         std::string(to_string(layer.kind)) + ", reading the cache of layer " + std::to_string(layer.cache_layer),
+         "architecture '" + info.architecture + "'"});
   }
   if (!attends) {
     throw ha::Error(
@@ -89,8 +98,9 @@ AttentionTap::Found AttentionTap::find(ggml_tensor const* node) {
       if (auto const layer = cache_layer(node, value_cache); layer >= 0) return {Part::values, layer};
       break;
     case GGML_OP_MUL_MAT:
-      if (auto const layer = query_key_layer(node); layer >= 0) return {Part::queries, layer};
+      // First, since the values of a latent are a view of the key cache.
       if (auto const layer = soft_max_layer(node->src[1]); layer >= 0) return {Part::weighted, layer};
+      if (auto const layer = query_key_layer(node); layer >= 0) return {Part::queries, layer};
       break;
     case GGML_OP_SOFT_MAX:
       if (auto const layer = soft_max_layer(node); layer >= 0) return {Part::soft_max, layer};
@@ -120,9 +130,22 @@ void AttentionTap::set_computed(ggml_tensor* node, Found const& found) const {
   node->flags = skipped ? node->flags & ~GGML_TENSOR_FLAG_COMPUTE : node->flags | GGML_TENSOR_FLAG_COMPUTE;
 }
 
+bool AttentionTap::wants(Found const& found) const {
+  // Probabilities times values are of use where they are the output already: a latent's, whose heads the graph unpacks
+  // next. Its values are no rows of their own.
+  bool const latent =
+      found.layer >= 0 && found.layer < shape_.num_layers() && shape_.layer(found.layer).kind == ha::LayerKind::latent;
+  switch (found.part) {
+    case Part::none: return false;
+    case Part::weighted: return latent;
+    case Part::output: return !latent;
+    default: return true;
+  }
+}
+
 bool AttentionTap::on_node(ggml_tensor* node, bool asking) {
   Found const found = find(node);
-  bool const wanted = found.part != Part::none && found.part != Part::weighted;
+  bool const wanted = wants(found);
   if (asking) set_computed(node, found);
   if (asking || !wanted) return wanted;
   if (found.layer >= shape_.num_layers() || !shape_.layer(found.layer).has_cache()) {
@@ -136,10 +159,10 @@ bool AttentionTap::on_node(ggml_tensor* node, bool asking) {
     case Part::soft_max: take_soft_max(node, layer, found.layer); break;
     case Part::fused:
       take_fused(node, layer, found.layer);
-      deliver(node, layer, found.layer);
+      deliver(node, layer, found.layer, false);
       break;
-    case Part::output: deliver(node, layer, found.layer); break;
-    case Part::weighted:
+    case Part::output: deliver(node, layer, found.layer, false); break;
+    case Part::weighted: deliver(node, layer, found.layer, true); break;
     case Part::none: break;
   }
   return true;
@@ -263,10 +286,12 @@ void AttentionTap::unpad(std::vector<float>& values, std::int64_t width) const {
   values.resize(static_cast<std::size_t>(tokens * width));
 }
 
-void AttentionTap::deliver(ggml_tensor* node, Layer& layer, std::int32_t index) {
+void AttentionTap::deliver(ggml_tensor* node, Layer& layer, std::int32_t index, bool by_heads) {
   auto const cell = [&](std::string_view cache) { return std::string(cache) + std::to_string(index); };
   if (layer.keys.empty()) fail("keys", "a SET_ROWS node that stores them in " + cell(key_cache), "none", node);
-  if (layer.values.empty()) fail("values", "a SET_ROWS node that stores them in " + cell(value_cache), "none", node);
+  bool const latent = shape_.layer(index).kind == ha::LayerKind::latent;
+  if (layer.values.empty() && !latent)
+    fail("values", "a SET_ROWS node that stores them in " + cell(value_cache), "none", node);
   if (layer.queries.empty()) fail("queries", "a MUL_MAT node with " + cell(key_cache), "none", node);
   if (!layer.scored) fail("scale and mask", "a SOFT_MAX node", "none", node);
 
@@ -277,8 +302,14 @@ void AttentionTap::deliver(ggml_tensor* node, Layer& layer, std::int32_t index) 
     fail(what, std::to_string(shape.num_kv_heads) + " KV heads of " + std::to_string(channels) + " channels per token",
          std::to_string(rows.size()) + " elements of " + std::to_string(tokens) + " tokens", node);
   };
-  unpad(layer.values, shape.num_kv_heads * shape.value_dim);
   check(layer.keys, shape.head_dim, "keys");
+  if (latent) {
+    for (std::int64_t token = 0; token < tokens; ++token) {
+      auto const row = layer.keys.begin() + token * shape.head_dim;
+      layer.values.insert(layer.values.end(), row, row + shape.value_dim);
+    }
+  }
+  unpad(layer.values, shape.num_kv_heads * shape.value_dim);
   check(layer.values, shape.value_dim, "values");
   bool const replaced = mode_ == TapMode::replace;
   bool const skipped = !skipped_.empty() && skipped_[static_cast<std::size_t>(index)];
@@ -294,12 +325,14 @@ void AttentionTap::deliver(ggml_tensor* node, Layer& layer, std::int32_t index) 
       std::fill(output_.begin(), output_.end(), std::numeric_limits<float>::quiet_NaN());
     } else {
       ggml_backend_tensor_get(node, output_.data(), 0, ggml_nbytes(node));
+      if (by_heads) output_ = swapped(output_, shape.num_query_heads, tokens, shape.value_dim);
     }
   }
   handler_({.layer = index,
             .queries = layer.queries.data(),
             .keys = layer.keys.data(),
             .values = layer.values.data(),
+            .latent = latent,
             .num_query_heads = shape.num_query_heads,
             .num_kv_heads = shape.num_kv_heads,
             .tokens = tokens,
@@ -311,6 +344,7 @@ void AttentionTap::deliver(ggml_tensor* node, Layer& layer, std::int32_t index) 
             .sliding_window = static_cast<std::int32_t>(shape.window),
             .sinks = layer.sinks.empty() ? nullptr : layer.sinks.data(),
             .output = replaced ? output_.data() : nullptr});
+  if (replaced && by_heads) output_ = swapped(output_, tokens, shape.num_query_heads, shape.value_dim);
   if (replaced) ggml_backend_tensor_set(node, output_.data(), 0, ggml_nbytes(node));
   // A layer's tensors are large, and none but this one is looked at.
   layer = Layer{};

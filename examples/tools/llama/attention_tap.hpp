@@ -23,7 +23,8 @@ struct TappedAttention {
   std::int32_t layer = 0;
   float const* queries = nullptr;  ///< [tokens, num_query_heads, head_dim], after the rotary embedding
   float const* keys = nullptr;     ///< [tokens, num_kv_heads, head_dim], after the rotary embedding
-  float const* values = nullptr;   ///< [tokens, num_kv_heads, value_dim]
+  float const* values = nullptr;  ///< [tokens, num_kv_heads, value_dim]; of a latent a copy of its rows' first channels
+  bool latent = false;            ///< the queries are those that meet the latent, the output is before W_V
   std::int32_t num_query_heads = 0;
   std::int32_t num_kv_heads = 0;  ///< query head h reads KV head h / (num_query_heads / num_kv_heads)
   std::int64_t tokens = 0;
@@ -42,8 +43,8 @@ struct TappedAttention {
 /// Chooses the output that the model goes on with: its own attention's or the handler's.
 enum class TapMode : std::uint8_t { observe, replace };
 
-/// @throws Error naming layer and kind, if a model has a layer whose attention the tap cannot hand over: a latent, or
-/// one that reads another layer's cache; and if no layer attends
+/// @throws Error naming layer and kind, if a model has a layer whose attention the tap cannot hand over: one
+/// that reads another layer's cache; and if no layer attends
 void require_served(ModelInfo const& info, headaware::ModelShape const& shape);
 
 /// Gives each layer's attention to a handler, in the order of the layers. Layers without keys and values have none.
@@ -95,7 +96,8 @@ class AttentionTap : public NodeObserver {
   /// Takes off what the engine pads the values of narrow layers with, to the widest layer's, where it keeps them
   /// transposed.
   void unpad(std::vector<float>& values, std::int64_t width) const;
-  void deliver(ggml_tensor* node, Layer& layer, std::int32_t index);
+  [[nodiscard]] bool wants(Found const& found) const;
+  void deliver(ggml_tensor* node, Layer& layer, std::int32_t index, bool by_heads);
   [[noreturn]] void fail(std::string what, std::string expected, std::string got, ggml_tensor const* node) const;
 
   std::string architecture_;

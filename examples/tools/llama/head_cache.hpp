@@ -53,8 +53,8 @@ class HeadCache {
   HeadCache(headaware::PolicyTable table, headaware::ModelShape const& shape, std::int64_t max_tokens)
       : plan_(headaware::within_layers(std::move(table), shape, "HeadCache"), 1,
               {.max_tokens = max_tokens, .slack = step_tokens - 1}),
-        keys_(kept_elements<T>(elements_of(plan_, shape, &headaware::LayerShape::head_dim))),
-        values_(kept_elements<T>(elements_of(plan_, shape, &headaware::LayerShape::value_dim))),
+        keys_(kept_elements<T>(elements_of(plan_, shape, &headaware::TokenBytes::key))),
+        values_(kept_elements<T>(elements_of(plan_, shape, &headaware::TokenBytes::value))),
         buffers_(headaware::rolling(plan_, plan_.view(), keys_.data(), values_.data(), shape)),
         state_(1),
         next_state_(1) {}
@@ -69,7 +69,7 @@ class HeadCache {
       std::transform(from, from + attention.tokens * width, to.begin(), ha::from_float<T>);
     };
     stored(attention.keys, key_width, new_keys_);
-    stored(attention.values, value_width, new_values_);
+    if (!attention.latent) stored(attention.values, value_width, new_values_);
     auto const layer = static_cast<std::size_t>(attention.layer);
     auto const& kept = buffers_.layers[layer];
     next_state_ = state_;  // every layer counts the same tokens
@@ -77,8 +77,8 @@ class HeadCache {
       std::int64_t const count = std::min(step_tokens, attention.tokens - token);
       std::array<std::int32_t, 1> const counts{static_cast<std::int32_t>(count)};
       std::array<std::int32_t, 1> const before{static_cast<std::int32_t>(next_state_.length(0))};
-      std::vector<ha::LayerKv<T>> const step{
-          {new_keys_.data() + token * key_width, new_values_.data() + token * value_width}};
+      std::vector<ha::LayerKv<T>> const step{{new_keys_.data() + token * key_width,
+                                              attention.latent ? nullptr : new_values_.data() + token * value_width}};
       ha::KvLayouts const layouts{ha::strided_bshd(1, count, attention.num_kv_heads, attention.head_dim),
                                   ha::strided_bshd(1, count, attention.num_kv_heads, attention.value_dim)};
       ha::append(plan_.view(), next_state_, step, layouts, counts, buffers_,
@@ -89,13 +89,17 @@ class HeadCache {
       auto const output = ha::strided_bshd(1, count, attention.num_query_heads, attention.value_dim);
       std::int64_t const row = token * attention.num_query_heads;
       auto const view = ha::RollingView::of_chunk(plan_.view(), attention.layer, next_state_.lengths().data(), count);
-      ha::attend(shape, ha::AttentionQueries{attention.queries + row * attention.head_dim, queries},
-                 ha::KeptCache{kept.keys, kept.values, view},
-                 ha::AttentionOutput{attention.output + row * attention.value_dim, output},
-                 {.scale = attention.scale,
-                  .soft_cap = attention.soft_cap,
-                  .first_positions = before.data(),
-                  .sinks = attention.sinks});
+      ha::AttentionQueries const read{attention.queries + row * attention.head_dim, queries};
+      ha::AttentionOutput const written{attention.output + row * attention.value_dim, output};
+      ha::AttentionOptions const options{.scale = attention.scale,
+                                         .soft_cap = attention.soft_cap,
+                                         .first_positions = before.data(),
+                                         .sinks = attention.sinks};
+      if (attention.latent) {
+        ha::attend(shape, read, ha::LatentCache{kept.keys, view}, written, options);
+      } else {
+        ha::attend(shape, read, ha::KeptCache{kept.keys, kept.values, view}, written, options);
+      }
     }
   }
 
@@ -118,10 +122,10 @@ class HeadCache {
 
  private:
   static std::int64_t elements_of(headaware::RollingSlots const& plan, headaware::ModelShape const& shape,
-                                  std::int64_t headaware::LayerShape::*channels) {
+                                  std::int64_t headaware::TokenBytes::*channels) {
     std::int64_t elements = 0;
     for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
-      elements += plan.rows_total(layer) * (shape.layer(layer).*channels);
+      elements += plan.rows_total(layer) * (shape.layer(layer).token_bytes(1).*channels);
     }
     return elements;
   }

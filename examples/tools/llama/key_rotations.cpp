@@ -85,6 +85,11 @@ class RotationObserver : public NodeObserver {
 }  // namespace
 
 std::vector<ha::KeyRotation> key_rotations(Model const& model) {
+  for (std::int32_t layer = 0; layer < model.shape().num_layers(); ++layer) {
+    if (model.shape().layer(layer).kind != ha::LayerKind::latent) continue;
+    throw ha::Error({"rotation of keys", "one of the rows' first channels", "a latent's, of its last",
+                     "architecture '" + model.info().architecture + "', layer " + std::to_string(layer)});
+  }
   RotationObserver observer(model);
   std::array<std::int32_t, 2> const tokens{};
   Context context(model,

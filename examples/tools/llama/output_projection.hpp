@@ -4,9 +4,13 @@
 
 #include "tools/llama/engine.hpp"
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
+#include <string>
 #include <vector>
+
+struct gguf_context;
 
 namespace llama_adapter {
 
@@ -21,6 +25,10 @@ class OutputProjections {
   [[nodiscard]] std::vector<float> layer(std::int32_t index) const;
 
  private:
+  /// A tensor's elements. @param sizes  as ggml has them, the fastest first
+  [[nodiscard]] std::vector<float> matrix(gguf_context const* file, std::string const& name,
+                                          std::array<std::int64_t, 3> const& sizes) const;
+
   std::filesystem::path path_;
   ModelInfo info_;
   headaware::ModelShape shape_;
