@@ -5,6 +5,9 @@
 // `threads` 0 is all cores.
 // `times` is the ratio of the two times, `bytes` that of the bytes held, `excess` the first over the second: 1 is
 // proportional. The best of interleaved rounds counts. In "mixed" every eighth head keeps all and the others `kept`.
+//
+// "latent": one layer of multi-head latent attention, 32,768 rows of 576 channels of 2 bytes, the first 512 of them the
+// value, which all query heads share. GFLOP/s: 2 · heads · rows · (576 + 512) operations.
 
 #include "support/timing.hpp"
 
@@ -29,6 +32,15 @@ constexpr std::int32_t group = 4;
 constexpr std::int64_t tokens = 32768;
 constexpr std::int64_t head_dim = 128;
 
+void fill(std::vector<ha::float16>& tensor) {
+  std::uint32_t state = 1;
+  for (ha::float16& x : tensor) {
+    state = state * 1664525U + 1013904223U;
+    // 1 to 2, either sign.
+    x.bits = static_cast<std::uint16_t>(0x3c00U | ((state >> 16) & 0x83ffU));
+  }
+}
+
 /// One layer's buffers serve all layers where the model would not fit into memory: with `distinct` layers, each is as
 /// far from the CPU's caches as the real one.
 struct Cache {
@@ -45,14 +57,8 @@ struct Cache {
     auto const elements = static_cast<std::size_t>(offsets.back() * head_dim * distinct);
     keys.resize(elements);
     values.resize(elements);
-    std::uint32_t state = 1;
-    for (auto* tensor : {&keys, &values}) {
-      for (ha::float16& x : *tensor) {
-        state = state * 1664525U + 1013904223U;
-        // 1 to 2, either sign.
-        x.bits = static_cast<std::uint16_t>(0x3c00U | ((state >> 16) & 0x83ffU));
-      }
-    }
+    fill(keys);
+    fill(values);
   }
   [[nodiscard]] double bytes() const { return static_cast<double>(num_layers * 2 * 2 * head_dim * offsets.back()); }
 };
@@ -110,8 +116,36 @@ void decode(benchmark::State& state) {
   state.counters["excess"] = times / bytes;
 }
 
+void latent(benchmark::State& state) {
+  bench::set_threads(state.range(1));
+  ha::AttentionShape const shape{1, static_cast<std::int32_t>(state.range(0)), 1, 1, 576, 512};
+  auto const layout = ha::strided_bhsd(1, shape.num_query_heads, 1, shape.head_dim);
+  std::vector<std::int64_t> const offsets{0, tokens};
+  std::vector<ha::float16> rows(static_cast<std::size_t>(tokens * shape.head_dim));
+  fill(rows);
+  std::vector<float> const queries(static_cast<std::size_t>(layout.required_span_size()), 0.01F);
+  std::vector<float> output(queries.size());
+  double best = std::numeric_limits<double>::infinity();
+  for (auto _ : state) {
+    for (int round = 0; round < 4; ++round) {
+      double const start = bench::seconds();
+      ha::attend(shape, ha::AttentionQueries{queries.data(), layout},
+                 ha::LatentCache{rows.data(), ha::RaggedView{offsets.data(), 1}},
+                 ha::AttentionOutput{output.data(), layout});
+      best = std::min(best, bench::seconds() - start);
+      benchmark::DoNotOptimize(output.data());
+    }
+    state.SetIterationTime(best);
+  }
+  auto const row_operations = static_cast<double>(2 * shape.num_query_heads * (shape.head_dim + shape.value_dim));
+  state.counters["ms"] = 1e3 * best;
+  state.counters["GB/s"] = 2e-9 * static_cast<double>(rows.size()) / best;
+  state.counters["GFLOP/s"] = 1e-9 * tokens * row_operations / best;
+}
+
 }  // namespace
 
+BENCHMARK(latent)->ArgNames({"heads", "threads"})->ArgsProduct({{16, 128}, {1, 0}})->UseManualTime()->Iterations(1);
 BENCHMARK(decode)
     ->ArgNames({"kept", "mixed", "threads"})
     ->ArgsProduct({{64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768}, {0}, {1, 0}})

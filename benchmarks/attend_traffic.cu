@@ -1,9 +1,11 @@
 // One decoding step's attention over one layer, for counting what it asks of memory: run it under the CUDA emulator
 // with CUDA_EMU_REPORT=FILE (tests/device_code/attend_traffic.cmake does and checks the counts), or under a profiler
-// on a device. The argument chooses the case: ragged, paged (16 rows a page, in a scattered order) or rolling (4 sinks,
-// and a ring that has wrapped and has some slack), and the number of query heads per KV head.
+// on a device. The argument chooses the case: ragged, paged (16 rows a page, in a scattered order), rolling (4 sinks,
+// and a ring that has wrapped and has some slack) or latent (rows of 576 channels, of which 512 are the value, in
+// pages), and the number of query heads per KV head.
 //
-// Two sequences × 8 KV heads × 128 channels of 2 bytes: every eighth head holds 4,096 rows, the others 512.
+// Two sequences × 8 KV heads × 128 channels of 2 bytes: every eighth head holds 4,096 rows, the others 512. The latent:
+// 16 sequences of as many rows.
 
 #include "support/gpu.cuh"
 
@@ -32,13 +34,12 @@ constexpr std::int32_t num_kv_heads = 8;
 constexpr std::int64_t head_dim = 128;
 constexpr std::int32_t page_size = 16;
 
-/// @param rows  held; @param room  rows of the buffers
-template <class View>
-void attend(std::int32_t group, std::int64_t rows, View const& view, std::int64_t room) {
-  ha::AttentionShape const shape{sequences, num_kv_heads * group, num_kv_heads, 1, head_dim};
-  auto const layout = ha::strided_bhsd(sequences, shape.num_query_heads, 1, head_dim);
+/// @param make_cache  of keys and values; @param rows  held; @param room  rows of the buffers
+template <class MakeCache>
+void attend(ha::AttentionShape const& shape, std::int64_t rows, std::int64_t room, MakeCache const& make_cache) {
+  auto const layout = ha::strided_bhsd(shape.num_sequences, shape.num_query_heads, 1, shape.head_dim);
   auto const elements = static_cast<std::size_t>(layout.required_span_size());
-  bench::DeviceArray<__half> const keys(static_cast<std::size_t>(room * head_dim));
+  bench::DeviceArray<__half> const keys(static_cast<std::size_t>(room * shape.head_dim));
   bench::DeviceArray<__half> const values(keys.size());
   bench::DeviceArray<__half> const queries(elements);
   bench::DeviceArray<__half> const output(elements);
@@ -48,13 +49,21 @@ void attend(std::int32_t group, std::int64_t rows, View const& view, std::int64_
   std::size_t temp_bytes = 0;
   auto const step = [&](void* temp) {
     BENCH_CHECK(ha::device::attend(temp, temp_bytes, shape, ha::AttentionQueries{queries.data(), layout},
-                                   ha::KeptCache{keys.data(), values.data(), view},
-                                   ha::AttentionOutput{output.data(), layout}, {rows}, {}, nullptr));
+                                   make_cache(keys.data(), values.data()), ha::AttentionOutput{output.data(), layout},
+                                   {rows}, {}, nullptr));
   };
   step(nullptr);
   bench::DeviceArray<std::byte> const temp(temp_bytes);
   step(temp.data());
   BENCH_CHECK(cudaDeviceSynchronize());
+}
+
+template <class View>
+void attend(std::int32_t group, std::int64_t rows, View const& view, std::int64_t room) {
+  attend({sequences, num_kv_heads * group, num_kv_heads, 1, head_dim}, rows, room,
+         [&](__half const* keys, __half const* values) {
+           return ha::KeptCache{keys, values, view};
+         });
 }
 
 }  // namespace
@@ -66,6 +75,7 @@ int main(int argc, char** argv) {
     return 0;
   }
   bool const rolling = argc > 1 && std::strcmp(argv[1], "rolling") == 0;
+  bool const latent = argc > 1 && std::strcmp(argv[1], "latent") == 0;
   bool const paged = argc > 1 && std::strcmp(argv[1], "paged") == 0;
   std::int32_t const group = argc > 2 ? std::atoi(argv[2]) : 4;
   std::vector<std::int32_t> offsets{0};
@@ -78,15 +88,23 @@ int main(int argc, char** argv) {
     last_page_len.push_back(page_size);
   }
   std::int64_t const rows = offsets.back();
-  if (paged) {
+  std::int64_t row_bytes = head_dim * 2 * 2;
+  if (paged || latent) {
     std::vector<std::int32_t> indices(static_cast<std::size_t>(indptr.back()));
     // 613 is prime and no divisor of the number of pages.
     for (std::size_t i = 0; i < indices.size(); ++i) indices[i] = static_cast<std::int32_t>(i * 613 % indices.size());
     bench::DeviceArray<std::int32_t> const d_indices(indices);
     bench::DeviceArray<std::int32_t> const d_indptr(indptr);
     bench::DeviceArray<std::int32_t> const d_last(last_page_len);
-    attend(group, rows, ha::PagedView::csr(d_indices.data(), d_indptr.data(), d_last.data(), num_kv_heads, page_size),
-           rows);
+    auto const view =
+        ha::PagedView::csr(d_indices.data(), d_indptr.data(), d_last.data(), latent ? 1 : num_kv_heads, page_size);
+    if (latent) {
+      ha::AttentionShape const shape{sequences * num_kv_heads, group, 1, 1, 576, 512};
+      row_bytes = shape.head_dim * 2;
+      attend(shape, rows, rows, [&](__half const* keys, __half const*) { return ha::LatentCache{keys, view}; });
+    } else {
+      attend(group, rows, view, rows);
+    }
   } else if (rolling) {
     ha::PolicyTable table(1, num_kv_heads, ha::SinkWindow{.sink = 4, .window = 508});
     table.set(0, 0, ha::SinkWindow{.sink = 4, .window = 4092});
@@ -99,5 +117,5 @@ int main(int argc, char** argv) {
     bench::DeviceArray<std::int32_t> const d_offsets(offsets);
     attend(group, rows, ha::RaggedView{d_offsets.data(), num_kv_heads}, rows);
   }
-  std::printf("held_bytes %lld\n", static_cast<long long>(rows * head_dim * 2 * 2));
+  std::printf("held_bytes %lld\n", static_cast<long long>(rows * row_bytes));
 }

@@ -89,15 +89,15 @@ void read_sums(std::string_view text) {
 
 void read_plan(std::string_view text) {
   auto const plan = ha::parse_plan(text, "text");
-  require(plan.planned_tokens <= plan.budget_tokens);
+  require(plan.left() >= 0);
   require(ha::parse_plan(ha::format_plan(plan), "again") == plan);
-  require(ha::parse_policy_table(text, "text", plan.model()) == plan.table);
+  require(ha::parse_policy_table(text, "text", plan.shape()) == plan.table);
   (void)ha::plan_summary(plan);
-  auto const heads = ha::classifications_from_table(plan.table, plan.model());  // refuses windows of no tokens
-  require(ha::parse_policy_table(ha::format_classifications(heads), "again", plan.model()) == plan.table);
+  auto const heads = ha::classifications_from_table(plan.table, plan.shape());  // refuses windows of no tokens
+  require(ha::parse_policy_table(ha::format_classifications(heads, plan.shape()), "again", plan.shape()) == plan.table);
 }
 
-void read_policies(std::string_view text) { (void)ha::parse_policy_table(text, "text", {1, 1, 1, 1}); }
+void read_policies(std::string_view text) { (void)ha::parse_policy_table(text, "text", ha::ModelConfig{1, 1, 1, 1}); }
 
 void read_sensitivities(std::string_view text) {
   auto const saved = ha::parse_sensitivities(text, "text");

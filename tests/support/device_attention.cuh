@@ -13,10 +13,10 @@
 namespace headaware_test {
 
 /// Runs both calls on a stream of its own and waits.
-template <class Q, class QLayout, class T, class View, class O, class OLayout>
-void run_attend(ha::AttentionShape const& shape, ha::AttentionQueries<Q, QLayout> const& queries,
-                ha::KeptCache<T, View> const& cache, ha::AttentionOutput<O, OLayout> const& output,
-                ha::AttentionBounds const& bounds, ha::AttentionOptions const& options) {
+template <class Q, class QLayout, class Cache, class O, class OLayout>
+void run_attend(ha::AttentionShape const& shape, ha::AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
+                ha::AttentionOutput<O, OLayout> const& output, ha::AttentionBounds const& bounds,
+                ha::AttentionOptions const& options) {
   Stream const stream;
   std::size_t bytes = 0;
   REQUIRE_CUDA(ha::device::attend(nullptr, bytes, shape, queries, cache, output, bounds, options, stream));

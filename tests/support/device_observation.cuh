@@ -36,6 +36,8 @@ struct Attention {
   AttentionShape shape;
   std::vector<std::vector<E>> queries, keys, values;
   std::vector<std::vector<float>> factors;  ///< [layers][num_query_heads, head_dim, head_dim]
+  std::vector<std::int64_t> windows;        ///< [layers], or empty
+  std::vector<std::vector<float>> sinks;    ///< [layers][num_query_heads], or empty
 
   explicit Attention(AttentionShape const& s, unsigned seed = 7) : shape(s) {
     std::mt19937 random(seed + static_cast<unsigned>(s.tokens));
@@ -94,6 +96,8 @@ std::vector<ha::ObservedHead> observe_on_host(Attention<E> const& a, Mode mode, 
     set_bhsd(layer, s);
     if (mode != Mode::mass) layer.values = a.values[i].data();
     if (mode == Mode::metric) layer.output_factors = a.factors[i].data();
+    if (!a.windows.empty()) layer.window = a.windows[i];
+    if (!a.sinks.empty() && !a.sinks[i].empty()) layer.sinks = a.sinks[i].data();
     observer.observe(l, layer, score);
   }
   std::vector<ha::ObservedHead> result;
@@ -128,6 +132,11 @@ class DeviceAttention {
         factors_.emplace_back(a.factors[l]);
         layer.d_output_factors = factors_.back().data();
       }
+      if (!a.windows.empty()) layer.window = a.windows[l];
+      if (!a.sinks.empty() && !a.sinks[l].empty()) {
+        factors_.emplace_back(a.sinks[l]);
+        layer.d_sinks = factors_.back().data();
+      }
       layers.push_back(layer);
     }
   }
@@ -135,7 +144,7 @@ class DeviceAttention {
 
  private:
   std::vector<DeviceVector<T>> tensors_;
-  std::vector<DeviceVector<float>> factors_;
+  std::vector<DeviceVector<float>> factors_;  ///< and sinks
 };
 
 /// Runs both calls on a stream of its own and reads the sums.

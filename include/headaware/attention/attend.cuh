@@ -89,8 +89,6 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
       TempBuffer{arrays.split_offsets, segments + 1}, TempBuffer{arrays.tickets, segments * kv.tiles});
   if (!placed) return;
 
-  AttendSplitParameters<View> const split{cache.view, shape, kv, arrays, bounds.max_rows, bounds.d_status};
-  launch(where, attend_split_kernel<View>, 1, attend_split_threads, 0, stream, split);
   AttendMemory memory;
   bool wide_values = false;
   if constexpr (latent) {
@@ -100,6 +98,8 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
                                                             attend_dynamic_bytes<Queries, Parameters>);
     wide_values = wide_rows(cache.values, cache.view, shape.output_dim());
   }
+  AttendSplitParameters<View> const split{cache.view, shape, kv, arrays, bounds.max_rows, bounds.d_status};
+  launch(where, attend_split_kernel<View>, 1, attend_split_threads, 0, stream, split);
   Parameters const parameters{shape,
                               queries,
                               cache,
@@ -113,7 +113,8 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
                               wide_rows(cache.keys, cache.view, shape.head_dim),
                               wide_values};
   dim3 const grid(static_cast<unsigned>(blocks), latent ? 1U : static_cast<unsigned>(kv.tiles));
-  launch(where, attend_kernel<Queries, Parameters>, grid, attend_threads, memory.bytes, stream, parameters);
+  launch(where, attend_kernel<Queries, Parameters>, grid, attend_block_threads<Queries>, memory.bytes, stream,
+         parameters);
 }
 
 template <class A, class ALayout, class B, class BLayout>
@@ -147,13 +148,12 @@ namespace device {
 /// @param[in]     bounds      the most rows of all heads of all sequences together
 /// @param[in]     stream      enqueued here, not synchronised
 /// @return cudaErrorInvalidValue on what the CPU's `attend` refuses, more than 256 channels (of a latent more than 512
-/// of
-///         the value, or more of the row than shared memory holds), or too little storage; launch errors
+///         of the value, or more of the row than shared memory holds), or too little storage; launch errors
 /// @note   Deterministic; graph-capturable, and a replay reads the lengths of its time. One `d_temp` serves one call at
 ///         a time.
 /// @par Cost  Two launches. Each row held is loaded once for up to 16 query rows of its group: for decoding, once
-///            (more query rows: once per 16, from the L2 cache where it holds them; the blocks that share a latent's
-///            rows run side by side). Long prefill chunks are better served by kernels on tensor cores.
+///            (more query rows: once per 16, from the L2 cache where it holds them; a latent's once per 32, by blocks
+///            that run side by side). Long prefill chunks are better served by kernels on tensor cores.
 template <class Q, class QLayout, AttentionCache Cache, class O, class OLayout>
 cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
                    AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
@@ -173,9 +173,9 @@ cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
       detail::check_cache_pointers(cache, bounds.max_rows > 0);
     }
     constexpr auto where = "attend";
-    // Of a latent's row, more channels than the value has are bounded by the memory that they need.
     constexpr std::int64_t most = latent ? detail::max_latent_channels : detail::max_attend_channels;
-    require(latent || shape.head_dim <= most, "head_dim", {"at most ", most}, shape.head_dim, where);
+    constexpr std::int64_t most_keys = latent ? detail::max_latent_row : most;
+    require(shape.head_dim <= most_keys, "head_dim", {"at most ", most_keys}, shape.head_dim, where);
     require(shape.output_dim() <= most, "value_dim", {"at most ", most}, shape.output_dim(), where);
     require(bounds.max_rows >= 0, "max_rows", ">= 0", bounds.max_rows, where);
     if (shape.num_sequences == 0 || shape.query_tokens == 0) {
@@ -201,6 +201,9 @@ cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
       if (rows <= 4) return launch.template operator()<4>();
     }
     if (rows <= 8) return launch.template operator()<8>();
+    if constexpr (latent) {
+      if (rows > 16) return launch.template operator()<32>();
+    }
     return launch.template operator()<16>();
   });
 }

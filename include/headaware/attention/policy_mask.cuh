@@ -52,9 +52,10 @@ cudaError_t fill_policy_mask(Table const& table, MaskShape const& shape, T* d_ma
   static_assert(std::is_same_v<T, float> || std::is_same_v<T, std::uint32_t>,
                 "headaware: a mask is made of float (0 or -inf) or uint32_t (bits)");
   return detail::guarded([&] {
-    detail::check_mask(table, shape, d_mask);
-    std::int64_t const words =
-        detail::mask_words(table.num_kv_heads(), shape);  // at most: the host cannot read how many
+    // At most: where layers differ, the host cannot read how many heads this one has.
+    auto const count = [&] { return detail::mask_words(table.num_kv_heads(), shape); };
+    detail::check_mask(table, shape, d_mask, count);
+    std::int64_t const words = count();
     if (words == 0) return;
     std::int64_t const blocks =
         std::min<std::int64_t>((words + detail::block_threads - 1) / detail::block_threads, 65535);

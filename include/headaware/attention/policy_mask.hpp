@@ -98,9 +98,10 @@ HEADAWARE_HOST_DEVICE inline void write_mask(MaskShape const& shape, std::int64_
   }
 }
 
+/// @param words  of the mask, at most
 /// @throws ArgumentError as `fill_policy_mask`
-template <class Table>
-void check_mask(Table const& table, MaskShape const& shape, void const* mask) {
+template <class Table, class CountWords>
+void check_mask(Table const& table, MaskShape const& shape, void const* mask, CountWords const& words) {
   constexpr auto where = "fill_policy_mask";
   require_index(shape.layer, table.num_layers(), "layer", where);
   require(shape.group > 0, "group", "> 0", shape.group, where);
@@ -113,13 +114,12 @@ void check_mask(Table const& table, MaskShape const& shape, void const* mask) {
   if constexpr (requires { table.num_sequences(); }) {
     require_index(shape.sequence, table.num_sequences(), "sequence", where);
   }
-  bool const empty = mask_words(table.num_kv_heads(), shape) == 0;
-  require(mask != nullptr || empty, "mask", "a pointer", "nullptr", where);
+  require(mask != nullptr || words() == 0, "mask", "a pointer", "nullptr", where);
 }
 
 template <class Table, class T>
 void fill_mask(Table const& table, MaskShape const& shape, T* mask) {
-  check_mask(table, shape, mask);
+  check_mask(table, shape, mask, [&] { return mask_words(table, shape); });
   check_masked_policies(table, shape.layer, shape.sequence);
   std::int64_t const words = mask_words(table, shape);
   constexpr std::int64_t grain = 256;

@@ -26,11 +26,11 @@ struct DeviceCompaction {
   Table table;
   std::int32_t const* d_lengths = nullptr;  ///< device, [num_sequences]: read when the kernels run
   std::int32_t num_sequences = 0;
-  std::int64_t max_length = 0;  ///< no length may exceed it
-  std::int64_t max_rows = 0;    ///< bounds the kept rows of the whole model; decides the grid
+  SegmentName min_evicted_segment{};  ///< one that evicts as few tokens as `min_evicted`
+  std::int64_t max_length = 0;        ///< no length may exceed it
+  std::int64_t max_rows = 0;          ///< bounds the kept rows of the whole model; decides the grid
   /// The fewest tokens that a head evicts whose kept ones move, see `KeyRotation::evicting`; 0: none moves.
   std::int64_t min_evicted = 0;
-  SegmentName min_evicted_segment{};  ///< one that evicts so few
 
   /// out, optional: device, [num_layers, num_sequences * KV heads of the layer + 1]: see
   /// `CacheSizes::cu_seqlens_begin`
@@ -121,10 +121,10 @@ class Compaction : public CacheSizes {
     return {.table = d_table,
             .d_lengths = d_lengths,
             .num_sequences = num_sequences(),
+            .min_evicted_segment = fewest.segment.name(),
             .max_length = max_length(),
             .max_rows = kept_total(),
-            .min_evicted = fewest.tokens,
-            .min_evicted_segment = fewest.segment.name()};
+            .min_evicted = fewest.tokens};
   }
 
  private:

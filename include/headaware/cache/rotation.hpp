@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <span>
 #include <type_traits>
+#include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -37,6 +38,31 @@ HEADAWARE_HOST_DEVICE inline void sine_cosine_of_turns(double turns, float& sine
 /// (2i, 2i + 1).
 enum class RotaryPairing : std::uint8_t { neox, interleaved };
 
+/// @brief Positions of keys that have several coordinates (M-RoPE: time, height and width of an image's tokens), before
+/// and after. Pointers are to where the back end runs; borrowed.
+/// @par Source  Wang et al., Qwen2-VL, arXiv:2409.12191 (sections of channels); Qwen3-VL, transformers
+///              modeling_qwen3_vl.py (channels that take turns)
+struct RotaryPositions {
+  static constexpr std::int32_t max_coordinates = 4;
+
+  std::int32_t const* from = nullptr;  ///< [coordinates, sequences, stride] what each token's key was rotated for
+  /// Likewise what it is to be rotated for; nullptr: its row in the compressed cache, in every coordinate
+  std::int32_t const* to = nullptr;
+  std::int64_t stride = 0;                        ///< entries from one sequence to the next: at least its tokens
+  std::int64_t coordinate_stride = 0;             ///< entries from one coordinate to the next
+  std::span<std::uint8_t const> coordinate_of{};  ///< [rotary_dim / 2] the coordinate of each pair; empty: the first
+
+  /// Coordinates of pairs in sections one after the other, as `mrope_section` of a `config.json` has them.
+  static std::vector<std::uint8_t> sections(std::span<std::int32_t const> pairs) {
+    std::vector<std::uint8_t> result;
+    for (std::size_t c = 0; c < pairs.size(); ++c) {
+      require(pairs[c] >= 0, "pairs of a section", ">= 0", pairs[c], "RotaryPositions::sections");
+      result.insert(result.end(), static_cast<std::size_t>(pairs[c]), static_cast<std::uint8_t>(c));
+    }
+    return result;
+  }
+};
+
 /// @brief A rotary embedding's frequencies, and how it pairs channels. Trivially copyable.
 ///
 /// A key of token t moved to row j is turned by (j - t) times each frequency. Channels from
@@ -44,7 +70,8 @@ enum class RotaryPairing : std::uint8_t { neox, interleaved };
 /// @pre  Token t was rotated for position t, one position for all its channels. That is not so after an image (M-RoPE
 ///       counts one on by less than its tokens), in a cache that was compressed before without a rotation, and with
 ///       padding on the left: give `with_positions` what the keys were rotated for. Keys do not show that it is
-///       missing. An image's own tokens, whose channels have several positions, cannot be turned.
+///       missing. An image's own tokens have several positions each: `RotaryPositions` says which channels turn by
+///       which.
 /// @par Source  Su et al., RoFormer, arXiv:2104.09864; positions within the cache: arXiv:2309.17453
 class KeyRotation {
  public:
@@ -108,6 +135,24 @@ class KeyRotation {
     rotation.position_stride_ = stride;
     return rotation;
   }
+  /// @brief The same for positions of several coordinates, and for target positions of the caller's own.
+  /// @throws ArgumentError also on more than 4 coordinates, another number of pairs, or a negative stride
+  [[nodiscard]] KeyRotation with_positions(RotaryPositions const& positions) const {
+    constexpr auto where = "KeyRotation::with_positions";
+    KeyRotation rotation = with_positions(positions.from, positions.stride);
+    require(positions.coordinate_stride >= 0, "coordinate_stride", ">= 0", positions.coordinate_stride, where);
+    bool const all = positions.coordinate_of.empty() || std::ssize(positions.coordinate_of) == rotary_dim_ / 2;
+    require(all, "coordinates of pairs", {"none or ", rotary_dim_ / 2}, positions.coordinate_of.size(), where);
+    rotation.target_positions_ = positions.to;
+    rotation.coordinate_stride_ = positions.coordinate_stride;
+    for (std::size_t i = 0; i < positions.coordinate_of.size(); ++i) {
+      std::uint8_t const c = positions.coordinate_of[i];
+      require(c < RotaryPositions::max_coordinates, "coordinate", "in [0, 4)", int{c}, {where, ", pair ", i});
+      rotation.coordinates_[i / 16] |= std::uint32_t{c} << (2 * (i % 16));
+      if (c + 1 > rotation.num_coordinates_) rotation.num_coordinates_ = c + 1;
+    }
+    return rotation;
+  }
 
   /// The fewest tokens of a head that a call in place may evict (but for none) if keys of 16 bits turn.
   static constexpr std::int64_t usual_evictions = 64;
@@ -145,12 +190,37 @@ class KeyRotation {
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t const* token_positions() const { return token_positions_; }
   [[nodiscard]] std::int64_t position_stride() const { return position_stride_; }
+  [[nodiscard]] std::int64_t coordinate_stride() const { return coordinate_stride_; }
+  /// Coordinates of a position.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t num_coordinates() const { return num_coordinates_; }
+  /// The coordinate that turns pair `i`.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t coordinate_of(std::int32_t i) const {
+    return static_cast<std::int32_t>(coordinates_[i / 16] >> (2 * (i % 16)) & 3U);
+  }
+  /// What a token's key was rotated for, in one coordinate. @pre positions are given
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t sequence, std::int64_t token,
+                                                            std::int32_t coordinate) const {
+    return token_positions_[coordinate * coordinate_stride_ + sequence * position_stride_ + token];
+  }
+  /// What it is to be rotated for; where no positions say so, `row`.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t target(std::int64_t sequence, std::int64_t token, std::int64_t row,
+                                                          std::int32_t coordinate) const {
+    if (target_positions_ == nullptr) return row;
+    return target_positions_[coordinate * coordinate_stride_ + sequence * position_stride_ + token];
+  }
   /// Positions by which the key of a sequence's token is turned back to that of a row; may be negative where
   /// positions are given.
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t distance(std::int64_t sequence, std::int64_t token,
-                                                            std::int64_t row) const {
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t distance(std::int64_t sequence, std::int64_t token, std::int64_t row,
+                                                            std::int32_t coordinate = 0) const {
     if (token_positions_ == nullptr) return token - row;
-    return token_positions_[sequence * position_stride_ + token] - row;
+    return position(sequence, token, coordinate) - target(sequence, token, row, coordinate);
+  }
+  /// The same of one pair, if its coordinate is another than the first, whose distance is known.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t distance_of_pair(std::int64_t first, std::int64_t sequence,
+                                                                    std::int64_t token, std::int64_t row,
+                                                                    std::int32_t i) const {
+    if (num_coordinates_ == 1) return first;
+    return distance(sequence, token, row, coordinate_of(i));
   }
 
   /// @brief Turns pair `i` of a key back by `distance` positions.
@@ -184,7 +254,11 @@ class KeyRotation {
   float const* sines_ = nullptr;
   std::int64_t positions_ = 0;
   std::int32_t const* token_positions_ = nullptr;
+  std::int32_t const* target_positions_ = nullptr;
   std::int64_t position_stride_ = 0;
+  std::int64_t coordinate_stride_ = 0;
+  std::int32_t num_coordinates_ = 1;
+  std::uint32_t coordinates_[max_rotary_dim / 32] = {};  ///< two bits per pair
   std::int64_t min_evicted_ = usual_evictions;
   double frequencies_[max_rotary_dim / 2] = {};
 };
@@ -219,7 +293,13 @@ inline constexpr bool rounds_in_place = std::is_same_v<Rotation, KeyRotation> &&
 template <class = void>
 void check_position_stride(KeyRotation const& rotation, std::int64_t sequences) {
   if (rotation.token_positions() == nullptr) return;
-  (void)elements("KeyRotation::with_positions", {sequences, rotation.position_stride(), sizeof(std::int32_t)});
+  constexpr auto where = "KeyRotation::with_positions";
+  std::int64_t const plane = elements(where, {sequences, rotation.position_stride(), sizeof(std::int32_t)});
+  if (rotation.num_coordinates() == 1) return;
+  std::int64_t const bytes = elements(where, {rotation.coordinate_stride(), sizeof(std::int32_t)});
+  require(bytes >= plane, "coordinate_stride", {"at least ", plane / 4, ", the positions of all sequences"},
+          rotation.coordinate_stride(), where);
+  (void)elements(where, {rotation.num_coordinates(), bytes});
 }
 
 /// Checks positions in host memory. @param lengths  tokens of each sequence
@@ -231,9 +311,13 @@ void check_positions(Rotation const& rotation, std::span<std::int32_t const> len
     std::int64_t const end = rotation.positions() > 0 ? rotation.positions() : std::int64_t{1} << 31;
     for (std::size_t s = 0; s < lengths.size(); ++s) {
       for (std::int64_t t = 0; t < lengths[s]; ++t) {
-        std::int64_t const position = rotation.distance(static_cast<std::int64_t>(s), t, 0);
-        require(position >= 0 && position < end, "position of a key", {"in [0, ", end, ")"}, position,
-                {where, ", sequence ", s, ", token ", t});
+        for (std::int32_t c = 0; c < rotation.num_coordinates(); ++c) {
+          auto const sequence = static_cast<std::int64_t>(s);
+          for (std::int64_t const position : {rotation.position(sequence, t, c), rotation.target(sequence, t, 0, c)}) {
+            require(position >= 0 && position < end, "position of a key", {"in [0, ", end, ")"}, position,
+                    {where, ", sequence ", s, ", token ", t});
+          }
+        }
       }
     }
   }

@@ -36,6 +36,8 @@ struct Transfer {
 
   /// @brief Adds a rotation of keys to the positions of their rows in the compressed cache. Not for a rolling
   /// cache, whose slots and positions differ from the next token on.
+  /// One rotation serves all layers of a call: layers of other frequencies go into a call of their own
+  /// (`PolicyTable::select_layers`); a latent's keys are not turned.
   ///
   /// For keys that have not been turned before in 16 bits: each turn rounds them, and where a call's output is the next
   /// one's source the errors add up unnoticed (`KeyRotation::evicting` has figures). Turn once, from the cache as the

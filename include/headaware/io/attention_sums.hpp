@@ -32,40 +32,28 @@ struct ObservedShape {
   std::int32_t num_heads = 0;
   std::int32_t num_kv_heads = 0;
   ModelShape layers{};
+  std::int32_t head_dim = 0;
+
+  [[nodiscard]] ModelShape shape() const {
+    if (layers.num_layers() > 0) return layers;
+    return ModelConfig{num_layers, num_heads, num_kv_heads, head_dim};
+  }
 };
 
-[[nodiscard]] inline ModelShape read_observed_shape(JsonObject object) {
+[[nodiscard]] inline ObservedShape read_observed_shape(JsonObject object) {
   ObservedShape record;
   read_shape(object, record);
-  if (record.layers.num_layers() > 0) return record.layers;
-  ModelConfig model{record.num_layers, record.num_heads, record.num_kv_heads, 0};
-  FieldReader(object).integer("head_dim", model.head_dim, 0, max_int32);
-  return model;
+  if (record.layers.num_layers() == 0 && !object.find("layers")) {
+    FieldReader(object).integer("head_dim", record.head_dim, 0, max_int32);
+  }
+  return record;
 }
 
 inline void write_observed_shape(JsonWriter& json, ModelShape const& shape) {
   ObservedShape record;
   set_shape(record, shape);
-  if (shape.uniform()) {
-    write_shape(json, record);
-    json.field("head_dim", shape.layer(0).head_dim);
-  } else {
-    write_shape(json, record);
-  }
-}
-
-/// An observer of this model. @throws ArgumentError if it takes none whose layers differ
-template <class Observer>
-[[nodiscard]] Observer observer_of(ModelShape const& shape, ObserverParameters const& parameters) {
-  if constexpr (requires { Observer(shape, parameters); }) {
-    return Observer(shape, parameters);
-  } else {
-    require(shape.uniform(), "model", "one whose layers are all alike", "another", "parse_attention_sums");
-    LayerShape const& l = shape.layer(0);
-    return Observer(
-        ModelConfig{shape.num_layers(), l.num_query_heads, l.num_kv_heads, static_cast<std::int32_t>(l.head_dim)},
-        parameters);
-  }
+  write_shape(json, record);
+  if (shape.uniform()) json.field("head_dim", shape.layer(0).head_dim);
 }
 
 /// All parameters but the retention grid.
@@ -90,8 +78,9 @@ struct SavedObserver {
   std::string source;         ///< the caller's: name of what is observed
 };
 
-/// @brief Reads an observer from the text of an `attention_sums.json`: `{format, version, source, position, model_info,
-/// parameters, sums[heads][…]}`, each head's sums in the order of `SumsLayout`.
+/// @brief Reads an observer from the text of an `attention_sums.json`: `{format, version, source, position,
+/// model_info{num_layers, num_heads, num_kv_heads, head_dim or layers[…]}, parameters, sums[heads][…]}`, each head's
+/// sums in the order of `SumsLayout`.
 /// @param source_name  names the text in messages, for example its path
 /// @throws FormatError naming source, line, column and JSON pointer
 [[nodiscard]] inline SavedObserver parse_attention_sums(std::string_view text, std::string source_name) {
@@ -99,7 +88,7 @@ struct SavedObserver {
   JsonObject root = tree.root().object();
   detail::read_format(root, detail::sums_format, detail::sums_version);
 
-  ModelShape const model = detail::read_observed_shape(root.get("model_info", "an object").object());
+  detail::ObservedShape const model = detail::read_observed_shape(root.get("model_info", "an object").object());
 
   ObserverParameters parameters;
   detail::FieldReader given(root.get("parameters", "an object").object());
@@ -110,7 +99,7 @@ struct SavedObserver {
 
   // Check the number of heads before allocating their sums.
   JsonArray const heads = root.get("sums", "an array").array();
-  auto const num_heads = static_cast<std::size_t>(detail::query_heads_of(model).view().total());
+  auto const num_heads = static_cast<std::size_t>(detail::query_head_counts(model).view().total());
   if (heads.size() != num_heads) heads.fail("number of heads", num_heads, heads.size());
   auto const size = static_cast<std::size_t>(SumsLayout(parameters).size());
   std::vector<double> sums;
@@ -125,7 +114,7 @@ struct SavedObserver {
       ++at;
     }
   }
-  SavedObserver result{detail::observer_of<AttentionObserver>(model, parameters), 0, {}};
+  SavedObserver result{AttentionObserver(model.shape(), parameters), 0, {}};
   result.source = root.get("source", "a string").string();
   result.position = root.get("position", "an integer").integer<std::int64_t>(0, detail::max_json_count);
   result.observer.add_sums(sums);

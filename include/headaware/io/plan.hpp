@@ -98,6 +98,18 @@ template <class = void>
   return {policy.is<Full>() ? PlanPolicy::full : PlanPolicy::prune, -1, -1};
 }
 
+/// What planned tokens cost; exact where a budget may reach it.
+template <class = void>
+[[nodiscard]] double cost_of(PolicyPlan const& plan) {
+  double cost = 0;
+  for (std::size_t head = 0; head < plan.heads.size(); ++head) {
+    std::int32_t const layer = plan.table.heads().layer_of(static_cast<std::int64_t>(head), 1);
+    double const row =
+        plan.row_costs.empty() ? 1 : static_cast<double>(plan.row_costs[static_cast<std::size_t>(layer)]);
+    cost += row * static_cast<double>(plan.heads[head].tokens);
+  }
+  return cost;
+}
 /// What planned tokens may cost.
 template <class = void>
 [[nodiscard]] std::int64_t plan_budget(PolicyPlan const& plan) {
@@ -189,8 +201,8 @@ template <class = void>
     plan.table.set(record.layer_idx, record.head_idx, record.policy);
     plan.heads.push_back(record.planned);
   }
-  if (plan.planned_cost() > plan_budget(plan)) {
-    root.get("budget_cost", "an integer").fail("budget_cost", {">= ", plan.planned_cost()}, plan.budget_cost);
+  if (double const cost = cost_of(plan); cost > static_cast<double>(plan_budget(plan))) {
+    root.get("budget_cost", "an integer").fail("budget_cost", {">= ", cost}, plan.budget_cost);
   }
   for (std::int32_t const layer : plan.options.skip_layers) {
     for (std::int32_t kv = 0; kv < plan.table.num_kv_heads(layer); ++kv) {
@@ -237,8 +249,10 @@ void validate_plan(PolicyPlan const& plan, Text const& where = "PolicyPlan") {
   auto const costs = static_cast<std::int64_t>(plan.row_costs.size());
   require(costs == 0 || costs == plan.num_layers, "row_costs", {"none, or ", plan.num_layers}, costs, where);
   std::int64_t const budget = detail::plan_budget(plan);
-  require(plan.planned_tokens >= 0 && plan.planned_cost() <= budget, "planned_tokens", {"at most the budget, ", budget},
-          plan.planned_cost(), where);
+  bool const fits =
+      detail::cost_of(plan) <= static_cast<double>(budget) && (costs != 0 || plan.planned_tokens <= budget);
+  require(plan.planned_tokens >= 0 && fits, "planned_tokens", {"at most the budget, ", budget}, plan.planned_cost(),
+          where);
   require(plan.budget_cost <= detail::max_json_count, "budget_cost", "at most 2^53", plan.budget_cost, where);
   require(plan.budget_tokens <= detail::max_json_count, "budget_tokens", "at most 2^53", plan.budget_tokens, where);
   require(plan.floor >= 0 && plan.floor <= plan.context, "floor", "in [0, context]", plan.floor, where);

@@ -11,6 +11,7 @@
 #include <headaware/plan/measured_sensitivity.hpp>
 #include <headaware/plan/sensitivity.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -106,6 +107,7 @@ void sensitivity_fields(Fields&& f, Saved& saved, SensitivityKind& kind) {
   saved.losses = kind == detail::SensitivityKind::loss_increase;
   JsonArray const array = root.get("values", "an array").array();
   if (auto const layers = root.find("layers")) {
+    detail::require_head_count(*layers, saved.num_layers, std::max(saved.num_kv_heads, 1));
     saved.layers = detail::read_layers(*layers, saved.num_layers);
     std::int32_t const most = detail::MostHeads(saved.layers).kv;
     bool const same = saved.num_kv_heads == 0 || saved.num_kv_heads == most;

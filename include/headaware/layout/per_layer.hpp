@@ -32,9 +32,16 @@ template <class Layouts>
 
 namespace detail {
 
+/// Whether a type holds layouts side by side.
+template <class Source>
+inline constexpr bool is_layout_range = requires(Source const& source) {
+  std::span(source);
+};
+
 /// The layout of one layer: a single one serves all.
 template <class Source>
 constexpr Source const& layer_source(Source const& source, std::size_t) {
+  static_assert(!is_layout_range<Source>, "headaware: layouts of single layers go in as ha::per_layer(layouts)");
   return source;
 }
 template <class Layout>

@@ -59,7 +59,8 @@ struct KvErrors {
     return std::span(cells).subspan(head * grid.size(), grid.size());
   }
 
-  /// @brief Returns the errors of the named layers alone, in the order named. Layers that read another's cache have none.
+  /// @brief Returns the errors of the named layers alone, in the order named. Layers that read another's cache have
+  /// none.
   /// @throws ArgumentError if no layer is named or one is out of range
   [[nodiscard]] KvErrors select_layers(std::span<std::int32_t const> selected) const {
     constexpr auto where = "KvErrors::select_layers";
@@ -192,14 +193,22 @@ inline void require_statistics(RetentionStatistics const& statistics, ErrorMeasu
   }
 }
 
-/// Goes through the KV heads of a model, and the query heads that read each.
-/// @param visit  (cache's layer, KV head of it, number of the KV head, number of its first query head, query heads),
-///               layer by layer of the query heads
-template <class Visit>
-void for_groups(RetentionInfo const& info, Visit const& visit) {
+/// Query heads of one layer that read one KV head.
+struct Readers {
+  std::int32_t layer;    ///< whose cache they read
+  std::int32_t kv_head;  ///< of that layer
+  std::size_t head;      ///< number of the KV head
+  std::size_t first;     ///< number of the first of the query heads
+  std::size_t end;
+};
+
+/// The query heads of a model, by the KV heads that they read, layer by layer.
+[[nodiscard]] inline std::vector<Readers> readers_of(RetentionInfo const& info) {
   HeadCounts const kv_counts = kv_head_counts(info);
   HeadCounts const query_counts = query_head_counts(info);
   bool const alike = info.layers.num_layers() == 0;
+  std::vector<Readers> result;
+  result.reserve(static_cast<std::size_t>(kv_counts.view().total()));
   std::size_t query = 0;
   for (std::int32_t layer = 0; layer < info.num_layers; ++layer) {
     std::int32_t const heads = query_counts.view().count(layer);
@@ -208,9 +217,10 @@ void for_groups(RetentionInfo const& info, Visit const& visit) {
     std::int32_t const num_kv_heads = kv_counts.view().count(cache);
     auto const group = static_cast<std::size_t>(heads / num_kv_heads);
     for (std::int32_t kv = 0; kv < num_kv_heads; ++kv, query += group) {
-      visit(cache, kv, static_cast<std::size_t>(kv_counts.view().first(cache) + kv), query, group);
+      result.push_back({cache, kv, static_cast<std::size_t>(kv_counts.view().first(cache) + kv), query, query + group});
     }
   }
+  return result;
 }
 
 /// Adds one text. @pre  shapes agree; the result's grid is part of the text's
@@ -227,42 +237,40 @@ inline void add_text(WeightedStatistics const& text, KvErrors& errors) {
   }
   bool const maximum = errors.fold == GroupFold::maximum;
   std::vector<double> folded(cells.size());
-  for_groups(info,
-             [&](std::int32_t layer, std::int32_t kv_head, std::size_t head, std::size_t first, std::size_t group) {
-               std::fill(folded.begin(), folded.end(), 0.0);
-               double dropped = 0;
-               for (std::size_t member = first; member < first + group; ++member) {
-                 MeasuredSums const sums = measured(text.statistics->heads[member], errors.measure);
-                 double const scale = 1 / sums.rows;
-                 double const* const values = sums.cells->data();
-                 if (maximum) {
-                   for (std::size_t i = 0; i < cells.size(); ++i)
-                     folded[i] = std::max(folded[i], values[cells[i]] * scale);
-                   dropped = std::max(dropped, sums.dropped * scale);
-                 } else {
-                   for (std::size_t i = 0; i < cells.size(); ++i) folded[i] += values[cells[i]] * scale;
-                   dropped += sums.dropped * scale;
-                 }
-               }
-               double const factor = text.weight * text.sensitivities.at(layer, kv_head);
-               double* const to = errors.cells.data() + head * cells.size();
-               for (std::size_t i = 0; i < cells.size(); ++i) to[i] += factor * folded[i];
-               errors.dropped[head] += factor * dropped;
-             });
+  for (Readers const& readers : readers_of(info)) {
+    std::fill(folded.begin(), folded.end(), 0.0);
+    double dropped = 0;
+    for (std::size_t member = readers.first; member < readers.end; ++member) {
+      MeasuredSums const sums = measured(text.statistics->heads[member], errors.measure);
+      double const scale = 1 / sums.rows;
+      double const* const values = sums.cells->data();
+      if (maximum) {
+        for (std::size_t i = 0; i < cells.size(); ++i) folded[i] = std::max(folded[i], values[cells[i]] * scale);
+        dropped = std::max(dropped, sums.dropped * scale);
+      } else {
+        for (std::size_t i = 0; i < cells.size(); ++i) folded[i] += values[cells[i]] * scale;
+        dropped += sums.dropped * scale;
+      }
+    }
+    double const factor = text.weight * text.sensitivities.at(readers.layer, readers.kv_head);
+    double* const to = errors.cells.data() + readers.head * cells.size();
+    for (std::size_t i = 0; i < cells.size(); ++i) to[i] += factor * folded[i];
+    errors.dropped[readers.head] += factor * dropped;
+  }
 }
 
 /// Raises the heads' shares of the output to those of one text.
 inline void add_output_share(RetentionStatistics const& statistics, KvErrors& errors) {
   bool const metric = statistics.info.with_output_metric;
   std::vector<double> squares(errors.size());
-  for_groups(statistics.info, [&](std::int32_t, std::int32_t, std::size_t head, std::size_t first, std::size_t group) {
-    for (std::size_t member = first; member < first + group; ++member) {
+  for (Readers const& readers : readers_of(statistics.info)) {
+    for (std::size_t member = readers.first; member < readers.end; ++member) {
       RetentionSums const& sums = statistics.heads[member];
       double const square = metric ? sums.output_metric_squared : sums.output_squared;
-      squares[head] +=
+      squares[readers.head] +=
           square / static_cast<double>(std::max<std::int64_t>(metric ? sums.metric_rows : sums.value_rows, 1));
     }
-  });
+  }
   HeadCounts const counts = kv_head_counts(errors);
   LayerHeads const heads = counts.view();
   for (std::int32_t layer = 0; layer < errors.num_layers; ++layer) {

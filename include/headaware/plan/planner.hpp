@@ -36,6 +36,7 @@ struct Hulls {
                                      std::int64_t floor, std::int64_t page_size) {
   Hulls hulls;
   hulls.first.reserve(pruned.size() + 1);
+  hulls.costs.reserve(pruned.size());
   std::vector<Candidate> sizes;
   std::int64_t sizes_of = -1;  // tokens of a full head, and whether its layer slides
   std::size_t head = 0;
@@ -237,9 +238,9 @@ void take_steps(Hulls const& hulls, Take const& take) {
 /// error does not count. Sizes are whole pages; windows grow to fill them, which is not counted either.
 ///
 /// Where layers differ, a token costs what a row of its layer holds (`Budget`), and the next size is the one that saves
-/// most error per cost. Of a layer that slides Full is its window, without error: no more is offered, and no sinks,
-/// which such a layer soon loses sight of. Of a head that several ranks hold a copy of each copy counts in its rank's
-/// share, and one in the budget.
+/// most error per cost. Of a layer that slides Full is its window, without error: no more is offered, and of the grid's
+/// pairs those without sinks alone, which such a layer soon loses sight of. Of a head that several ranks hold a copy of
+/// each copy counts in its rank's share, and one in the budget.
 ///
 /// Deterministic. Ties: of steps that save the same per token the lower layer first, then the lower KV head; of pairs
 /// of equal size and error the fewer sinks; of sizes with equal error the smaller.

@@ -30,12 +30,14 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Checks that what is observed is a layer of the model. @param window  0: not said
+/// Checks that what is observed is a layer of the model.
+/// @param alike   whether the model is uniform
+/// @param window  0: not said
 /// @throws ArgumentError naming the layer and what is not its own
-inline void check_layer_of(ModelShape const& model, std::int32_t index, std::int32_t query_heads, std::int32_t kv_heads,
-                           std::int64_t head_dim, std::int64_t value_dim, std::int64_t window, char const* where) {
+inline void check_layer_of(ModelShape const& model, bool alike, std::int32_t index, std::int32_t query_heads,
+                           std::int32_t kv_heads, std::int64_t head_dim, std::int64_t value_dim, std::int64_t window,
+                           char const* where) {
   LayerShape const& layer = model.layer(index);
-  bool const alike = model.uniform();
   auto const place = [&] { return alike ? std::string(where) : Text{where, ", layer ", index}.str(); };
   require(layer.attends(), "layer", "one that attends", "one without attention", place);
   require(query_heads == layer.num_query_heads, "query heads", layer.num_query_heads, query_heads, place);
@@ -241,7 +243,7 @@ class AttentionObserver {
                                        char const* where) const {
     require_index(index, model_.num_layers(), "layer", where);
     std::int64_t const window = detail::common_window(attention.window, score.sliding_window, where);
-    detail::check_layer_of(model_, index, attention.num_query_heads, attention.num_kv_heads,
+    detail::check_layer_of(model_, model_.uniform(), index, attention.num_query_heads, attention.num_kv_heads,
                            detail::head_dim(attention), attention.values != nullptr ? detail::value_dim(attention) : 0,
                            window, where);
     return window != 0 ? window : model_.layer(index).window;

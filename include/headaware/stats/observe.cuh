@@ -9,23 +9,16 @@
 #include <headaware/cache/layer_kv.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/element.cuh>
-#include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/launch.cuh>
-#include <headaware/detail/cuda/temp_storage.cuh>
-#include <headaware/detail/logit_map.hpp>
-#include <headaware/layout/concept.hpp>
-#include <headaware/stats/detail/cuda/observe_kernel.cuh>
+#include <headaware/stats/detail/cuda/observe_launch.cuh>
 #include <headaware/stats/detail/cuda/observe_parameters.cuh>
 #include <headaware/stats/observer_parameters.hpp>
-#include <headaware/stats/sums_layout.hpp>
 
 #include <cuda_runtime_api.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <string>
 #include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -39,6 +32,8 @@ struct DeviceQkv {
   T const* d_values = nullptr;   ///< by the value layout; nullptr: mass only
   /// `OutputMetric::factors()`, [num_query_heads, value_dim, value_dim]; nullptr: errors before W_O alone
   float const* d_output_factors = nullptr;
+  std::int64_t window = 0;         ///< tokens that a query sees, its own included; 0: all before it
+  float const* d_sinks = nullptr;  ///< logits of learned sinks, [num_query_heads], as `LayerQkv::sinks`; nullptr: none
 };
 
 /// @brief Shape of all layers of a launch: one sequence, positions 0 … tokens - 1.
@@ -60,175 +55,6 @@ struct DeviceQkvShape {
 template <class Layers>
 concept DeviceQkvRange = detail::RangeOf<Layers, DeviceQkv>;
 
-namespace detail {
-
-/// Blocks of a launch with enough work: fill large devices several times, so that the order of sums does not depend
-/// on the device.
-inline constexpr std::int64_t observe_blocks = 4096;
-
-/// Sizes and division of work of a call: what does not depend on the device.
-struct ObserveSetup {
-  ObserveGrid grid;
-  RetentionCuts cuts;
-  ObserveSizes sizes;
-  std::int64_t chunk_size = 0;
-  std::int64_t longest = 0;  ///< tokens of the longest chunk
-};
-
-template <class E, class Shape>
-ObserveSetup set_up_observation(Shape const& shape, std::int64_t num_layers, bool values,
-                                ObserverParameters const& parameters, std::int32_t parameter_bytes) {
-  ObserveSetup setup;
-  setup.chunk_size = parameters.chunk_size > 0 ? std::min(parameters.chunk_size, shape.tokens) : shape.tokens;
-  std::int64_t const whole = setup.chunk_size > 0 ? shape.tokens / setup.chunk_size : 0;
-  std::int64_t const rest = setup.chunk_size > 0 ? shape.tokens % setup.chunk_size : 0;
-  bool const whole_count = setup.chunk_size >= parameters.min_chunk;
-  setup.grid.chunks = whole_count ? whole + (rest >= parameters.min_chunk ? 1 : 0) : 0;
-  setup.longest = setup.grid.chunks > 0 ? setup.chunk_size : 0;
-  if (setup.longest <= parameters.first_query) setup.grid.chunks = 0;
-
-  ObserveSizes& sizes = setup.sizes;
-  sizes.with_values = values && parameters.retention.has_value();
-  sizes.element_bytes = sizeof(E);
-  sizes.padding = WarpProducts<E>::padding;
-  sizes.tile_keys = WarpProducts<E>::keys;
-  sizes.parameter_bytes = parameter_bytes;
-  sizes.head_dim = static_cast<std::int32_t>(shape.head_dim);
-  sizes.value_dim = static_cast<std::int32_t>(value_dim(shape));
-  sizes.sums = static_cast<std::int32_t>(SumsLayout(parameters).size());
-  sizes.near = std::max(parameters.num_distances, parameters.local_window + 1);
-  sizes.sink_size = parameters.sink_size;
-  if (parameters.retention) {
-    RetentionGrid const& grid = *parameters.retention;
-    RetentionCuts& cuts = setup.cuts;
-    cuts.grid_windows = static_cast<std::int32_t>(grid.windows.size());
-    cuts.zero_sinks = grid.sinks[0] == 0 ? 1 : 0;
-    for (std::int32_t const sink : grid.sinks)
-      if (sink < setup.longest) cuts.sinks[cuts.num_sinks++] = sink;
-    for (std::int32_t const window : grid.windows)
-      if (window < setup.longest) cuts.windows[cuts.num_windows++] = window;
-    sizes.used_cells = cuts.num_sinks * cuts.num_windows;
-    sizes.cut_sinks = cuts.num_sinks;
-    sizes.cut_windows = cuts.num_windows;
-    sizes.intervals = cuts.intervals();
-  }
-  if (setup.grid.chunks == 0) return setup;
-  std::int64_t const heads = std::max<std::int64_t>(1, num_layers * shape.num_query_heads);
-  std::int64_t const blocks = (observe_blocks + heads - 1) / heads;
-  std::int64_t const queries = (setup.longest - parameters.first_query - 1) / parameters.query_stride + 1;
-  std::int64_t const tiles = (queries - 1) / sizes.tile_rows() + 1;
-  setup.grid.groups = static_cast<std::int32_t>(std::min(blocks, setup.grid.chunks));
-  setup.grid.parts = static_cast<std::int32_t>(
-      blocks <= setup.grid.chunks ? 1 : std::min(tiles, (blocks + setup.grid.chunks - 1) / setup.grid.chunks));
-  return setup;
-}
-
-/// Order of fetching a tensor whose layers begin at `pointer_of(layer)`.
-template <class E, class Layout, class Layers, class PointerOf>
-FetchOrder fetch_order(Layout const& layout, std::int64_t head_dim, Layers const& layers, PointerOf const& pointer_of) {
-  constexpr std::int64_t width = 16 / sizeof(E);
-  bool const aligned = std::all_of(layers.begin(), layers.end(), [&](auto const& layer) {
-    return reinterpret_cast<std::uintptr_t>(pointer_of(layer)) % 16 == 0;
-  });
-  if (aligned && head_dim % width == 0 && channel_run(layout) % width == 0)
-    return rows_contiguous(layout, head_dim) ? FetchOrder::rows : FetchOrder::wide;
-  return tokens_adjacent(layout) ? FetchOrder::tokens : FetchOrder::channels;
-}
-
-/// Lets the kernel use all shared memory that a block may have: other threads may be about to launch with another size.
-/// @return that size. Throws `CudaError` where the kernel has no code for the device
-template <class Kernel>
-std::int32_t allow_shared(Kernel const& kernel, char const* where) {
-  int device = 0;
-  int limit = 0;
-  int generation = 0;
-  cudaFuncAttributes attributes{};
-  auto const refuse = [&](std::int32_t got) {
-    auto const version = std::to_string(got / 10) + "." + std::to_string(got % 10);
-    throw CudaError(cudaErrorNotSupported, {"compute capability of device and code", ">= 8.0", version, where});
-  };
-  require_cuda(cudaGetDevice(&device), "the current device", where);
-  require_cuda(cudaDeviceGetAttribute(&generation, cudaDevAttrComputeCapabilityMajor, device), "the device", where);
-  if (generation < 8) refuse(10 * generation);
-  require_cuda(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "the device", where);
-  require_cuda(cudaFuncGetAttributes(&attributes, kernel), "the kernel", where);
-  // A program built for older devices runs on this one, but without what the kernel needs.
-  if (attributes.ptxVersion < 80) refuse(attributes.ptxVersion);
-  limit -= static_cast<int>(attributes.sharedSizeBytes);
-  if (attributes.maxDynamicSharedSizeBytes < limit) {
-    require_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit), "shared memory",
-                 where);
-  }
-  return limit;
-}
-
-template <class E, int ChannelTiles, class Parameters>
-void launch_observation(Parameters& parameters, ObserveSizes const& sizes, ObserveTensors const& tensors,
-                        std::int64_t num_layers, cudaStream_t stream) {
-  constexpr auto where = "observe";
-  auto const kernel = observe_kernel<E, ChannelTiles, Parameters>;
-  std::int32_t const limit = allow_shared(kernel, where);
-  bool const fits = fit_shared(sizes, limit, parameters.shared);
-  require(fits, "shared memory of one query's sums, in bytes", limit, parameters.shared.bytes, where);
-  std::int64_t const heads = num_layers * parameters.num_query_heads;
-  clear_tickets(parameters.tickets, heads, where, stream);
-  dim3 const grid(static_cast<unsigned>(parameters.grid.blocks() * parameters.num_query_heads),
-                  static_cast<unsigned>(num_layers));
-  launch(where, kernel, grid, observe_threads, parameters.shared.bytes, stream, parameters, tensors);
-}
-
-template <class T>
-bool is_aligned(T const* data) {
-  return reinterpret_cast<std::uintptr_t>(data) % alignof(T) == 0;
-}
-
-/// Runs the argument checks of `observe`. @throws ArgumentError
-template <class T, class Q, class K, class V>
-void check_observation(DeviceQkvShape<Q, K, V> const& shape, std::span<DeviceQkv<T> const> layers,
-                       AttentionScore const& score, ObserverParameters const& parameters) {
-  constexpr auto where = "observe";
-  parameters.validate();
-  score.validate();
-  require(shape.num_kv_heads > 0, "KV heads", "> 0", shape.num_kv_heads, where);
-  bool const grouped = shape.num_query_heads > 0 && shape.num_query_heads % shape.num_kv_heads == 0;
-  require(grouped, "query heads", "a multiple of the KV heads", shape.num_query_heads, where);
-  bool const countable = shape.tokens >= 0 && shape.tokens <= (1 << 30);
-  require(countable, "tokens", "in [0, 2^30]", shape.tokens, where);
-  bool const reachable = shape.first_token >= 0 && !sum_overflows(shape.first_token, shape.tokens);
-  require(reachable, "first_token", {"in [0, ", largest_int64 - shape.tokens, "]"}, shape.first_token, where);
-  require(shape.head_dim > 0 && shape.head_dim <= 256, "head_dim", "in [1, 256]", shape.head_dim, where);
-  require(value_dim(shape) > 0 && value_dim(shape) <= 256, "value_dim", "in [1, 256]", value_dim(shape), where);
-  require(layers.size() <= static_cast<std::size_t>(max_layers), "layers", "at most 256", layers.size(), where);
-  // Kept scores of a row are in shared memory: this is far beyond any device's.
-  require(parameters.sink_size <= 65536, "sink_size", "<= 65536", parameters.sink_size, where);
-  require(parameters.num_distances <= 65536, "num_distances", "<= 65536", parameters.num_distances, where);
-  require(parameters.local_window < 65536, "local_window", "< 65536", parameters.local_window, where);
-  if (parameters.retention) {
-    require(parameters.retention->sinks.size() <= static_cast<std::size_t>(max_grid_sinks), "sinks", "at most 32",
-            parameters.retention->sinks.size(), where);
-    require(parameters.retention->windows.size() <= static_cast<std::size_t>(max_grid_windows), "windows", "at most 64",
-            parameters.retention->windows.size(), where);
-  }
-  if (layers.empty() || shape.tokens == 0) return;
-  check_reach(shape.query_layout, shape, shape.num_query_heads, shape.head_dim, "queries", where);
-  check_reach(shape.key_layout, shape, shape.num_kv_heads, shape.head_dim, "keys", where);
-  bool const values = layers[0].d_values != nullptr;
-  bool const factors = layers[0].d_output_factors != nullptr;
-  require(values || !factors, "output factors", "values beside them", "none", where);
-  if (values) check_reach(shape.value_layout, shape, shape.num_kv_heads, value_dim(shape), "values", where);
-  for (DeviceQkv<T> const& layer : layers) {
-    require(layer.d_queries != nullptr && layer.d_keys != nullptr, "queries and keys", "pointers", "nullptr", where);
-    bool const alike = (layer.d_values != nullptr) == values && (layer.d_output_factors != nullptr) == factors;
-    require(alike, "values and output factors", "in all layers or in none", "in some", where);
-    bool const aligned = is_aligned(layer.d_queries) && is_aligned(layer.d_keys) && is_aligned(layer.d_values) &&
-                         is_aligned(layer.d_output_factors);
-    require(aligned, "queries, keys, values and output factors", "pointers aligned to their elements",
-            "a misaligned one", where);
-  }
-}
-
-}  // namespace detail
-
 namespace device {
 
 /// @brief Query rows of a tile of `observe`, which share each load of a key: fewer where shared memory is small.
@@ -242,7 +68,7 @@ template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
                                              std::int32_t shared_bytes) {
   using Parameters = detail::ObserveParameters<QueryLayout, KeyLayout, ValueLayout>;
   using E = typename detail::ElementOf<T>::type;
-  auto const setup = detail::set_up_observation<E>(shape, 1, values, parameters, sizeof(Parameters));
+  auto const setup = detail::set_up_observation<E>(shape, 1, values, 0, parameters, sizeof(Parameters));
   detail::ObserveShared shared;
   return detail::fit_shared(setup.sizes, shared_bytes, shared) ? shared.rows : 0;
 }
@@ -253,8 +79,11 @@ template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
 /// Two calls, as in CUB: with `d_temp == nullptr` the first only sets `temp_bytes`.
 /// @param[in]     d_temp      device, at least `temp_bytes`, of any alignment; nullptr: size query
 /// @param[in,out] temp_bytes  bytes: 8 · SumsLayout::size() per block, some 4,096 of them, and 4 per head
-/// @param[in]     shape       shape of all layers
-/// @param[in]     layer_range host, [num_layers], at most 256; values and output factors in all of them or in none
+/// @param[in]     shape       shape of all layers; a head_dim of at most 1,024 (fewer where shared memory is small:
+///                            576 in single precision takes 128 KiB) and, where there are values, a value_dim of at
+///                            most 256. Of a latent with wider values only masses are measured: leave `d_values` out
+/// @param[in]     layer_range host, [num_layers], at most 256; values and output factors in all of them or in none;
+///                            windows and learned sinks are each layer's own
 /// @param[in]     score       how the engine turns queries and keys into logits
 /// @param[in]     parameters  a retention grid has at most 32 sinks and 64 windows; `chunk_size` cuts the
 ///                            sequence into texts of their own
@@ -265,94 +94,26 @@ template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
 ///         even one row's sums fit into the device's shared memory; cudaErrorNotSupported on
 ///         devices, and in programs built for devices, before compute capability 8.0; launch errors
 /// @pre    values are finite: one that is not makes sums NaN, which `AttentionObserver::add_sums` refuses
-/// @note   Rows with a NaN or infinite score are counted as invalid and nowhere else. Deterministic on devices
+/// @note   Rows with a NaN or infinite score or learned sink are counted as invalid and nowhere else. Deterministic on
+/// devices
 ///         of the same shared memory; graph-capturable: a memset of 4 bytes per head, then one launch. Empty input
 ///         succeeds without one. Values are not read where no sums of them are asked for.
 /// @par Cost  Reads each query once and, for every 64 queries observed (16 with values, fewer where shared memory
-///            is small), the keys and values up to them once. Errors after W_O cost value_dim² multiplications for
-///            each of some 20 sums of a row.
+///            is small), the keys and values up to them, in a window from the oldest they see, once. Errors after W_O
+///            cost value_dim² multiplications for each of some 20 sums of a row.
 /// @par Source  Milakov and Gimelshein, online softmax, arXiv:1805.02867; Dao, FlashAttention-2, arXiv:2307.08691
 template <DeviceQkvRange Layers, class QueryLayout, class KeyLayout, class ValueLayout>
 cudaError_t observe(void* d_temp, std::size_t& temp_bytes,
                     DeviceQkvShape<QueryLayout, KeyLayout, ValueLayout> const& shape, Layers const& layer_range,
                     AttentionScore const& score, ObserverParameters const& parameters, double* d_sums,
                     cudaStream_t stream) noexcept {
-  static_assert(check_layout<QueryLayout>() && check_layout<KeyLayout>() && check_layout<ValueLayout>());
   using Layer = std::remove_cv_t<typename decltype(std::span(layer_range))::element_type>;
-  using E = typename detail::ElementOf<std::remove_cvref_t<decltype(*Layer::d_queries)>>::type;
-  static_assert(std::is_same_v<E, float> || std::is_same_v<E, float16> || std::is_same_v<E, bfloat16>,
-                "headaware: queries, keys and values are float, float16 or bfloat16");
-  using Parameters = detail::ObserveParameters<QueryLayout, KeyLayout, ValueLayout>;
   return detail::guarded([&] {
-    constexpr auto where = "observe";
     std::span<Layer const> const layers(layer_range);
-    detail::check_observation(shape, layers, score, parameters);
-    auto const num_layers = static_cast<std::int64_t>(layers.size());
-    bool const values = num_layers > 0 && layers[0].d_values != nullptr;
-    auto const setup = detail::set_up_observation<E>(shape, num_layers, values, parameters, sizeof(Parameters));
-    std::int64_t const heads = num_layers * shape.num_query_heads;
-    std::int64_t const partials = heads * setup.grid.blocks() * setup.sizes.sums;
-    double* d_partials = nullptr;
-    std::int32_t* d_tickets = nullptr;
-    bool const placed = detail::place_buffers(d_temp, temp_bytes, where, detail::TempBuffer{d_partials, partials},
-                                              detail::TempBuffer{d_tickets, heads});
-    if (!placed) return;
-    if (setup.grid.chunks == 0 || num_layers == 0) return;
-    bool const sums = d_sums != nullptr && detail::is_aligned(d_sums);
-    require(sums, "d_sums", "a pointer aligned to 8 bytes", d_sums == nullptr ? "nullptr" : "another", where);
-    std::int64_t const blocks = std::int64_t{setup.grid.blocks()} * shape.num_query_heads;
-    require(blocks <= detail::max_blocks, "blocks", detail::max_blocks_text, blocks, where);
-
-    detail::ObserveTensors tensors{};
-    for (std::size_t i = 0; i < layers.size(); ++i)
-      tensors.layers[i] = {layers[i].d_queries, layers[i].d_keys, layers[i].d_values, layers[i].d_output_factors};
-    auto const clamped = [&](std::int64_t value) { return static_cast<std::int32_t>(std::min(value, setup.longest)); };
-    auto const map = detail::LogitMap::of(score.scale, score.soft_cap, shape.head_dim);
-    Parameters kernel_parameters{
-        .query_layout = shape.query_layout,
-        .key_layout = shape.key_layout,
-        .value_layout = shape.value_layout,
-        .sequence = shape.sequence,
-        .first_token = shape.first_token,
-        .tokens = shape.tokens,
-        .chunk_size = setup.chunk_size,
-        .recent_ratio = parameters.recent_ratio,
-        .partials = d_partials,
-        .tickets = d_tickets,
-        .sums = d_sums,
-        .grid = setup.grid,
-        .shared = {},
-        .layout = SumsLayout(parameters),
-        .cuts = setup.cuts,
-        .num_query_heads = shape.num_query_heads,
-        .group = shape.num_query_heads / shape.num_kv_heads,
-        .head_dim = static_cast<std::int32_t>(shape.head_dim),
-        .value_dim = setup.sizes.value_dim,
-        .first_query = clamped(parameters.first_query),
-        .query_stride = clamped(parameters.query_stride),
-        .sliding_window = clamped(score.sliding_window),
-        .sink_size = parameters.sink_size,
-        .local_window = parameters.local_window,
-        .near = setup.sizes.near,
-        .scale = map.factor(),
-        .cap = map.capped() ? map.outer : 0,
-        .query_fetch = detail::fetch_order<E>(shape.query_layout, shape.head_dim, layers,
-                                              [](auto const& layer) { return layer.d_queries; }),
-        .key_fetch = detail::fetch_order<E>(shape.key_layout, shape.head_dim, layers,
-                                            [](auto const& layer) { return layer.d_keys; }),
-        .value_fetch = !setup.sizes.with_values
-                           ? detail::FetchOrder::channels
-                           : detail::fetch_order<E>(shape.value_layout, setup.sizes.value_dim, layers,
-                                                    [](auto const& layer) { return layer.d_values; }),
-    };
-    static_assert(sizeof(Parameters) + sizeof(tensors) <= detail::max_parameter_bytes);
-    auto const launch = [&]<int ChannelTiles>() {
-      detail::launch_observation<E, ChannelTiles>(kernel_parameters, setup.sizes, tensors, num_layers, stream);
-    };
-    if (!setup.sizes.with_values) return launch.template operator()<0>();
-    if (setup.sizes.value_dim <= 64) return launch.template operator()<2>();
-    if (setup.sizes.value_dim <= 128) return launch.template operator()<4>();
-    return launch.template operator()<8>();
+    detail::observe_layers(d_temp, temp_bytes, shape, layers, score, parameters, d_sums, stream, [&](std::size_t i) {
+      std::int64_t const window = detail::common_window(layers[i].window, score.sliding_window, "observe");
+      return detail::ObservedPlace{static_cast<std::int64_t>(i) * shape.num_query_heads, window};
+    });
   });
 }
 

@@ -144,6 +144,9 @@ TEST_CASE("compress of layers that differ", "[mixed]") {
     auto const kept = ha::ragged(compaction, cache.keys.data(), cache.values.data(), shape);
     CHECK_THROWS_WITH(ha::compress(compaction, source.layers(), source.layouts[0], kept),
                       Catch::Contains("source KV heads"));
+    auto const rotation = ha::KeyRotation::from_base(ha::RotaryPairing::neox, 8, 10000);
+    CHECK_THROWS_WITH(ha::compress(compaction, ha::transfer(source.layers(), layouts, kept).rotate_keys(rotation)),
+                      Catch::Contains("a latent's") && Catch::Contains("layer 3"));
     auto layers = source.layers();
     layers[5].values = nullptr;
     CHECK_THROWS_WITH(ha::compress(compaction, layers, layouts, kept),

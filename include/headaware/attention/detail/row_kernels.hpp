@@ -81,14 +81,22 @@ inline void weigh_values(float const* weights, E const* const* rows, std::int64_
 template <class E>
 inline void weigh_rows(float const* weights, std::int64_t count, E const* const* rows, std::int64_t keys,
                        std::int64_t channels, float* sums) {
+  auto const pass = [&]<int Queries>(std::int64_t q, std::int64_t k) {
+    weigh_values<Queries>(weights + q * attend_block + k, rows + k, channels, sums + q * channels);
+  };
+  // Sums that the first cache does not hold are not to be fetched for every four rows again.
+  std::int64_t q = 0;
+  if (count * channels > 8192) {
+    for (; count - q >= 4; q += 4) {
+      for (std::int64_t k = 0; k < keys; k += 4) pass.template operator()<4>(q, k);
+    }
+  }
+  std::int64_t const first = q;
   for (std::int64_t k = 0; k < keys; k += 4) {
-    std::int64_t q = 0;
-    auto const pass = [&]<int Queries>(std::int64_t first) {
-      weigh_values<Queries>(weights + first * attend_block + k, rows + k, channels, sums + first * channels);
-    };
-    for (; count - q >= 4; q += 4) pass.template operator()<4>(q);
-    for (; count - q >= 2; q += 2) pass.template operator()<2>(q);
-    for (; count - q >= 1; q += 1) pass.template operator()<1>(q);
+    q = first;
+    for (; count - q >= 4; q += 4) pass.template operator()<4>(q, k);
+    for (; count - q >= 2; q += 2) pass.template operator()<2>(q, k);
+    for (; count - q >= 1; q += 1) pass.template operator()<1>(q, k);
   }
 }
 

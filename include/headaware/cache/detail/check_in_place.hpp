@@ -182,7 +182,7 @@ void check_in_place(CacheBounds const& bounds, std::span<LayerKv<T> const> layer
     OfLayer<Source> const of_layer{layer};
     check_source_layout(keys, bounds, heads, 0, {where, ", keys", of_layer});
     if (!latent) check_source_layout(values, bounds, heads, 0, {where, ", values", of_layer});
-    check_rotation(rotation, bounds, keys.num_channels());
+    check_rotation(rotation, bounds, keys.num_channels(), latent, layer);
     check_pointer(layers[layer].keys, some, "keys", where, layer);
     check_pointer(layers[layer].values, some && !latent, "values", where, layer);
     if constexpr (std::is_same_v<std::remove_cvref_t<decltype(keys)>, Layout>) {

@@ -70,10 +70,14 @@ void check_pointer(T const* data, bool needed, char const* what, char const* whe
           place);
 }
 
+/// @param latent  whether the layer's rows are of a latent, whose rotary channels are the last ones
 template <class Rotation>
-void check_rotation(Rotation const& rotation, CacheBounds const& bounds, std::int64_t channels) {
+void check_rotation(Rotation const& rotation, CacheBounds const& bounds, std::int64_t channels, bool latent,
+                    std::size_t layer) {
   if constexpr (std::is_same_v<Rotation, KeyRotation>) {
     constexpr auto where = "KeyRotation";
+    require(!latent, "keys to rotate", "ones whose first channels are rotary", "a latent's",
+            {where, ", layer ", layer});
     require(rotation.rotary_dim() > 0 && rotation.rotary_dim() <= channels, "rotary_dim", {"in [2, ", channels, "]"},
             rotation.rotary_dim(), where);
     require(rotation.positions() == 0 || rotation.positions() >= bounds.max_length, "rotary table positions",

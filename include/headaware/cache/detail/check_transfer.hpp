@@ -63,7 +63,7 @@ void check_transfer(CacheBounds const& bounds, Transfer<T, Source, Form, Rotatio
       check_source_layout(values, bounds, layer_heads, channels.value_dim,
                           {"compress, values", OfLayer<Source>{layer}});
     }
-    check_rotation(transfer.rotation, bounds, channels.head_dim);
+    check_rotation(transfer.rotation, bounds, channels.head_dim, !with_values, layer);
     bool const some = bounds.max_rows > 0 && (rows > 0 || paged);
     auto const& from = transfer.layers[layer];
     auto const& to = kept.layers[layer];

@@ -144,7 +144,8 @@ void rotate_rows(KeyRotation const& rotation, std::int64_t sequence, std::int64_
       RotaryPair const pair = rotary_pair(rotation, pair_index);
       T const a = source[from(token, pair.a)];
       T const b = source[from(token, pair.b)];
-      RotatedPair<T> const rotated = rotate_pair(rotation, distance, pair_index, a, b);
+      std::int64_t const by = rotation.distance_of_pair(distance, sequence, token, row, pair_index);
+      RotatedPair<T> const rotated = rotate_pair(rotation, by, pair_index, a, b);
       kept[to(row, pair.a)] = rotated.a;
       kept[to(row, pair.b)] = rotated.b;
     }

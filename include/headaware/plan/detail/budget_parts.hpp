@@ -61,6 +61,7 @@ class BudgetParts {
     }
     // More ranks than KV heads: ranks share heads, as engines replicate them.
     std::int32_t const slices = costs.alike() ? std::min(ranks, heads.num_kv_heads) : ranks;
+    of_head_.reserve(static_cast<std::size_t>(heads.total()));
     for (std::int32_t layer = 0; layer < heads.num_layers; ++layer) {
       std::int32_t const count = heads.count(layer);
       std::int32_t const first = options.layer_shares ? layer * slices : 0;

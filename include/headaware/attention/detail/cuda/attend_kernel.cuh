@@ -2,7 +2,8 @@
 
 // Attention over the rows of one KV split, for decoding: bound by memory, so on plain float units.
 //
-// Tiles. A block has 128 threads, up to 16 query rows of one KV head (`Queries`), and one KV split. Per step it loads
+// Tiles. A block has 128 threads, up to 16 query rows of one KV head (`Queries`), and one KV split; over latents up to
+// 32, and 128 threads for the sums of each 16. Per step it loads
 // `AttendMemory::tile_rows` cache rows, up to 64; each row comes from memory once for all of the block's queries.
 //   scores   [Queries, tile_rows]: a thread has a key and up to 4 queries at a time
 //   weights  in place: a warp has a query at a time, a lane every 32nd key
@@ -36,11 +37,13 @@ namespace detail {
 
 /// Grid: x KV splits of all segments, y tiles of query rows; latents: x tiles of query rows of all KV splits.
 template <int Queries, class Parameters>
-HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries, Parameters::latent))
+HEADAWARE_KERNEL void __launch_bounds__(attend_block_threads<Queries>, attend_blocks(Queries, Parameters::latent))
     attend_kernel(Parameters const __grid_constant__ parameters) {
   using T = typename Parameters::Element;
   using View = typename Parameters::View;
   constexpr int width = Parameters::width;
+  constexpr int threads = attend_block_threads<Queries>;
+  constexpr int thread_queries = Queries > attend_thread_queries ? attend_thread_queries : Queries;
   extern __shared__ float4 attend_memory[];
   __shared__ SharedStorage<AttendShared<Queries>> storage;
   __shared__ SharedStorage<Parameters> parameter_storage;
@@ -69,7 +72,7 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries, P
   unsigned char* const keys = memory + p.memory.key_offset;
   unsigned char* const values = memory + p.memory.value_offset;
   // Channels beyond a row's end are zeros in keys and queries, and no row's load touches them.
-  for (std::int32_t i = thread; i < (p.memory.bytes - p.memory.key_offset) / 4; i += attend_threads) {
+  for (std::int32_t i = thread; i < (p.memory.bytes - p.memory.key_offset) / 4; i += threads) {
     reinterpret_cast<std::uint32_t*>(keys)[i] = 0;
   }
   __syncthreads();
@@ -84,7 +87,7 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries, P
   std::int64_t const first_position = p.first_positions != nullptr ? p.first_positions[sequence] : 0;
   std::int64_t const last_position = first_position + (first_query + query_count - 1) / p.shape.group();
 
-  for (std::int32_t i = thread; i < Queries * p.memory.query_pitch; i += attend_threads) {
+  for (std::int32_t i = thread; i < Queries * p.memory.query_pitch; i += threads) {
     std::int32_t const q = i / p.memory.query_pitch;
     std::int32_t const c = i % p.memory.query_pitch;
     float x = 0;
@@ -104,9 +107,11 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries, P
   auto const channels = static_cast<std::int32_t>(p.shape.output_dim());
   std::int32_t const columns = (channels + width - 1) / width;
   std::int32_t const groups = attend_threads / columns;
-  std::int32_t const column = thread % columns;
-  std::int32_t const group = thread / columns;
-  float sums[Queries][width] = {};
+  std::int32_t const place = threads == attend_threads ? thread : thread % attend_threads;
+  std::int32_t const own_query = threads == attend_threads ? 0 : thread / attend_threads * thread_queries;
+  std::int32_t const column = place % columns;
+  std::int32_t const group = place / columns;
+  float sums[thread_queries][width] = {};
   for (std::int64_t first = begin; first < end; first += p.memory.tile_rows) {
     auto const rows = static_cast<std::int32_t>(min(std::int64_t{p.memory.tile_rows}, end - first));
     bool seen = p.first_positions == nullptr;
@@ -122,18 +127,22 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries, P
       }
     }
     if (__syncthreads_or(seen ? 1 : 0) == 0) continue;
-    load_rows(p.cache.keys, shared.key_offsets, rows, static_cast<std::int32_t>(p.shape.head_dim), p.wide_keys, keys,
-              p.memory.key_pitch);
+    load_rows<threads>(p.cache.keys, shared.key_offsets, rows, static_cast<std::int32_t>(p.shape.head_dim), p.wide_keys,
+                       keys, p.memory.key_pitch);
     if constexpr (!Parameters::latent) {
-      load_rows(p.cache.values, shared.value_offsets, rows, channels, p.wide_values, values, p.memory.value_pitch);
+      load_rows<threads>(p.cache.values, shared.value_offsets, rows, channels, p.wide_values, values,
+                         p.memory.value_pitch);
     }
-    clear_rows(rows, values, p.memory.value_pitch);
+    clear_rows<threads>(rows, values, p.memory.value_pitch);
     __syncthreads();
     score_tile<Queries, T>(p, queries, keys, scores);
     __syncthreads();
     weigh_tile<Queries>(p, shared, segment, first_query, first_position, rows, scores);
     __syncthreads();
-    if (group < groups) add_values<T>(p, shared, column, group, groups, rows, values, scores, sums);
+    if (group < groups) {
+      add_values<T>(p, shared.factor + own_query, column, group, groups, rows, values,
+                    scores + own_query * p.memory.tile_rows, sums);
+    }
     __syncthreads();
   }
 
@@ -142,16 +151,17 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, attend_blocks(Queries, P
   __syncthreads();
   if (group < groups) {
 #pragma unroll
-    for (int q = 0; q < Queries; ++q) {
+    for (int q = 0; q < thread_queries; ++q) {
 #pragma unroll
-      for (int i = 0; i < width; ++i) all[((group * Queries + q) * columns + column) * width + i] = sums[q][i];
+      for (int i = 0; i < width; ++i)
+        all[((group * Queries + own_query + q) * columns + column) * width + i] = sums[q][i];
     }
   }
   __syncthreads();
   std::int64_t const splits = p.kv.splits(held);
   std::int64_t const first_part = std::int64_t{p.arrays.split_offsets[shared.segment]} * p.kv.tiles + tile;
   std::int64_t const at = first_part + shared.split * p.kv.tiles;
-  for (std::int32_t i = thread; i < query_count * channels; i += attend_threads) {
+  for (std::int32_t i = thread; i < query_count * channels; i += threads) {
     std::int32_t const q = i / channels;
     std::int32_t const c = i % channels;
     float sum = 0;

@@ -26,7 +26,7 @@ __device__ void merge_splits(Parameters const& p, AttendShared<Queries>& shared,
     float2 const both = __ldcg(p.arrays.parts + (first_part + split * p.kv.tiles) * Queries + q);
     return OnlineSoftmax<float>{both.x, both.y};
   };
-  for (std::int32_t q = warp; q < queries; q += attend_warps) {
+  for (std::int32_t q = warp; q < queries; q += attend_block_threads<Queries> / warp_threads) {
     float max = -INFINITY;
     for (std::int64_t split = lane; split < splits; split += warp_threads) {
       OnlineSoftmax<float> const here = part(split, q);
@@ -47,7 +47,7 @@ __device__ void merge_splits(Parameters const& p, AttendShared<Queries>& shared,
   }
   __syncthreads();
   auto const channels = static_cast<std::int32_t>(p.shape.output_dim());
-  for (std::int32_t i = thread; i < queries * channels; i += attend_threads) {
+  for (std::int32_t i = thread; i < queries * channels; i += attend_block_threads<Queries>) {
     std::int32_t const q = i / channels;
     std::int32_t const c = i % channels;
     OnlineSoftmax<float> const whole = shared.softmax(q);

@@ -14,18 +14,27 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
+/// Threads that sum all channels of a value, of up to `attend_thread_queries` query rows.
 inline constexpr std::int32_t attend_threads = 128;
-inline constexpr std::int32_t attend_warps = attend_threads / warp_threads;
+inline constexpr std::int32_t attend_thread_queries = 16;
+/// Threads of a block.
+template <int Queries>
+inline constexpr std::int32_t attend_block_threads =
+    Queries > attend_thread_queries ? Queries / attend_thread_queries* attend_threads : attend_threads;
 /// The most channels of a row: a thread sums two channels of a value.
 inline constexpr std::int32_t max_attend_channels = 2 * attend_threads;
 /// The most channels of a latent's value: a thread sums four.
 inline constexpr std::int32_t max_latent_channels = 4 * attend_threads;
+/// The most channels of its row, whatever shared memory there is.
+inline constexpr std::int32_t max_latent_row = 4096;
 /// The most rows of a KV split over a latent, whose blocks have more to do per row.
 inline constexpr std::int64_t max_latent_split_rows = 1024;
 inline constexpr std::int32_t min_attend_rows = 8;
 inline constexpr std::int32_t max_attend_rows = 64;
 /// Blocks that a multiprocessor must have room for: as many as leave enough registers not to spill.
-constexpr std::int32_t attend_blocks(std::int32_t queries, bool latent) { return queries > 8 || latent ? 2 : 3; }
+constexpr std::int32_t attend_blocks(std::int32_t queries, bool latent) {
+  return queries > attend_thread_queries ? 1 : queries > 8 || latent ? 2 : 3;
+}
 /// Rows of a KV split: long enough that queries and partial results cost little beside it, short enough to divide one
 /// sequence's heads among blocks.
 constexpr std::int64_t attend_split_rows(std::int32_t queries) { return queries > 8 ? 512 : 256; }

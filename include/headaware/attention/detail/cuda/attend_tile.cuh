@@ -18,12 +18,12 @@ namespace detail {
 // One tile of cache rows: load, score, weigh, add up values.
 
 /// Copies rows into shared memory `Vector` by `Vector`, four loads under way before the first store.
-template <class Vector, class T>
+template <int Threads, class Vector, class T>
 __device__ void copy_to_shared(T const* data, std::int64_t const* offsets, std::int32_t rows, std::int32_t channels,
                                unsigned char* to, std::int32_t pitch) {
   constexpr std::int32_t unroll = 4;
   constexpr std::int32_t width = sizeof(Vector) / sizeof(T);
-  RowCursor at(channels / width, attend_threads);
+  RowCursor at(channels / width, Threads);
   while (at.row < rows) {
     Vector vectors[unroll];
     std::int32_t targets[unroll];
@@ -44,20 +44,21 @@ __device__ void copy_to_shared(T const* data, std::int64_t const* offsets, std::
 }
 
 /// Copies `rows` rows into shared memory. Plain loads: `cp.async` would spare registers, but not memory.
-template <class T>
+template <int Threads, class T>
 __device__ void load_rows(T const* data, std::int64_t const* offsets, std::int32_t rows, std::int32_t channels,
                           bool wide, unsigned char* to, std::int32_t pitch) {
   if (wide) {
-    copy_to_shared<uint4>(data, offsets, rows, channels, to, pitch);
+    copy_to_shared<Threads, uint4>(data, offsets, rows, channels, to, pitch);
   } else {
-    copy_to_shared<T>(data, offsets, rows, channels, to, pitch);
+    copy_to_shared<Threads, T>(data, offsets, rows, channels, to, pitch);
   }
 }
 
 /// Zeroes the rows after the last, up to a multiple of four: rows are weighed four at a time.
-__device__ inline void clear_rows(std::int32_t rows, unsigned char* to, std::int32_t pitch) {
+template <int Threads>
+__device__ void clear_rows(std::int32_t rows, unsigned char* to, std::int32_t pitch) {
   std::int32_t const pads = (rows + 3) / 4 * 4 - rows;
-  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < pads * pitch / 4; i += attend_threads) {
+  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < pads * pitch / 4; i += Threads) {
     reinterpret_cast<std::uint32_t*>(to + rows * pitch)[i] = 0;
   }
 }
@@ -70,7 +71,7 @@ __device__ void score_tile(Parameters const& p, float const* queries, unsigned c
   constexpr int width = 16 / sizeof(T);
   std::int32_t const rows = p.memory.tile_rows;
   auto const key = static_cast<std::int32_t>(threadIdx.x) % rows;
-  std::int32_t const groups = attend_threads / rows;
+  std::int32_t const groups = attend_block_threads<Queries> / rows;
   unsigned char const* const row = keys + key * p.memory.key_pitch;
   for (std::int32_t q = static_cast<std::int32_t>(threadIdx.x) / rows * batch; q < Queries; q += groups * batch) {
     float sums[batch] = {};
@@ -114,7 +115,7 @@ __device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, S
   constexpr int per_lane = max_attend_rows / warp_threads;
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
   auto const warp = static_cast<std::int32_t>(threadIdx.x) / warp_threads;
-  for (std::int32_t q = warp; q < Queries; q += attend_warps) {
+  for (std::int32_t q = warp; q < Queries; q += attend_block_threads<Queries> / warp_threads) {
     std::int64_t const query = first_position + (first_query + q) / p.shape.group();
     float logits[per_lane];
     float tile_max = hidden;
@@ -153,14 +154,15 @@ __device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, S
 }
 
 /// Adds the tile's weighted values to a thread's sums: `Width` channels, of every `groups`-th four rows.
+/// @param factors  of the thread's queries; @param scores  theirs
 template <class T, int Queries, int Width, class Parameters>
-__device__ void add_values(Parameters const& p, AttendShared<Queries> const& shared, std::int32_t column,
-                           std::int32_t group, std::int32_t groups, std::int32_t rows, unsigned char const* values,
-                           float const* scores, float (&sums)[Queries][Width]) {
+__device__ void add_values(Parameters const& p, float const* factors, std::int32_t column, std::int32_t group,
+                           std::int32_t groups, std::int32_t rows, unsigned char const* values, float const* scores,
+                           float (&sums)[Queries][Width]) {
 #pragma unroll
   for (int q = 0; q < Queries; ++q) {
 #pragma unroll
-    for (int i = 0; i < Width; ++i) sums[q][i] *= shared.factor[q];
+    for (int i = 0; i < Width; ++i) sums[q][i] *= factors[q];
   }
 #pragma unroll 1
   for (std::int32_t row = group * 4; row < rows; row += groups * 4) {

@@ -233,7 +233,10 @@ __device__ void rotate_rows(Plane const& plane, GatherShared const& shared) {
       // Interleaved pairs lie within the two vectors, one after the other.
       E& x = neox ? a.elements[j] : (2 * j < Width ? a.elements[2 * j] : b.elements[2 * j - Width]);
       E& y = neox ? b.elements[j] : (2 * j + 1 < Width ? a.elements[2 * j + 1] : b.elements[2 * j + 1 - Width]);
-      RotatedPair<E> const turned_pair = rotate_pair(rotation, distance, item * Width + j, x, y);
+      std::int32_t const pair = item * Width + j;
+      std::int64_t const by =
+          rotation.distance_of_pair(distance, segment.sequence, token, shared.tile.begin + row, pair);
+      RotatedPair<E> const turned_pair = rotate_pair(rotation, by, pair, x, y);
       x = turned_pair.a;
       y = turned_pair.b;
     }
@@ -273,7 +276,9 @@ struct GatherParameters {
   GatherTiles<Table> tiles;
   PlaneList<Planes...> planes;
 
-  static __device__ void share(GatherParameters const& from, GatherParameters& to) {
+  /// Of kinds of layers, only those that there are. (Else all is copied in one go.)
+  static __device__ void share(GatherParameters const& from,
+                               GatherParameters& to) requires(is_layer_kinds<Planes> || ...) {
     share_words(from.tiles, to.tiles);
     PlaneList<Planes...>::share(from.planes, to.planes, blockIdx.y);
   }

@@ -33,7 +33,9 @@ struct InPlaceParameters {
   PlaneList<Planes...> planes;
   std::int64_t min_evicted;  ///< heads whose kept tokens move but that evict fewer stay as they are; 0: none
 
-  static __device__ void share(InPlaceParameters const& from, InPlaceParameters& to) {
+  /// As `GatherParameters::share`.
+  static __device__ void share(InPlaceParameters const& from,
+                               InPlaceParameters& to) requires(is_layer_kinds<Planes> || ...) {
     share_words(from.compaction, to.compaction);
     PlaneList<Planes...>::share(from.planes, to.planes, blockIdx.y);
     share_words(from.min_evicted, to.min_evicted);
@@ -141,7 +143,9 @@ __device__ void move_segment(Table const& table, InPlacePlane<Layout, RotateRows
         RotaryPair const pair = channels(item);
         RotatedPair<E> const value{at(token, pair.a), at(token, pair.b)};
         std::int64_t const distance = rotation.distance(shared.segment.sequence, token, row);
-        return item < pairs ? rotate_pair(rotation, distance, item, value.a, value.b) : value;
+        if (item >= pairs) return value;
+        std::int64_t const by = rotation.distance_of_pair(distance, shared.segment.sequence, token, row, item);
+        return rotate_pair(rotation, by, item, value.a, value.b);
       },
       [&](std::int64_t row, std::int32_t item, RotatedPair<E> const& value) {
         RotaryPair const pair = channels(item);

@@ -15,6 +15,7 @@
 //
 // Formula. With s = log2 e · logit, m = max s, w = 2^(s - m), Z = Σ w (online softmax, arXiv:1805.02867):
 //   entropy = ln 2 · (log2 Z - Σ w (s - m) / Z); max = 1 / Z; recent = Σ_recent w / Z.
+// A learned sink joins m, Z and the entropy after the last key, and counts as kept by every (sink, window) pair.
 // Retention: a (sink, window) pair drops a run of whole intervals (`RetentionCuts`); per interval the kernel sums
 // weights and, with values, weights · values, relative to a maximum of its own; `observe_errors.cuh` combines them to
 // the error of each pair. Sums are in registers while their keys pass by, in shared memory before and after.
@@ -138,6 +139,14 @@ __device__ void combine_partials(Parameters const& p, double const* partials, do
   }
 }
 
+/// Copies what a layer has of its own to shared memory. @return the copy, whole after the next barrier
+__device__ inline ObserveTensors::Own const& share_own(ObserveTensors::Own const& own, unsigned char* to) {
+  static_assert(sizeof(own) % 4 == 0 && sizeof(own) / 4 <= observe_threads);
+  auto* const words = reinterpret_cast<std::uint32_t*>(to);
+  if (threadIdx.x < sizeof(own) / 4) words[threadIdx.x] = reinterpret_cast<std::uint32_t const*>(&own)[threadIdx.x];
+  return *reinterpret_cast<ObserveTensors::Own const*>(words);
+}
+
 /// Grid: x heads of all blocks of a head, y layers. The last block of a head adds up its sums.
 /// Needs compute capability 8.0: matrix products of 16 rows, asynchronous copies.
 template <class E, int ChannelTiles, class Parameters>
@@ -145,6 +154,7 @@ HEADAWARE_KERNEL void __launch_bounds__(observe_threads, 1)
     observe_kernel(Parameters const __grid_constant__ parameters, ObserveTensors const __grid_constant__ tensors) {
 #if __CUDA_ARCH__ >= 800
   extern __shared__ __align__(16) unsigned char observe_memory[];
+  auto const& own = share_own(tensors.own[blockIdx.y], observe_memory + sizeof(Parameters));
   auto const& p = share_parameters(parameters, *reinterpret_cast<SharedStorage<Parameters>*>(observe_memory));
   auto const head = static_cast<std::int32_t>(blockIdx.x) % p.num_query_heads;
   std::int32_t const block = static_cast<std::int32_t>(blockIdx.x) / p.num_query_heads;
@@ -153,7 +163,7 @@ HEADAWARE_KERNEL void __launch_bounds__(observe_threads, 1)
   double* const partials = p.partials + index * p.grid.blocks() * size;
   double* const partial = partials + block * size;
 
-  ObserveTile<E, ChannelTiles, Parameters> tile(p, observe_memory, tensors.layers[blockIdx.y], head);
+  ObserveTile<E, ChannelTiles, Parameters> tile(p, observe_memory, tensors.layers[blockIdx.y], own, head);
   std::int32_t const group = block / p.grid.parts;
   std::int32_t const part = block % p.grid.parts;
   std::int64_t const first = p.grid.chunks * group / p.grid.groups;
@@ -174,7 +184,7 @@ HEADAWARE_KERNEL void __launch_bounds__(observe_threads, 1)
     __syncthreads();
   }
   if (!is_last_block(p.tickets + index, p.grid.blocks())) return;
-  combine_partials(p, partials, tile.raw(), p.sums + index * size);
+  combine_partials(p, partials, tile.raw(), p.sums + (own.first_head + head) * size);
 #else
   __trap();  // the host has refused such devices; their code only has to compile
 #endif

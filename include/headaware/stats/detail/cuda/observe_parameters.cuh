@@ -58,8 +58,8 @@ struct ObserveShared {
   std::int32_t channels = 0;     ///< head_dim, padded to what a multiplication takes
   std::int32_t value_pitch = 0;  ///< the same of values
   std::int32_t value_dim = 0;
-  std::int32_t sum_channels = 0;  ///< value_dim, padded to what an interval's sums take
-  std::int32_t parameters = 0;
+  std::int32_t sum_channels = 0;      ///< value_dim, padded to what an interval's sums take
+  std::int32_t parameters = 0;        ///< and after them the layer's own
   std::int32_t raw = 0;               ///< double [sums]: of a chunk
   std::int32_t queries = 0;           ///< E [rows, rounded up to 16, pitch]
   std::int32_t keys = 0;              ///< E [tile_keys, pitch]; after the last key, reduction scratch
@@ -185,7 +185,7 @@ struct ObserveParameters {
   double recent_ratio;
   double* partials;       ///< [layers, num_query_heads, blocks, sums]
   std::int32_t* tickets;  ///< [layers, num_query_heads], zero
-  double* sums;           ///< [layers, num_query_heads, sums]
+  double* sums;           ///< [heads of all layers, sums]
   ObserveGrid grid;
   ObserveShared shared;
   SumsLayout layout;
@@ -196,7 +196,6 @@ struct ObserveParameters {
   std::int32_t value_dim;
   std::int32_t first_query;
   std::int32_t query_stride;
-  std::int32_t sliding_window;
   std::int32_t sink_size;
   std::int32_t local_window;
   std::int32_t near;  ///< distances whose scores are kept
@@ -207,7 +206,7 @@ struct ObserveParameters {
   FetchOrder value_fetch;
 };
 
-/// The pointers of all layers of a launch.
+/// What the layers of a launch do not share.
 struct ObserveTensors {
   struct Layer {
     void const* queries;
@@ -215,7 +214,14 @@ struct ObserveTensors {
     void const* values;
     float const* output_factors;
   };
+  /// Shared by a block's threads: in registers it would be dear.
+  struct Own {
+    float const* sinks;       ///< logits of learned sinks, [num_query_heads], or nullptr
+    std::int64_t first_head;  ///< place of its first head's sums
+    std::int32_t window;      ///< keys that a query sees; 0: all before it
+  };
   Layer layers[max_layers];
+  Own own[max_layers];
 };
 
 /// @brief Entry `i` of what a chunk adds to the sums of a head (`HeadSums::add`), or of a head's sums.

@@ -3,6 +3,7 @@
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/mma.cuh>
 #include <headaware/detail/cuda/warp_reduce.cuh>
+#include <headaware/detail/logit_map.hpp>
 #include <headaware/detail/online_softmax.hpp>
 #include <headaware/stats/detail/cuda/observe_intervals.cuh>
 #include <headaware/stats/detail/cuda/observe_parameters.cuh>
@@ -30,17 +31,26 @@ __device__ void finish_row(Tile const& tile, std::int32_t row, double* scalars) 
     all.merge({{part.softmax.max, part.softmax.sum}, part.softmax.weighted});
     recent += part.recent;
   }
-  bool const valid = finite && all.sum > 0;
+  float const sink = tile.own.sinks != nullptr ? tile.own.sinks[tile.head] * log2_e : -INFINITY;
+  bool const has_sink = sink != -INFINITY;
+  bool const valid = finite && all.sum > 0 && (!has_sink || isfinite(sink));
+  double keys_scale = 1;  // of sums relative to the largest logit of the keys alone
+  if (has_sink && valid) {
+    float const key_max = all.max;
+    all.merge({{sink, 1}, 0});
+    keys_scale = exp2(static_cast<double>(key_max) - static_cast<double>(all.max));
+  }
   double const entropy = valid ? all.entropy() : 0;
   std::int32_t const query = tile.query_of(row);
+  std::int32_t const outcomes = query + 1 - tile.oldest_of(query) + (has_sink ? 1 : 0);
   double const own[row_scalars] = {
       valid ? 1.0 : 0.0,
       valid ? 0.0 : 1.0,
       valid && query > 0 ? 1.0 : 0.0,
       entropy,
-      valid ? all.max_probability() : 0,
-      valid ? recent / all.sum : 0,
-      valid && query > 0 ? log(static_cast<double>(query + 1)) - entropy : 0,
+      valid ? keys_scale * all.max_probability() : 0,
+      valid ? keys_scale * recent / all.sum : 0,
+      valid && query > 0 ? log(static_cast<double>(outcomes)) - entropy : 0,
       valid && tile.has_retention() ? 1.0 : 0.0,
   };
 #pragma unroll
@@ -63,7 +73,9 @@ __device__ void finish_row(Tile const& tile, std::int32_t row, double* scalars) 
   if constexpr (Tile::with_values) {
     auto* const before = tile.template at<float>(p.shared.kept_before) + row;
     auto* const after = tile.template at<float>(p.shared.kept_after) + row;
-    before[0] = after[intervals * rows] = 0;
+    // Every pair keeps the learned sink.
+    before[0] = has_sink && valid ? exp2_fast(sink - all.max) * inverse : 0;
+    after[intervals * rows] = 0;
     for (std::int32_t interval = 0; interval < intervals; ++interval) {
       before[(interval + 1) * rows] = before[interval * rows] + shares[interval * rows];
       std::int32_t const back = intervals - 1 - interval;

@@ -27,10 +27,11 @@ struct ObserveTile {
   using Scores = float[score_tiles][4];
 
   __device__ ObserveTile(Parameters const& parameters, unsigned char* shared_memory, ObserveTensors::Layer const& of,
-                         std::int32_t query_head)
+                         ObserveTensors::Own const& own_of, std::int32_t query_head)
       : p(parameters),
         memory(shared_memory),
         layer(of),
+        own(own_of),
         head(query_head),
         thread(static_cast<std::int32_t>(threadIdx.x)),
         warp(thread / warp_threads),
@@ -79,7 +80,7 @@ struct ObserveTile {
   [[nodiscard]] __device__ std::int32_t query_of(std::int32_t row) const { return first_query + row * p.query_stride; }
   /// The oldest key that a query sees.
   [[nodiscard]] __device__ std::int32_t oldest_of(std::int32_t of_query) const {
-    return p.sliding_window > 0 ? max(0, of_query - p.sliding_window + 1) : 0;
+    return own.window > 0 ? max(0, of_query - own.window + 1) : 0;
   }
   /// The first of this warp's keys of a key tile, counted from its first.
   [[nodiscard]] __device__ std::int32_t warp_key() const { return with_values ? warp * (keys / key_warps) : 0; }
@@ -88,9 +89,7 @@ struct ObserveTile {
     return first + warp_key() + lane() % 4 * 2;
   }
   /// The first key tile that some row sees.
-  [[nodiscard]] __device__ std::int32_t first_key() const {
-    return p.sliding_window > 0 ? max(0, first_query - p.sliding_window + 1) / keys * keys : 0;
-  }
+  [[nodiscard]] __device__ std::int32_t first_key() const { return oldest_of(first_query) / keys * keys; }
 
   // Loads, without waiting for them.
 
@@ -117,6 +116,7 @@ struct ObserveTile {
   Parameters const& p;
   unsigned char* memory;
   ObserveTensors::Layer layer;
+  ObserveTensors::Own const& own;
   std::int32_t head;
   std::int32_t thread;
   std::int32_t warp;

@@ -1,0 +1,108 @@
+// A model whose layers differ, in one call for all of them: full attention beside sliding windows, a latent, a layer
+// without a cache and one that reads another's. A prompt is compressed into a rolling cache, a token is appended, and
+// every layer attends.
+
+#include <headaware/attention/attend.hpp>
+#include <headaware/attention/rolling_view.hpp>
+#include <headaware/cache/compact.hpp>
+#include <headaware/cache/rolling.hpp>
+#include <headaware/layout/per_layer.hpp>
+#include <headaware/layout/strided.hpp>
+#include <headaware/model_shape.hpp>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <vector>
+
+namespace ha = headaware;
+
+namespace {
+
+using Layouts = ha::KvLayouts<ha::StridedLayout, ha::StridedLayout>;
+
+/// An engine's tensors of `tokens` tokens of one sequence, [1, KV heads, tokens, channels] in every layer.
+struct Tensors {
+  std::vector<std::vector<float>> memory{};
+  std::vector<ha::LayerKv<float>> layers{};
+  std::vector<Layouts> layouts{};
+
+  Tensors(ha::ModelShape const& shape, std::int64_t tokens) {
+    float next = 0;
+    auto const tensor = [&](ha::StridedLayout const& layout) {
+      memory.emplace_back(static_cast<std::size_t>(layout.required_span_size()));
+      for (float& x : memory.back()) x = std::sin(next += 1);
+      return memory.back().data();
+    };
+    for (ha::LayerShape const& l : shape.layers()) {
+      std::int64_t const heads = l.has_cache() ? l.num_kv_heads : 0;
+      std::int64_t const values = l.kind == ha::LayerKind::latent ? 0 : l.value_dim;  // a latent's are in its keys
+      layouts.push_back({ha::strided_bhsd(1, heads, tokens, l.head_dim), ha::strided_bhsd(1, heads, tokens, values)});
+      float* const keys = tensor(layouts.back().keys);
+      layers.push_back({keys, tensor(layouts.back().values)});
+    }
+  }
+};
+
+}  // namespace
+
+int main() {
+  // From a model: ha::load_model_shape("config.json") or ha::load_gguf_shape("model.gguf").
+  ha::ModelShape const shape(
+      {{.num_query_heads = 8, .num_kv_heads = 2, .head_dim = 64, .value_dim = 64},
+       {.kind = ha::LayerKind::sliding,
+        .num_query_heads = 8,
+        .num_kv_heads = 4,
+        .head_dim = 32,
+        .value_dim = 32,
+        .window = 64},
+       {.kind = ha::LayerKind::none},
+       {.kind = ha::LayerKind::latent, .num_query_heads = 8, .num_kv_heads = 1, .head_dim = 72, .value_dim = 64},
+       {.num_query_heads = 8, .num_kv_heads = 2, .head_dim = 64, .value_dim = 64, .cache_layer = 0}});
+  constexpr std::int32_t tokens = 512;
+  std::vector<std::int32_t> const lengths{tokens};
+
+  // Each layer's window bounds its policies: 4 sinks and 124 tokens mean the last 64 in the second layer.
+  ha::PolicyTable const table(shape, ha::SinkWindow{.sink = 4, .window = 124});
+  ha::RollingSlots const slots(table, 1, {});
+  std::int64_t keys = 0;
+  std::int64_t values = 0;
+  ha::LayerChannels const channels(shape);
+  for (std::int32_t layer = 0; layer < shape.num_layers(); ++layer) {
+    keys += slots.rows_total(layer) * channels.of(static_cast<std::size_t>(layer)).head_dim;
+    values += slots.rows_total(layer) * channels.of(static_cast<std::size_t>(layer)).value_dim;
+  }
+  std::vector<float> cache_keys(static_cast<std::size_t>(keys));
+  std::vector<float> cache_values(static_cast<std::size_t>(values));
+  auto const cache = ha::rolling(slots, slots.view(), cache_keys.data(), cache_values.data(), shape);
+  std::printf("%lld bytes before, %lld after\n", static_cast<long long>(shape.bytes(tokens, sizeof(float))),
+              static_cast<long long>(slots.bytes_held({shape, sizeof(float)})));
+
+  Tensors const prompt(shape, tokens);
+  ha::compress(ha::Compaction(table, lengths), prompt.layers, ha::per_layer(prompt.layouts), cache);
+  ha::RollingState state(1);
+  state.start(slots.view(), 0, tokens);
+
+  Tensors const token(shape, 1);
+  ha::append(slots.view(), state, token.layers, ha::per_layer(token.layouts), std::vector<std::int32_t>{1}, cache);
+  for (std::int32_t layer = 0; layer < shape.num_layers(); ++layer) {
+    ha::LayerShape const& l = shape.layer(layer);
+    if (!l.attends()) continue;
+    auto const counts = ha::AttentionShape::of(l, 1);
+    std::vector<float> const query(static_cast<std::size_t>(l.num_query_heads * l.head_dim), 0.1F);
+    std::vector<float> output(static_cast<std::size_t>(l.num_query_heads * l.value_dim));
+    ha::AttentionQueries const queries{query.data(), ha::strided_bhd(1, l.num_query_heads, l.head_dim)};
+    ha::AttentionOutput const result{output.data(), ha::strided_bhd(1, l.num_query_heads, l.value_dim)};
+    std::int32_t const held = shape.cache_layer(layer);
+    ha::LayerKv<float> const rows = cache.layers[static_cast<std::size_t>(held)];
+    ha::RollingView const view{slots.view(), held, state.lengths().data()};
+    if (l.kind == ha::LayerKind::latent) {
+      ha::attend(counts, queries, ha::LatentCache{rows.keys, view}, result);
+    } else {
+      ha::attend(counts, queries, ha::KeptCache{rows.keys, rows.values, view}, result);
+    }
+    std::printf("layer %d, %-9s over %lld tokens: %+.4f, ...\n", layer, std::string(ha::to_string(l.kind)).c_str(),
+                static_cast<long long>(slots.head(held, 0).kept(state.length(0)).count()),
+                static_cast<double>(output[0]));
+  }
+}

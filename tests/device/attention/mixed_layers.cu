@@ -1,0 +1,173 @@
+// Attention on CUDA in every layer of a model whose layers differ, over a rolling cache and over pages of single heads
+// that are filled on the device, against plain loops.
+
+#include "support/device_attention.cuh"
+#include "support/mixed_attention.hpp"
+
+#include <headaware/attention/policy_mask.cuh>
+#include <headaware/cache/compact.cuh>
+#include <headaware/cache/paged_heads.cuh>
+#include <headaware/cache/rolling.cuh>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <list>
+#include <span>
+#include <vector>
+
+using namespace headaware_test;
+
+namespace {
+
+/// The tensors of all layers in device memory.
+struct DeviceMixed {
+  std::list<DeviceVector<float>> memory;
+  std::vector<ha::LayerKv<float>> layers;
+
+  explicit DeviceMixed(MixedTensors const& host) {
+    for (std::size_t l = 0; l < host.keys.size(); ++l) layers.push_back({upload(host.keys[l]), upload(host.values[l])});
+  }
+  float* upload(std::vector<float> const& data) { return data.empty() ? nullptr : memory.emplace_back(data).data(); }
+};
+
+/// @param rows  at most, of all heads
+template <class View>
+std::vector<float> attend(MixedStep const& step, std::int32_t layer, ha::LayerKv<float> const& kv, View const& view,
+                          std::int64_t rows) {
+  DeviceUpload const upload;
+  DeviceVector<float> const queries(step.queries(layer));
+  DeviceVector<float> const output(std::vector<float>(at(step.output_layout(layer).required_span_size()), 77));
+  DeviceVector<std::int32_t> const status(std::vector<std::int32_t>{-7});
+  ha::AttentionOptions options;
+  if (step.query_tokens > 1) options.first_positions = upload(step.first_positions());
+  if (step.has_sinks(layer)) options.sinks = upload(step.sinks);
+  with_cache(step, layer, kv, view, [&](auto const& cache) {
+    run_attend(step.of(layer), ha::AttentionQueries{queries.data(), step.query_layout(layer)}, cache,
+               ha::AttentionOutput{output.data(), step.output_layout(layer)}, {rows, status.data()}, options);
+  });
+  CHECK(status.host()[0] == 0);
+  return output.host();
+}
+
+DeviceVector<std::byte> uploaded(std::span<std::byte const> bytes) {
+  return DeviceVector<std::byte>(std::vector<std::byte>(bytes.begin(), bytes.end()));
+}
+
+}  // namespace
+
+TEST_CASE("layers that differ attend over a rolling cache on the device", "[attention][mixed]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  MixedStep step;
+  step.lengths = {23, 5, 0, 14};
+  ha::RollingSlots const slots(step.table, 4, {.max_tokens = 60, .slack = 2});
+  auto const d_heads = uploaded(slots.bytes());
+  auto const view = slots.view_at(d_heads.data());
+  ha::LayerChannels const channels(step.shape);
+  std::int64_t key_elements = 0;
+  std::int64_t value_elements = 0;
+  for (std::int32_t l = 0; l < 7; ++l) {
+    key_elements += slots.rows_total(l) * channels.of(at(l)).head_dim;
+    value_elements += slots.rows_total(l) * channels.of(at(l)).value_dim;
+  }
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+  DeviceVector<float> const keys(std::vector<float>(at(key_elements), nan));
+  DeviceVector<float> const values(std::vector<float>(at(value_elements), nan));
+  auto const rolling = ha::rolling(slots, view, keys.data(), values.data(), step.shape);
+  DeviceVector<std::int32_t> const counters(
+      std::vector<std::int32_t>(at(static_cast<std::int64_t>(ha::RollingStateView::bytes(4) / 4)), 0));
+  auto const state = ha::RollingStateView::at(counters.data(), 4);
+
+  // A prompt is compressed into it, then tokens are appended; every sequence has its own length.
+  {
+    ha::Compaction const compaction(step.table, step.lengths);
+    MixedTensors const source(step.shape, 4, 0, 23);
+    DeviceMixed const device(source);
+    auto const d_table = uploaded(step.table.bytes());
+    DeviceVector<std::int32_t> const d_lengths(step.lengths);
+    auto const d_compaction = compaction.on_device(step.table.view_at(d_table.data()), d_lengths.data());
+    auto const transfer = ha::transfer(device.layers, ha::per_layer(source.layouts), rolling);
+    std::size_t bytes = 0;
+    REQUIRE_CUDA(ha::device::compress(nullptr, bytes, d_compaction, transfer, nullptr));
+    DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{1}));
+    REQUIRE_CUDA(ha::device::compress(temp.data(), bytes, d_compaction, transfer, nullptr));
+    REQUIRE_CUDA(ha::device::start(view, state, d_lengths.data(), nullptr));
+    REQUIRE_CUDA(cudaDeviceSynchronize());
+  }
+  for (std::int32_t const tokens : {1, 3, 1}) {
+    for (std::int32_t b = 0; b < 4; ++b) {
+      MixedTensors const news(step.shape, 4, step.lengths[at(b)], tokens);
+      DeviceMixed const device(news);
+      std::vector<std::int32_t> counts(4, 0);
+      counts[at(b)] = tokens;
+      DeviceVector<std::int32_t> const d_counts(counts);
+      REQUIRE_CUDA(ha::device::append(view, state, device.layers, ha::per_layer(news.layouts), d_counts.data(), tokens,
+                                      rolling, {}, nullptr));
+      REQUIRE_CUDA(cudaDeviceSynchronize());
+      step.lengths[at(b)] += tokens;
+    }
+    step.query_tokens = tokens;
+    INFO(tokens << " tokens");
+    DeviceVector<std::int32_t> const d_lengths(step.lengths);
+    step.check([&](std::int32_t layer, std::int32_t of) {
+      return attend(step, layer, rolling.layers[at(of)], ha::RollingView::of_chunk(view, of, d_lengths.data(), tokens),
+                    slots.rows_total(of));
+    });
+  }
+}
+
+TEST_CASE("layers that differ attend over pages of single heads on the device", "[attention][mixed]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  MixedStep step;
+  step.lengths = {0, 0};
+  ha::PagedHeads pages(
+      step.table, {.num_sequences = 2, .page_size = 4, .num_pages = 220, .limits = {.max_tokens = 60, .slack = 2}});
+  ha::LayerChannels const channels(step.shape);
+  DeviceVector<float> const keys(std::vector<float>(220 * 4 * 24, -7));
+  DeviceVector<float> const values(std::vector<float>(220 * 4 * 24, -7));
+  ha::PageStorage<float> const storage{keys.data(), values.data(), 24, 16, 4 * 24, channels.layers()};
+  for (std::int32_t const tokens : {20, 3, 1}) {
+    MixedTensors const news(step.shape, 2, step.lengths[0], tokens);
+    DeviceMixed const device(news);
+    ha::PageStep const change = pages.append(std::vector<std::int32_t>{tokens, tokens});
+    auto const d_heads = uploaded(pages.head_bytes());
+    DeviceVector<std::int32_t> const d_table(std::vector<std::int32_t>(pages.table().begin(), pages.table().end()));
+    DeviceVector<std::int32_t> const d_before(change.lengths);
+    DeviceVector<std::int32_t> const d_high_water(change.high_water);
+    DeviceVector<std::int32_t> const d_counts(change.counts);
+    ha::DevicePageStep const d_step{.d_lengths = d_before.data(),
+                                    .d_high_water = d_high_water.data(),
+                                    .d_counts = d_counts.data(),
+                                    .max_count = tokens};
+    auto const view = pages.view_at(d_heads.data(), d_table.data());
+    REQUIRE_CUDA(ha::device::append(view, d_step, device.layers, ha::per_layer(news.layouts), storage, 0, nullptr));
+    REQUIRE_CUDA(cudaDeviceSynchronize());
+    for (std::int32_t& length : step.lengths) length += tokens;
+    step.query_tokens = std::min(tokens, 3);
+    INFO(tokens << " tokens");
+    DeviceVector<std::int32_t> const d_lengths(step.lengths);
+    step.check([&](std::int32_t layer, std::int32_t of) {
+      return attend(step, layer, {keys.data(), values.data()},
+                    ha::HeadPagesView::of_chunk(view, of, d_lengths.data(), step.query_tokens, storage.page_stride),
+                    pages.slots().rows_total(of));
+    });
+  }
+}
+
+TEST_CASE("device masks of layers that differ are the CPU's", "[attention][mixed]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  MixedStep const step;
+  auto const d_table = uploaded(step.table.bytes());
+  for (std::int32_t layer = 0; layer < 7; ++layer) {
+    ha::MaskShape const shape{
+        .layer = layer, .group = 2, .first_query = 3, .queries = 20, .keys = 45, .window = layer == 0 ? 9 : 0};
+    // Words of the widest layer's: what a narrower one does not have stays as it was.
+    std::vector<std::uint32_t> bits(4 * 2 * 20 * 2, 7);
+    DeviceVector<std::uint32_t> const d_bits(bits);
+    ha::fill_policy_mask(step.table, shape, bits.data());
+    REQUIRE_CUDA(ha::device::fill_policy_mask(step.table.view_at(d_table.data()), shape, d_bits.data(), nullptr));
+    REQUIRE_CUDA(cudaDeviceSynchronize());
+    CHECK(d_bits.host() == bits);
+  }
+}
