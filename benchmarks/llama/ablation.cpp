@@ -145,16 +145,16 @@ struct Prepared {
 };
 
 std::vector<Prepared> prepare(AblationTables const& tables, std::vector<AblationGroup> const& groups,
-                              ModelShape const& shape, std::int64_t context) {
+                              ha::ModelShape const& shape, std::int64_t context) {
   std::vector<Prepared> all;
   for (auto const& group : groups) {
     for (auto const& variant : group.variants) {
       Prepared prepared{{.group = group.name, .name = variant.name, .setup = variant.setup},
-                        ha::PolicyTable(shape.layers, shape.num_kv_heads, ha::Full{})};
+                        ha::PolicyTable(shape, ha::Full{})};
       try {
         prepared.table = tables.of(variant.setup);
         prepared.result.mean_kept_tokens = static_cast<double>(ha::held_tokens(prepared.table, context)) /
-                                           (static_cast<double>(shape.layers) * shape.num_kv_heads);
+                                           static_cast<double>(prepared.table.heads().total());
       } catch (ha::ArgumentError const& error) {
         prepared.result.left_out = error.what();
       }
@@ -199,10 +199,10 @@ EvaluationPlace ablation_place(std::int64_t length, std::int64_t context, std::i
   return place;
 }
 
-AblationScale ablation_scale(AblationOptions const& options, ModelShape const& shape) {
-  ha::Budget const budget = support::parse_budget(options.budget, ha::TokenBytes::of(shape.head_dim, 2));
-  std::int64_t const heads = std::int64_t{shape.layers} * shape.num_kv_heads;
-  std::int64_t const tokens = budget.total(heads, options.context) / heads;
+AblationScale ablation_scale(AblationOptions const& options, ha::ModelShape const& shape) {
+  ha::Budget const budget = support::parse_budget(options.budget, {shape, 2});
+  support::PlannedCache const cache(shape, {}, options.context);
+  std::int64_t const tokens = cache.budget(budget, options.context) / cache.heads;
   ha::require(tokens >= 16 && tokens < options.context, "--budget",
               {"at least 16 tokens per KV head and less than --context, ", options.context}, tokens,
               "run_ablation_study");
@@ -210,7 +210,7 @@ AblationScale ablation_scale(AblationOptions const& options, ModelShape const& s
   return {.context = options.context,
           .budget_tokens = tokens,
           .pieces = options.pieces,
-          .layers = shape.layers,
+          .layers = shape.num_layers(),
           .other_text = !options.other_text.empty(),
           .sensitivity = options.sensitivity};
 }
@@ -257,7 +257,7 @@ AblationStudy run_ablation(AblationOptions const& options) {
                                    .threads = options.threads,
                                    .folder = options.output_dir / "calibration"},
                                   setups);
-  auto const full = jobs_of(on_own, {study.shape.layers, study.shape.num_kv_heads, ha::Full{}});
+  auto const full = jobs_of(on_own, ha::PolicyTable(study.shape, ha::Full{}));
   double rate = 0;
   if (std::int64_t const tokens = calibration.tokens_to_run(); tokens > 0) {
     rate = measure_rate(runs.at_text(), full.front());

@@ -57,7 +57,7 @@ struct AblationResult {
 };
 
 struct AblationStudy {
-  ModelShape shape;
+  headaware::ModelShape shape;
   AblationOptions options;
   std::int64_t budget_tokens = 0;  ///< a KV head
   EvaluationPlace place{};
@@ -75,7 +75,7 @@ struct AblationStudy {
                                              std::string const& where);
 
 /// Sizes that the groups of these options depend on, known before anything runs. @throws ArgumentError on a bad budget
-[[nodiscard]] AblationScale ablation_scale(AblationOptions const& options, ModelShape const& shape);
+[[nodiscard]] AblationScale ablation_scale(AblationOptions const& options, headaware::ModelShape const& shape);
 
 /// @brief Calibrates, plans and tries. Says on stderr how long it will take, and how far it is.
 /// @throws support::Interrupted on Ctrl-C; what was run is kept, running it again goes on. ArgumentError, FileError

@@ -65,7 +65,8 @@ ha::SavedSensitivities norm_of(Model const& model, CalibrationText::Pieces const
   auto const path = folder / norm_file;
   if (std::filesystem::exists(path)) return ha::load_sensitivities(path);
   ha::SavedSensitivities saved;
-  saved.num_layers = model.shape().layers;
+  saved.num_layers = model.shape().num_layers();
+  if (!model.shape().uniform()) saved.layers = model.shape();
   for (double const norm : residual_norms(model, pieces, first_query, threads)) saved.values.push_back(1 / norm);
   ha::save_sensitivities(path, saved);
   return saved;
@@ -141,7 +142,7 @@ std::filesystem::path AblationCalibration::folder_of(CalibrationText const& text
 }
 
 std::int64_t AblationCalibration::tokens_to_run() const {
-  ModelShape const& shape = losses_->run().model().shape();
+  ha::ModelShape const& shape = losses_->run().model().shape();
   std::int64_t tokens = 0;
   std::list<CalibrationText> texts;  // borrowed by the jobs
   std::vector<LossJob> losses;
@@ -174,11 +175,11 @@ std::int64_t AblationCalibration::tokens_to_run() const {
   for (CalibrationUse const& use : replanned_) {
     if (!again.insert(use).second) continue;
     auto const pieces = std::int64_t{2} * use.sensitivity_pieces;
-    tokens += pieces * (shape.layers + 1) * (use.piece_tokens > 0 ? use.piece_tokens : options_.context);
+    tokens += pieces * (shape.num_layers() + 1) * (use.piece_tokens > 0 ? use.piece_tokens : options_.context);
   }
   for (AblationSetup const& setup : refined_) {
     // A sweep of trials, as a rule: what is taken saves as many of the others.
-    auto const trials = std::min(std::int64_t{2} << setup.refine_levels, std::int64_t{2} * shape.layers);
+    auto const trials = std::min(std::int64_t{2} << setup.refine_levels, std::int64_t{2} * shape.num_layers());
     tokens += 2 * setup.calibration.sensitivity_pieces * 2 * trials * options_.context;
   }
   if (needs_classes_) {

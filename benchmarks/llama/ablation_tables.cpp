@@ -64,15 +64,18 @@ ha::AnyPolicy<> widened(ha::AnyPolicy<> const& policy) {
 
 /// Statistics in which every query head has a KV head of its own.
 ha::RetentionStatistics ungrouped(ha::RetentionStatistics statistics) {
-  statistics.info.num_kv_heads = statistics.info.num_heads;
+  auto const shape = statistics.info.shape();
+  std::vector<ha::LayerShape> layers(shape.layers().begin(), shape.layers().end());
+  for (ha::LayerShape& layer : layers) layer.num_kv_heads = layer.num_query_heads;
+  statistics.info.set_shape(ha::ModelShape(std::move(layers)));
   return statistics;
 }
 
-ha::PolicyTable folded(ha::PolicyTable const& by_query_head, ModelShape const& shape) {
-  ha::PolicyTable table(shape.layers, shape.num_kv_heads, ha::Full{});
-  std::int32_t const group = shape.num_query_heads / shape.num_kv_heads;
-  for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
-    for (std::int32_t head = 0; head < shape.num_kv_heads; ++head) {
+ha::PolicyTable folded(ha::PolicyTable const& by_query_head, ha::ModelShape const& shape) {
+  ha::PolicyTable table(shape, ha::Full{});
+  for (std::int32_t layer = 0; layer < shape.num_layers(); ++layer) {
+    for (std::int32_t head = 0; head < table.num_kv_heads(layer); ++head) {
+      std::int32_t const group = shape.layer(layer).group();
       std::vector<ha::AnyPolicy<>> members;
       for (std::int32_t i = 0; i < group; ++i) members.push_back(by_query_head.at(layer, head * group + i));
       table.set(layer, head, ha::fold_union(std::span<ha::AnyPolicy<> const>(members)));
@@ -114,9 +117,11 @@ void fill_up(ha::PolicyTable& table, std::int64_t total, std::int64_t context) {
   for (bool grown = true; left > 0 && grown;) {
     grown = false;
     for (std::int32_t layer = 0; layer < table.num_layers() && left > 0; ++layer) {
-      for (std::int32_t head = 0; head < table.num_kv_heads() && left > 0; ++head) {
+      for (std::int32_t head = 0; head < table.num_kv_heads(layer) && left > 0; ++head) {
         auto const& policy = table.at(layer, head);
-        if (!ha::policy_window(policy, "fill_up") || ha::held_tokens(policy, context) >= context) continue;
+        std::int64_t const window = table.window(layer);
+        std::int64_t const most = window != 0 ? std::min(window, context) : context;
+        if (!ha::policy_window(policy, "fill_up") || ha::held_tokens(policy, context) >= most) continue;
         table.set(layer, head, widened(policy));
         --left;
         grown = true;
@@ -125,13 +130,25 @@ void fill_up(ha::PolicyTable& table, std::int64_t total, std::int64_t context) {
   }
 }
 
-AblationTables::AblationTables(AblationCalibration const& calibration, ModelShape shape, std::int64_t context,
+AblationTables::AblationTables(AblationCalibration const& calibration, ha::ModelShape shape, std::int64_t context,
                                std::int64_t budget_tokens)
-    : calibration_(&calibration), shape_(std::move(shape)), context_(context), budget_tokens_(budget_tokens) {}
+    : calibration_(&calibration),
+      shape_(std::move(shape)),
+      num_heads_(ha::PolicyTable(shape_).heads().total()),
+      context_(context),
+      budget_tokens_(budget_tokens) {
+  std::int64_t row = 0;
+  for (ha::LayerShape const& layer : shape_.layers()) {
+    std::int64_t const own = layer.token_bytes(1).total();
+    bool const alike = row == 0 || own == 0 || own == row;
+    ha::require(alike, "rows of KV heads", "of one size, as sizes here are in tokens", "others", "AblationTables");
+    if (own > 0) row = own;
+  }
+}
 
 ha::PolicyTable AblationTables::of(AblationSetup const& setup) const {
   switch (setup.method) {
-    case AblationMethod::full: return {shape_.layers, shape_.num_kv_heads, ha::Full{}};
+    case AblationMethod::full: return ha::PolicyTable(shape_, ha::Full{});
     case AblationMethod::uniform: return uniform(setup);
     case AblationMethod::rules: return rules(setup.aggressive);
     case AblationMethod::planned: break;
@@ -148,24 +165,34 @@ std::int64_t AblationTables::total(AblationSetup const& setup) const {
     return ha::held_tokens(rules(setup.size == AblationSize::aggressive_rules), context_);
   }
   auto const each = static_cast<std::int64_t>(setup.size_share * static_cast<double>(budget_tokens_));
-  return each * shape_.layers * shape_.num_kv_heads;
+  std::int64_t total = 0;  // layers that slide hold their window at most
+  for (ha::LayerShape const& layer : shape_.layers()) {
+    if (layer.has_cache()) total += layer.num_kv_heads * layer.visible(each);
+  }
+  return total;
 }
 
 ha::PolicyTable AblationTables::rules(bool aggressive) const {
-  return ha::table_from_classifications(calibration_->classes(), shape_.config(),
+  return ha::table_from_classifications(calibration_->classes(), shape_,
                                         aggressive ? ha::TypePolicies::aggressive() : ha::TypePolicies::conservative());
 }
 
 ha::Budget AblationTables::budget_beside(std::vector<std::int32_t> const& whole, AblationSetup const& setup) const {
-  auto const whole_heads = std::ssize(whole) * shape_.num_kv_heads;
-  return budget_of(total(setup) - whole_heads * context_,
-                   std::int64_t{shape_.layers} * shape_.num_kv_heads - whole_heads);
+  std::int64_t whole_heads = 0;
+  std::int64_t whole_tokens = 0;
+  for (std::int32_t const index : whole) {
+    ha::LayerShape const& layer = shape_.layer(index);
+    if (!layer.has_cache()) continue;
+    whole_heads += layer.num_kv_heads;
+    whole_tokens += layer.num_kv_heads * layer.visible(context_);
+  }
+  return budget_of(total(setup) - whole_tokens, num_heads_ - whole_heads);
 }
 
 ha::PolicyTable AblationTables::uniform(AblationSetup const& setup) const {
-  auto const whole = whole_layers(setup, shape_.layers);
+  auto const whole = whole_layers(setup, shape_.num_layers());
   auto const windows = ha::uniform_table(1, 1, budget_beside(whole, setup), context_, 1, setup.sink);
-  ha::PolicyTable table = ha::PolicyTable(shape_.layers, shape_.num_kv_heads, windows.at(0, 0)).skip_layers(whole);
+  ha::PolicyTable table = ha::PolicyTable(shape_, windows.at(0, 0)).skip_layers(whole);
   fill_up(table, total(setup), context_);
   return table;
 }
@@ -175,7 +202,7 @@ PlannerInput AblationTables::input_of(AblationSetup const& setup) const {
   if (setup.replan_step > 0) first = planned(first_of(setup));
   ha::PlanOptions options;
   options.floor = setup.floor;
-  options.skip_layers = whole_layers(setup, shape_.layers);
+  options.skip_layers = whole_layers(setup, shape_.num_layers());
   auto errors = errors_of(setup, *calibration_, false, first ? &*first : nullptr);
   if (!setup.candidate_sinks.empty()) errors = with_sinks(std::move(errors), setup.candidate_sinks);
   auto const budget = budget_beside(options.skip_layers, setup);
@@ -193,11 +220,16 @@ ha::PolicyPlan AblationTables::planned(AblationSetup const& setup) const {
 ha::PolicyTable AblationTables::planned_by_query_heads(AblationSetup const& setup) const {
   // What a group keeps in common is more than its members' mean: the largest plan of them that fits is looked for.
   auto const errors = errors_of(setup, *calibration_, true);
-  std::int64_t const heads = std::int64_t{shape_.layers} * shape_.num_query_heads;
+  std::int64_t heads = 0;
+  std::int32_t largest_group = 1;
+  for (ha::LayerShape const& layer : shape_.layers()) {
+    heads += layer.num_query_heads;
+    if (layer.attends()) largest_group = std::max(largest_group, layer.group());
+  }
   std::int64_t const allowed = total(setup);
   std::int64_t low = heads;  // a token per head
-  std::int64_t high = allowed * (shape_.num_query_heads / shape_.num_kv_heads) + 1;
-  ha::PolicyTable best(shape_.layers, shape_.num_kv_heads, ha::Prune{});
+  std::int64_t high = allowed * largest_group + 1;
+  ha::PolicyTable best(shape_, ha::Prune{});
   bool found = false;
   while (low < high) {
     std::int64_t const middle = low + (high - low) / 2;

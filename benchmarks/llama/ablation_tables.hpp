@@ -5,6 +5,7 @@
 #include "llama/ablation_calibration.hpp"
 #include "llama/ablation_groups.hpp"
 
+#include <headaware/model_shape.hpp>
 #include <headaware/plan/budget.hpp>
 #include <headaware/plan/policy_plan.hpp>
 #include <headaware/policy/table.hpp>
@@ -17,7 +18,8 @@ namespace llama_adapter {
 class AblationTables {
  public:
   /// @param calibration  measured; borrowed @param budget_tokens  of a KV head, on average
-  AblationTables(AblationCalibration const& calibration, ModelShape shape, std::int64_t context,
+  /// @throws ArgumentError if KV heads of layers hold rows of different sizes
+  AblationTables(AblationCalibration const& calibration, headaware::ModelShape shape, std::int64_t context,
                  std::int64_t budget_tokens);
 
   /// @brief The table of a configuration. Those of one size hold the same number of tokens, to the token.
@@ -45,7 +47,8 @@ class AblationTables {
   [[nodiscard]] headaware::PolicyTable planned_by_query_heads(AblationSetup const& setup) const;
 
   AblationCalibration const* calibration_;
-  ModelShape shape_;
+  headaware::ModelShape shape_;
+  std::int64_t num_heads_;  ///< KV heads of all layers
   std::int64_t context_;
   std::int64_t budget_tokens_;
 };

@@ -137,17 +137,19 @@ std::vector<std::int64_t> even_starts(std::int64_t tokens, std::int64_t count, s
 }
 
 /// Tokens a KV head of the layers that are not skipped.
-std::vector<std::int64_t> mean_budgets(Options const& options, llama_adapter::ModelShape const& shape) {
+std::vector<std::int64_t> mean_budgets(Options const& options, ha::ModelShape const& shape) {
   std::vector<std::int64_t> means;
   if (options.budgets.empty()) return means;
-  auto const token = ha::TokenBytes::of(shape.head_dim, options.run.exact ? 4 : 2);
+  ha::LayerBytes const token(shape, options.run.exact ? 4 : 2);
   auto skipped = options.compared.skip_layers;
   std::sort(skipped.begin(), skipped.end());
-  auto const heads = support::planned_heads(shape.layers, shape.num_kv_heads, skipped);
+  support::PlannedCache const cache(shape, skipped, options.compared.context);
   for (auto const& text : options.budgets) {
     auto const budget = support::parse_budget(text, token);
-    support::require_within_cache(budget, heads, options.compared.context);
-    means.push_back(budget.total(heads, options.compared.context) / heads);
+    ha::require(budget.row_bytes().empty(), "--budget",
+                "tokens per KV head or a share, as rows of the model's layers differ in size", text, "--budget");
+    support::require_within_cache(budget, shape, skipped, options.compared.context);
+    means.push_back(cache.budget(budget, options.compared.context) / cache.heads);
     ha::require(means.back() > 0, "--budget", "at least one token per KV head", text, "--budget");
   }
   return means;
@@ -172,7 +174,7 @@ void run(Options options) {
   llama_adapter::Model const model(options.run.to_run(llama_adapter::exact_copy));
   // Before anything that takes long.
   options.compared.budgets = mean_budgets(options, model.shape());
-  auto runs = benchmark_runs(options.compared, model.shape().config());
+  auto runs = benchmark_runs(options.compared, model.shape());
   auto tokens = model.tokenize(ha::read_text_file(options.text), false);
   if (options.max_tokens > 0) tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(options.max_tokens)));
   auto const length = std::ssize(tokens);

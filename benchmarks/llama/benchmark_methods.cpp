@@ -37,7 +37,7 @@ double mean_held(ha::PolicyTable const& table, std::int64_t context, std::vector
   std::int64_t heads = 0;
   for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
     if (std::find(skipped.begin(), skipped.end(), layer) != skipped.end()) continue;
-    for (std::int32_t head = 0; head < table.num_kv_heads(); ++head, ++heads) {
+    for (std::int32_t head = 0; head < table.num_kv_heads(layer); ++head, ++heads) {
       tokens += ha::held_tokens(table.at(layer, head), context);
     }
   }
@@ -69,7 +69,7 @@ std::string listed(std::vector<std::int32_t> const& layers) {
 /// MethodRuns of the methods, each size once.
 class MethodRuns {
  public:
-  MethodRuns(MethodOptions const& options, ha::ModelConfig const& model) : options_(&options), model_(model) {}
+  MethodRuns(MethodOptions const& options, ha::ModelShape const& model) : options_(&options), model_(model) {}
 
   void add(std::string const& method, std::int64_t budget, ha::PolicyTable const& table,
            std::filesystem::path const& file = {}) {
@@ -83,21 +83,19 @@ class MethodRuns {
   }
   void add_uniform(std::string const& method, std::int64_t budget) {
     auto const size = ha::Budget::tokens(static_cast<double>(budget));
-    add(method, budget,
-        ha::uniform_table(model_.num_hidden_layers, model_.num_key_value_heads, size, options_->context, 1,
-                          method == "streaming_llm" ? 4 : 0));
+    add(method, budget, ha::uniform_table(model_, size, options_->context, 1, method == "streaming_llm" ? 4 : 0));
   }
   [[nodiscard]] std::vector<BenchmarkRun> take() { return std::move(runs_); }
 
  private:
   MethodOptions const* options_;
-  ha::ModelConfig model_;
+  ha::ModelShape model_;
   std::vector<BenchmarkRun> runs_;
 };
 
 }  // namespace
 
-std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::ModelConfig const& model) {
+std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::ModelShape const& model) {
   std::int64_t const context = options.context;
   MethodRuns runs(options, model);
 
@@ -167,16 +165,17 @@ std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::Model
 namespace {
 
 /// @throws ArgumentError unless the gates are of a model of this shape
-void require_gates_of(ha::ModelConfig const& model, ha::DuoGates const& gates, char const* where) {
-  ha::require(gates.num_layers == model.num_hidden_layers, "layers of the gates", model.num_hidden_layers,
-              gates.num_layers, where);
-  ha::require(gates.num_kv_heads == model.num_key_value_heads, "KV heads of the gates", model.num_key_value_heads,
-              gates.num_kv_heads, where);
+void require_gates_of(ha::ModelShape const& model, ha::DuoGates const& gates, char const* where) {
+  ha::require(model.uniform(), "model of the gates", "one whose layers are all alike", "another", where);
+  ha::require(gates.num_layers == model.num_layers(), "layers of the gates", model.num_layers(), gates.num_layers,
+              where);
+  std::int32_t const heads = model.layer(0).num_kv_heads;
+  ha::require(gates.num_kv_heads == heads, "KV heads of the gates", heads, gates.num_kv_heads, where);
 }
 
 }  // namespace
 
-ha::PolicyTable duo_share_table(ha::DuoGates gates, ha::ModelConfig const& model, double share,
+ha::PolicyTable duo_share_table(ha::DuoGates gates, ha::ModelShape const& model, double share,
                                 std::optional<std::int32_t> sink, std::optional<std::int32_t> window) {
   require_gates_of(model, gates, "--method duo");
   gates.sink_size = sink.value_or(gates.sink_size);
@@ -184,7 +183,7 @@ ha::PolicyTable duo_share_table(ha::DuoGates gates, ha::ModelConfig const& model
   return ha::table_from_duo_gates(gates, ha::FullHeadShare{share});
 }
 
-ha::PolicyTable duo_table(ha::DuoGates const& gates, ha::ModelConfig const& model, std::int64_t budget,
+ha::PolicyTable duo_table(ha::DuoGates const& gates, ha::ModelShape const& model, std::int64_t budget,
                           std::int64_t context, std::optional<std::int32_t> sink, std::optional<std::int32_t> window) {
   constexpr auto where = "--method duo";
   require_gates_of(model, gates, where);

@@ -10,9 +10,12 @@
 #include <headaware/cache/compact.hpp>
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/rolling.hpp>
+#include <headaware/classify/builders.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
+#include <headaware/layout/concept.hpp>
+#include <headaware/layout/per_layer.hpp>
 #include <headaware/layout/strided.hpp>
 #include <headaware/plan/compare.hpp>
 
@@ -79,11 +82,11 @@ struct TimedModel {
 };
 
 template <class T>
-EvictedText read_text(Model const& model, std::vector<std::int32_t> const& windows, EvictedOptions const& options,
-                      EvictedJob const& job, Advanced const& advanced) {
+EvictedText read_text(Model const& model, EvictedOptions const& options, EvictedJob const& job,
+                      Advanced const& advanced) {
   EvictedText result;
   auto const tokens = job.tokens;
-  CachedModel<T> cached(model, job.table, windows, std::ssize(tokens) + job.decode_tokens,
+  CachedModel<T> cached(model, job.table, std::ssize(tokens) + job.decode_tokens,
                         {.chunk = options.chunk, .all_logits = true, .threads = options.threads});
   result.kv_bytes_peak = cached.cache().bytes();
   TimedModel<T> timed{cached};
@@ -104,20 +107,35 @@ EvictedText read_text(Model const& model, std::vector<std::int32_t> const& windo
 }
 
 template <class T>
-double best_compaction(ha::PolicyTable const& table, ModelShape const& shape, std::int64_t context) {
-  std::int64_t const layer_elements = shape.num_kv_heads * context * shape.head_dim;
-  std::vector<T> full(static_cast<std::size_t>(2 * shape.layers * layer_elements), ha::from_float<T>(1));
-  std::vector<ha::LayerKv<T>> layers;
-  for (std::int32_t layer = 0; layer < shape.layers; ++layer) {
-    T* const keys = full.data() + 2 * layer * layer_elements;
-    layers.push_back({keys, keys + layer_elements});
-  }
+double best_compaction(ha::PolicyTable const& table, ha::ModelShape const& shape, std::int64_t context) {
   ha::RollingSlots const slots(table, 1, {.max_tokens = context, .slack = 0});
-  std::vector<T> keys(static_cast<std::size_t>(slots.rows_total() * shape.head_dim));
-  std::vector<T> values(keys.size());
-  auto const kept = ha::rolling(slots, slots.view(), keys.data(), values.data(), shape.head_dim);
+  std::vector<ha::KvLayouts<ha::StridedLayout, ha::StridedLayout>> layouts;
+  std::int64_t elements = 0;
+  std::int64_t key_elements = 0;
+  std::int64_t value_elements = 0;
+  for (std::int32_t index = 0; index < shape.num_layers(); ++index) {
+    ha::LayerShape const& layer = shape.layer(index);
+    layouts.emplace_back();
+    if (!layer.has_cache()) continue;
+    layouts.back() = {ha::strided_bhsd(1, layer.num_kv_heads, context, layer.head_dim),
+                      ha::strided_bhsd(1, layer.num_kv_heads, context, layer.value_dim)};
+    elements += layer.num_kv_heads * context * (layer.head_dim + layer.value_dim);
+    key_elements += slots.rows_total(index) * layer.head_dim;
+    value_elements += slots.rows_total(index) * layer.value_dim;
+  }
+  std::vector<T> full(static_cast<std::size_t>(elements), ha::from_float<T>(1));
+  std::vector<ha::LayerKv<T>> layers;
+  T* next = full.data();
+  for (ha::LayerShape const& layer : shape.layers()) {
+    T* const values = next + layer.num_kv_heads * context * layer.head_dim;
+    layers.push_back({next, values});
+    next = values + layer.num_kv_heads * context * layer.value_dim;
+  }
+  std::vector<T> keys(static_cast<std::size_t>(key_elements));
+  std::vector<T> values(static_cast<std::size_t>(value_elements));
+  auto const kept = ha::rolling(slots, slots.view(), keys.data(), values.data(), shape);
   ha::Compaction const plan(table, std::array{static_cast<std::int32_t>(context)});
-  auto const source = ha::strided_bhsd(1, shape.num_kv_heads, context, shape.head_dim);
+  auto const source = ha::per_layer(layouts);
   double best = std::numeric_limits<double>::infinity();
   for (int i = 0; i < 5; ++i) best = std::min(best, seconds_of([&] { ha::compress(plan, layers, source, kept); }));
   return best;
@@ -136,7 +154,6 @@ void save_text(std::filesystem::path const& path, EvictedText const& text) {
 EvictedStore::EvictedStore(Model const& model, EvictedOptions const& options, std::filesystem::path folder)
     : model_(&model),
       options_(options),
-      windows_(layer_windows(model)),
       folder_(std::move(folder)),
       about_(identity_of(model) + " evicted " + std::to_string(element_bytes()) + " " + std::to_string(options.chunk) +
              " " + std::to_string(options.threads)) {
@@ -156,14 +173,11 @@ std::filesystem::path EvictedStore::path_of(EvictedJob const& job) const {
 
 std::vector<EvictedText> EvictedStore::run(std::string const& what, std::span<EvictedJob const> jobs) {
   constexpr auto where = "EvictedStore::run";
-  ModelShape const& shape = model_->shape();
   std::int64_t total = 0;
   std::int64_t done = 0;
   std::size_t known = 0;
   for (EvictedJob const& job : jobs) {
-    ha::require(job.table.num_layers() == shape.layers, "table's layers", shape.layers, job.table.num_layers(), where);
-    ha::require(job.table.num_kv_heads() == shape.num_kv_heads, "table's KV heads", shape.num_kv_heads,
-                job.table.num_kv_heads(), where);
+    (void)ha::within_layers(job.table, model_->shape(), where);
     ha::require(job.tokens.size() > 1, "tokens", "at least two", job.tokens.size(), where);
     ha::require(job.decode_tokens >= 0, "decode_tokens", ">= 0", job.decode_tokens, where);
     std::int64_t const tokens = std::ssize(job.tokens) + job.decode_tokens;
@@ -189,8 +203,8 @@ std::vector<EvictedText> EvictedStore::run(std::string const& what, std::span<Ev
   for (EvictedJob const& job : jobs) {
     auto const path = path_of(job);
     if (!std::filesystem::exists(path)) {
-      save_text(path, options_.single_precision ? read_text<float>(*model_, windows_, options_, job, advanced)
-                                                : read_text<ha::float16>(*model_, windows_, options_, job, advanced));
+      save_text(path, options_.single_precision ? read_text<float>(*model_, options_, job, advanced)
+                                                : read_text<ha::float16>(*model_, options_, job, advanced));
       done += std::ssize(job.tokens) + job.decode_tokens;
     }
     result.push_back(parse_evicted_text(ha::read_text_file(path), path.string(), std::ssize(job.tokens) - 1));
@@ -201,7 +215,7 @@ std::vector<EvictedText> EvictedStore::run(std::string const& what, std::span<Ev
 
 double EvictedStore::compaction_seconds(ha::PolicyTable const& table, std::int64_t context) const {
   Cores const cores(options_.threads);
-  auto const seen = within_windows(table, windows_);
+  auto const seen = ha::within_layers(table, model_->shape());
   return options_.single_precision ? best_compaction<float>(seen, model_->shape(), context)
                                    : best_compaction<ha::float16>(seen, model_->shape(), context);
 }

@@ -38,7 +38,6 @@ class EvictedStore {
 
   [[nodiscard]] Model const& model() const { return *model_; }
   [[nodiscard]] EvictedOptions const& options() const { return options_; }
-  [[nodiscard]] std::vector<std::int32_t> const& windows() const { return windows_; }
   /// Bytes of an element of keys and values.
   [[nodiscard]] std::int64_t element_bytes() const { return options_.single_precision ? 4 : 2; }
 
@@ -58,7 +57,6 @@ class EvictedStore {
 
   Model const* model_;
   EvictedOptions options_;
-  std::vector<std::int32_t> windows_;
   std::filesystem::path folder_;
   std::string about_;  ///< tells models and ways to run them apart
 };

@@ -1,6 +1,5 @@
 #include "llama/policy_benchmark.hpp"
 
-#include "tools/llama/head_cache.hpp"
 #include "tools/report/gallery.hpp"
 #include "tools/report/gnuplot.hpp"
 #include "tools/report/size_curves.hpp"
@@ -8,7 +7,7 @@
 #include "tools/support/folder.hpp"
 #include "tools/support/json_text.hpp"
 
-#include <headaware/cache/compaction.hpp>
+#include <headaware/classify/builders.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/plan/compare.hpp>
@@ -42,12 +41,17 @@ void score(EvaluationText const& text, std::span<std::vector<double> const> loss
 }
 
 /// Sizes of a run's cache after `context` tokens.
-void account(ModelShape const& shape, std::span<std::int32_t const> windows, std::int64_t context,
-             std::int64_t element_bytes, BenchmarkRun& run) {
-  ha::PolicyTable const table = within_windows(run.table, windows);
-  std::int64_t const kept = ha::held_tokens(table, context);
-  run.mean_kept_tokens = static_cast<double>(kept) / (static_cast<double>(shape.layers) * shape.num_kv_heads);
-  run.kv_bytes_end = kept * ha::TokenBytes::of(shape.head_dim, static_cast<std::size_t>(element_bytes)).total();
+void account(ha::ModelShape const& shape, std::int64_t context, std::int64_t element_bytes, BenchmarkRun& run) {
+  ha::PolicyTable const table = ha::within_layers(run.table, shape);
+  run.mean_kept_tokens =
+      static_cast<double>(ha::held_tokens(table, context)) / static_cast<double>(table.heads().total());
+  run.kv_bytes_end = 0;
+  for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
+    std::int64_t const token = shape.layer(layer).token_bytes(static_cast<std::size_t>(element_bytes)).total();
+    for (std::int32_t head = 0; head < table.num_kv_heads(layer); ++head) {
+      run.kv_bytes_end += ha::held_tokens(table.at(layer, head), context) * token;
+    }
+  }
 }
 
 /// Fills in the times of a run. @param texts  of each piece
@@ -194,10 +198,9 @@ void run_benchmark(LossStore& losses, std::span<std::int32_t const> tokens, Benc
     for (auto const& piece : pieces) jobs.push_back({piece, run.table});
   }
   auto const all = losses.losses("benchmark", jobs);
-  auto const windows = layer_windows(model);
   for (std::size_t i = 0; i < runs.size(); ++i) {
     score(evaluated, std::span(all).subspan(i * pieces.size(), pieces.size()), runs[i]);
-    account(model.shape(), windows, text.place.context, text.element_bytes, runs[i]);
+    account(model.shape(), text.place.context, text.element_bytes, runs[i]);
   }
   measure_gaps(runs);
 }
@@ -219,7 +222,7 @@ void run_benchmark(EvictedStore& evicted, std::span<std::int32_t const> tokens, 
     std::vector<std::vector<double>> losses;
     for (EvictedText const& one : texts) losses.push_back(one.losses);
     score(evaluated, losses, runs[i]);
-    account(model.shape(), evicted.windows(), text.place.context, evicted.element_bytes(), runs[i]);
+    account(model.shape(), text.place.context, evicted.element_bytes(), runs[i]);
     time(texts, pieces, text.decode_tokens, runs[i]);
     runs[i].compaction_s = evicted.compaction_seconds(runs[i].table, text.place.context);
   }

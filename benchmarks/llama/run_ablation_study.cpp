@@ -93,10 +93,7 @@ void run(Options const& options) {
   }
   if (options.list) {
     // Sizes that depend on the model are those of a usual one where none is given.
-    llama_adapter::ModelShape shape;
-    shape.layers = 32;
-    shape.num_kv_heads = 8;
-    shape.head_dim = 128;
+    ha::ModelShape shape = ha::ModelConfig{32, 8, 8, 128};
     if (!options.run.model.empty()) shape = llama_adapter::Model(options.run.model).shape();
     auto const scale = llama_adapter::ablation_scale(study_options, shape);
     auto const groups = llama_adapter::choose_groups(llama_adapter::ablation_groups(scale), options.groups);

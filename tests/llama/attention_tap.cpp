@@ -80,7 +80,7 @@ std::pair<std::vector<double>, std::vector<double>> losses_of_both(Model const& 
     own = alone.losses();
   }
   AttentionTap tap(
-      model.shape(),
+      model,
       [&](TappedAttention const& layer) {
         windows[layer.layer] = layer.sliding_window;
         // So that an output left as it was would show.
@@ -102,7 +102,7 @@ TEST_CASE("what the tap hands over gives the engine's own probabilities and outp
     HEADAWARE_REQUIRE_MODEL(name);
     Model const model(exact_model_path(name));
     std::vector<std::unique_ptr<Kept>> layers;
-    AttentionTap tap(model.shape(), [&](TappedAttention const& layer) {
+    AttentionTap tap(model, [&](TappedAttention const& layer) {
       CHECK(layer.output == nullptr);
       layers.push_back(std::make_unique<Kept>(layer));
     });
@@ -112,7 +112,7 @@ TEST_CASE("what the tap hands over gives the engine's own probabilities and outp
     context.evaluate(tokens, 7);
 
     auto const& shape = model.shape();
-    REQUIRE(layers.size() == static_cast<std::size_t>(shape.layers));
+    REQUIRE(layers.size() == static_cast<std::size_t>(shape.num_layers()));
     REQUIRE(checker.probabilities.size() == layers.size());
     REQUIRE(checker.outputs.size() == layers.size());
     double worst_probability = 0;
@@ -120,12 +120,14 @@ TEST_CASE("what the tap hands over gives the engine's own probabilities and outp
     for (std::size_t l = 0; l < layers.size(); ++l) {
       auto const& layer = layers[l]->layer;
       REQUIRE(layer.layer == static_cast<std::int32_t>(l));
-      REQUIRE(layer.num_query_heads == shape.num_query_heads);
-      REQUIRE(layer.num_kv_heads == shape.num_kv_heads);
-      REQUIRE(layer.head_dim == shape.head_dim);
+      ha::LayerShape const& expected = shape.layer(layer.layer);
+      REQUIRE(layer.num_query_heads == expected.num_query_heads);
+      REQUIRE(layer.num_kv_heads == expected.num_kv_heads);
+      REQUIRE(layer.head_dim == expected.head_dim);
+      REQUIRE(layer.value_dim == expected.value_dim);
       REQUIRE(layer.tokens == 48);
       REQUIRE(layer.soft_cap == 0);
-      REQUIRE(layer.sliding_window == 0);
+      REQUIRE(layer.sliding_window == expected.window);
       std::size_t const cells = checker.probabilities[l].size() / static_cast<std::size_t>(48 * layer.num_query_heads);
       for (std::int32_t head = 0; head < layer.num_query_heads; ++head) {
         for (std::int64_t query = 0; query < layer.tokens; ++query) {
@@ -159,9 +161,8 @@ TEST_CASE("positions are those of the evaluation") {
   HEADAWARE_REQUIRE_MODEL(smollm2);
   Model const model(model_path(smollm2));
   std::vector<std::int32_t> positions;
-  AttentionTap tap(model.shape(), [&](TappedAttention const& layer) {
-    positions.assign(layer.positions.begin(), layer.positions.end());
-  });
+  AttentionTap tap(
+      model, [&](TappedAttention const& layer) { positions.assign(layer.positions.begin(), layer.positions.end()); });
   Context context(model, {.tokens = 8, .all_logits = false, .observer = &tap});
   auto const tokens = text_tokens(model, 8);
   context.evaluate(tokens, 100);
@@ -186,7 +187,7 @@ TEST_CASE("own attention in the place of the engine's leaves its losses as they 
   }
 }
 
-TEST_CASE("a layer's sliding window is read from its mask") {
+TEST_CASE("a layer's sliding window is the model's, and its mask's") {
   HEADAWARE_REQUIRE_MODEL(gemma3);
   Model const model(exact_model_path(gemma3));
   auto const tokens = text_tokens(model, 700);
@@ -206,7 +207,7 @@ TEST_CASE("what the handler leaves in the output is what the model goes on with"
   Model const model(model_path(smollm2));
   auto const tokens = text_tokens(model, 32);
   auto const losses = [&](AttentionTap::Handler handler, TapMode mode) {
-    AttentionTap tap(model.shape(), std::move(handler), mode);
+    AttentionTap tap(model, std::move(handler), mode);
     Context context(model, {.tokens = 32, .observer = &tap});
     context.evaluate(tokens);
     return context.losses();
@@ -227,7 +228,7 @@ TEST_CASE("an exception in the handler ends the evaluation and comes back, and t
   auto const tokens = text_tokens(model, 16);
   int calls = 0;
   bool broken = true;
-  AttentionTap tap(model.shape(), [&](TappedAttention const& layer) {
+  AttentionTap tap(model, [&](TappedAttention const& layer) {
     ++calls;
     if (broken && layer.layer == 3) throw std::runtime_error("enough");
   });
@@ -246,7 +247,7 @@ TEST_CASE("a node that is missing is named") {
   HEADAWARE_REQUIRE_MODEL(smollm2);
   Model const model(model_path(smollm2));
   auto const tokens = text_tokens(model, 8);
-  AttentionTap tap(model.shape(), [](TappedAttention const&) {});
+  AttentionTap tap(model, [](TappedAttention const&) {});
   Checker checker(tap);
   std::vector<std::string> names;
   auto const check = [&](bool flash, std::string const& hidden, ha::ErrorDetail const& parts) {

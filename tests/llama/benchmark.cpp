@@ -245,7 +245,7 @@ TEST_CASE("evicted caches and masks measure the same, and what was measured is k
   HEADAWARE_REQUIRE_MODEL(smollm2);
   TemporaryFolder const folder;
   Model const model(exact_model_path(smollm2));
-  ha::ModelConfig const config = model.shape().config();
+  ha::ModelConfig const config{30, 9, 3, 64};
   auto const tokens = text_tokens(model, 512);
   BenchmarkText const text{
       .place = {.context = 256, .passages = {0}, .copies = {300}}, .decode_tokens = 6, .element_bytes = 4};

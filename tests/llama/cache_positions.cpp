@@ -67,7 +67,7 @@ std::vector<double> by_definition(TappedAttention const& layer, ha::PolicyTable 
 std::vector<std::vector<float>> keys_at(Model const& model, std::vector<std::int32_t> const& tokens,
                                         std::int32_t position) {
   std::vector<std::vector<float>> keys;
-  AttentionTap tap(model.shape(), [&](TappedAttention const& layer) {
+  AttentionTap tap(model, [&](TappedAttention const& layer) {
     keys.emplace_back(layer.keys, layer.keys + layer.tokens * layer.num_kv_heads * layer.head_dim);
   });
   Context context(model, {.tokens = static_cast<std::int32_t>(tokens.size()), .observer = &tap});
@@ -80,10 +80,10 @@ void check_rotations(std::string const& name) {
   auto const tokens = text_tokens(model, 24);
   constexpr std::int32_t shift = 37;
   auto const rotations = key_rotations(model);
-  REQUIRE(static_cast<std::int32_t>(rotations.size()) == model.shape().layers);
+  REQUIRE(static_cast<std::int32_t>(rotations.size()) == model.shape().num_layers());
   auto const before = keys_at(model, tokens, 0);
   auto after = keys_at(model, tokens, shift);
-  auto const width = static_cast<std::size_t>(model.shape().head_dim);
+  auto const width = static_cast<std::size_t>(model.shape().layer(0).head_dim);
   for (std::size_t layer = 0; layer < rotations.size(); ++layer) {
     double largest = 0;
     double size = 0;
@@ -135,6 +135,7 @@ TEST_CASE("attention at positions of the cache is that over keys re-rotated to t
                                   .num_kv_heads = num_kv_heads,
                                   .tokens = tokens,
                                   .head_dim = head_dim,
+                                  .value_dim = head_dim,
                                   .positions = positions,
                                   .scale = 0.3F,
                                   .output = output.data()};

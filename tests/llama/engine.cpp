@@ -14,26 +14,27 @@ using namespace llama_adapter;
 
 TEST_CASE("a model's shape is read from its file") {
   HEADAWARE_REQUIRE_MODEL(smollm2);
-  ModelShape const shape = Model(model_path(smollm2)).shape();
-  CHECK(shape.architecture == "llama");
-  CHECK_FALSE(shape.name.empty());
-  CHECK(shape.layers == 30);
-  CHECK(shape.num_query_heads == 9);
-  CHECK(shape.num_kv_heads == 3);
-  CHECK(shape.head_dim == 64);
-  CHECK(shape.hidden_size == 576);
-  CHECK(shape.vocabulary == 49152);
+  Model const model(model_path(smollm2));
+  CHECK(model.info().architecture == "llama");
+  CHECK_FALSE(model.info().name.empty());
+  CHECK(model.info().hidden_size == 576);
+  CHECK(model.info().vocabulary == 49152);
+  CHECK_FALSE(model.info().recurrent);
+  CHECK(model.shape() == ha::ModelConfig{30, 9, 3, 64});
 }
 
 TEST_CASE("a head need not be as wide as hidden size by heads") {
   HEADAWARE_REQUIRE_MODEL(gemma3);
-  ModelShape const shape = Model(model_path(gemma3)).shape();
-  CHECK(shape.architecture == "gemma3");
-  CHECK(shape.layers == 18);
-  CHECK(shape.num_query_heads == 4);
-  CHECK(shape.num_kv_heads == 1);
-  CHECK(shape.head_dim == 256);
-  CHECK(shape.hidden_size == 640);
+  Model const model(model_path(gemma3));
+  CHECK(model.info().architecture == "gemma3");
+  CHECK(model.info().hidden_size == 640);
+  REQUIRE(model.shape().num_layers() == 18);
+  for (ha::LayerShape const& layer : model.shape().layers()) {
+    CHECK(layer.num_query_heads == 4);
+    CHECK(layer.num_kv_heads == 1);
+    CHECK(layer.head_dim == 256);
+    CHECK((layer.window == 0 || layer.window == 512));
+  }
 }
 
 TEST_CASE("text survives being made into tokens and back") {
@@ -104,8 +105,8 @@ TEST_CASE("evaluations begin with an empty memory, and refuse what does not fit"
 TEST_CASE("a layer's output projection is the same matrix in every precision, but for rounding") {
   HEADAWARE_REQUIRE_MODEL(smollm2);
   Model const model(model_path(smollm2));
-  OutputProjections const quantised(model.path(), model.shape());
-  OutputProjections const exact(exact_model_path(smollm2), model.shape());
+  OutputProjections const quantised(model.path(), model.info(), model.shape());
+  OutputProjections const exact(exact_model_path(smollm2), model.info(), model.shape());
   for (std::int32_t const layer : {0, 29}) {
     auto const matrix = quantised.layer(layer);
     REQUIRE(matrix.size() == 576U * 576U);
@@ -114,8 +115,7 @@ TEST_CASE("a layer's output projection is the same matrix in every precision, bu
     CHECK(std::all_of(matrix.begin(), matrix.end(), [](float x) { return std::abs(x) < 100; }));
   }
   check_error<ha::ArgumentError>([&] { (void)exact.layer(30); }, {"layer", "[0, 30)", "30", ""});
-  ModelShape other = model.shape();
-  other.num_query_heads = 8;
-  check_error<ha::FormatError>([&] { (void)OutputProjections(model.path(), other).layer(0); },
+  ha::ModelShape const other = ha::ModelConfig{30, 8, 2, 64};
+  check_error<ha::FormatError>([&] { (void)OutputProjections(model.path(), model.info(), other).layer(0); },
                                {"blk.0.attn_output.weight", "576 rows of 512", "576 rows of 576", "Q4_1"});
 }

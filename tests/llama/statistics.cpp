@@ -5,6 +5,7 @@
 #include "tools/llama/model_source.hpp"
 
 #include <headaware/classify/classifier.hpp>
+#include <headaware/io/gguf.hpp>
 #include <headaware/io/head_statistics.hpp>
 #include <headaware/stats/attention_observer.hpp>
 #include <headaware/stats/output_metric.hpp>
@@ -69,7 +70,7 @@ TEST_CASE("a model with sliding windows is observed within them") {
   options.max_tokens = 699;
   auto const source = llama_adapter::model_source(options);
   auto const model = source->model();
-  REQUIRE(model == ha::ModelConfig{18, 4, 1, 256});
+  CHECK(model == ha::load_gguf_shape(model_path(gemma3)));
   ha::ObserverParameters parameters;
   parameters.retention = ha::RetentionGrid{.sinks = {0}, .windows = {256, 512}};
   parameters.query_stride = 4;

@@ -32,16 +32,18 @@ namespace {
 
 /// The factors of W_O of all layers; none where the source does not know them.
 std::vector<ha::OutputMetric> output_metrics(AttentionSource const& source, bool wanted) {
-  ha::ModelConfig const model = source.model();
-  std::vector<ha::OutputMetric> result(static_cast<std::size_t>(model.num_hidden_layers));
+  ha::ModelShape const model = source.model();
+  std::vector<ha::OutputMetric> result(static_cast<std::size_t>(model.num_layers()));
   if (!wanted) return result;
-  for (std::int32_t layer = 0; layer < model.num_hidden_layers; ++layer) {
+  for (std::int32_t layer = 0; layer < model.num_layers(); ++layer) {
+    ha::LayerShape const& shape = model.layer(layer);
+    if (!shape.attends()) continue;
     std::vector<float> const projection = source.output_projection(layer);
     if (projection.empty()) return std::vector<ha::OutputMetric>(result.size());
-    std::int64_t const width = std::int64_t{model.num_attention_heads} * model.head_dim;
+    std::int64_t const width = shape.num_query_heads * shape.value_dim;
     result[static_cast<std::size_t>(layer)] =
-        ha::OutputMetric(projection.data(), static_cast<std::int64_t>(projection.size()) / width,
-                         model.num_attention_heads, model.head_dim);
+        ha::OutputMetric(projection.data(), static_cast<std::int64_t>(projection.size()) / width, shape.num_query_heads,
+                         shape.value_dim);
   }
   return result;
 }
@@ -134,7 +136,7 @@ Analysis analyze(AttentionSource& source, AnalysisOptions const& options) {
   ha::SavedObserver saved = begin(source, options);
   std::vector<std::int64_t> const texts = source.texts();
   Analysis result{std::move(saved.observer), saved.position, static_cast<std::int64_t>(texts.size()), 0, 0, 0, {}};
-  result.scores.resize(static_cast<std::size_t>(source.model().num_hidden_layers));
+  result.scores.resize(static_cast<std::size_t>(source.model().num_layers()));
   for (std::size_t i = 0; i < texts.size(); ++i) {
     result.tokens += texts[i];
     if (static_cast<std::int64_t>(i) < result.texts_done) result.tokens_done += texts[i];
@@ -145,7 +147,7 @@ Analysis analyze(AttentionSource& source, AnalysisOptions const& options) {
       output_metrics(source, options.output_metric && options.parameters.retention);
   support::Interrupt const interrupt;
   support::Progress progress("observing", "tokens", result.tokens, result.tokens_done);
-  auto const layers = static_cast<double>(source.model().num_hidden_layers);
+  auto const layers = static_cast<double>(source.model().num_layers());
   double saved_at = 0;
   try {
     for (auto i = static_cast<std::size_t>(result.texts_done); i < texts.size(); ++i) {
@@ -185,10 +187,11 @@ void write_results(Analysis const& analysis, AttentionSource const& source, std:
 
   remove_outdated(output_dir, input.retention.has_value());
   ha::save_statistics(output_dir / "head_statistics.json", input.statistics);
-  ha::save_classifications(output_dir / "head_classifications.json", input.classifications);
+  ha::save_classifications(output_dir / "head_classifications.json", input.classifications,
+                           input.statistics.model_info.layers);
   if (input.retention) ha::save_retention_statistics(output_dir / "retention_statistics.json", *input.retention);
 
-  ha::ModelConfig const model = source.model();
+  ha::ModelConfig const model = widest(source.model());
   About const about{source.name(),
                     source.description(),
                     analysis.complete(),

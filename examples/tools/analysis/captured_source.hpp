@@ -56,11 +56,19 @@ class CapturedSource : public AttentionSource {
     return std::filesystem::absolute(folder_ / ".").lexically_normal().parent_path().filename().string();
   }
   [[nodiscard]] std::string description() const override { return description_; }
-  [[nodiscard]] headaware::ModelConfig model() const override {
-    capture::Sequence const& first = arrays_.sequences.front();
-    auto const size = [](std::int64_t n) { return static_cast<std::int32_t>(n); };
-    return {size(first.keys.shape[0]), size(first.queries->shape[1]), size(first.keys.shape[1]),
-            size(first.keys.shape[3])};
+  [[nodiscard]] headaware::ModelShape model() const override {
+    headaware::ModelConfig const each = config();
+    std::vector<headaware::LayerShape> layers;
+    for (std::int32_t layer = 0; layer < each.num_hidden_layers; ++layer) {
+      std::int32_t const window = arrays_.sliding_windows[static_cast<std::size_t>(layer)];
+      layers.push_back({.kind = window > 0 ? headaware::LayerKind::sliding : headaware::LayerKind::attention,
+                        .num_query_heads = each.num_attention_heads,
+                        .num_kv_heads = each.num_key_value_heads,
+                        .head_dim = each.head_dim,
+                        .value_dim = each.head_dim,
+                        .window = window});
+    }
+    return headaware::ModelShape(std::move(layers));
   }
   [[nodiscard]] std::vector<std::int32_t> layers() const override { return arrays_.layers; }
   [[nodiscard]] std::vector<std::int64_t> texts() const override {
@@ -72,7 +80,7 @@ class CapturedSource : public AttentionSource {
   void run(std::size_t text, Handler const& handler) override {
     Piece const& piece = pieces_.at(text);
     capture::Sequence const& sequence = arrays_.sequences[piece.sequence];
-    auto const model_config = model();
+    headaware::ModelConfig const model_config = config();
     for (std::int32_t layer = 0; layer < model_config.num_hidden_layers; ++layer) {
       // The layers of an array lie as a batch.
       auto const layout = [&](std::int64_t heads) {
@@ -99,6 +107,14 @@ class CapturedSource : public AttentionSource {
   }
 
  private:
+  /// Heads and channels of every layer.
+  [[nodiscard]] headaware::ModelConfig config() const {
+    capture::Sequence const& first = arrays_.sequences.front();
+    auto const size = [](std::int64_t n) { return static_cast<std::int32_t>(n); };
+    return {size(first.keys.shape[0]), size(first.queries->shape[1]), size(first.keys.shape[1]),
+            size(first.keys.shape[3])};
+  }
+
   /// Part of a sequence that is one text.
   struct Piece {
     std::size_t sequence;

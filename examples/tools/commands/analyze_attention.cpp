@@ -149,9 +149,8 @@ void plan(Options const& options) {
   if (options.budget.empty()) {
     throw ha::ArgumentError({"--plan", "--budget too: 25% (of the context) or 512 (tokens per KV head)", "none", ""});
   }
-  llama_adapter::ModelShape const shape = llama_adapter::Model(options.run.model).shape();
-  ha::Budget const budget =
-      support::parse_budget(options.budget, ha::TokenBytes::of(shape.head_dim, options.run.exact ? 4 : 2));
+  ha::ModelShape const shape = llama_adapter::Model(options.run.model).shape();
+  ha::Budget const budget = support::parse_budget(options.budget, {shape, options.run.exact ? 4U : 2U});
   support::MeasuringOptions const& measuring = options.measuring;
   llama_adapter::PlanningOptions planning;
   planning.model = options.run.to_run(llama_adapter::exact_copy);
@@ -236,11 +235,8 @@ int run(Options& options) {
     options.analysis.parameters.retention = grid_of(options, longest);
   }
   options.analysis.output_metric = !options.no_output_metric;
-  auto const model = source->model();
-  std::fprintf(stderr,
-               "%s: %d layers, %d query heads, %d KV heads, head_dim %d; %zu pieces of text of up to %lld tokens\n",
-               source->name().c_str(), model.num_hidden_layers, model.num_attention_heads, model.num_key_value_heads,
-               model.head_dim, texts.size(), static_cast<long long>(longest));
+  std::fprintf(stderr, "%s: %s; %zu pieces of text of up to %lld tokens\n", source->name().c_str(),
+               analysis::shape_text(source->model()).c_str(), texts.size(), static_cast<long long>(longest));
   analysis::Analysis const result = analysis::analyze(*source, options.analysis);
   if (result.texts_done == 0) {
     std::fprintf(stderr, "interrupted before the first piece of text was done: nothing written\n");

@@ -95,7 +95,8 @@ double uniform_error(ha::KvErrors const& errors, ha::Budget const& budget, Optio
 }
 
 /// Predicted errors of plans and of uniform windows at a grid of budgets; sizes that are not possible are left out.
-void print_comparison(ha::KvErrors const& errors, Options const& options) {
+/// @param whole  tokens that a head holds on average where it keeps everything
+void print_comparison(ha::KvErrors const& errors, double whole, Options const& options) {
   std::printf("\npredicted error against uniform windows (sink 4) of the same size\n");
   std::printf("tokens per head  of context           plan        uniform   plan/uniform\n");
   for (double const share : {0.03125, 0.0625, 0.125, 0.25, 0.375, 0.5, 0.75}) {
@@ -103,18 +104,17 @@ void print_comparison(ha::KvErrors const& errors, Options const& options) {
     try {
       auto const plan = ha::plan_policies(errors, budget, options.context, options.plan);
       double const uniform = uniform_error(errors, budget, options);
-      std::printf("%15.1f %10.1f%% %14.6g %14.6g %14.3f\n", share * static_cast<double>(options.context), 100 * share,
-                  plan.predicted_error, uniform, uniform > 0 ? plan.predicted_error / uniform : 1.0);
+      std::printf("%15.1f %10.1f%% %14.6g %14.6g %14.3f\n", share * whole, 100 * share, plan.predicted_error, uniform,
+                  uniform > 0 ? plan.predicted_error / uniform : 1.0);
     } catch (ha::ArgumentError const&) {
-      std::printf("%15.1f %10.1f%%   not possible with this floor and these pages\n",
-                  share * static_cast<double>(options.context), 100 * share);
+      std::printf("%15.1f %10.1f%%   not possible with this floor and these pages\n", share * whole, 100 * share);
     }
   }
 }
 
 /// The plan beside uniform windows of its size; a warning where they are predicted to be better: a grid may be too
 /// coarse for a small budget, and what they keep is not among what a head may have.
-void print_verdict(ha::PolicyPlan const& plan, ha::KvErrors const& errors, ha::Budget const& budget,
+void print_verdict(ha::PolicyPlan const& plan, ha::KvErrors const& errors, ha::Budget const& budget, double whole,
                    Options const& options) {
   double uniform = 0;
   try {
@@ -123,9 +123,9 @@ void print_verdict(ha::PolicyPlan const& plan, ha::KvErrors const& errors, ha::B
     return;  // none of this size
   }
   std::printf(
-      "\nat %.1f tokens per KV head (%.1f%% of the context) the plan is predicted to lose %.3f of what uniform windows "
+      "\nat %.1f tokens per KV head (%.1f%% of the %s) the plan is predicted to lose %.3f of what uniform windows "
       "of that size lose: %.4g against %.4g\n",
-      plan.mean_tokens(), 100 * plan.mean_tokens() / static_cast<double>(plan.context),
+      plan.mean_tokens(), 100 * plan.mean_tokens() / whole, errors.layers.num_layers() == 0 ? "context" : "cache",
       uniform > 0 ? plan.predicted_error / uniform : 1.0, plan.predicted_error, uniform);
   if (plan.predicted_error <= uniform) return;
   std::fprintf(
@@ -134,6 +134,24 @@ void print_verdict(ha::PolicyPlan const& plan, ha::KvErrors const& errors, ha::B
       "statistics' smallest windows are too large for this budget, or --floor, --sinks or --page_size leave too "
       "little choice\n",
       uniform, plan.predicted_error);
+}
+
+/// What the plan's cache holds, where bytes are known.
+void print_bytes(ha::PolicyPlan const& plan, ha::ModelShape const& shape, ha::LayerBytes const& token) {
+  std::int64_t planned = 0;
+  std::int64_t full = 0;
+  std::size_t head = 0;
+  for (std::int32_t layer = 0; layer < plan.num_layers; ++layer) {
+    std::int64_t const bytes = token.of(layer).total();
+    for (std::int32_t i = 0; i < plan.table.num_kv_heads(layer); ++i, ++head) {
+      planned += plan.heads[head].tokens * bytes;
+      full += shape.layer(layer).visible(plan.context) * bytes;
+    }
+  }
+  if (full == 0) return;
+  std::printf("\n%.2f MiB of keys and values for %lld tokens, %.2f MiB uncompressed\n",
+              static_cast<double>(planned) / 1048576, static_cast<long long>(plan.context),
+              static_cast<double>(full) / 1048576);
 }
 
 void run(Options options) {
@@ -167,21 +185,19 @@ void run(Options options) {
   texts[0].sensitivities = load_factors(options.sensitivities, text, options.plan);
   if (probe) texts[1].sensitivities = load_factors(options.probe_sensitivities, *probe, options.plan);
 
-  auto const token = ha::TokenBytes::of(options.head_dim, static_cast<std::size_t>(options.element_bytes));
-  ha::Budget const budget = support::parse_budget(options.budget, token);
   ha::KvErrors const errors = ha::weighted_errors(texts, options.plan.measure, options.plan.fold);
-  auto const heads = support::planned_heads(errors.num_layers, errors.num_kv_heads, options.plan.skip_layers);
-  support::require_within_cache(budget, heads, options.context);
+  ha::ModelShape const shape = errors.shape();
+  auto const element_bytes = static_cast<std::size_t>(options.element_bytes);
+  ha::LayerBytes token(ha::TokenBytes::of(options.head_dim, element_bytes));
+  if (options.head_dim == 0) token = {shape, element_bytes};  // whose channels statistics say where layers differ
+  ha::Budget const budget = support::parse_budget(options.budget, token);
+  support::require_within_cache(budget, shape, options.plan.skip_layers, options.context);
+  double const whole = support::PlannedCache(shape, options.plan.skip_layers, options.context).mean();
   ha::PolicyPlan const plan = ha::plan_policies(errors, budget, options.context, options.plan);
   std::printf("%s", ha::plan_summary(plan).c_str());
-  if (token.total() > 0) {
-    std::printf(
-        "\n%.2f MiB of keys and values for %lld tokens, %.2f MiB uncompressed\n",
-        static_cast<double>(plan.planned_tokens * token.total()) / 1048576, static_cast<long long>(plan.context),
-        static_cast<double>(plan.context * static_cast<std::int64_t>(plan.heads.size()) * token.total()) / 1048576);
-  }
-  print_comparison(errors, options);
-  print_verdict(plan, errors, budget, options);
+  print_bytes(plan, shape, token);
+  print_comparison(errors, whole, options);
+  print_verdict(plan, errors, budget, whole, options);
 
   support::make_folder(options.output_dir);
   ha::save_plan(options.output_dir / "plan.json", plan);

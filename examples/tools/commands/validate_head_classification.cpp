@@ -108,9 +108,9 @@ std::string sample_checks(ha::ModelStatistics const& model, std::span<ha::HeadCl
     if (heads.size() > count) heads.resize(count);
     if (!heads.empty()) text += "\n  " + std::string(ha::head_type_names[type]) + "\n";
     for (auto const* c : heads) {
-      auto const& s =
-          model.heads[static_cast<std::size_t>(c->layer_idx) * static_cast<std::size_t>(model.model_info.num_heads) +
-                      static_cast<std::size_t>(c->head_idx)];
+      auto const& s = *std::find_if(model.heads.begin(), model.heads.end(), [&](ha::HeadStatistics const& head) {
+        return head.layer_idx == c->layer_idx && head.head_idx == c->head_idx;
+      });
       auto const by_rules = ha::classify(s, t).head_type;
       std::array<char, 200> line{};
       std::snprintf(line.data(), line.size(),
@@ -173,7 +173,8 @@ int run(Options options) {
   std::printf("%s\n%s\n", ha::format_summary(ha::summarize(classes)).c_str(), consistency.c_str());
 
   support::make_folder(options.output_dir);
-  ha::save_refined_classifications(options.output_dir / "refined_classifications.json", classes);
+  ha::save_refined_classifications(options.output_dir / "refined_classifications.json", classes,
+                                   model.model_info.layers);
   ha::write_file(options.output_dir / "validation_report.txt", text);
   std::printf("wrote refined_classifications.json and validation_report.txt to %s\n",
               options.output_dir.string().c_str());

@@ -71,15 +71,17 @@ class Row {
       weight = std::exp(weight - top);
       sum += weight;
     }
-    float* const output = attention_.output + (query * attention_.num_query_heads + head) * width;
-    std::fill_n(output, width, 0.0F);
+    if (attention_.sinks != nullptr && !weights_.empty()) sum += std::exp(attention_.sinks[head] - top);
+    std::int64_t const value_width = attention_.value_dim;
+    float* const output = attention_.output + (query * attention_.num_query_heads + head) * value_width;
+    std::fill_n(output, value_width, 0.0F);
     auto const scale = static_cast<float>(sum > 0 ? 1 / sum : 0);
     std::size_t next = 0;
     auto const add = [&](std::int64_t first, std::int64_t end) {
       for (std::int64_t key = first; key < end; ++key) {
         float const weight = weights_[next++] * scale;
-        float const* const value = attention_.values + (key * attention_.num_kv_heads + kv_head) * width;
-        for (std::int64_t c = 0; c < width; ++c) output[c] += weight * value[c];
+        float const* const value = attention_.values + (key * attention_.num_kv_heads + kv_head) * value_width;
+        for (std::int64_t c = 0; c < value_width; ++c) output[c] += weight * value[c];
       }
     };
     add(seen.first_sink, seen.sinks);

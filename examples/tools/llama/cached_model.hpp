@@ -7,12 +7,15 @@
 #include "tools/llama/engine.hpp"
 #include "tools/llama/head_cache.hpp"
 
+#include <headaware/error.hpp>
+#include <headaware/model_shape.hpp>
 #include <headaware/policy/table.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -28,22 +31,22 @@ struct CachedModelOptions {
 template <class T>
 class CachedModel {
  public:
-  /// @param model          borrowed
-  /// @param table          policies, each a sink and a window
-  /// @param model_windows  `layer_windows(model)`
-  /// @param max_tokens     room of heads that keep everything
-  CachedModel(Model const& model, headaware::PolicyTable table, std::vector<std::int32_t> model_windows,
-              std::int64_t max_tokens, CachedModelOptions const& options)
-      : cache_(std::move(table), model.shape(), std::move(model_windows), max_tokens),
+  /// @param model       borrowed
+  /// @param table       policies, each a sink and a window
+  /// @param max_tokens  room of heads that keep everything
+  /// @throws Error as `require_served`, and for recurrent layers beside sliding ones
+  CachedModel(Model const& model, headaware::PolicyTable table, std::int64_t max_tokens,
+              CachedModelOptions const& options)
+      : cache_(std::move(table), served(model), max_tokens),
         tap_(
-            model.shape(), [this](TappedAttention const& attention) { cache_.run(attention); }, TapMode::replace),
+            model, [this](TappedAttention const& attention) { cache_.run(attention); }, TapMode::replace),
         context_(model, context_options(options)) {}
   CachedModel(CachedModel const&) = delete;
   CachedModel& operator=(CachedModel const&) = delete;
 
   /// Reads tokens after those read before, at most a chunk of them: each sees what the policies had kept until then.
   void read(std::span<std::int32_t const> tokens) {
-    context_.evaluate(tokens, static_cast<std::int32_t>(cache_.length()));
+    context_.evaluate_on_states(tokens, static_cast<std::int32_t>(cache_.length()));
     cache_.advance();
   }
   /// Logits [vocabulary] after a token of the last read. @return borrowed; valid until the next one
@@ -53,6 +56,19 @@ class CachedModel {
   [[nodiscard]] HeadCache<T> const& cache() const { return cache_; }
 
  private:
+  /// The shape of a model whose memory can be emptied but for states of recurrent layers.
+  static headaware::ModelShape const& served(Model const& model) {
+    require_served(model.info(), model.shape());
+    for (std::int32_t layer = 0; model.info().recurrent && layer < model.shape().num_layers(); ++layer) {
+      if (model.shape().layer(layer).kind != headaware::LayerKind::sliding) continue;
+      throw headaware::Error({"kind of layer " + std::to_string(layer),
+                              "attention or none: states of recurrent layers are not taken out of llama.cpp's memory "
+                              "without the rows of sliding ones",
+                              "sliding", "architecture '" + model.info().architecture + "'"});
+    }
+    return model.shape();
+  }
+
   ContextOptions context_options(CachedModelOptions const& options) {
     ContextOptions result;
     result.tokens = options.chunk;

@@ -92,14 +92,23 @@ std::vector<double> costs(LossStore& losses, std::span<LossJob const> jobs, std:
   return result;
 }
 
+/// Layers of a model that can be cut.
+std::vector<std::int32_t> cut_layers(ha::ModelShape const& shape, std::vector<std::int32_t> const& skipped) {
+  auto layers = ha::planned_layers(shape.num_layers(), skipped);
+  std::erase_if(layers, [&](std::int32_t layer) { return !shape.layer(layer).has_cache(); });
+  return layers;
+}
+
 /// Costs that another calibration measured for this kind of text; nothing if they are to be measured.
-std::optional<ha::SavedSensitivities> taken_sensitivities(ModelShape const& shape, CalibrationOptions const& options,
-                                                          std::string const& name) {
+std::optional<ha::SavedSensitivities> taken_sensitivities(ha::ModelShape const& shape,
+                                                          CalibrationOptions const& options, std::string const& name) {
   if (options.sensitivities_from.empty()) return std::nullopt;
   ha::require(options.sensitivity != SensitivityOf::none, "sensitivity where sensitivities_from is given",
               "layer or head", "none", "calibrate");
   auto result = ha::load_sensitivities(options.sensitivities_from / name / "sensitivities.json");
-  result.require_shape(shape.layers, shape.num_kv_heads, "calibrate");
+  ha::RetentionInfo info;
+  info.set_shape(shape);
+  result.require_shape(info, "calibrate");
   return result;
 }
 
@@ -113,22 +122,25 @@ ha::Sensitivities sensitivities(LossStore& losses, std::span<std::vector<std::in
     ha::save_sensitivities(folder / "sensitivities.json", *taken);
     return taken->factors(statistics, errors);
   }
-  ModelShape const& shape = losses.run().model().shape();
+  ha::ModelShape const& shape = losses.run().model().shape();
   bool const by_head = options.sensitivity == SensitivityOf::head;
+  ha::PolicyTable const heads(shape);
   ha::SavedSensitivities saved;
-  saved.num_layers = shape.layers;
-  saved.num_kv_heads = by_head ? shape.num_kv_heads : 0;
+  saved.num_layers = shape.num_layers();
+  saved.num_kv_heads = by_head ? heads.num_kv_heads() : 0;
+  saved.layers = statistics.info.layers;
   saved.losses = true;
   saved.cut = options.cut;
 
   auto const measured = costs(losses, sensitivity_jobs(shape, pieces, options), pieces.size(), first_query, options.by,
                               "sensitivities to cuts, " + what);
   // Layers that were skipped get the others' mean, for whoever plans them after all.
-  std::size_t const each = by_head ? static_cast<std::size_t>(shape.num_kv_heads) : 1;
-  saved.values.assign(static_cast<std::size_t>(shape.layers) * each, mean_loss(measured));
+  saved.values.assign(static_cast<std::size_t>(saved.count()), mean_loss(measured));
   std::size_t next = 0;
-  for (std::int32_t const layer : ha::planned_layers(shape.layers, options.skip_layers)) {
-    for (std::size_t i = 0; i < each; ++i) saved.values[static_cast<std::size_t>(layer) * each + i] = measured[next++];
+  for (std::int32_t const layer : cut_layers(shape, options.skip_layers)) {
+    auto const first = static_cast<std::size_t>(by_head ? heads.heads().first(layer) : layer);
+    std::size_t const each = by_head ? static_cast<std::size_t>(heads.num_kv_heads(layer)) : 1;
+    for (std::size_t i = 0; i < each; ++i) saved.values[first + i] = measured[next++];
   }
   ha::save_sensitivities(folder / "sensitivities.json", saved);
   return saved.factors(statistics, errors);
@@ -140,15 +152,15 @@ std::vector<ha::WeightedStatistics> Calibration::weighted(double probe_weight) c
   return {{&text.statistics, text.sensitivities, 1}, {&probe.statistics, probe.sensitivities, probe_weight}};
 }
 
-std::vector<LossJob> sensitivity_jobs(ModelShape const& shape, std::span<std::vector<std::int32_t> const> pieces,
+std::vector<LossJob> sensitivity_jobs(ha::ModelShape const& shape, std::span<std::vector<std::int32_t> const> pieces,
                                       CalibrationOptions const& options) {
   if (options.sensitivity == SensitivityOf::none) return {};
   bool const by_head = options.sensitivity == SensitivityOf::head;
-  ha::PolicyTable const full(shape.layers, shape.num_kv_heads, ha::Full{});
+  ha::PolicyTable const full(shape, ha::Full{});
   std::vector<ha::PolicyTable> tables{full};
-  for (std::int32_t const layer : ha::planned_layers(shape.layers, options.skip_layers)) {
+  for (std::int32_t const layer : cut_layers(shape, options.skip_layers)) {
     ha::PolicyTable table = full;
-    for (std::int32_t head = 0; head < shape.num_kv_heads; ++head) {
+    for (std::int32_t head = 0; head < full.num_kv_heads(layer); ++head) {
       table.set(layer, head, options.cut);
       if (by_head) {
         tables.push_back(table);

@@ -59,8 +59,8 @@ struct Calibration {
 
 /// @brief The runs that tell the sensitivities to one kind of text: of each piece each layer (head) cut, for
 /// `LossStore::divergences`, or, after one with everything kept, for `LossStore::losses`. None without
-/// sensitivities, and none of skipped layers.
-[[nodiscard]] std::vector<LossJob> sensitivity_jobs(ModelShape const& shape,
+/// sensitivities, and none of layers that are skipped or have no cache.
+[[nodiscard]] std::vector<LossJob> sensitivity_jobs(headaware::ModelShape const& shape,
                                                     std::span<std::vector<std::int32_t> const> pieces,
                                                     CalibrationOptions const& options);
 

@@ -21,7 +21,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
-#include <numeric>
 #include <string>
 #include <vector>
 
@@ -43,20 +42,22 @@ struct Options {
     support::add_output_dir(app, output_dir, "new folder for the capture")->required();
     support::add_chunk_size(app, chunk_size, "tokens of a sequence", int{llama_adapter::shortest_chunk});
     support::add_max_tokens(app, max_tokens, "tokens of the text");
-    app.add_option("--layers", layers, "layers to write, such as 0,10,18; default: all")
+    app.add_option("--layers", layers, "layers to write, such as 0,10,18; default: all that have keys and values")
         ->delimiter(',')
         ->check(support::non_negative);
     run.add_ways_to_run(app);
   }
 };
 
-std::vector<std::int32_t> layers_of(llama_adapter::ModelShape const& shape, Options const& options) {
+std::vector<std::int32_t> layers_of(ha::ModelShape const& shape, Options const& options) {
   std::vector<std::int32_t> layers = options.layers;
-  if (layers.empty()) {
-    layers.resize(static_cast<std::size_t>(shape.layers));
-    std::iota(layers.begin(), layers.end(), 0);
+  for (std::int32_t layer = 0; options.layers.empty() && layer < shape.num_layers(); ++layer) {
+    if (shape.layer(layer).has_cache()) layers.push_back(layer);
   }
-  for (std::int32_t const layer : layers) ha::require_index(layer, shape.layers, "layer", "--layers");
+  for (std::int32_t const layer : layers) {
+    ha::require_index(layer, shape.num_layers(), "layer", "--layers");
+    ha::require(shape.layer(layer).has_cache(), "layer", "one with keys and values of its own", layer, "--layers");
+  }
   std::sort(layers.begin(), layers.end());
   layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
   return layers;
@@ -64,13 +65,13 @@ std::vector<std::int32_t> layers_of(llama_adapter::ModelShape const& shape, Opti
 
 nlohmann::ordered_json description(llama_adapter::Model const& model, llama_adapter::ChunkCapture const& capture,
                                    Options const& options) {
-  auto const& shape = model.shape();
+  auto const& info = model.info();
   return {{"layers", capture.layers()},
           {"model",
-           {{"name", shape.name},
-            {"architecture", shape.architecture},
+           {{"name", info.name},
+            {"architecture", info.architecture},
             {"file", options.run.model.filename().string()},
-            {"num_layers", shape.layers},
+            {"num_layers", model.shape().num_layers()},
             {"single_precision_weights", options.run.exact}}},
           {"scale", capture.scale()},
           {"soft_cap", capture.soft_cap()},
@@ -92,7 +93,7 @@ void run(Options const& options) {
   llama_adapter::Model const model(options.run.to_run(llama_adapter::exact_copy));
 
   llama_adapter::ChunkCapture capture(layers);
-  llama_adapter::AttentionTap tap(model.shape(), [&](auto const& layer) { capture.take(layer); });
+  llama_adapter::AttentionTap tap(model, [&](auto const& layer) { capture.take(layer); });
   llama_adapter::Context context(
       model, {.tokens = options.chunk_size, .all_logits = false, .threads = options.run.threads, .observer = &tap});
   auto const start = std::chrono::steady_clock::now();

@@ -48,6 +48,8 @@ void ChunkCapture::take(TappedAttention const& tapped) {
     tokens_ = tapped.tokens;
     head_dim_ = tapped.head_dim;
   }
+  ha::require(tapped.sinks == nullptr, "learned sinks", "none, as captures do not hold them", "some", where);
+  ha::require(tapped.value_dim == tapped.head_dim, "channels of a value", tapped.head_dim, tapped.value_dim, where);
   if (tapped.head_dim != head_dim_) {
     throw ha::Error(
         {"head_dim", std::to_string(head_dim_) + ", as in other layers", std::to_string(tapped.head_dim), where});
@@ -59,8 +61,7 @@ void ChunkCapture::take(TappedAttention const& tapped) {
   scale_ = tapped.scale;
   soft_cap_ = tapped.soft_cap;
   scored_ = true;
-  // A short evaluation does not show a long window.
-  sliding_windows_[index] = std::max(sliding_windows_[index], tapped.sliding_window);
+  sliding_windows_[index] = tapped.sliding_window;
   append(queries_, tapped.queries, tapped.num_query_heads, tapped.layer, "queries");
   append(keys_, tapped.keys, tapped.num_kv_heads, tapped.layer, "keys");
   append(values_, tapped.values, tapped.num_kv_heads, tapped.layer, "values");

@@ -3,9 +3,9 @@
 #include "tools/llama/engine_log.hpp"
 
 #include <headaware/error.hpp>
+#include <headaware/io/gguf.hpp>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <exception>
 #include <numeric>
@@ -25,25 +25,35 @@ std::string metadata(llama_model const* model, std::string const& key) {
   return value;
 }
 
-std::int32_t metadata_number(llama_model const* model, std::string const& key, std::int32_t otherwise) {
-  std::string const text = metadata(model, key);
-  std::int32_t number = 0;
-  auto const [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  return error == std::errc{} && end == text.data() + text.size() ? number : otherwise;
+ModelInfo info_of(llama_model const* model) {
+  ModelInfo info;
+  info.architecture = metadata(model, "general.architecture");
+  info.name = metadata(model, "general.name");
+  info.hidden_size = llama_model_n_embd(model);
+  info.vocabulary = llama_vocab_n_tokens(llama_model_get_vocab(model));
+  info.trained_tokens = llama_model_n_ctx_train(model);
+  info.recurrent = llama_model_is_recurrent(model) || llama_model_is_hybrid(model);
+  return info;
 }
 
-ModelShape shape_of(llama_model const* model) {
-  ModelShape shape;
-  shape.architecture = metadata(model, "general.architecture");
-  shape.name = metadata(model, "general.name");
-  shape.layers = llama_model_n_layer(model);
-  shape.num_query_heads = llama_model_n_head(model);
-  shape.num_kv_heads = llama_model_n_head_kv(model);
-  shape.hidden_size = llama_model_n_embd(model);
-  std::int32_t const even = shape.num_query_heads > 0 ? shape.hidden_size / shape.num_query_heads : 0;
-  shape.head_dim = metadata_number(model, shape.architecture + ".attention.key_length", even);
-  shape.vocabulary = llama_vocab_n_tokens(llama_model_get_vocab(model));
-  shape.trained_tokens = llama_model_n_ctx_train(model);
+/// The file's layers, held against what the engine says of its own.
+ha::ModelShape shape_of(llama_model const* model, std::filesystem::path const& path) {
+  ha::ModelShape const shape = ha::load_gguf_shape(path);
+  auto const same = [&](char const* what, std::int64_t engine, std::int64_t file) {
+    if (engine == file) return;
+    throw ha::FormatError({std::string(what) + " by the file's metadata",
+                           std::to_string(engine) + ", as llama.cpp says", std::to_string(file), path.string()});
+  };
+  same("layers", llama_model_n_layer(model), shape.num_layers());
+  std::int64_t window = 0;
+  for (ha::LayerShape const& layer : shape.layers()) window = std::max(window, layer.window);
+  same("sliding window", llama_model_n_swa(model), window);
+  // The engine says more of its first layer alone; of a latent it may count the heads that it unpacks it for.
+  ha::LayerShape const& first = shape.layer(0);
+  if (first.attends()) same("query heads of layer 0", llama_model_n_head(model), first.num_query_heads);
+  if (first.has_cache() && first.kind != ha::LayerKind::latent) {
+    same("KV heads of layer 0", llama_model_n_head_kv(model), first.num_kv_heads);
+  }
   return shape;
 }
 
@@ -77,7 +87,8 @@ Model::Model(std::filesystem::path const& path) : path_(path) {
   params.n_gpu_layers = 0;
   model_.reset(llama_model_load_from_file(path.c_str(), params));
   if (!model_) throw ha::FormatError({"model", "a GGUF file that llama.cpp reads", engine_errors(), path.string()});
-  shape_ = shape_of(model_.get());
+  info_ = info_of(model_.get());
+  shape_ = shape_of(model_.get(), path);
 }
 
 std::vector<std::int32_t> Model::tokenize(std::string_view text, bool with_specials) const {
@@ -104,7 +115,7 @@ bool Model::begins_with_bos() const { return llama_vocab_get_add_bos(llama_model
 std::int32_t Model::bos() const { return llama_vocab_bos(llama_model_get_vocab(model_.get())); }
 
 std::string Model::piece(std::int32_t token) const {
-  ha::require_index(token, shape_.vocabulary, "token", "piece");
+  ha::require_index(token, info_.vocabulary, "token", "piece");
   auto const* const vocabulary = llama_model_get_vocab(model_.get());
   std::string text(64, '\0');
   auto attempt = [&] {
@@ -120,7 +131,7 @@ std::string Model::piece(std::int32_t token) const {
 }
 
 std::string Model::detokenize(std::span<std::int32_t const> tokens) const {
-  for (std::int32_t const token : tokens) ha::require_index(token, shape_.vocabulary, "token", "detokenize");
+  for (std::int32_t const token : tokens) ha::require_index(token, info_.vocabulary, "token", "detokenize");
   auto const* const vocabulary = llama_model_get_vocab(model_.get());
   std::string text(tokens.size() * 8 + 8, '\0');
   auto attempt = [&] {
@@ -190,6 +201,19 @@ void Context::evaluate(std::span<std::int32_t const> tokens, std::int32_t first_
   decode(tokens, first_position);
 }
 
+void Context::evaluate_on_states(std::span<std::int32_t const> tokens, std::int32_t first_position) {
+  if (!model_->info().recurrent || first_position == 0) return evaluate(tokens, first_position);
+  // The memory's parts are not emptied one by one, but the states can be taken out and put back.
+  constexpr auto flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
+  states_.resize(llama_state_seq_get_size_ext(context_.get(), 0, flags));
+  std::size_t const taken = llama_state_seq_get_data_ext(context_.get(), states_.data(), states_.size(), 0, flags);
+  llama_memory_clear(llama_get_memory(context_.get()), false);
+  std::size_t const put = llama_state_seq_set_data_ext(context_.get(), states_.data(), states_.size(), 0, flags);
+  ha::require(taken == states_.size() && put > 0, "states of recurrent layers", {states_.size(), " bytes"}, taken,
+              model_->path().string());
+  decode(tokens, first_position);
+}
+
 void Context::extend(std::span<std::int32_t const> tokens, std::int32_t first_position) {
   decode(tokens, first_position);
 }
@@ -200,7 +224,7 @@ void Context::decode(std::span<std::int32_t const> tokens, std::int32_t first_po
   ha::require(count > 0 && count <= options_.tokens, "tokens", {"1 to ", options_.tokens}, count, where);
   ha::require(first_position >= 0, "first_position", ">= 0", first_position, where);
   for (std::int32_t const token : tokens) {
-    ha::require_index(token, model_->shape().vocabulary, "token", where);
+    ha::require_index(token, model_->info().vocabulary, "token", where);
   }
   tokens_.assign(tokens.begin(), tokens.end());
   std::vector<llama_pos> positions(tokens.size());
@@ -233,7 +257,7 @@ std::span<float const> Context::logits(std::int32_t index) const {
   ha::require(options_.all_logits || index + 1 == count, "index", "the last token's, without all_logits", index, where);
   float const* const row = llama_get_logits_ith(context_.get(), index);
   ha::require(row != nullptr, "logits", "those of an evaluation", "none", where);
-  return {row, static_cast<std::size_t>(model_->shape().vocabulary)};
+  return {row, static_cast<std::size_t>(model_->info().vocabulary)};
 }
 
 std::vector<double> Context::losses() const {

@@ -4,7 +4,7 @@
 
 #include "tools/llama/node_observer.hpp"
 
-#include <headaware/types.hpp>
+#include <headaware/model_shape.hpp>
 
 #include <llama.h>
 
@@ -18,30 +18,27 @@
 
 namespace llama_adapter {
 
-/// Sizes of a model.
-struct ModelShape {
+/// Name and sizes of a model, beside the caches of its layers.
+struct ModelInfo {
   std::string name;
   std::string architecture;
-  std::int32_t layers = 0;
-  std::int32_t num_query_heads = 0;
-  std::int32_t num_kv_heads = 0;
-  std::int32_t head_dim = 0;
   std::int32_t hidden_size = 0;
   std::int32_t vocabulary = 0;
   std::int32_t trained_tokens = 0;  ///< longest context it was trained for
-
-  /// As far as a cache is concerned.
-  [[nodiscard]] headaware::ModelConfig config() const { return {layers, num_query_heads, num_kv_heads, head_dim}; }
+  bool recurrent = false;           ///< some layers have a state that evaluations change, beside or instead of a cache
 };
 
 /// A model read from a GGUF file.
 class Model {
  public:
-  /// @throws ArgumentError if `path` is no file, FormatError if the engine cannot read it
+  /// @throws ArgumentError if `path` is no file, FormatError if the engine cannot read it, its layers are not known to
+  ///         `load_gguf_shape`, or the engine makes others of them
   explicit Model(std::filesystem::path const& path);
 
   [[nodiscard]] std::filesystem::path const& path() const { return path_; }
-  [[nodiscard]] ModelShape const& shape() const { return shape_; }
+  [[nodiscard]] ModelInfo const& info() const { return info_; }
+  /// The cache of every layer, as the file tells it.
+  [[nodiscard]] headaware::ModelShape const& shape() const { return shape_; }
 
   /// @param with_specials  put before and after what the model wants there, such as its BOS token
   [[nodiscard]] std::vector<std::int32_t> tokenize(std::string_view text, bool with_specials) const;
@@ -61,7 +58,8 @@ class Model {
   };
   std::filesystem::path path_;
   std::unique_ptr<llama_model, Free> model_;
-  ModelShape shape_;
+  ModelInfo info_;
+  headaware::ModelShape shape_;
 };
 
 /// Options of an evaluation.
@@ -84,6 +82,10 @@ class Context {
   /// Runs the model over tokens with nothing before them in the engine's memory.
   /// @throws ArgumentError on tokens that do not fit, Error if the engine fails, and whatever the observer threw
   void evaluate(std::span<std::int32_t const> tokens, std::int32_t first_position = 0);
+
+  /// The same, but states of recurrent layers go on from the last evaluation: all that the engine remembers of the
+  /// tokens before where attention runs elsewhere. Those of position 0 begin anew.
+  void evaluate_on_states(std::span<std::int32_t const> tokens, std::int32_t first_position);
 
   /// The same with what went before still in the engine's memory: how the engine decodes by itself.
   void extend(std::span<std::int32_t const> tokens, std::int32_t first_position);
@@ -109,6 +111,7 @@ class Context {
   std::unique_ptr<Watch, FreeWatch> watch_;
   std::unique_ptr<llama_context, Free> context_;
   std::vector<std::int32_t> tokens_;
+  std::vector<std::uint8_t> states_;  ///< of recurrent layers, on their way through an emptied memory
 };
 
 /// −log p(token) under logits [vocabulary].

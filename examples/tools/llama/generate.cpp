@@ -75,8 +75,7 @@ struct Options {
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-ha::PolicyTable table_of(Options const& options, ModelShape const& shape) {
-  ha::ModelConfig const model = shape.config();
+ha::PolicyTable table_of(Options const& options, ha::ModelShape const& model) {
   if (!options.policies.empty()) return ha::load_policy_table(options.policies, model);
   if (options.policy == "full") return ha::table_from_model_config(model, ha::Full{});
   if (options.policy == "window_only") return ha::table_from_model_config(model, ha::WindowOnly{options.window});
@@ -88,7 +87,6 @@ template <class T>
 CachedModel<T> cached(Model const& model, Options const& options, std::int64_t max_tokens, bool all_logits) {
   return {model,
           table_of(options, model.shape()),
-          layer_windows(model),
           max_tokens,
           {.chunk = options.chunk, .all_logits = all_logits, .threads = options.run.threads}};
 }
@@ -173,9 +171,7 @@ void run_prompt(Model const& model, Options const& options) {
     std::fwrite(piece.data(), 1, piece.size(), stdout);
     std::fflush(stdout);
   });
-  auto const& shape = model.shape();
-  double const token_bytes = 2.0 * shape.layers * shape.num_kv_heads * shape.head_dim * sizeof(T);
-  double const full = token_bytes * static_cast<double>(runner.cache().length());
+  auto const full = static_cast<double>(model.shape().bytes(runner.cache().length(), sizeof(T)));
   std::printf("\n\n%lld tokens, %.1f of them kept per KV head\n", static_cast<long long>(runner.cache().length()),
               runner.cache().mean_kept());
   report("headaware", prompt.size(), own, static_cast<double>(runner.cache().bytes()));
@@ -184,7 +180,9 @@ void run_prompt(Model const& model, Options const& options) {
   if (!options.compare) return;
   Engine engine(model, options, total, false);
   auto const other = generate(engine, model, prompt, options, [](std::int32_t) {});
-  report("llama.cpp", prompt.size(), other, full);
+  // Which keeps what windows have passed, too.
+  auto const each = static_cast<double>(model.shape().token_bytes(sizeof(T)));
+  report("llama.cpp", prompt.size(), other, each * static_cast<double>(runner.cache().length()));
   auto const same = std::mismatch(own.tokens.begin(), own.tokens.end(), other.tokens.begin(), other.tokens.end());
   std::printf("the first %lld of %zu new tokens are the same\n",
               static_cast<long long>(same.first - own.tokens.begin()), own.tokens.size());

@@ -5,12 +5,12 @@
 
 #include <headaware/error.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <utility>
 
 namespace llama_adapter {
 
@@ -21,26 +21,31 @@ namespace {
 /// Looks at the rotation before each layer's keys are stored.
 class RotationObserver : public NodeObserver {
  public:
-  explicit RotationObserver(ModelShape shape) : shape_(std::move(shape)) {}
+  explicit RotationObserver(Model const& model) : model_(&model) {}
 
-  void begin(std::span<std::int32_t const>) override { rotations_.clear(); }
+  void begin(std::span<std::int32_t const>) override {
+    rotations_.assign(static_cast<std::size_t>(model_->shape().num_layers()), {});
+    seen_ = 0;
+  }
 
   bool on_node(ggml_tensor* node, bool asking) override {
     if (!asking) return true;
     if (node->op == GGML_OP_ROPE) last_ = node;
-    bool const stores = node->op == GGML_OP_SET_ROWS && cache_layer(node, key_cache) >= 0;
-    if (stores) {
+    std::int32_t const layer = node->op == GGML_OP_SET_ROWS ? cache_layer(node, key_cache) : -1;
+    if (layer >= 0) {
       if (last_ == nullptr) fail("rotation of keys", "a ROPE node", "none", node);
-      rotations_.push_back(rotation_of(last_));
+      rotations_.at(static_cast<std::size_t>(layer)) = rotation_of(last_);
+      ++seen_;
       last_ = nullptr;
     }
     return false;
   }
 
   void finish() override {
-    auto const seen = static_cast<std::int32_t>(rotations_.size());
-    if (seen != shape_.layers)
-      fail("layers with rotated keys", std::to_string(shape_.layers), std::to_string(seen), nullptr);
+    auto const layers = model_->shape().layers();
+    auto const caches =
+        std::count_if(layers.begin(), layers.end(), [](auto const& layer) { return layer.has_cache(); });
+    if (seen_ != caches) fail("layers with rotated keys", std::to_string(caches), std::to_string(seen_), nullptr);
   }
 
   [[nodiscard]] std::vector<ha::KeyRotation> const& rotations() const { return rotations_; }
@@ -66,12 +71,13 @@ class RotationObserver : public NodeObserver {
   }
 
   [[noreturn]] void fail(std::string what, std::string expected, std::string got, ggml_tensor const* node) const {
-    std::string where = "architecture '" + shape_.architecture + "'";
+    std::string where = "architecture '" + model_->info().architecture + "'";
     if (node != nullptr) where += ", node " + std::string(ggml_op_desc(node)) + " '" + node->name + "'";
     throw ha::Error({std::move(what), std::move(expected), std::move(got), std::move(where)});
   }
 
-  ModelShape shape_;
+  Model const* model_;
+  std::int64_t seen_ = 0;
   ggml_tensor const* last_ = nullptr;
   std::vector<ha::KeyRotation> rotations_;
 };
@@ -79,7 +85,12 @@ class RotationObserver : public NodeObserver {
 }  // namespace
 
 std::vector<ha::KeyRotation> key_rotations(Model const& model) {
-  RotationObserver observer(model.shape());
+  for (std::int32_t layer = 0; layer < model.shape().num_layers(); ++layer) {
+    if (model.shape().layer(layer).kind != ha::LayerKind::latent) continue;
+    throw ha::Error({"rotation of keys", "one of the rows' first channels", "a latent's, of its last",
+                     "architecture '" + model.info().architecture + "', layer " + std::to_string(layer)});
+  }
+  RotationObserver observer(model);
   std::array<std::int32_t, 2> const tokens{};
   Context context(model,
                   {.tokens = static_cast<std::int32_t>(tokens.size()), .all_logits = false, .observer = &observer});

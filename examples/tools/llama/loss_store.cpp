@@ -43,7 +43,7 @@ std::string identity_of(Model const& model) {
 std::string text_of(ha::PolicyTable const& table) {
   std::string text;
   for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
-    for (std::int32_t head = 0; head < table.num_kv_heads(); ++head) {
+    for (std::int32_t head = 0; head < table.num_kv_heads(layer); ++head) {
       auto const& policy = table.at(layer, head);
       auto const kept = ha::policy_window(policy, "LossStore").value_or(ha::WindowRule{});
       text += std::string(policy.name()) + " " + std::to_string(kept.sink) + " " + std::to_string(kept.window) + ";";
@@ -102,7 +102,7 @@ std::vector<std::vector<double>> LossStore::run_missing(std::string const& what,
   bool const runs = done < total;
   support::Interrupt const interrupt;
   support::Progress progress(what, "tokens", total, done);
-  auto const layers = static_cast<double>(run_->model().shape().layers);
+  auto const layers = static_cast<double>(run_->model().shape().num_layers());
   std::vector<std::vector<double>> result;
   for (LossJob const& job : jobs) {
     auto const path = path_of(job, kind);

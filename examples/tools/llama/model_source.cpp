@@ -32,10 +32,10 @@ class ModelSource : public analysis::AttentionSource {
  public:
   explicit ModelSource(ModelSourceOptions const& options)
       : model_(options.exact ? exact_copy(options.model, options.cache_dir) : options.model),
-        projections_(model_.path(), model_.shape()),
+        projections_(model_.path(), model_.info(), model_.shape()),
         chunks_(chunks_of(model_, ha::read_text_file(options.text), options.chunk_size, options.max_tokens,
                           options.text.string())),
-        tap_(model_.shape(), [this](TappedAttention const& attention) { hand_over(attention); }),
+        tap_(model_, [this](TappedAttention const& attention) { hand_over(attention); }),
         context_(model_, {.tokens = longest(),
                           .flash_attention = longest() > longest_unfused,
                           .all_logits = false,
@@ -54,17 +54,17 @@ class ModelSource : public analysis::AttentionSource {
                    "keys and values to half precision on their way to the next layer\n",
                    longest_unfused);
     }
-    if (longest() > model_.shape().trained_tokens && model_.shape().trained_tokens > 0) {
+    if (longest() > model_.info().trained_tokens && model_.info().trained_tokens > 0) {
       std::fprintf(stderr, "note: the model was trained for %d tokens; the longest piece has %d\n",
-                   model_.shape().trained_tokens, longest());
+                   model_.info().trained_tokens, longest());
     }
   }
 
   [[nodiscard]] std::string name() const override {
-    return model_.shape().name.empty() ? model_.path().stem().string() : model_.shape().name;
+    return model_.info().name.empty() ? model_.path().stem().string() : model_.info().name;
   }
   [[nodiscard]] std::string description() const override { return description_; }
-  [[nodiscard]] ha::ModelConfig model() const override { return model_.shape().config(); }
+  [[nodiscard]] ha::ModelShape model() const override { return model_.shape(); }
   [[nodiscard]] std::vector<std::int64_t> texts() const override {
     std::vector<std::int64_t> result;
     for (auto const& chunk : chunks_) result.push_back(static_cast<std::int64_t>(chunk.size()));

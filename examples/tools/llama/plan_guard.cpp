@@ -101,7 +101,7 @@ Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors, 
   result.probe_weight = options.probe_weight;
   result.tables = uniform_and_plans(errors, budget, options);
   Trial trial(losses, text, options.probe_weight);
-  std::vector<ha::PolicyTable> tables{{first.num_layers, first.num_kv_heads, ha::Full{}}};
+  std::vector<ha::PolicyTable> tables{ha::PolicyTable(first.shape(), ha::Full{})};
   for (auto const& candidate : result.tables) tables.push_back(candidate.plan.table);
   auto const outcomes = trial.run(tables);
   result.full_text_loss = mean_loss(outcomes[0].text);

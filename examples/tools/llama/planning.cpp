@@ -86,6 +86,7 @@ void save_factors(PlanningOptions const& options, std::string const& what, ha::P
     ha::SavedSensitivities saved;
     saved.num_layers = measured.statistics.info.num_layers;
     saved.num_kv_heads = measured.sensitivities.num_kv_heads();
+    saved.layers = measured.statistics.info.layers;
     auto const factors = measured.sensitivities.values();
     saved.values.assign(factors.begin(), factors.end());
     ha::save_sensitivities(folder / kind / "sensitivities.json", saved);
@@ -95,13 +96,16 @@ void save_factors(PlanningOptions const& options, std::string const& what, ha::P
 }
 
 /// Refuses what cannot be planned before anything is measured, by a plan of heads that lose nothing.
-void check_plannable(ModelShape const& shape, PlanningOptions const& options, ha::Budget const& budget) {
-  auto const heads = support::planned_heads(shape.layers, shape.num_kv_heads, options.guard.plan.skip_layers);
-  support::require_within_cache(budget, heads, options.guard.context);
+void check_plannable(Model const& model, PlanningOptions const& options, ha::Budget const& budget) {
+  require_served(model.info(), model.shape());
+  support::require_within_cache(budget, model.shape(), options.guard.plan.skip_layers, options.guard.context);
+  ha::RetentionInfo info;
+  info.set_shape(model.shape());
   ha::KvErrors errors;
-  errors.num_layers = shape.layers;
-  errors.num_heads = shape.num_query_heads;
-  errors.num_kv_heads = shape.num_kv_heads;
+  errors.num_layers = info.num_layers;
+  errors.num_heads = info.num_heads;
+  errors.num_kv_heads = info.num_kv_heads;
+  errors.layers = info.layers;
   errors.grid = options.calibration.grid.value_or(ha::RetentionGrid::up_to(options.guard.context));
   errors.cells.resize(errors.size() * errors.grid.size());
   errors.dropped.resize(errors.size());
@@ -134,7 +138,7 @@ Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
   if (options.refine) options.refine->validate();
   check_pieces(options);
   Model const model(options.model);
-  check_plannable(model.shape(), options, budget);
+  check_plannable(model, options, budget);
   auto const tokens = model.tokenize(ha::read_text_file(options.text), false);
   GuardOptions const& guard = options.guard;
   auto const text = calibration_text(model, tokens, guard.context, options.pieces, options.text.string());

@@ -5,8 +5,10 @@
 #include "tools/llama/tapped_qkv.hpp"
 
 #include <headaware/attention/masked.hpp>
+#include <headaware/classify/builders.hpp>
 #include <headaware/error.hpp>
 
+#include <algorithm>
 #include <vector>
 
 namespace llama_adapter {
@@ -16,19 +18,11 @@ namespace ha = headaware;
 namespace {
 
 /// Beyond this the engine's scores of all heads take too much memory; its fused node has none, at half precision.
-bool wants_fused(ModelShape const& shape, std::int64_t tokens) {
+bool wants_fused(ha::ModelShape const& shape, std::int64_t tokens) {
   constexpr std::int64_t most_bytes = std::int64_t{1} << 30;
-  return tokens * tokens * shape.num_query_heads * static_cast<std::int64_t>(sizeof(float)) > most_bytes;
-}
-
-/// True if some head drops something.
-bool cuts(ha::PolicyTable const& table) {
-  for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
-    for (std::int32_t head = 0; head < table.num_kv_heads(); ++head) {
-      if (!table.at(layer, head).is<ha::Full>()) return true;
-    }
-  }
-  return false;
+  std::int32_t most_heads = 0;
+  for (ha::LayerShape const& layer : shape.layers()) most_heads = std::max(most_heads, layer.num_query_heads);
+  return tokens * tokens * most_heads * static_cast<std::int64_t>(sizeof(float)) > most_bytes;
 }
 
 }  // namespace
@@ -39,31 +33,29 @@ PolicyRun::PolicyRun(Model const& model, PolicyRunOptions const& options)
       positions_(options.positions),
       rotations_(positions_ == KeyPositions::cache ? key_rotations(model) : std::vector<ha::KeyRotation>()),
       tap_(
-          model.shape(), [this](TappedAttention const& attention) { handler_(attention); }, TapMode::replace),
+          model, [this](TappedAttention const& attention) { handler_(attention); }, TapMode::replace),
       context_(model,
                {.tokens = options.tokens, .flash_attention = fused_, .threads = options.threads, .observer = &tap_}) {}
 
-std::vector<double> PolicyRun::losses(std::span<std::int32_t const> tokens, ha::PolicyTable const& table,
+std::vector<double> PolicyRun::losses(std::span<std::int32_t const> tokens, ha::PolicyTable const& policies,
                                       LayerDone const& layer_done) {
   constexpr auto where = "PolicyRun::losses";
-  ModelShape const& shape = model_->shape();
-  ha::require(table.num_layers() == shape.layers, "table's layers", shape.layers, table.num_layers(), where);
-  ha::require(table.num_kv_heads() == shape.num_kv_heads, "table's KV heads", shape.num_kv_heads, table.num_kv_heads(),
-              where);
+  ha::ModelShape const& shape = model_->shape();
+  ha::PolicyTable const table = ha::within_layers(policies, shape, where);
   // Layers that keep everything too: the engine's attention takes longer.
-  bool const cut = cuts(table);
+  bool const cut = table != ha::PolicyTable(shape, ha::Full{});
   handler_ = [&](TappedAttention const& attention) {
     if (cut) {
       if (positions_ == KeyPositions::cache) {
         attend_at_cache_positions(attention, table, rotations_[static_cast<std::size_t>(attention.layer)]);
       } else {
-        auto const layout = ha::strided_bshd(1, attention.tokens, attention.num_query_heads, attention.head_dim);
+        auto const layout = ha::strided_bshd(1, attention.tokens, attention.num_query_heads, attention.value_dim);
         ha::attend_masked(qkv_of(attention), score_of(attention), table, attention.layer, attention.output, layout);
       }
     }
     if (layer_done) layer_done(attention.layer);
   };
-  tap_.skip_own_attention(std::vector<bool>(static_cast<std::size_t>(shape.layers), cut));
+  tap_.skip_own_attention(std::vector<bool>(static_cast<std::size_t>(shape.num_layers()), cut));
   context_.evaluate(tokens);
   return context_.losses();
 }

@@ -48,9 +48,9 @@ class PolicyRun {
   /// @brief −log p(token i + 1 | what the policies keep of tokens 0 … i); @return [tokens − 1]
   ///
   /// Where no head drops anything the engine computes attention itself; else the library computes all attention,
-  /// which is faster. The model's own sliding windows hold beside the policies.
-  /// @throws ArgumentError if the table's shape is not the model's, or tokens do not fit
-  [[nodiscard]] std::vector<double> losses(std::span<std::int32_t const> tokens, headaware::PolicyTable const& table,
+  /// which is faster. The model's own sliding windows bound the policies.
+  /// @throws ArgumentError if the policies are of another model's shape, or tokens do not fit
+  [[nodiscard]] std::vector<double> losses(std::span<std::int32_t const> tokens, headaware::PolicyTable const& policies,
                                            LayerDone const& layer_done = {});
 
   /// Logits [vocabulary] after a token of the last run. @return borrowed; valid until the next one

@@ -32,6 +32,7 @@ inline void attention_probabilities(TappedAttention const& layer, std::int32_t h
     top = std::max(top, logit);
   }
   double sum = 0;
+  if (layer.sinks != nullptr) sum += std::exp(layer.sinks[head] - top);
   for (std::int64_t key = first; key <= query; ++key) {
     double& p = probabilities[static_cast<std::size_t>(key)];
     p = std::exp(p - top);
@@ -41,9 +42,9 @@ inline void attention_probabilities(TappedAttention const& layer, std::int32_t h
 }
 
 /// @brief Attention's output of a whole layer.
-/// @param[out] output  [tokens, num_query_heads · head_dim]
+/// @param[out] output  [tokens, num_query_heads · value_dim]
 inline void reference_attention(TappedAttention const& layer, float* output) {
-  std::int64_t const dim = layer.head_dim;
+  std::int64_t const dim = layer.value_dim;
   std::int64_t const group = layer.num_query_heads / layer.num_kv_heads;
 #pragma omp parallel for schedule(dynamic, 16)
   for (std::int64_t query = 0; query < layer.tokens; ++query) {

@@ -26,8 +26,7 @@ ReferencePredictions::ReferencePredictions(PolicyRun& run, std::span<std::int32_
   namespace ha = headaware;
   ha::require(first >= 0 && rows_ > 0, "first", {"in [0, ", std::ssize(tokens) - 1, ")"}, first,
               "ReferencePredictions");
-  ModelShape const& shape = run.model().shape();
-  (void)run.losses(tokens, ha::PolicyTable(shape.layers, shape.num_kv_heads, ha::Full{}), layer_done);
+  (void)run.losses(tokens, ha::PolicyTable(run.model().shape(), ha::Full{}), layer_done);
   std::size_t const vocabulary = run.logits(static_cast<std::int32_t>(first)).size();
   log_probabilities_.resize(static_cast<std::size_t>(rows_) * vocabulary);
 #pragma omp parallel for

@@ -1,6 +1,7 @@
 #include "tools/llama/refinement.hpp"
 
 #include <headaware/error.hpp>
+#include <headaware/policy/table.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -59,13 +60,14 @@ ha::RefinedPlan refined_plan(LossStore& losses, CalibrationText const& text, ha:
 Calibration calibration_scaled(Calibration calibration, std::span<double const> factors) {
   auto const scale = [&](MeasuredText& measured) {
     ha::RetentionInfo const& info = measured.statistics.info;
+    ha::PolicyTable const heads(info.shape());
     std::vector<double> values;
     for (std::int32_t layer = 0; layer < info.num_layers; ++layer) {
-      for (std::int32_t head = 0; head < info.num_kv_heads; ++head) {
+      for (std::int32_t head = 0; head < heads.num_kv_heads(layer); ++head) {
         values.push_back(measured.sensitivities.at(layer, head) * factors[values.size()]);
       }
     }
-    measured.sensitivities = ha::Sensitivities::per_head(info.num_layers, info.num_kv_heads, std::move(values));
+    measured.sensitivities = ha::Sensitivities::per_head(info.shape(), std::move(values));
   };
   scale(calibration.text);
   scale(calibration.probe);

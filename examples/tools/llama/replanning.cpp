@@ -23,7 +23,7 @@ std::vector<ha::PolicyTable> tables_of(ha::PolicyTable const& plan, SensitivityO
       tables.push_back(plan.skip_layers(std::span(&layer, 1)));
       continue;
     }
-    for (std::int32_t head = 0; head < plan.num_kv_heads(); ++head) {
+    for (std::int32_t head = 0; head < plan.num_kv_heads(layer); ++head) {
       tables.emplace_back(plan).set(layer, head, ha::Full{});
     }
   }

@@ -13,7 +13,7 @@
 namespace llama_adapter {
 
 /// By how much less predictions diverge where one layer (KV head) keeps everything and all others follow a plan:
-/// [layers] or [layers, num_kv_heads], nats per token; empty where a kind of text was not measured.
+/// [layers], or of the KV heads, layer by layer; nats per token; empty where a kind of text was not measured.
 struct PlanGains {
   std::vector<double> text;
   std::vector<double> probe;

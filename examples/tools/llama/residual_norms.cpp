@@ -20,8 +20,8 @@ namespace {
 /// The first sum of two whole streams after a layer's attention is the residual with the attention's output.
 class ResidualObserver : public NodeObserver {
  public:
-  ResidualObserver(ModelShape shape, std::int64_t first_query)
-      : shape_(std::move(shape)), first_query_(first_query), squares_(static_cast<std::size_t>(shape_.layers)) {}
+  ResidualObserver(Model const& model, std::int64_t first_query)
+      : model_(&model), first_query_(first_query), squares_(static_cast<std::size_t>(model.shape().num_layers())) {}
 
   void begin(std::span<std::int32_t const> positions) override {
     tokens_ = std::ssize(positions);
@@ -33,8 +33,8 @@ class ResidualObserver : public NodeObserver {
     if (asking && node->op == GGML_OP_SET_ROWS) {
       if (auto const layer = cache_layer(node, key_cache); layer >= 0) layer_ = layer;
     }
-    bool const wanted = layer_ >= 0 && layer_ < shape_.layers && node->op == GGML_OP_ADD && is_stream(node->src[0]) &&
-                        is_stream(node->src[1]);
+    bool const wanted = layer_ >= 0 && layer_ < model_->shape().num_layers() && node->op == GGML_OP_ADD &&
+                        is_stream(node->src[0]) && is_stream(node->src[1]);
     if (asking || !wanted) return wanted;
     add(floats_of(node));
     layer_ = -1;
@@ -43,8 +43,8 @@ class ResidualObserver : public NodeObserver {
   }
 
   void finish() override {
-    ha::require(seen_ == shape_.layers, "sums of residual and attention", shape_.layers, seen_,
-                {"residual_norms, architecture '", shape_.architecture, "'"});
+    ha::require(seen_ == model_->shape().num_layers(), "sums of residual and attention", model_->shape().num_layers(),
+                seen_, {"residual_norms, architecture '", model_->info().architecture, "'"});
   }
 
   [[nodiscard]] std::vector<double> medians() {
@@ -59,12 +59,12 @@ class ResidualObserver : public NodeObserver {
 
  private:
   [[nodiscard]] bool is_stream(ggml_tensor const* tensor) const {
-    return tensor != nullptr && tensor->ne[0] == shape_.hidden_size && tensor->ne[1] == tokens_ &&
-           ggml_nelements(tensor) == shape_.hidden_size * tokens_;
+    return tensor != nullptr && tensor->ne[0] == model_->info().hidden_size && tensor->ne[1] == tokens_ &&
+           ggml_nelements(tensor) == model_->info().hidden_size * tokens_;
   }
 
   void add(std::vector<float> const& rows) {
-    std::int64_t const width = shape_.hidden_size;
+    std::int64_t const width = model_->info().hidden_size;
     for (std::int64_t row = first_query_; row < tokens_; ++row) {
       double square = 0;
       for (std::int64_t i = 0; i < width; ++i) {
@@ -75,7 +75,7 @@ class ResidualObserver : public NodeObserver {
     }
   }
 
-  ModelShape shape_;
+  Model const* model_;
   std::int64_t first_query_;
   std::int64_t tokens_ = 0;
   std::int32_t layer_ = -1;
@@ -92,7 +92,7 @@ std::vector<double> residual_norms(Model const& model, CalibrationText::Pieces c
   std::int64_t longest = 0;
   for (auto const& piece : pieces) longest = std::max(longest, std::ssize(piece));
   ha::require(first_query >= 0 && first_query < longest, "first_query", {"in [0, ", longest, ")"}, first_query, where);
-  ResidualObserver observer(model.shape(), first_query);
+  ResidualObserver observer(model, first_query);
   Context context(model, {.tokens = static_cast<std::int32_t>(longest), .threads = threads, .observer = &observer});
   support::Interrupt const interrupt;
   support::Progress progress("residual norms", "pieces", std::ssize(pieces));

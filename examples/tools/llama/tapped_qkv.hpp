@@ -20,11 +20,13 @@ namespace llama_adapter {
   qkv.values = attention.values;
   qkv.query_layout = ha::strided_bshd(1, attention.tokens, attention.num_query_heads, attention.head_dim);
   qkv.key_layout = ha::strided_bshd(1, attention.tokens, attention.num_kv_heads, attention.head_dim);
-  qkv.value_layout = qkv.key_layout;
+  qkv.value_layout = ha::strided_bshd(1, attention.tokens, attention.num_kv_heads, attention.value_dim);
   qkv.num_query_heads = attention.num_query_heads;
   qkv.num_kv_heads = attention.num_kv_heads;
   qkv.tokens = attention.tokens;
   qkv.head_dim = attention.head_dim;
+  qkv.value_dim = attention.value_dim;
+  qkv.sinks = attention.sinks;
   return qkv;
 }
 

@@ -21,11 +21,11 @@ class TokenSource : public analysis::AttentionSource {
       : run_(&run),
         pieces_(&pieces),
         description_(std::move(description)),
-        projections_(run.model().path(), run.model().shape()) {}
+        projections_(run.model().path(), run.model().info(), run.model().shape()) {}
 
-  [[nodiscard]] std::string name() const override { return run_->model().shape().name; }
+  [[nodiscard]] std::string name() const override { return run_->model().info().name; }
   [[nodiscard]] std::string description() const override { return description_; }
-  [[nodiscard]] headaware::ModelConfig model() const override { return run_->model().shape().config(); }
+  [[nodiscard]] headaware::ModelShape model() const override { return run_->model().shape(); }
   [[nodiscard]] std::vector<std::int64_t> texts() const override {
     std::vector<std::int64_t> result;
     for (auto const& piece : *pieces_) result.push_back(std::ssize(piece));

@@ -168,18 +168,20 @@ std::string layer_table(ReportInput const& input) {
   std::string text =
       "<h2>Layers</h2>\n<div class=\"wide\"><table>\n<caption>Means over the heads of a layer.</caption>\n<tr>"
       "<th>layer</th><th>entropy (nats)</th><th>sinks (%)</th><th>local (%)</th><th class=\"text\">types</th></tr>\n";
+  std::size_t next = 0;
   for (std::int32_t layer = 0; layer < info.num_layers; ++layer) {
+    std::int32_t const heads = info.layers.num_layers() > 0 ? info.layers.layer(layer).num_query_heads : info.num_heads;
+    if (heads == 0) continue;
     double entropy = 0;
     double sinks = 0;
     double local = 0;
     std::array<int, ha::num_head_types> types{};
-    for (std::int32_t head = 0; head < info.num_heads; ++head) {
-      auto const i = static_cast<std::size_t>(std::int64_t{layer} * info.num_heads + head);
-      auto const& s = input.statistics.heads[i];
-      entropy += s.mean_entropy / info.num_heads;
-      sinks += 100 * s.sink_ratio / info.num_heads;
-      local += 100 * s.position_preference.local / info.num_heads;
-      ++types[static_cast<std::size_t>(input.classifications[i].head_type)];
+    for (std::int32_t head = 0; head < heads; ++head, ++next) {
+      auto const& s = input.statistics.heads[next];
+      entropy += s.mean_entropy / heads;
+      sinks += 100 * s.sink_ratio / heads;
+      local += 100 * s.position_preference.local / heads;
+      ++types[static_cast<std::size_t>(input.classifications[next].head_type)];
     }
     text += fill(
         R"(<tr><td>@LAYER@</td><td>@ENTROPY@</td><td>@SINKS@</td><td>@LOCAL@</td><td class="text"><div class="bar">)",

@@ -2,15 +2,15 @@
 
 // A budget as a person types it.
 
-#include <headaware/cache/compaction.hpp>
 #include <headaware/error.hpp>
+#include <headaware/model_shape.hpp>
 #include <headaware/plan/budget.hpp>
 #include <headaware/plan/policy_plan.hpp>
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cstdint>
-#include <iterator>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -20,9 +20,9 @@
 namespace support {
 
 /// "25%" of the context, "512" tokens per KV head, or bytes of keys and values: "64MiB", "1.5GB", "4096B".
-/// @param token  of bytes: what one token costs one KV head; nothing known: 0
+/// @param token  of bytes: what one token costs one KV head, in each layer; nothing known: 0
 /// @throws ArgumentError on anything else
-inline headaware::Budget parse_budget(std::string const& text, headaware::TokenBytes const& token) {
+inline headaware::Budget parse_budget(std::string const& text, headaware::LayerBytes const& token) {
   namespace ha = headaware;
   constexpr std::array<std::pair<std::string_view, double>, 8> units{{{"B", 1},
                                                                       {"kB", 1e3},
@@ -41,7 +41,11 @@ inline headaware::Budget parse_budget(std::string const& text, headaware::TokenB
     if (unit == "%") return ha::Budget::share(amount / 100);
     for (auto const& [name, size] : units) {
       if (unit != name) continue;
-      if (token.total() <= 0) {
+      auto const layers = token.layers();
+      bool const known = layers.empty() ? token.of(0).total() > 0
+                                        : std::any_of(layers.begin(), layers.end(),
+                                                      [](ha::TokenBytes const& bytes) { return bytes.total() > 0; });
+      if (!known) {
         throw ha::ArgumentError({"--budget in bytes", "--head_dim too, and --element_bytes", "no head_dim", text});
       }
       ha::require(amount * size < 9e18, "--budget", "less than 9e18 bytes", text, "--budget");
@@ -53,21 +57,42 @@ inline headaware::Budget parse_budget(std::string const& text, headaware::TokenB
                            "--budget"});
 }
 
-/// KV heads that a budget is of: those of layers that are not skipped.
-/// @param skipped  ascending
-/// @throws ArgumentError if that is none, or a skipped layer is out of range
-inline std::int64_t planned_heads(std::int32_t layers, std::int32_t num_kv_heads,
-                                  std::vector<std::int32_t> const& skipped) {
-  return std::ssize(headaware::planned_layers(layers, skipped)) * num_kv_heads;
-}
+/// KV heads that a budget is of, and the tokens that they hold of a sequence where they keep everything.
+struct PlannedCache {
+  std::int64_t heads = 0;
+  std::int64_t tokens = 0;
 
-/// @param num_kv_heads  `planned_heads`
-/// @throws ArgumentError if the budget is beyond all that they can keep, where there is nothing to choose
-inline void require_within_cache(headaware::Budget const& budget, std::int64_t num_kv_heads, std::int64_t context) {
-  std::int64_t const tokens = budget.total(num_kv_heads, context);
-  headaware::require(tokens <= num_kv_heads * context, "budget",
-                     {"at most the whole cache, ", num_kv_heads * context, " tokens (", context, " per KV head)"},
-                     tokens, "--budget");
+  /// @param skipped  ascending
+  /// @throws ArgumentError if all layers are skipped, or one is out of range
+  PlannedCache(headaware::ModelShape const& shape, std::vector<std::int32_t> const& skipped, std::int64_t context) {
+    for (std::int32_t const index : headaware::planned_layers(shape.num_layers(), skipped)) {
+      headaware::LayerShape const& layer = shape.layer(index);
+      if (!layer.has_cache()) continue;
+      heads += layer.num_kv_heads;
+      tokens += layer.num_kv_heads * layer.visible(context);
+    }
+    headaware::require(heads > 0, "layers that are not skipped", "one with a cache of its own", "none",
+                       "--skip_layers");
+  }
+  /// Tokens that a head holds on average.
+  [[nodiscard]] double mean() const { return static_cast<double>(tokens) / static_cast<double>(heads); }
+  /// Tokens that all may keep together. @throws ArgumentError for bytes of rows that differ
+  [[nodiscard]] std::int64_t budget(headaware::Budget const& budget, std::int64_t context) const {
+    bool const share = budget.unit() == headaware::Budget::Unit::share;
+    return share ? budget.total(1, tokens) : budget.total(heads, context);
+  }
+};
+
+/// @throws ArgumentError if the budget is beyond all that the heads can keep, where there is nothing to choose
+inline void require_within_cache(headaware::Budget const& budget, headaware::ModelShape const& shape,
+                                 std::vector<std::int32_t> const& skipped, std::int64_t context) {
+  PlannedCache const cache(shape, skipped, context);
+  if (!budget.row_bytes().empty()) return;  // is not told in tokens
+  std::int64_t const tokens = cache.budget(budget, context);
+  headaware::require(
+      tokens <= cache.tokens, "budget",
+      {"at most the whole cache, ", cache.tokens, " tokens (", cache.tokens / cache.heads, " per KV head)"}, tokens,
+      "--budget");
 }
 
 }  // namespace support

@@ -34,7 +34,7 @@ inline void add_plan_options(CLI::App& app, headaware::PlanOptions& plan, CLI::O
       app.add_flag("--layer_shares", plan.layer_shares, "each layer gets an equal share"),
       add_skip_layers(
           app, plan.skip_layers,
-          "layers that keep everything, beyond the budget: those with sliding windows of the model's own, say"),
+          "layers that keep everything, beyond the budget; sliding windows of the model's own hold without it"),
       app.add_option("--negligible_output", plan.negligible_output,
                      "prune KV heads whose squared output is at most this share of their layer's mean; 0: none")
           ->capture_default_str()
