@@ -2,7 +2,8 @@
 // CUDA_EMU_REPORT=FILE (tests/device_code/observe_traffic.cmake does and checks the counts), or under a
 // profiler on a device. Prints, for each launch, what the forward pass of flash attention reads: every query once
 // and, for every tile of queries, the keys and values up to the diagonal; at tiles of as many rows as the statistics
-// have, and at its own of 128 rows. Afterwards the rows of a tile on devices of some sizes of shared memory.
+// have, and at its own of 128 rows; for queries that see all before them, and for such that see a window. Afterwards
+// the rows of a tile on devices of some sizes of shared memory.
 
 #include "support/gpu.cuh"
 
@@ -38,15 +39,18 @@ Shape shape_of(std::int64_t tokens, std::int64_t head_dim) {
   return shape;
 }
 
-/// Bytes that flash attention's forward pass reads with tiles of `tile` query rows.
-std::int64_t flash_bytes(Shape const& shape, std::int32_t tile, bool with_values) {
+/// Bytes that flash attention's forward pass reads with tiles of `tile` query rows and 64 keys.
+/// @param window  keys that a query sees; 0: all before it
+std::int64_t flash_bytes(Shape const& shape, std::int32_t tile, bool with_values, std::int64_t window) {
   std::int64_t rows = shape.tokens;
-  for (std::int64_t first = 0; first < shape.tokens; first += tile)
-    rows += std::min<std::int64_t>(first + tile, shape.tokens) * (with_values ? 2 : 1);
+  for (std::int64_t first = 0; first < shape.tokens; first += tile) {
+    std::int64_t const oldest = window > 0 ? std::max<std::int64_t>(0, first - window + 1) / 64 * 64 : 0;
+    rows += (std::min<std::int64_t>(first + tile, shape.tokens) - oldest) * (with_values ? 2 : 1);
+  }
   return rows * shape.num_query_heads * shape.head_dim * static_cast<std::int64_t>(sizeof(__half));
 }
 
-void observe(bool with_values) {
+void observe(bool with_values, std::int64_t window) {
   constexpr std::int64_t tokens = 1024;
   constexpr std::int64_t head_dim = 128;
   std::vector<__half> host(2 * tokens * head_dim);
@@ -58,7 +62,8 @@ void observe(bool with_values) {
   Shape const shape = shape_of(tokens, head_dim);
   ha::ObserverParameters parameters;
   parameters.retention = ha::RetentionGrid{};
-  std::vector<ha::DeviceQkv<__half>> const layers{{queries.data(), keys.data(), with_values ? values.data() : nullptr}};
+  std::vector<ha::DeviceQkv<__half>> const layers{
+      {queries.data(), keys.data(), with_values ? values.data() : nullptr, nullptr, window}};
   bench::DeviceArray<double> const sums(
       std::vector<double>(static_cast<std::size_t>(shape.num_query_heads * ha::SumsLayout(parameters).size())));
   std::size_t bytes = 0;
@@ -71,8 +76,8 @@ void observe(bool with_values) {
   std::int32_t const rows =
       ha::device::observe_tile_rows<__half>(shape, with_values, parameters, device_shared_memory());
   std::printf("tile %d flash_bytes %lld flash_128_bytes %lld\n", rows,
-              static_cast<long long>(flash_bytes(shape, rows, with_values)),
-              static_cast<long long>(flash_bytes(shape, 128, with_values)));
+              static_cast<long long>(flash_bytes(shape, rows, with_values, window)),
+              static_cast<long long>(flash_bytes(shape, 128, with_values, window)));
 }
 
 }  // namespace
@@ -83,8 +88,10 @@ int main() {
     std::printf("skipped: no CUDA device\n");
     return 0;
   }
-  observe(false);
-  observe(true);
+  for (std::int64_t const window : {0, 128}) {
+    observe(false, window);
+    observe(true, window);
+  }
   ha::ObserverParameters parameters;
   parameters.retention = ha::RetentionGrid{};
   for (int const limit : {99 << 10, 163 << 10, 227 << 10}) {

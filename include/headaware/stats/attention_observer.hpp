@@ -100,9 +100,9 @@ class AttentionObserver {
   /// @brief Adds one sequence of one layer. `chunk_size` cuts it into chunks, each a text of its own; chunks
   /// shorter than `min_chunk` are skipped.
   /// @param layer      of the model
-  /// @param attention  `LayerQkv` or `LayerProbabilities` (the latter as one chunk), host pointers; its window may be
-  /// 0,
-  ///                   or that of the model's layer. A model whose layers are all alike says nothing of windows
+  /// @param attention  `LayerQkv` or `LayerProbabilities` (the latter as one chunk), host pointers; its
+  ///                   window may be 0, or that of the model's layer. A model whose layers are all alike says nothing
+  ///                   of windows
   /// @param score      how the engine makes logits of queries and keys; by default with a scale of 1 / sqrt(head_dim)
   /// @throws ArgumentError on a layer or shapes that are not the model's; then nothing has been added
   template <class Attention, class Target = detail::Target>

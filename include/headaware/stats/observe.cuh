@@ -79,9 +79,9 @@ template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
 /// Two calls, as in CUB: with `d_temp == nullptr` the first only sets `temp_bytes`.
 /// @param[in]     d_temp      device, at least `temp_bytes`, of any alignment; nullptr: size query
 /// @param[in,out] temp_bytes  bytes: 8 · SumsLayout::size() per block, some 4,096 of them, and 4 per head
-/// @param[in]     shape       shape of all layers; a head_dim of at most 1,024 (fewer where shared memory is small:
-///                            576 in single precision takes 128 KiB) and, where there are values, a value_dim of at
-///                            most 256. Of a latent with wider values only masses are measured: leave `d_values` out
+/// @param[in]     shape       shape of all layers; a head_dim of at most 1,024, less where shared memory is small, and,
+///                            where there are values, a value_dim of at most 256. Of a latent with wider values only
+///                            masses are measured: leave `d_values` out
 /// @param[in]     layer_range host, [num_layers], at most 256; values and output factors in all of them or in none;
 ///                            windows and learned sinks are each layer's own
 /// @param[in]     score       how the engine turns queries and keys into logits
@@ -95,9 +95,8 @@ template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
 ///         devices, and in programs built for devices, before compute capability 8.0; launch errors
 /// @pre    values are finite: one that is not makes sums NaN, which `AttentionObserver::add_sums` refuses
 /// @note   Rows with a NaN or infinite score or learned sink are counted as invalid and nowhere else. Deterministic on
-/// devices
-///         of the same shared memory; graph-capturable: a memset of 4 bytes per head, then one launch. Empty input
-///         succeeds without one. Values are not read where no sums of them are asked for.
+///         devices of the same shared memory; graph-capturable: a memset of 4 bytes per head, then one launch. Empty
+///         input succeeds without one. Values are not read where no sums of them are asked for.
 /// @par Cost  Reads each query once and, for every 64 queries observed (16 with values, fewer where shared memory
 ///            is small), the keys and values up to them, in a window from the oldest they see, once. Errors after W_O
 ///            cost value_dim² multiplications for each of some 20 sums of a row.
