@@ -58,7 +58,9 @@ std::vector<Kind> served_kinds() {
       {"sliding",
        write_sliding_model,
        {layer(4, 1, 32, w), layer(4, 1, 32, 0), layer(4, 1, 32, w), layer(4, 1, 32, 0)}},
-      {"hybrid", write_hybrid_model, {none, layer(4, 2, 16, 0), none, layer(4, 1, 16, 0)}},
+      {"hybrid",
+       [](std::filesystem::path const& path) { write_hybrid_model(path, 0); },
+       {none, layer(4, 2, 16, 0), none, layer(4, 1, 16, 0)}},
       {"sinks", write_sinks_model, {layer(4, 2, 32, w), layer(4, 2, 32, 0), layer(4, 2, 32, w), layer(4, 2, 32, 0)}},
       {"latent", write_latent_model, {latent, latent}},
       {"heads", write_heads_model, {layer(4, 1, 16, 0), layer(6, 3, 16, 0), layer(2, 2, 16, 0)}},
@@ -278,6 +280,20 @@ TEST_CASE("models whose layers differ: plans of the model's own shape, which gen
     cached.read(model.tokenize(numbered_text(60), true));
     CHECK(cached.cache().length() == 61);
   }
+}
+
+TEST_CASE("recurrent layers beside sliding ones are observed, but not decoded on a cache of their own") {
+  TemporaryFolder const folder;
+  write_hybrid_model(folder / "model.gguf", synthetic_window);
+  Model const model(folder / "model.gguf");
+  CHECK(model.shape().layer(1).window == synthetic_window);
+  auto const tokens = model.tokenize(numbered_text(60), true);
+  PolicyRun run(model, PolicyRunOptions{.tokens = static_cast<std::int32_t>(tokens.size()), .threads = 1});
+  ha::PolicyTable const full(model.shape());
+  CHECK(std::isfinite(perplexity(run.losses(tokens, full))));
+  CHECK(std::isfinite(perplexity(run.losses(tokens, uneven_table(model.shape())))));
+  check_error<ha::Error>([&] { CachedModel<float>(model, full, 64, {}); },
+                         {"kind of layer 1", "attention or none", "sliding", "lfm2"});
 }
 
 TEST_CASE("layers that the adapter does not serve are refused by layer and kind") {

@@ -76,12 +76,14 @@ inline void write_sliding_model(std::filesystem::path const& path) {
 }
 
 /// Short convolutions with a state beside attention of 2 and of 1 KV heads: as LFM2.
-inline void write_hybrid_model(std::filesystem::path const& path) {
+/// @param window  of all layers that attend; 0: none
+inline void write_hybrid_model(std::filesystem::path const& path, std::uint32_t window) {
   std::vector<std::int32_t> const kv_heads{0, 2, 0, 1};
   GgufWriter file = detail::begin_model("lfm2", 4);
   file.number("attention.head_count", 4);
   file.numbers("attention.head_count_kv", kv_heads);
   file.number("shortconv.l_cache", 3);
+  if (window > 0) file.number("attention.sliding_window", window);
   detail::norm(file, "token_embd_norm");
   file.weights("output.weight", {synthetic_width, file.vocabulary()});
   for (std::int64_t layer = 0; layer < 4; ++layer) {

@@ -6,6 +6,7 @@
 #include "tools/support/memory.hpp"
 #include "tools/support/options.hpp"
 #include "tools/support/plan_file.hpp"
+#include "tools/support/told_model.hpp"
 
 #include <headaware/compressor.hpp>
 #include <headaware/error.hpp>
@@ -298,32 +299,11 @@ ha::ModelConfig model_of(ha::ModelConfig model, capture::Arrays const& capture, 
   return model;
 }
 
-/// What a file of policies tells of its model.
-struct Told {
-  ha::ModelConfig each;   ///< heads and channels of every layer
-  ha::ModelShape layers;  ///< where some slide; empty: none does
-};
-
-/// @throws ArgumentError if layers differ in more than their windows: the caches here are of one size
-Told told_by(ha::ModelShape const& layers, std::filesystem::path const& path) {
-  ha::LayerShape const& first = layers.layer(0);
-  for (std::int32_t index = 0; index < layers.num_layers(); ++index) {
-    ha::LayerShape const& layer = layers.layer(index);
-    bool const alike = layer.has_cache() && layer.kind != ha::LayerKind::latent &&
-                       layer.num_query_heads == first.num_query_heads && layer.num_kv_heads == first.num_kv_heads &&
-                       layer.head_dim == first.head_dim && layer.value_dim == first.head_dim;
-    ha::require(alike, "layer", "one with the heads and channels of layer 0, its window aside", "another",
-                [&] { return path.string() + ", layer " + std::to_string(index); });
-  }
-  auto const channels = static_cast<std::int32_t>(first.head_dim > 0 ? first.head_dim : 64);
-  return {{layers.num_layers(), first.num_query_heads, first.num_kv_heads, channels}, layers};
-}
-
 /// Reads the model's shape from the file, or, of classes whose layers slide, from the statistics beside it.
-Told shape_of(std::filesystem::path const& path, Options const& options) {
+support::Told shape_of(std::filesystem::path const& path, Options const& options) {
   if (!options.plan.empty()) {
     ha::PolicyPlan const plan = ha::load_plan(path);
-    if (plan.layers.num_layers() > 0) return told_by(plan.layers, path);
+    if (plan.layers.num_layers() > 0) return support::told_by(plan.layers, path);
     return {{plan.num_layers, plan.num_heads, plan.num_kv_heads, 64}, {}};
   }
   if (options.classifications.empty()) analysis::warn_if_partial(options.results_dir);
@@ -331,23 +311,12 @@ Told shape_of(std::filesystem::path const& path, Options const& options) {
     auto const statistics = folder / "head_statistics.json";
     if (!std::filesystem::exists(statistics)) continue;
     auto const layers = ha::load_statistics(statistics).model_info.layers;
-    if (layers.num_layers() > 0) return told_by(layers, statistics);
+    if (layers.num_layers() > 0) return support::told_by(layers, statistics);
     break;
   }
   std::vector<ha::HeadClassification> const classes = ha::load_classifications(path);
   auto const shape = ha::grid_shape(std::span<ha::HeadClassification const>(classes));
   return {{shape.layers, shape.heads, shape.heads, 64}, {}};
-}
-
-/// The shape that the policies are for.
-ha::ModelShape shape_with(Told const& told, ha::ModelConfig const& model) {
-  if (told.layers.num_layers() == 0) return model;
-  std::vector<ha::LayerShape> layers(told.layers.layers().begin(), told.layers.layers().end());
-  for (ha::LayerShape& layer : layers) {
-    layer.num_kv_heads = model.num_key_value_heads;
-    layer.head_dim = layer.value_dim = model.head_dim;
-  }
-  return ha::ModelShape(std::move(layers));
 }
 
 int run(Options const& options) {
@@ -357,14 +326,14 @@ int run(Options const& options) {
     throw ha::FormatError({"captured arrays", "NAME_k.npy and NAME_v.npy", "none", options.capture.string()});
   }
   std::filesystem::path const path = options.plan.empty() ? classifications_of(options) : options.plan;
-  Told const told = shape_of(path, options);
+  support::Told const told = shape_of(path, options);
   ha::ModelConfig const model = model_of(told.each, capture, options);
   std::printf("%s: %s\nmodel: %d layers, %d query heads, %d KV heads, head_dim %d\n\n",
               options.plan.empty() ? "classes" : "plan", path.c_str(), model.num_hidden_layers,
               model.num_attention_heads, model.num_key_value_heads, model.head_dim);
 
   auto const types = options.mixed == "aggressive" ? ha::TypePolicies::aggressive() : ha::TypePolicies::conservative();
-  auto const compressor = ha::Compressor::from_policies(path, shape_with(told, model), types);
+  auto const compressor = ha::Compressor::from_policies(path, told.shape(model), types);
   std::printf("policies of the KV heads%s, %d tokens:\n%s\n",
               options.plan.empty() ? " (query heads folded by union)" : "", options.tokens,
               to_string(compressor.compression_summary(options.tokens)).c_str());
