@@ -102,8 +102,9 @@ void require_channels(std::int64_t head_dim, std::int64_t value_dim, char const*
 
 /// The channels that a caller names: of values as many as of keys unless said otherwise.
 /// @throws ArgumentError on channels that are not positive, or that are of a model with other layers
-inline LayerChannels checked_channels(LayerChannels const& channels, std::int64_t value_dim, LayerHeads const& heads,
-                                      char const* where) {
+template <class = void>
+LayerChannels checked_channels(LayerChannels const& channels, std::int64_t value_dim, LayerHeads const& heads,
+                               char const* where) {
   LayerChannels result = value_dim != 0 ? channels.with_values(value_dim) : channels;
   auto const layers = static_cast<std::size_t>(heads.num_layers);
   bool const as_many = channels.num_layers() == 0 || channels.num_layers() == layers;
