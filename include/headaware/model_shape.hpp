@@ -132,11 +132,11 @@ class ModelShape {
   /// @brief What one rank of tensor parallelism holds: the query heads in equal parts, the KV heads likewise, or one
   /// that several ranks hold each a copy of where there are fewer than ranks. A latent is on every rank.
   /// @throws ArgumentError if the rank is out of range, or heads do not divide
-  template <class = void>
-  [[nodiscard]] ModelShape tensor_parallel(std::int32_t rank, std::int32_t num_ranks) const {
+  template <class Shape = ModelShape>
+  [[nodiscard]] Shape tensor_parallel(std::int32_t rank, std::int32_t num_ranks) const {
     require(num_ranks > 0, "ranks", "> 0", num_ranks, "tensor_parallel");
     require_index(rank, num_ranks, "rank", "tensor_parallel");
-    ModelShape result = *this;
+    Shape result = *this;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       LayerShape& l = result.layers_[i];
       if (!l.attends()) continue;

@@ -38,9 +38,9 @@ class HeadCounts {
         most_(counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end())),
         first_(first_heads_of(counts)) {}
   /// A copy of what a table has.
-  template <class = void>
   explicit HeadCounts(LayerHeads const& heads) : num_layers_(heads.num_layers), most_(heads.num_kv_heads) {
-    if (heads.first_heads != nullptr) first_.assign(heads.first_heads, heads.first_heads + heads.num_layers + 1);
+    if (heads.first_heads == nullptr) return;
+    for (std::int32_t layer = 0; layer <= heads.num_layers; ++layer) first_.push_back(heads.first_heads[layer]);
   }
 
   /// Valid while these live unchanged.
