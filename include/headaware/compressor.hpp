@@ -17,7 +17,6 @@
 #include <headaware/io/duo_gates.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/head_classifications.hpp>
-#include <headaware/io/model_shape.hpp>
 #include <headaware/io/policy_table.hpp>
 #include <headaware/layout/concept.hpp>
 #include <headaware/layout/engines.hpp>
@@ -38,6 +37,7 @@
 #include <cstdio>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -212,9 +212,13 @@ class BasicCompressor {
     return {model, table_from_model_config<Registry>(model, policy)};
   }
 
-  /// @brief The same, the model's shape read from a Hugging Face `config.json`.
-  static BasicCompressor from_model_config(FilePath const& path,
+  /// @brief The same, the model's shape read from a Hugging Face `config.json`: include `headaware/io/model_shape.hpp`.
+  template <class Path = FilePath>
+  static BasicCompressor from_model_config(std::type_identity_t<Path> const& path,
                                            Policy const& policy = SinkWindow{.sink = 4, .window = 508}) {
+    static_assert(
+        requires { load_model_shape(path); },
+        "headaware: a config.json's path goes with #include <headaware/io/model_shape.hpp>");
     return from_model_config(load_model_shape(path), policy);
   }
 

@@ -70,31 +70,37 @@ struct LayerShape {
 /// @brief The caches of all layers of a model, under the model's own layer numbers. Made of a `ModelConfig` where all
 /// are alike, else of one `LayerShape` per layer; `load_model_shape` reads it from a model's configuration.
 class ModelShape {
+  // Members that are templates without need cost a unit nothing that does not use them: the front door.
  public:
   static constexpr std::int32_t max_layers = 1 << 20;
 
   ModelShape() = default;
   /// Every layer alike. Implicit on purpose: a `ModelConfig` is a shape. @throws ArgumentError as `validate`
+  template <class Layer = LayerShape>
   ModelShape(ModelConfig const& config) {
     config.validate();
     require(config.num_hidden_layers <= max_layers, "num_hidden_layers", "at most 2^20", config.num_hidden_layers,
             "ModelShape");
-    LayerShape const layer{.num_query_heads = config.num_attention_heads,
-                           .num_kv_heads = config.num_key_value_heads,
-                           .head_dim = config.head_dim,
-                           .value_dim = config.head_dim};
-    layers_.assign(static_cast<std::size_t>(config.num_hidden_layers), layer);
+    Layer const layer{.num_query_heads = config.num_attention_heads,
+                      .num_kv_heads = config.num_key_value_heads,
+                      .head_dim = config.head_dim,
+                      .value_dim = config.head_dim};
+    layers_ = std::vector<Layer>(static_cast<std::size_t>(config.num_hidden_layers), layer);
   }
   /// @throws ArgumentError naming the layer and the field that makes no sense: counts that are not positive, channels
   ///         that are negative (0: not known), query heads that no whole number of them shares a KV head, a window
   ///         where the layer does not slide or none where it does, a latent of several heads or with values wider than
   ///         its row, and a `cache_layer` that is no earlier layer with a cache of its own of this shape
+  template <class = void>
   explicit ModelShape(std::vector<LayerShape> layers) : layers_(std::move(layers)) {
     for (std::size_t i = 0; i < layers_.size(); ++i) validate(i);
   }
 
   [[nodiscard]] std::int32_t num_layers() const { return static_cast<std::int32_t>(layers_.size()); }
-  [[nodiscard]] std::span<LayerShape const> layers() const { return layers_; }
+  template <class Layer = LayerShape>
+  [[nodiscard]] std::span<Layer const> layers() const {
+    return {layers_.data(), layers_.size()};
+  }
   /// @throws ArgumentError if there is no such layer
   [[nodiscard]] LayerShape const& layer(std::int32_t layer) const {
     require_index(layer, num_layers(), "layer", "ModelShape");
@@ -107,24 +113,30 @@ class ModelShape {
   }
   /// Whether a `ModelConfig` says as much: every layer attends to all tokens, with equal heads.
   [[nodiscard]] bool uniform() const {
-    return !layers_.empty() && layers_.front().kind == LayerKind::attention &&
-           layers_.front().value_dim == layers_.front().head_dim &&
-           std::all_of(layers_.begin(), layers_.end(), [&](LayerShape const& l) { return l == layers_.front(); });
+    for (LayerShape const& l : layers_) {
+      if (l.kind != LayerKind::attention || l.value_dim != l.head_dim || l != layers_.front()) return false;
+    }
+    return !layers_.empty();
   }
 
   /// Bytes that one more token adds while no window is full. @throws ArgumentError beyond 64 bits
-  [[nodiscard]] std::int64_t token_bytes(std::size_t element_bytes) const { return bytes(1, element_bytes); }
+  template <class = void>
+  [[nodiscard]] std::int64_t token_bytes(std::size_t element_bytes) const {
+    return bytes(1, element_bytes);
+  }
   /// Bytes of the caches of one sequence, nothing evicted but what windows have passed. @throws ArgumentError beyond 64
   /// bits
+  template <class = void>
   [[nodiscard]] std::int64_t bytes(std::int64_t length, std::size_t element_bytes) const;
 
   /// @brief What one rank of tensor parallelism holds: the query heads in equal parts, the KV heads likewise, or one
   /// that several ranks hold each a copy of where there are fewer than ranks. A latent is on every rank.
   /// @throws ArgumentError if the rank is out of range, or heads do not divide
-  [[nodiscard]] ModelShape tensor_parallel(std::int32_t rank, std::int32_t num_ranks) const {
+  template <class Shape = ModelShape>
+  [[nodiscard]] Shape tensor_parallel(std::int32_t rank, std::int32_t num_ranks) const {
     require(num_ranks > 0, "ranks", "> 0", num_ranks, "tensor_parallel");
     require_index(rank, num_ranks, "rank", "tensor_parallel");
-    ModelShape result = *this;
+    Shape result = *this;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       LayerShape& l = result.layers_[i];
       if (!l.attends()) continue;
@@ -189,8 +201,9 @@ class LayerBytes {
   LayerBytes(TokenBytes const& token) : common_(token) {}
   LayerBytes(std::int64_t key, std::int64_t value) : common_{key, value} {}
   /// @param element_bytes  of every key and value
+  template <class Layer = LayerShape>
   LayerBytes(ModelShape const& shape, std::size_t element_bytes) {
-    for (LayerShape const& layer : shape.layers()) layers_.push_back(layer.token_bytes(element_bytes));
+    for (Layer const& layer : shape.layers()) layers_.push_back(layer.token_bytes(element_bytes));
   }
   /// @param layers  [num_layers]
   explicit LayerBytes(std::vector<TokenBytes> layers) : layers_(std::move(layers)) {}
@@ -201,7 +214,10 @@ class LayerBytes {
     return layers_[static_cast<std::size_t>(layer)];
   }
   /// [num_layers]; empty where one number is of all.
-  [[nodiscard]] std::span<TokenBytes const> layers() const { return layers_; }
+  template <class Bytes = TokenBytes>
+  [[nodiscard]] std::span<Bytes const> layers() const {
+    return {layers_.data(), layers_.size()};
+  }
 
  private:
   TokenBytes common_;
@@ -224,7 +240,8 @@ std::int64_t sum_layer_bytes(char const* where, std::int32_t num_layers, LayerBy
 
 }  // namespace detail
 
-inline std::int64_t ModelShape::bytes(std::int64_t length, std::size_t element_bytes) const {
+template <class>
+std::int64_t ModelShape::bytes(std::int64_t length, std::size_t element_bytes) const {
   return detail::sum_layer_bytes("ModelShape::bytes", num_layers(), {*this, element_bytes}, [&](std::int32_t l) {
     return detail::elements("ModelShape::bytes", {layer(l).num_kv_heads, layer(l).visible(length)});
   });

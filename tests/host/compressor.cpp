@@ -6,6 +6,7 @@
 #include "support/mixed_model.hpp"
 
 #include <headaware/compressor.hpp>
+#include <headaware/io/model_shape.hpp>
 
 #include <cstddef>
 #include <cstdint>

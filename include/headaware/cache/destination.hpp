@@ -102,8 +102,9 @@ void require_channels(std::int64_t head_dim, std::int64_t value_dim, char const*
 
 /// The channels that a caller names: of values as many as of keys unless said otherwise.
 /// @throws ArgumentError on channels that are not positive, or that are of a model with other layers
-inline LayerChannels checked_channels(LayerChannels const& channels, std::int64_t value_dim, LayerHeads const& heads,
-                                      char const* where) {
+template <class = void>
+LayerChannels checked_channels(LayerChannels const& channels, std::int64_t value_dim, LayerHeads const& heads,
+                               char const* where) {
   require(value_dim == 0 || channels.alike(), "value_dim", "0, as the shape says the channels of every layer",
           value_dim, where);
   LayerChannels result = value_dim != 0 ? channels.with_values(value_dim) : channels;

@@ -32,8 +32,9 @@ class LayerChannels {
   LayerChannels(Int head_dim) : common_{static_cast<std::int64_t>(head_dim), static_cast<std::int64_t>(head_dim)} {}
   LayerChannels(std::int64_t head_dim, std::int64_t value_dim) : common_{head_dim, value_dim} {}
   /// Implicit on purpose: those of the model's caches.
+  template <class Layer = LayerShape>
   LayerChannels(ModelShape const& shape) {
-    for (LayerShape const& l : shape.layers()) {
+    for (Layer const& l : shape.layers()) {
       RowChannels const rows{l.head_dim, l.kind == LayerKind::latent ? 0 : l.value_dim};
       layers_.push_back(l.has_cache() ? rows : RowChannels{});
       common_ = {std::max(common_.head_dim, layers_.back().head_dim),
@@ -51,7 +52,10 @@ class LayerChannels {
   /// Whether every layer has `common()`.
   [[nodiscard]] bool alike() const { return layers_.empty(); }
   /// [num_layers]; empty where all are alike.
-  [[nodiscard]] std::span<RowChannels const> layers() const { return layers_; }
+  template <class Rows = RowChannels>
+  [[nodiscard]] std::span<Rows const> layers() const {
+    return {layers_.data(), layers_.size()};
+  }
   /// Layers that these are of; 0: any number.
   [[nodiscard]] std::size_t num_layers() const { return num_layers_; }
   /// The same keys with values of `value_dim` channels in all layers. @pre alike()

@@ -7,6 +7,7 @@
 ///              (reference counts, copy on write)
 
 #include <headaware/cache/detail/page_change.hpp>
+#include <headaware/cache/detail/policy_change.hpp>
 #include <headaware/cache/detail/unique_id.hpp>
 #include <headaware/cache/page_indices.hpp>
 #include <headaware/cache/page_pool.hpp>
@@ -201,12 +202,7 @@ class PagedHeads {
   template <class Table>
   void set_policies(Table const& table) {
     constexpr auto where = "PagedHeads::set_policies";
-    require(table.num_layers() == slots_.num_layers(), "layers", slots_.num_layers(), table.num_layers(), where);
-    LayerHeads const given = detail::layer_heads(table);
-    for (std::int32_t layer = 0; layer < given.num_layers; ++layer) {
-      require(given.count(layer) == slots_.heads().count(layer), "KV heads", slots_.heads().count(layer),
-              given.count(layer), where);
-    }
+    detail::require_same_heads(slots_.heads(), detail::layer_heads(table), where);
     RollingSlots slots(table, shape_.num_sequences, shape_.limits);
     detail::HeadRecords<PagedHead> heads = detail::make_paged_heads(slots, page_size());
     std::vector<std::int32_t> entries(table_entries(heads.records()), -1);
@@ -378,15 +374,9 @@ class PagedHeads {
     std::int64_t high_water = length(sequence);
     for_each_head([&](std::int32_t layer, std::int32_t kv_head, PagedHead const& old) {
       PagedHead const& now = heads[at(slots_.heads().first(layer) + kv_head)];
-      // Held are [0, sinks) and [begin, pages).
-      std::int64_t const sinks = std::min<std::int64_t>(pages, old.sink_pages);
-      std::int64_t const window = std::min(pages, first_held(old, state_.high_water(sequence)));
-      std::int64_t const begin = window <= sinks ? 0 : window;
-      if (std::min<std::int64_t>(pages, now.sink_pages) > sinks && begin > 0) {
-        high_water = std::int64_t{all_tokens} + 1;
-      } else if (now.ring_pages > 0 && now.sink_pages < begin) {
-        high_water = std::max(high_water, now.rule.high_water_holding(begin * page_size(), shape_.limits.slack));
-      }
+      std::int64_t const window = first_held(old, state_.high_water(sequence));
+      high_water =
+          std::max(high_water, detail::high_water_serving(old, now, window, pages, page_size(), shape_.limits.slack));
     });
     return high_water;
   }

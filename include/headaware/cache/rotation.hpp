@@ -53,11 +53,12 @@ struct RotaryPositions {
   std::span<std::uint8_t const> coordinate_of{};  ///< [rotary_dim / 2] the coordinate of each pair; empty: the first
 
   /// Coordinates of pairs in sections one after the other, as `mrope_section` of a `config.json` has them.
-  static std::vector<std::uint8_t> sections(std::span<std::int32_t const> pairs) {
-    std::vector<std::uint8_t> result;
+  template <class Byte = std::uint8_t>
+  static std::vector<Byte> sections(std::span<std::int32_t const> pairs) {
+    std::vector<Byte> result;
     for (std::size_t c = 0; c < pairs.size(); ++c) {
       require(pairs[c] >= 0, "pairs of a section", ">= 0", pairs[c], "RotaryPositions::sections");
-      result.insert(result.end(), static_cast<std::size_t>(pairs[c]), static_cast<std::uint8_t>(c));
+      result.insert(result.end(), static_cast<std::size_t>(pairs[c]), static_cast<Byte>(c));
     }
     return result;
   }
@@ -137,6 +138,7 @@ class KeyRotation {
   }
   /// @brief The same for positions of several coordinates, and for target positions of the caller's own.
   /// @throws ArgumentError also on more than 4 coordinates, another number of pairs, or a negative stride
+  template <class = void>
   [[nodiscard]] KeyRotation with_positions(RotaryPositions const& positions) const {
     constexpr auto where = "KeyRotation::with_positions";
     KeyRotation rotation = with_positions(positions.from, positions.stride);

@@ -19,10 +19,11 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// Heads of all layers before each, [counts + 1]; empty where all layers have as many.
-inline std::vector<std::int32_t> first_heads_of(std::span<std::int32_t const> counts) {
-  if (std::all_of(counts.begin(), counts.end(), [&](std::int32_t count) { return count == counts.front(); })) return {};
-  std::vector<std::int32_t> first{0};
-  for (std::int32_t const count : counts) first.push_back(first.back() + count);
+template <class Count>
+std::vector<Count> first_heads_of(std::span<Count const> counts) {
+  if (std::all_of(counts.begin(), counts.end(), [&](Count count) { return count == counts.front(); })) return {};
+  std::vector<Count> first{0};
+  for (Count const count : counts) first.push_back(first.back() + count);
   return first;
 }
 
@@ -31,13 +32,15 @@ class HeadCounts {
  public:
   HeadCounts() = default;
   HeadCounts(std::int32_t num_layers, std::int32_t num_kv_heads) : num_layers_(num_layers), most_(num_kv_heads) {}
+  template <class = void>
   explicit HeadCounts(std::span<std::int32_t const> counts)
       : num_layers_(static_cast<std::int32_t>(counts.size())),
         most_(counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end())),
         first_(first_heads_of(counts)) {}
   /// A copy of what a table has.
   explicit HeadCounts(LayerHeads const& heads) : num_layers_(heads.num_layers), most_(heads.num_kv_heads) {
-    if (heads.first_heads != nullptr) first_.assign(heads.first_heads, heads.first_heads + heads.num_layers + 1);
+    if (heads.first_heads == nullptr) return;
+    for (std::int32_t layer = 0; layer <= heads.num_layers; ++layer) first_.push_back(heads.first_heads[layer]);
   }
 
   /// Valid while these live unchanged.
@@ -48,7 +51,7 @@ class HeadCounts {
     return {num_layers_, most_, first_heads, first_.back()};
   }
   /// [num_layers + 1]; empty where all layers have as many.
-  [[nodiscard]] std::span<std::int32_t const> first_heads() const { return first_; }
+  [[nodiscard]] std::span<std::int32_t const> first_heads() const { return {first_.data(), first_.size()}; }
 
   friend bool operator==(HeadCounts const& a, HeadCounts const& b) {
     return a.num_layers_ == b.num_layers_ && a.most_ == b.most_ && a.first_ == b.first_;
@@ -86,7 +89,9 @@ class HeadRecords {
     return records_[index(layer, kv_head)];
   }
   /// What a device needs.
-  [[nodiscard]] std::span<std::byte const> bytes() const { return std::as_bytes(std::span(records_)); }
+  [[nodiscard]] std::span<std::byte const> bytes() const {
+    return std::as_bytes(std::span(records_.data(), records_.size()));
+  }
   /// Where the layers' heads begin in a copy of `bytes()`.
   [[nodiscard]] LayerHeads heads_at(void const* copy) const {
     auto const* const first = static_cast<std::byte const*>(copy) + first_heads_offset();

@@ -19,16 +19,16 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// KV heads of the layers' own caches.
-template <class = void>
+template <class Count = std::int32_t>
 [[nodiscard]] HeadCounts kv_heads_of(ModelShape const& shape) {
-  std::vector<std::int32_t> counts;
+  std::vector<Count> counts;
   for (LayerShape const& l : shape.layers()) counts.push_back(l.has_cache() ? l.num_kv_heads : 0);
   return HeadCounts(counts);
 }
 /// Query heads of the layers that attend.
-template <class = void>
+template <class Count = std::int32_t>
 [[nodiscard]] HeadCounts query_heads_of(ModelShape const& shape) {
-  std::vector<std::int32_t> counts;
+  std::vector<Count> counts;
   for (LayerShape const& l : shape.layers()) counts.push_back(l.num_query_heads);
   return HeadCounts(counts);
 }
@@ -56,6 +56,7 @@ template <class Record>
 struct MostHeads {
   std::int32_t query = 0;
   std::int32_t kv = 0;
+  template <class = void>
   explicit MostHeads(ModelShape const& shape) {
     for (LayerShape const& l : shape.layers()) {
       query = std::max(query, l.num_query_heads);

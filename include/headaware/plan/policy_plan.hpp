@@ -86,6 +86,7 @@ struct PolicyPlan {
                                  ///< of equal sizes of all heads
 
   /// Sets a head that has not been set. @param head  number of the KV head, layer by layer
+  template <class = void>
   void set(std::size_t head, AnyPolicy<> const& policy, PlannedHead const& planned) {
     auto const number = static_cast<std::int64_t>(head);
     std::int32_t const layer = table.heads().layer_of(number, 1);
@@ -96,7 +97,10 @@ struct PolicyPlan {
   }
 
   /// Every layer's shape, also where all are alike. @throws ArgumentError if a count is not positive
-  [[nodiscard]] ModelShape shape() const { return detail::shape_of(*this); }
+  template <class = void>
+  [[nodiscard]] ModelShape shape() const {
+    return detail::shape_of(*this);
+  }
   /// The same of a model whose layers are all alike; `head_dim` is not known here.
   [[nodiscard]] ModelConfig model() const { return {num_layers, num_heads, num_kv_heads, 0}; }
   /// What the budget leaves: tokens; where there are `row_costs`, in their unit.

@@ -34,16 +34,17 @@ struct SharedDirection {
 
 /// @brief Tests whether two tensors that may be threaded through each other have an element in common: one whose steps
 /// in all directions, first tensor's less second's, add up to `distance`. Whole pages are told apart by tables.
-/// @param directions  strides descending, none 0
+/// @param directions  [count] strides descending, none 0
 template <class = void>
-bool have_common_element(std::span<SharedDirection const> directions, std::int64_t distance, bool pages_apart,
+bool have_common_element(SharedDirection const* directions, std::size_t count, std::int64_t distance, bool pages_apart,
                          bool apart_in_page) {
-  if (directions.empty()) return distance == 0 && (!pages_apart || apart_in_page);
-  SharedDirection const& d = directions.front();
+  if (count == 0) return distance == 0 && (!pages_apart || apart_in_page);
+  SharedDirection const& d = directions[0];
   std::int64_t forward = 0;  // how far the other directions reach
   std::int64_t backward = 0;
   std::int64_t common = d.stride;
-  for (SharedDirection const& other : directions.subspan(1)) {
+  for (std::size_t i = 1; i < count; ++i) {
+    SharedDirection const& other = directions[i];
     forward += other.forward * other.stride;
     backward += other.backward * other.stride;
     common = std::gcd(common, other.stride);
@@ -55,7 +56,7 @@ bool have_common_element(std::span<SharedDirection const> directions, std::int64
     std::int64_t const rest = distance - step * d.stride;
     if (rest > forward || rest < -backward) continue;
     bool const stepped = step != 0;
-    if (have_common_element(directions.subspan(1), rest, pages_apart || (stepped && d.by_table),
+    if (have_common_element(directions + 1, count - 1, rest, pages_apart || (stepped && d.by_table),
                             apart_in_page || (stepped && !d.by_table))) {
       return true;
     }
@@ -91,7 +92,7 @@ bool tensors_meet(A const& a, B const& b, std::int64_t distance) {
       directions.push_back({of_a[i].stride, of_a[i].count - 1, of_b[i].count - 1, of_a[i].by_table});
     }
     std::sort(directions.begin(), directions.end(), [](auto const& x, auto const& y) { return x.stride > y.stride; });
-    return have_common_element(directions, distance, pages_apart, false);
+    return have_common_element(directions.data(), directions.size(), distance, pages_apart, false);
   } else {
     return false;
   }

@@ -103,10 +103,10 @@ void check_block_table(CacheSizes const& sizes, Destination<T, Form> const& kept
 }
 
 /// Checks that no page belongs to two heads, or both to keys and to values.
-template <class = void>
+template <class Page = WrittenPage>
 void check_pages_apart(CacheSizes const& sizes, WrittenPages& written, char const* where) {
-  auto const earlier = [](WrittenPage const& x, WrittenPage const& y) { return x.memory.begin < y.memory.begin; };
-  auto const check = [&](std::span<WrittenPage> pages) {
+  auto const earlier = [](Page const& x, Page const& y) { return x.memory.begin < y.memory.begin; };
+  auto const check = [&](std::span<Page> pages) {
     // Tables as `consecutive_pages` makes them ascend already.
     if (!std::is_sorted(pages.begin(), pages.end(), earlier)) std::sort(pages.begin(), pages.end(), earlier);
     for (std::size_t i = 1; i < pages.size(); ++i) {
@@ -119,7 +119,7 @@ void check_pages_apart(CacheSizes const& sizes, WrittenPages& written, char cons
                    sizes.segment(second.segment), second.index);
     }
   };
-  std::span<WrittenPage> const pages(written.pages);
+  std::span<Page> const pages(written.pages);
   std::vector<Interval> stretches;  // that runs lie in
   for (std::size_t i = 0; i < written.runs.size(); ++i) {
     std::size_t const end = i + 1 < written.runs.size() ? written.runs[i + 1] : pages.size();

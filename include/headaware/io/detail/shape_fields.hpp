@@ -35,13 +35,13 @@ void layer_shape_fields(Fields&& f, Layer& layer) {
 
 /// Reads runs of layers: `[{kind, num_query_heads, num_kv_heads, head_dim, value_dim, window, cache_layer,
 /// layers[first, last]}]`, from layer 0 on.
-template <class = void>
+template <class Layer = LayerShape>
 [[nodiscard]] ModelShape read_layers(JsonValue const& value, std::int32_t num_layers) {
-  std::vector<LayerShape> layers;
+  std::vector<Layer> layers;
   JsonArray const array = value.array();
   for (JsonValue const run : array) {
     FieldReader fields(run.object());
-    LayerShape layer;
+    Layer layer;
     layer_shape_fields(fields, layer);
     if (auto const cache = fields.json().find("cache_layer")) {
       layer.cache_layer = static_cast<std::int32_t>(cache->integer<std::int64_t>(0, max_index));
