@@ -9,6 +9,7 @@
 #include <headaware/layout/concept.hpp>
 #include <headaware/layout/per_layer.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -39,9 +40,14 @@ void check_transfer(CacheBounds const& bounds, Transfer<T, Source, Form, Rotatio
   require(transfer.layers.size() == num_layers, "source layers", num_layers, transfer.layers.size(), where);
   require(kept.layers.size() == num_layers, "destination layers", num_layers, kept.layers.size(), where);
   require(kept.capacities.size() == num_layers, "destination capacities", num_layers, kept.capacities.size(), where);
+  std::int32_t most = 0;
   std::int64_t heads = 0;
-  for (LayerCapacity const& capacity : kept.capacities) heads += capacity.num_kv_heads;
-  require(heads == bounds.num_heads, "destination KV heads", bounds.num_heads, heads, where);
+  for (LayerCapacity const& capacity : kept.capacities) {
+    most = std::max(most, capacity.num_kv_heads);
+    heads += capacity.num_kv_heads;
+  }
+  require(most == bounds.num_kv_heads, "destination KV heads", bounds.num_kv_heads, most, where);
+  require(heads == bounds.num_heads, "destination KV heads of all layers", bounds.num_heads, heads, where);
   check_layers_of_source(transfer.source, num_layers, where);
   if constexpr (requires { kept.form.num_sequences; }) {
     require(kept.form.num_sequences == bounds.num_sequences, "destination sequences", bounds.num_sequences,
