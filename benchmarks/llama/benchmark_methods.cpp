@@ -69,7 +69,7 @@ std::string listed(std::vector<std::int32_t> const& layers) {
 /// MethodRuns of the methods, each size once.
 class MethodRuns {
  public:
-  MethodRuns(MethodOptions const& options, ha::ModelShape const& model) : options_(&options), model_(model) {}
+  MethodRuns(MethodOptions const& options, ha::ModelShape model) : options_(&options), model_(std::move(model)) {}
 
   void add(std::string const& method, std::int64_t budget, ha::PolicyTable const& table,
            std::filesystem::path const& file = {}) {

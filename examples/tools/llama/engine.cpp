@@ -38,7 +38,7 @@ ModelInfo info_of(llama_model const* model) {
 
 /// The file's layers, held against what the engine says of its own.
 ha::ModelShape shape_of(llama_model const* model, std::filesystem::path const& path) {
-  ha::ModelShape const shape = ha::load_gguf_shape(path);
+  ha::ModelShape shape = ha::load_gguf_shape(path);
   auto const same = [&](char const* what, std::int64_t engine, std::int64_t file) {
     if (engine == file) return;
     throw ha::FormatError({std::string(what) + " by the file's metadata",

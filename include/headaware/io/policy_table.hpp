@@ -52,7 +52,7 @@ template <class = void>
 ///         the registry lacks
 template <class Registry = DefaultRegistry>
 [[nodiscard]] BasicPolicyTable<Registry> parse_policy_table(
-    std::string_view text, std::string source_name, ModelShape const& model,
+    std::string_view text, std::string const& source_name, ModelShape const& model,
     BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative()) {
   {
     JsonTree const tree(text, source_name);

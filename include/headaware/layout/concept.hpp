@@ -100,6 +100,8 @@ struct KvLayouts {
   Keys keys;
   Values values;
 };
+template <class Keys, class Values>
+KvLayouts(Keys, Values) -> KvLayouts<Keys, Values>;
 
 namespace detail {
 

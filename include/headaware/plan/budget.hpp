@@ -56,7 +56,8 @@ class Budget {
     }
     if (rows.empty()) least = most = token.of(0).total();
     require(least > 0, "bytes of a token", "> 0", least, "Budget::bytes");
-    if (least == most) return {Unit::bytes, static_cast<double>(held / most)};
+    std::int64_t const tokens = held / most;
+    if (least == most) return {Unit::bytes, static_cast<double>(tokens)};
     Budget budget{Unit::bytes, static_cast<double>(held)};
     budget.row_bytes_ = std::move(rows);
     return budget;

@@ -35,7 +35,7 @@ namespace detail {
                                                std::int64_t page_size, std::int32_t sink,
                                                std::span<std::int32_t const> skipped) {
   constexpr auto where = "uniform_table";
-  PolicyTable const whole(shape, Full{});
+  PolicyTable whole(shape, Full{});
   require(page_size > 0, "page_size", "> 0", page_size, where);
   require(sink >= 0, "sink", ">= 0", sink, where);
   // The most pages of each that fit: of layers that slide the window's at most.

@@ -97,7 +97,7 @@ template <class = void>
     return query;
   }
   bool const list = heads->value.kind() == JsonKind::array || query.list();
-  PerLayer const kv(heads->value, layers, list ? 0 : 1, list ? max_index : query(0));
+  PerLayer kv(heads->value, layers, list ? 0 : 1, list ? max_index : query(0));
   for (std::int32_t i = 0; i < (list ? layers : 1); ++i) {
     if (kv(i) == 0 || query(i) % kv(i) == 0) continue;
     heads->value.fail("uneven groups", {"a divisor of num_attention_heads (", query(i), ")"}, kv(i));

@@ -162,7 +162,8 @@ class GgufReader {
     auto const layers = static_cast<std::size_t>(layers_);
     if (value == nullptr) fail(key, "an integer, or one per layer", "nothing");
     if (value->kind == GgufValue::Kind::number) {
-      return std::vector<std::int32_t>(layers, checked(key, value->numbers.front(), low, high));
+      std::vector<std::int32_t> all(layers, checked(key, value->numbers.front(), low, high));
+      return all;
     }
     if (value->kind != GgufValue::Kind::list) fail(key, "an integer, or one per layer", "something else");
     std::size_t const size = value->numbers.size();
