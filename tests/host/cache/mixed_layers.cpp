@@ -155,6 +155,10 @@ TEST_CASE("compress of layers that differ", "[mixed]") {
     std::swap(others[3], others[5]);
     CHECK_THROWS_WITH(ha::compress(compaction, source.layers(), ha::per_layer(others), kept),
                       Catch::Contains("source channels") && Catch::Contains("layer 3"));
+    auto unfinished = source.layers();
+    unfinished[5].values = nullptr;
+    CHECK_THROWS_WITH(ha::compress_in_place(compaction, unfinished, layouts),
+                      Catch::Contains("values") && Catch::Contains("layer 5"));
     others.pop_back();
     CHECK_THROWS_WITH(ha::compress(compaction, source.layers(), ha::per_layer(others), kept),
                       Catch::Contains("one per layer"));

@@ -179,7 +179,7 @@ void check_in_place(CacheBounds const& bounds, std::span<LayerKv<T> const> layer
     if (heads == 0) continue;
     auto const keys = keys_of(layer_source(source, layer));
     auto const values = values_of(layer_source(source, layer));
-    bool const latent = layers[layer].values == nullptr && is_layered<Source>;
+    bool const latent = values.num_channels() == 0;
     OfLayer<Source> const of_layer{layer};
     check_source_layout(keys, bounds, heads, 0, {where, ", keys", of_layer});
     if (!latent) check_source_layout(values, bounds, heads, 0, {where, ", values", of_layer});

@@ -180,11 +180,16 @@ void check_pages_not_read(Compaction<Table> const& compaction, KeptTokens<Table>
         if (transfer.kept.capacities[l].num_kv_heads == 0) continue;
         auto const& source = layer_source(transfer.source, l);
         auto const layer = static_cast<std::int32_t>(l);
-        constexpr bool layered = is_layered<std::remove_cvref_t<decltype(transfer.source)>>;
-        KeptTokens<Table> const of_layer = layered ? KeptTokens<Table>(compaction, layer, layer + 1) : tokens;
-        add(read, transfer.layers[l].keys, keys_of(source), of_layer);
-        if (transfer.kept.channels.of(l).value_dim == 0) continue;
-        add(read, transfer.layers[l].values, values_of(source), of_layer);
+        auto const add_layer = [&](KeptTokens<Table> const& of_layer) {
+          add(read, transfer.layers[l].keys, keys_of(source), of_layer);
+          if (transfer.kept.channels.of(l).value_dim == 0) return;
+          add(read, transfer.layers[l].values, values_of(source), of_layer);
+        };
+        if constexpr (is_layered<std::remove_cvref_t<decltype(transfer.source)>>) {
+          add_layer(KeptTokens<Table>(compaction, layer, layer + 1));
+        } else {
+          add_layer(tokens);
+        }
       }
     };
     (add_all(transfers), ...);

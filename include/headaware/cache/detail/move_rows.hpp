@@ -312,7 +312,7 @@ void move_to_front(Compaction<Table> const& compaction, Segment const& segment, 
   } else {
     copy(keys, layer.keys);
   }
-  if (layer.values != nullptr) copy(values, layer.values);  // a latent has none
+  if (values.num_channels() > 0) copy(values, layer.values);  // a latent has none
 }
 
 }  // namespace detail

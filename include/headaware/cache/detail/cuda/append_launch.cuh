@@ -87,7 +87,7 @@ void launch_append(Cache const& cache, AppendCounters const& counters, AppendSha
   std::int64_t const accesses = std::max<std::int64_t>(1, accesses_of(key_plane) + accesses_of(value_plane));
   auto const rows_per_block =
       static_cast<std::int32_t>(std::clamp<std::int64_t>(block_threads / accesses, 1, max_append_rows));
-  std::int64_t heads = 0;  // of the appended layers, at least
+  std::int64_t heads = 0;  // of the appended layers, or more
   for (std::size_t i = 0; i < tokens.size(); ++i) heads += buffers(i).num_kv_heads;
   std::int64_t const segments = heads * shape.num_sequences;
   std::int64_t const rows = segments * rows_per_head;

@@ -6,6 +6,7 @@
 #include <headaware/cache/layer_kv.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/layer_kinds.cuh>
+#include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
 
 #include <cstddef>
@@ -54,6 +55,12 @@ auto planes_of(std::size_t layers, char const* where, Rows const& rows, From con
   } else {
     std::size_t first = 0;
     while (first + 1 < layers && skip(first)) ++first;
+    std::int64_t const channels = rows(first).channels;
+    for (std::size_t layer = first; layer < layers; ++layer) {
+      std::int64_t const here = rows(layer).channels;
+      require(here == 0 || here == channels, "channels of layers that have one layout", channels, here,
+              {where, ", layer ", layer, " (per_layer gives each its own)"});
+    }
     return make(rows(first), joined_addresses(layers, from, to, [&](std::size_t layer) { return !skip(layer); }));
   }
 }
