@@ -94,7 +94,7 @@ long long mixed() {
   counters[0] = counters[batch] = length;
   DeviceArray<std::int32_t> const d_counters(counters);
   ha::RowChannels const elements =
-      bench::buffer_elements(shape, [&](std::int32_t layer) { return slots.rows_total(layer); });
+      ha::buffer_elements(shape, shape.num_layers(), [&](std::int32_t layer) { return slots.rows_total(layer); });
   DeviceArray<std::uint16_t> const keys(static_cast<std::size_t>(elements.head_dim));
   DeviceArray<std::uint16_t> const values(static_cast<std::size_t>(elements.value_dim));
   bench::MixedTensors const tokens(shape, 1);

@@ -35,7 +35,7 @@ long long mixed() {
   ha::Compaction const compaction(table, lengths);
   bench::MixedTensors const source(shape, lengths[0]);
   ha::RowChannels const elements =
-      bench::buffer_elements(shape, [&](std::int32_t layer) { return compaction.kept_total(layer); });
+      ha::buffer_elements(shape, shape.num_layers(), [&](std::int32_t layer) { return compaction.kept_total(layer); });
   bench::DeviceArray<std::uint16_t> const keys(static_cast<std::size_t>(elements.head_dim));
   bench::DeviceArray<std::uint16_t> const values(static_cast<std::size_t>(elements.value_dim));
   bench::DeviceArray<std::byte> const d_table(std::vector<std::byte>(table.bytes().begin(), table.bytes().end()));

@@ -65,15 +65,10 @@ int main() {
   // Each layer's window bounds its policies: 4 sinks and 124 tokens mean the last 64 in the second layer.
   ha::PolicyTable const table(shape, ha::SinkWindow{.sink = 4, .window = 124});
   ha::RollingSlots const slots(table, 1, {});
-  std::int64_t keys = 0;
-  std::int64_t values = 0;
-  ha::LayerChannels const channels(shape);
-  for (std::int32_t layer = 0; layer < shape.num_layers(); ++layer) {
-    keys += slots.rows_total(layer) * channels.of(static_cast<std::size_t>(layer)).head_dim;
-    values += slots.rows_total(layer) * channels.of(static_cast<std::size_t>(layer)).value_dim;
-  }
-  std::vector<float> cache_keys(static_cast<std::size_t>(keys));
-  std::vector<float> cache_values(static_cast<std::size_t>(values));
+  auto const elements =
+      ha::buffer_elements(shape, shape.num_layers(), [&](auto layer) { return slots.rows_total(layer); });
+  std::vector<float> cache_keys(static_cast<std::size_t>(elements.head_dim));
+  std::vector<float> cache_values(static_cast<std::size_t>(elements.value_dim));
   auto const cache = ha::rolling(slots, slots.view(), cache_keys.data(), cache_values.data(), shape);
   std::printf("%lld bytes before, %lld after\n", static_cast<long long>(shape.bytes(tokens, sizeof(float))),
               static_cast<long long>(slots.bytes_held({shape, sizeof(float)})));

@@ -50,17 +50,4 @@ struct MixedTensors {
   }
 };
 
-/// Elements of the buffers of keys, and of values. @param rows  (layer) to its rows
-template <class Rows>
-ha::RowChannels buffer_elements(ha::ModelShape const& shape, Rows const& rows) {
-  ha::LayerChannels const channels(shape);
-  ha::RowChannels total;
-  for (std::int32_t layer = 0; layer < shape.num_layers(); ++layer) {
-    ha::RowChannels const& of = channels.of(static_cast<std::size_t>(layer));
-    total.head_dim += rows(layer) * of.head_dim;
-    total.value_dim += rows(layer) * of.value_dim;
-  }
-  return total;
-}
-
 }  // namespace bench

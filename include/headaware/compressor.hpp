@@ -146,15 +146,10 @@ template <LayerRange Layers, class Source, class Registry>
   cache.channels = detail::checked_channels(channels, value_dim, cache.compaction.heads(), "head_aware_compress");
   cache.head_dim = cache.channels.common().head_dim;
   cache.value_dim = cache.channels.common().value_dim;
-  std::int64_t key_elements = 0;
-  std::int64_t value_elements = 0;
-  for (std::int32_t layer = 0; layer < cache.compaction.num_layers(); ++layer) {
-    RowChannels const& row = cache.channels.of(static_cast<std::size_t>(layer));
-    key_elements += cache.compaction.kept_total(layer) * row.head_dim;
-    value_elements += cache.compaction.kept_total(layer) * row.value_dim;
-  }
-  cache.keys.resize(static_cast<std::size_t>(key_elements));
-  cache.values.resize(static_cast<std::size_t>(value_elements));
+  RowChannels const elements = buffer_elements(cache.channels, cache.compaction.num_layers(),
+                                               [&](std::int32_t layer) { return cache.compaction.kept_total(layer); });
+  cache.keys.resize(static_cast<std::size_t>(elements.head_dim));
+  cache.values.resize(static_cast<std::size_t>(elements.value_dim));
   compress(cache.compaction, layers, source,
            ragged(cache.compaction, cache.keys.data(), cache.values.data(), cache.channels));
   return cache;

@@ -8,6 +8,7 @@
 
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/destination.hpp>
+#include <headaware/cache/layer_channels.hpp>
 #include <headaware/cache/layer_kv.hpp>
 #include <headaware/layout/per_layer.hpp>
 #include <headaware/layout/strided.hpp>
@@ -16,6 +17,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -107,6 +109,25 @@ struct MixedTensors {
       result.push_back({keys[l].empty() ? nullptr : keys[l].data(), values[l].empty() ? nullptr : values[l].data()});
     }
     return result;
+  }
+};
+
+/// Buffers of all layers back to back, filled with what no token has. @tparam Array  made of a vector
+template <template <class> class Array>
+struct MixedBuffers {
+  Array<float> keys;
+  Array<float> values;
+
+  /// @param rows  (layer) to its rows
+  template <class Rows>
+  MixedBuffers(ha::ModelShape const& shape, Rows const& rows)
+      : MixedBuffers(ha::buffer_elements(shape, shape.num_layers(), rows)) {}
+
+ private:
+  explicit MixedBuffers(ha::RowChannels const& elements)
+      : keys(filled(elements.head_dim)), values(filled(elements.value_dim)) {}
+  static std::vector<float> filled(std::int64_t elements) {
+    return std::vector<float>(static_cast<std::size_t>(elements), std::numeric_limits<float>::quiet_NaN());
   }
 };
 

@@ -4,6 +4,7 @@
 /// Channels of a cache's rows, layer by layer.
 
 #include <headaware/config.hpp>
+#include <headaware/detail/checked.hpp>
 #include <headaware/model_shape.hpp>
 
 #include <algorithm>
@@ -68,5 +69,23 @@ class LayerChannels {
   std::size_t num_layers_ = 0;
   std::vector<RowChannels> layers_;  ///< empty where all are alike
 };
+
+/// @brief The elements of one buffer of keys and one of values that hold all layers back to back, on host or device.
+/// @param channels  head_dim where all layers are alike, or a `ModelShape`
+/// @param rows      (layer) to its rows: `CacheSizes::kept_total` for `ragged`, `RollingSlots::rows_total` for
+/// `rolling`
+/// @return elements of keys (`head_dim`) and of values (`value_dim`)
+/// @throws ArgumentError where a layer's are beyond 64 bits
+template <class Rows>
+[[nodiscard]] RowChannels buffer_elements(LayerChannels const& channels, std::int32_t num_layers, Rows const& rows) {
+  constexpr auto where = "buffer_elements";
+  RowChannels total;
+  for (std::int32_t layer = 0; layer < num_layers; ++layer) {
+    RowChannels const& of = channels.of(static_cast<std::size_t>(layer));
+    total.head_dim += detail::elements(where, {rows(layer), of.head_dim});
+    total.value_dim += detail::elements(where, {rows(layer), of.value_dim});
+  }
+  return total;
+}
 
 HEADAWARE_NAMESPACE_END

@@ -3,6 +3,7 @@
 
 #include "support/device_attention.cuh"
 #include "support/mixed_attention.hpp"
+#include "support/mixed_device.cuh"
 
 #include <headaware/attention/policy_mask.cuh>
 #include <headaware/cache/compact.cuh>
@@ -21,17 +22,6 @@
 using namespace headaware_test;
 
 namespace {
-
-/// The tensors of all layers in device memory.
-struct DeviceMixed {
-  std::list<DeviceVector<float>> memory;
-  std::vector<ha::LayerKv<float>> layers;
-
-  explicit DeviceMixed(MixedTensors const& host) {
-    for (std::size_t l = 0; l < host.keys.size(); ++l) layers.push_back({upload(host.keys[l]), upload(host.values[l])});
-  }
-  float* upload(std::vector<float> const& data) { return data.empty() ? nullptr : memory.emplace_back(data).data(); }
-};
 
 /// @param rows  at most, of all heads
 template <class View>
@@ -116,17 +106,8 @@ TEST_CASE("layers that differ attend over a rolling cache on the device", "[atte
   ha::RollingSlots const slots(step.table, 4, {.max_tokens = 60, .slack = 2});
   auto const d_heads = uploaded(slots.bytes());
   auto const view = slots.view_at(d_heads.data());
-  ha::LayerChannels const channels(step.shape);
-  std::int64_t key_elements = 0;
-  std::int64_t value_elements = 0;
-  for (std::int32_t l = 0; l < 7; ++l) {
-    key_elements += slots.rows_total(l) * channels.of(at(l)).head_dim;
-    value_elements += slots.rows_total(l) * channels.of(at(l)).value_dim;
-  }
-  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
-  DeviceVector<float> const keys(std::vector<float>(at(key_elements), nan));
-  DeviceVector<float> const values(std::vector<float>(at(value_elements), nan));
-  auto const rolling = ha::rolling(slots, view, keys.data(), values.data(), step.shape);
+  MixedBuffers<DeviceVector> const buffers(step.shape, [&](std::int32_t l) { return slots.rows_total(l); });
+  auto const rolling = ha::rolling(slots, view, buffers.keys.data(), buffers.values.data(), step.shape);
   DeviceVector<std::int32_t> const counters(
       std::vector<std::int32_t>(at(static_cast<std::int64_t>(ha::RollingStateView::bytes(4) / 4)), 0));
   auto const state = ha::RollingStateView::at(counters.data(), 4);

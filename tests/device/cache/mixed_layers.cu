@@ -4,6 +4,7 @@
 #include "support/catch.hpp"
 #include "support/device.hpp"
 #include "support/device_cache.cuh"
+#include "support/mixed_device.cuh"
 #include "support/mixed_model.hpp"
 
 #include <headaware/cache/compact.cuh>
@@ -11,7 +12,6 @@
 #include <headaware/cache/rolling.cuh>
 
 #include <cstdint>
-#include <list>
 #include <vector>
 
 namespace ha = headaware;
@@ -21,36 +21,12 @@ namespace {
 
 std::vector<std::int32_t> const lengths{23, 5, 0, 14};
 
-/// The tensors of all layers in device memory.
-struct DeviceMixed {
-  std::list<DeviceVector<float>> memory;
-  std::vector<ha::LayerKv<float>> layers;
-
-  explicit DeviceMixed(MixedTensors const& host) {
-    for (std::size_t l = 0; l < host.keys.size(); ++l) layers.push_back({upload(host.keys[l]), upload(host.values[l])});
-  }
-  float* upload(std::vector<float> const& data) { return data.empty() ? nullptr : memory.emplace_back(data).data(); }
-};
-
-/// Buffers of a cache on the device, and a destination on the host that its copies are checked by.
-struct DeviceBuffers {
-  DeviceVector<float> keys;
-  DeviceVector<float> values;
+/// Buffers of a cache on the device, and copies of them on the host.
+struct DeviceBuffers : MixedBuffers<DeviceVector> {
+  using MixedBuffers<DeviceVector>::MixedBuffers;
   std::vector<float> host_keys{};
   std::vector<float> host_values{};
 
-  static std::int64_t elements(ha::ModelShape const& shape, auto const& rows, bool values) {
-    ha::LayerChannels const channels(shape);
-    std::int64_t total = 0;
-    for (std::int32_t l = 0; l < shape.num_layers(); ++l) {
-      ha::RowChannels const& of = channels.of(static_cast<std::size_t>(l));
-      total += rows(l) * (values ? of.value_dim : of.head_dim);
-    }
-    return total;
-  }
-  DeviceBuffers(ha::ModelShape const& shape, auto const& rows)
-      : keys(std::vector<float>(static_cast<std::size_t>(elements(shape, rows, false)), -7.0F)),
-        values(std::vector<float>(static_cast<std::size_t>(elements(shape, rows, true)), -7.0F)) {}
   void download() {
     host_keys = keys.host();
     host_values = values.host();

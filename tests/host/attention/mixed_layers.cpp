@@ -35,23 +35,7 @@ std::vector<float> attend(MixedStep const& step, std::int32_t layer, ha::LayerKv
   return output;
 }
 
-/// A layer's tensor of so many rows per layer.
-struct Buffers {
-  std::vector<float> keys;
-  std::vector<float> values;
-  template <class Rows>
-  Buffers(ha::ModelShape const& shape, Rows const& rows) {
-    ha::LayerChannels const channels(shape);
-    std::int64_t k = 0;
-    std::int64_t v = 0;
-    for (std::int32_t l = 0; l < shape.num_layers(); ++l) {
-      k += rows(l) * channels.of(at(l)).head_dim;
-      v += rows(l) * channels.of(at(l)).value_dim;
-    }
-    keys.assign(at(k), std::numeric_limits<float>::quiet_NaN());
-    values.assign(at(v), std::numeric_limits<float>::quiet_NaN());
-  }
-};
+using Buffers = MixedBuffers<HostArray>;
 
 }  // namespace
 

@@ -3,6 +3,7 @@
 #include "support/catch.hpp"
 #include "support/errors.hpp"
 #include "support/mixed_model.hpp"
+#include "support/table_upload.hpp"
 
 #include <headaware/cache/cache_info.hpp>
 #include <headaware/cache/compact.hpp>
@@ -21,22 +22,7 @@ namespace {
 
 std::vector<std::int32_t> const lengths{23, 5, 0, 14};
 
-std::int64_t elements(ha::LayerChannels const& channels, std::int32_t layers, auto const& rows, bool values) {
-  std::int64_t total = 0;
-  for (std::int32_t l = 0; l < layers; ++l) {
-    ha::RowChannels const& of = channels.of(static_cast<std::size_t>(l));
-    total += rows(l) * (values ? of.value_dim : of.head_dim);
-  }
-  return total;
-}
-
-struct Buffers {
-  std::vector<float> keys;
-  std::vector<float> values;
-  Buffers(ha::ModelShape const& shape, auto const& rows)
-      : keys(static_cast<std::size_t>(elements(shape, shape.num_layers(), rows, false)), -7.0F),
-        values(static_cast<std::size_t>(elements(shape, shape.num_layers(), rows, true)), -7.0F) {}
-};
+using Buffers = MixedBuffers<HostArray>;
 
 }  // namespace
 

@@ -1,6 +1,7 @@
 #include "support/catch.hpp"
 #include "support/errors.hpp"
 #include "support/files.hpp"
+#include "support/layer_letters.hpp"
 
 #include <headaware/io/gguf.hpp>
 
@@ -15,10 +16,9 @@
 #include <vector>
 
 namespace ha = headaware;
+using namespace headaware_test;
 
 namespace {
-
-using Layers = std::vector<ha::LayerShape>;
 
 /// The beginning of a GGUF file, key by key.
 class Header {
@@ -94,21 +94,6 @@ void check_rejected(std::string const& bytes, ha::ErrorDetail const& parts) {
   headaware_test::check_error<ha::FormatError>([&] { (void)parse(bytes); }, parts);
 }
 void check_rejected(Header const& header, ha::ErrorDetail const& parts) { check_rejected(header.str(), parts); }
-
-constexpr ha::LayerShape full{.num_query_heads = 8, .num_kv_heads = 2, .head_dim = 16, .value_dim = 16};
-constexpr ha::LayerShape none{.kind = ha::LayerKind::none};
-
-constexpr ha::LayerShape sliding(std::int64_t window) {
-  ha::LayerShape layer = full;
-  layer.kind = ha::LayerKind::sliding;
-  layer.window = window;
-  return layer;
-}
-Layers layers_of(std::string_view letters, std::int64_t window = 9) {
-  Layers layers;
-  for (char const letter : letters) layers.push_back(letter == 'F' ? full : letter == 's' ? sliding(window) : none);
-  return layers;
-}
 
 }  // namespace
 

@@ -1,6 +1,7 @@
 #include "support/catch.hpp"
 #include "support/errors.hpp"
 #include "support/files.hpp"
+#include "support/layer_letters.hpp"
 
 #include <headaware/io/json_tree.hpp>
 #include <headaware/io/model_shape.hpp>
@@ -16,10 +17,9 @@
 #include <vector>
 
 namespace ha = headaware;
+using namespace headaware_test;
 
 namespace {
-
-using Layers = std::vector<ha::LayerShape>;
 
 Layers parse(std::string const& text) {
   auto const shape = ha::parse_model_shape(text, "config.json");
@@ -37,24 +37,8 @@ std::string with(std::string const& field) {
          "}";
 }
 
-constexpr ha::LayerShape full{.num_query_heads = 8, .num_kv_heads = 2, .head_dim = 16, .value_dim = 16};
-constexpr ha::LayerShape none{.kind = ha::LayerKind::none};
-
-constexpr ha::LayerShape sliding(std::int64_t window) {
-  ha::LayerShape layer = full;
-  layer.kind = ha::LayerKind::sliding;
-  layer.window = window;
-  return layer;
-}
 constexpr ha::LayerShape plain(std::int32_t query_heads, std::int32_t kv_heads, std::int64_t head_dim) {
   return {.num_query_heads = query_heads, .num_kv_heads = kv_heads, .head_dim = head_dim, .value_dim = head_dim};
-}
-
-/// The layers of a letter each: full attention, sliding, none.
-Layers layers_of(std::string_view letters, std::int64_t window = 9) {
-  Layers layers;
-  for (char const letter : letters) layers.push_back(letter == 'F' ? full : letter == 's' ? sliding(window) : none);
-  return layers;
 }
 
 }  // namespace
