@@ -144,17 +144,6 @@ void append_tokens(Rows const& rows, std::int64_t length, Layout const& layout, 
   }
 }
 
-/// How the new tokens of a layer lie.
-template <class Keys, class Values>
-struct AppendedRows {
-  Keys keys;
-  Values values;
-  bool keys_contiguous;
-  bool values_contiguous;
-};
-template <class Keys, class Values>
-AppendedRows(Keys, Values, bool, bool) -> AppendedRows<Keys, Values>;
-
 /// @brief Writes new tokens to their rows.
 /// @param cache    `rows(layer, sequence, kv_head, length, high_water)`: all rows that a head holds of a sequence of
 ///                 `length` tokens, the new ones included
@@ -177,35 +166,23 @@ void append_rows(AppendShape const& shape, Cache const& cache, std::span<LayerKv
   LayerHeads const& heads = shape.heads;
   std::int64_t const first = heads.first(shape.first_layer);
   std::int64_t const end = heads.first(shape.first_layer + static_cast<std::int64_t>(tokens.size()));
-  if (first == end) return;
-  auto const rows_of = [&](std::size_t i) {
-    RowChannels const channels = buffers(i).channels;
-    auto const& of_layer = layer_source(source, i);
-    return AppendedRows{keys_of(of_layer), values_of(of_layer), rows_contiguous(keys_of(of_layer), channels.head_dim),
-                        rows_contiguous(values_of(of_layer), channels.value_dim)};
-  };
-  auto const append_head = [&](auto const& from, std::size_t i, Segment const& segment) {
-    auto const b = static_cast<std::size_t>(segment.sequence);
-    std::int64_t const length = lengths[b];
-    auto const rows = cache.rows(segment.layer, segment.sequence, segment.kv_head, length + counts[b], high_water[b]);
-    CacheBuffers<T> const to = buffers(i);
-    append_tokens<T>(rows, length, from.keys, segment.sequence, segment.kv_head, to.channels.head_dim,
-                     from.keys_contiguous, tokens[i].keys, to.data.keys);
-    if (to.channels.value_dim == 0) return;
-    append_tokens<T>(rows, length, from.values, segment.sequence, segment.kv_head, to.channels.value_dim,
-                     from.values_contiguous, tokens[i].values, to.data.values);
-  };
-  auto const common = rows_of(0);  // where one layout serves all layers
   parallel_for((end - first) * shape.num_sequences, 1, share, [] { return StreamFence(); },
                [&](StreamFence const&, std::int64_t h) {
                  Segment const segment = segment_at(first * shape.num_sequences + h, shape.num_sequences, heads);
-                 if (counts[static_cast<std::size_t>(segment.sequence)] == 0) return;
+                 auto const b = static_cast<std::size_t>(segment.sequence);
+                 if (counts[b] == 0) return;
                  auto const i = static_cast<std::size_t>(segment.layer - shape.first_layer);
-                 if constexpr (is_layered<Source>) {
-                   append_head(rows_of(i), i, segment);
-                 } else {
-                   append_head(common, i, segment);
-                 }
+                 std::int64_t const length = lengths[b];
+                 auto const rows =
+                     cache.rows(segment.layer, segment.sequence, segment.kv_head, length + counts[b], high_water[b]);
+                 CacheBuffers<T> const to = buffers(i);
+                 auto const append = [&](auto const& layout, std::int64_t channels, U const* from, T* data) {
+                   append_tokens<T>(rows, length, layout, segment.sequence, segment.kv_head, channels,
+                                    rows_contiguous(layout, channels), from, data);
+                 };
+                 append(keys_of(layer_source(source, i)), to.channels.head_dim, tokens[i].keys, to.data.keys);
+                 if (to.channels.value_dim == 0) return;
+                 append(values_of(layer_source(source, i)), to.channels.value_dim, tokens[i].values, to.data.values);
                });
 }
 
