@@ -94,7 +94,10 @@ int main() {
     if (l.kind == ha::LayerKind::latent) {
       ha::attend(counts, queries, ha::LatentCache{rows.keys, view}, result);
     } else {
-      ha::attend(counts, queries, ha::KeptCache{rows.keys, rows.values, view}, result);
+      // A learned sink per query head, where the layer has them: a logit without a value.
+      std::vector<float> const sinks(static_cast<std::size_t>(l.num_query_heads), 0.5F);
+      ha::AttentionOptions const options{.sinks = l.kind == ha::LayerKind::sliding ? sinks.data() : nullptr};
+      ha::attend(counts, queries, ha::KeptCache{rows.keys, rows.values, view}, result, options);
     }
     std::printf("layer %d, %-9s over %lld tokens: %+.4f, ...\n", layer, std::string(ha::to_string(l.kind)).c_str(),
                 static_cast<long long>(slots.head(held, 0).kept(state.length(0)).count()),
