@@ -127,7 +127,8 @@ Attended naive_attention(HeldProblem<T> const& p) {
           }
           x *= scale;
           if (p.options.soft_cap > 0) x = double(p.options.soft_cap) * std::tanh(x / double(p.options.soft_cap));
-          bool const seen = p.first_positions.empty() || held.positions[i] <= p.first_positions[at(b)] + t;
+          std::int64_t const before = p.first_positions.empty() ? 0 : p.first_positions[at(b)] + t - held.positions[i];
+          bool const seen = before >= 0 && (p.options.window == 0 || before < p.options.window);
           logits.push_back(seen ? x : -std::numeric_limits<double>::infinity());
           top = std::max(top, logits.back());
         }

@@ -42,9 +42,16 @@ bool wide_rows(T const* data, View const& view, std::int64_t channels) {
          reinterpret_cast<std::uintptr_t>(data) % 16 == 0;
 }
 
-/// Lays out the shared memory of a kernel over a latent, and asks the driver for it.
+/// Lays out a kernel's shared memory. One over wide rows takes what the driver gives when asked: of two blocks on a
+/// multiprocessor where their tiles are not too small then.
 template <int Queries, class Parameters>
-AttendMemory latent_memory(AttentionShape const& shape, char const* where) {
+AttendMemory attend_memory(AttentionShape const& shape, char const* where) {
+  using T = typename Parameters::Element;
+  constexpr int width = Parameters::width;
+  if constexpr (width == narrow_width) {
+    constexpr std::int32_t limit = attend_dynamic_bytes<Queries, Parameters>;
+    return AttendMemory::of<T>(shape.head_dim, shape.output_dim(), Queries, width, limit, limit, max_attend_rows);
+  }
   auto const kernel = attend_kernel<Queries, Parameters>;
   int device = 0;
   int limit = 0;
@@ -56,8 +63,9 @@ AttendMemory latent_memory(AttentionShape const& shape, char const* where) {
   require_cuda(cudaFuncGetAttributes(&attributes, kernel), "the kernel", where);
   auto const fixed = static_cast<std::int32_t>(attributes.sharedSizeBytes);
   constexpr std::int32_t reserved = 1024;  // by CUDA, per block
-  auto const memory = AttendMemory::of_latent<typename Parameters::Element>(shape.head_dim, Queries, limit - fixed,
-                                                                            both / 2 - fixed - reserved);
+  constexpr std::int32_t few_rows = Parameters::latent ? warp_threads : min_attend_rows;
+  auto const memory = AttendMemory::of<T>(shape.head_dim, Parameters::latent ? 0 : shape.output_dim(), Queries, width,
+                                          limit - fixed, both / 2 - fixed - reserved, few_rows);
   if (attributes.maxDynamicSharedSizeBytes < memory.bytes) {
     require_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, memory.bytes),
                  "shared memory", where);
@@ -65,13 +73,13 @@ AttendMemory latent_memory(AttentionShape const& shape, char const* where) {
   return memory;
 }
 
-template <int Queries, class Q, class QLayout, class Cache, class O, class OLayout>
+template <int Queries, int Width, class Q, class QLayout, class Cache, class O, class OLayout>
 void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
                    AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
                    AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
                    AttentionOptions const& options, cudaStream_t stream) {
   constexpr auto where = "attend";
-  using Parameters = AttendParameters<Q, QLayout, Cache, O, OLayout>;
+  using Parameters = AttendParameters<Q, QLayout, Cache, O, OLayout, Width>;
   using View = typename Parameters::View;
   constexpr bool latent = Parameters::latent;
   KvSplit kv = KvSplit::of(shape, Queries, attend_split_rows(Queries));
@@ -89,15 +97,9 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
       TempBuffer{arrays.split_offsets, segments + 1}, TempBuffer{arrays.tickets, segments * kv.tiles});
   if (!placed) return;
 
-  AttendMemory memory;
+  AttendMemory const memory = attend_memory<Queries, Parameters>(shape, where);
   bool wide_values = false;
-  if constexpr (latent) {
-    memory = latent_memory<Queries, Parameters>(shape, where);
-  } else {
-    memory = AttendMemory::of<typename Parameters::Element>(shape.head_dim, shape.output_dim(), Queries,
-                                                            attend_dynamic_bytes<Queries, Parameters>);
-    wide_values = wide_rows(cache.values, cache.view, shape.output_dim());
-  }
+  if constexpr (!latent) wide_values = wide_rows(cache.values, cache.view, shape.output_dim());
   AttendSplitParameters<View> const split{cache.view, shape, kv, arrays, bounds.max_rows, bounds.d_status};
   launch(where, attend_split_kernel<View>, 1, attend_split_threads, 0, stream, split);
   Parameters const parameters{shape,
@@ -105,6 +107,7 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
                               cache,
                               output,
                               options.first_positions,
+                              attention_window(options),
                               options.sinks,
                               logit_map(shape, options),
                               kv,
@@ -113,8 +116,8 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
                               wide_rows(cache.keys, cache.view, shape.head_dim),
                               wide_values};
   dim3 const grid(static_cast<unsigned>(blocks), latent ? 1U : static_cast<unsigned>(kv.tiles));
-  launch(where, attend_kernel<Queries, Parameters>, grid, attend_block_threads<Queries>, memory.bytes, stream,
-         parameters);
+  launch(where, attend_kernel<Queries, Parameters>, grid, attend_block_threads<Queries, Parameters>, memory.bytes,
+         stream, parameters);
 }
 
 template <class A, class ALayout, class B, class BLayout>
@@ -147,8 +150,8 @@ namespace device {
 ///                            must overlap no input
 /// @param[in]     bounds      the most rows of all heads of all sequences together
 /// @param[in]     stream      enqueued here, not synchronised
-/// @return cudaErrorInvalidValue on what the CPU's `attend` refuses, more than 256 channels (of a latent more than 512
-///         of the value, or more of the row than shared memory holds), or too little storage; launch errors
+/// @return cudaErrorInvalidValue on what the CPU's `attend` refuses, more than 512 channels (of a latent's row: more
+///         than 4,096), rows that shared memory has no room for, or too little storage; launch errors
 /// @note   Deterministic; graph-capturable, and a replay reads the lengths of its time. One `d_temp` serves one call at
 ///         a time.
 /// @par Cost  Two launches. Each row held is loaded once for up to 16 query rows of its group: for decoding, once
@@ -173,7 +176,7 @@ cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
       detail::check_cache_pointers(cache, bounds.max_rows > 0);
     }
     constexpr auto where = "attend";
-    constexpr std::int64_t most = latent ? detail::max_latent_channels : detail::max_attend_channels;
+    constexpr std::int64_t most = detail::max_wide_channels;
     constexpr std::int64_t most_keys = latent ? detail::max_latent_row : most;
     require(shape.head_dim <= most_keys, "head_dim", {"at most ", most_keys}, shape.head_dim, where);
     require(shape.output_dim() <= most, "value_dim", {"at most ", most}, shape.output_dim(), where);
@@ -192,19 +195,25 @@ cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
       }
     }();
     AttentionOutput const out{detail::element_pointer(output.data), output.layout, output.lse};
-    auto const launch = [&]<int Queries>() {
-      detail::launch_attend<Queries>(d_temp, temp_bytes, shape, q, kv, out, bounds, options, stream);
+    auto const launch = [&]<int Queries, int Width>() {
+      detail::launch_attend<Queries, Width>(d_temp, temp_bytes, shape, q, kv, out, bounds, options, stream);
     };
+    constexpr int narrow = detail::narrow_width;
+    constexpr int wide = detail::wide_width;
     std::int64_t const rows = shape.query_rows();
     if constexpr (!latent) {
-      if (rows <= 1) return launch.template operator()<1>();
-      if (rows <= 4) return launch.template operator()<4>();
+      if (std::max(shape.head_dim, shape.output_dim()) <= detail::max_narrow_channels) {
+        if (rows <= 1) return launch.template operator()<1, narrow>();
+        if (rows <= 4) return launch.template operator()<4, narrow>();
+        if (rows <= 8) return launch.template operator()<8, narrow>();
+        return launch.template operator()<16, narrow>();
+      }
     }
-    if (rows <= 8) return launch.template operator()<8>();
+    if (rows <= 8) return launch.template operator()<8, wide>();
     if constexpr (latent) {
-      if (rows > 16) return launch.template operator()<32>();
+      if (rows > 16) return launch.template operator()<32, wide>();
     }
-    return launch.template operator()<16>();
+    return launch.template operator()<16, wide>();
   });
 }
 

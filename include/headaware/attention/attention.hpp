@@ -137,6 +137,10 @@ struct AttentionOptions {
   /// and sees rows whose position is no greater (and that its window holds, where the view knows one); nullptr: every
   /// row is seen (decoding)
   std::int32_t const* first_positions = nullptr;
+  /// `LayerShape::window`, where `first_positions` are given: tokens that a query sees, its own included, by the
+  /// positions that the view says (rolling caches and pages of single heads know each head's own window, which is no
+  /// longer); 0: all before it
+  std::int64_t window = 0;
   /// [num_query_heads], host or device as the cache: logits of learned sinks, natural, neither scaled nor capped. Each
   /// takes part in the softmax of every query of its head as a key would that brings no value, so that a head which
   /// holds nothing gives zeros and the sink as its `lse`. -inf: none; NaN and +inf make NaN of the output; nullptr: no
@@ -165,6 +169,7 @@ inline void check_attention_shape(AttentionShape const& shape, AttentionOptions 
   require(std::isfinite(options.scale) && options.scale >= 0, "softmax scale", "finite and >= 0", options.scale, where);
   require(std::isfinite(options.soft_cap) && options.soft_cap >= 0, "soft cap", "finite and >= 0", options.soft_cap,
           where);
+  require(options.window >= 0, "window", ">= 0", options.window, where);
 }
 
 /// Checks the sizes that a layout offers.
@@ -199,6 +204,8 @@ void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> c
     require_aligned(cache.values, "values", where);
   }
   require_aligned(options.first_positions, "first_positions", where);
+  require(options.window == 0 || options.first_positions != nullptr, "first_positions",
+          {"the queries' positions, as they have a window of ", options.window}, "nullptr", where);
   require_aligned(options.sinks, "sinks", where);
   check_attention_layout(shape, queries.layout, shape.head_dim, "attend, queries");
   check_attention_layout(shape, output.layout, shape.output_dim(), "attend, output");

@@ -71,20 +71,23 @@ inline constexpr bool has_positions = requires(RowsOf<View> const rows, std::int
 };
 
 /// Whether a query at position `query` sees a row that holds token `position`.
+/// @param window  of the call, `attention_window`
 template <class Rows>
-HEADAWARE_HOST_DEVICE constexpr bool is_seen(Rows const& rows, std::int64_t position, std::int64_t query) {
+HEADAWARE_HOST_DEVICE constexpr bool is_seen(Rows const& rows, std::int64_t position, std::int64_t query,
+                                             std::int64_t window) {
+  bool const in_window = position <= query && query - position < window;
   if constexpr (requires { rows.sees(position, query); }) {
-    return position <= query && rows.sees(position, query);
+    return in_window && rows.sees(position, query);
   } else {
-    return position <= query;
+    return in_window;
   }
 }
 
 /// Whether any query from `first` to `last` sees a row: the first one after it does, if any.
 template <class Rows>
 HEADAWARE_HOST_DEVICE constexpr bool is_seen_by_any(Rows const& rows, std::int64_t position, std::int64_t first,
-                                                    std::int64_t last) {
-  return position <= last && is_seen(rows, position, position > first ? position : first);
+                                                    std::int64_t last, std::int64_t window) {
+  return position <= last && is_seen(rows, position, position > first ? position : first, window);
 }
 
 /// Elements in which a view's rows are aligned; 1 if it does not say.

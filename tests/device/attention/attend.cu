@@ -100,6 +100,31 @@ TEST_CASE("device attention: groups, outputs, channels, scale and soft cap, addr
   }
 }
 
+TEST_CASE("device attention: rows of up to 512 channels", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  for (auto const& [keys, values, heads] : {std::array{512, 512, 1}, std::array{512, 512, 8}, std::array{512, 512, 20},
+                                            std::array{257, 259, 3}, std::array{320, 64, 2}, std::array{40, 384, 16}}) {
+    INFO(keys << " and " << values << " channels, group " << heads);
+    HeldProblem<ha::float16> const p({1, 2 * heads, 2, 1, keys, values}, {600, 5}, 8);
+    HeldProblem<float> const single({1, heads, 1, 1, keys, values}, {70}, 9);
+    Attended const expected = naive_attention(p);
+    for_each_view(p, true, [&](std::string const& name, PlacedRows<ha::float16> const& placed, auto const& make) {
+      if (name == "ragged") check_device<ha::float16>(p, placed, make, expected);
+      if (name == "ragged") check_device<float>(p, placed, make, expected, 1000, 1, 1);
+      if (name == "paged, CSR, 5") check_device<float>(p, placed, make, expected);
+    });
+    for_each_view(single, true, [&](std::string const& name, PlacedRows<float> const& placed, auto const& make) {
+      if (name == "ragged") check_device<float>(single, placed, make, naive_attention(single));
+    });
+  }
+  HeldProblem<float> chunk({1, 2, 1, 12, 512}, {700}, 10);
+  chunk.first_positions = {688};
+  chunk.options.window = 90;
+  for_each_view(chunk, true, [&](std::string const& name, PlacedRows<float> const& placed, auto const& make) {
+    if (name == "ragged") check_device<float>(chunk, placed, make, naive_attention(chunk));
+  });
+}
+
 TEST_CASE("device attention: unequal keys and values fit into shared memory beside what a kernel has there",
           "[attention]") {
   HEADAWARE_REQUIRE_DEVICE();
@@ -116,7 +141,7 @@ TEST_CASE("device attention: unequal keys and values fit into shared memory besi
     for (std::int32_t const queries : {1, 4, 8, 16}) {
       for (std::int64_t k = 1; k <= 256; ++k) {
         for (std::int64_t const v : {std::int64_t{1}, k, std::int64_t{256}}) {
-          auto const memory = ha::detail::AttendMemory::of<float>(k, v, queries, most);
+          auto const memory = ha::detail::AttendMemory::of<float>(k, v, queries, 2, most, most, 64);
           bool const fits = memory.bytes <= most && memory.tile_rows >= 8 && memory.tile_rows <= 64;
           if (!fits) FAIL(k << " and " << v << " channels, " << queries << " queries");
         }
@@ -158,10 +183,12 @@ TEST_CASE("device attention: tiles of queries whose heads have several chunks ea
 
 TEST_CASE("device attention: a prefill chunk sees what came before each of its tokens", "[attention]") {
   HEADAWARE_REQUIRE_DEVICE();
-  for (std::int64_t const tokens : {2, 9, 40}) {
+  for (auto const& [tokens, window] : {std::array{2, 0}, std::array{9, 0}, std::array{40, 0}, std::array{9, 1},
+                                       std::array{9, 3}, std::array{40, 100}, std::array{40, 1000}}) {
     HeldProblem<float> p({2, 4, 2, tokens, 32}, {tokens, tokens, 300, 700}, 11);
-    p.first_positions = {0, 700 - static_cast<std::int32_t>(tokens)};
-    INFO(tokens << " tokens");
+    p.first_positions = {0, 700 - tokens};
+    p.options.window = window;
+    INFO(tokens << " tokens, window " << window);
     Attended const expected = naive_attention(p);
     for_each_view(p, true, [&](std::string const& name, PlacedRows<float> const& placed, auto const& make) {
       INFO(name);

@@ -141,7 +141,7 @@ TEST_CASE("more rows than were said write nothing and say so; bad calls are refu
   REQUIRE(decoder.call(temp.data(), bytes, -1, nullptr) == cudaErrorInvalidValue);
   decoder.p.shape.num_query_heads = 3;
   REQUIRE(decoder.call(temp.data(), bytes, 430, nullptr) == cudaErrorInvalidValue);
-  decoder.p.shape = {1, 4, 2, 1, 257};
+  decoder.p.shape = {1, 4, 2, 1, 513};
   REQUIRE(decoder.call(nullptr, bytes, 430, nullptr) == cudaErrorInvalidValue);
   decoder.p.shape = {0, 4, 2, 1, 32};
   REQUIRE_CUDA(decoder.call(nullptr, bytes, 0, nullptr));

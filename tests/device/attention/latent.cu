@@ -110,7 +110,7 @@ TEST_CASE("device attention: what a latent's memory and kernels do not hold is r
   for (std::int32_t const queries : {8, 16, 32}) {
     std::int32_t const limit = (queries == 32 ? 160 : 97) * 1024;
     for (std::int64_t keys = 1; keys <= 640; ++keys) {
-      auto const memory = ha::detail::AttendMemory::of_latent<ha::float16>(keys, queries, limit, 48 * 1024);
+      auto const memory = ha::detail::AttendMemory::of<ha::float16>(keys, 0, queries, 4, limit, 48 * 1024, 32);
       bool const fits = memory.bytes <= limit && memory.tile_rows >= 32 && memory.tile_rows <= 64;
       if (!fits) FAIL(keys << " channels, " << queries << " queries");
     }

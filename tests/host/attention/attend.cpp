@@ -10,6 +10,7 @@
 #include <headaware/policy/sink_window.hpp>
 #include <headaware/policy/table.hpp>
 
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -78,10 +79,12 @@ TEMPLATE_TEST_CASE("outputs of every type, other value channels, a scale and a s
 
 TEST_CASE("a prefill chunk sees what came before each of its tokens", "[attention]") {
   // Chunks that begin at the sequence's start, within it, and after everything that is held.
-  for (std::int64_t const tokens : {2, 9, 70}) {
+  for (auto const& [tokens, window] : {std::array{2, 0}, std::array{9, 0}, std::array{70, 0}, std::array{2, 1},
+                                       std::array{9, 3}, std::array{70, 100}, std::array{70, 5000}}) {
     HeldProblem<float> p({3, 4, 2, tokens, 32}, {tokens, tokens, 100, 700, 1200, 30}, 11);
-    p.first_positions = {0, 700 - static_cast<std::int32_t>(tokens), 1150};
-    INFO(tokens << " tokens");
+    p.first_positions = {0, 700 - tokens, 1150};
+    p.options.window = window;
+    INFO(tokens << " tokens, window " << window);
     check_views(p);
     // Rows of a compressed cache are tokens with gaps.
     for (auto& segment : p.segments) {
@@ -229,6 +232,13 @@ TEST_CASE("a view of one's own needs no more than rows and offsets", "[attention
                    ha::AttentionOutput{output.data(), p.output_layout()}, {.first_positions = &first});
       },
       {"first_positions", "without positions", "a pointer", "attend"});
+  auto const with_window = [&](std::int64_t window) {
+    ha::attend(p.shape, ha::AttentionQueries{p.queries.data(), p.query_layout()},
+               ha::KeptCache{placed.keys.data(), placed.values.data(), Reversed{90}},
+               ha::AttentionOutput{output.data(), p.output_layout()}, {.window = window});
+  };
+  check_error<ha::ArgumentError>([&] { with_window(9); }, {"first_positions", "a window of 9", "nullptr", "attend"});
+  check_error<ha::ArgumentError>([&] { with_window(-1); }, {"window", ">= 0", "-1", "attend"});
 }
 
 TEST_CASE("a layer that holds nothing needs no buffers", "[attention]") {

@@ -4,6 +4,7 @@
 
 #include <headaware/attention/attention.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/checked.hpp>
 #include <headaware/detail/logit_map.hpp>
 
 #include <cstdint>
@@ -14,6 +15,11 @@ namespace detail {
 /// Map to the logits that `attend` is asked for.
 inline LogitMap logit_map(AttentionShape const& shape, AttentionOptions const& options) {
   return LogitMap::of(options.scale, options.soft_cap, shape.head_dim);
+}
+
+/// Tokens that a query sees, its own included: more than there are where the call names no window.
+inline std::int64_t attention_window(AttentionOptions const& options) {
+  return options.window != 0 ? options.window : largest_int64;
 }
 
 /// Divides a segment's work into tiles of query rows and its rows into KV splits of a fixed size, whose partial results

@@ -73,6 +73,7 @@ class QueryTile {
       : shape_(shape),
         options_(options),
         map_(logit_map(shape, options)),
+        window_(attention_window(options)),
         key_channels_(whole_vectors(shape.head_dim)),
         value_channels_(whole_vectors(shape.output_dim())) {
     auto const size = [](std::int64_t count) { return static_cast<std::size_t>(count); };
@@ -154,8 +155,9 @@ class QueryTile {
       std::int64_t const last_query = query_positions_[static_cast<std::size_t>(count_ - 1)];
       for (std::int64_t k = 0; k < count; ++k) {
         positions_[k] = head.position(first + k);
-        any = any || is_seen_by_any(head, positions_[k], first_query, last_query);
-        all = all && is_seen(head, positions_[k], first_query) && is_seen(head, positions_[k], last_query);
+        any = any || is_seen_by_any(head, positions_[k], first_query, last_query, window_);
+        all = all && is_seen(head, positions_[k], first_query, window_) &&
+              is_seen(head, positions_[k], last_query, window_);
       }
       partly_seen_ = !all;
       return any;
@@ -168,7 +170,8 @@ class QueryTile {
   void hide_rows(Head const& head, std::int64_t q, std::int64_t count) {
     float* const scores = scores_ + q * attend_block;
     std::int64_t const query = query_positions_[static_cast<std::size_t>(q)];
-    for (std::int64_t k = 0; k < count; ++k) scores[k] = is_seen(head, positions_[k], query) ? scores[k] : hidden_logit;
+    for (std::int64_t k = 0; k < count; ++k)
+      scores[k] = is_seen(head, positions_[k], query, window_) ? scores[k] : hidden_logit;
   }
 
   /// Adds to each query the rows that it sees and no others, as a hidden row may hold NaN. Not inlined: the loop over
@@ -182,7 +185,7 @@ class QueryTile {
       E const* seen_rows[attend_block];
       std::int64_t seen = 0;
       for (std::int64_t k = 0; k < count; ++k) {
-        if (!is_seen(head, positions_[k], query)) continue;
+        if (!is_seen(head, positions_[k], query, window_)) continue;
         weights[seen] = scores[k];
         seen_rows[seen++] = rows[k];
       }
@@ -234,6 +237,7 @@ class QueryTile {
   AttentionShape shape_;
   AttentionOptions options_;
   LogitMap map_;
+  std::int64_t window_;
   std::int64_t key_channels_;
   std::int64_t value_channels_;
   std::int64_t count_ = 0;

@@ -7,6 +7,7 @@
 //   scores   [Queries, tile_rows]: a thread has a key and up to 4 queries at a time
 //   weights  in place: a warp has a query at a time, a lane every 32nd key
 //   sums     [Queries, width] in registers: a thread has two channels, and in narrow heads every `groups`-th four rows
+// Wide rows. Of more than 256 channels a thread has four, of up to 8 query rows.
 // Latents. The tile of keys is the tile of values, too, and a thread has four channels. A block has up to 32 query
 // rows, and 128 threads for the sums of each 16; blocks of the same rows, for other query rows, follow each other in
 // the grid: all but the first find the rows in the L2 cache. Formula. Per query the online softmax (max, sum) of
@@ -37,13 +38,13 @@ namespace detail {
 
 /// Grid: x KV splits of all segments, y tiles of query rows; latents: x tiles of query rows of all KV splits.
 template <int Queries, class Parameters>
-HEADAWARE_KERNEL void __launch_bounds__(attend_block_threads<Queries>, attend_blocks(Queries, Parameters::latent))
+HEADAWARE_KERNEL void __launch_bounds__(attend_block_threads<Queries, Parameters>, attend_blocks<Queries, Parameters>)
     attend_kernel(Parameters const __grid_constant__ parameters) {
   using T = typename Parameters::Element;
   using View = typename Parameters::View;
   constexpr int width = Parameters::width;
-  constexpr int threads = attend_block_threads<Queries>;
-  constexpr int thread_queries = Queries > attend_thread_queries ? attend_thread_queries : Queries;
+  constexpr int threads = attend_block_threads<Queries, Parameters>;
+  constexpr int thread_queries = Queries > Parameters::thread_queries ? Parameters::thread_queries : Queries;
   extern __shared__ float4 attend_memory[];
   __shared__ SharedStorage<AttendShared<Queries>> storage;
   __shared__ SharedStorage<Parameters> parameter_storage;
@@ -122,7 +123,7 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_block_threads<Queries>, attend_bl
         if (p.first_positions != nullptr) {
           shared.positions[thread] = segment.position(first + thread);
           seen = is_seen_by_any(segment, shared.positions[thread], first_position + first_query / p.shape.group(),
-                                last_position);
+                                last_position, p.window);
         }
       }
     }

@@ -14,7 +14,7 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// Merges a segment's tile from its KV splits, in their order whichever block came last.
-/// @param weights  shared, [Queries, max_attend_channels]: of the first splits, so that they are read once
+/// @param weights  shared, [Queries, merge_splits_at_once]: of the first splits, so that they are read once
 template <int Queries, class Parameters>
 __device__ void merge_splits(Parameters const& p, AttendShared<Queries>& shared, std::int64_t sequence,
                              std::int64_t kv_head, std::int64_t first_query, std::int32_t queries,
@@ -26,7 +26,7 @@ __device__ void merge_splits(Parameters const& p, AttendShared<Queries>& shared,
     float2 const both = __ldcg(p.arrays.parts + (first_part + split * p.kv.tiles) * Queries + q);
     return OnlineSoftmax<float>{both.x, both.y};
   };
-  for (std::int32_t q = warp; q < queries; q += attend_block_threads<Queries> / warp_threads) {
+  for (std::int32_t q = warp; q < queries; q += attend_block_threads<Queries, Parameters> / warp_threads) {
     float max = -INFINITY;
     for (std::int64_t split = lane; split < splits; split += warp_threads) {
       OnlineSoftmax<float> const here = part(split, q);
@@ -38,7 +38,7 @@ __device__ void merge_splits(Parameters const& p, AttendShared<Queries>& shared,
       OnlineSoftmax<float> const here = part(split, q);
       float const weight = here.factor(max);
       sum += weight * here.sum;
-      if (split < max_attend_channels) weights[q * max_attend_channels + split] = weight;
+      if (split < merge_splits_at_once) weights[q * merge_splits_at_once + split] = weight;
     }
     __syncwarp();
     sum = sum_lanes(sum);
@@ -47,7 +47,7 @@ __device__ void merge_splits(Parameters const& p, AttendShared<Queries>& shared,
   }
   __syncthreads();
   auto const channels = static_cast<std::int32_t>(p.shape.output_dim());
-  for (std::int32_t i = thread; i < queries * channels; i += attend_block_threads<Queries>) {
+  for (std::int32_t i = thread; i < queries * channels; i += attend_block_threads<Queries, Parameters>) {
     std::int32_t const q = i / channels;
     std::int32_t const c = i % channels;
     OnlineSoftmax<float> const whole = shared.softmax(q);
@@ -55,7 +55,7 @@ __device__ void merge_splits(Parameters const& p, AttendShared<Queries>& shared,
     for (std::int64_t split = 0; split < splits; ++split) {
       std::int64_t const at = first_part + split * p.kv.tiles;
       float const weight =
-          split < max_attend_channels ? weights[q * max_attend_channels + split] : part(split, q).factor(whole.max);
+          split < merge_splits_at_once ? weights[q * merge_splits_at_once + split] : part(split, q).factor(whole.max);
       sum += weight * __ldcg(p.arrays.sums + (at * Queries + q) * channels + c);
     }
     QueryRow const row(p.shape, sequence, kv_head, first_query + q);

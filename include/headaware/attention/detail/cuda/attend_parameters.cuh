@@ -14,27 +14,31 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Threads that sum all channels of a value, of up to `attend_thread_queries` query rows.
+/// Threads that sum all channels of a value, of up to `Parameters::thread_queries` query rows.
 inline constexpr std::int32_t attend_threads = 128;
-inline constexpr std::int32_t attend_thread_queries = 16;
 /// Threads of a block.
-template <int Queries>
+template <int Queries, class Parameters>
 inline constexpr std::int32_t attend_block_threads =
-    Queries > attend_thread_queries ? Queries / attend_thread_queries* attend_threads : attend_threads;
-/// The most channels of a row: a thread sums two channels of a value.
-inline constexpr std::int32_t max_attend_channels = 2 * attend_threads;
-/// The most channels of a latent's value: a thread sums four.
-inline constexpr std::int32_t max_latent_channels = 4 * attend_threads;
-/// The most channels of its row, whatever shared memory there is.
+    Queries > Parameters::thread_queries ? Queries / Parameters::thread_queries* attend_threads : attend_threads;
+/// Channels of a value that a thread sums: of rows up to 256 channels, and of wider ones and latents.
+inline constexpr int narrow_width = 2;
+inline constexpr int wide_width = 4;
+/// The most channels of a row.
+inline constexpr std::int32_t max_narrow_channels = narrow_width * attend_threads;
+inline constexpr std::int32_t max_wide_channels = wide_width * attend_threads;
+/// The most channels of a latent's row, whatever shared memory there is.
 inline constexpr std::int32_t max_latent_row = 4096;
 /// The most rows of a KV split over a latent, whose blocks have more to do per row.
 inline constexpr std::int64_t max_latent_split_rows = 1024;
 inline constexpr std::int32_t min_attend_rows = 8;
 inline constexpr std::int32_t max_attend_rows = 64;
 /// Blocks that a multiprocessor must have room for: as many as leave enough registers not to spill.
-constexpr std::int32_t attend_blocks(std::int32_t queries, bool latent) {
-  return queries > attend_thread_queries ? 1 : queries > 8 || latent ? 2 : 3;
-}
+template <int Queries, class Parameters>
+inline constexpr std::int32_t attend_blocks = Queries > Parameters::thread_queries
+                                                  ? 1
+                                                  : (Queries > 8 || Parameters::width == wide_width ? 2 : 3);
+/// Splits whose weights a merge holds in shared memory: no more than a block has room for.
+inline constexpr std::int32_t merge_splits_at_once = max_narrow_channels;
 /// Rows of a KV split: long enough that queries and partial results cost little beside it, short enough to divide one
 /// sequence's heads among blocks.
 constexpr std::int64_t attend_split_rows(std::int32_t queries) { return queries > 8 ? 512 : 256; }
@@ -58,59 +62,50 @@ struct AttendMemory {
   std::int32_t value_offset;
   std::int32_t bytes;
 
-  /// Lays out the largest tiles that fit in `limit` bytes. @throws ArgumentError where not even the smallest do
+  /// Lays out the largest tiles that fit: into `limit` bytes, and, of more than `few_rows` rows, into `wanted`. The
+  /// threads' sums overwrite rows in the end, of a latent all. @param value_dim  0: a latent's rows are keys and values
+  /// @throws ArgumentError where not even the smallest tile fits
   template <class T>
-  static AttendMemory of(std::int64_t head_dim, std::int64_t value_dim, std::int32_t queries, std::int32_t limit) {
+  static AttendMemory of(std::int64_t head_dim, std::int64_t value_dim, std::int32_t queries, int width,
+                         std::int32_t limit, std::int32_t wanted, std::int32_t few_rows) {
     constexpr std::int32_t piece = 16;
     auto const pieces = [](std::int64_t channels) {
       return static_cast<std::int32_t>((channels * static_cast<std::int64_t>(sizeof(T)) + piece - 1) / piece);
     };
+    bool const latent = value_dim == 0;
     AttendMemory m{};
     m.query_pitch = pieces(head_dim) * (piece / static_cast<std::int32_t>(sizeof(T)));
     m.key_pitch = (pieces(head_dim) | 1) * piece;
-    m.value_pitch = pieces(value_dim) * piece;
+    m.value_pitch = latent ? m.key_pitch : pieces(value_dim) * piece;
     m.score_offset = queries * m.query_pitch * 4;
     for (m.tile_rows = max_attend_rows;; m.tile_rows /= 2) {
       m.key_offset = m.score_offset + queries * m.tile_rows * 4;
-      m.value_offset = m.key_offset + m.tile_rows * m.key_pitch;
-      // The threads' sums overwrite both in the end.
-      std::int32_t const sums = m.key_offset + queries * max_attend_channels * 4;
-      std::int32_t const end = m.value_offset + m.tile_rows * m.value_pitch;
-      m.bytes = sums > end ? sums : end;
-      if (m.bytes <= limit) return m;
-      require(m.tile_rows > min_attend_rows, "shared memory in bytes", limit, m.bytes, "attend");
-    }
-  }
-
-  /// The same over a latent, whose rows are keys and values: of more than 32 rows where two blocks fit. The threads'
-  /// sums overwrite all in the end. @param half  bytes of each of two blocks on a multiprocessor
-  template <class T>
-  static AttendMemory of_latent(std::int64_t head_dim, std::int32_t queries, std::int32_t limit, std::int32_t half) {
-    AttendMemory m = of<T>(head_dim, 0, queries, 0x7fffffff);
-    for (m.tile_rows = max_attend_rows;; m.tile_rows /= 2) {
-      m.key_offset = m.value_offset = m.score_offset + queries * m.tile_rows * 4;
-      m.value_pitch = m.key_pitch;
-      m.bytes = std::max(m.key_offset + m.tile_rows * m.key_pitch, queries * max_latent_channels * 4);
-      if (m.bytes <= (m.tile_rows > warp_threads ? half : limit)) return m;
+      m.value_offset = latent ? m.key_offset : m.key_offset + m.tile_rows * m.key_pitch;
+      std::int32_t const sums = (latent ? 0 : m.key_offset) + queries * width * attend_threads * 4;
+      m.bytes = std::max(sums, m.value_offset + m.tile_rows * m.value_pitch);
+      if (m.bytes <= (m.tile_rows > few_rows ? wanted : limit)) return m;
       require(m.tile_rows > min_attend_rows, "shared memory in bytes", limit, m.bytes, "attend");
     }
   }
 };
 
-template <class Q, class QLayout, class Cache, class O, class OLayout>
+/// @tparam Width  channels of a value that a thread sums
+template <class Q, class QLayout, class Cache, class O, class OLayout, int Width>
 struct AttendParameters {
   using Element = typename CacheTypes<Cache>::Element;
   using View = typename CacheTypes<Cache>::View;
   using Output = O;
   static constexpr bool latent = is_latent<Cache>;
-  /// Channels of a value that a thread sums.
-  static constexpr int width = latent ? 4 : 2;
+  static constexpr int width = Width;
+  /// Query rows of which a thread sums values.
+  static constexpr int thread_queries = width == wide_width && !latent ? 8 : 16;
 
   AttentionShape shape;
   AttentionQueries<Q, QLayout> queries;
   Cache cache;
   AttentionOutput<O, OLayout> output;
   std::int32_t const* first_positions;
+  std::int64_t window;
   float const* sinks;
   LogitMap map;
   KvSplit kv;

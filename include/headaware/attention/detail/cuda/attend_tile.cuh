@@ -71,7 +71,7 @@ __device__ void score_tile(Parameters const& p, float const* queries, unsigned c
   constexpr int width = 16 / sizeof(T);
   std::int32_t const rows = p.memory.tile_rows;
   auto const key = static_cast<std::int32_t>(threadIdx.x) % rows;
-  std::int32_t const groups = attend_block_threads<Queries> / rows;
+  std::int32_t const groups = attend_block_threads<Queries, Parameters> / rows;
   unsigned char const* const row = keys + key * p.memory.key_pitch;
   for (std::int32_t q = static_cast<std::int32_t>(threadIdx.x) / rows * batch; q < Queries; q += groups * batch) {
     float sums[batch] = {};
@@ -115,7 +115,7 @@ __device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, S
   constexpr int per_lane = max_attend_rows / warp_threads;
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
   auto const warp = static_cast<std::int32_t>(threadIdx.x) / warp_threads;
-  for (std::int32_t q = warp; q < Queries; q += attend_block_threads<Queries> / warp_threads) {
+  for (std::int32_t q = warp; q < Queries; q += attend_block_threads<Queries, Parameters> / warp_threads) {
     std::int64_t const query = first_position + (first_query + q) / p.shape.group();
     float logits[per_lane];
     float tile_max = hidden;
@@ -123,7 +123,7 @@ __device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, S
     for (int i = 0; i < per_lane; ++i) {
       std::int32_t const key = lane + i * warp_threads;
       logits[i] = hidden;
-      if (key < rows && (p.first_positions == nullptr || is_seen(segment, shared.positions[key], query))) {
+      if (key < rows && (p.first_positions == nullptr || is_seen(segment, shared.positions[key], query, p.window))) {
         float const x = scores[q * p.memory.tile_rows + key];
         float const logit = p.map.inner == 0 ? x * p.map.outer : tanhf(x * p.map.inner) * p.map.outer;
         logits[i] = logit + (logit - logit);  // NaN where it is infinite
