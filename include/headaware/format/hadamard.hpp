@@ -12,7 +12,7 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// 1 / sqrt(n) of a power of two, exact for even powers.
-consteval float inverse_root(std::int32_t n) {
+HEADAWARE_HOST_DEVICE constexpr float inverse_root(std::int32_t n) {
   float result = 1;
   for (; n >= 4; n /= 4) result /= 2;
   return n == 2 ? result * 0.70710678118654752440F : result;
@@ -41,8 +41,9 @@ HEADAWARE_HOST_DEVICE void rotate_block(float* x) {
       x[i + half] = a - b;
     }
   }
+  constexpr float norm = detail::inverse_root(Size);
   HEADAWARE_UNROLL
-  for (std::int32_t i = 0; i < Size; ++i) x[i] *= detail::inverse_root(Size);
+  for (std::int32_t i = 0; i < Size; ++i) x[i] *= norm;
 }
 
 HEADAWARE_NAMESPACE_END

@@ -26,6 +26,14 @@ __global__ void code_rows(F format, float const* rows, std::int64_t count, std::
   ha::decode_row(format, own, channels, decoded + row * channels);
 }
 
+/// Not by `visit`: of the kernel that is first named where only the type of a result is asked for, nvcc emits nothing.
+template <class... Formats>
+void launch(ha::AnyFormat<ha::FormatRegistry<Formats...>> const& format, float const* rows, std::int64_t count,
+            std::int64_t channels, std::uint32_t* words, float* decoded) {
+  auto const run = [&]<class F>(F const& f) { code_rows<F><<<1, 64>>>(f, rows, count, channels, words, decoded); };
+  (void)((format.template is<Formats>() && (run(format.template get<Formats>()), true)) || ...);
+}
+
 }  // namespace
 
 TEST_CASE("formats on the device have the CPU's bits", "[format]") {
@@ -40,9 +48,8 @@ TEST_CASE("formats on the device have the CPU's bits", "[format]") {
     for (ha::AnyFormat<> const& format : all_formats()) {
       auto const words = static_cast<std::size_t>(format.row_words(channels));
       DeviceVector<std::uint32_t> const d_words(std::vector<std::uint32_t>(words * rows.size(), 0xdeadbeefU));
-      format.visit([&](auto const& f) {
-        code_rows<<<1, 64>>>(f, d_rows.data(), count, channels, d_words.data(), d_decoded.data());
-      });
+      launch(format, d_rows.data(), count, channels, d_words.data(), d_decoded.data());
+      REQUIRE(cudaGetLastError() == cudaSuccess);
       REQUIRE(cudaDeviceSynchronize() == cudaSuccess);
       auto const got_words = d_words.host();
       auto const got = d_decoded.host();
