@@ -43,9 +43,10 @@ struct LayerShape {
   std::int32_t num_query_heads = 0;  ///< a multiple of `num_kv_heads`
   std::int32_t num_kv_heads = 0;     ///< 1 where the layer holds a latent
   std::int64_t head_dim = 0;         ///< channels of a query and of a key; latent: of the whole row
-  std::int64_t value_dim = 0;        ///< channels of a value; latent: the first ones of the row
-  std::int64_t window = 0;           ///< sliding: tokens that a query sees, itself included; others: 0
-  std::int32_t cache_layer = -1;     ///< an earlier layer, whose cache this one reads; -1: its own
+  /// Channels of a value; latent: the first ones of the row; 0: `head_dim`, once the layer is in a `ModelShape`.
+  std::int64_t value_dim = 0;
+  std::int64_t window = 0;        ///< sliding: tokens that a query sees, itself included; others: 0
+  std::int32_t cache_layer = -1;  ///< an earlier layer, whose cache this one reads; -1: its own
 
   /// Whether the layer holds rows of its own.
   [[nodiscard]] constexpr bool has_cache() const { return kind != LayerKind::none && cache_layer < 0; }
@@ -93,7 +94,10 @@ class ModelShape {
   ///         its row, and a `cache_layer` that is no earlier layer with a cache of its own of this shape
   template <class = void>
   explicit ModelShape(std::vector<LayerShape> layers) : layers_(std::move(layers)) {
-    for (std::size_t i = 0; i < layers_.size(); ++i) validate(i);
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      if (layers_[i].value_dim == 0) layers_[i].value_dim = layers_[i].head_dim;
+      validate(i);
+    }
   }
 
   [[nodiscard]] std::int32_t num_layers() const { return static_cast<std::int32_t>(layers_.size()); }

@@ -120,6 +120,8 @@ void check_mask(Table const& table, MaskShape const& shape, void const* mask, Co
 template <class Table, class T>
 void fill_mask(Table const& table, MaskShape const& shape, T* mask) {
   check_mask(table, shape, mask, [&] { return mask_words(table, shape); });
+  require(layer_heads(table).count(shape.layer) > 0, "layer of a mask",
+          "one with policies: of a layer that reads another's cache the other one", shape.layer, "fill_policy_mask");
   check_masked_policies(table, shape.layer, shape.sequence);
   std::int64_t const words = mask_words(table, shape);
   constexpr std::int64_t grain = 256;
@@ -132,8 +134,8 @@ void fill_mask(Table const& table, MaskShape const& shape, T* mask) {
 /// @param table  policies: `PolicyTable`, `UniformTable`, a view or `WithKeepLists`; host
 /// @param shape  which part; query q of head h is at position `first_query + q` and follows KV head h / group's policy
 /// @param mask   [num_kv_heads * group, queries, keys], host, with the KV heads of the layer
-/// @throws ArgumentError on a layer or sequence out of range, negative counts, a missing pointer, or keep-lists
-///         that are missing or do not ascend
+/// @throws ArgumentError on a layer or sequence out of range, a layer without a cache of its own, negative counts, a
+///         missing pointer, or keep-lists that are missing or do not ascend
 /// @note   A policy that keeps nothing of a sequence (`Prune`) hides all its keys: softmax over nothing is the
 ///         engine's to define, and zero here.
 /// @par Cost  O(heads · queries · keys) calls of `keeps`; all cores with OpenMP

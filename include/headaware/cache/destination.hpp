@@ -111,6 +111,7 @@ LayerChannels checked_channels(LayerChannels const& channels, std::int64_t value
   auto const layers = static_cast<std::size_t>(heads.num_layers);
   bool const as_many = channels.num_layers() == 0 || channels.num_layers() == layers;
   require(as_many, "layers of the shape", layers, channels.num_layers(), where);
+  if (layers > 0 && heads.total() == 0) return result;  // no layer has a cache
   if (result.alike()) {
     bool const latent = value_dim == 0 && result.common().value_dim == 0;
     require_channels(result.common().head_dim, latent ? 1 : result.common().value_dim, where);

@@ -29,6 +29,14 @@ template <class Layouts>
   using Layout = std::remove_cv_t<typename decltype(std::span(layouts))::element_type>;
   return LayerLayouts<Layout>{std::span<Layout const>(layouts)};
 }
+/// The same of a span, which borrows itself.
+template <class Layout>
+[[nodiscard]] auto per_layer(std::span<Layout> layouts) {
+  return LayerLayouts<std::remove_cv_t<Layout>>{layouts};
+}
+/// Layouts that would be gone: name them first.
+template <class Layouts>
+void per_layer(Layouts const&& layouts) = delete;
 
 namespace detail {
 

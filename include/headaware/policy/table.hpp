@@ -177,7 +177,6 @@ class BasicPolicyTable {
     constexpr auto where = "PolicyTable::slice";
     require(ranks > 0, "ranks", "> 0", ranks, where);
     require_index(rank, ranks, "rank", where);
-    require(num_kv_heads() > 0, "ranks", {"a divisor or a multiple of ", num_kv_heads(), " KV heads"}, ranks, where);
     std::vector<std::int32_t> counts;
     std::vector<std::int32_t> layers;
     for (std::int32_t layer = 0; layer < num_layers(); ++layer) {
@@ -241,7 +240,9 @@ class BasicPolicyTable {
 
   void check(std::int32_t layer, std::int32_t kv_head) const {
     require_index(layer, num_layers(), "layer", "PolicyTable");
-    require_index(kv_head, heads().count(layer), "KV head", "PolicyTable");
+    std::int32_t const count = heads().count(layer);
+    require_index(kv_head, count, count > 0 ? "KV head" : "KV head of a layer without a cache of its own",
+                  {"PolicyTable, layer ", layer});
   }
 
   /// Some heads of some layers. @param first  (layer) to the first of its heads

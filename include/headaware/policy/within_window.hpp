@@ -15,9 +15,10 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief What a policy means in a layer whose queries see the last `window` tokens alone: it keeps none that no query
-/// sees. `Full` is the window, a longer window too; sinks, which such a layer soon loses sight of, become as many
-/// tokens of window; `Prune` and keep-lists stay.
+/// @brief Returns what a policy means in a layer whose queries see the last `window` tokens alone: it keeps none that
+/// no query sees. `Full` is the window, a longer window too; sinks, which such a layer soon loses sight of, become as
+/// many tokens of window; `Prune` stays. A keep-list stays as it is, too, as it names its tokens itself: that the layer
+/// sees them is its maker's to mind.
 ///
 /// A policy of your own says so by `Mine within_window(std::int64_t window) const`.
 /// @throws ArgumentError for a policy that does not say, and where the registry has no windows
@@ -48,8 +49,8 @@ template <class Registry>
     } else if constexpr (std::is_same_v<P, Prune> || std::is_same_v<P, KeepList>) {
       return p;
     } else {
-      throw ArgumentError(
-          {"policy in a layer that slides", "one with within_window(window)", std::string(P::name), where});
+      throw ArgumentError({"policy in a layer that slides", "one with 'Policy within_window(int64_t window) const'",
+                           std::string(P::name) + ", which has none", where});
     }
   });
 }

@@ -185,7 +185,8 @@ void check_in_place(CacheBounds const& bounds, std::span<LayerKv<T> const> layer
     if (!latent) check_source_layout(values, bounds, heads, 0, {where, ", values", of_layer});
     check_rotation(rotation, bounds, keys.num_channels(), latent, layer);
     check_pointer(layers[layer].keys, some, "keys", where, layer);
-    check_pointer(layers[layer].values, some && !latent, "values", where, layer);
+    check_pointer(layers[layer].values, some && !latent, "values, as their layout has channels (a latent's has none)",
+                  where, layer);
     if constexpr (std::is_same_v<std::remove_cvref_t<decltype(keys)>, Layout>) {
       // With one layout for both, one pointer would be one tensor, compacted twice.
       require(!some || layers[layer].keys != layers[layer].values, "keys and values", "two tensors", "one",
