@@ -1,0 +1,158 @@
+#pragma once
+
+/// @file
+/// Compaction into packed caches on the CPU: kept rows are encoded in their heads' formats on the way.
+
+#include <headaware/cache/compaction.hpp>
+#include <headaware/cache/detail/check_pages.hpp>
+#include <headaware/cache/detail/check_transfer.hpp>
+#include <headaware/cache/detail/kept_tokens.hpp>
+#include <headaware/cache/detail/move_rows.hpp>
+#include <headaware/cache/layer_kv.hpp>
+#include <headaware/cache/packed_rows.hpp>
+#include <headaware/cache/rotation.hpp>
+#include <headaware/cache/transfer.hpp>
+#include <headaware/config.hpp>
+#include <headaware/detail/parallel_for.hpp>
+#include <headaware/element.hpp>
+#include <headaware/error.hpp>
+#include <headaware/layout/per_layer.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// A thread's memory for packing rows.
+struct PackBuffers {
+  std::vector<std::int64_t> tokens{};
+  std::vector<float> key{};
+  std::vector<float> value{};
+};
+
+/// Reads one row as floats.
+template <class T, class From>
+void read_row(T const* source, From const& from, std::int64_t token, std::int64_t channels, float* row) {
+  for (std::int64_t c = 0; c < channels; ++c) row[c] = to_float(source[from(token, c)]);
+}
+
+/// Turns a key in single precision to its row's position.
+template <class Rotation>
+void turn_key(Rotation const& rotation, std::int64_t sequence, std::int64_t token, std::int64_t row, float* key) {
+  if constexpr (std::is_same_v<Rotation, KeyRotation>) {
+    std::int64_t const distance = rotation.distance(sequence, token, row);
+    for (std::int32_t i = 0; i < rotation.rotary_dim() / 2; ++i) {
+      RotaryPair const pair = rotary_pair(rotation, i);
+      std::int64_t const by = rotation.distance_of_pair(distance, sequence, token, row, i);
+      RotatedPair<float> const turned = rotate_pair(rotation, by, i, key[pair.a], key[pair.b]);
+      key[pair.a] = turned.a;
+      key[pair.b] = turned.b;
+    }
+  }
+}
+
+/// Writes a row: key, value, and zeros to a whole unit.
+template <class Registry>
+void write_packed(BasicHeadFormats<Registry> const& formats, RowChannels const& channels, float const* key,
+                  float const* value, RowUnit* row, std::int32_t units) {
+  std::uint32_t* words = row->words;
+  std::uint32_t* const end = words + std::int64_t{4} * units;
+  formats.key.visit([&](auto const& format) { encode_row(format, key, channels.head_dim, words); });
+  words += formats.key_words(channels.head_dim);
+  if (channels.value_dim > 0) {
+    formats.value.visit([&](auto const& format) { encode_row(format, value, channels.value_dim, words); });
+    words += formats.value.row_words(channels.value_dim);
+  }
+  std::fill(words, end, 0U);
+}
+
+}  // namespace detail
+
+/// @brief Compresses a cache on the CPU into a packed one: the kept tokens of every head, encoded in the head's formats
+/// on the way.
+/// @param compaction  made for these lengths
+/// @param layers      [num_layers] `LayerKv`, host pointers; float, float16 or bfloat16
+/// @param source      how each layer's keys and values lie
+/// @param kept        made by `packed_ragged`, `packed_padded` or `packed_grouped` for the compaction, with buffers
+/// @param rotation    `KeyRotation`, or nothing to keep positions. Keys turn in single precision before they are
+/// encoded
+/// @throws ArgumentError before anything is written, as `compress` into rows that are not encoded
+/// @note   Deterministic; what a row becomes depends on the row alone. A block with a NaN or an infinity is NaN where
+///         its format has scales
+/// @par Cost  Each kept row is read once and written once; all cores with OpenMP
+template <class Table, LayerRange Layers, class Source, class Form, class Registry, class Rotation = KeepPositions>
+void compress(Compaction<Table> const& compaction, Layers const& layers, Source const& source,
+              PackedDestination<Form, Registry> const& kept, Rotation const& rotation = {}) {
+  constexpr auto where = "compress";
+  auto const pointers = layer_span(layers);
+  using T = std::remove_const_t<std::remove_pointer_t<decltype(pointers.front().keys)>>;
+  static_assert(detail::holds_floats<T>, "headaware: rows to encode hold float, float16 or bfloat16");
+  // The source's part of the arguments, as `compress` into plain rows has it.
+  Destination<T, Form> const plain{kept.form, kept.channels, {}, kept.capacities, 0};
+  Transfer<T, Source, Form, Rotation> transfer{{}, source, plain, rotation};
+  for (auto const& layer : pointers) transfer.layers.push_back({layer.keys, layer.values});
+  auto const bounds = detail::bounds_of(compaction);
+  detail::check_destination_shape(bounds, transfer.layers.size(), source, kept.layers.size(), kept.capacities,
+                                  kept.form);
+  auto const segments = static_cast<std::int64_t>(kept.segments.size());
+  require(segments == compaction.num_segments(), "destination segments", compaction.num_segments(), segments, where);
+  detail::Memory memory;
+  for (std::size_t layer = 0; layer < transfer.layers.size(); ++layer) {
+    if (kept.capacities[layer].num_kv_heads == 0) continue;
+    std::int64_t const units = kept.first_units[layer + 1] - kept.first_units[layer];
+    bool const some =
+        detail::check_layer_source(bounds, layer, transfer.layers[layer], source, rotation, kept.channels.of(layer),
+                                   kept.capacities[layer].num_kv_heads, kept.capacities[layer].rows > 0, memory);
+    detail::check_pointer(kept.layers[layer], some, "destination rows", where, layer);
+    memory.destinations.push_back(detail::interval(kept.layers[layer], units));
+  }
+  detail::check_memory(memory, true);
+  detail::check_policies(compaction, where);
+  detail::KeptTokens const tokens(compaction);
+  detail::check_transfer_tables(compaction, transfer, tokens);
+  detail::check_positions(rotation, compaction.lengths(), where);
+  detail::check_capacity(compaction, plain);
+
+  std::vector<detail::Tile> tiles;
+  constexpr std::int64_t tile_rows = 64;
+  for (std::int32_t layer = 0; layer < compaction.num_layers(); ++layer) {
+    detail::add_tiles(compaction, layer, tile_rows, 1, tiles);
+  }
+  detail::parallel_for(
+      static_cast<std::int64_t>(tiles.size()), 1, true, [] { return detail::PackBuffers{}; },
+      [&](detail::PackBuffers& buffers, std::int64_t i) {
+        detail::Tile const& tile = tiles[static_cast<std::size_t>(i)];
+        Segment const segment = compaction.segment(tile.first_segment);
+        auto const layer = static_cast<std::size_t>(segment.layer);
+        RowChannels const channels = kept.channels.of(layer);
+        buffers.tokens.resize(static_cast<std::size_t>(tile.end - tile.begin));
+        buffers.key.resize(static_cast<std::size_t>(channels.head_dim));
+        buffers.value.resize(static_cast<std::size_t>(channels.value_dim));
+        detail::stage_tokens(compaction.table(), segment, tile.begin, buffers.tokens);
+        auto const& of_layer = detail::layer_source(source, layer);
+        auto const keys = detail::keys_of(of_layer);
+        auto const values = detail::values_of(of_layer);
+        detail::SegmentTensor<std::remove_const_t<decltype(keys)>> const from_keys{keys, segment.sequence,
+                                                                                   segment.kv_head};
+        detail::SegmentTensor<std::remove_const_t<decltype(values)>> const from_values{values, segment.sequence,
+                                                                                       segment.kv_head};
+        auto const rows = kept.form.rows(segment, kept.capacities[layer]);
+        PackedSegment<Registry> const& packed = kept.segments[static_cast<std::size_t>(segment.index)];
+        for (std::int64_t row = tile.begin; row < tile.end; ++row) {
+          std::int64_t const token = buffers.tokens[static_cast<std::size_t>(row - tile.begin)];
+          detail::read_row(transfer.layers[layer].keys, from_keys, token, channels.head_dim, buffers.key.data());
+          detail::turn_key(rotation, segment.sequence, token, row, buffers.key.data());
+          detail::read_row(transfer.layers[layer].values, from_values, token, channels.value_dim, buffers.value.data());
+          detail::write_packed(packed.formats, channels, buffers.key.data(), buffers.value.data(),
+                               kept.layers[layer] + rows.offset(row, packed.units) + packed.shift, packed.units);
+        }
+      });
+}
+
+HEADAWARE_NAMESPACE_END
