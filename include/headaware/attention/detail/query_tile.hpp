@@ -72,8 +72,8 @@ class QueryTile {
   static constexpr std::int64_t max_latent_queries = 128;
   /// Query rows up to which reading a row's own numbers again costs less than converting it once.
   static constexpr std::int64_t few_queries = 8;
-  /// Blocks of an encoded row whose scales a tile has room for.
-  static constexpr std::int64_t max_code_blocks = 16;
+  /// Ranges of an encoded row that a tile has room for.
+  static constexpr std::int64_t max_code_ranges = 32;
 
   /// @param queries         rows, at most
   /// @param key_channels    floats of a query: whole vectors
@@ -176,26 +176,24 @@ class QueryTile {
   void with_codes(Format const& format, Words const& words, std::int64_t count, std::int64_t channels,
                   std::int64_t padded, F const& f) {
     std::int64_t const blocks = (channels + Format::group - 1) / Format::group;
-    if constexpr (simd::reads_codes<Format>) {
-      if (blocks * Format::group == padded && blocks <= max_code_blocks) {
-        simd::CodedRow<Format> rows[attend_block];
+    using Reader = simd::CodeReader<Format>;
+    if constexpr (Reader::reads) {
+      std::int64_t const ranges = padded / Reader::channels;
+      if (blocks * Format::group == padded && padded % Reader::channels == 0 && ranges <= max_code_ranges) {
+        CodedRow<Format> rows[attend_block];
         for (std::int64_t k = 0; k < attend_block; ++k) {
           if (k >= count) {
             rows[k] = rows[k - 1];
             continue;
           }
-          simd::CodeRange* const ranges = code_ranges_ + k * blocks;
-          rows[k] = {words(k), ranges};
-          for (std::int64_t b = 0; b < blocks; ++b) {
-            ranges[b] = simd::code_range(format, rows[k].words + b * Format::block_words);
-          }
+          simd::CodeRange* const own = code_ranges_ + k * ranges;
+          rows[k] = {reinterpret_cast<unsigned char const*>(words(k)), own};
+          for (std::int64_t r = 0; r < ranges; ++r) own[r] = Reader::range(format, rows[k].bytes + r * Reader::bytes);
         }
         if (count_ <= few_queries) {
-          f(static_cast<simd::CodedRow<Format> const*>(rows));
+          f(static_cast<CodedRow<Format> const*>(rows));
         } else {
-          with_floats(count, padded, f, [&](std::int64_t k, float* to) {
-            for (std::int64_t c = 0; c < padded; c += simd::lanes) simd::store(to + c, simd::load_floats(rows[k], c));
-          });
+          with_floats(count, padded, f, [&](std::int64_t k, float* to) { decode_codes(rows[k], padded, to); });
         }
         return;
       }
@@ -311,7 +309,7 @@ class QueryTile {
   std::array<OnlineSoftmax<float>, max_latent_queries> parts_{};
   std::array<std::int64_t, max_latent_queries> query_positions_{};  ///< ascending
   std::int64_t positions_[attend_block] = {};
-  simd::CodeRange code_ranges_[attend_block * max_code_blocks];  ///< of a block's rows
+  simd::CodeRange code_ranges_[attend_block * max_code_ranges];  ///< of a block's rows
 };
 
 /// Rows of elements as a tile reads them. @param values  nullptr: a latent's, the first channels of the keys
@@ -352,6 +350,13 @@ struct CodedRows {
   template <class F>
   void with_keys(QueryTile& tile, std::int64_t first, std::int64_t count, F const& f) const {
     auto const key = [&](std::int64_t k) { return words(first + k); };
+    // Values lie after their keys: without this they would be fetched from memory in a second pass over the same rows.
+    std::int64_t const skipped = packed.formats.key_words(head_dim);
+    for (std::int64_t k = 0; k < count; ++k) {
+      std::uint32_t const* const row = words(first + k);
+      constexpr std::int64_t line = 16;
+      for (std::int64_t w = skipped; w < std::int64_t{4} * packed.units; w += line) __builtin_prefetch(row + w);
+    }
     read(packed.formats.key, tile, key, count, head_dim, tile.key_channels(), f);
   }
   template <class F>

@@ -20,7 +20,6 @@ inline constexpr int attend_block = 64;
 /// scores[q][key] = queries[q] · rows[key] for `Queries` queries and lanes / Queries keys: as many sums as a vector
 /// has lanes, so that one transposing reduction ends them all.
 /// @param queries  [Queries, channels], channels a multiple of lanes
-/// @param rows     what `simd::load_floats(row, channel)` reads vectors of
 template <int Queries, class Row>
 inline void score_keys(float const* queries, Row const* rows, std::int64_t channels, float* scores) {
   constexpr int keys = simd::lanes / Queries;
@@ -28,7 +27,7 @@ inline void score_keys(float const* queries, Row const* rows, std::int64_t chann
   for (simd::Floats& sum : sums) sum = simd::Floats{};
   for (std::int64_t c = 0; c < channels; c += simd::lanes) {
     simd::Floats key[std::size_t{keys}];
-    for (int k = 0; k < keys; ++k) key[k] = simd::load_floats(rows[k], c);
+    for (int k = 0; k < keys; ++k) key[k] = simd::load_floats(rows[k] + c);
     for (int q = 0; q < Queries; ++q) {
       simd::Floats const query = simd::in_register(simd::load(queries + q * channels + c));
       for (int k = 0; k < keys; ++k) sums[q * keys + k] += query * key[k];
@@ -68,7 +67,7 @@ inline void weigh_values(float const* weights, Row const* rows, std::int64_t cha
   }
   for (std::int64_t c = 0; c < channels; c += simd::lanes) {
     simd::Floats value[keys];
-    for (int k = 0; k < keys; ++k) value[k] = simd::load_floats(rows[k], c);
+    for (int k = 0; k < keys; ++k) value[k] = simd::load_floats(rows[k] + c);
     for (int q = 0; q < Queries; ++q) {
       float* const to = sums + q * channels + c;
       simd::Floats sum = simd::load(to);

@@ -53,12 +53,6 @@ inline Floats load_floats(float16 const* data) {
 #endif
 }
 
-/// A vector of a row's channels from channel `c` on.
-template <class E>
-inline Floats load_floats(E const* row, std::int64_t c) {
-  return load_floats(row + c);
-}
-
 /// Source of lane `lane` in a step of `sums`: blocks of `half` lanes of the first vector and of the
 /// second in turn. `upper`: the other half of each.
 constexpr int pair_source(int half, int lane, bool upper) {
