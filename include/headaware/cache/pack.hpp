@@ -72,6 +72,34 @@ void write_packed(BasicHeadFormats<Registry> const& formats, RowChannels const& 
   std::fill(words, end, 0U);
 }
 
+/// Checks the arguments of packing that need no tensor and no table.
+/// @return the source's part, as a move into plain rows without buffers would have it
+template <class T, class Layers, class Source, class Form, class Registry, class Rotation>
+Transfer<T, Source, Form, Rotation> check_packing(CacheBounds const& bounds, Layers const& layers, Source const& source,
+                                                  PackedDestination<Form, Registry> const& kept,
+                                                  Rotation const& rotation, bool tables_known) {
+  constexpr auto where = "compress";
+  Transfer<T, Source, Form, Rotation> transfer{
+      {}, source, {kept.form, kept.channels, {}, kept.capacities, 0}, rotation};
+  for (auto const& layer : layers) transfer.layers.push_back({layer.keys, layer.values});
+  check_destination_shape(bounds, transfer.layers.size(), source, kept.layers.size(), kept.capacities, kept.form);
+  auto const segments = static_cast<std::int64_t>(kept.segments.size());
+  require(segments == bounds.num_heads * bounds.num_sequences, "destination segments",
+          bounds.num_heads * bounds.num_sequences, segments, where);
+  Memory memory;
+  for (std::size_t layer = 0; layer < transfer.layers.size(); ++layer) {
+    if (kept.capacities[layer].num_kv_heads == 0) continue;
+    std::int64_t const units = kept.first_units[layer + 1] - kept.first_units[layer];
+    bool const some =
+        check_layer_source(bounds, layer, transfer.layers[layer], source, rotation, kept.channels.of(layer),
+                           kept.capacities[layer].num_kv_heads, kept.capacities[layer].rows > 0, memory);
+    check_pointer(kept.layers[layer], some, "destination rows", where, layer);
+    memory.destinations.push_back(interval(kept.layers[layer], units));
+  }
+  check_memory(memory, tables_known);
+  return transfer;
+}
+
 }  // namespace detail
 
 /// @brief Compresses a cache on the CPU into a packed one: the kept tokens of every head, encoded in the head's formats
@@ -93,31 +121,12 @@ void compress(Compaction<Table> const& compaction, Layers const& layers, Source 
   auto const pointers = layer_span(layers);
   using T = std::remove_const_t<std::remove_pointer_t<decltype(pointers.front().keys)>>;
   static_assert(detail::holds_floats<T>, "headaware: rows to encode hold float, float16 or bfloat16");
-  // The source's part of the arguments, as `compress` into plain rows has it.
-  Destination<T, Form> const plain{kept.form, kept.channels, {}, kept.capacities, 0};
-  Transfer<T, Source, Form, Rotation> transfer{{}, source, plain, rotation};
-  for (auto const& layer : pointers) transfer.layers.push_back({layer.keys, layer.values});
-  auto const bounds = detail::bounds_of(compaction);
-  detail::check_destination_shape(bounds, transfer.layers.size(), source, kept.layers.size(), kept.capacities,
-                                  kept.form);
-  auto const segments = static_cast<std::int64_t>(kept.segments.size());
-  require(segments == compaction.num_segments(), "destination segments", compaction.num_segments(), segments, where);
-  detail::Memory memory;
-  for (std::size_t layer = 0; layer < transfer.layers.size(); ++layer) {
-    if (kept.capacities[layer].num_kv_heads == 0) continue;
-    std::int64_t const units = kept.first_units[layer + 1] - kept.first_units[layer];
-    bool const some =
-        detail::check_layer_source(bounds, layer, transfer.layers[layer], source, rotation, kept.channels.of(layer),
-                                   kept.capacities[layer].num_kv_heads, kept.capacities[layer].rows > 0, memory);
-    detail::check_pointer(kept.layers[layer], some, "destination rows", where, layer);
-    memory.destinations.push_back(detail::interval(kept.layers[layer], units));
-  }
-  detail::check_memory(memory, true);
+  auto const transfer = detail::check_packing<T>(detail::bounds_of(compaction), pointers, source, kept, rotation, true);
   detail::check_policies(compaction, where);
   detail::KeptTokens const tokens(compaction);
   detail::check_transfer_tables(compaction, transfer, tokens);
   detail::check_positions(rotation, compaction.lengths(), where);
-  detail::check_capacity(compaction, plain);
+  detail::check_capacity(compaction, transfer.kept);
 
   std::vector<detail::Tile> tiles;
   constexpr std::int64_t tile_rows = 64;
