@@ -31,7 +31,7 @@ struct UnknownField {
   std::string_view switched_by{};  ///< a field that makes this one say nothing where it is there and says nothing
 };
 
-inline constexpr std::array<UnknownField, 27> unknown_fields{{
+inline constexpr std::array<UnknownField, 28> unknown_fields{{
     {"compress_ratios", "keys and values of several tokens in one", UnknownField::ratio},
     {"cross_attention_layers", "layers that attend to another input", UnknownField::indices},
     {"is_encoder_decoder", "layers that attend to another input"},
@@ -58,6 +58,7 @@ inline constexpr std::array<UnknownField, 27> unknown_fields{{
     {"num_loops", "layers that run several times", UnknownField::ratio},
     {"total_ut_steps", "layers that run several times", UnknownField::ratio},
     {"cross_layer_interval", "layers that attend to another input"},
+    {"full_attn_mod", "layers that see less", UnknownField::ratio},
     {"block_overrides", "layers with fields of their own"},
 }};
 
@@ -68,7 +69,7 @@ inline constexpr FieldNames<3> several_caches_per_layer{"longcat_flash", "longca
 inline constexpr std::string_view cache_words =
     "window sliding key_value kv_ _kv swa_ _swa mixer layout sharing share_layer shared_layer reuse meta_token "
     "sink_token num_sink memory_token global_att global_layer local_att local_layer local_block blocksparse "
-    "block_sparse sparse_att sparse_block dense_att cross_att cross_layer full_att linear_att attn_type "
+    "block_sparse sparse_att sparse_block sparse_config dense_att cross_att cross_layer full_att linear_att attn_type "
     "attention_type attn_layer attention_layer attn_idx attn_interval block_type layer_type layers_type pattern "
     "schedule hybrid recurr rwkv retention lightning mla loop cycle compress chunk_att attention_chunk attn_chunk "
     "landmark mamba_layer lsh_ yoco";
@@ -84,7 +85,7 @@ inline constexpr std::string_view state_words =
 inline constexpr std::string_view other_words =
     "qkv norm bias quant dtype scal cache_implementation drop rope rotary vocab token_id token_index expert moe "
     "router mlp ffn ff_dim logit init _eps loss vision visual image audio video speech mm_ projector mtp nextn "
-    "attn_impl attn_implementation multiplier temperature factor relative_attention label embed epsilon";
+    "attn_impl attn_implementation multiplier temperature factor relative_attention label embed embd epsilon";
 
 /// Fields that are read beside those that are in lists of names.
 inline constexpr std::string_view other_read_fields =
@@ -97,7 +98,7 @@ inline constexpr std::string_view other_read_fields =
 inline constexpr std::string_view harmless_fields =
     "keep_window_size prefix_dense_sliding_window_pattern recurrent_kv_cache_mode kv_cache use_kv_cache "
     "activation_sparsity_pattern num_ln_in_parallel_attn ple_layer_ids num_hash_layers num_dense_layers "
-    "n_dense_layers num_nextn_predict_layers dual_chunk_attention_config compression_ratio model_type "
+    "n_dense_layers num_nextn_predict_layers mla_use_nope dual_chunk_attention_config compression_ratio model_type "
     "pruned_heads attention_dtype block_auto_adjust_ff_dim auto_map task_specific_params";
 
 /// Whether a name holds one of several words.
