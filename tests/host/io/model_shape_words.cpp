@@ -231,6 +231,14 @@ TEST_CASE("an absent field that the model type's class has a default of is refus
   check_rejected(
       R"({"model_type": "dbrx", "n_layers": 2, "n_heads": 8, "d_model": 128, "attn_config": {"clip_qkv": 8}})",
       missing("attn_config/kv_n_heads"));
+  check_rejected(R"({"model_type": "dbrx", "n_layers": 2, "n_heads": 8, "d_model": 128, "attn_config": {}})",
+                 missing("attn_config/kv_n_heads"));
+  check_rejected(R"({"model_type": "dbrx", "n_layers": 2, "n_heads": 8, "d_model": 128})",
+                 {"missing field", "an object", "nothing", "/attn_config"});
+  check_rejected(R"({"model_type": "dbrx", "n_layers": 2, "n_heads": 8, "d_model": 128, "attn_config": null})",
+                 {"wrong type", "an object", "null", "/attn_config"});
+  CHECK(parse(R"({"model_type": "dbrx", "n_layers": 2, "n_heads": 8, "d_model": 128,
+                  "attn_config": {"kv_n_heads": 2, "clip_qkv": 8}})") == layers_of("FF"));
   check_rejected(R"({"model_type": "mpt", "n_layers": 2, "n_heads": 8, "d_model": 128,
                      "attn_config": {"attn_type": "multiquery_attention"}})",
                  missing("attn_config/kv_n_heads"));

@@ -62,14 +62,17 @@ template <class = void>
 [[nodiscard]] PerLayer read_kv_heads(ConfigFields& fields, LayerCount const& layers, PerLayer const& query) {
   std::optional<ConfigField> heads = fields.one_of(kv_head_names);
   if (heads && heads->name == "multi_query_group_num" && fields.denied("multi_query_attention")) heads.reset();
-  if (auto const attention = fields.said("attn_config"); attention && attention->kind() == JsonKind::object) {
+  bool const dbrx = fields.model_type() == "dbrx";
+  if (dbrx) (void)fields.json().get("attn_config", "an object").object();
+  if (auto const attention = fields.find("attn_config"); attention && attention->kind() == JsonKind::object) {
     JsonObject object = attention->object();  // DBRX, MPT
     auto const nested = object.find("kv_n_heads");
     if (nested && !says_nothing(*nested)) heads = ConfigField{"kv_n_heads", *nested};
     auto const type = object.find("attn_type");
-    bool const one = fields.model_type() == "dbrx" ||
-                     (type && type->kind() == JsonKind::string && type->string() != "multihead_attention");
-    if (!heads && one) (void)object.get("kv_n_heads", "an integer, as the class of the model type has a default");
+    bool const fewer = type && type->kind() == JsonKind::string && type->string() != "multihead_attention";
+    if (!heads && (dbrx || fewer)) {
+      (void)object.get("kv_n_heads", "an integer, as the class of the model type has a default").integer(1, max_index);
+    }
   }
   if (is_multi_query(fields, heads)) return PerLayer(1);
   if (!heads) {
