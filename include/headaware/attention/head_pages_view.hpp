@@ -57,7 +57,7 @@ class HeadPagesView {
   }
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE HeadPagesRows head(std::int64_t sequence, std::int64_t kv_head) const {
-    PagedHead const head = pages_.head(layer_, kv_head);  // in one piece
+    PagedHead const& head = pages_.head(layer_, kv_head);
     WindowRange const tokens = head.rule.range_of_queries(lengths_[sequence], query_tokens_);
     HeadPagesRows rows = pages_.rows(head, sequence, tokens, page_stride_);
     if (query_tokens_ == 1) return rows;

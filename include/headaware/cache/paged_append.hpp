@@ -30,8 +30,8 @@ struct PageStorage {
   std::int64_t head_dim = 0;     ///< of every layer; where they differ, the most of any
   std::int64_t value_dim = 0;    ///< likewise
   std::int64_t page_stride = 0;  ///< elements from a page to the next; 0: page_size * channels, if layers are alike
-  /// `LayerChannels::layers()` of a model whose layers differ: `page_stride` has room for `PagedHeads::page_size` tokens
-  /// of each (`LayerChannels::page_stride`). Borrowed
+  /// `LayerChannels::layers()` of a model whose layers differ: `page_stride` has room for `PagedHeads::page_size`
+  /// tokens of each (`LayerChannels::page_stride`). Borrowed
   std::span<RowChannels const> layers{};
 };
 
@@ -46,7 +46,10 @@ struct PagedAppend {
   /// Rows of all that a head's pages hold of a sequence of `length` tokens.
   HEADAWARE_HOST_DEVICE HeadPagesRows rows(std::int64_t layer, std::int64_t sequence, std::int64_t kv_head,
                                            std::int64_t length, std::int64_t high_water) const {
-    PagedHead const head = view.head(layer, kv_head);  // in one piece
+    return rows(view.head(layer, kv_head), sequence, length, high_water);
+  }
+  HEADAWARE_HOST_DEVICE HeadPagesRows rows(PagedHead const& head, std::int64_t sequence, std::int64_t length,
+                                           std::int64_t high_water) const {
     return view.rows(head, sequence, view.held(head, length, high_water > length ? high_water : length), page_stride);
   }
   HEADAWARE_HOST_DEVICE std::int64_t page_offset(std::int64_t page, std::int64_t channels) const {
