@@ -33,6 +33,7 @@ struct MixedPages {
   ha::PagedHeads pages;
   std::vector<float> keys = std::vector<float>(static_cast<std::size_t>(num_pages * stride), -7.0F);
   std::vector<float> values = keys;
+  std::int64_t joined = 0;  ///< elements from a page's keys to its values in one pool; 0: two pools
   std::vector<std::vector<Token>> sequences;
   std::int64_t next = 0;
 
@@ -43,6 +44,17 @@ struct MixedPages {
                       .limits = {.max_tokens = 60, .slack = 3},
                       .page_sizes = by_layer ? channels.page_sizes(page_size) : std::vector<std::int32_t>{}}),
         sequences(static_cast<std::size_t>(num_sequences)) {}
+  /// Puts keys and values into one pool, both in every page.
+  void join() {
+    joined = stride;
+    stride = 2 * joined + 3;
+    keys.assign(static_cast<std::size_t>(num_pages * stride), -7.0F);
+    values.clear();
+  }
+  [[nodiscard]] float const* value_data() const { return joined != 0 ? keys.data() + joined : values.data(); }
+  [[nodiscard]] ha::PageStorage<float> storage() {
+    return storage(keys.data(), joined != 0 ? keys.data() + joined : values.data());
+  }
   [[nodiscard]] ha::PageStorage<float> storage(float* to_keys, float* to_values) const {
     return {to_keys, to_values, channels.common().head_dim, channels.common().value_dim, stride, channels.layers()};
   }
@@ -51,7 +63,7 @@ struct MixedPages {
   void append(std::vector<std::int32_t> const& counts, Write const& write) {
     ha::PageStep const step = pages.append(counts);
     MixedTensors news(shape, static_cast<std::int64_t>(counts.size()), next, step.max_count);
-    ha::append(pages, step, news.layers(), ha::per_layer(news.layouts), storage(keys.data(), values.data()));
+    ha::append(pages, step, news.layers(), ha::per_layer(news.layouts), storage());
     for (std::size_t b = 0; b < counts.size(); ++b) {
       for (std::int64_t i = 0; i < counts[b]; ++i) sequences[b].push_back({static_cast<std::int64_t>(b), next + i});
     }
@@ -102,7 +114,7 @@ struct MixedPages {
       ha::Segment as = segment;
       as.sequence = static_cast<std::int32_t>(of.sequence);
       expect_rows(result, rows, as, row, of.number, channels.of(static_cast<std::size_t>(segment.layer)), keys.data(),
-                  values.data());
+                  value_data());
     };
     for (std::int64_t token = 0; token < length; ++token) {  // all of every page that is held
       std::int32_t const page = pages.page(segment.layer, b, segment.kv_head, token / size);

@@ -103,7 +103,7 @@ struct PagedHeadsView {
   std::int32_t num_heads = 0;     ///< KV heads of all layers
   std::int32_t slack = 0;
   std::int32_t num_pages = 0;
-  PageSizes page_sizes{};  ///< on the host, where calls check them; kernels read each head's
+  PageSizes page_sizes = 1;  ///< on the host, where calls check them; kernels read each head's
   std::int64_t token_limit = 0;
   std::int64_t max_tokens_held = 0;                 ///< the most tokens that the pages of any head have room for
   std::uint64_t generation = generation_not_known;  ///< of the tables, new with every change

@@ -290,10 +290,15 @@ TEST_CASE("a paged cache of layers that differ", "[mixed]") {
   CHECK(cache.pages.indices(2).indices.empty());
   CHECK_THROWS_WITH(cache.pages.page_size(7), Catch::Contains("layer") && Catch::Contains("[0, 7)"));
 
+  MixedPages joined(3, by_layer);
+  joined.join();
+  for_each_mixed_step(
+      joined, [](auto const&, auto const&) {}, [&] { REQUIRE(joined.difference() == ""); });
+
   MixedTensors tokens(cache.shape, 3, 0, 1);
   ha::PageStep const change = cache.pages.append(std::vector<std::int32_t>{1, 1, 1});
   auto const refused = [&](std::int64_t stride, ha::ErrorDetail const& parts) {
-    auto storage = cache.storage(cache.keys.data(), cache.values.data());
+    auto storage = cache.storage();
     storage.page_stride = stride;
     auto const before = cache.keys;
     check_error<ha::ArgumentError>(
@@ -303,6 +308,18 @@ TEST_CASE("a paged cache of layers that differ", "[mixed]") {
   refused(0, {"page stride", "pages of all layers fit, as they differ", "0", "append"});
   refused(-1, {"page stride", "pages of all layers fit, as they differ", "-1", "append"});
   refused(95, {"page stride", ">= 96", "95", by_layer ? "append, layer 0" : "append, layer 3"});
+  // Keys of a page that reach into its values, in the first layer or in a later one.
+  auto const overlap = [&](std::int64_t joint, std::int64_t stride) {
+    auto storage = joined.storage();
+    storage.values = storage.keys + joint;
+    storage.page_stride = stride;
+    ha::PageStep const step = joined.pages.append(std::vector<std::int32_t>{1, 1, 1});
+    check_error<ha::ArgumentError>(
+        [&] { ha::append(joined.pages, step, tokens.layers(), ha::per_layer(tokens.layouts), storage); },
+        {"cache's buffers", "keys apart from values", "overlapping", "append"});
+  };
+  overlap(by_layer ? 95 : 63, 200);
+  overlap(97, by_layer ? 192 : 160);
 }
 
 TEST_CASE("pages with a size per layer take what rows take", "[mixed]") {
