@@ -2,7 +2,7 @@
 
 /// @file
 /// Tokens per page, layer by layer: pages of one size in bytes hold more tokens of layers whose rows are narrower.
-/// @par Source  vllm-project/vllm, vllm/v1/core/kv_cache_utils.py (one page size, block sizes of layers)
+/// @par Source  vllm-project/vllm, vllm/v1/core/kv_cache_utils.py, `unify_kv_cache_spec_page_size`
 
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
