@@ -19,11 +19,13 @@ namespace detail {
 
 /// Elements of one tensor of a layer's destination, to its last row's end.
 template <class Form>
-std::int64_t destination_elements(Form const& form, std::int64_t rows, std::int64_t channels) {
+std::int64_t destination_elements(Form const& form, LayerCapacity const& capacity, std::int64_t channels) {
+  std::int64_t const rows = capacity.rows;
   if constexpr (std::is_same_v<Form, PagedForm>) {
     // A joined pool: the last page ends before its stride does.
     if (form.page_stride != 0 && rows > 0) {
-      return (rows / form.page_size - 1) * form.page_stride + form.page_size * channels;
+      std::int64_t const page_size = form.page_size_of(capacity).value();
+      return (rows / page_size - 1) * form.page_stride + page_size * channels;
     }
   }
   return rows * channels;
@@ -76,12 +78,14 @@ void check_transfer(CacheBounds const& bounds, Transfer<T, Source, Form, Rotatio
     check_pointer(from.keys, some, "source keys", where, layer);
     check_pointer(to.keys, some, "destination keys", where, layer);
     add_source(memory, keys, from.keys);
-    destinations.push_back(interval(to.keys, destination_elements(kept.form, rows, channels.head_dim)));
+    destinations.push_back(
+        interval(to.keys, destination_elements(kept.form, kept.capacities[layer], channels.head_dim)));
     if (!with_values) continue;
     check_pointer(from.values, some, "source values", where, layer);
     check_pointer(to.values, some, "destination values", where, layer);
     add_source(memory, values, from.values);
-    destinations.push_back(interval(to.values, destination_elements(kept.form, rows, channels.value_dim)));
+    destinations.push_back(
+        interval(to.values, destination_elements(kept.form, kept.capacities[layer], channels.value_dim)));
   }
 }
 
