@@ -3,7 +3,6 @@
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
 
-#include <bit>
 #include <cstdint>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -18,9 +17,10 @@ class FixedDivisor {
  public:
   constexpr FixedDivisor() = default;
   /// Holds any number; divides only if it is positive.
-  constexpr FixedDivisor(std::int32_t divisor) : divisor_(divisor) {  // NOLINT(google-explicit-constructor)
+  HEADAWARE_HOST_DEVICE constexpr FixedDivisor(std::int32_t divisor)  // NOLINT(google-explicit-constructor)
+      : divisor_(divisor) {
     if (divisor <= 0) return;
-    shift_ = 31 + static_cast<std::int32_t>(std::bit_width(static_cast<std::uint32_t>(divisor - 1)));
+    while (std::int64_t{1} << (shift_ - 31) < divisor) ++shift_;
     std::uint64_t const numerator = std::uint64_t{1} << shift_;
     reciprocal_ = static_cast<std::uint32_t>((numerator - 1) / static_cast<std::uint64_t>(divisor) + 1);
   }

@@ -123,13 +123,16 @@ class ModelShape {
     return !layers_.empty();
   }
 
-  /// Bytes that one more token adds while no window is full. @throws ArgumentError beyond 64 bits
+  /// Bytes that one more token adds while no window is full. Keys of its own that an index of a latent's rows keeps
+  /// (DeepSeek-V3.2, GLM-5) are not counted: they are no part of the shape. @throws ArgumentError as `bytes`
   template <class = void>
   [[nodiscard]] std::int64_t token_bytes(std::size_t element_bytes) const {
     return bytes(1, element_bytes);
   }
-  /// Bytes of the caches of one sequence, nothing evicted but what windows have passed. @throws ArgumentError beyond 64
-  /// bits
+  /// Bytes of the caches of one sequence, nothing evicted but what windows have passed; keys of an index are not
+  /// counted.
+  /// @param length  tokens, >= 0. @throws ArgumentError beyond 64 bits, or naming a layer of which the channels are not
+  ///                known
   template <class = void>
   [[nodiscard]] std::int64_t bytes(std::int64_t length, std::size_t element_bytes) const;
 
@@ -138,30 +141,42 @@ class ModelShape {
   /// @throws ArgumentError if the rank is out of range, or heads do not divide
   template <class Shape = ModelShape>
   [[nodiscard]] Shape tensor_parallel(std::int32_t rank, std::int32_t num_ranks) const {
-    require(num_ranks > 0, "ranks", "> 0", num_ranks, "tensor_parallel");
-    require_index(rank, num_ranks, "rank", "tensor_parallel");
+    require_rank(rank, num_ranks, "tensor_parallel");
     Shape result = *this;
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       LayerShape& l = result.layers_[i];
       if (!l.attends()) continue;
-      bool const divides =
-          l.num_query_heads % num_ranks == 0 && (l.num_kv_heads % num_ranks == 0 || num_ranks % l.num_kv_heads == 0);
-      require(divides, "heads of a layer", {"a number that ", num_ranks, " ranks share or repeat evenly"},
-              {l.num_query_heads, " query heads, ", l.num_kv_heads, " KV heads"}, {"tensor_parallel, layer ", i});
+      require_divides(l, i, num_ranks, "tensor_parallel");
       l.num_query_heads /= num_ranks;
       l.num_kv_heads = std::max(1, l.num_kv_heads / num_ranks);
     }
     return result;
   }
 
-  /// The first of a layer's KV heads that a rank of `tensor_parallel` holds.
+  /// The first of a layer's KV heads that a rank of `tensor_parallel` holds; 0 where the layer has none.
+  /// @throws ArgumentError if there is no such layer, the rank is out of range, or the layer's heads do not divide
+  template <class = void>
   [[nodiscard]] std::int32_t first_kv_head(std::int32_t layer, std::int32_t rank, std::int32_t num_ranks) const {
-    return static_cast<std::int32_t>(std::int64_t{rank} * this->layer(layer).num_kv_heads / num_ranks);
+    LayerShape const& l = this->layer(layer);
+    require_rank(rank, num_ranks, "first_kv_head");
+    if (l.attends()) require_divides(l, static_cast<std::size_t>(layer), num_ranks, "first_kv_head");
+    return static_cast<std::int32_t>(std::int64_t{rank} * l.num_kv_heads / num_ranks);
   }
 
   friend bool operator==(ModelShape const&, ModelShape const&) = default;
 
  private:
+  static void require_rank(std::int32_t rank, std::int32_t num_ranks, char const* where) {
+    require(num_ranks > 0, "ranks", "> 0", num_ranks, where);
+    require_index(rank, num_ranks, "rank", where);
+  }
+  template <class Layer>
+  static void require_divides(Layer const& l, std::size_t i, std::int32_t num_ranks, char const* where) {
+    bool const divides =
+        l.num_query_heads % num_ranks == 0 && (l.num_kv_heads % num_ranks == 0 || num_ranks % l.num_kv_heads == 0);
+    require(divides, "heads of a layer", {"a number that ", num_ranks, " ranks share or repeat evenly"},
+            {l.num_query_heads, " query heads, ", l.num_kv_heads, " KV heads"}, {where, ", layer ", i});
+  }
   void validate(std::size_t i) const {
     LayerShape const& l = layers_[i];
     auto const where = [&] { return Text{"ModelShape, layer ", i}.str(); };
@@ -246,6 +261,11 @@ std::int64_t sum_layer_bytes(char const* where, std::int32_t num_layers, LayerBy
 
 template <class>
 std::int64_t ModelShape::bytes(std::int64_t length, std::size_t element_bytes) const {
+  require(length >= 0, "length", ">= 0", length, "ModelShape::bytes");
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    bool const known = !layers_[i].has_cache() || layers_[i].head_dim > 0;
+    require(known, "head_dim", "> 0: the channels of a layer that holds a cache", 0, {"ModelShape::bytes, layer ", i});
+  }
   return detail::sum_layer_bytes("ModelShape::bytes", num_layers(), {*this, element_bytes}, [&](std::int32_t l) {
     return detail::elements("ModelShape::bytes", {layer(l).num_kv_heads, layer(l).visible(length)});
   });

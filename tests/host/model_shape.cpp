@@ -100,6 +100,17 @@ TEST_CASE("layers without a cache, with windows, latents and others' caches", "[
   CHECK(shape.layer(0).visible(11) == 11);
   headaware_test::check_error<ha::ArgumentError>(
       [&] { (void)shape.bytes(std::numeric_limits<std::int64_t>::max() / 2, 2); }, {"elements", "at most", "", ""});
+  headaware_test::check_error<ha::ArgumentError>([&] { (void)shape.bytes(-5, 2); },
+                                                 {"length", ">= 0", "-5", "ModelShape::bytes"});
+  // Channels that are not known are none to count; a layer without a cache has none.
+  ha::ModelShape const unknown({none, changed(full, [](ha::LayerShape& l) { l.head_dim = l.value_dim = 0; })});
+  headaware_test::check_error<ha::ArgumentError>([&] { (void)unknown.token_bytes(2); },
+                                                 {"head_dim", "> 0", "0", "ModelShape::bytes, layer 1"});
+  headaware_test::check_error<ha::ArgumentError>(
+      [&] {
+        (void)ha::ModelShape(ha::ModelConfig{1, 2, 1, 0}).bytes(3, 2);
+      },
+      {"head_dim", "> 0", "0", "layer 0"});
   headaware_test::check_error<ha::ArgumentError>(
       [&] {
         (void)ha::ModelShape({full, full}).bytes(std::numeric_limits<std::int64_t>::max() / (4 * 96), 1);
@@ -168,6 +179,15 @@ TEST_CASE("what a rank of tensor parallelism holds", "[model]") {
                                                  {"rank", "[0, 2)", "2", "tensor_parallel"});
   headaware_test::check_error<ha::ArgumentError>([&] { (void)shape.tensor_parallel(0, 0); },
                                                  {"ranks", "> 0", "0", "tensor_parallel"});
+  headaware_test::check_error<ha::ArgumentError>([&] { (void)shape.first_kv_head(0, 0, 0); },
+                                                 {"ranks", "> 0", "0", "first_kv_head"});
+  headaware_test::check_error<ha::ArgumentError>([&] { (void)shape.first_kv_head(0, 7, 4); },
+                                                 {"rank", "[0, 4)", "7", "first_kv_head"});
+  headaware_test::check_error<ha::ArgumentError>([&] { (void)shape.first_kv_head(0, 0, 3); },
+                                                 {"heads of a layer", "3 ranks", "8 query heads", "layer 0"});
+  headaware_test::check_error<ha::ArgumentError>([&] { (void)shape.first_kv_head(5, 0, 2); },
+                                                 {"layer", "[0, 5)", "5", ""});
+  CHECK(shape.first_kv_head(2, 1, 3) == 0);
   headaware_test::check_error<ha::ArgumentError>(
       [] { (void)ha::ModelShape({ha::LayerShape{.num_query_heads = 6, .num_kv_heads = 3}}).tensor_parallel(0, 2); },
       {"heads of a layer", "2 ranks", "3 KV heads", "layer 0"});

@@ -56,11 +56,12 @@ inline bool accounts_balance(ha::PagedHeads const& pages, std::int64_t taken_els
 }
 
 /// The first difference between one sequence's pages and what the policies keep; empty: none.
+/// @param page_stride  as `PageStorage::page_stride`
 template <class T>
 std::string pages_difference(TokenModel const& model, ha::PagedHeads const& pages, std::int32_t b, T const* keys,
-                             std::int64_t head_dim, T const* values, std::int64_t value_dim) {
+                             std::int64_t head_dim, T const* values, std::int64_t value_dim,
+                             std::int64_t page_stride = 0) {
   FirstDifference result;
-  std::int64_t const size = pages.shape().page_size;
   std::int64_t const length = model.length(b);
   std::int32_t const heads = model.table.num_kv_heads();
   for (std::int32_t l = 0; l < model.table.num_layers(); ++l) {
@@ -68,15 +69,20 @@ std::string pages_difference(TokenModel const& model, ha::PagedHeads const& page
     auto const window = pages.indices(l, ha::PagePart::window);
     auto const whole = pages.indices(l, ha::PagePart::whole);
     auto const dense = pages.block_table(l, ha::PagePart::window);
+    std::int64_t const size = pages.page_size(l);
+    result.expect(std::int64_t{whole.page_size}, size, "page size of layer ", l);
+    result.expect(std::int64_t{dense.page_size}, size, "page size of layer ", l, ", block table");
     for (std::int32_t h = 0; h < heads && result.text().empty(); ++h) {
       auto const expect = [&](char const* what, auto const& got, auto const& expected) {
         result.expect(got, expected, what, " of layer ", l, ", sequence ", b, ", KV head ", h);
       };
       auto const note = [&](std::int64_t page, std::int64_t at, std::int64_t token) {
         std::int64_t const number = model.sequences[static_cast<std::size_t>(b)][static_cast<std::size_t>(token)];
-        std::int64_t const row = page * size + at;
-        note_row(result, keys + row * head_dim, number, l, h, 0, head_dim);
-        note_row(result, values + row * value_dim, number, l, h, 1, value_dim);
+        auto const row = [&](T const* pool, std::int64_t dim) {
+          return pool + page * (page_stride != 0 ? page_stride : size * dim) + at * dim;
+        };
+        note_row(result, row(keys, head_dim), number, l, h, 0, head_dim);
+        note_row(result, row(values, value_dim), number, l, h, 1, value_dim);
       };
       auto const kept = model.kept(l, b, h, length);
       // The two exact parts, one after the other, are the kept tokens in order.
@@ -134,7 +140,7 @@ inline bool pages_reach(TokenModel const& model, ha::PagedHeads const& pages, st
   for (std::int32_t l = 0; l < model.table.num_layers(); ++l) {
     for (std::int32_t h = 0; h < model.table.num_kv_heads(); ++h) {
       for (std::int64_t const token : model.kept(l, b, h, at)) {
-        if (pages.page(l, b, h, token / pages.shape().page_size) < 0) return false;
+        if (pages.page(l, b, h, token / pages.page_size(l)) < 0) return false;
       }
     }
   }

@@ -30,13 +30,15 @@ class HeadPagesView {
   /// @param lengths      [num_sequences], tokens seen: `PagedHeads::state().lengths()` or a copy of it where the back
   ///                     end runs; borrowed
   /// @param page_stride  elements, of keys and values alike, as `PageStorage::page_stride`
-  /// @throws ArgumentError if there is no such layer, or on a negative stride
+  /// @throws ArgumentError if there is no such layer, or on a negative stride, or none where page sizes differ
   HeadPagesView(PagedHeadsView const& pages, std::int32_t layer, std::int32_t const* lengths,
                 std::int64_t page_stride = 0)
       : pages_(pages), lengths_(lengths), layer_(layer), page_stride_(page_stride) {
-    require(pages.page_size.value() > 0, "page size", "in [1, 2147483647]", pages.page_size.value(), "HeadPagesView");
     require_index(layer, pages.num_layers, "layer", "HeadPagesView");
+    require(pages.page_sizes.of(layer) > 0, "page size", "> 0", pages.page_sizes.of(layer), "HeadPagesView");
     require(page_stride >= 0, "page stride", ">= 0", page_stride, "HeadPagesView");
+    require(page_stride > 0 || pages.page_sizes.alike(), "page stride", "> 0, as page sizes of layers differ",
+            page_stride, "HeadPagesView");
   }
 
   /// @brief The rows that the newest tokens see, each its own sinks and window: a prefill chunk, or a draft, appended
@@ -63,9 +65,9 @@ class HeadPagesView {
     // the stretch; none of its queries sees them.
     std::int32_t& begin = rows.tokens.begin;
     std::int32_t const length = rows.tokens.length;
-    auto index = static_cast<std::int32_t>(pages_.page_size.quotient(begin));
+    auto index = static_cast<std::int32_t>(rows.page_size.quotient(begin));
     for (; begin < length && rows.page(index) < 0; ++index) {
-      std::int64_t const next = (index + std::int64_t{1}) * pages_.page_size.value();
+      std::int64_t const next = (index + std::int64_t{1}) * rows.page_size.value();
       begin = next < length ? static_cast<std::int32_t>(next) : length;
     }
     return rows;
@@ -84,7 +86,7 @@ class HeadPagesView {
               lengths_[b], {"attend, HeadPagesView, sequence ", b});
       for (std::int64_t h = 0; h < shape.num_kv_heads; ++h) {
         HeadPagesRows const rows = head(b, h);
-        std::int64_t const size = pages_.page_size.value();
+        std::int64_t const size = rows.page_size.value();
         auto const check = [&](std::int64_t first, std::int64_t end) {  // tokens
           if (first >= end) return;
           for (std::int64_t index = first / size; index <= (end - 1) / size; ++index) {

@@ -7,6 +7,7 @@
 #include <headaware/cache/adjacent_rows.hpp>
 #include <headaware/cache/layer_channels.hpp>
 #include <headaware/cache/layer_kv.hpp>
+#include <headaware/cache/page_sizes.hpp>
 #include <headaware/cache/paged_rows.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/cache/sizes.hpp>
@@ -265,33 +266,43 @@ template <LayerRange Layers>
 /// @brief A paged cache: each layer's pool of pages, and the block table that says which page holds
 /// which part of which head. The engine's allocator fills the table; `consecutive_pages` does for
 /// an empty pool.
-/// @param layers     each layer's pool; all may be the same pool
-/// @param form       block table and page size; read where the back end runs
-/// @param num_pages  pages of a pool, if known: the CPU back end checks the table against it; 0: not known, and a page
-///                   beyond the pool goes unnoticed
+/// @param layers      each layer's pool; all may be the same pool
+/// @param form        block table and page size; read where the back end runs
+/// @param num_pages   pages of a pool, if known: the CPU back end checks the table against it; 0: not known, and a page
+///                    beyond the pool goes unnoticed
+/// @param page_sizes  [num_layers] tokens per page of each layer, such as `LayerChannels::page_sizes`; empty: the
+/// form's
 /// @pre   every page of the table belongs to one head, is none that the call reads, and is one of the pool. The CPU
 ///        back end checks this, the last where `num_pages` is given; for a device `validate_tables` does, with copies
 ///        of the tables
-/// @throws ArgumentError if there is not one pool per layer, or page size or channels are not positive
+/// @throws ArgumentError if there is not one pool or page size per layer, or page size or channels are not positive
 template <LayerRange Layers>
 [[nodiscard]] Destination<LayerElement<Layers>, PagedForm> paged(CacheSizes const& sizes, Layers const& layers,
                                                                  PagedForm const& form, LayerChannels const& channels,
-                                                                 std::int64_t num_pages = 0,
-                                                                 std::int64_t value_dim = 0) {
-  RowChannels const most = detail::checked_channels(channels, value_dim, sizes.heads(), "paged").common();
-  std::int64_t const row = form.page_size * std::max(most.head_dim, most.value_dim);
+                                                                 std::int64_t num_pages = 0, std::int64_t value_dim = 0,
+                                                                 std::span<std::int32_t const> page_sizes = {}) {
+  LayerChannels const rows = detail::checked_channels(channels, value_dim, sizes.heads(), "paged");
+  PageSizes const tokens = page_sizes.empty() ? PageSizes(form.page_size.value()) : PageSizes(page_sizes);
+  tokens.check(sizes.num_layers(), "paged");
+  std::int64_t page = 0;  // elements that the rows of any layer fill
+  for (std::int32_t layer = 0; layer < sizes.num_layers(); ++layer) {
+    RowChannels const& of = rows.of(static_cast<std::size_t>(layer));
+    page = std::max(page, detail::elements("paged", {tokens.of(layer), std::max(of.head_dim, of.value_dim)}));
+  }
   auto const capacity = [&](std::int32_t layer) {
+    std::int64_t const page_size = tokens.of(layer);
     std::int64_t const head_rows =
-        form.indptr == nullptr ? detail::elements("paged", {form.table_stride, form.page_size}) : sizes.max_kept(layer);
+        form.indptr == nullptr ? detail::elements("paged", {form.table_stride, page_size}) : sizes.max_kept(layer);
     require(sizes.max_kept(layer) <= head_rows, "block table row",
             {"room for ", sizes.max_kept(layer), " tokens of layer ", layer}, head_rows, "paged");
-    return LayerCapacity{.rows = num_pages * form.page_size, .head_rows = head_rows};
+    return LayerCapacity{.rows = num_pages * page_size,
+                         .head_rows = head_rows,
+                         .page_size = page_size == form.page_size ? 0 : static_cast<std::int32_t>(page_size)};
   };
-  require(form.page_size > 0, "page size", "> 0", form.page_size.value(), "paged");
   require(form.block_table != nullptr || sizes.kept_total() == 0, "block table", "a pointer", "nullptr", "paged");
-  require(form.page_stride == 0 || form.page_stride >= row, "page stride", {">= ", row}, form.page_stride, "paged");
+  require(form.page_stride == 0 || form.page_stride >= page, "page stride", {">= ", page}, form.page_stride, "paged");
   require(num_pages >= 0, "pages", ">= 0", num_pages, "paged");
-  (void)detail::elements("paged", {num_pages, std::max(form.page_stride, row)});
+  (void)detail::elements("paged", {num_pages, std::max(form.page_stride, page)});
   auto result =
       detail::without_buffers<LayerElement<Layers>>("paged", form, sizes.heads(), channels, value_dim, capacity);
   result.num_pages = num_pages;
@@ -306,11 +317,11 @@ struct PageIndices {
 };
 
 /// @brief Hands out the pages `first_page, first_page + 1, …` to the segments in their order.
-/// @throws ArgumentError if the page size is not positive, the first page negative, or page numbers exceed int32
+/// @throws ArgumentError if a page size is not positive, the first page negative, or page numbers exceed int32
 template <class = void>
-[[nodiscard]] PageIndices consecutive_pages(CacheSizes const& sizes, std::int32_t page_size,
+[[nodiscard]] PageIndices consecutive_pages(CacheSizes const& sizes, PageSizes const& page_sizes,
                                             std::int32_t first_page = 0) {
-  std::int64_t const pages = sizes.pages_total(page_size);
+  std::int64_t const pages = sizes.pages_total(page_sizes);
   require(first_page >= 0, "first page", ">= 0", first_page, "consecutive_pages");
   require(pages + first_page <= std::int64_t{2147483647}, "pages", "numbers that fit int32", pages + first_page,
           "consecutive_pages");
@@ -318,7 +329,8 @@ template <class = void>
   result.indptr.push_back(0);
   for (std::int64_t s = 0; s < sizes.num_segments(); ++s) {
     std::int64_t const kept = sizes.kept(s);
-    auto const count = static_cast<std::int32_t>((kept + page_size - 1) / page_size);
+    std::int64_t const page_size = page_sizes.of(sizes.segment(s).layer);
+    auto const count = static_cast<std::int32_t>(detail::pages_for(kept, page_size));
     for (std::int32_t i = 0; i < count; ++i) {
       result.indices.push_back(first_page + result.indptr.back() + i);
     }

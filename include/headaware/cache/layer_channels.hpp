@@ -5,12 +5,14 @@
 
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
+#include <headaware/error.hpp>
 #include <headaware/model_shape.hpp>
 
 #include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -59,12 +61,36 @@ class LayerChannels {
   }
   /// Layers that these are of; 0: any number.
   [[nodiscard]] std::size_t num_layers() const { return num_layers_; }
+  /// @brief The elements of a page that holds `page_size` tokens of the widest layer, of keys and of values alike:
+  /// `PageStorage::page_stride` of a model whose layers differ.
+  /// @throws ArgumentError if the page size is not positive, or beyond 64 bits
+  [[nodiscard]] std::int64_t page_stride(std::int64_t page_size) const {
+    require(page_size > 0, "page size", "> 0", page_size, "LayerChannels::page_stride");
+    return detail::elements("LayerChannels::page_stride", {page_size, widest(common_)});
+  }
+  /// @brief Tokens of each layer that fit such a page, `page_size` of a layer without a cache.
+  /// @return [num_layers()]; empty where all layers are alike
+  /// @throws ArgumentError if the page size is not positive, or tokens exceed int32
+  template <class Size = std::int32_t>
+  [[nodiscard]] std::vector<Size> page_sizes(Size page_size) const {
+    std::int64_t const stride = page_stride(page_size);
+    std::vector<Size> result;
+    for (RowChannels const& of : layers_) {
+      std::int64_t const tokens = widest(of) > 0 ? stride / widest(of) : page_size;
+      require(tokens <= std::numeric_limits<Size>::max(), "page size", {"of at most 2147483647 tokens of any layer"},
+              tokens, "LayerChannels::page_sizes");
+      result.push_back(static_cast<Size>(tokens));
+    }
+    return result;
+  }
   /// The same keys with values of `value_dim` channels in all layers. @pre alike()
   [[nodiscard]] LayerChannels with_values(std::int64_t value_dim) const { return {common_.head_dim, value_dim}; }
 
   friend bool operator==(LayerChannels const&, LayerChannels const&) = default;
 
  private:
+  [[nodiscard]] static std::int64_t widest(RowChannels const& of) { return std::max(of.head_dim, of.value_dim); }
+
   RowChannels common_;
   std::size_t num_layers_ = 0;
   std::vector<RowChannels> layers_;  ///< empty where all are alike

@@ -44,6 +44,7 @@ struct HeadPageIndices {
   std::vector<std::int32_t> last_page_len;  ///< [entries] tokens in the last page, 1 to page_size; 0 without pages,
                                             ///< which FlashInfer does not read then
   std::vector<std::int32_t> kv_start;       ///< [entries] tokens of the first page to leave out; of `window` alone
+  std::int32_t page_size = 0;               ///< tokens per page of the layer
 };
 
 /// @brief The same as vLLM takes it: dense rows. For `kv_start` see `HeadPageIndices`.
@@ -52,6 +53,7 @@ struct HeadBlockTable {
   std::vector<std::int32_t> seq_lens;     ///< [entries] tokens in a row's pages, those before `kv_start` included
   std::vector<std::int32_t> kv_start;     ///< [entries]
   std::int64_t max_blocks = 0;
+  std::int32_t page_size = 0;  ///< tokens per page of the layer
 };
 
 namespace detail {
@@ -59,16 +61,15 @@ namespace detail {
 /// Adds one head of one sequence.
 inline void add_page_indices(PagedHeadsView const& view, PagedHead const& head, std::int64_t sequence,
                              std::int64_t length, PagePart part, HeadPageIndices& result) {
-  std::int64_t const size = view.page_size.value();
-  auto const pages_of = [&](std::int64_t tokens) { return (tokens + size - 1) / size; };
+  std::int64_t const size = head.page_size.value();
   WindowRange const kept = head.rule.range(length);
   // Where the window reaches the sinks all tokens count as sinks: no sliding window could hide those that both share.
   std::int64_t const sinks = kept.is_whole() ? length : kept.sinks;
   std::int64_t const begin = kept.is_whole() ? length : kept.begin;
   bool const has_window = begin < length;
-  std::int64_t const sink_pages = pages_of(sinks);
-  std::int64_t window_page = has_window ? begin / size : pages_of(length);
-  std::int64_t const window_end = has_window ? pages_of(length) : window_page;
+  std::int64_t const sink_pages = head.pages(sinks);
+  std::int64_t window_page = has_window ? begin / size : head.pages(length);
+  std::int64_t const window_end = has_window ? head.pages(length) : window_page;
   if (part == PagePart::whole) window_page = std::max(window_page, sink_pages);
   std::int64_t last = -1;
   auto const add = [&](std::int64_t first_page, std::int64_t end) {
@@ -88,6 +89,7 @@ inline void add_page_indices(PagedHeadsView const& view, PagedHead const& head, 
 [[nodiscard]] inline HeadPageIndices page_indices(PagedHeadsView const& view, std::span<std::int32_t const> lengths,
                                                   std::int32_t layer, PagePart part) {
   HeadPageIndices result;
+  result.page_size = static_cast<std::int32_t>(view.page_sizes.of(layer));
   result.indptr.push_back(0);
   for (std::int32_t b = 0; b < view.num_sequences; ++b) {
     for (std::int32_t kv_head = 0; kv_head < view.layer_heads().count(layer); ++kv_head) {
@@ -98,8 +100,9 @@ inline void add_page_indices(PagedHeadsView const& view, PagedHead const& head, 
 }
 
 /// Makes the same tables for vLLM.
-[[nodiscard]] inline HeadBlockTable dense_rows(HeadPageIndices const& csr, std::int32_t page_size) {
+[[nodiscard]] inline HeadBlockTable dense_rows(HeadPageIndices const& csr) {
   HeadBlockTable result;
+  result.page_size = csr.page_size;
   std::size_t const rows = csr.last_page_len.size();
   for (std::size_t row = 0; row < rows; ++row) {
     result.max_blocks = std::max<std::int64_t>(result.max_blocks, csr.indptr[row + 1] - csr.indptr[row]);
@@ -110,7 +113,7 @@ inline void add_page_indices(PagedHeadsView const& view, PagedHead const& head, 
     std::int32_t const pages = csr.indptr[row + 1] - csr.indptr[row];
     std::copy_n(csr.indices.begin() + csr.indptr[row], pages,
                 result.block_table.begin() + static_cast<std::ptrdiff_t>(row * width));
-    result.seq_lens.push_back(pages == 0 ? 0 : (pages - 1) * page_size + csr.last_page_len[row]);
+    result.seq_lens.push_back(pages == 0 ? 0 : (pages - 1) * csr.page_size + csr.last_page_len[row]);
   }
   result.kv_start = csr.kv_start;
   return result;

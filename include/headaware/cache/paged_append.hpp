@@ -21,17 +21,17 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief The pool of keys and of values, shared by all layers: [num_pages, page_size, channels]. Host or device
-/// memory.
+/// @brief The pool of keys and of values, shared by all layers: [num_pages, page_size, channels], or pages of
+/// `page_stride` elements, of which a layer fills the first with its own page size and channels. Host or device memory.
 template <class T>
 struct PageStorage {
   T* keys = nullptr;
   T* values = nullptr;
   std::int64_t head_dim = 0;     ///< of every layer; where they differ, the most of any
-  std::int64_t value_dim = 0;    ///< likewise
+  std::int64_t value_dim = 0;    ///< likewise; 0: of latents alone, which have no values of their own
   std::int64_t page_stride = 0;  ///< elements from a page to the next; 0: page_size * channels, if layers are alike
-  /// `LayerChannels::layers()` of a model whose layers differ: a page is as wide as the widest layer's and holds as
-  /// many tokens of each. Borrowed
+  /// `LayerChannels::layers()` of a model whose layers differ: `page_stride` has room for `PagedHeads::page_size`
+  /// tokens of each (`LayerChannels::page_stride`). Borrowed
   std::span<RowChannels const> layers{};
 };
 
@@ -40,17 +40,20 @@ namespace detail {
 /// A cache in pages of single heads as appends write it.
 struct PagedAppend {
   PagedHeadsView view;
-  std::int64_t page_stride = 0;  ///< elements; 0: page_size * channels
+  std::int64_t page_stride = 0;  ///< elements; 0: page_size * channels, layers being alike
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE LayerHeads layer_heads() const { return view.layer_heads(); }
   /// Rows of all that a head's pages hold of a sequence of `length` tokens.
   HEADAWARE_HOST_DEVICE HeadPagesRows rows(std::int64_t layer, std::int64_t sequence, std::int64_t kv_head,
                                            std::int64_t length, std::int64_t high_water) const {
-    PagedHead const& head = view.head(layer, kv_head);
+    return rows(view.head(layer, kv_head), sequence, length, high_water);
+  }
+  HEADAWARE_HOST_DEVICE HeadPagesRows rows(PagedHead const& head, std::int64_t sequence, std::int64_t length,
+                                           std::int64_t high_water) const {
     return view.rows(head, sequence, view.held(head, length, high_water > length ? high_water : length), page_stride);
   }
   HEADAWARE_HOST_DEVICE std::int64_t page_offset(std::int64_t page, std::int64_t channels) const {
-    return page * (page_stride != 0 ? page_stride : view.page_size.value() * channels);
+    return page * (page_stride != 0 ? page_stride : view.page_sizes.common() * channels);
   }
 };
 
@@ -63,18 +66,20 @@ inline void check_generation(PagedHeadsView const& view, std::uint64_t generatio
 /// The pool, which is every layer's. @param first_layer  cache layer of the new tokens' first
 template <class T>
 auto paged_buffers(PagedHeadsView const& view, PageStorage<T> const& storage, std::int32_t first_layer) {
-  auto const elements = [&](std::int64_t channels) {
-    std::int64_t const page = view.page_size.value() * channels;
-    return view.num_pages == 0 ? 0
-                               : (view.num_pages - 1) * (storage.page_stride != 0 ? storage.page_stride : page) + page;
+  auto const elements = [pages = view.num_pages, stride = storage.page_stride](std::int64_t page) {
+    return pages == 0 ? 0 : (pages - 1) * (stride != 0 ? stride : page) + page;
   };
   CacheBuffers<T> const pool{
-      {storage.keys, storage.values},        elements(storage.head_dim), elements(storage.value_dim),
-      {storage.head_dim, storage.value_dim}, view.num_kv_heads,          view.first_heads == nullptr};
-  return [pool, layers = storage.layers, first = static_cast<std::size_t>(first_layer)](std::size_t i) {
+      {storage.keys, storage.values}, 0, 0, {storage.head_dim, storage.value_dim}, view.num_kv_heads,
+      view.first_heads == nullptr};
+  return [pool, elements, sizes = view.page_sizes, layers = storage.layers,
+          first = static_cast<std::size_t>(first_layer)](std::size_t i) {
     CacheBuffers<T> result = pool;
     if (!layers.empty()) result.channels = layers[first + i];
     if (result.channels.head_dim == 0) result.num_kv_heads = 0;  // the layer has no cache
+    result.page_size = sizes.of(static_cast<std::int64_t>(first + i));
+    result.key_elements = elements(result.page_size * result.channels.head_dim);
+    result.value_elements = elements(result.page_size * result.channels.value_dim);
     return result;
   };
 }
@@ -83,28 +88,33 @@ template <class T, class U, class Source>
 AppendShape check_paged_append(PagedHeadsView const& view, std::int64_t max_count, std::span<LayerKv<U> const> tokens,
                                Source const& source, PageStorage<T> const& storage, std::int32_t first_layer) {
   constexpr auto where = "append";
-  require_channels(storage.head_dim, storage.value_dim, where);
+  // Latents alone have no values of their own.
+  require_channels(storage.head_dim, storage.value_dim != 0 ? storage.value_dim : 1, where);
   bool const layers_fit = storage.layers.empty() || static_cast<std::int64_t>(storage.layers.size()) == view.num_layers;
   require(layers_fit, "layers of the storage's channels", view.num_layers, storage.layers.size(), where);
-  bool const strided = storage.layers.empty() || storage.page_stride > 0;
-  require(strided, "page stride", "one that the pages of all layers fit, as their rows differ", 0, where);
-  std::int64_t const size = view.page_size.value();
-  std::int64_t const row = elements(where, {size, std::max(storage.head_dim, storage.value_dim)});
-  require(storage.page_stride == 0 || storage.page_stride >= row, "page stride", {">= ", row}, storage.page_stride,
-          where);
+  bool const alike = storage.layers.empty() && view.page_sizes.alike();
+  require(alike || storage.page_stride > 0, "page stride", "one that the pages of all layers fit, as they differ",
+          storage.page_stride, where);
+  auto const check_page = [&](std::int64_t size, RowChannels const& row, Text const& place) {
+    std::int64_t const page = elements(where, {size, std::max(row.head_dim, row.value_dim)});
+    require(storage.page_stride == 0 || storage.page_stride >= page, "page stride", {">= ", page}, storage.page_stride,
+            place);
+    std::int64_t const stride = storage.page_stride != 0 ? storage.page_stride : page;
+    check_extent(where, page, std::array{LayoutDirection{view.num_pages, stride}});
+  };
+  RowChannels const common{storage.head_dim, storage.value_dim};
+  if (alike) check_page(view.page_sizes.common(), common, where);
+  std::int64_t const end = std::min<std::int64_t>(view.num_layers, first_layer + std::ssize(tokens));
+  for (std::int64_t layer = std::max(first_layer, 0); layer < end && !alike; ++layer) {
+    RowChannels const& row = storage.layers.empty() ? common : storage.layers[static_cast<std::size_t>(layer)];
+    check_page(view.page_sizes.of(layer), row, {where, ", layer ", layer});
+  }
   AppendShape const shape{.first_layer = first_layer,
                           .num_sequences = view.num_sequences,
                           .heads = view.layer_heads(),
                           .max_count = max_count,
                           .writes = view.max_tokens_held > 0,
-                          .page_size = size,
                           .page_stride = storage.page_stride};
-  auto const check_pool = [&](std::int64_t channels) {
-    std::int64_t const stride = storage.page_stride != 0 ? storage.page_stride : size * channels;
-    check_extent(where, size * channels, std::array{LayoutDirection{view.num_pages, stride}});
-  };
-  check_pool(storage.head_dim);
-  check_pool(storage.value_dim);
   check_append(shape, tokens, source, paged_buffers(view, storage, first_layer));
   return shape;
 }

@@ -3,6 +3,7 @@
 /// @file
 /// Pages of one head: which ones it holds, and where its block table names them. Pure functions for both back ends.
 
+#include <headaware/cache/page_sizes.hpp>
 #include <headaware/cache/page_step.hpp>
 #include <headaware/config.hpp>
 #include <headaware/fixed_divisor.hpp>
@@ -23,9 +24,14 @@ struct alignas(16) PagedHead {
   WindowRule rule;
   std::int32_t sink_pages = 0;
   std::int32_t ring_pages = 0;  ///< the most pages that window and slack reach; 0 where the window is 0
+  FixedDivisor page_size;       ///< tokens per page
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t entries() const {
     return std::int64_t{sink_pages} + ring_pages;
+  }
+  /// Pages of a sequence of so many tokens.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t pages(std::int64_t tokens) const {
+    return tokens > 0 ? page_size.quotient(tokens - 1) + 1 : 0;
   }
   /// The entry of a sequence's page in the head's row. @pre the head holds it
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int32_t column(std::int32_t page) const {
@@ -40,16 +46,16 @@ struct alignas(16) PagedHead {
   }
   /// @brief The first page after the sinks' that a sequence holds which has been `high_water` tokens long; beyond all
   /// pages where the window is 0.
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t first_held(std::int64_t high_water, std::int32_t slack,
-                                                                        FixedDivisor const& page_size) const {
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t first_held(std::int64_t high_water,
+                                                                        std::int32_t slack) const {
     if (ring_pages == 0) return std::int64_t{all_tokens} + 1;
     std::int64_t const page = page_size.quotient(rule.held(high_water, high_water, slack).begin);
     return page > sink_pages ? page : sink_pages;
   }
   /// Whether a sequence of `length` tokens holds a page.
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr bool holds(std::int64_t page, std::int64_t length, std::int64_t first,
-                                                           std::int32_t page_size) const {
-    return page * page_size < length && (page < sink_pages || page >= first);
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr bool holds(std::int64_t page, std::int64_t length,
+                                                           std::int64_t first) const {
+    return page * page_size.value() < length && (page < sink_pages || page >= first);
   }
 };
 
@@ -95,9 +101,9 @@ struct PagedHeadsView {
   std::int32_t num_sequences = 0;
   std::int32_t num_kv_heads = 0;  ///< of every layer; where they differ, of the layer that has most
   std::int32_t num_heads = 0;     ///< KV heads of all layers
-  FixedDivisor page_size;
   std::int32_t slack = 0;
   std::int32_t num_pages = 0;
+  PageSizes page_sizes = 1;  ///< on the host, where calls check them; kernels read each head's
   std::int64_t token_limit = 0;
   std::int64_t max_tokens_held = 0;                 ///< the most tokens that the pages of any head have room for
   std::uint64_t generation = generation_not_known;  ///< of the tables, new with every change
@@ -114,13 +120,13 @@ struct PagedHeadsView {
     HeadPagesRows result;
     result.pages = table + sequence * head.sequence_entries + head.first_entry;
     result.page_stride = page_stride;
-    result.page_size = page_size;
+    result.page_size = head.page_size;
     result.window = head.rule.window;
     result.sink_pages = head.sink_pages;
     result.ring_pages = head.ring_pages;
     result.tokens = tokens.narrow();
     if (result.tokens.begin == result.tokens.length) return result;
-    auto const first = static_cast<std::int32_t>(page_size.quotient(result.tokens.begin));
+    auto const first = static_cast<std::int32_t>(head.page_size.quotient(result.tokens.begin));
     std::int32_t const ring_page = first > head.sink_pages ? first : head.sink_pages;
     result.ring_shift = head.column(ring_page) - ring_page;
     return result;
@@ -129,8 +135,8 @@ struct PagedHeadsView {
   /// between sinks and window in them is held, too.
   [[nodiscard]] HEADAWARE_HOST_DEVICE WindowRange held(PagedHead const& head, std::int64_t length,
                                                        std::int64_t high_water) const {
-    return WindowRange::clamped(std::int64_t{head.sink_pages} * page_size.value(),
-                                head.first_held(high_water, slack, page_size) * page_size.value(), length);
+    std::int64_t const size = head.page_size.value();
+    return WindowRange::clamped(head.sink_pages * size, head.first_held(high_water, slack) * size, length);
   }
 };
 

@@ -32,6 +32,13 @@ namespace detail {
 
 struct DevicePagedAppend : PagedAppend {
   PageCopy const* copies = nullptr;
+
+  /// Loads the head's record in one piece.
+  __device__ HeadPagesRows rows(std::int64_t layer, std::int64_t sequence, std::int64_t kv_head, std::int64_t length,
+                                std::int64_t high_water) const {
+    PagedHead const head = view.head(layer, kv_head);
+    return PagedAppend::rows(head, sequence, length, high_water);
+  }
 };
 
 }  // namespace detail

@@ -11,6 +11,7 @@
 #include <headaware/cache/detail/unique_id.hpp>
 #include <headaware/cache/page_indices.hpp>
 #include <headaware/cache/page_pool.hpp>
+#include <headaware/cache/page_sizes.hpp>
 #include <headaware/cache/page_step.hpp>
 #include <headaware/cache/paged_head.hpp>
 #include <headaware/cache/rolling_slots.hpp>
@@ -18,8 +19,7 @@
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
 #include <headaware/error.hpp>
-#include <headaware/fixed_divisor.hpp>
-#include <headaware/token_bytes.hpp>
+#include <headaware/model_shape.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -34,9 +34,11 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @brief The sizes of a paged cache.
 struct PagedHeadsShape {
   std::int32_t num_sequences = 0;
-  std::int32_t page_size = 16;  ///< tokens per page
+  std::int32_t page_size = 16;  ///< tokens per page, of every layer unless `page_sizes` says otherwise
   std::int32_t num_pages = 0;   ///< pages of the pool that all layers and heads share
   RollingLimits limits{};       ///< `max_tokens` sizes the block table's rows of heads which keep all
+  /// [num_layers] tokens per page of each layer: `LayerChannels::page_sizes` of a model whose layers differ
+  std::vector<std::int32_t> page_sizes{};
 };
 
 /// @brief Block tables, on the host, of a cache whose pages belong to one KV head each, in host or device memory.
@@ -47,16 +49,15 @@ struct PagedHeadsShape {
 class PagedHeads {
  public:
   /// @param table  policies of all layers and KV heads, each a `RollingPolicy`
-  /// @throws ArgumentError as `RollingSlots`, and on a page size that is not positive
+  /// @throws ArgumentError as `RollingSlots`, and on page sizes that are not positive or not one per layer
   template <class Table>
   PagedHeads(Table const& table, PagedHeadsShape const& shape)
       : shape_(shape),
-        page_size_(shape.page_size),
         slots_(table, shape.num_sequences, shape.limits),
         pool_(shape.num_pages),
         state_(shape.num_sequences) {
-    require(shape.page_size > 0, "page size", "> 0", shape.page_size, "PagedHeads");
-    heads_ = detail::make_paged_heads(slots_, shape.page_size);
+    page_sizes().check(slots_.num_layers(), "PagedHeads");
+    heads_ = detail::make_paged_heads(slots_, page_sizes());
     table_.assign(table_entries(heads_.records()), -1);
   }
 
@@ -72,18 +73,22 @@ class PagedHeads {
     require_index(kv_head, slots_.heads().count(layer), "KV head", "PagedHeads");
     return heads_.at(layer, kv_head);
   }
+  /// Tokens per page of a layer. @throws ArgumentError if there is no such layer
+  [[nodiscard]] std::int32_t page_size(std::int32_t layer) const {
+    require_index(layer, slots_.num_layers(), "layer", "PagedHeads");
+    return static_cast<std::int32_t>(page_sizes().of(layer));
+  }
   /// Page number in the pool of a sequence's page; -1 if the head does not hold it.
   [[nodiscard]] std::int32_t page(std::int32_t layer, std::int32_t sequence, std::int32_t kv_head,
                                   std::int64_t index) const {
     PagedHead const& h = head(layer, kv_head);
-    bool const held =
-        index >= 0 && h.holds(index, length(sequence), first_held(h, state_.high_water(sequence)), page_size());
+    bool const held = index >= 0 && h.holds(index, length(sequence), first_held(h, state_.high_water(sequence)));
     return held ? table_[at(h.entry(sequence, index))] : -1;
   }
-  /// Bytes of the pages in use; shared pages count once.
-  [[nodiscard]] std::int64_t bytes_held(TokenBytes const& token) const {
-    return detail::elements("PagedHeads::bytes_held",
-                            {pool_.num_pages() - pool_.free_pages(), page_size(), token.total()});
+  /// Bytes of the pages in use, of `page_bytes` each; shared pages count once.
+  [[nodiscard]] std::int64_t bytes_held(LayerBytes const& token) const {
+    std::int64_t const page = page_bytes(page_sizes(), token, slots_.num_layers());
+    return detail::elements("PagedHeads::bytes_held", {pool_.num_pages() - pool_.free_pages(), page});
   }
 
   /// @brief Allocates pages for new tokens, releases pages that windows have passed, and replaces shared pages that
@@ -116,7 +121,7 @@ class PagedHeads {
       if (change.copy_on_write >= 0) {
         std::int32_t& entry = table_[at(change.head->entry(change.sequence, change.copy_on_write))];
         std::int32_t const to = pool_.take();
-        auto const tokens = static_cast<std::int32_t>(page_size_.remainder(change.length));
+        auto const tokens = static_cast<std::int32_t>(change.head->page_size.remainder(change.length));
         step.copies.push_back({change.layer, entry, to, tokens});
         entry = to;
       }
@@ -157,13 +162,12 @@ class PagedHeads {
   ///         tables are then unchanged
   /// @par Cost  O(layers · num_kv_heads), and the pages that are released; no page is read or written
   void rollback(std::int32_t sequence, std::int64_t tokens) {
-    std::int64_t const before = pages_of(length(sequence));
+    std::int64_t const before = length(sequence);
     state_.rollback(slots_.view(), sequence, tokens);
     generation_ = detail::unique_id();
-    std::int64_t const after = pages_of(length(sequence));
     for_each_head([&](std::int32_t, std::int32_t, PagedHead const& h) {
       std::int64_t const first = first_held(h, state_.high_water(sequence));
-      for (std::int64_t p = after; p < before; ++p) {
+      for (std::int64_t p = h.pages(length(sequence)); p < h.pages(before); ++p) {
         if (p < h.sink_pages || p >= first) drop(h, sequence, p);
       }
     });
@@ -204,7 +208,7 @@ class PagedHeads {
     constexpr auto where = "PagedHeads::set_policies";
     detail::require_same_heads(slots_.heads(), detail::layer_heads(table), where);
     RollingSlots slots(table, shape_.num_sequences, shape_.limits);
-    detail::HeadRecords<PagedHead> heads = detail::make_paged_heads(slots, page_size());
+    detail::HeadRecords<PagedHead> heads = detail::make_paged_heads(slots, page_sizes());
     std::vector<std::int32_t> entries(table_entries(heads.records()), -1);
     std::vector<std::int64_t> high_water;
     for (std::int32_t b = 0; b < shape_.num_sequences; ++b) {
@@ -219,7 +223,7 @@ class PagedHeads {
       for_each_page(b, [&](PagedHead const& old, std::int64_t p) {
         PagedHead const& now = heads.records()[static_cast<std::size_t>(&old - heads_.records().data())];
         std::int64_t const first = first_held(now, high_water[at(b)]);
-        if (now.holds(p, length(b), first, page_size())) {
+        if (now.holds(p, length(b), first)) {
           entries[at(now.entry(b, p))] = table_[at(old.entry(b, p))];
         } else {
           pool_.release(table_[at(old.entry(b, p))]);
@@ -251,7 +255,7 @@ class PagedHeads {
   /// @throws ArgumentError if there is no such layer
   /// @par Cost  As `indices`, and entries · max_blocks
   [[nodiscard]] HeadBlockTable block_table(std::int32_t layer, PagePart part = PagePart::whole) const {
-    return detail::dense_rows(indices(layer, part), page_size());
+    return detail::dense_rows(indices(layer, part));
   }
 
   /// The tables as the CPU back end reads them; valid until they change.
@@ -270,7 +274,7 @@ class PagedHeads {
   [[nodiscard]] PagedHeadsView view_of(PagedHead const* records, LayerHeads const& layers,
                                        std::int32_t const* table) const {
     std::int64_t most = 0;
-    for (PagedHead const& h : heads_.records()) most = std::max(most, h.entries());
+    for (PagedHead const& h : heads_.records()) most = std::max(most, h.entries() * h.page_size.value());
     return {records,
             layers.first_heads,
             table,
@@ -278,19 +282,20 @@ class PagedHeads {
             shape_.num_sequences,
             layers.num_kv_heads,
             static_cast<std::int32_t>(layers.total()),
-            page_size_,
             shape_.limits.slack,
             shape_.num_pages,
+            page_sizes(),
             slots_.token_limit(),
-            most * page_size(),
+            most,
             generation_};
   }
 
   [[nodiscard]] static std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
-  [[nodiscard]] std::int32_t page_size() const { return shape_.page_size; }
-  [[nodiscard]] std::int64_t pages_of(std::int64_t tokens) const { return (tokens + page_size() - 1) / page_size(); }
+  [[nodiscard]] PageSizes page_sizes() const {
+    return shape_.page_sizes.empty() ? PageSizes(shape_.page_size) : PageSizes(shape_.page_sizes);
+  }
   [[nodiscard]] std::int64_t first_held(PagedHead const& h, std::int64_t high_water) const {
-    return h.first_held(high_water, shape_.limits.slack, page_size_);
+    return h.first_held(high_water, shape_.limits.slack);
   }
   [[nodiscard]] std::size_t table_entries(std::span<PagedHead const> heads) const {
     return heads.empty() ? 0 : at(shape_.num_sequences) * at(heads.front().sequence_entries);
@@ -307,8 +312,8 @@ class PagedHeads {
   /// Calls `f(head, page)` for every page that a sequence holds.
   template <class F>
   void for_each_page(std::int32_t sequence, F const& f) const {
-    std::int64_t const pages = pages_of(length(sequence));
     for_each_head([&](std::int32_t, std::int32_t, PagedHead const& h) {
+      std::int64_t const pages = h.pages(length(sequence));
       for (std::int64_t p = 0; p < std::min<std::int64_t>(pages, h.sink_pages); ++p) f(h, p);
       for (std::int64_t p = first_held(h, state_.high_water(sequence)); p < pages; ++p) f(h, p);
     });
@@ -324,11 +329,11 @@ class PagedHeads {
       for_each_head([&](std::int32_t layer, std::int32_t, PagedHead const& h) {
         detail::PageChange change{&h, layer, b, length, first_held(h, high_water)};
         change.first = first_held(h, std::max(high_water, length + count));
-        change.new_begin = pages_of(length);
-        change.new_end = pages_of(length + count);
+        change.new_begin = h.pages(length);
+        change.new_end = h.pages(length + count);
         change.release_end = std::min(change.first, change.new_begin);
-        std::int64_t const last = page_size_.quotient(length);
-        if (last < change.new_begin && h.holds(last, length, change.first, page_size())) {
+        std::int64_t const last = h.page_size.quotient(length);
+        if (last < change.new_begin && h.holds(last, length, change.first)) {
           // Every sequence that shares the page leaves it, even if all do: none may write while another copies.
           if (pool_.references(table_[at(h.entry(b, last))]) > 1) change.copy_on_write = last;
         }
@@ -370,19 +375,17 @@ class PagedHeads {
   /// @brief Least high-water mark at which the pages that a sequence holds serve `heads`: at most `length + slack` if
   /// they do.
   [[nodiscard]] std::int64_t high_water_with(std::span<PagedHead const> heads, std::int32_t sequence) const {
-    std::int64_t const pages = pages_of(length(sequence));
     std::int64_t high_water = length(sequence);
     for_each_head([&](std::int32_t layer, std::int32_t kv_head, PagedHead const& old) {
       PagedHead const& now = heads[at(slots_.heads().first(layer) + kv_head)];
       std::int64_t const window = first_held(old, state_.high_water(sequence));
-      high_water =
-          std::max(high_water, detail::high_water_serving(old, now, window, pages, page_size(), shape_.limits.slack));
+      std::int64_t const pages = old.pages(length(sequence));
+      high_water = std::max(high_water, detail::high_water_serving(old, now, window, pages, shape_.limits.slack));
     });
     return high_water;
   }
 
   PagedHeadsShape shape_;
-  FixedDivisor page_size_;
   RollingSlots slots_;
   PagePool pool_;
   RollingState state_;

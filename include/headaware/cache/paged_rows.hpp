@@ -37,9 +37,13 @@ struct PagedForm {
   std::int32_t const* block_table = nullptr;  ///< page numbers, where the back end runs
   std::int32_t const* indptr = nullptr;       ///< [segments + 1]: first entry of each row; nullptr: dense rows
   std::int64_t table_stride = 0;              ///< entries per row of a dense block table
-  FixedDivisor page_size = 0;                 ///< tokens per page
+  FixedDivisor page_size = 0;                 ///< tokens per page, of layers that have none of their own
   std::int64_t page_stride = 0;               ///< elements from one page to the next; 0: page_size * channels
 
+  /// Tokens per page of a layer.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE FixedDivisor page_size_of(LayerCapacity const& capacity) const {
+    return capacity.page_size == 0 ? page_size : FixedDivisor(capacity.page_size);
+  }
   /// First entry of a row of the table.
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t entry(std::int64_t index) const {
     return indptr != nullptr ? indptr[index] : index * table_stride;
@@ -51,10 +55,11 @@ struct PagedForm {
   /// Rows that a head's pages hold.
   HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const& segment, LayerCapacity const& capacity) const {
     if (indptr == nullptr) return capacity.head_rows;
-    return (indptr[segment.index + 1] - indptr[segment.index]) * page_size.value();
+    std::int64_t const tokens = capacity.page_size == 0 ? page_size.value() : capacity.page_size;
+    return (indptr[segment.index + 1] - indptr[segment.index]) * tokens;
   }
-  HEADAWARE_HOST_DEVICE PagedRows rows(Segment const& segment, LayerCapacity const&) const {
-    return rows(segment.index, segment.kept);
+  HEADAWARE_HOST_DEVICE PagedRows rows(Segment const& segment, LayerCapacity const& capacity) const {
+    return {block_table + entry(segment.index), segment.kept, page_size_of(capacity), page_stride};
   }
 };
 

@@ -48,6 +48,7 @@ struct LayerCapacity {
   std::int32_t full_heads = 0;      ///< grouped: number of `Full` heads
   std::int32_t window_heads = 0;    ///< grouped: number of heads that keep a bounded number of tokens
   std::int32_t num_kv_heads = 0;    ///< KV heads of the layer
+  std::int32_t page_size = 0;       ///< paged: tokens per page of the layer; 0: the form's
 
   friend constexpr bool operator==(LayerCapacity const&, LayerCapacity const&) = default;
 };

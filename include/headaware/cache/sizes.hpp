@@ -3,6 +3,7 @@
 /// @file
 /// The sizes of a compressed cache, known before anything moves.
 
+#include <headaware/cache/page_sizes.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
@@ -153,10 +154,12 @@ class CacheSizes {
   /// @pre 0 <= layer <= num_layers
   [[nodiscard]] std::int64_t cu_seqlens_begin(std::int32_t layer) const { return first_segment(layer) + layer; }
 
-  /// Pages of `page_size` tokens that the whole model keeps when every head owns its pages.
-  [[nodiscard]] std::int64_t pages_total(std::int64_t page_size) const {
+  /// Pages that the whole model keeps when every head owns its pages. Bytes of a pool that all layers share:
+  /// `page_bytes` each.
+  [[nodiscard]] std::int64_t pages_total(PageSizes const& page_sizes) const {
+    page_sizes.check(num_layers(), "CacheSizes::pages_total");
     std::int64_t pages = 0;
-    for (std::int32_t layer = 0; layer < num_layers(); ++layer) pages += pages_total(layer, page_size);
+    for (std::int32_t layer = 0; layer < num_layers(); ++layer) pages += pages_total(layer, page_sizes.of(layer));
     return pages;
   }
   /// The same of one layer.
@@ -191,10 +194,12 @@ class CacheSizes {
   [[nodiscard]] std::int64_t bytes_held(std::int64_t head_dim, std::size_t element_bytes) const {
     return bytes_held(TokenBytes::of(head_dim, element_bytes));
   }
-  /// Bytes of the pages that hold them when every head owns its pages.
-  [[nodiscard]] std::int64_t bytes_held_paged(std::int64_t page_size, LayerBytes const& token) const {
+  /// Bytes of the pages that hold them when every head owns its pages, and these are as wide as their layer's rows.
+  [[nodiscard]] std::int64_t bytes_held_paged(PageSizes const& page_sizes, LayerBytes const& token) const {
+    (void)pages_total(page_sizes);
     return detail::sum_layer_bytes("CacheSizes::bytes_held_paged", num_layers(), token, [&](std::int32_t layer) {
-      return detail::elements("CacheSizes::bytes_held_paged", {pages_total(layer, page_size), page_size});
+      return detail::elements("CacheSizes::bytes_held_paged",
+                              {pages_total(layer, page_sizes.of(layer)), page_sizes.of(layer)});
     });
   }
   /// Bytes before compression: all tokens, also in layers that slide.

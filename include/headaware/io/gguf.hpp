@@ -24,11 +24,12 @@ HEADAWARE_NAMESPACE_BEGIN
 /// (`attention.head_count_kv` of 0, `full_attention_interval`, `attention.recurrent_layers`), other heads in some
 /// layers
 /// (`attention.key_length_swa`, lists), one latent for all heads (`attention.kv_lora_rank`) and shared caches
-/// (`attention.shared_kv_layers`). An architecture that is not known, with keys as Llama has them, is uniform.
+/// (`attention.shared_kv_layers`). An architecture that is not known, with keys as Llama has them, is uniform, unless
+/// its name is one of a family with recurrent layers.
 ///
 /// A latent is read as one, also from files of before llama.cpp stored it so (without `attention.key_length_mla`).
-/// Keys that an index of a latent's rows keeps for itself (`attention.indexer.*`) are no part of the shape, nor are
-/// blocks that only predict further tokens (`nextn_predict_layers`).
+/// Keys that an index of a latent's rows keeps for itself (`attention.indexer.*`) are no part of the shape or of its
+/// bytes (`ModelShape::token_bytes`), nor are blocks that only predict further tokens (`nextn_predict_layers`).
 /// @par Source  llama.cpp, src/llama-model.cpp and src/models; GGUF: ggml, docs/gguf.md
 /// @param bytes  the file, or as much of it as holds its keys and values: tensors are not looked at
 /// @param source_name  names the bytes in messages, for example their path

@@ -5,7 +5,7 @@
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
-#include <headaware/io/detail/config_reader.hpp>
+#include <headaware/io/detail/config_documents.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/model_shape.hpp>  // IWYU pragma: export
 #include <headaware/model_shape.hpp>

@@ -83,19 +83,23 @@ TEST_CASE("layers that differ attend over ragged and paged caches on the device"
     });
   }
   SECTION("paged") {
-    ha::PageIndices const pages = ha::consecutive_pages(compaction, 4);
-    auto const* const indices = upload(pages.indices);
-    auto const* const indptr = upload(pages.indptr);
-    auto const* const last = upload(pages.last_page_len);
-    std::vector<ha::LayerKv<float>> const pools(7, {keys.data(), values.data()});
-    ha::PagedForm const form{.block_table = indices, .indptr = indptr, .page_size = 4, .page_stride = 4 * 24};
-    compress(step, ha::paged(compaction, pools, form, step.shape, compaction.pages_total(4)));
-    step.check([&](std::int32_t layer, std::int32_t of) {
-      auto const first = compaction.first_segment(of);
-      auto const view =
-          ha::PagedView::csr(indices, indptr + first, last + first, step.of(layer).num_kv_heads, 4, 4 * 24);
-      return attend(step, layer, pools[0], view, compaction.kept_total(of));
-    });
+    ha::LayerChannels const channels(step.shape);
+    for (bool const by_layer : {false, true}) {
+      std::vector<std::int32_t> const sizes = by_layer ? channels.page_sizes(4) : std::vector<std::int32_t>(7, 4);
+      ha::PageIndices const pages = ha::consecutive_pages(compaction, sizes);
+      auto const* const indices = upload(pages.indices);
+      auto const* const indptr = upload(pages.indptr);
+      auto const* const last = upload(pages.last_page_len);
+      std::vector<ha::LayerKv<float>> const pools(7, {keys.data(), values.data()});
+      ha::PagedForm const form{.block_table = indices, .indptr = indptr, .page_size = 4, .page_stride = 4 * 24};
+      compress(step, ha::paged(compaction, pools, form, step.shape, compaction.pages_total(sizes), 0, sizes));
+      step.check([&](std::int32_t layer, std::int32_t of) {
+        auto const first = compaction.first_segment(of);
+        auto const view = ha::PagedView::csr(indices, indptr + first, last + first, step.of(layer).num_kv_heads,
+                                             sizes[at(of)], 4 * 24);
+        return attend(step, layer, pools[0], view, compaction.kept_total(of));
+      });
+    }
   }
 }
 
@@ -143,11 +147,16 @@ TEST_CASE("layers that differ attend over a rolling cache on the device", "[atte
 
 TEST_CASE("layers that differ attend over pages of single heads on the device", "[attention][mixed]") {
   HEADAWARE_REQUIRE_DEVICE();
+  bool const by_layer = GENERATE(false, true);
+  INFO("a page size per layer: " << by_layer);
   MixedStep step;
   step.lengths = {0, 0};
-  ha::PagedHeads pages(
-      step.table, {.num_sequences = 2, .page_size = 4, .num_pages = 220, .limits = {.max_tokens = 60, .slack = 2}});
   ha::LayerChannels const channels(step.shape);
+  ha::PagedHeads pages(step.table, {.num_sequences = 2,
+                                    .page_size = 4,
+                                    .num_pages = 220,
+                                    .limits = {.max_tokens = 60, .slack = 2},
+                                    .page_sizes = by_layer ? channels.page_sizes(4) : std::vector<std::int32_t>{}});
   DeviceVector<float> const keys(std::vector<float>(220 * 4 * 24, -7));
   DeviceVector<float> const values(std::vector<float>(220 * 4 * 24, -7));
   ha::PageStorage<float> const storage{keys.data(), values.data(), 24, 16, 4 * 24, channels.layers()};

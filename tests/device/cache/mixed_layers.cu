@@ -6,6 +6,7 @@
 #include "support/device_cache.cuh"
 #include "support/mixed_device.cuh"
 #include "support/mixed_model.hpp"
+#include "support/mixed_pages.hpp"
 
 #include <headaware/cache/compact.cuh>
 #include <headaware/cache/paged_heads.cuh>
@@ -91,6 +92,30 @@ TEST_CASE("compress of layers that differ on the device", "[mixed]") {
   }
 }
 
+TEST_CASE("compress into pages with a size per layer on the device", "[mixed]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  ha::ModelShape const shape = mixed_shape();
+  ha::LayerChannels const channels(shape);
+  ha::Compaction const compaction(mixed_table(shape), lengths);
+  MixedTensors const source(shape, 4, 0, 23);
+  std::vector<std::int32_t> const sizes = channels.page_sizes(4);
+  std::int64_t const num_pages = compaction.pages_total(sizes);
+  ha::PageIndices const pages = ha::consecutive_pages(compaction, sizes);
+  DeviceVector<std::int32_t> const indices(pages.indices);
+  DeviceVector<std::int32_t> const indptr(pages.indptr);
+  // One pool of all layers, in elements of the first.
+  DeviceBuffers cache(shape, [&](std::int32_t l) { return l == 0 ? num_pages * channels.page_stride(4) / 16 : 0; });
+  auto const kept = [&](float* keys, float* values, std::int32_t const* table, std::int32_t const* ends) {
+    std::vector<ha::LayerKv<float>> const pools(7, {keys, values});
+    ha::PagedForm const form{.block_table = table, .indptr = ends, .page_stride = channels.page_stride(4)};
+    return ha::paged(compaction, pools, form, shape, num_pages, 0, sizes);
+  };
+  auto const on_device = kept(cache.keys.data(), cache.values.data(), indices.data(), indptr.data());
+  compress_and_check(compaction, source, cache, on_device, [&] {
+    return kept(cache.host_keys.data(), cache.host_values.data(), pages.indices.data(), pages.indptr.data());
+  });
+}
+
 TEST_CASE("in place with layers that differ on the device", "[mixed]") {
   HEADAWARE_REQUIRE_DEVICE();
   ha::ModelShape const shape = mixed_shape();
@@ -161,47 +186,37 @@ TEST_CASE("a rolling cache of layers that differ on the device", "[mixed]") {
 
 TEST_CASE("a paged cache of layers that differ on the device", "[mixed]") {
   HEADAWARE_REQUIRE_DEVICE();
-  ha::ModelShape const shape = mixed_shape();
-  ha::PolicyTable const table = mixed_table(shape);
-  ha::PagedHeads pages(table, {.num_sequences = 2, .page_size = 4, .num_pages = 200, .limits = {.max_tokens = 40}});
-  ha::LayerChannels const channels(shape);
-  std::vector<float> const empty(200 * 4 * 24, -7.0F);
-  std::vector<float> keys = empty;
-  std::vector<float> values = empty;
-  DeviceVector<float> d_keys(empty);
-  DeviceVector<float> d_values(empty);
-  ha::PageStorage<float> const host{keys.data(), values.data(), 24, 16, 4 * 24, channels.layers()};
-  ha::PageStorage<float> const device{d_keys.data(), d_values.data(), 24, 16, 4 * 24, channels.layers()};
-  std::vector<std::int32_t> now{0, 0};
-  for (std::int32_t step : {9, 1, 6, 1}) {
-    if (step == 6) {
-      pages.release(1);
-      pages.fork(0, 1);  // both write on in pages that they share
-      now[1] = now[0];
-    }
-    MixedTensors tokens(shape, 2, now[0], step);
-    DeviceMixed const d_tokens(tokens);
-    ha::PageStep const change = pages.append(std::vector<std::int32_t>{step, step});
-    DeviceVector<std::byte> const heads(std::vector<std::byte>(pages.head_bytes().begin(), pages.head_bytes().end()));
-    DeviceVector<std::int32_t> const d_table(std::vector<std::int32_t>(pages.table().begin(), pages.table().end()));
-    DeviceVector<std::int32_t> const d_lengths(change.lengths);
-    DeviceVector<std::int32_t> const d_high_water(change.high_water);
-    DeviceVector<std::int32_t> const d_counts(change.counts);
-    DeviceVector<ha::PageCopy> const copies(change.copies);
+  bool const by_layer = GENERATE(false, true);
+  INFO("a page size per layer: " << by_layer);
+  MixedPages cache(3, by_layer);
+  DeviceVector<float> d_keys(cache.keys);
+  DeviceVector<float> d_values(cache.values);
+  auto const write = [&](ha::PageStep const& step, MixedTensors const& news) {
+    DeviceMixed const d_news(news);
+    DeviceVector<std::byte> const heads(
+        std::vector<std::byte>(cache.pages.head_bytes().begin(), cache.pages.head_bytes().end()));
+    DeviceVector<std::int32_t> const table(
+        std::vector<std::int32_t>(cache.pages.table().begin(), cache.pages.table().end()));
+    DeviceVector<std::int32_t> const d_lengths(step.lengths);
+    DeviceVector<std::int32_t> const d_high_water(step.high_water);
+    DeviceVector<std::int32_t> const d_counts(step.counts);
+    DeviceVector<ha::PageCopy> const copies(step.copies);
     ha::DevicePageStep const d_step{.d_lengths = d_lengths.data(),
                                     .d_high_water = d_high_water.data(),
                                     .d_counts = d_counts.data(),
                                     .d_copies = copies.data(),
-                                    .num_copies = static_cast<std::int32_t>(change.copies.size()),
-                                    .max_count = step};
+                                    .num_copies = static_cast<std::int32_t>(step.copies.size()),
+                                    .max_count = step.max_count,
+                                    .generation = step.generation};
     INFO(ha::last_error_message());
-    REQUIRE(ha::device::append(pages.view_at(heads.data(), d_table.data()), d_step, d_tokens.layers,
-                               ha::per_layer(tokens.layouts), device, 0, nullptr) == cudaSuccess);
+    REQUIRE(ha::device::append(cache.pages.view_at(heads.data(), table.data()), d_step, d_news.layers,
+                               ha::per_layer(news.layouts), cache.storage(d_keys.data(), d_values.data()), 0,
+                               nullptr) == cudaSuccess);
     REQUIRE(cudaDeviceSynchronize() == cudaSuccess);
-    ha::append(pages, change, tokens.layers(), ha::per_layer(tokens.layouts), host);
-    now[0] += step;
-    now[1] += step;
-    CHECK(first_difference(d_keys.host(), keys) == "");
-    CHECK(first_difference(d_values.host(), values) == "");
-  }
+  };
+  for_each_mixed_step(cache, write, [&] {
+    REQUIRE(first_difference(d_keys.host(), cache.keys) == "");
+    REQUIRE(first_difference(d_values.host(), cache.values) == "");
+    REQUIRE(cache.difference() == "");
+  });
 }

@@ -6,6 +6,7 @@
 
 #include <headaware/cache/paged_heads.cuh>
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -43,19 +44,23 @@ struct DeviceTables {
         view(pages.view_at(heads.data(), table.data())) {}
 };
 
+/// @param page_sizes  of both layers, or of one layer each
 template <class T>
-void walk(unsigned seed, int steps, std::int32_t page_size, std::int32_t slack, std::int32_t num_pages,
-          std::int64_t key_dim, std::int64_t value_dim) {
+void walk(unsigned seed, int steps, std::vector<std::int32_t> const& page_sizes, std::int32_t slack,
+          std::int32_t num_pages, std::int64_t key_dim, std::int64_t value_dim) {
   constexpr std::int64_t max_tokens = 70;
   ha::PolicyTable const table = mixed_table();
+  bool const alike = page_sizes.size() == 1;
   ha::PagedHeads pages(table, {.num_sequences = 3,
-                               .page_size = page_size,
+                               .page_size = page_sizes[0],
                                .num_pages = num_pages,
-                               .limits = {.max_tokens = max_tokens, .slack = slack}});
+                               .limits = {.max_tokens = max_tokens, .slack = slack},
+                               .page_sizes = alike ? std::vector<std::int32_t>{} : page_sizes});
+  std::int64_t const page = *std::max_element(page_sizes.begin(), page_sizes.end()) * std::max(key_dim, value_dim);
   TokenModel model(table, 3);
-  DeviceVector<T> const d_keys(std::vector<T>(static_cast<std::size_t>(num_pages * page_size * key_dim)));
-  DeviceVector<T> const d_values(std::vector<T>(static_cast<std::size_t>(num_pages * page_size * value_dim)));
-  ha::PageStorage<T> const storage{d_keys.data(), d_values.data(), key_dim, value_dim};
+  DeviceVector<T> const d_keys(std::vector<T>(static_cast<std::size_t>(num_pages * page)));
+  DeviceVector<T> const d_values(std::vector<T>(static_cast<std::size_t>(num_pages * page)));
+  ha::PageStorage<T> const storage{d_keys.data(), d_values.data(), key_dim, value_dim, alike ? 0 : page};
   Stream const stream;
   std::vector<T> keys = d_keys.host();
   std::vector<T> values = d_values.host();
@@ -72,7 +77,7 @@ void walk(unsigned seed, int steps, std::int32_t page_size, std::int32_t slack, 
         values = d_values.host();
       },
       [&](std::int32_t b) {
-        return pages_difference(model, pages, b, keys.data(), key_dim, values.data(), value_dim);
+        return pages_difference(model, pages, b, keys.data(), key_dim, values.data(), value_dim, storage.page_stride);
       });
 }
 
@@ -80,15 +85,19 @@ void walk(unsigned seed, int steps, std::int32_t page_size, std::int32_t slack, 
 
 TEST_CASE("pages of single heads on the device through 10,000 random steps", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
-  walk<float>(641, 10000, 4, 3, 200, 8, 5);
+  walk<float>(641, 10000, {4}, 3, 200, 8, 5);
 }
 TEST_CASE("pages of single heads on the device, random steps, pages of 16, no slack", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
-  walk<std::uint16_t>(642, 2000, 16, 0, 70, 16, 24);
+  walk<std::uint16_t>(642, 2000, {16}, 0, 70, 16, 24);
 }
 TEST_CASE("pages of single heads on the device, random steps, pages of 5, one-byte elements", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
-  walk<std::uint8_t>(643, 2000, 5, 11, 200, 3, 16);
+  walk<std::uint8_t>(643, 2000, {5}, 11, 200, 3, 16);
+}
+TEST_CASE("pages of single heads on the device, random steps, a page size per layer", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  walk<std::uint16_t>(644, 2000, {16, 3}, 5, 180, 8, 4);
 }
 
 TEST_CASE("keys and values joined in a page, copies on write among them, replayed from a graph", "[cache]") {

@@ -71,19 +71,25 @@ TEST_CASE("layers that differ attend over compressed caches", "[attention][mixed
     });
   }
   SECTION("paged") {
-    ha::PageIndices const pages = ha::consecutive_pages(compaction, 4);
-    std::vector<float> keys(at(compaction.pages_total(4) * 4 * 24));
-    std::vector<float> values(keys.size());
-    std::vector<ha::LayerKv<float>> const pools(7, {keys.data(), values.data()});
-    ha::PagedForm const form{
-        .block_table = pages.indices.data(), .indptr = pages.indptr.data(), .page_size = 4, .page_stride = 4 * 24};
-    compress(ha::paged(compaction, pools, form, step.shape, compaction.pages_total(4)));
-    step.check([&](std::int32_t layer, std::int32_t of) {
-      auto const first = compaction.first_segment(of);
-      return attend(step, layer, pools[0],
-                    ha::PagedView::csr(pages.indices.data(), pages.indptr.data() + first,
-                                       pages.last_page_len.data() + first, step.of(layer).num_kv_heads, 4, 4 * 24));
-    });
+    ha::LayerChannels const channels(step.shape);
+    for (bool const by_layer : {false, true}) {
+      std::vector<std::int32_t> const sizes = by_layer ? channels.page_sizes(4) : std::vector<std::int32_t>(7, 4);
+      std::int64_t const num_pages = compaction.pages_total(sizes);
+      ha::PageIndices const pages = ha::consecutive_pages(compaction, sizes);
+      std::vector<float> keys(at(num_pages * 4 * 24));
+      std::vector<float> values(keys.size());
+      std::vector<ha::LayerKv<float>> const pools(7, {keys.data(), values.data()});
+      ha::PagedForm const form{
+          .block_table = pages.indices.data(), .indptr = pages.indptr.data(), .page_size = 4, .page_stride = 4 * 24};
+      compress(ha::paged(compaction, pools, form, step.shape, num_pages, 0, sizes));
+      step.check([&](std::int32_t layer, std::int32_t of) {
+        auto const first = compaction.first_segment(of);
+        auto const view =
+            ha::PagedView::csr(pages.indices.data(), pages.indptr.data() + first, pages.last_page_len.data() + first,
+                               step.of(layer).num_kv_heads, sizes[at(of)], 4 * 24);
+        return attend(step, layer, pools[0], view);
+      });
+    }
   }
 }
 
@@ -126,22 +132,35 @@ TEST_CASE("layers that differ attend over a rolling cache", "[attention][mixed]"
 }
 
 TEST_CASE("layers that differ attend over pages of single heads", "[attention][mixed]") {
+  bool const by_layer = GENERATE(false, true);
+  INFO("a page size per layer: " << by_layer);
   MixedStep step;
   step.lengths = {0, 0};
-  ha::PagedHeads pages(
-      step.table, {.num_sequences = 2, .page_size = 4, .num_pages = 220, .limits = {.max_tokens = 60, .slack = 2}});
   ha::LayerChannels const channels(step.shape);
+  ha::PagedHeads pages(step.table, {.num_sequences = 2,
+                                    .page_size = 4,
+                                    .num_pages = 220,
+                                    .limits = {.max_tokens = 60, .slack = 2},
+                                    .page_sizes = by_layer ? channels.page_sizes(4) : std::vector<std::int32_t>{}});
   std::vector<float> keys(220 * 4 * 24, std::numeric_limits<float>::quiet_NaN());
   std::vector<float> values = keys;
   ha::PageStorage<float> const storage{keys.data(), values.data(), 24, 16, 4 * 24, channels.layers()};
   for (std::int32_t const tokens : {20, 3, 1, 2, 3, 1}) {
     for (std::int32_t b = 0; b < 2; ++b) {
-      MixedTensors news(step.shape, 2, step.lengths[at(b)], tokens);
-      std::vector<std::int32_t> counts(2, 0);
-      counts[at(b)] = tokens - (tokens == 20 ? 7 * b : 0);
-      step.lengths[at(b)] += counts[at(b)];
-      ha::PageStep const change = pages.append(counts);
-      ha::append(pages, change, news.layers(), ha::per_layer(news.layouts), storage);
+      auto const append = [&](std::int32_t first, std::int32_t count) {
+        MixedTensors news(step.shape, 2, first, count);
+        std::vector<std::int32_t> counts(2, 0);
+        counts[at(b)] = count;
+        ha::PageStep const change = pages.append(counts);
+        ha::append(pages, change, news.layers(), ha::per_layer(news.layouts), storage);
+      };
+      if (tokens < 3) {  // a draft of other tokens
+        append(step.lengths[at(b)] + 1000, 2);
+        pages.rollback(b, 2);
+      }
+      std::int32_t const count = tokens - (tokens == 20 ? 7 * b : 0);
+      append(step.lengths[at(b)], count);
+      step.lengths[at(b)] += count;
     }
     step.query_tokens = std::min(tokens, 3);
     INFO(tokens << " tokens");
@@ -150,6 +169,10 @@ TEST_CASE("layers that differ attend over pages of single heads", "[attention][m
                     ha::HeadPagesView::of_chunk(pages.view(), of, pages.state().lengths().data(), step.query_tokens,
                                                 storage.page_stride));
     });
+  }
+  if (by_layer) {
+    check_error<ha::ArgumentError>([&] { (void)ha::HeadPagesView(pages.view(), 0, pages.state().lengths().data()); },
+                                   {"page stride", "> 0, as page sizes of layers differ", "0", "HeadPagesView"});
   }
   check_error<ha::ArgumentError>(
       [&] {

@@ -3,6 +3,7 @@
 #include "support/catch.hpp"
 #include "support/errors.hpp"
 #include "support/mixed_model.hpp"
+#include "support/mixed_pages.hpp"
 #include "support/table_upload.hpp"
 
 #include <headaware/cache/cache_info.hpp>
@@ -12,7 +13,9 @@
 #include <headaware/cache/rolling.hpp>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 namespace ha = headaware;
@@ -55,6 +58,26 @@ TEST_CASE("sizes of layers that differ", "[mixed]") {
   CHECK(ha::full_cache_info(compaction, {shape, 2}).bytes == 42 * shape.token_bytes(2));
   CHECK_THROWS_WITH(compaction.kept(2, 0, 0), Catch::Contains("KV head") && Catch::Contains("got 0"));
   CHECK_THROWS_WITH(table.at(4, 0), Catch::Contains("KV head"));
+}
+
+TEST_CASE("tokens of each layer that fit a page", "[mixed]") {
+  ha::LayerChannels const channels(mixed_shape());
+  CHECK(channels.page_stride(4) == 4 * 24);
+  CHECK(channels.page_sizes(4) == std::vector<std::int32_t>{6, 12, 4, 4, 4, 8, 6});
+  CHECK(channels.page_sizes(1) == std::vector<std::int32_t>{1, 3, 1, 1, 1, 2, 1});
+  // Wider values count; layers that are alike need no sizes of their own.
+  CHECK(ha::LayerChannels(8, 24).page_stride(4) == 4 * 24);
+  CHECK(ha::LayerChannels(8, 24).page_sizes(4).empty());
+  CHECK(ha::LayerChannels(ha::ModelShape(ha::ModelConfig{6, 8, 4, 16})).page_sizes(16).empty());
+  std::int32_t const most = std::numeric_limits<std::int32_t>::max();
+  check_error<ha::ArgumentError>([&] { (void)channels.page_sizes(0); },
+                                 {"page size", "> 0", "0", "LayerChannels::page_stride"});
+  check_error<ha::ArgumentError>([&] { (void)channels.page_sizes(-3); },
+                                 {"page size", "> 0", "-3", "LayerChannels::page_stride"});
+  check_error<ha::ArgumentError>([&] { (void)channels.page_sizes(most); },
+                                 {"page size", "at most 2147483647", "3221225470", "LayerChannels::page_sizes"});
+  check_error<ha::ArgumentError>([&] { (void)channels.page_stride(std::int64_t{1} << 60); },
+                                 {"elements", "9223372036854775807", "24", "LayerChannels::page_stride"});
 }
 
 TEST_CASE("slices of a table of layers that differ", "[mixed]") {
@@ -109,6 +132,51 @@ TEST_CASE("compress of layers that differ", "[mixed]") {
     ha::PagedForm const form{
         .block_table = pages.indices.data(), .indptr = pages.indptr.data(), .page_size = 4, .page_stride = 4 * 24};
     check(ha::paged(compaction, pools, form, shape, compaction.pages_total(4)));
+  }
+  SECTION("paged, a page size per layer") {
+    ha::LayerChannels const channels(shape);
+    std::vector<std::int32_t> const sizes = channels.page_sizes(4);
+    std::int64_t const stride = channels.page_stride(4);
+    std::int64_t const num_pages = compaction.pages_total(sizes);
+    CHECK(num_pages < compaction.pages_total(4));
+    std::int64_t by_hand = 0;
+    for (std::int32_t l = 0; l < 7; ++l) by_hand += compaction.pages_total(l, sizes[static_cast<std::size_t>(l)]);
+    CHECK(num_pages == by_hand);
+    for (bool const csr : {true, false}) {
+      ha::PageIndices pages = ha::consecutive_pages(compaction, sizes);
+      REQUIRE(pages.indptr.back() == num_pages);
+      std::vector<float> pool_keys(static_cast<std::size_t>(num_pages * stride));
+      std::vector<float> pool_values(pool_keys.size());
+      std::vector<ha::LayerKv<float>> const pools(7, {pool_keys.data(), pool_values.data()});
+      ha::PagedForm form{.block_table = pages.indices.data(), .indptr = pages.indptr.data(), .page_stride = stride};
+      std::vector<std::int32_t> dense(static_cast<std::size_t>(compaction.num_segments() * 6), -1);
+      if (!csr) {
+        for (std::size_t s = 0; s + 1 < pages.indptr.size(); ++s) {
+          std::copy(pages.indices.begin() + pages.indptr[s], pages.indices.begin() + pages.indptr[s + 1],
+                    dense.begin() + static_cast<std::ptrdiff_t>(s * 6));
+        }
+        form = {.block_table = dense.data(), .table_stride = 6, .page_stride = stride};
+      }
+      auto const kept = ha::paged(compaction, pools, form, shape, num_pages, 0, sizes);
+      CHECK(kept.capacities[1].page_size == 12);
+      check(kept);
+      // Of a layer that has the form's size it need not be said again.
+      form.page_size = 4;
+      check(ha::paged(compaction, pools, form, shape, num_pages, 0, sizes));
+      form.page_stride = stride - 1;
+      check_error<ha::ArgumentError>([&] { (void)ha::paged(compaction, pools, form, shape, num_pages, 0, sizes); },
+                                     {"page stride", ">= 96", "95", "paged"});
+      form.page_stride = stride;
+      std::vector<std::int32_t> wrong{6, 12, 4};
+      check_error<ha::ArgumentError>([&] { (void)ha::paged(compaction, pools, form, shape, num_pages, 0, wrong); },
+                                     {"page sizes", "7, one per layer", "3", "paged"});
+      wrong = sizes;
+      wrong[5] = 0;
+      check_error<ha::ArgumentError>([&] { (void)ha::paged(compaction, pools, form, shape, num_pages, 0, wrong); },
+                                     {"page size", "> 0", "0", "paged, layer 5"});
+      check_error<ha::ArgumentError>([&] { (void)compaction.pages_total(wrong); },
+                                     {"page size", "> 0", "0", "CacheSizes::pages_total, layer 5"});
+    }
   }
   SECTION("in place") {
     ha::compress_in_place(compaction, source.layers(), layouts);
@@ -211,45 +279,83 @@ TEST_CASE("a rolling cache of layers that differ", "[mixed]") {
 }
 
 TEST_CASE("a paged cache of layers that differ", "[mixed]") {
-  ha::ModelShape const shape = mixed_shape();
-  ha::PolicyTable const table = mixed_table(shape);
-  ha::PagedHeads pages(table, {.num_sequences = 2, .page_size = 4, .num_pages = 160, .limits = {.max_tokens = 40}});
+  bool const by_layer = GENERATE(false, true);
+  INFO("a page size per layer: " << by_layer);
+  MixedPages cache(3, by_layer);
+  std::vector<std::int32_t> sizes;
+  for (std::int32_t l = 0; l < 7; ++l) sizes.push_back(cache.pages.page_size(l));
+  CHECK(sizes == (by_layer ? std::vector<std::int32_t>{6, 12, 4, 4, 4, 8, 6} : std::vector<std::int32_t>(7, 4)));
+  for_each_mixed_step(
+      cache, [](auto const&, auto const&) {}, [&] { REQUIRE(cache.difference() == ""); });
+  CHECK(cache.pages.indices(2).indices.empty());
+  CHECK_THROWS_WITH(cache.pages.page_size(7), Catch::Contains("layer") && Catch::Contains("[0, 7)"));
+
+  MixedPages joined(3, by_layer);
+  joined.join();
+  for_each_mixed_step(
+      joined, [](auto const&, auto const&) {}, [&] { REQUIRE(joined.difference() == ""); });
+
+  MixedTensors tokens(cache.shape, 3, 0, 1);
+  ha::PageStep const change = cache.pages.append(std::vector<std::int32_t>{1, 1, 1});
+  auto const refused = [&](std::int64_t stride, ha::ErrorDetail const& parts) {
+    auto storage = cache.storage();
+    storage.page_stride = stride;
+    auto const before = cache.keys;
+    check_error<ha::ArgumentError>(
+        [&] { ha::append(cache.pages, change, tokens.layers(), ha::per_layer(tokens.layouts), storage); }, parts);
+    CHECK(cache.keys == before);
+  };
+  refused(0, {"page stride", "pages of all layers fit, as they differ", "0", "append"});
+  refused(-1, {"page stride", "pages of all layers fit, as they differ", "-1", "append"});
+  refused(95, {"page stride", ">= 96", "95", by_layer ? "append, layer 0" : "append, layer 3"});
+  // Keys of a page that reach into its values, in the first layer or in a later one.
+  auto const overlap = [&](std::int64_t joint, std::int64_t stride) {
+    auto storage = joined.storage();
+    storage.values = storage.keys + joint;
+    storage.page_stride = stride;
+    ha::PageStep const step = joined.pages.append(std::vector<std::int32_t>{1, 1, 1});
+    check_error<ha::ArgumentError>(
+        [&] { ha::append(joined.pages, step, tokens.layers(), ha::per_layer(tokens.layouts), storage); },
+        {"cache's buffers", "keys apart from values", "overlapping", "append"});
+  };
+  overlap(by_layer ? 95 : 63, 200);
+  overlap(97, by_layer ? 192 : 160);
+}
+
+TEST_CASE("pages with a size per layer take what rows take", "[mixed]") {
+  // As Gemma's: five layers of a window, one that sees all, whose rows are twice as wide.
+  std::vector<ha::LayerShape> layers(6, {.kind = ha::LayerKind::sliding,
+                                         .num_query_heads = 8,
+                                         .num_kv_heads = 4,
+                                         .head_dim = 256,
+                                         .value_dim = 256,
+                                         .window = 512});
+  layers[5] = {.num_query_heads = 8, .num_kv_heads = 1, .head_dim = 512, .value_dim = 512};
+  ha::ModelShape const shape{layers};
+  ha::PolicyTable const table(shape);
   ha::LayerChannels const channels(shape);
-  std::vector<float> keys(160 * 4 * 24);
-  std::vector<float> values(160 * 4 * 24);
-  ha::PageStorage<float> const storage{keys.data(), values.data(), 24, 16, 4 * 24, channels.layers()};
-  std::vector<std::int32_t> now{0, 0};
-  for (std::int32_t b : {0, 1, 0, 1, 0}) {
-    std::int32_t const step = 7 - 2 * b;
-    MixedTensors tokens(shape, 2, now[static_cast<std::size_t>(b)], step);
-    std::vector<std::int32_t> counts(2, 0);
-    counts[static_cast<std::size_t>(b)] = step;
-    ha::PageStep const change = pages.append(counts);
-    ha::append(pages, change, tokens.layers(), ha::per_layer(tokens.layouts), storage);
-    now[static_cast<std::size_t>(b)] += step;
-  }
-  FirstDifference difference;
-  auto const view = pages.view();
-  for (std::int32_t l = 0; l < 7; ++l) {
-    for (std::int32_t b = 0; b < 2; ++b) {
-      for (std::int32_t h = 0; h < table.num_kv_heads(l); ++h) {
-        ha::PagedHead const& head = view.head(l, h);
-        std::int64_t const length = now[static_cast<std::size_t>(b)];
-        auto const rows = view.rows(head, b, head.rule.range(length), storage.page_stride);
-        ha::Segment const segment{.layer = l, .sequence = b, .kv_head = h};
-        for (std::int64_t row = 0; row < rows.rows(); ++row) {
-          expect_rows(difference, rows, segment, row, rows.position(row), channels.of(static_cast<std::size_t>(l)),
-                      keys.data(), values.data());
-        }
-      }
-    }
-  }
-  CHECK(difference.text() == "");
-  CHECK(pages.indices(2).indices.empty());
-  ha::PageStorage<float> unstrided = storage;
-  unstrided.page_stride = 0;
-  MixedTensors tokens(shape, 2, 0, 1);
-  ha::PageStep const change = pages.append(std::vector<std::int32_t>{1, 1});
-  CHECK_THROWS_WITH(ha::append(pages, change, tokens.layers(), ha::per_layer(tokens.layouts), unstrided),
-                    Catch::Contains("page stride"));
+  ha::LayerBytes const token(shape, 2);
+  constexpr std::int64_t length = 1024;
+  std::vector<std::int32_t> const by_layer = channels.page_sizes(16);
+  CHECK(by_layer == std::vector<std::int32_t>{32, 32, 32, 32, 32, 16});
+  std::int64_t const page = 2 * channels.page_stride(16) * 2;  // keys and values, of 2 bytes
+  ha::Compaction const compaction(table, std::vector<std::int32_t>{length});
+  std::int64_t const rows = compaction.bytes_held(token);
+  CHECK(rows == (5 * 4 * 512 * 256 + length * 512) * 2 * 2);
+  auto const held = [&](std::vector<std::int32_t> const& sizes) {
+    ha::PagedHeads pages(
+        table,
+        {.num_sequences = 1, .page_size = 16, .num_pages = 800, .limits = {.max_tokens = 2000}, .page_sizes = sizes});
+    (void)pages.append(std::vector<std::int32_t>{length});
+    ha::PageSizes const of = sizes.empty() ? ha::PageSizes(16) : ha::PageSizes(sizes);
+    CHECK(ha::page_bytes(of, token, 6) == page);
+    CHECK(pages.bytes_held(token) == (800 - pages.pool().free_pages()) * page);
+    CHECK(pages.bytes_held(token) == compaction.pages_total(of) * page);  // windows begin at a page
+    (void)pages.append(std::vector<std::int32_t>{5});
+    // 5 tokens on every window lies in one page more, at most.
+    CHECK(pages.bytes_held(token) == (compaction.pages_total(of) + 21) * page);
+    return compaction.pages_total(of) * page;
+  };
+  CHECK(held(by_layer) == rows);
+  CHECK(held({}) * 1000 / rows == 1833);
 }

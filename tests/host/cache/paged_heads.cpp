@@ -200,6 +200,9 @@ TEST_CASE("what paged caches refuse", "[cache]") {
     return [&table, bad] { ha::PagedHeads(table, bad); };
   };
   check_error<Error>(with([](auto& s) { s.page_size = 0; }), {"page size", "> 0", "0", "PagedHeads"});
+  check_error<Error>(with([](auto& s) { s.page_sizes = {4, 0}; }), {"page size", "> 0", "0", "PagedHeads, layer 1"});
+  check_error<Error>(with([](auto& s) { s.page_sizes = {-2, -2}; }), {"page size", "> 0", "-2", "PagedHeads"});
+  check_error<Error>(with([](auto& s) { s.page_sizes = {4}; }), {"page sizes", "2, one per layer", "1", "PagedHeads"});
   check_error<Error>(with([](auto& s) { s.num_pages = -1; }), {"pages", ">= 0", "-1", "PagePool"});
   check_error<Error>(with([](auto& s) { s.num_sequences = -1; }), {"sequences", ">= 0", "-1", "RollingSlots"});
   check_error<Error>(with([](auto& s) { s.limits.max_tokens = 0; }), {"max_tokens", "> 0", "0", "KV head 3"});
@@ -260,6 +263,21 @@ TEST_CASE("what paged caches refuse", "[cache]") {
     ha::append(cache.pages, step, std::vector{news.layers()[static_cast<std::size_t>(l)]}, layout, cache.storage(), l);
   }
   REQUIRE(cache.difference() == "");
+
+  // Page sizes per layer: pages of one stride, which every layer fits.
+  ha::PagedHeadsShape by_layer = shape;
+  by_layer.page_sizes = {4, 5};
+  ha::PagedHeads two(table, by_layer);
+  ha::PageStep const other = two.append(std::vector<std::int32_t>{1, 1});
+  storage = cache.storage();
+  auto const writes_two = [&] { ha::append(two, other, news.layers(), layout, storage); };
+  check_error<Error>(writes_two, {"page stride", "pages of all layers fit, as they differ", "0", "append"});
+  storage.page_stride = 9;
+  check_error<Error>(writes_two, {"page stride", ">= 10", "9", "append, layer 1"});
+  // Sizes that are all the same are one.
+  by_layer.page_sizes = {4, 4};
+  ha::PagedHeads const alike(table, by_layer);
+  REQUIRE(alike.view().page_sizes.common() == 4);
 
   ha::PagePool pool(2);
   check_error<Error>([&] { pool.release(0); }, {"page", "with an owner", "0", "PagePool::release"});

@@ -6,6 +6,7 @@
 #include <headaware/attention/attend.hpp>
 #include <headaware/attention/policy_mask.hpp>
 #include <headaware/cache/compact.hpp>
+#include <headaware/cache/paged_append.hpp>
 #include <headaware/cache/paged_heads.hpp>
 #include <headaware/cache/rolling.hpp>
 #include <headaware/layout/per_layer.hpp>
@@ -16,6 +17,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -93,3 +95,33 @@ concept TakesTemporary = requires(Layouts layouts) {
 };
 static_assert(!TakesTemporary<std::vector<ha::StridedLayout>>);
 static_assert(TakesTemporary<std::span<ha::StridedLayout const>>);
+
+TEST_CASE("a model of latents alone lives in pages", "[cache]") {
+  ha::LayerShape const latent{
+      .kind = ha::LayerKind::latent, .num_query_heads = 4, .num_kv_heads = 1, .head_dim = 24, .value_dim = 16};
+  for (bool const with_none : {false, true}) {
+    INFO("with layers that have no cache: " << with_none);
+    std::vector<ha::LayerShape> layers{latent, latent};
+    if (with_none) layers[0] = {.kind = ha::LayerKind::none};
+    ha::ModelShape const shape(layers);
+    ha::LayerChannels const channels(shape);
+    ha::PagedHeads pages(ha::PolicyTable(shape), {1, 4, 8, {.max_tokens = 12}, channels.page_sizes(4)});
+    std::vector<float> pool(static_cast<std::size_t>(8 * channels.page_stride(4)), -1);
+    ha::PageStorage<float> const storage{pool.data(), nullptr, 24, 0, channels.page_stride(4), channels.layers()};
+    std::vector<float> output(4 * 16, -1);
+    for (int token = 1; token <= 9; ++token) {
+      std::vector<float> const row(24, static_cast<float>(token));
+      auto const keys = ha::strided_bshd(1, 1, 1, 24);
+      std::vector<ha::LayerKv<float const>> const step(2, {row.data(), nullptr});
+      auto const change = pages.append(std::array{1});
+      ha::append(pages, change, step, ha::KvLayouts{keys, keys}, storage);
+      std::vector<float> const queries(4 * 24);  // zeros: the mean of what is seen
+      std::int32_t const* const lengths = pages.state().lengths().data();
+      ha::attend(ha::AttentionShape::of(shape.layer(1), 1),
+                 ha::AttentionQueries{queries.data(), ha::strided_bhd(1, 4, 24)},
+                 ha::LatentCache{pool.data(), ha::HeadPagesView(pages.view(), 1, lengths, channels.page_stride(4))},
+                 ha::AttentionOutput{output.data(), ha::strided_bhd(1, 4, 16)});
+      for (float const x : output) REQUIRE(std::abs(x - static_cast<float>(token + 1) / 2) < 1e-5F);
+    }
+  }
+}

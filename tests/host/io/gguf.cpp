@@ -102,6 +102,14 @@ TEST_CASE("layers of a GGUF file by its keys", "[io]") {
   CHECK(parse(four_layers("llama").str(2)) == layers_of("FFFF"));
   CHECK(parse(four_layers("of tomorrow")("attention.q_lora_rank", 3)) == layers_of("FFFF"));
   CHECK(parse(four_layers("phi3")("attention.sliding_window", 9)) == layers_of("FFFF"));
+  CHECK(parse(four_layers("of tomorrow")("rope.scaling.attn_factor", 1)("expert_shared_count", 1)(
+            "expert_shared_feed_forward_length", 8)("attn_logit_softcapping", 50)("tensor_data_layout", 1)(
+            "rescale_every_n_layers", 6)("interleave_moe_layer_step", 2)("leading_dense_block_count", 1)) ==
+        layers_of("FFFF"));
+  // Lists may go on with blocks that predict further tokens.
+  CHECK(parse(Header("glm4moe")("block_count", 5)("nextn_predict_layers", 1)("embedding_length", 128)(
+                  "attention.head_count", 8)
+                  .list("attention.head_count_kv", {2, 2, 2, 2, 2})) == layers_of("FFFF"));
   CHECK(parse(four_layers("llama4")("attention.sliding_window", 0)) == layers_of("FFFF"));
   CHECK(parse(four_layers("falcon-h1")("ssm.conv_kernel", 4)) == layers_of("FFFF"));
   CHECK(parse(Header("mamba")("block_count", 2)("attention.head_count", 0)) == layers_of("--"));
@@ -196,6 +204,15 @@ TEST_CASE("a GGUF file that changes the cache in an unknown way is refused by ke
   check_rejected(four_layers("nanbeige")("num_loops", 2), {"nanbeige.num_loops", "several times", "", ""});
   check_rejected(four_layers("odd")("ssm.conv_kernel", 4),
                  {"odd.ssm.conv_kernel", "which layers have no keys and values", "", ""});
+  check_rejected(four_layers("stripedhyena")("hyena.short_conv", 3),
+                 {"stripedhyena.hyena.short_conv", "what it does to the cache", "a value", "offset"});
+  check_rejected(four_layers("gla")("gla.expand", 1), {"gla.gla.expand", "what it does to the cache", "", ""});
+  check_rejected(four_layers("odd")("local_attention", 9), {"odd.local_attention", "what it does", "", ""});
+  check_rejected(four_layers("hrm_text")("hrm.h_cycles", 2), {"hrm_text.hrm.h_cycles", "what it does", "", ""});
+  for (char const* const recurrent : {"gla", "retnet", "stripedhyena", "rwkv8", "gated_deltanet"}) {
+    check_rejected(four_layers(recurrent),
+                   {"general.architecture", "which layers have keys and values", recurrent, "model.gguf"});
+  }
   check_rejected(four_layers("odd")("attention.shared_kv_layers", 2), {"odd.attention.shared_kv_layers", "", "2", ""});
   check_rejected(four_layers("deepseek2")("attention.kv_lora_rank", 32),
                  {"deepseek2.rope.dimension_count", "an integer", "nothing", ""});

@@ -1,4 +1,5 @@
 #include "support/catch.hpp"
+#include "support/config_text.hpp"
 #include "support/errors.hpp"
 #include "support/files.hpp"
 #include "support/layer_letters.hpp"
@@ -20,22 +21,6 @@ namespace ha = headaware;
 using namespace headaware_test;
 
 namespace {
-
-Layers parse(std::string const& text) {
-  auto const shape = ha::parse_model_shape(text, "config.json");
-  return {shape.layers().begin(), shape.layers().end()};
-}
-
-void check_rejected(std::string const& text, ha::ErrorDetail const& parts) {
-  CAPTURE(text);
-  headaware_test::check_error<ha::FormatError>([&] { (void)parse(text); }, parts);
-}
-
-/// A plain model of four layers with one field more.
-std::string with(std::string const& field) {
-  return R"({"num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16, )" + field +
-         "}";
-}
 
 constexpr ha::LayerShape plain(std::int32_t query_heads, std::int32_t kv_heads, std::int64_t head_dim) {
   return {.num_query_heads = query_heads, .num_kv_heads = kv_heads, .head_dim = head_dim, .value_dim = head_dim};

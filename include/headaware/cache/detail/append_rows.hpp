@@ -29,7 +29,6 @@ struct AppendShape {
   LayerHeads heads;              ///< of the cache's layers, where the back end runs
   std::int64_t max_count = 0;    ///< new tokens of a sequence, at most
   bool writes = false;           ///< some head takes tokens
-  std::int64_t page_size = 0;    ///< tokens per page; 0: buffers are not paged
   std::int64_t page_stride = 0;  ///< elements from one page to the next: values may lie between keys
 };
 
@@ -42,6 +41,7 @@ struct CacheBuffers {
   RowChannels channels;
   std::int32_t num_kv_heads = 0;  ///< of the layer; where the host may not know, of the layer that has most
   bool heads_known = true;
+  std::int64_t page_size = 0;  ///< tokens per page; 0: the buffers are not paged
 };
 
 /// The heads that a layout says it has, if they are no more than any layer has.
@@ -101,8 +101,8 @@ void check_append(AppendShape const& shape, std::span<LayerKv<U> const> tokens, 
       auto const page = shape.page_stride * size;
       auto const shift = static_cast<std::int64_t>(cache_values.begin) - static_cast<std::int64_t>(cache_keys.begin);
       std::int64_t const after = (shift % page + page) % page;  // from a page's keys to the next values
-      apart = after >= shape.page_size * cache.channels.head_dim * size &&
-              after + shape.page_size * cache.channels.value_dim * size <= page;
+      apart = after >= cache.page_size * cache.channels.head_dim * size &&
+              after + cache.page_size * cache.channels.value_dim * size <= page;
     }
     require(!some || apart, "cache's buffers", "keys apart from values", "overlapping buffers", where);
     memory.destinations.push_back(cache_values);

@@ -72,13 +72,19 @@ void check_block_table(CacheSizes const& sizes, Destination<T, Form> const& kept
     PagedForm const& form = kept.form;
     std::int64_t const end = kept.num_pages != 0 ? kept.num_pages : std::int64_t{1} << 31;
     std::vector<WrittenPage>& pages = written.pages;
-    pages.reserve(pages.size() + 2 * static_cast<std::size_t>(sizes.pages_total(form.page_size)));
+    std::size_t total = 0;
+    for (std::int32_t layer = 0; layer < sizes.num_layers(); ++layer) {
+      LayerCapacity const& capacity = kept.capacities[static_cast<std::size_t>(layer)];
+      total += static_cast<std::size_t>(sizes.pages_total(layer, form.page_size_of(capacity).value()));
+    }
+    pages.reserve(pages.size() + 2 * total);
+    std::int64_t page_size = 0;  // of the segment's layer
     auto const note = [&](T const* data, std::int64_t channels, WrittenPage page) {
-      std::int64_t const stride = form.page_stride != 0 ? form.page_stride : form.page_size * channels;
+      std::int64_t const stride = form.page_stride != 0 ? form.page_stride : page_size * channels;
       auto const bytes = [](std::int64_t elements) { return static_cast<std::uintptr_t>(elements) * sizeof(T); };
       page.memory.begin =
           reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(page.page) * bytes(stride);
-      page.memory.end = page.memory.begin + bytes(form.page_size * channels);
+      page.memory.end = page.memory.begin + bytes(page_size * channels);
       pages.push_back(page);
     };
     for (std::int64_t s = 0; s < sizes.num_segments(); ++s) {
@@ -86,9 +92,10 @@ void check_block_table(CacheSizes const& sizes, Destination<T, Form> const& kept
       LayerKv<T> const& pool = kept.layers[static_cast<std::size_t>(segment.layer)];
       RowChannels const channels = kept.channels.of(static_cast<std::size_t>(segment.layer));
       if (s == sizes.first_segment(segment.layer)) written.runs.push_back(pages.size());
+      page_size = form.page_size_of(kept.capacities[static_cast<std::size_t>(segment.layer)]).value();
       std::int64_t const row = form.entry(s);
       require(row >= 0, "block table's indptr", ">= 0", row, PlaceOf{where, segment});
-      for (std::int64_t i = 0; i * form.page_size < segment.kept; ++i) {
+      for (std::int64_t i = 0; i * page_size < segment.kept; ++i) {
         std::int64_t const page = form.block_table[row + i];
         if (page < 0 || page >= end) refuse_entry({"a page in [0, ", end, ")"}, page, where, segment, i);
         note(pool.keys, channels.head_dim, {{}, s, i, page});

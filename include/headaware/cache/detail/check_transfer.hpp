@@ -20,11 +20,13 @@ namespace detail {
 
 /// Elements of one tensor of a layer's destination, to its last row's end.
 template <class Form>
-std::int64_t destination_elements(Form const& form, std::int64_t rows, std::int64_t channels) {
+std::int64_t destination_elements(Form const& form, LayerCapacity const& capacity, std::int64_t channels) {
+  std::int64_t const rows = capacity.rows;
   if constexpr (std::is_same_v<Form, PagedForm>) {
     // A joined pool: the last page ends before its stride does.
     if (form.page_stride != 0 && rows > 0) {
-      return (rows / form.page_size - 1) * form.page_stride + form.page_size * channels;
+      std::int64_t const page_size = form.page_size_of(capacity).value();
+      return (rows / page_size - 1) * form.page_stride + page_size * channels;
     }
   }
   return rows * channels;
@@ -98,10 +100,12 @@ void check_transfer(CacheBounds const& bounds, Transfer<T, Source, Form, Rotatio
                                          channels, layer_heads, rows > 0 || paged, memory);
     auto const& to = kept.layers[layer];
     check_pointer(to.keys, some, "destination keys", where, layer);
-    destinations.push_back(interval(to.keys, destination_elements(kept.form, rows, channels.head_dim)));
+    destinations.push_back(
+        interval(to.keys, destination_elements(kept.form, kept.capacities[layer], channels.head_dim)));
     if (channels.value_dim == 0) continue;
     check_pointer(to.values, some, "destination values", where, layer);
-    destinations.push_back(interval(to.values, destination_elements(kept.form, rows, channels.value_dim)));
+    destinations.push_back(
+        interval(to.values, destination_elements(kept.form, kept.capacities[layer], channels.value_dim)));
   }
 }
 

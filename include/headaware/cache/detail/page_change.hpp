@@ -2,10 +2,12 @@
 
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/page_pool.hpp>
+#include <headaware/cache/page_sizes.hpp>
 #include <headaware/cache/paged_head.hpp>
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/head_records.hpp>
+#include <headaware/fixed_divisor.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -17,15 +19,18 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// Rows of the block table for the heads of a cache.
-inline HeadRecords<PagedHead> make_paged_heads(RollingSlots const& slots, std::int64_t page_size) {
+inline HeadRecords<PagedHead> make_paged_heads(RollingSlots const& slots, PageSizes const& page_sizes) {
   HeadRecords<PagedHead> heads(HeadCounts(slots.heads()), {});
   std::int64_t entries = 0;
   for (std::int32_t layer = 0; layer < slots.num_layers(); ++layer) {
+    std::int64_t const page_size = page_sizes.of(layer);
+    FixedDivisor const divisor(static_cast<std::int32_t>(page_size));
     for (std::int32_t kv_head = 0; kv_head < slots.heads().count(layer); ++kv_head) {
       RollingHead const& block = slots.head(layer, kv_head);
       PagedHead& h = heads.at(layer, kv_head);
       h.first_entry = entries;
       h.rule = block.rule;
+      h.page_size = divisor;
       h.sink_pages = static_cast<std::int32_t>(pages_for(h.rule.sink, page_size));
       // A stretch of `ring` tokens that begins anywhere.
       h.ring_pages = block.ring == 0 ? 0 : static_cast<std::int32_t>(pages_for(block.ring - 1, page_size) + 1);

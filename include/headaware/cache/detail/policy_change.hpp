@@ -23,16 +23,17 @@ inline void require_same_heads(LayerHeads const& before, LayerHeads const& now, 
 
 /// Least high-water mark at which the pages that a sequence holds of one head serve another rule; beyond `all_tokens`
 /// if none does.
+/// @param now     of pages of as many tokens
 /// @param window  the first page held of the window of `before`
 /// @param pages   pages of the sequence's tokens
 inline std::int64_t high_water_serving(PagedHead const& before, PagedHead const& now, std::int64_t window,
-                                       std::int64_t pages, std::int64_t page_size, std::int64_t slack) {
+                                       std::int64_t pages, std::int64_t slack) {
   // Held are [0, sinks) and [begin, pages).
   std::int64_t const sinks = std::min<std::int64_t>(pages, before.sink_pages);
   std::int64_t const begin = std::min(pages, window) <= sinks ? 0 : std::min(pages, window);
   if (std::min<std::int64_t>(pages, now.sink_pages) > sinks && begin > 0) return std::int64_t{all_tokens} + 1;
   if (now.ring_pages == 0 || now.sink_pages >= begin) return 0;
-  return now.rule.high_water_holding(begin * page_size, slack);
+  return now.rule.high_water_holding(begin * now.page_size.value(), slack);
 }
 
 }  // namespace detail

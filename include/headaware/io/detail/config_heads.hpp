@@ -4,6 +4,7 @@
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
+#include <headaware/io/detail/config_defaults.hpp>
 #include <headaware/io/detail/config_fields.hpp>
 #include <headaware/io/detail/config_layers.hpp>
 #include <headaware/io/json_tree.hpp>
@@ -19,44 +20,9 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Heads and channels of some model types where fields are absent: not those that others have then.
-/// @par Source  configuration_*.py of Hugging Face transformers
-struct ClassDefaults {
-  std::string_view model_type;
-  std::int32_t num_query_heads, num_kv_heads, head_dim;
-};
-inline constexpr std::array<ClassDefaults, 21> class_defaults{{{"gemma", 16, 16, 256},
-                                                               {"gemma2", 8, 4, 256},
-                                                               {"gemma3", 8, 4, 256},
-                                                               {"gemma3_text", 8, 4, 256},
-                                                               {"gemma3n", 8, 2, 256},
-                                                               {"gemma3n_text", 8, 2, 256},
-                                                               {"gemma4", 8, 4, 256},
-                                                               {"gemma4_text", 8, 4, 256},
-                                                               {"gemma4_unified_text", 8, 4, 256},
-                                                               {"vaultgemma", 8, 4, 256},
-                                                               {"ernie4_5", 16, 2, 128},
-                                                               {"glm", 32, 2, 128},
-                                                               {"glm4", 32, 2, 128},
-                                                               {"gpt_oss", 64, 8, 64},
-                                                               {"llama4_text", 40, 8, 128},
-                                                               {"minimax_m2", 48, 8, 128},
-                                                               {"qwen3", 32, 32, 128},
-                                                               {"qwen3_5_text", 16, 4, 256},
-                                                               {"qwen3_5_moe_text", 16, 2, 256},
-                                                               {"qwen3_next", 16, 2, 256},
-                                                               {"seed_oss", 80, 8, 128}}};
-
-[[nodiscard]] inline ClassDefaults const* class_defaults_of(std::string_view model_type) {
-  for (ClassDefaults const& each : class_defaults) {
-    if (each.model_type == model_type) return &each;
-  }
-  return nullptr;
-}
-
 /// Query heads of every layer. @throws FormatError if they are absent or no positive numbers
 template <class = void>
-[[nodiscard]] PerLayer read_query_heads(ConfigFields& fields, std::int32_t layers) {
+[[nodiscard]] PerLayer read_query_heads(ConfigFields& fields, LayerCount const& layers) {
   if (auto const heads = fields.one_of(query_head_names)) return {heads->value, layers, 1, max_index};
   if (auto const* const defaults = class_defaults_of(fields.model_type())) return PerLayer(defaults->num_query_heads);
   return {fields.json().get(query_head_names.front(), "an integer"), layers, 1, max_index};
@@ -78,27 +44,48 @@ template <class = void>
   return true;
 }
 
+/// @throws FormatError unless `num_key_value_groups` is the number of query heads per KV head of every layer
+template <class = void>
+void check_groups(ConfigFields& fields, LayerCount const& layers, PerLayer const& query, PerLayer const& kv) {
+  auto const groups = fields.said("num_key_value_groups");
+  if (!groups) return;
+  for (std::int32_t i = 0; i < layers.own; ++i) {
+    if (kv(i) != 0 && !is_integer(*groups, query(i) / kv(i))) {
+      groups->fail("num_key_value_groups", {query(i) / kv(i), ", the query heads per KV head of layer ", i});
+    }
+  }
+}
+
 /// KV heads of every layer, 0 where it has none. @param query  query heads
 /// @throws FormatError if a field names none that the query heads share evenly, or fields contradict each other
 template <class = void>
-[[nodiscard]] PerLayer read_kv_heads(ConfigFields& fields, std::int32_t layers, PerLayer const& query) {
+[[nodiscard]] PerLayer read_kv_heads(ConfigFields& fields, LayerCount const& layers, PerLayer const& query) {
   std::optional<ConfigField> heads = fields.one_of(kv_head_names);
   if (heads && heads->name == "multi_query_group_num" && fields.denied("multi_query_attention")) heads.reset();
-  if (auto const attention = fields.said("attn_config"); attention && attention->kind() == JsonKind::object) {
+  bool const dbrx = fields.model_type() == "dbrx";
+  if (dbrx) (void)fields.json().get("attn_config", "an object").object();
+  if (auto const attention = fields.find("attn_config"); attention && attention->kind() == JsonKind::object) {
     JsonObject object = attention->object();  // DBRX, MPT
     auto const nested = object.find("kv_n_heads");
     if (nested && !says_nothing(*nested)) heads = ConfigField{"kv_n_heads", *nested};
+    auto const type = object.find("attn_type");
+    bool const fewer = type && type->kind() == JsonKind::string && type->string() != "multihead_attention";
+    if (!heads && (dbrx || fewer)) {
+      (void)object.get("kv_n_heads", "an integer, as the class of the model type has a default").integer(1, max_index);
+    }
   }
   if (is_multi_query(fields, heads)) return PerLayer(1);
   if (!heads) {
     auto const* const defaults = class_defaults_of(fields.model_type());
     auto const kv = fields.json().find(kv_head_names.front());
     if (defaults != nullptr && !kv) return PerLayer(defaults->num_kv_heads);
+    require_shown(fields, kv_head_names.front());
+    if (fields.said("multi_query_attention")) (void)fields.json().get("multi_query_group_num", "an integer");
     return query;
   }
   bool const list = heads->value.kind() == JsonKind::array || query.list();
   PerLayer kv(heads->value, layers, list ? 0 : 1, list ? max_index : query(0));
-  for (std::int32_t i = 0; i < (list ? layers : 1); ++i) {
+  for (std::int32_t i = 0; i < (list ? layers.own : 1); ++i) {
     if (kv(i) == 0 || query(i) % kv(i) == 0) continue;
     heads->value.fail("uneven groups", {"a divisor of num_attention_heads (", query(i), ")"}, kv(i));
   }
@@ -114,7 +101,8 @@ template <class = void>
     head_dim = given->value.integer(1, most);
   } else if (auto const* const defaults = class_defaults_of(fields.model_type())) {
     head_dim = defaults->head_dim;
-  } else if (auto const hidden = fields.one_of(hidden_size_names); hidden && !query.list()) {
+  } else if (require_shown(fields, head_dim_names.front()); fields.one_of(hidden_size_names) && !query.list()) {
+    auto const hidden = fields.one_of(hidden_size_names);
     std::int32_t const size = hidden->value.integer(1, most);
     if (size % query(0) != 0) {
       hidden->value.fail("uneven heads", {"a multiple of num_attention_heads (", query(0), ")"});
@@ -201,7 +189,9 @@ template <class = void>
 /// @par Source  DeepSeek-V2, arXiv:2405.04434
 template <class = void>
 [[nodiscard]] std::optional<LayerShape> read_latent(ConfigFields& fields) {
+  require_shown(fields, "kv_lora_rank");
   std::int32_t const rank = fields.number("kv_lora_rank");
+  if (rank == 0 && fields.said("use_mla")) (void)fields.json().get("kv_lora_rank", "an integer").integer(1, 1);
   if (rank == 0 || fields.denied("use_mla")) return std::nullopt;
   auto const rope =
       fields.json().get("qk_rope_head_dim", "an integer").integer(0, static_cast<std::int32_t>(max_int32));

@@ -37,7 +37,7 @@ struct LayerWord {
   Sees sees;
 };
 
-inline constexpr std::array<LayerWord, 18> layer_words{{
+inline constexpr std::array<LayerWord, 22> layer_words{{
     {"full_attention", Sees::everything},
     {"global", Sees::everything},
     {"indexed_attention", Sees::everything},
@@ -56,6 +56,10 @@ inline constexpr std::array<LayerWord, 18> layer_words{{
     {"M", Sees::nothing},
     {"E", Sees::nothing},
     {"-", Sees::nothing},
+    {"t", Sees::something},
+    {"m", Sees::nothing},
+    {"m2", Sees::nothing},
+    {"m2d", Sees::nothing},
 }};
 
 [[nodiscard]] inline std::optional<Sees> sees_of(std::string_view word) {
@@ -68,10 +72,10 @@ inline constexpr std::array<LayerWord, 18> layer_words{{
 /// Collects the statements of fields about the layers, one field after the other; they have to agree.
 class SeenByLayer {
  public:
-  /// @param extra  layers beyond the model's own that a list may go on with: those that predict further tokens
-  SeenByLayer(std::int32_t layers, std::int32_t extra) : said_(static_cast<std::size_t>(layers)), extra_(extra) {}
+  explicit SeenByLayer(LayerCount const& layers) : said_(static_cast<std::size_t>(layers.own)), layers_(layers) {}
 
-  [[nodiscard]] std::int32_t num_layers() const { return static_cast<std::int32_t>(said_.size()); }
+  [[nodiscard]] LayerCount const& layers() const { return layers_; }
+  [[nodiscard]] std::int32_t num_layers() const { return layers_.own; }
   [[nodiscard]] Sees operator[](std::int32_t layer) const { return said_[static_cast<std::size_t>(layer)].sees; }
   void set(std::int32_t layer, Sees sees) { said_[static_cast<std::size_t>(layer)].sees = sees; }
   [[nodiscard]] bool none_said() const {
@@ -101,9 +105,7 @@ class SeenByLayer {
 
   /// @throws FormatError unless a list of `size` has an entry per layer
   void require_size(std::string_view field, JsonValue const& place, std::size_t size) const {
-    std::size_t const layers = said_.size();
-    if (size == layers || (extra_ > 0 && size == layers + static_cast<std::size_t>(extra_))) return;
-    place.fail(field, {layers, " entries, one per layer"}, {size, " entries"});
+    if (!layers_.is_listed(size)) place.fail(field, {layers_.own, " entries, one per layer"}, {size, " entries"});
   }
 
  private:
@@ -112,7 +114,7 @@ class SeenByLayer {
     std::string_view field{};
   };
   std::vector<Said> said_;
-  std::int32_t extra_;
+  LayerCount layers_;
 };
 
 /// A field that says what layers see.
@@ -146,6 +148,29 @@ void read_cyclic_words(ConfigField const& field, ConfigFields&, SeenByLayer& see
   }
   seen.say_all(field.name, field.value,
                [&](std::int32_t i) { return words[static_cast<std::size_t>(i) % words.size()]; });
+}
+
+/// Words that so many layers in a row take in turn: [[words, times], ...] (GPT-Neo).
+template <class = void>
+void read_repeated_words(ConfigField const& field, ConfigFields&, SeenByLayer& seen) {
+  std::int32_t layer = 0;
+  for (JsonValue const each : field.value.array()) {
+    JsonArray const run = each.array();
+    if (run.size() != 2) run.fail(field.name, "words, and how often they come");
+    JsonArray const words = (*run.begin()).array();
+    std::int32_t const times = (*++run.begin()).integer(1, max_index);
+    if (words.size() == 0) words.fail(field.name, "words");
+    for (std::int32_t i = 0; i < times; ++i) {
+      for (JsonValue const word : words) {
+        auto const sees = sees_of(word.string());
+        if (!sees || layer == seen.num_layers()) {
+          word.fail(field.name, {"kinds of the ", seen.num_layers(), " layers, known here"});
+        }
+        seen.say(layer++, *sees, field.name, word);
+      }
+    }
+  }
+  seen.require_size(field.name, field.value, static_cast<std::size_t>(layer));
 }
 
 /// A letter per layer (Nemotron-H).
@@ -187,6 +212,13 @@ void read_attending_layers(ConfigField const& field, ConfigFields&, SeenByLayer&
   }
   seen.say_all(field.name, field.value,
                [&](std::int32_t i) { return attends[static_cast<std::size_t>(i)] ? Sees::something : Sees::nothing; });
+}
+
+/// The layers without keys and values, by number; the others are listed as well (StripedHyena).
+template <class = void>
+void read_recurrent_layers(ConfigField const& field, ConfigFields& fields, SeenByLayer& seen) {
+  (void)fields.json().get("attn_layer_idxs", "an array");
+  say_listed(field.name, field.value, 0, Sees::nothing, seen);
 }
 
 /// Numbers of layers of both kinds, from 1 on (Kimi Linear).
@@ -244,16 +276,37 @@ void read_window_pattern(ConfigField const& field, ConfigFields& fields, SeenByL
                [&](std::int32_t i) { return (i + 1) % period == 0 ? Sees::everything : Sees::window; });
 }
 
-inline constexpr std::array<LayerField, 17> layer_fields{{
+/// One layer of every so many sees all, the others a window: the first one (ModernBERT), or the last one (AFMoE).
+template <class = void>
+void read_global_interval(ConfigField const& field, ConfigFields& fields, SeenByLayer& seen) {
+  bool const first = fields.model_type() == "modernbert-decoder";
+  if (!first && fields.model_type() == "afmoe") return read_window_pattern(field, fields, seen);
+  std::int32_t const period = field.value.integer(1, max_index);
+  if (!first && period != 1) {
+    field.value.fail(field.name, {"1: which layer of every so many sees all tokens is not known of the model type ",
+                                  quoted(fields.model_type())});
+  }
+  seen.say_all(field.name, field.value,
+               [&](std::int32_t i) { return i % period == 0 ? Sees::everything : Sees::window; });
+}
+
+inline constexpr std::array<LayerField, 24> layer_fields{{
     {"layer_types", read_layer_words<>},
     {"layers_block_type", read_layer_words<>},
     {"attention_layers", read_layer_words<>},
+    {"attention_types", read_repeated_words<>},
+    {"hybrid_block_layout", read_layer_words<>},
     {"block_types", read_cyclic_words<>},
     {"_block_types", read_cyclic_words<>},
     {"hybrid_override_pattern", read_layer_letters<>},
     {"hybrid_layer_pattern", read_layer_flags<Sees::everything, Sees::window>},
     {"attn_type_list", read_layer_flags<Sees::nothing, Sees::something>},
     {"attn_layer_indices", read_attending_layers<>},
+    {"attn_layer_idxs", read_attending_layers<>},
+    {"hyena_layer_idxs", read_recurrent_layers<>},
+    {"hcl_layer_idxs", read_recurrent_layers<>},
+    {"hcm_layer_idxs", read_recurrent_layers<>},
+    {"hcs_layer_idxs", read_recurrent_layers<>},
     {"full_attn_idxs", read_attending_layers<>},
     {"linear_attn_config", read_linear_attention<>},
     {"full_attention_interval", read_attention_interval<>},
@@ -261,7 +314,7 @@ inline constexpr std::array<LayerField, 17> layer_fields{{
     {"attn_layer_period", read_attention_period<>},
     {"sliding_window_pattern", read_window_pattern<>},
     {"_sliding_window_pattern", read_window_pattern<>},
-    {"global_attn_every_n_layers", read_window_pattern<>},
+    {"global_attn_every_n_layers", read_global_interval<>},
 }};
 
 /// The layers that a list of one entry per layer has, where no field counts them. 0: there is no such list
@@ -275,107 +328,6 @@ template <class = void>
     return static_cast<std::int32_t>(size);
   }
   return 0;
-}
-
-/// Model types whose layers slide by turns although no field says so: the last of so many sees all tokens.
-/// @par Source  configuration_*.py of Hugging Face transformers
-struct SlidingTurns {
-  std::string_view model_type;
-  std::int32_t period;
-};
-inline constexpr std::array<SlidingTurns, 16> sliding_turns{{{"gemma2", 2},
-                                                             {"gemma3", 6},
-                                                             {"gemma3_text", 6},
-                                                             {"gemma3n", 5},
-                                                             {"gemma3n_text", 5},
-                                                             {"gemma4", 6},
-                                                             {"gemma4_text", 6},
-                                                             {"gemma4_unified_text", 6},
-                                                             {"vaultgemma", 2},
-                                                             {"cohere2", 4},
-                                                             {"gpt_oss", 2},
-                                                             {"olmo3", 4},
-                                                             {"exaone4", 4},
-                                                             {"exaone_moe", 4},
-                                                             {"afmoe", 4},
-                                                             {"kolibri1", 5}}};
-
-/// Model types of which every layer that attends slides, where there is a window.
-inline constexpr FieldNames<10> sliding_types{"mistral", "mixtral", "ministral",       "phi3",       "phi3_v",
-                                              "phimoe",  "phi4mm",  "phi4_multimodal", "starcoder2", "recurrent_gemma"};
-
-/// Model types without attention, and those of which only some layers attend: which, is not for the type to say.
-inline constexpr FieldNames<10> attention_free_types{"mamba", "mamba2", "falcon_mamba", "rwkv",  "rwkv5",
-                                                     "rwkv6", "rwkv7",  "rwkv6qwen2",   "xlstm", "mamba_ssm"};
-inline constexpr FieldNames<14> hybrid_types{"bamba",           "jamba",         "granitemoehybrid", "qwen3_next",
-                                             "qwen3_5_text",    "nemotron_h",    "qwen3_5_moe_text", "kimi_linear",
-                                             "recurrent_gemma", "lfm2",          "lfm2_moe",         "minimax",
-                                             "olmo_hybrid",     "bailing_hybrid"};
-
-/// Applies what a model type says by itself. @throws FormatError if no field says which layers of a hybrid model attend
-template <class = void>
-void read_model_type(ConfigFields& fields, SeenByLayer& seen) {
-  if (fields.is_one_of(attention_free_types)) {
-    for (std::int32_t i = 0; i < seen.num_layers(); ++i) seen.set(i, Sees::nothing);
-  } else if (fields.is_one_of(hybrid_types) && seen.none_said()) {
-    fields.json().fail("layers of the model type",
-                       "a field that says which of them have keys and values, such as layer_types",
-                       quoted(fields.model_type()));
-  }
-}
-
-/// Decides for the layers of which fields say that they attend, or nothing at all.
-/// @param window  the field of the window, if there is one that is not switched off
-/// @throws FormatError if the model has a window, and it is not known here which layers
-template <class = void>
-void settle_windows(ConfigFields& fields, std::optional<ConfigField> const& window, SeenByLayer& seen) {
-  auto const settle = [&](auto const& sees_of_layer) {
-    for (std::int32_t i = 0; i < seen.num_layers(); ++i) {
-      if (seen[i] == Sees::unsaid || seen[i] == Sees::something) seen.set(i, sees_of_layer(i));
-    }
-  };
-  bool open = false;
-  for (std::int32_t i = 0; i < seen.num_layers(); ++i) open |= seen[i] == Sees::unsaid || seen[i] == Sees::something;
-  if (!open) return;
-  SlidingTurns const* turns = nullptr;
-  for (SlidingTurns const& each : sliding_turns) {
-    if (each.model_type == fields.model_type() && seen.none_said()) turns = &each;
-  }
-  if (!window) {
-    // Only null says that they do not slide: an absent window is the one of the model's class.
-    if (turns != nullptr) (void)fields.json().get(window_names.front(), "an integer or null");
-    settle([](std::int32_t) { return Sees::everything; });
-    return;
-  }
-  if (window->value.kind() == JsonKind::array) {  // one per layer, null for none
-    JsonArray const list = window->value.array();
-    seen.require_size(window->name, list, list.size());
-    std::int32_t i = 0;
-    for (JsonValue const each : list) {
-      if (i == seen.num_layers()) break;
-      seen.say(i++, says_nothing(each) ? Sees::everything : Sees::window, window->name, each);
-    }
-    return;
-  }
-  if (turns != nullptr) {
-    settle([&](std::int32_t i) { return (i + 1) % turns->period == 0 ? Sees::everything : Sees::window; });
-    // Gemma 4 ends with such a layer whatever its number.
-    if (turns->model_type.starts_with("gemma4")) seen.set(seen.num_layers() - 1, Sees::everything);
-    return;
-  }
-  bool const switched_on = fields.said("use_sliding_window").has_value();
-  std::int32_t first = 0;
-  if (auto const from = fields.find("max_window_layers"); from && (switched_on || fields.model_type() == "dots1")) {
-    first = from->integer(0, static_cast<std::int32_t>(max_int32));
-  }
-  bool const moe = fields.model_type().find("moe") != std::string_view::npos && fields.model_type() != "phimoe";
-  if ((switched_on && !moe) || fields.model_type().empty() || fields.model_type() == "dots1" ||
-      fields.is_one_of(sliding_types)) {
-    settle([&](std::int32_t i) { return i >= first ? Sees::window : Sees::everything; });
-    return;
-  }
-  window->value.fail(window->name, {"none: which layers of the model type ", quoted(fields.model_type()),
-                                    " have a window is not known here"});
 }
 
 /// Reads all fields of `layer_fields`. @throws FormatError as the fields' readers, or if they contradict

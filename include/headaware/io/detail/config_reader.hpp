@@ -7,6 +7,8 @@
 #include <headaware/io/detail/config_fields.hpp>
 #include <headaware/io/detail/config_heads.hpp>
 #include <headaware/io/detail/config_layers.hpp>
+#include <headaware/io/detail/config_unknown.hpp>
+#include <headaware/io/detail/config_windows.hpp>
 #include <headaware/io/detail/fields.hpp>
 #include <headaware/io/json_tree.hpp>
 #include <headaware/model_shape.hpp>
@@ -23,37 +25,38 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Reads the layers of one document.
+/// Reads the layers by the fields of one object.
 class ConfigReader {
  public:
   /// @param needs_channels  false: heads may have 0 channels where no field says how many
-  ConfigReader(JsonTree const& tree, bool needs_channels)
-      : fields_(language_fields(tree.root().object())), needs_channels_(needs_channels) {}
+  ConfigReader(ConfigFields const& fields, bool needs_channels) : fields_(fields), needs_channels_(needs_channels) {}
 
   [[nodiscard]] std::vector<LayerShape> read() {
     refuse_unknown_fields(fields_);
-    SeenByLayer seen(count_layers(), fields_.number("num_nextn_predict_layers"));
+    SeenByLayer seen({count_layers(), fields_.number("num_nextn_predict_layers")});
     read_layer_fields(fields_, seen);
     auto const blocks = fields_.said("block_configs");
     std::optional<PerLayer> query;
     std::optional<PerLayer> kv;
     if (blocks) {
-      query = read_query_heads(fields_, seen.num_layers());
+      query = read_query_heads(fields_, seen.layers());
       kv = read_blocks(*blocks, *query, seen);
     }
     read_model_type(fields_, seen);
+    refuse_unexplained_state(fields_, seen);
     refuse_chunks();
     auto const window = read_window();
+    if (window) check_window_layers(fields_, seen);
     settle_windows(fields_, window, seen);
     std::vector<LayerShape> layers(static_cast<std::size_t>(seen.num_layers()), {.kind = LayerKind::none});
     bool attends = false;
     for (std::int32_t i = 0; i < seen.num_layers(); ++i) attends |= seen[i] != Sees::nothing;
     if (!attends) return layers;
-    if (!query) query = read_query_heads(fields_, seen.num_layers());
+    if (!query) query = read_query_heads(fields_, seen.layers());
     fill(layers, seen, window, *query, kv);
     if (auto const own = fields_.said("per_layer_config")) read_layers_own(own->object(), layers);
     share_last(layers);
-    share_listed(layers);
+    share_listed(layers, seen.layers());
     return layers;
   }
 
@@ -74,6 +77,11 @@ class ConfigReader {
 
   /// The window of the layers that slide; nothing where it is switched off.
   [[nodiscard]] std::optional<ConfigField> read_window() {
+    auto const twice = fields_.said(twice_window_name);
+    if (twice && !is_no_window(*twice) && fields_.model_type() != "modernbert-decoder") {
+      twice->fail(twice_window_name,
+                  {"none: what it does in the model type ", quoted(fields_.model_type()), " is not known here"});
+    }
     bool const qwen = fields_.model_type().starts_with("qwen");  // off unless switched on
     if (fields_.denied("use_sliding_window") || (qwen && !fields_.said("use_sliding_window"))) return std::nullopt;
     auto window = fields_.one_of(window_names);
@@ -83,7 +91,14 @@ class ConfigReader {
       auto const nested = object.find("sliding_window_size");
       if (nested && !says_nothing(*nested) && !is_integer(*nested, -1)) window = {"sliding_window_size", *nested};
     }
-    bool const none = window && every(window->value, says_nothing);
+    if (twice && !is_no_window(*twice)) {
+      std::int32_t const half = twice->integer(2, static_cast<std::int32_t>(max_int32)) / 2;
+      if (window && !is_integer(window->value, half)) {
+        window->value.fail(window->name, {half, ", half of what ", twice_window_name, " says"});
+      }
+      if (!window) window = {twice_window_name, *twice};
+    }
+    bool const none = window && every(window->value, is_no_window);
     return none ? std::nullopt : window;
   }
 
@@ -96,10 +111,12 @@ class ConfigReader {
     auto latent = read_latent(fields_);
     LayerShape plain{.num_query_heads = query(0)};
     if (!latent) {
-      if (!kv) kv = read_kv_heads(fields_, num_layers, query);
+      if (!kv) kv = read_kv_heads(fields_, seen.layers(), query);
+      check_groups(fields_, seen.layers(), query, *kv);
       plain.head_dim = read_head_dim(fields_, query);
       if (plain.head_dim == 0 && needs_channels_)
         (void)fields_.json().get(head_dim_names.front(), "an integer").integer(1, 1);
+      require_shown(fields_, "v_head_dim");
       std::int32_t const value_dim = fields_.number("v_head_dim");
       plain.value_dim = value_dim == 0 ? plain.head_dim : value_dim;
       plain.num_kv_heads = (*kv)(0);
@@ -155,6 +172,7 @@ class ConfigReader {
       JsonValue const value = fields_.json().get(window_names.front(), "an integer");
       return value.integer(1, most);
     }
+    if (window->name == twice_window_name) return window->value.integer(2, most) / 2;
     if (window->value.kind() != JsonKind::array) return window->value.integer(1, most);
     std::int32_t i = 0;
     for (JsonValue const each : window->value.array()) {
@@ -165,6 +183,7 @@ class ConfigReader {
 
   /// `num_kv_shared_layers`: the last layers read the cache of the last layer before them that is of their kind.
   void share_last(std::vector<LayerShape>& layers) {
+    require_shown(fields_, "num_kv_shared_layers");
     auto const field = fields_.said("num_kv_shared_layers");
     if (!field) return;
     if (!fields_.model_type().empty() && !fields_.model_type().starts_with("gemma")) {
@@ -184,10 +203,10 @@ class ConfigReader {
   }
 
   /// `kv_source_layers`: the layer whose cache each layer reads, mostly its own (Mistral Large 4).
-  void share_listed(std::vector<LayerShape>& layers) {
+  void share_listed(std::vector<LayerShape>& layers, LayerCount const& count) {
     auto const field = fields_.said("kv_source_layers");
     if (!field) return;
-    PerLayer const source(*field, static_cast<std::int32_t>(layers.size()), 0, max_index);
+    PerLayer const source(*field, count, 0, max_index);
     for (std::int32_t i = 0; i < static_cast<std::int32_t>(layers.size()); ++i) {
       LayerShape& layer = layers[static_cast<std::size_t>(i)];
       std::int32_t const of = source(i);
@@ -244,13 +263,6 @@ class ConfigReader {
   ConfigFields fields_;
   bool needs_channels_;
 };
-
-template <class = void>
-[[nodiscard]] std::vector<LayerShape> parse_layers(std::string_view text, std::string source_name,
-                                                   bool needs_channels) {
-  JsonTree const tree(text, std::move(source_name), NonFinite::read);
-  return ConfigReader(tree, needs_channels).read();
-}
 
 }  // namespace detail
 HEADAWARE_NAMESPACE_END

@@ -6,6 +6,8 @@
 #include <headaware/error.hpp>
 #include <headaware/io/detail/fields.hpp>
 #include <headaware/io/detail/gguf_metadata.hpp>
+#include <headaware/io/detail/recurrent_names.hpp>
+#include <headaware/io/detail/text.hpp>
 #include <headaware/model_shape.hpp>
 
 #include <algorithm>
@@ -80,6 +82,16 @@ inline constexpr std::array<std::string_view, 29> gguf_attention_keys{"head_coun
                                                                       "temperature_scale",
                                                                       "output_group_count",
                                                                       "output_lora_rank"};
+
+/// Words, each between spaces, in other keys: of layers that attend to less than all tokens, or to what others have,
+/// and of layers without keys and values.
+inline constexpr std::string_view gguf_cache_words =
+    "window sliding kv_ _kv key_value attention attn mixer hyena mamba gla. delta lightning recurr retention rwkv "
+    "hybrid shar memory meta_token sparse cross compress cycle";
+/// Keys with such words that are read, or leave the shape of the cache as it is.
+inline constexpr std::array<std::string_view, 5> gguf_known_keys{"full_attention_interval", "attn_logit_softcapping",
+                                                                 "attn_res.block_size", "expert_shared_count",
+                                                                 "expert_shared_feed_forward_length"};
 
 template <std::size_t n>
 [[nodiscard]] bool contains(std::array<std::string_view, n> const& names, std::string_view name) {
@@ -188,7 +200,13 @@ class GgufReader {
       if (key == "decoder_block_count") refuse(key, "layers that attend to another input are");
       if (key == "attention.causal" && !one) refuse(key, "layers that see later tokens, too, are");
       std::string_view const attention = "attention.";
-      if (!key.starts_with(attention)) continue;
+      if (!key.starts_with(attention)) {
+        bool const cache =
+            any_word(gguf_cache_words, [&](std::string_view word) { return key.find(word) != std::string_view::npos; });
+        if (cache && !key.starts_with("rope.") && !contains(gguf_known_keys, key))
+          refuse(key, "what it does to the cache is");
+        continue;
+      }
       std::string_view const rest = key.substr(attention.size());
       // An index that picks rows of a latent leaves them as they are; what it stores itself is no part of the shape.
       if (rest.starts_with("indexer.") || contains(gguf_attention_keys, rest)) continue;
@@ -226,6 +244,10 @@ class GgufReader {
   }
   /// Keys of layers without attention, of which no key says which they are.
   void refuse_unexplained_state() const {
+    if (is_recurrent(architecture_)) {
+      throw FormatError({"general.architecture", "one of which it is known which layers have keys and values",
+                         detail::quoted(architecture_), metadata_.source()});
+    }
     for (std::string_view const key :
          {"ssm.conv_kernel", "ssm.state_size", "shortconv.l_cache", "kda.head_dim", "wkv.head_size"}) {
       if (find(key) != nullptr) {

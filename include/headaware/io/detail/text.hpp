@@ -31,6 +31,18 @@ template <class = void>
   return result + (text.size() > most ? "..." : "") + quote;
 }
 
+/// Whether `test` holds for one of several words, each between spaces.
+template <class Test>
+[[nodiscard]] constexpr bool any_word(std::string_view words, Test const& test) {
+  for (std::size_t begin = 0; begin < words.size();) {
+    std::size_t const space = words.find(' ', begin);
+    std::size_t const end = space == std::string_view::npos ? words.size() : space;
+    if (test(words.substr(begin, end - begin))) return true;
+    begin = end + 1;
+  }
+  return false;
+}
+
 /// Appends a code point as UTF-8.
 template <class = void>
 void append_utf8(std::string& text, std::uint32_t code) {
