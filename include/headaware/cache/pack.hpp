@@ -6,6 +6,7 @@
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/detail/check_pages.hpp>
 #include <headaware/cache/detail/check_transfer.hpp>
+#include <headaware/cache/detail/encode_rows.hpp>
 #include <headaware/cache/detail/kept_tokens.hpp>
 #include <headaware/cache/detail/move_rows.hpp>
 #include <headaware/cache/layer_kv.hpp>
@@ -28,49 +29,6 @@
 HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
-
-/// A thread's memory for packing rows.
-struct PackBuffers {
-  std::vector<std::int64_t> tokens{};
-  std::vector<float> key{};
-  std::vector<float> value{};
-};
-
-/// Reads one row as floats.
-template <class T, class From>
-void read_row(T const* source, From const& from, std::int64_t token, std::int64_t channels, float* row) {
-  for (std::int64_t c = 0; c < channels; ++c) row[c] = to_float(source[from(token, c)]);
-}
-
-/// Turns a key in single precision to its row's position.
-template <class Rotation>
-void turn_key(Rotation const& rotation, std::int64_t sequence, std::int64_t token, std::int64_t row, float* key) {
-  if constexpr (std::is_same_v<Rotation, KeyRotation>) {
-    std::int64_t const distance = rotation.distance(sequence, token, row);
-    for (std::int32_t i = 0; i < rotation.rotary_dim() / 2; ++i) {
-      RotaryPair const pair = rotary_pair(rotation, i);
-      std::int64_t const by = rotation.distance_of_pair(distance, sequence, token, row, i);
-      RotatedPair<float> const turned = rotate_pair(rotation, by, i, key[pair.a], key[pair.b]);
-      key[pair.a] = turned.a;
-      key[pair.b] = turned.b;
-    }
-  }
-}
-
-/// Writes a row: key, value, and zeros to a whole unit.
-template <class Registry>
-void write_packed(BasicHeadFormats<Registry> const& formats, RowChannels const& channels, float const* key,
-                  float const* value, RowUnit* row, std::int32_t units) {
-  std::uint32_t* words = row->words;
-  std::uint32_t* const end = words + std::int64_t{4} * units;
-  formats.key.visit([&](auto const& format) { encode_row(format, key, channels.head_dim, words); });
-  words += formats.key_words(channels.head_dim);
-  if (channels.value_dim > 0) {
-    formats.value.visit([&](auto const& format) { encode_row(format, value, channels.value_dim, words); });
-    words += formats.value.row_words(channels.value_dim);
-  }
-  std::fill(words, end, 0U);
-}
 
 /// Checks the arguments of packing that need no tensor and no table.
 /// @return the source's part, as a move into plain rows without buffers would have it
@@ -141,25 +99,15 @@ void compress(Compaction<Table> const& compaction, Layers const& layers, Source 
         auto const layer = static_cast<std::size_t>(segment.layer);
         RowChannels const channels = kept.channels.of(layer);
         buffers.tokens.resize(static_cast<std::size_t>(tile.end - tile.begin));
-        buffers.key.resize(static_cast<std::size_t>(channels.head_dim));
-        buffers.value.resize(static_cast<std::size_t>(channels.value_dim));
         detail::stage_tokens(compaction.table(), segment, tile.begin, buffers.tokens);
-        auto const& of_layer = detail::layer_source(source, layer);
-        auto const keys = detail::keys_of(of_layer);
-        auto const values = detail::values_of(of_layer);
-        detail::SegmentTensor<std::remove_const_t<decltype(keys)>> const from_keys{keys, segment.sequence,
-                                                                                   segment.kv_head};
-        detail::SegmentTensor<std::remove_const_t<decltype(values)>> const from_values{values, segment.sequence,
-                                                                                       segment.kv_head};
         auto const rows = kept.form.rows(segment, kept.capacities[layer]);
         PackedSegment<Registry> const& packed = kept.segments[static_cast<std::size_t>(segment.index)];
+        detail::RowEncoder const encoder(detail::layer_source(source, layer), transfer.layers[layer], channels,
+                                         segment.sequence, segment.kv_head, buffers);
         for (std::int64_t row = tile.begin; row < tile.end; ++row) {
           std::int64_t const token = buffers.tokens[static_cast<std::size_t>(row - tile.begin)];
-          detail::read_row(transfer.layers[layer].keys, from_keys, token, channels.head_dim, buffers.key.data());
-          detail::turn_key(rotation, segment.sequence, token, row, buffers.key.data());
-          detail::read_row(transfer.layers[layer].values, from_values, token, channels.value_dim, buffers.value.data());
-          detail::write_packed(packed.formats, channels, buffers.key.data(), buffers.value.data(),
-                               kept.layers[layer] + rows.offset(row, packed.units) + packed.shift, packed.units);
+          encoder.encode(packed, token, kept.layers[layer] + rows.offset(row, packed.units) + packed.shift,
+                         [&](float* key) { detail::turn_key(rotation, segment.sequence, token, row, key); });
         }
       });
 }

@@ -82,31 +82,29 @@ inline RowBlock row_block(GroupedForm const& form, Segment const& segment, Layer
 }
 
 /// Lays rows of different widths out in the order that a form gives them.
-template <class Form, class Registry>
-PackedDestination<Form, Registry> packed_destination(CacheSizes const& sizes, Destination<RowUnit, Form> const& plain,
-                                                     BasicFormatTable<Registry> const& formats, char const* where) {
-  LayerHeads const heads = sizes.heads();
+/// @param blocks_of_layer  (layer) to the rows of its segments, [num_sequences, KV heads of the layer]
+template <class Form, class Registry, class Blocks>
+PackedDestination<Form, Registry> packed_destination(LayerHeads const& heads, Destination<RowUnit, Form> const& plain,
+                                                     BasicFormatTable<Registry> const& formats, char const* where,
+                                                     Blocks const& blocks_of_layer) {
   require(formats.num_layers() == heads.num_layers, "format table's layers", heads.num_layers, formats.num_layers(),
           where);
   PackedDestination<Form, Registry> result{plain.form, plain.channels, plain.capacities, {}, {0}, {0}, {}};
   for (std::int32_t layer = 0; layer < heads.num_layers; ++layer) {
-    require(formats.heads().count(layer) == heads.count(layer), "format table's KV heads", heads.count(layer),
-            formats.heads().count(layer), {where, ", layer ", layer});
-    auto const l = static_cast<std::size_t>(layer);
+    std::int32_t const count = heads.count(layer);
+    require(formats.heads().count(layer) == count, "format table's KV heads", count, formats.heads().count(layer),
+            {where, ", layer ", layer});
     struct Block {
       RowBlock rows;
       std::size_t segment;
     };
     std::vector<Block> blocks;
-    RowChannels const channels = plain.channels.of(l);
-    for (std::int64_t s = sizes.first_segment(layer); s < sizes.first_segment(layer + 1); ++s) {
-      Segment const segment = sizes.segment(s);
-      auto const& head = formats.at(layer, segment.kv_head);
-      std::int64_t const units = head.row_units(channels.head_dim, channels.value_dim);
-      bool const has_place = !Form::needs_group || sizes.has_group(layer, segment.kv_head);
-      RowBlock const rows = has_place ? row_block(plain.form, segment, plain.capacities[l]) : RowBlock{};
+    RowChannels const channels = plain.channels.of(static_cast<std::size_t>(layer));
+    for (RowBlock const& rows : blocks_of_layer(layer)) {
+      auto const& head = formats.at(layer, static_cast<std::int32_t>(static_cast<std::int64_t>(blocks.size()) % count));
       blocks.push_back({rows, result.segments.size()});
-      result.segments.push_back({head, static_cast<std::int32_t>(units), 0});
+      result.segments.push_back(
+          {head, static_cast<std::int32_t>(head.row_units(channels.head_dim, channels.value_dim)), 0});
     }
     std::stable_sort(blocks.begin(), blocks.end(),
                      [](Block const& a, Block const& b) { return a.rows.first < b.rows.first; });
@@ -120,6 +118,22 @@ PackedDestination<Form, Registry> packed_destination(CacheSizes const& sizes, De
     result.first_units.push_back(result.first_units.back() + units);
   }
   return result;
+}
+
+/// The same for forms of compaction.
+template <class Form, class Registry>
+PackedDestination<Form, Registry> packed_destination(CacheSizes const& sizes, Destination<RowUnit, Form> const& plain,
+                                                     BasicFormatTable<Registry> const& formats, char const* where) {
+  return packed_destination(sizes.heads(), plain, formats, where, [&](std::int32_t layer) {
+    std::vector<RowBlock> blocks;
+    for (std::int64_t s = sizes.first_segment(layer); s < sizes.first_segment(layer + 1); ++s) {
+      Segment const segment = sizes.segment(s);
+      bool const has_place = !Form::needs_group || sizes.has_group(layer, segment.kv_head);
+      LayerCapacity const& capacity = plain.capacities[static_cast<std::size_t>(layer)];
+      blocks.push_back(has_place ? row_block(plain.form, segment, capacity) : RowBlock{});
+    }
+    return blocks;
+  });
 }
 
 }  // namespace detail
