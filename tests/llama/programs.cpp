@@ -156,7 +156,7 @@ TEST_CASE("captures of models whose layers differ: the model's statistics, and e
   CHECK(has(heads, "layer 0"));
 }
 
-TEST_CASE("captured arrays of single layers are held to what capture.json says") {
+TEST_CASE("some layers are captured, and a capture of single layers that ended early is made again") {
   TemporaryFolder const folder;
   write_heads_model(folder / "model.gguf");
   ha::write_file(folder / "text.txt", text_of(100));
@@ -169,29 +169,6 @@ TEST_CASE("captured arrays of single layers are held to what capture.json says")
   CHECK(arrays.num_layers == 3);
   CHECK(arrays.each[1].shape.num_kv_heads == 2);
   auto const path = folder / "capture/capture.json";
-  std::string const json = ha::read_text_file(path);
-  auto const refused = [&](std::string const& from, std::string const& to, ha::ErrorDetail const& parts) {
-    INFO(to);
-    std::string changed = json;
-    REQUIRE(changed.find(from) != std::string::npos);
-    ha::write_file(path, changed.replace(changed.find(from), from.size(), to));
-    check_error<ha::FormatError>([&] { (void)capture::load_arrays(folder / "capture"); }, parts);
-  };
-  refused("\"head_dim\": 16", "\"head_dim\": 32",
-          {"captured arrays of a layer", "4 heads", "another shape", "chunk0_layer0_"});
-  refused("\"kind\": \"attention\"", "\"kind\": \"none\"", {"captured layer", "one with keys", "", "/shapes/0"});
-  refused("\"kind\": \"attention\"", "\"kind\": \"other\"", {"unknown kind of layer", "sliding", "", "/shapes/0"});
-  refused("\"num_kv_heads\": 1", "\"num_kv_heads\": 3", {"num_query_heads", "a multiple", "4", "/shapes/0"});
-  refused("\"num_kv_heads\": 1", "\"num_kv_heads\": 0", {"", "an integer in [1,", "0", "/shapes/0"});
-  refused("\"kind\": \"attention\"", "\"kind\": \"sliding\"", {"", "an integer", "", "/shapes/0"});
-  ha::write_file(path, json);
-  std::filesystem::copy(folder / "capture/chunk0_layer0_v.npy", folder / "capture/layer2_sinks.npy");
-  check_error<ha::FormatError>([&] { (void)capture::load_arrays(folder / "capture"); },
-                               {"learned sinks", "float32 [2 query heads]", "another", "layer2_sinks.npy"});
-  std::filesystem::remove(folder / "capture/layer2_sinks.npy");
-  std::filesystem::remove(folder / "capture/chunk0_layer2_v.npy");
-  CHECK_THROWS_AS(capture::load_arrays(folder / "capture"), ha::FileError);
-
   // A capture that ended early is removed with all its arrays.
   std::filesystem::remove(path);
   ha::write_file(folder / "capture" / capture::unfinished_name, "");
@@ -212,7 +189,7 @@ TEST_CASE("generate tells what it holds of what the model's own cache would, and
     INFO(ended.printed);
     if (std::string(kind.name) == "sliding hybrid") {
       CHECK_FALSE(ended.well);
-      CHECK(has(ended, "kind of layer 1: expected attention or none: states of recurrent layers"));
+      CHECK(has(ended, "kind of layer 1: expected attention or none beside recurrent layers"));
       CHECK(has(ended, "got sliding (architecture 'lfm2')"));
       continue;
     }
