@@ -18,6 +18,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -92,6 +93,11 @@ nlohmann::ordered_json description(llama_adapter::Model const& model, llama_adap
       if (shape.window > 0) layer["window"] = shape.window;
     }
   }
+  std::vector<std::int32_t> with_sinks;
+  for (std::size_t i = 0; i < capture.layers().size(); ++i) {
+    if (!capture.each()[i].sinks.empty()) with_sinks.push_back(capture.layers()[i]);
+  }
+  if (!with_sinks.empty()) result["sinks"] = with_sinks;
   result["first_position"] = 0;
   return result;
 }

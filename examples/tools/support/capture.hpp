@@ -4,12 +4,13 @@
 //
 //   NAME_k.npy, NAME_v.npy float16, [layers, num_kv_heads, tokens, head_dim], one pair a sequence
 //   NAME_q.npy             optional: float16, [layers, num_query_heads, tokens, head_dim]
-//   layerL_sinks.npy       where the model's layer L has learned sinks: float32, [num_query_heads]
+//   layerL_sinks.npy       learned sinks of the model's layer L, if `sinks` names it: float32, [num_query_heads]
 //   capture.json           optional; what it leaves out is as said here:
 //     layers               model layers that the arrays hold; all, in order
 //     scale                of q·k; 1 / sqrt(head_dim)
 //     soft_cap             logits become soft_cap · tanh(logit / soft_cap); 0: none
 //     sliding_windows      of each layer in `layers`, keys that a query sees; 0: all before it
+//     sinks                those of `layers` that have learned sinks; none
 //     first_position       of each sequence; 0
 //     model                name, architecture, num_layers; unknown
 //     shapes               of layers that differ in heads or channels, or hold a latent: of each layer in `layers`
@@ -157,9 +158,14 @@ inline Sequence load_layers(std::filesystem::path const& folder, std::string con
 
 /// The learned sinks of every layer that has some.
 inline void load_sinks(std::filesystem::path const& folder, Description& description) {
-  for (std::size_t i = 0; i < description.layers.size(); ++i) {
-    auto const path = folder / ("layer" + std::to_string(description.layers[i]) + "_sinks.npy");
-    if (!std::filesystem::exists(path)) continue;
+  for (std::int32_t const number : description.layers_with_sinks) {
+    auto const path = folder / ("layer" + std::to_string(number) + "_sinks.npy");
+    auto const place = std::find(description.layers.begin(), description.layers.end(), number);
+    if (place == description.layers.end()) {
+      throw ha::FormatError(
+          {"layers with learned sinks", "captured ones", std::to_string(number), (folder / "capture.json").string()});
+    }
+    auto const i = static_cast<std::size_t>(place - description.layers.begin());
     support::NpyArray const array = support::load_npy(path);
     LayerDescription& layer = description.each[i];
     bool const fits =
@@ -247,7 +253,7 @@ inline Arrays load_arrays(std::filesystem::path const& folder) {
                                  .window = window};
       result.each.push_back({layer, result.scale, result.soft_cap});
     }
-    load_sinks(folder, result);
+    if (queries) load_sinks(folder, result);
   }
   return result;
 }

@@ -37,6 +37,7 @@ struct Description {
   float scale = 1;
   float soft_cap = 0;
   std::vector<std::int32_t> sliding_windows;  ///< of each of `layers`
+  std::vector<std::int32_t> layers_with_sinks{};
   std::int32_t first_position = 0;
   std::string model;            ///< name; may be empty
   std::string architecture;     ///< may be empty
@@ -99,6 +100,7 @@ inline void read_description(std::string_view text, std::string const& source, D
   real("scale", result.scale, false);
   real("soft_cap", result.soft_cap, true);
   numbers("sliding_windows", result.sliding_windows);
+  numbers("sinks", result.layers_with_sinks);
   if (auto const position = json.find("first_position")) result.first_position = position->integer(0, most);
   if (auto const value = json.find("model")) {
     JsonObject model = value->object();

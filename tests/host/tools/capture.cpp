@@ -47,7 +47,7 @@ void write_capture(std::filesystem::path const& folder) {
   }
   std::vector<float> const sinks{0.5F, 1, -1, 2};
   support::save_npy(folder / "layer1_sinks.npy", support::NpyArray::of({4}, std::span<float const>(sinks)));
-  ha::write_file(folder / "capture.json", R"({"layers": [1, 4], "model": {"num_layers": 6}, "shapes": [
+  ha::write_file(folder / "capture.json", R"({"layers": [1, 4], "sinks": [1], "model": {"num_layers": 6}, "shapes": [
     {"kind": "sliding", "num_query_heads": 4, "num_kv_heads": 2, "head_dim": 8, "value_dim": 6, "window": 3,
      "scale": 0.25},
     {"kind": "latent", "num_query_heads": 3, "num_kv_heads": 1, "head_dim": 10, "value_dim": 7, "scale": 0.5,
@@ -126,6 +126,7 @@ TEST_CASE("captured layers are what capture.json says", ) {
   refused(R"("scale": 0.25)", R"("scale": 0)", {"scale", "a number > 0", "0", "/shapes/0/scale"});
   refused(R"("layers": [1, 4])", R"("layers": [1])", {"shapes", "as many as layers: 1", "2", "/shapes"});
   refused(R"("num_layers": 6)", R"("num_layers": 4)", {"captured layers", "2 layers of 4", "", "capture.json"});
+  refused(R"("sinks": [1])", R"("sinks": [2])", {"layers with learned sinks", "captured", "2", "capture.json"});
   ha::write_file(path, json);
   save_rows(folder / "chunk1_layer4_k.npy", 1, 4, 10, 0);
   check_error<ha::FormatError>([&] { (void)capture::load_arrays(folder.path()); },
@@ -133,7 +134,9 @@ TEST_CASE("captured layers are what capture.json says", ) {
   std::filesystem::remove(folder / "chunk1_layer4_k.npy");
   CHECK_THROWS_AS(capture::load_arrays(folder.path()), ha::FileError);
   save_rows(folder / "chunk1_layer4_k.npy", 1, 3, 10, 0);
-  save_rows(folder / "layer4_sinks.npy", 1, 1, 3, 0);
+  std::filesystem::remove(folder / "layer1_sinks.npy");
+  CHECK_THROWS_AS(capture::load_arrays(folder.path()), ha::FileError);
+  save_rows(folder / "layer1_sinks.npy", 1, 1, 4, 0);
   check_error<ha::FormatError>([&] { (void)capture::load_arrays(folder.path()); },
-                               {"learned sinks", "float32 [3 query heads]", "another", "layer4_sinks.npy"});
+                               {"learned sinks", "float32 [4 query heads]", "another", "layer1_sinks.npy"});
 }
