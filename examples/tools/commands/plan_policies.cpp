@@ -96,6 +96,12 @@ double uniform_error(ha::KvErrors const& errors, ha::Budget const& budget, Optio
   return ha::evaluate_table(table, errors, options.context, options.plan).predicted_error;
 }
 
+/// Predicted error of a plan as it is written, with what was left of the budget.
+double written_error(ha::PolicyPlan const& plan, ha::KvErrors const& errors, Options const& options) {
+  double const error = ha::evaluate_table(plan.table, errors, options.context, options.plan).predicted_error;
+  return std::min(error, plan.predicted_error);
+}
+
 /// Predicted errors of plans and of uniform windows at a grid of budgets; sizes that are not possible are left out.
 /// @param whole  tokens that a head holds on average where it keeps everything
 void print_comparison(ha::KvErrors const& errors, double whole, Options const& options) {
@@ -106,8 +112,9 @@ void print_comparison(ha::KvErrors const& errors, double whole, Options const& o
     try {
       auto const plan = ha::plan_policies(errors, budget, options.context, options.plan);
       double const uniform = uniform_error(errors, budget, options);
-      std::printf("%15.1f %10.1f%% %14.6g %14.6g %14.3f\n", share * whole, 100 * share, plan.predicted_error, uniform,
-                  uniform > 0 ? plan.predicted_error / uniform : 1.0);
+      double const planned = written_error(plan, errors, options);
+      std::printf("%15.1f %10.1f%% %14.6g %14.6g %14.3f\n", share * whole, 100 * share, planned, uniform,
+                  uniform > 0 ? planned / uniform : 1.0);
     } catch (ha::ArgumentError const&) {
       std::printf("%15.1f %10.1f%%   not possible with this floor and these pages\n", share * whole, 100 * share);
     }
@@ -117,6 +124,7 @@ void print_comparison(ha::KvErrors const& errors, double whole, Options const& o
 /// Uniform windows of a plan's size beside it.
 struct Uniform {
   std::optional<ha::PolicyPlan> plan{};  ///< nothing: none of this size
+  double plan_error = 0;                 ///< `written_error` of the plan
   bool better = false;                   ///< they are predicted to lose less
   bool may_replace = false;              ///< they hold what was asked of the plan, too
 };
@@ -131,9 +139,8 @@ Uniform uniform_beside(ha::PolicyPlan const& plan, ha::KvErrors const& errors, h
   } catch (ha::ArgumentError const&) {
     return uniform;
   }
-  // The plan as it is, what is left of the budget included.
-  double const error = ha::evaluate_table(plan.table, errors, options.context, options.plan).predicted_error;
-  uniform.better = std::min(error, plan.predicted_error) > uniform.plan->predicted_error;
+  uniform.plan_error = written_error(plan, errors, options);
+  uniform.better = uniform.plan_error > uniform.plan->predicted_error;
   // Where layers differ, windows of one size do not give each layer or rank its share.
   uniform.may_replace = errors.layers.num_layers() == 0 || (options.plan.ranks == 1 && !options.plan.layer_shares);
   std::size_t head = 0;
@@ -154,14 +161,14 @@ void print_verdict(ha::PolicyPlan const& plan, Uniform const& uniform, ha::KvErr
       "\nat %.1f tokens per KV head (%.1f%% of the %s) the plan is predicted to lose %.3f of what uniform windows "
       "of that size lose: %.4g against %.4g\n",
       plan.mean_tokens(), 100 * plan.mean_tokens() / whole, errors.layers.num_layers() == 0 ? "context" : "cache",
-      lost > 0 ? plan.predicted_error / lost : 1.0, plan.predicted_error, lost);
+      lost > 0 ? uniform.plan_error / lost : 1.0, uniform.plan_error, lost);
   if (!uniform.better) return;
   std::fprintf(
       stderr,
       "warning: uniform windows of this size, 4 sinks each, have a lower predicted error, %g (the plan: %g): the "
       "statistics' smallest windows are too large for this budget, or --floor, --sinks or --page_size leave too "
       "little choice. %s\n",
-      lost, plan.predicted_error,
+      lost, uniform.plan_error,
       uniform.may_replace ? "plan.json holds the uniform windows instead"
                           : "plan.json holds the plan all the same: the uniform windows do not keep --floor, --ranks "
                             "or --layer_shares");
