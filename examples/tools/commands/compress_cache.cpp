@@ -278,12 +278,11 @@ ha::ModelShape differing_model(ha::ModelShape const& told, capture::Arrays const
   }
   bool used = options.head_dim == 0;
   for (ha::LayerShape& layer : layers) {
-    std::int64_t const channels = options.head_dim > 0 ? options.head_dim : 64;
-    for (std::int64_t* const count : {&layer.head_dim, &layer.value_dim}) {
-      if (!layer.attends() || *count > 0) continue;
-      *count = channels;
+    if (layer.attends() && layer.head_dim == 0) {
+      layer.head_dim = options.head_dim > 0 ? options.head_dim : 64;
       used = true;
     }
+    if (layer.value_dim == 0) layer.value_dim = layer.head_dim;
     if (layer.cache_layer < 0) continue;
     layer.head_dim = layers[static_cast<std::size_t>(layer.cache_layer)].head_dim;
     layer.value_dim = layers[static_cast<std::size_t>(layer.cache_layer)].value_dim;
