@@ -61,14 +61,15 @@ Ended run(std::string const& command, std::filesystem::path const& log) {
 bool has(Ended const& ended, char const* text) { return ended.printed.find(text) != std::string::npos; }
 
 /// Statistics of a source, and its own plan beside them: plan.json.
-ha::RetentionStatistics analyzed(analysis::AttentionSource& source, std::filesystem::path const& folder) {
+ha::RetentionStatistics analyzed(analysis::AttentionSource& source, std::filesystem::path const& folder,
+                                 std::int64_t context = 128) {
   analysis::AnalysisOptions options{.output_dir = folder, .parameters = {}};
-  options.parameters.retention = ha::RetentionGrid::up_to(128);
+  options.parameters.retention = ha::RetentionGrid::up_to(context);
   std::filesystem::create_directory(folder);
   auto const analysis = analysis::analyze(source, options);
   analysis::write_results(analysis, source, folder);
   auto statistics = ha::load_retention_statistics(folder / "retention_statistics.json");
-  ha::save_plan(folder / "plan.json", ha::plan_policies(statistics, ha::Budget::share(0.5), 128));
+  ha::save_plan(folder / "plan.json", ha::plan_policies(statistics, ha::Budget::share(0.5), context));
   return statistics;
 }
 
@@ -212,10 +213,10 @@ TEST_CASE("benchmark runs a plan that it is given") {
   write_sliding_model(model);
   ha::write_file(folder / "text.txt", text_of(600));
   auto const source = llama_adapter::model_source(
-      {.model = model, .text = folder / "text.txt", .cache_dir = {}, .chunk_size = 128, .max_tokens = 256});
-  (void)analyzed(*source, folder / "results");
+      {.model = model, .text = folder / "text.txt", .cache_dir = {}, .chunk_size = 256, .max_tokens = 256});
+  (void)analyzed(*source, folder / "results", 256);
   std::string const command = std::string(HEADAWARE_BENCHMARK_PROGRAM) + " --model " + quoted(model) + " --text " +
-                              quoted(folder / "text.txt") + " --context 128 --passages 2 --copies 0 --masked" +
+                              quoted(folder / "text.txt") + " --context 256 --passages 2 --copies 0 --masked" +
                               " --plan " + quoted(folder / "results/plan.json");
   auto const ended = run(command + " --output_dir " + quoted(folder / "all"), folder / "log");
   INFO(ended.printed);
