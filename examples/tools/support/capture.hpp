@@ -184,7 +184,8 @@ inline bool has_layers_of_their_own(std::filesystem::path const& folder) {
   auto const path = folder / "capture.json";
   if (!std::filesystem::exists(path)) return false;
   try {
-    ha::JsonTree const tree(ha::read_text_file(path), path.string());
+    std::string const text = ha::read_text_file(path);
+    ha::JsonTree const tree(text, path.string());
     return tree.root().object().find("shapes").has_value();
   } catch (ha::FormatError const&) {
     return false;  // what is wrong with it is said where it is read
