@@ -14,7 +14,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -186,10 +185,6 @@ class JsonTree {
   template <class = void>
   explicit JsonTree(std::string_view text, std::string source, NonFinite non_finite = NonFinite::refuse)
       : document_(text, std::move(source), non_finite) {}
-  /// A text that would be gone: name it first.
-  template <class Text>
-    requires std::is_same_v<Text, std::string>
-  explicit JsonTree(Text&&, std::string, NonFinite = NonFinite::refuse) = delete;
 
   [[nodiscard]] JsonValue root() const { return {document_, 0}; }
 
