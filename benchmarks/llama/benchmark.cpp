@@ -176,7 +176,7 @@ void run(Options options) {
   if (!options.methods.empty()) {
     options.compared.methods = options.methods;
   } else if (!options.compared.plans.empty()) {
-    options.compared.methods.push_back("planned");
+    options.compared.methods.emplace_back("planned");
   }
   // Before anything that takes long.
   options.compared.budgets = mean_budgets(options, model.shape());
