@@ -50,6 +50,7 @@ struct Options {
   support::ModelOptions run;
   std::filesystem::path text = HEADAWARE_EXAMPLE_DATA "/text/alice.txt";
   std::filesystem::path output_dir = "results/benchmark";
+  std::vector<std::string> methods;  ///< as asked for
   llama_adapter::MethodOptions compared;
   std::vector<std::string> budgets;
   std::vector<std::int64_t> starts;
@@ -93,9 +94,9 @@ struct Options {
     auto const& known = llama_adapter::benchmark_methods;
     std::string names;
     for (char const* const name : known) names += std::string(names.empty() ? "" : ",") + name;
-    app.add_option("--method", compared.methods, "any of " + names)
+    app.add_option("--method", methods,
+                   "any of " + names + "; default: full,streaming_llm, and planned where there is a --plan")
         ->delimiter(',')
-        ->capture_default_str()
         ->check(CLI::IsMember(std::vector<std::string>(known.begin(), known.end())));
     support::add_policies(app, compared.plans, "plan.json of planned, or several")->delimiter(',');
     support::add_policies(app, compared.classifications,
@@ -172,6 +173,11 @@ void run_all(llama_adapter::Model const& model, Options const& options, std::vec
 void run(Options options) {
   std::int64_t const context = options.compared.context;
   llama_adapter::Model const model(options.run.to_run(llama_adapter::exact_copy));
+  if (!options.methods.empty()) {
+    options.compared.methods = options.methods;
+  } else if (!options.compared.plans.empty()) {
+    options.compared.methods.emplace_back("planned");
+  }
   // Before anything that takes long.
   options.compared.budgets = mean_budgets(options, model.shape());
   auto runs = benchmark_runs(options.compared, model.shape());

@@ -99,6 +99,9 @@ std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::Model
   std::int64_t const context = options.context;
   MethodRuns runs(options, model);
 
+  ha::require(options.plans.empty() || has(options, "planned"), "--plan",
+              "--method planned too, or no --method, which runs it beside full and streaming_llm",
+              "other methods alone", "--method");
   std::vector<std::pair<std::int64_t, ha::PolicyTable>> plans;
   if (has(options, "planned")) {
     require_file(options.plans.empty() ? std::filesystem::path() : options.plans.front(), "planned", "--plan");

@@ -17,9 +17,8 @@
 namespace llama_adapter {
 
 /// @brief The methods' tables. Beside head_aware there is streaming_llm at its size.
-/// @throws ArgumentError where an option is missing, does not fit another or is of a model of another shape;
-/// FormatError
-///         and FileError as the files' loaders
+/// @throws ArgumentError where an option is missing, of no method, does not fit another or is of a model of another
+///         shape; FormatError and FileError as the files' loaders
 [[nodiscard]] std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options,
                                                        headaware::ModelShape const& model);
 

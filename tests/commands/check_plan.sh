@@ -50,7 +50,11 @@ rm "$folder/text/sensitivities.json"
 expect 0 "12288 tokens: layers 1 3" --budget 25% --context 2048 --skip_layers 3,1 --output_dir "$folder/skipping"
 grep -q '"skip_layers"' "$folder/skipping/plan.json"
 
-expect 0 "have a lower predicted error" --budget 8 --output_dir "$folder/tight"
+# Where uniform windows are predicted to lose less they are written, unless they do not keep what was asked for.
+expect 0 "plan.json holds the uniform windows instead" --budget 8 --output_dir "$folder/tight"
+grep -q "have a lower predicted error" "$folder/log" || fail "no word on why"
+grep -q "^policies:  sink_window 12$" "$folder/log" || fail "other policies: $(cat "$folder/log")"
+[[ $(grep -c '"policy": "sink_window"' "$folder/tight/plan.json") == 12 ]] || fail "not the uniform windows in plan.json"
 expect 0 "wrote plan.json" --budget 400KB --head_dim 64 --output_dir "$folder/kilobytes"
 expect 1 "25% (of the context)" --budget much
 expect 1 "25% (of the context)" --budget 1e300

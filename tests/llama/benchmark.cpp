@@ -189,6 +189,9 @@ TEST_CASE("methods are compared at the sizes of the plans or the classes where n
   options.budgets = {32, 32};
   options.skip_layers = {1};
   options.methods = {"window_only", "streaming_llm"};
+  check_error<ha::ArgumentError>([&] { (void)benchmark_runs(options, small); },
+                                 {"--plan", "--method planned too", "other methods alone", "--method"});
+  options.plans.clear();
   runs = benchmark_runs(options, small);
   REQUIRE(runs.size() == 2);
   CHECK(held(runs[0].table, 256) == 3 * 32 + 3 * 256);

@@ -26,7 +26,7 @@ class CapturedSource : public AttentionSource {
       : folder_(std::move(folder)), arrays_(capture::load_arrays(folder_)) {
     bool const complete =
         !arrays_.sequences.empty() && std::all_of(arrays_.sequences.begin(), arrays_.sequences.end(),
-                                                  [](capture::Sequence const& s) { return s.queries.has_value(); });
+                                                  [](capture::Sequence const& s) { return s.has_queries(); });
     if (!complete) {
       throw headaware::FormatError({"captured arrays", "NAME_q.npy, NAME_k.npy and NAME_v.npy of each sequence",
                                     arrays_.sequences.empty() ? "none" : "some without queries", folder_.string()});
@@ -41,11 +41,21 @@ class CapturedSource : public AttentionSource {
       left -= length;
     }
     support::ContentHash print;
+    auto const add = [&](support::NpyArray const& array) {
+      print.add({reinterpret_cast<char const*>(array.bytes.data()), array.bytes.size()});
+    };
     for (capture::Sequence const& sequence : arrays_.sequences) {
-      for (support::NpyArray const* array : {&*sequence.queries, &sequence.keys, &sequence.values}) {
-        auto const data = array->as<std::uint16_t>();
-        print.add({reinterpret_cast<char const*>(data.data()), data.size_bytes()});
+      if (sequence.layers.empty()) {
+        for (support::NpyArray const* array : {&*sequence.queries, &sequence.keys, &sequence.values}) add(*array);
       }
+      for (capture::LayerArrays const& layer : sequence.layers) {
+        add(*layer.queries);
+        add(layer.keys);
+        if (layer.values) add(*layer.values);
+      }
+    }
+    for (capture::LayerDescription const& layer : arrays_.each) {
+      print.add({reinterpret_cast<char const*>(layer.sinks.data()), layer.sinks.size() * sizeof(float)});
     }
     description_ = "arrays " + print.text() + " of " + std::filesystem::absolute(folder_).lexically_normal().string() +
                    ", pieces of " + std::to_string(chunk_size) + " tokens, at most " + std::to_string(max_tokens);
@@ -57,17 +67,8 @@ class CapturedSource : public AttentionSource {
   }
   [[nodiscard]] std::string description() const override { return description_; }
   [[nodiscard]] headaware::ModelShape model() const override {
-    headaware::ModelConfig const each = config();
     std::vector<headaware::LayerShape> layers;
-    for (std::int32_t layer = 0; layer < each.num_hidden_layers; ++layer) {
-      std::int32_t const window = arrays_.sliding_windows[static_cast<std::size_t>(layer)];
-      layers.push_back({.kind = window > 0 ? headaware::LayerKind::sliding : headaware::LayerKind::attention,
-                        .num_query_heads = each.num_attention_heads,
-                        .num_kv_heads = each.num_key_value_heads,
-                        .head_dim = each.head_dim,
-                        .value_dim = each.head_dim,
-                        .window = window});
-    }
+    for (capture::LayerDescription const& layer : arrays_.each) layers.push_back(layer.shape);
     return headaware::ModelShape(std::move(layers));
   }
   [[nodiscard]] std::vector<std::int32_t> layers() const override { return arrays_.layers; }
@@ -80,41 +81,35 @@ class CapturedSource : public AttentionSource {
   void run(std::size_t text, Handler const& handler) override {
     Piece const& piece = pieces_.at(text);
     capture::Sequence const& sequence = arrays_.sequences[piece.sequence];
-    headaware::ModelConfig const model_config = config();
-    for (std::int32_t layer = 0; layer < model_config.num_hidden_layers; ++layer) {
-      // The layers of an array lie as a batch.
-      auto const layout = [&](std::int64_t heads) {
-        return headaware::strided_bhsd(model_config.num_hidden_layers, heads, sequence.length(), model_config.head_dim);
+    for (std::size_t layer = 0; layer < arrays_.each.size(); ++layer) {
+      capture::LayerDescription const& each = arrays_.each[layer];
+      headaware::LayerShape const& shape = each.shape;
+      auto const rows = sequence.rows<headaware::float16>(layer);
+      auto const layout = [&](std::int64_t heads, std::int64_t channels) {
+        return headaware::strided_bhsd(1, heads, sequence.length(), channels);
       };
       Qkv<headaware::float16> qkv;
-      qkv.queries = sequence.queries->as<headaware::float16>().data();
-      qkv.keys = sequence.keys.as<headaware::float16>().data();
-      qkv.values = sequence.values.as<headaware::float16>().data();
-      qkv.query_layout = layout(model_config.num_attention_heads);
-      qkv.key_layout = layout(model_config.num_key_value_heads);
-      qkv.value_layout = qkv.key_layout;
-      qkv.num_query_heads = model_config.num_attention_heads;
-      qkv.num_kv_heads = model_config.num_key_value_heads;
+      qkv.queries = rows.queries;
+      qkv.keys = rows.keys;
+      qkv.values = rows.values;
+      qkv.query_layout = layout(shape.num_query_heads, shape.head_dim);
+      qkv.key_layout = layout(shape.num_kv_heads, shape.head_dim);
+      bool const latent = shape.kind == headaware::LayerKind::latent;
+      qkv.value_layout = latent ? qkv.key_layout : layout(shape.num_kv_heads, shape.value_dim);
+      qkv.num_query_heads = shape.num_query_heads;
+      qkv.num_kv_heads = shape.num_kv_heads;
       qkv.tokens = piece.tokens;
-      qkv.head_dim = model_config.head_dim;
-      qkv.sequence = layer;
+      qkv.head_dim = shape.head_dim;
+      qkv.value_dim = shape.value_dim;
       qkv.first_token = piece.first;
-      headaware::AttentionScore const score{.scale = arrays_.scale,
-                                            .soft_cap = arrays_.soft_cap,
-                                            .sliding_window = arrays_.sliding_windows[static_cast<std::size_t>(layer)]};
-      handler({layer, qkv, score});
+      qkv.sinks = each.sinks.empty() ? nullptr : each.sinks.data();
+      headaware::AttentionScore const score{
+          .scale = each.scale, .soft_cap = each.soft_cap, .sliding_window = static_cast<std::int32_t>(shape.window)};
+      handler({static_cast<std::int32_t>(layer), qkv, score});
     }
   }
 
  private:
-  /// Heads and channels of every layer.
-  [[nodiscard]] headaware::ModelConfig config() const {
-    capture::Sequence const& first = arrays_.sequences.front();
-    auto const size = [](std::int64_t n) { return static_cast<std::int32_t>(n); };
-    return {size(first.keys.shape[0]), size(first.queries->shape[1]), size(first.keys.shape[1]),
-            size(first.keys.shape[3])};
-  }
-
   /// Part of a sequence that is one text.
   struct Piece {
     std::size_t sequence;

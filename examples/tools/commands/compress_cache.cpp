@@ -1,12 +1,13 @@
 // From classified heads to a smaller cache: table of policies → compression into every form → check of every row.
 
 #include "tools/analysis/about.hpp"
+#include "tools/analysis/attention_source.hpp"
+#include "tools/support/cache_batch.hpp"
 #include "tools/support/capture.hpp"
 #include "tools/support/command.hpp"
 #include "tools/support/memory.hpp"
 #include "tools/support/options.hpp"
 #include "tools/support/plan_file.hpp"
-#include "tools/support/told_model.hpp"
 
 #include <headaware/compressor.hpp>
 #include <headaware/error.hpp>
@@ -63,95 +64,30 @@ struct Options {
   }
 };
 
-/// A batch in one tensor a layer, [sequences, num_kv_heads, longest, head_dim].
-struct Batch {
-  std::vector<std::int32_t> lengths;
-  std::vector<std::uint16_t> keys;
-  std::vector<std::uint16_t> values;
-  std::int64_t num_layers = 0;
-  std::int64_t num_kv_heads = 0;
-  std::int64_t longest = 0;
-  std::int64_t head_dim = 0;
-
-  [[nodiscard]] ha::StridedLayout layout() const {
-    return ha::strided_bhsd(static_cast<std::int64_t>(lengths.size()), num_kv_heads, longest, head_dim);
-  }
-  [[nodiscard]] std::vector<ha::LayerKv<std::uint16_t>> layers() {
-    std::vector<ha::LayerKv<std::uint16_t>> result;
-    for (std::int64_t layer = 0; layer < num_layers; ++layer) {
-      result.push_back(
-          {keys.data() + layer * layout().required_span_size(), values.data() + layer * layout().required_span_size()});
-    }
-    return result;
-  }
-};
-
-Batch make_batch(std::vector<std::int32_t> lengths, std::int64_t num_layers, std::int64_t num_kv_heads,
-                 std::int64_t head_dim) {
-  Batch batch{.lengths = std::move(lengths),
-              .keys = {},
-              .values = {},
-              .num_layers = num_layers,
-              .num_kv_heads = num_kv_heads,
-              .longest = 0,
-              .head_dim = head_dim};
-  batch.longest = *std::max_element(batch.lengths.begin(), batch.lengths.end());
-  batch.keys.resize(static_cast<std::size_t>(num_layers * batch.layout().required_span_size()));
-  batch.values.resize(batch.keys.size());
-  return batch;
-}
-
-/// The captured sequences as one batch.
-Batch captured_batch(capture::Arrays const& capture) {
-  std::vector<std::int32_t> lengths;
-  for (auto const& sequence : capture.sequences) lengths.push_back(static_cast<std::int32_t>(sequence.length()));
-  auto const& shape = capture.sequences.front().keys.shape;
-  Batch batch = make_batch(lengths, shape[0], shape[1], shape[3]);
-  for (std::size_t b = 0; b < capture.sequences.size(); ++b) {
-    auto const& sequence = capture.sequences[b];
-    auto const from = ha::strided_bhsd(batch.num_layers, batch.num_kv_heads, sequence.length(), batch.head_dim);
-    for (std::int64_t layer = 0; layer < batch.num_layers; ++layer) {
-      for (std::int64_t head = 0; head < batch.num_kv_heads; ++head) {
-        std::int64_t const target = layer * batch.layout().required_span_size() +
-                                    batch.layout().offset(static_cast<std::int64_t>(b), head, 0, 0);
-        auto const elements = sequence.length() * batch.head_dim;
-        std::copy_n(sequence.keys.as<std::uint16_t>().data() + from.offset(layer, head, 0, 0), elements,
-                    batch.keys.data() + target);
-        std::copy_n(sequence.values.as<std::uint16_t>().data() + from.offset(layer, head, 0, 0), elements,
-                    batch.values.data() + target);
-      }
-    }
-  }
-  return batch;
-}
-
-/// A cache of the model's shape whose every element tells its place, where no arrays were captured.
-Batch numbered_batch(std::int32_t num_layers, std::int32_t num_kv_heads, std::int32_t tokens, std::int32_t head_dim) {
-  Batch batch = make_batch({tokens}, num_layers, num_kv_heads, head_dim);
-  for (std::size_t i = 0; i < batch.keys.size(); ++i) {
-    batch.keys[i] = static_cast<std::uint16_t>(i * 2654435761U >> 7);
-    batch.values[i] = static_cast<std::uint16_t>(i * 2246822519U >> 5);
-  }
-  return batch;
-}
-
 using Plan = ha::Compaction<>;
-using RowOf = std::function<std::uint16_t const*(ha::Segment const&, std::int64_t slot)>;
+using Batch = support::CacheBatch;
+using Kv = ha::LayerKv<std::uint16_t>;
+using KeyOrValue = std::uint16_t* Kv::*;
+using RowOf = std::function<std::uint16_t const*(ha::Segment const&, KeyOrValue, std::int64_t slot)>;
 
-/// Compares every kept row with its source, token by token as the policies say. Returns the rows compared.
-std::int64_t verify(Plan const& plan, Batch const& batch, std::vector<std::uint16_t> const& source, RowOf const& row) {
-  auto const layout = batch.layout();
+/// Compares every kept row of keys or values with its source, token by token as the policies say. Returns the rows
+/// compared: of values none where layers hold latents.
+std::int64_t verify(Plan const& plan, Batch const& batch, KeyOrValue which, RowOf const& row) {
+  bool const keys = which == &Kv::keys;
   std::int64_t rows = 0;
   for (std::int64_t s = 0; s < plan.num_segments(); ++s) {
     ha::Segment segment = plan.segment(s);
     ha::place_in_group(plan.table(), segment);
+    ha::RowChannels const& of_layer = batch.channels().of(static_cast<std::size_t>(segment.layer));
+    std::int64_t const channels = keys ? of_layer.head_dim : of_layer.value_dim;
+    if (channels == 0) continue;
     plan.table().visit(segment.layer, segment.kv_head, [&](auto const& policy) {
       std::int64_t slot = 0;
       for (std::int64_t token = 0; token < segment.length; ++token) {
         if (!policy.keeps(token, segment.length)) continue;
-        auto const* const expected = source.data() + segment.layer * layout.required_span_size() +
-                                     layout.offset(segment.sequence, segment.kv_head, token, 0);
-        if (!std::equal(expected, expected + batch.head_dim, row(segment, slot))) {
+        auto const* const expected = keys ? batch.key(segment.layer, segment.sequence, segment.kv_head, token)
+                                          : batch.value(segment.layer, segment.sequence, segment.kv_head, token);
+        if (!std::equal(expected, expected + channels, row(segment, which, slot))) {
           throw ha::Error({"kept row", "the source's bytes", "others",
                            "layer " + std::to_string(segment.layer) + ", KV head " + std::to_string(segment.kv_head) +
                                ", token " + std::to_string(token)});
@@ -167,16 +103,20 @@ std::int64_t verify(Plan const& plan, Batch const& batch, std::vector<std::uint1
   return rows;
 }
 
-void report(char const* form, double seconds, std::int64_t rows_stored, Plan const& plan, Batch const& batch,
-            std::int64_t rows_verified) {
-  double const row_bytes = 2.0 * static_cast<double>(batch.head_dim) * sizeof(std::uint16_t);
+/// Checks keys and values, and says what the form took. @param stored  bytes of its buffers
+void check(char const* form, double seconds, std::int64_t stored, Plan const& plan, Batch const& batch,
+           RowOf const& row) {
+  std::int64_t const keys = verify(plan, batch, &Kv::keys, row);
+  std::int64_t const values = verify(plan, batch, &Kv::values, row);
   std::printf("  %-13s %9.2f MiB in %8.2f ms, %lld rows checked against their source\n", form,
-              static_cast<double>(rows_stored) * row_bytes / 1048576, seconds * 1e3,
-              static_cast<long long>(2 * rows_verified));
-  if (rows_verified != plan.kept_total()) {
-    throw ha::Error({"rows checked", std::to_string(plan.kept_total()), std::to_string(rows_verified), form});
+              static_cast<double>(stored) / 1048576, seconds * 1e3, static_cast<long long>(keys + values));
+  if (keys != plan.kept_total()) {
+    throw ha::Error({"rows checked", std::to_string(plan.kept_total()), std::to_string(keys), form});
   }
 }
+
+/// Bytes of one token of every layer.
+ha::LayerBytes token_bytes(Batch const& batch) { return {batch.shape(), sizeof(std::uint16_t)}; }
 
 /// Seconds of the fastest of three rounds: the first also starts the threads and touches the pages.
 template <class Work>
@@ -191,57 +131,67 @@ double best_of_three(Work const& work) {
   return best;
 }
 
-/// Compresses into `rows` rows of one buffer of keys and one of values, and checks both.
+/// Compresses into one buffer of keys and one of values, and checks both.
+/// @param stored  bytes that the form's rows take
 template <class MakeDestination>
-void run_form(char const* form, Plan const& plan, Batch& batch, std::int64_t rows, MakeDestination const& make) {
-  std::vector<std::uint16_t> keys(static_cast<std::size_t>(rows * batch.head_dim));
-  std::vector<std::uint16_t> values(keys.size());
+void run_form(char const* form, Plan const& plan, Batch& batch, ha::RowChannels const& elements, std::int64_t stored,
+              MakeDestination const& make) {
+  std::vector<std::uint16_t> keys(static_cast<std::size_t>(elements.head_dim));
+  std::vector<std::uint16_t> values(static_cast<std::size_t>(elements.value_dim));
   auto const kept = make(keys.data(), values.data());
   auto const layers = batch.layers();
-  double const seconds = best_of_three([&] { ha::compress(plan, layers, batch.layout(), kept); });
-  auto const row = [&](auto ha::LayerKv<std::uint16_t>::*tensor) {
-    return [&, tensor](ha::Segment const& segment, std::int64_t slot) -> std::uint16_t const* {
-      auto const layer = static_cast<std::size_t>(segment.layer);
-      return kept.layers[layer].*tensor + kept.form.rows(segment, kept.capacities[layer]).offset(slot, batch.head_dim);
-    };
-  };
-  std::int64_t const checked = verify(plan, batch, batch.keys, row(&ha::LayerKv<std::uint16_t>::keys));
-  verify(plan, batch, batch.values, row(&ha::LayerKv<std::uint16_t>::values));
-  report(form, seconds, rows, plan, batch, checked);
+  double const seconds = best_of_three([&] { ha::compress(plan, layers, ha::per_layer(batch.layouts()), kept); });
+  check(form, seconds, stored, plan, batch, [&](ha::Segment const& segment, KeyOrValue which, std::int64_t slot) {
+    auto const layer = static_cast<std::size_t>(segment.layer);
+    ha::RowChannels const& channels = kept.channels.of(layer);
+    return kept.layers[layer].*which + kept.form.rows(segment, kept.capacities[layer])
+                                           .offset(slot, which == &Kv::keys ? channels.head_dim : channels.value_dim);
+  });
 }
 
 void compress_every_form(Plan const& plan, Batch& batch) {
-  std::int64_t const dim = batch.head_dim;
-  run_form("ragged", plan, batch, plan.kept_total(), [&](auto* k, auto* v) { return ha::ragged(plan, k, v, dim); });
-  run_form("padded left", plan, batch, ha::padded_rows(plan),
-           [&](auto* k, auto* v) { return ha::padded(plan, k, v, dim, ha::Alignment::left); });
-  run_form("padded right", plan, batch, ha::padded_rows(plan),
-           [&](auto* k, auto* v) { return ha::padded(plan, k, v, dim, ha::Alignment::right); });
-  run_form("grouped", plan, batch, ha::grouped_rows(plan),
-           [&](auto* k, auto* v) { return ha::grouped(plan, k, v, dim); });
+  ha::LayerChannels const& channels = batch.channels();
+  ha::LayerBytes const token = token_bytes(batch);
+  // @param rows  (layer) to the rows of all heads and sequences
+  auto const run = [&](char const* form, auto const& rows, auto const& make) {
+    auto const elements = ha::buffer_elements(channels, plan.num_layers(), rows);
+    auto const bytes = (elements.head_dim + elements.value_dim) * std::int64_t{sizeof(std::uint16_t)};
+    run_form(form, plan, batch, elements, bytes, make);
+  };
+  run(
+      "ragged", [&](auto layer) { return plan.kept_total(layer); },
+      [&](auto* k, auto* v) { return ha::ragged(plan, k, v, channels); });
+  auto const padded_rows = [&](auto layer) { return plan.layer_segments(layer) * plan.max_kept(layer); };
+  run("padded left", padded_rows,
+      [&](auto* k, auto* v) { return ha::padded(plan, k, v, channels, ha::Alignment::left); });
+  run("padded right", padded_rows,
+      [&](auto* k, auto* v) { return ha::padded(plan, k, v, channels, ha::Alignment::right); });
+  run(
+      "grouped", [&](auto layer) { return plan.grouped_capacity(layer).rows; },
+      [&](auto* k, auto* v) { return ha::grouped(plan, k, v, channels); });
 
   constexpr std::int32_t page_size = 16;
   ha::PageIndices const pages = ha::consecutive_pages(plan, page_size);
-  ha::PagedForm const form{.block_table = pages.indices.data(), .indptr = pages.indptr.data(), .page_size = page_size};
-  run_form("paged", plan, batch, plan.pages_total(page_size) * page_size, [&](auto* k, auto* v) {
-    // All layers share one pool.
-    std::vector<ha::LayerKv<std::uint16_t>> const pool(static_cast<std::size_t>(batch.num_layers), {k, v});
-    return ha::paged(plan, pool, form, dim, plan.pages_total(page_size));
+  // All layers share one pool, whose pages have room for the widest rows.
+  ha::RowChannels const widest = channels.common();
+  std::int64_t const page = page_size * std::max(widest.head_dim, widest.value_dim);
+  std::int64_t const pool = plan.pages_total(page_size) * page;
+  ha::PagedForm const form{
+      .block_table = pages.indices.data(), .indptr = pages.indptr.data(), .page_size = page_size, .page_stride = page};
+  run_form("paged", plan, batch, {pool, pool}, plan.bytes_held_paged(page_size, token), [&](auto* k, auto* v) {
+    std::vector<Kv> const layers(static_cast<std::size_t>(plan.num_layers()), {k, v});
+    return ha::paged(plan, layers, form, channels, plan.pages_total(page_size));
   });
 
   Batch moved = batch;
   auto const start = std::chrono::steady_clock::now();
-  ha::compress_in_place(plan, moved.layers(), moved.layout());
+  ha::compress_in_place(plan, moved.layers(), ha::per_layer(moved.layouts()));
   double const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  auto const row = [&](std::vector<std::uint16_t> const& tensor) {
-    return [&](ha::Segment const& segment, std::int64_t slot) -> std::uint16_t const* {
-      return tensor.data() + segment.layer * moved.layout().required_span_size() +
-             moved.layout().offset(segment.sequence, segment.kv_head, slot, 0);
-    };
-  };
-  std::int64_t const checked = verify(plan, batch, batch.keys, row(moved.keys));
-  verify(plan, batch, batch.values, row(moved.values));
-  report("in place", seconds, plan.kept_total(), plan, batch, checked);
+  check("in place", seconds, plan.bytes_held(token), plan, batch,
+        [&](ha::Segment const& segment, KeyOrValue which, std::int64_t slot) {
+          return which == &Kv::keys ? moved.key(segment.layer, segment.sequence, segment.kv_head, slot)
+                                    : moved.value(segment.layer, segment.sequence, segment.kv_head, slot);
+        });
 }
 
 /// The classes that are named, else the best of the results.
@@ -255,9 +205,24 @@ std::filesystem::path classifications_of(Options const& options) {
                        options.results_dir.string()});
 }
 
-/// The heads and channels of every layer, as far as policies, arrays and options tell it. @param model  what the
-/// policies tell
-ha::ModelConfig model_of(ha::ModelConfig model, capture::Arrays const& capture, Options const& options) {
+/// Checks what a capture holds of a model. @param expected, got  nothing where they agree
+void require_same(bool same, char const* what, std::int64_t expected, std::int64_t got, Options const& options,
+                  std::string const& where = {}) {
+  if (same) return;
+  throw ha::ArgumentError({what, std::to_string(expected) + " as the policies have", std::to_string(got),
+                           options.capture.string() + where});
+}
+
+/// @throws ArgumentError unless the captured layers are all of a model's, or some that they name
+void require_layers(capture::Arrays const& capture, std::int32_t num_layers, Options const& options) {
+  auto const captured = std::ssize(capture.each);
+  bool const whole_model =
+      capture.num_layers > 0 ? capture.num_layers == num_layers : capture.layers.back() < num_layers;
+  require_same(captured == num_layers || whole_model, "layers of the capture", num_layers, captured, options);
+}
+
+/// The shape of a model whose layers are all alike. @param model  what the policies tell
+ha::ModelShape uniform_model(ha::ModelConfig model, capture::Arrays const& capture, Options const& options) {
   if (options.classifications.empty() && options.plan.empty()) {
     if (auto const about = analysis::load_about(options.results_dir)) {
       model.num_key_value_heads = about->num_key_value_heads;
@@ -265,25 +230,16 @@ ha::ModelConfig model_of(ha::ModelConfig model, capture::Arrays const& capture, 
     }
   }
   if (!capture.sequences.empty()) {
-    auto const mismatch = [&](char const* what, std::int64_t expected, std::int64_t got) {
-      throw ha::ArgumentError(
-          {what, std::to_string(expected) + " as the policies have", std::to_string(got), options.capture.string()});
-    };
-    auto const& sequence = capture.sequences.front();
-    if (sequence.queries && sequence.queries->shape[1] != model.num_attention_heads) {
-      mismatch("query heads of the capture", model.num_attention_heads, sequence.queries->shape[1]);
-    }
-    bool const whole_model = capture.num_layers > 0 ? capture.num_layers == model.num_hidden_layers
-                                                    : capture.layers.back() < model.num_hidden_layers;
-    if (sequence.keys.shape[0] != model.num_hidden_layers && !whole_model) {
-      mismatch("layers of the capture", model.num_hidden_layers, sequence.keys.shape[0]);
-    }
-    auto const& keys = capture.sequences.front().keys.shape;
-    if (!options.plan.empty() && keys[1] != model.num_key_value_heads) {
-      mismatch("KV heads of the capture", model.num_key_value_heads, keys[1]);
-    }
-    model.num_key_value_heads = static_cast<std::int32_t>(keys[1]);
-    model.head_dim = static_cast<std::int32_t>(keys[3]);
+    ha::LayerShape const& layer = capture.each.front().shape;
+    std::int32_t const heads = layer.num_query_heads;
+    bool const asked = capture.sequences.front().has_queries();
+    require_same(!asked || heads == model.num_attention_heads, "query heads of the capture", model.num_attention_heads,
+                 heads, options);
+    require_layers(capture, model.num_hidden_layers, options);
+    require_same(options.plan.empty() || layer.num_kv_heads == model.num_key_value_heads, "KV heads of the capture",
+                 model.num_key_value_heads, layer.num_kv_heads, options);
+    model.num_key_value_heads = layer.num_kv_heads;
+    model.head_dim = static_cast<std::int32_t>(layer.head_dim);
     if (options.num_kv_heads > 0 || options.head_dim > 0) {
       std::fprintf(stderr, "note: the arrays tell the KV heads and head_dim; --kv_heads and --head_dim are not used\n");
     }
@@ -295,28 +251,68 @@ ha::ModelConfig model_of(ha::ModelConfig model, capture::Arrays const& capture, 
     }
     if (options.head_dim > 0) model.head_dim = options.head_dim;
   }
-  model.validate();
   return model;
 }
 
-/// Reads the model's shape from the file, or, of classes whose layers slide, from the statistics beside it.
-support::Told shape_of(std::filesystem::path const& path, Options const& options) {
+/// The shape of a model whose layers differ, its channels as captured where the policies do not tell them.
+ha::ModelShape differing_model(ha::ModelShape const& told, capture::Arrays const& capture, Options const& options) {
+  std::vector<ha::LayerShape> layers(told.layers().begin(), told.layers().end());
+  if (!capture.sequences.empty()) require_layers(capture, told.num_layers(), options);
+  bool const all = std::ssize(capture.each) == told.num_layers();
+  for (std::size_t i = 0; i < capture.each.size(); ++i) {
+    ha::LayerShape const& got = capture.each[i].shape;
+    ha::LayerShape& layer = layers[all ? i : static_cast<std::size_t>(capture.layers[i])];
+    auto const same = [&](char const* what, std::int64_t a, std::int64_t b, bool known = true) {
+      require_same(!known || a == b, what, a, b, options, ", layer " + std::to_string(capture.layers[i]));
+    };
+    same("KV heads of a captured layer", layer.has_cache() ? layer.num_kv_heads : 0, got.num_kv_heads);
+    same("query heads of a captured layer", layer.num_query_heads, got.num_query_heads,
+         capture.sequences.front().has_queries());
+    same("window of a captured layer", layer.window, got.window);
+    bool const latent = layer.kind == ha::LayerKind::latent;
+    same("latents of a captured layer", latent ? 1 : 0, got.kind == ha::LayerKind::latent ? 1 : 0);
+    same("channels of a key of a captured layer", layer.head_dim, got.head_dim, layer.head_dim > 0);
+    same("channels of a value of a captured layer", layer.value_dim, got.value_dim, layer.value_dim > 0);
+    layer.head_dim = got.head_dim;
+    layer.value_dim = got.value_dim;
+  }
+  bool used = options.head_dim == 0;
+  for (ha::LayerShape& layer : layers) {
+    if (layer.attends() && layer.head_dim == 0) {
+      layer.head_dim = options.head_dim > 0 ? options.head_dim : 64;
+      used = true;
+    }
+    if (layer.value_dim == 0) layer.value_dim = layer.head_dim;
+    if (layer.cache_layer < 0) continue;
+    layer.head_dim = layers[static_cast<std::size_t>(layer.cache_layer)].head_dim;
+    layer.value_dim = layers[static_cast<std::size_t>(layer.cache_layer)].value_dim;
+  }
+  if (options.num_kv_heads > 0 || !used) {
+    std::fprintf(stderr,
+                 "note: policies and arrays tell every layer's shape; --kv_heads and --head_dim are not used\n");
+  }
+  return ha::ModelShape(std::move(layers));
+}
+
+/// The model's shape as the file of policies tells it, or, of classes whose layers differ, the statistics beside it; as
+/// far as it does not, as the arrays and the options do.
+ha::ModelShape model_of(std::filesystem::path const& path, capture::Arrays const& capture, Options const& options) {
   if (!options.plan.empty()) {
     ha::PolicyPlan const plan = ha::load_plan(path);
-    if (plan.layers.num_layers() > 0) return support::told_by(plan.layers, path);
-    return {{plan.num_layers, plan.num_heads, plan.num_kv_heads, 64}, {}};
+    if (plan.layers.num_layers() > 0) return differing_model(plan.layers, capture, options);
+    return uniform_model({plan.num_layers, plan.num_heads, plan.num_kv_heads, 64}, capture, options);
   }
   if (options.classifications.empty()) analysis::warn_if_partial(options.results_dir);
   for (auto const& folder : {path.parent_path(), options.results_dir}) {
     auto const statistics = folder / "head_statistics.json";
     if (!std::filesystem::exists(statistics)) continue;
     auto const layers = ha::load_statistics(statistics).model_info.layers;
-    if (layers.num_layers() > 0) return support::told_by(layers, statistics);
+    if (layers.num_layers() > 0) return differing_model(layers, capture, options);
     break;
   }
   std::vector<ha::HeadClassification> const classes = ha::load_classifications(path);
   auto const shape = ha::grid_shape(std::span<ha::HeadClassification const>(classes));
-  return {{shape.layers, shape.heads, shape.heads, 64}, {}};
+  return uniform_model({shape.layers, shape.heads, shape.heads, 64}, capture, options);
 }
 
 int run(Options const& options) {
@@ -326,35 +322,33 @@ int run(Options const& options) {
     throw ha::FormatError({"captured arrays", "NAME_k.npy and NAME_v.npy", "none", options.capture.string()});
   }
   std::filesystem::path const path = options.plan.empty() ? classifications_of(options) : options.plan;
-  support::Told const told = shape_of(path, options);
-  ha::ModelConfig const model = model_of(told.each, capture, options);
-  std::printf("%s: %s\nmodel: %d layers, %d query heads, %d KV heads, head_dim %d\n\n",
-              options.plan.empty() ? "classes" : "plan", path.c_str(), model.num_hidden_layers,
-              model.num_attention_heads, model.num_key_value_heads, model.head_dim);
+  ha::ModelShape const model = model_of(path, capture, options);
+  std::printf("%s: %s\nmodel: %s\n\n", options.plan.empty() ? "classes" : "plan", path.c_str(),
+              analysis::shape_text(model).c_str());
 
   auto const types = options.mixed == "aggressive" ? ha::TypePolicies::aggressive() : ha::TypePolicies::conservative();
-  auto const compressor = ha::Compressor::from_policies(path, told.shape(model), types);
+  auto const compressor = ha::Compressor::from_policies(path, model, types);
   std::printf("policies of the KV heads%s, %d tokens:\n%s\n",
               options.plan.empty() ? " (query heads folded by union)" : "", options.tokens,
               to_string(compressor.compression_summary(options.tokens)).c_str());
 
   // Keys and values in halves, once as they are and once compressed.
-  double const elements = static_cast<double>(model.num_hidden_layers) * model.num_key_value_heads *
-                          static_cast<double>(options.tokens) * model.head_dim;
-  if (!captured) support::require_memory(8 * elements, "a cache of so many tokens", "--tokens");
-  Batch batch =
-      captured ? captured_batch(capture)
-               : numbered_batch(model.num_hidden_layers, model.num_key_value_heads, options.tokens, model.head_dim);
+  double elements = 0;
+  for (ha::LayerShape const& layer : model.layers()) {
+    elements += static_cast<double>(layer.token_bytes(1).total()) * layer.num_kv_heads * options.tokens;
+  }
+  if (!captured) support::require_memory(4 * elements, "a cache of so many tokens", "--tokens");
+  Batch batch = captured ? Batch::captured(capture) : Batch::numbered(model, options.tokens);
   auto table = compressor.table().skip_layers(options.skip_layers);
   // The classes may be of the captured layers alone, or of the whole model.
-  bool const all_layers = batch.num_layers == model.num_hidden_layers;
-  if (!all_layers) table = table.select_layers(capture.layers);
-  Plan const plan(table, batch.lengths);
+  if (batch.shape().num_layers() != model.num_layers()) table = table.select_layers(capture.layers);
+  Plan const plan(table, batch.lengths());
 
   std::printf("compressing %s: %lld layers, %zu sequence%s of",
-              captured ? "captured keys and values" : "a numbered cache", static_cast<long long>(batch.num_layers),
-              batch.lengths.size(), batch.lengths.size() == 1 ? "" : "s");
-  for (std::int32_t const length : batch.lengths) std::printf(" %d", length);
+              captured ? "captured keys and values" : "a numbered cache",
+              static_cast<long long>(batch.shape().num_layers()), batch.lengths().size(),
+              batch.lengths().size() == 1 ? "" : "s");
+  for (std::int32_t const length : batch.lengths()) std::printf(" %d", length);
   std::printf(" tokens\n");
   if (captured) {
     std::printf("  (the model's layers");
@@ -363,7 +357,7 @@ int run(Options const& options) {
   }
   compress_every_form(plan, batch);
 
-  auto const token = ha::TokenBytes::of(batch.head_dim, sizeof(std::uint16_t));
+  ha::LayerBytes const token = token_bytes(batch);
   std::printf("\nbefore\n%s\nafter\n%s", to_string(ha::full_cache_info(plan, token)).c_str(),
               to_string(ha::cache_info(plan, token)).c_str());
   if (support::is_of_a_plan(path)) return 0;

@@ -17,6 +17,8 @@
 
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -94,6 +96,12 @@ double uniform_error(ha::KvErrors const& errors, ha::Budget const& budget, Optio
   return ha::evaluate_table(table, errors, options.context, options.plan).predicted_error;
 }
 
+/// Predicted error of a plan as it is written, with what was left of the budget.
+double written_error(ha::PolicyPlan const& plan, ha::KvErrors const& errors, Options const& options) {
+  double const error = ha::evaluate_table(plan.table, errors, options.context, options.plan).predicted_error;
+  return std::min(error, plan.predicted_error);
+}
+
 /// Predicted errors of plans and of uniform windows at a grid of budgets; sizes that are not possible are left out.
 /// @param whole  tokens that a head holds on average where it keeps everything
 void print_comparison(ha::KvErrors const& errors, double whole, Options const& options) {
@@ -104,36 +112,66 @@ void print_comparison(ha::KvErrors const& errors, double whole, Options const& o
     try {
       auto const plan = ha::plan_policies(errors, budget, options.context, options.plan);
       double const uniform = uniform_error(errors, budget, options);
-      std::printf("%15.1f %10.1f%% %14.6g %14.6g %14.3f\n", share * whole, 100 * share, plan.predicted_error, uniform,
-                  uniform > 0 ? plan.predicted_error / uniform : 1.0);
+      double const planned = written_error(plan, errors, options);
+      std::printf("%15.1f %10.1f%% %14.6g %14.6g %14.3f\n", share * whole, 100 * share, planned, uniform,
+                  uniform > 0 ? planned / uniform : 1.0);
     } catch (ha::ArgumentError const&) {
       std::printf("%15.1f %10.1f%%   not possible with this floor and these pages\n", share * whole, 100 * share);
     }
   }
 }
 
-/// The plan beside uniform windows of its size; a warning where they are predicted to be better: a grid may be too
-/// coarse for a small budget, and what they keep is not among what a head may have.
-void print_verdict(ha::PolicyPlan const& plan, ha::KvErrors const& errors, ha::Budget const& budget, double whole,
-                   Options const& options) {
-  double uniform = 0;
+/// Uniform windows of a plan's size beside it.
+struct Uniform {
+  std::optional<ha::PolicyPlan> plan{};  ///< nothing: none of this size
+  double plan_error = 0;                 ///< `written_error` of the plan
+  bool better = false;                   ///< they are predicted to lose less
+  bool may_replace = false;              ///< they hold what was asked of the plan, too
+};
+
+/// A grid may be too coarse for a small budget, and what uniform windows keep is not among what a head may have.
+Uniform uniform_beside(ha::PolicyPlan const& plan, ha::KvErrors const& errors, ha::Budget const& budget,
+                       Options const& options) {
+  Uniform uniform;
   try {
-    uniform = uniform_error(errors, budget, options);
+    auto const table = ha::uniform_table(errors, budget, options.context, options.plan);
+    uniform.plan = ha::evaluate_table(table, errors, options.context, options.plan, budget);
   } catch (ha::ArgumentError const&) {
-    return;  // none of this size
+    return uniform;
   }
+  uniform.plan_error = written_error(plan, errors, options);
+  uniform.better = uniform.plan_error > uniform.plan->predicted_error;
+  // Where layers differ, windows of one size do not give each layer or rank its share.
+  uniform.may_replace = errors.layers.num_layers() == 0 || (options.plan.ranks == 1 && !options.plan.layer_shares);
+  std::size_t head = 0;
+  for (std::int32_t layer = 0; layer < plan.num_layers; ++layer) {
+    std::int64_t const least = std::min(options.plan.floor.value_or(0), plan.full_tokens(layer));
+    for (std::int32_t i = 0; i < plan.table.num_kv_heads(layer); ++i, ++head) {
+      uniform.may_replace = uniform.may_replace && uniform.plan->heads[head].tokens >= least;
+    }
+  }
+  return uniform;
+}
+
+/// Says what the plan is predicted to lose beside uniform windows of its size, and warns where they lose less.
+void print_verdict(ha::PolicyPlan const& plan, Uniform const& uniform, ha::KvErrors const& errors, double whole) {
+  if (!uniform.plan) return;
+  double const lost = uniform.plan->predicted_error;
   std::printf(
       "\nat %.1f tokens per KV head (%.1f%% of the %s) the plan is predicted to lose %.3f of what uniform windows "
       "of that size lose: %.4g against %.4g\n",
       plan.mean_tokens(), 100 * plan.mean_tokens() / whole, errors.layers.num_layers() == 0 ? "context" : "cache",
-      uniform > 0 ? plan.predicted_error / uniform : 1.0, plan.predicted_error, uniform);
-  if (plan.predicted_error <= uniform) return;
+      lost > 0 ? uniform.plan_error / lost : 1.0, uniform.plan_error, lost);
+  if (!uniform.better) return;
   std::fprintf(
       stderr,
       "warning: uniform windows of this size, 4 sinks each, have a lower predicted error, %g (the plan: %g): the "
       "statistics' smallest windows are too large for this budget, or --floor, --sinks or --page_size leave too "
-      "little choice\n",
-      uniform, plan.predicted_error);
+      "little choice. %s\n",
+      lost, uniform.plan_error,
+      uniform.may_replace ? "plan.json holds the uniform windows instead"
+                          : "plan.json holds the plan all the same: the uniform windows do not keep --floor, --ranks "
+                            "or --layer_shares");
 }
 
 /// What the plan's cache holds, where bytes are known.
@@ -194,14 +232,16 @@ void run(Options options) {
   support::require_within_cache(budget, shape, options.plan.skip_layers, options.context);
   double const whole = support::PlannedCache(shape, options.plan.skip_layers, options.context).mean();
   ha::PolicyPlan const plan = ha::plan_policies(errors, budget, options.context, options.plan);
-  std::printf("%s", ha::plan_summary(plan).c_str());
-  print_bytes(plan, shape, token);
+  Uniform const uniform = uniform_beside(plan, errors, budget, options);
+  ha::PolicyPlan const& written = uniform.better && uniform.may_replace ? *uniform.plan : plan;
+  std::printf("%s", ha::plan_summary(written).c_str());
+  print_bytes(written, shape, token);
   print_comparison(errors, whole, options);
-  print_verdict(plan, errors, budget, whole, options);
+  print_verdict(plan, uniform, errors, whole);
 
   support::make_folder(options.output_dir);
-  ha::save_plan(options.output_dir / "plan.json", plan);
-  ha::save_plan_classifications(options.output_dir / "plan_classifications.json", plan);
+  ha::save_plan(options.output_dir / "plan.json", written);
+  ha::save_plan_classifications(options.output_dir / "plan_classifications.json", written);
   std::printf("wrote plan.json and plan_classifications.json to %s\n", options.output_dir.string().c_str());
 }
 

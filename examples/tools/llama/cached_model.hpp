@@ -62,8 +62,8 @@ class CachedModel {
     for (std::int32_t layer = 0; model.info().recurrent && layer < model.shape().num_layers(); ++layer) {
       if (model.shape().layer(layer).kind != headaware::LayerKind::sliding) continue;
       throw headaware::Error({"kind of layer " + std::to_string(layer),
-                              "attention or none: states of recurrent layers are not taken out of llama.cpp's memory "
-                              "without the rows of sliding ones",
+                              "attention or none beside recurrent layers, whose states llama.cpp does not hand out "
+                              "without the rows of sliding ones (policies as masks are measured: benchmark --masked)",
                               "sliding", "architecture '" + model.info().architecture + "'"});
     }
     return model.shape();

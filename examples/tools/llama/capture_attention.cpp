@@ -18,6 +18,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -66,17 +67,39 @@ std::vector<std::int32_t> layers_of(ha::ModelShape const& shape, Options const& 
 nlohmann::ordered_json description(llama_adapter::Model const& model, llama_adapter::ChunkCapture const& capture,
                                    Options const& options) {
   auto const& info = model.info();
-  return {{"layers", capture.layers()},
-          {"model",
-           {{"name", info.name},
-            {"architecture", info.architecture},
-            {"file", options.run.model.filename().string()},
-            {"num_layers", model.shape().num_layers()},
-            {"single_precision_weights", options.run.exact}}},
-          {"scale", capture.scale()},
-          {"soft_cap", capture.soft_cap()},
-          {"sliding_windows", capture.sliding_windows()},
-          {"first_position", 0}};
+  nlohmann::ordered_json result = {{"layers", capture.layers()},
+                                   {"model",
+                                    {{"name", info.name},
+                                     {"architecture", info.architecture},
+                                     {"file", options.run.model.filename().string()},
+                                     {"num_layers", model.shape().num_layers()},
+                                     {"single_precision_weights", options.run.exact}}}};
+  if (capture.alike()) {
+    std::vector<std::int64_t> windows;
+    for (auto const& layer : capture.each()) windows.push_back(layer.shape.window);
+    result["scale"] = capture.each().front().scale;
+    result["soft_cap"] = capture.each().front().soft_cap;
+    result["sliding_windows"] = windows;
+  } else {
+    auto& shapes = result["shapes"] = nlohmann::ordered_json::array();
+    for (auto const& [shape, scale, soft_cap, sinks] : capture.each()) {
+      auto& layer = shapes.emplace_back(nlohmann::ordered_json{{"kind", to_string(shape.kind)},
+                                                               {"num_query_heads", shape.num_query_heads},
+                                                               {"num_kv_heads", shape.num_kv_heads},
+                                                               {"head_dim", shape.head_dim},
+                                                               {"value_dim", shape.value_dim},
+                                                               {"scale", scale},
+                                                               {"soft_cap", soft_cap}});
+      if (shape.window > 0) layer["window"] = shape.window;
+    }
+  }
+  std::vector<std::int32_t> with_sinks;
+  for (std::size_t i = 0; i < capture.layers().size(); ++i) {
+    if (!capture.each()[i].sinks.empty()) with_sinks.push_back(capture.layers()[i]);
+  }
+  if (!with_sinks.empty()) result["sinks"] = with_sinks;
+  result["first_position"] = 0;
+  return result;
 }
 
 void run(Options const& options) {
@@ -92,7 +115,7 @@ void run(Options const& options) {
   }
   llama_adapter::Model const model(options.run.to_run(llama_adapter::exact_copy));
 
-  llama_adapter::ChunkCapture capture(layers);
+  llama_adapter::ChunkCapture capture(layers, model.shape());
   llama_adapter::AttentionTap tap(model, [&](auto const& layer) { capture.take(layer); });
   llama_adapter::Context context(
       model, {.tokens = options.chunk_size, .all_logits = false, .threads = options.run.threads, .observer = &tap});

@@ -1,9 +1,12 @@
 #include "tools/llama/chunk_capture.hpp"
 
+#include "tools/support/npy.hpp"
+
 #include <headaware/error.hpp>
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <span>
 #include <utility>
 
@@ -11,28 +14,36 @@ namespace llama_adapter {
 
 namespace ha = headaware;
 
-ChunkCapture::ChunkCapture(std::vector<std::int32_t> layers)
-    : layers_(std::move(layers)), sliding_windows_(layers_.size()) {
-  bool const ascending = std::adjacent_find(layers_.begin(), layers_.end(), std::greater_equal<>()) == layers_.end();
-  ha::require(!layers_.empty() && ascending, "layers", "at least one, ascending", "others", "ChunkCapture");
+namespace {
+
+/// Whether two layers' rows go into one array.
+bool same_rows(ha::LayerShape const& a, ha::LayerShape const& b) {
+  return a.kind != ha::LayerKind::latent && a.num_query_heads == b.num_query_heads &&
+         a.num_kv_heads == b.num_kv_heads && a.head_dim == b.head_dim && a.value_dim == b.head_dim;
 }
 
-void ChunkCapture::append(Tensor& tensor, float const* token_major, std::int32_t heads, std::int32_t layer,
-                          char const* what) {
-  auto const wrong = [&](std::string expected, std::string got) {
-    throw ha::Error({what, std::move(expected), std::move(got), "layer " + std::to_string(layer)});
-  };
-  if (taken_ > 0 && tensor.heads != heads) {
-    wrong(std::to_string(tensor.heads) + " heads, as in other layers", std::to_string(heads));
+}  // namespace
+
+ChunkCapture::ChunkCapture(std::vector<std::int32_t> layers, ha::ModelShape const& model) : layers_(std::move(layers)) {
+  bool const ascending = std::adjacent_find(layers_.begin(), layers_.end(), std::greater_equal<>()) == layers_.end();
+  ha::require(!layers_.empty() && ascending, "layers", "at least one, ascending", "others", "ChunkCapture");
+  for (std::int32_t const layer : layers_) {
+    ha::require(model.layer(layer).has_cache(), "layer", "one with keys and values of its own", layer, "ChunkCapture");
+    each_.push_back({.shape = model.layer(layer)});
+    alike_ = alike_ && same_rows(each_.back().shape, each_.front().shape);
   }
-  tensor.heads = heads;
+  rows_.resize(alike_ ? 1 : layers_.size());
+}
+
+void ChunkCapture::Tensor::append(float const* token_major, std::int64_t tokens, std::int32_t heads,
+                                  std::int64_t channels, std::string const& where) {
   constexpr float largest = 65504;
   for (std::int64_t head = 0; head < heads; ++head) {
-    for (std::int64_t token = 0; token < tokens_; ++token) {
-      float const* const row = token_major + (token * heads + head) * head_dim_;
-      for (std::int64_t c = 0; c < head_dim_; ++c) {
-        if (!(std::abs(row[c]) <= largest)) wrong("numbers that half precision holds", std::to_string(row[c]));
-        tensor.elements.push_back(ha::from_float<ha::float16>(row[c]));
+    for (std::int64_t token = 0; token < tokens; ++token) {
+      float const* const row = token_major + (token * heads + head) * channels;
+      for (std::int64_t c = 0; c < channels; ++c) {
+        ha::require(std::abs(row[c]) <= largest, "rows", "numbers that half precision holds", row[c], where);
+        elements.push_back(ha::from_float<ha::float16>(row[c]));
       }
     }
   }
@@ -44,27 +55,24 @@ void ChunkCapture::take(TappedAttention const& tapped) {
   auto const index = static_cast<std::size_t>(place - layers_.begin());
   std::string const where = "layer " + std::to_string(tapped.layer);
   ha::require(index == taken_, "layers", "one after the other, once each", "another order", where);
-  if (taken_ == 0) {
-    tokens_ = tapped.tokens;
-    head_dim_ = tapped.head_dim;
-  }
-  ha::require(tapped.sinks == nullptr, "learned sinks", "none, as captures do not hold them", "some", where);
-  ha::require(tapped.value_dim == tapped.head_dim, "channels of a value", tapped.head_dim, tapped.value_dim, where);
-  if (tapped.head_dim != head_dim_) {
-    throw ha::Error(
-        {"head_dim", std::to_string(head_dim_) + ", as in other layers", std::to_string(tapped.head_dim), where});
-  }
-  if (scored_ && (tapped.scale != scale_ || tapped.soft_cap != soft_cap_)) {
-    throw ha::Error({"scale and soft cap", std::to_string(scale_) + " and " + std::to_string(soft_cap_),
+  if (taken_ == 0) tokens_ = tapped.tokens;
+  capture::LayerDescription const& first = each_.front();
+  bool const same = tapped.scale == first.scale && tapped.soft_cap == first.soft_cap;
+  if (alike_ && scored_ && !same) {
+    throw ha::Error({"scale and soft cap", std::to_string(first.scale) + " and " + std::to_string(first.soft_cap),
                      std::to_string(tapped.scale) + " and " + std::to_string(tapped.soft_cap), where});
   }
-  scale_ = tapped.scale;
-  soft_cap_ = tapped.soft_cap;
+  capture::LayerDescription& layer = each_[index];
+  layer.scale = tapped.scale;
+  layer.soft_cap = tapped.soft_cap;
   scored_ = true;
-  sliding_windows_[index] = tapped.sliding_window;
-  append(queries_, tapped.queries, tapped.num_query_heads, tapped.layer, "queries");
-  append(keys_, tapped.keys, tapped.num_kv_heads, tapped.layer, "keys");
-  append(values_, tapped.values, tapped.num_kv_heads, tapped.layer, "values");
+  if (tapped.sinks != nullptr) layer.sinks.assign(tapped.sinks, tapped.sinks + tapped.num_query_heads);
+  Layer& rows = rows_[alike_ ? 0 : index];
+  rows.queries.append(tapped.queries, tokens_, tapped.num_query_heads, tapped.head_dim, where + ", queries");
+  rows.keys.append(tapped.keys, tokens_, tapped.num_kv_heads, tapped.head_dim, where + ", keys");
+  if (!tapped.latent) {
+    rows.values.append(tapped.values, tokens_, tapped.num_kv_heads, tapped.value_dim, where + ", values");
+  }
   ++taken_;
 }
 
@@ -73,13 +81,30 @@ void ChunkCapture::save(std::filesystem::path const& folder, std::string const& 
     throw ha::Error(
         {"layers of " + name, std::to_string(layers_.size()), std::to_string(taken_), "ChunkCapture::save"});
   }
-  for (auto const& [suffix, tensor] : {std::pair{"_q.npy", &queries_}, {"_k.npy", &keys_}, {"_v.npy", &values_}}) {
-    auto const layers = static_cast<std::int64_t>(layers_.size());
-    support::save_npy(folder / (name + suffix), support::NpyArray::of({layers, tensor->heads, tokens_, head_dim_},
-                                                                      std::span<ha::float16 const>(tensor->elements)));
-    tensor->elements.clear();
+  for (std::size_t i = 0; i < rows_.size(); ++i) {
+    ha::LayerShape const& shape = each_[i].shape;
+    std::string const stem = alike_ ? name : name + "_layer" + std::to_string(layers_[i]);
+    auto const write = [&](char const* suffix, Tensor& tensor, std::int64_t heads, std::int64_t channels) {
+      std::vector<std::int64_t> extents{heads, tokens_, channels};
+      if (alike_) extents.insert(extents.begin(), static_cast<std::int64_t>(layers_.size()));
+      support::save_npy(folder / (stem + suffix),
+                        support::NpyArray::of(std::move(extents), std::span<ha::float16 const>(tensor.elements)));
+      tensor.elements.clear();
+    };
+    write("_q.npy", rows_[i].queries, shape.num_query_heads, shape.head_dim);
+    write("_k.npy", rows_[i].keys, shape.num_kv_heads, shape.head_dim);
+    if (shape.kind != ha::LayerKind::latent) {
+      write("_v.npy", rows_[i].values, shape.num_kv_heads, shape.value_dim);
+    }
   }
   taken_ = 0;
+  if (std::exchange(sinks_saved_, true)) return;
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    std::vector<float> const& sinks = each_[i].sinks;
+    if (sinks.empty()) continue;
+    support::save_npy(folder / ("layer" + std::to_string(layers_[i]) + "_sinks.npy"),
+                      support::NpyArray::of({std::ssize(sinks)}, std::span<float const>(sinks)));
+  }
 }
 
 }  // namespace llama_adapter

@@ -151,7 +151,7 @@ Generated generate(Reader& reader, Model const& model, std::vector<std::int32_t>
 }
 
 void report(char const* who, std::size_t prompt, Generated const& run, double bytes) {
-  std::printf("%-10s %8.1f MiB of keys and values, prefill %7.1f tokens/s, decoding %6.1f tokens/s\n", who,
+  std::printf("%-10s %8.1f MiB allocated for keys and values, prefill %7.1f tokens/s, decoding %6.1f tokens/s\n", who,
               bytes / 1048576, static_cast<double>(prompt) / run.prefill_seconds,
               static_cast<double>(run.tokens.size()) / run.decode_seconds);
 }
@@ -175,8 +175,9 @@ void run_prompt(Model const& model, Options const& options) {
   std::printf("\n\n%lld tokens, %.1f of them kept per KV head\n", static_cast<long long>(runner.cache().length()),
               runner.cache().mean_kept());
   report("headaware", prompt.size(), own, static_cast<double>(runner.cache().bytes()));
+  // What is held of it, without the free slots that the cache has allocated.
   std::printf("%-10s %8.1f MiB for all tokens (%.1f %% held)\n", "full", full / 1048576,
-              100 * static_cast<double>(runner.cache().bytes()) / full);
+              100 * static_cast<double>(runner.cache().kept_bytes()) / full);
   if (!options.compare) return;
   Engine engine(model, options, total, false);
   auto const other = generate(engine, model, prompt, options, [](std::int32_t) {});
@@ -206,8 +207,8 @@ void run_perplexity(Model const& model, Options const& options) {
   ha::require(total > 1, "tokens to measure", "at least 2, as each but the first is predicted", total, "--perplexity");
   auto runner = cached<T>(model, options, total, true);
   auto const losses = measure(runner, tokens, options);
-  std::printf("perplexity %.5f over %zu tokens, %.1f kept per KV head, %.1f MiB\n", perplexity(losses), tokens.size(),
-              runner.cache().mean_kept(), static_cast<double>(runner.cache().bytes()) / 1048576);
+  std::printf("perplexity %.5f over %zu tokens, %.1f kept per KV head, %.1f MiB allocated\n", perplexity(losses),
+              tokens.size(), runner.cache().mean_kept(), static_cast<double>(runner.cache().bytes()) / 1048576);
   if (!options.compare) return;
   Engine engine(model, options, total, true);
   std::printf("perplexity %.5f by llama.cpp alone\n", perplexity(measure(engine, tokens, options)));

@@ -110,17 +110,31 @@ class HeadCache {
   [[nodiscard]] std::int64_t bytes() const {
     return static_cast<std::int64_t>((keys_.size() + values_.size()) * sizeof(T));
   }
+  /// Bytes of the keys and values of the tokens kept so far, without the slots for those read at a time.
+  [[nodiscard]] std::int64_t kept_bytes() const {
+    std::int64_t bytes = 0;
+    for (std::int32_t layer = 0; layer < plan_.num_layers(); ++layer) {
+      auto const& channels = buffers_.channels.of(static_cast<std::size_t>(layer));
+      bytes += kept_rows(layer) * (channels.head_dim + channels.value_dim) * std::int64_t{sizeof(T)};
+    }
+    return bytes;
+  }
   /// Tokens that a KV head keeps on average.
   [[nodiscard]] double mean_kept() const {
     std::int64_t kept = 0;
-    for (std::int32_t layer = 0; layer < plan_.num_layers(); ++layer) {
-      for (std::int32_t head = 0; head < plan_.heads().count(layer); ++head)
-        kept += plan_.head(layer, head).kept(length()).count();
-    }
+    for (std::int32_t layer = 0; layer < plan_.num_layers(); ++layer) kept += kept_rows(layer);
     return static_cast<double>(kept) / static_cast<double>(plan_.heads().total());
   }
 
  private:
+  /// Tokens that a layer's KV heads keep together.
+  [[nodiscard]] std::int64_t kept_rows(std::int32_t layer) const {
+    std::int64_t kept = 0;
+    for (std::int32_t head = 0; head < plan_.heads().count(layer); ++head) {
+      kept += plan_.head(layer, head).kept(length()).count();
+    }
+    return kept;
+  }
   static std::int64_t elements_of(headaware::RollingSlots const& plan, headaware::ModelShape const& shape,
                                   std::int64_t headaware::TokenBytes::*channels) {
     std::int64_t elements = 0;

@@ -22,13 +22,21 @@ namespace ha = headaware;
 
 namespace {
 
-/// chunk12_k.npy, as capture_attention names its arrays.
-bool is_chunk(std::string_view name) {
-  if (!name.starts_with("chunk")) return false;
-  auto const end = name.find_first_not_of("0123456789", 5);
-  if (end == 5 || end == std::string_view::npos) return false;
-  std::string_view const rest = name.substr(end);
-  return rest == "_q.npy" || rest == "_k.npy" || rest == "_v.npy";
+/// Takes a word and a number off the beginning of a name. @return whether it began so
+bool take_numbered(std::string_view& name, std::string_view word) {
+  if (!name.starts_with(word)) return false;
+  auto const end = name.find_first_not_of("0123456789", word.size());
+  if (end == word.size() || end == std::string_view::npos) return false;
+  name.remove_prefix(end);
+  return true;
+}
+
+/// chunk12_k.npy, chunk12_layer3_k.npy and layer3_sinks.npy, as capture_attention names its arrays.
+bool is_own_array(std::string_view name) {
+  if (take_numbered(name, "layer")) return name == "_sinks.npy";
+  if (!take_numbered(name, "chunk")) return false;
+  take_numbered(name, "_layer");
+  return name == "_q.npy" || name == "_k.npy" || name == "_v.npy";
 }
 
 /// The name of an array in a folder; nothing if there is none.
@@ -43,7 +51,7 @@ std::string any_array(std::filesystem::path const& folder) {
 void remove_chunks(std::filesystem::path const& folder) {
   std::vector<std::filesystem::path> chunks{folder / "tokens.json", folder / "capture.json"};
   for (auto const& entry : std::filesystem::directory_iterator(folder)) {
-    if (is_chunk(entry.path().filename().string())) chunks.push_back(entry.path());
+    if (is_own_array(entry.path().filename().string())) chunks.push_back(entry.path());
   }
   for (auto const& path : chunks) std::filesystem::remove(path);
 }

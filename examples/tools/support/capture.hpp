@@ -4,30 +4,38 @@
 //
 //   NAME_k.npy, NAME_v.npy float16, [layers, num_kv_heads, tokens, head_dim], one pair a sequence
 //   NAME_q.npy             optional: float16, [layers, num_query_heads, tokens, head_dim]
+//   layerL_sinks.npy       learned sinks of the model's layer L, if `sinks` names it: float32, [num_query_heads]
 //   capture.json           optional; what it leaves out is as said here:
 //     layers               model layers that the arrays hold; all, in order
 //     scale                of q·k; 1 / sqrt(head_dim)
 //     soft_cap             logits become soft_cap · tanh(logit / soft_cap); 0: none
 //     sliding_windows      of each layer in `layers`, keys that a query sees; 0: all before it
+//     sinks                those of `layers` that have learned sinks; none
 //     first_position       of each sequence; 0
 //     model                name, architecture, num_layers; unknown
+//     shapes               of layers that differ in heads or channels, or hold a latent: of each layer in `layers`
+//     kind,
+//                          num_query_heads, num_kv_heads, head_dim, value_dim, window (sliding layers), scale,
+//                          soft_cap. Then each layer has arrays of its own, of L its number in the model:
+//   NAME_layerL_k.npy      float16, [num_kv_heads, tokens, head_dim]
+//   NAME_layerL_v.npy      float16, [num_kv_heads, tokens, value_dim]; of a latent none: its keys begin with the values
+//   NAME_layerL_q.npy      optional: float16, [num_query_heads, tokens, head_dim]
 //   capture.unfinished     while capture_attention writes, and if it never ended: then nothing is read
 
+#include "tools/support/capture_description.hpp"
 #include "tools/support/npy.hpp"
 
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/json_tree.hpp>
+#include <headaware/model_shape.hpp>
 
 #include <algorithm>
-#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <limits>
-#include <numeric>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -39,113 +47,52 @@ namespace ha = headaware;
 /// capture.json may as well be a user's own.
 inline constexpr char const* unfinished_name = "capture.unfinished";
 
-struct Sequence {
-  std::string name;
+/// The arrays of one layer that has its own.
+struct LayerArrays {
   support::NpyArray keys;
-  support::NpyArray values;
+  std::optional<support::NpyArray> values{};  ///< of a latent none
   std::optional<support::NpyArray> queries{};
-  [[nodiscard]] std::int64_t length() const { return keys.shape[2]; }
 };
 
-/// Description of the model's attention.
-struct Description {
-  std::vector<std::int32_t> layers;  ///< model layers that the arrays hold
-  float scale = 1;
-  float soft_cap = 0;
-  std::vector<std::int32_t> sliding_windows;  ///< of each of `layers`
-  std::int32_t first_position = 0;
-  std::string model;            ///< name; may be empty
-  std::string architecture;     ///< may be empty
-  std::int32_t num_layers = 0;  ///< of the model; 0: unknown
+/// One layer's rows, [heads, tokens, channels]; borrowed.
+template <class T>
+struct LayerRows {
+  T const* queries = nullptr;  ///< nullptr: none were captured
+  T const* keys = nullptr;
+  T const* values = nullptr;  ///< of a latent the keys
+};
+
+struct Sequence {
+  std::string name;
+  support::NpyArray keys{};  ///< of all layers, as values and queries, unless layers have arrays of their own
+  support::NpyArray values{};
+  std::optional<support::NpyArray> queries{};
+  std::vector<LayerArrays> layers{};
+  [[nodiscard]] std::int64_t length() const { return layers.empty() ? keys.shape[2] : layers.front().keys.shape[1]; }
+  [[nodiscard]] bool has_queries() const {
+    if (layers.empty()) return queries.has_value();
+    return std::all_of(layers.begin(), layers.end(),
+                       [](LayerArrays const& layer) { return layer.queries.has_value(); });
+  }
+  /// @tparam T  float16, or uint16_t: its bits  @param layer  of those captured
+  template <class T>
+  [[nodiscard]] LayerRows<T> rows(std::size_t layer) const {
+    if (layers.empty()) {
+      auto const of = [&](support::NpyArray const& array) {
+        return array.as<T>().data() + layer * (array.as<T>().size() / static_cast<std::size_t>(array.shape[0]));
+      };
+      return {queries ? of(*queries) : nullptr, of(keys), of(values)};
+    }
+    LayerArrays const& of = layers[layer];
+    T const* const own = of.keys.as<T>().data();
+    return {of.queries ? of.queries->as<T>().data() : nullptr, own, of.values ? of.values->as<T>().data() : own};
+  }
 };
 
 /// The arrays of a capture and what is said about them.
 struct Arrays : Description {
   std::vector<Sequence> sequences;  ///< empty: none
 };
-
-/// The text of a capture.json. @param result  what holds where it says nothing
-inline void read_description(std::string_view text, std::string const& source, Description& result) {
-  using ha::JsonObject;
-  using ha::JsonValue;
-  constexpr std::int32_t most = std::numeric_limits<std::int32_t>::max();
-  ha::JsonTree const tree(text, source);
-  JsonObject json = tree.root().object();
-  auto const numbers = [&](char const* key, std::vector<std::int32_t>& list) {
-    auto const value = json.find(key);
-    if (!value) return;
-    list.clear();
-    for (JsonValue const number : value->array()) list.push_back(number.integer(0, most));
-  };
-  auto const real = [&](char const* key, float& number, bool zero) {
-    auto const value = json.find(key);
-    if (!value) return;
-    number = static_cast<float>(value->number());
-    bool const fits = std::isfinite(number) && (number > 0 || (zero && value->number() == 0));
-    if (!fits) value->fail(key, zero ? "a number >= 0" : "a number > 0");
-  };
-  auto const words = [](JsonObject& object, char const* key, std::string& into) {
-    if (auto const value = object.find(key)) into = value->string();
-  };
-  numbers("layers", result.layers);
-  real("scale", result.scale, false);
-  real("soft_cap", result.soft_cap, true);
-  numbers("sliding_windows", result.sliding_windows);
-  if (auto const position = json.find("first_position")) result.first_position = position->integer(0, most);
-  if (auto const value = json.find("model")) {
-    JsonObject model = value->object();
-    words(model, "name", result.model);
-    words(model, "architecture", result.architecture);
-    if (auto const layers = model.find("num_layers")) result.num_layers = layers->integer(0, most);
-  }
-  if (result.sliding_windows.empty()) result.sliding_windows.assign(result.layers.size(), 0);
-  if (result.sliding_windows.size() != result.layers.size()) {
-    throw ha::FormatError({"sliding_windows", "as many as layers: " + std::to_string(result.layers.size()),
-                           std::to_string(result.sliding_windows.size()), source});
-  }
-}
-
-/// The text of a capture.json; nothing: what holds where there is none.
-/// @param arrays  layers that the arrays have
-/// @throws FormatError
-inline Description parse_description(std::optional<std::string_view> text, std::string const& source,
-                                     std::int64_t arrays, std::int64_t head_dim) {
-  Description result;
-  result.layers.resize(static_cast<std::size_t>(arrays));
-  std::iota(result.layers.begin(), result.layers.end(), 0);
-  result.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(head_dim)));
-  result.sliding_windows.assign(result.layers.size(), 0);
-  if (!text) return result;
-  result.sliding_windows.clear();
-  try {
-    read_description(*text, source, result);
-  } catch (ha::FormatError const& error) {
-    throw ha::FormatError(
-        {"capture.json: " + error.detail().what, error.detail().expected, error.detail().got, error.detail().where});
-  }
-  return result;
-}
-
-/// The folder's capture.json, where there is one.
-inline Description load_description(std::filesystem::path const& folder, std::int64_t arrays, std::int64_t head_dim) {
-  auto const path = folder / "capture.json";
-  if (!std::filesystem::exists(path)) return parse_description(std::nullopt, path.string(), arrays, head_dim);
-  return parse_description(ha::read_text_file(path), path.string(), arrays, head_dim);
-}
-
-/// @throws FormatError unless the arrays hold the layers named, each one of the model's `num_layers` (0: unknown)
-inline void require_layers(Description const& description, std::int64_t arrays, std::int32_t num_layers,
-                           std::filesystem::path const& folder) {
-  auto const& layers = description.layers;
-  bool const fits =
-      static_cast<std::int64_t>(layers.size()) == arrays &&
-      std::all_of(layers.begin(), layers.end(), [&](auto l) { return l >= 0 && (num_layers == 0 || l < num_layers); });
-  if (!fits) {
-    std::string const of_model = num_layers > 0 ? " layers of " + std::to_string(num_layers) : " layers";
-    throw ha::FormatError({"captured layers", std::to_string(arrays) + of_model,
-                           std::to_string(layers.size()) + " named", (folder / "capture.json").string()});
-  }
-}
 
 /// The arrays named `stem`; queries where there are some.
 inline Sequence load_sequence(std::filesystem::path const& folder, std::string const& stem) {
@@ -172,6 +119,93 @@ inline Sequence load_sequence(std::filesystem::path const& folder, std::string c
   return sequence;
 }
 
+/// An array of float16 of a shape. @throws FormatError if it is another, FileError
+inline support::NpyArray load_rows(std::filesystem::path const& path, std::int64_t heads, std::int64_t tokens,
+                                   std::int64_t channels) {
+  support::NpyArray array = support::load_npy(path);
+  bool const fits = array.dtype == support::NpyType::f2 && array.shape.size() == 3 && array.shape[0] == heads &&
+                    (tokens < 0 || array.shape[1] == tokens) && array.shape[2] == channels;
+  if (!fits) {
+    throw ha::FormatError({"captured arrays of a layer",
+                           "float16 [" + std::to_string(heads) + " heads, " +
+                               (tokens < 0 ? "tokens" : std::to_string(tokens) + " tokens") + ", " +
+                               std::to_string(channels) + " channels], as capture.json says",
+                           "another shape or type", path.string()});
+  }
+  return array;
+}
+
+/// The arrays named `stem`, of layers that have their own.
+inline Sequence load_layers(std::filesystem::path const& folder, std::string const& stem,
+                            Description const& description) {
+  Sequence sequence{.name = stem};
+  for (std::size_t i = 0; i < description.layers.size(); ++i) {
+    std::string const name = stem + "_layer" + std::to_string(description.layers[i]);
+    ha::LayerShape const& shape = description.each[i].shape;
+    std::int64_t const tokens = i == 0 ? -1 : sequence.length();
+    LayerArrays arrays{load_rows(folder / (name + "_k.npy"), shape.num_kv_heads, tokens, shape.head_dim)};
+    std::int64_t const length = arrays.keys.shape[1];
+    if (shape.kind != ha::LayerKind::latent) {
+      arrays.values = load_rows(folder / (name + "_v.npy"), shape.num_kv_heads, length, shape.value_dim);
+    }
+    if (auto const path = folder / (name + "_q.npy"); std::filesystem::exists(path)) {
+      arrays.queries = load_rows(path, shape.num_query_heads, length, shape.head_dim);
+    }
+    sequence.layers.push_back(std::move(arrays));
+  }
+  return sequence;
+}
+
+/// The learned sinks of every layer that has some.
+inline void load_sinks(std::filesystem::path const& folder, Description& description) {
+  for (std::int32_t const number : description.layers_with_sinks) {
+    auto const path = folder / ("layer" + std::to_string(number) + "_sinks.npy");
+    auto const place = std::find(description.layers.begin(), description.layers.end(), number);
+    if (place == description.layers.end()) {
+      throw ha::FormatError(
+          {"layers with learned sinks", "captured ones", std::to_string(number), (folder / "capture.json").string()});
+    }
+    auto const i = static_cast<std::size_t>(place - description.layers.begin());
+    support::NpyArray const array = support::load_npy(path);
+    LayerDescription& layer = description.each[i];
+    bool const fits =
+        array.dtype == support::NpyType::f4 && array.shape.size() == 1 && array.shape[0] == layer.shape.num_query_heads;
+    if (!fits) {
+      throw ha::FormatError({"learned sinks of a layer",
+                             "float32 [" + std::to_string(layer.shape.num_query_heads) + " query heads]",
+                             "another shape or type", path.string()});
+    }
+    layer.sinks.assign(array.as<float>().begin(), array.as<float>().end());
+  }
+}
+
+/// Whether a folder's capture.json says that layers have arrays of their own.
+inline bool has_layers_of_their_own(std::filesystem::path const& folder) {
+  auto const path = folder / "capture.json";
+  if (!std::filesystem::exists(path)) return false;
+  try {
+    std::string const text = ha::read_text_file(path);
+    ha::JsonTree const tree(text, path.string());
+    return tree.root().object().find("shapes").has_value();
+  } catch (ha::FormatError const&) {
+    return false;  // what is wrong with it is said where it is read
+  }
+}
+
+/// The arrays of layers that have their own. @param stems  of files of keys
+inline Arrays load_layered(std::filesystem::path const& folder, std::vector<std::string> const& stems) {
+  Arrays result;
+  static_cast<Description&>(result) = load_description(folder, 0, 1);
+  require_layers(result, static_cast<std::int64_t>(result.each.size()), result.num_layers, folder);
+  std::string const of_first = "_layer" + std::to_string(result.layers.front());
+  for (std::string const& stem : stems) {
+    if (!stem.ends_with(of_first)) continue;
+    result.sequences.push_back(load_layers(folder, stem.substr(0, stem.size() - of_first.size()), result));
+  }
+  load_sinks(folder, result);
+  return result;
+}
+
 /// The arrays of a folder.
 /// @throws FileError, FormatError
 inline Arrays load_arrays(std::filesystem::path const& folder) {
@@ -192,6 +226,7 @@ inline Arrays load_arrays(std::filesystem::path const& folder) {
   // chunk2 before chunk10.
   std::sort(stems.begin(), stems.end(),
             [](auto const& a, auto const& b) { return std::pair(a.size(), a) < std::pair(b.size(), b); });
+  if (!stems.empty() && has_layers_of_their_own(folder)) return load_layered(folder, stems);
   Arrays result;
   for (auto const& stem : stems) {
     result.sequences.push_back(load_sequence(folder, stem));
@@ -209,6 +244,17 @@ inline Arrays load_arrays(std::filesystem::path const& folder) {
     auto const& shape = result.sequences.front().keys.shape;
     static_cast<Description&>(result) = load_description(folder, shape[0], shape[3]);
     require_layers(result, shape[0], result.num_layers, folder);
+    auto const& queries = result.sequences.front().queries;
+    for (std::int32_t const window : result.sliding_windows) {
+      ha::LayerShape const layer{.kind = window > 0 ? ha::LayerKind::sliding : ha::LayerKind::attention,
+                                 .num_query_heads = static_cast<std::int32_t>(queries ? queries->shape[1] : shape[1]),
+                                 .num_kv_heads = static_cast<std::int32_t>(shape[1]),
+                                 .head_dim = shape[3],
+                                 .value_dim = shape[3],
+                                 .window = window};
+      result.each.push_back({layer, result.scale, result.soft_cap});
+    }
+    if (queries) load_sinks(folder, result);
   }
   return result;
 }

@@ -28,10 +28,11 @@ inline void add_plan_options(CLI::App& app, headaware::PlanOptions& plan, CLI::O
       app.add_option("--page_size", plan.page_size, "sizes are whole pages of so many tokens")
           ->capture_default_str()
           ->check(positive),
-      app.add_option("--ranks", plan.ranks, "tensor-parallel ranks; each gets an equal share")
+      app.add_option("--ranks", plan.ranks,
+                     "tensor-parallel ranks; each gets the budget's share of what it holds whole")
           ->capture_default_str()
           ->check(positive),
-      app.add_flag("--layer_shares", plan.layer_shares, "each layer gets an equal share"),
+      app.add_flag("--layer_shares", plan.layer_shares, "each layer gets the budget's share of what it holds whole"),
       add_skip_layers(
           app, plan.skip_layers,
           "layers that keep everything, beyond the budget; sliding windows of the model's own hold without it"),

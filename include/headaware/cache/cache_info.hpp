@@ -37,7 +37,7 @@ struct CacheInfo {
   LengthSummary lengths;   ///< over layers, sequences and KV heads
   std::int64_t rows = 0;   ///< (token, KV head) pairs held
   std::int64_t bytes = 0;  ///< bytes of keys and values held, exact
-  double ratio = 1;        ///< bytes held / bytes before compression; 1 for an empty cache
+  double ratio = 1;        ///< bytes held / `CacheSizes::bytes_full`; 1 for an empty cache
 };
 
 namespace detail {
@@ -89,11 +89,11 @@ template <class = void>
       sizes, token, [&](std::int32_t layer, std::int64_t s) { return sizes.kept(sizes.first_segment(layer) + s); });
 }
 
-/// @brief Sums up the cache before compression: every head holds every token.
+/// @brief Sums up the cache before compression: every head holds every token that its layer sees.
 template <class = void>
 [[nodiscard]] CacheInfo full_cache_info(CacheSizes const& sizes, LayerBytes const& token) {
   return detail::summarize_cache(sizes, token, [&](std::int32_t layer, std::int64_t s) {
-    return std::int64_t{sizes.lengths()[static_cast<std::size_t>(s / sizes.num_kv_heads(layer))]};
+    return sizes.full_length(layer, static_cast<std::int32_t>(s / sizes.num_kv_heads(layer)));
   });
 }
 

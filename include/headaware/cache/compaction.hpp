@@ -90,7 +90,8 @@ class Compaction : public CacheSizes {
             [&](std::int64_t s) {
               return detail::make_segment(table, s, static_cast<std::int32_t>(lengths.size()), lengths.data()).kept;
             },
-            [&](std::int32_t layer, std::int32_t kv_head) { return detail::group_of(table, layer, kv_head); }),
+            [&](std::int32_t layer, std::int32_t kv_head) { return detail::group_of(table, layer, kv_head); },
+            [&](std::int32_t layer) { return window_of(table, layer); }),
         table_(std::move(table)) {}
 
   [[nodiscard]] Table const& table() const { return table_; }
@@ -137,6 +138,15 @@ class Compaction : public CacheSizes {
       table.validate();
     }
     return table;
+  }
+
+  /// The window of a layer that slides; 0: it does not, or the table does not know.
+  static std::int32_t window_of(Table const& table, std::int32_t layer) {
+    if constexpr (requires { table.window(layer); }) {
+      return table.window(layer);
+    } else {
+      return 0;
+    }
   }
 
   Table table_;

@@ -108,17 +108,30 @@ class CacheSizes {
   [[nodiscard]] std::int64_t kept_total(std::int32_t layer) const {
     return layer_begin(layer + 1) - layer_begin(layer);
   }
-  /// Rows before compression: every head holds every token.
+  /// Rows before compression: every head holds every token that its layer sees.
   [[nodiscard]] std::int64_t full_total() const {
-    std::int64_t tokens = 0;
-    for (std::int32_t const length : lengths_) tokens += length;
-    return detail::elements("CacheSizes::full_total", {tokens, heads().total()});
+    std::int64_t rows = 0;
+    for (std::int32_t layer = 0; layer < num_layers(); ++layer) {
+      std::int64_t const more = full_rows(layer);
+      if (detail::sum_overflows(rows, more)) detail::refuse_size("rows of all layers", "CacheSizes::full_total");
+      rows += more;
+    }
+    return rows;
   }
   /// Rows of one layer before compression.
   [[nodiscard]] std::int64_t full_rows(std::int32_t layer) const {
     std::int64_t tokens = 0;
-    for (std::int32_t const length : lengths_) tokens += length;
+    for (std::int32_t sequence = 0; sequence < num_sequences(); ++sequence) tokens += full_length(layer, sequence);
     return detail::elements("CacheSizes::full_rows", {tokens, num_kv_heads(layer)});
+  }
+  /// Tokens that a layer's heads hold of a sequence before compression: all, or in a layer that slides those within its
+  /// window. @throws ArgumentError if layer or sequence is out of range
+  [[nodiscard]] std::int64_t full_length(std::int32_t layer, std::int32_t sequence) const {
+    check_layer(layer);
+    require_index(sequence, num_sequences(), "sequence", "CacheSizes::full_length");
+    std::int32_t const window = windows_.empty() ? 0 : windows_[index(layer)];
+    std::int32_t const length = lengths_[index(sequence)];
+    return window != 0 ? std::min(window, length) : length;
   }
   /// The most tokens that any head of the layer keeps.
   [[nodiscard]] std::int64_t max_kept(std::int32_t layer) const {
@@ -202,7 +215,8 @@ class CacheSizes {
                               {pages_total(layer, page_sizes.of(layer)), page_sizes.of(layer)});
     });
   }
-  /// Bytes before compression: all tokens, also in layers that slide.
+  /// Bytes before compression: all tokens, or of layers that slide those within their windows (where the policies come
+  /// as a `PolicyTable`, which knows them).
   [[nodiscard]] std::int64_t bytes_full(LayerBytes const& token) const {
     return detail::sum_layer_bytes("CacheSizes::bytes_full", num_layers(), token,
                                    [&](std::int32_t layer) { return full_rows(layer); });
@@ -237,9 +251,17 @@ class CacheSizes {
  protected:
   /// @param kept   (segment number) to the tokens that it keeps
   /// @param group  (layer, KV head) to the head's group in grouped caches
-  template <class Kept, class Group>
-  CacheSizes(LayerHeads const& heads, std::span<std::int32_t const> lengths, Kept const& kept, Group const& group)
+  /// @param window  (layer) to the tokens that it sees at most; 0: all
+  template <class Kept, class Group, class Window>
+  CacheSizes(LayerHeads const& heads, std::span<std::int32_t const> lengths, Kept const& kept, Group const& group,
+             Window const& window)
       : counts_(heads), lengths_(lengths.begin(), lengths.end()) {
+    bool slides = false;
+    for (std::int32_t layer = 0; layer < heads.num_layers; ++layer) {
+      windows_.push_back(window(layer));
+      slides = slides || windows_.back() != 0;
+    }
+    if (!slides) windows_.clear();
     for (std::size_t i = 0; i < lengths.size(); ++i) {
       require(lengths[i] >= 0, "negative length", "tokens >= 0", lengths[i], {"Compaction, sequence ", i});
     }
@@ -279,7 +301,8 @@ class CacheSizes {
   detail::HeadCounts counts_;
   std::vector<std::int32_t> lengths_;
   std::vector<std::int64_t> offsets_;
-  std::vector<HeadPlace> places_;  ///< one per KV head of every layer
+  std::vector<HeadPlace> places_;        ///< one per KV head of every layer
+  std::vector<std::int32_t> windows_{};  ///< [num_layers]; empty where none slides
 };
 
 HEADAWARE_NAMESPACE_END

@@ -38,13 +38,17 @@ struct Hulls {
   hulls.first.reserve(pruned.size() + 1);
   hulls.costs.reserve(pruned.size());
   std::vector<Candidate> sizes;
-  std::int64_t sizes_of = -1;  // tokens of a full head, and whether its layer slides
+  std::int64_t sizes_of = -1;  // tokens that a head sees, and whether its layer slides
   std::size_t head = 0;
   for (std::int32_t layer = 0; layer < costs.heads().num_layers; ++layer) {
-    std::int64_t const full = whole_pages(costs.visible(layer), page_size);
-    bool const slides = costs.window(layer) != 0;  // past its sinks
-    if (sizes_of != 2 * full + (slides ? 1 : 0)) sizes = candidates(errors.grid, full, page_size, !slides);
-    sizes_of = 2 * full + (slides ? 1 : 0);
+    std::int64_t const visible = costs.visible(layer);
+    std::int64_t const full = whole_pages(visible, page_size);
+    std::int64_t const slides = costs.window(layer) != 0 ? 1 : 0;  // past its sinks
+    if (sizes_of != 2 * visible + slides) {
+      sizes =
+          slides != 0 ? window_candidates(errors.grid, visible, page_size) : candidates(errors.grid, full, page_size);
+    }
+    sizes_of = 2 * visible + slides;
     for (std::int32_t i = 0; i < costs.heads().count(layer); ++i, ++head) {
       hulls.first.push_back(hulls.points.size());
       hulls.costs.push_back(costs.row(layer));
@@ -117,6 +121,23 @@ void take_steps(Hulls const& hulls, Take const& take) {
   return fits;
 }
 
+/// Says which part of a budget is too small, what it needs and what it has. @param rest  after `take_least`
+/// @param layers  numbers of the planned layers; empty: all are
+[[noreturn]] inline void refuse_budget(BudgetParts const& parts, BudgetParts const& rest, std::int64_t total,
+                                       std::int64_t least, char const* unit, std::span<std::int32_t const> layers) {
+  constexpr auto where = "plan_policies";
+  constexpr auto why = ", what the heads' smallest sizes take that grid, floor and pages allow";
+  std::size_t part = 0;
+  while (part < parts.size() && (parts.size() == 1 || rest.left_of(part) >= 0)) ++part;
+  if (part == parts.size() || parts.size() == 1) {
+    throw ArgumentError({"budget", Text{"at least ", least, " ", unit, why}.str(), std::to_string(total), where});
+  }
+  std::int64_t const has = parts.left_of(part);
+  throw ArgumentError({"budget of " + parts.name(part, layers),
+                       Text{"at least ", has - rest.left_of(part), " ", unit, why}.str(),
+                       Text{has, ", its share of ", total}.str(), where});
+}
+
 /// The policy of a head whose measured sinks are `sink` (-1: Full) and that holds `tokens`.
 [[nodiscard]] inline AnyPolicy<> policy_of_size(std::int32_t sink, std::int64_t tokens) {
   auto const window = static_cast<std::int32_t>(tokens - sink);
@@ -156,10 +177,9 @@ void take_steps(Hulls const& hulls, Take const& take) {
   return plan;
 }
 
-/// `plan_policies` of all layers.
+/// `plan_policies` of all layers. @param layers  their numbers in the model; empty: all are planned
 [[nodiscard]] inline PolicyPlan plan_layers(KvErrors const& errors, Budget const& budget, CacheCosts const& costs,
-                                            PlanOptions const& options) {
-  constexpr auto where = "plan_policies";
+                                            PlanOptions const& options, std::span<std::int32_t const> layers = {}) {
   std::int64_t const context = costs.context;
   std::int64_t const page = options.page_size;
   std::size_t const heads = errors.size();
@@ -187,8 +207,7 @@ void take_steps(Hulls const& hulls, Take const& take) {
     }
     // The default gives way where the grid has no sizes between it and the budget.
     bool const gives_way = !options.floor && plan.floor > 0;
-    require(gives_way, "budget", {"at least ", least_total(hulls), " ", costs.unit, ", evenly for each part of it"},
-            total, where);
+    if (!gives_way) refuse_budget(parts, rest, total, least_total(hulls), costs.unit, layers);
     plan.floor /= 2;
   }
 
@@ -239,7 +258,8 @@ void take_steps(Hulls const& hulls, Take const& take) {
 ///
 /// Where layers differ, a token costs what a row of its layer holds (`Budget`), and the next size is the one that saves
 /// most error per cost. Of a layer that slides Full is its window, without error: no more is offered, and of the grid's
-/// pairs those without sinks alone, which such a layer soon loses sight of. Of a head that several ranks hold a copy of
+/// pairs those without sinks alone, which such a layer soon loses sight of; since few of them are within a small
+/// window, some between them too, with errors as `KvErrors::at` has them. Of a head that several ranks hold a copy of
 /// each copy counts in its rank's share, and one in the budget.
 ///
 /// Deterministic. Ties: of steps that save the same per token the lower layer first, then the lower KV head; of pairs
@@ -247,8 +267,8 @@ void take_steps(Hulls const& hulls, Take const& take) {
 /// @param errors   of `weighted_errors`
 /// @param budget   of one sequence, all heads together that are not of `skip_layers`
 /// @param context  tokens of the sequences that the plan is for: what Full costs. Pairs that reach it are Full
-/// @throws ArgumentError if options make no sense, or the budget (of a rank, of a layer) is less than the smallest
-///         sizes that the floor allows
+/// @throws ArgumentError if options make no sense, or the budget (or the share of a rank or a layer, which is named) is
+///         less than the smallest sizes that the floor allows
 /// @par Cost    O(heads · pairs + steps taken · log heads): 10,000 heads × 80 pairs in some 10 ms
 /// @par Source  MoA, arXiv:2406.14909 (spans by optimisation); LU-KV, arXiv:2602.08585 (hull and greedy); CriticalKV,
 ///              arXiv:2502.03805 (output perturbation)
@@ -265,8 +285,8 @@ void take_steps(Hulls const& hulls, Take const& take) {
   require(chosen.size() > 0, "layers that are not skipped", "one with a cache of its own", "none", where);
   PlanOptions of_these = options;
   of_these.skip_layers.clear();
-  return detail::with_whole_layers(detail::plan_layers(chosen, budget, costs.select(layers), of_these), layers, errors,
-                                   costs, options);
+  return detail::with_whole_layers(detail::plan_layers(chosen, budget, costs.select(layers), of_these, layers), layers,
+                                   errors, costs, options);
 }
 
 /// @brief The same from statistics.

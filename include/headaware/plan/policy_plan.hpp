@@ -30,10 +30,11 @@ struct PlanOptions {
   std::optional<std::int64_t> floor{};    ///< tokens every KV head keeps at least; nothing: max(32, budget / 4), at
                                           ///< most budget / 2 and the context, less where that does not fit
   std::int64_t page_size = 1;             ///< sizes are multiples of it
-  std::int32_t ranks = 1;                 ///< tensor-parallel ranks, each with an equal share, to one page
-  bool layer_shares = false;              ///< each layer has an equal share, to one page
-  double negligible_output = 1e-6;        ///< heads with at most this `KvErrors::output_share` are pruned; 0: none
-  bool use_remainder = true;              ///< widen a window by what is left
+  std::int32_t ranks = 1;     ///< tensor-parallel ranks, each with the same share of what its heads cost whole: where
+                              ///< all layers are alike equal tokens, to one page
+  bool layer_shares = false;  ///< each layer has the same share of what it costs whole, likewise
+  double negligible_output = 1e-6;  ///< heads with at most this `KvErrors::output_share` are pruned; 0: none
+  bool use_remainder = true;        ///< widen a window by what is left
   /// Keep everything, beyond the budget: layers that are known to be delicate, for example. Ascending. Layers with
   /// windows of their own need not be named where the statistics say their shape.
   std::vector<std::int32_t> skip_layers{};
@@ -60,7 +61,7 @@ struct PlanOptions {
 /// @brief Size and predicted error of one KV head.
 struct PlannedHead {
   std::int64_t tokens = 0;     ///< held of a sequence of `context` tokens, whole pages
-  double predicted_error = 0;  ///< of the measured pair that it was chosen for
+  double predicted_error = 0;  ///< of the pair that it was chosen for
 
   friend bool operator==(PlannedHead const&, PlannedHead const&) = default;
 };

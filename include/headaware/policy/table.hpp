@@ -177,6 +177,7 @@ class BasicPolicyTable {
     constexpr auto where = "PolicyTable::slice";
     require(ranks > 0, "ranks", "> 0", ranks, where);
     require_index(rank, ranks, "rank", where);
+    require(num_layers() > 0, "ranks", {"a divisor or a multiple of ", num_kv_heads(), " KV heads"}, ranks, where);
     std::vector<std::int32_t> counts;
     std::vector<std::int32_t> layers;
     for (std::int32_t layer = 0; layer < num_layers(); ++layer) {

@@ -193,6 +193,7 @@ TEST_CASE("device masks of layers that differ are the CPU's", "[attention][mixed
   MixedStep const step;
   auto const d_table = uploaded(step.table.bytes());
   for (std::int32_t layer = 0; layer < 7; ++layer) {
+    if (step.table.num_kv_heads(layer) == 0) continue;
     ha::MaskShape const shape{
         .layer = layer, .group = 2, .first_query = 3, .queries = 20, .keys = 45, .window = layer == 0 ? 9 : 0};
     // Words of the widest layer's: what a narrower one does not have stays as it was.

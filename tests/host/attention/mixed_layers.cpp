@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <numeric>
+#include <string>
 #include <vector>
 
 namespace ha = headaware;
@@ -189,6 +190,11 @@ TEST_CASE("masks of layers that differ", "[attention][mixed]") {
     ha::MaskShape const shape{.layer = layer, .group = 2, .first_query = 3, .queries = 20, .keys = 25};
     std::vector<float> mask(at(heads * 2 * 20 * 25), 7);
     std::vector<std::uint32_t> bits(at(heads * 2 * 20), 7);
+    if (heads == 0) {
+      check_error<ha::ArgumentError>([&] { ha::fill_policy_mask(step.table, shape, mask.data()); },
+                                     {"layer of a mask", "one with policies", std::to_string(layer), ""});
+      continue;
+    }
     ha::fill_policy_mask(step.table, shape, mask.data());
     ha::fill_policy_mask(step.table, shape, bits.data());
     for (std::int32_t h = 0; h < 2 * heads; ++h) {

@@ -55,7 +55,20 @@ TEST_CASE("sizes of layers that differ", "[mixed]") {
   for (std::int32_t l = 0; l < 7; ++l) bytes += compaction.kept_total(l) * shape.layer(l).token_bytes(2).total();
   CHECK(compaction.bytes_held({shape, 2}) == bytes);
   CHECK(ha::cache_info(compaction, {shape, 2}).bytes == bytes);
-  CHECK(ha::full_cache_info(compaction, {shape, 2}).bytes == 42 * shape.token_bytes(2));
+  // The cache before compression is what the model's own would hold: layers that slide their windows.
+  std::int64_t full = 0;
+  for (std::int32_t const length : lengths) full += shape.bytes(length, 2);
+  CHECK(full < 42 * shape.token_bytes(2));
+  CHECK(compaction.bytes_full({shape, 2}) == full);
+  CHECK(ha::full_cache_info(compaction, {shape, 2}).bytes == full);
+  CHECK(ha::full_cache_info(compaction, {shape, 2}).ratio == 1);
+  CHECK(ha::full_cache_info(compaction, {shape, 2}).layers[1].lengths.max == 7);
+  CHECK(ha::cache_info(compaction, {shape, 2}).ratio == static_cast<double>(bytes) / static_cast<double>(full));
+  ha::Compaction const whole(ha::PolicyTable(shape, ha::Full{}), lengths);
+  CHECK(whole.bytes_held({shape, 2}) == full);
+  CHECK(ha::cache_info(whole, {shape, 2}).ratio == 1);
+  CHECK(whole.full_total() == whole.kept_total());
+  CHECK(ha::CacheSizes(whole).full_rows(1) == whole.kept_total(1));
   CHECK_THROWS_WITH(compaction.kept(2, 0, 0), Catch::Contains("KV head") && Catch::Contains("got 0"));
   CHECK_THROWS_WITH(table.at(4, 0), Catch::Contains("KV head"));
 }

@@ -161,7 +161,7 @@ TEST_CASE("plans of layers that differ hold their budget, and windows nothing be
   CHECK(quarter.left() < 128);
 
   check_error<ha::ArgumentError>([&] { (void)ha::plan_policies(errors, ha::Budget::bytes(1000, row), context); },
-                                 {"budget", "bytes, evenly", "1000", "plan_policies"});
+                                 {"budget", "bytes, what the heads' smallest sizes take", "1000", "plan_policies"});
   ha::ModelShape const uniform = ha::ModelConfig{3, 4, 2, 64};
   check_error<ha::ArgumentError>(
       [&] {

@@ -15,6 +15,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
+#include <string>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -49,7 +51,8 @@ namespace detail {
 /// The heads that share parts of the budget, and what is left of it.
 class BudgetParts {
  public:
-  BudgetParts(CacheCosts const& costs, PlanOptions const& options, std::int64_t total) : whole_(total) {
+  BudgetParts(CacheCosts const& costs, PlanOptions const& options, std::int64_t total)
+      : whole_(total), layer_shares_(options.layer_shares) {
     constexpr auto where = "plan_policies";
     LayerHeads const heads = costs.heads();
     std::int32_t const ranks = options.ranks;
@@ -72,6 +75,7 @@ class BudgetParts {
             {static_cast<std::size_t>(first + slice), static_cast<std::size_t>(repeated ? slices / count : 1)});
       }
     }
+    slices_ = static_cast<std::size_t>(slices);
     std::int64_t const parts = options.layer_shares ? std::int64_t{slices} * heads.num_layers : slices;
     left_.resize(static_cast<std::size_t>(parts));
     if (costs.alike()) {
@@ -98,6 +102,16 @@ class BudgetParts {
     }
   }
   [[nodiscard]] std::size_t size() const { return left_.size(); }
+  /// What a part has left; less than nothing where more was taken.
+  [[nodiscard]] std::int64_t left_of(std::size_t part) const { return left_[part]; }
+  /// The layer and the rank that a part is of. @param layers  numbers in the model; empty: all
+  [[nodiscard]] std::string name(std::size_t part, std::span<std::int32_t const> layers) const {
+    std::size_t const place = part / slices_;
+    std::string text;
+    if (layer_shares_) text = Text{"layer ", layers.empty() ? static_cast<std::int32_t>(place) : layers[place]}.str();
+    if (slices_ > 1) text += Text{text.empty() ? "rank " : ", rank ", part % slices_}.str();
+    return text;
+  }
   /// The part of a head; of several the first.
   [[nodiscard]] std::size_t part_of(std::size_t head) const { return of_head_[head].first; }
   /// What all parts of a head have left.
@@ -119,6 +133,8 @@ class BudgetParts {
     std::size_t count;
   };
   std::int64_t whole_;
+  bool layer_shares_;
+  std::size_t slices_ = 1;      ///< parts of a layer, or of all
   std::vector<Range> of_head_;  ///< the parts that a head is in
   std::vector<std::int64_t> left_;
 };

@@ -8,6 +8,7 @@
 #include <headaware/stats/retention.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -16,26 +17,58 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// A (sink, window) pair of the grid as a size that a head may have.
+/// A (sink, window) pair as a size that a head may have: one of the grid, or between two of them.
 struct Candidate {
+  static constexpr std::size_t full_cell = static_cast<std::size_t>(-1);
   std::int64_t tokens = 0;  ///< of the cache, whole pages
   std::int32_t sink = 0;
   std::size_t cell = 0;  ///< of the grid
+  std::size_t next = 0;  ///< the cell beyond; `full_cell`: everything, without error
+  double part = 0;       ///< of the way to the error there; 0: the cell's own error
+
+  [[nodiscard]] double error(std::span<double const> errors) const {
+    if (part == 0) return errors[cell];
+    double const far = next == full_cell ? 0 : errors[next];
+    return errors[cell] + (far - errors[cell]) * part;
+  }
 };
 
 /// The grid's pairs that are smaller than a full head, by size; of the same size, by sinks.
-/// @param sinks  whether pairs with sinks are among them
 [[nodiscard]] inline std::vector<Candidate> candidates(RetentionGrid const& grid, std::int64_t full,
-                                                       std::int64_t page_size, bool sinks = true) {
+                                                       std::int64_t page_size) {
   std::vector<Candidate> result;
   for (std::size_t s = 0; s < grid.sinks.size(); ++s) {
-    if (!sinks && grid.sinks[s] != 0) continue;
     for (std::size_t w = 0; w < grid.windows.size(); ++w) {
       std::int64_t const tokens = whole_pages(std::int64_t{grid.sinks[s]} + grid.windows[w], page_size);
       if (tokens < full) result.push_back({tokens, grid.sinks[s], grid.cell(s, w)});
     }
   }
   std::stable_sort(result.begin(), result.end(), [](auto const& a, auto const& b) { return a.tokens < b.tokens; });
+  return result;
+}
+
+/// The same of a layer that slides: of the grid the windows without sinks, which it soon loses sight of; and since few
+/// of them are within a small window, up to seven between two of them and between the last and the layer's own, with
+/// errors as `KvErrors::at` has them: linear in the logarithm of the window.
+/// @param visible  tokens of the layer's window that there are
+[[nodiscard]] inline std::vector<Candidate> window_candidates(RetentionGrid const& grid, std::int64_t visible,
+                                                              std::int64_t page_size) {
+  std::vector<Candidate> result;
+  if (grid.sinks.front() != 0) return result;
+  std::int64_t const full = whole_pages(visible, page_size);
+  for (std::size_t w = 0; w < grid.windows.size() && grid.windows[w] < visible; ++w) {
+    std::int64_t const low = grid.windows[w];
+    bool const known = w + 1 < grid.windows.size() && grid.windows[w + 1] < visible;
+    std::int64_t const high = known ? grid.windows[w + 1] : visible;
+    std::size_t const next = known ? grid.cell(0, w + 1) : Candidate::full_cell;
+    if (whole_pages(low, page_size) < full) result.push_back({whole_pages(low, page_size), 0, grid.cell(0, w)});
+    std::int64_t const step = whole_pages((high - low + 7) / 8, page_size);
+    for (std::int64_t tokens = whole_pages(low + step, page_size); tokens < high; tokens += step) {
+      double const part = std::log(static_cast<double>(tokens) / static_cast<double>(low)) /
+                          std::log(static_cast<double>(high) / static_cast<double>(low));
+      result.push_back({tokens, 0, grid.cell(0, w), next, part});
+    }
+  }
   return result;
 }
 
@@ -75,7 +108,7 @@ inline std::size_t append_hull(std::span<Candidate const> candidates, std::span<
     hull.push_back(point);
   };
   for (Candidate const& candidate : candidates) {
-    if (candidate.tokens >= floor) add({candidate.tokens, errors[candidate.cell], candidate.sink});
+    if (candidate.tokens >= floor) add({candidate.tokens, candidate.error(errors), candidate.sink});
   }
   add({full, 0, -1});
   return hull.size() - begin;
