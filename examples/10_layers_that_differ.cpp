@@ -1,10 +1,14 @@
 // A model whose layers differ, in one call for all of them: full attention beside sliding windows, a latent, a layer
 // without a cache and one that reads another's. A prompt is compressed into a rolling cache, a token is appended, and
-// every layer attends.
+// every layer attends; the prompt goes into pages; and a chunk attends within its layer's window.
 
 #include <headaware/attention/attend.hpp>
+#include <headaware/attention/dense_views.hpp>
 #include <headaware/attention/rolling_view.hpp>
 #include <headaware/cache/compact.hpp>
+#include <headaware/cache/layer_channels.hpp>
+#include <headaware/cache/paged_append.hpp>
+#include <headaware/cache/paged_heads.hpp>
 #include <headaware/cache/rolling.hpp>
 #include <headaware/layout/per_layer.hpp>
 #include <headaware/layout/strided.hpp>
@@ -103,4 +107,34 @@ int main() {
                 static_cast<long long>(slots.head(held, 0).kept(state.length(0)).count()),
                 static_cast<double>(output[0]));
   }
+
+  // The same in pages: one size in elements for all layers, so that narrow rows lie more tokens to a page.
+  constexpr std::int32_t num_pages = 128;
+  ha::LayerChannels const channels(shape);
+  std::int64_t const stride = channels.page_stride(16);
+  ha::PagedHeads pages(table, {1, 16, num_pages, {}, channels.page_sizes(16)});
+  std::vector<float> pool_keys(static_cast<std::size_t>(num_pages * stride));
+  std::vector<float> pool_values(pool_keys.size());
+  ha::PageStorage<float> const pool{
+      pool_keys.data(), pool_values.data(), channels.common().head_dim, channels.common().value_dim,
+      stride,           channels.layers()};
+  auto const step = pages.append(lengths);
+  ha::append(pages, step, prompt.layers, ha::per_layer(prompt.layouts), pool);
+  std::printf("%d and %d tokens to a page of the first two layers, %lld bytes of pages\n", pages.page_size(0),
+              pages.page_size(1), static_cast<long long>(pages.bytes_held({shape, sizeof(float)})));
+
+  // The prompt's last tokens attend to what the engine holds of all of them, within their layer's window.
+  constexpr std::int32_t last = 4;
+  ha::LayerShape const& slides = shape.layer(1);
+  ha::AttentionShape const chunk = ha::AttentionShape::of(slides, 1, last);
+  std::vector<std::int32_t> const held(static_cast<std::size_t>(slides.num_kv_heads), tokens);
+  std::int32_t const first = tokens - last;
+  auto const layout = ha::strided_bhsd(1, slides.num_query_heads, last, slides.head_dim);
+  std::vector<float> const queries(static_cast<std::size_t>(layout.required_span_size()), 0.1F);
+  std::vector<float> output(queries.size());
+  ha::attend(chunk, ha::AttentionQueries{queries.data(), layout},
+             ha::KeptCache{prompt.layers[1].keys, prompt.layers[1].values,
+                           ha::PaddedView{held.data(), slides.num_kv_heads, tokens}},
+             ha::AttentionOutput{output.data(), layout}, {.first_positions = &first, .window = slides.window});
+  std::printf("layer 1, the prompt's last %d tokens: %+.4f, ...\n", last, static_cast<double>(output[0]));
 }

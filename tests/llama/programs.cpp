@@ -41,15 +41,6 @@ std::vector<Kind> kinds() {
 
 std::string quoted(std::filesystem::path const& path) { return "'" + path.string() + "'"; }
 
-std::string text_of(std::size_t bytes) {
-  std::string text;
-  for (std::size_t i = 0; text.size() < bytes; ++i) {
-    text += "Ship " + std::to_string(i * i % 977) + " passed pier " + std::to_string(i) + " before dawn. ";
-  }
-  text.resize(bytes);
-  return text;
-}
-
 struct Ended {
   bool well;
   std::string printed;
@@ -77,7 +68,7 @@ ha::RetentionStatistics analyzed(analysis::AttentionSource& source, std::filesys
 
 TEST_CASE("captures of models whose layers differ: the model's statistics, and every form of a compressed cache") {
   TemporaryFolder const folder;
-  ha::write_file(folder / "text.txt", text_of(400));
+  ha::write_file(folder / "text.txt", numbered_text(400));
   for (Kind const& kind : kinds()) {
     INFO(kind.name);
     auto const model = folder / "model.gguf";
@@ -160,7 +151,7 @@ TEST_CASE("captures of models whose layers differ: the model's statistics, and e
 TEST_CASE("some layers are captured, and a capture of single layers that ended early is made again") {
   TemporaryFolder const folder;
   write_heads_model(folder / "model.gguf");
-  ha::write_file(folder / "text.txt", text_of(100));
+  ha::write_file(folder / "text.txt", numbered_text(100));
   std::string const command = std::string(HEADAWARE_CAPTURE_PROGRAM) + " --model " + quoted(folder / "model.gguf") +
                               " --text " + quoted(folder / "text.txt") + " --chunk_size 50 --layers 0,2 --output_dir " +
                               quoted(folder / "capture");
@@ -198,7 +189,7 @@ TEST_CASE("generate tells what it holds of what the model's own cache would, and
     CHECK(has(ended, "(100.0 % held)"));
   }
   write_sliding_model(model);
-  auto const ended = run(command + " --window 6 --sink 0 --prompt '" + text_of(200) + "'", folder / "log");
+  auto const ended = run(command + " --window 6 --sink 0 --prompt '" + numbered_text(200) + "'", folder / "log");
   INFO(ended.printed);
   CHECK(ended.well);
   CHECK(has(ended, "6.0 of them kept per KV head"));
@@ -211,7 +202,7 @@ TEST_CASE("benchmark runs a plan that it is given") {
   TemporaryFolder const folder;
   auto const model = folder / "model.gguf";
   write_sliding_model(model);
-  ha::write_file(folder / "text.txt", text_of(600));
+  ha::write_file(folder / "text.txt", numbered_text(600));
   auto const source = llama_adapter::model_source(
       {.model = model, .text = folder / "text.txt", .cache_dir = {}, .chunk_size = 256, .max_tokens = 256});
   (void)analyzed(*source, folder / "results", 256);

@@ -67,16 +67,6 @@ std::vector<Kind> served_kinds() {
   };
 }
 
-/// Sentences of numbers, of which no part is as another.
-std::string numbered_text(std::size_t bytes) {
-  std::string text;
-  for (std::size_t i = 0; text.size() < bytes; ++i) {
-    text += "Ship " + std::to_string(i * i % 977) + " passed pier " + std::to_string(i) + " before dawn. ";
-  }
-  text.resize(bytes);
-  return text;
-}
-
 double largest_difference(std::span<float const> a, std::span<float const> b) {
   REQUIRE(a.size() == b.size());
   double largest = 0;

@@ -15,6 +15,16 @@ constexpr std::int64_t synthetic_width = 64;
 constexpr std::int64_t synthetic_inner = 96;  ///< of feed-forward layers
 constexpr std::int32_t synthetic_window = 24;
 
+/// Sentences of numbers, of which no part is as another.
+inline std::string numbered_text(std::size_t bytes) {
+  std::string text;
+  for (std::size_t i = 0; text.size() < bytes; ++i) {
+    text += "Ship " + std::to_string(i * i % 977) + " passed pier " + std::to_string(i) + " before dawn. ";
+  }
+  text.resize(bytes);
+  return text;
+}
+
 namespace detail {
 
 inline GgufWriter begin_model(std::string const& architecture, std::uint32_t layers) {

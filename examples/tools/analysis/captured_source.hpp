@@ -66,11 +66,7 @@ class CapturedSource : public AttentionSource {
     return std::filesystem::absolute(folder_ / ".").lexically_normal().parent_path().filename().string();
   }
   [[nodiscard]] std::string description() const override { return description_; }
-  [[nodiscard]] headaware::ModelShape model() const override {
-    std::vector<headaware::LayerShape> layers;
-    for (capture::LayerDescription const& layer : arrays_.each) layers.push_back(layer.shape);
-    return headaware::ModelShape(std::move(layers));
-  }
+  [[nodiscard]] headaware::ModelShape model() const override { return arrays_.shape(); }
   [[nodiscard]] std::vector<std::int32_t> layers() const override { return arrays_.layers; }
   [[nodiscard]] std::vector<std::int64_t> texts() const override {
     std::vector<std::int64_t> result;

@@ -173,8 +173,7 @@ void compress_every_form(Plan const& plan, Batch& batch) {
   constexpr std::int32_t page_size = 16;
   ha::PageIndices const pages = ha::consecutive_pages(plan, page_size);
   // All layers share one pool, whose pages have room for the widest rows.
-  ha::RowChannels const widest = channels.common();
-  std::int64_t const page = page_size * std::max(widest.head_dim, widest.value_dim);
+  std::int64_t const page = channels.page_stride(page_size);
   std::int64_t const pool = plan.pages_total(page_size) * page;
   ha::PagedForm const form{
       .block_table = pages.indices.data(), .indptr = pages.indptr.data(), .page_size = page_size, .page_stride = page};
@@ -282,7 +281,6 @@ ha::ModelShape differing_model(ha::ModelShape const& told, capture::Arrays const
       layer.head_dim = options.head_dim > 0 ? options.head_dim : 64;
       used = true;
     }
-    if (layer.value_dim == 0) layer.value_dim = layer.head_dim;
     if (layer.cache_layer < 0) continue;
     layer.head_dim = layers[static_cast<std::size_t>(layer.cache_layer)].head_dim;
     layer.value_dim = layers[static_cast<std::size_t>(layer.cache_layer)].value_dim;

@@ -7,6 +7,7 @@
 
 #include <headaware/attention/attend.hpp>
 #include <headaware/attention/rolling_view.hpp>
+#include <headaware/cache/layer_channels.hpp>
 #include <headaware/cache/rolling.hpp>
 #include <headaware/classify/builders.hpp>
 #include <headaware/element.hpp>
@@ -53,8 +54,8 @@ class HeadCache {
   HeadCache(headaware::PolicyTable table, headaware::ModelShape const& shape, std::int64_t max_tokens)
       : plan_(headaware::within_layers(std::move(table), shape, "HeadCache"), 1,
               {.max_tokens = max_tokens, .slack = step_tokens - 1}),
-        keys_(kept_elements<T>(elements_of(plan_, shape, &headaware::TokenBytes::key))),
-        values_(kept_elements<T>(elements_of(plan_, shape, &headaware::TokenBytes::value))),
+        keys_(kept_elements<T>(elements_of(plan_, shape).head_dim)),
+        values_(kept_elements<T>(elements_of(plan_, shape).value_dim)),
         buffers_(headaware::rolling(plan_, plan_.view(), keys_.data(), values_.data(), shape)),
         state_(1),
         next_state_(1) {}
@@ -112,12 +113,9 @@ class HeadCache {
   }
   /// Bytes of the keys and values of the tokens kept so far, without the slots for those read at a time.
   [[nodiscard]] std::int64_t kept_bytes() const {
-    std::int64_t bytes = 0;
-    for (std::int32_t layer = 0; layer < plan_.num_layers(); ++layer) {
-      auto const& channels = buffers_.channels.of(static_cast<std::size_t>(layer));
-      bytes += kept_rows(layer) * (channels.head_dim + channels.value_dim) * std::int64_t{sizeof(T)};
-    }
-    return bytes;
+    auto const kept = headaware::buffer_elements(buffers_.channels, plan_.num_layers(),
+                                                 [&](std::int32_t layer) { return kept_rows(layer); });
+    return (kept.head_dim + kept.value_dim) * std::int64_t{sizeof(T)};
   }
   /// Tokens that a KV head keeps on average.
   [[nodiscard]] double mean_kept() const {
@@ -135,13 +133,9 @@ class HeadCache {
     }
     return kept;
   }
-  static std::int64_t elements_of(headaware::RollingSlots const& plan, headaware::ModelShape const& shape,
-                                  std::int64_t headaware::TokenBytes::*channels) {
-    std::int64_t elements = 0;
-    for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
-      elements += plan.rows_total(layer) * (shape.layer(layer).token_bytes(1).*channels);
-    }
-    return elements;
+  static headaware::RowChannels elements_of(headaware::RollingSlots const& plan, headaware::ModelShape const& shape) {
+    return headaware::buffer_elements(shape, plan.num_layers(),
+                                      [&](std::int32_t layer) { return plan.rows_total(layer); });
   }
 
   headaware::RollingSlots plan_;

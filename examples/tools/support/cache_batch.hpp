@@ -40,13 +40,11 @@ class CacheBatch {
 
   /// The captured sequences. @pre  at least one
   static CacheBatch captured(capture::Arrays const& arrays) {
-    std::vector<headaware::LayerShape> layers;
-    for (capture::LayerDescription const& layer : arrays.each) layers.push_back(layer.shape);
     std::vector<std::int32_t> lengths;
     for (capture::Sequence const& sequence : arrays.sequences) {
       lengths.push_back(static_cast<std::int32_t>(sequence.length()));
     }
-    CacheBatch batch(headaware::ModelShape(std::move(layers)), std::move(lengths));
+    CacheBatch batch(arrays.shape(), std::move(lengths));
     for (std::size_t s = 0; s < arrays.sequences.size(); ++s) {
       std::int64_t const tokens = arrays.sequences[s].length();
       for (std::size_t layer = 0; layer < batch.layouts_.size(); ++layer) {

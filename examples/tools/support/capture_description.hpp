@@ -17,6 +17,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace capture {
@@ -44,6 +45,13 @@ struct Description {
   std::int32_t num_layers = 0;  ///< of the model; 0: unknown
   /// Of each of `layers`. `parse_description` fills it only where layers have arrays of their own.
   std::vector<LayerDescription> each{};
+
+  /// The shapes of `each`.
+  [[nodiscard]] ha::ModelShape shape() const {
+    std::vector<ha::LayerShape> shapes;
+    for (LayerDescription const& layer : each) shapes.push_back(layer.shape);
+    return ha::ModelShape(std::move(shapes));
+  }
 };
 
 /// @throws FormatError unless it is a positive number, or, if `zero`, 0

@@ -270,8 +270,7 @@ template <LayerRange Layers>
 /// @param form        block table and page size; read where the back end runs
 /// @param num_pages   pages of a pool, if known: the CPU back end checks the table against it; 0: not known, and a page
 ///                    beyond the pool goes unnoticed
-/// @param page_sizes  [num_layers] tokens per page of each layer, such as `LayerChannels::page_sizes`; empty: the
-/// form's
+/// @param page_sizes  [num_layers] tokens per page of each layer (`LayerChannels::page_sizes`); empty: the form's
 /// @pre   every page of the table belongs to one head, is none that the call reads, and is one of the pool. The CPU
 ///        back end checks this, the last where `num_pages` is given; for a device `validate_tables` does, with copies
 ///        of the tables

@@ -27,35 +27,35 @@ class PageSizes {
   PageSizes(Int page_size) : common_(static_cast<std::int64_t>(page_size)) {}
   /// Implicit on purpose. @param layers  [num_layers]
   template <class Range>
-    requires std::convertible_to<Range const&, std::span<std::int32_t const>> PageSizes(Range const& layers)
-        : layers_(layers), num_layers_(static_cast<std::int64_t>(layers_.size())) {
-      if (!std::all_of(layers_.begin(), layers_.end(), [&](std::int32_t l) { return l == layers_.front(); })) return;
-      if (!layers_.empty()) common_ = layers_.front();
-      layers_ = {};
-    }
+    requires(std::convertible_to<Range const&, std::span<std::int32_t const>>)
+  PageSizes(Range const& layers) : layers_(layers), num_layers_(static_cast<std::int64_t>(layers_.size())) {
+    if (!std::all_of(layers_.begin(), layers_.end(), [&](std::int32_t l) { return l == layers_.front(); })) return;
+    if (!layers_.empty()) common_ = layers_.front();
+    layers_ = {};
+  }
 
-    /// Of one layer. @pre there is such a layer
-    [[nodiscard]] std::int64_t of(std::int64_t layer) const {
-      return layers_.empty() ? common_ : layers_[static_cast<std::size_t>(layer)];
+  /// Of one layer. @pre there is such a layer
+  [[nodiscard]] std::int64_t of(std::int64_t layer) const {
+    return layers_.empty() ? common_ : layers_[static_cast<std::size_t>(layer)];
+  }
+  /// Of every layer; 0 where they differ.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t common() const { return common_; }
+  /// Whether every layer has `common()`.
+  [[nodiscard]] bool alike() const { return layers_.empty(); }
+  /// @throws ArgumentError on numbers that are not positive, or of another number of layers
+  void check(std::int32_t num_layers, char const* where) const {
+    require(num_layers_ == 0 || num_layers_ == num_layers, "page sizes", {num_layers, ", one per layer"}, num_layers_,
+            where);
+    require(common_ > 0 || !alike(), "page size", "> 0", common_, where);
+    for (std::size_t l = 0; l < layers_.size(); ++l) {
+      require(layers_[l] > 0, "page size", "> 0", layers_[l], {where, ", layer ", l});
     }
-    /// Of every layer; 0 where they differ.
-    [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t common() const { return common_; }
-    /// Whether every layer has `common()`.
-    [[nodiscard]] bool alike() const { return layers_.empty(); }
-    /// @throws ArgumentError on numbers that are not positive, or of another number of layers
-    void check(std::int32_t num_layers, char const* where) const {
-      require(num_layers_ == 0 || num_layers_ == num_layers, "page sizes", {num_layers, ", one per layer"}, num_layers_,
-              where);
-      require(common_ > 0 || !alike(), "page size", "> 0", common_, where);
-      for (std::size_t l = 0; l < layers_.size(); ++l) {
-        require(layers_[l] > 0, "page size", "> 0", layers_[l], {where, ", layer ", l});
-      }
-    }
+  }
 
-   private:
-    std::span<std::int32_t const> layers_;  ///< empty where all are alike
-    std::int64_t num_layers_ = 0;           ///< that these are of; 0: any number
-    std::int64_t common_ = 0;
+ private:
+  std::span<std::int32_t const> layers_;  ///< empty where all are alike
+  std::int64_t num_layers_ = 0;           ///< that these are of; 0: any number
+  std::int64_t common_ = 0;
 };
 
 /// @brief Bytes of a page, keys and values together, in a pool that all layers share. Where layers differ, pages of

@@ -209,7 +209,7 @@ class CacheSizes {
   }
   /// Bytes of the pages that hold them when every head owns its pages, and these are as wide as their layer's rows.
   [[nodiscard]] std::int64_t bytes_held_paged(PageSizes const& page_sizes, LayerBytes const& token) const {
-    (void)pages_total(page_sizes);
+    page_sizes.check(num_layers(), "CacheSizes::bytes_held_paged");
     return detail::sum_layer_bytes("CacheSizes::bytes_held_paged", num_layers(), token, [&](std::int32_t layer) {
       return detail::elements("CacheSizes::bytes_held_paged",
                               {pages_total(layer, page_sizes.of(layer)), page_sizes.of(layer)});

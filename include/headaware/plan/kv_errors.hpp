@@ -8,6 +8,7 @@
 #include <headaware/error.hpp>
 #include <headaware/layer_heads.hpp>
 #include <headaware/model_shape.hpp>
+#include <headaware/plan/detail/window_part.hpp>
 #include <headaware/plan/error_measure.hpp>
 #include <headaware/plan/sensitivity.hpp>
 #include <headaware/stats/retention.hpp>
@@ -130,10 +131,8 @@ struct KvErrors {
     bool const known = above < windows.size() && windows[above] < whole;
     if (above == 0) return errors[0];
     if (known && windows[above] == window) return errors[above];
-    auto const low = static_cast<double>(windows[above - 1]);
-    auto const high = known ? static_cast<double>(windows[above]) : static_cast<double>(whole);
     double const far = known ? errors[above] : 0;
-    double const part = std::log(static_cast<double>(window) / low) / std::log(high / low);
+    double const part = detail::window_part(window, windows[above - 1], known ? windows[above] : whole);
     return errors[above - 1] + (far - errors[above - 1]) * part;
   }
 };

@@ -161,7 +161,8 @@ TEST_CASE("sizes refuse what they cannot answer", "[cache]") {
   refused([&] { (void)compaction.pages_total(0); }, {"page size", "> 0", "0", "pages_total"});
   refused([&] { (void)compaction.pages_needed(0, -4); }, {"page size", "> 0", "-4", "pages_needed"});
   refused([&] { (void)compaction.pages_needed(2, 4); }, {"sequence", "in [0, 2)", "2", "CacheSizes"});
-  refused([&] { (void)compaction.bytes_held_paged(0, ha::TokenBytes{}); }, {"page size", "> 0", "0", "pages_total"});
+  refused([&] { (void)compaction.bytes_held_paged(0, ha::TokenBytes{}); },
+          {"page size", "> 0", "0", "CacheSizes::bytes_held_paged"});
   refused([&] { (void)ha::consecutive_pages(compaction, 0); }, {"page size", "> 0", "0", "pages_total"});
   refused([&] { (void)compaction.on_device(ha::UniformTable(ha::Full{}, 1, 3), nullptr); },
           {"device table's layers", "2", "1", "on_device"});

@@ -92,8 +92,7 @@ void require_shown(ConfigFields& fields, std::string_view field) {
   std::string_view const type = fields.model_type();
   if (type.empty() || fields.json().find(field)) return;
   for (HiddenDefault const& each : hidden_defaults) {
-    if (each.field != field) continue;
-    if (any_word(each.model_types, [&](std::string_view one) { return one == type; })) {
+    if (each.field == field && is_any(type, each.model_types)) {
       (void)fields.json().get(field, "an integer or null, as the class of the model type has a default");
     }
   }

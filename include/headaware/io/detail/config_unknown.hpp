@@ -101,15 +101,6 @@ inline constexpr std::string_view harmless_fields =
     "n_dense_layers num_nextn_predict_layers mla_use_nope dual_chunk_attention_config compression_ratio model_type "
     "pruned_heads attention_dtype block_auto_adjust_ff_dim auto_map task_specific_params";
 
-/// Whether a name holds one of several words.
-[[nodiscard]] inline bool holds_any(std::string_view name, std::string_view words) {
-  return any_word(words, [&](std::string_view word) { return name.find(word) != std::string_view::npos; });
-}
-/// Whether a name is one of several.
-[[nodiscard]] inline bool is_any(std::string_view name, std::string_view names) {
-  return any_word(names, [&](std::string_view each) { return each == name; });
-}
-
 /// Whether a field is refused by its name, or has been found harmless.
 [[nodiscard]] inline bool is_unknown(std::string_view name) {
   return std::any_of(unknown_fields.begin(), unknown_fields.end(),

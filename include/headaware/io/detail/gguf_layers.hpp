@@ -201,10 +201,9 @@ class GgufReader {
       if (key == "attention.causal" && !one) refuse(key, "layers that see later tokens, too, are");
       std::string_view const attention = "attention.";
       if (!key.starts_with(attention)) {
-        bool const cache =
-            any_word(gguf_cache_words, [&](std::string_view word) { return key.find(word) != std::string_view::npos; });
-        if (cache && !key.starts_with("rope.") && !contains(gguf_known_keys, key))
+        if (holds_any(key, gguf_cache_words) && !key.starts_with("rope.") && !contains(gguf_known_keys, key)) {
           refuse(key, "what it does to the cache is");
+        }
         continue;
       }
       std::string_view const rest = key.substr(attention.size());

@@ -21,8 +21,7 @@ inline constexpr std::string_view recurrent_words =
 
 /// Whether a model of this name has recurrent layers, as far as names are known here.
 [[nodiscard]] inline bool is_recurrent(std::string_view name) {
-  return any_word(recurrent_names, [&](std::string_view each) { return each == name; }) ||
-         any_word(recurrent_words, [&](std::string_view word) { return name.find(word) != std::string_view::npos; });
+  return is_any(name, recurrent_names) || holds_any(name, recurrent_words);
 }
 
 }  // namespace detail

@@ -42,6 +42,14 @@ template <class Test>
   }
   return false;
 }
+/// Whether a name is one of several, each between spaces.
+[[nodiscard]] constexpr bool is_any(std::string_view name, std::string_view names) {
+  return any_word(names, [&](std::string_view each) { return each == name; });
+}
+/// Whether a name holds one of several words, each between spaces.
+[[nodiscard]] constexpr bool holds_any(std::string_view name, std::string_view words) {
+  return any_word(words, [&](std::string_view word) { return name.find(word) != std::string_view::npos; });
+}
 
 /// Appends a code point as UTF-8.
 template <class = void>

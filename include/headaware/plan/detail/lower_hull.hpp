@@ -5,10 +5,10 @@
 
 #include <headaware/config.hpp>
 #include <headaware/plan/detail/whole_pages.hpp>
+#include <headaware/plan/detail/window_part.hpp>
 #include <headaware/stats/retention.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -64,9 +64,7 @@ struct Candidate {
     if (whole_pages(low, page_size) < full) result.push_back({whole_pages(low, page_size), 0, grid.cell(0, w)});
     std::int64_t const step = whole_pages((high - low + 7) / 8, page_size);
     for (std::int64_t tokens = whole_pages(low + step, page_size); tokens < high; tokens += step) {
-      double const part = std::log(static_cast<double>(tokens) / static_cast<double>(low)) /
-                          std::log(static_cast<double>(high) / static_cast<double>(low));
-      result.push_back({tokens, 0, grid.cell(0, w), next, part});
+      result.push_back({tokens, 0, grid.cell(0, w), next, window_part(tokens, low, high)});
     }
   }
   return result;
