@@ -6,6 +6,9 @@
 // `times` is the ratio of the two times, `bytes` that of the bytes held, `excess` the first over the second: 1 is
 // proportional. The best of interleaved rounds counts. In "mixed" every eighth head keeps all and the others `kept`.
 //
+// "coded": the full cache of one layer, keys and values in a format, beside half precision (`KeptCache`) in the same
+// rounds: `times` of its time, `bytes` of its bytes.
+//
 // "latent": one layer of multi-head latent attention, 32,768 rows of 576 channels of 2 bytes, the first 512 of them the
 // value, which all query heads share. GFLOP/s: 2 · heads · rows · (576 + 512) operations.
 
@@ -17,9 +20,11 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <vector>
 
 namespace ha = headaware;
@@ -143,8 +148,81 @@ void latent(benchmark::State& state) {
   state.counters["GFLOP/s"] = 1e-9 * tokens * row_operations / best;
 }
 
+constexpr std::array<char const*, 8> formats{"fp16",    "int8",    "packed6", "packed5",
+                                             "packed4", "packed3", "q8_0",    "fp8_e4m3"};
+
+/// Random codes: valid rows of their format, made of encoded ones.
+std::vector<ha::RowUnit> coded_rows(ha::HeadFormats const& of, std::int64_t count) {
+  auto const units = static_cast<std::size_t>(of.row_units(head_dim, head_dim));
+  std::vector<ha::RowUnit> rows(units * static_cast<std::size_t>(count));
+  std::vector<float> row(head_dim);
+  std::uint32_t state = 1;
+  constexpr std::size_t distinct = 1024;
+  for (std::size_t r = 0; r < static_cast<std::size_t>(count); ++r) {
+    ha::RowUnit* const to = rows.data() + r * units;
+    if (r >= distinct) {
+      std::copy_n(to - distinct * units, units, to);
+      continue;
+    }
+    for (float& x : row) {
+      state = state * 1664525U + 1013904223U;
+      x = static_cast<float>(state >> 16) / 32768 - 1;
+    }
+    of.key.visit([&](auto const& format) { ha::encode_row(format, row.data(), head_dim, to->words); });
+    std::uint32_t* const value = to->words + of.key_words(head_dim);
+    of.value.visit([&](auto const& format) { ha::encode_row(format, row.data(), head_dim, value); });
+  }
+  return rows;
+}
+
+void coded(benchmark::State& state) {
+  bench::set_threads(state.range(2));
+  auto const format = ha::AnyFormat<>::of_name(formats[static_cast<std::size_t>(state.range(0))]);
+  ha::HeadFormats const of{format, format};
+  auto const heads = static_cast<std::int32_t>(num_kv_heads * state.range(1));
+  ha::AttentionShape const shape{1, heads, num_kv_heads, 1, head_dim};
+  auto const layout = ha::strided_bhsd(1, heads, 1, head_dim);
+  std::vector<std::int64_t> offsets;
+  for (std::int64_t h = 0; h <= num_kv_heads; ++h) offsets.push_back(h * tokens);
+  std::vector<ha::RowUnit> const rows = coded_rows(of, num_kv_heads * tokens);
+  std::vector<ha::PackedSegment<>> const segments(num_kv_heads,
+                                                  {of, static_cast<std::int32_t>(of.row_units(head_dim, head_dim)), 0});
+  Cache const& dense = dense_cache();
+  std::vector<float> const queries(static_cast<std::size_t>(layout.required_span_size()), 0.25F);
+  std::vector<float> output(queries.size());
+  auto const timed = [&](auto const& cache) {
+    double const start = bench::seconds();
+    ha::attend(shape, ha::AttentionQueries{queries.data(), layout}, cache, ha::AttentionOutput{output.data(), layout});
+    benchmark::DoNotOptimize(output.data());
+    return bench::seconds() - start;
+  };
+  using View = ha::RaggedView<std::int64_t>;
+  View const view{offsets.data(), num_kv_heads};
+  double best = std::numeric_limits<double>::infinity();
+  double best_half = best;
+  for (auto _ : state) {
+    for (int round = 0; round < 20; ++round) {
+      best = std::min(best, timed(ha::PackedCache<ha::DefaultFormats, View>{rows.data(), segments.data(), view}));
+      best_half = std::min(best_half, timed(ha::KeptCache{dense.keys.data(), dense.values.data(), view}));
+    }
+    state.SetIterationTime(best);
+  }
+  double const bytes = static_cast<double>(rows.size() * sizeof(ha::RowUnit));
+  state.SetLabel(std::string(format.name()));
+  state.counters["ms"] = 1e3 * best;
+  state.counters["GB/s"] = 1e-9 * bytes / best;
+  state.counters["fp16_ms"] = 1e3 * best_half;
+  state.counters["times"] = best / best_half;
+  state.counters["bytes"] = bytes / static_cast<double>(2 * 2 * head_dim * num_kv_heads * tokens);
+}
+
 }  // namespace
 
+BENCHMARK(coded)
+    ->ArgNames({"format", "group", "threads"})
+    ->ArgsProduct({{0, 1, 2, 3, 4, 5, 6, 7}, {1, 3, 4, 8}, {1, 0}})
+    ->UseManualTime()
+    ->Iterations(1);
 BENCHMARK(latent)->ArgNames({"heads", "threads"})->ArgsProduct({{16, 128}, {1, 0}})->UseManualTime()->Iterations(1);
 BENCHMARK(decode)
     ->ArgNames({"kept", "mixed", "threads"})

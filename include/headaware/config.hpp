@@ -19,6 +19,13 @@
 #define HEADAWARE_EXEC_CHECK_DISABLE
 #endif
 
+/// Unrolls the loop that follows, in device code: arrays that it indexes stay in registers.
+#if defined(__CUDA_ARCH__)
+#define HEADAWARE_UNROLL _Pragma("unroll")
+#else
+#define HEADAWARE_UNROLL
+#endif
+
 // Two levels, so that the version macros are expanded before they are pasted.
 #define HEADAWARE_DETAIL_ABI_PASTE(major, minor) v##major##_##minor
 #define HEADAWARE_DETAIL_ABI(major, minor) HEADAWARE_DETAIL_ABI_PASTE(major, minor)

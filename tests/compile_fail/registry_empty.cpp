@@ -1,4 +1,4 @@
-// error: a registry holds 1 to 255 policies
+// error: a registry holds 1 to 255 types
 
 #include <headaware/policy/registry.hpp>
 

@@ -1,4 +1,4 @@
-// error: two policies of a registry have the same name
+// error: two types of a registry have the same name
 
 #include <headaware/policy/table.hpp>
 

@@ -140,19 +140,73 @@ void write_attention(AttentionShape const& shape, AttentionOutput<O, Layout> con
 
 HEADAWARE_TARGET_BEGIN
 
-/// `attend` over floating-point elements.
-template <class Q, class QLayout, class Cache, class O, class OLayout>
-void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
-                   AttentionOutput<O, OLayout> const& output, AttentionOptions const& options) {
+/// A cache of elements as `attend_rows` reads it.
+template <class Cache>
+struct ElementAccess {
   using T = typename CacheTypes<Cache>::Element;
+  static constexpr std::int64_t tile_rows = is_latent<Cache> ? QueryTile::max_latent_queries : QueryTile::max_queries;
+  Cache const& cache;
+  AttentionShape const& shape;
+
+  [[nodiscard]] std::int64_t padded(std::int64_t channels) const { return whole_vectors(channels); }
+  [[nodiscard]] std::int64_t row_bytes() const {
+    return (shape.head_dim + (is_latent<Cache> ? 0 : shape.output_dim())) * static_cast<std::int64_t>(sizeof(T));
+  }
+  template <class Head>
+  [[nodiscard]] PlainRows<T, Head> rows(Head const& head, std::int64_t) const {
+    T const* values = nullptr;
+    if constexpr (!is_latent<Cache>) values = cache.values;
+    return {head, cache.keys, values, shape.head_dim, shape.output_dim()};
+  }
+  void turn_queries(std::int64_t, QueryTile&) const {}
+  void turn_sums(std::int64_t, float*) const {}
+};
+
+/// A cache of encoded rows as `attend_rows` reads it. Queries and sums are as wide as whole blocks of any format.
+template <class Registry, class View>
+struct CodedAccess {
+  static constexpr std::int64_t tile_rows = QueryTile::max_queries;
+  static constexpr std::int64_t widest = []<class... Formats>(std::type_identity<FormatRegistry<Formats...>>) {
+    return std::max({std::int64_t{64}, (Formats::rotated ? std::int64_t{Formats::group} : std::int64_t{1})...});
+  }(std::type_identity<Registry>{});
+  PackedCache<Registry, View> const& cache;
+  AttentionShape const& shape;
+
+  [[nodiscard]] std::int64_t padded(std::int64_t channels) const { return (channels + widest - 1) / widest * widest; }
+  [[nodiscard]] std::int64_t row_bytes() const { return shape.head_dim + shape.output_dim(); }
+  template <class Head>
+  [[nodiscard]] CodedRows<Registry, Head> rows(Head const& head, std::int64_t segment) const {
+    return {head, cache.rows, cache.segments[segment], shape.head_dim, shape.output_dim()};
+  }
+  void turn_queries(std::int64_t segment, QueryTile& tile) const {
+    rotate_rows_of(cache.segments[segment].formats.key, tile.queries(), tile.query_count(), tile.key_channels());
+  }
+  void turn_sums(std::int64_t segment, float* sums) const {
+    rotate_rows_of(cache.segments[segment].formats.value, sums, 1, padded(shape.output_dim()));
+  }
+};
+
+template <class Cache>
+auto access_to(Cache const& cache, AttentionShape const& shape) {
+  return ElementAccess<Cache>{cache, shape};
+}
+template <class Registry, class View>
+auto access_to(PackedCache<Registry, View> const& cache, AttentionShape const& shape) {
+  return CodedAccess<Registry, View>{cache, shape};
+}
+
+/// `attend` over floating-point elements, or rows that decode to them.
+template <class Q, class QLayout, class Cache, class O, class OLayout>
+void attend_rows(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
+                 AttentionOutput<O, OLayout> const& output, AttentionOptions const& options) {
   check_attention(shape, queries, cache, output, options);
   if (shape.num_sequences == 0 || shape.query_tokens == 0) return;
   check_output_apart(shape, queries, output);
   check_attention_tables(shape, queries, cache, output);
   constexpr std::int64_t split_rows = 512;
-  constexpr std::int64_t tile_rows = is_latent<Cache> ? QueryTile::max_latent_queries : QueryTile::max_queries;
-  auto const cut = KvSplit::of(shape, tile_rows, split_rows);
-  std::int64_t const channels = whole_vectors(shape.output_dim());
+  auto const access = access_to(cache, shape);
+  auto const cut = KvSplit::of(shape, access.tile_rows, split_rows);
+  std::int64_t const channels = access.padded(shape.output_dim());
   AttentionWork& work = AttentionWork::of_thread();
   work.divide(shape, cut, cache.view, channels);
   check_cache_pointers(cache, work.rows > 0);
@@ -160,9 +214,10 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
   auto const joins = static_cast<std::int64_t>(work.joins.size());
   // Less than that, one core reads in the time that it takes to wake the others.
   constexpr std::int64_t few_bytes = 131072;
-  std::int64_t const row_channels = shape.head_dim + (is_latent<Cache> ? 0 : shape.output_dim());
-  std::int64_t const bytes = work.rows * cut.tiles * row_channels * static_cast<std::int64_t>(sizeof(T));
-  auto const make_tile = [&] { return QueryTile(shape, options, cut.tile_rows); };
+  std::int64_t const bytes = work.rows * cut.tiles * access.row_bytes();
+  auto const make_tile = [&] {
+    return QueryTile(shape, options, cut.tile_rows, access.padded(shape.head_dim), channels);
+  };
   parallel_for(items, 1, bytes > few_bytes, make_tile, [&](QueryTile& tile, std::int64_t i) {
     AttentionItem const& item = work.items[static_cast<std::size_t>(i)];
     std::int64_t const sequence = item.segment / shape.num_kv_heads;
@@ -171,12 +226,12 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
     std::int64_t const first_query = item.tile * cut.tile_rows;
     std::int64_t const count = std::min(cut.tile_rows, shape.query_rows() - first_query);
     tile.take_queries(queries, sequence, kv_head, first_query, count, item.split == 0);
+    access.turn_queries(item.segment, tile);
     std::int64_t const begin = item.split * cut.split_rows;
-    T const* values = nullptr;
-    if constexpr (!is_latent<Cache>) values = cache.values;
-    tile.attend(rows, cache.keys, values, begin, std::min(rows.rows(), begin + cut.split_rows));
+    tile.attend(access.rows(rows, item.segment), begin, std::min(rows.rows(), begin + cut.split_rows));
     for (std::int64_t q = 0; q < count; ++q) {
       if (item.partial < 0) {
+        access.turn_sums(item.segment, tile.sums(q));
         write_attention(shape, output, {shape, sequence, kv_head, first_query + q}, tile.part(q), tile.sums(q));
       } else {
         std::int64_t const at = item.partial * cut.tile_rows + q;
@@ -207,6 +262,7 @@ void attend_floats(AttentionShape const& shape, AttentionQueries<Q, QLayout> con
       float const* const from = work.sums.data() + at(split) * channels;
       for (std::int64_t c = 0; c < channels; ++c) sums[c] += weight * from[c];
     }
+    access.turn_sums(join.segment, sums);
     write_attention(shape, output, {shape, join.segment / shape.num_kv_heads, join.segment % shape.num_kv_heads, row},
                     whole, sums);
   };
@@ -226,8 +282,9 @@ HEADAWARE_TARGET_BEGIN
 /// logit makes its output NaN.
 /// @param shape    counts; `query_tokens` 1 decodes
 /// @param queries  [sequences, num_query_heads, query_tokens, head_dim] in the layout's order; host
-/// @param cache    `KeptCache`, keys and values of the layer's heads, or `LatentCache`; rows where the view says; host;
-///                 null where no head holds anything
+/// @param cache    `KeptCache`, keys and values of the layer's heads, `LatentCache`, or `PackedCache`, rows in formats
+/// of
+///                 their heads' own; rows where the view says; host; null where no head holds anything
 /// @param output   [sequences, num_query_heads, query_tokens, value_dim], and optionally log-sum-exp; host;
 ///                 must overlap no input
 /// @throws ArgumentError on counts that make no sense, missing or misaligned pointers, layouts too small, a mask over a
@@ -242,9 +299,10 @@ template <class Q, class QLayout, AttentionCache Cache, class O, class OLayout>
 void attend(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
             AttentionOutput<O, OLayout> const& output, AttentionOptions const& options = {}) {
   using T = typename detail::CacheTypes<Cache>::Element;
-  constexpr bool floats = detail::holds_floats<Q> && detail::holds_floats<T> && detail::holds_floats<O>;
+  constexpr bool rows = detail::holds_floats<T> || detail::is_packed<Cache>;
+  constexpr bool floats = detail::holds_floats<Q> && rows && detail::holds_floats<O>;
   static_assert(floats, "headaware: queries, keys, values and output of attention are float, float16 or bfloat16");
-  if constexpr (floats) detail::attend_floats(shape, queries, cache, output, options);
+  if constexpr (floats) detail::attend_rows(shape, queries, cache, output, options);
 }
 
 HEADAWARE_TARGET_END

@@ -4,6 +4,7 @@
 /// The arguments of attention over kept tokens, the same for both back ends.
 
 #include <headaware/attention/kept_view.hpp>
+#include <headaware/cache/packed_rows.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
 #include <headaware/element.hpp>
@@ -86,11 +87,31 @@ struct LatentCache {
 template <class T, class View>
 LatentCache(T*, View) -> LatentCache<std::remove_const_t<T>, View>;
 
+/// @brief One layer's kept rows, encoded in formats of their heads' own (`PackedDestination`).
+///
+/// Scores and sums are made of the encoded numbers; where a format is rotated, the query is rotated, too, and the sums
+/// are turned back, inside `attend`.
+/// @tparam Registry  of the formats
+template <class Registry, class View>
+struct PackedCache {
+  static_assert(check_kept_view<View>());
+  RowUnit const* rows = nullptr;                      ///< the layer's buffer
+  PackedSegment<Registry> const* segments = nullptr;  ///< [sequences, num_kv_heads]: `PackedDestination::layer`
+  View view;                                          ///< of rows, as if all were alike
+};
+
 namespace detail {
 
 /// The types of a cache that attention reads.
 template <class Cache>
 struct CacheTypes;
+template <class Registry, class V>
+struct CacheTypes<PackedCache<Registry, V>> {
+  using Element = RowUnit;
+  using View = V;
+  static constexpr bool latent = false;
+  static constexpr bool packed = true;
+};
 template <class T, class V>
 struct CacheTypes<KeptCache<T, V>> {
   using Element = T;
@@ -105,10 +126,14 @@ struct CacheTypes<LatentCache<T, V>> {
 };
 template <class Cache>
 inline constexpr bool is_latent = CacheTypes<Cache>::latent;
+template <class Cache>
+inline constexpr bool is_packed = requires {
+  requires CacheTypes<Cache>::packed;
+};
 
 }  // namespace detail
 
-/// @brief `KeptCache` or `LatentCache`.
+/// @brief `KeptCache`, `LatentCache` or `PackedCache`.
 template <class Cache>
 concept AttentionCache = requires {
   detail::CacheTypes<Cache>::latent;
@@ -196,11 +221,16 @@ void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> c
   require_aligned(queries.data, "queries", where);
   require_aligned(output.data, "output", where);
   require_aligned(output.lse, "log-sum-exp", where);
-  require_aligned(cache.keys, "keys", where);
+  if constexpr (is_packed<Cache>) {
+    require_aligned(cache.rows, "rows", where);
+    require_aligned(cache.segments, "segments", where);
+  } else {
+    require_aligned(cache.keys, "keys", where);
+  }
   if constexpr (is_latent<Cache>) {
     require(shape.output_dim() <= shape.head_dim, "value_dim", {"at most the row's ", shape.head_dim, " channels"},
             shape.output_dim(), where);
-  } else {
+  } else if constexpr (!is_packed<Cache>) {
     require_aligned(cache.values, "values", where);
   }
   require_aligned(options.first_positions, "first_positions", where);
@@ -217,9 +247,15 @@ void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> c
 /// Checks the pointers of a layer; one that holds no rows needs none.
 template <class Cache>
 void check_cache_pointers(Cache const& cache, bool holds_rows) {
-  require(!holds_rows || cache.keys != nullptr, "keys", "a pointer", "nullptr", "attend");
-  if constexpr (!is_latent<Cache>) {
-    require(!holds_rows || cache.values != nullptr, "values", "a pointer", "nullptr", "attend");
+  if constexpr (is_packed<Cache>) {
+    require(!holds_rows || cache.rows != nullptr, "rows", "a pointer", "nullptr", "attend");
+    require(cache.segments != nullptr, "segments", "a pointer", "nullptr", "attend");
+    return;
+  } else {
+    require(!holds_rows || cache.keys != nullptr, "keys", "a pointer", "nullptr", "attend");
+    if constexpr (!is_latent<Cache>) {
+      require(!holds_rows || cache.values != nullptr, "values", "a pointer", "nullptr", "attend");
+    }
   }
 }
 

@@ -111,13 +111,8 @@ AppendShape check_rolling_append(RollingSlotsView const& slots, std::span<LayerK
 }
 
 /// Throws if a sequence is copied to twice, or copied from and to.
-template <class T>
-void check_copies(RollingSlotsView const& slots, std::span<SequenceCopy const> copies,
-                  Destination<T, RollingSlotsView> const& cache) {
+inline void check_copies(std::int32_t num_sequences, std::span<SequenceCopy const> copies) {
   constexpr auto where = "copy_sequences";
-  check_rolling(slots, cache, where);
-  if (!copies.empty()) check_rolling_buffers(cache, 0, cache.layers.size(), where);
-  std::int32_t const num_sequences = slots.num_sequences;
   std::vector<char> role(static_cast<std::size_t>(num_sequences), 0);
   for (SequenceCopy const& copy : copies) {
     require_index(copy.from, num_sequences, "sequence", where);
@@ -129,6 +124,14 @@ void check_copies(RollingSlotsView const& slots, std::span<SequenceCopy const> c
     require(to == 0, "sequence to copy to", "one that is neither copied from nor copied to twice", copy.to, where);
     to = 2;
   }
+}
+template <class T>
+void check_copies(RollingSlotsView const& slots, std::span<SequenceCopy const> copies,
+                  Destination<T, RollingSlotsView> const& cache) {
+  constexpr auto where = "copy_sequences";
+  check_rolling(slots, cache, where);
+  if (!copies.empty()) check_rolling_buffers(cache, 0, cache.layers.size(), where);
+  check_copies(slots.num_sequences, copies);
 }
 
 }  // namespace detail

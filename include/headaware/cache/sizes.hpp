@@ -222,6 +222,10 @@ class CacheSizes {
                                    [&](std::int32_t layer) { return full_rows(layer); });
   }
 
+  /// Whether a head has a place in a grouped cache: pruned heads have none.
+  [[nodiscard]] bool has_group(std::int32_t layer, std::int32_t kv_head) const {
+    return places_[index(heads().first(layer) + kv_head)].group != detail::HeadGroup::none;
+  }
   /// @brief Divides a layer's heads into the full and the streaming group of a grouped cache, and sizes both dense
   /// tensors. Pruned heads are in neither.
   [[nodiscard]] LayerCapacity grouped_capacity(std::int32_t layer) const {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <headaware/attention/attention.hpp>
+#include <headaware/attention/detail/coded_rows.hpp>
 #include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/attention/detail/row_kernels.hpp>
 #include <headaware/attention/detail/weigh_logits.hpp>
@@ -9,6 +10,8 @@
 #include <headaware/detail/online_softmax.hpp>
 #include <headaware/detail/simd.hpp>
 #include <headaware/element.hpp>
+#include <headaware/format/hadamard.hpp>
+#include <headaware/format/table.hpp>
 
 #include <algorithm>
 #include <array>
@@ -67,15 +70,22 @@ class QueryTile {
   static constexpr std::int64_t max_queries = 32;
   /// The same over a latent, whose rows are wide and serve all query heads.
   static constexpr std::int64_t max_latent_queries = 128;
+  /// Query rows up to which reading a row's own numbers again costs less than converting it once.
+  static constexpr std::int64_t few_queries = 8;
+  /// Ranges of an encoded row that a tile has room for.
+  static constexpr std::int64_t max_code_ranges = 32;
 
-  /// @param queries  rows, at most
-  QueryTile(AttentionShape const& shape, AttentionOptions const& options, std::int64_t queries)
+  /// @param queries         rows, at most
+  /// @param key_channels    floats of a query: whole vectors
+  /// @param value_channels  floats of a sum: whole vectors
+  QueryTile(AttentionShape const& shape, AttentionOptions const& options, std::int64_t queries,
+            std::int64_t key_channels, std::int64_t value_channels)
       : shape_(shape),
         options_(options),
         map_(logit_map(shape, options)),
         window_(attention_window(options)),
-        key_channels_(whole_vectors(shape.head_dim)),
-        value_channels_(whole_vectors(shape.output_dim())) {
+        key_channels_(key_channels),
+        value_channels_(value_channels) {
     auto const size = [](std::int64_t count) { return static_cast<std::size_t>(count); };
     QueryTileBuffers& buffers = QueryTileBuffers::of_thread();
     queries_ = buffers.queries.grow(size(queries * key_channels_));
@@ -110,33 +120,99 @@ class QueryTile {
     std::fill_n(sums_, count * value_channels_, 0.0F);
   }
 
-  /// Attends to rows [begin, end) of the head. @param values  nullptr: a latent's, the first channels of the keys
-  template <class T, class Head>
-  void attend(Head const& head, T const* keys, T const* values, std::int64_t begin, std::int64_t end) {
+  /// Attends to rows [begin, end) of a head. @param rows  `PlainRows` or `CodedRows`
+  template <class Rows>
+  void attend(Rows const& rows, std::int64_t begin, std::int64_t end) {
+    auto const& head = rows.head;
     for (std::int64_t first = begin; first < end; first += attend_block) {
       std::int64_t const count = std::min<std::int64_t>(attend_block, end - first);
       if (masked_ && !find_positions(head, first, count)) continue;
-      auto const add_values = [&](auto const* const* rows) {
+      auto const add_values = [&](auto const* values) {
         if (partly_seen_) {
-          weigh_seen_rows(head, rows, count);
+          weigh_seen_rows(head, values, count);
         } else {
-          weigh_rows(scores_, count_, rows, count, value_channels_, sums_);
+          weigh_rows(scores_, count_, values, count, value_channels_, sums_);
         }
       };
-      with_rows(head, keys, first, count, shape_.head_dim, key_channels_, [&](auto const* const* rows) {
-        score_rows(queries_, count_, rows, count, key_channels_, scores_);
+      rows.with_keys(*this, first, count, [&](auto const* keys) {
+        score_rows(queries_, count_, keys, count, key_channels_, scores_);
         for (std::int64_t q = 0; q < count_; ++q) {
           map_logits(map_, scores_ + q * attend_block);
           if (partly_seen_) hide_rows(head, q, count);
           weigh(q, count);
         }
-        if (values == nullptr) add_values(rows);
+        if (rows.values_in_keys()) add_values(keys);
       });
-      if (values != nullptr) {
-        with_rows(head, values, first, count, shape_.output_dim(), value_channels_, add_values);
-      }
+      if (!rows.values_in_keys()) rows.with_values(*this, first, count, add_values);
     }
   }
+
+  /// Calls `f` with pointers to a block's rows: in the cache itself, or converted to floats where that saves
+  /// converting them again and again, or where rows are no whole vectors.
+  /// @param offset  (row of the block) to its first element
+  template <class T, class Offset, class F>
+  void with_rows(T const* data, Offset const& offset, std::int64_t count, std::int64_t channels, std::int64_t padded,
+                 F const& f) {
+    if (channels == padded && (std::is_same_v<T, float> || count_ <= few_queries)) {
+      T const* rows[attend_block];
+      for (std::int64_t k = 0; k < attend_block; ++k) {
+        // Blocks are worked on in whole groups of rows: those beyond the end are the last one again.
+        rows[k] = k < count ? data + offset(k) : rows[k - 1];
+      }
+      f(static_cast<T const* const*>(rows));
+      return;
+    }
+    with_floats(count, padded, f, [&](std::int64_t k, float* to) {
+      T const* const from = data + offset(k);
+      std::int64_t c = 0;
+      for (; c + simd::lanes <= channels; c += simd::lanes) simd::store(to + c, simd::load_floats(from + c));
+      for (; c < channels; ++c) to[c] = to_float(from[c]);
+      std::fill(to + channels, to + padded, 0.0F);
+    });
+  }
+
+  /// The same of encoded rows, which stay rotated where they are. @param words  (row of the block) to its words
+  template <class Format, class Words, class F>
+  void with_codes(Format const& format, Words const& words, std::int64_t count, std::int64_t channels,
+                  std::int64_t padded, F const& f) {
+    std::int64_t const blocks = (channels + Format::group - 1) / Format::group;
+    using Reader = simd::CodeReader<Format>;
+    if constexpr (Reader::reads) {
+      std::int64_t const ranges = padded / Reader::channels;
+      if (blocks * Format::group == padded && padded % Reader::channels == 0 && ranges <= max_code_ranges) {
+        CodedRow<Format> rows[attend_block];
+        for (std::int64_t k = 0; k < attend_block; ++k) {
+          if (k >= count) {
+            rows[k] = rows[k - 1];
+            continue;
+          }
+          simd::CodeRange* const own = code_ranges_ + k * ranges;
+          rows[k] = {reinterpret_cast<unsigned char const*>(words(k)), own};
+          for (std::int64_t r = 0; r < ranges; ++r) own[r] = Reader::range(format, rows[k].bytes + r * Reader::bytes);
+        }
+        if (count_ <= few_queries) {
+          f(static_cast<CodedRow<Format> const*>(rows));
+        } else {
+          with_floats(count, padded, f, [&](std::int64_t k, float* to) { decode_codes(rows[k], padded, to); });
+        }
+        return;
+      }
+    }
+    with_floats(count, padded, f, [&](std::int64_t k, float* to) {
+      float block[Format::group];
+      for (std::int64_t b = 0; b < blocks; ++b) {
+        format.decode(words(k) + b * Format::block_words, block);
+        std::copy_n(block, std::min<std::int64_t>(Format::group, padded - b * Format::group), to + b * Format::group);
+      }
+      std::int64_t const coded = std::min(padded, blocks * Format::group);
+      std::fill(to + coded, to + padded, 0.0F);
+    });
+  }
+
+  /// The query rows that were taken, [count, key channels].
+  [[nodiscard]] float* queries() { return queries_; }
+  [[nodiscard]] std::int64_t query_count() const { return count_; }
+  [[nodiscard]] std::int64_t key_channels() const { return key_channels_; }
 
   [[nodiscard]] OnlineSoftmax<float> const& part(std::int64_t q) const { return parts_[static_cast<std::size_t>(q)]; }
   /// [value_dim()], weighted by 2^(logit - part(q).max).
@@ -176,13 +252,13 @@ class QueryTile {
 
   /// Adds to each query the rows that it sees and no others, as a hidden row may hold NaN. Not inlined: the loop over
   /// rows that all queries see would get slower.
-  template <class E, class Head>
-  [[gnu::noinline]] void weigh_seen_rows(Head const& head, E const* const* rows, std::int64_t count) {
+  template <class Row, class Head>
+  [[gnu::noinline]] void weigh_seen_rows(Head const& head, Row const* rows, std::int64_t count) {
     for (std::int64_t q = 0; q < count_; ++q) {
       float const* const scores = scores_ + q * attend_block;
       std::int64_t const query = query_positions_[static_cast<std::size_t>(q)];
       float weights[attend_block] = {};
-      E const* seen_rows[attend_block];
+      Row seen_rows[attend_block];
       std::int64_t seen = 0;
       for (std::int64_t k = 0; k < count; ++k) {
         if (!is_seen(head, positions_[k], query, window_)) continue;
@@ -195,34 +271,17 @@ class QueryTile {
     }
   }
 
-  /// Calls `f` with pointers to a block's rows: in the cache itself, or converted to floats where that saves
-  /// converting them again and again, or where rows are no whole vectors.
-  template <class T, class Head, class F>
-  void with_rows(Head const& head, T const* data, std::int64_t first, std::int64_t count, std::int64_t channels,
-                 std::int64_t padded, F const& f) {
-    constexpr std::int64_t few = 8;
-    if (channels == padded && (std::is_same_v<T, float> || count_ <= few)) {
-      T const* rows[attend_block];
-      for (std::int64_t k = 0; k < attend_block; ++k) {
-        // Blocks are worked on in whole groups of rows: those beyond the end are the last one again.
-        rows[k] = k < count ? data + head.offset(first + k, channels) : rows[k - 1];
-      }
-      f(static_cast<T const* const*>(rows));
-      return;
-    }
+  /// Calls `f` with rows of floats. @param fill  (row of the block, [padded]) writes one
+  template <class F, class Fill>
+  void with_floats(std::int64_t count, std::int64_t padded, F const& f, Fill const& fill) {
     float const* rows[attend_block];
     for (std::int64_t k = 0; k < attend_block; ++k) {
       if (k >= count) {
         rows[k] = rows[k - 1];
         continue;
       }
-      T const* const from = data + head.offset(first + k, channels);
-      float* const to = rows_ + k * padded;
-      std::int64_t c = 0;
-      for (; c + simd::lanes <= channels; c += simd::lanes) simd::store(to + c, simd::load_floats(from + c));
-      for (; c < channels; ++c) to[c] = to_float(from[c]);
-      std::fill(to + channels, to + padded, 0.0F);
-      rows[k] = to;
+      fill(k, rows_ + k * padded);
+      rows[k] = rows_ + k * padded;
     }
     f(static_cast<float const* const*>(rows));
   }
@@ -250,7 +309,92 @@ class QueryTile {
   std::array<OnlineSoftmax<float>, max_latent_queries> parts_{};
   std::array<std::int64_t, max_latent_queries> query_positions_{};  ///< ascending
   std::int64_t positions_[attend_block] = {};
+  simd::CodeRange code_ranges_[attend_block * max_code_ranges];  ///< of a block's rows
 };
+
+/// Rows of elements as a tile reads them. @param values  nullptr: a latent's, the first channels of the keys
+template <class T, class Head>
+struct PlainRows {
+  Head head;
+  T const* keys;
+  T const* values;
+  std::int64_t head_dim;
+  std::int64_t value_dim;
+
+  [[nodiscard]] bool values_in_keys() const { return values == nullptr; }
+  template <class F>
+  void with_keys(QueryTile& tile, std::int64_t first, std::int64_t count, F const& f) const {
+    auto const offset = [&](std::int64_t k) { return head.offset(first + k, head_dim); };
+    tile.with_rows(keys, offset, count, head_dim, tile.key_channels(), f);
+  }
+  template <class F>
+  void with_values(QueryTile& tile, std::int64_t first, std::int64_t count, F const& f) const {
+    auto const offset = [&](std::int64_t k) { return head.offset(first + k, value_dim); };
+    tile.with_rows(values, offset, count, value_dim, tile.value_dim(), f);
+  }
+};
+
+/// Encoded rows as a tile reads them.
+template <class Registry, class Head>
+struct CodedRows {
+  Head head;
+  RowUnit const* rows;
+  PackedSegment<Registry> const& packed;
+  std::int64_t head_dim;
+  std::int64_t value_dim;
+
+  [[nodiscard]] bool values_in_keys() const { return false; }
+  [[nodiscard]] std::uint32_t const* words(std::int64_t row) const {
+    return (rows + head.offset(row, packed.units) + packed.shift)->words;
+  }
+  template <class F>
+  void with_keys(QueryTile& tile, std::int64_t first, std::int64_t count, F const& f) const {
+    auto const key = [&](std::int64_t k) { return words(first + k); };
+    // Values lie after their keys: without this they would be fetched from memory in a second pass over the same rows.
+    std::int64_t const skipped = packed.formats.key_words(head_dim);
+    for (std::int64_t k = 0; k < count; ++k) {
+      std::uint32_t const* const row = words(first + k);
+      constexpr std::int64_t line = 16;
+      for (std::int64_t w = skipped; w < std::int64_t{4} * packed.units; w += line) __builtin_prefetch(row + w);
+    }
+    read(packed.formats.key, tile, key, count, head_dim, tile.key_channels(), f);
+  }
+  template <class F>
+  void with_values(QueryTile& tile, std::int64_t first, std::int64_t count, F const& f) const {
+    std::int64_t const skipped = packed.formats.key_words(head_dim);
+    auto const value = [&](std::int64_t k) { return words(first + k) + skipped; };
+    read(packed.formats.value, tile, value, count, value_dim, tile.value_dim(), f);
+  }
+
+ private:
+  template <class Words, class F>
+  static void read(AnyFormat<Registry> const& any, QueryTile& tile, Words const& words, std::int64_t count,
+                   std::int64_t channels, std::int64_t padded, F const& f) {
+    any.visit([&]<class Format>(Format const& format) {
+      if constexpr (std::is_same_v<Format, Fp16> || std::is_same_v<Format, Bf16>) {
+        using T = std::conditional_t<std::is_same_v<Format, Fp16>, float16, bfloat16>;
+        T const* const base = reinterpret_cast<T const*>(words(0));
+        auto const offset = [&](std::int64_t k) { return reinterpret_cast<T const*>(words(k)) - base; };
+        tile.with_rows(base, offset, count, channels, padded, f);
+      } else {
+        tile.with_codes(format, words, count, channels, padded, f);
+      }
+    });
+  }
+};
+
+/// Multiplies rows of `channels` by the Hadamard matrix of a format's blocks, if it is rotated.
+/// @param rows  [count, channels], channels whole blocks
+template <class Registry>
+void rotate_rows_of(AnyFormat<Registry> const& any, float* rows, std::int64_t count, std::int64_t channels) {
+  any.visit([&]<class Format>(Format const&) {
+    if constexpr (Format::rotated) {
+      for (float* block = rows; block != rows + count * channels; block += Format::group) {
+        rotate_block<Format::group>(block);
+      }
+    }
+  });
+}
 
 HEADAWARE_TARGET_END
 }  // namespace detail

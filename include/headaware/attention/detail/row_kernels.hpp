@@ -20,8 +20,8 @@ inline constexpr int attend_block = 64;
 /// scores[q][key] = queries[q] · rows[key] for `Queries` queries and lanes / Queries keys: as many sums as a vector
 /// has lanes, so that one transposing reduction ends them all.
 /// @param queries  [Queries, channels], channels a multiple of lanes
-template <int Queries, class E>
-inline void score_keys(float const* queries, E const* const* rows, std::int64_t channels, float* scores) {
+template <int Queries, class Row>
+inline void score_keys(float const* queries, Row const* rows, std::int64_t channels, float* scores) {
   constexpr int keys = simd::lanes / Queries;
   simd::Floats sums[simd::lanes];
   for (simd::Floats& sum : sums) sum = simd::Floats{};
@@ -42,8 +42,8 @@ inline void score_keys(float const* queries, E const* const* rows, std::int64_t 
 
 /// Scores of `count` queries against `keys` rows; may write scores beyond, up to the end of the block.
 /// @param rows  [attend_block], every entry readable
-template <class E>
-inline void score_rows(float const* queries, std::int64_t count, E const* const* rows, std::int64_t keys,
+template <class Row>
+inline void score_rows(float const* queries, std::int64_t count, Row const* rows, std::int64_t keys,
                        std::int64_t channels, float* scores) {
   std::int64_t q = 0;
   auto const pass = [&]<int Queries>(std::int64_t first) {
@@ -58,8 +58,8 @@ inline void score_rows(float const* queries, std::int64_t count, E const* const*
 
 /// sums[q] += Σ weights[q][key] · rows[key] for `Queries` queries and four keys.
 /// @param sums  [Queries, channels], channels a multiple of lanes
-template <int Queries, class E>
-inline void weigh_values(float const* weights, E const* const* rows, std::int64_t channels, float* sums) {
+template <int Queries, class Row>
+inline void weigh_values(float const* weights, Row const* rows, std::int64_t channels, float* sums) {
   constexpr int keys = 4;
   simd::Floats weight[std::size_t{Queries}][keys];
   for (int q = 0; q < Queries; ++q) {
@@ -78,8 +78,8 @@ inline void weigh_values(float const* weights, E const* const* rows, std::int64_
 }
 
 /// The same for `count` queries and `keys` rows. @param weights  [count, attend_block], 0 beyond `keys`
-template <class E>
-inline void weigh_rows(float const* weights, std::int64_t count, E const* const* rows, std::int64_t keys,
+template <class Row>
+inline void weigh_rows(float const* weights, std::int64_t count, Row const* rows, std::int64_t keys,
                        std::int64_t channels, float* sums) {
   auto const pass = [&]<int Queries>(std::int64_t q, std::int64_t k) {
     weigh_values<Queries>(weights + q * attend_block + k, rows + k, channels, sums + q * channels);

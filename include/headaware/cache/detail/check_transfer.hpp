@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -31,6 +32,54 @@ std::int64_t destination_elements(Form const& form, LayerCapacity const& capacit
   return rows * channels;
 }
 
+/// Checks one layer's source by itself, and notes the memory that is read. @return whether anything is
+template <class T, class Source, class Rotation>
+bool check_layer_source(CacheBounds const& bounds, std::size_t layer, LayerKv<T const> const& from,
+                        Source const& source, Rotation const& rotation, RowChannels const& channels,
+                        std::int32_t num_kv_heads, bool has_rows, Memory& memory) {
+  constexpr auto where = "compress";
+  bool const with_values = channels.value_dim > 0;
+  auto const keys = keys_of(layer_source(source, layer));
+  auto const values = values_of(layer_source(source, layer));
+  check_source_layout(keys, bounds, num_kv_heads, channels.head_dim, {"compress, keys", OfLayer<Source>{layer}});
+  if (with_values) {
+    check_source_layout(values, bounds, num_kv_heads, channels.value_dim, {"compress, values", OfLayer<Source>{layer}});
+  }
+  check_rotation(rotation, bounds, channels.head_dim, !with_values, layer);
+  bool const some = bounds.max_rows > 0 && has_rows;
+  check_pointer(from.keys, some, "source keys", where, layer);
+  add_source(memory, keys, from.keys);
+  if (!with_values) return some;
+  check_pointer(from.values, some, "source values", where, layer);
+  add_source(memory, values, from.values);
+  return some;
+}
+
+/// Checks that a destination is one of the compaction's layers and heads.
+template <class Form, class Source>
+void check_destination_shape(CacheBounds const& bounds, std::size_t source_layers, Source const& source,
+                             std::size_t destination_layers, std::span<LayerCapacity const> capacities,
+                             Form const& form) {
+  constexpr auto where = "compress";
+  auto const num_layers = static_cast<std::size_t>(bounds.num_layers);
+  require(source_layers == num_layers, "source layers", num_layers, source_layers, where);
+  require(destination_layers == num_layers, "destination layers", num_layers, destination_layers, where);
+  require(capacities.size() == num_layers, "destination capacities", num_layers, capacities.size(), where);
+  std::int32_t most = 0;
+  std::int64_t heads = 0;
+  for (LayerCapacity const& capacity : capacities) {
+    most = std::max(most, capacity.num_kv_heads);
+    heads += capacity.num_kv_heads;
+  }
+  require(most == bounds.num_kv_heads, "destination KV heads", bounds.num_kv_heads, most, where);
+  require(heads == bounds.num_heads, "destination KV heads of all layers", bounds.num_heads, heads, where);
+  check_layers_of_source(source, num_layers, where);
+  if constexpr (requires { form.num_sequences; }) {
+    require(form.num_sequences == bounds.num_sequences, "destination sequences", bounds.num_sequences,
+            form.num_sequences, where);
+  }
+}
+
 /// Checks one transfer by itself, and notes the memory that it touches.
 template <class T, class Source, class Form, class Rotation>
 void check_transfer(CacheBounds const& bounds, Transfer<T, Source, Form, Rotation> const& transfer, Memory& memory) {
@@ -38,52 +87,23 @@ void check_transfer(CacheBounds const& bounds, Transfer<T, Source, Form, Rotatio
   static_assert(!keeps_positions<Form> || std::is_same_v<Rotation, KeepPositions>,
                 "headaware: keys of a rolling cache keep their positions");
   Destination<T, Form> const& kept = transfer.kept;
-  auto const num_layers = static_cast<std::size_t>(bounds.num_layers);
-  require(transfer.layers.size() == num_layers, "source layers", num_layers, transfer.layers.size(), where);
-  require(kept.layers.size() == num_layers, "destination layers", num_layers, kept.layers.size(), where);
-  require(kept.capacities.size() == num_layers, "destination capacities", num_layers, kept.capacities.size(), where);
-  std::int32_t most = 0;
-  std::int64_t heads = 0;
-  for (LayerCapacity const& capacity : kept.capacities) {
-    most = std::max(most, capacity.num_kv_heads);
-    heads += capacity.num_kv_heads;
-  }
-  require(most == bounds.num_kv_heads, "destination KV heads", bounds.num_kv_heads, most, where);
-  require(heads == bounds.num_heads, "destination KV heads of all layers", bounds.num_heads, heads, where);
-  check_layers_of_source(transfer.source, num_layers, where);
-  if constexpr (requires { kept.form.num_sequences; }) {
-    require(kept.form.num_sequences == bounds.num_sequences, "destination sequences", bounds.num_sequences,
-            kept.form.num_sequences, where);
-  }
-
+  check_destination_shape(bounds, transfer.layers.size(), transfer.source, kept.layers.size(), kept.capacities,
+                          kept.form);
   constexpr bool paged = std::is_same_v<Form, PagedForm>;
   auto& destinations = paged ? memory.paged_destinations : memory.destinations;
-  for (std::size_t layer = 0; layer < num_layers; ++layer) {
+  for (std::size_t layer = 0; layer < transfer.layers.size(); ++layer) {
     std::int64_t const rows = kept.capacities[layer].rows;
     std::int32_t const layer_heads = kept.capacities[layer].num_kv_heads;
     if (layer_heads == 0) continue;
     RowChannels const channels = kept.channels.of(layer);
-    bool const with_values = channels.value_dim > 0;
-    auto const keys = keys_of(layer_source(transfer.source, layer));
-    auto const values = values_of(layer_source(transfer.source, layer));
-    check_source_layout(keys, bounds, layer_heads, channels.head_dim, {"compress, keys", OfLayer<Source>{layer}});
-    if (with_values) {
-      check_source_layout(values, bounds, layer_heads, channels.value_dim,
-                          {"compress, values", OfLayer<Source>{layer}});
-    }
-    check_rotation(transfer.rotation, bounds, channels.head_dim, !with_values, layer);
-    bool const some = bounds.max_rows > 0 && (rows > 0 || paged);
-    auto const& from = transfer.layers[layer];
+    bool const some = check_layer_source(bounds, layer, transfer.layers[layer], transfer.source, transfer.rotation,
+                                         channels, layer_heads, rows > 0 || paged, memory);
     auto const& to = kept.layers[layer];
-    check_pointer(from.keys, some, "source keys", where, layer);
     check_pointer(to.keys, some, "destination keys", where, layer);
-    add_source(memory, keys, from.keys);
     destinations.push_back(
         interval(to.keys, destination_elements(kept.form, kept.capacities[layer], channels.head_dim)));
-    if (!with_values) continue;
-    check_pointer(from.values, some, "source values", where, layer);
+    if (channels.value_dim == 0) continue;
     check_pointer(to.values, some, "destination values", where, layer);
-    add_source(memory, values, from.values);
     destinations.push_back(
         interval(to.values, destination_elements(kept.form, kept.capacities[layer], channels.value_dim)));
   }

@@ -1,0 +1,159 @@
+#pragma once
+
+// Encoding of kept rows on the device: a thread has one block of channels of one row, which it reads, turns and encodes
+// by the code of the CPU, so that every bit is the CPU's. Neighbouring threads have neighbouring blocks, which are side
+// by side in memory on both sides.
+
+#include <headaware/cache/pack_plan.hpp>
+#include <headaware/cache/rotation.hpp>
+#include <headaware/cache/segment.hpp>
+#include <headaware/config.hpp>
+#include <headaware/detail/cuda/element.cuh>
+#include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/format/table.hpp>
+#include <headaware/layout/concept.hpp>
+
+#include <cstdint>
+#include <type_traits>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+inline constexpr std::int32_t pack_threads = 128;
+
+/// @tparam T  element of the source
+template <class T, class Table, class Keys, class Values, class Rotation, class Reg>
+struct PackParameters {
+  using Element = T;
+  using Registry = Reg;
+
+  Table table;
+  Keys keys;
+  Values values;
+  Rotation rotation;
+  PackSegment<Registry> const* segments;
+  std::int64_t num_segments;
+  std::int64_t num_blocks;
+  RowChannels channels;
+  bool keys_adjacent;  ///< a token's channels lie side by side
+  bool values_adjacent;
+  T const* source_keys[max_layers];
+  T const* source_values[max_layers];
+  RowUnit* kept[max_layers];
+};
+
+/// Reads a block's channels; of those that are not there, zeros.
+template <std::int32_t Group, class T, class At>
+__device__ void read_block(T const* data, At const& at, std::int64_t first, std::int64_t channels, bool adjacent,
+                           float* x) {
+  constexpr std::int32_t width = 16 / static_cast<std::int32_t>(sizeof(T));
+  T const* const begin = data + at(first);
+  if (Group % width == 0 && adjacent && first + Group <= channels &&
+      reinterpret_cast<std::uintptr_t>(begin) % 16 == 0) {
+    if constexpr (Group % width == 0) {
+#pragma unroll
+      for (std::int32_t i = 0; i < Group; i += width) {
+        struct alignas(16) Vector {
+          T elements[width];
+        };
+        Vector const v = *reinterpret_cast<Vector const*>(begin + i);
+#pragma unroll
+        for (std::int32_t j = 0; j < width; ++j) x[i + j] = to_float(v.elements[j]);
+      }
+    }
+    return;
+  }
+#pragma unroll
+  for (std::int32_t i = 0; i < Group; ++i) x[i] = first + i < channels ? to_float(data[at(first + i)]) : 0.0F;
+}
+
+/// Turns a block of a key to its row's position: pairs may lie in two blocks, so partners are read again.
+template <std::int32_t Group, class T, class At>
+__device__ void turn_block(KeyRotation const& rotation, T const* data, At const& at, std::int64_t first,
+                           std::int64_t sequence, std::int64_t token, std::int64_t row, float* x) {
+  std::int64_t const distance = rotation.distance(sequence, token, row);
+  std::int32_t const half = rotation.rotary_dim() / 2;
+  bool const neox = rotation.pairing() == RotaryPairing::neox;
+#pragma unroll
+  for (std::int32_t i = 0; i < Group; ++i) {
+    auto const c = static_cast<std::int32_t>(first) + i;
+    if (c >= rotation.rotary_dim()) continue;
+    std::int32_t const pair = neox ? (c < half ? c : c - half) : c / 2;
+    RotaryPair const of = rotary_pair(rotation, pair);
+    float const a = to_float(data[at(of.a)]);
+    float const b = to_float(data[at(of.b)]);
+    std::int64_t const by = rotation.distance_of_pair(distance, sequence, token, row, pair);
+    RotatedPair<float> const turned = rotate_pair(rotation, by, pair, a, b);
+    x[i] = c == of.a ? turned.a : turned.b;
+  }
+}
+
+/// The segment that a block is of. @pre 0 <= block < the blocks of all
+template <class Registry>
+__device__ PackSegment<Registry> const& segment_of_block(PackSegment<Registry> const* segments, std::int64_t count,
+                                                         std::int64_t block) {
+  std::int64_t low = 0;
+  std::int64_t high = count;
+  while (high - low > 1) {
+    std::int64_t const middle = low + (high - low) / 2;
+    if (segments[middle].first_block <= block) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return segments[low];
+}
+
+template <class Parameters>
+HEADAWARE_KERNEL void __launch_bounds__(pack_threads) pack_kernel(Parameters const __grid_constant__ p) {
+  using T = typename Parameters::Element;
+  std::int64_t const block = std::int64_t{blockIdx.x} * pack_threads + threadIdx.x;
+  if (block >= p.num_blocks) return;
+  auto const& segment = segment_of_block(p.segments, p.num_segments, block);
+  std::int32_t const of_row = segment.key_blocks + segment.value_blocks;
+  std::int64_t const local = block - segment.first_block;
+  auto const row = local / of_row;
+  auto const index = static_cast<std::int32_t>(local - row * of_row);
+  if (row >= segment.kept) return;
+  std::int64_t const token =
+      visit_policy(p.table, segment.layer, segment.sequence, segment.kv_head,
+                   [&](auto const& policy) { return source_token(policy, row, segment.length); });
+  RowChannels const channels = p.channels;
+  std::uint32_t* const words = (p.kept[segment.layer] + segment.first_unit + row * segment.units)->words;
+  auto const encode = [&](auto const& any, auto const& layout, bool adjacent, T const* data, std::int64_t count,
+                          std::int32_t number, std::uint32_t* to, auto const& turn) {
+    any.visit([&]<class Format>(Format const& format) {
+      auto const at = [&](std::int64_t c) { return layout.offset(segment.sequence, segment.kv_head, token, c); };
+      std::int64_t const first = std::int64_t{number} * Format::group;
+      float x[Format::group];
+      read_block<Format::group>(data, at, first, count, adjacent, x);
+      turn(std::integral_constant<std::int32_t, Format::group>{}, data, at, first, x);
+      if constexpr (Format::rotated) rotate_block<Format::group>(x);
+      format.encode(x, to + std::int64_t{number} * Format::block_words);
+    });
+  };
+  if (index < segment.key_blocks) {
+    auto const turn = [&]<std::int32_t Group>(std::integral_constant<std::int32_t, Group>, T const* data,
+                                              auto const& at, std::int64_t first, float* x) {
+      if constexpr (std::is_same_v<decltype(p.rotation), KeyRotation const> ||
+                    std::is_same_v<decltype(p.rotation), KeyRotation>) {
+        turn_block<Group>(p.rotation, data, at, first, segment.sequence, token, row, x);
+      }
+    };
+    encode(segment.formats.key, p.keys, p.keys_adjacent, p.source_keys[segment.layer], channels.head_dim, index, words,
+           turn);
+  } else {
+    auto const stay = [](auto, T const*, auto const&, std::int64_t, float*) {};
+    encode(segment.formats.value, p.values, p.values_adjacent, p.source_values[segment.layer], channels.value_dim,
+           index - segment.key_blocks, words + segment.formats.key_words(channels.head_dim), stay);
+  }
+  if (index == of_row - 1) {  // zeros to a whole unit
+    std::int64_t const used =
+        segment.formats.key.row_words(channels.head_dim) + segment.formats.value.row_words(channels.value_dim);
+    for (std::int64_t w = used; w < std::int64_t{4} * segment.units; ++w) words[w] = 0;
+  }
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END

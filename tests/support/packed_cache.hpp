@@ -1,0 +1,105 @@
+#pragma once
+
+// Caches compressed into encoded rows, with heads of every format side by side, and the same rows encoded and decoded
+// one by one.
+
+#include "support/format_rows.hpp"
+#include "support/kept_rows.hpp"
+
+#include <headaware/cache/pack.hpp>
+#include <headaware/layout/strided.hpp>
+#include <headaware/policy/prune.hpp>
+#include <headaware/policy/sink_window.hpp>
+#include <headaware/policy/table.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace headaware_test {
+
+/// Two layers of as many KV heads as there are formats, each head with others for keys and for values; one keeps all,
+/// one nothing.
+template <class T>
+struct PackedProblem {
+  std::int32_t num_kv_heads = static_cast<std::int32_t>(all_formats().size());
+  std::int64_t head_dim;
+  std::int64_t value_dim;
+  std::vector<std::int32_t> lengths;
+  ha::PolicyTable table{2, num_kv_heads, ha::SinkWindow{.sink = 3, .window = 60}};
+  ha::FormatTable formats{2, num_kv_heads};
+  std::int64_t longest = 0;
+  std::vector<std::vector<T>> keys, values;  ///< [layers][sequences, heads, tokens, channels]
+  std::vector<ha::LayerKv<T const>> layers;
+
+  PackedProblem(std::int64_t of_keys, std::int64_t of_values, std::vector<std::int32_t> const& of)
+      : head_dim(of_keys), value_dim(of_values), lengths(of) {
+    std::vector<ha::AnyFormat<>> const all = all_formats();
+    for (std::int32_t layer = 0; layer < 2; ++layer) {
+      for (std::int32_t h = 0; h < num_kv_heads; ++h) {
+        auto const other = static_cast<std::size_t>((h + 5 * layer + 4) % num_kv_heads);
+        formats.set(layer, h, {all[at(h)], all[other]});
+      }
+    }
+    table.set(0, 1, ha::Full{});
+    table.set(1, 7, ha::Full{});
+    table.set(1, 2, ha::Prune{});
+    for (std::int32_t const length : lengths) longest = std::max<std::int64_t>(longest, length);
+    auto const count = static_cast<std::int64_t>(lengths.size()) * num_kv_heads * longest;
+    for (unsigned layer = 0; layer < 2; ++layer) {
+      keys.push_back(random_elements<T>(count * head_dim, 3 + layer));
+      values.push_back(random_elements<T>(count * value_dim, 5 + layer));
+      layers.push_back({keys.back().data(), values.back().data()});
+    }
+  }
+  [[nodiscard]] auto source() const {
+    auto const sequences = static_cast<std::int32_t>(lengths.size());
+    return ha::KvLayouts{ha::strided_bhsd(sequences, num_kv_heads, longest, head_dim),
+                         ha::strided_bhsd(sequences, num_kv_heads, longest, value_dim)};
+  }
+  [[nodiscard]] std::vector<float> row(std::vector<T> const& tensor, std::int64_t sequence, std::int64_t head,
+                                       std::int64_t token, std::int64_t channels) const {
+    std::vector<float> result(at(channels));
+    for (std::int64_t c = 0; c < channels; ++c) {
+      result[at(c)] = ha::to_float(tensor[at(((sequence * num_kv_heads + head) * longest + token) * channels + c)]);
+    }
+    return result;
+  }
+  /// The words that a token's row must have.
+  [[nodiscard]] std::vector<std::uint32_t> words(std::int32_t layer, std::int64_t sequence, std::int32_t head,
+                                                 std::int64_t token) const {
+    ha::HeadFormats const& of = formats.at(layer, head);
+    CodedRow key = code_row(of.key, row(keys[at(layer)], sequence, head, token, head_dim));
+    CodedRow const value = code_row(of.value, row(values[at(layer)], sequence, head, token, value_dim));
+    key.words.insert(key.words.end(), value.words.begin(), value.words.end());
+    key.words.resize((key.words.size() + 3) / 4 * 4);
+    return key.words;
+  }
+  /// What a layer's heads hold, encoded and decoded again.
+  [[nodiscard]] HeldProblem<float> held(std::int32_t layer, ha::AttentionShape const& shape) const {
+    HeldProblem<float> result(shape, {}, 17);
+    result.queries = random_elements<float>(
+        std::int64_t{shape.num_sequences} * shape.num_query_heads * shape.query_tokens * head_dim, 23);
+    for (std::int32_t b = 0; b < shape.num_sequences; ++b) {
+      for (std::int32_t h = 0; h < num_kv_heads; ++h) {
+        HeldRows<float> rows;
+        ha::HeadFormats const& of = formats.at(layer, h);
+        for (std::int32_t token = 0; token < lengths[at(b)]; ++token) {
+          bool const kept =
+              table.visit(layer, h, [&](auto const& policy) { return policy.keeps(token, lengths[at(b)]); });
+          if (!kept) continue;
+          auto const key = code_row(of.key, row(keys[at(layer)], b, h, token, head_dim)).decoded;
+          auto const value = code_row(of.value, row(values[at(layer)], b, h, token, value_dim)).decoded;
+          rows.keys.insert(rows.keys.end(), key.begin(), key.end());
+          rows.values.insert(rows.values.end(), value.begin(), value.end());
+          rows.positions.push_back(static_cast<std::int32_t>(rows.positions.size()));
+        }
+        result.segments.push_back(std::move(rows));
+      }
+    }
+    return result;
+  }
+};
+
+}  // namespace headaware_test
