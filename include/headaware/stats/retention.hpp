@@ -7,9 +7,11 @@
 #include <headaware/detail/model_heads.hpp>
 #include <headaware/error.hpp>
 #include <headaware/model_shape.hpp>
+#include <headaware/stats/rounding.hpp>
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -71,10 +73,15 @@ struct RetentionSums {
   std::vector<double> mass_squared;          ///< [grid] Σ m²
   std::vector<double> error_squared;         ///< [grid] Σ |Δ|²; in mass-only mode 0
   std::vector<double> metric_error_squared;  ///< [grid] Σ |W_O Δ|²; without a metric 0
+  RoundingSums rounding;                     ///< of `RetentionInfo::formats`
 
   RetentionSums() = default;
-  explicit RetentionSums(RetentionGrid const& grid)
-      : mass(grid.size()), mass_squared(grid.size()), error_squared(grid.size()), metric_error_squared(grid.size()) {}
+  explicit RetentionSums(RetentionGrid const& grid, std::size_t formats = 0)
+      : mass(grid.size()),
+        mass_squared(grid.size()),
+        error_squared(grid.size()),
+        metric_error_squared(grid.size()),
+        rounding(formats) {}
 
   friend bool operator==(RetentionSums const&, RetentionSums const&) = default;
 
@@ -91,6 +98,7 @@ struct RetentionSums {
       error_squared[i] += other.error_squared[i];
       metric_error_squared[i] += other.metric_error_squared[i];
     }
+    rounding.merge(other.rounding);
   }
 };
 
@@ -104,7 +112,8 @@ struct RetentionInfo {
   bool with_values = false;         ///< else masses alone
   bool with_output_metric = false;  ///< errors after W_O too
   RetentionGrid grid{};
-  ModelShape layers{};  ///< where they differ; empty: all alike
+  std::vector<std::string> formats{};  ///< names of row formats whose errors were observed; empty: none
+  ModelShape layers{};                 ///< where they differ; empty: all alike
 
   /// Every layer's, also where all are alike. @throws ArgumentError if a count is not positive
   [[nodiscard]] ModelShape shape() const { return detail::shape_of(*this); }
