@@ -180,6 +180,7 @@ struct CodedAccess {
   }
   void turn_queries(std::int64_t segment, QueryTile& tile) const {
     rotate_rows_of(cache.segments[segment].formats.key, tile.queries(), tile.query_count(), tile.key_channels());
+    tile.take_integers();
   }
   void turn_sums(std::int64_t segment, float* sums) const {
     rotate_rows_of(cache.segments[segment].formats.value, sums, 1, padded(shape.output_dim()));

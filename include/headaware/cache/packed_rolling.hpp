@@ -123,9 +123,9 @@ void append(RollingSlotsView const& slots, RollingState& state, Tokens const& to
         auto const rows =
             detail::RollingAppend{slots}.rows(segment.layer, segment.sequence, segment.kv_head, length + counts[b], 0);
         PackedSegment<Registry> const& packed = cache.segments[static_cast<std::size_t>(segment.index)];
-        detail::RowEncoder const encoder(detail::layer_source(source, i),
-                                         LayerKv<T const>{layers[i].keys, layers[i].values}, cache.channels.of(layer),
-                                         segment.sequence, segment.kv_head, buffers);
+        auto const& of_layer = detail::layer_source(source, i);
+        detail::RowEncoder const encoder(of_layer, LayerKv<T const>{layers[i].keys, layers[i].values},
+                                         cache.channels.of(layer), segment.sequence, segment.kv_head, buffers);
         for (std::int64_t row = rows.tokens.kept_before(length), n = rows.rows(); row < n; ++row) {
           encoder.encode(packed, rows.position(row) - length,
                          cache.layers[layer] + rows.offset(row, packed.units) + packed.shift, [](float*) {});

@@ -12,24 +12,19 @@
 #include <headaware/format/llama_blocks.hpp>
 #include <headaware/format/packed.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <utility>
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(__F16C__)
 #include <immintrin.h>
 #endif
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail::simd {
 HEADAWARE_TARGET_BEGIN
-
-/// A channel is scale · number + min.
-struct CodeRange {
-  float scale;
-  float min;
-};
 
 /// As many bytes as there are lanes. By intrinsics where there are any: g++ 12 converts short vectors lane by lane.
 inline Ints load_bytes(unsigned char const* data) {
@@ -47,13 +42,34 @@ inline Floats load_signed_bytes(unsigned char const* data) {
   // The sign's place is the top of each lane.
   return __builtin_convertvector((load_bytes(data) << 24) >> 24, Floats);
 }
-inline float load_half(unsigned char const* data) {
-  float16 half;
-  std::memcpy(&half.bits, data, sizeof(half.bits));
+
+/// Half-precision numbers at `at(lane)`. Brought together in registers: stores of single ones would have to leave the
+/// store buffer before a vector of them could be loaded.
+template <class At>
+[[gnu::always_inline]] inline Floats load_halves(At const& at) {
 #if defined(__F16C__)
-  return _cvtsh_ss(half.bits);
+  auto const bits = [&](int lane) {
+    std::int16_t half = 0;
+    std::memcpy(&half, at(lane), sizeof(half));
+    return half;
+  };
+  auto const eight = [&](int i) {
+    return _mm_setr_epi16(bits(i), bits(i + 1), bits(i + 2), bits(i + 3), bits(i + 4), bits(i + 5), bits(i + 6),
+                          bits(i + 7));
+  };
+#if defined(__AVX512F__)
+  return reinterpret_cast<Floats>(_mm512_maskz_cvtph_ps(0xffff, _mm256_set_m128i(eight(8), eight(0))));
 #else
-  return to_float(half);
+  return reinterpret_cast<Floats>(_mm256_cvtph_ps(eight(0)));
+#endif
+#else
+  Floats result;
+  for (int lane = 0; lane < lanes; ++lane) {
+    float16 half;
+    std::memcpy(&half.bits, at(lane), sizeof(half.bits));
+    result[lane] = to_float(half);
+  }
+  return result;
 #endif
 }
 
@@ -69,7 +85,9 @@ inline Ints or_bits(Ints x, std::uint32_t bits, std::int32_t value) {
 #endif
 }
 
-/// How a format's rows are read: `channels` that share a range lie in `bytes` bytes, `range` and `numbers` of them.
+/// How a format's rows are read: `channels` that share a scale and a minimum lie in `bytes` bytes, each scale · number
+/// + minimum. `scale_at` and `min_at` are where the two lie there, in half precision; -1: the scale is the format's
+/// own, and the minimum `min_per_scale` times the scale.
 template <class F>
 struct CodeReader {
   static constexpr bool reads = false;
@@ -81,10 +99,10 @@ struct CodeReader<Packed<Bits>> {
   static constexpr bool reads = true;
   static constexpr int channels = Format::group;
   static constexpr std::int64_t bytes = 4 * Format::block_words;
+  static constexpr std::int64_t scale_at = bytes - 4;
+  static constexpr std::int64_t min_at = bytes - 2;
+  static constexpr float min_per_scale = 0;
 
-  static CodeRange range(Format const&, unsigned char const* block) {
-    return {load_half(block + bytes - 4), load_half(block + bytes - 2)};
-  }
   template <int Within>
   static Floats numbers(unsigned char const* block) {
     Ints codes{};
@@ -107,7 +125,10 @@ struct CodeReader<Int8> {
   static constexpr int channels = Int8::group;
   static constexpr std::int64_t bytes = 4 * Int8::block_words;
 
-  static CodeRange range(Int8 const&, unsigned char const* block) { return {load_half(block + 64), 0}; }
+  static constexpr std::int64_t scale_at = 64;
+  static constexpr std::int64_t min_at = -1;
+  static constexpr float min_per_scale = 0;
+
   template <int Within>
   static Floats numbers(unsigned char const* block) {
     return load_signed_bytes(block + Within);
@@ -120,7 +141,10 @@ struct CodeReader<LlamaQ8> {
   static constexpr int channels = 32;
   static constexpr std::int64_t bytes = 34;
 
-  static CodeRange range(LlamaQ8 const&, unsigned char const* block) { return {load_half(block), 0}; }
+  static constexpr std::int64_t scale_at = 0;
+  static constexpr std::int64_t min_at = -1;
+  static constexpr float min_per_scale = 0;
+
   template <int Within>
   static Floats numbers(unsigned char const* block) {
     return load_signed_bytes(block + 2 + Within);
@@ -133,10 +157,10 @@ struct CodeReader<LlamaQ4> {
   static constexpr int channels = 32;
   static constexpr std::int64_t bytes = 18;
 
-  static CodeRange range(LlamaQ4 const&, unsigned char const* block) {
-    float const scale = load_half(block);
-    return {scale, -8 * scale};
-  }
+  static constexpr std::int64_t scale_at = 0;
+  static constexpr std::int64_t min_at = -1;
+  static constexpr float min_per_scale = -8;
+
   template <int Within>
   static Floats numbers(unsigned char const* block) {
     Ints const both = load_bytes(block + 2 + Within % 16);
@@ -151,7 +175,10 @@ struct CodeReader<Fp8<Mantissa>> {
   static constexpr int channels = 32;
   static constexpr std::int64_t bytes = 32;
 
-  static CodeRange range(Fp8<Mantissa> const& format, unsigned char const*) { return {format.scale, 0}; }
+  static constexpr std::int64_t scale_at = -1;
+  static constexpr std::int64_t min_at = -1;
+  static constexpr float min_per_scale = 0;
+
   template <int Within>
   static Floats numbers(unsigned char const* block) {
     Ints const code = load_bytes(block + Within);
@@ -188,11 +215,53 @@ HEADAWARE_TARGET_END
 namespace detail {
 HEADAWARE_TARGET_BEGIN
 
-/// A row as its format has it, and its ranges, which are converted once.
+/// Scales and minima of a block's rows, converted once.
+class CodeRanges {
+ public:
+  /// Of a row, at most.
+  static constexpr std::int64_t most = 32;
+
+  /// @param rows  [attend_block], of each `ranges` times `CodeReader::bytes` bytes from `at` on
+  template <class F>
+  void read(F const& format, unsigned char const* const* rows, std::int64_t at, std::int64_t ranges) {
+    using Reader = simd::CodeReader<F>;
+    for (std::int64_t r = 0; r < ranges; ++r) {
+      float* const scales = values_ + r * attend_block;
+      float* const mins = scales + to_mins;
+      if constexpr (Reader::scale_at < 0) {
+        std::fill_n(scales, attend_block, format.scale);
+        std::fill_n(mins, attend_block, 0.0F);
+      } else {
+        for (int k = 0; k < attend_block; k += simd::lanes) {
+          auto const halves = [&](std::int64_t within) {
+            std::int64_t const half = at + r * Reader::bytes + within;
+            return simd::load_halves([&](int lane) { return rows[k + lane] + half; });
+          };
+          simd::Floats const scale = halves(Reader::scale_at);
+          simd::store(scales + k, scale);
+          simd::store(mins + k, Reader::min_at >= 0 ? halves(Reader::min_at) : scale * Reader::min_per_scale);
+        }
+      }
+    }
+  }
+  /// Scales of a row, `attend_block` from one range to the next.
+  [[nodiscard]] float const* scales(std::int64_t row) const { return values_ + row; }
+  /// Minima beside such scales.
+  [[nodiscard]] static float const* mins(float const* scales) { return scales + to_mins; }
+
+ private:
+  static constexpr std::int64_t to_mins = most * attend_block;
+  float values_[2 * to_mins];  ///< [2, ranges, rows]: scales, minima
+};
+
+/// A row as its format has it.
 template <class F>
 struct CodedRow {
   unsigned char const* bytes = nullptr;
-  simd::CodeRange const* ranges = nullptr;
+  float const* scales = nullptr;  ///< of `CodeRanges`
+
+  [[nodiscard]] float scale(std::int64_t range) const { return scales[range * attend_block]; }
+  [[nodiscard]] float min(std::int64_t range) const { return CodeRanges::mins(scales)[range * attend_block]; }
 };
 
 /// As for rows of elements. A row at a time: its range stays in registers, and sums of rows are independent.
@@ -204,10 +273,10 @@ inline void score_keys(float const* queries, CodedRow<F> const* rows, std::int64
   for (int k = 0; k < keys; ++k) {
     simd::Floats own[std::size_t{Queries}] = {};
     unsigned char const* block = rows[k].bytes;
-    simd::CodeRange const* range = rows[k].ranges;
+    std::int64_t range = 0;
     for (std::int64_t c = 0; c < channels; c += Reader::channels, block += Reader::bytes, ++range) {
-      simd::Floats const scale = simd::broadcast(range->scale);
-      simd::Floats const min = simd::broadcast(range->min);
+      simd::Floats const scale = simd::broadcast(rows[k].scale(range));
+      simd::Floats const min = simd::broadcast(rows[k].min(range));
       simd::for_each_vector<F>(
           block,
           [&](int within, simd::Floats numbers) __attribute__((always_inline)) {
@@ -240,8 +309,8 @@ inline void weigh_values(float const* weights, CodedRow<F> const* rows, std::int
       for (int k = 0; k < keys; ++k) {
         float const weight = weights[q * attend_block + k];
         // A weight of 0 is one of a row beyond the end, or hidden, and the range of such a row may be no number.
-        scaled[q][k] = simd::broadcast(weight == 0 ? 0.0F : weight * rows[k].ranges[range].scale);
-        constant += weight == 0 ? 0.0F : weight * rows[k].ranges[range].min;
+        scaled[q][k] = simd::broadcast(weight == 0 ? 0.0F : weight * rows[k].scale(range));
+        constant += weight == 0 ? 0.0F : weight * rows[k].min(range);
       }
       common[q] = simd::broadcast(constant);
     }
@@ -267,11 +336,13 @@ template <class F>
 inline void decode_codes(CodedRow<F> const& row, std::int64_t channels, float* to) {
   using Reader = simd::CodeReader<F>;
   unsigned char const* block = row.bytes;
-  simd::CodeRange const* range = row.ranges;
+  std::int64_t range = 0;
   for (std::int64_t c = 0; c < channels; c += Reader::channels, block += Reader::bytes, ++range) {
     simd::for_each_vector<F>(
         block,
-        [&](int within, simd::Floats numbers) { simd::store(to + c + within, numbers * range->scale + range->min); },
+        [&](int within, simd::Floats numbers) {
+          simd::store(to + c + within, numbers * row.scale(range) + row.min(range));
+        },
         simd::VectorsOf<F>{});
   }
 }

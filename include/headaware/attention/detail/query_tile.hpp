@@ -2,6 +2,7 @@
 
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/detail/coded_rows.hpp>
+#include <headaware/attention/detail/integer_rows.hpp>
 #include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/attention/detail/row_kernels.hpp>
 #include <headaware/attention/detail/weigh_logits.hpp>
@@ -55,11 +56,45 @@ struct QueryTileBuffers {
   FloatBuffer scores;   ///< [queries, attend_block]
   FloatBuffer rows;     ///< [attend_block, channels]
   FloatBuffer sums;     ///< [queries, value_dim]
+  IntegerQueries integers;
 
   static QueryTileBuffers& of_thread() {
     thread_local QueryTileBuffers buffers;
     return buffers;
   }
+};
+
+/// Where the rows of a block lie, and those of the next one, which are fetched while this one is worked on.
+class CodedBlocks {
+ public:
+  /// [attend_block]; those beyond the end are the last one again.
+  [[nodiscard]] unsigned char const* const* rows() const { return rows_[now_]; }
+  [[nodiscard]] unsigned char const* next(std::int64_t row) const { return rows_[1 - now_][row]; }
+  [[nodiscard]] std::int64_t next_count() const { return next_count_; }
+  void forget() { next_first_ = -1; }
+
+  /// Goes to the block of rows from `first` on. @param row  (number of the row) to its first byte @param end  of rows
+  template <class Row>
+  void go(std::int64_t first, std::int64_t end, Row const& row) {
+    now_ = 1 - now_;
+    if (next_first_ != first) next_count_ = find(first, end, row, rows_[now_]);
+    std::fill(rows_[now_] + next_count_, rows_[now_] + attend_block, rows_[now_][next_count_ - 1]);
+    next_first_ = first + attend_block;
+    next_count_ = find(next_first_, end, row, rows_[1 - now_]);
+  }
+
+ private:
+  template <class Row>
+  static std::int64_t find(std::int64_t first, std::int64_t end, Row const& row, unsigned char const** to) {
+    std::int64_t const count = std::clamp<std::int64_t>(end - first, 0, attend_block);
+    for (std::int64_t k = 0; k < count; ++k) to[k] = row(first + k);
+    return count;
+  }
+
+  unsigned char const* rows_[2][attend_block];
+  int now_ = 0;
+  std::int64_t next_first_ = -1;  ///< -1: not known
+  std::int64_t next_count_ = 0;
 };
 
 /// One thread's attention of some query rows of a segment over a KV split, block by block: each row is read once for
@@ -72,9 +107,6 @@ class QueryTile {
   static constexpr std::int64_t max_latent_queries = 128;
   /// Query rows up to which reading a row's own numbers again costs less than converting it once.
   static constexpr std::int64_t few_queries = 8;
-  /// Ranges of an encoded row that a tile has room for.
-  static constexpr std::int64_t max_code_ranges = 32;
-
   /// @param queries         rows, at most
   /// @param key_channels    floats of a query: whole vectors
   /// @param value_channels  floats of a sum: whole vectors
@@ -92,6 +124,7 @@ class QueryTile {
     scores_ = buffers.scores.grow(size(queries * attend_block));
     rows_ = buffers.rows.grow(size(attend_block * std::max(key_channels_, value_channels_)));
     sums_ = buffers.sums.grow(size(queries * value_channels_));
+    integers_ = &buffers.integers;
   }
 
   /// Takes query rows [begin, begin + count) of a head.
@@ -117,6 +150,7 @@ class QueryTile {
     }
     masked_ = first_positions != nullptr;
     partly_seen_ = false;
+    coded_.forget();
     std::fill_n(sums_, count * value_channels_, 0.0F);
   }
 
@@ -127,15 +161,9 @@ class QueryTile {
     for (std::int64_t first = begin; first < end; first += attend_block) {
       std::int64_t const count = std::min<std::int64_t>(attend_block, end - first);
       if (masked_ && !find_positions(head, first, count)) continue;
-      auto const add_values = [&](auto const* values) {
-        if (partly_seen_) {
-          weigh_seen_rows(head, values, count);
-        } else {
-          weigh_rows(scores_, count_, values, count, value_channels_, sums_);
-        }
-      };
-      rows.with_keys(*this, first, count, [&](auto const* keys) {
-        score_rows(queries_, count_, keys, count, key_channels_, scores_);
+      auto const add_values = [&](auto const& values) { weigh_block(rows, values, count); };
+      rows.with_keys(*this, first, count, [&](auto const& keys) {
+        score_block(rows, keys, count);
         for (std::int64_t q = 0; q < count_; ++q) {
           map_logits(map_, scores_ + q * attend_block);
           if (partly_seen_) hide_rows(head, q, count);
@@ -149,21 +177,22 @@ class QueryTile {
 
   /// Calls `f` with pointers to a block's rows: in the cache itself, or converted to floats where that saves
   /// converting them again and again, or where rows are no whole vectors.
-  /// @param offset  (row of the block) to its first element
-  template <class T, class Offset, class F>
-  void with_rows(T const* data, Offset const& offset, std::int64_t count, std::int64_t channels, std::int64_t padded,
-                 F const& f) {
+  /// @param row  (row of the block) to its first element
+  template <class Row, class F>
+  void with_rows(Row const& row, std::int64_t count, std::int64_t channels, std::int64_t padded, F const& f) {
+    using Pointer = decltype(row(0));
+    using T = std::remove_cv_t<std::remove_pointer_t<Pointer>>;
     if (channels == padded && (std::is_same_v<T, float> || count_ <= few_queries)) {
-      T const* rows[attend_block];
+      Pointer rows[attend_block];
       for (std::int64_t k = 0; k < attend_block; ++k) {
         // Blocks are worked on in whole groups of rows: those beyond the end are the last one again.
-        rows[k] = k < count ? data + offset(k) : rows[k - 1];
+        rows[k] = k < count ? row(k) : rows[k - 1];
       }
-      f(static_cast<T const* const*>(rows));
+      f(static_cast<Pointer const*>(rows));
       return;
     }
     with_floats(count, padded, f, [&](std::int64_t k, float* to) {
-      T const* const from = data + offset(k);
+      Pointer const from = row(k);
       std::int64_t c = 0;
       for (; c + simd::lanes <= channels; c += simd::lanes) simd::store(to + c, simd::load_floats(from + c));
       for (; c < channels; ++c) to[c] = to_float(from[c]);
@@ -171,25 +200,21 @@ class QueryTile {
     });
   }
 
-  /// The same of encoded rows, which stay rotated where they are. @param words  (row of the block) to its words
-  template <class Format, class Words, class F>
-  void with_codes(Format const& format, Words const& words, std::int64_t count, std::int64_t channels,
-                  std::int64_t padded, F const& f) {
+  /// The same of encoded rows, which stay rotated where they are. @param at  of the codes in a row, in bytes
+  template <class Format, class F>
+  void with_codes(Format const& format, std::int64_t at, std::int64_t count, std::int64_t channels, std::int64_t padded,
+                  F const& f) {
     std::int64_t const blocks = (channels + Format::group - 1) / Format::group;
     using Reader = simd::CodeReader<Format>;
     if constexpr (Reader::reads) {
       std::int64_t const ranges = padded / Reader::channels;
-      if (blocks * Format::group == padded && padded % Reader::channels == 0 && ranges <= max_code_ranges) {
-        CodedRow<Format> rows[attend_block];
-        for (std::int64_t k = 0; k < attend_block; ++k) {
-          if (k >= count) {
-            rows[k] = rows[k - 1];
-            continue;
-          }
-          simd::CodeRange* const own = code_ranges_ + k * ranges;
-          rows[k] = {reinterpret_cast<unsigned char const*>(words(k)), own};
-          for (std::int64_t r = 0; r < ranges; ++r) own[r] = Reader::range(format, rows[k].bytes + r * Reader::bytes);
+      if (blocks * Format::group == padded && padded % Reader::channels == 0 && ranges <= CodeRanges::most) {
+        code_ranges_.read(format, coded_.rows(), at, ranges);
+        if constexpr (has_integer_rows<Format>) {
+          if (count_ <= few_queries) return f(IntegerRows<Format>{coded_.rows(), at, code_ranges_.scales(0)});
         }
+        CodedRow<Format> rows[attend_block];
+        for (std::int64_t k = 0; k < attend_block; ++k) rows[k] = {coded_.rows()[k] + at, code_ranges_.scales(k)};
         if (count_ <= few_queries) {
           f(static_cast<CodedRow<Format> const*>(rows));
         } else {
@@ -199,9 +224,10 @@ class QueryTile {
       }
     }
     with_floats(count, padded, f, [&](std::int64_t k, float* to) {
+      auto const* const words = reinterpret_cast<std::uint32_t const*>(coded_.rows()[k] + at);
       float block[Format::group];
       for (std::int64_t b = 0; b < blocks; ++b) {
-        format.decode(words(k) + b * Format::block_words, block);
+        format.decode(words + b * Format::block_words, block);
         std::copy_n(block, std::min<std::int64_t>(Format::group, padded - b * Format::group), to + b * Format::group);
       }
       std::int64_t const coded = std::min(padded, blocks * Format::group);
@@ -211,7 +237,12 @@ class QueryTile {
 
   /// The query rows that were taken, [count, key channels].
   [[nodiscard]] float* queries() { return queries_; }
+  /// Makes the queries ready for rows of integers, after they have been turned.
+  void take_integers() {
+    if (count_ <= few_queries) integers_->take(queries_, count_, key_channels_);
+  }
   [[nodiscard]] std::int64_t query_count() const { return count_; }
+  [[nodiscard]] CodedBlocks& coded() { return coded_; }
   [[nodiscard]] std::int64_t key_channels() const { return key_channels_; }
 
   [[nodiscard]] OnlineSoftmax<float> const& part(std::int64_t q) const { return parts_[static_cast<std::size_t>(q)]; }
@@ -220,6 +251,31 @@ class QueryTile {
   [[nodiscard]] std::int64_t value_dim() const { return value_channels_; }
 
  private:
+  /// Logits of a block. What memory is slowest at is the next block: half of it is fetched here.
+  template <class Rows, class Keys>
+  void score_block(Rows const& rows, Keys const& keys, std::int64_t count) {
+    auto const passed = [&](std::int64_t first, std::int64_t end) { rows.fetch_next(*this, first / 2, end / 2); };
+    if constexpr (std::is_pointer_v<Keys>) {
+      score_rows(queries_, count_, keys, count, key_channels_, scores_, passed);
+    } else {
+      score_rows(*integers_, count_, keys, count, key_channels_, scores_, passed);
+    }
+  }
+  /// Adds a block's values; half of the next block is fetched here.
+  template <class Rows, class Values>
+  void weigh_block(Rows const& rows, Values const& values, std::int64_t count) {
+    auto const passed = [&](std::int64_t first, std::int64_t end) {
+      rows.fetch_next(*this, attend_block / 2 + first / 2, attend_block / 2 + end / 2);
+    };
+    if constexpr (!std::is_pointer_v<Values>) {
+      weigh_rows(scores_, count_, values, count, value_channels_, sums_, passed);
+    } else if (partly_seen_) {
+      weigh_seen_rows(rows.head, values, count);
+    } else {
+      weigh_rows(scores_, count_, values, count, value_channels_, sums_, passed);
+    }
+  }
+
   /// Positions of a block's rows. @return whether any query sees any row
   template <class Head>
   bool find_positions(Head const& head, std::int64_t first, std::int64_t count) {
@@ -267,7 +323,8 @@ class QueryTile {
       }
       if (seen == 0) continue;
       std::fill(seen_rows + seen, seen_rows + attend_block, seen_rows[seen - 1]);
-      weigh_rows(weights, 1, seen_rows, seen, value_channels_, sums_ + q * value_channels_);
+      weigh_rows(weights, 1, static_cast<Row const*>(seen_rows), seen, value_channels_, sums_ + q * value_channels_,
+                 [](std::int64_t, std::int64_t) {});
     }
   }
 
@@ -309,7 +366,9 @@ class QueryTile {
   std::array<OnlineSoftmax<float>, max_latent_queries> parts_{};
   std::array<std::int64_t, max_latent_queries> query_positions_{};  ///< ascending
   std::int64_t positions_[attend_block] = {};
-  simd::CodeRange code_ranges_[attend_block * max_code_ranges];  ///< of a block's rows
+  CodeRanges code_ranges_;  ///< of a block's rows
+  CodedBlocks coded_;
+  IntegerQueries* integers_;
 };
 
 /// Rows of elements as a tile reads them. @param values  nullptr: a latent's, the first channels of the keys
@@ -324,14 +383,15 @@ struct PlainRows {
   [[nodiscard]] bool values_in_keys() const { return values == nullptr; }
   template <class F>
   void with_keys(QueryTile& tile, std::int64_t first, std::int64_t count, F const& f) const {
-    auto const offset = [&](std::int64_t k) { return head.offset(first + k, head_dim); };
-    tile.with_rows(keys, offset, count, head_dim, tile.key_channels(), f);
+    auto const row = [&](std::int64_t k) { return keys + head.offset(first + k, head_dim); };
+    tile.with_rows(row, count, head_dim, tile.key_channels(), f);
   }
   template <class F>
   void with_values(QueryTile& tile, std::int64_t first, std::int64_t count, F const& f) const {
-    auto const offset = [&](std::int64_t k) { return head.offset(first + k, value_dim); };
-    tile.with_rows(values, offset, count, value_dim, tile.value_dim(), f);
+    auto const row = [&](std::int64_t k) { return values + head.offset(first + k, value_dim); };
+    tile.with_rows(row, count, value_dim, tile.value_dim(), f);
   }
+  void fetch_next(QueryTile&, std::int64_t, std::int64_t) const {}
 };
 
 /// Encoded rows as a tile reads them.
@@ -344,40 +404,39 @@ struct CodedRows {
   std::int64_t value_dim;
 
   [[nodiscard]] bool values_in_keys() const { return false; }
-  [[nodiscard]] std::uint32_t const* words(std::int64_t row) const {
-    return (rows + head.offset(row, packed.units) + packed.shift)->words;
-  }
   template <class F>
   void with_keys(QueryTile& tile, std::int64_t first, std::int64_t count, F const& f) const {
-    auto const key = [&](std::int64_t k) { return words(first + k); };
-    // Values lie after their keys: without this they would be fetched from memory in a second pass over the same rows.
-    std::int64_t const skipped = packed.formats.key_words(head_dim);
-    for (std::int64_t k = 0; k < count; ++k) {
-      std::uint32_t const* const row = words(first + k);
-      constexpr std::int64_t line = 16;
-      for (std::int64_t w = skipped; w < std::int64_t{4} * packed.units; w += line) __builtin_prefetch(row + w);
-    }
-    read(packed.formats.key, tile, key, count, head_dim, tile.key_channels(), f);
+    RowUnit const* const base = rows + packed.shift;
+    tile.coded().go(first, head.rows(), [&](std::int64_t row) {
+      return reinterpret_cast<unsigned char const*>(base + head.offset(row, packed.units));
+    });
+    read(packed.formats.key, tile, 0, count, head_dim, tile.key_channels(), f);
   }
   template <class F>
-  void with_values(QueryTile& tile, std::int64_t first, std::int64_t count, F const& f) const {
-    std::int64_t const skipped = packed.formats.key_words(head_dim);
-    auto const value = [&](std::int64_t k) { return words(first + k) + skipped; };
-    read(packed.formats.value, tile, value, count, value_dim, tile.value_dim(), f);
+  void with_values(QueryTile& tile, std::int64_t, std::int64_t count, F const& f) const {
+    read(packed.formats.value, tile, 4 * packed.formats.key_words(head_dim), count, value_dim, tile.value_dim(), f);
+  }
+  /// Fetches rows of the next block whole: a key's value follows it, and would else be fetched in a second pass.
+  void fetch_next(QueryTile& tile, std::int64_t first, std::int64_t end) const {
+    CodedBlocks const& block = tile.coded();
+    constexpr std::int64_t line = 64;
+    auto const bytes = packed.units * static_cast<std::int64_t>(sizeof(RowUnit));
+    for (std::int64_t k = first; k < std::min(block.next_count(), end); ++k) {
+      for (std::int64_t byte = 0; byte < bytes; byte += line) simd::prefetch(block.next(k) + byte);
+    }
   }
 
  private:
-  template <class Words, class F>
-  static void read(AnyFormat<Registry> const& any, QueryTile& tile, Words const& words, std::int64_t count,
+  template <class F>
+  static void read(AnyFormat<Registry> const& any, QueryTile& tile, std::int64_t at, std::int64_t count,
                    std::int64_t channels, std::int64_t padded, F const& f) {
     any.visit([&]<class Format>(Format const& format) {
       if constexpr (std::is_same_v<Format, Fp16> || std::is_same_v<Format, Bf16>) {
         using T = std::conditional_t<std::is_same_v<Format, Fp16>, float16, bfloat16>;
-        T const* const base = reinterpret_cast<T const*>(words(0));
-        auto const offset = [&](std::int64_t k) { return reinterpret_cast<T const*>(words(k)) - base; };
-        tile.with_rows(base, offset, count, channels, padded, f);
+        auto const row = [&](std::int64_t k) { return reinterpret_cast<T const*>(tile.coded().rows()[k] + at); };
+        tile.with_rows(row, count, channels, padded, f);
       } else {
-        tile.with_codes(format, words, count, channels, padded, f);
+        tile.with_codes(format, at, count, channels, padded, f);
       }
     });
   }

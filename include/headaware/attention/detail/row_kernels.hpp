@@ -7,6 +7,7 @@
 #include <headaware/config.hpp>
 #include <headaware/detail/simd.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -40,20 +41,33 @@ inline void score_keys(float const* queries, Row const* rows, std::int64_t chann
   }
 }
 
-/// Scores of `count` queries against `keys` rows; may write scores beyond, up to the end of the block.
-/// @param rows  [attend_block], every entry readable
-template <class Row>
-inline void score_rows(float const* queries, std::int64_t count, Row const* rows, std::int64_t keys,
-                       std::int64_t channels, float* scores) {
+/// Calls `pass<n>(q)` for queries in groups of 4, 2 and 1.
+template <class Pass>
+inline void in_groups(std::int64_t count, Pass const& pass) {
   std::int64_t q = 0;
-  auto const pass = [&]<int Queries>(std::int64_t first) {
-    for (std::int64_t k = 0; k < keys; k += simd::lanes / Queries) {
-      score_keys<Queries>(queries + first * channels, rows + k, channels, scores + first * attend_block + k);
-    }
-  };
   for (; count - q >= 4; q += 4) pass.template operator()<4>(q);
   for (; count - q >= 2; q += 2) pass.template operator()<2>(q);
   for (; count - q >= 1; q += 1) pass.template operator()<1>(q);
+}
+
+/// Rows whose scores are made at a time; `score_rows` calls `passed` after each such group.
+inline constexpr std::int64_t rows_at_a_time = simd::lanes > 8 ? simd::lanes : 8;
+
+/// Scores of `count` queries against `keys` rows; may write scores beyond, up to the end of the block.
+/// @param rows    [attend_block], every entry readable
+/// @param passed  (first, end of rows) is called after every `rows_at_a_time` of them
+template <class Row, class Passed>
+inline void score_rows(float const* queries, std::int64_t count, Row const* rows, std::int64_t keys,
+                       std::int64_t channels, float* scores, Passed const& passed) {
+  for (std::int64_t first = 0; first < keys; first += rows_at_a_time) {
+    std::int64_t const end = std::min(keys, first + rows_at_a_time);
+    in_groups(count, [&]<int Queries>(std::int64_t q) {
+      for (std::int64_t k = first; k < end; k += simd::lanes / Queries) {
+        score_keys<Queries>(queries + q * channels, rows + k, channels, scores + q * attend_block + k);
+      }
+    });
+    passed(first, first + rows_at_a_time);
+  }
 }
 
 /// sums[q] += Σ weights[q][key] · rows[key] for `Queries` queries and four keys.
@@ -78,25 +92,22 @@ inline void weigh_values(float const* weights, Row const* rows, std::int64_t cha
 }
 
 /// The same for `count` queries and `keys` rows. @param weights  [count, attend_block], 0 beyond `keys`
-template <class Row>
+template <class Row, class Passed>
 inline void weigh_rows(float const* weights, std::int64_t count, Row const* rows, std::int64_t keys,
-                       std::int64_t channels, float* sums) {
+                       std::int64_t channels, float* sums, Passed const& passed) {
   auto const pass = [&]<int Queries>(std::int64_t q, std::int64_t k) {
     weigh_values<Queries>(weights + q * attend_block + k, rows + k, channels, sums + q * channels);
   };
   // Sums that the first cache does not hold are not to be fetched for every four rows again.
-  std::int64_t q = 0;
+  std::int64_t done = 0;
   if (count * channels > 8192) {
-    for (; count - q >= 4; q += 4) {
-      for (std::int64_t k = 0; k < keys; k += 4) pass.template operator()<4>(q, k);
+    for (; count - done >= 4; done += 4) {
+      for (std::int64_t k = 0; k < keys; k += 4) pass.template operator()<4>(done, k);
     }
   }
-  std::int64_t const first = q;
   for (std::int64_t k = 0; k < keys; k += 4) {
-    q = first;
-    for (; count - q >= 4; q += 4) pass.template operator()<4>(q, k);
-    for (; count - q >= 2; q += 2) pass.template operator()<2>(q, k);
-    for (; count - q >= 1; q += 1) pass.template operator()<1>(q, k);
+    in_groups(count - done, [&]<int Queries>(std::int64_t q) { pass.template operator()<Queries>(done + q, k); });
+    passed(k, k + 4);
   }
 }
 

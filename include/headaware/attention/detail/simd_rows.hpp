@@ -28,6 +28,16 @@ inline Floats in_register(Floats value) {
   return value;
 }
 
+/// Fetches the cache line of an address.
+inline void prefetch(unsigned char const* data) {
+#if defined(__SSE2__)
+  // g++ 12 takes functions that only call `__builtin_prefetch` for ones without effect, and leaves them out.
+  asm volatile("prefetcht0 %0" : : "m"(*data));
+#else
+  __builtin_prefetch(data);
+#endif
+}
+
 inline Floats load_floats(float const* data) { return load(data); }
 
 inline Floats load_floats(bfloat16 const* data) {
