@@ -9,6 +9,8 @@
 
 #include <headaware/cache/compact.hpp>
 #include <headaware/cache/compaction.hpp>
+#include <headaware/cache/pack.hpp>
+#include <headaware/cache/packed_rolling.hpp>
 #include <headaware/cache/rolling.hpp>
 #include <headaware/classify/builders.hpp>
 #include <headaware/element.hpp>
@@ -86,7 +88,7 @@ EvictedText read_text(Model const& model, EvictedOptions const& options, Evicted
                       Advanced const& advanced) {
   EvictedText result;
   auto const tokens = job.tokens;
-  CachedModel<T> cached(model, job.table, std::ssize(tokens) + job.decode_tokens,
+  CachedModel<T> cached(model, job.table, job.formats, std::ssize(tokens) + job.decode_tokens,
                         {.chunk = options.chunk, .all_logits = true, .threads = options.threads});
   result.kv_bytes_peak = cached.cache().bytes();
   TimedModel<T> timed{cached};
@@ -107,7 +109,8 @@ EvictedText read_text(Model const& model, EvictedOptions const& options, Evicted
 }
 
 template <class T>
-double best_compaction(ha::PolicyTable const& table, ha::ModelShape const& shape, std::int64_t context) {
+double best_compaction(ha::PolicyTable const& table, ha::FormatTable const& formats, ha::ModelShape const& shape,
+                       std::int64_t context) {
   ha::RollingSlots const slots(table, 1, {.max_tokens = context, .slack = 0});
   std::vector<ha::KvLayouts<ha::StridedLayout, ha::StridedLayout>> layouts;
   std::int64_t elements = 0;
@@ -131,14 +134,21 @@ double best_compaction(ha::PolicyTable const& table, ha::ModelShape const& shape
     layers.push_back({next, values});
     next = values + layer.num_kv_heads * context * layer.value_dim;
   }
-  std::vector<T> keys(static_cast<std::size_t>(key_elements));
-  std::vector<T> values(static_cast<std::size_t>(value_elements));
-  auto const kept = ha::rolling(slots, slots.view(), keys.data(), values.data(), shape);
   ha::Compaction const plan(table, std::array{static_cast<std::int32_t>(context)});
   auto const source = ha::per_layer(layouts);
-  double best = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < 5; ++i) best = std::min(best, seconds_of([&] { ha::compress(plan, layers, source, kept); }));
-  return best;
+  auto const best_into = [&](auto const& kept) {
+    double best = std::numeric_limits<double>::infinity();
+    for (int i = 0; i < 5; ++i) best = std::min(best, seconds_of([&] { ha::compress(plan, layers, source, kept); }));
+    return best;
+  };
+  if (formats.num_layers() > 0) {
+    auto const packed = ha::packed_rolling(slots, slots.view(), formats, shape);
+    std::vector<ha::RowUnit> units(static_cast<std::size_t>(packed.total_units()));
+    return best_into(packed.with_buffer(units.data()));
+  }
+  std::vector<T> keys(static_cast<std::size_t>(key_elements));
+  std::vector<T> values(static_cast<std::size_t>(value_elements));
+  return best_into(ha::rolling(slots, slots.view(), keys.data(), values.data(), shape));
 }
 
 void save_text(std::filesystem::path const& path, EvictedText const& text) {
@@ -167,6 +177,7 @@ std::filesystem::path EvictedStore::path_of(EvictedJob const& job) const {
   support::ContentHash hash;
   hash.add(about_ + " " + std::to_string(job.decode_tokens));
   hash.add(text_of(job.table));
+  if (std::string const formats = text_of(job.formats); !formats.empty()) hash.add(formats);
   hash.add(job.tokens);
   return folder_ / (hash.text() + ".json");
 }
@@ -213,11 +224,12 @@ std::vector<EvictedText> EvictedStore::run(std::string const& what, std::span<Ev
   return result;
 }
 
-double EvictedStore::compaction_seconds(ha::PolicyTable const& table, std::int64_t context) const {
+double EvictedStore::compaction_seconds(ha::PolicyTable const& table, ha::FormatTable const& formats,
+                                        std::int64_t context) const {
   Cores const cores(options_.threads);
   auto const seen = ha::within_layers(table, model_->shape());
-  return options_.single_precision ? best_compaction<float>(seen, model_->shape(), context)
-                                   : best_compaction<ha::float16>(seen, model_->shape(), context);
+  return options_.single_precision ? best_compaction<float>(seen, formats, model_->shape(), context)
+                                   : best_compaction<ha::float16>(seen, formats, model_->shape(), context);
 }
 
 }  // namespace llama_adapter

@@ -7,6 +7,7 @@
 #include "tools/llama/saved_losses.hpp"
 #include "tools/support/interrupt.hpp"
 
+#include <headaware/format/table.hpp>
 #include <headaware/policy/table.hpp>
 
 #include <cstdint>
@@ -27,6 +28,7 @@ struct EvictedOptions {
 struct EvictedJob {
   std::span<std::int32_t const> tokens;  ///< borrowed; at least two
   headaware::PolicyTable table;
+  headaware::FormatTable formats{};  ///< of the same heads; empty: rows as the options say
   std::int64_t decode_tokens = 0;  ///< to decode greedily after it, one at a time
 };
 
@@ -48,9 +50,10 @@ class EvictedStore {
   [[nodiscard]] std::vector<EvictedText> run(std::string const& what, std::span<EvictedJob const> jobs);
 
   /// @brief Measures how long `compress` takes to bring a full cache of `context` tokens of the model's shape, all
-  /// layers in one call, into a rolling cache of a table: what an engine pays that prefills with its own attention. On
+  /// layers in one call, into a rolling cache of a table (and of formats, if there are any): what an engine pays that prefills with its own attention. On
   /// the CPU; the best of five. @return seconds
-  [[nodiscard]] double compaction_seconds(headaware::PolicyTable const& table, std::int64_t context) const;
+  [[nodiscard]] double compaction_seconds(headaware::PolicyTable const& table, headaware::FormatTable const& formats,
+                                          std::int64_t context) const;
 
  private:
   [[nodiscard]] std::filesystem::path path_of(EvictedJob const& job) const;

@@ -195,7 +195,7 @@ void run_benchmark(LossStore& losses, std::span<std::int32_t const> tokens, Benc
   auto const pieces = evaluated.pieces();
   std::vector<LossJob> jobs;
   for (BenchmarkRun const& run : runs) {
-    for (auto const& piece : pieces) jobs.push_back({piece, run.table});
+    for (auto const& piece : pieces) jobs.push_back({piece, run.table, run.formats});
   }
   auto const all = losses.losses("benchmark", jobs);
   for (std::size_t i = 0; i < runs.size(); ++i) {
@@ -214,7 +214,7 @@ void run_benchmark(EvictedStore& evicted, std::span<std::int32_t const> tokens, 
   std::vector<EvictedJob> jobs;
   for (BenchmarkRun const& run : runs) {
     for (std::size_t i = 0; i < pieces.size(); ++i)
-      jobs.push_back({pieces[i], run.table, i == 0 ? text.decode_tokens : 0});
+      jobs.push_back({pieces[i], run.table, run.formats, i == 0 ? text.decode_tokens : 0});
   }
   auto const all = evicted.run("benchmark", jobs);
   for (std::size_t i = 0; i < runs.size(); ++i) {
@@ -224,7 +224,7 @@ void run_benchmark(EvictedStore& evicted, std::span<std::int32_t const> tokens, 
     score(evaluated, losses, runs[i]);
     account(model.shape(), text.place.context, evicted.element_bytes(), runs[i]);
     time(texts, pieces, text.decode_tokens, runs[i]);
-    runs[i].compaction_s = evicted.compaction_seconds(runs[i].table, text.place.context);
+    runs[i].compaction_s = evicted.compaction_seconds(runs[i].table, runs[i].formats, text.place.context);
   }
   measure_gaps(runs);
 }

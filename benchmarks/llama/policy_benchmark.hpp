@@ -34,6 +34,7 @@ struct BenchmarkRun {
   std::string plan{};              ///< file of the table, if any
   std::int64_t budget_tokens = 0;  ///< a KV head; 0: none asked for
   headaware::PolicyTable table;
+  headaware::FormatTable formats{};  ///< of the same heads; empty: 16 bits
 
   double mean_kept_tokens = 0;                    ///< per KV head, after `context` tokens
   std::int64_t tokens = 0;                        ///< predicted, of all passages

@@ -21,7 +21,7 @@ namespace {
 /// −log p(token i + 1 | tokens 0 … i), the text read in chunks through a cache under a table of policies.
 std::vector<double> losses(Model const& model, ha::PolicyTable const& table, std::vector<std::int32_t> const& tokens,
                            std::size_t chunk) {
-  CachedModel<float> cached(model, table, static_cast<std::int64_t>(tokens.size()),
+  CachedModel<float> cached(model, table, {}, static_cast<std::int64_t>(tokens.size()),
                             {.chunk = static_cast<std::int32_t>(chunk), .all_logits = true});
   return losses_of(cached, tokens, chunk, [](std::int64_t) {});
 }

@@ -79,7 +79,7 @@ void check_own_tokens(Model const& model, std::vector<std::int32_t> const& promp
   constexpr std::int32_t chunk = 40;
   constexpr std::int32_t decoded = 24;
   auto const total = static_cast<std::int32_t>(prompt.size()) + decoded;
-  CachedModel<float> own(model, ha::PolicyTable(model.shape(), ha::Full{}), total, {.chunk = chunk});
+  CachedModel<float> own(model, ha::PolicyTable(model.shape(), ha::Full{}), {}, total, {.chunk = chunk});
   Context engine(model, {.tokens = chunk, .cells = total, .all_logits = false});
   std::int32_t length = 0;
   double largest = 0;
@@ -182,7 +182,7 @@ TEST_CASE("models whose layers differ: evicting in chunks, token by token and ma
     auto const tokens = model.tokenize(numbered_text(120), true);
     ha::PolicyTable const table = uneven_table(model.shape());
     auto const evicted = [&](std::int32_t chunk) {
-      CachedModel<float> cached(model, table, std::ssize(tokens), {.chunk = chunk, .all_logits = true});
+      CachedModel<float> cached(model, table, {}, std::ssize(tokens), {.chunk = chunk, .all_logits = true});
       return losses_of(cached, tokens, static_cast<std::size_t>(chunk), [](std::int64_t) {});
     };
     PolicyRun masked(model, PolicyRunOptions{.tokens = static_cast<std::int32_t>(tokens.size()), .threads = 1});
@@ -266,7 +266,7 @@ TEST_CASE("models whose layers differ: plans of the model's own shape, which gen
     CHECK(plan.budget_tokens <= whole / 2);
     auto const table = ha::load_policy_table(options.calibration.output_dir / "plan.json", model.shape());
     CHECK(table == plan.table);
-    CachedModel<ha::float16> cached(model, table, 256, {.chunk = 64});
+    CachedModel<ha::float16> cached(model, table, {}, 256, {.chunk = 64});
     cached.read(model.tokenize(numbered_text(60), true));
     CHECK(cached.cache().length() == 61);
   }
@@ -282,7 +282,7 @@ TEST_CASE("recurrent layers beside sliding ones are observed, but not decoded on
   ha::PolicyTable const full(model.shape());
   CHECK(std::isfinite(perplexity(run.losses(tokens, full))));
   CHECK(std::isfinite(perplexity(run.losses(tokens, uneven_table(model.shape())))));
-  check_error<ha::Error>([&] { CachedModel<float>(model, full, 64, {}); },
+  check_error<ha::Error>([&] { CachedModel<float>(model, full, {}, 64, {}); },
                          {"kind of layer 1", "attention or none", "sliding", "lfm2"});
 }
 

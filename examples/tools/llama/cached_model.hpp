@@ -33,11 +33,12 @@ class CachedModel {
  public:
   /// @param model       borrowed
   /// @param table       policies, each a sink and a window
+  /// @param formats     of the same heads; empty: all rows are of `T`
   /// @param max_tokens  room of heads that keep everything
   /// @throws Error as `require_served`, and for recurrent layers beside sliding ones
-  CachedModel(Model const& model, headaware::PolicyTable table, std::int64_t max_tokens,
-              CachedModelOptions const& options)
-      : cache_(std::move(table), served(model), max_tokens),
+  CachedModel(Model const& model, headaware::PolicyTable table, headaware::FormatTable const& formats,
+              std::int64_t max_tokens, CachedModelOptions const& options)
+      : cache_(std::move(table), formats, served(model), max_tokens),
         tap_(
             model, [this](TappedAttention const& attention) { cache_.run(attention); }, TapMode::replace),
         context_(model, context_options(options)) {}

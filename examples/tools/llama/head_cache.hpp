@@ -8,9 +8,11 @@
 #include <headaware/attention/attend.hpp>
 #include <headaware/attention/rolling_view.hpp>
 #include <headaware/cache/layer_channels.hpp>
+#include <headaware/cache/packed_rolling.hpp>
 #include <headaware/cache/rolling.hpp>
 #include <headaware/classify/builders.hpp>
 #include <headaware/element.hpp>
+#include <headaware/format/table.hpp>
 #include <headaware/layout/concept.hpp>
 #include <headaware/layout/strided.hpp>
 #include <headaware/model_shape.hpp>
@@ -21,6 +23,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -42,7 +45,8 @@ std::vector<T> kept_elements(std::int64_t elements) {
   }
 }
 
-/// @tparam T  of the kept keys and values: float, or headaware::float16 as engines hold them
+/// @tparam T  of the kept keys and values where heads have no formats of their own: float, or headaware::float16 as
+///            engines hold them
 template <class T>
 class HeadCache {
   /// Tokens appended, and attended to, at a time: so many slots more than its window a head owns.
@@ -50,19 +54,41 @@ class HeadCache {
 
  public:
   /// @param table       policies, each a sink and a window; within the windows of the model's own
+  /// @param formats     of the same heads; empty: all rows are of `T`
   /// @param max_tokens  room of heads that keep everything
-  HeadCache(headaware::PolicyTable table, headaware::ModelShape const& shape, std::int64_t max_tokens)
-      : plan_(headaware::within_layers(std::move(table), shape, "HeadCache"), 1,
-              {.max_tokens = max_tokens, .slack = step_tokens - 1}),
-        keys_(kept_elements<T>(elements_of(plan_, shape).head_dim)),
-        values_(kept_elements<T>(elements_of(plan_, shape).value_dim)),
-        buffers_(headaware::rolling(plan_, plan_.view(), keys_.data(), values_.data(), shape)),
+  HeadCache(headaware::PolicyTable table, headaware::FormatTable const& formats, headaware::ModelShape const& shape,
+            std::int64_t max_tokens)
+      : slots_(headaware::within_layers(std::move(table), shape, "HeadCache"), 1,
+               {.max_tokens = max_tokens, .slack = step_tokens - 1}),
         state_(1),
-        next_state_(1) {}
+        next_state_(1) {
+    if (formats.num_layers() > 0) {
+      auto const packed = headaware::packed_rolling(slots_, slots_.view(), formats, shape);
+      units_ = kept_elements<headaware::RowUnit>(packed.total_units());
+      packed_ = packed.with_buffer(units_.data());
+      return;
+    }
+    headaware::RowChannels const elements = headaware::buffer_elements(
+        shape, slots_.num_layers(), [&](std::int32_t layer) { return slots_.rows_total(layer); });
+    keys_ = kept_elements<T>(elements.head_dim);
+    values_ = kept_elements<T>(elements.value_dim);
+    plain_ = headaware::rolling(slots_, slots_.view(), keys_.data(), values_.data(), shape);
+  }
 
   /// Appends a layer's new tokens and attends, each token seeing its own sinks and window: as token by token.
   void run(TappedAttention const& attention) {
     namespace ha = headaware;
+    next_state_ = state_;  // every layer counts the same tokens
+    if (packed_) {
+      ha::require(!attention.latent, "layer's cache", "keys and values: latents have no formats here", "a latent",
+                  {"HeadCache::run, layer ", attention.layer});
+      auto const layer = static_cast<std::size_t>(attention.layer);
+      run_steps(attention, attention.keys, attention.values, *packed_, [&](auto const& view) {
+        return ha::PackedCache<ha::DefaultFormats, ha::RollingView>{packed_->layers[layer],
+                                                                    packed_->layer(attention.layer).data(), view};
+      });
+      return;
+    }
     std::int64_t const key_width = attention.num_kv_heads * attention.head_dim;
     std::int64_t const value_width = attention.num_kv_heads * attention.value_dim;
     auto const stored = [&](float const* from, std::int64_t width, std::vector<T>& to) {
@@ -71,36 +97,15 @@ class HeadCache {
     };
     stored(attention.keys, key_width, new_keys_);
     if (!attention.latent) stored(attention.values, value_width, new_values_);
-    auto const layer = static_cast<std::size_t>(attention.layer);
-    auto const& kept = buffers_.layers[layer];
-    next_state_ = state_;  // every layer counts the same tokens
-    for (std::int64_t token = 0; token < attention.tokens; token += step_tokens) {
-      std::int64_t const count = std::min(step_tokens, attention.tokens - token);
-      std::array<std::int32_t, 1> const counts{static_cast<std::int32_t>(count)};
-      std::array<std::int32_t, 1> const before{static_cast<std::int32_t>(next_state_.length(0))};
-      std::vector<ha::LayerKv<T>> const step{{new_keys_.data() + token * key_width,
-                                              attention.latent ? nullptr : new_values_.data() + token * value_width}};
-      ha::KvLayouts const layouts{ha::strided_bshd(1, count, attention.num_kv_heads, attention.head_dim),
-                                  ha::strided_bshd(1, count, attention.num_kv_heads, attention.value_dim)};
-      ha::append(plan_.view(), next_state_, step, layouts, counts, buffers_,
-                 {.first_layer = attention.layer, .advance = true});
-      ha::AttentionShape const shape{1,     attention.num_query_heads, attention.num_kv_heads,
-                                     count, attention.head_dim,        attention.value_dim};
-      auto const queries = ha::strided_bshd(1, count, attention.num_query_heads, attention.head_dim);
-      auto const output = ha::strided_bshd(1, count, attention.num_query_heads, attention.value_dim);
-      std::int64_t const row = token * attention.num_query_heads;
-      auto const view = ha::RollingView::of_chunk(plan_.view(), attention.layer, next_state_.lengths().data(), count);
-      ha::AttentionQueries const read{attention.queries + row * attention.head_dim, queries};
-      ha::AttentionOutput const written{attention.output + row * attention.value_dim, output};
-      ha::AttentionOptions const options{.scale = attention.scale,
-                                         .soft_cap = attention.soft_cap,
-                                         .first_positions = before.data(),
-                                         .sinks = attention.sinks};
-      if (attention.latent) {
-        ha::attend(shape, read, ha::LatentCache{kept.keys, view}, written, options);
-      } else {
-        ha::attend(shape, read, ha::KeptCache{kept.keys, kept.values, view}, written, options);
-      }
+    auto const& kept = plain_->layers[static_cast<std::size_t>(attention.layer)];
+    if (attention.latent) {
+      run_steps(attention, new_keys_.data(), static_cast<T const*>(nullptr), *plain_, [&](auto const& view) {
+        return ha::LatentCache{kept.keys, view};
+      });
+    } else {
+      run_steps(attention, new_keys_.data(), new_values_.data(), *plain_, [&](auto const& view) {
+        return ha::KeptCache{kept.keys, kept.values, view};
+      });
     }
   }
 
@@ -109,39 +114,81 @@ class HeadCache {
   [[nodiscard]] std::int64_t length() const { return state_.length(0); }
   /// Bytes of keys and values, whatever has been read so far.
   [[nodiscard]] std::int64_t bytes() const {
-    return static_cast<std::int64_t>((keys_.size() + values_.size()) * sizeof(T));
+    return static_cast<std::int64_t>((keys_.size() + values_.size()) * sizeof(T) +
+                                     units_.size() * sizeof(headaware::RowUnit));
   }
   /// Bytes of the keys and values of the tokens kept so far, without the slots for those read at a time.
   [[nodiscard]] std::int64_t kept_bytes() const {
-    auto const kept = headaware::buffer_elements(buffers_.channels, plan_.num_layers(),
+    if (packed_) {
+      std::int64_t units = 0;
+      for (std::int32_t layer = 0; layer < slots_.num_layers(); ++layer) {
+        auto const segments = packed_->layer(layer);
+        for (std::size_t head = 0; head < segments.size(); ++head) {
+          units += kept_rows(layer, static_cast<std::int32_t>(head)) * segments[head].units;
+        }
+      }
+      return units * std::int64_t{sizeof(headaware::RowUnit)};
+    }
+    auto const kept = headaware::buffer_elements(plain_->channels, slots_.num_layers(),
                                                  [&](std::int32_t layer) { return kept_rows(layer); });
     return (kept.head_dim + kept.value_dim) * std::int64_t{sizeof(T)};
   }
   /// Tokens that a KV head keeps on average.
   [[nodiscard]] double mean_kept() const {
     std::int64_t kept = 0;
-    for (std::int32_t layer = 0; layer < plan_.num_layers(); ++layer) kept += kept_rows(layer);
-    return static_cast<double>(kept) / static_cast<double>(plan_.heads().total());
+    for (std::int32_t layer = 0; layer < slots_.num_layers(); ++layer) kept += kept_rows(layer);
+    return static_cast<double>(kept) / static_cast<double>(slots_.heads().total());
   }
 
  private:
+  [[nodiscard]] std::int64_t kept_rows(std::int32_t layer, std::int32_t head) const {
+    return slots_.head(layer, head).kept(length()).count();
+  }
   /// Tokens that a layer's KV heads keep together.
   [[nodiscard]] std::int64_t kept_rows(std::int32_t layer) const {
     std::int64_t kept = 0;
-    for (std::int32_t head = 0; head < plan_.heads().count(layer); ++head) {
-      kept += plan_.head(layer, head).kept(length()).count();
-    }
+    for (std::int32_t head = 0; head < slots_.heads().count(layer); ++head) kept += kept_rows(layer, head);
     return kept;
   }
-  static headaware::RowChannels elements_of(headaware::RollingSlots const& plan, headaware::ModelShape const& shape) {
-    return headaware::buffer_elements(shape, plan.num_layers(),
-                                      [&](std::int32_t layer) { return plan.rows_total(layer); });
+
+  /// Appends and attends some tokens at a time. @param cache_of  (view) to the layer's cache
+  template <class U, class Buffers, class CacheOf>
+  void run_steps(TappedAttention const& attention, U const* keys, U const* values, Buffers const& buffers,
+                 CacheOf const& cache_of) {
+    namespace ha = headaware;
+    std::int64_t const key_width = attention.num_kv_heads * attention.head_dim;
+    std::int64_t const value_width = attention.num_kv_heads * attention.value_dim;
+    for (std::int64_t token = 0; token < attention.tokens; token += step_tokens) {
+      std::int64_t const count = std::min(step_tokens, attention.tokens - token);
+      std::array<std::int32_t, 1> const counts{static_cast<std::int32_t>(count)};
+      std::array<std::int32_t, 1> const before{static_cast<std::int32_t>(next_state_.length(0))};
+      std::vector<ha::LayerKv<U const>> const step{
+          {keys + token * key_width, values == nullptr ? nullptr : values + token * value_width}};
+      ha::KvLayouts const layouts{ha::strided_bshd(1, count, attention.num_kv_heads, attention.head_dim),
+                                  ha::strided_bshd(1, count, attention.num_kv_heads, attention.value_dim)};
+      ha::append(slots_.view(), next_state_, step, layouts, counts, buffers,
+                 {.first_layer = attention.layer, .advance = true});
+      ha::AttentionShape const shape{1,     attention.num_query_heads, attention.num_kv_heads,
+                                     count, attention.head_dim,        attention.value_dim};
+      auto const queries = ha::strided_bshd(1, count, attention.num_query_heads, attention.head_dim);
+      auto const output = ha::strided_bshd(1, count, attention.num_query_heads, attention.value_dim);
+      std::int64_t const row = token * attention.num_query_heads;
+      auto const view = ha::RollingView::of_chunk(slots_.view(), attention.layer, next_state_.lengths().data(), count);
+      ha::attend(shape, ha::AttentionQueries{attention.queries + row * attention.head_dim, queries}, cache_of(view),
+                 ha::AttentionOutput{attention.output + row * attention.value_dim, output},
+                 {.scale = attention.scale,
+                  .soft_cap = attention.soft_cap,
+                  .first_positions = before.data(),
+                  .sinks = attention.sinks});
+    }
   }
 
-  headaware::RollingSlots plan_;
+  headaware::RollingSlots slots_;
   std::vector<T> keys_;
   std::vector<T> values_;
-  headaware::Destination<T, headaware::RollingSlotsView> buffers_;
+  std::vector<headaware::RowUnit> units_;
+  std::optional<headaware::Destination<T, headaware::RollingSlotsView>> plain_;
+  std::optional<headaware::PackedDestination<headaware::RollingSlotsView, headaware::DefaultFormats>> packed_;
   headaware::RollingState state_;
   headaware::RollingState next_state_;
   std::vector<T> new_keys_;

@@ -52,6 +52,17 @@ std::string text_of(ha::PolicyTable const& table) {
   return text;
 }
 
+std::string text_of(ha::FormatTable const& formats) {
+  std::string text;
+  for (std::int32_t layer = 0; layer < formats.num_layers(); ++layer) {
+    for (std::int32_t head = 0; head < formats.heads().count(layer); ++head) {
+      ha::HeadFormats const& of = formats.at(layer, head);
+      text += std::string(of.key.name()) + "/" + std::string(of.value.name()) + ";";
+    }
+  }
+  return text;
+}
+
 namespace {
 
 /// Tells divergences from losses.
@@ -71,6 +82,7 @@ std::filesystem::path LossStore::path_of(LossJob const& job, std::string const& 
   support::ContentHash hash;
   hash.add(model_ + kind);
   hash.add(text_of(job.table));
+  if (std::string const formats = text_of(job.formats); !formats.empty()) hash.add(formats);
   hash.add(job.tokens);
   return folder_ / (hash.text() + ".npy");
 }
@@ -123,7 +135,7 @@ std::vector<std::vector<double>> LossStore::run_missing(std::string const& what,
 
 std::vector<std::vector<double>> LossStore::losses(std::string const& what, std::span<LossJob const> jobs) {
   return run_missing(what, jobs, "", 0, [&](LossJob const& job, PolicyRun::LayerDone const& layer_done) {
-    return run_->losses(job.tokens, job.table, layer_done);
+    return run_->losses(job.tokens, job.table, job.formats, layer_done);
   });
 }
 
@@ -155,7 +167,7 @@ std::vector<std::vector<double>> LossStore::divergences(std::string const& what,
   std::string const kind = divergence_kind(first);
   return run_missing(what, jobs, kind, first, [&](LossJob const& job, PolicyRun::LayerDone const& layer_done) {
     auto const& expected = reference(job.tokens, first, [&](std::int32_t) { layer_done(-1); });
-    (void)run_->losses(job.tokens, job.table, layer_done);
+    (void)run_->losses(job.tokens, job.table, job.formats, layer_done);
     return expected.divergence(*run_);
   });
 }

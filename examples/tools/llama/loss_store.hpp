@@ -6,6 +6,7 @@
 #include "tools/llama/policy_run.hpp"
 #include "tools/support/interrupt.hpp"
 
+#include <headaware/format/table.hpp>
 #include <headaware/policy/table.hpp>
 
 #include <cstdint>
@@ -28,10 +29,14 @@ class ReferencePredictions;
 /// @throws ArgumentError on policies without sinks and window
 [[nodiscard]] std::string text_of(headaware::PolicyTable const& table);
 
+/// The same of tables of formats.
+[[nodiscard]] std::string text_of(headaware::FormatTable const& formats);
+
 /// One run.
 struct LossJob {
   std::span<std::int32_t const> tokens;  ///< borrowed
   headaware::PolicyTable table;
+  headaware::FormatTable formats{};  ///< of the same heads; empty: nothing is rounded
 };
 
 /// Runs a model under policies, or finds that it has.

@@ -2,6 +2,7 @@
 
 #include "tools/llama/cache_positions.hpp"
 #include "tools/llama/key_rotations.hpp"
+#include "tools/llama/rounded_kv.hpp"
 #include "tools/llama/tapped_qkv.hpp"
 
 #include <headaware/attention/masked.hpp>
@@ -38,14 +39,19 @@ PolicyRun::PolicyRun(Model const& model, PolicyRunOptions const& options)
                {.tokens = options.tokens, .flash_attention = fused_, .threads = options.threads, .observer = &tap_}) {}
 
 std::vector<double> PolicyRun::losses(std::span<std::int32_t const> tokens, ha::PolicyTable const& policies,
-                                      LayerDone const& layer_done) {
+                                      ha::FormatTable const& formats, LayerDone const& layer_done) {
   constexpr auto where = "PolicyRun::losses";
   ha::ModelShape const& shape = model_->shape();
   ha::PolicyTable const table = ha::within_layers(policies, shape, where);
   // Layers that keep everything too: the engine's attention takes longer.
-  bool const cut = table != ha::PolicyTable(shape, ha::Full{});
-  handler_ = [&](TappedAttention const& attention) {
+  bool const rounds = formats.num_layers() > 0;
+  bool const cut = rounds || table != ha::PolicyTable(shape, ha::Full{});
+  ha::require(!rounds || positions_ == KeyPositions::text, "positions of keys", "those of the text, where rows have formats",
+              "those of slots", where);
+  RoundedKv rounded;
+  handler_ = [&](TappedAttention const& tapped) {
     if (cut) {
+      TappedAttention const attention = rounds ? rounded.of(tapped, formats) : tapped;
       if (positions_ == KeyPositions::cache) {
         attend_at_cache_positions(attention, table, rotations_[static_cast<std::size_t>(attention.layer)]);
       } else {
@@ -53,7 +59,7 @@ std::vector<double> PolicyRun::losses(std::span<std::int32_t const> tokens, ha::
         ha::attend_masked(qkv_of(attention), score_of(attention), table, attention.layer, attention.output, layout);
       }
     }
-    if (layer_done) layer_done(attention.layer);
+    if (layer_done) layer_done(tapped.layer);
   };
   tap_.skip_own_attention(std::vector<bool>(static_cast<std::size_t>(shape.num_layers()), cut));
   context_.evaluate(tokens);

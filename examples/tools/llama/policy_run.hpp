@@ -6,6 +6,7 @@
 #include "tools/llama/engine.hpp"
 
 #include <headaware/cache/rotation.hpp>
+#include <headaware/format/table.hpp>
 #include <headaware/policy/table.hpp>
 
 #include <cstdint>
@@ -49,9 +50,16 @@ class PolicyRun {
   ///
   /// Where no head drops anything the engine computes attention itself; else the library computes all attention,
   /// which is faster. The model's own sliding windows bound the policies.
-  /// @throws ArgumentError if the policies are of another model's shape, or tokens do not fit
+  /// @param formats  that every key and value goes through, of the same heads; empty: none
+  /// @throws ArgumentError if policies or formats are of another model's shape, formats are of latents or of keys whose
+  ///         positions change, or tokens do not fit
   [[nodiscard]] std::vector<double> losses(std::span<std::int32_t const> tokens, headaware::PolicyTable const& policies,
-                                           LayerDone const& layer_done = {});
+                                           headaware::FormatTable const& formats, LayerDone const& layer_done = {});
+  /// The same without formats.
+  [[nodiscard]] std::vector<double> losses(std::span<std::int32_t const> tokens, headaware::PolicyTable const& policies,
+                                           LayerDone const& layer_done = {}) {
+    return losses(tokens, policies, {}, layer_done);
+  }
 
   /// Logits [vocabulary] after a token of the last run. @return borrowed; valid until the next one
   [[nodiscard]] std::span<float const> logits(std::int32_t token) const { return context_.logits(token); }
