@@ -49,7 +49,7 @@ HEADAWARE_NAMESPACE_BEGIN
   require(step >= 0 && step <= 1, "step", "in [0, 1]", step, where);
   WeightedStatistics const text{&statistics, before};
   auto const errors = weighted_errors(std::span(&text, 1), plan.options.measure, plan.options.fold);
-  auto const evaluated = evaluate_table(plan.table, errors, plan.context, plan.options);
+  auto const evaluated = evaluate_table(plan.table, plan.formats, errors, plan.context, plan.options);
   auto const layers = static_cast<std::size_t>(errors.num_layers);
   detail::HeadCounts const counts = detail::kv_head_counts(errors);
   LayerHeads const heads = counts.view();
