@@ -60,6 +60,20 @@ namespace detail {
       .skip_layers(skipped);
 }
 
+/// The policy of a head that holds so many tokens of those it sees, with sinks between those of two policies.
+[[nodiscard]] inline AnyPolicy<> blended_policy(AnyPolicy<> const& a, AnyPolicy<> const& b, double share,
+                                                std::int64_t tokens, std::int64_t visible, char const* where) {
+  auto const window_a = policy_window(a, where);
+  auto const window_b = policy_window(b, where);
+  if (tokens <= 0) return Prune{};
+  if (tokens >= visible) return Full{};
+  std::int32_t const sink_a = window_a.value_or(window_b.value_or(WindowRule{})).sink;
+  std::int32_t const sink_b = window_b ? window_b->sink : sink_a;
+  auto const sink = static_cast<std::int64_t>(std::lround((1 - share) * sink_a + share * sink_b));
+  std::int64_t const kept = std::min(sink, tokens - 1);
+  return SinkWindow{.sink = static_cast<std::int32_t>(kept), .window = static_cast<std::int32_t>(tokens - kept)};
+}
+
 }  // namespace detail
 
 /// @brief StreamingLLM at the size of a budget: every KV head keeps 4 sinks and a window, of layers that slide as many
@@ -138,21 +152,7 @@ namespace detail {
       auto const reach = static_cast<std::int64_t>(std::floor(exact * (1 + 1e-12)));
       std::int64_t const tokens = (reach - pages) * page_size;
       pages = reach;
-      auto const window_a = policy_window(a, where);
-      auto const window_b = policy_window(b, where);
-      std::int32_t const sink_a = window_a.value_or(window_b.value_or(WindowRule{})).sink;
-      std::int32_t const sink_b = window_b ? window_b->sink : sink_a;
-      if (tokens <= 0) {
-        table.set(layer, head, Prune{});
-      } else if (tokens >= visible) {
-        table.set(layer, head, Full{});
-      } else {
-        auto const sink = static_cast<std::int64_t>(std::lround((1 - share) * sink_a + share * sink_b));
-        std::int64_t const kept = std::min(sink, tokens - 1);
-        table.set(
-            layer, head,
-            SinkWindow{.sink = static_cast<std::int32_t>(kept), .window = static_cast<std::int32_t>(tokens - kept)});
-      }
+      table.set(layer, head, detail::blended_policy(a, b, share, tokens, visible, where));
     }
   }
   return table;

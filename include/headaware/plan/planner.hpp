@@ -215,14 +215,23 @@ inline void set_heads(PolicyPlan& plan, KvErrors const& errors, CacheCosts const
 /// window, some between them too, with errors as `KvErrors::at` has them. Of a head that several ranks hold a copy of
 /// each copy counts in its rank's share, and one in the budget.
 ///
+/// Where heads choose among formats (`PlanOptions::formats`), the sizes of a head are those of every pair of formats,
+/// in bytes: its windows' hull is stretched by the bytes of a row and raised by the error of rounding keys and values,
+/// which adds to that of dropping, and the lower hull of all pairs is gone along. So a step may change formats and
+/// window together, and Full in each pair is a size as well. The floor is of tokens, in whichever format. The remainder
+/// adds rows of the head's format. Layers that are skipped keep 16 bits.
+///
 /// Deterministic. Ties: of steps that save the same per token the lower layer first, then the lower KV head; of pairs
-/// of equal size and error the fewer sinks; of sizes with equal error the smaller.
+/// of equal size and error the fewer sinks; of sizes with equal error the smaller; of sizes with equal bytes and error
+/// the pair of formats whose rows are smaller.
 /// @param errors   of `weighted_errors`
 /// @param budget   of one sequence, all heads together that are not of `skip_layers`
 /// @param context  tokens of the sequences that the plan is for: what Full costs. Pairs that reach it are Full
-/// @throws ArgumentError if options make no sense, or the budget (or the share of a rank or a layer, which is named) is
-///         less than the smallest sizes that the floor allows
-/// @par Cost    O(heads · pairs + steps taken · log heads): 10,000 heads × 80 pairs in some 10 ms
+/// @throws ArgumentError if options make no sense, the budget (or the share of a rank or a layer, which is named) is
+///         less than the smallest sizes that the floor allows, or heads choose among formats and the channels of rows
+///         or the errors of a format are not known
+/// @par Cost    O(heads · pairs + steps taken · log heads): 10,000 heads × 80 pairs in some 10 ms; with 16 pairs of
+///              formats some 50 ms
 /// @par Source  MoA, arXiv:2406.14909 (spans by optimisation); LU-KV, arXiv:2602.08585 (hull and greedy); CriticalKV,
 ///              arXiv:2502.03805 (output perturbation)
 [[nodiscard]] inline PolicyPlan plan_policies(KvErrors const& errors, Budget const& budget, std::int64_t context,
