@@ -1,5 +1,6 @@
 // Plans by bytes: windows and formats chosen together, against brute force and against plans by tokens.
 
+#include "support/byte_plan_checks.hpp"
 #include "support/catch.hpp"
 #include "support/errors.hpp"
 #include "support/planned_statistics.hpp"
@@ -61,33 +62,6 @@ std::vector<double> best_errors(std::vector<std::vector<std::pair<std::int64_t, 
     best = next;
   }
   return best;
-}
-
-/// The accounting of a plan by bytes, recounted.
-void check_bytes(ha::PolicyPlan const& plan, ha::ModelShape const& shape) {
-  REQUIRE(plan.by_bytes());
-  ha::LayerChannels const channels(shape);
-  std::int64_t bytes = 0;
-  std::size_t head = 0;
-  double error = 0;
-  for (std::int32_t layer = 0; layer < plan.num_layers; ++layer) {
-    for (std::int32_t kv = 0; kv < plan.table.num_kv_heads(layer); ++kv, ++head) {
-      auto const& rows = channels.of(static_cast<std::size_t>(layer));
-      auto const pages = plan.options.formats.pages(plan.formats.at(layer, kv), rows, plan.options.page_size);
-      auto const& planned = plan.heads[head];
-      REQUIRE(planned.tokens == ha::held_tokens(plan.table.at(layer, kv), plan.context, pages.rows));
-      REQUIRE(planned.tokens % pages.rows == 0);
-      REQUIRE(planned.bytes == planned.tokens / pages.rows * pages.bytes);
-      bytes += planned.bytes;
-      error += planned.predicted_error;
-    }
-  }
-  REQUIRE(plan.planned_bytes() == bytes);
-  REQUIRE(bytes == ha::held_bytes(plan.table, plan.formats, channels, plan.context, plan.options.page_size,
-                                  plan.options.formats.sixteen_bits));
-  REQUIRE(bytes <= plan.budget_bytes());
-  REQUIRE(plan.left() == plan.budget_bytes() - bytes);
-  REQUIRE(error == plan.predicted_error);
 }
 
 ha::ModelShape uniform_shape(ha::KvErrors const& errors) {
