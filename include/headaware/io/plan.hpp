@@ -7,16 +7,18 @@
 #include <headaware/detail/finite.hpp>
 #include <headaware/detail/model_heads.hpp>
 #include <headaware/error.hpp>
+#include <headaware/format/table.hpp>
 #include <headaware/io/detail/fields.hpp>
+#include <headaware/io/detail/plan_fields.hpp>
+#include <headaware/io/detail/plan_formats.hpp>
 #include <headaware/io/detail/shape_fields.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/head_classifications.hpp>
 #include <headaware/plan/classifications.hpp>
+#include <headaware/plan/format_choice.hpp>
 #include <headaware/plan/policy_plan.hpp>
-#include <headaware/policy/policy_window.hpp>
 #include <headaware/policy/within_window.hpp>
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -28,103 +30,16 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-inline constexpr std::string_view plan_format = "headaware.plan";
-inline constexpr std::int32_t plan_version = 1;
-
-/// Policies of a plan's heads, by the names in files.
-enum class PlanPolicy : std::uint8_t { full, sink_window, window_only, prune };
-inline constexpr std::array<std::string_view, 4> plan_policy_names{Full::name, SinkWindow::name, WindowOnly::name,
-                                                                   Prune::name};
-
-/// A policy as a file holds it: sizes that it does not have are -1.
-struct SavedPolicy {
-  PlanPolicy policy = PlanPolicy::full;
-  std::int32_t sink = -1;
-  std::int32_t window = -1;
-};
-
-/// All but shape, costs, options and heads. @param costs  whether tokens of layers cost differently
-template <class Fields, class Plan, class Tokens>
-void plan_fields(Fields&& f, Plan& plan, Tokens& planned_tokens, bool costs) {
-  f.integer("context", plan.context, 1, std::int64_t{1} << 30);
-  f.integer("budget_tokens", plan.budget_tokens, 0, max_json_count);
-  f.integer("planned_tokens", planned_tokens, 0, costs ? max_json_count : plan.budget_tokens);
-  f.integer("floor", plan.floor, 0, plan.context);
-  f.not_negative("predicted_error", plan.predicted_error);
-}
-
-/// All options but `floor`, which may be null, after `fold`, and `skip_layers`, which may be missing, at the end.
-template <class Fields, class Measure, class Options>
-void plan_measure_fields(Fields&& f, Measure& measure, Options& options) {
-  f.name("measure", measure, error_measure_names, "error measure");
-  f.name("fold", options.fold, group_fold_names, "group fold");
-}
-template <class Fields, class Options>
-void plan_option_fields(Fields&& f, Options& options) {
-  f.integer("page_size", options.page_size, 1, std::int64_t{1} << 30);
-  f.integer("ranks", options.ranks, 1, max_int32);
-  f.boolean("layer_shares", options.layer_shares);
-  f.not_negative("negligible_output", options.negligible_output);
-  f.boolean("use_remainder", options.use_remainder);
-}
-
-template <class Fields, class Index, class Policy, class Planned>
-void planned_fields(Fields&& f, Index& layer, Index& kv_head, Policy& policy, Planned& planned) {
-  f.integer("layer_idx", layer, 0, max_index - 1);
-  f.integer("kv_head", kv_head, 0, max_index - 1);
-  f.name("policy", policy.policy, plan_policy_names, "policy of a plan");
-  bool const sinks = policy.policy == PlanPolicy::sink_window;
-  bool const window = sinks || policy.policy == PlanPolicy::window_only;
-  f.integer("sink", policy.sink, sinks ? 0 : -1, sinks ? max_int32 : -1);
-  f.integer("window", policy.window, window ? 0 : -1, window ? max_int32 : -1);
-  f.integer("tokens", planned.tokens, 0, max_json_count);
-  f.not_negative("predicted_error", planned.predicted_error);
-}
-
 template <class = void>
-[[nodiscard]] AnyPolicy<> to_policy(SavedPolicy const& saved) {
-  switch (saved.policy) {
-    case PlanPolicy::full: return Full{};
-    case PlanPolicy::sink_window: return SinkWindow{.sink = saved.sink, .window = saved.window};
-    case PlanPolicy::window_only: return WindowOnly{saved.window};
-    default: return Prune{};
-  }
-}
-template <class = void>
-[[nodiscard]] SavedPolicy to_saved(AnyPolicy<> const& policy, Text const& where) {
-  auto const kept = policy_window(policy, where);
-  if (policy.is<SinkWindow>()) return {PlanPolicy::sink_window, kept->sink, kept->window};
-  if (kept) return {PlanPolicy::window_only, -1, kept->window};
-  return {policy.is<Full>() ? PlanPolicy::full : PlanPolicy::prune, -1, -1};
-}
-
-/// What planned tokens cost; exact where a budget may reach it.
-template <class = void>
-[[nodiscard]] double cost_of(PolicyPlan const& plan) {
-  double cost = 0;
-  for (std::size_t head = 0; head < plan.heads.size(); ++head) {
-    std::int32_t const layer = plan.table.heads().layer_of(static_cast<std::int64_t>(head), 1);
-    double const row =
-        plan.row_costs.empty() ? 1 : static_cast<double>(plan.row_costs[static_cast<std::size_t>(layer)]);
-    cost += row * static_cast<double>(plan.heads[head].tokens);
-  }
-  return cost;
-}
-/// What planned tokens may cost.
-template <class = void>
-[[nodiscard]] std::int64_t plan_budget(PolicyPlan const& plan) {
-  return plan.row_costs.empty() ? plan.budget_tokens : plan.budget_cost;
-}
-
-template <class = void>
-[[nodiscard]] PlanOptions read_plan_options(JsonObject const& json, std::int64_t context, std::int32_t num_layers) {
+[[nodiscard]] PlanOptions read_plan_options(JsonObject const& json, PolicyPlan const& plan) {
+  std::int32_t const num_layers = plan.num_layers;
   PlanOptions options;
   ErrorMeasure measure{};
   FieldReader fields(json);
   plan_measure_fields(fields, measure, options);
   options.measure = measure;
   JsonValue const floor = fields.json().get("floor", "an integer or null");
-  if (!floor.is_null()) options.floor = floor.integer<std::int64_t>(0, context);
+  if (!floor.is_null()) options.floor = floor.integer<std::int64_t>(0, plan.context);
   plan_option_fields(fields, options);
   if (auto const skipped = fields.json().find("skip_layers")) {
     fields.ascending("skip_layers", options.skip_layers, 0);
@@ -134,13 +49,16 @@ template <class = void>
       skipped->fail("skip_layers", {"less than all of ", num_layers, " layers"}, options.skip_layers.back());
     }
   }
+  options.formats = read_format_choice<>(fields.json(), plan.layers.num_layers() == 0);
   return options;
 }
 
-/// Reads `row_costs[…]` and `budget_cost`, which plans have where tokens of layers cost differently.
+/// Reads `row_costs[…]` and `budget_cost`, which plans have where tokens of layers cost differently, and by
+/// bytes.
 template <class = void>
 void read_plan_costs(JsonObject& root, PolicyPlan& plan) {
   auto const costs = root.find("row_costs");
+  if (!costs && root.find("planned_bytes")) (void)root.get("row_costs", "an array");  // missing
   if (!costs) return;
   JsonArray const array = costs->array();
   for (JsonValue const cost : array) plan.row_costs.push_back(cost.integer<std::int64_t>(0, max_int32));
@@ -161,13 +79,22 @@ template <class = void>
   read_plan_costs(root, plan);
   std::int64_t planned_tokens = 0;
   plan_fields(FieldReader(root), plan, planned_tokens, !plan.row_costs.empty());
-  plan.options = read_plan_options(root.get("options", "an object").object(), plan.context, plan.num_layers);
+  JsonValue const options = root.get("options", "an object");
+  plan.options = read_plan_options<>(options.object(), plan);
+  FormatChoice const& choice = plan.options.formats;
+  PlanPages const pages_of = as_format_error(options, [&] { return PlanPages(plan, "formats"); });
+  if (choice.by_bytes()) {
+    std::vector<std::int64_t> const costs = as_format_error(options, [&] { return pages_of.row_costs(); });
+    bool const same = plan.row_costs == costs;
+    if (!same) root.get("row_costs", "an array").fail("row costs", "bytes of a row of 16 bits, per layer", "others");
+  }
 
   struct Record {
     std::int32_t layer_idx = 0;
     std::int32_t head_idx = 0;  ///< KV head
     AnyPolicy<> policy{};
     PlannedHead planned{};
+    HeadFormats formats{};
   };
   std::vector<Record> records;
   JsonArray const array = root.get("heads", "an array").array();
@@ -182,11 +109,18 @@ template <class = void>
       record.policy =
           within_window(record.policy, static_cast<std::int32_t>(plan.layers.layer(record.layer_idx).window));
     }
-    std::int64_t const held = held_tokens(record.policy, plan.context, plan.options.page_size);
-    if (record.planned.tokens != held) {
-      JsonValue const tokens = fields.json().get("tokens", "an integer");
-      tokens.fail("tokens", {held, ", which the policy holds"}, record.planned.tokens);
+    if (choice.by_bytes()) {
+      record.formats = read_head_formats<>(fields.json(), choice.sixteen_bits);
+      fields.integer("bytes", record.planned.bytes, 0, max_json_count);
     }
+    RowPages const pages = as_format_error(value, [&] { return pages_of.of(record.layer_idx, record.formats); });
+    std::int64_t const held = held_tokens(record.policy, plan.context, pages.rows);
+    auto const require_held = [&](char const* what, std::int64_t expected, std::int64_t got) {
+      if (got == expected) return;
+      fields.json().get(what, "an integer").fail(what, {expected, ", which the policy holds"}, got);
+    };
+    require_held("tokens", held, record.planned.tokens);
+    require_held("bytes", pages.bytes_of(held), record.planned.bytes);
     plan.planned_tokens += held;
     records.push_back(record);
   }
@@ -196,13 +130,21 @@ template <class = void>
         .fail("planned_tokens", {plan.planned_tokens, ", the sum of the heads'"}, planned_tokens);
   }
   plan.table = PolicyTable(plan.shape(), Full{});
+  if (choice.by_bytes()) plan.formats = FormatTable(plan.shape(), choice.sixteen_bits);
   plan.heads.reserve(records.size());
   for (Record const& record : records) {
     plan.table.set(record.layer_idx, record.head_idx, record.policy);
+    if (choice.by_bytes()) plan.formats.set(record.layer_idx, record.head_idx, record.formats);
     plan.heads.push_back(record.planned);
   }
   if (double const cost = cost_of(plan); cost > static_cast<double>(plan_budget(plan))) {
     root.get("budget_cost", "an integer").fail("budget_cost", {">= ", cost}, plan.budget_cost);
+  }
+  if (choice.by_bytes()) {
+    JsonValue const bytes = root.get("planned_bytes", "an integer");
+    if (bytes.integer<std::int64_t>(0, max_json_count) != plan.planned_bytes()) {
+      bytes.fail("planned_bytes", {plan.planned_bytes(), ", the sum of the heads'"});
+    }
   }
   for (std::int32_t const layer : plan.options.skip_layers) {
     for (std::int32_t kv = 0; kv < plan.table.num_kv_heads(layer); ++kv) {
@@ -218,13 +160,18 @@ template <class = void>
 /// @brief Reads a plan from the text of a `plan.json`: `{format, version, model_info{num_layers, num_heads,
 /// num_kv_heads, layers[…] or nothing}, row_costs[…] and budget_cost or nothing, context, budget_tokens,
 /// planned_tokens, floor, predicted_error, options{measure, fold, floor, page_size, ranks, layer_shares,
-/// negligible_output, use_remainder, skip_layers[…] or nothing}, heads[{layer_idx, kv_head, policy, sink, window,
-/// tokens, predicted_error}]}`. A policy is `full`, `sink_window`, `window_only` or `prune`; a sink or window that it
-/// does not have is -1. Unknown keys are ignored.
+/// negligible_output, use_remainder, skip_layers[…] or nothing, formats or nothing}, heads[{layer_idx, kv_head, policy,
+/// sink, window, tokens, predicted_error}]}`. A policy is `full`, `sink_window`, `window_only` or `prune`; a sink or
+/// window that it does not have is -1. Unknown keys are ignored.
+///
+/// Plans by bytes have `options.formats{head_dim, sixteen_bits[key, value], pairs[[key, value]…]}`, names of formats;
+/// heads then have `bytes`, and `key_format` and `value_format` where these are not `sixteen_bits`; `row_costs` and
+/// `budget_cost` are bytes, of 16-bit rows and of all heads, and `planned_bytes` is the heads' sum. Without, heads have
+/// 16 bits.
 /// @param source_name  names the text in messages, for example its path
 /// @throws FormatError naming source, line, column and JSON pointer, if the text is not JSON, of another format or
-///         version, a field is missing, of another type or out of range, a head is missing or duplicate, tokens are not
-///         what the policies hold, or there are more than the budget
+///         version, a field is missing, of another type or out of range, a head is missing or duplicate, tokens or
+///         bytes are not what the policies hold, or there are more than the budget
 /// @par Cost  O(text)
 template <class = void>
 [[nodiscard]] PolicyPlan parse_plan(std::string_view text, std::string source_name) {
@@ -246,6 +193,15 @@ void validate_plan(PolicyPlan const& plan, Text const& where = "PolicyPlan") {
   detail::require_table_of(plan.table, plan.shape(), where);
   plan.options.validate(plan.context);
   require(plan.options.measure.has_value(), "measure", "the one planned with", "none", where);
+  bool const by_bytes = plan.options.formats.by_bytes();
+  require(plan.by_bytes() == by_bytes, "formats", by_bytes ? "of every head" : "none, as the options choose none",
+          by_bytes ? "none" : "some", where);
+  detail::PlanPages const pages_of(plan, "PolicyPlan");
+  if (by_bytes) {
+    detail::require_formats_of(plan.formats, plan.table.heads(), "PolicyPlan");
+    require(plan.row_costs == pages_of.row_costs(), "row_costs", "bytes of a row of 16 bits, per layer", "others",
+            where);
+  }
   auto const costs = static_cast<std::int64_t>(plan.row_costs.size());
   require(costs == 0 || costs == plan.num_layers, "row_costs", {"none, or ", plan.num_layers}, costs, where);
   std::int64_t const budget = detail::plan_budget(plan);
@@ -265,9 +221,12 @@ void validate_plan(PolicyPlan const& plan, Text const& where = "PolicyPlan") {
     finite(plan.heads[i].predicted_error);
     auto const head = static_cast<std::int64_t>(i);
     std::int32_t const layer = plan.table.heads().layer_of(head, 1);
-    auto const& policy = plan.table.at(layer, static_cast<std::int32_t>(head - plan.table.heads().first(layer)));
-    std::int64_t const held = held_tokens(policy, plan.context, plan.options.page_size);
+    auto const kv = static_cast<std::int32_t>(head - plan.table.heads().first(layer));
+    RowPages const pages = pages_of.of(layer, plan.formats_of(layer, kv));
+    std::int64_t const held = held_tokens(plan.table.at(layer, kv), plan.context, pages.rows);
     require(plan.heads[i].tokens == held, "tokens of a head", held, plan.heads[i].tokens, where);
+    require(plan.heads[i].bytes == pages.bytes_of(held), "bytes of a head", pages.bytes_of(held), plan.heads[i].bytes,
+            where);
     tokens += held;
   }
   require(plan.planned_tokens == tokens, "planned_tokens", tokens, plan.planned_tokens, where);
@@ -297,6 +256,7 @@ template <class = void>
       json.field("row_costs", plan.row_costs);
       json.field("budget_cost", plan.budget_cost);
     }
+    if (plan.by_bytes()) json.field("planned_bytes", plan.planned_bytes());
     detail::plan_fields(fields, plan, plan.planned_tokens, !plan.row_costs.empty());
     json.field("options", [&] {
       detail::plan_measure_fields(fields, *options.measure, options);
@@ -304,6 +264,7 @@ template <class = void>
       options.floor ? json.value(*options.floor) : json.value(nullptr);
       detail::plan_option_fields(fields, options);
       if (!options.skip_layers.empty()) json.field("skip_layers", options.skip_layers);
+      detail::write_format_choice(json, options.formats);
     });
     json.key("heads");
     json.array([&] {
@@ -311,7 +272,12 @@ template <class = void>
       for (std::int32_t layer = 0; layer < plan.num_layers; ++layer) {
         for (std::int32_t kv = 0; kv < plan.table.num_kv_heads(layer); ++kv, ++head) {
           detail::SavedPolicy const policy = detail::to_saved(plan.table.at(layer, kv), where);
-          json.object([&] { detail::planned_fields(fields, layer, kv, policy, plan.heads[head]); });
+          PlannedHead const& planned = plan.heads[head];
+          json.object([&] {
+            detail::planned_fields(fields, layer, kv, policy, planned);
+            if (!plan.by_bytes()) return;
+            detail::write_head_formats(json, plan.formats.at(layer, kv), options.formats.sixteen_bits, planned.bytes);
+          });
         }
       }
     });

@@ -1,16 +1,18 @@
 #pragma once
 
 /// @file
-/// Reads policies from either file that holds them: a plan or classifications.
+/// Reads policies, and formats of rows, from either file that holds them: a plan or classifications.
 
 #include <headaware/classify/builders.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/model_heads.hpp>
 #include <headaware/error.hpp>
+#include <headaware/format/table.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/head_classifications.hpp>
 #include <headaware/io/plan.hpp>
 #include <headaware/model_shape.hpp>
+#include <headaware/plan/policy_plan.hpp>
 #include <headaware/policy/table.hpp>
 
 #include <optional>
@@ -81,6 +83,30 @@ template <class Registry = DefaultRegistry>
     FilePath const& path, ModelShape const& model,
     BasicTypePolicies<Registry> const& types = BasicTypePolicies<Registry>::conservative()) {
   return parse_policy_table<Registry>(read_text_file(path), path.string(), model, types);
+}
+
+/// @brief Reads the formats of the heads' rows from either file: those of a plan by bytes, else 16 bits. The policies
+/// of such a plan (`parse_policy_table`) hold its bytes in these formats alone.
+/// @param model    as for the policies
+/// @param sixteen  of heads whose file says no formats
+/// @throws FormatError if the text is neither a plan nor classes of heads, ArgumentError if a plan is of another model
+template <class = void>
+[[nodiscard]] FormatTable parse_format_table(std::string_view text, std::string const& source_name,
+                                             ModelShape const& model, HeadFormats const& sixteen = {}) {
+  JsonTree const tree(text, source_name);
+  if (!detail::holds_plan(tree.root())) return FormatTable(model, sixteen);
+  PolicyPlan plan = detail::read_plan(tree);
+  auto const where = [&] { return "parse_format_table, " + source_name; };
+  detail::require_same_shape(model, plan.shape(), plan.layers.num_layers() == 0, "the plan", where);
+  return plan.by_bytes() ? std::move(plan.formats) : FormatTable(model, sixteen);
+}
+
+/// @brief Reads a file by `parse_format_table`.
+/// @throws FormatError and ArgumentError as there, FileError if the file cannot be read
+template <class = void>
+[[nodiscard]] FormatTable load_format_table(FilePath const& path, ModelShape const& model,
+                                            HeadFormats const& sixteen = {}) {
+  return parse_format_table<>(read_text_file(path), path.string(), model, sixteen);
 }
 
 HEADAWARE_NAMESPACE_END

@@ -23,6 +23,9 @@ HEADAWARE_NAMESPACE_BEGIN
 ///
 /// Where the rows of layers differ in size (and the model's channels are known), a token of a wide row costs more: the
 /// budget is in bytes, or in channels of keys and values, and holds as much as so many tokens in every head would.
+///
+/// Where heads choose among formats (`PlanOptions::formats`), tokens and shares are those of the cache in 16 bits, and
+/// bytes are what is held.
 class Budget {
  public:
   enum class Unit : std::uint8_t { tokens, share, bytes };
@@ -57,9 +60,9 @@ class Budget {
     if (rows.empty()) least = most = token.of(0).total();
     require(least > 0, "bytes of a token", "> 0", least, "Budget::bytes");
     std::int64_t const tokens = held / most;
-    if (least == most) return {Unit::bytes, static_cast<double>(tokens)};
-    Budget budget{Unit::bytes, static_cast<double>(held)};
-    budget.row_bytes_ = std::move(rows);
+    Budget budget{Unit::bytes, static_cast<double>(least == most ? tokens : held)};
+    budget.held_ = held;
+    if (least != most) budget.row_bytes_ = std::move(rows);
     return budget;
   }
 
@@ -86,6 +89,8 @@ class Budget {
     double amount = amount_;
     if (unit_ == Unit::tokens) amount *= static_cast<double>(costs.of_one_token());
     if (unit_ == Unit::share) amount *= static_cast<double>(costs.of_all());
+    // Costs of rows are bytes here, also of rows that are alike.
+    if (unit_ == Unit::bytes && !costs.rows.empty()) amount = static_cast<double>(held_);
     return whole(amount);
   }
 
@@ -103,7 +108,8 @@ class Budget {
   }
 
   Unit unit_;
-  double amount_;  ///< mean tokens, share, or tokens in all (bytes, where rows differ)
+  double amount_;          ///< mean tokens, share, or tokens in all (bytes, where rows differ)
+  std::int64_t held_ = 0;  ///< bytes as they were given
   std::vector<std::int64_t> row_bytes_{};
 };
 

@@ -3,9 +3,11 @@
 /// @file
 /// Tables to compare a plan with: uniform windows, blends of two tables, and the predicted error of any table.
 
+#include <headaware/cache/layer_channels.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/model_heads.hpp>
 #include <headaware/error.hpp>
+#include <headaware/format/table.hpp>
 #include <headaware/layer_heads.hpp>
 #include <headaware/model_shape.hpp>
 #include <headaware/plan/budget.hpp>
@@ -13,6 +15,7 @@
 #include <headaware/plan/detail/cache_costs.hpp>
 #include <headaware/plan/detail/whole_pages.hpp>
 #include <headaware/plan/empty_plan.hpp>
+#include <headaware/plan/format_choice.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
 #include <headaware/policy/policy_window.hpp>
@@ -25,6 +28,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -56,6 +60,20 @@ namespace detail {
       .skip_layers(skipped);
 }
 
+/// The policy of a head that holds so many tokens of those it sees, with sinks between those of two policies.
+[[nodiscard]] inline AnyPolicy<> blended_policy(AnyPolicy<> const& a, AnyPolicy<> const& b, double share,
+                                                std::int64_t tokens, std::int64_t visible, char const* where) {
+  auto const window_a = policy_window(a, where);
+  auto const window_b = policy_window(b, where);
+  if (tokens <= 0) return Prune{};
+  if (tokens >= visible) return Full{};
+  std::int32_t const sink_a = window_a.value_or(window_b.value_or(WindowRule{})).sink;
+  std::int32_t const sink_b = window_b ? window_b->sink : sink_a;
+  auto const sink = static_cast<std::int64_t>(std::lround((1 - share) * sink_a + share * sink_b));
+  std::int64_t const kept = std::min(sink, tokens - 1);
+  return SinkWindow{.sink = static_cast<std::int32_t>(kept), .window = static_cast<std::int32_t>(tokens - kept)};
+}
+
 }  // namespace detail
 
 /// @brief StreamingLLM at the size of a budget: every KV head keeps 4 sinks and a window, of layers that slide as many
@@ -79,12 +97,13 @@ namespace detail {
   return uniform_table(ModelConfig{num_layers, num_kv_heads, num_kv_heads, 0}, budget, context, page_size, sink);
 }
 
-/// @brief The same at the size of a plan: for the heads that it chooses for, beside layers that it skips.
+/// @brief The same at the size of a plan: for the heads that it chooses for, beside layers that it skips. In 16 bits,
+/// also where the plan is by bytes (`uniform_plan` for windows in other formats).
 /// @throws ArgumentError also where all layers are skipped, or one is out of range
 [[nodiscard]] inline PolicyTable uniform_table(KvErrors const& errors, Budget const& budget, std::int64_t context,
                                                PlanOptions const& options) {
   auto const layers = planned_layers(errors.num_layers, options.skip_layers);
-  detail::CacheCosts const costs = detail::cache_costs(errors, &budget, context).select(layers);
+  detail::CacheCosts const costs = detail::cache_costs(errors, &budget, context, options.formats).select(layers);
   return detail::uniform_table(errors.shape(), costs, budget.total(costs), options.page_size, 4, options.skip_layers);
 }
 
@@ -133,21 +152,7 @@ namespace detail {
       auto const reach = static_cast<std::int64_t>(std::floor(exact * (1 + 1e-12)));
       std::int64_t const tokens = (reach - pages) * page_size;
       pages = reach;
-      auto const window_a = policy_window(a, where);
-      auto const window_b = policy_window(b, where);
-      std::int32_t const sink_a = window_a.value_or(window_b.value_or(WindowRule{})).sink;
-      std::int32_t const sink_b = window_b ? window_b->sink : sink_a;
-      if (tokens <= 0) {
-        table.set(layer, head, Prune{});
-      } else if (tokens >= visible) {
-        table.set(layer, head, Full{});
-      } else {
-        auto const sink = static_cast<std::int64_t>(std::lround((1 - share) * sink_a + share * sink_b));
-        std::int64_t const kept = std::min(sink, tokens - 1);
-        table.set(
-            layer, head,
-            SinkWindow{.sink = static_cast<std::int32_t>(kept), .window = static_cast<std::int32_t>(tokens - kept)});
-      }
+      table.set(layer, head, detail::blended_policy(a, b, share, tokens, visible, where));
     }
   }
   return table;
@@ -155,18 +160,31 @@ namespace detail {
 
 /// @brief Computes size and predicted error of a table made elsewhere
 /// (`KvErrors::at`, so also for windows off the grid). The budget is what it holds, unless one is given.
-/// @throws ArgumentError if the table's shape is not that of the errors, a policy has no window, or it holds more than
-///         the budget
+/// @param formats  of the heads, in plans by bytes; empty: 16 bits
+/// @throws ArgumentError if the table's shape is not that of the errors, a policy has no window, it holds more than the
+///         budget, or there are formats and `options` do not plan by bytes, or errors of one of them are not known
 /// @par Cost  O(heads · windows)
-[[nodiscard]] inline PolicyPlan evaluate_table(PolicyTable const& table, KvErrors const& errors, std::int64_t context,
+[[nodiscard]] inline PolicyPlan evaluate_table(PolicyTable const& table, FormatTable const& formats,
+                                               KvErrors const& errors, std::int64_t context,
                                                PlanOptions const& options = {},
                                                std::optional<Budget> const& budget = {}) {
   constexpr auto where = "evaluate_table";
   options.validate(context);
+  FormatChoice const& choice = options.formats;
   require(table.num_layers() == errors.num_layers, "table's layers", errors.num_layers, table.num_layers(), where);
   PolicyPlan plan = empty_plan(errors, context, options);
-  detail::CacheCosts const costs = detail::cache_costs(errors, budget ? &*budget : nullptr, context);
+  detail::CacheCosts const costs = detail::cache_costs(errors, budget ? &*budget : nullptr, context, choice);
   plan.row_costs = costs.rows;
+  std::vector<RowChannels> channels;
+  if (plan.by_bytes()) {
+    channels = detail::known_channels(errors.layers, errors.num_layers, choice.head_dim, where);
+  }
+  if (formats.num_layers() > 0) {
+    require(plan.by_bytes(), "formats of a table", "options that plan by bytes (`PlanOptions::formats`)", "others",
+            where);
+    detail::require_formats_of(formats, plan.table.heads(), where);
+    plan.formats = formats;
+  }
   std::size_t head = 0;
   for (std::int32_t layer = 0; layer < errors.num_layers; ++layer) {
     std::int32_t const heads = plan.table.num_kv_heads(layer);
@@ -176,10 +194,18 @@ namespace detail {
       auto const kept = policy_window(policy, where);
       double error = policy.is<Prune>() ? errors.dropped[head] : 0;
       if (kept) error = errors.at(head, kept->sink, kept->window, context);
+      RowPages pages{options.page_size, 0};
+      if (plan.by_bytes()) {
+        HeadFormats const& of_head = plan.formats.at(layer, kv_head);
+        pages = choice.pages(of_head, channels[static_cast<std::size_t>(layer)], options.page_size);
+        if (!policy.is<Prune>()) error += errors.rounding_error(head, of_head);
+      }
       plan.set(head, policy, {0, error});
       // Within the layer's window, which the table may not know.
-      plan.heads[head].tokens = held_tokens(plan.table.at(layer, kv_head), context, options.page_size);
-      plan.planned_tokens += plan.heads[head].tokens;
+      std::int64_t const tokens = held_tokens(plan.table.at(layer, kv_head), context, pages.rows);
+      plan.heads[head].tokens = tokens;
+      plan.heads[head].bytes = pages.bytes_of(tokens);
+      plan.planned_tokens += tokens;
     }
   }
   std::int64_t const cost = plan.planned_cost();
@@ -191,8 +217,16 @@ namespace detail {
     }
   }
   detail::set_budget(plan, costs, total);
-  require(cost <= total, "tokens of the table", {"at most the budget, ", total}, cost, where);
+  require(cost <= total, plan.by_bytes() ? "bytes of the table" : "tokens of the table",
+          {"at most the budget, ", total}, cost, where);
   return plan;
+}
+
+/// @brief The same of 16 bits.
+[[nodiscard]] inline PolicyPlan evaluate_table(PolicyTable const& table, KvErrors const& errors, std::int64_t context,
+                                               PlanOptions const& options = {},
+                                               std::optional<Budget> const& budget = {}) {
+  return evaluate_table(table, FormatTable{}, errors, context, options, budget);
 }
 
 HEADAWARE_NAMESPACE_END

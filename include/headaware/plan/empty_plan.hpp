@@ -1,6 +1,8 @@
 #pragma once
 
 #include <headaware/config.hpp>
+#include <headaware/format/table.hpp>
+#include <headaware/plan/format_choice.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
 
@@ -24,6 +26,8 @@ HEADAWARE_NAMESPACE_BEGIN
   plan.layers = errors.layers;
   plan.table = PolicyTable(errors.shape(), Prune{});
   plan.heads.resize(errors.size());
+  FormatChoice const& choice = plan.options.formats;
+  if (choice.by_bytes()) plan.formats = FormatTable(errors.shape(), choice.sixteen_bits);
   return plan;
 }
 

@@ -6,10 +6,13 @@
 #include <headaware/config.hpp>
 #include <headaware/detail/model_heads.hpp>
 #include <headaware/error.hpp>
+#include <headaware/format/table.hpp>
 #include <headaware/layer_heads.hpp>
 #include <headaware/model_shape.hpp>
+#include <headaware/plan/detail/text_sums.hpp>
 #include <headaware/plan/detail/window_part.hpp>
 #include <headaware/plan/error_measure.hpp>
+#include <headaware/plan/format_choice.hpp>
 #include <headaware/plan/sensitivity.hpp>
 #include <headaware/stats/retention.hpp>
 
@@ -20,6 +23,7 @@
 #include <iterator>
 #include <optional>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -48,6 +52,10 @@ struct KvErrors {
   /// several texts the largest. Empty where values were not observed.
   std::vector<double> output_share;
   ModelShape layers{};  ///< where they differ; empty: all alike
+  /// Names of row formats whose errors all texts hold; none by mass. What has 16 bits has no error and no need of one.
+  std::vector<std::string> formats{};
+  std::vector<double> key_errors{};    ///< [KV heads, formats]: where all keys are rounded, and nothing is dropped
+  std::vector<double> value_errors{};  ///< [KV heads, formats] the same of values
 
   /// KV heads of all layers.
   [[nodiscard]] std::size_t size() const {
@@ -83,6 +91,8 @@ struct KvErrors {
     select(cells, result.cells, grid.size());
     select(dropped, result.dropped, 1);
     select(output_share, result.output_share, 1);
+    select(key_errors, result.key_errors, formats.size());
+    select(value_errors, result.value_errors, formats.size());
     result.num_layers = static_cast<std::int32_t>(selected.size());
     if (layers.num_layers() == 0) return result;
     std::vector<LayerShape> shapes;
@@ -119,7 +129,41 @@ struct KvErrors {
     return left + (right - left) * part;
   }
 
+  /// @brief The place of a format in `formats`; -1: none, as 16 bits have no error.
+  /// @throws ArgumentError naming the formats that there are
+  [[nodiscard]] std::int32_t format_place(AnyFormat<> const& format, Text const& where) const {
+    if (has_sixteen_bits(format)) return -1;
+    auto const found = std::find(formats.begin(), formats.end(), format.name());
+    auto const known = [&] {
+      std::string names = "fp16, bf16";
+      for (std::string const& name : formats) names += ", " + name;
+      return names + (formats.empty() ? ", as the errors hold no others" : ", whose errors are known");
+    };
+    require(found != formats.end(), "format", {"one of ", known}, format.name(), where);
+    return static_cast<std::int32_t>(found - formats.begin());
+  }
+  /// @brief The error of keys and values rounded, nothing dropped; where a layer holds a latent, of its keys.
+  /// @param head  number of the KV head, layer by layer
+  /// @throws ArgumentError naming the formats whose errors are known
+  [[nodiscard]] double rounding_error(std::size_t head, HeadFormats const& of) const {
+    constexpr auto where = "KvErrors::rounding_error";
+    std::int32_t const value = holds_latent(head) ? -1 : format_place(of.value, where);
+    return rounding_error(head, format_place(of.key, where), value);
+  }
+  /// The same by places, of `format_place`.
+  [[nodiscard]] double rounding_error(std::size_t head, std::int32_t key, std::int32_t value) const {
+    auto const at = [&](std::vector<double> const& errors, std::int32_t place) {
+      return place < 0 ? 0 : errors[head * formats.size() + static_cast<std::size_t>(place)];
+    };
+    return at(key_errors, key) + at(value_errors, value);
+  }
+
  private:
+  [[nodiscard]] bool holds_latent(std::size_t head) const {
+    if (layers.num_layers() == 0) return false;
+    detail::HeadCounts const counts = detail::kv_heads_of(layers);
+    return layers.layer(counts.view().layer_of(static_cast<std::int64_t>(head), 1)).kind == LayerKind::latent;
+  }
   [[nodiscard]] double in_row(std::size_t head, std::size_t row, std::int64_t sink, std::int64_t window,
                               std::int64_t context) const {
     auto const& windows = grid.windows;
@@ -138,89 +182,6 @@ struct KvErrors {
 };
 
 namespace detail {
-
-/// Sums of a head for the measure: over grid cells, what is lost if nothing is kept, and rows.
-struct MeasuredSums {
-  std::vector<double> const* cells;
-  double dropped;
-  double rows;
-};
-
-[[nodiscard]] inline MeasuredSums measured(RetentionSums const& sums, ErrorMeasure measure) {
-  auto const rows = static_cast<double>(sums.rows);
-  switch (measure) {
-    case ErrorMeasure::mass: return {&sums.mass, rows, rows};
-    case ErrorMeasure::output: return {&sums.error_squared, sums.output_squared, static_cast<double>(sums.value_rows)};
-    default: return {&sums.metric_error_squared, sums.output_metric_squared, static_cast<double>(sums.metric_rows)};
-  }
-}
-
-/// The values that both lists have.
-[[nodiscard]] inline std::vector<std::int32_t> common(std::vector<std::int32_t> const& a,
-                                                      std::vector<std::int32_t> const& b) {
-  std::vector<std::int32_t> result;
-  std::set_intersection(a.begin(), a.end(), b.begin(), b.end(), std::back_inserter(result));
-  return result;
-}
-
-/// @throws ArgumentError unless the statistics are whole and hold the measure
-inline void require_statistics(RetentionStatistics const& statistics, ErrorMeasure measure, char const* where) {
-  RetentionInfo const& info = statistics.info;
-  info.grid.validate();
-  require(info.num_layers > 0 && info.num_heads > 0, "heads of the statistics", "at least one", "none", where);
-  bool const grouped =
-      info.layers.num_layers() > 0 || (info.num_kv_heads > 0 && info.num_heads % info.num_kv_heads == 0);
-  require(grouped, "num_kv_heads", {"a divisor of ", info.num_heads}, info.num_kv_heads, where);
-  require_shape(info, where);
-  HeadCounts const counts = query_head_counts(info);
-  LayerHeads const query_heads = counts.view();
-  auto const heads = static_cast<std::size_t>(query_heads.total());
-  require(statistics.heads.size() == heads, "heads of the statistics", heads, statistics.heads.size(), where);
-  require(measure != ErrorMeasure::output || info.with_values, "error measure", "statistics with values",
-          "masses alone", where);
-  require(measure != ErrorMeasure::output_metric || info.with_output_metric, "error measure",
-          "statistics after the output projection", "others", where);
-  for (std::size_t i = 0; i < heads; ++i) {
-    MeasuredSums const sums = measured(statistics.heads[i], measure);
-    auto const place = [&] {
-      auto const head = static_cast<std::int64_t>(i);
-      std::int32_t const layer = query_heads.layer_of(head, 1);
-      return Text{where, ", layer ", layer, ", query head ", head - query_heads.first(layer)}.str();
-    };
-    require(sums.rows > 0, "rows observed", "> 0", sums.rows, place);
-    require(sums.cells->size() == info.grid.size(), "sums", info.grid.size(), sums.cells->size(), place);
-  }
-}
-
-/// Query heads of one layer that read one KV head.
-struct Readers {
-  std::int32_t layer;    ///< whose cache they read
-  std::int32_t kv_head;  ///< of that layer
-  std::size_t head;      ///< number of the KV head
-  std::size_t first;     ///< number of the first of the query heads
-  std::size_t end;
-};
-
-/// The query heads of a model, by the KV heads that they read, layer by layer.
-[[nodiscard]] inline std::vector<Readers> readers_of(RetentionInfo const& info) {
-  HeadCounts const kv_counts = kv_head_counts(info);
-  HeadCounts const query_counts = query_head_counts(info);
-  bool const alike = info.layers.num_layers() == 0;
-  std::vector<Readers> result;
-  result.reserve(static_cast<std::size_t>(kv_counts.view().total()));
-  std::size_t query = 0;
-  for (std::int32_t layer = 0; layer < info.num_layers; ++layer) {
-    std::int32_t const heads = query_counts.view().count(layer);
-    if (heads == 0) continue;
-    std::int32_t const cache = alike ? layer : info.layers.cache_layer(layer);
-    std::int32_t const num_kv_heads = kv_counts.view().count(cache);
-    auto const group = static_cast<std::size_t>(heads / num_kv_heads);
-    for (std::int32_t kv = 0; kv < num_kv_heads; ++kv, query += group) {
-      result.push_back({cache, kv, static_cast<std::size_t>(kv_counts.view().first(cache) + kv), query, query + group});
-    }
-  }
-  return result;
-}
 
 /// Adds one text. @pre  shapes agree; the result's grid is part of the text's
 inline void add_text(WeightedStatistics const& text, KvErrors& errors) {
@@ -255,6 +216,33 @@ inline void add_text(WeightedStatistics const& text, KvErrors& errors) {
     double* const to = errors.cells.data() + readers.head * cells.size();
     for (std::size_t i = 0; i < cells.size(); ++i) to[i] += factor * folded[i];
     errors.dropped[readers.head] += factor * dropped;
+  }
+}
+
+/// Adds one text's errors of rounding. @pre  shapes agree; it has all formats of the result
+inline void add_rounding(WeightedStatistics const& text, KvErrors& errors) {
+  RetentionInfo const& info = text.statistics->info;
+  std::vector<std::size_t> places;
+  for (std::string const& name : errors.formats) {
+    places.push_back(
+        static_cast<std::size_t>(std::find(info.formats.begin(), info.formats.end(), name) - info.formats.begin()));
+  }
+  for (Readers const& readers : readers_of(info)) {
+    double const factor = text.weight * text.sensitivities.at(readers.layer, readers.kv_head);
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      double keys = 0;
+      double values = 0;
+      for (std::size_t member = readers.first; member < readers.end; ++member) {
+        MeasuredRounding const sums = measured_rounding(text.statistics->heads[member].rounding, errors.measure);
+        double const key = (*sums.keys)[places[i]] / sums.rows;
+        double const value = (*sums.values)[places[i]] / sums.rows;
+        bool const maximum = errors.fold == GroupFold::maximum;
+        keys = maximum ? std::max(keys, key) : keys + key;
+        values = maximum ? std::max(values, value) : values + value;
+      }
+      errors.key_errors[readers.head * places.size() + i] += factor * keys;
+      errors.value_errors[readers.head * places.size() + i] += factor * values;
+    }
   }
 }
 
@@ -304,11 +292,12 @@ inline void add_output_share(RetentionStatistics const& statistics, KvErrors& er
 
 /// @brief E_g(s, w) = Σ_i weight_i · c_i(g) · fold over the query heads of g of their mean error, i over the texts,
 /// on the (sink, window) pairs that all texts have. Of layers that read another's cache the errors are added to its KV
-/// heads, with the factor of its layer.
+/// heads, with the factor of its layer. Errors of rounding likewise, in the formats that all texts have, in the order
+/// of the first.
 /// @param measure  of errors; nothing: `best_measure`
 /// @throws ArgumentError if there are no statistics, they are of different models, have no pair in common or do not
-///         hold the measure, a head has no rows, sensitivities are of another shape, a weight is negative, or an error
-///         is not finite
+///         hold the measure, a head has no rows (or none sampled of rounding), sensitivities are of another shape, a
+///         weight is negative, or an error is not finite
 /// @par Cost  O(texts · query heads · pairs)
 [[nodiscard]] inline KvErrors weighted_errors(std::span<WeightedStatistics const> texts,
                                               std::optional<ErrorMeasure> measure = {},
@@ -331,6 +320,7 @@ inline void add_output_share(RetentionStatistics const& statistics, KvErrors& er
       errors.num_kv_heads = info.num_kv_heads;
       errors.layers = info.layers;
       errors.grid = info.grid;
+      errors.formats = detail::measured_formats(info, errors.measure);
     }
     bool const alike = info.num_layers == errors.num_layers && info.num_heads == errors.num_heads &&
                        info.num_kv_heads == errors.num_kv_heads;
@@ -340,18 +330,26 @@ inline void add_output_share(RetentionStatistics const& statistics, KvErrors& er
     text.sensitivities.require_shape(info, where);
     errors.grid.sinks = detail::common(errors.grid.sinks, info.grid.sinks);
     errors.grid.windows = detail::common(errors.grid.windows, info.grid.windows);
+    std::erase_if(errors.formats, [&](std::string const& name) {
+      return std::find(info.formats.begin(), info.formats.end(), name) == info.formats.end();
+    });
     values = values && info.with_values;
   }
   require(errors.grid.size() > 0, "(sink, window) pairs", "at least one that all statistics have", "none", where);
   errors.cells.resize(errors.size() * errors.grid.size());
   errors.dropped.resize(errors.size());
+  errors.key_errors.resize(errors.size() * errors.formats.size());
+  errors.value_errors.resize(errors.size() * errors.formats.size());
   if (values) errors.output_share.resize(errors.size());
   for (auto const& text : texts) {
     detail::add_text(text, errors);
+    detail::add_rounding(text, errors);
     if (values) detail::add_output_share(*text.statistics, errors);
   }
-  for (double const error : errors.cells) {
-    require(error >= 0 && std::isfinite(error), "error of a KV head", "a finite number >= 0", error, where);
+  for (auto const* list : {&errors.cells, &errors.key_errors, &errors.value_errors}) {
+    for (double const error : *list) {
+      require(error >= 0 && std::isfinite(error), "error of a KV head", "a finite number >= 0", error, where);
+    }
   }
   return errors;
 }

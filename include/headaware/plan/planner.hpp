@@ -3,13 +3,18 @@
 /// @file
 /// The planner: chooses sinks and window of each KV head, so that a model loses least under a budget.
 
+#include <headaware/cache/layer_channels.hpp>
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
+#include <headaware/format/table.hpp>
 #include <headaware/plan/budget.hpp>
 #include <headaware/plan/detail/budget_parts.hpp>
 #include <headaware/plan/detail/cache_costs.hpp>
+#include <headaware/plan/detail/hulls.hpp>
 #include <headaware/plan/detail/lower_hull.hpp>
+#include <headaware/plan/detail/pair_hulls.hpp>
 #include <headaware/plan/empty_plan.hpp>
+#include <headaware/plan/format_choice.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
 #include <headaware/policy/table.hpp>
@@ -17,7 +22,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <span>
 #include <vector>
 
@@ -25,97 +29,12 @@ HEADAWARE_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// The hulls of all heads; pruned heads have none.
-struct Hulls {
-  std::vector<HullPoint> points;
-  std::vector<std::size_t> first;   ///< [heads + 1]
-  std::vector<std::int64_t> costs;  ///< [heads] of one token
-};
-
-[[nodiscard]] inline Hulls all_hulls(KvErrors const& errors, CacheCosts const& costs, std::vector<bool> const& pruned,
-                                     std::int64_t floor, std::int64_t page_size) {
-  Hulls hulls;
-  hulls.first.reserve(pruned.size() + 1);
-  hulls.costs.reserve(pruned.size());
-  std::vector<Candidate> sizes;
-  std::int64_t sizes_of = -1;  // tokens that a head sees, and whether its layer slides
-  std::size_t head = 0;
-  for (std::int32_t layer = 0; layer < costs.heads().num_layers; ++layer) {
-    std::int64_t const visible = costs.visible(layer);
-    std::int64_t const full = whole_pages(visible, page_size);
-    std::int64_t const slides = costs.window(layer) != 0 ? 1 : 0;  // past its sinks
-    if (sizes_of != 2 * visible + slides) {
-      sizes =
-          slides != 0 ? window_candidates(errors.grid, visible, page_size) : candidates(errors.grid, full, page_size);
-    }
-    sizes_of = 2 * visible + slides;
-    for (std::int32_t i = 0; i < costs.heads().count(layer); ++i, ++head) {
-      hulls.first.push_back(hulls.points.size());
-      hulls.costs.push_back(costs.row(layer));
-      if (!pruned[head]) append_hull(sizes, errors.of(head), floor, full, hulls.points);
-    }
-  }
-  hulls.first.push_back(hulls.points.size());
-  return hulls;
-}
-
-/// The step from one point of a hull to the next.
-struct HullStep {
-  double rate = 0;  ///< error saved per token, or what a token costs
-  std::size_t head = 0;
-  std::size_t to = 0;  ///< point
-};
-
-/// The step to a point. @param most  rate of the step before it: rates descend along a hull but for rounding, which
-/// must not put a step before the one that it follows
-[[nodiscard]] inline HullStep step_to(Hulls const& hulls, std::size_t head, std::size_t to,
-                                      double most = std::numeric_limits<double>::infinity()) {
-  HullPoint const& from = hulls.points[to - 1];
-  HullPoint const& point = hulls.points[to];
-  double const rate =
-      (from.error - point.error) / static_cast<double>((point.tokens - from.tokens) * hulls.costs[head]);
-  return {std::min(rate, most), head, to};
-}
-
-/// Goes through the steps in the order in which they are taken: what saves most per token first; of equals the lower
-/// layer, then the lower KV head. The next steps of all heads wait in a heap, since small budgets take few of all.
-/// @param take  (HullStep) to whether it is taken: else the head's later ones are left out
-template <class Take>
-void take_steps(Hulls const& hulls, Take const& take) {
-  auto const later = [](HullStep const& a, HullStep const& b) {
-    if (a.rate != b.rate) return a.rate < b.rate;
-    return a.to > b.to;  // points lie head by head
-  };
-  std::vector<HullStep> next;
-  for (std::size_t head = 0; head + 1 < hulls.first.size(); ++head) {
-    if (hulls.first[head] + 1 < hulls.first[head + 1]) next.push_back(step_to(hulls, head, hulls.first[head] + 1));
-  }
-  std::make_heap(next.begin(), next.end(), later);
-  while (!next.empty()) {
-    std::pop_heap(next.begin(), next.end(), later);
-    HullStep const step = next.back();
-    next.pop_back();
-    if (!take(step) || step.to + 1 == hulls.first[step.head + 1]) continue;
-    next.push_back(step_to(hulls, step.head, step.to + 1, step.rate));
-    std::push_heap(next.begin(), next.end(), later);
-  }
-}
-
-/// What the smallest sizes of all heads cost.
-[[nodiscard]] inline std::int64_t least_total(Hulls const& hulls) {
-  std::int64_t total = 0;
-  for (std::size_t head = 0; head + 1 < hulls.first.size(); ++head) {
-    if (hulls.first[head] < hulls.first[head + 1]) total += hulls.points[hulls.first[head]].tokens * hulls.costs[head];
-  }
-  return total;
-}
-
 /// Takes the smallest size of every head off the budget. @return whether all parts hold theirs
 [[nodiscard]] inline bool take_least(Hulls const& hulls, BudgetParts& parts) {
   bool fits = true;
   for (std::size_t head = 0; head + 1 < hulls.first.size(); ++head) {
     if (hulls.first[head] == hulls.first[head + 1]) continue;
-    parts.take(head, hulls.points[hulls.first[head]].tokens * hulls.costs[head]);
+    parts.take(head, hulls.points[hulls.first[head]].cost);
     fits = fits && parts.left(head) >= 0;
   }
   return fits;
@@ -167,9 +86,12 @@ void take_steps(Hulls const& hulls, Take const& take) {
     bool const chosen = next < layers.size() && layers[next] == layer;
     for (std::int32_t kv = 0; kv < plan.table.num_kv_heads(layer); ++kv, ++head) {
       if (chosen) {
-        plan.set(head, some.table.at(static_cast<std::int32_t>(next), kv), some.heads[planned++]);
+        auto const of_these = static_cast<std::int32_t>(next);
+        plan.set(head, some.table.at(of_these, kv), some.heads[planned++]);
+        if (plan.by_bytes()) plan.formats.set(layer, kv, some.formats.at(of_these, kv));
       } else {
-        plan.set(head, Full{}, {plan.full_tokens(layer), 0});
+        std::int64_t const tokens = plan.full_tokens(layer);
+        plan.set(head, Full{}, {tokens, 0, plan.by_bytes() ? tokens * costs.row(layer) : 0});
       }
     }
     next += chosen ? 1 : 0;
@@ -177,20 +99,65 @@ void take_steps(Hulls const& hulls, Take const& take) {
   return plan;
 }
 
+/// Heads whose output is negligible.
+[[nodiscard]] inline std::vector<bool> pruned_heads(KvErrors const& errors, PlanOptions const& options) {
+  std::vector<bool> pruned(errors.size());
+  if (options.negligible_output > 0 && !errors.output_share.empty()) {
+    for (std::size_t head = 0; head < pruned.size(); ++head) {
+      pruned[head] = errors.output_share[head] <= options.negligible_output;
+    }
+  }
+  return pruned;
+}
+
+/// Sets the heads of a plan to the points of their hulls, wider by what is left.
+/// @param at     [heads] the points
+/// @param ended  [parts] the head whose window may take what its part has left
+inline void set_heads(PolicyPlan& plan, KvErrors const& errors, CacheCosts const& costs, Hulls const& hulls,
+                      std::span<RowChannels const> channels, std::span<std::size_t const> at,
+                      std::span<std::size_t const> ended, BudgetParts& parts) {
+  PlanOptions const& options = plan.options;
+  bool const by_bytes = options.formats.by_bytes();
+  std::size_t head = 0;
+  for (std::int32_t layer = 0; layer < costs.heads().num_layers; ++layer) {
+    for (std::int32_t kv = 0; kv < costs.heads().count(layer); ++kv, ++head) {
+      if (hulls.first[head] == hulls.first[head + 1]) {
+        plan.set(head, Prune{}, {0, errors.dropped[head]});
+        continue;
+      }
+      HullPoint point = hulls.points[at[head]];
+      RowPages pages{options.page_size, options.page_size * costs.row(layer)};
+      if (by_bytes) {
+        HeadFormats const& formats = options.formats.pairs[static_cast<std::size_t>(point.pair)];
+        pages = options.formats.pages(formats, channels[static_cast<std::size_t>(layer)], options.page_size);
+        plan.formats.set(layer, kv, formats);
+      }
+      if (options.use_remainder && ended[parts.part_of(head)] == head) {
+        // Where the step that did not fit changes formats, more than everything may be left.
+        std::int64_t const full = whole_pages(costs.visible(layer), pages.rows);
+        std::int64_t const more = std::min(parts.left(head) / pages.bytes * pages.rows, full - point.tokens);
+        point.tokens += more;
+        point.cost += pages.bytes_of(more);
+        parts.take(head, pages.bytes_of(more));
+        if (point.tokens == full) point.sink = -1;
+      }
+      plan.set(head, policy_of_size(point.sink, point.tokens), {point.tokens, point.error, by_bytes ? point.cost : 0});
+    }
+  }
+}
+
 /// `plan_policies` of all layers. @param layers  their numbers in the model; empty: all are planned
 [[nodiscard]] inline PolicyPlan plan_layers(KvErrors const& errors, Budget const& budget, CacheCosts const& costs,
                                             PlanOptions const& options, std::span<std::int32_t const> layers = {}) {
   std::int64_t const context = costs.context;
-  std::int64_t const page = options.page_size;
   std::size_t const heads = errors.size();
   PolicyPlan plan = empty_plan(errors, context, options);
   std::int64_t const total = budget.total(costs);
   set_budget(plan, costs, total);
-  std::vector<bool> pruned(heads);
-  if (options.negligible_output > 0 && !errors.output_share.empty()) {
-    for (std::size_t head = 0; head < heads; ++head) {
-      pruned[head] = errors.output_share[head] <= options.negligible_output;
-    }
+  std::vector<bool> const pruned = pruned_heads(errors, options);
+  std::vector<RowChannels> channels;
+  if (options.formats.by_bytes()) {
+    channels = known_channels(errors.layers, errors.num_layers, options.formats.head_dim, "plan_policies");
   }
 
   std::int64_t const mean = total / costs.of_one_token();
@@ -199,7 +166,7 @@ void take_steps(Hulls const& hulls, Take const& take) {
   BudgetParts parts(costs, options, total);
   Hulls hulls;
   for (;;) {
-    hulls = all_hulls(errors, costs, pruned, plan.floor, page);
+    hulls = all_hulls(errors, costs, pruned, plan.floor, options.page_size, options.formats, channels);
     BudgetParts rest = parts;
     if (take_least(hulls, rest)) {
       parts = rest;
@@ -215,32 +182,18 @@ void take_steps(Hulls const& hulls, Take const& take) {
   std::vector<std::size_t> first_ended(parts.size(), heads);
   take_steps(hulls, [&](HullStep const& step) {
     std::size_t const part = parts.part_of(step.head);
-    std::int64_t const cost =
-        (hulls.points[step.to].tokens - hulls.points[step.to - 1].tokens) * hulls.costs[step.head];
+    std::int64_t const cost = hulls.points[step.to].cost - hulls.points[step.to - 1].cost;
     bool const fits = cost <= parts.left(step.head);
     if (fits) {
       parts.take(step.head, cost);
       at[step.head] = step.to;
-    } else if (first_ended[part] == heads) {
+    } else if (first_ended[part] == heads && hulls.points[at[step.head]].sink >= 0) {
       first_ended[part] = step.head;
     }
     return fits;
   });
 
-  for (std::size_t head = 0; head < heads; ++head) {
-    if (pruned[head]) {
-      plan.set(head, Prune{}, {0, errors.dropped[head]});
-      continue;
-    }
-    HullPoint const& point = hulls.points[at[head]];
-    std::int64_t tokens = point.tokens;
-    if (options.use_remainder && first_ended[parts.part_of(head)] == head) {
-      std::int64_t const more = parts.left(head) / (page * hulls.costs[head]) * page;
-      parts.take(head, more * hulls.costs[head]);
-      tokens += more;
-    }
-    plan.set(head, policy_of_size(point.sink, tokens), {tokens, point.error});
-  }
+  set_heads(plan, errors, costs, hulls, channels, at, first_ended, parts);
   return plan;
 }
 
@@ -262,14 +215,23 @@ void take_steps(Hulls const& hulls, Take const& take) {
 /// window, some between them too, with errors as `KvErrors::at` has them. Of a head that several ranks hold a copy of
 /// each copy counts in its rank's share, and one in the budget.
 ///
+/// Where heads choose among formats (`PlanOptions::formats`), the sizes of a head are those of every pair of formats,
+/// in bytes: its windows' hull is stretched by the bytes of a row and raised by the error of rounding keys and values,
+/// which adds to that of dropping, and the lower hull of all pairs is gone along. So a step may change formats and
+/// window together, and Full in each pair is a size as well. The floor is of tokens, in whichever format. The remainder
+/// adds rows of the head's format. Layers that are skipped keep 16 bits.
+///
 /// Deterministic. Ties: of steps that save the same per token the lower layer first, then the lower KV head; of pairs
-/// of equal size and error the fewer sinks; of sizes with equal error the smaller.
+/// of equal size and error the fewer sinks; of sizes with equal error the smaller; of sizes with equal bytes and error
+/// the pair of formats whose rows are smaller.
 /// @param errors   of `weighted_errors`
 /// @param budget   of one sequence, all heads together that are not of `skip_layers`
 /// @param context  tokens of the sequences that the plan is for: what Full costs. Pairs that reach it are Full
-/// @throws ArgumentError if options make no sense, or the budget (or the share of a rank or a layer, which is named) is
-///         less than the smallest sizes that the floor allows
-/// @par Cost    O(heads · pairs + steps taken · log heads): 10,000 heads × 80 pairs in some 10 ms
+/// @throws ArgumentError if options make no sense, the budget (or the share of a rank or a layer, which is named) is
+///         less than the smallest sizes that the floor allows, or heads choose among formats and the channels of rows
+///         or the errors of a format are not known
+/// @par Cost    O(heads · pairs + steps taken · log heads): 10,000 heads × 80 pairs in some 10 ms; with 16 pairs of
+///              formats some 50 ms
 /// @par Source  MoA, arXiv:2406.14909 (spans by optimisation); LU-KV, arXiv:2602.08585 (hull and greedy); CriticalKV,
 ///              arXiv:2502.03805 (output perturbation)
 [[nodiscard]] inline PolicyPlan plan_policies(KvErrors const& errors, Budget const& budget, std::int64_t context,
@@ -278,7 +240,7 @@ void take_steps(Hulls const& hulls, Take const& take) {
   options.validate(context);
   bool const whole = errors.size() > 0 && errors.cells.size() == errors.size() * errors.grid.size();
   require(whole, "errors of KV heads", "those of a grid", errors.cells.size(), where);
-  detail::CacheCosts const costs = detail::cache_costs(errors, &budget, context);
+  detail::CacheCosts const costs = detail::cache_costs(errors, &budget, context, options.formats);
   if (options.skip_layers.empty()) return detail::plan_layers(errors, budget, costs, options);
   auto const layers = planned_layers(errors.num_layers, options.skip_layers);
   KvErrors const chosen = errors.select_layers(layers);

@@ -3,14 +3,17 @@
 /// @file
 /// Options and result of the planner.
 
+#include <headaware/cache/layer_channels.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/finite.hpp>
 #include <headaware/detail/model_heads.hpp>
 #include <headaware/error.hpp>
+#include <headaware/format/table.hpp>
 #include <headaware/layer_heads.hpp>
 #include <headaware/model_shape.hpp>
 #include <headaware/plan/detail/whole_pages.hpp>
 #include <headaware/plan/error_measure.hpp>
+#include <headaware/plan/format_choice.hpp>
 #include <headaware/policy/table.hpp>
 #include <headaware/types.hpp>
 
@@ -38,6 +41,9 @@ struct PlanOptions {
   /// Keep everything, beyond the budget: layers that are known to be delicate, for example. Ascending. Layers with
   /// windows of their own need not be named where the statistics say their shape.
   std::vector<std::int32_t> skip_layers{};
+  /// Formats to choose among, by bytes: a page then holds as many bytes as `page_size` rows of 16 bits. None: 16 bits
+  /// alone, by tokens.
+  FormatChoice formats{};
 
   friend bool operator==(PlanOptions const&, PlanOptions const&) = default;
 
@@ -49,6 +55,7 @@ struct PlanOptions {
     require(!floor || (*floor >= 0 && *floor <= context), "floor", "in [0, context]", floor.value_or(0), where);
     require(page_size > 0 && page_size <= most, "page_size", "in [1, 2^30]", page_size, where);
     require(ranks > 0, "ranks", "> 0", ranks, where);
+    formats.validate();
     require(negligible_output >= 0 && detail::is_finite(negligible_output), "negligible_output", "a finite number >= 0",
             negligible_output, where);
     for (std::size_t i = 0; i < skip_layers.size(); ++i) {
@@ -61,9 +68,32 @@ struct PlanOptions {
 /// @brief Size and predicted error of one KV head.
 struct PlannedHead {
   std::int64_t tokens = 0;     ///< held of a sequence of `context` tokens, whole pages
-  double predicted_error = 0;  ///< of the pair that it was chosen for
+  double predicted_error = 0;  ///< of the pair that it was chosen for; of rounding too
+  std::int64_t bytes = 0;      ///< of whole pages; 0 in plans by tokens
 
   friend bool operator==(PlannedHead const&, PlannedHead const&) = default;
+};
+
+/// @brief Returns the layers that a plan chooses for, ascending; those without a cache of their own, too.
+/// @param skipped  ascending
+/// @throws ArgumentError if there are none, or a skipped one is out of range
+template <class = void>
+[[nodiscard]] std::vector<std::int32_t> planned_layers(std::int32_t num_layers, std::span<std::int32_t const> skipped) {
+  std::vector<std::int32_t> layers;
+  for (std::int32_t layer = 0; layer < num_layers; ++layer) {
+    if (!std::binary_search(skipped.begin(), skipped.end(), layer)) layers.push_back(layer);
+  }
+  for (std::int32_t const layer : skipped) require_index(layer, num_layers, "skipped layer", "plan_policies");
+  require(!layers.empty(), "layers that are not skipped", "at least one", "none", "plan_policies");
+  return layers;
+}
+
+/// @brief How many heads have a pair of formats.
+struct FormatCount {
+  HeadFormats formats{};
+  std::int64_t heads = 0;
+
+  friend bool operator==(FormatCount const&, FormatCount const&) = default;
 };
 
 /// @brief Contents of a `plan.json`: policies, the budget and options of the plan, and its predicted error.
@@ -81,11 +111,18 @@ struct PolicyPlan {
   std::vector<PlannedHead> heads{};  ///< of the KV heads, layer by layer
   ModelShape layers{};               ///< where they differ; empty: all alike
   /// [num_layers], where tokens of layers cost differently: of one token of a KV head, in bytes, or in channels where
-  /// the budget was in tokens or a share. Empty: 1.
+  /// the budget was in tokens or a share. Empty: 1. In plans by bytes those of 16 bits.
   std::vector<std::int64_t> row_costs{};
   std::int64_t budget_cost = 0;  ///< of all heads together, where there are `row_costs`; `budget_tokens` are then those
                                  ///< of equal sizes of all heads
+  FormatTable formats{};         ///< of a plan by bytes; empty: 16 bits, by tokens
 
+  /// Whether heads have formats of their own: sizes are in bytes.
+  [[nodiscard]] bool by_bytes() const { return formats.num_layers() > 0; }
+  /// Formats of a head; 16 bits in plans by tokens.
+  [[nodiscard]] HeadFormats formats_of(std::int32_t layer, std::int32_t kv_head) const {
+    return by_bytes() ? formats.at(layer, kv_head) : options.formats.sixteen_bits;
+  }
   /// Sets a head that has not been set. @param head  number of the KV head, layer by layer
   template <class = void>
   void set(std::size_t head, AnyPolicy<> const& policy, PlannedHead const& planned) {
@@ -112,6 +149,8 @@ struct PolicyPlan {
   [[nodiscard]] std::int64_t planned_cost() const {
     if (row_costs.empty()) return planned_tokens;
     std::int64_t sum = 0;
+    for (PlannedHead const& head : heads) sum += head.bytes;
+    if (by_bytes()) return sum;
     for (std::size_t head = 0; head < heads.size(); ++head) {
       std::int32_t const layer = table.heads().layer_of(static_cast<std::int64_t>(head), 1);
       sum += heads[head].tokens * row_costs[static_cast<std::size_t>(layer)];
@@ -143,8 +182,46 @@ struct PolicyPlan {
   }
   /// Tokens that a planned head keeps, on average.
   [[nodiscard]] double mean_tokens() const { return of_each(planned_tokens); }
-  /// Tokens that a planned head may keep, on average.
+  /// Tokens that a planned head may keep, on average; by bytes in 16 bits.
   [[nodiscard]] double mean_budget() const { return of_each(budget_tokens); }
+  /// Bytes that all heads may hold; 0 in plans by tokens.
+  [[nodiscard]] std::int64_t budget_bytes() const { return by_bytes() ? budget_cost : 0; }
+  /// Bytes that all heads hold; 0 in plans by tokens.
+  [[nodiscard]] std::int64_t planned_bytes() const { return by_bytes() ? planned_cost() : 0; }
+  /// What the planned heads hold, as a share of what they would hold of everything in 16 bits: in bytes, or in what
+  /// tokens cost.
+  template <class = void>
+  [[nodiscard]] double share_held() const {
+    double held = 0;
+    double full = 0;
+    for (std::int32_t const layer : planned_layers(num_layers, options.skip_layers)) {
+      double const row = row_costs.empty() ? 1 : static_cast<double>(row_costs[static_cast<std::size_t>(layer)]);
+      std::int64_t const window = table.window(layer);
+      double const visible = static_cast<double>(window != 0 ? std::min(window, context) : context);
+      for (std::int32_t kv = 0; kv < table.num_kv_heads(layer); ++kv) {
+        PlannedHead const& head = heads[static_cast<std::size_t>(table.heads().first(layer) + kv)];
+        held += by_bytes() ? static_cast<double>(head.bytes) : row * static_cast<double>(head.tokens);
+        full += row * visible;
+      }
+    }
+    return full > 0 ? held / full : 0;
+  }
+  /// Formats of the planned heads that hold rows, those of most heads first.
+  template <class = void>
+  [[nodiscard]] std::vector<FormatCount> format_counts() const {
+    std::vector<FormatCount> counts;
+    for (std::int32_t const layer : planned_layers(num_layers, options.skip_layers)) {
+      for (std::int32_t kv = 0; kv < table.num_kv_heads(layer); ++kv) {
+        if (heads[static_cast<std::size_t>(table.heads().first(layer) + kv)].tokens == 0) continue;
+        HeadFormats const pair = formats_of(layer, kv);
+        auto const same = [&](FormatCount const& count) { return count.formats == pair; };
+        auto const found = std::find_if(counts.begin(), counts.end(), same);
+        found == counts.end() ? counts.push_back({pair, 1}) : void(++found->heads);
+      }
+    }
+    std::stable_sort(counts.begin(), counts.end(), [](auto const& a, auto const& b) { return a.heads > b.heads; });
+    return counts;
+  }
 
   friend bool operator==(PolicyPlan const&, PolicyPlan const&) = default;
 
@@ -154,20 +231,6 @@ struct PolicyPlan {
     return count > 0 ? static_cast<double>(tokens - skipped_tokens()) / static_cast<double>(count) : 0;
   }
 };
-
-/// @brief Returns the layers that a plan chooses for, ascending; those without a cache of their own, too.
-/// @param skipped  ascending
-/// @throws ArgumentError if there are none, or a skipped one is out of range
-template <class = void>
-[[nodiscard]] std::vector<std::int32_t> planned_layers(std::int32_t num_layers, std::span<std::int32_t const> skipped) {
-  std::vector<std::int32_t> layers;
-  for (std::int32_t layer = 0; layer < num_layers; ++layer) {
-    if (!std::binary_search(skipped.begin(), skipped.end(), layer)) layers.push_back(layer);
-  }
-  for (std::int32_t const layer : skipped) require_index(layer, num_layers, "skipped layer", "plan_policies");
-  require(!layers.empty(), "layers that are not skipped", "at least one", "none", "plan_policies");
-  return layers;
-}
 
 /// @brief Returns the tokens that a policy holds of a sequence, in whole pages.
 template <class = void>
@@ -184,6 +247,30 @@ template <class = void>
   for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
     for (std::int32_t head = 0; head < table.num_kv_heads(layer); ++head) {
       held += held_tokens(table.at(layer, head), context, page_size);
+    }
+  }
+  return held;
+}
+
+/// @brief The bytes that all heads of a table hold of a sequence in their formats, in whole pages per head: pages have
+/// as many bytes as `page_size` rows of 16 bits of their layer.
+/// @param formats    of the same heads
+/// @param channels   of rows: head_dim where all layers are alike, or a `ModelShape`
+/// @param page_size  1: no pages; rows are whole units of 16 bytes
+/// @throws ArgumentError if the formats are those of other heads, or a page holds no row
+/// @par Cost  O(heads)
+template <class = void>
+[[nodiscard]] std::int64_t held_bytes(PolicyTable const& table, FormatTable const& formats,
+                                      LayerChannels const& channels, std::int64_t context, std::int64_t page_size = 1,
+                                      HeadFormats const& sixteen_bits = {}) {
+  detail::require_formats_of(formats, table.heads(), "held_bytes");
+  FormatChoice const choice{.sixteen_bits = sixteen_bits};
+  std::int64_t held = 0;
+  for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
+    for (std::int32_t head = 0; head < table.num_kv_heads(layer); ++head) {
+      RowPages const pages =
+          choice.pages(formats.at(layer, head), channels.of(static_cast<std::size_t>(layer)), page_size);
+      held += pages.bytes_of(held_tokens(table.at(layer, head), context));
     }
   }
   return held;

@@ -13,7 +13,6 @@
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/planner.hpp>
 #include <headaware/plan/policy_plan.hpp>
-#include <headaware/policy/table.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -130,7 +129,8 @@ struct HeadCut {
 
 }  // namespace detail
 
-/// @brief Errors of which each head's are multiplied by its factor. @param factors  of all KV heads, layer by layer
+/// @brief Errors of which each head's, of rounding too, are multiplied by its factor. @param factors  of all KV heads,
+/// layer by layer
 /// @throws ArgumentError if their number is another, or one is negative, NaN or infinite
 /// @par Cost  O(heads · pairs)
 [[nodiscard]] inline KvErrors scaled_errors(KvErrors errors, std::span<double const> factors) {
@@ -142,9 +142,23 @@ struct HeadCut {
     require(factor >= 0 && std::isfinite(factor), "factor", "a finite number >= 0", factor, where);
     for (std::size_t i = 0; i < cells; ++i) errors.cells[head * cells + i] *= factor;
     errors.dropped[head] *= factor;
+    std::size_t const formats = errors.formats.size();
+    for (std::size_t i = head * formats; i < (head + 1) * formats; ++i) {
+      errors.key_errors[i] *= factor;
+      errors.value_errors[i] *= factor;
+    }
   }
   return errors;
 }
+
+/// @brief What tries a plan, or its table, and tells losses.
+template <class Trial>
+concept PlanTrial = requires(Trial& trial, PolicyPlan const& plan) {
+  { trial(plan) } -> std::convertible_to<std::vector<double>>;
+}
+|| requires(Trial& trial, PolicyPlan const& plan) {
+  { trial(plan.table) } -> std::convertible_to<std::vector<double>>;
+};
 
 /// @brief A plan, tried and made better: from coarse to fine, the errors of one half of the layers are scaled against
 /// those of the other, of one quarter against the next and so on down to single layers (and heads); a plan is made of
@@ -155,20 +169,23 @@ struct HeadCut {
 /// equal to the best so far are not tried again. Deterministic, if the trial is. It ends where no cut of a sweep makes
 /// the plan better, which need not be the best plan there is; and what the trial's text tells by chance is followed
 /// too: try the result on another text.
-/// @param trial  (PolicyTable const&) to the losses of the tokens of one and the same text, in nats: the divergence of
-///               predictions from those with everything kept, say. Called at least once; may throw
+/// @param trial  (PolicyPlan const&), or (PolicyTable const&) of plans by tokens, to the losses of the tokens of one
+/// and
+///               the same text, in nats: the divergence of predictions from those with everything kept, say. Called at
+///               least once; may throw
 /// @return the best plan; that of `errors` as they are if no trial is better
-/// @throws ArgumentError as `plan_policies`, on options that make no sense, and if losses are none, differ in number or
-///         are not finite
+/// @throws ArgumentError as `plan_policies`, on options that make no sense, if losses are none, differ in number or are
+///         not finite, and if plans are by bytes and the trial takes tables alone
 /// @par Cost  at most `most_trials` trials; a sweep is 2 (2^levels − 1) at most, and repeated steps
 template <class Trial>
-  requires requires(Trial& trial, PolicyTable const& table) {
-    { trial(table) } -> std::convertible_to<std::vector<double>>;
-  }
+  requires PlanTrial<Trial>
 [[nodiscard]] RefinedPlan refine_plan(KvErrors const& errors, Budget const& budget, std::int64_t context,
                                       PlanOptions const& options, RefineOptions const& refining, Trial&& trial) {
   constexpr auto where = "refine_plan";
+  constexpr bool of_plans = requires(PolicyPlan const& plan) { trial(plan); };
   refining.validate();
+  require(of_plans || !options.formats.by_bytes(), "trial", "one of plans, as heads have formats", "one of tables",
+          where);
   RefinedPlan best{.plan = plan_policies(errors, budget, context, options),
                    .errors = errors,
                    .factors = std::vector<double>(errors.size(), 1.0)};
@@ -182,10 +199,20 @@ template <class Trial>
       planned.push_back(static_cast<std::size_t>(counts.view().first(layer) + head));
     }
   }
-  std::vector<PolicyTable> known{best.plan.table};
+  std::vector<PolicyPlan> known{best.plan};
+  auto const is_known = [&](PolicyPlan const& plan) {
+    return std::any_of(known.begin(), known.end(), [&](PolicyPlan const& other) {
+      return other.table == plan.table && other.formats == plan.formats;
+    });
+  };
   std::vector<double> losses;
-  auto const tried = [&](PolicyTable const& table) {
-    std::vector<double> result = trial(table);
+  auto const tried = [&](PolicyPlan const& plan) {
+    std::vector<double> result;
+    if constexpr (of_plans) {
+      result = trial(plan);
+    } else {
+      result = trial(plan.table);
+    }
     ++best.trials;
     require(!result.empty(), "losses of a trial", "at least one", "none", where);
     bool const first = best.trials == 1;
@@ -195,7 +222,7 @@ template <class Trial>
     }
     return result;
   };
-  losses = tried(best.plan.table);
+  losses = tried(best.plan);
   best.first_loss = best.loss = detail::mean_of(losses);
 
   // @return whether scaling a cut's first half so far up, its second so far down, is better
@@ -207,13 +234,13 @@ template <class Trial>
     }
     KvErrors scaled = scaled_errors(errors, factors);
     PolicyPlan plan = plan_policies(scaled, budget, context, options);
-    if (std::find(known.begin(), known.end(), plan.table) != known.end()) return false;
+    if (is_known(plan)) return false;
     if (best.trials >= refining.most_trials) {
       best.limited = true;
       return false;
     }
-    known.push_back(plan.table);
-    std::vector<double> result = tried(plan.table);
+    known.push_back(plan);
+    std::vector<double> result = tried(plan);
     auto const gain = paired_gain(losses, result);
     if (!(gain.mean > refining.least_gain * gain.standard_error)) return false;
     ++best.taken;

@@ -35,8 +35,8 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @param before      of that text; empty: 1 everywhere
 /// @param plan        that the gains were measured at
 /// @param gains       nats, [layers], or of the KV heads, layer by layer: by how much less predictions diverge (or the
-///                    loss rises) where the layer (head) alone keeps everything and all others follow the plan; may be
-///                    negative. Where there are as many of both, of heads if `before` is
+///                    loss rises) where the layer (head) alone keeps everything (in 16 bits) and all others follow the
+///                    plan; may be negative. Where there are as many of both, of heads if `before` is
 /// @param step        0: `before`, at the scale of the gains; 1: all the way, which overshoots
 /// @throws ArgumentError if shapes differ, a gain is NaN or infinite, nothing gains anything, or the step is outside
 ///         [0, 1]
@@ -49,7 +49,7 @@ HEADAWARE_NAMESPACE_BEGIN
   require(step >= 0 && step <= 1, "step", "in [0, 1]", step, where);
   WeightedStatistics const text{&statistics, before};
   auto const errors = weighted_errors(std::span(&text, 1), plan.options.measure, plan.options.fold);
-  auto const evaluated = evaluate_table(plan.table, errors, plan.context, plan.options);
+  auto const evaluated = evaluate_table(plan.table, plan.formats, errors, plan.context, plan.options);
   auto const layers = static_cast<std::size_t>(errors.num_layers);
   detail::HeadCounts const counts = detail::kv_head_counts(errors);
   LayerHeads const heads = counts.view();

@@ -43,8 +43,9 @@ template <class... Values>
 
 }  // namespace detail
 
-/// @brief Formats budget, prediction, heads per policy, the distribution of windows and sinks, and one line per layer
-/// with a cache of its own. In layers that slide, heads that keep their whole window count as full.
+/// @brief Formats budget, prediction, heads per policy, the distribution of windows and sinks (in plans by bytes of
+/// formats of keys and values, too), and one line per layer with a cache of its own. In layers that slide, heads that
+/// keep their whole window count as full.
 [[nodiscard]] inline std::string plan_summary(PolicyPlan const& plan) {
   using detail::print;
   auto const wide = [](std::int64_t n) { return static_cast<long long>(n); };
@@ -62,10 +63,17 @@ template <class... Values>
                  wide(plan.context), wide(plan.table.heads().total()), caches, plan.num_layers, slide);
   }
   double const whole = detail::full_mean(plan);
-  text += print("budget %lld tokens, planned %lld (%.1f per KV head, %.1f%% of its cache), left %lld\n",
-                wide(plan.budget_tokens), wide(plan.planned_tokens), plan.mean_tokens(),
-                100 * plan.mean_tokens() / std::max(whole, 1.0), wide(plan.left()));
-  if (!plan.row_costs.empty()) {
+  if (plan.by_bytes()) {
+    text +=
+        print("budget %lld bytes, planned %lld (%.2f%% of the cache in 16 bits, %.1f tokens per KV head), left %lld\n",
+              wide(plan.budget_bytes()), wide(plan.planned_bytes()), 100 * plan.share_held(), plan.mean_tokens(),
+              wide(plan.left()));
+  } else {
+    text += print("budget %lld tokens, planned %lld (%.1f per KV head, %.1f%% of its cache), left %lld\n",
+                  wide(plan.budget_tokens), wide(plan.planned_tokens), plan.mean_tokens(),
+                  100 * plan.mean_tokens() / std::max(whole, 1.0), wide(plan.left()));
+  }
+  if (!plan.row_costs.empty() && !plan.by_bytes()) {
     text.pop_back();
     text += print(" of %lld bytes or channels, planned %lld: rows of layers differ\n", wide(plan.budget_cost),
                   wide(plan.planned_cost()));
@@ -85,9 +93,11 @@ template <class... Values>
   std::map<std::string_view, int> policies;
   std::map<std::int32_t, int> sinks;
   std::map<std::int64_t, int> windows;  // up to a power of two
-  std::string layers = "   layer  mean tokens  min tokens  max tokens  full  prune  predicted error\n";
+  std::string layers = "   layer  mean tokens  min tokens  max tokens  full  prune  predicted error";
+  layers += plan.by_bytes() ? "        bytes\n" : "\n";
   for (std::int32_t layer = 0; layer < plan.num_layers; ++layer) {
     std::int64_t sum = 0;
+    std::int64_t bytes = 0;
     std::int64_t least = plan.context;
     std::int64_t most = 0;
     double error = 0;
@@ -108,12 +118,14 @@ template <class... Values>
       full += plan.keeps_all(layer, kv) ? 1 : 0;
       prune += policy.is<Prune>() ? 1 : 0;
       sum += head.tokens;
+      bytes += head.bytes;
       least = std::min(least, head.tokens);
       most = std::max(most, head.tokens);
       error += head.predicted_error;
     }
-    layers += print("%8d %12.1f %11lld %11lld %5d %6d %16.6g\n", layer,
+    layers += print("%8d %12.1f %11lld %11lld %5d %6d %16.6g", layer,
                     static_cast<double>(sum) / static_cast<double>(heads), wide(least), wide(most), full, prune, error);
+    layers += plan.by_bytes() ? print(" %12lld\n", wide(bytes)) : "\n";
   }
   text += "policies:";
   for (auto const& [name, count] : policies) text += print("  %s %d", std::string(name).c_str(), count);
@@ -121,6 +133,13 @@ template <class... Values>
   for (auto const& [sink, count] : sinks) text += print("  %d: %d", sink, count);
   text += "\nwindows: ";
   for (auto const& [bound, count] : windows) text += print("  <=%lld: %d", wide(bound), count);
+  if (plan.by_bytes()) {
+    text += "\nformats: ";
+    for (auto const& [pair, count] : plan.format_counts()) {
+      text += print("  %s/%s %lld", std::string(pair.key.name()).c_str(), std::string(pair.value.name()).c_str(),
+                    wide(count));
+    }
+  }
   return text + "\n\n" + layers;
 }
 

@@ -174,7 +174,8 @@ TEST_CASE("the same plan every time; ties go to the lower layer and head", "[pla
 
 TEST_CASE("rates that rounding lets rise do not put a step before its predecessor", "[plan]") {
   // By much more than rounding, so that it shows.
-  ha::detail::Hulls const hulls{{{0, 3, 0}, {10, 2, 0}, {20, 0.5, 0}, {0, 1.2, 0}, {10, 0, -1}}, {0, 3, 5}, {1, 1}};
+  auto const point = [](std::int64_t cost, double error) { return ha::detail::HullPoint{cost, error, 0, 0, cost}; };
+  ha::detail::Hulls const hulls{{point(0, 3), point(10, 2), point(20, 0.5), point(0, 1.2), point(10, 0)}, {0, 3, 5}};
   std::vector<std::size_t> order;
   std::vector<double> rates;
   ha::detail::take_steps(hulls, [&](ha::detail::HullStep const& step) {

@@ -2,6 +2,7 @@
 
 // Which heads share which part of a budget, and what they cost.
 
+#include <headaware/cache/layer_channels.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/model_heads.hpp>
 #include <headaware/error.hpp>
@@ -9,6 +10,7 @@
 #include <headaware/model_shape.hpp>
 #include <headaware/plan/budget.hpp>
 #include <headaware/plan/detail/cache_costs.hpp>
+#include <headaware/plan/format_choice.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
 
@@ -23,13 +25,22 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// What the heads of these errors cost. @param budget  nullptr: none, so by channels where rows differ
-/// @throws ArgumentError if the budget is in bytes of another model's rows
-[[nodiscard]] inline CacheCosts cache_costs(KvErrors const& errors, Budget const* budget, std::int64_t context) {
+/// @param choice  by bytes: costs are bytes of 16 bits
+/// @throws ArgumentError if the budget is in bytes of another model's rows, or channels are not known
+[[nodiscard]] inline CacheCosts cache_costs(KvErrors const& errors, Budget const* budget, std::int64_t context,
+                                            FormatChoice const& choice = {}) {
   constexpr auto where = "plan_policies";
   CacheCosts costs{.counts = kv_head_counts(errors), .context = context};
   for (LayerShape const& l : errors.layers.layers()) costs.windows.push_back(l.has_cache() ? l.window : 0);
   bool const none = std::all_of(costs.windows.begin(), costs.windows.end(), [](auto window) { return window == 0; });
   if (none) costs.windows.clear();
+  if (choice.by_bytes()) {
+    for (RowChannels const& rows : known_channels(errors.layers, errors.num_layers, choice.head_dim, where)) {
+      costs.rows.push_back(choice.pages(choice.sixteen_bits, rows, 1).bytes);
+    }
+    costs.unit = "bytes";
+    return costs;
+  }
   if (budget == nullptr || budget->unit() != Budget::Unit::bytes) {
     costs.rows = channel_costs(errors.layers, costs.heads());
     if (!costs.rows.empty()) costs.unit = "channels";

@@ -75,40 +75,48 @@ struct HullPoint {
   std::int64_t tokens = 0;
   double error = 0;
   std::int32_t sink = -1;  ///< -1: Full
+  std::int32_t pair = 0;   ///< of formats
+  std::int64_t cost = 0;   ///< in tokens, channels or bytes
 };
 
-/// @brief Appends the lower convex hull of one head's running minimum: sizes ascend strictly, errors descend strictly,
-/// and the gain per token never grows. The last point is Full, without error, unless a smaller size has none either.
+/// @brief Adds a point to a lower convex hull: costs ascend strictly, errors descend strictly, and the gain per cost
+/// never grows. Points on a straight line stay: more sizes to stop at.
+/// @param hull   from `begin` on
+/// @param point  costs no less than those before; of the same cost and error the first counts
+inline void add_to_hull(std::vector<HullPoint>& hull, std::size_t begin, HullPoint const& point) {
+  if (hull.size() > begin) {
+    if (point.error >= hull.back().error) return;
+    if (hull.back().cost == point.cost) hull.pop_back();
+  }
+  while (hull.size() >= begin + 2) {
+    HullPoint const& a = hull[hull.size() - 2];
+    HullPoint const& b = hull.back();
+    // Does b lie above the line from a to the new point?
+    double const before = (a.error - b.error) * static_cast<double>(point.cost - b.cost);
+    double const after = (b.error - point.error) * static_cast<double>(b.cost - a.cost);
+    if (before >= after) break;
+    hull.pop_back();
+  }
+  hull.push_back(point);
+}
+
+/// @brief Appends the lower convex hull of one head's running minimum, costs being tokens. The last point is Full,
+/// without error, unless a smaller size has none either.
 /// @param candidates  by size
 /// @param errors      of the head, by grid cell
 /// @param floor       smaller sizes are left out
 /// @param full        size of a full head
-/// @return points appended, at least one. Points on a straight line stay: more sizes to stop at
+/// @return points appended, at least one
 inline std::size_t append_hull(std::span<Candidate const> candidates, std::span<double const> errors,
                                std::int64_t floor, std::int64_t full, std::vector<HullPoint>& hull) {
   std::size_t const begin = hull.size();
-  double least = 0;
-  auto const add = [&](HullPoint const& point) {
-    if (hull.size() > begin) {
-      if (point.error >= least) return;
-      if (hull.back().tokens == point.tokens) hull.pop_back();
-    }
-    least = point.error;
-    while (hull.size() >= begin + 2) {
-      HullPoint const& a = hull[hull.size() - 2];
-      HullPoint const& b = hull.back();
-      // Does b lie above the line from a to the new point?
-      double const before = (a.error - b.error) * static_cast<double>(point.tokens - b.tokens);
-      double const after = (b.error - point.error) * static_cast<double>(b.tokens - a.tokens);
-      if (before >= after) break;
-      hull.pop_back();
-    }
-    hull.push_back(point);
+  auto const add = [&](std::int64_t tokens, double error, std::int32_t sink) {
+    add_to_hull(hull, begin, {.tokens = tokens, .error = error, .sink = sink, .cost = tokens});
   };
   for (Candidate const& candidate : candidates) {
-    if (candidate.tokens >= floor) add({candidate.tokens, candidate.error(errors), candidate.sink});
+    if (candidate.tokens >= floor) add(candidate.tokens, candidate.error(errors), candidate.sink);
   }
-  add({full, 0, -1});
+  add(full, 0, -1);
   return hull.size() - begin;
 }
 
