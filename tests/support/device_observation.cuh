@@ -164,8 +164,7 @@ std::vector<ha::ObservedHead> observe_on_device(Shape const& shape, std::vector<
   REQUIRE_CUDA(cudaStreamSynchronize(stream));
   auto const sums = d_sums.host();
   std::vector<ha::ObservedHead> result(
-      heads, {ha::HeadSums(static_cast<std::size_t>(parameters.num_distances)),
-              parameters.retention ? ha::RetentionSums(*parameters.retention) : ha::RetentionSums()});
+      heads, {ha::HeadSums(static_cast<std::size_t>(parameters.num_distances)), parameters.empty_sums()});
   for (std::size_t h = 0; h < heads; ++h) layout.add({sums.data() + h * size, size}, result[h]);
   return result;
 }

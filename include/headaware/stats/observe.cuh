@@ -86,7 +86,8 @@ template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
 ///                            windows and learned sinks are each layer's own
 /// @param[in]     score       how the engine turns queries and keys into logits
 /// @param[in]     parameters  a retention grid has at most 32 sinks and 64 windows; `chunk_size` cuts the
-///                            sequence into texts of their own
+///                            sequence into texts of their own. Errors of formats are not summed here: their rows
+///                            stay 0
 /// @param[in,out] d_sums      device, [num_layers, num_query_heads, SumsLayout(parameters).size()]: added to, so
 ///                            zeroed by the caller at first; read with `AttentionObserver::add_sums`
 /// @param[in]     stream      enqueued here, not synchronised
