@@ -97,10 +97,13 @@ struct Head {
   }
 };
 
-/// 16 windows and 5 sinks, as far apart as the text allows.
-ha::ObserverParameters with_retention() {
+enum class What { masses, retention, formats };
+
+/// 16 windows and 5 sinks, as far apart as the text allows, and formats if wanted.
+ha::ObserverParameters parameters_of(What what) {
   ha::ObserverParameters parameters;
-  parameters.retention = ha::RetentionGrid{};
+  if (what != What::masses) parameters.retention = ha::RetentionGrid{};
+  if (what != What::formats) parameters.formats.clear();
   return parameters;
 }
 
@@ -153,12 +156,12 @@ std::pair<double, double> best_of(benchmark::State& state, First const& first, S
   return best;
 }
 
-void observe(benchmark::State& state, bool with_values) {
+void observe(benchmark::State& state, What what) {
   set_threads(state.range(2));
   Head const head(state.range(0), state.range(1));
-  auto const parameters = with_values ? with_retention() : ha::ObserverParameters{};
+  auto const parameters = parameters_of(what);
   auto const observe_once = [&] {
-    benchmark::DoNotOptimize(ha::observe_chunk(head.layer(with_values), head.score(), parameters));
+    benchmark::DoNotOptimize(ha::observe_chunk(head.layer(what != What::masses), head.score(), parameters));
   };
   double const observe_mb = peak_mb(observe_once);
   std::vector<float> scores(static_cast<std::size_t>(head.tokens * head.tokens));
@@ -173,8 +176,10 @@ void observe(benchmark::State& state, bool with_values) {
   state.counters["peak_MB"] = observe_mb;
 }
 
-void mass_only(benchmark::State& state) { observe(state, false); }
-void retention(benchmark::State& state) { observe(state, true); }
+void mass_only(benchmark::State& state) { observe(state, What::masses); }
+void retention(benchmark::State& state) { observe(state, What::retention); }
+/// The same with errors of the default formats.
+void retention_and_formats(benchmark::State& state) { observe(state, What::formats); }
 
 void materialised_statistics(benchmark::State& state) {
   set_threads(state.range(2));
@@ -236,6 +241,7 @@ void axes(benchmark::internal::Benchmark* benchmark) {
 
 BENCHMARK(mass_only)->Apply(axes);
 BENCHMARK(retention)->Apply(axes);
+BENCHMARK(retention_and_formats)->Apply(axes);
 BENCHMARK(materialised_statistics)->Apply(axes);
 BENCHMARK(torch_eager)->Apply(axes);
 

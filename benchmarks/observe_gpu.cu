@@ -47,6 +47,7 @@ void observation(benchmark::State& state, What what) {
   ha::ObserverParameters parameters;
   if (what != What::statistics) parameters.retention = ha::RetentionGrid{};
   parameters.query_stride = state.range(1);
+  parameters.formats.clear();  // a launch of their own
   bool const with_values = what == What::errors || what == What::errors_behind_output;
   std::vector<ha::DeviceQkv<__nv_bfloat16>> const layers{
       {queries.data(), keys.data(), with_values ? values.data() : nullptr,

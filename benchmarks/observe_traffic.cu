@@ -62,6 +62,7 @@ void observe(bool with_values, std::int64_t window) {
   Shape const shape = shape_of(tokens, head_dim);
   ha::ObserverParameters parameters;
   parameters.retention = ha::RetentionGrid{};
+  parameters.formats.clear();  // a launch of their own
   std::vector<ha::DeviceQkv<__half>> const layers{
       {queries.data(), keys.data(), with_values ? values.data() : nullptr, nullptr, window}};
   bench::DeviceArray<double> const sums(
@@ -94,6 +95,7 @@ int main() {
   }
   ha::ObserverParameters parameters;
   parameters.retention = ha::RetentionGrid{};
+  parameters.formats.clear();  // a launch of their own
   for (int const limit : {99 << 10, 163 << 10, 227 << 10}) {
     for (std::int64_t const head_dim : {64, 128}) {
       for (std::int64_t const tokens : {1024, 2048, 4096, 8192, 32768}) {

@@ -110,8 +110,7 @@ inline double projected_square(std::vector<float> const& projection, Problem con
 inline ha::HeadChunk naive(Problem const& problem, std::int32_t head, ha::AttentionScore const& score,
                            ha::ObserverParameters const& parameters, std::vector<float> const& projection = {}) {
   constexpr double eps = 1e-10;
-  ha::HeadChunk result{ha::ChunkSums(static_cast<std::size_t>(parameters.num_distances)),
-                       parameters.retention ? ha::RetentionSums(*parameters.retention) : ha::RetentionSums()};
+  ha::HeadChunk result{ha::ChunkSums(static_cast<std::size_t>(parameters.num_distances)), parameters.empty_sums()};
   auto const recent = static_cast<std::int64_t>(std::floor(double(problem.tokens) * (1 - parameters.recent_ratio)));
   for (std::int64_t q = parameters.first_query; q < problem.tokens; q += parameters.query_stride) {
     auto const p = problem.row(head, q, score);

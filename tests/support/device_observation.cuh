@@ -164,8 +164,7 @@ std::vector<ha::ObservedHead> observe_on_device(Shape const& shape, std::vector<
   REQUIRE_CUDA(cudaStreamSynchronize(stream));
   auto const sums = d_sums.host();
   std::vector<ha::ObservedHead> result(
-      heads, {ha::HeadSums(static_cast<std::size_t>(parameters.num_distances)),
-              parameters.retention ? ha::RetentionSums(*parameters.retention) : ha::RetentionSums()});
+      heads, {ha::HeadSums(static_cast<std::size_t>(parameters.num_distances)), parameters.empty_sums()});
   for (std::size_t h = 0; h < heads; ++h) layout.add({sums.data() + h * size, size}, result[h]);
   return result;
 }
@@ -189,6 +188,18 @@ inline void require_close(char const* what, double got, double expected, double 
   if (!(difference <= tolerance)) {
     INFO(what << ": got " << got << ", expected " << expected);
     REQUIRE(difference <= tolerance);
+  }
+}
+
+/// Errors of formats, relative to themselves and to outputs in single precision.
+/// @param outputs  Σ |o|² of as many rows, after W_O or before
+inline void require_errors(char const* what, std::vector<double> const& got, std::vector<double> const& expected,
+                           double outputs) {
+  REQUIRE(got.size() == expected.size());
+  for (std::size_t f = 0; f < got.size(); ++f) {
+    INFO(what << ", format " << f << ": got " << got[f] << ", expected " << expected[f] << ", outputs " << outputs);
+    REQUIRE(std::abs(got[f] - expected[f]) <=
+            1e-3 * expected[f] + 1e-4 * std::sqrt(outputs * expected[f]) + 1e-10 * outputs);
   }
 }
 
@@ -221,6 +232,16 @@ inline void require_same(std::vector<ha::ObservedHead> const& got, std::vector<h
     REQUIRE(gr.metric_rows == er.metric_rows);
     require_close("output squared", gr.output_squared, er.output_squared, tolerance);
     require_close("output metric squared", gr.output_metric_squared, er.output_metric_squared, tolerance);
+    ha::RoundingSums const& gf = gr.rounding;
+    ha::RoundingSums const& ef = er.rounding;
+    REQUIRE(gf.rows == ef.rows);
+    REQUIRE(gf.metric_rows == ef.metric_rows);
+    require_errors("keys", gf.key_error_squared, ef.key_error_squared, er.output_squared);
+    require_errors("values", gf.value_error_squared, ef.value_error_squared, er.output_squared);
+    require_errors("keys after W_O", gf.key_metric_error_squared, ef.key_metric_error_squared,
+                   er.output_metric_squared);
+    require_errors("values after W_O", gf.value_metric_error_squared, ef.value_metric_error_squared,
+                   er.output_metric_squared);
     for (std::size_t c = 0; c < er.mass.size(); ++c) {
       INFO("cell " << c);
       require_close("mass", gr.mass[c], er.mass[c], tolerance);

@@ -20,15 +20,16 @@ struct ScoreBlocking {
   static constexpr int pack_rows = block_rows * 8;
 };
 
-/// Computes scores[row][key] = queries[row] · keys[key] for `block_rows` rows and the strips that `keys` reach.
-/// @param queries  [block_rows, head_dim]; @param packed  [strips, head_dim, strip]; @param scores  [block_rows,
+/// Computes scores[row][key] = queries[row] · keys[key] for `num_rows` rows, a multiple of ScoreBlocking::rows, and the
+/// strips that `keys` reach.
+/// @param queries  [num_rows, head_dim]; @param packed  [strips, head_dim, strip]; @param scores  [num_rows,
 /// block_keys]
 inline void score_block(float const* queries, float const* packed, std::int64_t head_dim, std::int64_t keys,
-                        float* scores) {
+                        float* scores, std::int64_t num_rows = ScoreBlocking::block_rows) {
   using B = ScoreBlocking;
   for (std::int64_t first = 0; first < keys; first += B::strip) {
     float const* const strip = packed + first * head_dim;
-    for (int row = 0; row < B::block_rows; row += B::rows) {
+    for (std::int64_t row = 0; row < num_rows; row += B::rows) {
       simd::Floats sums[B::rows][B::vectors] = {};
       for (std::int64_t d = 0; d < head_dim; ++d) {
         simd::Floats key[B::vectors];

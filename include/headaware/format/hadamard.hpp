@@ -18,6 +18,25 @@ HEADAWARE_HOST_DEVICE constexpr float inverse_root(std::int32_t n) {
   return n == 2 ? result * 0.70710678118654752440F : result;
 }
 
+/// Replaces channels `Half` apart by their sums and differences, then those twice as far apart, and so on. Distances
+/// are known to the compiler, which turns runs of channels into vectors.
+template <std::int32_t Size, std::int32_t Half>
+HEADAWARE_HOST_DEVICE void add_and_subtract(float* x) {
+  if constexpr (Half < Size) {
+    HEADAWARE_UNROLL
+    for (std::int32_t first = 0; first < Size; first += 2 * Half) {
+      HEADAWARE_UNROLL
+      for (std::int32_t i = first; i < first + Half; ++i) {
+        float const a = x[i];
+        float const b = x[i + Half];
+        x[i] = a + b;
+        x[i + Half] = a - b;
+      }
+    }
+    add_and_subtract<Size, 2 * Half>(x);
+  }
+}
+
 }  // namespace detail
 
 /// @brief Multiplies a block by the normalised Hadamard matrix of its size, in place; twice gives the block again.
@@ -30,17 +49,7 @@ HEADAWARE_HOST_DEVICE constexpr float inverse_root(std::int32_t n) {
 template <std::int32_t Size>
 HEADAWARE_HOST_DEVICE void rotate_block(float* x) {
   static_assert(Size > 0 && (Size & (Size - 1)) == 0, "headaware: a rotated block has a power of two of channels");
-  HEADAWARE_UNROLL
-  for (std::int32_t half = 1; half < Size; half *= 2) {
-    HEADAWARE_UNROLL
-    for (std::int32_t i = 0; i < Size; ++i) {
-      if ((i & half) != 0) continue;
-      float const a = x[i];
-      float const b = x[i + half];
-      x[i] = a + b;
-      x[i + half] = a - b;
-    }
-  }
+  detail::add_and_subtract<Size, 1>(x);
   constexpr float norm = detail::inverse_root(Size);
   HEADAWARE_UNROLL
   for (std::int32_t i = 0; i < Size; ++i) x[i] *= norm;

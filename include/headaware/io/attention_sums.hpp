@@ -5,6 +5,7 @@
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
+#include <headaware/format/registry.hpp>
 #include <headaware/io/detail/fields.hpp>
 #include <headaware/io/detail/shape_fields.hpp>
 #include <headaware/io/file.hpp>
@@ -56,7 +57,7 @@ inline void write_observed_shape(JsonWriter& json, ModelShape const& shape) {
   if (shape.uniform()) json.field("head_dim", shape.layer(0).head_dim);
 }
 
-/// All parameters but the retention grid.
+/// All parameters but the retention grid and formats.
 template <class Fields, class Parameters>
 void observer_fields(Fields&& f, Parameters& p) {
   f.integer("sink_size", p.sink_size, 0, RetentionGrid::max_sinks);
@@ -80,7 +81,7 @@ struct SavedObserver {
 
 /// @brief Reads an observer from the text of an `attention_sums.json`: `{format, version, source, position,
 /// model_info{num_layers, num_heads, num_kv_heads, head_dim or layers[…]}, parameters, sums[heads][…]}`, each head's
-/// sums in the order of `SumsLayout`.
+/// sums in the order of `SumsLayout`. Parameters without `formats` and `rounding_stride` observe no formats.
 /// @param source_name  names the text in messages, for example its path
 /// @throws FormatError naming source, line, column and JSON pointer
 [[nodiscard]] inline SavedObserver parse_attention_sums(std::string_view text, std::string source_name) {
@@ -96,21 +97,25 @@ struct SavedObserver {
   if (JsonValue const grid = given.json().get("retention", "an object or null"); !grid.is_null()) {
     parameters.retention = detail::read_grid(grid.object());
   }
+  bool const has_formats = given.json().find("formats").has_value();  // older files have none
+  parameters.formats = detail::read_formats(
+      given.json(), [](JsonValue const& name) { (void)name.name_of<std::int32_t>(DefaultFormats::names, "format"); });
+  if (has_formats) given.integer("rounding_stride", parameters.rounding_stride, 1, detail::max_json_count);
 
   // Check the number of heads before allocating their sums.
   JsonArray const heads = root.get("sums", "an array").array();
   auto const num_heads = static_cast<std::size_t>(detail::query_head_counts(model).view().total());
   if (heads.size() != num_heads) heads.fail("number of heads", num_heads, heads.size());
-  auto const size = static_cast<std::size_t>(SumsLayout(parameters).size());
+  SumsLayout const layout(parameters);
+  auto const size = static_cast<std::size_t>(layout.size());
   std::vector<double> sums;
   for (JsonValue const head : heads) {
     JsonArray const values = head.array();
     if (values.size() != size) values.fail("number of sums", size, values.size());
     std::int64_t at = 0;
     for (JsonValue const value : values) {
-      sums.push_back(SumsLayout::is_count(at)
-                         ? static_cast<double>(value.integer<std::int64_t>(0, detail::max_json_count))
-                         : value.number());
+      sums.push_back(layout.is_count(at) ? static_cast<double>(value.integer<std::int64_t>(0, detail::max_json_count))
+                                         : value.number());
       ++at;
     }
   }
@@ -130,7 +135,8 @@ struct SavedObserver {
   require(position >= 0, "position", ">= 0", position, where);
   ObserverParameters const& parameters = observer.parameters();
   std::vector<double> const sums = observer.sums();
-  auto const size = static_cast<std::size_t>(observer.sums_layout().size());
+  SumsLayout const layout = observer.sums_layout();
+  auto const size = static_cast<std::size_t>(layout.size());
   for (double const value : sums) require(std::isfinite(value), "sum", "a finite number", value, where);
   JsonWriter json;
   detail::FieldWriter const fields(json);
@@ -141,6 +147,11 @@ struct SavedObserver {
     json.field("model_info", [&] { detail::write_observed_shape(json, observer.model()); });
     json.field("parameters", [&] {
       detail::observer_fields(fields, parameters);
+      // Without formats a file is as before there were any.
+      if (!parameters.formats.empty() || parameters.rounding_stride != ObserverParameters{}.rounding_stride) {
+        json.field("formats", parameters.formats);
+        json.field("rounding_stride", parameters.rounding_stride);
+      }
       json.key("retention");
       if (!parameters.retention) return json.value(nullptr);
       json.object([&] { detail::grid_fields(fields, *parameters.retention); });
@@ -151,7 +162,7 @@ struct SavedObserver {
         json.array([&] {
           for (std::size_t i = 0; i < size; ++i) {
             double const value = sums[first + i];
-            if (SumsLayout::is_count(static_cast<std::int64_t>(i))) {
+            if (layout.is_count(static_cast<std::int64_t>(i))) {
               json.value(static_cast<std::int64_t>(value));
             } else {
               json.value(value);

@@ -10,6 +10,7 @@
 #include <headaware/io/file.hpp>
 #include <headaware/stats/retention.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -38,6 +39,18 @@ void retention_info_fields(Fields&& f, Info& info) {
   f.boolean("with_output_metric", info.with_output_metric);
 }
 
+/// Errors of formats of a head's sampled rows.
+template <class Fields, class Sums>
+void rounding_fields(Fields&& f, RetentionInfo const& info, Sums& sums) {
+  std::size_t const formats = info.formats.size();
+  f.integer("rows", sums.rows, 1, max_json_count);
+  f.sums("key_error_squared", sums.key_error_squared, formats);
+  f.sums("value_error_squared", sums.value_error_squared, formats);
+  if (!info.with_output_metric) return;
+  f.sums("key_metric_error_squared", sums.key_metric_error_squared, formats);
+  f.sums("value_metric_error_squared", sums.value_metric_error_squared, formats);
+}
+
 /// The sums of a head.
 template <class Fields, class Sums>
 void retention_fields(Fields&& f, RetentionInfo const& info, Sums& sums) {
@@ -53,6 +66,32 @@ void retention_fields(Fields&& f, RetentionInfo const& info, Sums& sums) {
     f.not_negative("output_metric_squared", sums.output_metric_squared);
     f.sums("metric_error_squared", sums.metric_error_squared, cells);
   }
+  if (!info.formats.empty()) {
+    f.object("rounding", [&](auto&& fields) { rounding_fields(fields, info, sums.rounding); });
+  }
+}
+
+/// The place of the first name that is empty or there before; names.size(): none.
+[[nodiscard]] inline std::size_t bad_format_name(std::vector<std::string> const& names) {
+  for (auto name = names.begin(); name != names.end(); ++name) {
+    if (name->empty() || std::find(names.begin(), name, *name) != name)
+      return static_cast<std::size_t>(name - names.begin());
+  }
+  return names.size();
+}
+
+/// Names of formats, if an object has them. @param check  called with each
+template <class Check>
+[[nodiscard]] std::vector<std::string> read_formats(JsonObject& object, Check const& check) {
+  std::vector<std::string> names;
+  auto const found = object.find("formats");
+  if (!found) return names;
+  for (JsonValue const value : found->array()) {
+    check(value);
+    names.emplace_back(value.string());
+    if (bad_format_name(names) < names.size()) value.fail("name of a format", "a name that is not empty, each once");
+  }
+  return names;
 }
 
 [[nodiscard]] inline RetentionGrid read_grid(JsonObject grid) {
@@ -71,9 +110,12 @@ void retention_fields(Fields&& f, RetentionInfo const& info, Sums& sums) {
 
 /// @brief Reads retention statistics from the text of a `retention_statistics.json`: `{format, version,
 /// model_info{num_layers, num_heads, num_kv_heads, layers[…] or nothing}, first_query, query_stride, with_values,
-/// with_output_metric, grid{sinks, windows}, heads[{layer_idx, head_idx, rows, mass, mass_squared, output_squared,
-/// error_squared, output_metric_squared, metric_error_squared}]}`; each array is [sinks, windows], sink by sink.
-/// Without values the last four fields of a head are missing, without a metric the last two.
+/// with_output_metric, formats[…] or nothing, grid{sinks, windows}, heads[{layer_idx, head_idx, rows, mass,
+/// mass_squared, output_squared, error_squared, output_metric_squared, metric_error_squared, rounding{rows,
+/// key_error_squared, value_error_squared, key_metric_error_squared, value_metric_error_squared}}]}`; each array of a
+/// head is [sinks, windows], sink by sink. Without values the fields of a head from `output_squared` on are missing,
+/// without a metric those named so. `formats` names formats of rows, and `rounding` has an entry for each in its
+/// arrays, of `rows` sampled rows: one is not there without the other.
 /// @param source_name  names the text in messages, for example its path
 /// @return heads by (layer, head)
 /// @throws FormatError naming source, line, column and JSON pointer, if the text is not JSON, of another format or
@@ -88,6 +130,7 @@ void retention_fields(Fields&& f, RetentionInfo const& info, Sums& sums) {
   RetentionInfo& info = result.info;
   detail::read_shape(root.get("model_info", "an object").object(), info);
   detail::retention_info_fields(detail::FieldReader(root), info);
+  info.formats = detail::read_formats(root, [](JsonValue const&) {});
   info.grid = detail::read_grid(root.get("grid", "an object").object());
 
   struct Record : RetentionSums {
@@ -99,11 +142,14 @@ void retention_fields(Fields&& f, RetentionInfo const& info, Sums& sums) {
   JsonArray const array = root.get("heads", "an array").array();
   for (JsonValue const value : array) {
     detail::FieldReader fields(value.object());
-    Record record(info.grid);
+    Record record(info.grid, info.formats.size());
     detail::head_fields(fields, record);
     detail::retention_fields(fields, info, record);
     if (info.with_values) record.value_rows = record.rows;
-    if (info.with_output_metric) record.metric_rows = record.rows;
+    if (info.with_output_metric) {
+      record.metric_rows = record.rows;
+      record.rounding.metric_rows = record.rounding.rows;
+    }
     records.push_back(std::move(record));
   }
   records = detail::in_order(std::move(records), detail::query_head_counts(info).view(), array);
@@ -120,10 +166,16 @@ inline void validate_retention_statistics(RetentionStatistics const& retention,
   detail::check_shape(info, where);
   detail::retention_info_fields(fields, info);
   info.grid.validate();
+  std::size_t const bad = detail::bad_format_name(info.formats);
+  require(bad == info.formats.size(), "formats", "names, each once", {"another at ", bad}, where);
   std::int64_t const heads = detail::query_head_counts(info).view().total();
   require(static_cast<std::int64_t>(retention.heads.size()) == heads, "number of heads", heads, retention.heads.size(),
           where);
-  for (RetentionSums const& sums : retention.heads) detail::retention_fields(fields, info, sums);
+  for (RetentionSums const& sums : retention.heads) {
+    detail::retention_fields(fields, info, sums);
+    require(sums.rounding.formats() == info.formats.size(), "formats of a head", info.formats.size(),
+            sums.rounding.formats(), where);
+  }
 }
 
 /// @brief Returns the text of a `retention_statistics.json`; `parse_retention_statistics` reads the same values back.
@@ -137,6 +189,7 @@ inline void validate_retention_statistics(RetentionStatistics const& retention,
     detail::write_format(json, detail::retention_format, detail::retention_version);
     json.field("model_info", [&] { detail::write_shape(json, info); });
     detail::retention_info_fields(fields, info);
+    if (!info.formats.empty()) json.field("formats", info.formats);
     json.field("grid", [&] { detail::grid_fields(fields, info.grid); });
     json.key("heads");
     json.array([&] {

@@ -68,8 +68,7 @@ class AttentionObserver {
   explicit AttentionObserver(ModelShape model, ObserverParameters parameters = {})
       : model_(std::move(model)), counts_(detail::query_heads_of(model_)), parameters_(std::move(parameters)) {
     parameters_.validate();
-    ObservedHead const empty{HeadSums(static_cast<std::size_t>(parameters_.num_distances)),
-                             parameters_.retention ? RetentionSums(*parameters_.retention) : RetentionSums()};
+    ObservedHead const empty{HeadSums(static_cast<std::size_t>(parameters_.num_distances)), parameters_.empty_sums()};
     heads_.assign(static_cast<std::size_t>(counts_.view().total()), empty);
   }
   /// All layers alike. @throws ArgumentError if the model's counts or the parameters make no sense
@@ -203,7 +202,8 @@ class AttentionObserver {
     return result;
   }
 
-  /// @brief Returns the errors of keeping only sinks and a window, as `retention_statistics.json` holds it.
+  /// @brief Returns the errors of keeping only sinks and a window, and of formats, as `retention_statistics.json` holds
+  /// them. Without a row sampled in every head (ready probabilities, masses alone) there are no formats.
   /// @throws ArgumentError if no grid was asked for, or only some rows came with values or with output factors
   [[nodiscard]] RetentionStatistics retention_statistics() const {
     constexpr auto where = "AttentionObserver::retention_statistics";
@@ -217,7 +217,9 @@ class AttentionObserver {
     std::int64_t rows = 0;
     std::int64_t value_rows = 0;
     std::int64_t metric_rows = 0;
+    bool rounded = !heads_.empty() && parameters_.num_formats() > 0;
     for (ObservedHead const& head : heads_) {
+      rounded = rounded && head.retention.rounding.rows > 0;
       rows += head.retention.rows;
       value_rows += head.retention.value_rows;
       metric_rows += head.retention.metric_rows;
@@ -229,6 +231,10 @@ class AttentionObserver {
     };
     info.with_values = all_or_none(value_rows, "rows with values");
     info.with_output_metric = all_or_none(metric_rows, "rows with output factors");
+    if (rounded) info.formats = parameters_.formats;
+    for (RetentionSums& head : result.heads) {
+      if (!rounded) head.rounding = RoundingSums();
+    }
     return result;
   }
 

@@ -78,7 +78,8 @@ template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
 ///
 /// Two calls, as in CUB: with `d_temp == nullptr` the first only sets `temp_bytes`.
 /// @param[in]     d_temp      device, at least `temp_bytes`, of any alignment; nullptr: size query
-/// @param[in,out] temp_bytes  bytes: 8 · SumsLayout::size() per block, some 4,096 of them, and 4 per head
+/// @param[in,out] temp_bytes  bytes: 8 · SumsLayout::size() per block, some 4,096 of them, and 4 per head; with formats
+///                            twice as many blocks and bytes per head
 /// @param[in]     shape       shape of all layers; a head_dim of at most 1,024, less where shared memory is small, and,
 ///                            where there are values, a value_dim of at most 256. Of a latent with wider values only
 ///                            masses are measured: leave `d_values` out
@@ -86,7 +87,8 @@ template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
 ///                            windows and learned sinks are each layer's own
 /// @param[in]     score       how the engine turns queries and keys into logits
 /// @param[in]     parameters  a retention grid has at most 32 sinks and 64 windows; `chunk_size` cuts the
-///                            sequence into texts of their own
+///                            sequence into texts of their own. Errors of formats are of rows that fit into shared
+///                            memory, some 20 · head_dim · 32 bytes; of wider ones no row is sampled
 /// @param[in,out] d_sums      device, [num_layers, num_query_heads, SumsLayout(parameters).size()]: added to, so
 ///                            zeroed by the caller at first; read with `AttentionObserver::add_sums`
 /// @param[in]     stream      enqueued here, not synchronised
@@ -95,8 +97,9 @@ template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
 ///         devices, and in programs built for devices, before compute capability 8.0; launch errors
 /// @pre    values are finite: one that is not makes sums NaN, which `AttentionObserver::add_sums` refuses
 /// @note   Rows with a NaN or infinite score or learned sink are counted as invalid and nowhere else. Deterministic on
-///         devices of the same shared memory; graph-capturable: a memset of 4 bytes per head, then one launch. Empty
-///         input succeeds without one. Values are not read where no sums of them are asked for.
+///         devices of the same shared memory; graph-capturable: a memset of 4 bytes per head, then one launch, and
+///         another where there are errors of formats. Empty input succeeds without one. Values are not read where
+///         no sums of them are asked for.
 /// @par Cost  Reads each query once and, for every 64 queries observed (16 with values, fewer where shared memory
 ///            is small), the keys and values up to them, in a window from the oldest they see, once. Errors after W_O
 ///            cost value_dim² multiplications for each of some 20 sums of a row.

@@ -7,10 +7,13 @@
 #include <headaware/attention/score.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/parallel_for.hpp>
+#include <headaware/stats/detail/rounding_pass.hpp>
+#include <headaware/stats/detail/rounding_rows.hpp>
 #include <headaware/stats/detail/row_pass.hpp>
 #include <headaware/stats/head_sums.hpp>
 #include <headaware/stats/observer_parameters.hpp>
 #include <headaware/stats/retention.hpp>
+#include <headaware/stats/rounding.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -18,6 +21,42 @@
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+HEADAWARE_TARGET_BEGIN
+
+/// Adds the errors of formats of a chunk's sampled rows. @param heads  [num_query_heads]
+template <class Layer>
+void observe_rounding(Layer const& layer, AttentionScore const& score, ObserverParameters const& parameters,
+                      std::vector<HeadChunk>& heads) {
+  SampledRows const sampled(layer.tokens, parameters.first_query, parameters.query_stride, parameters.rounding_stride);
+  std::int64_t const group = layer.num_query_heads / layer.num_kv_heads;
+  std::int64_t const tile = RoundingPass::queries_at_once(group);
+  std::int64_t const tiles = (sampled.count + tile - 1) / tile;
+  std::int64_t const work = tiles * layer.num_kv_heads;
+  // Threads and order as `observe_chunk`.
+  constexpr std::int64_t batch = 256;
+  std::vector<RoundingSums> const empty(static_cast<std::size_t>(group), RoundingSums(parameters.num_formats()));
+  std::vector<std::vector<RoundingSums>> parts(static_cast<std::size_t>(std::min(work, batch)), empty);
+  auto const make_pass = [&] { return RoundingPass(parameters, score, layer); };
+  for (std::int64_t begin = 0; begin < work; begin += batch) {
+    std::int64_t const count = std::min(batch, work - begin);
+    parallel_for(count, 1, true, make_pass, [&](RoundingPass& pass, std::int64_t i) {
+      std::int64_t const first = (tiles - 1 - (begin + i) / layer.num_kv_heads) * tile;
+      pass.run(layer, static_cast<std::int32_t>((begin + i) % layer.num_kv_heads), sampled, first,
+               std::min(tile, sampled.count - first), parts[static_cast<std::size_t>(i)].data());
+    });
+    for (std::int64_t i = 0; i < count; ++i) {
+      std::vector<RoundingSums>& part = parts[static_cast<std::size_t>(i)];
+      auto const first_head = static_cast<std::size_t>((begin + i) % layer.num_kv_heads * group);
+      for (std::size_t h = 0; h < part.size(); ++h) heads[first_head + h].retention.rounding.merge(part[h]);
+      part = empty;
+    }
+  }
+}
+
+HEADAWARE_TARGET_END
+}  // namespace detail
+
 HEADAWARE_TARGET_BEGIN
 
 /// @brief The statistics of one chunk: all query heads of one layer of one sequence, on the CPU.
@@ -27,16 +66,21 @@ HEADAWARE_TARGET_BEGIN
 /// is against uniform attention to these. A head's learned sink is one more outcome of the softmax, of which entropy
 /// and uniformity know, but it is no token: no other share holds its mass, but for `global`, which is the rest. What
 /// a (sink, window) pair keeps is renormalised together with it, so its mass is never lost.
+/// Errors of formats are those of every key and value that a row sees, decoded from its encoding; of a latent, whose
+/// row is rounded once, they are all in the key's errors, and the value's are 0. What a format cannot hold, an infinity
+/// or NaN, counts as 1e15. Of ready probabilities, which have no keys, no such rows are counted.
 /// @param layer  a `LayerQkv` or `LayerProbabilities`, taken as one chunk whatever its length; its window and that of
 ///               the score are one, which either may leave out (0)
 /// @param score  how the engine makes logits of queries and keys; probabilities need the default
 /// @return [num_query_heads]
 /// @throws ArgumentError on shapes that make no sense, and on missing or misaligned pointers
-/// @note   Rows with a NaN or infinite score, that see a value (V) which is NaN, infinite or beyond 1e15, or with
+/// @note   Rows with a NaN or infinite score (errors of formats: also with rounded keys), that see a value (V) which is
+/// NaN, infinite or beyond 1e15, or with
 ///         probabilities that do not sum to 1 within 1 %, are counted in `invalid_rows` and nowhere else.
 ///         Deterministic: threads share out tiles of a fixed size, which are merged in order.
 /// @par Cost  num_query_heads · tokens² · head_dim / 2 multiplications, twice that with values and thrice with output
-///            factors; with a window num_query_heads · tokens · window · head_dim; memory does not depend on `tokens`
+///            factors; with a window num_query_heads · tokens · window · head_dim; per format three multiplications for
+///            every `rounding_stride`-th row; memory does not depend on `tokens`
 template <class Layer>
 [[nodiscard]] std::vector<HeadChunk> observe_chunk(Layer const& layer, AttentionScore const& score,
                                                    ObserverParameters const& parameters = {}) {
@@ -50,8 +94,7 @@ template <class Layer>
     require(plain, "score of probabilities", "the default", "a scale, a soft cap or a sliding window", where);
   }
 
-  HeadChunk empty{ChunkSums(static_cast<std::size_t>(parameters.num_distances)),
-                  parameters.retention ? RetentionSums(*parameters.retention) : RetentionSums()};
+  HeadChunk empty{ChunkSums(static_cast<std::size_t>(parameters.num_distances)), parameters.empty_sums()};
   std::int64_t const queries =
       layer.tokens <= parameters.first_query
           ? 0
@@ -81,6 +124,10 @@ template <class Layer>
       head.retention.merge(part.retention);
       part = empty;
     }
+  }
+  if constexpr (!detail::has_probabilities<Layer>) {
+    if (parameters.num_formats() > 0 && layer.values != nullptr)
+      detail::observe_rounding(layer, score, parameters, result);
   }
   return result;
 }

@@ -5,10 +5,15 @@
 
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
+#include <headaware/format/registry.hpp>
 #include <headaware/stats/retention.hpp>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <string>
+#include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -24,6 +29,19 @@ struct ObserverParameters {
   std::int64_t first_query = 0;              ///< rows of a chunk before it are not observed
   std::int64_t query_stride = 1;             ///< every so many rows of a chunk are observed
   std::optional<RetentionGrid> retention{};  ///< measure these (sink, window) pairs too
+  /// Measure errors of keys and of values that go through these formats too, by name (`DefaultFormats::names`), each
+  /// with its default fields; empty: none. Only where there is a retention grid and where there are values
+  std::vector<std::string> formats{"fp8_e4m3", "int8", "packed6", "packed5", "packed4"};
+  /// Of the rows observed, every so many count in errors of formats: the last of a chunk, and from it backwards
+  std::int64_t rounding_stride = 16;
+
+  /// Formats whose errors have sums: none without a retention grid.
+  [[nodiscard]] std::size_t num_formats() const { return retention ? formats.size() : 0; }
+
+  /// The sums of a head of which nothing was seen.
+  [[nodiscard]] RetentionSums empty_sums() const {
+    return retention ? RetentionSums(*retention, num_formats()) : RetentionSums();
+  }
 
   friend bool operator==(ObserverParameters const&, ObserverParameters const&) = default;
 
@@ -43,6 +61,12 @@ struct ObserverParameters {
     require(first_query >= 0, "first_query", ">= 0", first_query, where);
     require(query_stride > 0, "query_stride", "> 0", query_stride, where);
     if (retention) retention->validate();
+    require(rounding_stride > 0, "rounding_stride", "> 0", rounding_stride, where);
+    for (auto format = formats.begin(); format != formats.end(); ++format) {
+      (void)DefaultFormats::id_of_name(*format);
+      bool const first = std::find(formats.begin(), format, *format) == format;
+      require(first, "formats", "each once", {"'", *format, "' twice"}, where);
+    }
   }
 };
 

@@ -9,6 +9,7 @@
 #include <headaware/stats/head_sums.hpp>
 #include <headaware/stats/observer_parameters.hpp>
 #include <headaware/stats/retention.hpp>
+#include <headaware/stats/rounding.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -32,7 +33,8 @@ struct ObservedHead {
 /// entry by entry. Counts are exact up to 2^53.
 struct SumsLayout {
   std::int32_t num_distances = 0;
-  std::int32_t cells = 0;  ///< of the retention grid; 0: none
+  std::int32_t cells = 0;    ///< of the retention grid; 0: none
+  std::int32_t formats = 0;  ///< whose errors are summed
 
   /// The single values, each at its own index.
   enum Field : std::int32_t {
@@ -55,15 +57,17 @@ struct SumsLayout {
     num_fields,
   };
 
-  /// True of fields that are counts.
-  [[nodiscard]] static constexpr bool is_count(std::int64_t field) {
-    return field <= invalid_rows || (field >= retention_rows && field <= retention_metric_rows);
+  /// True of entries that are counts.
+  [[nodiscard]] bool is_count(std::int64_t entry) const {
+    return entry <= invalid_rows || (entry >= retention_rows && entry <= retention_metric_rows) ||
+           (entry >= rounding_rows() && entry < key_errors());
   }
 
   SumsLayout() = default;
   explicit SumsLayout(ObserverParameters const& parameters)
       : num_distances(parameters.num_distances),
-        cells(parameters.retention ? static_cast<std::int32_t>(parameters.retention->size()) : 0) {}
+        cells(parameters.retention ? static_cast<std::int32_t>(parameters.retention->size()) : 0),
+        formats(static_cast<std::int32_t>(parameters.num_formats())) {}
 
   friend bool operator==(SumsLayout const&, SumsLayout const&) = default;
 
@@ -73,7 +77,16 @@ struct SumsLayout {
   HEADAWARE_HOST_DEVICE std::int64_t error_squared() const { return mass_squared() + cells; }  ///< [cells] Σ |Δ|²
   /// [cells] Σ |W_O Δ|²
   HEADAWARE_HOST_DEVICE std::int64_t metric_error_squared() const { return error_squared() + cells; }
-  HEADAWARE_HOST_DEVICE std::int64_t size() const { return metric_error_squared() + cells; }
+  /// Rows sampled and those with a metric; not there without formats, nor is what follows.
+  HEADAWARE_HOST_DEVICE std::int64_t rounding_rows() const { return metric_error_squared() + cells; }
+  HEADAWARE_HOST_DEVICE std::int64_t rounding_metric_rows() const { return rounding_rows() + 1; }
+  /// [formats] Σ |Δ|² of keys rounded
+  HEADAWARE_HOST_DEVICE std::int64_t key_errors() const { return rounding_rows() + (formats > 0 ? 2 : 0); }
+  HEADAWARE_HOST_DEVICE std::int64_t value_errors() const { return key_errors() + formats; }  ///< of values
+  /// The same after W_O.
+  HEADAWARE_HOST_DEVICE std::int64_t key_metric_errors() const { return value_errors() + formats; }
+  HEADAWARE_HOST_DEVICE std::int64_t value_metric_errors() const { return key_metric_errors() + formats; }
+  HEADAWARE_HOST_DEVICE std::int64_t size() const { return value_metric_errors() + formats; }
 
   /// Adds `values` [size()] to `head`. @throws ArgumentError if either is of another layout
   void add(std::span<double const> values, ObservedHead& head) const {
@@ -95,6 +108,11 @@ struct SumsLayout {
     head.retention.metric_rows += static_cast<std::int64_t>(values[retention_metric_rows]);
     head.retention.output_squared += values[output_squared];
     head.retention.output_metric_squared += values[output_metric_squared];
+    if (formats > 0) {
+      RoundingSums& rounding = head.retention.rounding;
+      rounding.rows += static_cast<std::int64_t>(values[static_cast<std::size_t>(rounding_rows())]);
+      rounding.metric_rows += static_cast<std::int64_t>(values[static_cast<std::size_t>(rounding_metric_rows())]);
+    }
     each_array(head, [&](std::vector<double>& sum, std::int64_t first) {
       for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += values[static_cast<std::size_t>(first) + i];
     });
@@ -120,6 +138,11 @@ struct SumsLayout {
     values[retention_metric_rows] = static_cast<double>(head.retention.metric_rows);
     values[output_squared] = head.retention.output_squared;
     values[output_metric_squared] = head.retention.output_metric_squared;
+    if (formats > 0) {
+      RoundingSums const& rounding = head.retention.rounding;
+      values[static_cast<std::size_t>(rounding_rows())] = static_cast<double>(rounding.rows);
+      values[static_cast<std::size_t>(rounding_metric_rows())] = static_cast<double>(rounding.metric_rows);
+    }
     each_array(head, [&](std::vector<double> const& sum, std::int64_t first) {
       std::copy(sum.begin(), sum.end(), values.begin() + static_cast<std::ptrdiff_t>(first));
     });
@@ -133,6 +156,8 @@ struct SumsLayout {
             head.head.distances.size(), where);
     require(static_cast<std::int64_t>(head.retention.mass.size()) == cells, "retention grid", cells,
             head.retention.mass.size(), where);
+    require(static_cast<std::int64_t>(head.retention.rounding.formats()) == formats, "formats", formats,
+            head.retention.rounding.formats(), where);
   }
 
   template <class Head, class F>
@@ -142,6 +167,10 @@ struct SumsLayout {
     f(head.retention.mass_squared, mass_squared());
     f(head.retention.error_squared, error_squared());
     f(head.retention.metric_error_squared, metric_error_squared());
+    f(head.retention.rounding.key_error_squared, key_errors());
+    f(head.retention.rounding.value_error_squared, value_errors());
+    f(head.retention.rounding.key_metric_error_squared, key_metric_errors());
+    f(head.retention.rounding.value_metric_error_squared, value_metric_errors());
   }
 };
 

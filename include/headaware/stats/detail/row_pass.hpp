@@ -10,7 +10,9 @@
 #include <headaware/detail/score_block.hpp>
 #include <headaware/detail/simd.hpp>
 #include <headaware/element.hpp>
+#include <headaware/stats/detail/pack_values.hpp>
 #include <headaware/stats/detail/retention_rows.hpp>
+#include <headaware/stats/detail/weigh_scores.hpp>
 #include <headaware/stats/head_sums.hpp>
 #include <headaware/stats/observer_parameters.hpp>
 #include <headaware/stats/retention.hpp>
@@ -31,40 +33,6 @@ struct HeadChunk {
 
 namespace detail {
 HEADAWARE_TARGET_BEGIN
-
-/// Largest value that counts as finite: squares, summed over channels, must stay finite.
-inline constexpr float largest_value = 1e15F;
-
-/// The largest of `count` scores, or NaN if one is NaN or infinite; fills the buffer up to whole vectors.
-inline float largest_score(float* scores, std::int64_t count) {
-  std::int64_t const vectors = (count + simd::lanes - 1) / simd::lanes;
-  for (std::int64_t i = count; i < vectors * simd::lanes; ++i) scores[i] = hidden_logit;
-  simd::Floats largest = simd::load(scores);
-  simd::Floats poison = simd::zero_or_nan(largest);
-  for (std::int64_t v = 1; v < vectors; ++v) {
-    simd::Floats const x = simd::load(scores + v * simd::lanes);
-    largest = simd::maximum(largest, x);
-    poison += simd::zero_or_nan(x);
-  }
-  return simd::largest(largest) + simd::sum(poison);
-}
-
-/// The softmax state, relative to `max`, of scores filled up to whole vectors.
-/// @tparam Keep  leave the weights 2^(score - max) where the scores were
-template <bool Keep>
-EntropySoftmax<double> weigh_scores(float* scores, std::int64_t count, float max) {
-  simd::Floats const least = simd::broadcast(-126.0F);
-  simd::Floats sum{};
-  simd::Floats weighted{};
-  for (std::int64_t i = 0; i < count; i += simd::lanes) {
-    simd::Floats const x = simd::maximum(simd::load(scores + i) - max, least);
-    simd::Floats const e = simd::exp2(x);
-    sum += e;
-    weighted += e * x;
-    if constexpr (Keep) simd::store(scores + i, e);
-  }
-  return {{max, simd::sum(sum)}, simd::sum(weighted)};
-}
 
 /// State of a row while its keys pass by.
 struct RowInProgress {
@@ -115,7 +83,7 @@ class RowPass {
       std::int64_t const rows = (count + B::block_rows - 1) / B::block_rows * B::block_rows;
       pack_queries(layer, head, q, stride_, count, rows, logit_map_.factor(), queries_.data());
     }
-    if (metric_) pack_metric(layer, head);
+    if (metric_) pack_metric(layer, head, value_dim_, retention_->part(), metric_->data());
     std::fill(rows_.begin(), rows_.end(), RowInProgress{});
     if (retention_) {
       retention_->clear(B::pack_rows);
@@ -179,41 +147,21 @@ class RowPass {
         row[d] = to_float(layer.values[layer.value_layout.offset(layer.sequence, kv_head, token, d)]);
       }
       std::fill(row + value_dim_, row + channels, 0.0F);
-      if (!usable(row, value_dim_)) spoil(row, first + key);
+      if (!usable_values(row, value_dim_)) spoil(row, first + key);
       if (!metric_) continue;
       for (std::int64_t d = 0; d < value_dim_; ++d) {
         for (std::int64_t c = 0; c < part; c += simd::lanes) {
           simd::store(row + part + c, simd::load(row + part + c) + row[d] * simd::load(metric_->data() + d * part + c));
         }
       }
-      if (!usable(row + part, part)) spoil(row, first + key);
+      if (!usable_values(row + part, part)) spoil(row, first + key);
     }
   }
 
-  [[nodiscard]] static bool usable(float const* values, std::int64_t count) {
-    return std::all_of(values, values + count, [](float x) { return std::abs(x) <= largest_value; });
-  }
-
-  /// Zeroes a value that is not finite and notes its key: rows that see it are invalid, others must not be affected.
+  /// Zeroes a value that is not finite and notes its key.
   void spoil(float* row, std::int64_t key) {
     std::fill_n(row, retention_->channels(), 0.0F);
-    if (spoiled_keys_.empty() || spoiled_keys_.back() < key) spoiled_keys_.push_back(key);
-  }
-  [[nodiscard]] bool sees_spoiled(std::int64_t oldest, std::int64_t q) const {
-    auto const first = std::lower_bound(spoiled_keys_.begin(), spoiled_keys_.end(), oldest);
-    return first != spoiled_keys_.end() && *first <= q;
-  }
-
-  /// The head's factor R with RᵀR = W_OᵀW_O, transposed: row d is what channel d of a value adds to R·v.
-  template <class Layer>
-  void pack_metric(Layer const& layer, std::int32_t head) {
-    float const* const factor = layer.output_factors + head * value_dim_ * value_dim_;
-    std::int64_t const part = retention_->part();
-    for (std::int64_t d = 0; d < value_dim_; ++d) {
-      for (std::int64_t c = 0; c < part; ++c) {
-        metric_->data()[d * part + c] = c < value_dim_ ? factor[c * value_dim_ + d] : 0;
-      }
-    }
+    spoiled_keys_.add(key);
   }
 
   /// Probabilities as scores: their logarithms to base 2, whose softmax they are.
@@ -294,7 +242,7 @@ class RowPass {
     RowInProgress& row = rows_[static_cast<std::size_t>(index)];
     ChunkSums& chunk = sums.chunk;
     std::int64_t const oldest = oldest_of(q);
-    if (!row.valid || !(row.all.sum > 0) || sees_spoiled(oldest, q)) {
+    if (!row.valid || !(row.all.sum > 0) || spoiled_keys_.any(oldest, q)) {
       ++chunk.invalid_rows;
       return;
     }
@@ -352,7 +300,7 @@ class RowPass {
   std::vector<float> near_scores_;
   std::vector<float> sink_scores_;
   std::vector<RowInProgress> rows_;
-  std::vector<std::int64_t> spoiled_keys_;  ///< ascending: keys whose values are not finite
+  SpoiledKeys spoiled_keys_;
   std::optional<RetentionRows> retention_;
   std::optional<FloatBuffer> values_;  ///< [block_keys, channels]
   std::optional<FloatBuffer> metric_;  ///< [value_dim, part]

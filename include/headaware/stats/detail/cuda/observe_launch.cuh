@@ -15,6 +15,7 @@
 #include <headaware/layout/concept.hpp>
 #include <headaware/stats/detail/cuda/observe_kernel.cuh>
 #include <headaware/stats/detail/cuda/observe_parameters.cuh>
+#include <headaware/stats/detail/cuda/rounding_launch.cuh>
 #include <headaware/stats/observer_parameters.hpp>
 #include <headaware/stats/sums_layout.hpp>
 
@@ -140,8 +141,6 @@ void launch_observation(Parameters& parameters, ObserveSizes const& sizes, Obser
   std::int32_t const limit = allow_shared(kernel, where);
   bool const fits = fit_shared(sizes, limit, parameters.shared);
   require(fits, "shared memory of one query's sums, in bytes", limit, parameters.shared.bytes, where);
-  std::int64_t const heads = num_layers * parameters.num_query_heads;
-  clear_tickets(parameters.tickets, heads, where, stream);
   dim3 const grid(static_cast<unsigned>(parameters.grid.blocks() * parameters.num_query_heads),
                   static_cast<unsigned>(num_layers));
   launch(where, kernel, grid, observe_threads, parameters.shared.bytes, stream, parameters, tensors);
@@ -233,11 +232,15 @@ void observe_layers(void* d_temp, std::size_t& temp_bytes, Shape const& shape, s
   }
   auto const setup = set_up_observation<E>(shape, num_layers, values, widest, parameters, sizeof(Parameters));
   std::int64_t const heads = num_layers * shape.num_query_heads;
-  std::int64_t const partials = heads * setup.grid.blocks() * setup.sizes.sums;
+  RoundingSetup const rounding(parameters, setup.grid.chunks, setup.longest, setup.sizes.with_values,
+                               (observe_blocks + heads - 1) / std::max<std::int64_t>(1, heads));
+  std::int64_t const tickets = rounding.blocks > 0 ? 2 * heads : heads;
   double* d_partials = nullptr;
+  double* d_rounding = nullptr;
   std::int32_t* d_tickets = nullptr;
   bool const placed =
-      place_buffers(d_temp, temp_bytes, where, TempBuffer{d_partials, partials}, TempBuffer{d_tickets, heads});
+      place_buffers(d_temp, temp_bytes, where, TempBuffer{d_partials, heads * setup.grid.blocks() * setup.sizes.sums},
+                    TempBuffer{d_rounding, heads * rounding.blocks * rounding.sums}, TempBuffer{d_tickets, tickets});
   if (!placed) return;
   if (setup.grid.chunks == 0 || num_layers == 0) return;
   bool const sums = d_sums != nullptr && is_aligned(d_sums);
@@ -290,13 +293,21 @@ void observe_layers(void* d_temp, std::size_t& temp_bytes, Shape const& shape, s
                                                                [](auto const& layer) { return layer.d_values; }),
   };
   static_assert(sizeof(Parameters) + sizeof(tensors) <= max_parameter_bytes);
+  clear_tickets(d_tickets, tickets, where, stream);
   auto const launch = [&]<int ChannelTiles>() {
     launch_observation<E, ChannelTiles>(kernel_parameters, setup.sizes, tensors, num_layers, stream);
   };
   if (!setup.sizes.with_values) return launch.template operator()<0>();
-  if (setup.sizes.value_dim <= 64) return launch.template operator()<2>();
-  if (setup.sizes.value_dim <= 128) return launch.template operator()<4>();
-  return launch.template operator()<8>();
+  if (setup.sizes.value_dim <= 64) {
+    launch.template operator()<2>();
+  } else if (setup.sizes.value_dim <= 128) {
+    launch.template operator()<4>();
+  } else {
+    launch.template operator()<8>();
+  }
+  if (rounding.blocks == 0) return;
+  launch_rounding<E>(rounding, kernel_parameters, parameters, tensors, num_layers, d_rounding, d_tickets + heads,
+                     stream, [&](auto const& kernel) { return allow_shared(kernel, where); });
 }
 
 }  // namespace detail
