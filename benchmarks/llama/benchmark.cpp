@@ -6,6 +6,7 @@
 #include "tools/support/budget.hpp"
 #include "tools/support/command.hpp"
 #include "tools/support/folder.hpp"
+#include "tools/support/format_options.hpp"
 #include "tools/support/options.hpp"
 
 #include <headaware/error.hpp>
@@ -35,7 +36,8 @@ What is measured (benchmark.json, benchmark.csv; a picture of perplexity and of 
                           method closes; its standard error is a jackknife over passages
   mean_kept_tokens        kept per KV head after --context tokens
   budget_tokens           of the method, a KV head (plan.json: of all KV heads together)
-  kv_bytes_end            of those keys and values (2 bytes per element; 4 with --exact)
+  kv_bytes_end            of those keys and values: 2 bytes per element, with --exact too, or what their formats take
+  kv_share                of the bytes of the full cache in 16 bits
 and, unless --masked:
   kv_bytes_peak           most that the cache allocated: its blocks, with slots for the tokens appended at a time
   prefill_tokens_per_s    passages and copies read in chunks of 256, evicted as they come; logits of every token included
@@ -120,6 +122,13 @@ struct Options {
     support::add_budget(app, budgets, "of streaming_llm, window_only and duo, or several: ",
                         "; default: the plans', else the classes', else 256")
         ->delimiter(',');
+    app.add_option_function<std::vector<std::string>>(
+           "--uniform_formats",
+           [this](std::vector<std::string> const& pairs) {
+             for (auto const& pair : pairs) compared.formats.push_back(support::parse_format_pair(pair));
+           },
+           "streaming_llm in these formats of keys/values too, such as packed5/packed4, at the bytes of its budgets")
+        ->delimiter(',');
     support::add_skip_layers(app, compared.skip_layers, "layers that keep everything, beyond the budgets");
     support::add_context(app, compared.context, "tokens of a passage", 256, "--context,--chunk_size");
   }
@@ -141,7 +150,7 @@ std::vector<std::int64_t> even_starts(std::int64_t tokens, std::int64_t count, s
 std::vector<std::int64_t> mean_budgets(Options const& options, ha::ModelShape const& shape) {
   std::vector<std::int64_t> means;
   if (options.budgets.empty()) return means;
-  ha::LayerBytes const token(shape, options.run.exact ? 4 : 2);
+  ha::LayerBytes const token(shape, 2);
   auto skipped = options.compared.skip_layers;
   std::sort(skipped.begin(), skipped.end());
   support::PlannedCache const cache(shape, skipped, options.compared.context);
@@ -192,8 +201,7 @@ void run(Options options) {
                                                    : options.starts,
                 .copies = options.copy_starts.empty() ? even_starts(length, options.copies, context / 2, "copies")
                                                       : options.copy_starts},
-      .decode_tokens = options.decode_tokens,
-      .element_bytes = options.run.exact ? 4 : 2};
+      .decode_tokens = options.decode_tokens};
   support::prepare_results(options.output_dir, {"benchmark.json", "benchmark.csv"},
                            {options.masked ? "losses" : "evicted", "pictures"});
   run_all(model, options, tokens, text, runs);
@@ -201,7 +209,7 @@ void run(Options options) {
                                             .text = options.text.filename().string(),
                                             .masked = options.masked,
                                             .exact = options.run.exact,
-                                            .element_bytes = text.element_bytes,
+                                            .element_bytes = options.run.exact ? 4 : 2,
                                             .threads = options.run.threads};
   // First, since drawing may fail.
   std::printf("%s, passages of %lld tokens, %s\n%s%s", about.title().c_str(), static_cast<long long>(context),

@@ -72,14 +72,46 @@ class MethodRuns {
   MethodRuns(MethodOptions const& options, ha::ModelShape model) : options_(&options), model_(std::move(model)) {}
 
   void add(std::string const& method, std::int64_t budget, ha::PolicyTable const& table,
-           std::filesystem::path const& file = {}) {
+           std::filesystem::path const& file = {}, ha::FormatTable formats = {}) {
     for (BenchmarkRun const& run : runs_) {
       if (run.method == method && run.budget_tokens == budget && run.plan == file.string()) return;
     }
     runs_.push_back({.method = method,
                      .plan = file.string(),
                      .budget_tokens = budget,
-                     .table = table.skip_layers(options_->skip_layers)});
+                     .table = table.skip_layers(options_->skip_layers),
+                     .formats = std::move(formats)});
+  }
+  void add_engine(std::string const& method, KvType kv) {
+    add(method, 0, ha::PolicyTable(model_, ha::Full{}));
+    runs_.back().engine = kv;
+  }
+  /// StreamingLLM in formats, as many tokens as fit into the bytes of a budget of 16 bits.
+  void add_uniform(ha::HeadFormats const& pair, std::int64_t budget) {
+    ha::FormatTable const sixteen(model_);
+    ha::FormatTable formats(model_, pair);
+    for (std::int32_t const layer : options_->skip_layers) {
+      for (std::int32_t head = 0; head < formats.heads().count(layer); ++head) {
+        formats.set(layer, head, sixteen.at(layer, head));
+      }
+    }
+    auto const bytes = [&](std::int64_t tokens, ha::FormatTable const& of) {
+      auto const size = ha::Budget::tokens(static_cast<double>(tokens));
+      auto const table = ha::uniform_table(model_, size, options_->context, 1, 4).skip_layers(options_->skip_layers);
+      return std::pair(ha::held_bytes(table, of, model_, options_->context), table);
+    };
+    std::int64_t const most = bytes(budget, sixteen).first;
+    constexpr std::int64_t sinks = 4;
+    std::int64_t low = sinks;
+    std::int64_t high = options_->context + 1;
+    while (high - low > 1) {
+      std::int64_t const middle = low + (high - low) / 2;
+      (bytes(middle, formats).first <= most ? low : high) = middle;
+    }
+    ha::require(low > sinks, "--budget", "more bytes than 4 sinks take in --uniform_formats", budget,
+                "--uniform_formats");
+    std::string const name = std::string(pair.key.name()) + "/" + std::string(pair.value.name());
+    add("streaming_llm " + name, budget, bytes(low, formats).second, {}, std::move(formats));
   }
   void add_uniform(std::string const& method, std::int64_t budget) {
     auto const size = ha::Budget::tokens(static_cast<double>(budget));
@@ -103,6 +135,7 @@ std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::Model
               "--method planned too, or no --method, which runs it beside full and streaming_llm",
               "other methods alone", "--method");
   std::vector<std::pair<std::int64_t, ha::PolicyTable>> plans;
+  std::vector<ha::FormatTable> plan_formats;
   if (has(options, "planned")) {
     require_file(options.plans.empty() ? std::filesystem::path() : options.plans.front(), "planned", "--plan");
     for (auto const& path : options.plans) {
@@ -115,6 +148,7 @@ std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::Model
                   {"those of the plan, for all methods: ", listed(plan.options.skip_layers)}, listed(skipped),
                   path.string());
       plans.emplace_back(static_cast<std::int64_t>(plan.mean_budget()), ha::load_policy_table(path, model));
+      plan_formats.push_back(plan.formats);
     }
   }
   std::optional<ha::PolicyTable> classes;
@@ -145,7 +179,7 @@ std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::Model
       runs.add(method, 0, ha::table_from_model_config(model, ha::Full{}));
     } else if (method == "planned") {
       for (std::size_t i = 0; i < plans.size(); ++i)
-        runs.add(method, plans[i].first, plans[i].second, options.plans[i]);
+        runs.add(method, plans[i].first, plans[i].second, options.plans[i], plan_formats[i]);
     } else if (method == "head_aware") {
       runs.add(method, 0, *classes, options.classifications);
       // StreamingLLM's 4 sinks and something.
@@ -158,8 +192,16 @@ std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::Model
         runs.add(method, budget, duo_table(*gates, model, budget, context, options.duo_sink, options.duo_window),
                  options.duo_gates);
       }
+    } else if (method == "engine_q8_0") {
+      runs.add_engine(method, KvType::q8_0);
+    } else if (method == "engine_q4_0") {
+      runs.add_engine(method, KvType::q4_0);
     } else {
       for (std::int64_t const budget : budgets) runs.add_uniform(method, budget);
+      for (ha::HeadFormats const& pair : options.formats) {
+        if (method != "streaming_llm") continue;
+        for (std::int64_t const budget : budgets) runs.add_uniform(pair, budget);
+      }
     }
   }
   return runs.take();
@@ -257,8 +299,8 @@ std::string size_advice(std::vector<BenchmarkRun> const& runs) {
   for (BenchmarkRun const& run : runs) {
     if (run.method != "planned") continue;
     bool const beside = std::any_of(runs.begin(), runs.end(), [&](BenchmarkRun const& other) {
-      return uniform(other) &&
-             std::abs(other.mean_kept_tokens - run.mean_kept_tokens) <= 1 + 0.01 * run.mean_kept_tokens;
+      double const token = other.kv_share / std::max(1.0, other.mean_kept_tokens);
+      return uniform(other) && std::abs(other.kv_share - run.kv_share) <= token + 0.01 * run.kv_share;
     });
     if (beside) continue;
     char line[160];

@@ -108,6 +108,58 @@ EvictedText read_text(Model const& model, EvictedOptions const& options, Evicted
   return result;
 }
 
+/// The engine by itself, with a cache for all tokens.
+class EngineReader {
+ public:
+  EngineReader(Model const& model, EvictedOptions const& options, KvType kv, std::int64_t tokens)
+      : context_(model, {.tokens = options.chunk,
+                         .cells = static_cast<std::int32_t>((tokens + 255) / 256 * 256),
+                         .flash_attention = kv == KvType::q8_0 || kv == KvType::q4_0,
+                         .kv = kv,
+                         .all_logits = true,
+                         .threads = options.threads}) {}
+
+  void read(std::span<std::int32_t const> tokens) {
+    seconds_ += seconds_of([&] { context_.extend(tokens, length_); });
+    length_ += static_cast<std::int32_t>(tokens.size());
+    last_ = tokens.size();
+  }
+  [[nodiscard]] std::span<float const> logits(std::size_t index) const {
+    return context_.logits(static_cast<std::int32_t>(index));
+  }
+  [[nodiscard]] std::size_t last() const { return last_; }
+  [[nodiscard]] double seconds() const { return seconds_; }
+  [[nodiscard]] std::int64_t length() const { return length_; }
+
+ private:
+  Context context_;
+  std::int32_t length_ = 0;
+  std::size_t last_ = 0;
+  double seconds_ = 0;
+};
+
+EvictedText read_by_engine(Model const& model, EvictedOptions const& options, EvictedJob const& job,
+                           Advanced const& advanced) {
+  EvictedText result;
+  auto const tokens = job.tokens;
+  EngineReader reader(model, options, *job.engine, std::ssize(tokens) + job.decode_tokens);
+  result.losses = losses_of(reader, tokens, static_cast<std::size_t>(options.chunk), advanced);
+  result.read_seconds = reader.seconds();
+  result.mean_kept = static_cast<double>(reader.length());
+  std::int32_t token = 0;
+  result.first_token_seconds =
+      result.read_seconds + seconds_of([&] { token = greedy_token(reader.logits(reader.last() - 1)); });
+  for (std::int64_t i = 0; i < job.decode_tokens; ++i) {
+    result.decode_seconds += seconds_of([&] {
+      reader.read(std::span(&token, 1));
+      token = greedy_token(reader.logits(0));
+    });
+    advanced(std::ssize(tokens) + i + 1);
+  }
+  result.kv_bytes_peak = engine_kv_bytes(model.shape(), *job.engine, reader.length());
+  return result;
+}
+
 template <class T>
 double best_compaction(ha::PolicyTable const& table, ha::FormatTable const& formats, ha::ModelShape const& shape,
                        std::int64_t context) {
@@ -178,6 +230,7 @@ std::filesystem::path EvictedStore::path_of(EvictedJob const& job) const {
   hash.add(about_ + " " + std::to_string(job.decode_tokens));
   hash.add(text_of(job.table));
   if (std::string const formats = text_of(job.formats); !formats.empty()) hash.add(formats);
+  if (job.engine) hash.add("engine " + std::to_string(static_cast<int>(*job.engine)));
   hash.add(job.tokens);
   return folder_ / (hash.text() + ".json");
 }
@@ -214,8 +267,9 @@ std::vector<EvictedText> EvictedStore::run(std::string const& what, std::span<Ev
   for (EvictedJob const& job : jobs) {
     auto const path = path_of(job);
     if (!std::filesystem::exists(path)) {
-      save_text(path, options_.single_precision ? read_text<float>(*model_, options_, job, advanced)
-                                                : read_text<ha::float16>(*model_, options_, job, advanced));
+      save_text(path, job.engine                  ? read_by_engine(*model_, options_, job, advanced)
+                      : options_.single_precision ? read_text<float>(*model_, options_, job, advanced)
+                                                  : read_text<ha::float16>(*model_, options_, job, advanced));
       done += std::ssize(job.tokens) + job.decode_tokens;
     }
     result.push_back(parse_evicted_text(ha::read_text_file(path), path.string(), std::ssize(job.tokens) - 1));

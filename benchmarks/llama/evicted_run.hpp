@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -29,7 +30,8 @@ struct EvictedJob {
   std::span<std::int32_t const> tokens;  ///< borrowed; at least two
   headaware::PolicyTable table;
   headaware::FormatTable formats{};  ///< of the same heads; empty: rows as the options say
-  std::int64_t decode_tokens = 0;  ///< to decode greedily after it, one at a time
+  std::optional<KvType> engine{};    ///< the engine reads by itself into its own cache; nothing: the table's cache
+  std::int64_t decode_tokens = 0;    ///< to decode greedily after it, one at a time
 };
 
 /// Reads texts through evicted caches, or finds that it has.
@@ -50,8 +52,8 @@ class EvictedStore {
   [[nodiscard]] std::vector<EvictedText> run(std::string const& what, std::span<EvictedJob const> jobs);
 
   /// @brief Measures how long `compress` takes to bring a full cache of `context` tokens of the model's shape, all
-  /// layers in one call, into a rolling cache of a table (and of formats, if there are any): what an engine pays that prefills with its own attention. On
-  /// the CPU; the best of five. @return seconds
+  /// layers in one call, into a rolling cache of a table (and of formats, if there are any): what an engine pays that
+  /// prefills with its own attention. On the CPU; the best of five. @return seconds
   [[nodiscard]] double compaction_seconds(headaware::PolicyTable const& table, headaware::FormatTable const& formats,
                                           std::int64_t context) const;
 

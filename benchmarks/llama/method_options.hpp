@@ -2,6 +2,8 @@
 
 // Methods that a benchmark compares, and their sizes. Needs no engine.
 
+#include <headaware/format/table.hpp>
+
 #include <array>
 #include <cstdint>
 #include <filesystem>
@@ -11,8 +13,8 @@
 
 namespace llama_adapter {
 
-inline constexpr std::array<char const*, 6> benchmark_methods{"full",       "streaming_llm", "window_only",
-                                                              "head_aware", "planned",       "duo"};
+inline constexpr std::array<char const*, 8> benchmark_methods{"full",    "streaming_llm", "window_only", "head_aware",
+                                                              "planned", "duo",           "engine_q8_0", "engine_q4_0"};
 
 struct MethodOptions {
   std::vector<std::string> methods{"full", "streaming_llm"};  ///< of `benchmark_methods`
@@ -25,8 +27,9 @@ struct MethodOptions {
   /// Mean tokens per KV head of streaming_llm, window_only and duo. Without any: the plans' where there are plans, else
   /// those of the classes, else 256.
   std::vector<std::int64_t> budgets{};
-  std::vector<std::int32_t> skip_layers{};  ///< keep everything, beyond the budgets
-  std::int64_t context = 2048;              ///< tokens that the sizes are of
+  std::vector<headaware::HeadFormats> formats{};  ///< of which streaming_llm is run, too, at the bytes of the budgets
+  std::vector<std::int32_t> skip_layers{};        ///< keep everything, beyond the budgets
+  std::int64_t context = 2048;                    ///< tokens that the sizes are of
 };
 
 }  // namespace llama_adapter

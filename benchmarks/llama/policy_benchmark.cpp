@@ -41,16 +41,34 @@ void score(EvaluationText const& text, std::span<std::vector<double> const> loss
 }
 
 /// Sizes of a run's cache after `context` tokens.
-void account(ha::ModelShape const& shape, std::int64_t context, std::int64_t element_bytes, BenchmarkRun& run) {
+void account(ha::ModelShape const& shape, std::int64_t context, BenchmarkRun& run) {
+  if (run.engine) {
+    run.mean_kept_tokens = static_cast<double>(context);
+    run.kv_bytes_end = engine_kv_bytes(shape, *run.engine, context);
+    return;
+  }
   ha::PolicyTable const table = ha::within_layers(run.table, shape);
   run.mean_kept_tokens =
       static_cast<double>(ha::held_tokens(table, context)) / static_cast<double>(table.heads().total());
+  if (run.formats.num_layers() > 0) {
+    run.kv_bytes_end = ha::held_bytes(table, run.formats, shape, context);
+    return;
+  }
   run.kv_bytes_end = 0;
   for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
-    std::int64_t const token = shape.layer(layer).token_bytes(static_cast<std::size_t>(element_bytes)).total();
+    std::int64_t const token = shape.layer(layer).token_bytes(sizeof(ha::float16)).total();
     for (std::int32_t head = 0; head < table.num_kv_heads(layer); ++head) {
       run.kv_bytes_end += ha::held_tokens(table.at(layer, head), context) * token;
     }
+  }
+}
+
+/// Fills in what runs hold of the full cache in 16 bits.
+void measure_shares(ha::ModelShape const& shape, std::int64_t context, std::vector<BenchmarkRun>& runs) {
+  BenchmarkRun full{.method = "full", .table = ha::PolicyTable(shape, ha::Full{})};
+  account(shape, context, full);
+  for (BenchmarkRun& run : runs) {
+    run.kv_share = static_cast<double>(run.kv_bytes_end) / static_cast<double>(full.kv_bytes_end);
   }
 }
 
@@ -79,6 +97,7 @@ nlohmann::ordered_json json_of(BenchmarkRun const& run) {
   return {{"method", run.method},
           {"budget_tokens", run.budget_tokens},
           {"mean_kept_tokens", run.mean_kept_tokens},
+          {"kv_share", finite_or_null(run.kv_share)},
           {"tokens", run.tokens},
           {"perplexity", finite_or_null(run.perplexity)},
           {"perplexity_second_half", finite_or_null(run.perplexity_second_half)},
@@ -195,13 +214,16 @@ void run_benchmark(LossStore& losses, std::span<std::int32_t const> tokens, Benc
   auto const pieces = evaluated.pieces();
   std::vector<LossJob> jobs;
   for (BenchmarkRun const& run : runs) {
+    ha::require(!run.engine, "method", "one of tables: the engine's own cache is no mask (leave --masked out)",
+                run.method, "run_benchmark");
     for (auto const& piece : pieces) jobs.push_back({piece, run.table, run.formats});
   }
   auto const all = losses.losses("benchmark", jobs);
   for (std::size_t i = 0; i < runs.size(); ++i) {
     score(evaluated, std::span(all).subspan(i * pieces.size(), pieces.size()), runs[i]);
-    account(model.shape(), text.place.context, text.element_bytes, runs[i]);
+    account(model.shape(), text.place.context, runs[i]);
   }
+  measure_shares(model.shape(), text.place.context, runs);
   measure_gaps(runs);
 }
 
@@ -214,7 +236,7 @@ void run_benchmark(EvictedStore& evicted, std::span<std::int32_t const> tokens, 
   std::vector<EvictedJob> jobs;
   for (BenchmarkRun const& run : runs) {
     for (std::size_t i = 0; i < pieces.size(); ++i)
-      jobs.push_back({pieces[i], run.table, run.formats, i == 0 ? text.decode_tokens : 0});
+      jobs.push_back({pieces[i], run.table, run.formats, run.engine, i == 0 ? text.decode_tokens : 0});
   }
   auto const all = evicted.run("benchmark", jobs);
   for (std::size_t i = 0; i < runs.size(); ++i) {
@@ -222,17 +244,21 @@ void run_benchmark(EvictedStore& evicted, std::span<std::int32_t const> tokens, 
     std::vector<std::vector<double>> losses;
     for (EvictedText const& one : texts) losses.push_back(one.losses);
     score(evaluated, losses, runs[i]);
-    account(model.shape(), text.place.context, evicted.element_bytes(), runs[i]);
+    account(model.shape(), text.place.context, runs[i]);
     time(texts, pieces, text.decode_tokens, runs[i]);
+    if (runs[i].engine) continue;
     runs[i].compaction_s = evicted.compaction_seconds(runs[i].table, runs[i].formats, text.place.context);
   }
+  measure_shares(model.shape(), text.place.context, runs);
   measure_gaps(runs);
 }
 
 BenchmarkRun const* uniform_beside(std::vector<BenchmarkRun> const& runs, BenchmarkRun const& run) {
   auto const found = std::find_if(runs.begin(), runs.end(), [&](BenchmarkRun const& other) {
+    auto const held = static_cast<double>(run.kv_bytes_end);
+    double const token = static_cast<double>(other.kv_bytes_end) / std::max(1.0, other.mean_kept_tokens);
     return other.method == "streaming_llm" &&
-           std::abs(other.mean_kept_tokens - run.mean_kept_tokens) <= 1 + 0.01 * run.mean_kept_tokens;
+           std::abs(static_cast<double>(other.kv_bytes_end) - held) <= token + 0.01 * held;
   });
   return found == runs.end() ? nullptr : &*found;
 }

@@ -23,7 +23,6 @@ namespace llama_adapter {
 struct BenchmarkText {
   EvaluationPlace place{};
   std::int64_t decode_tokens = 64;  ///< after the first passage, where caches really evict
-  std::int64_t element_bytes = 2;   ///< of keys and values, in figures of bytes where policies are masks
 };
 
 /// One table to run, or that was run. NaN and nothing: not measured.
@@ -35,6 +34,7 @@ struct BenchmarkRun {
   std::int64_t budget_tokens = 0;  ///< a KV head; 0: none asked for
   headaware::PolicyTable table;
   headaware::FormatTable formats{};  ///< of the same heads; empty: 16 bits
+  std::optional<KvType> engine{};    ///< the engine by itself, all tokens in its own cache; nothing: the table
 
   double mean_kept_tokens = 0;                    ///< per KV head, after `context` tokens
   std::int64_t tokens = 0;                        ///< predicted, of all passages
@@ -46,7 +46,9 @@ struct BenchmarkRun {
   double perplexity_second_half_error = unknown;  ///< standard error over passages
   double copy_nll_error = unknown;                ///< likewise over copies
   GapClosed closed{};                             ///< of the gap in NLL that uniform windows of this size leave
-  std::int64_t kv_bytes_end = 0;                  ///< of the keys and values kept after `context` tokens
+  std::int64_t kv_bytes_end = 0;  ///< of the keys and values kept after `context` tokens; where they have no formats,
+                                  ///< as if they had 16 bits, whatever the cache holds
+  double kv_share = unknown;      ///< of the bytes of the full cache in 16 bits
 
   // Measured where caches really evict.
   std::optional<std::int64_t> kv_bytes_peak{};  ///< most that the cache allocated: its blocks, with room for `context`
@@ -71,7 +73,8 @@ void run_benchmark(EvictedStore& evicted, std::span<std::int32_t const> tokens, 
 /// @brief Fills in `closed` of every run that has a full cache and StreamingLLM's windows of its size beside it.
 void measure_gaps(std::vector<BenchmarkRun>& runs);
 
-/// @brief Finds StreamingLLM's windows of the size of `run` (to 1 % and a token); nullptr if there are none.
+/// @brief Finds StreamingLLM's windows, in 16 bits, of the bytes of `run` (to 1 % and a token); nullptr if there are
+/// none.
 [[nodiscard]] BenchmarkRun const* uniform_beside(std::vector<BenchmarkRun> const& runs, BenchmarkRun const& run);
 
 /// Origin and options of the runs.

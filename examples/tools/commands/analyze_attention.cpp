@@ -5,6 +5,7 @@
 #include "tools/analysis/captured_source.hpp"
 #include "tools/support/command.hpp"
 #include "tools/support/folder.hpp"
+#include "tools/support/format_options.hpp"
 #include "tools/support/options.hpp"
 #include "tools/support/plan_options.hpp"
 #ifdef HEADAWARE_HAS_LLAMA
@@ -45,6 +46,7 @@ struct Options {
   std::string budget;
   support::MeasuringOptions measuring;
   ha::PlanOptions plan_options;
+  support::FormatsWanted formats;
 
   void add_to(CLI::App& app) {
     run.add_model(app, "GGUF file, or folder of captured arrays");
@@ -61,6 +63,7 @@ struct Options {
     support::add_budget(app, budget, "of the plan: ")->needs(planned);
     measuring.add_to(app, planned);
     support::add_plan_options(app, plan_options, planned);
+    support::add_formats(app, formats)->needs(planned);
     // What a plan measures is given by its context and pieces: an option that it would not heed is refused.
     for (char const* const other :
          {"--max_tokens", "--chunk_size", "--resume", "--sink_size", "--local_window", "--recent_ratio",
@@ -150,7 +153,7 @@ void plan(Options const& options) {
     throw ha::ArgumentError({"--plan", "--budget too: 25% (of the context) or 512 (tokens per KV head)", "none", ""});
   }
   ha::ModelShape const shape = llama_adapter::Model(options.run.model).shape();
-  ha::Budget const budget = support::parse_budget(options.budget, {shape, options.run.exact ? 4U : 2U});
+  ha::Budget const budget = support::parse_budget(options.budget, {shape, 2});  // of the cache in 16 bits
   support::MeasuringOptions const& measuring = options.measuring;
   llama_adapter::PlanningOptions planning;
   planning.model = options.run.to_run(llama_adapter::exact_copy);
@@ -160,6 +163,7 @@ void plan(Options const& options) {
   planning.probe_weights = measuring.probe_weights;
   planning.guard.probe_weight = measuring.score_weight.value_or(measuring.probe_weights.front());
   planning.guard.plan = options.plan_options;
+  planning.formats = options.formats;
   if (auto const& pieces = measuring.pieces; !pieces.empty()) {
     planning.pieces = {pieces[0], pieces[1], pieces[2], pieces[3]};
   }

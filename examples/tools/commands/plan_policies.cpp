@@ -4,6 +4,7 @@
 #include "tools/support/budget.hpp"
 #include "tools/support/command.hpp"
 #include "tools/support/folder.hpp"
+#include "tools/support/format_options.hpp"
 #include "tools/support/options.hpp"
 #include "tools/support/plan_options.hpp"
 
@@ -14,6 +15,7 @@
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
 #include <headaware/plan/summary.hpp>
+#include <headaware/plan/uniform_plan.hpp>
 
 #include <CLI/CLI.hpp>
 
@@ -42,6 +44,7 @@ struct Options {
   std::int64_t head_dim = 0;
   std::int64_t element_bytes = 2;
   ha::PlanOptions plan;
+  support::FormatsWanted formats{.measured = false};
 
   void add_to(CLI::App& app) {
     support::add_results_dir(app, results_dir, "folder with retention_statistics.json");
@@ -56,7 +59,8 @@ struct Options {
         ->needs("--probe_dir");
     support::add_probe_weight(app, probe_weight, "weight of the probe; the text has 1")->needs("--probe_dir");
     support::add_plan_options(app, plan);
-    support::add_head_dim(app, head_dim, "channels of a key; for budgets in bytes");
+    support::add_formats(app, formats, "16");
+    support::add_head_dim(app, head_dim, "channels of a key; for budgets in bytes, and for formats");
     app.add_option("--element_bytes", element_bytes, "bytes per element; for budgets in bytes")
         ->capture_default_str()
         ->check(support::positive);
@@ -90,15 +94,19 @@ ha::Sensitivities load_factors(std::filesystem::path const& path, ha::RetentionS
   return ha::load_sensitivities(path).factors(statistics, {.measure = options.measure, .fold = options.fold});
 }
 
-/// Predicted error of uniform windows of that size. @throws ArgumentError where none is possible
-double uniform_error(ha::KvErrors const& errors, ha::Budget const& budget, Options const& options) {
+/// Uniform windows of that size, in 16 bits. @throws ArgumentError where none are possible
+ha::PolicyPlan uniform_windows(ha::KvErrors const& errors, ha::Budget const& budget, Options const& options) {
+  if (options.plan.formats.by_bytes()) {
+    return ha::uniform_plan(errors, budget, options.context, options.plan, options.plan.formats.sixteen_bits);
+  }
   auto const table = ha::uniform_table(errors, budget, options.context, options.plan);
-  return ha::evaluate_table(table, errors, options.context, options.plan).predicted_error;
+  return ha::evaluate_table(table, errors, options.context, options.plan, budget);
 }
 
 /// Predicted error of a plan as it is written, with what was left of the budget.
 double written_error(ha::PolicyPlan const& plan, ha::KvErrors const& errors, Options const& options) {
-  double const error = ha::evaluate_table(plan.table, errors, options.context, options.plan).predicted_error;
+  double const error =
+      ha::evaluate_table(plan.table, plan.formats, errors, options.context, options.plan).predicted_error;
   return std::min(error, plan.predicted_error);
 }
 
@@ -111,7 +119,7 @@ void print_comparison(ha::KvErrors const& errors, double whole, Options const& o
     auto const budget = ha::Budget::share(share);
     try {
       auto const plan = ha::plan_policies(errors, budget, options.context, options.plan);
-      double const uniform = uniform_error(errors, budget, options);
+      double const uniform = uniform_windows(errors, budget, options).predicted_error;
       double const planned = written_error(plan, errors, options);
       std::printf("%15.1f %10.1f%% %14.6g %14.6g %14.3f\n", share * whole, 100 * share, planned, uniform,
                   uniform > 0 ? planned / uniform : 1.0);
@@ -134,8 +142,7 @@ Uniform uniform_beside(ha::PolicyPlan const& plan, ha::KvErrors const& errors, h
                        Options const& options) {
   Uniform uniform;
   try {
-    auto const table = ha::uniform_table(errors, budget, options.context, options.plan);
-    uniform.plan = ha::evaluate_table(table, errors, options.context, options.plan, budget);
+    uniform.plan = uniform_windows(errors, budget, options);
   } catch (ha::ArgumentError const&) {
     return uniform;
   }
@@ -157,11 +164,15 @@ Uniform uniform_beside(ha::PolicyPlan const& plan, ha::KvErrors const& errors, h
 void print_verdict(ha::PolicyPlan const& plan, Uniform const& uniform, ha::KvErrors const& errors, double whole) {
   if (!uniform.plan) return;
   double const lost = uniform.plan->predicted_error;
+  bool const bytes = plan.by_bytes();
+  std::string const of = bytes                             ? "bytes of the cache in 16 bits"
+                         : errors.layers.num_layers() == 0 ? "context"
+                                                           : "cache";
   std::printf(
-      "\nat %.1f tokens per KV head (%.1f%% of the %s) the plan is predicted to lose %.3f of what uniform windows "
-      "of that size lose: %.4g against %.4g\n",
-      plan.mean_tokens(), 100 * plan.mean_tokens() / whole, errors.layers.num_layers() == 0 ? "context" : "cache",
-      lost > 0 ? uniform.plan_error / lost : 1.0, uniform.plan_error, lost);
+      "\nat %.1f tokens per KV head (%.*f%% of the %s) the plan is predicted to lose %.3f of what uniform windows "
+      "of that size%s lose: %.4g against %.4g\n",
+      plan.mean_tokens(), bytes ? 2 : 1, 100 * (bytes ? plan.share_held() : plan.mean_tokens() / whole), of.c_str(),
+      lost > 0 ? uniform.plan_error / lost : 1.0, bytes ? ", in 16 bits," : "", uniform.plan_error, lost);
   if (!uniform.better) return;
   std::fprintf(
       stderr,
@@ -228,6 +239,8 @@ void run(Options options) {
   auto const element_bytes = static_cast<std::size_t>(options.element_bytes);
   ha::LayerBytes token(ha::TokenBytes::of(options.head_dim, element_bytes));
   if (options.head_dim == 0) token = {shape, element_bytes};  // whose channels statistics say where layers differ
+  options.plan.formats.pairs = options.formats.of(errors.formats);
+  options.plan.formats.head_dim = options.head_dim;
   ha::Budget const budget = support::parse_budget(options.budget, token);
   support::require_within_cache(budget, shape, options.plan.skip_layers, options.context);
   double const whole = support::PlannedCache(shape, options.plan.skip_layers, options.context).mean();
@@ -235,7 +248,7 @@ void run(Options options) {
   Uniform const uniform = uniform_beside(plan, errors, budget, options);
   ha::PolicyPlan const& written = uniform.better && uniform.may_replace ? *uniform.plan : plan;
   std::printf("%s", ha::plan_summary(written).c_str());
-  print_bytes(written, shape, token);
+  if (!written.by_bytes()) print_bytes(written, shape, token);
   print_comparison(errors, whole, options);
   print_verdict(plan, uniform, errors, whole);
 

@@ -48,6 +48,7 @@ ha::RetentionStatistics observe(PolicyRun& run, CalibrationText::Pieces const& p
   analysis::AnalysisOptions analysis{.output_dir = folder, .parameters = {}};
   analysis.parameters.first_query = first_query;
   analysis.parameters.query_stride = options.query_stride;
+  analysis.parameters.formats = options.formats;
   analysis.parameters.retention = options.grid.value_or(ha::RetentionGrid::up_to(std::ssize(pieces.front())));
   support::make_folder(folder);
   analysis.resume = resumable(folder, source, analysis.parameters);

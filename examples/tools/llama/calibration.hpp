@@ -8,6 +8,7 @@
 
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/policy/sink_window.hpp>
+#include <headaware/stats/observer_parameters.hpp>
 #include <headaware/stats/retention.hpp>
 
 #include <array>
@@ -15,6 +16,7 @@
 #include <filesystem>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -40,6 +42,8 @@ struct CalibrationOptions {
   std::vector<std::int32_t> skip_layers{};         ///< are not cut: plans leave them whole. Ascending
   std::optional<headaware::RetentionGrid> grid{};  ///< sinks and windows to choose from; nothing: the default's
   std::optional<headaware::ErrorMeasure> measure{};  ///< as the plan's
+  /// Formats whose errors are observed.
+  std::vector<std::string> formats = headaware::ObserverParameters{}.formats;
   headaware::GroupFold fold = headaware::GroupFold::sum;
 };
 

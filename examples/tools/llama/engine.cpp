@@ -6,6 +6,7 @@
 #include <headaware/io/gguf.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <exception>
 #include <numeric>
@@ -167,6 +168,15 @@ struct Context::Watch {
 
 void Context::FreeWatch::operator()(Watch* watch) const { delete watch; }
 
+namespace {
+
+ggml_type ggml_type_of(KvType kv) {
+  constexpr std::array types{GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0};
+  return types[static_cast<std::size_t>(kv)];
+}
+
+}  // namespace
+
 Context::Context(Model const& model, ContextOptions const& options) : model_(&model), options_(options) {
   constexpr auto where = "ContextOptions";
   ha::require(options.tokens > 0, "tokens", "> 0", options.tokens, where);
@@ -181,7 +191,7 @@ Context::Context(Model const& model, ContextOptions const& options) : model_(&mo
   params.n_threads = options.threads;
   params.n_threads_batch = options.threads;
   params.flash_attn_type = options.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
-  params.type_k = params.type_v = options.half_precision_kv ? GGML_TYPE_F16 : GGML_TYPE_F32;
+  params.type_k = params.type_v = ggml_type_of(options.kv);
   params.offload_kqv = false;
   params.op_offload = false;
   if (options.observer != nullptr) {
@@ -248,6 +258,17 @@ void Context::decode(std::span<std::int32_t const> tokens, std::int32_t first_po
                      "llama_decode's " + std::to_string(status) + ": " + engine_errors(), model_->path().string()});
   }
   if (watch_) watch_->observer->finish();
+}
+
+std::int64_t engine_kv_bytes(ha::ModelShape const& shape, KvType kv, std::int64_t tokens) {
+  ggml_type const type = ggml_type_of(kv);
+  std::size_t row = 0;
+  for (ha::LayerShape const& layer : shape.layers()) {
+    if (!layer.has_cache()) continue;
+    row += ggml_row_size(type, layer.num_kv_heads * layer.head_dim);
+    if (layer.kind != ha::LayerKind::latent) row += ggml_row_size(type, layer.num_kv_heads * layer.value_dim);
+  }
+  return tokens * static_cast<std::int64_t>(row);
 }
 
 std::span<float const> Context::logits(std::int32_t index) const {

@@ -62,12 +62,19 @@ class Model {
   headaware::ModelShape shape_;
 };
 
+/// Elements of the engine's own cache. Blocks of 8 and 4 bits need its fused attention, which turns their rows by a
+/// Hadamard matrix where the engine has that switched on, as it has by itself.
+enum class KvType : std::uint8_t { f32, f16, q8_0, q4_0 };
+
+/// Bytes of the keys and values of so many tokens in such a cache, all layers together.
+[[nodiscard]] std::int64_t engine_kv_bytes(headaware::ModelShape const& shape, KvType kv, std::int64_t tokens);
+
 /// Options of an evaluation.
 struct ContextOptions {
   std::int32_t tokens = 512;        ///< most tokens of an evaluation; each is one graph
   std::int32_t cells = 0;           ///< of the engine's own cache, for `extend`; 0: as many as tokens
   bool flash_attention = false;     ///< one fused node per layer; rounds queries, keys and values to half precision
-  bool half_precision_kv = false;   ///< the engine's own cache in half precision instead of single
+  KvType kv = KvType::f32;          ///< of the engine's own cache
   bool all_logits = true;           ///< of every token, as `losses` needs; else of the last one
   std::int32_t threads = 1;         ///< more than idle cores wait for each other at every node
   NodeObserver* observer = nullptr; /**< borrowed */

@@ -5,6 +5,7 @@
 #include "tools/llama/engine.hpp"
 #include "tools/llama/exact_copy.hpp"
 #include "tools/support/command.hpp"
+#include "tools/support/format_options.hpp"
 #include "tools/support/options.hpp"
 #include "tools/support/plan_file.hpp"
 #include "tools/support/progress.hpp"
@@ -87,6 +88,7 @@ template <class T>
 CachedModel<T> cached(Model const& model, Options const& options, std::int64_t max_tokens, bool all_logits) {
   return {model,
           table_of(options, model.shape()),
+          options.policies.empty() ? ha::FormatTable{} : support::formats_of_file(options.policies, model.shape()),
           max_tokens,
           {.chunk = options.chunk, .all_logits = all_logits, .threads = options.run.threads}};
 }
@@ -110,7 +112,7 @@ class Engine {
     result.tokens = options.chunk;
     result.cells = static_cast<std::int32_t>(max_tokens);
     result.flash_attention = options.flash_attention;
-    result.half_precision_kv = !options.run.exact;
+    result.kv = options.run.exact ? KvType::f32 : KvType::f16;
     result.all_logits = all_logits;
     result.threads = options.run.threads;
     return result;

@@ -5,9 +5,11 @@
 
 #include <headaware/io/file.hpp>
 #include <headaware/io/plan.hpp>
+#include <headaware/plan/blend_plans.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
 #include <headaware/plan/refine.hpp>
+#include <headaware/plan/uniform_plan.hpp>
 
 #include <nlohmann/json.hpp>
 
@@ -21,27 +23,71 @@ namespace ha = headaware;
 
 namespace {
 
-/// Uniform windows of the budget, and the plan of each of the errors.
-std::vector<GuardedTable> uniform_and_plans(std::vector<NamedErrors> const& named, ha::Budget const& budget,
-                                            GuardOptions const& options) {
+/// What a plan does, evaluated with the first errors: what others predict of it does not compare.
+ha::PolicyPlan evaluated(ha::PolicyPlan const& plan, ha::KvErrors const& errors, ha::Budget const& budget,
+                         GuardOptions const& options) {
+  auto result = ha::evaluate_table(plan.table, plan.formats, errors, options.context, options.plan, budget);
+  result.floor = plan.floor;
+  return result;
+}
+
+/// Pairs of formats whose plans are predicted to lose least, each with its plan; 16 bits are none of them.
+std::vector<std::pair<ha::HeadFormats, ha::PolicyPlan>> plans_of_pairs(ha::KvErrors const& errors,
+                                                                       ha::Budget const& budget,
+                                                                       GuardOptions const& options) {
+  std::vector<std::pair<ha::HeadFormats, ha::PolicyPlan>> plans;
+  for (ha::HeadFormats const& pair : options.plan.formats.pairs) {
+    if (ha::has_sixteen_bits(pair)) continue;
+    ha::PlanOptions of_pair = options.plan;
+    of_pair.formats.pairs = {pair};
+    plans.emplace_back(pair, ha::plan_policies(errors, budget, options.context, of_pair));
+  }
+  std::stable_sort(plans.begin(), plans.end(),
+                   [](auto const& a, auto const& b) { return a.second.predicted_error < b.second.predicted_error; });
+  if (std::ssize(plans) > options.fixed_pairs) plans.resize(static_cast<std::size_t>(options.fixed_pairs));
+  return plans;
+}
+
+std::string name_of(ha::HeadFormats const& pair) {
+  return std::string(pair.key.name()) + "/" + std::string(pair.value.name());
+}
+
+/// Uniform windows of the budget, plans of pairs of formats, and the plan of each of the errors.
+std::vector<GuardedTable> first_tables(std::vector<NamedErrors> const& named, ha::Budget const& budget,
+                                       GuardOptions const& options, std::size_t& first_plan) {
   ha::KvErrors const& errors = named.front().errors;
-  auto const evaluated = [&](ha::PolicyTable const& table) {
-    return ha::evaluate_table(table, errors, options.context, options.plan, budget);
-  };
   std::vector<GuardedTable> tables;
-  tables.push_back(
-      {.name = "uniform", .plan = evaluated(ha::uniform_table(errors, budget, options.context, options.plan))});
+  if (options.plan.formats.by_bytes()) {
+    auto const uniform = [&](ha::HeadFormats const& pair) {
+      return ha::uniform_plan(errors, budget, options.context, options.plan, pair);
+    };
+    tables.push_back({.name = "uniform", .plan = uniform(options.plan.formats.sixteen_bits)});
+    auto const plans = plans_of_pairs(errors, budget, options);
+    for (auto const& [pair, plan] : plans)
+      tables.push_back({.name = "uniform " + name_of(pair), .plan = uniform(pair)});
+    for (auto const& [pair, plan] : plans) tables.push_back({.name = "plan " + name_of(pair), .plan = plan});
+  } else {
+    auto const table = ha::uniform_table(errors, budget, options.context, options.plan);
+    tables.push_back(
+        {.name = "uniform", .plan = ha::evaluate_table(table, errors, options.context, options.plan, budget)});
+  }
+  first_plan = tables.size();
   for (auto const& own : named) {
     auto plan = ha::plan_policies(own.errors, budget, options.context, options.plan);
-    if (&own != named.data()) {  // what other errors predict of it does not compare
-      auto const floor = plan.floor;
-      plan = evaluated(plan.table);
-      plan.floor = floor;
-    }
+    if (&own != named.data()) plan = evaluated(plan, errors, budget, options);
     tables.push_back({.name = own.name, .plan = std::move(plan), .probe_weight = own.probe_weight});
   }
   return tables;
 }
+
+/// Policies and formats; without these nothing is rounded.
+struct KeptHeads {
+  ha::PolicyTable table;
+  ha::FormatTable formats{};
+
+  explicit KeptHeads(ha::PolicyTable policies) : table(std::move(policies)) {}
+  explicit KeptHeads(ha::PolicyPlan const& plan) : table(plan.table), formats(plan.formats) {}
+};
 
 /// Tries tables on held-out text, and says of each how it did.
 class Trial {
@@ -54,11 +100,11 @@ class Trial {
     std::vector<double> probe;
   };
 
-  [[nodiscard]] std::vector<Outcome> run(std::vector<ha::PolicyTable> const& tables) {
+  [[nodiscard]] std::vector<Outcome> run(std::vector<KeptHeads> const& tables) {
     std::vector<LossJob> jobs;
-    for (auto const& table : tables) {
-      for (auto const& piece : text_->held_out) jobs.push_back({piece, table});
-      for (auto const& piece : text_->held_out_probes) jobs.push_back({piece, table});
+    for (auto const& [table, formats] : tables) {
+      for (auto const& piece : text_->held_out) jobs.push_back({piece, table, formats});
+      for (auto const& piece : text_->held_out_probes) jobs.push_back({piece, table, formats});
     }
     auto const all = losses_->losses("trying plans on held-out text", jobs);
     std::vector<Outcome> outcomes(tables.size());
@@ -99,34 +145,48 @@ Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors, 
   Guarded result;
   result.model = losses.run().model().path().filename().string();
   result.probe_weight = options.probe_weight;
-  result.tables = uniform_and_plans(errors, budget, options);
+  result.tables = first_tables(errors, budget, options, result.first_plan);
   Trial trial(losses, text, options.probe_weight);
-  std::vector<ha::PolicyTable> tables{ha::PolicyTable(first.shape(), ha::Full{})};
-  for (auto const& candidate : result.tables) tables.push_back(candidate.plan.table);
-  auto const outcomes = trial.run(tables);
+  std::vector<KeptHeads> tables{KeptHeads(ha::PolicyTable(first.shape(), ha::Full{}))};
+  for (auto const& candidate : result.tables) tables.emplace_back(candidate.plan);
+  auto outcomes = trial.run(tables);
   result.full_text_loss = mean_loss(outcomes[0].text);
   result.full_probe_loss = mean_loss(outcomes[0].probe);
-  auto const& uniform = outcomes[1];
-  std::size_t best_plan = 1;
+  outcomes.erase(outcomes.begin());
+  auto const is_uniform = [&](std::size_t i) { return result.tables[i].name.starts_with("uniform"); };
+  for (std::size_t i = 1; i < outcomes.size(); ++i) {
+    if (is_uniform(i) && mean_loss(outcomes[i].text) < mean_loss(outcomes[result.uniform].text)) result.uniform = i;
+  }
+  auto const& uniform = outcomes[result.uniform];
+  std::size_t best_plan = result.first_plan;
   for (std::size_t i = 0; i < result.tables.size(); ++i) {
-    trial.score(result.tables[i], outcomes[i + 1], uniform);
-    if (i > 0 && result.tables[i].score < result.tables[best_plan].score) best_plan = i;
+    trial.score(result.tables[i], outcomes[i], uniform);
+    if (!is_uniform(i) && result.tables[i].score < result.tables[best_plan].score) best_plan = i;
   }
 
-  std::vector<ha::PolicyTable> blends;
+  auto const& plain = result.tables[result.uniform].plan;
+  auto const& best = result.tables[best_plan].plan;
+  std::vector<ha::PolicyPlan> blends;
+  std::vector<KeptHeads> blended_heads;
   for (double const share : options.blends) {
-    blends.push_back(ha::blend(result.tables[0].plan.table, result.tables[best_plan].plan.table, share, options.context,
-                               options.plan.page_size));
+    if (best.by_bytes()) {
+      blends.push_back(ha::blend_plans(plain, best, share, first));
+    } else {
+      auto const table = ha::blend(plain.table, best.table, share, options.context, options.plan.page_size);
+      blends.push_back(ha::evaluate_table(table, first, options.context, options.plan, budget));
+    }
+    blended_heads.emplace_back(blends.back());
   }
-  auto const blended = trial.run(blends);
+  auto const blended = trial.run(blended_heads);
+  std::string const name = result.tables[best_plan].name;
   for (std::size_t i = 0; i < blends.size(); ++i) {
-    GuardedTable table{.name = "blend " + short_number(options.blends[i]),
-                       .plan = ha::evaluate_table(blends[i], first, options.context, options.plan, budget),
-                       .blended_with = result.tables[best_plan].name};
+    GuardedTable table{
+        .name = "blend " + short_number(options.blends[i]), .plan = std::move(blends[i]), .blended_with = name};
     trial.score(table, blended[i], uniform);
     result.tables.push_back(std::move(table));
   }
-  for (std::size_t i = 1; i < result.tables.size(); ++i) {
+  result.best = result.uniform;
+  for (std::size_t i = 0; i < result.tables.size(); ++i) {
     auto const& candidate = result.tables[i];
     if (candidate.eligible && candidate.score < result.chosen().score) result.best = i;
   }
@@ -140,7 +200,7 @@ std::string guard_table(Guarded const& guarded) {
   char line[160];
   for (std::size_t i = 0; i < guarded.tables.size(); ++i) {
     auto const& table = guarded.tables[i];
-    double const gain = guarded.tables[0].text_loss - table.text_loss;
+    double const gain = guarded.tables[guarded.uniform].text_loss - table.text_loss;
     std::snprintf(line, sizeof(line), "%c %-26s %9.1f %12.4f %10.1f +- %4.1f %14.4f %8.4f %17.5g\n",
                   i == guarded.best ? '*' : ' ', table.name.c_str(), table.plan.mean_tokens(),
                   std::exp(table.text_loss), 100 * gain, 100 * table.text_gain_error, table.probe_loss, table.score,
@@ -158,6 +218,7 @@ void write_guarded(std::filesystem::path const& folder, Guarded const& guarded) 
                                      {"text", guarded.text},
                                      {"context", chosen.plan.context},
                                      {"budget_tokens", chosen.plan.budget_tokens},
+                                     {"budget_bytes", chosen.plan.budget_bytes()},
                                      {"probe_weight_in_scores", guarded.probe_weight},
                                      {"chosen", chosen.name},
                                      {"full_text_loss", guarded.full_text_loss},
@@ -168,6 +229,7 @@ void write_guarded(std::filesystem::path const& folder, Guarded const& guarded) 
     if (table.probe_weight) entry["probe_weight"] = *table.probe_weight;
     if (!table.blended_with.empty()) entry["blended_with"] = table.blended_with;
     entry.update({{"mean_tokens", table.plan.mean_tokens()},
+                  {"bytes", table.plan.planned_bytes()},
                   {"text_loss", table.text_loss},
                   {"text_perplexity", std::exp(table.text_loss)},
                   {"text_gain_standard_error", table.text_gain_error},

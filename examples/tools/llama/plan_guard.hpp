@@ -23,30 +23,37 @@ struct GuardOptions {
   std::int64_t context = 2048;                  ///< tokens of the sequences that the plan is for
   double probe_weight = 0.3;                    ///< of the probe's loss beside the text's, in scores
   std::vector<double> blends{0.25, 0.5, 0.75};  ///< shares of the plan
+  /// Of plans by bytes: pairs of formats that uniform windows, and plans of the pair alone, are tried in, those that
+  /// are predicted to lose least.
+  std::int32_t fixed_pairs = 2;
   headaware::PlanOptions plan{};
 };
 
 /// One table, tried.
 struct GuardedTable {
-  std::string name;  ///< "uniform", "blend 0.5" or a plan's
+  std::string name;  ///< "uniform", "uniform packed5/packed4", "blend 0.5" or a plan's
   headaware::PolicyPlan plan;
   double text_loss = 0;                  ///< nats per token of held-out text
-  double text_gain_error = 0;            ///< standard error of how much that is below uniform windows', token by token
+  double text_gain_error = 0;            ///< standard error of how much that is below `uniform`'s, token by token
   double probe_loss = 0;                 ///< of the second copy of held-out probes
   double score = 0;                      ///< both, weighted
-  bool eligible = false;                 ///< on text no worse than uniform windows
+  bool eligible = false;                 ///< on text no worse than `uniform`
   std::optional<double> probe_weight{};  ///< in the errors that a plan was made of
   std::string blended_with{};            ///< of a blend: the plan's name, beside uniform windows
 };
 
 struct Guarded {
-  std::vector<GuardedTable> tables;  ///< uniform windows, plans as named, blends
-  double full_text_loss = 0;         ///< with everything kept
+  /// Uniform windows, in plans by bytes of 16 bits first, then of other formats, plans of one pair of formats, plans
+  /// as named, blends. All of the same size.
+  std::vector<GuardedTable> tables;
+  std::size_t uniform = 0;     ///< index: the uniform windows that lose least on text
+  std::size_t first_plan = 0;  ///< index of the first plan as named
+  double full_text_loss = 0;   ///< with everything kept
   double full_probe_loss = 0;
   std::string model;        ///< file, for whoever finds the result
   std::string text;         ///< file
   double probe_weight = 0;  ///< in scores
-  std::size_t best = 0;     ///< index: the least score of those eligible; uniform if none is better
+  std::size_t best = 0;     ///< index: the least score of those eligible; `uniform` if none is better
 
   [[nodiscard]] GuardedTable const& chosen() const { return tables[best]; }
 };

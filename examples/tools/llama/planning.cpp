@@ -68,7 +68,9 @@ class Candidates {
     return best;
   }
   /// As it was tried.
-  [[nodiscard]] GuardedTable const& tried(Guarded const& guarded, std::size_t i) const { return guarded.tables[i + 1]; }
+  [[nodiscard]] GuardedTable const& tried(Guarded const& guarded, std::size_t i) const {
+    return guarded.tables[guarded.first_plan + i];
+  }
 
  private:
   PlanningOptions const* options_;
@@ -96,7 +98,8 @@ void save_factors(PlanningOptions const& options, std::string const& what, ha::P
 }
 
 /// Refuses what cannot be planned before anything is measured, by a plan of heads that lose nothing.
-void check_plannable(Model const& model, PlanningOptions const& options, ha::Budget const& budget) {
+void check_plannable(Model const& model, PlanningOptions const& options, ha::Budget const& budget,
+                     std::vector<std::string> const& formats) {
   require_served(model.info(), model.shape());
   support::require_within_cache(budget, model.shape(), options.guard.plan.skip_layers, options.guard.context);
   ha::RetentionInfo info;
@@ -109,8 +112,19 @@ void check_plannable(Model const& model, PlanningOptions const& options, ha::Bud
   errors.grid = options.calibration.grid.value_or(ha::RetentionGrid::up_to(options.guard.context));
   errors.cells.resize(errors.size() * errors.grid.size());
   errors.dropped.resize(errors.size());
+  errors.formats = formats;
+  errors.key_errors.resize(errors.size() * formats.size());
+  errors.value_errors.resize(errors.size() * formats.size());
   (void)ha::plan_policies(errors, budget, options.guard.context, options.guard.plan);
   (void)ha::uniform_table(errors, budget, options.guard.context, options.guard.plan);
+}
+
+/// Formats whose errors a calibration observes; none of latents, whose rows have 16 bits.
+std::vector<std::string> observed_formats(ha::ModelShape const& shape, CalibrationOptions const& options) {
+  for (ha::LayerShape const& layer : shape.layers()) {
+    if (layer.kind == ha::LayerKind::latent) return {};
+  }
+  return options.measure == ha::ErrorMeasure::mass ? std::vector<std::string>{} : options.formats;
 }
 
 void check_pieces(PlanningOptions const& options) {
@@ -133,12 +147,17 @@ void check_pieces(PlanningOptions const& options) {
 
 }  // namespace
 
-Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
+Guarded plan_model(PlanningOptions const& given, ha::Budget const& budget) {
+  PlanningOptions options = given;
   ha::require(!options.probe_weights.empty(), "probe_weights", "at least one", "none", "plan_model");
   if (options.refine) options.refine->validate();
   check_pieces(options);
   Model const model(options.model);
-  check_plannable(model, options, budget);
+  options.calibration.measure = options.guard.plan.measure;
+  auto const formats = observed_formats(model.shape(), options.calibration);
+  options.guard.plan.formats.pairs = options.formats.of(formats);
+  if (model.shape().uniform()) options.guard.plan.formats.head_dim = model.shape().layer(0).head_dim;
+  check_plannable(model, options, budget, formats);
   auto const tokens = model.tokenize(ha::read_text_file(options.text), false);
   GuardOptions const& guard = options.guard;
   auto const text = calibration_text(model, tokens, guard.context, options.pieces, options.text.string());
@@ -146,7 +165,6 @@ Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
   LossStore losses(run, options.calibration.output_dir / "losses");
   CalibrationOptions cuts = options.calibration;
   cuts.skip_layers = guard.plan.skip_layers;
-  cuts.measure = guard.plan.measure;
   cuts.fold = guard.plan.fold;
   Candidates candidates(options);
   candidates.add("plan", calibrate(losses, text, cuts));
@@ -154,18 +172,18 @@ Guarded plan_model(PlanningOptions const& options, ha::Budget const& budget) {
   without_blends.blends.clear();
   auto const tried = [&] { return guarded_plan(losses, candidates.errors(), text, budget, without_blends); };
   Guarded guarded = tried();
-  ha::PolicyTable measured;
+  std::optional<ha::PolicyPlan> measured;
   for (std::int32_t round = 1; round <= options.replan; ++round) {
     // With the first weight given, whatever the guard's score is, so that another score finds all runs made.
     std::size_t const best = candidates.best(guarded, options.probe_weights.front());
     Calibration const calibration = candidates.made(best).calibration;
     ha::PolicyPlan const plan = candidates.tried(guarded, best).plan;
-    if (round > 1 && plan.table == measured) {
+    if (measured && plan.table == measured->table && plan.formats == measured->formats) {
       std::fprintf(stderr, "replanning ends: round %d found no better plan to measure at\n", round - 1);
       break;
     }
-    measured = plan.table;
-    PlanGains const gains = plan_gains(losses, text, plan.table, options.replan_pieces, options.replan_by);
+    measured = plan;
+    PlanGains const gains = plan_gains(losses, text, plan, options.replan_pieces, options.replan_by);
     if (!gains.any()) {
       std::fprintf(stderr, "replanning ends: in round %d no layer or KV head gains by keeping everything; costs stay\n",
                    round);

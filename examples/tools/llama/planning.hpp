@@ -5,6 +5,7 @@
 #include "tools/llama/calibration.hpp"
 #include "tools/llama/plan_guard.hpp"
 #include "tools/llama/refinement.hpp"
+#include "tools/support/format_options.hpp"
 
 #include <headaware/plan/budget.hpp>
 
@@ -28,6 +29,7 @@ struct PlanningOptions {
   /// The best plan is refined by trying it on text that it is made of; nothing: not.
   std::optional<headaware::RefineOptions> refine{};
   PieceCounts refine_pieces{.text = 2};  ///< that it is tried on
+  support::FormatsWanted formats{};      ///< that heads may have; latents have 16 bits alone
   GuardOptions guard{};
 };
 

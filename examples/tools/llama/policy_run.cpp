@@ -46,8 +46,8 @@ std::vector<double> PolicyRun::losses(std::span<std::int32_t const> tokens, ha::
   // Layers that keep everything too: the engine's attention takes longer.
   bool const rounds = formats.num_layers() > 0;
   bool const cut = rounds || table != ha::PolicyTable(shape, ha::Full{});
-  ha::require(!rounds || positions_ == KeyPositions::text, "positions of keys", "those of the text, where rows have formats",
-              "those of slots", where);
+  ha::require(!rounds || positions_ == KeyPositions::text, "positions of keys",
+              "those of the text, where rows have formats", "those of slots", where);
   RoundedKv rounded;
   handler_ = [&](TappedAttention const& tapped) {
     if (cut) {

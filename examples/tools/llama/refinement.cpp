@@ -23,10 +23,10 @@ ha::RefinedPlan refined_plan(LossStore& losses, CalibrationText const& text, ha:
   std::int32_t number = 0;
   double first = 0;
   double least = 0;
-  auto const trial = [&](ha::PolicyTable const& table) {
+  auto const trial = [&](ha::PolicyPlan const& tried) {
     std::vector<LossJob> jobs;
-    for (auto const& piece : pieces) jobs.push_back({piece, table});
-    for (auto const& piece : probes) jobs.push_back({piece, table});
+    for (auto const& piece : pieces) jobs.push_back({piece, tried.table, tried.formats});
+    for (auto const& piece : probes) jobs.push_back({piece, tried.table, tried.formats});
     ++number;
     std::string what = "refining, trial " + std::to_string(number);
     if (number > 1) {

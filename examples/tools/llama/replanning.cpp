@@ -15,27 +15,35 @@ namespace ha = headaware;
 
 namespace {
 
-/// The plan, and after it the plan with each layer (head) given everything back.
-std::vector<ha::PolicyTable> tables_of(ha::PolicyTable const& plan, SensitivityOf by) {
-  std::vector<ha::PolicyTable> tables{plan};
-  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
-    if (by == SensitivityOf::layer) {
-      tables.push_back(plan.skip_layers(std::span(&layer, 1)));
-      continue;
-    }
-    for (std::int32_t head = 0; head < plan.num_kv_heads(layer); ++head) {
-      tables.emplace_back(plan).set(layer, head, ha::Full{});
+/// Policies and formats of all heads.
+struct KeptHeads {
+  ha::PolicyTable table;
+  ha::FormatTable formats;
+};
+
+/// The plan, and after it the plan with each layer (head) given everything back, in 16 bits.
+std::vector<KeptHeads> tables_of(ha::PolicyPlan const& plan, SensitivityOf by) {
+  std::vector<KeptHeads> tables{{plan.table, plan.formats}};
+  ha::HeadFormats const& sixteen_bits = plan.options.formats.sixteen_bits;
+  for (std::int32_t layer = 0; layer < plan.num_layers; ++layer) {
+    bool const whole = by == SensitivityOf::layer;
+    if (whole) tables.push_back({plan.table.skip_layers(std::span(&layer, 1)), plan.formats});
+    for (std::int32_t head = 0; head < plan.table.num_kv_heads(layer); ++head) {
+      if (!whole) {
+        tables.push_back({plan.table, plan.formats});
+        tables.back().table.set(layer, head, ha::Full{});
+      }
+      if (plan.by_bytes()) tables.back().formats.set(layer, head, sixteen_bits);
     }
   }
   return tables;
 }
 
 std::vector<double> gains_of(LossStore& losses, std::span<std::vector<std::int32_t> const> pieces,
-                             std::int64_t first_query, std::span<ha::PolicyTable const> tables,
-                             std::string const& what) {
+                             std::int64_t first_query, std::span<KeptHeads const> tables, std::string const& what) {
   std::vector<LossJob> jobs;
   for (auto const& piece : pieces) {
-    for (auto const& table : tables) jobs.push_back({piece, table});
+    for (auto const& [table, formats] : tables) jobs.push_back({piece, table, formats});
   }
   auto const all = losses.divergences("sensitivities at the plan, " + what, jobs, first_query);
   std::vector<double> gains(tables.size() - 1);
@@ -57,7 +65,7 @@ bool PlanGains::any() const {
   return some(text) && some(probe);
 }
 
-PlanGains plan_gains(LossStore& losses, CalibrationText const& text, ha::PolicyTable const& plan,
+PlanGains plan_gains(LossStore& losses, CalibrationText const& text, ha::PolicyPlan const& plan,
                      PieceCounts const& pieces, SensitivityOf by) {
   constexpr auto where = "plan_gains";
   ha::require(by != SensitivityOf::none, "what is given back", "layer or head", "none", where);

@@ -6,7 +6,6 @@
 #include "tools/llama/calibration.hpp"
 
 #include <headaware/plan/policy_plan.hpp>
-#include <headaware/policy/table.hpp>
 
 #include <vector>
 
@@ -27,7 +26,7 @@ struct PlanGains {
 /// @param pieces  of either kind; none: it is not measured
 /// @param by      layer or head
 /// @throws support::Interrupted on Ctrl-C, what the engine throws
-[[nodiscard]] PlanGains plan_gains(LossStore& losses, CalibrationText const& text, headaware::PolicyTable const& plan,
+[[nodiscard]] PlanGains plan_gains(LossStore& losses, CalibrationText const& text, headaware::PolicyPlan const& plan,
                                    PieceCounts const& pieces, SensitivityOf by);
 
 /// Calibration with `headaware::sensitivities_at_plan` of each kind of text that was measured.

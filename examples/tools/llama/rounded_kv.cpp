@@ -42,7 +42,8 @@ TappedAttention RoundedKv::of(TappedAttention const& attention, ha::FormatTable 
     ha::HeadFormats const& own = formats.at(attention.layer, head);
     if (i % 2 == 0) {
       std::int64_t const first = head * attention.head_dim;
-      round_rows(own.key, attention.keys + first, attention.tokens, key_stride, attention.head_dim, keys_.data() + first);
+      round_rows(own.key, attention.keys + first, attention.tokens, key_stride, attention.head_dim,
+                 keys_.data() + first);
     } else {
       std::int64_t const first = head * attention.value_dim;
       round_rows(own.value, attention.values + first, attention.tokens, value_stride, attention.value_dim,
