@@ -6,6 +6,7 @@
 #include <headaware/classify/builders.hpp>
 #include <headaware/classify/classifier.hpp>
 #include <headaware/error.hpp>
+#include <headaware/format/table.hpp>
 #include <headaware/io/duo_gates.hpp>
 #include <headaware/io/json.hpp>
 #include <headaware/io/model_config.hpp>
@@ -92,6 +93,9 @@ void read_plan(std::string_view text) {
   require(plan.left() >= 0);
   require(ha::parse_plan(ha::format_plan(plan), "again") == plan);
   require(ha::parse_policy_table(text, "text", plan.shape()) == plan.table);
+  auto const formats = ha::parse_format_table(text, "text", plan.shape());
+  require(formats == (plan.by_bytes() ? plan.formats : ha::FormatTable(plan.shape())));
+  require(plan.planned_bytes() <= plan.budget_bytes());
   (void)ha::plan_summary(plan);
   auto const heads = ha::classifications_from_table(plan.table, plan.shape());  // refuses windows of no tokens
   require(ha::parse_policy_table(ha::format_classifications(heads, plan.shape()), "again", plan.shape()) == plan.table);

@@ -23,9 +23,9 @@ HEADAWARE_NAMESPACE_BEGIN
 /// Layers that slide are as their windows: `WindowOnly`, also where their whole window is kept. Layers without
 /// attention have no records.
 ///
-/// The schema cannot hold a plan's budget, context, page size and predictions (`plan.json` does), windows of no tokens,
-/// policies other than these four, nor, for readers that take the sinks from the type as the Python reference does,
-/// sinks other than 4.
+/// The schema cannot hold a plan's budget, context, page size, formats and predictions (`plan.json` does), windows of
+/// no tokens, policies other than these four, nor, for readers that take the sinks from the type as the Python
+/// reference does, sinks other than 4.
 /// @return every query head of every layer that attends, layer by layer
 /// @throws ArgumentError if table and model differ in shape, or a policy cannot be carried
 template <class = void>

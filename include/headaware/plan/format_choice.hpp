@@ -64,14 +64,19 @@ struct FormatChoice {
   /// @brief Pages of heads with rows of some channels: as many bytes as `page_size` rows of 16 bits, so that all heads
   /// of a layer draw on one pool; rows of fewer bits fill them in greater numbers. Rows are whole units of 16 bytes.
   /// @param page_size  1: no pages
-  /// @throws ArgumentError beyond 64 bits, or if a page holds no row
+  /// @throws ArgumentError beyond 4 GiB, or if a page holds no row
   [[nodiscard]] RowPages pages(HeadFormats const& formats, RowChannels const& channels, std::int64_t page_size) const {
     constexpr auto where = "FormatChoice::pages";
-    constexpr std::int64_t unit = sizeof(RowUnit);
-    std::int64_t const row = detail::elements(where, {formats.row_units(channels.head_dim, channels.value_dim), unit});
+    auto const bytes = [&](HeadFormats const& of, std::int64_t rows) {
+      std::int64_t const units = of.row_units(channels.head_dim, channels.value_dim);
+      std::int64_t const size = detail::elements(where, {units, std::int64_t{sizeof(RowUnit)}, rows});
+      require(size <= std::int64_t{1} << 32, page_size == 1 ? "bytes of a row" : "bytes of a page", "at most 2^32",
+              size, where);
+      return size;
+    };
+    std::int64_t const row = bytes(formats, 1);
     if (page_size == 1 || row == 0) return {page_size, row};
-    std::int64_t const page =
-        detail::elements(where, {sixteen_bits.row_units(channels.head_dim, channels.value_dim), unit, page_size});
+    std::int64_t const page = bytes(sixteen_bits, page_size);
     require(row <= page, "page_size", {"pages that hold a row of ", row, " bytes"}, {page, " bytes"}, where);
     return {page / row, page};
   }

@@ -240,6 +240,10 @@ inline void set_heads(PolicyPlan& plan, KvErrors const& errors, CacheCosts const
   options.validate(context);
   bool const whole = errors.size() > 0 && errors.cells.size() == errors.size() * errors.grid.size();
   require(whole, "errors of KV heads", "those of a grid", errors.cells.size(), where);
+  std::size_t const rounding = errors.size() * errors.formats.size();
+  bool const rounded = errors.key_errors.size() == rounding && errors.value_errors.size() == rounding;
+  require(rounded, "errors of rounding", {rounding, " of keys, and as many of values"}, errors.key_errors.size(),
+          where);
   detail::CacheCosts const costs = detail::cache_costs(errors, &budget, context, options.formats);
   if (options.skip_layers.empty()) return detail::plan_layers(errors, budget, costs, options);
   auto const layers = planned_layers(errors.num_layers, options.skip_layers);

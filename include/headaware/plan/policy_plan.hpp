@@ -157,7 +157,7 @@ struct PolicyPlan {
     }
     return sum;
   }
-  /// Tokens that a head of a layer holds where it keeps everything, in whole pages.
+  /// Tokens that a head of a layer holds where it keeps everything, in whole pages (of 16-bit rows).
   [[nodiscard]] std::int64_t full_tokens(std::int32_t layer) const {
     std::int64_t const window = table.window(layer);
     return detail::whole_pages(window != 0 ? std::min(window, context) : context, options.page_size);

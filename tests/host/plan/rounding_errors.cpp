@@ -136,6 +136,9 @@ TEST_CASE("formats whose errors are not known are refused by name", "[plan]") {
   refused(errors, {.pairs = {{}}, .head_dim = -1}, {"head_dim", "[0, ", "-1", "FormatChoice"});
   refused(errors, {.pairs = {{}}, .sixteen_bits = pair, .head_dim = 64},
           {"sixteen_bits", "fp16 or bf16", "packed4/packed5", "FormatChoice"});
+  auto broken = errors;
+  broken.value_errors.pop_back();
+  refused(broken, {.pairs = {{}}, .head_dim = 64}, {"errors of rounding", "4 of keys", "4", "plan_policies"});
   // Layers that differ and do not say their channels.
   auto mixed = with_rounding(mixed_statistics(planned_shape(), grid, 3), {"int8"}, 6);
   std::vector<ha::LayerShape> layers(mixed.info.layers.layers().begin(), mixed.info.layers.layers().end());
