@@ -203,7 +203,7 @@ void AblationCalibration::measure_at_plan(AblationSetup const& first, ha::Policy
               "AblationCalibration::measure_at_plan");
   std::int32_t const pieces = first.calibration.sensitivity_pieces;
   gains_.emplace_back(first,
-                      plan_gains(*losses_, pieces_of(first.calibration), plan, {pieces, pieces}, SensitivityOf::layer));
+                      plan_gains(*losses_, pieces_of(first.calibration), plan, {}, {pieces, pieces}, SensitivityOf::layer));
 }
 
 PlanGains const& AblationCalibration::gains_at_plan(AblationSetup const& first) const {

@@ -22,18 +22,17 @@ struct KeptHeads {
 };
 
 /// The plan, and after it the plan with each layer (head) given everything back, in 16 bits.
-std::vector<KeptHeads> tables_of(ha::PolicyPlan const& plan, SensitivityOf by) {
-  std::vector<KeptHeads> tables{{plan.table, plan.formats}};
-  ha::HeadFormats const& sixteen_bits = plan.options.formats.sixteen_bits;
-  for (std::int32_t layer = 0; layer < plan.num_layers; ++layer) {
+std::vector<KeptHeads> tables_of(ha::PolicyTable const& plan, ha::FormatTable const& formats, SensitivityOf by) {
+  std::vector<KeptHeads> tables{{plan, formats}};
+  for (std::int32_t layer = 0; layer < plan.num_layers(); ++layer) {
     bool const whole = by == SensitivityOf::layer;
-    if (whole) tables.push_back({plan.table.skip_layers(std::span(&layer, 1)), plan.formats});
-    for (std::int32_t head = 0; head < plan.table.num_kv_heads(layer); ++head) {
+    if (whole) tables.push_back({plan.skip_layers(std::span(&layer, 1)), formats});
+    for (std::int32_t head = 0; head < plan.num_kv_heads(layer); ++head) {
       if (!whole) {
-        tables.push_back({plan.table, plan.formats});
+        tables.push_back({plan, formats});
         tables.back().table.set(layer, head, ha::Full{});
       }
-      if (plan.by_bytes()) tables.back().formats.set(layer, head, sixteen_bits);
+      if (formats.num_layers() > 0) tables.back().formats.set(layer, head, {});
     }
   }
   return tables;
@@ -65,11 +64,11 @@ bool PlanGains::any() const {
   return some(text) && some(probe);
 }
 
-PlanGains plan_gains(LossStore& losses, CalibrationText const& text, ha::PolicyPlan const& plan,
-                     PieceCounts const& pieces, SensitivityOf by) {
+PlanGains plan_gains(LossStore& losses, CalibrationText const& text, ha::PolicyTable const& plan,
+                     ha::FormatTable const& formats, PieceCounts const& pieces, SensitivityOf by) {
   constexpr auto where = "plan_gains";
   ha::require(by != SensitivityOf::none, "what is given back", "layer or head", "none", where);
-  auto const tables = tables_of(plan, by);
+  auto const tables = tables_of(plan, formats, by);
   auto const gains = [&](CalibrationText::Pieces const& all, std::int32_t used, char const* name) {
     if (used == 0) return std::vector<double>{};
     return gains_of(losses, first_pieces(all, used, "pieces to measure at the plan", where), text.first_query, tables,

@@ -23,11 +23,12 @@ struct PlanGains {
 
 /// @brief Measures them over so many pieces of text and of the probe, a run per layer (head) and piece; what is in the
 /// store is not run again.
+/// @param formats  of the heads, 16 bits where everything is given back; empty: none
 /// @param pieces  of either kind; none: it is not measured
 /// @param by      layer or head
 /// @throws support::Interrupted on Ctrl-C, what the engine throws
-[[nodiscard]] PlanGains plan_gains(LossStore& losses, CalibrationText const& text, headaware::PolicyPlan const& plan,
-                                   PieceCounts const& pieces, SensitivityOf by);
+[[nodiscard]] PlanGains plan_gains(LossStore& losses, CalibrationText const& text, headaware::PolicyTable const& plan,
+                                   headaware::FormatTable const& formats, PieceCounts const& pieces, SensitivityOf by);
 
 /// Calibration with `headaware::sensitivities_at_plan` of each kind of text that was measured.
 [[nodiscard]] Calibration calibration_at(Calibration const& before, headaware::PolicyPlan const& plan,
