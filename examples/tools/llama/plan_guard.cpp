@@ -1,5 +1,6 @@
 #include "tools/llama/plan_guard.hpp"
 
+#include "tools/llama/kept_heads.hpp"
 #include "tools/llama/short_number.hpp"
 #include "tools/support/json_text.hpp"
 
@@ -80,15 +81,6 @@ std::vector<GuardedTable> first_tables(std::vector<NamedErrors> const& named, ha
   return tables;
 }
 
-/// Policies and formats; without these nothing is rounded.
-struct KeptHeads {
-  ha::PolicyTable table;
-  ha::FormatTable formats{};
-
-  explicit KeptHeads(ha::PolicyTable policies) : table(std::move(policies)) {}
-  explicit KeptHeads(ha::PolicyPlan const& plan) : table(plan.table), formats(plan.formats) {}
-};
-
 /// Tries tables on held-out text, and says of each how it did.
 class Trial {
  public:
@@ -147,8 +139,8 @@ Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors, 
   result.probe_weight = options.probe_weight;
   result.tables = first_tables(errors, budget, options, result.first_plan);
   Trial trial(losses, text, options.probe_weight);
-  std::vector<KeptHeads> tables{KeptHeads(ha::PolicyTable(first.shape(), ha::Full{}))};
-  for (auto const& candidate : result.tables) tables.emplace_back(candidate.plan);
+  std::vector<KeptHeads> tables{{ha::PolicyTable(first.shape(), ha::Full{})}};
+  for (auto const& candidate : result.tables) tables.push_back(KeptHeads::of(candidate.plan));
   auto outcomes = trial.run(tables);
   result.full_text_loss = mean_loss(outcomes[0].text);
   result.full_probe_loss = mean_loss(outcomes[0].probe);
@@ -175,7 +167,7 @@ Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors, 
       auto const table = ha::blend(plain.table, best.table, share, options.context, options.plan.page_size);
       blends.push_back(ha::evaluate_table(table, first, options.context, options.plan, budget));
     }
-    blended_heads.emplace_back(blends.back());
+    blended_heads.push_back(KeptHeads::of(blends.back()));
   }
   auto const blended = trial.run(blended_heads);
   std::string const name = result.tables[best_plan].name;

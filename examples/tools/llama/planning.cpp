@@ -183,7 +183,8 @@ Guarded plan_model(PlanningOptions const& given, ha::Budget const& budget) {
       break;
     }
     measured = plan;
-    PlanGains const gains = plan_gains(losses, text, plan.table, plan.formats, options.replan_pieces, options.replan_by);
+    PlanGains const gains =
+        plan_gains(losses, text, plan.table, plan.formats, options.replan_pieces, options.replan_by);
     if (!gains.any()) {
       std::fprintf(stderr, "replanning ends: in round %d no layer or KV head gains by keeping everything; costs stay\n",
                    round);

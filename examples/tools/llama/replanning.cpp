@@ -1,5 +1,7 @@
 #include "tools/llama/replanning.hpp"
 
+#include "tools/llama/kept_heads.hpp"
+
 #include <headaware/error.hpp>
 #include <headaware/plan/replanned_sensitivity.hpp>
 #include <headaware/policy/full.hpp>
@@ -14,12 +16,6 @@ namespace llama_adapter {
 namespace ha = headaware;
 
 namespace {
-
-/// Policies and formats of all heads.
-struct KeptHeads {
-  ha::PolicyTable table;
-  ha::FormatTable formats;
-};
 
 /// The plan, and after it the plan with each layer (head) given everything back, in 16 bits.
 std::vector<KeptHeads> tables_of(ha::PolicyTable const& plan, ha::FormatTable const& formats, SensitivityOf by) {
