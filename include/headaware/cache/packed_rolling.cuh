@@ -5,7 +5,8 @@
 /// `advance`, `rollback` and `start` serve these caches, too.
 
 #include <headaware/cache/detail/append_rows.hpp>
-#include <headaware/cache/detail/cuda/packed_rolling_kernels.cuh>
+#include <headaware/cache/detail/cuda/packed_append_launch.cuh>
+#include <headaware/cache/detail/cuda/packed_rolling_kernel.cuh>
 #include <headaware/cache/layer_kv.hpp>
 #include <headaware/cache/packed_rolling.hpp>
 #include <headaware/cache/packed_rows.hpp>
@@ -17,7 +18,6 @@
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/launch.cuh>
 #include <headaware/error.hpp>
-#include <headaware/layout/concept.hpp>
 #include <headaware/layout/per_layer.hpp>
 
 #include <cuda_runtime_api.h>
@@ -86,49 +86,13 @@ cudaError_t append(RollingSlotsView const& slots, RollingStateView const& state,
                                           slots.token_limit,
                                           max_count,
                                           slots.num_sequences};
-    auto const keys = detail::keys_of(source);
-    auto const values = detail::values_of(source);
-    RowChannels const channels = cache.channels.common();
-    std::int32_t per_row = 1;
-    std::int64_t heads = 0;  // of the appended layers
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-      heads += buffers(i).num_kv_heads;
-      for (PackedSegment<Registry> const& packed : cache.layer(options.first_layer + static_cast<std::int32_t>(i))) {
-        per_row = std::max(per_row, detail::blocks_of(packed.formats.key, channels.head_dim) +
-                                        detail::blocks_of(packed.formats.value, channels.value_dim));
-      }
-    }
-    std::int64_t const rows_per_head =
-        std::clamp<std::int64_t>(slots.max_slots, 1, std::max<std::int64_t>(1, max_count));
-    std::int32_t const rows_per_block = std::clamp(detail::pack_threads / per_row, 1, detail::pack_threads);
-    std::int64_t const rows = heads * slots.num_sequences * rows_per_head;
-    std::int64_t const blocks = std::max<std::int64_t>(1, (rows + rows_per_block - 1) / rows_per_block);
-    require(blocks <= detail::max_blocks, "blocks", detail::max_blocks_text, blocks, where);
-    using Parameters = detail::PackedAppendParameters<T, std::remove_const_t<decltype(keys)>,
-                                                      std::remove_const_t<decltype(values)>, Registry>;
-    Parameters parameters{{options.first_layer, static_cast<std::int32_t>(layers.size()),
-                           static_cast<std::int32_t>(rows_per_head), rows_per_block, static_cast<std::int32_t>(blocks)},
-                          {slots},
-                          counters,
-                          keys,
-                          values,
-                          d_segments,
-                          channels,
-                          per_row,
-                          detail::rows_contiguous(keys, channels.head_dim),
-                          detail::rows_contiguous(values, channels.value_dim),
-                          {},
-                          {},
-                          {}};
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-      parameters.source_keys[i] = detail::element_pointer(layers[i].keys);
-      parameters.source_values[i] = detail::element_pointer(layers[i].values);
-      parameters.kept[i] = cache.layers[static_cast<std::size_t>(options.first_layer) + i];
-    }
-    // An earlier append that failed may have left a count.
-    if (counters.ticket != nullptr) detail::clear_tickets(counters.ticket, 1, where, stream);
-    detail::launch(where, detail::packed_append_kernel<Parameters>, static_cast<unsigned>(blocks), detail::pack_threads,
-                   0, stream, parameters);
+    auto const first = static_cast<std::size_t>(options.first_layer);
+    auto const begin = static_cast<std::size_t>(cache.first_segments[first]);
+    auto const end = static_cast<std::size_t>(cache.first_segments[first + layers.size()]);
+    auto const segments = std::span<PackedSegment<Registry> const>(cache.segments).subspan(begin, end - begin);
+    detail::launch_packed_append<false>(
+        detail::RollingAppend{slots}, counters, shape, slots.max_slots, layers, source, cache.channels.common(),
+        segments, d_segments, [&](std::size_t i) { return cache.layers[first + i]; }, 0, stream);
   });
 }
 

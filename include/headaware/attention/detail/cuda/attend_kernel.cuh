@@ -63,9 +63,18 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_block_threads<Queries, Parameters
   if (thread < warp_threads) {
     std::int64_t const found = find_segment(p.arrays.split_offsets, segments, split_index);
     if (thread == 0) {
-      shared.segment = found;
-      shared.first_split = p.arrays.split_offsets[found];
-      shared.split = split_index - shared.first_split;
+      std::int64_t const first_split = p.arrays.split_offsets[found];
+      std::int64_t const first_query = std::int64_t{tile} * p.kv.tile_rows;
+      std::int64_t const count = min(p.kv.tile_rows, p.shape.query_rows() - first_query);
+      shared.place = {.segment = found,
+                      .sequence = found / p.shape.num_kv_heads,
+                      .kv_head = found % p.shape.num_kv_heads,
+                      .split = split_index - first_split,
+                      .splits = 1,
+                      .first_split = first_split,
+                      .first_query = first_query,
+                      .query_count = static_cast<std::int32_t>(count),
+                      .tile = tile};
     }
   }
   auto* const memory = reinterpret_cast<unsigned char*>(attend_memory);
@@ -78,19 +87,14 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_block_threads<Queries, Parameters
     reinterpret_cast<std::uint32_t*>(keys)[i] = 0;
   }
   __syncthreads();
-  std::int64_t const sequence = shared.segment / p.shape.num_kv_heads;
-  std::int64_t const kv_head = shared.segment % p.shape.num_kv_heads;
-  auto const segment = p.cache.view.head(sequence, kv_head);
+  AttendPlace const& place = shared.place;
+  auto const segment = p.cache.view.head(place.sequence, place.kv_head);
   std::int64_t const held = segment.rows();
-  std::int64_t const begin = shared.split * p.kv.split_rows;
+  std::int64_t const begin = place.split * p.kv.split_rows;
   std::int64_t const end = min(held, begin + p.kv.split_rows);
-  std::int64_t const first_query = std::int64_t{tile} * p.kv.tile_rows;
-  auto const query_count = static_cast<std::int32_t>(min(p.kv.tile_rows, p.shape.query_rows() - first_query));
-  std::int64_t const first_position = p.first_positions != nullptr ? p.first_positions[sequence] : 0;
-  std::int64_t const last_position = first_position + (first_query + query_count - 1) / p.shape.group();
-
-  AttendPlace const place{shared.segment,     sequence,    kv_head,     shared.split, p.kv.splits(held),
-                          shared.first_split, first_query, query_count, tile};
+  std::int64_t const first_position = p.first_positions != nullptr ? p.first_positions[place.sequence] : 0;
+  std::int64_t const last_position = first_position + (place.first_query + place.query_count - 1) / p.shape.group();
+  if (thread == 0) shared.place.splits = p.kv.splits(held);  // read after the barriers below
   take_queries<Queries>(p, shared.softmaxes, place, queries);
   auto const channels = static_cast<std::int32_t>(p.shape.output_dim());
   std::int32_t const columns = (channels + width - 1) / width;
@@ -109,7 +113,7 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_block_threads<Queries, Parameters
       if constexpr (has_positions<View>) {
         if (p.first_positions != nullptr) {
           shared.positions[thread] = segment.position(first + thread);
-          seen = is_seen_by_any(segment, shared.positions[thread], first_position + first_query / p.shape.group(),
+          seen = is_seen_by_any(segment, shared.positions[thread], first_position + place.first_query / p.shape.group(),
                                 last_position, p.window);
         }
       }
@@ -125,8 +129,8 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_block_threads<Queries, Parameters
     __syncthreads();
     score_tile<Queries, T>(p, queries, keys, scores);
     __syncthreads();
-    weigh_tile<Queries, max_attend_rows>(p, shared.softmaxes, shared.positions, segment, first_query, first_position,
-                                         rows, p.memory.tile_rows, scores);
+    weigh_tile<Queries, max_attend_rows>(p, shared.softmaxes, shared.positions, segment, place.first_query,
+                                         first_position, rows, p.memory.tile_rows, scores);
     __syncthreads();
     if (group < groups) {
       add_values<T>(p, shared.softmaxes.factor + own_query, column, group, groups, rows, values,

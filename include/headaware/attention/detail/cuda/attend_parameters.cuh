@@ -129,17 +129,6 @@ struct AttendSoftmaxes {
   }
 };
 
-template <int Queries>
-struct AttendShared {
-  std::int64_t segment;
-  std::int64_t split;
-  std::int64_t first_split;  ///< of the segment
-  std::int64_t key_offsets[max_attend_rows];
-  std::int64_t value_offsets[max_attend_rows];
-  std::int64_t positions[max_attend_rows];
-  AttendSoftmaxes<Queries> softmaxes;
-};
-
 /// What a block works on: some query rows of a segment over one of its KV splits.
 struct AttendPlace {
   std::int64_t segment;
@@ -151,6 +140,15 @@ struct AttendPlace {
   std::int64_t first_query;
   std::int32_t query_count;
   std::int32_t tile;
+};
+
+template <int Queries>
+struct AttendShared {
+  AttendPlace place;
+  std::int64_t key_offsets[max_attend_rows];
+  std::int64_t value_offsets[max_attend_rows];
+  std::int64_t positions[max_attend_rows];
+  AttendSoftmaxes<Queries> softmaxes;
 };
 
 /// Dynamic shared memory of a block: the rest of the 48 KiB that are available without asking the driver.

@@ -48,15 +48,15 @@ __device__ void find_work(Parameters const& p, Shared& shared) {
   shared.packed = p.cache.segments[segment];
   std::int64_t const held = shared.rows.rows();
   std::int64_t const count = min(p.kv.tile_rows, p.shape.query_rows() - first_query);
-  shared.place = {segment,
-                  sequence,
-                  kv_head,
-                  block - first_split,
-                  p.kv.splits(held),
-                  first_split,
-                  first_query,
-                  static_cast<std::int32_t>(count),
-                  tile};
+  shared.place = {.segment = segment,
+                  .sequence = sequence,
+                  .kv_head = kv_head,
+                  .split = block - first_split,
+                  .splits = p.kv.splits(held),
+                  .first_split = first_split,
+                  .first_query = first_query,
+                  .query_count = static_cast<std::int32_t>(count),
+                  .tile = tile};
   shared.keys = CodedTensor::of(shared.packed.formats.key, p.shape.head_dim);
   shared.values = CodedTensor::of(shared.packed.formats.value, p.shape.output_dim());
   shared.begin = shared.place.split * p.kv.split_rows;

@@ -1,14 +1,12 @@
 #pragma once
 
-// New tokens of a rolling cache of encoded rows, encoded on the way, and copies of its sequences.
+// New tokens of a cache of encoded rows, encoded on the way.
 
 #include <headaware/cache/detail/cuda/append_kernel.cuh>
 #include <headaware/cache/detail/cuda/pack_kernel.cuh>
-#include <headaware/cache/detail/cuda/rolling_kernels.cuh>
 #include <headaware/cache/pack_plan.hpp>
 #include <headaware/cache/packed_rows.hpp>
-#include <headaware/cache/rolling.hpp>
-#include <headaware/cache/rolling_slots.hpp>
+#include <headaware/cache/page_step.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/vector_access.cuh>
@@ -19,13 +17,13 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// @tparam T  element of the new tokens
-template <class T, class Keys, class Values, class Reg>
+template <class T, class CacheRows, class Keys, class Values, class Reg, bool NeedsHighWater>
 struct PackedAppendParameters : AppendGrid {
   using Element = T;
   using Registry = Reg;
-  static constexpr bool needs_high_water = false;
+  static constexpr bool needs_high_water = NeedsHighWater;
 
-  RollingAppend cache;
+  CacheRows cache;  ///< as `AppendParameters::cache`
   AppendCounters counters;
   Keys keys;
   Values values;
@@ -60,6 +58,20 @@ HEADAWARE_KERNEL void __launch_bounds__(pack_threads) packed_append_kernel(Param
   std::int64_t const segments =
       (heads.first(p.first_layer + p.num_layers) - heads.first(p.first_layer)) * p.counters.num_sequences;
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
+  if constexpr (requires { p.cache.copies; }) {
+    // Nothing that a copy reads is written in the same launch.
+    if (blockIdx.x >= static_cast<unsigned>(p.append_blocks)) {
+      PageCopy const copy = p.cache.copies[blockIdx.x - static_cast<unsigned>(p.append_blocks)];
+      if (copy.layer < p.first_layer || copy.layer >= p.first_layer + p.num_layers) return;
+      constexpr std::int64_t unit_bytes = sizeof(RowUnit);
+      std::int64_t const row_bytes =
+          p.segments[heads.first(copy.layer) * p.counters.num_sequences + copy.kv_head].units * unit_bytes;
+      std::int64_t const page_bytes = p.cache.page_stride * unit_bytes;
+      copy_bytes(reinterpret_cast<char*>(p.kept[copy.layer - p.first_layer]), copy.from * page_bytes,
+                 copy.to * page_bytes, copy.tokens * row_bytes, unit_bytes);
+      return;
+    }
+  }
   if (thread < p.rows_per_block) {
     PackedAppendRow<Registry>& row = rows[thread].get();
     row.words = nullptr;
@@ -93,47 +105,6 @@ HEADAWARE_KERNEL void __launch_bounds__(pack_threads) packed_append_kernel(Param
     if (index == blocks - 1) clear_row_end(formats, p.channels, row.packed.units, row.words);
   }
   advance_counters(p.counters);
-}
-
-template <class Reg>
-struct PackedCopyParameters {
-  using Registry = Reg;
-
-  RollingSlotsView slots;
-  RollingStateView state;
-  PackedSegment<Registry> const* segments;  ///< of all layers
-  std::int32_t num_copies;
-  std::int32_t blocks_per_head;
-  SequenceCopy copies[max_copies];
-  RowUnit* rows[max_layers];
-};
-
-/// Grid: x parts of heads of layers of copies. Each block copies some of the rows that a head holds.
-template <class Parameters>
-HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
-    packed_copy_kernel(Parameters const __grid_constant__ p) {
-  std::int64_t const head_index = blockIdx.x / static_cast<unsigned>(p.blocks_per_head);
-  std::int64_t const part = blockIdx.x % static_cast<unsigned>(p.blocks_per_head);
-  std::int64_t const of_model = head_index % p.slots.num_heads;
-  LayerHeads const heads = p.slots.layer_heads();
-  std::int32_t const layer = heads.layer_of(of_model, 1);
-  std::int64_t const first = heads.first(layer);
-  SequenceCopy const copy = p.copies[head_index / p.slots.num_heads];
-  RollingHead const& head = p.slots.heads[of_model];
-  SlotRuns const runs = head.runs(head.held(p.state.lengths[copy.from], p.state.high_water[copy.from]));
-  auto const packed_of = [&](std::int32_t sequence) -> PackedSegment<typename Parameters::Registry> const& {
-    std::int64_t const in_layer = sequence * heads.count(layer) + (of_model - first);
-    return p.segments[first * p.slots.num_sequences + in_layer];
-  };
-  constexpr std::int64_t unit_bytes = sizeof(RowUnit);
-  std::int64_t const row_bytes = packed_of(copy.from).units * unit_bytes;
-  std::int64_t const from = packed_of(copy.from).shift * unit_bytes;
-  std::int64_t const to = packed_of(copy.to).shift * unit_bytes;
-  for_each_run_part(runs, part, [&](std::int64_t low, std::int64_t count) {
-    copy_bytes(reinterpret_cast<char*>(p.rows[layer]), head.row(copy.from, low) * row_bytes + from,
-               head.row(copy.to, low) * row_bytes + to, count * row_bytes, unit_bytes);
-  });
-  copy_counters(p.state, p.copies, p.num_copies);
 }
 
 }  // namespace detail
