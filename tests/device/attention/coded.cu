@@ -1,5 +1,5 @@
 // Attention over encoded rows on the device, heads of every format side by side in one launch, against plain
-// double-precision loops over the rows decoded one by one, and against the CPU's.
+// double-precision loops over the rows decoded one by one, and against the CPU's over those.
 
 #include "support/device_attention.cuh"
 #include "support/packed_cache.hpp"
@@ -155,7 +155,7 @@ TEST_CASE("device attention over encoded rows: wide rows, and heads of several K
   }
 }
 
-TEST_CASE("device attention over a rolling cache of encoded rows is the CPU's", "[attention]") {
+TEST_CASE("device attention over a rolling cache of encoded rows is the CPU's over the decoded ones", "[attention]") {
   HEADAWARE_REQUIRE_DEVICE();
   std::vector<ha::AnyFormat<>> const all = all_formats();
   auto const heads = static_cast<std::int32_t>(all.size());
@@ -175,10 +175,25 @@ TEST_CASE("device attention over a rolling cache of encoded rows is the CPU's", 
   for (auto const& counts : {std::array{30, 9, 0}, std::array{3, 3, 3}}) {
     std::vector<std::int32_t> const news(counts.begin(), counts.end());
     auto const layout = ha::strided_bshd(3, 30, heads, dim);
-    auto const keys = random_elements<ha::float16>(layout.required_span_size(), ++seed);
-    auto const values = random_elements<ha::float16>(layout.required_span_size(), ++seed);
-    std::vector<ha::LayerKv<ha::float16 const>> const layers{{keys.data(), values.data()}};
+    auto const new_keys = random_elements<ha::float16>(layout.required_span_size(), ++seed);
+    auto const new_values = random_elements<ha::float16>(layout.required_span_size(), ++seed);
+    std::vector<ha::LayerKv<ha::float16 const>> const layers{{new_keys.data(), new_values.data()}};
     ha::append(slots.view(), state, layers, layout, news, cache);
+  }
+  // The same slots with floats.
+  std::vector<float> keys(at(slots.rows_total() * dim));
+  std::vector<float> values(keys.size());
+  for (std::int32_t b = 0; b < 3; ++b) {
+    for (std::int32_t h = 0; h < heads; ++h) {
+      ha::PackedSegment<> const& packed = cache.layer(0)[at(b * heads + h)];
+      for (std::int64_t slot = 0; slot < slots.head(0, h).slots(); ++slot) {
+        std::int64_t const row = slots.head(0, h).row(b, slot);
+        auto const* const words = buffer[at(row * packed.units + packed.shift)].words;
+        packed.formats.key.visit([&](auto const& f) { ha::decode_row(f, words, dim, &keys[at(row * dim)]); });
+        auto const* const after = words + packed.formats.key_words(dim);
+        packed.formats.value.visit([&](auto const& f) { ha::decode_row(f, after, dim, &values[at(row * dim)]); });
+      }
+    }
   }
   DeviceRows const device(planned, buffer);
   DeviceVector<std::byte> const d_heads(std::vector<std::byte>(slots.bytes().begin(), slots.bytes().end()));
@@ -194,8 +209,7 @@ TEST_CASE("device attention over a rolling cache of encoded rows is the CPU's", 
       return ha::RollingView::of_chunk(of, 0, lengths, tokens);
     };
     ha::attend(held.shape, ha::AttentionQueries{held.queries.data(), held.query_layout()},
-               ha::PackedCache<ha::DefaultFormats, ha::RollingView>{cache.layers[0], cache.layer(0).data(),
-                                                                    view(slots.view(), state.lengths().data())},
+               ha::KeptCache{keys.data(), values.data(), view(slots.view(), state.lengths().data())},
                ha::AttentionOutput{expected.data(), held.output_layout()}, options);
     auto const output = attend_on_device<float>(
         held, device.layer(0, view(slots.view_at(d_heads.data()), d_lengths.data())), slots.rows_total());

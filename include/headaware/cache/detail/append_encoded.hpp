@@ -48,7 +48,8 @@ void append_encoded(AppendShape const& shape, Cache const& cache, std::span<Laye
                  auto const held =
                      cache.rows(segment.layer, segment.sequence, segment.kv_head, length + counts[b], high_water[b]);
                  PackedSegment<Registry> const& packed = segments[static_cast<std::size_t>(segment.index)];
-                 RowEncoder const encoder(layer_source(source, i), LayerKv<T const>{tokens[i].keys, tokens[i].values},
+                 auto const& of_layer = layer_source(source, i);
+                 RowEncoder const encoder(of_layer, LayerKv<T const>{tokens[i].keys, tokens[i].values},
                                           channels.of(layer), segment.sequence, segment.kv_head, buffers);
                  for (std::int64_t row = held.tokens.kept_before(length), n = held.rows(); row < n; ++row) {
                    encoder.encode(packed, held.position(row) - length,

@@ -88,8 +88,8 @@ class RowEncoder {
     }
   }
 
-  Source const& source_;
-  LayerKv<T> const& layer_;
+  Source const& source_;  ///< borrowed
+  LayerKv<T> layer_;
   RowChannels channels_;
   std::int64_t sequence_;
   std::int64_t kv_head_;
