@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -29,6 +30,22 @@ struct PlacedView {
     std::int64_t const s = sequence * num_kv_heads + kv_head;
     return {firsts[s], lengths[s]};
   }
+};
+
+/// A format of a user's own: numbers as they are, in blocks that are no power of two.
+struct SixFloats {
+  static constexpr std::string_view name = "six_floats";
+  static constexpr std::int32_t group = 6;
+  static constexpr std::int32_t block_words = 6;
+  static constexpr bool rotated = false;
+
+  HEADAWARE_HOST_DEVICE void encode(float const* x, std::uint32_t* words) const {
+    for (int i = 0; i < group; ++i) words[i] = ha::detail::bits_as<std::uint32_t>(x[i]);
+  }
+  HEADAWARE_HOST_DEVICE void decode(std::uint32_t const* words, float* x) const {
+    for (int i = 0; i < group; ++i) x[i] = ha::detail::bits_as<float>(words[i]);
+  }
+  friend constexpr bool operator==(SixFloats const&, SixFloats const&) = default;
 };
 
 /// A packed cache on the device.
@@ -220,6 +237,41 @@ TEST_CASE("device attention over a rolling cache of encoded rows is the CPU's ov
     }
     CHECK(worst < 3e-6F);
   }
+}
+
+TEST_CASE("device attention over rows in a format of the caller's own", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  using Formats = ha::FormatRegistry<SixFloats, ha::Packed<5>>;
+  constexpr std::int64_t keys = 20;
+  constexpr std::int64_t values = 33;
+  HeldProblem<float> held({1, 4, 2, 1, keys, values}, {70, 40}, 71);
+  std::vector<ha::RowUnit> rows;
+  std::vector<ha::PackedSegment<Formats>> segments;
+  std::vector<std::int32_t> const offsets{0, 70, 110};
+  for (std::size_t s = 0; s < 2; ++s) {
+    ha::BasicHeadFormats<Formats> of;
+    (s == 0 ? of.value : of.key) = ha::Packed<5>{};
+    auto const units = static_cast<std::int32_t>(of.row_units(keys, values));
+    segments.push_back({of, units, std::ssize(rows) - std::int64_t{offsets[s]} * units});
+    for (std::int64_t i = 0; i < held.rows(s); ++i) {
+      rows.resize(rows.size() + at(units));
+      std::uint32_t* const words = rows[rows.size() - at(units)].words;
+      auto const code = [&](ha::AnyFormat<Formats> const& any, float* row, std::int64_t channels, std::uint32_t* to) {
+        any.visit([&](auto const& format) {
+          ha::encode_row(format, row, channels, to);
+          ha::decode_row(format, to, channels, row);
+        });
+      };
+      code(of.key, &held.segments[s].keys[at(i * keys)], keys, words);
+      code(of.value, &held.segments[s].values[at(i * values)], values, words + of.key_words(keys));
+    }
+  }
+  DeviceVector<ha::RowUnit> const d_rows(rows);
+  DeviceVector<ha::PackedSegment<Formats>> const d_segments(segments);
+  DeviceVector<std::int32_t> const d_offsets(offsets);
+  ha::PackedCache<Formats, ha::RaggedView<std::int32_t>> const cache{
+      d_rows.data(), d_segments.data(), {d_offsets.data(), 2}};
+  check_coded<float>(held, cache, naive_attention(held));
 }
 
 TEST_CASE("device attention over encoded rows refuses what the CPU's does, and sums too wide", "[attention]") {

@@ -101,8 +101,9 @@ struct StayInPlace {
 /// @param to      where that begins
 /// @param turn    (group, data, at, first channel, x) changes the block before it is encoded
 template <class Registry, class T, class At, class Turn>
-__device__ void encode_block(AnyFormat<Registry> const& any, T const* data, At const& at, bool adjacent,
-                             std::int64_t channels, std::int32_t number, std::uint32_t* to, Turn const& turn) {
+__device__ __forceinline__ void encode_block(AnyFormat<Registry> const& any, T const* data, At const& at, bool adjacent,
+                                             std::int64_t channels, std::int32_t number, std::uint32_t* to,
+                                             Turn const& turn) {
   any.visit([&]<class Format>(Format const& format) {
     std::int64_t const first = std::int64_t{number} * Format::group;
     float x[Format::group];
