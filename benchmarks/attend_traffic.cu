@@ -1,8 +1,8 @@
 // One decoding step's attention over one layer, for counting what it asks of memory: run it under the CUDA emulator
 // with CUDA_EMU_REPORT=FILE (tests/device_code/attend_traffic.cmake does and checks the counts), or under a profiler
 // on a device. The argument chooses the case: ragged, paged (16 rows a page, in a scattered order), rolling (4 sinks,
-// and a ring that has wrapped and has some slack) or latent (rows of 576 channels, of which 512 are the value, in
-// pages), and the number of query heads per KV head.
+// and a ring that has wrapped and has some slack), latent (rows of 576 channels, of which 512 are the value, in pages)
+// or coded (ragged, each head in formats of its own), and the number of query heads per KV head.
 //
 // Two sequences × 8 KV heads × 128 channels of 2 bytes: every eighth head holds 4,096 rows, the others 512. The latent:
 // 16 sequences of as many rows.
@@ -11,7 +11,9 @@
 
 #include <headaware/attention/attend.cuh>
 #include <headaware/attention/rolling_view.hpp>
+#include <headaware/cache/packed_rows.hpp>
 #include <headaware/cache/rolling_slots.hpp>
+#include <headaware/format/table.hpp>
 #include <headaware/layout/strided.hpp>
 #include <headaware/policy/sink_window.hpp>
 #include <headaware/policy/table.hpp>
@@ -23,6 +25,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <vector>
 
 namespace ha = headaware;
@@ -66,6 +69,47 @@ void attend(std::int32_t group, std::int64_t rows, View const& view, std::int64_
          });
 }
 
+/// The same over encoded rows: keys of 3 to 8 bits, and every fourth head of 16. @return bytes held
+std::int64_t attend_coded(std::int32_t group, std::vector<std::int32_t> const& offsets) {
+  using Packed6 = ha::Packed<6>;
+  using Packed5 = ha::Packed<5>;
+  using Packed4 = ha::Packed<4>;
+  using Packed3 = ha::Packed<3>;
+  ha::HeadFormats const formats[] = {
+      {Packed5{}, Packed4{}},         {ha::Int8{}, Packed4{}}, {Packed4{}, Packed3{}},        {ha::Fp16{}, ha::Bf16{}},
+      {ha::LlamaQ8{}, ha::LlamaQ4{}}, {Packed6{}, Packed6{}},  {ha::Fp8E4M3{}, ha::Fp8E5M2{}}};
+  std::vector<ha::PackedSegment<>> segments;
+  std::int64_t units = 0;
+  for (std::size_t s = 0; s + 1 < offsets.size(); ++s) {
+    ha::HeadFormats const& of = formats[s % std::size(formats)];
+    auto const width = static_cast<std::int32_t>(of.row_units(head_dim, head_dim));
+    segments.push_back({of, width, units - std::int64_t{offsets[s]} * width});
+    units += std::int64_t{offsets[s + 1] - offsets[s]} * width;
+  }
+  ha::AttentionShape const shape{sequences, num_kv_heads * group, num_kv_heads, 1, head_dim};
+  auto const layout = ha::strided_bhsd(sequences, shape.num_query_heads, 1, head_dim);
+  auto const elements = static_cast<std::size_t>(layout.required_span_size());
+  bench::DeviceArray<ha::RowUnit> const rows(static_cast<std::size_t>(units));
+  bench::DeviceArray<ha::PackedSegment<>> const d_segments(segments);
+  bench::DeviceArray<std::int32_t> const d_offsets(offsets);
+  bench::DeviceArray<__half> const queries(elements);
+  bench::DeviceArray<__half> const output(elements);
+  BENCH_CHECK(cudaMemset(rows.data(), 0x34, rows.size() * sizeof(ha::RowUnit)));
+  BENCH_CHECK(cudaMemset(queries.data(), 0x34, elements * sizeof(__half)));
+  ha::PackedCache<ha::DefaultFormats, ha::RaggedView<std::int32_t>> const cache{
+      rows.data(), d_segments.data(), {d_offsets.data(), num_kv_heads}};
+  std::size_t temp_bytes = 0;
+  auto const step = [&](void* temp) {
+    BENCH_CHECK(ha::device::attend(temp, temp_bytes, shape, ha::AttentionQueries{queries.data(), layout}, cache,
+                                   ha::AttentionOutput{output.data(), layout}, {offsets.back()}, {}, nullptr));
+  };
+  step(nullptr);
+  bench::DeviceArray<std::byte> const temp(temp_bytes);
+  step(temp.data());
+  BENCH_CHECK(cudaDeviceSynchronize());
+  return units * std::int64_t{sizeof(ha::RowUnit)};
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -89,6 +133,10 @@ int main(int argc, char** argv) {
   }
   std::int64_t const rows = offsets.back();
   std::int64_t row_bytes = head_dim * 2 * 2;
+  if (argc > 1 && std::strcmp(argv[1], "coded") == 0) {
+    std::printf("held_bytes %lld\n", static_cast<long long>(attend_coded(group, offsets)));
+    return 0;
+  }
   if (paged || latent) {
     std::vector<std::int32_t> indices(static_cast<std::size_t>(indptr.back()));
     // 613 is prime and no divisor of the number of pages.

@@ -6,15 +6,14 @@
 
 #include <headaware/attention/attend.hpp>
 #include <headaware/attention/attention.hpp>
-#include <headaware/attention/detail/cuda/attend_kernel.cuh>
+#include <headaware/attention/attention_bounds.hpp>
+#include <headaware/attention/detail/cuda/attend_launch.cuh>
 #include <headaware/attention/detail/cuda/attend_parameters.cuh>
-#include <headaware/attention/detail/cuda/attend_split_kernel.cuh>
-#include <headaware/attention/detail/kv_split.hpp>
+#include <headaware/attention/detail/cuda/coded_launch.cuh>
 #include <headaware/attention/merge.hpp>
 #include <headaware/detail/cuda/element.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/launch.cuh>
-#include <headaware/detail/cuda/temp_storage.cuh>
 #include <headaware/error.hpp>
 
 #include <cuda_runtime_api.h>
@@ -26,99 +25,7 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief Bounds, known to the host, of lengths that only the device reads.
-struct AttentionBounds {
-  std::int64_t max_rows = 0;         ///< the most rows of all segments together; decides grid and storage
-  std::int32_t* d_status = nullptr;  ///< out, optional: device, one: 0, or 1 if more is held; then nothing is written
-};
-
 namespace detail {
-
-/// Whether rows allow 16-byte loads.
-template <class T, class View>
-bool wide_rows(T const* data, View const& view, std::int64_t channels) {
-  constexpr std::int64_t width = 16 / static_cast<std::int64_t>(sizeof(T));
-  return channels % width == 0 && row_run(view, channels) % width == 0 &&
-         reinterpret_cast<std::uintptr_t>(data) % 16 == 0;
-}
-
-/// Lays out a kernel's shared memory. One over wide rows takes what the driver gives when asked: of two blocks on a
-/// multiprocessor where their tiles are not too small then.
-template <int Queries, class Parameters>
-AttendMemory attend_memory(AttentionShape const& shape, char const* where) {
-  using T = typename Parameters::Element;
-  constexpr int width = Parameters::width;
-  if constexpr (width == narrow_width) {
-    constexpr std::int32_t limit = attend_dynamic_bytes<Queries, Parameters>;
-    return AttendMemory::of<T>(shape.head_dim, shape.output_dim(), Queries, width, limit, limit, max_attend_rows);
-  }
-  auto const kernel = attend_kernel<Queries, Parameters>;
-  int device = 0;
-  int limit = 0;
-  int both = 0;
-  cudaFuncAttributes attributes{};
-  require_cuda(cudaGetDevice(&device), "the current device", where);
-  require_cuda(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "the device", where);
-  require_cuda(cudaDeviceGetAttribute(&both, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device), "the device", where);
-  require_cuda(cudaFuncGetAttributes(&attributes, kernel), "the kernel", where);
-  auto const fixed = static_cast<std::int32_t>(attributes.sharedSizeBytes);
-  constexpr std::int32_t reserved = 1024;  // by CUDA, per block
-  constexpr std::int32_t few_rows = Parameters::latent ? warp_threads : min_attend_rows;
-  auto const memory = AttendMemory::of<T>(shape.head_dim, Parameters::latent ? 0 : shape.output_dim(), Queries, width,
-                                          limit - fixed, both / 2 - fixed - reserved, few_rows);
-  if (attributes.maxDynamicSharedSizeBytes < memory.bytes) {
-    require_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, memory.bytes),
-                 "shared memory", where);
-  }
-  return memory;
-}
-
-template <int Queries, int Width, class Q, class QLayout, class Cache, class O, class OLayout>
-void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
-                   AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
-                   AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
-                   AttentionOptions const& options, cudaStream_t stream) {
-  constexpr auto where = "attend";
-  using Parameters = AttendParameters<Q, QLayout, Cache, O, OLayout, Width>;
-  using View = typename Parameters::View;
-  constexpr bool latent = Parameters::latent;
-  KvSplit kv = KvSplit::of(shape, Queries, attend_split_rows(Queries));
-  kv.tile_rows = Queries;
-  if (latent) kv.split_rows = std::min(kv.split_rows, max_latent_split_rows);
-  std::int64_t const segments = shape.segments();
-  std::int64_t const splits = bounds.max_rows / kv.split_rows + segments;
-  require(kv.tiles <= 65535, "tiles of query rows", "at most 65,535", kv.tiles, where);
-  std::int64_t const blocks = latent ? splits * kv.tiles : splits;
-  require(blocks <= max_blocks, "KV splits", max_blocks_text, blocks, where);
-  std::int64_t const parts = splits * kv.tiles * Queries;
-  AttendArrays arrays;
-  bool const placed = place_buffers(
-      d_temp, temp_bytes, where, TempBuffer{arrays.parts, parts}, TempBuffer{arrays.sums, parts * shape.output_dim()},
-      TempBuffer{arrays.split_offsets, segments + 1}, TempBuffer{arrays.tickets, segments * kv.tiles});
-  if (!placed) return;
-
-  AttendMemory const memory = attend_memory<Queries, Parameters>(shape, where);
-  bool wide_values = false;
-  if constexpr (!latent) wide_values = wide_rows(cache.values, cache.view, shape.output_dim());
-  AttendSplitParameters<View> const split{cache.view, shape, kv, arrays, bounds.max_rows, bounds.d_status};
-  launch(where, attend_split_kernel<View>, 1, attend_split_threads, 0, stream, split);
-  Parameters const parameters{shape,
-                              queries,
-                              cache,
-                              output,
-                              options.first_positions,
-                              attention_window(options),
-                              options.sinks,
-                              logit_map(shape, options),
-                              kv,
-                              arrays,
-                              memory,
-                              wide_rows(cache.keys, cache.view, shape.head_dim),
-                              wide_values};
-  dim3 const grid(static_cast<unsigned>(blocks), latent ? 1U : static_cast<unsigned>(kv.tiles));
-  launch(where, attend_kernel<Queries, Parameters>, grid, attend_block_threads<Queries, Parameters>, memory.bytes,
-         stream, parameters);
-}
 
 template <class A, class ALayout, class B, class BLayout>
 HEADAWARE_KERNEL void merge_kernel(AttentionShape const __grid_constant__ shape,
@@ -142,21 +49,25 @@ namespace device {
 /// tables name existing rows is a precondition: `validate_tables` checks copies of them.
 /// @tparam Q, T, O  float, `__half` or `__nv_bfloat16`, or `float16` and `bfloat16`
 /// @param[in]     d_temp      device, of any alignment; nullptr: size query
-/// @param[in,out] temp_bytes  bytes; depends on `shape`, `bounds.max_rows` and whether the cache is a latent's alone
+/// @param[in,out] temp_bytes  bytes; depends on `shape`, `bounds.max_rows` and the type of the cache alone
 /// @param[in]     queries     [sequences, num_query_heads, query_tokens, head_dim], by the layout
-/// @param[in]     cache       `KeptCache` or `LatentCache`, rows where the view says; pointers may be null where
-///                            `bounds.max_rows` is 0
+/// @param[in]     cache       `KeptCache`, `LatentCache` or `PackedCache`, rows where the view says; pointers may be
+/// null
+///                            where `bounds.max_rows` is 0, but for `PackedCache::segments`
 /// @param[out]    output      [sequences, num_query_heads, query_tokens, value_dim], by the layout, and log-sum-exp;
 ///                            must overlap no input
 /// @param[in]     bounds      the most rows of all heads of all sequences together
 /// @param[in]     stream      enqueued here, not synchronised
 /// @return cudaErrorInvalidValue on what the CPU's `attend` refuses, more than 512 channels (of a latent's row: more
-///         than 4,096), rows that shared memory has no room for, or too little storage; launch errors
+///         than 4,096; of encoded rows also to whole blocks of a rotated format), rows that shared memory has no room
+///         for, or too little storage; launch errors
 /// @note   Deterministic; graph-capturable, and a replay reads the lengths of its time. One `d_temp` serves one call at
 ///         a time.
 /// @par Cost  Two launches. Each row held is loaded once for up to 16 query rows of its group: for decoding, once
 ///            (more query rows: once per 16, from the L2 cache where it holds them; a latent's once per 32, by blocks
-///            that run side by side). Long prefill chunks are better served by kernels on tensor cores.
+///            that run side by side). Encoded rows are loaded as they are, 16 bytes at a time, and decoded in
+///            registers: formats of heads may differ in one launch. Long prefill chunks are better served by kernels on
+///            tensor cores.
 template <class Q, class QLayout, AttentionCache Cache, class O, class OLayout>
 cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
                    AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
@@ -164,9 +75,10 @@ cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
                    AttentionOptions const& options, cudaStream_t stream) noexcept {
   using T = typename detail::CacheTypes<Cache>::Element;
   constexpr bool latent = detail::is_latent<Cache>;
+  constexpr bool coded = detail::is_packed<Cache>;
   static_assert(detail::holds_floats<typename detail::ElementOf<Q>::type> &&
-                    detail::holds_floats<typename detail::ElementOf<T>::type> &&
-                    detail::holds_floats<typename detail::ElementOf<O>::type>,
+                    (coded || detail::holds_floats<typename detail::ElementOf<T>::type>)&&detail::holds_floats<
+                        typename detail::ElementOf<O>::type>,
                 "headaware: queries, keys, values and output of attention are float, float16 or bfloat16");
   return detail::guarded([&] {
     if (d_temp == nullptr) {
@@ -186,34 +98,12 @@ cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
       return;
     }
     AttentionQueries const q{detail::element_pointer(queries.data), queries.layout};
-    auto const kv = [&] {
-      auto const* const keys = detail::element_pointer(cache.keys);
-      if constexpr (latent) {
-        return LatentCache{keys, cache.view};
-      } else {
-        return KeptCache{keys, detail::element_pointer(cache.values), cache.view};
-      }
-    }();
     AttentionOutput const out{detail::element_pointer(output.data), output.layout, output.lse};
-    auto const launch = [&]<int Queries, int Width>() {
-      detail::launch_attend<Queries, Width>(d_temp, temp_bytes, shape, q, kv, out, bounds, options, stream);
-    };
-    constexpr int narrow = detail::narrow_width;
-    constexpr int wide = detail::wide_width;
-    std::int64_t const rows = shape.query_rows();
-    if constexpr (!latent) {
-      if (std::max(shape.head_dim, shape.output_dim()) <= detail::max_narrow_channels) {
-        if (rows <= 1) return launch.template operator()<1, narrow>();
-        if (rows <= 4) return launch.template operator()<4, narrow>();
-        if (rows <= 8) return launch.template operator()<8, narrow>();
-        return launch.template operator()<16, narrow>();
-      }
+    if constexpr (coded) {
+      detail::attend_coded(d_temp, temp_bytes, shape, q, cache, out, bounds, options, stream);
+    } else {
+      detail::attend_elements(d_temp, temp_bytes, shape, q, detail::element_cache(cache), out, bounds, options, stream);
     }
-    if (rows <= 8) return launch.template operator()<8, wide>();
-    if constexpr (latent) {
-      if (rows > 16) return launch.template operator()<32, wide>();
-    }
-    return launch.template operator()<16, wide>();
   });
 }
 

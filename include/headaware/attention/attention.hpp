@@ -87,7 +87,7 @@ struct LatentCache {
 template <class T, class View>
 LatentCache(T*, View) -> LatentCache<std::remove_const_t<T>, View>;
 
-/// @brief One layer's kept rows, encoded in formats of their heads' own (`PackedDestination`).
+/// @brief One layer's kept rows, encoded in formats of their heads' own (`PackedDestination`, `PackedPages`).
 ///
 /// Scores and sums are made of the encoded numbers; where a format is rotated, the query is rotated, too, and the sums
 /// are turned back, inside `attend`.
@@ -95,9 +95,10 @@ LatentCache(T*, View) -> LatentCache<std::remove_const_t<T>, View>;
 template <class Registry, class View>
 struct PackedCache {
   static_assert(check_kept_view<View>());
-  RowUnit const* rows = nullptr;                      ///< the layer's buffer
-  PackedSegment<Registry> const* segments = nullptr;  ///< [sequences, num_kv_heads]: `PackedDestination::layer`
-  View view;                                          ///< of rows, as if all were alike
+  RowUnit const* rows = nullptr;  ///< the layer's buffer, or the pool
+  /// [sequences, num_kv_heads]: `PackedDestination::layer`, `PackedPages::layer`
+  PackedSegment<Registry> const* segments = nullptr;
+  View view;  ///< of rows, as if all were alike
 };
 
 namespace detail {

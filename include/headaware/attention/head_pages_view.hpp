@@ -29,7 +29,8 @@ class HeadPagesView {
   /// @param pages        `PagedHeads::view()` or `view_at`, where the back end runs; borrowed
   /// @param lengths      [num_sequences], tokens seen: `PagedHeads::state().lengths()` or a copy of it where the back
   ///                     end runs; borrowed
-  /// @param page_stride  elements, of keys and values alike, as `PageStorage::page_stride`
+  /// @param page_stride  elements, of keys and values alike, as `PageStorage::page_stride`; of encoded rows
+  ///                     `PackedPages::page_units`
   /// @throws ArgumentError if there is no such layer, or on a negative stride, or none where page sizes differ
   HeadPagesView(PagedHeadsView const& pages, std::int32_t layer, std::int32_t const* lengths,
                 std::int64_t page_stride = 0)

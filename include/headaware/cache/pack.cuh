@@ -33,7 +33,7 @@ namespace device {
 /// @param d_plan      device, a copy of `plan.bytes()`, 16-byte aligned: read when the kernel runs
 /// @param layers      [num_layers] `LayerKv`, device pointers, at most 256 layers
 /// @param source      how the keys and values of every layer lie: one layout, or `KvLayouts`
-/// @param kept        with buffers on the device
+/// @param kept        with buffers on the device; of a rolling cache made with `RollingSlots::view_at`
 /// @param rotation    `KeyRotation`, or `{}` to keep positions
 /// @param stream      enqueued here, not synchronised
 /// @pre    tables of the source, positions and keep-lists are right, which the host cannot see
@@ -41,8 +41,7 @@ namespace device {
 ///         layers; launch errors
 /// @note   Deterministic; graph-capturable. One launch; none where nothing is kept
 /// @par Cost  Each kept row is read once, in 16-byte accesses where its channels lie side by side and aligned to it,
-/// and
-///            written once
+///            and written once
 template <class Table, LayerRange Layers, class Source, class Form, class Registry, class Rotation = KeepPositions>
 cudaError_t compress(DeviceCompaction<Table> const& compaction, PackPlan<Registry> const& plan, void const* d_plan,
                      Layers const& layers, Source const& source, PackedDestination<Form, Registry> const& kept,
@@ -68,7 +67,7 @@ cudaError_t compress(DeviceCompaction<Table> const& compaction, PackPlan<Registr
     auto const values = detail::values_of(source);
     RowChannels const channels = kept.channels.common();
     using Parameters = detail::PackParameters<T, Table, std::remove_const_t<decltype(keys)>,
-                                              std::remove_const_t<decltype(values)>, Rotation, Registry>;
+                                              std::remove_const_t<decltype(values)>, Rotation, Registry, Form>;
     Parameters parameters{compaction.table,
                           keys,
                           values,
@@ -79,6 +78,7 @@ cudaError_t compress(DeviceCompaction<Table> const& compaction, PackPlan<Registr
                           channels,
                           detail::rows_contiguous(keys, channels.head_dim),
                           detail::rows_contiguous(values, channels.value_dim),
+                          kept.form,
                           {},
                           {},
                           {}};

@@ -65,7 +65,8 @@ Transfer<T, Source, Form, Rotation> check_packing(CacheBounds const& bounds, Lay
 /// @param compaction  made for these lengths
 /// @param layers      [num_layers] `LayerKv`, host pointers; float, float16 or bfloat16
 /// @param source      how each layer's keys and values lie
-/// @param kept        made by `packed_ragged`, `packed_padded` or `packed_grouped` for the compaction, with buffers
+/// @param kept        made by `packed_ragged`, `packed_padded` or `packed_grouped` for the compaction, or by
+///                    `packed_rolling` for its policies, with buffers
 /// @param rotation    `KeyRotation`, or nothing to keep positions. Keys turn in single precision before they are
 /// encoded
 /// @throws ArgumentError before anything is written, as `compress` into rows that are not encoded

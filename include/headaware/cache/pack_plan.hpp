@@ -2,6 +2,7 @@
 
 // What packing does, segment by segment, as a device reads it.
 
+#include <headaware/cache/adjacent_rows.hpp>
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/packed_rows.hpp>
 #include <headaware/config.hpp>
@@ -12,6 +13,7 @@
 #include <cstdint>
 #include <span>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -19,19 +21,25 @@ namespace detail {
 
 /// Blocks of a row of `channels` channels.
 template <class Registry>
-std::int32_t blocks_of(AnyFormat<Registry> const& any, std::int64_t channels) {
+HEADAWARE_HOST_DEVICE std::int32_t blocks_of(AnyFormat<Registry> const& any, std::int64_t channels) {
   return any.visit([&](auto const& format) {
     using Format = std::remove_cvref_t<decltype(format)>;
     return static_cast<std::int32_t>((channels + Format::group - 1) / Format::group);
   });
 }
 
+/// Whether a form's segments are side by side each; of other forms the device asks where a row is.
+template <class Form>
+inline constexpr bool has_adjacent_rows =
+    std::is_same_v<decltype(std::declval<Form const&>().rows(std::declval<Segment const&>(), LayerCapacity{})),
+                   AdjacentRows>;
+
 /// One segment: its rows are whole numbers of blocks, keys' before values', and each block is one thread's.
 template <class Registry>
 struct PackSegment {
   BasicHeadFormats<Registry> formats{};
   std::int64_t first_block = 0;  ///< blocks of all segments before
-  std::int64_t first_unit = 0;   ///< of row 0 in the layer's buffer
+  std::int64_t first_unit = 0;   ///< of row 0 in the layer's buffer; of forms of other rows: `PackedSegment::shift`
   std::int64_t length = 0;
   std::int32_t kept = 0;
   std::int32_t units = 0;
@@ -62,11 +70,14 @@ class PackPlan {
       auto const layer = static_cast<std::size_t>(segment.layer);
       RowChannels const channels = kept.channels.of(layer);
       PackedSegment<Registry> const& packed = kept.segments[static_cast<std::size_t>(s)];
-      auto const rows = kept.form.rows(segment, kept.capacities[layer]);
+      std::int64_t first_unit = packed.shift;
+      if constexpr (detail::has_adjacent_rows<Form>) {
+        first_unit += kept.form.rows(segment, kept.capacities[layer]).offset(0, packed.units);
+      }
       detail::PackSegment<Registry> const part{
           .formats = packed.formats,
           .first_block = num_blocks_,
-          .first_unit = rows.offset(0, packed.units) + packed.shift,
+          .first_unit = first_unit,
           .length = segment.length,
           .kept = static_cast<std::int32_t>(segment.kept),
           .units = packed.units,

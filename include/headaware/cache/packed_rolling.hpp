@@ -4,17 +4,15 @@
 /// A rolling cache of encoded rows, on the CPU: prompts are compressed into it, new tokens appended and encoded on the
 /// way, sequences copied.
 
+#include <headaware/cache/detail/append_encoded.hpp>
 #include <headaware/cache/detail/append_rows.hpp>
-#include <headaware/cache/detail/encode_rows.hpp>
 #include <headaware/cache/layer_kv.hpp>
 #include <headaware/cache/packed_rows.hpp>
 #include <headaware/cache/rolling.hpp>
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/cache/rolling_state.hpp>
 #include <headaware/config.hpp>
-#include <headaware/detail/parallel_for.hpp>
 #include <headaware/error.hpp>
-#include <headaware/layout/per_layer.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -108,29 +106,10 @@ void append(RollingSlotsView const& slots, RollingState& state, Tokens const& to
   detail::check_append(shape, layers, source, detail::packed_buffers<T>(cache, options.first_layer));
   detail::check_append_tables(source, shape, detail::packed_buffers<T>(cache, options.first_layer), layers.size(),
                               counts);
-  std::int64_t const first = shape.heads.first(shape.first_layer);
-  std::int64_t const end = shape.heads.first(shape.first_layer + static_cast<std::int64_t>(layers.size()));
-  constexpr std::int64_t many_rows = 64;
-  detail::parallel_for(
-      (end - first) * shape.num_sequences, 1, most * (end - first) > many_rows, [] { return detail::PackBuffers{}; },
-      [&](detail::PackBuffers& buffers, std::int64_t h) {
-        Segment const segment = detail::segment_at(first * shape.num_sequences + h, shape.num_sequences, shape.heads);
-        auto const b = static_cast<std::size_t>(segment.sequence);
-        if (counts[b] == 0) return;
-        auto const layer = static_cast<std::size_t>(segment.layer);
-        std::size_t const i = layer - static_cast<std::size_t>(shape.first_layer);
-        std::int64_t const length = state.lengths()[b];
-        auto const rows =
-            detail::RollingAppend{slots}.rows(segment.layer, segment.sequence, segment.kv_head, length + counts[b], 0);
-        PackedSegment<Registry> const& packed = cache.segments[static_cast<std::size_t>(segment.index)];
-        auto const& of_layer = detail::layer_source(source, i);
-        detail::RowEncoder const encoder(of_layer, LayerKv<T const>{layers[i].keys, layers[i].values},
-                                         cache.channels.of(layer), segment.sequence, segment.kv_head, buffers);
-        for (std::int64_t row = rows.tokens.kept_before(length), n = rows.rows(); row < n; ++row) {
-          encoder.encode(packed, rows.position(row) - length,
-                         cache.layers[layer] + rows.offset(row, packed.units) + packed.shift, [](float*) {});
-        }
-      });
+  detail::append_encoded(
+      shape, detail::RollingAppend{slots}, layers, source, cache.channels,
+      std::span<PackedSegment<Registry> const>(cache.segments), [&](std::size_t layer) { return cache.layers[layer]; },
+      state.lengths(), state.high_water(), counts);
   if (options.advance) state.advance(slots, counts);
 }
 

@@ -5,6 +5,7 @@
 
 #include <headaware/cache/paged_head.hpp>
 #include <headaware/config.hpp>
+#include <headaware/error.hpp>
 #include <headaware/policy/window_rule.hpp>
 
 #include <algorithm>
@@ -88,6 +89,8 @@ inline void add_page_indices(PagedHeadsView const& view, PagedHead const& head, 
 /// Makes one layer's tables for FlashInfer. @param lengths  [num_sequences]
 [[nodiscard]] inline HeadPageIndices page_indices(PagedHeadsView const& view, std::span<std::int32_t const> lengths,
                                                   std::int32_t layer, PagePart part) {
+  require(view.page_sizes.heads_alike(), "page sizes", "one for all heads of a layer, as engines' tables have it",
+          "sizes of heads", "PagedHeads");
   HeadPageIndices result;
   result.page_size = static_cast<std::int32_t>(view.page_sizes.of(layer));
   result.indptr.push_back(0);

@@ -40,13 +40,21 @@ class PageSizes {
   }
   /// Of every layer; 0 where they differ.
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t common() const { return common_; }
-  /// Whether every layer has `common()`.
-  [[nodiscard]] bool alike() const { return layers_.empty(); }
+  /// Whether every head of every layer has `common()`.
+  [[nodiscard]] bool alike() const { return layers_.empty() && heads_alike_; }
+  /// Whether the heads of each layer have its number; otherwise that is the most of any.
+  [[nodiscard]] bool heads_alike() const { return heads_alike_; }
+  /// The same numbers as the most of layers whose heads may differ.
+  [[nodiscard]] PageSizes of_heads() const {
+    PageSizes result = *this;
+    result.heads_alike_ = false;
+    return result;
+  }
   /// @throws ArgumentError on numbers that are not positive, or of another number of layers
   void check(std::int32_t num_layers, char const* where) const {
     require(num_layers_ == 0 || num_layers_ == num_layers, "page sizes", {num_layers, ", one per layer"}, num_layers_,
             where);
-    require(common_ > 0 || !alike(), "page size", "> 0", common_, where);
+    require(common_ > 0 || !layers_.empty(), "page size", "> 0", common_, where);
     for (std::size_t l = 0; l < layers_.size(); ++l) {
       require(layers_[l] > 0, "page size", "> 0", layers_[l], {where, ", layer ", l});
     }
@@ -56,6 +64,7 @@ class PageSizes {
   std::span<std::int32_t const> layers_;  ///< empty where all are alike
   std::int64_t num_layers_ = 0;           ///< that these are of; 0: any number
   std::int64_t common_ = 0;
+  bool heads_alike_ = true;
 };
 
 /// @brief Bytes of a page, keys and values together, in a pool that all layers share. Where layers differ, pages of

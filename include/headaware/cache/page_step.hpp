@@ -19,6 +19,7 @@ struct PageCopy {
   std::int32_t from = 0;
   std::int32_t to = 0;
   std::int32_t tokens = 0;
+  std::int32_t kv_head = 0;
 };
 
 /// @brief Step prepared by `PagedHeads::append`, to be written by `headaware::append`. Stale after any later change of

@@ -41,6 +41,31 @@ struct DevicePagedAppend : PagedAppend {
   }
 };
 
+/// Checks what can be checked of a step that lies in device memory.
+inline void check_step(PagedHeadsView const& pages, DevicePageStep const& step) {
+  constexpr auto where = "append";
+  require(step.max_count >= 0, "max_count", ">= 0", step.max_count, where);
+  require(step.num_copies >= 0 && (step.num_copies == 0 || step.d_copies != nullptr), "copies", "as many as counted",
+          step.num_copies, where);
+  if (step.generation != generation_not_known) check_generation(pages, step.generation);
+  bool const missing = step.d_lengths == nullptr || step.d_high_water == nullptr || step.d_counts == nullptr ||
+                       pages.heads == nullptr || pages.table == nullptr;
+  require(pages.num_sequences == 0 || !missing, "tables", "pointers", "nullptr", where);
+}
+
+/// The counters that an append into pages reads; the host advances them.
+inline AppendCounters counters_of(PagedHeadsView const& pages, DevicePageStep const& step) {
+  AppendCounters counters;
+  counters.lengths = step.d_lengths;
+  counters.high_water = step.d_high_water;
+  counters.counts = step.d_counts;
+  counters.status = step.d_status;
+  counters.token_limit = pages.token_limit;
+  counters.max_count = step.max_count;
+  counters.num_sequences = pages.num_sequences;
+  return counters;
+}
+
 }  // namespace detail
 
 namespace device {
@@ -65,27 +90,14 @@ cudaError_t append(PagedHeadsView const& pages, DevicePageStep const& step, Toke
   return detail::guarded([&] {
     constexpr auto where = "append";
     auto const layers = layer_span(tokens);
-    require(step.max_count >= 0, "max_count", ">= 0", step.max_count, where);
-    require(step.num_copies >= 0 && (step.num_copies == 0 || step.d_copies != nullptr), "copies", "as many as counted",
-            step.num_copies, where);
-    if (step.generation != generation_not_known) detail::check_generation(pages, step.generation);
+    detail::check_step(pages, step);
     auto const shape = detail::check_paged_append(pages, step.max_count, layers, source, storage, first_layer);
     require(layers.size() <= detail::max_layers, "layers", "at most 256", layers.size(), where);
-    bool const missing = step.d_lengths == nullptr || step.d_high_water == nullptr || step.d_counts == nullptr ||
-                         pages.heads == nullptr || pages.table == nullptr;
-    require(pages.num_sequences == 0 || !missing, "tables", "pointers", "nullptr", where);
     if (pages.num_sequences == 0 || layers.empty()) return;
-    detail::AppendCounters counters;
-    counters.lengths = step.d_lengths;
-    counters.high_water = step.d_high_water;
-    counters.counts = step.d_counts;
-    counters.status = step.d_status;
-    counters.token_limit = pages.token_limit;
-    counters.max_count = step.max_count;
-    counters.num_sequences = pages.num_sequences;
     detail::DevicePagedAppend const cache{{pages, storage.page_stride}, step.d_copies};
-    detail::launch_append<true>(cache, counters, shape, pages.max_tokens_held, storage.page_stride, layers, source,
-                                detail::paged_buffers(pages, storage, first_layer), step.num_copies, stream);
+    detail::launch_append<true>(cache, detail::counters_of(pages, step), shape, pages.max_tokens_held,
+                                storage.page_stride, layers, source, detail::paged_buffers(pages, storage, first_layer),
+                                step.num_copies, stream);
   });
 }
 

@@ -14,6 +14,7 @@
 #include <headaware/cache/page_sizes.hpp>
 #include <headaware/cache/page_step.hpp>
 #include <headaware/cache/paged_head.hpp>
+#include <headaware/cache/paged_heads_shape.hpp>
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/cache/rolling_state.hpp>
 #include <headaware/config.hpp>
@@ -31,16 +32,6 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief The sizes of a paged cache.
-struct PagedHeadsShape {
-  std::int32_t num_sequences = 0;
-  std::int32_t page_size = 16;  ///< tokens per page, of every layer unless `page_sizes` says otherwise
-  std::int32_t num_pages = 0;   ///< pages of the pool that all layers and heads share
-  RollingLimits limits{};       ///< `max_tokens` sizes the block table's rows of heads which keep all
-  /// [num_layers] tokens per page of each layer: `LayerChannels::page_sizes` of a model whose layers differ
-  std::vector<std::int32_t> page_sizes{};
-};
-
 /// @brief Block tables, on the host, of a cache whose pages belong to one KV head each, in host or device memory.
 ///
 /// The sinks' pages stay; pages that lie wholly before the window (and slack) return to the pool. A change succeeds or
@@ -49,15 +40,15 @@ struct PagedHeadsShape {
 class PagedHeads {
  public:
   /// @param table  policies of all layers and KV heads, each a `RollingPolicy`
-  /// @throws ArgumentError as `RollingSlots`, and on page sizes that are not positive or not one per layer
+  /// @throws ArgumentError as `RollingSlots`, and on page sizes that are not positive or not one per layer or head
   template <class Table>
   PagedHeads(Table const& table, PagedHeadsShape const& shape)
       : shape_(shape),
         slots_(table, shape.num_sequences, shape.limits),
         pool_(shape.num_pages),
         state_(shape.num_sequences) {
-    page_sizes().check(slots_.num_layers(), "PagedHeads");
-    heads_ = detail::make_paged_heads(slots_, page_sizes());
+    shape_.settle(slots_.heads());
+    heads_ = detail::make_paged_heads(slots_, shape_);
     table_.assign(table_entries(heads_.records()), -1);
   }
 
@@ -73,10 +64,11 @@ class PagedHeads {
     require_index(kv_head, slots_.heads().count(layer), "KV head", "PagedHeads");
     return heads_.at(layer, kv_head);
   }
-  /// Tokens per page of a layer. @throws ArgumentError if there is no such layer
+  /// Tokens per page of a layer; where its heads differ, the most of any. @throws ArgumentError if there is no such
+  /// layer
   [[nodiscard]] std::int32_t page_size(std::int32_t layer) const {
     require_index(layer, slots_.num_layers(), "layer", "PagedHeads");
-    return static_cast<std::int32_t>(page_sizes().of(layer));
+    return static_cast<std::int32_t>(shape_.layer_page_sizes().of(layer));
   }
   /// Page number in the pool of a sequence's page; -1 if the head does not hold it.
   [[nodiscard]] std::int32_t page(std::int32_t layer, std::int32_t sequence, std::int32_t kv_head,
@@ -87,7 +79,7 @@ class PagedHeads {
   }
   /// Bytes of the pages in use, of `page_bytes` each; shared pages count once.
   [[nodiscard]] std::int64_t bytes_held(LayerBytes const& token) const {
-    std::int64_t const page = page_bytes(page_sizes(), token, slots_.num_layers());
+    std::int64_t const page = page_bytes(shape_.layer_page_sizes(), token, slots_.num_layers());
     return detail::elements("PagedHeads::bytes_held", {pool_.num_pages() - pool_.free_pages(), page});
   }
 
@@ -122,7 +114,7 @@ class PagedHeads {
         std::int32_t& entry = table_[at(change.head->entry(change.sequence, change.copy_on_write))];
         std::int32_t const to = pool_.take();
         auto const tokens = static_cast<std::int32_t>(change.head->page_size.remainder(change.length));
-        step.copies.push_back({change.layer, entry, to, tokens});
+        step.copies.push_back({change.layer, entry, to, tokens, change.kv_head});
         entry = to;
       }
       change.for_each_new([&](std::int64_t p) { table_[at(change.head->entry(change.sequence, p))] = pool_.take(); });
@@ -208,7 +200,7 @@ class PagedHeads {
     constexpr auto where = "PagedHeads::set_policies";
     detail::require_same_heads(slots_.heads(), detail::layer_heads(table), where);
     RollingSlots slots(table, shape_.num_sequences, shape_.limits);
-    detail::HeadRecords<PagedHead> heads = detail::make_paged_heads(slots, page_sizes());
+    detail::HeadRecords<PagedHead> heads = detail::make_paged_heads(slots, shape_);
     std::vector<std::int32_t> entries(table_entries(heads.records()), -1);
     std::vector<std::int64_t> high_water;
     for (std::int32_t b = 0; b < shape_.num_sequences; ++b) {
@@ -284,16 +276,13 @@ class PagedHeads {
             static_cast<std::int32_t>(layers.total()),
             shape_.limits.slack,
             shape_.num_pages,
-            page_sizes(),
+            shape_.layer_page_sizes(),
             slots_.token_limit(),
             most,
             generation_};
   }
 
   [[nodiscard]] static std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
-  [[nodiscard]] PageSizes page_sizes() const {
-    return shape_.page_sizes.empty() ? PageSizes(shape_.page_size) : PageSizes(shape_.page_sizes);
-  }
   [[nodiscard]] std::int64_t first_held(PagedHead const& h, std::int64_t high_water) const {
     return h.first_held(high_water, shape_.limits.slack);
   }
@@ -326,8 +315,9 @@ class PagedHeads {
       if (count == 0) continue;
       std::int64_t const length = step.lengths[at(b)];
       std::int64_t const high_water = step.high_water[at(b)];
-      for_each_head([&](std::int32_t layer, std::int32_t, PagedHead const& h) {
+      for_each_head([&](std::int32_t layer, std::int32_t kv_head, PagedHead const& h) {
         detail::PageChange change{&h, layer, b, length, first_held(h, high_water)};
+        change.kv_head = kv_head;
         change.first = first_held(h, std::max(high_water, length + count));
         change.new_begin = h.pages(length);
         change.new_end = h.pages(length + count);

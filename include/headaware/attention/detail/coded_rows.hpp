@@ -33,7 +33,7 @@ inline Ints load_bytes(unsigned char const* data) {
 #elif defined(__AVX2__)
   return reinterpret_cast<Ints>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<__m128i_u const*>(data))));
 #else
-  Ints result;
+  Ints result{};
   for (int i = 0; i < lanes; ++i) result[i] = data[i];
   return result;
 #endif

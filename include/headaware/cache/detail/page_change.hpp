@@ -2,8 +2,8 @@
 
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/page_pool.hpp>
-#include <headaware/cache/page_sizes.hpp>
 #include <headaware/cache/paged_head.hpp>
+#include <headaware/cache/paged_heads_shape.hpp>
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/head_records.hpp>
@@ -19,18 +19,17 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// Rows of the block table for the heads of a cache.
-inline HeadRecords<PagedHead> make_paged_heads(RollingSlots const& slots, PageSizes const& page_sizes) {
+inline HeadRecords<PagedHead> make_paged_heads(RollingSlots const& slots, PagedHeadsShape const& shape) {
   HeadRecords<PagedHead> heads(HeadCounts(slots.heads()), {});
   std::int64_t entries = 0;
   for (std::int32_t layer = 0; layer < slots.num_layers(); ++layer) {
-    std::int64_t const page_size = page_sizes.of(layer);
-    FixedDivisor const divisor(static_cast<std::int32_t>(page_size));
     for (std::int32_t kv_head = 0; kv_head < slots.heads().count(layer); ++kv_head) {
+      std::int64_t const page_size = shape.page_size_of(slots.heads(), layer, kv_head);
       RollingHead const& block = slots.head(layer, kv_head);
       PagedHead& h = heads.at(layer, kv_head);
       h.first_entry = entries;
       h.rule = block.rule;
-      h.page_size = divisor;
+      h.page_size = FixedDivisor(static_cast<std::int32_t>(page_size));
       h.sink_pages = static_cast<std::int32_t>(pages_for(h.rule.sink, page_size));
       // A stretch of `ring` tokens that begins anywhere.
       h.ring_pages = block.ring == 0 ? 0 : static_cast<std::int32_t>(pages_for(block.ring - 1, page_size) + 1);
@@ -53,6 +52,7 @@ struct PageChange {
   std::int64_t new_begin = 0;       ///< pages from here on are new,
   std::int64_t new_end = 0;         ///< up to here
   std::int64_t copy_on_write = -1;  ///< this page is replaced; -1: none
+  std::int32_t kv_head = 0;
 
   [[nodiscard]] bool any() const { return first_before < release_end || new_begin < new_end || copy_on_write >= 0; }
   /// Calls `f(page)` for every page that is new.

@@ -15,18 +15,18 @@
 // segment's tile merges them in order (Flash-Decoding). Barriers, per tile of rows: offsets are there | rows have
 // arrived | scores | weights and factors | values are dead.
 //
-// Files: attend_parameters (shared memory, temporary storage), attend_split_kernel (segments to splits), attend_tile
-// (one tile of rows), attend_merge (the last block's merge).
+// Files: attend_parameters (shared memory, temporary storage), attend_split_kernel (segments to splits),
+// attend_queries, attend_tile (one tile of rows), attend_merge (results, the last block's merge).
 
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/detail/cuda/attend_merge.cuh>
 #include <headaware/attention/detail/cuda/attend_parameters.cuh>
+#include <headaware/attention/detail/cuda/attend_queries.cuh>
 #include <headaware/attention/detail/cuda/attend_tile.cuh>
 #include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/element.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
-#include <headaware/detail/cuda/last_block.cuh>
 #include <headaware/detail/cuda/segment_search.cuh>
 #include <headaware/detail/online_softmax.hpp>
 #include <headaware/element.hpp>
@@ -63,8 +63,18 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_block_threads<Queries, Parameters
   if (thread < warp_threads) {
     std::int64_t const found = find_segment(p.arrays.split_offsets, segments, split_index);
     if (thread == 0) {
-      shared.segment = found;
-      shared.split = split_index - p.arrays.split_offsets[found];
+      std::int64_t const first_split = p.arrays.split_offsets[found];
+      std::int64_t const first_query = std::int64_t{tile} * p.kv.tile_rows;
+      std::int64_t const count = min(p.kv.tile_rows, p.shape.query_rows() - first_query);
+      shared.place = {.segment = found,
+                      .sequence = found / p.shape.num_kv_heads,
+                      .kv_head = found % p.shape.num_kv_heads,
+                      .split = split_index - first_split,
+                      .splits = 1,
+                      .first_split = first_split,
+                      .first_query = first_query,
+                      .query_count = static_cast<std::int32_t>(count),
+                      .tile = tile};
     }
   }
   auto* const memory = reinterpret_cast<unsigned char*>(attend_memory);
@@ -77,41 +87,22 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_block_threads<Queries, Parameters
     reinterpret_cast<std::uint32_t*>(keys)[i] = 0;
   }
   __syncthreads();
-  std::int64_t const sequence = shared.segment / p.shape.num_kv_heads;
-  std::int64_t const kv_head = shared.segment % p.shape.num_kv_heads;
-  auto const segment = p.cache.view.head(sequence, kv_head);
+  AttendPlace const& place = shared.place;
+  auto const segment = p.cache.view.head(place.sequence, place.kv_head);
   std::int64_t const held = segment.rows();
-  std::int64_t const begin = shared.split * p.kv.split_rows;
+  std::int64_t const begin = place.split * p.kv.split_rows;
   std::int64_t const end = min(held, begin + p.kv.split_rows);
-  std::int64_t const first_query = std::int64_t{tile} * p.kv.tile_rows;
-  auto const query_count = static_cast<std::int32_t>(min(p.kv.tile_rows, p.shape.query_rows() - first_query));
-  std::int64_t const first_position = p.first_positions != nullptr ? p.first_positions[sequence] : 0;
-  std::int64_t const last_position = first_position + (first_query + query_count - 1) / p.shape.group();
-
-  for (std::int32_t i = thread; i < Queries * p.memory.query_pitch; i += threads) {
-    std::int32_t const q = i / p.memory.query_pitch;
-    std::int32_t const c = i % p.memory.query_pitch;
-    float x = 0;
-    if (q < query_count && c < p.shape.head_dim) {
-      QueryRow const row(p.shape, sequence, kv_head, first_query + q);
-      x = element_value(p.queries.data[p.queries.layout.offset(row.sequence, row.head, row.token, c)]);
-    }
-    queries[i] = x;
-  }
-  if (thread < Queries) {
-    OnlineSoftmax<float> none;
-    if (p.sinks != nullptr && shared.split == 0 && thread < query_count) {  // one split has the sinks
-      none = OnlineSoftmax<float>::of_sink(p.sinks[QueryRow(p.shape, sequence, kv_head, first_query + thread).head]);
-    }
-    shared.set_softmax(thread, none);
-  }
+  std::int64_t const first_position = p.first_positions != nullptr ? p.first_positions[place.sequence] : 0;
+  std::int64_t const last_position = first_position + (place.first_query + place.query_count - 1) / p.shape.group();
+  if (thread == 0) shared.place.splits = p.kv.splits(held);  // read after the barriers below
+  take_queries<Queries>(p, shared.softmaxes, place, queries);
   auto const channels = static_cast<std::int32_t>(p.shape.output_dim());
   std::int32_t const columns = (channels + width - 1) / width;
   std::int32_t const groups = attend_threads / columns;
-  std::int32_t const place = threads == attend_threads ? thread : thread % attend_threads;
+  std::int32_t const own = threads == attend_threads ? thread : thread % attend_threads;
   std::int32_t const own_query = threads == attend_threads ? 0 : thread / attend_threads * thread_queries;
-  std::int32_t const column = place % columns;
-  std::int32_t const group = place / columns;
+  std::int32_t const column = own % columns;
+  std::int32_t const group = own / columns;
   float sums[thread_queries][width] = {};
   for (std::int64_t first = begin; first < end; first += p.memory.tile_rows) {
     auto const rows = static_cast<std::int32_t>(min(std::int64_t{p.memory.tile_rows}, end - first));
@@ -122,7 +113,7 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_block_threads<Queries, Parameters
       if constexpr (has_positions<View>) {
         if (p.first_positions != nullptr) {
           shared.positions[thread] = segment.position(first + thread);
-          seen = is_seen_by_any(segment, shared.positions[thread], first_position + first_query / p.shape.group(),
+          seen = is_seen_by_any(segment, shared.positions[thread], first_position + place.first_query / p.shape.group(),
                                 last_position, p.window);
         }
       }
@@ -138,10 +129,11 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_block_threads<Queries, Parameters
     __syncthreads();
     score_tile<Queries, T>(p, queries, keys, scores);
     __syncthreads();
-    weigh_tile<Queries>(p, shared, segment, first_query, first_position, rows, scores);
+    weigh_tile<Queries, max_attend_rows>(p, shared.softmaxes, shared.positions, segment, place.first_query,
+                                         first_position, rows, p.memory.tile_rows, scores);
     __syncthreads();
     if (group < groups) {
-      add_values<T>(p, shared.factor + own_query, column, group, groups, rows, values,
+      add_values<T>(p, shared.softmaxes.factor + own_query, column, group, groups, rows, values,
                     scores + own_query * p.memory.tile_rows, sums);
     }
     __syncthreads();
@@ -159,28 +151,11 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_block_threads<Queries, Parameters
     }
   }
   __syncthreads();
-  std::int64_t const splits = p.kv.splits(held);
-  std::int64_t const first_part = std::int64_t{p.arrays.split_offsets[shared.segment]} * p.kv.tiles + tile;
-  std::int64_t const at = first_part + shared.split * p.kv.tiles;
-  for (std::int32_t i = thread; i < query_count * channels; i += threads) {
-    std::int32_t const q = i / channels;
-    std::int32_t const c = i % channels;
+  finish_split<Queries>(p, shared.softmaxes, place, all, [&](std::int32_t q, std::int32_t c) {
     float sum = 0;
     for (std::int32_t g = 0; g < groups; ++g) sum += all[(g * Queries + q) * width * columns + c];
-    OnlineSoftmax<float> const part = shared.softmax(q);
-    if (splits == 1) {
-      QueryRow const row(p.shape, sequence, kv_head, first_query + q);
-      p.output.data[p.output.layout.offset(row.sequence, row.head, row.token, c)] =
-          from_float<typename Parameters::Output>(sum * part.inverse());
-      if (c == 0 && p.output.lse != nullptr) p.output.lse[row.lse_index(p.shape)] = part.lse();
-    } else {
-      p.arrays.sums[(at * Queries + q) * channels + c] = sum;
-      if (c == 0) p.arrays.parts[at * Queries + q] = {part.max, part.sum};
-    }
-  }
-  if (splits == 1) return;
-  if (!is_last_block(p.arrays.tickets + shared.segment * p.kv.tiles + tile, splits)) return;
-  merge_splits<Queries>(p, shared, sequence, kv_head, first_query, query_count, first_part, splits, all);
+    return sum;
+  });
 }
 
 }  // namespace detail

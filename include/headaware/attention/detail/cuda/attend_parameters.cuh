@@ -115,14 +115,10 @@ struct AttendParameters {
   bool wide_values;
 };
 
+/// The softmaxes of a block's queries, as two arrays, which takes fewer registers.
 template <int Queries>
-struct AttendShared {
-  std::int64_t segment;
-  std::int64_t split;
-  std::int64_t key_offsets[max_attend_rows];
-  std::int64_t value_offsets[max_attend_rows];
-  std::int64_t positions[max_attend_rows];
-  float max[Queries];  ///< with `sum`: softmaxes, as two arrays, which takes fewer registers
+struct AttendSoftmaxes {
+  float max[Queries];
   float sum[Queries];
   float factor[Queries];
 
@@ -131,6 +127,28 @@ struct AttendShared {
     max[q] = to.max;
     sum[q] = to.sum;
   }
+};
+
+/// What a block works on: some query rows of a segment over one of its KV splits.
+struct AttendPlace {
+  std::int64_t segment;
+  std::int64_t sequence;
+  std::int64_t kv_head;
+  std::int64_t split;
+  std::int64_t splits;       ///< of the segment
+  std::int64_t first_split;  ///< of the segment, among all
+  std::int64_t first_query;
+  std::int32_t query_count;
+  std::int32_t tile;
+};
+
+template <int Queries>
+struct AttendShared {
+  AttendPlace place;
+  std::int64_t key_offsets[max_attend_rows];
+  std::int64_t value_offsets[max_attend_rows];
+  std::int64_t positions[max_attend_rows];
+  AttendSoftmaxes<Queries> softmaxes;
 };
 
 /// Dynamic shared memory of a block: the rest of the 48 KiB that are available without asking the driver.

@@ -108,11 +108,13 @@ __device__ inline float weighed(float weight, float value) {
 }
 
 /// Turns scores into weights and adds them to each query's softmax; a warp has a query at a time.
-template <int Queries, class Parameters, class Segment>
-__device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, Segment const& segment,
-                           std::int64_t first_query, std::int64_t first_position, std::int32_t rows, float* scores) {
+/// @param positions  of the tile's rows, where there are masks @param tile_rows  floats between two queries' scores
+template <int Queries, int MaxRows, class Parameters, class Segment>
+__device__ void weigh_tile(Parameters const& p, AttendSoftmaxes<Queries>& softmaxes, std::int64_t const* positions,
+                           Segment const& segment, std::int64_t first_query, std::int64_t first_position,
+                           std::int32_t rows, std::int32_t tile_rows, float* scores) {
   constexpr float hidden = hidden_logit;
-  constexpr int per_lane = max_attend_rows / warp_threads;
+  constexpr int per_lane = MaxRows / warp_threads;
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
   auto const warp = static_cast<std::int32_t>(threadIdx.x) / warp_threads;
   for (std::int32_t q = warp; q < Queries; q += attend_block_threads<Queries, Parameters> / warp_threads) {
@@ -123,15 +125,15 @@ __device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, S
     for (int i = 0; i < per_lane; ++i) {
       std::int32_t const key = lane + i * warp_threads;
       logits[i] = hidden;
-      if (key < rows && (p.first_positions == nullptr || is_seen(segment, shared.positions[key], query, p.window))) {
-        float const x = scores[q * p.memory.tile_rows + key];
+      if (key < rows && (p.first_positions == nullptr || is_seen(segment, positions[key], query, p.window))) {
+        float const x = scores[q * tile_rows + key];
         float const logit = p.map.inner == 0 ? x * p.map.outer : tanhf(x * p.map.inner) * p.map.outer;
         logits[i] = logit + (logit - logit);  // NaN where it is infinite
       }
       tile_max = larger_or_nan(tile_max, logits[i]);
     }
     tile_max = __shfl_sync(0xffffffffU, reduce_lanes(tile_max, LargerOrNan{}), 0);
-    OnlineSoftmax<float> softmax = shared.softmax(q);
+    OnlineSoftmax<float> softmax = softmaxes.softmax(q);
     bool const none = tile_max == hidden;  // the query sees nothing of the tile
     float const max = none ? softmax.max : larger_or_nan(softmax.max, tile_max);
     float sum = 0;
@@ -140,14 +142,14 @@ __device__ void weigh_tile(Parameters const& p, AttendShared<Queries>& shared, S
       std::int32_t const key = lane + i * warp_threads;
       float const weight = logits[i] == hidden ? hidden_weight : exp2f(logits[i] - max);
       sum += weight;
-      if (key < p.memory.tile_rows) scores[q * p.memory.tile_rows + key] = weight;
+      if (key < tile_rows) scores[q * tile_rows + key] = weight;
     }
     __syncwarp();
     sum = sum_lanes(sum);
     if (lane == 0) {
-      shared.factor[q] = none ? 1.0F : softmax.rescale(max);
+      softmaxes.factor[q] = none ? 1.0F : softmax.rescale(max);
       softmax.sum += sum;
-      shared.set_softmax(q, softmax);
+      softmaxes.set_softmax(q, softmax);
     }
     __syncwarp();
   }

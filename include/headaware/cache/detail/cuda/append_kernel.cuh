@@ -2,12 +2,15 @@
 
 #include <headaware/cache/detail/append_rows.hpp>
 #include <headaware/cache/paged_head.hpp>
+#include <headaware/cache/segment.hpp>
+#include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/last_block.cuh>
 #include <headaware/detail/cuda/layer_kinds.cuh>
 #include <headaware/detail/cuda/vector_access.cuh>
 
 #include <cstdint>
+#include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
@@ -125,40 +128,79 @@ __device__ void append_plane(AppendPlane<Rows> const& plane, AppendRow const* ro
   with_vector(plane.vector_bytes, [&]<class Vector>() { append_vectors<Plane, Vector>(plane, rows, count); });
 }
 
-/// Fills in row `index` of an append: segments in order, and in each the new tokens that stay.
-template <class Parameters>
-__device__ AppendRow append_row(Parameters const& p, AppendTables const& tables, std::int64_t index,
-                                std::int64_t segments) {
-  AppendRow row{};
+/// A new token of an append in one head, and the row that it takes.
+/// @tparam Rows  of all that the head holds after the append
+template <class Rows>
+struct NewToken {
+  Segment segment;
+  Rows rows;
+  std::int64_t row;
+  std::int32_t token;  ///< of the new ones
+};
+
+/// Finds row `index` of an append: segments in order, and in each the new tokens that stay.
+/// @param segments  of the appended layers
+/// @param f         called with a `NewToken`, where there is one
+template <class Parameters, class F>
+__device__ void with_new_token(Parameters const& p, std::int64_t index, std::int64_t segments, F const& f) {
   std::int64_t const segment = index / p.rows_per_head;
-  if (segment >= segments) return row;
+  if (segment >= segments) return;
   std::int64_t const i = index % p.rows_per_head;
   LayerHeads const heads = p.cache.layer_heads();
   Segment const at =
       segment_at(heads.first(p.first_layer) * p.counters.num_sequences + segment, p.counters.num_sequences, heads);
-  row.kv_head = at.kv_head;
-  row.sequence = at.sequence;
-  row.layer = at.layer - p.first_layer;
-  std::int64_t const length = p.counters.lengths[row.sequence];
-  std::int64_t const count = p.counters.count(row.sequence);
+  std::int64_t const length = p.counters.lengths[at.sequence];
+  std::int64_t const count = p.counters.count(at.sequence);
   if (!p.counters.takes(length, count)) {
     if (p.counters.status != nullptr) *p.counters.status = 1;
-    return row;
+    return;
   }
-  std::int64_t const high_water = Parameters::needs_high_water ? p.counters.high_water[row.sequence] : 0;
-  auto const held = p.cache.rows(at.layer, row.sequence, row.kv_head, length + count, high_water);
-  std::int64_t const held_row = held.tokens.kept_before(length) + i;
-  if (held_row >= held.rows()) return row;
-  row.token = static_cast<std::int32_t>(held.position(held_row) - length);
-  auto const fill = [&](std::int32_t plane, std::int64_t channels, std::int64_t element_bytes) {
-    row.source[plane] = static_cast<char const*>(tables.planes[plane].source[row.layer]);
-    row.target[plane] =
-        static_cast<char*>(tables.planes[plane].kept[row.layer]) + held.offset(held_row, channels) * element_bytes;
-  };
-  fill(0, of_layer(p.keys.rows, row.layer).channels, p.keys.element_bytes);
-  std::int64_t const value_channels = of_layer(p.values.rows, row.layer).channels;
-  if (value_channels != 0) fill(1, value_channels, p.values.element_bytes);
+  std::int64_t const high_water = Parameters::needs_high_water ? p.counters.high_water[at.sequence] : 0;
+  auto const held = p.cache.rows(at.layer, at.sequence, at.kv_head, length + count, high_water);
+  std::int64_t const row = held.tokens.kept_before(length) + i;
+  if (row >= held.rows()) return;
+  f(NewToken<std::remove_const_t<decltype(held)>>{at, held, row,
+                                                  static_cast<std::int32_t>(held.position(row) - length)});
+}
+
+/// Fills in row `index` of an append.
+template <class Parameters>
+__device__ AppendRow append_row(Parameters const& p, AppendTables const& tables, std::int64_t index,
+                                std::int64_t segments) {
+  AppendRow row{};
+  with_new_token(p, index, segments, [&](auto const& found) {
+    row.kv_head = found.segment.kv_head;
+    row.sequence = found.segment.sequence;
+    row.layer = found.segment.layer - p.first_layer;
+    row.token = found.token;
+    auto const fill = [&](std::int32_t plane, std::int64_t channels, std::int64_t element_bytes) {
+      row.source[plane] = static_cast<char const*>(tables.planes[plane].source[row.layer]);
+      row.target[plane] = static_cast<char*>(tables.planes[plane].kept[row.layer]) +
+                          found.rows.offset(found.row, channels) * element_bytes;
+    };
+    fill(0, of_layer(p.keys.rows, row.layer).channels, p.keys.element_bytes);
+    std::int64_t const value_channels = of_layer(p.values.rows, row.layer).channels;
+    if (value_channels != 0) fill(1, value_channels, p.values.element_bytes);
+  });
   return row;
+}
+
+/// Counts the new tokens, by the last block to have read the lengths.
+__device__ inline void advance_counters(AppendCounters const& counters) {
+  if (counters.ticket == nullptr || !is_last_block(counters.ticket, gridDim.x)) return;
+  if (threadIdx.x == 0) *counters.ticket = 0;
+  for (auto b = static_cast<std::int32_t>(threadIdx.x); b < counters.num_sequences;
+       b += static_cast<std::int32_t>(blockDim.x)) {
+    std::int32_t const length = counters.advance_lengths[b];
+    std::int64_t const count = counters.count(b);
+    if (!counters.takes(length, count)) {
+      if (counters.status != nullptr) *counters.status = 1;
+      continue;
+    }
+    auto const now = static_cast<std::int32_t>(length + count);
+    counters.advance_lengths[b] = now;
+    counters.advance_high_water[b] = max(counters.advance_high_water[b], now);
+  }
 }
 
 /// Each block writes some rows of keys and values. The last block to have read the lengths advances them.
@@ -195,19 +237,7 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   __syncthreads();
   append_plane<0>(p.keys, rows, p.rows_per_block);
   if (p.values.max_channels != 0) append_plane<1>(p.values, rows, p.rows_per_block);
-  if (p.counters.ticket == nullptr || !is_last_block(p.counters.ticket, gridDim.x)) return;
-  if (thread == 0) *p.counters.ticket = 0;
-  for (std::int32_t b = thread; b < p.counters.num_sequences; b += block_threads) {
-    std::int32_t const length = p.counters.advance_lengths[b];
-    std::int64_t const count = p.counters.count(b);
-    if (!p.counters.takes(length, count)) {
-      if (p.counters.status != nullptr) *p.counters.status = 1;
-      continue;
-    }
-    auto const now = static_cast<std::int32_t>(length + count);
-    p.counters.advance_lengths[b] = now;
-    p.counters.advance_high_water[b] = max(p.counters.advance_high_water[b], now);
-  }
+  advance_counters(p.counters);
 }
 
 }  // namespace detail

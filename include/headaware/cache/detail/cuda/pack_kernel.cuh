@@ -22,7 +22,7 @@ namespace detail {
 inline constexpr std::int32_t pack_threads = 128;
 
 /// @tparam T  element of the source
-template <class T, class Table, class Keys, class Values, class Rotation, class Reg>
+template <class T, class Table, class Keys, class Values, class Rotation, class Reg, class Form>
 struct PackParameters {
   using Element = T;
   using Registry = Reg;
@@ -37,6 +37,7 @@ struct PackParameters {
   RowChannels channels;
   bool keys_adjacent;  ///< a token's channels lie side by side
   bool values_adjacent;
+  Form form;
   T const* source_keys[max_layers];
   T const* source_values[max_layers];
   RowUnit* kept[max_layers];
@@ -88,6 +89,39 @@ __device__ void turn_block(KeyRotation const& rotation, T const* data, At const&
   }
 }
 
+/// Leaves a block as it has been read.
+struct StayInPlace {
+  template <class Group, class T, class At>
+  __device__ void operator()(Group, T const*, At const&, std::int64_t, float*) const {}
+};
+
+/// Encodes one block of a row's key or value.
+/// @param at      (channel) to its element in `data`
+/// @param number  of the block in the key or value
+/// @param to      where that begins
+/// @param turn    (group, data, at, first channel, x) changes the block before it is encoded
+template <class Registry, class T, class At, class Turn>
+__device__ __forceinline__ void encode_block(AnyFormat<Registry> const& any, T const* data, At const& at, bool adjacent,
+                                             std::int64_t channels, std::int32_t number, std::uint32_t* to,
+                                             Turn const& turn) {
+  any.visit([&]<class Format>(Format const& format) {
+    std::int64_t const first = std::int64_t{number} * Format::group;
+    float x[Format::group];
+    read_block<Format::group>(data, at, first, channels, adjacent, x);
+    turn(std::integral_constant<std::int32_t, Format::group>{}, data, at, first, x);
+    if constexpr (Format::rotated) rotate_block<Format::group>(x);
+    format.encode(x, to + std::int64_t{number} * Format::block_words);
+  });
+}
+
+/// Writes zeros after a row's words, to a whole unit.
+template <class Registry>
+__device__ void clear_row_end(BasicHeadFormats<Registry> const& formats, RowChannels const& channels,
+                              std::int32_t units, std::uint32_t* words) {
+  std::int64_t const used = formats.key.row_words(channels.head_dim) + formats.value.row_words(channels.value_dim);
+  for (std::int64_t w = used; w < std::int64_t{4} * units; ++w) words[w] = 0;
+}
+
 /// The segment that a block is of. @pre 0 <= block < the blocks of all
 template <class Registry>
 __device__ PackSegment<Registry> const& segment_of_block(PackSegment<Registry> const* segments, std::int64_t count,
@@ -120,19 +154,18 @@ HEADAWARE_KERNEL void __launch_bounds__(pack_threads) pack_kernel(Parameters con
       visit_policy(p.table, segment.layer, segment.sequence, segment.kv_head,
                    [&](auto const& policy) { return source_token(policy, row, segment.length); });
   RowChannels const channels = p.channels;
-  std::uint32_t* const words = (p.kept[segment.layer] + segment.first_unit + row * segment.units)->words;
-  auto const encode = [&](auto const& any, auto const& layout, bool adjacent, T const* data, std::int64_t count,
-                          std::int32_t number, std::uint32_t* to, auto const& turn) {
-    any.visit([&]<class Format>(Format const& format) {
-      auto const at = [&](std::int64_t c) { return layout.offset(segment.sequence, segment.kv_head, token, c); };
-      std::int64_t const first = std::int64_t{number} * Format::group;
-      float x[Format::group];
-      read_block<Format::group>(data, at, first, count, adjacent, x);
-      turn(std::integral_constant<std::int32_t, Format::group>{}, data, at, first, x);
-      if constexpr (Format::rotated) rotate_block<Format::group>(x);
-      format.encode(x, to + std::int64_t{number} * Format::block_words);
-    });
-  };
+  std::int64_t unit = segment.first_unit;
+  if constexpr (has_adjacent_rows<decltype(p.form)>) {
+    unit += row * segment.units;
+  } else {
+    Segment const place{.layer = segment.layer,
+                        .sequence = segment.sequence,
+                        .kv_head = segment.kv_head,
+                        .length = segment.length,
+                        .kept = segment.kept};
+    unit += p.form.rows(place, {}).offset(row, segment.units);
+  }
+  std::uint32_t* const words = (p.kept[segment.layer] + unit)->words;
   if (index < segment.key_blocks) {
     auto const turn = [&]<std::int32_t Group>(std::integral_constant<std::int32_t, Group>, T const* data,
                                               auto const& at, std::int64_t first, float* x) {
@@ -141,18 +174,15 @@ HEADAWARE_KERNEL void __launch_bounds__(pack_threads) pack_kernel(Parameters con
         turn_block<Group>(p.rotation, data, at, first, segment.sequence, token, row, x);
       }
     };
-    encode(segment.formats.key, p.keys, p.keys_adjacent, p.source_keys[segment.layer], channels.head_dim, index, words,
-           turn);
+    auto const at = [&](std::int64_t c) { return p.keys.offset(segment.sequence, segment.kv_head, token, c); };
+    encode_block(segment.formats.key, p.source_keys[segment.layer], at, p.keys_adjacent, p.channels.head_dim, index,
+                 words, turn);
   } else {
-    auto const stay = [](auto, T const*, auto const&, std::int64_t, float*) {};
-    encode(segment.formats.value, p.values, p.values_adjacent, p.source_values[segment.layer], channels.value_dim,
-           index - segment.key_blocks, words + segment.formats.key_words(channels.head_dim), stay);
+    auto const at = [&](std::int64_t c) { return p.values.offset(segment.sequence, segment.kv_head, token, c); };
+    encode_block(segment.formats.value, p.source_values[segment.layer], at, p.values_adjacent, p.channels.value_dim,
+                 index - segment.key_blocks, words + segment.formats.key_words(p.channels.head_dim), StayInPlace{});
   }
-  if (index == of_row - 1) {  // zeros to a whole unit
-    std::int64_t const used =
-        segment.formats.key.row_words(channels.head_dim) + segment.formats.value.row_words(channels.value_dim);
-    for (std::int64_t w = used; w < std::int64_t{4} * segment.units; ++w) words[w] = 0;
-  }
+  if (index == of_row - 1) clear_row_end(segment.formats, p.channels, segment.units, words);
 }
 
 }  // namespace detail

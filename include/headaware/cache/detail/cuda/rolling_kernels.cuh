@@ -77,6 +77,33 @@ struct CopyTables {
 
 inline constexpr std::int32_t copy_rows_per_block = 64;
 
+/// Calls `f(first slot, slots)` with a block's part of runs of slots.
+template <class F>
+__device__ void for_each_run_part(SlotRuns const& runs, std::int64_t part, F const& f) {
+  std::int64_t const begin = part * copy_rows_per_block;
+  std::int64_t const end = begin + copy_rows_per_block;
+  auto const each = [&](std::int64_t first, std::int64_t count) {
+    std::int64_t const low = max(first, begin);
+    std::int64_t const high = min(first + count, end);
+    if (low < high) f(low, high - low);
+  };
+  each(0, runs.sinks);
+  each(runs.first, runs.count);
+  each(runs.wrapped_first, runs.wrapped);
+}
+
+/// Gives sequences the counters of those that they continue, by the last block to have read them.
+__device__ inline void copy_counters(RollingStateView const& state, SequenceCopy const* copies, std::int32_t count) {
+  if (!is_last_block(state.ticket, gridDim.x)) return;
+  if (threadIdx.x == 0) *state.ticket = 0;
+  // No sequence is copied from and to, so the order does not matter.
+  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < count; i += block_threads) {
+    SequenceCopy const each = copies[i];
+    state.lengths[each.to] = state.lengths[each.from];
+    state.high_water[each.to] = state.high_water[each.from];
+  }
+}
+
 /// Grid: x parts of heads of layers of copies. Each block copies some of the rows that a head holds.
 template <class Parameters>
 HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
@@ -90,30 +117,17 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   SlotRuns const runs = head.runs(head.held(p.state.lengths[copy.from], p.state.high_water[copy.from]));
   std::int64_t const begin = part * copy_rows_per_block;
   std::int64_t const end = begin + copy_rows_per_block;
-  auto const move = [&](std::int64_t first, std::int64_t count) {
-    std::int64_t const low = max(first, begin);
-    std::int64_t const high = min(first + count, end);
-    if (low >= high) return;
+  for_each_run_part(runs, part, [&](std::int64_t low, std::int64_t count) {
     for (std::int32_t i = 0; i < 2; ++i) {
       if (tables.channels[i][layer] == 0) continue;
       auto* const data = static_cast<char*>(tables.data[i][layer]);
       std::int64_t const from = head.row(copy.from, low);
       std::int64_t const to = head.row(copy.to, low);
       std::int64_t const row_bytes = std::int64_t{tables.channels[i][layer]} * p.planes[i].element_bytes;
-      copy_bytes(data, from * row_bytes, to * row_bytes, (high - low) * row_bytes, p.planes[i].vector_bytes);
+      copy_bytes(data, from * row_bytes, to * row_bytes, count * row_bytes, p.planes[i].vector_bytes);
     }
-  };
-  move(0, runs.sinks);
-  move(runs.first, runs.count);
-  move(runs.wrapped_first, runs.wrapped);
-  if (!is_last_block(p.state.ticket, gridDim.x)) return;
-  if (threadIdx.x == 0) *p.state.ticket = 0;
-  // No sequence is copied from and to, so the order does not matter.
-  for (auto i = static_cast<std::int32_t>(threadIdx.x); i < p.num_copies; i += block_threads) {
-    SequenceCopy const each = tables.copies[i];
-    p.state.lengths[each.to] = p.state.lengths[each.from];
-    p.state.high_water[each.to] = p.state.high_water[each.from];
-  }
+  });
+  copy_counters(p.state, tables.copies, p.num_copies);
 }
 
 }  // namespace detail

@@ -1,0 +1,90 @@
+#pragma once
+
+#include <headaware/attention/attention.hpp>
+#include <headaware/attention/attention_bounds.hpp>
+#include <headaware/attention/detail/cuda/attend_parameters.cuh>
+#include <headaware/attention/detail/cuda/attend_split_kernel.cuh>
+#include <headaware/attention/detail/cuda/attend_workspace.cuh>
+#include <headaware/attention/detail/cuda/coded_kernel.cuh>
+#include <headaware/attention/detail/cuda/coded_parameters.cuh>
+#include <headaware/attention/detail/kv_split.hpp>
+#include <headaware/config.hpp>
+#include <headaware/detail/cuda/launch.cuh>
+#include <headaware/error.hpp>
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// Lets a kernel have as much shared memory as it asks for. @throws ArgumentError where the device has less
+template <class Kernel>
+void allow_shared_memory(Kernel kernel, std::int32_t bytes, char const* where) {
+  cudaFuncAttributes attributes{};
+  require_cuda(cudaFuncGetAttributes(&attributes, kernel), "the kernel", where);
+  if (bytes <= attributes.maxDynamicSharedSizeBytes) return;
+  int device = 0;
+  int limit = 0;
+  require_cuda(cudaGetDevice(&device), "the current device", where);
+  require_cuda(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "the device", where);
+  std::int64_t const most = limit - static_cast<std::int64_t>(attributes.sharedSizeBytes);
+  require(bytes <= most, "shared memory in bytes", {"at most ", most}, bytes, where);
+  require_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "shared memory",
+               where);
+}
+
+template <int Queries, class Q, class QLayout, class Registry, class View, class O, class OLayout>
+void launch_coded(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
+                  AttentionQueries<Q, QLayout> const& queries, PackedCache<Registry, View> const& cache,
+                  AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
+                  AttentionOptions const& options, cudaStream_t stream) {
+  constexpr auto where = "attend";
+  using Parameters = CodedParameters<Q, QLayout, Registry, View, O, OLayout>;
+  KvSplit kv = KvSplit::of(shape, Queries, coded_split_rows(Queries));
+  kv.tile_rows = Queries;
+  AttendWorkspace const work(d_temp, temp_bytes, shape, kv, Queries, bounds.max_rows, false);
+  if (!work.placed()) return;
+
+  auto const memory = CodedMemory::of<Registry>(shape.head_dim, shape.output_dim(), Queries);
+  auto const kernel = coded_kernel<Queries, Parameters>;
+  allow_shared_memory(kernel, memory.bytes, where);
+  AttendSplitParameters<View> const split{cache.view, shape, kv, work.arrays(), bounds.max_rows, bounds.d_status};
+  launch(where, attend_split_kernel<View>, 1, attend_split_threads, 0, stream, split);
+  Parameters const parameters{shape,
+                              queries,
+                              cache,
+                              output,
+                              options.first_positions,
+                              attention_window(options),
+                              options.sinks,
+                              logit_map(shape, options),
+                              kv,
+                              work.arrays(),
+                              memory};
+  launch(where, kernel, work.grid(), attend_threads, memory.bytes, stream, parameters);
+}
+
+/// Attention over encoded rows, by the kernel for as many query rows.
+template <class Q, class QLayout, class Registry, class View, class O, class OLayout>
+void attend_coded(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
+                  AttentionQueries<Q, QLayout> const& queries, PackedCache<Registry, View> const& cache,
+                  AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
+                  AttentionOptions const& options, cudaStream_t stream) {
+  std::int64_t const padded = CodedRowSizes<Registry>::padded(shape.output_dim());
+  require(padded <= max_wide_channels, "value_dim in whole rotated blocks", {"at most ", max_wide_channels}, padded,
+          "attend");
+  auto const launch = [&]<int Queries>() {
+    launch_coded<Queries>(d_temp, temp_bytes, shape, queries, cache, output, bounds, options, stream);
+  };
+  std::int64_t const rows = shape.query_rows();
+  if (rows <= 1) return launch.template operator()<1>();
+  if (rows <= 4) return launch.template operator()<4>();
+  if (rows <= 8) return launch.template operator()<8>();
+  return launch.template operator()<16>();
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END

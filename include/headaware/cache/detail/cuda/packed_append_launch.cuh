@@ -1,0 +1,80 @@
+#pragma once
+
+#include <headaware/cache/detail/append_rows.hpp>
+#include <headaware/cache/detail/cuda/packed_append_kernel.cuh>
+#include <headaware/cache/layer_channels.hpp>
+#include <headaware/cache/layer_kv.hpp>
+#include <headaware/cache/pack_plan.hpp>
+#include <headaware/cache/packed_rows.hpp>
+#include <headaware/config.hpp>
+#include <headaware/detail/cuda/element.cuh>
+#include <headaware/detail/cuda/launch.cuh>
+#include <headaware/error.hpp>
+#include <headaware/layout/concept.hpp>
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <type_traits>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// @param max_slots   the most tokens of a head that any append can leave
+/// @param channels    of all layers
+/// @param segments    of the appended layers
+/// @param d_segments  of all layers
+/// @param rows        (new tokens' layer) to the buffer that its rows lie in
+/// @param num_copies  copies on write of the cache, a block each
+template <bool NeedsHighWater, class Cache, class U, class Source, class Registry, class Rows>
+void launch_packed_append(Cache const& cache, AppendCounters const& counters, AppendShape const& shape,
+                          std::int64_t max_slots, std::span<LayerKv<U> const> tokens, Source const& source,
+                          RowChannels const& channels, std::span<PackedSegment<Registry> const> segments,
+                          PackedSegment<Registry> const* d_segments, Rows const& rows_of, std::int64_t num_copies,
+                          cudaStream_t stream) {
+  constexpr auto where = "append";
+  using T = typename ElementOf<std::remove_const_t<U>>::type;
+  auto const keys = keys_of(source);
+  auto const values = values_of(source);
+  std::int32_t per_row = 1;
+  for (PackedSegment<Registry> const& packed : segments) {
+    per_row = std::max(per_row, blocks_of(packed.formats.key, channels.head_dim) +
+                                    blocks_of(packed.formats.value, channels.value_dim));
+  }
+  std::int64_t const rows_per_head = std::clamp<std::int64_t>(max_slots, 1, std::max<std::int64_t>(1, shape.max_count));
+  std::int32_t const rows_per_block = std::clamp(pack_threads / per_row, 1, pack_threads);
+  std::int64_t const rows = elements(where, {std::ssize(segments), rows_per_head});
+  std::int64_t const blocks = std::max<std::int64_t>(1, (rows + rows_per_block - 1) / rows_per_block);
+  require(blocks + num_copies <= max_blocks, "blocks", max_blocks_text, blocks + num_copies, where);
+  using Parameters = PackedAppendParameters<T, Cache, std::remove_const_t<decltype(keys)>,
+                                            std::remove_const_t<decltype(values)>, Registry, NeedsHighWater>;
+  Parameters parameters{{shape.first_layer, static_cast<std::int32_t>(tokens.size()),
+                         static_cast<std::int32_t>(rows_per_head), rows_per_block, static_cast<std::int32_t>(blocks)},
+                        cache,
+                        counters,
+                        keys,
+                        values,
+                        d_segments,
+                        channels,
+                        per_row,
+                        rows_contiguous(keys, channels.head_dim),
+                        rows_contiguous(values, channels.value_dim),
+                        {},
+                        {},
+                        {}};
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    parameters.source_keys[i] = element_pointer(tokens[i].keys);
+    parameters.source_values[i] = element_pointer(tokens[i].values);
+    parameters.kept[i] = rows_of(i);
+  }
+  // An earlier append that failed may have left a count.
+  if (counters.ticket != nullptr) clear_tickets(counters.ticket, 1, where, stream);
+  launch(where, packed_append_kernel<Parameters>, static_cast<unsigned>(blocks + num_copies), pack_threads, 0, stream,
+         parameters);
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END

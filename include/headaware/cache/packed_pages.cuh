@@ -1,0 +1,74 @@
+#pragma once
+
+/// @file
+/// Appending encoded rows to pages of single heads on CUDA: the host edits tables, the device encodes tokens, in one
+/// launch.
+
+#include <headaware/cache/detail/append_rows.hpp>
+#include <headaware/cache/detail/cuda/packed_append_launch.cuh>
+#include <headaware/cache/layer_kv.hpp>
+#include <headaware/cache/packed_pages.hpp>
+#include <headaware/cache/packed_rows.hpp>
+#include <headaware/cache/paged_heads.cuh>
+#include <headaware/config.hpp>
+#include <headaware/detail/cuda/element.cuh>
+#include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/detail/cuda/launch.cuh>
+#include <headaware/error.hpp>
+#include <headaware/layout/per_layer.hpp>
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <type_traits>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace device {
+
+/// @brief Encodes new tokens into the pages that `PagedHeads::append` has given them, on the device: the bits of the
+/// CPU's `append`.
+/// @param pages, step, first_layer  as the `append` into plain rows
+/// @param tokens      keys and values of neighbouring layers, device pointers, at most 256 layers; float, `__half` or
+///                    `__nv_bfloat16`, or `float16` and `bfloat16`
+/// @param source      how all layers' new keys and values lie; its token 0 is the first new one
+/// @param cache       made by `packed_pages` for these heads and sequences, all layers of as many channels, its pool on
+///                    the device
+/// @param d_segments  device, a copy of `cache.segments`, read when the kernel runs
+/// @param stream      enqueued here, not synchronised
+/// @pre    tables that `source` reads name places for the new tokens (`validate_tables`)
+/// @return cudaErrorInvalidValue where the CPU's `append` throws, but for what tables say; launch errors
+/// @note   Deterministic; graph-capturable: a graph may be replayed with other tables, lengths and counts in the same
+///         memory, and with as many copies (`PagedHeads::padded_copies`). One launch; none without sequences.
+/// @par Cost  The tokens that stay are read once and written once, encoded; of old bytes, only those of copies on write
+template <LayerRange Tokens, class Source, class Registry>
+cudaError_t append(PagedHeadsView const& pages, DevicePageStep const& step, Tokens const& tokens, Source const& source,
+                   PackedPages<Registry> const& cache, PackedSegment<Registry> const* d_segments,
+                   std::int32_t first_layer, cudaStream_t stream) noexcept {
+  static_assert(!detail::is_layered<Source>, "headaware: packing on a device takes one layout for all layers");
+  return detail::guarded([&] {
+    constexpr auto where = "append";
+    auto const layers = layer_span(tokens);
+    using Given = std::remove_const_t<std::remove_pointer_t<decltype(layers.front().keys)>>;
+    static_assert(detail::holds_floats<typename detail::ElementOf<Given>::type>,
+                  "headaware: rows to encode hold float, float16 or bfloat16");
+    detail::check_step(pages, step);
+    auto const shape = detail::check_packed_pages(pages, step.max_count, layers, source, cache, first_layer);
+    require(layers.size() <= detail::max_layers, "layers", "at most 256", layers.size(), where);
+    require(cache.channels.alike(), "channels", "one number in all layers", "several", where);
+    if (pages.num_sequences == 0 || layers.empty()) return;
+    require_pointer(d_segments, "segments", where);
+    auto const first = static_cast<std::size_t>(first_layer);
+    auto const begin = static_cast<std::size_t>(cache.first_segments[first]);
+    auto const end = static_cast<std::size_t>(cache.first_segments[first + layers.size()]);
+    auto const segments = std::span<PackedSegment<Registry> const>(cache.segments).subspan(begin, end - begin);
+    detail::launch_packed_append<true>(
+        detail::DevicePagedAppend{{pages, cache.page_units}, step.d_copies}, detail::counters_of(pages, step), shape,
+        pages.max_tokens_held, layers, source, cache.channels.common(), segments, d_segments,
+        [&](std::size_t) { return cache.rows; }, step.num_copies, stream);
+  });
+}
+
+}  // namespace device
+HEADAWARE_NAMESPACE_END

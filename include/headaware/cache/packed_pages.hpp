@@ -1,0 +1,188 @@
+#pragma once
+
+/// @file
+/// Pages of single heads that hold encoded rows: pages of a pool have one size in bytes, and a head as many rows in
+/// each as its formats let fit. On the CPU.
+
+#include <headaware/cache/destination.hpp>
+#include <headaware/cache/detail/append_encoded.hpp>
+#include <headaware/cache/detail/append_rows.hpp>
+#include <headaware/cache/layer_channels.hpp>
+#include <headaware/cache/layer_kv.hpp>
+#include <headaware/cache/packed_rows.hpp>
+#include <headaware/cache/paged_append.hpp>
+#include <headaware/cache/paged_head.hpp>
+#include <headaware/cache/paged_heads.hpp>
+#include <headaware/config.hpp>
+#include <headaware/detail/checked.hpp>
+#include <headaware/error.hpp>
+#include <headaware/format/table.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief A pool of pages of encoded rows: page p of the pool is `rows + p * page_units`. Made by `packed_pages`;
+/// tables are those of a `PagedHeads` with `page_sizes` as its `head_page_sizes`. Attention reads it by `HeadPagesView`
+/// with a page stride of `page_units`, and `PackedCache` of `rows` and `layer(l)`. Lives on the host.
+template <class Registry = DefaultFormats>
+struct PackedPages {
+  LayerChannels channels;                         ///< of the rows before they are encoded
+  std::int64_t page_units = 0;                    ///< 16 bytes each, of a page
+  std::vector<std::int32_t> page_sizes;           ///< [KV heads of all layers] tokens per page
+  std::vector<PackedSegment<Registry>> segments;  ///< [segments], of sequences alike
+  std::vector<std::int64_t> first_segments;       ///< [num_layers + 1]
+  std::int32_t num_sequences = 0;
+  RowUnit* rows = nullptr;  ///< [pages, page_units], host or device
+
+  [[nodiscard]] std::int32_t num_layers() const { return static_cast<std::int32_t>(first_segments.size()) - 1; }
+  [[nodiscard]] std::int64_t page_bytes() const { return page_units * std::int64_t{sizeof(RowUnit)}; }
+  /// KV heads of a layer. @throws ArgumentError if there is no such layer
+  [[nodiscard]] std::int32_t num_kv_heads(std::int32_t layer) const {
+    return num_sequences == 0 ? 0 : static_cast<std::int32_t>(this->layer(layer).size()) / num_sequences;
+  }
+  /// A layer's segments, [num_sequences, KV heads of the layer], as attention reads them; valid while this lives.
+  /// @throws ArgumentError if there is no such layer
+  [[nodiscard]] std::span<PackedSegment<Registry> const> layer(std::int32_t layer) const {
+    require_index(layer, num_layers(), "layer", "PackedPages");
+    auto const l = static_cast<std::size_t>(layer);
+    return std::span(segments).subspan(static_cast<std::size_t>(first_segments[l]),
+                                       static_cast<std::size_t>(first_segments[l + 1] - first_segments[l]));
+  }
+  /// @brief The same with a pool. @param pool  [pages, page_units]
+  [[nodiscard]] PackedPages with_pool(RowUnit* pool) const {
+    PackedPages result = *this;
+    result.rows = pool;
+    return result;
+  }
+};
+
+/// @brief Plans pages of encoded rows.
+/// @param formats     of all layers and KV heads
+/// @param page_units  16-byte units of a page, of all heads: as many as the widest row has, or more
+/// @param channels    of the rows before they are encoded: head_dim where all layers are alike, or a `ModelShape`
+/// @param value_dim   channels of a value, where all layers are alike; 0: as many as a key has
+/// @return the pages without a pool, which needs `page_bytes()` a page
+/// @throws ArgumentError on negative numbers, channels that are not positive, and pages that a head's row does not fit
+template <class Registry>
+[[nodiscard]] PackedPages<Registry> packed_pages(BasicFormatTable<Registry> const& formats, std::int32_t num_sequences,
+                                                 std::int64_t page_units, LayerChannels const& channels,
+                                                 std::int64_t value_dim = 0) {
+  constexpr auto where = "packed_pages";
+  require(num_sequences >= 0, "sequences", ">= 0", num_sequences, where);
+  LayerHeads const heads = formats.heads();
+  PackedPages<Registry> result;
+  result.channels = detail::checked_channels(channels, value_dim, heads, where);
+  result.page_units = page_units;
+  result.num_sequences = num_sequences;
+  result.first_segments.push_back(0);
+  for (std::int32_t layer = 0; layer < heads.num_layers; ++layer) {
+    RowChannels const rows = result.channels.of(static_cast<std::size_t>(layer));
+    std::vector<PackedSegment<Registry>> of_sequence;
+    for (std::int32_t kv_head = 0; kv_head < heads.count(layer); ++kv_head) {
+      auto const& head = formats.at(layer, kv_head);
+      std::int64_t const units = head.row_units(rows.head_dim, rows.value_dim);
+      std::int64_t const tokens = page_units / units;
+      require(tokens > 0 && tokens <= std::numeric_limits<std::int32_t>::max(), "page's units",
+              {">= the ", units, " of a row"}, page_units, {where, ", layer ", layer, ", KV head ", kv_head});
+      of_sequence.push_back({head, static_cast<std::int32_t>(units), 0});
+      result.page_sizes.push_back(static_cast<std::int32_t>(tokens));
+    }
+    for (std::int32_t sequence = 0; sequence < num_sequences; ++sequence) {
+      result.segments.insert(result.segments.end(), of_sequence.begin(), of_sequence.end());
+    }
+    result.first_segments.push_back(static_cast<std::int64_t>(result.segments.size()));
+  }
+  return result;
+}
+
+namespace detail {
+
+/// Checks that tables and pages are of the same heads. @return sizes of an append
+template <class U, class Source, class Registry>
+AppendShape check_packed_pages(PagedHeadsView const& view, std::int64_t max_count, std::span<LayerKv<U> const> tokens,
+                               Source const& source, PackedPages<Registry> const& cache, std::int32_t first_layer) {
+  constexpr auto where = "append";
+  require(cache.num_layers() == view.num_layers, "pages' layers", view.num_layers, cache.num_layers(), where);
+  require(cache.num_sequences == view.num_sequences, "pages' sequences", view.num_sequences, cache.num_sequences,
+          where);
+  require(std::ssize(cache.page_sizes) == view.num_heads, "pages' KV heads", view.num_heads, cache.page_sizes.size(),
+          where);
+  auto size = cache.page_sizes.begin();
+  for (std::int32_t layer = 0; layer < view.num_layers && view.num_sequences > 0; ++layer) {
+    auto const end = size + cache.num_kv_heads(layer);
+    std::int32_t const most = size == end ? 0 : *std::max_element(size, end);
+    bool const same = size == end || (view.page_sizes.of(layer) == most && !view.page_sizes.heads_alike());
+    require(same, "tables' page sizes", {"those of the pages, at most ", most}, view.page_sizes.of(layer),
+            {where, ", layer ", layer});
+    size = end;
+  }
+  (void)elements(where, {view.num_pages, cache.page_units, std::int64_t{sizeof(RowUnit)}});
+  AppendShape const shape{.first_layer = first_layer,
+                          .num_sequences = view.num_sequences,
+                          .heads = view.layer_heads(),
+                          .max_count = max_count,
+                          .writes = view.max_tokens_held > 0};
+  using T = std::remove_const_t<U>;
+  constexpr auto per_unit = static_cast<std::int64_t>(sizeof(RowUnit) / sizeof(T));
+  // The pool is every layer's.
+  check_append(shape, tokens, source, [&](std::size_t i) {
+    auto* const pool = reinterpret_cast<T*>(cache.rows);
+    std::size_t const layer = static_cast<std::size_t>(first_layer) + i;
+    return CacheBuffers<T>{{pool, pool},
+                           view.num_pages * cache.page_units * per_unit,
+                           0,
+                           cache.channels.of(layer),
+                           cache.num_kv_heads(static_cast<std::int32_t>(layer))};
+  });
+  return shape;
+}
+
+}  // namespace detail
+
+/// @brief Encodes new tokens into the pages that `PagedHeads::append` has given them, on the CPU: a prompt, or the
+/// tokens of a step.
+/// @param pages, step, tokens, source, first_layer  as the `append` into plain rows; float, float16 or bfloat16
+/// @param cache  made by `packed_pages` for these heads and sequences, with a pool
+/// @throws ArgumentError before anything is written, as that `append`, and on pages of other heads
+/// @par Cost  O(bytes that stay) and copies on write
+template <LayerRange Tokens, class Source, class Registry>
+void append(PagedHeads const& pages, PageStep const& step, Tokens const& tokens, Source const& source,
+            PackedPages<Registry> const& cache, std::int32_t first_layer = 0) {
+  PagedHeadsView const view = pages.view();
+  detail::check_generation(view, step.generation);
+  auto const layers = layer_span(tokens);
+  using U = std::remove_pointer_t<decltype(layers.front().keys)>;
+  static_assert(detail::holds_floats<std::remove_const_t<U>>,
+                "headaware: rows to encode hold float, float16 or bfloat16");
+  auto const shape = detail::check_packed_pages(view, step.max_count, layers, source, cache, first_layer);
+  for (auto const* each : {&step.counts, &step.lengths, &step.high_water}) {
+    require(static_cast<std::int64_t>(each->size()) == view.num_sequences, "step's sequences", view.num_sequences,
+            each->size(), "append");
+  }
+  auto const buffers = [&](std::size_t i) {
+    detail::CacheBuffers<std::remove_const_t<U>> result;
+    result.num_kv_heads = cache.num_kv_heads(first_layer + static_cast<std::int32_t>(i));
+    return result;
+  };
+  detail::check_append_tables(source, shape, buffers, layers.size(), step.counts);
+  for (PageCopy const& copy : step.copies) {
+    if (copy.layer < first_layer || copy.layer >= first_layer + static_cast<std::int32_t>(layers.size())) continue;
+    std::int64_t const units = cache.layer(copy.layer)[static_cast<std::size_t>(copy.kv_head)].units;
+    std::memcpy(cache.rows + copy.to * cache.page_units, cache.rows + copy.from * cache.page_units,
+                static_cast<std::size_t>(copy.tokens * units) * sizeof(RowUnit));
+  }
+  detail::append_encoded(
+      shape, detail::PagedAppend{view, cache.page_units}, layers, source, cache.channels,
+      std::span<PackedSegment<Registry> const>(cache.segments), [&](std::size_t) { return cache.rows; }, step.lengths,
+      step.high_water, step.counts);
+}
+
+HEADAWARE_NAMESPACE_END
