@@ -202,8 +202,8 @@ void AblationCalibration::measure_at_plan(AblationSetup const& first, ha::Policy
   ha::require(first.calibration.domain != AblationDomain::both, "domain of a plan made again", "one", "both",
               "AblationCalibration::measure_at_plan");
   std::int32_t const pieces = first.calibration.sensitivity_pieces;
-  gains_.emplace_back(first,
-                      plan_gains(*losses_, pieces_of(first.calibration), plan, {}, {pieces, pieces}, SensitivityOf::layer));
+  gains_.emplace_back(
+      first, plan_gains(*losses_, pieces_of(first.calibration), plan, {}, {pieces, pieces}, SensitivityOf::layer));
 }
 
 PlanGains const& AblationCalibration::gains_at_plan(AblationSetup const& first) const {

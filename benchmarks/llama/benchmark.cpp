@@ -27,7 +27,7 @@ namespace ha = headaware;
 namespace {
 
 constexpr auto what_is_measured = R"(
-What is measured (benchmark.json, benchmark.csv; a picture of perplexity and of copying over the tokens kept):
+What is measured (benchmark.json, benchmark.csv; a picture of perplexity and of copying over the bytes held):
   perplexity              of passages of --context tokens, each read with nothing before it
   perplexity_second_half  of the tokens after the first half of their passage
   copy_nll                nats per token of the second copy of passages of half the size, each given twice

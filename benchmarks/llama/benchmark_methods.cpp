@@ -179,7 +179,8 @@ std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::Model
       runs.add(method, 0, ha::table_from_model_config(model, ha::Full{}));
     } else if (method == "planned") {
       for (std::size_t i = 0; i < plans.size(); ++i)
-        runs.add(method, plans[i].first, plans[i].second, options.plans[i], plan_formats[i]);
+        runs.add(plan_formats[i].num_layers() > 0 ? "planned_by_bytes" : method, plans[i].first, plans[i].second,
+                 options.plans[i], plan_formats[i]);
     } else if (method == "head_aware") {
       runs.add(method, 0, *classes, options.classifications);
       // StreamingLLM's 4 sinks and something.
@@ -297,7 +298,7 @@ std::string size_advice(std::vector<BenchmarkRun> const& runs) {
   };
   if (std::none_of(runs.begin(), runs.end(), uniform)) return text;
   for (BenchmarkRun const& run : runs) {
-    if (run.method != "planned") continue;
+    if (!run.method.starts_with("planned")) continue;
     bool const beside = std::any_of(runs.begin(), runs.end(), [&](BenchmarkRun const& other) {
       double const token = other.kv_share / std::max(1.0, other.mean_kept_tokens);
       return uniform(other) && std::abs(other.kv_share - run.kv_share) <= token + 0.01 * run.kv_share;

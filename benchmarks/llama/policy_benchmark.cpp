@@ -155,24 +155,26 @@ constexpr char const* picture_names[] = {"perplexity", "copying"};
 
 /// One line per method.
 report::SizePicture picture_of(std::vector<BenchmarkRun> const& runs, double BenchmarkRun::*figure) {
-  constexpr std::pair<char const*, char const*> colors[] = {{"streaming_llm", "#0072B2"},
-                                                            {"window_only", "#E69F00"},
-                                                            {"head_aware", "#D55E00"},
-                                                            {"duo", "#CC79A7"},
-                                                            {"planned", "#009E73"}};
+  constexpr std::pair<char const*, char const*> known[] = {
+      {"streaming_llm", "#0072B2"}, {"window_only", "#E69F00"}, {"head_aware", "#D55E00"},
+      {"duo", "#CC79A7"},           {"planned", "#009E73"},     {"planned_by_bytes", "#000000"},
+      {"engine_q8_0", "#8C564B"},   {"engine_q4_0", "#7F7F7F"}};
+  constexpr char const* others[] = {"#56B4E9", "#332288", "#999933", "#882255"};
   report::SizePicture picture;
-  for (auto const& [method, color] : colors) {
-    report::SizeCurve curve{method, color, {}};
-    for (BenchmarkRun const& run : runs) {
-      if (run.method == method) curve.points.push_back({run.mean_kept_tokens, run.*figure});
-    }
-    picture.curves.push_back(curve);
-  }
+  for (auto const& [method, color] : known) picture.curves.push_back({method, color, {}});
   for (BenchmarkRun const& run : runs) {
-    if (run.method == "full" && std::isfinite(run.*figure)) picture.full = {run.mean_kept_tokens, run.*figure};
-    if (run.mean_kept_tokens > 0) {
-      picture.mib_per_token = static_cast<double>(run.kv_bytes_end) / run.mean_kept_tokens / 1048576;
+    if (run.method == "full") {
+      if (std::isfinite(run.*figure)) picture.full = run.*figure;
+      continue;
     }
+    auto curve = std::find_if(picture.curves.begin(), picture.curves.end(),
+                              [&](report::SizeCurve const& one) { return one.name == run.method; });
+    if (curve == picture.curves.end()) {
+      picture.curves.push_back({run.method, others[picture.curves.size() % std::size(others)], {}});
+      curve = picture.curves.end() - 1;
+    }
+    curve->points.push_back({100 * run.kv_share, run.*figure});
+    if (run.kv_share > 0) picture.full_mib = static_cast<double>(run.kv_bytes_end) / run.kv_share / 1048576;
   }
   return picture;
 }
@@ -277,13 +279,13 @@ void measure_gaps(std::vector<BenchmarkRun>& runs) {
 std::string benchmark_table(std::vector<BenchmarkRun> const& runs) {
   bool const timed =
       std::any_of(runs.begin(), runs.end(), [](auto const& run) { return run.kv_bytes_peak.has_value(); });
-  std::string text = "method         budget mean kept  KV MiB perplexity   second half      copy NLL gap closed";
+  std::string text =
+      "method                     budget mean kept  of 16 bits perplexity   second half      copy NLL gap closed";
   text += timed ? "  peak MiB prefill/s decode/s first token compaction  plan\n" : "  plan\n";
   char line[256];
   for (BenchmarkRun const& run : runs) {
-    std::snprintf(line, sizeof(line), "%-13s %7lld %9.1f %7.2f %10.3f %13s %13s %10s", run.method.c_str(),
-                  static_cast<long long>(run.budget_tokens), run.mean_kept_tokens,
-                  static_cast<double>(run.kv_bytes_end) / 1048576, run.perplexity,
+    std::snprintf(line, sizeof(line), "%-25s %7lld %9.1f %10.2f%% %10.3f %13s %13s %10s", run.method.c_str(),
+                  static_cast<long long>(run.budget_tokens), run.mean_kept_tokens, 100 * run.kv_share, run.perplexity,
                   with_error("%.2f", run.perplexity_second_half, run.perplexity_second_half_error).c_str(),
                   with_error("%.3f", run.copy_nll, run.copy_nll_error).c_str(),
                   with_error("%.2f", run.closed.share, run.closed.standard_error).c_str());

@@ -93,7 +93,7 @@ struct BenchmarkAbout {
 /// For a person.
 [[nodiscard]] std::string benchmark_table(std::vector<BenchmarkRun> const& runs);
 
-/// @brief Writes benchmark.json, benchmark.csv and the folder pictures: perplexity and copying over the tokens kept, a
+/// @brief Writes benchmark.json, benchmark.csv and the folder pictures: perplexity and copying over the bytes held, a
 /// line per method. @throws FileError
 void write_benchmark(std::filesystem::path const& folder, BenchmarkAbout const& about, BenchmarkText const& text,
                      std::vector<BenchmarkRun> const& runs);

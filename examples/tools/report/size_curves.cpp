@@ -22,21 +22,21 @@ std::vector<Row> rows_of(SizePicture const& picture) {
   std::vector<Row> rows;
   for (std::size_t curve = 0; curve < picture.curves.size(); ++curve) {
     for (SizePoint const& point : picture.curves[curve].points) {
-      if (point.tokens > 0 && std::isfinite(point.value)) rows.push_back({curve, point});
+      if (point.percent > 0 && std::isfinite(point.value)) rows.push_back({curve, point});
     }
   }
   std::stable_sort(rows.begin(), rows.end(),
-                   [](Row const& a, Row const& b) { return a.point.tokens < b.point.tokens; });
+                   [](Row const& a, Row const& b) { return a.point.percent < b.point.percent; });
   return rows;
 }
 
 /// One column a curve, "-" where the row is another's: gnuplot then joins a curve's points.
 std::string data_of(SizePicture const& picture, std::vector<Row> const& rows) {
-  std::string text = "tokens";
+  std::string text = "percent";
   for (SizeCurve const& curve : picture.curves) text += "\t" + curve.name;
   text += "\n";
   for (Row const& row : rows) {
-    text += number("%.6g", row.point.tokens);
+    text += number("%.6g", row.point.percent);
     for (std::size_t curve = 0; curve < picture.curves.size(); ++curve) {
       text += "\t" + (curve == row.curve ? number("%.6g", row.point.value) : std::string("-"));
     }
@@ -45,12 +45,12 @@ std::string data_of(SizePicture const& picture, std::vector<Row> const& rows) {
   return text;
 }
 
-/// Powers of two within the sizes, labelled by their multiples; the smallest size where there are none.
+/// Halves of halves of the whole within the sizes, labelled by their multiples; the smallest size where there are none.
 std::string size_tics(double first, double last, double factor) {
   std::string tics;
-  for (double size = 1; size <= last * 1.01; size *= 2) {
-    if (size < first * 0.99) continue;
-    tics += (tics.empty() ? "\"" : ", \"") + number("%.3g", size * factor) + "\" " + number("%.0f", size);
+  for (double size = 100; size >= first * 0.99; size /= 2) {
+    if (size > last * 1.01) continue;
+    tics += (tics.empty() ? "\"" : ", \"") + number("%.3g", size * factor) + "\" " + number("%.6g", size);
   }
   return tics.empty() ? "\"" + number("%.3g", first * factor) + "\" " + number("%.6g", first) : tics;
 }
@@ -68,11 +68,8 @@ std::string plain(std::string const& text) {
 std::string plots_of(SizePicture const& picture, std::vector<Row> const& rows, std::string const& file) {
   std::string plots;
   if (picture.full) {
-    plots += fill(
-        R"gp(plot @VALUE@ with lines linecolor rgb "@INK@" dashtype 2 linewidth 1.5 title "full (@TOKENS@ tokens)")gp",
-        {{"VALUE", number("%.9g", picture.full->value)},
-         {"INK", std::string(ink)},
-         {"TOKENS", number("%.6g", picture.full->tokens)}});
+    plots += fill(R"gp(plot @VALUE@ with lines linecolor rgb "@INK@" dashtype 2 linewidth 1.5 title "full, 16 bits")gp",
+                  {{"VALUE", number("%.9g", *picture.full)}, {"INK", std::string(ink)}});
   }
   // Filled shapes that differ also without colours.
   constexpr int shapes[] = {7, 5, 9, 13, 11};
@@ -96,9 +93,9 @@ std::string plots_of(SizePicture const& picture, std::vector<Row> const& rows, s
 void add_size_picture(SizePicture const& picture, Gallery& gallery) {
   std::vector<Row> const rows = rows_of(picture);
   if (rows.empty()) return;
-  double const first = rows.front().point.tokens;
-  double const last = rows.back().point.tokens;
-  double least = picture.full ? picture.full->value : rows.front().point.value;
+  double const first = rows.front().point.percent;
+  double const last = rows.back().point.percent;
+  double least = picture.full.value_or(rows.front().point.value);
   double most = least;
   for (Row const& row : rows) {
     least = std::min(least, row.point.value);
@@ -107,7 +104,7 @@ void add_size_picture(SizePicture const& picture, Gallery& gallery) {
   std::string const file = picture.name + ".tsv";
   gallery.data.push_back({file, data_of(picture, rows)});
   std::string body = fill(R"gp(set title "@TITLE@\n{/*0.8 @SUBTITLE@}" enhanced offset 0,0.5
-set xlabel "tokens kept per KV head (mean)"
+set xlabel "bytes held, of the full cache in 16 bits (%)"
 set ylabel "@FIGURE@"
 set logscale x 2
 set xrange [@LEFT@:@RIGHT@]
@@ -123,7 +120,7 @@ set key outside right top reverse Left samplen 2 spacing 1.3
                            {"LEFT", number("%.6g", first / 1.2)},
                            {"RIGHT", number("%.6g", last * 1.2)},
                            {"TICS", size_tics(first, last, 1)}});
-  if (picture.mib_per_token > 0) {
+  if (picture.full_mib > 0) {
     // The same axis with other words: linked axes refuse to be logarithmic.
     body += fill(R"gp(set logscale x2 2
 set x2range [@LEFT@:@RIGHT@]
@@ -132,7 +129,7 @@ set x2label "keys and values (MiB)" textcolor rgb "@INK@"
 )gp",
                  {{"LEFT", number("%.6g", first / 1.2)},
                   {"RIGHT", number("%.6g", last * 1.2)},
-                  {"TICS", size_tics(first, last, picture.mib_per_token)},
+                  {"TICS", size_tics(first, last, picture.full_mib / 100)},
                   {"INK", std::string(ink)}});
   }
   if (picture.from_zero) {

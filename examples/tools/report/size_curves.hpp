@@ -11,7 +11,7 @@
 namespace report {
 
 struct SizePoint {
-  double tokens = 0;  ///< kept, mean of a KV head
+  double percent = 0;  ///< of the bytes of a full cache in 16 bits
   double value = 0;
 };
 
@@ -28,9 +28,9 @@ struct SizePicture {
   std::string figure;    ///< of the vertical axis, with its unit
   std::string reading;   ///< one sentence: how to read it
   std::vector<SizeCurve> curves;
-  std::optional<SizePoint> full{};  ///< the cache that keeps everything
-  double mib_per_token = 0;         ///< cost of one token per KV head in all; 0: no such axis
-  bool from_zero = false;           ///< of the vertical axis, else logarithmic where values lie far apart
+  std::optional<double> full{};  ///< figure of the cache that keeps everything, in 16 bits
+  double full_mib = 0;           ///< its bytes; 0: no such axis
+  bool from_zero = false;        ///< of the vertical axis, else logarithmic where values lie far apart
 };
 
 /// Adds a picture and its data; nothing where no curve has a point.
