@@ -3,7 +3,6 @@
 #include <headaware/cache/pack.cuh>
 #include <headaware/cache/packed_pages.cuh>
 #include <headaware/cache/packed_rolling.cuh>
-#include <headaware/layout/paged.hpp>
 #include <headaware/layout/strided.hpp>
 #include <headaware/policy/table.hpp>
 
@@ -18,15 +17,10 @@ namespace ha = headaware;
 
 using Table = ha::PolicyTableView<>;
 using Formats = ha::DefaultFormats;
-using Joined = ha::KvLayouts<ha::PagedLayout, ha::PagedLayout>;
 
 template cudaError_t ha::device::compress(ha::DeviceCompaction<Table> const&, ha::PackPlan<> const&, void const*,
                                           std::vector<ha::LayerKv<__half>> const&, ha::StridedLayout const&,
                                           ha::PackedDestination<ha::RaggedForm> const&, ha::KeyRotation const&,
-                                          cudaStream_t);
-template cudaError_t ha::device::compress(ha::DeviceCompaction<Table> const&, ha::PackPlan<> const&, void const*,
-                                          std::vector<ha::LayerKv<__nv_bfloat16>> const&, Joined const&,
-                                          ha::PackedDestination<ha::RollingSlotsView> const&, ha::KeepPositions const&,
                                           cudaStream_t);
 template cudaError_t ha::device::append(ha::RollingSlotsView const&, ha::RollingStateView const&,
                                         std::vector<ha::LayerKv<__half>> const&, ha::StridedLayout const&,

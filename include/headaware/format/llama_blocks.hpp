@@ -10,6 +10,7 @@
 #include <headaware/element.hpp>
 #include <headaware/format/detail/block_range.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
 
@@ -20,7 +21,7 @@ namespace detail {
 /// Half words of a block, two llama.cpp blocks of `Halves` each, put together to words.
 template <std::int32_t Halves>
 struct BlockHalves {
-  std::uint16_t halves[2 * Halves] = {};
+  std::uint16_t halves[static_cast<std::size_t>(2 * Halves)] = {};
 
   HEADAWARE_HOST_DEVICE static BlockHalves load(std::uint32_t const* words) {
     BlockHalves result;

@@ -4,6 +4,7 @@
 #include <headaware/element.hpp>
 #include <headaware/format/detail/block_range.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
 
@@ -47,7 +48,7 @@ struct Packed {
     auto const code = [&](std::int32_t i) {
       return range.finite ? static_cast<std::uint32_t>(detail::code_of(x[i], min, scale, 0, largest)) : 0U;
     };
-    std::uint32_t planes[plane_bits > 0 ? 2 * plane_bits : 1] = {};
+    std::uint32_t planes[static_cast<std::size_t>(plane_bits > 0 ? 2 * plane_bits : 1)] = {};
     HEADAWARE_UNROLL
     for (std::int32_t w = 0; w < 8; ++w) {
       std::uint32_t nibbles = 0;

@@ -18,19 +18,7 @@
 
 using namespace headaware_test;
 
-namespace {
-
-/// Heads of grouped caches wherever they are.
-struct PlacedView {
-  std::int64_t const* firsts = nullptr;  ///< [segments]
-  std::int32_t const* lengths = nullptr;
-  std::int32_t num_kv_heads = 0;
-
-  [[nodiscard]] HEADAWARE_HOST_DEVICE ha::AdjacentRows head(std::int64_t sequence, std::int64_t kv_head) const {
-    std::int64_t const s = sequence * num_kv_heads + kv_head;
-    return {firsts[s], lengths[s]};
-  }
-};
+namespace headaware_test {
 
 /// A format of a user's own: numbers as they are, in blocks that are no power of two.
 struct SixFloats {
@@ -46,6 +34,22 @@ struct SixFloats {
     for (int i = 0; i < group; ++i) x[i] = ha::detail::bits_as<float>(words[i]);
   }
   friend constexpr bool operator==(SixFloats const&, SixFloats const&) = default;
+};
+
+}  // namespace headaware_test
+
+namespace {
+
+/// Heads of grouped caches wherever they are.
+struct PlacedView {
+  std::int64_t const* firsts = nullptr;  ///< [segments]
+  std::int32_t const* lengths = nullptr;
+  std::int32_t num_kv_heads = 0;
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE ha::AdjacentRows head(std::int64_t sequence, std::int64_t kv_head) const {
+    std::int64_t const s = sequence * num_kv_heads + kv_head;
+    return {firsts[s], lengths[s]};
+  }
 };
 
 /// A packed cache on the device.

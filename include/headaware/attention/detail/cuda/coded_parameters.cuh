@@ -20,7 +20,7 @@ namespace detail {
 inline constexpr std::int32_t max_coded_rows = attend_threads;
 inline constexpr std::int32_t min_coded_rows = 4;
 /// Rows of a KV split: encoded rows are short, so more of them, beside which queries and partial results cost little.
-constexpr std::int64_t coded_split_rows(std::int32_t queries) { return queries > 4 ? 1024 : 512; }
+constexpr std::int64_t coded_split_rows(std::int32_t queries) { return queries > 8 ? 2048 : queries > 4 ? 1024 : 512; }
 
 /// What a registry's formats make of a row.
 template <class Registry>
