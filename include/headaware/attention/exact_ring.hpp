@@ -173,6 +173,7 @@ void append(RollingSlotsView const& slots, RollingState& state, Tokens const& to
 
 /// @brief Computes attention over a rolling cache of encoded rows whose newest tokens and sinks are exact: each token
 /// once, from the ring where that shows it, else from its codes.
+/// On CUDA attend to `RingedCache::beside` and to `of_ring`, and merge the two.
 /// @param cache  views of the same lengths and query tokens: both `RollingView::of_chunk`, or both made by hand
 /// @throws ArgumentError as the other `attend`, and if the two are of other sequences
 /// @par Cost  The rows of both; the two outputs, which are merged. Allocates nothing once the thread has made room for
