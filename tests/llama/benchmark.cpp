@@ -109,8 +109,10 @@ TEST_CASE("standard errors over passages, and of the gap that a method closes") 
   runs[0].passage_nll = full;
   runs[1].passage_nll = uniform;
   runs[2].passage_nll = runs[3].passage_nll = method;
-  runs[1].mean_kept_tokens = runs[2].mean_kept_tokens = 64;
-  runs[3].mean_kept_tokens = 128;
+  runs[1].mean_kept_tokens = 64;
+  runs[1].kv_bytes_end = runs[2].kv_bytes_end = 6400;  // a plan by bytes may keep more tokens in them
+  runs[2].mean_kept_tokens = 150;
+  runs[3].kv_bytes_end = 12800;
   measure_gaps(runs);
   CHECK(runs[2].closed.share == closed.share);
   CHECK(std::isnan(runs[3].closed.share));  // no uniform windows of its size
@@ -205,6 +207,7 @@ TEST_CASE("methods are compared at the sizes of the plans or the classes where n
   CHECK(runs[1].method == "streaming_llm");
   CHECK(std::abs(held(runs[1].table, 256) - held(runs[0].table, 256)) <= 3);
   runs[0].mean_kept_tokens = runs[1].mean_kept_tokens = 100;
+  runs[0].kv_share = runs[1].kv_share = 0.4;
   runs[0].perplexity = runs[1].perplexity = 30;
   runs[0].perplexity_second_half = 25;
   runs[1].perplexity_second_half = 20;
@@ -219,6 +222,7 @@ TEST_CASE("methods are compared at the sizes of the plans or the classes where n
   runs[0].method = "planned";
   CHECK(size_advice(runs).empty());
   runs[0].mean_kept_tokens = 64;
+  runs[0].kv_share = 0.25;
   runs[0].budget_tokens = 64;
   CHECK(size_advice(runs).find("64.0 tokens per KV head") != std::string::npos);
   CHECK(size_advice(runs).find("--budget 64") != std::string::npos);
@@ -250,8 +254,7 @@ TEST_CASE("evicted caches and masks measure the same, and what was measured is k
   Model const model(exact_model_path(smollm2));
   ha::ModelConfig const config{30, 9, 3, 64};
   auto const tokens = text_tokens(model, 512);
-  BenchmarkText const text{
-      .place = {.context = 256, .passages = {0}, .copies = {300}}, .decode_tokens = 6, .element_bytes = 4};
+  BenchmarkText const text{.place = {.context = 256, .passages = {0}, .copies = {300}}, .decode_tokens = 6};
   std::vector<BenchmarkRun> evicted(3);
   evicted[0].method = "full";
   evicted[0].table = ha::table_from_model_config(config, ha::Full{});
@@ -282,7 +285,8 @@ TEST_CASE("evicted caches and masks measure the same, and what was measured is k
     CHECK(a.mean_kept_tokens == (i == 0 ? 256 : 64));
     CHECK(b.mean_kept_tokens == a.mean_kept_tokens);
     std::int64_t const bytes = 30 * 3 * 64 * 2 * 4;
-    CHECK(a.kv_bytes_end == bytes * (i == 0 ? 256 : 64));
+    CHECK(a.kv_bytes_end == bytes / 2 * (i == 0 ? 256 : 64));  // as if of 16 bits
+    CHECK(a.kv_share == (i == 0 ? 1 : 0.25));
     CHECK(b.kv_bytes_end == a.kv_bytes_end);
     REQUIRE(a.kv_bytes_peak);
     // Room for what is decoded, where heads keep everything.
@@ -318,7 +322,7 @@ TEST_CASE("evicted caches and masks measure the same, and what was measured is k
   halved.erase(halved.begin() + 1, halved.end());
   EvictedStore half(model, {}, folder / "evicted");
   run_benchmark(half, tokens, {.place = {.context = 256, .passages = {0}}, .decode_tokens = 0}, halved);
-  CHECK(halved[0].kv_bytes_end * 2 == evicted[0].kv_bytes_end);
+  CHECK(halved[0].kv_bytes_end == evicted[0].kv_bytes_end);
   CHECK(std::isnan(halved[0].decode_tokens_per_s));
   CHECK(std::isnan(halved[0].copy_nll));
   CHECK(std::abs(halved[0].perplexity / evicted[0].perplexity - 1) < 0.01);

@@ -30,6 +30,7 @@ namespace {
 /// A plan of SmolLM2 on the shared text, one blend tried beside it. @param text  pieces of it; one of each other kind
 PlanningOptions planning_options(TemporaryFolder const& folder, std::int32_t text) {
   PlanningOptions options;
+  options.formats.measured = false;  // 16 bits, by tokens
   options.model = exact_model_path(smollm2);
   options.text = shared_data() / "text" / "wikitext-2-valid.txt";
   options.pieces = {.text = text, .probe = 1, .held_out = 1, .held_out_probes = 1};
@@ -119,6 +120,44 @@ TEST_CASE("calibration pieces have one length, lie apart, and refuse texts that 
                                  {"tokens of the text", "at least 2304", "2000", "here"});
   check_error<ha::ArgumentError>([&] { (void)calibration_text(model, tokens, 255, {}, "here"); },
                                  {"context", "even", "255", ""});
+}
+
+TEST_CASE("plans by bytes are tried beside uniform windows and plans of pairs of formats") {
+  HEADAWARE_REQUIRE_MODEL(smollm2);
+  HEADAWARE_REQUIRE_SHARED_DATA();
+  TemporaryFolder const folder;
+  PlanningOptions options = small_planning_options(folder);
+  options.calibration.sensitivity = SensitivityOf::none;
+  options.formats = {};
+  auto const budget = ha::Budget::share(0.25);
+  Guarded const guarded = plan_model(options, budget);
+  // Uniform in 16 bits and in two pairs, plans of both pairs, the mixed plan, a blend.
+  REQUIRE(guarded.tables.size() == 7);
+  CHECK(guarded.tables[0].name == "uniform");
+  CHECK(guarded.tables[1].name.starts_with("uniform packed"));
+  CHECK(guarded.tables[3].name == "plan" + guarded.tables[1].name.substr(7));
+  CHECK(guarded.first_plan == 5);
+  CHECK(guarded.tables[5].name == "plan");
+  CHECK(guarded.tables[6].name == "blend 0.5");
+  for (auto const& table : guarded.tables) {
+    INFO(table.name);
+    CHECK(table.plan.by_bytes());
+    CHECK(table.plan.left() >= 0);
+    CHECK(table.plan.share_held() <= 0.25);
+    CHECK(table.plan.share_held() > 0.2);
+    CHECK(table.text_loss > 0);
+  }
+  CHECK(guarded.tables[5].plan.predicted_error <= guarded.tables[3].plan.predicted_error);
+  CHECK(guarded.tables[3].plan.predicted_error < guarded.tables[0].plan.predicted_error);
+  CHECK(guarded.chosen().text_loss <= guarded.tables[0].text_loss);
+  CHECK(ha::load_plan(folder / "plan.json") == guarded.chosen().plan);
+
+  options.formats = {.measured = false, .pairs = {ha::format_pair("int8", "packed4")}};
+  Guarded const pair = plan_model(options, budget);
+  CHECK(pair.tables.size() == 5);
+  CHECK(pair.tables[1].name == "uniform int8/packed4");
+  options.formats.pairs = {ha::format_pair("packed3", "packed3")};  // whose errors are not measured
+  check_error<ha::ArgumentError>([&] { (void)plan_model(options, budget); }, {"format", "packed4", "packed3", ""});
 }
 
 TEST_CASE("a plan made of one text predicts another better than uniform windows of its size") {

@@ -295,7 +295,11 @@ TEST_CASE("models whose layers differ: plans of the model's own shape, which gen
     CHECK(plan.budget_tokens <= whole / 2);
     auto const table = ha::load_policy_table(options.calibration.output_dir / "plan.json", model.shape());
     CHECK(table == plan.table);
-    CachedModel<ha::float16> cached(model, table, {}, 256, {.chunk = 64});
+    bool const latent = std::any_of(model.shape().layers().begin(), model.shape().layers().end(),
+                                    [](ha::LayerShape const& layer) { return layer.kind == ha::LayerKind::latent; });
+    CHECK(plan.by_bytes() == !latent);  // whose rows have 16 bits alone
+    CHECK(plan.share_held() <= 0.5);
+    CachedModel<ha::float16> cached(model, table, plan.formats, 256, {.chunk = 64});
     cached.read(model.tokenize(numbered_text(60), true));
     CHECK(cached.cache().length() == 61);
   }
