@@ -18,7 +18,7 @@
 
 using namespace headaware_test;
 
-namespace headaware_test {
+namespace coded_formats {
 
 /// A format of a user's own: numbers as they are, in blocks that are no power of two.
 struct SixFloats {
@@ -28,15 +28,15 @@ struct SixFloats {
   static constexpr bool rotated = false;
 
   HEADAWARE_HOST_DEVICE void encode(float const* x, std::uint32_t* words) const {
-    for (int i = 0; i < group; ++i) words[i] = ha::detail::bits_as<std::uint32_t>(x[i]);
+    for (int i = 0; i < group; ++i) words[i] = headaware::detail::bits_as<std::uint32_t>(x[i]);
   }
   HEADAWARE_HOST_DEVICE void decode(std::uint32_t const* words, float* x) const {
-    for (int i = 0; i < group; ++i) x[i] = ha::detail::bits_as<float>(words[i]);
+    for (int i = 0; i < group; ++i) x[i] = headaware::detail::bits_as<float>(words[i]);
   }
   friend constexpr bool operator==(SixFloats const&, SixFloats const&) = default;
 };
 
-}  // namespace headaware_test
+}  // namespace coded_formats
 
 namespace {
 
@@ -245,7 +245,7 @@ TEST_CASE("device attention over a rolling cache of encoded rows is the CPU's ov
 
 TEST_CASE("device attention over rows in a format of the caller's own", "[attention]") {
   HEADAWARE_REQUIRE_DEVICE();
-  using Formats = ha::FormatRegistry<SixFloats, ha::Packed<5>>;
+  using Formats = ha::FormatRegistry<coded_formats::SixFloats, ha::Packed<5>>;
   constexpr std::int64_t keys = 20;
   constexpr std::int64_t values = 33;
   HeldProblem<float> held({1, 4, 2, 1, keys, values}, {70, 40}, 71);
