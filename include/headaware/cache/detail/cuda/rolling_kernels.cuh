@@ -115,8 +115,6 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   SequenceCopy const copy = tables.copies[head_index / p.slots.num_heads];
   RollingHead const& head = p.slots.heads[of_model];
   SlotRuns const runs = head.runs(head.held(p.state.lengths[copy.from], p.state.high_water[copy.from]));
-  std::int64_t const begin = part * copy_rows_per_block;
-  std::int64_t const end = begin + copy_rows_per_block;
   for_each_run_part(runs, part, [&](std::int64_t low, std::int64_t count) {
     for (std::int32_t i = 0; i < 2; ++i) {
       if (tables.channels[i][layer] == 0) continue;
