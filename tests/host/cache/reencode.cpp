@@ -5,6 +5,7 @@
 #include "support/errors.hpp"
 #include "support/packed_cache.hpp"
 
+#include <headaware/cache/pack_plan.hpp>
 #include <headaware/cache/packed_info.hpp>
 #include <headaware/cache/packed_rolling.hpp>
 #include <headaware/cache/reencode.hpp>
@@ -157,6 +158,9 @@ TEST_CASE("caches that are not the compaction's are not encoded again", "[cache]
                                  {"source", "the compaction's lengths", "others", "reencode"});
   check_error<ha::ArgumentError>([&] { ha::compress(compaction, p.layers, p.source(), far.cache); },
                                  {"destination", "the compaction's lengths", "others", "compress"});
+  check_error<ha::ArgumentError>([&] { (void)ha::PackPlan<>(compaction, far.cache); },
+                                 {"destination", "the compaction's lengths", "others", "PackPlan"});
+  CHECK(ha::PackPlan<>(compaction, to.cache).num_segments() == compaction.num_segments());
   CHECK(std::all_of(to.buffer.begin(), to.buffer.end(), [](ha::RowUnit const& u) { return u.words[1] == 1; }));
 }
 
