@@ -10,6 +10,7 @@
 #include <headaware/cache/packed_rolling.hpp>
 #include <headaware/cache/reencode.hpp>
 #include <headaware/cache/rolling_slots.hpp>
+#include <headaware/cache/rolling_state.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -118,6 +119,41 @@ TEST_CASE("a rolling cache of encoded rows is written in other formats", "[cache
   Held ragged(ha::packed_ragged(compaction, formats, 64));
   ha::reencode(compaction, from.cache, ragged.cache);
   CHECK(wrong_rows(p, compaction, from, ragged) == 0);
+}
+
+TEST_CASE("a rolling cache that tokens were appended to is written in other formats", "[cache]") {
+  PackedProblem<float> const p(64, 64, {100});
+  ha::Compaction const compaction(p.table, p.lengths);
+  ha::RollingSlots const slots(p.table, 1, {.max_tokens = 128, .slack = 3});
+  Held from(ha::packed_rolling(slots, slots.view(), p.formats, 64));
+  ha::RollingState state(1);
+  std::int32_t done = 0;
+  for (std::int32_t const count : {70, 1, 29}) {
+    std::vector<std::vector<float>> tensors;
+    std::vector<ha::LayerKv<float const>> news;
+    for (std::size_t layer = 0; layer < 2; ++layer) {
+      for (auto const* const all : {&p.keys[layer], &p.values[layer]}) {
+        tensors.emplace_back();
+        for (std::int64_t head = 0; head < p.num_kv_heads; ++head) {
+          auto const first = all->begin() + (head * 100 + done) * 64;
+          tensors.back().insert(tensors.back().end(), first, first + count * 64);
+        }
+      }
+      news.push_back({tensors[2 * layer].data(), tensors[2 * layer + 1].data()});
+    }
+    std::vector<std::int32_t> const counts{count};
+    ha::append(slots.view(), state, news, ha::strided_bhsd(1, p.num_kv_heads, count, 64), counts, from.cache);
+    done += count;
+  }
+  auto const formats = other_formats(p);
+  Held ragged(ha::packed_ragged(compaction, formats, 64));
+  ha::reencode(compaction, from.cache, ragged.cache);
+  // As from a ragged cache of the same tokens.
+  Held compressed(ha::packed_ragged(compaction, p.formats, 64));
+  ha::compress(compaction, p.layers, p.source(), compressed.cache);
+  Held expected(ha::packed_ragged(compaction, formats, 64));
+  ha::reencode(compaction, compressed.cache, expected.cache);
+  CHECK(ragged.buffer == expected.buffer);
 }
 
 TEST_CASE("the same formats are copied bit for bit, and 16 bits lose nothing on the way to others", "[cache]") {
