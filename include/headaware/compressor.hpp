@@ -54,6 +54,11 @@ struct CompressionSummary {
   std::int64_t kept_total = 0;          ///< tokens kept, summed over layers and KV heads
   std::int64_t full_total = 0;          ///< those kept where no head evicts any that its layer sees
   double ratio = 1;                     ///< kept_total / full_total
+
+  std::vector<std::string> formats{};        ///< of keys and values, "packed5/packed4"; empty: not asked for
+  std::vector<std::int64_t> format_heads{};  ///< KV heads that have each
+  std::int64_t held_bytes = 0;               ///< of the rows kept, in their heads' formats; whole units of 16 bytes
+  std::int64_t full_bytes = 0;               ///< of `full_total` rows in 16 bits
 };
 
 /// @brief Formats the summary as a table.
@@ -74,6 +79,18 @@ template <class = void>
   std::snprintf(
       line, sizeof(line), "%-16s %8lld  100.0%% %12.1f  (%.1f%% of the cache)\n", "all", static_cast<long long>(total),
       total == 0 ? 0 : static_cast<double>(summary.kept_total) / static_cast<double>(total), 100.0 * summary.ratio);
+  text += line;
+  if (summary.formats.empty()) return text;
+  text += "keys/values in        KV heads\n";
+  for (std::size_t i = 0; i < summary.formats.size(); ++i) {
+    std::snprintf(line, sizeof(line), "%-21s %8lld\n", summary.formats[i].c_str(),
+                  static_cast<long long>(summary.format_heads[i]));
+    text += line;
+  }
+  double const share =
+      static_cast<double>(summary.held_bytes) / static_cast<double>(std::max<std::int64_t>(summary.full_bytes, 1));
+  std::snprintf(line, sizeof(line), "%lld bytes, %.2f%% of the cache in 16 bits, %lld\n",
+                static_cast<long long>(summary.held_bytes), 100 * share, static_cast<long long>(summary.full_bytes));
   return text + line;
 }
 
@@ -98,14 +115,7 @@ struct CompressedCache {
     return rows(values, &RowChannels::value_dim, layer, sequence, kv_head);
   }
   [[nodiscard]] CacheInfo cache_info() const {
-    auto const bytes = [](RowChannels const& rows) {
-      auto const element = static_cast<std::int64_t>(sizeof(T));
-      return TokenBytes{rows.head_dim * element, rows.value_dim * element};
-    };
-    if (channels.alike()) return headaware::cache_info(compaction, bytes(channels.common()));
-    std::vector<TokenBytes> layers;
-    for (RowChannels const& rows : channels.layers()) layers.push_back(bytes(rows));
-    return headaware::cache_info(compaction, LayerBytes(std::move(layers)));
+    return headaware::cache_info(compaction, channels.token_bytes(sizeof(T)));
   }
 
  private:
@@ -290,6 +300,47 @@ class BasicCompressor {
     }
     std::int64_t const full = summary.full_total;
     summary.ratio = full == 0 ? 1 : static_cast<double>(summary.kept_total) / static_cast<double>(full);
+    return summary;
+  }
+
+  /// @brief The same where heads have formats of their own: bytes, too, and the heads per pair of formats.
+  /// @param formats   a `BasicFormatTable` of the same layers and KV heads: include `headaware/format/table.hpp`
+  /// @param channels  of the rows before they are encoded: head_dim where all layers are alike, or the shape:
+  /// `model()`,
+  ///                  if it says them
+  /// @throws ArgumentError on a negative length, formats of other heads, channels that are not positive
+  template <class Formats>
+  [[nodiscard]] CompressionSummary compression_summary(std::int64_t length, Formats const& formats,
+                                                       LayerChannels const& channels,
+                                                       std::int64_t value_dim = 0) const {
+    constexpr auto where = "compression_summary";
+    CompressionSummary summary = compression_summary(length);
+    LayerChannels const all = detail::checked_channels(channels, value_dim, table_.heads(), where);
+    LayerBytes const token = all.token_bytes(2);
+    require(formats.num_layers() == table_.num_layers(), "format table's layers", table_.num_layers(),
+            formats.num_layers(), where);
+    for (std::int32_t layer = 0; layer < table_.num_layers(); ++layer) {
+      std::int32_t const heads = table_.num_kv_heads(layer);
+      require(formats.heads().count(layer) == heads, "format table's KV heads", heads, formats.heads().count(layer),
+              {where, ", layer ", layer});
+      std::int64_t const window = table_.window(layer);
+      summary.full_bytes +=
+          detail::elements(where, {heads, window != 0 ? std::min(window, length) : length, token.of(layer).total()});
+      RowChannels const& rows = all.of(static_cast<std::size_t>(layer));
+      for (std::int32_t head = 0; head < heads; ++head) {
+        auto const& of = formats.at(layer, head);
+        std::int64_t const kept = table_.visit(layer, head, [&](auto const& p) { return kept_count(p, length); });
+        constexpr std::int64_t unit_bytes = 16;
+        summary.held_bytes += detail::elements(where, {kept, of.row_units(rows.head_dim, rows.value_dim), unit_bytes});
+        std::string const name = std::string(of.key.name()) + "/" + std::string(of.value.name());
+        auto const known = std::find(summary.formats.begin(), summary.formats.end(), name) - summary.formats.begin();
+        if (known == std::ssize(summary.formats)) {
+          summary.formats.push_back(name);
+          summary.format_heads.push_back(0);
+        }
+        ++summary.format_heads[static_cast<std::size_t>(known)];
+      }
+    }
     return summary;
   }
 

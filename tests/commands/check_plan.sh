@@ -50,6 +50,27 @@ rm "$folder/text/sensitivities.json"
 expect 0 "12288 tokens: layers 1 3" --budget 25% --context 2048 --skip_layers 3,1 --output_dir "$folder/skipping"
 grep -q '"skip_layers"' "$folder/skipping/plan.json"
 
+# By bytes: windows and formats together, or one pair for all heads; a cache compressed by the plan holds what it says.
+expect 0 "(6.25% of the cache in 16 bits" --formats measured --head_dim 64 --budget 6.25% --output_dir "$folder/bytes"
+grep -q '^formats:   .*packed[456]/packed[456] [0-9]' "$folder/log" || fail "no formats: $(cat "$folder/log")"
+grep -Eq '^at .* \(6[.]2[45]% of the bytes of the cache in 16 bits\) the plan is predicted to lose 0[.][0-9]* of' \
+  "$folder/log" || fail "no word on what the plan by bytes loses: $(cat "$folder/log")"
+check_exit 0 "rounding loses 0." "$compress" --plan "$folder/bytes/plan.json" --capture "$capture"
+for form in ragged "padded left" "padded right" grouped; do
+  grep -q "^  $form .* rows checked against their source, encoded$" "$folder/log" || fail "$form was not checked"
+done
+grep -Eq '^held: 0[.]062[45] of the full cache$' "$folder/log" || fail "other bytes: $(cat "$folder/log")"
+planned=$(sed -n 's/.*"planned_bytes": \([0-9]*\).*/\1/p' "$folder/bytes/plan.json")
+awk -v planned="$planned" '/^after/ { after = 1 } after && $1 == "all" { exit $5 != planned }' "$folder/log" ||
+  fail "the cache does not hold the $planned bytes planned: $(cat "$folder/log")"
+expect 0 "formats:   packed5/packed4 12" --formats packed5/packed4 --head_dim 64 --budget 6.25% --output_dir "$folder/pair"
+expect 0 "formats:   int8/int8 12" --formats int8 --head_dim 64 --budget 12.5% --output_dir "$folder/int8"
+expect 0 "planned 384 (32.0 per KV head" --formats 16 --budget 6.25% --output_dir "$folder/sixteen"
+expect error "expected one of fp16, bf16" --formats packed9 --head_dim 64 --budget 6.25%
+expect error "expected one of fp16, bf16" --formats packed5/packed9 --head_dim 64 --budget 6.25%
+expect 1 "whose errors are known, got q8_0" --formats q8_0 --head_dim 64 --budget 6.25%
+expect 1 "head_dim: expected > 0" --formats measured --budget 6.25%
+
 # Where uniform windows are predicted to lose less they are written, unless they do not keep what was asked for.
 expect 0 "plan.json holds the uniform windows instead" --budget 8 --output_dir "$folder/tight"
 grep -q "have a lower predicted error" "$folder/log" || fail "no word on why"

@@ -5,7 +5,9 @@
 #include "support/files.hpp"
 #include "support/mixed_model.hpp"
 
+#include <headaware/cache/packed_rows.hpp>
 #include <headaware/compressor.hpp>
+#include <headaware/format/table.hpp>
 #include <headaware/io/model_shape.hpp>
 
 #include <cstddef>
@@ -121,4 +123,30 @@ TEST_CASE("a summary counts the heads that there are, against what their layers 
   for (std::int64_t const count : summary.heads) heads += count;
   CHECK(heads == 12);
   CHECK(to_string(summary).find("all                    12") != std::string::npos);
+}
+
+TEST_CASE("a summary of heads with formats of their own counts bytes", "[compressor]") {
+  ha::PolicyTable table(2, 2, ha::SinkWindow{4, 28});
+  table.set(1, 1, ha::Full{});
+  ha::Compressor const compressor(ha::ModelConfig{2, 4, 2, 64}, table);
+  ha::FormatTable formats(2, 2, {ha::Packed<5>{}, ha::Packed<4>{}});
+  formats.set(0, 1, {ha::Int8{}, ha::Fp16{}});
+  auto const summary = compressor.compression_summary(100, formats, 64);
+  CHECK(summary.kept_total == compressor.compression_summary(100).kept_total);
+  CHECK(summary.full_bytes == 400 * 256);
+  CHECK(summary.held_bytes == (32 + 32 + 100) * 80 + 32 * 208);  // 68 + 128 bytes, whole units
+  CHECK(summary.formats == std::vector<std::string>{"packed5/packed4", "int8/fp16"});
+  CHECK(summary.format_heads == std::vector<std::int64_t>{3, 1});
+  std::string const text = to_string(summary);
+  CHECK(text.find("packed5/packed4              3") != std::string::npos);
+  CHECK(text.find("19776 bytes, 19.31% of the cache in 16 bits, 102400") != std::string::npos);
+
+  ha::ModelShape const shape = mixed_shape();
+  ha::Compressor const mixed(shape, mixed_table(shape));
+  ha::FormatTable const of_mixed(shape, {ha::Packed<6>{}, ha::Packed<4>{}});
+  std::vector<std::int32_t> const length{100};
+  auto const planned = ha::packed_ragged(mixed.compaction(length), of_mixed, shape);
+  CHECK(mixed.compression_summary(100, of_mixed, shape).held_bytes == planned.total_bytes());
+  check_error<ha::ArgumentError>([&] { (void)mixed.compression_summary(100, formats, shape); },
+                                 {"format table's layers", "", "2", "compression_summary"});
 }

@@ -2,11 +2,14 @@
 
 #include "tools/analysis/about.hpp"
 #include "tools/analysis/attention_source.hpp"
+#include "tools/support/best_time.hpp"
 #include "tools/support/cache_batch.hpp"
 #include "tools/support/capture.hpp"
 #include "tools/support/command.hpp"
+#include "tools/support/format_options.hpp"
 #include "tools/support/memory.hpp"
 #include "tools/support/options.hpp"
+#include "tools/support/packed_report.hpp"
 #include "tools/support/plan_file.hpp"
 
 #include <headaware/compressor.hpp>
@@ -24,6 +27,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -42,6 +46,7 @@ struct Options {
   std::int32_t head_dim = 0;
   std::int32_t tokens = 4096;
   std::vector<std::int32_t> skip_layers;
+  std::optional<support::FormatsWanted> formats;  ///< else those of the plan
 
   void add_to(CLI::App& app) {
     support::add_results_dir(app, results_dir, "folder of analyze_attention, with classifications");
@@ -61,6 +66,10 @@ struct Options {
     app.add_option("--tokens", tokens, "tokens of the cache, where no arrays were captured; also the summary's length")
         ->check(support::token_count);
     support::add_skip_layers(app, skip_layers, "layers left uncompressed");
+    app.add_option_function<std::string>(
+        "--formats", [this](std::string const& text) { formats = support::parse_formats({text}); },
+        "formats of keys and values of all heads, such as packed5/packed4; 16: none but 16 bits; default: those of the "
+        "plan");
   }
 };
 
@@ -118,19 +127,6 @@ void check(char const* form, double seconds, std::int64_t stored, Plan const& pl
 /// Bytes of one token of every layer.
 ha::LayerBytes token_bytes(Batch const& batch) { return {batch.shape(), sizeof(std::uint16_t)}; }
 
-/// Seconds of the fastest of three rounds: the first also starts the threads and touches the pages.
-template <class Work>
-double best_of_three(Work const& work) {
-  double best = 0;
-  for (int round = 0; round < 3; ++round) {
-    auto const start = std::chrono::steady_clock::now();
-    work();
-    double const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    best = round == 0 ? seconds : std::min(best, seconds);
-  }
-  return best;
-}
-
 /// Compresses into one buffer of keys and one of values, and checks both.
 /// @param stored  bytes that the form's rows take
 template <class MakeDestination>
@@ -140,7 +136,8 @@ void run_form(char const* form, Plan const& plan, Batch& batch, ha::RowChannels 
   std::vector<std::uint16_t> values(static_cast<std::size_t>(elements.value_dim));
   auto const kept = make(keys.data(), values.data());
   auto const layers = batch.layers();
-  double const seconds = best_of_three([&] { ha::compress(plan, layers, ha::per_layer(batch.layouts()), kept); });
+  double const seconds =
+      support::best_of_three([&] { ha::compress(plan, layers, ha::per_layer(batch.layouts()), kept); });
   check(form, seconds, stored, plan, batch, [&](ha::Segment const& segment, KeyOrValue which, std::int64_t slot) {
     auto const layer = static_cast<std::size_t>(segment.layer);
     ha::RowChannels const& channels = kept.channels.of(layer);
@@ -313,6 +310,15 @@ ha::ModelShape model_of(std::filesystem::path const& path, capture::Arrays const
   return uniform_model({shape.layers, shape.heads, shape.heads, 64}, capture, options);
 }
 
+/// Formats of the model's heads; empty: 16 bits, moved as they are.
+ha::FormatTable formats_of(std::filesystem::path const& path, ha::ModelShape const& model, Options const& options) {
+  if (!options.formats) return support::formats_of_file(path, model);
+  if (options.formats->measured || options.formats->pairs.size() > 1) {
+    throw ha::ArgumentError({"--formats", "one pair, such as packed5/packed4, or 16", "more than one", ""});
+  }
+  return options.formats->pairs.empty() ? ha::FormatTable{} : ha::FormatTable(model, options.formats->pairs.front());
+}
+
 int run(Options const& options) {
   capture::Arrays const capture = options.capture.empty() ? capture::Arrays{} : capture::load_arrays(options.capture);
   bool const captured = !capture.sequences.empty();
@@ -326,6 +332,7 @@ int run(Options const& options) {
 
   auto const types = options.mixed == "aggressive" ? ha::TypePolicies::aggressive() : ha::TypePolicies::conservative();
   auto const compressor = ha::Compressor::from_policies(path, model, types);
+  ha::FormatTable const formats = formats_of(path, model, options);
   std::printf("policies of the KV heads%s, %d tokens:\n%s\n",
               options.plan.empty() ? " (query heads folded by union)" : "", options.tokens,
               to_string(compressor.compression_summary(options.tokens)).c_str());
@@ -339,7 +346,8 @@ int run(Options const& options) {
   Batch batch = captured ? Batch::captured(capture) : Batch::numbered(model, options.tokens);
   auto table = compressor.table().skip_layers(options.skip_layers);
   // The classes may be of the captured layers alone, or of the whole model.
-  if (batch.shape().num_layers() != model.num_layers()) table = table.select_layers(capture.layers);
+  bool const some = batch.shape().num_layers() != model.num_layers();
+  if (some) table = table.select_layers(capture.layers);
   Plan const plan(table, batch.lengths());
 
   std::printf("compressing %s: %lld layers, %zu sequence%s of",
@@ -353,11 +361,16 @@ int run(Options const& options) {
     for (std::int32_t const layer : capture.layers) std::printf(" %d", layer);
     std::printf(")\n");
   }
-  compress_every_form(plan, batch);
-
-  ha::LayerBytes const token = token_bytes(batch);
-  std::printf("\nbefore\n%s\nafter\n%s", to_string(ha::full_cache_info(plan, token)).c_str(),
-              to_string(ha::cache_info(plan, token)).c_str());
+  if (formats.num_layers() > 0) {
+    auto const of_batch = support::batch_formats(
+        formats, batch.shape(), some ? capture.layers : std::vector<std::int32_t>{}, options.skip_layers);
+    support::compress_packed(plan, batch, of_batch, captured);
+  } else {
+    compress_every_form(plan, batch);
+    ha::LayerBytes const token = token_bytes(batch);
+    std::printf("\nbefore\n%s\nafter\n%s", to_string(ha::full_cache_info(plan, token)).c_str(),
+                to_string(ha::cache_info(plan, token)).c_str());
+  }
   if (support::is_of_a_plan(path)) return 0;
   std::printf(
       "\nnote: rules of head types are for reading a model; at equal memory uniform windows lose less than they "

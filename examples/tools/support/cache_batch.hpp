@@ -6,6 +6,7 @@
 
 #include <headaware/cache/layer_channels.hpp>
 #include <headaware/cache/layer_kv.hpp>
+#include <headaware/element.hpp>
 #include <headaware/layout/concept.hpp>
 #include <headaware/layout/strided.hpp>
 #include <headaware/model_shape.hpp>
@@ -88,6 +89,17 @@ class CacheBatch {
     std::vector<headaware::LayerKv<std::uint16_t>> result;
     for (std::size_t layer = 0; layer < keys_.size(); ++layer) {
       result.push_back({keys_[layer].data(), values_[layer].data()});
+    }
+    return result;
+  }
+  /// The same as numbers, to encode.
+  [[nodiscard]] std::vector<headaware::LayerKv<headaware::float16 const>> float_layers() const {
+    std::vector<headaware::LayerKv<headaware::float16 const>> result;
+    auto const halves = [](std::vector<std::uint16_t> const& bits) {
+      return reinterpret_cast<headaware::float16 const*>(bits.data());
+    };
+    for (std::size_t layer = 0; layer < keys_.size(); ++layer) {
+      result.push_back({halves(keys_[layer]), halves(values_[layer])});
     }
     return result;
   }

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -82,6 +83,20 @@ class LayerChannels {
       result.push_back(static_cast<Size>(tokens));
     }
     return result;
+  }
+  /// @brief Bytes of one token of every layer in elements of `element_bytes`. @throws ArgumentError beyond 64 bits
+  template <class Bytes = LayerBytes>
+  [[nodiscard]] Bytes token_bytes(std::size_t element_bytes) const {
+    auto const element = static_cast<std::int64_t>(element_bytes);
+    auto const bytes = [&](RowChannels const& rows) {
+      constexpr auto where = "LayerChannels::token_bytes";
+      return TokenBytes{detail::elements(where, {rows.head_dim, element}),
+                        detail::elements(where, {rows.value_dim, element})};
+    };
+    if (alike()) return Bytes(bytes(common_));
+    std::vector<TokenBytes> each;
+    for (RowChannels const& rows : layers_) each.push_back(bytes(rows));
+    return Bytes(std::move(each));
   }
   /// The same keys with values of `value_dim` channels in all layers. @pre alike()
   [[nodiscard]] LayerChannels with_values(std::int64_t value_dim) const { return {common_.head_dim, value_dim}; }

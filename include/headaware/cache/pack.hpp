@@ -4,6 +4,7 @@
 /// Compaction into packed caches on the CPU: kept rows are encoded in their heads' formats on the way.
 
 #include <headaware/cache/compaction.hpp>
+#include <headaware/cache/detail/check_packed.hpp>
 #include <headaware/cache/detail/check_pages.hpp>
 #include <headaware/cache/detail/check_transfer.hpp>
 #include <headaware/cache/detail/encode_rows.hpp>
@@ -86,6 +87,7 @@ void compress(Compaction<Table> const& compaction, Layers const& layers, Source 
   detail::check_transfer_tables(compaction, transfer, tokens);
   detail::check_positions(rotation, compaction.lengths(), where);
   detail::check_capacity(compaction, transfer.kept);
+  detail::check_packed_rows(compaction, kept, "destination", where);
 
   std::vector<detail::Tile> tiles;
   constexpr std::int64_t tile_rows = 64;

@@ -4,6 +4,7 @@
 
 #include <headaware/cache/adjacent_rows.hpp>
 #include <headaware/cache/compaction.hpp>
+#include <headaware/cache/detail/check_packed.hpp>
 #include <headaware/cache/packed_rows.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
@@ -60,11 +61,15 @@ class PackPlan {
  public:
   /// @param compaction  made for these lengths
   /// @param kept        planned for the compaction
-  /// @throws ArgumentError if `kept` has other segments
+  /// @throws ArgumentError if `kept` has other segments, or was made for other lengths
   template <class Table, class Form>
   PackPlan(Compaction<Table> const& compaction, PackedDestination<Form, Registry> const& kept) {
     auto const count = static_cast<std::int64_t>(kept.segments.size());
     require(count == compaction.num_segments(), "destination segments", compaction.num_segments(), count, "PackPlan");
+    // Other forms' heads may be on a device.
+    if constexpr (detail::has_adjacent_rows<Form>) {
+      detail::check_packed_rows(compaction, kept, "destination", "PackPlan");
+    }
     for (std::int64_t s = 0; s < count; ++s) {
       Segment const segment = compaction.segment(s);
       auto const layer = static_cast<std::size_t>(segment.layer);

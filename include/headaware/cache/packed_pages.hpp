@@ -44,6 +44,11 @@ struct PackedPages {
 
   [[nodiscard]] std::int32_t num_layers() const { return static_cast<std::int32_t>(first_segments.size()) - 1; }
   [[nodiscard]] std::int64_t page_bytes() const { return page_units * std::int64_t{sizeof(RowUnit)}; }
+  /// Bytes of the pages in use, codes, scales and minima; shared pages count once. @param pages  with these page sizes
+  [[nodiscard]] std::int64_t bytes_held(PagedHeads const& pages) const {
+    return detail::elements("PackedPages::bytes_held",
+                            {pages.pool().num_pages() - pages.pool().free_pages(), page_bytes()});
+  }
   /// KV heads of a layer. @throws ArgumentError if there is no such layer
   [[nodiscard]] std::int32_t num_kv_heads(std::int32_t layer) const {
     return num_sequences == 0 ? 0 : static_cast<std::int32_t>(this->layer(layer).size()) / num_sequences;

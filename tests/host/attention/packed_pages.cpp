@@ -70,7 +70,10 @@ TEST_CASE("pages of encoded rows: sizes known before, and what is refused", "[at
   CHECK(m.planned.num_kv_heads(1) == m.heads);
   check_error<ha::ArgumentError>([&] { (void)ha::packed_pages(m.formats, 3, 11, 64); },
                                  {"page's units", ">= the 12 of a row", "11", "packed_pages, layer 0, KV head 0"});
+  CHECK(m.planned.bytes_held(m.pages) == 0);
   auto const news = m.append({2, 1, 0});
+  // A page of each head of two sequences, but for the pruned head's.
+  CHECK(m.planned.bytes_held(m.pages) == 2 * (2 * m.heads - 1) * m.planned.page_bytes());
   std::vector<ha::RowUnit> pool(at(900 * m.planned.page_units));
   auto const append = [&](ha::PackedPages<> const& cache) {
     ha::append(m.pages, news.step, news.layers, m.layout(2), cache);

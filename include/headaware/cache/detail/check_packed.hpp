@@ -1,0 +1,83 @@
+#pragma once
+
+// Checks of packed caches on the host, before rows are read or written.
+
+#include <headaware/cache/compaction.hpp>
+#include <headaware/cache/detail/check_tensors.hpp>
+#include <headaware/cache/packed_rows.hpp>
+#include <headaware/cache/segment.hpp>
+#include <headaware/config.hpp>
+#include <headaware/error.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// Checks that a compaction's rows lie within a packed cache, and that a ragged one is of the same lengths: rows of
+/// other widths move all that come after them.
+/// @pre  the cache's layers, segments and KV heads are the compaction's
+/// @param what  the cache, in messages
+template <class Table, class Form, class Registry>
+void check_packed_rows(Compaction<Table> const& compaction, PackedDestination<Form, Registry> const& cache,
+                       char const* what, char const* where) {
+  for (std::int32_t layer = 0; layer < compaction.num_layers(); ++layer) {
+    auto const l = static_cast<std::size_t>(layer);
+    std::int64_t const units = cache.first_units[l + 1] - cache.first_units[l];
+    std::int64_t next = 0;
+    for (std::int64_t s = compaction.first_segment(layer); s < compaction.first_segment(layer + 1); ++s) {
+      Segment const segment = compaction.segment(s);
+      if (segment.kept == 0) continue;
+      PackedSegment<Registry> const& packed = cache.segments[static_cast<std::size_t>(s)];
+      auto const rows = cache.form.rows(segment, cache.capacities[l]);
+      std::int64_t const first = rows.offset(0, packed.units) + packed.shift;
+      std::int64_t const last = rows.offset(segment.kept - 1, packed.units) + packed.shift;
+      bool lies = std::min(first, last) >= 0 && std::max(first, last) + packed.units <= units;
+      if (std::is_same_v<Form, RaggedForm>) lies = lies && first == next;
+      next = first + segment.kept * packed.units;
+      require(lies, what, "one made for the compaction's lengths", "one made for others", PlaceOf{where, segment});
+    }
+  }
+}
+
+/// Checks that a packed cache is one of a compaction, with buffers.
+template <class Table, class Form, class Registry>
+void check_packed_cache(Compaction<Table> const& compaction, PackedDestination<Form, Registry> const& cache,
+                        char const* what, char const* where) {
+  auto const layers = static_cast<std::size_t>(compaction.num_layers());
+  require(cache.capacities.size() == layers, what, {layers, " layers"}, {cache.capacities.size(), " layers"}, where);
+  require(cache.layers.size() == layers, what, {"buffers of ", layers, " layers"}, {cache.layers.size(), " buffers"},
+          where);
+  auto const segments = static_cast<std::int64_t>(cache.segments.size());
+  require(segments == compaction.num_segments(), what, {compaction.num_segments(), " segments"},
+          {segments, " segments"}, where);
+  if constexpr (requires { cache.form.num_sequences; }) {
+    require(cache.form.num_sequences == compaction.num_sequences(), what, {compaction.num_sequences(), " sequences"},
+            {cache.form.num_sequences, " sequences"}, where);
+  }
+  for (std::int32_t layer = 0; layer < compaction.num_layers(); ++layer) {
+    auto const l = static_cast<std::size_t>(layer);
+    std::int32_t const heads = cache.capacities[l].num_kv_heads;
+    require(heads == compaction.num_kv_heads(layer), what, {compaction.num_kv_heads(layer), " KV heads"},
+            {heads, " KV heads"}, {where, ", layer ", layer});
+    check_pointer(cache.layers[l], compaction.kept_total(layer) > 0, what, where, l);
+  }
+  for (std::int64_t s = 0; s < compaction.num_segments(); ++s) {
+    Segment const segment = compaction.segment(s);
+    if constexpr (requires { cache.form.matches(segment); }) {
+      bool const matches = visit_policy(compaction.table(), segment.layer, segment.sequence, segment.kv_head,
+                                        [&](auto const& policy) { return cache.form.matches(segment, policy); });
+      require(matches, what, "one made for the compaction's policies", "one made for others", PlaceOf{where, segment});
+    }
+    std::int64_t const room =
+        cache.form.head_capacity(segment, cache.capacities[static_cast<std::size_t>(segment.layer)]);
+    require(segment.kept <= room, what, {"room for ", segment.kept, " tokens"}, room, PlaceOf{where, segment});
+  }
+  check_packed_rows(compaction, cache, what, where);
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END
