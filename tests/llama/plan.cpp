@@ -220,7 +220,7 @@ TEST_CASE("gains of layers at a plan are told from the runs that they are of") {
     plan.set(28, head, ha::SinkWindow{.sink = 4, .window = 12});
     plan.set(29, head, ha::SinkWindow{.sink = 4, .window = 12});
   }
-  PlanGains const gains = plan_gains(losses, text, plan, {1, 1}, SensitivityOf::layer);
+  PlanGains const gains = plan_gains(losses, text, plan, {}, {1, 1}, SensitivityOf::layer);
   REQUIRE(gains.text.size() == 30);
   REQUIRE(gains.probe.size() == 30);
   for (std::size_t layer = 0; layer < 28; ++layer) {
@@ -235,7 +235,7 @@ TEST_CASE("gains of layers at a plan are told from the runs that they are of") {
   CHECK(gains.text[29] == mean_loss(divergences[0]) - mean_loss(divergences[1]));
   CHECK(gains.text[29] > 0);
 
-  PlanGains const of_heads = plan_gains(losses, text, plan, {0, 1}, SensitivityOf::head);
+  PlanGains const of_heads = plan_gains(losses, text, plan, {}, {0, 1}, SensitivityOf::head);
   CHECK(of_heads.text.empty());
   CHECK(of_heads.any());
   REQUIRE(of_heads.probe.size() == 90);
