@@ -252,8 +252,8 @@ TEST_CASE("a summary of a plan by bytes says bytes and formats", "[plan]") {
   auto const plan = ha::plan_policies(errors, ha::Budget::share(0.0625), context, any_format(errors));
   std::string const text = ha::plan_summary(plan);
   INFO(text);
-  for (char const* const part : {"budget 262144 bytes, planned 26", "% of the cache in 16 bits", "\nformats:   ",
-                                 "predicted error        bytes\n"}) {
+  for (char const* const part : {"budget 262144 bytes, planned 26", "% of the cache in 16 bits",
+                                 "\nformats:   ", "predicted error        bytes\n"}) {
     CHECK(text.find(part) != std::string::npos);
   }
   CHECK(text.find("channels") == std::string::npos);
