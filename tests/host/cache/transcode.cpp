@@ -8,9 +8,9 @@
 #include <headaware/cache/pack_plan.hpp>
 #include <headaware/cache/packed_info.hpp>
 #include <headaware/cache/packed_rolling.hpp>
-#include <headaware/cache/reencode.hpp>
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/cache/rolling_state.hpp>
+#include <headaware/cache/transcode.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -95,13 +95,13 @@ TEST_CASE("a packed cache is written in other formats as decoding and encoding i
     Held from(ha::packed_ragged(compaction, p.formats, keys, values));
     ha::compress(compaction, p.layers, p.source(), from.cache);
     Held ragged(ha::packed_ragged(compaction, formats, keys, values));
-    ha::reencode(compaction, from.cache, ragged.cache);
+    ha::transcode(compaction, from.cache, ragged.cache);
     CHECK(wrong_rows(p, compaction, from, ragged) == 0);
     Held padded(ha::packed_padded(compaction, formats, keys, ha::Alignment::right, values));
-    ha::reencode(compaction, from.cache, padded.cache);
+    ha::transcode(compaction, from.cache, padded.cache);
     CHECK(wrong_rows(p, compaction, from, padded) == 0);
     Held grouped(ha::packed_grouped(compaction, p.formats, keys, values));
-    ha::reencode(compaction, padded.cache, grouped.cache);
+    ha::transcode(compaction, padded.cache, grouped.cache);
     CHECK(wrong_rows(p, compaction, padded, grouped) == 0);
   }
 }
@@ -114,10 +114,10 @@ TEST_CASE("a rolling cache of encoded rows is written in other formats", "[cache
   ha::compress(compaction, p.layers, p.source(), from.cache);
   auto const formats = other_formats(p);
   Held rolling(ha::packed_rolling(slots, slots.view(), formats, 64));
-  ha::reencode(compaction, from.cache, rolling.cache);
+  ha::transcode(compaction, from.cache, rolling.cache);
   CHECK(wrong_rows(p, compaction, from, rolling) == 0);
   Held ragged(ha::packed_ragged(compaction, formats, 64));
-  ha::reencode(compaction, from.cache, ragged.cache);
+  ha::transcode(compaction, from.cache, ragged.cache);
   CHECK(wrong_rows(p, compaction, from, ragged) == 0);
 }
 
@@ -147,12 +147,12 @@ TEST_CASE("a rolling cache that tokens were appended to is written in other form
   }
   auto const formats = other_formats(p);
   Held ragged(ha::packed_ragged(compaction, formats, 64));
-  ha::reencode(compaction, from.cache, ragged.cache);
+  ha::transcode(compaction, from.cache, ragged.cache);
   // As from a ragged cache of the same tokens.
   Held compressed(ha::packed_ragged(compaction, p.formats, 64));
   ha::compress(compaction, p.layers, p.source(), compressed.cache);
   Held expected(ha::packed_ragged(compaction, formats, 64));
-  ha::reencode(compaction, compressed.cache, expected.cache);
+  ha::transcode(compaction, compressed.cache, expected.cache);
   CHECK(ragged.buffer == expected.buffer);
 }
 
@@ -163,12 +163,12 @@ TEST_CASE("the same formats are copied bit for bit, and 16 bits lose nothing on 
   Held direct(planned);
   ha::compress(compaction, p.layers, p.source(), direct.cache);
   Held again(planned);
-  ha::reencode(compaction, direct.cache, again.cache);
+  ha::transcode(compaction, direct.cache, again.cache);
   CHECK(again.buffer == direct.buffer);
   Held half(ha::packed_ragged(compaction, ha::FormatTable(2, p.num_kv_heads, {ha::Fp16{}, ha::Fp16{}}), 80, 36));
   ha::compress(compaction, p.layers, p.source(), half.cache);
   Held late(planned);
-  ha::reencode(compaction, half.cache, late.cache);
+  ha::transcode(compaction, half.cache, late.cache);
   CHECK(late.buffer == direct.buffer);
 }
 
@@ -178,20 +178,20 @@ TEST_CASE("caches that are not the compaction's are not encoded again", "[cache]
   auto const planned = ha::packed_ragged(compaction, p.formats, 64);
   Held from(planned);
   Held to(planned);
-  auto const reencode = [&](auto const& a, auto const& b) { ha::reencode(compaction, a, b); };
-  check_error<ha::ArgumentError>([&] { reencode(planned, to.cache); }, {"source", "buffers", "0", "reencode"});
-  check_error<ha::ArgumentError>([&] { reencode(from.cache, planned.with_buffer(nullptr)); },
+  auto const transcode = [&](auto const& a, auto const& b) { ha::transcode(compaction, a, b); };
+  check_error<ha::ArgumentError>([&] { transcode(planned, to.cache); }, {"source", "buffers", "0", "transcode"});
+  check_error<ha::ArgumentError>([&] { transcode(from.cache, planned.with_buffer(nullptr)); },
                                  {"destination", "a pointer", "nullptr", "layer 0"});
-  check_error<ha::ArgumentError>([&] { reencode(from.cache, from.cache); },
-                                 {"buffers", "apart from the source", "overlapping", "reencode"});
+  check_error<ha::ArgumentError>([&] { transcode(from.cache, from.cache); },
+                                 {"buffers", "apart from the source", "overlapping", "transcode"});
   Held narrow(ha::packed_ragged(compaction, p.formats, 64, 32));
-  check_error<ha::ArgumentError>([&] { reencode(from.cache, narrow.cache); },
+  check_error<ha::ArgumentError>([&] { transcode(from.cache, narrow.cache); },
                                  {"destination's channels", "64 and 64", "64 and 32", "layer 0"});
   // Ragged rows of longer sequences lie elsewhere, whoever writes or reads them.
   ha::Compaction const longer(p.table, std::vector<std::int32_t>{60, 9});
   Held far(ha::packed_ragged(longer, p.formats, 64));
-  check_error<ha::ArgumentError>([&] { reencode(far.cache, to.cache); },
-                                 {"source", "the compaction's lengths", "others", "reencode"});
+  check_error<ha::ArgumentError>([&] { transcode(far.cache, to.cache); },
+                                 {"source", "the compaction's lengths", "others", "transcode"});
   check_error<ha::ArgumentError>([&] { ha::compress(compaction, p.layers, p.source(), far.cache); },
                                  {"destination", "the compaction's lengths", "others", "compress"});
   check_error<ha::ArgumentError>([&] { (void)ha::PackPlan<>(compaction, far.cache); },

@@ -28,8 +28,8 @@ namespace detail {
 /// Writes a key or a value in another format; in the same one its words are copied.
 /// @param x  [channels], what lies between
 template <class Registry>
-void reencode_part(AnyFormat<Registry> const& from, std::uint32_t const* words, AnyFormat<Registry> const& to,
-                   std::int64_t channels, float* x, std::uint32_t* out) {
+void transcode_part(AnyFormat<Registry> const& from, std::uint32_t const* words, AnyFormat<Registry> const& to,
+                    std::int64_t channels, float* x, std::uint32_t* out) {
   if (from == to) {
     std::copy_n(words, from.row_words(channels), out);
     return;
@@ -40,16 +40,16 @@ void reencode_part(AnyFormat<Registry> const& from, std::uint32_t const* words, 
 
 /// Writes a row in other formats: key, value, and zeros to a whole unit.
 template <class Registry>
-void reencode_row(PackedSegment<Registry> const& from, RowUnit const* row, PackedSegment<Registry> const& to,
-                  RowChannels const& channels, float* x, RowUnit* out) {
+void transcode_row(PackedSegment<Registry> const& from, RowUnit const* row, PackedSegment<Registry> const& to,
+                   RowChannels const& channels, float* x, RowUnit* out) {
   std::uint32_t const* const words = row->words;
   std::uint32_t* written = out->words;
   std::uint32_t* const end = written + std::int64_t{4} * to.units;
-  reencode_part(from.formats.key, words, to.formats.key, channels.head_dim, x, written);
+  transcode_part(from.formats.key, words, to.formats.key, channels.head_dim, x, written);
   written += to.formats.key_words(channels.head_dim);
   if (channels.value_dim > 0) {
-    reencode_part(from.formats.value, words + from.formats.key_words(channels.head_dim), to.formats.value,
-                  channels.value_dim, x, written);
+    transcode_part(from.formats.value, words + from.formats.key_words(channels.head_dim), to.formats.value,
+                   channels.value_dim, x, written);
     written += to.formats.value.row_words(channels.value_dim);
   }
   std::fill(written, end, 0U);
@@ -72,9 +72,9 @@ void reencode_row(PackedSegment<Registry> const& from, RowUnit const* row, Packe
 /// @note   Deterministic; a block that is NaN stays NaN where the new format has scales
 /// @par Cost  Each row is read once and written once; all cores with OpenMP
 template <class Table, class From, class To, class Registry>
-void reencode(Compaction<Table> const& compaction, PackedDestination<From, Registry> const& from,
-              PackedDestination<To, Registry> const& to) {
-  constexpr auto where = "reencode";
+void transcode(Compaction<Table> const& compaction, PackedDestination<From, Registry> const& from,
+               PackedDestination<To, Registry> const& to) {
+  constexpr auto where = "transcode";
   detail::check_packed_cache(compaction, from, "source", where);
   detail::check_packed_cache(compaction, to, "destination", where);
   std::vector<detail::Interval> read;
@@ -108,8 +108,8 @@ void reencode(Compaction<Table> const& compaction, PackedDestination<From, Regis
         auto const old_rows = from.form.rows(segment, from.capacities[layer]);
         auto const rows = to.form.rows(segment, to.capacities[layer]);
         for (std::int64_t row = tile.begin; row < tile.end; ++row) {
-          detail::reencode_row(old, from.layers[layer] + old_rows.offset(row, old.units) + old.shift, now, channels,
-                               x.data(), to.layers[layer] + rows.offset(row, now.units) + now.shift);
+          detail::transcode_row(old, from.layers[layer] + old_rows.offset(row, old.units) + old.shift, now, channels,
+                                x.data(), to.layers[layer] + rows.offset(row, now.units) + now.shift);
         }
       });
 }
