@@ -26,13 +26,15 @@ grep -qF '"sinks":[0,4,32]' <<<"$(tr -d ' \n' <"$folder/plan/text/retention_stat
 # Another budget measures no statistics anew; bytes count two an element.
 touch -d '2001-01-01' "$folder/plan/text/attention_sums.json"
 "$program" "${small[@]}" --sinks 0,4,32 --budget 1440KiB >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
-grep -q "budget 5760 tokens" "$folder/log" || fail "bytes: $(cat "$folder/log")"
+grep -q "budget 1474560 bytes" "$folder/log" || fail "bytes: $(cat "$folder/log")"
+grep -q "uniform packed" "$folder/log" || fail "no uniform windows in formats: $(cat "$folder/log")"
+grep -qF '"packed' "$folder/plan/plan.json" || fail "no formats in the plan: $(cat "$folder/plan/plan.json")"
 [[ $folder/plan/text/attention_sums.json -ot $folder/plan/plan.json ]] || fail "measured again"
 
 # Costs of the last two layers, measured alone and again at the plan, and the best plan refined by trying it: one cut, 4
 # times. (Which plan is the best depends on the processor, by less than a text of this size can tell; all of them have
 # costs.)
-"$program" "${costly[@]}" --sinks 0,4,32 --budget 25% --skip_layers "$(seq -s, 0 27)" --replan 1 --refine 1 \
+"$program" "${costly[@]}" --formats 16 --sinks 0,4,32 --budget 25% --skip_layers "$(seq -s, 0 27)" --replan 1 --refine 1 \
   --refine_pieces 1,1 --refine_steps 2 >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
 grep -q "again 1 by 0.5" "$folder/log" || fail "nothing planned anew: $(cat "$folder/log")"
 grep -q "refined  *6" "$folder/log" || fail "nothing refined: $(cat "$folder/log")"
@@ -60,7 +62,9 @@ expect "--page_size requires --plan" --model "$model" --page_size 16
 expect "--refine_pieces requires --refine" "${small[@]}" --budget 25% --refine_pieces 1,1
 expect "--replan_pieces requires --replan" "${small[@]}" --budget 25% --replan_pieces 1
 expect "pieces to refine on, text: expected 1 to 1" "${small[@]}" --budget 25% --refine 1 --refine_pieces 2,1
-expect "budget" "${small[@]}" --budget 1
+expect "budget" "${small[@]}" --formats 16 --budget 1
+expect "--formats requires --plan" --model "$model" --formats 16
+expect "'bits9'" "${small[@]}" --budget 25% --formats bits9
 expect "step" "${small[@]}" --budget 25% --refine 1 --refine_steps 99
 expect "--budget too" "${small[@]}"
 expect "at most the whole cache, 23040 tokens (256 per KV head), got 23130" "${small[@]}" --budget 257

@@ -267,13 +267,13 @@ class QueryTile {
     auto const passed = [&](std::int64_t first, std::int64_t end) {
       rows.fetch_next(*this, attend_block / 2 + first / 2, attend_block / 2 + end / 2);
     };
-    if constexpr (!std::is_pointer_v<Values>) {
-      weigh_rows(scores_, count_, values, count, value_channels_, sums_, passed);
-    } else if (partly_seen_) {
-      weigh_seen_rows(rows.head, values, count);
-    } else {
-      weigh_rows(scores_, count_, values, count, value_channels_, sums_, passed);
+    if constexpr (std::is_pointer_v<Values>) {
+      if (partly_seen_) {
+        weigh_seen_rows(rows.head, values, count);
+        return;
+      }
     }
+    weigh_rows(scores_, count_, values, count, value_channels_, sums_, passed);
   }
 
   /// Positions of a block's rows. @return whether any query sees any row
