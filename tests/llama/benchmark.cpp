@@ -344,7 +344,7 @@ TEST_CASE("evicted caches and masks measure the same, and what was measured is k
   std::string const csv = ha::read_text_file(folder / "b" / "benchmark.csv");
   CHECK(of_masks["runs"][0]["passage_nll"].size() == 1);
   CHECK(csv.find("passage_nll") == std::string::npos);
-  CHECK(csv.starts_with("method,budget_tokens,mean_kept_tokens,tokens,perplexity,"));
+  CHECK(csv.starts_with("method,budget_tokens,mean_kept_tokens,kv_share,tokens,perplexity,"));
   for (char const* const file : {"perplexity.gp", "perplexity.tsv", "copying.gp", "copying.tsv"}) {
     CHECK(std::filesystem::exists(folder / "a" / "pictures" / file));
   }

@@ -240,7 +240,7 @@ void run(Options options) {
   ha::LayerBytes token(ha::TokenBytes::of(options.head_dim, element_bytes));
   if (options.head_dim == 0) token = {shape, element_bytes};  // whose channels statistics say where layers differ
   options.plan.formats.pairs = options.formats.of(errors.formats);
-  options.plan.formats.head_dim = options.head_dim;
+  if (options.plan.formats.by_bytes()) options.plan.formats.head_dim = options.head_dim;
   ha::Budget const budget = support::parse_budget(options.budget, token);
   support::require_within_cache(budget, shape, options.plan.skip_layers, options.context);
   double const whole = support::PlannedCache(shape, options.plan.skip_layers, options.context).mean();

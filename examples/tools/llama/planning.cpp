@@ -156,7 +156,9 @@ Guarded plan_model(PlanningOptions const& given, ha::Budget const& budget) {
   options.calibration.measure = options.guard.plan.measure;
   auto const formats = observed_formats(model.shape(), options.calibration);
   options.guard.plan.formats.pairs = options.formats.of(formats);
-  if (model.shape().uniform()) options.guard.plan.formats.head_dim = model.shape().layer(0).head_dim;
+  if (options.guard.plan.formats.by_bytes() && model.shape().uniform()) {
+    options.guard.plan.formats.head_dim = model.shape().layer(0).head_dim;
+  }
   check_plannable(model, options, budget, formats);
   auto const tokens = model.tokenize(ha::read_text_file(options.text), false);
   GuardOptions const& guard = options.guard;
