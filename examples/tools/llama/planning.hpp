@@ -38,6 +38,6 @@ struct PlanningOptions {
 /// and refining make of the sensitivities goes to `replanned_N/` and `refined_N/` there, N being the budget per head,
 /// for plans at other budgets and contexts.
 /// @throws support::Interrupted on Ctrl-C; ArgumentError, FileError, FormatError, Error
-Guarded plan_model(PlanningOptions const& options, headaware::Budget const& budget);
+Guarded plan_model(PlanningOptions const& given, headaware::Budget const& budget);
 
 }  // namespace llama_adapter
