@@ -110,9 +110,8 @@ class MethodRuns {
     }
     ha::require(low > sinks, "--budget", "more bytes than 4 sinks take in --uniform_formats", budget,
                 "--uniform_formats");
-    std::string const name = std::string(pair.key.name()) + "/" + std::string(pair.value.name());
     ha::PolicyTable const table = bytes(low, formats).second;
-    add("streaming_llm " + name, budget, table, {}, std::move(formats));
+    add("streaming_llm " + pair.name(), budget, table, {}, std::move(formats));
   }
   void add_uniform(std::string const& method, std::int64_t budget) {
     auto const size = ha::Budget::tokens(static_cast<double>(budget));

@@ -1,6 +1,7 @@
 #include "llama/evicted_run.hpp"
 
 #include "tools/llama/cached_model.hpp"
+#include "tools/llama/engine_reader.hpp"
 #include "tools/llama/loss_store.hpp"
 #include "tools/support/content_hash.hpp"
 #include "tools/support/folder.hpp"
@@ -70,85 +71,32 @@ class Cores {
 using Advanced = std::function<void(std::int64_t)>;
 
 /// A reader whose reads are timed.
-template <class T>
-struct TimedModel {
-  CachedModel<T>& cached;
+template <class Reader>
+struct TimedReader {
+  Reader& reader;
   double seconds = 0;
   std::size_t last = 0;  ///< tokens of the last read
 
   void read(std::span<std::int32_t const> tokens) {
-    seconds += seconds_of([&] { cached.read(tokens); });
+    seconds += seconds_of([&] { reader.read(tokens); });
     last = tokens.size();
   }
-  [[nodiscard]] std::span<float const> logits(std::size_t index) const { return cached.logits(index); }
+  [[nodiscard]] std::span<float const> logits(std::size_t index) const { return reader.logits(index); }
 };
 
-template <class T>
-EvictedText read_text(Model const& model, EvictedOptions const& options, EvictedJob const& job,
+/// Reads a job's text and decodes after it. @param mean_kept  () to the tokens that a head keeps of the text
+template <class Reader, class MeanKept>
+EvictedText read_text(Reader& reader, EvictedOptions const& options, EvictedJob const& job, MeanKept const& mean_kept,
                       Advanced const& advanced) {
   EvictedText result;
   auto const tokens = job.tokens;
-  CachedModel<T> cached(model, job.table, job.formats, std::ssize(tokens) + job.decode_tokens,
-                        {.chunk = options.chunk, .all_logits = true, .threads = options.threads});
-  result.kv_bytes_peak = cached.cache().bytes();
-  TimedModel<T> timed{cached};
+  TimedReader<Reader> timed{reader};
   result.losses = losses_of(timed, tokens, static_cast<std::size_t>(options.chunk), advanced);
   result.read_seconds = timed.seconds;
-  result.mean_kept = cached.cache().mean_kept();
+  result.mean_kept = mean_kept();
   std::int32_t token = 0;
   result.first_token_seconds =
-      result.read_seconds + seconds_of([&] { token = greedy_token(cached.logits(timed.last - 1)); });
-  for (std::int64_t i = 0; i < job.decode_tokens; ++i) {
-    result.decode_seconds += seconds_of([&] {
-      cached.read(std::span(&token, 1));
-      token = greedy_token(cached.logits(0));
-    });
-    advanced(std::ssize(tokens) + i + 1);
-  }
-  return result;
-}
-
-/// The engine by itself, with a cache for all tokens.
-class EngineReader {
- public:
-  EngineReader(Model const& model, EvictedOptions const& options, KvType kv, std::int64_t tokens)
-      : context_(model, {.tokens = options.chunk,
-                         .cells = static_cast<std::int32_t>((tokens + 255) / 256 * 256),
-                         .flash_attention = kv == KvType::q8_0 || kv == KvType::q4_0,
-                         .kv = kv,
-                         .all_logits = true,
-                         .threads = options.threads}) {}
-
-  void read(std::span<std::int32_t const> tokens) {
-    seconds_ += seconds_of([&] { context_.extend(tokens, length_); });
-    length_ += static_cast<std::int32_t>(tokens.size());
-    last_ = tokens.size();
-  }
-  [[nodiscard]] std::span<float const> logits(std::size_t index) const {
-    return context_.logits(static_cast<std::int32_t>(index));
-  }
-  [[nodiscard]] std::size_t last() const { return last_; }
-  [[nodiscard]] double seconds() const { return seconds_; }
-  [[nodiscard]] std::int64_t length() const { return length_; }
-
- private:
-  Context context_;
-  std::int32_t length_ = 0;
-  std::size_t last_ = 0;
-  double seconds_ = 0;
-};
-
-EvictedText read_by_engine(Model const& model, EvictedOptions const& options, EvictedJob const& job,
-                           Advanced const& advanced) {
-  EvictedText result;
-  auto const tokens = job.tokens;
-  EngineReader reader(model, options, *job.engine, std::ssize(tokens) + job.decode_tokens);
-  result.losses = losses_of(reader, tokens, static_cast<std::size_t>(options.chunk), advanced);
-  result.read_seconds = reader.seconds();
-  result.mean_kept = static_cast<double>(reader.length());
-  std::int32_t token = 0;
-  result.first_token_seconds =
-      result.read_seconds + seconds_of([&] { token = greedy_token(reader.logits(reader.last() - 1)); });
+      result.read_seconds + seconds_of([&] { token = greedy_token(timed.logits(timed.last - 1)); });
   for (std::int64_t i = 0; i < job.decode_tokens; ++i) {
     result.decode_seconds += seconds_of([&] {
       reader.read(std::span(&token, 1));
@@ -156,6 +104,31 @@ EvictedText read_by_engine(Model const& model, EvictedOptions const& options, Ev
     });
     advanced(std::ssize(tokens) + i + 1);
   }
+  return result;
+}
+
+template <class T>
+EvictedText read_evicted(Model const& model, EvictedOptions const& options, EvictedJob const& job,
+                         Advanced const& advanced) {
+  CachedModel<T> cached(model, job.table, job.formats, std::ssize(job.tokens) + job.decode_tokens,
+                        {.chunk = options.chunk, .all_logits = true, .threads = options.threads});
+  auto result = read_text(
+      cached, options, job, [&] { return cached.cache().mean_kept(); }, advanced);
+  result.kv_bytes_peak = cached.cache().bytes();
+  return result;
+}
+
+EvictedText read_by_engine(Model const& model, EvictedOptions const& options, EvictedJob const& job,
+                           Advanced const& advanced) {
+  std::int64_t const tokens = std::ssize(job.tokens) + job.decode_tokens;
+  EngineReader reader(model, {.tokens = options.chunk,
+                              .cells = static_cast<std::int32_t>((tokens + 255) / 256 * 256),
+                              .flash_attention = *job.engine == KvType::q8_0 || *job.engine == KvType::q4_0,
+                              .kv = *job.engine,
+                              .all_logits = true,
+                              .threads = options.threads});
+  auto result = read_text(
+      reader, options, job, [&] { return static_cast<double>(reader.length()); }, advanced);
   result.kv_bytes_peak = engine_kv_bytes(model.shape(), *job.engine, reader.length());
   return result;
 }
@@ -268,8 +241,8 @@ std::vector<EvictedText> EvictedStore::run(std::string const& what, std::span<Ev
     auto const path = path_of(job);
     if (!std::filesystem::exists(path)) {
       save_text(path, job.engine                  ? read_by_engine(*model_, options_, job, advanced)
-                      : options_.single_precision ? read_text<float>(*model_, options_, job, advanced)
-                                                  : read_text<ha::float16>(*model_, options_, job, advanced));
+                      : options_.single_precision ? read_evicted<float>(*model_, options_, job, advanced)
+                                                  : read_evicted<ha::float16>(*model_, options_, job, advanced));
       done += std::ssize(job.tokens) + job.decode_tokens;
     }
     result.push_back(parse_evicted_text(ha::read_text_file(path), path.string(), std::ssize(job.tokens) - 1));

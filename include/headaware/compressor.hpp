@@ -332,7 +332,7 @@ class BasicCompressor {
         std::int64_t const kept = table_.visit(layer, head, [&](auto const& p) { return kept_count(p, length); });
         constexpr std::int64_t unit_bytes = 16;
         summary.held_bytes += detail::elements(where, {kept, of.row_units(rows.head_dim, rows.value_dim), unit_bytes});
-        std::string const name = std::string(of.key.name()) + "/" + std::string(of.value.name());
+        std::string const name = of.name();
         auto const known = std::find(summary.formats.begin(), summary.formats.end(), name) - summary.formats.begin();
         if (known == std::ssize(summary.formats)) {
           summary.formats.push_back(name);

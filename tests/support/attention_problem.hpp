@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <limits>
 #include <random>
+#include <string>
+#include <utility>
 #include <vector>
 
 namespace headaware_test {
@@ -184,6 +186,15 @@ inline ha::HeadChunk naive(Problem const& problem, std::int32_t head, ha::Attent
     }
   }
   return result;
+}
+
+/// Parameters that observe the errors of formats.
+inline ha::ObserverParameters with_formats(std::vector<std::string> formats, std::int64_t stride) {
+  ha::ObserverParameters parameters;
+  parameters.retention = ha::RetentionGrid{.sinks = {0, 4}, .windows = {8}};
+  parameters.formats = std::move(formats);
+  parameters.rounding_stride = stride;
+  return parameters;
 }
 
 }  // namespace headaware_test

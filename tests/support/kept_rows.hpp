@@ -74,11 +74,13 @@ struct HeldProblem {
   [[nodiscard]] std::int64_t rows(std::size_t segment) const {
     return static_cast<std::int64_t>(segments[segment].positions.size());
   }
-  [[nodiscard]] std::int64_t total_rows() const {
-    std::int64_t total = 0;
-    for (std::size_t s = 0; s < segments.size(); ++s) total += rows(s);
-    return total;
+  /// [segments + 1] where the rows of each segment begin, one after the other.
+  [[nodiscard]] std::vector<std::int64_t> row_offsets() const {
+    std::vector<std::int64_t> offsets{0};
+    for (std::size_t s = 0; s < segments.size(); ++s) offsets.push_back(offsets.back() + rows(s));
+    return offsets;
   }
+  [[nodiscard]] std::int64_t total_rows() const { return row_offsets().back(); }
   [[nodiscard]] ha::StridedLayout query_layout() const {
     return ha::strided_bhsd(shape.num_sequences, shape.num_query_heads, shape.query_tokens, shape.head_dim);
   }

@@ -100,6 +100,17 @@ struct PackedProblem {
     }
     return result;
   }
+  /// The same for three sequences; with a group of 3 a soft cap, of 12 learned sinks, and chunks within a window.
+  [[nodiscard]] HeldProblem<float> varied(std::int32_t layer, std::int32_t group, std::int64_t tokens) const {
+    HeldProblem<float> result = held(layer, {3, group * num_kv_heads, num_kv_heads, tokens, head_dim, value_dim});
+    result.options.soft_cap = group == 3 ? 20.0F : 0.0F;
+    if (group == 12) result.sinks.assign(at(result.shape.num_query_heads), 1.5F);
+    if (tokens > 1) {
+      result.first_positions = {600, 3, 0};
+      result.options.window = 50;
+    }
+    return result;
+  }
 };
 
 }  // namespace headaware_test

@@ -3,6 +3,7 @@
 
 #include "tools/llama/cached_model.hpp"
 #include "tools/llama/engine.hpp"
+#include "tools/llama/engine_reader.hpp"
 #include "tools/llama/exact_copy.hpp"
 #include "tools/support/command.hpp"
 #include "tools/support/format_options.hpp"
@@ -93,33 +94,18 @@ CachedModel<T> cached(Model const& model, Options const& options, std::int64_t m
           {.chunk = options.chunk, .all_logits = all_logits, .threads = options.run.threads}};
 }
 
-/// The engine by itself, with a cache for all tokens.
-class Engine {
- public:
-  Engine(Model const& model, Options const& options, std::int64_t max_tokens, bool all_logits)
-      : context_(model, context_options(options, max_tokens, all_logits)) {}
-  void read(std::span<std::int32_t const> tokens) {
-    context_.extend(tokens, length_);
-    length_ += static_cast<std::int32_t>(tokens.size());
-  }
-  [[nodiscard]] std::span<float const> logits(std::size_t index) const {
-    return context_.logits(static_cast<std::int32_t>(index));
-  }
+KvType engine_kv(Options const& options) { return options.run.exact ? KvType::f32 : KvType::f16; }
 
- private:
-  static ContextOptions context_options(Options const& options, std::int64_t max_tokens, bool all_logits) {
-    ContextOptions result;
-    result.tokens = options.chunk;
-    result.cells = static_cast<std::int32_t>(max_tokens);
-    result.flash_attention = options.flash_attention;
-    result.kv = options.run.exact ? KvType::f32 : KvType::f16;
-    result.all_logits = all_logits;
-    result.threads = options.run.threads;
-    return result;
-  }
-  Context context_;
-  std::int32_t length_ = 0;
-};
+/// The engine by itself, with a cache for all tokens.
+EngineReader engine_alone(Model const& model, Options const& options, std::int64_t max_tokens, bool all_logits) {
+  return {model,
+          {.tokens = options.chunk,
+           .cells = static_cast<std::int32_t>(max_tokens),
+           .flash_attention = options.flash_attention,
+           .kv = engine_kv(options),
+           .all_logits = all_logits,
+           .threads = options.run.threads}};
+}
 
 struct Generated {
   std::vector<std::int32_t> tokens;
@@ -181,11 +167,11 @@ void run_prompt(Model const& model, Options const& options) {
   std::printf("%-10s %8.1f MiB for all tokens (%.1f %% held)\n", "full", full / 1048576,
               100 * static_cast<double>(runner.cache().kept_bytes()) / full);
   if (!options.compare) return;
-  Engine engine(model, options, total, false);
+  EngineReader engine = engine_alone(model, options, total, false);
   auto const other = generate(engine, model, prompt, options, [](std::int32_t) {});
   // Which keeps what windows have passed, too.
-  auto const each = static_cast<double>(model.shape().token_bytes(sizeof(T)));
-  report("llama.cpp", prompt.size(), other, each * static_cast<double>(runner.cache().length()));
+  auto const bytes = engine_kv_bytes(model.shape(), engine_kv(options), runner.cache().length());
+  report("llama.cpp", prompt.size(), other, static_cast<double>(bytes));
   auto const same = std::mismatch(own.tokens.begin(), own.tokens.end(), other.tokens.begin(), other.tokens.end());
   std::printf("the first %lld of %zu new tokens are the same\n",
               static_cast<long long>(same.first - own.tokens.begin()), own.tokens.size());
@@ -212,7 +198,7 @@ void run_perplexity(Model const& model, Options const& options) {
   std::printf("perplexity %.5f over %zu tokens, %.1f kept per KV head, %.1f MiB allocated\n", perplexity(losses),
               tokens.size(), runner.cache().mean_kept(), static_cast<double>(runner.cache().bytes()) / 1048576);
   if (!options.compare) return;
-  Engine engine(model, options, total, true);
+  EngineReader engine = engine_alone(model, options, total, true);
   std::printf("perplexity %.5f by llama.cpp alone\n", perplexity(measure(engine, tokens, options)));
 }
 

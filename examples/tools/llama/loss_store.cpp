@@ -56,8 +56,7 @@ std::string text_of(ha::FormatTable const& formats) {
   std::string text;
   for (std::int32_t layer = 0; layer < formats.num_layers(); ++layer) {
     for (std::int32_t head = 0; head < formats.heads().count(layer); ++head) {
-      ha::HeadFormats const& of = formats.at(layer, head);
-      text += std::string(of.key.name()) + "/" + std::string(of.value.name()) + ";";
+      text += formats.at(layer, head).name() + ";";
     }
   }
   return text;

@@ -122,7 +122,7 @@ inline std::vector<std::pair<std::string, std::int64_t>> heads_by_format(headawa
   for (std::int32_t layer = 0; layer < formats.num_layers(); ++layer) {
     for (std::int32_t head = 0; head < formats.heads().count(layer); ++head) {
       auto const& of = formats.at(layer, head);
-      std::string const name = std::string(of.key.name()) + "/" + std::string(of.value.name());
+      std::string const name = of.name();
       auto const known =
           std::find_if(result.begin(), result.end(), [&](auto const& each) { return each.first == name; });
       if (known == result.end()) {

@@ -8,6 +8,7 @@
 #include <headaware/attention/dense_views.hpp>
 #include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/attention/detail/query_tile.hpp>
+#include <headaware/attention/detail/tile_rows.hpp>
 #include <headaware/attention/head_pages_view.hpp>
 #include <headaware/attention/merge.hpp>
 #include <headaware/attention/paged_view.hpp>
@@ -179,8 +180,9 @@ struct CodedAccess {
     return {head, cache.rows, cache.segments[segment], shape.head_dim, shape.output_dim()};
   }
   void turn_queries(std::int64_t segment, QueryTile& tile) const {
-    rotate_rows_of(cache.segments[segment].formats.key, tile.queries(), tile.query_count(), tile.key_channels());
-    tile.take_integers();
+    auto const& key = cache.segments[segment].formats.key;
+    rotate_rows_of(key, tile.queries(), tile.query_count(), tile.key_channels());
+    if (key.visit([]<class Format>(Format const&) { return has_integer_rows<Format>; })) tile.take_integers();
   }
   void turn_sums(std::int64_t segment, float* sums) const {
     rotate_rows_of(cache.segments[segment].formats.value, sums, 1, padded(shape.output_dim()));

@@ -68,26 +68,32 @@ struct SomeRows {
   }
 };
 
-/// @throws ArgumentError if two views are not those of one cache and its ring
-inline void check_ring(RollingView const& view, RollingView const& ring, AttentionShape const& shape,
-                       AttentionOptions const& options) {
-  constexpr auto where = "attend, exact ring";
-  view.check(shape, options);
-  ring.check(shape, options);
-  require(view.query_tokens == ring.query_tokens, "query tokens of the ring", view.query_tokens, ring.query_tokens,
-          where);
-  require(view.slots.num_sequences == ring.slots.num_sequences, "sequences of the ring", view.slots.num_sequences,
-          ring.slots.num_sequences, where);
-  require(view.lengths == ring.lengths, "lengths of the ring", "those of the cache", "others", where);
-}
+/// A rolling cache and its ring, as both parts of their attention read them.
+struct RingedViews {
+  RollingView view;
+  RollingView ring;
+
+  void check(AttentionShape const& shape, AttentionOptions const& options) const {
+    constexpr auto where = "attend, exact ring";
+    view.check(shape, options);
+    ring.check(shape, options);
+    require(view.query_tokens == ring.query_tokens, "query tokens of the ring", view.query_tokens, ring.query_tokens,
+            where);
+    require(view.slots.num_sequences == ring.slots.num_sequences, "sequences of the ring", view.slots.num_sequences,
+            ring.slots.num_sequences, where);
+    require(view.lengths == ring.lengths, "lengths of the ring", "those of the cache", "others", where);
+  }
+  void check_tables(AttentionShape const& shape) const {
+    view.check_tables(shape);
+    ring.check_tables(shape);
+  }
+  [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
+};
 
 }  // namespace detail
 
 /// @brief The rows of a rolling cache but those of tokens that its ring shows: the one part of the attention.
-struct BesideRingView {
-  RollingView view;
-  RollingView ring;
-
+struct BesideRingView : detail::RingedViews {
   [[nodiscard]] HEADAWARE_HOST_DEVICE detail::SomeRows head(std::int64_t sequence, std::int64_t kv_head) const {
     RollingRows const rows = view.head(sequence, kv_head);
     auto const exact = detail::ExactTokens::of(rows.tokens, ring.head(sequence, kv_head).tokens);
@@ -96,22 +102,11 @@ struct BesideRingView {
     auto const end = static_cast<std::int32_t>(rows.tokens.kept_before(exact.begin));
     return {rows, rows.rule, 0, first, end - first};
   }
-  void check(AttentionShape const& shape, AttentionOptions const& options) const {
-    detail::check_ring(view, ring, shape, options);
-  }
-  void check_tables(AttentionShape const& shape) const {
-    view.check_tables(shape);
-    ring.check_tables(shape);
-  }
-  [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };
 static_assert(KeptView<BesideRingView>);
 
 /// @brief The rows of a ring that its cache keeps: the other part.
-struct OfRingView {
-  RollingView view;
-  RollingView ring;
-
+struct OfRingView : detail::RingedViews {
   [[nodiscard]] HEADAWARE_HOST_DEVICE detail::SomeRows head(std::int64_t sequence, std::int64_t kv_head) const {
     RollingRows const rows = ring.head(sequence, kv_head);
     RollingRows const kept = view.head(sequence, kv_head);
@@ -122,14 +117,6 @@ struct OfRingView {
     return {rows, kept.rule, exact.sinks, following,
             exact.sinks + static_cast<std::int32_t>(rows.tokens.count()) - following};
   }
-  void check(AttentionShape const& shape, AttentionOptions const& options) const {
-    detail::check_ring(view, ring, shape, options);
-  }
-  void check_tables(AttentionShape const& shape) const {
-    view.check_tables(shape);
-    ring.check_tables(shape);
-  }
-  [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };
 static_assert(KeptView<OfRingView>);
 
@@ -141,10 +128,12 @@ struct RingedCache {
 
   /// The packed rows of tokens that the ring does not show.
   [[nodiscard]] PackedCache<Registry, BesideRingView> beside() const {
-    return {packed.rows, packed.segments, {packed.view, ring.view}};
+    return {packed.rows, packed.segments, {{packed.view, ring.view}}};
   }
   /// The ring's rows of tokens that the cache keeps.
-  [[nodiscard]] KeptCache<T, OfRingView> of_ring() const { return {ring.keys, ring.values, {packed.view, ring.view}}; }
+  [[nodiscard]] KeptCache<T, OfRingView> of_ring() const {
+    return {ring.keys, ring.values, {{packed.view, ring.view}}};
+  }
 };
 
 /// @brief Appends new tokens of every sequence on the CPU into encoded slots and into the ring, each read once more at

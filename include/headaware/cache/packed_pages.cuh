@@ -59,10 +59,7 @@ cudaError_t append(PagedHeadsView const& pages, DevicePageStep const& step, Toke
     require(cache.channels.alike(), "channels", "one number in all layers", "several", where);
     if (pages.num_sequences == 0 || layers.empty()) return;
     require_pointer(d_segments, "segments", where);
-    auto const first = static_cast<std::size_t>(first_layer);
-    auto const begin = static_cast<std::size_t>(cache.first_segments[first]);
-    auto const end = static_cast<std::size_t>(cache.first_segments[first + layers.size()]);
-    auto const segments = std::span<PackedSegment<Registry> const>(cache.segments).subspan(begin, end - begin);
+    auto const segments = detail::segments_of(cache, static_cast<std::size_t>(first_layer), layers.size());
     detail::launch_packed_append<true>(
         detail::DevicePagedAppend{{pages, cache.page_units}, step.d_copies}, detail::counters_of(pages, step), shape,
         pages.max_tokens_held, layers, source, cache.channels.common(), segments, d_segments,

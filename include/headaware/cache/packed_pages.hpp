@@ -162,16 +162,12 @@ template <LayerRange Tokens, class Source, class Registry>
 void append(PagedHeads const& pages, PageStep const& step, Tokens const& tokens, Source const& source,
             PackedPages<Registry> const& cache, std::int32_t first_layer = 0) {
   PagedHeadsView const view = pages.view();
-  detail::check_generation(view, step.generation);
+  detail::check_step(view, step);
   auto const layers = layer_span(tokens);
   using U = std::remove_pointer_t<decltype(layers.front().keys)>;
   static_assert(detail::holds_floats<std::remove_const_t<U>>,
                 "headaware: rows to encode hold float, float16 or bfloat16");
   auto const shape = detail::check_packed_pages(view, step.max_count, layers, source, cache, first_layer);
-  for (auto const* each : {&step.counts, &step.lengths, &step.high_water}) {
-    require(static_cast<std::int64_t>(each->size()) == view.num_sequences, "step's sequences", view.num_sequences,
-            each->size(), "append");
-  }
   auto const buffers = [&](std::size_t i) {
     detail::CacheBuffers<std::remove_const_t<U>> result;
     result.num_kv_heads = cache.num_kv_heads(first_layer + static_cast<std::int32_t>(i));

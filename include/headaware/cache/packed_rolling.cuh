@@ -73,23 +73,9 @@ cudaError_t append(RollingSlotsView const& slots, RollingStateView const& state,
     require(cache.channels.alike(), "channels", "one number in all layers", "several", where);
     require_pointer(d_segments, "segments", where);
     if (slots.num_sequences == 0) return;
-    bool const counts = state.high_water != nullptr && state.ticket != nullptr;
-    require(state.lengths != nullptr && (counts || !options.advance), "state", "pointers, as of RollingStateView::at",
-            "nullptr", where);
-    detail::AppendCounters const counters{state.lengths,
-                                          state.high_water,
-                                          d_counts,
-                                          state.status,
-                                          state.lengths,
-                                          state.high_water,
-                                          options.advance ? state.ticket : nullptr,
-                                          slots.token_limit,
-                                          max_count,
-                                          slots.num_sequences};
+    auto const counters = detail::counters_of(slots, state, d_counts, max_count, options.advance);
     auto const first = static_cast<std::size_t>(options.first_layer);
-    auto const begin = static_cast<std::size_t>(cache.first_segments[first]);
-    auto const end = static_cast<std::size_t>(cache.first_segments[first + layers.size()]);
-    auto const segments = std::span<PackedSegment<Registry> const>(cache.segments).subspan(begin, end - begin);
+    auto const segments = detail::segments_of(cache, first, layers.size());
     detail::launch_packed_append<false>(
         detail::RollingAppend{slots}, counters, shape, slots.max_slots, layers, source, cache.channels.common(),
         segments, d_segments, [&](std::size_t i) { return cache.layers[first + i]; }, 0, stream);

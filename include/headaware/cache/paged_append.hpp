@@ -63,6 +63,15 @@ inline void check_generation(PagedHeadsView const& view, std::uint64_t generatio
           {"change ", generation}, "append");
 }
 
+/// Checks that a step is of the tables as they are.
+inline void check_step(PagedHeadsView const& view, PageStep const& step) {
+  check_generation(view, step.generation);
+  for (auto const* each : {&step.counts, &step.lengths, &step.high_water}) {
+    require(static_cast<std::int64_t>(each->size()) == view.num_sequences, "step's sequences", view.num_sequences,
+            each->size(), "append");
+  }
+}
+
 /// The pool, which is every layer's. @param first_layer  cache layer of the new tokens' first
 template <class T>
 auto paged_buffers(PagedHeadsView const& view, PageStorage<T> const& storage, std::int32_t first_layer) {
@@ -138,13 +147,9 @@ template <LayerRange Tokens, class Source, class T>
 void append(PagedHeads const& pages, PageStep const& step, Tokens const& tokens, Source const& source,
             PageStorage<T> const& storage, std::int32_t first_layer = 0) {
   PagedHeadsView const view = pages.view();
-  detail::check_generation(view, step.generation);
+  detail::check_step(view, step);
   auto const layers = layer_span(tokens);
   auto const shape = detail::check_paged_append(view, step.max_count, layers, source, storage, first_layer);
-  for (auto const* each : {&step.counts, &step.lengths, &step.high_water}) {
-    require(static_cast<std::int64_t>(each->size()) == view.num_sequences, "step's sequences", view.num_sequences,
-            each->size(), "append");
-  }
   auto const buffers = detail::paged_buffers(view, storage, first_layer);
   detail::check_append_tables(source, shape, buffers, layers.size(), step.counts);
   detail::PagedAppend const cache{view, storage.page_stride};

@@ -37,6 +37,25 @@ inline cudaError_t change_state(char const* where, char const* values, RollingSl
   });
 }
 
+/// The counters that an append into slots reads, and advances if it is to. @param d_counts  device, [num_sequences]
+/// @throws ArgumentError if the state lacks what that needs
+inline AppendCounters counters_of(RollingSlotsView const& slots, RollingStateView const& state,
+                                  std::int32_t const* d_counts, std::int32_t max_count, bool advance) {
+  bool const counts = state.high_water != nullptr && state.ticket != nullptr;
+  require(state.lengths != nullptr && (counts || !advance), "state", "pointers, as of RollingStateView::at", "nullptr",
+          "append");
+  return {state.lengths,
+          state.high_water,
+          d_counts,
+          state.status,
+          state.lengths,
+          state.high_water,
+          advance ? state.ticket : nullptr,
+          slots.token_limit,
+          max_count,
+          slots.num_sequences};
+}
+
 }  // namespace detail
 
 namespace device {
@@ -74,19 +93,7 @@ cudaError_t append(RollingSlotsView const& slots, RollingStateView const& state,
     auto const shape = detail::check_rolling_append(slots, layers, source, max_count, cache, options);
     require(layers.size() <= detail::max_layers, "layers", "at most 256", layers.size(), "append");
     if (slots.num_sequences == 0) return;
-    bool const counts = state.high_water != nullptr && state.ticket != nullptr;
-    require(state.lengths != nullptr && (counts || !options.advance), "state", "pointers, as of RollingStateView::at",
-            "nullptr", "append");
-    detail::AppendCounters const counters{state.lengths,
-                                          state.high_water,
-                                          d_counts,
-                                          state.status,
-                                          state.lengths,
-                                          state.high_water,
-                                          options.advance ? state.ticket : nullptr,
-                                          slots.token_limit,
-                                          max_count,
-                                          slots.num_sequences};
+    auto const counters = detail::counters_of(slots, state, d_counts, max_count, options.advance);
     detail::launch_append<false>(detail::RollingAppend{slots}, counters, shape, slots.max_slots, 0, layers, source,
                                  detail::rolling_buffers(cache, options.first_layer), 0, stream);
   });

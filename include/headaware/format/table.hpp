@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -32,6 +33,8 @@ struct BasicHeadFormats {
   AnyFormat<Registry> key{};
   AnyFormat<Registry> value{};
 
+  /// "packed5/packed4": key and value.
+  [[nodiscard]] std::string name() const { return std::string(key.name()) + "/" + std::string(value.name()); }
   /// Words of the key, where those of the value begin.
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t key_words(std::int64_t head_dim) const {
     return key.row_words(head_dim);

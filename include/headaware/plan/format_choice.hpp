@@ -56,8 +56,7 @@ struct FormatChoice {
   void validate() const {
     constexpr auto where = "FormatChoice";
     for (HeadFormats const& pair : pairs) pair.validate();
-    require(has_sixteen_bits(sixteen_bits), "sixteen_bits", "fp16 or bf16",
-            {sixteen_bits.key.name(), "/", sixteen_bits.value.name()}, where);
+    require(has_sixteen_bits(sixteen_bits), "sixteen_bits", "fp16 or bf16", sixteen_bits.name(), where);
     require(head_dim >= 0 && head_dim <= 0x7fffffff, "head_dim", "in [0, 2147483647]", head_dim, where);
   }
 

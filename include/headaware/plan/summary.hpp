@@ -136,8 +136,7 @@ template <class... Values>
   if (plan.by_bytes()) {
     text += "\nformats: ";
     for (auto const& [pair, count] : plan.format_counts()) {
-      text += print("  %s/%s %lld", std::string(pair.key.name()).c_str(), std::string(pair.value.name()).c_str(),
-                    wide(count));
+      text += print("  %s %lld", pair.name().c_str(), wide(count));
     }
   }
   return text + "\n\n" + layers;

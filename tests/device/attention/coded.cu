@@ -109,17 +109,9 @@ TEST_CASE("device attention over encoded rows is that over the decoded ones", "[
          {std::pair{1, 1}, std::pair{3, 1}, std::pair{7, 1}, std::pair{12, 1}, std::pair{2, 9}}) {
       std::int32_t const layer = group % 2;
       INFO(keys << " and " << values << " channels, group " << group << ", " << tokens << " tokens");
-      HeldProblem<float> held = p.held(layer, {3, group * p.num_kv_heads, p.num_kv_heads, tokens, keys, values});
-      held.options.soft_cap = group == 3 ? 20.0F : 0.0F;
-      if (group == 12) held.sinks.assign(at(held.shape.num_query_heads), 1.5F);
-      if (tokens > 1) {
-        held.first_positions = {600, 3, 0};
-        held.options.window = 50;
-      }
-      std::vector<std::int64_t> offsets{0};
-      for (std::size_t s = 0; s < held.segments.size(); ++s) offsets.push_back(offsets.back() + held.rows(s));
+      HeldProblem<float> const held = p.varied(layer, group, tokens);
       DeviceUpload const upload;
-      ha::RaggedView<std::int64_t> const view{upload(offsets), p.num_kv_heads};
+      ha::RaggedView<std::int64_t> const view{upload(held.row_offsets()), p.num_kv_heads};
       Attended const expected = naive_attention(held);
       check_coded<float>(held, device.layer(layer, view), expected);
       if (group == 7) check_coded<ha::float16>(held, device.layer(layer, view), expected);
@@ -168,10 +160,8 @@ TEST_CASE("device attention over encoded rows: wide rows, and heads of several K
     ha::compress(compaction, p.layers, p.source(), planned.with_buffer(rows.data()));
     DeviceRows const device(planned, rows);
     HeldProblem<float> const held = p.held(0, {1, group * p.num_kv_heads, p.num_kv_heads, 1, keys, values});
-    std::vector<std::int64_t> offsets{0};
-    for (std::size_t s = 0; s < held.segments.size(); ++s) offsets.push_back(offsets.back() + held.rows(s));
     DeviceUpload const upload;
-    ha::RaggedView<std::int64_t> const view{upload(offsets), p.num_kv_heads};
+    ha::RaggedView<std::int64_t> const view{upload(held.row_offsets()), p.num_kv_heads};
     check_coded<float>(held, device.layer(0, view), naive_attention(held));
   }
 }

@@ -51,19 +51,11 @@ TEST_CASE("attention over encoded rows is that over the decoded ones", "[attenti
       for (auto const& [group, tokens] : {std::pair{1, 1}, std::pair{3, 1}, std::pair{12, 1}, std::pair{2, 9}}) {
         INFO(keys << " and " << values << " channels, layer " << layer << ", group " << group << ", " << tokens
                   << " tokens");
-        HeldProblem<float> held = p.held(layer, {3, group * p.num_kv_heads, p.num_kv_heads, tokens, keys, values});
-        held.options.soft_cap = group == 3 ? 20.0F : 0.0F;
-        if (group == 12) held.sinks.assign(at(held.shape.num_query_heads), 1.5F);
-        if (tokens > 1) {
-          held.first_positions = {600, 3, 0};
-          held.options.window = 50;
-        }
-        std::vector<std::int64_t> offsets{0};
+        HeldProblem<float> const held = p.varied(layer, group, tokens);
+        std::vector<std::int64_t> const offsets = held.row_offsets();
         std::vector<std::int32_t> lengths;
-        for (std::size_t s = 0; s < held.segments.size(); ++s) {
-          offsets.push_back(offsets.back() + held.rows(s));
+        for (std::size_t s = 0; s < held.segments.size(); ++s)
           lengths.push_back(static_cast<std::int32_t>(held.rows(s)));
-        }
         check_packed(held,
                      ha::PackedCache<ha::DefaultFormats, ha::RaggedView<std::int64_t>>{
                          of_ragged.layers[at(layer)], of_ragged.layer(layer).data(), {offsets.data(), p.num_kv_heads}});

@@ -133,7 +133,7 @@ class IntegerQueries {
  public:
   static constexpr std::int64_t largest = 32767;
 
-  /// @param queries  [count, channels], channels whole units
+  /// @param queries  [count, channels], at most `few_queries`; channels whole units
   void take(float const* queries, std::int64_t count, std::int64_t channels) {
     channels_ = channels;
     std::int64_t const units = channels / code_unit;
@@ -175,7 +175,7 @@ class IntegerQueries {
   std::int64_t channels_ = 0;
   std::vector<std::int16_t> numbers_;  ///< [queries, channels]
   FloatBuffer sums_;                   ///< [queries, units, 8]
-  float scales_[64] = {};
+  float scales_[few_queries] = {};
 };
 
 /// Sums the lanes of each of eight vectors: lane i has the sum of vector i.
@@ -238,15 +238,10 @@ inline void score_codes(IntegerQueries const& queries, std::int64_t first, Integ
 template <class F, class Passed>
 inline void score_rows(IntegerQueries const& queries, std::int64_t count, IntegerRows<F> const& rows, std::int64_t keys,
                        std::int64_t channels, float* scores, Passed const& passed) {
-  for (std::int64_t first = 0; first < keys; first += rows_at_a_time) {
-    std::int64_t const end = std::min(keys, first + rows_at_a_time);
-    in_groups(count, [&]<int Queries>(std::int64_t q) {
-      for (std::int64_t k = first; k < end; k += 8 / Queries) {
-        score_codes<Queries>(queries, q, rows, k, channels, scores + q * attend_block + k);
-      }
-    });
-    passed(first, first + rows_at_a_time);
-  }
+  auto const pass = [&]<int Queries>(std::int64_t q, std::int64_t k) {
+    score_codes<Queries>(queries, q, rows, k, channels, scores + q * attend_block + k);
+  };
+  for_score_groups<8>(count, keys, pass, passed);
 }
 
 /// Weights of a block's rows times the rows' scales in one range, as 16-bit numbers of a common scale.

@@ -18,6 +18,9 @@ HEADAWARE_TARGET_BEGIN
 /// Cache rows of a block; scores of a query lie side by side.
 inline constexpr int attend_block = 64;
 
+/// Query rows up to which reading a row's own numbers again costs less than converting it once.
+inline constexpr std::int64_t few_queries = 8;
+
 /// scores[q][key] = queries[q] · rows[key] for `Queries` queries and lanes / Queries keys: as many sums as a vector
 /// has lanes, so that one transposing reduction ends them all.
 /// @param queries  [Queries, channels], channels a multiple of lanes
@@ -50,8 +53,21 @@ inline void in_groups(std::int64_t count, Pass const& pass) {
   for (; count - q >= 1; q += 1) pass.template operator()<1>(q);
 }
 
-/// Rows whose scores are made at a time; `score_rows` calls `passed` after each such group.
+/// Rows whose scores are made at a time.
 inline constexpr std::int64_t rows_at_a_time = simd::lanes > 8 ? simd::lanes : 8;
+
+/// Calls `pass<n>(q, k)` for groups of n queries and `Lanes` / n rows that make scores of `count` queries against
+/// `keys` rows. @param passed  (first, end of rows) is called after every `rows_at_a_time` of them
+template <int Lanes, class Pass, class Passed>
+inline void for_score_groups(std::int64_t count, std::int64_t keys, Pass const& pass, Passed const& passed) {
+  for (std::int64_t first = 0; first < keys; first += rows_at_a_time) {
+    std::int64_t const end = std::min(keys, first + rows_at_a_time);
+    in_groups(count, [&]<int Queries>(std::int64_t q) {
+      for (std::int64_t k = first; k < end; k += Lanes / Queries) pass.template operator()<Queries>(q, k);
+    });
+    passed(first, first + rows_at_a_time);
+  }
+}
 
 /// Scores of `count` queries against `keys` rows; may write scores beyond, up to the end of the block.
 /// @param rows    [attend_block], every entry readable
@@ -59,15 +75,10 @@ inline constexpr std::int64_t rows_at_a_time = simd::lanes > 8 ? simd::lanes : 8
 template <class Row, class Passed>
 inline void score_rows(float const* queries, std::int64_t count, Row const* rows, std::int64_t keys,
                        std::int64_t channels, float* scores, Passed const& passed) {
-  for (std::int64_t first = 0; first < keys; first += rows_at_a_time) {
-    std::int64_t const end = std::min(keys, first + rows_at_a_time);
-    in_groups(count, [&]<int Queries>(std::int64_t q) {
-      for (std::int64_t k = first; k < end; k += simd::lanes / Queries) {
-        score_keys<Queries>(queries + q * channels, rows + k, channels, scores + q * attend_block + k);
-      }
-    });
-    passed(first, first + rows_at_a_time);
-  }
+  auto const pass = [&]<int Queries>(std::int64_t q, std::int64_t k) {
+    score_keys<Queries>(queries + q * channels, rows + k, channels, scores + q * attend_block + k);
+  };
+  for_score_groups<simd::lanes>(count, keys, pass, passed);
 }
 
 /// sums[q] += Σ weights[q][key] · rows[key] for `Queries` queries and four keys.

@@ -203,6 +203,26 @@ __device__ inline void advance_counters(AppendCounters const& counters) {
   }
 }
 
+/// (Layer, sequence, KV head)s that an append writes to.
+template <class Parameters>
+[[nodiscard]] __device__ std::int64_t appended_segments(Parameters const& p) {
+  LayerHeads const heads = p.cache.layer_heads();
+  return (heads.first(p.first_layer + p.num_layers) - heads.first(p.first_layer)) * p.counters.num_sequences;
+}
+
+/// Whether a block is there for a copy on write, not for new tokens. Nothing that a copy reads is written in the same
+/// launch. @param copy  (cache, PageCopy) is called if it is of the layers appended to
+template <class Parameters, class Copy>
+__device__ bool is_for_copy(Parameters const& p, Copy const& copy) {
+  if constexpr (requires { p.cache.copies; }) {
+    if (blockIdx.x < static_cast<unsigned>(p.append_blocks)) return false;
+    PageCopy const of_block = p.cache.copies[blockIdx.x - static_cast<unsigned>(p.append_blocks)];
+    if (of_block.layer >= p.first_layer && of_block.layer < p.first_layer + p.num_layers) copy(p.cache, of_block);
+    return true;
+  }
+  return false;
+}
+
 /// Each block writes some rows of keys and values. The last block to have read the lengths advances them.
 template <class Parameters>
 HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
@@ -210,27 +230,20 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   __shared__ SharedStorage<Parameters> parameter_storage;
   __shared__ AppendRow rows[max_append_rows];
   auto const& p = share_parameters(parameters, parameter_storage);
-  LayerHeads const heads = p.cache.layer_heads();
-  std::int64_t const segments =
-      (heads.first(p.first_layer + p.num_layers) - heads.first(p.first_layer)) * p.counters.num_sequences;
+  std::int64_t const segments = appended_segments(p);
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
-  if constexpr (requires { p.cache.copies; }) {
-    // Nothing that a copy reads is written in the same launch.
-    if (blockIdx.x >= static_cast<unsigned>(p.append_blocks)) {
-      PageCopy const copy = p.cache.copies[blockIdx.x - static_cast<unsigned>(p.append_blocks)];
-      if (copy.layer < p.first_layer || copy.layer >= p.first_layer + p.num_layers) return;
-      auto const move = [&](auto const& plane, void* tensor) {
-        std::int64_t const channels = of_layer(plane.rows, copy.layer - p.first_layer).channels;
-        if (channels == 0) return;
-        auto const place = [&](std::int32_t page) { return p.cache.page_offset(page, channels) * plane.element_bytes; };
-        copy_bytes(static_cast<char*>(tensor), place(copy.from), place(copy.to),
-                   std::int64_t{copy.tokens} * channels * plane.element_bytes, plane.vector_bytes);
-      };
-      move(p.keys, tables.planes[0].kept[copy.layer - p.first_layer]);
-      move(p.values, tables.planes[1].kept[copy.layer - p.first_layer]);
-      return;
-    }
-  }
+  bool const copies = is_for_copy(p, [&](auto const& cache, PageCopy const& copy) {
+    auto const move = [&](auto const& plane, void* tensor) {
+      std::int64_t const channels = of_layer(plane.rows, copy.layer - p.first_layer).channels;
+      if (channels == 0) return;
+      auto const place = [&](std::int32_t page) { return cache.page_offset(page, channels) * plane.element_bytes; };
+      copy_bytes(static_cast<char*>(tensor), place(copy.from), place(copy.to),
+                 std::int64_t{copy.tokens} * channels * plane.element_bytes, plane.vector_bytes);
+    };
+    move(p.keys, tables.planes[0].kept[copy.layer - p.first_layer]);
+    move(p.values, tables.planes[1].kept[copy.layer - p.first_layer]);
+  });
+  if (copies) return;
   if (thread < p.rows_per_block) {
     rows[thread] = append_row(p, tables, std::int64_t{blockIdx.x} * p.rows_per_block + thread, segments);
   }

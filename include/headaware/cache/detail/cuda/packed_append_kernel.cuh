@@ -54,24 +54,17 @@ template <class Parameters>
 HEADAWARE_KERNEL void __launch_bounds__(pack_threads) packed_append_kernel(Parameters const __grid_constant__ p) {
   using Registry = typename Parameters::Registry;
   __shared__ SharedStorage<PackedAppendRow<Registry>> rows[pack_threads];
-  LayerHeads const heads = p.cache.layer_heads();
-  std::int64_t const segments =
-      (heads.first(p.first_layer + p.num_layers) - heads.first(p.first_layer)) * p.counters.num_sequences;
+  std::int64_t const segments = appended_segments(p);
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
-  if constexpr (requires { p.cache.copies; }) {
-    // Nothing that a copy reads is written in the same launch.
-    if (blockIdx.x >= static_cast<unsigned>(p.append_blocks)) {
-      PageCopy const copy = p.cache.copies[blockIdx.x - static_cast<unsigned>(p.append_blocks)];
-      if (copy.layer < p.first_layer || copy.layer >= p.first_layer + p.num_layers) return;
-      constexpr std::int64_t unit_bytes = sizeof(RowUnit);
-      std::int64_t const row_bytes =
-          p.segments[heads.first(copy.layer) * p.counters.num_sequences + copy.kv_head].units * unit_bytes;
-      std::int64_t const page_bytes = p.cache.page_stride * unit_bytes;
-      copy_bytes(reinterpret_cast<char*>(p.kept[copy.layer - p.first_layer]), copy.from * page_bytes,
-                 copy.to * page_bytes, copy.tokens * row_bytes, unit_bytes);
-      return;
-    }
-  }
+  bool const copies = is_for_copy(p, [&](auto const& cache, PageCopy const& copy) {
+    constexpr std::int64_t unit_bytes = sizeof(RowUnit);
+    std::int64_t const first_segment = cache.layer_heads().first(copy.layer) * p.counters.num_sequences;
+    std::int64_t const row_bytes = p.segments[first_segment + copy.kv_head].units * unit_bytes;
+    std::int64_t const page_bytes = cache.page_stride * unit_bytes;
+    copy_bytes(reinterpret_cast<char*>(p.kept[copy.layer - p.first_layer]), copy.from * page_bytes,
+               copy.to * page_bytes, copy.tokens * row_bytes, unit_bytes);
+  });
+  if (copies) return;
   if (thread < p.rows_per_block) {
     PackedAppendRow<Registry>& row = rows[thread].get();
     row.words = nullptr;

@@ -23,6 +23,14 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
+/// Segments of some layers of a packed cache.
+template <class Cache>
+auto segments_of(Cache const& cache, std::size_t first_layer, std::size_t num_layers) {
+  auto const begin = static_cast<std::size_t>(cache.first_segments[first_layer]);
+  auto const end = static_cast<std::size_t>(cache.first_segments[first_layer + num_layers]);
+  return std::span(cache.segments).subspan(begin, end - begin);
+}
+
 /// @param max_slots   the most tokens of a head that any append can leave
 /// @param channels    of all layers
 /// @param segments    of the appended layers
