@@ -94,15 +94,6 @@ ha::Sensitivities load_factors(std::filesystem::path const& path, ha::RetentionS
   return ha::load_sensitivities(path).factors(statistics, {.measure = options.measure, .fold = options.fold});
 }
 
-/// Uniform windows of that size, in 16 bits. @throws ArgumentError where none are possible
-ha::PolicyPlan uniform_windows(ha::KvErrors const& errors, ha::Budget const& budget, Options const& options) {
-  if (options.plan.formats.by_bytes()) {
-    return ha::uniform_plan(errors, budget, options.context, options.plan, options.plan.formats.sixteen_bits);
-  }
-  auto const table = ha::uniform_table(errors, budget, options.context, options.plan);
-  return ha::evaluate_table(table, errors, options.context, options.plan, budget);
-}
-
 /// Predicted error of a plan as it is written, with what was left of the budget.
 double written_error(ha::PolicyPlan const& plan, ha::KvErrors const& errors, Options const& options) {
   double const error =
@@ -119,7 +110,7 @@ void print_comparison(ha::KvErrors const& errors, double whole, Options const& o
     auto const budget = ha::Budget::share(share);
     try {
       auto const plan = ha::plan_policies(errors, budget, options.context, options.plan);
-      double const uniform = uniform_windows(errors, budget, options).predicted_error;
+      double const uniform = ha::uniform_plan(errors, budget, options.context, options.plan).predicted_error;
       double const planned = written_error(plan, errors, options);
       std::printf("%15.1f %10.1f%% %14.6g %14.6g %14.3f\n", share * whole, 100 * share, planned, uniform,
                   uniform > 0 ? planned / uniform : 1.0);
@@ -142,7 +133,7 @@ Uniform uniform_beside(ha::PolicyPlan const& plan, ha::KvErrors const& errors, h
                        Options const& options) {
   Uniform uniform;
   try {
-    uniform.plan = uniform_windows(errors, budget, options);
+    uniform.plan = ha::uniform_plan(errors, budget, options.context, options.plan);
   } catch (ha::ArgumentError const&) {
     return uniform;
   }

@@ -49,36 +49,28 @@ std::vector<std::pair<ha::HeadFormats, ha::PolicyPlan>> plans_of_pairs(ha::KvErr
   return plans;
 }
 
-std::string name_of(ha::HeadFormats const& pair) {
-  return std::string(pair.key.name()) + "/" + std::string(pair.value.name());
-}
-
-/// Uniform windows of the budget, plans of pairs of formats, and the plan of each of the errors.
-std::vector<GuardedTable> first_tables(std::vector<NamedErrors> const& named, ha::Budget const& budget,
-                                       GuardOptions const& options, std::size_t& first_plan) {
+/// Adds uniform windows of the budget, plans of pairs of formats, and the plan of each of the errors.
+void add_first_tables(std::vector<NamedErrors> const& named, ha::Budget const& budget, GuardOptions const& options,
+                      Guarded& result) {
   ha::KvErrors const& errors = named.front().errors;
-  std::vector<GuardedTable> tables;
+  std::vector<GuardedTable>& tables = result.tables;
+  tables.push_back({.name = "uniform", .plan = ha::uniform_plan(errors, budget, options.context, options.plan)});
+  result.num_uniform = tables.size();
   if (options.plan.formats.by_bytes()) {
-    auto const uniform = [&](ha::HeadFormats const& pair) {
-      return ha::uniform_plan(errors, budget, options.context, options.plan, pair);
-    };
-    tables.push_back({.name = "uniform", .plan = uniform(options.plan.formats.sixteen_bits)});
     auto const plans = plans_of_pairs(errors, budget, options);
-    for (auto const& [pair, plan] : plans)
-      tables.push_back({.name = "uniform " + name_of(pair), .plan = uniform(pair)});
-    for (auto const& [pair, plan] : plans) tables.push_back({.name = "plan " + name_of(pair), .plan = plan});
-  } else {
-    auto const table = ha::uniform_table(errors, budget, options.context, options.plan);
-    tables.push_back(
-        {.name = "uniform", .plan = ha::evaluate_table(table, errors, options.context, options.plan, budget)});
+    for (auto const& [pair, plan] : plans) {
+      auto uniform = ha::uniform_plan(errors, budget, options.context, options.plan, pair);
+      tables.push_back({.name = "uniform " + pair.name(), .plan = std::move(uniform)});
+    }
+    result.num_uniform = tables.size();
+    for (auto const& [pair, plan] : plans) tables.push_back({.name = "plan " + pair.name(), .plan = plan});
   }
-  first_plan = tables.size();
+  result.first_plan = tables.size();
   for (auto const& own : named) {
     auto plan = ha::plan_policies(own.errors, budget, options.context, options.plan);
     if (&own != named.data()) plan = evaluated(plan, errors, budget, options);
     tables.push_back({.name = own.name, .plan = std::move(plan), .probe_weight = own.probe_weight});
   }
-  return tables;
 }
 
 /// Tries tables on held-out text, and says of each how it did.
@@ -137,7 +129,7 @@ Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors, 
   Guarded result;
   result.model = losses.run().model().path().filename().string();
   result.probe_weight = options.probe_weight;
-  result.tables = first_tables(errors, budget, options, result.first_plan);
+  add_first_tables(errors, budget, options, result);
   Trial trial(losses, text, options.probe_weight);
   std::vector<KeptHeads> tables{{ha::PolicyTable(first.shape(), ha::Full{})}};
   for (auto const& candidate : result.tables) tables.push_back(KeptHeads::of(candidate.plan));
@@ -145,15 +137,14 @@ Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors, 
   result.full_text_loss = mean_loss(outcomes[0].text);
   result.full_probe_loss = mean_loss(outcomes[0].probe);
   outcomes.erase(outcomes.begin());
-  auto const is_uniform = [&](std::size_t i) { return result.tables[i].name.starts_with("uniform"); };
-  for (std::size_t i = 1; i < outcomes.size(); ++i) {
-    if (is_uniform(i) && mean_loss(outcomes[i].text) < mean_loss(outcomes[result.uniform].text)) result.uniform = i;
+  for (std::size_t i = 1; i < result.num_uniform; ++i) {
+    if (mean_loss(outcomes[i].text) < mean_loss(outcomes[result.uniform].text)) result.uniform = i;
   }
   auto const& uniform = outcomes[result.uniform];
-  std::size_t best_plan = result.first_plan;
-  for (std::size_t i = 0; i < result.tables.size(); ++i) {
-    trial.score(result.tables[i], outcomes[i], uniform);
-    if (!is_uniform(i) && result.tables[i].score < result.tables[best_plan].score) best_plan = i;
+  for (std::size_t i = 0; i < result.tables.size(); ++i) trial.score(result.tables[i], outcomes[i], uniform);
+  std::size_t best_plan = result.num_uniform;
+  for (std::size_t i = best_plan; i < result.tables.size(); ++i) {
+    if (result.tables[i].score < result.tables[best_plan].score) best_plan = i;
   }
 
   auto const& plain = result.tables[result.uniform].plan;

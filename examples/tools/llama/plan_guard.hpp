@@ -46,9 +46,10 @@ struct Guarded {
   /// Uniform windows, in plans by bytes of 16 bits first, then of other formats, plans of one pair of formats, plans
   /// as named, blends. All of the same size.
   std::vector<GuardedTable> tables;
-  std::size_t uniform = 0;     ///< index: the uniform windows that lose least on text
-  std::size_t first_plan = 0;  ///< index of the first plan as named
-  double full_text_loss = 0;   ///< with everything kept
+  std::size_t num_uniform = 0;  ///< uniform windows, which come first
+  std::size_t uniform = 0;      ///< index: those of them that lose least on text
+  std::size_t first_plan = 0;   ///< index of the first plan as named
+  double full_text_loss = 0;    ///< with everything kept
   double full_probe_loss = 0;
   std::string model;        ///< file, for whoever finds the result
   std::string text;         ///< file

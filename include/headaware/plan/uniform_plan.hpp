@@ -70,4 +70,14 @@ HEADAWARE_NAMESPACE_BEGIN
   return evaluate_table(table, of_heads, errors, context, options, budget);
 }
 
+/// @brief StreamingLLM in 16 bits at the size of a plan, by bytes or by tokens as the options have it.
+/// @throws ArgumentError as the other, or as `uniform_table`
+[[nodiscard]] inline PolicyPlan uniform_plan(KvErrors const& errors, Budget const& budget, std::int64_t context,
+                                             PlanOptions const& options) {
+  if (options.formats.by_bytes()) {
+    return uniform_plan(errors, budget, context, options, options.formats.sixteen_bits);
+  }
+  return evaluate_table(uniform_table(errors, budget, context, options), errors, context, options, budget);
+}
+
 HEADAWARE_NAMESPACE_END
