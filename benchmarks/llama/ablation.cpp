@@ -28,10 +28,14 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-/// Every piece of a text under a table.
-std::vector<LossJob> jobs_of(EvaluationText const& text, ha::PolicyTable const& table) {
+/// Every piece of a text with what heads keep.
+std::vector<LossJob> jobs_of(EvaluationText const& text, KeptHeads const& kept, AblationPrecision const& precision) {
+  Rounding const rounding{
+      .formats = kept.formats,
+      .rotated = precision.rotated,
+      .exact = {.sink = precision.exact > 0 ? precision.exact_sinks : 0, .window = precision.exact}};
   std::vector<LossJob> jobs;
-  for (auto const& piece : text.pieces()) jobs.push_back({piece, table});
+  for (auto const& piece : text.pieces()) jobs.push_back({piece, kept.table, rounding});
   return jobs;
 }
 
@@ -138,10 +142,14 @@ std::int64_t distinct(std::vector<AblationSetup> const& setups) {
   return count;
 }
 
-/// A configuration and its table, or why there is none.
+/// A configuration and what heads keep in it, or why there is none.
 struct Prepared {
   AblationResult result;
-  ha::PolicyTable table;
+  KeptHeads kept;
+
+  [[nodiscard]] std::vector<LossJob> jobs(EvaluationText const& text) const {
+    return jobs_of(text, kept, result.setup.precision);
+  }
 };
 
 std::vector<Prepared> prepare(AblationTables const& tables, std::vector<AblationGroup> const& groups,
@@ -150,11 +158,13 @@ std::vector<Prepared> prepare(AblationTables const& tables, std::vector<Ablation
   for (auto const& group : groups) {
     for (auto const& variant : group.variants) {
       Prepared prepared{{.group = group.name, .name = variant.name, .setup = variant.setup},
-                        ha::PolicyTable(shape, ha::Full{})};
+                        {ha::PolicyTable(shape, ha::Full{})}};
       try {
-        prepared.table = tables.of(variant.setup);
-        prepared.result.mean_kept_tokens = static_cast<double>(ha::held_tokens(prepared.table, context)) /
-                                           static_cast<double>(prepared.table.heads().total());
+        prepared.kept = tables.of(variant.setup);
+        ha::PolicyTable const& table = prepared.kept.table;
+        prepared.result.mean_kept_tokens =
+            static_cast<double>(ha::held_tokens(table, context)) / static_cast<double>(table.heads().total());
+        prepared.result.kv_share = tables.held_share(prepared.kept, variant.setup.precision);
       } catch (ha::ArgumentError const& error) {
         prepared.result.left_out = error.what();
       }
@@ -257,7 +267,7 @@ AblationStudy run_ablation(AblationOptions const& options) {
                                    .threads = options.threads,
                                    .folder = options.output_dir / "calibration"},
                                   setups);
-  auto const full = jobs_of(on_own, ha::PolicyTable(study.shape, ha::Full{}));
+  auto const full = jobs_of(on_own, {ha::PolicyTable(study.shape, ha::Full{})}, {});
   double rate = 0;
   if (std::int64_t const tokens = calibration.tokens_to_run(); tokens > 0) {
     rate = measure_rate(runs.at_text(), full.front());
@@ -279,7 +289,7 @@ AblationStudy run_ablation(AblationOptions const& options) {
   for (AblationSetup const& setup : setups) {
     if (setup.replan_step <= 0) continue;
     auto const first = AblationTables::first_of(setup);
-    calibration.measure_at_plan(first, tables.of(first));
+    calibration.measure_at_plan(first, tables.of(first).table);
   }
   for (AblationSetup const& setup : setups) {
     if (setup.refine_levels > 0) calibration.refine(setup, tables.input_of(setup));
@@ -293,7 +303,7 @@ AblationStudy run_ablation(AblationOptions const& options) {
     std::vector<LossJob> jobs;
     for (auto const& one : prepared) {
       if (!one.result.ran() || one.result.setup.positions != positions) continue;
-      auto const own = jobs_of(text_of_one(one), one.table);
+      auto const own = one.jobs(text_of_one(one));
       jobs.insert(jobs.end(), own.begin(), own.end());
     }
     if (!jobs.empty()) left += runs.at(positions).tokens_to_run(jobs);
@@ -312,7 +322,7 @@ AblationStudy run_ablation(AblationOptions const& options) {
     AblationResult& result = one.result;
     if (result.ran()) {
       LossStore& store = runs.at(result.setup.positions);
-      auto const jobs = jobs_of(text_of_one(one), one.table);
+      auto const jobs = one.jobs(text_of_one(one));
       std::int64_t const tokens = store.tokens_to_run(jobs);
       auto const began = Clock::now();
       auto const losses = store.losses(std::to_string(number) + "/" + std::to_string(prepared.size()) + " " +

@@ -44,6 +44,7 @@ struct AblationResult {
   AblationSetup setup;
   std::string left_out{};  ///< why there is no such table; then nothing was run
   double mean_kept_tokens = unknown;
+  double kv_share = unknown;  ///< bytes held, of the full cache's in 16 bits
   double perplexity = unknown;
   double perplexity_second_half = unknown;
   double copy_nll = unknown;     ///< nats per token of second copies

@@ -257,6 +257,50 @@ std::vector<AblationVariant> refinements(AblationScale const& scale) {
   return variants.take();
 }
 
+/// Names of a pair's variants: "plan_packed5/packed4", "uniform_packed5/packed4".
+std::vector<AblationVariant> formats(AblationScale const& scale) {
+  Variants variants(planned(scale));
+  for (bool const uniform : {true, false}) {
+    for (char const* const pair :
+         {"", "int8/int8", "packed6/packed6", "packed6/packed5", "packed5/packed4", "packed4/packed4"}) {
+      std::string const name = std::string(uniform ? "uniform_" : "plan_") + (*pair == 0 ? "16" : pair);
+      variants.add(name, [&](AblationSetup& s) {
+        if (uniform) s.method = AblationMethod::uniform;
+        s.precision.formats = pair;
+      });
+    }
+  }
+  variants.add("plan_of_any", [](AblationSetup& s) { s.precision.formats = "measured"; });
+  return variants.take();
+}
+
+std::vector<AblationVariant> format_rotations(AblationScale const& scale) {
+  Variants variants(planned(scale));
+  for (char const* const pair : {"packed6/packed6", "packed5/packed4", "packed4/packed4"}) {
+    for (bool const rotated : {true, false}) {
+      variants.add(pair + std::string(rotated ? "" : "_not_rotated"), [&](AblationSetup& s) {
+        s.precision.formats = pair;
+        s.precision.rotated = rotated;
+      });
+    }
+  }
+  return variants.take();
+}
+
+std::vector<AblationVariant> exact_rings(AblationScale const& scale) {
+  Variants variants(planned(scale));
+  for (char const* const pair : {"packed6/packed5", "packed5/packed4", "packed4/packed4"}) {
+    for (std::int32_t const exact : {0, 16, 32}) {
+      if (4 * exact > scale.budget_tokens) continue;
+      variants.add(pair + std::string("_exact_") + std::to_string(exact), [&](AblationSetup& s) {
+        s.precision.formats = pair;
+        s.precision.exact = exact;
+      });
+    }
+  }
+  return variants.take();
+}
+
 }  // namespace
 
 AblationGroup reference_group(AblationScale const& scale) {
@@ -293,6 +337,13 @@ std::vector<AblationGroup> ablation_groups(AblationScale const& scale) {
   groups.push_back({"replan", "how far costs of layers go to those measured again at the plan", replans(scale)});
   groups.push_back(
       {"refine", "levels of cuts between which plans are refined, tried on calibration text", refinements(scale)});
+  groups.push_back(
+      {"formats", "formats of keys and values, as many tokens as the bytes hold: one pair for all heads, or any a head",
+       formats(scale), true});
+  groups.push_back({"format_rotation", "whether rows of codes are rotated", format_rotations(scale)});
+  groups.push_back({"exact_ring",
+                    "newest tokens that stay in 16 bits beside 4 sinks and their codes, of the same bytes",
+                    exact_rings(scale)});
   return groups;
 }
 

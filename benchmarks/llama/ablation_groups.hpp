@@ -58,6 +58,21 @@ struct CalibrationUse {
   }
 };
 
+/// Formats of a configuration's rows, at the bytes of its tokens in 16 bits.
+struct AblationPrecision {
+  /// "": 16 bits, in tokens; "measured": any that statistics measured, chosen a head; else one pair, as
+  /// "packed5/packed4".
+  std::string formats{};
+  bool rotated = true;     ///< false: what a format rotates is not
+  std::int32_t exact = 0;  ///< newest tokens that stay in 16 bits beside their codes, and sinks; 0: none, nor sinks
+  static constexpr std::int32_t exact_sinks = 4;
+
+  [[nodiscard]] bool by_bytes() const { return !formats.empty(); }
+  /// Tokens of a head that are held in 16 bits beside their codes.
+  [[nodiscard]] std::int32_t exact_rows() const { return exact > 0 ? exact_sinks + exact : 0; }
+  friend bool operator==(AblationPrecision const&, AblationPrecision const&) = default;
+};
+
 /// All that a configuration may vary. The defaults are a plan as analyze_attention makes it.
 struct AblationSetup {
   AblationMethod method = AblationMethod::planned;
@@ -79,6 +94,7 @@ struct AblationSetup {
   bool on_other_text = false;      ///< what it is evaluated on
   double replan_step = 0;          ///< how far costs go to those measured again at the plan; 0: not measured again
   std::int32_t refine_levels = 0;  ///< of `headaware::refine_plan`; 0: not refined
+  AblationPrecision precision{};
 
   friend bool operator==(AblationSetup const&, AblationSetup const&) = default;
 };

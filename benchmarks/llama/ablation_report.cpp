@@ -92,9 +92,13 @@ std::string finding(Results results) {
   AblationResult const& next = *results[1];
   AblationResult const& worst = *results.back();
   AblationDifference const lead = difference(best, next);
+  bool const by_bytes = std::any_of(results.begin(), results.end(),
+                                    [](auto const* result) { return result->setup.precision.by_bytes(); });
+  std::string const size = by_bytes ? print("%.2f %% of the bytes", 100 * best.kv_share)
+                                    : print("%.1f tokens per head", best.mean_kept_tokens);
   std::string text =
-      print("At %.1f tokens per head%s `%s` is best (%s), ", best.mean_kept_tokens,
-            best.setup.on_other_text ? " on the other text" : "", best.name.c_str(), figures(best).c_str());
+      print("At %s%s `%s` is best (%s), ", size.c_str(), best.setup.on_other_text ? " on the other text" : "",
+            best.name.c_str(), figures(best).c_str());
   if (lead.score == 0 && lead.error == 0) {
     text += print("as is `%s`, with the same losses", next.name.c_str());
   } else {
@@ -145,7 +149,7 @@ std::vector<std::pair<std::string, std::int64_t>> head_types(AblationStudy const
 }
 
 std::string row(AblationResult const& result, std::vector<Results> const& classes) {
-  if (!result.ran()) return "| " + result.name + " | left out | | | | |\n";
+  if (!result.ran()) return "| " + result.name + " | left out | | | | | |\n";
   auto const* const best = best_beside(result, classes);
   std::string behind;
   if (best == &result) {
@@ -155,8 +159,9 @@ std::string row(AblationResult const& result, std::vector<Results> const& classe
     behind = print("%.3f ± %.3f", d.score, d.error);
   }
   std::string const mark = best == &result ? "**" : "";
-  return print("| %s%s%s | %.1f | %.2f | %.2f | %.3f | ", mark.c_str(), result.name.c_str(), mark.c_str(),
-               result.mean_kept_tokens, result.perplexity, result.perplexity_second_half, result.copy_nll) +
+  return print("| %s%s%s | %.1f | %.2f %% | %.2f | %.2f | %.3f | ", mark.c_str(), result.name.c_str(), mark.c_str(),
+               result.mean_kept_tokens, 100 * result.kv_share, result.perplexity, result.perplexity_second_half,
+               result.copy_nll) +
          behind + " |\n";
 }
 
@@ -171,6 +176,11 @@ nlohmann::ordered_json parameters(AblationSetup const& s) {
                                 {"evaluated_on", s.on_other_text ? "other" : "own"},
                                 {"positions", s.positions == KeyPositions::cache ? "cache" : "text"}};
   if (s.method == AblationMethod::uniform) result["sink"] = s.sink;
+  if (s.precision.by_bytes()) {
+    result["formats"] = s.precision.formats;
+    result["rotated"] = s.precision.rotated;
+    result["exact_tokens"] = s.precision.exact;
+  }
   if (s.method == AblationMethod::rules) result["mapping"] = s.aggressive ? "aggressive" : "conservative";
   if (s.method == AblationMethod::uniform || s.method == AblationMethod::planned) {
     result["full_first"] = s.full_first;
@@ -264,7 +274,9 @@ std::string ablation_summary(AblationStudy const& study) {
             static_cast<long long>(study.place.context), study.place.passages.size(),
             static_cast<long long>(study.place.context / 2), study.place.copies.size()) +
       print("Where a group does not vary the size, every configuration keeps %lld tokens per KV head on average, as "
-            "masks that equal eviction at every step. ",
+            "masks that equal eviction at every step; where rows have formats, as many tokens as the bytes of these in "
+            "16 "
+            "bits hold. Bytes are of the full cache's in 16 bits. ",
             static_cast<long long>(study.budget_tokens)) +
       print("The best of what keeps as much has the least log perplexity of second halves + %g · copy NLL; after it "
             "stands by how many nats, ",
@@ -284,8 +296,9 @@ std::string ablation_summary(AblationStudy const& study) {
       text.back() = '.';
       text += "\n\n";
     }
-    text += "| configuration | tokens per head | perplexity | of second halves | copy NLL | behind the best |\n";
-    text += "|---|---|---|---|---|---|\n";
+    text +=
+        "| configuration | tokens per head | bytes | perplexity | of second halves | copy NLL | behind the best |\n";
+    text += "|---|---|---|---|---|---|---|\n";
     for (auto const* const result : results) text += row(*result, classes);
     if (auto const found = findings(classes); !found.empty()) text += "\n" + found + "\n";
     for (auto const* const result : results) {
@@ -318,6 +331,7 @@ std::string ablation_json(AblationStudy const& study) {
                                {"name", result.name},
                                {"parameters", parameters(result.setup)},
                                {"mean_kept_tokens", number(result.mean_kept_tokens)},
+                               {"kv_share", number(result.kv_share)},
                                {"perplexity", number(result.perplexity)},
                                {"perplexity_second_half", number(result.perplexity_second_half)},
                                {"copy_nll", number(result.copy_nll)},

@@ -1,5 +1,7 @@
 #include "llama/ablation_tables.hpp"
 
+#include "tools/support/format_options.hpp"
+
 #include <headaware/classify/builders.hpp>
 #include <headaware/error.hpp>
 #include <headaware/plan/compare.hpp>
@@ -143,21 +145,45 @@ AblationTables::AblationTables(AblationCalibration const& calibration, ha::Model
     bool const alike = row == 0 || own == 0 || own == row;
     ha::require(alike, "rows of KV heads", "of one size, as sizes here are in tokens", "others", "AblationTables");
     if (own > 0) row = own;
+    if (layer.has_cache()) sixteen_bit_row_ = layer.token_bytes(2).total();
   }
 }
 
-ha::PolicyTable AblationTables::of(AblationSetup const& setup) const {
+KeptHeads AblationTables::of(AblationSetup const& setup) const {
   switch (setup.method) {
-    case AblationMethod::full: return ha::PolicyTable(shape_, ha::Full{});
-    case AblationMethod::uniform: return uniform(setup);
-    case AblationMethod::rules: return rules(setup.aggressive);
+    case AblationMethod::full: return {ha::PolicyTable(shape_, ha::Full{})};
+    case AblationMethod::uniform:
+      if (!setup.precision.by_bytes()) return {uniform(setup)};
+      return uniform_in(support::parse_format_pair(setup.precision.formats), setup);
+    case AblationMethod::rules: return {rules(setup.aggressive)};
     case AblationMethod::planned: break;
   }
+  if (setup.precision.by_bytes()) return KeptHeads::of(planned(setup));
   ha::PolicyTable table =
       setup.fold == AblationFold::keeps_union ? planned_by_query_heads(setup) : planned(setup).table;
   if (setup.plan_share < 1) table = ha::blend(uniform(setup), table, setup.plan_share, context_);
   fill_up(table, total(setup), context_);
-  return table;
+  return {table};
+}
+
+std::int64_t AblationTables::exact_rows(AblationPrecision const& precision) const {
+  std::int64_t rows = 0;
+  for (ha::LayerShape const& layer : shape_.layers()) {
+    if (layer.has_cache()) rows += layer.num_kv_heads * layer.visible(precision.exact_rows());
+  }
+  return rows;
+}
+
+std::int64_t AblationTables::held_bytes(KeptHeads const& kept, AblationPrecision const& precision) const {
+  ha::FormatTable const sixteen(shape_);
+  ha::FormatTable const& formats = kept.formats.num_layers() > 0 ? kept.formats : sixteen;
+  std::int64_t const codes = ha::held_bytes(kept.table, formats, shape_, context_);
+  return codes + exact_rows(precision) * sixteen_bit_row_;
+}
+
+double AblationTables::held_share(KeptHeads const& kept, AblationPrecision const& precision) const {
+  KeptHeads const full{ha::PolicyTable(shape_, ha::Full{})};
+  return static_cast<double>(held_bytes(kept, precision)) / static_cast<double>(held_bytes(full, {}));
 }
 
 std::int64_t AblationTables::total(AblationSetup const& setup) const {
@@ -169,7 +195,7 @@ std::int64_t AblationTables::total(AblationSetup const& setup) const {
   for (ha::LayerShape const& layer : shape_.layers()) {
     if (layer.has_cache()) total += layer.num_kv_heads * layer.visible(each);
   }
-  return total;
+  return total - exact_rows(setup.precision);
 }
 
 ha::PolicyTable AblationTables::rules(bool aggressive) const {
@@ -197,6 +223,25 @@ ha::PolicyTable AblationTables::uniform(AblationSetup const& setup) const {
   return table;
 }
 
+KeptHeads AblationTables::uniform_in(ha::HeadFormats const& formats, AblationSetup const& setup) const {
+  std::int64_t const most = total(setup) * sixteen_bit_row_;
+  ha::FormatTable const of_heads(shape_, formats);
+  auto const windows = [&](std::int64_t tokens) {
+    auto const window = static_cast<std::int32_t>(std::max<std::int64_t>(tokens - setup.sink, 0));
+    return ha::within_layers(ha::PolicyTable(shape_, ha::SinkWindow{.sink = setup.sink, .window = window}), shape_,
+                             asked_by);
+  };
+  std::int64_t low = setup.sink;
+  std::int64_t high = context_ + 1;
+  while (high - low > 1) {
+    std::int64_t const middle = low + (high - low) / 2;
+    (ha::held_bytes(windows(middle), of_heads, shape_, context_) <= most ? low : high) = middle;
+  }
+  ha::require(low > setup.sink, "budget", {"bytes of more than ", setup.sink, " sinks in ", formats.name()}, most,
+              asked_by);
+  return {windows(low), of_heads};
+}
+
 PlannerInput AblationTables::input_of(AblationSetup const& setup) const {
   std::optional<ha::PolicyPlan> first;
   if (setup.replan_step > 0) first = planned(first_of(setup));
@@ -206,6 +251,12 @@ PlannerInput AblationTables::input_of(AblationSetup const& setup) const {
   auto errors = errors_of(setup, *calibration_, false, first ? &*first : nullptr);
   if (!setup.candidate_sinks.empty()) errors = with_sinks(std::move(errors), setup.candidate_sinks);
   auto const budget = budget_beside(options.skip_layers, setup);
+  if (setup.precision.formats == "measured") {
+    options.formats.pairs = ha::all_format_pairs(errors.formats);
+  } else if (setup.precision.by_bytes()) {
+    options.formats.pairs = {support::parse_format_pair(setup.precision.formats)};
+  }
+  if (shape_.uniform()) options.formats.head_dim = shape_.layer(0).head_dim;
   return {std::move(errors), budget, std::move(options)};
 }
 

@@ -218,7 +218,7 @@ void run_benchmark(LossStore& losses, std::span<std::int32_t const> tokens, Benc
   for (BenchmarkRun const& run : runs) {
     ha::require(!run.engine, "method", "one of tables: the engine's own cache is no mask (leave --masked out)",
                 run.method, "run_benchmark");
-    for (auto const& piece : pieces) jobs.push_back({piece, run.table, run.formats});
+    for (auto const& piece : pieces) jobs.push_back({piece, run.table, {.formats = run.formats}});
   }
   auto const all = losses.losses("benchmark", jobs);
   for (std::size_t i = 0; i < runs.size(); ++i) {

@@ -37,9 +37,10 @@ TEST_CASE("every configuration of an ablation study has a name of its own and di
         CHECK(std::none_of(group.variants.begin(), i, [&](auto const& other) { return other.setup == i->setup; }));
       }
     }
-    for (std::string const name : {"window_size", "sink_size", "method", "measure", "sensitivity", "probe_weight",
-                                   "floor", "fold", "candidate_sinks", "calibration_length", "calibration_domain",
-                                   "re_rotation", "skip_layers", "blend", "replan", "refine"}) {
+    for (std::string const name :
+         {"window_size", "sink_size", "method", "measure", "sensitivity", "probe_weight", "floor", "fold",
+          "candidate_sinks", "calibration_length", "calibration_domain", "re_rotation", "skip_layers", "blend",
+          "replan", "refine", "formats", "format_rotation", "exact_ring"}) {
       CHECK(std::any_of(groups.begin(), groups.end(), [&](auto const& group) { return group.name == name; }));
     }
   }

@@ -214,7 +214,7 @@ TEST_CASE("models whose layers differ: caches of encoded rows come to the same a
       if (formats.heads().count(layer) > 0) formats.set(layer, 0, {ha::Int8{}, ha::Fp16{}});
     }
     PolicyRun masked(model, PolicyRunOptions{.tokens = static_cast<std::int32_t>(tokens.size()), .threads = 1});
-    auto const expected = masked.losses(tokens, table, formats);
+    auto const expected = masked.losses(tokens, table, {.formats = formats});
     CHECK(std::abs(perplexity(expected) - perplexity(masked.losses(tokens, table))) > 1e-4);
     for (std::int32_t const chunk : {1, 50}) {
       CachedModel<float> cached(model, table, formats, std::ssize(tokens), {.chunk = chunk, .all_logits = true});

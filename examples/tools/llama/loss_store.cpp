@@ -62,6 +62,15 @@ std::string text_of(ha::FormatTable const& formats) {
   return text;
 }
 
+std::string text_of(Rounding const& rounding) {
+  std::string text = text_of(rounding.formats);
+  if (!rounding.rotated) text += " not rotated";
+  if (rounding.exact.sink > 0 || rounding.exact.window > 0) {
+    text += " exact " + std::to_string(rounding.exact.sink) + " " + std::to_string(rounding.exact.window);
+  }
+  return text;
+}
+
 namespace {
 
 /// Tells divergences from losses.
@@ -81,7 +90,7 @@ std::filesystem::path LossStore::path_of(LossJob const& job, std::string const& 
   support::ContentHash hash;
   hash.add(model_ + kind);
   hash.add(text_of(job.table));
-  if (std::string const formats = text_of(job.formats); !formats.empty()) hash.add(formats);
+  if (std::string const rounding = text_of(job.rounding); !rounding.empty()) hash.add(rounding);
   hash.add(job.tokens);
   return folder_ / (hash.text() + ".npy");
 }
@@ -134,7 +143,7 @@ std::vector<std::vector<double>> LossStore::run_missing(std::string const& what,
 
 std::vector<std::vector<double>> LossStore::losses(std::string const& what, std::span<LossJob const> jobs) {
   return run_missing(what, jobs, "", 0, [&](LossJob const& job, PolicyRun::LayerDone const& layer_done) {
-    return run_->losses(job.tokens, job.table, job.formats, layer_done);
+    return run_->losses(job.tokens, job.table, job.rounding, layer_done);
   });
 }
 
@@ -166,7 +175,7 @@ std::vector<std::vector<double>> LossStore::divergences(std::string const& what,
   std::string const kind = divergence_kind(first);
   return run_missing(what, jobs, kind, first, [&](LossJob const& job, PolicyRun::LayerDone const& layer_done) {
     auto const& expected = reference(job.tokens, first, [&](std::int32_t) { layer_done(-1); });
-    (void)run_->losses(job.tokens, job.table, job.formats, layer_done);
+    (void)run_->losses(job.tokens, job.table, job.rounding, layer_done);
     return expected.divergence(*run_);
   });
 }

@@ -4,6 +4,7 @@
 // whatever ran once is not run again.
 
 #include "tools/llama/policy_run.hpp"
+#include "tools/llama/rounded_kv.hpp"
 #include "tools/support/interrupt.hpp"
 
 #include <headaware/format/table.hpp>
@@ -32,11 +33,14 @@ class ReferencePredictions;
 /// The same of tables of formats.
 [[nodiscard]] std::string text_of(headaware::FormatTable const& formats);
 
+/// The same of all that is rounded; empty: nothing.
+[[nodiscard]] std::string text_of(Rounding const& rounding);
+
 /// One run.
 struct LossJob {
   std::span<std::int32_t const> tokens;  ///< borrowed
   headaware::PolicyTable table;
-  headaware::FormatTable formats{};  ///< of the same heads; empty: nothing is rounded
+  Rounding rounding{};  ///< formats of the same heads
 };
 
 /// Runs a model under policies, or finds that it has.

@@ -87,8 +87,8 @@ class Trial {
   [[nodiscard]] std::vector<Outcome> run(std::vector<KeptHeads> const& tables) {
     std::vector<LossJob> jobs;
     for (auto const& [table, formats] : tables) {
-      for (auto const& piece : text_->held_out) jobs.push_back({piece, table, formats});
-      for (auto const& piece : text_->held_out_probes) jobs.push_back({piece, table, formats});
+      for (auto const& piece : text_->held_out) jobs.push_back({piece, table, {.formats = formats}});
+      for (auto const& piece : text_->held_out_probes) jobs.push_back({piece, table, {.formats = formats}});
     }
     auto const all = losses_->losses("trying plans on held-out text", jobs);
     std::vector<Outcome> outcomes(tables.size());

@@ -2,6 +2,7 @@
 
 #include "tools/llama/cache_positions.hpp"
 #include "tools/llama/key_rotations.hpp"
+#include "tools/llama/ringed_attention.hpp"
 #include "tools/llama/rounded_kv.hpp"
 #include "tools/llama/tapped_qkv.hpp"
 
@@ -39,20 +40,23 @@ PolicyRun::PolicyRun(Model const& model, PolicyRunOptions const& options)
                {.tokens = options.tokens, .flash_attention = fused_, .threads = options.threads, .observer = &tap_}) {}
 
 std::vector<double> PolicyRun::losses(std::span<std::int32_t const> tokens, ha::PolicyTable const& policies,
-                                      ha::FormatTable const& formats, LayerDone const& layer_done) {
+                                      Rounding const& rounding, LayerDone const& layer_done) {
   constexpr auto where = "PolicyRun::losses";
   ha::ModelShape const& shape = model_->shape();
   ha::PolicyTable const table = ha::within_layers(policies, shape, where);
   // Layers that keep everything too: the engine's attention takes longer.
-  bool const rounds = formats.num_layers() > 0;
+  bool const rounds = rounding.any();
+  bool const ringed = rounding.exact.sink > 0 || rounding.exact.window > 0;
   bool const cut = rounds || table != ha::PolicyTable(shape, ha::Full{});
   ha::require(!rounds || positions_ == KeyPositions::text, "positions of keys",
               "those of the text, where rows have formats", "those of slots", where);
   RoundedKv rounded;
   handler_ = [&](TappedAttention const& tapped) {
     if (cut) {
-      TappedAttention const attention = rounds ? rounded.of(tapped, formats) : tapped;
-      if (positions_ == KeyPositions::cache) {
+      TappedAttention const attention = rounds ? rounded.of(tapped, rounding) : tapped;
+      if (rounds && ringed) {
+        attend_with_ring(tapped, attention, table, rounding.exact);
+      } else if (positions_ == KeyPositions::cache) {
         attend_at_cache_positions(attention, table, rotations_[static_cast<std::size_t>(attention.layer)]);
       } else {
         auto const layout = ha::strided_bshd(1, attention.tokens, attention.num_query_heads, attention.value_dim);

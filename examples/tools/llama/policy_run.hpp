@@ -4,9 +4,9 @@
 
 #include "tools/llama/attention_tap.hpp"
 #include "tools/llama/engine.hpp"
+#include "tools/llama/rounded_kv.hpp"
 
 #include <headaware/cache/rotation.hpp>
-#include <headaware/format/table.hpp>
 #include <headaware/policy/table.hpp>
 
 #include <cstdint>
@@ -50,11 +50,11 @@ class PolicyRun {
   ///
   /// Where no head drops anything the engine computes attention itself; else the library computes all attention,
   /// which is faster. The model's own sliding windows bound the policies.
-  /// @param formats  that every key and value goes through, of the same heads; empty: none
+  /// @param rounding  formats that every key and value goes through, of the same heads; none: nothing is rounded
   /// @throws ArgumentError if policies or formats are of another model's shape, formats are of latents or of keys whose
   ///         positions change, or tokens do not fit
   [[nodiscard]] std::vector<double> losses(std::span<std::int32_t const> tokens, headaware::PolicyTable const& policies,
-                                           headaware::FormatTable const& formats, LayerDone const& layer_done = {});
+                                           Rounding const& rounding, LayerDone const& layer_done = {});
   /// The same without formats.
   [[nodiscard]] std::vector<double> losses(std::span<std::int32_t const> tokens, headaware::PolicyTable const& policies,
                                            LayerDone const& layer_done = {}) {

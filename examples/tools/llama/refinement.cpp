@@ -25,8 +25,8 @@ ha::RefinedPlan refined_plan(LossStore& losses, CalibrationText const& text, ha:
   double least = 0;
   auto const trial = [&](ha::PolicyPlan const& tried) {
     std::vector<LossJob> jobs;
-    for (auto const& piece : pieces) jobs.push_back({piece, tried.table, tried.formats});
-    for (auto const& piece : probes) jobs.push_back({piece, tried.table, tried.formats});
+    for (auto const& piece : pieces) jobs.push_back({piece, tried.table, {.formats = tried.formats}});
+    for (auto const& piece : probes) jobs.push_back({piece, tried.table, {.formats = tried.formats}});
     ++number;
     std::string what = "refining, trial " + std::to_string(number);
     if (number > 1) {

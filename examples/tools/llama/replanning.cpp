@@ -38,7 +38,7 @@ std::vector<double> gains_of(LossStore& losses, std::span<std::vector<std::int32
                              std::int64_t first_query, std::span<KeptHeads const> tables, std::string const& what) {
   std::vector<LossJob> jobs;
   for (auto const& piece : pieces) {
-    for (auto const& [table, formats] : tables) jobs.push_back({piece, table, formats});
+    for (auto const& [table, formats] : tables) jobs.push_back({piece, table, {.formats = formats}});
   }
   auto const all = losses.divergences("sensitivities at the plan, " + what, jobs, first_query);
   std::vector<double> gains(tables.size() - 1);

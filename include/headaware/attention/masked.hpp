@@ -68,7 +68,7 @@ class MaskedRows {
   /// Queries q … q + count - 1 of a head. @param policy  of its KV head
   template <class Layer, class P, class OutputLayout>
   void run(Layer const& layer, std::int32_t head, std::int64_t q, std::int64_t count, P const& policy, float* output,
-           OutputLayout const& output_layout) {
+           OutputLayout const& output_layout, float* lse) {
     std::int32_t const kv_head = head / (layer.num_query_heads / layer.num_kv_heads);
     pack_queries(layer, head, q, 1, count, max_rows, logit_map_.factor(), queries_.data());
     std::fill_n(outputs_.data(), max_rows * channels_, 0.0F);
@@ -86,6 +86,7 @@ class MaskedRows {
       for (std::int64_t c = 0; c < value_dim_; ++c) {
         output[output_layout.offset(0, head, q + r, c)] = outputs_.data()[r * channels_ + c] * inverse;
       }
+      if (lse != nullptr) lse[head * layer.tokens + q + r] = softmax_[static_cast<std::size_t>(r)].lse();
     }
   }
 
@@ -162,13 +163,15 @@ HEADAWARE_TARGET_BEGIN
 /// @param layer   with values, host pointers; positions are 0 … tokens - 1
 /// @param table   policies; @param table_layer  which of its layers this is
 /// @param output  host, [num_query_heads, tokens, value_dim] by `output_layout`, sequence 0; zero where nothing is kept
+/// @param lse     host, [num_query_heads, tokens], as in `AttentionOutput`, for `merge_attention`; nullptr: not wanted
 /// @throws ArgumentError on shapes that disagree, and on keep-lists that are missing or do not ascend
 /// @note   Deterministic. A row that sees a NaN or infinite score has a NaN output.
 /// @par Cost  num_query_heads · tokens · head_dim times the keys kept (for sinks and windows; other policies see all
 ///            keys and are asked for each); memory for a tile of rows a thread
 template <class T, class QueryLayout, class KeyLayout, class ValueLayout, class Table, class OutputLayout>
 void attend_masked(LayerQkv<T, QueryLayout, KeyLayout, ValueLayout> const& layer, AttentionScore const& score,
-                   Table const& table, std::int32_t table_layer, float* output, OutputLayout const& output_layout) {
+                   Table const& table, std::int32_t table_layer, float* output, OutputLayout const& output_layout,
+                   float* lse = nullptr) {
   constexpr auto where = "attend_masked";
   static_assert(check_layout<OutputLayout>());
   score.validate();
@@ -192,7 +195,7 @@ void attend_masked(LayerQkv<T, QueryLayout, KeyLayout, ValueLayout> const& layer
     auto const head = static_cast<std::int32_t>(i % layer.num_query_heads);
     std::int32_t const kv_head = head / (layer.num_query_heads / layer.num_kv_heads);
     detail::visit_policy(table, table_layer, 0, kv_head, [&](auto const& policy) {
-      rows.run(layer, head, first, std::min(tile, layer.tokens - first), policy, output, output_layout);
+      rows.run(layer, head, first, std::min(tile, layer.tokens - first), policy, output, output_layout, lse);
     });
   });
 }

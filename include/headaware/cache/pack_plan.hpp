@@ -2,7 +2,6 @@
 
 // What packing does, segment by segment, as a device reads it.
 
-#include <headaware/cache/adjacent_rows.hpp>
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/detail/check_packed.hpp>
 #include <headaware/cache/packed_rows.hpp>
@@ -14,7 +13,6 @@
 #include <cstdint>
 #include <span>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -28,12 +26,6 @@ HEADAWARE_HOST_DEVICE std::int32_t blocks_of(AnyFormat<Registry> const& any, std
     return static_cast<std::int32_t>((channels + Format::group - 1) / Format::group);
   });
 }
-
-/// Whether a form's segments are side by side each; of other forms the device asks where a row is.
-template <class Form>
-inline constexpr bool has_adjacent_rows =
-    std::is_same_v<decltype(std::declval<Form const&>().rows(std::declval<Segment const&>(), LayerCapacity{})),
-                   AdjacentRows>;
 
 /// One segment: its rows are whole numbers of blocks, keys' before values', and each block is one thread's.
 template <class Registry>
@@ -75,14 +67,10 @@ class PackPlan {
       auto const layer = static_cast<std::size_t>(segment.layer);
       RowChannels const channels = kept.channels.of(layer);
       PackedSegment<Registry> const& packed = kept.segments[static_cast<std::size_t>(s)];
-      std::int64_t first_unit = packed.shift;
-      if constexpr (detail::has_adjacent_rows<Form>) {
-        first_unit += kept.form.rows(segment, kept.capacities[layer]).offset(0, packed.units);
-      }
       detail::PackSegment<Registry> const part{
           .formats = packed.formats,
           .first_block = num_blocks_,
-          .first_unit = first_unit,
+          .first_unit = detail::first_unit_of(kept, segment),
           .length = segment.length,
           .kept = static_cast<std::int32_t>(segment.kept),
           .units = packed.units,

@@ -5,13 +5,13 @@
 
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/detail/check_packed.hpp>
+#include <headaware/cache/detail/check_transcode.hpp>
 #include <headaware/cache/detail/encode_rows.hpp>
 #include <headaware/cache/detail/move_rows.hpp>
 #include <headaware/cache/layer_channels.hpp>
 #include <headaware/cache/packed_rows.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
-#include <headaware/detail/intervals.hpp>
 #include <headaware/detail/parallel_for.hpp>
 #include <headaware/error.hpp>
 #include <headaware/format/table.hpp>
@@ -77,24 +77,13 @@ void transcode(Compaction<Table> const& compaction, PackedDestination<From, Regi
   constexpr auto where = "transcode";
   detail::check_packed_cache(compaction, from, "source", where);
   detail::check_packed_cache(compaction, to, "destination", where);
-  std::vector<detail::Interval> read;
-  std::vector<detail::Interval> written;
+  detail::check_transcoded_channels(compaction, from, to, where);
+  detail::check_transcoded_buffers(from, to, where);
   std::vector<detail::Tile> tiles;
   constexpr std::int64_t tile_rows = 64;
   for (std::int32_t layer = 0; layer < compaction.num_layers(); ++layer) {
-    auto const l = static_cast<std::size_t>(layer);
-    if (compaction.num_kv_heads(layer) == 0) continue;
-    RowChannels const channels = from.channels.of(l);
-    require(channels == to.channels.of(l), "destination's channels", {channels.head_dim, " and ", channels.value_dim},
-            {to.channels.of(l).head_dim, " and ", to.channels.of(l).value_dim}, {where, ", layer ", layer});
-    read.push_back(detail::interval(from.layers[l], from.first_units[l + 1] - from.first_units[l]));
-    written.push_back(detail::interval(to.layers[l], to.first_units[l + 1] - to.first_units[l]));
-    detail::add_tiles(compaction, layer, tile_rows, 1, tiles);
+    if (compaction.num_kv_heads(layer) > 0) detail::add_tiles(compaction, layer, tile_rows, 1, tiles);
   }
-  require(!detail::sort_and_overlap(written), "buffers", "destinations apart from each other",
-          "overlapping destinations", where);
-  require(!detail::sort_and_overlap(read, written), "buffers", "a destination apart from the source",
-          "overlapping buffers", where);
   detail::parallel_for(
       static_cast<std::int64_t>(tiles.size()), 1, true, [] { return std::vector<float>{}; },
       [&](std::vector<float>& x, std::int64_t i) {

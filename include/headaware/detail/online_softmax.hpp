@@ -54,7 +54,9 @@ struct OnlineSoftmax {
   /// 1 / Σ; 0 without keys, NaN stays.
   [[nodiscard]] HEADAWARE_HOST_DEVICE Sum inverse() const { return sum == 0 ? Sum{0} : 1 / sum; }
   /// Natural logarithm of Σ exp(logit); -inf without keys.
-  [[nodiscard]] HEADAWARE_HOST_DEVICE float lse() const { return sum == 0 ? -INFINITY : ln_2 * (max + log2f(sum)); }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE float lse() const {
+    return sum == 0 ? -INFINITY : ln_2 * (max + log2f(static_cast<float>(sum)));
+  }
 };
 
 /// @brief The same with the mean of the logits, which gives the entropy: `weighted` = Σ 2^(s - max) · (s - max).

@@ -5,6 +5,7 @@
 #include "support/errors.hpp"
 
 #include <headaware/attention/masked.hpp>
+#include <headaware/attention/merge.hpp>
 #include <headaware/policy/table.hpp>
 #include <headaware/policy/with_keep_lists.hpp>
 
@@ -26,6 +27,17 @@ struct Dilated {
     return token % 3 == 0 || token >= length - 2;
   }
   friend constexpr bool operator==(Dilated const&, Dilated const&) = default;
+};
+
+/// Keeps the sinks that a window has passed.
+struct PassedSinks {
+  static constexpr std::string_view name = "passed_sinks";
+  std::int32_t sink = 0;
+  std::int32_t window = 0;
+  HEADAWARE_HOST_DEVICE constexpr bool keeps(std::int64_t token, std::int64_t length) const {
+    return token < sink && token < length - window;
+  }
+  friend constexpr bool operator==(PassedSinks const&, PassedSinks const&) = default;
 };
 
 template <class Table>
@@ -80,6 +92,33 @@ TEST_CASE("attention under every policy equals attention over what it keeps", "[
     table.set(0, 3, ha::SinkWindow{.sink = 100, .window = 400});
     compare(problem, {.scale = 0.25F}, table);
   }
+}
+
+TEST_CASE("attention under policies over two parts of the keys merges into attention over both", "[attention]") {
+  constexpr std::int64_t tokens = 130;
+  Problem const problem(4, 2, tokens, 16, 5);
+  ha::AttentionScore const score{.scale = 0.25F};
+  auto const layout = ha::strided_bshd(1, tokens, problem.num_query_heads, problem.head_dim);
+  std::vector<float> const none(static_cast<std::size_t>(tokens * problem.num_query_heads * problem.head_dim));
+  struct Part {
+    std::vector<float> output;
+    std::vector<float> lse;
+  };
+  auto const attend = [&](auto const& table) {
+    Part part{none, std::vector<float>(static_cast<std::size_t>(problem.num_query_heads * tokens))};
+    ha::attend_masked(problem.layer(true), score, table, 0, part.output.data(), layout, part.lse.data());
+    return part;
+  };
+  Part const whole = attend(ha::UniformTable(ha::SinkWindow{.sink = 4, .window = 20}, 1, 2));
+  Part sinks = attend(ha::UniformTable(PassedSinks{.sink = 4, .window = 20}, 1, 2));
+  Part newest = attend(ha::UniformTable(ha::WindowOnly{.window = 20}, 1, 2));
+  ha::AttentionShape const shape{1, problem.num_query_heads, problem.num_kv_heads, tokens, problem.head_dim};
+  ha::merge_attention(shape, ha::AttentionOutput{newest.output.data(), layout, newest.lse.data()},
+                      ha::AttentionOutput{sinks.output.data(), layout, sinks.lse.data()});
+  for (std::size_t i = 0; i < whole.output.size(); ++i) REQUIRE(std::abs(whole.output[i] - newest.output[i]) < 1e-5F);
+  for (std::size_t i = 0; i < whole.lse.size(); ++i) REQUIRE(std::abs(whole.lse[i] - newest.lse[i]) < 1e-5F);
+  // The first token's query sees nothing that is older than its window.
+  CHECK(sinks.lse[0] == -std::numeric_limits<float>::infinity());
 }
 
 TEST_CASE("attention under policies with a soft cap, a sliding window and a user's policy", "[attention]") {

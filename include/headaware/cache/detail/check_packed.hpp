@@ -2,6 +2,7 @@
 
 // Checks of packed caches on the host, before rows are read or written.
 
+#include <headaware/cache/adjacent_rows.hpp>
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/detail/check_tensors.hpp>
 #include <headaware/cache/packed_rows.hpp>
@@ -13,9 +14,28 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
+
+/// Whether a form's segments are side by side each; of other forms the device asks where a row is.
+template <class Form>
+inline constexpr bool has_adjacent_rows =
+    std::is_same_v<decltype(std::declval<Form const&>().rows(std::declval<Segment const&>(), LayerCapacity{})),
+                   AdjacentRows>;
+
+/// Unit of a segment's row 0 in its layer's buffer; of forms of other rows the segment's shift alone.
+template <class Form, class Registry>
+std::int64_t first_unit_of(PackedDestination<Form, Registry> const& cache, Segment const& segment) {
+  PackedSegment<Registry> const& packed = cache.segments[static_cast<std::size_t>(segment.index)];
+  if constexpr (has_adjacent_rows<Form>) {
+    auto const rows = cache.form.rows(segment, cache.capacities[static_cast<std::size_t>(segment.layer)]);
+    return packed.shift + rows.offset(0, packed.units);
+  } else {
+    return packed.shift;
+  }
+}
 
 /// Checks that a compaction's rows lie within a packed cache, and that a ragged one is of the same lengths: rows of
 /// other widths move all that come after them.
