@@ -27,7 +27,7 @@ PATH=/nonexistent "$program" "$folder/without" 2>"$folder/without.log" >/dev/nul
 has "$folder/without.log" "apt-get install gnuplot-nox"
 has "$folder/without/values/report.html" "apt-get install gnuplot-nox"
 for file in types.gp entropy.gp sinks.gp local.gp windows.gp histograms.gp sink_vs_local.gp distances.gp retention.gp \
-  heads.tsv histograms.tsv distances.tsv retention.tsv; do
+  rounding.gp heads.tsv histograms.tsv distances.tsv retention.tsv rounding.tsv; do
   [[ -s $folder/without/values/pictures/$file ]] || fail "no $file without gnuplot"
 done
 [[ ! -e $folder/without/values/pictures/types.svg ]] || fail "pictures without gnuplot"
@@ -45,6 +45,7 @@ for report in values mass smallest; do
   has "$page" "Made-up &lt;model&gt; &amp; &quot;more&quot;: attention heads"
   expected=9
   [[ $report != smallest ]] || expected=8
+  [[ $report != values ]] || expected=10
   [[ $(grep -c '<svg ' "$page") == "$expected" ]] || fail "$page has not $expected pictures"
   # No id twice, or one picture would take the other's markers.
   twice=$(grep -oE " id=['\"][^'\"]*['\"]" "$page" | tr -d "'\"" | sort | uniq -d | head -n 3)
@@ -84,11 +85,11 @@ run_browser --dump-dom "file://$page" >"$folder/dom.html" || fail "the browser f
 for heading in "Types of heads" Pictures Layers "Model and parameters"; do
   has "$folder/dom.html" "<h2>$heading</h2>"
 done
-for picture in types entropy sinks local windows histograms sink_vs_local distances retention; do
+for picture in types entropy sinks local windows histograms sink_vs_local distances retention rounding; do
   has "$folder/dom.html" "<figure id=\"$picture\">"
 done
-[[ $(grep -c '<svg ' "$folder/dom.html") == 9 ]] || fail "the browser sees not 9 pictures"
-[[ $(grep -c '<figcaption>' "$folder/dom.html") == 9 ]] || fail "the browser sees not 9 captions"
+[[ $(grep -c '<svg ' "$folder/dom.html") == 10 ]] || fail "the browser sees not 10 pictures"
+[[ $(grep -c '<figcaption>' "$folder/dom.html") == 10 ]] || fail "the browser sees not 10 captions"
 screenshot() {
   run_browser --hide-scrollbars --window-size=1240,3000 --screenshot="$folder/page.png" "file://$page" >/dev/null &&
     [[ -s $folder/page.png ]]

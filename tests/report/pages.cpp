@@ -49,9 +49,10 @@ ha::RetentionStatistics retention(report::ReportInput const& input, bool with_va
   result.info.num_layers = info.num_layers;
   result.info.num_heads = result.info.num_kv_heads = info.num_heads;
   result.info.with_values = with_values;
+  if (with_values) result.info.formats = {"int8", "packed4"};
   auto const& grid = result.info.grid;
   for (auto const& s : input.statistics.heads) {
-    ha::RetentionSums sums(grid);
+    ha::RetentionSums sums(grid, result.info.formats.size());
     // A head without a row has no value; nothing is lost at the largest window.
     sums.rows = s.layer_idx == 0 && s.head_idx == 0 ? 0 : 100;
     sums.output_squared = static_cast<double>(sums.rows);
@@ -61,6 +62,11 @@ ha::RetentionStatistics retention(report::ReportInput const& input, bool with_va
         sums.mass[cell] = static_cast<double>(sums.rows) * std::exp2(-grid.windows[w] / 400.0) * 0.3;
         if (with_values) sums.error_squared[cell] = sums.mass[cell] * (0.2 + s.mean_entropy);
       }
+    }
+    if (with_values) {
+      sums.rounding.rows = sums.rows;
+      sums.rounding.key_error_squared = {1e-6 * s.mean_entropy, 1e-3 * s.mean_entropy};
+      sums.rounding.value_error_squared = {0, 1e-4 * s.mean_entropy};
     }
     result.heads.push_back(sums);
   }

@@ -41,6 +41,9 @@ void add_distributions(ReportInput const& input, Gallery& gallery);
 /// Attention over distance, and, if it was measured, what is lost over the window.
 void add_curves(ReportInput const& input, Gallery& gallery);
 
+/// If they were measured, output errors of keys and of values in row formats.
+void add_rounding(ReportInput const& input, Gallery& gallery);
+
 /// @brief Writes data and scripts to `folder`, made if it is not there, and draws the pictures, each whole or not at
 /// all. Without gnuplot in PATH there are none, and stderr says what to install.
 /// @return the drawings as SVG, in the order of the pictures; empty without gnuplot

@@ -28,8 +28,8 @@ namespace {
 constexpr auto where = "write_report";
 
 /// All pictures that a report may have, and the data that several of them share.
-constexpr std::array picture_names{"types",      "entropy",       "sinks",     "local",     "windows",
-                                   "histograms", "sink_vs_local", "distances", "retention", "heads"};
+constexpr std::array picture_names{"types",         "entropy",   "sinks",     "local",    "windows", "histograms",
+                                   "sink_vs_local", "distances", "retention", "rounding", "heads"};
 
 /// Query heads of every layer.
 class QueryHeads {
@@ -63,6 +63,8 @@ void check_retention(ha::RetentionStatistics const& retention, ha::StatisticsInf
     ha::require(head.mass.size() == grid.size(), "cells of a head's retention", grid.size(), head.mass.size(), where);
     ha::require(head.error_squared.size() == grid.size(), "cells of a head's retention", grid.size(),
                 head.error_squared.size(), where);
+    ha::require(head.rounding.formats() == retention.info.formats.size(), "formats of a head's retention",
+                retention.info.formats.size(), head.rounding.formats(), where);
   }
 }
 
@@ -89,6 +91,7 @@ void write_report(std::filesystem::path const& results_dir, ReportInput const& i
   add_heat_maps(ordered, gallery);
   add_distributions(ordered, gallery);
   add_curves(ordered, gallery);
+  add_rounding(ordered, gallery);
 
   // Of an earlier report, not of these numbers: should drawing fail, nothing is better.
   std::filesystem::remove(results_dir / "report.html");
