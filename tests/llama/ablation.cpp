@@ -131,18 +131,25 @@ TEST_CASE("an ablation study compares at equal size, and runs nothing twice") {
   options.model_name = "SmolLM2";
   options.text = HEADAWARE_EXAMPLE_DATA "/text/alice.txt";
   options.output_dir = folder.path();
-  options.groups = {"fold", "re_rotation"};
+  options.groups = {"fold", "re_rotation", "exact_ring"};
   options.context = 256;
   options.max_tokens = 384;
   options.pieces = 1;
   options.sensitivity = AblationSensitivity::none;  // one pass per layer would take a minute
   auto const study = run_ablation(options);
-  REQUIRE(study.results.size() == 3 + 3 + 4);
+  REQUIRE(study.results.size() == 3 + 3 + 4 + 6);
   CHECK(study.budget_tokens == 64);
   for (auto const& result : study.results) {
     CAPTURE(result.group, result.name);
     CHECK(result.ran());
-    CHECK(result.mean_kept_tokens == (result.setup.method == AblationMethod::full ? 256 : 64));
+    bool const full = result.setup.method == AblationMethod::full;
+    if (result.setup.precision.by_bytes()) {
+      CHECK(result.mean_kept_tokens > 100);
+      CHECK((result.kv_share <= 0.25 && result.kv_share > 0.249));
+    } else {
+      CHECK(result.mean_kept_tokens == (full ? 256 : 64));
+      CHECK(result.kv_share == (full ? 1 : 0.25));
+    }
     CHECK(result.perplexity_second_half >= study.results[0].perplexity_second_half * 0.99);
     CHECK(std::isfinite(result.copy_nll));
   }
@@ -160,6 +167,13 @@ TEST_CASE("an ablation study compares at equal size, and runs nothing twice") {
   CHECK(study.results[6].name == "uniform_text_positions");
   CHECK(study.results[7].losses != study.results[6].losses);
   CHECK(std::abs(difference(study.results[6], study.results[7]).score) < 0.3);
+
+  // Rows of 80 bytes instead of 256, beside 20 of 16 bits or none.
+  CHECK(study.results[12].name == "packed5/packed4_exact_0");
+  CHECK(std::abs(study.results[12].mean_kept_tokens - 64 * 256 / 80.0) < 1);
+  CHECK(study.results[13].name == "packed5/packed4_exact_16");
+  CHECK(std::abs(study.results[13].mean_kept_tokens - (64 - 20) * 256 / 80.0) < 1);
+  CHECK(study.results[13].losses != study.results[12].losses);
 
   write_ablation(folder.path(), study);
   auto const json = nlohmann::json::parse(ha::read_text_file(folder / "results.json"));

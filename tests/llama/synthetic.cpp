@@ -215,6 +215,13 @@ TEST_CASE("models whose layers differ: caches of encoded rows come to the same a
     }
     PolicyRun masked(model, PolicyRunOptions{.tokens = static_cast<std::int32_t>(tokens.size()), .threads = 1});
     auto const expected = masked.losses(tokens, table, {.formats = formats});
+    CHECK(masked.losses(tokens, table, {.formats = formats, .rotated = false}) != expected);
+    // Where every token is exact nothing is rounded.
+    auto const plain = masked.losses(tokens, table);
+    auto const exact = masked.losses(tokens, table, {.formats = formats, .exact = {.sink = 0, .window = 1 << 20}});
+    double rounded = 0;
+    for (std::size_t i = 0; i < plain.size(); ++i) rounded = std::max(rounded, std::abs(exact[i] - plain[i]));
+    CHECK(rounded < 1e-3);
     CHECK(std::abs(perplexity(expected) - perplexity(masked.losses(tokens, table))) > 1e-4);
     for (std::int32_t const chunk : {1, 50}) {
       CachedModel<float> cached(model, table, formats, std::ssize(tokens), {.chunk = chunk, .all_logits = true});
