@@ -41,7 +41,7 @@ inline std::vector<std::int32_t> text_tokens(llama_adapter::Model const& model, 
   if (!shared_data().empty()) {
     text = headaware::read_text_file(shared_data() / "text" / "wikitext-2-test.txt").substr(0, count * 8);
   } else {
-    for (std::size_t i = 0; i < count / 16; ++i) {
+    for (std::size_t i = 0; i <= count / 16; ++i) {
       text += "The lighthouse at the end of pier " + std::to_string(i * i) +
               " was built of grey stone, and its keeper wrote down every ship that passed before dawn. ";
     }
