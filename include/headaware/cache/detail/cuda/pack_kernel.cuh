@@ -95,6 +95,30 @@ struct StayInPlace {
   __device__ void operator()(Group, T const*, At const&, std::int64_t, float*) const {}
 };
 
+/// Whether `Format` is the first of these of its group.
+template <class Format, class First, class... Rest>
+HEADAWARE_HOST_DEVICE constexpr bool is_first_of_group() {
+  if constexpr (First::group == Format::group) {
+    return std::is_same_v<First, Format>;
+  } else {
+    return is_first_of_group<Format, Rest...>();
+  }
+}
+
+/// Calls `f` with a format's group as a constant: what is done before rows are encoded is compiled once for all formats
+/// of a group, of which there are many.
+template <class... Formats, class F>
+__device__ __forceinline__ void visit_group(AnyFormat<FormatRegistry<Formats...>> const& any, F const& f) {
+  std::int32_t const group =
+      any.visit([](auto const& format) { return std::int32_t{std::remove_cvref_t<decltype(format)>::group}; });
+  auto const call = [&]<class Format>(std::type_identity<Format>) {
+    if constexpr (is_first_of_group<Format, Formats...>()) {
+      if (group == Format::group) f(std::integral_constant<std::int32_t, Format::group>{});
+    }
+  };
+  (call(std::type_identity<Formats>{}), ...);
+}
+
 /// Encodes one block of a row's key or value.
 /// @param at      (channel) to its element in `data`
 /// @param number  of the block in the key or value
@@ -104,13 +128,17 @@ template <class Registry, class T, class At, class Turn>
 __device__ __forceinline__ void encode_block(AnyFormat<Registry> const& any, T const* data, At const& at, bool adjacent,
                                              std::int64_t channels, std::int32_t number, std::uint32_t* to,
                                              Turn const& turn) {
-  any.visit([&]<class Format>(Format const& format) {
-    std::int64_t const first = std::int64_t{number} * Format::group;
-    float x[Format::group];
-    read_block<Format::group>(data, at, first, channels, adjacent, x);
-    turn(std::integral_constant<std::int32_t, Format::group>{}, data, at, first, x);
-    if constexpr (Format::rotated) rotate_block<Format::group>(x);
-    format.encode(x, to + std::int64_t{number} * Format::block_words);
+  visit_group(any, [&]<std::int32_t Group>(std::integral_constant<std::int32_t, Group> group) {
+    std::int64_t const first = std::int64_t{number} * Group;
+    float x[Group];
+    read_block<Group>(data, at, first, channels, adjacent, x);
+    turn(group, data, at, first, x);
+    any.visit([&]<class Format>(Format const& format) {
+      if constexpr (Format::group == Group) {
+        if constexpr (Format::rotated) rotate_block<Group>(x);
+        format.encode(x, to + std::int64_t{number} * Format::block_words);
+      }
+    });
   });
 }
 
