@@ -100,6 +100,18 @@ struct PackedProblem {
     }
     return result;
   }
+  /// Every head's formats in another order, of which some stay what they are.
+  [[nodiscard]] ha::FormatTable other_formats() const {
+    ha::FormatTable result(2, num_kv_heads);
+    for (std::int32_t layer = 0; layer < 2; ++layer) {
+      for (std::int32_t h = 0; h < num_kv_heads; ++h) {
+        ha::HeadFormats of = formats.at(layer, (h + 3 * layer + 2) % num_kv_heads);
+        if (h % 4 == 1) of.key = formats.at(layer, h).key;
+        result.set(layer, h, of);
+      }
+    }
+    return result;
+  }
   /// The same for three sequences; with a group of 3 a soft cap, of 12 learned sinks, and chunks within a window.
   [[nodiscard]] HeldProblem<float> varied(std::int32_t layer, std::int32_t group, std::int64_t tokens) const {
     HeldProblem<float> result = held(layer, {3, group * num_kv_heads, num_kv_heads, tokens, head_dim, value_dim});

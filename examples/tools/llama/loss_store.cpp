@@ -65,7 +65,7 @@ std::string text_of(ha::FormatTable const& formats) {
 std::string text_of(Rounding const& rounding) {
   std::string text = text_of(rounding.formats);
   if (!rounding.rotated) text += " not rotated";
-  if (rounding.exact.sink > 0 || rounding.exact.window > 0) {
+  if (rounding.has_exact()) {
     text += " exact " + std::to_string(rounding.exact.sink) + " " + std::to_string(rounding.exact.window);
   }
   return text;

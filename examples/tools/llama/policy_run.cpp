@@ -46,7 +46,6 @@ std::vector<double> PolicyRun::losses(std::span<std::int32_t const> tokens, ha::
   ha::PolicyTable const table = ha::within_layers(policies, shape, where);
   // Layers that keep everything too: the engine's attention takes longer.
   bool const rounds = rounding.any();
-  bool const ringed = rounding.exact.sink > 0 || rounding.exact.window > 0;
   bool const cut = rounds || table != ha::PolicyTable(shape, ha::Full{});
   ha::require(!rounds || positions_ == KeyPositions::text, "positions of keys",
               "those of the text, where rows have formats", "those of slots", where);
@@ -54,7 +53,7 @@ std::vector<double> PolicyRun::losses(std::span<std::int32_t const> tokens, ha::
   handler_ = [&](TappedAttention const& tapped) {
     if (cut) {
       TappedAttention const attention = rounds ? rounded.of(tapped, rounding) : tapped;
-      if (rounds && ringed) {
+      if (rounds && rounding.has_exact()) {
         attend_with_ring(tapped, attention, table, rounding.exact);
       } else if (positions_ == KeyPositions::cache) {
         attend_at_cache_positions(attention, table, rotations_[static_cast<std::size_t>(attention.layer)]);

@@ -18,6 +18,7 @@ struct Rounding {
   headaware::WindowRule exact{};     ///< sinks and newest tokens that a query sees as they were; none: no tokens
 
   [[nodiscard]] bool any() const { return formats.num_layers() > 0; }
+  [[nodiscard]] bool has_exact() const { return exact.sink > 0 || exact.window > 0; }
 };
 
 /// Holds the rows of one layer at a time.

@@ -16,19 +16,6 @@ using namespace headaware_test;
 
 namespace {
 
-/// Every head's formats in another order, of which some stay what they are.
-ha::FormatTable other_formats(PackedProblem<float> const& p) {
-  ha::FormatTable result(2, p.num_kv_heads);
-  for (std::int32_t layer = 0; layer < 2; ++layer) {
-    for (std::int32_t h = 0; h < p.num_kv_heads; ++h) {
-      ha::HeadFormats of = p.formats.at(layer, (h + 3 * layer + 2) % p.num_kv_heads);
-      if (h % 4 == 1) of.key = p.formats.at(layer, h).key;
-      result.set(layer, h, of);
-    }
-  }
-  return result;
-}
-
 std::vector<ha::RowUnit> marked(std::int64_t units) {
   return std::vector<ha::RowUnit>(at(units), ha::RowUnit{{0xabababab, 1, 2, 3}});
 }
@@ -71,7 +58,7 @@ TEST_CASE("transcoding on the device is the CPU's", "[cache]") {
     INFO(keys << " and " << values << " channels");
     PackedProblem<float> const p(keys, values, {100, 7, 0});
     ha::Compaction const compaction(p.table, p.lengths);
-    auto const formats = other_formats(p);
+    auto const formats = p.other_formats();
     auto const ragged = ha::packed_ragged(compaction, p.formats, keys, values);
     check_transcode(p, ragged, ha::packed_ragged(compaction, formats, keys, values));
     check_transcode(p, ragged, ha::packed_padded(compaction, formats, keys, ha::Alignment::right, values));
@@ -87,7 +74,7 @@ TEST_CASE("transcoding of a rolling cache on the device is the CPU's", "[cache]"
   DeviceVector<std::byte> const d_heads(std::vector<std::byte>(slots.bytes().begin(), slots.bytes().end()));
   auto const rolling = ha::packed_rolling(slots, slots.view(), p.formats, 64);
   auto const d_rolling = ha::packed_rolling(slots, slots.view_at(d_heads.data()), p.formats, 64);
-  auto const ragged = ha::packed_ragged(compaction, other_formats(p), 64);
+  auto const ragged = ha::packed_ragged(compaction, p.other_formats(), 64);
   check_transcode(p, rolling, ragged, d_rolling, ragged);
   check_transcode(p, ragged, rolling, ragged, d_rolling);
 }

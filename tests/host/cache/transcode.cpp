@@ -41,20 +41,6 @@ struct Held {
   }
 };
 
-/// Every head's formats in another order, of which some stay what they are.
-ha::FormatTable other_formats(PackedProblem<float> const& p) {
-  ha::FormatTable result(2, p.num_kv_heads);
-  auto const all = all_formats();
-  for (std::int32_t layer = 0; layer < 2; ++layer) {
-    for (std::int32_t h = 0; h < p.num_kv_heads; ++h) {
-      ha::HeadFormats of = p.formats.at(layer, (h + 3 * layer + 2) % p.num_kv_heads);
-      if (h % 4 == 1) of.key = p.formats.at(layer, h).key;
-      result.set(layer, h, of);
-    }
-  }
-  return result;
-}
-
 /// What decoding a row's part and encoding that gives; of the same format, the words themselves.
 std::vector<std::uint32_t> part(ha::AnyFormat<> const& from, std::uint32_t const* words, ha::AnyFormat<> const& to,
                                 std::int64_t channels) {
@@ -91,7 +77,7 @@ TEST_CASE("a packed cache is written in other formats as decoding and encoding i
     INFO(keys << " and " << values << " channels");
     PackedProblem<float> const p(keys, values, {100, 7, 0});
     ha::Compaction const compaction(p.table, p.lengths);
-    auto const formats = other_formats(p);
+    auto const formats = p.other_formats();
     Held from(ha::packed_ragged(compaction, p.formats, keys, values));
     ha::compress(compaction, p.layers, p.source(), from.cache);
     Held ragged(ha::packed_ragged(compaction, formats, keys, values));
@@ -112,7 +98,7 @@ TEST_CASE("a rolling cache of encoded rows is written in other formats", "[cache
   ha::RollingSlots const slots(p.table, 2, {.max_tokens = 128, .slack = 3});
   Held from(ha::packed_rolling(slots, slots.view(), p.formats, 64));
   ha::compress(compaction, p.layers, p.source(), from.cache);
-  auto const formats = other_formats(p);
+  auto const formats = p.other_formats();
   Held rolling(ha::packed_rolling(slots, slots.view(), formats, 64));
   ha::transcode(compaction, from.cache, rolling.cache);
   CHECK(wrong_rows(p, compaction, from, rolling) == 0);
@@ -145,7 +131,7 @@ TEST_CASE("a rolling cache that tokens were appended to is written in other form
     ha::append(slots.view(), state, news, ha::strided_bhsd(1, p.num_kv_heads, count, 64), counts, from.cache);
     done += count;
   }
-  auto const formats = other_formats(p);
+  auto const formats = p.other_formats();
   Held ragged(ha::packed_ragged(compaction, formats, 64));
   ha::transcode(compaction, from.cache, ragged.cache);
   // As from a ragged cache of the same tokens.

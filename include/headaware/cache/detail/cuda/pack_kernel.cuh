@@ -150,15 +150,16 @@ __device__ void clear_row_end(BasicHeadFormats<Registry> const& formats, RowChan
   for (std::int64_t w = used; w < std::int64_t{4} * units; ++w) words[w] = 0;
 }
 
-/// The segment that a block is of. @pre 0 <= block < the blocks of all
-template <class Registry>
-__device__ PackSegment<Registry> const& segment_of_block(PackSegment<Registry> const* segments, std::int64_t count,
-                                                         std::int64_t block) {
+/// The segment that the `index`-th block, or row, of all is of. @param first  how many there are in the segments before
+/// @pre 0 <= index < the number of all
+template <class PlannedSegment>
+__device__ PlannedSegment const& segment_of(PlannedSegment const* segments, std::int64_t count,
+                                            std::int64_t PlannedSegment::*first, std::int64_t index) {
   std::int64_t low = 0;
   std::int64_t high = count;
   while (high - low > 1) {
     std::int64_t const middle = low + (high - low) / 2;
-    if (segments[middle].first_block <= block) {
+    if (segments[middle].*first <= index) {
       low = middle;
     } else {
       high = middle;
@@ -167,12 +168,30 @@ __device__ PackSegment<Registry> const& segment_of_block(PackSegment<Registry> c
   return segments[low];
 }
 
+/// Where a row begins, from its layer's first unit.
+/// @param segment     of a plan @param first_unit, units  of its rows, as `PackSegment` has them
+template <class Form, class PlannedSegment>
+__device__ std::int64_t unit_of_row(Form const& form, PlannedSegment const& segment, std::int64_t first_unit,
+                                    std::int32_t units, std::int64_t row) {
+  if constexpr (has_adjacent_rows<Form>) {
+    return first_unit + row * units;
+  } else {
+    Segment const place{.layer = segment.layer,
+                        .sequence = segment.sequence,
+                        .kv_head = segment.kv_head,
+                        .length = segment.length,
+                        .kept = segment.kept};
+    return first_unit + form.rows(place, {}).offset(row, units);
+  }
+}
+
 template <class Parameters>
 HEADAWARE_KERNEL void __launch_bounds__(pack_threads) pack_kernel(Parameters const __grid_constant__ p) {
   using T = typename Parameters::Element;
   std::int64_t const block = std::int64_t{blockIdx.x} * pack_threads + threadIdx.x;
   if (block >= p.num_blocks) return;
-  auto const& segment = segment_of_block(p.segments, p.num_segments, block);
+  auto const& segment =
+      segment_of(p.segments, p.num_segments, &PackSegment<typename Parameters::Registry>::first_block, block);
   std::int32_t const of_row = segment.key_blocks + segment.value_blocks;
   std::int64_t const local = block - segment.first_block;
   auto const row = local / of_row;
@@ -182,17 +201,7 @@ HEADAWARE_KERNEL void __launch_bounds__(pack_threads) pack_kernel(Parameters con
       visit_policy(p.table, segment.layer, segment.sequence, segment.kv_head,
                    [&](auto const& policy) { return source_token(policy, row, segment.length); });
   RowChannels const channels = p.channels;
-  std::int64_t unit = segment.first_unit;
-  if constexpr (has_adjacent_rows<decltype(p.form)>) {
-    unit += row * segment.units;
-  } else {
-    Segment const place{.layer = segment.layer,
-                        .sequence = segment.sequence,
-                        .kv_head = segment.kv_head,
-                        .length = segment.length,
-                        .kept = segment.kept};
-    unit += p.form.rows(place, {}).offset(row, segment.units);
-  }
+  std::int64_t const unit = unit_of_row(p.form, segment, segment.first_unit, segment.units, row);
   std::uint32_t* const words = (p.kept[segment.layer] + unit)->words;
   if (index < segment.key_blocks) {
     auto const turn = [&]<std::int32_t Group>(std::integral_constant<std::int32_t, Group>, T const* data,

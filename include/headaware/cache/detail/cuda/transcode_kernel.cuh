@@ -5,7 +5,6 @@
 
 #include <headaware/cache/detail/cuda/pack_kernel.cuh>
 #include <headaware/cache/layer_channels.hpp>
-#include <headaware/cache/segment.hpp>
 #include <headaware/cache/transcode_plan.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
@@ -46,34 +45,6 @@ struct TranscodeParameters {
   RowUnit const* from[max_layers];
   RowUnit* to[max_layers];
 };
-
-/// Where a row begins, from its layer's first unit.
-template <class Form, class Registry>
-__device__ std::int64_t unit_of_row(Form const& form, TranscodeRows<Registry> const& rows, Segment const& place,
-                                    std::int64_t row) {
-  if constexpr (has_adjacent_rows<Form>) {
-    return rows.first_unit + row * rows.units;
-  } else {
-    return rows.first_unit + form.rows(place, {}).offset(row, rows.units);
-  }
-}
-
-/// The segment that a row is of. @pre 0 <= row < the rows of all
-template <class Registry>
-__device__ TranscodeSegment<Registry> const& segment_of_row(TranscodeSegment<Registry> const* segments,
-                                                            std::int64_t count, std::int64_t row) {
-  std::int64_t low = 0;
-  std::int64_t high = count;
-  while (high - low > 1) {
-    std::int64_t const middle = low + (high - low) / 2;
-    if (segments[middle].first_row <= row) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return segments[low];
-}
 
 /// Writes channels [first, first + chunk) of a key or a value in another format.
 template <class Registry>
@@ -124,16 +95,13 @@ HEADAWARE_KERNEL void __launch_bounds__(pack_threads) transcode_kernel(Parameter
   std::int64_t const row_of_all = thread / p.row_chunks;
   if (row_of_all >= p.num_rows) return;
   auto const index = static_cast<std::int32_t>(thread - row_of_all * p.row_chunks);
-  auto const& segment = segment_of_row(p.segments, p.num_segments, row_of_all);
+  auto const& segment = segment_of(p.segments, p.num_segments, &TranscodeSegment<Registry>::first_row, row_of_all);
   std::int64_t const row = row_of_all - segment.first_row;
-  Segment const place{.layer = segment.layer,
-                      .sequence = segment.sequence,
-                      .kv_head = segment.kv_head,
-                      .length = segment.length,
-                      .kept = segment.kept};
-  std::uint32_t const* const words =
-      (p.from[segment.layer] + unit_of_row(p.from_form, segment.from, place, row))->words;
-  std::uint32_t* const out = (p.to[segment.layer] + unit_of_row(p.to_form, segment.to, place, row))->words;
+  auto const unit = [&](auto const& form, auto const& rows) {
+    return unit_of_row(form, segment, rows.first_unit, rows.units, row);
+  };
+  std::uint32_t const* const words = (p.from[segment.layer] + unit(p.from_form, segment.from))->words;
+  std::uint32_t* const out = (p.to[segment.layer] + unit(p.to_form, segment.to))->words;
   auto const& from = segment.from.formats;
   auto const& to = segment.to.formats;
   if (index < p.key_chunks) {
