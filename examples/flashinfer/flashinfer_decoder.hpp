@@ -11,9 +11,9 @@
 #include <memory>
 #include <span>
 
-/// Which of FlashInfer's kernels: that for decoding, on CUDA cores (groups of 1, 2, 3, 4, 6, 8 or 16), or that for
-/// prefill, on tensor cores with one query token per entry, as its wrappers have it under `use_tensor_cores` (groups of
-/// up to 16).
+/// Which of FlashInfer's kernels: that for decoding, on CUDA cores (groups of 1, 4 or 8: FlashInfer has 2, 3, 6 and 16,
+/// too, which are not compiled here), or that for prefill, on tensor cores with one query token per entry, as its
+/// wrappers have it under `use_tensor_cores` (groups of up to 16).
 enum class FlashInferCores : std::uint8_t { cuda, tensor };
 
 /// Heads are folded into the batch: entry `sequence * num_kv_heads + kv_head` is one KV head with its query heads.
@@ -56,7 +56,7 @@ struct FlashInferState {
   float* lse = nullptr;      ///< [entries, group] log-sum-exp of base 2; -inf where an entry has no pages
 };
 
-/// A plan of FlashInfer's and the memory that it needs. Errors are exceptions.
+/// A plan of FlashInfer's and the memory that it needs, for one stream. Errors are exceptions.
 class FlashInferDecoder {
  public:
   FlashInferDecoder(FlashInferCores cores, FlashInferShape const& shape);

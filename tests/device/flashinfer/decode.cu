@@ -4,6 +4,8 @@
 #include "support/flashinfer_problem.cuh"
 
 #include <cstdint>
+#include <exception>
+#include <string>
 #include <vector>
 
 using namespace headaware_test;
@@ -76,16 +78,41 @@ TEST_CASE("FlashInfer on our pages: any windows in one call, by a variant of its
   });
 }
 
-TEST_CASE("FlashInfer on our pages: pages of other sizes", "[flashinfer]") {
+TEST_CASE("FlashInfer on our pages: pages of other sizes, and the largest group", "[flashinfer]") {
   HEADAWARE_REQUIRE_DEVICE();
   for (FlashInferCores const cores : {FlashInferCores::cuda, FlashInferCores::tensor}) {
     for (std::int32_t const page_size : {1, 5, 64}) {
       INFO((cores == FlashInferCores::cuda ? "CUDA" : "tensor") << " cores, pages of " << page_size);
-      FlashInferProblem const problem(mixed_table(), lengths, {4, 64, page_size}, page_size == 5);
+      std::int32_t const group = cores == FlashInferCores::cuda ? 8 : 16;
+      FlashInferProblem const problem(mixed_table(), lengths, {group, 64, page_size}, page_size == 5);
       problem.check(problem.merged(cores, 40));
       problem.check(problem.in_one_call(cores));
     }
   }
+}
+
+TEST_CASE("FlashInfer on our pages: what is not compiled is refused, and no entries are no work", "[flashinfer]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  Stream const stream;
+  std::vector<std::int32_t> const one_page{0, 1};
+  std::vector<std::int32_t> const none{0};
+  auto const refused = [&](FlashInferCores cores, FlashInferShape const& shape, std::string const& message) {
+    FlashInferDecoder decoder(cores, shape);
+    try {
+      decoder.plan(one_page, {}, stream);
+      decoder.run(nullptr, {}, {}, stream);
+      FAIL("not refused: " << message);
+    } catch (std::exception const& error) {
+      CHECK(std::string(error.what()).find(message) != std::string::npos);
+    }
+    decoder.plan(none, {}, stream);
+    decoder.run(nullptr, {}, {}, stream);
+  };
+  refused(FlashInferCores::cuda, {3, 64, 16}, "group: expected 1, 4 or 8, got 3");
+  refused(FlashInferCores::tensor, {17, 64, 16}, "group: expected at most 16 on tensor cores, got 17");
+  refused(FlashInferCores::cuda, {1, 96, 16}, "head_dim: expected 64 or 128, got 96");
+  refused(FlashInferCores::tensor, {1, 96, 16}, "head_dim: expected 64 or 128, got 96");
+  REQUIRE_CUDA(cudaStreamSynchronize(stream));
 }
 
 TEST_CASE("FlashInfer on our pages: entries divided among blocks", "[flashinfer]") {
