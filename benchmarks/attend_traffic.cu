@@ -2,12 +2,16 @@
 // with CUDA_EMU_REPORT=FILE (tests/device_code/attend_traffic.cmake does and checks the counts), or under a profiler
 // on a device. The argument chooses the case: ragged, paged (16 rows a page, in a scattered order), rolling (4 sinks,
 // and a ring that has wrapped and has some slack), latent (rows of 576 channels, of which 512 are the value, in pages)
-// or coded (ragged, each head in formats of its own), and the number of query heads per KV head.
+// or coded (ragged, each head in formats of its own), and the number of query heads per KV head. After paged, a third
+// one chooses FlashInfer's kernels for the same pages, where its headers were found (support/flashinfer_pages.cuh).
 //
 // Two sequences × 8 KV heads × 128 channels of 2 bytes: every eighth head holds 4,096 rows, the others 512. The latent:
 // 16 sequences of as many rows.
 
 #include "support/gpu.cuh"
+#ifdef HEADAWARE_HAS_FLASHINFER
+#include "support/flashinfer_pages.cuh"
+#endif
 
 #include <headaware/attention/attend.cuh>
 #include <headaware/attention/rolling_view.hpp>
@@ -150,6 +154,14 @@ int main(int argc, char** argv) {
       ha::AttentionShape const shape{sequences * num_kv_heads, group, 1, 1, 576, 512};
       row_bytes = shape.head_dim * 2;
       attend(shape, rows, rows, [&](__half const* keys, __half const*) { return ha::LatentCache{keys, view}; });
+    } else if (argc > 3) {
+#ifdef HEADAWARE_HAS_FLASHINFER
+      bench::attend_by_flashinfer(argv[3], {group, head_dim, page_size}, num_kv_heads,
+                                  {d_indices.data(), d_indptr.data(), d_last.data(), indptr});
+#else
+      std::printf("skipped: built without FlashInfer's headers\n");
+      return 0;
+#endif
     } else {
       attend(group, rows, view, rows);
     }

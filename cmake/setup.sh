@@ -47,7 +47,7 @@ if [[ ${1-} == all ]]; then
   command -v mpicxx >/dev/null || want libopenmpi-dev "example of several processes, optional (Open MPI)"
   command -v g++-11 >/dev/null || ! grep -qE '^VERSION_ID="(12|22.04)"' /etc/os-release ||  # where it is packaged
     want g++-11 "test of the headers with the oldest compiler, optional (g++ 11)"
-  python3 -m pip --version >/dev/null 2>&1 || want python3-pip "source of llama.cpp and small models, optional (pip)"
+  python3 -m pip --version >/dev/null 2>&1 || want python3-pip "source of llama.cpp, FlashInfer's headers and small models, optional (pip)"
   command -v doxygen >/dev/null || want doxygen "API reference and its check, optional (Doxygen)"
   command -v codespell >/dev/null || want codespell "spelling check, optional (codespell)"
   command -v chromium >/dev/null || command -v google-chrome >/dev/null ||

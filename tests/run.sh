@@ -13,6 +13,10 @@ step() {
 
 step "Dependencies"
 bash cmake/setup.sh all
+if command -v nvcc >/dev/null || [[ -e /usr/local/cuda/bin/nvcc ]]; then
+  bash cmake/get_flashinfer.sh --optional build/flashinfer
+  [[ -e build/flashinfer ]] || left_out+=("FlashInfer's kernels on our pages: its headers cannot be had")
+fi
 
 step "Build, preset ci"
 cmake --preset ci -DHEADAWARE_LLAMA=AUTO

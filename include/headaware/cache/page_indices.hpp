@@ -32,7 +32,9 @@ enum class PagePart : std::uint8_t {
 /// Neither library has a parameter for `kv_start`. A sliding window hides the same tokens: `window_left` (FlashInfer)
 /// or `window_size` (FlashAttention) of `head(layer, kv_head).rule.window - 1` in the call for `window`, none in the
 /// one for `sinks`. It is one number per call, so heads with different windows go into different calls, each with the
-/// entries of its heads. (`HeadPagesView` needs neither: `headaware::attend` reads all heads exactly in one call.)
+/// entries of its heads. One call over `whole` suffices for heads of any windows to a variant of FlashInfer's attention
+/// that knows their rules: it shows the first `rule.sink` and the last `rule.window` of an entry's tokens
+/// (examples/flashinfer). `headaware::attend` over `HeadPagesView` reads all heads exactly, too.
 ///
 /// Merging: FlashInfer's log-sum-exp is of base 2, that of FlashAttention and of `headaware::attend` natural; so
 /// FlashInfer's times ln 2 goes to `merge_attention`. An entry without pages has nothing to attend to: its state is
