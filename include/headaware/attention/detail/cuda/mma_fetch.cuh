@@ -1,0 +1,169 @@
+#pragma once
+
+#include <headaware/attention/detail/cuda/mma_parameters.cuh>
+#include <headaware/attention/kept_view.hpp>
+#include <headaware/config.hpp>
+#include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/detail/cuda/mma.cuh>
+
+#include <cstdint>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// The position of a row that is not there: after every query.
+inline constexpr std::int64_t no_position = INT64_MAX;
+
+/// What queries of a job see.
+struct MmaMask {
+  bool masked = false;              ///< else every row
+  std::int64_t first_position = 0;  ///< of the sequence's query token 0
+  std::int64_t first = 0;           ///< positions of the job's first and last query
+  std::int64_t last = 0;
+};
+
+template <class P>
+__device__ MmaMask mma_mask(P const& p, MmaJob const& job) {
+  MmaMask mask;
+  if constexpr (has_positions<typename P::View>) {
+    if (p.first_positions != nullptr) {
+      mask.masked = true;
+      mask.first_position = p.first_positions[job.sequence];
+      mask.first = mask.first_position + job.first_query / p.shape.group();
+      mask.last = mask.first_position + (job.first_query + job.query_count - 1) / p.shape.group();
+    }
+  }
+  return mask;
+}
+
+/// The tiles of a segment's rows that a warp copies into its ring in shared memory, and those that it has copied.
+/// A stage of the ring: [2, 16 rows, pitch] keys and values. The last 16 bytes of a value's row hold the addresses of
+/// both rows, those of a key's its position.
+template <class P, class Rows>
+class MmaRing {
+ public:
+  static constexpr std::int32_t info = P::pitch - 16;  ///< bytes of a row before what is said of it
+
+  /// @param tile, end  the warp's first tile, and the end of the block's
+  __device__ MmaRing(P const& p, Rows const& rows, MmaMask const& mask, unsigned char* memory, std::int32_t tile,
+                     std::int32_t end)
+      : rows_(rows),
+        mask_(mask),
+        window_(p.window),
+        tile_(tile),
+        end_(end),
+        warps_(static_cast<std::int32_t>(blockDim.x) / warp_threads),
+        stages_(p.stages) {
+    auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
+    bool const of_values = lane >= mma_rows;
+    row_ = std::int64_t{tile} * mma_rows + lane % mma_rows;
+    last_ = rows.rows() - 1;
+    from_ = of_values ? p.cache.values : p.cache.keys;
+    channels_ = static_cast<std::int32_t>(of_values ? p.shape.output_dim() : p.shape.head_dim);
+    column_ = lane % P::row_lanes * 16;
+    std::int32_t const channel = column_ / 2;
+    copies_ = (channel < p.shape.head_dim ? 1 : 0) + (channel < p.shape.output_dim() ? 2 : 0);
+    std::uint32_t const base = shared_address(memory);
+    own_ = base + static_cast<std::uint32_t>(P::value_offset + lane % mma_rows * P::pitch + info + lane / mma_rows * 8);
+    first_ = base + static_cast<std::uint32_t>(lane / P::row_lanes * P::pitch);
+    hold(from_);
+    hold(channels_);
+    hold(copies_);
+    hold(column_);
+    hold(stages_);
+    hold(warps_);
+    hold(own_);
+    hold(first_);
+  }
+
+  /// Starts to copy the next tile that a query sees, if any, and closes the group of copies.
+  /// @param stage  bytes of the ring before it
+  __device__ void fetch(std::uint32_t stage) {
+    if (find()) {
+      copy(stage);
+      move_on();
+      ++fetched_;
+    }
+    commit_copies();
+  }
+  /// Waits for the oldest tile. @return false: there are no more
+  __device__ bool wait() {
+    if (taken_ == fetched_) return false;
+    ++taken_;
+    if (stages_ == 2) {
+      wait_copies<1>();
+    } else if (stages_ == 3) {
+      wait_copies<2>();
+    } else {
+      wait_copies<max_mma_stages - 1>();
+    }
+    __syncwarp();
+    return true;
+  }
+
+ private:
+  __device__ void move_on() {
+    tile_ += warps_;
+    row_ += warps_ * mma_rows;
+  }
+  /// Moves on to the next tile of which the block's queries see a row, and finds its positions.
+  __device__ bool find() {
+    if constexpr (has_positions<typename P::View>) {
+      if (mask_.masked) {
+        for (; tile_ < end_; move_on()) {
+          position_ = row_ <= last_ ? rows_.position(row_) : no_position;
+          bool const seen = is_seen_by_any(rows_, position_, mask_.first, mask_.last, window_);
+          if (__any_sync(~0U, seen)) return true;
+        }
+      }
+    }
+    return tile_ < end_;
+  }
+  __device__ void copy(std::uint32_t stage) {
+    constexpr int at_once = warp_threads / P::row_lanes * P::pitch;
+    constexpr int times = mma_rows * P::pitch / at_once;
+    // After the last row comes the last row: what lies there must be readable.
+    store_shared_pointer(own_ + stage, from_ + rows_.offset(min(row_, last_), channels_));
+    if constexpr (has_positions<typename P::View>) {
+      if (mask_.masked && threadIdx.x % warp_threads < mma_rows) {
+        store_shared_pointer(own_ + stage - P::value_offset, reinterpret_cast<void const*>(position_));
+      }
+    }
+    __syncwarp();
+    std::uint32_t const first = first_ + stage;
+    std::uint32_t const to = first + static_cast<std::uint32_t>(column_);
+    if ((copies_ & 1) != 0) {
+      unrolled<times>([&]<int I>() {
+        copy_async<I * at_once>(to, load_shared_pointer<P::value_offset + I * at_once + info>(first) + column_);
+      });
+    }
+    if ((copies_ & 2) != 0) {
+      unrolled<times>([&]<int I>() {
+        constexpr int at = P::value_offset + I * at_once;
+        copy_async<at>(to, load_shared_pointer<at + info + 8>(first) + column_);
+      });
+    }
+  }
+
+  Rows const& rows_;
+  MmaMask const& mask_;
+  std::int64_t window_;
+  std::int32_t tile_;
+  std::int32_t end_;
+  std::int32_t warps_;
+  std::int32_t stages_;
+  std::int64_t row_;                 ///< the lane's
+  std::int64_t last_;                ///< of the segment
+  typename P::Element const* from_;  ///< keys; of the upper lanes values
+  std::int32_t channels_;
+  std::int32_t column_;  ///< bytes
+  std::int32_t copies_;  ///< bits: 1 keys, 2 values
+  std::uint32_t own_;    ///< shared, where the lane's address belongs
+  std::uint32_t first_;  ///< shared, the first row that the lane copies
+  std::int64_t position_ = no_position;
+  std::int32_t fetched_ = 0;
+  std::int32_t taken_ = 0;
+};
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END
