@@ -80,8 +80,11 @@ __device__ void multiply_add(float (&c)[4], std::uint32_t const (&a)[4], std::ui
   }
 }
 
-__device__ inline void store_shared_pointer(std::uint32_t at, void const* pointer) {
-  asm volatile("st.shared.b64 [%0], %1;" ::"r"(at), "l"(pointer) : "memory");
+__device__ inline void store_shared_pointers(std::uint32_t at, void const* first, void const* second) {
+  asm volatile("st.shared.v2.b64 [%0], {%1, %2};" ::"r"(at), "l"(first), "l"(second) : "memory");
+}
+__device__ inline void store_shared_number(std::uint32_t at, std::int64_t number) {
+  asm volatile("st.shared.b64 [%0], %1;" ::"r"(at), "l"(number) : "memory");
 }
 
 /// Keeps a number in a register: it is not read again from where it came from.

@@ -14,14 +14,6 @@ namespace detail {
 /// The position of a row that is not there: after every query.
 inline constexpr std::int64_t no_position = INT64_MAX;
 
-/// What queries of a job see.
-struct MmaMask {
-  bool masked = false;              ///< else every row
-  std::int64_t first_position = 0;  ///< of the sequence's query token 0
-  std::int64_t first = 0;           ///< positions of the job's first and last query
-  std::int64_t last = 0;
-};
-
 template <class P>
 __device__ MmaMask mma_mask(P const& p, MmaJob const& job) {
   MmaMask mask;
@@ -49,25 +41,30 @@ class MmaRing {
                      std::int32_t end)
       : rows_(rows),
         mask_(mask),
+        masked_(mask.masked),
         window_(p.window),
         tile_(tile),
         end_(end),
         warps_(static_cast<std::int32_t>(blockDim.x) / warp_threads),
         stages_(p.stages) {
     auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
-    bool const of_values = lane >= mma_rows;
     row_ = std::int64_t{tile} * mma_rows + lane % mma_rows;
     last_ = rows.rows() - 1;
-    from_ = of_values ? p.cache.values : p.cache.keys;
-    channels_ = static_cast<std::int32_t>(of_values ? p.shape.output_dim() : p.shape.head_dim);
+    keys_ = p.cache.keys;
+    values_ = p.cache.values;
+    key_channels_ = static_cast<std::int32_t>(p.shape.head_dim);
+    value_channels_ = static_cast<std::int32_t>(p.shape.output_dim());
     column_ = lane % P::row_lanes * 16;
     std::int32_t const channel = column_ / 2;
-    copies_ = (channel < p.shape.head_dim ? 1 : 0) + (channel < p.shape.output_dim() ? 2 : 0);
+    copies_ = (channel < key_channels_ ? 1 : 0) + (channel < value_channels_ ? 2 : 0);
     std::uint32_t const base = shared_address(memory);
-    own_ = base + static_cast<std::uint32_t>(P::value_offset + lane % mma_rows * P::pitch + info + lane / mma_rows * 8);
+    std::uint32_t const row = static_cast<std::uint32_t>(P::value_offset + lane * P::pitch + info);
+    own_ = lane < mma_rows ? base + row : 0;
     first_ = base + static_cast<std::uint32_t>(lane / P::row_lanes * P::pitch);
-    hold(from_);
-    hold(channels_);
+    hold(keys_);
+    hold(values_);
+    hold(key_channels_);
+    hold(value_channels_);
     hold(copies_);
     hold(column_);
     hold(stages_);
@@ -109,7 +106,7 @@ class MmaRing {
   /// Moves on to the next tile of which the block's queries see a row, and finds its positions.
   __device__ bool find() {
     if constexpr (has_positions<typename P::View>) {
-      if (mask_.masked) {
+      if (masked_) {
         for (; tile_ < end_; move_on()) {
           position_ = row_ <= last_ ? rows_.position(row_) : no_position;
           bool const seen = is_seen_by_any(rows_, position_, mask_.first, mask_.last, window_);
@@ -122,12 +119,13 @@ class MmaRing {
   __device__ void copy(std::uint32_t stage) {
     constexpr int at_once = warp_threads / P::row_lanes * P::pitch;
     constexpr int times = mma_rows * P::pitch / at_once;
-    // After the last row comes the last row: what lies there must be readable.
-    store_shared_pointer(own_ + stage, from_ + rows_.offset(min(row_, last_), channels_));
-    if constexpr (has_positions<typename P::View>) {
-      if (mask_.masked && threadIdx.x % warp_threads < mma_rows) {
-        store_shared_pointer(own_ + stage - P::value_offset, reinterpret_cast<void const*>(position_));
-      }
+    if (own_ != 0) {
+      // After the last row comes the last row: what lies there must be readable.
+      std::int64_t const row = min(row_, last_);
+      std::int64_t const key = rows_.offset(row, key_channels_);
+      std::int64_t const value = value_channels_ == key_channels_ ? key : rows_.offset(row, value_channels_);
+      store_shared_pointers(own_ + stage, keys_ + key, values_ + value);
+      if (masked_) store_shared_number(own_ + stage - P::value_offset, position_);
     }
     __syncwarp();
     std::uint32_t const first = first_ + stage;
@@ -147,18 +145,21 @@ class MmaRing {
 
   Rows const& rows_;
   MmaMask const& mask_;
+  bool masked_;
   std::int64_t window_;
   std::int32_t tile_;
   std::int32_t end_;
   std::int32_t warps_;
   std::int32_t stages_;
-  std::int64_t row_;                 ///< the lane's
-  std::int64_t last_;                ///< of the segment
-  typename P::Element const* from_;  ///< keys; of the upper lanes values
-  std::int32_t channels_;
+  std::int64_t row_;   ///< the lane's; of the upper lanes the lower ones'
+  std::int64_t last_;  ///< of the segment
+  typename P::Element const* keys_;
+  typename P::Element const* values_;
+  std::int32_t key_channels_;
+  std::int32_t value_channels_;
   std::int32_t column_;  ///< bytes
   std::int32_t copies_;  ///< bits: 1 keys, 2 values
-  std::uint32_t own_;    ///< shared, where the lane's address belongs
+  std::uint32_t own_;    ///< shared, where the row's addresses belong; 0: it is another lane's row
   std::uint32_t first_;  ///< shared, the first row that the lane copies
   std::int64_t position_ = no_position;
   std::int32_t fetched_ = 0;

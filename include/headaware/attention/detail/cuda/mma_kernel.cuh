@@ -33,7 +33,9 @@ namespace detail {
 
 /// Works on a piece of a job. By all threads
 template <class P>
-__device__ void attend_piece(P const& p, MmaShared<P::queries>& shared, MmaJob const& job, unsigned char* memory) {
+__device__ void attend_piece(P const& p, MmaShared<P::queries>& shared, unsigned char* memory) {
+  MmaJob const& job = shared.job;
+  MmaMask const& mask = shared.mask;
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
   auto const warp = static_cast<std::int32_t>(threadIdx.x) / warp_threads;
   auto const warps = static_cast<std::int32_t>(blockDim.x) / warp_threads;
@@ -41,7 +43,6 @@ __device__ void attend_piece(P const& p, MmaShared<P::queries>& shared, MmaJob c
   unsigned char* const rings = memory + P::query_parts * P::query_bytes;
   unsigned char* const own = rings + warp * ring_bytes;
   auto const rows = p.cache.view.head(job.sequence, job.kv_head);
-  MmaMask const mask = mma_mask(p, job);
   std::int64_t const held = rows.rows();
   std::int32_t tile = job.begin + warp;
   // A segment without rows has a tile of none.
@@ -56,6 +57,7 @@ __device__ void attend_piece(P const& p, MmaShared<P::queries>& shared, MmaJob c
                         .scales = {},
                         .key_steps = static_cast<std::int32_t>(p.shape.head_dim) / 16,
                         .value_channels = static_cast<std::int32_t>(p.shape.output_dim()),
+                        .masked = mask.masked,
                         .inner = p.map.inner,
                         .outer = p.map.outer};
 #pragma unroll
@@ -63,11 +65,11 @@ __device__ void attend_piece(P const& p, MmaShared<P::queries>& shared, MmaJob c
 #pragma unroll
     for (int j = 0; j < 2; ++j) setup.scales[n][j] = shared.scales[n * 8 + lane % 4 * 2 + j];
   }
+  auto last = static_cast<std::int32_t>((held - 1) / mma_rows);
+  auto rest = static_cast<std::int32_t>(held - std::int64_t{last} * mma_rows);
   hold(setup.key_steps);
   hold(setup.value_channels);
   hold(setup.inner);
-  auto last = static_cast<std::int32_t>((held - 1) / mma_rows);
-  auto rest = static_cast<std::int32_t>(held - std::int64_t{last} * mma_rows);
   hold(setup.keys);
   hold(setup.values);
   hold(last);
@@ -111,18 +113,22 @@ HEADAWARE_KERNEL void __launch_bounds__(max_mma_warps* warp_threads, 2)
     std::int64_t const query_tile = (at - before) / tiles;
     std::int64_t const first = before + query_tile * tiles;
     std::int64_t const next = min(end, first + tiles);
-    auto const parts = JobParts::of(stretches, first, first + tiles);
-    std::int64_t const first_query = query_tile * P::queries;
-    MmaJob const job{
-        .sequence = segment / p.shape.num_kv_heads,
-        .kv_head = segment % p.shape.num_kv_heads,
-        .first_query = first_query,
-        .query_count = static_cast<std::int32_t>(min(p.shape.query_rows() - first_query, std::int64_t{P::queries})),
-        .parts = parts,
-        .part = blockIdx.x - parts.first_block,
-        .begin = static_cast<std::int32_t>(at - first),
-        .end = static_cast<std::int32_t>(next - first)};
-    attend_piece(p, shared, job, reinterpret_cast<unsigned char*>(mma_memory));
+    if (threadIdx.x == 0) {
+      auto const parts = JobParts::of(stretches, first, first + tiles);
+      std::int64_t const first_query = query_tile * P::queries;
+      std::int64_t const rest = p.shape.query_rows() - first_query;
+      shared.job = {.sequence = segment / p.shape.num_kv_heads,
+                    .kv_head = segment % p.shape.num_kv_heads,
+                    .first_query = first_query,
+                    .query_count = static_cast<std::int32_t>(min(rest, std::int64_t{P::queries})),
+                    .parts = parts,
+                    .part = blockIdx.x - parts.first_block,
+                    .begin = static_cast<std::int32_t>(at - first),
+                    .end = static_cast<std::int32_t>(next - first)};
+      shared.mask = mma_mask(p, shared.job);
+    }
+    __syncthreads();
+    attend_piece(p, shared, reinterpret_cast<unsigned char*>(mma_memory));
     at = next;
     if (at == before + tiles * p.kv.tiles) ++segment;
     __syncthreads();

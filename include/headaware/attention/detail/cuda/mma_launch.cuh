@@ -137,8 +137,8 @@ bool attend_mma(void* d_temp, std::size_t& temp_bytes, AttentionShape const& sha
     using P = MmaParameters<Q, QLayout, Cache, O, OLayout, ChannelTiles, QueryTiles>;
     return launch_mma<P>(d_temp, temp_bytes, shape, queries, cache, output, bounds, options, stream);
   };
-  // One for all numbers of query rows where rows are so wide that they hide what a second tile of queries costs.
-  if (std::max(shape.head_dim, shape.output_dim()) > max_mma_channels / 2) return launch.template operator()<16, 2>();
+  // Sums of wide rows leave no registers for a second tile of queries.
+  if (std::max(shape.head_dim, shape.output_dim()) > max_mma_channels / 2) return launch.template operator()<16, 1>();
   return shape.query_rows() <= 8 ? launch.template operator()<8, 1>() : launch.template operator()<8, 2>();
 }
 

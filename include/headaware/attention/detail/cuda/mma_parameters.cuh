@@ -42,7 +42,7 @@ template <class E>
 inline constexpr bool is_mma_element = std::is_same_v<E, float16> || std::is_same_v<E, bfloat16>;
 
 /// @tparam ChannelTiles  16 channels each, of keys and of values: 8 or 16
-/// @tparam QueryTiles    8 query rows each, of a block: 1 or 2
+/// @tparam QueryTiles    8 query rows each, of a block: 1, or 2 where there are 8 tiles of channels
 template <class Q, class QLayout, class Cache, class O, class OLayout, int ChannelTiles, int QueryTiles>
 struct MmaParameters {
   using Element = typename CacheTypes<Cache>::Element;
@@ -97,10 +97,20 @@ struct MmaJob {
   std::int32_t end;
 };
 
+/// What queries of a job see.
+struct MmaMask {
+  bool masked = false;              ///< else every row
+  std::int64_t first_position = 0;  ///< of the sequence's query token 0
+  std::int64_t first = 0;           ///< positions of the job's first and last query
+  std::int64_t last = 0;
+};
+
 /// Static shared memory of a block.
 template <int Queries>
 struct MmaShared {
   std::int64_t segment;
+  MmaJob job;
+  MmaMask mask;
   std::int64_t tokens[Queries];               ///< of the queries
   std::int64_t heads[Queries];                ///< of the queries
   float scales[Queries];                      ///< from products to logits, or to what the soft cap takes

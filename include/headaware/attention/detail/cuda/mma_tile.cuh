@@ -11,8 +11,10 @@
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/mma.cuh>
 #include <headaware/detail/logit_map.hpp>
+#include <headaware/element.hpp>
 
 #include <cstdint>
+#include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
@@ -182,6 +184,7 @@ struct MmaTileSetup {
   float scales[P::query_tiles][2];
   std::int32_t key_steps;  ///< 16 channels each
   std::int32_t value_channels;
+  bool masked;  ///< as of `MmaMask`
   float inner;  ///< of the logit map
   float outer;
 };
@@ -208,6 +211,19 @@ __device__ void add_values(MmaSums<P>& sums, std::uint32_t const (&weights)[P::w
   });
 }
 
+/// Two elements 1 side by side.
+template <class E>
+inline constexpr std::uint32_t ones = std::is_same_v<E, float16> ? 0x3c003c00U : 0x3f803f80U;
+
+/// All bits of those of two elements side by side that are no numbers, or infinite: whose exponent has all bits.
+template <class E>
+__device__ std::uint32_t no_number_mask(std::uint32_t pair) {
+  constexpr std::uint32_t exponents = std::is_same_v<E, float16> ? 0x7c007c00U : 0x7f807f80U;
+  constexpr std::uint32_t last = exponents & ~(exponents << 1);  // of the exponents' bits
+  std::uint32_t const carries = ((pair & exponents) + last) & 0x80008000U;
+  return (carries >> 15) * 0xffffU;
+}
+
 /// The same where queries do not see some rows, whose values may be no numbers: 0 · NaN is no 0. The product takes
 /// zeros for such values, and another one counts those that a query sees, which make its sum NaN.
 /// @param seen  1 where the query sees the row, as the product takes it
@@ -224,11 +240,9 @@ __device__ void add_seen_values(MmaSums<P>& sums, std::uint32_t const (&weights)
     load_matrices_transposed(a, values + tile * 32);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      float2 const x = unpack_pair<E>(a[i]);
-      bool const low = x.x - x.x != 0;
-      bool const high = x.y - x.y != 0;
-      a[i] &= (low ? 0U : 0x0000ffffU) | (high ? 0U : 0xffff0000U);
-      bad[i] = pack_pair<E>(low ? 1 : 0, high ? 1 : 0);
+      std::uint32_t const no_numbers = no_number_mask<E>(a[i]);
+      a[i] &= ~no_numbers;
+      bad[i] = no_numbers & ones<E>;
     }
 #pragma unroll
     for (int n = 0; n < P::query_tiles; ++n) {
@@ -267,7 +281,7 @@ __device__ void add_tile(P const& p, MmaSums<P>& sums, Rows const& rows, MmaMask
   each([&](int n, int i) { logits[n][i] = __fmaf_rn(logits[n][i], 0.0F, logits[n][i]); });  // NaN where it is infinite
   std::uint32_t hidden = 0;
   auto const is_hidden = [&](int n, int i) { return (hidden >> (4 * n + i) & 1U) != 0; };
-  bool const hiding = mask.masked || count < mma_rows;
+  bool const hiding = setup.masked || count < mma_rows;
   if (hiding) {
     hidden = hidden_weights(p, rows, mask, job, ring + stage, count);
     each([&](int n, int i) { logits[n][i] = is_hidden(n, i) ? hidden_logit : logits[n][i]; });
@@ -307,8 +321,9 @@ __device__ void add_tile(P const& p, MmaSums<P>& sums, Rows const& rows, MmaMask
     for (int n = 0; n < tiles; ++n) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        seen[n][half] =
-            transpose_matrix(pack_pair<E>(is_hidden(n, 2 * half) ? 0 : 1, is_hidden(n, 2 * half + 1) ? 0 : 1));
+        std::uint32_t const low = is_hidden(n, 2 * half) ? 0 : 0x0000ffffU;
+        std::uint32_t const high = is_hidden(n, 2 * half + 1) ? 0 : 0xffff0000U;
+        seen[n][half] = transpose_matrix((low | high) & ones<E>);
       }
     }
     add_seen_values(sums, weights, seen, setup.values + stage, setup.value_channels);
