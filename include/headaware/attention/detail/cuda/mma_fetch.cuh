@@ -5,6 +5,7 @@
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/mma.cuh>
+#include <headaware/detail/global_pointer.hpp>
 
 #include <cstdint>
 
@@ -20,7 +21,7 @@ __device__ MmaMask mma_mask(P const& p, MmaJob const& job) {
   if constexpr (has_positions<typename P::View>) {
     if (p.first_positions != nullptr) {
       mask.masked = true;
-      mask.first_position = p.first_positions[job.sequence];
+      mask.first_position = global_pointer(p.first_positions)[job.sequence];
       mask.first = mask.first_position + job.first_query / p.shape.group();
       mask.last = mask.first_position + (job.first_query + job.query_count - 1) / p.shape.group();
     }

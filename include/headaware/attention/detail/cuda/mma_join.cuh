@@ -11,6 +11,7 @@
 #include <headaware/detail/cuda/last_block.cuh>
 #include <headaware/detail/cuda/vector_access.cuh>
 #include <headaware/detail/cuda/warp_reduce.cuh>
+#include <headaware/detail/global_pointer.hpp>
 #include <headaware/detail/online_softmax.hpp>
 #include <headaware/element.hpp>
 
@@ -47,7 +48,7 @@ __device__ void write_output(P const& p, MmaShared<P::queries> const& shared, Mm
   Pack<O, 4> const four{{from_float<O>(sums.x * inverse), from_float<O>(sums.y * inverse),
                          from_float<O>(sums.z * inverse), from_float<O>(sums.w * inverse)}};
   auto const at = [&](std::int32_t c) {
-    return p.output.data + p.output.layout.offset(job.sequence, shared.heads[q], shared.tokens[q], c);
+    return global_pointer(p.output.data) + p.output.layout.offset(job.sequence, shared.heads[q], shared.tokens[q], c);
   };
   if (p.wide_output) {
     *reinterpret_cast<Pack<O, 4>*>(at(channel)) = four;
@@ -58,7 +59,7 @@ __device__ void write_output(P const& p, MmaShared<P::queries> const& shared, Mm
   if (channel == 0 && p.output.lse != nullptr) {
     std::int64_t const row =
         (job.sequence * p.shape.num_query_heads + shared.heads[q]) * p.shape.query_tokens + shared.tokens[q];
-    p.output.lse[row] = softmax.lse();
+    global_pointer(p.output.lse)[row] = softmax.lse();
   }
 }
 
@@ -67,8 +68,8 @@ template <class P>
 __device__ void write_part(P const& p, MmaShared<P::queries> const& shared, std::int64_t place, std::int32_t q,
                            std::int32_t channel, float4 const& sums) {
   std::int64_t const at = place * P::queries + q;
-  *reinterpret_cast<float4*>(p.arrays.sums + at * p.shape.output_dim() + channel) = sums;
-  if (channel == 0) p.arrays.parts[at] = shared.whole[q];
+  *reinterpret_cast<float4*>(global_pointer(p.arrays.sums) + at * p.shape.output_dim() + channel) = sums;
+  if (channel == 0) global_pointer(p.arrays.parts)[at] = shared.whole[q];
 }
 
 /// Joins `count` parts, `step` apart, from part `first` on, and gives each sum to `write`. By all threads
@@ -81,7 +82,8 @@ __device__ void join(P const& p, MmaShared<P::queries>& shared, MmaJob const& jo
   for (std::int32_t q = static_cast<std::int32_t>(threadIdx.x) / warp_threads; q < job.query_count; q += warps) {
     float2 both{-INFINITY, 0};
     if (lane < count) {
-      both = __ldcg(p.arrays.parts + job.parts.place(first + std::int64_t{lane} * step) * P::queries + q);
+      both =
+          __ldcg(global_pointer(p.arrays.parts) + job.parts.place(first + std::int64_t{lane} * step) * P::queries + q);
     }
     OnlineSoftmax<float> const part{both.x, both.y};
     float const own = part.sum != 0 ? part.max : -INFINITY;
@@ -101,8 +103,8 @@ __device__ void join(P const& p, MmaShared<P::queries>& shared, MmaJob const& jo
         parts[i] = {};
         if (begin + i >= count) continue;
         std::int64_t const place = job.parts.place(first + std::int64_t{begin + i} * step);
-        parts[i] = __ldcg(
-            reinterpret_cast<float4 const*>(p.arrays.sums + (place * P::queries + q) * p.shape.output_dim() + channel));
+        parts[i] = __ldcg(reinterpret_cast<float4 const*>(global_pointer(p.arrays.sums) +
+                                                          (place * P::queries + q) * p.shape.output_dim() + channel));
       }
 #pragma unroll
       for (int i = 0; i < join_parts; ++i) add_four(sums, shared.part_factors[q][begin + i], parts[i]);
@@ -138,7 +140,8 @@ __device__ void finish_piece(P const& p, MmaShared<P::queries>& shared, MmaJob c
   __syncthreads();
   if (thread < job.query_count) {
     OnlineSoftmax<float> sink;
-    if (p.sinks != nullptr && job.part == 0) sink = OnlineSoftmax<float>::of_sink(p.sinks[shared.heads[thread]]);
+    if (p.sinks != nullptr && job.part == 0)
+      sink = OnlineSoftmax<float>::of_sink(global_pointer(p.sinks)[shared.heads[thread]]);
     auto const state = [&](std::int32_t w) {
       float2 const both = shared.states[w][thread];
       return OnlineSoftmax<float>{both.x, both.y};

@@ -25,6 +25,7 @@
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/mma.cuh>
 #include <headaware/detail/cuda/segment_search.cuh>
+#include <headaware/detail/global_pointer.hpp>
 
 #include <cstdint>
 
@@ -96,7 +97,7 @@ HEADAWARE_KERNEL void __launch_bounds__(max_mma_warps* warp_threads, 2)
   __shared__ SharedStorage<P> parameter_storage;
   MmaShared<P::queries>& shared = storage.get();
   auto const& p = share_parameters(parameters, parameter_storage);
-  std::int32_t const* const offsets = p.arrays.split_offsets;
+  std::int32_t const* const offsets = global_pointer(p.arrays.split_offsets);
   std::int64_t const segments = p.shape.segments();
   auto const stretches = Stretches::of(std::int64_t{offsets[segments]} * p.kv.tiles, gridDim.x);
   std::int64_t at = stretches.begin(blockIdx.x);

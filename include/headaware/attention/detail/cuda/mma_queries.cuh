@@ -6,6 +6,7 @@
 #include <headaware/detail/cuda/element.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/vector_access.cuh>
+#include <headaware/detail/global_pointer.hpp>
 
 #include <cstdint>
 #include <type_traits>
@@ -19,7 +20,8 @@ __device__ void load_query(P const& p, MmaShared<P::queries> const& shared, std:
                            std::int32_t channel, float (&x)[8]) {
   using Q = typename P::Query;
   auto const at = [&](std::int32_t c) {
-    return p.queries_in.data + p.queries_in.layout.offset(sequence, shared.heads[q], shared.tokens[q], c);
+    return global_pointer(p.queries_in.data) +
+           p.queries_in.layout.offset(sequence, shared.heads[q], shared.tokens[q], c);
   };
   if (p.wide_queries) {
     constexpr int width = 16 / sizeof(Q);
