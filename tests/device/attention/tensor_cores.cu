@@ -190,3 +190,54 @@ TEST_CASE("tensor cores: rows that a query does not see may hold anything", "[at
     }
   }
 }
+
+TEST_CASE("tensor cores: a captured step reads the lengths of its replay, far below its capacity", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  using E = ha::float16;
+  HeldProblem<E> p({1, 4, 2, 1, 64}, {3000, 2000}, 51);
+  auto const joined = [&](std::vector<E> HeldRows<E>::*of) {
+    std::vector<E> result = p.segments[0].*of;
+    result.insert(result.end(), (p.segments[1].*of).begin(), (p.segments[1].*of).end());
+    return result;
+  };
+  auto const keys = joined(&HeldRows<E>::keys);
+  auto const values = joined(&HeldRows<E>::values);
+  DeviceVector<E> const d_keys(keys);
+  DeviceVector<E> const d_values(values);
+  DeviceVector<float> const d_queries(p.queries);
+  DeviceVector<float> const d_output(std::vector<float>(4 * 64, 77));
+  DeviceVector<float> const d_lse(std::vector<float>(4, 77));
+  DeviceVector<std::int32_t> const d_offsets(std::vector<std::int32_t>{0, 0, 0});
+  Stream const stream;
+  std::size_t bytes = 0;
+  auto const call = [&](void* temp) {
+    return ha::device::attend(temp, bytes, p.shape, ha::AttentionQueries{d_queries.data(), p.query_layout()},
+                              ha::KeptCache{d_keys.data(), d_values.data(), ha::RaggedView{d_offsets.data(), 2}},
+                              ha::AttentionOutput{d_output.data(), p.output_layout(), d_lse.data()}, {1000000}, {},
+                              stream);
+  };
+  REQUIRE_CUDA(call(nullptr));
+  DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{0xEE}));
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  REQUIRE_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  REQUIRE_CUDA(call(temp.data()));
+  REQUIRE_CUDA(cudaStreamEndCapture(stream, &graph));
+  REQUIRE_CUDA(cudaGraphInstantiate(&exec, graph, 0));
+  for (auto const& [first, end] : {std::pair{3000, 5000}, std::pair{0, 0}, std::pair{1, 4000}, std::pair{128, 256}}) {
+    std::vector<std::int32_t> const offsets{0, first, end};
+    REQUIRE_CUDA(cudaMemcpy(d_offsets.data(), offsets.data(), 12, cudaMemcpyHostToDevice));
+    HeldProblem<E> now = p;
+    for (std::size_t s = 0; s < 2; ++s) {
+      auto const part = [&](std::vector<E> const& of) {
+        return std::vector<E>(of.begin() + offsets[s] * 64, of.begin() + offsets[s + 1] * 64);
+      };
+      now.segments[s] = {part(keys), part(values), std::vector<std::int32_t>(at(offsets[s + 1] - offsets[s]))};
+    }
+    REQUIRE_CUDA(cudaGraphLaunch(exec, stream));
+    REQUIRE_CUDA(cudaStreamSynchronize(stream));
+    check_attended(d_output.host(), d_lse.host(), naive_attention(now));
+  }
+  REQUIRE_CUDA(cudaGraphExecDestroy(exec));
+  REQUIRE_CUDA(cudaGraphDestroy(graph));
+}

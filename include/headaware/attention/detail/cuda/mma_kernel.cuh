@@ -21,6 +21,7 @@
 #include <headaware/attention/detail/cuda/mma_queries.cuh>
 #include <headaware/attention/detail/cuda/mma_tile.cuh>
 #include <headaware/attention/detail/stretches.hpp>
+#include <headaware/attention/kept_view.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/mma.cuh>
@@ -32,9 +33,54 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Works on a piece of a job. By all threads
+/// Finds where the block's stretch begins, by its first warp.
 template <class P>
-__device__ void attend_piece(P const& p, MmaShared<P::queries>& shared, unsigned char* memory) {
+__device__ void find_stretch(P const& p, MmaShared<P::queries>& shared) {
+  std::int32_t const* const offsets = global_pointer(p.arrays.split_offsets);
+  std::int64_t const segments = p.shape.segments();
+  auto const stretches = Stretches::of(std::int64_t{offsets[segments]} * p.kv.tiles, gridDim.x);
+  std::int64_t const at = stretches.begin(blockIdx.x);
+  std::int64_t const end = stretches.end(blockIdx.x);
+  std::int64_t segment = 0;
+  if (at < end) segment = find_segment(offsets, segments, static_cast<std::int32_t>(at / p.kv.tiles));
+  if (threadIdx.x != 0) return;
+  shared.stretches = stretches;
+  shared.segment = segment;
+  shared.at = at;
+  shared.end = end;
+}
+
+/// Takes the next piece of the stretch, by one thread.
+template <class P, class Rows>
+__device__ void take_piece(P const& p, MmaShared<P::queries>& shared, Rows& rows) {
+  MmaJob& job = shared.job;
+  if (shared.at >= shared.end) {
+    job.end = 0;
+    return;
+  }
+  std::int32_t const* const offsets = global_pointer(p.arrays.split_offsets) + shared.segment;
+  std::int64_t const before = offsets[0] * p.kv.tiles;
+  std::int64_t const tiles = offsets[1] - offsets[0];
+  std::int64_t const query_tile = (shared.at - before) / tiles;
+  std::int64_t const first = before + query_tile * tiles;
+  std::int64_t const next = min(shared.end, first + tiles);
+  job.sequence = shared.segment / p.shape.num_kv_heads;
+  job.kv_head = shared.segment % p.shape.num_kv_heads;
+  job.first_query = query_tile * P::queries;
+  job.query_count = static_cast<std::int32_t>(min(p.shape.query_rows() - job.first_query, std::int64_t{P::queries}));
+  job.parts = JobParts::of(shared.stretches, first, first + tiles);
+  job.part = blockIdx.x - job.parts.first_block;
+  job.begin = static_cast<std::int32_t>(shared.at - first);
+  job.end = static_cast<std::int32_t>(next - first);
+  rows = p.cache.view.head(job.sequence, job.kv_head);
+  shared.mask = mma_mask(p, job);
+  shared.at = next;
+  if (next == before + tiles * p.kv.tiles) ++shared.segment;
+}
+
+/// Works on a piece of a job. By all threads
+template <class P, class Rows>
+__device__ void attend_piece(P const& p, MmaShared<P::queries>& shared, Rows const& rows, unsigned char* memory) {
   MmaJob const& job = shared.job;
   MmaMask const& mask = shared.mask;
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
@@ -43,7 +89,6 @@ __device__ void attend_piece(P const& p, MmaShared<P::queries>& shared, unsigned
   std::int32_t const ring_bytes = p.stages * P::stage_bytes;
   unsigned char* const rings = memory + P::query_parts * P::query_bytes;
   unsigned char* const own = rings + warp * ring_bytes;
-  auto const rows = p.cache.view.head(job.sequence, job.kv_head);
   std::int64_t const held = rows.rows();
   std::int32_t tile = job.begin + warp;
   // A segment without rows has a tile of none.
@@ -95,43 +140,16 @@ HEADAWARE_KERNEL void __launch_bounds__(max_mma_warps* warp_threads, 2)
   extern __shared__ uint4 mma_memory[];
   __shared__ SharedStorage<MmaShared<P::queries>> storage;
   __shared__ SharedStorage<P> parameter_storage;
+  __shared__ SharedStorage<RowsOf<typename P::View>> row_storage;
   MmaShared<P::queries>& shared = storage.get();
   auto const& p = share_parameters(parameters, parameter_storage);
-  std::int32_t const* const offsets = global_pointer(p.arrays.split_offsets);
-  std::int64_t const segments = p.shape.segments();
-  auto const stretches = Stretches::of(std::int64_t{offsets[segments]} * p.kv.tiles, gridDim.x);
-  std::int64_t at = stretches.begin(blockIdx.x);
-  std::int64_t const end = stretches.end(blockIdx.x);
-  if (at >= end) return;
-  if (threadIdx.x < warp_threads) {
-    std::int64_t const found = find_segment(offsets, segments, static_cast<std::int32_t>(at / p.kv.tiles));
-    if (threadIdx.x == 0) shared.segment = found;
-  }
-  __syncthreads();
-  for (std::int64_t segment = shared.segment; at < end;) {
-    std::int64_t const before = offsets[segment] * p.kv.tiles;
-    std::int64_t const tiles = offsets[segment + 1] - offsets[segment];
-    std::int64_t const query_tile = (at - before) / tiles;
-    std::int64_t const first = before + query_tile * tiles;
-    std::int64_t const next = min(end, first + tiles);
-    if (threadIdx.x == 0) {
-      auto const parts = JobParts::of(stretches, first, first + tiles);
-      std::int64_t const first_query = query_tile * P::queries;
-      std::int64_t const rest = p.shape.query_rows() - first_query;
-      shared.job = {.sequence = segment / p.shape.num_kv_heads,
-                    .kv_head = segment % p.shape.num_kv_heads,
-                    .first_query = first_query,
-                    .query_count = static_cast<std::int32_t>(min(rest, std::int64_t{P::queries})),
-                    .parts = parts,
-                    .part = blockIdx.x - parts.first_block,
-                    .begin = static_cast<std::int32_t>(at - first),
-                    .end = static_cast<std::int32_t>(next - first)};
-      shared.mask = mma_mask(p, shared.job);
-    }
+  if (threadIdx.x < warp_threads) find_stretch(p, shared);
+  for (;;) {
+    if (threadIdx.x == 0) take_piece(p, shared, row_storage.get());
     __syncthreads();
-    attend_piece(p, shared, reinterpret_cast<unsigned char*>(mma_memory));
-    at = next;
-    if (at == before + tiles * p.kv.tiles) ++segment;
+    if (shared.job.end == 0) return;
+    auto const rows = row_storage.get();
+    attend_piece(p, shared, rows, reinterpret_cast<unsigned char*>(mma_memory));
     __syncthreads();
   }
 #endif

@@ -94,7 +94,7 @@ struct MmaJob {
   JobParts parts;
   std::int64_t part;   ///< which of them the piece is
   std::int32_t begin;  ///< tiles of the segment's rows
-  std::int32_t end;
+  std::int32_t end;    ///< 0: there is no piece
 };
 
 /// What queries of a job see.
@@ -108,7 +108,10 @@ struct MmaMask {
 /// Static shared memory of a block.
 template <int Queries>
 struct MmaShared {
-  std::int64_t segment;
+  Stretches stretches;
+  std::int64_t segment;  ///< of the next piece
+  std::int64_t at;       ///< where on the line the next piece begins, and the block's stretch ends
+  std::int64_t end;
   MmaJob job;
   MmaMask mask;
   std::int64_t tokens[Queries];               ///< of the queries
