@@ -122,7 +122,7 @@ __device__ void attend_piece(P const& p, MmaShared<P::queries>& shared, Rows con
   hold(rest);
   MmaSums<P> sums;
   for (std::uint32_t stage = 0; ring.wait(); tile += warps) {
-    add_tile(p, sums, rows, mask, job, setup, own, stage, tile == last ? rest : mma_rows);
+    add_tile(p, sums, rows, shared, setup, own, stage, tile == last ? rest : mma_rows);
     __syncwarp();
     ring.fetch(stage);
     stage += P::stage_bytes;

@@ -64,8 +64,11 @@ struct MmaLaunch {
     launch.blocks = std::int64_t{processors} * resident;
     require(launch.shared_bytes <= room, "shared memory in bytes", {"at most ", room}, launch.shared_bytes, where);
     if (attributes.maxDynamicSharedSizeBytes < launch.shared_bytes) {
-      require_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes),
-                   "shared memory", where);
+      auto const set = [&](cudaFuncAttribute attribute, int value) {
+        require_cuda(cudaFuncSetAttribute(kernel, attribute, value), "shared memory", where);
+      };
+      set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+      set(cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes);
     }
     return launch;
   }

@@ -57,8 +57,9 @@ __device__ void take_mma_queries(P const& p, MmaShared<P::queries>& shared, MmaJ
   for (std::int32_t q = thread / lanes; q < P::queries; q += static_cast<std::int32_t>(blockDim.x) / lanes) {
     bool const has = q < job.query_count;
     float x[8] = {};
-    if (column == 0 && has) {
-      QueryRow const row(p.shape, job.sequence, job.kv_head, job.first_query + q);
+    if (column == 0) {  // after the last query comes the last: it sees no more and no less
+      std::int32_t const own = has ? q : job.query_count - 1;
+      QueryRow const row(p.shape, job.sequence, job.kv_head, job.first_query + own);
       shared.heads[q] = row.head;
       shared.tokens[q] = row.token;
     }

@@ -143,12 +143,12 @@ __device__ std::uint32_t value_address(unsigned char const* stage) {
 
 /// Which of a tile's weights a lane holds are of rows that their query does not see: bit 4n + i.
 template <class P, class Rows>
-__device__ std::uint32_t hidden_weights(P const& p, Rows const& rows, MmaMask const& mask, MmaJob const& job,
+__device__ std::uint32_t hidden_weights(P const& p, Rows const& rows, MmaShared<P::queries> const& shared,
                                         unsigned char const* keys, std::int32_t count) {
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
   std::uint32_t hidden = 0;
   if constexpr (has_positions<typename P::View>) {
-    if (mask.masked) {
+    if (shared.mask.masked) {
       std::int64_t positions[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -158,8 +158,7 @@ __device__ std::uint32_t hidden_weights(P const& p, Rows const& rows, MmaMask co
       for (int n = 0; n < P::query_tiles; ++n) {
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          std::int64_t const row = job.first_query + n * 8 + lane % 4 * 2 + j;
-          std::int64_t const query = mask.first_position + row / p.shape.group();
+          std::int64_t const query = shared.mask.first_position + shared.tokens[n * 8 + lane % 4 * 2 + j];
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             bool const seen = is_seen(rows, positions[half], query, p.window);
@@ -263,8 +262,9 @@ __device__ void add_seen_values(MmaSums<P>& sums, std::uint32_t const (&weights)
 /// Adds one tile of rows to a warp's sums.
 /// @param ring  the warp's; @param stage  bytes of it before the tile; @param count  rows that are there
 template <class P, class Rows>
-__device__ void add_tile(P const& p, MmaSums<P>& sums, Rows const& rows, MmaMask const& mask, MmaJob const& job,
-                         MmaTileSetup<P> const& setup, unsigned char* ring, std::uint32_t stage, std::int32_t count) {
+__device__ void add_tile(P const& p, MmaSums<P>& sums, Rows const& rows, MmaShared<P::queries> const& shared,
+                         MmaTileSetup<P> const& setup, unsigned char const* ring, std::uint32_t stage,
+                         std::int32_t count) {
   using E = typename P::Element;
   constexpr int tiles = P::query_tiles;
   auto const each = [](auto const& f) {
@@ -283,7 +283,7 @@ __device__ void add_tile(P const& p, MmaSums<P>& sums, Rows const& rows, MmaMask
   auto const is_hidden = [&](int n, int i) { return (hidden >> (4 * n + i) & 1U) != 0; };
   bool const hiding = setup.masked || count < mma_rows;
   if (hiding) {
-    hidden = hidden_weights(p, rows, mask, job, ring + stage, count);
+    hidden = hidden_weights(p, rows, shared, ring + stage, count);
     each([&](int n, int i) { logits[n][i] = is_hidden(n, i) ? hidden_logit : logits[n][i]; });
   }
   float powers[tiles][4];
