@@ -49,11 +49,18 @@ __device__ void load_matrices_transposed(std::uint32_t (&matrices)[4], std::uint
                : "r"(row), "n"(Offset)
                : "memory");
 }
-/// A pointer in shared memory.
+/// Two pointers side by side in shared memory.
+struct PointerPair {
+  char const* first;
+  char const* second;
+};
 template <int Offset>
-__device__ char const* load_shared_pointer(std::uint32_t at) {
-  char const* result;
-  asm volatile("ld.shared.b64 %0, [%1 + %2];" : "=l"(result) : "r"(at), "n"(Offset) : "memory");
+__device__ PointerPair load_shared_pointers(std::uint32_t at) {
+  PointerPair result;
+  asm volatile("ld.shared.v2.b64 {%0, %1}, [%2 + %3];"
+               : "=l"(result.first), "=l"(result.second)
+               : "r"(at), "n"(Offset)
+               : "memory");
   return result;
 }
 

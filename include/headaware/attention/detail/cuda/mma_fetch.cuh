@@ -131,16 +131,20 @@ class MmaRing {
     __syncwarp();
     std::uint32_t const first = first_ + stage;
     std::uint32_t const to = first + static_cast<std::uint32_t>(column_);
-    if ((copies_ & 1) != 0) {
+    auto const copy_rows = [&]<bool Keys, bool Values>() {
       unrolled<times>([&]<int I>() {
-        copy_async<I * at_once>(to, load_shared_pointer<P::value_offset + I * at_once + info>(first) + column_);
+        constexpr int at = I * at_once;
+        PointerPair const from = load_shared_pointers<P::value_offset + at + info>(first);
+        if constexpr (Keys) copy_async<at>(to, from.first + column_);
+        if constexpr (Values) copy_async<P::value_offset + at>(to, from.second + column_);
       });
-    }
-    if ((copies_ & 2) != 0) {
-      unrolled<times>([&]<int I>() {
-        constexpr int at = P::value_offset + I * at_once;
-        copy_async<at>(to, load_shared_pointer<at + info + 8>(first) + column_);
-      });
+    };
+    if (copies_ == 3) {
+      copy_rows.template operator()<true, true>();
+    } else if (copies_ == 1) {
+      copy_rows.template operator()<true, false>();
+    } else if (copies_ == 2) {
+      copy_rows.template operator()<false, true>();
     }
   }
 
