@@ -69,10 +69,10 @@ namespace device {
 ///            where it holds them; a latent's once per 32, by blocks that run side by side). Rows of 16 bits whose
 ///            channels are a multiple of 16, up to 256, and whose rows 16-byte loads may read, go through tensor cores
 ///            from compute capability 8.0 on: 1 to 8 query rows cost the same, and blocks have equal shares of all
-///            rows, whatever heads hold. Products are summed in float there, of queries as they are; a weight is rounded as the
-///            output is, to 16 bits or not below 2^-22. Encoded rows are loaded as they are, 16 bytes at a time, and
-///            decoded in registers: formats of heads may differ in one launch. Long prefill chunks are better served by
-///            kernels with larger tiles of queries.
+///            rows, whatever heads hold. Products are summed in float there, of queries as they are; a weight is
+///            rounded as the output is, to 16 bits or not below 2^-22. Encoded rows are loaded as they are, 16 bytes at
+///            a time, and decoded in registers: formats of heads may differ in one launch. Long prefill chunks are
+///            better served by kernels with larger tiles of queries.
 template <class Q, class QLayout, AttentionCache Cache, class O, class OLayout>
 cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
                    AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
