@@ -8,6 +8,7 @@
 #include <headaware/cache/adjacent_rows.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
+#include <headaware/detail/global_pointer.hpp>
 #include <headaware/error.hpp>
 
 #include <cstdint>
@@ -25,8 +26,9 @@ struct RaggedView {
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE AdjacentRows head(std::int64_t sequence, std::int64_t kv_head) const {
     std::int64_t const index = sequence * num_kv_heads + kv_head;
-    std::int64_t const first = offsets[index];
-    return {first, offsets[index + 1] - first, positions != nullptr ? positions + first : nullptr};
+    Offset const* const from = detail::global_pointer(offsets);
+    std::int64_t const first = from[index];
+    return {first, from[index + 1] - first, positions != nullptr ? positions + first : nullptr};
   }
   void check(AttentionShape const& shape, AttentionOptions const&) const {
     constexpr auto where = "attend, RaggedView";
@@ -62,7 +64,7 @@ struct PaddedView {
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE AdjacentRows head(std::int64_t sequence, std::int64_t kv_head) const {
     std::int64_t const index = sequence * num_kv_heads + kv_head;
-    AdjacentRows rows = AdjacentRows::padded(index, head_rows, lengths[index], alignment);
+    AdjacentRows rows = AdjacentRows::padded(index, head_rows, detail::global_pointer(lengths)[index], alignment);
     if (positions != nullptr) rows.positions = positions + rows.first;
     return rows;
   }

@@ -8,6 +8,7 @@
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/cache/paged_head.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/global_pointer.hpp>
 #include <headaware/error.hpp>
 
 #include <cstdint>
@@ -59,7 +60,7 @@ class HeadPagesView {
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE HeadPagesRows head(std::int64_t sequence, std::int64_t kv_head) const {
     PagedHead const& head = pages_.head(layer_, kv_head);
-    WindowRange const tokens = head.rule.range_of_queries(lengths_[sequence], query_tokens_);
+    WindowRange const tokens = head.rule.range_of_queries(detail::global_pointer(lengths_)[sequence], query_tokens_);
     HeadPagesRows rows = pages_.rows(head, sequence, tokens, page_stride_);
     if (query_tokens_ == 1) return rows;
     // A sequence that has just been taken back and has fewer new tokens than others need not hold the oldest pages of

@@ -7,6 +7,7 @@
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/cache/paged_rows.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/global_pointer.hpp>
 #include <headaware/error.hpp>
 
 #include <cstdint>
@@ -60,10 +61,14 @@ class PagedView {
     std::int64_t const index = sequence * kv_heads_ + kv_head;
     PagedRows rows = form_.rows(index, 0);
     rows.token_stride = token_stride_;
+    std::int32_t const* const lengths = detail::global_pointer(lengths_);
     if (form_.indptr == nullptr) {
-      rows.held = lengths_[index];
-    } else if (std::int64_t const count = form_.indptr[index + 1] - form_.indptr[index]; count != 0) {
-      rows.held = (count - 1) * form_.page_size.value() + lengths_[index];
+      rows.held = lengths[index];
+      return rows;
+    }
+    std::int32_t const* const indptr = detail::global_pointer(form_.indptr);
+    if (std::int64_t const count = indptr[index + 1] - indptr[index]; count != 0) {
+      rows.held = (count - 1) * form_.page_size.value() + lengths[index];
     }
     return rows;
   }

@@ -9,6 +9,7 @@
 #include <headaware/cache/rolling_head.hpp>
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/global_pointer.hpp>
 #include <headaware/error.hpp>
 
 #include <cstdint>
@@ -50,7 +51,8 @@ struct RollingView {
     RollingHead const& head = slots.head(layer, kv_head);
     std::int64_t tokens = query_tokens;
     if (counts != nullptr && counts[sequence] < tokens) tokens = counts[sequence] > 1 ? counts[sequence] : 1;
-    return RollingRows::of(head, sequence, head.rule.range_of_queries(lengths[sequence], tokens));
+    return RollingRows::of(head, sequence,
+                           head.rule.range_of_queries(detail::global_pointer(lengths)[sequence], tokens));
   }
   void check(AttentionShape const& shape, AttentionOptions const& options) const {
     constexpr auto where = "attend, RollingView";

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <headaware/config.hpp>
+#include <headaware/detail/global_pointer.hpp>
 
 #include <cstdint>
 
@@ -25,7 +26,7 @@ struct AdjacentRows {
     return (first + row) * channels;
   }
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const {
-    return positions != nullptr ? positions[row] : row;
+    return positions != nullptr ? detail::global_pointer(positions)[row] : row;
   }
 };
 

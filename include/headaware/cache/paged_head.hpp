@@ -6,6 +6,7 @@
 #include <headaware/cache/page_sizes.hpp>
 #include <headaware/cache/page_step.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/global_pointer.hpp>
 #include <headaware/fixed_divisor.hpp>
 #include <headaware/layer_heads.hpp>
 #include <headaware/policy/rolling_policy.hpp>
@@ -86,9 +87,10 @@ struct HeadPagesRows {
   }
   /// The number of a sequence's page. @pre it lies in what is shown
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t page(std::int32_t index) const {
-    if (index < sink_pages) return pages[index];
+    std::int32_t const* const from = detail::global_pointer(pages);
+    if (index < sink_pages) return from[index];
     std::int32_t const entry = index + ring_shift;  // dividing each time would cost more
-    return pages[entry < sink_pages + ring_pages ? entry : entry - ring_pages];
+    return from[entry < sink_pages + ring_pages ? entry : entry - ring_pages];
   }
 };
 
@@ -109,7 +111,7 @@ struct PagedHeadsView {
   std::uint64_t generation = generation_not_known;  ///< of the tables, new with every change
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE PagedHead const& head(std::int64_t layer, std::int64_t kv_head) const {
-    return heads[layer_heads().first(layer) + kv_head];
+    return detail::global_pointer(heads)[layer_heads().first(layer) + kv_head];
   }
   [[nodiscard]] HEADAWARE_HOST_DEVICE LayerHeads layer_heads() const {
     return {num_layers, num_kv_heads, first_heads, num_heads};

@@ -5,6 +5,7 @@
 
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/global_pointer.hpp>
 #include <headaware/fixed_divisor.hpp>
 
 #include <cstdint>
@@ -24,7 +25,7 @@ struct PagedRows {
     std::int64_t const page = page_size.quotient(row);
     std::int64_t const token = token_stride != 0 ? token_stride : channels;
     std::int64_t const stride = page_stride != 0 ? page_stride : page_size.value() * token;
-    return pages[page] * stride + page_size.remainder(row) * token;
+    return detail::global_pointer(pages)[page] * stride + page_size.remainder(row) * token;
   }
   /// Token of a row, for heads that hold all tokens.
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const { return row; }
@@ -46,7 +47,7 @@ struct PagedForm {
   }
   /// First entry of a row of the table.
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t entry(std::int64_t index) const {
-    return indptr != nullptr ? indptr[index] : index * table_stride;
+    return indptr != nullptr ? detail::global_pointer(indptr)[index] : index * table_stride;
   }
   /// The first `held` rows in the pages of a row of the table.
   [[nodiscard]] HEADAWARE_HOST_DEVICE PagedRows rows(std::int64_t index, std::int64_t held) const {

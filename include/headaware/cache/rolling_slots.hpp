@@ -9,6 +9,7 @@
 #include <headaware/cache/rolling_head.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/detail/checked.hpp>
+#include <headaware/detail/global_pointer.hpp>
 #include <headaware/detail/head_records.hpp>
 #include <headaware/detail/zero_when_moved.hpp>
 #include <headaware/error.hpp>
@@ -55,7 +56,7 @@ struct RollingSlotsView {
     return {num_layers, num_kv_heads, first_heads, num_heads};
   }
   [[nodiscard]] HEADAWARE_HOST_DEVICE RollingHead const& head(std::int64_t layer, std::int64_t kv_head) const {
-    return heads[layer_heads().first(layer) + kv_head];
+    return detail::global_pointer(heads)[layer_heads().first(layer) + kv_head];
   }
   [[nodiscard]] HEADAWARE_HOST_DEVICE RollingHead const& head(Segment const& segment) const {
     return head(segment.layer, segment.kv_head);

@@ -30,7 +30,7 @@ struct LogitMap {
     return {scale / soft_cap, soft_cap * log2_e};
   }
   /// Factor that may go into the queries beforehand: all of the map but the cap.
-  [[nodiscard]] float factor() const { return inner == 0 ? outer : inner; }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE float factor() const { return inner == 0 ? outer : inner; }
   [[nodiscard]] bool capped() const { return inner != 0; }
   /// Maps the product of a query that holds the factor already.
   [[nodiscard]] float cap(float x) const { return outer * std::tanh(x); }

@@ -3,13 +3,15 @@
 #include "support/device_attention.cuh"
 #include "support/paged_chunk.hpp"
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
 using namespace headaware_test;
 
-TEST_CASE("device attention: pages of single heads", "[attention]") {
+TEMPLATE_TEST_CASE("device attention: pages of single heads", "[attention]", float, ha::float16) {
   HEADAWARE_REQUIRE_DEVICE();
   for (std::int32_t const page_size : {1, 7, 16}) {
     int checks = 0;
@@ -17,7 +19,12 @@ TEST_CASE("device attention: pages of single heads", "[attention]") {
         page_size, [&](PagedChunk& chunk, std::int64_t tokens, std::vector<std::int32_t> const& first) {
           INFO("pages of " << page_size << ", check " << ++checks << ", " << tokens << " queries");
           DeviceUpload const upload;
-          DeviceVector<float> const d_pool(chunk.pool);
+          std::vector<TestType> pool;
+          for (float& x : chunk.pool) {
+            pool.push_back(ha::from_float<TestType>(x));
+            x = ha::to_float(pool.back());
+          }
+          DeviceVector<TestType> const d_pool(pool);
           DeviceVector<float> const d_queries(PagedChunk::queries(tokens));
           auto const bytes = chunk.pages.head_bytes();
           DeviceVector<std::byte> const d_heads(std::vector<std::byte>(bytes.begin(), bytes.end()));

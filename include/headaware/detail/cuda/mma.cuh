@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
@@ -21,6 +22,11 @@ __device__ inline void copy_async(void* to, void const* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
                : "memory");
 }
+/// The same to a shared address, always valid.
+template <int Offset>
+__device__ void copy_async(std::uint32_t to, void const* from) {
+  asm volatile("cp.async.cg.shared.global [%0 + %2], [%1], 16;" ::"r"(to), "l"(from), "n"(Offset) : "memory");
+}
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /// Waits until at most the last `Pending` of the committed groups are under way.
 template <int Pending>
@@ -29,17 +35,40 @@ __device__ void wait_copies() {
 }
 
 /// Loads four 8×8 matrices of 2-byte elements; lane l gives the shared address of row l % 8 of matrix l / 8.
-__device__ inline void load_matrices(std::uint32_t (&matrices)[4], std::uint32_t row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+template <int Offset = 0>
+__device__ void load_matrices(std::uint32_t (&matrices)[4], std::uint32_t row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
                : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
-               : "r"(row)
+               : "r"(row), "n"(Offset)
                : "memory");
 }
-__device__ inline void load_matrices_transposed(std::uint32_t (&matrices)[4], std::uint32_t row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+template <int Offset = 0>
+__device__ void load_matrices_transposed(std::uint32_t (&matrices)[4], std::uint32_t row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
                : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
-               : "r"(row)
+               : "r"(row), "n"(Offset)
                : "memory");
+}
+/// Two pointers side by side in shared memory.
+struct PointerPair {
+  char const* first;
+  char const* second;
+};
+template <int Offset>
+__device__ PointerPair load_shared_pointers(std::uint32_t at) {
+  PointerPair result;
+  asm volatile("ld.shared.v2.b64 {%0, %1}, [%2 + %3];"
+               : "=l"(result.first), "=l"(result.second)
+               : "r"(at), "n"(Offset)
+               : "memory");
+  return result;
+}
+
+/// Transposes an 8×8 matrix of 2-byte elements; lane l holds elements 2 · (l % 4) and the next of row l / 4.
+__device__ inline std::uint32_t transpose_matrix(std::uint32_t matrix) {
+  std::uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(matrix));
+  return result;
 }
 
 /// c += a · b, 16×8 += 16×16 · 16×8, sums in float.
@@ -56,6 +85,29 @@ __device__ void multiply_add(float (&c)[4], std::uint32_t const (&a)[4], std::ui
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
+}
+
+__device__ inline void store_shared_pointers(std::uint32_t at, void const* first, void const* second) {
+  asm volatile("st.shared.v2.b64 [%0], {%1, %2};" ::"r"(at), "l"(first), "l"(second) : "memory");
+}
+__device__ inline void store_shared_number(std::uint32_t at, std::int64_t number) {
+  asm volatile("st.shared.b64 [%0], %1;" ::"r"(at), "l"(number) : "memory");
+}
+
+/// Keeps a number in a register: it is not read again from where it came from.
+__device__ inline void hold(std::int32_t& number) { asm volatile("" : "+r"(number)); }
+__device__ inline void hold(std::uint32_t& number) { asm volatile("" : "+r"(number)); }
+__device__ inline void hold(float& number) { asm volatile("" : "+f"(number)); }
+template <class T>
+__device__ void hold(T const*& pointer) {
+  asm volatile("" : "+l"(pointer));
+}
+
+/// Calls `f.operator()<I>()` with I = 0 … Count - 1.
+template <int Count, class F>
+__device__ void unrolled(F const& f) {
+  [&]<int... I>(std::integer_sequence<int, I...>) { (f.template operator()<I>(), ...); }
+  (std::make_integer_sequence<int, Count>{});
 }
 
 /// 2^x to 2 units in the last place, 0 below 2^-126.

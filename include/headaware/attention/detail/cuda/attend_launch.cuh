@@ -8,6 +8,7 @@
 #include <headaware/attention/detail/cuda/attend_parameters.cuh>
 #include <headaware/attention/detail/cuda/attend_split_kernel.cuh>
 #include <headaware/attention/detail/cuda/attend_workspace.cuh>
+#include <headaware/attention/detail/cuda/mma_launch.cuh>
 #include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/config.hpp>
@@ -80,7 +81,8 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
   AttendMemory const memory = attend_memory<Queries, Parameters>(shape, where);
   bool wide_values = false;
   if constexpr (!latent) wide_values = wide_rows(cache.values, cache.view, shape.output_dim());
-  AttendSplitParameters<View> const split{cache.view, shape, kv, work.arrays(), bounds.max_rows, bounds.d_status};
+  AttendSplitParameters<View> const split{cache.view,      shape,          kv, work.arrays(), work.tickets(),
+                                          bounds.max_rows, bounds.d_status};
   launch(where, attend_split_kernel<View>, 1, attend_split_threads, 0, stream, split);
   Parameters const parameters{shape,
                               queries,
@@ -110,12 +112,12 @@ auto element_cache(Cache const& cache) {
   }
 }
 
-/// Attention over rows of elements, by the kernel for as many query rows and channels.
+/// Attention over rows of elements on plain float units, by the kernel for as many query rows and channels.
 template <class Q, class QLayout, class Cache, class O, class OLayout>
-void attend_elements(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
-                     AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
-                     AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
-                     AttentionOptions const& options, cudaStream_t stream) {
+void attend_plain(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
+                  AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
+                  AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
+                  AttentionOptions const& options, cudaStream_t stream) {
   auto const launch = [&]<int Queries, int Width>() {
     launch_attend<Queries, Width>(d_temp, temp_bytes, shape, queries, cache, output, bounds, options, stream);
   };
@@ -124,10 +126,15 @@ void attend_elements(void* d_temp, std::size_t& temp_bytes, AttentionShape const
   std::int64_t const rows = shape.query_rows();
   if constexpr (!is_latent<Cache>) {
     if (std::max(shape.head_dim, shape.output_dim()) <= max_narrow_channels) {
-      if (rows <= 1) return launch.template operator()<1, narrow>();
-      if (rows <= 4) return launch.template operator()<4, narrow>();
-      if (rows <= 8) return launch.template operator()<8, narrow>();
-      return launch.template operator()<16, narrow>();
+      // Rows of 16 bits that are here are the exception (alignment, odd channels, old devices): one kernel for all.
+      if constexpr (is_mma_element<typename CacheTypes<Cache>::Element>) {
+        return launch.template operator()<8, narrow>();
+      } else {
+        if (rows <= 1) return launch.template operator()<1, narrow>();
+        if (rows <= 4) return launch.template operator()<4, narrow>();
+        if (rows <= 8) return launch.template operator()<8, narrow>();
+        return launch.template operator()<16, narrow>();
+      }
     }
   }
   if (rows <= 8) return launch.template operator()<8, wide>();
@@ -135,6 +142,35 @@ void attend_elements(void* d_temp, std::size_t& temp_bytes, AttentionShape const
     if (rows > 16) return launch.template operator()<32, wide>();
   }
   return launch.template operator()<16, wide>();
+}
+
+/// Attention over rows of elements: on tensor cores where elements, channels, addresses and device allow it.
+template <class Q, class QLayout, class Cache, class O, class OLayout>
+void attend_elements(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
+                     AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
+                     AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
+                     AttentionOptions const& options, cudaStream_t stream) {
+  if constexpr (!is_latent<Cache> && is_mma_element<typename CacheTypes<Cache>::Element>) {
+    if (mma_channels(shape)) {
+      // Storage suffices for both: alignment and device may be others when the kernels run.
+      std::size_t plain_bytes = 0;
+      std::size_t mma_bytes = 0;
+      attend_plain(nullptr, plain_bytes, shape, queries, cache, output, bounds, options, stream);
+      attend_mma(nullptr, mma_bytes, shape, queries, cache, output, bounds, options, stream);
+      std::size_t const needed = std::max(plain_bytes, mma_bytes);
+      if (d_temp == nullptr) {
+        temp_bytes = needed;
+        return;
+      }
+      require(temp_bytes >= needed, "temporary storage in bytes", needed, temp_bytes, "attend");
+      if (wide_rows(cache.keys, cache.view, shape.head_dim) &&
+          wide_rows(cache.values, cache.view, shape.output_dim()) &&
+          attend_mma(d_temp, temp_bytes, shape, queries, cache, output, bounds, options, stream)) {
+        return;
+      }
+    }
+  }
+  attend_plain(d_temp, temp_bytes, shape, queries, cache, output, bounds, options, stream);
 }
 
 }  // namespace detail

@@ -20,6 +20,7 @@ struct AttendSplitParameters {
   AttentionShape shape;
   KvSplit kv;
   AttendArrays arrays;
+  std::int64_t tickets;  ///< to clear
   std::int64_t max_rows;
   std::int32_t* d_status;
 };
@@ -33,13 +34,13 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_split_threads, 1)
   AttentionShape const& shape = p.shape;
   AttendArrays const& arrays = p.arrays;
   std::int64_t const segments = shape.segments();
+  for (std::int64_t i = threadIdx.x; i < p.tickets; i += attend_split_threads) arrays.tickets[i] = 0;
   bool bad = false;
   auto const split = [&](std::int64_t s) {
     std::int64_t const held = p.view.head(s / shape.num_kv_heads, s % shape.num_kv_heads).rows();
     bool const possible = held >= 0 && held <= p.max_rows;
     bad = bad || !possible;
     std::int64_t const rows = possible ? held : 0;
-    for (std::int64_t tile = 0; tile < p.kv.tiles; ++tile) arrays.tickets[s * p.kv.tiles + tile] = 0;
     return RowsAndParts{rows, static_cast<std::int32_t>(p.kv.splits(rows))};
   };
   RowsAndParts const all = scan_segments<attend_split_threads>(

@@ -31,20 +31,22 @@ class AttendWorkspace {
     std::int64_t const blocks = adjacent ? splits * kv.tiles : splits;
     require(blocks <= max_blocks, "KV splits", max_blocks_text, blocks, where);
     grid_ = dim3(static_cast<unsigned>(blocks), adjacent ? 1U : static_cast<unsigned>(kv.tiles));
+    tickets_ = segments * kv.tiles;
     std::int64_t const parts = splits * kv.tiles * queries;
     placed_ = place_buffers(d_temp, temp_bytes, where, TempBuffer{arrays_.parts, parts},
                             TempBuffer{arrays_.sums, parts * shape.output_dim()},
-                            TempBuffer{arrays_.split_offsets, segments + 1},
-                            TempBuffer{arrays_.tickets, segments * kv.tiles});
+                            TempBuffer{arrays_.split_offsets, segments + 1}, TempBuffer{arrays_.tickets, tickets_});
   }
 
   /// False in a size query.
   [[nodiscard]] bool placed() const { return placed_; }
   [[nodiscard]] AttendArrays const& arrays() const { return arrays_; }
+  [[nodiscard]] std::int64_t tickets() const { return tickets_; }
   [[nodiscard]] dim3 grid() const { return grid_; }
 
  private:
   AttendArrays arrays_;
+  std::int64_t tickets_ = 0;
   dim3 grid_;
   bool placed_ = false;
 };

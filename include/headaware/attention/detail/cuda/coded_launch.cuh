@@ -51,7 +51,8 @@ void launch_coded(void* d_temp, std::size_t& temp_bytes, AttentionShape const& s
   auto const memory = CodedMemory::of<Registry>(shape.head_dim, shape.output_dim(), Queries);
   auto const kernel = coded_kernel<Queries, Parameters>;
   allow_shared_memory(kernel, memory.bytes, where);
-  AttendSplitParameters<View> const split{cache.view, shape, kv, work.arrays(), bounds.max_rows, bounds.d_status};
+  AttendSplitParameters<View> const split{cache.view,      shape,          kv, work.arrays(), work.tickets(),
+                                          bounds.max_rows, bounds.d_status};
   launch(where, attend_split_kernel<View>, 1, attend_split_threads, 0, stream, split);
   Parameters const parameters{shape,
                               queries,

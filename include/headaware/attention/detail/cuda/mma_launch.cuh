@@ -1,0 +1,149 @@
+#pragma once
+
+#include <headaware/attention/attention.hpp>
+#include <headaware/attention/attention_bounds.hpp>
+#include <headaware/attention/detail/cuda/attend_parameters.cuh>
+#include <headaware/attention/detail/cuda/attend_split_kernel.cuh>
+#include <headaware/attention/detail/cuda/mma_kernel.cuh>
+#include <headaware/attention/detail/cuda/mma_parameters.cuh>
+#include <headaware/attention/detail/kv_split.hpp>
+#include <headaware/attention/kept_view.hpp>
+#include <headaware/config.hpp>
+#include <headaware/detail/cuda/launch.cuh>
+#include <headaware/detail/cuda/temp_storage.cuh>
+#include <headaware/error.hpp>
+#include <headaware/layout/concept.hpp>
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// How a device runs a kernel on tensor cores.
+struct MmaLaunch {
+  std::int32_t warps = 0;  ///< of a block; 0: the device, or the code for it, has none of the instructions
+  std::int32_t stages = 0;
+  std::int32_t shared_bytes = 0;
+  std::int64_t blocks = 0;  ///< that the device runs at once
+
+  /// Two blocks on a multiprocessor if each has two tiles a warp then, else one, of fewer warps if need be; as many
+  /// tiles as there is room for.
+  template <class P>
+  static MmaLaunch of(char const* where) {
+    auto const kernel = mma_kernel<P>;
+    int device = 0;
+    int limit = 0;
+    int both = 0;
+    int processors = 0;
+    cudaFuncAttributes attributes{};
+    require_cuda(cudaGetDevice(&device), "the current device", where);
+    auto const ask = [&](int& value, cudaDeviceAttr attribute) {
+      require_cuda(cudaDeviceGetAttribute(&value, attribute, device), "the device", where);
+    };
+    ask(limit, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    ask(both, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+    ask(processors, cudaDevAttrMultiProcessorCount);
+    require_cuda(cudaFuncGetAttributes(&attributes, kernel), "the kernel", where);
+    MmaLaunch launch;
+    if (attributes.ptxVersion < 80) return launch;
+    auto const fixed = static_cast<std::int32_t>(attributes.sharedSizeBytes);
+    constexpr std::int32_t reserved = 1024;  // by CUDA, per block
+    std::int32_t const one = limit - fixed;
+    std::int32_t const two = std::min(one, both / 2 - fixed - reserved);
+    std::int32_t const resident = P::shared_bytes(max_mma_warps, 2) <= two ? 2 : 1;
+    std::int32_t const room = resident == 2 ? two : one;
+    launch.warps = max_mma_warps;
+    while (launch.warps > 1 && P::shared_bytes(launch.warps, 2) > room) launch.warps /= 2;
+    launch.stages = max_mma_stages;
+    while (launch.stages > 2 && P::shared_bytes(launch.warps, launch.stages) > room) --launch.stages;
+    launch.shared_bytes = P::shared_bytes(launch.warps, launch.stages);
+    launch.blocks = std::int64_t{processors} * resident;
+    require(launch.shared_bytes <= room, "shared memory in bytes", {"at most ", room}, launch.shared_bytes, where);
+    if (attributes.maxDynamicSharedSizeBytes < launch.shared_bytes) {
+      auto const set = [&](cudaFuncAttribute attribute, int value) {
+        require_cuda(cudaFuncSetAttribute(kernel, attribute, value), "shared memory", where);
+      };
+      set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+      set(cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes);
+    }
+    return launch;
+  }
+};
+
+/// Whether `mma_kernel` takes rows of as many channels.
+inline bool mma_channels(AttentionShape const& shape) {
+  auto const fits = [](std::int64_t channels) { return channels % 16 == 0 && channels <= max_mma_channels; };
+  return fits(shape.head_dim) && fits(shape.output_dim());
+}
+
+/// @return whether it was launched, or its storage told: else the device has no code of it
+template <class P, class Q, class QLayout, class Cache, class O, class OLayout>
+bool launch_mma(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
+                AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
+                AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
+                AttentionOptions const& options, cudaStream_t stream) {
+  constexpr auto where = "attend";
+  std::int64_t const segments = shape.segments();
+  KvSplit kv = KvSplit::of(shape, P::queries, mma_rows);
+  kv.split_rows = mma_rows;  // whatever the number of query tiles
+  std::int64_t const tiles = bounds.max_rows / mma_rows + segments;
+  require(tiles <= max_blocks, "tiles of rows", max_blocks_text, tiles, where);
+  std::int64_t const most_blocks =
+      kv.tiles < max_mma_blocks ? std::min(tiles * kv.tiles, max_mma_blocks) : max_mma_blocks;
+  std::int64_t const parts = 2 * most_blocks * P::queries;
+  std::int64_t const tickets = 4 * most_blocks;
+  AttendArrays arrays;
+  if (!place_buffers(d_temp, temp_bytes, where, TempBuffer{arrays.parts, parts},
+                     TempBuffer{arrays.sums, parts * shape.output_dim()},
+                     TempBuffer{arrays.split_offsets, segments + 1}, TempBuffer{arrays.tickets, tickets})) {
+    return true;
+  }
+  MmaLaunch const how = MmaLaunch::of<P>(where);
+  if (how.warps == 0) return false;
+  AttendSplitParameters<typename P::View> const split{cache.view,      shape,          kv, arrays, tickets,
+                                                      bounds.max_rows, bounds.d_status};
+  launch(where, attend_split_kernel<typename P::View>, 1, attend_split_threads, 0, stream, split);
+  bool const wide_queries =
+      channel_run(queries.layout) % 8 == 0 && reinterpret_cast<std::uintptr_t>(queries.data) % 16 == 0;
+  bool const wide_output =
+      channel_run(output.layout) % 4 == 0 && reinterpret_cast<std::uintptr_t>(output.data) % (4 * sizeof(O)) == 0;
+  P const parameters{shape,
+                     queries,
+                     cache,
+                     output,
+                     options.first_positions,
+                     attention_window(options),
+                     options.sinks,
+                     logit_map(shape, options),
+                     kv,
+                     arrays,
+                     how.stages,
+                     wide_queries,
+                     wide_output};
+  launch(where, mma_kernel<P>, static_cast<unsigned>(std::min(how.blocks, most_blocks)), how.warps * warp_threads,
+         how.shared_bytes, stream, parameters);
+  return true;
+}
+
+/// Attention over rows of 16 bits on tensor cores, by the kernel for as many query rows and channels.
+/// @pre `mma_channels`; with storage: rows allow 16-byte loads. @return as `launch_mma`
+template <class Q, class QLayout, class Cache, class O, class OLayout>
+bool attend_mma(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
+                AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
+                AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
+                AttentionOptions const& options, cudaStream_t stream) {
+  auto const launch = [&]<int ChannelTiles, int QueryTiles>() {
+    using P = MmaParameters<Q, QLayout, Cache, O, OLayout, ChannelTiles, QueryTiles>;
+    return launch_mma<P>(d_temp, temp_bytes, shape, queries, cache, output, bounds, options, stream);
+  };
+  // Sums of wide rows leave no registers for a second tile of queries.
+  if (std::max(shape.head_dim, shape.output_dim()) > max_mma_channels / 2) return launch.template operator()<16, 1>();
+  return shape.query_rows() <= 8 ? launch.template operator()<8, 1>() : launch.template operator()<8, 2>();
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END

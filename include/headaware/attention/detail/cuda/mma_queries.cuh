@@ -1,0 +1,97 @@
+#pragma once
+
+#include <headaware/attention/detail/cuda/mma_parameters.cuh>
+#include <headaware/attention/detail/kv_split.hpp>
+#include <headaware/config.hpp>
+#include <headaware/detail/cuda/element.cuh>
+#include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/detail/cuda/vector_access.cuh>
+#include <headaware/detail/global_pointer.hpp>
+
+#include <cstdint>
+#include <type_traits>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// Reads 8 channels of a query.
+template <class P>
+__device__ void load_query(P const& p, MmaShared<P::queries> const& shared, std::int64_t sequence, std::int32_t q,
+                           std::int32_t channel, float (&x)[8]) {
+  using Q = typename P::Query;
+  auto const at = [&](std::int32_t c) {
+    return global_pointer(p.queries_in.data) +
+           p.queries_in.layout.offset(sequence, shared.heads[q], shared.tokens[q], c);
+  };
+  if (p.wide_queries) {
+    constexpr int width = 16 / sizeof(Q);
+    auto const* const from = reinterpret_cast<Pack<Q, width> const*>(at(channel));
+#pragma unroll
+    for (int i = 0; i < 8 / width; ++i) {
+      Pack<Q, width> const piece = from[i];
+#pragma unroll
+      for (int j = 0; j < width; ++j) x[i * width + j] = element_value(piece.elements[j]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] = element_value(*at(channel + i));
+  }
+}
+
+/// The power of two by which a query is divided, so that its elements fit 16 bits: that of its largest element.
+__device__ inline float query_scale(float largest) {
+  std::uint32_t const exponent = __float_as_uint(largest) & 0x7f800000U;
+  bool const possible = exponent >= 0x01000000U && exponent <= 0x7e000000U;
+  return possible ? __uint_as_float(exponent) : 1.0F;
+}
+
+/// Reads a job's queries into shared memory as sums of the cache's elements, by all warps.
+/// @param to  shared, [query_parts, queries, pitch]; zeros where there is no query or channel
+template <class P>
+__device__ void take_mma_queries(P const& p, MmaShared<P::queries>& shared, MmaJob const& job, unsigned char* to) {
+  using E = typename P::Element;
+  constexpr bool scaled = std::is_same_v<E, float16> && !std::is_same_v<typename P::Query, float16>;
+  constexpr int lanes = P::row_lanes;
+  auto const thread = static_cast<std::int32_t>(threadIdx.x);
+  auto const column = thread % lanes;
+  for (std::int32_t q = thread / lanes; q < P::queries; q += static_cast<std::int32_t>(blockDim.x) / lanes) {
+    bool const has = q < job.query_count;
+    float x[8] = {};
+    if (column == 0) {  // after the last query comes the last: it sees no more and no less
+      std::int32_t const own = has ? q : job.query_count - 1;
+      QueryRow const row(p.shape, job.sequence, job.kv_head, job.first_query + own);
+      shared.heads[q] = row.head;
+      shared.tokens[q] = row.token;
+    }
+    __syncwarp();
+    if (has && column * 8 < p.shape.head_dim) load_query(p, shared, job.sequence, q, column * 8, x);
+    float scale = 1;
+    if constexpr (scaled) {
+      float largest = 0;
+#pragma unroll
+      for (float const each : x) largest = fmaxf(largest, fabsf(each));
+#pragma unroll
+      for (int i = lanes / 2; i > 0; i /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0U, largest, i));
+      scale = query_scale(largest);
+#pragma unroll
+      for (float& each : x) each /= scale;
+    }
+    if (column == 0) shared.scales[q] = scale * p.map.factor();
+#pragma unroll
+    for (int part = 0; part < P::query_parts; ++part) {
+      std::uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        words[i] = pack_pair<E>(x[2 * i], x[2 * i + 1]);
+        float2 const rounded = unpack_pair<E>(words[i]);
+        x[2 * i] -= rounded.x;
+        x[2 * i + 1] -= rounded.y;
+      }
+      *reinterpret_cast<uint4*>(to + part * P::query_bytes + q * P::pitch + column * 16) = {words[0], words[1],
+                                                                                            words[2], words[3]};
+    }
+  }
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END

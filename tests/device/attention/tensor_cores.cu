@@ -1,0 +1,243 @@
+// Attention over rows of 16 bits on tensor cores: types, shapes, joins, what queries do not see.
+
+#include "support/device_attention.cuh"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+using namespace headaware_test;
+
+namespace {
+
+template <class O>
+struct Results {
+  std::vector<O> output;
+  std::vector<float> lse;
+};
+
+/// Attends over ragged rows, with queries of type Q.
+template <class Q, class O, class E>
+Results<O> attend_ragged(HeldProblem<E> const& p, std::int64_t slack = 0) {
+  Results<O> result;
+  for_each_view(p, true, [&](std::string const& name, PlacedRows<E> const& placed, auto const& make) {
+    if constexpr (std::is_same_v<decltype(make(DeviceUpload())), ha::RaggedView<std::int32_t>>) {
+      if (name != "ragged") return;
+      DeviceUpload const upload;
+      auto options = p.options;
+      if (!p.first_positions.empty()) options.first_positions = upload(p.first_positions);
+      if (!p.sinks.empty()) options.sinks = upload(p.sinks);
+      std::vector<Q> queries;
+      for (float const x : p.queries) queries.push_back(ha::from_float<Q>(x));
+      auto const rows = at(std::int64_t{p.shape.num_sequences} * p.shape.num_query_heads * p.shape.query_tokens);
+      DeviceVector<E> const d_keys(placed.keys);
+      DeviceVector<E> const d_values(placed.values);
+      DeviceVector<Q> const d_queries(queries);
+      DeviceVector<O> const d_output(std::vector<O>(rows * at(p.shape.output_dim()), ha::from_float<O>(77)));
+      DeviceVector<float> const d_lse(std::vector<float>(rows, 77));
+      run_attend(p.shape, ha::AttentionQueries{d_queries.data(), p.query_layout()},
+                 ha::KeptCache{d_keys.data(), d_values.data(), make(upload)},
+                 ha::AttentionOutput{d_output.data(), p.output_layout(), d_lse.data()}, {p.total_rows() + slack},
+                 options);
+      result = {d_output.host(), d_lse.host()};
+    }
+  });
+  return result;
+}
+
+template <class Q, class O, class E>
+void check(HeldProblem<E> p, double times = 1) {
+  for (float& x : p.queries) x = ha::to_float(ha::from_float<Q>(x));
+  auto const got = attend_ragged<Q, O>(p);
+  check_attended(got.output, got.lse, naive_attention(p), times);
+}
+
+template <class Q, class E, class O>
+struct Types {
+  using Query = Q;
+  using Element = E;
+  using Output = O;
+};
+
+struct Sizes {
+  std::int64_t keys;
+  std::int64_t values;
+  std::int32_t group;
+};
+constexpr Sizes some_sizes[] = {{128, 128, 1}, {128, 128, 8}, {64, 48, 3},  {80, 144, 12},
+                                {256, 256, 4}, {240, 16, 20}, {16, 256, 16}};
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("tensor cores: types of queries, rows and output", "[attention]",
+                   (Types<ha::float16, ha::float16, ha::float16>), (Types<ha::bfloat16, ha::bfloat16, ha::bfloat16>),
+                   (Types<float, ha::float16, float>), (Types<float, ha::bfloat16, float>),
+                   (Types<ha::bfloat16, ha::float16, ha::bfloat16>), (Types<ha::float16, ha::bfloat16, ha::float16>)) {
+  HEADAWARE_REQUIRE_DEVICE();
+  using E = typename TestType::Element;
+  for (Sizes const& sizes : some_sizes) {
+    auto const& [keys, values, group] = sizes;
+    INFO(keys << " and " << values << " channels, group " << group);
+    HeldProblem<E> p({2, 2 * group, 2, 1, keys, values}, {300, 5, 0, 17}, 6);
+    check<typename TestType::Query, typename TestType::Output>(p);
+    if (keys != 64) continue;
+    p.options.soft_cap = 2;
+    p.sinks.assign(at(2 * group), 0.5F);
+    check<typename TestType::Query, typename TestType::Output>(p);
+  }
+}
+
+TEST_CASE("tensor cores: one long head beside short ones, joined the same each time", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  // Keys that differ much in weight, so that a part left out or weighed wrongly shows.
+  HeldProblem<ha::float16> p({2, 8, 2, 1, 16}, {64, 20000, 3, 64}, 61);
+  for (float& x : p.queries) x *= 3;
+  auto const first = attend_ragged<float, float>(p);
+  check_attended(first.output, first.lse, naive_attention(p));
+  for (std::int64_t const slack : {0, 1000000}) {
+    auto const again = attend_ragged<float, float>(p, slack);
+    CHECK(again.output == first.output);
+    CHECK(again.lse == first.lse);
+  }
+}
+
+TEST_CASE("tensor cores: logits and queries of any size", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  for (float const scale : {1e-6F, 1e6F}) {
+    HeldProblem<ha::float16> p({1, 2, 1, 1, 32}, {700}, 71);
+    for (float& x : p.queries) x *= scale;
+    p.options.scale = 1 / scale;
+    check<float, float>(p);
+  }
+  // Rising, and by far.
+  for (float const step : {0.5F, -0.5F, 40.0F}) {
+    HeldProblem<ha::float16> p({1, 1, 1, 1, 16}, {400}, 72);
+    std::fill(p.queries.begin(), p.queries.end(), 0.0F);
+    p.queries[3] = 4;
+    for (std::size_t i = 0; i < 400; ++i) p.segments[0].keys[i * 16 + 3] = ha::from_float<ha::float16>(step * float(i));
+    check<float, float>(p);
+  }
+}
+
+TEST_CASE("tensor cores: a key that is no number shows in the output, a value where it lies", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  for (float const bad : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity(),
+                          std::numeric_limits<float>::infinity()}) {
+    for (std::size_t const row : {70, 599}) {
+      HeldProblem<ha::float16> p({1, 4, 1, 1, 32}, {600}, 41);
+      p.segments[0].keys[row * 32 + 3] = ha::from_float<ha::float16>(bad);
+      for (float const x : attend_ragged<float, float>(p).output) CHECK(std::isnan(x));
+      HeldProblem<ha::float16> q({1, 4, 1, 1, 32}, {600}, 41);
+      auto const good = attend_ragged<float, float>(q).output;
+      q.segments[0].values[row * 32 + 3] = ha::from_float<ha::float16>(bad);
+      auto const output = attend_ragged<float, float>(q).output;
+      for (std::size_t i = 0; i < output.size(); ++i) {
+        if (i % 32 != 3) {
+          CHECK(output[i] == good[i]);
+        } else {
+          CHECK(!std::isfinite(output[i]));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("tensor cores: a chunk sees what came before each of its tokens", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  for (auto const& [tokens, window] : {std::array{2, 0}, std::array{9, 0}, std::array{40, 0}, std::array{9, 1},
+                                       std::array{9, 3}, std::array{40, 100}, std::array{4, 1000}}) {
+    HeldProblem<ha::bfloat16> p({2, 4, 2, tokens, 32}, {tokens, tokens, 300, 700}, 11);
+    p.first_positions = {0, 700 - tokens};
+    p.options.window = window;
+    INFO(tokens << " tokens, window " << window);
+    check<float, float>(p);
+    p.first_positions = {-5, 691};  // some queries see nothing but their sinks
+    p.sinks = {1, -3, 2, 20};
+    check<float, float>(p);
+  }
+}
+
+TEST_CASE("tensor cores: rows that a query does not see may hold anything", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  for (float const bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    for (std::int64_t const tokens : {1, 3, 20}) {
+      std::size_t const bad_row = 71;
+      HeldProblem<ha::float16> p({1, 1, 1, tokens, 16}, {90}, 3);
+      p.first_positions = {70};
+      auto const good = attend_ragged<float, float>(p).output;
+      for (bool const key : {true, false}) {
+        auto& tensor = key ? p.segments[0].keys : p.segments[0].values;
+        auto const before = std::exchange(tensor[bad_row * 16 + 5], ha::from_float<ha::float16>(bad));
+        auto const output = attend_ragged<float, float>(p).output;
+        tensor[bad_row * 16 + 5] = before;
+        for (std::size_t i = 0; i < at(tokens); ++i) {
+          INFO(bad << ", query at " << 70 + i << " of " << tokens);
+          if (70 + i < bad_row) {
+            CHECK(output[i * 16 + 5] == good[i * 16 + 5]);
+          } else {
+            CHECK(!std::isfinite(output[i * 16 + 5]));
+          }
+          if (!key) CHECK(output[i * 16 + 6] == good[i * 16 + 6]);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("tensor cores: a captured step reads the lengths of its replay, far below its capacity", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  using E = ha::float16;
+  HeldProblem<E> p({1, 4, 2, 1, 64}, {3000, 2000}, 51);
+  auto const joined = [&](std::vector<E> HeldRows<E>::*of) {
+    std::vector<E> result = p.segments[0].*of;
+    result.insert(result.end(), (p.segments[1].*of).begin(), (p.segments[1].*of).end());
+    return result;
+  };
+  auto const keys = joined(&HeldRows<E>::keys);
+  auto const values = joined(&HeldRows<E>::values);
+  DeviceVector<E> const d_keys(keys);
+  DeviceVector<E> const d_values(values);
+  DeviceVector<float> const d_queries(p.queries);
+  DeviceVector<float> const d_output(std::vector<float>(4 * 64, 77));
+  DeviceVector<float> const d_lse(std::vector<float>(4, 77));
+  DeviceVector<std::int32_t> const d_offsets(std::vector<std::int32_t>{0, 0, 0});
+  Stream const stream;
+  std::size_t bytes = 0;
+  auto const call = [&](void* temp) {
+    return ha::device::attend(temp, bytes, p.shape, ha::AttentionQueries{d_queries.data(), p.query_layout()},
+                              ha::KeptCache{d_keys.data(), d_values.data(), ha::RaggedView{d_offsets.data(), 2}},
+                              ha::AttentionOutput{d_output.data(), p.output_layout(), d_lse.data()}, {1000000}, {},
+                              stream);
+  };
+  REQUIRE_CUDA(call(nullptr));
+  DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{0xEE}));
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  REQUIRE_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  REQUIRE_CUDA(call(temp.data()));
+  REQUIRE_CUDA(cudaStreamEndCapture(stream, &graph));
+  REQUIRE_CUDA(cudaGraphInstantiate(&exec, graph, 0));
+  for (auto const& [first, end] : {std::pair{3000, 5000}, std::pair{0, 0}, std::pair{1, 4000}, std::pair{128, 256}}) {
+    std::vector<std::int32_t> const offsets{0, first, end};
+    REQUIRE_CUDA(cudaMemcpy(d_offsets.data(), offsets.data(), 12, cudaMemcpyHostToDevice));
+    HeldProblem<E> now = p;
+    for (std::size_t s = 0; s < 2; ++s) {
+      auto const part = [&](std::vector<E> const& of) {
+        return std::vector<E>(of.begin() + offsets[s] * 64, of.begin() + offsets[s + 1] * 64);
+      };
+      now.segments[s] = {part(keys), part(values), std::vector<std::int32_t>(at(offsets[s + 1] - offsets[s]))};
+    }
+    REQUIRE_CUDA(cudaGraphLaunch(exec, stream));
+    REQUIRE_CUDA(cudaStreamSynchronize(stream));
+    check_attended(d_output.host(), d_lse.host(), naive_attention(now));
+  }
+  REQUIRE_CUDA(cudaGraphExecDestroy(exec));
+  REQUIRE_CUDA(cudaGraphDestroy(graph));
+}
