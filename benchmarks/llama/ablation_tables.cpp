@@ -8,6 +8,7 @@
 #include <headaware/plan/planner.hpp>
 #include <headaware/plan/refine.hpp>
 #include <headaware/plan/replanned_sensitivity.hpp>
+#include <headaware/plan/uniform_plan.hpp>
 #include <headaware/policy/fold.hpp>
 #include <headaware/policy/policy_window.hpp>
 
@@ -226,20 +227,7 @@ ha::PolicyTable AblationTables::uniform(AblationSetup const& setup) const {
 KeptHeads AblationTables::uniform_in(ha::HeadFormats const& formats, AblationSetup const& setup) const {
   std::int64_t const most = total(setup) * sixteen_bit_row_;
   ha::FormatTable const of_heads(shape_, formats);
-  auto const windows = [&](std::int64_t tokens) {
-    auto const window = static_cast<std::int32_t>(std::max<std::int64_t>(tokens - setup.sink, 0));
-    return ha::within_layers(ha::PolicyTable(shape_, ha::SinkWindow{.sink = setup.sink, .window = window}), shape_,
-                             asked_by);
-  };
-  std::int64_t low = setup.sink;
-  std::int64_t high = context_ + 1;
-  while (high - low > 1) {
-    std::int64_t const middle = low + (high - low) / 2;
-    (ha::held_bytes(windows(middle), of_heads, shape_, context_) <= most ? low : high) = middle;
-  }
-  ha::require(low > setup.sink, "budget", {"bytes of more than ", setup.sink, " sinks in ", formats.name()}, most,
-              asked_by);
-  return {windows(low), of_heads};
+  return {ha::uniform_table(shape_, of_heads, most, context_, setup.sink), of_heads};
 }
 
 PlannerInput AblationTables::input_of(AblationSetup const& setup) const {

@@ -9,6 +9,7 @@
 #include <headaware/io/plan.hpp>
 #include <headaware/io/policy_table.hpp>
 #include <headaware/plan/compare.hpp>
+#include <headaware/plan/uniform_plan.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -95,23 +96,11 @@ class MethodRuns {
         formats.set(layer, head, sixteen.at(layer, head));
       }
     }
-    auto const bytes = [&](std::int64_t tokens, ha::FormatTable const& of) {
-      auto const size = ha::Budget::tokens(static_cast<double>(tokens));
-      auto const table = ha::uniform_table(model_, size, options_->context, 1, 4).skip_layers(options_->skip_layers);
-      return std::pair(ha::held_bytes(table, of, model_, options_->context), table);
-    };
-    std::int64_t const most = bytes(budget, sixteen).first;
-    constexpr std::int64_t sinks = 4;
-    std::int64_t low = sinks;
-    std::int64_t high = options_->context + 1;
-    while (high - low > 1) {
-      std::int64_t const middle = low + (high - low) / 2;
-      (bytes(middle, formats).first <= most ? low : high) = middle;
-    }
-    ha::require(low > sinks, "--budget", "more bytes than 4 sinks take in --uniform_formats", budget,
-                "--uniform_formats");
-    ha::PolicyTable const table = bytes(low, formats).second;
-    add("streaming_llm " + pair.name(), budget, table, {}, std::move(formats));
+    std::int64_t const context = options_->context;
+    auto const in_sixteen = ha::uniform_table(model_, ha::Budget::tokens(static_cast<double>(budget)), context);
+    std::int64_t const bytes = ha::held_bytes(in_sixteen.skip_layers(options_->skip_layers), sixteen, model_, context);
+    add("streaming_llm " + pair.name(), budget,
+        ha::uniform_table(model_, formats, bytes, context, 4, options_->skip_layers), {}, formats);
   }
   void add_uniform(std::string const& method, std::int64_t budget) {
     auto const size = ha::Budget::tokens(static_cast<double>(budget));

@@ -13,6 +13,7 @@
 #include <headaware/plan/budget.hpp>
 #include <headaware/plan/detail/budget_parts.hpp>
 #include <headaware/plan/detail/cache_costs.hpp>
+#include <headaware/plan/detail/largest_fitting.hpp>
 #include <headaware/plan/detail/whole_pages.hpp>
 #include <headaware/plan/empty_plan.hpp>
 #include <headaware/plan/format_choice.hpp>
@@ -47,14 +48,10 @@ namespace detail {
     return costs.of(
         [&](std::int32_t layer) { return std::min(pages * page_size, whole_pages(costs.visible(layer), page_size)); });
   };
-  std::int64_t low = 0;
-  std::int64_t high = whole_pages(costs.context, page_size) / page_size;
-  if (cost(high) <= total) return whole;
-  while (high - low > 1) {
-    std::int64_t const middle = low + (high - low) / 2;
-    (cost(middle) <= total ? low : high) = middle;
-  }
-  std::int64_t const each = low * page_size;
+  std::int64_t const all = whole_pages(costs.context, page_size) / page_size;
+  if (cost(all) <= total) return whole;
+  std::int64_t const each =
+      page_size * largest_fitting(0, all, [&](std::int64_t pages) { return cost(pages) <= total; });
   require(each > sink, "budget", {"more than ", sink, " tokens per head"}, each, where);
   return PolicyTable(shape, SinkWindow{.sink = sink, .window = static_cast<std::int32_t>(each - sink)})
       .skip_layers(skipped);

@@ -7,10 +7,12 @@
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
 #include <headaware/format/table.hpp>
+#include <headaware/model_shape.hpp>
 #include <headaware/plan/budget.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/detail/budget_parts.hpp>
 #include <headaware/plan/detail/cache_costs.hpp>
+#include <headaware/plan/detail/largest_fitting.hpp>
 #include <headaware/plan/format_choice.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
@@ -19,9 +21,34 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
+
+/// @brief StreamingLLM over heads of given formats: the same sinks and the widest window whose rows take at most so
+/// many bytes (`held_bytes`) in every KV head of the layers that are not skipped.
+/// @param formats  of the model's KV heads, also of the layers that are skipped, which keep everything
+/// @param context  tokens of the sequence
+/// @throws ArgumentError if the bytes leave a head not more than the sinks, or the formats are those of other heads
+/// @par Cost    O(heads · log(context))
+/// @par Source  Xiao et al., StreamingLLM, arXiv:2309.17453
+[[nodiscard]] inline PolicyTable uniform_table(ModelShape const& model, FormatTable const& formats, std::int64_t bytes,
+                                               std::int64_t context, std::int32_t sink = 4,
+                                               std::span<std::int32_t const> skipped = {}) {
+  constexpr auto where = "uniform_table";
+  require(sink >= 0, "sink", ">= 0", sink, where);
+  require(context > sink, "context", {"> ", sink}, context, where);
+  auto const table = [&](std::int64_t tokens) {
+    SinkWindow const window{.sink = sink, .window = static_cast<std::int32_t>(tokens - sink)};
+    return PolicyTable(model, window).skip_layers(skipped);
+  };
+  std::int64_t const each = detail::largest_fitting(sink, context + 1, [&](std::int64_t tokens) {
+    return held_bytes(table(tokens), formats, model, context) <= bytes;
+  });
+  require(each > sink, "bytes", {"those of more than ", sink, " tokens per head"}, bytes, where);
+  return table(each);
+}
 
 /// @brief StreamingLLM at the bytes of a plan, in one pair of formats: every KV head of the layers that are not skipped
 /// keeps `sink` sinks and a window, as many tokens as fit the budget, of layers that slide as many tokens of window;
@@ -53,14 +80,10 @@ HEADAWARE_NAMESPACE_BEGIN
   };
   PolicyTable table(errors.shape(), Full{});
   if (bytes(context) > total) {
-    std::int64_t low = 0;
-    std::int64_t high = context;
-    while (high - low > 1) {
-      std::int64_t const middle = low + (high - low) / 2;
-      (bytes(middle) <= total ? low : high) = middle;
-    }
-    require(low > sink, "budget", {"more than ", sink, " tokens per head"}, low, where);
-    SinkWindow const window{.sink = sink, .window = static_cast<std::int32_t>(low - sink)};
+    std::int64_t const each =
+        detail::largest_fitting(0, context, [&](std::int64_t tokens) { return bytes(tokens) <= total; });
+    require(each > sink, "budget", {"more than ", sink, " tokens per head"}, each, where);
+    SinkWindow const window{.sink = sink, .window = static_cast<std::int32_t>(each - sink)};
     table = PolicyTable(errors.shape(), window).skip_layers(options.skip_layers);
   }
   FormatTable of_heads(errors.shape(), options.formats.sixteen_bits);

@@ -200,6 +200,7 @@ TEST_CASE("budgets of plans by bytes are shares of 16 bits", "[plan]") {
       CHECK(uniform.budget_bytes() == mixed.budget_bytes());
       CHECK(plan.predicted_error < uniform.predicted_error);
       CHECK(uniform.formats == ha::FormatTable(4, 3, pair));
+      CHECK(ha::uniform_table(uniform_shape(errors), uniform.formats, uniform.budget_bytes(), tokens) == uniform.table);
     }
   }
   auto const sixteen = ha::uniform_plan(errors, ha::Budget::tokens(100), tokens, options, {});
@@ -214,6 +215,9 @@ TEST_CASE("budgets of plans by bytes are shares of 16 bits", "[plan]") {
   check_error<ha::ArgumentError>(
       [&] { (void)ha::uniform_plan(errors, ha::Budget::tokens(4), tokens, options, ha::HeadFormats{}); },
       {"budget", "more than 4", "4", "uniform_plan"});
+  check_error<ha::ArgumentError>(
+      [&] { (void)ha::uniform_table(uniform_shape(errors), ha::FormatTable(4, 3), 12'288, tokens); },
+      {"bytes", "more than 4", "12288", "uniform_table"});
 }
 
 TEST_CASE("a head whose errors of rounding are large keeps more bits", "[plan]") {
