@@ -99,9 +99,9 @@ TEST_CASE("late rows of a long text", "[stats]") {
 TEST_CASE("soft cap, sliding window and sharp attention", "[stats]") {
   ha::ObserverParameters parameters;
   parameters.retention = ha::RetentionGrid{};
-  compare(Problem(2, 1, 300, 16, 11), {.scale = 0.25F, .soft_cap = 2}, parameters);
-  compare(Problem(2, 1, 520, 16, 12), {.scale = 0.25F, .sliding_window = 50}, parameters);
-  compare(Problem(2, 1, 300, 16, 13, 4), {.scale = 0.25F}, parameters, 1e-4);
+  compare(Problem(2, 1, 200, 16, 11), {.scale = 0.25F, .soft_cap = 2}, parameters);
+  compare(Problem(2, 1, 400, 16, 12), {.scale = 0.25F, .sliding_window = 50}, parameters);
+  compare(Problem(2, 1, 200, 16, 13, 4), {.scale = 0.25F}, parameters, 1e-4);
 }
 
 TEST_CASE("other parameters", "[stats]") {
