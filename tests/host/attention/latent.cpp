@@ -42,7 +42,7 @@ void check_views(HeldProblem<T> const& p, bool rows_are_tokens = true) {
 TEMPLATE_TEST_CASE("latents of DeepSeek's size", "[attention]", ha::float16, ha::bfloat16) {
   // 1 / sqrt(128 + 64), as the model has it. Tails of a block and of a split, of a sequence alone and of several.
   for (std::int32_t const heads : {16, 128}) {
-    auto p = latent_problem<TestType>({4, heads, 1, 1, 576, 512}, {0, 1, 70, 1111}, 3);
+    auto p = latent_problem<TestType>({4, heads, 1, 1, 576, 512}, {0, 1, 70, heads == 16 ? 1111 : 200}, 3);
     p.options.scale = 0.0721688F;
     Attended const expected = naive_attention(p);
     for_each_view(p, true, [&](std::string const& name, PlacedRows<TestType> const& placed, auto const& make) {
@@ -60,6 +60,7 @@ TEMPLATE_TEST_CASE("latents over every form, in groups of every size", "[attenti
   std::vector<std::int64_t> const rows{0, 1, 63, 64, 65, 511, 513, 1025};
   for (std::int32_t const heads : {1, 2, 3, 8, 33, 130}) {
     for (auto const& [keys, values] : {std::pair{24, 16}, std::pair{22, 18}, std::pair{40, 40}, std::pair{32, 1}}) {
+      if (heads > 3 && (keys == 24 || keys == 32)) continue;  // few heads tell as much, in a third of the time
       INFO(heads << " heads, " << keys << " and " << values << " channels");
       auto p = latent_problem<TestType>({8, heads, 1, 1, keys, values}, rows, 5);
       p.options = {.scale = 0.3F, .soft_cap = heads == 3 ? 2.0F : 0.0F};
@@ -71,8 +72,8 @@ TEMPLATE_TEST_CASE("latents over every form, in groups of every size", "[attenti
 
 TEST_CASE("latents of a chunk", "[attention]") {
   for (std::int64_t const tokens : {2, 9, 70}) {
-    auto p = latent_problem<ha::float16>({3, 8, 1, tokens, 40, 32}, {tokens, 700, 1200}, 11);
-    p.first_positions = {0, 700 - static_cast<std::int32_t>(tokens), 1150};
+    auto p = latent_problem<ha::float16>({3, 8, 1, tokens, 40, 32}, {tokens, 300, 700}, 11);
+    p.first_positions = {0, 300 - static_cast<std::int32_t>(tokens), 650};
     check_views(p);
     for (auto& segment : p.segments) {
       for (auto& position : segment.positions) position = position < 4 ? position : 3 * position;
