@@ -158,7 +158,7 @@ std::vector<std::int64_t> mean_budgets(Options const& options, ha::ModelShape co
     auto const budget = support::parse_budget(text, token);
     ha::require(budget.row_bytes().empty(), "--budget",
                 "tokens per KV head or a share, as rows of the model's layers differ in size", text, "--budget");
-    support::require_within_cache(budget, shape, skipped, options.compared.context);
+    support::require_within_cache(budget, shape, skipped, options.compared.context, text);
     means.push_back(cache.budget(budget, options.compared.context) / cache.heads);
     ha::require(means.back() > 0, "--budget", "at least one token per KV head", text, "--budget");
   }

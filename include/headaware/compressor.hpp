@@ -201,7 +201,8 @@ class BasicCompressor {
     return from_classifications(std::span<HeadClassification const>(classifications), model, types, fold);
   }
 
-  /// @brief The same from either file that holds policies: a planner's `plan.json`, or classifications.
+  /// @brief The same from either file that holds policies: a planner's `plan.json`, or classifications. Of a plan by
+  /// bytes these are its windows; the formats that make them fit come from `load_format_table`.
   /// @param types  policy of each type of head; unused for a plan
   /// @throws FileError, FormatError, ArgumentError
   static BasicCompressor from_policies(

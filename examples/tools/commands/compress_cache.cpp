@@ -295,7 +295,8 @@ ha::ModelShape model_of(std::filesystem::path const& path, capture::Arrays const
   if (!options.plan.empty()) {
     ha::PolicyPlan const plan = ha::load_plan(path);
     if (plan.layers.num_layers() > 0) return differing_model(plan.layers, capture, options);
-    return uniform_model({plan.num_layers, plan.num_heads, plan.num_kv_heads, 64}, capture, options);
+    auto const channels = static_cast<std::int32_t>(plan.by_bytes() ? plan.options.formats.head_dim : 64);
+    return uniform_model({plan.num_layers, plan.num_heads, plan.num_kv_heads, channels}, capture, options);
   }
   if (options.classifications.empty()) analysis::warn_if_partial(options.results_dir);
   for (auto const& folder : {path.parent_path(), options.results_dir}) {
@@ -381,7 +382,8 @@ int run(Options const& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return support::run_command<Options>(
-      argc, argv, "Compresses a KV cache head by head into every form, and checks every kept row against its source",
-      run);
+  return support::run_command<Options>(argc, argv,
+                                       "Compresses a KV cache head by head into every form (encoded rows: ragged, "
+                                       "padded and grouped), and checks every kept row against its source",
+                                       run);
 }

@@ -231,9 +231,16 @@ void run(Options options) {
   ha::LayerBytes token(ha::TokenBytes::of(options.head_dim, element_bytes));
   if (options.head_dim == 0) token = {shape, element_bytes};  // whose channels statistics say where layers differ
   options.plan.formats.pairs = options.formats.of(errors.formats);
-  if (options.plan.formats.by_bytes()) options.plan.formats.head_dim = options.head_dim;
+  if (options.plan.formats.by_bytes()) {
+    options.plan.formats.head_dim = options.head_dim;
+    if (options.element_bytes != 2) {
+      std::fprintf(
+          stderr,
+          "note: --formats say how many bytes rows take, and shares are of 16 bits; --element_bytes is not used\n");
+    }
+  }
   ha::Budget const budget = support::parse_budget(options.budget, token);
-  support::require_within_cache(budget, shape, options.plan.skip_layers, options.context);
+  support::require_within_cache(budget, shape, options.plan.skip_layers, options.context, options.budget);
   double const whole = support::PlannedCache(shape, options.plan.skip_layers, options.context).mean();
   ha::PolicyPlan const plan = ha::plan_policies(errors, budget, options.context, options.plan);
   Uniform const uniform = uniform_beside(plan, errors, budget, options);

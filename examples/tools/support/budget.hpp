@@ -83,15 +83,18 @@ struct PlannedCache {
   }
 };
 
+/// @param asked  the budget's text, where known
 /// @throws ArgumentError if the budget is beyond all that the heads can keep, where there is nothing to choose
 inline void require_within_cache(headaware::Budget const& budget, headaware::ModelShape const& shape,
-                                 std::vector<std::int32_t> const& skipped, std::int64_t context) {
+                                 std::vector<std::int32_t> const& skipped, std::int64_t context,
+                                 std::string const& asked = {}) {
   PlannedCache const cache(shape, skipped, context);
   if (!budget.row_bytes().empty()) return;  // is not told in tokens
   std::int64_t const tokens = cache.budget(budget, context);
+  std::string const got = std::to_string(tokens) + (asked.empty() ? "" : " (" + asked + ")");
   headaware::require(
       tokens <= cache.tokens, "budget",
-      {"at most the whole cache, ", cache.tokens, " tokens (", cache.tokens / cache.heads, " per KV head)"}, tokens,
+      {"at most the whole cache, ", cache.tokens, " tokens (", cache.tokens / cache.heads, " per KV head)"}, got,
       "--budget");
 }
 

@@ -43,6 +43,11 @@ inline FormatsWanted parse_formats(std::vector<std::string> const& texts) {
   if (texts.size() == 1 && texts.front() == "measured") return {};
   FormatsWanted wanted{.measured = false};
   if (texts.size() == 1 && texts.front() == "16") return wanted;
+  for (std::string const& text : texts) {
+    headaware::require(text != "16" && text != "measured", "--formats",
+                       "names of formats, pairs of them, or measured or 16 alone", {text, " beside others"},
+                       "--formats");
+  }
   bool const pairs = std::any_of(texts.begin(), texts.end(),
                                  [](std::string const& text) { return text.find('/') != std::string::npos; });
   if (!pairs) {

@@ -124,12 +124,12 @@ CLI::Option* add_head_dim(CLI::App& app, Channels& channels, char const* means) 
 template <class Budgets>
 CLI::Option* add_budget(CLI::App& app, Budgets& budgets, std::string const& before = "",
                         std::string const& after = "") {
-  return app.add_option(
-      "--budget", budgets,
-      before +
-          "25% (of the context), 512 (tokens per KV head on average) or 64MiB (of the keys and values "
-          "of one sequence)" +
-          after);
+  return app.add_option("--budget", budgets,
+                        before +
+                            "25% (of the context; of the bytes of the 16-bit cache where formats are chosen), 512 "
+                            "(tokens per KV head on average) or 64MiB (of the keys and values "
+                            "of one sequence)" +
+                            after);
 }
 
 /// Declares --skip_layers, which become ascending.

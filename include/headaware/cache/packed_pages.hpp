@@ -130,6 +130,7 @@ AppendShape check_packed_pages(PagedHeadsView const& view, std::int64_t max_coun
     size = end;
   }
   (void)elements(where, {view.num_pages, cache.page_units, std::int64_t{sizeof(RowUnit)}});
+  check_pointer<RowUnit>(cache.rows, false, "pages", where, static_cast<std::size_t>(first_layer));
   AppendShape const shape{.first_layer = first_layer,
                           .num_sequences = view.num_sequences,
                           .heads = view.layer_heads(),

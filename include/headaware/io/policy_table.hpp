@@ -40,18 +40,36 @@ template <class = void>
   root.fail("policies", neither, object ? "an object with neither" : "another value");
 }
 
+/// Checks that a plan is of a model: its heads, and the channels of rows that it counts in bytes.
+template <class = void>
+void require_plan_of(ModelShape const& model, PolicyPlan const& plan, Text const& where) {
+  bool const counts_alone = plan.layers.num_layers() == 0;
+  require_same_shape(model, plan.shape(), counts_alone, "the plan", where);
+  if (!counts_alone || !plan.by_bytes()) return;
+  std::int64_t const planned = plan.options.formats.head_dim;
+  for (std::int32_t i = 0; i < model.num_layers(); ++i) {
+    LayerShape const& layer = model.layer(i);
+    auto const place = [&] { return Text{where, ", layer ", i}.str(); };
+    for (std::int64_t const channels : {layer.head_dim, layer.value_dim}) {
+      require(!layer.has_cache() || channels == 0 || channels == planned, "head_dim of the plan", channels, planned,
+              place);
+    }
+  }
+}
+
 }  // namespace detail
 
 /// @brief Reads the table of a `plan.json`, or of classifications (`parse_classifications`); the plan's `format` tells
 /// which.
 /// @tparam Registry  the policies that the table may use
+///
+/// The windows of a plan by bytes keep its budget in its formats alone (`parse_format_table`): in 16 bits they take
+/// several times as much.
 /// @param model  whose KV heads the policies are for; channels are checked where both say them. A plan that says
-/// nothing
-///               of differing layers has to have its numbers of heads alone
+///               nothing of differing layers has to have its numbers of heads, and in bytes its channels, alone
 /// @param types  the policy of each type of classified head; unused for a plan
 /// @throws FormatError if the text is neither, ArgumentError naming layer and field if it is of another model, or has a
-/// policy that
-///         the registry lacks
+///         policy that the registry lacks
 template <class Registry = DefaultRegistry>
 [[nodiscard]] BasicPolicyTable<Registry> parse_policy_table(
     std::string_view text, std::string const& source_name, ModelShape const& model,
@@ -61,10 +79,9 @@ template <class Registry = DefaultRegistry>
     if (detail::holds_plan(tree.root())) {
       PolicyPlan const read = detail::read_plan(tree);
       auto const where = [&] { return "parse_policy_table, " + source_name; };
-      bool const counts_alone = read.layers.num_layers() == 0;
-      detail::require_same_shape(model, read.shape(), counts_alone, "the plan", where);
+      detail::require_plan_of<>(model, read, where);
       BasicPolicyTable<Registry> table = convert_table<Registry>(read.table);
-      return counts_alone ? within_layers(std::move(table), model) : table;
+      return read.layers.num_layers() == 0 ? within_layers(std::move(table), model) : table;
     }
     ModelShape shape;
     auto const classes = detail::read_classifications(tree.root(), shape);
@@ -97,7 +114,7 @@ template <class = void>
   if (!detail::holds_plan(tree.root())) return FormatTable(model, sixteen);
   PolicyPlan plan = detail::read_plan(tree);
   auto const where = [&] { return "parse_format_table, " + source_name; };
-  detail::require_same_shape(model, plan.shape(), plan.layers.num_layers() == 0, "the plan", where);
+  detail::require_plan_of<>(model, plan, where);
   return plan.by_bytes() ? std::move(plan.formats) : FormatTable(model, sixteen);
 }
 

@@ -98,6 +98,23 @@ TEST_CASE("plans by bytes survive a file", "[io]") {
                                {"policies", "a plan (", "an object with neither", "file"});
 }
 
+TEST_CASE("a plan by bytes is of rows of some channels", "[io]") {
+  auto const plan = by_hand();
+  std::string const text = ha::format_plan(plan);
+  ha::ModelShape const shape = plan.shape();
+  std::int32_t const kv_heads = shape.layer(0).num_kv_heads;
+  std::int32_t const head_dim = static_cast<std::int32_t>(plan.options.formats.head_dim);
+  auto const of = [&](std::int32_t channels) {
+    return ha::ModelConfig{shape.num_layers(), shape.layer(0).num_query_heads, kv_heads, channels};
+  };
+  CHECK(ha::parse_format_table(text, "file", of(head_dim)) == plan.formats);
+  CHECK(ha::parse_policy_table(text, "file", of(0)) == plan.table);
+  ha::ErrorDetail const refused{"head_dim of the plan", std::to_string(head_dim + 16), std::to_string(head_dim),
+                                ", file, layer 0"};
+  check_error<ha::ArgumentError>([&] { (void)ha::parse_format_table(text, "file", of(head_dim + 16)); }, refused);
+  check_error<ha::ArgumentError>([&] { (void)ha::parse_policy_table(text, "file", of(head_dim + 16)); }, refused);
+}
+
 TEST_CASE("plans by bytes that are broken are named", "[io]") {
   auto const plan = by_hand();
   std::string const text = ha::format_plan(plan);
