@@ -167,9 +167,7 @@ struct ElementAccess {
 template <class Registry, class View>
 struct CodedAccess {
   static constexpr std::int64_t tile_rows = QueryTile::max_queries;
-  static constexpr std::int64_t widest = []<class... Formats>(std::type_identity<FormatRegistry<Formats...>>) {
-    return std::max({std::int64_t{64}, (Formats::rotated ? std::int64_t{Formats::group} : std::int64_t{1})...});
-  }(std::type_identity<Registry>{});
+  static constexpr std::int64_t widest = std::max(std::int64_t{64}, PackedCache<Registry, View>::widest_block);
   PackedCache<Registry, View> const& cache;
   AttentionShape const& shape;
 
@@ -181,10 +179,11 @@ struct CodedAccess {
   }
   void turn_queries(std::int64_t segment, QueryTile& tile) const {
     auto const& key = cache.segments[segment].formats.key;
-    rotate_rows_of(key, tile.queries(), tile.query_count(), tile.key_channels());
+    if (!cache.rotated_by_caller) rotate_rows_of(key, tile.queries(), tile.query_count(), tile.key_channels());
     if (key.visit([]<class Format>(Format const&) { return has_integer_rows<Format>; })) tile.take_integers();
   }
   void turn_sums(std::int64_t segment, float* sums) const {
+    if (cache.rotated_by_caller) return;
     rotate_rows_of(cache.segments[segment].formats.value, sums, 1, padded(shape.output_dim()));
   }
 };

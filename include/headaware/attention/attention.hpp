@@ -9,9 +9,11 @@
 #include <headaware/detail/checked.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
+#include <headaware/format/registry.hpp>
 #include <headaware/layout/concept.hpp>
 #include <headaware/model_shape.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -90,7 +92,7 @@ LatentCache(T*, View) -> LatentCache<std::remove_const_t<T>, View>;
 /// @brief One layer's kept rows, encoded in formats of their heads' own (`PackedDestination`, `PackedPages`).
 ///
 /// Scores and sums are made of the encoded numbers; where a format is rotated, the query is rotated, too, and the sums
-/// are turned back, inside `attend`.
+/// are turned back: inside `attend`, or by the caller, whose weights may have it for nothing.
 /// @tparam Registry  of the formats
 template <class Registry, class View>
 struct PackedCache {
@@ -99,6 +101,15 @@ struct PackedCache {
   /// [sequences, num_kv_heads]: `PackedDestination::layer`, `PackedPages::layer`
   PackedSegment<Registry> const* segments = nullptr;
   View view;  ///< of rows, as if all were alike
+  /// The caller has rotated queries (`rotate_block` of each whole block of the key's format, where it is `rotated`),
+  /// and turns outputs back as the value's format has it. Channels are whole blocks of all rotated formats of the
+  /// registry.
+  bool rotated_by_caller = false;
+
+  /// Channels of the widest block that any format rotates.
+  static constexpr std::int64_t widest_block = []<class... Formats>(std::type_identity<FormatRegistry<Formats...>>) {
+    return std::max({std::int64_t{1}, (Formats::rotated ? std::int64_t{Formats::group} : std::int64_t{1})...});
+  }(std::type_identity<Registry>{});
 };
 
 namespace detail {
@@ -225,6 +236,10 @@ void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> c
   if constexpr (is_packed<Cache>) {
     require_aligned(cache.rows, "rows", where);
     require_aligned(cache.segments, "segments", where);
+    for (std::int64_t const channels : {shape.head_dim, shape.output_dim()}) {
+      require(!cache.rotated_by_caller || channels % Cache::widest_block == 0, "channels that the caller has rotated",
+              {"a multiple of ", Cache::widest_block}, channels, where);
+    }
   } else {
     require_aligned(cache.keys, "keys", where);
   }

@@ -172,6 +172,8 @@ void attend(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& que
             RingedCache<Registry, T> const& cache, AttentionOutput<O, OLayout> const& output,
             AttentionOptions const& options = {}) {
   detail::check_attention(shape, queries, cache.of_ring(), output, options);
+  require(!cache.packed.rotated_by_caller, "rotated_by_caller", "false: the ring's rows are not rotated", "true",
+          "attend, exact ring");
   if (shape.num_sequences == 0 || shape.query_tokens == 0) return;
   std::int64_t const rows = std::int64_t{shape.num_sequences} * shape.num_query_heads * shape.query_tokens;
   thread_local detail::FloatBuffer buffers[2];

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -66,6 +67,53 @@ TEST_CASE("attention over encoded rows is that over the decoded ones", "[attenti
       }
     }
   }
+}
+
+TEST_CASE("the caller may rotate queries and outputs", "[attention]") {
+  PackedProblem<ha::float16> const p(64, 128, {90, 7, 0});
+  ha::Compaction const compaction(p.table, p.lengths);
+  auto const planned = ha::packed_ragged(compaction, p.formats, 64, 128);
+  std::vector<ha::RowUnit> rows(at(planned.total_units()));
+  auto const packed = planned.with_buffer(rows.data());
+  ha::compress(compaction, p.layers, p.source(), packed);
+  HeldProblem<float> held = p.varied(0, 3, 2);
+  std::vector<std::int64_t> const offsets = held.row_offsets();
+  using View = ha::RaggedView<std::int64_t>;
+  ha::PackedCache<ha::DefaultFormats, View> cache{
+      packed.layers[0], packed.layer(0).data(), {offsets.data(), p.num_kv_heads}};
+  std::vector<float> expected(at(held.output_layout().required_span_size()));
+  std::vector<float> output(expected.size());
+  auto const attend = [&](std::vector<float>& to) {
+    ha::attend(held.shape, ha::AttentionQueries{held.queries.data(), held.query_layout()}, cache,
+               ha::AttentionOutput{to.data(), held.output_layout()});
+  };
+  attend(expected);
+  auto const rotate = [&](std::vector<float>& tensor, auto const& layout, std::int64_t channels, bool keys) {
+    for (std::int64_t s = 0; s < held.shape.num_sequences; ++s) {
+      for (std::int64_t head = 0; head < held.shape.num_query_heads; ++head) {
+        auto const& of = p.formats.at(0, static_cast<std::int32_t>(head / 3));
+        for (std::int64_t token = 0; token < 2; ++token) {
+          std::vector<float> row;
+          for (std::int64_t c = 0; c < channels; ++c) row.push_back(tensor[at(layout.offset(s, head, token, c))]);
+          (keys ? of.key : of.value).visit([&]<class Format>(Format const&) {
+            if constexpr (Format::rotated) {
+              for (std::int64_t c = 0; c < channels; c += Format::group) ha::rotate_block<Format::group>(&row[at(c)]);
+            }
+          });
+          for (std::int64_t c = 0; c < channels; ++c) tensor[at(layout.offset(s, head, token, c))] = row[at(c)];
+        }
+      }
+    }
+  };
+  rotate(held.queries, held.query_layout(), 64, true);
+  cache.rotated_by_caller = true;
+  attend(output);
+  CHECK(output != expected);
+  rotate(output, held.output_layout(), 128, false);
+  for (std::size_t i = 0; i < output.size(); ++i) REQUIRE(std::abs(output[i] - expected[i]) < 2e-5F);
+  held.shape.head_dim = 32;
+  check_error<ha::ArgumentError>([&] { attend(output); },
+                                 {"channels that the caller has rotated", "a multiple of 64", "32", "attend"});
 }
 
 TEST_CASE("a packed cache without rows or segments is refused", "[attention]") {

@@ -57,8 +57,8 @@ __device__ void find_work(Parameters const& p, Shared& shared) {
                   .first_query = first_query,
                   .query_count = static_cast<std::int32_t>(count),
                   .tile = tile};
-  shared.keys = CodedTensor::of(shared.packed.formats.key, p.shape.head_dim);
-  shared.values = CodedTensor::of(shared.packed.formats.value, p.shape.output_dim());
+  shared.keys = CodedTensor::of(shared.packed.formats.key, p.shape.head_dim, p.cache.rotated_by_caller);
+  shared.values = CodedTensor::of(shared.packed.formats.value, p.shape.output_dim(), p.cache.rotated_by_caller);
   shared.begin = shared.place.split * p.kv.split_rows;
   shared.end = min(held, shared.begin + p.kv.split_rows);
   std::int64_t const position = p.first_positions != nullptr ? p.first_positions[sequence] : 0;

@@ -98,14 +98,15 @@ struct CodedTensor {
   std::int32_t words;
   std::int32_t rotated;  ///< channels that are turned together, or 0
 
+  /// @param turned  whether the caller rotates, whole blocks
   template <class Registry>
-  __device__ static CodedTensor of(AnyFormat<Registry> const& any, std::int64_t dim) {
+  __device__ static CodedTensor of(AnyFormat<Registry> const& any, std::int64_t dim, bool turned) {
     return any.visit([&]<class Format>(Format const&) {
       auto const channels = static_cast<std::int32_t>(dim);
       std::int32_t const blocks = (channels + Format::group - 1) / Format::group;
       std::int32_t const coded = blocks * Format::group;
       return CodedTensor{Format::rotated ? coded : channels, coded, blocks * Format::block_words,
-                         Format::rotated ? Format::group : 0};
+                         Format::rotated && !turned ? Format::group : 0};
     });
   }
 };
