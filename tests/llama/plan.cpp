@@ -156,8 +156,10 @@ TEST_CASE("plans by bytes are tried beside uniform windows and plans of pairs of
   Guarded const pair = plan_model(options, budget);
   CHECK(pair.tables.size() == 5);
   CHECK(pair.tables[1].name == "uniform int8/packed4");
-  options.formats.pairs = {ha::format_pair("packed3", "packed3")};  // whose errors are not measured
-  check_error<ha::ArgumentError>([&] { (void)plan_model(options, budget); }, {"format", "packed4", "packed3", ""});
+  options.formats.pairs = {ha::format_pair("packed3", "int8")};  // packed3 is measured because it is asked for
+  Guarded const three = plan_model(options, budget);
+  CHECK(three.tables[1].name == "uniform packed3/int8");
+  CHECK(three.tables[2].plan.predicted_error > 0);
 }
 
 TEST_CASE("a plan made of one text predicts another better than uniform windows of its size") {

@@ -11,6 +11,7 @@
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>
@@ -119,6 +120,17 @@ void check_plannable(Model const& model, PlanningOptions const& options, ha::Bud
   (void)ha::uniform_table(errors, budget, options.guard.context, options.guard.plan);
 }
 
+/// Some formats, and those that heads are asked to have.
+std::vector<std::string> with_wanted(std::vector<std::string> names, support::FormatsWanted const& wanted) {
+  for (ha::HeadFormats const& pair : wanted.pairs) {
+    for (ha::AnyFormat<> const& format : {pair.key, pair.value}) {
+      bool const known = std::find(names.begin(), names.end(), format.name()) != names.end();
+      if (!known && !ha::has_sixteen_bits(format)) names.emplace_back(format.name());
+    }
+  }
+  return names;
+}
+
 /// Formats whose errors a calibration observes; none of latents, whose rows have 16 bits.
 std::vector<std::string> observed_formats(ha::ModelShape const& shape, CalibrationOptions const& options) {
   for (ha::LayerShape const& layer : shape.layers()) {
@@ -154,6 +166,7 @@ Guarded plan_model(PlanningOptions const& given, ha::Budget const& budget) {
   check_pieces(options);
   Model const model(options.model);
   options.calibration.measure = options.guard.plan.measure;
+  options.calibration.formats = with_wanted(std::move(options.calibration.formats), options.formats);
   auto const formats = observed_formats(model.shape(), options.calibration);
   options.guard.plan.formats.pairs = options.formats.of(formats);
   if (options.guard.plan.formats.by_bytes() && model.shape().uniform()) {
