@@ -53,6 +53,8 @@ grep -q '"skip_layers"' "$folder/skipping/plan.json"
 # By bytes: windows and formats together, or one pair for all heads; a cache compressed by the plan holds what it says.
 expect 0 "(6.25% of the cache in 16 bits" --formats measured --head_dim 64 --budget 6.25% --output_dir "$folder/bytes"
 grep -q '^formats:   .*packed[456]/packed[456] [0-9]' "$folder/log" || fail "no formats: $(cat "$folder/log")"
+grep -q '^of uniform windows in the best pair of formats for them, [a-z0-9_]*/[a-z0-9_]*, 0[.][0-9]*: ' "$folder/log" ||
+  fail "the plan is not better than uniform windows in formats: $(cat "$folder/log")"
 grep -Eq '^at .* \(6[.]2[45]% of the bytes of the cache in 16 bits\) the plan is predicted to lose 0[.][0-9]* of' \
   "$folder/log" || fail "no word on what the plan by bytes loses: $(cat "$folder/log")"
 check_exit 0 "rounding loses 0." "$compress" --plan "$folder/bytes/plan.json" --capture "$capture"
@@ -68,6 +70,8 @@ expect 0 "formats:   int8/int8 12" --formats int8 --head_dim 64 --budget 12.5% -
 expect 0 "planned 384 (32.0 per KV head" --formats 16 --budget 6.25% --output_dir "$folder/sixteen"
 expect error "expected one of fp16, bf16" --formats packed9 --head_dim 64 --budget 6.25%
 expect error "expected one of fp16, bf16" --formats packed5/packed9 --head_dim 64 --budget 6.25%
+expect error "measured or 16 alone, got 16 beside others" --formats int8,16 --head_dim 64 --budget 6.25%
+expect 1 "(512 per KV head), got 262144 (64MiB)" --head_dim 64 --budget 64MiB
 expect 1 "whose errors are known, got q8_0" --formats q8_0 --head_dim 64 --budget 6.25%
 expect 1 "head_dim: expected > 0" --formats measured --budget 6.25%
 

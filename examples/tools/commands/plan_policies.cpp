@@ -24,6 +24,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -151,6 +152,22 @@ Uniform uniform_beside(ha::PolicyPlan const& plan, ha::KvErrors const& errors, h
   return uniform;
 }
 
+/// Says what the plan is predicted to lose beside uniform windows in the pair of formats that is best for them.
+void print_best_pair(double planned, ha::KvErrors const& errors, ha::Budget const& budget, Options const& options) {
+  double least = std::numeric_limits<double>::infinity();
+  std::string name;
+  for (ha::HeadFormats const& pair : options.plan.formats.pairs) {
+    try {
+      double const lost = ha::uniform_plan(errors, budget, options.context, options.plan, pair).predicted_error;
+      if (lost < least) least = lost, name = pair.name();
+    } catch (ha::ArgumentError const&) {  // the budget holds no more than the sinks in this pair
+    }
+  }
+  if (name.empty() || least <= 0) return;
+  std::printf("of uniform windows in the best pair of formats for them, %s, %.3f: they lose %.4g\n", name.c_str(),
+              planned / least, least);
+}
+
 /// Says what the plan is predicted to lose beside uniform windows of its size, and warns where they lose less.
 void print_verdict(ha::PolicyPlan const& plan, Uniform const& uniform, ha::KvErrors const& errors, double whole) {
   if (!uniform.plan) return;
@@ -249,6 +266,7 @@ void run(Options options) {
   if (!written.by_bytes()) print_bytes(written, shape, token);
   print_comparison(errors, whole, options);
   print_verdict(plan, uniform, errors, whole);
+  if (plan.by_bytes() && uniform.plan) print_best_pair(uniform.plan_error, errors, budget, options);
 
   support::make_folder(options.output_dir);
   ha::save_plan(options.output_dir / "plan.json", written);
