@@ -69,8 +69,8 @@ template <class Layout, class Form>
 __device__ void move_rows(DevicePlane<Layout, Form, CopyRows> const& plane, GatherShared& shared) {
   if (plane.move.transposed) {
     with_vector<8>(plane.element_bytes, [&]<class Element>() { transpose_rows<Element>(plane, shared); });
-  } else if (plane.move.whole) {
-    copy_whole_rows(plane, shared);
+  } else if (plane.move.whole && find_run(plane, shared)) {
+    copy_run_of_rows(plane, shared);
   } else {
     with_vector(plane.move.vector_bytes, [&]<class Vector>() { copy_rows<Vector>(plane, shared); });
   }
@@ -106,15 +106,17 @@ struct GatherParameters {
   }
 };
 
-/// Finds the segment of a row, and how many of its rows lie before `end`, by one warp, so that nothing is loaded twice.
-/// Of a segment that is not as planned, none of them moves.
-/// @param row, end  among the rows of all segments
+/// Finds the segment of the block's next row, and how many of its rows the tile has, by one warp, so that nothing is
+/// loaded twice; then passes on to the row after them, of the same tile or of the block's next. Of a segment that is
+/// not as planned, no row moves.
 template <class Table>
-__device__ void find_rows(GatherTiles<Table> const& tiles, std::int64_t row, std::int64_t end, TileRows& place) {
+__device__ void find_rows(GatherTiles<Table> const& tiles, TileRows& place) {
   if (threadIdx.x >= warp_threads) return;
   DeviceCompaction<Table> const& compaction = tiles.compaction;
   std::int64_t const* const offsets = global_pointer(tiles.offsets);
+  std::int64_t const row = place.next;
   std::int64_t const s = find_segment(offsets, compaction.num_segments(), row);
+  __syncwarp();
   if (threadIdx.x != 0) return;
   LayerHeads const heads = layer_heads(compaction.table);
   Segment segment = segment_at(s, compaction.num_sequences, heads);
@@ -124,10 +126,12 @@ __device__ void find_rows(GatherTiles<Table> const& tiles, std::int64_t row, std
   std::int64_t const before = offsets[s];
   std::int64_t const after = offsets[s + 1];
   segment.first_row = before - offsets[heads.first(segment.layer) * compaction.num_sequences];
+  std::int64_t const tile_end = row - row % tiles.rows_per_tile + tiles.rows_per_tile;
+  std::int64_t const end = min(after, tile_end);
   place.begin = row - before;
-  place.taken = static_cast<std::int32_t>(min(end, after) - row);
-  place.rows = known && segment.kept == after - before ? place.taken : 0;
+  place.rows = known && segment.kept == after - before ? static_cast<std::int32_t>(end - row) : 0;
   place.segment = segment;
+  place.next = end < tile_end ? end : end + (gridDim.x - 1) * tiles.rows_per_tile;
 }
 
 /// Grid: x tiles of all rows, y planes. Each block moves the rows of its tile, segment by segment, from the tokens that
@@ -142,43 +146,43 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   GatherShared& shared = storage.get();
   TileRows& place = shared.tile;
   __shared__ std::int64_t total;
-  if (threadIdx.x == 0) total = p.tiles.offsets[p.tiles.compaction.num_segments()];
+  if (threadIdx.x == 0) {
+    total = p.tiles.offsets[p.tiles.compaction.num_segments()];
+    place.next = blockIdx.x * p.tiles.rows_per_tile;
+  }
   __syncthreads();
-  std::int64_t const step = p.tiles.rows_per_tile;
-  for (std::int64_t first = blockIdx.x * step; first < total; first += gridDim.x * step) {
-    std::int64_t const end = min(first + step, total);
-    for (std::int64_t row = first; row < end;) {
-      find_rows(p.tiles, row, end, place);
-      if (threadIdx.x == 0) {
-        place.capacity = tables.capacities[place.segment.layer];
-        place.source = tables.planes[blockIdx.y].source[place.segment.layer];
-        place.kept = tables.planes[blockIdx.y].kept[place.segment.layer];
+  bool more = place.next < total;
+  while (more) {
+    __syncthreads();
+    find_rows(p.tiles, place);
+    if (threadIdx.x == 0) {
+      place.capacity = tables.capacities[place.segment.layer];
+      place.source = tables.planes[blockIdx.y].source[place.segment.layer];
+      place.kept = tables.planes[blockIdx.y].kept[place.segment.layer];
+    }
+    __syncthreads();
+    p.planes.visit(blockIdx.y, [&](auto const& planes) {
+      auto const& plane = of_layer(planes, place.segment.layer);
+      if (plane.channels == 0) return;  // a latent has no values of its own
+      using Form = std::remove_cvref_t<decltype(plane.form)>;
+      if constexpr (Form::needs_group) {
+        if (threadIdx.x == 0) place_in_group(p.tiles.compaction.table, place.segment);
+        __syncthreads();
+      }
+      Segment const& segment = place.segment;
+      std::int64_t const first_row = std::is_same_v<Form, RaggedForm> ? segment.first_row : 0;
+      if (first_row + segment.kept > plane.form.head_capacity(segment, place.capacity)) return;
+      auto const is_valid = [&](std::int64_t r, std::int64_t token) { return token >= r && token < segment.length; };
+      visit_policy(p.tiles.compaction.table, segment.layer, segment.sequence, segment.kv_head,
+                   StageTokens<decltype(is_valid)>{place.begin, segment.length, place.rows, shared.tokens, is_valid});
+      auto const rows = plane.form.rows(segment, place.capacity);
+      for (auto r = static_cast<std::int32_t>(threadIdx.x); r < place.rows; r += block_threads) {
+        shared.row_offsets[r] = rows.offset(place.begin + r, plane.channels);
       }
       __syncthreads();
-      p.planes.visit(blockIdx.y, [&](auto const& planes) {
-        auto const& plane = of_layer(planes, place.segment.layer);
-        if (plane.channels == 0) return;  // a latent has no values of its own
-        using Form = std::remove_cvref_t<decltype(plane.form)>;
-        if constexpr (Form::needs_group) {
-          if (threadIdx.x == 0) place_in_group(p.tiles.compaction.table, place.segment);
-          __syncthreads();
-        }
-        Segment const& segment = place.segment;
-        std::int64_t const first_row = std::is_same_v<Form, RaggedForm> ? segment.first_row : 0;
-        if (first_row + segment.kept > plane.form.head_capacity(segment, place.capacity)) return;
-        auto const is_valid = [&](std::int64_t r, std::int64_t token) { return token >= r && token < segment.length; };
-        visit_policy(p.tiles.compaction.table, segment.layer, segment.sequence, segment.kv_head,
-                     StageTokens<decltype(is_valid)>{place.begin, segment.length, place.rows, shared.tokens, is_valid});
-        auto const rows = plane.form.rows(segment, place.capacity);
-        for (auto r = static_cast<std::int32_t>(threadIdx.x); r < place.rows; r += block_threads) {
-          shared.row_offsets[r] = rows.offset(place.begin + r, plane.channels);
-        }
-        __syncthreads();
-        move_rows(plane, shared);
-      });
-      row += place.taken;
-      __syncthreads();
-    }
+      move_rows(plane, shared);
+    });
+    more = place.next < total;
   }
 }
 

@@ -19,7 +19,7 @@ namespace detail {
 struct CopyRows {
   std::int32_t vector_bytes;
   bool transposed;  ///< the source has a channel's tokens side by side
-  bool whole;       ///< it has a token's channels side by side, and accesses have 16 bytes
+  bool whole;       ///< it has a token's channels side by side, and accesses have 16 bytes: there may be runs
 };
 
 /// Moves keys of element `E`, rotated to the positions of their rows.
@@ -37,8 +37,8 @@ struct TileRows {
   Segment segment;
   LayerCapacity capacity;
   std::int64_t begin;
-  std::int32_t taken;  ///< of the tile
-  std::int32_t rows;   ///< that move: all of them or none
+  std::int32_t rows;
+  std::int64_t next;  ///< the row after them that the block moves, among those of all segments
   void const* source;
   void* kept;
 };
@@ -137,60 +137,32 @@ __device__ bool find_run(Plane const& plane, GatherShared& shared) {
   return __syncthreads_and(in_run ? 1 : 0) != 0;
 }
 
-/// Copies a run of bytes, 16 at a time. Eight loads are under way before the first store: all that a thread has of a
-/// tile.
+/// Copies a run of bytes, 16 at a time. Four loads of a thread are under way before the first store: with eight the
+/// kernel runs out of registers.
 __device__ inline void copy_run(uint4 const* from, uint4* to, std::int32_t total) {
-  constexpr std::int32_t unroll = 8;
-  auto i = static_cast<std::int32_t>(threadIdx.x);
-  uint4 values[unroll];
-  for (; i + (unroll - 1) * block_threads < total; i += unroll * block_threads) {
-#pragma unroll
-    for (std::int32_t u = 0; u < unroll; ++u) values[u] = from[i + u * block_threads];
-#pragma unroll
-    for (std::int32_t u = 0; u < unroll; ++u) to[i + u * block_threads] = values[u];
-  }
-#pragma unroll
-  for (std::int32_t u = 0; u < unroll - 1; ++u) {
-    if (i + u * block_threads < total) values[u] = from[i + u * block_threads];
-  }
-#pragma unroll
-  for (std::int32_t u = 0; u < unroll - 1; ++u) {
-    if (i + u * block_threads < total) to[i + u * block_threads] = values[u];
-  }
-}
-
-/// Copies a tile whose rows are whole on both sides, 16 bytes at a time: a run of rows as one of bytes.
-template <class Plane>
-__device__ void copy_whole_rows(Plane const& plane, GatherShared& shared) {
-  bool const run = find_run(plane, shared);
-  std::int32_t const element_bytes = plane.element_bytes;
-  std::int32_t const per_row = plane.channels * element_bytes / static_cast<std::int32_t>(sizeof(uint4));
-  std::int32_t const total = shared.tile.rows * per_row;
-  auto const* const source = static_cast<char const*>(global_pointer(shared.tile.source));
-  auto* const kept = static_cast<char*>(global_pointer(shared.tile.kept));
-  auto const from = [&](std::int32_t row) {
-    return reinterpret_cast<uint4 const*>(source + shared.sources[row] * element_bytes);
-  };
-  auto const to = [&](std::int32_t row) {
-    return reinterpret_cast<uint4*>(kept + shared.row_offsets[row] * element_bytes);
-  };
-  if (run) return copy_run(from(0), to(0), total);
   constexpr std::int32_t unroll = 4;
-  RowCursor at(per_row, block_threads);
   for (auto i = static_cast<std::int32_t>(threadIdx.x); i < total; i += unroll * block_threads) {
-    RowCursor back = at;
     uint4 values[unroll];
 #pragma unroll
     for (std::int32_t u = 0; u < unroll; ++u) {
-      if (i + u * block_threads < total && shared.tokens[at.row] >= 0) values[u] = from(at.row)[at.column];
-      at.advance();
+      if (i + u * block_threads < total) values[u] = from[i + u * block_threads];
     }
 #pragma unroll
     for (std::int32_t u = 0; u < unroll; ++u) {
-      if (i + u * block_threads < total && shared.tokens[back.row] >= 0) to(back.row)[back.column] = values[u];
-      back.advance();
+      if (i + u * block_threads < total) to[i + u * block_threads] = values[u];
     }
   }
+}
+
+/// Copies a tile that is a run of rows on both sides, as one of bytes.
+template <class Plane>
+__device__ void copy_run_of_rows(Plane const& plane, GatherShared const& shared) {
+  std::int32_t const element_bytes = plane.element_bytes;
+  auto const* const source = static_cast<char const*>(global_pointer(shared.tile.source));
+  auto* const kept = static_cast<char*>(global_pointer(shared.tile.kept));
+  copy_run(reinterpret_cast<uint4 const*>(source + shared.sources[0] * element_bytes),
+           reinterpret_cast<uint4*>(kept + shared.row_offsets[0] * element_bytes),
+           shared.tile.rows * plane.channels * element_bytes / static_cast<std::int32_t>(sizeof(uint4)));
 }
 
 /// Copies a tile whose source has a channel's tokens side by side: a warp reads 32 tokens of a
