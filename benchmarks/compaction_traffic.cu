@@ -1,6 +1,7 @@
 // One compaction of a model-sized cache, for counting what it asks of memory: run it under the CUDA
 // emulator with CUDA_EMU_REPORT=FILE (tests/device_code/traffic.cmake does and checks the counts), or
-// under a profiler on a device. The argument `mixed` takes a model whose layers differ.
+// under a profiler on a device. The argument `mixed` takes a model whose layers differ, `planned` one whose sizes the
+// host has copied to the device.
 
 #include "support/gpu.cuh"
 #include "support/mixed_model.cuh"
@@ -20,10 +21,12 @@ void compress(Compaction const& compaction, std::vector<headaware::LayerKv<std::
   BENCH_CHECK(cudaDeviceSynchronize());
 }
 
-long long uniform() {
+long long uniform(bool planned) {
   bench::Model const model;
-  compress(model.device_compaction(), model.layers,
-           headaware::strided_bhsd(1, model.num_kv_heads, model.tokens, model.head_dim), model.kept());
+  auto compaction = model.device_compaction();
+  if (planned) compaction.d_offsets = model.d_offsets.data();
+  compress(compaction, model.layers, headaware::strided_bhsd(1, model.num_kv_heads, model.size.tokens, model.head_dim),
+           model.kept());
   return model.kept_bytes();
 }
 
@@ -54,5 +57,6 @@ int main(int argc, char** argv) {
     return 0;
   }
   bool const differ = argc > 1 && std::strcmp(argv[1], "mixed") == 0;
-  std::printf("kept_bytes %lld\n", differ ? mixed() : uniform());
+  bool const planned = argc > 1 && std::strcmp(argv[1], "planned") == 0;
+  std::printf("kept_bytes %lld\n", differ ? mixed() : uniform(planned));
 }

@@ -99,18 +99,25 @@ void compare_forms(SourceCache<T, Source> const& cache, Source const& device_lay
   std::vector<T> values(static_cast<std::size_t>(rows * cache.value_dim) + 8);
   std::memset(static_cast<void*>(keys.data()), 0xA7, keys.size() * sizeof(T));
   std::memset(static_cast<void*>(values.data()), 0xA7, values.size() * sizeof(T));
-  DeviceVector<T> const d_keys(keys);
-  DeviceVector<T> const d_values(values);
-  ha::compress(compaction, cache.layers(), cache.source, make(keys.data() + shift, values.data() + shift));
-
   DeviceSource<T, Source> const source(cache, shift);
   DeviceVector<std::int32_t> const d_lengths(
       std::vector<std::int32_t>(compaction.lengths().begin(), compaction.lengths().end()));
-  auto const d_compaction = compaction.on_device(d_table, d_lengths.data());
-  run_compress(d_compaction,
-               ha::transfer(source.layers, device_layout, device_make(d_keys.data() + shift, d_values.data() + shift)));
-  REQUIRE(first_difference(d_keys.host(), keys) == "");
-  REQUIRE(first_difference(d_values.host(), values) == "");
+  DeviceVector<std::int64_t> const d_offsets(
+      std::vector<std::int64_t>(compaction.offsets().begin(), compaction.offsets().end()));
+  auto d_compaction = compaction.on_device(d_table, d_lengths.data());
+  std::vector<T> const untouched_keys = keys;
+  std::vector<T> const untouched_values = values;
+  ha::compress(compaction, cache.layers(), cache.source, make(keys.data() + shift, values.data() + shift));
+  for (bool const planned : {false, true}) {
+    INFO("planned by the host: " << planned);
+    d_compaction.d_offsets = planned ? d_offsets.data() : nullptr;
+    DeviceVector<T> const d_keys(untouched_keys);
+    DeviceVector<T> const d_values(untouched_values);
+    run_compress(d_compaction, ha::transfer(source.layers, device_layout,
+                                            device_make(d_keys.data() + shift, d_values.data() + shift)));
+    REQUIRE(first_difference(d_keys.host(), keys) == "");
+    REQUIRE(first_difference(d_values.host(), values) == "");
+  }
 }
 
 }  // namespace headaware_test

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// Compaction on CUDA: two launches for a whole model, nothing else. Nothing is allocated on the device, copied
+/// Compaction on CUDA: one or two launches for a whole model, nothing else. Nothing is allocated on the device, copied
 /// from the host or synchronised, so a call may be captured in a graph and replayed with other
 /// lengths in `d_lengths`.
 
@@ -25,8 +25,8 @@ namespace device {
 ///
 /// Two calls, as in CUB: with `d_temp == nullptr` the first only sets `temp_bytes`.
 /// @param[in]     d_temp      device, at least `temp_bytes`, of any alignment; nullptr: size query
-/// @param[in,out] temp_bytes  bytes: some 12 · (layers · sequences · num_kv_heads + 1)
-/// @param[in]     compaction  `Compaction::on_device`; its optional outputs are written too
+/// @param[in,out] temp_bytes  bytes: some 8 · (layers · sequences · num_kv_heads + 1)
+/// @param[in]     compaction  `Compaction::on_device`; its optional outputs are written too, its `d_offsets` read
 /// @param[in]     transfer    keys and values of all layers, device pointers, at most 256 layers
 /// @param[in]     stream      enqueued here, not synchronised
 /// @pre    d_lengths keep no more than `compaction` was made for: else nothing moves and `d_status` says so. Tables of
@@ -34,10 +34,10 @@ namespace device {
 ///         read, which the host cannot see: `validate_tables` checks copies of them
 /// @return cudaErrorInvalidValue where `validate(compaction, transfer)` throws, on too little temporary
 ///         storage and on more than 256 layers; launch errors
-/// @note   Deterministic; graph-capturable. At most 2 launches. Without segments (no sequence, layer or head)
-///         nothing is launched and no output written.
+/// @note   Deterministic; graph-capturable. 2 launches; 1 with `d_offsets` and without outputs. Without segments (no
+///         sequence, layer or head) nothing is launched and no output written.
 /// @par Cost  Each kept byte is read once and written once, in 16-byte accesses where the layout's
-///            runs and all pointers are aligned to it
+///            runs and all pointers are aligned to it; windows and sinks that lie side by side as runs of bytes
 template <class Table, class T, class Source, class Form, class Rotation>
 cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DeviceCompaction<Table> const& compaction,
                      Transfer<T, Source, Form, Rotation> const& transfer, cudaStream_t stream) noexcept {
@@ -79,7 +79,8 @@ cudaError_t compress(void* d_temp, std::size_t& temp_bytes, DeviceCompaction<Tab
 /// @return cudaErrorInvalidValue where the CPU's `compress_in_place` throws, but for what tables say; launch errors
 /// @note   Deterministic; graph-capturable. One launch, no temporary storage. Without segments (no sequence, layer
 ///         or head) nothing is launched and no output written.
-/// @par Cost  Moves only tokens whose place changes; one block per (head, tensor)
+/// @par Cost  Moves only tokens whose place changes. Blocks share a head whose tokens all move by as many rows, such as
+///            a window: one per 64 evicted tokens at most; another takes one block per tensor
 template <class Table, LayerRange Layers, class Source, class Rotation = KeepPositions>
 cudaError_t compress_in_place(DeviceCompaction<Table> const& compaction, Layers const& layers, Source const& source,
                               Rotation const& rotation, cudaStream_t stream) noexcept {

@@ -10,6 +10,7 @@
 #include <headaware/policy/keep_list.hpp>
 #include <headaware/policy/table.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -29,9 +30,14 @@ struct DeviceCompaction {
   SegmentName min_evicted_segment{};  ///< one that evicts as few tokens as `min_evicted`
   std::int64_t max_length = 0;        ///< no length may exceed it
   std::int64_t max_rows = 0;          ///< bounds the kept rows of the whole model; decides the grid
+  std::int64_t max_kept = 0;          ///< rows of the longest head; decides how many blocks share one in place
   /// The fewest tokens that a head evicts whose kept ones move, see `KeyRotation::evicting`; 0: none moves.
   std::int64_t min_evicted = 0;
 
+  /// in, optional: device, [segments + 1], a copy of `CacheSizes::offsets()`: `compress` need not count on the device,
+  /// and is one launch instead of two, where no output is asked for either. Lengths are then the very ones of the
+  /// compaction; a head that keeps another number of tokens is left out.
+  std::int64_t const* d_offsets = nullptr;
   /// out, optional: device, [num_layers, num_sequences * KV heads of the layer + 1]: see
   /// `CacheSizes::cu_seqlens_begin`
   std::int32_t* d_cu_seqlens = nullptr;
@@ -119,12 +125,15 @@ class Compaction : public CacheSizes {
               d_table.num_sequences(), where);
     }
     auto const fewest = detail::fewest_evicted(table_, *this, false);
+    std::int64_t longest = 0;
+    for (std::int32_t layer = 0; layer < num_layers(); ++layer) longest = std::max(longest, max_kept(layer));
     return {.table = d_table,
             .d_lengths = d_lengths,
             .num_sequences = num_sequences(),
             .min_evicted_segment = fewest.segment.name(),
             .max_length = max_length(),
             .max_rows = kept_total(),
+            .max_kept = longest,
             .min_evicted = fewest.tokens};
   }
 

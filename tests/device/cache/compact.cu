@@ -201,3 +201,46 @@ TEST_CASE("keep-lists on the device", "[cache]") {
   compare_forms(cache, layout, compaction, ha::WithKeepLists(table.view_at(d_bytes.data()), d_lists.data(), 2),
                 compaction.kept_total(), ragged, ragged);
 }
+
+TEST_CASE("the host has planned on the device: other lengths, and outputs", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  constexpr std::int32_t tokens = 300;
+  std::vector<std::int32_t> const lengths{tokens, 250};
+  auto const layout = ha::strided_bhsd(2, 2, tokens, 64);
+  SourceCache<std::uint16_t, ha::StridedLayout> const cache(layout, layout.required_span_size(), 1, 64, 64, 27);
+  DeviceSource<std::uint16_t, ha::StridedLayout> const source(cache);
+  ha::PolicyTable table(1, 2, ha::Full{});
+  table.set(0, 1, ha::SinkWindow{.sink = 4, .window = 40});
+  auto const d_bytes = upload(table);
+  ha::Compaction const compaction(table, lengths);
+  DeviceVector<std::int64_t> const d_offsets(
+      std::vector<std::int64_t>(compaction.offsets().begin(), compaction.offsets().end()));
+  auto const rows = static_cast<std::size_t>(compaction.kept_total() * 64);
+  auto const run = [&](std::vector<std::int32_t> const& now, std::int32_t* d_kept) {
+    DeviceVector<std::int32_t> const d_lengths(now);
+    DeviceVector<std::uint16_t> const d_keys(std::vector<std::uint16_t>(rows, 0xA7A7));
+    DeviceVector<std::uint16_t> const d_values(std::vector<std::uint16_t>(rows, 0xA7A7));
+    auto d_compaction = compaction.on_device(table.view_at(d_bytes.data()), d_lengths.data());
+    d_compaction.d_offsets = d_offsets.data();
+    d_compaction.d_kept = d_kept;
+    run_compress(d_compaction,
+                 ha::transfer(source.layers, layout, ha::ragged(compaction, d_keys.data(), d_values.data(), 64)));
+    return d_keys.host();
+  };
+  auto const all = run(lengths, nullptr);
+  // The second sequence is shorter than planned: its full head stays out, its window is that of the shorter one.
+  auto const shorter = run({tokens, 240}, nullptr);
+  auto const at = [&](std::size_t segment) { return static_cast<std::ptrdiff_t>(compaction.offsets()[segment] * 64); };
+  REQUIRE(std::equal(all.begin(), all.begin() + at(2), shorter.begin()));
+  REQUIRE(std::all_of(shorter.begin() + at(2), shorter.begin() + at(3), [](auto x) { return x == 0xA7A7; }));
+  for (std::int64_t row = 0; row < 44; ++row) {
+    std::int64_t const token = row < 4 ? row : 200 + row - 4;
+    auto const kept = shorter.begin() + at(3) + row * 64;
+    REQUIRE(std::equal(kept, kept + 64, cache.keys[0].begin() + layout.offset(1, 1, token, 0)));
+  }
+  REQUIRE(run({tokens, tokens + 1}, nullptr)[static_cast<std::size_t>(at(2))] == 0xA7A7);
+  // An output asked for: the device counts again.
+  DeviceVector<std::int32_t> const d_kept(std::vector<std::int32_t>(4, -1));
+  REQUIRE(run(lengths, d_kept.data()) == all);
+  REQUIRE(d_kept.host() == std::vector<std::int32_t>{300, 44, 250, 44});
+}

@@ -93,6 +93,28 @@ TEST_CASE("in place on the device, rows wider than a block moves at once, window
   }
 }
 
+// Blocks share a head whose rows all move by as many: chains of few rows and of many, fewer and more chains than
+// blocks.
+TEST_CASE("in place on the device, long heads that blocks share", "[cache]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  constexpr std::int32_t tokens = 1500;
+  std::vector<std::int32_t> const lengths{tokens, 1201};
+  for (std::int32_t const window : {1, 64, 700, 900, 1136, 1300, 1431, 1495}) {
+    INFO("window " << window);
+    ha::PolicyTable table(1, 3, ha::SinkWindow{.sink = 4, .window = window});
+    table.set(0, 1, ha::WindowOnly{.window = window + 4});
+    table.set(0, 2, ha::Full{});
+    DeviceTable const d_table(table);
+    ha::Compaction const compaction(table, lengths);
+    for (std::int64_t const channels : {1, 24}) {  // narrow and wide accesses
+      auto const layout = ha::strided_bhsd(2, 3, tokens, channels);
+      SourceCache<std::uint16_t, Strided> const cache({layout, layout}, layout.required_span_size(), 1, channels,
+                                                      channels, 538);
+      check(cache, cache.source, compaction, d_table.view());
+    }
+  }
+}
+
 TEST_CASE("in place on the device, pages whose channels are split", "[cache]") {
   HEADAWARE_REQUIRE_DEVICE();
   constexpr unsigned seed = 535;

@@ -4,19 +4,21 @@
 #include <headaware/detail/cuda/kernel.cuh>
 
 #include <cstdint>
+#include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Finds the segment whose tiles include `tile`, by one warp: a 32-way search.
-__device__ inline std::int64_t find_segment(std::int32_t const* tile_offsets, std::int64_t segments,
-                                            std::int32_t tile) {
+/// Finds the segment whose items (tiles, rows) include `item`, by one warp: a 32-way search.
+/// @param offsets  [segments] items before each segment
+template <class Offset>
+__device__ std::int64_t find_segment(Offset const* offsets, std::int64_t segments, std::type_identity_t<Offset> item) {
   auto const lane = static_cast<std::int64_t>(threadIdx.x % warp_threads);
   std::int64_t first = 0;
   std::int64_t count = segments;
   while (count > 1) {
     std::int64_t const step = (count + warp_threads - 1) / warp_threads;
-    bool const before = lane * step < count && tile_offsets[first + lane * step] <= tile;
+    bool const before = lane * step < count && offsets[first + lane * step] <= item;
     std::int64_t const last = 31 - __clz(static_cast<int>(__ballot_sync(0xffffffffU, before)));
     first += last * step;
     count = min(step, count - last * step);

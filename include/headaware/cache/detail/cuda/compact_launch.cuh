@@ -54,7 +54,9 @@ auto make_move(Layout const& layout, Rotation const& rotation, std::int64_t chan
                       (channels - rotation.rotary_dim()) % widest == 0;
     return RotateRows<typename ElementOf<T>::type>{rotation, wide};
   } else {
-    return CopyRows{static_cast<std::int32_t>(width * element_bytes), tokens_adjacent(layout)};
+    std::int64_t const vector_bytes = width * element_bytes;
+    return CopyRows{static_cast<std::int32_t>(vector_bytes), tokens_adjacent(layout),
+                    vector_bytes == 16 && rows_contiguous(layout, channels)};
   }
 }
 
@@ -102,25 +104,39 @@ auto make_planes(PlanePointers* pointers, Transfer<T, Source, Form, Rotation> co
   return prepend(keys, values, make_planes(pointers + 2, rest...));
 }
 
-/// @param planes  of the launch's tensors; `tables` has their pointers
+/// Rows that one block moves: about 32 KiB, eight 16-byte accesses per thread, against which finding them costs little;
+/// where heads keep as many, a head is a whole number of tiles. @param row_bytes  of the narrowest rows
+inline std::int64_t rows_per_tile(std::int64_t max_rows, std::int64_t segments, std::int64_t row_bytes) {
+  constexpr std::int64_t tile_bytes = 32768;
+  std::int64_t const most = std::clamp<std::int64_t>(tile_bytes / row_bytes, 8, max_tile_rows);
+  std::int64_t const mean = (max_rows + segments - 1) / segments;
+  std::int64_t const tiles = (mean + most - 1) / most;
+  return std::clamp<std::int64_t>(tiles == 0 ? 0 : (mean + tiles - 1) / tiles, 8, most);
+}
+
+/// @param offsets  [segments + 1] in temporary storage, for where the host has none on the device
+/// @param planes   of the launch's tensors; `tables` has their pointers
 template <class Table, class Form, std::size_t NumPlanes, class... Planes>
-void launch_compress(DeviceCompaction<Table> const& compaction, CompactionArrays const& arrays, Form const& form,
+void launch_compress(DeviceCompaction<Table> const& compaction, std::int64_t* offsets, Form const& form,
                      std::int64_t row_bytes, LayerTables<NumPlanes> const& tables, PlaneList<Planes...> const& planes,
                      cudaStream_t stream) {
-  // About 32 KiB per tile: eight 16-byte accesses per thread, against which finding the tile costs little.
-  constexpr std::int64_t tile_bytes = 32768;
-  auto const rows = static_cast<std::int32_t>(std::clamp<std::int64_t>(tile_bytes / row_bytes, 8, max_tile_rows));
-
-  SizesParameters<Table, Form> const counting{compaction, arrays, form, rows};
-  LayerCapacities capacities;
-  std::copy(std::begin(tables.capacities), std::end(tables.capacities), capacities.layers);
-  launch("compress", sizes_kernel<Table, Form>, 1, sizes_threads, 0, stream, counting, capacities);
+  bool const outputs =
+      compaction.d_cu_seqlens != nullptr || compaction.d_kept != nullptr || compaction.d_status != nullptr;
+  bool const planned = compaction.d_offsets != nullptr && !outputs;
+  if (!planned) {
+    SizesParameters<Table, Form> const counting{compaction, offsets, form};
+    LayerCapacities capacities;
+    std::copy(std::begin(tables.capacities), std::end(tables.capacities), capacities.layers);
+    launch("compress", sizes_kernel<Table, Form>, 1, sizes_threads, 0, stream, counting, capacities);
+  }
   if (compaction.max_rows == 0) return;
 
-  GatherParameters<Table, Planes...> const gathering{{compaction, arrays, rows}, planes};
+  std::int64_t const rows = rows_per_tile(compaction.max_rows, compaction.num_segments(), row_bytes);
+  GatherParameters<Table, Planes...> const gathering{{compaction, planned ? compaction.d_offsets : offsets, rows},
+                                                     planes};
   static_assert(sizeof(gathering) + sizeof(tables) <= max_parameter_bytes,
                 "headaware: too many tensors for one launch");
-  std::int64_t const tiles = compaction.max_rows / rows + std::min(compaction.num_segments(), compaction.max_rows);
+  std::int64_t const tiles = (compaction.max_rows + rows - 1) / rows;
   dim3 const grid(static_cast<unsigned>(std::min<std::int64_t>(tiles, max_blocks)), NumPlanes);
   launch("compress", gather_kernel<Table, Planes...>, grid, block_threads, 0, stream, gathering, tables);
 }
@@ -138,10 +154,8 @@ void compress_transfers(void* d_temp, std::size_t& temp_bytes, DeviceCompaction<
                         cudaStream_t stream, First const& first, Rest const&... rest) {
   constexpr auto where = "compress";
   std::int64_t const entries = compaction.num_segments() + 1;
-  CompactionArrays arrays;
-  bool const placed = place_buffers(d_temp, temp_bytes, where, TempBuffer{arrays.row_offsets, entries},
-                                    TempBuffer{arrays.tile_offsets, entries});
-  if (!placed) return;
+  std::int64_t* offsets = nullptr;
+  if (!place_buffers(d_temp, temp_bytes, where, TempBuffer{offsets, entries})) return;
   bool const same_capacities = ((first.kept.capacities == rest.kept.capacities) && ...);
   require(same_capacities, "capacities of scales", "those of keys and values", "others", where);
   check_device_compaction(compaction, where);
@@ -162,7 +176,7 @@ void compress_transfers(void* d_temp, std::size_t& temp_bytes, DeviceCompaction<
   LayerTables<2 + 2 * sizeof...(Rest)> tables{};
   std::copy(first.kept.capacities.begin(), first.kept.capacities.end(), tables.capacities);
   auto const planes = make_planes(tables.planes, first, rest...);
-  launch_compress(compaction, arrays, first.kept.form, widest, tables, planes, stream);
+  launch_compress(compaction, offsets, first.kept.form, widest, tables, planes, stream);
 }
 
 /// The keys or the values of a compaction in place; notes their pointers, layer by layer. @param layout  of a layer
@@ -181,6 +195,15 @@ auto make_in_place_plane(std::span<LayerKv<T> const> layers, LayoutOf const& lay
         return InPlacePlane<decltype(each.layout), std::remove_const_t<decltype(move)>>{
             each.layout, move, static_cast<std::int32_t>(each.channels), static_cast<std::int32_t>(sizeof(T))};
       });
+}
+
+/// @brief Blocks that share a segment in place: enough for the longest one, without many that have nothing to do.
+/// @param tensors  that are compacted
+template <class Table>
+std::int64_t in_place_parts(DeviceCompaction<Table> const& compaction, std::int64_t tensors) {
+  constexpr std::int64_t most_blocks = 4096;  // some waves of any device
+  std::int64_t const most = std::max<std::int64_t>(1, most_blocks / (compaction.num_segments() * tensors));
+  return std::clamp<std::int64_t>(compaction.max_kept / (2 * min_part_rows), 1, most);
 }
 
 template <class Table, class T, class Source, class Rotation>
@@ -223,8 +246,8 @@ void compress_layers_in_place(DeviceCompaction<Table> const& compaction, std::sp
   using Values = std::remove_const_t<decltype(values)>;
   InPlaceParameters<Table, Keys, Values> const parameters{compaction, {keys, {values, {}}}, min_evicted};
   static_assert(sizeof(parameters) + sizeof(tensors) <= max_parameter_bytes);
-  launch(where, in_place_kernel<Table, Keys, Values>, dim3(static_cast<unsigned>(segments), 2), block_threads, 0,
-         stream, parameters, tensors);
+  dim3 const grid(static_cast<unsigned>(segments), 2, static_cast<unsigned>(in_place_parts(compaction, 2)));
+  launch(where, in_place_kernel<Table, Keys, Values>, grid, block_threads, 0, stream, parameters, tensors);
 }
 
 }  // namespace detail

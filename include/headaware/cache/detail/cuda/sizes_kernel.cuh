@@ -12,18 +12,11 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Offsets by which the gather kernel finds its work; in temporary storage.
-struct CompactionArrays {
-  std::int64_t* row_offsets = nullptr;   ///< [segments + 1] kept rows before each segment
-  std::int32_t* tile_offsets = nullptr;  ///< [segments + 1] tiles before each segment; the last: tiles in all
-};
-
 template <class Table, class Form>
 struct SizesParameters {
   DeviceCompaction<Table> compaction;
-  CompactionArrays arrays;
+  std::int64_t* offsets;  ///< [segments + 1] kept rows before each segment, by which the gather kernel finds its work
   Form form;
-  std::int32_t rows_per_tile;
 };
 
 /// Capacities of all layers.
@@ -55,22 +48,20 @@ HEADAWARE_KERNEL void __launch_bounds__(sizes_threads, 1)
     bool const possible = segment.kept >= 0 && segment.kept <= length;
     if (!possible) segment.kept = 0;
     bad = bad || !possible || segment.kept > p.form.head_capacity(segment, capacities.layers[segment.layer]);
-    return RowsAndParts{segment.kept,
-                        static_cast<std::int32_t>((segment.kept + p.rows_per_tile - 1) / p.rows_per_tile)};
+    return RowsAndParts{segment.kept, 0};
   };
   auto const write = [&](std::int64_t s, RowsAndParts before, RowsAndParts here) {
-    p.arrays.row_offsets[s] = before.rows;
-    p.arrays.tile_offsets[s] = before.parts;
+    p.offsets[s] = before.rows;
     if (p.compaction.d_kept != nullptr) p.compaction.d_kept[s] = static_cast<std::int32_t>(here.rows);
   };
   RowsAndParts const all = scan_segments<sizes_threads>(segments, cut, write);
-  if (thread == 0) p.arrays.row_offsets[segments] = all.rows;
+  if (thread == 0) p.offsets[segments] = all.rows;
   __syncthreads();
 
   // Layer by layer, now that all offsets stand: does the layer hold its rows, and its cu_seqlens.
   bad = bad || all.rows > p.compaction.max_rows;
   auto const check_entry = [&](std::int64_t layer, std::int64_t first_segment, std::int64_t within, std::int64_t i) {
-    std::int64_t const rows = p.arrays.row_offsets[first_segment + within] - p.arrays.row_offsets[first_segment];
+    std::int64_t const rows = p.offsets[first_segment + within] - p.offsets[first_segment];
     if constexpr (std::is_same_v<Form, RaggedForm>) bad = bad || rows > capacities.layers[layer].rows;
     if (p.compaction.d_cu_seqlens != nullptr) bad = bad || rows > 0x7fffffff;  // more than the offsets can say
     if (p.compaction.d_cu_seqlens != nullptr) p.compaction.d_cu_seqlens[i] = static_cast<std::int32_t>(rows);
@@ -91,7 +82,7 @@ HEADAWARE_KERNEL void __launch_bounds__(sizes_threads, 1)
   }
   bad = __syncthreads_or(bad ? 1 : 0) != 0;
   if (thread == 0) {
-    p.arrays.tile_offsets[segments] = bad ? 0 : all.parts;  // no tiles: nothing moves
+    if (bad) p.offsets[segments] = 0;  // no rows: nothing moves
     if (p.compaction.d_status != nullptr) *p.compaction.d_status = bad ? 1 : 0;
   }
 }
