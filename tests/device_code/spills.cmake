@@ -1,12 +1,22 @@
 # Compiles the device code of SOURCE for all ARCHITECTURES and fails if any kernel spills registers on one of them.
 #   cmake -DNVCC=... -DSOURCE=... -DINCLUDE=... -DARCHITECTURES=80,90 -DOUTPUT=... -P spills.cmake
 string(REPLACE "," ";" architectures "${ARCHITECTURES}")
-# One PTX for all, which takes most of the time: the kernels' code is the same from the first on.
-list(GET architectures 0 oldest)
-list(TRANSFORM architectures PREPEND "sm_" OUTPUT_VARIABLE codes)
-list(JOIN codes "," codes)
+# Making PTX takes most of the time: one for two architectures each.
+set(codes "")
+foreach(architecture IN LISTS architectures)
+  if(NOT DEFINED of_ptx)
+    set(of_ptx ${architecture})
+    set(code "sm_${architecture}")
+    continue()
+  endif()
+  list(APPEND codes "-gencode=arch=compute_${of_ptx},code=[${code},sm_${architecture}]")
+  unset(of_ptx)
+endforeach()
+if(DEFINED of_ptx)
+  list(APPEND codes "-gencode=arch=compute_${of_ptx},code=${code}")
+endif()
 # Device code alone: the host's part is the same for all and of no interest.
-execute_process(COMMAND ${NVCC} -std=c++20 -O3 -I${INCLUDE} "-gencode=arch=compute_${oldest},code=[${codes}]" -Xptxas -v -fatbin ${SOURCE} -o ${OUTPUT}
+execute_process(COMMAND ${NVCC} -std=c++20 -O3 -I${INCLUDE} ${codes} -Xptxas -v -fatbin ${SOURCE} -o ${OUTPUT}
                 RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
 if(NOT result EQUAL 0)
   message(FATAL_ERROR "${output}")

@@ -75,7 +75,8 @@ struct StageTokens {
   }
 };
 
-/// Copies a tile `Vector` by `Vector`. Four loads are under way before the first store.
+/// Copies a tile `Vector` by `Vector`. Two loads are under way before the first store: with four the kernel, made for
+/// sm_100, runs out of registers.
 template <class Vector, class Plane>
 __device__ void copy_rows(Plane const& plane, GatherShared const& shared) {
   Segment const& segment = shared.tile.segment;
@@ -86,7 +87,7 @@ __device__ void copy_rows(Plane const& plane, GatherShared const& shared) {
   std::int32_t const element_bytes = plane.element_bytes;
   std::int32_t const sequence = segment.sequence;
   std::int32_t const kv_head = segment.kv_head;
-  constexpr std::int32_t unroll = 4;
+  constexpr std::int32_t unroll = 2;
   std::int32_t const per_vector = static_cast<std::int32_t>(sizeof(Vector)) / element_bytes;
   std::int32_t const per_row = plane.channels / per_vector;
   std::int32_t const total = shared.tile.rows * per_row;
