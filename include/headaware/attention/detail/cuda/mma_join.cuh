@@ -113,11 +113,34 @@ __device__ void join(P const& p, MmaShared<P::queries>& shared, MmaJob const& jo
   });
 }
 
+/// Writes a warp's sums, [queries, sum_pitch].
+template <class P, class Rows>
+__device__ void store_sums(P const&, Rows const&, MmaSums<P> const& sums, std::int32_t query_count, float* to) {
+  auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
+#pragma unroll
+  for (int n = 0; n < P::query_tiles; ++n) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      std::int32_t const q = n * 8 + lane % 4 * 2 + j;
+      if (q >= query_count) continue;
+#pragma unroll
+      for (int m = 0; m < P::channel_tiles; ++m) {
+        to[q * P::sum_pitch + m * 16 + lane / 4] = sums.values[m][n][j];
+        to[q * P::sum_pitch + m * 16 + lane / 4 + 8] = sums.values[m][n][j + 2];
+      }
+    }
+  }
+}
+
+/// Turns a result back, where rows are turned: those of elements are not.
+template <class Rows>
+__device__ void turn_result(Rows const&, float4&) {}
+
 /// Adds up what the block's warps have, learned sinks with the job's first part, and writes it. By all threads
 /// @param own  the warp's ring, whose tiles are dead; @param rings  of all warps, `ring_bytes` apart
-template <class P>
-__device__ void finish_piece(P const& p, MmaShared<P::queries>& shared, MmaJob const& job, MmaSums<P> const& sums,
-                             unsigned char* rings, std::int32_t ring_bytes) {
+template <class P, class Rows, class Sums>
+__device__ void finish_piece(P const& p, MmaShared<P::queries>& shared, MmaJob const& job, Rows const& rows,
+                             Sums const& sums, unsigned char* rings, std::int32_t ring_bytes) {
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
   auto const lane = thread % warp_threads;
   auto const warp = thread / warp_threads;
@@ -128,15 +151,10 @@ __device__ void finish_piece(P const& p, MmaShared<P::queries>& shared, MmaJob c
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       std::int32_t const q = n * 8 + lane % 4 * 2 + j;
-      if (q >= job.query_count) continue;
-      if (lane < 4) shared.states[warp][q] = {sums.origin[n][j], sums.weights[n][j]};
-#pragma unroll
-      for (int m = 0; m < P::channel_tiles; ++m) {
-        own[q * P::sum_pitch + m * 16 + lane / 4] = sums.values[m][n][j];
-        own[q * P::sum_pitch + m * 16 + lane / 4 + 8] = sums.values[m][n][j + 2];
-      }
+      if (lane < 4 && q < job.query_count) shared.states[warp][q] = {sums.origin[n][j], sums.weights[n][j]};
     }
   }
+  store_sums(p, rows, sums, job.query_count, own);
   __syncthreads();
   if (thread < job.query_count) {
     OnlineSoftmax<float> sink;
@@ -166,6 +184,7 @@ __device__ void finish_piece(P const& p, MmaShared<P::queries>& shared, MmaJob c
       auto const* const from = reinterpret_cast<float const*>(rings + w * ring_bytes) + q * P::sum_pitch + channel;
       add_four(sum, shared.factors[w][q], *reinterpret_cast<float4 const*>(from));
     }
+    turn_result(rows, sum);
     if (job.parts.count == 1) {
       write_output(p, shared, job, q, channel, sum);
     } else {

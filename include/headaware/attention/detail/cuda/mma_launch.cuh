@@ -74,9 +74,9 @@ struct MmaLaunch {
   }
 };
 
-/// Whether `mma_kernel` takes rows of as many channels.
-inline bool mma_channels(AttentionShape const& shape) {
-  auto const fits = [](std::int64_t channels) { return channels % 16 == 0 && channels <= max_mma_channels; };
+/// Whether `mma_kernel` takes rows of as many channels. @param run  16; 64 of encoded rows
+inline bool mma_channels(AttentionShape const& shape, std::int64_t run = 16) {
+  auto const fits = [&](std::int64_t channels) { return channels % run == 0 && channels <= max_mma_channels; };
   return fits(shape.head_dim) && fits(shape.output_dim());
 }
 
@@ -129,8 +129,8 @@ bool launch_mma(void* d_temp, std::size_t& temp_bytes, AttentionShape const& sha
   return true;
 }
 
-/// Attention over rows of 16 bits on tensor cores, by the kernel for as many query rows and channels.
-/// @pre `mma_channels`; with storage: rows allow 16-byte loads. @return as `launch_mma`
+/// Attention over rows of 16 bits, or encoded ones, on tensor cores, by the kernel for as many query rows and channels.
+/// @pre `mma_channels`; with storage: rows allow 16-byte loads; encoded ones: `MmaFormats`. @return as `launch_mma`
 template <class Q, class QLayout, class Cache, class O, class OLayout>
 bool attend_mma(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
                 AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
