@@ -83,9 +83,17 @@ void attend_coded_plain(void* d_temp, std::size_t& temp_bytes, AttentionShape co
   auto const launch = [&]<int Queries>() {
     launch_coded<Queries>(d_temp, temp_bytes, shape, queries, cache, output, bounds, options, stream);
   };
-  std::int64_t const rows = shape.query_rows();
-  if (rows <= 4) return launch.template operator()<4>();
-  return launch.template operator()<16>();
+  // Rows that products of tensor cores could take are here by exception (odd channels, old devices): one kernel for
+  // all.
+  if constexpr (MmaFormats<Registry>::known) {
+    return launch.template operator()<8>();
+  } else {
+    std::int64_t const rows = shape.query_rows();
+    if (rows <= 1) return launch.template operator()<1>();
+    if (rows <= 4) return launch.template operator()<4>();
+    if (rows <= 8) return launch.template operator()<8>();
+    return launch.template operator()<16>();
+  }
 }
 
 /// Attention over encoded rows: on tensor cores where formats, channels and device allow it.
@@ -95,7 +103,7 @@ void attend_coded(void* d_temp, std::size_t& temp_bytes, AttentionShape const& s
                   AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
                   AttentionOptions const& options, cudaStream_t stream) {
   if constexpr (MmaFormats<Registry>::known) {
-    if (mma_channels(shape, 64)) {
+    if (mma_channels(shape)) {
       // Storage suffices for both: the device may be another when the kernels run.
       std::size_t plain_bytes = 0;
       std::size_t mma_bytes = 0;

@@ -31,7 +31,7 @@ struct SegmentCodes {
     value = code_shape(packed.formats.value);
     shift = packed.shift;
     units = packed.units;
-    key_words = static_cast<std::int32_t>(head_dim) / 64 * key.words;
+    key_words = key.row_words(static_cast<std::int32_t>(head_dim));
   }
 };
 
@@ -56,7 +56,8 @@ class CodedRing : public MmaTiles<P, Rows> {
     units_ = rows.codes->units;
     pitch_ = CodedRowSizes<typename P::Registry>::pitch(units_);
     stage_bytes_ = static_cast<std::uint32_t>(mma_rows * (pitch_ + (mask.masked ? 8 : 0)));
-    this->stages_ = min(P::most_stages, p.stages * P::stage_bytes / static_cast<std::int32_t>(stage_bytes_));
+    this->stages_ =
+        min(P::most_stages, (p.stages * P::stage_bytes - P::after_ring) / static_cast<std::int32_t>(stage_bytes_));
     rows_at_ = p.cache.rows + rows.codes->shift;
     upper_ = lane / mma_rows;
     own_ = shared_address(memory) + static_cast<std::uint32_t>(lane % mma_rows * pitch_);

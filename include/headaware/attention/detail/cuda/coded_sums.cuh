@@ -69,7 +69,7 @@ __device__ void store_sums(P const& p, CodedSegmentRows<P> const& rows, CodedSum
   auto const channels = static_cast<std::int32_t>(p.shape.output_dim());
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
   float const factor = shape.ranges != 0 ? shape.factor / sums.unit : shape.factor;
-  float const second = shape.value_shift != 0 ? factor / 16 : factor;
+  float const second = shape.shifted_half ? factor / 16 : factor;
   CodePlaces const places = shape.places;
   std::int32_t const first_place = lane / 4 * places.of_lane;
 #pragma unroll
@@ -79,7 +79,7 @@ __device__ void store_sums(P const& p, CodedSegmentRows<P> const& rows, CodedSum
       std::int32_t const q = n * 8 + lane % 4 * 2 + j;
       float* const own = to + q * P::sum_pitch + first_place;
       unrolled<P::channel_tiles / 2>([&]<int Pair>() {  // of tiles, which may have a range
-        if (Pair * 32 >= channels) return;
+        if (Pair / 2 * 64 >= channels) return;
         float common = sums.common[Pair][n][j];
         if (Pair % 2 != 0 && shape.ranges != 2) common = sums.common[Pair - Pair % 2][n][j];
         if (shape.has_min) {
@@ -101,6 +101,12 @@ __device__ void store_sums(P const& p, CodedSegmentRows<P> const& rows, CodedSum
   }
 }
 
+/// Channels of which sums are wanted: whole blocks of those that are turned back.
+template <class P>
+__device__ std::int64_t summed_channels(P const& p, CodedSegmentRows<P> const& rows) {
+  std::int64_t const channels = p.shape.output_dim();
+  return rows.codes->value.turned ? (channels + turned_channels - 1) / turned_channels * turned_channels : channels;
+}
 /// Turns four channels of a result back, where values are turned. By 16 lanes that have a block of channels
 template <class P>
 __device__ void turn_result(CodedSegmentRows<P> const& rows, float4& sums) {

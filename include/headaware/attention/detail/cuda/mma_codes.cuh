@@ -33,21 +33,28 @@ struct CodePlaces {
 
 /// How a format's 64 channels lie, and what products of them are.
 struct CodeShape {
-  std::int32_t family;       ///< `id` of the operands' maker
-  std::int32_t words;        ///< of 64 channels
-  std::int32_t ranges;       ///< each with a scale of its own; 0: there are none
-  std::int32_t scale_at;     ///< bytes before the first scale, in half precision; a minimum follows where there is one
-  std::int32_t range_bytes;  ///< from one scale to the next
-  std::int32_t origin;       ///< the code of 0, where there is no minimum
-  std::int32_t planes;       ///< of codes' high bits
-  std::int32_t shifted;      ///< bit of the number of keys' channels whose codes are shifted left by 4
-  std::int32_t value_shift;  ///< of codes of values, in a lane's second half
-  CodePlaces places;
-  float factor;  ///< a channel is the product's number times this, and a range's scale
-  bool nibbles;  ///< low bits are not in planes
-  bool has_min;
-  bool turned;
-  bool ordered;  ///< keys' elements, and queries, lie in their order
+  std::int32_t family = 0;       ///< `id` of the operands' maker
+  std::int32_t words = 0;        ///< of 64 channels
+  std::int32_t ranges = 0;       ///< each with a scale of its own; 0: there are none
+  std::int32_t scale_at = 0;     ///< bytes before the first scale, in half precision; a minimum follows if there is one
+  std::int32_t range_bytes = 0;  ///< from one scale to the next
+  std::int32_t origin = 0;       ///< the code of 0, or, above a minimum, of the middle
+  std::int32_t planes = 0;       ///< of codes' high bits
+  std::int32_t shifted = 0;      ///< bit of the number of keys' channels whose codes are shifted left by 4
+  bool shifted_half = false;     ///< codes of values in a lane's second half are
+  bool nibbles = true;           ///< low bits are not in planes
+  bool has_min = false;
+  bool turned = false;
+  bool ordered = false;      ///< keys' elements, and queries, lie in their order
+  CodePlaces places{};       ///< of values
+  std::uint32_t signs = 0;   ///< of a word's numbers, where there are no ranges
+  std::uint32_t beyond = 0;  ///< what makes the sign's bit of a magnitude that is no number, or infinite
+  float factor = 1;          ///< a channel is the product's number times this, and a range's scale
+
+  /// Words of a row: whole blocks of 64 where there are ranges.
+  [[nodiscard]] __device__ std::int32_t row_words(std::int32_t channels) const {
+    return ranges != 0 ? (channels + 63) / 64 * words : channels * words / 64;
+  }
 };
 
 /// How a family of formats becomes operands: `Element`; `ranged`, with scales, and `has_min`, with minima; `ranges` of
@@ -308,21 +315,19 @@ struct MmaCodes<Packed<Bits>> {
   using Format = Packed<Bits>;
   static constexpr bool known = true;
   static HEADAWARE_HOST_DEVICE constexpr CodeShape shape() {
-    return {Family::id,
-            Format::block_words,
-            1,
-            4 * Format::block_words - 4,
-            0,
-            0,
-            Format::plane_bits,
-            32,
-            4,
-            {32, 2, 1, 4},
-            0x1p24F,
-            Format::nibble_words > 0,
-            true,
-            true,
-            false};
+    return {.family = Family::id,
+            .words = Format::block_words,
+            .ranges = 1,
+            .scale_at = 4 * Format::block_words - 4,
+            .origin = 1 << (Bits - 1),
+            .planes = Format::plane_bits,
+            .shifted = 32,
+            .shifted_half = true,
+            .nibbles = Format::nibble_words > 0,
+            .has_min = true,
+            .turned = true,
+            .places = {32, 2, 1, 4},
+            .factor = 0x1p24F};
   }
 };
 template <>
@@ -330,7 +335,13 @@ struct MmaCodes<Int8> {
   using Family = MmaInt8;
   static constexpr bool known = true;
   static HEADAWARE_HOST_DEVICE constexpr CodeShape shape() {
-    return {Family::id, 17, 1, 64, 0, 128, 0, 0, 0, {32, 2, 1, 4}, 0x1p24F, true, false, false, false};
+    return {.family = Family::id,
+            .words = Int8::block_words,
+            .ranges = 1,
+            .scale_at = 64,
+            .origin = 128,
+            .places = {32, 2, 1, 4},
+            .factor = 0x1p24F};
   }
 };
 template <>
@@ -338,7 +349,13 @@ struct MmaCodes<LlamaQ8> {
   using Family = MmaQ8;
   static constexpr bool known = true;
   static HEADAWARE_HOST_DEVICE constexpr CodeShape shape() {
-    return {Family::id, 17, 2, 0, 34, 128, 0, 0, 0, {1, 32, 2, 4}, 0x1p24F, true, false, false, false};
+    return {.family = Family::id,
+            .words = LlamaQ8::block_words,
+            .ranges = 2,
+            .range_bytes = 34,
+            .origin = 128,
+            .places = {1, 32, 2, 4},
+            .factor = 0x1p24F};
   }
 };
 template <>
@@ -346,7 +363,15 @@ struct MmaCodes<LlamaQ4> {
   using Family = MmaQ4;
   static constexpr bool known = true;
   static HEADAWARE_HOST_DEVICE constexpr CodeShape shape() {
-    return {Family::id, 9, 2, 0, 18, 8, 0, 16, 4, {16, 32, 1, 2}, 0x1p24F, true, false, false, false};
+    return {.family = Family::id,
+            .words = LlamaQ4::block_words,
+            .ranges = 2,
+            .range_bytes = 18,
+            .origin = 8,
+            .shifted = 16,
+            .shifted_half = true,
+            .places = {16, 32, 1, 2},
+            .factor = 0x1p24F};
   }
 };
 

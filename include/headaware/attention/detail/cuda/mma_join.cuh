@@ -21,9 +21,9 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// Calls `f(query, channel)` for every four channels of every query, by the threads of the block.
-template <class P, class F>
-__device__ void for_output(P const& p, MmaJob const& job, F const& f) {
-  std::int32_t const fours = static_cast<std::int32_t>(p.shape.output_dim()) / 4;
+template <class F>
+__device__ void for_output(std::int64_t channels, MmaJob const& job, F const& f) {
+  std::int32_t const fours = static_cast<std::int32_t>(channels) / 4;
   for (auto i = static_cast<std::int32_t>(threadIdx.x); i < job.query_count * fours;
        i += static_cast<std::int32_t>(blockDim.x)) {
     f(i / fours, i % fours * 4);
@@ -94,7 +94,7 @@ __device__ void join(P const& p, MmaShared<P::queries>& shared, MmaJob const& jo
     if (lane == 0) shared.whole[q] = {max, sum};
   }
   __syncthreads();
-  for_output(p, job, [&](std::int32_t q, std::int32_t channel) {
+  for_output(p.shape.output_dim(), job, [&](std::int32_t q, std::int32_t channel) {
     float4 sums{};
     for (std::int32_t begin = 0; begin < count; begin += join_parts) {
       float4 parts[join_parts];
@@ -132,7 +132,11 @@ __device__ void store_sums(P const&, Rows const&, MmaSums<P> const& sums, std::i
   }
 }
 
-/// Turns a result back, where rows are turned: those of elements are not.
+/// Channels of which sums are wanted, to turn them back where rows are turned: those of elements are not.
+template <class P, class Rows>
+__device__ std::int64_t summed_channels(P const& p, Rows const&) {
+  return p.shape.output_dim();
+}
 template <class Rows>
 __device__ void turn_result(Rows const&, float4&) {}
 
@@ -178,13 +182,14 @@ __device__ void finish_piece(P const& p, MmaShared<P::queries>& shared, MmaJob c
   }
   __syncthreads();
   std::int64_t const place = job.parts.place(job.part);
-  for_output(p, job, [&](std::int32_t q, std::int32_t channel) {
+  for_output(summed_channels(p, rows), job, [&](std::int32_t q, std::int32_t channel) {
     float4 sum{};
     for (std::int32_t w = 0; w < warps; ++w) {
       auto const* const from = reinterpret_cast<float const*>(rings + w * ring_bytes) + q * P::sum_pitch + channel;
       add_four(sum, shared.factors[w][q], *reinterpret_cast<float4 const*>(from));
     }
     turn_result(rows, sum);
+    if (channel >= p.shape.output_dim()) return;
     if (job.parts.count == 1) {
       write_output(p, shared, job, q, channel, sum);
     } else {

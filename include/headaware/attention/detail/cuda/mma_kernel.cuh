@@ -15,7 +15,7 @@
 //
 // Files: mma_parameters (shared memory), mma_queries, mma_fetch (copies), mma_tile (one tile of rows: products),
 // mma_weights (between the two products), mma_join. Encoded rows: coded_segment (copies), coded_queries, mma_codes and
-// mma_numbers (formats), coded_mma_tile (products), coded_sums.
+// mma_numbers (formats), coded_weights, coded_mma_tile (products), coded_sums.
 
 #include <headaware/attention/detail/cuda/coded_mma_tile.cuh>
 #include <headaware/attention/detail/cuda/coded_queries.cuh>
@@ -45,7 +45,8 @@ template <class P>
 __device__ void find_stretch(P const& p, MmaShared<P::queries>& shared) {
   std::int32_t const* const offsets = global_pointer(p.arrays.split_offsets);
   std::int64_t const segments = p.shape.segments();
-  auto const stretches = Stretches::of(std::int64_t{offsets[segments]} * p.kv.tiles, gridDim.x, P::shortest_stretch);
+  auto const stretches =
+      Stretches::of(std::int64_t{offsets[segments]} * p.kv.tiles, gridDim.x, P::shortest_stretch(p.kv));
   std::int64_t const at = stretches.begin(blockIdx.x);
   std::int64_t const end = stretches.end(blockIdx.x);
   std::int64_t segment = 0;

@@ -74,9 +74,9 @@ struct MmaLaunch {
   }
 };
 
-/// Whether `mma_kernel` takes rows of as many channels. @param run  16; 64 of encoded rows
-inline bool mma_channels(AttentionShape const& shape, std::int64_t run = 16) {
-  auto const fits = [&](std::int64_t channels) { return channels % run == 0 && channels <= max_mma_channels; };
+/// Whether `mma_kernel` takes rows of as many channels.
+inline bool mma_channels(AttentionShape const& shape) {
+  auto const fits = [](std::int64_t channels) { return channels % 16 == 0 && channels <= max_mma_channels; };
   return fits(shape.head_dim) && fits(shape.output_dim());
 }
 

@@ -94,8 +94,13 @@ struct MmaCodes<Fp8<Mantissa>> {
   using Family = MmaFp8<Mantissa>;
   static constexpr bool known = true;
   static HEADAWARE_HOST_DEVICE constexpr CodeShape shape() {
-    return {Family::id, 16,    0,     0,    0, 0, 0, 0, 0, {32, 2, 1, 4}, Mantissa == 2 ? 1.0F : 0x1p8F,
-            true,       false, false, false};
+    constexpr bool e5 = Mantissa == 2;
+    return {.family = Family::id,
+            .words = 16,
+            .places = {32, 2, 1, 4},
+            .signs = 0x80808080U,
+            .beyond = e5 ? 0x04040404U : 0x01010101U,
+            .factor = e5 ? 1.0F : 0x1p8F};
   }
 };
 template <class T>
@@ -103,7 +108,13 @@ struct MmaCodes<HalfRows<T>> {
   using Family = MmaHalves<T>;
   static constexpr bool known = true;
   static HEADAWARE_HOST_DEVICE constexpr CodeShape shape() {
-    return {Family::id, 32, 0, 0, 0, 0, 0, 0, 0, {1, 32, 16, 2}, 1, true, false, false, true};
+    constexpr bool half = std::is_same_v<T, float16>;
+    return {.family = Family::id,
+            .words = 32,
+            .ordered = true,
+            .places = {1, 32, 16, 2},
+            .signs = 0x80008000U,
+            .beyond = half ? 0x04000400U : 0x00800080U};
   }
 };
 

@@ -88,14 +88,19 @@ struct MmaParameters {
   static constexpr std::int32_t value_offset = mma_rows * pitch;
   /// Floats between the sums of two queries, in a warp's tiles, which are dead by then.
   static constexpr std::int32_t sum_pitch = 16 * ChannelTiles + 4;
+  /// Bytes after the last tile that may be looked at: rows of numbers need not have whole blocks of channels.
+  static constexpr std::int32_t after_ring = 128;
   /// Of encoded rows: of the largest there are.
   static constexpr std::int32_t stage_bytes =
-      coded ? std::max(mma_rows * (MmaCodedRow<Cache>::bytes(16 * ChannelTiles) + 8), queries* sum_pitch * 2)
+      coded ? std::max(mma_rows * (MmaCodedRow<Cache>::bytes(16 * ChannelTiles) + 8) + after_ring / 2,
+                       queries* sum_pitch * 2)
             : 2 * mma_rows * pitch;
   /// Tiles of a warp in shared memory, at most: of encoded rows, which are small, more than `stages`.
   static constexpr std::int32_t most_stages = coded ? 2 * max_mma_stages : max_mma_stages;
-  /// Tiles of a stretch, at least: encoded rows are short, so more of them.
-  static constexpr std::int64_t shortest_stretch = coded ? 32 : Stretches::shortest;
+  /// Tiles of a stretch, at least: encoded rows are short, so more of them beside the partial results of queries.
+  [[nodiscard]] static __device__ std::int64_t shortest_stretch(KvSplit const& kv) {
+    return coded ? max(Stretches::shortest, 4 * kv.tile_rows) : Stretches::shortest;
+  }
   static_assert(queries * sum_pitch * 4 <= 2 * stage_bytes && stage_bytes % 16 == 0 && query_space % 16 == 0);
 
   AttentionShape shape;
