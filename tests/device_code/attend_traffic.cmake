@@ -16,19 +16,27 @@ foreach(case "ragged;1" "ragged;4" "ragged;8" "ragged;16" "paged;1" "paged;4" "p
   ratio(dram_ratio "32 * ${total_distinct_sectors_read}" "${held}")
   ratio(written_ratio "${total_store_bytes}" "${held}")
   ratio(efficiency "${total_load_bytes}" "32 * ${total_load_sectors}")
-  # Of rows of 128 channels in 2 bytes, keys and values. FlashInfer's decoding on tensor cores takes 30 to 34.
+  # Of rows of 128 channels in 2 bytes, keys and values. FlashInfer's decoding on tensor cores takes 30 to 34. Of encoded
+  # rows: per row, of all heads.
   math(EXPR row_instructions "${total_instructions} * 512 / ${held}")
+  if("coded" IN_LIST case)
+    math(EXPR row_instructions "${total_instructions} / 15360")
+  endif()
   list(JOIN case ", " name)
   message(STATUS "${name} query heads a KV head: launches ${launches}, held ${held} bytes; in thousandths of them: read "
                  "${read_ratio}, sectors of all requests ${sector_ratio}, distinct sectors ${dram_ratio}, written "
-                 "${written_ratio}; bytes asked for / bytes of the sectors touched ${efficiency}; instructions per 512 bytes "
-                 "${row_instructions}")
+                 "${written_ratio}; bytes asked for / bytes of the sectors touched ${efficiency}; instructions per 512 bytes, "
+                 "or per encoded row, ${row_instructions}")
   # A block over a latent has up to 32 query rows: of 128, four blocks ask for a row that comes from memory once.
   list(GET case -1 group)
   math(EXPR most "(${group} + 31) / 32 * 1100")
   set(most_instructions 1000000)
   if(name MATCHES "^coded")
     set(most 1080)
+    set(most_instructions 53)
+    if(group GREATER 8)
+      set(most_instructions 58)
+    endif()
   elseif(name MATCHES "^(ragged|paged|rolling)")
     if(group GREATER 8)
       set(most_instructions 35)

@@ -61,18 +61,19 @@ namespace device {
 /// @return cudaErrorInvalidValue on what the CPU's `attend` refuses, more than 512 channels (of a latent's row: more
 ///         than 4,096; of encoded rows also to whole blocks of a rotated format), rows that shared memory has no room
 ///         for, or too little storage; launch errors
-/// @note   Deterministic: results depend on lengths and, over rows of 16 bits, on the number of the device's
-///         multiprocessors. Graph-capturable, and a replay reads the lengths of its time. One `d_temp` serves one call
-///         at a time.
+/// @note   Deterministic: results depend on lengths and, over rows of 16 bits or encoded ones, on the number of the
+///         device's multiprocessors. Graph-capturable, and a replay reads the lengths of its time. One `d_temp` serves
+///         one call at a time.
 /// @par Cost  Two launches. Each row held is loaded once for up to 16 query rows of its group: for decoding, once
 ///            (more query rows, or more than 8 of rows of more than 128 channels: once per 16 or 8, from the L2 cache
-///            where it holds them; a latent's once per 32, by blocks that run side by side). Rows of 16 bits whose
-///            channels are a multiple of 16, up to 256, and whose rows 16-byte loads may read, go through tensor cores
-///            from compute capability 8.0 on: 1 to 8 query rows cost the same, and blocks have equal shares of all
-///            rows, whatever heads hold. Products are summed in float there, of queries as they are; a weight is
-///            rounded as the output is, to 16 bits or not below 2^-22. Encoded rows are loaded as they are, 16 bytes at
-///            a time, and decoded in registers: formats of heads may differ in one launch. Long prefill chunks are
-///            better served by kernels with larger tiles of queries.
+///            where it holds them; a latent's once per 32, by blocks that run side by side). Rows of 16 bits (that
+///            16-byte loads may read) and rows in the library's formats go through tensor cores from compute capability
+///            8.0 on, if their channels are a multiple of 16, up to 256: 1 to 8 query rows cost the same, and blocks
+///            have equal shares of all rows, whatever heads hold. Products are summed in float there, of queries as
+///            they are (of 16 bits and turned as a head's keys are: rounded to half precision again); a weight is
+///            rounded as the output is, to 16 bits or not below 2^-22, of encoded rows times the scale of its channels.
+///            Encoded rows are loaded as they are and become operands in registers: formats of heads may differ in one
+///            launch. Long prefill chunks are better served by kernels with larger tiles of queries.
 template <class Q, class QLayout, AttentionCache Cache, class O, class OLayout>
 cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
                    AttentionQueries<Q, QLayout> const& queries, Cache const& cache,

@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -98,7 +99,8 @@ void check_coded(HeldProblem<float> const& p, Cache const& cache, Attended const
 
 TEST_CASE("device attention over encoded rows is that over the decoded ones", "[attention]") {
   HEADAWARE_REQUIRE_DEVICE();
-  for (auto const& [keys, values] : {std::pair{64, 64}, std::pair{128, 128}, std::pair{80, 40}, std::pair{7, 192}}) {
+  for (auto const& [keys, values] : {std::pair{64, 64}, std::pair{128, 128}, std::pair{80, 40}, std::pair{7, 192},
+                                     std::pair{80, 112}, std::pair{192, 256}}) {
     PackedProblem<ha::float16> const p(keys, values, {700, 7, 0});
     ha::Compaction const compaction(p.table, p.lengths);
     auto const planned = ha::packed_ragged(compaction, p.formats, keys, values);
@@ -230,6 +232,59 @@ TEST_CASE("device attention over a rolling cache of encoded rows is the CPU's ov
       worst = error == error ? std::max(worst, error) : 77;
     }
     CHECK(worst < 3e-6F);
+  }
+}
+
+TEST_CASE("device attention over encoded rows: values that a query does not see may be no numbers", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  std::vector<ha::AnyFormat<>> const all = all_formats();
+  auto const heads = static_cast<std::int32_t>(all.size());
+  constexpr std::int64_t dim = 64;
+  constexpr std::int64_t rows_held = 37;
+  constexpr std::int64_t tokens = 3;
+  constexpr std::int64_t bad_row = rows_held - 2;  // seen by the last two of the tokens
+  auto const attended = [&](bool bad) {
+    HeldProblem<float> held({1, heads, heads, tokens, dim}, std::vector<std::int64_t>(at(heads), rows_held), 9);
+    held.first_positions = {rows_held - tokens};
+    std::vector<ha::RowUnit> rows;
+    std::vector<ha::PackedSegment<>> segments;
+    for (std::int32_t h = 0; h < heads; ++h) {
+      HeldRows<float>& own = held.segments[at(h)];
+      if (bad) own.values[at(bad_row * dim + 21)] = std::numeric_limits<float>::quiet_NaN();
+      ha::HeadFormats const of{all[at((h + 4) % heads)], all[at(h)]};
+      auto const units = static_cast<std::int32_t>(of.row_units(dim, dim));
+      segments.push_back({of, units, std::ssize(rows) - h * rows_held * units});
+      for (std::int64_t i = 0; i < rows_held; ++i) {
+        rows.resize(rows.size() + at(units));
+        std::uint32_t* const words = rows[rows.size() - at(units)].words;
+        of.key.visit([&](auto const& f) { ha::encode_row(f, &own.keys[at(i * dim)], dim, words); });
+        of.value.visit(
+            [&](auto const& f) { ha::encode_row(f, &own.values[at(i * dim)], dim, words + of.key_words(dim)); });
+      }
+    }
+    DeviceUpload const upload;
+    ha::PackedCache<ha::DefaultFormats, ha::RaggedView<std::int64_t>> const cache{
+        upload(rows), upload(segments), {upload(held.row_offsets()), heads}};
+    return attend_on_device<float>(held, cache, heads * rows_held);
+  };
+  std::vector<float> const good = attended(false);
+  std::vector<float> const bad = attended(true);
+  for (std::int32_t h = 0; h < heads; ++h) {
+    INFO(all[at(h)].name());
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      std::int64_t different = 0;
+      std::int64_t no_numbers = 0;
+      for (std::int64_t c = 0; c < dim; ++c) {
+        std::size_t const i = at((h * tokens + t) * dim + c);
+        if (std::isnan(bad[i])) {
+          ++no_numbers;
+        } else {
+          different += std::abs(bad[i] - good[i]) > 1e-6F * (1 + std::abs(good[i])) ? 1 : 0;
+        }
+      }
+      CHECK((no_numbers > 0) == (t > 0));
+      CHECK((different == 0 || no_numbers == dim));
+    }
   }
 }
 

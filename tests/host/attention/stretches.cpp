@@ -74,3 +74,12 @@ TEST_CASE("one long head beside short ones is even within a tenth", "[attention]
     }
   }
 }
+
+TEST_CASE("stretches are as long as a caller wants, over fewer blocks", "[attention]") {
+  auto const stretches = Stretches::of(100, 50, 32);
+  CHECK(stretches.length == 32);
+  CHECK(stretches.end(2) == 96);
+  CHECK(stretches.end(3) == 100);
+  CHECK(stretches.begin(4) == 100);
+  CHECK(Stretches::of(1000, 10, 32).length == 100);
+}

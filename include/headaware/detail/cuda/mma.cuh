@@ -27,6 +27,14 @@ template <int Offset>
 __device__ void copy_async(std::uint32_t to, void const* from) {
   asm volatile("cp.async.cg.shared.global [%0 + %2], [%1], 16;" ::"r"(to), "l"(from), "n"(Offset) : "memory");
 }
+/// The same from an offset, too, if `count` is above `Least`.
+template <int Offset, int Least>
+__device__ void copy_async_if(std::int32_t count, std::uint32_t to, void const* from) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.gt.s32 p, %2, %3;\n@p cp.async.cg.shared.global [%0 + %4], [%1 + %4], 16;\n}" ::"r"(to),
+      "l"(from), "r"(count), "n"(Least), "n"(Offset)
+      : "memory");
+}
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /// Waits until at most the last `Pending` of the committed groups are under way.
 template <int Pending>
@@ -92,6 +100,23 @@ __device__ inline void store_shared_pointers(std::uint32_t at, void const* first
 }
 __device__ inline void store_shared_number(std::uint32_t at, std::int64_t number) {
   asm volatile("st.shared.b64 [%0], %1;" ::"r"(at), "l"(number) : "memory");
+}
+
+/// (a & b) ^ c, a | (b & c), and b where c has bits, else a.
+__device__ inline std::uint32_t and_xor(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  std::uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+}
+__device__ inline std::uint32_t or_masked(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  std::uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xf8;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+}
+__device__ inline std::uint32_t select_bits(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  std::uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xd8;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
 }
 
 /// Keeps a number in a register: it is not read again from where it came from.

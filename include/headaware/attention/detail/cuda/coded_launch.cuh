@@ -7,6 +7,8 @@
 #include <headaware/attention/detail/cuda/attend_workspace.cuh>
 #include <headaware/attention/detail/cuda/coded_kernel.cuh>
 #include <headaware/attention/detail/cuda/coded_parameters.cuh>
+#include <headaware/attention/detail/cuda/mma_launch.cuh>
+#include <headaware/attention/detail/cuda/mma_numbers.cuh>
 #include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/launch.cuh>
@@ -14,6 +16,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -68,23 +71,54 @@ void launch_coded(void* d_temp, std::size_t& temp_bytes, AttentionShape const& s
   launch(where, kernel, work.grid(), attend_threads, memory.bytes, stream, parameters);
 }
 
-/// Attention over encoded rows, by the kernel for as many query rows.
+/// Attention over encoded rows on plain float units, by the kernel for as many query rows.
 template <class Q, class QLayout, class Registry, class View, class O, class OLayout>
-void attend_coded(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
-                  AttentionQueries<Q, QLayout> const& queries, PackedCache<Registry, View> const& cache,
-                  AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
-                  AttentionOptions const& options, cudaStream_t stream) {
+void attend_coded_plain(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
+                        AttentionQueries<Q, QLayout> const& queries, PackedCache<Registry, View> const& cache,
+                        AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
+                        AttentionOptions const& options, cudaStream_t stream) {
   std::int64_t const padded = CodedRowSizes<Registry>::padded(shape.output_dim());
   require(padded <= max_wide_channels, "value_dim in whole rotated blocks", {"at most ", max_wide_channels}, padded,
           "attend");
   auto const launch = [&]<int Queries>() {
     launch_coded<Queries>(d_temp, temp_bytes, shape, queries, cache, output, bounds, options, stream);
   };
-  std::int64_t const rows = shape.query_rows();
-  if (rows <= 1) return launch.template operator()<1>();
-  if (rows <= 4) return launch.template operator()<4>();
-  if (rows <= 8) return launch.template operator()<8>();
-  return launch.template operator()<16>();
+  // Rows that products of tensor cores could take are here by exception (odd channels, old devices): one kernel for
+  // all.
+  if constexpr (MmaFormats<Registry>::known) {
+    return launch.template operator()<8>();
+  } else {
+    std::int64_t const rows = shape.query_rows();
+    if (rows <= 1) return launch.template operator()<1>();
+    if (rows <= 4) return launch.template operator()<4>();
+    if (rows <= 8) return launch.template operator()<8>();
+    return launch.template operator()<16>();
+  }
+}
+
+/// Attention over encoded rows: on tensor cores where formats, channels and device allow it.
+template <class Q, class QLayout, class Registry, class View, class O, class OLayout>
+void attend_coded(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
+                  AttentionQueries<Q, QLayout> const& queries, PackedCache<Registry, View> const& cache,
+                  AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
+                  AttentionOptions const& options, cudaStream_t stream) {
+  if constexpr (MmaFormats<Registry>::known) {
+    if (mma_channels(shape)) {
+      // Storage suffices for both: the device may be another when the kernels run.
+      std::size_t plain_bytes = 0;
+      std::size_t mma_bytes = 0;
+      attend_coded_plain(nullptr, plain_bytes, shape, queries, cache, output, bounds, options, stream);
+      attend_mma(nullptr, mma_bytes, shape, queries, cache, output, bounds, options, stream);
+      std::size_t const needed = std::max(plain_bytes, mma_bytes);
+      if (d_temp == nullptr) {
+        temp_bytes = needed;
+        return;
+      }
+      require(temp_bytes >= needed, "temporary storage in bytes", needed, temp_bytes, "attend");
+      if (attend_mma(d_temp, temp_bytes, shape, queries, cache, output, bounds, options, stream)) return;
+    }
+  }
+  attend_coded_plain(d_temp, temp_bytes, shape, queries, cache, output, bounds, options, stream);
 }
 
 }  // namespace detail

@@ -29,17 +29,13 @@ __device__ MmaMask mma_mask(P const& p, MmaJob const& job) {
   return mask;
 }
 
-/// The tiles of a segment's rows that a warp copies into its ring in shared memory, and those that it has copied.
-/// A stage of the ring: [2, 16 rows, pitch] keys and values. The last 16 bytes of a value's row hold the addresses of
-/// both rows, those of a key's its position.
+/// The tiles of a segment's rows that a warp has copied, in groups, and those that it copies next.
 template <class P, class Rows>
-class MmaRing {
+class MmaTiles {
  public:
-  static constexpr std::int32_t info = P::pitch - 16;  ///< bytes of a row before what is said of it
-
-  /// @param tile, end  the warp's first tile, and the end of the block's
-  __device__ MmaRing(P const& p, Rows const& rows, MmaMask const& mask, unsigned char* memory, std::int32_t tile,
-                     std::int32_t end)
+  /// @param tile, end  the warp's first tile, and the end of the block's; @param stages  tiles that are under way
+  __device__ MmaTiles(P const& p, Rows const& rows, MmaMask const& mask, std::int32_t tile, std::int32_t end,
+                      std::int32_t stages)
       : rows_(rows),
         mask_(mask),
         masked_(mask.masked),
@@ -47,57 +43,46 @@ class MmaRing {
         tile_(tile),
         end_(end),
         warps_(static_cast<std::int32_t>(blockDim.x) / warp_threads),
-        stages_(p.stages) {
+        stages_(stages) {
     auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
     row_ = std::int64_t{tile} * mma_rows + lane % mma_rows;
     last_ = rows.rows() - 1;
-    keys_ = p.cache.keys;
-    values_ = p.cache.values;
-    key_channels_ = static_cast<std::int32_t>(p.shape.head_dim);
-    value_channels_ = static_cast<std::int32_t>(p.shape.output_dim());
-    column_ = lane % P::row_lanes * 16;
-    std::int32_t const channel = column_ / 2;
-    copies_ = (channel < key_channels_ ? 1 : 0) + (channel < value_channels_ ? 2 : 0);
-    std::uint32_t const base = shared_address(memory);
-    std::uint32_t const row = static_cast<std::uint32_t>(P::value_offset + lane * P::pitch + info);
-    own_ = lane < mma_rows ? base + row : 0;
-    first_ = base + static_cast<std::uint32_t>(lane / P::row_lanes * P::pitch);
-    hold(keys_);
-    hold(values_);
-    hold(key_channels_);
-    hold(value_channels_);
-    hold(copies_);
-    hold(column_);
     hold(stages_);
     hold(warps_);
-    hold(own_);
-    hold(first_);
   }
 
-  /// Starts to copy the next tile that a query sees, if any, and closes the group of copies.
-  /// @param stage  bytes of the ring before it
-  __device__ void fetch(std::uint32_t stage) {
+  /// Waits for the oldest tile. @return false: there are no more
+  __device__ bool wait() {
+    if (taken_ == fetched_) return false;
+    ++taken_;
+    wait_for<2, P::most_stages>();
+    __syncwarp();
+    return true;
+  }
+
+ protected:
+  /// Starts to copy the next tile that a query sees, if any, by `copy`, and closes the group of copies.
+  template <class Copy>
+  __device__ void fetch_by(Copy const& copy) {
     if (find()) {
-      copy(stage);
+      copy();
       move_on();
       ++fetched_;
     }
     commit_copies();
   }
-  /// Waits for the oldest tile. @return false: there are no more
-  __device__ bool wait() {
-    if (taken_ == fetched_) return false;
-    ++taken_;
-    if (stages_ == 2) {
-      wait_copies<1>();
-    } else if (stages_ == 3) {
-      wait_copies<2>();
-    } else {
-      wait_copies<max_mma_stages - 1>();
-    }
-    __syncwarp();
-    return true;
-  }
+
+  Rows const& rows_;
+  MmaMask const& mask_;
+  bool masked_;
+  std::int64_t window_;
+  std::int32_t tile_;
+  std::int32_t end_;
+  std::int32_t warps_;
+  std::int32_t stages_;
+  std::int64_t row_;   ///< the lane's; of the upper lanes the lower ones'
+  std::int64_t last_;  ///< of the segment
+  std::int64_t position_ = no_position;
 
  private:
   __device__ void move_on() {
@@ -117,16 +102,77 @@ class MmaRing {
     }
     return tile_ < end_;
   }
+  /// Waits for the oldest of `stages_` groups, which are from `Least` to `Most`.
+  template <int Least, int Most>
+  __device__ void wait_for() {
+    if constexpr (Least == Most) {
+      wait_copies<Most - 1>();
+    } else {
+      constexpr int middle = (Least + Most) / 2;
+      if (stages_ <= middle) return wait_for<Least, middle>();
+      wait_for<middle + 1, Most>();
+    }
+  }
+
+  std::int32_t fetched_ = 0;
+  std::int32_t taken_ = 0;
+};
+
+/// A warp's ring of tiles in shared memory. A stage of it: [2, 16 rows, pitch] keys and values. The last 16 bytes of a
+/// value's row hold the addresses of both rows, those of a key's its position.
+template <class P, class Rows>
+class MmaRing : public MmaTiles<P, Rows> {
+  using Tiles = MmaTiles<P, Rows>;
+
+ public:
+  static constexpr std::int32_t info = P::pitch - 16;  ///< bytes of a row before what is said of it
+
+  /// @param tile, end  as `MmaTiles`; @param memory  the warp's
+  __device__ MmaRing(P const& p, Rows const& rows, MmaMask const& mask, unsigned char* memory, std::int32_t tile,
+                     std::int32_t end)
+      : Tiles(p, rows, mask, tile, end, p.stages) {
+    auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
+    keys_ = p.cache.keys;
+    values_ = p.cache.values;
+    key_channels_ = static_cast<std::int32_t>(p.shape.head_dim);
+    value_channels_ = static_cast<std::int32_t>(p.shape.output_dim());
+    column_ = lane % P::row_lanes * 16;
+    std::int32_t const channel = column_ / 2;
+    copies_ = (channel < key_channels_ ? 1 : 0) + (channel < value_channels_ ? 2 : 0);
+    std::uint32_t const base = shared_address(memory);
+    std::uint32_t const row = static_cast<std::uint32_t>(P::value_offset + lane * P::pitch + info);
+    own_ = lane < mma_rows ? base + row : 0;
+    first_ = base + static_cast<std::uint32_t>(lane / P::row_lanes * P::pitch);
+    hold(keys_);
+    hold(values_);
+    hold(key_channels_);
+    hold(value_channels_);
+    hold(copies_);
+    hold(column_);
+    hold(own_);
+    hold(first_);
+  }
+
+  [[nodiscard]] static __device__ constexpr std::uint32_t stage_bytes() { return P::stage_bytes; }
+  [[nodiscard]] __device__ std::uint32_t bytes() const {
+    return static_cast<std::uint32_t>(this->stages_ * P::stage_bytes);
+  }
+  /// Starts to copy the next tile. @param stage  bytes of the ring before it
+  __device__ void fetch(std::uint32_t stage) {
+    this->fetch_by([&] { copy(stage); });
+  }
+
+ private:
   __device__ void copy(std::uint32_t stage) {
     constexpr int at_once = warp_threads / P::row_lanes * P::pitch;
     constexpr int times = mma_rows * P::pitch / at_once;
     if (own_ != 0) {
       // After the last row comes the last row: what lies there must be readable.
-      std::int64_t const row = min(row_, last_);
-      std::int64_t const key = rows_.offset(row, key_channels_);
-      std::int64_t const value = value_channels_ == key_channels_ ? key : rows_.offset(row, value_channels_);
+      std::int64_t const row = min(this->row_, this->last_);
+      std::int64_t const key = this->rows_.offset(row, key_channels_);
+      std::int64_t const value = value_channels_ == key_channels_ ? key : this->rows_.offset(row, value_channels_);
       store_shared_pointers(own_ + stage, keys_ + key, values_ + value);
-      if (masked_) store_shared_number(own_ + stage - P::value_offset, position_);
+      if (this->masked_) store_shared_number(own_ + stage - P::value_offset, this->position_);
     }
     __syncwarp();
     std::uint32_t const first = first_ + stage;
@@ -148,16 +194,6 @@ class MmaRing {
     }
   }
 
-  Rows const& rows_;
-  MmaMask const& mask_;
-  bool masked_;
-  std::int64_t window_;
-  std::int32_t tile_;
-  std::int32_t end_;
-  std::int32_t warps_;
-  std::int32_t stages_;
-  std::int64_t row_;   ///< the lane's; of the upper lanes the lower ones'
-  std::int64_t last_;  ///< of the segment
   typename P::Element const* keys_;
   typename P::Element const* values_;
   std::int32_t key_channels_;
@@ -166,9 +202,6 @@ class MmaRing {
   std::int32_t copies_;  ///< bits: 1 keys, 2 values
   std::uint32_t own_;    ///< shared, where the row's addresses belong; 0: it is another lane's row
   std::uint32_t first_;  ///< shared, the first row that the lane copies
-  std::int64_t position_ = no_position;
-  std::int32_t fetched_ = 0;
-  std::int32_t taken_ = 0;
 };
 
 }  // namespace detail

@@ -21,9 +21,9 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// Calls `f(query, channel)` for every four channels of every query, by the threads of the block.
-template <class P, class F>
-__device__ void for_output(P const& p, MmaJob const& job, F const& f) {
-  std::int32_t const fours = static_cast<std::int32_t>(p.shape.output_dim()) / 4;
+template <class F>
+__device__ void for_output(std::int64_t channels, MmaJob const& job, F const& f) {
+  std::int32_t const fours = static_cast<std::int32_t>(channels) / 4;
   for (auto i = static_cast<std::int32_t>(threadIdx.x); i < job.query_count * fours;
        i += static_cast<std::int32_t>(blockDim.x)) {
     f(i / fours, i % fours * 4);
@@ -94,7 +94,7 @@ __device__ void join(P const& p, MmaShared<P::queries>& shared, MmaJob const& jo
     if (lane == 0) shared.whole[q] = {max, sum};
   }
   __syncthreads();
-  for_output(p, job, [&](std::int32_t q, std::int32_t channel) {
+  for_output(p.shape.output_dim(), job, [&](std::int32_t q, std::int32_t channel) {
     float4 sums{};
     for (std::int32_t begin = 0; begin < count; begin += join_parts) {
       float4 parts[join_parts];
@@ -113,11 +113,38 @@ __device__ void join(P const& p, MmaShared<P::queries>& shared, MmaJob const& jo
   });
 }
 
+/// Writes a warp's sums, [queries, sum_pitch].
+template <class P, class Rows>
+__device__ void store_sums(P const&, Rows const&, MmaSums<P> const& sums, std::int32_t query_count, float* to) {
+  auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
+#pragma unroll
+  for (int n = 0; n < P::query_tiles; ++n) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      std::int32_t const q = n * 8 + lane % 4 * 2 + j;
+      if (q >= query_count) continue;
+#pragma unroll
+      for (int m = 0; m < P::channel_tiles; ++m) {
+        to[q * P::sum_pitch + m * 16 + lane / 4] = sums.values[m][n][j];
+        to[q * P::sum_pitch + m * 16 + lane / 4 + 8] = sums.values[m][n][j + 2];
+      }
+    }
+  }
+}
+
+/// Channels of which sums are wanted, to turn them back where rows are turned: those of elements are not.
+template <class P, class Rows>
+__device__ std::int64_t summed_channels(P const& p, Rows const&) {
+  return p.shape.output_dim();
+}
+template <class Rows>
+__device__ void turn_result(Rows const&, float4&) {}
+
 /// Adds up what the block's warps have, learned sinks with the job's first part, and writes it. By all threads
 /// @param own  the warp's ring, whose tiles are dead; @param rings  of all warps, `ring_bytes` apart
-template <class P>
-__device__ void finish_piece(P const& p, MmaShared<P::queries>& shared, MmaJob const& job, MmaSums<P> const& sums,
-                             unsigned char* rings, std::int32_t ring_bytes) {
+template <class P, class Rows, class Sums>
+__device__ void finish_piece(P const& p, MmaShared<P::queries>& shared, MmaJob const& job, Rows const& rows,
+                             Sums const& sums, unsigned char* rings, std::int32_t ring_bytes) {
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
   auto const lane = thread % warp_threads;
   auto const warp = thread / warp_threads;
@@ -128,15 +155,10 @@ __device__ void finish_piece(P const& p, MmaShared<P::queries>& shared, MmaJob c
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       std::int32_t const q = n * 8 + lane % 4 * 2 + j;
-      if (q >= job.query_count) continue;
-      if (lane < 4) shared.states[warp][q] = {sums.origin[n][j], sums.weights[n][j]};
-#pragma unroll
-      for (int m = 0; m < P::channel_tiles; ++m) {
-        own[q * P::sum_pitch + m * 16 + lane / 4] = sums.values[m][n][j];
-        own[q * P::sum_pitch + m * 16 + lane / 4 + 8] = sums.values[m][n][j + 2];
-      }
+      if (lane < 4 && q < job.query_count) shared.states[warp][q] = {sums.origin[n][j], sums.weights[n][j]};
     }
   }
+  store_sums(p, rows, sums, job.query_count, own);
   __syncthreads();
   if (thread < job.query_count) {
     OnlineSoftmax<float> sink;
@@ -160,12 +182,14 @@ __device__ void finish_piece(P const& p, MmaShared<P::queries>& shared, MmaJob c
   }
   __syncthreads();
   std::int64_t const place = job.parts.place(job.part);
-  for_output(p, job, [&](std::int32_t q, std::int32_t channel) {
+  for_output(summed_channels(p, rows), job, [&](std::int32_t q, std::int32_t channel) {
     float4 sum{};
     for (std::int32_t w = 0; w < warps; ++w) {
       auto const* const from = reinterpret_cast<float const*>(rings + w * ring_bytes) + q * P::sum_pitch + channel;
       add_four(sum, shared.factors[w][q], *reinterpret_cast<float4 const*>(from));
     }
+    turn_result(rows, sum);
+    if (channel >= p.shape.output_dim()) return;
     if (job.parts.count == 1) {
       write_output(p, shared, job, q, channel, sum);
     } else {

@@ -13,8 +13,14 @@
 // many 16-bit elements as it takes to hold what its caller has: one where queries (output) are of the cache's type, two
 // or three of float (`parts_of`).
 //
-// Files: mma_parameters (shared memory), mma_queries, mma_fetch (copies), mma_tile (one tile of rows), mma_join.
+// Files: mma_parameters (shared memory), mma_queries, mma_fetch (copies), mma_tile (one tile of rows: products),
+// mma_weights (between the two products), mma_join. Encoded rows: coded_segment (copies), coded_queries, mma_codes and
+// mma_numbers (formats), coded_weights, coded_mma_tile (products), coded_sums.
 
+#include <headaware/attention/detail/cuda/coded_mma_tile.cuh>
+#include <headaware/attention/detail/cuda/coded_queries.cuh>
+#include <headaware/attention/detail/cuda/coded_segment.cuh>
+#include <headaware/attention/detail/cuda/coded_sums.cuh>
 #include <headaware/attention/detail/cuda/mma_fetch.cuh>
 #include <headaware/attention/detail/cuda/mma_join.cuh>
 #include <headaware/attention/detail/cuda/mma_parameters.cuh>
@@ -29,6 +35,7 @@
 #include <headaware/detail/global_pointer.hpp>
 
 #include <cstdint>
+#include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
@@ -38,7 +45,8 @@ template <class P>
 __device__ void find_stretch(P const& p, MmaShared<P::queries>& shared) {
   std::int32_t const* const offsets = global_pointer(p.arrays.split_offsets);
   std::int64_t const segments = p.shape.segments();
-  auto const stretches = Stretches::of(std::int64_t{offsets[segments]} * p.kv.tiles, gridDim.x);
+  auto const stretches =
+      Stretches::of(std::int64_t{offsets[segments]} * p.kv.tiles, gridDim.x, P::shortest_stretch(p.kv));
   std::int64_t const at = stretches.begin(blockIdx.x);
   std::int64_t const end = stretches.end(blockIdx.x);
   std::int64_t segment = 0;
@@ -78,58 +86,54 @@ __device__ void take_piece(P const& p, MmaShared<P::queries>& shared, Rows& rows
   if (next == before + tiles * p.kv.tiles) ++shared.segment;
 }
 
+/// What a kernel over elements, or over encoded rows, works with.
+template <class P, class Rows>
+using RingOf = std::conditional_t<P::coded, CodedRing<P, Rows>, MmaRing<P, Rows>>;
+template <class P>
+using SetupOf = std::conditional_t<P::coded, CodedSetup<P>, MmaTileSetup<P>>;
+template <class P>
+using SumsOf = std::conditional_t<P::coded, CodedSums<P>, MmaSums<P>>;
+
+/// Finds how a piece's rows are encoded, by one thread.
+template <class P>
+__device__ void take_codes(P const& p, MmaJob const& job, SegmentCodes& codes) {
+  if (job.end == 0) return;
+  codes.take(p.cache.segments[job.sequence * p.shape.num_kv_heads + job.kv_head], p.shape.head_dim);
+}
+
 /// Works on a piece of a job. By all threads
 template <class P, class Rows>
 __device__ void attend_piece(P const& p, MmaShared<P::queries>& shared, Rows const& rows, unsigned char* memory) {
   MmaJob const& job = shared.job;
   MmaMask const& mask = shared.mask;
-  auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
   auto const warp = static_cast<std::int32_t>(threadIdx.x) / warp_threads;
   auto const warps = static_cast<std::int32_t>(blockDim.x) / warp_threads;
   std::int32_t const ring_bytes = p.stages * P::stage_bytes;
-  unsigned char* const rings = memory + P::query_parts * P::query_bytes;
+  unsigned char* const rings = memory + P::query_space;
   unsigned char* const own = rings + warp * ring_bytes;
   std::int64_t const held = rows.rows();
   std::int32_t tile = job.begin + warp;
   // A segment without rows has a tile of none.
-  MmaRing ring(p, rows, mask, own, tile, held > 0 ? job.end : job.begin);
-  auto const stages_end = static_cast<std::uint32_t>(ring_bytes);
-  for (std::uint32_t stage = 0; stage < stages_end; stage += P::stage_bytes) ring.fetch(stage);
-  take_mma_queries(p, shared, job, memory);
+  RingOf<P, Rows> ring(p, rows, mask, own, tile, held > 0 ? job.end : job.begin);
+  std::uint32_t const stages_end = ring.bytes();
+  for (std::uint32_t stage = 0; stage < stages_end; stage += ring.stage_bytes()) ring.fetch(stage);
+  take_mma_queries(p, shared, rows, job, memory);
   __syncthreads();
-  MmaTileSetup<P> setup{.queries = query_address<P>(memory),
-                        .keys = key_address<P>(own),
-                        .values = value_address<P>(own),
-                        .scales = {},
-                        .key_steps = static_cast<std::int32_t>(p.shape.head_dim) / 16,
-                        .value_channels = static_cast<std::int32_t>(p.shape.output_dim()),
-                        .masked = mask.masked,
-                        .inner = p.map.inner,
-                        .outer = p.map.outer};
-#pragma unroll
-  for (int n = 0; n < P::query_tiles; ++n) {
-#pragma unroll
-    for (int j = 0; j < 2; ++j) setup.scales[n][j] = shared.scales[n * 8 + lane % 4 * 2 + j];
-  }
+  SetupOf<P> const setup(p, shared, rows, memory, own);
   auto last = static_cast<std::int32_t>((held - 1) / mma_rows);
   auto rest = static_cast<std::int32_t>(held - std::int64_t{last} * mma_rows);
-  hold(setup.key_steps);
-  hold(setup.value_channels);
-  hold(setup.inner);
-  hold(setup.keys);
-  hold(setup.values);
   hold(last);
   hold(rest);
-  MmaSums<P> sums;
+  SumsOf<P> sums;
   for (std::uint32_t stage = 0; ring.wait(); tile += warps) {
     add_tile(p, sums, rows, shared, setup, own, stage, tile == last ? rest : mma_rows);
     __syncwarp();
     ring.fetch(stage);
-    stage += P::stage_bytes;
+    stage += ring.stage_bytes();
     if (stage == stages_end) stage = 0;
   }
   sums.gather();
-  finish_piece(p, shared, job, sums, rings, ring_bytes);
+  finish_piece(p, shared, job, rows, sums, rings, ring_bytes);
 }
 
 /// Grid: as many blocks as the device runs at once, or fewer. Needs compute capability 8.0
@@ -141,15 +145,24 @@ HEADAWARE_KERNEL void __launch_bounds__(max_mma_warps* warp_threads, 2)
   __shared__ SharedStorage<MmaShared<P::queries>> storage;
   __shared__ SharedStorage<P> parameter_storage;
   __shared__ SharedStorage<RowsOf<typename P::View>> row_storage;
+  __shared__ SharedStorage<std::conditional_t<P::coded, SegmentCodes, char>> code_storage;
   MmaShared<P::queries>& shared = storage.get();
   auto const& p = share_parameters(parameters, parameter_storage);
   if (threadIdx.x < warp_threads) find_stretch(p, shared);
   for (;;) {
-    if (threadIdx.x == 0) take_piece(p, shared, row_storage.get());
+    if (threadIdx.x == 0) {
+      take_piece(p, shared, row_storage.get());
+      if constexpr (P::coded) take_codes(p, shared.job, code_storage.get());
+    }
     __syncthreads();
     if (shared.job.end == 0) return;
-    auto const rows = row_storage.get();
-    attend_piece(p, shared, rows, reinterpret_cast<unsigned char*>(mma_memory));
+    auto* const memory = reinterpret_cast<unsigned char*>(mma_memory);
+    if constexpr (P::coded) {
+      attend_piece(p, shared, CodedSegmentRows<P>{row_storage.get(), &code_storage.get()}, memory);
+    } else {
+      auto const rows = row_storage.get();
+      attend_piece(p, shared, rows, memory);
+    }
     __syncthreads();
   }
 #endif

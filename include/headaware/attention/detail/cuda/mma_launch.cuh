@@ -129,8 +129,8 @@ bool launch_mma(void* d_temp, std::size_t& temp_bytes, AttentionShape const& sha
   return true;
 }
 
-/// Attention over rows of 16 bits on tensor cores, by the kernel for as many query rows and channels.
-/// @pre `mma_channels`; with storage: rows allow 16-byte loads. @return as `launch_mma`
+/// Attention over rows of 16 bits, or encoded ones, on tensor cores, by the kernel for as many query rows and channels.
+/// @pre `mma_channels`; with storage: rows allow 16-byte loads; encoded ones: `MmaFormats`. @return as `launch_mma`
 template <class Q, class QLayout, class Cache, class O, class OLayout>
 bool attend_mma(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
                 AttentionQueries<Q, QLayout> const& queries, Cache const& cache,

@@ -2,6 +2,7 @@
 
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/detail/cuda/attend_parameters.cuh>
+#include <headaware/attention/detail/cuda/coded_parameters.cuh>
 #include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/attention/detail/stretches.hpp>
 #include <headaware/config.hpp>
@@ -10,6 +11,7 @@
 #include <headaware/detail/online_softmax.hpp>
 #include <headaware/element.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -41,6 +43,20 @@ inline constexpr int parts_of = std::is_same_v<X, float> ? (std::is_same_v<E, fl
 template <class E>
 inline constexpr bool is_mma_element = std::is_same_v<E, float16> || std::is_same_v<E, bfloat16>;
 
+/// Bytes of the largest encoded row in shared memory. @tparam Cache  of encoded rows, else 0
+template <class Cache>
+struct MmaCodedRow {
+  using Registry = void;
+  static constexpr std::int32_t bytes(std::int32_t) { return 0; }
+};
+template <class Reg, class View>
+struct MmaCodedRow<PackedCache<Reg, View>> {
+  using Registry = Reg;
+  static constexpr std::int32_t bytes(std::int32_t channels) {
+    return static_cast<std::int32_t>(CodedRowSizes<Reg>::most_bytes(channels, channels));
+  }
+};
+
 /// @tparam ChannelTiles  16 channels each, of keys and of values: 8 or 16
 /// @tparam QueryTiles    8 query rows each, of a block: 1, or 2 where there are 8 tiles of channels
 template <class Q, class QLayout, class Cache, class O, class OLayout, int ChannelTiles, int QueryTiles>
@@ -49,22 +65,43 @@ struct MmaParameters {
   using View = typename CacheTypes<Cache>::View;
   using Query = Q;
   using Output = O;
+  static constexpr bool coded = is_packed<Cache>;
+  using Registry = typename MmaCodedRow<Cache>::Registry;
+  /// What queries and weights are rounded to; of encoded rows, for all formats but one.
+  using Rounded = std::conditional_t<coded, float16, Element>;
   static constexpr int channel_tiles = ChannelTiles;
   static constexpr int query_tiles = QueryTiles;
   static constexpr int queries = 8 * QueryTiles;
-  static constexpr int query_parts = parts_of<Element, Q>;
-  static constexpr int weight_parts = parts_of<Element, O>;
+  static constexpr int query_parts = parts_of<Rounded, Q>;
+  static constexpr int weight_parts = parts_of<Rounded, O>;
   /// Lanes that copy a row, 16 bytes each.
   static constexpr int row_lanes = 2 * ChannelTiles;
   /// Bytes from one row to the next in shared memory: an odd number of 16-byte pieces, so that eight rows lie in all
   /// banks. The last piece holds addresses and positions of rows.
   static constexpr std::int32_t pitch = 32 * ChannelTiles + 16;
   static constexpr std::int32_t query_bytes = queries * pitch;  ///< of each part of the queries
+  /// For encoded keys: queries in two orders, or as elements of two types, and what codes' origins add to scores.
+  static constexpr std::int32_t query_copies = coded ? std::max(2 * query_parts, parts_of<bfloat16, Q>) : query_parts;
+  static constexpr std::int32_t plane_offset = query_parts * query_bytes;
+  static constexpr std::int32_t origin_offset = query_copies * query_bytes;
+  static constexpr std::int32_t query_space = origin_offset + (coded ? ChannelTiles / 2 * queries * 4 : 0);
   static constexpr std::int32_t value_offset = mma_rows * pitch;
-  static constexpr std::int32_t stage_bytes = 2 * mma_rows * pitch;
   /// Floats between the sums of two queries, in a warp's tiles, which are dead by then.
   static constexpr std::int32_t sum_pitch = 16 * ChannelTiles + 4;
-  static_assert(queries * sum_pitch * 4 <= 2 * stage_bytes);
+  /// Bytes after the last tile that may be looked at: rows of numbers need not have whole blocks of channels.
+  static constexpr std::int32_t after_ring = 128;
+  /// Of encoded rows: of the largest there are.
+  static constexpr std::int32_t stage_bytes =
+      coded ? std::max(mma_rows * (MmaCodedRow<Cache>::bytes(16 * ChannelTiles) + 8) + after_ring / 2,
+                       queries* sum_pitch * 2)
+            : 2 * mma_rows * pitch;
+  /// Tiles of a warp in shared memory, at most: of encoded rows, which are small, more than `stages`.
+  static constexpr std::int32_t most_stages = coded ? 2 * max_mma_stages : max_mma_stages;
+  /// Tiles of a stretch, at least: encoded rows are short, so more of them beside the partial results of queries.
+  [[nodiscard]] static __device__ std::int64_t shortest_stretch(KvSplit const& kv) {
+    return coded ? max(Stretches::shortest, 4 * kv.tile_rows) : Stretches::shortest;
+  }
+  static_assert(queries * sum_pitch * 4 <= 2 * stage_bytes && stage_bytes % 16 == 0 && query_space % 16 == 0);
 
   AttentionShape shape;
   AttentionQueries<Q, QLayout> queries_in;
@@ -81,7 +118,7 @@ struct MmaParameters {
   bool wide_output;     ///< four channels at a time
 
   [[nodiscard]] static constexpr std::int32_t shared_bytes(std::int32_t warps, std::int32_t stages) {
-    return query_parts * query_bytes + warps * stages * stage_bytes;
+    return query_space + warps * stages * stage_bytes;
   }
 };
 

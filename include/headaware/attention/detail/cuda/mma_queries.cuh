@@ -45,37 +45,52 @@ __device__ inline float query_scale(float largest) {
   return possible ? __uint_as_float(exponent) : 1.0F;
 }
 
+/// Finds a query of a job, and reads 8 channels of it. By all lanes
+/// @param x  zeros, and so where there is no query or channel
+template <class P>
+__device__ void find_query(P const& p, MmaShared<P::queries>& shared, MmaJob const& job, std::int32_t q,
+                           std::int32_t column, float (&x)[8]) {
+  bool const has = q < job.query_count;
+  if (column == 0) {  // after the last query comes the last: it sees no more and no less
+    std::int32_t const own = has ? q : job.query_count - 1;
+    QueryRow const row(p.shape, job.sequence, job.kv_head, job.first_query + own);
+    shared.heads[q] = row.head;
+    shared.tokens[q] = row.token;
+  }
+  __syncwarp();
+  if (has && column * 8 < p.shape.head_dim) load_query(p, shared, job.sequence, q, column * 8, x);
+}
+
+/// Divides a query by a power of two, so that its elements fit 16 bits. By all lanes
+/// @tparam Lanes  that have a query, 8 channels each
+template <int Lanes>
+__device__ float take_scale(float (&x)[8]) {
+  float largest = 0;
+#pragma unroll
+  for (float const each : x) largest = fmaxf(largest, fabsf(each));
+#pragma unroll
+  for (int i = Lanes / 2; i > 0; i /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0U, largest, i));
+  float const scale = query_scale(largest);
+#pragma unroll
+  for (float& each : x) each /= scale;
+  return scale;
+}
+
 /// Reads a job's queries into shared memory as sums of the cache's elements, by all warps.
 /// @param to  shared, [query_parts, queries, pitch]; zeros where there is no query or channel
-template <class P>
-__device__ void take_mma_queries(P const& p, MmaShared<P::queries>& shared, MmaJob const& job, unsigned char* to) {
+template <class P, class Rows>
+__device__ void take_mma_queries(P const& p, MmaShared<P::queries>& shared, Rows const&, MmaJob const& job,
+                                 unsigned char* to) {
   using E = typename P::Element;
   constexpr bool scaled = std::is_same_v<E, float16> && !std::is_same_v<typename P::Query, float16>;
   constexpr int lanes = P::row_lanes;
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
   auto const column = thread % lanes;
   for (std::int32_t q = thread / lanes; q < P::queries; q += static_cast<std::int32_t>(blockDim.x) / lanes) {
-    bool const has = q < job.query_count;
     float x[8] = {};
-    if (column == 0) {  // after the last query comes the last: it sees no more and no less
-      std::int32_t const own = has ? q : job.query_count - 1;
-      QueryRow const row(p.shape, job.sequence, job.kv_head, job.first_query + own);
-      shared.heads[q] = row.head;
-      shared.tokens[q] = row.token;
-    }
-    __syncwarp();
-    if (has && column * 8 < p.shape.head_dim) load_query(p, shared, job.sequence, q, column * 8, x);
+    find_query(p, shared, job, q, column, x);
     float scale = 1;
-    if constexpr (scaled) {
-      float largest = 0;
-#pragma unroll
-      for (float const each : x) largest = fmaxf(largest, fabsf(each));
-#pragma unroll
-      for (int i = lanes / 2; i > 0; i /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0U, largest, i));
-      scale = query_scale(largest);
-#pragma unroll
-      for (float& each : x) each /= scale;
-    }
+    if constexpr (scaled) scale = take_scale<lanes>(x);
     if (column == 0) shared.scales[q] = scale * p.map.factor();
 #pragma unroll
     for (int part = 0; part < P::query_parts; ++part) {
