@@ -44,7 +44,7 @@ template <class Tile>
 struct IntervalSums {
   std::int32_t interval;  ///< whose sums are in registers
   std::int32_t low;       ///< the interval of the last key tile's first key
-  float sums[Tile::with_values ? Tile::channel_tiles : 1][4];
+  float sums[Tile::shares_rows ? Tile::channel_tiles : 1][4];
   float maxima[2];
   float scale[2];  ///< from the tile's weights to those of the sums
 
