@@ -49,13 +49,13 @@ struct SweepSums {
       std::uint32_t const within = begin[h] < end[h] ? (~0U << begin[h]) & (~0U >> (32 - end[h])) : 0;
       own[h] = within >> (tile.lane() % 4 * 2);
       // Relative to these keys alone: others of the tile may weigh far more.
-      float largest = hidden_logit;
+      float largest = max[h];
 #pragma unroll
       for (int i = 0; i < 2 * Tile::score_tiles; ++i) {
         float const score = scores[i / 2][h * 2 + i % 2];
         largest = fmaxf(largest, ((own[h] >> (i / 2 * 8 + i % 2)) & 1U) != 0 ? score : hidden_logit);
       }
-      largest = fmaxf(max[h], quad_max(largest));
+      largest = quad_max(largest);
       keep[h] = exp2_fast(max[h] - largest);
       base[h] = largest == hidden_logit ? 0 : largest;
       max[h] = largest;
@@ -74,31 +74,25 @@ struct SweepSums {
           weights[i / 4][i % 4] = counts ? exp2_fast(scores[n + i / 4][i % 4] - base[h]) : 0;
           mass[h] += weights[i / 4][i % 4];
         }
-        values.add(WeightOperand<E>(weights[0], weights[1], {1, 1}), address, shared.value_dim);
+        values.add(WeightOperand<E>(weights[0], weights[1], {1, 1}), address);
       }
       address += static_cast<std::uint32_t>(16 * shared.value_pitch) * static_cast<std::uint32_t>(sizeof(E));
     }
   }
 };
 
-/// What a warp knows of its rows on the way through their keys.
+/// 1 / the sum of weights of a row of this thread; 0: it does not count.
 template <class Tile>
-struct CellRows {
-  float inverse[2];  ///< 1 / the sum of weights; 0: not counted
-
-  __device__ explicit CellRows(Tile const& tile) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      bool const exists = tile.row_of(h) < tile.rows;
-      inverse[h] = exists ? tile.template at<float>(tile.p.shared.row_inverse)[tile.row_of(h)] : 0;
-    }
-  }
-  /// From weights relative to `of` to probabilities.
-  [[nodiscard]] __device__ float factor(Tile const& tile, int h, float of) const {
-    if (inverse[h] == 0 || of == hidden_logit) return 0;
-    return unless_tiny(exp2_fast(of - tile.template at<float>(tile.p.shared.row_max)[tile.row_of(h)]) * inverse[h]);
-  }
-};
+__device__ float row_inverse(Tile const& tile, int h) {
+  return tile.query[h] >= 0 ? tile.template at<float>(tile.p.shared.row_inverse)[tile.row_of(h)] : 0;
+}
+/// From weights relative to `largest` to probabilities.
+template <class Tile>
+__device__ float row_factor(Tile const& tile, int h, float largest) {
+  float const inverse = row_inverse(tile, h);
+  if (inverse == 0 || largest == hidden_logit) return 0;
+  return unless_tiny(exp2_fast(largest - tile.template at<float>(tile.p.shared.row_max)[tile.row_of(h)]) * inverse);
+}
 
 /// The window from which on the errors of this thread's two rows come from what is kept; -1: none so far.
 template <class Tile>
@@ -159,25 +153,23 @@ __device__ bool find_factors(Tile const& tile, std::int32_t window, std::int32_t
 /// Adds the errors of a window's cells, of rows whose cut is in (from, to]: all sums are of the keys up to it.
 template <bool Back, class Tile>
 __device__ void add_errors(Tile const& tile, std::int32_t window, std::int32_t from, std::int32_t to,
-                           CellRows<Tile> const& rows, SweepSums<Tile> const& sums, ValueSums<Tile> const& output,
-                           float learned) {
+                           SweepSums<Tile> const& sums, ValueSums<Tile> const& output, float learned) {
   auto const& p = tile.p;
   std::int32_t cut[2];
   bool here[2];
-  float factor[2];
   float mass[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     cut[h] = tile.query[h] + 1 - p.cuts.windows[window];
-    here[h] = rows.inverse[h] != 0 && cut[h] > from && cut[h] <= to;
+    here[h] = row_inverse(tile, h) != 0 && cut[h] > from && cut[h] <= to;
   }
   if (!__any_sync(~0U, here[0] || here[1])) return;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    factor[h] = rows.factor(tile, h, sums.max[h]);
+    float const factor = row_factor(tile, h, sums.max[h]);
     float const sum = quad_sum(sums.mass[h]);
-    mass[h] = factor[h] != 0 ? sum * factor[h] : 0;
-    if (Back) mass[h] += rows.factor(tile, h, learned);
+    mass[h] = factor != 0 ? sum * factor : 0;
+    if (Back) mass[h] += row_factor(tile, h, learned);
   }
   if (!find_factors<Back>(tile, window, cut, here, mass)) return;
   std::int32_t const num_sinks = p.cuts.num_sinks;
@@ -185,14 +177,14 @@ __device__ void add_errors(Tile const& tile, std::int32_t window, std::int32_t f
   unrolled<Tile::channel_tiles / Tile::part_tiles>([&]<int Part>() {
     constexpr int tiles = Tile::part_tiles;
     constexpr int first = Part * tiles;
-    if (first * 8 >= p.shared.value_dim) return;
     UnitSums<tiles> part;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) part.begin_unit(h, factor[h], Back ? rows.factor(tile, h, learned) : 0);
+    for (int h = 0; h < 2; ++h)
+      part.begin_unit(h, row_factor(tile, h, sums.max[h]), Back ? row_factor(tile, h, learned) : 0);
 #pragma unroll
     for (int n = 0; n < tiles; ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) part.sums[n][i] = factor[i / 2] != 0 ? sums.values.sums[first + n][i] : 0;
+      for (int i = 0; i < 4; ++i) part.sums[n][i] = part.unit[i / 2] != 0 ? sums.values.sums[first + n][i] : 0;
     }
 #pragma unroll 1
     for (std::int32_t i = 0; i < num_sinks; ++i) {

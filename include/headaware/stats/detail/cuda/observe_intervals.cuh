@@ -125,10 +125,10 @@ struct IntervalMasses {
     mass[0] *= change.keep[0];
     mass[1] *= change.keep[1];
     std::int32_t const warp_first = first + tile.warp_key();
-    if (warp_first > tile.warp_last_query) return;
+    if (warp_first > tile.warp_last_query()) return;
     // At a key the row farthest ahead has the lowest interval.
     std::int32_t const from = low = interval_of(tile, warp_first, tile.first_row + tile.warp_rows - 1, low);
-    std::int32_t const last = min(warp_first + Tile::score_tiles * 8 - 1, tile.warp_last_query);
+    std::int32_t const last = min(warp_first + Tile::score_tiles * 8 - 1, tile.warp_last_query());
     std::int32_t const to = interval_of(tile, last, tile.first_row, from);
     for (std::int32_t next = from; next <= to; ++next) {
       if (next != interval) {

@@ -82,14 +82,14 @@ __device__ void add_weights(Tile const& tile, typename Tile::Scores const& weigh
   std::uint32_t values = value_address(tile.template at<E>(shared.values), shared.value_pitch);
 #pragma unroll
   for (int n = 0; n < Tile::score_tiles; n += 2) {
-    sums.add(WeightOperand<E>(weights[n], weights[n + 1], change.gain), values, shared.value_dim);
+    sums.add(WeightOperand<E>(weights[n], weights[n + 1], change.gain), values);
     values += static_cast<std::uint32_t>(16 * shared.value_pitch) * static_cast<std::uint32_t>(sizeof(E));
   }
 }
 
 /// Adds tile `index` of the chunk to the raw sums.
 template <class Tile>
-__device__ void observe_tile(Tile& tile, std::int32_t index) {
+__device__ __forceinline__ void observe_tile(Tile& tile, std::int32_t index) {
   tile.begin(index);
   RowSoftmaxes<Tile> softmax;
   IntervalMasses<Tile> masses;
@@ -102,12 +102,12 @@ __device__ void observe_tile(Tile& tile, std::int32_t index) {
   std::int32_t first = tile.first_key();
   if constexpr (!Tile::can_hold_queries) tile.fetch_queries();
   tile.fetch_keys(first);
-  for (; first <= tile.last_query; first += Tile::keys) {
-    bool const more = first + Tile::keys <= tile.last_query;
+  for (; first <= tile.last_query(); first += Tile::keys) {
+    bool const more = first + Tile::keys <= tile.last_query();
     wait_copies<0>();
     __syncthreads();  // A
     if constexpr (Tile::with_values) tile.fetch_values(first);
-    bool const active = tile.warp_rows > 0 && first <= tile.warp_last_query;
+    bool const active = tile.warp_rows > 0 && first <= tile.warp_last_query();
     typename Tile::Scores scores = {};
     float tile_max[2] = {hidden_logit, hidden_logit};
     if (active) score_keys(tile, first, scores, tile_max);

@@ -125,6 +125,9 @@ struct ObserveSizes {
   [[nodiscard]] bool holds_queries() const { return !with_values && element_bytes == 2 && head_dim <= 128; }
 };
 
+/// Channels of wide tiles' values, with zeros after the last: so many that loops over them have constant ends.
+constexpr std::int32_t wide_channels(std::int32_t value_dim) { return value_dim <= 64 ? 64 : 128; }
+
 /// Lays out shared memory for tiles of `rows` rows. @return its bytes; offsets are right if they fit in 30 bits
 inline std::int64_t place_shared(ObserveSizes const& sizes, std::int32_t rows, ObserveShared& shared) {
   std::int64_t bytes = 0;
@@ -138,7 +141,7 @@ inline std::int64_t place_shared(ObserveSizes const& sizes, std::int32_t rows, O
   std::int64_t const intervals = sizes.intervals;
   shared.rows = rows;
   shared.channels = (sizes.head_dim + 15) / 16 * 16;
-  shared.value_dim = (sizes.value_dim + 15) / 16 * 16;
+  shared.value_dim = sizes.wide ? wide_channels(sizes.value_dim) : (sizes.value_dim + 15) / 16 * 16;
   shared.sum_channels = (sizes.value_dim + 31) / 32 * 32;
   shared.pitch = shared.channels + sizes.padding;
   shared.value_pitch = shared.value_dim + sizes.padding;

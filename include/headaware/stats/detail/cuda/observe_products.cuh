@@ -139,11 +139,10 @@ struct ValueSums {
       for (int i = 0; i < 4; ++i) sums[n][i] *= factor[i / 2];
     }
   }
-  /// Adds 16 keys. @param values  `value_address` of them @param channels  of a value, rounded up to 16
-  __device__ void add(WeightOperand<typename Tile::E> const& weights, std::uint32_t values, int channels) {
-    unrolled<Tile::channel_tiles / 2>([&]<int I>() {
-      if (I * 16 < channels) weights.template multiply<I * 32>(sums[2 * I], sums[2 * I + 1], values);
-    });
+  /// Adds 16 keys. @param values  `value_address` of them
+  __device__ void add(WeightOperand<typename Tile::E> const& weights, std::uint32_t values) {
+    unrolled<Tile::channel_tiles / 2>(
+        [&]<int I>() { weights.template multiply<I * 32>(sums[2 * I], sums[2 * I + 1], values); });
   }
 };
 

@@ -152,7 +152,12 @@ __device__ void pick_weights(Tile const& tile, std::int32_t step, std::int32_t b
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     std::int32_t const key = step * 16 + i / 4 * 8 + tile.lane() % 4 * 2 + i % 2;
-    if (key < begin || key >= end[i % 4 / 2]) (i < 4 ? first : second)[i % 4] = 0;
+    bool const counts = key >= begin && key < end[i % 4 / 2];
+    if (i < 4) {
+      first[i % 4] = counts ? first[i % 4] : 0;
+    } else {
+      second[i % 4] = counts ? second[i % 4] : 0;
+    }
   }
 }
 
@@ -249,8 +254,7 @@ __device__ void add_sink_values(Tile const& tile, std::int32_t sink, std::int32_
     std::uint32_t const values =
         value_address(tile.template at<E>(shared.sink_values) + key * shared.value_pitch, shared.value_pitch);
     unrolled<Tiles / 2>([&]<int I>() {
-      if (First * 8 + I * 16 < shared.value_dim)
-        weights.template multiply<First * 16 + I * 32>(sums.sums[2 * I], sums.sums[2 * I + 1], values);
+      weights.template multiply<First * 16 + I * 32>(sums.sums[2 * I], sums.sums[2 * I + 1], values);
     });
   }
 }

@@ -20,7 +20,7 @@ __device__ void score_keys(Tile const& tile, std::int32_t first, typename Tile::
   std::int32_t const own = tile.own_key(first);
   std::int32_t const last = first + Tile::keys - 1;
   std::int32_t const nearest = tile.query_of(tile.first_row);
-  bool const all_seen = last <= nearest && first >= tile.oldest_of(tile.warp_last_query);
+  bool const all_seen = last <= nearest && first >= tile.oldest_of(tile.warp_last_query());
   bool const some_kept = Keep && (nearest - last < p.near || first < p.sink_size);
 #pragma unroll
   for (int n = 0; n < Tile::score_tiles; ++n) {
@@ -37,13 +37,14 @@ __device__ void score_keys(Tile const& tile, std::int32_t first, typename Tile::
   if (!all_seen || some_kept) {
     auto* const near = tile.template at<float>(p.shared.near);
     auto* const sinks = tile.template at<float>(p.shared.sinks);
+    std::int32_t const oldest[2] = {tile.oldest_of(tile.query[0]), tile.oldest_of(tile.query[1])};
 #pragma unroll
     for (int n = 0; n < Tile::score_tiles; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         std::int32_t const key = own + n * 8 + i % 2;
         std::int32_t const distance = tile.query[i / 2] - key;
-        if (distance < 0 || key < tile.oldest[i / 2]) {
+        if (distance < 0 || key < oldest[i / 2]) {
           scores[n][i] = hidden_logit;
           continue;
         }

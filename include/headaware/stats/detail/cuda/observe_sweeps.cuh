@@ -21,13 +21,12 @@ namespace detail {
 /// @param from    cuts up to it have been passed @param passed  windows before it too, in the order of the sweep
 template <bool Back, class Tile>
 __device__ void sweep_tile(Tile const& tile, std::int32_t at, std::int32_t from, typename Tile::Scores const& scores,
-                           std::int32_t& passed, CellRows<Tile> const& rows, SweepSums<Tile>& sums,
-                           ValueSums<Tile> const& output, float learned) {
+                           std::int32_t& passed, SweepSums<Tile>& sums, ValueSums<Tile> const& output, float learned) {
   auto const& p = tile.p;
   std::int32_t const count = p.cuts.num_windows;
   std::int32_t const to = at + Tile::keys;
   std::int32_t const oldest_end = tile.query_of(tile.first_row) + 1;
-  std::int32_t const newest_end = tile.warp_last_query + 1;
+  std::int32_t const newest_end = tile.warp_last_query() + 1;
   auto const size_of = [&](std::int32_t i) { return p.cuts.windows[Back ? i : count - 1 - i]; };
   while (passed < count && (Back ? oldest_end - size_of(passed) > to : newest_end - size_of(passed) <= from)) ++passed;
   std::int32_t begin[2] = {0, 0};
@@ -42,7 +41,7 @@ __device__ void sweep_tile(Tile const& tile, std::int32_t at, std::int32_t from,
     }
     sums.add(tile, scores, begin, end);
     if (rest) break;
-    add_errors<Back>(tile, Back ? i : count - 1 - i, from, to, rows, sums, output, learned);
+    add_errors<Back>(tile, Back ? i : count - 1 - i, from, to, sums, output, learned);
 #pragma unroll
     for (int h = 0; h < 2; ++h) (Back ? end[h] : begin[h]) = Back ? begin[h] : end[h];
   }
@@ -52,7 +51,7 @@ __device__ void sweep_tile(Tile const& tile, std::int32_t at, std::int32_t from,
 /// @param origin  earlier keys do not count
 template <bool Back, class Tile>
 __device__ void sweep_keys(Tile const& tile, std::int32_t first, std::int32_t last, std::int32_t origin,
-                           CellRows<Tile> const& rows, ValueSums<Tile> const& output, float learned) {
+                           ValueSums<Tile> const& output, float learned) {
   SweepSums<Tile> sums;
   sums.begin();
   std::int32_t passed = 0;
@@ -65,12 +64,12 @@ __device__ void sweep_keys(Tile const& tile, std::int32_t first, std::int32_t la
     wait_copies<0>();
     // Enough is kept by none of the smaller windows, if not beside the most sinks.
     char2 const turns = Back ? char2{} : turn_of(tile, tile.p.cuts.num_sinks - 1);
-    bool const done = (rows.inverse[0] == 0 || turns.x >= 0) && (rows.inverse[1] == 0 || turns.y >= 0);
+    bool const done = (row_inverse(tile, 0) == 0 || turns.x >= 0) && (row_inverse(tile, 1) == 0 || turns.y >= 0);
     if (__syncthreads_and(!Back && done)) break;
     tile.fetch_values(at);
     typename Tile::Scores scores = {};
     bool const ahead =
-        Back ? at <= tile.warp_last_query : at == first || at <= tile.warp_last_query - tile.p.cuts.windows[0];
+        Back ? at <= tile.warp_last_query() : at == first || at <= tile.warp_last_query() - tile.p.cuts.windows[0];
     bool const active = tile.warp_rows > 0 && ahead;
     if (active) {
       score_keys<false>(tile, at, scores);
@@ -92,7 +91,7 @@ __device__ void sweep_keys(Tile const& tile, std::int32_t first, std::int32_t la
       wait_copies<0>();
     }
     __syncthreads();
-    if (active) sweep_tile<Back>(tile, at, !Back && at == first ? 0 : at, scores, passed, rows, sums, output, learned);
+    if (active) sweep_tile<Back>(tile, at, !Back && at == first ? 0 : at, scores, passed, sums, output, learned);
     if (!more) break;
     at = next;
   }
@@ -105,13 +104,12 @@ __device__ void finish_wide_errors(Tile const& tile, ValueSums<Tile>& output, fl
   auto const& p = tile.p;
   constexpr int keys = Tile::keys;
   std::int32_t const cells = p.cuts.num_sinks * p.cuts.num_windows;
-  CellRows<Tile> const rows(tile);
   float squared = 0;
 #pragma unroll
   for (int n = 0; n < Tile::channel_tiles; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      float const factor = rows.factor(tile, i / 2, largest[i / 2]);
+      float const factor = row_factor(tile, i / 2, largest[i / 2]);
       output.sums[n][i] = factor != 0 ? factor * output.sums[n][i] : 0;
       squared += output.sums[n][i] * output.sums[n][i];
     }
@@ -122,11 +120,11 @@ __device__ void finish_wide_errors(Tile const& tile, ValueSums<Tile>& output, fl
   if (tile.lane() == 0) own_cells[cells] = static_cast<double>(squared);
   if (cells > 0) {
     for (std::int32_t sink = 0; sink < p.cuts.num_sinks; ++sink) turn_of(tile, sink) = {-1, -1};
-    begin_sinks(tile, rows.inverse);
+    begin_sinks(tile, {row_inverse(tile, 0), row_inverse(tile, 1)});
     std::int32_t const origin = last_sink(tile);
-    std::int32_t const end = tile.last_query + 1 - p.cuts.windows[0];
+    std::int32_t const end = tile.last_query() + 1 - p.cuts.windows[0];
     std::int32_t const first = max(origin, tile.oldest_of(tile.first_query)) / keys * keys;
-    if (end > 0) sweep_keys<false>(tile, first, max(first, (end - 1) / keys * keys), origin, rows, output, 0);
+    if (end > 0) sweep_keys<false>(tile, first, max(first, (end - 1) / keys * keys), origin, output, 0);
 
     std::int32_t start = no_key;
     if (tile.warp_rows > 0) {
@@ -145,7 +143,7 @@ __device__ void finish_wide_errors(Tile const& tile, ValueSums<Tile>& output, fl
     for (int w = 0; w < observe_warps; ++w) start = min(start, starts[w]);
     if (start != no_key) {
       float const sink = tile.own.sinks != nullptr ? tile.own.sinks[tile.head] * log2_e : -INFINITY;
-      sweep_keys<true>(tile, (start - 1) / keys * keys, tile.last_query / keys * keys, 0, rows, output,
+      sweep_keys<true>(tile, (start - 1) / keys * keys, tile.last_query() / keys * keys, 0, output,
                        sink == -INFINITY ? hidden_logit : sink);
     }
   }

@@ -52,7 +52,6 @@ struct ObserveTile {
   __device__ void begin_chunk(std::int64_t chunk) {
     chunk_begin = p.first_token + chunk * p.chunk_size;
     length = static_cast<std::int32_t>(min(p.chunk_size, p.tokens - chunk * p.chunk_size));
-    recent_begin = static_cast<std::int32_t>(floor(static_cast<double>(length) * (1 - p.recent_ratio)));
     for (std::int64_t i = thread; i < p.layout.size(); i += observe_threads) raw()[i] = 0;
     __syncthreads();
   }
@@ -66,14 +65,12 @@ struct ObserveTile {
   __device__ void begin(std::int32_t tile) {
     first_query = static_cast<std::int32_t>(p.first_query + std::int64_t{tile} * p.shared.rows * p.query_stride);
     rows = min(p.shared.rows, (length - first_query + p.query_stride - 1) / p.query_stride);
-    last_query = query_of(rows - 1);
     warp_rows = min(16, rows - first_row);
-    warp_last_query = query_of(first_row + warp_rows - 1);
+    recent_begin = static_cast<std::int32_t>(floor(static_cast<double>(length) * (1 - p.recent_ratio)));
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       bool const exists = row_of(h) < rows;
       query[h] = exists ? query_of(row_of(h)) : -1;
-      oldest[h] = exists ? oldest_of(query[h]) : 0;
     }
   }
 
@@ -89,6 +86,8 @@ struct ObserveTile {
   /// The row of half `h` of this thread's fragments.
   [[nodiscard]] __device__ std::int32_t row_of(int h) const { return first_row + lane() / 4 + 8 * h; }
   [[nodiscard]] __device__ std::int32_t query_of(std::int32_t row) const { return first_query + row * p.query_stride; }
+  [[nodiscard]] __device__ std::int32_t last_query() const { return query_of(rows - 1); }
+  [[nodiscard]] __device__ std::int32_t warp_last_query() const { return query_of(first_row + warp_rows - 1); }
   /// The oldest key that a query sees.
   [[nodiscard]] __device__ std::int32_t oldest_of(std::int32_t of_query) const {
     return own.window > 0 ? max(0, of_query - own.window + 1) : 0;
@@ -143,13 +142,13 @@ struct ObserveTile {
   /// Fetches the values of the first `count` keys to a place of their own.
   __device__ void fetch_sink_values(std::int32_t count) const {
     fetch_rows(static_cast<E const*>(layer.values), p.value_layout, p.value_fetch,
-               {p.sequence, head / p.group, chunk_begin, 1, min(count, last_query + 1), (count + 15) / 16 * 16},
+               {p.sequence, head / p.group, chunk_begin, 1, min(count, last_query() + 1), (count + 15) / 16 * 16},
                p.value_dim, p.shared.value_dim, p.shared.value_pitch, at<E>(p.shared.sink_values));
     commit_copies();
   }
   /// Of the key tile at `first`, the keys that some row sees.
   [[nodiscard]] __device__ FetchRows key_rows(std::int32_t first) const {
-    return {p.sequence, head / p.group, chunk_begin + first, 1, last_query + 1 - first, keys};
+    return {p.sequence, head / p.group, chunk_begin + first, 1, last_query() + 1 - first, keys};
   }
 
   Parameters const& p;
@@ -164,12 +163,9 @@ struct ObserveTile {
   std::int32_t length = 0;        ///< of the chunk
   std::int32_t recent_begin = 0;  ///< first key of the chunk's recent part
   std::int32_t first_query = 0;   ///< of the tile
-  std::int32_t last_query = 0;
-  std::int32_t rows = 0;       ///< of the tile
-  std::int32_t warp_rows = 0;  ///< of them this warp's; not positive: none
-  std::int32_t warp_last_query = 0;
-  std::int32_t query[2]{};   ///< of this thread's two rows; -1: no row
-  std::int32_t oldest[2]{};  ///< key that they see
+  std::int32_t rows = 0;          ///< of the tile
+  std::int32_t warp_rows = 0;     ///< of them this warp's; not positive: none
+  std::int32_t query[2]{};        ///< of this thread's two rows; -1: no row
   std::conditional_t<can_hold_queries, HeldQueries<E>, NoHeldQueries> held;
 };
 
