@@ -199,33 +199,33 @@ HEADAWARE_KERNEL void __launch_bounds__(observe_threads, observe_blocks_at_once<
   auto const& p = share_parameters(parameters, *reinterpret_cast<SharedStorage<Parameters>*>(observe_memory));
   auto const head = static_cast<std::int32_t>(blockIdx.x) % p.num_query_heads;
   std::int32_t const block = static_cast<std::int32_t>(blockIdx.x) / p.num_query_heads;
-  std::int64_t const size = p.layout.size();
-  std::int64_t const index = std::int64_t{blockIdx.y} * p.num_query_heads + head;
-  double* const partials = p.partials + index * p.grid.blocks() * size;
-  double* const partial = partials + block * size;
+  // What follows is computed where it is needed: registers are scarce while tiles are worked on.
+  auto const index = [&] { return std::int64_t{blockIdx.y} * p.num_query_heads + head; };
+  auto const partials = [&] { return p.partials + index() * p.grid.blocks() * p.layout.size(); };
+  auto const chunk_of = [&](std::int32_t more) {
+    return p.grid.chunks * (block / p.grid.parts + more) / p.grid.groups;
+  };
 
   ObserveTile<E, ChannelTiles, Wide, Parameters> tile(p, observe_memory, layer, own, head);
-  std::int32_t const group = block / p.grid.parts;
-  std::int32_t const part = block % p.grid.parts;
-  std::int64_t const first = p.grid.chunks * group / p.grid.groups;
-  std::int64_t const end = p.grid.chunks * (group + 1) / p.grid.groups;
-  for (std::int64_t chunk = first; chunk < end; ++chunk) {
+  for (std::int64_t chunk = chunk_of(0); chunk < chunk_of(1); ++chunk) {
     tile.begin_chunk(chunk);
-    std::int32_t const tiles = tile.count();
     // Dealt out forth and back, as tiles grow.
-    for (std::int32_t round = 0;; ++round) {
+    for (std::int32_t round = 0; round * p.grid.parts < tile.count(); ++round) {
+      std::int32_t const part = block % p.grid.parts;
       std::int32_t const next = round * p.grid.parts + (round % 2 == 0 ? part : p.grid.parts - 1 - part);
-      if (round * p.grid.parts >= tiles) break;
-      if (next < tiles) observe_tile(tile, next);
+      if (next < tile.count()) observe_tile(tile, next);
     }
+    std::int64_t const size = p.layout.size();
+    double* const partial = partials() + block * size;
+    bool const begins = chunk == chunk_of(0);
     for (std::int64_t i = threadIdx.x; i < size; i += observe_threads) {
       double const entry = p.grid.parts == 1 ? chunk_entry(tile.raw(), i, p.layout) : tile.raw()[i];
-      partial[i] = chunk == first ? entry : partial[i] + entry;
+      partial[i] = begins ? entry : partial[i] + entry;
     }
     __syncthreads();
   }
-  if (!is_last_block(p.tickets + index, p.grid.blocks())) return;
-  combine_partials(p, partials, tile.raw(), p.sums + (own.first_head + head) * size);
+  if (!is_last_block(p.tickets + index(), p.grid.blocks())) return;
+  combine_partials(p, partials(), tile.raw(), p.sums + (own.first_head + head) * p.layout.size());
 #else
   __trap();  // the host has refused such devices; their code only has to compile
 #endif
