@@ -3,7 +3,8 @@
 // profiler on a device. Prints, for each launch, what the forward pass of flash attention reads: every query once
 // and, for every tile of queries, the keys and values up to the diagonal; at tiles of as many rows as the statistics
 // have, and at its own of 128 rows; for queries that see all before them, and for such that see a window. Afterwards
-// the rows of a tile on devices of some sizes of shared memory.
+// the rows of a tile on devices of some sizes of shared memory. With an argument: at that many tokens, without a window,
+// and no more.
 
 #include "support/gpu.cuh"
 
@@ -14,6 +15,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <vector>
 
 namespace {
@@ -50,10 +52,9 @@ std::int64_t flash_bytes(Shape const& shape, std::int32_t tile, bool with_values
   return rows * shape.num_query_heads * shape.head_dim * static_cast<std::int64_t>(sizeof(__half));
 }
 
-void observe(bool with_values, std::int64_t window) {
-  constexpr std::int64_t tokens = 1024;
+void observe(std::int64_t tokens, bool with_values, std::int64_t window) {
   constexpr std::int64_t head_dim = 128;
-  std::vector<__half> host(2 * tokens * head_dim);
+  std::vector<__half> host(static_cast<std::size_t>(2 * tokens * head_dim));
   for (std::size_t i = 0; i < host.size(); ++i)
     host[i] = __float2half(static_cast<float>(i * 2654435761 % 2048) / 2048);
   bench::DeviceArray<__half> const queries(host);
@@ -83,15 +84,19 @@ void observe(bool with_values, std::int64_t window) {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
     std::printf("skipped: no CUDA device\n");
     return 0;
   }
+  if (argc > 1) {
+    for (bool const with_values : {false, true}) observe(std::strtoll(argv[1], nullptr, 10), with_values, 0);
+    return 0;
+  }
   for (std::int64_t const window : {0, 128}) {
-    observe(false, window);
-    observe(true, window);
+    observe(1024, false, window);
+    observe(1024, true, window);
   }
   ha::ObserverParameters parameters;
   parameters.retention = ha::RetentionGrid{};

@@ -57,7 +57,8 @@ concept DeviceQkvRange = detail::RangeOf<Layers, DeviceQkv>;
 
 namespace device {
 
-/// @brief Query rows of a tile of `observe`, which share each load of a key: fewer where shared memory is small.
+/// @brief Query rows of a tile of `observe`, which share each load of a key, without output factors: fewer where shared
+/// memory is small.
 /// @tparam T  of the queries, as `observe`
 /// @param values        whether there are values
 /// @param shared_bytes  shared memory that a block may have
@@ -68,7 +69,7 @@ template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
                                              std::int32_t shared_bytes) {
   using Parameters = detail::ObserveParameters<QueryLayout, KeyLayout, ValueLayout>;
   using E = typename detail::ElementOf<T>::type;
-  auto const setup = detail::set_up_observation<E>(shape, 1, values, 0, parameters, sizeof(Parameters));
+  auto const setup = detail::set_up_observation<E>(shape, 1, values, false, 0, parameters, sizeof(Parameters));
   detail::ObserveShared shared;
   return detail::fit_shared(setup.sizes, shared_bytes, shared) ? shared.rows : 0;
 }
@@ -100,9 +101,11 @@ template <class T, class QueryLayout, class KeyLayout, class ValueLayout>
 ///         devices of the same shared memory; graph-capturable: a memset of 4 bytes per head, then one launch, and
 ///         another where there are errors of formats. Empty input succeeds without one. Values are not read where
 ///         no sums of them are asked for.
-/// @par Cost  Reads each query once and, for every 64 queries observed (16 with values, fewer where shared memory
-///            is small), the keys and values up to them, in a window from the oldest they see, once. Errors after W_O
-///            cost value_dim² multiplications for each of some 20 sums of a row.
+/// @par Cost  Reads each query once and, for every 64 queries observed (fewer where shared memory is small), the keys
+///            up to them, in a window from the oldest they see, once. With values of 16 bits, of up to 128 channels,
+///            sink sizes of up to 64 and no output factors: keys and values once, and then once or twice again as far
+///            as windows end there. With other values: both once, for every 16 queries or fewer. Errors after W_O cost
+///            value_dim² multiplications for each of some 20 sums of a row.
 /// @par Source  Milakov and Gimelshein, online softmax, arXiv:1805.02867; Dao, FlashAttention-2, arXiv:2307.08691
 template <DeviceQkvRange Layers, class QueryLayout, class KeyLayout, class ValueLayout>
 cudaError_t observe(void* d_temp, std::size_t& temp_bytes,

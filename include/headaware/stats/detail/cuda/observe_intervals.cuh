@@ -34,12 +34,22 @@ __device__ std::int32_t interval_of(Tile const& tile, std::int32_t key, std::int
 /// The first interval that a sink size does not keep.
 template <class Tile>
 __device__ std::int32_t sink_interval(Tile const& tile, std::int32_t sink, std::int32_t row) {
-  return tile.template at<std::int32_t>(tile.p.shared.sink_intervals)[sink * tile.p.shared.rows + row];
+  return tile.template at<std::uint8_t>(tile.p.shared.sink_intervals)[sink * tile.p.shared.rows + row];
 }
 /// The last interval that a window does not keep.
 template <class Tile>
 __device__ std::int32_t window_interval(Tile const& tile, std::int32_t window, std::int32_t row) {
-  return tile.template at<std::int32_t>(tile.p.shared.window_intervals)[window * tile.p.shared.rows + row];
+  return tile.template at<std::uint8_t>(tile.p.shared.window_intervals)[window * tile.p.shared.rows + row];
+}
+/// The probability of an interval, once its row is finished.
+template <class Tile>
+__device__ float& interval_share(Tile const& tile, std::int32_t interval, std::int32_t row) {
+  std::int32_t const at = interval * tile.p.shared.rows + row;
+  if constexpr (Tile::key_warps == 1) {
+    return tile.template at<OnlineSoftmax<float>>(tile.p.shared.masses)[at].sum;
+  } else {
+    return tile.template at<float>(tile.p.shared.shares)[at];
+  }
 }
 /// The keys of an interval in this thread's two rows, counted from `origin`.
 template <class Tile>
@@ -59,8 +69,8 @@ template <class Tile>
 __device__ void cut_row(Tile const& tile, std::int32_t row) {
   auto const& p = tile.p;
   auto* const cuts = tile.template at<std::int32_t>(p.shared.cuts);
-  auto* const sink_intervals = tile.template at<std::int32_t>(p.shared.sink_intervals);
-  auto* const window_intervals = tile.template at<std::int32_t>(p.shared.window_intervals);
+  auto* const sink_intervals = tile.template at<std::uint8_t>(p.shared.sink_intervals);
+  auto* const window_intervals = tile.template at<std::uint8_t>(p.shared.window_intervals);
   std::int32_t const rows = p.shared.rows;
   std::int32_t const query = tile.query_of(row);
   std::int32_t sink = p.cuts.zero_sinks;
@@ -72,10 +82,10 @@ __device__ void cut_row(Tile const& tile, std::int32_t row) {
     std::int32_t const size = sink < p.cuts.num_sinks ? p.cuts.sinks[sink] : no_key;
     cuts[interval * rows + row] = min(oldest, size);
     if (oldest < size) {
-      window_intervals[window * rows + row] = interval - 1;
+      window_intervals[window * rows + row] = static_cast<std::uint8_t>(interval - 1);
       --window;
     } else {
-      sink_intervals[sink * rows + row] = interval;
+      sink_intervals[sink * rows + row] = static_cast<std::uint8_t>(interval);
       ++sink;
     }
   }
@@ -88,7 +98,7 @@ __device__ void begin_intervals(Tile const& tile) {
   std::int32_t const entries = p.cuts.intervals() * p.shared.rows;
   for (std::int32_t i = tile.thread; i < Tile::key_warps * entries; i += observe_threads)
     tile.template at<OnlineSoftmax<float>>(p.shared.masses)[i] = {hidden_logit, 0};
-  if constexpr (Tile::with_values) {
+  if constexpr (Tile::shares_rows) {
     for (std::int32_t i = tile.thread; i < observe_warps * entries; i += observe_threads)
       tile.template at<float>(p.shared.sum_max)[i] = hidden_logit;
     for (std::int32_t i = tile.thread; i < entries * p.shared.sum_channels / 4; i += observe_threads)
@@ -115,10 +125,10 @@ struct IntervalMasses {
     mass[0] *= change.keep[0];
     mass[1] *= change.keep[1];
     std::int32_t const warp_first = first + tile.warp_key();
-    if (warp_first > tile.warp_last_query) return;
+    if (warp_first > tile.warp_last_query()) return;
     // At a key the row farthest ahead has the lowest interval.
     std::int32_t const from = low = interval_of(tile, warp_first, tile.first_row + tile.warp_rows - 1, low);
-    std::int32_t const last = min(warp_first + Tile::score_tiles * 8 - 1, tile.warp_last_query);
+    std::int32_t const last = min(warp_first + Tile::score_tiles * 8 - 1, tile.warp_last_query());
     std::int32_t const to = interval_of(tile, last, tile.first_row, from);
     for (std::int32_t next = from; next <= to; ++next) {
       if (next != interval) {
@@ -145,7 +155,7 @@ struct IntervalMasses {
 
   /// Adds the mass in registers to its interval.
   __device__ void store(Tile const& tile, RowSoftmaxes<Tile> const& softmax) {
-    std::int32_t const key_warp = Tile::with_values ? tile.warp : 0;
+    std::int32_t const key_warp = Tile::shares_rows ? tile.warp : 0;
     auto* const masses = tile.template at<OnlineSoftmax<float>>(tile.p.shared.masses) +
                          (key_warp * tile.p.cuts.intervals() + interval) * tile.p.shared.rows;
 #pragma unroll

@@ -3,13 +3,19 @@
 // The statistics kernel: one pass of flash attention's loop that adds up statistics of probabilities instead of
 // outputs.
 //
-// Tiles. A block has 128 threads, 4 warps, and one query head. It takes tiles of up to 64 query rows, or 16 where
-// values are weighed (fewer where shared memory is small), and moves along the keys in tiles of 64 (32 for float,
-// which has no tensor cores).
-//   scores   = queries · keysᵀ, m16n8k16. Without values warp w has rows 16w … 16w+15 and all keys of the tile; with
-//              values all warps have the same 16 rows, and each a quarter of the keys.
-//   sums    += weights · values, m16n8k16, with values alone: all warps have the same 16 rows and all keys, and each
-//              every 4th pair of 8-channel tiles. Weights pass through shared memory, in float.
+// Tiles. A block has 128 threads, 4 warps, and one query head. It takes tiles of up to 64 query rows (fewer where
+// shared memory is small) and moves along the keys in tiles of 32. Warp w has rows 16w … 16w + 15 and all keys of a
+// tile:
+//   scores = queries · keysᵀ, m16n8k16; without values queries of up to 128 channels stay in registers.
+// Values of 16-bit elements, of up to 128 channels, beside sink sizes of up to 64 and without a metric ("wide"):
+//   sums  += weights · values, m16n8k16, in the warp's registers; weights go from scores to operands without leaving
+//   them. The first sweep gives masses and outputs. Sums of every pair do not fit, so that two more sweeps make them
+//   again, for the errors of a pair where they come to its cut: to the newest cut that is needed, and back from the
+//   query (`observe_cells.cuh`). What sinks add is made of their values and weights, which stay in shared memory
+//   (`observe_sinks.cuh`).
+// Other values: tiles of up to 16 rows and 64 keys (32 for float, which has no tensor cores). All warps have the same
+//   rows, and each a quarter of the keys of scores, and every 4th pair of 8-channel tiles of sums. Weights pass through
+//   shared memory, in float; so do sums of intervals, which are combined after the last key (`observe_errors.cuh`).
 // Fragments. Lane l has rows l / 4 and l / 4 + 8 ("halves" h = 0, 1) and columns 2 · (l % 4), + 1 of each 8-column
 // tile. The 4 lanes of a row are its quad: they share its maximum, and add up their sums after an interval or row.
 //
@@ -17,8 +23,8 @@
 //   entropy = ln 2 · (log2 Z - Σ w (s - m) / Z); max = 1 / Z; recent = Σ_recent w / Z.
 // A learned sink joins m, Z and the entropy after the last key, and counts as kept by every (sink, window) pair.
 // Retention: a (sink, window) pair drops a run of whole intervals (`RetentionCuts`); per interval the kernel sums
-// weights and, with values, weights · values, relative to a maximum of its own; `observe_errors.cuh` combines them to
-// the error of each pair. Sums are in registers while their keys pass by, in shared memory before and after.
+// weights and, with values that are not wide, weights · values, relative to a maximum of its own. Sums are in registers
+// while their keys pass by, in shared memory before and after.
 //
 // Barriers, per tile of keys:
 //   A  keys have arrived; the last tile's values and weights are dead   → fetch values, score keys
@@ -26,8 +32,9 @@
 //   C  with values: weights and values have arrived                     → add values
 // and per tile of rows those of `finish_rows`.
 //
-// Files: observe_tile (rows, keys, loads), observe_softmax (scores, online softmax), observe_intervals (their masses),
-// observe_values (their value sums), observe_rows and observe_errors (the reduction after the last key).
+// Files: observe_tile (rows, keys, loads), observe_products (operands in registers), observe_softmax (scores, online
+// softmax), observe_intervals (their masses), observe_values (their value sums), observe_rows and observe_errors (the
+// reduction after the last key); of wide tiles observe_sinks, observe_cells and observe_sweeps.
 
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
@@ -37,12 +44,15 @@
 #include <headaware/stats/detail/cuda/observe_errors.cuh>
 #include <headaware/stats/detail/cuda/observe_intervals.cuh>
 #include <headaware/stats/detail/cuda/observe_parameters.cuh>
+#include <headaware/stats/detail/cuda/observe_products.cuh>
 #include <headaware/stats/detail/cuda/observe_rows.cuh>
 #include <headaware/stats/detail/cuda/observe_softmax.cuh>
+#include <headaware/stats/detail/cuda/observe_sweeps.cuh>
 #include <headaware/stats/detail/cuda/observe_tile.cuh>
 #include <headaware/stats/detail/cuda/observe_values.cuh>
 
 #include <cstdint>
+#include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
@@ -62,37 +72,54 @@ __device__ void read_maxima(Tile const& tile, float (&tile_max)[2]) {
   }
 }
 
+/// Adds weights · values of a key tile, the weights in registers.
+template <class Tile>
+__device__ void add_weights(Tile const& tile, typename Tile::Scores const& weights, SoftmaxChange const& change,
+                            ValueSums<Tile>& sums) {
+  using E = typename Tile::E;
+  auto const& shared = tile.p.shared;
+  sums.rescale(change.keep);
+  std::uint32_t values = value_address(tile.template at<E>(shared.values), shared.value_pitch);
+#pragma unroll
+  for (int n = 0; n < Tile::score_tiles; n += 2) {
+    sums.add(WeightOperand<E>(weights[n], weights[n + 1], change.gain), values);
+    values += static_cast<std::uint32_t>(16 * shared.value_pitch) * static_cast<std::uint32_t>(sizeof(E));
+  }
+}
+
 /// Adds tile `index` of the chunk to the raw sums.
 template <class Tile>
-__device__ void observe_tile(Tile& tile, std::int32_t index) {
+__device__ __forceinline__ void observe_tile(Tile& tile, std::int32_t index) {
   tile.begin(index);
   RowSoftmaxes<Tile> softmax;
   IntervalMasses<Tile> masses;
-  IntervalSums<Tile> sums;
+  std::conditional_t<Tile::wide, ValueSums<Tile>, IntervalSums<Tile>> sums;
   softmax.begin();
   masses.begin();
   if constexpr (Tile::with_values) sums.begin();
+  if constexpr (Tile::can_hold_queries) tile.hold_queries();
   if (tile.has_retention()) begin_intervals(tile);
   std::int32_t first = tile.first_key();
-  tile.fetch_queries();
+  if constexpr (!Tile::can_hold_queries) tile.fetch_queries();
   tile.fetch_keys(first);
-  for (; first <= tile.last_query; first += Tile::keys) {
-    bool const more = first + Tile::keys <= tile.last_query;
+  for (; first <= tile.last_query(); first += Tile::keys) {
+    bool const more = first + Tile::keys <= tile.last_query();
     wait_copies<0>();
     __syncthreads();  // A
     if constexpr (Tile::with_values) tile.fetch_values(first);
-    bool const active = tile.warp_rows > 0 && first <= tile.warp_last_query;
+    bool const active = tile.warp_rows > 0 && first <= tile.warp_last_query();
     typename Tile::Scores scores = {};
     float tile_max[2] = {hidden_logit, hidden_logit};
     if (active) score_keys(tile, first, scores, tile_max);
-    if constexpr (Tile::with_values) write_maxima(tile, tile_max);
+    if constexpr (Tile::shares_rows) write_maxima(tile, tile_max);
     __syncthreads();  // B
     if (more) tile.fetch_keys(first + Tile::keys);
-    if constexpr (Tile::with_values) read_maxima(tile, tile_max);
+    if constexpr (Tile::shares_rows) read_maxima(tile, tile_max);
+    SoftmaxChange change;
     if (active) {
-      SoftmaxChange const change = softmax.add(tile, first, scores, tile_max);
+      change = softmax.add(tile, first, scores, tile_max);
       if (tile.has_retention()) masses.add(tile, first, scores, change, softmax);
-      if constexpr (Tile::with_values) store_weights(tile, scores);
+      if constexpr (Tile::shares_rows) store_weights(tile, scores);
     }
     if constexpr (Tile::with_values) {
       if (more) {
@@ -101,16 +128,20 @@ __device__ void observe_tile(Tile& tile, std::int32_t index) {
         wait_copies<0>();
       }
       __syncthreads();  // C
-      sums.add(tile, first, tile_max);
+      if constexpr (Tile::wide) {
+        if (active) add_weights(tile, scores, change, sums);
+      } else {
+        sums.add(tile, first, tile_max);
+      }
     }
   }
   if (tile.warp_rows > 0) {
     softmax.store(tile);
     if (tile.has_retention()) masses.store(tile, softmax);
-    if constexpr (Tile::with_values) sums.store(tile);
+    if constexpr (Tile::shares_rows) sums.store(tile);
   }
   finish_rows(tile, [&] {
-    if constexpr (Tile::with_values) {
+    if constexpr (Tile::shares_rows) {
       finish_errors(tile, tile.p.layout.error_squared(), SumsLayout::output_squared);
       if (tile.layer.output_factors != nullptr) {
         apply_output_factor(tile);
@@ -118,6 +149,7 @@ __device__ void observe_tile(Tile& tile, std::int32_t index) {
       }
     }
   });
+  if constexpr (Tile::wide) finish_wide_errors(tile, sums, {softmax.rows[0].max, softmax.rows[1].max});
 }
 
 /// Adds up the partial sums of a head in order, by its last block.
@@ -147,44 +179,53 @@ __device__ inline ObserveTensors::Own const& share_own(ObserveTensors::Own const
   return *reinterpret_cast<ObserveTensors::Own const*>(words);
 }
 
+/// Blocks that a multiprocessor must have registers for.
+template <class E>
+constexpr int observe_blocks_at_once(int channel_tiles, bool wide) {
+  if (wide) return 2;
+  return channel_tiles == 0 && !std::is_same_v<E, float> ? 3 : 1;
+}
+
 /// Grid: x heads of all blocks of a head, y layers. The last block of a head adds up its sums.
 /// Needs compute capability 8.0: matrix products of 16 rows, asynchronous copies.
-template <class E, int ChannelTiles, class Parameters>
-HEADAWARE_KERNEL void __launch_bounds__(observe_threads, 1)
+template <class E, int ChannelTiles, bool Wide, class Parameters>
+HEADAWARE_KERNEL void __launch_bounds__(observe_threads, observe_blocks_at_once<E>(ChannelTiles, Wide))
     observe_kernel(Parameters const __grid_constant__ parameters, ObserveTensors const __grid_constant__ tensors) {
 #if __CUDA_ARCH__ >= 800
   extern __shared__ __align__(16) unsigned char observe_memory[];
   auto const& own = share_own(tensors.own[blockIdx.y], observe_memory + sizeof(Parameters));
+  auto& layer = *reinterpret_cast<ObserveTensors::Layer*>(observe_memory + sizeof(Parameters) + sizeof(own));
+  share_words(tensors.layers[blockIdx.y], layer);
   auto const& p = share_parameters(parameters, *reinterpret_cast<SharedStorage<Parameters>*>(observe_memory));
   auto const head = static_cast<std::int32_t>(blockIdx.x) % p.num_query_heads;
   std::int32_t const block = static_cast<std::int32_t>(blockIdx.x) / p.num_query_heads;
-  std::int64_t const size = p.layout.size();
-  std::int64_t const index = std::int64_t{blockIdx.y} * p.num_query_heads + head;
-  double* const partials = p.partials + index * p.grid.blocks() * size;
-  double* const partial = partials + block * size;
+  // What follows is computed where it is needed: registers are scarce while tiles are worked on.
+  auto const index = [&] { return std::int64_t{blockIdx.y} * p.num_query_heads + head; };
+  auto const partials = [&] { return p.partials + index() * p.grid.blocks() * p.layout.size(); };
+  auto const chunk_of = [&](std::int32_t more) {
+    return p.grid.chunks * (block / p.grid.parts + more) / p.grid.groups;
+  };
 
-  ObserveTile<E, ChannelTiles, Parameters> tile(p, observe_memory, tensors.layers[blockIdx.y], own, head);
-  std::int32_t const group = block / p.grid.parts;
-  std::int32_t const part = block % p.grid.parts;
-  std::int64_t const first = p.grid.chunks * group / p.grid.groups;
-  std::int64_t const end = p.grid.chunks * (group + 1) / p.grid.groups;
-  for (std::int64_t chunk = first; chunk < end; ++chunk) {
+  ObserveTile<E, ChannelTiles, Wide, Parameters> tile(p, observe_memory, layer, own, head);
+  for (std::int64_t chunk = chunk_of(0); chunk < chunk_of(1); ++chunk) {
     tile.begin_chunk(chunk);
-    std::int32_t const tiles = tile.count();
     // Dealt out forth and back, as tiles grow.
-    for (std::int32_t round = 0;; ++round) {
+    for (std::int32_t round = 0; round * p.grid.parts < tile.count(); ++round) {
+      std::int32_t const part = block % p.grid.parts;
       std::int32_t const next = round * p.grid.parts + (round % 2 == 0 ? part : p.grid.parts - 1 - part);
-      if (round * p.grid.parts >= tiles) break;
-      if (next < tiles) observe_tile(tile, next);
+      if (next < tile.count()) observe_tile(tile, next);
     }
+    std::int64_t const size = p.layout.size();
+    double* const partial = partials() + block * size;
+    bool const begins = chunk == chunk_of(0);
     for (std::int64_t i = threadIdx.x; i < size; i += observe_threads) {
       double const entry = p.grid.parts == 1 ? chunk_entry(tile.raw(), i, p.layout) : tile.raw()[i];
-      partial[i] = chunk == first ? entry : partial[i] + entry;
+      partial[i] = begins ? entry : partial[i] + entry;
     }
     __syncthreads();
   }
-  if (!is_last_block(p.tickets + index, p.grid.blocks())) return;
-  combine_partials(p, partials, tile.raw(), p.sums + (own.first_head + head) * size);
+  if (!is_last_block(p.tickets + index(), p.grid.blocks())) return;
+  combine_partials(p, partials(), tile.raw(), p.sums + (own.first_head + head) * p.layout.size());
 #else
   __trap();  // the host has refused such devices; their code only has to compile
 #endif

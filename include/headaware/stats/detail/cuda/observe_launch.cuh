@@ -35,6 +35,10 @@ namespace detail {
 /// on the device.
 inline constexpr std::int64_t observe_blocks = 4096;
 
+/// What tiles of 64 rows with values are for: more does not fit into registers and shared memory.
+inline constexpr std::int32_t wide_value_dim = 128;
+inline constexpr std::int32_t wide_sinks = 64;
+
 /// Sizes and division of work of a call: what does not depend on the device.
 struct ObserveSetup {
   ObserveGrid grid;
@@ -45,9 +49,11 @@ struct ObserveSetup {
 };
 
 /// @param widest  the largest window of all layers; 0: some layer sees all tokens
+/// @param metric  whether errors after W_O are measured too
 template <class E, class Shape>
-ObserveSetup set_up_observation(Shape const& shape, std::int64_t num_layers, bool values, std::int64_t widest,
-                                ObserverParameters const& parameters, std::int32_t parameter_bytes) {
+ObserveSetup set_up_observation(Shape const& shape, std::int64_t num_layers, bool values, bool metric,
+                                std::int64_t widest, ObserverParameters const& parameters,
+                                std::int32_t parameter_bytes) {
   ObserveSetup setup;
   setup.chunk_size = parameters.chunk_size > 0 ? std::min(parameters.chunk_size, shape.tokens) : shape.tokens;
   std::int64_t const whole = setup.chunk_size > 0 ? shape.tokens / setup.chunk_size : 0;
@@ -61,8 +67,8 @@ ObserveSetup set_up_observation(Shape const& shape, std::int64_t num_layers, boo
   sizes.with_values = values && parameters.retention.has_value();
   sizes.element_bytes = sizeof(E);
   sizes.padding = WarpProducts<E>::padding;
-  sizes.tile_keys = WarpProducts<E>::keys;
-  sizes.parameter_bytes = parameter_bytes + static_cast<std::int32_t>(sizeof(ObserveTensors::Own));
+  sizes.parameter_bytes =
+      parameter_bytes + static_cast<std::int32_t>(sizeof(ObserveTensors::Own) + sizeof(ObserveTensors::Layer));
   sizes.head_dim = static_cast<std::int32_t>(shape.head_dim);
   sizes.value_dim = values ? static_cast<std::int32_t>(value_dim(shape)) : 0;
   sizes.sums = static_cast<std::int32_t>(SumsLayout(parameters).size());
@@ -82,7 +88,11 @@ ObserveSetup set_up_observation(Shape const& shape, std::int64_t num_layers, boo
     sizes.cut_sinks = cuts.num_sinks;
     sizes.cut_windows = cuts.num_windows;
     sizes.intervals = cuts.intervals();
+    sizes.last_sink = cuts.num_sinks > 0 ? cuts.sinks[cuts.num_sinks - 1] : 0;
   }
+  sizes.wide = sizes.with_values && !std::is_same_v<E, float> && !metric && sizes.value_dim <= wide_value_dim &&
+               sizes.last_sink <= wide_sinks;
+  sizes.tile_keys = observe_tile_keys(WarpProducts<E>::keys, sizes.shares_rows());
   if (setup.grid.chunks == 0) return setup;
   std::int64_t const heads = std::max<std::int64_t>(1, num_layers * shape.num_query_heads);
   std::int64_t const blocks = (observe_blocks + heads - 1) / heads;
@@ -133,11 +143,11 @@ std::int32_t allow_shared(Kernel const& kernel, char const* where) {
   return limit;
 }
 
-template <class E, int ChannelTiles, class Parameters>
+template <class E, int ChannelTiles, bool Wide, class Parameters>
 void launch_observation(Parameters& parameters, ObserveSizes const& sizes, ObserveTensors const& tensors,
                         std::int64_t num_layers, cudaStream_t stream) {
   constexpr auto where = "observe";
-  auto const kernel = observe_kernel<E, ChannelTiles, Parameters>;
+  auto const kernel = observe_kernel<E, ChannelTiles, Wide, Parameters>;
   std::int32_t const limit = allow_shared(kernel, where);
   bool const fits = fit_shared(sizes, limit, parameters.shared);
   require(fits, "shared memory of one query's sums, in bytes", limit, parameters.shared.bytes, where);
@@ -225,12 +235,13 @@ void observe_layers(void* d_temp, std::size_t& temp_bytes, Shape const& shape, s
   check_observation(shape, layers, score, parameters);
   auto const num_layers = static_cast<std::int64_t>(layers.size());
   bool const values = num_layers > 0 && layers[0].d_values != nullptr;
+  bool const factors = num_layers > 0 && layers[0].d_output_factors != nullptr;
   std::int64_t widest = 0;
   for (std::size_t i = 0; i < layers.size(); ++i) {
     std::int64_t const window = place_of(i).window;
     widest = window == 0 || (i > 0 && widest == 0) ? 0 : std::max(widest, window);
   }
-  auto const setup = set_up_observation<E>(shape, num_layers, values, widest, parameters, sizeof(Parameters));
+  auto const setup = set_up_observation<E>(shape, num_layers, values, factors, widest, parameters, sizeof(Parameters));
   std::int64_t const heads = num_layers * shape.num_query_heads;
   RoundingSetup const rounding(parameters, setup.grid.chunks, setup.longest, setup.sizes.with_values,
                                (observe_blocks + heads - 1) / std::max<std::int64_t>(1, heads));
@@ -294,16 +305,21 @@ void observe_layers(void* d_temp, std::size_t& temp_bytes, Shape const& shape, s
   };
   static_assert(sizeof(Parameters) + sizeof(tensors) <= max_parameter_bytes);
   clear_tickets(d_tickets, tickets, where, stream);
-  auto const launch = [&]<int ChannelTiles>() {
-    launch_observation<E, ChannelTiles>(kernel_parameters, setup.sizes, tensors, num_layers, stream);
+  auto const launch = [&]<int ChannelTiles, bool Wide>() {
+    launch_observation<E, ChannelTiles, Wide>(kernel_parameters, setup.sizes, tensors, num_layers, stream);
   };
-  if (!setup.sizes.with_values) return launch.template operator()<0>();
-  if (setup.sizes.value_dim <= 64) {
-    launch.template operator()<2>();
+  if (!setup.sizes.with_values) return launch.template operator()<0, false>();
+  constexpr bool has_wide = !std::is_same_v<E, float>;
+  if (setup.sizes.wide) {
+    if constexpr (has_wide) {
+      setup.sizes.value_dim <= 64 ? launch.template operator()<8, true>() : launch.template operator()<16, true>();
+    }
+  } else if (setup.sizes.value_dim <= 64 && !has_wide) {
+    if constexpr (!has_wide) launch.template operator()<2, false>();
   } else if (setup.sizes.value_dim <= 128) {
-    launch.template operator()<4>();
+    launch.template operator()<4, false>();
   } else {
-    launch.template operator()<8>();
+    launch.template operator()<8, false>();
   }
   if (rounding.blocks == 0) return;
   launch_rounding<E>(rounding, kernel_parameters, parameters, tensors, num_layers, d_rounding, d_tickets + heads,

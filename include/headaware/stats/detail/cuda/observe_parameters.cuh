@@ -37,6 +37,11 @@ struct RetentionCuts {
   }
 };
 
+/// Keys of a tile. Where all warps share 16 rows each has a part of them: these tiles are as long as `longest`.
+HEADAWARE_HOST_DEVICE constexpr std::int32_t observe_tile_keys(std::int32_t longest, bool shares_rows) {
+  return shares_rows ? longest : 32;
+}
+
 /// Order in which the elements of a tensor are fetched.
 enum class FetchOrder : std::int32_t {
   rows,      ///< 16 bytes at once, the channels of a token side by side
@@ -59,8 +64,9 @@ struct ObserveShared {
   std::int32_t value_pitch = 0;  ///< the same of values
   std::int32_t value_dim = 0;
   std::int32_t sum_channels = 0;      ///< value_dim, padded to what an interval's sums take
-  std::int32_t parameters = 0;        ///< and after them the layer's own
+  std::int32_t parameters = 0;        ///< and after them what is the layer's own
   std::int32_t raw = 0;               ///< double [sums]: of a chunk
+  bool queries_held = false;          ///< in registers: their memory then serves others, too
   std::int32_t queries = 0;           ///< E [rows, rounded up to 16, pitch]
   std::int32_t keys = 0;              ///< E [tile_keys, pitch]; after the last key, reduction scratch
   std::int32_t values = 0;            ///< E [tile_keys, value_pitch]; after the last key, reduction scratch
@@ -72,15 +78,23 @@ struct ObserveShared {
   std::int32_t row_max = 0;           ///< float [rows]
   std::int32_t row_inverse = 0;       ///< float [rows]: 1 / the sum of weights; 0: not to be counted
   std::int32_t cuts = 0;              ///< int32 [intervals, rows]: first key of each interval
-  std::int32_t sink_intervals = 0;    ///< int32 [sinks, rows]: first interval that a sink size does not keep
-  std::int32_t window_intervals = 0;  ///< int32 [windows, rows]: last interval that a window does not keep
+  std::int32_t sink_intervals = 0;    ///< uint8 [sinks, rows]: first interval that a sink size does not keep
+  std::int32_t window_intervals = 0;  ///< uint8 [windows, rows]: last interval that a window does not keep
   std::int32_t masses = 0;            ///< OnlineSoftmax<float> [key warps, intervals, rows]
-  std::int32_t shares = 0;            ///< float [intervals, rows]: probabilities
-  std::int32_t kept_before = 0;       ///< float [intervals + 1, rows]: probability of the intervals before
-  std::int32_t kept_after = 0;        ///< float [intervals + 1, rows]: probability of this interval and those after
-  std::int32_t sum_max = 0;           ///< float [warps, intervals, rows]: the scores that the sums are relative to
-  std::int32_t sum_factors = 0;       ///< float [intervals, rows]: from sums to Σ p v
-  std::int32_t sums = 0;              ///< float [intervals, rows, sum_channels]: Σ of weight · value
+  std::int32_t shares = 0;       ///< float [intervals, rows]: probabilities; with one key warp in `masses`, as sums
+  std::int32_t kept_before = 0;  ///< float [intervals + 1, rows]: probability of the intervals before
+  std::int32_t kept_after = 0;   ///< float [intervals + 1, rows]: probability of this interval and those after
+  std::int32_t sum_max = 0;      ///< float [warps, intervals, rows]: the scores that the sums are relative to
+  std::int32_t sum_factors = 0;  ///< float [intervals, rows]: from sums to Σ p v
+  std::int32_t sums = 0;         ///< float [intervals, rows, sum_channels]: Σ of weight · value
+  // Of wide tiles with values, after all other statistics; `padded` are rows rounded up to 16.
+  std::int32_t sink_values = 0;   ///< E [largest sink size, rounded up to 16, value_pitch]
+  std::int32_t sink_weights = 0;  ///< float [the same / 8, threads, 4]: weights of sinks, relative to their interval's
+  std::int32_t sink_shares = 0;   ///< float2 [sinks, padded]: from these weights to probabilities, and their sum
+  std::int32_t turns = 0;         ///< int8 [sinks, threads, 2]: window from which on errors come from what is kept
+  std::int32_t cell_factors = 0;  ///< float2 [sinks, padded]: of a cell's errors
+  std::int32_t starts = 0;        ///< int32 [warps]: first keys of the way back
+  std::int32_t cell_sums = 0;     ///< double [warps, cells + 1]
   std::int32_t bytes = 0;
 };
 
@@ -103,9 +117,16 @@ struct ObserveSizes {
   std::int32_t cut_sinks = 0;
   std::int32_t cut_windows = 0;
   std::int32_t intervals = 0;  ///< 0: no retention
+  std::int32_t last_sink = 0;  ///< the largest sink size that rows are longer than
+  bool wide = false;           ///< with values: 64 rows, each warp's its own
 
-  [[nodiscard]] std::int32_t tile_rows() const { return with_values ? 16 : 64; }
+  [[nodiscard]] bool shares_rows() const { return with_values && !wide; }
+  [[nodiscard]] std::int32_t tile_rows() const { return shares_rows() ? 16 : 64; }
+  [[nodiscard]] bool holds_queries() const { return !with_values && element_bytes == 2 && head_dim <= 128; }
 };
+
+/// Channels of wide tiles' values, with zeros after the last: so many that loops over them have constant ends.
+constexpr std::int32_t wide_channels(std::int32_t value_dim) { return value_dim <= 64 ? 64 : 128; }
 
 /// Lays out shared memory for tiles of `rows` rows. @return its bytes; offsets are right if they fit in 30 bits
 inline std::int64_t place_shared(ObserveSizes const& sizes, std::int32_t rows, ObserveShared& shared) {
@@ -114,36 +135,63 @@ inline std::int64_t place_shared(ObserveSizes const& sizes, std::int32_t rows, O
     offset = static_cast<std::int32_t>(std::min<std::int64_t>(bytes, 1 << 30));
     bytes += (size + 15) / 16 * 16;
   };
-  std::int64_t const key_warps = sizes.with_values ? observe_warps : 1;
+  std::int64_t const key_warps = sizes.shares_rows() ? observe_warps : 1;
   std::int64_t const n = rows;
+  std::int64_t const padded = (n + 15) / 16 * 16;
   std::int64_t const intervals = sizes.intervals;
   shared.rows = rows;
   shared.channels = (sizes.head_dim + 15) / 16 * 16;
-  shared.value_dim = (sizes.value_dim + 15) / 16 * 16;
+  shared.value_dim = sizes.wide ? wide_channels(sizes.value_dim) : (sizes.value_dim + 15) / 16 * 16;
   shared.sum_channels = (sizes.value_dim + 31) / 32 * 32;
   shared.pitch = shared.channels + sizes.padding;
   shared.value_pitch = shared.value_dim + sizes.padding;
+  shared.queries_held = sizes.holds_queries();
   std::int64_t const row_bytes = std::int64_t{shared.pitch} * sizes.element_bytes;
   std::int64_t const value_row_bytes = std::int64_t{shared.value_pitch} * sizes.element_bytes;
   std::int64_t const row_scratch = 8 * (row_scalars * n + sizes.near + sizes.sink_size);
   std::int64_t const cell_scratch = 8 * observe_warps * (std::int64_t{sizes.used_cells} + 1);
   place(shared.parameters, sizes.parameter_bytes);
   place(shared.raw, 8 * std::int64_t{sizes.sums});
-  place(shared.queries, (n + 15) / 16 * 16 * row_bytes);
   place(shared.keys, std::max(sizes.tile_keys * row_bytes, row_scratch));
-  place(shared.near, 4 * n * sizes.near);
-  place(shared.sinks, 4 * n * sizes.sink_size);
-  place(shared.row_parts, static_cast<std::int64_t>(sizeof(RowPart)) * key_warps * n);
   place(shared.row_max, 4 * n);
   place(shared.row_inverse, 4 * n);
+  std::int64_t const queries_begin = bytes;
+  place(shared.queries, padded * row_bytes);
+  std::int64_t const queries_end = bytes;
+  if (shared.queries_held) bytes = queries_begin;
+  std::int64_t const scores_begin = bytes;
+  place(shared.near, 4 * n * sizes.near);
+  place(shared.sinks, 4 * n * sizes.sink_size);
+  std::int64_t const sinks = (sizes.last_sink + 15) / 16 * 16;
+  if (sizes.wide) {
+    std::int64_t const scores_end = bytes;
+    bytes = scores_begin;
+    place(shared.sink_values, sinks * value_row_bytes);
+    bytes = std::max(bytes, scores_end);
+  }
+  std::int64_t const intervals_begin = bytes;
+  place(shared.row_parts, static_cast<std::int64_t>(sizeof(RowPart)) * key_warps * n);
   if (intervals > 0) {
     place(shared.cuts, 4 * intervals * n);
-    place(shared.sink_intervals, 4 * sizes.cut_sinks * n);
-    place(shared.window_intervals, 4 * sizes.cut_windows * n);
+    place(shared.sink_intervals, sizes.cut_sinks * n);
+    place(shared.window_intervals, sizes.cut_windows * n);
     place(shared.masses, static_cast<std::int64_t>(sizeof(OnlineSoftmax<float>)) * key_warps * intervals * n);
-    place(shared.shares, 4 * intervals * n);
+    if (sizes.shares_rows()) place(shared.shares, 4 * intervals * n);
   }
-  if (sizes.with_values) {
+  bytes = std::max(bytes, queries_end);
+  if (sizes.wide) {
+    std::int64_t const intervals_end = bytes;
+    bytes = intervals_begin;
+    place(shared.sink_weights, 4 * sinks / 8 * observe_threads * 4);
+    place(shared.sink_shares, 8 * sizes.cut_sinks * padded);
+    place(shared.turns, 2 * sizes.cut_sinks * observe_threads);
+    place(shared.cell_factors, 8 * sizes.cut_sinks * padded);
+    bytes = std::max(bytes, intervals_end);
+    place(shared.starts, 4 * observe_warps);
+    place(shared.cell_sums, cell_scratch);
+    place(shared.values, sizes.tile_keys * value_row_bytes);
+  }
+  if (sizes.shares_rows()) {
     place(shared.values, std::max(sizes.tile_keys * value_row_bytes, cell_scratch));
     place(shared.weights, 4 * 16 * weight_pitch);
     place(shared.maxima, 4 * observe_warps * 16);

@@ -60,7 +60,6 @@ __device__ void finish_row(Tile const& tile, std::int32_t row, double* scalars) 
   tile.template at<float>(p.shared.row_inverse)[row] = inverse;
   if (!tile.has_retention()) return;
   std::int32_t const intervals = p.cuts.intervals();
-  auto* const shares = tile.template at<float>(p.shared.shares) + row;
   for (std::int32_t interval = 0; interval < intervals; ++interval) {
     float share = 0;
     for (int w = 0; w < Tile::key_warps; ++w) {
@@ -68,18 +67,18 @@ __device__ void finish_row(Tile const& tile, std::int32_t row, double* scalars) 
           tile.template at<OnlineSoftmax<float>>(p.shared.masses)[(w * intervals + interval) * rows + row];
       share += mass.sum * exp2_fast(mass.max - all.max);
     }
-    shares[interval * rows] = share * inverse;
+    interval_share(tile, interval, row) = share * inverse;
   }
-  if constexpr (Tile::with_values) {
+  if constexpr (Tile::shares_rows) {
     auto* const before = tile.template at<float>(p.shared.kept_before) + row;
     auto* const after = tile.template at<float>(p.shared.kept_after) + row;
     // Every pair keeps the learned sink.
     before[0] = has_sink && valid ? exp2_fast(sink - all.max) * inverse : 0;
     after[intervals * rows] = 0;
     for (std::int32_t interval = 0; interval < intervals; ++interval) {
-      before[(interval + 1) * rows] = before[interval * rows] + shares[interval * rows];
+      before[(interval + 1) * rows] = before[interval * rows] + interval_share(tile, interval, row);
       std::int32_t const back = intervals - 1 - interval;
-      after[back * rows] = after[(back + 1) * rows] + shares[back * rows];
+      after[back * rows] = after[(back + 1) * rows] + interval_share(tile, back, row);
       tile.template at<float>(p.shared.sum_factors)[interval * rows + row] =
           exp2_fast(tile.template at<float>(p.shared.sum_max)[interval * rows + row] - all.max) * inverse;
     }
@@ -126,7 +125,6 @@ template <class Tile>
 __device__ void sum_masses(Tile const& tile, std::int32_t sink) {
   constexpr int own = (Tile::max_rows + warp_threads - 1) / warp_threads;
   auto const& p = tile.p;
-  auto const* const shares = tile.template at<float>(p.shared.shares);
   std::int32_t next[own];
   float mass[own] = {};
   bool counts[own];
@@ -144,7 +142,7 @@ __device__ void sum_masses(Tile const& tile, std::int32_t sink) {
       if (!counts[i]) continue;
       std::int32_t const row = tile.lane() + i * warp_threads;
       std::int32_t const last = window_interval(tile, window, row);
-      for (; next[i] <= last; ++next[i]) mass[i] += shares[next[i] * p.shared.rows + row];
+      for (; next[i] <= last; ++next[i]) mass[i] += interval_share(tile, next[i], row);
       sum += mass[i];
       squares += mass[i] * mass[i];
     }

@@ -12,20 +12,16 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Scores this warp's keys of the key tile at `first`; keeps the scores of near and sink keys.
-/// @param tile_max  the largest score of each row
-template <class Tile>
-__device__ void score_keys(Tile const& tile, std::int32_t first, typename Tile::Scores& scores, float (&tile_max)[2]) {
+/// Scores this warp's keys of the key tile at `first`. @tparam Keep  whether the scores of near and sink keys are kept
+template <bool Keep, class Tile>
+__device__ void score_keys(Tile const& tile, std::int32_t first, typename Tile::Scores& scores) {
   auto const& p = tile.p;
-  using E = typename Tile::E;
-  Tile::Products::scores(scores, tile.template at<E>(p.shared.queries) + tile.first_row * p.shared.pitch,
-                         tile.template at<E>(p.shared.keys) + tile.warp_key() * p.shared.pitch, p.shared.pitch,
-                         p.shared.channels);
+  tile.multiply_keys(scores);
   std::int32_t const own = tile.own_key(first);
   std::int32_t const last = first + Tile::keys - 1;
   std::int32_t const nearest = tile.query_of(tile.first_row);
-  bool const all_seen = last <= nearest && first >= tile.oldest_of(tile.warp_last_query);
-  bool const some_kept = nearest - last < p.near || first < p.sink_size;
+  bool const all_seen = last <= nearest && first >= tile.oldest_of(tile.warp_last_query());
+  bool const some_kept = Keep && (nearest - last < p.near || first < p.sink_size);
 #pragma unroll
   for (int n = 0; n < Tile::score_tiles; ++n) {
 #pragma unroll
@@ -41,21 +37,28 @@ __device__ void score_keys(Tile const& tile, std::int32_t first, typename Tile::
   if (!all_seen || some_kept) {
     auto* const near = tile.template at<float>(p.shared.near);
     auto* const sinks = tile.template at<float>(p.shared.sinks);
+    std::int32_t const oldest[2] = {tile.oldest_of(tile.query[0]), tile.oldest_of(tile.query[1])};
 #pragma unroll
     for (int n = 0; n < Tile::score_tiles; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         std::int32_t const key = own + n * 8 + i % 2;
         std::int32_t const distance = tile.query[i / 2] - key;
-        if (distance < 0 || key < tile.oldest[i / 2]) {
+        if (distance < 0 || key < oldest[i / 2]) {
           scores[n][i] = hidden_logit;
           continue;
         }
+        if (!Keep) continue;
         if (distance < p.near) near[tile.row_of(i / 2) * p.near + distance] = scores[n][i];
         if (key < p.sink_size) sinks[tile.row_of(i / 2) * p.sink_size + key] = scores[n][i];
       }
     }
   }
+}
+/// The same; keeps the scores of near and sink keys. @param tile_max  the largest score of each row
+template <class Tile>
+__device__ void score_keys(Tile const& tile, std::int32_t first, typename Tile::Scores& scores, float (&tile_max)[2]) {
+  score_keys<true>(tile, first, scores);
 #pragma unroll
   for (int n = 0; n < Tile::score_tiles; ++n) {
 #pragma unroll
@@ -141,7 +144,7 @@ struct RowSoftmaxes {
       RowPart const part{{{rows[h].max, sum_lanes<4>(rows[h].sum)}, sum_lanes<4>(rows[h].weighted)},
                          sum_lanes<4>(recent[h])};
       if (tile.lane() % 4 == 0 && tile.row_of(h) < tile.rows)
-        parts[(Tile::with_values ? tile.warp : 0) * tile.p.shared.rows + tile.row_of(h)] = part;
+        parts[(Tile::shares_rows ? tile.warp : 0) * tile.p.shared.rows + tile.row_of(h)] = part;
     }
   }
 };

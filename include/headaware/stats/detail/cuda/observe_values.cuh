@@ -44,7 +44,7 @@ template <class Tile>
 struct IntervalSums {
   std::int32_t interval;  ///< whose sums are in registers
   std::int32_t low;       ///< the interval of the last key tile's first key
-  float sums[Tile::with_values ? Tile::channel_tiles : 1][4];
+  float sums[Tile::shares_rows ? Tile::channel_tiles : 1][4];
   float maxima[2];
   float scale[2];  ///< from the tile's weights to those of the sums
 
@@ -62,7 +62,7 @@ struct IntervalSums {
   /// @param tile_max  the rows' largest scores of the tile, which its weights are relative to
   __device__ void add(Tile const& tile, std::int32_t first, float const (&tile_max)[2]) {
     std::int32_t const last_row = tile.rows - 1;
-    std::int32_t const last_key = min(first + Tile::keys - 1, tile.last_query);
+    std::int32_t const last_key = min(first + Tile::keys - 1, tile.last_query());
     std::int32_t const from = low = interval_of(tile, first, last_row, low);
     std::int32_t const to = interval_of(tile, last_key, 0, from);
     for (std::int32_t next = from; next <= to; ++next) {
