@@ -19,9 +19,11 @@ struct Stretches {
   /// Tiles of the shortest stretch: enough that queries and partial results cost little beside them.
   static constexpr std::int64_t shortest = 8;
 
-  [[nodiscard]] HEADAWARE_HOST_DEVICE static Stretches of(std::int64_t tiles, std::int64_t blocks) {
+  /// @param least  tiles of a stretch, at least
+  [[nodiscard]] HEADAWARE_HOST_DEVICE static Stretches of(std::int64_t tiles, std::int64_t blocks,
+                                                          std::int64_t least = shortest) {
     std::int64_t const equal = (tiles + blocks - 1) / blocks;
-    return {tiles, equal > shortest ? equal : shortest};
+    return {tiles, equal > least ? equal : least};
   }
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t begin(std::int64_t block) const {
     std::int64_t const at = block * length;
