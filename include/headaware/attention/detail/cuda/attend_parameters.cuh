@@ -49,7 +49,7 @@ constexpr std::int64_t attend_split_rows(std::int32_t queries) { return queries 
 struct AttendArrays {
   float2* parts = nullptr;          ///< [splits, tiles, queries] (max, sum) of partial softmaxes
   float* sums = nullptr;            ///< [splits, tiles, queries, output_dim] weighted values
-  SignedTicket* tickets = nullptr;  ///< [segments, tiles] splits that are done
+  SignedTicket* tickets = nullptr;  ///< [segments, tiles] splits that are done; of `mma_kernel`: of joins
   SignedTicket signature = 0;       ///< of the call
 };
 

@@ -16,6 +16,7 @@
 // Files: mma_parameters (shared memory), mma_queries, mma_fetch (copies), mma_tile (one tile of rows), mma_join.
 
 #include <headaware/attention/detail/cuda/attend_work.cuh>
+#include <headaware/attention/detail/cuda/mma_append.cuh>
 #include <headaware/attention/detail/cuda/mma_fetch.cuh>
 #include <headaware/attention/detail/cuda/mma_join.cuh>
 #include <headaware/attention/detail/cuda/mma_parameters.cuh>
@@ -123,6 +124,7 @@ __device__ void attend_piece(P const& p, MmaShared<P::queries>& shared, Rows con
   hold(rest);
   MmaSums<P> sums;
   for (std::uint32_t stage = 0; ring.wait(); tile += warps) {
+    if constexpr (has_new_rows<Rows>) take_new_rows(p, job, rows, own + stage);
     add_tile(p, sums, rows, shared, setup, own, stage, tile == last ? rest : mma_rows);
     __syncwarp();
     ring.fetch(stage);
@@ -149,11 +151,12 @@ HEADAWARE_KERNEL void __launch_bounds__(max_mma_warps* warp_threads, 2)
   for (;;) {
     if (threadIdx.x == 0) take_piece(p, shared, row_storage.get());
     __syncthreads();
-    if (shared.job.end == 0) return;
+    if (shared.job.end == 0) break;
     auto const rows = row_storage.get();
     attend_piece(p, shared, rows, reinterpret_cast<unsigned char*>(mma_memory));
     __syncthreads();
   }
+  if constexpr (has_new_rows<RowsOf<typename P::View>>) finish_append(p);
 #endif
 }
 

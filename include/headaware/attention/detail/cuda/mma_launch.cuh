@@ -78,7 +78,7 @@ bool launch_mma(void* d_temp, std::size_t& temp_bytes, AttentionShape const& sha
   AttendArrays arrays;
   if (!place_buffers(d_temp, temp_bytes, where, TempBuffer{arrays.parts, parts},
                      TempBuffer{arrays.sums, parts * shape.output_dim()},
-                     TempBuffer{arrays.tickets, 4 * most_blocks})) {
+                     TempBuffer{arrays.tickets, 4 * most_blocks + 1})) {
     return true;
   }
   MmaLaunch const how = MmaLaunch::of<P>(options.overlap_launches, where);
