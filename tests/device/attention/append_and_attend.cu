@@ -147,12 +147,13 @@ void separate_step(Step<T> const& step, DeviceRolling<T> const& cache, std::int3
     ha::AttentionOptions options;
     options.window = step.c.window;
     if (step.c.tokens > 1 || options.window != 0) options.first_positions = before;
-    auto const& buffers = cache.cache().layers[at(l)];
+    auto const destination = cache.cache();
+    auto const& buffers = destination.layers[at(l)];
     run_attend(
         step.shape(), step.queries_of(l),
         ha::KeptCache{buffers.keys, buffers.values,
                       ha::RollingView::of_chunk(cache.view(), l, cache.state().lengths, step.c.tokens, d_counts)},
-        step.output_of(l), {cache.cache().capacities[at(l)].rows}, options);
+        step.output_of(l), {destination.capacities[at(l)].rows}, options);
   }
 }
 

@@ -31,14 +31,15 @@ class AttendWorkspace {
     require(kv.tiles <= 65535, "tiles of query rows", "at most 65,535", kv.tiles, where);
     std::int64_t const blocks = adjacent ? splits * kv.tiles : splits;
     require(blocks <= max_blocks, "KV splits", max_blocks_text, blocks, where);
-    require(splits <= max_ticket_count, "KV splits", {"at most ", max_ticket_count}, splits, where);
+    constexpr std::int64_t most = max_ticket_count<SignedTicket>;
+    require(splits <= most, "KV splits", {"at most ", most}, splits, where);
     blocks_ = blocks;
     rows_of_blocks_ = adjacent ? 1 : kv.tiles;
     std::int64_t const parts = splits * kv.tiles * queries;
     placed_ = place_buffers(d_temp, temp_bytes, where, TempBuffer{arrays_.parts, parts},
                             TempBuffer{arrays_.sums, parts * shape.output_dim()},
                             TempBuffer{arrays_.tickets, segments * kv.tiles});
-    if (placed_) arrays_.signature = new_ticket_signature();
+    if (placed_) arrays_.signature = new_ticket_signature<SignedTicket>();
   }
 
   /// False in a size query.

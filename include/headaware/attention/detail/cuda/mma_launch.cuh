@@ -83,7 +83,7 @@ bool launch_mma(void* d_temp, std::size_t& temp_bytes, AttentionShape const& sha
   }
   MmaLaunch const how = MmaLaunch::of<P>(options.overlap_launches, where);
   if (how.warps == 0) return false;
-  arrays.signature = new_ticket_signature();
+  arrays.signature = new_ticket_signature<SignedTicket>();
   bool const wide_queries =
       channel_run(queries.layout) % 8 == 0 && reinterpret_cast<std::uintptr_t>(queries.data) % 16 == 0;
   bool const wide_output =

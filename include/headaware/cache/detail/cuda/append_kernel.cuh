@@ -6,7 +6,6 @@
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/append_counters.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
-#include <headaware/detail/cuda/last_block.cuh>
 #include <headaware/detail/cuda/layer_kinds.cuh>
 #include <headaware/detail/cuda/vector_access.cuh>
 
@@ -165,13 +164,6 @@ __device__ AppendRow append_row(Parameters const& p, AppendTables const& tables,
   return row;
 }
 
-/// Counts the new tokens, by the last block to have read the lengths.
-__device__ inline void advance_counters(AppendCounters const& counters) {
-  if (counters.ticket == nullptr || !is_last_block(counters.ticket, gridDim.x)) return;
-  if (threadIdx.x == 0) *counters.ticket = 0;
-  advance_lengths(counters);
-}
-
 /// (Layer, sequence, KV head)s that an append writes to.
 template <class Parameters>
 [[nodiscard]] __device__ std::int64_t appended_segments(Parameters const& p) {
@@ -199,6 +191,7 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   __shared__ SharedStorage<Parameters> parameter_storage;
   __shared__ AppendRow rows[max_append_rows];
   auto const& p = share_parameters(parameters, parameter_storage);
+  sign_counters(p.counters);
   std::int64_t const segments = appended_segments(p);
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
   bool const copies = is_for_copy(p, [&](auto const& cache, PageCopy const& copy) {
