@@ -113,10 +113,12 @@ void check_append_and_attend(AttentionShape const& shape, AttentionQueries<Q, QL
                              shape.query_tokens, cache, step.options);
   check_wide(step.tokens.keys, keys_of(step.source), shape.head_dim, "new keys");
   check_wide(step.tokens.values, values_of(step.source), shape.output_dim(), "new values");
-  for (T const* const each : {buffers.keys, buffers.values}) {
-    require(reinterpret_cast<std::uintptr_t>(each) % 16 == 0, "cache's buffers",
+  auto const check_buffer = [](T const* data) {
+    require(reinterpret_cast<std::uintptr_t>(data) % 16 == 0, "cache's buffers",
             "aligned to 16 bytes (else call append, then attend)", "others", "append_and_attend");
-  }
+  };
+  check_buffer(buffers.keys);
+  check_buffer(buffers.values);
 }
 
 }  // namespace detail
