@@ -20,10 +20,10 @@ struct AppendCounters {
   std::int32_t* advance_lengths = nullptr;
   std::int32_t* advance_high_water = nullptr;
   std::int32_t* ticket = nullptr;  ///< blocks that have read the counters; nullptr: advance nothing
-  SmallTicket signature = 0;       ///< of the ticket; 0: it has been cleared
   std::int64_t token_limit = 0;
   std::int32_t max_count = 0;
   std::int32_t num_sequences = 0;
+  SmallTicket signature = 0;  ///< of the ticket; 0: it has been cleared
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t count(std::int64_t sequence) const {
     return counts != nullptr ? counts[sequence] : max_count;
