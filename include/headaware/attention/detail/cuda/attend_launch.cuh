@@ -81,8 +81,7 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
                               memory,
                               wide_rows(cache.keys, cache.view, shape.head_dim),
                               wide_values};
-  std::int64_t const blocks = std::int64_t{limits.processors} * attend_blocks<Queries, Parameters>;
-  launch(launch_order(limits, options.overlap_launches), where, kernel, work.grid(blocks),
+  launch(launch_order(limits, options.overlap_launches), where, kernel, work.grid(limits.processors),
          attend_block_threads<Queries, Parameters>, memory.bytes, stream, parameters);
 }
 

@@ -45,12 +45,15 @@ class AttendWorkspace {
   /// False in a size query.
   [[nodiscard]] bool placed() const { return placed_; }
   [[nodiscard]] AttendArrays const& arrays() const { return arrays_; }
-  /// @param blocks  that the device runs at once
-  [[nodiscard]] dim3 grid(std::int64_t blocks) const {
-    return {static_cast<unsigned>(std::min(blocks, blocks_)), static_cast<unsigned>(rows_of_blocks_)};
+  /// As many blocks as there is work for, or as fill a device of so many multiprocessors: each has its share of the
+  /// splits.
+  [[nodiscard]] dim3 grid(std::int64_t processors) const {
+    return {static_cast<unsigned>(std::min(processors * blocks_per_processor, blocks_)),
+            static_cast<unsigned>(rows_of_blocks_)};
   }
 
  private:
+  static constexpr std::int64_t blocks_per_processor = 8;  ///< at least as many as run at once
   AttendArrays arrays_;
   std::int64_t blocks_ = 0;
   std::int64_t rows_of_blocks_ = 0;

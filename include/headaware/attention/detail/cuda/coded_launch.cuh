@@ -50,9 +50,8 @@ void launch_coded(void* d_temp, std::size_t& temp_bytes, AttentionShape const& s
                               bounds,
                               work.arrays(),
                               memory};
-  std::int64_t const blocks = std::int64_t{limits.processors} * (Queries > 4 ? 2 : 3);
-  launch(launch_order(limits, options.overlap_launches), where, kernel, work.grid(blocks), attend_threads, memory.bytes,
-         stream, parameters);
+  launch(launch_order(limits, options.overlap_launches), where, kernel, work.grid(limits.processors), attend_threads,
+         memory.bytes, stream, parameters);
 }
 
 /// Attention over encoded rows, by the kernel for as many query rows.
