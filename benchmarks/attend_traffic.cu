@@ -60,7 +60,7 @@ void attend(ha::AttentionShape const& shape, std::int64_t rows, std::int64_t roo
                                    {rows}, {}, nullptr));
   };
   step(nullptr);
-  bench::DeviceArray<std::byte> const temp(temp_bytes);
+  bench::DeviceArray<std::byte> const temp((std::vector<std::byte>(temp_bytes)));
   step(temp.data());
   BENCH_CHECK(cudaDeviceSynchronize());
 }
@@ -108,7 +108,7 @@ std::int64_t attend_coded(std::int32_t group, std::vector<std::int32_t> const& o
                                    ha::AttentionOutput{output.data(), layout}, {offsets.back()}, {}, nullptr));
   };
   step(nullptr);
-  bench::DeviceArray<std::byte> const temp(temp_bytes);
+  bench::DeviceArray<std::byte> const temp((std::vector<std::byte>(temp_bytes)));
   step(temp.data());
   BENCH_CHECK(cudaDeviceSynchronize());
   return units * std::int64_t{sizeof(ha::RowUnit)};

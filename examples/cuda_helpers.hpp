@@ -13,10 +13,14 @@ inline void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
 }
 
+/// Zeroes at first.
 template <class T>
 class DeviceArray {
  public:
-  explicit DeviceArray(std::size_t size) : size_(size) { check(cudaMalloc(&data_, size * sizeof(T))); }
+  explicit DeviceArray(std::size_t size) : size_(size) {
+    check(cudaMalloc(&data_, size * sizeof(T)));
+    check(cudaMemset(data_, 0, size * sizeof(T)));
+  }
   ~DeviceArray() { cudaFree(data_); }
   DeviceArray(DeviceArray const&) = delete;
   DeviceArray& operator=(DeviceArray const&) = delete;

@@ -110,11 +110,22 @@ class Text {
   };
 };
 
+namespace detail {
+
+[[noreturn, gnu::cold, gnu::noinline]] inline void throw_argument_error(Text const& what, Text const& expected,
+                                                                        Text const& got, Text const& where) {
+  throw ArgumentError({what.str(), expected.str(), got.str(), where.str()});
+}
+
+}  // namespace detail
+
 /// @brief Throws `ArgumentError` unless `ok`; its message is put together on failure alone.
-inline void require(bool ok, Text const& what, Text const& expected, Text const& got, Text const& where) {
+// Inlined everywhere, so that the parts of the message are made on the way to the exception: launches check dozens.
+[[gnu::always_inline]] inline void require(bool ok, Text const& what, Text const& expected, Text const& got,
+                                           Text const& where) {
   if (ok) [[likely]]
     return;
-  throw ArgumentError({what.str(), expected.str(), got.str(), where.str()});
+  detail::throw_argument_error(what, expected, got, where);
 }
 
 /// @brief Throws `ArgumentError` for a null pointer.

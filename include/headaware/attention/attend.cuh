@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// Attention over kept tokens on CUDA: two launches per call. Nothing is allocated, copied from the host or
+/// Attention over kept tokens on CUDA: one launch per call. Nothing is allocated, copied from the host or
 /// synchronised, and lengths are read on the device, so a call may be captured in a graph.
 
 #include <headaware/attention/attend.hpp>
@@ -48,7 +48,8 @@ namespace device {
 /// All pointers, those inside the view included, are on the device and read when the kernels run. That lengths and
 /// tables name existing rows is a precondition: `validate_tables` checks copies of them.
 /// @tparam Q, T, O  float, `__half` or `__nv_bfloat16`, or `float16` and `bfloat16`
-/// @param[in]     d_temp      device, of any alignment; nullptr: size query
+/// @param[in]     d_temp      device, of any alignment and content; nullptr: size query. Tools that look for reads of
+///                            memory that was never written want it written once
 /// @param[in,out] temp_bytes  bytes; depends on `shape`, `bounds.max_rows` and the type of the cache alone
 /// @param[in]     queries     [sequences, num_query_heads, query_tokens, head_dim], by the layout
 /// @param[in]     cache       `KeptCache`, `LatentCache` or `PackedCache`, rows where the view says; pointers may be
@@ -64,7 +65,7 @@ namespace device {
 /// @note   Deterministic: results depend on lengths and, over rows of 16 bits or encoded ones, on the number of the
 ///         device's multiprocessors. Graph-capturable, and a replay reads the lengths of its time. One `d_temp` serves
 ///         one call at a time.
-/// @par Cost  Two launches. Each row held is loaded once for up to 16 query rows of its group: for decoding, once
+/// @par Cost  One launch. Each row held is loaded once for up to 16 query rows of its group: for decoding, once
 ///            (more query rows, or more than 8 of rows of more than 128 channels: once per 16 or 8, from the L2 cache
 ///            where it holds them; a latent's once per 32, by blocks that run side by side). Rows of 16 bits (that
 ///            16-byte loads may read) and rows in the library's formats go through tensor cores from compute capability

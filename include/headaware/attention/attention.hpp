@@ -184,6 +184,10 @@ struct AttentionOptions {
   /// head has one. A sink counts once: of parts that are merged, one has it, or `merge_attention` (gpt-oss: model card,
   /// arXiv:2508.10925; `eager_attention_forward` of transformers' `modeling_gpt_oss.py`)
   float const* sinks = nullptr;
+  /// CUDA: the launch may begin while the one before it in the stream ends, and waits for its results inside
+  /// (programmatic dependent launch); where the code is for compute capability 9.0 or later, else it makes no
+  /// difference
+  bool overlap_launches = false;
 };
 
 namespace detail {

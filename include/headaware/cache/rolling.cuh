@@ -78,8 +78,8 @@ namespace device {
 /// @pre    tables that `source` reads name places for the new tokens (`validate_tables`)
 /// @return cudaErrorInvalidValue where the CPU's `append` throws (but for lengths and tables, which the host cannot
 ///         know); launch errors
-/// @note   Deterministic; graph-capturable. One launch, and where it counts a memset of 4 bytes before it; none without
-///         sequences.
+/// @note   Deterministic; graph-capturable. One launch; none without sequences. (More than 4,095 blocks that count
+///         follow a memset of 4 bytes.)
 /// @par Cost  The bytes that stay are read once and written once, in 16-byte accesses where runs and pointers are
 ///            aligned to it, and about 100 bytes of tables per row; no old byte is read or written
 template <LayerRange Tokens, class Source, class T>

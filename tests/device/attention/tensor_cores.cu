@@ -108,6 +108,16 @@ TEST_CASE("tensor cores: one long head beside short ones, joined the same each t
   }
 }
 
+TEMPLATE_TEST_CASE("attention of more segments than a block has threads, on tensor cores and without", "[attention]",
+                   ha::float16, float) {
+  HEADAWARE_REQUIRE_DEVICE();
+  constexpr std::int32_t sequences = 131;
+  std::vector<std::int64_t> rows;
+  for (std::int32_t s = 0; s < 3 * sequences; ++s) rows.push_back(s == 200 ? 700 : s * 7 % 23);
+  HeldProblem<TestType> const p({sequences, 6, 3, 1, 16}, rows, 9);
+  check<float, float>(p);
+}
+
 TEST_CASE("tensor cores: logits and queries of any size", "[attention]") {
   HEADAWARE_REQUIRE_DEVICE();
   for (float const scale : {1e-6F, 1e6F}) {

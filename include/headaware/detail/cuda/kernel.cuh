@@ -57,6 +57,15 @@ __device__ T const& share_parameters(T const& parameters, SharedStorage<T>& stor
   return storage.get();
 }
 
+/// Waits for the launch before, if this one may have begun while that ends (`LaunchOrder::overlapping`), and lets the
+/// next one begin. Before the kernel reads memory that others write
+__device__ inline void await_launch_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 /// The base pointers of one tensor in all layers.
 struct PlanePointers {
   void const* source[max_layers];

@@ -77,16 +77,33 @@ inline void clear_tickets(std::int32_t* tickets, std::int64_t count, char const*
                "clearing counts of blocks", where);
 }
 
+/// When a kernel may begin: after the launch before it in the stream, or while that ends (programmatic dependent
+/// launch), which only a kernel may that calls `await_launch_before`, in code for compute capability 9.0 or later.
+enum class LaunchOrder : std::uint8_t { after, overlapping };
+
 /// Launches a kernel through the function that reports this launch's error: the last error may be another's.
 /// @param shared_bytes  dynamic shared memory
 template <class... Parameters>
-void launch(char const* where, void (*kernel)(Parameters...), dim3 grid, std::int32_t threads,
+void launch(LaunchOrder order, char const* where, void (*kernel)(Parameters...), dim3 grid, std::int32_t threads,
             std::int32_t shared_bytes, cudaStream_t stream, std::type_identity_t<Parameters> const&... parameters) {
   void const* pointers[] = {&parameters...};
-  cudaError_t const error =
-      cudaLaunchKernel(reinterpret_cast<void const*>(kernel), grid, dim3(static_cast<unsigned>(threads)),
-                       const_cast<void**>(pointers), static_cast<std::size_t>(shared_bytes), stream);
-  require_cuda(error, "launch of a kernel", where);
+  auto const* const function = reinterpret_cast<void const*>(kernel);
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = order == LaunchOrder::overlapping ? 1 : 0;
+  require_cuda(cudaLaunchKernelExC(&config, function, const_cast<void**>(pointers)), "launch of a kernel", where);
+}
+template <class... Parameters>
+void launch(char const* where, void (*kernel)(Parameters...), dim3 grid, std::int32_t threads,
+            std::int32_t shared_bytes, cudaStream_t stream, std::type_identity_t<Parameters> const&... parameters) {
+  launch(LaunchOrder::after, where, kernel, grid, threads, shared_bytes, stream, parameters...);
 }
 
 }  // namespace detail

@@ -3,8 +3,9 @@
 // Attention over the rows of one KV split, for decoding, on plain float units: rows of floats, latents, and what
 // `mma_kernel` does not take.
 //
-// Tiles. A block has 128 threads, up to 16 query rows of one KV head (`Queries`), and one KV split. Per step it loads
-// `AttendMemory::tile_rows` cache rows, up to 64; each row comes from memory once for all of the block's queries.
+// Tiles. A block has 128 threads, up to 16 query rows of one KV head (`Queries`), and one KV split at a time. Per step
+// it loads `AttendMemory::tile_rows` cache rows, up to 64; each row comes from memory once for all of the block's
+// queries.
 //   scores   [Queries, tile_rows]: a thread has a key and up to 4 queries at a time
 //   weights  in place: a warp has a query at a time, a lane every 32nd key
 //   sums     [Queries, width] in registers: a thread has two channels, and in narrow heads every `groups`-th four rows
@@ -16,19 +17,20 @@
 // segment's tile merges them in order (Flash-Decoding). Barriers, per tile of rows: offsets are there | rows have
 // arrived | scores | weights and factors | values are dead.
 //
-// Files: attend_parameters (shared memory, temporary storage), attend_split_kernel (segments to splits),
-// attend_queries, attend_tile (one tile of rows), attend_merge (results, the last block's merge).
+// Files: attend_parameters (shared memory, temporary storage), attend_work (which splits a block has), attend_queries,
+// attend_tile (one tile of rows), attend_merge (results, the last block's merge).
 
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/detail/cuda/attend_merge.cuh>
 #include <headaware/attention/detail/cuda/attend_parameters.cuh>
 #include <headaware/attention/detail/cuda/attend_queries.cuh>
 #include <headaware/attention/detail/cuda/attend_tile.cuh>
+#include <headaware/attention/detail/cuda/attend_work.cuh>
 #include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/element.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
-#include <headaware/detail/cuda/segment_search.cuh>
+#include <headaware/detail/cuda/signed_ticket.cuh>
 #include <headaware/detail/online_softmax.hpp>
 #include <headaware/element.hpp>
 
@@ -37,48 +39,15 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Grid: x KV splits of all segments, y tiles of query rows; latents: x tiles of query rows of all KV splits.
+/// Works on a KV split. By all threads
 template <int Queries, class Parameters>
-HEADAWARE_KERNEL void __launch_bounds__(attend_block_threads<Queries, Parameters>, attend_blocks<Queries, Parameters>)
-    attend_kernel(Parameters const __grid_constant__ parameters) {
+__device__ void attend_split(Parameters const& p, AttendShared<Queries>& shared, unsigned char* memory) {
   using T = typename Parameters::Element;
   using View = typename Parameters::View;
   constexpr int width = Parameters::width;
   constexpr int threads = attend_block_threads<Queries, Parameters>;
   constexpr int thread_queries = Queries > Parameters::thread_queries ? Parameters::thread_queries : Queries;
-  extern __shared__ float4 attend_memory[];
-  __shared__ SharedStorage<AttendShared<Queries>> storage;
-  __shared__ SharedStorage<Parameters> parameter_storage;
-  AttendShared<Queries>& shared = storage.get();
-  auto const& p = share_parameters(parameters, parameter_storage);
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
-  std::int64_t const segments = p.shape.segments();
-  auto split_index = static_cast<std::int32_t>(blockIdx.x);
-  auto tile = static_cast<std::int32_t>(blockIdx.y);
-  if constexpr (Parameters::latent) {
-    auto const tiles = static_cast<std::int32_t>(p.kv.tiles);
-    tile = split_index % tiles;
-    split_index /= tiles;
-  }
-  if (split_index >= p.arrays.split_offsets[segments]) return;
-  if (thread < warp_threads) {
-    std::int64_t const found = find_segment(p.arrays.split_offsets, segments, split_index);
-    if (thread == 0) {
-      std::int64_t const first_split = p.arrays.split_offsets[found];
-      std::int64_t const first_query = std::int64_t{tile} * p.kv.tile_rows;
-      std::int64_t const count = min(p.kv.tile_rows, p.shape.query_rows() - first_query);
-      shared.place = {.segment = found,
-                      .sequence = found / p.shape.num_kv_heads,
-                      .kv_head = found % p.shape.num_kv_heads,
-                      .split = split_index - first_split,
-                      .splits = 1,
-                      .first_split = first_split,
-                      .first_query = first_query,
-                      .query_count = static_cast<std::int32_t>(count),
-                      .tile = tile};
-    }
-  }
-  auto* const memory = reinterpret_cast<unsigned char*>(attend_memory);
   auto* const queries = reinterpret_cast<float*>(memory);
   auto* const scores = reinterpret_cast<float*>(memory + p.memory.score_offset);
   unsigned char* const keys = memory + p.memory.key_offset;
@@ -95,7 +64,7 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_block_threads<Queries, Parameters
   std::int64_t const end = min(held, begin + p.kv.split_rows);
   std::int64_t const first_position = p.first_positions != nullptr ? p.first_positions[place.sequence] : 0;
   std::int64_t const last_position = first_position + (place.first_query + place.query_count - 1) / p.shape.group();
-  if (thread == 0) shared.place.splits = p.kv.splits(held);  // read after the barriers below
+  if (thread == 0 && place.splits > 1) sign_ticket(split_ticket(p, place), p.arrays.signature);
   take_queries<Queries>(p, shared.softmaxes, place, queries);
   auto const channels = static_cast<std::int32_t>(p.shape.output_dim());
   std::int32_t const columns = (channels + width - 1) / width;
@@ -157,6 +126,26 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_block_threads<Queries, Parameters
     for (std::int32_t g = 0; g < groups; ++g) sum += all[(g * Queries + q) * width * columns + c];
     return sum;
   });
+}
+
+/// Grid: x blocks that share all KV splits, y tiles of query rows; latents: x blocks that share both.
+template <int Queries, class Parameters>
+HEADAWARE_KERNEL void __launch_bounds__(attend_block_threads<Queries, Parameters>, attend_blocks<Queries, Parameters>)
+    attend_kernel(Parameters const __grid_constant__ parameters) {
+  extern __shared__ float4 attend_memory[];
+  __shared__ SharedStorage<AttendShared<Queries>> storage;
+  __shared__ SharedStorage<Parameters> parameter_storage;
+  AttendShared<Queries>& shared = storage.get();
+  await_launch_before();
+  auto const& p = share_parameters(parameters, parameter_storage);
+  find_splits<Parameters::latent>(p, shared.work);
+  for (;;) {
+    if (threadIdx.x == 0) shared.place = take_split<Parameters::latent>(p, shared.work);
+    __syncthreads();
+    if (shared.place.splits == 0) return;
+    attend_split<Queries>(p, shared, reinterpret_cast<unsigned char*>(attend_memory));
+    __syncthreads();
+  }
 }
 
 }  // namespace detail

@@ -6,13 +6,13 @@
 #include <headaware/attention/attention_bounds.hpp>
 #include <headaware/attention/detail/cuda/attend_kernel.cuh>
 #include <headaware/attention/detail/cuda/attend_parameters.cuh>
-#include <headaware/attention/detail/cuda/attend_split_kernel.cuh>
 #include <headaware/attention/detail/cuda/attend_workspace.cuh>
 #include <headaware/attention/detail/cuda/mma_launch.cuh>
 #include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/element.cuh>
+#include <headaware/detail/cuda/kernel_limits.cuh>
 #include <headaware/detail/cuda/launch.cuh>
 
 #include <cuda_runtime_api.h>
@@ -35,32 +35,16 @@ bool wide_rows(T const* data, View const& view, std::int64_t channels) {
 /// Lays out a kernel's shared memory. One over wide rows takes what the driver gives when asked: of two blocks on a
 /// multiprocessor where their tiles are not too small then.
 template <int Queries, class Parameters>
-AttendMemory attend_memory(AttentionShape const& shape, char const* where) {
+AttendMemory attend_memory(AttentionShape const& shape, KernelLimits const& limits) {
   using T = typename Parameters::Element;
   constexpr int width = Parameters::width;
   if constexpr (width == narrow_width) {
     constexpr std::int32_t limit = attend_dynamic_bytes<Queries, Parameters>;
     return AttendMemory::of<T>(shape.head_dim, shape.output_dim(), Queries, width, limit, limit, max_attend_rows);
   }
-  auto const kernel = attend_kernel<Queries, Parameters>;
-  int device = 0;
-  int limit = 0;
-  int both = 0;
-  cudaFuncAttributes attributes{};
-  require_cuda(cudaGetDevice(&device), "the current device", where);
-  require_cuda(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "the device", where);
-  require_cuda(cudaDeviceGetAttribute(&both, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device), "the device", where);
-  require_cuda(cudaFuncGetAttributes(&attributes, kernel), "the kernel", where);
-  auto const fixed = static_cast<std::int32_t>(attributes.sharedSizeBytes);
-  constexpr std::int32_t reserved = 1024;  // by CUDA, per block
   constexpr std::int32_t few_rows = Parameters::latent ? warp_threads : min_attend_rows;
-  auto const memory = AttendMemory::of<T>(shape.head_dim, Parameters::latent ? 0 : shape.output_dim(), Queries, width,
-                                          limit - fixed, both / 2 - fixed - reserved, few_rows);
-  if (attributes.maxDynamicSharedSizeBytes < memory.bytes) {
-    require_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, memory.bytes),
-                 "shared memory", where);
-  }
-  return memory;
+  return AttendMemory::of<T>(shape.head_dim, Parameters::latent ? 0 : shape.output_dim(), Queries, width,
+                             limits.block_bytes, limits.pair_bytes, few_rows);
 }
 
 template <int Queries, int Width, class Q, class QLayout, class Cache, class O, class OLayout>
@@ -70,7 +54,6 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
                    AttentionOptions const& options, cudaStream_t stream) {
   constexpr auto where = "attend";
   using Parameters = AttendParameters<Q, QLayout, Cache, O, OLayout, Width>;
-  using View = typename Parameters::View;
   constexpr bool latent = Parameters::latent;
   KvSplit kv = KvSplit::of(shape, Queries, attend_split_rows(Queries));
   kv.tile_rows = Queries;
@@ -78,12 +61,12 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
   AttendWorkspace const work(d_temp, temp_bytes, shape, kv, Queries, bounds.max_rows, latent);
   if (!work.placed()) return;
 
-  AttendMemory const memory = attend_memory<Queries, Parameters>(shape, where);
+  static KernelLimitsByDevice kept;
+  auto const kernel = attend_kernel<Queries, Parameters>;
+  KernelLimits const limits = kept.of(kernel, where);
+  AttendMemory const memory = attend_memory<Queries, Parameters>(shape, limits);
   bool wide_values = false;
   if constexpr (!latent) wide_values = wide_rows(cache.values, cache.view, shape.output_dim());
-  AttendSplitParameters<View> const split{cache.view,      shape,          kv, work.arrays(), work.tickets(),
-                                          bounds.max_rows, bounds.d_status};
-  launch(where, attend_split_kernel<View>, 1, attend_split_threads, 0, stream, split);
   Parameters const parameters{shape,
                               queries,
                               cache,
@@ -93,12 +76,13 @@ void launch_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& 
                               options.sinks,
                               logit_map(shape, options),
                               kv,
+                              bounds,
                               work.arrays(),
                               memory,
                               wide_rows(cache.keys, cache.view, shape.head_dim),
                               wide_values};
-  launch(where, attend_kernel<Queries, Parameters>, work.grid(), attend_block_threads<Queries, Parameters>,
-         memory.bytes, stream, parameters);
+  launch(launch_order(limits, options.overlap_launches), where, kernel, work.grid(limits.processors),
+         attend_block_threads<Queries, Parameters>, memory.bytes, stream, parameters);
 }
 
 /// A cache by the names of elements that the core knows.

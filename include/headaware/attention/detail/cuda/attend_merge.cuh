@@ -2,9 +2,10 @@
 
 #include <headaware/attention/detail/cuda/attend_parameters.cuh>
 #include <headaware/attention/detail/cuda/attend_tile.cuh>
+#include <headaware/attention/detail/cuda/attend_work.cuh>
 #include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/config.hpp>
-#include <headaware/detail/cuda/last_block.cuh>
+#include <headaware/detail/cuda/signed_ticket.cuh>
 #include <headaware/detail/cuda/warp_reduce.cuh>
 #include <headaware/detail/online_softmax.hpp>
 #include <headaware/element.hpp>
@@ -91,7 +92,7 @@ __device__ void finish_split(Parameters const& p, AttendSoftmaxes<Queries>& soft
     }
   }
   if (place.splits == 1) return;
-  if (!is_last_block(p.arrays.tickets + place.segment * p.kv.tiles + place.tile, place.splits)) return;
+  if (!is_last_block(split_ticket(p, place), p.arrays.signature, place.splits)) return;
   merge_splits<Queries>(p, softmaxes, place, first_part, weights);
 }
 

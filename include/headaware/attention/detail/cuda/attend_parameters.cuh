@@ -1,9 +1,11 @@
 #pragma once
 
 #include <headaware/attention/attention.hpp>
+#include <headaware/attention/attention_bounds.hpp>
 #include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/detail/cuda/signed_ticket.cuh>
 #include <headaware/detail/logit_map.hpp>
 #include <headaware/detail/online_softmax.hpp>
 #include <headaware/error.hpp>
@@ -45,10 +47,10 @@ constexpr std::int64_t attend_split_rows(std::int32_t queries) { return queries 
 
 /// Attention's temporary storage.
 struct AttendArrays {
-  float2* parts = nullptr;                ///< [splits, tiles, queries] (max, sum) of partial softmaxes
-  float* sums = nullptr;                  ///< [splits, tiles, queries, output_dim] weighted values
-  std::int32_t* split_offsets = nullptr;  ///< [segments + 1] KV splits before each segment; the last: all splits
-  std::int32_t* tickets = nullptr;        ///< [segments, tiles] splits that are done
+  float2* parts = nullptr;          ///< [splits, tiles, queries] (max, sum) of partial softmaxes
+  float* sums = nullptr;            ///< [splits, tiles, queries, output_dim] weighted values
+  SignedTicket* tickets = nullptr;  ///< [segments, tiles] splits that are done; of `mma_kernel`: of joins
+  SignedTicket signature = 0;       ///< of the call
 };
 
 /// Layout of a block's dynamic shared memory: the floats come first, which keeps them aligned.
@@ -109,6 +111,7 @@ struct AttendParameters {
   float const* sinks;
   LogitMap map;
   KvSplit kv;
+  AttentionBounds bounds;
   AttendArrays arrays;
   AttendMemory memory;
   bool wide_keys;  ///< 16-byte loads; else element by element
@@ -142,8 +145,25 @@ struct AttendPlace {
   std::int32_t tile;
 };
 
+/// The work of all segments, as a block's warps have added it up.
+struct WorkScan {
+  static constexpr std::int32_t max_warps = 8;
+  std::int64_t rows[max_warps];  ///< of each warp's segments
+  std::int64_t parts[max_warps];
+  std::int64_t segment;  ///< where the block's next part lies
+  std::int64_t before;   ///< parts of the segments before it
+};
+
+/// The KV splits of a block, on the line of all.
+struct SplitWork {
+  WorkScan scan;
+  std::int64_t at;
+  std::int64_t end;
+};
+
 template <int Queries>
 struct AttendShared {
+  SplitWork work;
   AttendPlace place;
   std::int64_t key_offsets[max_attend_rows];
   std::int64_t value_offsets[max_attend_rows];

@@ -10,13 +10,14 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// A call's grid and temporary storage.
+/// A call's grid and temporary storage, of kernels whose blocks take KV splits.
 class AttendWorkspace {
  public:
   /// @param queries   query rows of a block
@@ -30,24 +31,32 @@ class AttendWorkspace {
     require(kv.tiles <= 65535, "tiles of query rows", "at most 65,535", kv.tiles, where);
     std::int64_t const blocks = adjacent ? splits * kv.tiles : splits;
     require(blocks <= max_blocks, "KV splits", max_blocks_text, blocks, where);
-    grid_ = dim3(static_cast<unsigned>(blocks), adjacent ? 1U : static_cast<unsigned>(kv.tiles));
-    tickets_ = segments * kv.tiles;
+    constexpr std::int64_t most = max_ticket_count<SignedTicket>;
+    require(splits <= most, "KV splits", {"at most ", most}, splits, where);
+    blocks_ = blocks;
+    rows_of_blocks_ = adjacent ? 1 : kv.tiles;
     std::int64_t const parts = splits * kv.tiles * queries;
     placed_ = place_buffers(d_temp, temp_bytes, where, TempBuffer{arrays_.parts, parts},
                             TempBuffer{arrays_.sums, parts * shape.output_dim()},
-                            TempBuffer{arrays_.split_offsets, segments + 1}, TempBuffer{arrays_.tickets, tickets_});
+                            TempBuffer{arrays_.tickets, segments * kv.tiles});
+    if (placed_) arrays_.signature = new_ticket_signature<SignedTicket>();
   }
 
   /// False in a size query.
   [[nodiscard]] bool placed() const { return placed_; }
   [[nodiscard]] AttendArrays const& arrays() const { return arrays_; }
-  [[nodiscard]] std::int64_t tickets() const { return tickets_; }
-  [[nodiscard]] dim3 grid() const { return grid_; }
+  /// As many blocks as there is work for, or as fill a device of so many multiprocessors: each has its share of the
+  /// splits.
+  [[nodiscard]] dim3 grid(std::int64_t processors) const {
+    return {static_cast<unsigned>(std::min(processors * blocks_per_processor, blocks_)),
+            static_cast<unsigned>(rows_of_blocks_)};
+  }
 
  private:
+  static constexpr std::int64_t blocks_per_processor = 8;  ///< at least as many as run at once
   AttendArrays arrays_;
-  std::int64_t tickets_ = 0;
-  dim3 grid_;
+  std::int64_t blocks_ = 0;
+  std::int64_t rows_of_blocks_ = 0;
   bool placed_ = false;
 };
 

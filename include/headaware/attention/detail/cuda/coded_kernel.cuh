@@ -14,12 +14,13 @@
 #include <headaware/attention/detail/cuda/attend_parameters.cuh>
 #include <headaware/attention/detail/cuda/attend_queries.cuh>
 #include <headaware/attention/detail/cuda/attend_tile.cuh>
+#include <headaware/attention/detail/cuda/attend_work.cuh>
 #include <headaware/attention/detail/cuda/coded_parameters.cuh>
 #include <headaware/attention/detail/cuda/coded_tile.cuh>
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
-#include <headaware/detail/cuda/segment_search.cuh>
+#include <headaware/detail/cuda/signed_ticket.cuh>
 
 #include <cstdint>
 #include <new>
@@ -27,65 +28,35 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Finds what the block works on, by its first warp.
-template <int Queries, class Parameters, class Shared>
-__device__ void find_work(Parameters const& p, Shared& shared) {
-  auto const block = static_cast<std::int32_t>(blockIdx.x);
-  std::int64_t const segments = p.shape.segments();
-  std::int32_t all = 0;
-  if (threadIdx.x == 0) all = p.arrays.split_offsets[segments];
-  bool const idle = block >= __shfl_sync(0xffffffffU, all, 0);
-  std::int64_t const segment = idle ? 0 : find_segment(p.arrays.split_offsets, segments, block);
-  if (threadIdx.x != 0) return;
-  shared.idle = idle;
-  if (idle) return;
-  std::int64_t const sequence = segment / p.shape.num_kv_heads;
-  std::int64_t const kv_head = segment % p.shape.num_kv_heads;
-  auto const tile = static_cast<std::int32_t>(blockIdx.y);
-  std::int64_t const first_split = p.arrays.split_offsets[segment];
-  std::int64_t const first_query = std::int64_t{tile} * p.kv.tile_rows;
+/// Takes the block's next split, by one thread. @return false: there is none
+template <class Parameters, class Shared>
+__device__ bool take_coded_split(Parameters const& p, Shared& shared) {
+  shared.place = take_split<false>(p, shared.work);
+  if (shared.place.splits == 0) return false;
+  auto const& [segment, sequence, kv_head, split, splits, first_split, first_query, count, tile] = shared.place;
   ::new (static_cast<void*>(&shared.rows)) RowsOf<typename Parameters::View>(p.cache.view.head(sequence, kv_head));
   shared.packed = p.cache.segments[segment];
   std::int64_t const held = shared.rows.rows();
-  std::int64_t const count = min(p.kv.tile_rows, p.shape.query_rows() - first_query);
-  shared.place = {.segment = segment,
-                  .sequence = sequence,
-                  .kv_head = kv_head,
-                  .split = block - first_split,
-                  .splits = p.kv.splits(held),
-                  .first_split = first_split,
-                  .first_query = first_query,
-                  .query_count = static_cast<std::int32_t>(count),
-                  .tile = tile};
   shared.keys = CodedTensor::of(shared.packed.formats.key, p.shape.head_dim, p.cache.rotated_by_caller);
   shared.values = CodedTensor::of(shared.packed.formats.value, p.shape.output_dim(), p.cache.rotated_by_caller);
-  shared.begin = shared.place.split * p.kv.split_rows;
+  shared.begin = split * p.kv.split_rows;
   shared.end = min(held, shared.begin + p.kv.split_rows);
   std::int64_t const position = p.first_positions != nullptr ? p.first_positions[sequence] : 0;
   shared.first_position = position;
   shared.last_position = position + (first_query + count - 1) / p.shape.group();
+  return true;
 }
 
-/// Grid: x KV splits of all segments, y tiles of query rows.
-template <int Queries, class Parameters>
-HEADAWARE_KERNEL void __launch_bounds__(attend_threads, Queries > 4 ? 2 : 3)
-    coded_kernel(Parameters const __grid_constant__ parameters) {
+/// Works on a KV split. By all threads
+template <int Queries, class Parameters, class Shared>
+__device__ void attend_coded_split(Parameters const& p, Shared& shared, unsigned char* memory) {
   using View = typename Parameters::View;
   using Registry = typename Parameters::Registry;
-  using Shared = CodedShared<Queries, Registry, View>;
-  extern __shared__ float4 attend_memory[];
-  __shared__ SharedStorage<Shared> storage;
-  __shared__ SharedStorage<Parameters> parameter_storage;
-  Shared& shared = storage.get();
-  auto const& p = share_parameters(parameters, parameter_storage);
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
-  if (thread < warp_threads) find_work<Queries>(p, shared);
-  __syncthreads();
-  if (shared.idle) return;
-  auto* const memory = reinterpret_cast<unsigned char*>(attend_memory);
   auto* const queries = reinterpret_cast<float*>(memory);
   auto* const scores = reinterpret_cast<float*>(memory + p.memory.score_offset);
   unsigned char* const rows = memory + p.memory.row_offset;
+  if (thread == 0 && shared.place.splits > 1) sign_ticket(split_ticket(p, shared.place), p.arrays.signature);
   take_queries<Queries>(p, shared.softmaxes, shared.place, queries);
   if (shared.keys.rotated != 0) rotate_shared(queries, Queries * p.memory.query_pitch, shared.keys.rotated);
   auto const pitch = static_cast<std::int32_t>(CodedRowSizes<Registry>::pitch(shared.packed.units));
@@ -145,6 +116,26 @@ HEADAWARE_KERNEL void __launch_bounds__(attend_threads, Queries > 4 ? 2 : 3)
   __syncthreads();
   finish_split<Queries>(p, shared.softmaxes, shared.place, all,
                         [&](std::int32_t q, std::int32_t c) { return all[q * width + c]; });
+}
+
+/// Grid: x blocks that share all KV splits, y tiles of query rows.
+template <int Queries, class Parameters>
+HEADAWARE_KERNEL void __launch_bounds__(attend_threads, Queries > 4 ? 2 : 3)
+    coded_kernel(Parameters const __grid_constant__ parameters) {
+  using Shared = CodedShared<Queries, typename Parameters::Registry, typename Parameters::View>;
+  extern __shared__ float4 attend_memory[];
+  __shared__ SharedStorage<Shared> storage;
+  __shared__ SharedStorage<Parameters> parameter_storage;
+  Shared& shared = storage.get();
+  await_launch_before();
+  auto const& p = share_parameters(parameters, parameter_storage);
+  find_splits<false>(p, shared.work);
+  for (;;) {
+    bool const has = threadIdx.x == 0 && take_coded_split(p, shared);
+    if (__syncthreads_or(has ? 1 : 0) == 0) return;
+    attend_coded_split<Queries>(p, shared, reinterpret_cast<unsigned char*>(attend_memory));
+    __syncthreads();
+  }
 }
 
 }  // namespace detail

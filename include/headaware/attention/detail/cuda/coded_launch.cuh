@@ -3,7 +3,6 @@
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/attention_bounds.hpp>
 #include <headaware/attention/detail/cuda/attend_parameters.cuh>
-#include <headaware/attention/detail/cuda/attend_split_kernel.cuh>
 #include <headaware/attention/detail/cuda/attend_workspace.cuh>
 #include <headaware/attention/detail/cuda/coded_kernel.cuh>
 #include <headaware/attention/detail/cuda/coded_parameters.cuh>
@@ -11,6 +10,7 @@
 #include <headaware/attention/detail/cuda/mma_numbers.cuh>
 #include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/cuda/kernel_limits.cuh>
 #include <headaware/detail/cuda/launch.cuh>
 #include <headaware/error.hpp>
 
@@ -22,22 +22,6 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
-
-/// Lets a kernel have as much shared memory as it asks for. @throws ArgumentError where the device has less
-template <class Kernel>
-void allow_shared_memory(Kernel kernel, std::int32_t bytes, char const* where) {
-  cudaFuncAttributes attributes{};
-  require_cuda(cudaFuncGetAttributes(&attributes, kernel), "the kernel", where);
-  if (bytes <= attributes.maxDynamicSharedSizeBytes) return;
-  int device = 0;
-  int limit = 0;
-  require_cuda(cudaGetDevice(&device), "the current device", where);
-  require_cuda(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "the device", where);
-  std::int64_t const most = limit - static_cast<std::int64_t>(attributes.sharedSizeBytes);
-  require(bytes <= most, "shared memory in bytes", {"at most ", most}, bytes, where);
-  require_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "shared memory",
-               where);
-}
 
 template <int Queries, class Q, class QLayout, class Registry, class View, class O, class OLayout>
 void launch_coded(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
@@ -53,10 +37,10 @@ void launch_coded(void* d_temp, std::size_t& temp_bytes, AttentionShape const& s
 
   auto const memory = CodedMemory::of<Registry>(shape.head_dim, shape.output_dim(), Queries);
   auto const kernel = coded_kernel<Queries, Parameters>;
-  allow_shared_memory(kernel, memory.bytes, where);
-  AttendSplitParameters<View> const split{cache.view,      shape,          kv, work.arrays(), work.tickets(),
-                                          bounds.max_rows, bounds.d_status};
-  launch(where, attend_split_kernel<View>, 1, attend_split_threads, 0, stream, split);
+  static KernelLimitsByDevice kept;
+  KernelLimits const limits = kept.of(kernel, where);
+  require(memory.bytes <= limits.block_bytes, "shared memory in bytes", {"at most ", limits.block_bytes}, memory.bytes,
+          where);
   Parameters const parameters{shape,
                               queries,
                               cache,
@@ -66,9 +50,11 @@ void launch_coded(void* d_temp, std::size_t& temp_bytes, AttentionShape const& s
                               options.sinks,
                               logit_map(shape, options),
                               kv,
+                              bounds,
                               work.arrays(),
                               memory};
-  launch(where, kernel, work.grid(), attend_threads, memory.bytes, stream, parameters);
+  launch(launch_order(limits, options.overlap_launches), where, kernel, work.grid(limits.processors), attend_threads,
+         memory.bytes, stream, parameters);
 }
 
 /// Attention over encoded rows on plain float units, by the kernel for as many query rows.

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <headaware/attention/attention.hpp>
+#include <headaware/attention/attention_bounds.hpp>
 #include <headaware/attention/detail/cuda/attend_parameters.cuh>
 #include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/attention/kept_view.hpp>
@@ -87,6 +88,7 @@ struct CodedParameters {
   float const* sinks;
   LogitMap map;
   KvSplit kv;
+  AttentionBounds bounds;
   AttendArrays arrays;
   CodedMemory memory;
 };
@@ -116,6 +118,7 @@ template <int Queries, class Registry, class View>
 struct CodedShared {
   RowsOf<View> rows;
   PackedSegment<Registry> packed;
+  SplitWork work;
   AttendPlace place;
   CodedTensor keys;
   CodedTensor values;
@@ -123,7 +126,6 @@ struct CodedShared {
   std::int64_t end;
   std::int64_t first_position;  ///< of the block's queries
   std::int64_t last_position;
-  bool idle;  ///< there is no split for this block
   std::int64_t offsets[max_coded_rows];
   std::int64_t positions[max_coded_rows];
   AttendSoftmaxes<Queries> softmaxes;

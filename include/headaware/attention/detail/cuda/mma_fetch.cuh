@@ -1,5 +1,6 @@
 #pragma once
 
+#include <headaware/attention/detail/cuda/appended_view.cuh>
 #include <headaware/attention/detail/cuda/mma_parameters.cuh>
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/config.hpp>
@@ -11,9 +12,6 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
-
-/// The position of a row that is not there: after every query.
-inline constexpr std::int64_t no_position = INT64_MAX;
 
 template <class P>
 __device__ MmaMask mma_mask(P const& p, MmaJob const& job) {
@@ -95,7 +93,8 @@ class MmaTiles {
       if (masked_) {
         for (; tile_ < end_; move_on()) {
           position_ = row_ <= last_ ? rows_.position(row_) : no_position;
-          bool const seen = is_seen_by_any(rows_, position_, mask_.first, mask_.last, window_);
+          bool seen = is_seen_by_any(rows_, position_, mask_.first, mask_.last, window_);
+          if constexpr (has_new_rows<Rows>) seen = seen || rows_.is_new(position_);
           if (__any_sync(~0U, seen)) return true;
         }
       }
@@ -171,8 +170,14 @@ class MmaRing : public MmaTiles<P, Rows> {
       std::int64_t const row = min(this->row_, this->last_);
       std::int64_t const key = this->rows_.offset(row, key_channels_);
       std::int64_t const value = value_channels_ == key_channels_ ? key : this->rows_.offset(row, value_channels_);
-      store_shared_pointers(own_ + stage, keys_ + key, values_ + value);
-      if (this->masked_) store_shared_number(own_ + stage - P::value_offset, this->position_);
+      auto const* keys = keys_ + key;
+      auto const* values = values_ + value;
+      if constexpr (has_new_rows<Rows>) {
+        this->rows_.redirect(row, keys, values);
+        this->position_ = this->row_ <= this->last_ ? this->rows_.position(this->row_) : no_position;
+      }
+      store_shared_pointers(own_ + stage, keys, values);
+      if (this->masked_ || has_new_rows<Rows>) store_shared_number(own_ + stage - P::value_offset, this->position_);
     }
     __syncwarp();
     std::uint32_t const first = first_ + stage;

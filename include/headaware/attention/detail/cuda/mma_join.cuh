@@ -8,7 +8,7 @@
 #include <headaware/attention/detail/cuda/mma_tile.cuh>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
-#include <headaware/detail/cuda/last_block.cuh>
+#include <headaware/detail/cuda/signed_ticket.cuh>
 #include <headaware/detail/cuda/vector_access.cuh>
 #include <headaware/detail/cuda/warp_reduce.cuh>
 #include <headaware/detail/global_pointer.hpp>
@@ -140,6 +140,19 @@ __device__ std::int64_t summed_channels(P const& p, Rows const&) {
 template <class Rows>
 __device__ void turn_result(Rows const&, float4&) {}
 
+/// The ticket of a join: of parts that follow each other, or of such joins. @param first  part
+template <class P>
+__device__ SignedTicket* join_ticket(P const& p, MmaJob const& job, std::int64_t first, bool of_joins) {
+  return p.arrays.tickets + 2 * job.parts.place(first) + (of_joins ? 1 : 0);
+}
+/// Signs the tickets of the joins that the block's part goes into, by thread 0: while tiles are on their way.
+template <class P>
+__device__ void sign_join(P const& p, MmaJob const& job) {
+  if (threadIdx.x != 0 || job.parts.count == 1) return;
+  sign_ticket(join_ticket(p, job, job.part / join_parts * join_parts, false), p.arrays.signature);
+  if (job.parts.count > join_parts) sign_ticket(join_ticket(p, job, 0, true), p.arrays.signature);
+}
+
 /// Adds up what the block's warps have, learned sinks with the job's first part, and writes it. By all threads
 /// @param own  the warp's ring, whose tiles are dead; @param rings  of all warps, `ring_bytes` apart
 template <class P, class Rows, class Sums>
@@ -201,13 +214,12 @@ __device__ void finish_piece(P const& p, MmaShared<P::queries>& shared, MmaJob c
   // Sixteen parts that follow each other, then these joins, if there are several.
   std::int64_t first = job.part / join_parts * join_parts;
   std::int32_t step = 1;
-  std::int32_t* const tickets = p.arrays.tickets;
   for (;;) {
     std::int64_t const all = (job.parts.count - 1) / step + 1;
     bool const last = step > 1 || all <= join_parts;
     auto const count = static_cast<std::int32_t>(last ? all : min(all - first, std::int64_t{join_parts}));
     std::int64_t const into = job.parts.place(first);
-    if (!is_last_block(tickets + 2 * into + (step > 1 ? 1 : 0), count)) return;
+    if (!is_last_block(join_ticket(p, job, first, step > 1), p.arrays.signature, count)) return;
     join(p, shared, job, first, step, count, [&](std::int32_t q, std::int32_t channel, float4 const& sum) {
       if (last) {
         write_output(p, shared, job, q, channel, sum);

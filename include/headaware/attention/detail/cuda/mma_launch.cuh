@@ -3,12 +3,12 @@
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/attention_bounds.hpp>
 #include <headaware/attention/detail/cuda/attend_parameters.cuh>
-#include <headaware/attention/detail/cuda/attend_split_kernel.cuh>
 #include <headaware/attention/detail/cuda/mma_kernel.cuh>
 #include <headaware/attention/detail/cuda/mma_parameters.cuh>
 #include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/cuda/kernel_limits.cuh>
 #include <headaware/detail/cuda/launch.cuh>
 #include <headaware/detail/cuda/temp_storage.cuh>
 #include <headaware/error.hpp>
@@ -29,47 +29,27 @@ struct MmaLaunch {
   std::int32_t stages = 0;
   std::int32_t shared_bytes = 0;
   std::int64_t blocks = 0;  ///< that the device runs at once
+  LaunchOrder order = LaunchOrder::after;
 
   /// Two blocks on a multiprocessor if each has two tiles a warp then, else one, of fewer warps if need be; as many
   /// tiles as there is room for.
   template <class P>
-  static MmaLaunch of(char const* where) {
+  static MmaLaunch of(bool overlap, char const* where) {
+    static KernelLimitsByDevice kept;
     auto const kernel = mma_kernel<P>;
-    int device = 0;
-    int limit = 0;
-    int both = 0;
-    int processors = 0;
-    cudaFuncAttributes attributes{};
-    require_cuda(cudaGetDevice(&device), "the current device", where);
-    auto const ask = [&](int& value, cudaDeviceAttr attribute) {
-      require_cuda(cudaDeviceGetAttribute(&value, attribute, device), "the device", where);
-    };
-    ask(limit, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-    ask(both, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-    ask(processors, cudaDevAttrMultiProcessorCount);
-    require_cuda(cudaFuncGetAttributes(&attributes, kernel), "the kernel", where);
+    KernelLimits const limits = kept.of(kernel, where);
     MmaLaunch launch;
-    if (attributes.ptxVersion < 80) return launch;
-    auto const fixed = static_cast<std::int32_t>(attributes.sharedSizeBytes);
-    constexpr std::int32_t reserved = 1024;  // by CUDA, per block
-    std::int32_t const one = limit - fixed;
-    std::int32_t const two = std::min(one, both / 2 - fixed - reserved);
-    std::int32_t const resident = P::shared_bytes(max_mma_warps, 2) <= two ? 2 : 1;
-    std::int32_t const room = resident == 2 ? two : one;
+    if (limits.ptx_version < 80) return launch;
+    std::int32_t const resident = P::shared_bytes(max_mma_warps, 2) <= limits.pair_bytes ? 2 : 1;
+    std::int32_t const room = resident == 2 ? limits.pair_bytes : limits.block_bytes;
     launch.warps = max_mma_warps;
     while (launch.warps > 1 && P::shared_bytes(launch.warps, 2) > room) launch.warps /= 2;
     launch.stages = max_mma_stages;
     while (launch.stages > 2 && P::shared_bytes(launch.warps, launch.stages) > room) --launch.stages;
     launch.shared_bytes = P::shared_bytes(launch.warps, launch.stages);
-    launch.blocks = std::int64_t{processors} * resident;
+    launch.blocks = std::int64_t{limits.processors} * resident;
+    launch.order = launch_order(limits, overlap);
     require(launch.shared_bytes <= room, "shared memory in bytes", {"at most ", room}, launch.shared_bytes, where);
-    if (attributes.maxDynamicSharedSizeBytes < launch.shared_bytes) {
-      auto const set = [&](cudaFuncAttribute attribute, int value) {
-        require_cuda(cudaFuncSetAttribute(kernel, attribute, value), "shared memory", where);
-      };
-      set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
-      set(cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes);
-    }
     return launch;
   }
 };
@@ -95,18 +75,15 @@ bool launch_mma(void* d_temp, std::size_t& temp_bytes, AttentionShape const& sha
   std::int64_t const most_blocks =
       kv.tiles < max_mma_blocks ? std::min(tiles * kv.tiles, max_mma_blocks) : max_mma_blocks;
   std::int64_t const parts = 2 * most_blocks * P::queries;
-  std::int64_t const tickets = 4 * most_blocks;
   AttendArrays arrays;
   if (!place_buffers(d_temp, temp_bytes, where, TempBuffer{arrays.parts, parts},
                      TempBuffer{arrays.sums, parts * shape.output_dim()},
-                     TempBuffer{arrays.split_offsets, segments + 1}, TempBuffer{arrays.tickets, tickets})) {
+                     TempBuffer{arrays.tickets, 4 * most_blocks + 1})) {
     return true;
   }
-  MmaLaunch const how = MmaLaunch::of<P>(where);
+  MmaLaunch const how = MmaLaunch::of<P>(options.overlap_launches, where);
   if (how.warps == 0) return false;
-  AttendSplitParameters<typename P::View> const split{cache.view,      shape,          kv, arrays, tickets,
-                                                      bounds.max_rows, bounds.d_status};
-  launch(where, attend_split_kernel<typename P::View>, 1, attend_split_threads, 0, stream, split);
+  arrays.signature = new_ticket_signature<SignedTicket>();
   bool const wide_queries =
       channel_run(queries.layout) % 8 == 0 && reinterpret_cast<std::uintptr_t>(queries.data) % 16 == 0;
   bool const wide_output =
@@ -120,12 +97,13 @@ bool launch_mma(void* d_temp, std::size_t& temp_bytes, AttentionShape const& sha
                      options.sinks,
                      logit_map(shape, options),
                      kv,
+                     bounds,
                      arrays,
                      how.stages,
                      wide_queries,
                      wide_output};
-  launch(where, mma_kernel<P>, static_cast<unsigned>(std::min(how.blocks, most_blocks)), how.warps * warp_threads,
-         how.shared_bytes, stream, parameters);
+  launch(how.order, where, mma_kernel<P>, static_cast<unsigned>(std::min(how.blocks, most_blocks)),
+         how.warps * warp_threads, how.shared_bytes, stream, parameters);
   return true;
 }
 

@@ -112,6 +112,7 @@ struct MmaParameters {
   float const* sinks;
   LogitMap map;
   KvSplit kv;
+  AttentionBounds bounds;
   AttendArrays arrays;
   std::int32_t stages;  ///< tiles of a warp in shared memory
   bool wide_queries;    ///< 16-byte loads; else element by element
@@ -145,9 +146,9 @@ struct MmaMask {
 /// Static shared memory of a block.
 template <int Queries>
 struct MmaShared {
+  WorkScan scan;
   Stretches stretches;
-  std::int64_t segment;  ///< of the next piece
-  std::int64_t at;       ///< where on the line the next piece begins, and the block's stretch ends
+  std::int64_t at;  ///< where on the line the next piece begins, and the block's stretch ends
   std::int64_t end;
   MmaJob job;
   MmaMask mask;

@@ -1,12 +1,15 @@
 #pragma once
 
+#include <headaware/attention/detail/cuda/appended_view.cuh>
 #include <headaware/attention/detail/cuda/mma_parameters.cuh>
 #include <headaware/attention/detail/kv_split.hpp>
+#include <headaware/cache/rotation.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/element.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/vector_access.cuh>
 #include <headaware/detail/global_pointer.hpp>
+#include <headaware/element.hpp>
 
 #include <cstdint>
 #include <type_traits>
@@ -38,6 +41,38 @@ __device__ void load_query(P const& p, MmaShared<P::queries> const& shared, std:
   }
 }
 
+/// Turns 8 channels of a query to its position, rounded as a rotated query of its type is.
+template <class P>
+__device__ void rotate_query(P const& p, MmaShared<P::queries> const& shared, std::int64_t sequence, std::int32_t q,
+                             std::int32_t channel, float (&x)[8]) {
+  using Q = typename P::Query;
+  auto const& rotation = p.cache.view.rotation;
+  if (channel >= rotation.rotary_dim()) return;
+  std::int64_t const position = p.cache.view.length(sequence) + shared.tokens[q];
+  auto const turn = [&](std::int32_t i, float& a, float& b) {
+    rotation.turn_back(-position, i, a, b);
+    a = to_float(from_float<Q>(a));
+    b = to_float(from_float<Q>(b));
+  };
+  if (rotation.pairing() == RotaryPairing::interleaved) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) turn(channel / 2 + i, x[2 * i], x[2 * i + 1]);
+    return;
+  }
+  std::int32_t const half = rotation.rotary_dim() / 2;
+  bool const upper = channel >= half;
+  float y[8];  // their partners
+  load_query(p, shared, sequence, q, upper ? channel - half : channel + half, y);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    if (upper) {
+      turn(channel - half + i, y[i], x[i]);
+    } else {
+      turn(channel + i, x[i], y[i]);
+    }
+  }
+}
+
 /// The power of two by which a query is divided, so that its elements fit 16 bits: that of its largest element.
 __device__ inline float query_scale(float largest) {
   std::uint32_t const exponent = __float_as_uint(largest) & 0x7f800000U;
@@ -45,7 +80,7 @@ __device__ inline float query_scale(float largest) {
   return possible ? __uint_as_float(exponent) : 1.0F;
 }
 
-/// Finds a query of a job, and reads 8 channels of it. By all lanes
+/// Finds a query of a job, and reads 8 channels of it, turned where the view's keys are turned here. By all lanes
 /// @param x  zeros, and so where there is no query or channel
 template <class P>
 __device__ void find_query(P const& p, MmaShared<P::queries>& shared, MmaJob const& job, std::int32_t q,
@@ -58,7 +93,9 @@ __device__ void find_query(P const& p, MmaShared<P::queries>& shared, MmaJob con
     shared.tokens[q] = row.token;
   }
   __syncwarp();
-  if (has && column * 8 < p.shape.head_dim) load_query(p, shared, job.sequence, q, column * 8, x);
+  if (!has || column * 8 >= p.shape.head_dim) return;
+  load_query(p, shared, job.sequence, q, column * 8, x);
+  if constexpr (rotates_rows<typename P::View>) rotate_query(p, shared, job.sequence, q, column * 8, x);
 }
 
 /// Divides a query by a power of two, so that its elements fit 16 bits. By all lanes

@@ -4,8 +4,8 @@
 #include <headaware/cache/paged_head.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/cuda/append_counters.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
-#include <headaware/detail/cuda/last_block.cuh>
 #include <headaware/detail/cuda/layer_kinds.cuh>
 #include <headaware/detail/cuda/vector_access.cuh>
 
@@ -36,27 +36,6 @@ struct AppendPlane {
     to.element_bytes = from.element_bytes;
     to.vector_bytes = from.vector_bytes;
     to.max_channels = from.max_channels;
-  }
-};
-
-/// Counters that the kernel reads, and advances if there is a `ticket`.
-struct AppendCounters {
-  std::int32_t const* lengths = nullptr;     ///< [num_sequences] before the append
-  std::int32_t const* high_water = nullptr;  ///< [num_sequences]
-  std::int32_t const* counts = nullptr;      ///< [num_sequences]; nullptr: max_count each
-  std::int32_t* status = nullptr;            ///< 1 if a sequence is refused; optional
-  std::int32_t* advance_lengths = nullptr;
-  std::int32_t* advance_high_water = nullptr;
-  std::int32_t* ticket = nullptr;  ///< blocks that have read the counters; nullptr: advance nothing
-  std::int64_t token_limit = 0;
-  std::int32_t max_count = 0;
-  std::int32_t num_sequences = 0;
-
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t count(std::int64_t sequence) const {
-    return counts != nullptr ? counts[sequence] : max_count;
-  }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE bool takes(std::int64_t length, std::int64_t count) const {
-    return length >= 0 && count >= 0 && count <= max_count && length + count <= token_limit;
   }
 };
 
@@ -185,24 +164,6 @@ __device__ AppendRow append_row(Parameters const& p, AppendTables const& tables,
   return row;
 }
 
-/// Counts the new tokens, by the last block to have read the lengths.
-__device__ inline void advance_counters(AppendCounters const& counters) {
-  if (counters.ticket == nullptr || !is_last_block(counters.ticket, gridDim.x)) return;
-  if (threadIdx.x == 0) *counters.ticket = 0;
-  for (auto b = static_cast<std::int32_t>(threadIdx.x); b < counters.num_sequences;
-       b += static_cast<std::int32_t>(blockDim.x)) {
-    std::int32_t const length = counters.advance_lengths[b];
-    std::int64_t const count = counters.count(b);
-    if (!counters.takes(length, count)) {
-      if (counters.status != nullptr) *counters.status = 1;
-      continue;
-    }
-    auto const now = static_cast<std::int32_t>(length + count);
-    counters.advance_lengths[b] = now;
-    counters.advance_high_water[b] = max(counters.advance_high_water[b], now);
-  }
-}
-
 /// (Layer, sequence, KV head)s that an append writes to.
 template <class Parameters>
 [[nodiscard]] __device__ std::int64_t appended_segments(Parameters const& p) {
@@ -230,6 +191,7 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   __shared__ SharedStorage<Parameters> parameter_storage;
   __shared__ AppendRow rows[max_append_rows];
   auto const& p = share_parameters(parameters, parameter_storage);
+  sign_counters(p.counters);
   std::int64_t const segments = appended_segments(p);
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
   bool const copies = is_for_copy(p, [&](auto const& cache, PageCopy const& copy) {

@@ -3,6 +3,7 @@
 #include <headaware/cache/detail/append_rows.hpp>
 #include <headaware/cache/detail/cuda/append_kernel.cuh>
 #include <headaware/cache/detail/cuda/layer_planes.cuh>
+#include <headaware/detail/cuda/append_counters.cuh>
 #include <headaware/detail/cuda/launch.cuh>
 #include <headaware/detail/cuda/layer_kinds.cuh>
 #include <headaware/detail/cuda/vector_access.cuh>
@@ -95,10 +96,10 @@ void launch_append(Cache const& cache, AppendCounters const& counters, AppendSha
   require(blocks + num_copies <= max_blocks, "blocks", max_blocks_text, blocks + num_copies, "append");
   AppendGrid const grid{shape.first_layer, static_cast<std::int32_t>(tokens.size()),
                         static_cast<std::int32_t>(rows_per_head), rows_per_block, static_cast<std::int32_t>(blocks)};
-  Parameters const parameters{{grid, cache, counters, key_plane, value_plane}};
+  AppendCounters own = counters;
+  ready_ticket(own, blocks, "append", stream);
+  Parameters const parameters{{grid, cache, own, key_plane, value_plane}};
   static_assert(sizeof(parameters) + sizeof(tables) <= max_parameter_bytes, "headaware: too much for one launch");
-  // An earlier append that failed may have left a count.
-  if (counters.ticket != nullptr) clear_tickets(counters.ticket, 1, "append", stream);
   launch("append", append_kernel<Parameters>, static_cast<unsigned>(blocks + num_copies), block_threads, 0, stream,
          parameters, tables);
 }

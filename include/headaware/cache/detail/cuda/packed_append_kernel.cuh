@@ -8,6 +8,7 @@
 #include <headaware/cache/packed_rows.hpp>
 #include <headaware/cache/page_step.hpp>
 #include <headaware/config.hpp>
+#include <headaware/detail/cuda/append_counters.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/vector_access.cuh>
 
@@ -54,6 +55,7 @@ template <class Parameters>
 HEADAWARE_KERNEL void __launch_bounds__(pack_threads) packed_append_kernel(Parameters const __grid_constant__ p) {
   using Registry = typename Parameters::Registry;
   __shared__ SharedStorage<PackedAppendRow<Registry>> rows[pack_threads];
+  sign_counters(p.counters);
   std::int64_t const segments = appended_segments(p);
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
   bool const copies = is_for_copy(p, [&](auto const& cache, PageCopy const& copy) {

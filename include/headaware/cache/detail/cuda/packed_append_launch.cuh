@@ -78,8 +78,7 @@ void launch_packed_append(Cache const& cache, AppendCounters const& counters, Ap
     parameters.source_values[i] = element_pointer(tokens[i].values);
     parameters.kept[i] = rows_of(i);
   }
-  // An earlier append that failed may have left a count.
-  if (counters.ticket != nullptr) clear_tickets(counters.ticket, 1, where, stream);
+  ready_ticket(parameters.counters, blocks, where, stream);
   launch(where, packed_append_kernel<Parameters>, static_cast<unsigned>(blocks + num_copies), pack_threads, 0, stream,
          parameters);
 }

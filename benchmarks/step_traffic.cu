@@ -1,0 +1,119 @@
+// One layer's part of a decoding step on a rolling cache, new tokens included, to count what it launches and asks of
+// memory: run it under the CUDA emulator with CUDA_EMU_REPORT=FILE (tests/device_code/step_traffic.cmake does and
+// checks the counts), or under a profiler on a device. The argument chooses the calls: two (append, attend), one
+// (append_and_attend), or rotated (the same, which turns keys and queries to their positions).
+//
+// Two sequences × 8 KV heads × 128 channels of 2 bytes, 4 query heads each: every eighth head holds 4,096 rows, the
+// others 512; 4 sinks, and rings that have wrapped.
+
+#include "support/gpu.cuh"
+
+#include <headaware/attention/append_and_attend.cuh>
+#include <headaware/attention/attend.cuh>
+#include <headaware/attention/rolling_view.hpp>
+#include <headaware/cache/rolling.cuh>
+#include <headaware/cache/rotation.hpp>
+#include <headaware/layout/strided.hpp>
+#include <headaware/policy/sink_window.hpp>
+#include <headaware/policy/table.hpp>
+
+#include <cuda_fp16.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+namespace ha = headaware;
+
+namespace {
+
+constexpr std::int32_t sequences = 2;
+constexpr std::int32_t num_kv_heads = 8;
+constexpr std::int32_t num_query_heads = 32;
+constexpr std::int64_t head_dim = 128;
+
+ha::RollingSlots make_slots() {
+  ha::PolicyTable table(1, num_kv_heads, ha::SinkWindow{.sink = 4, .window = 508});
+  table.set(0, 0, ha::SinkWindow{.sink = 4, .window = 4092});
+  return {table, sequences, {.slack = 4}};
+}
+
+/// The cache and a step's tensors.
+struct Layer {
+  ha::RollingSlots slots = make_slots();
+  bench::DeviceArray<std::byte> heads{std::vector<std::byte>(slots.bytes().begin(), slots.bytes().end())};
+  bench::DeviceArray<std::int32_t> counters{started()};
+  bench::DeviceArray<__half> keys = tensor(slots.rows_total()), values = tensor(slots.rows_total());
+  bench::DeviceArray<__half> new_keys = tensor(sequences * num_kv_heads), new_values = tensor(sequences * num_kv_heads);
+  bench::DeviceArray<__half> queries = tensor(sequences * num_query_heads),
+                             output = tensor(sequences * num_query_heads);
+  ha::StridedLayout news = ha::strided_bshd(sequences, 1, num_kv_heads, head_dim);
+  ha::StridedLayout rows = ha::strided_bshd(sequences, 1, num_query_heads, head_dim);
+  ha::AttentionShape shape{sequences, num_query_heads, num_kv_heads, 1, head_dim};
+
+  static std::vector<std::int32_t> started() {
+    std::vector<std::int32_t> result(ha::RollingStateView::bytes(sequences) / sizeof(std::int32_t), 10000);
+    result.end()[-1] = result.end()[-2] = 0;
+    return result;
+  }
+  static bench::DeviceArray<__half> tensor(std::int64_t count) {
+    return bench::DeviceArray<__half>(std::vector<__half>(static_cast<std::size_t>(count * head_dim), __half(0.25F)));
+  }
+  [[nodiscard]] ha::RollingSlotsView view() const { return slots.view_at(heads.data()); }
+  [[nodiscard]] ha::RollingStateView state() const { return ha::RollingStateView::at(counters.data(), sequences); }
+  [[nodiscard]] ha::LayerKv<__half const> tokens() const { return {new_keys.data(), new_values.data()}; }
+  [[nodiscard]] auto cache() const { return ha::rolling(slots, view(), keys.data(), values.data(), head_dim); }
+};
+
+void two_calls(Layer const& layer) {
+  std::size_t bytes = 0;
+  auto const attend = [&](void* temp) {
+    ha::KeptCache const kept{layer.keys.data(), layer.values.data(),
+                             ha::RollingView{layer.view(), 0, layer.state().lengths}};
+    BENCH_CHECK(ha::device::attend(temp, bytes, layer.shape, ha::AttentionQueries{layer.queries.data(), layer.rows},
+                                   kept, ha::AttentionOutput{layer.output.data(), layer.rows},
+                                   {layer.slots.rows_total()}, {}, nullptr));
+  };
+  attend(nullptr);
+  bench::DeviceArray<std::byte> const temp((std::vector<std::byte>(bytes)));
+  BENCH_CHECK(ha::device::append(layer.view(), layer.state(), std::vector{layer.tokens()}, layer.news, nullptr, 1,
+                                 layer.cache(), {}, nullptr));
+  attend(temp.data());
+}
+
+template <class Rotation>
+void one_call(Layer const& layer, Rotation const& rotation) {
+  std::size_t bytes = 0;
+  ha::RollingStep const step{layer.view(),        layer.state(), layer.tokens(), layer.news,
+                             ha::AppendOptions{}, nullptr,       rotation};
+  auto const call = [&](void* temp) {
+    BENCH_CHECK(ha::device::append_and_attend(
+        temp, bytes, layer.shape, ha::AttentionQueries{layer.queries.data(), layer.rows}, step, layer.cache(),
+        ha::AttentionOutput{layer.output.data(), layer.rows}, {}, nullptr));
+  };
+  call(nullptr);
+  bench::DeviceArray<std::byte> const temp((std::vector<std::byte>(bytes)));
+  call(temp.data());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("skipped: no CUDA device\n");
+    return 0;
+  }
+  Layer const layer;
+  if (argc > 1 && std::strcmp(argv[1], "two") == 0) {
+    two_calls(layer);
+  } else if (argc > 1 && std::strcmp(argv[1], "rotated") == 0) {
+    one_call(layer, ha::KeyRotation::from_base(ha::RotaryPairing::neox, head_dim, 10000));
+  } else {
+    one_call(layer, ha::KeepPositions{});
+  }
+  BENCH_CHECK(cudaDeviceSynchronize());
+  std::printf("held_bytes %lld\n", static_cast<long long>(15360 * head_dim * 2 * 2));
+}

@@ -1,0 +1,106 @@
+#pragma once
+
+/// @file
+/// A step's new tokens appended to a rolling cache and attended to in one launch, for engines that hand over a layer's
+/// new keys and values with its queries.
+
+#include <headaware/attention/attention.hpp>
+#include <headaware/attention/attention_bounds.hpp>
+#include <headaware/attention/detail/cuda/appended_view.cuh>
+#include <headaware/attention/detail/cuda/mma_launch.cuh>
+#include <headaware/attention/detail/cuda/mma_parameters.cuh>
+#include <headaware/attention/rolling_step.hpp>
+#include <headaware/cache/destination.hpp>
+#include <headaware/cache/layer_kv.hpp>
+#include <headaware/cache/rolling.cuh>
+#include <headaware/cache/rolling_slots.hpp>
+#include <headaware/detail/cuda/append_counters.cuh>
+#include <headaware/detail/cuda/element.cuh>
+#include <headaware/detail/cuda/launch.cuh>
+#include <headaware/error.hpp>
+#include <headaware/layout/concept.hpp>
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+HEADAWARE_NAMESPACE_BEGIN
+
+namespace device {
+
+/// @brief Appends a step's new tokens to one layer of a rolling cache and computes attention of its queries over what
+/// the cache holds then: `append` and `attend` in one launch, with their results to the bit where nothing is rotated.
+///
+/// Every new token is written, and seen by its own query and by later ones of its sequence. Sequences that `append`
+/// refuses set `state.status`, and their queries see what the cache holds without new tokens.
+/// @param[in]     d_temp      device, as of `attend`; nullptr: size query
+/// @param[in,out] temp_bytes  bytes; depends on `shape`, the layer's rows and `T` alone
+/// @param[in]     shape       counts of the layer; `query_tokens` new tokens of each sequence, at most the
+///                            cache's slack and 1
+/// @param[in]     queries     device, [sequences, num_query_heads, query_tokens, head_dim], by the layout
+/// @param[in]     step        new keys and values, in device memory, and counters
+/// @param[in]     cache       made by `rolling` with the step's slots; device pointers
+/// @param[out]    output      device, [sequences, num_query_heads, query_tokens, value_dim], by the layout, and
+///                            log-sum-exp; must overlap no input
+/// @param[in]     options     as of `attend`, without `first_positions`: they are the sequences' lengths
+/// @param[in]     stream      enqueued here, not synchronised
+/// @return cudaErrorInvalidValue where `append` or `attend` returns it, and for what takes two calls: channels that are
+///         no multiples of 16 or more than 256, new rows or a cache that 16-byte loads cannot read, devices before
+///         compute capability 8.0; launch errors
+/// @note   Deterministic; graph-capturable with fixed arguments. One `d_temp` serves one call at a time.
+/// @par Cost  One launch, whether it counts the new tokens or not. New rows are read where they lie by the blocks that
+///            attend to them, and written by one of them: no block waits for another.
+/// @par Source  Su et al., RoFormer, arXiv:2104.09864 (rotation)
+template <class Q, class QLayout, class T, class Source, class Rotation, class O, class OLayout>
+cudaError_t append_and_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
+                              AttentionQueries<Q, QLayout> const& queries, RollingStep<T, Source, Rotation> const& step,
+                              Destination<T, RollingSlotsView> const& cache, AttentionOutput<O, OLayout> const& output,
+                              AttentionOptions options, cudaStream_t stream) noexcept {
+  using E = typename detail::ElementOf<T>::type;
+  static_assert(detail::is_mma_element<E>, "headaware: append_and_attend takes rows of 16 bits; others take append, "
+                                           "then attend");
+  return detail::guarded([&] {
+    constexpr auto where = "append_and_attend";
+    std::int32_t const layer = step.options.first_layer;
+    if (d_temp == nullptr) detail::check_attention_shape(shape, options);
+    detail::check_step(shape, step, cache);
+    LayerKv<T> const& buffers = cache.layers[static_cast<std::size_t>(layer)];
+    AttentionBounds const bounds{cache.capacities[static_cast<std::size_t>(layer)].rows, nullptr};
+    if (shape.num_sequences == 0 || shape.query_tokens == 0) {
+      if (d_temp == nullptr) temp_bytes = 0;
+      return;
+    }
+    auto const& keys_layout = detail::keys_of(step.source);
+    auto const& values_layout = detail::values_of(step.source);
+    using View = detail::AppendedView<E, std::remove_cvref_t<decltype(keys_layout)>,
+                                      std::remove_cvref_t<decltype(values_layout)>, Rotation>;
+    auto const max_count = static_cast<std::int32_t>(shape.query_tokens);
+    if (d_temp != nullptr) {
+      require(options.first_positions == nullptr, "first_positions", "nullptr: they are the lengths", "a pointer",
+              where);
+      if (max_count > 1 || options.window != 0) options.first_positions = step.state.lengths;
+      detail::check_append_and_attend(shape, queries, step, cache, output, options);
+    }
+    auto* const cache_keys = detail::element_pointer(buffers.keys);
+    auto* const cache_values = detail::element_pointer(buffers.values);
+    View const appended{
+        step.slots,
+        d_temp == nullptr ? detail::AppendCounters{}
+                          : detail::counters_of(step.slots, step.state, step.d_counts, max_count, step.options.advance),
+        {detail::element_pointer(step.tokens.keys), detail::element_pointer(step.tokens.values), cache_keys,
+         cache_values, keys_layout, values_layout},
+        max_count,
+        layer,
+        step.rotation};
+    bool const launched = detail::attend_mma(
+        d_temp, temp_bytes, shape, AttentionQueries{detail::element_pointer(queries.data), queries.layout},
+        KeptCache<E, View>{cache_keys, cache_values, appended},
+        AttentionOutput{detail::element_pointer(output.data), output.layout, output.lse}, bounds, options, stream);
+    require(launched, "device", "compute capability 8.0 or later, and code for it", "another", where);
+  });
+}
+
+}  // namespace device
+HEADAWARE_NAMESPACE_END
