@@ -125,4 +125,27 @@ struct PackedProblem {
   }
 };
 
+/// Rotates queries as a caller does whose heads' keys are rotated, or outputs back whose values are: of layer 0.
+/// @param tensor  [sequences, query heads, tokens, channels] by the layout, channels whole blocks of all formats
+template <class Layout>
+void rotate_rows(std::vector<float>& tensor, Layout const& layout, ha::AttentionShape const& shape,
+                 ha::FormatTable const& formats, bool queries) {
+  std::int64_t const channels = queries ? shape.head_dim : shape.output_dim();
+  for (std::int64_t s = 0; s < shape.num_sequences; ++s) {
+    for (std::int64_t head = 0; head < shape.num_query_heads; ++head) {
+      auto const& of = formats.at(0, static_cast<std::int32_t>(head * shape.num_kv_heads / shape.num_query_heads));
+      for (std::int64_t token = 0; token < shape.query_tokens; ++token) {
+        std::vector<float> row;
+        for (std::int64_t c = 0; c < channels; ++c) row.push_back(tensor[at(layout.offset(s, head, token, c))]);
+        (queries ? of.key : of.value).visit([&]<class Format>(Format const&) {
+          if constexpr (Format::rotated) {
+            for (std::int64_t c = 0; c < channels; c += Format::group) ha::rotate_block<Format::group>(&row[at(c)]);
+          }
+        });
+        for (std::int64_t c = 0; c < channels; ++c) tensor[at(layout.offset(s, head, token, c))] = row[at(c)];
+      }
+    }
+  }
+}
+
 }  // namespace headaware_test

@@ -2,11 +2,7 @@
 
 // Tables that a view or a layout points to, kept where a back end reads them.
 
-#include <headaware/cache/rolling_head.hpp>
-
-#include <cstdint>
-#include <list>
-#include <type_traits>
+#include <memory>
 #include <vector>
 
 namespace headaware_test {
@@ -19,17 +15,13 @@ class TableUpload {
  public:
   template <class I>
   I const* operator()(std::vector<I> const& values) const {
-    if constexpr (std::is_same_v<I, std::int32_t>) return narrow_.emplace_back(values).data();
-    if constexpr (std::is_same_v<I, std::int64_t>) return wide_.emplace_back(values).data();
-    if constexpr (std::is_same_v<I, float>) return floats_.emplace_back(values).data();
-    if constexpr (std::is_same_v<I, ha::RollingHead>) return heads_.emplace_back(values).data();
+    auto const kept = std::make_shared<Array<I>>(values);
+    kept_.push_back(kept);
+    return kept->data();
   }
 
  private:
-  mutable std::list<Array<std::int32_t>> narrow_;
-  mutable std::list<Array<std::int64_t>> wide_;
-  mutable std::list<Array<float>> floats_;
-  mutable std::list<Array<ha::RollingHead>> heads_;
+  mutable std::vector<std::shared_ptr<void>> kept_;
 };
 template <class I>
 using HostArray = std::vector<I>;

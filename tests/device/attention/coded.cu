@@ -121,6 +121,31 @@ TEST_CASE("device attention over encoded rows is that over the decoded ones", "[
   }
 }
 
+TEST_CASE("the caller may rotate queries and outputs on the device", "[attention]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  for (std::int64_t const values : {64, 320}) {  // the latter not on tensor cores
+    PackedProblem<ha::float16> const p(64, values, {90, 7, 0});
+    ha::Compaction const compaction(p.table, p.lengths);
+    auto const planned = ha::packed_ragged(compaction, p.formats, 64, values);
+    std::vector<ha::RowUnit> rows(at(planned.total_units()));
+    ha::compress(compaction, p.layers, p.source(), planned.with_buffer(rows.data()));
+    DeviceRows const device(planned, rows);
+    HeldProblem<float> held = p.varied(0, 3, 1);
+    DeviceUpload const upload;
+    ha::RaggedView<std::int64_t> const view{upload(held.row_offsets()), p.num_kv_heads};
+    auto cache = device.layer(0, view);
+    std::vector<float> const expected = attend_on_device<float>(held, cache, held.total_rows());
+    rotate_rows(held.queries, held.query_layout(), held.shape, p.formats, true);
+    cache.rotated_by_caller = true;
+    std::vector<float> output = attend_on_device<float>(held, cache, held.total_rows());
+    CHECK(output != expected);
+    rotate_rows(output, held.output_layout(), held.shape, p.formats, false);
+    float worst = 0;
+    for (std::size_t i = 0; i < output.size(); ++i) worst = std::max(worst, std::abs(output[i] - expected[i]));
+    CHECK(worst < 2e-5F);
+  }
+}
+
 TEST_CASE("device attention over encoded rows: padded and grouped caches", "[attention]") {
   HEADAWARE_REQUIRE_DEVICE();
   constexpr std::int64_t dim = 64;

@@ -88,28 +88,11 @@ TEST_CASE("the caller may rotate queries and outputs", "[attention]") {
                ha::AttentionOutput{to.data(), held.output_layout()});
   };
   attend(expected);
-  auto const rotate = [&](std::vector<float>& tensor, auto const& layout, std::int64_t channels, bool keys) {
-    for (std::int64_t s = 0; s < held.shape.num_sequences; ++s) {
-      for (std::int64_t head = 0; head < held.shape.num_query_heads; ++head) {
-        auto const& of = p.formats.at(0, static_cast<std::int32_t>(head / 3));
-        for (std::int64_t token = 0; token < 2; ++token) {
-          std::vector<float> row;
-          for (std::int64_t c = 0; c < channels; ++c) row.push_back(tensor[at(layout.offset(s, head, token, c))]);
-          (keys ? of.key : of.value).visit([&]<class Format>(Format const&) {
-            if constexpr (Format::rotated) {
-              for (std::int64_t c = 0; c < channels; c += Format::group) ha::rotate_block<Format::group>(&row[at(c)]);
-            }
-          });
-          for (std::int64_t c = 0; c < channels; ++c) tensor[at(layout.offset(s, head, token, c))] = row[at(c)];
-        }
-      }
-    }
-  };
-  rotate(held.queries, held.query_layout(), 64, true);
+  rotate_rows(held.queries, held.query_layout(), held.shape, p.formats, true);
   cache.rotated_by_caller = true;
   attend(output);
   CHECK(output != expected);
-  rotate(output, held.output_layout(), 128, false);
+  rotate_rows(output, held.output_layout(), held.shape, p.formats, false);
   for (std::size_t i = 0; i < output.size(); ++i) REQUIRE(std::abs(output[i] - expected[i]) < 2e-5F);
   held.shape.head_dim = 32;
   check_error<ha::ArgumentError>([&] { attend(output); },

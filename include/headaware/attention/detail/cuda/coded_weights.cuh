@@ -204,7 +204,6 @@ __device__ void clear_no_numbers(CodedSums<P>& sums, CodedSetup<P> const& setup,
   CodeShape const& shape = setup.value;
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
   std::int32_t const row = lane % mma_rows;
-  __syncwarp();            // products of keys may have looked at what follows them
   std::uint32_t seen = 0;  // by query 8 n + 2 t + j: bit 8 n + 4 j + t
 #pragma unroll
   for (int n = 0; n < P::query_tiles; ++n) {
@@ -246,6 +245,7 @@ __device__ void clear_no_numbers(CodedSums<P>& sums, CodedSetup<P> const& setup,
         }
       }
     }
+    __syncwarp();  // products of keys may have looked at what follows them
     words[pair + lane / mma_rows] = word;
   }
   __syncwarp();
