@@ -52,18 +52,16 @@ void move_engine_rows(Compaction<Table> const& compaction, std::span<LayerKv<Byt
         PackedSegment<Registry> const& packed = cache.segments[static_cast<std::size_t>(segment.index)];
         EngineRow const of = engine_row(packed, cache.channels.of(layer), "");
         auto const rows = cache.form.rows(segment, cache.capacities[layer]);
-        with_access(width, [&]<class Access>(Access) {
-          for (std::int64_t row = tile.begin; row < tile.end; ++row) {
-            std::int64_t const token = tokens[static_cast<std::size_t>(row - tile.begin)];
-            RowUnit* const units = cache.layers[layer] + rows.offset(row, packed.units) + packed.shift;
-            Byte* const key = layers[layer].keys + keys.offset(segment.sequence, segment.kv_head, token, 0);
-            Byte* value = nullptr;
-            if (of.value.words > 0) {
-              value = layers[layer].values + values.offset(segment.sequence, segment.kv_head, token, 0);
-            }
-            for (std::int32_t u = 0; u < packed.units; ++u) move_engine_unit<Access>(of, u, key, value, units);
+        for (std::int64_t row = tile.begin; row < tile.end; ++row) {
+          std::int64_t const token = tokens[static_cast<std::size_t>(row - tile.begin)];
+          RowUnit* const units = cache.layers[layer] + rows.offset(row, packed.units) + packed.shift;
+          Byte* const key = layers[layer].keys + keys.offset(segment.sequence, segment.kv_head, token, 0);
+          Byte* value = nullptr;
+          if (of.value.words > 0) {
+            value = layers[layer].values + values.offset(segment.sequence, segment.kv_head, token, 0);
           }
-        });
+          for (std::int32_t u = 0; u < packed.units; ++u) move_engine_unit(width, of, u, key, value, units);
+        }
       });
 }
 

@@ -111,15 +111,16 @@ HEADAWARE_HOST_DEVICE void move_engine_unit(EngineRow const& of, std::int32_t un
   }
 }
 
-/// Calls `f` with an integer as wide as accesses may be. @param width  1, 2 or 4
-template <class F>
-HEADAWARE_HOST_DEVICE void with_access(std::int32_t width, F const& f) {
+/// The same with accesses of `width` bytes: 1, 2 or 4.
+template <class Byte, class Unit>
+HEADAWARE_HOST_DEVICE void move_engine_unit(std::int32_t width, EngineRow const& of, std::int32_t unit, Byte* key,
+                                            Byte* value, Unit* row) {
   if (width == 4) {
-    f(std::uint32_t{});
+    move_engine_unit<std::uint32_t>(of, unit, key, value, row);
   } else if (width == 2) {
-    f(std::uint16_t{});
+    move_engine_unit<std::uint16_t>(of, unit, key, value, row);
   } else {
-    f(std::uint8_t{});
+    move_engine_unit<std::uint8_t>(of, unit, key, value, row);
   }
 }
 

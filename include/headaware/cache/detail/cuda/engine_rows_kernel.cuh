@@ -71,7 +71,7 @@ HEADAWARE_KERNEL void __launch_bounds__(pack_threads) engine_rows_kernel(Paramet
   if (segment.row.value.words > 0) {
     value = p.engine_values[segment.layer] + p.values.offset(segment.sequence, segment.kv_head, token, 0);
   }
-  with_access(p.width, [&]<class Access>(Access) { move_engine_unit<Access>(segment.row, unit, key, value, units); });
+  move_engine_unit(p.width, segment.row, unit, key, value, units);
 }
 
 }  // namespace detail
