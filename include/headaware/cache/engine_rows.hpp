@@ -84,7 +84,7 @@ void move_engine_rows(Compaction<Table> const& compaction, std::span<LayerKv<Byt
 /// @param source      how each layer's rows lie, in bytes: one layout, `KvLayouts`, or `per_layer`. A row's bytes lie
 ///                    side by side, and rows apart
 /// @param kept        made by `packed_ragged`, `packed_padded` or `packed_grouped` for the compaction, or by
-///                    `packed_rolling` for its policies, with buffers
+///                    `packed_rolling` for its policies, with buffers (`RollingState::start` then counts the tokens)
 /// @throws ArgumentError before anything is written: on formats that no engine has or that differ in a layer, rows of
 ///         other bytes than theirs, strides that are too short or not aligned, tables that have no place for a token, a
 ///         cache that was not made for the compaction, and buffers that lack or overlap
