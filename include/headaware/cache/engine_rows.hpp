@@ -78,7 +78,8 @@ void move_engine_rows(Compaction<Table> const& compaction, std::span<LayerKv<Byt
 /// @endcode
 /// Which bytes these are, the cache's formats say, which must be one for all heads of a layer's keys, and one for its
 /// values. Scales of fp8 are fields of the formats (`Fp8`), and may differ by head; those of llama.cpp's blocks come
-/// with the rows. What the last block of a format has beyond the engine's row becomes zeros.
+/// with the rows. What the last block of a format has beyond the engine's row becomes zeros. Rows that the engine has
+/// rotated (llama.cpp does before `q4_0` if told to) stay rotated.
 /// @param compaction  made for these lengths: its policies choose the tokens
 /// @param layers      [num_layers] `LayerKv<std::byte const>`, host pointers, aligned as `engine_alignment` says
 /// @param source      how each layer's rows lie, in bytes: one layout, `KvLayouts`, or `per_layer`. A row's bytes lie
