@@ -1,5 +1,6 @@
 // The kernels that encode rows, or decode and encode them, instantiated for tests/device_code/spills.cmake.
 
+#include <headaware/cache/engine_rows.cuh>
 #include <headaware/cache/pack.cuh>
 #include <headaware/cache/packed_pages.cuh>
 #include <headaware/cache/packed_rolling.cuh>
@@ -10,6 +11,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -39,3 +41,10 @@ template cudaError_t ha::device::copy_sequences(ha::RollingSlotsView const&, ha:
 template cudaError_t ha::device::transcode(ha::TranscodePlan<> const&, void const*,
                                            ha::PackedDestination<ha::RaggedForm> const&,
                                            ha::PackedDestination<ha::RollingSlotsView> const&, cudaStream_t);
+template cudaError_t ha::device::import_rows(ha::DeviceCompaction<Table> const&, ha::EngineRowsPlan const&, void const*,
+                                             std::vector<ha::LayerKv<std::byte const>> const&, ha::StridedLayout const&,
+                                             ha::PackedDestination<ha::RaggedForm> const&, cudaStream_t);
+template cudaError_t ha::device::export_rows(ha::EngineRowsPlan const&, void const*,
+                                             ha::PackedDestination<ha::RollingSlotsView> const&,
+                                             std::vector<ha::LayerKv<std::byte>> const&, ha::StridedLayout const&,
+                                             cudaStream_t);

@@ -2,7 +2,7 @@
 
 /// @file
 /// A rolling cache of encoded rows whose newest tokens, and sinks, are exact: an append writes them into a small
-/// rolling cache of plain rows, too, and attention reads that in place of their codes.
+/// rolling cache of plain rows, too, and attention reads that in place of their codes. On CUDA: `exact_ring.cuh`.
 
 #include <headaware/attention/attend.hpp>
 #include <headaware/attention/attention.hpp>
@@ -136,28 +136,54 @@ struct RingedCache {
   }
 };
 
-/// @brief Appends new tokens of every sequence on the CPU into encoded slots and into the ring, each read once more at
-/// most: a token that leaves the ring is in its slot already, so nothing is written or read again later.
-/// @param slots, state, tokens, source, counts, packed, options  as the `append` into encoded rows
-/// @param ring_slots  of the same layers, heads and sequences, a policy such as `SinkWindow{4, 16}` for every head
-/// @param ring        of these slots, rows of the tokens' type; made by `rolling`
-/// @throws ArgumentError before anything is written, as both appends
-template <LayerRange Tokens, class Source, class Registry, class T>
-void append(RollingSlotsView const& slots, RollingState& state, Tokens const& tokens, Source const& source,
-            std::span<std::int32_t const> counts, PackedDestination<RollingSlotsView, Registry> const& packed,
-            RollingSlotsView const& ring_slots, Destination<T, RollingSlotsView> const& ring,
-            AppendOptions const& options = {}) {
+/// @brief The slots of a cache that has a ring beside it, for calls that ask for counters or change them (`start`,
+/// `rollback`, `advance`, `max_rollback`, on host and device): both allow what these do. A ring wraps long before its
+/// cache does, and shows tokens that are gone where more are rolled back than it has slack for.
+[[nodiscard]] inline RollingSlotsView with_ring(RollingSlotsView const& slots, RollingSlotsView const& ring_slots) {
+  RollingSlotsView both = slots;
+  both.free_length = std::min(slots.free_length, ring_slots.free_length);
+  both.token_limit = std::min(slots.token_limit, ring_slots.token_limit);
+  return both;
+}
+
+namespace detail {
+
+/// Throws unless the ring's slots are of the cache's layers and sequences.
+inline void check_ring_slots(RollingSlotsView const& slots, RollingSlotsView const& ring_slots) {
   constexpr auto where = "append";
   require(ring_slots.num_layers == slots.num_layers, "layers of the ring", slots.num_layers, ring_slots.num_layers,
           where);
   require(ring_slots.num_sequences == slots.num_sequences, "sequences of the ring", slots.num_sequences,
           ring_slots.num_sequences, where);
   require(ring_slots.slack == slots.slack, "slack of the ring", slots.slack, ring_slots.slack, where);
+}
+
+}  // namespace detail
+
+/// @brief Appends new tokens of every sequence on the CPU into encoded slots and into the ring, each read once more at
+/// most: a token that leaves the ring is in its slot already, so nothing is written or read again later.
+///
+/// A prompt is compressed into both, and a fork copies both (`copy_sequences`, once each); the state is one.
+/// @param slots, state, tokens, source, counts, packed, options  as the `append` into encoded rows
+/// @param ring_slots  of the same layers, heads and sequences, a policy such as `SinkWindow{4, 16}` for every head
+/// @param ring        of these slots, rows of the tokens' type; made by `rolling`
+/// @throws ArgumentError before anything is written, as both appends
+/// @par Cost  O(bytes that stay) in both; no old byte is read or written
+template <LayerRange Tokens, class Source, class Registry, class T>
+void append(RollingSlotsView const& slots, RollingState& state, Tokens const& tokens, Source const& source,
+            std::span<std::int32_t const> counts, PackedDestination<RollingSlotsView, Registry> const& packed,
+            RollingSlotsView const& ring_slots, Destination<T, RollingSlotsView> const& ring,
+            AppendOptions const& options = {}) {
+  detail::check_ring_slots(slots, ring_slots);
+  RollingSlotsView const both = with_ring(slots, ring_slots);
+  state.check(both, counts, "append");
+  // All of the second append's checks come before the first one writes.
+  std::int64_t const most = counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
+  detail::check_packed_append(both, layer_span(tokens), source, most, packed, options);
   AppendOptions of_ring = options;
   of_ring.advance = false;
-  state.check(slots, counts, where);
   append(ring_slots, state, tokens, source, counts, ring, of_ring);
-  append(slots, state, tokens, source, counts, packed, options);
+  append(both, state, tokens, source, counts, packed, options);
 }
 
 /// @brief Computes attention over a rolling cache of encoded rows whose newest tokens and sinks are exact: each token

@@ -62,7 +62,7 @@ Transfer<T, Source, Form, Rotation> check_packing(CacheBounds const& bounds, Lay
 }  // namespace detail
 
 /// @brief Compresses a cache on the CPU into a packed one: the kept tokens of every head, encoded in the head's formats
-/// on the way.
+/// on the way. Rows that an engine has encoded already come in by `import_rows`.
 /// @param compaction  made for these lengths
 /// @param layers      [num_layers] `LayerKv`, host pointers; float, float16 or bfloat16
 /// @param source      how each layer's keys and values lie

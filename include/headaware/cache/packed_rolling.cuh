@@ -29,6 +29,24 @@
 #include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// Checks an append on a device before it is launched.
+template <class U, class Source, class Registry>
+AppendShape check_device_append(RollingSlotsView const& slots, std::span<LayerKv<U> const> tokens, Source const& source,
+                                std::int32_t max_count, PackedDestination<RollingSlotsView, Registry> const& cache,
+                                PackedSegment<Registry> const* d_segments, AppendOptions const& options) {
+  constexpr auto where = "append";
+  require(max_count >= 0, "max_count", ">= 0", max_count, where);
+  AppendShape const shape = check_packed_append(slots, tokens, source, max_count, cache, options);
+  require(tokens.size() <= max_layers, "layers", "at most 256", tokens.size(), where);
+  require(cache.channels.alike(), "channels", "one number in all layers", "several", where);
+  require_pointer(d_segments, "segments", where);
+  return shape;
+}
+
+}  // namespace detail
+
 namespace device {
 
 /// @brief Appends new tokens of every sequence on the device, each encoded in its head's formats: the bits of the CPU's
@@ -55,23 +73,11 @@ cudaError_t append(RollingSlotsView const& slots, RollingStateView const& state,
                    cudaStream_t stream) noexcept {
   static_assert(!detail::is_layered<Source>, "headaware: packing on a device takes one layout for all layers");
   return detail::guarded([&] {
-    constexpr auto where = "append";
-    require(max_count >= 0, "max_count", ">= 0", max_count, where);
     auto const layers = layer_span(tokens);
     using Given = std::remove_const_t<std::remove_pointer_t<decltype(layers.front().keys)>>;
     using T = typename detail::ElementOf<Given>::type;
     static_assert(detail::holds_floats<T>, "headaware: rows to encode hold float, float16 or bfloat16");
-    detail::check_packed_rolling(slots, cache, where);
-    auto const buffers = detail::packed_buffers<Given>(cache, options.first_layer);
-    detail::AppendShape const shape{.first_layer = options.first_layer,
-                                    .num_sequences = slots.num_sequences,
-                                    .heads = slots.layer_heads(),
-                                    .max_count = max_count,
-                                    .writes = slots.max_slots > 0};
-    detail::check_append(shape, layers, source, buffers);
-    require(layers.size() <= detail::max_layers, "layers", "at most 256", layers.size(), where);
-    require(cache.channels.alike(), "channels", "one number in all layers", "several", where);
-    require_pointer(d_segments, "segments", where);
+    auto const shape = detail::check_device_append(slots, layers, source, max_count, cache, d_segments, options);
     if (slots.num_sequences == 0) return;
     auto const counters = detail::counters_of(slots, state, d_counts, max_count, options.advance);
     auto const first = static_cast<std::size_t>(options.first_layer);

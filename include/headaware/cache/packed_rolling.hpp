@@ -78,6 +78,21 @@ void check_packed_rolling(RollingSlotsView const& slots, PackedDestination<Rolli
   }
 }
 
+/// Checks an append, but for lengths and tables, which a host may not know.
+template <class U, class Source, class Registry>
+AppendShape check_packed_append(RollingSlotsView const& slots, std::span<LayerKv<U> const> tokens, Source const& source,
+                                std::int64_t max_count, PackedDestination<RollingSlotsView, Registry> const& cache,
+                                AppendOptions const& options) {
+  check_packed_rolling(slots, cache, "append");
+  AppendShape const shape{.first_layer = options.first_layer,
+                          .num_sequences = slots.num_sequences,
+                          .heads = slots.layer_heads(),
+                          .max_count = max_count,
+                          .writes = slots.max_slots > 0};
+  check_append(shape, tokens, source, packed_buffers<std::remove_const_t<U>>(cache, options.first_layer));
+  return shape;
+}
+
 }  // namespace detail
 
 /// @brief Appends new tokens of every sequence on the CPU, each encoded in its head's formats: the rows that
@@ -90,20 +105,13 @@ template <LayerRange Tokens, class Source, class Registry>
 void append(RollingSlotsView const& slots, RollingState& state, Tokens const& tokens, Source const& source,
             std::span<std::int32_t const> counts, PackedDestination<RollingSlotsView, Registry> const& cache,
             AppendOptions const& options = {}) {
-  constexpr auto where = "append";
-  state.check(slots, counts, where);
+  state.check(slots, counts, "append");
   auto const layers = layer_span(tokens);
   using U = std::remove_pointer_t<decltype(layers.front().keys)>;
   using T = std::remove_const_t<U>;
   static_assert(detail::holds_floats<T>, "headaware: rows to encode hold float, float16 or bfloat16");
-  detail::check_packed_rolling(slots, cache, where);
   std::int64_t const most = counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
-  detail::AppendShape const shape{.first_layer = options.first_layer,
-                                  .num_sequences = slots.num_sequences,
-                                  .heads = slots.layer_heads(),
-                                  .max_count = most,
-                                  .writes = slots.max_slots > 0};
-  detail::check_append(shape, layers, source, detail::packed_buffers<T>(cache, options.first_layer));
+  auto const shape = detail::check_packed_append(slots, layers, source, most, cache, options);
   detail::check_append_tables(source, shape, detail::packed_buffers<T>(cache, options.first_layer), layers.size(),
                               counts);
   detail::append_encoded(

@@ -26,7 +26,11 @@ HEADAWARE_NAMESPACE_BEGIN
 /// - `void encode(float const* x, uint32_t* words) const` and `void decode(uint32_t const* words, float* x) const` of
 ///   one block, [group] and [block_words], rotated already, marked `HEADAWARE_HOST_DEVICE`.
 ///
-/// Optional: `void validate() const` (host), which throws `ArgumentError` on fields that make no sense.
+/// Optional:
+/// - `void validate() const` (host), which throws `ArgumentError` on fields that make no sense;
+/// - of formats that an engine has, `static constexpr int32_t engine_group`, `engine_bytes` and `engine_alignment`: its
+///   tensors hold a row as blocks of so many channels, so many bytes each, aligned so, and a row's words are the bytes
+///   of these blocks one after the other, little-endian (`import_rows` and `export_rows` move them).
 template <class F>
 concept RowFormat = std::is_trivially_copyable_v<F> && std::is_default_constructible_v<F> &&
     std::equality_comparable<F> &&
@@ -95,6 +99,30 @@ concept looks_like_format = requires {
 template <class F>
 [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t row_words(std::int64_t channels) {
   return (channels + F::group - 1) / F::group * F::block_words;
+}
+
+namespace detail {
+
+/// Whether an engine's tensors hold a format's bytes.
+template <class F>
+concept has_engine_rows = requires {
+  requires F::engine_group >
+  0 && F::engine_bytes > 0 && F::engine_alignment > 0;
+};
+
+}  // namespace detail
+
+/// @brief Bytes of a row of `channels` channels in the tensor of an engine, whole blocks of it; 0: no engine has the
+/// format. `row_words` may be more, as a block here may be several of the engine's.
+template <class F>
+[[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t engine_row_bytes(std::int64_t channels) {
+  if constexpr (detail::has_engine_rows<F>) {
+    static_assert(F::group % F::engine_group == 0 && F::group / F::engine_group * F::engine_bytes <= 4 * F::block_words,
+                  "headaware: a block holds whole blocks of the engine");
+    return (channels + F::engine_group - 1) / F::engine_group * F::engine_bytes;
+  } else {
+    return 0;
+  }
 }
 
 /// @brief Encodes a row. @param x  [channels] @param words  [row_words<F>(channels)]

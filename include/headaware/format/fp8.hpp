@@ -61,6 +61,13 @@ struct Float8 {
 /// @brief Floating-point numbers of 8 bits with one scale per head: vLLM's `fp8_e4m3` and `fp8_e5m2` caches. Byte i of
 /// a row is channel i divided by the scale. What is beyond the largest number saturates (448 · scale, 57,344 · scale),
 /// NaN stays NaN.
+///
+/// The scale is none of a row's bytes: it is the format's field, and lies in the table of formats, a number for each
+/// head's keys and one for its values. An engine's scales come in so: one for a tensor (vLLM's `k_scale` and `v_scale`)
+/// is given to all heads of the layer, one for a head to that head (`FormatTable::set(layer, head, {Fp8E4M3{k},
+/// ...})`). They go out as `AnyFormat::scale` of what is in the table: the bytes are the engine's as long as it reads
+/// them with that number. Rows for an engine with one scale for a layer must all have it; `transcode` gives them
+/// another.
 /// @tparam Mantissa  explicit bits: 3 (e4m3, the variant without infinities) or 2 (e5m2)
 /// @par Source  Micikevicius et al., FP8 formats for deep learning, arXiv:2209.05433; vllm-project/vllm,
 ///              csrc/quantization/fp8 (stored value = value / scale)
@@ -71,6 +78,9 @@ struct Fp8 {
   static constexpr std::int32_t group = 4;
   static constexpr std::int32_t block_words = 1;
   static constexpr bool rotated = false;
+  static constexpr std::int32_t engine_group = 1;
+  static constexpr std::int32_t engine_bytes = 1;
+  static constexpr std::int32_t engine_alignment = 1;
 
   float scale = 1;  ///< vLLM's `k_scale` or `v_scale` of the layer
 

@@ -41,7 +41,9 @@ HEADAWARE_HOST_DEVICE void add_and_subtract(float* x) {
 
 /// @brief Multiplies a block by the normalised Hadamard matrix of its size, in place; twice gives the block again.
 ///
-/// Sums and differences only, in one order on every back end, then one multiplication: the same bits everywhere.
+/// In natural (Sylvester's) order, i and j counted from 0:
+/// y(i) = Size^(-1/2) · Σ_j (-1)^popcount(i & j) · x(j). Sums and differences only, in one order on every back end,
+/// then one multiplication: the same bits everywhere.
 /// @tparam Size  channels, a power of two
 /// @param x      [Size]
 /// @par Cost  Size · log2(Size) additions

@@ -18,6 +18,9 @@ struct HalfRows {
   static constexpr std::int32_t group = 2;
   static constexpr std::int32_t block_words = 1;
   static constexpr bool rotated = false;
+  static constexpr std::int32_t engine_group = 1;
+  static constexpr std::int32_t engine_bytes = 2;
+  static constexpr std::int32_t engine_alignment = 2;
 
   HEADAWARE_HOST_DEVICE void encode(float const* x, std::uint32_t* words) const {
     words[0] = from_float<T>(x[0]).bits | static_cast<std::uint32_t>(from_float<T>(x[1]).bits) << 16;

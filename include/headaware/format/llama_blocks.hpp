@@ -2,7 +2,8 @@
 
 /// @file
 /// llama.cpp's blocks of 32 quantised channels as row formats, as its reference functions make them, so that its caches
-/// come in and go out. A block here is two of llama.cpp's, which makes whole words.
+/// come in and go out (`import_rows`, `export_rows`). A block here is two of llama.cpp's, which makes whole words: a
+/// row whose channels are no multiple of 64 ends with one of llama.cpp's blocks that is none of it.
 /// @par Source  ggml-org/llama.cpp, ggml/src/ggml-common.h (block_q8_0, block_q4_0) and ggml-quants.c
 ///              (quantize_row_q8_0_ref, quantize_row_q4_0_ref)
 
@@ -48,13 +49,24 @@ HEADAWARE_HOST_DEVICE inline std::int32_t round_away(float x) {
 
 }  // namespace detail
 
-/// @brief llama.cpp's `q8_0`: 32 signed bytes and a half-precision scale, 8.5 bits per channel, not rotated.
-/// A block with NaN or an infinity decodes to NaN.
+/// @brief llama.cpp's `q8_0`: a half-precision scale and 32 signed bytes, 8.5 bits per channel, not rotated.
+///
+/// Channel i of 32 is d · code(i), code(i) = round(x(i) / d) in [-127, 127], halves away from zero, d = largest
+/// magnitude / 127; codes are made with d before it is rounded to half precision. Bytes of 32 channels: d, then the
+/// codes, 34 in all, and the next 32 channels follow. A block with NaN or an infinity decodes to NaN. Channels beyond
+/// ±65,504 count as that, so no scale made here exceeds 65,504 / 127; a block of llama.cpp's may have one of up to
+/// 65,504, the largest that half precision holds, and decodes with it.
+///
+/// A row takes 34 · ⌈channels / 32⌉ bytes in llama.cpp and 68 · ⌈channels / 64⌉ here: the same for 64 and 128 channels,
+/// 102 and 136 for 96. Of llama.cpp's rows the bytes that there are come in, then zeros, and go out again.
 struct LlamaQ8 {
   static constexpr std::string_view name = "q8_0";
   static constexpr std::int32_t group = 64;
   static constexpr std::int32_t block_words = 17;
   static constexpr bool rotated = false;
+  static constexpr std::int32_t engine_group = 32;
+  static constexpr std::int32_t engine_bytes = 34;
+  static constexpr std::int32_t engine_alignment = 2;
 
   HEADAWARE_HOST_DEVICE void encode(float const* x, std::uint32_t* words) const {
     detail::BlockHalves<17> to;
@@ -90,14 +102,26 @@ struct LlamaQ8 {
   friend constexpr bool operator==(LlamaQ8 const&, LlamaQ8 const&) = default;
 };
 
-/// @brief llama.cpp's `q4_0`: 32 codes of 4 bits around 8 and a half-precision scale, 4.5 bits per channel, not rotated
-/// (llama.cpp rotates rows itself where it does). Byte j holds code j and, above it, code j + 16. A block with NaN or
-/// an infinity decodes to NaN.
+/// @brief llama.cpp's `q4_0`: a half-precision scale and 32 codes of 4 bits, 4.5 bits per channel, not rotated
+/// (llama.cpp rotates rows itself where it does).
+///
+/// Channel i of 32 is d · (code(i) - 8), code(i) = ⌊x(i) / d + 8.5⌋ in [0, 15], d = the channel of largest magnitude,
+/// with its sign, / -8: that channel has code 0. Codes are made with d before it is rounded to half precision. Bytes of
+/// 32 channels: d, then byte j = 0 … 15 with code(j) in its low and code(j + 16) in its high four bits, 18 in all, and
+/// the next 32 channels follow. A block with NaN or an infinity decodes to NaN. Channels beyond ±65,504 count as that,
+/// so no scale made here exceeds 65,504 / 8; a block of llama.cpp's may have one of up to 65,504, the largest that half
+/// precision holds, and decodes with it.
+///
+/// A row takes 18 · ⌈channels / 32⌉ bytes in llama.cpp and 36 · ⌈channels / 64⌉ here: the same for 64 and 128 channels,
+/// 54 and 72 for 96. Of llama.cpp's rows the bytes that there are come in, then zeros, and go out again.
 struct LlamaQ4 {
   static constexpr std::string_view name = "q4_0";
   static constexpr std::int32_t group = 64;
   static constexpr std::int32_t block_words = 9;
   static constexpr bool rotated = false;
+  static constexpr std::int32_t engine_group = 32;
+  static constexpr std::int32_t engine_bytes = 18;
+  static constexpr std::int32_t engine_alignment = 2;
 
   HEADAWARE_HOST_DEVICE void encode(float const* x, std::uint32_t* words) const {
     detail::BlockHalves<9> to;

@@ -24,6 +24,11 @@ HEADAWARE_NAMESPACE_BEGIN
 ///
 /// Of 3 bits: planes of bits 0, 1, 2 instead. A block with a NaN or an infinity decodes to NaN; channels beyond ±65504
 /// count as that.
+///
+/// Rotated channels that are all equal have scale 0 and codes 0, and decode to the minimum, their number in half
+/// precision (equal channels x of a row are another thing: rotated they are 8 x and 63 zeros). So do channels so close
+/// that the scale rounds to 0 in half precision, (largest - smallest) / (2^Bits - 1) of at most 2^-25; a minimum of at
+/// most 2^-25 in magnitude rounds to 0, so a block of numbers that are denormal in single precision decodes to zeros.
 /// @par Source  asymmetric groups: Liu et al., KIVI, arXiv:2402.02750; rotation: QuaRot, arXiv:2404.00456
 template <std::int32_t Bits>
 struct Packed {

@@ -79,6 +79,27 @@ class AnyFormat<FormatRegistry<Formats...>> : public detail::AnyOf<FormatRegistr
     return this->visit(
         [&](auto const& format) { return headaware::row_words<std::remove_cvref_t<decltype(format)>>(channels); });
   }
+  /// Bytes of a row in an engine's tensor; 0: no engine has the format.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t engine_row_bytes(std::int64_t channels) const {
+    return this->visit([&](auto const& format) {
+      return headaware::engine_row_bytes<std::remove_cvref_t<decltype(format)>>(channels);
+    });
+  }
+  /// Bytes to which an engine's rows are aligned; 1: any, or no engine has the format.
+  [[nodiscard]] std::int32_t engine_alignment() const {
+    return this->visit([](auto const& format) -> std::int32_t {
+      using Format = std::remove_cvref_t<decltype(format)>;
+      if constexpr (detail::has_engine_rows<Format>) return Format::engine_alignment;
+      return 1;
+    });
+  }
+  /// The scale of all rows (fp8); 1: rows have their own, or none.
+  [[nodiscard]] float scale() const {
+    return this->visit([](auto const& format) -> float {
+      if constexpr (requires { float{format.scale}; }) return format.scale;
+      return 1;
+    });
+  }
   /// Whether rows are multiplied by the Hadamard matrix.
   [[nodiscard]] HEADAWARE_HOST_DEVICE bool rotated() const {
     return this->visit([](auto const& format) { return std::remove_cvref_t<decltype(format)>::rotated; });

@@ -6,6 +6,7 @@
 #include "support/packed_cache.hpp"
 
 #include <headaware/attention/exact_ring.hpp>
+#include <headaware/cache/packed_info.hpp>
 
 #include <algorithm>
 #include <array>
@@ -202,4 +203,72 @@ TEST_CASE("a ring of other sequences is refused", "[attention]") {
                    ha::AttentionOutput{output.data(), layout});
       },
       {"", "", "", "attend"});
+}
+
+TEST_CASE("an append that a packed cache cannot take does not write its ring", "[attention]") {
+  Problem p(0);
+  p.append({9, 7}, 1);
+  auto const keys = p.ring_keys;
+  auto const layout = ha::strided_bshd(2, 1, num_heads, dim);
+  auto const news = random_elements<ha::float16>(layout.required_span_size(), 5);
+  std::vector<ha::LayerKv<ha::float16 const>> const layers{{news.data(), news.data()}};
+  std::vector<std::int32_t> const counts{1, 1};
+  auto const unchanged = [&] {
+    return std::equal(keys.begin(), keys.end(), p.ring_keys.begin(),
+                      [](ha::float16 a, ha::float16 b) { return a.bits == b.bits; });
+  };
+  check_error<ha::ArgumentError>(
+      [&] {
+        ha::append(p.slots.view(), p.state, layers, layout, counts, p.packed.with_buffer(nullptr), p.ring_slots.view(),
+                   p.ring);
+      },
+      {"cache's rows", "", "nullptr", "append"});
+  CHECK(unchanged());
+  // The cache has room for 90 tokens, the ring for any number.
+  std::vector<std::int32_t> const many{82, 0};
+  check_error<ha::ArgumentError>(
+      [&] { ha::append(p.slots.view(), p.state, layers, layout, many, p.packed, p.ring_slots.view(), p.ring); },
+      {"new tokens", "81", "82", "sequence 0"});
+  CHECK(unchanged());
+  CHECK(p.state.length(0) == 9);
+}
+
+TEST_CASE("no more tokens of a cache with a ring come back than the ring has", "[attention]") {
+  ha::PolicyTable const wide(1, num_heads, ha::SinkWindow{.sink = 3, .window = 60});
+  ha::PolicyTable const narrow(1, num_heads, ha::SinkWindow{.sink = 2, .window = 6});
+  ha::RollingSlots const slots(wide, 1, {.max_tokens = 90, .slack = 4});
+  ha::RollingSlots const ring_slots(narrow, 1, {.max_tokens = 90, .slack = 4});
+  auto const both = ha::with_ring(slots.view(), ring_slots.view());
+  ha::RollingState state(1);
+  std::vector<std::int32_t> const counts{30};
+  state.advance(both, counts);
+  CHECK(state.max_rollback(slots.view(), 0) == 30);
+  CHECK(state.max_rollback(both, 0) == 4);
+  CHECK_THROWS_AS(state.rollback(both, 0, 5), ha::ArgumentError);
+  state.rollback(both, 0, 3);
+  CHECK(state.max_rollback(both, 0) == 1);
+  // A prompt leaves the slack of the ring empty.
+  state.start(both, 0, 40);
+  CHECK(state.max_rollback(both, 0) == 0);
+}
+
+TEST_CASE("tokens and bytes of a packed cache count its ring", "[attention]") {
+  Problem p(4);
+  std::vector<std::int32_t> const lengths{40, 7};
+  ha::Compaction const compaction(p.table, lengths);
+  ha::CacheInfo const without = ha::cache_info(compaction, p.packed);
+  ha::CacheInfo const info = ha::cache_info(compaction, p.packed, p.ring_slots, sizeof(ha::float16));
+  auto const ring_bytes = static_cast<std::int64_t>((p.ring_keys.size() + p.ring_values.size()) * sizeof(ha::float16));
+  REQUIRE(ring_bytes == 2 * num_heads * (2 + 6 + 4) * 2 * dim * 2);
+  CHECK(without.bytes == static_cast<std::int64_t>(p.units.size() * sizeof(ha::RowUnit)));
+  CHECK(info.bytes == without.bytes + ring_bytes);
+  CHECK(info.layers[0].bytes == without.layers[0].bytes + ring_bytes);
+  CHECK(info.rows == without.rows);
+  CHECK(info.ratio == static_cast<double>(info.bytes) / static_cast<double>((40 + 7) * num_heads * 2 * dim * 2));
+  CHECK(ha::bytes_held(p.packed, p.ring_slots, sizeof(ha::float16)) == info.bytes);
+  CHECK(ha::bytes_held(p.packed, p.ring_slots, sizeof(float)) == without.bytes + 2 * ring_bytes);
+  ha::PolicyTable const fewer(1, num_heads - 1, ha::SinkWindow{.sink = 2, .window = 6});
+  ha::RollingSlots const other(fewer, 2, {.max_tokens = 90, .slack = 4});
+  check_error<ha::ArgumentError>([&] { (void)ha::cache_info(compaction, p.packed, other, 2); },
+                                 {"KV heads of the ring", "5", "4", "layer 0"});
 }

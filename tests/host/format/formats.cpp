@@ -140,7 +140,14 @@ TEST_CASE("sizes of rows", "[format]") {
     CHECK(4 * format.row_words(128) == size.bytes);
     CHECK(format.row_words(0) == 0);
     CHECK(format.rotated() == (format.name().substr(0, 6) == "packed"));
+    bool const of_engine = !format.rotated() && !format.is<ha::Int8>();
+    CHECK(format.engine_row_bytes(128) == (of_engine ? size.bytes : 0));
+    CHECK(format.scale() == 1);
   }
+  CHECK(ha::engine_row_bytes<ha::LlamaQ8>(96) == 102);
+  CHECK(ha::engine_row_bytes<ha::LlamaQ4>(97) == 72);
+  CHECK(ha::engine_row_bytes<ha::Fp8E5M2>(81) == 81);
+  CHECK(ha::AnyFormat<>(ha::Fp8E4M3{.scale = 0.5F}).scale() == 0.5F);
   CHECK(ha::row_words<ha::Packed<4>>(80) == 18);  // the second block is filled up with zeros
   CHECK(ha::row_words<ha::Fp8E4M3>(81) == 21);
   check_error<ha::ArgumentError>([] { (void)ha::AnyFormat<>::of_name("int3"); },
