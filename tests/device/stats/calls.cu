@@ -228,7 +228,7 @@ TEST_CASE("a call of little shared memory leaves others what they need", "[stats
   using Strided = ha::StridedLayout;
   compare_bhsd<__half>(Attention<ha::float16>({.tokens = 20, .head_dim = 16}), Mode::mass, score, {});
   auto const kernel =
-      ha::detail::observe_kernel<ha::float16, 0, ha::detail::ObserveParameters<Strided, Strided, Strided>>;
+      ha::detail::observe_kernel<ha::float16, 0, false, ha::detail::ObserveParameters<Strided, Strided, Strided>>;
   cudaFuncAttributes attributes{};
   int device = 0;
   int limit = 0;
