@@ -19,7 +19,8 @@ foreach(case "ragged;1" "ragged;4" "ragged;8" "ragged;16" "paged;1" "paged;4" "p
   # Of rows of 128 channels in 2 bytes, keys and values. FlashInfer's decoding on tensor cores takes 30 to 34. Of encoded
   # rows: per row, of all heads.
   math(EXPR row_instructions "${total_instructions} * 512 / ${held}")
-  if("coded" IN_LIST case)
+  list(GET case 0 form)
+  if(form STREQUAL "coded")
     math(EXPR row_instructions "${total_instructions} / 15360")
   endif()
   list(JOIN case ", " name)

@@ -268,8 +268,9 @@ TEST_CASE("device attention over encoded rows: values that a query does not see 
   constexpr std::int64_t rows_held = 37;
   constexpr std::int64_t tokens = 3;
   constexpr std::int64_t bad_row = rows_held - 2;  // seen by the last two of the tokens
+  HeldProblem<float> const problem({1, heads, heads, tokens, dim}, std::vector<std::int64_t>(at(heads), rows_held), 9);
   auto const attended = [&](bool bad) {
-    HeldProblem<float> held({1, heads, heads, tokens, dim}, std::vector<std::int64_t>(at(heads), rows_held), 9);
+    HeldProblem<float> held = problem;
     held.first_positions = {rows_held - tokens};
     std::vector<ha::RowUnit> rows;
     std::vector<ha::PackedSegment<>> segments;
@@ -300,7 +301,7 @@ TEST_CASE("device attention over encoded rows: values that a query does not see 
       std::int64_t different = 0;
       std::int64_t no_numbers = 0;
       for (std::int64_t c = 0; c < dim; ++c) {
-        std::size_t const i = at((h * tokens + t) * dim + c);
+        std::size_t const i = at(problem.output_layout().offset(0, h, t, c));
         if (std::isnan(bad[i])) {
           ++no_numbers;
         } else {
