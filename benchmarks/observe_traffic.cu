@@ -3,8 +3,8 @@
 // profiler on a device. Prints, for each launch, what the forward pass of flash attention reads: every query once
 // and, for every tile of queries, the keys and values up to the diagonal; at tiles of as many rows as the statistics
 // have, and at its own of 128 rows; for queries that see all before them, and for such that see a window. Afterwards
-// the rows of a tile on devices of some sizes of shared memory. With an argument: at that many tokens, without a window,
-// and no more.
+// the rows of a tile on devices of some sizes of shared memory. With an argument: at that many tokens, without a
+// window, and no more.
 
 #include "support/gpu.cuh"
 
