@@ -61,9 +61,8 @@ namespace device {
 /// @pre    tables that `source` reads name places for the new tokens (`validate_tables`)
 /// @return cudaErrorInvalidValue where the CPU's `append` throws (but for lengths and tables, which the host cannot
 ///         know); launch errors
-/// @note   Deterministic; graph-capturable. One launch (more than 4,095 blocks that count: after a memset); none
-/// without
-///         sequences.
+/// @note   Deterministic; graph-capturable. One launch; none without sequences. (More than 4,095 blocks that count
+///         follow a memset of 4 bytes.)
 /// @par Cost  The tokens that stay are read once, in 16-byte accesses where their channels lie side by side and aligned
 ///            to it, and written once; no old byte is read or written
 template <LayerRange Tokens, class Source, class Registry>
