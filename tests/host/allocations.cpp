@@ -5,11 +5,9 @@
 #include "support/catch.hpp"
 
 #include <headaware/attention/attend.hpp>
-#include <headaware/attention/rolling_step.hpp>
 #include <headaware/cache/paged_append.hpp>
 #include <headaware/cache/paged_heads.hpp>
 #include <headaware/cache/rolling.hpp>
-#include <headaware/element.hpp>
 #include <headaware/layout/strided.hpp>
 #include <headaware/policy/table.hpp>
 
@@ -54,7 +52,7 @@ void* allocate_or_throw(std::size_t bytes, std::size_t alignment) {
 [[gnu::noinline]] void operator delete(void* memory, std::nothrow_t const&) noexcept { std::free(memory); }
 
 namespace ha = headaware;
-using headaware_test::allocations;
+using headaware_test::allocations_of;
 
 namespace {
 
@@ -62,16 +60,6 @@ constexpr std::int32_t layers = 3;
 constexpr std::int32_t sequences = 2;
 constexpr std::int32_t heads = 2;
 constexpr std::int64_t dim = 16;
-
-/// Allocations of `step` once it has run twice.
-template <class Step>
-std::int64_t allocations_of(Step const& step) {
-  step();
-  step();
-  std::int64_t const before = allocations;
-  step();
-  return allocations - before;
-}
 
 template <class View>
 void attend_to(View const& view, std::vector<float> const& pool, std::int64_t query_tokens = 1,
@@ -159,42 +147,4 @@ TEST_CASE("attention that many threads share allocates nothing", "[attention]") 
                ha::KeptCache{pool.data(), pool.data(), view}, ha::AttentionOutput{output.data(), layout});
   }
   attend_to(view, pool);
-}
-
-TEST_CASE("what a launch of a decoding step checks on the host allocates nothing", "[attention][cache]") {
-  ha::RollingSlots const slots(policies(), sequences, {.slack = 3});
-  auto const view = slots.view();
-  std::vector<std::int32_t> counters(ha::RollingStateView::bytes(sequences) / 4);
-  auto const state = ha::RollingStateView::at(counters.data(), sequences);
-  std::vector<ha::float16> keys(static_cast<std::size_t>(slots.rows_total() * dim));
-  std::vector<ha::float16> values(keys.size());
-  auto const cache = ha::rolling(slots, view, keys.data(), values.data(), dim);
-  std::vector<ha::float16> const news(static_cast<std::size_t>(2 * sequences * heads * dim));
-  std::vector<ha::LayerKv<ha::float16 const>> const tokens{{news.data(), news.data() + news.size() / 2}};
-  std::vector<ha::float16> const queries(news.size());
-  std::vector<ha::float16> output(news.size());
-  auto const new_rows = ha::strided_bshd(sequences, 1, heads, dim);
-  auto const rows = ha::strided_bshd(sequences, 1, 2 * heads, dim);
-  ha::AttentionShape const shape{sequences, 2 * heads, heads, 1, dim};
-  ha::AttentionQueries const asked{queries.data(), rows};
-  ha::AttentionOutput const told{output.data(), rows};
-  CHECK(allocations_of([&] {
-          ha::KeptCache const kept{keys.data(), values.data(), ha::RollingView{view, 0, state.lengths}};
-          ha::detail::check_attention(shape, asked, kept, told, {});
-          ha::detail::check_cache_pointers(kept, true);
-        }) == 0);
-  CHECK(allocations_of([&] {
-          (void)ha::detail::check_rolling_append(view, std::span(tokens), new_rows, 1, cache, {.first_layer = 1});
-        }) == 0);
-  CHECK(allocations_of([&] {
-          ha::RollingStep const step{view, state, tokens[0], new_rows, ha::AppendOptions{.first_layer = 1}};
-          ha::detail::check_step(shape, step, cache);
-          ha::detail::check_append_and_attend(shape, asked, step, cache, told, {});
-        }) == 0);
-  ha::PagedHeads const pages(policies(), {.num_sequences = sequences, .page_size = 4, .num_pages = 120});
-  std::vector<ha::float16> pool(static_cast<std::size_t>(2 * 120 * 4 * dim));
-  ha::PageStorage<ha::float16> const pool_storage{pool.data(), pool.data() + pool.size() / 2, dim, dim};
-  CHECK(allocations_of([&] {
-          (void)ha::detail::check_paged_append(pages.view(), 1, std::span(tokens), new_rows, pool_storage, 1);
-        }) == 0);
 }

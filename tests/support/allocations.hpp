@@ -13,4 +13,14 @@ inline thread_local std::int64_t allocations_left = 0;
 /// Allocations of all threads since the program began.
 inline std::atomic<std::int64_t> allocations = 0;
 
+/// Allocations of `step` once it has run twice.
+template <class Step>
+std::int64_t allocations_of(Step const& step) {
+  step();
+  step();
+  std::int64_t const before = allocations;
+  step();
+  return allocations - before;
+}
+
 }  // namespace headaware_test
