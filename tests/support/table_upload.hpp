@@ -7,8 +7,6 @@
 
 namespace headaware_test {
 
-namespace ha = headaware;
-
 /// Keeps tables where a back end reads them. @tparam Array  made of a vector, with `data()`
 template <template <class> class Array>
 class TableUpload {

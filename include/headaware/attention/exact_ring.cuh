@@ -37,9 +37,9 @@ namespace device {
 /// @pre    as both appends
 /// @return cudaErrorInvalidValue, before anything is launched, where the CPU's `append` throws (but for lengths and
 ///         tables, which the host cannot know); launch errors
-/// @note   Deterministic; graph-capturable. Two launches, and where it counts a memset of 4 bytes between them; none
-///         without sequences. A sequence whose count is out of range or beyond the limit of either is left alone in
-///         both, and `state.status` becomes 1
+/// @note   Deterministic; graph-capturable. Two launches; none without sequences. (More than 4,095 blocks that count
+///         follow a memset of 4 bytes.) A sequence whose count is out of range or beyond the limit of either is left
+///         alone in both, and `state.status` becomes 1
 /// @par Cost  As both appends: the tokens that stay are read twice and written twice; no old byte is read or written
 template <LayerRange Tokens, class Source, class Registry, class T>
 cudaError_t append(RollingSlotsView const& slots, RollingStateView const& state, Tokens const& tokens,

@@ -42,7 +42,7 @@ void compress(Compaction<Table> const& compaction, Transfer<Ts, Sources, Forms, 
   validate(compaction, transfers...);
   detail::check_policies(compaction, where);
   detail::KeptTokens const tokens(compaction);
-  (detail::check_transfer_tables(compaction, transfers, tokens), ...);
+  (detail::check_tables_of_tokens(compaction, transfers.source, tokens, "compress, keys", "compress, values"), ...);
   (detail::check_positions(transfers.rotation, compaction.lengths(), where), ...);
   (detail::check_capacity(compaction, transfers.kept), ...);
   detail::WrittenPages written;

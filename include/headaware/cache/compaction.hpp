@@ -10,7 +10,6 @@
 #include <headaware/policy/keep_list.hpp>
 #include <headaware/policy/table.hpp>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -125,15 +124,13 @@ class Compaction : public CacheSizes {
               d_table.num_sequences(), where);
     }
     auto const fewest = detail::fewest_evicted(table_, *this, false);
-    std::int64_t longest = 0;
-    for (std::int32_t layer = 0; layer < num_layers(); ++layer) longest = std::max(longest, max_kept(layer));
     return {.table = d_table,
             .d_lengths = d_lengths,
             .num_sequences = num_sequences(),
             .min_evicted_segment = fewest.segment.name(),
             .max_length = max_length(),
             .max_rows = kept_total(),
-            .max_kept = longest,
+            .max_kept = max_kept(),
             .min_evicted = fewest.tokens};
   }
 

@@ -39,9 +39,7 @@ void launch_engine_rows(Of const& token_of, CacheBounds const& bounds, EngineRow
   require(plan.num_segments() == segments, "plan's segments", segments, plan.num_segments(), where);
   require(layers.size() <= max_layers, "layers", "at most 256", layers.size(), where);
   if (plan.num_units() == 0) return;
-  require_pointer(d_plan, "plan", where);
-  require(reinterpret_cast<std::uintptr_t>(d_plan) % 16 == 0, "plan", "an address aligned to 16 bytes", "another",
-          where);
+  check_plan_pointer(d_plan, where);
   auto const keys = keys_of(tensors);
   auto const values = values_of(tensors);
   using Parameters =
@@ -94,7 +92,7 @@ cudaError_t import_rows(DeviceCompaction<Table> const& compaction, EngineRowsPla
     constexpr auto where = "import_rows";
     require(compaction.num_segments() == plan.num_segments(), "plan's segments", compaction.num_segments(),
             plan.num_segments(), where);
-    detail::launch_engine_rows(detail::TokensKept<Table>{compaction.table}, plan.bounds_of_tokens(), plan, d_plan,
+    detail::launch_engine_rows(detail::TokensKept<Table>{compaction.table}, detail::bounds_of(compaction), plan, d_plan,
                                layer_span(layers), source, kept, "destination", where, stream);
   });
 }

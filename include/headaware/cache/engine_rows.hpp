@@ -7,6 +7,7 @@
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/detail/check_engine_rows.hpp>
 #include <headaware/cache/detail/check_packed.hpp>
+#include <headaware/cache/detail/check_pages.hpp>
 #include <headaware/cache/detail/engine_rows.hpp>
 #include <headaware/cache/detail/kept_tokens.hpp>
 #include <headaware/cache/detail/move_rows.hpp>
@@ -33,11 +34,7 @@ template <class Table, class Byte, class Tensors, class Form, class Registry, cl
 void move_engine_rows(Compaction<Table> const& compaction, std::span<LayerKv<Byte> const> layers,
                       Tensors const& tensors, PackedDestination<Form, Registry> const& cache, std::int32_t width,
                       Tokens const& tokens_of) {
-  std::vector<Tile> tiles;
-  constexpr std::int64_t tile_rows = 64;
-  for (std::int32_t layer = 0; layer < compaction.num_layers(); ++layer) {
-    if (compaction.num_kv_heads(layer) > 0) add_tiles(compaction, layer, tile_rows, 1, tiles);
-  }
+  auto const tiles = head_tiles(compaction);
   parallel_for(
       static_cast<std::int64_t>(tiles.size()), 1, true, [] { return std::vector<std::int64_t>{}; },
       [&](std::vector<std::int64_t>& tokens, std::int64_t i) {
@@ -102,7 +99,8 @@ void import_rows(Compaction<Table> const& compaction, Layers const& layers, Sour
   std::int32_t const width =
       detail::check_engine_tensors(detail::bounds_of(compaction), engine, source, kept, "destination", where);
   detail::check_policies(compaction, where);
-  detail::check_tables_of_tokens(compaction, source, "import_rows, keys", "import_rows, values");
+  detail::check_tables_of_tokens(compaction, source, detail::KeptTokens(compaction), "import_rows, keys",
+                                 "import_rows, values");
   std::vector<LayerKv<std::byte const>> from;
   for (auto const& layer : engine) from.push_back({layer.keys, layer.values});
   detail::move_engine_rows(compaction, std::span<LayerKv<std::byte const> const>(from), source, kept, width,

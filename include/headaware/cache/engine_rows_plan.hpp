@@ -47,15 +47,10 @@ class EngineRowsPlan {
   /// @throws ArgumentError if the cache has other layers or lengths, or formats that no engine has
   template <class Table, class Form, class Registry>
   EngineRowsPlan(Compaction<Table> const& compaction, PackedDestination<Form, Registry> const& cache)
-      : tokens_(detail::bounds_of(compaction)), rows_(detail::bounds_of_rows(compaction)) {
+      : rows_(detail::bounds_of_rows(compaction)) {
     constexpr auto where = "EngineRowsPlan";
-    auto const layers = static_cast<std::size_t>(compaction.num_layers());
-    require(cache.capacities.size() == layers, "cache's layers", layers, cache.capacities.size(), where);
-    auto const segments = static_cast<std::int64_t>(cache.segments.size());
-    require(segments == compaction.num_segments(), "cache's segments", compaction.num_segments(), segments, where);
-    // Other forms' heads may be on a device.
-    if constexpr (detail::has_adjacent_rows<Form>) detail::check_packed_rows(compaction, cache, "cache", where);
-    for (std::int64_t s = 0; s < segments; ++s) {
+    detail::check_planned_cache(compaction, cache, "cache", where);
+    for (std::int64_t s = 0; s < compaction.num_segments(); ++s) {
       Segment const segment = compaction.segment(s);
       PackedSegment<Registry> const& packed = cache.segments[static_cast<std::size_t>(s)];
       RowChannels const channels = cache.channels.of(static_cast<std::size_t>(segment.layer));
@@ -78,13 +73,10 @@ class EngineRowsPlan {
   /// The bytes to copy to the device, 16-byte aligned there.
   [[nodiscard]] std::span<std::byte const> bytes() const { return std::as_bytes(std::span(segments_)); }
 
-  /// Sizes that an engine's tensors must have to be read from.
-  [[nodiscard]] detail::CacheBounds const& bounds_of_tokens() const { return tokens_; }
-  /// Sizes that they must have to be written to.
+  /// Sizes that an engine's tensors must have to be written to.
   [[nodiscard]] detail::CacheBounds const& bounds_of_rows() const { return rows_; }
 
  private:
-  detail::CacheBounds tokens_;
   detail::CacheBounds rows_;
   std::vector<detail::EngineRowsSegment> segments_;
   std::int64_t num_units_ = 0;

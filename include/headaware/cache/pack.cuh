@@ -60,9 +60,7 @@ cudaError_t compress(DeviceCompaction<Table> const& compaction, PackPlan<Registr
             bounds.num_heads * bounds.num_sequences, plan.num_segments(), where);
     require(pointers.size() <= detail::max_layers, "layers", "at most 256", pointers.size(), where);
     if (plan.num_blocks() == 0) return;
-    require_pointer(d_plan, "plan", where);
-    require(reinterpret_cast<std::uintptr_t>(d_plan) % 16 == 0, "plan", "an address aligned to 16 bytes", "another",
-            where);
+    detail::check_plan_pointer(d_plan, where);
     auto const keys = detail::keys_of(source);
     auto const values = detail::values_of(source);
     RowChannels const channels = kept.channels.common();

@@ -84,16 +84,12 @@ void compress(Compaction<Table> const& compaction, Layers const& layers, Source 
   auto const transfer = detail::check_packing<T>(detail::bounds_of(compaction), pointers, source, kept, rotation, true);
   detail::check_policies(compaction, where);
   detail::KeptTokens const tokens(compaction);
-  detail::check_transfer_tables(compaction, transfer, tokens);
+  detail::check_tables_of_tokens(compaction, transfer.source, tokens, "compress, keys", "compress, values");
   detail::check_positions(rotation, compaction.lengths(), where);
   detail::check_capacity(compaction, transfer.kept);
   detail::check_packed_rows(compaction, kept, "destination", where);
 
-  std::vector<detail::Tile> tiles;
-  constexpr std::int64_t tile_rows = 64;
-  for (std::int32_t layer = 0; layer < compaction.num_layers(); ++layer) {
-    detail::add_tiles(compaction, layer, tile_rows, 1, tiles);
-  }
+  auto const tiles = detail::head_tiles(compaction);
   detail::parallel_for(
       static_cast<std::int64_t>(tiles.size()), 1, true, [] { return detail::PackBuffers{}; },
       [&](detail::PackBuffers& buffers, std::int64_t i) {

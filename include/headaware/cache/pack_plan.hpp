@@ -53,16 +53,11 @@ class PackPlan {
  public:
   /// @param compaction  made for these lengths
   /// @param kept        planned for the compaction
-  /// @throws ArgumentError if `kept` has other segments, or was made for other lengths
+  /// @throws ArgumentError if `kept` has other layers or segments, or was made for other lengths
   template <class Table, class Form>
   PackPlan(Compaction<Table> const& compaction, PackedDestination<Form, Registry> const& kept) {
-    auto const count = static_cast<std::int64_t>(kept.segments.size());
-    require(count == compaction.num_segments(), "destination segments", compaction.num_segments(), count, "PackPlan");
-    // Other forms' heads may be on a device.
-    if constexpr (detail::has_adjacent_rows<Form>) {
-      detail::check_packed_rows(compaction, kept, "destination", "PackPlan");
-    }
-    for (std::int64_t s = 0; s < count; ++s) {
+    detail::check_planned_cache(compaction, kept, "destination", "PackPlan");
+    for (std::int64_t s = 0; s < compaction.num_segments(); ++s) {
       Segment const segment = compaction.segment(s);
       auto const layer = static_cast<std::size_t>(segment.layer);
       RowChannels const channels = kept.channels.of(layer);

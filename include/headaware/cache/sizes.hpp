@@ -133,6 +133,12 @@ class CacheSizes {
     std::int32_t const length = lengths_[index(sequence)];
     return window != 0 ? std::min(window, length) : length;
   }
+  /// The most tokens that any head keeps.
+  [[nodiscard]] std::int64_t max_kept() const {
+    std::int64_t most = 0;
+    for (std::int32_t layer = 0; layer < num_layers(); ++layer) most = std::max(most, max_kept(layer));
+    return most;
+  }
   /// The most tokens that any head of the layer keeps.
   [[nodiscard]] std::int64_t max_kept(std::int32_t layer) const {
     check_layer(layer);

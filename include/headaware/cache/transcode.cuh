@@ -56,9 +56,7 @@ cudaError_t transcode(TranscodePlan<Registry> const& plan, void const* d_plan,
       detail::check_pointer(to.layers[layer], any, "destination", where, layer);
     }
     detail::check_transcoded_buffers(from, to, where);
-    require_pointer(d_plan, "plan", where);
-    require(reinterpret_cast<std::uintptr_t>(d_plan) % 16 == 0, "plan", "an address aligned to 16 bytes", "another",
-            where);
+    detail::check_plan_pointer(d_plan, where);
     constexpr std::int32_t chunk = detail::TranscodeChunk<Registry>::channels;
     auto const chunks = [](std::int64_t count) { return static_cast<std::int32_t>((count + chunk - 1) / chunk); };
     detail::TranscodeParameters<Registry, From, To> parameters{

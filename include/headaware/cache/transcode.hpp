@@ -79,11 +79,7 @@ void transcode(Compaction<Table> const& compaction, PackedDestination<From, Regi
   detail::check_packed_cache(compaction, to, "destination", where);
   detail::check_transcoded_channels(compaction, from, to, where);
   detail::check_transcoded_buffers(from, to, where);
-  std::vector<detail::Tile> tiles;
-  constexpr std::int64_t tile_rows = 64;
-  for (std::int32_t layer = 0; layer < compaction.num_layers(); ++layer) {
-    if (compaction.num_kv_heads(layer) > 0) detail::add_tiles(compaction, layer, tile_rows, 1, tiles);
-  }
+  auto const tiles = detail::head_tiles(compaction);
   detail::parallel_for(
       static_cast<std::int64_t>(tiles.size()), 1, true, [] { return std::vector<float>{}; },
       [&](std::vector<float>& x, std::int64_t i) {

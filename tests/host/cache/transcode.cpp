@@ -183,6 +183,12 @@ TEST_CASE("caches that are not the compaction's are not encoded again", "[cache]
   check_error<ha::ArgumentError>([&] { (void)ha::PackPlan<>(compaction, far.cache); },
                                  {"destination", "the compaction's lengths", "others", "PackPlan"});
   CHECK(ha::PackPlan<>(compaction, to.cache).num_segments() == compaction.num_segments());
+  // As many segments, in fewer layers.
+  ha::Compaction const two(ha::PolicyTable(2, 2), compaction.lengths());
+  ha::Compaction const one(ha::PolicyTable(1, 4), compaction.lengths());
+  auto const of_one = ha::packed_ragged(one, ha::FormatTable(1, 4), 64);
+  check_error<ha::ArgumentError>([&] { (void)ha::PackPlan<>(two, of_one); },
+                                 {"destination", "2 layers", "1 layers", "PackPlan"});
   CHECK(std::all_of(to.buffer.begin(), to.buffer.end(), [](ha::RowUnit const& u) { return u.words[1] == 1; }));
 }
 

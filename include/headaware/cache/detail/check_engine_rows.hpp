@@ -5,7 +5,6 @@
 #include <headaware/cache/compaction.hpp>
 #include <headaware/cache/detail/check_tensors.hpp>
 #include <headaware/cache/detail/engine_rows.hpp>
-#include <headaware/cache/detail/kept_tokens.hpp>
 #include <headaware/cache/layer_kv.hpp>
 #include <headaware/cache/packed_rows.hpp>
 #include <headaware/config.hpp>
@@ -156,9 +155,7 @@ std::int32_t check_engine_tensors(CacheBounds const& bounds, std::span<LayerKv<B
 template <class = void>
 CacheBounds bounds_of_rows(CacheSizes const& sizes) {
   CacheBounds bounds = bounds_of(sizes);
-  bounds.max_length = 0;
-  for (std::int64_t s = 0; s < sizes.num_segments(); ++s)
-    bounds.max_length = std::max(bounds.max_length, sizes.kept(s));
+  bounds.max_length = sizes.max_kept();
   return bounds;
 }
 
@@ -187,21 +184,6 @@ void check_tables_of_rows(CacheSizes const& sizes, Tensors const& tensors, char 
     }
   } else {
     check(tensors, 0, sizes.num_layers());
-  }
-}
-
-/// Checks the tables of tensors whose kept tokens are read.
-template <class Table, class Tensors>
-void check_tables_of_tokens(Compaction<Table> const& compaction, Tensors const& tensors, char const* keys,
-                            char const* values) {
-  if constexpr (is_layered<Tensors>) {
-    for (std::int32_t layer = 0; layer < compaction.num_layers(); ++layer) {
-      if (compaction.num_kv_heads(layer) == 0) continue;
-      check_source_tables(layer_source(tensors, static_cast<std::size_t>(layer)), compaction.num_sequences(),
-                          KeptTokens(compaction, layer, layer + 1), keys, values);
-    }
-  } else {
-    check_source_tables(tensors, compaction.num_sequences(), KeptTokens(compaction), keys, values);
   }
 }
 

@@ -25,6 +25,13 @@ inline constexpr bool has_adjacent_rows =
     std::is_same_v<decltype(std::declval<Form const&>().rows(std::declval<Segment const&>(), LayerCapacity{})),
                    AdjacentRows>;
 
+/// @param d_plan  the device's copy of a plan, read 16 bytes at a time
+inline void check_plan_pointer(void const* d_plan, char const* where) {
+  require_pointer(d_plan, "plan", where);
+  require(reinterpret_cast<std::uintptr_t>(d_plan) % 16 == 0, "plan", "an address aligned to 16 bytes", "another",
+          where);
+}
+
 /// Unit of a segment's row 0 in its layer's buffer; of forms of other rows the segment's shift alone.
 template <class Form, class Registry>
 std::int64_t first_unit_of(PackedDestination<Form, Registry> const& cache, Segment const& segment) {
@@ -63,17 +70,33 @@ void check_packed_rows(Compaction<Table> const& compaction, PackedDestination<Fo
   }
 }
 
+/// Checks that a packed cache has a compaction's layers and segments.
+template <class Table, class Form, class Registry>
+void check_packed_segments(Compaction<Table> const& compaction, PackedDestination<Form, Registry> const& cache,
+                           char const* what, char const* where) {
+  auto const layers = static_cast<std::size_t>(compaction.num_layers());
+  require(cache.capacities.size() == layers, what, {layers, " layers"}, {cache.capacities.size(), " layers"}, where);
+  auto const segments = static_cast<std::int64_t>(cache.segments.size());
+  require(segments == compaction.num_segments(), what, {compaction.num_segments(), " segments"},
+          {segments, " segments"}, where);
+}
+
+/// Checks that a packed cache without buffers, whose heads may be on a device, is one of a compaction.
+template <class Table, class Form, class Registry>
+void check_planned_cache(Compaction<Table> const& compaction, PackedDestination<Form, Registry> const& cache,
+                         char const* what, char const* where) {
+  check_packed_segments(compaction, cache, what, where);
+  if constexpr (has_adjacent_rows<Form>) check_packed_rows(compaction, cache, what, where);
+}
+
 /// Checks that a packed cache is one of a compaction, with buffers.
 template <class Table, class Form, class Registry>
 void check_packed_cache(Compaction<Table> const& compaction, PackedDestination<Form, Registry> const& cache,
                         char const* what, char const* where) {
+  check_packed_segments(compaction, cache, what, where);
   auto const layers = static_cast<std::size_t>(compaction.num_layers());
-  require(cache.capacities.size() == layers, what, {layers, " layers"}, {cache.capacities.size(), " layers"}, where);
   require(cache.layers.size() == layers, what, {"buffers of ", layers, " layers"}, {cache.layers.size(), " buffers"},
           where);
-  auto const segments = static_cast<std::int64_t>(cache.segments.size());
-  require(segments == compaction.num_segments(), what, {compaction.num_segments(), " segments"},
-          {segments, " segments"}, where);
   if constexpr (requires { cache.form.num_sequences; }) {
     require(cache.form.num_sequences == compaction.num_sequences(), what, {compaction.num_sequences(), " sequences"},
             {cache.form.num_sequences, " sequences"}, where);

@@ -211,21 +211,20 @@ void check_pages_not_read(Compaction<Table> const& compaction, KeptTokens<Table>
   require(!met, "buffers", "pages to write apart from all that is read", "overlapping pages", where);
 }
 
-/// Tables of a transfer's source must name places for what heads keep: where layers have layouts of their own, for what
-/// those layers' heads keep.
-template <class Table, class Transfer>
-void check_transfer_tables(Compaction<Table> const& compaction, Transfer const& transfer,
-                           KeptTokens<Table> const& tokens) {
-  auto const check = [&](auto const& source, KeptTokens<Table> const& kept) {
-    check_source_tables(source, compaction.num_sequences(), kept, "compress, keys", "compress, values");
-  };
-  if constexpr (is_layered<std::remove_cvref_t<decltype(transfer.source)>>) {
+/// Tables of tensors that are read must name places for what heads keep: where layers have layouts of their own, for
+/// what those layers' heads keep.
+/// @param tokens  of all layers; @param keys, values  where, in messages
+template <class Table, class Source>
+void check_tables_of_tokens(Compaction<Table> const& compaction, Source const& source, KeptTokens<Table> const& tokens,
+                            char const* keys, char const* values) {
+  if constexpr (is_layered<Source>) {
     for (std::int32_t layer = 0; layer < compaction.num_layers(); ++layer) {
       if (compaction.num_kv_heads(layer) == 0) continue;
-      check(transfer.source.layouts[static_cast<std::size_t>(layer)], KeptTokens(compaction, layer, layer + 1));
+      check_source_tables(layer_source(source, static_cast<std::size_t>(layer)), compaction.num_sequences(),
+                          KeptTokens(compaction, layer, layer + 1), keys, values);
     }
   } else {
-    check(transfer.source, tokens);
+    check_source_tables(source, compaction.num_sequences(), tokens, keys, values);
   }
 }
 

@@ -35,16 +35,8 @@ void check_transcoded_channels(Compaction<Table> const& compaction, PackedDestin
 template <class Table, class From, class To, class Registry>
 void check_transcoded(Compaction<Table> const& compaction, PackedDestination<From, Registry> const& from,
                       PackedDestination<To, Registry> const& to, char const* where) {
-  auto const check = [&]<class Form>(PackedDestination<Form, Registry> const& cache, char const* what) {
-    auto const layers = static_cast<std::size_t>(compaction.num_layers());
-    require(cache.capacities.size() == layers, what, {layers, " layers"}, {cache.capacities.size(), " layers"}, where);
-    auto const segments = static_cast<std::int64_t>(cache.segments.size());
-    require(segments == compaction.num_segments(), what, {compaction.num_segments(), " segments"},
-            {segments, " segments"}, where);
-    if constexpr (has_adjacent_rows<Form>) check_packed_rows(compaction, cache, what, where);
-  };
-  check(from, "source");
-  check(to, "destination");
+  check_planned_cache(compaction, from, "source", where);
+  check_planned_cache(compaction, to, "destination", where);
   check_transcoded_channels(compaction, from, to, where);
 }
 

@@ -48,6 +48,15 @@ void add_tiles(CacheSizes const& sizes, std::int32_t layer, std::int64_t rows, s
   }
 }
 
+/// Tiles of all heads, for rows that cost more to encode than to find.
+template <class = void>
+std::vector<Tile> head_tiles(CacheSizes const& sizes) {
+  constexpr std::int64_t rows = 64;
+  std::vector<Tile> tiles;
+  for (std::int32_t layer = 0; layer < sizes.num_layers(); ++layer) add_tiles(sizes, layer, rows, 1, tiles);
+  return tiles;
+}
+
 /// Whether a token's heads are closer together than a head's tokens.
 template <class Layout>
 bool heads_interleave(Layout const& layout, CacheSizes const& sizes, std::int32_t num_kv_heads) {

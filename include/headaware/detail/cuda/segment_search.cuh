@@ -4,15 +4,14 @@
 #include <headaware/detail/cuda/kernel.cuh>
 
 #include <cstdint>
-#include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// Finds the segment whose items (tiles, rows) include `item`, by one warp: a 32-way search.
 /// @param offsets  [segments] items before each segment
-template <class Offset>
-__device__ std::int64_t find_segment(Offset const* offsets, std::int64_t segments, std::type_identity_t<Offset> item) {
+template <class = void>
+__device__ std::int64_t find_segment(std::int64_t const* offsets, std::int64_t segments, std::int64_t item) {
   auto const lane = static_cast<std::int64_t>(threadIdx.x % warp_threads);
   std::int64_t first = 0;
   std::int64_t count = segments;

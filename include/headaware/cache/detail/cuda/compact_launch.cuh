@@ -111,7 +111,7 @@ inline std::int64_t rows_per_tile(std::int64_t max_rows, std::int64_t segments, 
   std::int64_t const most = std::clamp<std::int64_t>(tile_bytes / row_bytes, 8, max_tile_rows);
   std::int64_t const mean = (max_rows + segments - 1) / segments;
   std::int64_t const tiles = (mean + most - 1) / most;
-  return std::clamp<std::int64_t>(tiles == 0 ? 0 : (mean + tiles - 1) / tiles, 8, most);
+  return std::clamp<std::int64_t>((mean + tiles - 1) / tiles, 8, most);
 }
 
 /// @param offsets  [segments + 1] in temporary storage, for where the host has none on the device
@@ -197,12 +197,12 @@ auto make_in_place_plane(std::span<LayerKv<T> const> layers, LayoutOf const& lay
       });
 }
 
-/// @brief Blocks that share a segment in place: enough for the longest one, without many that have nothing to do.
-/// @param tensors  that are compacted
+/// Blocks that share a segment's keys, or its values, in place: enough for the longest one, without many that have
+/// nothing to do.
 template <class Table>
-std::int64_t in_place_parts(DeviceCompaction<Table> const& compaction, std::int64_t tensors) {
+std::int64_t in_place_parts(DeviceCompaction<Table> const& compaction) {
   constexpr std::int64_t most_blocks = 4096;  // some waves of any device
-  std::int64_t const most = std::max<std::int64_t>(1, most_blocks / (compaction.num_segments() * tensors));
+  std::int64_t const most = std::max<std::int64_t>(1, most_blocks / (2 * compaction.num_segments()));
   return std::clamp<std::int64_t>(compaction.max_kept / (2 * min_part_rows), 1, most);
 }
 
@@ -246,7 +246,7 @@ void compress_layers_in_place(DeviceCompaction<Table> const& compaction, std::sp
   using Values = std::remove_const_t<decltype(values)>;
   InPlaceParameters<Table, Keys, Values> const parameters{compaction, {keys, {values, {}}}, min_evicted};
   static_assert(sizeof(parameters) + sizeof(tensors) <= max_parameter_bytes);
-  dim3 const grid(static_cast<unsigned>(segments), 2, static_cast<unsigned>(in_place_parts(compaction, 2)));
+  dim3 const grid(static_cast<unsigned>(segments), 2, static_cast<unsigned>(in_place_parts(compaction)));
   launch(where, in_place_kernel<Table, Keys, Values>, grid, block_threads, 0, stream, parameters, tensors);
 }
 

@@ -3,7 +3,6 @@
 #include <headaware/cache/destination.hpp>
 #include <headaware/cache/detail/cuda/sizes_kernel.cuh>
 #include <headaware/cache/detail/cuda/tile_moves.cuh>
-#include <headaware/cache/rotation.hpp>
 #include <headaware/cache/segment.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/layer_kinds.cuh>

@@ -41,25 +41,25 @@ HEADAWARE_KERNEL void __launch_bounds__(sizes_threads, 1)
     std::int64_t const length = p.compaction.d_lengths[segment.sequence];
     if (length < 0 || length > p.compaction.max_length) {
       bad = true;
-      return RowsAndParts{0, 0};
+      return std::int64_t{0};
     }
     count_kept(p.compaction.table, length, segment);
     if constexpr (Form::needs_group) place_in_group(p.compaction.table, segment);
     bool const possible = segment.kept >= 0 && segment.kept <= length;
     if (!possible) segment.kept = 0;
     bad = bad || !possible || segment.kept > p.form.head_capacity(segment, capacities.layers[segment.layer]);
-    return RowsAndParts{segment.kept, 0};
+    return segment.kept;
   };
-  auto const write = [&](std::int64_t s, RowsAndParts before, RowsAndParts here) {
-    p.offsets[s] = before.rows;
-    if (p.compaction.d_kept != nullptr) p.compaction.d_kept[s] = static_cast<std::int32_t>(here.rows);
+  auto const write = [&](std::int64_t s, std::int64_t before, std::int64_t here) {
+    p.offsets[s] = before;
+    if (p.compaction.d_kept != nullptr) p.compaction.d_kept[s] = static_cast<std::int32_t>(here);
   };
-  RowsAndParts const all = scan_segments<sizes_threads>(segments, cut, write);
-  if (thread == 0) p.offsets[segments] = all.rows;
+  std::int64_t const all = scan_segments<sizes_threads>(segments, cut, write);
+  if (thread == 0) p.offsets[segments] = all;
   __syncthreads();
 
   // Layer by layer, now that all offsets stand: does the layer hold its rows, and its cu_seqlens.
-  bad = bad || all.rows > p.compaction.max_rows;
+  bad = bad || all > p.compaction.max_rows;
   auto const check_entry = [&](std::int64_t layer, std::int64_t first_segment, std::int64_t within, std::int64_t i) {
     std::int64_t const rows = p.offsets[first_segment + within] - p.offsets[first_segment];
     if constexpr (std::is_same_v<Form, RaggedForm>) bad = bad || rows > capacities.layers[layer].rows;
