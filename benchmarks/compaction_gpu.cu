@@ -5,7 +5,6 @@
 
 #include <benchmark/benchmark.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -20,18 +19,19 @@ using bench::Model;
 constexpr cudaStream_t stream = nullptr;
 
 /// Kept by all benchmarks that need it; freed before those in place, which have caches of their own.
-std::unique_ptr<Model>& model() {
-  static std::unique_ptr<Model> instance;
-  if (instance == nullptr) {
-    instance = std::make_unique<Model>(
-        bench::options().reduced ? bench::ModelSize{.num_layers = 2, .tokens = 96, .window = 60} : bench::ModelSize{});
-  }
-  return instance;
+std::unique_ptr<Model> kept_model;
+
+bench::ModelSize model_size() {
+  return bench::options().reduced ? bench::ModelSize{.num_layers = 2, .tokens = 96, .window = 60} : bench::ModelSize{};
+}
+Model const& model() {
+  if (kept_model == nullptr) kept_model = std::make_unique<Model>(model_size());
+  return *kept_model;
 }
 
 /// @param planned  whether the host has copied the sizes to the device
 void compaction(benchmark::State& state, ha::StridedLayout const& source, bool planned) {
-  Model const& m = *model();
+  Model const& m = model();
   auto d_compaction = m.device_compaction();
   if (planned) d_compaction.d_offsets = m.d_offsets.data();
   auto const kept = m.kept();
@@ -45,7 +45,7 @@ void compaction(benchmark::State& state, ha::StridedLayout const& source, bool p
 
 /// Sinks and windows of all heads of a layer, a two-dimensional copy each.
 void copies_by_layer(benchmark::State& state) {
-  Model const& m = *model();
+  Model const& m = model();
   constexpr std::size_t row = Model::head_dim * sizeof(std::uint16_t);
   constexpr auto sinks = static_cast<std::size_t>(Model::sink);
   auto const tokens = static_cast<std::size_t>(m.size.tokens);
@@ -70,7 +70,7 @@ void copies_by_layer(benchmark::State& state) {
 /// @param windows  [KV heads] of every layer, after 4 sinks
 void in_place(benchmark::State& state, std::int32_t num_layers, std::int32_t tokens,
               std::vector<std::int32_t> const& windows) {
-  model().reset();
+  kept_model.reset();
   auto const num_kv_heads = static_cast<std::int32_t>(windows.size());
   ha::PolicyTable table(num_layers, num_kv_heads);
   std::int64_t moved_rows = 0;
@@ -103,7 +103,8 @@ void in_place(benchmark::State& state, std::int32_t num_layers, std::int32_t tok
 
 void register_all() {
   bool const reduced = bench::options().reduced;
-  std::int32_t const tokens = reduced ? 96 : bench::ModelSize{}.tokens;
+  bench::ModelSize const size = model_size();
+  std::int32_t const tokens = size.tokens;
   constexpr std::int64_t memory = std::int64_t{3} << 29;  // the model and what is kept of it
   for (bool const planned : {false, true}) {
     std::string const name = planned ? "compress_planned" : "compress";
@@ -116,9 +117,7 @@ void register_all() {
   }
   bench::add("copies_by_layer/bhsd", memory, copies_by_layer);
   bench::add("compress_in_place/even", memory, [=](benchmark::State& state) {
-    std::int32_t const window = reduced ? 60 : bench::ModelSize{}.window;
-    in_place(state, reduced ? 2 : bench::ModelSize{}.num_layers, tokens,
-             std::vector<std::int32_t>(Model::num_kv_heads, window));
+    in_place(state, size.num_layers, tokens, std::vector<std::int32_t>(Model::num_kv_heads, size.window));
   });
   // One head that keeps nearly all of 32,768 tokens, beside seven that keep few.
   bench::add("compress_in_place/one_long_head", memory, [=](benchmark::State& state) {

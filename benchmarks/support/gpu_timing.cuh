@@ -125,23 +125,19 @@ class Timer {
 };
 
 /// Of the whole program, made when it is first needed.
-inline std::unique_ptr<Timer>& timer() {
-  static std::unique_ptr<Timer> instance;
-  if (instance == nullptr) instance = std::make_unique<Timer>();
-  return instance;
+inline std::unique_ptr<Timer> kept_timer;
+inline Timer& timer() {
+  if (kept_timer == nullptr) kept_timer = std::make_unique<Timer>();
+  return *kept_timer;
 }
 
 /// @brief Reports the median time of `work`, the bytes that it reads and writes, and the time of a copy of as many.
 /// @param bytes  read and written, the least that the work can do with
 template <class Work>
 void timed(benchmark::State& state, cudaStream_t stream, std::int64_t bytes, Work const& work) {
-  double seconds = 0;
-  for (auto _ : state) {
-    seconds = timer()->median(stream, work);
-    state.SetIterationTime(seconds);
-  }
+  for (auto _ : state) state.SetIterationTime(timer().median(stream, work));
   state.counters["moved_bytes"] = static_cast<double>(bytes);
-  state.counters["copy_us"] = 1e6 * timer()->copy(stream, bytes);
+  state.counters["copy_us"] = 1e6 * timer().copy(stream, bytes);
 }
 
 /// Whether a benchmark may begin that needs so much device memory; if not, it says why.
@@ -162,11 +158,11 @@ inline bool can_begin(benchmark::State& state, std::int64_t device_bytes) {
 /// Registers a benchmark that calls `body(state)` once.
 /// @param device_bytes  that it needs at most
 template <class Body>
-benchmark::internal::Benchmark* add(std::string const& name, std::int64_t device_bytes, Body const& body) {
-  return benchmark::RegisterBenchmark(name.c_str(),
-                                      [=](benchmark::State& state) {
-                                        if (can_begin(state, device_bytes)) body(state);
-                                      })
+void add(std::string const& name, std::int64_t device_bytes, Body const& body) {
+  benchmark::RegisterBenchmark(name.c_str(),
+                               [=](benchmark::State& state) {
+                                 if (can_begin(state, device_bytes)) body(state);
+                               })
       ->Iterations(1)
       ->UseManualTime()
       ->Unit(benchmark::kMicrosecond);
@@ -225,7 +221,7 @@ int run(int argc, char** argv, Register const& register_all) {
   register_all();
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
-  timer().reset();  // while there still is a device
+  kept_timer.reset();  // while there still is a device
   return 0;
 }
 
