@@ -57,6 +57,30 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
+/// A captured call, `call(stream)`, replayed.
+class Graph {
+ public:
+  template <class Call>
+  Graph(cudaStream_t stream, Call const& call) {
+    cudaGraph_t graph = nullptr;
+    REQUIRE_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    REQUIRE_CUDA(call(stream));
+    REQUIRE_CUDA(cudaStreamEndCapture(stream, &graph));
+    REQUIRE_CUDA(cudaGraphInstantiate(&executable_, graph, 0));
+    REQUIRE_CUDA(cudaGraphDestroy(graph));
+  }
+  Graph(Graph const&) = delete;
+  Graph& operator=(Graph const&) = delete;
+  ~Graph() { cudaGraphExecDestroy(executable_); }
+  void replay(cudaStream_t stream) const {
+    REQUIRE_CUDA(cudaGraphLaunch(executable_, stream));
+    REQUIRE_CUDA(cudaStreamSynchronize(stream));
+  }
+
+ private:
+  cudaGraphExec_t executable_ = nullptr;
+};
+
 /// The source's tensors on the device; `shift` moves their base by so many elements off its alignment.
 template <class T, class Source>
 struct DeviceSource {

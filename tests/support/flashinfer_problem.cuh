@@ -23,7 +23,7 @@
 #include <numbers>
 #include <optional>
 #include <string>
-#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace headaware_test {
@@ -142,11 +142,10 @@ struct FlashInferProblem {
                        random_elements<Element>(std::int64_t{length} * shape.head_dim, seed + 1),
                        {}});
       HeldRows<Element> held;
-      for (std::int32_t t = 0; t < length; ++t) {
-        if (!table.visit(0, s % heads, [&](auto const& policy) { return policy.keeps(t, length); })) continue;
-        held.positions.push_back(t);
+      for (std::int64_t const t : kept_tokens(table, 0, 0, s % heads, length)) {
+        held.positions.push_back(static_cast<std::int32_t>(t));
         auto const copy = [&](std::vector<Element>& to, std::vector<Element> const& from) {
-          auto const row = from.begin() + std::ptrdiff_t{t} * shape.head_dim;
+          auto const row = from.begin() + static_cast<std::ptrdiff_t>(t) * shape.head_dim;
           to.insert(to.end(), row, row + shape.head_dim);
         };
         copy(held.keys, texts.back().keys);

@@ -228,12 +228,7 @@ TEST_CASE("tensor cores: a captured step reads the lengths of its replay, far be
   };
   REQUIRE_CUDA(call(nullptr));
   DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{0xEE}));
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t exec = nullptr;
-  REQUIRE_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  REQUIRE_CUDA(call(temp.data()));
-  REQUIRE_CUDA(cudaStreamEndCapture(stream, &graph));
-  REQUIRE_CUDA(cudaGraphInstantiate(&exec, graph, 0));
+  Graph const graph(stream, [&](cudaStream_t) { return call(temp.data()); });
   for (auto const& [first, end] : {std::pair{3000, 5000}, std::pair{0, 0}, std::pair{1, 4000}, std::pair{128, 256}}) {
     std::vector<std::int32_t> const offsets{0, first, end};
     REQUIRE_CUDA(cudaMemcpy(d_offsets.data(), offsets.data(), 12, cudaMemcpyHostToDevice));
@@ -244,10 +239,7 @@ TEST_CASE("tensor cores: a captured step reads the lengths of its replay, far be
       };
       now.segments[s] = {part(keys), part(values), std::vector<std::int32_t>(at(offsets[s + 1] - offsets[s]))};
     }
-    REQUIRE_CUDA(cudaGraphLaunch(exec, stream));
-    REQUIRE_CUDA(cudaStreamSynchronize(stream));
+    graph.replay(stream);
     check_attended(d_output.host(), d_lse.host(), naive_attention(now));
   }
-  REQUIRE_CUDA(cudaGraphExecDestroy(exec));
-  REQUIRE_CUDA(cudaGraphDestroy(graph));
 }

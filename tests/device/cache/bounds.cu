@@ -24,30 +24,6 @@ class ExactStorage {
   void* data_ = nullptr;
 };
 
-/// A captured call, replayed.
-class Graph {
- public:
-  template <class Call>
-  Graph(cudaStream_t stream, Call const& call) {
-    cudaGraph_t graph = nullptr;
-    REQUIRE_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-    REQUIRE_CUDA(call(stream));
-    REQUIRE_CUDA(cudaStreamEndCapture(stream, &graph));
-    REQUIRE_CUDA(cudaGraphInstantiate(&executable_, graph, 0));
-    REQUIRE_CUDA(cudaGraphDestroy(graph));
-  }
-  Graph(Graph const&) = delete;
-  Graph& operator=(Graph const&) = delete;
-  ~Graph() { cudaGraphExecDestroy(executable_); }
-  void replay(cudaStream_t stream) const {
-    REQUIRE_CUDA(cudaGraphLaunch(executable_, stream));
-    REQUIRE_CUDA(cudaStreamSynchronize(stream));
-  }
-
- private:
-  cudaGraphExec_t executable_ = nullptr;
-};
-
 void set_lengths(DeviceVector<std::int32_t> const& d_lengths, std::vector<std::int32_t> const& lengths) {
   REQUIRE_CUDA(
       cudaMemcpy(d_lengths.data(), lengths.data(), lengths.size() * sizeof(lengths[0]), cudaMemcpyHostToDevice));

@@ -1,5 +1,6 @@
 // Rows that engines have encoded go into packed caches and back on the device: every byte is the CPU's, gaps included.
 
+#include "support/device_arena.cuh"
 #include "support/device_cache.cuh"
 #include "support/engine_rows.hpp"
 
@@ -60,11 +61,11 @@ void check_both_ways(EngineProblem& p, std::int64_t shift, ha::PackedDestination
   DeviceTensors const source(p.keys, p.values, shift);
   ha::EngineRowsPlan const plan(compaction, on_device);
   DeviceVector<std::byte> const d_plan(std::vector<std::byte>(plan.bytes().begin(), plan.bytes().end()));
-  DeviceVector<std::byte> const d_table(std::vector<std::byte>(p.table.bytes().begin(), p.table.bytes().end()));
+  DeviceTable const d_table(p.table);
   DeviceVector<std::int32_t> const d_lengths(p.lengths);
   auto const cache = on_device.with_buffer(d_units.data());
-  REQUIRE_CUDA(ha::device::import_rows(compaction.on_device(p.table.view_at(d_table.data()), d_lengths.data()), plan,
-                                       d_plan.data(), source.layers<std::byte const>(), p.layouts(), cache, nullptr));
+  REQUIRE_CUDA(ha::device::import_rows(compaction.on_device(d_table.view(), d_lengths.data()), plan, d_plan.data(),
+                                       source.layers<std::byte const>(), p.layouts(), cache, nullptr));
   REQUIRE_CUDA(cudaDeviceSynchronize());
   CHECK(d_units.host() == units);
 
@@ -114,9 +115,9 @@ TEST_CASE("a device refuses engines' rows that are not the formats'", "[cache]")
   DeviceTensors const source(p.keys, p.values, 0);
   ha::EngineRowsPlan const plan(compaction, planned);
   DeviceVector<std::byte> const d_plan(std::vector<std::byte>(plan.bytes().begin(), plan.bytes().end()));
-  DeviceVector<std::byte> const d_table(std::vector<std::byte>(p.table.bytes().begin(), p.table.bytes().end()));
+  DeviceTable const d_table(p.table);
   DeviceVector<std::int32_t> const d_lengths(p.lengths);
-  auto const d_compaction = compaction.on_device(p.table.view_at(d_table.data()), d_lengths.data());
+  auto const d_compaction = compaction.on_device(d_table.view(), d_lengths.data());
   auto const layers = source.layers<std::byte>();
   auto const good = p.layouts();
   auto const refused = [&](void const* at_plan, auto const& of, auto const& layouts, auto const& to, char const* why) {

@@ -5,6 +5,7 @@
 
 #include "support/catch.hpp"
 #include "support/errors.hpp"
+#include "support/reference_cache.hpp"
 
 #include <headaware/attention/attend.hpp>
 #include <headaware/attention/dense_views.hpp>
@@ -35,16 +36,6 @@ std::vector<std::uint32_t> words_of(Bytes const& row, std::int64_t words) {
   return result;
 }
 
-std::vector<std::int64_t> kept_tokens(ha::PolicyTable const& table, ha::Segment const& segment) {
-  std::vector<std::int64_t> tokens;
-  for (std::int64_t t = 0; t < segment.length; ++t) {
-    if (table.visit(segment.layer, segment.kv_head, [&](auto const& p) { return p.keeps(t, segment.length); })) {
-      tokens.push_back(t);
-    }
-  }
-  return tokens;
-}
-
 /// Takes an engine's rows into a form of cache, compares every word, and writes them into tensors of another kind.
 template <class Form>
 void check_both_ways(EngineProblem& p, ha::PackedDestination<Form> const& planned) {
@@ -69,7 +60,7 @@ void check_both_ways(EngineProblem& p, ha::PackedDestination<Form> const& planne
     auto const l = at(segment.layer);
     auto const& packed = cache.segments[at(s)];
     auto const rows = cache.form.rows(segment, cache.capacities[l]);
-    auto const tokens = kept_tokens(p.table, segment);
+    auto const tokens = kept_tokens(p.table, segment.layer, 0, segment.kv_head, segment.length);
     REQUIRE(static_cast<std::int64_t>(tokens.size()) == segment.kept);
     for (std::int64_t row = 0; row < 13; ++row) {
       auto const written = [&](Bytes const& tensor, ha::StridedLayout const& layout) {
