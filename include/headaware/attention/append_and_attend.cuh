@@ -91,7 +91,6 @@ cudaError_t append_and_attend(void* d_temp, std::size_t& temp_bytes, AttentionSh
                           : detail::counters_of(step.slots, step.state, step.d_counts, max_count, step.options.advance),
         {detail::element_pointer(step.tokens.keys), detail::element_pointer(step.tokens.values), cache_keys,
          cache_values, keys_layout, values_layout},
-        max_count,
         layer,
         step.rotation};
     bool const launched = detail::attend_mma(

@@ -50,16 +50,18 @@ __device__ inline void sign_counters(AppendCounters const& counters) {
   sign_ticket(reinterpret_cast<SmallTicket*>(counters.ticket), counters.signature);
 }
 
-/// Counts the new tokens of all sequences. By all threads of one block, after all blocks have read the lengths
+/// Says which sequences are refused, and counts the new tokens of the others if counters advance. By all threads of one
+/// block, after all blocks have read the lengths
 __device__ inline void advance_lengths(AppendCounters const& counters) {
   for (auto b = static_cast<std::int32_t>(threadIdx.x); b < counters.num_sequences;
        b += static_cast<std::int32_t>(blockDim.x)) {
-    std::int32_t const length = counters.advance_lengths[b];
+    std::int32_t const length = counters.lengths[b];
     std::int64_t const count = counters.count(b);
     if (!counters.takes(length, count)) {
       if (counters.status != nullptr) *counters.status = 1;
       continue;
     }
+    if (counters.ticket == nullptr) continue;
     auto const now = static_cast<std::int32_t>(length + count);
     counters.advance_lengths[b] = now;
     counters.advance_high_water[b] = max(counters.advance_high_water[b], now);

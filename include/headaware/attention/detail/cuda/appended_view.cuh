@@ -11,7 +11,6 @@
 #include <headaware/detail/cuda/append_counters.cuh>
 
 #include <cstdint>
-#include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
@@ -32,28 +31,18 @@ struct NewRows {
 
 /// Rows of one head of one sequence after an append that is under way.
 template <class News>
-struct AppendedRows {
-  RollingRows kept;
+struct AppendedRows : RollingRows {
   News const* news;
   std::int32_t length;  ///< tokens before the append
   std::int32_t sequence;
   std::int32_t kv_head;
 
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t rows() const { return kept.rows(); }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t row, std::int64_t channels) const {
-    return kept.offset(row, channels);
-  }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const { return kept.position(row); }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE bool sees(std::int64_t position, std::int64_t query) const {
-    return kept.sees(position, query);
-  }
   [[nodiscard]] HEADAWARE_HOST_DEVICE bool is_new(std::int64_t position) const {
     return position >= length && position != no_position;
   }
-  /// Where a row's channels lie, if not in the cache.
+  /// Where the channels of a row lie, if not in the cache. @param at  its position
   template <class T>
-  __device__ void redirect(std::int64_t row, T const*& keys, T const*& values) const {
-    std::int64_t const at = position(row);
+  __device__ void redirect(std::int64_t at, T const*& keys, T const*& values) const {
     if (!is_new(at)) return;
     keys = news->keys + news->key_layout.offset(sequence, kv_head, at - length, 0);
     values = news->values + news->value_layout.offset(sequence, kv_head, at - length, 0);
@@ -68,7 +57,6 @@ struct AppendedView {
   RollingSlotsView slots;
   AppendCounters counters;
   News news;
-  std::int64_t query_tokens;
   std::int32_t layer;
   Rotation rotation;
 
@@ -81,11 +69,9 @@ struct AppendedView {
     std::int64_t const before = length(sequence);
     std::int64_t count = counters.count(sequence);
     if (!counters.takes(before, count)) count = 0;
-    std::int64_t const queries = count < 1 ? 1 : count < query_tokens ? count : query_tokens;
-    return {RollingRows::of(of, sequence, of.rule.range_of_queries(before + count, queries)), &news,
+    return {RollingRows::of(of, sequence, of.rule.range_of_queries(before + count, count < 1 ? 1 : count)), &news,
             static_cast<std::int32_t>(before), static_cast<std::int32_t>(sequence), static_cast<std::int32_t>(kv_head)};
   }
-  [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return channels; }
 };
 
 template <class Rows>

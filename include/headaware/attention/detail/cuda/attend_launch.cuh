@@ -134,27 +134,19 @@ void attend_elements(void* d_temp, std::size_t& temp_bytes, AttentionShape const
                      AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
                      AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
                      AttentionOptions const& options, cudaStream_t stream) {
+  auto const plain = [&](void* temp, std::size_t& bytes) {
+    attend_plain(temp, bytes, shape, queries, cache, output, bounds, options, stream);
+  };
   if constexpr (!is_latent<Cache> && is_mma_element<typename CacheTypes<Cache>::Element>) {
     if (mma_channels(shape)) {
-      // Storage suffices for both: alignment and device may be others when the kernels run.
-      std::size_t plain_bytes = 0;
-      std::size_t mma_bytes = 0;
-      attend_plain(nullptr, plain_bytes, shape, queries, cache, output, bounds, options, stream);
-      attend_mma(nullptr, mma_bytes, shape, queries, cache, output, bounds, options, stream);
-      std::size_t const needed = std::max(plain_bytes, mma_bytes);
-      if (d_temp == nullptr) {
-        temp_bytes = needed;
-        return;
-      }
-      require(temp_bytes >= needed, "temporary storage in bytes", needed, temp_bytes, "attend");
-      if (wide_rows(cache.keys, cache.view, shape.head_dim) &&
-          wide_rows(cache.values, cache.view, shape.output_dim()) &&
-          attend_mma(d_temp, temp_bytes, shape, queries, cache, output, bounds, options, stream)) {
-        return;
-      }
+      bool const wide =
+          wide_rows(cache.keys, cache.view, shape.head_dim) && wide_rows(cache.values, cache.view, shape.output_dim());
+      return attend_by_either(d_temp, temp_bytes, wide, plain, [&](void* temp, std::size_t& bytes) {
+        return attend_mma(temp, bytes, shape, queries, cache, output, bounds, options, stream);
+      });
     }
   }
-  attend_plain(d_temp, temp_bytes, shape, queries, cache, output, bounds, options, stream);
+  plain(d_temp, temp_bytes);
 }
 
 }  // namespace detail

@@ -88,23 +88,17 @@ void attend_coded(void* d_temp, std::size_t& temp_bytes, AttentionShape const& s
                   AttentionQueries<Q, QLayout> const& queries, PackedCache<Registry, View> const& cache,
                   AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
                   AttentionOptions const& options, cudaStream_t stream) {
+  auto const plain = [&](void* temp, std::size_t& bytes) {
+    attend_coded_plain(temp, bytes, shape, queries, cache, output, bounds, options, stream);
+  };
   if constexpr (MmaFormats<Registry>::known) {
     if (mma_channels(shape)) {
-      // Storage suffices for both: the device may be another when the kernels run.
-      std::size_t plain_bytes = 0;
-      std::size_t mma_bytes = 0;
-      attend_coded_plain(nullptr, plain_bytes, shape, queries, cache, output, bounds, options, stream);
-      attend_mma(nullptr, mma_bytes, shape, queries, cache, output, bounds, options, stream);
-      std::size_t const needed = std::max(plain_bytes, mma_bytes);
-      if (d_temp == nullptr) {
-        temp_bytes = needed;
-        return;
-      }
-      require(temp_bytes >= needed, "temporary storage in bytes", needed, temp_bytes, "attend");
-      if (attend_mma(d_temp, temp_bytes, shape, queries, cache, output, bounds, options, stream)) return;
+      return attend_by_either(d_temp, temp_bytes, true, plain, [&](void* temp, std::size_t& bytes) {
+        return attend_mma(temp, bytes, shape, queries, cache, output, bounds, options, stream);
+      });
     }
   }
-  attend_coded_plain(d_temp, temp_bytes, shape, queries, cache, output, bounds, options, stream);
+  plain(d_temp, temp_bytes);
 }
 
 }  // namespace detail

@@ -54,14 +54,14 @@ class CodedRing : public MmaTiles<P, Rows> {
       : Tiles(p, rows, mask, tile, end, 0) {
     auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
     units_ = rows.codes->units;
-    pitch_ = CodedRowSizes<typename P::Registry>::pitch(units_);
-    stage_bytes_ = static_cast<std::uint32_t>(mma_rows * (pitch_ + (mask.masked ? 8 : 0)));
+    std::int32_t const pitch = CodedRowSizes<typename P::Registry>::pitch(units_);
+    stage_bytes_ = static_cast<std::uint32_t>(mma_rows * (pitch + (mask.masked ? 8 : 0)));
     this->stages_ =
         min(P::most_stages, (p.stages * P::stage_bytes - P::after_ring) / static_cast<std::int32_t>(stage_bytes_));
     rows_at_ = p.cache.rows + rows.codes->shift;
     upper_ = lane / mma_rows;
-    own_ = shared_address(memory) + static_cast<std::uint32_t>(lane % mma_rows * pitch_);
-    position_at_ = shared_address(memory) + static_cast<std::uint32_t>(mma_rows * pitch_ + lane % mma_rows * 8);
+    own_ = shared_address(memory) + static_cast<std::uint32_t>(lane % mma_rows * pitch);
+    position_at_ = shared_address(memory) + static_cast<std::uint32_t>(mma_rows * pitch + lane % mma_rows * 8);
     hold(units_);
     hold(this->stages_);
     hold(rows_at_);
@@ -104,7 +104,6 @@ class CodedRing : public MmaTiles<P, Rows> {
 
   RowUnit const* rows_at_;
   std::int32_t units_;  ///< of a row
-  std::int32_t pitch_;
   std::int32_t upper_;  ///< of the two lanes of a row
   std::uint32_t stage_bytes_;
   std::uint32_t own_;  ///< shared, the lane's row

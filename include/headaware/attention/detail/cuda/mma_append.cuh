@@ -54,7 +54,7 @@ __device__ void take_new_rows(P const& p, MmaJob const& job, Rows const& rows, u
       __syncwarp();
     }
     if (job.first_query != 0) continue;
-    std::int64_t const of_head = rows.kept.tokens.kept_before(at);
+    std::int64_t const of_head = rows.tokens.kept_before(at);
     auto const key_channels = static_cast<std::int32_t>(p.shape.head_dim);
     auto const value_channels = static_cast<std::int32_t>(p.shape.output_dim());
     store_row(p.cache.view.news.cache_keys + rows.offset(of_head, key_channels), key, key_channels);
@@ -67,17 +67,14 @@ __device__ void take_new_rows(P const& p, MmaJob const& job, Rows const& rows, u
 template <class P>
 __device__ void finish_append(P const& p) {
   AppendCounters const& counters = p.cache.view.counters;
-  if (counters.ticket == nullptr) {
-    if (counters.status == nullptr || blockIdx.x != 0) return;
-    for (auto b = static_cast<std::int32_t>(threadIdx.x); b < counters.num_sequences;
-         b += static_cast<std::int32_t>(blockDim.x)) {
-      if (!counters.takes(counters.lengths[b], counters.count(b))) *counters.status = 1;
-    }
+  if (counters.ticket != nullptr) {
+    SignedTicket* const ticket = p.arrays.tickets + 4 * gridDim.x;
+    if (threadIdx.x == 0) sign_ticket(ticket, p.arrays.signature);
+    if (!is_last_block(ticket, p.arrays.signature, gridDim.x)) return;
+  } else if (counters.status == nullptr || blockIdx.x != 0) {
     return;
   }
-  SignedTicket* const ticket = p.arrays.tickets + 4 * gridDim.x;
-  if (threadIdx.x == 0) sign_ticket(ticket, p.arrays.signature);
-  if (is_last_block(ticket, p.arrays.signature, gridDim.x)) advance_lengths(counters);
+  advance_lengths(counters);
 }
 
 }  // namespace detail

@@ -173,8 +173,9 @@ class MmaRing : public MmaTiles<P, Rows> {
       auto const* keys = keys_ + key;
       auto const* values = values_ + value;
       if constexpr (has_new_rows<Rows>) {
-        this->rows_.redirect(row, keys, values);
-        this->position_ = this->row_ <= this->last_ ? this->rows_.position(this->row_) : no_position;
+        std::int64_t const at = this->rows_.position(row);
+        this->rows_.redirect(at, keys, values);
+        this->position_ = this->row_ <= this->last_ ? at : no_position;
       }
       store_shared_pointers(own_ + stage, keys, values);
       if (this->masked_ || has_new_rows<Rows>) store_shared_number(own_ + stage - P::value_offset, this->position_);

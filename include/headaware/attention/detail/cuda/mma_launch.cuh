@@ -123,5 +123,25 @@ bool attend_mma(void* d_temp, std::size_t& temp_bytes, AttentionShape const& sha
   return shape.query_rows() <= 8 ? launch.template operator()<8, 1>() : launch.template operator()<8, 2>();
 }
 
+/// Attention on tensor cores, or else on plain float units: storage suffices for both, as alignment and device may be
+/// others when the kernels run.
+/// @param wide   whether rows allow 16-byte loads
+/// @param plain  (d_temp, temp_bytes); @param mma  likewise, returns as `launch_mma`
+template <class Plain, class Mma>
+void attend_by_either(void* d_temp, std::size_t& temp_bytes, bool wide, Plain const& plain, Mma const& mma) {
+  std::size_t plain_bytes = 0;
+  std::size_t mma_bytes = 0;
+  plain(nullptr, plain_bytes);
+  mma(nullptr, mma_bytes);
+  std::size_t const needed = std::max(plain_bytes, mma_bytes);
+  if (d_temp == nullptr) {
+    temp_bytes = needed;
+    return;
+  }
+  require(temp_bytes >= needed, "temporary storage in bytes", needed, temp_bytes, "attend");
+  if (wide && mma(d_temp, temp_bytes)) return;
+  plain(d_temp, temp_bytes);
+}
+
 }  // namespace detail
 HEADAWARE_NAMESPACE_END
