@@ -312,7 +312,7 @@ TEST_CASE("append and attend: keys and queries are turned to their positions ins
       REQUIRE(near(fused.output, separate.output, 4e-3));
     }
     // The turn is not nothing.
-    REQUIRE(!first_difference(fused.keys.host(), separate.keys.host()) == "");
+    REQUIRE(first_difference(fused.keys.host(), separate.keys.host()) != "");
   }
 }
 
