@@ -1,9 +1,10 @@
-// The kernels that encode rows, instantiated for tests/device_code/spills.cmake.
+// The kernels that encode rows, or decode and encode them, instantiated for tests/device_code/spills.cmake.
 
 #include <headaware/cache/engine_rows.cuh>
 #include <headaware/cache/pack.cuh>
 #include <headaware/cache/packed_pages.cuh>
 #include <headaware/cache/packed_rolling.cuh>
+#include <headaware/cache/transcode.cuh>
 #include <headaware/layout/strided.hpp>
 #include <headaware/policy/table.hpp>
 
@@ -37,6 +38,9 @@ template cudaError_t ha::device::copy_sequences(ha::RollingSlotsView const&, ha:
                                                 std::span<ha::SequenceCopy const>,
                                                 ha::PackedDestination<ha::RollingSlotsView> const&,
                                                 ha::PackedSegment<Formats> const*, cudaStream_t);
+template cudaError_t ha::device::transcode(ha::TranscodePlan<> const&, void const*,
+                                           ha::PackedDestination<ha::RaggedForm> const&,
+                                           ha::PackedDestination<ha::RollingSlotsView> const&, cudaStream_t);
 template cudaError_t ha::device::import_rows(ha::DeviceCompaction<Table> const&, ha::EngineRowsPlan const&, void const*,
                                              std::vector<ha::LayerKv<std::byte const>> const&, ha::StridedLayout const&,
                                              ha::PackedDestination<ha::RaggedForm> const&, cudaStream_t);

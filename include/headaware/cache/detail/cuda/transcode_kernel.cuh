@@ -48,9 +48,9 @@ struct TranscodeParameters {
 
 /// Writes channels [first, first + chunk) of a key or a value in another format.
 template <class Registry>
-__device__ void transcode_chunk(AnyFormat<Registry> const& from, std::uint32_t const* words,
-                                AnyFormat<Registry> const& to, std::uint32_t* out, bool same, std::int64_t channels,
-                                std::int64_t first) {
+__device__ __forceinline__ void transcode_chunk(AnyFormat<Registry> const& from, std::uint32_t const* words,
+                                                AnyFormat<Registry> const& to, std::uint32_t* out, bool same,
+                                                std::int64_t channels, std::int64_t first) {
   constexpr std::int32_t chunk = TranscodeChunk<Registry>::channels;
   if (same) {
     from.visit([&]<class Format>(Format const&) {
@@ -104,13 +104,13 @@ HEADAWARE_KERNEL void __launch_bounds__(pack_threads) transcode_kernel(Parameter
   std::uint32_t* const out = (p.to[segment.layer] + unit(p.to_form, segment.to))->words;
   auto const& from = segment.from.formats;
   auto const& to = segment.to.formats;
-  if (index < p.key_chunks) {
-    transcode_chunk(from.key, words, to.key, out, segment.same_key, p.channels.head_dim, std::int64_t{index} * chunk);
-  } else {
-    transcode_chunk(from.value, words + from.key_words(p.channels.head_dim), to.value,
-                    out + to.key_words(p.channels.head_dim), segment.same_value, p.channels.value_dim,
-                    std::int64_t{index - p.key_chunks} * chunk);
-  }
+  // One call, which is inlined: calls save registers on the stack.
+  bool const is_key = index < p.key_chunks;
+  RowChannels const channels = p.channels;
+  transcode_chunk(is_key ? from.key : from.value, words + (is_key ? 0 : from.key_words(channels.head_dim)),
+                  is_key ? to.key : to.value, out + (is_key ? 0 : to.key_words(channels.head_dim)),
+                  is_key ? segment.same_key : segment.same_value, is_key ? channels.head_dim : channels.value_dim,
+                  std::int64_t{is_key ? index : index - p.key_chunks} * chunk);
   if (index == p.row_chunks - 1) clear_row_end(to, p.channels, segment.to.units, out);
 }
 
