@@ -39,7 +39,7 @@ template cudaError_t ha::device::copy_sequences(ha::RollingSlotsView const&, ha:
                                                 ha::PackedDestination<ha::RollingSlotsView> const&,
                                                 ha::PackedSegment<Formats> const*, cudaStream_t);
 template cudaError_t ha::device::transcode(ha::TranscodePlan<> const&, void const*,
-                                           ha::PackedDestination<ha::RaggedForm> const&,
+                                           ha::PackedDestination<ha::HeadPagesForm> const&,
                                            ha::PackedDestination<ha::RollingSlotsView> const&, cudaStream_t);
 template cudaError_t ha::device::import_rows(ha::DeviceCompaction<Table> const&, ha::EngineRowsPlan const&, void const*,
                                              std::vector<ha::LayerKv<std::byte const>> const&, ha::StridedLayout const&,

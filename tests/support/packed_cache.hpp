@@ -7,6 +7,7 @@
 #include "support/kept_rows.hpp"
 
 #include <headaware/cache/pack.hpp>
+#include <headaware/cache/packed_pages.hpp>
 #include <headaware/layout/strided.hpp>
 #include <headaware/policy/prune.hpp>
 #include <headaware/policy/sink_window.hpp>
@@ -147,5 +148,36 @@ void rotate_rows(std::vector<float>& tensor, Layout const& layout, ha::Attention
     }
   }
 }
+
+/// Pages of single heads with room for a problem's sequences, in formats of their own.
+template <class T>
+struct PackedHeadPages {
+  static constexpr std::int32_t slack = 3;
+
+  ha::PackedPages<> cache;
+  ha::PagedHeads pages;
+  ha::PageStep step;  ///< that has made the room
+
+  PackedHeadPages(PackedProblem<T> const& p, ha::FormatTable const& formats)
+      : cache(ha::packed_pages(formats, static_cast<std::int32_t>(p.lengths.size()), 40, p.head_dim, p.value_dim)),
+        pages(p.table, shape()),
+        step(pages.append(p.lengths)) {}
+  [[nodiscard]] ha::PagedHeadsShape shape() const {
+    ha::PagedHeadsShape result;
+    result.num_sequences = cache.num_sequences;
+    result.num_pages = 2000;
+    result.limits = {.max_tokens = 128, .slack = slack};
+    result.head_page_sizes = cache.page_sizes;
+    return result;
+  }
+  /// As `transcode` takes it, without a pool.
+  [[nodiscard]] ha::PackedDestination<ha::HeadPagesForm> rows() const {
+    return ha::packed_head_pages(pages, pages.view(), cache);
+  }
+  /// Writes the problem's tokens. @param pool  [rows().total_units()]
+  void fill(PackedProblem<T> const& p, ha::RowUnit* pool) const {
+    ha::append(pages, step, p.layers, p.source(), cache.with_pool(pool));
+  }
+};
 
 }  // namespace headaware_test

@@ -13,10 +13,14 @@
 #include <headaware/cache/paged_append.hpp>
 #include <headaware/cache/paged_head.hpp>
 #include <headaware/cache/paged_heads.hpp>
+#include <headaware/cache/rolling_state.hpp>
+#include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
 #include <headaware/error.hpp>
 #include <headaware/format/table.hpp>
+#include <headaware/policy/rolling_policy.hpp>
+#include <headaware/policy/window_rule.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -108,13 +112,59 @@ template <class Registry>
   return result;
 }
 
+/// @brief Pages of single heads as a form of packed caches, made by `packed_head_pages`: what `transcode` reads and
+/// writes. A segment's rows are the sinks of its head and as many of its newest tokens as are kept beside them, of
+/// which the pages may hold more than the head's window. Borrows tables and, on the host, the lengths they are of.
+struct HeadPagesForm {
+  static constexpr bool needs_group = false;
+  static constexpr bool one_pool = true;
+  PagedHeadsView pages;
+  std::int64_t page_units = 0;
+  std::int32_t const* lengths = nullptr;     ///< [num_sequences], on the host, where calls check them
+  std::int32_t const* high_water = nullptr;  ///< likewise
+  bool shares_pages = false;                 ///< whether sequences share any
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE PagedHead const& head(Segment const& segment) const {
+    return pages.head(segment.layer, segment.kv_head);
+  }
+  /// The tokens of a segment's rows.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE static WindowRange tokens(PagedHead const& head, Segment const& segment) {
+    std::int64_t const sinks = head.rule.sink < segment.length ? head.rule.sink : segment.length;
+    return WindowRange::clamped(sinks, segment.length - (segment.kept - sinks), segment.length);
+  }
+  /// Whether the pages hold the segment's rows.
+  [[nodiscard]] bool matches(Segment const& segment) const {
+    std::int64_t const length = lengths[segment.sequence];
+    WindowRange const held = pages.held(head(segment), length, high_water[segment.sequence]);
+    return segment.length == length && (held.is_whole() || tokens(head(segment), segment).begin >= held.begin);
+  }
+  /// Whether they hold what a policy keeps: one of as many sinks, unless all tokens are kept or none.
+  template <class P>
+  [[nodiscard]] bool matches(Segment const& segment, P const& policy) const {
+    if (!matches(segment)) return false;
+    if (segment.kept == 0 || segment.kept == segment.length) return true;
+    if constexpr (RollingPolicy<P>) {
+      return window_rule(policy).sink == head(segment).rule.sink;
+    } else {
+      return false;
+    }
+  }
+  /// Rows that a head's pages have room for.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t head_capacity(Segment const& segment, LayerCapacity const&) const {
+    return head(segment).entries() * head(segment).page_size.value();
+  }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE HeadPagesRows rows(Segment const& segment, LayerCapacity const&) const {
+    PagedHead const& of = head(segment);
+    return pages.rows(of, segment.sequence, tokens(of, segment), page_units);
+  }
+};
+static_assert(std::is_trivially_copyable_v<HeadPagesForm>);
+
 namespace detail {
 
-/// Checks that tables and pages are of the same heads. @return sizes of an append
-template <class U, class Source, class Registry>
-AppendShape check_packed_pages(PagedHeadsView const& view, std::int64_t max_count, std::span<LayerKv<U> const> tokens,
-                               Source const& source, PackedPages<Registry> const& cache, std::int32_t first_layer) {
-  constexpr auto where = "append";
+/// Checks that tables and pages are of the same heads.
+template <class Registry>
+void check_pages_of_heads(PagedHeadsView const& view, PackedPages<Registry> const& cache, char const* where) {
   require(cache.num_layers() == view.num_layers, "pages' layers", view.num_layers, cache.num_layers(), where);
   require(cache.num_sequences == view.num_sequences, "pages' sequences", view.num_sequences, cache.num_sequences,
           where);
@@ -130,6 +180,14 @@ AppendShape check_packed_pages(PagedHeadsView const& view, std::int64_t max_coun
     size = end;
   }
   (void)elements(where, {view.num_pages, cache.page_units, std::int64_t{sizeof(RowUnit)}});
+}
+
+/// Checks an append. @return its sizes
+template <class U, class Source, class Registry>
+AppendShape check_packed_pages(PagedHeadsView const& view, std::int64_t max_count, std::span<LayerKv<U> const> tokens,
+                               Source const& source, PackedPages<Registry> const& cache, std::int32_t first_layer) {
+  constexpr auto where = "append";
+  check_pages_of_heads(view, cache, where);
   check_pointer<RowUnit>(cache.rows, false, "pages", where, static_cast<std::size_t>(first_layer));
   AppendShape const shape{.first_layer = first_layer,
                           .num_sequences = view.num_sequences,
@@ -185,6 +243,41 @@ void append(PagedHeads const& pages, PageStep const& step, Tokens const& tokens,
       shape, detail::PagedAppend{view, cache.page_units}, layers, source, cache.channels,
       std::span<PackedSegment<Registry> const>(cache.segments), [&](std::size_t) { return cache.rows; }, step.lengths,
       step.high_water, step.counts);
+}
+
+/// @brief Makes pages of single heads a cache that `transcode` reads or writes, so that heads get other formats, in
+/// other pages, as those of another width hold other numbers of tokens:
+///
+/// Other tables, a `PagedHeads` with the new formats' `PackedPages::page_sizes`, get pages by `append` of the
+/// sequences' lengths; then `transcode(compaction, packed_head_pages(pages, pages.view(), cache),
+/// packed_head_pages(other_pages, other_pages.view(), other_cache))`, or into any other form. Rows of tokens between
+/// windows and what the compaction keeps are not carried over, although the other tables count slack as held: to roll
+/// back afterwards, the compaction is of policies whose windows are wider by the slack.
+/// @param pages  whose tables the cache has; its lengths are the compaction's
+/// @param view   `pages.view()`, or `pages.view_at()` for the device
+/// @param cache  made by `packed_pages` for these heads and sequences, with a pool; without, `with_buffer` gives one of
+///               `num_pages * page_units`
+/// @return the cache, valid until the tables change
+/// @throws ArgumentError on pages of other heads
+/// @par Cost  O(entries of the tables)
+template <class Registry>
+[[nodiscard]] PackedDestination<HeadPagesForm, Registry> packed_head_pages(PagedHeads const& pages,
+                                                                           PagedHeadsView const& view,
+                                                                           PackedPages<Registry> const& cache) {
+  detail::check_pages_of_heads(view, cache, "packed_head_pages");
+  auto const table = pages.table();
+  bool const shares = std::any_of(table.begin(), table.end(),
+                                  [&](std::int32_t page) { return page >= 0 && pages.pool().references(page) > 1; });
+  RollingState const& state = pages.state();
+  HeadPagesForm const form{view, cache.page_units, state.lengths().data(), state.high_water().data(), shares};
+  PackedDestination<HeadPagesForm, Registry> result{form, cache.channels, {}, cache.segments, cache.first_segments, {0},
+                                                    {}};
+  std::int64_t const units = std::int64_t{view.num_pages} * cache.page_units;
+  for (std::int32_t layer = 0; layer < cache.num_layers(); ++layer) {
+    result.capacities.push_back({.rows = pages.slots().rows_total(layer), .num_kv_heads = cache.num_kv_heads(layer)});
+    result.first_units.push_back(units);
+  }
+  return cache.rows == nullptr ? result : result.with_buffer(cache.rows);
 }
 
 HEADAWARE_NAMESPACE_END

@@ -27,6 +27,16 @@ struct PackedSegment {
   std::int64_t shift = 0;
 };
 
+namespace detail {
+
+/// Whether all layers' rows lie in one buffer, as pages of a pool do. The pool then counts as the first layer's.
+template <class Form>
+inline constexpr bool has_one_pool = requires {
+  requires Form::one_pool;
+};
+
+}  // namespace detail
+
 /// @brief A packed cache that compaction writes: a form, one buffer of rows per layer, and how every segment is
 /// encoded. Made by `packed_ragged`, `packed_padded` and `packed_grouped`; lives on the host.
 template <class F, class Registry = DefaultFormats>
@@ -45,6 +55,10 @@ struct PackedDestination {
   /// Units of all layers together, 16 bytes each: known before there is any buffer.
   [[nodiscard]] std::int64_t total_units() const { return first_units.empty() ? 0 : first_units.back(); }
   [[nodiscard]] std::int64_t total_bytes() const { return total_units() * std::int64_t{sizeof(RowUnit)}; }
+  /// Units of the buffer that a layer's rows lie in: its own, or the pool of all layers' pages.
+  [[nodiscard]] std::int64_t buffer_units(std::size_t layer) const {
+    return detail::has_one_pool<Form> ? total_units() : first_units[layer + 1] - first_units[layer];
+  }
   /// A layer's segments, [num_sequences, KV heads of the layer], as attention reads them; valid while this lives.
   [[nodiscard]] std::span<PackedSegment<Registry> const> layer(std::int32_t layer) const {
     require_index(layer, static_cast<std::int64_t>(capacities.size()), "layer", "PackedDestination");
@@ -57,7 +71,8 @@ struct PackedDestination {
     PackedDestination result = *this;
     result.layers.clear();
     for (std::size_t l = 0; l < capacities.size(); ++l) {
-      result.layers.push_back(rows == nullptr ? nullptr : rows + first_units[l]);
+      bool const at_begin = rows == nullptr || detail::has_one_pool<Form>;
+      result.layers.push_back(at_begin ? rows : rows + first_units[l]);
     }
     return result;
   }

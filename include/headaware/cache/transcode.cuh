@@ -26,11 +26,13 @@ namespace device {
 /// as lossy.
 /// @param plan    of both caches; its sizes are read here
 /// @param d_plan  device, a copy of `plan.bytes()`, 16-byte aligned: read when the kernel runs
-/// @param from    with buffers on the device; of a rolling cache made with `RollingSlots::view_at`
+/// @param from    with buffers on the device; of a rolling cache made with `RollingSlots::view_at`, of pages with
+///                `PagedHeads::view_at`, whose tables are read when the kernel runs
 /// @param to      likewise, its buffers apart from those of `from`
 /// @param stream  enqueued here, not synchronised
+/// @pre    pages hold what the compaction keeps, and the device's tables are copies of those at its lengths
 /// @return cudaErrorInvalidValue on caches of other layers or channels than the plan's, layers whose channels differ,
-///         buffers that lack or overlap, and more than 256 layers; launch errors
+///         buffers that lack or overlap, pages to write that sequences share, and more than 256 layers; launch errors
 /// @note   Deterministic; graph-capturable. One launch; none where nothing is kept
 /// @par Cost  Each row is read once and written once, 64 channels a thread
 template <class From, class To, class Registry>
@@ -51,7 +53,7 @@ cudaError_t transcode(TranscodePlan<Registry> const& plan, void const* d_plan,
             {from.channels.common().head_dim, " and ", from.channels.common().value_dim}, where);
     if (plan.num_rows() == 0) return;
     for (std::size_t layer = 0; layer < layers; ++layer) {
-      bool const any = to.first_units[layer + 1] > to.first_units[layer];
+      bool const any = to.capacities[layer].num_kv_heads > 0 && to.buffer_units(layer) > 0;
       detail::check_pointer(from.layers[layer], any, "source", where, layer);
       detail::check_pointer(to.layers[layer], any, "destination", where, layer);
     }

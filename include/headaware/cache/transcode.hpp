@@ -64,11 +64,12 @@ void transcode_row(PackedSegment<Registry> const& from, RowUnit const* row, Pack
 /// words are copied bit for bit, whatever the format (encoding decoded numbers again would give the same codes of 16
 /// bits, fp8 and int8, but of a rotated format only nearly, as turning back and forth rounds).
 /// @param compaction  whose kept rows both caches hold: of a rolling cache, one of the present lengths
-/// @param from  made by `packed_ragged`, `packed_padded` or `packed_grouped` for the compaction, or by `packed_rolling`
-///              for its policies (no tokens may have been rolled back beyond the window), with buffers
+/// @param from  made by `packed_ragged`, `packed_padded` or `packed_grouped` for the compaction, by `packed_rolling`
+///              for its policies (no tokens may have been rolled back beyond the window), or by `packed_head_pages`,
+///              with buffers
 /// @param to    likewise, of the same channels, with buffers apart from those of `from`
 /// @throws ArgumentError before anything is written: on caches of other layers, heads, channels or lengths, on buffers
-///         that lack or overlap
+///         that lack or overlap, on pages that do not hold what is kept, and on pages to write that sequences share
 /// @note   Deterministic; a block that is NaN stays NaN where the new format has scales
 /// @par Cost  Each row is read once and written once; all cores with OpenMP
 template <class Table, class From, class To, class Registry>

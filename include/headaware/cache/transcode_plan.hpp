@@ -52,7 +52,8 @@ template <class Registry = DefaultFormats>
 class TranscodePlan {
  public:
   /// @param compaction  whose kept rows both caches hold
-  /// @param from, to    planned for the compaction, of the same channels
+  /// @param from, to    planned for the compaction, of the same channels; buffers, and heads and tables on a device,
+  ///                    are not read
   /// @throws ArgumentError if they are of other layers, heads, channels or lengths
   template <class Table, class From, class To>
   TranscodePlan(Compaction<Table> const& compaction, PackedDestination<From, Registry> const& from,

@@ -11,11 +11,14 @@
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/cache/rolling_state.hpp>
 #include <headaware/cache/transcode.hpp>
+#include <headaware/cache/transcode_plan.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 using namespace headaware_test;
@@ -140,6 +143,96 @@ TEST_CASE("a rolling cache that tokens were appended to is written in other form
   Held expected(ha::packed_ragged(compaction, formats, 64));
   ha::transcode(compaction, compressed.cache, expected.cache);
   CHECK(ragged.buffer == expected.buffer);
+}
+
+TEST_CASE("pages of single heads are written in other formats, into other pages and other forms", "[cache]") {
+  for (auto const& [keys, values] : {std::pair{64, 64}, std::pair{80, 36}}) {
+    INFO(keys << " and " << values << " channels");
+    PackedProblem<float> const p(keys, values, {100, 7, 0});
+    ha::Compaction const compaction(p.table, p.lengths);
+    auto const formats = p.other_formats();
+    PackedHeadPages<float> const source(p, p.formats);
+    Held from(source.rows());
+    source.fill(p, from.buffer.data());
+    PackedHeadPages<float> const others(p, formats);
+    CHECK(others.cache.page_sizes != source.cache.page_sizes);
+    Held pages(others.rows());
+    ha::transcode(compaction, from.cache, pages.cache);
+    CHECK(wrong_rows(p, compaction, from, pages) == 0);
+    std::int64_t units = 0;
+    for (std::int64_t s = 0; s < compaction.num_segments(); ++s) {
+      units += compaction.segment(s).kept * pages.cache.segments[at(s)].units;
+    }
+    auto const untouched = std::count(pages.buffer.begin(), pages.buffer.end(), ha::RowUnit{{0xabababab, 1, 2, 3}});
+    CHECK(std::ssize(pages.buffer) - untouched == units);
+    Held ragged(ha::packed_ragged(compaction, formats, keys, values));
+    ha::transcode(compaction, from.cache, ragged.cache);
+    CHECK(wrong_rows(p, compaction, from, ragged) == 0);
+    Held again(source.rows());
+    ha::transcode(compaction, ragged.cache, again.cache);
+    CHECK(wrong_rows(p, compaction, ragged, again) == 0);
+  }
+}
+
+TEST_CASE("pages that wider windows were written to can be rolled back", "[cache]") {
+  PackedProblem<float> const p(64, 64, {100, 7});
+  PackedHeadPages<float> source(p, p.formats);
+  Held from(source.rows());
+  source.fill(p, from.buffer.data());
+  PackedHeadPages<float> others(p, p.other_formats());
+  Held to(others.rows());
+  ha::PolicyTable wide = p.table;
+  for (std::int32_t layer = 0; layer < 2; ++layer) {
+    for (std::int32_t h = 0; h < p.num_kv_heads; ++h) {
+      if (p.table.at(layer, h).is<ha::SinkWindow>()) {
+        auto policy = p.table.at(layer, h).get<ha::SinkWindow>();
+        policy.window += others.slack;
+        wide.set(layer, h, policy);
+      }
+    }
+  }
+  ha::transcode(ha::Compaction(wide, p.lengths), from.cache, to.cache);
+  source.pages.rollback(0, 3);
+  others.pages.rollback(0, 3);
+  ha::Compaction const shorter(p.table, std::vector<std::int32_t>{97, 7});
+  from.cache = source.rows().with_buffer(from.buffer.data());
+  to.cache = others.rows().with_buffer(to.buffer.data());
+  CHECK(wrong_rows(p, shorter, from, to) == 0);
+}
+
+TEST_CASE("pages that do not hold what is kept, or are shared, are not written in other formats", "[cache]") {
+  PackedProblem<float> const p(64, 64, {100, 7, 0});
+  ha::Compaction const compaction(p.table, p.lengths);
+  PackedHeadPages<float> source(p, p.formats);
+  Held from(source.rows());
+  PackedHeadPages<float> others(p, p.other_formats());
+  Held to(others.rows());
+  auto const refused = [&](ha::Compaction<> const& of, auto const& a, auto const& b,
+                           std::array<char const*, 4> const& why) {
+    check_error<ha::ArgumentError>([&] { ha::transcode(of, a, b); }, {why[0], why[1], why[2], why[3]});
+  };
+  refused(compaction, from.cache, from.cache, {"buffers", "apart from the source", "overlapping", "transcode"});
+  refused(compaction, others.rows(), to.cache, {"source", "buffers", "0", "transcode"});
+  refused(compaction, from.cache, others.rows().with_buffer(nullptr), {"destination", "a pointer", "nullptr", ""});
+  ha::Compaction const longer(p.table, std::vector<std::int32_t>{100, 8, 0});
+  refused(longer, from.cache, to.cache, {"source", "pages of 8 tokens", "7", "transcode, sequence 1"});
+  check_error<ha::ArgumentError>([&] { (void)ha::TranscodePlan<>(longer, from.cache, to.cache); },
+                                 {"source", "pages of 8 tokens", "7", "TranscodePlan, sequence 1"});
+  // Pages hold a window of 60 tokens, slack, and what else lies in its first page.
+  ha::PolicyTable wide = p.table;
+  wide.set(0, 0, ha::SinkWindow{.sink = 3, .window = 90});
+  refused(ha::Compaction(wide, p.lengths), from.cache, to.cache, {"source", "policies", "others", "layer 0"});
+  wide.set(0, 0, ha::SinkWindow{.sink = 4, .window = 60});
+  refused(ha::Compaction(wide, p.lengths), from.cache, to.cache, {"source", "policies", "others", "layer 0"});
+  auto const fewer = ha::packed_pages(p.formats, 2, 40, 64);
+  check_error<ha::ArgumentError>([&] { (void)ha::packed_head_pages(source.pages, source.pages.view(), fewer); },
+                                 {"pages' sequences", "3", "2", "packed_head_pages"});
+  others.pages.fork(1, 2);
+  ha::Compaction const forked(p.table, std::vector<std::int32_t>{100, 7, 7});
+  source.pages.fork(1, 2);
+  refused(forked, source.rows().with_buffer(from.buffer.data()), others.rows().with_buffer(to.buffer.data()),
+          {"destination's pages", "one sequence", "shared", "transcode"});
+  CHECK(std::all_of(to.buffer.begin(), to.buffer.end(), [](ha::RowUnit const& u) { return u.words[1] == 1; }));
 }
 
 TEST_CASE("the same formats are copied bit for bit, and 16 bits lose nothing on the way to others", "[cache]") {

@@ -53,7 +53,7 @@ void check_packed_rows(Compaction<Table> const& compaction, PackedDestination<Fo
                        char const* what, char const* where) {
   for (std::int32_t layer = 0; layer < compaction.num_layers(); ++layer) {
     auto const l = static_cast<std::size_t>(layer);
-    std::int64_t const units = cache.first_units[l + 1] - cache.first_units[l];
+    std::int64_t const units = cache.buffer_units(l);
     std::int64_t next = 0;
     for (std::int64_t s = compaction.first_segment(layer); s < compaction.first_segment(layer + 1); ++s) {
       Segment const segment = compaction.segment(s);
@@ -79,6 +79,16 @@ void check_packed_segments(Compaction<Table> const& compaction, PackedDestinatio
   auto const segments = static_cast<std::int64_t>(cache.segments.size());
   require(segments == compaction.num_segments(), what, {compaction.num_segments(), " segments"},
           {segments, " segments"}, where);
+  if constexpr (requires { cache.form.lengths; }) {
+    std::int32_t const sequences = cache.form.pages.num_sequences;
+    require(sequences == compaction.num_sequences(), what, {compaction.num_sequences(), " sequences"},
+            {sequences, " sequences"}, where);
+    for (std::int32_t b = 0; b < sequences; ++b) {
+      auto const length = compaction.lengths()[static_cast<std::size_t>(b)];
+      require(cache.form.lengths[b] == length, what, {"pages of ", length, " tokens"}, cache.form.lengths[b],
+              {where, ", sequence ", b});
+    }
+  }
 }
 
 /// Checks that a packed cache without buffers, whose heads may be on a device, is one of a compaction.

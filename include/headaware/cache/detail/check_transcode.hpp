@@ -40,10 +40,14 @@ void check_transcoded(Compaction<Table> const& compaction, PackedDestination<Fro
   check_transcoded_channels(compaction, from, to, where);
 }
 
-/// @throws ArgumentError unless buffers of the destination are apart from each other and from the source's
+/// @throws ArgumentError unless buffers of the destination are apart from each other and from the source's, and its
+///         pages those of one sequence each
 template <class From, class To, class Registry>
 void check_transcoded_buffers(PackedDestination<From, Registry> const& from, PackedDestination<To, Registry> const& to,
                               char const* where) {
+  if constexpr (requires { to.form.shares_pages; }) {
+    require(!to.form.shares_pages, "destination's pages", "pages of one sequence each", "shared ones", where);
+  }
   std::vector<Interval> read;
   std::vector<Interval> written;
   for (std::size_t l = 0; l < to.layers.size(); ++l) {
