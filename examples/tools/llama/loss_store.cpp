@@ -12,7 +12,9 @@
 #include <headaware/policy/policy_window.hpp>
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
+#include <cstdint>
 #include <fstream>
 #include <memory>
 #include <numeric>
@@ -56,7 +58,15 @@ std::string text_of(ha::FormatTable const& formats) {
   std::string text;
   for (std::int32_t layer = 0; layer < formats.num_layers(); ++layer) {
     for (std::int32_t head = 0; head < formats.heads().count(layer); ++head) {
-      text += formats.at(layer, head).name() + ";";
+      ha::HeadFormats const& of = formats.at(layer, head);
+      text += of.name();
+      // Without scales, texts are those of losses that were saved before there were any.
+      if (of.key.scale() != 1 || of.value.scale() != 1) {
+        for (float const scale : {of.key.scale(), of.value.scale()}) {
+          text += " " + std::to_string(std::bit_cast<std::uint32_t>(scale));
+        }
+      }
+      text += ";";
     }
   }
   return text;

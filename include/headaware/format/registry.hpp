@@ -5,6 +5,7 @@
 
 #include <headaware/config.hpp>
 #include <headaware/detail/type_registry.hpp>
+#include <headaware/error.hpp>
 #include <headaware/format/concept.hpp>
 #include <headaware/format/fp8.hpp>
 #include <headaware/format/half.hpp>
@@ -99,6 +100,20 @@ class AnyFormat<FormatRegistry<Formats...>> : public detail::AnyOf<FormatRegistr
       if constexpr (requires { float{format.scale}; }) return format.scale;
       return 1;
     });
+  }
+  /// @brief The same format with a scale. @throws ArgumentError if it has none, or the scale makes no sense
+  [[nodiscard]] AnyFormat with_scale(float scale) const {
+    AnyFormat result = *this;
+    this->visit([&](auto format) {
+      if constexpr (requires { format.scale = scale; }) {
+        format.scale = scale;
+        result = format;
+      } else {
+        require(false, "format", "one with a scale of all rows (fp8)", this->name(), "with_scale");
+      }
+    });
+    result.validate();
+    return result;
   }
   /// Whether rows are multiplied by the Hadamard matrix.
   [[nodiscard]] HEADAWARE_HOST_DEVICE bool rotated() const {

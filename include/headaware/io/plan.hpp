@@ -164,7 +164,8 @@ template <class = void>
 /// sink, window, tokens, predicted_error}]}`. A policy is `full`, `sink_window`, `window_only` or `prune`; a sink or
 /// window that it does not have is -1. Unknown keys are ignored.
 ///
-/// Plans by bytes have `options.formats{head_dim, sixteen_bits[key, value], pairs[[key, value]…]}`, names of formats;
+/// Plans by bytes have `options.formats{head_dim, sixteen_bits[key, value], pairs[[key, value]…]}`, formats by
+/// name, or as `{name, scale}` where fp8 has a scale other than 1;
 /// heads then have `bytes`, and `key_format` and `value_format` where these are not `sixteen_bits`; `row_costs` and
 /// `budget_cost` are bytes, of 16-bit rows and of all heads, and `planned_bytes` is the heads' sum. Without, heads have
 /// 16 bits.

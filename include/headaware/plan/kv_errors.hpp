@@ -130,7 +130,7 @@ struct KvErrors {
   }
 
   /// @brief The place of a format in `formats`; -1: none, as 16 bits have no error.
-  /// @throws ArgumentError naming the formats that there are
+  /// @throws ArgumentError naming the formats that there are, or on a scale other than 1: errors are of that
   [[nodiscard]] std::int32_t format_place(AnyFormat<> const& format, Text const& where) const {
     if (has_sixteen_bits(format)) return -1;
     auto const found = std::find(formats.begin(), formats.end(), format.name());
@@ -140,6 +140,7 @@ struct KvErrors {
       return names + (formats.empty() ? ", as the errors hold no others" : ", whose errors are known");
     };
     require(found != formats.end(), "format", {"one of ", known}, format.name(), where);
+    require(format.scale() == 1, "scale of a format", "1, of which errors are known", format.scale(), where);
     return static_cast<std::int32_t>(found - formats.begin());
   }
   /// @brief The error of keys and values rounded, nothing dropped; where a layer holds a latent, of its keys.

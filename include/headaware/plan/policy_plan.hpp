@@ -206,7 +206,7 @@ struct PolicyPlan {
     }
     return full > 0 ? held / full : 0;
   }
-  /// Formats of the planned heads that hold rows, those of most heads first.
+  /// Formats of the planned heads that hold rows, those of most heads first; of scales that differ, the first head's.
   template <class = void>
   [[nodiscard]] std::vector<FormatCount> format_counts() const {
     std::vector<FormatCount> counts;
@@ -214,7 +214,9 @@ struct PolicyPlan {
       for (std::int32_t kv = 0; kv < table.num_kv_heads(layer); ++kv) {
         if (heads[static_cast<std::size_t>(table.heads().first(layer) + kv)].tokens == 0) continue;
         HeadFormats const pair = formats_of(layer, kv);
-        auto const same = [&](FormatCount const& count) { return count.formats == pair; };
+        auto const same = [&](FormatCount const& count) {
+          return count.formats.key.id() == pair.key.id() && count.formats.value.id() == pair.value.id();
+        };
         auto const found = std::find_if(counts.begin(), counts.end(), same);
         found == counts.end() ? counts.push_back({pair, 1}) : void(++found->heads);
       }

@@ -148,6 +148,11 @@ TEST_CASE("sizes of rows", "[format]") {
   CHECK(ha::engine_row_bytes<ha::LlamaQ4>(97) == 72);
   CHECK(ha::engine_row_bytes<ha::Fp8E5M2>(81) == 81);
   CHECK(ha::AnyFormat<>(ha::Fp8E4M3{.scale = 0.5F}).scale() == 0.5F);
+  CHECK(ha::AnyFormat<>(ha::Fp8E5M2{}).with_scale(0.5F) == ha::AnyFormat<>(ha::Fp8E5M2{.scale = 0.5F}));
+  check_error<ha::ArgumentError>([] { (void)ha::AnyFormat<>(ha::Fp8E5M2{}).with_scale(0); },
+                                 {"scale", "> 0 and finite", "0", "Fp8"});
+  check_error<ha::ArgumentError>([] { (void)ha::AnyFormat<>(ha::Int8{}).with_scale(2); },
+                                 {"format", "a scale of all rows", "int8", "with_scale"});
   CHECK(ha::row_words<ha::Packed<4>>(80) == 18);  // the second block is filled up with zeros
   CHECK(ha::row_words<ha::Fp8E4M3>(81) == 21);
   check_error<ha::ArgumentError>([] { (void)ha::AnyFormat<>::of_name("int3"); },

@@ -98,6 +98,55 @@ TEST_CASE("plans by bytes survive a file", "[io]") {
                                {"policies", "a plan (", "an object with neither", "file"});
 }
 
+TEST_CASE("scales of fp8 survive a file, and names alone mean 1", "[io]") {
+  auto plan = by_hand();
+  ha::HeadFormats const plain = ha::format_pair("fp8_e4m3", "fp8_e5m2");
+  ha::HeadFormats const scaled{ha::Fp8E4M3{0.1F}, ha::Fp8E5M2{3e-9F}};
+  plan.options.formats.pairs.push_back({ha::Fp8E5M2{}, ha::Fp8E4M3{7.25F}});
+  std::int64_t const bytes = plan.options.formats.pages(plain, {64, 64}, 1).bytes_of(plan.heads[1].tokens);
+  plan.budget_cost += bytes;
+  plan.heads[1].bytes = bytes;
+  plan.formats.set(0, 1, plain);
+  std::string const text = ha::format_plan(plan);
+  CHECK(text.find("\"key_format\": \"fp8_e4m3\"") != std::string::npos);
+  CHECK(ha::parse_plan(text, "file") == plan);
+  plan.formats.set(0, 1, scaled);
+  std::string const with_scales = ha::format_plan(plan);
+  CHECK(with_scales != text);
+  auto const again = ha::parse_plan(with_scales, "file");
+  CHECK(again == plan);
+  CHECK(again.formats.at(0, 1).key.scale() == 0.1F);
+  CHECK(again.formats.at(0, 1).value.scale() == 3e-9F);
+  CHECK(again.options.formats.pairs.back().value.scale() == 7.25F);
+  CHECK(ha::parse_format_table(with_scales, "file", plan.shape()).at(0, 1) == scaled);
+  auto const broken = [&](std::string const& from, std::string const& to, std::string const& what,
+                          std::string const& expected) {
+    std::string changed = with_scales;
+    auto const place = changed.find(from);
+    REQUIRE(place != std::string::npos);
+    changed.replace(place, from.size(), to);
+    check_error<ha::FormatError>([&] { (void)ha::parse_plan(changed, "file"); }, {what, expected, "", "file"});
+  };
+  broken("7.25", "0", "scale", "> 0 and finite");
+  broken("7.25", "-1e300", "scale", "> 0 and finite");
+  broken("7.25", "1e300", "scale", "> 0 and finite");
+  broken("7.25", "1e-300", "scale", "> 0 and finite");
+  broken("7.25", "\"7\"", "wrong type", "a number");
+  broken("\"scale\": 7.25", "\"by\": 7.25", "missing field", "a number");
+  std::string const name = "\"name\": \"fp8_e4m3\"";
+  broken(name, "\"name\": \"packed4\"", "format", "one with a scale of all rows (fp8)");
+  broken(name, "\"name\": \"fp8_e4\"", "format", "fp8_e4m3");
+  // Errors are of formats as they are by name.
+  auto errors = rounded(false);
+  errors.formats = {"fp8_e4m3", "packed5", "packed4"};
+  CHECK(errors.rounding_error(0, {ha::Fp8E4M3{}, ha::Packed<4>{}}) > 0);
+  check_error<ha::ArgumentError>(
+      [&] {
+        (void)errors.rounding_error(0, {ha::Fp8E4M3{2}, ha::Packed<4>{}});
+      },
+      {"scale of a format", "1, of which errors are known", "2", "KvErrors"});
+}
+
 TEST_CASE("a plan by bytes is of rows of some channels", "[io]") {
   auto const plan = by_hand();
   std::string const text = ha::format_plan(plan);

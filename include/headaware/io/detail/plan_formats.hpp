@@ -35,10 +35,30 @@ decltype(auto) as_format_error(JsonValue const& at, F&& f) {
   }
 }
 
+/// Reads a format: its name, or `{name, scale}`.
 template <class = void>
-[[nodiscard]] AnyFormat<> read_format_name(JsonValue const& json) {
-  auto const id = json.name_of<std::uint8_t>(DefaultFormats::names, "format");
-  return AnyFormat<>::of_name(DefaultFormats::names[id]);
+[[nodiscard]] AnyFormat<> read_row_format(JsonValue const& json) {
+  bool const scaled = json.kind() == JsonKind::object;
+  JsonValue const name = scaled ? json.object().get("name", "a string") : json;
+  auto const format =
+      AnyFormat<>::of_name(DefaultFormats::names[name.name_of<std::uint8_t>(DefaultFormats::names, "format")]);
+  if (!scaled) return format;
+  JsonValue const scale = json.object().get("scale", "a number");
+  double const number = scale.number();
+  if (!(number > 0 && number <= 3e38)) scale.fail("scale", "> 0 and finite", number);
+  return as_format_error(scale, [&] { return format.with_scale(static_cast<float>(number)); });
+}
+/// Writes its name; where it has a scale other than 1, which a name alone means, `{name, scale}`.
+template <class = void>
+void write_row_format(JsonWriter& json, AnyFormat<> const& format) {
+  if (format.scale() == 1) {
+    json.value(format.name());
+    return;
+  }
+  json.object([&] {
+    json.field("name", format.name());
+    json.field("scale", static_cast<double>(format.scale()));
+  });
 }
 /// Reads `[key, value]`.
 template <class = void>
@@ -46,14 +66,14 @@ template <class = void>
   JsonArray const array = json.array();
   if (array.size() != 2) array.fail("formats", "[of keys, of values]", {array.size(), " names"});
   auto at = array.begin();
-  AnyFormat<> const key = read_format_name<>(*at);
-  return {key, read_format_name<>(*++at)};
+  AnyFormat<> const key = read_row_format<>(*at);
+  return {key, read_row_format<>(*++at)};
 }
 template <class = void>
 void write_format_pair(JsonWriter& json, HeadFormats const& pair) {
   json.array([&] {
-    json.value(pair.key.name());
-    json.value(pair.value.name());
+    write_row_format(json, pair.key);
+    write_row_format(json, pair.value);
   });
 }
 
@@ -119,15 +139,20 @@ class PlanPages {
 /// Reads `key_format` and `value_format` of a head, which it has where they are not `sixteen`.
 template <class = void>
 [[nodiscard]] HeadFormats read_head_formats(JsonObject& head, HeadFormats sixteen) {
-  if (auto const key = head.find("key_format")) sixteen.key = read_format_name<>(*key);
-  if (auto const value = head.find("value_format")) sixteen.value = read_format_name<>(*value);
+  if (auto const key = head.find("key_format")) sixteen.key = read_row_format<>(*key);
+  if (auto const value = head.find("value_format")) sixteen.value = read_row_format<>(*value);
   return sixteen;
 }
 /// Writes them, and `bytes`.
 template <class = void>
 void write_head_formats(JsonWriter& json, HeadFormats const& formats, HeadFormats const& sixteen, std::int64_t bytes) {
-  if (formats.key != sixteen.key) json.field("key_format", formats.key.name());
-  if (formats.value != sixteen.value) json.field("value_format", formats.value.name());
+  auto const write = [&](char const* key, AnyFormat<> const& format, AnyFormat<> const& usual) {
+    if (format == usual) return;
+    json.key(key);
+    write_row_format(json, format);
+  };
+  write("key_format", formats.key, sixteen.key);
+  write("value_format", formats.value, sixteen.value);
   json.field("bytes", bytes);
 }
 
