@@ -4,6 +4,8 @@
 // and a ring that has wrapped and has some slack), latent (rows of 576 channels, of which 512 are the value, in pages)
 // or coded (ragged, each head in formats of its own), and the number of query heads per KV head. After paged, a third
 // one chooses FlashInfer's kernels for the same pages, where its headers were found (support/flashinfer_pages.cuh).
+// Two cases are prefill chunks of 128 tokens, after one of the two sequences: chunk, over ragged rows that all queries
+// see, and chunk_rolling, each token with its own window in a rolling cache.
 //
 // Two sequences × 8 KV heads × 128 channels of 2 bytes: every eighth head holds 4,096 rows, the others 512. The latent:
 // 16 sequences of as many rows.
@@ -40,11 +42,13 @@ constexpr std::int32_t sequences = 2;
 constexpr std::int32_t num_kv_heads = 8;
 constexpr std::int64_t head_dim = 128;
 constexpr std::int32_t page_size = 16;
+constexpr std::int64_t chunk_tokens = 128;
 
 /// @param make_cache  of keys and values; @param rows  held; @param room  rows of the buffers
 template <class MakeCache>
-void attend(ha::AttentionShape const& shape, std::int64_t rows, std::int64_t room, MakeCache const& make_cache) {
-  auto const layout = ha::strided_bhsd(shape.num_sequences, shape.num_query_heads, 1, shape.head_dim);
+void attend(ha::AttentionShape const& shape, std::int64_t rows, std::int64_t room, MakeCache const& make_cache,
+            ha::AttentionOptions const& options = {}) {
+  auto const layout = ha::strided_bhsd(shape.num_sequences, shape.num_query_heads, shape.query_tokens, shape.head_dim);
   auto const elements = static_cast<std::size_t>(layout.required_span_size());
   bench::DeviceArray<__half> const keys(static_cast<std::size_t>(room * shape.head_dim));
   bench::DeviceArray<__half> const values(keys.size());
@@ -57,12 +61,26 @@ void attend(ha::AttentionShape const& shape, std::int64_t rows, std::int64_t roo
   auto const step = [&](void* temp) {
     BENCH_CHECK(ha::device::attend(temp, temp_bytes, shape, ha::AttentionQueries{queries.data(), layout},
                                    make_cache(keys.data(), values.data()), ha::AttentionOutput{output.data(), layout},
-                                   {rows}, {}, nullptr));
+                                   {rows}, options, nullptr));
   };
   step(nullptr);
   bench::DeviceArray<std::byte> const temp((std::vector<std::byte>(temp_bytes)));
   step(temp.data());
   BENCH_CHECK(cudaDeviceSynchronize());
+}
+
+/// A chunk of one sequence. Prints how many pairs of a query row and a key there are, of which a query sees the key.
+/// @param seen  keys that all tokens of a KV head's chunk see together
+template <class View>
+void attend_chunk(std::int32_t group, std::int64_t rows, View const& view, std::int64_t room, std::int64_t seen,
+                  ha::AttentionOptions const& options) {
+  attend(
+      {1, num_kv_heads * group, num_kv_heads, chunk_tokens, head_dim}, rows, room,
+      [&](__half const* keys, __half const* values) {
+        return ha::KeptCache{keys, values, view};
+      },
+      options);
+  std::printf("pairs %lld\n", static_cast<long long>(group * seen));
 }
 
 template <class View>
@@ -122,7 +140,8 @@ int main(int argc, char** argv) {
     std::printf("skipped: no CUDA device\n");
     return 0;
   }
-  bool const rolling = argc > 1 && std::strcmp(argv[1], "rolling") == 0;
+  bool const chunk = argc > 1 && std::strncmp(argv[1], "chunk", 5) == 0;
+  bool const rolling = argc > 1 && std::strstr(argv[1], "rolling") != nullptr;
   bool const latent = argc > 1 && std::strcmp(argv[1], "latent") == 0;
   bool const paged = argc > 1 && std::strcmp(argv[1], "paged") == 0;
   std::int32_t const group = argc > 2 ? std::atoi(argv[2]) : 4;
@@ -168,13 +187,26 @@ int main(int argc, char** argv) {
   } else if (rolling) {
     ha::PolicyTable table(1, num_kv_heads, ha::SinkWindow{.sink = 4, .window = 508});
     table.set(0, 0, ha::SinkWindow{.sink = 4, .window = 4092});
-    ha::RollingSlots const slots(table, sequences, {.slack = 4});
+    std::int32_t const taking = chunk ? 1 : sequences;
+    ha::RollingSlots const slots(table, taking, {.slack = chunk ? std::int32_t{chunk_tokens} : 4});
     auto const* const heads = slots.bytes().data();
     bench::DeviceArray<std::byte> const d_heads(std::vector<std::byte>(heads, heads + slots.bytes().size()));
     bench::DeviceArray<std::int32_t> const d_lengths(std::vector<std::int32_t>(sequences, 10000));
+    if (chunk) {
+      bench::DeviceArray<std::int32_t> const d_first(std::vector<std::int32_t>(1, 10000 - chunk_tokens));
+      auto const view = ha::RollingView::of_chunk(slots.view_at(d_heads.data()), 0, d_lengths.data(), chunk_tokens);
+      attend_chunk(group, slots.rows_total(), view, slots.rows_total(), rows / sequences * chunk_tokens,
+                   {.first_positions = d_first.data()});
+      return 0;
+    }
     attend(group, rows, ha::RollingView{slots.view_at(d_heads.data()), 0, d_lengths.data()}, slots.rows_total());
   } else {
     bench::DeviceArray<std::int32_t> const d_offsets(offsets);
+    if (chunk) {
+      attend_chunk(group, rows / sequences, ha::RaggedView{d_offsets.data(), num_kv_heads}, rows / sequences,
+                   rows / sequences * chunk_tokens, {});
+      return 0;
+    }
     attend(group, rows, ha::RaggedView{d_offsets.data(), num_kv_heads}, rows);
   }
   std::printf("held_bytes %lld\n", static_cast<long long>(rows * row_bytes));

@@ -1,6 +1,27 @@
 # Runs PROGRAM under the CUDA emulator and checks what a decoding step's attention asks of memory.
 #   cmake -DPROGRAM=... -DREPORT=... -P attend_traffic.cmake
 include("${CMAKE_CURRENT_LIST_DIR}/emulator_report.cmake")
+# Prefill chunks: warp-instructions per pair of a query row and a key of 128 channels, of which the row sees the key. A
+# flash-attention-2-like inner loop takes 0.45 (benchmarks/README.md); 1.5 times as many are allowed, and beside masks, which
+# are looked at key by key, and keys that only some rows of a tile see, 2 times.
+foreach(case "chunk;1" "chunk;4" "chunk;8" "chunk_rolling;4")
+  run_emulated(PROGRAM ${PROGRAM} ${case})
+  string(REGEX MATCH "pairs ([0-9]+)" unused "${output}")
+  set(pairs ${CMAKE_MATCH_1})
+  total_instructions()
+  ratio(pair_instructions "${total_instructions}" "${pairs}")
+  list(JOIN case ", " name)
+  message(STATUS "${name} query heads a KV head: launches ${launches}, instructions per thousand query rows and keys "
+                 "${pair_instructions}")
+  set(most_instructions 680)
+  if(name MATCHES "rolling")
+    set(most_instructions 900)
+  endif()
+  if(NOT launches EQUAL 1 OR pair_instructions GREATER ${most_instructions})
+    message(FATAL_ERROR "attention of a chunk takes more instructions than it should: ${most_instructions}")
+  endif()
+endforeach()
+
 foreach(case "ragged;1" "ragged;4" "ragged;8" "ragged;16" "paged;1" "paged;4" "paged;8" "paged;16" "rolling;4" "rolling;8"
              "latent;16" "latent;128"
              "coded;1" "coded;4" "coded;8" "coded;16")
