@@ -17,3 +17,12 @@ namespace ha = headaware;
       ha::AttentionOutput<T, ha::StridedLayout> const&, ha::AttentionOptions, cudaStream_t) noexcept
 HEADAWARE_INSTANTIATE(__half, ha::KeepPositions);
 HEADAWARE_INSTANTIATE(__nv_bfloat16, ha::KeyRotation);
+
+#define HEADAWARE_INSTANTIATE_PAGES(T, Rotation)                                                          \
+  template cudaError_t ha::device::append_and_attend(                                                     \
+      void*, std::size_t&, ha::AttentionShape const&, ha::AttentionQueries<T, ha::StridedLayout> const&,  \
+      ha::HeadPagesStep<T, ha::StridedLayout, Rotation> const&, ha::PageStorage<T> const&,                \
+      ha::AttentionOutput<T, ha::StridedLayout> const&, ha::AttentionBounds const&, ha::AttentionOptions, \
+      cudaStream_t) noexcept
+HEADAWARE_INSTANTIATE_PAGES(__half, ha::KeepPositions);
+HEADAWARE_INSTANTIATE_PAGES(__nv_bfloat16, ha::KeyRotation);

@@ -164,7 +164,14 @@ HEADAWARE_KERNEL void __launch_bounds__(max_mma_warps* warp_threads, 2)
     if constexpr (P::coded) {
       attend_piece(p, shared, CodedSegmentRows<P>{row_storage.get(), &code_storage.get()}, memory);
     } else {
+      if constexpr (has_page_copies<RowsOf<typename P::View>>) {
+        if (p.cache.view.layer.num_copies > 0) {
+          find_page_copy(p, shared.job, row_storage.get());
+          __syncthreads();
+        }
+      }
       auto const rows = row_storage.get();
+      if constexpr (has_page_copies<RowsOf<typename P::View>>) write_unseen_rows(p, shared.job, rows, memory);
       attend_piece(p, shared, rows, memory);
     }
     __syncthreads();
