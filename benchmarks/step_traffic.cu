@@ -2,7 +2,8 @@
 // memory: run it under the CUDA emulator with CUDA_EMU_REPORT=FILE (tests/device_code/step_traffic.cmake does and
 // checks the counts), or under a profiler on a device. The argument chooses the calls: two (append, attend), one
 // (append_and_attend), or rotated (the same, which turns keys and queries to their positions); or pages_two and pages,
-// over pages of single heads instead, in a step that allows for copies on write and makes none.
+// over pages of single heads instead, in a step that allows for copies on write and makes none; or encoded_two and
+// encoded, over a rolling cache of keys in 5 bits and values in 4.
 //
 // Two sequences × 8 KV heads × 128 channels of 2 bytes, 4 query heads each: every eighth head holds 4,096 rows, the
 // others 512; 4 sinks, and rings that have wrapped.
@@ -10,12 +11,15 @@
 #include "support/gpu.cuh"
 
 #include <headaware/attention/append_and_attend.cuh>
+#include <headaware/attention/append_and_attend_packed.cuh>
 #include <headaware/attention/attend.cuh>
 #include <headaware/attention/head_pages_view.hpp>
 #include <headaware/attention/rolling_view.hpp>
+#include <headaware/cache/packed_rolling.cuh>
 #include <headaware/cache/paged_heads.cuh>
 #include <headaware/cache/rolling.cuh>
 #include <headaware/cache/rotation.hpp>
+#include <headaware/format/table.hpp>
 #include <headaware/layout/strided.hpp>
 #include <headaware/policy/sink_window.hpp>
 #include <headaware/policy/table.hpp>
@@ -155,6 +159,50 @@ void one_call(Layer const& layer, Pages const& pages) {
   call(temp.data());
 }
 
+/// The same rows, encoded.
+struct Encoded {
+  ha::FormatTable formats{1, num_kv_heads, {ha::Packed<5>{}, ha::Packed<4>{}}};
+  ha::PackedDestination<ha::RollingSlotsView> cache;
+  bench::DeviceArray<ha::RowUnit> rows;
+  bench::DeviceArray<ha::PackedSegment<>> segments;
+
+  explicit Encoded(Layer const& layer)
+      : cache(ha::packed_rolling(layer.slots, layer.view(), formats, head_dim)),
+        rows(std::vector<ha::RowUnit>(static_cast<std::size_t>(cache.total_units()))),
+        segments(cache.segments) {
+    cache = cache.with_buffer(rows.data());
+  }
+};
+
+void two_calls(Layer const& layer, Encoded const& encoded) {
+  std::size_t bytes = 0;
+  auto const attend = [&](void* temp) {
+    ha::PackedCache<ha::DefaultFormats, ha::RollingView> const kept{
+        encoded.rows.data(), encoded.segments.data(), ha::RollingView{layer.view(), 0, layer.state().lengths}};
+    BENCH_CHECK(ha::device::attend(temp, bytes, layer.shape, ha::AttentionQueries{layer.queries.data(), layer.rows},
+                                   kept, ha::AttentionOutput{layer.output.data(), layer.rows},
+                                   {layer.slots.rows_total()}, {}, nullptr));
+  };
+  attend(nullptr);
+  bench::DeviceArray<std::byte> const temp((std::vector<std::byte>(bytes)));
+  BENCH_CHECK(ha::device::append(layer.view(), layer.state(), std::vector{layer.tokens()}, layer.news, nullptr, 1,
+                                 encoded.cache, encoded.segments.data(), {}, nullptr));
+  attend(temp.data());
+}
+
+void one_call(Layer const& layer, Encoded const& encoded) {
+  std::size_t bytes = 0;
+  ha::RollingStep const step{layer.view(), layer.state(), layer.tokens(), layer.news};
+  auto const call = [&](void* temp) {
+    BENCH_CHECK(ha::device::append_and_attend(
+        temp, bytes, layer.shape, ha::AttentionQueries{layer.queries.data(), layer.rows}, step, encoded.cache,
+        encoded.segments.data(), ha::AttentionOutput{layer.output.data(), layer.rows}, {}, nullptr));
+  };
+  call(nullptr);
+  bench::DeviceArray<std::byte> const temp((std::vector<std::byte>(bytes)));
+  call(temp.data());
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -173,9 +221,16 @@ int main(int argc, char** argv) {
     two_calls(layer, Pages());
   } else if (calls == "pages") {
     one_call(layer, Pages());
+  } else if (calls == "encoded_two") {
+    two_calls(layer, Encoded(layer));
+  } else if (calls == "encoded") {
+    one_call(layer, Encoded(layer));
   } else {
     one_call(layer, ha::KeepPositions{});
   }
   BENCH_CHECK(cudaDeviceSynchronize());
-  std::printf("held_bytes %lld\n", static_cast<long long>(15360 * head_dim * 2 * 2));
+  constexpr std::int64_t rows = 15360;
+  std::int64_t const row_bytes =
+      calls.starts_with("encoded") ? Encoded(layer).cache.segments[0].units * 16 : head_dim * 4;
+  std::printf("rows %lld\nheld_bytes %lld\n", static_cast<long long>(rows), static_cast<long long>(rows * row_bytes));
 }

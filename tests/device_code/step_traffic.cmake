@@ -2,16 +2,18 @@
 # and asks of memory.
 #   cmake -DPROGRAM=... -DREPORT=... -P step_traffic.cmake
 include("${CMAKE_CURRENT_LIST_DIR}/emulator_report.cmake")
-foreach(calls two one rotated pages_two pages)
+foreach(calls two one rotated pages_two pages encoded_two encoded)
   run_emulated(PROGRAM ${PROGRAM} ${calls})
+  string(REGEX MATCH "rows ([0-9]+)" unused "${output}")
+  set(rows ${CMAKE_MATCH_1})
   string(REGEX MATCH "held_bytes ([0-9]+)" unused "${output}")
   set(held ${CMAKE_MATCH_1})
   total_traffic()
   total_instructions()
   ratio(read_ratio "${total_load_bytes}" "${held}")
-  math(EXPR row_instructions "${total_instructions} * 512 / ${held}")
+  math(EXPR row_instructions "${total_instructions} / ${rows}")
   message(STATUS "${calls}: launches ${launches}; read, in thousandths of the ${held} bytes held: ${read_ratio}; "
-                 "written ${total_store_bytes} bytes; instructions per 512 bytes ${row_instructions}")
+                 "written ${total_store_bytes} bytes; instructions per row ${row_instructions}")
   set(most_launches 1)
   if(calls MATCHES "two$")
     set(most_launches 2)

@@ -40,29 +40,30 @@ inline void take_first_positions(AttentionShape const& shape, std::int32_t const
   if (shape.query_tokens > 1 || options.window != 0) options.first_positions = lengths;
 }
 
-/// @param layer   `RollingLayer` or `PagedLayer`
-/// @param buffers  where its rows lie
-template <class Q, class QLayout, class Step, class Layer, class T, class O, class OLayout>
-void launch_append_and_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
-                              AttentionQueries<Q, QLayout> const& queries, Step const& step, Layer const& layer,
-                              AppendCounters const& counters, LayerKv<T> const& buffers,
-                              AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
-                              AttentionOptions const& options, cudaStream_t stream) {
-  using E = typename ElementOf<T>::type;
+/// A layer of a cache as it is after an append of a step's tokens.
+/// @param layer         `RollingLayer`, `PagedLayer` or `CodedRollingLayer`
+/// @param keys, values  of the cache, where new rows are copied to
+template <class E, class Step, class Layer>
+auto appended_view(Step const& step, Layer const& layer, AppendCounters const& counters, E* keys, E* values) {
   auto const& keys_layout = keys_of(step.source);
   auto const& values_layout = values_of(step.source);
-  using View = AppendedView<Layer, E, std::remove_cvref_t<decltype(keys_layout)>,
-                            std::remove_cvref_t<decltype(values_layout)>, std::remove_cvref_t<decltype(step.rotation)>>;
-  E* const cache_keys = element_pointer(buffers.keys);
-  E* const cache_values = element_pointer(buffers.values);
-  View const appended{layer,
-                      counters,
-                      {element_pointer(step.tokens.keys), element_pointer(step.tokens.values), cache_keys, cache_values,
-                       keys_layout, values_layout},
-                      step.rotation};
+  return AppendedView<Layer, E, std::remove_cvref_t<decltype(keys_layout)>,
+                      std::remove_cvref_t<decltype(values_layout)>, std::remove_cvref_t<decltype(step.rotation)>>{
+      layer,
+      counters,
+      {element_pointer(step.tokens.keys), element_pointer(step.tokens.values), keys, values, keys_layout,
+       values_layout},
+      step.rotation};
+}
+
+/// @param cache  of an `AppendedView`
+template <class Q, class QLayout, class Cache, class O, class OLayout>
+void launch_append_and_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
+                              AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
+                              AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
+                              AttentionOptions const& options, cudaStream_t stream) {
   bool const launched =
-      attend_mma(d_temp, temp_bytes, shape, AttentionQueries{element_pointer(queries.data), queries.layout},
-                 KeptCache<E, View>{cache_keys, cache_values, appended},
+      attend_mma(d_temp, temp_bytes, shape, AttentionQueries{element_pointer(queries.data), queries.layout}, cache,
                  AttentionOutput{element_pointer(output.data), output.layout, output.lse}, bounds, options, stream);
   require(launched, "device", "compute capability 8.0 or later, and code for it", "another", "append_and_attend");
 }
@@ -120,8 +121,11 @@ cudaError_t append_and_attend(void* d_temp, std::size_t& temp_bytes, AttentionSh
     auto const counters =
         d_temp == nullptr ? detail::AppendCounters{}
                           : detail::counters_of(step.slots, step.state, step.d_counts, max_count, step.options.advance);
-    detail::launch_append_and_attend(d_temp, temp_bytes, shape, queries, step, detail::RollingLayer{step.slots, layer},
-                                     counters, buffers, output, bounds, options, stream);
+    auto* const keys = detail::element_pointer(buffers.keys);
+    auto* const values = detail::element_pointer(buffers.values);
+    auto const view = detail::appended_view(step, detail::RollingLayer{step.slots, layer}, counters, keys, values);
+    detail::launch_append_and_attend(d_temp, temp_bytes, shape, queries, KeptCache{keys, values, view}, output, bounds,
+                                     options, stream);
   });
 }
 
@@ -166,9 +170,11 @@ cudaError_t append_and_attend(void* d_temp, std::size_t& temp_bytes, AttentionSh
     }
     detail::PagedLayer const layer{step.pages, step.step.d_copies, storage.page_stride, step.step.num_copies,
                                    step.layer};
-    detail::launch_append_and_attend(d_temp, temp_bytes, shape, queries, step, layer,
-                                     detail::counters_of(step.pages, step.step),
-                                     LayerKv<T>{storage.keys, storage.values}, output, bounds, options, stream);
+    auto* const keys = detail::element_pointer(storage.keys);
+    auto* const values = detail::element_pointer(storage.values);
+    auto const view = detail::appended_view(step, layer, detail::counters_of(step.pages, step.step), keys, values);
+    detail::launch_append_and_attend(d_temp, temp_bytes, shape, queries, KeptCache{keys, values, view}, output, bounds,
+                                     options, stream);
   });
 }
 

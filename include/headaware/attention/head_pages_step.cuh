@@ -77,7 +77,8 @@ void check_append_and_attend(AttentionShape const& shape, AttentionQueries<Q, QL
   check_cache_pointers(cache, step.pages.max_tokens_held > 0);
   (void)check_paged_append(step.pages, step.step.max_count, std::span<LayerKv<T const> const>(&step.tokens, 1),
                            step.source, storage, step.layer);
-  check_step_access(shape, step.tokens, step.source, LayerKv<T>{storage.keys, storage.values});
+  check_new_rows(shape, step.tokens, step.source);
+  check_cache_rows(LayerKv<T>{storage.keys, storage.values});
   require(storage.page_stride % 8 == 0, "page stride", "a multiple of 8 (else call append, then attend)",
           storage.page_stride, where);
 }

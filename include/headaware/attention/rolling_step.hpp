@@ -91,12 +91,16 @@ void check_step_rows(AttentionShape const& shape, RowChannels const& channels, R
   check_step_rotation(rotation, shape.head_dim);
 }
 
-/// Throws unless 16-byte accesses may reach all rows of new tokens and of the cache.
+/// Throws unless 16-byte accesses may reach all rows of new tokens.
 template <class T, class Source>
-void check_step_access(AttentionShape const& shape, LayerKv<T const> const& tokens, Source const& source,
-                       LayerKv<T> const& cache) {
+void check_new_rows(AttentionShape const& shape, LayerKv<T const> const& tokens, Source const& source) {
   check_wide(tokens.keys, keys_of(source), shape.head_dim, "new keys");
   check_wide(tokens.values, values_of(source), shape.output_dim(), "new values");
+}
+
+/// The same of the cache's rows.
+template <class T>
+void check_cache_rows(LayerKv<T> const& cache) {
   auto const check_buffer = [](T const* data) {
     require(reinterpret_cast<std::uintptr_t>(data) % 16 == 0, "cache's buffers",
             "aligned to 16 bytes (else call append, then attend)", "others", "append_and_attend");
@@ -106,9 +110,9 @@ void check_step_access(AttentionShape const& shape, LayerKv<T const> const& toke
 }
 
 /// Checks a step, for the checks of `append` and of `attend` to follow.
-template <class T, class Source, class Rotation>
-void check_step(AttentionShape const& shape, RollingStep<T, Source, Rotation> const& step,
-                Destination<T, RollingSlotsView> const& cache) {
+/// @tparam Cache  `Destination` or `PackedDestination`
+template <class T, class Source, class Rotation, class Cache>
+void check_step(AttentionShape const& shape, RollingStep<T, Source, Rotation> const& step, Cache const& cache) {
   constexpr auto where = "append_and_attend";
   require_index(step.options.first_layer, std::ssize(cache.capacities), "layer", where);
   auto const layer = static_cast<std::size_t>(step.options.first_layer);
@@ -131,7 +135,8 @@ void check_append_and_attend(AttentionShape const& shape, AttentionQueries<Q, QL
   check_attention(shape, queries, KeptCache{buffers.keys, buffers.values, view}, output, options);
   (void)check_rolling_append(step.slots, std::span<LayerKv<T const> const>(&step.tokens, 1), step.source,
                              shape.query_tokens, cache, step.options);
-  check_step_access(shape, step.tokens, step.source, buffers);
+  check_new_rows(shape, step.tokens, step.source);
+  check_cache_rows(buffers);
 }
 
 }  // namespace detail

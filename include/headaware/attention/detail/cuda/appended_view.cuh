@@ -5,6 +5,7 @@
 // another's writes.
 
 #include <headaware/attention/kept_view.hpp>
+#include <headaware/cache/destination.hpp>
 #include <headaware/cache/page_step.hpp>
 #include <headaware/cache/paged_head.hpp>
 #include <headaware/cache/rolling_head.hpp>
@@ -65,6 +66,13 @@ struct RollingLayer {
     RollingHead const& head = slots.head(layer, kv_head);
     return RollingRows::of(head, sequence, head.rule.range_of_queries(length, queries));
   }
+};
+
+/// One layer of a rolling cache of encoded rows.
+struct CodedRollingLayer : RollingLayer {
+  /// [blocks, block_units], for jobs that do not write to the cache: their segments' new rows, encoded
+  RowUnit* scratch;
+  std::int64_t block_units;
 };
 
 /// Rows in pages of a single head, of which the page of the last old tokens may still be on its way to its own place: a

@@ -8,6 +8,7 @@
 #include <headaware/cache/transcode_plan.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/format/encode_block.cuh>
 #include <headaware/format/hadamard.hpp>
 #include <headaware/format/table.hpp>
 
@@ -111,7 +112,9 @@ HEADAWARE_KERNEL void __launch_bounds__(pack_threads) transcode_kernel(Parameter
                     out + to.key_words(p.channels.head_dim), segment.same_value, p.channels.value_dim,
                     std::int64_t{index - p.key_chunks} * chunk);
   }
-  if (index == p.row_chunks - 1) clear_row_end(to, p.channels, segment.to.units, out);
+  if (index == p.row_chunks - 1) {
+    clear_row_end(to, p.channels.head_dim, p.channels.value_dim, segment.to.units, out);
+  }
 }
 
 }  // namespace detail
