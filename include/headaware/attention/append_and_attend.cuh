@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// A step's new tokens appended to a rolling cache and attended to in one launch, for engines that hand over a layer's
+/// A step's new tokens appended to a cache and attended to in one launch, for engines that hand over a layer's
 /// new keys and values with its queries.
 
 #include <headaware/attention/attention.hpp>
@@ -9,9 +9,12 @@
 #include <headaware/attention/detail/cuda/appended_view.cuh>
 #include <headaware/attention/detail/cuda/mma_launch.cuh>
 #include <headaware/attention/detail/cuda/mma_parameters.cuh>
+#include <headaware/attention/head_pages_step.cuh>
 #include <headaware/attention/rolling_step.hpp>
 #include <headaware/cache/destination.hpp>
 #include <headaware/cache/layer_kv.hpp>
+#include <headaware/cache/paged_append.hpp>
+#include <headaware/cache/paged_heads.cuh>
 #include <headaware/cache/rolling.cuh>
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/detail/cuda/append_counters.cuh>
@@ -27,6 +30,45 @@
 #include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// Sets the positions of queries that masks need. @param lengths  device, before the append
+inline void take_first_positions(AttentionShape const& shape, std::int32_t const* lengths, AttentionOptions& options) {
+  require(options.first_positions == nullptr, "first_positions", "nullptr: they are the lengths", "a pointer",
+          "append_and_attend");
+  if (shape.query_tokens > 1 || options.window != 0) options.first_positions = lengths;
+}
+
+/// A layer of a cache as it is after an append of a step's tokens.
+/// @param layer         `RollingLayer`, `PagedLayer` or `CodedRollingLayer`
+/// @param keys, values  of the cache, where new rows are copied to
+template <class E, class Step, class Layer>
+auto appended_view(Step const& step, Layer const& layer, AppendCounters const& counters, E* keys, E* values) {
+  auto const& keys_layout = keys_of(step.source);
+  auto const& values_layout = values_of(step.source);
+  return AppendedView<Layer, E, std::remove_cvref_t<decltype(keys_layout)>,
+                      std::remove_cvref_t<decltype(values_layout)>, std::remove_cvref_t<decltype(step.rotation)>>{
+      layer,
+      counters,
+      {element_pointer(step.tokens.keys), element_pointer(step.tokens.values), keys, values, keys_layout,
+       values_layout},
+      step.rotation};
+}
+
+/// @param cache  of an `AppendedView`
+template <class Q, class QLayout, class Cache, class O, class OLayout>
+void launch_append_and_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
+                              AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
+                              AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
+                              AttentionOptions const& options, cudaStream_t stream) {
+  bool const launched =
+      attend_mma(d_temp, temp_bytes, shape, AttentionQueries{element_pointer(queries.data), queries.layout}, cache,
+                 AttentionOutput{element_pointer(output.data), output.layout, output.lse}, bounds, options, stream);
+  require(launched, "device", "compute capability 8.0 or later, and code for it", "another", "append_and_attend");
+}
+
+}  // namespace detail
 
 namespace device {
 
@@ -62,7 +104,6 @@ cudaError_t append_and_attend(void* d_temp, std::size_t& temp_bytes, AttentionSh
   static_assert(detail::is_mma_element<E>, "headaware: append_and_attend takes rows of 16 bits; others take append, "
                                            "then attend");
   return detail::guarded([&] {
-    constexpr auto where = "append_and_attend";
     std::int32_t const layer = step.options.first_layer;
     if (d_temp == nullptr) detail::check_attention_shape(shape, options);
     detail::check_step(shape, step, cache);
@@ -72,32 +113,68 @@ cudaError_t append_and_attend(void* d_temp, std::size_t& temp_bytes, AttentionSh
       if (d_temp == nullptr) temp_bytes = 0;
       return;
     }
-    auto const& keys_layout = detail::keys_of(step.source);
-    auto const& values_layout = detail::values_of(step.source);
-    using View = detail::AppendedView<E, std::remove_cvref_t<decltype(keys_layout)>,
-                                      std::remove_cvref_t<decltype(values_layout)>, Rotation>;
     auto const max_count = static_cast<std::int32_t>(shape.query_tokens);
     if (d_temp != nullptr) {
-      require(options.first_positions == nullptr, "first_positions", "nullptr: they are the lengths", "a pointer",
-              where);
-      if (max_count > 1 || options.window != 0) options.first_positions = step.state.lengths;
+      detail::take_first_positions(shape, step.state.lengths, options);
       detail::check_append_and_attend(shape, queries, step, cache, output, options);
     }
-    auto* const cache_keys = detail::element_pointer(buffers.keys);
-    auto* const cache_values = detail::element_pointer(buffers.values);
-    View const appended{
-        step.slots,
+    auto const counters =
         d_temp == nullptr ? detail::AppendCounters{}
-                          : detail::counters_of(step.slots, step.state, step.d_counts, max_count, step.options.advance),
-        {detail::element_pointer(step.tokens.keys), detail::element_pointer(step.tokens.values), cache_keys,
-         cache_values, keys_layout, values_layout},
-        layer,
-        step.rotation};
-    bool const launched = detail::attend_mma(
-        d_temp, temp_bytes, shape, AttentionQueries{detail::element_pointer(queries.data), queries.layout},
-        KeptCache<E, View>{cache_keys, cache_values, appended},
-        AttentionOutput{detail::element_pointer(output.data), output.layout, output.lse}, bounds, options, stream);
-    require(launched, "device", "compute capability 8.0 or later, and code for it", "another", where);
+                          : detail::counters_of(step.slots, step.state, step.d_counts, max_count, step.options.advance);
+    auto* const keys = detail::element_pointer(buffers.keys);
+    auto* const values = detail::element_pointer(buffers.values);
+    auto const view = detail::appended_view(step, detail::RollingLayer{step.slots, layer}, counters, keys, values);
+    detail::launch_append_and_attend(d_temp, temp_bytes, shape, queries, KeptCache{keys, values, view}, output, bounds,
+                                     options, stream);
+  });
+}
+
+/// @brief The same of a cache in pages of single heads: what `append` into pages and `attend` of `HeadPagesView` do, in
+/// one launch, with their results to the bit where nothing is rotated and either all sequences have
+/// `query_tokens` new tokens or that is 1.
+///
+/// Pages that others still share are copied on the way (`DevicePageStep::d_copies`), and attention reads them where
+/// they were. Sequences that `append` refuses set `DevicePageStep::d_status`, and their queries see what the pages held
+/// before.
+/// @param[in]     d_temp, temp_bytes, queries, output, options, stream  as above
+/// @param[in]     shape    counts of the layer; `query_tokens` new tokens of each sequence, at most the tables' slack
+///                         and 1
+/// @param[in]     step     new keys and values and tables, in device memory
+/// @param[in]     storage  the pool's pages, device pointers
+/// @param[in]     bounds   of the layer, as of `attend`: rows after the step
+/// @return as above; a page stride that is no multiple of 8 elements takes two calls, too
+/// @note   Deterministic; graph-capturable: a graph may be replayed with other tables, lengths and counts in the same
+///         memory, and with as many copies (`PagedHeads::padded_copies`)
+/// @par Cost  As above. Where `step` allows for copies, every block looks through all of them for each KV head of each
+///            sequence that it works on: leave out copies of other layers
+template <class Q, class QLayout, class T, class Source, class Rotation, class O, class OLayout>
+cudaError_t append_and_attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
+                              AttentionQueries<Q, QLayout> const& queries,
+                              HeadPagesStep<T, Source, Rotation> const& step, PageStorage<T> const& storage,
+                              AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
+                              AttentionOptions options, cudaStream_t stream) noexcept {
+  using E = typename detail::ElementOf<T>::type;
+  static_assert(detail::is_mma_element<E>, "headaware: append_and_attend takes rows of 16 bits; others take append, "
+                                           "then attend");
+  return detail::guarded([&] {
+    if (d_temp == nullptr) detail::check_attention_shape(shape, options);
+    detail::check_step(shape, step, storage);
+    require(bounds.max_rows >= 0, "max_rows", ">= 0", bounds.max_rows, "append_and_attend");
+    if (shape.num_sequences == 0 || shape.query_tokens == 0) {
+      if (d_temp == nullptr) temp_bytes = 0;
+      return;
+    }
+    if (d_temp != nullptr) {
+      detail::take_first_positions(shape, step.step.d_lengths, options);
+      detail::check_append_and_attend(shape, queries, step, storage, output, options);
+    }
+    detail::PagedLayer const layer{step.pages, step.step.d_copies, storage.page_stride, step.step.num_copies,
+                                   step.layer};
+    auto* const keys = detail::element_pointer(storage.keys);
+    auto* const values = detail::element_pointer(storage.values);
+    auto const view = detail::appended_view(step, layer, detail::counters_of(step.pages, step.step), keys, values);
+    detail::launch_append_and_attend(d_temp, temp_bytes, shape, queries, KeptCache{keys, values, view}, output, bounds,
+                                     options, stream);
   });
 }
 

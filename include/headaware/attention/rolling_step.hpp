@@ -78,25 +78,49 @@ void check_wide(T const* data, Layout const& layout, std::int64_t channels, char
           "append_and_attend");
 }
 
-/// Checks a step, for the checks of `append` and of `attend` to follow.
-template <class T, class Source, class Rotation>
-void check_step(AttentionShape const& shape, RollingStep<T, Source, Rotation> const& step,
-                Destination<T, RollingSlotsView> const& cache) {
+/// Checks the rows that a step's tokens become. @param channels  of the cache's rows
+template <class Rotation>
+void check_step_rows(AttentionShape const& shape, RowChannels const& channels, Rotation const& rotation) {
   constexpr auto where = "append_and_attend";
-  require_index(step.options.first_layer, std::ssize(cache.capacities), "layer", where);
-  auto const layer = static_cast<std::size_t>(step.options.first_layer);
-  RowChannels const& channels = cache.channels.of(layer);
-  require(shape.num_sequences == step.slots.num_sequences, "sequences", step.slots.num_sequences, shape.num_sequences,
-          where);
-  require(shape.num_kv_heads == cache.capacities[layer].num_kv_heads, "KV heads", cache.capacities[layer].num_kv_heads,
-          shape.num_kv_heads, where);
   require(shape.head_dim == channels.head_dim, "head_dim", channels.head_dim, shape.head_dim, where);
   require(shape.output_dim() == channels.value_dim, "value_dim", channels.value_dim, shape.output_dim(), where);
   for (std::int64_t const each : {shape.head_dim, shape.output_dim()}) {
     require(each % 16 == 0 && each <= 256, "channels", "a multiple of 16, at most 256 (else call append, then attend)",
             each, where);
   }
-  check_step_rotation(step.rotation, shape.head_dim);
+  check_step_rotation(rotation, shape.head_dim);
+}
+
+/// Throws unless 16-byte accesses may reach all rows of new tokens.
+template <class T, class Source>
+void check_new_rows(AttentionShape const& shape, LayerKv<T const> const& tokens, Source const& source) {
+  check_wide(tokens.keys, keys_of(source), shape.head_dim, "new keys");
+  check_wide(tokens.values, values_of(source), shape.output_dim(), "new values");
+}
+
+/// The same of the cache's rows.
+template <class T>
+void check_cache_rows(LayerKv<T> const& cache) {
+  auto const check_buffer = [](T const* data) {
+    require(reinterpret_cast<std::uintptr_t>(data) % 16 == 0, "cache's buffers",
+            "aligned to 16 bytes (else call append, then attend)", "others", "append_and_attend");
+  };
+  check_buffer(cache.keys);
+  check_buffer(cache.values);
+}
+
+/// Checks a step, for the checks of `append` and of `attend` to follow.
+/// @tparam Cache  `Destination` or `PackedDestination`
+template <class T, class Source, class Rotation, class Cache>
+void check_step(AttentionShape const& shape, RollingStep<T, Source, Rotation> const& step, Cache const& cache) {
+  constexpr auto where = "append_and_attend";
+  require_index(step.options.first_layer, std::ssize(cache.capacities), "layer", where);
+  auto const layer = static_cast<std::size_t>(step.options.first_layer);
+  require(shape.num_sequences == step.slots.num_sequences, "sequences", step.slots.num_sequences, shape.num_sequences,
+          where);
+  require(shape.num_kv_heads == cache.capacities[layer].num_kv_heads, "KV heads", cache.capacities[layer].num_kv_heads,
+          shape.num_kv_heads, where);
+  check_step_rows(shape, cache.channels.of(layer), step.rotation);
 }
 
 /// Checks all of a call of `append_and_attend` but its storage. @param options  with the positions that masks need
@@ -111,14 +135,8 @@ void check_append_and_attend(AttentionShape const& shape, AttentionQueries<Q, QL
   check_attention(shape, queries, KeptCache{buffers.keys, buffers.values, view}, output, options);
   (void)check_rolling_append(step.slots, std::span<LayerKv<T const> const>(&step.tokens, 1), step.source,
                              shape.query_tokens, cache, step.options);
-  check_wide(step.tokens.keys, keys_of(step.source), shape.head_dim, "new keys");
-  check_wide(step.tokens.values, values_of(step.source), shape.output_dim(), "new values");
-  auto const check_buffer = [](T const* data) {
-    require(reinterpret_cast<std::uintptr_t>(data) % 16 == 0, "cache's buffers",
-            "aligned to 16 bytes (else call append, then attend)", "others", "append_and_attend");
-  };
-  check_buffer(buffers.keys);
-  check_buffer(buffers.values);
+  check_new_rows(shape, step.tokens, step.source);
+  check_cache_rows(buffers);
 }
 
 }  // namespace detail

@@ -77,9 +77,12 @@ struct HeadPagesRows {
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t row, std::int64_t channels) const {
     std::int64_t const token = position(row);
     std::int64_t const index = page_size.quotient(token);
-    std::int64_t const at = token - index * page_size.value();
-    std::int64_t const stride = page_stride != 0 ? page_stride : page_size.value() * channels;
-    return page(static_cast<std::int32_t>(index)) * stride + at * channels;
+    return page_offset(page(static_cast<std::int32_t>(index)), channels) +
+           (token - index * page_size.value()) * channels;
+  }
+  /// Elements before a page. @param number  of it in the pool
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t page_offset(std::int32_t number, std::int64_t channels) const {
+    return number * (page_stride != 0 ? page_stride : page_size.value() * channels);
   }
   /// Whether a query sees the token at `position`.
   [[nodiscard]] HEADAWARE_HOST_DEVICE bool sees(std::int64_t position, std::int64_t query) const {

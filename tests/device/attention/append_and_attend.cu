@@ -3,6 +3,7 @@
 #include "support/device_attention.cuh"
 #include "support/device_rolling.cuh"
 #include "support/differences.hpp"
+#include "support/fused_step.cuh"
 #include "support/rotary.hpp"
 
 #include <headaware/attention/append_and_attend.cuh>
@@ -19,80 +20,15 @@ using namespace headaware_test;
 
 namespace {
 
-struct Case {
-  std::int64_t key_dim = 64;
-  std::int64_t value_dim = 64;
-  std::int32_t group = 2;
-  std::int32_t tokens = 1;  ///< of a step
-  std::int32_t steps = 40;
-  std::int32_t prompt = 0;  ///< tokens before the first step
-  bool counted = false;     ///< sequences differ in new tokens
-  std::int64_t window = 0;
-};
-
-constexpr std::int32_t kv_heads = 5;
-constexpr std::int32_t batch = 2;
-constexpr std::int32_t layers = 2;
-
-ha::PolicyTable step_table() {
-  ha::PolicyTable table(layers, kv_heads, ha::Full{});
-  table.set(0, 1, ha::SinkWindow{.sink = 4, .window = 12});
-  table.set(0, 2, ha::Prune{});
-  table.set(0, 3, ha::SinkWindow{.sink = 3, .window = 1});
-  table.set(1, 1, ha::WindowOnly{.window = 70});
-  table.set(1, 4, ha::SinkWindow{.sink = 90, .window = 5});
-  return table;
-}
-
-/// A model's step: queries, new keys and values of every layer, and where attention goes.
 template <class T>
-struct Step {
-  Case c;
-  DeviceVector<T> keys, values, queries, output;
-  DeviceVector<float> lse;
-
-  explicit Step(Case const& of)
-      : c(of),
-        keys(std::vector<T>(at(layers * key_layout().required_span_size()))),
-        values(std::vector<T>(at(layers * value_layout().required_span_size()))),
-        queries(std::vector<T>(at(layers * query_layout().required_span_size()))),
-        output(std::vector<T>(at(layers * output_layout().required_span_size()), ha::from_float<T>(77))),
-        lse(std::vector<float>(at(std::int64_t{layers} * batch * kv_heads * c.group * c.tokens), 77)) {}
-  [[nodiscard]] ha::StridedLayout key_layout() const { return ha::strided_bshd(batch, c.tokens, kv_heads, c.key_dim); }
-  [[nodiscard]] ha::StridedLayout value_layout() const {
-    return ha::strided_bshd(batch, c.tokens, kv_heads, c.value_dim);
-  }
-  [[nodiscard]] ha::StridedLayout query_layout() const {
-    return ha::strided_bshd(batch, c.tokens, kv_heads * c.group, c.key_dim);
-  }
-  [[nodiscard]] ha::StridedLayout output_layout() const {
-    return ha::strided_bshd(batch, c.tokens, kv_heads * c.group, c.value_dim);
-  }
-  [[nodiscard]] ha::AttentionShape shape() const {
-    return {batch, kv_heads * c.group, kv_heads, c.tokens, c.key_dim, c.value_dim};
-  }
-  [[nodiscard]] ha::LayerKv<T const> layer(std::int64_t l) const {
-    return {keys.data() + l * key_layout().required_span_size(),
-            values.data() + l * value_layout().required_span_size()};
-  }
-  [[nodiscard]] auto queries_of(std::int64_t l) const {
-    return ha::AttentionQueries{queries.data() + l * query_layout().required_span_size(), query_layout()};
-  }
-  [[nodiscard]] auto output_of(std::int64_t l) const {
-    return ha::AttentionOutput{output.data() + l * output_layout().required_span_size(), output_layout(),
-                               lse.data() + l * std::int64_t{batch} * kv_heads * c.group * c.tokens};
-  }
-};
-
-template <class T>
-DeviceRolling<T> rolling_of(Case const& c) {
+DeviceRolling<T> rolling_of(FusedCase const& c) {
   return DeviceRolling<T>(ha::RollingSlots(step_table(), batch, {.max_tokens = 400, .slack = 4}), c.key_dim,
                           c.value_dim);
 }
 
 /// Fills both sequences' first tokens, of different number.
 template <class T>
-std::vector<std::int32_t> prefill(Case const& c, DeviceRolling<T> const& cache) {
+std::vector<std::int32_t> prefill(FusedCase const& c, DeviceRolling<T> const& cache) {
   std::vector<std::int32_t> const counts{c.prompt, c.prompt / 2};
   if (c.prompt == 0) return counts;
   auto const keys = ha::strided_bshd(batch, c.prompt, kv_heads, c.key_dim);
@@ -109,7 +45,7 @@ std::vector<std::int32_t> prefill(Case const& c, DeviceRolling<T> const& cache) 
 
 /// One step of all layers in one call each. @param temp  storage of all layers, that earlier steps have used, too
 template <class T, class Rotation>
-cudaError_t fused_step(Step<T> const& step, DeviceRolling<T> const& cache, void* temp, std::size_t& bytes,
+cudaError_t fused_step(FusedStep<T> const& step, DeviceRolling<T> const& cache, void* temp, std::size_t& bytes,
                        std::int32_t const* d_counts, Rotation const& rotation, cudaStream_t stream) {
   for (std::int32_t l = 0; l < layers; ++l) {
     ha::AttentionOptions options;
@@ -133,7 +69,7 @@ cudaError_t fused_step(Step<T> const& step, DeviceRolling<T> const& cache, void*
 
 /// The same in two calls each. @param before  device, lengths
 template <class T>
-void separate_step(Step<T> const& step, DeviceRolling<T> const& cache, std::int32_t const* d_counts,
+void separate_step(FusedStep<T> const& step, DeviceRolling<T> const& cache, std::int32_t const* d_counts,
                    std::int32_t const* before) {
   ha::KvLayouts const source{step.key_layout(), step.value_layout()};
   for (std::int32_t l = 0; l < layers; ++l) {
@@ -157,30 +93,21 @@ void separate_step(Step<T> const& step, DeviceRolling<T> const& cache, std::int3
 }
 
 template <class T>
-void upload(DeviceVector<T> const& to, std::vector<T> const& from) {
-  REQUIRE_CUDA(cudaMemcpy(to.data(), from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice));
-}
-
-template <class T>
-void check_steps(Case const& c) {
+void check_steps(FusedCase const& c) {
   INFO(c.key_dim << " and " << c.value_dim << " channels, group " << c.group << ", " << c.tokens << " tokens");
   auto const one = rolling_of<T>(c);
   auto const two = rolling_of<T>(c);
   std::vector<std::int32_t> lengths = prefill(c, one);
   prefill(c, two);
-  Step<T> const fused(c);
-  Step<T> const separate(c);
+  FusedStep<T> const fused(c);
+  FusedStep<T> const separate(c);
   DeviceVector<std::int32_t> const d_counts(std::vector<std::int32_t>(batch, 0));
   std::size_t bytes = 0;
   REQUIRE_CUDA(fused_step(fused, one, nullptr, bytes, nullptr, ha::KeepPositions{}, nullptr));
   DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{0xEE}));
   for (std::int32_t step = 0; step < c.steps; ++step) {
     auto const seed = static_cast<unsigned>(10 * step);
-    for (Step<T> const* each : {&fused, &separate}) {
-      upload(each->keys, random_elements<T>(std::ssize(each->keys.host()), seed));
-      upload(each->values, random_elements<T>(std::ssize(each->values.host()), seed + 1));
-      upload(each->queries, random_elements<T>(std::ssize(each->queries.host()), seed + 2));
-    }
+    for (FusedStep<T> const* each : {&fused, &separate}) fill_step(*each, seed);
     std::vector<std::int32_t> counts(batch, c.tokens);
     if (c.counted) counts = {step % (c.tokens + 1), (step + 1) % (c.tokens + 1)};
     upload(d_counts, counts);
@@ -223,13 +150,13 @@ TEST_CASE("append and attend: drafts of several tokens, of which each sees its o
 TEST_CASE("append and attend: a captured step is replayed with fixed arguments", "[attention]") {
   HEADAWARE_REQUIRE_DEVICE();
   using T = ha::float16;
-  Case const c{.steps = 30, .prompt = 130};
+  FusedCase const c{.steps = 30, .prompt = 130};
   auto const one = rolling_of<T>(c);
   auto const two = rolling_of<T>(c);
   prefill(c, one);
   prefill(c, two);
-  Step<T> const fused(c);
-  Step<T> const separate(c);
+  FusedStep<T> const fused(c);
+  FusedStep<T> const separate(c);
   std::size_t bytes = 0;
   REQUIRE_CUDA(fused_step(fused, one, nullptr, bytes, nullptr, ha::KeepPositions{}, nullptr));
   DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{0xEE}));
@@ -238,7 +165,7 @@ TEST_CASE("append and attend: a captured step is replayed with fixed arguments",
     return fused_step(fused, one, temp.data(), bytes, nullptr, ha::KeepPositions{}, on);
   });
   for (std::int32_t step = 0; step < c.steps; ++step) {
-    for (Step<T> const* each : {&fused, &separate}) {
+    for (FusedStep<T> const* each : {&fused, &separate}) {
       upload(each->keys, random_elements<T>(std::ssize(each->keys.host()), static_cast<unsigned>(step)));
       upload(each->queries, random_elements<T>(std::ssize(each->queries.host()), static_cast<unsigned>(step + 1)));
     }
@@ -256,14 +183,14 @@ TEST_CASE("append and attend: keys and queries are turned to their positions ins
   for (auto const& [pairing, rotary_dim, tokens, table] :
        {std::tuple{ha::RotaryPairing::neox, 64, 1, false}, std::tuple{ha::RotaryPairing::interleaved, 64, 1, false},
         std::tuple{ha::RotaryPairing::neox, 32, 3, true}, std::tuple{ha::RotaryPairing::interleaved, 48, 3, true}}) {
-    Case const c{.tokens = tokens, .steps = 6, .prompt = 101};
+    FusedCase const c{.tokens = tokens, .steps = 6, .prompt = 101};
     INFO(rotary_dim << " channels, " << tokens << " tokens");
     auto const one = rolling_of<T>(c);
     auto const two = rolling_of<T>(c);
     std::vector<std::int32_t> lengths = prefill(c, one);
     prefill(c, two);
-    Step<T> const fused(c);
-    Step<T> const separate(c);
+    FusedStep<T> const fused(c);
+    FusedStep<T> const separate(c);
     auto const rotary = Rotary::of_base(pairing, rotary_dim, 10000);
     auto const tables = rotary.tables(400);
     DeviceVector<float> const cosines(tables.cosines);
@@ -319,10 +246,10 @@ TEST_CASE("append and attend: keys and queries are turned to their positions ins
 TEST_CASE("append and attend: refuses what takes two calls, and says so of sequences", "[attention]") {
   HEADAWARE_REQUIRE_DEVICE();
   using T = ha::float16;
-  Case const c{.key_dim = 32, .value_dim = 32, .prompt = 10};
+  FusedCase const c{.key_dim = 32, .value_dim = 32, .prompt = 10};
   auto const cache = rolling_of<T>(c);
   prefill(c, cache);
-  Step<T> const step(c);
+  FusedStep<T> const step(c);
   std::size_t bytes = 0;
   auto const call = [&](auto const& change) {
     ha::RollingStep news{cache.view(), cache.state(), step.layer(1), step.key_layout(),

@@ -2,6 +2,7 @@
 
 // A segment of encoded rows as the kernel on tensor cores has it, and its tiles on their way to shared memory.
 
+#include <headaware/attention/detail/cuda/appended_view.cuh>
 #include <headaware/attention/detail/cuda/mma_fetch.cuh>
 #include <headaware/attention/detail/cuda/mma_numbers.cuh>
 #include <headaware/attention/detail/cuda/mma_parameters.cuh>
@@ -24,6 +25,7 @@ struct SegmentCodes {
   std::int64_t shift;  ///< as of `PackedSegment`
   std::int32_t units;
   std::int32_t key_words;  ///< of a row
+  RowUnit* new_rows;  ///< of an append that is under way, one after the other; nullptr: in their places in the cache
 
   template <class Registry>
   __device__ void take(PackedSegment<Registry> const& packed, std::int64_t head_dim) {
@@ -39,6 +41,15 @@ struct SegmentCodes {
 template <class P>
 struct CodedSegmentRows : RowsOf<typename P::View> {
   SegmentCodes const* codes = nullptr;
+
+  /// Where a row begins, which may be new. @param cache  `PackedCache::rows`, and the segment's shift
+  __device__ RowUnit* place(RowUnit const* cache, std::int64_t row) const {
+    if constexpr (has_new_rows<CodedSegmentRows>) {
+      std::int64_t const at = this->position(row);
+      if (codes->new_rows != nullptr && this->is_new(at)) return codes->new_rows + (at - this->length) * codes->units;
+    }
+    return const_cast<RowUnit*>(cache) + this->offset(row, codes->units);
+  }
 };
 
 /// A warp's ring of tiles in shared memory. A stage of it: [16 rows, pitch], then, where there is a mask, [16]
@@ -82,7 +93,9 @@ class CodedRing : public MmaTiles<P, Rows> {
   /// Two lanes copy a row, 16 bytes each of the same 32, which memory has as one sector.
   __device__ void copy(std::uint32_t stage) {
     // After the last row comes the last row.
-    RowUnit const* const row = rows_at_ + this->rows_.offset(min(this->row_, this->last_), units_);
+    std::int64_t const number = min(this->row_, this->last_);
+    RowUnit const* row = rows_at_ + this->rows_.offset(number, units_);
+    if constexpr (has_new_rows<Rows>) row = this->rows_.place(rows_at_, number);
     std::int32_t const column = upper_ - static_cast<std::int32_t>(reinterpret_cast<std::uintptr_t>(row) / 16 % 2);
     auto const* from = reinterpret_cast<char const*>(row + column);
     std::uint32_t to = own_ + stage + static_cast<std::uint32_t>(column * 16);

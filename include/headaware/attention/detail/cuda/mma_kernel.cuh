@@ -15,9 +15,11 @@
 //
 // Files: mma_parameters (shared memory), mma_queries, mma_fetch (copies), mma_tile (one tile of rows: products),
 // mma_weights (between the two products), mma_join. Encoded rows: coded_segment (copies), coded_queries, mma_codes and
-// mma_numbers (formats), coded_weights, coded_mma_tile (products), coded_sums.
+// mma_numbers (formats), coded_weights, coded_mma_tile (products), coded_sums. Appends that are under way:
+// appended_view, mma_append, coded_append.
 
 #include <headaware/attention/detail/cuda/attend_work.cuh>
+#include <headaware/attention/detail/cuda/coded_append.cuh>
 #include <headaware/attention/detail/cuda/coded_mma_tile.cuh>
 #include <headaware/attention/detail/cuda/coded_queries.cuh>
 #include <headaware/attention/detail/cuda/coded_segment.cuh>
@@ -100,6 +102,7 @@ __device__ void take_codes(P const& p, MmaJob const& job, SegmentCodes& codes) {
   if (job.end == 0) return;
   codes.take(p.cache.segments[job.sequence * p.shape.num_kv_heads + job.kv_head], p.shape.head_dim);
   if (p.cache.rotated_by_caller) codes.key.turned = codes.value.turned = false;
+  if constexpr (has_new_rows<RowsOf<typename P::View>>) codes.new_rows = new_rows_of(p, job);
 }
 
 /// Works on a piece of a job. By all threads
@@ -128,7 +131,7 @@ __device__ void attend_piece(P const& p, MmaShared<P::queries>& shared, Rows con
   hold(rest);
   SumsOf<P> sums;
   for (std::uint32_t stage = 0; ring.wait(); tile += warps) {
-    if constexpr (has_new_rows<Rows>) take_new_rows(p, job, rows, own + stage);
+    if constexpr (has_new_rows<Rows> && !P::coded) take_new_rows(p, job, rows, own + stage);
     add_tile(p, sums, rows, shared, setup, own, stage, tile == last ? rest : mma_rows);
     __syncwarp();
     ring.fetch(stage);
@@ -162,9 +165,18 @@ HEADAWARE_KERNEL void __launch_bounds__(max_mma_warps* warp_threads, 2)
     if (shared.job.end == 0) break;
     auto* const memory = reinterpret_cast<unsigned char*>(mma_memory);
     if constexpr (P::coded) {
-      attend_piece(p, shared, CodedSegmentRows<P>{row_storage.get(), &code_storage.get()}, memory);
+      CodedSegmentRows<P> const rows{row_storage.get(), &code_storage.get()};
+      if constexpr (has_new_rows<CodedSegmentRows<P>>) encode_new_rows(p, shared.job, rows);
+      attend_piece(p, shared, rows, memory);
     } else {
+      if constexpr (has_page_copies<RowsOf<typename P::View>>) {
+        if (p.cache.view.layer.num_copies > 0) {
+          find_page_copy(p, shared.job, row_storage.get());
+          __syncthreads();
+        }
+      }
       auto const rows = row_storage.get();
+      if constexpr (has_page_copies<RowsOf<typename P::View>>) write_unseen_rows(p, shared.job, rows, memory);
       attend_piece(p, shared, rows, memory);
     }
     __syncthreads();

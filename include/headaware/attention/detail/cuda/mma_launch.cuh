@@ -127,7 +127,8 @@ bool attend_mma(void* d_temp, std::size_t& temp_bytes, AttentionShape const& sha
                 AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
                 AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
                 AttentionOptions const& options, cudaStream_t stream) {
-  if constexpr (has_chunk_kernel<Q, Cache>) {
+  // Pages that are copied on write: by the kernel for decoding alone.
+  if constexpr (has_chunk_kernel<Q, Cache> && !has_page_copies<RowsOf<typename CacheTypes<Cache>::View>>) {
     if (is_chunk(shape)) {
       using P = ChunkParameters<Q, QLayout, Cache, O, OLayout>;
       return launch_mma<P>(d_temp, temp_bytes, shape, queries, cache, output, bounds, options, stream);

@@ -1,8 +1,7 @@
 #pragma once
 
-// Encoding of kept rows on the device: a thread has one block of channels of one row, which it reads, turns and encodes
-// by the code of the CPU, so that every bit is the CPU's. Neighbouring threads have neighbouring blocks, which are side
-// by side in memory on both sides.
+// Encoding of kept rows on the device: a thread has one block of channels of one row, which it reads, turns and
+// encodes. Neighbouring threads have neighbouring blocks, which are side by side in memory on both sides.
 
 #include <headaware/cache/pack_plan.hpp>
 #include <headaware/cache/rotation.hpp>
@@ -10,6 +9,7 @@
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/element.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/format/encode_block.cuh>
 #include <headaware/format/table.hpp>
 #include <headaware/layout/concept.hpp>
 
@@ -43,31 +43,6 @@ struct PackParameters {
   RowUnit* kept[max_layers];
 };
 
-/// Reads a block's channels; of those that are not there, zeros.
-template <std::int32_t Group, class T, class At>
-__device__ void read_block(T const* data, At const& at, std::int64_t first, std::int64_t channels, bool adjacent,
-                           float* x) {
-  constexpr std::int32_t width = 16 / static_cast<std::int32_t>(sizeof(T));
-  T const* const begin = data + at(first);
-  if (Group % width == 0 && adjacent && first + Group <= channels &&
-      reinterpret_cast<std::uintptr_t>(begin) % 16 == 0) {
-    if constexpr (Group % width == 0) {
-#pragma unroll
-      for (std::int32_t i = 0; i < Group; i += width) {
-        struct alignas(16) Vector {
-          T elements[width];
-        };
-        Vector const v = *reinterpret_cast<Vector const*>(begin + i);
-#pragma unroll
-        for (std::int32_t j = 0; j < width; ++j) x[i + j] = to_float(v.elements[j]);
-      }
-    }
-    return;
-  }
-#pragma unroll
-  for (std::int32_t i = 0; i < Group; ++i) x[i] = first + i < channels ? to_float(data[at(first + i)]) : 0.0F;
-}
-
 /// Turns a block of a key to its row's position: pairs may lie in two blocks, so partners are read again.
 template <std::int32_t Group, class T, class At>
 __device__ void turn_block(KeyRotation const& rotation, T const* data, At const& at, std::int64_t first,
@@ -87,67 +62,6 @@ __device__ void turn_block(KeyRotation const& rotation, T const* data, At const&
     RotatedPair<float> const turned = rotate_pair(rotation, by, pair, a, b);
     x[i] = c == of.a ? turned.a : turned.b;
   }
-}
-
-/// Leaves a block as it has been read.
-struct StayInPlace {
-  template <class Group, class T, class At>
-  __device__ void operator()(Group, T const*, At const&, std::int64_t, float*) const {}
-};
-
-/// Whether `Format` is the first of these of its group.
-template <class Format, class First, class... Rest>
-HEADAWARE_HOST_DEVICE constexpr bool is_first_of_group() {
-  if constexpr (First::group == Format::group) {
-    return std::is_same_v<First, Format>;
-  } else {
-    return is_first_of_group<Format, Rest...>();
-  }
-}
-
-/// Calls `f` with a format's group as a constant: what is done before rows are encoded is compiled once for all formats
-/// of a group, of which there are many.
-template <class... Formats, class F>
-__device__ __forceinline__ void visit_group(AnyFormat<FormatRegistry<Formats...>> const& any, F const& f) {
-  std::int32_t const group =
-      any.visit([](auto const& format) { return std::int32_t{std::remove_cvref_t<decltype(format)>::group}; });
-  auto const call = [&]<class Format>(std::type_identity<Format>) {
-    if constexpr (is_first_of_group<Format, Formats...>()) {
-      if (group == Format::group) f(std::integral_constant<std::int32_t, Format::group>{});
-    }
-  };
-  (call(std::type_identity<Formats>{}), ...);
-}
-
-/// Encodes one block of a row's key or value.
-/// @param at      (channel) to its element in `data`
-/// @param number  of the block in the key or value
-/// @param to      where that begins
-/// @param turn    (group, data, at, first channel, x) changes the block before it is encoded
-template <class Registry, class T, class At, class Turn>
-__device__ __forceinline__ void encode_block(AnyFormat<Registry> const& any, T const* data, At const& at, bool adjacent,
-                                             std::int64_t channels, std::int32_t number, std::uint32_t* to,
-                                             Turn const& turn) {
-  visit_group(any, [&]<std::int32_t Group>(std::integral_constant<std::int32_t, Group> group) {
-    std::int64_t const first = std::int64_t{number} * Group;
-    float x[Group];
-    read_block<Group>(data, at, first, channels, adjacent, x);
-    turn(group, data, at, first, x);
-    any.visit([&]<class Format>(Format const& format) {
-      if constexpr (Format::group == Group) {
-        if constexpr (Format::rotated) rotate_block<Group>(x);
-        format.encode(x, to + std::int64_t{number} * Format::block_words);
-      }
-    });
-  });
-}
-
-/// Writes zeros after a row's words, to a whole unit.
-template <class Registry>
-__device__ void clear_row_end(BasicHeadFormats<Registry> const& formats, RowChannels const& channels,
-                              std::int32_t units, std::uint32_t* words) {
-  std::int64_t const used = formats.key.row_words(channels.head_dim) + formats.value.row_words(channels.value_dim);
-  for (std::int64_t w = used; w < std::int64_t{4} * units; ++w) words[w] = 0;
 }
 
 /// The segment that the `index`-th block, or row, of all is of. @param first  how many there are in the segments before
@@ -219,7 +133,8 @@ HEADAWARE_KERNEL void __launch_bounds__(pack_threads) pack_kernel(Parameters con
     encode_block(segment.formats.value, p.source_values[segment.layer], at, p.values_adjacent, p.channels.value_dim,
                  index - segment.key_blocks, words + segment.formats.key_words(p.channels.head_dim), StayInPlace{});
   }
-  if (index == of_row - 1) clear_row_end(segment.formats, p.channels, segment.units, words);
+  if (index == of_row - 1)
+    clear_row_end(segment.formats, p.channels.head_dim, p.channels.value_dim, segment.units, words);
 }
 
 }  // namespace detail

@@ -11,6 +11,7 @@
 #include <headaware/detail/cuda/append_counters.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/vector_access.cuh>
+#include <headaware/format/encode_block.cuh>
 
 #include <cstdint>
 
@@ -97,7 +98,9 @@ HEADAWARE_KERNEL void __launch_bounds__(pack_threads) packed_append_kernel(Param
       encode_block(formats.value, p.source_values[row.layer], at, p.values_adjacent, p.channels.value_dim,
                    index - key_blocks, row.words + formats.key_words(p.channels.head_dim), StayInPlace{});
     }
-    if (index == blocks - 1) clear_row_end(formats, p.channels, row.packed.units, row.words);
+    if (index == blocks - 1) {
+      clear_row_end(formats, p.channels.head_dim, p.channels.value_dim, row.packed.units, row.words);
+    }
   }
   advance_counters(p.counters);
 }

@@ -8,6 +8,7 @@
 #include <headaware/cache/transcode_plan.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/format/encode_block.cuh>
 #include <headaware/format/hadamard.hpp>
 #include <headaware/format/table.hpp>
 
@@ -111,7 +112,7 @@ HEADAWARE_KERNEL void __launch_bounds__(pack_threads) transcode_kernel(Parameter
                   is_key ? to.key : to.value, out + (is_key ? 0 : to.key_words(channels.head_dim)),
                   is_key ? segment.same_key : segment.same_value, is_key ? channels.head_dim : channels.value_dim,
                   std::int64_t{is_key ? index : index - p.key_chunks} * chunk);
-  if (index == p.row_chunks - 1) clear_row_end(to, p.channels, segment.to.units, out);
+  if (index == p.row_chunks - 1) clear_row_end(to, channels.head_dim, channels.value_dim, segment.to.units, out);
 }
 
 }  // namespace detail
