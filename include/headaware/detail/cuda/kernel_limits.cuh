@@ -17,28 +17,32 @@ namespace detail {
 
 /// What a device has for a kernel.
 struct KernelLimits {
-  std::int32_t block_bytes = 0;  ///< dynamic shared memory that a block may have
-  std::int32_t pair_bytes = 0;   ///< that each of two blocks on a multiprocessor may have
+  std::int32_t block_bytes = 0;      ///< dynamic shared memory that a block may have
+  std::int32_t processor_bytes = 0;  ///< shared memory of a multiprocessor
+  std::int32_t fixed_bytes = 0;      ///< of a block, beside the dynamic
   std::int32_t processors = 0;
   std::int32_t ptx_version = 0;  ///< architecture that the kernel's code is for, such as 80
 
+  /// Dynamic shared memory that each of some blocks on a multiprocessor may have.
+  [[nodiscard]] std::int32_t bytes_of(std::int32_t blocks) const {
+    return std::min(block_bytes, processor_bytes / blocks - fixed_bytes);
+  }
   /// Asks the driver, and allows the kernel as much shared memory as a block may have.
   template <class Kernel>
   static KernelLimits ask(Kernel kernel, int device, char const* where) {
     constexpr std::int32_t reserved = 1024;  // by CUDA, per block
     KernelLimits limits;
-    int both = 0;
     cudaFuncAttributes attributes{};
     auto const ask_device = [&](int& value, cudaDeviceAttr attribute) {
       require_cuda(cudaDeviceGetAttribute(&value, attribute, device), "the device", where);
     };
     ask_device(limits.block_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-    ask_device(both, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+    ask_device(limits.processor_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
     ask_device(limits.processors, cudaDevAttrMultiProcessorCount);
     require_cuda(cudaFuncGetAttributes(&attributes, kernel), "the kernel", where);
     auto const fixed = static_cast<std::int32_t>(attributes.sharedSizeBytes);
     limits.block_bytes -= fixed;
-    limits.pair_bytes = std::min(limits.block_bytes, both / 2 - fixed - reserved);
+    limits.fixed_bytes = fixed + reserved;
     limits.ptx_version = attributes.ptxVersion;
     if (attributes.maxDynamicSharedSizeBytes < limits.block_bytes) {
       require_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.block_bytes),

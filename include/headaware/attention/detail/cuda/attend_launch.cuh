@@ -44,7 +44,7 @@ AttendMemory attend_memory(AttentionShape const& shape, KernelLimits const& limi
   }
   constexpr std::int32_t few_rows = Parameters::latent ? warp_threads : min_attend_rows;
   return AttendMemory::of<T>(shape.head_dim, Parameters::latent ? 0 : shape.output_dim(), Queries, width,
-                             limits.block_bytes, limits.pair_bytes, few_rows);
+                             limits.block_bytes, limits.bytes_of(2), few_rows);
 }
 
 template <int Queries, int Width, class Q, class QLayout, class Cache, class O, class OLayout>

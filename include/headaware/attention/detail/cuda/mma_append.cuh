@@ -37,7 +37,8 @@ __device__ void store_row(E* to, unsigned char const* from, std::int32_t channel
   }
 }
 
-/// Turns a tile's new keys, and writes new rows to the cache where the job is the first of its segment. By one warp
+/// Turns a tile's new keys, and writes those new rows to the cache whose own queries the job has: by these they are
+/// seen. By one warp
 /// @param tile  shared, a stage of the warp's ring that has arrived
 template <class P, class Rows>
 __device__ void take_new_rows(P const& p, MmaJob const& job, Rows const& rows, unsigned char* tile) {
@@ -53,7 +54,8 @@ __device__ void take_new_rows(P const& p, MmaJob const& job, Rows const& rows, u
       rotate_row(p.cache.view.rotation, at, reinterpret_cast<E*>(key));
       __syncwarp();
     }
-    if (job.first_query != 0) continue;
+    std::int64_t const own_query = (at - rows.length) * p.shape.group() - job.first_query;
+    if (own_query < 0 || own_query >= job.query_count) continue;
     std::int64_t const of_head = rows.tokens.kept_before(at);
     auto const key_channels = static_cast<std::int32_t>(p.shape.head_dim);
     auto const value_channels = static_cast<std::int32_t>(p.shape.output_dim());

@@ -40,40 +40,43 @@ class MmaTiles {
         window_(p.window),
         tile_(tile),
         end_(end),
-        warps_(static_cast<std::int32_t>(blockDim.x) / warp_threads),
+        warps_(P::chunk ? max_mma_warps : static_cast<std::int32_t>(blockDim.x) / warp_threads),
         stages_(stages) {
     auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
     row_ = std::int64_t{tile} * mma_rows + lane % mma_rows;
     last_ = rows.rows() - 1;
+    if constexpr (P::chunk) return;
     hold(stages_);
     hold(warps_);
   }
 
   /// Waits for the oldest tile. @return false: there are no more
   __device__ bool wait() {
-    if (taken_ == fetched_) return false;
-    ++taken_;
-    wait_for<2, P::most_stages>();
+    if (pending_ == 0) return false;
+    --pending_;
+    wait_for<P::least_stages, P::most_stages>();
     __syncwarp();
     return true;
   }
 
  protected:
-  /// Starts to copy the next tile that a query sees, if any, by `copy`, and closes the group of copies.
+  /// Starts to copy the next tile that a query sees by `copy`, and closes the group of copies. @return whether there is
   template <class Copy>
-  __device__ void fetch_by(Copy const& copy) {
-    if (find()) {
+  __device__ bool fetch_by(Copy const& copy) {
+    bool const found = find();
+    if (found) {
       copy();
       move_on();
-      ++fetched_;
+      ++pending_;
     }
     commit_copies();
+    return found;
   }
 
   Rows const& rows_;
   MmaMask const& mask_;
   bool masked_;
-  std::int64_t window_;
+  std::int64_t const& window_;
   std::int32_t tile_;
   std::int32_t end_;
   std::int32_t warps_;
@@ -93,9 +96,7 @@ class MmaTiles {
       if (masked_) {
         for (; tile_ < end_; move_on()) {
           position_ = row_ <= last_ ? rows_.position(row_) : no_position;
-          bool seen = is_seen_by_any(rows_, position_, mask_.first, mask_.last, window_);
-          if constexpr (has_new_rows<Rows>) seen = seen || rows_.is_new(position_);
-          if (__any_sync(~0U, seen)) return true;
+          if (__any_sync(~0U, is_seen_by_any(rows_, position_, mask_.first, mask_.last, window_))) return true;
         }
       }
     }
@@ -113,8 +114,7 @@ class MmaTiles {
     }
   }
 
-  std::int32_t fetched_ = 0;
-  std::int32_t taken_ = 0;
+  std::int32_t pending_ = 0;  ///< tiles that are under way or there
 };
 
 /// A warp's ring of tiles in shared memory. A stage of it: [2, 16 rows, pitch] keys and values. The last 16 bytes of a
@@ -161,7 +161,7 @@ class MmaRing : public MmaTiles<P, Rows> {
     this->fetch_by([&] { copy(stage); });
   }
 
- private:
+ protected:
   __device__ void copy(std::uint32_t stage) {
     constexpr int at_once = warp_threads / P::row_lanes * P::pitch;
     constexpr int times = mma_rows * P::pitch / at_once;
@@ -200,6 +200,7 @@ class MmaRing : public MmaTiles<P, Rows> {
     }
   }
 
+ private:
   typename P::Element const* keys_;
   typename P::Element const* values_;
   std::int32_t key_channels_;

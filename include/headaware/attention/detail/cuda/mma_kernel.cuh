@@ -67,7 +67,7 @@ __device__ void take_piece(P const& p, MmaShared<P::queries>& shared, Rows& rows
   job.sequence = scan.segment / p.shape.num_kv_heads;
   job.kv_head = scan.segment % p.shape.num_kv_heads;
   rows = p.cache.view.head(job.sequence, job.kv_head);
-  std::int64_t const tiles = p.kv.splits(rows.rows());
+  std::int64_t const tiles = p.kv.splits(rows.rows());  // or units of several
   std::int64_t const before = scan.before * p.kv.tiles;
   std::int64_t const query_tile = (shared.at - before) / tiles;
   std::int64_t const first = before + query_tile * tiles;

@@ -3,6 +3,8 @@
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/attention_bounds.hpp>
 #include <headaware/attention/detail/cuda/attend_parameters.cuh>
+#include <headaware/attention/detail/cuda/chunk_kernel.cuh>
+#include <headaware/attention/detail/cuda/chunk_parameters.cuh>
 #include <headaware/attention/detail/cuda/mma_kernel.cuh>
 #include <headaware/attention/detail/cuda/mma_parameters.cuh>
 #include <headaware/attention/detail/kv_split.hpp>
@@ -24,6 +26,15 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// How a device runs a kernel on tensor cores.
+template <class P>
+auto mma_kernel_of() {
+  if constexpr (P::chunk) {
+    return chunk_kernel<P>;
+  } else {
+    return mma_kernel<P>;
+  }
+}
+
 struct MmaLaunch {
   std::int32_t warps = 0;  ///< of a block; 0: the device, or the code for it, has none of the instructions
   std::int32_t stages = 0;
@@ -31,22 +42,32 @@ struct MmaLaunch {
   std::int64_t blocks = 0;  ///< that the device runs at once
   LaunchOrder order = LaunchOrder::after;
 
-  /// Two blocks on a multiprocessor if each has two tiles a warp then, else one, of fewer warps if need be; as many
-  /// tiles as there is room for.
+  /// For decoding two blocks on a multiprocessor if each has two tiles a warp then, else one, of fewer warps if need
+  /// be; as many tiles as there is room for. For chunks as many blocks as there is room for.
   template <class P>
   static MmaLaunch of(bool overlap, char const* where) {
     static KernelLimitsByDevice kept;
-    auto const kernel = mma_kernel<P>;
-    KernelLimits const limits = kept.of(kernel, where);
+    KernelLimits const limits = kept.of(mma_kernel_of<P>(), where);
     MmaLaunch launch;
     if (limits.ptx_version < 80) return launch;
-    std::int32_t const resident = P::shared_bytes(max_mma_warps, 2) <= limits.pair_bytes ? 2 : 1;
-    std::int32_t const room = resident == 2 ? limits.pair_bytes : limits.block_bytes;
     launch.warps = max_mma_warps;
-    while (launch.warps > 1 && P::shared_bytes(launch.warps, 2) > room) launch.warps /= 2;
-    launch.stages = max_mma_stages;
-    while (launch.stages > 2 && P::shared_bytes(launch.warps, launch.stages) > room) --launch.stages;
-    launch.shared_bytes = P::shared_bytes(launch.warps, launch.stages);
+    std::int32_t resident = 1;
+    std::int32_t room = limits.block_bytes;
+    if constexpr (P::chunk) {
+      launch.stages = 1;
+      launch.shared_bytes = P::shared_bytes;
+      resident = chunk_blocks;
+      while (resident > 1 && launch.shared_bytes > limits.bytes_of(resident)) --resident;
+    } else {
+      if (P::shared_bytes(max_mma_warps, 2) <= limits.bytes_of(2)) {
+        resident = 2;
+        room = limits.bytes_of(2);
+      }
+      while (launch.warps > 1 && P::shared_bytes(launch.warps, 2) > room) launch.warps /= 2;
+      launch.stages = max_mma_stages;
+      while (launch.stages > 2 && P::shared_bytes(launch.warps, launch.stages) > room) --launch.stages;
+      launch.shared_bytes = P::shared_bytes(launch.warps, launch.stages);
+    }
     launch.blocks = std::int64_t{limits.processors} * resident;
     launch.order = launch_order(limits, overlap);
     require(launch.shared_bytes <= room, "shared memory in bytes", {"at most ", room}, launch.shared_bytes, where);
@@ -68,13 +89,17 @@ bool launch_mma(void* d_temp, std::size_t& temp_bytes, AttentionShape const& sha
                 AttentionOptions const& options, cudaStream_t stream) {
   constexpr auto where = "attend";
   std::int64_t const segments = shape.segments();
-  KvSplit kv = KvSplit::of(shape, P::queries, mma_rows);
-  kv.split_rows = mma_rows;  // whatever the number of query tiles
+  KvSplit kv = KvSplit::of(shape, P::queries, P::unit_rows);
+  kv.split_rows = P::unit_rows;  // whatever the number of query tiles
   std::int64_t const tiles = bounds.max_rows / mma_rows + segments;
   require(tiles <= max_blocks, "tiles of rows", max_blocks_text, tiles, where);
+  // Storage depends on no type but the cache's: for chunks as much where queries are of a type for which there is no
+  // kernel of theirs.
+  bool const chunk = !P::coded && is_chunk(shape);
+  std::int64_t const query_tiles = chunk ? (shape.query_rows() - 1) / max_decode_queries + 1 : kv.tiles;
   std::int64_t const most_blocks =
-      kv.tiles < max_mma_blocks ? std::min(tiles * kv.tiles, max_mma_blocks) : max_mma_blocks;
-  std::int64_t const parts = 2 * most_blocks * P::queries;
+      query_tiles < max_mma_blocks ? std::min(tiles * query_tiles, max_mma_blocks) : max_mma_blocks;
+  std::int64_t const parts = 2 * most_blocks * (chunk ? chunk_queries : P::queries);
   AttendArrays arrays;
   if (!place_buffers(d_temp, temp_bytes, where, TempBuffer{arrays.parts, parts},
                      TempBuffer{arrays.sums, parts * shape.output_dim()},
@@ -88,21 +113,9 @@ bool launch_mma(void* d_temp, std::size_t& temp_bytes, AttentionShape const& sha
       channel_run(queries.layout) % 8 == 0 && reinterpret_cast<std::uintptr_t>(queries.data) % 16 == 0;
   bool const wide_output =
       channel_run(output.layout) % 4 == 0 && reinterpret_cast<std::uintptr_t>(output.data) % (4 * sizeof(O)) == 0;
-  P const parameters{shape,
-                     queries,
-                     cache,
-                     output,
-                     options.first_positions,
-                     attention_window(options),
-                     options.sinks,
-                     logit_map(shape, options),
-                     kv,
-                     bounds,
-                     arrays,
-                     how.stages,
-                     wide_queries,
-                     wide_output};
-  launch(how.order, where, mma_kernel<P>, static_cast<unsigned>(std::min(how.blocks, most_blocks)),
+  P const parameters{{shape, queries, cache, output, options.first_positions, attention_window(options), options.sinks,
+                      logit_map(shape, options), kv, bounds, arrays, how.stages, wide_queries, wide_output}};
+  launch(how.order, where, mma_kernel_of<P>(), static_cast<unsigned>(std::min(how.blocks, most_blocks)),
          how.warps * warp_threads, how.shared_bytes, stream, parameters);
   return true;
 }
@@ -114,6 +127,12 @@ bool attend_mma(void* d_temp, std::size_t& temp_bytes, AttentionShape const& sha
                 AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
                 AttentionOutput<O, OLayout> const& output, AttentionBounds const& bounds,
                 AttentionOptions const& options, cudaStream_t stream) {
+  if constexpr (has_chunk_kernel<Q, Cache>) {
+    if (is_chunk(shape)) {
+      using P = ChunkParameters<Q, QLayout, Cache, O, OLayout>;
+      return launch_mma<P>(d_temp, temp_bytes, shape, queries, cache, output, bounds, options, stream);
+    }
+  }
   auto const launch = [&]<int ChannelTiles, int QueryTiles>() {
     using P = MmaParameters<Q, QLayout, Cache, O, OLayout, ChannelTiles, QueryTiles>;
     return launch_mma<P>(d_temp, temp_bytes, shape, queries, cache, output, bounds, options, stream);

@@ -57,15 +57,38 @@ struct MmaCodedRow<PackedCache<Reg, View>> {
   }
 };
 
-/// @tparam ChannelTiles  16 channels each, of keys and of values: 8 or 16
-/// @tparam QueryTiles    8 query rows each, of a block: 1, or 2 where there are 8 tiles of channels
-template <class Q, class QLayout, class Cache, class O, class OLayout, int ChannelTiles, int QueryTiles>
-struct MmaParameters {
+/// What a call hands over to a kernel on tensor cores.
+template <class Q, class QLayout, class Cache, class O, class OLayout>
+struct MmaArguments {
   using Element = typename CacheTypes<Cache>::Element;
   using View = typename CacheTypes<Cache>::View;
   using Query = Q;
   using Output = O;
+
+  AttentionShape shape;
+  AttentionQueries<Q, QLayout> queries_in;
+  Cache cache;
+  AttentionOutput<O, OLayout> output;
+  std::int32_t const* first_positions;
+  std::int64_t window;
+  float const* sinks;
+  LogitMap map;
+  KvSplit kv;
+  AttentionBounds bounds;
+  AttendArrays arrays;
+  std::int32_t stages;  ///< tiles of a warp in shared memory
+  bool wide_queries;    ///< 16-byte loads; else element by element
+  bool wide_output;     ///< four channels at a time
+};
+
+/// The kernel for decoding.
+/// @tparam ChannelTiles  16 channels each, of keys and of values: 8 or 16
+/// @tparam QueryTiles    8 query rows each, of a block: 1, or 2 where there are 8 tiles of channels
+template <class Q, class QLayout, class Cache, class O, class OLayout, int ChannelTiles, int QueryTiles>
+struct MmaParameters : MmaArguments<Q, QLayout, Cache, O, OLayout> {
+  using Element = typename CacheTypes<Cache>::Element;
   static constexpr bool coded = is_packed<Cache>;
+  static constexpr bool chunk = false;
   using Registry = typename MmaCodedRow<Cache>::Registry;
   /// What queries and weights are rounded to; of encoded rows, for all formats but one.
   using Rounded = std::conditional_t<coded, float16, Element>;
@@ -95,28 +118,16 @@ struct MmaParameters {
       coded ? std::max(mma_rows * (MmaCodedRow<Cache>::bytes(16 * ChannelTiles) + 8) + after_ring / 2,
                        queries* sum_pitch * 2)
             : 2 * mma_rows * pitch;
-  /// Tiles of a warp in shared memory, at most: of encoded rows, which are small, more than `stages`.
+  /// Rows of a unit of work.
+  static constexpr std::int64_t unit_rows = mma_rows;
+  /// Tiles of a warp in shared memory, from and to: of encoded rows, which are small, more than `stages`.
+  static constexpr std::int32_t least_stages = 2;
   static constexpr std::int32_t most_stages = coded ? 2 * max_mma_stages : max_mma_stages;
   /// Tiles of a stretch, at least: encoded rows are short, so more of them beside the partial results of queries.
   [[nodiscard]] static __device__ std::int64_t shortest_stretch(KvSplit const& kv) {
     return coded ? max(Stretches::shortest, 4 * kv.tile_rows) : Stretches::shortest;
   }
   static_assert(queries * sum_pitch * 4 <= 2 * stage_bytes && stage_bytes % 16 == 0 && query_space % 16 == 0);
-
-  AttentionShape shape;
-  AttentionQueries<Q, QLayout> queries_in;
-  Cache cache;
-  AttentionOutput<O, OLayout> output;
-  std::int32_t const* first_positions;
-  std::int64_t window;
-  float const* sinks;
-  LogitMap map;
-  KvSplit kv;
-  AttentionBounds bounds;
-  AttendArrays arrays;
-  std::int32_t stages;  ///< tiles of a warp in shared memory
-  bool wide_queries;    ///< 16-byte loads; else element by element
-  bool wide_output;     ///< four channels at a time
 
   [[nodiscard]] static constexpr std::int32_t shared_bytes(std::int32_t warps, std::int32_t stages) {
     return query_space + warps * stages * stage_bytes;
@@ -131,7 +142,7 @@ struct MmaJob {
   std::int32_t query_count;
   JobParts parts;
   std::int64_t part;   ///< which of them the piece is
-  std::int32_t begin;  ///< tiles of the segment's rows
+  std::int32_t begin;  ///< units of the segment's rows
   std::int32_t end;    ///< 0: there is no piece
 };
 
@@ -146,19 +157,20 @@ struct MmaMask {
 /// Static shared memory of a block.
 template <int Queries>
 struct MmaShared {
+  /// Warps that have the same queries: of 64, each has its own.
+  static constexpr int warps = Queries > 16 ? 1 : max_mma_warps;
   WorkScan scan;
   Stretches stretches;
   std::int64_t at;  ///< where on the line the next piece begins, and the block's stretch ends
   std::int64_t end;
   MmaJob job;
   MmaMask mask;
-  std::int64_t tokens[Queries];               ///< of the queries
-  std::int64_t heads[Queries];                ///< of the queries
-  float scales[Queries];                      ///< from products to logits, or to what the soft cap takes
-  float2 states[max_mma_warps][Queries];      ///< (origin, sum) of each warp's weights
-  float factors[max_mma_warps][Queries];      ///< from a warp's origin to the block's
-  float2 whole[Queries];                      ///< (max, sum) of the block, or of parts that it joins
-  float part_factors[Queries][warp_threads];  ///< of parts that it joins
+  std::int64_t tokens[Queries];   ///< of the queries
+  std::int64_t heads[Queries];    ///< of the queries
+  float scales[Queries];          ///< from products to logits, or to what the soft cap takes
+  float2 states[warps][Queries];  ///< (origin, sum) of each warp's weights
+  float factors[warps][Queries];  ///< from a warp's origin to the block's
+  float2 whole[Queries];          ///< (max, sum) of the block, or of parts that it joins
 };
 
 }  // namespace detail

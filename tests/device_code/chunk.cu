@@ -1,0 +1,23 @@
+// The kernel for prefill chunks and drafts, instantiated for tests/device_code/spills.cmake: by the pieces that rows and
+// outputs of each kind add. attend.cu and append_and_attend.cu have it as engines get it.
+
+#include <headaware/attention/attention.hpp>
+#include <headaware/attention/detail/cuda/chunk_kernel.cuh>
+#include <headaware/attention/detail/cuda/chunk_parameters.cuh>
+#include <headaware/attention/head_pages_view.hpp>
+#include <headaware/attention/rolling_view.hpp>
+#include <headaware/element.hpp>
+#include <headaware/layout/strided.hpp>
+
+#include <cuda_runtime_api.h>
+
+namespace ha = headaware;
+
+template <class E, class O, class View>
+void const* chunk_kernel_of() {
+  using P = ha::detail::ChunkParameters<E, ha::StridedLayout, ha::KeptCache<E, View>, O, ha::StridedLayout>;
+  return reinterpret_cast<void const*>(ha::detail::chunk_kernel<P>);
+}
+
+template void const* chunk_kernel_of<ha::float16, float, ha::RollingView>();
+template void const* chunk_kernel_of<ha::bfloat16, float, ha::HeadPagesView>();
