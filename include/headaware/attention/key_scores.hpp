@@ -57,7 +57,8 @@ HEADAWARE_TARGET_BEGIN
 ///                   `query_rows()` of all calls
 /// @param scores     merged into: zeros before the first call; later calls, and buffers of other chunks or devices,
 ///                   merge by the same reduction; must overlap no input
-/// @throws ArgumentError as `attend`, and on null or misaligned scores, and a stride below the rows that a KV head holds
+/// @throws ArgumentError as `attend`, and on null or misaligned scores, and a stride below the rows that a KV head
+/// holds
 /// @note   Deterministic: the result does not depend on the number of threads.
 /// @par Cost  Two passes over the rows held for every 32 query rows, no values and no buffer of queries × rows;
 ///            16 bytes per query row. Allocates nothing once the threads have made room for calls of this size

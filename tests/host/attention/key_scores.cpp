@@ -155,8 +155,11 @@ TEST_CASE("key scores: refusals", "[attention]") {
                    ha::KeptCache{keys, keys, ha::RaggedView{offsets.data(), 1}}, p.options, Reduction::max, to);
   };
   float const* const keys = p.segments[0].keys.data();
-  check_error<ha::ArgumentError>([&] { call({scores.data(), 9}, keys); },
-                                 {"rows held", "at most the scores' stride of 9", "10", "KV head 0"});
+  check_error<ha::ArgumentError>(
+      [&] {
+        call({scores.data(), 9}, keys);
+      },
+      {"rows held", "at most the scores' stride of 9", "10", "KV head 0"});
   check_error<ha::ArgumentError>([&] { call({nullptr, 10}, keys); }, {"scores", "a pointer", "nullptr", "score_keys"});
   check_error<ha::ArgumentError>([&] { call({scores.data(), -1}, keys); }, {"stride", ">= 0", "-1", "score_keys"});
   check_error<ha::ArgumentError>([&] { call({scores.data(), 10}, nullptr); }, {"keys", "a pointer", "nullptr", ""});
