@@ -44,8 +44,8 @@ void score_elements(void* d_temp, std::size_t& temp_bytes, AttentionShape const&
                     KeyScoreReduction reduction, KeyScores const& scores, cudaStream_t stream) {
   constexpr auto where = "score_keys";
   using P = KeyScoreParameters<Q, QLayout, Cache>;
-  std::int64_t const query_tiles = (shape.query_rows() + score_tile - 1) / score_tile;
-  std::int64_t const key_tiles = (scores.stride + score_tile - 1) / score_tile;
+  std::int64_t const query_tiles = (shape.query_rows() + held_tile_rows - 1) / held_tile_rows;
+  std::int64_t const key_tiles = (scores.stride + held_tile_rows - 1) / held_tile_rows;
   std::int64_t const splits = score_splits(shape, query_tiles, scores.stride);
   OnlineSoftmax<float>* parts = nullptr;
   if (!place_buffers(d_temp, temp_bytes, where, TempBuffer{parts, splits * shape.segments() * shape.query_rows()})) {
@@ -63,8 +63,8 @@ void score_elements(void* d_temp, std::size_t& temp_bytes, AttentionShape const&
   }
   std::int32_t const room = std::min(limits.block_bytes, second.block_bytes);
   auto const memory = KeyScoreMemory::of<typename P::Tile>(shape.head_dim, P::moving, room);
-  require(memory.stages > 0, "head_dim", {"rows of which shared memory holds ", score_tile + P::moving}, shape.head_dim,
-          where);
+  require(memory.stages > 0, "head_dim", {"rows of which shared memory holds ", held_tile_rows + P::moving},
+          shape.head_dim, where);
   constexpr std::int64_t query_width = 16 / static_cast<std::int64_t>(sizeof(Q));
   bool const wide_queries = rows_contiguous(queries.layout, shape.head_dim) && shape.head_dim % query_width == 0 &&
                             channel_run(queries.layout) % query_width == 0 &&

@@ -3,6 +3,7 @@
 #include "support/catch.hpp"
 #include "support/errors.hpp"
 #include "support/key_score_reference.hpp"
+#include "support/packed_cache.hpp"
 
 #include <headaware/attention/key_scores.hpp>
 
@@ -135,7 +136,7 @@ TEST_CASE("key scores: sums of a query's probabilities are 1, and queries withou
   CHECK(std::abs(total(1) - 15) < 1e-4);
 }
 
-TEST_CASE("key scores of a latent, and of encoded rows", "[attention]") {
+TEST_CASE("key scores of a latent", "[attention]") {
   auto const p = latent_problem<float>({1, 5, 1, 3, 40, 24}, {333}, 2);
   std::vector<std::int32_t> const offsets{0, 333};
   ha::RaggedView const view{offsets.data(), 1};
@@ -144,6 +145,27 @@ TEST_CASE("key scores of a latent, and of encoded rows", "[attention]") {
                  ha::LatentCache{p.segments[0].keys.data(), view}, p.options, Reduction::max,
                  ha::KeyScores{scores.data(), 333});
   check_key_scores(p, scores, naive_key_scores(p, Reduction::max, 333), 333, 0);
+}
+
+TEST_CASE("key scores of encoded rows are those of the rows that they decode to", "[attention]") {
+  PackedProblem<ha::float16> const p(64, 64, {200, 7, 0});
+  ha::Compaction const compaction(p.table, p.lengths);
+  auto const planned = ha::packed_ragged(compaction, p.formats, 64, 64);
+  std::vector<ha::RowUnit> rows(at(planned.total_units()));
+  auto const packed = planned.with_buffer(rows.data());
+  ha::compress(compaction, p.layers, p.source(), packed);
+  for (std::int64_t const tokens : {1, 12}) {
+    HeldProblem<float> const held = p.varied(0, 4, tokens);
+    std::vector<std::int64_t> const offsets = held.row_offsets();
+    using View = ha::RaggedView<std::int64_t>;
+    ha::PackedCache<ha::DefaultFormats, View> const cache{
+        packed.layers[0], packed.layer(0).data(), {offsets.data(), p.num_kv_heads}};
+    std::vector<float> scores(at(held.shape.segments() * 200));
+    ha::score_keys(held.shape, ha::AttentionQueries{held.queries.data(), held.query_layout()}, cache, options_of(held),
+                   Reduction::max, ha::KeyScores{scores.data(), 200});
+    // Where codes are integers, queries are numbers of 16 bits.
+    check_key_scores(held, scores, naive_key_scores(held, Reduction::max, 200), 200, 0, 2e-3);
+  }
 }
 
 TEST_CASE("key scores: refusals", "[attention]") {

@@ -33,7 +33,7 @@ __device__ inline float sum_of_quad(float value) {
 
 /// What blocks of the second pass keep in shared memory beside tiles.
 struct ScoreShared {
-  float shift[score_tile];  ///< of the query rows that pass by: `query_shift`
+  float shift[held_tile_rows];  ///< of the query rows that pass by: `query_shift`
 };
 
 /// Calls `work(first, seen)` for the tiles at `begin`, `begin + moving` … before `end` that `look(first)` finds seen,
@@ -88,10 +88,10 @@ HEADAWARE_KERNEL void __launch_bounds__(score_threads) row_softmax_kernel(P cons
   __shared__ SharedStorage<P> parameter_storage;
   auto const& p = share_parameters(parameters, parameter_storage);
   auto* const held = reinterpret_cast<E*>(score_memory);
-  E* const moving = held + score_tile * p.memory.pitch;
+  E* const moving = held + held_tile_rows * p.memory.pitch;
   std::int32_t const moving_elements = P::moving * p.memory.pitch;
   ScoredHead<P> const head(p, blockIdx.x / p.tiles);
-  std::int64_t const first_query = blockIdx.x % p.tiles * score_tile;
+  std::int64_t const first_query = blockIdx.x % p.tiles * held_tile_rows;
   std::int64_t const queries = p.shape.query_rows();
   std::int64_t const rows = head.rows.rows();
   std::int64_t const of_part = (rows + p.splits - 1) / p.splits;
@@ -99,11 +99,11 @@ HEADAWARE_KERNEL void __launch_bounds__(score_threads) row_softmax_kernel(P cons
   std::int64_t const begin = blockIdx.y * part_rows;
   std::int64_t const end = min(rows, begin + part_rows);
   std::int64_t const first_of = head.query_position(first_query);
-  std::int64_t const last_of = head.query_position(min(queries, first_query + score_tile) - 1);
+  std::int64_t const last_of = head.query_position(min(queries, first_query + held_tile_rows) - 1);
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
   std::int32_t const lane = thread % warp_threads;
   std::int32_t const warp_row = thread / warp_threads * 16;
-  if (begin < end) head.fetch_queries(first_query, score_tile, held);
+  if (begin < end) head.fetch_queries(first_query, held_tile_rows, held);
 
   float max[2] = {hidden_logit, hidden_logit};
   float sum[2] = {0, 0};
@@ -199,18 +199,18 @@ HEADAWARE_KERNEL void __launch_bounds__(score_threads) key_score_kernel(P const 
   __shared__ SharedStorage<P> parameter_storage;
   auto const& p = share_parameters(parameters, parameter_storage);
   auto* const held = reinterpret_cast<E*>(score_memory);
-  E* const moving = held + score_tile * p.memory.pitch;
+  E* const moving = held + held_tile_rows * p.memory.pitch;
   std::int32_t const moving_elements = P::moving * p.memory.pitch;
   ScoredHead<P> const head(p, blockIdx.x / p.tiles);
-  std::int64_t const first_key = blockIdx.x % p.tiles * score_tile;
+  std::int64_t const first_key = blockIdx.x % p.tiles * held_tile_rows;
   std::int64_t const rows = head.rows.rows();
   if (first_key >= rows) return;
   std::int64_t const queries = p.shape.query_rows();
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
   std::int32_t const lane = thread % warp_threads;
   std::int32_t const warp_row = thread / warp_threads * 16;
-  auto const count = static_cast<std::int32_t>(min(rows - first_key, std::int64_t{score_tile}));
-  head.fetch_keys(first_key, rows, score_tile, held);
+  auto const count = static_cast<std::int32_t>(min(rows - first_key, std::int64_t{held_tile_rows}));
+  head.fetch_keys(first_key, rows, held_tile_rows, held);
   auto const position_of = [&](std::int32_t row) {
     return head.masked && row < count ? head.position(first_key + row) : std::int64_t{0};
   };

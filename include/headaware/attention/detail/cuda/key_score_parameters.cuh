@@ -18,7 +18,7 @@ namespace detail {
 /// Threads of a block: 4 warps, each with 16 rows of the held tile.
 inline constexpr std::int32_t score_threads = 128;
 /// Rows of the tile that a block holds: queries of the first pass, keys of the second.
-inline constexpr std::int32_t score_tile = 64;
+inline constexpr std::int32_t held_tile_rows = 64;
 /// The most parts that the first pass divides a KV head's rows into.
 inline constexpr std::int64_t max_score_splits = 16;
 
@@ -37,7 +37,7 @@ struct KeyScoreMemory {
     KeyScoreMemory memory;
     memory.pitch = static_cast<std::int32_t>(pitch);
     for (std::int32_t stages : {2, 1}) {
-      std::int64_t const bytes = (score_tile + stages * moving) * pitch * static_cast<std::int64_t>(sizeof(E));
+      std::int64_t const bytes = (held_tile_rows + stages * moving) * pitch * static_cast<std::int64_t>(sizeof(E));
       if (bytes > limit) continue;
       memory.stages = stages;
       memory.all_bytes = static_cast<std::int32_t>(bytes);
