@@ -226,17 +226,15 @@ void check_attention_layout(AttentionShape const& shape, Layout const& layout, s
   if constexpr (requires { layout.num_channels(); }) holds(layout.num_channels(), channels, "channels");
 }
 
-template <class Q, class QLayout, class Cache, class O, class OLayout>
-void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
-                     AttentionOutput<O, OLayout> const& output, AttentionOptions const& options) {
+/// Checks what attention reads. @return whether there is anything to attend to
+template <class Q, class QLayout, class Cache>
+bool check_attention_inputs(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries,
+                            Cache const& cache, AttentionOptions const& options) {
   check_attention_shape(shape, options);
-  if (shape.num_sequences == 0 || shape.query_tokens == 0) return;
+  if (shape.num_sequences == 0 || shape.query_tokens == 0) return false;
   constexpr auto where = "attend";
   require(queries.data != nullptr, "queries", "a pointer", "nullptr", where);
-  require(output.data != nullptr, "output", "a pointer", "nullptr", where);
   require_aligned(queries.data, "queries", where);
-  require_aligned(output.data, "output", where);
-  require_aligned(output.lse, "log-sum-exp", where);
   if constexpr (is_packed<Cache>) {
     require_aligned(cache.rows, "rows", where);
     require_aligned(cache.segments, "segments", where);
@@ -258,10 +256,21 @@ void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> c
           {"the queries' positions, as they have a window of ", options.window}, "nullptr", where);
   require_aligned(options.sinks, "sinks", where);
   check_attention_layout(shape, queries.layout, shape.head_dim, "attend, queries");
-  check_attention_layout(shape, output.layout, shape.output_dim(), "attend, output");
   require(has_positions<typename CacheTypes<Cache>::View> || options.first_positions == nullptr, "first_positions",
           "nullptr for a view without positions", "a pointer", where);
   if constexpr (requires { cache.view.check(shape, options); }) cache.view.check(shape, options);
+  return true;
+}
+
+template <class Q, class QLayout, class Cache, class O, class OLayout>
+void check_attention(AttentionShape const& shape, AttentionQueries<Q, QLayout> const& queries, Cache const& cache,
+                     AttentionOutput<O, OLayout> const& output, AttentionOptions const& options) {
+  if (!check_attention_inputs(shape, queries, cache, options)) return;
+  constexpr auto where = "attend";
+  require(output.data != nullptr, "output", "a pointer", "nullptr", where);
+  require_aligned(output.data, "output", where);
+  require_aligned(output.lse, "log-sum-exp", where);
+  check_attention_layout(shape, output.layout, shape.output_dim(), "attend, output");
 }
 
 /// Checks the pointers of a layer; one that holds no rows needs none.

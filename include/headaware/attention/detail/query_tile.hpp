@@ -121,22 +121,32 @@ class QueryTile {
   /// Attends to rows [begin, end) of a head. @param rows  `PlainRows` or `CodedRows`
   template <class Rows>
   void attend(Rows const& rows, std::int64_t begin, std::int64_t end) {
-    auto const& head = rows.head;
-    for (std::int64_t first = begin; first < end; first += attend_block) {
-      std::int64_t const count = std::min<std::int64_t>(attend_block, end - first);
-      if (masked_ && !find_positions(head, first, count)) continue;
+    for_each_seen_block(rows, begin, end, [&](std::int64_t first, std::int64_t count) {
       auto const add_values = [&](auto const& values) { weigh_block(rows, values, count); };
       rows.with_keys(*this, first, count, [&](auto const& keys) {
-        score_block(rows, keys, count);
-        for (std::int64_t q = 0; q < count_; ++q) {
-          map_logits(map_, scores_ + q * attend_block);
-          if (partly_seen_) hide_rows(head, q, count);
-          weigh(q, count);
-        }
+        find_logits(rows, keys, count);
+        for (std::int64_t q = 0; q < count_; ++q) weigh(q, count);
         if (rows.values_in_keys()) add_values(keys);
       });
       if (!rows.values_in_keys()) rows.with_values(*this, first, count, add_values);
-    }
+    });
+  }
+
+  /// Calls `f(q, first, count, logits)` for each query row and block of rows [begin, end) of which some query sees
+  /// some; logits [count] in base 2, `hidden_logit` where the query does not see a row. @param rows  as `attend`
+  template <class Rows, class F>
+  void for_each_logits(Rows const& rows, std::int64_t begin, std::int64_t end, F const& f) {
+    for_each_seen_block(rows, begin, end, [&](std::int64_t first, std::int64_t count) {
+      rows.with_keys(*this, first, count, [&](auto const& keys) {
+        find_logits(rows, keys, count);
+        for (std::int64_t q = 0; q < count_; ++q) f(q, first, count, scores_ + q * attend_block);
+      });
+    });
+  }
+  /// Adds rows [begin, end) to the queries' softmaxes, without values. @pre  no value channels
+  template <class Rows>
+  void add_softmax(Rows const& rows, std::int64_t begin, std::int64_t end) {
+    for_each_logits(rows, begin, end, [&](std::int64_t q, std::int64_t, std::int64_t count, float*) { weigh(q, count); });
   }
 
   /// Calls `f` with pointers to a block's rows: in the cache itself, or converted to floats where that saves
@@ -215,7 +225,23 @@ class QueryTile {
   [[nodiscard]] std::int64_t value_dim() const { return value_channels_; }
 
  private:
-  /// Logits of a block. What memory is slowest at is the next block: half of it is fetched here.
+  template <class Rows, class F>
+  void for_each_seen_block(Rows const& rows, std::int64_t begin, std::int64_t end, F const& f) {
+    for (std::int64_t first = begin; first < end; first += attend_block) {
+      std::int64_t const count = std::min<std::int64_t>(attend_block, end - first);
+      if (!masked_ || find_positions(rows.head, first, count)) f(first, count);
+    }
+  }
+  /// Logits of a block in base 2, hidden where a query does not see a row.
+  template <class Rows, class Keys>
+  void find_logits(Rows const& rows, Keys const& keys, std::int64_t count) {
+    score_block(rows, keys, count);
+    for (std::int64_t q = 0; q < count_; ++q) {
+      map_logits(map_, scores_ + q * attend_block);
+      if (partly_seen_) hide_rows(rows.head, q, count);
+    }
+  }
+  /// Products of a block. What memory is slowest at is the next block: half of it is fetched here.
   template <class Rows, class Keys>
   void score_block(Rows const& rows, Keys const& keys, std::int64_t count) {
     auto const passed = [&](std::int64_t first, std::int64_t end) { rows.fetch_next(*this, first / 2, end / 2); };
