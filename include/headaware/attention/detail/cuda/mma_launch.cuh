@@ -2,6 +2,7 @@
 
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/attention_bounds.hpp>
+#include <headaware/attention/detail/cuda/appended_view.cuh>
 #include <headaware/attention/detail/cuda/attend_parameters.cuh>
 #include <headaware/attention/detail/cuda/chunk_kernel.cuh>
 #include <headaware/attention/detail/cuda/chunk_parameters.cuh>
