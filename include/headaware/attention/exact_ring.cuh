@@ -54,17 +54,17 @@ cudaError_t append(RollingSlotsView const& slots, RollingStateView const& state,
   of_ring.token_limit = both.token_limit;
   AppendOptions without_counting = options;
   without_counting.advance = false;
-  cudaError_t error = detail::guarded([&] {
+  return detail::guarded([&] {
     detail::check_ring_slots(slots, ring_slots);
-    detail::check_device_append(both, layer_span(tokens), source, max_count, packed, d_segments, options);
+    auto const layers = layer_span(tokens);
+    auto const in_slots =
+        detail::check_device_append(both, state, layers, source, d_counts, max_count, packed, d_segments, options);
+    auto const in_ring =
+        detail::check_device_append(of_ring, state, layers, source, d_counts, max_count, ring, without_counting);
     if (slots.num_sequences == 0) return;
-    (void)detail::counters_of(both, state, d_counts, max_count, options.advance);
+    detail::launch_checked(in_ring, of_ring, layers, source, ring, without_counting, stream);
+    detail::launch_checked(in_slots, both, layers, source, packed, d_segments, options, stream);
   });
-  if (error == cudaSuccess) {
-    error = append(of_ring, state, tokens, source, d_counts, max_count, ring, without_counting, stream);
-  }
-  if (error != cudaSuccess) return error;
-  return append(both, state, tokens, source, d_counts, max_count, packed, d_segments, options, stream);
 }
 
 }  // namespace device

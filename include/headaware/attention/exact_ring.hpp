@@ -177,13 +177,12 @@ void append(RollingSlotsView const& slots, RollingState& state, Tokens const& to
   detail::check_ring_slots(slots, ring_slots);
   RollingSlotsView const both = with_ring(slots, ring_slots);
   state.check(both, counts, "append");
-  // All of the second append's checks come before the first one writes.
-  std::int64_t const most = counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
-  detail::check_packed_append(both, layer_span(tokens), source, most, packed, options);
-  AppendOptions of_ring = options;
-  of_ring.advance = false;
-  append(ring_slots, state, tokens, source, counts, ring, of_ring);
-  append(both, state, tokens, source, counts, packed, options);
+  auto const layers = layer_span(tokens);
+  auto const of_packed = detail::check_host_append(both, layers, source, counts, packed, options);
+  auto const of_ring = detail::check_host_append(ring_slots, layers, source, counts, ring, options);
+  detail::append_checked(of_ring, ring_slots, state, layers, source, counts, ring, options);
+  detail::append_checked(of_packed, both, state, layers, source, counts, packed, options);
+  if (options.advance) state.advance(both, counts);
 }
 
 /// @brief Computes attention over a rolling cache of encoded rows whose newest tokens and sinks are exact: each token

@@ -36,6 +36,11 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @brief A pool of pages of encoded rows: page p of the pool is `rows + p * page_units`. Made by `packed_pages`;
 /// tables are those of a `PagedHeads` with `page_sizes` as its `head_page_sizes`. Attention reads it by `HeadPagesView`
 /// with a page stride of `page_units`, and `PackedCache` of `rows` and `layer(l)`. Lives on the host.
+///
+/// This is the one form that holds heads of different formats in pages. Block tables as engines have them (`PagedForm`,
+/// `vllm_flash`, `PagedHeads::indices`, `PagedHeads::block_table`) count one number of tokens a page for all heads of a
+/// layer, which rows of several widths do not fill: an engine whose cache is fp8, `q8_0`, `q4_0` or of 16 bits, one
+/// format a layer, gets rows into its tables by `export_rows` and gives them by `import_rows`.
 template <class Registry = DefaultFormats>
 struct PackedPages {
   LayerChannels channels;                         ///< of the rows before they are encoded

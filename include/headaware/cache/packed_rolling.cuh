@@ -33,16 +33,33 @@ namespace detail {
 
 /// Checks an append on a device before it is launched.
 template <class U, class Source, class Registry>
-AppendShape check_device_append(RollingSlotsView const& slots, std::span<LayerKv<U> const> tokens, Source const& source,
-                                std::int32_t max_count, PackedDestination<RollingSlotsView, Registry> const& cache,
-                                PackedSegment<Registry> const* d_segments, AppendOptions const& options) {
+CheckedAppend check_device_append(RollingSlotsView const& slots, RollingStateView const& state,
+                                  std::span<LayerKv<U> const> tokens, Source const& source,
+                                  std::int32_t const* d_counts, std::int32_t max_count,
+                                  PackedDestination<RollingSlotsView, Registry> const& cache,
+                                  PackedSegment<Registry> const* d_segments, AppendOptions const& options) {
   constexpr auto where = "append";
   require(max_count >= 0, "max_count", ">= 0", max_count, where);
-  AppendShape const shape = check_packed_append(slots, tokens, source, max_count, cache, options);
+  CheckedAppend checked{check_packed_append(slots, tokens, source, max_count, cache, options), {}};
   require(tokens.size() <= max_layers, "layers", "at most 256", tokens.size(), where);
   require(cache.channels.alike(), "channels", "one number in all layers", "several", where);
   require_pointer(d_segments, "segments", where);
-  return shape;
+  if (slots.num_sequences != 0) {
+    checked.counters = counters_of(slots, state, d_counts, max_count, options.advance);
+  }
+  return checked;
+}
+
+/// Launches it. @pre there are sequences
+template <class U, class Source, class Registry>
+void launch_checked(CheckedAppend const& checked, RollingSlotsView const& slots, std::span<LayerKv<U> const> tokens,
+                    Source const& source, PackedDestination<RollingSlotsView, Registry> const& cache,
+                    PackedSegment<Registry> const* d_segments, AppendOptions const& options, cudaStream_t stream) {
+  auto const first = static_cast<std::size_t>(options.first_layer);
+  launch_packed_append<false>(
+      RollingAppend{slots}, checked.counters, checked.shape, slots.max_slots, tokens, source, cache.channels.common(),
+      segments_of(cache, first, tokens.size()), d_segments, [&](std::size_t i) { return cache.layers[first + i]; }, 0,
+      stream);
 }
 
 }  // namespace detail
@@ -77,14 +94,10 @@ cudaError_t append(RollingSlotsView const& slots, RollingStateView const& state,
     using Given = std::remove_const_t<std::remove_pointer_t<decltype(layers.front().keys)>>;
     using T = typename detail::ElementOf<Given>::type;
     static_assert(detail::holds_floats<T>, "headaware: rows to encode hold float, float16 or bfloat16");
-    auto const shape = detail::check_device_append(slots, layers, source, max_count, cache, d_segments, options);
+    auto const checked =
+        detail::check_device_append(slots, state, layers, source, d_counts, max_count, cache, d_segments, options);
     if (slots.num_sequences == 0) return;
-    auto const counters = detail::counters_of(slots, state, d_counts, max_count, options.advance);
-    auto const first = static_cast<std::size_t>(options.first_layer);
-    auto const segments = detail::segments_of(cache, first, layers.size());
-    detail::launch_packed_append<false>(
-        detail::RollingAppend{slots}, counters, shape, slots.max_slots, layers, source, cache.channels.common(),
-        segments, d_segments, [&](std::size_t i) { return cache.layers[first + i]; }, 0, stream);
+    detail::launch_checked(checked, slots, layers, source, cache, d_segments, options, stream);
   });
 }
 

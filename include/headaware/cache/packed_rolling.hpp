@@ -93,6 +93,30 @@ AppendShape check_packed_append(RollingSlotsView const& slots, std::span<LayerKv
   return shape;
 }
 
+/// Checks an append on the CPU, its tables too, but for counts.
+template <class U, class Source, class Registry>
+AppendShape check_host_append(RollingSlotsView const& slots, std::span<LayerKv<U> const> tokens, Source const& source,
+                              std::span<std::int32_t const> counts,
+                              PackedDestination<RollingSlotsView, Registry> const& cache,
+                              AppendOptions const& options) {
+  using T = std::remove_const_t<U>;
+  static_assert(holds_floats<T>, "headaware: rows to encode hold float, float16 or bfloat16");
+  AppendShape const shape = check_packed_append(slots, tokens, source, most_of(counts), cache, options);
+  check_append_tables(source, shape, packed_buffers<T>(cache, options.first_layer), tokens.size(), counts);
+  return shape;
+}
+
+/// Encodes new tokens, which have been checked.
+template <class U, class Source, class Registry>
+void append_checked(AppendShape const& shape, RollingSlotsView const& slots, RollingState const& state,
+                    std::span<LayerKv<U> const> tokens, Source const& source, std::span<std::int32_t const> counts,
+                    PackedDestination<RollingSlotsView, Registry> const& cache, AppendOptions const&) {
+  append_encoded(
+      shape, RollingAppend{slots}, tokens, source, cache.channels,
+      std::span<PackedSegment<Registry> const>(cache.segments), [&](std::size_t layer) { return cache.layers[layer]; },
+      state.lengths(), state.high_water(), counts);
+}
+
 }  // namespace detail
 
 /// @brief Appends new tokens of every sequence on the CPU, each encoded in its head's formats: the rows that
@@ -107,17 +131,8 @@ void append(RollingSlotsView const& slots, RollingState& state, Tokens const& to
             AppendOptions const& options = {}) {
   state.check(slots, counts, "append");
   auto const layers = layer_span(tokens);
-  using U = std::remove_pointer_t<decltype(layers.front().keys)>;
-  using T = std::remove_const_t<U>;
-  static_assert(detail::holds_floats<T>, "headaware: rows to encode hold float, float16 or bfloat16");
-  std::int64_t const most = counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
-  auto const shape = detail::check_packed_append(slots, layers, source, most, cache, options);
-  detail::check_append_tables(source, shape, detail::packed_buffers<T>(cache, options.first_layer), layers.size(),
-                              counts);
-  detail::append_encoded(
-      shape, detail::RollingAppend{slots}, layers, source, cache.channels,
-      std::span<PackedSegment<Registry> const>(cache.segments), [&](std::size_t layer) { return cache.layers[layer]; },
-      state.lengths(), state.high_water(), counts);
+  auto const shape = detail::check_host_append(slots, layers, source, counts, cache, options);
+  detail::append_checked(shape, slots, state, layers, source, counts, cache, options);
   if (options.advance) state.advance(slots, counts);
 }
 

@@ -32,7 +32,8 @@ struct PagedRows {
 };
 
 /// @brief Paged per head: pages of one KV head, `[page_size, head_dim]` each, found through a block
-/// table with one row per (layer, sequence, KV head).
+/// table with one row per (layer, sequence, KV head). Rows of a layer are of one width, as pages hold one number of
+/// tokens: heads whose rows are encoded in formats of their own have pages by `packed_pages`.
 struct PagedForm {
   static constexpr bool needs_group = false;
   std::int32_t const* block_table = nullptr;  ///< page numbers, where the back end runs

@@ -56,6 +56,36 @@ inline AppendCounters counters_of(RollingSlotsView const& slots, RollingStateVie
           slots.num_sequences};
 }
 
+/// What an append has checked before it launches anything.
+struct CheckedAppend {
+  AppendShape shape;
+  AppendCounters counters;
+};
+
+/// Checks an append on the device. @throws ArgumentError as it refuses
+template <class T, class U, class Source>
+CheckedAppend check_device_append(RollingSlotsView const& slots, RollingStateView const& state,
+                                  std::span<LayerKv<U> const> tokens, Source const& source,
+                                  std::int32_t const* d_counts, std::int32_t max_count,
+                                  Destination<T, RollingSlotsView> const& cache, AppendOptions const& options) {
+  require(max_count >= 0, "max_count", ">= 0", max_count, "append");
+  CheckedAppend checked{check_rolling_append(slots, tokens, source, max_count, cache, options), {}};
+  require(tokens.size() <= max_layers, "layers", "at most 256", tokens.size(), "append");
+  if (slots.num_sequences != 0) {
+    checked.counters = counters_of(slots, state, d_counts, max_count, options.advance);
+  }
+  return checked;
+}
+
+/// Launches it. @pre there are sequences
+template <class T, class U, class Source>
+void launch_checked(CheckedAppend const& checked, RollingSlotsView const& slots, std::span<LayerKv<U> const> tokens,
+                    Source const& source, Destination<T, RollingSlotsView> const& cache, AppendOptions const& options,
+                    cudaStream_t stream) {
+  launch_append<false>(RollingAppend{slots}, checked.counters, checked.shape, slots.max_slots, 0, tokens, source,
+                       rolling_buffers(cache, options.first_layer), 0, stream);
+}
+
 }  // namespace detail
 
 namespace device {
@@ -88,14 +118,10 @@ cudaError_t append(RollingSlotsView const& slots, RollingStateView const& state,
                    Destination<T, RollingSlotsView> const& cache, AppendOptions const& options,
                    cudaStream_t stream) noexcept {
   return detail::guarded([&] {
-    require(max_count >= 0, "max_count", ">= 0", max_count, "append");
     auto const layers = layer_span(tokens);
-    auto const shape = detail::check_rolling_append(slots, layers, source, max_count, cache, options);
-    require(layers.size() <= detail::max_layers, "layers", "at most 256", layers.size(), "append");
+    auto const checked = detail::check_device_append(slots, state, layers, source, d_counts, max_count, cache, options);
     if (slots.num_sequences == 0) return;
-    auto const counters = detail::counters_of(slots, state, d_counts, max_count, options.advance);
-    detail::launch_append<false>(detail::RollingAppend{slots}, counters, shape, slots.max_slots, 0, layers, source,
-                                 detail::rolling_buffers(cache, options.first_layer), 0, stream);
+    detail::launch_checked(checked, slots, layers, source, cache, options, stream);
   });
 }
 

@@ -110,6 +110,25 @@ AppendShape check_rolling_append(RollingSlotsView const& slots, std::span<LayerK
   return shape;
 }
 
+/// Checks an append on the CPU, its tables too, but for counts.
+template <class T, class U, class Source>
+AppendShape check_host_append(RollingSlotsView const& slots, std::span<LayerKv<U> const> tokens, Source const& source,
+                              std::span<std::int32_t const> counts, Destination<T, RollingSlotsView> const& cache,
+                              AppendOptions const& options) {
+  AppendShape const shape = check_rolling_append(slots, tokens, source, most_of(counts), cache, options);
+  check_append_tables(source, shape, rolling_buffers(cache, options.first_layer), tokens.size(), counts);
+  return shape;
+}
+
+/// Writes new tokens, which have been checked.
+template <class T, class U, class Source>
+void append_checked(AppendShape const& shape, RollingSlotsView const& slots, RollingState const& state,
+                    std::span<LayerKv<U> const> tokens, Source const& source, std::span<std::int32_t const> counts,
+                    Destination<T, RollingSlotsView> const& cache, AppendOptions const& options) {
+  append_rows(shape, RollingAppend{slots}, tokens, source, rolling_buffers(cache, options.first_layer), state.lengths(),
+              state.lengths(), counts);
+}
+
 /// Throws if a sequence is copied to twice, or copied from and to.
 inline void check_copies(std::int32_t num_sequences, std::span<SequenceCopy const> copies) {
   constexpr auto where = "copy_sequences";
@@ -155,13 +174,9 @@ void append(RollingSlotsView const& slots, RollingState& state, Tokens const& to
             std::span<std::int32_t const> counts, Destination<T, RollingSlotsView> const& cache,
             AppendOptions const& options = {}) {
   state.check(slots, counts, "append");
-  std::int64_t const most = counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
   auto const layers = layer_span(tokens);
-  auto const shape = detail::check_rolling_append(slots, layers, source, most, cache, options);
-  detail::check_append_tables(source, shape, detail::rolling_buffers(cache, options.first_layer), layers.size(),
-                              counts);
-  detail::append_rows(shape, detail::RollingAppend{slots}, layers, source,
-                      detail::rolling_buffers(cache, options.first_layer), state.lengths(), state.lengths(), counts);
+  auto const shape = detail::check_host_append(slots, layers, source, counts, cache, options);
+  detail::append_checked(shape, slots, state, layers, source, counts, cache, options);
   if (options.advance) state.advance(slots, counts);
 }
 

@@ -285,7 +285,7 @@ TEST_CASE("pages of fp8 come in and go out, scales being fields of the formats",
   auto const short_table = ha::PageTable::dense(block_table.data(), 2);
   auto const few = ha::paged_layout(short_table, {1, heads, dim, pages, page_size}, ha::PageOrder::nhd);
   check_error<ha::ArgumentError>([&] { ha::import_rows(whole.compaction, layers, few, whole.cache); },
-                                 {"tokens of an engine's tensor", "at least 11", "8", "import_rows, keys"});
+                                 {"engine's tokens", "at least the longest length, 11", "8", "import_rows, keys"});
   std::vector<std::int32_t> const bad{3, 5, 4};
   auto const beyond =
       ha::paged_layout(ha::PageTable::dense(bad.data(), 3), {1, heads, dim, pages, page_size}, ha::PageOrder::nhd);
@@ -318,9 +318,9 @@ TEST_CASE("rows that are not the formats' are refused before anything moves", "[
           {"bytes of an engine's row", "68", "64", "import_rows, keys, layer 0"});
   // Strides: shorter than a row, odd, and of channels.
   refused(layers, Layouts{{{3, 3, 13, 68}, {13 * 204, 66, 204, 1}}, good.values}, cache,
-          {"strides of rows", "at least 68", "66", "keys"});
+          {"stride of rows", "above 67", "66 (of 3 steps)", "keys"});
   refused(layers, Layouts{{{3, 3, 13, 68}, {13 * 204, 68, 202, 1}}, good.values}, cache,
-          {"strides of rows", "at least 204", "202", "keys"});
+          {"stride of rows", "above 203", "202 (of 13 steps)", "keys"});
   refused(layers, Layouts{{{3, 3, 13, 68}, {13 * 210, 69, 210, 1}}, good.values}, cache,
           {"rows of an engine", "a multiple of 2 bytes", "multiples of 1", "keys"});
   refused(layers, Layouts{{{3, 3, 13, 68}, {13 * 408, 136, 408, 2}}, good.values}, cache,
@@ -333,11 +333,10 @@ TEST_CASE("rows that are not the formats' are refused before anything moves", "[
   refused(missing, good, cache, {"pointer to rows", "a pointer", "nullptr", "values, layer 1"});
   // Other sequences, heads and tokens.
   refused(layers, Layouts{ha::strided_bshd(2, 13, 3, 68), good.values}, cache,
-          {"sequences of an engine's tensor", "3", "2", "keys"});
-  refused(layers, Layouts{ha::strided_bshd(3, 13, 2, 68), good.values}, cache,
-          {"KV heads of an engine's tensor", "3", "2", "keys"});
+          {"engine's sequences", "3", "2", "keys"});
+  refused(layers, Layouts{ha::strided_bshd(3, 13, 2, 68), good.values}, cache, {"engine's KV heads", "3", "2", "keys"});
   refused(layers, Layouts{ha::strided_bshd(3, 12, 3, 68), good.values}, cache,
-          {"tokens of an engine's tensor", "at least 13", "12", "keys"});
+          {"engine's tokens", "at least the longest length, 13", "12", "keys"});
   refused(std::vector{layers[0]}, good, cache, {"layers of the engine", "2", "1", "import_rows"});
   // Formats that no engine has, and that differ in a layer; caches without buffers, and of other lengths.
   auto formats = p.format_table();
@@ -370,6 +369,6 @@ TEST_CASE("rows that are not the formats' are refused before anything moves", "[
       [&] {
         ha::export_rows(compaction, cache, out, Layouts{ha::strided_bshd(3, 12, 3, 68), good.values});
       },
-      {"tokens of an engine's tensor", "at least 13", "12", "export_rows, keys"});
+      {"engine's tokens", "at least the longest length, 13", "12", "export_rows, keys"});
   CHECK(units == untouched);
 }

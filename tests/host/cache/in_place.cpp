@@ -197,7 +197,7 @@ TEST_CASE("in place, layers that overlap are refused, those threaded through eac
       ha::KvLayouts const both{of_values ? apart : source, of_values ? source : apart};
       check_error<ha::ArgumentError>(
           [&] { ha::compress_in_place(of, layers, both); },
-          {"stride in place", above, got, of_values ? "compress_in_place, values" : "compress_in_place, keys"});
+          {"stride of rows", above, got, of_values ? "compress_in_place, values" : "compress_in_place, keys"});
     }
   };
   folded({{1, 2, 6, 4}, {.sequence = 48, .head = 12, .token = 4, .channel = 1}}, "above 23", "12 (of 2 steps)");

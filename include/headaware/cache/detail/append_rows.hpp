@@ -14,6 +14,7 @@
 #include <headaware/layout/concept.hpp>
 #include <headaware/layout/per_layer.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -43,6 +44,12 @@ struct CacheBuffers {
   bool heads_known = true;
   std::int64_t page_size = 0;  ///< tokens per page; 0: the buffers are not paged
 };
+
+/// New tokens of the sequence that has most.
+template <class = void>
+[[nodiscard]] std::int64_t most_of(std::span<std::int32_t const> counts) {
+  return counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
+}
 
 /// The heads that a layout says it has, if they are no more than any layer has.
 template <class Layout>

@@ -43,47 +43,19 @@ EngineRow engine_row(PackedSegment<Registry> const& packed, RowChannels const& c
           engine_part(packed.formats.value, channels.value_dim, "format of values", where)};
 }
 
-/// Checks that the rows of a tensor do not overlap, as those of strides that are too short do.
-template <class Layout>
-void check_rows_apart(Layout const& layout, Text const& where) {
-  if constexpr (requires { layout.directions(); }) {
-    auto directions = layout.directions();
-    std::sort(directions.begin(), directions.end(),
-              [](LayoutDirection const& a, LayoutDirection const& b) { return a.stride < b.stride; });
-    std::int64_t reach = 1;  // bytes from the first row's begin to the end of those so far
-    for (LayoutDirection const& each : directions) {
-      if (each.count <= 1) continue;
-      require(each.stride >= reach, "strides of rows", {"at least ", reach, ", the bytes between"}, each.stride, where);
-      reach += (each.count - 1) * each.stride;
-    }
-  }
-}
-
 /// Checks the layout of an engine's keys or values in a layer. @return bytes that accesses may have: 1, 2 or 4
 /// @param part, format  of the rows
 template <class Layout, class Registry>
 std::int32_t check_engine_layout(Layout const& layout, std::byte const* data, CacheBounds const& bounds,
                                  std::int32_t num_kv_heads, EnginePart const& part, AnyFormat<Registry> const& format,
                                  Text const& where) {
-  static_assert(check_layout<Layout>());
-  if constexpr (requires { layout.num_sequences(); }) {
-    require(layout.num_sequences() == bounds.num_sequences, "sequences of an engine's tensor", bounds.num_sequences,
-            layout.num_sequences(), where);
-  }
-  if constexpr (requires { layout.num_kv_heads(); }) {
-    require(layout.num_kv_heads() == num_kv_heads, "KV heads of an engine's tensor", num_kv_heads,
-            layout.num_kv_heads(), where);
-  }
-  if constexpr (requires { layout.token_capacity(); }) {
-    require(layout.token_capacity() >= bounds.max_length, "tokens of an engine's tensor",
-            {"at least ", bounds.max_length}, layout.token_capacity(), where);
-  }
+  check_source_layout(layout, bounds, num_kv_heads, 0, where, "engine's");
   if constexpr (requires { layout.num_channels(); }) {
     require(layout.num_channels() == part.bytes, "bytes of an engine's row",
             {part.bytes, ", as ", format.name(), " has"}, layout.num_channels(), where);
   }
   require(rows_contiguous(layout, part.bytes), "bytes of an engine's row", "ones side by side", "others", where);
-  check_rows_apart(layout, where);
+  check_apart_from_itself(layout, where);
   std::int64_t const run = std::gcd(channel_run(layout), std::int64_t{part.bytes});
   auto const address = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(data) % 4);
   std::int64_t const width = std::gcd(std::gcd(run, address), std::int64_t{4});

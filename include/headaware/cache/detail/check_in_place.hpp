@@ -141,22 +141,6 @@ void check_tensors_apart(std::span<LayerKv<T> const> layers, Source const& sourc
   }
 }
 
-/// Checks that heads of one tensor do not share memory: each stride steps over all that shorter strides reach.
-template <class Layout>
-void check_apart_from_itself(Layout const& layout, char const* where) {
-  if constexpr (requires { layout.directions(); }) {
-    auto directions = layout.directions();
-    std::sort(directions.begin(), directions.end(), [](auto const& x, auto const& y) { return x.stride < y.stride; });
-    std::int64_t reach = 0;
-    for (LayoutDirection const& d : directions) {
-      if (d.count <= 1) continue;
-      require(d.stride > reach, "stride in place", {"above ", reach, ", which shorter strides reach"},
-              {d.stride, " (of ", d.count, " steps)"}, where);
-      reach += (d.count - 1) * d.stride;
-    }
-  }
-}
-
 /// Checks a compaction in place as far as neither tensors nor tables need to be read.
 /// @param heads_of  (layer) to its KV heads
 template <class T, class Source, class Rotation, class HeadsOf>

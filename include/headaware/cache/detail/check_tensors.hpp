@@ -9,6 +9,7 @@
 #include <headaware/error.hpp>
 #include <headaware/layout/concept.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -37,24 +38,42 @@ CacheBounds bounds_of(DeviceCompaction<Table> const& d) {
 }
 
 /// @param num_kv_heads  of the layer
+/// @param channels      0: any
+/// @param whose         tensor it is, in messages
 template <class Layout>
 void check_source_layout(Layout const& layout, CacheBounds const& bounds, std::int32_t num_kv_heads,
-                         std::int64_t channels, Text const& where) {
+                         std::int64_t channels, Text const& where, char const* whose = "source") {
   static_assert(check_layout<Layout>());
   if constexpr (requires { layout.num_sequences(); }) {
-    require(layout.num_sequences() == bounds.num_sequences, "source sequences", bounds.num_sequences,
+    require(layout.num_sequences() == bounds.num_sequences, {whose, " sequences"}, bounds.num_sequences,
             layout.num_sequences(), where);
   }
   if constexpr (requires { layout.num_kv_heads(); }) {
-    require(layout.num_kv_heads() == num_kv_heads, "source KV heads", num_kv_heads, layout.num_kv_heads(), where);
+    require(layout.num_kv_heads() == num_kv_heads, {whose, " KV heads"}, num_kv_heads, layout.num_kv_heads(), where);
   }
   if constexpr (requires { layout.num_channels(); }) {
-    require(channels == 0 || layout.num_channels() == channels, "source channels", channels, layout.num_channels(),
+    require(channels == 0 || layout.num_channels() == channels, {whose, " channels"}, channels, layout.num_channels(),
             where);
   }
   if constexpr (requires { layout.token_capacity(); }) {
-    require(layout.token_capacity() >= bounds.max_length, "source tokens",
+    require(layout.token_capacity() >= bounds.max_length, {whose, " tokens"},
             {"at least the longest length, ", bounds.max_length}, layout.token_capacity(), where);
+  }
+}
+
+/// Checks that rows of one tensor do not share memory: each stride steps over all that shorter strides reach.
+template <class Layout>
+void check_apart_from_itself(Layout const& layout, Text const& where) {
+  if constexpr (requires { layout.directions(); }) {
+    auto directions = layout.directions();
+    std::sort(directions.begin(), directions.end(), [](auto const& x, auto const& y) { return x.stride < y.stride; });
+    std::int64_t reach = 0;
+    for (LayoutDirection const& d : directions) {
+      if (d.count <= 1) continue;
+      require(d.stride > reach, "stride of rows", {"above ", reach, ", which shorter strides reach"},
+              {d.stride, " (of ", d.count, " steps)"}, where);
+      reach += (d.count - 1) * d.stride;
+    }
   }
 }
 
