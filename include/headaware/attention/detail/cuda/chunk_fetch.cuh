@@ -33,14 +33,33 @@ class ChunkRing : public MmaRing<P, Rows> {
     bool seen = this->row_ <= this->last_;
     if constexpr (has_positions<typename P::View>) {
       // The queries that see a row follow each other.
-      if (this->masked_) {
-        seen = is_seen(this->rows_, this->position_, this->mask_.first, this->window_) &&
-               is_seen(this->rows_, this->position_, this->mask_.last, this->window_);
-      }
+      if (this->masked_) seen = sees(this->mask_.first) && sees(this->mask_.last);
     }
     if (__all_sync(~0U, seen)) return mma_rows;
+    if constexpr (has_positions<typename P::View>) {
+      if (this->masked_ && this->own_ != 0) note_range();
+    }
     return static_cast<std::int32_t>(
         min(this->last_ + 1 - std::int64_t{this->tile_} * mma_rows, std::int64_t{mma_rows - 1}));
+  }
+  [[nodiscard]] __device__ bool sees(std::int64_t query) const {
+    return is_seen(this->rows_, this->position_, query, this->window_);
+  }
+  /// Finds which of the job's tokens see the lane's row, and writes them beside the row's position: the first, and that
+  /// after the last, counted from the job's first.
+  __device__ void note_range() const {
+    std::int64_t const first = this->mask_.first;
+    std::int64_t begin = 0;
+    std::int64_t end = 0;
+    if (is_seen_by_any(this->rows_, this->position_, first, this->mask_.last, this->window_)) {
+      begin = max(this->position_ - first, std::int64_t{0});
+      std::int64_t seen = begin;
+      for (end = this->mask_.last - first + 1; end - seen > 1;) {
+        std::int64_t const middle = (seen + end) / 2;
+        (sees(first + middle) ? seen : end) = middle;
+      }
+    }
+    store_shared_number(this->own_ - P::value_offset + 8, end << 32 | begin);
   }
 };
 

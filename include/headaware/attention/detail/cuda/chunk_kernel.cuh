@@ -15,47 +15,62 @@
 
 #include <headaware/attention/detail/cuda/appended_view.cuh>
 #include <headaware/attention/detail/cuda/chunk_fetch.cuh>
+#include <headaware/attention/detail/cuda/chunk_join.cuh>
 #include <headaware/attention/detail/cuda/chunk_parameters.cuh>
 #include <headaware/attention/detail/cuda/chunk_tile.cuh>
 #include <headaware/attention/detail/cuda/mma_append.cuh>
-#include <headaware/attention/detail/cuda/mma_join.cuh>
 #include <headaware/attention/detail/cuda/mma_kernel.cuh>
 #include <headaware/attention/detail/cuda/mma_queries.cuh>
+#include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/mma.cuh>
-#include <headaware/detail/online_softmax.hpp>
+#include <headaware/detail/global_pointer.hpp>
 
 #include <cstdint>
+#include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Writes what a warp has summed up, learned sinks with the job's first part, to where its tile was, and the states.
-/// @param own  shared, [16 queries, sum_pitch]
-template <class P>
-__device__ void store_chunk_sums(P const& p, MmaShared<P::queries>& shared, MmaJob const& job, ChunkSums<P>& sums,
-                                 float* own) {
+/// Reads a job's queries into shared memory, each warp its own 16. @param to  shared, as of `take_mma_queries`
+template <class P, class Rows>
+__device__ void take_chunk_queries(P const& p, ChunkShared<P>& both, Rows const& rows, MmaJob const& job,
+                                   unsigned char* to) {
+  MmaShared<P::queries>& shared = both.mma;
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
   auto const first = static_cast<std::int32_t>(threadIdx.x) / warp_threads * 16;
-  sums.gather();
+  // The lane's query, and after the last query the last; of the upper lanes the lower ones'.
+  std::int32_t const own = first + lane % 16;
+  QueryRow const query(p.shape, job.sequence, job.kv_head, job.first_query + min(own, job.query_count - 1));
+  if (p.output_rows) both.output_places[own] = p.output.layout.offset(job.sequence, query.head, query.token, 0);
+  if constexpr (std::is_same_v<typename P::Query, typename P::Element> && !rotates_rows<typename P::View>) {
+    if (p.query_rows) {
+      shared.heads[own] = query.head;
+      shared.tokens[own] = query.token;
+      shared.scales[own] = p.map.factor();
+      std::int64_t const place = p.queries_in.layout.offset(job.sequence, query.head, query.token, 0);
+      std::int32_t const channel = lane % P::row_lanes * 8;
+      uint4 pieces[8];
 #pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    std::int32_t const row = lane / 4 + 8 * j;
-    std::int32_t const q = first + row;
-    if (q >= job.query_count) continue;
-    OnlineSoftmax<float> const sink = sink_of(p, shared, job, q);
-    OnlineSoftmax<float> const state{-sums.shift[j], sums.weights[j]};
-    float const max = state.sum != 0 ? larger_or_nan(sink.max, state.max) : sink.max;
-    float const factor = state.factor(max);
-    if (lane % 4 == 0) shared.whole[q] = {max, sink.factor(max) * sink.sum + factor * state.sum};
+      for (int i = 0; i < 8; ++i) {
+        std::int32_t const row = 2 * i + lane / P::row_lanes;
+        std::int64_t const at = __shfl_sync(~0U, place, row);
+        pieces[i] = {};
+        if (first + row < job.query_count && channel < p.shape.head_dim) {
+          pieces[i] = *reinterpret_cast<uint4 const*>(global_pointer(p.queries_in.data) + at + channel);
+        }
+      }
 #pragma unroll
-    for (int n = 0; n < 2 * P::channel_tiles; ++n) {
-      *reinterpret_cast<float2*>(own + row * P::sum_pitch + n * 8 + lane % 4 * 2) = {
-          factor * sums.values[n][2 * j], factor * sums.values[n][2 * j + 1]};
+      for (int i = 0; i < 8; ++i) {
+        std::int32_t const row = first + 2 * i + lane / P::row_lanes;
+        *reinterpret_cast<uint4*>(to + row * P::pitch + channel * 2) = pieces[i];
+      }
+      return;
     }
   }
+  take_mma_queries(p, shared, rows, job, to);
 }
 
 /// Works on a piece of a job. By all threads @param rings  shared, the warps' tiles
@@ -74,7 +89,7 @@ __device__ void attend_chunk(P const& p, ChunkShared<P>& both, Rows const& rows,
   sign_join(p, job);
   // The queries pass through where the other warps' first tiles go.
   unsigned char* const queries = rings + chunk_slots * P::stage_bytes;
-  take_mma_queries(p, shared, rows, job, queries);
+  take_chunk_queries(p, both, rows, job, queries);
   __syncthreads();
   ChunkSetup<P> const setup(p, shared, queries, rings);
   __syncthreads();
@@ -95,14 +110,9 @@ __device__ void attend_chunk(P const& p, ChunkShared<P>& both, Rows const& rows,
     if (!any && !more) break;  // a warp that finds no tile finds none later
     more = any;
     if (pair != current && step > 0) ring.fetch(both.slots[warp]);
-    if (any && has_queries) add_slots(p, sums, rows, shared, setup, rings, first, slots);
+    if (any && has_queries) add_slots(sums, shared, setup, rings, first, slots);
   }
-  store_chunk_sums(p, shared, job, sums, reinterpret_cast<float*>(own));
-  __syncthreads();
-  write_piece(p, shared, job, rows, rings, [&](std::int32_t q, std::int32_t channel) {
-    auto const* const of_warp = reinterpret_cast<float const*>(rings + q / 16 * P::stage_bytes);
-    return *reinterpret_cast<float4 const*>(of_warp + q % 16 * P::sum_pitch + channel);
-  });
+  finish_chunk(p, both, job, sums, rings);
 }
 
 /// Grid: as many blocks as the device runs at once, or fewer. Needs compute capability 8.0

@@ -65,7 +65,8 @@ inline constexpr std::int32_t none_held = 0;
 template <class P>
 struct ChunkShared {
   MmaShared<P::queries> mma;
-  std::int32_t slots[max_mma_warps];  ///< of the warps' tiles
+  std::int32_t slots[max_mma_warps];       ///< of the warps' tiles
+  std::int64_t output_places[P::queries];  ///< of the queries' output rows, in elements
 };
 
 }  // namespace detail

@@ -7,7 +7,6 @@
 #include <headaware/attention/detail/cuda/chunk_parameters.cuh>
 #include <headaware/attention/detail/cuda/mma_tile.cuh>
 #include <headaware/attention/detail/cuda/mma_weights.cuh>
-#include <headaware/attention/kept_view.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/element.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
@@ -16,6 +15,7 @@
 #include <headaware/element.hpp>
 
 #include <cstdint>
+#include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
@@ -121,24 +121,33 @@ __device__ void score_slots(float (&scores)[2 * chunk_slots][4], ChunkSetup<P> c
 
 /// Which of the weights of a tile that a lane holds are of rows that their query does not see: bit 4n + i.
 /// @param tile  shared; @param held  rows of it
-template <class P, class Rows>
-__device__ std::uint32_t hidden_of_tile(P const& p, Rows const& rows, MmaShared<P::queries> const& shared,
-                                        unsigned char const* tile, std::int32_t held) {
+template <class P>
+__device__ std::uint32_t hidden_of_tile(MmaShared<P::queries> const& shared, unsigned char const* tile,
+                                        std::int32_t held) {
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
-  auto const first = static_cast<std::int32_t>(threadIdx.x) / warp_threads * 16;
+  auto const first = static_cast<std::int32_t>(threadIdx.x) / warp_threads * 16 + lane / 4;
+  if (held == none_held) return 0xff;
+  std::int32_t const own = lane % 4 * 2;
   std::uint32_t hidden = 0;
+  if (!shared.mask.masked) {
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    std::int32_t const row = i / 4 * 8 + lane % 4 * 2 + i % 2;
-    bool seen = row < held;
-    if constexpr (has_positions<typename P::View>) {
-      if (shared.mask.masked) {
-        TilePositions const positions{tile + P::pitch - 16, P::pitch};
-        std::int64_t const query = shared.mask.first_position + shared.tokens[first + lane / 4 + i / 2 % 2 * 8];
-        seen = held != none_held && is_seen(rows, positions.of(row), query, p.window);
-      }
+    for (int k = 0; k < 4; ++k) {
+      if (own + k / 2 * 8 + k % 2 >= held) hidden |= 5U << (k / 2 * 4 + k % 2);
     }
-    if (!seen) hidden |= 1U << i;
+    return hidden;
+  }
+  std::int32_t tokens[2];  // counted from the job's first
+#pragma unroll
+  for (int j = 0; j < 2; ++j) tokens[j] = static_cast<std::int32_t>(shared.tokens[first + 8 * j] - shared.tokens[0]);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    std::int32_t const row = own + k / 2 * 8 + k % 2;
+    auto const range = *reinterpret_cast<int2 const*>(tile + row * P::pitch + P::pitch - 8);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      bool const seen = tokens[j] >= range.x && tokens[j] < range.y;
+      if (!seen) hidden |= 1U << (k / 2 * 4 + 2 * j + k % 2);
+    }
   }
   return hidden;
 }
@@ -228,6 +237,17 @@ __device__ void add_tile_values(ChunkSums<P>& sums, std::uint32_t const (&weight
   });
 }
 
+/// Whether any of eight elements is no number, or infinite.
+template <class E>
+__device__ bool no_numbers_among(std::uint32_t const (&pairs)[4]) {
+  constexpr std::uint32_t exponents = std::is_same_v<E, float16> ? 0x7c007c00U : 0x7f807f80U;
+  constexpr std::uint32_t last = exponents & ~(exponents << 1);  // as of `no_number_mask`
+  std::uint32_t carries = 0;
+#pragma unroll
+  for (std::uint32_t const pair : pairs) carries |= (pair & exponents) + last;
+  return (carries & 0x80008000U) != 0;
+}
+
 /// The same where queries do not see some rows, whose values may be no numbers: as `multiply_seen`, where there are
 /// any.
 template <class P, int S>
@@ -244,35 +264,37 @@ __device__ void add_seen_tile_values(ChunkSums<P>& sums, std::uint32_t const (&w
   for (int i = 0; i < P::channel_tiles; ++i) {
     if (i * 16 >= channels) break;
     std::uint32_t b[4];
-    std::uint32_t bad[4];
     load_matrices_transposed<P::value_offset + S * P::stage_bytes>(b, rows + i * 32);
+    if (__any_sync(~0U, no_numbers_among<E>(b))) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) bad[j] = no_number_mask<E>(b[j]);
-    bool const any = __any_sync(~0U, (bad[0] | bad[1] | bad[2] | bad[3]) != 0) != 0;
+      for (int n = 0; n < 2; ++n) {
+        std::uint32_t bad[2];
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      float(&tile)[4] = sums.values[2 * i + n];
-      if (any) {
+        for (int j = 0; j < 2; ++j) {
+          std::uint32_t const no_numbers = no_number_mask<E>(b[2 * n + j]);
+          b[2 * n + j] &= ~no_numbers;
+          bad[j] = no_numbers & ones<E>;
+        }
         float counts[4] = {};
-        multiply_add<E>(counts, seen, bad[2 * n] & ones<E>, bad[2 * n + 1] & ones<E>);
+        multiply_add<E>(counts, seen, bad[0], bad[1]);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          if (counts[j] != 0) tile[j] = NAN;
+          if (counts[j] != 0) sums.values[2 * i + n][j] = NAN;
         }
       }
+    }
 #pragma unroll
-      for (auto const& part : weights) {
-        multiply_add<E>(tile, part, b[2 * n] & ~bad[2 * n], b[2 * n + 1] & ~bad[2 * n + 1]);
-      }
+    for (auto const& part : weights) {
+      multiply_add<E>(sums.values[2 * i], part, b[0], b[1]);
+      multiply_add<E>(sums.values[2 * i + 1], part, b[2], b[3]);
     }
   }
 }
 
 /// Adds the tiles of two warps to a warp's sums. @param first  the first of these warps; @param held  rows of the tiles
-template <class P, class Rows>
-__device__ void add_slots(P const& p, ChunkSums<P>& sums, Rows const& rows, MmaShared<P::queries> const& shared,
-                          ChunkSetup<P> const& setup, unsigned char const* rings, std::int32_t first,
-                          std::int32_t const (&held)[chunk_slots]) {
+template <class P>
+__device__ void add_slots(ChunkSums<P>& sums, MmaShared<P::queries> const& shared, ChunkSetup<P> const& setup,
+                          unsigned char const* rings, std::int32_t first, std::int32_t const (&held)[chunk_slots]) {
   auto const stage = static_cast<std::uint32_t>(first * P::stage_bytes);
   float scores[2 * chunk_slots][4] = {};
   score_slots(scores, setup, stage);
@@ -282,7 +304,7 @@ __device__ void add_slots(P const& p, ChunkSums<P>& sums, Rows const& rows, MmaS
   for (int s = 0; s < chunk_slots; ++s) {
     if (held[s] == mma_rows) continue;
     hiding = true;
-    hidden[s] = hidden_of_tile(p, rows, shared, rings + (first + s) * P::stage_bytes, held[s]);
+    hidden[s] = hidden_of_tile<P>(shared, rings + (first + s) * P::stage_bytes, held[s]);
   }
   weigh_scores(sums, shared, setup, hidden, hiding, scores);
   unrolled<chunk_slots>([&]<int S>() {

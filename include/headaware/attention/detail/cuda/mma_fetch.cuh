@@ -207,7 +207,11 @@ class MmaRing : public MmaTiles<P, Rows> {
   std::int32_t value_channels_;
   std::int32_t column_;  ///< bytes
   std::int32_t copies_;  ///< bits: 1 keys, 2 values
-  std::uint32_t own_;    ///< shared, where the row's addresses belong; 0: it is another lane's row
+
+ protected:
+  std::uint32_t own_;  ///< shared, where the row's addresses belong; 0: it is another lane's row
+
+ private:
   std::uint32_t first_;  ///< shared, the first row that the lane copies
 };
 

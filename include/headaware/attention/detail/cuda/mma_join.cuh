@@ -37,6 +37,15 @@ __device__ inline void add_four(float4& sums, float factor, float4 const& x) {
   sums.w += factor * x.w;
 }
 
+/// Writes the log-sum-exp of a query.
+template <class P>
+__device__ void write_lse(P const& p, MmaShared<P::queries> const& shared, MmaJob const& job, std::int32_t q,
+                          OnlineSoftmax<float> const& softmax) {
+  std::int64_t const row =
+      (job.sequence * p.shape.num_query_heads + shared.heads[q]) * p.shape.query_tokens + shared.tokens[q];
+  global_pointer(p.output.lse)[row] = softmax.lse();
+}
+
 /// Writes four channels of a query's result.
 template <class P>
 __device__ void write_output(P const& p, MmaShared<P::queries> const& shared, MmaJob const& job, std::int32_t q,
@@ -56,11 +65,7 @@ __device__ void write_output(P const& p, MmaShared<P::queries> const& shared, Mm
 #pragma unroll
     for (int i = 0; i < 4; ++i) *at(channel + i) = four.elements[i];
   }
-  if (channel == 0 && p.output.lse != nullptr) {
-    std::int64_t const row =
-        (job.sequence * p.shape.num_query_heads + shared.heads[q]) * p.shape.query_tokens + shared.tokens[q];
-    global_pointer(p.output.lse)[row] = softmax.lse();
-  }
+  if (channel == 0 && p.output.lse != nullptr) write_lse(p, shared, job, q, softmax);
 }
 
 /// Writes four channels of a query's part.
@@ -73,9 +78,9 @@ __device__ void write_part(P const& p, MmaShared<P::queries> const& shared, std:
 }
 
 /// Joins `count` parts, `step` apart, from part `first` on, and gives each sum to `write`. By all threads
-/// @param count  at most 32; @param factors  shared, [queries, 32], what is joined is multiplied by
+/// @param count  at most 32
 template <class P, class Write>
-__device__ void join(P const& p, MmaShared<P::queries>& shared, MmaJob const& job, float* factors, std::int64_t first,
+__device__ void join(P const& p, MmaShared<P::queries>& shared, MmaJob const& job, std::int64_t first,
                      std::int32_t step, std::int32_t count, Write const& write) {
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
   auto const warps = static_cast<std::int32_t>(blockDim.x) / warp_threads;
@@ -89,7 +94,7 @@ __device__ void join(P const& p, MmaShared<P::queries>& shared, MmaJob const& jo
     float const own = part.sum != 0 ? part.max : -INFINITY;
     float const max = __shfl_sync(~0U, reduce_lanes(own, LargerOrNan{}), 0);
     float const factor = part.factor(max);
-    factors[q * warp_threads + lane] = factor;
+    shared.part_factors[q][lane] = factor;
     float const sum = sum_lanes(factor * part.sum);
     if (lane == 0) shared.whole[q] = {max, sum};
   }
@@ -107,7 +112,7 @@ __device__ void join(P const& p, MmaShared<P::queries>& shared, MmaJob const& jo
                                                           (place * P::queries + q) * p.shape.output_dim() + channel));
       }
 #pragma unroll
-      for (int i = 0; i < join_parts; ++i) add_four(sums, factors[q * warp_threads + begin + i], parts[i]);
+      for (int i = 0; i < join_parts; ++i) add_four(sums, shared.part_factors[q][begin + i], parts[i]);
     }
     write(q, channel, sums);
   });
@@ -153,54 +158,31 @@ __device__ void sign_join(P const& p, MmaJob const& job) {
   if (job.parts.count > join_parts) sign_ticket(join_ticket(p, job, 0, true), p.arrays.signature);
 }
 
-/// The state of a query's learned sink, which goes with the job's first part.
-template <class P>
-__device__ OnlineSoftmax<float> sink_of(P const& p, MmaShared<P::queries> const& shared, MmaJob const& job,
-                                        std::int32_t q) {
-  if (p.sinks == nullptr || job.part != 0) return {};
-  return OnlineSoftmax<float>::of_sink(global_pointer(p.sinks)[shared.heads[q]]);
-}
-
-/// Writes the block's part of a job, or its result, and joins parts where the block is the last. By all threads
-/// @param sum_of  (query, channel): four channels of the block's sums, whose states are `shared.whole`
-/// @param memory  shared, where these sums lie, dead afterwards
-template <class P, class Rows, class SumOf>
-__device__ void write_piece(P const& p, MmaShared<P::queries>& shared, MmaJob const& job, Rows const& rows,
-                            unsigned char* memory, SumOf const& sum_of) {
-  std::int64_t const place = job.parts.place(job.part);
-  for_output(summed_channels(p, rows), job, [&](std::int32_t q, std::int32_t channel) {
-    float4 sum = sum_of(q, channel);
-    turn_result(rows, sum);
-    if (channel >= p.shape.output_dim()) return;
-    if (job.parts.count == 1) {
-      write_output(p, shared, job, q, channel, sum);
-    } else {
-      write_part(p, shared, place, q, channel, sum);
-    }
-  });
-  if (job.parts.count == 1) return;
-
-  // Sixteen parts that follow each other, then these joins, if there are several.
+/// Calls `join(first, step, count, last)` to join parts, where the block is the last of those who wrote them: sixteen
+/// parts that follow each other, then these joins, if there are several. By all threads
+/// @pre  the block has written its part
+template <class P, class Join>
+__device__ void join_as_last(P const& p, MmaJob const& job, Join const& join) {
   std::int64_t first = job.part / join_parts * join_parts;
   std::int32_t step = 1;
   for (;;) {
     std::int64_t const all = (job.parts.count - 1) / step + 1;
     bool const last = step > 1 || all <= join_parts;
     auto const count = static_cast<std::int32_t>(last ? all : min(all - first, std::int64_t{join_parts}));
-    std::int64_t const into = job.parts.place(first);
     if (!is_last_block(join_ticket(p, job, first, step > 1), p.arrays.signature, count)) return;
-    join(p, shared, job, reinterpret_cast<float*>(memory), first, step, count,
-         [&](std::int32_t q, std::int32_t channel, float4 const& sum) {
-           if (last) {
-             write_output(p, shared, job, q, channel, sum);
-           } else {
-             write_part(p, shared, into, q, channel, sum);
-           }
-         });
+    join(first, step, count, last);
     if (last) return;
     first = 0;
     step = join_parts;
   }
+}
+
+/// The state of a query's learned sink, which goes with the job's first part.
+template <class P>
+__device__ OnlineSoftmax<float> sink_of(P const& p, MmaShared<P::queries> const& shared, MmaJob const& job,
+                                        std::int32_t q) {
+  if (p.sinks == nullptr || job.part != 0) return {};
+  return OnlineSoftmax<float>::of_sink(global_pointer(p.sinks)[shared.heads[q]]);
 }
 
 /// Adds up what the block's warps have, learned sinks with the job's first part, and writes it. By all threads
@@ -242,13 +224,32 @@ __device__ void finish_piece(P const& p, MmaShared<P::queries>& shared, MmaJob c
     shared.whole[thread] = {max, sum};
   }
   __syncthreads();
-  write_piece(p, shared, job, rows, rings, [&](std::int32_t q, std::int32_t channel) {
+  std::int64_t const place = job.parts.place(job.part);
+  for_output(summed_channels(p, rows), job, [&](std::int32_t q, std::int32_t channel) {
     float4 sum{};
     for (std::int32_t w = 0; w < warps; ++w) {
       auto const* const from = reinterpret_cast<float const*>(rings + w * ring_bytes) + q * P::sum_pitch + channel;
       add_four(sum, shared.factors[w][q], *reinterpret_cast<float4 const*>(from));
     }
-    return sum;
+    turn_result(rows, sum);
+    if (channel >= p.shape.output_dim()) return;
+    if (job.parts.count == 1) {
+      write_output(p, shared, job, q, channel, sum);
+    } else {
+      write_part(p, shared, place, q, channel, sum);
+    }
+  });
+  if (job.parts.count == 1) return;
+
+  join_as_last(p, job, [&](std::int64_t first, std::int32_t step, std::int32_t count, bool last) {
+    std::int64_t const into = job.parts.place(first);
+    join(p, shared, job, first, step, count, [&](std::int32_t q, std::int32_t channel, float4 const& sum) {
+      if (last) {
+        write_output(p, shared, job, q, channel, sum);
+      } else {
+        write_part(p, shared, into, q, channel, sum);
+      }
+    });
   });
 }
 

@@ -114,8 +114,12 @@ bool launch_mma(void* d_temp, std::size_t& temp_bytes, AttentionShape const& sha
       channel_run(queries.layout) % 8 == 0 && reinterpret_cast<std::uintptr_t>(queries.data) % 16 == 0;
   bool const wide_output =
       channel_run(output.layout) % 4 == 0 && reinterpret_cast<std::uintptr_t>(output.data) % (4 * sizeof(O)) == 0;
+  bool const output_rows = rows_contiguous(output.layout, shape.output_dim()) &&
+                           channel_run(output.layout) * static_cast<std::int64_t>(sizeof(O)) % 16 == 0 &&
+                           reinterpret_cast<std::uintptr_t>(output.data) % 16 == 0;
   P const parameters{{shape, queries, cache, output, options.first_positions, attention_window(options), options.sinks,
-                      logit_map(shape, options), kv, bounds, arrays, how.stages, wide_queries, wide_output}};
+                      logit_map(shape, options), kv, bounds, arrays, how.stages, wide_queries, wide_output,
+                      wide_queries && rows_contiguous(queries.layout, shape.head_dim), output_rows}};
   launch(how.order, where, mma_kernel_of<P>(), static_cast<unsigned>(std::min(how.blocks, most_blocks)),
          how.warps * warp_threads, how.shared_bytes, stream, parameters);
   return true;

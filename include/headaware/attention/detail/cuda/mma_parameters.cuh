@@ -79,6 +79,8 @@ struct MmaArguments {
   std::int32_t stages;  ///< tiles of a warp in shared memory
   bool wide_queries;    ///< 16-byte loads; else element by element
   bool wide_output;     ///< four channels at a time
+  bool query_rows;      ///< of chunks: rows' channels lie side by side, for 16-byte loads
+  bool output_rows;
 };
 
 /// The kernel for decoding.
@@ -157,20 +159,21 @@ struct MmaMask {
 /// Static shared memory of a block.
 template <int Queries>
 struct MmaShared {
-  /// Warps that have the same queries: of 64, each has its own.
-  static constexpr int warps = Queries > 16 ? 1 : max_mma_warps;
+  /// Queries whose sums several warps have, all but those of chunks.
+  static constexpr int shared_queries = Queries > 16 ? 1 : Queries;
   WorkScan scan;
   Stretches stretches;
   std::int64_t at;  ///< where on the line the next piece begins, and the block's stretch ends
   std::int64_t end;
   MmaJob job;
   MmaMask mask;
-  std::int64_t tokens[Queries];   ///< of the queries
-  std::int64_t heads[Queries];    ///< of the queries
-  float scales[Queries];          ///< from products to logits, or to what the soft cap takes
-  float2 states[warps][Queries];  ///< (origin, sum) of each warp's weights
-  float factors[warps][Queries];  ///< from a warp's origin to the block's
-  float2 whole[Queries];          ///< (max, sum) of the block, or of parts that it joins
+  std::int64_t tokens[Queries];                      ///< of the queries
+  std::int64_t heads[Queries];                       ///< of the queries
+  float scales[Queries];                             ///< from products to logits, or to what the soft cap takes
+  float2 whole[Queries];                             ///< (max, sum) of the block, or of parts that it joins
+  float2 states[max_mma_warps][shared_queries];      ///< (origin, sum) of each warp's weights
+  float factors[max_mma_warps][shared_queries];      ///< from a warp's origin to the block's
+  float part_factors[shared_queries][warp_threads];  ///< of parts that it joins
 };
 
 }  // namespace detail

@@ -1,0 +1,213 @@
+#pragma once
+
+// What becomes of a block's sums over many query rows: a result, or the part of one, joined as those of the kernel for
+// decoding (mma_join). Each warp has its queries for itself, and parts lie as its registers do, so that whoever joins
+// them goes on as if it had summed them up itself.
+
+#include <headaware/attention/detail/cuda/chunk_parameters.cuh>
+#include <headaware/attention/detail/cuda/chunk_tile.cuh>
+#include <headaware/attention/detail/cuda/mma_join.cuh>
+#include <headaware/config.hpp>
+#include <headaware/detail/cuda/element.cuh>
+#include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/detail/cuda/mma.cuh>
+#include <headaware/detail/global_pointer.hpp>
+#include <headaware/detail/online_softmax.hpp>
+
+#include <cstdint>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// The states of the two query rows of a lane.
+using ChunkStates = OnlineSoftmax<float>[2];
+
+/// Writes a warp's results, where rows of the output lie side by side. @param own  shared, where the warp's tile was
+template <class P>
+__device__ void write_chunk_rows(P const& p, ChunkShared<P> const& both, MmaJob const& job, ChunkSums<P> const& sums,
+                                 unsigned char* own) {
+  using O = typename P::Output;
+  constexpr std::int32_t size = sizeof(O);
+  constexpr std::int32_t pitch = 16 * P::channel_tiles * size + 16;
+  constexpr std::int32_t lanes = P::channel_tiles * size;  // of a row, 16 bytes each
+  static_assert(16 * pitch <= P::stage_bytes && warp_threads % lanes == 0);
+  auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
+  auto const first = static_cast<std::int32_t>(threadIdx.x) / warp_threads * 16;
+#pragma unroll
+  for (int n = 0; n < 2 * P::channel_tiles; ++n) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      unsigned char* const to = own + (lane / 4 + 8 * j) * pitch + (n * 8 + lane % 4 * 2) * size;
+      float const a = sums.values[n][2 * j];
+      float const b = sums.values[n][2 * j + 1];
+      if constexpr (size == 4) {
+        *reinterpret_cast<float2*>(to) = {a, b};
+      } else {
+        *reinterpret_cast<std::uint32_t*>(to) = pack_pair<O>(a, b);
+      }
+    }
+  }
+  __syncwarp();
+  std::int32_t const column = lane % lanes;
+  std::int32_t const channel = column * (16 / size);
+  if (channel >= p.shape.output_dim()) return;
+#pragma unroll
+  for (int i = 0; i < 16 * lanes / warp_threads; ++i) {
+    std::int32_t const row = i * (warp_threads / lanes) + lane / lanes;
+    if (first + row >= job.query_count) return;
+    *reinterpret_cast<uint4*>(global_pointer(p.output.data) + both.output_places[first + row] + channel) =
+        *reinterpret_cast<uint4 const*>(own + row * pitch + column * 16);
+  }
+}
+
+/// Writes a job's results. By all threads @param states  which the sums are relative to; @param rings  shared, dead
+/// tiles
+template <class P>
+__device__ void write_chunk(P const& p, ChunkShared<P>& both, MmaJob const& job, ChunkSums<P>& sums,
+                            ChunkStates const& states, unsigned char* rings) {
+  MmaShared<P::queries>& shared = both.mma;
+  auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
+  auto const warp = static_cast<std::int32_t>(threadIdx.x) / warp_threads;
+  unsigned char* const own = rings + warp * P::stage_bytes;
+  if (p.output_rows) {
+    if (warp * 16 >= job.query_count) return;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      std::int32_t const q = warp * 16 + lane / 4 + 8 * j;
+      sums.rescale(j, states[j].inverse());
+      if (lane % 4 == 0 && q < job.query_count && p.output.lse != nullptr) write_lse(p, shared, job, q, states[j]);
+    }
+    return write_chunk_rows(p, both, job, sums, own);
+  }
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    std::int32_t const row = lane / 4 + 8 * j;
+    if (lane % 4 == 0) shared.whole[warp * 16 + row] = {states[j].max, states[j].sum};
+#pragma unroll
+    for (int n = 0; n < 2 * P::channel_tiles; ++n) {
+      *reinterpret_cast<float2*>(own + (row * P::sum_pitch + n * 8 + lane % 4 * 2) * 4) = {sums.values[n][2 * j],
+                                                                                           sums.values[n][2 * j + 1]};
+    }
+  }
+  __syncthreads();
+  for_output(p.shape.output_dim(), job, [&](std::int32_t q, std::int32_t channel) {
+    auto const* const of_warp = reinterpret_cast<float const*>(rings + q / 16 * P::stage_bytes);
+    write_output(p, shared, job, q, channel,
+                 *reinterpret_cast<float4 const*>(of_warp + q % 16 * P::sum_pitch + channel));
+  });
+}
+
+/// The lane's place in a warp's sums of a part, [output_dim / 8, 32]; the next 8 channels are 32 further.
+template <class P>
+__device__ float4* part_sums(P const& p, std::int64_t place) {
+  std::int64_t const warp = place * max_mma_warps + threadIdx.x / warp_threads;
+  return reinterpret_cast<float4*>(global_pointer(p.arrays.sums)) + warp * (p.shape.output_dim() * 4) +
+         threadIdx.x % warp_threads;
+}
+/// The states of a part's 16 queries of this warp.
+template <class P>
+__device__ float2* part_states(P const& p, std::int64_t place) {
+  return global_pointer(p.arrays.parts) + place * P::queries + threadIdx.x / warp_threads * 16;
+}
+
+/// Writes a part. By a warp
+template <class P>
+__device__ void write_chunk_part(P const& p, std::int64_t place, ChunkSums<P> const& sums, ChunkStates const& states) {
+  auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
+  float4* const to = part_sums(p, place);
+  for_channels(static_cast<std::int32_t>(p.shape.output_dim()), [&]<int I>() {
+#pragma unroll
+    for (int n = 2 * I; n < 2 * I + 2; ++n) {
+      float const(&tile)[4] = sums.values[n];
+      if (n * 8 < p.shape.output_dim()) to[n * warp_threads] = {tile[0], tile[1], tile[2], tile[3]};
+    }
+  });
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    if (lane % 4 == 0) part_states(p, place)[lane / 4 + 8 * j] = {states[j].max, states[j].sum};
+  }
+}
+
+/// Adds up `count` parts, `step` apart, from part `first` on, by a warp. @param sums  written
+template <class P>
+__device__ void join_chunk_parts(P const& p, MmaJob const& job, std::int64_t first, std::int32_t step,
+                                 std::int32_t count, ChunkSums<P>& sums, ChunkStates& states) {
+  auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
+  auto const channels = static_cast<std::int32_t>(p.shape.output_dim());
+  auto const place = [&](std::int32_t i) { return job.parts.place(first + std::int64_t{i} * step); };
+  float max[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {};
+  auto const state = [&](std::int32_t i, int j) {
+    float2 const both = __ldcg(part_states(p, place(i)) + lane / 4 + 8 * j);
+    return OnlineSoftmax<float>{both.x, both.y};
+  };
+#pragma unroll 4
+  for (std::int32_t i = 0; i < count; ++i) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      OnlineSoftmax<float> const part = state(i, j);
+      if (part.sum != 0) max[j] = larger_or_nan(max[j], part.max);
+    }
+  }
+  sums = {};
+  for (std::int32_t i = 0; i < count; ++i) {
+    float4 tiles[2 * P::channel_tiles];
+    float4 const* const from = part_sums(p, place(i));
+#pragma unroll
+    for (int n = 0; n < 2 * P::channel_tiles; ++n) {
+      tiles[n] = {};
+      if (n * 8 < channels) tiles[n] = __ldcg(from + n * warp_threads);
+    }
+    float factors[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      OnlineSoftmax<float> const part = state(i, j);
+      factors[j] = part.factor(max[j]);
+      sum[j] += factors[j] * part.sum;
+    }
+#pragma unroll
+    for (int n = 0; n < 2 * P::channel_tiles; ++n) {
+      float(&to)[4] = sums.values[n];
+      to[0] += factors[0] * tiles[n].x;
+      to[1] += factors[0] * tiles[n].y;
+      to[2] += factors[1] * tiles[n].z;
+      to[3] += factors[1] * tiles[n].w;
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < 2; ++j) states[j] = {max[j], sum[j]};
+}
+
+/// Writes what the block's warps have summed up, learned sinks with the job's first part, and joins parts. By all
+/// threads @param rings  shared, dead tiles
+template <class P>
+__device__ void finish_chunk(P const& p, ChunkShared<P>& both, MmaJob const& job, ChunkSums<P>& sums,
+                             unsigned char* rings) {
+  auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
+  auto const first_query = static_cast<std::int32_t>(threadIdx.x) / warp_threads * 16;
+  bool const has_queries = first_query < job.query_count;
+  ChunkStates states;
+  sums.gather();
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    OnlineSoftmax<float> const sink = sink_of(p, both.mma, job, first_query + lane / 4 + 8 * j);
+    OnlineSoftmax<float> const own{-sums.shift[j], sums.weights[j]};
+    float const max = own.sum != 0 ? larger_or_nan(sink.max, own.max) : sink.max;
+    float const factor = own.factor(max);
+    states[j] = {max, sink.factor(max) * sink.sum + factor * own.sum};
+    sums.rescale(j, factor);
+  }
+  if (job.parts.count == 1) return write_chunk(p, both, job, sums, states, rings);
+  if (has_queries) write_chunk_part(p, job.parts.place(job.part), sums, states);
+  join_as_last(p, job, [&](std::int64_t first, std::int32_t step, std::int32_t count, bool last) {
+    if (has_queries) join_chunk_parts(p, job, first, step, count, sums, states);
+    if (last) {
+      write_chunk(p, both, job, sums, states, rings);
+    } else if (has_queries) {
+      write_chunk_part(p, job.parts.place(first), sums, states);
+    }
+  });
+}
+
+}  // namespace detail
+HEADAWARE_NAMESPACE_END
