@@ -1,5 +1,5 @@
-// The kernel for prefill chunks and drafts, instantiated for tests/device_code/spills.cmake: by the pieces that rows and
-// outputs of each kind add. attend.cu and append_and_attend.cu have it as engines get it.
+// The kernel for prefill chunks and drafts with outputs in single precision, which takes most registers, instantiated for
+// tests/device_code/spills.cmake. attend.cu and append_and_attend.cu have it with outputs of 16 bits.
 
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/detail/cuda/chunk_kernel.cuh>

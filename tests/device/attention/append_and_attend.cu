@@ -143,8 +143,13 @@ TEST_CASE("append and attend: drafts of several tokens, of which each sees its o
   HEADAWARE_REQUIRE_DEVICE();
   check_steps<ha::float16>({.key_dim = 32, .value_dim = 32, .tokens = 3, .steps = 12});
   check_steps<ha::bfloat16>({.key_dim = 32, .value_dim = 32, .tokens = 5, .steps = 10, .prompt = 60, .counted = true});
-  // Several tiles of queries, of which one writes the new rows.
-  check_steps<ha::float16>({.key_dim = 32, .value_dim = 32, .group = 8, .tokens = 5, .steps = 6, .prompt = 120});
+  // Several tiles of queries, of which each writes the new rows of its own tokens.
+  check_steps<ha::float16>({.key_dim = 144, .value_dim = 32, .group = 8, .tokens = 5, .steps = 6, .prompt = 120});
+  for (std::int32_t const group : {8, 15, 16}) {  // 40, 75 and 80 query rows, of which a block has 64
+    check_steps<ha::float16>({.key_dim = 32, .value_dim = 32, .group = group, .tokens = 5, .steps = 6, .prompt = 120});
+    check_steps<ha::float16>(
+        {.key_dim = 32, .value_dim = 32, .group = group, .tokens = 5, .steps = 8, .prompt = 30, .counted = true});
+  }
 }
 
 TEST_CASE("append and attend: a captured step is replayed with fixed arguments", "[attention]") {

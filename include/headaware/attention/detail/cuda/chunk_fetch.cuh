@@ -12,7 +12,8 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// A warp's tile in shared memory, which all warps work on, and what they must know of it.
+/// A warp's tile in shared memory, which all warps work on, and what they must know of it. Beside a key's position lie
+/// those of the job's tokens that see its row, where not all do.
 template <class P, class Rows>
 class ChunkRing : public MmaRing<P, Rows> {
  public:

@@ -55,7 +55,7 @@ struct ChunkParameters : MmaArguments<Q, QLayout, Cache, O, OLayout> {
   /// Partial results are as large as 64 rows: few beside the rows of a stretch.
   [[nodiscard]] static __device__ std::int64_t shortest_stretch(KvSplit const&) { return 4; }
   static_assert(query_parts == 1 && query_bytes <= chunk_slots * stage_bytes);
-  static_assert(mma_rows * sum_pitch * 4 <= stage_bytes && queries * warp_threads * 4 <= shared_bytes);
+  static_assert(mma_rows * sum_pitch * 4 <= stage_bytes);
 };
 
 /// Which rows of a warp's tile queries see: `none_held`, all of them `mma_rows`, else as many rows as there are, of
