@@ -130,8 +130,8 @@ cudaError_t append_and_attend(void* d_temp, std::size_t& temp_bytes, AttentionSh
 }
 
 /// @brief The same of a cache in pages of single heads: what `append` into pages and `attend` of `HeadPagesView` do, in
-/// one launch, with their results to the bit where nothing is rotated and either all sequences have
-/// `query_tokens` new tokens or that is 1.
+/// one launch, with their results to the bit where nothing is rotated and either all sequences have `query_tokens` new
+/// tokens or that is 1.
 ///
 /// Pages that others still share are copied on the way (`DevicePageStep::d_copies`), and attention reads them where
 /// they were. Sequences that `append` refuses set `DevicePageStep::d_status`, and their queries see what the pages held
@@ -141,7 +141,8 @@ cudaError_t append_and_attend(void* d_temp, std::size_t& temp_bytes, AttentionSh
 ///                         and 1
 /// @param[in]     step     new keys and values and tables, in device memory
 /// @param[in]     storage  the pool's pages, device pointers
-/// @param[in]     bounds   of the layer, as of `attend`: rows after the step
+/// @param[in]     bounds   of the layer, as of `attend`: rows after the step. Where the pages show more, nothing is
+///                         written, and `d_status` says so
 /// @return as above; a page stride that is no multiple of 8 elements takes two calls, too
 /// @note   Deterministic; graph-capturable: a graph may be replayed with other tables, lengths and counts in the same
 ///         memory, and with as many copies (`PagedHeads::padded_copies`)

@@ -10,11 +10,16 @@
 #include <headaware/attention/detail/cuda/mma_numbers.cuh>
 #include <headaware/attention/rolling_step.hpp>
 #include <headaware/attention/rolling_view.hpp>
+#include <headaware/cache/layer_kv.hpp>
 #include <headaware/cache/packed_rolling.cuh>
 #include <headaware/cache/packed_rows.hpp>
+#include <headaware/cache/rolling.cuh>
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/detail/cuda/append_counters.cuh>
+#include <headaware/detail/cuda/element.cuh>
+#include <headaware/detail/cuda/launch.cuh>
 #include <headaware/detail/cuda/temp_storage.cuh>
+#include <headaware/format/table.hpp>
 
 #include <cuda_runtime_api.h>
 
@@ -22,6 +27,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {

@@ -5,7 +5,6 @@
 // another's writes.
 
 #include <headaware/attention/kept_view.hpp>
-#include <headaware/cache/destination.hpp>
 #include <headaware/cache/page_step.hpp>
 #include <headaware/cache/paged_head.hpp>
 #include <headaware/cache/rolling_head.hpp>
@@ -13,6 +12,7 @@
 #include <headaware/cache/rotation.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/append_counters.cuh>
+#include <headaware/format/table.hpp>
 
 #include <cstdint>
 #include <utility>
@@ -79,7 +79,7 @@ struct CodedRollingLayer : RollingLayer {
 /// copy on write.
 struct CopiedPageRows : HeadPagesRows {
   PageCopy copy{.to = -1};
-  std::int32_t written = 0;  ///< tokens that lay in that page before
+  std::int32_t written = 0;  ///< tokens before the append: in that page they lie where it was
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t row, std::int64_t channels) const {
     return token_offset(position(row), channels);
@@ -109,7 +109,7 @@ struct PagedLayer {
 };
 
 /// One layer of a cache, shown as it is after an append that is under way.
-/// @tparam Layer     `RollingLayer` or `PagedLayer`
+/// @tparam Layer     `RollingLayer`, `CodedRollingLayer` or `PagedLayer`
 /// @tparam Rotation  `KeepPositions`, or `KeyRotation`: of the new keys and of the queries
 template <class Layer, class T, class KeyLayout, class ValueLayout, class Rotation>
 struct AppendedView {
