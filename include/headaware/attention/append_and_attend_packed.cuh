@@ -90,8 +90,9 @@ cudaError_t append_and_attend(void* d_temp, std::size_t& temp_bytes, AttentionSh
     PackedSegment<Registry> const* segments = nullptr;
     RowUnit* rows = nullptr;
     if (d_temp != nullptr) {
-      (void)detail::check_device_append(step.slots, std::span<LayerKv<T const> const>(&step.tokens, 1), step.source,
-                                        max_count, cache, d_segments, step.options);
+      counters = detail::check_device_append(step.slots, step.state, std::span<LayerKv<T const> const>(&step.tokens, 1),
+                                             step.source, step.d_counts, max_count, cache, d_segments, step.options)
+                     .counters;
       rows = cache.layers[l];
       segments = d_segments + cache.first_segments[l];
       detail::take_first_positions(shape, step.state.lengths, options);
@@ -99,7 +100,6 @@ cudaError_t append_and_attend(void* d_temp, std::size_t& temp_bytes, AttentionSh
       detail::check_attention(shape, queries, PackedCache<Registry, RollingView>{rows, segments, view}, output,
                               options);
       detail::check_new_rows(shape, step.tokens, step.source);
-      counters = detail::counters_of(step.slots, step.state, step.d_counts, max_count, step.options.advance);
     }
     detail::CodedRollingLayer of{{step.slots, layer}, nullptr, 0};
     auto const launch = [&](void* temp, std::size_t& bytes) {

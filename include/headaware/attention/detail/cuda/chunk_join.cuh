@@ -24,7 +24,7 @@ using ChunkStates = OnlineSoftmax<float>[2];
 
 /// Writes a warp's results, where rows of the output lie side by side. @param own  shared, where the warp's tile was
 template <class P>
-__device__ void write_chunk_rows(P const& p, ChunkShared<P> const& both, MmaJob const& job, ChunkSums<P> const& sums,
+__device__ void write_chunk_rows(P const& p, ChunkShared<P> const& both, MmaJob const& job, ChunkOutputs<P> const& sums,
                                  unsigned char* own) {
   using O = typename P::Output;
   constexpr std::int32_t size = sizeof(O);
@@ -63,7 +63,7 @@ __device__ void write_chunk_rows(P const& p, ChunkShared<P> const& both, MmaJob 
 /// Writes a job's results. By all threads @param states  which the sums are relative to; @param rings  shared, dead
 /// tiles
 template <class P>
-__device__ void write_chunk(P const& p, ChunkShared<P>& both, MmaJob const& job, ChunkSums<P>& sums,
+__device__ void write_chunk(P const& p, ChunkShared<P>& both, MmaJob const& job, ChunkOutputs<P>& sums,
                             ChunkStates const& states, unsigned char* rings) {
   MmaShared<P::queries>& shared = both.mma;
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
@@ -112,7 +112,8 @@ __device__ float2* part_states(P const& p, std::int64_t place) {
 
 /// Writes a part. By a warp
 template <class P>
-__device__ void write_chunk_part(P const& p, std::int64_t place, ChunkSums<P> const& sums, ChunkStates const& states) {
+__device__ void write_chunk_part(P const& p, std::int64_t place, ChunkOutputs<P> const& sums,
+                                 ChunkStates const& states) {
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
   float4* const to = part_sums(p, place);
   for_channels(static_cast<std::int32_t>(p.shape.output_dim()), [&]<int I>() {
@@ -131,7 +132,7 @@ __device__ void write_chunk_part(P const& p, std::int64_t place, ChunkSums<P> co
 /// Adds up `count` parts, `step` apart, from part `first` on, by a warp. @param sums  written
 template <class P>
 __device__ void join_chunk_parts(P const& p, MmaJob const& job, std::int64_t first, std::int32_t step,
-                                 std::int32_t count, ChunkSums<P>& sums, ChunkStates& states) {
+                                 std::int32_t count, ChunkOutputs<P>& sums, ChunkStates& states) {
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
   auto const channels = static_cast<std::int32_t>(p.shape.output_dim());
   auto const place = [&](std::int32_t i) { return job.parts.place(first + std::int64_t{i} * step); };
@@ -181,7 +182,7 @@ __device__ void join_chunk_parts(P const& p, MmaJob const& job, std::int64_t fir
 /// Writes what the block's warps have summed up, learned sinks with the job's first part, and joins parts. By all
 /// threads @param rings  shared, dead tiles
 template <class P>
-__device__ void finish_chunk(P const& p, ChunkShared<P>& both, MmaJob const& job, ChunkSums<P>& sums,
+__device__ void finish_chunk(P const& p, ChunkShared<P>& both, MmaJob const& job, ChunkOutputs<P>& sums,
                              unsigned char* rings) {
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
   auto const first_query = static_cast<std::int32_t>(threadIdx.x) / warp_threads * 16;

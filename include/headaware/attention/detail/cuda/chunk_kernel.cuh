@@ -95,7 +95,7 @@ __device__ void attend_chunk(P const& p, ChunkShared<P>& both, Rows const& rows,
   __syncthreads();
   if (pair != 0) ring.fetch(both.slots[warp]);
   clear_channels_after_keys(p, rings);
-  ChunkSums<P> sums;
+  ChunkOutputs<P> sums;
   bool const has_queries = warp * 16 < job.query_count;
   bool more = true;
   for (std::int32_t step = 0;; ++step) {

@@ -22,7 +22,7 @@ namespace detail {
 
 /// A warp's weighted values and weights, relative to origins as of `MmaSums`.
 template <class P>
-struct ChunkSums {
+struct ChunkOutputs {
   static constexpr float most = 15;
   static constexpr float head_room = 8;
 
@@ -154,12 +154,12 @@ __device__ std::uint32_t hidden_of_tile(MmaShared<P::queries> const& shared, uns
 
 /// Moves the origins of rows with a logit that is too large. By all lanes @param largest  products
 template <class P>
-__device__ void move_origins(ChunkSums<P>& sums, float const (&largest)[2], float const (&scales)[2]) {
+__device__ void move_origins(ChunkOutputs<P>& sums, float const (&largest)[2], float const (&scales)[2]) {
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
     float const logit = quad_max(largest[j]) * scales[j];
     float const origin = -sums.shift[j];
-    float const to = logit - origin > ChunkSums<P>::most ? logit - ChunkSums<P>::head_room : origin;
+    float const to = logit - origin > ChunkOutputs<P>::most ? logit - ChunkOutputs<P>::head_room : origin;
     sums.shift[j] = -to;
     sums.rescale(j, exp2_fast(origin - to));
   }
@@ -167,7 +167,7 @@ __device__ void move_origins(ChunkSums<P>& sums, float const (&largest)[2], floa
 
 /// Turns products into weights, and adds these up. @param hidden  of each tile
 template <class P>
-__device__ void weigh_scores(ChunkSums<P>& sums, MmaShared<P::queries> const& shared, ChunkSetup<P> const& setup,
+__device__ void weigh_scores(ChunkOutputs<P>& sums, MmaShared<P::queries> const& shared, ChunkSetup<P> const& setup,
                              std::uint32_t const (&hidden)[chunk_slots], bool hiding,
                              float (&scores)[2 * chunk_slots][4]) {
   auto const each = [](auto const& f) {
@@ -192,7 +192,7 @@ __device__ void weigh_scores(ChunkSums<P>& sums, MmaShared<P::queries> const& sh
   bool far = false;
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
-    far = far || __fmaf_rn(largest[j], setup.scales[j], sums.shift[j]) > ChunkSums<P>::most;
+    far = far || __fmaf_rn(largest[j], setup.scales[j], sums.shift[j]) > ChunkOutputs<P>::most;
   }
   if (__any_sync(~0U, far)) move_origins(sums, largest, setup.scales);
   each([&](int n, int i) {
@@ -223,7 +223,7 @@ __device__ void pack_weights(float (&scores)[2 * chunk_slots][4], std::uint32_t 
 
 /// Adds weights · values of a tile. @param rows  shared address, `ChunkSetup::rows` of the step
 template <class P, int S>
-__device__ void add_tile_values(ChunkSums<P>& sums, std::uint32_t const (&weights)[P::weight_parts][4],
+__device__ void add_tile_values(ChunkOutputs<P>& sums, std::uint32_t const (&weights)[P::weight_parts][4],
                                 std::uint32_t rows, std::int32_t channels) {
   using E = typename P::Element;
   for_channels(channels, [&]<int I>() {  // after the last channel comes what no output shows
@@ -251,7 +251,7 @@ __device__ bool no_numbers_among(std::uint32_t const (&pairs)[4]) {
 /// The same where queries do not see some rows, whose values may be no numbers: as `multiply_seen`, where there are
 /// any.
 template <class P, int S>
-__device__ void add_seen_tile_values(ChunkSums<P>& sums, std::uint32_t const (&weights)[P::weight_parts][4],
+__device__ void add_seen_tile_values(ChunkOutputs<P>& sums, std::uint32_t const (&weights)[P::weight_parts][4],
                                      std::uint32_t hidden, std::uint32_t rows, std::int32_t channels) {
   using E = typename P::Element;
   std::uint32_t seen[4];
@@ -293,7 +293,7 @@ __device__ void add_seen_tile_values(ChunkSums<P>& sums, std::uint32_t const (&w
 
 /// Adds the tiles of two warps to a warp's sums. @param first  the first of these warps; @param held  rows of the tiles
 template <class P>
-__device__ void add_slots(ChunkSums<P>& sums, MmaShared<P::queries> const& shared, ChunkSetup<P> const& setup,
+__device__ void add_slots(ChunkOutputs<P>& sums, MmaShared<P::queries> const& shared, ChunkSetup<P> const& setup,
                           unsigned char const* rings, std::int32_t first, std::int32_t const (&held)[chunk_slots]) {
   auto const stage = static_cast<std::uint32_t>(first * P::stage_bytes);
   float scores[2 * chunk_slots][4] = {};
