@@ -95,6 +95,17 @@ __device__ void multiply_add(float (&c)[4], std::uint32_t const (&a)[4], std::ui
   }
 }
 
+/// Loads from global memory, past the first cache, which may hold what was there before another block wrote.
+template <int Offset>
+__device__ float4 load_written(float4 const* from) {
+  float4 result;
+  asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4 + %5];"
+               : "=f"(result.x), "=f"(result.y), "=f"(result.z), "=f"(result.w)
+               : "l"(from), "n"(Offset)
+               : "memory");
+  return result;
+}
+
 __device__ inline void store_shared_pointers(std::uint32_t at, void const* first, void const* second) {
   asm volatile("st.shared.v2.b64 [%0], {%1, %2};" ::"r"(at), "l"(first), "l"(second) : "memory");
 }

@@ -20,7 +20,12 @@ class ChunkRing : public MmaRing<P, Rows> {
   using MmaRing<P, Rows>::MmaRing;
 
   /// Starts to copy the warp's next tile. @param slot  shared, what becomes known of it
-  __device__ void fetch(std::int32_t& slot) {
+  __device__ void fetch(P const& p, std::int32_t& slot) {
+    // Not kept from tile to tile: registers hold queries and sums.
+    this->aim(p);
+    this->row_ = std::int64_t{this->tile_} * mma_rows + threadIdx.x % mma_rows;
+    this->last_ = this->rows_.rows() - 1;
+    this->position_ = no_position;
     std::int32_t held = none_held;
     this->fetch_by([&] {
       this->copy(0);
@@ -50,17 +55,17 @@ class ChunkRing : public MmaRing<P, Rows> {
   /// after the last, counted from the job's first.
   __device__ void note_range() const {
     std::int64_t const first = this->mask_.first;
-    std::int64_t begin = 0;
-    std::int64_t end = 0;
+    std::int32_t begin = 0;
+    std::int32_t end = 0;
     if (is_seen_by_any(this->rows_, this->position_, first, this->mask_.last, this->window_)) {
-      begin = max(this->position_ - first, std::int64_t{0});
-      std::int64_t seen = begin;
-      for (end = this->mask_.last - first + 1; end - seen > 1;) {
-        std::int64_t const middle = (seen + end) / 2;
+      begin = static_cast<std::int32_t>(max(this->position_ - first, std::int64_t{0}));
+      std::int32_t seen = begin;
+      for (end = static_cast<std::int32_t>(this->mask_.last - first) + 1; end - seen > 1;) {
+        std::int32_t const middle = (seen + end) / 2;
         (sees(first + middle) ? seen : end) = middle;
       }
     }
-    store_shared_number(this->own_ - P::value_offset + 8, end << 32 | begin);
+    store_shared_number(this->own_ - P::value_offset + 8, std::int64_t{end} << 32 | begin);
   }
 };
 

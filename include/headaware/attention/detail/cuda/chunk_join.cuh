@@ -11,6 +11,7 @@
 #include <headaware/detail/cuda/element.cuh>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/mma.cuh>
+#include <headaware/detail/cuda/warp_reduce.cuh>
 #include <headaware/detail/global_pointer.hpp>
 #include <headaware/detail/online_softmax.hpp>
 
@@ -129,54 +130,56 @@ __device__ void write_chunk_part(P const& p, std::int64_t place, ChunkOutputs<P>
   }
 }
 
-/// Adds up `count` parts, `step` apart, from part `first` on, by a warp. @param sums  written
+/// Adds up `count` parts, `step` apart, from part `first` on, by a warp.
+/// @param count  at most 32; @param factors  shared, the warp's, [16 queries, 32]; @param sums, states  written
 template <class P>
-__device__ void join_chunk_parts(P const& p, MmaJob const& job, std::int64_t first, std::int32_t step,
-                                 std::int32_t count, ChunkOutputs<P>& sums, ChunkStates& states) {
+__device__ void join_chunk_parts(P const& p, ChunkShared<P>& both, MmaJob const& job, float* factors,
+                                 std::int64_t first, std::int32_t step, std::int32_t count, ChunkOutputs<P>& sums,
+                                 ChunkStates& states) {
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
   auto const channels = static_cast<std::int32_t>(p.shape.output_dim());
-  auto const place = [&](std::int32_t i) { return job.parts.place(first + std::int64_t{i} * step); };
-  float max[2] = {-INFINITY, -INFINITY};
-  float sum[2] = {};
-  auto const state = [&](std::int32_t i, int j) {
-    float2 const both = __ldcg(part_states(p, place(i)) + lane / 4 + 8 * j);
-    return OnlineSoftmax<float>{both.x, both.y};
-  };
+  float2* const whole = both.mma.whole + threadIdx.x / warp_threads * 16;
+  float2 const* const own = part_states(p, job.parts.place(first + std::int64_t{min(lane, count - 1)} * step));
 #pragma unroll 4
-  for (std::int32_t i = 0; i < count; ++i) {
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      OnlineSoftmax<float> const part = state(i, j);
-      if (part.sum != 0) max[j] = larger_or_nan(max[j], part.max);
-    }
+  for (int q = 0; q < 16; ++q) {
+    float2 state{-INFINITY, 0};
+    if (lane < count) state = __ldcg(own + q);
+    OnlineSoftmax<float> const part{state.x, state.y};
+    float const max = __shfl_sync(~0U, reduce_lanes(part.sum != 0 ? part.max : -INFINITY, LargerOrNan{}), 0);
+    float const factor = part.factor(max);
+    factors[q * warp_threads + lane] = factor;
+    float const sum = sum_lanes(factor * part.sum);
+    if (lane == 0) whole[q] = {max, sum};
   }
+  __syncwarp();
+#pragma unroll
+  for (int j = 0; j < 2; ++j) states[j] = {whole[lane / 4 + 8 * j].x, whole[lane / 4 + 8 * j].y};
   sums = {};
+#pragma unroll 1
   for (std::int32_t i = 0; i < count; ++i) {
-    float4 tiles[2 * P::channel_tiles];
-    float4 const* const from = part_sums(p, place(i));
+    float const upper = factors[lane / 4 * warp_threads + i];
+    float const lower = factors[(lane / 4 + 8) * warp_threads + i];
+    float4 const* const from = part_sums(p, job.parts.place(first + std::int64_t{i} * step));
+    auto const add = [&]<int First>() {
+      float4 tiles[P::channel_tiles];
+      unrolled<P::channel_tiles>([&]<int N>() {
+        constexpr int tile = First + N;
+        tiles[N] = {};
+        if (tile * 8 < channels) tiles[N] = load_written<tile * warp_threads * 16>(from);
+      });
 #pragma unroll
-    for (int n = 0; n < 2 * P::channel_tiles; ++n) {
-      tiles[n] = {};
-      if (n * 8 < channels) tiles[n] = __ldcg(from + n * warp_threads);
-    }
-    float factors[2];
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      OnlineSoftmax<float> const part = state(i, j);
-      factors[j] = part.factor(max[j]);
-      sum[j] += factors[j] * part.sum;
-    }
-#pragma unroll
-    for (int n = 0; n < 2 * P::channel_tiles; ++n) {
-      float(&to)[4] = sums.values[n];
-      to[0] += factors[0] * tiles[n].x;
-      to[1] += factors[0] * tiles[n].y;
-      to[2] += factors[1] * tiles[n].z;
-      to[3] += factors[1] * tiles[n].w;
-    }
+      for (int n = 0; n < P::channel_tiles; ++n) {
+        float(&to)[4] = sums.values[First + n];
+        to[0] += upper * tiles[n].x;
+        to[1] += upper * tiles[n].y;
+        to[2] += lower * tiles[n].z;
+        to[3] += lower * tiles[n].w;
+      }
+    };
+    add.template operator()<0>();
+    if (channels > 8 * P::channel_tiles) add.template operator()<P::channel_tiles>();
   }
-#pragma unroll
-  for (int j = 0; j < 2; ++j) states[j] = {max[j], sum[j]};
+  __syncwarp();
 }
 
 /// Writes what the block's warps have summed up, learned sinks with the job's first part, and joins parts. By all
@@ -201,7 +204,10 @@ __device__ void finish_chunk(P const& p, ChunkShared<P>& both, MmaJob const& job
   if (job.parts.count == 1) return write_chunk(p, both, job, sums, states, rings);
   if (has_queries) write_chunk_part(p, job.parts.place(job.part), sums, states);
   join_as_last(p, job, [&](std::int64_t first, std::int32_t step, std::int32_t count, bool last) {
-    if (has_queries) join_chunk_parts(p, job, first, step, count, sums, states);
+    if (has_queries) {
+      auto* const factors = reinterpret_cast<float*>(rings + first_query / 16 * P::stage_bytes);
+      join_chunk_parts(p, both, job, factors, first, step, count, sums, states);
+    }
     if (last) {
       write_chunk(p, both, job, sums, states, rings);
     } else if (has_queries) {
