@@ -17,11 +17,13 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// Where a job's new rows go. By one thread
-template <class P>
-__device__ RowUnit* new_rows_of(P const& p, MmaJob const& job) {
+/// Finds where a job's new rows go. By one thread
+template <class P, class Rows>
+__device__ void find_new_rows(P const& p, MmaJob const& job, Rows const& rows, SegmentCodes& codes) {
   CodedRollingLayer const& layer = p.cache.view.layer;
-  return job.first_query == 0 ? nullptr : layer.scratch + blockIdx.x * layer.block_units;
+  bool const writes = job.first_query == 0;
+  codes.first_new = writes ? INT32_MAX : static_cast<std::int32_t>(rows.tokens.kept_before(rows.length));
+  codes.new_rows = layer.scratch + blockIdx.x * layer.block_units;
 }
 
 /// Encodes the new rows of a piece, by all threads: one has a block of channels at a time. Synchronises the block
@@ -43,7 +45,7 @@ __device__ void encode_new_rows(P const& p, MmaJob const& job, CodedSegmentRows<
     std::int64_t const row = begin + i / blocks;
     std::int32_t const index = i % blocks;
     std::int64_t const token = rows.position(row) - rows.length;
-    std::uint32_t* const words = rows.place(cache, row)->words;
+    std::uint32_t* const words = rows.place(cache, row, rows.codes->units)->words;
     bool const key = index < key_blocks;
     auto const* const from = key ? news.keys + news.key_layout.offset(rows.sequence, rows.kv_head, token, 0)
                                  : news.values + news.value_layout.offset(rows.sequence, rows.kv_head, token, 0);

@@ -25,7 +25,8 @@ struct SegmentCodes {
   std::int64_t shift;  ///< as of `PackedSegment`
   std::int32_t units;
   std::int32_t key_words;  ///< of a row
-  RowUnit* new_rows;  ///< of an append that is under way, one after the other; nullptr: in their places in the cache
+  RowUnit* new_rows;       ///< of an append that is under way, from row `first_new` on; not in the cache
+  std::int32_t first_new;
 
   template <class Registry>
   __device__ void take(PackedSegment<Registry> const& packed, std::int64_t head_dim) {
@@ -43,12 +44,11 @@ struct CodedSegmentRows : RowsOf<typename P::View> {
   SegmentCodes const* codes = nullptr;
 
   /// Where a row begins, which may be new. @param cache  `PackedCache::rows`, and the segment's shift
-  __device__ RowUnit* place(RowUnit const* cache, std::int64_t row) const {
+  __device__ RowUnit* place(RowUnit const* cache, std::int64_t row, std::int32_t units) const {
     if constexpr (has_new_rows<CodedSegmentRows>) {
-      std::int64_t const at = this->position(row);
-      if (codes->new_rows != nullptr && this->is_new(at)) return codes->new_rows + (at - this->length) * codes->units;
+      if (row >= codes->first_new) return codes->new_rows + (row - codes->first_new) * units;
     }
-    return const_cast<RowUnit*>(cache) + this->offset(row, codes->units);
+    return const_cast<RowUnit*>(cache) + this->offset(row, units);
   }
 };
 
@@ -94,8 +94,7 @@ class CodedRing : public MmaTiles<P, Rows> {
   __device__ void copy(std::uint32_t stage) {
     // After the last row comes the last row.
     std::int64_t const number = min(this->row_, this->last_);
-    RowUnit const* row = rows_at_ + this->rows_.offset(number, units_);
-    if constexpr (has_new_rows<Rows>) row = this->rows_.place(rows_at_, number);
+    RowUnit const* const row = this->rows_.place(rows_at_, number, units_);
     std::int32_t const column = upper_ - static_cast<std::int32_t>(reinterpret_cast<std::uintptr_t>(row) / 16 % 2);
     auto const* from = reinterpret_cast<char const*>(row + column);
     std::uint32_t to = own_ + stage + static_cast<std::uint32_t>(column * 16);

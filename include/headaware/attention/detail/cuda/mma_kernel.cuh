@@ -97,12 +97,12 @@ template <class P>
 using SumsOf = std::conditional_t<P::coded, CodedSums<P>, MmaSums<P>>;
 
 /// Finds how a piece's rows are encoded, by one thread.
-template <class P>
-__device__ void take_codes(P const& p, MmaJob const& job, SegmentCodes& codes) {
+template <class P, class Rows>
+__device__ void take_codes(P const& p, MmaJob const& job, Rows const& rows, SegmentCodes& codes) {
   if (job.end == 0) return;
   codes.take(p.cache.segments[job.sequence * p.shape.num_kv_heads + job.kv_head], p.shape.head_dim);
   if (p.cache.rotated_by_caller) codes.key.turned = codes.value.turned = false;
-  if constexpr (has_new_rows<RowsOf<typename P::View>>) codes.new_rows = new_rows_of(p, job);
+  if constexpr (has_new_rows<Rows>) find_new_rows(p, job, rows, codes);
 }
 
 /// Works on a piece of a job. By all threads
@@ -159,7 +159,7 @@ HEADAWARE_KERNEL void __launch_bounds__(max_mma_warps* warp_threads, 2)
   for (;;) {
     if (threadIdx.x == 0) {
       take_piece(p, shared, row_storage.get());
-      if constexpr (P::coded) take_codes(p, shared.job, code_storage.get());
+      if constexpr (P::coded) take_codes(p, shared.job, row_storage.get(), code_storage.get());
     }
     __syncthreads();
     if (shared.job.end == 0) break;
