@@ -1,5 +1,5 @@
-// The kernel for prefill chunks and drafts with outputs in single precision, which takes most registers, instantiated for
-// tests/device_code/spills.cmake. attend.cu and append_and_attend.cu have it with outputs of 16 bits.
+// The kernel for prefill chunks and drafts with outputs in single precision and over pages of single heads,
+// instantiated for tests/device_code/spills.cmake. attend.cu and append_and_attend.cu have it over other rows.
 
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/detail/cuda/chunk_kernel.cuh>
@@ -20,4 +20,4 @@ void const* chunk_kernel_of() {
 }
 
 template void const* chunk_kernel_of<ha::float16, float, ha::RollingView>();
-template void const* chunk_kernel_of<ha::bfloat16, float, ha::HeadPagesView>();
+template void const* chunk_kernel_of<ha::bfloat16, ha::bfloat16, ha::HeadPagesView>();

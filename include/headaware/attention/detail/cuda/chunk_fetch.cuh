@@ -20,12 +20,7 @@ class ChunkRing : public MmaRing<P, Rows> {
   using MmaRing<P, Rows>::MmaRing;
 
   /// Starts to copy the warp's next tile. @param slot  shared, what becomes known of it
-  __device__ void fetch(P const& p, std::int32_t& slot) {
-    // Not kept from tile to tile: registers hold queries and sums.
-    this->aim(p);
-    this->row_ = std::int64_t{this->tile_} * mma_rows + threadIdx.x % mma_rows;
-    this->last_ = this->rows_.rows() - 1;
-    this->position_ = no_position;
+  __device__ void fetch(std::int32_t& slot) {
     std::int32_t held = none_held;
     this->fetch_by([&] {
       this->copy(0);

@@ -85,7 +85,7 @@ __device__ void attend_chunk(P const& p, ChunkShared<P>& both, Rows const& rows,
   auto const tiles = static_cast<std::int32_t>((held + mma_rows - 1) / mma_rows);
   ChunkRing<P, Rows> ring(p, rows, shared.mask, own, job.begin * P::unit_tiles + warp,
                           min(tiles, job.end * P::unit_tiles));
-  if (pair == 0) ring.fetch(p, both.slots[warp]);
+  if (pair == 0) ring.fetch(both.slots[warp]);
   sign_join(p, job);
   // The queries pass through where the other warps' first tiles go.
   unsigned char* const queries = rings + chunk_slots * P::stage_bytes;
@@ -93,7 +93,7 @@ __device__ void attend_chunk(P const& p, ChunkShared<P>& both, Rows const& rows,
   __syncthreads();
   ChunkSetup<P> const setup(p, shared, queries, rings);
   __syncthreads();
-  if (pair != 0) ring.fetch(p, both.slots[warp]);
+  if (pair != 0) ring.fetch(both.slots[warp]);
   clear_channels_after_keys(p, rings);
   ChunkOutputs<P> sums;
   bool const has_queries = warp * 16 < job.query_count;
@@ -109,7 +109,7 @@ __device__ void attend_chunk(P const& p, ChunkShared<P>& both, Rows const& rows,
     bool const any = (slots[0] | slots[1]) != none_held;
     if (!any && !more) break;  // a warp that finds no tile finds none later
     more = any;
-    if (pair != current && step > 0) ring.fetch(p, both.slots[warp]);
+    if (pair != current && step > 0) ring.fetch(both.slots[warp]);
     if (any && has_queries) add_slots(sums, shared, setup, rings, first, slots);
   }
   finish_chunk(p, both, job, sums, rings);
@@ -132,8 +132,8 @@ HEADAWARE_KERNEL void __launch_bounds__(max_mma_warps* warp_threads, chunk_block
     if (threadIdx.x == 0) take_piece(p, shared.mma, row_storage.get());
     __syncthreads();
     if (shared.mma.job.end == 0) break;
-    // By reference: registers hold queries and sums.
-    attend_chunk(p, shared, row_storage.get(), reinterpret_cast<unsigned char*>(mma_memory));
+    auto const rows = row_storage.get();
+    attend_chunk(p, shared, rows, reinterpret_cast<unsigned char*>(mma_memory));
     __syncthreads();
   }
   if constexpr (has_new_rows<RowsOf<typename P::View>>) finish_append(p);

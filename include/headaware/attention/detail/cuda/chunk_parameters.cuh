@@ -16,8 +16,8 @@ inline constexpr std::int32_t chunk_queries = 64;
 /// The most query rows of a KV head, and the most channels, that stay with the kernel for decoding, and go to this one.
 inline constexpr std::int64_t max_decode_queries = 16;
 inline constexpr std::int64_t max_chunk_channels = 128;
-/// Blocks that a multiprocessor must have room for: registers allow them without spills.
-inline constexpr std::int32_t chunk_blocks = 3;
+/// Blocks that a multiprocessor must have room for: as many as leave enough registers not to spill.
+inline constexpr std::int32_t chunk_blocks = 2;
 /// Tiles of 16 rows that a block works on at a time.
 inline constexpr int chunk_slots = 2;
 

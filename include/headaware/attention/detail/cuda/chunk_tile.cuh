@@ -56,9 +56,9 @@ struct ChunkSetup {
   std::uint32_t rows;  ///< shared address, of the first tile, where the lane's matrices of keys begin
   std::int32_t key_channels;
   std::int32_t value_channels;
-  float scales[2];     ///< from products to logits; with a soft cap from capped ones: 1
-  float const& inner;  ///< as of `MmaLogits`
-  float const& outer;
+  float scales[2];  ///< from products to logits; with a soft cap from capped ones: 1
+  float inner;      ///< as of `MmaLogits`
+  float outer;
 
   /// @param from  shared, the block's queries; @param rings  the warps' tiles
   __device__ ChunkSetup(P const& p, MmaShared<P::queries> const& shared, unsigned char const* from,
@@ -79,6 +79,7 @@ struct ChunkSetup {
     hold(rows);
     hold(key_channels);
     hold(value_channels);
+    hold(inner);
   }
 };
 

@@ -131,10 +131,17 @@ class MmaRing : public MmaTiles<P, Rows> {
                      std::int32_t end)
       : Tiles(p, rows, mask, tile, end, p.stages) {
     auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
-    first_ = shared_address(memory) + static_cast<std::uint32_t>(lane / P::row_lanes * P::pitch);
-    aim(p);
+    keys_ = p.cache.keys;
+    values_ = p.cache.values;
+    key_channels_ = static_cast<std::int32_t>(p.shape.head_dim);
+    value_channels_ = static_cast<std::int32_t>(p.shape.output_dim());
+    column_ = lane % P::row_lanes * 16;
     std::int32_t const channel = column_ / 2;
     copies_ = (channel < key_channels_ ? 1 : 0) + (channel < value_channels_ ? 2 : 0);
+    std::uint32_t const base = shared_address(memory);
+    std::uint32_t const row = static_cast<std::uint32_t>(P::value_offset + lane * P::pitch + info);
+    own_ = lane < mma_rows ? base + row : 0;
+    first_ = base + static_cast<std::uint32_t>(lane / P::row_lanes * P::pitch);
     hold(keys_);
     hold(values_);
     hold(key_channels_);
@@ -155,17 +162,6 @@ class MmaRing : public MmaTiles<P, Rows> {
   }
 
  protected:
-  /// Finds what takes few instructions to find.
-  __device__ void aim(P const& p) {
-    auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
-    keys_ = p.cache.keys;
-    values_ = p.cache.values;
-    key_channels_ = static_cast<std::int32_t>(p.shape.head_dim);
-    value_channels_ = static_cast<std::int32_t>(p.shape.output_dim());
-    column_ = lane % P::row_lanes * 16;
-    std::int32_t const own = (lane - lane / P::row_lanes) * P::pitch + P::value_offset + info;
-    own_ = lane < mma_rows ? first_ + static_cast<std::uint32_t>(own) : 0;
-  }
   __device__ void copy(std::uint32_t stage) {
     constexpr int at_once = warp_threads / P::row_lanes * P::pitch;
     constexpr int times = mma_rows * P::pitch / at_once;

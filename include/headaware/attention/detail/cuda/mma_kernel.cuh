@@ -3,15 +3,15 @@
 // Attention over rows of 16-bit elements on tensor cores, for decoding: bound by memory, so that what counts is how few
 // instructions a row takes and how many rows are under way.
 //
-// Work. A job is up to 16 query rows of one KV head over all of its rows (of more, mostly: chunk_kernel). A block has an equal stretch of the tiles of
-// all jobs (`Stretches`, attend_work), so that none waits for a long head; where a stretch ends inside a job, parts are
-// joined (mma_join). A tile is 16 rows, and belongs to one warp, which takes every fourth of the block's: it copies
-// them into a ring of its own in shared memory, several ahead (mma_fetch), and never waits for another warp. Products,
-// per tile. [16 keys, 8 queries] = keys · queries, over channels; weights 2^(logit - origin), which transposed are the
-// second product's operand; [channels, 8 queries] += values · weights, in registers. Up to 8 query rows cost the same:
-// as one operand has 16 rows, keys and values are that one. Precision. Sums are float. A query, and a weight, is the
-// sum of as many 16-bit elements as it takes to hold what its caller has: one where queries (output) are of the cache's
-// type, two or three of float (`parts_of`).
+// Work. A job is up to 16 query rows of one KV head over all of its rows (of more, mostly: chunk_kernel). A block has
+// an equal stretch of the tiles of all jobs (`Stretches`, attend_work), so that none waits for a long head; where a
+// stretch ends inside a job, parts are joined (mma_join). A tile is 16 rows, and belongs to one warp, which takes every
+// fourth of the block's: it copies them into a ring of its own in shared memory, several ahead (mma_fetch), and never
+// waits for another warp. Products, per tile. [16 keys, 8 queries] = keys · queries, over channels; weights 2^(logit -
+// origin), which transposed are the second product's operand; [channels, 8 queries] += values · weights, in registers.
+// Up to 8 query rows cost the same: as one operand has 16 rows, keys and values are that one. Precision. Sums are
+// float. A query, and a weight, is the sum of as many 16-bit elements as it takes to hold what its caller has: one
+// where queries (output) are of the cache's type, two or three of float (`parts_of`).
 //
 // Files: mma_parameters (shared memory), mma_queries, mma_fetch (copies), mma_tile (one tile of rows: products),
 // mma_weights (between the two products), mma_join. Encoded rows: coded_segment (copies), coded_queries, mma_codes and
