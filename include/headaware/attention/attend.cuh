@@ -72,8 +72,8 @@ namespace device {
 ///            8.0 on, if their channels are a multiple of 16, up to 256: 1 to 8 query rows cost the same, and blocks
 ///            have equal shares of all rows, whatever heads hold; more than 16 query rows (prefill chunks, drafts) of
 ///            the rows' type over rows of 16 bits and up to 128 channels are 64 to a block, which loads a row once for
-///            all of them, and rows that none of them sees not at all. Products are summed in float there, of queries as
-///            they are (of 16 bits and turned as a head's keys are: rounded to half precision again); a weight is
+///            all of them, and rows that none of them sees not at all. Products are summed in float there, of queries
+///            as they are (of 16 bits and turned as a head's keys are: rounded to half precision again); a weight is
 ///            rounded as the output is, to 16 bits or not below 2^-22, of encoded rows times the scale of its channels.
 ///            Encoded rows are loaded as they are and become operands in registers: formats of heads may differ in one
 ///            launch. Long prefill chunks over encoded rows, latents or more channels, or of float queries over rows of

@@ -146,7 +146,8 @@ class QueryTile {
   /// Adds rows [begin, end) to the queries' softmaxes, without values. @pre  no value channels
   template <class Rows>
   void add_softmax(Rows const& rows, std::int64_t begin, std::int64_t end) {
-    for_each_logits(rows, begin, end, [&](std::int64_t q, std::int64_t, std::int64_t count, float*) { weigh(q, count); });
+    for_each_logits(rows, begin, end,
+                    [&](std::int64_t q, std::int64_t, std::int64_t count, float*) { weigh(q, count); });
   }
 
   /// Calls `f` with pointers to a block's rows: in the cache itself, or converted to floats where that saves
