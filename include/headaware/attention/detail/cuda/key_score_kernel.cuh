@@ -81,7 +81,8 @@ __device__ void for_each_seen_tile(P const& p, std::int64_t begin, std::int64_t 
 /// The first pass: softmaxes of query rows over a part of their KV head's rows.
 /// Grid: x query tiles of all segments, y parts
 template <class P>
-HEADAWARE_KERNEL void __launch_bounds__(score_threads) row_softmax_kernel(P const __grid_constant__ parameters) {
+HEADAWARE_KERNEL void __launch_bounds__(score_threads, score_blocks)
+    row_softmax_kernel(P const __grid_constant__ parameters) {
 #if __CUDA_ARCH__ >= 800
   using E = typename P::Tile;
   extern __shared__ uint4 score_memory[];
@@ -191,7 +192,8 @@ __device__ float query_shift(P const& p, ScoredHead<P> const& head, std::int64_t
 
 /// The second pass: scores of keys. Grid: x tiles of keys of all segments
 template <class P>
-HEADAWARE_KERNEL void __launch_bounds__(score_threads) key_score_kernel(P const __grid_constant__ parameters) {
+HEADAWARE_KERNEL void __launch_bounds__(score_threads, score_blocks)
+    key_score_kernel(P const __grid_constant__ parameters) {
 #if __CUDA_ARCH__ >= 800
   using E = typename P::Tile;
   extern __shared__ uint4 score_memory[];

@@ -17,6 +17,8 @@ namespace detail {
 
 /// Threads of a block: 4 warps, each with 16 rows of the held tile.
 inline constexpr std::int32_t score_threads = 128;
+/// Blocks that a multiprocessor must have registers for.
+inline constexpr std::int32_t score_blocks = 3;
 /// Rows of the tile that a block holds: queries of the first pass, keys of the second.
 inline constexpr std::int32_t held_tile_rows = 64;
 /// The most parts that the first pass divides a KV head's rows into.
