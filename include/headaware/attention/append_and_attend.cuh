@@ -130,8 +130,8 @@ cudaError_t append_and_attend(void* d_temp, std::size_t& temp_bytes, AttentionSh
 }
 
 /// @brief The same of a cache in pages of single heads: what `append` into pages and `attend` of `HeadPagesView` do, in
-/// one launch, with their results to the bit where nothing is rotated and either all sequences have `query_tokens` new
-/// tokens or that is 1.
+/// one launch, with their results to the bit where nothing is rotated, a KV head has up to 16 query rows and either all
+/// sequences have `query_tokens` new tokens or that is 1.
 ///
 /// Pages that others still share are copied on the way (`DevicePageStep::d_copies`), and attention reads them where
 /// they were. Sequences that `append` refuses set `DevicePageStep::d_status`, and their queries see what the pages held

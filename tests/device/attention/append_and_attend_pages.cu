@@ -10,10 +10,12 @@
 #include <headaware/cache/paged_heads.cuh>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 using namespace headaware_test;
@@ -150,6 +152,20 @@ void separate_layers(PagedModel<T> const& model, FusedStep<T> const& step) {
   }
 }
 
+/// The largest difference, relative to numbers above 1. NaN, which no comparison holds of, where there is one.
+template <class T>
+double largest_difference(std::vector<T> const& got, std::vector<T> const& expected) {
+  double worst = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    double const x = ha::to_float(expected[i]);
+    if (double(ha::to_float(got[i])) == x) continue;  // infinite ones, too
+    double const error = std::abs(double(ha::to_float(got[i])) - x) / (1 + std::abs(x));
+    worst = std::isnan(error) ? error : std::max(worst, error);
+    if (std::isnan(worst)) break;
+  }
+  return worst;
+}
+
 /// Decodes with forks and rollbacks in between. @param graph  replays one captured step
 template <class T>
 void check_pages(FusedCase const& c, Pages const& how, bool graph = false) {
@@ -187,8 +203,14 @@ void check_pages(FusedCase const& c, Pages const& how, bool graph = false) {
     separate_layers(model, separate);
     INFO("step " << step);
     REQUIRE(model.status.host()[0] == 0);
-    REQUIRE(first_difference(fused.output.host(), separate.output.host()) == "");
-    REQUIRE(first_difference(fused.lse.host(), separate.lse.host()) == "");
+    if (c.group * c.tokens <= 16) {
+      REQUIRE(first_difference(fused.output.host(), separate.output.host()) == "");
+      REQUIRE(first_difference(fused.lse.host(), separate.lse.host()) == "");
+    } else {  // more query rows: attend has another kernel, which rounds weights in another order
+      double const room = std::is_same_v<T, ha::bfloat16> ? 8e-3 : 1e-3;
+      REQUIRE(largest_difference(fused.output.host(), separate.output.host()) <= room);
+      REQUIRE(largest_difference(fused.lse.host(), separate.lse.host()) <= 1e-5);
+    }
     REQUIRE(first_difference(model.fused.host(), model.separate.host()) == "");
   }
   REQUIRE((c.steps < 4 || how.size == 1 || model.copied > 0));
