@@ -208,6 +208,12 @@ struct PlacedRows {
   }
 };
 
+/// Whether `make` of `for_each_view` makes such a view, known when a test is compiled: what looks at one form alone
+/// then instantiates no kernels over the others.
+template <class View, class Make>
+inline constexpr bool makes = std::is_same_v<std::invoke_result_t<Make const&, HostUpload const&>, View>;
+using Ragged = ha::RaggedView<std::int32_t>;
+
 /// Calls `f(name, placed, make)` for every form that holds rows in their order; `make(upload)` gives the view.
 /// Pages have no positions of their own: they are left out where rows are not tokens 0, 1, …
 template <class T, class F>

@@ -10,6 +10,7 @@
 #include <headaware/attention/detail/cuda/key_score_kernel.cuh>
 #include <headaware/attention/detail/cuda/key_score_parameters.cuh>
 #include <headaware/attention/detail/kv_split.hpp>
+#include <headaware/attention/key_score_buffer.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/element.cuh>
 #include <headaware/detail/cuda/kernel_limits.cuh>

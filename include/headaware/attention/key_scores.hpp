@@ -10,6 +10,7 @@
 #include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/attention/detail/query_tile.hpp>
 #include <headaware/attention/detail/tile_rows.hpp>
+#include <headaware/attention/key_score_buffer.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/logit_map.hpp>
 #include <headaware/detail/online_softmax.hpp>

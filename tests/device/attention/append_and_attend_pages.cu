@@ -224,15 +224,15 @@ TEST_CASE("append and attend: pages of single heads, copies on write among them,
   check_pages<ha::float16>({.key_dim = 32, .value_dim = 48, .steps = 9, .prompt = 101, .counted = true},
                            {.size = 7, .joined = true});
   check_pages<ha::float16>({.key_dim = 16, .value_dim = 16, .group = 12, .steps = 5, .prompt = 90}, {.size = 1});
-  check_pages<ha::bfloat16>({.key_dim = 128, .value_dim = 192, .group = 1, .steps = 4, .prompt = 330}, {.size = 16});
+  check_pages<ha::float16>({.key_dim = 128, .value_dim = 192, .group = 1, .steps = 4, .prompt = 330}, {.size = 16});
   check_pages<ha::float16>({.key_dim = 32, .value_dim = 32, .steps = 4, .prompt = 90, .window = 50}, {.size = 4});
 }
 
 TEST_CASE("append and attend: drafts into pages of single heads", "[attention]") {
   HEADAWARE_REQUIRE_DEVICE();
   check_pages<ha::float16>({.key_dim = 32, .value_dim = 32, .tokens = 3, .steps = 8, .prompt = 5}, {.size = 16});
-  check_pages<ha::bfloat16>({.key_dim = 32, .value_dim = 32, .group = 8, .tokens = 5, .steps = 5, .prompt = 121},
-                            {.size = 5, .joined = true});
+  check_pages<ha::float16>({.key_dim = 32, .value_dim = 32, .group = 8, .tokens = 5, .steps = 5, .prompt = 121},
+                           {.size = 5, .joined = true});
 }
 
 TEST_CASE("append and attend: a captured step on pages is replayed with other tables", "[attention]") {

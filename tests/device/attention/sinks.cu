@@ -41,8 +41,8 @@ Results attend(HeldProblem<T> const& p, PlacedRows<T> const& placed, Make const&
 template <class T>
 Results attend_ragged(HeldProblem<T> const& p) {
   Results result;
-  for_each_view(p, true, [&](std::string const& name, PlacedRows<T> const& placed, auto const& make) {
-    if (name == "ragged") result = attend(p, placed, make);
+  for_each_view(p, true, [&](std::string const&, PlacedRows<T> const& placed, auto const& make) {
+    if constexpr (makes<Ragged, decltype(make)>) result = attend(p, placed, make);
   });
   return result;
 }
@@ -69,8 +69,10 @@ TEST_CASE("device attention: learned sinks of every group, in one split and in s
       for_each_view(p, true, [&](std::string const& name, PlacedRows<ha::float16> const& placed, auto const& make) {
         if (name != "ragged" && name != "paged, CSR, 5" && (name != "padded" || group != 3)) return;
         INFO(name);
-        Results const got = attend(p, placed, make);
-        check_attended(got.output, got.lse, expected);
+        if constexpr (!makes<ha::RaggedView<std::int64_t>, decltype(make)>) {
+          Results const got = attend(p, placed, make);
+          check_attended(got.output, got.lse, expected);
+        }
       });
     }
   }

@@ -27,9 +27,8 @@ struct Results {
 template <class Q, class O, class E>
 Results<O> attend_ragged(HeldProblem<E> const& p, std::int64_t slack = 0) {
   Results<O> result;
-  for_each_view(p, true, [&](std::string const& name, PlacedRows<E> const& placed, auto const& make) {
-    if constexpr (std::is_same_v<decltype(make(DeviceUpload())), ha::RaggedView<std::int32_t>>) {
-      if (name != "ragged") return;
+  for_each_view(p, true, [&](std::string const&, PlacedRows<E> const& placed, auto const& make) {
+    if constexpr (makes<Ragged, decltype(make)>) {
       DeviceUpload const upload;
       auto options = p.options;
       if (!p.first_positions.empty()) options.first_positions = upload(p.first_positions);

@@ -3,6 +3,7 @@
 // The arguments of scores of rows, the same for both back ends.
 
 #include <headaware/attention/attention.hpp>
+#include <headaware/attention/key_score_buffer.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
 #include <headaware/error.hpp>
@@ -10,16 +11,6 @@
 #include <cstdint>
 
 HEADAWARE_NAMESPACE_BEGIN
-
-/// @brief How the probabilities that a row gets from several queries become one score. 0 is neutral to both.
-enum class KeyScoreReduction : std::uint8_t { max, sum };
-
-/// @brief Scores of rows: row r of KV head h of sequence s has `data[(s * num_kv_heads + h) * stride + r]`.
-struct KeyScores {
-  float* data = nullptr;    ///< host or device, as the cache
-  std::int64_t stride = 0;  ///< elements from one KV head to the next: at least the rows that any holds
-};
-
 namespace detail {
 
 /// @return whether there is anything to score

@@ -2,6 +2,7 @@
 
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/detail/check_key_scores.hpp>
+#include <headaware/attention/key_score_buffer.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/mma.cuh>
 #include <headaware/detail/logit_map.hpp>
