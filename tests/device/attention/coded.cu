@@ -352,14 +352,14 @@ TEST_CASE("device attention over rows in a format of the caller's own", "[attent
 TEST_CASE("device attention over encoded rows refuses what the CPU's does, and sums too wide", "[attention]") {
   HEADAWARE_REQUIRE_DEVICE();
   DeviceVector<float> const data(std::vector<float>(600));
-  DeviceVector<std::int32_t> const offsets(std::vector<std::int32_t>{0, 1});
+  DeviceVector<std::int64_t> const offsets(std::vector<std::int64_t>{0, 1});
   DeviceVector<ha::PackedSegment<>> const segments(std::vector<ha::PackedSegment<>>(1));
   auto const attend = [&](ha::PackedSegment<> const* of, std::int64_t value_dim) {
     std::size_t bytes = 4096;
     ha::AttentionShape const shape{1, 1, 1, 1, 64, value_dim};
     return ha::device::attend(
         data.data(), bytes, shape, ha::AttentionQueries{data.data(), ha::strided_bhd(1, 1, 64)},
-        ha::PackedCache<ha::DefaultFormats, ha::RaggedView<std::int32_t>>{nullptr, of, {offsets.data(), 1}},
+        ha::PackedCache<ha::DefaultFormats, ha::RaggedView<std::int64_t>>{nullptr, of, {offsets.data(), 1}},
         ha::AttentionOutput{data.data(), ha::strided_bhd(1, 1, value_dim)}, {}, {}, nullptr);
   };
   CHECK(attend(nullptr, 64) == cudaErrorInvalidValue);
