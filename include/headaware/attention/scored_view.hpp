@@ -20,17 +20,24 @@ HEADAWARE_NAMESPACE_BEGIN
 
 /// @brief Rows of one head of one sequence: sinks and window, oldest token first, then the scored slots that may show
 /// something. The position of a scored row is -1 less its slot's number, before all queries; its record says which of
-/// them see it.
+/// them see it. A slot that none sees, which nothing may have been written to yet, is read as the newest row.
 struct ScoredRows {
   RollingRows window;
   ScoredRecord const* records = nullptr;
   std::int32_t first_scored = 0;  ///< slots before the scored ones
   std::int32_t scored = 0;        ///< scored rows
+  std::int32_t first_length = 0;  ///< of the sequence at the first query; 0: all scored rows are seen
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t rows() const { return window.rows() + scored; }
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t row, std::int64_t channels) const {
-    std::int64_t const slot = row - window.rows();
-    return slot < 0 ? window.offset(row, channels) : (window.first + first_scored + slot) * channels;
+    std::int64_t const newest = window.rows() - 1;
+    if (row <= newest) return window.offset(row, channels);
+    std::int64_t const slot = row - newest - 1;
+    if (first_length > 0 && newest >= 0) {
+      ScoredRecord const& found = record(-1 - slot);
+      if (found.enter > window.tokens.length || found.leave <= first_length) return window.offset(newest, channels);
+    }
+    return (window.first + first_scored + slot) * channels;
   }
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const {
     std::int64_t const slot = row - window.rows();
@@ -95,6 +102,7 @@ struct ScoredView {
     rows.records = records.of(head, slots.layer_heads().first(layer) + kv_head, sequence).slots;
     rows.first_scored = static_cast<std::int32_t>(head.ring_end());
     rows.scored = static_cast<std::int32_t>(head.scored_used(length));
+    if (slots.slack > 0 || tokens > 1) rows.first_length = static_cast<std::int32_t>(length - tokens + 1);
     return rows;
   }
   void check(AttentionShape const& shape, AttentionOptions const& options) const {
