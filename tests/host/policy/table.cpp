@@ -96,10 +96,11 @@ TEST_CASE("a policy chosen at run time is the policy it was made from", "[policy
                              ha::WindowOnly{.window = 7},
                              ha::Prune{},
                              ha::KeepList{tokens.data(), 3},
+                             ha::SinkWindowScored{.sink = 3, .window = 2, .scored = 4},
                              Odd{},
                              Wide{},
                              Picky{}};
-  std::vector<std::int64_t> const kept{20, 8, 7, 0, 3, 10, 9, 20};
+  std::vector<std::int64_t> const kept{20, 8, 7, 0, 3, 9, 10, 9, 20};
   for (std::size_t i = 0; i < all.size(); ++i) {
     REQUIRE(all[i].id() == i);
     REQUIRE(all[i].name() == Extended::names[i]);
@@ -120,7 +121,7 @@ TEST_CASE("a policy chosen at run time is the policy it was made from", "[policy
   REQUIRE(all[1].is<ha::SinkWindow>());
   REQUIRE_FALSE(all[1].is<ha::WindowOnly>());
   REQUIRE(all[1].get<ha::SinkWindow>() == ha::SinkWindow{.sink = 3, .window = 5});
-  REQUIRE(all[6].get<Wide>() == Wide{});
+  REQUIRE(all[7].get<Wide>() == Wide{});
   REQUIRE_FALSE(Any(ha::SinkWindow{.sink = 3, .window = 5}) == Any(ha::SinkWindow{.sink = 5, .window = 3}));
   REQUIRE(Any() == Any(ha::Full{}));
   REQUIRE(ha::AnyPolicy<ha::PolicyRegistry<ha::WindowOnly, Odd>>().get<ha::WindowOnly>().window == 512);

@@ -57,7 +57,7 @@ void append_scored(AppendShape const& shape, std::int64_t layers, RollingSlotsVi
                                        count,
                                        state.high_water(segment.sequence),
                                        scores.of(segment.layer - shape.first_layer, segment.sequence, segment.kv_head)};
-    append.run();
+    if (append.run().count == 0) return;
     std::int64_t const used = head.scored_used(length + count);
     for (std::int64_t i = 0; i < used; ++i) {
       if (!append.has_new(i)) continue;

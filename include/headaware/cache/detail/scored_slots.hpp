@@ -13,19 +13,19 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-/// One thread that does it all. A warp has the same, each lane with its share of the slots.
+/// One thread that does it all. `WarpLanes` are the same, each with its share of the slots.
 struct OneLane {
   static constexpr std::int32_t index = 0;
   static constexpr std::int32_t count = 1;
   /// Joins what the lanes have found.
   template <class Scan>
-  [[nodiscard]] Scan join(Scan const& scan) const {
+  [[nodiscard]] HEADAWARE_HOST_DEVICE Scan join(Scan const& scan) const {
     return scan;
   }
   /// The first lane of which it is so; `count`: none.
-  [[nodiscard]] std::int32_t first_where(bool so) const { return so ? 0 : 1; }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t first_where(bool so) const { return so ? 0 : 1; }
   /// Lets all lanes read what one has written.
-  void sync() const {}
+  HEADAWARE_HOST_DEVICE void sync() const {}
 };
 
 /// What a head's scored slots hold at some length.
@@ -40,6 +40,12 @@ struct ScoredScan {
     return {first ? a.least : b.least, first ? a.least_slot : b.least_slot, a.staying + b.staying,
             a.free_slot < b.free_slot ? a.free_slot : b.free_slot};
   }
+};
+
+/// Tokens that have entered scored slots, and the slot of the last one.
+struct ScoredEntries {
+  std::int32_t count = 0;
+  std::int32_t slot = -1;
 };
 
 /// @brief The scored slots of one head of one sequence during an append.
@@ -62,7 +68,9 @@ struct ScoredAppend {
 
   /// Chooses the tokens that stay, and notes the scores of those that stay in the ring. By all lanes. The ring's rows
   /// must still be as before the append; rows of slots that `has_new` are to be written after.
-  HEADAWARE_HOST_DEVICE void run() const {
+  HEADAWARE_EXEC_CHECK_DISABLE
+  HEADAWARE_HOST_DEVICE ScoredEntries run() const {
+    ScoredEntries entries;
     std::int64_t const capacity = std::int64_t{head.scored} - slack;
     std::int64_t const window = head.rule.window;
     std::int64_t const left = length - window;
@@ -92,16 +100,19 @@ struct ScoredAppend {
           of.slots[slot] = {static_cast<std::int32_t>(token), score(token), static_cast<std::int32_t>(now), all_tokens};
         }
         lanes.sync();
+        entries = {entries.count + 1, slot};
         full = false;
       }
       ++token;
     }
+    lanes.sync();  // all have read the scores that are replaced now
     std::int64_t const ring_begin = length + count - head.ring;
     std::int64_t const first = ring_begin > length ? ring_begin : length;
     for (std::int64_t token = (first > head.rule.sink ? first : head.rule.sink) + lanes.index;
          token < length + count && head.ring > 0; token += lanes.count) {
       of.ring[head.slot_of(token) - head.rule.sink] = scores[token - length];
     }
+    return entries;
   }
   /// Whether a slot's token has entered in this append.
   [[nodiscard]] HEADAWARE_HOST_DEVICE bool has_new(std::int64_t slot) const {
@@ -117,6 +128,7 @@ struct ScoredAppend {
   }
   /// @param gone   the length up to which nothing is looked at any more
   /// @param first  of this append: what has been rolled back is undone
+  HEADAWARE_EXEC_CHECK_DISABLE
   [[nodiscard]] HEADAWARE_HOST_DEVICE ScoredScan look(std::int64_t gone, bool first) const {
     ScoredScan scan;
     for (std::int32_t slot = lanes.index; slot < head.scored; slot += lanes.count) {
