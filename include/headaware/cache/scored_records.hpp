@@ -60,7 +60,7 @@ struct RollingScoresView {
   };
   /// What memory is counted in: a record, or four scores.
   struct alignas(16) Unit {
-    std::byte bytes[16];
+    std::uint32_t words[4];
   };
   Unit* memory = nullptr;  ///< a `Head` for each KV head of all layers, then what they hold
   std::uint64_t id = 0;    ///< of the `RollingSlots`
