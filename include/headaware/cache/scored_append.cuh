@@ -90,10 +90,7 @@ cudaError_t append(RollingSlotsView const& slots, RollingStateView const& state,
       return;
     }
     detail::require_high_water(state);
-    detail::ScoredInputs const inputs{records, scores};
-    auto with_high_water = checked;
-    with_high_water.counters.high_water = state.high_water;
-    detail::launch_scored(with_high_water, slots, layers, source, cache, inputs, options, stream);
+    detail::launch_scored(checked, slots, layers, source, cache, {records, scores}, options, stream);
   });
 }
 
