@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <span>
 #include <vector>
 
@@ -94,7 +95,8 @@ class RollingScores {
   RollingScores() = default;
   /// @brief Records of empty sequences. They serve all layers, and all appends; an emptied sequence
   /// (`RollingState::reset`) needs no clearing.
-  explicit RollingScores(RollingSlots const& slots) : id_(slots.view().id) {
+  explicit RollingScores(RollingSlots const& slots)
+      : layers_(static_cast<std::size_t>(slots.num_layers()), 0), id_(slots.view().id) {
     if (slots.view().max_scored == 0) return;
     std::vector<RollingScoresView::Head> heads;
     auto units = static_cast<std::int64_t>(slots.heads().total());
@@ -108,12 +110,23 @@ class RollingScores {
       for (std::int32_t head = 0; head < count; ++head) {
         heads[heads.size() - 1 - static_cast<std::size_t>(head)].sequence_units = of_sequence;
       }
+      layers_[static_cast<std::size_t>(layer)] = slots.num_sequences() * of_sequence;
       units += slots.num_sequences() * of_sequence;
     }
     units_.resize(static_cast<std::size_t>(units));
     static_assert(sizeof(RollingScoresView::Head) == sizeof(RollingScoresView::Unit));
     if (!heads.empty()) std::memcpy(units_.data(), heads.data(), heads.size() * sizeof(heads.front()));
   }
+
+  /// Bytes of a layer's scores and records. @throws ArgumentError if there is no such layer
+  [[nodiscard]] std::int64_t bytes_held(std::int32_t layer) const {
+    require_index(layer, static_cast<std::int64_t>(layers_.size()), "layer", "RollingScores");
+    return layers_[static_cast<std::size_t>(layer)] * std::int64_t{sizeof(RollingScoresView::Unit)};
+  }
+  /// Bytes of all, and of 16 bytes a KV head that say where its records lie: beside those of the rows
+  /// (`RollingSlots::bytes_held`).
+  [[nodiscard]] std::int64_t bytes_held() const { return std::ssize(units_) * std::int64_t{sizeof(units_.front())}; }
+  [[nodiscard]] std::int32_t num_layers() const { return static_cast<std::int32_t>(layers_.size()); }
 
   /// The records as the CPU back end reads and writes them; valid while these live.
   [[nodiscard]] RollingScoresView view() { return {units_.data(), id_}; }
@@ -127,6 +140,7 @@ class RollingScores {
 
  private:
   std::vector<RollingScoresView::Unit> units_;
+  std::vector<std::int64_t> layers_;  ///< units of each
   std::uint64_t id_ = 0;
 };
 

@@ -32,6 +32,11 @@ struct SinkWindowScored {
   HEADAWARE_HOST_DEVICE constexpr std::int64_t source_token(std::int64_t row, std::int64_t length) const {
     return without_scores().range(length).token(row);
   }
+  /// Bytes that a cache holds beside the rows of a head, without slack: a score of each token of the window, 4 bytes
+  /// rounded up to 16, and a record of 16 of each scored one.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t record_bytes() const {
+    return scored == 0 ? 0 : 16 * ((std::int64_t{window} + 3) / 4 + scored);
+  }
   friend constexpr bool operator==(SinkWindowScored const&, SinkWindowScored const&) = default;
 
   /// @throws ArgumentError if a field is negative, or `window + scored` is not below 2^31
