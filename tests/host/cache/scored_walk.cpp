@@ -168,7 +168,7 @@ struct ScoredWalk {
 TEST_CASE("walks of caches with scored slots show the best of the tokens that have left the window", "[cache]") {
   for (std::int32_t const slack : {0, 1, 4, 19}) {
     ScoredWalk walk(slack, static_cast<unsigned>(70 + slack));
-    for (int step = 0; step < 220; ++step) {
+    for (int step = 0; step < 140; ++step) {
       INFO("slack " << slack << ", step " << step);
       walk.step();
     }

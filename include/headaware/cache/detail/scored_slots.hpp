@@ -78,6 +78,7 @@ struct ScoredAppend {
     std::int64_t least = 0;  // where all slots are known to be taken
     bool full = false;
     bool began = false;
+    std::int64_t filled = capacity;  // while there are fewer, the first slots are taken, and the rest is free
     for (std::int64_t token = left > head.rule.sink ? left : head.rule.sink; token < end;) {
       if (full) {  // pass over those that go
         std::int64_t const own = token + lanes.index;
@@ -87,7 +88,13 @@ struct ScoredAppend {
       }
       std::int64_t const now = token + window + 1;
       std::int64_t const gone = (now > high_water ? now : high_water) - slack;
-      ScoredScan const scan = look(gone, !began);
+      ScoredScan scan;
+      if (filled < capacity) {
+        scan.free_slot = static_cast<std::int32_t>(filled);
+      } else {
+        scan = look(gone, !began);
+        if (scan.staying < capacity) filled = scan.staying;
+      }
       began = true;
       full = scan.staying >= capacity;
       least = scan.least;
@@ -100,6 +107,7 @@ struct ScoredAppend {
           of.slots[slot] = {static_cast<std::int32_t>(token), score(token), static_cast<std::int32_t>(now), all_tokens};
         }
         lanes.sync();
+        if (filled < capacity) ++filled;
         entries = {entries.count + 1, slot};
         full = false;
       }
