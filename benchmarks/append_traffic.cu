@@ -1,15 +1,17 @@
 // One step of decoding on a model-sized cache, for counting what it asks of memory: run it under the CUDA emulator with
 // CUDA_EMU_REPORT=FILE (tests/device_code/append_traffic.cmake does and checks the counts), or under a profiler on a
-// device. The argument says which cache: rolling, paged, or mixed: rolling, of a model whose layers differ.
+// device. The argument says which cache: rolling, paged, mixed: rolling, of a model whose layers differ, or scored:
+// rolling, with scored slots, of which every other head takes the token that leaves its window.
 //
 // The cache's own memory is never filled, so that with CUDA_EMU_INITCHECK=1 a single read of an old token ends the
-// program.
+// program; but for scored slots', whose rows may move.
 
 #include "support/gpu.cuh"
 #include "support/mixed_model.cuh"
 
 #include <headaware/cache/paged_heads.cuh>
 #include <headaware/cache/rolling.cuh>
+#include <headaware/cache/scored_append.cuh>
 
 #include <cstdint>
 #include <cstdio>
@@ -58,6 +60,41 @@ void rolling(NewTokens const& tokens) {
                                  nullptr, 1, ha::rolling(slots, view, keys.data(), values.data(), head_dim), {},
                                  nullptr));
   BENCH_CHECK(cudaDeviceSynchronize());
+}
+
+void scored(NewTokens const& tokens) {
+  constexpr std::int32_t scored_tokens = 256;
+  ha::PolicyTable const table(num_layers, num_kv_heads,
+                              ha::SinkWindowScored{.sink = 4, .window = 252, .scored = scored_tokens});
+  ha::RollingSlots const slots(table, batch, {});
+  ha::RollingScores scores(slots);
+  // All slots hold tokens of score 0; the token that leaves is of score 1 or -1.
+  ha::RollingHead const& head = slots.head(0, 0);
+  long long moved = 0;
+  for (std::int32_t h = 0; h < num_layers * num_kv_heads; ++h) {
+    ha::HeadScores const of = scores.view().of(head, h, 0);
+    for (std::int32_t i = 0; i < scored_tokens; ++i) of.slots[i] = {4 + i, 0, 4 + i + 253, ha::all_tokens};
+    of.ring[head.slot_of(length - 252) - 4] = h % 2 == 0 ? 1.0F : -1.0F;
+    moved += h % 2 == 0 ? 1 : 0;
+  }
+  DeviceArray<std::byte> const d_scores(std::vector<std::byte>(scores.bytes().begin(), scores.bytes().end()));
+  DeviceArray<std::byte> const heads(std::vector<std::byte>(slots.bytes().begin(), slots.bytes().end()));
+  std::vector<std::int32_t> counters(ha::RollingStateView::bytes(batch) / sizeof(std::int32_t), 0);
+  counters[0] = counters[batch] = length;
+  DeviceArray<std::int32_t> const d_counters(counters);
+  DeviceArray<float> const new_scores(std::vector<float>(num_layers * num_kv_heads, 0.5F));
+  DeviceArray<std::uint16_t> const keys(
+      std::vector<std::uint16_t>(static_cast<std::size_t>(slots.rows_total() * head_dim), 3));
+  DeviceArray<std::uint16_t> const values(std::vector<std::uint16_t>(keys.size(), 4));
+  auto const view = slots.view_at(heads.data());
+  BENCH_CHECK(ha::device::append(view, ha::RollingStateView::at(d_counters.data(), batch), tokens.layers, tokens.layout,
+                                 nullptr, 1, ha::rolling(slots, view, keys.data(), values.data(), head_dim),
+                                 scores.view_at(d_scores.data()),
+                                 ha::TokenScores::contiguous(new_scores.data(), batch, num_kv_heads, 1), {}, nullptr));
+  BENCH_CHECK(cudaDeviceSynchronize());
+  std::printf("moved_bytes %lld\nrecord_bytes %lld\n",
+              moved * 2 * head_dim * static_cast<long long>(sizeof(std::uint16_t)),
+              static_cast<long long>(num_layers) * num_kv_heads * scored_tokens * 16);
 }
 
 void paged(NewTokens const& tokens) {
@@ -121,6 +158,8 @@ int main(int argc, char** argv) {
   NewTokens const tokens;
   if (argc > 1 && std::strcmp(argv[1], "paged") == 0) {
     paged(tokens);
+  } else if (argc > 1 && std::strcmp(argv[1], "scored") == 0) {
+    scored(tokens);
   } else {
     rolling(tokens);
   }

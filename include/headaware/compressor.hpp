@@ -57,8 +57,9 @@ struct CompressionSummary {
 
   std::vector<std::string> formats{};        ///< of keys and values, "packed5/packed4"; empty: not asked for
   std::vector<std::int64_t> format_heads{};  ///< KV heads that have each
-  std::int64_t held_bytes = 0;               ///< of the rows kept, in their heads' formats; whole units of 16 bytes
-  std::int64_t full_bytes = 0;               ///< of `full_total` rows in 16 bits
+  /// Of the rows kept, in their heads' formats, whole units of 16 bytes; of scored tokens with their records.
+  std::int64_t held_bytes = 0;
+  std::int64_t full_bytes = 0;  ///< of `full_total` rows in 16 bits
 };
 
 /// @brief Formats the summary as a table.
@@ -333,6 +334,10 @@ class BasicCompressor {
         std::int64_t const kept = table_.visit(layer, head, [&](auto const& p) { return kept_count(p, length); });
         constexpr std::int64_t unit_bytes = 16;
         summary.held_bytes += detail::elements(where, {kept, of.row_units(rows.head_dim, rows.value_dim), unit_bytes});
+        summary.held_bytes += table_.visit(layer, head, []<class P>(P const& p) -> std::int64_t {
+          if constexpr (requires { p.record_bytes(); }) return p.record_bytes();
+          return 0;
+        });
         std::string const name = of.name();
         auto const known = std::find(summary.formats.begin(), summary.formats.end(), name) - summary.formats.begin();
         if (known == std::ssize(summary.formats)) {

@@ -151,6 +151,8 @@ namespace detail {
 /// Throws unless the ring's slots are of the cache's layers and sequences.
 inline void check_ring_slots(RollingSlotsView const& slots, RollingSlotsView const& ring_slots) {
   constexpr auto where = "append";
+  refuse_scored(slots, where);
+  refuse_scored(ring_slots, where);
   require(ring_slots.num_layers == slots.num_layers, "layers of the ring", slots.num_layers, ring_slots.num_layers,
           where);
   require(ring_slots.num_sequences == slots.num_sequences, "sequences of the ring", slots.num_sequences,

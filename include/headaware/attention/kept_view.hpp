@@ -13,6 +13,12 @@
 
 HEADAWARE_NAMESPACE_BEGIN
 
+/// @brief Positions of queries: from `begin` on, before `end`.
+struct QueryRange {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+};
+
 /// @brief The rows of one KV head of one sequence: `int64_t rows() const`, and
 /// `int64_t offset(int64_t row, int64_t channels) const`, the element at which row `row` begins in a tensor of
 /// rows of `channels` channels each, from the base pointer that keys (or values) have. A row's channels lie side by
@@ -20,7 +26,9 @@ HEADAWARE_NAMESPACE_BEGIN
 ///
 /// Optional: `int64_t position(int64_t row) const`, the token that the row holds, for causal masks; and with it
 /// `bool sees(int64_t position, int64_t query) const`, whether a query at position `query` sees that token, where that
-/// is not all up to its own: a window. Once it does not, no later query may.
+/// is not all up to its own: a window. Once it does not, no later query may. And with that
+/// `QueryRange queries_of(int64_t position) const`, where a query may see a token that an earlier one, after the token,
+/// does not: the queries that see it, which follow each other.
 template <class S>
 concept KeptRows = requires(S const rows, std::int64_t i) {
   { rows.rows() } -> std::same_as<std::int64_t>;
@@ -83,11 +91,23 @@ HEADAWARE_HOST_DEVICE constexpr bool is_seen(Rows const& rows, std::int64_t posi
   }
 }
 
-/// Whether any query from `first` to `last` sees a row: the first one after it does, if any.
+template <class Rows>
+inline constexpr bool has_query_ranges = requires(Rows const rows, std::int64_t i) {
+  { rows.queries_of(i) } -> std::same_as<QueryRange>;
+};
+
+/// Whether any query from `first` to `last` sees a row: the first one after it does, if any, or what the row says.
 template <class Rows>
 HEADAWARE_HOST_DEVICE constexpr bool is_seen_by_any(Rows const& rows, std::int64_t position, std::int64_t first,
                                                     std::int64_t last, std::int64_t window) {
-  return position <= last && is_seen(rows, position, position > first ? position : first, window);
+  if constexpr (has_query_ranges<Rows>) {
+    if (position > last) return false;
+    QueryRange const queries = rows.queries_of(position);
+    std::int64_t const seen = queries.begin > first ? queries.begin : first;
+    return seen <= last && seen < queries.end && seen - position < window;
+  } else {
+    return position <= last && is_seen(rows, position, position > first ? position : first, window);
+  }
 }
 
 /// Elements in which a view's rows are aligned; 1 if it does not say.

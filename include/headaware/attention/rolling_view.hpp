@@ -56,6 +56,7 @@ struct RollingView {
   }
   void check(AttentionShape const& shape, AttentionOptions const& options) const {
     constexpr auto where = "attend, RollingView";
+    detail::refuse_scored(slots, where);
     require_index(layer, slots.num_layers, "layer", where);
     detail::check_windowed_call(shape, options, slots.num_sequences, slots.layer_heads(), query_tokens, where);
     require_pointer(slots.heads, "slots", where);

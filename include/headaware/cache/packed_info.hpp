@@ -6,6 +6,7 @@
 #include <headaware/cache/cache_info.hpp>
 #include <headaware/cache/packed_rows.hpp>
 #include <headaware/cache/rolling_slots.hpp>
+#include <headaware/cache/scored_records.hpp>
 #include <headaware/cache/sizes.hpp>
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
@@ -65,6 +66,24 @@ template <class Registry>
     layer.bytes += bytes;
     info.bytes += bytes;
   }
+  std::int64_t const full = sizes.bytes_full(cache.channels.token_bytes(2));
+  info.ratio = full > 0 ? static_cast<double>(info.bytes) / static_cast<double>(full) : 1;
+  return info;
+}
+
+/// @brief Sums up a rolling cache of encoded rows with the scores and records of its scored slots, whose bytes count as
+/// its own. @param scores  of the cache's slots
+/// @throws ArgumentError if the cache has other layers or KV heads, or the records other layers
+/// @par Cost  O(layers · sequences · heads)
+template <class Registry>
+[[nodiscard]] CacheInfo cache_info(CacheSizes const& sizes, PackedDestination<RollingSlotsView, Registry> const& cache,
+                                   RollingScores const& scores) {
+  constexpr auto where = "cache_info, scores";
+  CacheInfo info = cache_info(sizes, cache);
+  require(scores.num_layers() == sizes.num_layers(), "layers of the scores", sizes.num_layers(), scores.num_layers(),
+          where);
+  for (LayerInfo& layer : info.layers) layer.bytes += scores.bytes_held(layer.layer_idx);
+  info.bytes += scores.bytes_held();
   std::int64_t const full = sizes.bytes_full(cache.channels.token_bytes(2));
   info.ratio = full > 0 ? static_cast<double>(info.bytes) / static_cast<double>(full) : 1;
   return info;

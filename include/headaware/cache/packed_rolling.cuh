@@ -62,6 +62,38 @@ void launch_checked(CheckedAppend const& checked, RollingSlotsView const& slots,
       stream);
 }
 
+/// Copies sequences. @param scores  of slots with scored ones
+template <class Registry>
+void launch_packed_copies(RollingSlotsView const& slots, RollingStateView const& state,
+                          std::span<SequenceCopy const> copies,
+                          PackedDestination<RollingSlotsView, Registry> const& cache,
+                          PackedSegment<Registry> const* d_segments, RollingScoresView const& scores,
+                          cudaStream_t stream) {
+  constexpr auto where = "copy_sequences";
+  check_packed_rolling(slots, cache, where);
+  check_copies(slots.num_sequences, copies);
+  require(slots.num_layers <= max_layers, "layers", "at most 256", slots.num_layers, where);
+  if (copies.empty()) return;
+  require_pointer(d_segments, "segments", where);
+  bool const whole = state.lengths != nullptr && state.high_water != nullptr && state.ticket != nullptr;
+  require(whole, "state", "pointers, as of RollingStateView::at", "nullptr", where);
+  PackedCopyParameters<Registry> parameters{slots, state, d_segments, 0, 1, scores, {}, {}};
+  parameters.blocks_per_head = static_cast<std::int32_t>(
+      std::max<std::int64_t>(1, (slots.max_slots + copy_rows_per_block - 1) / copy_rows_per_block));
+  std::copy(cache.layers.begin(), cache.layers.end(), parameters.rows);
+  clear_tickets(state.ticket, 1, where, stream);
+  for (std::size_t done = 0; done < copies.size(); done += max_copies) {
+    auto const part = copies.subspan(done, std::min<std::size_t>(max_copies, copies.size() - done));
+    std::copy(part.begin(), part.end(), parameters.copies);
+    parameters.num_copies = static_cast<std::int32_t>(part.size());
+    std::int64_t const blocks = static_cast<std::int64_t>(part.size()) * slots.num_heads * parameters.blocks_per_head;
+    if (blocks == 0) continue;
+    require(blocks <= max_blocks, "blocks", max_blocks_text, blocks, where);
+    launch(where, packed_copy_kernel<PackedCopyParameters<Registry>>, static_cast<unsigned>(blocks), block_threads, 0,
+           stream, parameters);
+  }
+}
+
 }  // namespace detail
 
 namespace device {
@@ -90,6 +122,7 @@ cudaError_t append(RollingSlotsView const& slots, RollingStateView const& state,
                    cudaStream_t stream) noexcept {
   static_assert(!detail::is_layered<Source>, "headaware: packing on a device takes one layout for all layers");
   return detail::guarded([&] {
+    detail::refuse_scored(slots, "append");
     auto const layers = layer_span(tokens);
     using Given = std::remove_const_t<std::remove_pointer_t<decltype(layers.front().keys)>>;
     using T = typename detail::ElementOf<Given>::type;
@@ -115,29 +148,8 @@ cudaError_t copy_sequences(RollingSlotsView const& slots, RollingStateView const
                            PackedDestination<RollingSlotsView, Registry> const& cache,
                            PackedSegment<Registry> const* d_segments, cudaStream_t stream) noexcept {
   return detail::guarded([&] {
-    constexpr auto where = "copy_sequences";
-    detail::check_packed_rolling(slots, cache, where);
-    detail::check_copies(slots.num_sequences, copies);
-    require(slots.num_layers <= detail::max_layers, "layers", "at most 256", slots.num_layers, where);
-    if (copies.empty()) return;
-    require_pointer(d_segments, "segments", where);
-    bool const whole = state.lengths != nullptr && state.high_water != nullptr && state.ticket != nullptr;
-    require(whole, "state", "pointers, as of RollingStateView::at", "nullptr", where);
-    detail::PackedCopyParameters<Registry> parameters{slots, state, d_segments, 0, 1, {}, {}};
-    parameters.blocks_per_head = static_cast<std::int32_t>(
-        std::max<std::int64_t>(1, (slots.max_slots + detail::copy_rows_per_block - 1) / detail::copy_rows_per_block));
-    std::copy(cache.layers.begin(), cache.layers.end(), parameters.rows);
-    detail::clear_tickets(state.ticket, 1, where, stream);
-    for (std::size_t done = 0; done < copies.size(); done += detail::max_copies) {
-      auto const part = copies.subspan(done, std::min<std::size_t>(detail::max_copies, copies.size() - done));
-      std::copy(part.begin(), part.end(), parameters.copies);
-      parameters.num_copies = static_cast<std::int32_t>(part.size());
-      std::int64_t const blocks = static_cast<std::int64_t>(part.size()) * slots.num_heads * parameters.blocks_per_head;
-      if (blocks == 0) continue;
-      require(blocks <= detail::max_blocks, "blocks", detail::max_blocks_text, blocks, where);
-      detail::launch(where, detail::packed_copy_kernel<detail::PackedCopyParameters<Registry>>,
-                     static_cast<unsigned>(blocks), detail::block_threads, 0, stream, parameters);
-    }
+    detail::refuse_scored(slots, "copy_sequences");
+    detail::launch_packed_copies(slots, state, copies, cache, d_segments, RollingScoresView{}, stream);
   });
 }
 

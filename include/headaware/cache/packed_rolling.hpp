@@ -129,6 +129,7 @@ template <LayerRange Tokens, class Source, class Registry>
 void append(RollingSlotsView const& slots, RollingState& state, Tokens const& tokens, Source const& source,
             std::span<std::int32_t const> counts, PackedDestination<RollingSlotsView, Registry> const& cache,
             AppendOptions const& options = {}) {
+  detail::refuse_scored(slots, "append");
   state.check(slots, counts, "append");
   auto const layers = layer_span(tokens);
   auto const shape = detail::check_host_append(slots, layers, source, counts, cache, options);
@@ -136,16 +137,23 @@ void append(RollingSlotsView const& slots, RollingState& state, Tokens const& to
   if (options.advance) state.advance(slots, counts);
 }
 
-/// @brief Makes sequences continue others (a fork, or beams that survive), on the CPU: rows and counters.
-/// @throws ArgumentError before anything is written, on sequences that are not, copies that meet, and a cache of other
-///         slots
-/// @par Cost  The rows that hold something
+namespace detail {
+
+/// The row of a slot. @param of_layer  `PackedDestination::layer`
 template <class Registry>
-void copy_sequences(RollingSlotsView const& slots, RollingState& state, std::span<SequenceCopy const> copies,
-                    PackedDestination<RollingSlotsView, Registry> const& cache) {
+RowUnit* packed_slot(RowUnit* rows, std::span<PackedSegment<Registry> const> of_layer, std::int64_t heads,
+                     RollingHead const& head, std::int64_t sequence, std::int64_t kv_head, std::int64_t slot) {
+  PackedSegment<Registry> const& packed = of_layer[static_cast<std::size_t>(sequence * heads + kv_head)];
+  return rows + head.row(sequence, slot) * packed.units + packed.shift;
+}
+
+/// @param scored  as `copy_rolling_sequences`
+template <class Registry, class Scored>
+void copy_packed_sequences(RollingSlotsView const& slots, RollingState& state, std::span<SequenceCopy const> copies,
+                           PackedDestination<RollingSlotsView, Registry> const& cache, Scored const& scored) {
   constexpr auto where = "copy_sequences";
-  detail::check_packed_rolling(slots, cache, where);
-  detail::check_copies(slots.num_sequences, copies);
+  check_packed_rolling(slots, cache, where);
+  check_copies(slots.num_sequences, copies);
   require(state.num_sequences() == slots.num_sequences, "state's sequences", slots.num_sequences, state.num_sequences(),
           where);
   for (SequenceCopy const& copy : copies) {
@@ -156,23 +164,34 @@ void copy_sequences(RollingSlotsView const& slots, RollingState& state, std::spa
       for (std::int32_t kv_head = 0; kv_head < heads; ++kv_head) {
         RollingHead const& head = slots.head(layer, kv_head);
         SlotRuns const runs = head.runs(head.held(state.length(copy.from), state.high_water(copy.from)));
-        auto const place = [&](std::int32_t sequence, std::int64_t slot) {
-          PackedSegment<Registry> const& packed = of_layer[static_cast<std::size_t>(sequence * heads + kv_head)];
-          return rows + head.row(sequence, slot) * packed.units + packed.shift;
-        };
         auto const units = static_cast<std::size_t>(of_layer[static_cast<std::size_t>(kv_head)].units);
         auto const move = [&](std::int64_t first, std::int64_t count) {
           if (count <= 0) return;
-          std::memcpy(place(copy.to, first), place(copy.from, first),
+          std::memcpy(packed_slot(rows, of_layer, heads, head, copy.to, kv_head, first),
+                      packed_slot(rows, of_layer, heads, head, copy.from, kv_head, first),
                       static_cast<std::size_t>(count) * units * sizeof(RowUnit));
         };
         move(0, runs.sinks);
         move(runs.first, runs.count);
         move(runs.wrapped_first, runs.wrapped);
+        scored(head, slots.layer_heads().first(layer) + kv_head, copy, move);
       }
     }
     state.copy(copy.from, copy.to);
   }
+}
+
+}  // namespace detail
+
+/// @brief Makes sequences continue others (a fork, or beams that survive), on the CPU: rows and counters.
+/// @throws ArgumentError before anything is written, on sequences that are not, copies that meet, and a cache of other
+///         slots
+/// @par Cost  The rows that hold something
+template <class Registry>
+void copy_sequences(RollingSlotsView const& slots, RollingState& state, std::span<SequenceCopy const> copies,
+                    PackedDestination<RollingSlotsView, Registry> const& cache) {
+  detail::refuse_scored(slots, "copy_sequences");
+  detail::copy_packed_sequences(slots, state, copies, cache, detail::NoneScored{});
 }
 
 HEADAWARE_NAMESPACE_END

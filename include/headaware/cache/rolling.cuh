@@ -86,6 +86,50 @@ void launch_checked(CheckedAppend const& checked, RollingSlotsView const& slots,
                        rolling_buffers(cache, options.first_layer), 0, stream);
 }
 
+/// Copies sequences. @param scores  of slots with scored ones
+template <class T>
+void launch_copies(RollingSlotsView const& slots, RollingStateView const& state, std::span<SequenceCopy const> copies,
+                   Destination<T, RollingSlotsView> const& cache, RollingScoresView const& scores,
+                   cudaStream_t stream) {
+  check_copies(slots, copies, cache);
+  require(slots.num_layers <= max_layers, "layers", "at most 256", slots.num_layers, "copy_sequences");
+  if (copies.empty()) return;
+  bool const whole = state.lengths != nullptr && state.high_water != nullptr && state.ticket != nullptr;
+  require(whole, "state", "pointers, as of RollingStateView::at", "nullptr", "copy_sequences");
+  CopyTables tables{};
+  auto const plane = [&](std::size_t index, T* LayerKv<T>::*tensor, std::int64_t RowChannels::*count) {
+    std::uintptr_t addresses = 0;
+    std::int64_t run = 0;
+    for (std::size_t l = 0; l < cache.layers.size(); ++l) {
+      std::int64_t const channels = cache.capacities[l].rows == 0 ? 0 : cache.channels.of(l).*count;
+      tables.data[index][l] = cache.layers[l].*tensor;
+      tables.channels[index][l] = static_cast<std::int32_t>(channels);
+      if (channels == 0) continue;
+      addresses |= reinterpret_cast<std::uintptr_t>(cache.layers[l].*tensor);
+      run = std::gcd(run, channels);
+    }
+    constexpr auto element = static_cast<std::int64_t>(sizeof(T));
+    auto const width = vector_elements<T>(run, addresses) * element;
+    return CopyPlane{static_cast<std::int32_t>(element), static_cast<std::int32_t>(width)};
+  };
+  auto const keys = plane(0, &LayerKv<T>::keys, &RowChannels::head_dim);
+  auto const values = plane(1, &LayerKv<T>::values, &RowChannels::value_dim);
+  auto const head_blocks = static_cast<std::int32_t>(
+      std::max<std::int64_t>(1, (slots.max_slots + copy_rows_per_block - 1) / copy_rows_per_block));
+  clear_tickets(state.ticket, 1, "copy_sequences", stream);
+  for (std::size_t done = 0; done < copies.size(); done += max_copies) {
+    auto const part = copies.subspan(done, std::min<std::size_t>(max_copies, copies.size() - done));
+    std::copy(part.begin(), part.end(), tables.copies);
+    CopyParameters const parameters{slots,       state, {keys, values}, static_cast<std::int32_t>(part.size()),
+                                    head_blocks, scores};
+    std::int64_t const blocks = static_cast<std::int64_t>(part.size()) * slots.num_heads * head_blocks;
+    if (blocks == 0) continue;
+    require(blocks <= max_blocks, "blocks", max_blocks_text, blocks, "copy_sequences");
+    launch("copy_sequences", copy_sequences_kernel<CopyParameters>, static_cast<unsigned>(blocks), block_threads, 0,
+           stream, parameters, tables);
+  }
+}
+
 }  // namespace detail
 
 namespace device {
@@ -118,6 +162,7 @@ cudaError_t append(RollingSlotsView const& slots, RollingStateView const& state,
                    Destination<T, RollingSlotsView> const& cache, AppendOptions const& options,
                    cudaStream_t stream) noexcept {
   return detail::guarded([&] {
+    detail::refuse_scored(slots, "append");
     auto const layers = layer_span(tokens);
     auto const checked = detail::check_device_append(slots, state, layers, source, d_counts, max_count, cache, options);
     if (slots.num_sequences == 0) return;
@@ -153,7 +198,8 @@ inline cudaError_t rollback(RollingSlotsView const& slots, RollingStateView cons
   return detail::change_state("rollback", "tokens", slots, state, d_tokens, detail::StateChange::rollback, stream);
 }
 
-/// @brief Sets the counters of sequences that `compress` has filled; a length of 0 empties one.
+/// @brief Sets the counters of sequences that `compress` has filled; a length of 0 empties one. Slots with scored ones
+/// take 0 alone: `append` fills them.
 /// @param slots      `RollingSlots::view_at(d_heads)`
 /// @param state      counters in device memory. No other call on the same state may run at the same time
 /// @param d_lengths  device, [num_sequences], read when the kernel runs; negative: the sequence stays as it is. Above
@@ -179,43 +225,8 @@ cudaError_t copy_sequences(RollingSlotsView const& slots, RollingStateView const
                            std::span<SequenceCopy const> copies, Destination<T, RollingSlotsView> const& cache,
                            cudaStream_t stream) noexcept {
   return detail::guarded([&] {
-    detail::check_copies(slots, copies, cache);
-    require(slots.num_layers <= detail::max_layers, "layers", "at most 256", slots.num_layers, "copy_sequences");
-    if (copies.empty()) return;
-    bool const whole = state.lengths != nullptr && state.high_water != nullptr && state.ticket != nullptr;
-    require(whole, "state", "pointers, as of RollingStateView::at", "nullptr", "copy_sequences");
-    detail::CopyTables tables{};
-    auto const plane = [&](std::size_t index, T* LayerKv<T>::*tensor, std::int64_t RowChannels::*count) {
-      std::uintptr_t addresses = 0;
-      std::int64_t run = 0;
-      for (std::size_t l = 0; l < cache.layers.size(); ++l) {
-        std::int64_t const channels = cache.capacities[l].rows == 0 ? 0 : cache.channels.of(l).*count;
-        tables.data[index][l] = cache.layers[l].*tensor;
-        tables.channels[index][l] = static_cast<std::int32_t>(channels);
-        if (channels == 0) continue;
-        addresses |= reinterpret_cast<std::uintptr_t>(cache.layers[l].*tensor);
-        run = std::gcd(run, channels);
-      }
-      constexpr auto element = static_cast<std::int64_t>(sizeof(T));
-      auto const width = detail::vector_elements<T>(run, addresses) * element;
-      return detail::CopyPlane{static_cast<std::int32_t>(element), static_cast<std::int32_t>(width)};
-    };
-    auto const keys = plane(0, &LayerKv<T>::keys, &RowChannels::head_dim);
-    auto const values = plane(1, &LayerKv<T>::values, &RowChannels::value_dim);
-    auto const head_blocks = static_cast<std::int32_t>(
-        std::max<std::int64_t>(1, (slots.max_slots + detail::copy_rows_per_block - 1) / detail::copy_rows_per_block));
-    detail::clear_tickets(state.ticket, 1, "copy_sequences", stream);
-    for (std::size_t done = 0; done < copies.size(); done += detail::max_copies) {
-      auto const part = copies.subspan(done, std::min<std::size_t>(detail::max_copies, copies.size() - done));
-      std::copy(part.begin(), part.end(), tables.copies);
-      detail::CopyParameters const parameters{
-          slots, state, {keys, values}, static_cast<std::int32_t>(part.size()), head_blocks};
-      std::int64_t const blocks = static_cast<std::int64_t>(part.size()) * slots.num_heads * head_blocks;
-      if (blocks == 0) continue;
-      require(blocks <= detail::max_blocks, "blocks", detail::max_blocks_text, blocks, "copy_sequences");
-      detail::launch("copy_sequences", detail::copy_sequences_kernel<detail::CopyParameters>,
-                     static_cast<unsigned>(blocks), detail::block_threads, 0, stream, parameters, tables);
-    }
+    detail::refuse_scored(slots, "copy_sequences");
+    detail::launch_copies(slots, state, copies, cache, RollingScoresView{}, stream);
   });
 }
 

@@ -153,42 +153,12 @@ void check_copies(RollingSlotsView const& slots, std::span<SequenceCopy const> c
   check_copies(slots.num_sequences, copies);
 }
 
-}  // namespace detail
-
-/// @brief Appends new tokens of every sequence, on the CPU.
-///
-/// Only tokens that stay are written: of an append longer than a window and its slack, the last ones (and sinks).
-/// @param slots    `RollingSlots::view()`
-/// @param state    lengths of the sequences; counted up unless the options say otherwise
-/// @param tokens   keys and values of neighbouring layers, host pointers
-/// @param source   how each layer's new keys and values lie: any `KvLayout`, its token 0 the first new one
-/// @param counts   [num_sequences] new tokens of each sequence; 0 where there are none
-/// @param cache    made by `rolling`
-/// @throws ArgumentError before anything is written, on shapes that disagree, missing or misaligned pointers, sequences
-///         beyond the cache's limit, host tables that have no places for the new tokens, new tokens that overlap the
-///         cache and buffers of the cache that overlap each other
-/// @par Cost  O(bytes that stay), whatever the lengths: no old byte is read or written. All cores with OpenMP where it
-///            is more than 1 MiB
-template <LayerRange Tokens, class Source, class T>
-void append(RollingSlotsView const& slots, RollingState& state, Tokens const& tokens, Source const& source,
-            std::span<std::int32_t const> counts, Destination<T, RollingSlotsView> const& cache,
-            AppendOptions const& options = {}) {
-  state.check(slots, counts, "append");
-  auto const layers = layer_span(tokens);
-  auto const shape = detail::check_host_append(slots, layers, source, counts, cache, options);
-  detail::append_checked(shape, slots, state, layers, source, counts, cache, options);
-  if (options.advance) state.advance(slots, counts);
-}
-
-/// @brief Makes sequences continue others (a fork, or beams that survive), on the CPU: rows and counters.
-/// @param copies  no sequence may be copied to twice, or be copied from and to
-/// @throws ArgumentError before anything is written, on sequences that are not, copies that meet, and a cache of
-///         other slots, or with missing, misaligned or overlapping buffers
-/// @par Cost  The rows that hold something
-template <class T>
-void copy_sequences(RollingSlotsView const& slots, RollingState& state, std::span<SequenceCopy const> copies,
-                    Destination<T, RollingSlotsView> const& cache) {
-  detail::check_copies(slots, copies, cache);
+/// @param scored  (head, index of the head in the model, copy, move) copies what scored slots hold; `move` takes the
+///                first slot and their number
+template <class T, class Scored>
+void copy_rolling_sequences(RollingSlotsView const& slots, RollingState& state, std::span<SequenceCopy const> copies,
+                            Destination<T, RollingSlotsView> const& cache, Scored const& scored) {
+  check_copies(slots, copies, cache);
   require(state.num_sequences() == slots.num_sequences, "state's sequences", slots.num_sequences, state.num_sequences(),
           "copy_sequences");
   for (SequenceCopy const& copy : copies) {
@@ -210,10 +180,57 @@ void copy_sequences(RollingSlotsView const& slots, RollingState& state, std::spa
         move(0, runs.sinks);
         move(runs.first, runs.count);
         move(runs.wrapped_first, runs.wrapped);
+        scored(head, slots.layer_heads().first(layer) + kv_head, copy, move);
       }
     }
     state.copy(copy.from, copy.to);
   }
+}
+
+/// Of heads without scored slots.
+struct NoneScored {
+  template <class Move>
+  void operator()(RollingHead const&, std::int64_t, SequenceCopy const&, Move const&) const {}
+};
+
+}  // namespace detail
+
+/// @brief Appends new tokens of every sequence, on the CPU.
+///
+/// Only tokens that stay are written: of an append longer than a window and its slack, the last ones (and sinks).
+/// @param slots    `RollingSlots::view()`
+/// @param state    lengths of the sequences; counted up unless the options say otherwise
+/// @param tokens   keys and values of neighbouring layers, host pointers
+/// @param source   how each layer's new keys and values lie: any `KvLayout`, its token 0 the first new one
+/// @param counts   [num_sequences] new tokens of each sequence; 0 where there are none
+/// @param cache    made by `rolling`
+/// @throws ArgumentError before anything is written, on shapes that disagree, missing or misaligned pointers, sequences
+///         beyond the cache's limit, host tables that have no places for the new tokens, new tokens that overlap the
+///         cache and buffers of the cache that overlap each other
+/// @par Cost  O(bytes that stay), whatever the lengths: no old byte is read or written. All cores with OpenMP where it
+///            is more than 1 MiB
+template <LayerRange Tokens, class Source, class T>
+void append(RollingSlotsView const& slots, RollingState& state, Tokens const& tokens, Source const& source,
+            std::span<std::int32_t const> counts, Destination<T, RollingSlotsView> const& cache,
+            AppendOptions const& options = {}) {
+  detail::refuse_scored(slots, "append");
+  state.check(slots, counts, "append");
+  auto const layers = layer_span(tokens);
+  auto const shape = detail::check_host_append(slots, layers, source, counts, cache, options);
+  detail::append_checked(shape, slots, state, layers, source, counts, cache, options);
+  if (options.advance) state.advance(slots, counts);
+}
+
+/// @brief Makes sequences continue others (a fork, or beams that survive), on the CPU: rows and counters.
+/// @param copies  no sequence may be copied to twice, or be copied from and to
+/// @throws ArgumentError before anything is written, on sequences that are not, copies that meet, and a cache of
+///         other slots, or with missing, misaligned or overlapping buffers
+/// @par Cost  The rows that hold something
+template <class T>
+void copy_sequences(RollingSlotsView const& slots, RollingState& state, std::span<SequenceCopy const> copies,
+                    Destination<T, RollingSlotsView> const& cache) {
+  detail::refuse_scored(slots, "copy_sequences");
+  detail::copy_rolling_sequences(slots, state, copies, cache, detail::NoneScored{});
 }
 
 /// @brief Writes the token that every slot of a head shows to attention.

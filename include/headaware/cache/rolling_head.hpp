@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// Slots of a rolling cache: sinks stay, the window rolls over its ring.
+/// Slots of a rolling cache: sinks stay, the window rolls over its ring, tokens of high scores have slots after it.
 
 #include <headaware/config.hpp>
 #include <headaware/policy/rolling_policy.hpp>
@@ -29,16 +29,25 @@ struct SlotRuns {
 };
 
 /// @brief Slots of one (layer, KV head), the same for every sequence: `sink` slots for the first tokens and a ring of
-/// `ring` slots for the newest. Token t lies in slot `t < sink ? t : sink + (t - sink) mod ring`. Lengths and tokens
-/// are below 2^31.
+/// `ring` slots for the newest. Token t lies in slot `t < sink ? t : sink + (t - sink) mod ring`. After the ring come
+/// slots of tokens that have left the window and whose scores are high: `cache/scored_records.hpp` says which. Lengths
+/// and tokens are below 2^31.
 struct alignas(16) RollingHead {
   std::int64_t first_row = 0;      ///< rows of the same sequence's earlier heads in the layer
   std::int64_t sequence_rows = 0;  ///< rows of one sequence in the layer
   WindowRule rule;
-  std::int32_t ring = 0;  ///< window + slack; 0 where the window is 0
-  std::int32_t unused = 0;
+  std::int32_t ring = 0;    ///< window + slack; 0 where the window is 0
+  std::int32_t scored = 0;  ///< slots after the ring, scored tokens + slack; 0 where the policy has no scored tokens
 
-  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t slots() const { return std::int64_t{rule.sink} + ring; }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t slots() const { return ring_end() + scored; }
+  /// The slots of sinks and of the ring; scored tokens have those from here on.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t ring_end() const { return std::int64_t{rule.sink} + ring; }
+  /// @brief The scored slots, the first ones, that may show something of a sequence of so many tokens: all that have
+  /// left the window, or as many as there are.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t scored_used(std::int64_t length) const {
+    std::int64_t const left = length - rule.window - rule.sink;
+    return left < 0 ? 0 : left < scored ? left : std::int64_t{scored};
+  }
 
   /// The row, in the layer's buffers, of one sequence's slot.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t row(std::int64_t sequence, std::int64_t slot) const {
@@ -53,10 +62,11 @@ struct alignas(16) RollingHead {
            static_cast<std::int64_t>(static_cast<std::uint32_t>(token - rule.sink) % static_cast<std::uint32_t>(ring));
   }
   /// @brief The token that a slot shows to attention at this length; -1 for a slot that holds nothing, or only a token
-  /// that has left the window (`slack` keeps some for `rollback`).
+  /// that has left the window (`slack` keeps some for `rollback`); -1 for slots of scored tokens, which records tell.
   /// @pre 0 <= slot < slots()
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t position_of(std::int64_t slot, std::int64_t length) const {
     if (slot < rule.sink) return slot < length ? slot : -1;
+    if (slot >= ring_end()) return -1;
     std::int64_t const newest = length - 1 - rule.sink;  // counted from the ring's first token
     std::int64_t const at = slot - rule.sink;
     if (newest < at) return -1;
@@ -79,7 +89,7 @@ struct alignas(16) RollingHead {
     std::int64_t const in_ring = tokens.length - tokens.begin;
     if (in_ring <= 0) return result;
     result.first = slot_of(tokens.begin);
-    result.count = in_ring < slots() - result.first ? in_ring : slots() - result.first;
+    result.count = in_ring < ring_end() - result.first ? in_ring : ring_end() - result.first;
     result.wrapped = in_ring - result.count;
     return result;
   }

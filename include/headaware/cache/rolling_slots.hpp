@@ -47,6 +47,7 @@ struct RollingSlotsView {
   std::int32_t num_kv_heads = 0;  ///< of every layer; where they differ, of the layer that has most
   std::int32_t num_heads = 0;     ///< KV heads of all layers
   std::int32_t slack = 0;
+  std::int32_t max_scored = 0;   ///< the most slots for scored tokens that any head has: 0 where none has any
   std::int64_t free_length = 0;  ///< up to this many tokens no ring has overwritten anything
   std::int64_t token_limit = 0;  ///< most tokens per sequence
   std::int64_t max_slots = 0;    ///< the most slots any head has
@@ -76,7 +77,8 @@ struct RollingSlotsView {
 
   /// Whether the segment's policy is the one that its slots were made for, as far as its count of tokens tells.
   [[nodiscard]] HEADAWARE_HOST_DEVICE bool matches(Segment const& segment) const {
-    return head(segment).kept(segment.length).count() == segment.kept;
+    // Which tokens of high scores stay is for appends to say, that know the scores.
+    return head(segment).scored == 0 && head(segment).kept(segment.length).count() == segment.kept;
   }
   /// Whether a policy keeps the tokens that the segment's slots were made for. Kept counts tell nothing of (4 sinks, a
   /// window of 4) in slots of (2, 6); where all tokens are kept, or none, they are the same for every policy.
@@ -102,14 +104,25 @@ struct RollingSlotsView {
 
 static_assert(std::is_trivially_copyable_v<RollingSlotsView>);
 
+namespace detail {
+
+/// Refuses slots of scored tokens where scores are not at hand.
+inline void refuse_scored(RollingSlotsView const& slots, Text const& where) {
+  require(slots.max_scored == 0, "slots", "heads of sinks and windows (scores: cache/scored_append.hpp, ScoredView)",
+          "heads with scored tokens", where);
+}
+
+}  // namespace detail
+
 /// @brief Rows of every (layer, sequence, KV head) of a rolling cache. They depend on policies, not on lengths.
 ///
 /// A head that keeps sinks and a window owns `sink + window + slack` rows, one that keeps all `max_tokens`, a pruned
-/// one none. A layer's buffers are [rows, head_dim], segments back to back in the order of `Segment`. What has been
-/// moved from has no heads.
+/// one none; one of scored tokens (`SinkWindowScored`) has `scored + slack` rows more, and records of them beside the
+/// rows: `RollingScores`. A layer's buffers are [rows, head_dim], segments back to back in the order of `Segment`. What
+/// has been moved from has no heads.
 class RollingSlots {
  public:
-  /// @param table          policies of all layers and KV heads, each a `RollingPolicy`
+  /// @param table          policies of all layers and KV heads, each a `RollingPolicy` or `SinkWindowScored`
   /// @param num_sequences  sequences that the cache has room for
   /// @throws ArgumentError on negative numbers, a policy that is none (a `KeepList`), heads that keep all
   ///         without `max_tokens`, and blocks beyond 2^31 slots
@@ -189,17 +202,10 @@ class RollingSlots {
 
  private:
   [[nodiscard]] RollingSlotsView view_of(RollingHead const* records, LayerHeads const& layers) const {
-    return {records,
-            layers.first_heads,
-            layers.num_layers,
-            num_sequences_,
-            layers.num_kv_heads,
-            static_cast<std::int32_t>(layers.total()),
-            limits_.slack,
-            free_length_,
-            token_limit_,
-            max_slots_,
-            id_};
+    return {records,        layers.first_heads,  layers.num_layers,
+            num_sequences_, layers.num_kv_heads, static_cast<std::int32_t>(layers.total()),
+            limits_.slack,  max_scored_,         free_length_,
+            token_limit_,   max_slots_,          id_};
   }
 
   template <class P>
@@ -207,21 +213,33 @@ class RollingSlots {
     auto const where = [&] {
       return "RollingSlots, layer " + std::to_string(layer) + ", KV head " + std::to_string(kv_head);
     };
-    require(RollingPolicy<P>, "policy", "one of sinks and a window", P::name, where);
-    if constexpr (RollingPolicy<P>) {
+    constexpr bool scored = std::is_same_v<P, SinkWindowScored>;
+    require(RollingPolicy<P> || scored, "policy", "one of sinks and a window", P::name, where);
+    if constexpr (RollingPolicy<P> || scored) {
       RollingHead head;
       head.first_row = rows;
-      head.rule = window_rule(policy);
+      std::int64_t scored_slots = 0;
+      if constexpr (scored) {
+        head.rule = {policy.sink, policy.window};
+        require(policy.scored >= 0, "scored tokens of a head", ">= 0", policy.scored, where);
+        if (policy.scored > 0) scored_slots = std::int64_t{policy.scored} + limits_.slack;
+      } else {
+        head.rule = window_rule(policy);
+      }
       auto const& [sink, window] = head.rule;
       if (sink == all_tokens) {
         require(limits_.max_tokens > 0, "max_tokens", "> 0, as a head keeps all tokens", limits_.max_tokens, where);
         head.rule = {static_cast<std::int32_t>(limits_.max_tokens), 0};
         token_limit_ = std::min(token_limit_, limits_.max_tokens);
       }
-      bool const fits = sink >= 0 && window >= 0 && std::int64_t{sink} + window + limits_.slack <= all_tokens;
+      bool const fits =
+          sink >= 0 && window >= 0 && std::int64_t{sink} + window + limits_.slack + scored_slots <= all_tokens;
       require(fits, "slots of a head", "sink >= 0, window >= 0, with slack below 2^31", {sink, " + ", window}, where);
       head.ring = window > 0 ? window + limits_.slack : 0;
-      if (head.ring > 0) free_length_ = std::min(free_length_, head.slots());
+      if (head.ring > 0) free_length_ = std::min(free_length_, head.ring_end());
+      head.scored = static_cast<std::int32_t>(scored_slots);
+      if (head.scored > 0) free_length_ = std::min(free_length_, head.rule.sink + head.rule.window + scored_slots);
+      max_scored_ = std::max(max_scored_, head.scored);
       max_slots_ = std::max(max_slots_, head.slots());
       rows += head.slots();
       heads_.at(layer, kv_head) = head;
@@ -234,6 +252,7 @@ class RollingSlots {
   std::int64_t token_limit_;
   std::int64_t free_length_ = std::numeric_limits<std::int64_t>::max() / 2;
   std::int64_t max_slots_ = 0;
+  std::int32_t max_scored_ = 0;
   std::uint64_t id_ = detail::unique_id();
   std::vector<std::int64_t> offsets_ = {0};
 };

@@ -81,10 +81,11 @@ class RollingState {
   }
 
   /// @brief Sets the counters of a sequence that `compress` has filled with `length` tokens.
-  /// @throws ArgumentError if the slots have no room for them
+  /// @throws ArgumentError if the slots have no room for them, or tokens of theirs have scores, which `append` takes
   void start(RollingSlotsView const& slots, std::int32_t sequence, std::int64_t length) {
     require(length >= 0 && length <= slots.token_limit, "length", {"in [0, ", slots.token_limit, "]"}, length,
             "RollingState::start");
+    if (length > 0) detail::refuse_scored(slots, "RollingState::start");
     std::size_t const b = index(sequence);
     lengths_[b] = static_cast<std::int32_t>(length);
     high_water_[b] = static_cast<std::int32_t>(std::min<std::int64_t>(slots.high_water_at_start(length), all_tokens));

@@ -109,7 +109,11 @@ template <class... Values>
       AnyPolicy<> const& policy = plan.table.at(layer, kv);
       PlannedHead const& head = plan.heads[static_cast<std::size_t>(plan.table.heads().first(layer) + kv)];
       ++policies[policy.name()];
-      if (auto const kept = policy_window(policy, "plan_summary")) {
+      bool const scored = policy.is<SinkWindowScored>();
+      auto const kept =
+          scored ? std::optional(WindowRule{policy.get<SinkWindowScored>().sink, policy.get<SinkWindowScored>().window})
+                 : policy_window(policy, "plan_summary");
+      if (kept) {
         ++sinks[kept->sink];
         std::int64_t bound = 8;
         while (bound < kept->window) bound *= 2;

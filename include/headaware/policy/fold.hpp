@@ -27,15 +27,33 @@ template <class P, class Registry>
   }
 }
 
+/// A window policy as one with scored tokens, of which most have none; nothing for any other policy.
+template <class Registry>
+[[nodiscard]] std::optional<SinkWindowScored> as_scored(AnyPolicy<Registry> const& policy) {
+  if (holds<SinkWindowScored>(policy)) {
+    if constexpr (Registry::template contains<SinkWindowScored>) return policy.template get<SinkWindowScored>();
+  }
+  auto const window = policy_window(policy);
+  if (!window) return std::nullopt;
+  return SinkWindowScored{.sink = window->sink, .window = window->window, .scored = 0};
+}
+
 /// The smallest window policy that keeps what both keep; nothing if one of them is no window policy.
 template <class Registry>
 [[nodiscard]] std::optional<AnyPolicy<Registry>> fold_windows(AnyPolicy<Registry> const& a,
                                                               AnyPolicy<Registry> const& b) {
-  auto const window_a = policy_window(a);
-  auto const window_b = policy_window(b);
+  auto const window_a = as_scored(a);
+  auto const window_b = as_scored(b);
   if (!window_a || !window_b) return std::nullopt;
   SinkWindow const both{.sink = std::max(window_a->sink, window_b->sink),
                         .window = std::max(window_a->window, window_b->window)};
+  if constexpr (Registry::template contains<SinkWindowScored>) {
+    // The best of the tokens that have left a window are among the best, or in the window, of a longer one.
+    if (holds<SinkWindowScored>(a) || holds<SinkWindowScored>(b)) {
+      return SinkWindowScored{
+          .sink = both.sink, .window = both.window, .scored = std::max(window_a->scored, window_b->scored)};
+    }
+  }
   if constexpr (Registry::template contains<SinkWindow>) {
     if (holds<SinkWindow>(a) || holds<SinkWindow>(b)) return both;
   }
@@ -48,8 +66,9 @@ template <class Registry>
 /// @brief The policy that keeps what any of a group's policies keeps; their order does not matter.
 ///
 /// `Full` wins, `Prune` adds nothing; `SinkWindow` and `WindowOnly` fold to the largest sink and the largest
-/// window, `WindowOnly` among themselves to `WindowOnly`. The union of other policies is not known here, so
-/// those left besides `Full` and `Prune` have to be equal.
+/// window, `WindowOnly` among themselves to `WindowOnly`, with a `SinkWindowScored` to one that has the most scored
+/// tokens of any, too. The union of other policies is not known here, so those left besides `Full` and `Prune` have to
+/// be equal.
 /// @param policies  of the query heads that share the KV head, at least one
 /// @throws ArgumentError on an empty group, or naming two policies that do not fold
 /// @par Cost  O(policies)

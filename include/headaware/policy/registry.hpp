@@ -9,6 +9,7 @@
 #include <headaware/policy/keep_list.hpp>
 #include <headaware/policy/prune.hpp>
 #include <headaware/policy/sink_window.hpp>
+#include <headaware/policy/sink_window_scored.hpp>
 #include <headaware/policy/window_only.hpp>
 
 #include <cstdint>
@@ -35,7 +36,7 @@ struct PolicyRegistry : detail::TypeRegistry<Policies...> {
 };
 
 /// Policies of the library.
-using DefaultRegistry = PolicyRegistry<Full, SinkWindow, WindowOnly, Prune, KeepList>;
+using DefaultRegistry = PolicyRegistry<Full, SinkWindow, WindowOnly, Prune, KeepList, SinkWindowScored>;
 
 /// @brief One policy of a registry, its type known at run time. Trivially copyable, so a table of
 /// them travels to the device as bytes.

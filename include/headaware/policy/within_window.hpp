@@ -17,8 +17,8 @@ HEADAWARE_NAMESPACE_BEGIN
 
 /// @brief Returns what a policy means in a layer whose queries see the last `window` tokens alone: it keeps none that
 /// no query sees. `Full` is the window, a longer window too; sinks, which such a layer soon loses sight of, become as
-/// many tokens of window; `Prune` stays. A keep-list stays as it is, too, as it names its tokens itself: that the layer
-/// sees them is its maker's to mind.
+/// many tokens of window, and scored ones, of which no query would see those that have left it, too; `Prune` stays. A
+/// keep-list stays as it is, too, as it names its tokens itself: that the layer sees them is its maker's to mind.
 ///
 /// A policy of your own says so by `Mine within_window(std::int64_t window) const`.
 /// @throws ArgumentError for a policy that does not say, and where the registry has no windows
@@ -44,6 +44,8 @@ template <class Registry>
       return last(window);
     } else if constexpr (std::is_same_v<P, SinkWindow>) {
       return last(std::int64_t{p.sink} + p.window);
+    } else if constexpr (std::is_same_v<P, SinkWindowScored>) {
+      return last(std::int64_t{p.sink} + p.window + p.scored);
     } else if constexpr (std::is_same_v<P, WindowOnly>) {
       return last(p.window);
     } else if constexpr (std::is_same_v<P, Prune> || std::is_same_v<P, KeepList>) {

@@ -10,6 +10,7 @@
 #include <headaware/io/policy_table.hpp>
 #include <headaware/io/sensitivities.hpp>
 #include <headaware/plan/planner.hpp>
+#include <headaware/plan/summary.hpp>
 
 #include <array>
 #include <initializer_list>
@@ -28,7 +29,7 @@ ha::PolicyPlan planned(ha::PlanOptions const& options = {}) {
 }
 
 /// One head a policy.
-ha::PolicyPlan by_hand() {
+ha::PolicyPlan by_hand(ha::AnyPolicy<> const& third = ha::WindowOnly{31}) {
   ha::KvErrors errors;
   errors.num_layers = 2;
   errors.num_heads = 4;
@@ -37,7 +38,7 @@ ha::PolicyPlan by_hand() {
   plan.heads.resize(4);
   plan.set(0, ha::Full{}, {100, 0});
   plan.set(1, ha::SinkWindow{4, 16}, {20, 0.5});
-  plan.set(2, ha::WindowOnly{31}, {31, 0.25});
+  plan.set(2, third, {31, 0.25});
   plan.set(3, ha::Prune{}, {0, 1e-9});
   plan.budget_tokens = 160;
   return plan;
@@ -74,6 +75,12 @@ TEST_CASE("plans survive a file", "[io]") {
     CHECK(ha::Compressor::from_classifications(folder / "plan_classifications.json", model).table() == plan.table);
   }
   CHECK(planned().table.at(0, 1).is<ha::Prune>());
+  // Plans of scored tokens are files of their own: classes of heads know none.
+  auto const scored = by_hand(ha::SinkWindowScored{.sink = 4, .window = 20, .scored = 7});
+  ha::save_plan(folder / "scored.json", scored);
+  CHECK(ha::load_plan(folder / "scored.json") == scored);
+  CHECK(ha::load_policy_table(folder / "scored.json", scored.model()) == scored.table);
+  CHECK(ha::plan_summary(scored).find("sink_window_scored 1") != std::string::npos);
   ha::ModelConfig const other{3, 4, 4, 64};
   ha::save_plan(folder / "plan.json", planned());
   check_error<ha::ArgumentError>([&] { (void)ha::load_policy_table(folder / "plan.json", other); },

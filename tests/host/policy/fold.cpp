@@ -41,6 +41,14 @@ TEST_CASE("windows fold to the largest sink and the largest window", "[policy]")
   CHECK(fold({Prune{}, SinkWindow{4, 8}, Prune{}}) == Policy(SinkWindow{4, 8}));
 }
 
+TEST_CASE("windows and scored tokens fold to the most of each", "[policy]") {
+  using Scored = ha::SinkWindowScored;
+  CHECK(fold({Scored{4, 8, 16}, Scored{1, 64, 2}}) == Policy(Scored{4, 64, 16}));
+  CHECK(fold({SinkWindow{6, 8}, Scored{1, 64, 2}}) == Policy(Scored{6, 64, 2}));
+  CHECK(fold({WindowOnly{90}, Scored{1, 64, 2}, Prune{}}) == Policy(Scored{1, 90, 2}));
+  CHECK(fold({Scored{1, 64, 2}, Full{}}) == Policy(Full{}));
+}
+
 TEST_CASE("Full wins, and only a group of pruned heads is pruned", "[policy]") {
   CHECK(fold({Prune{}, Prune{}}) == Policy(Prune{}));
   CHECK(fold({Prune{}, Full{}}) == Policy(Full{}));

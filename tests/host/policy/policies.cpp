@@ -52,6 +52,9 @@ TEST_CASE("policies keep what they say", "[policy]") {
   REQUIRE(kept_tokens(ha::SinkWindow{.sink = 2, .window = 3}, 8) == std::vector<std::int64_t>{0, 1, 5, 6, 7});
   REQUIRE(kept_tokens(ha::SinkWindow{.sink = 2, .window = 3}, 5) == std::vector<std::int64_t>{0, 1, 2, 3, 4});
   REQUIRE(kept_tokens(ha::WindowOnly{.window = 3}, 8) == std::vector<std::int64_t>{5, 6, 7});
+  // Without scores the newest tokens stand for those of the highest.
+  REQUIRE(kept_tokens(ha::SinkWindowScored{.sink = 2, .window = 1, .scored = 2}, 8) ==
+          std::vector<std::int64_t>{0, 1, 5, 6, 7});
   REQUIRE(kept_tokens(ha::Full{}, 3) == std::vector<std::int64_t>{0, 1, 2});
   REQUIRE(kept_tokens(ha::Prune{}, 3).empty());
 }
@@ -63,6 +66,11 @@ TEST_CASE("slots and tokens map to each other", "[policy]") {
   for (std::int32_t const window : {0, 1, 8, 33, 100}) check_maps(ha::WindowOnly{.window = window});
   check_maps(ha::SinkWindow{.sink = std::numeric_limits<std::int32_t>::max(),
                             .window = std::numeric_limits<std::int32_t>::max()});
+  for (std::int32_t const scored : {0, 1, 9, 50}) {
+    for (std::int32_t const window : {0, 1, 33}) {
+      check_maps(ha::SinkWindowScored{.sink = 2, .window = window, .scored = scored});
+    }
+  }
   check_maps(ha::Full{});
   check_maps(ha::Prune{});
   check_maps(OwnPolicy{});
@@ -82,6 +90,18 @@ TEST_CASE("kept indices of long sequences need no search", "[policy]") {
   REQUIRE(ha::source_token(policy, 4, length) == length - 508);
   REQUIRE(ha::kept_row(policy, length - 1, length) == 511);
   REQUIRE(ha::source_token(OwnCounted{}, 1000, length) == 5000);
+}
+
+TEST_CASE("fields of scored slots are checked", "[policy]") {
+  auto const validate = [](std::int32_t sink, std::int32_t window, std::int32_t scored) {
+    ha::SinkWindowScored{.sink = sink, .window = window, .scored = scored}.validate();
+  };
+  validate(0, 0, std::numeric_limits<std::int32_t>::max());
+  check_error<ha::ArgumentError>([&] { validate(-1, 0, 0); }, {"negative sink", "", "-1", "SinkWindowScored"});
+  check_error<ha::ArgumentError>([&] { validate(0, -1, 0); }, {"negative window", "", "-1", "SinkWindowScored"});
+  check_error<ha::ArgumentError>([&] { validate(0, 0, -1); }, {"scored", ">= 0", "-1", "SinkWindowScored"});
+  check_error<ha::ArgumentError>([&] { validate(0, 2, std::numeric_limits<std::int32_t>::max() - 1); },
+                                 {"scored", "with window below 2^31", "2147483646", "SinkWindowScored"});
 }
 
 TEST_CASE("keep-lists are checked", "[policy]") {
@@ -106,7 +126,7 @@ TEST_CASE("keep-lists are checked", "[policy]") {
 
 TEST_CASE("the registry knows policies by name and by type", "[policy]") {
   using Registry = ha::DefaultRegistry::with<OwnPolicy>;
-  REQUIRE(Registry::size == 6);
+  REQUIRE(Registry::size == 7);
   REQUIRE(Registry::id_of<ha::Full>() == ha::DefaultRegistry::id_of<ha::Full>());
   REQUIRE(Registry::id_of_name("own") == Registry::id_of<OwnPolicy>());
   std::string visited;
@@ -114,7 +134,8 @@ TEST_CASE("the registry knows policies by name and by type", "[policy]") {
   REQUIRE(visited == "window_only");
   check_error<ha::ArgumentError>(
       [] { (void)Registry::id_of_name("windows"); },
-      {"unknown policy", "full, sink_window, window_only, prune, keep_list, own", "'windows'", "PolicyRegistry"});
+      {"unknown policy", "full, sink_window, window_only, prune, keep_list, sink_window_scored, own", "'windows'",
+       "PolicyRegistry"});
 
   ha::AnyPolicy<Registry> const any = OwnPolicy{.modulus = 7};
   REQUIRE(any.name() == "own");

@@ -57,8 +57,8 @@ constexpr auto kept_of_20 = [](auto const& policy) { return ha::kept_count(polic
 }  // namespace
 
 TEST_CASE("a registry numbers its policies in their order", "[policy]") {
-  std::vector<std::string> const names{"full",      "sink_window", "window_only", "prune",
-                                       "keep_list", "odd",         "wide",        "picky"};
+  std::vector<std::string> const names{"full", "sink_window", "window_only", "prune", "keep_list", "sink_window_scored",
+                                       "odd",  "wide",        "picky"};
   REQUIRE(Extended::size == names.size());
   for (std::size_t i = 0; i < names.size(); ++i) {
     auto const id = static_cast<std::uint8_t>(i);
@@ -70,7 +70,7 @@ TEST_CASE("a registry numbers its policies in their order", "[policy]") {
   REQUIRE(Extended::id_of<ha::Prune>() == ha::DefaultRegistry::id_of<ha::Prune>());
   static_assert(Extended::contains<Odd> && !ha::DefaultRegistry::contains<Odd>);
   static_assert(std::is_same_v<Extended, ha::PolicyRegistry<ha::Full, ha::SinkWindow, ha::WindowOnly, ha::Prune,
-                                                            ha::KeepList, Odd, Wide, Picky>>);
+                                                            ha::KeepList, ha::SinkWindowScored, Odd, Wide, Picky>>);
   static_assert(Extended::storage_bytes == sizeof(Wide) && Extended::storage_align == 32);
 }
 
@@ -81,7 +81,8 @@ TEST_CASE("an unknown policy name is answered with the known ones", "[policy]") 
       FAIL("'" << name << "' is no policy");
     } catch (ha::ArgumentError const& error) {
       REQUIRE(std::string(error.what()) ==
-              "headaware: unknown policy: expected one of full, sink_window, window_only, prune, keep_list, got '" +
+              "headaware: unknown policy: expected one of full, sink_window, window_only, prune, keep_list, "
+              "sink_window_scored, got '" +
                   name + "' (PolicyRegistry)");
     }
   }
@@ -95,10 +96,11 @@ TEST_CASE("a policy chosen at run time is the policy it was made from", "[policy
                              ha::WindowOnly{.window = 7},
                              ha::Prune{},
                              ha::KeepList{tokens.data(), 3},
+                             ha::SinkWindowScored{.sink = 3, .window = 2, .scored = 4},
                              Odd{},
                              Wide{},
                              Picky{}};
-  std::vector<std::int64_t> const kept{20, 8, 7, 0, 3, 10, 9, 20};
+  std::vector<std::int64_t> const kept{20, 8, 7, 0, 3, 9, 10, 9, 20};
   for (std::size_t i = 0; i < all.size(); ++i) {
     REQUIRE(all[i].id() == i);
     REQUIRE(all[i].name() == Extended::names[i]);
@@ -119,7 +121,7 @@ TEST_CASE("a policy chosen at run time is the policy it was made from", "[policy
   REQUIRE(all[1].is<ha::SinkWindow>());
   REQUIRE_FALSE(all[1].is<ha::WindowOnly>());
   REQUIRE(all[1].get<ha::SinkWindow>() == ha::SinkWindow{.sink = 3, .window = 5});
-  REQUIRE(all[6].get<Wide>() == Wide{});
+  REQUIRE(all[7].get<Wide>() == Wide{});
   REQUIRE_FALSE(Any(ha::SinkWindow{.sink = 3, .window = 5}) == Any(ha::SinkWindow{.sink = 5, .window = 3}));
   REQUIRE(Any() == Any(ha::Full{}));
   REQUIRE(ha::AnyPolicy<ha::PolicyRegistry<ha::WindowOnly, Odd>>().get<ha::WindowOnly>().window == 512);

@@ -87,8 +87,9 @@ void stage_tokens(Table const& table, Segment const& segment, std::int64_t begin
 
 /// Policies of this library, whose tokens are known to be right.
 template <class P>
-inline constexpr bool is_known_policy = std::is_same_v<P, Full> || std::is_same_v<P, SinkWindow> ||
-                                        std::is_same_v<P, WindowOnly> || std::is_same_v<P, Prune>;
+inline constexpr bool is_known_policy =
+    std::is_same_v<P, Full> || std::is_same_v<P, SinkWindow> || std::is_same_v<P, WindowOnly> ||
+    std::is_same_v<P, Prune> || std::is_same_v<P, SinkWindowScored>;
 
 /// Checks the tokens of keep-lists and of a caller's own policies before the first row moves: an error later would
 /// leave the cache half-compressed.

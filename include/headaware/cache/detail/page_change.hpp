@@ -20,6 +20,9 @@ namespace detail {
 
 /// Rows of the block table for the heads of a cache.
 inline HeadRecords<PagedHead> make_paged_heads(RollingSlots const& slots, PagedHeadsShape const& shape) {
+  require(slots.view().max_scored == 0, "policy",
+          "one of sinks and a window: of scored tokens take a rolling cache (cache/scored_append.hpp)",
+          "sink_window_scored", "PagedHeads");
   HeadRecords<PagedHead> heads(HeadCounts(slots.heads()), {});
   std::int64_t entries = 0;
   for (std::int32_t layer = 0; layer < slots.num_layers(); ++layer) {

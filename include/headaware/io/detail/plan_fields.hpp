@@ -22,15 +22,16 @@ inline constexpr std::string_view plan_format = "headaware.plan";
 inline constexpr std::int32_t plan_version = 1;
 
 /// Policies of a plan's heads, by the names in files.
-enum class PlanPolicy : std::uint8_t { full, sink_window, window_only, prune };
-inline constexpr std::array<std::string_view, 4> plan_policy_names{Full::name, SinkWindow::name, WindowOnly::name,
-                                                                   Prune::name};
+enum class PlanPolicy : std::uint8_t { full, sink_window, window_only, prune, sink_window_scored };
+inline constexpr std::array<std::string_view, 5> plan_policy_names{Full::name, SinkWindow::name, WindowOnly::name,
+                                                                   Prune::name, SinkWindowScored::name};
 
 /// A policy as a file holds it: sizes that it does not have are -1.
 struct SavedPolicy {
   PlanPolicy policy = PlanPolicy::full;
   std::int32_t sink = -1;
   std::int32_t window = -1;
+  std::int32_t scored = -1;  ///< not in the file where there are none
 };
 
 /// All but shape, costs, options and heads. @param costs  whether tokens of layers cost differently
@@ -63,10 +64,12 @@ void planned_fields(Fields&& f, Index& layer, Index& kv_head, Policy& policy, Pl
   f.integer("layer_idx", layer, 0, max_index - 1);
   f.integer("kv_head", kv_head, 0, max_index - 1);
   f.name("policy", policy.policy, plan_policy_names, "policy of a plan");
-  bool const sinks = policy.policy == PlanPolicy::sink_window;
+  bool const scored = policy.policy == PlanPolicy::sink_window_scored;
+  bool const sinks = scored || policy.policy == PlanPolicy::sink_window;
   bool const window = sinks || policy.policy == PlanPolicy::window_only;
   f.integer("sink", policy.sink, sinks ? 0 : -1, sinks ? max_int32 : -1);
   f.integer("window", policy.window, window ? 0 : -1, window ? max_int32 : -1);
+  if (scored) f.integer("scored", policy.scored, 0, max_int32 - policy.window);
   f.integer("tokens", planned.tokens, 0, max_json_count);
   f.not_negative("predicted_error", planned.predicted_error);
 }
@@ -77,11 +80,17 @@ template <class = void>
     case PlanPolicy::full: return Full{};
     case PlanPolicy::sink_window: return SinkWindow{.sink = saved.sink, .window = saved.window};
     case PlanPolicy::window_only: return WindowOnly{saved.window};
+    case PlanPolicy::sink_window_scored:
+      return SinkWindowScored{.sink = saved.sink, .window = saved.window, .scored = saved.scored};
     default: return Prune{};
   }
 }
 template <class = void>
 [[nodiscard]] SavedPolicy to_saved(AnyPolicy<> const& policy, Text const& where) {
+  if (policy.is<SinkWindowScored>()) {
+    auto const& p = policy.get<SinkWindowScored>();
+    return {PlanPolicy::sink_window_scored, p.sink, p.window, p.scored};
+  }
   auto const kept = policy_window(policy, where);
   if (policy.is<SinkWindow>()) return {PlanPolicy::sink_window, kept->sink, kept->window};
   if (kept) return {PlanPolicy::window_only, -1, kept->window};

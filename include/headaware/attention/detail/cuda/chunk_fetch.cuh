@@ -53,7 +53,9 @@ class ChunkRing : public MmaRing<P, Rows> {
     std::int32_t begin = 0;
     std::int32_t end = 0;
     if (is_seen_by_any(this->rows_, this->position_, first, this->mask_.last, this->window_)) {
-      begin = static_cast<std::int32_t>(max(this->position_ - first, std::int64_t{0}));
+      std::int64_t from = this->position_;
+      if constexpr (has_query_ranges<Rows>) from = this->rows_.queries_of(from).begin;
+      begin = static_cast<std::int32_t>(max(from - first, std::int64_t{0}));
       std::int32_t seen = begin;
       for (end = static_cast<std::int32_t>(this->mask_.last - first) + 1; end - seen > 1;) {
         std::int32_t const middle = (seen + end) / 2;

@@ -56,13 +56,10 @@ auto append_plane_of(Rows const& rows, std::int64_t row_stride, std::span<LayerK
                                                                static_cast<std::int32_t>(most)};
 }
 
-/// @param max_slots   the most tokens of a head that any append can leave
-/// @param row_stride  elements in which rows of pages are aligned beyond their channels; 0: none
-/// @param num_copies  copies on write of the cache, a block each
-template <bool NeedsHighWater, class Cache, class U, class Source, class Buffers>
-void launch_append(Cache const& cache, AppendCounters const& counters, AppendShape const& shape, std::int64_t max_slots,
-                   std::int64_t row_stride, std::span<LayerKv<U> const> tokens, Source const& source,
-                   Buffers const& buffers, std::int64_t num_copies, cudaStream_t stream) {
+/// Calls `f(keys, values)` with both tensors of an append, `AppendPlane`s. @param row_stride  as `append_plane_of`
+template <class U, class Source, class Buffers, class F>
+void with_append_planes(std::int64_t row_stride, std::span<LayerKv<U> const> tokens, Source const& source,
+                        Buffers const& buffers, AppendTables& tables, F const& f) {
   using T = std::remove_const_t<U>;
   static_assert(sizeof(T) <= 8 && (sizeof(T) & (sizeof(T) - 1)) == 0, "headaware: elements have 1, 2, 4 or 8 bytes");
   auto const rows_of = [&](auto const& of) {
@@ -73,35 +70,47 @@ void launch_append(Cache const& cache, AppendCounters const& counters, AppendSha
     };
   };
   constexpr bool layered = is_layered<Source>;
+  f(append_plane_of<layered, T>(rows_of(KeysOf{}), row_stride, tokens, buffers, &LayerKv<U>::keys, &LayerKv<T>::keys,
+                                tables.planes[0]),
+    append_plane_of<layered, T>(rows_of(ValuesOf{}), row_stride, tokens, buffers, &LayerKv<U>::values,
+                                &LayerKv<T>::values, tables.planes[1]));
+}
+
+/// @param max_slots   the most tokens of a head that any append can leave
+/// @param row_stride  elements in which rows of pages are aligned beyond their channels; 0: none
+/// @param num_copies  copies on write of the cache, a block each
+template <bool NeedsHighWater, class Cache, class U, class Source, class Buffers>
+void launch_append(Cache const& cache, AppendCounters const& counters, AppendShape const& shape, std::int64_t max_slots,
+                   std::int64_t row_stride, std::span<LayerKv<U> const> tokens, Source const& source,
+                   Buffers const& buffers, std::int64_t num_copies, cudaStream_t stream) {
   AppendTables tables{};
-  auto const key_plane = append_plane_of<layered, T>(rows_of(KeysOf{}), row_stride, tokens, buffers, &LayerKv<U>::keys,
-                                                     &LayerKv<T>::keys, tables.planes[0]);
-  auto const value_plane = append_plane_of<layered, T>(rows_of(ValuesOf{}), row_stride, tokens, buffers,
-                                                       &LayerKv<U>::values, &LayerKv<T>::values, tables.planes[1]);
-  using Parameters = CountedAppend<Cache, std::remove_const_t<decltype(key_plane)>,
-                                   std::remove_const_t<decltype(value_plane)>, NeedsHighWater>;
-  std::int64_t const rows_per_head = std::clamp<std::int64_t>(max_slots, 1, std::max<std::int64_t>(1, shape.max_count));
-  // One access a thread: a step of decoding has few rows, and they are to spread over the device.
-  auto const accesses_of = [](auto const& plane) {
-    return std::int64_t{plane.max_channels} * plane.element_bytes / plane.vector_bytes;
-  };
-  std::int64_t const accesses = std::max<std::int64_t>(1, accesses_of(key_plane) + accesses_of(value_plane));
-  auto const rows_per_block =
-      static_cast<std::int32_t>(std::clamp<std::int64_t>(block_threads / accesses, 1, max_append_rows));
-  std::int64_t heads = 0;  // of the appended layers, or more
-  for (std::size_t i = 0; i < tokens.size(); ++i) heads += buffers(i).num_kv_heads;
-  std::int64_t const segments = heads * shape.num_sequences;
-  std::int64_t const rows = segments * rows_per_head;
-  std::int64_t const blocks = std::max<std::int64_t>(1, (rows + rows_per_block - 1) / rows_per_block);
-  require(blocks + num_copies <= max_blocks, "blocks", max_blocks_text, blocks + num_copies, "append");
-  AppendGrid const grid{shape.first_layer, static_cast<std::int32_t>(tokens.size()),
-                        static_cast<std::int32_t>(rows_per_head), rows_per_block, static_cast<std::int32_t>(blocks)};
-  AppendCounters own = counters;
-  ready_ticket(own, blocks, "append", stream);
-  Parameters const parameters{{grid, cache, own, key_plane, value_plane}};
-  static_assert(sizeof(parameters) + sizeof(tables) <= max_parameter_bytes, "headaware: too much for one launch");
-  launch("append", append_kernel<Parameters>, static_cast<unsigned>(blocks + num_copies), block_threads, 0, stream,
-         parameters, tables);
+  with_append_planes(row_stride, tokens, source, buffers, tables, [&](auto const& key_plane, auto const& value_plane) {
+    using Parameters = CountedAppend<Cache, std::remove_cvref_t<decltype(key_plane)>,
+                                     std::remove_cvref_t<decltype(value_plane)>, NeedsHighWater>;
+    std::int64_t const rows_per_head =
+        std::clamp<std::int64_t>(max_slots, 1, std::max<std::int64_t>(1, shape.max_count));
+    // One access a thread: a step of decoding has few rows, and they are to spread over the device.
+    auto const accesses_of = [](auto const& plane) {
+      return std::int64_t{plane.max_channels} * plane.element_bytes / plane.vector_bytes;
+    };
+    std::int64_t const accesses = std::max<std::int64_t>(1, accesses_of(key_plane) + accesses_of(value_plane));
+    auto const rows_per_block =
+        static_cast<std::int32_t>(std::clamp<std::int64_t>(block_threads / accesses, 1, max_append_rows));
+    std::int64_t heads = 0;  // of the appended layers, or more
+    for (std::size_t i = 0; i < tokens.size(); ++i) heads += buffers(i).num_kv_heads;
+    std::int64_t const segments = heads * shape.num_sequences;
+    std::int64_t const rows = segments * rows_per_head;
+    std::int64_t const blocks = std::max<std::int64_t>(1, (rows + rows_per_block - 1) / rows_per_block);
+    require(blocks + num_copies <= max_blocks, "blocks", max_blocks_text, blocks + num_copies, "append");
+    AppendGrid const grid{shape.first_layer, static_cast<std::int32_t>(tokens.size()),
+                          static_cast<std::int32_t>(rows_per_head), rows_per_block, static_cast<std::int32_t>(blocks)};
+    AppendCounters own = counters;
+    ready_ticket(own, blocks, "append", stream);
+    Parameters const parameters{{grid, cache, own, key_plane, value_plane}};
+    static_assert(sizeof(parameters) + sizeof(tables) <= max_parameter_bytes, "headaware: too much for one launch");
+    launch("append", append_kernel<Parameters>, static_cast<unsigned>(blocks + num_copies), block_threads, 0, stream,
+           parameters, tables);
+  });
 }
 
 }  // namespace detail

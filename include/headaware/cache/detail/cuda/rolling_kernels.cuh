@@ -2,6 +2,7 @@
 
 #include <headaware/cache/detail/cuda/append_kernel.cuh>
 #include <headaware/cache/rolling.hpp>
+#include <headaware/cache/scored_records.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
 #include <headaware/detail/cuda/last_block.cuh>
 #include <headaware/detail/cuda/vector_access.cuh>
@@ -40,7 +41,7 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks) state_kernel(
         p.state.high_water[b] = static_cast<std::int32_t>(max(high_water, length + value));
       }
     } else if (good) {
-      good = value <= p.slots.token_limit;
+      good = value <= p.slots.token_limit && (value == 0 || p.slots.max_scored == 0);
       if (good) {
         p.state.lengths[b] = static_cast<std::int32_t>(value);
         p.state.high_water[b] =
@@ -67,6 +68,7 @@ struct CopyParameters {
   CopyPlane planes[2];
   std::int32_t num_copies;
   std::int32_t blocks_per_head;
+  RollingScoresView scores;  ///< of slots with scored ones
 };
 
 struct CopyTables {
@@ -77,9 +79,11 @@ struct CopyTables {
 
 inline constexpr std::int32_t copy_rows_per_block = 64;
 
-/// Calls `f(first slot, slots)` with a block's part of runs of slots.
+/// Calls `f(first slot, slots)` with a block's part of what a head's slots hold of a sequence.
 template <class F>
-__device__ void for_each_run_part(SlotRuns const& runs, std::int64_t part, F const& f) {
+__device__ void for_each_run_part(RollingHead const& head, std::int64_t length, std::int64_t high_water,
+                                  std::int64_t part, F const& f) {
+  SlotRuns const runs = head.runs(head.held(length, high_water));
   std::int64_t const begin = part * copy_rows_per_block;
   std::int64_t const end = begin + copy_rows_per_block;
   auto const each = [&](std::int64_t first, std::int64_t count) {
@@ -90,6 +94,16 @@ __device__ void for_each_run_part(SlotRuns const& runs, std::int64_t part, F con
   each(0, runs.sinks);
   each(runs.first, runs.count);
   each(runs.wrapped_first, runs.wrapped);
+  if (head.scored != 0) each(head.ring_end(), head.scored_used(length));
+}
+
+/// Copies a head's scores and records of scored slots, by the block of its first part. @param index  of the head
+__device__ inline void copy_scores(RollingScoresView const& scores, RollingHead const& head, std::int64_t index,
+                                   SequenceCopy const& copy, std::int64_t part) {
+  if (head.scored == 0 || part != 0) return;
+  auto const* const from = reinterpret_cast<uint4 const*>(scores.memory + scores.first_unit(index, copy.from));
+  auto* const to = reinterpret_cast<uint4*>(scores.memory + scores.first_unit(index, copy.to));
+  for (std::int64_t i = threadIdx.x; i < RollingScoresView::units(head); i += blockDim.x) to[i] = from[i];
 }
 
 /// Gives sequences the counters of those that they continue, by the last block to have read them.
@@ -114,8 +128,8 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   std::int32_t const layer = p.slots.layer_heads().layer_of(of_model, 1);
   SequenceCopy const copy = tables.copies[head_index / p.slots.num_heads];
   RollingHead const& head = p.slots.heads[of_model];
-  SlotRuns const runs = head.runs(head.held(p.state.lengths[copy.from], p.state.high_water[copy.from]));
-  for_each_run_part(runs, part, [&](std::int64_t low, std::int64_t count) {
+  copy_scores(p.scores, head, of_model, copy, part);
+  auto const copy_part = [&](std::int64_t low, std::int64_t count) {
     for (std::int32_t i = 0; i < 2; ++i) {
       if (tables.channels[i][layer] == 0) continue;
       auto* const data = static_cast<char*>(tables.data[i][layer]);
@@ -124,7 +138,8 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
       std::int64_t const row_bytes = std::int64_t{tables.channels[i][layer]} * p.planes[i].element_bytes;
       copy_bytes(data, from * row_bytes, to * row_bytes, count * row_bytes, p.planes[i].vector_bytes);
     }
-  });
+  };
+  for_each_run_part(head, p.state.lengths[copy.from], p.state.high_water[copy.from], part, copy_part);
   copy_counters(p.state, tables.copies, p.num_copies);
 }
 

@@ -1,0 +1,111 @@
+#pragma once
+
+/// @file
+/// Rolling caches of encoded rows whose heads keep tokens of high scores, on CUDA: the appends of
+/// `cache/scored_append.cuh` into caches made by `packed_rolling`. A row that moves to a scored slot keeps its codes.
+
+#include <headaware/cache/detail/cuda/packed_append_launch.cuh>
+#include <headaware/cache/detail/cuda/packed_scored_kernel.cuh>
+#include <headaware/cache/packed_rolling.cuh>
+#include <headaware/cache/packed_scored.hpp>
+#include <headaware/cache/scored_append.cuh>
+#include <headaware/config.hpp>
+#include <headaware/detail/cuda/element.cuh>
+#include <headaware/detail/cuda/launch.cuh>
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <type_traits>
+
+HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// Launches an append of encoded rows with scores. @pre there are sequences
+template <class U, class Source, class Registry>
+void launch_packed_scored(CheckedAppend const& checked, RollingSlotsView const& slots,
+                          std::span<LayerKv<U> const> tokens, Source const& source,
+                          PackedDestination<RollingSlotsView, Registry> const& cache,
+                          PackedSegment<Registry> const* d_segments, ScoredInputs const& inputs,
+                          AppendOptions const& options, cudaStream_t stream) {
+  auto const first = static_cast<std::size_t>(options.first_layer);
+  std::int64_t heads = 0;
+  for (std::size_t i = 0; i < tokens.size(); ++i) heads += cache.capacities[first + i].num_kv_heads;
+  std::int64_t const blocks = scored_blocks(checked.shape, heads);
+  AppendGrid const grid{checked.shape.first_layer, static_cast<std::int32_t>(tokens.size()), 0, 0,
+                        static_cast<std::int32_t>(blocks)};
+  auto const base = packed_append_parameters<true>(
+      grid, RollingAppend{slots}, checked.counters, tokens, source, cache.channels.common(),
+      blocks_per_row(segments_of(cache, first, tokens.size()), cache.channels.common()), d_segments,
+      [&](std::size_t i) { return cache.layers[first + i]; });
+  using Parameters = PackedScoredParameters<std::remove_const_t<decltype(base)>>;
+  Parameters parameters{base, inputs};
+  ready_ticket(parameters.counters, blocks, "append", stream);
+  launch("append", packed_scored_kernel<Parameters>, static_cast<unsigned>(blocks), scored_threads, 0, stream,
+         parameters);
+}
+
+}  // namespace detail
+
+namespace device {
+
+/// @brief Appends new tokens of every sequence with their scores on the device, each encoded in its head's formats: the
+/// bits of the CPU's `append` (`cache/packed_scored.hpp`).
+/// @param slots, state, tokens, source, d_counts, max_count, cache, d_segments, options  as the `append` of encoded
+/// rows
+///                 without scores
+/// @param records, scores  as the `append` with scores into plain rows
+/// @param stream   enqueued here, not synchronised
+/// @pre    tables that `source` reads name places for the new tokens (`validate_tables`)
+/// @return cudaErrorInvalidValue where the CPU's `append` throws (but for lengths and tables, which the host cannot
+///         know); launch errors
+/// @note   As that `append`
+/// @par Cost  As that `append`; rows that move do so in 16-byte accesses
+template <LayerRange Tokens, class Source, class Registry>
+cudaError_t append(RollingSlotsView const& slots, RollingStateView const& state, Tokens const& tokens,
+                   Source const& source, std::int32_t const* d_counts, std::int32_t max_count,
+                   PackedDestination<RollingSlotsView, Registry> const& cache,
+                   PackedSegment<Registry> const* d_segments, RollingScoresView const& records,
+                   TokenScores const& scores, AppendOptions const& options, cudaStream_t stream) noexcept {
+  static_assert(!detail::is_layered<Source>, "headaware: packing on a device takes one layout for all layers");
+  return detail::guarded([&] {
+    auto const layers = layer_span(tokens);
+    using Given = std::remove_const_t<std::remove_pointer_t<decltype(layers.front().keys)>>;
+    static_assert(detail::holds_floats<typename detail::ElementOf<Given>::type>,
+                  "headaware: rows to encode hold float, float16 or bfloat16");
+    auto checked =
+        detail::check_device_append(slots, state, layers, source, d_counts, max_count, cache, d_segments, options);
+    detail::check_token_scores(checked.shape, slots, records, scores);
+    if (slots.num_sequences == 0) return;
+    if (slots.max_scored == 0) {
+      detail::launch_checked(checked, slots, layers, source, cache, d_segments, options, stream);
+      return;
+    }
+    detail::require_high_water(state);
+    detail::launch_packed_scored(checked, slots, layers, source, cache, d_segments, {records, scores}, options, stream);
+  });
+}
+
+/// @brief Makes sequences continue others, encoded rows, counters, scores and records of scored slots, on the device.
+/// @param slots, state, copies, cache, d_segments  as the `copy_sequences` of encoded rows without scores
+/// @param records  `RollingScores::view_at(d_memory)` of these slots
+/// @return cudaErrorInvalidValue where the CPU's `copy_sequences` throws; launch errors
+/// @note   Graph-capturable with these copies. One launch for every 256 copies, and a memset of 4 bytes before the
+///         first.
+/// @par Cost  The rows that hold something, and the records, read and written once
+template <class Registry>
+cudaError_t copy_sequences(RollingSlotsView const& slots, RollingStateView const& state,
+                           std::span<SequenceCopy const> copies,
+                           PackedDestination<RollingSlotsView, Registry> const& cache,
+                           PackedSegment<Registry> const* d_segments, RollingScoresView const& records,
+                           cudaStream_t stream) noexcept {
+  return detail::guarded([&] {
+    detail::check_scores(slots, records, "copy_sequences");
+    detail::launch_packed_copies(slots, state, copies, cache, d_segments, records, stream);
+  });
+}
+
+}  // namespace device
+HEADAWARE_NAMESPACE_END

@@ -1,0 +1,152 @@
+// What caches with scored slots refuse, and what they say of their bytes.
+
+#include "support/catch.hpp"
+#include "support/errors.hpp"
+#include "support/scored_model.hpp"
+
+#include <headaware/attention/attend.hpp>
+#include <headaware/attention/rolling_view.hpp>
+#include <headaware/attention/scored_view.hpp>
+#include <headaware/cache/compact.hpp>
+#include <headaware/cache/packed_info.hpp>
+#include <headaware/cache/packed_scored.hpp>
+#include <headaware/cache/paged_heads.hpp>
+#include <headaware/compressor.hpp>
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+using namespace headaware_test;
+
+namespace {
+
+constexpr std::int64_t dim = 8;
+using Error = ha::ArgumentError;
+
+}  // namespace
+
+TEST_CASE("scores order tokens, and of equal ones the newer counts more", "[cache]") {
+  float const inf = std::numeric_limits<float>::infinity();
+  std::vector<float> const ascending{std::nanf(""), -inf, -3.5F, -1e-40F, 0, 1e-40F, 2, inf};
+  for (std::size_t i = 0; i + 1 < ascending.size(); ++i) {
+    CHECK(ha::score_rank(ascending[i], 7) < ha::score_rank(ascending[i + 1], 0));
+    CHECK(ha::score_rank(ascending[i], 7) < ha::score_rank(ascending[i], 8));
+  }
+  CHECK(ha::score_rank(-0.0F, 3) == ha::score_rank(0.0F, 3));
+  CHECK(ha::score_rank(-std::nanf(""), 3) == ha::score_rank(std::nanf(""), 3));
+}
+
+TEST_CASE("scored tokens need scores, and caches that take them", "[cache]") {
+  ha::PolicyTable const table(1, 2, ha::SinkWindowScored{.sink = 1, .window = 3, .scored = 2});
+  ha::RollingSlots const slots(table, 1, {.max_tokens = 0, .slack = 1});
+  CHECK(slots.rows_total() == 2 * (1 + (3 + 1) + (2 + 1)));
+  ha::RollingScores scores(slots);
+  std::vector<float> keys(static_cast<std::size_t>(slots.rows_total() * dim), -7);
+  std::vector<float> values = keys;
+  auto const untouched = keys;
+  auto const cache = ha::rolling(slots, slots.view(), keys.data(), values.data(), dim);
+  ha::RollingState state(1);
+  std::vector<float> const news(2 * dim, 1);
+  std::vector<ha::LayerKv<float const>> const tokens{{news.data(), news.data()}};
+  auto const layout = ha::strided_bshd(1, 1, 2, dim);
+  std::vector<std::int32_t> const counts{1};
+  std::vector<float> const of_tokens(2);
+  auto const refuses = [&](auto const& call, ha::ErrorDetail const& parts) {
+    check_error<Error>(call, parts);
+    REQUIRE(keys == untouched);
+    REQUIRE(state.length(0) == 0);
+  };
+  refuses([&] { ha::append(slots.view(), state, tokens, layout, counts, cache); },
+          {"slots", "cache/scored_append.hpp", "heads with scored tokens", "append"});
+  refuses([&] { ha::copy_sequences(slots.view(), state, {}, cache); },
+          {"slots", "cache/scored_append.hpp", "heads with scored tokens", "copy_sequences"});
+  auto const with = [&](ha::RollingScoresView const& records, float const* data) {
+    return [&, records, data] {
+      ha::append(slots.view(), state, tokens, layout, counts, cache, records,
+                 ha::TokenScores::contiguous(data, 1, 2, 1));
+    };
+  };
+  refuses(with({}, of_tokens.data()), {"scores", "a pointer", "nullptr", "append"});
+  refuses(with(scores.view(), nullptr), {"new tokens' scores", "a pointer", "nullptr", "append"});
+  ha::RollingSlots const others(table, 1, {.max_tokens = 0, .slack = 1});
+  ha::RollingScores other_scores(others);
+  refuses(with(other_scores.view(), of_tokens.data()), {"scores", "made for these slots", "other slots", "append"});
+  refuses([&] { state.start(slots.view(), 0, 3); }, {"slots", "", "heads with scored tokens", "RollingState::start"});
+  std::vector<std::int32_t> const lengths{3};
+  refuses([&] { ha::compress(ha::Compaction(table, lengths), tokens, ha::strided_bshd(1, 3, 2, dim), cache); },
+          {"destination", "made for the compaction's policies", "others", "layer 0, KV head 0"});
+
+  // Attention: through the view that knows the records, by positions where these decide.
+  std::vector<float> output(2 * dim);
+  auto const attend = [&](auto const& view, ha::AttentionOptions const& options) {
+    ha::attend({1, 2, 2, 1, dim, 0}, ha::AttentionQueries{news.data(), layout},
+               ha::KeptCache{keys.data(), values.data(), view}, ha::AttentionOutput{output.data(), layout}, options);
+  };
+  std::int32_t const zero = 0;
+  std::int32_t const one = 1;
+  refuses(
+      [&] {
+        attend(ha::RollingView{slots.view(), 0, &one}, {});
+      },
+      {"slots", "ScoredView", "heads with scored tokens", "attend, RollingView"});
+  ha::ScoredView const view{slots.view(), scores.view(), 0, &one};
+  refuses([&] { attend(view, {}); }, {"first_positions", "a pointer", "nullptr", "attend, ScoredView"});
+  refuses([&] { attend(view, {.first_positions = &zero, .window = 3}); },
+          {"window", "0: scored tokens", "3", "attend, ScoredView"});
+  refuses(
+      [&] {
+        attend(ha::ScoredView{slots.view(), {}, 0, &one}, {.first_positions = &zero});
+      },
+      {"scores", "a pointer", "nullptr", "attend, ScoredView"});
+  check_error<Error>([&] { (void)ha::ScoredView::of_chunk(slots.view(), scores.view(), 0, &one, 3); },
+                     {"query_tokens", "1 to 2, the slack and 1", "3", "ScoredView"});
+  check_error<Error>([&] { (void)ha::ScoredView::of_chunk(slots.view(), scores.view(), 1, &one, 1); },
+                     {"layer", "", "1", "ScoredView"});
+
+  check_error<Error>(
+      [&] { ha::PagedHeads(table, {.num_sequences = 1, .page_size = 4, .num_pages = 9}); },
+      {"policy", "take a rolling cache", "sink_window_scored", "PagedHeads"});
+  ha::UniformTable const wide(ha::SinkWindowScored{.sink = 4, .window = ha::all_tokens - 9, .scored = 6}, 1, 1);
+  check_error<Error>([&] { ha::RollingSlots(wide, 1, {}); }, {"slots of a head", "below 2^31", "4 + ", "layer 0"});
+}
+
+TEST_CASE("bytes of scores and records are told", "[cache]") {
+  ha::PolicyTable table(2, 2, ha::SinkWindow{.sink = 1, .window = 3});
+  table.set(1, 1, ha::SinkWindowScored{.sink = 1, .window = 6, .scored = 5});
+  ha::RollingSlots const slots(table, 3, {.max_tokens = 0, .slack = 3});
+  ha::RollingScores const scores(slots);
+  // Three sequences: 9 slots of a ring, 4 bytes each and up to 48; 8 records. And a place for each of four heads.
+  CHECK(scores.bytes_held(0) == 0);
+  CHECK(scores.bytes_held(1) == 3 * (48 + 8 * 16));
+  CHECK(scores.bytes_held() == 4 * 16 + scores.bytes_held(1));
+  CHECK(std::ssize(scores.bytes()) == scores.bytes_held());
+  check_error<Error>([&] { (void)scores.bytes_held(2); }, {"layer", "", "2", "RollingScores"});
+  CHECK(ha::RollingScores(ha::RollingSlots(ha::PolicyTable(1, 2, ha::Prune{}), 3, {})).bytes_held() == 0);
+  CHECK(slots.rows_total(1) == 3 * (1 + 6 + 1 + 9 + 8));
+
+  ha::FormatTable const formats(2, 2, {ha::Int8{}, ha::Int8{}});
+  auto const packed = ha::packed_rolling(slots, slots.view(), formats, dim);
+  std::vector<std::int32_t> const lengths{100, 0, 7};
+  ha::Compaction const sizes(table, lengths);
+  auto const rows = ha::cache_info(sizes, packed);
+  auto const info = ha::cache_info(sizes, packed, scores);
+  CHECK(info.bytes == rows.bytes + scores.bytes_held());
+  CHECK(info.layers[0].bytes == rows.layers[0].bytes);
+  CHECK(info.layers[1].bytes == rows.layers[1].bytes + scores.bytes_held(1));
+  CHECK(info.ratio > rows.ratio);
+
+  // Without slack the policy itself tells.
+  CHECK(ha::SinkWindowScored{.sink = 1, .window = 6, .scored = 5}.record_bytes() == 32 + 5 * 16);
+  CHECK(ha::SinkWindowScored{.sink = 1, .window = 6, .scored = 0}.record_bytes() == 0);
+  ha::ModelConfig const model{2, 2, 2, dim};
+  auto const held = [&](ha::AnyPolicy<> const& policy) {
+    ha::PolicyTable with = table;
+    with.set(1, 1, policy);
+    return ha::Compressor(model, with).compression_summary(100, formats, dim).held_bytes;
+  };
+  CHECK(held(ha::SinkWindowScored{.sink = 1, .window = 6, .scored = 5}) ==
+        held(ha::SinkWindow{.sink = 1, .window = 11}) + 32 + 5 * 16);
+}
