@@ -35,14 +35,29 @@ void check_scored_layout(L const& layout, ScoreBatch const& batch, std::int64_t 
   }
 }
 
-/// @return whether there is anything to score
-template <class Rows, class Rotation>
-bool check_scored_rows(ScoreFeatures const& features, ScoreBatch const& batch, Rows const& rows,
-                       Rotation const& rotation, char const* where) {
+/// A call's keys and values. @return whether there is anything to score
+template <class T, class Layout>
+bool check_scored_keys(ScoreFeatures const& features, ScoreBatch const& batch, T const* keys, T const* values,
+                       Layout const& layout, char const* where) {
   features.validate(where);
   require(batch.num_sequences >= 0, "sequences", ">= 0", batch.num_sequences, where);
   require(batch.tokens >= 0, "tokens", ">= 0", batch.tokens, where);
   (void)elements(where, {batch.num_sequences, batch.tokens, features.count(), sizeof(float)});
+  if (batch.num_sequences == 0 || batch.tokens == 0) return false;
+  require_pointer(keys, "keys", where);
+  require_pointer(values, "values", where);
+  require_aligned(keys, "keys", where);
+  require_aligned(values, "values", where);
+  check_scored_layout(keys_of(layout), batch, features.num_kv_heads, features.head_dim, "keys", where);
+  check_scored_layout(values_of(layout), batch, features.num_kv_heads, features.value_dim, "values", where);
+  return true;
+}
+
+/// Those and queries, and what they are turned back by. @return whether there is anything to score
+template <class Rows, class Rotation>
+bool check_scored_rows(ScoreFeatures const& features, ScoreBatch const& batch, Rows const& rows,
+                       Rotation const& rotation, char const* where) {
+  if (!check_scored_keys(features, batch, rows.keys, rows.values, rows.layout, where)) return false;
   if constexpr (std::is_same_v<Rotation, KeyRotation>) {
     require(rotation.rotary_dim() <= features.head_dim, "rotary_dim", {"at most head_dim, ", features.head_dim},
             rotation.rotary_dim(), where);
@@ -51,16 +66,9 @@ bool check_scored_rows(ScoreFeatures const& features, ScoreBatch const& batch, R
     require(!table || batch.tokens <= rotation.positions(), "tokens", {"at most the table's ", rotation.positions()},
             batch.tokens, where);
   }
-  if (batch.num_sequences == 0 || batch.tokens == 0) return false;
   require_pointer(rows.queries, "queries", where);
-  require_pointer(rows.keys, "keys", where);
-  require_pointer(rows.values, "values", where);
   require_aligned(rows.queries, "queries", where);
-  require_aligned(rows.keys, "keys", where);
-  require_aligned(rows.values, "values", where);
   check_scored_layout(rows.query_layout, batch, features.num_query_heads, features.head_dim, "queries", where);
-  check_scored_layout(keys_of(rows.layout), batch, features.num_kv_heads, features.head_dim, "keys", where);
-  check_scored_layout(values_of(rows.layout), batch, features.num_kv_heads, features.value_dim, "values", where);
   return true;
 }
 
