@@ -11,6 +11,7 @@
 #include "tools/support/progress.hpp"
 
 #include <headaware/error.hpp>
+#include <headaware/score/budgets.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -39,6 +40,8 @@ void check(ScoreOptions const& options) {
   ha::require(options.floor > 0 && options.floor < 1, "floor of probabilities", "in (0, 1)", options.floor, where);
   ha::require(!options.penalties.empty(), "penalties", "at least one", "none", where);
   for (double const penalty : options.penalties) ha::require(penalty > 0, "penalty", "> 0", penalty, where);
+  std::vector<std::vector<double>> const heads(options.shares.size(), {0});
+  ha::ReconstructionBudgets{options.shares, heads}.validate(where);
   double const share = options.overlap_share;
   ha::require(share > 0 && share < 1, "share of the overlap", "in (0, 1)", share, where);
 }
@@ -95,13 +98,14 @@ support::RowScorer calibrate_scores(Model const& model, std::span<std::int32_t c
   support::Interrupt const interrupt;
   auto const num_layers = static_cast<double>(model.shape().num_layers());
   auto const all = std::ssize(pieces.fitted) + std::ssize(pieces.held_out);
-  support::Progress progress("second readings", "pieces", all, sums.pieces());
+  auto const tokens_read = [&](double pieces_read) { return pieces_read * static_cast<double>(reading.tokens_read()); };
   std::int64_t done = sums.pieces();
+  support::Progress progress("second readings", "tokens", all * reading.tokens_read(), done * reading.tokens_read());
   auto const read = [&](std::vector<std::int32_t> const& piece, auto const& add) {
     reading.read(piece, [&](ReadLayer const& layer) {
       interrupt.check();
       add(layer);
-      progress.show(static_cast<double>(done) + (layer.layer + 1) / num_layers);
+      progress.show(tokens_read(static_cast<double>(done) + (layer.layer + 1) / num_layers));
     });
     ++done;
   };
@@ -114,7 +118,7 @@ support::RowScorer calibrate_scores(Model const& model, std::span<std::int32_t c
     held_out.begin_piece();
     read(piece, [&](ReadLayer const& layer) { held_out.add(layer); });
   }
-  progress.finish(static_cast<double>(done));
+  progress.finish(tokens_read(static_cast<double>(done)));
 
   support::RowScorer result;
   ha::SavedScores& saved = result.saved;

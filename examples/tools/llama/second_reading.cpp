@@ -32,6 +32,7 @@ SecondReading::SecondReading(Model const& model, std::string const& instruction,
                              std::int32_t threads)
     : model_(&model),
       tokens_(tokens),
+      bos_(model.begins_with_bos() ? 1 : 0),
       instruction_(model.tokenize(instruction, false)),
       rotations_(key_rotations(model)),
       tap_(model, [this](TappedAttention const& attention) { score(attention); }),
@@ -44,7 +45,7 @@ void SecondReading::read(std::span<std::int32_t const> piece, Handler const& han
   ha::require(std::ssize(piece) == tokens_, "tokens of a piece", tokens_, piece.size(), "SecondReading::read");
   std::vector<std::int32_t> text(piece.begin(), piece.end());
   text.insert(text.end(), instruction_.begin(), instruction_.end());
-  text.insert(text.end(), piece.begin() + (model_->begins_with_bos() ? 1 : 0), piece.end());
+  text.insert(text.end(), piece.begin() + bos_, piece.end());
   handler_ = &handler;
   context_.evaluate(text);
 }

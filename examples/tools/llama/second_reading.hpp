@@ -43,11 +43,15 @@ class SecondReading {
   /// @param handler  takes every layer that has a cache, in their order
   void read(std::span<std::int32_t const> piece, Handler const& handler);
 
+  /// Tokens that the model reads for a piece.
+  [[nodiscard]] std::int64_t tokens_read() const { return 2 * tokens_ + std::ssize(instruction_) - bos_; }
+
  private:
   void score(TappedAttention const& attention);
 
   Model const* model_;
   std::int64_t tokens_;
+  std::int64_t bos_;  ///< tokens of a piece that are not read twice
   std::vector<std::int32_t> instruction_;
   std::vector<headaware::KeyRotation> rotations_;
   AttentionTap tap_;
