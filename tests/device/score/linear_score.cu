@@ -1,6 +1,6 @@
 // Linear scores of rows on CUDA against double-precision loops: layouts, elements, rotations turned back, bad input.
 
-#include "support/device.hpp"
+#include "support/device_cache.cuh"
 #include "support/score_problem.hpp"
 
 #include <headaware/score/linear_score.cuh>
