@@ -75,7 +75,7 @@ struct SelectionProblem {
     return {of, static_cast<std::int32_t>(lengths.size()), length_of_each, max_length()};
   }
   [[nodiscard]] ha::SelectionShape shape() const { return shape(first_heads.data(), lengths.data()); }
-  [[nodiscard]] ha::TokenScores host_scores() const { return {scores.data(), stride}; }
+  [[nodiscard]] ha::SegmentScores host_scores() const { return {scores.data(), stride}; }
   [[nodiscard]] ha::SelectionRule host_rule() const {
     ha::SelectionRule result = rule;
     if (!windows.empty()) result.windows = windows.data();

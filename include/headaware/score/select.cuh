@@ -75,8 +75,9 @@ namespace device {
 ///            threshold six launches and two clearings, which read the scores up to ten times. A radix selection:
 ///            nothing is sorted
 template <class = void>
-cudaError_t select_tokens(void* d_temp, std::size_t& temp_bytes, SelectionShape const& shape, TokenScores const& scores,
-                          SelectionRule const& rule, SelectedTokens const& to, cudaStream_t stream) noexcept {
+cudaError_t select_tokens(void* d_temp, std::size_t& temp_bytes, SelectionShape const& shape,
+                          SegmentScores const& scores, SelectionRule const& rule, SelectedTokens const& to,
+                          cudaStream_t stream) noexcept {
   constexpr auto where = "select_tokens";
   return detail::guarded([&] {
     bool const any = detail::check_selection(shape, scores, rule, to);

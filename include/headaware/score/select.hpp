@@ -55,7 +55,7 @@ inline void select_best(float const* scores, std::int64_t count, std::vector<std
 
 /// Lets a sequence's heads share the best `count` of the tokens that none of them has selected by itself.
 /// @param of      the sequence's segments, as they are numbered @param keys  memory for a key each
-inline void share_best(TokenScores const& scores, std::int64_t count, std::span<std::int64_t const> of,
+inline void share_best(SegmentScores const& scores, std::int64_t count, std::span<std::int64_t const> of,
                        std::vector<SelectedSegment>& segments, std::vector<std::uint32_t>& keys) {
   auto const for_each_left = [&](std::int64_t s, auto const& f) {
     SelectedSegment const& segment = segments[static_cast<std::size_t>(s)];
@@ -114,7 +114,7 @@ inline void check_selection_on_host(SelectionShape const& shape, SelectionRule c
 ///            4 for every token that one threshold chooses from
 /// @par Source  budgets of heads: AdaKV, arXiv:2407.11550; one threshold for the model: KVzip, arXiv:2505.23416
 template <class = void>
-void select_tokens(SelectionShape const& shape, TokenScores const& scores, SelectionRule const& rule,
+void select_tokens(SelectionShape const& shape, SegmentScores const& scores, SelectionRule const& rule,
                    SelectedTokens const& to) {
   constexpr auto where = "select_tokens";
   if (!detail::check_selection(shape, scores, rule, to)) return;
@@ -209,7 +209,7 @@ class TokenLists {
 
 /// @brief The same into memory of its own.
 template <class = void>
-[[nodiscard]] TokenLists select_tokens(SelectionShape const& shape, TokenScores const& scores,
+[[nodiscard]] TokenLists select_tokens(SelectionShape const& shape, SegmentScores const& scores,
                                        SelectionRule const& rule) {
   std::int64_t const stride = selection_stride(shape, rule);
   TokenLists result(shape.num_segments(), stride);

@@ -23,7 +23,7 @@ HEADAWARE_NAMESPACE_BEGIN
 ///
 /// Those of one layer are what `score_keys` merges into (`KeyScores`); those of several layers lie layer after layer.
 /// NaN counts as the smallest score, less than -inf, and -0 as 0.
-struct TokenScores {
+struct SegmentScores {
   float const* data = nullptr;  ///< host or device, where the back end runs
   std::int64_t stride = 0;      ///< elements from one segment to the next: at least the longest sequence's tokens
 };
@@ -114,7 +114,7 @@ HEADAWARE_HOST_DEVICE inline std::int64_t own_selected(SelectionRule const& rule
 }
 
 /// Checks what does not depend on numbers that may be on the device. @return whether there is anything to select from
-inline bool check_selection(SelectionShape const& shape, TokenScores const& scores, SelectionRule const& rule,
+inline bool check_selection(SelectionShape const& shape, SegmentScores const& scores, SelectionRule const& rule,
                             SelectedTokens const& to) {
   constexpr auto where = "select_tokens";
   require(shape.heads.num_layers >= 0, "layers", ">= 0", shape.heads.num_layers, where);

@@ -225,7 +225,7 @@ TEST_CASE("selection on the device refuses what makes no sense, and too little s
   CHECK(device.select(temp.data(), few, nullptr) == cudaErrorInvalidValue);
   CHECK(std::string(ha::last_error_message()).find("temporary storage") != std::string::npos);
   ha::SelectionRule rule{.sink = -1};
-  ha::TokenScores const scores{nullptr, 20};
+  ha::SegmentScores const scores{nullptr, 20};
   CHECK(ha::device::select_tokens(nullptr, bytes, p.shape(), scores, rule, device.to(), nullptr) ==
         cudaErrorInvalidValue);
   ha::SelectionShape none = p.shape();

@@ -106,7 +106,7 @@ TEST_CASE("selection refuses what makes no sense, before it writes", "[score]") 
   SelectionProblem p({2}, {20}, DrawnScores::distinct, 8);
   p.rule = {.sink = 1, .window = 1, .shared = 10};
   std::vector<std::int32_t> tokens(40, -7);
-  auto const run = [&](ha::SelectionShape const& shape, ha::TokenScores const& scores, ha::SelectionRule const& rule,
+  auto const run = [&](ha::SelectionShape const& shape, ha::SegmentScores const& scores, ha::SelectionRule const& rule,
                        std::int64_t stride = 20) {
     ha::select_tokens(shape, scores, rule, ha::SelectedTokens{tokens.data(), stride, nullptr, nullptr});
   };

@@ -22,7 +22,7 @@ struct SharedCounts {
 
 struct SelectParameters {
   SelectionShape shape;
-  TokenScores scores;
+  SegmentScores scores;
   SelectionRule rule;
   SelectedTokens to;
   SharedCounts* counts = nullptr;            ///< [num_sequences]
