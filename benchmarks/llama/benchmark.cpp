@@ -244,7 +244,7 @@ void run_evict_once(Options options) {
   llama_adapter::OnceOptions once = options.once;
   once.threads = options.run.threads;
   once.single_precision = options.run.exact;
-  auto runs = once_runs(methods, options.sizes, options.compared.plans, model.shape(), once.prefix);
+  auto runs = llama_adapter::once_runs(methods, options.sizes, options.compared.plans, model.shape(), once.prefix);
   std::int64_t const length = once.prefix + once.continuation;
   auto const tokens = text_of(model, options, length, "--prefix and --continuation");
   llama_adapter::OncePlace place = options.once_place;
