@@ -11,10 +11,19 @@ FetchContent_Declare(benchmark GIT_REPOSITORY https://github.com/google/benchmar
   GIT_SHALLOW ON SYSTEM FIND_PACKAGE_ARGS 1.7 GLOBAL)
 FetchContent_Declare(CLI11 GIT_REPOSITORY https://github.com/CLIUtils/CLI11.git GIT_TAG v2.4.1
   GIT_SHALLOW ON SYSTEM FIND_PACKAGE_ARGS 2.1 GLOBAL)
+FetchContent_Declare(Eigen3 GIT_REPOSITORY https://gitlab.com/libeigen/eigen.git GIT_TAG 3.4.0
+  GIT_SHALLOW ON SYSTEM FIND_PACKAGE_ARGS 3.3 GLOBAL)
 
-# headaware_require(<nlohmann_json | Catch2 | benchmark | CLI11>)
+# headaware_require(<nlohmann_json | Catch2 | benchmark | CLI11 | Eigen3>)
 function(headaware_require name)
-  if(NOT TARGET ${name}::${name})
+  set(target ${name}::${name})
+  if(name STREQUAL "Eigen3")
+    set(target Eigen3::Eigen)
+  endif()
+  if(NOT TARGET ${target})
+    set(BUILD_TESTING OFF)
+    set(EIGEN_BUILD_DOC OFF)
+    set(EIGEN_BUILD_PKGCONFIG OFF)
     set(BENCHMARK_ENABLE_TESTING OFF)
     set(BENCHMARK_ENABLE_INSTALL OFF)
     FetchContent_MakeAvailable(${name})

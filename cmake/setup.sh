@@ -39,6 +39,7 @@ has_header nlohmann/json.hpp || need nlohmann-json3-dev "JSON files of the comma
 has_header catch2/catch_all.hpp || has_header catch2/catch.hpp || need catch2 "tests (Catch2, version 2 or 3)"
 has_header benchmark/benchmark.h || need libbenchmark-dev "benchmarks (Google Benchmark)"
 has_header CLI/CLI.hpp || need libcli11-dev "command lines of the examples (CLI11)"
+has_header eigen3/Eigen/Core || need libeigen3-dev "row scores of the llama.cpp examples (Eigen)"
 has_header dlpack/dlpack.h || want libdlpack-dev "DLPack tensors, optional (DLPack)"
 command -v gnuplot >/dev/null || want gnuplot-nox "pictures of a model's heads, optional (gnuplot)"
 if [[ ${1-} == all ]]; then

@@ -1,5 +1,5 @@
 // Observes a model's attention and writes what its heads look at: statistics, classes, retention, pictures. With --plan
-// measures what a plan needs, and writes one.
+// measures what a plan needs, and writes one; with --scores what tells the rows apart that later text looks at.
 
 #include "tools/analysis/analysis.hpp"
 #include "tools/analysis/captured_source.hpp"
@@ -12,10 +12,12 @@
 #include "tools/llama/exact_copy.hpp"
 #include "tools/llama/model_source.hpp"
 #include "tools/llama/planning.hpp"
+#include "tools/llama/score_calibration.hpp"
 #include "tools/support/budget.hpp"
 #endif
 
 #include <headaware/error.hpp>
+#include <headaware/io/file.hpp>
 #include <headaware/plan/summary.hpp>
 
 #include <CLI/CLI.hpp>
@@ -47,6 +49,9 @@ struct Options {
   support::MeasuringOptions measuring;
   ha::PlanOptions plan_options;
   support::FormatsWanted formats;
+  bool scores = false;
+  std::vector<std::int32_t> score_pieces{8, 1};
+  std::int64_t score_tokens = 1024;
 
   void add_to(CLI::App& app) {
     run.add_model(app, "GGUF file, or folder of captured arrays");
@@ -64,11 +69,26 @@ struct Options {
     measuring.add_to(app, planned);
     support::add_plan_options(app, plan_options, planned);
     support::add_formats(app, formats)->needs(planned);
-    // What a plan measures is given by its context and pieces: an option that it would not heed is refused.
+    auto* const scored = app.add_flag("--scores", scores,
+                                      "beside a plan, or instead of the analysis, measure and write scores of rows: "
+                                      "what tells those that later text looks at");
+    app.add_option("--score_pieces", score_pieces,
+                   "pieces of text that scores are fitted to, and held out to choose and check them by")
+        ->delimiter(',')
+        ->expected(1, 2)
+        ->check(support::positive)
+        ->capture_default_str()
+        ->needs(scored);
+    app.add_option("--score_tokens", score_tokens, "tokens of each, which the model reads twice in one context")
+        ->check(support::positive)
+        ->capture_default_str()
+        ->needs(scored);
+    // What these measure is given by contexts and pieces: an option that they would not heed is refused.
     for (char const* const other :
          {"--max_tokens", "--chunk_size", "--resume", "--sink_size", "--local_window", "--recent_ratio",
           "--num_distances", "--first_query", "--no_retention", "--no_output_metric"}) {
       planned->excludes(other);
+      scored->excludes(other);
     }
   }
 
@@ -144,14 +164,24 @@ llama_adapter::SensitivityOf sensitivity_of(std::string const& name) {
   return static_cast<llama_adapter::SensitivityOf>(std::find(names.begin(), names.end(), name) - names.begin());
 }
 
-void plan(Options const& options) {
+void score(Options const& options) {
   if (std::filesystem::is_directory(options.run.model)) {
-    throw ha::ArgumentError({"--plan", "a GGUF file, which has to run (from results alone: plan_policies)", "a folder",
-                             options.run.model.string()});
+    throw ha::ArgumentError({"--scores", "a GGUF file, which has to run", "a folder", options.run.model.string()});
   }
-  if (options.budget.empty()) {
-    throw ha::ArgumentError({"--plan", "--budget too: 25% (of the context) or 512 (tokens per KV head)", "none", ""});
-  }
+  llama_adapter::ScoreOptions scores;
+  scores.output_dir = options.analysis.output_dir;
+  scores.pieces = options.score_pieces.front();
+  if (options.score_pieces.size() > 1) scores.held_out = options.score_pieces.back();
+  scores.piece_tokens = options.score_tokens;
+  scores.threads = options.run.threads;
+  llama_adapter::Model const model(options.run.to_run(llama_adapter::exact_copy));
+  auto const scorer =
+      llama_adapter::calibrate_scores(model, model.tokenize(ha::read_text_file(options.text), false), scores);
+  std::printf("%s\nwrote scores.json and weights to %s\n", llama_adapter::score_summary(scorer.saved).c_str(),
+              options.analysis.output_dir.c_str());
+}
+
+void plan(Options const& options) {
   ha::ModelShape const shape = llama_adapter::Model(options.run.model).shape();
   ha::Budget const budget = support::parse_budget(options.budget, {shape, 2});  // of the cache in 16 bits
   support::MeasuringOptions const& measuring = options.measuring;
@@ -202,21 +232,41 @@ void plan(Options const& options) {
               guarded.chosen().name.c_str(), options.analysis.output_dir.c_str());
 }
 #else
+void score(Options const&) {
+  throw ha::ArgumentError({"--scores", "a program built with llama.cpp (configure with -DHEADAWARE_LLAMA=ON)",
+                           "one built without", "--scores"});
+}
 void plan(Options const&) {
   throw ha::ArgumentError({"--plan", "a program built with llama.cpp (configure with -DHEADAWARE_LLAMA=ON)",
                            "one built without", "--plan"});
 }
 #endif
 
+/// Before anything is measured.
+void check_plan(Options const& options) {
+  if (std::filesystem::is_directory(options.run.model)) {
+    throw ha::ArgumentError({"--plan", "a GGUF file, which has to run (from results alone: plan_policies)", "a folder",
+                             options.run.model.string()});
+  }
+  if (options.budget.empty()) {
+    throw ha::ArgumentError({"--plan", "--budget too: 25% (of the context) or 512 (tokens per KV head)", "none", ""});
+  }
+}
+
 int run(Options& options) {
   options.analysis.parameters.validate();
   auto const& folder = options.analysis.output_dir;
+  if (options.plan) check_plan(options);
+  if (options.scores) {
+    support::prepare_results(folder, {"scores.json", "scores.npy"}, {"scores_state"});
+    score(options);
+  }
   if (options.plan) {
     support::prepare_results(folder, {"plan.json", "plan_classifications.json", "plan_guard.json"},
                              {"text", "probe", "losses"});
     plan(options);
-    return 0;
   }
+  if (options.plan || options.scores) return 0;
   support::prepare_results(folder,
                            {"attention_sums.json", "head_statistics.json", "head_classifications.json",
                             "retention_statistics.json", "analysis.json", "report.html"},
