@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -60,6 +61,11 @@ Its methods, all with 4 sinks but full, and --sizes tokens per KV head on averag
   snapkv                  newest quarter, and those that the last 64 queries look at, summed, means over 5 tokens
   h2o                     newest half, and those that all queries look at, summed
   kvzip                   those that a second reading of the prefix looks at most, one threshold for all heads
+and with --scores, whose head budgets all but learned_shared have:
+  budget_windows          newest tokens
+  learned                 newest quarter of the budget, and those of the largest linear score
+  learned_shared          newest 16, and those of the largest linear score, one threshold for all heads
+  expected_attention      newest quarter of the budget, and those that queries to come are expected to look at
 Rules (head_aware) lose to uniform windows of their size, which are run beside them; analyze_attention --plan makes plans
 that did not on the text held out for them.)";
 
@@ -79,6 +85,7 @@ struct Options {
   bool masked = false;
   bool evict_once = false;
   std::vector<std::int64_t> sizes{64, 128, 256};
+  std::filesystem::path scores;
   llama_adapter::OnceOptions once;
   llama_adapter::OncePlace once_place;
 
@@ -120,6 +127,9 @@ struct Options {
     };
     length("--prefix", once.prefix, "of --evict_once: tokens that are read before");
     length("--continuation", once.continuation, "of --evict_once: tokens that are read after");
+    app.add_option("--scores", scores,
+                   "of --evict_once: folder of scores.json, which analyze_attention --scores writes")
+        ->check(CLI::ExistingDirectory);
     app.add_option("--sizes", sizes, "of --evict_once: tokens that a KV head keeps of the prefix on average")
         ->capture_default_str()
         ->delimiter(',')
@@ -141,7 +151,8 @@ struct Options {
     app.add_option("--method", methods,
                    "any of " + names +
                        ", with --evict_once those below; default: full,streaming_llm, and planned where there "
-                       "is a --plan; with --evict_once all")
+                       "is a --plan; with --evict_once all that the options "
+                       "allow")
         ->delimiter(',')
         ->check(CLI::IsMember(all));
     support::add_policies(app, compared.plans, "plan.json of planned, or several")->delimiter(',');
@@ -238,13 +249,17 @@ void run_evict_once(Options options) {
   std::vector<std::string> methods = options.methods;
   if (methods.empty()) {
     for (std::string const method : llama_adapter::once_methods) {
-      if (method != "planned" || !options.compared.plans.empty()) methods.push_back(method);
+      bool const wanted = method == "planned" ? !options.compared.plans.empty()
+                                              : !options.scores.empty() || !llama_adapter::needs_scores(method);
+      if (wanted) methods.push_back(method);
     }
   }
   llama_adapter::OnceOptions once = options.once;
   once.threads = options.run.threads;
   once.single_precision = options.run.exact;
-  auto runs = llama_adapter::once_runs(methods, options.sizes, options.compared.plans, model.shape(), once.prefix);
+  std::optional<support::RowScorer> scorer;
+  if (!options.scores.empty()) once.scorer = &scorer.emplace(support::load_row_scorer(options.scores));
+  auto runs = llama_adapter::once_runs(methods, options.sizes, options.compared.plans, model.shape(), once);
   std::int64_t const length = once.prefix + once.continuation;
   auto const tokens = text_of(model, options, length, "--prefix and --continuation");
   llama_adapter::OncePlace place = options.once_place;

@@ -37,13 +37,15 @@ void save_once(std::filesystem::path const& path, OnceText const& text) {
 }
 
 /// Names a job's file by what goes into it.
-std::filesystem::path path_of(std::string const& about, std::filesystem::path const& folder, OnceRun const& run,
-                              OncePiece const& piece) {
+std::filesystem::path path_of(std::string const& about, OnceOptions const& options, std::filesystem::path const& folder,
+                              OnceRun const& run, OncePiece const& piece) {
   support::ContentHash hash;
   auto const selection = OnceSelection::of(run);
   hash.add(about + " " + std::to_string(run.size) + " " + selection.text());
   if (selection.source == OnceSource::windows) hash.add(text_of(run.table));
   if (selection.source == OnceSource::second_reading) hash.add(repeat_instruction);
+  if (selection.source == OnceSource::learned) hash.add(options.scorer->saved.weight_hash);
+  hash.add(run.budgets);
   hash.add(piece.prefix);
   hash.add(piece.continuation);
   return folder / (hash.text() + ".json");
@@ -64,7 +66,7 @@ void run_missing(Model const& model, OnceOptions const& options, std::filesystem
   auto const missing = [&](OncePiece const& piece) {
     std::vector<OnceRun const*> result;
     for (OnceRun const& run : runs) {
-      if (!std::filesystem::exists(path_of(about, folder, run, piece))) result.push_back(&run);
+      if (!std::filesystem::exists(path_of(about, options, folder, run, piece))) result.push_back(&run);
     }
     return result;
   };
@@ -106,7 +108,7 @@ void run_missing(Model const& model, OnceOptions const& options, std::filesystem
         interrupt.check();
         progress.show(static_cast<double>(done + tokens));
       });
-      save_once(path_of(about, folder, *run, piece), text);
+      save_once(path_of(about, options, folder, *run, piece), text);
       done += std::ssize(piece.continuation);
     }
   }
@@ -154,7 +156,7 @@ void run_once(Model const& model, OnceOptions const& options, std::filesystem::p
   for (OnceRun& run : runs) {
     std::array<double, 3> sums{};
     for (OncePiece const& piece : pieces) {
-      auto const path = path_of(about, folder, run, piece);
+      auto const path = path_of(about, options, folder, run, piece);
       auto const text = parse_once_text(ha::read_text_file(path), path.string(), std::ssize(piece.continuation) - 1);
       double sum = 0;
       for (std::int64_t const at : piece.counted) {
@@ -194,15 +196,18 @@ OnceCost once_cost(Model const& model, OnceOptions const& options, std::filesyst
   support::ContentHash hash;
   hash.add(about_of(model, options) + " cost");
   hash.add(prefix);
+  if (options.scorer != nullptr) hash.add(options.scorer->saved.weight_hash);
   auto const path = folder / (hash.text() + ".json");
-  constexpr std::array<char const*, 3> names{"prefill_seconds", "last_queries_seconds", "all_queries_seconds"};
+  constexpr std::array<char const*, 4> names{"prefill_seconds", "last_queries_seconds", "all_queries_seconds",
+                                             "learned_seconds"};
   constexpr std::array members{&OnceCost::prefill_seconds, &OnceCost::last_queries_seconds,
-                               &OnceCost::all_queries_seconds};
+                               &OnceCost::all_queries_seconds, &OnceCost::learned_seconds};
+  std::size_t const measured = options.scorer != nullptr ? 4 : 3;
   OnceCost cost;
   if (std::filesystem::exists(path)) {
     ha::JsonTree const tree(ha::read_text_file(path), path.string());
     ha::JsonObject json = tree.root().object();
-    for (std::size_t i = 0; i < names.size(); ++i) cost.*members[i] = json.get(names[i], "a number").number();
+    for (std::size_t i = 0; i < measured; ++i) cost.*members[i] = json.get(names[i], "a number").number();
     return cost;
   }
   support::Interrupt const interrupt;
@@ -217,24 +222,34 @@ OnceCost once_cost(Model const& model, OnceOptions const& options, std::filesyst
     interrupt.check();
   }
   std::int64_t const first = std::max<std::int64_t>(0, count - observed_queries);
-  auto const reduction = ha::KeyScoreReduction::sum;
-  std::vector<AttentionScores> last(3, AttentionScores(model.shape(), count, first, count, reduction));
-  AttentionScores all(model.shape(), count, 0, count, reduction);
+  ha::ModelShape const& shape = model.shape();
+  auto const rotations = once_rotations(model, options);
+  std::vector<OnceScores> last(3, OnceScores(OnceSource::last_queries, shape, count, first, count));
+  std::vector<OnceScores> learned(measured == 4 ? 3 : 0, OnceScores(OnceSource::learned, shape, count, 0, count));
+  OnceScores all(OnceSource::all_queries, shape, count, 0, count);
+  auto const best_of = [](std::vector<OnceScores> const& scorers) {
+    double best = std::numeric_limits<double>::infinity();
+    for (OnceScores const& scorer : scorers) best = std::min(best, scorer.seconds());
+    return best;
+  };
   AttentionTap tap(model, [&](TappedAttention const& attention) {
-    for (AttentionScores& scorer : last) scorer.take(attention);
-    all.take(attention);
+    for (auto* const scorers : {&last, &learned}) {
+      for (OnceScores& scorer : *scorers) scorer.take(attention, options.scorer, rotations);
+    }
+    all.take(attention, options.scorer, rotations);
     interrupt.check();
   });
   Context context(model, {.tokens = count,
-                          .flash_attention = wants_fused(model.shape(), count),
+                          .flash_attention = wants_fused(shape, count),
                           .all_logits = false,
                           .threads = options.threads,
                           .observer = &tap});
   context.evaluate(prefix);
-  cost.last_queries_seconds = std::min({last[0].seconds(), last[1].seconds(), last[2].seconds()});
+  cost.last_queries_seconds = best_of(last);
   cost.all_queries_seconds = all.seconds();
+  if (measured == 4) cost.learned_seconds = best_of(learned);
   nlohmann::ordered_json json;
-  for (std::size_t i = 0; i < names.size(); ++i) json[names[i]] = cost.*members[i];
+  for (std::size_t i = 0; i < measured; ++i) json[names[i]] = cost.*members[i];
   ha::write_file(path, support::json_text(json) + "\n");
   return cost;
 }

@@ -5,6 +5,7 @@
 
 #include "llama/passage_spread.hpp"
 #include "tools/llama/engine.hpp"
+#include "tools/support/row_scorer.hpp"
 
 #include <headaware/policy/table.hpp>
 
@@ -19,13 +20,18 @@
 
 namespace llama_adapter {
 
-inline constexpr std::array<char const*, 6> once_methods{"full", "streaming_llm", "planned", "snapkv", "h2o", "kvzip"};
+inline constexpr std::array<char const*, 10> once_methods{
+    "full",  "streaming_llm",  "planned", "snapkv",         "h2o",
+    "kvzip", "budget_windows", "learned", "learned_shared", "expected_attention"};
+/// Whether a method needs the scores that a calibration has written.
+[[nodiscard]] bool needs_scores(std::string const& method);
 
 struct OnceOptions {
   std::int64_t prefix = 1024;        ///< tokens that are read with everything kept
   std::int64_t continuation = 1024;  ///< tokens that are read after them
   std::int32_t threads = 1;          ///< of the engine and of the library
   bool single_precision = false;     ///< keys and values in 4 bytes per element; else in 2, as engines hold them
+  support::RowScorer const* scorer = nullptr;  ///< borrowed, of methods that need scores
 };
 
 /// What a piece of text tells.
@@ -71,9 +77,10 @@ struct OnceRun {
   static constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
 
   std::string method;
-  std::string plan{};            ///< file of the windows, if any
-  std::int64_t size = 0;         ///< tokens of the prefix per KV head; 0: all
-  headaware::PolicyTable table;  ///< of methods of windows
+  std::string plan{};                   ///< file of the windows, if any
+  std::int64_t size = 0;                ///< tokens of the prefix per KV head; 0: all
+  headaware::PolicyTable table;         ///< of methods of windows
+  std::vector<std::int32_t> budgets{};  ///< [KV heads of all layers] tokens, of methods that have them by head
 
   double mean_kept = unknown;
   double perplexity = unknown;  ///< of continuations
@@ -91,12 +98,13 @@ struct OnceRun {
 };
 
 /// @brief The methods at each size. A plan's windows are scaled to it.
-/// @param plans  of "planned" @throws ArgumentError on plans of other models, sizes that are not positive, or methods
+/// @param plans    of "planned" @param options  prefix, and scores of methods that need them @throws ArgumentError on
+/// plans of other models, sizes that are not positive, or methods
 ///               that are not known; FormatError, FileError as loaders of plans
 [[nodiscard]] std::vector<OnceRun> once_runs(std::vector<std::string> const& methods,
                                              std::vector<std::int64_t> const& sizes,
                                              std::vector<std::filesystem::path> const& plans,
-                                             headaware::ModelShape const& shape, std::int64_t prefix);
+                                             headaware::ModelShape const& shape, OnceOptions const& options);
 
 /// Windows in the proportions of a table's, `size` tokens of a KV head of `length` on average. Sinks stay.
 /// @throws ArgumentError on policies that are no windows, or sinks of more than that
@@ -108,6 +116,7 @@ struct OnceCost {
   double prefill_seconds = OnceRun::unknown;       ///< the engine by itself, its own attention, best of two
   double last_queries_seconds = OnceRun::unknown;  ///< `score_keys` of the last queries, all layers, best of three
   double all_queries_seconds = OnceRun::unknown;   ///< of all queries, once
+  double learned_seconds = OnceRun::unknown;       ///< `score_rows`, best of three, where there are scores
 };
 
 /// @brief Runs the methods over the pieces and fills in what they give; each job is kept in a file of the folder, named

@@ -96,16 +96,40 @@ ha::PolicyTable scaled_windows(ha::PolicyTable const& table, std::int64_t size, 
   return result;
 }
 
+namespace {
+
+constexpr std::int64_t least_budget = 8;
+
+/// Sinks and windows of so many tokens a head.
+ha::PolicyTable budget_windows(ha::PolicyTable table, std::span<std::int32_t const> budgets) {
+  std::size_t next = 0;
+  for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
+    for (std::int32_t head = 0; head < table.num_kv_heads(layer); ++head) {
+      table.set(layer, head, ha::SinkWindow{.sink = 4, .window = budgets[next++] - 4});
+    }
+  }
+  return table;
+}
+
+}  // namespace
+
+bool needs_scores(std::string const& method) {
+  return method == "budget_windows" || method.starts_with("learned") || method == "expected_attention";
+}
+
 std::vector<OnceRun> once_runs(std::vector<std::string> const& methods, std::vector<std::int64_t> const& sizes,
                                std::vector<std::filesystem::path> const& plans, ha::ModelShape const& shape,
                                std::int64_t prefix) {
   constexpr auto where = "benchmark --evict_once";
+  std::int64_t const prefix = options.prefix;
   std::vector<OnceRun> runs;
   ha::PolicyTable const full = ha::table_from_model_config(shape, ha::Full{});
   for (std::string const& method : methods) {
     bool const known = std::any_of(once_methods.begin(), once_methods.end(), [&](auto name) { return name == method; });
     ha::require(known, "--method", "one of those that --help lists for --evict_once", method, where);
     ha::require(method != "planned" || !plans.empty(), "--method planned", "--plan too", "none", where);
+    ha::require(!needs_scores(method) || options.scorer != nullptr, "--method " + method, "--scores too", "none",
+                where);
     if (method == "full") {
       runs.push_back({.method = method, .table = full});
       continue;
@@ -124,6 +148,11 @@ std::vector<OnceRun> once_runs(std::vector<std::string> const& methods, std::vec
         }
       } else {
         runs.push_back({.method = method, .size = size, .table = full});
+        if (!needs_scores(method) || method == "learned_shared") continue;
+        OnceRun& run = runs.back();
+        auto const heads = options.scorer->saved.budgets.tokens(static_cast<double>(size), prefix, least_budget);
+        run.budgets.assign(heads.begin(), heads.end());
+        if (method == "budget_windows") run.table = budget_windows(full, run.budgets);
       }
     }
   }

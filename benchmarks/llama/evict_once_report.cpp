@@ -69,6 +69,9 @@ std::string once_table(std::vector<OnceRun> const& runs, OnceCost const& cost) {
   text += "\nBeside a prefill of " + report::number("%.2f", cost.prefill_seconds) +
           " s: score_keys of the last queries " + beside_prefill(cost.last_queries_seconds, cost.prefill_seconds) +
           ", of all queries " + beside_prefill(cost.all_queries_seconds, cost.prefill_seconds);
+  if (std::isfinite(cost.learned_seconds)) {
+    text += ", score_rows " + beside_prefill(cost.learned_seconds, cost.prefill_seconds);
+  }
   for (OnceRun const& run : runs) {
     if (!(run.select_seconds > 0)) continue;
     text += ", select_tokens of " + run.method + " " + std::to_string(run.size) + " " +
@@ -92,7 +95,8 @@ void write_once(std::filesystem::path const& folder, OnceAbout const& about, Onc
                                      {"questions", place.questions},
                                      {"prefill_seconds", finite_or_null(cost.prefill_seconds)},
                                      {"score_last_queries_seconds", finite_or_null(cost.last_queries_seconds)},
-                                     {"score_all_queries_seconds", finite_or_null(cost.all_queries_seconds)}};
+                                     {"score_all_queries_seconds", finite_or_null(cost.all_queries_seconds)},
+                                     {"score_rows_seconds", finite_or_null(cost.learned_seconds)}};
   auto& list = document["runs"] = nlohmann::ordered_json::array();
   for (OnceRun const& run : runs) list.push_back(json_of(run));
   support::make_folder(folder);

@@ -66,8 +66,8 @@ TEST_CASE("evicted once: full as the engine, all kept as full, windows as masked
   auto const pieces = once_pieces(model, tokens, options, {.passages = {0}, .copies = {20}, .lookups = 0});
   REQUIRE(pieces.size() == 2);
   TemporaryFolder const folder;
-  auto runs = once_runs({"full", "streaming_llm", "kvzip"}, {32}, {}, model.shape(), options.prefix);
-  auto const all = once_runs({"snapkv", "kvzip"}, {options.prefix}, {}, model.shape(), options.prefix);
+  auto runs = once_runs({"full", "streaming_llm", "kvzip"}, {32}, {}, model.shape(), options);
+  auto const all = once_runs({"snapkv", "kvzip"}, {options.prefix}, {}, model.shape(), options);
   runs.insert(runs.end(), all.begin(), all.end());
   run_once(model, options, folder.path(), pieces, runs);
   OnceRun const& full = runs[0];
