@@ -9,6 +9,7 @@
 #include <headaware/policy/table.hpp>
 #include <headaware/policy/with_keep_lists.hpp>
 #include <headaware/score/select.hpp>
+#include <headaware/score/selected_sizes.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -100,6 +101,44 @@ TEST_CASE("selected tokens are what compress copies", "[score]") {
   }
   CHECK(keys == expected);
   CHECK(values == expected);
+}
+
+TEST_CASE("sizes of a selection before it runs: every head's by budgets, a layer's by one threshold", "[score]") {
+  SelectionProblem p({2, 3}, {60, 9, 0}, DrawnScores::few, 9);
+  p.rule = {.sink = 2, .window = 5};
+  p.budgets = {7, 0, 1000, 1, 30};
+  ha::TokenLists const selected = ha::select_tokens(p.shape(), p.host_scores(), p.host_rule());
+  std::vector<std::int32_t> tokens(at(p.segments() * 60));
+  ha::SelectedTokens const to{tokens.data(), 60, nullptr, nullptr};
+  auto const lists = ha::selected_lists(p.shape(), p.host_rule(), to);
+  std::vector<std::int32_t> counts;
+  for (std::int64_t s = 0; s < p.segments(); ++s) {
+    CHECK(lists[at(s)].count == selected.lists()[at(s)].count);
+    CHECK(lists[at(s)].tokens == tokens.data() + s * 60);
+    counts.push_back(static_cast<std::int32_t>(lists[at(s)].count));
+  }
+  CHECK(ha::selected_lists(counts, to) == lists);
+  counts[1] = 61;
+  check_error<ha::ArgumentError>([&] { (void)ha::selected_lists(counts, to); },
+                                 {"tokens of a segment", "in [0, 60]", "61", "segment 1"});
+
+  for (std::int64_t const shared : {0, 3, 40, 1000}) {
+    SelectionProblem one({4}, {60, 9, 0}, DrawnScores::few, 10);
+    one.rule = {.sink = 2, .window = 5, .shared = shared, .floor = 1};
+    ha::TokenLists const chosen = ha::select_tokens(one.shape(), one.host_scores(), one.host_rule());
+    auto const bounds = ha::selected_lists(one.shape(), one.host_rule(), to);
+    for (std::int64_t sequence = 0; sequence < 3; ++sequence) {
+      std::int64_t difference = 0;
+      for (std::int64_t s = sequence * 4; s < sequence * 4 + 4; ++s) {
+        difference += bounds[at(s)].count - chosen.lists()[at(s)].count;
+        CHECK(bounds[at(s)].count <= one.lengths[at(sequence)]);
+      }
+      CHECK(difference == 0);
+    }
+  }
+  p.budgets.clear();
+  check_error<ha::ArgumentError>([&] { (void)ha::selected_lists(p.shape(), p.host_rule(), to); },
+                                 {"layers that one threshold is over", "one", "2", "selected_lists"});
 }
 
 TEST_CASE("selection refuses what makes no sense, before it writes", "[score]") {
