@@ -2,6 +2,7 @@
 // beside method at equal mean size.
 
 #include "llama/benchmark_methods.hpp"
+#include "llama/evict_once.hpp"
 #include "tools/llama/exact_copy.hpp"
 #include "tools/support/budget.hpp"
 #include "tools/support/command.hpp"
@@ -19,7 +20,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace ha = headaware;
@@ -45,6 +48,24 @@ and, unless --masked:
   time_to_first_token_s   reading the first passage and choosing the token after it
   compaction_s            the library's compress of a full cache of --context tokens of the model's shape, all layers, into
                           the method's cache: what an engine pays that prefills with its own attention. CPU, best of five
+With --evict_once (evict_once.json, evict_once.csv) a prefix is read with everything kept, some tokens of every KV head
+are kept once, and the model reads on with nothing evicted:
+  perplexity              of the --continuation after a prefix of --prefix tokens
+  gap_closed              of the gap in its NLL between streaming_llm of this size and full
+  copy_nll                of the prefix given again
+  lookup_accuracy         share of digits that are the likeliest token, questions after lists of words with numbers
+  select_seconds, compress_seconds  of select_tokens and compress; beside them the seconds of a prefill and of score_keys
+Its methods, all with 4 sinks but full, and --sizes tokens per KV head on average:
+  full, streaming_llm     everything; newest tokens
+  planned                 windows of --plan in their proportions, at each size
+  snapkv                  newest quarter, and those that the last 64 queries look at, summed, means over 5 tokens
+  h2o                     newest half, and those that all queries look at, summed
+  kvzip                   those that a second reading of the prefix looks at most, one threshold for all heads
+and with --scores, whose head budgets all but learned_shared have:
+  budget_windows          newest tokens
+  learned                 newest quarter of the budget, and those of the largest linear score
+  learned_shared          newest 16, and those of the largest linear score, one threshold for all heads
+  expected_attention      newest quarter of the budget, and those that queries to come are expected to look at
 Rules (head_aware) lose to uniform windows of their size, which are run beside them; analyze_attention --plan makes plans
 that did not on the text held out for them.)";
 
@@ -62,6 +83,11 @@ struct Options {
   std::int64_t max_tokens = 0;
   std::int64_t decode_tokens = 64;
   bool masked = false;
+  bool evict_once = false;
+  std::vector<std::int64_t> sizes{64, 128, 256};
+  std::filesystem::path scores;
+  llama_adapter::OnceOptions once;
+  llama_adapter::OncePlace once_place;
 
   void add_to(CLI::App& app) {
     app.footer(what_is_measured);
@@ -72,6 +98,8 @@ struct Options {
         "--masked", masked,
         "policies as masks, in one pass per passage: measures no cache; predicts the same, with --exact to 1e-4, while "
         "quantised weights round every step differently");
+    app.add_flag("--evict_once", evict_once, "read a prefix, compress it once, read on: see below")
+        ->excludes("--masked");
     auto const count = [&](char const* name, std::int64_t& number, char const* means) {
       app.add_option(name, number, means)->capture_default_str()->check(CLI::Range(0, support::most_tokens));
     };
@@ -84,6 +112,7 @@ struct Options {
     places("--starts", starts, "tokens at which passages begin, instead");
     count("--copies", copies, "passages of half the size, each given twice; 0: none");
     places("--copy_starts", copy_starts, "tokens at which they begin, instead");
+    add_once(app);
     count("--decode_tokens", decode_tokens, "decoded after the first passage; 0: none");
     support::add_max_tokens(app, max_tokens, "of the text");
     support::add_output_dir(app, output_dir, "where the results go; the same folder goes on where a run stopped");
@@ -92,14 +121,40 @@ struct Options {
   }
 
  private:
+  void add_once(CLI::App& app) {
+    auto const length = [&](char const* name, std::int64_t& tokens, char const* means) {
+      support::add_length(app, tokens, means, 64, name);
+    };
+    length("--prefix", once.prefix, "of --evict_once: tokens that are read before");
+    length("--continuation", once.continuation, "of --evict_once: tokens that are read after");
+    app.add_option("--scores", scores,
+                   "of --evict_once: folder of scores.json, which analyze_attention --scores writes")
+        ->check(CLI::ExistingDirectory);
+    app.add_option("--sizes", sizes, "of --evict_once: tokens that a KV head keeps of the prefix on average")
+        ->capture_default_str()
+        ->delimiter(',')
+        ->check(support::positive);
+    app.add_option("--lookups", once_place.lookups,
+                   "of --evict_once: lists of words with numbers, as long as the prefix")
+        ->capture_default_str()
+        ->check(support::non_negative);
+    app.add_option("--questions", once_place.questions, "of --evict_once: after each list")
+        ->capture_default_str()
+        ->check(support::positive);
+  }
   void add_methods(CLI::App& app) {
     auto const& known = llama_adapter::benchmark_methods;
     std::string names;
     for (char const* const name : known) names += std::string(names.empty() ? "" : ",") + name;
+    std::vector<std::string> all(known.begin(), known.end());
+    all.insert(all.end(), llama_adapter::once_methods.begin(), llama_adapter::once_methods.end());
     app.add_option("--method", methods,
-                   "any of " + names + "; default: full,streaming_llm, and planned where there is a --plan")
+                   "any of " + names +
+                       ", with --evict_once those below; default: full,streaming_llm, and planned where there "
+                       "is a --plan; with --evict_once all that the options "
+                       "allow")
         ->delimiter(',')
-        ->check(CLI::IsMember(std::vector<std::string>(known.begin(), known.end())));
+        ->check(CLI::IsMember(all));
     support::add_policies(app, compared.plans, "plan.json of planned, or several")->delimiter(',');
     support::add_policies(app, compared.classifications,
                           "head_classifications.json of head_aware; streaming_llm is run beside it at its size",
@@ -179,8 +234,62 @@ void run_all(llama_adapter::Model const& model, Options const& options, std::vec
   }
 }
 
+/// Tokens of the text, without BOS.
+std::vector<std::int32_t> text_of(llama_adapter::Model const& model, Options const& options, std::int64_t least,
+                                  char const* option) {
+  auto tokens = model.tokenize(ha::read_text_file(options.text), false);
+  if (options.max_tokens > 0) tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(options.max_tokens)));
+  ha::require(std::ssize(tokens) >= least, "tokens of the text", {"at least ", option, ", ", least}, tokens.size(),
+              options.text.string());
+  return tokens;
+}
+
+void run_evict_once(Options options) {
+  llama_adapter::Model const model(options.run.to_run(llama_adapter::exact_copy));
+  std::vector<std::string> methods = options.methods;
+  if (methods.empty()) {
+    for (std::string const method : llama_adapter::once_methods) {
+      bool const wanted = method == "planned" ? !options.compared.plans.empty()
+                                              : !options.scores.empty() || !llama_adapter::needs_scores(method);
+      if (wanted) methods.push_back(method);
+    }
+  }
+  llama_adapter::OnceOptions once = options.once;
+  once.threads = options.run.threads;
+  once.single_precision = options.run.exact;
+  std::optional<support::RowScorer> scorer;
+  if (!options.scores.empty()) once.scorer = &scorer.emplace(support::load_row_scorer(options.scores));
+  auto runs = llama_adapter::once_runs(methods, options.sizes, options.compared.plans, model.shape(), once);
+  std::int64_t const length = once.prefix + once.continuation;
+  auto const tokens = text_of(model, options, length, "--prefix and --continuation");
+  llama_adapter::OncePlace place = options.once_place;
+  place.passages =
+      options.starts.empty() ? even_starts(std::ssize(tokens), options.passages, length, "passages") : options.starts;
+  place.copies = options.copy_starts.empty() ? even_starts(std::ssize(tokens), options.copies, once.prefix, "copies")
+                                             : options.copy_starts;
+  auto const pieces = once_pieces(model, tokens, once, place);
+  support::prepare_results(options.output_dir, {"evict_once.json", "evict_once.csv"}, {"once"});
+  auto const folder = options.output_dir / "once";
+  run_once(model, once, folder, pieces, runs);
+  auto const cost = once_cost(model, once, folder, pieces.front().prefix);
+  llama_adapter::OnceAbout const about{.model = options.run.model.filename().string(),
+                                       .text = options.text.filename().string(),
+                                       .exact = options.run.exact};
+  write_once(options.output_dir, about, once, place, runs, cost);
+  std::printf("%s over %s: %lld tokens read, evicted once, %lld read after them\n\n%s", about.model.c_str(),
+              about.text.c_str(), static_cast<long long>(once.prefix), static_cast<long long>(once.continuation),
+              once_table(runs, cost).c_str());
+  std::printf("wrote evict_once.json and evict_once.csv to %s\n", options.output_dir.c_str());
+}
+
 void run(Options options) {
+  if (options.evict_once) return run_evict_once(std::move(options));
   std::int64_t const context = options.compared.context;
+  for (std::string const& method : options.methods) {
+    auto const& known = llama_adapter::benchmark_methods;
+    ha::require(std::find(known.begin(), known.end(), method) != known.end(), "--method " + method,
+                "--evict_once too, whose method it is", "none", "--method");
+  }
   llama_adapter::Model const model(options.run.to_run(llama_adapter::exact_copy));
   if (!options.methods.empty()) {
     options.compared.methods = options.methods;
@@ -190,11 +299,8 @@ void run(Options options) {
   // Before anything that takes long.
   options.compared.budgets = mean_budgets(options, model.shape());
   auto runs = benchmark_runs(options.compared, model.shape());
-  auto tokens = model.tokenize(ha::read_text_file(options.text), false);
-  if (options.max_tokens > 0) tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(options.max_tokens)));
+  auto const tokens = text_of(model, options, context, "--context");
   auto const length = std::ssize(tokens);
-  ha::require(length >= context, "tokens of the text", {"at least --context, ", context}, length,
-              options.text.string());
   llama_adapter::BenchmarkText const text{
       .place = {.context = context,
                 .passages = options.starts.empty() ? even_starts(length, options.passages, context, "passages")

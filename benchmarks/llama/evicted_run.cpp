@@ -1,5 +1,6 @@
 #include "llama/evicted_run.hpp"
 
+#include "llama/timing.hpp"
 #include "tools/llama/cached_model.hpp"
 #include "tools/llama/engine_reader.hpp"
 #include "tools/llama/loss_store.hpp"
@@ -26,46 +27,16 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <limits>
 #include <utility>
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 namespace llama_adapter {
 
 namespace ha = headaware;
 
 namespace {
-
-/// Seconds that a call takes.
-template <class Call>
-double seconds_of(Call const& call) {
-  auto const start = std::chrono::steady_clock::now();
-  call();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-/// Holds the library's loops to as many cores as the engine has: else figures would depend on what other cores do.
-class Cores {
- public:
-#ifdef _OPENMP
-  explicit Cores(std::int32_t threads) : before_(omp_get_max_threads()) { omp_set_num_threads(threads); }
-  ~Cores() { omp_set_num_threads(before_); }
-#else
-  explicit Cores(std::int32_t) {}
-  ~Cores() {}
-#endif
-  Cores(Cores const&) = delete;
-  Cores& operator=(Cores const&) = delete;
-
- private:
-  [[maybe_unused]] int before_ = 1;
-};
 
 /// Told how many tokens are done; may throw to leave.
 using Advanced = std::function<void(std::int64_t)>;

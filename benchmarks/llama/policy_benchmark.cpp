@@ -1,5 +1,6 @@
 #include "llama/policy_benchmark.hpp"
 
+#include "llama/run_values.hpp"
 #include "tools/report/gallery.hpp"
 #include "tools/report/gnuplot.hpp"
 #include "tools/report/size_curves.hpp"
@@ -89,10 +90,6 @@ void time(std::span<EvictedText const> texts, std::span<std::vector<std::int32_t
   if (decode_tokens > 0) run.decode_tokens_per_s = static_cast<double>(decode_tokens) / texts.front().decode_seconds;
 }
 
-nlohmann::ordered_json finite_or_null(double value) {
-  return std::isfinite(value) ? nlohmann::ordered_json(value) : nlohmann::ordered_json();
-}
-
 nlohmann::ordered_json json_of(BenchmarkRun const& run) {
   return {{"method", run.method},
           {"budget_tokens", run.budget_tokens},
@@ -113,28 +110,6 @@ nlohmann::ordered_json json_of(BenchmarkRun const& run) {
           {"time_to_first_token_s", finite_or_null(run.time_to_first_token_s)},
           {"compaction_s", finite_or_null(run.compaction_s)},
           {"plan", run.plan}};
-}
-
-/// The JSON's fields as columns; nothing where something was not measured.
-std::string csv_of(nlohmann::ordered_json const& runs) {
-  std::string text;
-  for (auto const& run : runs) {
-    if (text.empty()) {
-      for (auto const& [name, value] : run.items()) text += (text.empty() ? "" : ",") + name;
-      text += "\n";
-    }
-    std::string line;
-    for (auto const& [name, value] : run.items()) {
-      if (name != run.items().begin().key()) line += ",";
-      if (value.is_string()) {
-        line += value.get<std::string>();
-      } else if (!value.is_null()) {
-        line += support::json_text(value);
-      }
-    }
-    text += line + "\n";
-  }
-  return text;
 }
 
 std::string shown(char const* format, double value) {

@@ -1,11 +1,14 @@
-// Kernels that score rows, over an engine's usual rows.
+// Kernels that score rows, over an engine's usual rows, and that select tokens by scores.
 
 #include <headaware/layout/paged.hpp>
 #include <headaware/layout/strided.hpp>
 #include <headaware/score/linear_score.cuh>
+#include <headaware/score/select.cuh>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+
+#include <cstddef>
 
 namespace ha = headaware;
 
@@ -29,3 +32,6 @@ cudaError_t use(float const* a, __half const* b, __nv_bfloat16 const* c, float* 
                                  score_all(c, scores, rotation)};
   return results[0];
 }
+
+template cudaError_t ha::device::select_tokens(void*, std::size_t&, ha::SelectionShape const&, ha::SegmentScores const&,
+                                               ha::SelectionRule const&, ha::SelectedTokens const&, cudaStream_t);

@@ -17,17 +17,12 @@ namespace llama_adapter {
 
 namespace ha = headaware;
 
-namespace {
-
-/// Beyond this the engine's scores of all heads take too much memory; its fused node has none, at half precision.
 bool wants_fused(ha::ModelShape const& shape, std::int64_t tokens) {
   constexpr std::int64_t most_bytes = std::int64_t{1} << 30;
   std::int32_t most_heads = 0;
   for (ha::LayerShape const& layer : shape.layers()) most_heads = std::max(most_heads, layer.num_query_heads);
   return tokens * tokens * most_heads * static_cast<std::int64_t>(sizeof(float)) > most_bytes;
 }
-
-}  // namespace
 
 PolicyRun::PolicyRun(Model const& model, PolicyRunOptions const& options)
     : model_(&model),

@@ -22,6 +22,10 @@ enum class KeyPositions : std::uint8_t {
   cache  ///< those of their slots in the cache, counted anew at every step: StreamingLLM's
 };
 
+/// True where the engine's scores of all heads, of an evaluation of so many tokens, would take too much memory; its
+/// fused node has none, at half precision.
+[[nodiscard]] bool wants_fused(headaware::ModelShape const& shape, std::int64_t tokens);
+
 struct PolicyRunOptions {
   std::int32_t tokens = 2048;  ///< most of a run
   std::int32_t threads = 1;    ///< of the engine; the policies' attention takes all cores
