@@ -29,7 +29,8 @@ constexpr std::int32_t needle = 57;  ///< a token that a late query looks for
 /// Stands for an engine's tensor of one step.
 std::vector<float> projected(std::int64_t count, float phase) {
   std::vector<float> tensor(static_cast<std::size_t>(count));
-  for (std::size_t i = 0; i < tensor.size(); ++i) tensor[i] = std::sin((1 + phase) * (1 + 0.37F * static_cast<float>(i)));
+  for (std::size_t i = 0; i < tensor.size(); ++i)
+    tensor[i] = std::sin((1 + phase) * (1 + 0.37F * static_cast<float>(i)));
   return tensor;
 }
 

@@ -2,6 +2,7 @@
 
 #include "support/catch.hpp"
 #include "support/errors.hpp"
+#include "support/mixed_model.hpp"
 #include "support/scored_model.hpp"
 
 #include <headaware/attention/attend.hpp>
@@ -13,6 +14,7 @@
 #include <headaware/cache/paged_heads.hpp>
 #include <headaware/compressor.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -106,9 +108,8 @@ TEST_CASE("scored tokens need scores, and caches that take them", "[cache]") {
   check_error<Error>([&] { (void)ha::ScoredView::of_chunk(slots.view(), scores.view(), 1, &one, 1); },
                      {"layer", "", "1", "ScoredView"});
 
-  check_error<Error>(
-      [&] { ha::PagedHeads(table, {.num_sequences = 1, .page_size = 4, .num_pages = 9}); },
-      {"policy", "take a rolling cache", "sink_window_scored", "PagedHeads"});
+  check_error<Error>([&] { ha::PagedHeads(table, {.num_sequences = 1, .page_size = 4, .num_pages = 9}); },
+                     {"policy", "take a rolling cache", "sink_window_scored", "PagedHeads"});
   ha::UniformTable const wide(ha::SinkWindowScored{.sink = 4, .window = ha::all_tokens - 9, .scored = 6}, 1, 1);
   check_error<Error>([&] { ha::RollingSlots(wide, 1, {}); }, {"slots of a head", "below 2^31", "4 + ", "layer 0"});
 }
@@ -149,4 +150,68 @@ TEST_CASE("bytes of scores and records are told", "[cache]") {
   };
   CHECK(held(ha::SinkWindowScored{.sink = 1, .window = 6, .scored = 5}) ==
         held(ha::SinkWindow{.sink = 1, .window = 11}) + 32 + 5 * 16);
+}
+
+TEST_CASE("scored slots of layers that differ, a latent among them", "[mixed]") {
+  ha::ModelShape const shape = mixed_shape();
+  ha::PolicyTable table = mixed_table(shape);
+  table.set(0, 0, ha::SinkWindowScored{.sink = 1, .window = 4, .scored = 5});
+  table.set(3, 0, ha::SinkWindowScored{.sink = 0, .window = 3, .scored = 4});
+  table.set(5, 0, ha::SinkWindowScored{.sink = 2, .window = 1, .scored = 30});
+  ha::RollingSlots const slots(table, 2, {.max_tokens = 60, .slack = 2});
+  ha::RollingScores scores(slots);
+  auto const elements =
+      ha::buffer_elements(shape, shape.num_layers(), [&](std::int32_t layer) { return slots.rows_total(layer); });
+  std::vector<float> keys(static_cast<std::size_t>(elements.head_dim));
+  std::vector<float> values(static_cast<std::size_t>(elements.value_dim));
+  auto const cache = ha::rolling(slots, slots.view(), keys.data(), values.data(), shape);
+  ha::RollingState state(2);
+  auto const score = [](std::int32_t layer, std::int64_t head, std::int64_t b, std::int64_t token) {
+    return mixed_element(layer, false, b, head, token, 7);
+  };
+  for (std::int32_t first = 0; first < 50;) {
+    std::int32_t const count = first == 0 ? 30 : 1 + first % 3;
+    MixedTensors tokens(shape, 2, first, count);
+    std::vector<float> of_tokens;
+    for (std::int32_t layer = 0; layer < shape.num_layers(); ++layer) {
+      for (std::int32_t b = 0; b < 2; ++b) {
+        for (std::int32_t h = 0; h < 4; ++h) {
+          for (std::int32_t t = 0; t < count; ++t) of_tokens.push_back(score(layer, h, b, first + t));
+        }
+      }
+    }
+    ha::append(slots.view(), state, tokens.layers(), ha::per_layer(tokens.layouts), std::array{count, count}, cache,
+               scores.view(), ha::TokenScores::contiguous(of_tokens.data(), 2, 4, count));
+    first += count;
+    for (auto const& [layer, sink, window, scored] :
+         {std::array{0, 1, 4, 5}, std::array{3, 0, 3, 4}, std::array{5, 2, 1, 30}}) {
+      for (std::int32_t b = 0; b < 2; ++b) {
+        INFO("layer " << layer << ", sequence " << b << ", " << first << " tokens");
+        ha::RollingHead const& head = slots.head(layer, 0);
+        std::vector<std::int32_t> positions(static_cast<std::size_t>(head.slots()));
+        ha::slot_positions(slots.view(), scores.view(), layer, 0, b, first, positions);
+        auto const dim_of = cache.channels.of(static_cast<std::size_t>(layer)).head_dim;
+        for (std::size_t slot = 0; slot < positions.size(); ++slot) {
+          if (positions[slot] < 0) continue;
+          float const* const row = cache.layers[static_cast<std::size_t>(layer)].keys +
+                                   head.row(b, static_cast<std::int64_t>(slot)) * dim_of;
+          for (std::int64_t c = 0; c < dim_of; ++c) {
+            REQUIRE(row[c] == mixed_element(layer, false, b, 0, positions[slot], c));
+          }
+        }
+        std::vector<std::int32_t> expected;
+        for (std::int32_t t = sink; t < first - window; ++t) expected.push_back(t);
+        std::sort(expected.begin(), expected.end(),
+                  [&](std::int32_t x, std::int32_t y) { return score(layer, 0, b, x) > score(layer, 0, b, y); });
+        expected.resize(std::min(expected.size(), static_cast<std::size_t>(scored)));
+        for (std::int32_t t = 0; t < first; ++t) {
+          if (t < sink || t >= first - window) expected.push_back(t);
+        }
+        std::sort(expected.begin(), expected.end());
+        positions.erase(std::remove(positions.begin(), positions.end(), -1), positions.end());
+        std::sort(positions.begin(), positions.end());
+        REQUIRE(positions == expected);
+      }
+    }
+  }
 }

@@ -108,7 +108,7 @@ struct ScoredAppend {
         }
         lanes.sync();
         if (filled < capacity) ++filled;
-        entries = {entries.count + 1, slot};
+        if (slot < head.scored) entries = {entries.count + 1, slot};
         full = false;
       }
       ++token;

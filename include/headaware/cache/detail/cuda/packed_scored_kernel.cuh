@@ -61,9 +61,11 @@ __device__ void write_packed_rows(Parameters const& p, Segment const& at, HeadRo
 /// Grid: x heads of sequences of the appended layers.
 template <class Parameters>
 HEADAWARE_KERNEL void __launch_bounds__(scored_threads) packed_scored_kernel(Parameters const __grid_constant__ p) {
-  __shared__ ScoredList list;
+  __shared__ SharedStorage<ScoredPlace> place;
   sign_counters(p.counters);
-  append_to_head(p, list, [&](Segment const& at, HeadRows const& rows) { write_packed_rows(p, at, rows); });
+  append_to_head(
+      p, place.get(), [](std::int32_t) {},
+      [&](Segment const& at, HeadRows const& rows) { write_packed_rows(p, at, rows); });
   advance_counters(p.counters);
 }
 

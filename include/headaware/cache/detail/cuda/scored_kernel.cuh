@@ -56,91 +56,113 @@ struct RowMove {
   std::int32_t token;  ///< of the new ones; -1: a copy
 };
 
-/// Slots whose rows are to be written.
-struct ScoredList {
+/// The head of a sequence that a block appends to, and what it writes. In shared memory: one thread reads the tables.
+struct ScoredPlace {
+  Segment at;
+  RollingHead head;
+  HeadScores of;
+  float const* scores;
+  std::int64_t length;
+  std::int64_t count;  ///< 0: nothing to do
+  std::int64_t high_water;
+  RollingRows held;      ///< of all that sinks and ring hold after the append
+  std::int64_t first;    ///< of these, the first new one
   std::int32_t entered;  ///< tokens, of which later ones may have replaced earlier ones
-  std::int32_t count;
+  std::int32_t listed;   ///< scored slots whose rows are to be written
   std::int32_t slots[scored_threads];
+  std::int32_t tokens[scored_threads];
 };
 
 /// Rows of a head that are written together: of listed slots, or of new tokens.
 struct HeadRows {
-  ScoredAppend<WarpLanes> const& append;
-  ScoredList const& list;
-  Segment const& at;
-  RollingRows held;    ///< of all that sinks and ring hold after the append
-  std::int64_t first;  ///< of these, the first new one
+  ScoredPlace const& place;
   bool of_slots;
 
   [[nodiscard]] __device__ std::int32_t count() const {
-    return of_slots ? list.count : static_cast<std::int32_t>(held.rows() - first);
+    return of_slots ? place.listed : static_cast<std::int32_t>(place.held.rows() - place.first);
   }
   [[nodiscard]] __device__ RowMove operator()(std::int32_t i) const {
     if (!of_slots) {
-      return {held.offset(first + i, 1), 0, static_cast<std::int32_t>(held.position(first + i) - append.length)};
+      std::int64_t const row = place.first + i;
+      return {place.held.offset(row, 1), 0, static_cast<std::int32_t>(place.held.position(row) - place.length)};
     }
-    RollingHead const& head = append.head;
-    std::int64_t const token = append.of.slots[list.slots[i]].token;
-    std::int64_t const to = head.row(at.sequence, head.ring_end() + list.slots[i]);
-    if (token >= append.length) return {to, 0, static_cast<std::int32_t>(token - append.length)};
-    return {to, head.row(at.sequence, head.slot_of(token)), -1};
+    RollingHead const& head = place.head;
+    std::int64_t const token = place.tokens[i];
+    std::int64_t const to = head.row(place.at.sequence, head.ring_end() + place.slots[i]);
+    if (token >= place.length) return {to, 0, static_cast<std::int32_t>(token - place.length)};
+    return {to, head.row(place.at.sequence, head.slot_of(token)), -1};
   }
 };
 
-/// @brief Appends to the block's head. By all threads
-/// @param write  (segment, rows) writes `HeadRows`, by all threads
-template <class Parameters, class Write>
-__device__ void append_to_head(Parameters const& p, ScoredList& list, Write const& write) {
+/// Finds the block's head. By one thread
+template <class Parameters>
+__device__ void find_place(Parameters const& p, ScoredPlace& place) {
+  place.count = 0;
+  place.entered = 0;
   if (std::int64_t{blockIdx.x} >= appended_segments(p)) return;
-  auto const thread = static_cast<std::int32_t>(threadIdx.x);
   LayerHeads const heads = p.cache.layer_heads();
-  Segment const at =
+  place.at =
       segment_at(heads.first(p.first_layer) * p.counters.num_sequences + blockIdx.x, p.counters.num_sequences, heads);
-  std::int64_t const length = p.counters.lengths[at.sequence];
-  std::int64_t const count = p.counters.count(at.sequence);
-  if (!p.counters.takes(length, count)) {
-    if (thread == 0 && p.counters.status != nullptr) *p.counters.status = 1;
+  place.length = p.counters.lengths[place.at.sequence];
+  std::int64_t const count = p.counters.count(place.at.sequence);
+  if (!p.counters.takes(place.length, count)) {
+    if (p.counters.status != nullptr) *p.counters.status = 1;
     return;
   }
-  if (count == 0) return;
-  ScoredAppend<WarpLanes> append{{thread % warp_threads},
-                                 p.cache.slots.head(at),
-                                 {},
-                                 p.cache.slots.slack,
-                                 length,
-                                 count,
-                                 p.counters.high_water[at.sequence],
-                                 nullptr};
-  RollingHead const& head = append.head;
-  std::int32_t entered = 0;
-  if (head.scored != 0) {
-    append.of = p.inputs.records.of(head, heads.first(at.layer) + at.kv_head, at.sequence);
-    append.scores = p.inputs.scores.of(at.layer - p.first_layer, at.sequence, at.kv_head);
-    if (thread < warp_threads) {
-      ScoredEntries const entries = append.run();
-      if (thread == 0) {
-        list.entered = entries.count;
-        list.count = 1;
-        list.slots[0] = entries.slot;
-      }
-    }
-    __syncthreads();
-    entered = list.entered;
+  place.count = count;
+  place.high_water = p.counters.high_water[place.at.sequence];
+  place.head = p.cache.slots.head(place.at);
+  place.held =
+      RollingRows::of(place.head, place.at.sequence, place.head.held(place.length + count, place.length + count));
+  place.first = place.held.tokens.kept_before(place.length);
+  if (place.head.scored == 0) return;
+  place.of = p.inputs.records.of(place.head, heads.first(place.at.layer) + place.at.kv_head, place.at.sequence);
+  place.scores = p.inputs.scores.of(place.at.layer - p.first_layer, place.at.sequence, place.at.kv_head);
+}
+
+/// @brief Appends to the block's head. By all threads
+/// @param find   (new tokens' layer) finds what else the block needs, by one thread
+/// @param write  (segment, rows) writes `HeadRows`, by all threads
+template <class Parameters, class Find, class Write>
+__device__ void append_to_head(Parameters const& p, ScoredPlace& place, Find const& find, Write const& write) {
+  auto const thread = static_cast<std::int32_t>(threadIdx.x);
+  if (thread == 0) {
+    find_place(p, place);
+    if (place.count != 0) find(place.at.layer - p.first_layer);
   }
-  RollingRows const held = p.cache.rows(at.layer, at.sequence, at.kv_head, length + count, 0);
-  std::int64_t const first = held.tokens.kept_before(length);
+  __syncthreads();
+  if (place.count == 0) return;
+  bool const scored = place.head.scored != 0;
+  ScoredAppend<WarpLanes> const append{{thread % warp_threads}, place.head,   place.of,
+                                       p.cache.slots.slack,     place.length, place.count,
+                                       place.high_water,        place.scores};
+  if (scored && thread < warp_threads) {
+    ScoredEntries const entries = append.run();
+    if (thread == 0) {
+      place.entered = entries.count;
+      place.listed = 1;
+      place.slots[0] = entries.slot;
+      if (entries.count == 1) place.tokens[0] = append.of.slots[entries.slot].token;
+    }
+  }
+  __syncthreads();
   // Several slots are listed, as many at a time as there are threads; then come the new tokens' own rows.
-  auto const used = entered > 1 ? static_cast<std::int32_t>(head.scored_used(length + count)) : 0;
+  std::int32_t const entered = place.entered;
+  auto const used = static_cast<std::int32_t>(append.head.scored_used(append.length + append.count));
   std::int32_t const rounds = entered > 1 ? (used + scored_threads - 1) / scored_threads : entered;
   for (std::int32_t round = 0; round <= rounds; ++round) {
     if (round < rounds && entered > 1) {
       std::int32_t const slot = round * scored_threads + thread;
-      if (thread == 0) list.count = 0;
+      if (thread == 0) place.listed = 0;
       __syncthreads();
-      if (slot < used && append.has_new(slot)) list.slots[atomicAdd(&list.count, 1)] = slot;
+      if (slot < used && append.has_new(slot)) {
+        std::int32_t const i = atomicAdd(&place.listed, 1);
+        place.slots[i] = slot;
+        place.tokens[i] = append.of.slots[slot].token;
+      }
       __syncthreads();
     }
-    write(at, HeadRows{append, list, at, held, first, round < rounds});
+    write(place.at, HeadRows{place, round < rounds});
     __syncthreads();
   }
 }
@@ -148,14 +170,25 @@ __device__ void append_to_head(Parameters const& p, ScoredList& list, Write cons
 template <class Keys, class Values>
 struct ScoredAppendParameters : AppendParameters<RollingAppend, Keys, Values> {
   ScoredInputs inputs;
+
+  static __device__ void share(ScoredAppendParameters const& from, ScoredAppendParameters& to) {
+    share_words(from, to);
+  }
+};
+
+/// One tensor of a layer.
+struct ScoredTensor {
+  char const* news;
+  char* kept;
 };
 
 /// Writes one tensor's rows.
 template <class Rows>
-__device__ void write_rows(AppendPlane<Rows> const& plane, std::int32_t layer, Segment const& at, void const* news,
-                           void* kept, HeadRows const& rows) {
-  std::int32_t const count = rows.count();
+__device__ void write_rows(AppendPlane<Rows> const& plane, std::int32_t layer, Segment const& at,
+                           ScoredTensor const& tensor, HeadRows const& rows) {
   auto const& of = of_layer(plane.rows, layer);
+  if (of.channels == 0) return;
+  std::int32_t const count = rows.count();
   std::int64_t const row_bytes = std::int64_t{of.channels} * plane.element_bytes;
   with_vector(plane.vector_bytes, [&]<class Vector>() {
     std::int32_t const per_vector = static_cast<std::int32_t>(sizeof(Vector)) / plane.element_bytes;
@@ -163,13 +196,12 @@ __device__ void write_rows(AppendPlane<Rows> const& plane, std::int32_t layer, S
     for (auto i = static_cast<std::int32_t>(threadIdx.x); i < count * per_row; i += scored_threads) {
       RowMove const move = rows(i / per_row);
       std::int32_t const vector = i % per_row;
-      char const* from = static_cast<char const*>(kept) + move.from * row_bytes + vector * std::int64_t{sizeof(Vector)};
+      char const* from = tensor.kept + move.from * row_bytes + vector * std::int64_t{sizeof(Vector)};
       if (move.token >= 0) {
-        from = static_cast<char const*>(news) +
+        from = tensor.news +
                of.layout.offset(at.sequence, at.kv_head, move.token, vector * per_vector) * plane.element_bytes;
       }
-      reinterpret_cast<Vector*>(static_cast<char*>(kept) + move.to * row_bytes)[vector] =
-          *reinterpret_cast<Vector const*>(from);
+      reinterpret_cast<Vector*>(tensor.kept + move.to * row_bytes)[vector] = *reinterpret_cast<Vector const*>(from);
     }
   });
 }
@@ -177,14 +209,22 @@ __device__ void write_rows(AppendPlane<Rows> const& plane, std::int32_t layer, S
 /// Grid: x heads of sequences of the appended layers.
 template <class Parameters>
 HEADAWARE_KERNEL void __launch_bounds__(scored_threads)
-    scored_append_kernel(Parameters const __grid_constant__ p, AppendTables const __grid_constant__ tables) {
-  __shared__ ScoredList list;
+    scored_append_kernel(Parameters const __grid_constant__ parameters, AppendTables const __grid_constant__ tables) {
+  __shared__ SharedStorage<Parameters> parameter_storage;
+  __shared__ SharedStorage<ScoredPlace> place;
+  __shared__ ScoredTensor tensors[2];
+  auto const& p = share_parameters(parameters, parameter_storage);
   sign_counters(p.counters);
-  append_to_head(p, list, [&](Segment const& at, HeadRows const& rows) {
+  auto const find_tensors = [&](std::int32_t layer) {
+    for (std::int32_t i = 0; i < 2; ++i) {
+      tensors[i] = {static_cast<char const*>(tables.planes[i].source[layer]),
+                    static_cast<char*>(tables.planes[i].kept[layer])};
+    }
+  };
+  append_to_head(p, place.get(), find_tensors, [&](Segment const& at, HeadRows const& rows) {
     std::int32_t const layer = at.layer - p.first_layer;
-    write_rows(p.keys, layer, at, tables.planes[0].source[layer], tables.planes[0].kept[layer], rows);
-    if (of_layer(p.values.rows, layer).channels == 0) return;
-    write_rows(p.values, layer, at, tables.planes[1].source[layer], tables.planes[1].kept[layer], rows);
+    write_rows(p.keys, layer, at, tensors[0], rows);
+    write_rows(p.values, layer, at, tensors[1], rows);
   });
   advance_counters(p.counters);
 }
