@@ -49,6 +49,16 @@ done
 if "$plan_policies" --results_dir "$folder/plan" --budget 12% >"$folder/log" 2>&1; then fail "no text, yet a plan"; fi
 grep -qF "$folder/plan/text" "$folder/log" || fail "does not say where the text is: $(cat "$folder/log")"
 
+# Scores of rows, by themselves; measured once.
+scores=(--scores --model "$model" --text "$text" --score_pieces 1,1 --score_tokens 48 --output_dir "$folder/scores")
+"$program" "${scores[@]}" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
+grep -q "fitted to 1 pieces of 48 tokens" "$folder/log" || fail "no summary: $(cat "$folder/log")"
+[[ -s $folder/scores/scores.json && -s $folder/scores/scores.npy ]] || fail "no scores"
+touch -d '2001-01-01' "$folder/scores/scores.npy"
+"$program" "${scores[@]}" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
+grep -q "fitted to 1 pieces of 48 tokens" "$folder/log" || fail "no summary of what was measured before"
+[[ $(date -r "$folder/scores/scores.npy" +%Y) == 2001 && ! -d $folder/scores/scores_state ]] || fail "measured again"
+
 expect() {  # expect <text> <arguments>...
   local text=$1
   shift
@@ -58,6 +68,10 @@ expect() {  # expect <text> <arguments>...
 expect "--chunk_size excludes --plan" "${small[@]}" --budget 25% --chunk_size 128
 expect "--max_tokens excludes --plan" "${small[@]}" --budget 25% --max_tokens 128
 expect "--budget requires --plan" --model "$model" --budget 25%
+expect "--chunk_size excludes --scores" "${scores[@]}" --chunk_size 128
+expect "--score_pieces requires --scores" --model "$model" --score_pieces 2
+expect "tokens of the text: expected at least 45000" --scores --model "$model" --text "$text" --score_tokens 5000 \
+  --output_dir "$folder/none"
 expect "--page_size requires --plan" --model "$model" --page_size 16
 expect "--refine_pieces requires --refine" "${small[@]}" --budget 25% --refine_pieces 1,1
 expect "--replan_pieces requires --replan" "${small[@]}" --budget 25% --replan_pieces 1

@@ -10,6 +10,7 @@
 
 #include <headaware/model_shape.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -75,8 +76,9 @@ class HeldOutScores {
     Overlap all;
     Overlap by_head;
     auto const tokens = static_cast<std::size_t>(options_->piece_tokens);
+    double const mean = options_->overlap_share * static_cast<double>(tokens);
     auto const budgets =
-        saved.budgets.tokens(options_->overlap_share * static_cast<double>(tokens), options_->piece_tokens);
+        saved.budgets.tokens(mean, options_->piece_tokens, std::min<std::int64_t>(8, static_cast<std::int64_t>(mean)));
     for (Piece const& piece : pieces_) {
       std::vector<float> scores(piece.targets.size());
       for (std::size_t i = 0; i < scores.size(); ++i) scores[i] = piece.scores[best[i / tokens]][i];

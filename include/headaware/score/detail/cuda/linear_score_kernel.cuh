@@ -59,22 +59,54 @@ struct ScoredPlace {
   }
 };
 
-/// A thread's part of one row of each of a block's tokens.
-template <class Tensor>
+/// One head's rows of a block's tokens.
+template <class E, class Layout>
 struct ScoredRow {
-  Tensor const& tensor;
+  E const* rows[scored_tokens];  ///< their first channels
+  ScoredTensor<E, Layout> const& tensor;
+  ScoredPlace const* places;  ///< [tokens]
   std::int64_t head;
-  std::int64_t const (&offsets)[scored_tokens];  ///< of the rows' first channels
-  std::int64_t first_index;                      ///< of the block's tokens
-  ScoreBatch const& batch;
+  bool contiguous;
 
-  __device__ float operator()(std::int32_t t, std::int64_t channel) const {
-    std::int64_t offset = offsets[t] + channel;
-    if (!tensor.contiguous) {
-      auto const place = ScoredPlace::of(batch, first_index + t);
-      offset = tensor.layout.offset(place.sequence, head, place.token, channel);
+  __device__ ScoredRow(ScoredTensor<E, Layout> const& from, ScoredPlace const* of, std::int64_t row_head)
+      : tensor(from), places(of), head(row_head), contiguous(from.contiguous) {
+    // A lane each finds where the tokens' rows begin.
+    auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
+    std::int64_t offset = 0;
+    if (lane < scored_tokens) offset = tensor.layout.offset(places[lane].sequence, head, places[lane].token, 0);
+#pragma unroll
+    for (std::int32_t t = 0; t < scored_tokens; ++t) {
+      rows[t] = global_pointer(tensor.data) + __shfl_sync(0xffffffffU, offset, t);
     }
-    return element_value(global_pointer(tensor.data)[offset]);
+  }
+  __device__ void load(std::int64_t channel, float (&values)[scored_tokens]) const {
+    if (contiguous) {
+#pragma unroll
+      for (std::int32_t t = 0; t < scored_tokens; ++t) values[t] = element_value(rows[t][channel]);
+    } else {
+#pragma unroll
+      for (std::int32_t t = 0; t < scored_tokens; ++t) {
+        std::int64_t const offset = tensor.layout.offset(places[t].sequence, head, places[t].token, channel);
+        values[t] = element_value(global_pointer(tensor.data)[offset]);
+      }
+    }
+  }
+};
+
+/// How rows turn; copied from the parameters once.
+struct ScoredTurns {
+  std::int32_t pairs;  ///< 0: they do not
+  bool neox;
+  float2 const* turns;  ///< [tokens, pairs], cosine and sine of the angles back; shared memory
+};
+
+/// Weights of some KV heads for a row's features. Heads that there are none of repeat the last one.
+struct ScoredWeights {
+  float const* heads[scored_heads];
+
+  __device__ ScoredWeights(float const* first, std::int64_t stride, std::int32_t count) {
+#pragma unroll
+    for (std::int32_t k = 0; k < scored_heads; ++k) heads[k] = first + (k < count ? k : count - 1) * stride;
   }
 };
 
@@ -82,12 +114,10 @@ struct ScoredRow {
 struct ScoreSums {
   float sums[scored_tokens][scored_heads];
 
-  /// @param weights  of the first of these heads, at the feature @param stride  from one head's to the next
-  __device__ void add(float const (&values)[scored_tokens], float const* weights, std::int64_t stride,
-                      std::int32_t heads) {
+  __device__ void add(float const (&values)[scored_tokens], ScoredWeights const& weights, std::int64_t feature) {
 #pragma unroll
     for (std::int32_t k = 0; k < scored_heads; ++k) {
-      float const weight = k < heads ? weights[k * stride] : 0;
+      float const weight = weights.heads[k][feature];
 #pragma unroll
       for (std::int32_t t = 0; t < scored_tokens; ++t) sums[t][k] += weight * values[t];
     }
@@ -95,56 +125,42 @@ struct ScoreSums {
 };
 
 /// Adds one head's row of queries, keys or values to the sums.
-/// @param weights  of the row's first feature @param norm  the weights of its norm's logarithm; nullptr: it has none
-/// @param turns    [tokens, pairs] cosine and sine of the angles back; nullptr: the row is not rotated
-template <class Tensor>
-__device__ void add_scored_row(Tensor const& tensor, std::int64_t head, std::int64_t channels, std::int64_t first_index,
-                               ScoreBatch const& batch, float const* weights, float const* norm, std::int64_t stride,
-                               std::int32_t heads, KeyRotation const* rotation, float2 const* turns, ScoreSums& sums) {
+/// @param feature  of the row's first channel @param norm  the feature of its norm's logarithm; negative: it has none
+template <class E, class Layout>
+__device__ void add_scored_row(ScoredRow<E, Layout> const& row, std::int64_t channels, ScoredWeights const& weights,
+                               std::int64_t feature, std::int64_t norm, ScoredTurns const& turn, ScoreSums& sums) {
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
-  std::int64_t offsets[scored_tokens];
-#pragma unroll
-  for (std::int32_t t = 0; t < scored_tokens; ++t) {
-    auto const place = ScoredPlace::of(batch, first_index + t);
-    offsets[t] = tensor.layout.offset(place.sequence, head, place.token, 0);
-  }
-  ScoredRow<Tensor> const row{tensor, head, offsets, first_index, batch};
   float squares[scored_tokens] = {};
-  std::int64_t plain = 0;  // the first channel that does not turn
-  if (rotation != nullptr) {
-    std::int32_t const pairs = rotation->rotary_dim() / 2;
-    plain = 2 * pairs;
-    for (std::int32_t i = lane; i < pairs; i += warp_threads) {
-      RotaryPair const pair = rotary_pair(*rotation, i);
-      float a[scored_tokens];
-      float b[scored_tokens];
-#pragma unroll
-      for (std::int32_t t = 0; t < scored_tokens; ++t) {
-        float const x = row(t, pair.a);
-        float const y = row(t, pair.b);
-        float2 const turn = turns[t * pairs + i];
-        squares[t] += x * x + y * y;
-        a[t] = x * turn.x - y * turn.y;
-        b[t] = x * turn.y + y * turn.x;
-      }
-      sums.add(a, weights + pair.a, stride, heads);
-      sums.add(b, weights + pair.b, stride, heads);
-    }
-  }
-  for (std::int64_t c = plain + lane; c < channels; c += warp_threads) {
-    float x[scored_tokens];
+  for (std::int32_t i = lane; i < turn.pairs; i += warp_threads) {
+    std::int32_t const first = turn.neox ? i : 2 * i;
+    std::int32_t const second = turn.neox ? i + turn.pairs : 2 * i + 1;
+    float a[scored_tokens];
+    float b[scored_tokens];
+    row.load(first, a);
+    row.load(second, b);
 #pragma unroll
     for (std::int32_t t = 0; t < scored_tokens; ++t) {
-      x[t] = row(t, c);
-      squares[t] += x[t] * x[t];
+      float2 const by = turn.turns[t * turn.pairs + i];
+      float const x = a[t];
+      squares[t] += x * x + b[t] * b[t];
+      a[t] = x * by.x - b[t] * by.y;
+      b[t] = x * by.y + b[t] * by.x;
     }
-    sums.add(x, weights + c, stride, heads);
+    sums.add(a, weights, feature + first);
+    sums.add(b, weights, feature + second);
   }
-  if (norm == nullptr) return;
+  for (std::int64_t c = 2 * turn.pairs + lane; c < channels; c += warp_threads) {
+    float x[scored_tokens];
+    row.load(c, x);
+#pragma unroll
+    for (std::int32_t t = 0; t < scored_tokens; ++t) squares[t] += x[t] * x[t];
+    sums.add(x, weights, feature + c);
+  }
+  if (norm < 0) return;
   float logs[scored_tokens];
 #pragma unroll
   for (std::int32_t t = 0; t < scored_tokens; ++t) logs[t] = 0.5F * logf(sum_lanes(squares[t]) + least_squared_norm);
-  if (lane == 0) sums.add(logs, norm, stride, heads);
+  if (lane == 0) sums.add(logs, weights, norm);
 }
 
 template <class Parameters>
@@ -152,15 +168,19 @@ HEADAWARE_KERNEL void __launch_bounds__(score_threads, min_blocks)
     linear_score_kernel(Parameters const __grid_constant__ p) {
   __shared__ float2 turns[scored_tokens * KeyRotation::max_rotary_dim / 2];
   __shared__ float parts[score_warps][scored_tokens * scored_heads];
+  __shared__ ScoredPlace places[scored_tokens];
   ScoreFeatures const& f = p.features;
   std::int64_t const first_index = std::int64_t{blockIdx.x} * scored_tokens;
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
-  KeyRotation const* rotation = nullptr;
+  if (thread < scored_tokens) places[thread] = ScoredPlace::of(p.batch, first_index + thread);
+  __syncthreads();
+  ScoredTurns const still{0, true, turns};
+  ScoredTurns turn = still;
   if constexpr (Parameters::turns) {
-    rotation = &p.rotation;
     std::int32_t const pairs = p.rotation.rotary_dim() / 2;
+    turn = {pairs, p.rotation.pairing() == RotaryPairing::neox, turns};
     for (std::int32_t i = thread; i < scored_tokens * pairs; i += score_threads) {
-      auto const place = ScoredPlace::of(p.batch, first_index + i / pairs);
+      ScoredPlace const place = places[i / pairs];
       std::int32_t const pair = i % pairs;
       std::int64_t const first = p.rotation.distance(place.sequence, place.token, 0);
       float cosine = 1;
@@ -177,20 +197,20 @@ HEADAWARE_KERNEL void __launch_bounds__(score_threads, min_blocks)
   for (std::int32_t first = 0; first < f.num_kv_heads; first += scored_heads) {
     std::int32_t const left = f.num_kv_heads - first;
     std::int32_t const heads = left < scored_heads ? left : scored_heads;
-    float const* const weights = global_pointer(p.weights) + first * stride;
+    float const* const first_weights = global_pointer(p.weights) + first * stride;
+    ScoredWeights const weights(first_weights, stride, heads);
     ScoreSums sums{};
     for (std::int32_t row = warp; row < rows; row += score_warps) {
       if (row < f.num_query_heads) {
-        add_scored_row(p.queries, row, f.head_dim, first_index, p.batch, weights + row * f.head_dim, nullptr, stride,
-                       heads, rotation, turns, sums);
+        add_scored_row(ScoredRow(p.queries, places, row), f.head_dim, weights, row * f.head_dim, -1, turn, sums);
       } else if (row < f.num_query_heads + f.num_kv_heads) {
         std::int32_t const head = row - f.num_query_heads;
-        add_scored_row(p.keys, head, f.head_dim, first_index, p.batch, weights + f.keys() + head * f.head_dim,
-                       weights + f.key_norms() + head, stride, heads, rotation, turns, sums);
+        add_scored_row(ScoredRow(p.keys, places, head), f.head_dim, weights, f.keys() + head * f.head_dim,
+                       f.key_norms() + head, turn, sums);
       } else {
         std::int32_t const head = row - f.num_query_heads - f.num_kv_heads;
-        add_scored_row(p.values, head, f.value_dim, first_index, p.batch, weights + f.values() + head * f.value_dim,
-                       weights + f.value_norms() + head, stride, heads, nullptr, turns, sums);
+        add_scored_row(ScoredRow(p.values, places, head), f.value_dim, weights, f.values() + head * f.value_dim,
+                       f.value_norms() + head, still, sums);
       }
     }
 #pragma unroll
@@ -206,9 +226,9 @@ HEADAWARE_KERNEL void __launch_bounds__(score_threads, min_blocks)
     std::int64_t const index = first_index + thread / scored_heads;
     bool const mine = thread < scored_tokens * scored_heads && k < heads;
     if (mine && index < p.batch.num_sequences * p.batch.tokens) {
-      float score = weights[k * stride + f.constant()];
+      float score = first_weights[k * stride + f.constant()];
       for (std::int32_t w = 0; w < score_warps; ++w) score += parts[w][thread];
-      auto const place = ScoredPlace::of(p.batch, index);
+      ScoredPlace const place = places[thread / scored_heads];
       p.scores.head(place.sequence, first + k)[place.token] = score;
     }
     __syncthreads();
