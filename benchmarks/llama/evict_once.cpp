@@ -154,6 +154,7 @@ void run_once(Model const& model, OnceOptions const& options, std::filesystem::p
   }
   std::string const about = about_of(model, options);
   for (OnceRun& run : runs) {
+    for (auto* const list : {&run.passage_nll, &run.copy_nlls, &run.lookups}) list->clear();
     std::array<double, 3> sums{};
     for (OncePiece const& piece : pieces) {
       auto const path = path_of(about, options, folder, run, piece);
@@ -205,7 +206,8 @@ OnceCost once_cost(Model const& model, OnceOptions const& options, std::filesyst
   std::size_t const measured = options.scorer != nullptr ? 4 : 3;
   OnceCost cost;
   if (std::filesystem::exists(path)) {
-    ha::JsonTree const tree(ha::read_text_file(path), path.string());
+    std::string const saved = ha::read_text_file(path);  // which the tree borrows
+    ha::JsonTree const tree(saved, path.string());
     ha::JsonObject json = tree.root().object();
     for (std::size_t i = 0; i < measured; ++i) cost.*members[i] = json.get(names[i], "a number").number();
     return cost;
