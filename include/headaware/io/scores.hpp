@@ -57,7 +57,9 @@ struct SavedScores {
   [[nodiscard]] std::size_t num_weight_files() const {
     if (alike()) return 1;
     std::size_t count = 0;
-    for (LayerShape const& layer : shape.layers()) count += layer.has_cache() ? 1 : 0;
+    for (LayerShape const& layer : shape.layers()) {
+      if (layer.has_cache()) ++count;
+    }
     return count;
   }
 
