@@ -72,9 +72,11 @@ std::string once_table(std::vector<OnceRun> const& runs, OnceCost const& cost) {
   if (std::isfinite(cost.learned_seconds)) {
     text += ", score_rows " + beside_prefill(cost.learned_seconds, cost.prefill_seconds);
   }
-  double slowest = 0;
-  for (OnceRun const& run : runs) slowest = std::fmax(slowest, run.select_seconds);
-  if (slowest > 0) text += ", the slowest select_tokens " + beside_prefill(slowest, cost.prefill_seconds);
+  for (OnceRun const& run : runs) {
+    if (!(run.select_seconds > 0)) continue;
+    text += ", select_tokens of " + run.method + " " + std::to_string(run.size) + " " +
+            beside_prefill(run.select_seconds, cost.prefill_seconds);
+  }
   return text + "\n";
 }
 
