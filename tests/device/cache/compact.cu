@@ -15,12 +15,15 @@ constexpr std::int32_t num_layers = 2;
 
 ha::PolicyTable mixed_table(std::int32_t num_kv_heads) {
   ha::PolicyTable table(num_layers, num_kv_heads);
-  std::vector<ha::AnyPolicy<>> const policies{ha::SinkWindow{.sink = 4, .window = 29}, ha::Full{},
-                                              ha::WindowOnly{.window = 5}, ha::Prune{},
-                                              ha::SinkWindow{.sink = 0, .window = 300}};
+  std::vector<ha::AnyPolicy<>> const policies{ha::SinkWindow{.sink = 4, .window = 29},
+                                              ha::Full{},
+                                              ha::WindowOnly{.window = 5},
+                                              ha::Prune{},
+                                              ha::SinkWindow{.sink = 0, .window = 300},
+                                              ha::SinkWindowScored{.sink = 3, .window = 9, .scored = 20}};
   for (std::int32_t layer = 0; layer < num_layers; ++layer) {
     for (std::int32_t head = 0; head < num_kv_heads; ++head) {
-      table.set(layer, head, policies[static_cast<std::size_t>(layer * 2 + head) % policies.size()]);
+      table.set(layer, head, policies[static_cast<std::size_t>(layer * 3 + head) % policies.size()]);
     }
   }
   return table;

@@ -2,6 +2,8 @@
 
 #include "support/device_scored.cuh"
 #include "support/errors.hpp"
+#include "support/mixed_device.cuh"
+#include "support/mixed_model.hpp"
 
 #include <headaware/last_error.hpp>
 
@@ -94,4 +96,45 @@ TEST_CASE("scored slots on the device refuse what the CPU's refuse", "[cache]") 
   REQUIRE_CUDA(ha::device::start(p.view(), p.d_state(), d_lengths.data(), nullptr));
   REQUIRE_CUDA(cudaDeviceSynchronize());
   CHECK(p.d_counters.host().back() == 1);
+}
+
+TEST_CASE("scored slots of layers that differ on the device are the CPU's, bit for bit", "[mixed]") {
+  HEADAWARE_REQUIRE_DEVICE();
+  ha::ModelShape const shape = mixed_shape();
+  ha::PolicyTable table = mixed_table(shape);
+  table.set(0, 0, ha::SinkWindowScored{.sink = 1, .window = 4, .scored = 5});
+  table.set(3, 0, ha::SinkWindowScored{.sink = 0, .window = 3, .scored = 4});
+  table.set(5, 0, ha::SinkWindowScored{.sink = 2, .window = 1, .scored = 30});
+  ha::RollingSlots const slots(table, 2, {.max_tokens = 60, .slack = 2});
+  ha::RollingScores scores(slots);
+  auto const rows = [&](std::int32_t layer) { return slots.rows_total(layer); };
+  auto const elements = ha::buffer_elements(shape, shape.num_layers(), rows);
+  std::vector<float> keys(at(elements.head_dim), 9);
+  std::vector<float> values(at(elements.value_dim), 9);
+  DeviceVector<float> const d_keys(keys), d_values(values);
+  DeviceVector<std::byte> const d_scores(std::vector<std::byte>(scores.bytes().begin(), scores.bytes().end()));
+  DeviceVector<std::byte> const d_heads(std::vector<std::byte>(slots.bytes().begin(), slots.bytes().end()));
+  DeviceVector<std::int32_t> const d_counters(std::vector<std::int32_t>(ha::RollingStateView::bytes(2) / 4, 0));
+  auto const view = slots.view_at(d_heads.data());
+  auto const cache = ha::rolling(slots, slots.view(), keys.data(), values.data(), shape);
+  auto const d_cache = ha::rolling(slots, view, d_keys.data(), d_values.data(), shape);
+  ha::RollingState state(2);
+  unsigned seed = 3;
+  for (std::int32_t const count : {30, 1, 3, 1, 2}) {
+    MixedTensors tokens(shape, 2, state.length(0), count);
+    DeviceMixed const d_tokens(tokens);
+    auto const of_tokens = random_scores(at(std::int64_t{shape.num_layers()} * 2 * 4 * count), ++seed);
+    DeviceVector<float> const d_of_tokens(of_tokens);
+    auto const layouts = ha::per_layer(tokens.layouts);
+    ha::append(slots.view(), state, tokens.layers(), layouts, std::array{count, count}, cache, scores.view(),
+               ha::TokenScores::contiguous(of_tokens.data(), 2, 4, count));
+    REQUIRE_CUDA(ha::device::append(view, ha::RollingStateView::at(d_counters.data(), 2), d_tokens.layers, layouts,
+                                    nullptr, count, d_cache, scores.view_at(d_scores.data()),
+                                    ha::TokenScores::contiguous(d_of_tokens.data(), 2, 4, count), {}, nullptr));
+    REQUIRE_CUDA(cudaDeviceSynchronize());
+    auto const bytes = d_scores.host();
+    CHECK(std::equal(bytes.begin(), bytes.end(), scores.bytes().begin()));
+    CHECK(d_keys.host() == keys);
+    CHECK(d_values.host() == values);
+  }
 }
