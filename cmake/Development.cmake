@@ -39,7 +39,7 @@ if(HEADAWARE_CLANG_TIDY AND HEADAWARE_BUILD_EXAMPLES)
   set(headaware_tidy_libraries tools_report tools_analysis)
   # What is not built here has no compile command.
   if(HEADAWARE_HAS_LLAMA)
-    list(APPEND headaware_tidy_libraries headaware_llama_adapter headaware_llama_planning)
+    list(APPEND headaware_tidy_libraries headaware_llama_adapter headaware_llama_planning headaware_ridge)
     foreach(program capture_attention generate)
       list(APPEND headaware_tidy_programs "${PROJECT_SOURCE_DIR}/examples/tools/llama/${program}.cpp")
     endforeach()
@@ -66,7 +66,7 @@ if(HEADAWARE_CLANG_TIDY AND HEADAWARE_BUILD_EXAMPLES)
 
   add_library(tidy_units OBJECT EXCLUDE_FROM_ALL ${headaware_tidy_units})
   target_link_libraries(tidy_units PRIVATE tools_analysis CLI11::CLI11 headaware_development
-    $<TARGET_NAME_IF_EXISTS:headaware_llama_planning>
+    $<TARGET_NAME_IF_EXISTS:headaware_llama_planning> $<TARGET_NAME_IF_EXISTS:Eigen3::Eigen>
     $<TARGET_NAME_IF_EXISTS:headaware_llama_measuring> $<TARGET_NAME_IF_EXISTS:MPI::MPI_CXX>)
   target_compile_definitions(tidy_units PRIVATE
     $<$<BOOL:${HEADAWARE_HAS_LLAMA}>:HEADAWARE_HAS_LLAMA>)

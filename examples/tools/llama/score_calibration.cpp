@@ -32,7 +32,7 @@ struct ScorePieces {
   Pieces held_out;
 };
 
-void check(ScoreOptions const& options) {
+void check_options(ScoreOptions const& options) {
   constexpr auto where = "calibrate_scores";
   ha::require(options.pieces > 0, "pieces", "> 0", options.pieces, where);
   ha::require(options.held_out > 0, "pieces held out", "> 0", options.held_out, where);
@@ -85,7 +85,7 @@ std::string source_of(Model const& model, ScorePieces const& pieces, ScoreOption
 
 support::RowScorer calibrate_scores(Model const& model, std::span<std::int32_t const> tokens,
                                     ScoreOptions const& options) {
-  check(options);
+  check_options(options);
   ScorePieces const pieces = pieces_of(model, tokens, options);
   std::string const source = source_of(model, pieces, options);
   if (std::filesystem::exists(options.output_dir / "scores.json")) {
