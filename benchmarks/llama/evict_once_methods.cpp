@@ -119,7 +119,7 @@ bool needs_scores(std::string const& method) {
 
 std::vector<OnceRun> once_runs(std::vector<std::string> const& methods, std::vector<std::int64_t> const& sizes,
                                std::vector<std::filesystem::path> const& plans, ha::ModelShape const& shape,
-                               std::int64_t prefix) {
+                               OnceOptions const& options) {
   constexpr auto where = "benchmark --evict_once";
   std::int64_t const prefix = options.prefix;
   std::vector<OnceRun> runs;
@@ -151,6 +151,8 @@ std::vector<OnceRun> once_runs(std::vector<std::string> const& methods, std::vec
         if (!needs_scores(method) || method == "learned_shared") continue;
         OnceRun& run = runs.back();
         auto const heads = options.scorer->saved.budgets.tokens(static_cast<double>(size), prefix, least_budget);
+        ha::require(std::ssize(heads) == full.heads().total(), "KV heads of --scores",
+                    {"the model's, ", full.heads().total()}, heads.size(), where);
         run.budgets.assign(heads.begin(), heads.end());
         if (method == "budget_windows") run.table = budget_windows(full, run.budgets);
       }

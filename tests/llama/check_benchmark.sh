@@ -45,12 +45,29 @@ for file in "$folder"/few/losses/*.npy; do truncate -s 20 "$file"; done
 if "$program" "${few[@]}" >"$folder/log" 2>&1; then fail "damaged losses were read"; fi
 grep -qF "remove the file" "$folder/log" || fail "does not say what to do: $(cat "$folder/log")"
 
+# Evicted once.
+once=(--model "$model" --evict_once --prefix 64 --continuation 64 --sizes 16 --passages 1 --copies 1 --lookups 1 --questions 2
+  --max_tokens 2000 --method full,streaming_llm,kvzip)
+"$program" "${once[@]}" --output_dir "$folder/once" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
+grep -qF "| kvzip | 16 | 16.0 |" "$folder/log" || fail "no table: $(cat "$folder/log")"
+[[ $(wc -l <"$folder/once/evict_once.csv") == 4 ]] || fail "not a line per method and size"
+cp "$folder/once/evict_once.json" "$folder/first.json"
+"$program" "${once[@]}" --output_dir "$folder/once" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
+grep -qF "9 of 9 continuations were read in an earlier run" "$folder/log" || fail "begins anew: $(cat "$folder/log")"
+cmp "$folder/first.json" "$folder/once/evict_once.json" || fail "another result without measuring"
+
 expect() {  # expect <text> <arguments>...
   local text=$1
   shift
   if "$program" "$@" --output_dir "$folder/none" >"$folder/log" 2>&1; then fail "no error: $*"; fi
   grep -qF -- "$text" "$folder/log" || { cat "$folder/log" >&2; fail "expected '$text': $*"; }
 }
+expect "--evict_once too" --model "$model" --method snapkv
+expect "--scores too" "${once[@]}" --method learned
+expect "at most --prefix, 64" "${once[@]}" --sizes 65
+expect "room for 40 pairs" --model "$model" --evict_once --prefix 64 --continuation 64 --passages 1 --copies 0 --lookups 1 \
+  --questions 40 --method full --max_tokens 2000
+expect "excludes" "${once[@]}" --masked
 expect "--duo_gates too" --model "$model" --method duo
 expect "--plan too" --model "$model" --method planned
 printf '[]' >"$folder/classes.json"
