@@ -9,9 +9,11 @@
 #include "tools/support/folder.hpp"
 #include "tools/support/format_options.hpp"
 #include "tools/support/options.hpp"
+#include "tools/support/plan_scores.hpp"
 
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
+#include <headaware/plan/scored_plan.hpp>
 
 #include <CLI/CLI.hpp>
 
@@ -39,7 +41,9 @@ What is measured (benchmark.json, benchmark.csv; a picture of perplexity and of 
                           method closes; its standard error is a jackknife over passages
   mean_kept_tokens        kept per KV head after --context tokens
   budget_tokens           of the method, a KV head (plan.json: of all KV heads together)
-  kv_bytes_end            of those keys and values: 2 bytes per element, with --exact too, or what their formats take
+  kv_bytes_end            of those keys and values: 2 bytes per element, with --exact too, or what their formats take,
+                          and there the records of heads that keep tokens by scores, too
+  record_bytes_end        of scores and records of such heads
   kv_share                of the bytes of the full cache in 16 bits
 and, unless --masked:
   kv_bytes_peak           most that the cache allocated: its blocks, with slots for the tokens appended at a time
@@ -57,7 +61,7 @@ are kept once, and the model reads on with nothing evicted:
   select_seconds, compress_seconds  of select_tokens and compress; beside them the seconds of a prefill and of score_keys
 Its methods, all with 4 sinks but full, and --sizes tokens per KV head on average:
   full, streaming_llm     everything; newest tokens
-  planned                 windows of --plan in their proportions, at each size
+  planned                 windows of --plan in their proportions, at each size; no scored slots
   snapkv                  newest quarter, and those that the last 64 queries look at, summed, means over 5 tokens
   h2o                     newest half, and those that all queries look at, summed
   kvzip                   those that a second reading of the prefix looks at most, one threshold for all heads
@@ -127,9 +131,7 @@ struct Options {
     };
     length("--prefix", once.prefix, "of --evict_once: tokens that are read before");
     length("--continuation", once.continuation, "of --evict_once: tokens that are read after");
-    app.add_option("--scores", scores,
-                   "of --evict_once: folder of scores.json, which analyze_attention --scores writes")
-        ->check(CLI::ExistingDirectory);
+    support::add_scores(app, scores);
     app.add_option("--sizes", sizes, "of --evict_once: tokens that a KV head keeps of the prefix on average")
         ->capture_default_str()
         ->delimiter(',')
@@ -299,6 +301,12 @@ void run(Options options) {
   // Before anything that takes long.
   options.compared.budgets = mean_budgets(options, model.shape());
   auto runs = benchmark_runs(options.compared, model.shape());
+  for (auto& run : runs) {
+    bool const scored = ha::has_scored_heads(run.table);
+    ha::require(!scored || !options.masked, "--masked", "plans of windows: what scores keep is no mask", run.plan,
+                "--masked");
+    run.scorer = support::scores_of(run.plan, run.table, options.scores);
+  }
   auto const tokens = text_of(model, options, context, "--context");
   auto const length = std::ssize(tokens);
   llama_adapter::BenchmarkText const text{

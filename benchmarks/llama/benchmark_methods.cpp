@@ -9,6 +9,7 @@
 #include <headaware/io/plan.hpp>
 #include <headaware/io/policy_table.hpp>
 #include <headaware/plan/compare.hpp>
+#include <headaware/plan/scored_plan.hpp>
 #include <headaware/plan/uniform_plan.hpp>
 
 #include <algorithm>
@@ -168,8 +169,9 @@ std::vector<BenchmarkRun> benchmark_runs(MethodOptions const& options, ha::Model
       runs.add(method, 0, ha::table_from_model_config(model, ha::Full{}));
     } else if (method == "planned") {
       for (std::size_t i = 0; i < plans.size(); ++i)
-        runs.add(plan_formats[i].num_layers() > 0 ? "planned_by_bytes" : method, plans[i].first, plans[i].second,
-                 options.plans[i], plan_formats[i]);
+        runs.add(std::string(plan_formats[i].num_layers() > 0 ? "planned_by_bytes" : "planned") +
+                     (ha::has_scored_heads(plans[i].second) ? "_scored" : ""),
+                 plans[i].first, plans[i].second, options.plans[i], plan_formats[i]);
     } else if (method == "head_aware") {
       runs.add(method, 0, *classes, options.classifications);
       // StreamingLLM's 4 sinks and something.

@@ -82,7 +82,7 @@ template <class T>
 EvictedText read_evicted(Model const& model, EvictedOptions const& options, EvictedJob const& job,
                          Advanced const& advanced) {
   CachedModel<T> cached(model, job.table, job.formats, std::ssize(job.tokens) + job.decode_tokens,
-                        {.chunk = options.chunk, .all_logits = true, .threads = options.threads});
+                        {.chunk = options.chunk, .all_logits = true, .threads = options.threads, .scorer = job.scorer});
   auto result = read_text(
       cached, options, job, [&] { return cached.cache().mean_kept(); }, advanced);
   result.kv_bytes_peak = cached.cache().bytes();
@@ -174,6 +174,7 @@ std::filesystem::path EvictedStore::path_of(EvictedJob const& job) const {
   hash.add(about_ + " " + std::to_string(job.decode_tokens));
   hash.add(text_of(job.table));
   if (std::string const formats = text_of(job.formats); !formats.empty()) hash.add(formats);
+  if (job.scorer != nullptr) hash.add(job.scorer->saved.weight_hash);
   if (job.engine) hash.add("engine " + std::to_string(static_cast<int>(*job.engine)));
   hash.add(job.tokens);
   return folder_ / (hash.text() + ".json");

@@ -13,6 +13,7 @@
 #include <headaware/io/file.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/policy_plan.hpp>
+#include <headaware/plan/scored_plan.hpp>
 
 #include <nlohmann/json.hpp>
 
@@ -51,8 +52,9 @@ void account(ha::ModelShape const& shape, std::int64_t context, BenchmarkRun& ru
   ha::PolicyTable const table = ha::within_layers(run.table, shape);
   run.mean_kept_tokens =
       static_cast<double>(ha::held_tokens(table, context)) / static_cast<double>(table.heads().total());
+  run.record_bytes_end = ha::record_bytes(table);
   if (run.formats.num_layers() > 0) {
-    run.kv_bytes_end = ha::held_bytes(table, run.formats, shape, context);
+    run.kv_bytes_end = ha::held_bytes(table, run.formats, shape, context) + run.record_bytes_end;
     return;
   }
   run.kv_bytes_end = 0;
@@ -105,6 +107,7 @@ nlohmann::ordered_json json_of(BenchmarkRun const& run) {
           {"gap_closed_error", finite_or_null(run.closed.standard_error)},
           {"kv_bytes_peak", run.kv_bytes_peak ? nlohmann::ordered_json(*run.kv_bytes_peak) : nlohmann::ordered_json()},
           {"kv_bytes_end", run.kv_bytes_end},
+          {"record_bytes_end", run.record_bytes_end},
           {"prefill_tokens_per_s", finite_or_null(run.prefill_tokens_per_s)},
           {"decode_tokens_per_s", finite_or_null(run.decode_tokens_per_s)},
           {"time_to_first_token_s", finite_or_null(run.time_to_first_token_s)},
@@ -133,7 +136,7 @@ report::SizePicture picture_of(std::vector<BenchmarkRun> const& runs, double Ben
   constexpr std::pair<char const*, char const*> known[] = {
       {"streaming_llm", "#0072B2"}, {"window_only", "#E69F00"}, {"head_aware", "#D55E00"},
       {"duo", "#CC79A7"},           {"planned", "#009E73"},     {"planned_by_bytes", "#000000"},
-      {"engine_q8_0", "#8C564B"},   {"engine_q4_0", "#7F7F7F"}};
+      {"engine_q8_0", "#8C564B"},   {"engine_q4_0", "#7F7F7F"}, {"planned_scored", "#117733"}};
   constexpr char const* others[] = {"#56B4E9", "#332288", "#999933", "#882255"};
   report::SizePicture picture;
   for (auto const& [method, color] : known) picture.curves.push_back({method, color, {}});
@@ -213,7 +216,8 @@ void run_benchmark(EvictedStore& evicted, std::span<std::int32_t const> tokens, 
   std::vector<EvictedJob> jobs;
   for (BenchmarkRun const& run : runs) {
     for (std::size_t i = 0; i < pieces.size(); ++i)
-      jobs.push_back({pieces[i], run.table, run.formats, run.engine, i == 0 ? text.decode_tokens : 0});
+      jobs.push_back(
+          {pieces[i], run.table, run.formats, run.engine, i == 0 ? text.decode_tokens : 0, run.scorer.get()});
   }
   auto const all = evicted.run("benchmark", jobs);
   for (std::size_t i = 0; i < runs.size(); ++i) {
@@ -223,7 +227,8 @@ void run_benchmark(EvictedStore& evicted, std::span<std::int32_t const> tokens, 
     score(evaluated, losses, runs[i]);
     account(model.shape(), text.place.context, runs[i]);
     time(texts, pieces, text.decode_tokens, runs[i]);
-    if (runs[i].engine) continue;
+    // A cache with scored slots is filled by appending: `compress` knows no scores of a full cache's rows.
+    if (runs[i].engine || ha::has_scored_heads(runs[i].table)) continue;
     runs[i].compaction_s = evicted.compaction_seconds(runs[i].table, runs[i].formats, text.place.context);
   }
   measure_shares(model.shape(), text.place.context, runs);
@@ -266,9 +271,10 @@ std::string benchmark_table(std::vector<BenchmarkRun> const& runs) {
                   with_error("%.2f", run.closed.share, run.closed.standard_error).c_str());
     text += line;
     if (timed) {
-      std::snprintf(line, sizeof(line), "  %8.2f %9.1f %8s %9.2f s %7.2f ms",
+      std::snprintf(line, sizeof(line), "  %8.2f %9.1f %8s %9.2f s %7s ms",
                     static_cast<double>(run.kv_bytes_peak.value_or(0)) / 1048576, run.prefill_tokens_per_s,
-                    shown("%.1f", run.decode_tokens_per_s).c_str(), run.time_to_first_token_s, 1e3 * run.compaction_s);
+                    shown("%.1f", run.decode_tokens_per_s).c_str(), run.time_to_first_token_s,
+                    shown("%.2f", 1e3 * run.compaction_s).c_str());
       text += line;
     }
     text += "  " + run.plan + "\n";

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -35,6 +36,7 @@ struct BenchmarkRun {
   headaware::PolicyTable table;
   headaware::FormatTable formats{};  ///< of the same heads; empty: 16 bits
   std::optional<KvType> engine{};    ///< the engine by itself, all tokens in its own cache; nothing: the table
+  std::shared_ptr<support::RowScorer const> scorer{};  ///< of tables whose heads keep tokens by scores
 
   double mean_kept_tokens = 0;                    ///< per KV head, after `context` tokens
   std::int64_t tokens = 0;                        ///< predicted, of all passages
@@ -48,7 +50,9 @@ struct BenchmarkRun {
   GapClosed closed{};                             ///< of the gap in NLL that uniform windows of this size leave
   std::int64_t kv_bytes_end = 0;  ///< of the keys and values kept after `context` tokens; where they have no formats,
                                   ///< as if they had 16 bits, whatever the cache holds
-  double kv_share = unknown;      ///< of the bytes of the full cache in 16 bits
+  std::int64_t record_bytes_end = 0;  ///< of scores and records, where heads keep tokens by scores; plans by bytes
+                                      ///< count them, and `kv_bytes_end` does too there
+  double kv_share = unknown;  ///< of the bytes of the full cache in 16 bits
 
   // Measured where caches really evict.
   std::optional<std::int64_t> kv_bytes_peak{};  ///< most that the cache allocated: its blocks, with room for `context`

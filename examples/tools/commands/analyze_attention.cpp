@@ -8,6 +8,7 @@
 #include "tools/support/format_options.hpp"
 #include "tools/support/options.hpp"
 #include "tools/support/plan_options.hpp"
+#include "tools/support/row_scorer.hpp"
 #ifdef HEADAWARE_HAS_LLAMA
 #include "tools/llama/exact_copy.hpp"
 #include "tools/llama/model_source.hpp"
@@ -27,6 +28,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -50,6 +52,7 @@ struct Options {
   ha::PlanOptions plan_options;
   support::FormatsWanted formats;
   bool scores = false;
+  std::filesystem::path scores_from;
   std::vector<std::int32_t> score_pieces{8, 1};
   std::int64_t score_tokens = 1024;
 
@@ -71,7 +74,14 @@ struct Options {
     support::add_formats(app, formats)->needs(planned);
     auto* const scored = app.add_flag("--scores", scores,
                                       "beside a plan, or instead of the analysis, measure and write scores of rows: "
-                                      "what tells those that later text looks at");
+                                      "what tells those that later text looks at. With --plan, plans whose heads keep "
+                                      "tokens by them are tried, too");
+    app.add_option("--scores_from", scores_from,
+                   "of --plan: folder of scores.json that --scores wrote, to try plans with; give it to the programs "
+                   "that run the plan, too")
+        ->check(CLI::ExistingDirectory)
+        ->needs(planned)
+        ->excludes(scored);
     app.add_option("--score_pieces", score_pieces,
                    "pieces of text that scores are fitted to, and held out to choose and check them by")
         ->delimiter(',')
@@ -164,7 +174,7 @@ llama_adapter::SensitivityOf sensitivity_of(std::string const& name) {
   return static_cast<llama_adapter::SensitivityOf>(std::find(names.begin(), names.end(), name) - names.begin());
 }
 
-void score(Options const& options) {
+support::RowScorer score(Options const& options) {
   if (std::filesystem::is_directory(options.run.model)) {
     throw ha::ArgumentError({"--scores", "a GGUF file, which has to run", "a folder", options.run.model.string()});
   }
@@ -175,13 +185,14 @@ void score(Options const& options) {
   scores.piece_tokens = options.score_tokens;
   scores.threads = options.run.threads;
   llama_adapter::Model const model(options.run.to_run(llama_adapter::exact_copy));
-  auto const scorer =
-      llama_adapter::calibrate_scores(model, model.tokenize(ha::read_text_file(options.text), false), scores);
+  auto scorer = llama_adapter::calibrate_scores(model, model.tokenize(ha::read_text_file(options.text), false), scores);
   std::printf("%s\nwrote scores.json and weights to %s\n", llama_adapter::score_summary(scorer.saved).c_str(),
               options.analysis.output_dir.c_str());
+  return scorer;
 }
 
-void plan(Options const& options) {
+/// @param scorer  for plans whose heads keep tokens by scores; nullptr: none do
+void plan(Options const& options, support::RowScorer const* scorer) {
   ha::ModelShape const shape = llama_adapter::Model(options.run.model).shape();
   ha::Budget const budget = support::parse_budget(options.budget, {shape, 2});  // of the cache in 16 bits
   support::MeasuringOptions const& measuring = options.measuring;
@@ -193,6 +204,8 @@ void plan(Options const& options) {
   planning.probe_weights = measuring.probe_weights;
   planning.guard.probe_weight = measuring.score_weight.value_or(measuring.probe_weights.front());
   planning.guard.plan = options.plan_options;
+  planning.guard.scorer = scorer;
+  planning.guard.threads = options.run.threads;
   planning.formats = options.formats;
   if (auto const& pieces = measuring.pieces; !pieces.empty()) {
     planning.pieces = {pieces[0], pieces[1], pieces[2], pieces[3]};
@@ -227,16 +240,17 @@ void plan(Options const& options) {
     have(planning.refine_pieces);
   }
   auto const guarded = llama_adapter::plan_model(planning, budget);
-  std::printf("%s\n%s\nwrote plan.json (%s), plan_classifications.json and plan_guard.json to %s\n",
+  std::printf("%s\n%s\nwrote plan.json (%s), %splan_guard.json to %s\n",
               ha::plan_summary(guarded.chosen().plan).c_str(), guard_table(guarded).c_str(),
-              guarded.chosen().name.c_str(), options.analysis.output_dir.c_str());
+              guarded.chosen().name.c_str(), guarded.chosen().scored ? "" : "plan_classifications.json, ",
+              options.analysis.output_dir.c_str());
 }
 #else
-void score(Options const&) {
+support::RowScorer score(Options const&) {
   throw ha::ArgumentError({"--scores", "a program built with llama.cpp (configure with -DHEADAWARE_LLAMA=ON)",
                            "one built without", "--scores"});
 }
-void plan(Options const&) {
+void plan(Options const&, support::RowScorer const*) {
   throw ha::ArgumentError({"--plan", "a program built with llama.cpp (configure with -DHEADAWARE_LLAMA=ON)",
                            "one built without", "--plan"});
 }
@@ -257,14 +271,17 @@ int run(Options& options) {
   options.analysis.parameters.validate();
   auto const& folder = options.analysis.output_dir;
   if (options.plan) check_plan(options);
+  std::optional<support::RowScorer> scorer;
   if (options.scores) {
     support::prepare_results(folder, {"scores.json", "scores.npy"}, {"scores_state"});
-    score(options);
+    scorer = score(options);
+  } else if (!options.scores_from.empty()) {
+    scorer = support::load_row_scorer(options.scores_from);
   }
   if (options.plan) {
     support::prepare_results(folder, {"plan.json", "plan_classifications.json", "plan_guard.json"},
                              {"text", "probe", "losses"});
-    plan(options);
+    plan(options, scorer ? &*scorer : nullptr);
   }
   if (options.plan || options.scores) return 0;
   support::prepare_results(folder,

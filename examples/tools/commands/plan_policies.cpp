@@ -7,6 +7,7 @@
 #include "tools/support/format_options.hpp"
 #include "tools/support/options.hpp"
 #include "tools/support/plan_options.hpp"
+#include "tools/support/row_scorer.hpp"
 
 #include <headaware/error.hpp>
 #include <headaware/io/plan.hpp>
@@ -14,6 +15,7 @@
 #include <headaware/io/sensitivities.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
+#include <headaware/plan/scored_plan.hpp>
 #include <headaware/plan/summary.hpp>
 #include <headaware/plan/uniform_plan.hpp>
 
@@ -44,6 +46,8 @@ struct Options {
   std::int64_t context = 0;
   std::int64_t head_dim = 0;
   std::int64_t element_bytes = 2;
+  std::filesystem::path scores;
+  double window_share = 0.5;
   ha::PlanOptions plan;
   support::FormatsWanted formats{.measured = false};
 
@@ -61,6 +65,13 @@ struct Options {
     support::add_probe_weight(app, probe_weight, "weight of the probe; the text has 1")->needs("--probe_dir");
     support::add_plan_options(app, plan);
     support::add_formats(app, formats, "16");
+    auto* const scored = support::add_scores(app, scores,
+                                             "folder of scores.json: the plan's windows get a share of the budget, and "
+                                             "the rest goes to tokens that heads keep by scores");
+    app.add_option("--window_share", window_share, "of --scores: of the budget, in (0, 1)")
+        ->capture_default_str()
+        ->check(CLI::Range(0.0, 1.0))
+        ->needs(scored);
     support::add_head_dim(app, head_dim, "channels of a key; for budgets in bytes, and for formats");
     app.add_option("--element_bytes", element_bytes, "bytes per element; for budgets in bytes")
         ->capture_default_str()
@@ -211,6 +222,15 @@ void print_bytes(ha::PolicyPlan const& plan, ha::ModelShape const& shape, ha::La
               static_cast<double>(full) / 1048576);
 }
 
+/// The plan of a share of the budget, with scored slots for the rest.
+/// @param whole  of the whole budget
+ha::PolicyPlan with_scores(ha::PolicyPlan const& whole, ha::KvErrors const& errors, Options const& options) {
+  auto const scorer = support::load_row_scorer(options.scores);
+  auto const budget = ha::Budget::tokens(options.window_share * whole.mean_budget());
+  auto const windows = ha::plan_policies(errors, budget, options.context, options.plan);
+  return ha::scored_plan(windows, whole, scorer.saved.budgets, scorer.saved.weight_hash);
+}
+
 void run(Options options) {
   analysis::warn_if_partial(options.results_dir);
   ha::RetentionStatistics const text = load_statistics(options.results_dir);
@@ -269,6 +289,18 @@ void run(Options options) {
   if (plan.by_bytes() && uniform.plan) print_best_pair(uniform.plan_error, errors, budget, options);
 
   support::make_folder(options.output_dir);
+  if (!options.scores.empty()) {
+    auto const scored = with_scores(plan, errors, options);
+    std::printf(
+        "\nwith scored slots, %g of the budget for windows; what scores save is not predicted, benchmark --plan "
+        "measures it:\n%s",
+        options.window_share, ha::plan_summary(scored).c_str());
+    // Classes of heads know no scored slots: those of an earlier plan must not stay.
+    std::filesystem::remove(options.output_dir / "plan_classifications.json");
+    ha::save_plan(options.output_dir / "plan.json", scored);
+    std::printf("wrote plan.json to %s\n", options.output_dir.string().c_str());
+    return;
+  }
   ha::save_plan(options.output_dir / "plan.json", written);
   ha::save_plan_classifications(options.output_dir / "plan_classifications.json", written);
   std::printf("wrote plan.json and plan_classifications.json to %s\n", options.output_dir.string().c_str());

@@ -6,6 +6,7 @@
 #include "tools/llama/attention_tap.hpp"
 #include "tools/llama/engine.hpp"
 #include "tools/llama/head_cache.hpp"
+#include "tools/llama/row_scoring.hpp"
 
 #include <headaware/error.hpp>
 #include <headaware/model_shape.hpp>
@@ -16,15 +17,15 @@
 #include <cstdint>
 #include <span>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace llama_adapter {
 
 struct CachedModelOptions {
-  std::int32_t chunk = 256;  ///< most tokens of a read
-  bool all_logits = false;   ///< of every token of a read; else of the last one
-  std::int32_t threads = 1;  ///< of the engine
+  std::int32_t chunk = 256;                    ///< most tokens of a read
+  bool all_logits = false;                     ///< of every token of a read; else of the last one
+  std::int32_t threads = 1;                    ///< of the engine
+  support::RowScorer const* scorer = nullptr;  ///< of tables whose heads keep tokens by scores; borrowed
 };
 
 /// @tparam T  of the kept keys and values: float, or headaware::float16 as engines hold them
@@ -32,13 +33,14 @@ template <class T>
 class CachedModel {
  public:
   /// @param model       borrowed
-  /// @param table       policies, each a sink and a window
+  /// @param table       policies, each a sink and a window, and tokens of high scores
   /// @param formats     of the same heads; empty: all rows are of `T`
   /// @param max_tokens  room of heads that keep everything
-  /// @throws Error as `require_served`, and for recurrent layers beside sliding ones
-  CachedModel(Model const& model, headaware::PolicyTable table, headaware::FormatTable const& formats,
+  /// @throws ArgumentError if heads keep tokens by scores and there are none; Error as `require_served`, and for
+  /// recurrent layers beside sliding ones
+  CachedModel(Model const& model, headaware::PolicyTable const& table, headaware::FormatTable const& formats,
               std::int64_t max_tokens, CachedModelOptions const& options)
-      : cache_(std::move(table), formats, served(model), max_tokens),
+      : cache_(table, formats, served(model), max_tokens, RowScoring::of(model, table, options.scorer)),
         tap_(
             model, [this](TappedAttention const& attention) { cache_.run(attention); }, TapMode::replace),
         context_(model, context_options(options)) {}

@@ -9,6 +9,7 @@
 #include "tools/support/format_options.hpp"
 #include "tools/support/options.hpp"
 #include "tools/support/plan_file.hpp"
+#include "tools/support/plan_scores.hpp"
 #include "tools/support/progress.hpp"
 
 #include <headaware/classify/builders.hpp>
@@ -22,6 +23,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -34,6 +36,7 @@ namespace {
 struct Options {
   support::ModelOptions run;
   std::filesystem::path policies;
+  std::filesystem::path scores;
   std::string policy = "streaming_llm";
   std::int32_t sink = 4;
   std::int32_t window = 508;
@@ -51,6 +54,7 @@ struct Options {
     run.add_model(app)->required();
     auto* const file = support::add_policies(app, policies, "classifications or plan.json: a policy per KV head",
                                              "--classifications,--plan");
+    support::add_scores(app, scores)->needs(file);
     support::add_choice(app, "--policy", policy, "one policy for all heads, without such a file",
                         {"streaming_llm", "window_only", "full"})
         ->excludes(file);
@@ -84,14 +88,29 @@ ha::PolicyTable table_of(Options const& options, ha::ModelShape const& model) {
   return ha::table_from_model_config(model, ha::SinkWindow{options.sink, options.window});
 }
 
-/// The options' model on a cache of its own.
+/// What the options' model keeps in a cache of its own.
+struct Kept {
+  ha::PolicyTable table;
+  ha::FormatTable formats{};
+  std::shared_ptr<support::RowScorer const> scorer{};
+
+  Kept(Model const& model, Options const& options) : table(table_of(options, model.shape())) {
+    if (options.policies.empty()) return;
+    formats = support::formats_of_file(options.policies, model.shape());
+    scorer = support::scores_of(options.policies, table, options.scores);
+  }
+};
+
+/// The options' model on such a cache.
 template <class T>
-CachedModel<T> cached(Model const& model, Options const& options, std::int64_t max_tokens, bool all_logits) {
-  return {model,
-          table_of(options, model.shape()),
-          options.policies.empty() ? ha::FormatTable{} : support::formats_of_file(options.policies, model.shape()),
-          max_tokens,
-          {.chunk = options.chunk, .all_logits = all_logits, .threads = options.run.threads}};
+CachedModel<T> cached(Model const& model, Kept const& kept, Options const& options, std::int64_t max_tokens,
+                      bool all_logits) {
+  return {
+      model,
+      kept.table,
+      kept.formats,
+      max_tokens,
+      {.chunk = options.chunk, .all_logits = all_logits, .threads = options.run.threads, .scorer = kept.scorer.get()}};
 }
 
 KvType engine_kv(Options const& options) { return options.run.exact ? KvType::f32 : KvType::f16; }
@@ -151,7 +170,8 @@ void run_prompt(Model const& model, Options const& options) {
   if (options.max_tokens > 0) prompt.resize(std::min(prompt.size(), static_cast<std::size_t>(options.max_tokens)));
   ha::require(!prompt.empty(), "prompt", "at least one token", "none", "--prompt");
   auto const total = static_cast<std::int64_t>(prompt.size()) + options.new_tokens;
-  auto runner = cached<T>(model, options, total, false);
+  Kept const kept(model, options);
+  auto runner = cached<T>(model, kept, options, total, false);
   std::string const start = prompt.size() > 100 ? "" : model.detokenize(prompt);
   std::fwrite(start.data(), 1, start.size(), stdout);
   auto const own = generate(runner, model, prompt, options, [&](std::int32_t token) {
@@ -193,7 +213,8 @@ void run_perplexity(Model const& model, Options const& options) {
   if (options.max_tokens > 0) tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(options.max_tokens)));
   auto const total = std::ssize(tokens);
   ha::require(total > 1, "tokens to measure", "at least 2, as each but the first is predicted", total, "--perplexity");
-  auto runner = cached<T>(model, options, total, true);
+  Kept const kept(model, options);
+  auto runner = cached<T>(model, kept, options, total, true);
   auto const losses = measure(runner, tokens, options);
   std::printf("perplexity %.5f over %zu tokens, %.1f kept per KV head, %.1f MiB allocated\n", perplexity(losses),
               tokens.size(), runner.cache().mean_kept(), static_cast<double>(runner.cache().bytes()) / 1048576);

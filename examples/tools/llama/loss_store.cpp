@@ -1,5 +1,6 @@
 #include "tools/llama/loss_store.hpp"
 
+#include "tools/llama/cached_model.hpp"
 #include "tools/llama/reference_predictions.hpp"
 #include "tools/llama/saved_losses.hpp"
 #include "tools/support/content_hash.hpp"
@@ -7,8 +8,10 @@
 #include "tools/support/npy.hpp"
 #include "tools/support/progress.hpp"
 
+#include <headaware/element.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
+#include <headaware/plan/scored_plan.hpp>
 #include <headaware/policy/policy_window.hpp>
 
 #include <algorithm>
@@ -47,6 +50,12 @@ std::string text_of(ha::PolicyTable const& table) {
   for (std::int32_t layer = 0; layer < table.num_layers(); ++layer) {
     for (std::int32_t head = 0; head < table.num_kv_heads(layer); ++head) {
       auto const& policy = table.at(layer, head);
+      if (policy.is<ha::SinkWindowScored>()) {
+        auto const& p = policy.get<ha::SinkWindowScored>();
+        text += std::string(policy.name()) + " " + std::to_string(p.sink) + " " + std::to_string(p.window) + " " +
+                std::to_string(p.scored) + ";";
+        continue;
+      }
       auto const kept = ha::policy_window(policy, "LossStore").value_or(ha::WindowRule{});
       text += std::string(policy.name()) + " " + std::to_string(kept.sink) + " " + std::to_string(kept.window) + ";";
     }
@@ -151,7 +160,36 @@ std::vector<std::vector<double>> LossStore::run_missing(std::string const& what,
   return result;
 }
 
+namespace {
+
+/// @throws ArgumentError if rows are told by scores, which masks do not know
+void require_masks(std::span<LossJob const> jobs) {
+  for (LossJob const& job : jobs) {
+    ha::require(!ha::has_scored_heads(job.table), "policies",
+                "windows: scores of rows are not known where policies "
+                "are masks (leave --masked out)",
+                "sink_window_scored", "LossStore");
+  }
+}
+
+}  // namespace
+
+std::vector<std::vector<double>> LossStore::evicted_losses(std::string const& what, std::span<LossJob const> jobs,
+                                                           support::RowScorer const& scorer, std::int32_t threads) {
+  constexpr std::size_t chunk = 256;
+  Model const& model = run_->model();
+  std::string const kind = " evicted, half " + scorer.saved.weight_hash;
+  return run_missing(what, jobs, kind, 0, [&](LossJob const& job, PolicyRun::LayerDone const& layer_done) {
+    CachedModel<ha::float16> cached(model, job.table, job.rounding.formats, std::ssize(job.tokens),
+                                    {.chunk = chunk, .all_logits = true, .threads = threads, .scorer = &scorer});
+    return losses_of(cached, job.tokens, chunk, [&](std::int64_t read) {
+      layer_done(static_cast<std::int32_t>(model.shape().num_layers() * read / std::ssize(job.tokens)) - 1);
+    });
+  });
+}
+
 std::vector<std::vector<double>> LossStore::losses(std::string const& what, std::span<LossJob const> jobs) {
+  require_masks(jobs);
   return run_missing(what, jobs, "", 0, [&](LossJob const& job, PolicyRun::LayerDone const& layer_done) {
     return run_->losses(job.tokens, job.table, job.rounding, layer_done);
   });
@@ -182,6 +220,7 @@ ReferencePredictions const& LossStore::reference(std::span<std::int32_t const> t
 
 std::vector<std::vector<double>> LossStore::divergences(std::string const& what, std::span<LossJob const> jobs,
                                                         std::int64_t first) {
+  require_masks(jobs);
   std::string const kind = divergence_kind(first);
   return run_missing(what, jobs, kind, first, [&](LossJob const& job, PolicyRun::LayerDone const& layer_done) {
     auto const& expected = reference(job.tokens, first, [&](std::int32_t) { layer_done(-1); });

@@ -6,6 +6,7 @@
 #include "tools/llama/policy_run.hpp"
 #include "tools/llama/rounded_kv.hpp"
 #include "tools/support/interrupt.hpp"
+#include "tools/support/row_scorer.hpp"
 
 #include <headaware/format/table.hpp>
 #include <headaware/policy/table.hpp>
@@ -27,7 +28,7 @@ class ReferencePredictions;
 [[nodiscard]] std::string identity_of(Model const& model);
 
 /// Text that tells tables of policies apart.
-/// @throws ArgumentError on policies without sinks and window
+/// @throws ArgumentError on policies without sinks, window and scored tokens
 [[nodiscard]] std::string text_of(headaware::PolicyTable const& table);
 
 /// The same of tables of formats.
@@ -62,6 +63,14 @@ class LossStore {
   /// @brief `PolicyRun::losses` of each job, showing progress on stderr while any has to run.
   /// @throws support::Interrupted on Ctrl-C; runs that were whole are kept. What `PolicyRun::losses` throws
   [[nodiscard]] std::vector<std::vector<double>> losses(std::string const& what, std::span<LossJob const> jobs);
+
+  /// @brief The losses through caches of half precision (or of the jobs' formats) that really evict, of tables whose
+  /// heads keep tokens by scores, too, which no mask can say; likewise kept on disk. Rounding but formats is not
+  /// heeded.
+  /// @param threads  of the engine
+  /// @throws as `losses`, and as `CachedModel`
+  [[nodiscard]] std::vector<std::vector<double>> evicted_losses(std::string const& what, std::span<LossJob const> jobs,
+                                                                support::RowScorer const& scorer, std::int32_t threads);
 
   /// @brief KL of the predictions with everything kept to those of each job, a token, from token `first` on; likewise
   /// kept on disk. The runs with everything kept of the last few texts stay in memory; jobs over more texts than that

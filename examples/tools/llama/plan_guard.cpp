@@ -10,6 +10,7 @@
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
 #include <headaware/plan/refine.hpp>
+#include <headaware/plan/scored_plan.hpp>
 #include <headaware/plan/uniform_plan.hpp>
 
 #include <nlohmann/json.hpp>
@@ -73,6 +74,46 @@ void add_first_tables(std::vector<NamedErrors> const& named, ha::Budget const& b
   }
 }
 
+/// Windows of a share of the budget that the best plan's errors ask for, and the least windows in its formats: each
+/// with scored slots for the rest of the budget.
+/// @param best  plan of the whole budget @param errors  that it was made of
+std::vector<GuardedTable> scored_tables(ha::PolicyPlan const& best, ha::KvErrors const& errors,
+                                        ha::KvErrors const& first, GuardOptions const& options) {
+  std::vector<GuardedTable> tables;
+  if (options.scorer == nullptr) return tables;
+  if (options.plan.ranks != 1 || options.plan.layer_shares) {
+    std::fprintf(stderr, "note: no plans with scored slots, which know neither --ranks nor --layer_shares\n");
+    return tables;
+  }
+  auto const& saved = options.scorer->saved;
+  auto const add = [&](std::string const& name, auto const& windows_of) {
+    try {
+      tables.push_back({.name = "scored " + name,
+                        .plan = ha::scored_plan(windows_of(), best, saved.budgets, saved.weight_hash),
+                        .scored = true});
+    } catch (ha::ArgumentError const& error) {  // a budget below the smallest sizes
+      std::fprintf(stderr, "note: no plan with scored slots and windows of %s: %s\n", name.c_str(), error.what());
+    }
+  };
+  // Evaluated with the first errors, as all plans are.
+  auto const with_windows = [&](ha::PolicyTable const& table, ha::FormatTable const& formats) {
+    return ha::evaluate_table(table, formats, first, options.context, options.plan);
+  };
+  for (double const share : options.window_shares) {
+    add(short_number(share), [&] {
+      auto const budget = ha::Budget::tokens(share * best.mean_budget());
+      auto const plan = ha::plan_policies(errors, budget, options.context, options.plan);
+      return with_windows(plan.table, plan.formats);
+    });
+  }
+  ha::SinkWindow const& least = options.least_windows;
+  add(std::to_string(least.sink) + "+" + std::to_string(least.window), [&] {
+    ha::PolicyTable const table(first.shape(), least);
+    return with_windows(table.skip_layers(options.plan.skip_layers), best.formats);
+  });
+  return tables;
+}
+
 /// Tries tables on held-out text, and says of each how it did.
 class Trial {
  public:
@@ -84,13 +125,16 @@ class Trial {
     std::vector<double> probe;
   };
 
-  [[nodiscard]] std::vector<Outcome> run(std::vector<KeptHeads> const& tables) {
+  /// @param evicted  options of tables with scored slots, which are tried in caches that evict; nullptr: masks
+  [[nodiscard]] std::vector<Outcome> run(std::vector<KeptHeads> const& tables, GuardOptions const* evicted = nullptr) {
     std::vector<LossJob> jobs;
     for (auto const& [table, formats] : tables) {
       for (auto const& piece : text_->held_out) jobs.push_back({piece, table, {.formats = formats}});
       for (auto const& piece : text_->held_out_probes) jobs.push_back({piece, table, {.formats = formats}});
     }
-    auto const all = losses_->losses("trying plans on held-out text", jobs);
+    auto const all = evicted == nullptr ? losses_->losses("trying plans on held-out text", jobs)
+                                        : losses_->evicted_losses("trying plans with scored slots on held-out text",
+                                                                  jobs, *evicted->scorer, evicted->threads);
     std::vector<Outcome> outcomes(tables.size());
     std::size_t job = 0;
     auto const append = [&](std::size_t pieces, std::vector<double>& to) {
@@ -168,6 +212,19 @@ Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors, 
     trial.score(table, blended[i], uniform);
     result.tables.push_back(std::move(table));
   }
+  // Masks cannot say what scores keep: these are tried in caches that really evict, which predict what masks would of
+  // windows but for rounding.
+  std::size_t const own = best_plan < result.first_plan ? 0 : best_plan - result.first_plan;
+  auto scored = scored_tables(result.tables[best_plan].plan, errors[own].errors, first, options);
+  if (!scored.empty()) {
+    std::vector<KeptHeads> scored_heads;
+    for (auto const& table : scored) scored_heads.push_back(KeptHeads::of(table.plan));
+    auto const tried = trial.run(scored_heads, &options);
+    for (std::size_t i = 0; i < scored.size(); ++i) {
+      trial.score(scored[i], tried[i], uniform);
+      result.tables.push_back(std::move(scored[i]));
+    }
+  }
   result.best = result.uniform;
   for (std::size_t i = 0; i < result.tables.size(); ++i) {
     auto const& candidate = result.tables[i];
@@ -211,6 +268,7 @@ void write_guarded(std::filesystem::path const& folder, Guarded const& guarded) 
     auto& entry = tried.emplace_back(nlohmann::ordered_json{{"name", table.name}});
     if (table.probe_weight) entry["probe_weight"] = *table.probe_weight;
     if (!table.blended_with.empty()) entry["blended_with"] = table.blended_with;
+    if (table.scored) entry["scores"] = table.plan.scores;
     entry.update({{"mean_tokens", table.plan.mean_tokens()},
                   {"bytes", table.plan.planned_bytes()},
                   {"text_loss", table.text_loss},
@@ -221,7 +279,13 @@ void write_guarded(std::filesystem::path const& folder, Guarded const& guarded) 
                   {"eligible", table.eligible},
                   {"predicted_error", table.plan.predicted_error}});
   }
-  ha::save_plan_classifications(folder / "plan_classifications.json", chosen.plan);
+  // Classes of heads know no scored slots: those of an earlier plan must not stay.
+  std::filesystem::path const classes = folder / "plan_classifications.json";
+  if (ha::has_scored_heads(chosen.plan.table)) {
+    std::filesystem::remove(classes);
+  } else {
+    ha::save_plan_classifications(classes, chosen.plan);
+  }
   support::write_json(folder / "plan_guard.json", document);
   // Last: where it is, the others are.
   ha::save_plan(folder / "plan.json", chosen.plan);

@@ -5,10 +5,12 @@
 
 #include "tools/llama/calibration_text.hpp"
 #include "tools/llama/loss_store.hpp"
+#include "tools/support/row_scorer.hpp"
 
 #include <headaware/plan/budget.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
+#include <headaware/policy/sink_window.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -26,6 +28,12 @@ struct GuardOptions {
   /// Of plans by bytes: pairs of formats that uniform windows, and plans of the pair alone, are tried in, those that
   /// are predicted to lose least.
   std::int32_t fixed_pairs = 2;
+  /// Scores by which heads may keep tokens; nullptr: none do. Borrowed. Plans of windows at these shares of the budget,
+  /// and the least windows in every head, are tried with scored slots for the rest, evicting at every step.
+  support::RowScorer const* scorer = nullptr;
+  std::int32_t threads = 1;  ///< of the engine, where these are tried
+  std::vector<double> window_shares{0.25, 0.5, 0.75};
+  headaware::SinkWindow least_windows{.sink = 4, .window = 16};
   headaware::PlanOptions plan{};
 };
 
@@ -40,11 +48,12 @@ struct GuardedTable {
   bool eligible = false;                 ///< on text no worse than `uniform`
   std::optional<double> probe_weight{};  ///< in the errors that a plan was made of
   std::string blended_with{};            ///< of a blend: the plan's name, beside uniform windows
+  bool scored = false;                   ///< heads keep tokens by scores: tried in caches that evict, not as masks
 };
 
 struct Guarded {
   /// Uniform windows, in plans by bytes of 16 bits first, then of other formats, plans of one pair of formats, plans
-  /// as named, blends. All of the same size.
+  /// as named, blends, plans with scored slots. All of the same size.
   std::vector<GuardedTable> tables;
   std::size_t num_uniform = 0;  ///< uniform windows, which come first
   std::size_t uniform = 0;      ///< index: those of them that lose least on text
@@ -76,7 +85,8 @@ struct NamedErrors {
 /// The tables side by side, for a person.
 [[nodiscard]] std::string guard_table(Guarded const& guarded);
 
-/// @brief Writes plan.json and plan_classifications.json, the best, and plan_guard.json, what it was tried against.
+/// @brief Writes plan.json and plan_classifications.json, the best, and plan_guard.json, what it was tried against. A
+/// plan with scored slots has no classes.
 /// @throws FileError
 void write_guarded(std::filesystem::path const& folder, Guarded const& guarded);
 

@@ -185,6 +185,7 @@ Guarded plan_model(PlanningOptions const& given, ha::Budget const& budget) {
   candidates.add("plan", calibrate(losses, text, cuts));
   GuardOptions without_blends = guard;  // which are tried of the best plan, last
   without_blends.blends.clear();
+  without_blends.scorer = nullptr;
   auto const tried = [&] { return guarded_plan(losses, candidates.errors(), text, budget, without_blends); };
   Guarded guarded = tried();
   std::optional<ha::PolicyPlan> measured;

@@ -114,6 +114,14 @@ CLI::Option* add_policies(CLI::App& app, Files& files, char const* means, char c
   return app.add_option(name, files, means)->check(CLI::ExistingFile);
 }
 
+/// Declares --scores, the folder of scores by which heads keep tokens.
+inline CLI::Option* add_scores(CLI::App& app, std::filesystem::path& folder,
+                               char const* means =
+                                   "folder of scores.json (analyze_attention --scores writes it), of "
+                                   "policies whose heads keep tokens by scores; default: beside these") {
+  return app.add_option("--scores", folder, means)->check(CLI::ExistingDirectory);
+}
+
 /// Declares --head_dim. @tparam Channels  an integer
 template <class Channels>
 CLI::Option* add_head_dim(CLI::App& app, Channels& channels, char const* means) {

@@ -79,6 +79,7 @@ template <class = void>
   read_plan_costs(root, plan);
   std::int64_t planned_tokens = 0;
   plan_fields(FieldReader(root), plan, planned_tokens, !plan.row_costs.empty());
+  if (auto const scores = root.find("scores")) plan.scores = scores->string();
   JsonValue const options = root.get("options", "an object");
   plan.options = read_plan_options<>(options.object(), plan);
   FormatChoice const& choice = plan.options.formats;
@@ -159,10 +160,10 @@ template <class = void>
 
 /// @brief Reads a plan from the text of a `plan.json`: `{format, version, model_info{num_layers, num_heads,
 /// num_kv_heads, layers[…] or nothing}, row_costs[…] and budget_cost or nothing, context, budget_tokens,
-/// planned_tokens, floor, predicted_error, options{measure, fold, floor, page_size, ranks, layer_shares,
-/// negligible_output, use_remainder, skip_layers[…] or nothing, formats or nothing}, heads[{layer_idx, kv_head, policy,
-/// sink, window, tokens, predicted_error}]}`. A policy is `full`, `sink_window`, `window_only` or `prune`; a sink or
-/// window that it does not have is -1. Unknown keys are ignored.
+/// planned_tokens, floor, predicted_error, scores or nothing, options{measure, fold, floor, page_size, ranks,
+/// layer_shares, negligible_output, use_remainder, skip_layers[…] or nothing, formats or nothing}, heads[{layer_idx,
+/// kv_head, policy, sink, window, tokens, predicted_error}]}`. A policy is `full`, `sink_window`, `window_only` or
+/// `prune`; a sink or window that it does not have is -1. Unknown keys are ignored.
 ///
 /// Plans by bytes have `options.formats{head_dim, sixteen_bits[key, value], pairs[[key, value]…]}`, formats by
 /// name, or as `{name, scale}` where fp8 has a scale other than 1;
@@ -259,6 +260,7 @@ template <class = void>
     }
     if (plan.by_bytes()) json.field("planned_bytes", plan.planned_bytes());
     detail::plan_fields(fields, plan, plan.planned_tokens, !plan.row_costs.empty());
+    if (!plan.scores.empty()) json.field("scores", plan.scores);
     json.field("options", [&] {
       detail::plan_measure_fields(fields, *options.measure, options);
       json.key("floor");

@@ -22,6 +22,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -116,6 +117,8 @@ struct PolicyPlan {
   std::int64_t budget_cost = 0;  ///< of all heads together, where there are `row_costs`; `budget_tokens` are then those
                                  ///< of equal sizes of all heads
   FormatTable formats{};         ///< of a plan by bytes; empty: 16 bits, by tokens
+  /// Of a plan with scored slots, the weights' hash (`SavedScores::weight_hash`) of the scores that it was made with.
+  std::string scores{};
 
   /// Whether heads have formats of their own: sizes are in bytes.
   [[nodiscard]] bool by_bytes() const { return formats.num_layers() > 0; }

@@ -41,6 +41,18 @@ struct ReconstructionBudgets {
 
   [[nodiscard]] std::size_t num_kv_heads() const { return heads.empty() ? 0 : heads.front().size(); }
 
+  /// @brief The share of a text's tokens that one KV head has at a mean share in [0, 1]. @pre valid, not empty
+  /// @param head  of all layers
+  [[nodiscard]] double share_of(std::size_t head, double mean_share) const {
+    std::size_t above = 0;
+    while (above < shares.size() && shares[above] < mean_share) ++above;
+    double const begin = above == 0 ? 0 : shares[above - 1];
+    double const end = above == shares.size() ? 1 : shares[above];
+    double const low = above == 0 ? 0 : heads[above - 1][head];
+    double const high = above == shares.size() ? 1 : heads[above][head];
+    return low + (mean_share - begin) / (end - begin) * (high - low);
+  }
+
   /// @brief The tokens that each KV head keeps of a text.
   /// @param mean_tokens  on average per KV head @param length  tokens of the text
   /// @param least        of any head
@@ -54,7 +66,9 @@ struct ReconstructionBudgets {
     require(least >= 0, "least tokens of a KV head", ">= 0", least, where);
     bool const fits = mean_tokens >= static_cast<double>(least) && mean_tokens <= static_cast<double>(length);
     require(fits, "mean tokens per KV head", {"in [", least, ", ", length, "]"}, mean_tokens, where);
-    std::vector<double> const wanted = at(mean_tokens / static_cast<double>(std::max<std::int64_t>(length, 1)));
+    std::vector<double> wanted(num_kv_heads());
+    double const mean_share = mean_tokens / static_cast<double>(std::max<std::int64_t>(length, 1));
+    for (std::size_t head = 0; head < wanted.size(); ++head) wanted[head] = share_of(head, mean_share);
     auto const low = static_cast<double>(least);
     auto const high = static_cast<double>(length);
     double const target = mean_tokens * static_cast<double>(wanted.size());
@@ -97,23 +111,6 @@ struct ReconstructionBudgets {
   }
 
   friend bool operator==(ReconstructionBudgets const&, ReconstructionBudgets const&) = default;
-
- private:
-  /// Shares of the heads at a mean share.
-  [[nodiscard]] std::vector<double> at(double share) const {
-    std::size_t above = 0;
-    while (above < shares.size() && shares[above] < share) ++above;
-    double const begin = above == 0 ? 0 : shares[above - 1];
-    double const end = above == shares.size() ? 1 : shares[above];
-    double const part = (share - begin) / (end - begin);
-    std::vector<double> result(num_kv_heads());
-    for (std::size_t head = 0; head < result.size(); ++head) {
-      double const low = above == 0 ? 0 : heads[above - 1][head];
-      double const high = above == shares.size() ? 1 : heads[above][head];
-      result[head] = low + part * (high - low);
-    }
-    return result;
-  }
 };
 
 HEADAWARE_NAMESPACE_END
