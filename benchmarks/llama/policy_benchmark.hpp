@@ -52,7 +52,7 @@ struct BenchmarkRun {
                                   ///< as if they had 16 bits, whatever the cache holds
   std::int64_t record_bytes_end = 0;  ///< of scores and records, where heads keep tokens by scores; plans by bytes
                                       ///< count them, and `kv_bytes_end` does too there
-  double kv_share = unknown;  ///< of the bytes of the full cache in 16 bits
+  double kv_share = unknown;          ///< of the bytes of the full cache in 16 bits
 
   // Measured where caches really evict.
   std::optional<std::int64_t> kv_bytes_peak{};  ///< most that the cache allocated: its blocks, with room for `context`
