@@ -84,7 +84,9 @@ TEST_CASE(
     auto tokens = model.tokenize(numbered_text(150), true);
     auto const table = [&](auto const& policy) { return ha::table_from_model_config(model.shape(), policy); };
     ha::PolicyTable mixed = table(ha::SinkWindowScored{.sink = 2, .window = 8, .scored = 20});
-    mixed.set(0, 0, ha::Prune{});
+    // Before they have seen others, equal tokens are equal rows, whose scores rounding alone tells apart.
+    for (std::int32_t head = 0; head < mixed.num_kv_heads(0); ++head) mixed.set(0, head, ha::Full{});
+    if (mixed.num_kv_heads(1) > 1) mixed.set(1, 0, ha::Prune{});
     mixed.set(model.shape().num_layers() - 1, 0, ha::Full{});
     auto const alike = scorer_of(model, 0);
     auto const learned = scorer_of(model, 0.1F);
@@ -110,8 +112,9 @@ TEST_CASE(
     check_error<ha::ArgumentError>([&] { (void)losses(model, mixed, {}, nullptr, tokens, 50); },
                                    {"scores", "--scores FOLDER", "none", "CachedModel"});
     support::RowScorer other = learned;
-    other.weights.pop_back();
-    check_error<ha::Error>([&] { (void)losses(model, mixed, {}, &other, tokens, 50); }, {"model of the scores"});
+    other.weights.clear();
+    check_error<ha::ArgumentError>([&] { (void)losses(model, mixed, {}, &other, tokens, 50); },
+                                   {"model of the scores", "the one that runs", "made up", "score_chunk"});
   }
 }
 
