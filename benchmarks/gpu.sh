@@ -10,7 +10,8 @@ usage: benchmarks/gpu.sh [options]
 
   --output FOLDER     what is written, when all is done: table.md, and what it was made of (default results/gpu). A folder
                       that an earlier run wrote is replaced, another one is not
-  --minutes N         how long the whole may take, at least 1 (default 8): what does not fit is left out, and the table says so
+  --minutes N         how long the whole may take, at least 1 (default 8): what does not fit is left out, and the table says so;
+                      only building what times takes as long as it takes
   --build_dir FOLDER  where to build (default build/gpu)
   --no_build          take the programs that are in --build_dir
   --reduced           tiny sizes, few tests: to see that everything runs, on the CUDA emulator too. Times mean nothing then
