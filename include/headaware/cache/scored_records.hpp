@@ -8,7 +8,7 @@
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/global_pointer.hpp>
-#include <headaware/element.hpp>
+#include <headaware/detail/score_order.hpp>
 #include <headaware/error.hpp>
 #include <headaware/policy/rolling_policy.hpp>
 
@@ -38,11 +38,7 @@ struct alignas(16) ScoredRecord {
 /// @brief Orders tokens by score, then by position: of equal scores the newer token counts more; NaN is below all
 /// others, 0 and -0 are equal. Distinct tokens have distinct ranks.
 [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t score_rank(float score, std::int64_t token) {
-  std::int64_t key = INT32_MIN;
-  if (score == score) {
-    auto const bits = detail::bits_as<std::int32_t>(score == 0 ? 0.0F : score);
-    key = bits >= 0 ? bits : bits ^ INT32_MAX;  // ascends with the number
-  }
+  std::int64_t const key = std::int64_t{detail::score_key(score)} + INT32_MIN;  // so that ranks use all 64 bits
   return key * (std::int64_t{1} << 32) + token;
 }
 

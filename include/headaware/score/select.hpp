@@ -7,6 +7,7 @@
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/parallel_for.hpp>
+#include <headaware/detail/score_order.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layer_heads.hpp>
 #include <headaware/policy/keep_list.hpp>
@@ -32,7 +33,7 @@ struct SelectedSegment {
   [[nodiscard]] std::int64_t others() const { return range.begin - range.sinks; }
   [[nodiscard]] std::int64_t count() const { return range.count() + selected; }
   [[nodiscard]] bool selects(float const* scores, std::int64_t token) const {
-    return threshold.selects(selection_key(scores[token]), static_cast<std::int32_t>(token));
+    return threshold.selects(score_key(scores[token]), static_cast<std::int32_t>(token));
   }
 };
 
@@ -46,7 +47,7 @@ inline void select_best(float const* scores, std::int64_t count, std::vector<std
   if (count == 0 || count == segment.others()) return;
   keys.clear();
   for (std::int64_t token = segment.range.sinks; token < segment.range.begin; ++token) {
-    keys.push_back(std::uint64_t{selection_key(scores[token])} << 32 | static_cast<std::uint64_t>(token));
+    keys.push_back(std::uint64_t{score_key(scores[token])} << 32 | static_cast<std::uint64_t>(token));
   }
   auto const last = keys.begin() + (count - 1);
   std::nth_element(keys.begin(), last, keys.end(), std::greater<>());
@@ -61,7 +62,7 @@ inline void share_best(SegmentScores const& scores, std::int64_t count, std::spa
     SelectedSegment const& segment = segments[static_cast<std::size_t>(s)];
     float const* const own = scores.data + s * scores.stride;
     for (std::int64_t token = segment.range.begin - 1; token >= segment.range.sinks; --token) {
-      if (!segment.selects(own, token)) f(selection_key(own[token]), static_cast<std::int32_t>(token));
+      if (!segment.selects(own, token)) f(score_key(own[token]), static_cast<std::int32_t>(token));
     }
   };
   keys.clear();

@@ -7,7 +7,6 @@
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
-#include <headaware/element.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layer_heads.hpp>
 #include <headaware/policy/keep_list.hpp>
@@ -70,13 +69,6 @@ struct SelectedTokens {
 };
 
 namespace detail {
-
-/// Scores as unsigned numbers of the same order: NaN 0, -inf after it, +inf last.
-HEADAWARE_HOST_DEVICE inline std::uint32_t selection_key(float score) {
-  if (score != score) return 0;
-  auto const bits = bits_as<std::uint32_t>(score + 0.0F);  // -0 becomes 0
-  return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
-}
 
 /// A segment's worst selected token: greater keys are selected, and of its own key the tokens from its own on.
 struct SelectionThreshold {

@@ -5,6 +5,7 @@
 
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/detail/score_order.hpp>
 #include <headaware/policy/window_rule.hpp>
 #include <headaware/score/selection.hpp>
 
@@ -47,7 +48,7 @@ struct SegmentKeys {
   WindowRange range;
   SelectionThreshold taken{};  ///< what it selects is not among them
 
-  __device__ std::uint32_t key(std::int64_t token) const { return selection_key(scores[token]); }
+  __device__ std::uint32_t key(std::int64_t token) const { return score_key(scores[token]); }
   /// Whether a token beside sinks and window is still there to be selected.
   __device__ bool left(std::int64_t token, std::uint32_t k) const {
     return !taken.selects(k, static_cast<std::int32_t>(token));
