@@ -5,6 +5,7 @@
 #include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/cuda/kernel.cuh>
+#include <headaware/layout/concept.hpp>
 #include <headaware/policy/keep_list.hpp>
 #include <headaware/score/detail/cuda/select_block.cuh>
 #include <headaware/score/selection.hpp>
@@ -34,6 +35,17 @@ struct SelectParameters {
     std::int64_t length = shape.lengths[segment.sequence];
     length = length < 0 ? 0 : length < shape.max_length ? length : shape.max_length;
     return {scores.data + s * scores.stride, selection_range(rule, selection_head(shape.heads, segment), length)};
+  }
+  /// Those that heads have not selected by themselves.
+  __device__ SegmentKeys shared_keys(std::int64_t s, Segment const& segment) const {
+    SegmentKeys result = keys(s, segment);
+    result.taken = thresholds[s];
+    return result;
+  }
+  /// Tokens beside sinks and window that the block counts; none where its part lies after them.
+  __device__ TokenRange part(SegmentKeys const& of) const {
+    std::int64_t const begin = of.range.sinks + blockIdx.y * part_tokens;
+    return {begin, begin + part_tokens < of.range.begin ? begin + part_tokens : of.range.begin};
   }
   __device__ Segment segment(std::int64_t s) const { return segment_at(s, shape.num_sequences, shape.heads); }
   /// Writes what a segment keeps.
@@ -88,12 +100,10 @@ HEADAWARE_KERNEL void __launch_bounds__(select_threads, min_blocks)
   __shared__ SelectStorage shared;
   std::int64_t const s = blockIdx.x;
   Segment const segment = p.segment(s);
-  SegmentKeys keys = p.keys(s, segment);
-  keys.taken = p.thresholds[s];
+  SegmentKeys const keys = p.shared_keys(s, segment);
   KeyRank rank;
   if (shared_rank(p, segment.sequence, level, shared, rank) != SharedState::some) return;
-  std::int64_t const begin = keys.range.sinks + blockIdx.y * p.part_tokens;
-  std::int64_t const end = begin + p.part_tokens < keys.range.begin ? begin + p.part_tokens : keys.range.begin;
+  auto const [begin, end] = p.part(keys);
   if (begin >= end) return;
   clear_bins(shared);
   count_digits(keys, begin, end, level, rank.prefix, shared);
@@ -109,12 +119,10 @@ HEADAWARE_KERNEL void __launch_bounds__(select_threads, min_blocks)
   __shared__ SelectStorage shared;
   std::int64_t const s = blockIdx.x;
   Segment const segment = p.segment(s);
-  SegmentKeys keys = p.keys(s, segment);
-  keys.taken = p.thresholds[s];
+  SegmentKeys const keys = p.shared_keys(s, segment);
   KeyRank rank;
   if (shared_rank(p, segment.sequence, key_levels, shared, rank) != SharedState::some) return;
-  std::int64_t const begin = keys.range.sinks + blockIdx.y * p.part_tokens;
-  std::int64_t const end = begin + p.part_tokens < keys.range.begin ? begin + p.part_tokens : keys.range.begin;
+  auto const [begin, end] = p.part(keys);
   for (std::int64_t base = begin; base < end; base += select_threads) {
     std::int64_t const token = base + threadIdx.x;
     bool const tie = token < end && keys.key(token) == rank.prefix && keys.left(token, rank.prefix);
@@ -130,8 +138,7 @@ HEADAWARE_KERNEL void __launch_bounds__(select_threads, min_blocks)
   __shared__ SelectStorage shared;
   std::int64_t const s = blockIdx.x;
   Segment const segment = p.segment(s);
-  SegmentKeys keys = p.keys(s, segment);
-  keys.taken = p.thresholds[s];
+  SegmentKeys const keys = p.shared_keys(s, segment);
   KeyRank rank;
   SharedState const state = shared_rank(p, segment.sequence, key_levels, shared, rank);
   SelectionThreshold threshold;
