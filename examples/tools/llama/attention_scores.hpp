@@ -42,6 +42,35 @@ struct TappedView {
 };
 static_assert(headaware::KeptView<TappedView>);
 
+/// @brief Scores a layer's first tokens by what a span of its queries looks at; queries see what the layer lets them
+/// see.
+/// @param first_query, end_query  tokens of the queries that count
+/// @param all     memory for the scores of all tokens before `end_query`
+/// @param tokens  that are scored, at most `end_query`
+/// @param to      [num_kv_heads, tokens]
+inline void score_tapped_keys(TappedAttention const& attention, std::int64_t first_query, std::int64_t end_query,
+                              headaware::KeyScoreReduction reduction, std::vector<float>& all, std::int64_t tokens,
+                              float* to) {
+  namespace ha = headaware;
+  std::int64_t const count = end_query - first_query;
+  std::array<std::int32_t, 1> const first{static_cast<std::int32_t>(first_query)};
+  float const* const queries = attention.queries + first_query * attention.num_query_heads * attention.head_dim;
+  all.assign(static_cast<std::size_t>(attention.num_kv_heads * end_query), 0.0F);
+  ha::score_keys(
+      {1, attention.num_query_heads, attention.num_kv_heads, count, attention.head_dim, 0},
+      ha::AttentionQueries{queries, ha::strided_bshd(1, count, attention.num_query_heads, attention.head_dim)},
+      ha::KeptCache{attention.keys, static_cast<float const*>(nullptr), TappedView{end_query, attention.num_kv_heads}},
+      {.scale = attention.scale,
+       .soft_cap = attention.soft_cap,
+       .first_positions = first.data(),
+       .window = attention.sliding_window,
+       .sinks = attention.sinks},
+      reduction, ha::KeyScores{all.data(), end_query});
+  for (std::int32_t head = 0; head < attention.num_kv_heads; ++head) {
+    std::copy_n(all.data() + head * end_query, tokens, to + head * tokens);
+  }
+}
+
 /// Scores the first tokens of an evaluation, for every layer and KV head.
 class AttentionScores {
  public:
@@ -61,31 +90,13 @@ class AttentionScores {
     scores_.resize(static_cast<std::size_t>(heads * tokens));
   }
 
-  /// Scores a layer. Queries see what the layer lets them see.
+  /// Scores a layer.
   void take(TappedAttention const& attention) {
-    namespace ha = headaware;
     auto const start = std::chrono::steady_clock::now();
-    std::int64_t const count = end_query_ - first_query_;
-    ha::require(attention.tokens >= end_query_, "tokens of an evaluation", {"at least ", end_query_}, attention.tokens,
-                "AttentionScores");
-    ha::AttentionShape const shape{1, attention.num_query_heads, attention.num_kv_heads, count, attention.head_dim, 0};
-    std::array<std::int32_t, 1> const first{static_cast<std::int32_t>(first_query_)};
-    float const* const queries = attention.queries + first_query_ * attention.num_query_heads * attention.head_dim;
-    all_.assign(static_cast<std::size_t>(attention.num_kv_heads * end_query_), 0.0F);
-    ha::score_keys(
-        shape, ha::AttentionQueries{queries, ha::strided_bshd(1, count, attention.num_query_heads, attention.head_dim)},
-        ha::KeptCache{attention.keys, static_cast<float const*>(nullptr),
-                      TappedView{end_query_, attention.num_kv_heads}},
-        {.scale = attention.scale,
-         .soft_cap = attention.soft_cap,
-         .first_positions = first.data(),
-         .window = attention.sliding_window,
-         .sinks = attention.sinks},
-        reduction_, ha::KeyScores{all_.data(), end_query_});
-    float* to = scores_.data() + first_heads_[static_cast<std::size_t>(attention.layer)] * tokens_;
-    for (std::int32_t head = 0; head < attention.num_kv_heads; ++head, to += tokens_) {
-      std::copy_n(all_.data() + head * end_query_, tokens_, to);
-    }
+    headaware::require(attention.tokens >= end_query_, "tokens of an evaluation", {"at least ", end_query_},
+                       attention.tokens, "AttentionScores");
+    score_tapped_keys(attention, first_query_, end_query_, reduction_, all_, tokens_,
+                      scores_.data() + first_heads_[static_cast<std::size_t>(attention.layer)] * tokens_);
     seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
 

@@ -1,14 +1,13 @@
 #include "tools/llama/second_reading.hpp"
 
+#include "tools/llama/attention_scores.hpp"
 #include "tools/llama/key_rotations.hpp"
 
-#include <headaware/attention/dense_views.hpp>
 #include <headaware/attention/key_scores.hpp>
 #include <headaware/error.hpp>
 #include <headaware/layout/strided.hpp>
 #include <headaware/score/linear_score.hpp>
 
-#include <algorithm>
 #include <cstddef>
 
 namespace llama_adapter {
@@ -54,30 +53,9 @@ void SecondReading::score(TappedAttention const& attention) {
   std::int64_t const rows = attention.tokens;
   std::int64_t const dim = attention.head_dim;
   std::int32_t const heads = attention.num_kv_heads;
-  keys_.resize(static_cast<std::size_t>(heads * rows * dim));
-  for (std::int64_t row = 0; row < rows; ++row) {
-    for (std::int64_t head = 0; head < heads; ++head) {
-      std::copy_n(attention.keys + (row * heads + head) * dim, dim, keys_.data() + (head * rows + row) * dim);
-    }
-  }
-  auto const first = static_cast<std::int32_t>(tokens_ + std::ssize(instruction_));
-  std::int64_t const queries = rows - first;
-  std::vector<std::int32_t> const held(static_cast<std::size_t>(heads), static_cast<std::int32_t>(rows));
-  scores_.assign(static_cast<std::size_t>(heads * rows), 0);
-  ha::score_keys({1, attention.num_query_heads, heads, queries, dim, attention.value_dim},
-                 ha::AttentionQueries{attention.queries + first * attention.num_query_heads * dim,
-                                      ha::strided_shd(queries, attention.num_query_heads, dim)},
-                 ha::KeptCache{static_cast<float const*>(keys_.data()), static_cast<float const*>(nullptr),
-                               ha::PaddedView{held.data(), heads, rows}},
-                 {.scale = attention.scale,
-                  .soft_cap = attention.soft_cap,
-                  .first_positions = &first,
-                  .window = attention.sliding_window,
-                  .sinks = attention.sinks},
-                 ha::KeyScoreReduction::max, {scores_.data(), rows});
-  for (std::int64_t head = 1; head < heads; ++head) {
-    std::copy_n(scores_.begin() + head * rows, tokens_, scores_.begin() + head * tokens_);
-  }
+  scores_.resize(static_cast<std::size_t>(heads * tokens_));
+  score_tapped_keys(attention, tokens_ + std::ssize(instruction_), rows, ha::KeyScoreReduction::max, all_, tokens_,
+                    scores_.data());
 
   ha::LayerShape const& shape = model_->shape().layer(attention.layer);
   auto const features = ha::ScoreFeatures::of(shape);
@@ -88,8 +66,7 @@ void SecondReading::score(TappedAttention const& attention) {
           attention.queries, ha::strided_shd(rows, attention.num_query_heads, dim), attention.keys, attention.values,
           ha::KvLayouts{ha::strided_shd(rows, heads, dim), ha::strided_shd(rows, heads, attention.value_dim)}},
       features_.data(), rotations_[static_cast<std::size_t>(attention.layer)]);
-  (*handler_)(
-      {attention.layer, features_, std::span<float const>(scores_).first(static_cast<std::size_t>(heads * tokens_))});
+  (*handler_)({attention.layer, features_, scores_});
 }
 
 }  // namespace llama_adapter

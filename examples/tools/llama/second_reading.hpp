@@ -57,8 +57,8 @@ class SecondReading {
   AttentionTap tap_;
   Context context_;
   Handler const* handler_ = nullptr;
-  std::vector<float> keys_;    ///< [num_kv_heads, rows, head_dim]
-  std::vector<float> scores_;  ///< [num_kv_heads, rows]
+  std::vector<float> all_;     ///< [num_kv_heads, rows]
+  std::vector<float> scores_;  ///< [num_kv_heads, tokens]
   std::vector<float> features_;
 };
 
