@@ -110,9 +110,10 @@ endfunction()
 # headaware_sanitize(<name>): what the program does wrong ends it, where HEADAWARE_SANITIZE says so.
 function(headaware_sanitize name)
   if(HEADAWARE_SANITIZE)
-    # Null pointers are found by their access; these checks of every member and pointer take a sixth of the time to compile.
+    # Null pointers are found by their access; these checks of every member and pointer take a third of the time to compile
+    # (misaligned ones are looked for where fuzz targets run).
     target_compile_options(${name} PRIVATE "-fsanitize=${HEADAWARE_SANITIZE}"
-      -fno-sanitize=null,vptr,object-size,pointer-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -UNDEBUG)
+      -fno-sanitize=null,alignment,vptr,object-size,pointer-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -UNDEBUG)
     target_compile_definitions(${name} PRIVATE _GLIBCXX_ASSERTIONS)
     target_link_options(${name} PRIVATE "-fsanitize=${HEADAWARE_SANITIZE}")
   endif()

@@ -51,7 +51,7 @@ cudaError_t score_rows(ScoreFeatures const& features, ScoreBatch const& batch,
     std::int64_t const blocks = (batch.num_sequences * batch.tokens + scored_tokens - 1) / scored_tokens;
     require(blocks <= max_blocks, "blocks", max_blocks_text, blocks, where);
     auto const tensor = []<class E, class L>(E const* data, L const& layout, std::int64_t channels) {
-      return ScoredTensor<E, L>{data, layout, rows_contiguous(layout, channels)};
+      return LinearScoreTensor<E, L>{data, layout, rows_contiguous(layout, channels)};
     };
     auto const queries = tensor(element_pointer(rows.queries), rows.query_layout, features.head_dim);
     auto const keys = tensor(element_pointer(rows.keys), keys_of(rows.layout), features.head_dim);
@@ -60,7 +60,8 @@ cudaError_t score_rows(ScoreFeatures const& features, ScoreBatch const& batch,
         LinearScoreParameters<std::remove_const_t<decltype(queries)>, std::remove_const_t<decltype(keys)>,
                               std::remove_const_t<decltype(values)>, Rotation>;
     Parameters const parameters{features, batch, queries, keys, values, weights, scores, rotation};
-    launch(where, linear_score_kernel<Parameters>, static_cast<unsigned>(blocks), score_threads, 0, stream, parameters);
+    launch(where, linear_score_kernel<Parameters>, static_cast<unsigned>(blocks), linear_score_threads, 0, stream,
+           parameters);
   });
 }
 

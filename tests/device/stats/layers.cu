@@ -59,7 +59,7 @@ bool last_error_has(std::string const& part) {
 
 TEST_CASE("each layer's own window, in one launch", "[stats]") {
   HEADAWARE_REQUIRE_DEVICE();
-  AttentionShape const s{.num_query_heads = 4, .num_kv_heads = 2, .tokens = 230, .head_dim = 32, .layers = 4};
+  AttentionShape const s{.num_query_heads = 4, .num_kv_heads = 2, .tokens = 140, .head_dim = 32, .layers = 4};
   Attention<ha::float16> a(s);
   for (std::vector<std::int64_t> const& windows : {std::vector<std::int64_t>{50, 0, 1, 64}, {20, 7, 17, 63}}) {
     a.windows = windows;
@@ -70,7 +70,7 @@ TEST_CASE("each layer's own window, in one launch", "[stats]") {
   sampled.first_query = 11;
   sampled.query_stride = 9;
   ha::ObserverParameters chunks = with_retention();
-  chunks.chunk_size = 100;
+  chunks.chunk_size = 60;
   for (Mode const mode : {Mode::mass, Mode::values}) {
     compare_bhsd<__half>(a, mode, score, sampled);
     compare_bhsd<__half>(a, mode, {.scale = 0.2F, .soft_cap = 2}, chunks);

@@ -45,14 +45,14 @@ void walk(unsigned seed, int steps, std::vector<std::int32_t> const& page_sizes,
 TEST_CASE("pages of single heads through 10,000 random steps, pages of 4", "[cache]") {
   walk<float>(631, 10000, {4}, 3, 260);
 }
-TEST_CASE("pages of single heads through 10,000 random steps, pages of 16, no slack", "[cache]") {
-  walk<std::uint16_t>(632, 10000, {16}, 0, 90);
+TEST_CASE("pages of single heads through random steps, pages of 16, no slack", "[cache]") {
+  walk<std::uint16_t>(632, 4000, {16}, 0, 90);
 }
-TEST_CASE("pages of single heads through 10,000 random steps, pages of 1 and 5", "[cache]") {
-  walk<std::uint8_t>(633, 5000, {1}, 9, 900);
-  walk<std::uint8_t>(634, 5000, {5}, 11, 260);
+TEST_CASE("pages of single heads through random steps, pages of 1 and 5", "[cache]") {
+  walk<std::uint8_t>(633, 1500, {1}, 9, 900);
+  walk<std::uint8_t>(634, 1500, {5}, 11, 260);
 }
-TEST_CASE("pages of single heads through 10,000 random steps, a page size per layer", "[cache]") {
-  walk<float>(635, 5000, {4, 9}, 3, 220);
-  walk<std::uint8_t>(636, 5000, {16, 3}, 5, 240);
+TEST_CASE("pages of single heads through random steps, a page size per layer", "[cache]") {
+  walk<float>(635, 1500, {4, 9}, 3, 220);
+  walk<std::uint8_t>(636, 1500, {16, 3}, 5, 240);
 }

@@ -20,14 +20,14 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
-inline constexpr std::int32_t score_threads = 256;
-inline constexpr std::int32_t score_warps = score_threads / warp_threads;
+inline constexpr std::int32_t linear_score_threads = 256;
+inline constexpr std::int32_t linear_score_warps = linear_score_threads / warp_threads;
 inline constexpr std::int32_t scored_tokens = 4;  ///< of a block
 inline constexpr std::int32_t scored_heads = 4;   ///< whose sums a thread has at a time
 
 /// One of the tensors. @tparam E  float, float16 or bfloat16
 template <class E, class Layout>
-struct ScoredTensor {
+struct LinearScoreTensor {
   E const* data;
   Layout layout;
   bool contiguous;  ///< channels of a row lie side by side
@@ -48,11 +48,11 @@ struct LinearScoreParameters {
 };
 
 /// The places of a block's tokens; those beyond the last one repeat it.
-struct ScoredPlace {
+struct TokenPlace {
   std::int64_t sequence;
   std::int64_t token;
 
-  __device__ static ScoredPlace of(ScoreBatch const& batch, std::int64_t index) {
+  __device__ static TokenPlace of(ScoreBatch const& batch, std::int64_t index) {
     std::int64_t const last = batch.num_sequences * batch.tokens - 1;
     index = index < last ? index : last;
     return {index / batch.tokens, index % batch.tokens};
@@ -63,12 +63,12 @@ struct ScoredPlace {
 template <class E, class Layout>
 struct ScoredRow {
   E const* rows[scored_tokens];  ///< their first channels
-  ScoredTensor<E, Layout> const& tensor;
-  ScoredPlace const* places;  ///< [tokens]
+  LinearScoreTensor<E, Layout> const& tensor;
+  TokenPlace const* places;  ///< [tokens]
   std::int64_t head;
   bool contiguous;
 
-  __device__ ScoredRow(ScoredTensor<E, Layout> const& from, ScoredPlace const* of, std::int64_t row_head)
+  __device__ ScoredRow(LinearScoreTensor<E, Layout> const& from, TokenPlace const* of, std::int64_t row_head)
       : tensor(from), places(of), head(row_head), contiguous(from.contiguous) {
     // A lane each finds where the tokens' rows begin.
     auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
@@ -164,23 +164,23 @@ __device__ void add_scored_row(ScoredRow<E, Layout> const& row, std::int64_t cha
 }
 
 template <class Parameters>
-HEADAWARE_KERNEL void __launch_bounds__(score_threads, min_blocks)
+HEADAWARE_KERNEL void __launch_bounds__(linear_score_threads, min_blocks)
     linear_score_kernel(Parameters const __grid_constant__ p) {
   __shared__ float2 turns[scored_tokens * KeyRotation::max_rotary_dim / 2];
-  __shared__ float parts[score_warps][scored_tokens * scored_heads];
-  __shared__ ScoredPlace places[scored_tokens];
+  __shared__ float parts[linear_score_warps][scored_tokens * scored_heads];
+  __shared__ TokenPlace places[scored_tokens];
   ScoreFeatures const& f = p.features;
   std::int64_t const first_index = std::int64_t{blockIdx.x} * scored_tokens;
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
-  if (thread < scored_tokens) places[thread] = ScoredPlace::of(p.batch, first_index + thread);
+  if (thread < scored_tokens) places[thread] = TokenPlace::of(p.batch, first_index + thread);
   __syncthreads();
   ScoredTurns const still{0, true, turns};
   ScoredTurns turn = still;
   if constexpr (Parameters::turns) {
     std::int32_t const pairs = p.rotation.rotary_dim() / 2;
     turn = {pairs, p.rotation.pairing() == RotaryPairing::neox, turns};
-    for (std::int32_t i = thread; i < scored_tokens * pairs; i += score_threads) {
-      ScoredPlace const place = places[i / pairs];
+    for (std::int32_t i = thread; i < scored_tokens * pairs; i += linear_score_threads) {
+      TokenPlace const place = places[i / pairs];
       std::int32_t const pair = i % pairs;
       std::int64_t const first = p.rotation.distance(place.sequence, place.token, 0);
       float cosine = 1;
@@ -200,7 +200,7 @@ HEADAWARE_KERNEL void __launch_bounds__(score_threads, min_blocks)
     float const* const first_weights = global_pointer(p.weights) + first * stride;
     ScoredWeights const weights(first_weights, stride, heads);
     ScoreSums sums{};
-    for (std::int32_t row = warp; row < rows; row += score_warps) {
+    for (std::int32_t row = warp; row < rows; row += linear_score_warps) {
       if (row < f.num_query_heads) {
         add_scored_row(ScoredRow(p.queries, places, row), f.head_dim, weights, row * f.head_dim, -1, turn, sums);
       } else if (row < f.num_query_heads + f.num_kv_heads) {
@@ -227,8 +227,8 @@ HEADAWARE_KERNEL void __launch_bounds__(score_threads, min_blocks)
     bool const mine = thread < scored_tokens * scored_heads && k < heads;
     if (mine && index < p.batch.num_sequences * p.batch.tokens) {
       float score = first_weights[k * stride + f.constant()];
-      for (std::int32_t w = 0; w < score_warps; ++w) score += parts[w][thread];
-      ScoredPlace const place = places[thread / scored_heads];
+      for (std::int32_t w = 0; w < linear_score_warps; ++w) score += parts[w][thread];
+      TokenPlace const place = places[thread / scored_heads];
       p.scores.head(place.sequence, first + k)[place.token] = score;
     }
     __syncthreads();
