@@ -52,8 +52,8 @@ and, unless --masked:
   time_to_first_token_s   reading the first passage and choosing the token after it
   compaction_s            the library's compress of a full cache of --context tokens of the model's shape, all layers, into
                           the method's cache: what an engine pays that prefills with its own attention. CPU, best of five
-With --evict_once (evict_once.json, evict_once.csv) a prefix is read with everything kept, some tokens of every KV head
-are kept once, and the model reads on with nothing evicted:
+With --evict_once (evict_once.json, evict_once.csv; evict_once_pieces.json has the tokens, for other programs) a prefix is
+read with everything kept, some tokens of every KV head are kept once, and the model reads on with nothing evicted:
   perplexity              of the --continuation after a prefix of --prefix tokens
   gap_closed              of the gap in its NLL between streaming_llm of this size and full
   copy_nll                of the prefix given again
@@ -270,7 +270,9 @@ void run_evict_once(Options options) {
   place.copies = options.copy_starts.empty() ? even_starts(std::ssize(tokens), options.copies, once.prefix, "copies")
                                              : options.copy_starts;
   auto const pieces = once_pieces(model, tokens, once, place);
-  support::prepare_results(options.output_dir, {"evict_once.json", "evict_once.csv"}, {"once"});
+  support::prepare_results(options.output_dir, {"evict_once.json", "evict_once.csv", "evict_once_pieces.json"},
+                           {"once"});
+  llama_adapter::write_pieces(options.output_dir, pieces);
   auto const folder = options.output_dir / "once";
   run_once(model, once, folder, pieces, runs);
   auto const cost = once_cost(model, once, folder, pieces.front().prefix);
@@ -281,7 +283,7 @@ void run_evict_once(Options options) {
   std::printf("%s over %s: %lld tokens read, evicted once, %lld read after them\n\n%s", about.model.c_str(),
               about.text.c_str(), static_cast<long long>(once.prefix), static_cast<long long>(once.continuation),
               once_table(runs, cost).c_str());
-  std::printf("wrote evict_once.json and evict_once.csv to %s\n", options.output_dir.c_str());
+  std::printf("wrote evict_once.json, evict_once.csv and evict_once_pieces.json to %s\n", options.output_dir.c_str());
 }
 
 void run(Options options) {

@@ -58,6 +58,10 @@ struct OncePlace {
 [[nodiscard]] std::vector<OncePiece> once_pieces(Model const& model, std::span<std::int32_t const> tokens,
                                                  OnceOptions const& options, OncePlace const& place);
 
+/// @brief Writes evict_once_pieces.json: kinds, tokens, and predictions that count, for other programs to read the same
+/// (benchmarks/peers/kvpress_once.py). @throws FileError
+void write_pieces(std::filesystem::path const& folder, std::span<OncePiece const> pieces);
+
 /// Losses of a piece that was read, and costs.
 struct OnceText {
   std::vector<double> losses;       ///< −log p(token i + 1 of the continuation | what was kept, its tokens 0 … i)

@@ -8,7 +8,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdio>
 
 namespace llama_adapter {
@@ -78,6 +80,19 @@ std::string once_table(std::vector<OnceRun> const& runs, OnceCost const& cost) {
             beside_prefill(run.select_seconds, cost.prefill_seconds);
   }
   return text + "\n";
+}
+
+void write_pieces(std::filesystem::path const& folder, std::span<OncePiece const> pieces) {
+  constexpr std::array<char const*, 3> kinds{"passage", "copy", "lookup"};
+  auto list = nlohmann::ordered_json::array();
+  for (OncePiece const& piece : pieces) {
+    list.push_back({{"kind", kinds.at(static_cast<std::size_t>(piece.kind))},
+                    {"prefix", piece.prefix},
+                    {"continuation", piece.continuation},
+                    {"counted", piece.counted}});
+  }
+  support::make_folder(folder);
+  ha::write_file(folder / "evict_once_pieces.json", list.dump() + "\n");
 }
 
 void write_once(std::filesystem::path const& folder, OnceAbout const& about, OnceOptions const& options,

@@ -51,6 +51,9 @@ once=(--model "$model" --evict_once --prefix 64 --continuation 64 --sizes 16 --p
 "$program" "${once[@]}" --output_dir "$folder/once" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
 grep -qF "| kvzip | 16 | 16.0 |" "$folder/log" || fail "no table: $(cat "$folder/log")"
 [[ $(wc -l <"$folder/once/evict_once.csv") == 4 ]] || fail "not a line per method and size"
+for kind in passage copy lookup; do
+  grep -qF "\"kind\":\"$kind\"" "$folder/once/evict_once_pieces.json" || fail "no tokens of a $kind for other programs"
+done
 cp "$folder/once/evict_once.json" "$folder/first.json"
 "$program" "${once[@]}" --output_dir "$folder/once" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
 grep -qF "9 of 9 continuations were read in an earlier run" "$folder/log" || fail "begins anew: $(cat "$folder/log")"
