@@ -271,7 +271,7 @@ void run_evict_once(Options options) {
                                              : options.copy_starts;
   auto const pieces = once_pieces(model, tokens, once, place);
   support::prepare_results(options.output_dir, {"evict_once.json", "evict_once.csv", "evict_once_pieces.json"},
-                           {"once"});
+                           {"once", "pictures"});
   llama_adapter::write_pieces(options.output_dir, pieces);
   auto const folder = options.output_dir / "once";
   run_once(model, once, folder, pieces, runs);
@@ -283,7 +283,8 @@ void run_evict_once(Options options) {
   std::printf("%s over %s: %lld tokens read, evicted once, %lld read after them\n\n%s", about.model.c_str(),
               about.text.c_str(), static_cast<long long>(once.prefix), static_cast<long long>(once.continuation),
               once_table(runs, cost).c_str());
-  std::printf("wrote evict_once.json, evict_once.csv and evict_once_pieces.json to %s\n", options.output_dir.c_str());
+  std::printf("wrote evict_once.json, evict_once.csv, evict_once_pieces.json and pictures/ to %s\n",
+              options.output_dir.c_str());
 }
 
 void run(Options options) {

@@ -143,7 +143,8 @@ struct OnceAbout {
 /// A table in markdown, and the costs.
 [[nodiscard]] std::string once_table(std::vector<OnceRun> const& runs, OnceCost const& cost);
 
-/// @brief Writes evict_once.json and evict_once.csv. @throws FileError
+/// @brief Writes evict_once.json and evict_once.csv, and pictures of perplexity, copying and lookup over what is kept
+/// into pictures/. @throws FileError
 void write_once(std::filesystem::path const& folder, OnceAbout const& about, OnceOptions const& options,
                 OncePlace const& place, std::vector<OnceRun> const& runs, OnceCost const& cost);
 

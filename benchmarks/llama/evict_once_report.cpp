@@ -1,5 +1,6 @@
 #include "llama/evict_once.hpp"
 #include "llama/run_values.hpp"
+#include "tools/report/size_curves.hpp"
 #include "tools/report/style.hpp"
 #include "tools/support/folder.hpp"
 #include "tools/support/json_text.hpp"
@@ -8,6 +9,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>
@@ -42,6 +44,54 @@ std::string plus_minus(char const* format, double value, double error) {
   return report::number(format, value) + (std::isfinite(error) ? " ± " + report::number(format, error) : std::string());
 }
 
+constexpr std::array<char const*, 3> picture_names{"once_perplexity", "once_copying", "once_lookup"};
+
+/// One line per method, over the share of the prefix that it keeps.
+report::SizePicture picture_of(std::vector<OnceRun> const& runs, std::int64_t prefix, double OnceRun::*figure) {
+  constexpr std::array<char const*, 10> colors{"#000000", "#0072B2", "#E69F00", "#56B4E9", "#CC79A7",
+                                               "#D55E00", "#8C564B", "#009E73", "#332288", "#999933"};
+  static_assert(colors.size() == once_methods.size());
+  report::SizePicture picture;
+  picture.size = "kept of the prefix (%)";
+  for (std::size_t i = 0; i < once_methods.size(); ++i) picture.curves.push_back({once_methods[i], colors[i], {}});
+  for (OnceRun const& run : runs) {
+    if (run.method == "full") {
+      if (std::isfinite(run.*figure)) picture.full = run.*figure;
+      continue;
+    }
+    auto const curve = std::find_if(picture.curves.begin(), picture.curves.end(),
+                                    [&](report::SizeCurve const& one) { return one.name == run.method; });
+    curve->points.push_back({100 * run.mean_kept / static_cast<double>(prefix), run.*figure});
+  }
+  return picture;
+}
+
+void write_once_pictures(std::filesystem::path const& folder, OnceAbout const& about, OnceOptions const& options,
+                         std::vector<OnceRun> const& runs) {
+  report::Gallery gallery;
+  auto const add = [&](std::size_t which, double OnceRun::*figure, std::string const& title, std::string const& axis,
+                       std::string const& reading, bool from_zero) {
+    report::SizePicture picture = picture_of(runs, options.prefix, figure);
+    picture.name = picture_names.at(which);
+    picture.title = title;
+    picture.subtitle = about.model + " over " + about.text + ", " + std::to_string(options.prefix) +
+                       " tokens read, evicted once, " + std::to_string(options.continuation) + " read after them";
+    picture.figure = axis;
+    picture.reading = reading;
+    picture.from_zero = from_zero;
+    add_size_picture(picture, gallery);
+    bool const drawn = !gallery.pictures.empty() && gallery.pictures.back().name == picture.name;
+    if (!drawn) report::remove_picture(folder, picture.name);
+  };
+  add(0, &OnceRun::perplexity, "Perplexity of what is read on", "perplexity of continuations",
+      "The lower, the better a model goes on after a prefix of which it keeps so much.", false);
+  add(1, &OnceRun::copy_nll, "Copying a prefix", "NLL of the prefix given again (nats per token)",
+      "The lower, the better a model finds again what it has read.", true);
+  add(2, &OnceRun::lookup, "Looking up numbers of words", "share of digits that are the likeliest token",
+      "The higher, the more of a list a model can still answer for.", true);
+  (void)report::write_pictures(folder, gallery);
+}
+
 /// "12.3 ms (0.1 %)": seconds, and their share of a prefill.
 std::string beside_prefill(double seconds, double prefill) {
   char text[64];
@@ -74,11 +124,11 @@ std::string once_table(std::vector<OnceRun> const& runs, OnceCost const& cost) {
   if (std::isfinite(cost.learned_seconds)) {
     text += ", score_rows " + beside_prefill(cost.learned_seconds, cost.prefill_seconds);
   }
+  double slowest = 0;
   for (OnceRun const& run : runs) {
-    if (!(run.select_seconds > 0)) continue;
-    text += ", select_tokens of " + run.method + " " + std::to_string(run.size) + " " +
-            beside_prefill(run.select_seconds, cost.prefill_seconds);
+    if (run.select_seconds > slowest) slowest = run.select_seconds;
   }
+  if (slowest > 0) text += ", select_tokens at most " + beside_prefill(slowest, cost.prefill_seconds);
   return text + "\n";
 }
 
@@ -122,6 +172,7 @@ void write_once(std::filesystem::path const& folder, OnceAbout const& about, Onc
     list[i]["lookups"] = runs[i].lookups;
   }
   support::write_json(folder / "evict_once.json", document);
+  write_once_pictures(folder / "pictures", about, options, runs);
 }
 
 }  // namespace llama_adapter

@@ -54,6 +54,9 @@ grep -qF "| kvzip | 16 | 16.0 |" "$folder/log" || fail "no table: $(cat "$folder
 for kind in passage copy lookup; do
   grep -qF "\"kind\":\"$kind\"" "$folder/once/evict_once_pieces.json" || fail "no tokens of a $kind for other programs"
 done
+for picture in once_perplexity once_copying once_lookup; do
+  [[ -s $folder/once/pictures/$picture.gp ]] || fail "no picture $picture"
+done
 cp "$folder/once/evict_once.json" "$folder/first.json"
 "$program" "${once[@]}" --output_dir "$folder/once" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
 grep -qF "9 of 9 continuations were read in an earlier run" "$folder/log" || fail "begins anew: $(cat "$folder/log")"

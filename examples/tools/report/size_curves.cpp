@@ -104,7 +104,7 @@ void add_size_picture(SizePicture const& picture, Gallery& gallery) {
   std::string const file = picture.name + ".tsv";
   gallery.data.push_back({file, data_of(picture, rows)});
   std::string body = fill(R"gp(set title "@TITLE@\n{/*0.8 @SUBTITLE@}" enhanced offset 0,0.5
-set xlabel "bytes held, of the full cache in 16 bits (%)"
+set xlabel "@SIZE@"
 set ylabel "@FIGURE@"
 set logscale x 2
 set xrange [@LEFT@:@RIGHT@]
@@ -117,6 +117,7 @@ set key outside right top reverse Left samplen 2 spacing 1.3
                           {{"TITLE", picture.title},
                            {"SUBTITLE", plain(picture.subtitle)},
                            {"FIGURE", picture.figure},
+                           {"SIZE", picture.size},
                            {"LEFT", number("%.6g", first / 1.2)},
                            {"RIGHT", number("%.6g", last * 1.2)},
                            {"TICS", size_tics(first, last, 1)}});

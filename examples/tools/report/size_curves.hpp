@@ -11,7 +11,7 @@
 namespace report {
 
 struct SizePoint {
-  double percent = 0;  ///< of the bytes of a full cache in 16 bits
+  double percent = 0;  ///< of all there is, bytes of a full cache in 16 bits unless the picture says otherwise
   double value = 0;
 };
 
@@ -24,9 +24,10 @@ struct SizeCurve {
 struct SizePicture {
   std::string name;  ///< of its files
   std::string title;
-  std::string subtitle;  ///< what was measured on what
-  std::string figure;    ///< of the vertical axis, with its unit
-  std::string reading;   ///< one sentence: how to read it
+  std::string subtitle;                                               ///< what was measured on what
+  std::string figure;                                                 ///< of the vertical axis, with its unit
+  std::string size = "bytes held, of the full cache in 16 bits (%)";  ///< of the horizontal axis
+  std::string reading;                                                ///< one sentence: how to read it
   std::vector<SizeCurve> curves;
   std::optional<double> full{};  ///< figure of the cache that keeps everything, in 16 bits
   double full_mib = 0;           ///< its bytes; 0: no such axis
