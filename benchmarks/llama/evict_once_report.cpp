@@ -1,5 +1,6 @@
 #include "llama/evict_once.hpp"
 #include "llama/run_values.hpp"
+#include "tools/report/gnuplot.hpp"
 #include "tools/report/size_curves.hpp"
 #include "tools/report/style.hpp"
 #include "tools/support/folder.hpp"
