@@ -97,15 +97,19 @@ def mean_and_error(values):
     return statistics.mean(values) if values else math.nan, error
 
 
+def plus_minus(decimals, value, error):
+    return f"{value:.{decimals}f}" + ("" if math.isnan(error) else f" ± {error:.{decimals}f}")
+
+
 def row(name, size, by_kind):
     loss, loss_error = mean_and_error(by_kind["passage"])
-    copy, copy_error = mean_and_error(by_kind["copy"])
-    right, right_error = mean_and_error(by_kind["lookup"])
     perplexity = math.exp(loss)
-    return (
-        f"| {name} | {size or 'all'} | {perplexity:.2f} ± {perplexity * loss_error:.2f} "
-        f"| {copy:.3f} ± {copy_error:.3f} | {right:.2f} ± {right_error:.2f} |"
-    )
+    cells = [
+        plus_minus(2, perplexity, perplexity * loss_error),
+        plus_minus(3, *mean_and_error(by_kind["copy"])),
+        plus_minus(2, *mean_and_error(by_kind["lookup"])),
+    ]
+    return f"| {name} | {size or 'all'} | {' | '.join(cells)} |"
 
 
 def main():
