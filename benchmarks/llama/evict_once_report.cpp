@@ -45,10 +45,10 @@ std::string plus_minus(char const* format, double value, double error) {
   return report::number(format, value) + (std::isfinite(error) ? " ± " + report::number(format, error) : std::string());
 }
 
-constexpr std::array<char const*, 3> picture_names{"once_perplexity", "once_copying", "once_lookup"};
+constexpr std::array<char const*, 3> once_pictures{"once_perplexity", "once_copying", "once_lookup"};
 
 /// One line per method, over the share of the prefix that it keeps.
-report::SizePicture picture_of(std::vector<OnceRun> const& runs, std::int64_t prefix, double OnceRun::*figure) {
+report::SizePicture once_picture_of(std::vector<OnceRun> const& runs, std::int64_t prefix, double OnceRun::*figure) {
   constexpr std::array<char const*, 10> colors{"#000000", "#0072B2", "#E69F00", "#56B4E9", "#CC79A7",
                                                "#D55E00", "#8C564B", "#009E73", "#332288", "#999933"};
   static_assert(colors.size() == once_methods.size());
@@ -72,8 +72,8 @@ void write_once_pictures(std::filesystem::path const& folder, OnceAbout const& a
   report::Gallery gallery;
   auto const add = [&](std::size_t which, double OnceRun::*figure, std::string const& title, std::string const& axis,
                        std::string const& reading, bool from_zero) {
-    report::SizePicture picture = picture_of(runs, options.prefix, figure);
-    picture.name = picture_names.at(which);
+    report::SizePicture picture = once_picture_of(runs, options.prefix, figure);
+    picture.name = once_pictures.at(which);
     picture.title = title;
     picture.subtitle = about.model + " over " + about.text + ", " + std::to_string(options.prefix) +
                        " tokens read, evicted once, " + std::to_string(options.continuation) + " read after them";
