@@ -62,7 +62,9 @@ LookupText lookup_text(Model const& model, std::int64_t tokens, std::int64_t que
   auto const pairs = lookup_pairs(lookup_words(), seed);
   std::vector<std::vector<std::int32_t>> lines;
   for (auto const& [word, number] : pairs) {
-    auto line = model.tokenize(word + ": " + number + "\n", false);
+    std::string text = word;
+    text.append(": ").append(number).append("\n");
+    auto line = model.tokenize(text, false);
     if (std::ssize(result.list) + std::ssize(line) > tokens) break;
     result.list.insert(result.list.end(), line.begin(), line.end());
     lines.push_back(std::move(line));
