@@ -246,7 +246,7 @@ std::vector<std::int32_t> text_of(llama_adapter::Model const& model, Options con
   return tokens;
 }
 
-void run_evict_once(Options options) {
+void run_evict_once(Options const& options) {
   llama_adapter::Model const model(options.run.to_run(llama_adapter::exact_copy));
   std::vector<std::string> methods = options.methods;
   if (methods.empty()) {
@@ -288,7 +288,7 @@ void run_evict_once(Options options) {
 }
 
 void run(Options options) {
-  if (options.evict_once) return run_evict_once(std::move(options));
+  if (options.evict_once) return run_evict_once(options);
   std::int64_t const context = options.compared.context;
   for (std::string const& method : options.methods) {
     auto const& known = llama_adapter::benchmark_methods;
