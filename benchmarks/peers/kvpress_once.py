@@ -6,10 +6,11 @@
 --results is the folder of evict_once.json and evict_once_pieces.json; --model the GGUF file that was run, of single
 precision for an even comparison (benchmark --exact says where its copy is). Each press compresses the prefix once, and
 the continuation is read with everything kept, at its own positions. Prints one table with headaware's rows and writes
-evict_once_kvpress.json; what an earlier run measured is not measured again.
+evict_once_kvpress.json; what an earlier run measured of the same pieces and model is not measured again.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import math
@@ -116,10 +117,13 @@ def main():
     options = arguments()
     logging.getLogger("kvpress").setLevel(logging.ERROR)
     torch.set_num_threads(options.threads)
-    pieces = json.loads((options.results / "evict_once_pieces.json").read_text())
+    tokens = (options.results / "evict_once_pieces.json").read_bytes()
+    pieces = json.loads(tokens)
+    of = {"pieces": hashlib.sha256(tokens).hexdigest(), "model": options.model.name}
     ours = json.loads((options.results / "evict_once.json").read_text())
     output = options.results / "evict_once_kvpress.json"
-    measured = json.loads(output.read_text()) if output.exists() else {}
+    saved = json.loads(output.read_text()) if output.exists() else {}
+    measured = saved["measured"] if saved.get("of") == of else {}
     model, folder = load(options.model)
     jobs = [(name, size) for size in options.sizes for name in options.presses]
     for done, (name, size) in enumerate(jobs):
@@ -131,7 +135,7 @@ def main():
             ratio = 1 - size / len(piece["prefix"])
             values.append(read(model, PRESSES[name](ratio), piece))
             partial = output.with_suffix(".partial")
-            partial.write_text(json.dumps(measured))
+            partial.write_text(json.dumps({"of": of, "measured": measured}))
             partial.replace(output)
     print(file=sys.stderr)
     print("| method | kept | perplexity | copy NLL | lookup |\n|---|---|---|---|---|")
