@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Measures headaware on this machine's GPU: builds for it, runs the device tests, times compaction, append, attention and
-# statistics beside device-to-device copies of as many bytes (and FlashInfer's kernels where its headers are), and writes one
-# table. --help tells the options.
+# Measures headaware on this machine's GPU: builds for it, runs the device tests, times compaction, append, attention, whole
+# steps, prefill chunks, latents and statistics beside device-to-device copies of as many bytes (and FlashInfer's kernels where
+# its headers are), and writes one table. --help tells the options.
 set -euo pipefail
 
 usage() {
@@ -76,8 +76,8 @@ if [[ -e $output && ! -e $output/table.md ]]; then
   exit 2
 fi
 
-programs=(compaction append attend observe)
-shares=(15 10 45 30) # of the time for timing, in per cent
+programs=(compaction append attend step observe)
+shares=(15 10 35 15 25) # of the time for timing, in per cent
 deadline=$((60 * minutes))
 timing_seconds=$((deadline * 35 / 100)) # kept free for it
 testing_seconds=$((deadline * 15 / 100))

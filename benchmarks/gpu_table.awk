@@ -96,6 +96,9 @@ END {
   section("Compaction", "", "^(compress|copies)")
   section("Append", "", "^append/")
   section("Attention", " FlashInfer, tensor cores, µs | CUDA cores, µs | the faster / this |", "^attend/")
+  section("A layer's part of a step, append included", "", "^step/")
+  section("Prefill chunks", " TFLOP/s |", "^chunk/")
+  section("Latents", "", "^latent/")
   section("Statistics", " TFLOP/s of flash attention's products |", "^observe/")
   print ""
 }

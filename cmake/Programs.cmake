@@ -46,7 +46,7 @@ set(HEADAWARE_SHARED_DATA "${headaware_data}" CACHE PATH
     "Folder of captures and statistics too large for the repository; tests that need it skip without it")
 
 # headaware_unite(<variable> <name> <source>...): where HEADAWARE_UNITY says so, <variable> becomes a few units that include
-# the sources of tests, up to eight of a folder together, so that what they share is parsed and instantiated once. Each
+# the sources of tests, up to 24 of a folder together, so that what they share is parsed and instantiated once. Each
 # keeps its names to itself: after the headers of all of them it comes within a namespace of its own. What asks whether
 # a header is there, or replaces operator new, stays alone. (CMake's unity builds know neither this nor, before 3.31, CUDA.)
 function(headaware_unite variable name)
@@ -70,7 +70,7 @@ function(headaware_unite variable name)
     cmake_path(GET source EXTENSION LAST_ONLY extension)
     list(APPEND members_${folder} ${stem})
     list(LENGTH members_${folder} count)
-    math(EXPR part "(${count} - 1) / 8")
+    math(EXPR part "(${count} - 1) / 24")
     set(unit "${name}_${folder}_${part}${extension}")
     list(APPEND units "${unit}")
     string(MAKE_C_IDENTIFIER "${unit}" id)
@@ -104,6 +104,15 @@ function(headaware_add_program name)
     if(TARGET cudart_emulator)
       add_dependencies(${name} cudart_emulator)
     endif()
+  endif()
+endfunction()
+
+# headaware_compile_quickly(<level> <source>...): kernels of .cu sources that are compiled quickly (nvcc's -Ofc=<level>: min, mid
+# or max) and run less quickly.
+function(headaware_compile_quickly level)
+  if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
+    list(FILTER ARGN INCLUDE REGEX "\\.cu$")
+    set_property(SOURCE ${ARGN} APPEND PROPERTY COMPILE_OPTIONS -Ofc=${level})
   endif()
 endfunction()
 

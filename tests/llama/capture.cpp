@@ -123,7 +123,7 @@ TEST_CASE("a capture that was killed is no capture, and is made again in its fol
   ha::write_file(folder / "text.txt", text);
   auto const capture_folder = folder / "capture";
   std::string const arguments = "--model " + quoted(model_path(smollm2)) + " --text " + quoted(folder / "text.txt") +
-                                " --chunk_size 400 --max_tokens 1600 --layers 3,7 --output_dir " +
+                                " --chunk_size 100 --max_tokens 400 --layers 3,7 --output_dir " +
                                 quoted(capture_folder);
   // Killed when one of the chunks is there; while it runs, no other may capture into the folder.
   std::string const other =
