@@ -74,9 +74,9 @@ void add_first_tables(std::vector<NamedErrors> const& named, ha::Budget const& b
   }
 }
 
-/// Windows of a share of the budget that the best plan's errors ask for, and the least windows in its formats: each
-/// with scored slots for the rest of the budget.
-/// @param best  plan of the whole budget @param errors  that it was made of
+/// Windows of a share of the budget that the best plan's errors of text ask for, and the least windows in its formats:
+/// each with scored slots for the rest of the budget, which are for what the probe asks for.
+/// @param best  plan of the whole budget @param errors  of text
 std::vector<GuardedTable> scored_tables(ha::PolicyPlan const& best, ha::KvErrors const& errors,
                                         ha::KvErrors const& first, GuardOptions const& options) {
   std::vector<GuardedTable> tables;
@@ -215,7 +215,7 @@ Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors, 
   // Masks cannot say what scores keep: these are tried in caches that really evict, which predict what masks would of
   // windows but for rounding.
   std::size_t const own = best_plan < result.first_plan ? 0 : best_plan - result.first_plan;
-  auto scored = scored_tables(result.tables[best_plan].plan, errors[own].errors, first, options);
+  auto scored = scored_tables(result.tables[best_plan].plan, errors[own].of_text, first, options);
   if (!scored.empty()) {
     std::vector<KeptHeads> scored_heads;
     for (auto const& table : scored) scored_heads.push_back(KeptHeads::of(table.plan));

@@ -48,10 +48,11 @@ class Candidates {
     }
   }
   void add(std::string const& name, Made made) {
-    errors_.push_back({name,
-                       ha::weighted_errors(made.calibration.weighted(made.probe_weight), options_->guard.plan.measure,
-                                           options_->guard.plan.fold),
-                       made.probe_weight});
+    auto const errors = [&](double probe_weight) {
+      return ha::weighted_errors(made.calibration.weighted(probe_weight), options_->guard.plan.measure,
+                                 options_->guard.plan.fold);
+    };
+    errors_.push_back({name, errors(made.probe_weight), made.probe_weight, errors(0)});
     made_.push_back(std::move(made));
   }
   [[nodiscard]] std::vector<NamedErrors> const& errors() const { return errors_; }

@@ -115,8 +115,7 @@ class ScoredHeads {
   /// taken later.
   [[nodiscard]] double wanted(Head const& head, double rank) const {
     double const share = std::min(1.0, rank * dearest_ / head.slot);
-    return budgets_->share_of(head.number, share) * static_cast<double>(plan_->context) -
-           static_cast<double>(kept(head));
+    return budgets_->share_of(head.number, share) * static_cast<double>(plan_->context - kept(head));
   }
   /// Whole pages of at most so many slots.
   [[nodiscard]] std::int64_t whole_slots(Head const& head, double wanted) const {
