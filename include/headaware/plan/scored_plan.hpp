@@ -110,9 +110,9 @@ class ScoredHeads {
     for (std::size_t i = 0; i < heads_.size(); ++i) sum += cost(heads_[i], slots[i]);
     return sum;
   }
-  /// Tokens of its reconstruction budget beyond what the windows keep, at a mean share. A slot that enters the best of
-  /// all heads at the mean share m has the rank m · cost: slots of less rank are taken, so that a share of dear rows is
-  /// taken later.
+  /// Tokens of its reconstruction budget among those beyond its windows, at a mean share. A slot that enters the best
+  /// of all heads at the mean share m has the rank m · cost: slots of less rank are taken, so that a share of dear rows
+  /// is taken later.
   [[nodiscard]] double wanted(Head const& head, double rank) const {
     double const share = std::min(1.0, rank * dearest_ / head.slot);
     return budgets_->share_of(head.number, share) * static_cast<double>(plan_->context - kept(head));
@@ -170,9 +170,9 @@ class ScoredHeads {
 }  // namespace detail
 
 /// @brief Gives what a plan of windows leaves of a larger budget to scored slots (`SinkWindowScored`), by
-/// reconstruction budgets: as many tokens of a head as it has among those of all heads that a second reading looks at
-/// most, less those that its windows keep. Where rows cost differently a slot counts by its share of the reconstruction
-/// a byte.
+/// reconstruction budgets: of the tokens beyond its sinks and window a head gets the share that its tokens have among
+/// those of all heads that a second reading looks at most. What it looks at lies anywhere, so that a window holds no
+/// more of it than of the text. Where rows cost differently a slot counts by its share of the reconstruction a byte.
 ///
 /// Heads that keep everything or nothing stay as they are, as do those of layers with windows of their own. A head
 /// whose slots reach the context keeps everything.

@@ -83,7 +83,7 @@ TEST_CASE("scored slots take what windows leave of the budget, to the token", "[
   }
 }
 
-TEST_CASE("slots are as many as a head's reconstruction budget exceeds its windows by", "[plan][scored]") {
+TEST_CASE("slots are a head's reconstruction budget of the tokens beyond its windows", "[plan][scored]") {
   auto const errors = errors_of(random_statistics(2, 4, 2, grid, 3));
   ha::PlanOptions const options;
   auto const evaluated = [&](ha::PolicyTable const& table) {
@@ -91,14 +91,15 @@ TEST_CASE("slots are as many as a head's reconstruction budget exceeds its windo
   };
   ha::PolicyTable table(2, 2, ha::SinkWindow{.sink = 4, .window = 16});
   auto const whole = evaluated(ha::PolicyTable(2, 2, ha::SinkWindow{.sink = 4, .window = 124}));
-  // Shares of 3/8, 1/8, 0, 0 at a mean of 1/8: 192 + 64 + 20 + 20 tokens at that mean, of 512.
+  // Shares of 3 m, m, 0, 0 at a mean of m up to 1/8. Of the 492 tokens beyond the windows 183 + 61 are what 324 leave.
   ha::ReconstructionBudgets const budgets{.shares = {0.125, 0.5}, .heads = {{0.375, 0.125, 0, 0}, {1, 1, 0, 0}}};
-  auto const at_mean = evaluated(ha::PolicyTable(2, 2, ha::SinkWindow{.sink = 4, .window = 70}));  // 296
+  auto const at_mean = evaluated(ha::PolicyTable(2, 2, ha::SinkWindow{.sink = 4, .window = 77}));  // 324
   auto const plan = ha::scored_plan(evaluated(table), at_mean, budgets);
-  CHECK(plan.heads[0].tokens == 192);
-  CHECK(plan.heads[1].tokens == 64);
+  CHECK(plan.heads[0].tokens == 203);
+  CHECK(plan.heads[1].tokens == 81);
   CHECK(plan.heads[2].tokens == 20);
-  CHECK(plan.table.at(0, 0) == ha::AnyPolicy<>(ha::SinkWindowScored{.sink = 4, .window = 16, .scored = 172}));
+  CHECK(plan.table.at(0, 0) == ha::AnyPolicy<>(ha::SinkWindowScored{.sink = 4, .window = 16, .scored = 183}));
+  CHECK(plan.table.at(0, 1) == ha::AnyPolicy<>(ha::SinkWindowScored{.sink = 4, .window = 16, .scored = 61}));
   CHECK(plan.table.at(1, 1) == ha::AnyPolicy<>(ha::SinkWindow{.sink = 4, .window = 16}));
 
   // Heads that keep everything or nothing do so still.
