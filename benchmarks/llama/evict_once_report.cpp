@@ -1,6 +1,5 @@
 #include "llama/evict_once.hpp"
 #include "llama/run_values.hpp"
-#include "tools/report/gnuplot.hpp"
 #include "tools/report/size_curves.hpp"
 #include "tools/report/style.hpp"
 #include "tools/support/folder.hpp"
@@ -81,8 +80,6 @@ void write_once_pictures(std::filesystem::path const& folder, OnceAbout const& a
     picture.reading = reading;
     picture.from_zero = from_zero;
     add_size_picture(picture, gallery);
-    bool const drawn = !gallery.pictures.empty() && gallery.pictures.back().name == picture.name;
-    if (!drawn) report::remove_picture(folder, picture.name);
   };
   add(0, &OnceRun::perplexity, "Perplexity of what is read on", "perplexity of continuations",
       "The lower, the better a model goes on after a prefix of which it keeps so much.", false);
@@ -90,7 +87,7 @@ void write_once_pictures(std::filesystem::path const& folder, OnceAbout const& a
       "The lower, the better a model finds again what it has read.", true);
   add(2, &OnceRun::lookup, "Looking up numbers of words", "share of digits that are the likeliest token",
       "The higher, the more of a list a model can still answer for.", true);
-  (void)report::write_pictures(folder, gallery);
+  (void)report::write_pictures(folder, gallery, once_pictures);
 }
 
 /// "12.3 ms (0.1 %)": seconds, and their share of a prefill.

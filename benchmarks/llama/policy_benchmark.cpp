@@ -2,7 +2,6 @@
 
 #include "llama/run_values.hpp"
 #include "tools/report/gallery.hpp"
-#include "tools/report/gnuplot.hpp"
 #include "tools/report/size_curves.hpp"
 #include "tools/report/style.hpp"
 #include "tools/support/folder.hpp"
@@ -177,12 +176,7 @@ void write_pictures(std::filesystem::path const& folder, BenchmarkAbout const& a
   copying.reading = "The lower, the better a model finds again what it has read.";
   copying.from_zero = true;
   add_size_picture(copying, gallery);
-  (void)report::write_pictures(folder, gallery);
-  for (char const* const name : picture_names) {
-    bool const drawn = std::any_of(gallery.pictures.begin(), gallery.pictures.end(),
-                                   [&](report::Picture const& picture) { return picture.name == name; });
-    if (!drawn) report::remove_picture(folder, name);
-  }
+  (void)report::write_pictures(folder, gallery, picture_names);
 }
 
 }  // namespace

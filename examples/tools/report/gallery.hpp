@@ -5,6 +5,7 @@
 #include "tools/report/report.hpp"
 
 #include <filesystem>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -46,8 +47,11 @@ void add_rounding(ReportInput const& input, Gallery& gallery);
 
 /// @brief Writes data and scripts to `folder`, made if it is not there, and draws the pictures, each whole or not at
 /// all. Without gnuplot in PATH there are none, and stderr says what to install.
+/// @param names  of all pictures that such a folder may have: those not in the gallery are removed, with data and
+/// script
 /// @return the drawings as SVG, in the order of the pictures; empty without gnuplot
 /// @throws FileError, Error with gnuplot's words if it fails
-[[nodiscard]] std::vector<std::string> write_pictures(std::filesystem::path const& folder, Gallery const& gallery);
+[[nodiscard]] std::vector<std::string> write_pictures(std::filesystem::path const& folder, Gallery const& gallery,
+                                                      std::span<char const* const> names = {});
 
 }  // namespace report

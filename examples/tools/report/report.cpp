@@ -95,12 +95,7 @@ void write_report(std::filesystem::path const& results_dir, ReportInput const& i
 
   // Of an earlier report, not of these numbers: should drawing fail, nothing is better.
   std::filesystem::remove(results_dir / "report.html");
-  for (char const* const name : picture_names) {
-    bool const drawn = std::any_of(gallery.pictures.begin(), gallery.pictures.end(),
-                                   [&](Picture const& picture) { return picture.name == name; });
-    if (!drawn) remove_picture(results_dir / "pictures", name);
-  }
-  auto const drawings = write_pictures(results_dir / "pictures", gallery);
+  auto const drawings = write_pictures(results_dir / "pictures", gallery, picture_names);
   ha::write_file(results_dir / "report.html", page(ordered, gallery.pictures, drawings));
   std::printf("wrote report.html and pictures/ (%zu pictures as SVG and PNG, their data and scripts) to %s\n",
               drawings.size(), results_dir.string().c_str());
