@@ -11,7 +11,7 @@ shift
 declare -A processors=([baseline]=x86-64 [v3]=x86-64-v3 [v4]=x86-64-v4)
 # Without optimisation a unit has every function, with it some: the linker takes what is missing of the one from others.
 for unit in "${!processors[@]}"; do
-  level=-O2
+  level=-O1
   [[ $unit == baseline ]] && level=-O0
   "$@" -std=c++20 $level -march="${processors[$unit]}" -DUNIT="$unit" -c "$source/unit.cpp" -o "$unit.o"
 done
