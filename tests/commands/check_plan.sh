@@ -57,6 +57,8 @@ grep -q '^of uniform windows in the best pair of formats for them, [a-z0-9_]*/[a
   fail "the plan is not better than uniform windows in formats: $(cat "$folder/log")"
 grep -Eq '^at .* \(6[.]2[45]% of the bytes of the cache in 16 bits\) the plan is predicted to lose 0[.][0-9]* of' \
   "$folder/log" || fail "no word on what the plan by bytes loses: $(cat "$folder/log")"
+grep -q '^  16-bit tokens ' "$folder/log" || fail "sizes are not told as of 16 bits: $(cat "$folder/log")"
+[[ ! -e $folder/bytes/plan_classifications.json ]] || fail "classes, which know no formats"
 check_exit 0 "rounding loses 0." "$compress" --plan "$folder/bytes/plan.json" --capture "$capture"
 for form in ragged "padded left" "padded right" grouped; do
   grep -q "^  $form .* rows checked against their source, encoded$" "$folder/log" || fail "$form was not checked"

@@ -14,7 +14,7 @@ costly=(--plan --model "$model" --text "$text" --context 256 --pieces 1,1,1,1 --
   --output_dir "$folder/plan")
 small=("${costly[@]}" --sensitivity none)
 "$program" "${small[@]}" --budget 25% --page_size 16 --sinks 0,4,32 >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
-for file in plan.json plan_classifications.json plan_guard.json text/retention_statistics.json \
+for file in plan.json plan_guard.json text/retention_statistics.json \
   probe/retention_statistics.json; do
   [[ -s $folder/plan/$file ]] || fail "no $file"
 done
@@ -29,6 +29,7 @@ touch -d '2001-01-01' "$folder/plan/text/attention_sums.json"
 grep -q "budget 1474560 bytes" "$folder/log" || fail "bytes: $(cat "$folder/log")"
 grep -q "uniform packed" "$folder/log" || fail "no uniform windows in formats: $(cat "$folder/log")"
 grep -qF '"packed' "$folder/plan/plan.json" || fail "no formats in the plan: $(cat "$folder/plan/plan.json")"
+[[ ! -e $folder/plan/plan_classifications.json ]] || fail "classes, which know no formats"
 [[ $folder/plan/text/attention_sums.json -ot $folder/plan/plan.json ]] || fail "measured again"
 
 # Costs of the last two layers, measured alone and again at the plan, and the best plan refined by trying it: one cut, 4
@@ -36,6 +37,7 @@ grep -qF '"packed' "$folder/plan/plan.json" || fail "no formats in the plan: $(c
 # costs.)
 "$program" "${costly[@]}" --formats 16 --sinks 0,4,32 --budget 25% --skip_layers "$(seq -s, 0 27)" --replan 1 --refine 1 \
   --refine_pieces 1,1 --refine_steps 2 >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
+[[ -s $folder/plan/plan_classifications.json ]] || fail "no classes of a plan in 16 bits"
 grep -q "again 1 by 0.5" "$folder/log" || fail "nothing planned anew: $(cat "$folder/log")"
 grep -q "refined  *6" "$folder/log" || fail "nothing refined: $(cat "$folder/log")"
 for costs in replanned_64/text replanned_64/probe refined_64/text; do
@@ -58,6 +60,21 @@ touch -d '2001-01-01' "$folder/scores/scores.npy"
 "$program" "${scores[@]}" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
 grep -q "fitted to 1 pieces of 48 tokens" "$folder/log" || fail "no summary of what was measured before"
 [[ $(date -r "$folder/scores/scores.npy" +%Y) == 2001 && ! -d $folder/scores/scores_state ]] || fail "measured again"
+
+# A plan from statistics with scored slots, by those scores.
+scored=(--results_dir "$folder/plan/text" --budget 25% --scores "$folder/scores" --output_dir "$folder/scored")
+"$plan_policies" "${scored[@]}" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
+grep -q "with scored slots, 0.5 of the budget for windows" "$folder/log" || fail "no slots: $(cat "$folder/log")"
+grep -qF '"sink_window_scored"' "$folder/scored/plan.json" || fail "no scored slots in the plan"
+grep -qF "\"scores\": \"$(sed -n 's/.*"hash": *"\([0-9a-f]*\)".*/\1/p' "$folder/scores/scores.json")\"" \
+  "$folder/scored/plan.json" || fail "does not name its scores"
+[[ ! -e $folder/scored/plan_classifications.json ]] || fail "classes, which know no scored slots"
+refused() {  # refused <text> <arguments>...: of a plan with scored slots
+  if "$plan_policies" "${scored[@]}" "${@:2}" >"$folder/log" 2>&1; then fail "no error: ${*:2}"; fi
+  grep -qF -- "$1" "$folder/log" || fail "expected '$1': $(cat "$folder/log")"
+}
+refused "expected a number in (0, 1), got 1" --window_share 1
+refused "expected no --ranks and --layer_shares" --ranks 3
 
 expect() {  # expect <text> <arguments>...
   local text=$1

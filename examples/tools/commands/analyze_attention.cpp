@@ -15,6 +15,7 @@
 #include "tools/llama/planning.hpp"
 #include "tools/llama/score_calibration.hpp"
 #include "tools/support/budget.hpp"
+#include "tools/support/save_plan.hpp"
 #endif
 
 #include <headaware/error.hpp>
@@ -242,7 +243,8 @@ void plan(Options const& options, support::RowScorer const* scorer) {
   auto const guarded = llama_adapter::plan_model(planning, budget);
   std::printf("%s\n%s\nwrote plan.json (%s), %splan_guard.json to %s\n",
               ha::plan_summary(guarded.chosen().plan).c_str(), guard_table(guarded).c_str(),
-              guarded.chosen().name.c_str(), guarded.chosen().scored ? "" : "plan_classifications.json, ",
+              guarded.chosen().name.c_str(),
+              support::has_classes(guarded.chosen().plan) ? "plan_classifications.json, " : "",
               options.analysis.output_dir.c_str());
 }
 #else

@@ -8,11 +8,12 @@
 #include "tools/support/options.hpp"
 #include "tools/support/plan_options.hpp"
 #include "tools/support/row_scorer.hpp"
+#include "tools/support/save_plan.hpp"
 
 #include <headaware/error.hpp>
-#include <headaware/io/plan.hpp>
 #include <headaware/io/retention_statistics.hpp>
 #include <headaware/io/sensitivities.hpp>
+#include <headaware/model_shape.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
 #include <headaware/plan/scored_plan.hpp>
@@ -25,6 +26,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <limits>
 #include <optional>
@@ -68,9 +70,14 @@ struct Options {
     auto* const scored = support::add_scores(app, scores,
                                              "folder of scores.json: the plan's windows get a share of the budget, and "
                                              "the rest goes to tokens that heads keep by scores");
-    app.add_option("--window_share", window_share, "of --scores: of the budget, in (0, 1)")
+    app.add_option("--window_share", window_share, "of --scores: of the budget")
         ->capture_default_str()
-        ->check(CLI::Range(0.0, 1.0))
+        ->check(CLI::Validator(
+            [](std::string const& text) {
+              double const share = std::strtod(text.c_str(), nullptr);
+              return share > 0 && share < 1 ? std::string() : "expected a number in (0, 1), got " + text;
+            },
+            "in (0, 1)"))
         ->needs(scored);
     support::add_head_dim(app, head_dim, "channels of a key; for budgets in bytes, and for formats");
     app.add_option("--element_bytes", element_bytes, "bytes per element; for budgets in bytes")
@@ -116,8 +123,11 @@ double written_error(ha::PolicyPlan const& plan, ha::KvErrors const& errors, Opt
 /// Predicted errors of plans and of uniform windows at a grid of budgets; sizes that are not possible are left out.
 /// @param whole  tokens that a head holds on average where it keeps everything
 void print_comparison(ha::KvErrors const& errors, double whole, Options const& options) {
-  std::printf("\npredicted error against uniform windows (sink 4) of the same size\n");
-  std::printf("tokens per head  of context           plan        uniform   plan/uniform\n");
+  // By bytes a size is what tokens in 16 bits take.
+  bool const bytes = options.plan.formats.by_bytes();
+  std::printf("\npredicted error against uniform windows (sink 4%s) of the same size\n", bytes ? ", 16 bits" : "");
+  std::printf("%s           plan        uniform   plan/uniform\n",
+              bytes ? "  16-bit tokens    of bytes" : "tokens per head  of context");
   for (double const share : {0.03125, 0.0625, 0.125, 0.25, 0.375, 0.5, 0.75}) {
     auto const budget = ha::Budget::share(share);
     try {
@@ -180,7 +190,8 @@ void print_best_pair(double planned, ha::KvErrors const& errors, ha::Budget cons
 }
 
 /// Says what the plan is predicted to lose beside uniform windows of its size, and warns where they lose less.
-void print_verdict(ha::PolicyPlan const& plan, Uniform const& uniform, ha::KvErrors const& errors, double whole) {
+void print_verdict(ha::PolicyPlan const& plan, Uniform const& uniform, ha::KvErrors const& errors, double whole,
+                   bool scored) {
   if (!uniform.plan) return;
   double const lost = uniform.plan->predicted_error;
   bool const bytes = plan.by_bytes();
@@ -199,9 +210,10 @@ void print_verdict(ha::PolicyPlan const& plan, Uniform const& uniform, ha::KvErr
       "statistics' smallest windows are too large for this budget, or --floor, --sinks or --page_size leave too "
       "little choice. %s\n",
       lost, uniform.plan_error,
-      uniform.may_replace ? "plan.json holds the uniform windows instead"
-                          : "plan.json holds the plan all the same: the uniform windows do not keep --floor, --ranks "
-                            "or --layer_shares");
+      scored                ? "plan.json holds the plan with scored slots all the same"
+      : uniform.may_replace ? "plan.json holds the uniform windows instead"
+                            : "plan.json holds the plan all the same: the uniform windows do not keep --floor, --ranks "
+                              "or --layer_shares");
 }
 
 /// What the plan's cache holds, where bytes are known.
@@ -226,12 +238,25 @@ void print_bytes(ha::PolicyPlan const& plan, ha::ModelShape const& shape, ha::La
 /// @param whole  of the whole budget
 ha::PolicyPlan with_scores(ha::PolicyPlan const& whole, ha::KvErrors const& errors, Options const& options) {
   auto const scorer = support::load_row_scorer(options.scores);
+  ha::ModelShape const shape = errors.shape();
+  bool alike = scorer.saved.shape.num_layers() == shape.num_layers();
+  for (std::int32_t layer = 0; alike && layer < shape.num_layers(); ++layer) {
+    alike = scorer.saved.shape.layer(layer).num_kv_heads == shape.layer(layer).num_kv_heads;
+  }
+  if (!alike) {
+    throw ha::ArgumentError({"layers and KV heads of the scores", "those of the statistics",
+                             "others, of " + scorer.saved.model, options.scores.string()});
+  }
   auto const budget = ha::Budget::tokens(options.window_share * whole.mean_budget());
   auto const windows = ha::plan_policies(errors, budget, options.context, options.plan);
   return ha::scored_plan(windows, whole, scorer.saved.budgets, scorer.saved.weight_hash);
 }
 
 void run(Options options) {
+  if (!options.scores.empty() && (options.plan.ranks != 1 || options.plan.layer_shares)) {
+    throw ha::ArgumentError({"--scores", "no --ranks and --layer_shares: scored slots go to heads of any layer",
+                             options.plan.layer_shares ? "--layer_shares" : "--ranks", ""});
+  }
   analysis::warn_if_partial(options.results_dir);
   ha::RetentionStatistics const text = load_statistics(options.results_dir);
   std::optional<ha::RetentionStatistics> probe;
@@ -285,7 +310,7 @@ void run(Options options) {
   std::printf("%s", ha::plan_summary(written).c_str());
   if (!written.by_bytes()) print_bytes(written, shape, token);
   print_comparison(errors, whole, options);
-  print_verdict(plan, uniform, errors, whole);
+  print_verdict(plan, uniform, errors, whole, !options.scores.empty());
   if (plan.by_bytes() && uniform.plan) print_best_pair(uniform.plan_error, errors, budget, options);
 
   support::make_folder(options.output_dir);
@@ -295,15 +320,13 @@ void run(Options options) {
         "\nwith scored slots, %g of the budget for windows; what scores save is not predicted, benchmark --plan "
         "measures it:\n%s",
         options.window_share, ha::plan_summary(scored).c_str());
-    // Classes of heads know no scored slots: those of an earlier plan must not stay.
-    std::filesystem::remove(options.output_dir / "plan_classifications.json");
-    ha::save_plan(options.output_dir / "plan.json", scored);
+    support::save_plan_files(options.output_dir, scored);
     std::printf("wrote plan.json to %s\n", options.output_dir.string().c_str());
     return;
   }
-  ha::save_plan(options.output_dir / "plan.json", written);
-  ha::save_plan_classifications(options.output_dir / "plan_classifications.json", written);
-  std::printf("wrote plan.json and plan_classifications.json to %s\n", options.output_dir.string().c_str());
+  support::save_plan_files(options.output_dir, written);
+  std::printf("wrote plan.json%s to %s\n", support::has_classes(written) ? " and plan_classifications.json" : "",
+              options.output_dir.string().c_str());
 }
 
 }  // namespace

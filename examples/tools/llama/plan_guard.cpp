@@ -3,9 +3,9 @@
 #include "tools/llama/kept_heads.hpp"
 #include "tools/llama/short_number.hpp"
 #include "tools/support/json_text.hpp"
+#include "tools/support/save_plan.hpp"
 
 #include <headaware/io/file.hpp>
-#include <headaware/io/plan.hpp>
 #include <headaware/plan/blend_plans.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
@@ -279,16 +279,9 @@ void write_guarded(std::filesystem::path const& folder, Guarded const& guarded) 
                   {"eligible", table.eligible},
                   {"predicted_error", table.plan.predicted_error}});
   }
-  // Classes of heads know no scored slots: those of an earlier plan must not stay.
-  std::filesystem::path const classes = folder / "plan_classifications.json";
-  if (ha::has_scored_heads(chosen.plan.table)) {
-    std::filesystem::remove(classes);
-  } else {
-    ha::save_plan_classifications(classes, chosen.plan);
-  }
   support::write_json(folder / "plan_guard.json", document);
-  // Last: where it is, the others are.
-  ha::save_plan(folder / "plan.json", chosen.plan);
+  // Last: where the plan is, the others are.
+  support::save_plan_files(folder, chosen.plan);
 }
 
 }  // namespace llama_adapter

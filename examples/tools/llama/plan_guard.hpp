@@ -86,8 +86,7 @@ struct NamedErrors {
 /// The tables side by side, for a person.
 [[nodiscard]] std::string guard_table(Guarded const& guarded);
 
-/// @brief Writes plan.json and plan_classifications.json, the best, and plan_guard.json, what it was tried against. A
-/// plan with scored slots has no classes.
+/// @brief Writes the best plan (`support::save_plan_files`), and plan_guard.json, what it was tried against.
 /// @throws FileError
 void write_guarded(std::filesystem::path const& folder, Guarded const& guarded);
 

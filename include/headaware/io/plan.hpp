@@ -302,7 +302,8 @@ void save_plan(FilePath const& path, PolicyPlan const& plan) {
   write_file(path, format_plan(plan));
 }
 
-/// @brief Writes the plan in the reference's classification schema (`classifications_from_table`).
+/// @brief Writes the plan in the reference's classification schema (`classifications_from_table`), which knows no
+/// formats: readers of it hold 16 bits a number.
 /// @throws ArgumentError as there, FileError if the file cannot be written
 template <class = void>
 void save_plan_classifications(FilePath const& path, PolicyPlan const& plan) {

@@ -7,6 +7,7 @@
 #include <headaware/model_shape.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/policy_plan.hpp>
+#include <headaware/plan/scored_plan.hpp>
 #include <headaware/policy/policy_window.hpp>
 
 #include <algorithm>
@@ -64,10 +65,12 @@ template <class... Values>
   }
   double const whole = detail::full_mean(plan);
   if (plan.by_bytes()) {
-    text +=
-        print("budget %lld bytes, planned %lld (%.2f%% of the cache in 16 bits, %.1f tokens per KV head), left %lld\n",
-              wide(plan.budget_bytes()), wide(plan.planned_bytes()), 100 * plan.share_held(), plan.mean_tokens(),
-              wide(plan.left()));
+    std::int64_t const records = record_bytes(plan.table);
+    std::string const beside = records == 0 ? "" : print(", scores and records %lld", wide(records));
+    text += print(
+        "budget %lld bytes, planned %lld (%.2f%% of the cache in 16 bits, %.1f tokens per KV head)%s, left %lld\n",
+        wide(plan.budget_bytes()), wide(plan.planned_bytes()), 100 * plan.share_held(), plan.mean_tokens(),
+        beside.c_str(), wide(plan.left() - records));
   } else {
     text += print("budget %lld tokens, planned %lld (%.1f per KV head, %.1f%% of its cache), left %lld\n",
                   wide(plan.budget_tokens), wide(plan.planned_tokens), plan.mean_tokens(),
