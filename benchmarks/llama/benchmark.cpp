@@ -148,7 +148,9 @@ struct Options {
     std::string names;
     for (char const* const name : known) names += std::string(names.empty() ? "" : ",") + name;
     std::vector<std::string> all(known.begin(), known.end());
-    all.insert(all.end(), llama_adapter::once_methods.begin(), llama_adapter::once_methods.end());
+    for (char const* const name : llama_adapter::once_methods) {
+      if (std::find(all.begin(), all.end(), name) == all.end()) all.emplace_back(name);
+    }
     app.add_option("--method", methods,
                    "any of " + names +
                        ", with --evict_once those below; default: full,streaming_llm, and planned where there "

@@ -66,7 +66,7 @@ inline CLI::Option* add_formats(CLI::App& app, FormatsWanted& wanted, char const
           "--formats", [&wanted](std::vector<std::string> const& texts) { wanted = parse_formats(texts); },
           "formats of rows that heads may have, chosen with their windows under one budget of bytes: measured (all "
           "whose errors the statistics hold, and 16 bits), 16 (bits alone), names (all pairs of them for keys and "
-          "values), or pairs such as packed5/packed4; analyze_attention measures those, too")
+          "values), or pairs such as packed5/packed4; analyze_attention --plan measures those, too")
       ->delimiter(',')
       ->default_str(usual);
 }

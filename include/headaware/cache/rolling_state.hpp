@@ -81,7 +81,8 @@ class RollingState {
   }
 
   /// @brief Sets the counters of a sequence that `compress` has filled with `length` tokens.
-  /// @throws ArgumentError if the slots have no room for them, or tokens of theirs have scores, which `append` takes
+  /// @throws ArgumentError if the slots have no room for them, or heads keep tokens by scores: such a cache takes a
+  /// prompt that was read elsewhere by one `append` of all its rows, with their scores
   void start(RollingSlotsView const& slots, std::int32_t sequence, std::int64_t length) {
     require(length >= 0 && length <= slots.token_limit, "length", {"in [0, ", slots.token_limit, "]"}, length,
             "RollingState::start");
