@@ -46,11 +46,11 @@ if "$program" "${few[@]}" >"$folder/log" 2>&1; then fail "damaged losses were re
 grep -qF "remove the file" "$folder/log" || fail "does not say what to do: $(cat "$folder/log")"
 
 # Formats: windows in one pair beside those in 16 bits, at equal bytes, and the engine's own quantised cache.
-formats=(--model "$model" --context 128 --passages 1 --copies 0 --decode_tokens 1 --budget 32 --max_tokens 2000
+formats=(--model "$model" --context 256 --passages 1 --copies 0 --decode_tokens 1 --budget 64 --max_tokens 2000
   --method full,streaming_llm,engine_q8_0 --uniform_formats packed5/packed4)
 "$program" "${formats[@]}" --output_dir "$folder/formats" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
 awk -F , 'NR > 1 && $1 == "engine_q8_0" && $4 == 0.53125 { engine = 1 }
-  NR > 1 && $1 ~ /packed5/ && $3 > 64 && $4 <= 0.25 && $4 > 0.24 { pair = 1 }
+  NR > 1 && $1 ~ /packed5/ && $3 > 128 && $4 <= 0.25 && $4 > 0.24 { pair = 1 }
   END { exit !(engine && pair && NR == 5) }' "$folder/formats/benchmark.csv" || fail "$(cat "$folder/formats/benchmark.csv")"
 
 # Evicted once.
