@@ -1,65 +1,75 @@
-// Score-based selection (SnapKV and its kin) plugs in as lists of tokens, one a (layer, sequence, head).
+// Tokens chosen by scores, as SnapKV and its kin do: the attention that a prompt's rows get from its last queries, the
+// best of every KV head beside sinks and window, a cache of these.
 
+#include <headaware/attention/dense_views.hpp>
+#include <headaware/attention/key_scores.hpp>
 #include <headaware/compressor.hpp>
+#include <headaware/score/select.hpp>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <numeric>
 #include <random>
 #include <vector>
 
 namespace ha = headaware;
 
-/// The `budget` tokens with the highest scores, in the order of the sequence.
-static std::vector<std::int32_t> top_tokens(std::vector<float> const& scores, std::size_t budget) {
-  std::vector<std::int32_t> tokens(scores.size());
-  std::iota(tokens.begin(), tokens.end(), 0);
-  std::stable_sort(tokens.begin(), tokens.end(), [&](std::int32_t a, std::int32_t b) {
-    return scores[static_cast<std::size_t>(a)] > scores[static_cast<std::size_t>(b)];
-  });
-  tokens.resize(std::min(budget, tokens.size()));
-  std::sort(tokens.begin(), tokens.end());
-  return tokens;
-}
-
 int main() {
+  constexpr std::int32_t num_query_heads = 4;
   constexpr std::int32_t num_kv_heads = 2;
   constexpr std::int32_t head_dim = 16;
-  std::vector<std::int32_t> const lengths{50, 30};
+  constexpr std::int32_t tokens = 200;
+  constexpr std::int32_t last = 16;  // queries that score
+  std::vector<std::int32_t> const lengths{tokens};
 
-  std::vector<float> keys(2 * num_kv_heads * 50 * head_dim);
-  std::iota(keys.begin(), keys.end(), 0.0F);
-  std::vector<ha::LayerKv<float const>> const layers{{keys.data(), keys.data()}};
-
-  // Lists for head 0 of both sequences; head 1 follows the table.
+  // Keys [1, num_kv_heads, tokens, head_dim]; queries of the last tokens. All of them look for token 77 of KV head 0.
   std::mt19937 random(7);
-  std::uniform_real_distribution<float> uniform;
-  std::vector<std::vector<std::int32_t>> tokens;
-  for (std::int32_t const length : lengths) {
-    std::vector<float> scores(static_cast<std::size_t>(length));
-    std::generate(scores.begin(), scores.end(), [&] { return uniform(random); });
-    tokens.push_back(top_tokens(scores, 8));
-  }
-  std::vector<ha::KeepList> const lists{{tokens[0].data(), 8}, {}, {tokens[1].data(), 8}, {}};
+  std::normal_distribution<float> normal;
+  std::vector<float> keys(num_kv_heads * tokens * head_dim);
+  std::vector<float> queries(num_query_heads * last * head_dim);
+  std::generate(keys.begin(), keys.end(), [&] { return normal(random); });
+  std::fill(queries.begin(), queries.end(), 1.0F);
+  std::fill_n(keys.begin() + 77 * head_dim, head_dim, 1.0F);
 
-  ha::PolicyTable const table(1, num_kv_heads, ha::SinkWindow{.sink = 4, .window = 12});
-  ha::Compaction const plan(ha::WithKeepLists(table.view(), lists.data(), 2), lengths);
+  // The probability that every row gets, summed over the queries of its group.
+  std::vector<std::int32_t> const offsets{0, tokens, 2 * tokens};
+  std::int32_t const first_position = tokens - last;
+  std::vector<float> scores(num_kv_heads * tokens);
+  ha::score_keys({1, num_query_heads, num_kv_heads, last, head_dim},
+                 ha::AttentionQueries{queries.data(), ha::strided_bhsd(1, num_query_heads, last, head_dim)},
+                 ha::KeptCache{keys.data(), static_cast<float*>(nullptr), ha::RaggedView{offsets.data(), num_kv_heads}},
+                 {.first_positions = &first_position}, ha::KeyScoreReduction::sum, {scores.data(), tokens});
+
+  // 4 sinks, the 8 newest, and 20 others of head 0, 5 of head 1.
+  std::vector<std::int32_t> const budgets{20, 5};
+  ha::SelectionShape const from{{1, num_kv_heads, nullptr, 0}, 1, lengths.data(), tokens};
+  ha::SelectionRule const rule{.sink = 4, .window = 8, .budgets = budgets.data()};
+  std::int64_t const stride = ha::selection_stride(from, rule);
+  std::vector<std::int32_t> selected(static_cast<std::size_t>(num_kv_heads * stride));
+  std::vector<ha::KeepList> lists(num_kv_heads);
+  ha::select_tokens(from, {scores.data(), tokens}, rule, {selected.data(), stride, lists.data(), nullptr});
+
+  // Lists go before the policies of a table; a head without one would follow it.
+  ha::PolicyTable const table(1, num_kv_heads, ha::Full{});
+  ha::Compaction const plan(ha::WithKeepLists(table.view(), lists.data(), 1), lengths);
   std::vector<float> kept_keys(static_cast<std::size_t>(plan.kept_total() * head_dim));
   std::vector<float> kept_values(kept_keys.size());
-  auto const source = ha::strided_bhsd(2, num_kv_heads, 50, head_dim);
+  std::vector<ha::LayerKv<float const>> const layers{{keys.data(), keys.data()}};
+  auto const source = ha::strided_bhsd(1, num_kv_heads, tokens, head_dim);
   ha::compress(plan, layers, source, ha::ragged(plan, kept_keys.data(), kept_values.data(), head_dim));
 
-  bool right = true;
-  for (std::int32_t sequence = 0; sequence < 2; ++sequence) {
-    auto const first = plan.offsets()[static_cast<std::size_t>(sequence * num_kv_heads)];
-    for (std::size_t i = 0; i < 8; ++i) {
-      std::int32_t const token = tokens[static_cast<std::size_t>(sequence)][i];
-      float const got = kept_keys[static_cast<std::size_t>((first + static_cast<std::int64_t>(i)) * head_dim)];
-      right = right && got == keys[static_cast<std::size_t>(source.offset(sequence, 0, token, 0))];
+  std::int32_t const* const begin = lists[0].tokens;
+  bool right = lists[0].count == 32 && lists[1].count == 17 && std::count(begin, begin + lists[0].count, 77) == 1;
+  for (std::int32_t head = 0; head < num_kv_heads; ++head) {
+    ha::KeepList const& list = lists[static_cast<std::size_t>(head)];
+    for (std::int64_t i = 0; i < list.count; ++i) {
+      float const got =
+          kept_keys[static_cast<std::size_t>((plan.offsets()[static_cast<std::size_t>(head)] + i) * head_dim)];
+      right = right && got == keys[static_cast<std::size_t>(source.offset(0, head, list.tokens[i], 0))];
     }
   }
-  std::printf("%lld of %lld rows kept, listed tokens %s\n", static_cast<long long>(plan.kept_total()),
-              static_cast<long long>(plan.full_total()), right ? "as listed" : "WRONG");
+  std::printf("%lld of %lld rows kept, the best by score: %s\n", static_cast<long long>(plan.kept_total()),
+              static_cast<long long>(plan.full_total()), right ? "right" : "WRONG");
   return right ? 0 : 1;
 }
