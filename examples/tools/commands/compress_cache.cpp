@@ -44,7 +44,7 @@ struct Options {
   std::string mixed = "conservative";
   std::int32_t num_kv_heads = 0;
   std::int32_t head_dim = 0;
-  std::int32_t tokens = 4096;
+  std::int32_t tokens = 0;  ///< 0: not given
   std::vector<std::int32_t> skip_layers;
   std::optional<support::FormatsWanted> formats;  ///< else those of the plan
 
@@ -63,7 +63,10 @@ struct Options {
                    "KV heads per layer, where neither arrays nor results tell; default: the query heads")
         ->check(support::non_negative);
     support::add_head_dim(app, head_dim, "channels per head, where neither arrays nor results tell; default: 64");
-    app.add_option("--tokens", tokens, "tokens of the cache, where no arrays were captured; also the summary's length")
+    app.add_option("--tokens", tokens,
+                   "tokens of the cache, where no arrays were captured; also the summary's length; default: the plan's "
+                   "context, "
+                   "else 4096")
         ->check(support::token_count);
     support::add_skip_layers(app, skip_layers, "layers left uncompressed");
     app.add_option_function<std::string>(
@@ -320,7 +323,7 @@ ha::FormatTable formats_of(std::filesystem::path const& path, ha::ModelShape con
   return options.formats->pairs.empty() ? ha::FormatTable{} : ha::FormatTable(model, options.formats->pairs.front());
 }
 
-int run(Options const& options) {
+int run(Options options) {
   capture::Arrays const capture = options.capture.empty() ? capture::Arrays{} : capture::load_arrays(options.capture);
   bool const captured = !capture.sequences.empty();
   if (!options.capture.empty() && !captured) {
@@ -328,6 +331,9 @@ int run(Options const& options) {
   }
   std::filesystem::path const path = options.plan.empty() ? classifications_of(options) : options.plan;
   ha::ModelShape const model = model_of(path, capture, options);
+  if (options.tokens == 0) {
+    options.tokens = options.plan.empty() ? 4096 : static_cast<std::int32_t>(ha::load_plan(path).context);
+  }
   std::printf("%s: %s\nmodel: %s\n\n", options.plan.empty() ? "classes" : "plan", path.c_str(),
               analysis::shape_text(model).c_str());
 
