@@ -41,6 +41,7 @@ namespace detail {
 
 /// A head of a sequence during an append, with the rows that its scored slots take.
 struct PagedScoredHead {
+  static constexpr bool in_pages = true;
   RollingHead head;
   HeadPagesRows held;    ///< all that pages of tokens hold after the append
   HeadPagesRows before;  ///< and before it, of a head with scored slots

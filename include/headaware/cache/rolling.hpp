@@ -40,6 +40,7 @@ namespace detail {
 
 /// A head of a sequence during an append, with the rows that its scored slots take.
 struct RollingScoredHead {
+  static constexpr bool in_pages = false;  ///< which sequences may share, and part from
   RollingHead head;
   RollingRows held;  ///< all that sinks and ring hold after the append
 
@@ -50,6 +51,11 @@ struct RollingScoredHead {
   /// Where the row of a token begins that was in the ring before.
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t token_offset(std::int64_t token, std::int64_t channels) const {
     return held.slot_offset(head.slot_of(token), channels);
+  }
+  /// Scored slots whose rows have moved to other pages, and where such a row was.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t moved_slots(std::int64_t) const { return 0; }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t moved_offset(std::int64_t slot, std::int64_t channels) const {
+    return slot_offset(slot, channels);
   }
 };
 

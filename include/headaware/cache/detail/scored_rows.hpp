@@ -56,16 +56,12 @@ struct SlotRow {
   [[nodiscard]] std::int64_t to(std::int64_t channels) const { return head.slot_offset(slot, channels); }
   /// @pre it is no new token's
   [[nodiscard]] std::int64_t from(std::int64_t channels) const {
-    if constexpr (requires { head.moved_slots(slot); }) {
-      if (token < 0) return head.moved_offset(slot, channels);
-    }
-    return head.token_offset(token, channels);
+    return token < 0 ? head.moved_offset(slot, channels) : head.token_offset(token, channels);
   }
 };
 
 /// @brief Updates the scored slots of heads that have any, before the rings' rows are overwritten.
-/// @param cache  `max_scored()`, `slack()` and `scored_head(segment, length, count, high_water)` as of `RollingAppend`;
-///               of a head whose slots lie elsewhere than before, `moved_slots(length)` and `moved_offset`, too
+/// @param cache  `max_scored()`, `slack()` and `scored_head(segment, length, count, high_water)` as of `RollingAppend`
 /// @param make   () to a thread's memory
 /// @param move   (memory, segment, `SlotRow`) writes a slot's row
 template <class Cache, class Make, class Move>
@@ -86,9 +82,7 @@ void append_scored(AppendShape const& shape, std::int64_t layers, Cache const& c
     auto const of = cache.scored_head(segment, length, count, tokens.high_water[b]);
     if (of.head.scored == 0) return;
     using Row = SlotRow<std::remove_const_t<decltype(of)>>;
-    if constexpr (requires { of.moved_slots(length); }) {
-      for (std::int64_t i = 0, n = of.moved_slots(length); i < n; ++i) move(memory, segment, Row{of, i, -1, -1});
-    }
+    for (std::int64_t i = 0, n = of.moved_slots(length); i < n; ++i) move(memory, segment, Row{of, i, -1, -1});
     ScoredAppend<OneLane> const append{
         {},
         of.head,
