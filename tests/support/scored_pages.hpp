@@ -132,9 +132,36 @@ struct ScoredPages {
               std::vector<std::int32_t> const& first) {
     ScoredNews<T> const part = part_of(all, counts, first);
     auto const of = ha::TokenScores::contiguous(part.scores.data(), batch, heads, part.most);
+    std::vector<std::int32_t> const before(pages.table().begin(), pages.table().end());
     pages.append(counts, step);
+    REQUIRE(takes_pages_that_rows_leave(before) == 0);
     ha::append(pages, step, part.layers(), part.layout, storage(pool.data()), scores.view(), of);
     ha::append(pages.slots().view(), state, part.layers(), part.layout, counts, cache(), rolled.view(), of);
+  }
+  /// Pages that a step has given to another head or place although it reads rows of theirs: in a launch nothing says
+  /// which comes first. @param before  the table
+  [[nodiscard]] int takes_pages_that_rows_leave(std::vector<std::int32_t> const& before) const {
+    std::vector<char> read(at(pages.pool().num_pages()), 0);
+    auto const for_each_entry = [&](auto const& f) {
+      for (std::int32_t layer = 0; layer < num_layers; ++layer) {
+        for (std::int32_t h = 0; h < heads; ++h) {
+          ha::PagedHead const& head = pages.head(layer, h);
+          for (std::int32_t b = 0; b < batch; ++b) {
+            std::int64_t const first = b * head.sequence_entries + head.first_entry;
+            for (std::int64_t i = 0; i < head.all_entries(); ++i) f(head, at(first + i));
+          }
+        }
+      }
+    };
+    for_each_entry([&](ha::PagedHead const& head, std::size_t entry) {
+      if (head.scored > 0 && before[entry] >= 0) read[at(before[entry])] = 1;
+    });
+    int taken = 0;
+    for_each_entry([&](ha::PagedHead const&, std::size_t entry) {
+      std::int32_t const now = pages.table()[entry];
+      taken += now >= 0 && now != before[entry] && read[at(now)] != 0 ? 1 : 0;
+    });
+    return taken;
   }
   ScoredNews<T> append(std::vector<std::int32_t> const& counts) {
     ScoredNews<T> const all = news(std::max(1, *std::max_element(counts.begin(), counts.end())));

@@ -86,7 +86,7 @@ class PagedHeads {
     bool const held = index >= 0 && index < h.scored_pages(length(sequence));
     return held ? table_[at(h.scored_entry(sequence, index))] : -1;
   }
-  /// Bytes of the pages in use, of `page_bytes` each; shared pages count once.
+  /// Bytes of the pages in use, of `page_bytes` each; shared pages count once. Beside them: `RollingScores::bytes_held`
   [[nodiscard]] std::int64_t bytes_held(LayerBytes const& token) const {
     std::int64_t const page = page_bytes(shape_.layer_page_sizes(), token, slots_.num_layers());
     return detail::elements("PagedHeads::bytes_held", {pool_.num_pages() - pool_.free_pages(), page});
