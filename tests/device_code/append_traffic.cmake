@@ -20,10 +20,13 @@ if(CACHE MATCHES scored)
   message(STATUS "launches ${launches}; new ${new} bytes, moved ${moved}, records ${records}; beside these read ${tables}, "
                  "written ${marks}")
   math(EXPR most_tables "${records} / 5")
+  if(CACHE STREQUAL scored_pages)
+    math(EXPR most_tables "${records} / 4") # and the numbers of pages, which every thread reads
+  endif()
   math(EXPR most_marks "${moved} / 10")
   if(NOT launches EQUAL 1 OR tables LESS 0 OR tables GREATER ${most_tables} OR marks LESS 0 OR marks GREATER ${most_marks})
-    message(FATAL_ERROR "a step with scores asks more of memory than it should: 1 launch, a fifth of the records' bytes of "
-                        "tables, a tenth of the moved bytes of records and scores")
+    message(FATAL_ERROR "a step with scores asks more of memory than it should: 1 launch, ${most_tables} bytes of tables, a "
+                        "tenth of the moved bytes of records and scores")
   endif()
   return()
 endif()
