@@ -1,7 +1,7 @@
 // One step of decoding on a model-sized cache, for counting what it asks of memory: run it under the CUDA emulator with
 // CUDA_EMU_REPORT=FILE (tests/device_code/append_traffic.cmake does and checks the counts), or under a profiler on a
-// device. The argument says which cache: rolling, paged, mixed: rolling, of a model whose layers differ, or scored:
-// rolling, with scored slots, of which every other head takes the token that leaves its window.
+// device. The argument says which cache: rolling, paged, mixed: rolling, of a model whose layers differ, or scored and
+// scored_pages: rolling and paged, with scored slots, of which every other head takes the token that leaves its window.
 //
 // The cache's own memory is never filled, so that with CUDA_EMU_INITCHECK=1 a single read of an old token ends the
 // program; but for scored slots', whose rows may move.
@@ -10,6 +10,7 @@
 #include "support/mixed_model.cuh"
 
 #include <headaware/cache/paged_heads.cuh>
+#include <headaware/cache/paged_scored.cuh>
 #include <headaware/cache/rolling.cuh>
 #include <headaware/cache/scored_append.cuh>
 
@@ -62,61 +63,105 @@ void rolling(NewTokens const& tokens) {
   BENCH_CHECK(cudaDeviceSynchronize());
 }
 
-void scored(NewTokens const& tokens) {
-  constexpr std::int32_t scored_tokens = 256;
-  ha::PolicyTable const table(num_layers, num_kv_heads,
-                              ha::SinkWindowScored{.sink = 4, .window = 252, .scored = scored_tokens});
-  ha::RollingSlots const slots(table, batch, {});
-  ha::RollingScores scores(slots);
-  // All slots hold tokens of score 0; the token that leaves is of score 1 or -1.
-  ha::RollingHead const& head = slots.head(0, 0);
-  long long moved = 0;
-  for (std::int32_t h = 0; h < num_layers * num_kv_heads; ++h) {
-    ha::HeadScores const of = scores.view().of(head, h, 0);
-    for (std::int32_t i = 0; i < scored_tokens; ++i) of.slots[i] = {4 + i, 0, 4 + i + 253, ha::all_tokens};
-    of.ring[head.slot_of(length - 252) - 4] = h % 2 == 0 ? 1.0F : -1.0F;
-    moved += h % 2 == 0 ? 1 : 0;
+/// Scored slots that are full, and new tokens' scores.
+struct Scored {
+  static constexpr std::int32_t tokens = 256;
+  ha::PolicyTable table{num_layers, num_kv_heads, ha::SinkWindowScored{.sink = 4, .window = 252, .scored = tokens}};
+  DeviceArray<std::byte> records{std::size_t{0}};
+  DeviceArray<float> news{std::vector<float>(num_layers * num_kv_heads, 0.5F)};
+
+  /// All slots hold tokens of score 0; the token that leaves is of score 1 or -1.
+  [[nodiscard]] ha::RollingScoresView fill(ha::RollingSlots const& slots) {
+    ha::RollingScores scores(slots);
+    ha::RollingHead const& head = slots.head(0, 0);
+    long long moved = 0;
+    for (std::int32_t h = 0; h < num_layers * num_kv_heads; ++h) {
+      ha::HeadScores const of = scores.view().of(head, h, 0);
+      for (std::int32_t i = 0; i < tokens; ++i) of.slots[i] = {4 + i, 0, 4 + i + 253, ha::all_tokens};
+      of.ring[head.slot_of(length - 252) - 4] = h % 2 == 0 ? 1.0F : -1.0F;
+      moved += h % 2 == 0 ? 1 : 0;
+    }
+    std::printf("moved_bytes %lld\nrecord_bytes %lld\n",
+                moved * 2 * head_dim * static_cast<long long>(sizeof(std::uint16_t)),
+                static_cast<long long>(num_layers) * num_kv_heads * tokens * 16);
+    records = DeviceArray<std::byte>(std::vector<std::byte>(scores.bytes().begin(), scores.bytes().end()));
+    return scores.view_at(records.data());
   }
-  DeviceArray<std::byte> const d_scores(std::vector<std::byte>(scores.bytes().begin(), scores.bytes().end()));
+  [[nodiscard]] ha::TokenScores of_tokens() const {
+    return ha::TokenScores::contiguous(news.data(), batch, num_kv_heads, 1);
+  }
+};
+
+void scored(NewTokens const& tokens) {
+  Scored of;
+  ha::RollingSlots const slots(of.table, batch, {});
+  ha::RollingScoresView const records = of.fill(slots);
   DeviceArray<std::byte> const heads(std::vector<std::byte>(slots.bytes().begin(), slots.bytes().end()));
   std::vector<std::int32_t> counters(ha::RollingStateView::bytes(batch) / sizeof(std::int32_t), 0);
   counters[0] = counters[batch] = length;
   DeviceArray<std::int32_t> const d_counters(counters);
-  DeviceArray<float> const new_scores(std::vector<float>(num_layers * num_kv_heads, 0.5F));
   DeviceArray<std::uint16_t> const keys(
       std::vector<std::uint16_t>(static_cast<std::size_t>(slots.rows_total() * head_dim), 3));
   DeviceArray<std::uint16_t> const values(std::vector<std::uint16_t>(keys.size(), 4));
   auto const view = slots.view_at(heads.data());
   BENCH_CHECK(ha::device::append(view, ha::RollingStateView::at(d_counters.data(), batch), tokens.layers, tokens.layout,
-                                 nullptr, 1, ha::rolling(slots, view, keys.data(), values.data(), head_dim),
-                                 scores.view_at(d_scores.data()),
-                                 ha::TokenScores::contiguous(new_scores.data(), batch, num_kv_heads, 1), {}, nullptr));
+                                 nullptr, 1, ha::rolling(slots, view, keys.data(), values.data(), head_dim), records,
+                                 of.of_tokens(), {}, nullptr));
   BENCH_CHECK(cudaDeviceSynchronize());
-  std::printf("moved_bytes %lld\nrecord_bytes %lld\n",
-              moved * 2 * head_dim * static_cast<long long>(sizeof(std::uint16_t)),
-              static_cast<long long>(num_layers) * num_kv_heads * scored_tokens * 16);
+}
+
+constexpr std::int32_t page_size = 16;
+constexpr std::int32_t num_pages = num_layers * num_kv_heads * 40;
+
+/// A step's tables on the device.
+struct PagedStep {
+  ha::PageStep host;
+  DeviceArray<std::byte> heads;
+  DeviceArray<std::int32_t> table, lengths, high_water, counts;
+  ha::PagedHeadsView view;
+  ha::DevicePageStep step;
+
+  explicit PagedStep(ha::PagedHeads& pages)
+      : host(step_of(pages)),
+        heads(std::vector<std::byte>(pages.head_bytes().begin(), pages.head_bytes().end())),
+        table(std::vector<std::int32_t>(pages.table().begin(), pages.table().end())),
+        lengths(host.lengths),
+        high_water(host.high_water),
+        counts(host.counts),
+        view(pages.view_at(heads.data(), table.data())) {
+    step.d_lengths = lengths.data();
+    step.d_high_water = high_water.data();
+    step.d_counts = counts.data();
+    step.max_count = host.max_count;
+  }
+  static ha::PageStep step_of(ha::PagedHeads& pages) {
+    (void)pages.append(std::vector<std::int32_t>{length});
+    return pages.append(std::vector<std::int32_t>{1});
+  }
+};
+
+void scored_pages(NewTokens const& tokens) {
+  Scored of;
+  ha::PagedHeads pages(of.table,
+                       {.num_sequences = batch, .page_size = page_size, .num_pages = num_pages, .limits = {}});
+  ha::RollingScoresView const records = of.fill(pages.slots());
+  PagedStep const step(pages);
+  DeviceArray<std::uint16_t> const keys(
+      std::vector<std::uint16_t>(static_cast<std::size_t>(num_pages * page_size * head_dim), 3));
+  DeviceArray<std::uint16_t> const values(std::vector<std::uint16_t>(keys.size(), 4));
+  BENCH_CHECK(ha::device::append(step.view, step.step, tokens.layers, tokens.layout,
+                                 ha::PageStorage<std::uint16_t>{keys.data(), values.data(), head_dim, head_dim},
+                                 records, of.of_tokens(), 0, nullptr));
+  BENCH_CHECK(cudaDeviceSynchronize());
 }
 
 void paged(NewTokens const& tokens) {
   ha::PolicyTable const table(num_layers, num_kv_heads, ha::SinkWindow{.sink = 4, .window = 508});
-  constexpr std::int32_t page_size = 16;
-  constexpr std::int32_t num_pages = num_layers * num_kv_heads * 40;
   ha::PagedHeads pages(table, {.num_sequences = batch, .page_size = page_size, .num_pages = num_pages, .limits = {}});
-  (void)pages.append(std::vector<std::int32_t>{length});
-  ha::PageStep const step = pages.append(std::vector<std::int32_t>{1});
-  DeviceArray<std::byte> const heads(std::vector<std::byte>(pages.head_bytes().begin(), pages.head_bytes().end()));
-  DeviceArray<std::int32_t> const d_table(std::vector<std::int32_t>(pages.table().begin(), pages.table().end()));
-  DeviceArray<std::int32_t> const lengths(step.lengths);
-  DeviceArray<std::int32_t> const high_water(step.high_water);
-  DeviceArray<std::int32_t> const counts(step.counts);
+  PagedStep const step(pages);
   DeviceArray<std::uint16_t> const keys(static_cast<std::size_t>(num_pages * page_size * head_dim));
   DeviceArray<std::uint16_t> const values(keys.size());
-  ha::DevicePageStep d_step;
-  d_step.d_lengths = lengths.data();
-  d_step.d_high_water = high_water.data();
-  d_step.d_counts = counts.data();
-  d_step.max_count = step.max_count;
-  BENCH_CHECK(ha::device::append(pages.view_at(heads.data(), d_table.data()), d_step, tokens.layers, tokens.layout,
+  BENCH_CHECK(ha::device::append(step.view, step.step, tokens.layers, tokens.layout,
                                  ha::PageStorage<std::uint16_t>{keys.data(), values.data(), head_dim, head_dim}, 0,
                                  nullptr));
   BENCH_CHECK(cudaDeviceSynchronize());
@@ -160,6 +205,8 @@ int main(int argc, char** argv) {
     paged(tokens);
   } else if (argc > 1 && std::strcmp(argv[1], "scored") == 0) {
     scored(tokens);
+  } else if (argc > 1 && std::strcmp(argv[1], "scored_pages") == 0) {
+    scored_pages(tokens);
   } else {
     rolling(tokens);
   }

@@ -1,5 +1,5 @@
 # Runs PROGRAM CACHE under the CUDA emulator and checks what a step of decoding asks of memory: nothing of old tokens.
-#   cmake -DPROGRAM=... -DCACHE=rolling|paged|mixed|scored -DREPORT=... -P append_traffic.cmake
+#   cmake -DPROGRAM=... -DCACHE=rolling|paged|mixed|scored|scored_pages -DREPORT=... -P append_traffic.cmake
 include("${CMAKE_CURRENT_LIST_DIR}/emulator_report.cmake")
 run_emulated(PROGRAM ${PROGRAM} ${CACHE} ENVIRONMENT CUDA_EMU_INITCHECK=1
              ON_FAILURE "(the cache is not initialised: has an old token been read?)")
@@ -9,7 +9,7 @@ set(new ${CMAKE_MATCH_1})
 global_traffic(0)
 string(JSON sectors_written GET ${global} distinct_sectors_written)
 
-if(CACHE STREQUAL scored)
+if(CACHE MATCHES scored)
   # A row moves in every other head; every head's records are read once, and a record, a score and a mark are written.
   string(REGEX MATCH "moved_bytes ([0-9]+)" unused "${output}")
   set(moved ${CMAKE_MATCH_1})
@@ -20,10 +20,13 @@ if(CACHE STREQUAL scored)
   message(STATUS "launches ${launches}; new ${new} bytes, moved ${moved}, records ${records}; beside these read ${tables}, "
                  "written ${marks}")
   math(EXPR most_tables "${records} / 5")
+  if(CACHE STREQUAL scored_pages)
+    math(EXPR most_tables "${records} / 4") # and the numbers of pages, which every thread reads
+  endif()
   math(EXPR most_marks "${moved} / 10")
   if(NOT launches EQUAL 1 OR tables LESS 0 OR tables GREATER ${most_tables} OR marks LESS 0 OR marks GREATER ${most_marks})
-    message(FATAL_ERROR "a step with scores asks more of memory than it should: 1 launch, a fifth of the records' bytes of "
-                        "tables, a tenth of the moved bytes of records and scores")
+    message(FATAL_ERROR "a step with scores asks more of memory than it should: 1 launch, ${most_tables} bytes of tables, a "
+                        "tenth of the moved bytes of records and scores")
   endif()
   return()
 endif()

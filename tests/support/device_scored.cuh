@@ -10,24 +10,12 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <vector>
 
 namespace headaware_test {
-
-/// Random scores, some of them equal, some no numbers.
-inline std::vector<float> random_scores(std::size_t count, unsigned seed) {
-  auto scores = random_elements<float>(static_cast<std::int64_t>(count), seed);
-  for (float& score : scores) {
-    float const x = std::floor(score * 16);
-    score = x == 7 ? std::numeric_limits<float>::quiet_NaN() : x == 9 ? -0.0F : x;
-  }
-  return scores;
-}
 
 template <class T>
 struct DeviceScored {

@@ -19,6 +19,16 @@ namespace headaware_test {
 
 namespace ha = headaware;
 
+/// Random scores, some of them equal, some no numbers.
+inline std::vector<float> random_scores(std::size_t count, unsigned seed) {
+  auto scores = random_elements<float>(static_cast<std::int64_t>(count), seed);
+  for (float& score : scores) {
+    float const x = std::floor(score * 16);
+    score = x == 7 ? std::numeric_limits<float>::quiet_NaN() : x == 9 ? -0.0F : x;
+  }
+  return scores;
+}
+
 /// Sequences whose tokens have random rows and scores in every head of a layer; what each head shows of them.
 struct ScoredModel {
   static constexpr std::int64_t head_dim = 16;

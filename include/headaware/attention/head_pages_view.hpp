@@ -17,8 +17,8 @@
 HEADAWARE_NAMESPACE_BEGIN
 
 /// @brief One layer of a cache in pages of single heads: exactly each head's sinks and window, from the base pointers
-/// of the pool (`PageStorage`). Layers may differ in heads and channels; one that reads another's cache names that one
-/// here.
+/// of the pool (`PageStorage`). Where heads have scored slots: `ScoredPagesView`. Layers may differ in heads and
+/// channels; one that reads another's cache names that one here.
 ///
 /// Tables and lengths are read when attention runs, so that a graph may be replayed with others in the same memory.
 /// On CUDA `AttentionBounds::max_rows` may be `PagedHeads::slots().rows_total(layer)`.
@@ -76,6 +76,11 @@ class HeadPagesView {
   }
   void check(AttentionShape const& shape, AttentionOptions const& options) const {
     constexpr auto where = "attend, HeadPagesView";
+    detail::refuse_scored_pages(pages_.max_scored, where);
+    check_pages(shape, options, where);
+  }
+  /// Checks all but the policies.
+  void check_pages(AttentionShape const& shape, AttentionOptions const& options, char const* where) const {
     detail::check_windowed_call(shape, options, pages_.num_sequences, pages_.layer_heads(), query_tokens_, where);
     require_pointer(pages_.heads, "pages", where);
     if (pages_.max_tokens_held > 0) require_pointer(pages_.table, "block table", where);
@@ -103,6 +108,11 @@ class HeadPagesView {
     }
   }
   [[nodiscard]] std::int64_t row_run(std::int64_t channels) const { return std::gcd(channels, page_stride_); }
+
+  [[nodiscard]] HEADAWARE_HOST_DEVICE PagedHeadsView const& pages() const { return pages_; }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t layer() const { return layer_; }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t const* lengths() const { return lengths_; }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t query_tokens() const { return query_tokens_; }
 
  private:
   PagedHeadsView pages_;

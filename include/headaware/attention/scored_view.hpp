@@ -6,65 +6,19 @@
 #include <headaware/attention/attention.hpp>
 #include <headaware/attention/detail/check_windows.hpp>
 #include <headaware/attention/kept_view.hpp>
+#include <headaware/attention/scored_rows.hpp>
 #include <headaware/cache/rolling_head.hpp>
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/cache/scored_records.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/global_pointer.hpp>
 #include <headaware/error.hpp>
-#include <headaware/policy/window_rule.hpp>
 
 #include <cstdint>
 
 HEADAWARE_NAMESPACE_BEGIN
 
-/// @brief Rows of one head of one sequence: sinks and window, oldest token first, then the scored slots that may show
-/// something. The position of a scored row is -1 less its slot's number, before all queries; its record says which of
-/// them see it. A slot that none sees, which nothing may have been written to yet, is read as the newest row.
-struct ScoredRows {
-  RollingRows window;
-  ScoredRecord const* records = nullptr;
-  std::int32_t first_scored = 0;  ///< slots before the scored ones
-  std::int32_t scored = 0;        ///< scored rows
-  std::int32_t first_length = 0;  ///< of the sequence at the first query; 0: all scored rows are seen
-
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t rows() const { return window.rows() + scored; }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t row, std::int64_t channels) const {
-    std::int64_t const newest = window.rows() - 1;
-    if (row <= newest) return window.offset(row, channels);
-    std::int64_t const slot = row - newest - 1;
-    if (first_length > 0 && newest >= 0) {
-      ScoredRecord const& found = record(-1 - slot);
-      if (found.enter > window.tokens.length || found.leave <= first_length) return window.offset(newest, channels);
-    }
-    return (window.first + first_scored + slot) * channels;
-  }
-  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const {
-    std::int64_t const slot = row - window.rows();
-    return slot < 0 ? window.position(row) : -1 - slot;
-  }
-  /// Whether a query sees the row at `position`; one after the newest token sees what that sees.
-  [[nodiscard]] HEADAWARE_HOST_DEVICE bool sees(std::int64_t position, std::int64_t query) const {
-    if (position >= 0) return window.sees(position, query);
-    std::int64_t const length = window.tokens.length;
-    return record(position).is_shown(query < length ? query + 1 : length);
-  }
-  /// The queries that see the row at `position`.
-  [[nodiscard]] HEADAWARE_HOST_DEVICE QueryRange queries_of(std::int64_t position) const {
-    std::int64_t const length = window.tokens.length;
-    if (position >= 0) {
-      bool const stays = window.rule.keeps(position, length);
-      return {position, stays ? INT64_MAX : position + window.rule.window};
-    }
-    ScoredRecord const found = record(position);
-    return {std::int64_t{found.enter} - 1, found.leave > length ? INT64_MAX : std::int64_t{found.leave} - 1};
-  }
-
- private:
-  [[nodiscard]] HEADAWARE_HOST_DEVICE ScoredRecord const& record(std::int64_t position) const {
-    return detail::global_pointer(records)[-1 - position];
-  }
-};
+using ScoredRows = BasicScoredRows<RollingRows>;
 
 /// @brief One layer of a rolling cache whose heads may have scored slots: from its layer's base pointers.
 ///
@@ -99,10 +53,9 @@ struct ScoredView {
     std::int64_t const length = detail::global_pointer(lengths)[sequence];
     ScoredRows rows{RollingRows::of(head, sequence, head.rule.range_of_queries(length, tokens))};
     if (head.scored == 0) return rows;
-    rows.records = records.of(head, slots.layer_heads().first(layer) + kv_head, sequence).slots;
     rows.first_scored = static_cast<std::int32_t>(head.ring_end());
-    rows.scored = static_cast<std::int32_t>(head.scored_used(length));
-    if (slots.slack > 0 || tokens > 1) rows.first_length = static_cast<std::int32_t>(length - tokens + 1);
+    rows.show(head, records.of(head, slots.layer_heads().first(layer) + kv_head, sequence).slots, length, tokens,
+              slots.slack);
     return rows;
   }
   void check(AttentionShape const& shape, AttentionOptions const& options) const {
@@ -112,11 +65,7 @@ struct ScoredView {
     detail::check_scores(slots, records, where);
     require_pointer(slots.heads, "slots", where);
     require_pointer(lengths, "lengths", where);
-    bool const one_length = slots.max_scored == 0 || (slots.slack == 0 && shape.query_tokens == 1);
-    require(one_length || options.first_positions != nullptr, "first_positions",
-            "a pointer, as scored slots of a cache with slack are shown by position", "nullptr", where);
-    require(slots.max_scored == 0 || options.window == 0, "window", "0: scored tokens lie before any", options.window,
-            where);
+    detail::check_scored_call(slots.max_scored, slots.slack, shape, options, where);
   }
   void check_tables(AttentionShape const& shape) const {
     detail::check_layer_heads(shape, slots.layer_heads(), layer, "attend, ScoredView");

@@ -25,6 +25,39 @@
 #include <type_traits>
 
 HEADAWARE_NAMESPACE_BEGIN
+namespace detail {
+
+/// Checks an append of encoded rows on the device.
+template <class U, class Source, class Registry>
+AppendShape check_device_append(PagedHeadsView const& pages, DevicePageStep const& step,
+                                std::span<LayerKv<U> const> tokens, Source const& source,
+                                PackedPages<Registry> const& cache, PackedSegment<Registry> const* d_segments,
+                                std::int32_t first_layer) {
+  constexpr auto where = "append";
+  static_assert(holds_floats<typename ElementOf<std::remove_const_t<U>>::type>,
+                "headaware: rows to encode hold float, float16 or bfloat16");
+  check_step(pages, step);
+  AppendShape const shape = check_packed_pages(pages, step.max_count, tokens, source, cache, first_layer);
+  require(tokens.size() <= max_layers, "layers", "at most 256", tokens.size(), where);
+  require(cache.channels.alike(), "channels", "one number in all layers", "several", where);
+  if (pages.num_sequences != 0 && !tokens.empty()) require_pointer(d_segments, "segments", where);
+  return shape;
+}
+
+/// Launches it. @pre there are sequences and layers
+template <class U, class Source, class Registry>
+void launch_checked(AppendShape const& shape, PagedHeadsView const& pages, DevicePageStep const& step,
+                    std::span<LayerKv<U> const> tokens, Source const& source, PackedPages<Registry> const& cache,
+                    PackedSegment<Registry> const* d_segments, cudaStream_t stream) {
+  launch_packed_append<true>(
+      DevicePagedAppend{{pages, cache.page_units}, step.d_copies}, counters_of(pages, step), shape,
+      pages.max_tokens_held, tokens, source, cache.channels.common(),
+      segments_of(cache, static_cast<std::size_t>(shape.first_layer), tokens.size()), d_segments,
+      [&](std::size_t) { return cache.rows; }, step.num_copies, stream);
+}
+
+}  // namespace detail
+
 namespace device {
 
 /// @brief Encodes new tokens into the pages that `PagedHeads::append` has given them, on the device: the bits of the
@@ -48,22 +81,11 @@ cudaError_t append(PagedHeadsView const& pages, DevicePageStep const& step, Toke
                    std::int32_t first_layer, cudaStream_t stream) noexcept {
   static_assert(!detail::is_layered<Source>, "headaware: packing on a device takes one layout for all layers");
   return detail::guarded([&] {
-    constexpr auto where = "append";
+    detail::refuse_scored_pages(pages.max_scored, "append");
     auto const layers = layer_span(tokens);
-    using Given = std::remove_const_t<std::remove_pointer_t<decltype(layers.front().keys)>>;
-    static_assert(detail::holds_floats<typename detail::ElementOf<Given>::type>,
-                  "headaware: rows to encode hold float, float16 or bfloat16");
-    detail::check_step(pages, step);
-    auto const shape = detail::check_packed_pages(pages, step.max_count, layers, source, cache, first_layer);
-    require(layers.size() <= detail::max_layers, "layers", "at most 256", layers.size(), where);
-    require(cache.channels.alike(), "channels", "one number in all layers", "several", where);
+    auto const shape = detail::check_device_append(pages, step, layers, source, cache, d_segments, first_layer);
     if (pages.num_sequences == 0 || layers.empty()) return;
-    require_pointer(d_segments, "segments", where);
-    auto const segments = detail::segments_of(cache, static_cast<std::size_t>(first_layer), layers.size());
-    detail::launch_packed_append<true>(
-        detail::DevicePagedAppend{{pages, cache.page_units}, step.d_copies}, detail::counters_of(pages, step), shape,
-        pages.max_tokens_held, layers, source, cache.channels.common(), segments, d_segments,
-        [&](std::size_t) { return cache.rows; }, step.num_copies, stream);
+    detail::launch_checked(shape, pages, step, layers, source, cache, d_segments, stream);
   });
 }
 

@@ -214,6 +214,40 @@ AppendShape check_packed_pages(PagedHeadsView const& view, std::int64_t max_coun
   return shape;
 }
 
+/// Checks an append on the CPU.
+template <class U, class Source, class Registry>
+AppendShape check_host_append(PagedHeads const& pages, PageStep const& step, std::span<LayerKv<U> const> tokens,
+                              Source const& source, PackedPages<Registry> const& cache, std::int32_t first_layer) {
+  using T = std::remove_const_t<U>;
+  static_assert(holds_floats<T>, "headaware: rows to encode hold float, float16 or bfloat16");
+  PagedHeadsView const view = pages.view();
+  check_step(view, step);
+  AppendShape const shape = check_packed_pages(view, step.max_count, tokens, source, cache, first_layer);
+  auto const buffers = [&](std::size_t i) {
+    CacheBuffers<T> result;
+    result.num_kv_heads = cache.num_kv_heads(first_layer + static_cast<std::int32_t>(i));
+    return result;
+  };
+  check_append_tables(source, shape, buffers, tokens.size(), step.counts);
+  return shape;
+}
+
+/// Copies shared pages and encodes new tokens, which have been checked.
+template <class U, class Source, class Registry>
+void append_checked(AppendShape const& shape, PagedHeads const& pages, PageStep const& step,
+                    std::span<LayerKv<U> const> tokens, Source const& source, PackedPages<Registry> const& cache) {
+  for (PageCopy const& copy : step.copies) {
+    if (!is_of_append(copy, shape, tokens.size())) continue;
+    std::int64_t const units = cache.layer(copy.layer)[static_cast<std::size_t>(copy.kv_head)].units;
+    std::memcpy(cache.rows + copy.to * cache.page_units, cache.rows + copy.from * cache.page_units,
+                static_cast<std::size_t>(copy.tokens * units) * sizeof(RowUnit));
+  }
+  append_encoded(
+      shape, PagedAppend{pages.view(), cache.page_units}, tokens, source, cache.channels,
+      std::span<PackedSegment<Registry> const>(cache.segments), [&](std::size_t) { return cache.rows; }, step.lengths,
+      step.high_water, step.counts);
+}
+
 }  // namespace detail
 
 /// @brief Encodes new tokens into the pages that `PagedHeads::append` has given them, on the CPU: a prompt, or the
@@ -225,29 +259,10 @@ AppendShape check_packed_pages(PagedHeadsView const& view, std::int64_t max_coun
 template <LayerRange Tokens, class Source, class Registry>
 void append(PagedHeads const& pages, PageStep const& step, Tokens const& tokens, Source const& source,
             PackedPages<Registry> const& cache, std::int32_t first_layer = 0) {
-  PagedHeadsView const view = pages.view();
-  detail::check_step(view, step);
+  detail::refuse_scored_pages(pages.view().max_scored, "append");
   auto const layers = layer_span(tokens);
-  using U = std::remove_pointer_t<decltype(layers.front().keys)>;
-  static_assert(detail::holds_floats<std::remove_const_t<U>>,
-                "headaware: rows to encode hold float, float16 or bfloat16");
-  auto const shape = detail::check_packed_pages(view, step.max_count, layers, source, cache, first_layer);
-  auto const buffers = [&](std::size_t i) {
-    detail::CacheBuffers<std::remove_const_t<U>> result;
-    result.num_kv_heads = cache.num_kv_heads(first_layer + static_cast<std::int32_t>(i));
-    return result;
-  };
-  detail::check_append_tables(source, shape, buffers, layers.size(), step.counts);
-  for (PageCopy const& copy : step.copies) {
-    if (copy.layer < first_layer || copy.layer >= first_layer + static_cast<std::int32_t>(layers.size())) continue;
-    std::int64_t const units = cache.layer(copy.layer)[static_cast<std::size_t>(copy.kv_head)].units;
-    std::memcpy(cache.rows + copy.to * cache.page_units, cache.rows + copy.from * cache.page_units,
-                static_cast<std::size_t>(copy.tokens * units) * sizeof(RowUnit));
-  }
-  detail::append_encoded(
-      shape, detail::PagedAppend{view, cache.page_units}, layers, source, cache.channels,
-      std::span<PackedSegment<Registry> const>(cache.segments), [&](std::size_t) { return cache.rows; }, step.lengths,
-      step.high_water, step.counts);
+  auto const shape = detail::check_host_append(pages, step, layers, source, cache, first_layer);
+  detail::append_checked(shape, pages, step, layers, source, cache);
 }
 
 /// @brief Makes pages of single heads a cache that `transcode` reads or writes, so that heads get other formats, in
@@ -263,12 +278,13 @@ void append(PagedHeads const& pages, PageStep const& step, Tokens const& tokens,
 /// @param cache  made by `packed_pages` for these heads and sequences, with a pool; without, `with_buffer` gives one of
 ///               `num_pages * page_units`
 /// @return the cache, valid until the tables change
-/// @throws ArgumentError on pages of other heads
+/// @throws ArgumentError on pages of other heads, or of heads with scored slots
 /// @par Cost  O(entries of the tables)
 template <class Registry>
 [[nodiscard]] PackedDestination<HeadPagesForm, Registry> packed_head_pages(PagedHeads const& pages,
                                                                            PagedHeadsView const& view,
                                                                            PackedPages<Registry> const& cache) {
+  detail::refuse_scored_pages(view.max_scored, "packed_head_pages");
   detail::check_pages_of_heads(view, cache, "packed_head_pages");
   auto const table = pages.table();
   bool const shares = std::any_of(table.begin(), table.end(),

@@ -24,27 +24,24 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// Launches an append of encoded rows with scores. @pre there are sequences
-template <class U, class Source, class Registry>
-void launch_packed_scored(CheckedAppend const& checked, RollingSlotsView const& slots,
-                          std::span<LayerKv<U> const> tokens, Source const& source,
-                          PackedDestination<RollingSlotsView, Registry> const& cache,
-                          PackedSegment<Registry> const* d_segments, ScoredInputs const& inputs,
-                          AppendOptions const& options, cudaStream_t stream) {
-  auto const first = static_cast<std::size_t>(options.first_layer);
-  std::int64_t heads = 0;
-  for (std::size_t i = 0; i < tokens.size(); ++i) heads += cache.capacities[first + i].num_kv_heads;
-  std::int64_t const blocks = scored_blocks(checked.shape, heads);
-  AppendGrid const grid{checked.shape.first_layer, static_cast<std::int32_t>(tokens.size()), 0, 0,
+/// @param heads     of the appended layers, or more
+/// @param channels, segments, d_segments, rows_of, num_copies  as `launch_packed_append`
+template <class Cache, class U, class Source, class Registry, class Rows>
+void launch_packed_scored(Cache const& cache, AppendCounters const& counters, AppendShape const& shape,
+                          std::int64_t heads, std::span<LayerKv<U> const> tokens, Source const& source,
+                          RowChannels const& channels, std::span<PackedSegment<Registry> const> segments,
+                          PackedSegment<Registry> const* d_segments, Rows const& rows_of, ScoredInputs const& inputs,
+                          std::int64_t num_copies, cudaStream_t stream) {
+  std::int64_t const blocks = scored_blocks(shape, heads, num_copies);
+  AppendGrid const grid{shape.first_layer, static_cast<std::int32_t>(tokens.size()), 0, 0,
                         static_cast<std::int32_t>(blocks)};
-  auto const base = packed_append_parameters<true>(
-      grid, RollingAppend{slots}, checked.counters, tokens, source, cache.channels.common(),
-      blocks_per_row(segments_of(cache, first, tokens.size()), cache.channels.common()), d_segments,
-      [&](std::size_t i) { return cache.layers[first + i]; });
+  auto const base = packed_append_parameters<true>(grid, cache, counters, tokens, source, channels,
+                                                   blocks_per_row(segments, channels), d_segments, rows_of);
   using Parameters = PackedScoredParameters<std::remove_const_t<decltype(base)>>;
   Parameters parameters{base, inputs};
   ready_ticket(parameters.counters, blocks, "append", stream);
-  launch("append", packed_scored_kernel<Parameters>, static_cast<unsigned>(blocks), scored_threads, 0, stream,
-         parameters);
+  launch("append", packed_scored_kernel<Parameters>, static_cast<unsigned>(blocks + num_copies), scored_threads, 0,
+         stream, parameters);
 }
 
 }  // namespace detail
@@ -84,7 +81,13 @@ cudaError_t append(RollingSlotsView const& slots, RollingStateView const& state,
       return;
     }
     detail::require_high_water(state);
-    detail::launch_packed_scored(checked, slots, layers, source, cache, d_segments, {records, scores}, options, stream);
+    auto const first = static_cast<std::size_t>(options.first_layer);
+    std::int64_t heads = 0;
+    for (std::size_t i = 0; i < layers.size(); ++i) heads += cache.capacities[first + i].num_kv_heads;
+    detail::launch_packed_scored(
+        detail::RollingAppend{slots}, checked.counters, checked.shape, heads, layers, source, cache.channels.common(),
+        detail::segments_of(cache, first, layers.size()), d_segments,
+        [&](std::size_t i) { return cache.layers[first + i]; }, {records, scores}, 0, stream);
   });
 }
 

@@ -6,11 +6,14 @@
 
 #include <headaware/cache/detail/encode_rows.hpp>
 #include <headaware/cache/detail/scored_rows.hpp>
+#include <headaware/cache/layer_channels.hpp>
+#include <headaware/cache/layer_kv.hpp>
 #include <headaware/cache/packed_rolling.hpp>
 #include <headaware/cache/packed_rows.hpp>
 #include <headaware/cache/rolling_state.hpp>
 #include <headaware/cache/scored_append.hpp>
 #include <headaware/config.hpp>
+#include <headaware/layout/per_layer.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -21,6 +24,35 @@
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
+/// Encodes rows of scored slots, before those of rings are overwritten.
+/// @param channels  of all layers, before they are encoded
+/// @param segments  of all layers
+/// @param rows      (layer) to the buffer that its rows lie in
+template <class Cache, class U, class Source, class Registry, class Rows>
+void append_scored_encoded(AppendShape const& shape, Cache const& cache, std::span<LayerKv<U> const> tokens,
+                           Source const& source, LayerChannels const& channels,
+                           std::span<PackedSegment<Registry> const> segments, Rows const& rows,
+                           RollingScoresView const& records, TokenScores const& scores,
+                           AppendedTokens const& appended) {
+  using T = std::remove_const_t<U>;
+  append_scored(
+      shape, static_cast<std::int64_t>(tokens.size()), cache, records, scores, appended, [] { return PackBuffers{}; },
+      [&](PackBuffers& buffers, Segment const& segment, auto const& row) {
+        auto const layer = static_cast<std::size_t>(segment.layer);
+        PackedSegment<Registry> const& packed = segments[static_cast<std::size_t>(segment.index)];
+        RowUnit* const data = rows(layer) + packed.shift;
+        RowUnit* const to = data + row.to(packed.units);
+        if (row.new_token < 0) {
+          std::memcpy(to, data + row.from(packed.units), static_cast<std::size_t>(packed.units) * sizeof(RowUnit));
+          return;
+        }
+        std::size_t const i = layer - static_cast<std::size_t>(shape.first_layer);
+        RowEncoder const encoder(layer_source(source, i), LayerKv<T const>{tokens[i].keys, tokens[i].values},
+                                 channels.of(layer), segment.sequence, segment.kv_head, buffers);
+        encoder.encode(packed, row.new_token, to, [](float*) {});
+      });
+}
+
 /// Encodes new tokens that come with their scores, which have been checked.
 template <class U, class Source, class Registry>
 void append_scored_checked(AppendShape const& shape, RollingSlotsView const& slots, RollingState const& state,
@@ -28,30 +60,10 @@ void append_scored_checked(AppendShape const& shape, RollingSlotsView const& slo
                            std::span<std::int32_t const> counts,
                            PackedDestination<RollingSlotsView, Registry> const& cache, RollingScoresView const& records,
                            TokenScores const& scores, AppendOptions const& options) {
-  using T = std::remove_const_t<U>;
-  append_scored(
-      shape, static_cast<std::int64_t>(tokens.size()), slots, state, records, scores, counts,
-      [] { return PackBuffers{}; },
-      [&](PackBuffers& buffers, Segment const& segment, RollingHead const& head, std::int64_t token, std::int64_t slot,
-          std::int64_t new_token) {
-        std::int32_t const heads = slots.layer_heads().count(segment.layer);
-        auto const layer = static_cast<std::size_t>(segment.layer);
-        auto const place = [&](std::int64_t of_slot) {
-          return packed_slot(cache.layers[layer], cache.layer(segment.layer), heads, head, segment.sequence,
-                             segment.kv_head, of_slot);
-        };
-        PackedSegment<Registry> const& packed = cache.segments[static_cast<std::size_t>(segment.index)];
-        if (new_token < 0) {
-          std::memcpy(place(slot), place(head.slot_of(token)),
-                      static_cast<std::size_t>(packed.units) * sizeof(RowUnit));
-          return;
-        }
-        std::size_t const i = layer - static_cast<std::size_t>(shape.first_layer);
-        auto const& of_layer = layer_source(source, i);
-        RowEncoder const encoder(of_layer, LayerKv<T const>{tokens[i].keys, tokens[i].values}, cache.channels.of(layer),
-                                 segment.sequence, segment.kv_head, buffers);
-        encoder.encode(packed, new_token, place(slot), [](float*) {});
-      });
+  append_scored_encoded(shape, RollingAppend{slots}, tokens, source, cache.channels,
+                        std::span<PackedSegment<Registry> const>(cache.segments),
+                        [&](std::size_t layer) { return cache.layers[layer]; }, records, scores,
+                        {state.lengths(), state.high_water(), counts});
   append_checked(shape, slots, state, tokens, source, counts, cache, options);
 }
 

@@ -91,6 +91,10 @@ inline void add_page_indices(PagedHeadsView const& view, PagedHead const& head, 
 /// Makes one layer's tables for FlashInfer. @param lengths  [num_sequences]
 [[nodiscard]] inline HeadPageIndices page_indices(PagedHeadsView const& view, std::span<std::int32_t const> lengths,
                                                   std::int32_t layer, PagePart part) {
+  for (std::int32_t kv_head = 0; kv_head < view.layer_heads().count(layer); ++kv_head) {
+    // Engines' calls know of no slots whose tokens come in no order.
+    refuse_scored_pages(view.head(layer, kv_head).scored, "PagedHeads::indices");
+  }
   require(view.page_sizes.heads_alike(), "page sizes", "one for all heads of a layer, as engines' tables have it",
           "sizes of heads", "PagedHeads");
   HeadPageIndices result;

@@ -8,6 +8,8 @@
 #include <headaware/cache/layer_kv.hpp>
 #include <headaware/cache/paged_head.hpp>
 #include <headaware/cache/paged_heads.hpp>
+#include <headaware/cache/rolling_head.hpp>
+#include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/checked.hpp>
 #include <headaware/error.hpp>
@@ -37,11 +39,50 @@ struct PageStorage {
 
 namespace detail {
 
+/// A head of a sequence during an append, with the rows that its scored slots take.
+struct PagedScoredHead {
+  static constexpr bool in_pages = true;
+  RollingHead head;
+  HeadPagesRows held;    ///< all that pages of tokens hold after the append
+  HeadPagesRows before;  ///< and before it, of a head with scored slots
+
+  /// Where a scored slot's row begins.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t slot_offset(std::int64_t slot, std::int64_t channels) const {
+    return held.slot_offset(slot, channels);
+  }
+  /// Where the row of a token begins that was in the ring before: in a page that no part of the append writes to.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t token_offset(std::int64_t token, std::int64_t channels) const {
+    return before.token_offset(token, channels);
+  }
+  /// Slots, from the first on, whose pages were shared before: all that a sequence of `length` tokens uses, or none.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t moved_slots(std::int64_t length) const {
+    std::int64_t const used = head.scored_used(length);
+    return used > 0 && held.slot_page(0) != before.slot_page(0) ? used : 0;
+  }
+  /// Where such a slot's row began.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t moved_offset(std::int64_t slot, std::int64_t channels) const {
+    return before.slot_offset(slot, channels);
+  }
+};
+
 /// A cache in pages of single heads as appends write it.
 struct PagedAppend {
+  using ScoredHead = PagedScoredHead;
   PagedHeadsView view;
   std::int64_t page_stride = 0;  ///< elements; 0: page_size * channels, layers being alike
 
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t slack() const { return view.slack; }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t max_scored() const { return view.max_scored; }
+  /// A head of a sequence of `length` tokens that `count` are appended to. @param high_water  before
+  HEADAWARE_HOST_DEVICE ScoredHead scored_head(Segment const& segment, std::int64_t length, std::int64_t count,
+                                               std::int64_t high_water) const {
+    PagedHead const head = view.head(segment.layer, segment.kv_head);
+    ScoredHead result{head.rolling(view.slack), rows(head, segment.sequence, length + count, high_water), {}};
+    if (head.scored == 0) return result;
+    result.before = rows(head, segment.sequence, length, high_water);
+    result.before.pages += head.all_entries();
+    return result;
+  }
   [[nodiscard]] HEADAWARE_HOST_DEVICE LayerHeads layer_heads() const { return view.layer_heads(); }
   /// Rows of all that a head's pages hold of a sequence of `length` tokens.
   HEADAWARE_HOST_DEVICE HeadPagesRows rows(std::int64_t layer, std::int64_t sequence, std::int64_t kv_head,
@@ -128,11 +169,48 @@ AppendShape check_paged_append(PagedHeadsView const& view, std::int64_t max_coun
   return shape;
 }
 
+/// Checks an append on the CPU.
+template <class T, class U, class Source>
+AppendShape check_host_append(PagedHeads const& pages, PageStep const& step, std::span<LayerKv<U> const> tokens,
+                              Source const& source, PageStorage<T> const& storage, std::int32_t first_layer) {
+  PagedHeadsView const view = pages.view();
+  check_step(view, step);
+  AppendShape const shape = check_paged_append(view, step.max_count, tokens, source, storage, first_layer);
+  check_append_tables(source, shape, paged_buffers(view, storage, first_layer), tokens.size(), step.counts);
+  return shape;
+}
+
+/// Whether a copy on write is one of the layers of an append.
+inline bool is_of_append(PageCopy const& copy, AppendShape const& shape, std::size_t layers) {
+  return copy.layer >= shape.first_layer && copy.layer < shape.first_layer + static_cast<std::int64_t>(layers);
+}
+
+/// Copies shared pages and writes new tokens, which have been checked.
+template <class T, class U, class Source>
+void append_checked(AppendShape const& shape, PagedHeads const& pages, PageStep const& step,
+                    std::span<LayerKv<U> const> tokens, Source const& source, PageStorage<T> const& storage) {
+  PagedAppend const cache{pages.view(), storage.page_stride};
+  auto const buffers = paged_buffers(cache.view, storage, shape.first_layer);
+  for (PageCopy const& copy : step.copies) {
+    if (!is_of_append(copy, shape, tokens.size())) continue;
+    auto const move = [&](T* tensor, std::int64_t channels) {
+      if (channels == 0) return;
+      std::memcpy(tensor + cache.page_offset(copy.to, channels), tensor + cache.page_offset(copy.from, channels),
+                  static_cast<std::size_t>(copy.tokens * channels) * sizeof(T));
+    };
+    RowChannels const channels = buffers(static_cast<std::size_t>(copy.layer - shape.first_layer)).channels;
+    move(storage.keys, channels.head_dim);
+    move(storage.values, channels.value_dim);
+  }
+  append_rows(shape, cache, tokens, source, buffers, step.lengths, step.high_water, step.counts);
+}
+
 }  // namespace detail
 
 /// @brief Writes new tokens into the pages that `PagedHeads::append` has given them, on the CPU.
 ///
-/// Every token whose page is held is written, so that whole pages may be read.
+/// Every token whose page is held is written, so that whole pages may be read. Where heads have scored slots:
+/// `cache/paged_scored.hpp`.
 /// @param pages        the tables after the step
 /// @param step         of `PagedHeads::append`
 /// @param tokens       keys and values of neighbouring layers, host pointers
@@ -146,25 +224,10 @@ AppendShape check_paged_append(PagedHeadsView const& view, std::int64_t max_coun
 template <LayerRange Tokens, class Source, class T>
 void append(PagedHeads const& pages, PageStep const& step, Tokens const& tokens, Source const& source,
             PageStorage<T> const& storage, std::int32_t first_layer = 0) {
-  PagedHeadsView const view = pages.view();
-  detail::check_step(view, step);
+  detail::refuse_scored_pages(pages.view().max_scored, "append");
   auto const layers = layer_span(tokens);
-  auto const shape = detail::check_paged_append(view, step.max_count, layers, source, storage, first_layer);
-  auto const buffers = detail::paged_buffers(view, storage, first_layer);
-  detail::check_append_tables(source, shape, buffers, layers.size(), step.counts);
-  detail::PagedAppend const cache{view, storage.page_stride};
-  for (PageCopy const& copy : step.copies) {
-    if (copy.layer < first_layer || copy.layer >= first_layer + static_cast<std::int32_t>(layers.size())) continue;
-    auto const move = [&](T* tensor, std::int64_t channels) {
-      if (channels == 0) return;
-      std::memcpy(tensor + cache.page_offset(copy.to, channels), tensor + cache.page_offset(copy.from, channels),
-                  static_cast<std::size_t>(copy.tokens * channels) * sizeof(T));
-    };
-    RowChannels const channels = buffers(static_cast<std::size_t>(copy.layer - first_layer)).channels;
-    move(storage.keys, channels.head_dim);
-    move(storage.values, channels.value_dim);
-  }
-  detail::append_rows(shape, cache, layers, source, buffers, step.lengths, step.high_water, step.counts);
+  auto const shape = detail::check_host_append(pages, step, layers, source, storage, first_layer);
+  detail::append_checked(shape, pages, step, layers, source, storage);
 }
 
 HEADAWARE_NAMESPACE_END

@@ -5,8 +5,10 @@
 
 #include <headaware/cache/page_sizes.hpp>
 #include <headaware/cache/page_step.hpp>
+#include <headaware/cache/rolling_head.hpp>
 #include <headaware/config.hpp>
 #include <headaware/detail/global_pointer.hpp>
+#include <headaware/error.hpp>
 #include <headaware/fixed_divisor.hpp>
 #include <headaware/layer_heads.hpp>
 #include <headaware/policy/rolling_policy.hpp>
@@ -18,7 +20,9 @@ HEADAWARE_NAMESPACE_BEGIN
 
 /// @brief The block table's row of one (layer, KV head), of every sequence alike. Token t lies at `t mod page_size` of
 /// its sequence's page number `t / page_size`; the row has an entry for each page with sinks, and a ring of entries for
-/// the pages that the window reaches.
+/// the pages that the window reaches. Of a head with scored slots (`RollingHead::scored`) an entry for each page of
+/// these follows, slot i at `i mod page_size` of page `i / page_size`, and then all entries as they were before the
+/// last append: from there come rows of tokens that leave the window.
 struct alignas(16) PagedHead {
   std::int64_t first_entry = 0;       ///< entries of the same sequence's earlier heads and layers
   std::int64_t sequence_entries = 0;  ///< entries of one sequence, all layers
@@ -26,9 +30,30 @@ struct alignas(16) PagedHead {
   std::int32_t sink_pages = 0;
   std::int32_t ring_pages = 0;  ///< the most pages that window and slack reach; 0 where the window is 0
   FixedDivisor page_size;       ///< tokens per page
+  std::int32_t scored = 0;      ///< as `RollingHead::scored`
 
+  /// Entries of the pages that tokens lie in by position.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t entries() const {
     return std::int64_t{sink_pages} + ring_pages;
+  }
+  /// Those and the entries of scored slots' pages.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t all_entries() const { return entries() + pages(scored); }
+  /// Entries of the head's row: those, and where there are scored slots, the same before the last append.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t row_entries() const {
+    return all_entries() * (scored == 0 ? 1 : 2);
+  }
+  /// The head as a rolling cache has it, which decides what scored slots hold; without its rows.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr RollingHead rolling(std::int32_t slack) const {
+    return {0, 0, rule, rule.window > 0 ? rule.window + slack : 0, scored};
+  }
+  /// Pages of the scored slots that a sequence of `length` tokens uses.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t scored_pages(std::int64_t length) const {
+    return scored == 0 ? 0 : pages(rolling(0).scored_used(length));
+  }
+  /// The entry of a page of scored slots in the table.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t scored_entry(std::int64_t sequence,
+                                                                          std::int64_t page) const {
+    return sequence * sequence_entries + first_entry + entries() + page;
   }
   /// Pages of a sequence of so many tokens.
   [[nodiscard]] HEADAWARE_HOST_DEVICE constexpr std::int64_t pages(std::int64_t tokens) const {
@@ -75,10 +100,22 @@ struct HeadPagesRows {
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t rows() const { return tokens.count(); }
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const { return tokens.token(row); }
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t offset(std::int64_t row, std::int64_t channels) const {
-    std::int64_t const token = position(row);
+    return token_offset(position(row), channels);
+  }
+  /// Where a token's row begins. @pre its page is held
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t token_offset(std::int64_t token, std::int64_t channels) const {
     std::int64_t const index = page_size.quotient(token);
     return page_offset(page(static_cast<std::int32_t>(index)), channels) +
            (token - index * page_size.value()) * channels;
+  }
+  /// Where a scored slot's row begins. @pre its page is held
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t slot_offset(std::int64_t slot, std::int64_t channels) const {
+    std::int64_t const index = page_size.quotient(slot);
+    return page_offset(slot_page(index), channels) + (slot - index * page_size.value()) * channels;
+  }
+  /// The number of a page of scored slots.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t slot_page(std::int64_t index) const {
+    return detail::global_pointer(pages)[sink_pages + ring_pages + index];
   }
   /// Elements before a page. @param number  of it in the pool
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t page_offset(std::int32_t number, std::int64_t channels) const {
@@ -86,8 +123,10 @@ struct HeadPagesRows {
   }
   /// Whether a query sees the token at `position`.
   [[nodiscard]] HEADAWARE_HOST_DEVICE bool sees(std::int64_t position, std::int64_t query) const {
-    return WindowRule{tokens.sinks, window}.sees(position, query, tokens.length);
+    return window_rule().sees(position, query, tokens.length);
   }
+  /// The head's sinks and window; of a shorter sequence fewer sinks.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE WindowRule window_rule() const { return {tokens.sinks, window}; }
   /// The number of a sequence's page. @pre it lies in what is shown
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t page(std::int32_t index) const {
     std::int32_t const* const from = detail::global_pointer(pages);
@@ -107,11 +146,13 @@ struct PagedHeadsView {
   std::int32_t num_kv_heads = 0;  ///< of every layer; where they differ, of the layer that has most
   std::int32_t num_heads = 0;     ///< KV heads of all layers
   std::int32_t slack = 0;
+  std::int32_t max_scored = 0;  ///< as `RollingSlotsView::max_scored`
   std::int32_t num_pages = 0;
   PageSizes page_sizes = 1;  ///< on the host, where calls check them; kernels read each head's
   std::int64_t token_limit = 0;
   std::int64_t max_tokens_held = 0;                 ///< the most tokens that the pages of any head have room for
   std::uint64_t generation = generation_not_known;  ///< of the tables, new with every change
+  std::uint64_t slots_id = 0;                       ///< of `PagedHeads::slots()`, which scores are made for
 
   [[nodiscard]] HEADAWARE_HOST_DEVICE PagedHead const& head(std::int64_t layer, std::int64_t kv_head) const {
     return detail::global_pointer(heads)[layer_heads().first(layer) + kv_head];
@@ -144,5 +185,15 @@ struct PagedHeadsView {
     return WindowRange::clamped(head.sink_pages * size, head.first_held(high_water, slack) * size, length);
   }
 };
+
+namespace detail {
+
+/// Refuses pages of scored tokens where scores are not at hand.
+inline void refuse_scored_pages(std::int32_t max_scored, Text const& where) {
+  require(max_scored == 0, "pages", "heads of sinks and windows (scores: cache/paged_scored.hpp, ScoredPagesView)",
+          "heads with scored tokens", where);
+}
+
+}  // namespace detail
 
 HEADAWARE_NAMESPACE_END

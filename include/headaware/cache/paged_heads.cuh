@@ -11,6 +11,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <span>
 
 HEADAWARE_NAMESPACE_BEGIN
 
@@ -66,6 +67,27 @@ inline AppendCounters counters_of(PagedHeadsView const& pages, DevicePageStep co
   return counters;
 }
 
+/// Checks an append on the device.
+template <class T, class U, class Source>
+AppendShape check_device_append(PagedHeadsView const& pages, DevicePageStep const& step,
+                                std::span<LayerKv<U> const> tokens, Source const& source, PageStorage<T> const& storage,
+                                std::int32_t first_layer) {
+  check_step(pages, step);
+  AppendShape const shape = check_paged_append(pages, step.max_count, tokens, source, storage, first_layer);
+  require(tokens.size() <= max_layers, "layers", "at most 256", tokens.size(), "append");
+  return shape;
+}
+
+/// Launches it. @pre there are sequences and layers
+template <class T, class U, class Source>
+void launch_checked(AppendShape const& shape, PagedHeadsView const& pages, DevicePageStep const& step,
+                    std::span<LayerKv<U> const> tokens, Source const& source, PageStorage<T> const& storage,
+                    cudaStream_t stream) {
+  DevicePagedAppend const cache{{pages, storage.page_stride}, step.d_copies};
+  launch_append<true>(cache, counters_of(pages, step), shape, pages.max_tokens_held, storage.page_stride, tokens,
+                      source, paged_buffers(pages, storage, shape.first_layer), step.num_copies, stream);
+}
+
 }  // namespace detail
 
 namespace device {
@@ -88,16 +110,11 @@ template <LayerRange Tokens, class Source, class T>
 cudaError_t append(PagedHeadsView const& pages, DevicePageStep const& step, Tokens const& tokens, Source const& source,
                    PageStorage<T> const& storage, std::int32_t first_layer, cudaStream_t stream) noexcept {
   return detail::guarded([&] {
-    constexpr auto where = "append";
+    detail::refuse_scored_pages(pages.max_scored, "append");
     auto const layers = layer_span(tokens);
-    detail::check_step(pages, step);
-    auto const shape = detail::check_paged_append(pages, step.max_count, layers, source, storage, first_layer);
-    require(layers.size() <= detail::max_layers, "layers", "at most 256", layers.size(), where);
+    auto const shape = detail::check_device_append(pages, step, layers, source, storage, first_layer);
     if (pages.num_sequences == 0 || layers.empty()) return;
-    detail::DevicePagedAppend const cache{{pages, storage.page_stride}, step.d_copies};
-    detail::launch_append<true>(cache, detail::counters_of(pages, step), shape, pages.max_tokens_held,
-                                storage.page_stride, layers, source, detail::paged_buffers(pages, storage, first_layer),
-                                step.num_copies, stream);
+    detail::launch_checked(shape, pages, step, layers, source, storage, stream);
   });
 }
 

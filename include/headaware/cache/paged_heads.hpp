@@ -34,12 +34,14 @@ HEADAWARE_NAMESPACE_BEGIN
 
 /// @brief Block tables, on the host, of a cache whose pages belong to one KV head each, in host or device memory.
 ///
-/// The sinks' pages stay; pages that lie wholly before the window (and slack) return to the pool. A change succeeds or
-/// leaves the tables as they were. A page may change owners from one step to the next: on a device, whatever reads or
-/// writes the pool must run in the order of the steps, on one stream or after events.
+/// The sinks' pages stay; pages that lie wholly before the window (and slack) return to the pool. Heads with scored
+/// slots (`SinkWindowScored`) have pages of these, too: `cache/paged_scored.hpp` appends to them, with the scores and
+/// records of a `RollingScores(slots())`. Pages that such a head leaves serve others one append later, as rows move out
+/// of them. A change succeeds or leaves the tables as they were. A page may change owners from one step to the next: on
+/// a device, whatever reads or writes the pool must run in the order of the steps, on one stream or after events.
 class PagedHeads {
  public:
-  /// @param table  policies of all layers and KV heads, each a `RollingPolicy`
+  /// @param table  policies of all layers and KV heads, each a `RollingPolicy` or `SinkWindowScored`
   /// @throws ArgumentError as `RollingSlots`, and on page sizes that are not positive or not one per layer or head
   template <class Table>
   PagedHeads(Table const& table, PagedHeadsShape const& shape)
@@ -77,14 +79,22 @@ class PagedHeads {
     bool const held = index >= 0 && h.holds(index, length(sequence), first_held(h, state_.high_water(sequence)));
     return held ? table_[at(h.entry(sequence, index))] : -1;
   }
-  /// Bytes of the pages in use, of `page_bytes` each; shared pages count once.
+  /// The same of a page of scored slots.
+  [[nodiscard]] std::int32_t scored_page(std::int32_t layer, std::int32_t sequence, std::int32_t kv_head,
+                                         std::int64_t index) const {
+    PagedHead const& h = head(layer, kv_head);
+    bool const held = index >= 0 && index < h.scored_pages(length(sequence));
+    return held ? table_[at(h.scored_entry(sequence, index))] : -1;
+  }
+  /// Bytes of the pages in use, of `page_bytes` each; shared pages count once. Beside them: `RollingScores::bytes_held`
   [[nodiscard]] std::int64_t bytes_held(LayerBytes const& token) const {
     std::int64_t const page = page_bytes(shape_.layer_page_sizes(), token, slots_.num_layers());
     return detail::elements("PagedHeads::bytes_held", {pool_.num_pages() - pool_.free_pages(), page});
   }
 
   /// @brief Allocates pages for new tokens, releases pages that windows have passed, and replaces shared pages that
-  /// the new tokens would be written to (copy on write).
+  /// the new tokens would be written to (copy on write). Of a head with scored slots these are, as soon as a token
+  /// leaves the window, all pages of scored slots: only the device knows which of them it takes.
   /// @param counts  [num_sequences] new tokens of each sequence
   /// @return the step that `headaware::append` writes
   /// @throws ArgumentError on a wrong number of counts, a negative one or a sequence beyond the cache's limit;
@@ -104,23 +114,42 @@ class PagedHeads {
     step.max_count = counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
     step.copies.clear();
     find_changes(step);
-    step.copies.reserve(require_pages());
+    detail::PageNeeds const needs = detail::require_pages(changes_, pool_, table_, leaving_);
+    step.copies.reserve(needs.copies);
+    leaving_.clear();
+    leaving_.reserve(needs.left);
     // Only now does anything change, and nothing below can fail. Pages before windows first, since others need them.
+    detail::keep_entries(heads_.records(), step.counts, table_);
     for (detail::PageChange const& change : changes_) {
-      for (std::int64_t p = change.first_before; p < change.release_end; ++p) drop(*change.head, change.sequence, p);
+      for (std::int64_t p = change.first_before; p < change.release_end; ++p) {
+        std::int32_t& entry = table_[at(change.head->entry(change.place.sequence, p))];
+        if (change.head->scored > 0) {
+          leaving_.push_back(entry);
+        } else {
+          pool_.release(entry);
+        }
+        entry = -1;
+      }
     }
     for (detail::PageChange const& change : changes_) {
       if (change.copy_on_write >= 0) {
-        std::int32_t& entry = table_[at(change.head->entry(change.sequence, change.copy_on_write))];
+        std::int32_t& entry = table_[at(change.head->entry(change.place.sequence, change.copy_on_write))];
         std::int32_t const to = pool_.take();
         auto const tokens = static_cast<std::int32_t>(change.head->page_size.remainder(change.length));
-        step.copies.push_back({change.layer, entry, to, tokens, change.kv_head});
+        step.copies.push_back({change.place.layer, entry, to, tokens, change.place.kv_head});
         entry = to;
       }
-      change.for_each_new([&](std::int64_t p) { table_[at(change.head->entry(change.sequence, p))] = pool_.take(); });
+      change.for_each_new(
+          [&](std::int64_t p) { table_[at(change.head->entry(change.place.sequence, p))] = pool_.take(); });
+      for (std::int64_t p = change.first_scored(); p < change.scored_end; ++p) {
+        std::int32_t& entry = table_[at(change.head->scored_entry(change.place.sequence, p))];
+        if (p < change.scored_begin) leaving_.push_back(entry);
+        entry = pool_.take();
+      }
     }
     // A page that is copied from stays untouched until the copies are made.
     for (PageCopy const& copy : step.copies) pool_.release(copy.from);
+    for (std::int32_t const page : leaving_) pool_.release(page);
     state_.advance(slots_.view(), step.counts);
     step.generation = generation_ = detail::unique_id();
   }
@@ -160,20 +189,34 @@ class PagedHeads {
     for_each_head([&](std::int32_t, std::int32_t, PagedHead const& h) {
       std::int64_t const first = first_held(h, state_.high_water(sequence));
       for (std::int64_t p = h.pages(length(sequence)); p < h.pages(before); ++p) {
-        if (p < h.sink_pages || p >= first) drop(h, sequence, p);
+        if (p < h.sink_pages || p >= first) drop(h.entry(sequence, p));
+      }
+      for (std::int64_t p = h.scored_pages(length(sequence)); p < h.scored_pages(before); ++p) {
+        drop(h.scored_entry(sequence, p));
       }
     });
   }
 
   /// @brief Makes an empty sequence continue another (a fork): they share all pages until one of them appends.
-  /// @throws ArgumentError if `to` is not empty, or if there is no such sequence; the tables are then unchanged
+  /// @throws ArgumentError if `to` is not empty, if there is no such sequence, or if heads have scored slots, whose
+  ///         records are to be copied (`fork` of cache/paged_scored.hpp); the tables are then unchanged
   /// @par Cost  O(layers · num_kv_heads), and the pages that `from` holds; no page is read or written
   void fork(std::int32_t from, std::int32_t to) {
+    detail::refuse_scored_pages(slots_.view().max_scored, "PagedHeads::fork");
+    fork(from, to, [] {});
+  }
+  /// @brief The same of heads of all kinds. @param copy  copies what lies beside the pages: called once all is checked
+  /// and before the tables change, which they do not if it throws
+  template <class Copy>
+  void fork(std::int32_t from, std::int32_t to, Copy const& copy) {
     require(length(to) == 0, "sequence to fork to", "an empty one", length(to), "PagedHeads::fork");
-    for_each_page(from, [&](PagedHead const& h, std::int64_t p) {
-      std::int32_t const page = table_[at(h.entry(from, p))];
+    require_index(from, shape_.num_sequences, "sequence", "PagedHeads::fork");
+    if (from != to) copy();
+    std::int64_t const shift = (std::int64_t{to} - from) * sequence_entries();
+    for_each_entry(from, [&](std::int64_t entry) {
+      std::int32_t const page = table_[at(entry)];
       pool_.retain(page);
-      table_[at(h.entry(to, p))] = page;
+      table_[at(entry + shift)] = page;
     });
     state_.copy(from, to);
     generation_ = detail::unique_id();
@@ -183,7 +226,7 @@ class PagedHeads {
   /// @throws ArgumentError if there is no such sequence
   /// @par Cost  O(layers · num_kv_heads), and the pages that it holds; no page is read or written
   void release(std::int32_t sequence) {
-    for_each_page(sequence, [&](PagedHead const& h, std::int64_t p) { drop(h, sequence, p); });
+    for_each_entry(sequence, [&](std::int64_t entry) { drop(entry); });
     state_.reset(sequence);
     generation_ = detail::unique_id();
   }
@@ -192,20 +235,22 @@ class PagedHeads {
   /// byte moves, so the last page of the sinks and the first page of the window stay whole. The pages that stay bound
   /// the rollback afterwards, up to the slack.
   /// @param table  policies for the same layers and KV heads that keep no more, at the sequences' lengths, than is held
-  /// @throws ArgumentError on another shape, a policy that is no `RollingPolicy`, or one that needs pages which have
-  ///         been released; the tables are then unchanged
+  /// @throws ArgumentError on another shape, a policy that is no `RollingPolicy`, heads with scored slots, before or
+  ///         after, or a policy that needs pages which have been released; the tables are then unchanged
   /// @par Cost  O(layers · num_kv_heads) for each sequence, and the pages held; upload `head_bytes` and `table` again
   template <class Table>
   void set_policies(Table const& table) {
     constexpr auto where = "PagedHeads::set_policies";
     detail::require_same_heads(slots_.heads(), detail::layer_heads(table), where);
     RollingSlots slots(table, shape_.num_sequences, shape_.limits);
+    detail::refuse_scored_pages(std::max(slots_.view().max_scored, slots.view().max_scored), where);
     detail::HeadRecords<PagedHead> heads = detail::make_paged_heads(slots, shape_);
     std::vector<std::int32_t> entries(table_entries(heads.records()), -1);
     std::vector<std::int64_t> high_water;
     for (std::int32_t b = 0; b < shape_.num_sequences; ++b) {
       require(length(b) <= slots.token_limit(), "tokens", slots.token_limit(), length(b), where);
-      high_water.push_back(high_water_with(heads.records(), b));
+      high_water.push_back(detail::high_water_with(heads_.records(), heads.records(), length(b), state_.high_water(b),
+                                                   shape_.limits.slack));
       // Without pages for its slack a sequence can still be what it is; then it cannot be taken back yet.
       require(high_water.back() <= std::min<std::int64_t>(length(b) + shape_.limits.slack, all_tokens), "policies",
               "ones that keep no more than is held", "others", {where, ", sequence ", b});
@@ -236,7 +281,7 @@ class PagedHeads {
 
   /// @brief Returns one layer's tables for FlashInfer.
   /// @par Source  flashinfer-ai/flashinfer, docs/tutorials/kv_layout.rst, "Page Table Layout"
-  /// @throws ArgumentError if there is no such layer
+  /// @throws ArgumentError if there is no such layer, or it has heads with scored slots
   /// @par Cost  O(sequences · num_kv_heads) and the pages named; to be called again after every change of the tables
   [[nodiscard]] HeadPageIndices indices(std::int32_t layer, PagePart part = PagePart::whole) const {
     require_index(layer, slots_.num_layers(), "layer", "PagedHeads");
@@ -244,7 +289,7 @@ class PagedHeads {
   }
   /// @brief Returns one layer's tables for vLLM.
   /// @par Source  vllm-project/vllm, vllm/v1/attention/backends/flash_attn.py, block_table and seq_lens
-  /// @throws ArgumentError if there is no such layer
+  /// @throws ArgumentError as `indices`
   /// @par Cost  As `indices`, and entries · max_blocks
   [[nodiscard]] HeadBlockTable block_table(std::int32_t layer, PagePart part = PagePart::whole) const {
     return detail::dense_rows(indices(layer, part));
@@ -275,11 +320,13 @@ class PagedHeads {
             layers.num_kv_heads,
             static_cast<std::int32_t>(layers.total()),
             shape_.limits.slack,
+            slots_.view().max_scored,
             shape_.num_pages,
             shape_.layer_page_sizes(),
             slots_.token_limit(),
             most,
-            generation_};
+            generation_,
+            slots_.view().id};
   }
 
   [[nodiscard]] static std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
@@ -288,6 +335,9 @@ class PagedHeads {
   }
   [[nodiscard]] std::size_t table_entries(std::span<PagedHead const> heads) const {
     return heads.empty() ? 0 : at(shape_.num_sequences) * at(heads.front().sequence_entries);
+  }
+  [[nodiscard]] std::int64_t sequence_entries() const {
+    return heads_.records().empty() ? 0 : heads_.records().front().sequence_entries;
   }
 
   template <class F>
@@ -307,72 +357,33 @@ class PagedHeads {
       for (std::int64_t p = first_held(h, state_.high_water(sequence)); p < pages; ++p) f(h, p);
     });
   }
+  /// Calls `f(entry)` for all pages of a sequence, those of scored slots too.
+  template <class F>
+  void for_each_entry(std::int32_t sequence, F const& f) const {
+    for_each_page(sequence, [&](PagedHead const& h, std::int64_t p) { f(h.entry(sequence, p)); });
+    for_each_head([&](std::int32_t, std::int32_t, PagedHead const& h) {
+      for (std::int64_t p = 0; p < h.scored_pages(length(sequence)); ++p) f(h.scored_entry(sequence, p));
+    });
+  }
   /// Notes the heads in which a step changes anything.
   void find_changes(PageStep const& step) {
     changes_.clear();
     for (std::int32_t b = 0; b < shape_.num_sequences; ++b) {
-      std::int64_t const count = step.counts[at(b)];
-      if (count == 0) continue;
-      std::int64_t const length = step.lengths[at(b)];
-      std::int64_t const high_water = step.high_water[at(b)];
+      detail::PageGrowth const growth{step.lengths[at(b)], step.counts[at(b)], step.high_water[at(b)],
+                                      shape_.limits.slack};
+      if (growth.count == 0) continue;
       for_each_head([&](std::int32_t layer, std::int32_t kv_head, PagedHead const& h) {
-        detail::PageChange change{&h, layer, b, length, first_held(h, high_water)};
-        change.kv_head = kv_head;
-        change.first = first_held(h, std::max(high_water, length + count));
-        change.new_begin = h.pages(length);
-        change.new_end = h.pages(length + count);
-        change.release_end = std::min(change.first, change.new_begin);
-        std::int64_t const last = h.page_size.quotient(length);
-        if (last < change.new_begin && h.holds(last, length, change.first)) {
-          // Every sequence that shares the page leaves it, even if all do: none may write while another copies.
-          if (pool_.references(table_[at(h.entry(b, last))]) > 1) change.copy_on_write = last;
-        }
+        auto const change = detail::PageChange::of(h, {layer, b, kv_head}, growth,
+                                                   [&](std::int64_t entry) { return is_shared(entry); });
         if (change.any()) changes_.push_back(change);
       });
     }
   }
 
-  /// Counts copies on write. @throws CapacityError if changes need more pages than are free or given back by them
-  [[nodiscard]] std::size_t require_pages() {
-    std::int64_t needed = 0;
-    std::size_t copies = 0;
-    leaving_.clear();
-    for (detail::PageChange const& change : changes_) {
-      change.for_each_new([&](std::int64_t) { ++needed; });
-      if (change.copy_on_write >= 0) {
-        ++needed;
-        ++copies;
-      }
-      for (std::int64_t p = change.first_before; p < change.release_end; ++p) {
-        leaving_.push_back(table_[at(change.head->entry(change.sequence, p))]);
-      }
-    }
-    std::int64_t const freed = detail::pages_freed(pool_, leaving_);
-    if (needed > pool_.free_pages() + freed) {
-      throw CapacityError(
-          {"pages", std::to_string(needed) + " free ones, " + std::to_string(freed) + " of them given back",
-           std::to_string(pool_.free_pages()) + " of " + std::to_string(pool_.num_pages()), "PagedHeads::append"});
-    }
-    return copies;
-  }
-
-  void drop(PagedHead const& h, std::int32_t sequence, std::int64_t page) {
-    std::int32_t& entry = table_[at(h.entry(sequence, page))];
-    pool_.release(entry);
-    entry = -1;
-  }
-
-  /// @brief Least high-water mark at which the pages that a sequence holds serve `heads`: at most `length + slack` if
-  /// they do.
-  [[nodiscard]] std::int64_t high_water_with(std::span<PagedHead const> heads, std::int32_t sequence) const {
-    std::int64_t high_water = length(sequence);
-    for_each_head([&](std::int32_t layer, std::int32_t kv_head, PagedHead const& old) {
-      PagedHead const& now = heads[at(slots_.heads().first(layer) + kv_head)];
-      std::int64_t const window = first_held(old, state_.high_water(sequence));
-      std::int64_t const pages = old.pages(length(sequence));
-      high_water = std::max(high_water, detail::high_water_serving(old, now, window, pages, shape_.limits.slack));
-    });
-    return high_water;
+  [[nodiscard]] bool is_shared(std::int64_t entry) const { return pool_.references(table_[at(entry)]) > 1; }
+  void drop(std::int64_t entry) {
+    pool_.release(table_[at(entry)]);
+    table_[at(entry)] = -1;
   }
 
   PagedHeadsShape shape_;

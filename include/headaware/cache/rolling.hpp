@@ -10,6 +10,7 @@
 #include <headaware/cache/rolling_head.hpp>
 #include <headaware/cache/rolling_slots.hpp>
 #include <headaware/cache/rolling_state.hpp>
+#include <headaware/cache/segment.hpp>
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
 
@@ -37,10 +38,40 @@ struct SequenceCopy {
 
 namespace detail {
 
+/// A head of a sequence during an append, with the rows that its scored slots take.
+struct RollingScoredHead {
+  static constexpr bool in_pages = false;  ///< which sequences may share, and part from
+  RollingHead head;
+  RollingRows held;  ///< all that sinks and ring hold after the append
+
+  /// Where a scored slot's row begins.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t slot_offset(std::int64_t slot, std::int64_t channels) const {
+    return held.slot_offset(head.ring_end() + slot, channels);
+  }
+  /// Where the row of a token begins that was in the ring before.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t token_offset(std::int64_t token, std::int64_t channels) const {
+    return held.slot_offset(head.slot_of(token), channels);
+  }
+  /// Scored slots whose rows have moved to other pages, and where such a row was.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t moved_slots(std::int64_t) const { return 0; }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t moved_offset(std::int64_t slot, std::int64_t channels) const {
+    return slot_offset(slot, channels);
+  }
+};
+
 /// A rolling cache as appends write it.
 struct RollingAppend {
+  using ScoredHead = RollingScoredHead;
   RollingSlotsView slots;
 
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t slack() const { return slots.slack; }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int32_t max_scored() const { return slots.max_scored; }
+  /// A head of a sequence of `length` tokens that `count` are appended to.
+  HEADAWARE_HOST_DEVICE ScoredHead scored_head(Segment const& segment, std::int64_t length, std::int64_t count,
+                                               std::int64_t) const {
+    RollingHead const& head = slots.head(segment);
+    return {head, RollingRows::of(head, segment.sequence, head.held(length + count, length + count))};
+  }
   [[nodiscard]] HEADAWARE_HOST_DEVICE LayerHeads layer_heads() const { return slots.layer_heads(); }
   /// Rows of all that a head's slots hold of a sequence of `length` tokens: sinks and the whole ring.
   HEADAWARE_HOST_DEVICE RollingRows rows(std::int64_t layer, std::int64_t sequence, std::int64_t kv_head,

@@ -117,8 +117,13 @@ struct RollingRows {
       std::int32_t const i = slot - tokens.sinks;
       slot = i < unwrapped ? window_slot + i : rule.sink + (i - unwrapped);
     }
+    return slot_offset(slot, channels);
+  }
+  /// Where a slot's row begins.
+  [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t slot_offset(std::int64_t slot, std::int64_t channels) const {
     return (first + slot) * channels;
   }
+  [[nodiscard]] HEADAWARE_HOST_DEVICE WindowRule window_rule() const { return rule; }
   [[nodiscard]] HEADAWARE_HOST_DEVICE std::int64_t position(std::int64_t row) const { return tokens.token(row); }
   /// Whether a query sees the token at `position`.
   [[nodiscard]] HEADAWARE_HOST_DEVICE bool sees(std::int64_t position, std::int64_t query) const {

@@ -23,9 +23,10 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// Blocks of an append with scores: one a head of a sequence of the appended layers.
-inline std::int64_t scored_blocks(AppendShape const& shape, std::int64_t heads) {
+/// @param num_copies  blocks after them
+inline std::int64_t scored_blocks(AppendShape const& shape, std::int64_t heads, std::int64_t num_copies) {
   std::int64_t const blocks = std::max<std::int64_t>(1, heads * shape.num_sequences);
-  require(blocks <= max_blocks, "blocks", max_blocks_text, blocks, "append");
+  require(blocks + num_copies <= max_blocks, "blocks", max_blocks_text, blocks + num_copies, "append");
   return blocks;
 }
 /// Scored slots go by the high-water marks, also where nothing is counted.
@@ -34,26 +35,26 @@ inline void require_high_water(RollingStateView const& state) {
 }
 
 /// Launches an append with scores. @pre there are sequences
-template <class T, class U, class Source>
-void launch_scored(CheckedAppend const& checked, RollingSlotsView const& slots, std::span<LayerKv<U> const> tokens,
-                   Source const& source, Destination<T, RollingSlotsView> const& cache, ScoredInputs const& inputs,
-                   AppendOptions const& options, cudaStream_t stream) {
-  auto const buffers = rolling_buffers(cache, options.first_layer);
+/// @param buffers, row_stride, num_copies  as `launch_append`
+template <class Cache, class U, class Source, class Buffers>
+void launch_scored(Cache const& cache, AppendCounters const& counters, AppendShape const& shape,
+                   std::int64_t row_stride, std::span<LayerKv<U> const> tokens, Source const& source,
+                   Buffers const& buffers, ScoredInputs const& inputs, std::int64_t num_copies, cudaStream_t stream) {
   AppendTables tables{};
-  with_append_planes(0, tokens, source, buffers, tables, [&](auto const& keys, auto const& values) {
+  with_append_planes(row_stride, tokens, source, buffers, tables, [&](auto const& keys, auto const& values) {
     using Parameters =
-        ScoredAppendParameters<std::remove_cvref_t<decltype(keys)>, std::remove_cvref_t<decltype(values)>>;
+        ScoredAppendParameters<Cache, std::remove_cvref_t<decltype(keys)>, std::remove_cvref_t<decltype(values)>>;
     std::int64_t heads = 0;  // of the appended layers, or more
     for (std::size_t i = 0; i < tokens.size(); ++i) heads += buffers(i).num_kv_heads;
-    std::int64_t const blocks = scored_blocks(checked.shape, heads);
-    AppendCounters counters = checked.counters;
-    ready_ticket(counters, blocks, "append", stream);
-    AppendGrid const grid{checked.shape.first_layer, static_cast<std::int32_t>(tokens.size()), 0, 0,
+    std::int64_t const blocks = scored_blocks(shape, heads, num_copies);
+    AppendCounters own = counters;
+    ready_ticket(own, blocks, "append", stream);
+    AppendGrid const grid{shape.first_layer, static_cast<std::int32_t>(tokens.size()), 0, 0,
                           static_cast<std::int32_t>(blocks)};
-    Parameters const parameters{{grid, RollingAppend{slots}, counters, keys, values}, inputs};
+    Parameters const parameters{{grid, cache, own, keys, values}, inputs};
     static_assert(sizeof(parameters) + sizeof(tables) <= max_parameter_bytes, "headaware: too much for one launch");
-    launch("append", scored_append_kernel<Parameters>, static_cast<unsigned>(blocks), scored_threads, 0, stream,
-           parameters, tables);
+    launch("append", scored_append_kernel<Parameters>, static_cast<unsigned>(blocks + num_copies), scored_threads, 0,
+           stream, parameters, tables);
   });
 }
 
@@ -90,7 +91,8 @@ cudaError_t append(RollingSlotsView const& slots, RollingStateView const& state,
       return;
     }
     detail::require_high_water(state);
-    detail::launch_scored(checked, slots, layers, source, cache, {records, scores}, options, stream);
+    detail::launch_scored(detail::RollingAppend{slots}, checked.counters, checked.shape, 0, layers, source,
+                          detail::rolling_buffers(cache, options.first_layer), {records, scores}, 0, stream);
   });
 }
 

@@ -15,12 +15,9 @@
 #include <headaware/cache/scored_records.hpp>
 #include <headaware/config.hpp>
 #include <headaware/error.hpp>
-#include <headaware/layout/concept.hpp>
-#include <headaware/layout/per_layer.hpp>
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <span>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -32,29 +29,8 @@ void append_scored_checked(AppendShape const& shape, RollingSlotsView const& slo
                            std::span<LayerKv<U> const> tokens, Source const& source,
                            std::span<std::int32_t const> counts, Destination<T, RollingSlotsView> const& cache,
                            RollingScoresView const& records, TokenScores const& scores, AppendOptions const& options) {
-  auto const buffers = rolling_buffers(cache, options.first_layer);
-  struct None {};
-  append_scored(
-      shape, static_cast<std::int64_t>(tokens.size()), slots, state, records, scores, counts, [] { return None{}; },
-      [&](None, Segment const& segment, RollingHead const& head, std::int64_t token, std::int64_t slot,
-          std::int64_t new_token) {
-        auto const i = static_cast<std::size_t>(segment.layer - shape.first_layer);
-        CacheBuffers<T> const to = buffers(i);
-        auto const move = [&](auto const& layout, std::int64_t channels, U const* from, T* data) {
-          T* const row = data + head.row(segment.sequence, slot) * channels;
-          if (new_token < 0) {
-            std::memcpy(row, data + head.row(segment.sequence, head.slot_of(token)) * channels,
-                        static_cast<std::size_t>(channels) * sizeof(T));
-            return;
-          }
-          for (std::int64_t c = 0; c < channels; ++c) {
-            row[c] = from[layout.offset(segment.sequence, segment.kv_head, new_token, c)];
-          }
-        };
-        move(keys_of(layer_source(source, i)), to.channels.head_dim, tokens[i].keys, to.data.keys);
-        if (to.channels.value_dim == 0) return;
-        move(values_of(layer_source(source, i)), to.channels.value_dim, tokens[i].values, to.data.values);
-      });
+  append_scored_rows(shape, RollingAppend{slots}, tokens, source, rolling_buffers(cache, options.first_layer), records,
+                     scores, {state.lengths(), state.high_water(), counts});
   append_checked(shape, slots, state, tokens, source, counts, cache, options);
 }
 

@@ -1,8 +1,8 @@
 #pragma once
 
 /// @file
-/// What the scored slots of a rolling cache show: a record of every slot, and the scores of the tokens in the rings,
-/// for caches whose policies keep tokens of high scores (`SinkWindowScored`).
+/// What the scored slots of a cache show: a record of every slot, and the scores of the tokens in the rings, for caches
+/// whose policies keep tokens of high scores (`SinkWindowScored`).
 
 #include <headaware/cache/rolling_head.hpp>
 #include <headaware/cache/rolling_slots.hpp>
@@ -84,7 +84,8 @@ struct RollingScoresView {
   }
 };
 
-/// @brief Scores and records of a rolling cache, on the host. Of every (sequence, KV head) with scored slots: 4 bytes
+/// @brief Scores and records of a rolling cache, or of one in pages of single heads (`PagedHeads::slots`), on the host.
+/// Of every (sequence, KV head) with scored slots: 4 bytes
 /// a slot of its ring, rounded up to 16, and 16 bytes a scored slot; heads without have none.
 class RollingScores {
  public:
@@ -163,12 +164,16 @@ struct TokenScores {
 
 namespace detail {
 
-/// @throws ArgumentError unless these are records of these slots
-inline void check_scores(RollingSlotsView const& slots, RollingScoresView const& scores, char const* where) {
-  if (slots.max_scored == 0) return;
+/// @param max_scored, id  of the slots. @throws ArgumentError unless these are records of these slots
+inline void check_scores(std::int32_t max_scored, std::uint64_t id, RollingScoresView const& scores,
+                         char const* where) {
+  if (max_scored == 0) return;
   require_pointer(scores.memory, "scores", where);
   require_aligned(scores.memory, "scores", where);
-  require(scores.id == slots.id, "scores", "records made for these slots", "those of other slots", where);
+  require(scores.id == id, "scores", "records made for these slots", "those of other slots", where);
+}
+inline void check_scores(RollingSlotsView const& slots, RollingScoresView const& scores, char const* where) {
+  check_scores(slots.max_scored, slots.id, scores, where);
 }
 
 }  // namespace detail

@@ -9,9 +9,9 @@ HEADAWARE_NAMESPACE_BEGIN
 /// @brief Keeps the first `sink` and the last `window` tokens, and of those between them the `scored` of the highest
 /// scores; everything while there are no more.
 ///
-/// Scores belong to tokens, not to policies: caches that decode (`cache/scored_append.hpp`) take them with the tokens.
-/// Where none are at hand (sizes, masks, `compress`) the policy keeps as many tokens, the newest ones: `keeps` is that
-/// of `SinkWindow{sink, window + scored}`. Counts are right either way.
+/// Scores belong to tokens, not to policies: caches that decode (`cache/scored_append.hpp`, `cache/paged_scored.hpp`)
+/// take them with the tokens. Where none are at hand (sizes, masks, `compress`) the policy keeps as many tokens, the
+/// newest ones: `keeps` is that of `SinkWindow{sink, window + scored}`. Counts are right either way.
 /// @par Source  Zhang et al., H2O, arXiv:2306.14048 (tokens of high scores beside the newest); Xiao et al.,
 ///              StreamingLLM, arXiv:2309.17453 (sinks)
 struct SinkWindowScored {

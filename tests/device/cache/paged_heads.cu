@@ -1,6 +1,7 @@
 // Pages of single heads on the device: long random walks, joined pools, graphs, and what calls refuse.
 
 #include "support/device_cache.cuh"
+#include "support/device_pages.cuh"
 #include "support/device_tokens.cuh"
 #include "support/paged_walk.hpp"
 
@@ -14,35 +15,6 @@ namespace ha = headaware;
 using namespace headaware_test;
 
 namespace {
-
-/// A step's arrays on the device.
-struct DeviceStep {
-  DeviceVector<std::int32_t> lengths;
-  DeviceVector<std::int32_t> high_water;
-  DeviceVector<std::int32_t> counts;
-  DeviceVector<ha::PageCopy> copies;
-  DeviceVector<std::int32_t> status{std::vector<std::int32_t>{0}};
-  ha::DevicePageStep view;
-
-  explicit DeviceStep(ha::PageStep const& step)
-      : lengths(step.lengths), high_water(step.high_water), counts(step.counts), copies(step.copies) {
-    view = {
-        lengths.data(), high_water.data(), counts.data(),  copies.data(), static_cast<std::int32_t>(step.copies.size()),
-        step.max_count, status.data(),     step.generation};
-  }
-};
-
-/// Tables on the device, as they are now.
-struct DeviceTables {
-  DeviceVector<std::byte> heads;
-  DeviceVector<std::int32_t> table;
-  ha::PagedHeadsView view;
-
-  explicit DeviceTables(ha::PagedHeads const& pages)
-      : heads(std::vector<std::byte>(pages.head_bytes().begin(), pages.head_bytes().end())),
-        table(std::vector<std::int32_t>(pages.table().begin(), pages.table().end())),
-        view(pages.view_at(heads.data(), table.data())) {}
-};
 
 /// @param page_sizes  of both layers, or of one layer each
 template <class T>

@@ -11,7 +11,6 @@
 #include <headaware/cache/compact.hpp>
 #include <headaware/cache/packed_info.hpp>
 #include <headaware/cache/packed_scored.hpp>
-#include <headaware/cache/paged_heads.hpp>
 #include <headaware/compressor.hpp>
 
 #include <algorithm>
@@ -108,8 +107,6 @@ TEST_CASE("scored tokens need scores, and caches that take them", "[cache]") {
   check_error<Error>([&] { (void)ha::ScoredView::of_chunk(slots.view(), scores.view(), 1, &one, 1); },
                      {"layer", "", "1", "ScoredView"});
 
-  check_error<Error>([&] { ha::PagedHeads(table, {.num_sequences = 1, .page_size = 4, .num_pages = 9}); },
-                     {"policy", "take a rolling cache", "sink_window_scored", "PagedHeads"});
   ha::UniformTable const wide(ha::SinkWindowScored{.sink = 4, .window = ha::all_tokens - 9, .scored = 6}, 1, 1);
   check_error<Error>([&] { ha::RollingSlots(wide, 1, {}); }, {"slots of a head", "below 2^31", "4 + ", "layer 0"});
 }

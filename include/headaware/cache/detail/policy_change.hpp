@@ -8,7 +8,9 @@
 #include <headaware/layer_heads.hpp>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <span>
 
 HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
@@ -34,6 +36,18 @@ inline std::int64_t high_water_serving(PagedHead const& before, PagedHead const&
   if (std::min<std::int64_t>(pages, now.sink_pages) > sinks && begin > 0) return std::int64_t{all_tokens} + 1;
   if (now.ring_pages == 0 || now.sink_pages >= begin) return 0;
   return now.rule.high_water_holding(begin * now.page_size.value(), slack);
+}
+
+/// Least high-water mark at which the pages that a sequence holds serve other heads: at most `length + slack` if they
+/// do. @param before, now  of all layers
+inline std::int64_t high_water_with(std::span<PagedHead const> before, std::span<PagedHead const> now,
+                                    std::int64_t length, std::int64_t high_water, std::int32_t slack) {
+  std::int64_t result = length;
+  for (std::size_t i = 0; i < before.size(); ++i) {
+    std::int64_t const window = before[i].first_held(high_water, slack);
+    result = std::max(result, high_water_serving(before[i], now[i], window, before[i].pages(length), slack));
+  }
+  return result;
 }
 
 }  // namespace detail

@@ -184,6 +184,20 @@ __device__ bool is_for_copy(Parameters const& p, Copy const& copy) {
   return false;
 }
 
+/// Copies a shared page's first tokens, by a block.
+template <class Parameters, class Cache>
+__device__ void copy_page(Parameters const& p, AppendTables const& tables, Cache const& cache, PageCopy const& copy) {
+  auto const move = [&](auto const& plane, void* tensor) {
+    std::int64_t const channels = of_layer(plane.rows, copy.layer - p.first_layer).channels;
+    if (channels == 0) return;
+    auto const place = [&](std::int32_t page) { return cache.page_offset(page, channels) * plane.element_bytes; };
+    copy_bytes(static_cast<char*>(tensor), place(copy.from), place(copy.to),
+               std::int64_t{copy.tokens} * channels * plane.element_bytes, plane.vector_bytes);
+  };
+  move(p.keys, tables.planes[0].kept[copy.layer - p.first_layer]);
+  move(p.values, tables.planes[1].kept[copy.layer - p.first_layer]);
+}
+
 /// Each block writes some rows of keys and values. The last block to have read the lengths advances them.
 template <class Parameters>
 HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
@@ -194,18 +208,7 @@ HEADAWARE_KERNEL void __launch_bounds__(block_threads, min_blocks)
   sign_counters(p.counters);
   std::int64_t const segments = appended_segments(p);
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
-  bool const copies = is_for_copy(p, [&](auto const& cache, PageCopy const& copy) {
-    auto const move = [&](auto const& plane, void* tensor) {
-      std::int64_t const channels = of_layer(plane.rows, copy.layer - p.first_layer).channels;
-      if (channels == 0) return;
-      auto const place = [&](std::int32_t page) { return cache.page_offset(page, channels) * plane.element_bytes; };
-      copy_bytes(static_cast<char*>(tensor), place(copy.from), place(copy.to),
-                 std::int64_t{copy.tokens} * channels * plane.element_bytes, plane.vector_bytes);
-    };
-    move(p.keys, tables.planes[0].kept[copy.layer - p.first_layer]);
-    move(p.values, tables.planes[1].kept[copy.layer - p.first_layer]);
-  });
-  if (copies) return;
+  if (is_for_copy(p, [&](auto const& cache, PageCopy const& copy) { copy_page(p, tables, cache, copy); })) return;
   if (thread < p.rows_per_block) {
     rows[thread] = append_row(p, tables, std::int64_t{blockIdx.x} * p.rows_per_block + thread, segments);
   }

@@ -50,6 +50,17 @@ struct PackedAppendRow {
   std::int32_t layer;  ///< of the new tokens
 };
 
+/// Copies a shared page's first tokens, by a block.
+template <class Parameters, class Cache>
+__device__ void copy_packed_page(Parameters const& p, Cache const& cache, PageCopy const& copy) {
+  constexpr std::int64_t unit_bytes = sizeof(RowUnit);
+  std::int64_t const first_segment = cache.layer_heads().first(copy.layer) * p.counters.num_sequences;
+  std::int64_t const row_bytes = p.segments[first_segment + copy.kv_head].units * unit_bytes;
+  std::int64_t const page_bytes = cache.page_stride * unit_bytes;
+  copy_bytes(reinterpret_cast<char*>(p.kept[copy.layer - p.first_layer]), copy.from * page_bytes, copy.to * page_bytes,
+             copy.tokens * row_bytes, unit_bytes);
+}
+
 /// Each block encodes some rows: a thread has a block of channels at a time, as in packing. The last block to have read
 /// the lengths advances them.
 template <class Parameters>
@@ -59,15 +70,7 @@ HEADAWARE_KERNEL void __launch_bounds__(pack_threads) packed_append_kernel(Param
   sign_counters(p.counters);
   std::int64_t const segments = appended_segments(p);
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
-  bool const copies = is_for_copy(p, [&](auto const& cache, PageCopy const& copy) {
-    constexpr std::int64_t unit_bytes = sizeof(RowUnit);
-    std::int64_t const first_segment = cache.layer_heads().first(copy.layer) * p.counters.num_sequences;
-    std::int64_t const row_bytes = p.segments[first_segment + copy.kv_head].units * unit_bytes;
-    std::int64_t const page_bytes = cache.page_stride * unit_bytes;
-    copy_bytes(reinterpret_cast<char*>(p.kept[copy.layer - p.first_layer]), copy.from * page_bytes,
-               copy.to * page_bytes, copy.tokens * row_bytes, unit_bytes);
-  });
-  if (copies) return;
+  if (is_for_copy(p, [&](auto const& cache, PageCopy const& copy) { copy_packed_page(p, cache, copy); })) return;
   if (thread < p.rows_per_block) {
     PackedAppendRow<Registry>& row = rows[thread].get();
     row.words = nullptr;

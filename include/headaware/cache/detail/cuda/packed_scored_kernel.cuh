@@ -22,8 +22,8 @@ struct PackedScoredParameters : Append {
 };
 
 /// Writes rows of a head. A thread has a block of channels of a new token at a time, or a unit of a row that moves.
-template <class Parameters>
-__device__ void write_packed_rows(Parameters const& p, Segment const& at, HeadRows const& of) {
+template <class Parameters, class Head>
+__device__ void write_packed_rows(Parameters const& p, Segment const& at, HeadRows<Head> const& of) {
   using Registry = typename Parameters::Registry;
   PackedSegment<Registry> const& packed = p.segments[at.index];
   BasicHeadFormats<Registry> const& formats = packed.formats;
@@ -33,12 +33,12 @@ __device__ void write_packed_rows(Parameters const& p, Segment const& at, HeadRo
   std::int32_t const blocks = key_blocks + blocks_of(formats.value, p.channels.value_dim);
   std::int32_t const per_row = max(blocks, packed.units);
   for (auto i = static_cast<std::int32_t>(threadIdx.x); i < of.count() * per_row; i += scored_threads) {
-    RowMove const move = of(i / per_row);
+    RowMove const move = of(i / per_row, packed.units);
     std::int32_t const index = i % per_row;
-    RowUnit* const to = rows + move.to * packed.units;
+    RowUnit* const to = rows + move.to;
     if (move.token < 0) {
       if (index < packed.units) {
-        reinterpret_cast<uint4*>(to)[index] = reinterpret_cast<uint4 const*>(rows + move.from * packed.units)[index];
+        reinterpret_cast<uint4*>(to)[index] = reinterpret_cast<uint4 const*>(rows + move.from)[index];
       }
       continue;
     }
@@ -58,14 +58,15 @@ __device__ void write_packed_rows(Parameters const& p, Segment const& at, HeadRo
   }
 }
 
-/// Grid: x heads of sequences of the appended layers.
+/// Grid: x heads of sequences of the appended layers, then copies on write.
 template <class Parameters>
 HEADAWARE_KERNEL void __launch_bounds__(scored_threads) packed_scored_kernel(Parameters const __grid_constant__ p) {
-  __shared__ SharedStorage<ScoredPlace> place;
+  __shared__ SharedStorage<ScoredPlaceOf<Parameters>> place;
   sign_counters(p.counters);
+  if (is_for_copy(p, [&](auto const& cache, PageCopy const& copy) { copy_packed_page(p, cache, copy); })) return;
   append_to_head(
       p, place.get(), [](std::int32_t) {},
-      [&](Segment const& at, HeadRows const& rows) { write_packed_rows(p, at, rows); });
+      [&](Segment const& at, auto const& rows) { write_packed_rows(p, at, rows); });
   advance_counters(p.counters);
 }
 

@@ -2,7 +2,7 @@
 
 // New tokens of heads with scored slots, with their scores: a block a head of a sequence. Its first warp finds which
 // tokens stay; then all threads write the rows of scored slots, from the ring or from the new tokens, and after them
-// the new tokens' own, which may overwrite the ring's.
+// the new tokens' own, which may overwrite the ring's. Pages of scored slots that were shared are copied before.
 
 #include <headaware/cache/detail/cuda/append_kernel.cuh>
 #include <headaware/cache/detail/scored_slots.hpp>
@@ -51,54 +51,70 @@ struct ScoredInputs {
 
 /// One row to write: that of a new token, or a copy of another row of the cache.
 struct RowMove {
-  std::int64_t to;     ///< row of the layer
+  std::int64_t to;     ///< where it begins in the layer's rows
   std::int64_t from;   ///< likewise
   std::int32_t token;  ///< of the new ones; -1: a copy
 };
 
 /// The head of a sequence that a block appends to, and what it writes. In shared memory: one thread reads the tables.
+/// @tparam Head  as `RollingScoredHead`
+template <class Head>
 struct ScoredPlace {
   Segment at;
-  RollingHead head;
+  Head of_cache;
   HeadScores of;
   float const* scores;
   std::int64_t length;
   std::int64_t count;  ///< 0: nothing to do
   std::int64_t high_water;
-  RollingRows held;      ///< of all that sinks and ring hold after the append
-  std::int64_t first;    ///< of these, the first new one
+  std::int64_t first;    ///< of the rows held after the append, the first new one
+  std::int32_t moved;    ///< slots, from the first on, that lay in pages which others share
   std::int32_t entered;  ///< tokens, of which later ones may have replaced earlier ones
   std::int32_t listed;   ///< scored slots whose rows are to be written
   std::int32_t slots[scored_threads];
   std::int32_t tokens[scored_threads];
 };
 
-/// Rows of a head that are written together: of listed slots, or of new tokens.
+enum class RowKind : std::uint8_t {
+  moved,    ///< of slots whose pages were shared
+  entered,  ///< of listed slots
+  own,      ///< of new tokens, in sinks and ring
+};
+
+/// Rows of a head that are written together.
+template <class Head>
 struct HeadRows {
-  ScoredPlace const& place;
-  bool of_slots;
+  ScoredPlace<Head> const& place;
+  RowKind kind;
 
   [[nodiscard]] __device__ std::int32_t count() const {
-    return of_slots ? place.listed : static_cast<std::int32_t>(place.held.rows() - place.first);
+    if (kind == RowKind::moved) return place.moved;
+    return kind == RowKind::entered ? place.listed
+                                    : static_cast<std::int32_t>(place.of_cache.held.rows() - place.first);
   }
-  [[nodiscard]] __device__ RowMove operator()(std::int32_t i) const {
-    if (!of_slots) {
+  /// @param channels  elements of a row
+  [[nodiscard]] __device__ RowMove operator()(std::int32_t i, std::int64_t channels) const {
+    Head const& head = place.of_cache;
+    if (kind == RowKind::own) {
       std::int64_t const row = place.first + i;
-      return {place.held.offset(row, 1), 0, static_cast<std::int32_t>(place.held.position(row) - place.length)};
+      return {head.held.offset(row, channels), 0, static_cast<std::int32_t>(head.held.position(row) - place.length)};
     }
-    RollingHead const& head = place.head;
+    if constexpr (Head::in_pages) {
+      if (kind == RowKind::moved) return {head.slot_offset(i, channels), head.moved_offset(i, channels), -1};
+    }
     std::int64_t const token = place.tokens[i];
-    std::int64_t const to = head.row(place.at.sequence, head.ring_end() + place.slots[i]);
+    std::int64_t const to = head.slot_offset(place.slots[i], channels);
     if (token >= place.length) return {to, 0, static_cast<std::int32_t>(token - place.length)};
-    return {to, head.row(place.at.sequence, head.slot_of(token)), -1};
+    return {to, head.token_offset(token, channels), -1};
   }
 };
 
 /// Finds the block's head. By one thread
-template <class Parameters>
-__device__ void find_place(Parameters const& p, ScoredPlace& place) {
+template <class Parameters, class Head>
+__device__ void find_place(Parameters const& p, ScoredPlace<Head>& place) {
   place.count = 0;
   place.entered = 0;
+  place.moved = 0;
   if (std::int64_t{blockIdx.x} >= appended_segments(p)) return;
   LayerHeads const heads = p.cache.layer_heads();
   place.at =
@@ -111,20 +127,22 @@ __device__ void find_place(Parameters const& p, ScoredPlace& place) {
   }
   place.count = count;
   place.high_water = p.counters.high_water[place.at.sequence];
-  place.head = p.cache.slots.head(place.at);
-  place.held =
-      RollingRows::of(place.head, place.at.sequence, place.head.held(place.length + count, place.length + count));
-  place.first = place.held.tokens.kept_before(place.length);
-  if (place.head.scored == 0) return;
-  place.of = p.inputs.records.of(place.head, heads.first(place.at.layer) + place.at.kv_head, place.at.sequence);
+  place.of_cache = p.cache.scored_head(place.at, place.length, count, place.high_water);
+  place.first = place.of_cache.held.tokens.kept_before(place.length);
+  RollingHead const& head = place.of_cache.head;
+  if (head.scored == 0) return;
+  if constexpr (Head::in_pages) {
+    if (count > 0) place.moved = static_cast<std::int32_t>(place.of_cache.moved_slots(place.length));
+  }
+  place.of = p.inputs.records.of(head, heads.first(place.at.layer) + place.at.kv_head, place.at.sequence);
   place.scores = p.inputs.scores.of(place.at.layer - p.first_layer, place.at.sequence, place.at.kv_head);
 }
 
 /// @brief Appends to the block's head. By all threads
 /// @param find   (new tokens' layer) finds what else the block needs, by one thread
 /// @param write  (segment, rows) writes `HeadRows`, by all threads
-template <class Parameters, class Find, class Write>
-__device__ void append_to_head(Parameters const& p, ScoredPlace& place, Find const& find, Write const& write) {
+template <class Parameters, class Head, class Find, class Write>
+__device__ void append_to_head(Parameters const& p, ScoredPlace<Head>& place, Find const& find, Write const& write) {
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
   if (thread == 0) {
     find_place(p, place);
@@ -132,9 +150,9 @@ __device__ void append_to_head(Parameters const& p, ScoredPlace& place, Find con
   }
   __syncthreads();
   if (place.count == 0) return;
-  bool const scored = place.head.scored != 0;
-  ScoredAppend<WarpLanes> const append{{thread % warp_threads}, place.head,   place.of,
-                                       p.cache.slots.slack,     place.length, place.count,
+  bool const scored = place.of_cache.head.scored != 0;
+  ScoredAppend<WarpLanes> const append{{thread % warp_threads}, place.of_cache.head, place.of,
+                                       p.cache.slack(),         place.length,        place.count,
                                        place.high_water,        place.scores};
   if (scored && thread < warp_threads) {
     ScoredEntries const entries = append.run();
@@ -144,6 +162,9 @@ __device__ void append_to_head(Parameters const& p, ScoredPlace& place, Find con
       place.slots[0] = entries.slot;
       if (entries.count == 1) place.tokens[0] = append.of.slots[entries.slot].token;
     }
+  }
+  if constexpr (Head::in_pages) {
+    if (place.moved > 0) write(place.at, HeadRows<Head>{place, RowKind::moved});
   }
   __syncthreads();
   // Several slots are listed, as many at a time as there are threads; then come the new tokens' own rows.
@@ -162,13 +183,13 @@ __device__ void append_to_head(Parameters const& p, ScoredPlace& place, Find con
       }
       __syncthreads();
     }
-    write(place.at, HeadRows{place, round < rounds});
+    write(place.at, HeadRows<Head>{place, round < rounds ? RowKind::entered : RowKind::own});
     __syncthreads();
   }
 }
 
-template <class Keys, class Values>
-struct ScoredAppendParameters : AppendParameters<RollingAppend, Keys, Values> {
+template <class Cache, class Keys, class Values>
+struct ScoredAppendParameters : AppendParameters<Cache, Keys, Values> {
   ScoredInputs inputs;
 
   static __device__ void share(ScoredAppendParameters const& from, ScoredAppendParameters& to) {
@@ -183,45 +204,50 @@ struct ScoredTensor {
 };
 
 /// Writes one tensor's rows.
-template <class Rows>
+template <class Rows, class Head>
 __device__ void write_rows(AppendPlane<Rows> const& plane, std::int32_t layer, Segment const& at,
-                           ScoredTensor const& tensor, HeadRows const& rows) {
+                           ScoredTensor const& tensor, HeadRows<Head> const& rows) {
   auto const& of = of_layer(plane.rows, layer);
   if (of.channels == 0) return;
   std::int32_t const count = rows.count();
-  std::int64_t const row_bytes = std::int64_t{of.channels} * plane.element_bytes;
   with_vector(plane.vector_bytes, [&]<class Vector>() {
     std::int32_t const per_vector = static_cast<std::int32_t>(sizeof(Vector)) / plane.element_bytes;
     std::int32_t const per_row = of.channels / per_vector;
     for (auto i = static_cast<std::int32_t>(threadIdx.x); i < count * per_row; i += scored_threads) {
-      RowMove const move = rows(i / per_row);
+      RowMove const move = rows(i / per_row, of.channels);
       std::int32_t const vector = i % per_row;
-      char const* from = tensor.kept + move.from * row_bytes + vector * std::int64_t{sizeof(Vector)};
+      char const* from = tensor.kept + move.from * plane.element_bytes + vector * std::int64_t{sizeof(Vector)};
       if (move.token >= 0) {
         from = tensor.news +
                of.layout.offset(at.sequence, at.kv_head, move.token, vector * per_vector) * plane.element_bytes;
       }
-      reinterpret_cast<Vector*>(tensor.kept + move.to * row_bytes)[vector] = *reinterpret_cast<Vector const*>(from);
+      reinterpret_cast<Vector*>(tensor.kept + move.to * plane.element_bytes)[vector] =
+          *reinterpret_cast<Vector const*>(from);
     }
   });
 }
 
-/// Grid: x heads of sequences of the appended layers.
+/// The place of an append's blocks.
+template <class Parameters>
+using ScoredPlaceOf = ScoredPlace<typename decltype(Parameters::cache)::ScoredHead>;
+
+/// Grid: x heads of sequences of the appended layers, then copies on write.
 template <class Parameters>
 HEADAWARE_KERNEL void __launch_bounds__(scored_threads)
     scored_append_kernel(Parameters const __grid_constant__ parameters, AppendTables const __grid_constant__ tables) {
   __shared__ SharedStorage<Parameters> parameter_storage;
-  __shared__ SharedStorage<ScoredPlace> place;
+  __shared__ SharedStorage<ScoredPlaceOf<Parameters>> place;
   __shared__ ScoredTensor tensors[2];
   auto const& p = share_parameters(parameters, parameter_storage);
   sign_counters(p.counters);
+  if (is_for_copy(p, [&](auto const& cache, PageCopy const& copy) { copy_page(p, tables, cache, copy); })) return;
   auto const find_tensors = [&](std::int32_t layer) {
     for (std::int32_t i = 0; i < 2; ++i) {
       tensors[i] = {static_cast<char const*>(tables.planes[i].source[layer]),
                     static_cast<char*>(tables.planes[i].kept[layer])};
     }
   };
-  append_to_head(p, place.get(), find_tensors, [&](Segment const& at, HeadRows const& rows) {
+  append_to_head(p, place.get(), find_tensors, [&](Segment const& at, auto const& rows) {
     std::int32_t const layer = at.layer - p.first_layer;
     write_rows(p.keys, layer, at, tensors[0], rows);
     write_rows(p.values, layer, at, tensors[1], rows);
