@@ -8,7 +8,7 @@
 // over ragged rows that all queries see, and chunk_rolling, each token with its own window in a rolling cache.
 //
 // Two sequences × 8 KV heads × 128 channels of 2 bytes: every eighth head holds 4,096 rows, the others 512. The latent:
-// 16 sequences of as many rows.
+// 16 sequences of twice as many rows.
 
 #include "support/gpu.cuh"
 #ifdef HEADAWARE_HAS_FLASHINFER
@@ -151,7 +151,7 @@ int main(int argc, char** argv) {
   std::vector<std::int32_t> indptr{0};
   std::vector<std::int32_t> last_page_len;
   for (std::int32_t s = 0; s < sequences * num_kv_heads; ++s) {
-    std::int32_t const rows = s % num_kv_heads == 0 ? 4096 : 512;
+    std::int32_t const rows = (s % num_kv_heads == 0 ? 4096 : 512) * (latent ? 2 : 1);
     offsets.push_back(offsets.back() + rows);
     indptr.push_back(indptr.back() + rows / page_size);
     last_page_len.push_back(page_size);

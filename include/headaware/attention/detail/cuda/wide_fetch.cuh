@@ -85,7 +85,7 @@ class WideRing : public MmaTiles<P, Rows> {
   template <int Most>
   static __device__ void copy_row(std::uint32_t to, typename P::Element const* from, std::int32_t pieces) {
     if (pieces == Most) {
-      unrolled<Most>([&]<int I>() { copy_async<I * lanes * 16>(to, from + I * lanes * 8); });
+      unrolled<Most>([&]<int I>() { copy_async<I * lanes * 16, I * lanes * 16>(to, from); });
     } else {
       unrolled<Most>([&]<int I>() { copy_async_if<I * lanes * 16, I>(pieces, to, from); });
     }

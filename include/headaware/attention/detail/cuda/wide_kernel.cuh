@@ -52,8 +52,10 @@ __device__ void attend_wide_piece(P const& p, MmaShared<P::queries>& shared, Row
   WideTileSetup<P> const setup(p, memory);
   WideSoftmax<P> softmax(p, shared);
   MmaSums<P> sums;
-  std::int32_t const last = tiles - 1;
-  auto const rest = static_cast<std::int32_t>(held - std::int64_t{last} * tile_rows);
+  std::int32_t last = tiles - 1;
+  auto rest = static_cast<std::int32_t>(held - std::int64_t{last} * tile_rows);
+  hold(last);
+  hold(rest);
   std::uint32_t free = last_stage;
   for (std::uint32_t stage = 0; ring.wait(); ++tile) {
     __syncthreads();
@@ -61,7 +63,7 @@ __device__ void attend_wide_piece(P const& p, MmaShared<P::queries>& shared, Row
     score_wide_tile(setup, stage);
     __syncthreads();
     std::int32_t const count = tile == last ? rest : tile_rows;
-    bool const noted = weigh_wide_tile(p, setup, softmax, rows, ring_memory + stage, memory, count);
+    bool const noted = weigh_wide_tile(p, setup, softmax, rows, ring_memory + stage, count);
     bool const any_noted = __syncthreads_or(noted ? 1 : 0) != 0;
     add_wide_tile(sums, setup, stage, memory, any_noted, softmax.masked || count < tile_rows);
     free = stage;

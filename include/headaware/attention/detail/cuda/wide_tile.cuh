@@ -28,6 +28,8 @@ struct WideTileSetup {
   std::uint32_t weights;
   float2* scores;               ///< where the lane's partial scores belong
   float2 const* own_scores;     ///< of the warp's two queries and the lane's row
+  std::uint16_t* own_weights;   ///< where those belong
+  WideNote* own_note;           ///< of one of the two queries, by the first two lanes
   std::int32_t score_pitch;     ///< pairs
   std::int32_t group_pitch;     ///< of partial scores, pairs
   std::int32_t steps;           ///< of 16 channels that the warp multiplies
@@ -57,6 +59,8 @@ struct WideTileSetup {
     auto* const all = reinterpret_cast<float2*>(memory + P::score_offset);
     scores = all + (warp % groups * (P::queries / 2) + lane % 4) * score_pitch + first_row + lane / 4;
     own_scores = all + warp * score_pitch + lane;
+    own_weights = reinterpret_cast<std::uint16_t*>(memory + P::weight_offset + 2 * warp * P::weight_pitch) + lane;
+    own_note = reinterpret_cast<WideNote*>(memory + P::note_offset) + 2 * warp + lane;
     value_channels = static_cast<std::int32_t>(p.shape.output_dim()) - warp * P::channel_tiles * 16;
     group_pitch = P::queries / 2 * score_pitch;
     tile_rows = p.tile_rows;
@@ -75,7 +79,17 @@ struct WideTileSetup {
 template <class P>
 __device__ void score_wide_tile(WideTileSetup<P> const& setup, std::uint32_t stage) {
   float scores[P::query_tiles][4] = {};
-  score_keys<P, P::most_score_steps>(scores, setup.keys + stage, setup.queries, setup.steps);
+  std::uint32_t const keys = setup.keys + stage;
+  if (setup.steps == P::most_score_steps) {
+    constexpr int pairs = P::most_score_steps / 2;
+    float unused[4];
+    unrolled<pairs>([&]<int I>() { score_step<P, I * 64, true>(scores, unused, keys, setup.queries); });
+    if constexpr (P::most_score_steps % 2 != 0) {
+      score_step<P, pairs * 64, false>(scores, unused, keys, setup.queries);
+    }
+  } else {
+    score_keys<P, P::most_score_steps / 2>(scores, keys, setup.queries, setup.steps);
+  }
 #pragma unroll
   for (int n = 0; n < P::query_tiles; ++n) {
     float2* const to = setup.scores + n * 4 * setup.score_pitch;
@@ -132,14 +146,13 @@ struct WideSoftmax {
 };
 
 /// Turns the partial scores of a tile and the warp's two queries into weights.
-/// @param tile  shared, the tile in the ring; @param memory  the block's; @param count  rows that are there
+/// @param tile  shared, the tile in the ring; @param count  rows that are there
 /// @return whether some query has a note that says something (`WideNote`)
 template <class P, class Rows>
 __device__ bool weigh_wide_tile(P const& p, WideTileSetup<P> const& setup, WideSoftmax<P>& softmax, Rows const& rows,
-                                unsigned char const* tile, unsigned char* memory, std::int32_t count) {
+                                unsigned char const* tile, std::int32_t count) {
   using E = typename P::Element;
   auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
-  auto const first = static_cast<std::int32_t>(threadIdx.x) / warp_threads * 2;
   constexpr std::int32_t groups = P::score_groups(P::most_rows);
   bool const own = lane < setup.tile_rows;
   float logits[2] = {};
@@ -162,18 +175,20 @@ __device__ bool weigh_wide_tile(P const& p, WideTileSetup<P> const& setup, WideS
   each([&](int j) { logits[j] *= softmax.scales[j]; });
   if (softmax.inner != 0) each([&](int j) { logits[j] = tanhf(logits[j]) * softmax.outer; });
   each([&](int j) { logits[j] = __fmaf_rn(logits[j], 0.0F, logits[j]); });  // NaN where it is infinite
-  bool hidden[2] = {lane >= count, lane >= count};
+  bool const hiding = softmax.masked || count < warp_threads;
+  bool hidden[2] = {};
   std::uint32_t hidden_rows[2] = {};
-  if constexpr (has_positions<typename P::View>) {
-    if (softmax.masked) {
-      std::int64_t const at = TilePositions{tile + P::pitch - 16, P::pitch}.of(lane & (setup.tile_rows - 1));
-      each([&](int j) { hidden[j] = !own || !is_seen(rows, at, softmax.positions[j], p.window); });
+  if (hiding) {
+    hidden[0] = hidden[1] = lane >= count;
+    if constexpr (has_positions<typename P::View>) {
+      if (softmax.masked) {
+        std::int64_t const at = TilePositions{tile + P::pitch - 16, P::pitch}.of(lane & (setup.tile_rows - 1));
+        each([&](int j) { hidden[j] = !own || !is_seen(rows, at, softmax.positions[j], p.window); });
+      }
     }
-  }
-  if (softmax.masked || count < warp_threads) {
     each([&](int j) {
       hidden_rows[j] = __ballot_sync(~0U, own && hidden[j]);
-      if (hidden[j]) logits[j] = hidden_logit;
+      logits[j] = hidden[j] ? hidden_logit : logits[j];
     });
   }
   float factors[2] = {1, 1};
@@ -183,11 +198,10 @@ __device__ bool weigh_wide_tile(P const& p, WideTileSetup<P> const& setup, WideS
     softmax.move_origins(logits, factors);
     each([&](int j) { weights[j] = logits[j] - softmax.origins[j]; });
   }
-  each([&](int j) {
-    weights[j] = hidden[j] ? 0 : exp2_fast(weights[j]);
-    softmax.sums[j] += weights[j];
-  });
-  auto* const to = reinterpret_cast<std::uint16_t*>(memory + P::weight_offset + first * P::weight_pitch) + lane;
+  each([&](int j) { weights[j] = exp2_fast(weights[j]); });
+  if (hiding) each([&](int j) { weights[j] = hidden[j] ? 0 : weights[j]; });
+  each([&](int j) { softmax.sums[j] += weights[j]; });
+  std::uint16_t* const to = setup.own_weights;
 #pragma unroll
   for (int part = 0; part < P::weight_parts; ++part) {
     std::uint32_t const pair = pack_pair<E>(weights[0], weights[1]);
@@ -198,8 +212,7 @@ __device__ bool weigh_wide_tile(P const& p, WideTileSetup<P> const& setup, WideS
     weights[1] -= rounded.y;
   }
   if (lane < 2) {
-    reinterpret_cast<WideNote*>(memory + P::note_offset)[first + lane] = {lane == 0 ? factors[0] : factors[1],
-                                                                          lane == 0 ? hidden_rows[0] : hidden_rows[1]};
+    *setup.own_note = {lane == 0 ? factors[0] : factors[1], lane == 0 ? hidden_rows[0] : hidden_rows[1]};
   }
   return moves || (hidden_rows[0] | hidden_rows[1]) != 0;
 }
