@@ -1,14 +1,14 @@
 // One decoding step's attention over one layer, for counting what it asks of memory: run it under the CUDA emulator
 // with CUDA_EMU_REPORT=FILE (tests/device_code/attend_traffic.cmake does and checks the counts), or under a profiler
 // on a device. The argument chooses the case: ragged, paged (16 rows a page, in a scattered order), rolling (4 sinks,
-// and a ring that has wrapped and has some slack), latent (rows of 576 channels, of which 512 are the value, in pages)
-// or coded (ragged, each head in formats of its own), and the number of query heads per KV head. After paged, a third
-// one chooses FlashInfer's kernels for the same pages, where its headers were found (support/flashinfer_pages.cuh).
-// Two cases are prefill chunks of 128 tokens, after one of the two sequences: chunk, over ragged rows that all queries
-// see, and chunk_rolling, each token with its own window in a rolling cache.
+// and a ring that has wrapped and has some slack), wide (ragged, 512 channels), latent (rows of 576 channels, of which
+// 512 are the value, in pages) or coded (ragged, each head in formats of its own), and the number of query heads per KV
+// head. After paged, a third one chooses FlashInfer's kernels for the same pages, where its headers were found
+// (support/flashinfer_pages.cuh). Two cases are prefill chunks of 128 tokens, after one of the two sequences: chunk,
+// over ragged rows that all queries see, and chunk_rolling, each token with its own window in a rolling cache.
 //
 // Two sequences × 8 KV heads × 128 channels of 2 bytes: every eighth head holds 4,096 rows, the others 512. The latent:
-// 16 sequences of as many rows.
+// 16 sequences of twice as many rows.
 
 #include "support/gpu.cuh"
 #ifdef HEADAWARE_HAS_FLASHINFER
@@ -84,8 +84,9 @@ void attend_chunk(std::int32_t group, std::int64_t rows, View const& view, std::
 }
 
 template <class View>
-void attend(std::int32_t group, std::int64_t rows, View const& view, std::int64_t room) {
-  attend({sequences, num_kv_heads * group, num_kv_heads, 1, head_dim}, rows, room,
+void attend(std::int32_t group, std::int64_t rows, View const& view, std::int64_t room,
+            std::int64_t channels = head_dim) {
+  attend({sequences, num_kv_heads * group, num_kv_heads, 1, channels}, rows, room,
          [&](__half const* keys, __half const* values) {
            return ha::KeptCache{keys, values, view};
          });
@@ -143,13 +144,14 @@ int main(int argc, char** argv) {
   bool const chunk = argc > 1 && std::strncmp(argv[1], "chunk", 5) == 0;
   bool const rolling = argc > 1 && std::strstr(argv[1], "rolling") != nullptr;
   bool const latent = argc > 1 && std::strcmp(argv[1], "latent") == 0;
+  bool const wide = argc > 1 && std::strcmp(argv[1], "wide") == 0;
   bool const paged = argc > 1 && std::strcmp(argv[1], "paged") == 0;
   std::int32_t const group = argc > 2 ? std::atoi(argv[2]) : 4;
   std::vector<std::int32_t> offsets{0};
   std::vector<std::int32_t> indptr{0};
   std::vector<std::int32_t> last_page_len;
   for (std::int32_t s = 0; s < sequences * num_kv_heads; ++s) {
-    std::int32_t const rows = s % num_kv_heads == 0 ? 4096 : 512;
+    std::int32_t const rows = (s % num_kv_heads == 0 ? 4096 : 512) * (latent ? 2 : 1);
     offsets.push_back(offsets.back() + rows);
     indptr.push_back(indptr.back() + rows / page_size);
     last_page_len.push_back(page_size);
@@ -207,7 +209,9 @@ int main(int argc, char** argv) {
                    rows / sequences * chunk_tokens, {});
       return 0;
     }
-    attend(group, rows, ha::RaggedView{d_offsets.data(), num_kv_heads}, rows);
+    std::int64_t const channels = wide ? 4 * head_dim : head_dim;
+    row_bytes = channels * 2 * 2;
+    attend(group, rows, ha::RaggedView{d_offsets.data(), num_kv_heads}, rows, channels);
   }
   std::printf("held_bytes %lld\n", static_cast<long long>(rows * row_bytes));
 }

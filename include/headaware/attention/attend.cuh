@@ -66,18 +66,19 @@ namespace device {
 ///         device's multiprocessors. Graph-capturable, and a replay reads the lengths of its time. One `d_temp` serves
 ///         one call at a time.
 /// @par Cost  One launch. Each row held is loaded once for up to 16 query rows of its group (or 64): for decoding, once
-///            (more query rows, or more than 8 of rows of more than 128 channels: once per 16 or 8, from the L2 cache
-///            where it holds them; a latent's once per 32, by blocks that run side by side). Rows of 16 bits (that
-///            16-byte loads may read) and rows in the library's formats go through tensor cores from compute capability
-///            8.0 on, if their channels are a multiple of 16, up to 256: 1 to 8 query rows cost the same, and blocks
-///            have equal shares of all rows, whatever heads hold; more than 16 query rows (prefill chunks, drafts) of
-///            the rows' type over rows of 16 bits and up to 128 channels are 64 to a block, which loads a row once for
-///            all of them, and rows that none of them sees not at all. Products are summed in float there, of queries
-///            as they are (of 16 bits and turned as a head's keys are: rounded to half precision again); a weight is
-///            rounded as the output is, to 16 bits or not below 2^-22, of encoded rows times the scale of its channels.
-///            Encoded rows are loaded as they are and become operands in registers: formats of heads may differ in one
-///            launch. Long prefill chunks over encoded rows, latents or more channels, or of float queries over rows of
-///            16 bits, are better served by kernels with larger tiles of queries.
+///            (more query rows, or more than 8 of rows of 129 to 256 channels: once per 16 or 8, from the L2 cache
+///            where it holds them). Rows of 16 bits (that 16-byte loads may read) and rows in the library's formats go
+///            through tensor cores from compute capability 8.0 on, if their channels are a multiple of 16, up to 512,
+///            or 576 of a latent's keys (in formats up to 256): 1 to 8 query rows cost the same (of more than 256
+///            channels, and of latents: 1 to 16), a latent's values are taken from its keys, and blocks have equal
+///            shares of all rows, whatever heads hold; more than 16 query rows (prefill chunks, drafts) of the rows'
+///            type over rows of 16 bits and up to 128 channels are 64 to a block, which loads a row once for all of
+///            them, and rows that none of them sees not at all. Products are summed in float there, of queries as they
+///            are (of 16 bits and turned as a head's keys are: rounded to half precision again); a weight is rounded as
+///            the output is, to 16 bits or not below 2^-22, of encoded rows times the scale of its channels. Encoded
+///            rows are loaded as they are and become operands in registers: formats of heads may differ in one launch.
+///            Long prefill chunks over encoded rows, latents or more channels, or of float queries over rows of 16
+///            bits, are better served by kernels with larger tiles of queries.
 template <class Q, class QLayout, AttentionCache Cache, class O, class OLayout>
 cudaError_t attend(void* d_temp, std::size_t& temp_bytes, AttentionShape const& shape,
                    AttentionQueries<Q, QLayout> const& queries, Cache const& cache,

@@ -16,7 +16,7 @@ using namespace headaware_test;
 namespace {
 
 /// @param shift  elements by which the rows miss their alignment
-template <class O, class T, class Make>
+template <class O, class Q = float, class T, class Make>
 void check_device(HeldProblem<T> const& p, PlacedRows<T> const& placed, Make const& make, Attended const& expected,
                   std::size_t shift = 0) {
   DeviceUpload const upload;
@@ -26,7 +26,9 @@ void check_device(HeldProblem<T> const& p, PlacedRows<T> const& placed, Make con
   std::vector<T> rows = placed.keys;
   rows.insert(rows.begin(), shift, T{});
   DeviceVector<T> const d_rows(rows);
-  DeviceVector<float> const d_queries(p.queries);
+  std::vector<Q> queries;
+  for (float const x : p.queries) queries.push_back(ha::from_float<Q>(x));
+  DeviceVector<Q> const d_queries(queries);
   DeviceVector<O> const d_output(std::vector<O>(expected.output.size(), ha::from_float<O>(77)));
   DeviceVector<float> const d_lse(std::vector<float>(expected.lse.size(), 77));
   DeviceVector<std::int32_t> const d_status(std::vector<std::int32_t>{-7});
@@ -37,6 +39,14 @@ void check_device(HeldProblem<T> const& p, PlacedRows<T> const& placed, Make con
   REQUIRE(d_status.host()[0] == 0);
   check_attended(d_output.host(), d_lse.host(), expected);
 }
+
+struct Sizes {
+  std::int32_t heads;
+  std::int32_t tokens;
+  std::int32_t keys;
+  std::int32_t values;
+};
+constexpr Sizes masked_sizes[] = {{16, 1, 304, 256}, {2, 9, 112, 64}};
 
 }  // namespace
 
@@ -81,12 +91,34 @@ TEST_CASE("device attention: a latent of many splits and tiles of queries, and a
   HEADAWARE_REQUIRE_DEVICE();
   auto many = latent_problem<ha::float16>({2, 40, 1, 1, 24, 16}, {5000, 1025}, 6);
   many.sinks = std::vector<float>(40, 2.0F);
+  auto wide = latent_problem<ha::float16>({2, 40, 1, 1, 32, 16}, {5000, 1025}, 6);
   auto chunk = latent_problem<ha::float16>({2, 8, 1, 9, 40, 32}, {300, 700}, 11);
   chunk.first_positions = {0, 691};
-  for (auto const* const p : {&many, &chunk}) {
+  auto wide_chunk = latent_problem<ha::float16>({2, 8, 1, 9, 48, 32}, {300, 700}, 11);
+  wide_chunk.first_positions = {0, 691};
+  for (auto const* const p : {&many, &wide, &chunk, &wide_chunk}) {
     Attended const expected = naive_attention(*p);
     for_each_view(*p, true, [&](std::string const&, PlacedRows<ha::float16> const& placed, auto const& make) {
       if constexpr (makes<Ragged, decltype(make)>) check_device<float>(*p, placed, make, expected);
+    });
+  }
+}
+
+TEMPLATE_TEST_CASE("device attention: latents with masks, windows, learned sinks and a soft cap in every form",
+                   "[attention]", ha::float16, ha::bfloat16) {
+  HEADAWARE_REQUIRE_DEVICE();
+  for (auto const& [heads, tokens, keys, values] : masked_sizes) {
+    auto p = latent_problem<TestType>({3, heads, 1, tokens, keys, values}, {tokens + 8, 333, 90}, 13);
+    p.options.scale = 0.2F;
+    p.options.soft_cap = 3;
+    p.options.window = 70;
+    p.first_positions = std::vector<std::int32_t>{0, 333 - tokens, -5};  // some queries see nothing but their sinks
+    for (std::int32_t h = 0; h < heads; ++h) p.sinks.push_back(static_cast<float>(h % 4) - 1);
+    for (float& x : p.queries) x = ha::to_float(ha::from_float<TestType>(x));
+    Attended const expected = naive_attention(p);
+    for_each_view(p, true, [&](std::string const& name, PlacedRows<TestType> const& placed, auto const& make) {
+      INFO(name << ", " << heads << " heads");
+      check_device<TestType, TestType>(p, placed, make, expected);
     });
   }
 }

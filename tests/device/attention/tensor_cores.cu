@@ -1,4 +1,5 @@
-// Attention over rows of 16 bits on tensor cores: types, shapes, joins, what queries do not see.
+// Attention over rows of 16 bits on tensor cores: types, shapes, joins, what queries do not see; of up to 256 channels
+// and of more, which another kernel takes.
 
 #include "support/device_attention.cuh"
 
@@ -9,6 +10,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -70,8 +72,9 @@ struct Sizes {
   std::int64_t values;
   std::int32_t group;
 };
-constexpr Sizes some_sizes[] = {{128, 128, 1}, {128, 128, 8}, {64, 48, 3},  {80, 144, 12},
-                                {256, 256, 4}, {240, 16, 20}, {16, 256, 16}};
+constexpr Sizes some_sizes[] = {{128, 128, 1}, {128, 128, 8},  {64, 48, 3},   {80, 144, 12},
+                                {256, 256, 4}, {240, 16, 20},  {16, 256, 16}, {512, 512, 1},
+                                {512, 512, 4}, {288, 512, 40}, {512, 48, 16}};
 
 }  // namespace
 
@@ -86,7 +89,7 @@ TEMPLATE_TEST_CASE("tensor cores: types of queries, rows and output", "[attentio
     INFO(keys << " and " << values << " channels, group " << group);
     HeldProblem<E> p({2, 2 * group, 2, 1, keys, values}, {300, 5, 0, 17}, 6);
     check<typename TestType::Query, typename TestType::Output>(p);
-    if (keys != 64) continue;
+    if (keys != 64 && keys != 288) continue;
     p.options.soft_cap = 2;
     p.sinks.assign(at(2 * group), 0.5F);
     check<typename TestType::Query, typename TestType::Output>(p);
@@ -95,15 +98,18 @@ TEMPLATE_TEST_CASE("tensor cores: types of queries, rows and output", "[attentio
 
 TEST_CASE("tensor cores: one long head beside short ones, joined the same each time", "[attention]") {
   HEADAWARE_REQUIRE_DEVICE();
-  // Keys that differ much in weight, so that a part left out or weighed wrongly shows.
-  HeldProblem<ha::float16> p({2, 8, 2, 1, 16}, {64, 20000, 3, 64}, 61);
-  for (float& x : p.queries) x *= 3;
-  auto const first = attend_ragged<float, float>(p);
-  check_attended(first.output, first.lse, naive_attention(p));
-  for (std::int64_t const slack : {0, 1000000}) {
-    auto const again = attend_ragged<float, float>(p, slack);
-    CHECK(again.output == first.output);
-    CHECK(again.lse == first.lse);
+  for (auto const& [channels, rows, growth] : {std::tuple{16, 20000, 3.0F}, std::tuple{272, 9000, 0.75F}}) {
+    INFO(channels << " channels");
+    // Keys that differ much in weight, so that a part left out or weighed wrongly shows.
+    HeldProblem<ha::float16> p({2, 8, 2, 1, channels}, {64, rows, 3, 64}, 61);
+    for (float& x : p.queries) x *= growth;
+    auto const first = attend_ragged<float, float>(p);
+    check_attended(first.output, first.lse, naive_attention(p));
+    for (std::int64_t const slack : {0, 1000000}) {
+      auto const again = attend_ragged<float, float>(p, slack);
+      CHECK(again.output == first.output);
+      CHECK(again.lse == first.lse);
+    }
   }
 }
 
@@ -119,19 +125,24 @@ TEMPLATE_TEST_CASE("attention of more segments than a block has threads, on tens
 
 TEST_CASE("tensor cores: logits and queries of any size", "[attention]") {
   HEADAWARE_REQUIRE_DEVICE();
-  for (float const scale : {1e-6F, 1e6F}) {
-    HeldProblem<ha::float16> p({1, 2, 1, 1, 32}, {700}, 71);
+  for (auto const& [scale, channels] :
+       {std::pair{1e-6F, 32}, std::pair{1e6F, 32}, std::pair{1e-6F, 512}, std::pair{1e6F, 512}}) {
+    HeldProblem<ha::float16> p({1, 2, 1, 1, channels}, {700}, 71);
     for (float& x : p.queries) x *= scale;
     p.options.scale = 1 / scale;
     check<float, float>(p);
   }
   // Rising, and by far.
-  for (float const step : {0.5F, -0.5F, 40.0F}) {
-    HeldProblem<ha::float16> p({1, 1, 1, 1, 16}, {400}, 72);
-    std::fill(p.queries.begin(), p.queries.end(), 0.0F);
-    p.queries[3] = 4;
-    for (std::size_t i = 0; i < 400; ++i) p.segments[0].keys[i * 16 + 3] = ha::from_float<ha::float16>(step * float(i));
-    check<float, float>(p);
+  for (std::size_t const channels : {16, 304}) {
+    for (float const step : {0.5F, -0.5F, 40.0F}) {
+      HeldProblem<ha::float16> p({1, 1, 1, 1, static_cast<std::int64_t>(channels)}, {400}, 72);
+      std::fill(p.queries.begin(), p.queries.end(), 0.0F);
+      p.queries[3] = 4;
+      for (std::size_t i = 0; i < 400; ++i) {
+        p.segments[0].keys[i * channels + 3] = ha::from_float<ha::float16>(step * float(i));
+      }
+      check<float, float>(p);
+    }
   }
 }
 
@@ -139,16 +150,18 @@ TEST_CASE("tensor cores: a key that is no number shows in the output, a value wh
   HEADAWARE_REQUIRE_DEVICE();
   for (float const bad : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity(),
                           std::numeric_limits<float>::infinity()}) {
-    for (std::size_t const row : {70, 599}) {
-      HeldProblem<ha::float16> p({1, 4, 1, 1, 32}, {600}, 41);
-      p.segments[0].keys[row * 32 + 3] = ha::from_float<ha::float16>(bad);
+    for (auto const& [row, channels] :
+         {std::pair<std::size_t, std::size_t>{70, 32}, {599, 32}, {70, 288}, {599, 288}}) {
+      ha::AttentionShape const shape{1, 4, 1, 1, static_cast<std::int64_t>(channels)};
+      HeldProblem<ha::float16> p(shape, {600}, 41);
+      p.segments[0].keys[row * channels + 3] = ha::from_float<ha::float16>(bad);
       for (float const x : attend_ragged<float, float>(p).output) CHECK(std::isnan(x));
-      HeldProblem<ha::float16> q({1, 4, 1, 1, 32}, {600}, 41);
+      HeldProblem<ha::float16> q(shape, {600}, 41);
       auto const good = attend_ragged<float, float>(q).output;
-      q.segments[0].values[row * 32 + 3] = ha::from_float<ha::float16>(bad);
+      q.segments[0].values[row * channels + 3] = ha::from_float<ha::float16>(bad);
       auto const output = attend_ragged<float, float>(q).output;
       for (std::size_t i = 0; i < output.size(); ++i) {
-        if (i % 32 != 3) {
+        if (i % channels != 3) {
           CHECK(output[i] == good[i]);
         } else {
           CHECK(!std::isfinite(output[i]));
@@ -160,12 +173,14 @@ TEST_CASE("tensor cores: a key that is no number shows in the output, a value wh
 
 TEST_CASE("tensor cores: a chunk sees what came before each of its tokens", "[attention]") {
   HEADAWARE_REQUIRE_DEVICE();
-  for (auto const& [tokens, window] : {std::array{2, 0}, std::array{9, 0}, std::array{40, 0}, std::array{9, 1},
-                                       std::array{9, 3}, std::array{40, 100}, std::array{4, 1000}}) {
-    HeldProblem<ha::bfloat16> p({2, 4, 2, tokens, 32}, {tokens, tokens, 300, 700}, 11);
+  for (auto const& [tokens, window, channels] :
+       {std::array{2, 0, 32}, std::array{9, 0, 32}, std::array{40, 0, 32}, std::array{9, 1, 32}, std::array{9, 3, 32},
+        std::array{40, 100, 32}, std::array{4, 1000, 32}, std::array{9, 0, 272}, std::array{9, 3, 272},
+        std::array{40, 100, 272}}) {
+    HeldProblem<ha::bfloat16> p({2, 4, 2, tokens, channels}, {tokens, tokens, 300, 700}, 11);
     p.first_positions = {0, 700 - tokens};
     p.options.window = window;
-    INFO(tokens << " tokens, window " << window);
+    INFO(tokens << " tokens, window " << window << ", " << channels << " channels");
     check<float, float>(p);
     p.first_positions = {-5, 691};  // some queries see nothing but their sinks
     p.sinks = {1, -3, 2, 20};
@@ -176,24 +191,25 @@ TEST_CASE("tensor cores: a chunk sees what came before each of its tokens", "[at
 TEST_CASE("tensor cores: rows that a query does not see may hold anything", "[attention]") {
   HEADAWARE_REQUIRE_DEVICE();
   for (float const bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
-    for (std::int64_t const tokens : {1, 3, 20}) {
+    for (auto const& [tokens, channels] : {std::pair<std::size_t, std::size_t>{1, 16}, {3, 16}, {20, 16}, {20, 272}}) {
       std::size_t const bad_row = 71;
-      HeldProblem<ha::float16> p({1, 1, 1, tokens, 16}, {90}, 3);
+      HeldProblem<ha::float16> p({1, 1, 1, static_cast<std::int64_t>(tokens), static_cast<std::int64_t>(channels)},
+                                 {90}, 3);
       p.first_positions = {70};
       auto const good = attend_ragged<float, float>(p).output;
       for (bool const key : {true, false}) {
         auto& tensor = key ? p.segments[0].keys : p.segments[0].values;
-        auto const before = std::exchange(tensor[bad_row * 16 + 5], ha::from_float<ha::float16>(bad));
+        auto const before = std::exchange(tensor[bad_row * channels + 5], ha::from_float<ha::float16>(bad));
         auto const output = attend_ragged<float, float>(p).output;
-        tensor[bad_row * 16 + 5] = before;
-        for (std::size_t i = 0; i < at(tokens); ++i) {
+        tensor[bad_row * channels + 5] = before;
+        for (std::size_t i = 0; i < tokens; ++i) {
           INFO(bad << ", query at " << 70 + i << " of " << tokens);
           if (70 + i < bad_row) {
-            CHECK(output[i * 16 + 5] == good[i * 16 + 5]);
+            CHECK(output[i * channels + 5] == good[i * channels + 5]);
           } else {
-            CHECK(!std::isfinite(output[i * 16 + 5]));
+            CHECK(!std::isfinite(output[i * channels + 5]));
           }
-          if (!key) CHECK(output[i * 16 + 6] == good[i * 16 + 6]);
+          if (!key) CHECK(output[i * channels + 6] == good[i * channels + 6]);
         }
       }
     }

@@ -22,10 +22,11 @@ __device__ inline void copy_async(void* to, void const* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
                : "memory");
 }
-/// The same to a shared address, always valid.
-template <int Offset>
+/// The same to a shared address, always valid. @tparam From  bytes
+template <int Offset, int From = 0>
 __device__ void copy_async(std::uint32_t to, void const* from) {
-  asm volatile("cp.async.cg.shared.global [%0 + %2], [%1], 16;" ::"r"(to), "l"(from), "n"(Offset) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %3], 16;" ::"r"(to), "l"(from), "n"(Offset), "n"(From)
+               : "memory");
 }
 /// The same from an offset, too, if `count` is above `Least`.
 template <int Offset, int Least>

@@ -1,7 +1,7 @@
 #pragma once
 
-// Attention over the rows of one KV split, for decoding, on plain float units: rows of floats, latents, and what
-// `mma_kernel` does not take.
+// Attention over the rows of one KV split, for decoding, on plain float units: rows of floats, and what `mma_kernel`
+// and `wide_kernel` do not take.
 //
 // Tiles. A block has 128 threads, up to 16 query rows of one KV head (`Queries`), and one KV split at a time. Per step
 // it loads `AttendMemory::tile_rows` cache rows, up to 64; each row comes from memory once for all of the block's

@@ -8,6 +8,7 @@
 #include <headaware/attention/detail/cuda/attend_parameters.cuh>
 #include <headaware/attention/detail/cuda/attend_workspace.cuh>
 #include <headaware/attention/detail/cuda/mma_launch.cuh>
+#include <headaware/attention/detail/cuda/wide_parameters.cuh>
 #include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/config.hpp>
@@ -110,7 +111,8 @@ void attend_plain(void* d_temp, std::size_t& temp_bytes, AttentionShape const& s
   std::int64_t const rows = shape.query_rows();
   if constexpr (!is_latent<Cache>) {
     if (std::max(shape.head_dim, shape.output_dim()) <= max_narrow_channels) {
-      // Rows of 16 bits that are here are the exception (alignment, odd channels, old devices): one kernel for all.
+      // Rows of 16 bits that are here are the exception (alignment, odd channels, old devices): one kernel for all, and
+      // for wide ones.
       if constexpr (is_mma_element<typename CacheTypes<Cache>::Element>) {
         return launch.template operator()<8, narrow>();
       } else {
@@ -121,11 +123,15 @@ void attend_plain(void* d_temp, std::size_t& temp_bytes, AttentionShape const& s
       }
     }
   }
-  if (rows <= 8) return launch.template operator()<8, wide>();
-  if constexpr (is_latent<Cache>) {
-    if (rows > 16) return launch.template operator()<32, wide>();
+  if constexpr (is_mma_element<typename CacheTypes<Cache>::Element>) {
+    return launch.template operator()<16, wide>();
+  } else {
+    if (rows <= 8) return launch.template operator()<8, wide>();
+    if constexpr (is_latent<Cache>) {
+      if (rows > 16) return launch.template operator()<32, wide>();
+    }
+    return launch.template operator()<16, wide>();
   }
-  return launch.template operator()<16, wide>();
 }
 
 /// Attention over rows of elements: on tensor cores where elements, channels, addresses and device allow it.
@@ -137,12 +143,20 @@ void attend_elements(void* d_temp, std::size_t& temp_bytes, AttentionShape const
   auto const plain = [&](void* temp, std::size_t& bytes) {
     attend_plain(temp, bytes, shape, queries, cache, output, bounds, options, stream);
   };
-  if constexpr (!is_latent<Cache> && is_mma_element<typename CacheTypes<Cache>::Element>) {
-    if (mma_channels(shape)) {
-      bool const wide =
-          wide_rows(cache.keys, cache.view, shape.head_dim) && wide_rows(cache.values, cache.view, shape.output_dim());
-      return attend_by_either(d_temp, temp_bytes, wide, plain, [&](void* temp, std::size_t& bytes) {
-        return attend_mma(temp, bytes, shape, queries, cache, output, bounds, options, stream);
+  if constexpr (is_mma_element<typename CacheTypes<Cache>::Element>) {
+    bool aligned = wide_rows(cache.keys, cache.view, shape.head_dim);
+    if constexpr (!is_latent<Cache>) {
+      aligned = aligned && wide_rows(cache.values, cache.view, shape.output_dim());
+      if (mma_channels(shape)) {
+        return attend_by_either(d_temp, temp_bytes, aligned, plain, [&](void* temp, std::size_t& bytes) {
+          return attend_mma(temp, bytes, shape, queries, cache, output, bounds, options, stream);
+        });
+      }
+    }
+    if (wide_channels<Cache>(shape)) {
+      using P = WideParameters<Q, QLayout, Cache, O, OLayout>;
+      return attend_by_either(d_temp, temp_bytes, aligned, plain, [&](void* temp, std::size_t& bytes) {
+        return launch_mma<P>(temp, bytes, shape, queries, cache, output, bounds, options, stream);
       });
     }
   }

@@ -27,7 +27,8 @@ __device__ MmaMask mma_mask(P const& p, MmaJob const& job) {
   return mask;
 }
 
-/// The tiles of a segment's rows that a warp has copied, in groups, and those that it copies next.
+/// The tiles of a segment's rows that a warp has copied, in groups, and those that it copies next: every so many-th of
+/// the block's, or, of a block that works on each tile together, all.
 template <class P, class Rows>
 class MmaTiles {
  public:
@@ -40,14 +41,17 @@ class MmaTiles {
         window_(p.window),
         tile_(tile),
         end_(end),
-        warps_(P::chunk ? max_mma_warps : static_cast<std::int32_t>(blockDim.x) / warp_threads),
+        warps_(P::wide    ? 1
+               : P::chunk ? max_mma_warps
+                          : static_cast<std::int32_t>(blockDim.x) / warp_threads),
         stages_(stages) {
     auto const lane = static_cast<std::int32_t>(threadIdx.x) % warp_threads;
-    row_ = std::int64_t{tile} * mma_rows + lane % mma_rows;
+    if constexpr (P::wide) tile_rows_ = p.tile_rows;
+    row_ = std::int64_t{tile} * tile_rows_ + lane % tile_rows_;
     last_ = rows.rows() - 1;
     if constexpr (P::chunk) return;
     hold(stages_);
-    hold(warps_);
+    if constexpr (!P::wide) hold(warps_);
   }
 
   /// Waits for the oldest tile. @return false: there are no more
@@ -81,6 +85,7 @@ class MmaTiles {
   std::int32_t end_;
   std::int32_t warps_;
   std::int32_t stages_;
+  std::int32_t tile_rows_ = mma_rows;
   std::int64_t row_;   ///< the lane's; of the upper lanes the lower ones'
   std::int64_t last_;  ///< of the segment
   std::int64_t position_ = no_position;
@@ -88,7 +93,7 @@ class MmaTiles {
  private:
   __device__ void move_on() {
     tile_ += warps_;
-    row_ += warps_ * mma_rows;
+    row_ += warps_ * tile_rows_;
   }
   /// Moves on to the next tile of which the block's queries see a row, and finds its positions.
   __device__ bool find() {

@@ -185,6 +185,58 @@ __device__ OnlineSoftmax<float> sink_of(P const& p, MmaShared<P::queries> const&
   return OnlineSoftmax<float>::of_sink(global_pointer(p.sinks)[shared.heads[q]]);
 }
 
+/// Finds the softmax of a query over what warps have of it, and, with the job's first part, its learned sink, and the
+/// factors of the warps' sums. By one thread. @param states  of warps that have a part of the rows each
+template <class P>
+__device__ void join_states(P const& p, MmaShared<P::queries>& shared, MmaJob const& job, std::int32_t q,
+                            std::int32_t states) {
+  OnlineSoftmax<float> const sink = sink_of(p, shared, job, q);
+  auto const state = [&](std::int32_t w) {
+    float2 const both = shared.states[w][q];
+    return OnlineSoftmax<float>{both.x, both.y};
+  };
+  float max = sink.max;
+  for (std::int32_t w = 0; w < states; ++w) {
+    if (state(w).sum != 0) max = larger_or_nan(max, state(w).max);
+  }
+  float sum = sink.factor(max) * sink.sum;
+  for (std::int32_t w = 0; w < states; ++w) {
+    float const factor = state(w).factor(max);
+    shared.factors[w][q] = factor;
+    sum += factor * state(w).sum;
+  }
+  shared.whole[q] = {max, sum};
+}
+
+/// Writes a block's part of a job, or its result, and joins parts where it is the last. By all threads
+/// @param sum_of  (query, channel) to the sums of four channels; @param channels  of which there are sums
+template <class P, class SumOf>
+__device__ void finish_sums(P const& p, MmaShared<P::queries>& shared, MmaJob const& job, std::int64_t channels,
+                            SumOf const& sum_of) {
+  std::int64_t const place = job.parts.place(job.part);
+  for_output(channels, job, [&](std::int32_t q, std::int32_t channel) {
+    float4 const sum = sum_of(q, channel);
+    if (channel >= p.shape.output_dim()) return;
+    if (job.parts.count == 1) {
+      write_output(p, shared, job, q, channel, sum);
+    } else {
+      write_part(p, shared, place, q, channel, sum);
+    }
+  });
+  if (job.parts.count == 1) return;
+
+  join_as_last(p, job, [&](std::int64_t first, std::int32_t step, std::int32_t count, bool last) {
+    std::int64_t const into = job.parts.place(first);
+    join(p, shared, job, first, step, count, [&](std::int32_t q, std::int32_t channel, float4 const& sum) {
+      if (last) {
+        write_output(p, shared, job, q, channel, sum);
+      } else {
+        write_part(p, shared, into, q, channel, sum);
+      }
+    });
+  });
+}
+
 /// Adds up what the block's warps have, learned sinks with the job's first part, and writes it. By all threads
 /// @param own  the warp's ring, whose tiles are dead; @param rings  of all warps, `ring_bytes` apart
 template <class P, class Rows, class Sums>
@@ -205,51 +257,16 @@ __device__ void finish_piece(P const& p, MmaShared<P::queries>& shared, MmaJob c
   }
   store_sums(p, rows, sums, job.query_count, own);
   __syncthreads();
-  if (thread < job.query_count) {
-    OnlineSoftmax<float> const sink = sink_of(p, shared, job, thread);
-    auto const state = [&](std::int32_t w) {
-      float2 const both = shared.states[w][thread];
-      return OnlineSoftmax<float>{both.x, both.y};
-    };
-    float max = sink.max;
-    for (std::int32_t w = 0; w < warps; ++w) {
-      if (state(w).sum != 0) max = larger_or_nan(max, state(w).max);
-    }
-    float sum = sink.factor(max) * sink.sum;
-    for (std::int32_t w = 0; w < warps; ++w) {
-      float const factor = state(w).factor(max);
-      shared.factors[w][thread] = factor;
-      sum += factor * state(w).sum;
-    }
-    shared.whole[thread] = {max, sum};
-  }
+  if (thread < job.query_count) join_states(p, shared, job, thread, warps);
   __syncthreads();
-  std::int64_t const place = job.parts.place(job.part);
-  for_output(summed_channels(p, rows), job, [&](std::int32_t q, std::int32_t channel) {
+  finish_sums(p, shared, job, summed_channels(p, rows), [&](std::int32_t q, std::int32_t channel) {
     float4 sum{};
     for (std::int32_t w = 0; w < warps; ++w) {
       auto const* const from = reinterpret_cast<float const*>(rings + w * ring_bytes) + q * P::sum_pitch + channel;
       add_four(sum, shared.factors[w][q], *reinterpret_cast<float4 const*>(from));
     }
     turn_result(rows, sum);
-    if (channel >= p.shape.output_dim()) return;
-    if (job.parts.count == 1) {
-      write_output(p, shared, job, q, channel, sum);
-    } else {
-      write_part(p, shared, place, q, channel, sum);
-    }
-  });
-  if (job.parts.count == 1) return;
-
-  join_as_last(p, job, [&](std::int64_t first, std::int32_t step, std::int32_t count, bool last) {
-    std::int64_t const into = job.parts.place(first);
-    join(p, shared, job, first, step, count, [&](std::int32_t q, std::int32_t channel, float4 const& sum) {
-      if (last) {
-        write_output(p, shared, job, q, channel, sum);
-      } else {
-        write_part(p, shared, into, q, channel, sum);
-      }
-    });
+    return sum;
   });
 }
 

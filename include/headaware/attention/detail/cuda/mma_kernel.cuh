@@ -3,7 +3,8 @@
 // Attention over rows of 16-bit elements on tensor cores, for decoding: bound by memory, so that what counts is how few
 // instructions a row takes and how many rows are under way.
 //
-// Work. A job is up to 16 query rows of one KV head over all of its rows (of more, mostly: chunk_kernel). A block has
+// Work. A job is up to 16 query rows of one KV head over all of its rows (of more, mostly: chunk_kernel; of rows of
+// more than 256 channels, and of latents: wide_kernel). A block has
 // an equal stretch of the tiles of all jobs (`Stretches`, attend_work), so that none waits for a long head; where a
 // stretch ends inside a job, parts are joined (mma_join). A tile is 16 rows, and belongs to one warp, which takes every
 // fourth of the block's: it copies them into a ring of its own in shared memory, several ahead (mma_fetch), and never

@@ -8,6 +8,8 @@
 #include <headaware/attention/detail/cuda/chunk_parameters.cuh>
 #include <headaware/attention/detail/cuda/mma_kernel.cuh>
 #include <headaware/attention/detail/cuda/mma_parameters.cuh>
+#include <headaware/attention/detail/cuda/wide_kernel.cuh>
+#include <headaware/attention/detail/cuda/wide_parameters.cuh>
 #include <headaware/attention/detail/kv_split.hpp>
 #include <headaware/attention/kept_view.hpp>
 #include <headaware/config.hpp>
@@ -31,20 +33,24 @@ template <class P>
 auto mma_kernel_of() {
   if constexpr (P::chunk) {
     return chunk_kernel<P>;
+  } else if constexpr (P::wide) {
+    return wide_kernel<P>;
   } else {
     return mma_kernel<P>;
   }
 }
 
 struct MmaLaunch {
-  std::int32_t warps = 0;  ///< of a block; 0: the device, or the code for it, has none of the instructions
+  std::int32_t warps = 0;  ///< of a block; 0: the device, or the code for it, has none of the instructions, or no room
   std::int32_t stages = 0;
+  std::int32_t tile_rows = mma_rows;
   std::int32_t shared_bytes = 0;
   std::int64_t blocks = 0;  ///< that the device runs at once
   LaunchOrder order = LaunchOrder::after;
 
   /// For decoding two blocks on a multiprocessor if each has two tiles a warp then, else one, of fewer warps if need
-  /// be; as many tiles as there is room for. For chunks as many blocks as there is room for.
+  /// be; as many tiles as there is room for. For chunks as many blocks as there is room for. Of wide rows one block,
+  /// and large tiles where there is room for three.
   template <class P>
   static MmaLaunch of(bool overlap, char const* where) {
     static KernelLimitsByDevice kept;
@@ -59,6 +65,13 @@ struct MmaLaunch {
       launch.shared_bytes = P::shared_bytes;
       resident = chunk_blocks;
       while (resident > 1 && launch.shared_bytes > limits.bytes_of(resident)) --resident;
+    } else if constexpr (P::wide) {
+      launch.tile_rows = P::shared_bytes(P::most_rows, 3) <= room ? P::most_rows : P::least_rows;
+      launch.stages = P::most_stages + 1;
+      while (launch.stages > 2 && P::shared_bytes(launch.tile_rows, launch.stages) > room) --launch.stages;
+      launch.shared_bytes = P::shared_bytes(launch.tile_rows, launch.stages);
+      launch.warps = launch.shared_bytes <= room ? P::warps : 0;
+      if (launch.warps == 0) return launch;
     } else {
       if (P::shared_bytes(max_mma_warps, 2) <= limits.bytes_of(2)) {
         resident = 2;
@@ -117,9 +130,10 @@ bool launch_mma(void* d_temp, std::size_t& temp_bytes, AttentionShape const& sha
   bool const output_rows = rows_contiguous(output.layout, shape.output_dim()) &&
                            channel_run(output.layout) * static_cast<std::int64_t>(sizeof(O)) % 16 == 0 &&
                            reinterpret_cast<std::uintptr_t>(output.data) % 16 == 0;
-  P const parameters{{shape, queries, cache, output, options.first_positions, attention_window(options), options.sinks,
-                      logit_map(shape, options), kv, bounds, arrays, how.stages, wide_queries, wide_output,
-                      wide_queries && rows_contiguous(queries.layout, shape.head_dim), output_rows}};
+  P parameters{{shape, queries, cache, output, options.first_positions, attention_window(options), options.sinks,
+                logit_map(shape, options), kv, bounds, arrays, how.stages, wide_queries, wide_output,
+                wide_queries && rows_contiguous(queries.layout, shape.head_dim), output_rows}};
+  if constexpr (P::wide) parameters.tile_rows = how.tile_rows;
   launch(how.order, where, mma_kernel_of<P>(), static_cast<unsigned>(std::min(how.blocks, most_blocks)),
          how.warps * warp_threads, how.shared_bytes, stream, parameters);
   return true;

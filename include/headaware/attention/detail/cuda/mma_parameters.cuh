@@ -64,6 +64,8 @@ struct MmaArguments {
   using View = typename CacheTypes<Cache>::View;
   using Query = Q;
   using Output = O;
+  /// Whether all warps of a block work on the same tiles (`wide_kernel`), each on some channels.
+  static constexpr bool wide = false;
 
   AttentionShape shape;
   AttentionQueries<Q, QLayout> queries_in;
@@ -76,7 +78,7 @@ struct MmaArguments {
   KvSplit kv;
   AttentionBounds bounds;
   AttendArrays arrays;
-  std::int32_t stages;  ///< tiles of a warp in shared memory
+  std::int32_t stages;  ///< tiles of a warp in shared memory; of `wide_kernel`: of the block
   bool wide_queries;    ///< 16-byte loads; else element by element
   bool wide_output;     ///< four channels at a time
   bool query_rows;      ///< of chunks: rows' channels lie side by side, for 16-byte loads

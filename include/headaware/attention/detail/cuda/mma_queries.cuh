@@ -99,9 +99,9 @@ __device__ void find_query(P const& p, MmaShared<P::queries>& shared, MmaJob con
 }
 
 /// Divides a query by a power of two, so that its elements fit 16 bits. By all lanes
-/// @tparam Lanes  that have a query, 8 channels each
-template <int Lanes>
-__device__ float take_scale(float (&x)[8]) {
+/// @tparam Lanes  that have a query, `Channels` each
+template <int Lanes, int Channels>
+__device__ float take_scale(float (&x)[Channels]) {
   float largest = 0;
 #pragma unroll
   for (float const each : x) largest = fmaxf(largest, fabsf(each));
@@ -120,27 +120,41 @@ __device__ void take_mma_queries(P const& p, MmaShared<P::queries>& shared, Rows
                                  unsigned char* to) {
   using E = typename P::Element;
   constexpr bool scaled = std::is_same_v<E, float16> && !std::is_same_v<typename P::Query, float16>;
-  constexpr int lanes = P::row_lanes;
+  constexpr int lanes = P::row_lanes < warp_threads ? P::row_lanes : warp_threads;
+  constexpr int pieces = (P::row_lanes + lanes - 1) / lanes;  // of a lane, 8 channels each
   auto const thread = static_cast<std::int32_t>(threadIdx.x);
-  auto const column = thread % lanes;
+  auto const first = thread % lanes;
   for (std::int32_t q = thread / lanes; q < P::queries; q += static_cast<std::int32_t>(blockDim.x) / lanes) {
-    float x[8] = {};
-    find_query(p, shared, job, q, column, x);
+    float x[8 * pieces];
+#pragma unroll
+    for (int i = 0; i < pieces; ++i) {
+      float piece[8] = {};
+      find_query(p, shared, job, q, first + i * lanes, piece);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) x[8 * i + j] = piece[j];
+    }
     float scale = 1;
     if constexpr (scaled) scale = take_scale<lanes>(x);
-    if (column == 0) shared.scales[q] = scale * p.map.factor();
+    if (first == 0) shared.scales[q] = scale * p.map.factor();
 #pragma unroll
     for (int part = 0; part < P::query_parts; ++part) {
-      std::uint32_t words[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        words[i] = pack_pair<E>(x[2 * i], x[2 * i + 1]);
-        float2 const rounded = unpack_pair<E>(words[i]);
-        x[2 * i] -= rounded.x;
-        x[2 * i + 1] -= rounded.y;
+      for (int piece = 0; piece < pieces; ++piece) {
+        std::uint32_t words[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float& a = x[8 * piece + 2 * i];
+          float& b = x[8 * piece + 2 * i + 1];
+          words[i] = pack_pair<E>(a, b);
+          float2 const rounded = unpack_pair<E>(words[i]);
+          a -= rounded.x;
+          b -= rounded.y;
+        }
+        std::int32_t const column = first + piece * lanes;
+        if (P::row_lanes % lanes != 0 && column >= P::row_lanes) continue;
+        *reinterpret_cast<uint4*>(to + part * P::query_bytes + q * P::pitch + column * 16) = {words[0], words[1],
+                                                                                              words[2], words[3]};
       }
-      *reinterpret_cast<uint4*>(to + part * P::query_bytes + q * P::pitch + column * 16) = {words[0], words[1],
-                                                                                            words[2], words[3]};
     }
   }
 }

@@ -52,11 +52,12 @@ __device__ void score_step(float (&scores)[P::query_tiles][4], float (&odd)[4], 
 
 /// Adds keys · queries to the scores. @param keys, queries  shared addresses of the lane's rows
 /// @param steps  of 16 channels
-template <class P>
+/// @tparam Steps  the most of them
+template <class P, int Steps = P::channel_tiles>
 __device__ void score_keys(float (&scores)[P::query_tiles][4], std::uint32_t keys, std::uint32_t queries,
                            std::int32_t steps) {
   float odd[4] = {};
-  unrolled<P::channel_tiles / 4>([&]<int I>() {
+  unrolled<Steps / 4>([&]<int I>() {
     if (steps < 4 * I + 4) return;
     score_step<P, I * 128, true>(scores, odd, keys, queries);
     score_step<P, I * 128 + 64, true>(scores, odd, keys, queries);
