@@ -130,7 +130,7 @@ TEST_CASE("tensor cores: logits and queries of any size", "[attention]") {
     HeldProblem<ha::float16> p({1, 2, 1, 1, channels}, {700}, 71);
     for (float& x : p.queries) x *= scale;
     p.options.scale = 1 / scale;
-    check<float, float>(p);
+    check<float, float>(p, channels > 256 ? 4 : 1);  // 512 products are summed
   }
   // Rising, and by far.
   for (std::size_t const channels : {16, 304}) {
@@ -193,6 +193,8 @@ TEST_CASE("tensor cores: rows that a query does not see may hold anything", "[at
   for (float const bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
     for (auto const& [tokens, channels] : {std::pair<std::size_t, std::size_t>{1, 16}, {3, 16}, {20, 16}, {20, 272}}) {
       std::size_t const bad_row = 71;
+      // Float queries over wide rows are for plain units where shared memory is small: sums in another order.
+      float const most = channels > 256 ? 1e-6F : 0;
       HeldProblem<ha::float16> p({1, 1, 1, static_cast<std::int64_t>(tokens), static_cast<std::int64_t>(channels)},
                                  {90}, 3);
       p.first_positions = {70};
@@ -205,11 +207,11 @@ TEST_CASE("tensor cores: rows that a query does not see may hold anything", "[at
         for (std::size_t i = 0; i < tokens; ++i) {
           INFO(bad << ", query at " << 70 + i << " of " << tokens);
           if (70 + i < bad_row) {
-            CHECK(output[i * channels + 5] == good[i * channels + 5]);
+            CHECK(std::abs(output[i * channels + 5] - good[i * channels + 5]) <= most);
           } else {
             CHECK(!std::isfinite(output[i * channels + 5]));
           }
-          if (!key) CHECK(output[i * channels + 6] == good[i * channels + 6]);
+          if (!key) CHECK(std::abs(output[i * channels + 6] - good[i * channels + 6]) <= most);
         }
       }
     }
