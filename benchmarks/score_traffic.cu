@@ -74,8 +74,7 @@ void score_keys() {
       std::vector<__half>(static_cast<std::size_t>(layout.required_span_size()), __float2half(0.5F)));
   bench::DeviceArray<std::int32_t> const d_offsets(offsets);
   bench::DeviceArray<float> const scores(std::vector<float>(static_cast<std::size_t>(num_kv_heads * rows)));
-  ha::KeptCache const cache{keys.data(), static_cast<__half*>(nullptr),
-                            ha::RaggedView{d_offsets.data(), num_kv_heads}};
+  ha::KeptCache const cache{keys.data(), static_cast<__half*>(nullptr), ha::RaggedView{d_offsets.data(), num_kv_heads}};
   with_storage([&](void* temp, std::size_t& bytes) {
     BENCH_CHECK(ha::device::score_keys(temp, bytes, shape, ha::AttentionQueries{queries.data(), layout}, cache, {},
                                        ha::KeyScoreReduction::max, {scores.data(), rows}, nullptr));

@@ -112,7 +112,8 @@ class HeadCache {
   std::vector<T> new_values_;
 };
 
-// Attention over every form of cache takes long to compile: once, in head_cache.cpp, where the functions are that call it.
+// Attention over every form of cache takes long to compile: once, in head_cache.cpp, where the functions are that call
+// it.
 extern template class HeadCache<float>;
 extern template class HeadCache<headaware::float16>;
 

@@ -22,8 +22,8 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace device {
 
 /// @brief Appends new tokens of every sequence on the device into encoded slots and into the ring beside them: the bits
-/// of the CPU's `append` into both. Attention follows with two calls of `attend`, to `RingedCache::beside` and `of_ring`, and a
-/// merge.
+/// of the CPU's `append` into both. Attention follows with two calls of `attend`, to `RingedCache::beside` and
+/// `of_ring`, and a merge.
 ///
 /// The ring is written first and counts nothing; the append into the encoded slots after it counts the tokens once for
 /// both, if `options.advance` says so (set it to false in all but the last call of a step that goes layer by layer).

@@ -72,9 +72,8 @@ namespace device {
 /// @note   Deterministic: equal scores are told apart by the rule's words. Graph-capturable; a replay reads the scores,
 ///         lengths and budgets of its time.
 /// @par Cost  By budgets of heads one launch, a block per segment, which reads its scores four or five times; by one
-///            threshold six launches and two clearings, which read the scores up to ten times, and every block of them up to
-///            24 KiB of histograms, which the L2 cache holds. A radix selection:
-///            nothing is sorted
+///            threshold six launches and two clearings, which read the scores up to ten times, and every block of them
+///            up to 24 KiB of histograms, which the L2 cache holds. A radix selection: nothing is sorted
 template <class = void>
 cudaError_t select_tokens(void* d_temp, std::size_t& temp_bytes, SelectionShape const& shape,
                           SegmentScores const& scores, SelectionRule const& rule, SelectedTokens const& to,
