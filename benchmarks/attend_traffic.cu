@@ -4,8 +4,9 @@
 // and a ring that has wrapped and has some slack), wide (ragged, 512 channels), latent (rows of 576 channels, of which
 // 512 are the value, in pages) or coded (ragged, each head in formats of its own), and the number of query heads per KV
 // head. After paged, a third one chooses FlashInfer's kernels for the same pages, where its headers were found
-// (support/flashinfer_pages.cuh). Two cases are prefill chunks of 128 tokens, after one of the two sequences: chunk,
-// over ragged rows that all queries see, and chunk_rolling, each token with its own window in a rolling cache.
+// (support/flashinfer_pages.cuh). Two cases are prefill chunks of 128 tokens, or as many as the third argument says,
+// after one of the two sequences: chunk, over ragged rows that all queries see, and chunk_rolling, each token with its
+// own window in a rolling cache.
 //
 // Two sequences × 8 KV heads × 128 channels of 2 bytes: every eighth head holds 4,096 rows, the others 512. The latent:
 // 16 sequences of twice as many rows.
@@ -42,7 +43,6 @@ constexpr std::int32_t sequences = 2;
 constexpr std::int32_t num_kv_heads = 8;
 constexpr std::int64_t head_dim = 128;
 constexpr std::int32_t page_size = 16;
-constexpr std::int64_t chunk_tokens = 128;
 
 /// @param make_cache  of keys and values; @param rows  held; @param room  rows of the buffers
 template <class MakeCache>
@@ -72,8 +72,8 @@ void attend(ha::AttentionShape const& shape, std::int64_t rows, std::int64_t roo
 /// A chunk of one sequence. Prints how many pairs of a query row and a key there are, of which a query sees the key.
 /// @param seen  keys that all tokens of a KV head's chunk see together
 template <class View>
-void attend_chunk(std::int32_t group, std::int64_t rows, View const& view, std::int64_t room, std::int64_t seen,
-                  ha::AttentionOptions const& options) {
+void attend_chunk(std::int32_t group, std::int64_t chunk_tokens, std::int64_t rows, View const& view, std::int64_t room,
+                  std::int64_t seen, ha::AttentionOptions const& options) {
   attend(
       {1, num_kv_heads * group, num_kv_heads, chunk_tokens, head_dim}, rows, room,
       [&](__half const* keys, __half const* values) {
@@ -147,6 +147,7 @@ int main(int argc, char** argv) {
   bool const wide = argc > 1 && std::strcmp(argv[1], "wide") == 0;
   bool const paged = argc > 1 && std::strcmp(argv[1], "paged") == 0;
   std::int32_t const group = argc > 2 ? std::atoi(argv[2]) : 4;
+  std::int32_t const chunk_tokens = chunk && argc > 3 ? std::atoi(argv[3]) : 128;
   std::vector<std::int32_t> offsets{0};
   std::vector<std::int32_t> indptr{0};
   std::vector<std::int32_t> last_page_len;
@@ -190,14 +191,14 @@ int main(int argc, char** argv) {
     ha::PolicyTable table(1, num_kv_heads, ha::SinkWindow{.sink = 4, .window = 508});
     table.set(0, 0, ha::SinkWindow{.sink = 4, .window = 4092});
     std::int32_t const taking = chunk ? 1 : sequences;
-    ha::RollingSlots const slots(table, taking, {.slack = chunk ? std::int32_t{chunk_tokens} : 4});
+    ha::RollingSlots const slots(table, taking, {.slack = chunk ? chunk_tokens : 4});
     auto const* const heads = slots.bytes().data();
     bench::DeviceArray<std::byte> const d_heads(std::vector<std::byte>(heads, heads + slots.bytes().size()));
     bench::DeviceArray<std::int32_t> const d_lengths(std::vector<std::int32_t>(sequences, 10000));
     if (chunk) {
       bench::DeviceArray<std::int32_t> const d_first(std::vector<std::int32_t>(1, 10000 - chunk_tokens));
       auto const view = ha::RollingView::of_chunk(slots.view_at(d_heads.data()), 0, d_lengths.data(), chunk_tokens);
-      attend_chunk(group, slots.rows_total(), view, slots.rows_total(), rows / sequences * chunk_tokens,
+      attend_chunk(group, chunk_tokens, slots.rows_total(), view, slots.rows_total(), rows / sequences * chunk_tokens,
                    {.first_positions = d_first.data()});
       return 0;
     }
@@ -205,8 +206,8 @@ int main(int argc, char** argv) {
   } else {
     bench::DeviceArray<std::int32_t> const d_offsets(offsets);
     if (chunk) {
-      attend_chunk(group, rows / sequences, ha::RaggedView{d_offsets.data(), num_kv_heads}, rows / sequences,
-                   rows / sequences * chunk_tokens, {});
+      attend_chunk(group, chunk_tokens, rows / sequences, ha::RaggedView{d_offsets.data(), num_kv_heads},
+                   rows / sequences, rows / sequences * chunk_tokens, {});
       return 0;
     }
     std::int64_t const channels = wide ? 4 * head_dim : head_dim;

@@ -206,6 +206,7 @@ void plan(Options const& options, support::RowScorer const* scorer) {
   planning.guard.probe_weight = measuring.score_weight.value_or(measuring.probe_weights.front());
   planning.guard.plan = options.plan_options;
   planning.guard.scorer = scorer;
+  planning.guard.fixed_pairs = measuring.fixed_pairs;
   planning.guard.threads = options.run.threads;
   planning.formats = options.formats;
   if (auto const& pieces = measuring.pieces; !pieces.empty()) {

@@ -80,6 +80,7 @@ struct MeasuringOptions {
   std::vector<std::int32_t> pieces;  ///< of text, of the probe, held out of either; none: usual numbers
   std::vector<double> probe_weights{0.3};
   std::optional<double> score_weight;
+  std::int32_t fixed_pairs = 2;
 
   /// @param plan  option that all of them need
   void add_to(CLI::App& app, CLI::Option* plan) {
@@ -142,6 +143,12 @@ struct MeasuringOptions {
     app.add_option("--score_weight", score_weight,
                    "of what is lost of such a passage, beside what is lost of text, where plans are tried; default: "
                    "the first --probe_weight")
+        ->check(non_negative)
+        ->needs(plan);
+    app.add_option("--fixed_pairs", fixed_pairs,
+                   "of plans by bytes: so many pairs of formats are tried by themselves, in uniform windows and in a "
+                   "plan, those that are predicted to lose least")
+        ->capture_default_str()
         ->check(non_negative)
         ->needs(plan);
   }
