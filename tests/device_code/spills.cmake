@@ -1,5 +1,5 @@
 # Compiles the device code of SOURCE for all ARCHITECTURES and fails if any kernel spills registers on one of them.
-#   cmake -DNVCC=... -DSOURCE=... -DINCLUDE=... -DARCHITECTURES=80,90 -DOUTPUT=... [-DALLOWED=<bytes, a regular expression>] -P spills.cmake
+#   cmake -DNVCC=... -DSOURCE=... -DINCLUDE=... -DARCHITECTURES=80,90 -DOUTPUT=... [-DALLOWED=<bytes>] -P spills.cmake
 # What each kernel template takes on each architecture, of all its instances the most, goes to OUTPUT with .txt after it.
 string(REPLACE "," ";" architectures "${ARCHITECTURES}")
 # Making PTX takes most of the time: one for two architectures each.

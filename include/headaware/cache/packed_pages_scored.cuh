@@ -46,13 +46,9 @@ cudaError_t append(PagedHeadsView const& pages, DevicePageStep const& step, Toke
       detail::launch_checked(shape, pages, step, layers, source, cache, d_segments, stream);
       return;
     }
-    std::int64_t heads = 0;
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-      heads += cache.num_kv_heads(first_layer + static_cast<std::int32_t>(i));
-    }
     detail::launch_packed_scored(
         detail::DevicePagedAppend{{pages, cache.page_units}, step.d_copies}, detail::counters_of(pages, step), shape,
-        heads, layers, source, cache.channels.common(),
+        layers, source, cache.channels.common(),
         detail::segments_of(cache, static_cast<std::size_t>(first_layer), layers.size()), d_segments,
         [&](std::size_t) { return cache.rows; }, {records, scores}, step.num_copies, stream);
   });

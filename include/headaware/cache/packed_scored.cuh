@@ -24,15 +24,14 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// Launches an append of encoded rows with scores. @pre there are sequences
-/// @param heads     of the appended layers, or more
 /// @param channels, segments, d_segments, rows_of, num_copies  as `launch_packed_append`
 template <class Cache, class U, class Source, class Registry, class Rows>
 void launch_packed_scored(Cache const& cache, AppendCounters const& counters, AppendShape const& shape,
-                          std::int64_t heads, std::span<LayerKv<U> const> tokens, Source const& source,
-                          RowChannels const& channels, std::span<PackedSegment<Registry> const> segments,
-                          PackedSegment<Registry> const* d_segments, Rows const& rows_of, ScoredInputs const& inputs,
-                          std::int64_t num_copies, cudaStream_t stream) {
-  std::int64_t const blocks = scored_blocks(shape, heads, num_copies);
+                          std::span<LayerKv<U> const> tokens, Source const& source, RowChannels const& channels,
+                          std::span<PackedSegment<Registry> const> segments, PackedSegment<Registry> const* d_segments,
+                          Rows const& rows_of, ScoredInputs const& inputs, std::int64_t num_copies,
+                          cudaStream_t stream) {
+  std::int64_t const blocks = scored_blocks(std::ssize(segments), num_copies);
   AppendGrid const grid{shape.first_layer, static_cast<std::int32_t>(tokens.size()), 0, 0,
                         static_cast<std::int32_t>(blocks)};
   auto const base = packed_append_parameters<true>(grid, cache, counters, tokens, source, channels,
@@ -82,10 +81,8 @@ cudaError_t append(RollingSlotsView const& slots, RollingStateView const& state,
     }
     detail::require_high_water(state);
     auto const first = static_cast<std::size_t>(options.first_layer);
-    std::int64_t heads = 0;
-    for (std::size_t i = 0; i < layers.size(); ++i) heads += cache.capacities[first + i].num_kv_heads;
     detail::launch_packed_scored(
-        detail::RollingAppend{slots}, checked.counters, checked.shape, heads, layers, source, cache.channels.common(),
+        detail::RollingAppend{slots}, checked.counters, checked.shape, layers, source, cache.channels.common(),
         detail::segments_of(cache, first, layers.size()), d_segments,
         [&](std::size_t i) { return cache.layers[first + i]; }, {records, scores}, 0, stream);
   });

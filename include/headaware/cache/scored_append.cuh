@@ -23,9 +23,9 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 /// Blocks of an append with scores: one a head of a sequence of the appended layers.
-/// @param num_copies  blocks after them
-inline std::int64_t scored_blocks(AppendShape const& shape, std::int64_t heads, std::int64_t num_copies) {
-  std::int64_t const blocks = std::max<std::int64_t>(1, heads * shape.num_sequences);
+/// @param segments    of these layers @param num_copies  blocks after them
+inline std::int64_t scored_blocks(std::int64_t segments, std::int64_t num_copies) {
+  std::int64_t const blocks = std::max<std::int64_t>(1, segments);
   require(blocks + num_copies <= max_blocks, "blocks", max_blocks_text, blocks + num_copies, "append");
   return blocks;
 }
@@ -46,7 +46,7 @@ void launch_scored(Cache const& cache, AppendCounters const& counters, AppendSha
         ScoredAppendParameters<Cache, std::remove_cvref_t<decltype(keys)>, std::remove_cvref_t<decltype(values)>>;
     std::int64_t heads = 0;  // of the appended layers, or more
     for (std::size_t i = 0; i < tokens.size(); ++i) heads += buffers(i).num_kv_heads;
-    std::int64_t const blocks = scored_blocks(shape, heads, num_copies);
+    std::int64_t const blocks = scored_blocks(heads * shape.num_sequences, num_copies);
     AppendCounters own = counters;
     ready_ticket(own, blocks, "append", stream);
     AppendGrid const grid{shape.first_layer, static_cast<std::int32_t>(tokens.size()), 0, 0,

@@ -21,6 +21,8 @@ HEADAWARE_NAMESPACE_BEGIN
 namespace detail {
 
 inline constexpr std::int32_t scored_threads = 128;
+/// Blocks of a multiprocessor: without a number ptxas aims at more of them, and spills.
+inline constexpr std::int32_t min_scored_blocks = 4;
 
 /// A warp that looks at a head's slots together.
 struct WarpLanes {
@@ -233,7 +235,7 @@ using ScoredPlaceOf = ScoredPlace<typename decltype(Parameters::cache)::ScoredHe
 
 /// Grid: x heads of sequences of the appended layers, then copies on write.
 template <class Parameters>
-HEADAWARE_KERNEL void __launch_bounds__(scored_threads)
+HEADAWARE_KERNEL void __launch_bounds__(scored_threads, min_scored_blocks)
     scored_append_kernel(Parameters const __grid_constant__ parameters, AppendTables const __grid_constant__ tables) {
   __shared__ SharedStorage<Parameters> parameter_storage;
   __shared__ SharedStorage<ScoredPlaceOf<Parameters>> place;
