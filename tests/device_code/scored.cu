@@ -1,6 +1,7 @@
 // The kernels of caches with scored slots, instantiated for tests/device_code/spills.cmake.
 
-#include <headaware/attention/attend.cuh>
+#include "attention_kernels.cuh"
+
 #include <headaware/attention/scored_view.hpp>
 #include <headaware/cache/packed_scored.cuh>
 #include <headaware/cache/scored_append.cuh>
@@ -13,19 +14,6 @@
 #include <cstdint>
 #include <vector>
 
-namespace ha = headaware;
-
-template <class T, class Cache>
-cudaError_t instantiate(ha::AttentionShape const& shape, ha::AttentionQueries<T, ha::StridedLayout> const& queries,
-                        Cache const& cache, ha::AttentionOutput<T, ha::StridedLayout> const& output,
-                        cudaStream_t stream) {
-  std::size_t bytes = 0;
-  return ha::device::attend(nullptr, bytes, shape, queries, cache, output, {}, {}, stream);
-}
-
-#define HEADAWARE_INSTANTIATE(T, Cache)                                                                          \
-  template cudaError_t instantiate(ha::AttentionShape const&, ha::AttentionQueries<T, ha::StridedLayout> const&, \
-                                   Cache const&, ha::AttentionOutput<T, ha::StridedLayout> const&, cudaStream_t)
 using Packed = ha::PackedCache<ha::DefaultFormats, ha::ScoredView>;
 using Halves = ha::KeptCache<__half, ha::ScoredView>;
 using Floats = ha::KeptCache<float, ha::ScoredView>;

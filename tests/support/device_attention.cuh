@@ -7,6 +7,8 @@
 
 #include <headaware/attention/attend.cuh>
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <vector>
 
@@ -23,6 +25,18 @@ void run_attend(ha::AttentionShape const& shape, ha::AttentionQueries<Q, QLayout
   DeviceVector<std::byte> const temp(std::vector<std::byte>(bytes, std::byte{0xEE}));
   REQUIRE_CUDA(ha::device::attend(temp.data(), bytes, shape, queries, cache, output, bounds, options, stream));
   REQUIRE_CUDA(cudaStreamSynchronize(stream));
+}
+
+/// Checks that all are numbers, which differ by less than `most`.
+inline void check_near(std::vector<float> const& got, std::vector<float> const& expected, float most) {
+  float worst = 0;
+  bool numbers = true;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    numbers = numbers && std::isfinite(expected[i]) && std::isfinite(got[i]);
+    worst = std::max(worst, std::abs(got[i] - expected[i]));
+  }
+  CHECK(numbers);
+  CHECK(worst < most);
 }
 
 }  // namespace headaware_test

@@ -15,19 +15,43 @@
 
 namespace headaware_test {
 
-template <class T>
-struct DeviceScoredPages : ScoredPages<T> {
-  DeviceVector<T> d_pool;
+/// Pages with scored slots in device memory, too. @tparam Host  `ScoredPages`, or one like it
+template <class Host>
+struct OnDevice : Host {
+  DeviceVector<typename decltype(Host::pool)::value_type> d_pool;
   DeviceVector<std::byte> d_heads;
   DeviceVector<std::byte> d_scores;
 
-  DeviceScoredPages(std::int32_t page_size, std::int32_t slack, std::int64_t of_keys, std::int64_t of_values)
-      : ScoredPages<T>(page_size, slack, of_keys, of_values),
+  template <class... Arguments>
+  explicit OnDevice(Arguments... arguments)
+      : Host(arguments...),
         d_pool(this->pool),
         d_heads(std::vector<std::byte>(this->pages.head_bytes().begin(), this->pages.head_bytes().end())),
         d_scores(std::vector<std::byte>(this->scores.bytes().begin(), this->scores.bytes().end())) {}
 
   [[nodiscard]] ha::RollingScoresView d_records() const { return this->scores.view_at(d_scores.data()); }
+  void fork(std::int32_t from, std::int32_t to) {
+    ha::PagedHeads before = this->pages;
+    Host::fork(from, to);
+    before.release(to);
+    REQUIRE_CUDA(ha::device::fork(before, from, to, d_heads.data(), d_records(), nullptr));
+    CHECK(ScoredTables(before) == ScoredTables(this->pages));
+    check();
+  }
+  /// Records, scores and all of the pool must be the CPU's.
+  void check() const {
+    REQUIRE_CUDA(cudaDeviceSynchronize());
+    auto const bytes = d_scores.host();
+    CHECK(std::equal(bytes.begin(), bytes.end(), this->scores.bytes().begin()));
+    auto const got = d_pool.host();
+    CHECK(std::memcmp(got.data(), this->pool.data(), got.size() * sizeof(got[0])) == 0);
+  }
+};
+
+template <class T>
+struct DeviceScoredPages : OnDevice<ScoredPages<T>> {
+  using OnDevice<ScoredPages<T>>::OnDevice;
+
   void append(std::vector<std::int32_t> const& counts) {
     auto const news = ScoredPages<T>::append(counts);
     DeviceTables const tables(this->pages);
@@ -40,38 +64,22 @@ struct DeviceScoredPages : ScoredPages<T> {
     }
     DeviceVector<float> const d_of(news.scores);
     auto const of = ha::TokenScores::contiguous(d_of.data(), this->batch, this->heads, news.most);
-    auto const storage = this->storage(d_pool.data());
+    auto const storage = this->storage(this->d_pool.data());
     if (counts[0] % 2 == 0) {
-      REQUIRE_CUDA(
-          ha::device::append(tables.view, d_step.view, d_layers, news.layout, storage, d_records(), of, 0, nullptr));
+      REQUIRE_CUDA(ha::device::append(tables.view, d_step.view, d_layers, news.layout, storage, this->d_records(), of,
+                                      0, nullptr));
     } else {  // layer by layer
       for (std::int32_t layer = 0; layer < this->num_layers; ++layer) {
         std::vector<ha::LayerKv<T const>> const one{d_layers[at(layer)]};
         ha::TokenScores of_layer = of;
         of_layer.data += layer * of.layer_stride;
-        REQUIRE_CUDA(ha::device::append(tables.view, d_step.view, one, news.layout, storage, d_records(), of_layer,
-                                        layer, nullptr));
+        REQUIRE_CUDA(ha::device::append(tables.view, d_step.view, one, news.layout, storage, this->d_records(),
+                                        of_layer, layer, nullptr));
       }
     }
     REQUIRE_CUDA(cudaDeviceSynchronize());
     CHECK(d_step.status.host()[0] == 0);
-    check();
-  }
-  void fork(std::int32_t from, std::int32_t to) {
-    ha::PagedHeads before = this->pages;
-    ScoredPages<T>::fork(from, to);
-    before.release(to);
-    REQUIRE_CUDA(ha::device::fork(before, from, to, d_heads.data(), d_records(), nullptr));
-    CHECK(ScoredTables(before) == ScoredTables(this->pages));
-    check();
-  }
-  /// Records, scores and all of the pool must be the CPU's.
-  void check() const {
-    REQUIRE_CUDA(cudaDeviceSynchronize());
-    auto const bytes = d_scores.host();
-    CHECK(std::equal(bytes.begin(), bytes.end(), this->scores.bytes().begin()));
-    auto const got = d_pool.host();
-    CHECK(std::memcmp(got.data(), this->pool.data(), got.size() * sizeof(T)) == 0);
+    this->check();
   }
 };
 

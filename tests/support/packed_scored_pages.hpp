@@ -109,17 +109,14 @@ struct PackedScoredPages {
     for (std::int32_t b = 0; b < batch; ++b) {
       for (std::int32_t h = 0; h < heads; ++h) {
         ha::RollingHead const& head = pages.slots().head(0, h);
-        ha::PagedHead const& paged = pages.head(0, h);
         ha::PackedSegment<> const& packed = rolling.layer(0)[at(b * heads + h)];
         std::vector<std::int32_t> positions(at(head.slots()));
         ha::slot_positions(pages.slots().view(), scores.view(), 0, h, b, pages.length(b), positions);
         for (std::int64_t slot = 0; slot < head.slots(); ++slot) {
           if (positions[at(slot)] < 0) continue;
-          bool const scored = slot >= head.ring_end();
-          std::int64_t const place = scored ? slot - head.ring_end() : positions[at(slot)];
-          std::int64_t const index = paged.page_size.quotient(place);
-          std::int64_t const page = scored ? pages.scored_page(0, b, h, index) : pages.page(0, b, h, index);
-          auto const* const got = &pool[at(page * cache.page_units + paged.page_size.remainder(place) * packed.units)];
+          auto const place =
+              PagedPlace::of(pages, {.layer = 0, .sequence = b, .kv_head = h}, slot, positions[at(slot)]);
+          auto const* const got = &pool[at(place.page * cache.page_units + place.row * packed.units)];
           auto const* const expected = &rows[at(head.row(b, slot) * packed.units + packed.shift)];
           result.expect(std::memcmp(got, expected, at(packed.units) * sizeof(ha::RowUnit)), 0, "row of sequence ", b,
                         ", KV head ", h, ", slot ", slot);
@@ -134,9 +131,7 @@ struct PackedScoredPages {
     return {batch, heads * group, heads, tokens, dim, 0};
   }
   [[nodiscard]] std::vector<std::int32_t> first_positions(std::int64_t tokens) const {
-    std::vector<std::int32_t> result;
-    for (std::int32_t const length : state.lengths()) result.push_back(length - static_cast<std::int32_t>(tokens));
-    return result;
+    return first_query_positions(state, tokens);
   }
   /// Attention of the newest tokens over the pages, or over the rolling cache.
   [[nodiscard]] std::vector<float> attend(bool over_pages, std::int64_t tokens, std::int32_t group) {

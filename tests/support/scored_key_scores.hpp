@@ -9,10 +9,20 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 namespace headaware_test {
+
+/// The largest relative error of scores, but for the least ones, whose absolute error counts.
+inline double worst_error(std::vector<float> const& scores, std::vector<double> const& expected) {
+  double worst = 0;
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    worst = std::max(worst, std::abs(double{scores[i]} - expected[i]) / (1e-3 + expected[i]));
+  }
+  return worst;
+}
 
 /// [segments, stride] of the newest tokens' queries, rows as `ScoredRows` has them: sinks, window, scored slots.
 template <class T>

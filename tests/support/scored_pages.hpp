@@ -57,6 +57,31 @@ inline std::vector<std::int32_t> page_owners(ha::PagedHeads const& pages) {
   return owners;
 }
 
+/// Where the row of a slot of a rolling cache lies in pages of the same heads.
+struct PagedPlace {
+  std::int32_t page;
+  std::int64_t row;  ///< of the page
+
+  /// @param slot  of the rolling cache, that shows `token`
+  [[nodiscard]] static PagedPlace of(ha::PagedHeads const& pages, ha::Segment const& segment, std::int64_t slot,
+                                     std::int32_t token) {
+    std::int64_t const scored = slot - pages.slots().head(segment.layer, segment.kv_head).ring_end();
+    std::int64_t const place = scored < 0 ? token : scored;
+    ha::FixedDivisor const size = pages.head(segment.layer, segment.kv_head).page_size;
+    std::int64_t const index = size.quotient(place);
+    std::int32_t const page = scored < 0 ? pages.page(segment.layer, segment.sequence, segment.kv_head, index)
+                                         : pages.scored_page(segment.layer, segment.sequence, segment.kv_head, index);
+    return {page, size.remainder(place)};
+  }
+};
+
+/// Positions of the first queries where the newest tokens of every sequence are queries.
+inline std::vector<std::int32_t> first_query_positions(ha::RollingState const& state, std::int64_t tokens) {
+  std::vector<std::int32_t> result;
+  for (std::int32_t const length : state.lengths()) result.push_back(length - static_cast<std::int32_t>(tokens));
+  return result;
+}
+
 /// New tokens of a step, [sequences, most, heads, channels], of two layers.
 template <class T>
 struct ScoredNews {
@@ -190,21 +215,16 @@ struct ScoredPages {
       for (std::int32_t b = 0; b < batch; ++b) {
         for (std::int32_t h = 0; h < heads; ++h) {
           ha::RollingHead const& head = pages.slots().head(layer, h);
-          ha::PagedHead const& paged = pages.head(layer, h);
+          ha::Segment const segment{.layer = layer, .sequence = b, .kv_head = h};
           std::vector<std::int32_t> positions(at(head.slots()));
           ha::slot_positions(pages.slots().view(), scores.view(), layer, h, b, pages.length(b), positions);
           for (std::int64_t slot = 0; slot < head.slots(); ++slot) {
             std::int32_t const token = positions[at(slot)];
             if (token < 0) continue;
-            bool const scored = slot >= head.ring_end();
-            std::int64_t const place = scored ? slot - head.ring_end() : token;
-            std::int64_t const index = paged.page_size.quotient(place);
-            std::int64_t const page = scored ? pages.scored_page(layer, b, h, index) : pages.page(layer, b, h, index);
-            REQUIRE(page >= 0);
-            T const* const first = pool.data() + page * page_stride;
-            std::int64_t const row = paged.page_size.remainder(place);
-            f(ha::Segment{.layer = layer, .sequence = b, .kv_head = h}, slot, token, first + row * key_dim,
-              first + value_offset() + row * value_dim);
+            auto const place = PagedPlace::of(pages, segment, slot, token);
+            REQUIRE(place.page >= 0);
+            T const* const first = pool.data() + place.page * page_stride;
+            f(segment, slot, token, first + place.row * key_dim, first + value_offset() + place.row * value_dim);
           }
         }
       }
@@ -236,9 +256,7 @@ struct ScoredPages {
     return {batch, heads * group, heads, tokens, key_dim, value_dim};
   }
   [[nodiscard]] std::vector<std::int32_t> first_positions(std::int64_t tokens) const {
-    std::vector<std::int32_t> result;
-    for (std::int32_t const length : state.lengths()) result.push_back(length - static_cast<std::int32_t>(tokens));
-    return result;
+    return first_query_positions(state, tokens);
   }
   [[nodiscard]] ha::ScoredPagesView view(std::int32_t layer, std::int64_t tokens) {
     return {ha::HeadPagesView::of_chunk(pages.view(), layer, pages.state().lengths().data(), tokens, page_stride),

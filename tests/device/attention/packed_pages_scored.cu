@@ -2,16 +2,12 @@
 // them gives what the CPU's gives.
 
 #include "support/device_attention.cuh"
-#include "support/device_pages.cuh"
+#include "support/device_scored_pages.cuh"
 #include "support/packed_scored_pages.hpp"
 
 #include <headaware/cache/packed_pages_scored.cuh>
 
-#include <algorithm>
-#include <cmath>
-#include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 using namespace headaware_test;
@@ -19,22 +15,16 @@ using namespace headaware_test;
 namespace {
 
 template <class T>
-struct DevicePackedScored : PackedScoredPages<T> {
+struct DevicePackedScored : OnDevice<PackedScoredPages<T>> {
   using Base = PackedScoredPages<T>;
-  DeviceVector<ha::RowUnit> d_pool;
   DeviceVector<ha::PackedSegment<>> d_segments;
-  DeviceVector<std::byte> d_heads, d_scores;
   ha::PackedPages<> d_cache;
 
   DevicePackedScored(std::int32_t slack, std::int64_t channels)
-      : Base(slack, channels),
-        d_pool(this->pool),
+      : OnDevice<Base>(slack, channels),
         d_segments(this->planned.segments),
-        d_heads(std::vector<std::byte>(this->pages.head_bytes().begin(), this->pages.head_bytes().end())),
-        d_scores(std::vector<std::byte>(this->scores.bytes().begin(), this->scores.bytes().end())),
-        d_cache(this->planned.with_pool(d_pool.data())) {}
+        d_cache(this->planned.with_pool(this->d_pool.data())) {}
 
-  [[nodiscard]] ha::RollingScoresView d_records() const { return this->scores.view_at(d_scores.data()); }
   void append(std::vector<std::int32_t> const& counts) {
     auto const news = Base::append(counts);
     DeviceTables const tables(this->pages);
@@ -43,25 +33,11 @@ struct DevicePackedScored : PackedScoredPages<T> {
     DeviceVector<float> const d_of(news.scores);
     std::vector<ha::LayerKv<T const>> const tokens{{d_keys.data(), d_values.data()}};
     REQUIRE_CUDA(
-        ha::device::append(tables.view, d_step.view, tokens, news.layout, d_cache, d_segments.data(), d_records(),
+        ha::device::append(tables.view, d_step.view, tokens, news.layout, d_cache, d_segments.data(), this->d_records(),
                            ha::TokenScores::contiguous(d_of.data(), this->batch, this->heads, news.most), 0, nullptr));
     REQUIRE_CUDA(cudaDeviceSynchronize());
     CHECK(d_step.status.host()[0] == 0);
-    check();
-  }
-  void fork(std::int32_t from, std::int32_t to) {
-    ha::PagedHeads before = this->pages;
-    Base::fork(from, to);
-    before.release(to);
-    REQUIRE_CUDA(ha::device::fork(before, from, to, d_heads.data(), d_records(), nullptr));
-    check();
-  }
-  void check() const {
-    REQUIRE_CUDA(cudaDeviceSynchronize());
-    auto const bytes = d_scores.host();
-    CHECK(std::equal(bytes.begin(), bytes.end(), this->scores.bytes().begin()));
-    auto const got = d_pool.host();
-    CHECK(std::memcmp(got.data(), this->pool.data(), got.size() * sizeof(ha::RowUnit)) == 0);
+    this->check();
   }
   void check_attention(std::int64_t tokens, std::int32_t group) {
     auto const expected = this->attend(false, tokens, group);
@@ -73,21 +49,13 @@ struct DevicePackedScored : PackedScoredPages<T> {
     DeviceVector<T> const d_queries(random_elements<T>(layout.required_span_size(), 5));
     DeviceVector<float> const d_output(std::vector<float>(expected.size(), 77));
     ha::ScoredPagesView const view(
-        ha::HeadPagesView::of_chunk(tables.view, 0, d_lengths.data(), tokens, d_cache.page_units), d_records());
+        ha::HeadPagesView::of_chunk(tables.view, 0, d_lengths.data(), tokens, d_cache.page_units), this->d_records());
     run_attend(this->attention_shape(tokens, group), ha::AttentionQueries{d_queries.data(), layout},
                ha::PackedCache<ha::DefaultFormats, ha::ScoredPagesView>{d_cache.rows, d_segments.data(), view},
                ha::AttentionOutput{d_output.data(), layout}, {this->pages.slots().rows_total(0)},
                {.first_positions = d_first.data()});
-    auto const got = d_output.host();
-    float worst = 0;
-    bool numbers = true;
-    for (std::size_t i = 0; i < got.size(); ++i) {
-      numbers = numbers && std::isfinite(expected[i]) && std::isfinite(got[i]);
-      worst = std::max(worst, std::abs(got[i] - expected[i]));
-    }
     INFO("group " << group << ", " << tokens << " tokens");
-    CHECK(numbers);
-    CHECK(worst < 1e-2F);
+    check_near(d_output.host(), expected, 1e-2F);
   }
 };
 

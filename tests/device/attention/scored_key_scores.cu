@@ -5,8 +5,6 @@
 
 #include <headaware/attention/key_scores.cuh>
 
-#include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -46,12 +44,7 @@ TEST_CASE("device key scores over scored slots, of rolling caches and of pages",
         REQUIRE_CUDA(ha::device::score_keys(temp.data(), bytes, p.shape(tokens, group), asked, cache, options,
                                             reduction, to, nullptr));
         REQUIRE_CUDA(cudaDeviceSynchronize());
-        auto const scores = d_scores.host();
-        double worst = 0;
-        for (std::size_t i = 0; i < scores.size(); ++i) {
-          worst = std::max(worst, std::abs(double{scores[i]} - expected[i]) / (1e-3 + expected[i]));
-        }
-        CHECK(worst < 1e-4);
+        CHECK(worst_error(d_scores.host(), expected) < 1e-4);
       };
       // Pages and slots hold the same, and so do the records.
       check(d_keys.data() + layer * p.pages.slots().rows_total(0) * p.key_dim,

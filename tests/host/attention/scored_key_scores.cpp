@@ -6,8 +6,6 @@
 
 #include <headaware/attention/key_scores.hpp>
 
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -30,11 +28,7 @@ TEST_CASE("key scores over scored slots, of rolling caches and of pages", "[atte
         ha::score_keys(p.shape(tokens, group), ha::AttentionQueries{queries.data(), layout},
                        ha::KeptCache{keys, static_cast<float const*>(nullptr), view}, {.first_positions = first.data()},
                        reduction, ha::KeyScores{scores.data(), stride});
-        double worst = 0;
-        for (std::size_t i = 0; i < scores.size(); ++i) {
-          worst = std::max(worst, std::abs(double{scores[i]} - expected[i]) / (1e-3 + expected[i]));
-        }
-        CHECK(worst < 1e-5);
+        CHECK(worst_error(scores, expected) < 1e-5);
       };
       float const* const kept = p.keys.data() + layer * p.pages.slots().rows_total(0) * p.key_dim;
       check(kept,
