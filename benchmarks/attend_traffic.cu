@@ -57,16 +57,11 @@ void attend(ha::AttentionShape const& shape, std::int64_t rows, std::int64_t roo
   for (auto const* array : {&keys, &values, &queries}) {
     BENCH_CHECK(cudaMemset(array->data(), 0x34, array->size() * sizeof(__half)));
   }
-  std::size_t temp_bytes = 0;
-  auto const step = [&](void* temp) {
+  bench::with_storage([&](void* temp, std::size_t& temp_bytes) {
     BENCH_CHECK(ha::device::attend(temp, temp_bytes, shape, ha::AttentionQueries{queries.data(), layout},
                                    make_cache(keys.data(), values.data()), ha::AttentionOutput{output.data(), layout},
                                    {rows}, options, nullptr));
-  };
-  step(nullptr);
-  bench::DeviceArray<std::byte> const temp((std::vector<std::byte>(temp_bytes)));
-  step(temp.data());
-  BENCH_CHECK(cudaDeviceSynchronize());
+  });
 }
 
 /// A chunk of one sequence. Prints how many pairs of a query row and a key there are, of which a query sees the key.
@@ -121,15 +116,10 @@ std::int64_t attend_coded(std::int32_t group, std::vector<std::int32_t> const& o
   BENCH_CHECK(cudaMemset(queries.data(), 0x34, elements * sizeof(__half)));
   ha::PackedCache<ha::DefaultFormats, ha::RaggedView<std::int32_t>> const cache{
       rows.data(), d_segments.data(), {d_offsets.data(), num_kv_heads}};
-  std::size_t temp_bytes = 0;
-  auto const step = [&](void* temp) {
+  bench::with_storage([&](void* temp, std::size_t& temp_bytes) {
     BENCH_CHECK(ha::device::attend(temp, temp_bytes, shape, ha::AttentionQueries{queries.data(), layout}, cache,
                                    ha::AttentionOutput{output.data(), layout}, {offsets.back()}, {}, nullptr));
-  };
-  step(nullptr);
-  bench::DeviceArray<std::byte> const temp((std::vector<std::byte>(temp_bytes)));
-  step(temp.data());
-  BENCH_CHECK(cudaDeviceSynchronize());
+  });
   return units * std::int64_t{sizeof(ha::RowUnit)};
 }
 

@@ -49,16 +49,6 @@ void score(std::int64_t tokens) {
               static_cast<long long>(tokens * rows * features.head_dim * 2), ones.size() * sizeof(float));
 }
 
-/// Makes a call that takes temporary storage. @param call  (storage or null, bytes of it)
-template <class Call>
-void with_storage(Call const& call) {
-  std::size_t bytes = 0;
-  call(nullptr, bytes);
-  bench::DeviceArray<std::byte> const temp(bytes);
-  call(temp.data(), bytes);
-  BENCH_CHECK(cudaDeviceSynchronize());
-}
-
 void score_keys() {
   constexpr std::int64_t rows = 1024;
   constexpr std::int32_t num_kv_heads = 8;
@@ -75,7 +65,7 @@ void score_keys() {
   bench::DeviceArray<std::int32_t> const d_offsets(offsets);
   bench::DeviceArray<float> const scores(std::vector<float>(static_cast<std::size_t>(num_kv_heads * rows)));
   ha::KeptCache const cache{keys.data(), static_cast<__half*>(nullptr), ha::RaggedView{d_offsets.data(), num_kv_heads}};
-  with_storage([&](void* temp, std::size_t& bytes) {
+  bench::with_storage([&](void* temp, std::size_t& bytes) {
     BENCH_CHECK(ha::device::score_keys(temp, bytes, shape, ha::AttentionQueries{queries.data(), layout}, cache, {},
                                        ha::KeyScoreReduction::max, {scores.data(), rows}, nullptr));
   });
@@ -100,7 +90,7 @@ void select(bool by_budgets) {
   } else {
     rule.shared = heads.total() * tokens / 8;
   }
-  with_storage([&](void* temp, std::size_t& bytes) {
+  bench::with_storage([&](void* temp, std::size_t& bytes) {
     BENCH_CHECK(ha::device::select_tokens(temp, bytes, {heads, 1, lengths.data(), tokens}, {scores.data(), tokens},
                                           rule, {selected.data(), tokens, nullptr, counts.data()}, nullptr));
   });

@@ -43,16 +43,6 @@ DeviceArray<__half> numbers(std::int64_t elements) {
   return result;
 }
 
-/// Times a call that takes temporary storage. @param call  (storage or null, bytes of it)
-template <class Call>
-void timed(benchmark::State& state, std::int64_t bytes, Call const& call) {
-  std::size_t temp_bytes = 0;
-  call(nullptr, temp_bytes);
-  // Tickets are read before they are signed: a checker of initialisation wants them written.
-  DeviceArray<std::byte> const temp((std::vector<std::byte>(temp_bytes)));
-  bench::timed(state, stream, bytes, [&] { call(temp.data(), temp_bytes); });
-}
-
 enum class Calls { two, overlapped, one, rotated };
 
 /// @param kept  tokens of every head, 4 of them sinks
@@ -81,7 +71,7 @@ void step(benchmark::State& state, std::int32_t batch, std::int32_t kept, std::i
   ha::AttentionOutput const result{output.data(), rows};
   auto const fused = [&](auto const& rotation) {
     ha::RollingStep const appended{view, lengths, tokens, news, ha::AppendOptions{}, nullptr, rotation};
-    timed(state, bytes, [&](void* temp, std::size_t& temp_bytes) {
+    bench::timed_with_storage(state, stream, bytes, [&](void* temp, std::size_t& temp_bytes) {
       BENCH_CHECK(ha::device::append_and_attend(temp, temp_bytes, shape, asked, appended, cache, result, {}, stream));
     });
   };
@@ -89,7 +79,7 @@ void step(benchmark::State& state, std::int32_t batch, std::int32_t kept, std::i
   if (calls == Calls::rotated) return fused(ha::KeyRotation::from_base(ha::RotaryPairing::neox, head_dim, 10000));
   ha::KeptCache const held{keys.data(), values.data(), ha::RollingView{view, 0, lengths.lengths}};
   std::vector const layers{tokens};
-  timed(state, bytes, [&](void* temp, std::size_t& temp_bytes) {
+  bench::timed_with_storage(state, stream, bytes, [&](void* temp, std::size_t& temp_bytes) {
     if (temp != nullptr) {
       BENCH_CHECK(ha::device::append(view, lengths, layers, news, nullptr, 1, cache, {}, stream));
     }
@@ -110,7 +100,8 @@ void chunk(benchmark::State& state, std::int32_t tokens, std::int32_t kept, std:
   auto const output = numbers(rows.required_span_size());
   ha::KeptCache const held{keys.data(), values.data(), ha::RaggedView{d_offsets.data(), num_kv_heads}};
   std::int64_t const elements = 2 * (offsets.back() * head_dim + rows.required_span_size());
-  timed(state, elements * std::int64_t{sizeof(__half)}, [&](void* temp, std::size_t& temp_bytes) {
+  std::int64_t const bytes = elements * std::int64_t{sizeof(__half)};
+  bench::timed_with_storage(state, stream, bytes, [&](void* temp, std::size_t& temp_bytes) {
     BENCH_CHECK(ha::device::attend(temp, temp_bytes, shape, ha::AttentionQueries{queries.data(), rows}, held,
                                    ha::AttentionOutput{output.data(), rows}, {offsets.back()}, {}, stream));
   });
@@ -140,7 +131,8 @@ void latent(benchmark::State& state, std::int32_t batch, std::int32_t kept, std:
   auto const output = numbers(answered.required_span_size());
   ha::LatentCache const held{rows.data(),
                              ha::PagedView::csr(d_indices.data(), d_indptr.data(), d_last.data(), 1, page_size)};
-  timed(state, static_cast<std::int64_t>(rows.size() * sizeof(__half)), [&](void* temp, std::size_t& temp_bytes) {
+  auto const bytes = static_cast<std::int64_t>(rows.size() * sizeof(__half));
+  bench::timed_with_storage(state, stream, bytes, [&](void* temp, std::size_t& temp_bytes) {
     BENCH_CHECK(ha::device::attend(temp, temp_bytes, shape, ha::AttentionQueries{queries.data(), asked}, held,
                                    ha::AttentionOutput{output.data(), answered}, {std::int64_t{batch} * kept}, {},
                                    stream));

@@ -78,34 +78,26 @@ struct Layer {
 };
 
 void two_calls(Layer const& layer) {
-  std::size_t bytes = 0;
-  auto const attend = [&](void* temp) {
+  BENCH_CHECK(ha::device::append(layer.view(), layer.state(), std::vector{layer.tokens()}, layer.news, nullptr, 1,
+                                 layer.cache(), {}, nullptr));
+  bench::with_storage([&](void* temp, std::size_t& bytes) {
     ha::KeptCache const kept{layer.keys.data(), layer.values.data(),
                              ha::RollingView{layer.view(), 0, layer.state().lengths}};
     BENCH_CHECK(ha::device::attend(temp, bytes, layer.shape, ha::AttentionQueries{layer.queries.data(), layer.rows},
                                    kept, ha::AttentionOutput{layer.output.data(), layer.rows},
                                    {layer.slots.rows_total()}, {}, nullptr));
-  };
-  attend(nullptr);
-  bench::DeviceArray<std::byte> const temp((std::vector<std::byte>(bytes)));
-  BENCH_CHECK(ha::device::append(layer.view(), layer.state(), std::vector{layer.tokens()}, layer.news, nullptr, 1,
-                                 layer.cache(), {}, nullptr));
-  attend(temp.data());
+  });
 }
 
 template <class Rotation>
 void one_call(Layer const& layer, Rotation const& rotation) {
-  std::size_t bytes = 0;
   ha::RollingStep const step{layer.view(),        layer.state(), layer.tokens(), layer.news,
                              ha::AppendOptions{}, nullptr,       rotation};
-  auto const call = [&](void* temp) {
+  bench::with_storage([&](void* temp, std::size_t& bytes) {
     BENCH_CHECK(ha::device::append_and_attend(
         temp, bytes, layer.shape, ha::AttentionQueries{layer.queries.data(), layer.rows}, step, layer.cache(),
         ha::AttentionOutput{layer.output.data(), layer.rows}, {}, nullptr));
-  };
-  call(nullptr);
-  bench::DeviceArray<std::byte> const temp((std::vector<std::byte>(bytes)));
-  call(temp.data());
+  });
 }
 
 /// Pages of 16 rows, and a step into them.
@@ -131,32 +123,24 @@ struct Pages {
 };
 
 void two_calls(Layer const& layer, Pages const& pages) {
-  std::size_t bytes = 0;
-  auto const attend = [&](void* temp) {
+  BENCH_CHECK(ha::device::append(pages.view(), pages.device_step(), std::vector{layer.tokens()}, layer.news,
+                                 pages.storage(), 0, nullptr));
+  bench::with_storage([&](void* temp, std::size_t& bytes) {
     ha::KeptCache const kept{pages.keys.data(), pages.values.data(),
                              ha::HeadPagesView(pages.view(), 0, pages.lengths.data())};
     BENCH_CHECK(ha::device::attend(temp, bytes, layer.shape, ha::AttentionQueries{layer.queries.data(), layer.rows},
                                    kept, ha::AttentionOutput{layer.output.data(), layer.rows},
                                    {layer.slots.rows_total()}, {}, nullptr));
-  };
-  attend(nullptr);
-  bench::DeviceArray<std::byte> const temp((std::vector<std::byte>(bytes)));
-  BENCH_CHECK(ha::device::append(pages.view(), pages.device_step(), std::vector{layer.tokens()}, layer.news,
-                                 pages.storage(), 0, nullptr));
-  attend(temp.data());
+  });
 }
 
 void one_call(Layer const& layer, Pages const& pages) {
-  std::size_t bytes = 0;
   ha::HeadPagesStep const step{pages.view(), pages.device_step(), layer.tokens(), layer.news};
-  auto const call = [&](void* temp) {
+  bench::with_storage([&](void* temp, std::size_t& bytes) {
     BENCH_CHECK(ha::device::append_and_attend(
         temp, bytes, layer.shape, ha::AttentionQueries{layer.queries.data(), layer.rows}, step, pages.storage(),
         ha::AttentionOutput{layer.output.data(), layer.rows}, {layer.slots.rows_total()}, {}, nullptr));
-  };
-  call(nullptr);
-  bench::DeviceArray<std::byte> const temp((std::vector<std::byte>(bytes)));
-  call(temp.data());
+  });
 }
 
 /// The same rows, encoded.
@@ -175,32 +159,24 @@ struct Encoded {
 };
 
 void two_calls(Layer const& layer, Encoded const& encoded) {
-  std::size_t bytes = 0;
-  auto const attend = [&](void* temp) {
+  BENCH_CHECK(ha::device::append(layer.view(), layer.state(), std::vector{layer.tokens()}, layer.news, nullptr, 1,
+                                 encoded.cache, encoded.segments.data(), {}, nullptr));
+  bench::with_storage([&](void* temp, std::size_t& bytes) {
     ha::PackedCache<ha::DefaultFormats, ha::RollingView> const kept{
         encoded.rows.data(), encoded.segments.data(), ha::RollingView{layer.view(), 0, layer.state().lengths}};
     BENCH_CHECK(ha::device::attend(temp, bytes, layer.shape, ha::AttentionQueries{layer.queries.data(), layer.rows},
                                    kept, ha::AttentionOutput{layer.output.data(), layer.rows},
                                    {layer.slots.rows_total()}, {}, nullptr));
-  };
-  attend(nullptr);
-  bench::DeviceArray<std::byte> const temp((std::vector<std::byte>(bytes)));
-  BENCH_CHECK(ha::device::append(layer.view(), layer.state(), std::vector{layer.tokens()}, layer.news, nullptr, 1,
-                                 encoded.cache, encoded.segments.data(), {}, nullptr));
-  attend(temp.data());
+  });
 }
 
 void one_call(Layer const& layer, Encoded const& encoded) {
-  std::size_t bytes = 0;
   ha::RollingStep const step{layer.view(), layer.state(), layer.tokens(), layer.news};
-  auto const call = [&](void* temp) {
+  bench::with_storage([&](void* temp, std::size_t& bytes) {
     BENCH_CHECK(ha::device::append_and_attend(
         temp, bytes, layer.shape, ha::AttentionQueries{layer.queries.data(), layer.rows}, step, encoded.cache,
         encoded.segments.data(), ha::AttentionOutput{layer.output.data(), layer.rows}, {}, nullptr));
-  };
-  call(nullptr);
-  bench::DeviceArray<std::byte> const temp((std::vector<std::byte>(bytes)));
-  call(temp.data());
+  });
 }
 
 }  // namespace

@@ -48,6 +48,23 @@ class DeviceArray {
   std::unique_ptr<T, Free> data_;
 };
 
+/// Temporary storage for a call, zeroed: attention reads tickets before it signs them, and a checker of initialisation
+/// wants them written. @param call  (storage, bytes of it): told no storage, it says how many bytes it takes
+template <class Call>
+DeviceArray<std::byte> storage_for(Call const& call) {
+  std::size_t bytes = 0;
+  call(nullptr, bytes);
+  return DeviceArray<std::byte>(std::vector<std::byte>(bytes));
+}
+/// Makes such a call, and waits.
+template <class Call>
+void with_storage(Call const& call) {
+  auto const temp = storage_for(call);
+  std::size_t bytes = temp.size();
+  call(temp.data(), bytes);
+  BENCH_CHECK(cudaDeviceSynchronize());
+}
+
 /// How large a model is: by default 32 layers × 8 KV heads × 4,096 tokens × 128 channels of 2 bytes, cut to 4 sinks and
 /// 508 tokens.
 struct ModelSize {

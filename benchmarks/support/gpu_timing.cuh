@@ -140,6 +140,14 @@ void timed(benchmark::State& state, cudaStream_t stream, std::int64_t bytes, Wor
   state.counters["copy_us"] = 1e6 * timer().copy(stream, bytes);
 }
 
+/// The same of a call that takes temporary storage. @param call  as of `storage_for`
+template <class Call>
+void timed_with_storage(benchmark::State& state, cudaStream_t stream, std::int64_t bytes, Call const& call) {
+  auto const temp = storage_for(call);
+  std::size_t temp_bytes = temp.size();
+  timed(state, stream, bytes, [&] { call(temp.data(), temp_bytes); });
+}
+
 /// Whether a benchmark may begin that needs so much device memory; if not, it says why.
 inline bool can_begin(benchmark::State& state, std::int64_t device_bytes) {
   if (options().over()) {
