@@ -65,8 +65,7 @@ struct Options {
     support::add_head_dim(app, head_dim, "channels per head, where neither arrays nor results tell; default: 64");
     app.add_option("--tokens", tokens,
                    "tokens of the cache, where no arrays were captured; also the summary's length; default: the plan's "
-                   "context, "
-                   "else 4096")
+                   "context, else 4096")
         ->check(support::token_count);
     support::add_skip_layers(app, skip_layers, "layers left uncompressed");
     app.add_option_function<std::string>(
@@ -294,12 +293,13 @@ ha::ModelShape differing_model(ha::ModelShape const& told, capture::Arrays const
 
 /// The model's shape as the file of policies tells it, or, of classes whose layers differ, the statistics beside it; as
 /// far as it does not, as the arrays and the options do.
-ha::ModelShape model_of(std::filesystem::path const& path, capture::Arrays const& capture, Options const& options) {
-  if (!options.plan.empty()) {
-    ha::PolicyPlan const plan = ha::load_plan(path);
-    if (plan.layers.num_layers() > 0) return differing_model(plan.layers, capture, options);
-    auto const channels = static_cast<std::int32_t>(plan.by_bytes() ? plan.options.formats.head_dim : 64);
-    return uniform_model({plan.num_layers, plan.num_heads, plan.num_kv_heads, channels}, capture, options);
+/// @param plan  the file, if it is one
+ha::ModelShape model_of(std::filesystem::path const& path, std::optional<ha::PolicyPlan> const& plan,
+                        capture::Arrays const& capture, Options const& options) {
+  if (plan) {
+    if (plan->layers.num_layers() > 0) return differing_model(plan->layers, capture, options);
+    auto const channels = static_cast<std::int32_t>(plan->by_bytes() ? plan->options.formats.head_dim : 64);
+    return uniform_model({plan->num_layers, plan->num_heads, plan->num_kv_heads, channels}, capture, options);
   }
   if (options.classifications.empty()) analysis::warn_if_partial(options.results_dir);
   for (auto const& folder : {path.parent_path(), options.results_dir}) {
@@ -323,17 +323,18 @@ ha::FormatTable formats_of(std::filesystem::path const& path, ha::ModelShape con
   return options.formats->pairs.empty() ? ha::FormatTable{} : ha::FormatTable(model, options.formats->pairs.front());
 }
 
-int run(Options options) {
+int run(Options const& options) {
   capture::Arrays const capture = options.capture.empty() ? capture::Arrays{} : capture::load_arrays(options.capture);
   bool const captured = !capture.sequences.empty();
   if (!options.capture.empty() && !captured) {
     throw ha::FormatError({"captured arrays", "NAME_k.npy and NAME_v.npy", "none", options.capture.string()});
   }
   std::filesystem::path const path = options.plan.empty() ? classifications_of(options) : options.plan;
-  ha::ModelShape const model = model_of(path, capture, options);
-  if (options.tokens == 0) {
-    options.tokens = options.plan.empty() ? 4096 : static_cast<std::int32_t>(ha::load_plan(path).context);
-  }
+  std::optional<ha::PolicyPlan> given;
+  if (!options.plan.empty()) given = ha::load_plan(path);
+  ha::ModelShape const model = model_of(path, given, capture, options);
+  std::int32_t tokens = options.tokens;
+  if (tokens == 0) tokens = given ? static_cast<std::int32_t>(given->context) : 4096;
   std::printf("%s: %s\nmodel: %s\n\n", options.plan.empty() ? "classes" : "plan", path.c_str(),
               analysis::shape_text(model).c_str());
 
@@ -341,16 +342,16 @@ int run(Options options) {
   auto const compressor = ha::Compressor::from_policies(path, model, types);
   ha::FormatTable const formats = formats_of(path, model, options);
   std::printf("policies of the KV heads%s, %d tokens:\n%s\n",
-              options.plan.empty() ? " (query heads folded by union)" : "", options.tokens,
-              to_string(compressor.compression_summary(options.tokens)).c_str());
+              options.plan.empty() ? " (query heads folded by union)" : "", tokens,
+              to_string(compressor.compression_summary(tokens)).c_str());
 
   // Keys and values in halves, once as they are and once compressed.
   double elements = 0;
   for (ha::LayerShape const& layer : model.layers()) {
-    elements += static_cast<double>(layer.token_bytes(1).total()) * layer.num_kv_heads * options.tokens;
+    elements += static_cast<double>(layer.token_bytes(1).total()) * layer.num_kv_heads * tokens;
   }
   if (!captured) support::require_memory(4 * elements, "a cache of so many tokens", "--tokens");
-  Batch batch = captured ? Batch::captured(capture) : Batch::numbered(model, options.tokens);
+  Batch batch = captured ? Batch::captured(capture) : Batch::numbered(model, tokens);
   auto table = compressor.table().skip_layers(options.skip_layers);
   // The classes may be of the captured layers alone, or of the whole model.
   bool const some = batch.shape().num_layers() != model.num_layers();

@@ -12,6 +12,7 @@
 
 #include <headaware/error.hpp>
 #include <headaware/io/retention_statistics.hpp>
+#include <headaware/io/scores.hpp>
 #include <headaware/io/sensitivities.hpp>
 #include <headaware/model_shape.hpp>
 #include <headaware/plan/compare.hpp>
@@ -26,7 +27,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <limits>
 #include <optional>
@@ -72,12 +72,7 @@ struct Options {
                                              "the rest goes to tokens that heads keep by scores");
     app.add_option("--window_share", window_share, "of --scores: of the budget")
         ->capture_default_str()
-        ->check(CLI::Validator(
-            [](std::string const& text) {
-              double const share = std::strtod(text.c_str(), nullptr);
-              return share > 0 && share < 1 ? std::string() : "expected a number in (0, 1), got " + text;
-            },
-            "in (0, 1)"))
+        ->check(support::proper_share)
         ->needs(scored);
     support::add_head_dim(app, head_dim, "channels of a key; for budgets in bytes, and for formats");
     app.add_option("--element_bytes", element_bytes, "bytes per element; for budgets in bytes")
@@ -234,22 +229,27 @@ void print_bytes(ha::PolicyPlan const& plan, ha::ModelShape const& shape, ha::La
               static_cast<double>(full) / 1048576);
 }
 
-/// The plan of a share of the budget, with scored slots for the rest.
-/// @param whole  of the whole budget
-ha::PolicyPlan with_scores(ha::PolicyPlan const& whole, ha::KvErrors const& errors, Options const& options) {
-  auto const scorer = support::load_row_scorer(options.scores);
-  ha::ModelShape const shape = errors.shape();
-  bool alike = scorer.saved.shape.num_layers() == shape.num_layers();
+/// The scores to plan with. @throws ArgumentError if they are of other heads than the statistics
+ha::SavedScores load_scores(std::filesystem::path const& folder, ha::ModelShape const& shape) {
+  ha::SavedScores scores = support::load_row_scorer(folder).saved;
+  bool alike = scores.shape.num_layers() == shape.num_layers();
   for (std::int32_t layer = 0; alike && layer < shape.num_layers(); ++layer) {
-    alike = scorer.saved.shape.layer(layer).num_kv_heads == shape.layer(layer).num_kv_heads;
+    alike = scores.shape.layer(layer).num_kv_heads == shape.layer(layer).num_kv_heads;
   }
   if (!alike) {
     throw ha::ArgumentError({"layers and KV heads of the scores", "those of the statistics",
-                             "others, of " + scorer.saved.model, options.scores.string()});
+                             "others, of " + scores.model, folder.string()});
   }
+  return scores;
+}
+
+/// The plan of a share of the budget, with scored slots for the rest.
+/// @param whole  of the whole budget
+ha::PolicyPlan with_scores(ha::PolicyPlan const& whole, ha::KvErrors const& errors, ha::SavedScores const& scores,
+                           Options const& options) {
   auto const budget = ha::Budget::tokens(options.window_share * whole.mean_budget());
   auto const windows = ha::plan_policies(errors, budget, options.context, options.plan);
-  return ha::scored_plan(windows, whole, scorer.saved.budgets, scorer.saved.weight_hash);
+  return ha::scored_plan(windows, whole, scores.budgets, scores.weight_hash);
 }
 
 void run(Options options) {
@@ -289,6 +289,8 @@ void run(Options options) {
 
   ha::KvErrors const errors = ha::weighted_errors(texts, options.plan.measure, options.plan.fold);
   ha::ModelShape const shape = errors.shape();
+  std::optional<ha::SavedScores> scores;
+  if (!options.scores.empty()) scores = load_scores(options.scores, shape);
   auto const element_bytes = static_cast<std::size_t>(options.element_bytes);
   ha::LayerBytes token(ha::TokenBytes::of(options.head_dim, element_bytes));
   if (options.head_dim == 0) token = {shape, element_bytes};  // whose channels statistics say where layers differ
@@ -310,12 +312,12 @@ void run(Options options) {
   std::printf("%s", ha::plan_summary(written).c_str());
   if (!written.by_bytes()) print_bytes(written, shape, token);
   print_comparison(errors, whole, options);
-  print_verdict(plan, uniform, errors, whole, !options.scores.empty());
+  print_verdict(plan, uniform, errors, whole, scores.has_value());
   if (plan.by_bytes() && uniform.plan) print_best_pair(uniform.plan_error, errors, budget, options);
 
   support::make_folder(options.output_dir);
-  if (!options.scores.empty()) {
-    auto const scored = with_scores(plan, errors, options);
+  if (scores) {
+    auto const scored = with_scores(plan, errors, *scores, options);
     std::printf(
         "\nwith scored slots, %g of the budget for windows; what scores save is not predicted, benchmark --plan "
         "measures it:\n%s",

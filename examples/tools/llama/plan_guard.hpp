@@ -73,7 +73,7 @@ struct NamedErrors {
   std::string name;  ///< of the plan: "plan", "plan, probe 0.1"
   headaware::KvErrors errors;
   double probe_weight = 0;        ///< that went into them
-  headaware::KvErrors of_text{};  ///< the same without the probe
+  headaware::KvErrors of_text{};  ///< the same without the probe, where there are scores
 };
 
 /// @param errors  one plan is tried of each, and blends of the best of them; the first is what tables are evaluated

@@ -52,7 +52,8 @@ class Candidates {
       return ha::weighted_errors(made.calibration.weighted(probe_weight), options_->guard.plan.measure,
                                  options_->guard.plan.fold);
     };
-    errors_.push_back({name, errors(made.probe_weight), made.probe_weight, errors(0)});
+    errors_.push_back({name, errors(made.probe_weight), made.probe_weight, {}});
+    if (options_->guard.scorer != nullptr) errors_.back().of_text = errors(0);
     made_.push_back(std::move(made));
   }
   [[nodiscard]] std::vector<NamedErrors> const& errors() const { return errors_; }

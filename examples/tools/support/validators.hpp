@@ -14,21 +14,24 @@ namespace support {
 /// Beyond it a double tells no two whole numbers apart, and CLI11 takes what 64 bits do not hold for their largest.
 inline constexpr double largest_number = 9007199254740992.0;  // 2^53
 
-/// Checks for a number above zero, or zero where `zero` allows it.
-inline CLI::Validator number_check(std::string const& expected, std::string const& name, bool zero) {
-  return {[expected, zero](std::string& text) {
+/// Checks for a number that fits.
+inline CLI::Validator number_check(std::string const& expected, std::string const& name, bool (*fits)(double)) {
+  return {[expected, fits](std::string& text) {
             char* end = nullptr;
             double const value = std::strtod(text.c_str(), &end);
             bool const number = !text.empty() && *end == '\0';
             if (number && value > largest_number) return "expected at most 2^53, got " + text;
-            bool const fits = number && (value > 0 || (zero && value == 0));
-            return fits ? std::string() : "expected " + expected + ", got " + text;
+            return number && fits(value) ? std::string() : "expected " + expected + ", got " + text;
           },
           name};
 }
 
-inline CLI::Validator const positive = number_check("a number > 0", "POSITIVE", false);
-inline CLI::Validator const non_negative = number_check("a number >= 0", "NONNEGATIVE", true);
+inline CLI::Validator const positive = number_check("a number > 0", "POSITIVE", [](double x) { return x > 0; });
+inline CLI::Validator const non_negative =
+    number_check("a number >= 0", "NONNEGATIVE", [](double x) { return x >= 0; });
+/// Neither nothing nor all.
+inline CLI::Validator const proper_share =
+    number_check("a number in (0, 1)", "in (0, 1)", [](double x) { return x > 0 && x < 1; });
 
 /// More tokens than any model reads at once.
 inline constexpr int most_tokens = 1 << 24;
