@@ -13,6 +13,7 @@
 #include <headaware/io/file.hpp>
 #include <headaware/io/plan.hpp>
 #include <headaware/plan/compare.hpp>
+#include <headaware/io/retention_statistics.hpp>
 #include <headaware/plan/scored_plan.hpp>
 
 #include <nlohmann/json.hpp>
@@ -144,14 +145,16 @@ TEST_CASE("plans with scored slots are tried beside others, name their scores, a
   std::size_t const without = plan_model(options, budget).tables.size();
   options.guard.scorer = &scorer;
   Guarded const guarded = plan_model(options, budget);
-  REQUIRE(guarded.tables.size() == without + 2);
-  GuardedTable const& scored = guarded.tables[without];
+  REQUIRE(guarded.tables.size() == without + 3);
+  CHECK(guarded.tables[without].name == "together, plan");
+  GuardedTable const& scored = guarded.tables[without + 1];
   CHECK(scored.name == "scored 0.5");
-  CHECK(guarded.tables[without + 1].name == "scored 4+16");
+  CHECK(guarded.tables[without + 2].name == "scored 4+16");
   for (std::size_t i = without; i < guarded.tables.size(); ++i) {
     auto const& table = guarded.tables[i];
-    CHECK((table.scored && ha::has_scored_heads(table.plan.table)));
-    CHECK(table.plan.scores == scorer.saved.weight_hash);
+    // Chosen together they may all be windows.
+    CHECK((table.scored && (i == without || ha::has_scored_heads(table.plan.table))));
+    CHECK(table.plan.scores == (ha::has_scored_heads(table.plan.table) ? scorer.saved.weight_hash : std::string()));
     CHECK(table.plan.left() >= 0);
     CHECK(table.text_loss > 0);
     CHECK(table.score == table.text_loss + options.guard.probe_weight * table.probe_loss);
@@ -160,9 +163,18 @@ TEST_CASE("plans with scored slots are tried beside others, name their scores, a
   CHECK(ha::load_plan(folder / "plan/plan.json") == guarded.chosen().plan);
   CHECK(std::filesystem::exists(folder / "plan/plan_classifications.json") != guarded.chosen().scored);
 
+  // Errors of slots are known of heads in layers that do not slide, and are not measured again.
+  auto const measured = ha::load_retention_statistics(folder / "plan/text/retention_statistics.json");
+  REQUIRE(measured.info.scored == ha::ScoredGrid::up_to(256));
+  CHECK(measured.info.scores == scorer.saved.weight_hash);
+  bool observed = false;
+  for (auto const& head : measured.heads) observed = observed || head.scored.rows > 0;
+  CHECK(observed);
+  CHECK(plan_model(options, budget).tables[without].plan == guarded.tables[without].plan);
+
   // As it would be chosen.
   Guarded chosen = guarded;
-  chosen.best = without;
+  chosen.best = without + 1;
   write_guarded(folder / "plan", chosen);
   CHECK_FALSE(std::filesystem::exists(folder / "plan/plan_classifications.json"));
   auto const file = folder / "plan/plan.json";

@@ -49,7 +49,7 @@ struct Options {
   std::int64_t head_dim = 0;
   std::int64_t element_bytes = 2;
   std::filesystem::path scores;
-  double window_share = 0.5;
+  std::optional<double> window_share{};
   ha::PlanOptions plan;
   support::FormatsWanted formats{.measured = false};
 
@@ -68,10 +68,12 @@ struct Options {
     support::add_plan_options(app, plan);
     support::add_formats(app, formats, "16");
     auto* const scored = support::add_scores(app, scores,
-                                             "folder of scores.json: the plan's windows get a share of the budget, and "
-                                             "the rest goes to tokens that heads keep by scores");
-    app.add_option("--window_share", window_share, "of --scores: of the budget")
-        ->capture_default_str()
+                                             "folder of scores.json: heads may keep tokens by scores. Where the "
+                                             "statistics hold errors of these, windows and scored slots are chosen "
+                                             "together");
+    app.add_option("--window_share", window_share,
+                   "of --scores: share of the budget for windows; the rest goes to tokens kept by scores, by "
+                   "reconstruction budgets. Default: 0.5 where the statistics hold no errors of scored slots")
         ->check(support::proper_share)
         ->needs(scored);
     support::add_head_dim(app, head_dim, "channels of a key; for budgets in bytes, and for formats");
@@ -243,12 +245,26 @@ ha::SavedScores load_scores(std::filesystem::path const& folder, ha::ModelShape 
   return scores;
 }
 
-/// The plan of a share of the budget, with scored slots for the rest.
-/// @param whole  of the whole budget
-ha::PolicyPlan with_scores(ha::PolicyPlan const& whole, ha::KvErrors const& errors, ha::SavedScores const& scores,
-                           Options const& options) {
-  auto const budget = ha::Budget::tokens(options.window_share * whole.mean_budget());
-  auto const windows = ha::plan_policies(errors, budget, options.context, options.plan);
+/// Plans with scored slots, and says how: together with windows where their errors are known, else for the rest of a
+/// share of the budget.
+/// @param whole  of the whole budget, windows alone
+ha::PolicyPlan with_scores(ha::PolicyPlan const& whole, ha::KvErrors const& errors, ha::Budget const& budget,
+                           ha::SavedScores const& scores, Options const& options) {
+  if (!options.window_share && errors.scored && errors.scores == scores.weight_hash) {
+    ha::PlanOptions together = options.plan;
+    together.scored_slots = true;
+    auto const plan = ha::plan_policies(errors, budget, options.context, together);
+    std::printf("\nwith scored slots, chosen together with windows, %.3f of what windows alone are predicted to lose:\n",
+                whole.predicted_error > 0 ? plan.predicted_error / whole.predicted_error : 1.0);
+    return plan;
+  }
+  double const share = options.window_share.value_or(0.5);
+  auto const part = ha::Budget::tokens(share * whole.mean_budget());
+  auto const windows = ha::plan_policies(errors, part, options.context, options.plan);
+  std::printf(
+      "\nwith scored slots, %g of the budget for windows; what scores save is not predicted, benchmark --plan measures "
+      "it:\n",
+      share);
   return ha::scored_plan(windows, whole, scores.budgets, scores.weight_hash);
 }
 
@@ -317,11 +333,8 @@ void run(Options options) {
 
   support::make_folder(options.output_dir);
   if (scores) {
-    auto const scored = with_scores(plan, errors, *scores, options);
-    std::printf(
-        "\nwith scored slots, %g of the budget for windows; what scores save is not predicted, benchmark --plan "
-        "measures it:\n%s",
-        options.window_share, ha::plan_summary(scored).c_str());
+    auto const scored = with_scores(plan, errors, budget, *scores, options);
+    std::printf("%s", ha::plan_summary(scored).c_str());
     support::save_plan_files(options.output_dir, scored);
     std::printf("wrote plan.json to %s\n", options.output_dir.string().c_str());
     return;

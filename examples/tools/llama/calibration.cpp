@@ -1,6 +1,7 @@
 #include "tools/llama/calibration.hpp"
 
 #include "tools/analysis/analysis.hpp"
+#include "tools/llama/scored_statistics.hpp"
 #include "tools/llama/token_source.hpp"
 #include "tools/support/content_hash.hpp"
 #include "tools/support/folder.hpp"
@@ -14,6 +15,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <filesystem>
 #include <optional>
 #include <span>
 #include <string>
@@ -42,6 +44,26 @@ bool resumable(std::filesystem::path const& folder, analysis::AttentionSource co
          saved.observer.model() == source.model();
 }
 
+/// Statistics of an earlier run whose scored slots are of the same scores; nothing: none.
+std::optional<ha::RetentionStatistics> with_scored_slots(std::filesystem::path const& folder,
+                                                         CalibrationOptions const& options) {
+  auto const path = folder / "retention_statistics.json";
+  if (options.scorer == nullptr || !std::filesystem::exists(path)) return std::nullopt;
+  try {
+    auto statistics = ha::load_retention_statistics(path);
+    if (statistics.info.scored && statistics.info.scores == options.scorer->saved.weight_hash) return statistics;
+  } catch (ha::FormatError const&) {  // of an older version, say: measured anew
+  }
+  return std::nullopt;
+}
+
+ha::RetentionStatistics without_scored_slots(ha::RetentionStatistics statistics) {
+  statistics.info.scored.reset();
+  statistics.info.scores.clear();
+  for (ha::RetentionSums& head : statistics.heads) head.scored = {};
+  return statistics;
+}
+
 ha::RetentionStatistics observe(PolicyRun& run, CalibrationText::Pieces const& pieces, std::int64_t first_query,
                                 CalibrationOptions const& options, std::filesystem::path const& folder) {
   TokenSource source(run, pieces, describe(run.model(), pieces));
@@ -51,10 +73,16 @@ ha::RetentionStatistics observe(PolicyRun& run, CalibrationText::Pieces const& p
   analysis.parameters.formats = options.formats;
   analysis.parameters.retention = options.grid.value_or(ha::RetentionGrid::up_to(std::ssize(pieces.front())));
   support::make_folder(folder);
+  auto const earlier = with_scored_slots(folder, options);
   analysis.resume = resumable(folder, source, analysis.parameters);
   auto const result = analysis::analyze(source, analysis);
   if (!result.complete()) throw support::Interrupted{};
   auto statistics = result.observer.retention_statistics();
+  if (options.scorer != nullptr && earlier && without_scored_slots(*earlier) == statistics) {
+    statistics = *earlier;
+  } else if (options.scorer != nullptr) {
+    observe_scored_slots(run, pieces, *options.scorer, statistics);
+  }
   ha::save_retention_statistics(folder / "retention_statistics.json", statistics);
   return statistics;
 }

@@ -5,6 +5,7 @@
 
 #include "tools/llama/calibration_text.hpp"
 #include "tools/llama/loss_store.hpp"
+#include "tools/support/row_scorer.hpp"
 
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/policy/sink_window.hpp>
@@ -45,6 +46,8 @@ struct CalibrationOptions {
   /// Formats whose errors are observed.
   std::vector<std::string> formats = headaware::ObserverParameters{}.formats;
   headaware::GroupFold fold = headaware::GroupFold::sum;
+  /// Scores whose slots' errors are observed, in layers that do not slide; nullptr: none. Borrowed.
+  support::RowScorer const* scorer = nullptr;
 };
 
 /// One kind of text, measured.

@@ -30,6 +30,7 @@ ha::PolicyPlan evaluated(ha::PolicyPlan const& plan, ha::KvErrors const& errors,
                          GuardOptions const& options) {
   auto result = ha::evaluate_table(plan.table, plan.formats, errors, options.context, options.plan, budget);
   result.floor = plan.floor;
+  result.scores = plan.scores;
   return result;
 }
 
@@ -74,11 +75,12 @@ void add_first_tables(std::vector<NamedErrors> const& named, ha::Budget const& b
   }
 }
 
-/// Windows of a share of the budget that the best plan's errors of text ask for, and the least windows in its formats:
-/// each with scored slots for the rest of the budget, which are for what the probe asks for.
-/// @param best  plan of the whole budget @param errors  of text
-std::vector<GuardedTable> scored_tables(ha::PolicyPlan const& best, ha::KvErrors const& errors,
-                                        ha::KvErrors const& first, GuardOptions const& options) {
+/// Plans of each of the errors that choose windows and scored slots together; windows of a share of the budget that the best plan's errors
+/// of text ask for, and the least windows in its formats, each with scored slots for the rest of the budget, which are
+/// for what the probe asks for.
+/// @param best  plan of the whole budget @param own  index of the errors that it is of
+std::vector<GuardedTable> scored_tables(ha::PolicyPlan const& best, std::vector<NamedErrors> const& named,
+                                        std::size_t own, ha::Budget const& budget, GuardOptions const& options) {
   std::vector<GuardedTable> tables;
   if (options.scorer == nullptr) return tables;
   if (options.plan.ranks != 1 || options.plan.layer_shares) {
@@ -86,6 +88,16 @@ std::vector<GuardedTable> scored_tables(ha::PolicyPlan const& best, ha::KvErrors
     return tables;
   }
   auto const& saved = options.scorer->saved;
+  ha::KvErrors const& first = named.front().errors;
+  ha::PlanOptions with_slots = options.plan;
+  with_slots.scored_slots = true;
+  for (NamedErrors const& of : named) {
+    if (!of.errors.scored) continue;
+    auto plan = ha::plan_policies(of.errors, budget, options.context, with_slots);
+    if (&of != named.data()) plan = evaluated(plan, first, budget, options);
+    tables.push_back({.name = "together, " + of.name, .plan = std::move(plan), .probe_weight = of.probe_weight,
+                      .scored = true});
+  }
   auto const add = [&](std::string const& name, auto const& windows_of) {
     try {
       tables.push_back({.name = "scored " + name,
@@ -101,8 +113,8 @@ std::vector<GuardedTable> scored_tables(ha::PolicyPlan const& best, ha::KvErrors
   };
   for (double const share : options.window_shares) {
     add(short_number(share), [&] {
-      auto const budget = ha::Budget::tokens(share * best.mean_budget());
-      auto const plan = ha::plan_policies(errors, budget, options.context, options.plan);
+      auto const part = ha::Budget::tokens(share * best.mean_budget());
+      auto const plan = ha::plan_policies(named[own].of_text, part, options.context, options.plan);
       return with_windows(plan.table, plan.formats);
     });
   }
@@ -215,7 +227,7 @@ Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors, 
   // Masks cannot say what scores keep: these are tried in caches that really evict, which predict what masks would of
   // windows but for rounding.
   std::size_t const own = best_plan < result.first_plan ? 0 : best_plan - result.first_plan;
-  auto scored = scored_tables(result.tables[best_plan].plan, errors[own].of_text, first, options);
+  auto scored = scored_tables(result.tables[best_plan].plan, errors, own, budget, options);
   if (!scored.empty()) {
     std::vector<KeptHeads> scored_heads;
     for (auto const& table : scored) scored_heads.push_back(KeptHeads::of(table.plan));

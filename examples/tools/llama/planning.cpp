@@ -183,6 +183,7 @@ Guarded plan_model(PlanningOptions const& given, ha::Budget const& budget) {
   CalibrationOptions cuts = options.calibration;
   cuts.skip_layers = guard.plan.skip_layers;
   cuts.fold = guard.plan.fold;
+  cuts.scorer = guard.scorer;
   Candidates candidates(options);
   candidates.add("plan", calibrate(losses, text, cuts));
   GuardOptions without_blends = guard;  // which are tried of the best plan, last

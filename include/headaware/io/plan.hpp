@@ -41,6 +41,7 @@ template <class = void>
   JsonValue const floor = fields.json().get("floor", "an integer or null");
   if (!floor.is_null()) options.floor = floor.integer<std::int64_t>(0, plan.context);
   plan_option_fields(fields, options);
+  if (auto const slots = fields.json().find("scored_slots")) options.scored_slots = slots->boolean();
   if (auto const skipped = fields.json().find("skip_layers")) {
     fields.ascending("skip_layers", options.skip_layers, 0);
     bool const within =
@@ -161,7 +162,7 @@ template <class = void>
 /// @brief Reads a plan from the text of a `plan.json`: `{format, version, model_info{num_layers, num_heads,
 /// num_kv_heads, layers[…] or nothing}, row_costs[…] and budget_cost or nothing, context, budget_tokens,
 /// planned_tokens, floor, predicted_error, scores or nothing, options{measure, fold, floor, page_size, ranks,
-/// layer_shares, negligible_output, use_remainder, skip_layers[…] or nothing, formats or nothing}, heads[{layer_idx,
+/// layer_shares, negligible_output, use_remainder, scored_slots or nothing, skip_layers[…] or nothing, formats or nothing}, heads[{layer_idx,
 /// kv_head, policy, sink, window, tokens, predicted_error}]}`. A policy is `full`, `sink_window`, `window_only` or
 /// `prune`; a sink or window that it does not have is -1. Unknown keys are ignored.
 ///
@@ -266,6 +267,7 @@ template <class = void>
       json.key("floor");
       options.floor ? json.value(*options.floor) : json.value(nullptr);
       detail::plan_option_fields(fields, options);
+      if (options.scored_slots) json.field("scored_slots", true);
       if (!options.skip_layers.empty()) json.field("skip_layers", options.skip_layers);
       detail::write_format_choice(json, options.formats);
     });

@@ -31,6 +31,13 @@ void grid_fields(Fields&& f, Grid& grid) {
   f.ascending("windows", grid.windows, 1);
 }
 
+template <class Fields, class Grid>
+void scored_grid_fields(Fields&& f, Grid& grid) {
+  f.integer("sink", grid.sink, 0, ScoredGrid::max_tokens);
+  f.ascending("windows", grid.windows, 1);
+  f.ascending("slots", grid.slots, 1);
+}
+
 template <class Fields, class Info>
 void retention_info_fields(Fields&& f, Info& info) {
   f.integer("first_query", info.first_query, 0, max_json_count);
@@ -51,6 +58,15 @@ void rounding_fields(Fields&& f, RetentionInfo const& info, Sums& sums) {
   f.sums("value_metric_error_squared", sums.value_metric_error_squared, formats);
 }
 
+/// Errors of scored slots of a head's sampled rows.
+template <class Fields, class Sums>
+void scored_fields(Fields&& f, RetentionInfo const& info, Sums& sums) {
+  std::size_t const cells = info.scored->size();
+  f.integer("rows", sums.rows, 0, max_json_count);
+  f.sums("error_squared", sums.error_squared, cells);
+  if (info.with_output_metric) f.sums("metric_error_squared", sums.metric_error_squared, cells);
+}
+
 /// The sums of a head.
 template <class Fields, class Sums>
 void retention_fields(Fields&& f, RetentionInfo const& info, Sums& sums) {
@@ -69,6 +85,7 @@ void retention_fields(Fields&& f, RetentionInfo const& info, Sums& sums) {
   if (!info.formats.empty()) {
     f.object("rounding", [&](auto&& fields) { rounding_fields(fields, info, sums.rounding); });
   }
+  if (info.scored) f.object("scored", [&](auto&& fields) { scored_fields(fields, info, sums.scored); });
 }
 
 /// The place of the first name that is empty or there before; names.size(): none.
@@ -106,16 +123,35 @@ template <class Check>
   return result;
 }
 
+/// The grid of scored slots and the scores that it is of, if an object has them.
+template <class = void>
+void read_scored(JsonObject& root, RetentionInfo& info) {
+  auto const found = root.find("scored");
+  if (!found) return;
+  JsonObject object = found->object();
+  ScoredGrid grid;
+  scored_grid_fields(FieldReader(object), grid);
+  if (std::int32_t const most = std::max(grid.windows.back(), grid.slots.back()); most > ScoredGrid::max_tokens) {
+    object.fail("windows and slots", {"at most ", ScoredGrid::max_tokens}, most);
+  }
+  if (grid.size() > ScoredGrid::max_cells) {
+    object.fail("windows times slots", {"at most ", ScoredGrid::max_cells}, grid.size());
+  }
+  info.scores = object.get("scores", "text").string();
+  info.scored = std::move(grid);
+}
+
 }  // namespace detail
 
 /// @brief Reads retention statistics from the text of a `retention_statistics.json`: `{format, version,
 /// model_info{num_layers, num_heads, num_kv_heads, layers[…] or nothing}, first_query, query_stride, with_values,
-/// with_output_metric, formats[…] or nothing, grid{sinks, windows}, heads[{layer_idx, head_idx, rows, mass,
+/// with_output_metric, formats[…] or nothing, grid{sinks, windows}, scored{sink, windows, slots, scores} or nothing, heads[{layer_idx, head_idx, rows, mass,
 /// mass_squared, output_squared, error_squared, output_metric_squared, metric_error_squared, rounding{rows,
-/// key_error_squared, value_error_squared, key_metric_error_squared, value_metric_error_squared}}]}`; each array of a
+/// key_error_squared, value_error_squared, key_metric_error_squared, value_metric_error_squared}, scored{rows, error_squared, metric_error_squared}}]}`; each array of a
 /// head is [sinks, windows], sink by sink. Without values the fields of a head from `output_squared` on are missing,
 /// without a metric those named so. `formats` names formats of rows, and `rounding` has an entry for each in its
-/// arrays, of `rows` sampled rows: one is not there without the other.
+/// arrays, of `rows` sampled rows: one is not there without the other. Likewise `scored`, whose arrays are [windows,
+/// slots], window by window.
 /// @param source_name  names the text in messages, for example its path
 /// @return heads by (layer, head)
 /// @throws FormatError naming source, line, column and JSON pointer, if the text is not JSON, of another format or
@@ -132,6 +168,7 @@ template <class Check>
   detail::retention_info_fields(detail::FieldReader(root), info);
   info.formats = detail::read_formats(root, [](JsonValue const&) {});
   info.grid = detail::read_grid(root.get("grid", "an object").object());
+  detail::read_scored(root, info);
 
   struct Record : RetentionSums {
     using RetentionSums::RetentionSums;
@@ -143,12 +180,14 @@ template <class Check>
   for (JsonValue const value : array) {
     detail::FieldReader fields(value.object());
     Record record(info.grid, info.formats.size());
+    if (info.scored) record.scored = ScoredSums(*info.scored);
     detail::head_fields(fields, record);
     detail::retention_fields(fields, info, record);
     if (info.with_values) record.value_rows = record.rows;
     if (info.with_output_metric) {
       record.metric_rows = record.rows;
       record.rounding.metric_rows = record.rounding.rows;
+      record.scored.metric_rows = record.scored.rows;
     }
     records.push_back(std::move(record));
   }
@@ -168,6 +207,7 @@ inline void validate_retention_statistics(RetentionStatistics const& retention,
   info.grid.validate();
   std::size_t const bad = detail::bad_format_name(info.formats);
   require(bad == info.formats.size(), "formats", "names, each once", {"another at ", bad}, where);
+  if (info.scored) info.scored->validate(where);
   std::int64_t const heads = detail::query_head_counts(info).view().total();
   require(static_cast<std::int64_t>(retention.heads.size()) == heads, "number of heads", heads, retention.heads.size(),
           where);
@@ -191,6 +231,12 @@ inline void validate_retention_statistics(RetentionStatistics const& retention,
     detail::retention_info_fields(fields, info);
     if (!info.formats.empty()) json.field("formats", info.formats);
     json.field("grid", [&] { detail::grid_fields(fields, info.grid); });
+    if (info.scored) {
+      json.field("scored", [&] {
+        detail::scored_grid_fields(fields, *info.scored);
+        json.field("scores", info.scores);
+      });
+    }
     json.key("heads");
     json.array([&] {
       detail::HeadCounts const counts = detail::query_head_counts(info);

@@ -156,7 +156,7 @@ namespace detail {
 }
 
 /// @brief Computes size and predicted error of a table made elsewhere
-/// (`KvErrors::at`, so also for windows off the grid). The budget is what it holds, unless one is given.
+/// (`KvErrors::at`, so also for windows off the grid; `KvErrors::scored_at`). The budget is what it holds, unless one is given.
 /// @param formats  of the heads, in plans by bytes; empty: 16 bits
 /// @throws ArgumentError if the table's shape is not that of the errors, a policy has no window, it holds more than the
 ///         budget, or there are formats and `options` do not plan by bytes, or errors of one of them are not known
@@ -188,9 +188,12 @@ namespace detail {
     require(table.num_kv_heads(layer) == heads, "table's KV heads", heads, table.num_kv_heads(layer), where);
     for (std::int32_t kv_head = 0; kv_head < heads; ++kv_head, ++head) {
       AnyPolicy<> const& policy = table.at(layer, kv_head);
-      auto const kept = policy_window(policy, where);
       double error = policy.is<Prune>() ? errors.dropped[head] : 0;
-      if (kept) error = errors.at(head, kept->sink, kept->window, context);
+      if (policy.is<SinkWindowScored>()) {
+        error = errors.scored_at(head, policy.get<SinkWindowScored>(), context);
+      } else if (auto const kept = policy_window(policy, where)) {
+        error = errors.at(head, kept->sink, kept->window, context);
+      }
       RowPages pages{options.page_size, 0};
       if (plan.by_bytes()) {
         HeadFormats const& of_head = plan.formats.at(layer, kv_head);

@@ -14,7 +14,9 @@
 #include <headaware/plan/error_measure.hpp>
 #include <headaware/plan/format_choice.hpp>
 #include <headaware/plan/sensitivity.hpp>
+#include <headaware/policy/sink_window_scored.hpp>
 #include <headaware/stats/retention.hpp>
+#include <headaware/stats/scored_slots.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -56,6 +58,10 @@ struct KvErrors {
   std::vector<std::string> formats{};
   std::vector<double> key_errors{};    ///< [KV heads, formats]: where all keys are rounded, and nothing is dropped
   std::vector<double> value_errors{};  ///< [KV heads, formats] the same of values
+  /// Pairs of windows and scored slots, where all texts hold errors of the same, of the same scores; nothing: none.
+  std::optional<ScoredGrid> scored{};
+  std::vector<double> scored_cells{};  ///< [KV heads, scored]; of layers that slide 0, as they have no such slots
+  std::string scores{};                ///< `RetentionInfo::scores` of these
 
   /// KV heads of all layers.
   [[nodiscard]] std::size_t size() const {
@@ -66,6 +72,11 @@ struct KvErrors {
   [[nodiscard]] ModelShape shape() const { return detail::shape_of(*this); }
   [[nodiscard]] std::span<double const> of(std::size_t head) const {
     return std::span(cells).subspan(head * grid.size(), grid.size());
+  }
+
+  /// The same on the grid of scored slots.
+  [[nodiscard]] std::span<double const> scored_of(std::size_t head) const {
+    return std::span(scored_cells).subspan(head * scored->size(), scored->size());
   }
 
   /// @brief Returns the errors of the named layers alone, in the order named. Layers that read another's cache have
@@ -93,6 +104,7 @@ struct KvErrors {
     select(output_share, result.output_share, 1);
     select(key_errors, result.key_errors, formats.size());
     select(value_errors, result.value_errors, formats.size());
+    select(scored_cells, result.scored_cells, scored ? scored->size() : 0);
     result.num_layers = static_cast<std::int32_t>(selected.size());
     if (layers.num_layers() == 0) return result;
     std::vector<LayerShape> shapes;
@@ -127,6 +139,21 @@ struct KvErrors {
     double const left = in_row(head, above - 1, sink, window, context);
     double const part = static_cast<double>(sink - sinks[above - 1]) / (sinks[above] - sinks[above - 1]);
     return left + (right - left) * part;
+  }
+
+  /// @brief The error of a head that keeps tokens by scores: that of the largest pair of the grid that is no larger, or
+  /// of its windows alone, whichever is less. @param head  number of the KV head, layer by layer
+  [[nodiscard]] double scored_at(std::size_t head, SinkWindowScored const& policy, std::int64_t context) const {
+    double const windows = at(head, policy.sink, policy.window, context);
+    if (!scored || policy.sink < scored->sink) return windows;
+    if (std::int64_t{policy.sink} + policy.window + policy.scored >= context) return 0;
+    auto const places_below = [](std::vector<std::int32_t> const& values, std::int64_t value) {
+      return static_cast<std::size_t>(std::upper_bound(values.begin(), values.end(), value) - values.begin());
+    };
+    std::size_t const window = places_below(scored->windows, policy.window);
+    std::size_t const slots = places_below(scored->slots, policy.scored);
+    if (window == 0 || slots == 0) return windows;
+    return std::min(windows, scored_of(head)[scored->cell(window - 1, slots - 1)]);
   }
 
   /// @brief The place of a format in `formats`; -1: none, as 16 bits have no error.
@@ -247,6 +274,26 @@ inline void add_rounding(WeightedStatistics const& text, KvErrors& errors) {
   }
 }
 
+/// Adds one text's errors of scored slots. @pre  shapes agree; it has the grid of the result
+inline void add_scored(WeightedStatistics const& text, KvErrors& errors) {
+  RetentionInfo const& info = text.statistics->info;
+  std::size_t const cells = errors.scored->size();
+  std::vector<double> folded(cells);
+  for (Readers const& readers : readers_of(info)) {
+    std::fill(folded.begin(), folded.end(), 0.0);
+    for (std::size_t member = readers.first; member < readers.end; ++member) {
+      MeasuredScored const sums = measured_scored(text.statistics->heads[member].scored, errors.measure);
+      if (sums.rows == 0) continue;  // of a layer that slides
+      for (std::size_t i = 0; i < cells; ++i) {
+        double const error = (*sums.cells)[i] / sums.rows;
+        folded[i] = errors.fold == GroupFold::maximum ? std::max(folded[i], error) : folded[i] + error;
+      }
+    }
+    double const factor = text.weight * text.sensitivities.at(readers.layer, readers.kv_head);
+    for (std::size_t i = 0; i < cells; ++i) errors.scored_cells[readers.head * cells + i] += factor * folded[i];
+  }
+}
+
 /// Raises the heads' shares of the output to those of one text.
 inline void add_output_share(RetentionStatistics const& statistics, KvErrors& errors) {
   bool const metric = statistics.info.with_output_metric;
@@ -322,7 +369,10 @@ inline void add_output_share(RetentionStatistics const& statistics, KvErrors& er
       errors.layers = info.layers;
       errors.grid = info.grid;
       errors.formats = detail::measured_formats(info, errors.measure);
+      if (errors.measure != ErrorMeasure::mass) errors.scored = info.scored;
+      errors.scores = info.scores;
     }
+    if (errors.scored != info.scored || errors.scores != info.scores) errors.scored.reset();
     bool const alike = info.num_layers == errors.num_layers && info.num_heads == errors.num_heads &&
                        info.num_kv_heads == errors.num_kv_heads;
     require(alike, "model of the statistics", "the same shape", "another", where);
@@ -342,12 +392,18 @@ inline void add_output_share(RetentionStatistics const& statistics, KvErrors& er
   errors.key_errors.resize(errors.size() * errors.formats.size());
   errors.value_errors.resize(errors.size() * errors.formats.size());
   if (values) errors.output_share.resize(errors.size());
+  if (errors.scored) {
+    errors.scored_cells.resize(errors.size() * errors.scored->size());
+  } else {
+    errors.scores.clear();
+  }
   for (auto const& text : texts) {
     detail::add_text(text, errors);
     detail::add_rounding(text, errors);
+    if (errors.scored) detail::add_scored(text, errors);
     if (values) detail::add_output_share(*text.statistics, errors);
   }
-  for (auto const* list : {&errors.cells, &errors.key_errors, &errors.value_errors}) {
+  for (auto const* list : {&errors.cells, &errors.key_errors, &errors.value_errors, &errors.scored_cells}) {
     for (double const error : *list) {
       require(error >= 0 && std::isfinite(error), "error of a KV head", "a finite number >= 0", error, where);
     }

@@ -17,6 +17,7 @@
 #include <headaware/plan/format_choice.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
+#include <headaware/policy/scored_heads.hpp>
 #include <headaware/policy/table.hpp>
 
 #include <algorithm>
@@ -57,10 +58,11 @@ namespace detail {
                        Text{has, ", its share of ", total}.str(), where});
 }
 
-/// The policy of a head whose measured sinks are `sink` (-1: Full) and that holds `tokens`.
-[[nodiscard]] inline AnyPolicy<> policy_of_size(std::int32_t sink, std::int64_t tokens) {
-  auto const window = static_cast<std::int32_t>(tokens - sink);
+/// The policy of a head whose measured sinks are `sink` (-1: Full) and that holds `tokens`, `slots` of them by scores.
+[[nodiscard]] inline AnyPolicy<> policy_of_size(std::int32_t sink, std::int64_t tokens, std::int32_t slots = 0) {
+  auto const window = static_cast<std::int32_t>(tokens - sink - slots);
   if (sink < 0) return Full{};
+  if (slots > 0) return SinkWindowScored{sink, window, slots};
   if (sink == 0) return WindowOnly{window};
   return SinkWindow{.sink = sink, .window = window};
 }
@@ -71,6 +73,7 @@ namespace detail {
                                                   PlanOptions const& options) {
   PolicyPlan plan = empty_plan(errors, some.context, options);
   plan.floor = some.floor;
+  plan.scores = some.scores;
   plan.budget_tokens = some.budget_tokens + plan.skipped_tokens();
   if (!costs.rows.empty()) {
     plan.row_costs = costs.rows;
@@ -132,7 +135,9 @@ inline void set_heads(PolicyPlan& plan, KvErrors const& errors, CacheCosts const
         pages = options.formats.pages(formats, channels[static_cast<std::size_t>(layer)], options.page_size);
         plan.formats.set(layer, kv, formats);
       }
-      if (options.use_remainder && ended[parts.part_of(head)] == head) {
+      // A longer window of a head with scored slots costs more than its rows: the scores of its tokens.
+      bool const rows_alone = point.slots == 0 || !by_bytes;
+      if (options.use_remainder && rows_alone && ended[parts.part_of(head)] == head) {
         // Where the step that did not fit changes formats, more than everything may be left.
         std::int64_t const full = whole_pages(costs.visible(layer), pages.rows);
         std::int64_t const more = std::min(parts.left(head) / pages.bytes * pages.rows, full - point.tokens);
@@ -141,7 +146,8 @@ inline void set_heads(PolicyPlan& plan, KvErrors const& errors, CacheCosts const
         parts.take(head, pages.bytes_of(more));
         if (point.tokens == full) point.sink = -1;
       }
-      plan.set(head, policy_of_size(point.sink, point.tokens), {point.tokens, point.error, by_bytes ? point.cost : 0});
+      plan.set(head, policy_of_size(point.sink, point.tokens, point.slots),
+               {point.tokens, point.error, by_bytes ? pages.bytes_of(point.tokens) : 0});
     }
   }
 }
@@ -166,7 +172,8 @@ inline void set_heads(PolicyPlan& plan, KvErrors const& errors, CacheCosts const
   BudgetParts parts(costs, options, total);
   Hulls hulls;
   for (;;) {
-    hulls = all_hulls(errors, costs, pruned, plan.floor, options.page_size, options.formats, channels);
+    hulls = all_hulls(errors, costs, pruned, plan.floor, options.page_size, options.scored_slots, options.formats,
+                      channels);
     BudgetParts rest = parts;
     if (take_least(hulls, rest)) {
       parts = rest;
@@ -194,6 +201,7 @@ inline void set_heads(PolicyPlan& plan, KvErrors const& errors, CacheCosts const
   });
 
   set_heads(plan, errors, costs, hulls, channels, at, first_ended, parts);
+  if (has_scored_heads(plan.table)) plan.scores = errors.scores;
   return plan;
 }
 
@@ -214,6 +222,9 @@ inline void set_heads(PolicyPlan& plan, KvErrors const& errors, CacheCosts const
 /// pairs those without sinks alone, which such a layer soon loses sight of; since few of them are within a small
 /// window, some between them too, with errors as `KvErrors::at` has them. Of a head that several ranks hold a copy of
 /// each copy counts in its rank's share, and one in the budget.
+///
+/// Where heads may keep tokens by scores (`PlanOptions::scored_slots`), sizes are also the pairs of windows and slots
+/// of `KvErrors::scored`, in plans by bytes with what their scores and records take; `plan.scores` says which scores.
 ///
 /// Where heads choose among formats (`PlanOptions::formats`), the sizes of a head are those of every pair of formats,
 /// in bytes: its windows' hull is stretched by the bytes of a row and raised by the error of rounding keys and values,
@@ -244,6 +255,11 @@ inline void set_heads(PolicyPlan& plan, KvErrors const& errors, CacheCosts const
   bool const rounded = errors.key_errors.size() == rounding && errors.value_errors.size() == rounding;
   require(rounded, "errors of rounding", {rounding, " of keys, and as many of values"}, errors.key_errors.size(),
           where);
+  if (options.scored_slots) {
+    bool const known = errors.scored && errors.scored_cells.size() == errors.size() * errors.scored->size();
+    require(known, "errors of scored slots", "those of a grid (`observe_scored`), as heads may have such slots",
+            errors.scored_cells.size(), where);
+  }
   detail::CacheCosts const costs = detail::cache_costs(errors, &budget, context, options.formats);
   if (options.skip_layers.empty()) return detail::plan_layers(errors, budget, costs, options);
   auto const layers = planned_layers(errors.num_layers, options.skip_layers);

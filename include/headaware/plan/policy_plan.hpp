@@ -39,6 +39,7 @@ struct PlanOptions {
   bool layer_shares = false;  ///< each layer has the same share of what it costs whole, likewise
   double negligible_output = 1e-6;  ///< heads with at most this `KvErrors::output_share` are pruned; 0: none
   bool use_remainder = true;        ///< widen a window by what is left
+  bool scored_slots = false;        ///< heads may keep tokens by scores, where errors know what that is worth
   /// Keep everything, beyond the budget: layers that are known to be delicate, for example. Ascending. Layers with
   /// windows of their own need not be named where the statistics say their shape.
   std::vector<std::int32_t> skip_layers{};

@@ -8,9 +8,11 @@
 #include <headaware/error.hpp>
 #include <headaware/model_shape.hpp>
 #include <headaware/stats/rounding.hpp>
+#include <headaware/stats/scored_slots.hpp>
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -74,6 +76,7 @@ struct RetentionSums {
   std::vector<double> error_squared;         ///< [grid] Σ |Δ|²; in mass-only mode 0
   std::vector<double> metric_error_squared;  ///< [grid] Σ |W_O Δ|²; without a metric 0
   RoundingSums rounding;                     ///< of `RetentionInfo::formats`
+  ScoredSums scored;                         ///< of `RetentionInfo::scored`; empty: none
 
   RetentionSums() = default;
   explicit RetentionSums(RetentionGrid const& grid, std::size_t formats = 0)
@@ -99,6 +102,7 @@ struct RetentionSums {
       metric_error_squared[i] += other.metric_error_squared[i];
     }
     rounding.merge(other.rounding);
+    scored.merge(other.scored);
   }
 };
 
@@ -114,6 +118,10 @@ struct RetentionInfo {
   RetentionGrid grid{};
   std::vector<std::string> formats{};  ///< names of row formats whose errors were observed; empty: none
   ModelShape layers{};                 ///< where they differ; empty: all alike
+  /// Pairs of windows and scored slots whose errors were observed (`observe_scored`); nothing: none. Layers that slide
+  /// have no rows of these.
+  std::optional<ScoredGrid> scored{};
+  std::string scores{};  ///< of these, the weights' hash of the scores (`SavedScores::weight_hash`)
 
   /// Every layer's, also where all are alike. @throws ArgumentError if a count is not positive
   [[nodiscard]] ModelShape shape() const { return detail::shape_of(*this); }

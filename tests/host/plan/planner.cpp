@@ -99,7 +99,7 @@ TEST_CASE("on the hull greedy is optimal, of all sizes", "[plan]") {
   auto const sizes = ha::detail::candidates(grid, context, 1);
   std::vector<std::vector<std::pair<std::int64_t, double>>> all(errors.size());
   auto const costs = ha::detail::cache_costs(errors, nullptr, context);
-  ha::detail::Hulls const hulls = ha::detail::all_hulls(errors, costs, std::vector<bool>(errors.size()), 0, 1);
+  ha::detail::Hulls const hulls = ha::detail::all_hulls(errors, costs, std::vector<bool>(errors.size()), 0, 1, false);
   for (std::size_t head = 0; head < errors.size(); ++head) {
     for (auto const& size : sizes) all[head].emplace_back(size.tokens, errors.of(head)[size.cell]);
     all[head].emplace_back(context, 0);
@@ -122,7 +122,7 @@ TEST_CASE("what is left is less than a step, or than a page", "[plan]") {
   auto const errors = errors_of(random_statistics(5, 4, 4, grid, 9));
   for (std::int64_t const page : {1, 16}) {
     auto const costs = ha::detail::cache_costs(errors, nullptr, context);
-    auto const hulls = ha::detail::all_hulls(errors, costs, std::vector<bool>(errors.size()), 0, page);
+    auto const hulls = ha::detail::all_hulls(errors, costs, std::vector<bool>(errors.size()), 0, page, false);
     std::int64_t longest = 0;
     ha::detail::take_steps(hulls, [&](ha::detail::HullStep const& step) {
       longest = std::max(longest, hulls.points[step.to].tokens - hulls.points[step.to - 1].tokens);

@@ -6,6 +6,7 @@
 #include <headaware/layer_heads.hpp>
 #include <headaware/plan/detail/cache_costs.hpp>
 #include <headaware/plan/detail/lower_hull.hpp>
+#include <headaware/plan/detail/scored_candidates.hpp>
 #include <headaware/plan/detail/whole_pages.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/stats/retention.hpp>
@@ -32,12 +33,16 @@ struct Hulls {
                 : candidates(grid, whole_pages(visible, page_size), page_size);
 }
 
-/// The hulls where every head has 16 bits.
+/// The hulls where every head has 16 bits. @param scored  whether heads may have scored slots
 [[nodiscard]] inline Hulls all_hulls(KvErrors const& errors, CacheCosts const& costs, std::vector<bool> const& pruned,
-                                     std::int64_t floor, std::int64_t page_size) {
+                                     std::int64_t floor, std::int64_t page_size, bool scored) {
   Hulls hulls;
   hulls.first.reserve(pruned.size() + 1);
   std::vector<Candidate> sizes;
+  std::vector<ScoredCandidate> with_slots;
+  std::vector<HullPoint> hull;
+  std::vector<HullPoint> points;
+  std::vector<HullPoint> next;
   std::int64_t sizes_of = -1;  // tokens that a head sees, and whether its layer slides
   std::size_t head = 0;
   for (std::int32_t layer = 0; layer < costs.heads().num_layers; ++layer) {
@@ -45,11 +50,20 @@ struct Hulls {
     std::int64_t const slides = costs.window(layer) != 0 ? 1 : 0;  // past its sinks
     if (sizes_of != 2 * visible + slides) sizes = head_candidates(errors.grid, visible, slides != 0, page_size);
     sizes_of = 2 * visible + slides;
+    if (scored && slides == 0) {
+      with_slots = scored_candidates(*errors.scored, visible, {page_size, page_size * costs.row(layer)}, false);
+    }
     for (std::int32_t i = 0; i < costs.heads().count(layer); ++i, ++head) {
       hulls.first.push_back(hulls.points.size());
       if (pruned[head]) continue;
-      append_hull(sizes, errors.of(head), floor, whole_pages(visible, page_size), hulls.points);
-      for (std::size_t p = hulls.first.back(); p < hulls.points.size(); ++p) hulls.points[p].cost *= costs.row(layer);
+      hull.clear();
+      append_hull(sizes, errors.of(head), floor, whole_pages(visible, page_size), hull);
+      for (HullPoint& point : hull) point.cost *= costs.row(layer);
+      if (scored && slides == 0) {
+        scored_points(with_slots, errors.scored_of(head), floor, 0, 0, points);
+        merge_into_hull(hull, points, next);
+      }
+      hulls.points.insert(hulls.points.end(), hull.begin(), hull.end());
     }
   }
   hulls.first.push_back(hulls.points.size());

@@ -7,6 +7,7 @@
 #include <headaware/plan/detail/cache_costs.hpp>
 #include <headaware/plan/detail/hulls.hpp>
 #include <headaware/plan/detail/lower_hull.hpp>
+#include <headaware/plan/detail/scored_candidates.hpp>
 #include <headaware/plan/detail/whole_pages.hpp>
 #include <headaware/plan/format_choice.hpp>
 #include <headaware/plan/kv_errors.hpp>
@@ -16,7 +17,6 @@
 #include <cstdint>
 #include <limits>
 #include <span>
-#include <utility>
 #include <vector>
 
 HEADAWARE_NAMESPACE_BEGIN
@@ -29,8 +29,9 @@ class PairHulls {
  public:
   /// @param errors, choice  borrowed
   /// @throws ArgumentError naming the formats whose errors are known, if one is chosen whose are not
-  PairHulls(KvErrors const& errors, FormatChoice const& choice, std::int64_t page_size, char const* where)
-      : errors_(&errors), choice_(&choice), page_size_(page_size) {
+  /// @param scored  whether heads may have scored slots
+  PairHulls(KvErrors const& errors, FormatChoice const& choice, std::int64_t page_size, bool scored, char const* where)
+      : errors_(&errors), choice_(&choice), page_size_(page_size), scored_(scored) {
     for (HeadFormats const& pair : choice.pairs) {
       places_.push_back({errors.format_place(pair.key, where), errors.format_place(pair.value, where)});
     }
@@ -45,7 +46,8 @@ class PairHulls {
     for (std::size_t i = 0; i < places_.size(); ++i) {
       Places const places{places_[i].key, channels.value_dim > 0 ? places_[i].value : -1};
       RowPages const pages = choice_->pages(choice_->pairs[i], channels, page_size_);
-      pairs_.push_back({static_cast<std::int32_t>(i), places, pages, 0});
+      pairs_.push_back({static_cast<std::int32_t>(i), places, pages, 0, {}});
+      if (scored_ && !slides) pairs_.back().with_slots = scored_candidates(*errors_->scored, visible, pages, true);
     }
     std::stable_sort(pairs_.begin(), pairs_.end(), [](Pair const& a, Pair const& b) {
       return a.pages.rows != b.pages.rows ? a.pages.rows > b.pages.rows : a.pages.bytes < b.pages.bytes;
@@ -75,6 +77,9 @@ class PairHulls {
         append_hull(sizes_[sizes].candidates, errors_->of(head), floor, sizes_[sizes].full, windows_);
       }
       merge(pair, rounding);
+      if (pair.with_slots.empty()) continue;
+      scored_points(pair.with_slots, errors_->scored_of(head), floor, rounding, pair.number, points_);
+      merge_into_hull(merged_, points_, next_);
     }
     hull.insert(hull.end(), merged_.begin(), merged_.end());
   }
@@ -95,6 +100,7 @@ class PairHulls {
     Places places;
     RowPages pages;
     std::size_t sizes;  ///< in `sizes_`
+    std::vector<ScoredCandidate> with_slots;
   };
   struct Sizes {
     std::int64_t rows;  ///< per page
@@ -104,39 +110,37 @@ class PairHulls {
 
   /// The hull of what is merged and of the windows in one more pair of formats.
   void merge(Pair const& pair, double rounding) {
-    next_.clear();
-    auto at = merged_.begin();
-    for (HullPoint point : windows_) {
+    points_.assign(windows_.begin(), windows_.end());
+    for (HullPoint& point : points_) {
       point.error += rounding;
       point.pair = pair.number;
       point.cost = pair.pages.bytes_of(point.tokens);
-      for (; at != merged_.end() && at->cost <= point.cost; ++at) add_to_hull(next_, 0, *at);
-      add_to_hull(next_, 0, point);
     }
-    for (; at != merged_.end(); ++at) add_to_hull(next_, 0, *at);
-    std::swap(merged_, next_);
+    merge_into_hull(merged_, points_, next_);
   }
 
   KvErrors const* errors_;
   FormatChoice const* choice_;
   std::int64_t page_size_;
+  bool scored_;
   std::vector<Places> places_;  ///< [pairs of the choice]
   Layer layer_{};
   std::vector<Pair> pairs_;  ///< of the layer, by the cost of a row
   std::vector<Sizes> sizes_;
   std::vector<HullPoint> windows_;
+  std::vector<HullPoint> points_;  ///< to be merged
   std::vector<HullPoint> merged_;
   std::vector<HullPoint> next_;
 };
 
 /// The hulls where heads choose among formats. @param channels  [num_layers]
 [[nodiscard]] inline Hulls all_hulls(KvErrors const& errors, CacheCosts const& costs, std::vector<bool> const& pruned,
-                                     std::int64_t floor, std::int64_t page_size, FormatChoice const& choice,
-                                     std::span<RowChannels const> channels) {
-  if (!choice.by_bytes()) return all_hulls(errors, costs, pruned, floor, page_size);
+                                     std::int64_t floor, std::int64_t page_size, bool scored,
+                                     FormatChoice const& choice, std::span<RowChannels const> channels) {
+  if (!choice.by_bytes()) return all_hulls(errors, costs, pruned, floor, page_size, scored);
   Hulls hulls;
   hulls.first.reserve(pruned.size() + 1);
-  PairHulls pairs(errors, choice, page_size, "plan_policies");
+  PairHulls pairs(errors, choice, page_size, scored, "plan_policies");
   std::size_t head = 0;
   for (std::int32_t layer = 0; layer < costs.heads().num_layers; ++layer) {
     if (costs.heads().count(layer) == 0) continue;

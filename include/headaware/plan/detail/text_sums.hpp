@@ -51,6 +51,18 @@ struct MeasuredRounding {
   return {&sums.key_metric_error_squared, &sums.value_metric_error_squared, static_cast<double>(sums.metric_rows)};
 }
 
+/// The same of scored slots: over pairs of the grid, and rows sampled.
+struct MeasuredScored {
+  std::vector<double> const* cells;
+  double rows;
+};
+
+/// @pre  measure is not mass
+[[nodiscard]] inline MeasuredScored measured_scored(ScoredSums const& sums, ErrorMeasure measure) {
+  if (measure == ErrorMeasure::output) return {&sums.error_squared, static_cast<double>(sums.rows)};
+  return {&sums.metric_error_squared, static_cast<double>(sums.metric_rows)};
+}
+
 /// Names of formats whose errors the statistics hold in this measure.
 [[nodiscard]] inline std::vector<std::string> measured_formats(RetentionInfo const& info, ErrorMeasure measure) {
   return measure == ErrorMeasure::mass ? std::vector<std::string>{} : info.formats;
@@ -90,7 +102,13 @@ inline void require_statistics(RetentionStatistics const& statistics, ErrorMeasu
     };
     require(sums.rows > 0, "rows observed", "> 0", sums.rows, place);
     require(sums.cells->size() == info.grid.size(), "sums", info.grid.size(), sums.cells->size(), place);
-    if (info.formats.empty() || measure == ErrorMeasure::mass) continue;
+    if (measure == ErrorMeasure::mass) continue;
+    if (info.scored) {
+      MeasuredScored const scored = measured_scored(statistics.heads[i].scored, measure);
+      require(scored.cells->size() == info.scored->size(), "sums of scored slots", info.scored->size(),
+              scored.cells->size(), place);
+    }
+    if (info.formats.empty()) continue;
     MeasuredRounding const rounding = measured_rounding(statistics.heads[i].rounding, measure);
     require(rounding.rows > 0, "rows sampled of rounding", "> 0", rounding.rows, place);
     std::size_t const formats = std::min(rounding.keys->size(), rounding.values->size());
