@@ -4,12 +4,12 @@
 #include "tools/llama/refinement.hpp"
 #include "tools/llama/residual_norms.hpp"
 #include "tools/llama/token_source.hpp"
-#include "tools/support/content_hash.hpp"
 #include "tools/support/folder.hpp"
 #include "tools/support/interrupt.hpp"
 
 #include <headaware/classify/classifier.hpp>
 #include <headaware/error.hpp>
+#include <headaware/io/content_hash.hpp>
 #include <headaware/io/sensitivities.hpp>
 
 #include <algorithm>
@@ -131,7 +131,7 @@ CalibrationText AblationCalibration::pieces_of(CalibrationUse const& use) const 
 
 std::filesystem::path AblationCalibration::folder_of(CalibrationText const& text, CalibrationUse const& use) const {
   Model const& model = losses_->run().model();
-  support::ContentHash hash;
+  ha::ContentHash hash;
   hash.add(model.path().filename().string() + " " + std::to_string(std::filesystem::file_size(model.path())));
   for (auto const* const pieces : {&text.text, &text.probe}) {
     for (auto const& piece : *pieces) hash.add(piece);

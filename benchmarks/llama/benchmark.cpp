@@ -260,8 +260,8 @@ void run_evict_once(Options const& options) {
   llama_adapter::OnceOptions once = options.once;
   once.threads = options.run.threads;
   once.single_precision = options.run.exact;
-  std::optional<support::RowScorer> scorer;
-  if (!options.scores.empty()) once.scorer = &scorer.emplace(support::load_row_scorer(options.scores));
+  std::optional<ha::RowScorer> scorer;
+  if (!options.scores.empty()) once.scorer = &scorer.emplace(ha::load_row_scorer(options.scores));
   auto runs = llama_adapter::once_runs(methods, options.sizes, options.compared.plans, model.shape(), once);
   std::int64_t const length = once.prefix + once.continuation;
   auto const tokens = text_of(model, options, length, "--prefix and --continuation");

@@ -4,13 +4,13 @@
 #include "llama/timing.hpp"
 #include "tools/llama/loss_store.hpp"
 #include "tools/llama/saved_losses.hpp"
-#include "tools/support/content_hash.hpp"
 #include "tools/support/folder.hpp"
 #include "tools/support/interrupt.hpp"
 #include "tools/support/json_text.hpp"
 #include "tools/support/progress.hpp"
 
 #include <headaware/error.hpp>
+#include <headaware/io/content_hash.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/json_tree.hpp>
 
@@ -39,7 +39,7 @@ void save_once(std::filesystem::path const& path, OnceText const& text) {
 /// Names a job's file by what goes into it.
 std::filesystem::path path_of(std::string const& about, OnceOptions const& options, std::filesystem::path const& folder,
                               OnceRun const& run, OncePiece const& piece) {
-  support::ContentHash hash;
+  ha::ContentHash hash;
   auto const selection = OnceSelection::of(run);
   hash.add(about + " " + std::to_string(run.size) + " " + selection.text());
   if (selection.source == OnceSource::windows) hash.add(text_of(run.table));
@@ -194,7 +194,7 @@ OnceCost once_cost(Model const& model, OnceOptions const& options, std::filesyst
                    std::span<std::int32_t const> prefix) {
   support::make_folder(folder);
   Cores const cores(options.threads);
-  support::ContentHash hash;
+  ha::ContentHash hash;
   hash.add(about_of(model, options) + " cost");
   hash.add(prefix);
   if (options.scorer != nullptr) hash.add(options.scorer->saved.weight_hash);

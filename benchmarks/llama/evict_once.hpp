@@ -5,8 +5,8 @@
 
 #include "llama/passage_spread.hpp"
 #include "tools/llama/engine.hpp"
-#include "tools/support/row_scorer.hpp"
 
+#include <headaware/io/row_scorer.hpp>
 #include <headaware/policy/table.hpp>
 
 #include <array>
@@ -31,7 +31,7 @@ struct OnceOptions {
   std::int64_t continuation = 1024;  ///< tokens that are read after them
   std::int32_t threads = 1;          ///< of the engine and of the library
   bool single_precision = false;     ///< keys and values in 4 bytes per element; else in 2, as engines hold them
-  support::RowScorer const* scorer = nullptr;  ///< borrowed, of methods that need scores
+  headaware::RowScorer const* scorer = nullptr;  ///< borrowed, of methods that need scores
 };
 
 /// What a piece of text tells.

@@ -9,9 +9,9 @@
 #include "tools/llama/key_rotations.hpp"
 #include "tools/llama/policy_run.hpp"
 #include "tools/llama/score_chunk.hpp"
-#include "tools/support/row_scorer.hpp"
 
 #include <headaware/classify/builders.hpp>
+#include <headaware/io/row_scorer.hpp>
 #include <headaware/policy/with_keep_lists.hpp>
 #include <headaware/score/expected_attention.hpp>
 #include <headaware/score/query_moments.hpp>
@@ -90,8 +90,7 @@ class OnceScores {
   }
 
   /// @param scorer, rotations  of sources that have them
-  void take(TappedAttention attention, support::RowScorer const* scorer,
-            std::span<headaware::KeyRotation const> rotations) {
+  void take(TappedAttention attention, ha::RowScorer const* scorer, std::span<headaware::KeyRotation const> rotations) {
     namespace ha = headaware;
     if (attention_) return attention_->take(attention);
     attention.tokens = tokens_;  // without those of a second reading
@@ -249,7 +248,7 @@ class OnceReader {
   }
 
   Model const* model_;
-  support::RowScorer const* scorer_;
+  ha::RowScorer const* scorer_;
   std::vector<headaware::KeyRotation> rotations_;
   Check check_;
   headaware::PolicyTable table_;  ///< that keeps everything

@@ -4,7 +4,6 @@
 #include "tools/llama/cached_model.hpp"
 #include "tools/llama/engine_reader.hpp"
 #include "tools/llama/loss_store.hpp"
-#include "tools/support/content_hash.hpp"
 #include "tools/support/folder.hpp"
 #include "tools/support/json_text.hpp"
 #include "tools/support/progress.hpp"
@@ -17,6 +16,7 @@
 #include <headaware/classify/builders.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
+#include <headaware/io/content_hash.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/layout/concept.hpp>
 #include <headaware/layout/per_layer.hpp>
@@ -170,7 +170,7 @@ EvictedStore::EvictedStore(Model const& model, EvictedOptions const& options, st
 }
 
 std::filesystem::path EvictedStore::path_of(EvictedJob const& job) const {
-  support::ContentHash hash;
+  ha::ContentHash hash;
   hash.add(about_ + " " + std::to_string(job.decode_tokens));
   hash.add(text_of(job.table));
   if (std::string const formats = text_of(job.formats); !formats.empty()) hash.add(formats);

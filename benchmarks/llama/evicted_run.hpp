@@ -6,9 +6,9 @@
 #include "tools/llama/engine.hpp"
 #include "tools/llama/saved_losses.hpp"
 #include "tools/support/interrupt.hpp"
-#include "tools/support/row_scorer.hpp"
 
 #include <headaware/format/table.hpp>
+#include <headaware/io/row_scorer.hpp>
 #include <headaware/policy/table.hpp>
 
 #include <cstdint>
@@ -33,7 +33,7 @@ struct EvictedJob {
   headaware::FormatTable formats{};  ///< of the same heads; empty: rows as the options say
   std::optional<KvType> engine{};    ///< the engine reads by itself into its own cache; nothing: the table's cache
   std::int64_t decode_tokens = 0;    ///< to decode greedily after it, one at a time
-  support::RowScorer const* scorer = nullptr;  ///< of tables whose heads keep tokens by scores; borrowed
+  headaware::RowScorer const* scorer = nullptr;  ///< of tables whose heads keep tokens by scores; borrowed
 };
 
 /// Reads texts through evicted caches, or finds that it has.

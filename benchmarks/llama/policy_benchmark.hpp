@@ -36,7 +36,7 @@ struct BenchmarkRun {
   headaware::PolicyTable table;
   headaware::FormatTable formats{};  ///< of the same heads; empty: 16 bits
   std::optional<KvType> engine{};    ///< the engine by itself, all tokens in its own cache; nothing: the table
-  std::shared_ptr<support::RowScorer const> scorer{};  ///< of tables whose heads keep tokens by scores
+  std::shared_ptr<headaware::RowScorer const> scorer{};  ///< of tables whose heads keep tokens by scores
 
   double mean_kept_tokens = 0;                    ///< per KV head, after `context` tokens
   std::int64_t tokens = 0;                        ///< predicted, of all passages

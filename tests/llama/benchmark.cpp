@@ -146,14 +146,14 @@ TEST_CASE("a share of the heads with the largest gates keeps everything, the oth
 
 TEST_CASE("what an earlier run left is read, or is one error that says what to do") {
   std::vector<double> const losses{0.5, 1.25};
-  auto const bytes = support::format_npy(support::NpyArray::of({2}, std::span<double const>(losses)));
+  auto const bytes = ha::format_npy(ha::NpyArray::of({2}, std::span<double const>(losses)));
   CHECK(parse_losses(bytes, "a.npy", 2) == losses);
   auto const refused = [](auto const& read, ha::ErrorDetail const& parts) {
     check_error<ha::FormatError>(read, parts);
   };
   refused([&] { (void)parse_losses(bytes, "a.npy", 3); }, {"values of a text", "3; remove the file", "2", "a.npy"});
   std::vector<double> const broken{0.5, std::numeric_limits<double>::quiet_NaN()};
-  auto const nan = support::format_npy(support::NpyArray::of({2}, std::span<double const>(broken)));
+  auto const nan = ha::format_npy(ha::NpyArray::of({2}, std::span<double const>(broken)));
   refused([&] { (void)parse_losses(nan, "a.npy", 2); }, {"values of a text", "2; remove", "infinity or NaN", "a.npy"});
 
   std::string const text = R"({"read_seconds": 1, "first_token_seconds": 1.5, "decode_seconds": 0, "mean_kept": 64.5,

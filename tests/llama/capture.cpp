@@ -30,7 +30,7 @@ bool run_program(std::string const& arguments, std::filesystem::path const& log)
 std::string quoted(std::filesystem::path const& path) { return "'" + path.string() + "'"; }
 
 /// ‖a − b‖ / ‖b‖.
-double relative_difference(support::NpyArray const& a, support::NpyArray const& b) {
+double relative_difference(ha::NpyArray const& a, ha::NpyArray const& b) {
   REQUIRE(a.shape == b.shape);
   double difference = 0;
   double norm = 0;
@@ -193,10 +193,10 @@ TEST_CASE("what cannot be captured is said") {
 TEST_CASE("folders without a description, or with an old one, are read as before") {
   TemporaryFolder const folder;
   std::vector<ha::float16> const elements(2 * 1 * 3 * 4);
-  auto const array = support::NpyArray::of({2, 1, 3, 4}, std::span<ha::float16 const>(elements));
+  auto const array = ha::NpyArray::of({2, 1, 3, 4}, std::span<ha::float16 const>(elements));
   for (std::string const name : {"chunk10", "chunk2"}) {
-    support::save_npy(folder / (name + "_k.npy"), array);
-    support::save_npy(folder / (name + "_v.npy"), array);
+    ha::save_npy(folder / (name + "_k.npy"), array);
+    ha::save_npy(folder / (name + "_v.npy"), array);
   }
   auto arrays = capture::load_arrays(folder.path());
   CHECK(arrays.layers == std::vector<std::int32_t>{0, 1});
@@ -228,8 +228,7 @@ TEST_CASE("folders without a description, or with an old one, are read as before
   refused("[", {"capture.json", "", "", "capture.json"});
 
   std::filesystem::remove(folder / "capture.json");
-  support::save_npy(folder / "chunk2_q.npy",
-                    support::NpyArray::of({2, 2, 3, 2}, std::span<ha::float16 const>(elements)));
+  ha::save_npy(folder / "chunk2_q.npy", ha::NpyArray::of({2, 2, 3, 2}, std::span<ha::float16 const>(elements)));
   check_error<ha::FormatError>([&] { (void)capture::load_arrays(folder.path()); },
                                {"captured arrays", "", "", "chunk2"});
   check_error<ha::FileError>([&] { (void)capture::load_arrays(folder / "none"); }, {"capture", "a folder", "", "none"});

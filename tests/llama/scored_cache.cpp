@@ -7,13 +7,13 @@
 #include "tools/llama/loss_store.hpp"
 #include "tools/llama/planning.hpp"
 #include "tools/support/plan_scores.hpp"
-#include "tools/support/row_scorer.hpp"
 
 #include <headaware/classify/builders.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/plan.hpp>
-#include <headaware/plan/compare.hpp>
 #include <headaware/io/retention_statistics.hpp>
+#include <headaware/io/row_scorer.hpp>
+#include <headaware/plan/compare.hpp>
 #include <headaware/plan/scored_plan.hpp>
 
 #include <nlohmann/json.hpp>
@@ -35,10 +35,10 @@ using namespace llama_adapter;
 namespace {
 
 /// Scores of a model's rows by weights about 0; all rows alike where `size` is 0. Every head deserves as much.
-support::RowScorer scorer_of(Model const& model, float size) {
+ha::RowScorer scorer_of(Model const& model, float size) {
   std::mt19937 random(5);
   std::normal_distribution<float> normal;
-  support::RowScorer scorer;
+  ha::RowScorer scorer;
   auto& saved = scorer.saved;
   saved.model = "made up";
   saved.shape = model.shape();
@@ -58,8 +58,7 @@ support::RowScorer scorer_of(Model const& model, float size) {
 }
 
 std::vector<double> losses(Model const& model, ha::PolicyTable const& table, ha::FormatTable const& formats,
-                           support::RowScorer const* scorer, std::vector<std::int32_t> const& tokens,
-                           std::int32_t chunk) {
+                           ha::RowScorer const* scorer, std::vector<std::int32_t> const& tokens, std::int32_t chunk) {
   CachedModel<float> cached(model, table, formats, std::ssize(tokens),
                             {.chunk = chunk, .all_logits = true, .scorer = scorer});
   auto const result = losses_of(cached, tokens, static_cast<std::size_t>(chunk), [](std::int64_t) {});
@@ -112,7 +111,7 @@ TEST_CASE(
 
     check_error<ha::ArgumentError>([&] { (void)losses(model, mixed, {}, nullptr, tokens, 50); },
                                    {"scores", "--scores FOLDER", "none", "CachedModel"});
-    support::RowScorer other = learned;
+    ha::RowScorer other = learned;
     other.weights.clear();
     check_error<ha::ArgumentError>([&] { (void)losses(model, mixed, {}, &other, tokens, 50); },
                                    {"model of the scores", "the one that runs", "made up", "score_chunk"});
@@ -134,13 +133,13 @@ TEST_CASE("plans with scored slots are tried beside others, name their scores, a
   options.guard.context = 256;
   options.guard.blends = {};
   options.guard.window_shares = {0.5};
-  support::RowScorer scorer;
+  ha::RowScorer scorer;
   {
     Model const model(path);
     scorer = scorer_of(model, 0.1F);
   }
   std::filesystem::create_directories(folder / "scores");
-  support::save_row_scorer(folder / "scores", scorer);
+  ha::save_row_scorer(folder / "scores", scorer);
   auto const budget = ha::Budget::tokens(48);
   std::size_t const without = plan_model(options, budget).tables.size();
   options.guard.scorer = &scorer;

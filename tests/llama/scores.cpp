@@ -260,7 +260,7 @@ TEST_CASE("scores of a model are calibrated, written and read, and score the mod
     auto const tokens = model.tokenize(numbered_text(600), false);
     auto const options = tiny_options(written.folder / "scores");
     auto const scorer = calibrate_scores(model, tokens, options);
-    auto const read = support::load_row_scorer(options.output_dir);
+    auto const read = ha::load_row_scorer(options.output_dir);
     CHECK(read.saved == scorer.saved);
     CHECK(read.weights == scorer.weights);
     CHECK(read.saved.shape == model.shape());

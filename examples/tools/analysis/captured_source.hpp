@@ -4,9 +4,9 @@
 
 #include "tools/analysis/attention_source.hpp"
 #include "tools/support/capture.hpp"
-#include "tools/support/content_hash.hpp"
 
 #include <headaware/error.hpp>
+#include <headaware/io/content_hash.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -40,13 +40,13 @@ class CapturedSource : public AttentionSource {
       }
       left -= length;
     }
-    support::ContentHash print;
-    auto const add = [&](support::NpyArray const& array) {
+    headaware::ContentHash print;
+    auto const add = [&](headaware::NpyArray const& array) {
       print.add({reinterpret_cast<char const*>(array.bytes.data()), array.bytes.size()});
     };
     for (capture::Sequence const& sequence : arrays_.sequences) {
       if (sequence.layers.empty()) {
-        for (support::NpyArray const* array : {&*sequence.queries, &sequence.keys, &sequence.values}) add(*array);
+        for (headaware::NpyArray const* array : {&*sequence.queries, &sequence.keys, &sequence.values}) add(*array);
       }
       for (capture::LayerArrays const& layer : sequence.layers) {
         add(*layer.queries);

@@ -8,7 +8,8 @@
 #include "tools/support/format_options.hpp"
 #include "tools/support/options.hpp"
 #include "tools/support/plan_options.hpp"
-#include "tools/support/row_scorer.hpp"
+
+#include <headaware/io/row_scorer.hpp>
 #ifdef HEADAWARE_HAS_LLAMA
 #include "tools/llama/exact_copy.hpp"
 #include "tools/llama/model_source.hpp"
@@ -175,7 +176,7 @@ llama_adapter::SensitivityOf sensitivity_of(std::string const& name) {
   return static_cast<llama_adapter::SensitivityOf>(std::find(names.begin(), names.end(), name) - names.begin());
 }
 
-support::RowScorer score(Options const& options) {
+ha::RowScorer score(Options const& options) {
   if (std::filesystem::is_directory(options.run.model)) {
     throw ha::ArgumentError({"--scores", "a GGUF file, which has to run", "a folder", options.run.model.string()});
   }
@@ -193,7 +194,7 @@ support::RowScorer score(Options const& options) {
 }
 
 /// @param scorer  for plans whose heads keep tokens by scores; nullptr: none do
-void plan(Options const& options, support::RowScorer const* scorer) {
+void plan(Options const& options, ha::RowScorer const* scorer) {
   ha::ModelShape const shape = llama_adapter::Model(options.run.model).shape();
   ha::Budget const budget = support::parse_budget(options.budget, {shape, 2});  // of the cache in 16 bits
   support::MeasuringOptions const& measuring = options.measuring;
@@ -249,11 +250,11 @@ void plan(Options const& options, support::RowScorer const* scorer) {
               options.analysis.output_dir.c_str());
 }
 #else
-support::RowScorer score(Options const&) {
+ha::RowScorer score(Options const&) {
   throw ha::ArgumentError({"--scores", "a program built with llama.cpp (configure with -DHEADAWARE_LLAMA=ON)",
                            "one built without", "--scores"});
 }
-void plan(Options const&, support::RowScorer const*) {
+void plan(Options const&, ha::RowScorer const*) {
   throw ha::ArgumentError({"--plan", "a program built with llama.cpp (configure with -DHEADAWARE_LLAMA=ON)",
                            "one built without", "--plan"});
 }
@@ -274,12 +275,12 @@ int run(Options& options) {
   options.analysis.parameters.validate();
   auto const& folder = options.analysis.output_dir;
   if (options.plan) check_plan(options);
-  std::optional<support::RowScorer> scorer;
+  std::optional<ha::RowScorer> scorer;
   if (options.scores) {
     support::prepare_results(folder, {"scores.json", "scores.npy"}, {"scores_state"});
     scorer = score(options);
   } else if (!options.scores_from.empty()) {
-    scorer = support::load_row_scorer(options.scores_from);
+    scorer = ha::load_row_scorer(options.scores_from);
   }
   if (options.plan) {
     support::prepare_results(folder, {"plan.json", "plan_classifications.json", "plan_guard.json"},

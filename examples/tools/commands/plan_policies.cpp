@@ -7,11 +7,11 @@
 #include "tools/support/format_options.hpp"
 #include "tools/support/options.hpp"
 #include "tools/support/plan_options.hpp"
-#include "tools/support/row_scorer.hpp"
 #include "tools/support/save_plan.hpp"
 
 #include <headaware/error.hpp>
 #include <headaware/io/retention_statistics.hpp>
+#include <headaware/io/row_scorer.hpp>
 #include <headaware/io/scores.hpp>
 #include <headaware/io/sensitivities.hpp>
 #include <headaware/model_shape.hpp>
@@ -233,7 +233,7 @@ void print_bytes(ha::PolicyPlan const& plan, ha::ModelShape const& shape, ha::La
 
 /// The scores to plan with. @throws ArgumentError if they are of other heads than the statistics
 ha::SavedScores load_scores(std::filesystem::path const& folder, ha::ModelShape const& shape) {
-  ha::SavedScores scores = support::load_row_scorer(folder).saved;
+  ha::SavedScores scores = ha::load_row_scorer(folder).saved;
   bool alike = scores.shape.num_layers() == shape.num_layers();
   for (std::int32_t layer = 0; alike && layer < shape.num_layers(); ++layer) {
     alike = scores.shape.layer(layer).num_kv_heads == shape.layer(layer).num_kv_heads;
@@ -254,8 +254,9 @@ ha::PolicyPlan with_scores(ha::PolicyPlan const& whole, ha::KvErrors const& erro
     ha::PlanOptions together = options.plan;
     together.scored_slots = true;
     auto const plan = ha::plan_policies(errors, budget, options.context, together);
-    std::printf("\nwith scored slots, chosen together with windows, %.3f of what windows alone are predicted to lose:\n",
-                whole.predicted_error > 0 ? plan.predicted_error / whole.predicted_error : 1.0);
+    std::printf(
+        "\nwith scored slots, chosen together with windows, %.3f of what windows alone are predicted to lose:\n",
+        whole.predicted_error > 0 ? plan.predicted_error / whole.predicted_error : 1.0);
     return plan;
   }
   double const share = options.window_share.value_or(0.5);

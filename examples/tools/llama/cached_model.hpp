@@ -22,10 +22,10 @@
 namespace llama_adapter {
 
 struct CachedModelOptions {
-  std::int32_t chunk = 256;                    ///< most tokens of a read
-  bool all_logits = false;                     ///< of every token of a read; else of the last one
-  std::int32_t threads = 1;                    ///< of the engine
-  support::RowScorer const* scorer = nullptr;  ///< of tables whose heads keep tokens by scores; borrowed
+  std::int32_t chunk = 256;                      ///< most tokens of a read
+  bool all_logits = false;                       ///< of every token of a read; else of the last one
+  std::int32_t threads = 1;                      ///< of the engine
+  headaware::RowScorer const* scorer = nullptr;  ///< of tables whose heads keep tokens by scores; borrowed
 };
 
 /// @tparam T  of the kept keys and values: float, or headaware::float16 as engines hold them

@@ -3,11 +3,11 @@
 #include "tools/analysis/analysis.hpp"
 #include "tools/llama/scored_statistics.hpp"
 #include "tools/llama/token_source.hpp"
-#include "tools/support/content_hash.hpp"
 #include "tools/support/folder.hpp"
 
 #include <headaware/error.hpp>
 #include <headaware/io/attention_sums.hpp>
+#include <headaware/io/content_hash.hpp>
 #include <headaware/io/retention_statistics.hpp>
 #include <headaware/io/sensitivities.hpp>
 #include <headaware/plan/policy_plan.hpp>
@@ -27,7 +27,7 @@ namespace ha = headaware;
 namespace {
 
 std::string describe(Model const& model, CalibrationText::Pieces const& pieces) {
-  support::ContentHash tokens;
+  ha::ContentHash tokens;
   for (auto const& piece : pieces) tokens.add(piece);
   return model.path().filename().string() + ", " + std::to_string(std::filesystem::file_size(model.path())) +
          " bytes; " + std::to_string(pieces.size()) + " pieces of " + std::to_string(pieces.front().size()) +

@@ -5,8 +5,8 @@
 
 #include "tools/llama/calibration_text.hpp"
 #include "tools/llama/loss_store.hpp"
-#include "tools/support/row_scorer.hpp"
 
+#include <headaware/io/row_scorer.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/policy/sink_window.hpp>
 #include <headaware/stats/observer_parameters.hpp>
@@ -47,7 +47,7 @@ struct CalibrationOptions {
   std::vector<std::string> formats = headaware::ObserverParameters{}.formats;
   headaware::GroupFold fold = headaware::GroupFold::sum;
   /// Scores whose slots' errors are observed, in layers that do not slide; nullptr: none. Borrowed.
-  support::RowScorer const* scorer = nullptr;
+  headaware::RowScorer const* scorer = nullptr;
 };
 
 /// One kind of text, measured.

@@ -1,8 +1,7 @@
 #include "tools/llama/chunk_capture.hpp"
 
-#include "tools/support/npy.hpp"
-
 #include <headaware/error.hpp>
+#include <headaware/io/npy.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -87,8 +86,8 @@ void ChunkCapture::save(std::filesystem::path const& folder, std::string const& 
     auto const write = [&](char const* suffix, Tensor& tensor, std::int64_t heads, std::int64_t channels) {
       std::vector<std::int64_t> extents{heads, tokens_, channels};
       if (alike_) extents.insert(extents.begin(), static_cast<std::int64_t>(layers_.size()));
-      support::save_npy(folder / (stem + suffix),
-                        support::NpyArray::of(std::move(extents), std::span<ha::float16 const>(tensor.elements)));
+      ha::save_npy(folder / (stem + suffix),
+                   ha::NpyArray::of(std::move(extents), std::span<ha::float16 const>(tensor.elements)));
       tensor.elements.clear();
     };
     write("_q.npy", rows_[i].queries, shape.num_query_heads, shape.head_dim);
@@ -102,8 +101,8 @@ void ChunkCapture::save(std::filesystem::path const& folder, std::string const& 
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     std::vector<float> const& sinks = each_[i].sinks;
     if (sinks.empty()) continue;
-    support::save_npy(folder / ("layer" + std::to_string(layers_[i]) + "_sinks.npy"),
-                      support::NpyArray::of({std::ssize(sinks)}, std::span<float const>(sinks)));
+    ha::save_npy(folder / ("layer" + std::to_string(layers_[i]) + "_sinks.npy"),
+                 ha::NpyArray::of({std::ssize(sinks)}, std::span<float const>(sinks)));
   }
 }
 

@@ -8,10 +8,10 @@
 #include "tools/llama/second_reading.hpp"
 #include "tools/support/folder.hpp"
 #include "tools/support/json_text.hpp"
-#include "tools/support/npy.hpp"
 
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
+#include <headaware/io/npy.hpp>
 #include <headaware/policy/table.hpp>
 #include <headaware/score/budgets.hpp>
 #include <headaware/score/score_features.hpp>
@@ -87,7 +87,7 @@ class FittedScores {
     }
     return result;
   }
-  /// [layers], as `support::RowScorer` has them.
+  /// [layers], as `headaware::RowScorer` has them.
   [[nodiscard]] std::vector<std::vector<float>> weights(double penalty) const {
     std::vector<std::vector<float>> result;
     for (auto const& sums : sums_) result.push_back(sums ? sums->solve(penalty) : std::vector<float>{});
@@ -112,7 +112,7 @@ class FittedScores {
       auto const state = sums->state();
       all.insert(all.end(), state.begin(), state.end());
     }
-    support::save_npy(sums_file(pieces_), support::NpyArray::of<double>({std::ssize(all)}, all));
+    headaware::save_npy(sums_file(pieces_), headaware::NpyArray::of<double>({std::ssize(all)}, all));
     support::write_json(folder_ / "state.json",
                         nlohmann::ordered_json{{"source", source_}, {"pieces", pieces_}, {"counts", counts_}});
     std::error_code ignored;
@@ -131,7 +131,7 @@ class FittedScores {
       for (auto const& each : counts) fits = fits && each.size() == num_heads();
       if (!fits)
         throw headaware::FormatError({"saved counts", "those of this model and these options", "others", name});
-      auto const array = support::load_npy(sums_file(pieces));
+      auto const array = headaware::load_npy(sums_file(pieces));
       std::span<double const> left = array.as<double>();
       for (auto& sums : sums_) {
         if (!sums) continue;

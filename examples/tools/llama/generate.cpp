@@ -92,7 +92,7 @@ ha::PolicyTable table_of(Options const& options, ha::ModelShape const& model) {
 struct Kept {
   ha::PolicyTable table;
   ha::FormatTable formats{};
-  std::shared_ptr<support::RowScorer const> scorer{};
+  std::shared_ptr<ha::RowScorer const> scorer{};
 
   Kept(Model const& model, Options const& options) : table(table_of(options, model.shape())) {
     if (options.policies.empty()) return;

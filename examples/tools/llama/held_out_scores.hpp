@@ -6,8 +6,8 @@
 #include "tools/llama/score_calibration.hpp"
 #include "tools/llama/score_choice.hpp"
 #include "tools/llama/second_reading.hpp"
-#include "tools/support/row_scorer.hpp"
 
+#include <headaware/io/row_scorer.hpp>
 #include <headaware/model_shape.hpp>
 
 #include <algorithm>
@@ -59,7 +59,7 @@ class HeldOutScores {
   }
 
   /// Sets weights and qualities. @param scorer  whose shape and budgets are known
-  void choose(support::RowScorer& scorer) const {
+  void choose(headaware::RowScorer& scorer) const {
     std::size_t const heads = sums_->num_heads();
     std::vector<std::size_t> best(heads);
     std::vector<double> r2(heads);

@@ -3,14 +3,14 @@
 #include "tools/llama/cached_model.hpp"
 #include "tools/llama/reference_predictions.hpp"
 #include "tools/llama/saved_losses.hpp"
-#include "tools/support/content_hash.hpp"
 #include "tools/support/folder.hpp"
-#include "tools/support/npy.hpp"
 #include "tools/support/progress.hpp"
 
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
+#include <headaware/io/content_hash.hpp>
 #include <headaware/io/file.hpp>
+#include <headaware/io/npy.hpp>
 #include <headaware/plan/scored_plan.hpp>
 #include <headaware/policy/policy_window.hpp>
 
@@ -36,7 +36,7 @@ std::string identity_of(Model const& model) {
   std::uint64_t const size = std::filesystem::file_size(path);
   std::ifstream stream(path, std::ios::binary);
   std::string bytes(block, '\0');
-  support::ContentHash hash;
+  ha::ContentHash hash;
   for (std::uint64_t i = 0; i <= blocks; ++i) {
     stream.seekg(static_cast<std::streamoff>(size > block ? (size - block) / blocks * i : 0));
     stream.read(bytes.data(), static_cast<std::streamsize>(std::min(block, size)));
@@ -106,7 +106,7 @@ LossStore::LossStore(PolicyRun& run, std::filesystem::path folder)
 }
 
 std::filesystem::path LossStore::path_of(LossJob const& job, std::string const& kind) const {
-  support::ContentHash hash;
+  ha::ContentHash hash;
   hash.add(model_ + kind);
   hash.add(text_of(job.table));
   if (std::string const rounding = text_of(job.rounding); !rounding.empty()) hash.add(rounding);
@@ -151,7 +151,7 @@ std::vector<std::vector<double>> LossStore::run_missing(std::string const& what,
         interrupt.check();
         progress.show(static_cast<double>(done) + static_cast<double>(tokens) * (layer + 1) / layers);
       });
-      support::save_npy(path, support::NpyArray::of({std::ssize(values)}, std::span<double const>(values)));
+      ha::save_npy(path, ha::NpyArray::of({std::ssize(values)}, std::span<double const>(values)));
       done += tokens;
     }
     result.push_back(parse_losses(ha::read_binary_file(path), path.string(), std::ssize(job.tokens) - 1 - first));
@@ -175,7 +175,7 @@ void require_masks(std::span<LossJob const> jobs) {
 }  // namespace
 
 std::vector<std::vector<double>> LossStore::evicted_losses(std::string const& what, std::span<LossJob const> jobs,
-                                                           support::RowScorer const& scorer, std::int32_t threads) {
+                                                           ha::RowScorer const& scorer, std::int32_t threads) {
   constexpr std::size_t chunk = 256;
   Model const& model = run_->model();
   std::string const kind = " evicted, half " + scorer.saved.weight_hash;

@@ -6,9 +6,9 @@
 #include "tools/llama/policy_run.hpp"
 #include "tools/llama/rounded_kv.hpp"
 #include "tools/support/interrupt.hpp"
-#include "tools/support/row_scorer.hpp"
 
 #include <headaware/format/table.hpp>
+#include <headaware/io/row_scorer.hpp>
 #include <headaware/policy/table.hpp>
 
 #include <cstdint>
@@ -70,7 +70,8 @@ class LossStore {
   /// @param threads  of the engine
   /// @throws as `losses`, and as `CachedModel`
   [[nodiscard]] std::vector<std::vector<double>> evicted_losses(std::string const& what, std::span<LossJob const> jobs,
-                                                                support::RowScorer const& scorer, std::int32_t threads);
+                                                                headaware::RowScorer const& scorer,
+                                                                std::int32_t threads);
 
   /// @brief KL of the predictions with everything kept to those of each job, a token, from token `first` on; likewise
   /// kept on disk. The runs with everything kept of the last few texts stay in memory; jobs over more texts than that

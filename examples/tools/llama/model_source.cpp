@@ -6,8 +6,8 @@
 #include "tools/llama/output_projection.hpp"
 #include "tools/llama/tapped_qkv.hpp"
 #include "tools/llama/text_chunks.hpp"
-#include "tools/support/content_hash.hpp"
 
+#include <headaware/io/content_hash.hpp>
 #include <headaware/io/file.hpp>
 
 #include <algorithm>
@@ -41,7 +41,7 @@ class ModelSource : public analysis::AttentionSource {
                           .all_logits = false,
                           .threads = options.threads,
                           .observer = &tap_}) {
-    support::ContentHash print;
+    ha::ContentHash print;
     for (auto const& chunk : chunks_) print.add(std::span<std::int32_t const>(chunk));
     description_ = options.model.filename().string() + (options.exact ? " in single precision, " : ", ") +
                    std::to_string(std::filesystem::file_size(options.model)) + " bytes; " +

@@ -5,8 +5,8 @@
 
 #include "tools/llama/calibration_text.hpp"
 #include "tools/llama/loss_store.hpp"
-#include "tools/support/row_scorer.hpp"
 
+#include <headaware/io/row_scorer.hpp>
 #include <headaware/plan/budget.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
@@ -30,7 +30,7 @@ struct GuardOptions {
   std::int32_t fixed_pairs = 2;
   /// Scores by which heads may keep tokens; nullptr: none do. Borrowed. Plans of windows at these shares of the budget,
   /// and the least windows in every head, are tried with scored slots for the rest, evicting at every step.
-  support::RowScorer const* scorer = nullptr;
+  headaware::RowScorer const* scorer = nullptr;
   std::int32_t threads = 1;  ///< of the engine, where these are tried
   std::vector<double> window_shares{0.25, 0.5, 0.75};
   headaware::SinkWindow least_windows{.sink = 4, .window = 16};

@@ -2,10 +2,9 @@
 
 // Reads what earlier runs left on disk. Needs no engine.
 
-#include "tools/support/npy.hpp"
-
 #include <headaware/error.hpp>
 #include <headaware/io/json_tree.hpp>
+#include <headaware/io/npy.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -47,7 +46,7 @@ auto read_saved(char const* what, std::string const& expected, std::string const
 inline std::vector<double> parse_losses(std::span<std::byte const> file, std::string const& source,
                                         std::int64_t count) {
   return read_saved("values of a text", std::to_string(count), source, [&] {
-    auto const saved = support::parse_npy(file, source);
+    auto const saved = headaware::parse_npy(file, source);
     auto const values = saved.as<double>();
     bool const finite = std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); });
     if (std::ssize(values) != count || !finite) {

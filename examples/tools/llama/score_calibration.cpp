@@ -4,13 +4,13 @@
 #include "tools/llama/fitted_scores.hpp"
 #include "tools/llama/held_out_scores.hpp"
 #include "tools/llama/second_reading.hpp"
-#include "tools/support/content_hash.hpp"
 #include "tools/support/folder.hpp"
 #include "tools/support/interrupt.hpp"
 #include "tools/support/json_text.hpp"
 #include "tools/support/progress.hpp"
 
 #include <headaware/error.hpp>
+#include <headaware/io/content_hash.hpp>
 #include <headaware/score/budgets.hpp>
 
 #include <algorithm>
@@ -66,7 +66,7 @@ ScorePieces pieces_of(Model const& model, std::span<std::int32_t const> tokens, 
 
 /// Tells a measurement from others: what it is made of.
 std::string source_of(Model const& model, ScorePieces const& pieces, ScoreOptions const& options) {
-  support::ContentHash hash;
+  ha::ContentHash hash;
   for (auto const* const kind : {&pieces.fitted, &pieces.held_out}) {
     for (auto const& piece : *kind) hash.add(piece);
     hash.add("/");
@@ -83,13 +83,12 @@ std::string source_of(Model const& model, ScorePieces const& pieces, ScoreOption
 
 }  // namespace
 
-support::RowScorer calibrate_scores(Model const& model, std::span<std::int32_t const> tokens,
-                                    ScoreOptions const& options) {
+ha::RowScorer calibrate_scores(Model const& model, std::span<std::int32_t const> tokens, ScoreOptions const& options) {
   check_options(options);
   ScorePieces const pieces = pieces_of(model, tokens, options);
   std::string const source = source_of(model, pieces, options);
   if (std::filesystem::exists(options.output_dir / "scores.json")) {
-    auto saved = support::load_row_scorer(options.output_dir);
+    auto saved = ha::load_row_scorer(options.output_dir);
     if (saved.saved.source == support::as_written(source)) return saved;
   }
   support::make_folder(options.output_dir);
@@ -120,7 +119,7 @@ support::RowScorer calibrate_scores(Model const& model, std::span<std::int32_t c
   }
   progress.finish(tokens_read(static_cast<double>(done)));
 
-  support::RowScorer result;
+  ha::RowScorer result;
   ha::SavedScores& saved = result.saved;
   saved.model = model.info().name;
   saved.source = source;
@@ -133,7 +132,7 @@ support::RowScorer calibrate_scores(Model const& model, std::span<std::int32_t c
   saved.overlap_share = options.overlap_share;
   saved.budgets = sums.budgets();
   held_out.choose(result);
-  support::save_row_scorer(options.output_dir, result);
+  ha::save_row_scorer(options.output_dir, result);
   sums.remove_files();
   return result;
 }

@@ -3,7 +3,8 @@
 // Row scores and head budgets of a model, measured by what it looks at when it reads texts a second time.
 
 #include "tools/llama/engine.hpp"
-#include "tools/support/row_scorer.hpp"
+
+#include <headaware/io/row_scorer.hpp>
 
 #include <cstdint>
 #include <filesystem>
@@ -31,8 +32,8 @@ struct ScoreOptions {
 /// @param tokens  of the text, without BOS
 /// @throws support::Interrupted on Ctrl-C; ArgumentError if the text is too short or options make no sense, FileError,
 ///         what `SecondReading` throws
-[[nodiscard]] support::RowScorer calibrate_scores(Model const& model, std::span<std::int32_t const> tokens,
-                                                  ScoreOptions const& options);
+[[nodiscard]] headaware::RowScorer calibrate_scores(Model const& model, std::span<std::int32_t const> tokens,
+                                                    ScoreOptions const& options);
 
 /// The lines that tell of a calibration.
 [[nodiscard]] std::string score_summary(headaware::SavedScores const& saved);

@@ -3,10 +3,10 @@
 // Scores of a chunk's rows while the model runs.
 
 #include "tools/llama/attention_tap.hpp"
-#include "tools/support/row_scorer.hpp"
 
 #include <headaware/cache/rotation.hpp>
 #include <headaware/error.hpp>
+#include <headaware/io/row_scorer.hpp>
 #include <headaware/layout/concept.hpp>
 #include <headaware/layout/strided.hpp>
 #include <headaware/score/linear_score.hpp>
@@ -21,7 +21,7 @@ namespace llama_adapter {
 /// @param rotations  of `key_rotations`, [layers]
 /// @param scores     [1, num_kv_heads, tokens of the evaluation]
 /// @throws ArgumentError if the scorer is another model's, or as `headaware::score_rows`
-inline void score_chunk(support::RowScorer const& scorer, std::span<headaware::KeyRotation const> rotations,
+inline void score_chunk(ha::RowScorer const& scorer, std::span<headaware::KeyRotation const> rotations,
                         TappedAttention const& attention, headaware::RowScores const& scores) {
   namespace ha = headaware;
   auto const layer = static_cast<std::size_t>(attention.layer);

@@ -3,8 +3,8 @@
 // Errors of scored slots, measured while a model reads.
 
 #include "tools/llama/policy_run.hpp"
-#include "tools/support/row_scorer.hpp"
 
+#include <headaware/io/row_scorer.hpp>
 #include <headaware/stats/retention.hpp>
 
 #include <cstdint>
@@ -17,6 +17,6 @@ namespace llama_adapter {
 /// @param first_query, query_stride  as of the statistics; of these rows every eighth counts
 /// @throws support::Interrupted on Ctrl-C; ArgumentError if the scores are another model's
 void observe_scored_slots(PolicyRun& run, std::vector<std::vector<std::int32_t>> const& pieces,
-                          support::RowScorer const& scorer, headaware::RetentionStatistics& statistics);
+                          headaware::RowScorer const& scorer, headaware::RetentionStatistics& statistics);
 
 }  // namespace llama_adapter

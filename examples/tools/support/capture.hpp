@@ -23,11 +23,11 @@
 //   capture.unfinished     while capture_attention writes, and if it never ended: then nothing is read
 
 #include "tools/support/capture_description.hpp"
-#include "tools/support/npy.hpp"
 
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/json_tree.hpp>
+#include <headaware/io/npy.hpp>
 #include <headaware/model_shape.hpp>
 
 #include <algorithm>
@@ -49,9 +49,9 @@ inline constexpr char const* unfinished_name = "capture.unfinished";
 
 /// The arrays of one layer that has its own.
 struct LayerArrays {
-  support::NpyArray keys;
-  std::optional<support::NpyArray> values{};  ///< of a latent none
-  std::optional<support::NpyArray> queries{};
+  ha::NpyArray keys;
+  std::optional<ha::NpyArray> values{};  ///< of a latent none
+  std::optional<ha::NpyArray> queries{};
 };
 
 /// One layer's rows, [heads, tokens, channels]; borrowed.
@@ -64,9 +64,9 @@ struct LayerRows {
 
 struct Sequence {
   std::string name;
-  support::NpyArray keys{};  ///< of all layers, as values and queries, unless layers have arrays of their own
-  support::NpyArray values{};
-  std::optional<support::NpyArray> queries{};
+  ha::NpyArray keys{};  ///< of all layers, as values and queries, unless layers have arrays of their own
+  ha::NpyArray values{};
+  std::optional<ha::NpyArray> queries{};
   std::vector<LayerArrays> layers{};
   [[nodiscard]] std::int64_t length() const { return layers.empty() ? keys.shape[2] : layers.front().keys.shape[1]; }
   [[nodiscard]] bool has_queries() const {
@@ -78,7 +78,7 @@ struct Sequence {
   template <class T>
   [[nodiscard]] LayerRows<T> rows(std::size_t layer) const {
     if (layers.empty()) {
-      auto const of = [&](support::NpyArray const& array) {
+      auto const of = [&](ha::NpyArray const& array) {
         return array.as<T>().data() + layer * (array.as<T>().size() / static_cast<std::size_t>(array.shape[0]));
       };
       return {queries ? of(*queries) : nullptr, of(keys), of(values)};
@@ -96,15 +96,15 @@ struct Arrays : Description {
 
 /// The arrays named `stem`; queries where there are some.
 inline Sequence load_sequence(std::filesystem::path const& folder, std::string const& stem) {
-  Sequence sequence{stem, support::load_npy(folder / (stem + "_k.npy")), support::load_npy(folder / (stem + "_v.npy"))};
+  Sequence sequence{stem, ha::load_npy(folder / (stem + "_k.npy")), ha::load_npy(folder / (stem + "_v.npy"))};
   if (auto const path = folder / (stem + "_q.npy"); std::filesystem::exists(path))
-    sequence.queries = support::load_npy(path);
+    sequence.queries = ha::load_npy(path);
   auto const& keys = sequence.keys;
-  bool fits = keys.shape.size() == 4 && keys.shape == sequence.values.shape && keys.dtype == support::NpyType::f2 &&
-              sequence.values.dtype == support::NpyType::f2;
+  bool fits = keys.shape.size() == 4 && keys.shape == sequence.values.shape && keys.dtype == ha::NpyType::f2 &&
+              sequence.values.dtype == ha::NpyType::f2;
   if (fits && sequence.queries) {
     auto shape = sequence.queries->shape;
-    fits = sequence.queries->dtype == support::NpyType::f2 && shape.size() == 4 && keys.shape[1] > 0 &&
+    fits = sequence.queries->dtype == ha::NpyType::f2 && shape.size() == 4 && keys.shape[1] > 0 &&
            shape[1] % keys.shape[1] == 0;
     if (fits) {
       shape[1] = keys.shape[1];
@@ -120,10 +120,10 @@ inline Sequence load_sequence(std::filesystem::path const& folder, std::string c
 }
 
 /// An array of float16 of a shape. @throws FormatError if it is another, FileError
-inline support::NpyArray load_rows(std::filesystem::path const& path, std::int64_t heads, std::int64_t tokens,
-                                   std::int64_t channels) {
-  support::NpyArray array = support::load_npy(path);
-  bool const fits = array.dtype == support::NpyType::f2 && array.shape.size() == 3 && array.shape[0] == heads &&
+inline ha::NpyArray load_rows(std::filesystem::path const& path, std::int64_t heads, std::int64_t tokens,
+                              std::int64_t channels) {
+  ha::NpyArray array = ha::load_npy(path);
+  bool const fits = array.dtype == ha::NpyType::f2 && array.shape.size() == 3 && array.shape[0] == heads &&
                     (tokens < 0 || array.shape[1] == tokens) && array.shape[2] == channels;
   if (!fits) {
     throw ha::FormatError({"captured arrays of a layer",
@@ -166,10 +166,10 @@ inline void load_sinks(std::filesystem::path const& folder, Description& descrip
           {"layers with learned sinks", "captured ones", std::to_string(number), (folder / "capture.json").string()});
     }
     auto const i = static_cast<std::size_t>(place - description.layers.begin());
-    support::NpyArray const array = support::load_npy(path);
+    ha::NpyArray const array = ha::load_npy(path);
     LayerDescription& layer = description.each[i];
     bool const fits =
-        array.dtype == support::NpyType::f4 && array.shape.size() == 1 && array.shape[0] == layer.shape.num_query_heads;
+        array.dtype == ha::NpyType::f4 && array.shape.size() == 1 && array.shape[0] == layer.shape.num_query_heads;
     if (!fits) {
       throw ha::FormatError({"learned sinks of a layer",
                              "float32 [" + std::to_string(layer.shape.num_query_heads) + " query heads]",

@@ -3,10 +3,10 @@
 // The scores that a plan's caches take.
 
 #include "tools/support/plan_file.hpp"
-#include "tools/support/row_scorer.hpp"
 
 #include <headaware/error.hpp>
 #include <headaware/io/plan.hpp>
+#include <headaware/io/row_scorer.hpp>
 #include <headaware/plan/scored_plan.hpp>
 #include <headaware/policy/table.hpp>
 

@@ -1,8 +1,8 @@
 // A plan from a real model's statistics, its errors measured with the very windows that it chose.
 
 #include "support/catch.hpp"
-#include "tools/support/npy.hpp"
 
+#include <headaware/io/npy.hpp>
 #include <headaware/layout/strided.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
@@ -21,20 +21,20 @@ namespace {
 
 /// The capture of examples/data/smollm2-135m: 4 layers, 9 query heads, 3 KV heads, 512 tokens.
 struct Capture {
-  support::NpyArray queries;
-  support::NpyArray keys;
-  support::NpyArray values;
+  ha::NpyArray queries;
+  ha::NpyArray keys;
+  ha::NpyArray values;
 
   static std::filesystem::path folder() {
     return std::filesystem::path(__FILE__).parent_path() / "../../../examples/data/smollm2-135m";
   }
   Capture()
-      : queries(support::load_npy(folder() / "chunk0_q.npy")),
-        keys(support::load_npy(folder() / "chunk0_k.npy")),
-        values(support::load_npy(folder() / "chunk0_v.npy")) {}
+      : queries(ha::load_npy(folder() / "chunk0_q.npy")),
+        keys(ha::load_npy(folder() / "chunk0_k.npy")),
+        values(ha::load_npy(folder() / "chunk0_v.npy")) {}
 
   [[nodiscard]] ha::RetentionStatistics observe(ha::RetentionGrid const& grid) const {
-    auto const size = [&](support::NpyArray const& array, std::size_t axis) {
+    auto const size = [&](ha::NpyArray const& array, std::size_t axis) {
       return static_cast<std::int32_t>(array.shape[axis]);
     };
     ha::ModelConfig const model{size(keys, 0), size(queries, 1), size(keys, 1), size(keys, 3)};

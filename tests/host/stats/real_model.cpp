@@ -4,10 +4,10 @@
 #include "support/catch.hpp"
 #include "support/files.hpp"
 #include "support/head_statistics.hpp"
-#include "tools/support/npy.hpp"
 
 #include <headaware/classify/classifier.hpp>
 #include <headaware/io/head_statistics.hpp>
+#include <headaware/io/npy.hpp>
 #include <headaware/stats/attention_observer.hpp>
 
 #include <algorithm>
@@ -28,8 +28,8 @@ TEST_CASE("a real model's heads agree with their double-precision statistics", "
   ha::AttentionObserver plain(model);  // the formulas in double, every head of some layers
   std::vector<std::int64_t> const plain_layers{0, 7, 16, 29};
   for (std::string const chunk : {"chunk0", "chunk1"}) {
-    auto const q = support::load_npy(folder / (chunk + "_q.npy"));
-    auto const k = support::load_npy(folder / (chunk + "_k.npy"));
+    auto const q = ha::load_npy(folder / (chunk + "_q.npy"));
+    auto const k = ha::load_npy(folder / (chunk + "_k.npy"));
     std::int64_t const tokens = q.shape[2];
     for (std::int64_t layer = 0; layer < 30; ++layer) {
       // The layers lie as a batch.

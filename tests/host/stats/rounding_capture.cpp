@@ -3,8 +3,8 @@
 #include "support/attention_problem.hpp"
 #include "support/catch.hpp"
 #include "support/files.hpp"
-#include "tools/support/npy.hpp"
 
+#include <headaware/io/npy.hpp>
 #include <headaware/stats/attention_observer.hpp>
 
 #include <cstddef>
@@ -17,9 +17,9 @@ using namespace headaware_test;
 TEST_CASE("a real model's keys and values err as formats have bits", "[stats]") {
   HEADAWARE_REQUIRE_SHARED_DATA();
   auto const folder = shared_data() / "smollm2-135m";
-  auto const q = support::load_npy(folder / "chunk1_q.npy");
-  auto const k = support::load_npy(folder / "chunk1_k.npy");
-  auto const v = support::load_npy(folder / "chunk1_v.npy");
+  auto const q = ha::load_npy(folder / "chunk1_q.npy");
+  auto const k = ha::load_npy(folder / "chunk1_k.npy");
+  auto const v = ha::load_npy(folder / "chunk1_v.npy");
   auto const parameters = with_formats({"int8", "packed6", "packed5", "packed4", "packed3", "fp8_e4m3", "q4_0"}, 16);
   std::vector<double> keys(parameters.formats.size());
   std::vector<double> values(parameters.formats.size());

@@ -32,7 +32,7 @@ void save_rows(std::filesystem::path const& path, std::int64_t heads, std::int64
   for (std::int64_t i = 0; i < heads * tokens * channels; ++i) {
     elements.push_back(ha::from_float<ha::float16>(first + static_cast<float>(i)));
   }
-  support::save_npy(path, support::NpyArray::of({heads, tokens, channels}, std::span<ha::float16 const>(elements)));
+  ha::save_npy(path, ha::NpyArray::of({heads, tokens, channels}, std::span<ha::float16 const>(elements)));
 }
 
 /// A sliding layer with sinks, then a latent: layers 1 and 4 of 6. One sequence of 5 tokens, one of 3.
@@ -46,7 +46,7 @@ void write_capture(std::filesystem::path const& folder) {
     save_rows(path("_layer4_k.npy"), 1, tokens, 10, 300);
   }
   std::vector<float> const sinks{0.5F, 1, -1, 2};
-  support::save_npy(folder / "layer1_sinks.npy", support::NpyArray::of({4}, std::span<float const>(sinks)));
+  ha::save_npy(folder / "layer1_sinks.npy", ha::NpyArray::of({4}, std::span<float const>(sinks)));
   ha::write_file(folder / "capture.json", R"({"layers": [1, 4], "sinks": [1], "model": {"num_layers": 6}, "shapes": [
     {"kind": "sliding", "num_query_heads": 4, "num_kv_heads": 2, "head_dim": 8, "value_dim": 6, "window": 3,
      "scale": 0.25},

@@ -1,10 +1,10 @@
 // Weights of row scores beside their document: read back, and refused where they are not those that it means.
 
-#include "tools/support/row_scorer.hpp"
-
 #include "support/catch.hpp"
 #include "support/errors.hpp"
 #include "support/files.hpp"
+
+#include <headaware/io/row_scorer.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -17,8 +17,8 @@ using headaware_test::TemporaryFolder;
 
 namespace {
 
-support::RowScorer some_scorer(ha::ModelShape const& shape) {
-  support::RowScorer scorer;
+ha::RowScorer some_scorer(ha::ModelShape const& shape) {
+  ha::RowScorer scorer;
   scorer.saved.model = "tiny";
   scorer.saved.shape = shape;
   scorer.saved.pieces = 1;
@@ -46,9 +46,9 @@ TEST_CASE("weights are read with their document as they were written", "[tools]"
   for (ha::ModelShape const& shape : {ha::ModelShape(ha::ModelConfig{3, 4, 2, 8}), mixed_shape()}) {
     TemporaryFolder const folder;
     auto scorer = some_scorer(shape);
-    support::save_row_scorer(folder.path(), scorer);
+    ha::save_row_scorer(folder.path(), scorer);
     CHECK(folder.entries() == (shape.uniform() ? 2 : 3));
-    auto const read = support::load_row_scorer(folder.path());
+    auto const read = ha::load_row_scorer(folder.path());
     CHECK(read.saved == scorer.saved);
     CHECK(read.weights == scorer.weights);
   }
@@ -57,15 +57,15 @@ TEST_CASE("weights are read with their document as they were written", "[tools]"
 TEST_CASE("weights that are not the document's are refused", "[tools]") {
   TemporaryFolder const folder;
   auto scorer = some_scorer(ha::ModelConfig{2, 2, 1, 4});
-  support::save_row_scorer(folder.path(), scorer);
+  ha::save_row_scorer(folder.path(), scorer);
   auto const path = folder / "scores.npy";
-  auto const original = support::load_npy(path);
+  auto const original = ha::load_npy(path);
   std::int64_t const features = scorer.features(0).count();
   auto const refused = [&](ha::ErrorDetail const& parts) {
-    check_error<ha::FormatError>([&] { (void)support::load_row_scorer(folder.path()); }, parts);
+    check_error<ha::FormatError>([&] { (void)ha::load_row_scorer(folder.path()); }, parts);
   };
   auto const write = [&](std::vector<std::int64_t> const& shape, std::vector<float> const& values) {
-    support::save_npy(path, support::NpyArray::of<float>(shape, values));
+    ha::save_npy(path, ha::NpyArray::of<float>(shape, values));
   };
   std::vector<float> values(original.as<float>().begin(), original.as<float>().end());
   write({1, 2, features}, values);
@@ -76,25 +76,24 @@ TEST_CASE("weights that are not the document's are refused", "[tools]") {
   values[5] = std::numeric_limits<float>::quiet_NaN();
   write({2, 1, features}, values);
   refused({"weight", "a finite number", "nan", "scores.npy, element 5"});
-  support::save_npy(path, support::NpyArray::of<double>({2, 1, features}, std::vector<double>(values.size(), 1)));
+  ha::save_npy(path, ha::NpyArray::of<double>({2, 1, features}, std::vector<double>(values.size(), 1)));
   refused({"elements of weights", "<f4", "<f8", "scores.npy"});
-  auto bytes = support::format_npy(original);
+  auto bytes = ha::format_npy(original);
   bytes.resize(bytes.size() - 4);
   ha::write_file(path, std::string_view(reinterpret_cast<char const*>(bytes.data()), bytes.size()));
   refused({"size of the elements", "", "", "scores.npy"});
   std::filesystem::remove(path);
-  check_error<ha::FileError>([&] { (void)support::load_row_scorer(folder.path()); },
-                             {"cannot open", "", "", "scores.npy"});
+  check_error<ha::FileError>([&] { (void)ha::load_row_scorer(folder.path()); }, {"cannot open", "", "", "scores.npy"});
 }
 
 TEST_CASE("weights that no file should hold are not written", "[tools]") {
   TemporaryFolder const folder;
   auto scorer = some_scorer(ha::ModelConfig{2, 2, 1, 4});
   scorer.weights[1][2] = std::numeric_limits<float>::infinity();
-  check_error<ha::ArgumentError>([&] { support::save_row_scorer(folder.path(), scorer); },
+  check_error<ha::ArgumentError>([&] { ha::save_row_scorer(folder.path(), scorer); },
                                  {"weight", "a finite number", "inf", "save_row_scorer, layer 1"});
   scorer.weights[1].pop_back();
-  check_error<ha::ArgumentError>([&] { support::save_row_scorer(folder.path(), scorer); },
+  check_error<ha::ArgumentError>([&] { ha::save_row_scorer(folder.path(), scorer); },
                                  {"weights", "", "", "save_row_scorer, layer 1"});
   CHECK(folder.entries() == 0);
 }

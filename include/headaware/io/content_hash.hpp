@@ -1,6 +1,9 @@
 #pragma once
 
-// A short name for contents, the same on every machine: FNV-1a, 64 bits.
+/// @file
+/// A short name for contents, the same on every machine.
+
+#include <headaware/config.hpp>
 
 #include <cstdint>
 #include <cstdio>
@@ -8,8 +11,10 @@
 #include <string>
 #include <string_view>
 
-namespace support {
+HEADAWARE_NAMESPACE_BEGIN
 
+/// @brief FNV-1a, 64 bits: tells files and measurements apart, and is no protection against forgery.
+/// @par Source  Fowler, Noll and Vo
 class ContentHash {
  public:
   void add(std::string_view bytes) {
@@ -32,4 +37,4 @@ class ContentHash {
   std::uint64_t value_ = 0xcbf29ce484222325U;
 };
 
-}  // namespace support
+HEADAWARE_NAMESPACE_END

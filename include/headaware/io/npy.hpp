@@ -1,7 +1,9 @@
 #pragma once
 
-// NumPy's `.npy` files, versions 1.0 and 2.0: C order, little-endian numbers.
+/// @file
+/// NumPy's `.npy` files, versions 1.0 and 2.0: C order, little-endian numbers.
 
+#include <headaware/config.hpp>
 #include <headaware/element.hpp>
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
@@ -23,7 +25,7 @@
 #include <utility>
 #include <vector>
 
-namespace support {
+HEADAWARE_NAMESPACE_BEGIN
 
 static_assert(std::endian::native == std::endian::little, "headaware: .npy files are read as they lie");
 
@@ -42,7 +44,7 @@ inline constexpr std::array<std::string_view, 7> npy_type_names{"<f2", "<f4", "<
   return static_cast<std::size_t>(npy_type_names[static_cast<std::size_t>(type)][2] - '0');
 }
 
-namespace npy_format {
+namespace detail {
 
 /// Elements of a shape, or nothing if they, in bytes, exceed int64.
 [[nodiscard]] inline std::optional<std::int64_t> element_count(std::span<std::int64_t const> shape, NpyType type) {
@@ -58,7 +60,7 @@ namespace npy_format {
 /// True if elements of a file's type may be viewed as `T`.
 template <class T>
 [[nodiscard]] constexpr bool npy_matches(NpyType type) {
-  if constexpr (std::is_same_v<T, headaware::float16>) return type == NpyType::f2;
+  if constexpr (std::is_same_v<T, float16>) return type == NpyType::f2;
   if constexpr (std::is_same_v<T, std::uint16_t>) return type == NpyType::f2 || type == NpyType::u2;
   if constexpr (std::is_same_v<T, float>) return type == NpyType::f4;
   if constexpr (std::is_same_v<T, double>) return type == NpyType::f8;
@@ -70,11 +72,11 @@ template <class T>
 
 template <class T>
 inline constexpr bool is_npy_element =
-    std::is_same_v<T, headaware::float16> || std::is_same_v<T, std::uint16_t> || std::is_same_v<T, float> ||
+    std::is_same_v<T, float16> || std::is_same_v<T, std::uint16_t> || std::is_same_v<T, float> ||
     std::is_same_v<T, double> || std::is_same_v<T, std::int32_t> || std::is_same_v<T, std::int64_t> ||
     std::is_same_v<T, std::uint8_t>;
 
-}  // namespace npy_format
+}  // namespace detail
 
 /// @brief An array with its shape, C order: the last dimension runs fastest.
 struct NpyArray {
@@ -91,9 +93,9 @@ struct NpyArray {
   /// @throws ArgumentError if the file's type is another
   template <class T>
   [[nodiscard]] std::span<T const> as() const {
-    static_assert(npy_format::is_npy_element<T>, "headaware: no .npy type has elements of this type");
-    headaware::require(npy_format::npy_matches<T>(dtype), "element type",
-                       {sizeof(T), "-byte elements of the type asked for"}, to_string(dtype), "NpyArray::as");
+    static_assert(detail::is_npy_element<T>, "headaware: no .npy type has elements of this type");
+    require(detail::npy_matches<T>(dtype), "element type", {sizeof(T), "-byte elements of the type asked for"},
+            to_string(dtype), "NpyArray::as");
     // The allocator aligns the first byte for any element.
     return {reinterpret_cast<T const*>(bytes.data()), bytes.size() / sizeof(T)};
   }
@@ -102,16 +104,16 @@ struct NpyArray {
   /// @throws ArgumentError if the shape does not hold as many elements
   template <class T>
   [[nodiscard]] static NpyArray of(std::vector<std::int64_t> shape, std::span<T const> elements) {
-    static_assert(npy_format::is_npy_element<T>, "headaware: no .npy type has elements of this type");
+    static_assert(detail::is_npy_element<T>, "headaware: no .npy type has elements of this type");
     NpyArray array;
     array.shape = std::move(shape);
-    array.dtype = std::is_same_v<T, headaware::float16> ? NpyType::f2
-                  : std::is_same_v<T, float>            ? NpyType::f4
-                  : std::is_same_v<T, double>           ? NpyType::f8
-                  : std::is_same_v<T, std::int32_t>     ? NpyType::i4
-                  : std::is_same_v<T, std::int64_t>     ? NpyType::i8
-                  : std::is_same_v<T, std::uint16_t>    ? NpyType::u2
-                                                        : NpyType::u1;
+    array.dtype = std::is_same_v<T, float16>         ? NpyType::f2
+                  : std::is_same_v<T, float>         ? NpyType::f4
+                  : std::is_same_v<T, double>        ? NpyType::f8
+                  : std::is_same_v<T, std::int32_t>  ? NpyType::i4
+                  : std::is_same_v<T, std::int64_t>  ? NpyType::i8
+                  : std::is_same_v<T, std::uint16_t> ? NpyType::u2
+                                                     : NpyType::u1;
     auto const source = std::as_bytes(elements);
     array.bytes.assign(source.begin(), source.end());
     array.validate("NpyArray::of");
@@ -120,11 +122,11 @@ struct NpyArray {
 
   /// @throws ArgumentError if shape, type and bytes do not fit together
   void validate(char const* where = "NpyArray") const {
-    headaware::require(shape.size() <= max_dimensions, "dimensions", "at most 64", shape.size(), where);
-    auto const count = npy_format::element_count(shape, dtype);
-    headaware::require(count.has_value(), "shape", "extents >= 0 with a product that int64 holds", "another", where);
-    headaware::require(bytes.size() == static_cast<std::size_t>(*count) * element_bytes(dtype), "bytes of the elements",
-                       static_cast<std::size_t>(*count) * element_bytes(dtype), bytes.size(), where);
+    require(shape.size() <= max_dimensions, "dimensions", "at most 64", shape.size(), where);
+    auto const count = detail::element_count(shape, dtype);
+    require(count.has_value(), "shape", "extents >= 0 with a product that int64 holds", "another", where);
+    require(bytes.size() == static_cast<std::size_t>(*count) * element_bytes(dtype), "bytes of the elements",
+            static_cast<std::size_t>(*count) * element_bytes(dtype), bytes.size(), where);
   }
 
   static constexpr std::size_t max_dimensions = 64;  ///< NumPy's own limit
@@ -132,7 +134,7 @@ struct NpyArray {
   friend bool operator==(NpyArray const&, NpyArray const&) = default;
 };
 
-namespace npy_format {
+namespace detail {
 
 inline constexpr std::string_view npy_magic{"\x93NUMPY", 6};
 
@@ -178,8 +180,7 @@ class NpyHeader {
 
  private:
   [[noreturn]] void fail(char const* what, std::string expected, std::string got) const {
-    throw headaware::FormatError(
-        {what, std::move(expected), std::move(got), source_ + ", byte " + std::to_string(at_)});
+    throw FormatError({what, std::move(expected), std::move(got), source_ + ", byte " + std::to_string(at_)});
   }
   [[nodiscard]] std::string found(std::size_t length) const {
     return at_ < text_.size() ? quoted(text_.substr(at_, length)) : "the end of the header";
@@ -303,13 +304,13 @@ inline void require_payload(NpyHeader const& header, std::size_t file_bytes, std
   if (!count) {
     std::string shape;
     for (std::int64_t const extent : header.shape()) shape += (shape.empty() ? "" : " x ") + std::to_string(extent);
-    throw headaware::FormatError({"shape too large", "less than 2^63 bytes", shape, source});
+    throw FormatError({"shape too large", "less than 2^63 bytes", shape, source});
   }
   std::size_t const expected = static_cast<std::size_t>(*count) * element_bytes(header.dtype());
   std::size_t const got = file_bytes - header.payload();
   if (got != expected) {
-    throw headaware::FormatError({"size of the elements", std::to_string(expected) + " bytes by the shape",
-                                  std::to_string(got) + " bytes", source});
+    throw FormatError({"size of the elements", std::to_string(expected) + " bytes by the shape",
+                       std::to_string(got) + " bytes", source});
   }
 }
 
@@ -336,7 +337,7 @@ inline void require_payload(NpyHeader const& header, std::size_t file_bytes, std
   return header + dictionary;
 }
 
-}  // namespace npy_format
+}  // namespace detail
 
 /// @brief An array from the bytes of a `.npy` file.
 /// @param source_name  names the bytes in messages, for example their path
@@ -345,8 +346,8 @@ inline void require_payload(NpyHeader const& header, std::size_t file_bytes, std
 /// @par Cost  one copy of the elements
 /// @par Source  numpy.lib.format
 [[nodiscard]] inline NpyArray parse_npy(std::span<std::byte const> file, std::string const& source_name) {
-  npy_format::NpyHeader const header(file, source_name);
-  npy_format::require_payload(header, file.size(), source_name);
+  detail::NpyHeader const header(file, source_name);
+  detail::require_payload(header, file.size(), source_name);
   auto const elements = file.subspan(header.payload());
   return {header.shape(), header.dtype(), {elements.begin(), elements.end()}};
 }
@@ -354,10 +355,10 @@ inline void require_payload(NpyHeader const& header, std::size_t file_bytes, std
 /// @brief `parse_npy` of a file, without a second copy of it in memory.
 /// @throws FormatError as there, FileError if the file cannot be read
 [[nodiscard]] inline NpyArray load_npy(std::filesystem::path const& path) {
-  std::vector<std::byte> file = headaware::read_binary_file(path);
+  std::vector<std::byte> file = read_binary_file(path);
   std::string const source = path.string();
-  npy_format::NpyHeader const header(file, source);
-  npy_format::require_payload(header, file.size(), source);
+  detail::NpyHeader const header(file, source);
+  detail::require_payload(header, file.size(), source);
   NpyArray array{header.shape(), header.dtype(), {}};
   file.erase(file.begin(), file.begin() + static_cast<std::ptrdiff_t>(header.payload()));
   array.bytes = std::move(file);
@@ -368,7 +369,7 @@ inline void require_payload(NpyHeader const& header, std::size_t file_bytes, std
 /// @throws ArgumentError if shape, type and bytes of the array do not fit together
 [[nodiscard]] inline std::vector<std::byte> format_npy(NpyArray const& array) {
   array.validate("format_npy");
-  std::string const header = npy_format::npy_header(array);
+  std::string const header = detail::npy_header(array);
   auto const head = std::as_bytes(std::span(header));
   std::vector<std::byte> file;
   file.reserve(head.size() + array.bytes.size());
@@ -381,9 +382,9 @@ inline void require_payload(NpyHeader const& header, std::size_t file_bytes, std
 /// @throws ArgumentError as `format_npy`, FileError if the file cannot be written
 inline void save_npy(std::filesystem::path const& path, NpyArray const& array) {
   array.validate("save_npy");
-  std::string const header = npy_format::npy_header(array);
+  std::string const header = detail::npy_header(array);
   std::array<std::span<std::byte const>, 2> const parts{std::as_bytes(std::span(header)), std::span(array.bytes)};
-  headaware::write_file(path, parts);
+  write_file(path, parts);
 }
 
-}  // namespace support
+HEADAWARE_NAMESPACE_END

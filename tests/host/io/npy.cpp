@@ -1,8 +1,8 @@
-#include "tools/support/npy.hpp"
-
 #include "support/catch.hpp"
 #include "support/errors.hpp"
 #include "support/files.hpp"
+
+#include <headaware/io/npy.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -31,11 +31,11 @@ std::vector<std::byte> file(std::string header, std::string_view payload, char m
 }
 
 void check_rejected(std::vector<std::byte> const& bytes, ha::ErrorDetail const& parts) {
-  headaware_test::check_error<ha::FormatError>([&] { (void)support::parse_npy(bytes, "x.npy"); }, parts);
+  headaware_test::check_error<ha::FormatError>([&] { (void)ha::parse_npy(bytes, "x.npy"); }, parts);
 }
 
 template <class T>
-void check_round_trip(support::NpyType type) {
+void check_round_trip(ha::NpyType type) {
   std::vector<T> elements(6);
   for (std::size_t i = 0; i < elements.size(); ++i) {
     if constexpr (std::is_same_v<T, ha::float16>) {
@@ -44,10 +44,10 @@ void check_round_trip(support::NpyType type) {
       elements[i] = static_cast<T>(i * 3);
     }
   }
-  auto const array = support::NpyArray::of<T>({2, 3}, elements);
+  auto const array = ha::NpyArray::of<T>({2, 3}, elements);
   CHECK(array.dtype == type);
   CHECK(array.size() == 6);
-  auto const read = support::parse_npy(support::format_npy(array), "again");
+  auto const read = ha::parse_npy(ha::format_npy(array), "again");
   CHECK(read == array);
   auto const view = read.template as<T>();
   CHECK(std::vector<T>(view.begin(), view.end()) == elements);
@@ -56,13 +56,13 @@ void check_round_trip(support::NpyType type) {
 }  // namespace
 
 TEST_CASE("arrays of every type are read as they were written", "[tools][npy]") {
-  check_round_trip<ha::float16>(support::NpyType::f2);
-  check_round_trip<float>(support::NpyType::f4);
-  check_round_trip<double>(support::NpyType::f8);
-  check_round_trip<std::int32_t>(support::NpyType::i4);
-  check_round_trip<std::int64_t>(support::NpyType::i8);
-  check_round_trip<std::uint8_t>(support::NpyType::u1);
-  check_round_trip<std::uint16_t>(support::NpyType::u2);
+  check_round_trip<ha::float16>(ha::NpyType::f2);
+  check_round_trip<float>(ha::NpyType::f4);
+  check_round_trip<double>(ha::NpyType::f8);
+  check_round_trip<std::int32_t>(ha::NpyType::i4);
+  check_round_trip<std::int64_t>(ha::NpyType::i8);
+  check_round_trip<std::uint8_t>(ha::NpyType::u1);
+  check_round_trip<std::uint16_t>(ha::NpyType::u2);
 }
 
 TEST_CASE("arrays of every shape are read as they were written", "[tools][npy]") {
@@ -73,19 +73,19 @@ TEST_CASE("arrays of every shape are read as they were written", "[tools][npy]")
   std::vector<float> elements(static_cast<std::size_t>(std::accumulate(
       shape.begin(), shape.end(), std::int64_t{1}, [](std::int64_t a, std::int64_t b) { return a * b; })));
   std::iota(elements.begin(), elements.end(), 0.5F);
-  auto const array = support::NpyArray::of<float>(shape, elements);
-  support::save_npy(folder / "a.npy", array);
-  CHECK(support::load_npy(folder / "a.npy") == array);
+  auto const array = ha::NpyArray::of<float>(shape, elements);
+  ha::save_npy(folder / "a.npy", array);
+  CHECK(ha::load_npy(folder / "a.npy") == array);
   auto const bytes = ha::read_binary_file(folder / "a.npy");
-  CHECK(bytes == support::format_npy(array));
+  CHECK(bytes == ha::format_npy(array));
   CHECK((bytes.size() - array.bytes.size()) % 64 == 0);
 }
 
 TEST_CASE("the header is as NumPy writes it", "[tools][npy]") {
   auto header = [](std::vector<std::int64_t> shape) {
     std::int64_t const size = std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
-    auto const bytes = support::format_npy(
-        support::NpyArray::of<std::uint8_t>(shape, std::vector<std::uint8_t>(static_cast<std::size_t>(size))));
+    auto const bytes = ha::format_npy(
+        ha::NpyArray::of<std::uint8_t>(shape, std::vector<std::uint8_t>(static_cast<std::size_t>(size))));
     std::string text(reinterpret_cast<char const*>(bytes.data()), 128);
     return text.substr(10, text.find('}') - 9);
   };
@@ -96,18 +96,18 @@ TEST_CASE("the header is as NumPy writes it", "[tools][npy]") {
 
 TEST_CASE("headers of both versions, in any order of keys, are read", "[tools][npy]") {
   for (char const version : {'\1', '\2'}) {
-    auto const array = support::parse_npy(file(R"({ "shape" : (2 ,1), 'fortran_order':False,'descr': '<u2'}    )",
-                                               std::string_view("\1\0\2\0", 4), version),
-                                          "x");
+    auto const array = ha::parse_npy(file(R"({ "shape" : (2 ,1), 'fortran_order':False,'descr': '<u2'}    )",
+                                          std::string_view("\1\0\2\0", 4), version),
+                                     "x");
     CHECK(array.shape == std::vector<std::int64_t>{2, 1});
     CHECK(array.as<std::uint16_t>()[1] == 2);
   }
-  CHECK(support::parse_npy(file("{'descr': '<u1', 'fortran_order': False, 'shape': (1,)}", "x"), "x").dtype ==
-        support::NpyType::u1);
+  CHECK(ha::parse_npy(file("{'descr': '<u1', 'fortran_order': False, 'shape': (1,)}", "x"), "x").dtype ==
+        ha::NpyType::u1);
 }
 
 TEST_CASE("half precision is float16 or its bits, and nothing else", "[tools][npy]") {
-  auto const array = support::parse_npy(
+  auto const array = ha::parse_npy(
       file("{'descr': '<f2', 'fortran_order': False, 'shape': (2,), }", std::string_view("\x00\x3c\x00\xc0", 4)), "x");
   CHECK(array.as<std::uint16_t>()[0] == 0x3c00);
   CHECK(ha::to_float(array.as<ha::float16>()[1]) == -2.0F);
@@ -120,7 +120,7 @@ TEST_CASE("files that are no .npy, or not ours to read, are one error", "[tools]
   auto header = [&](std::string_view from, std::string_view to) {
     return file(headaware_test::replaced(good, from, to), "abcd");
   };
-  CHECK_NOTHROW(support::parse_npy(file(good, "abcd"), "x"));
+  CHECK_NOTHROW(ha::parse_npy(file(good, "abcd"), "x"));
 
   check_rejected({}, {"not a .npy file", "NUMPY", "the end", "x.npy, byte 0"});
   check_rejected(std::vector<std::byte>(100), {"not a .npy file", "NUMPY", "\\x00", "x.npy, byte 0"});
@@ -170,23 +170,23 @@ TEST_CASE("files that are no .npy, or not ours to read, are one error", "[tools]
 
 TEST_CASE("an array whose parts do not fit together is not written", "[tools][npy]") {
   headaware_test::TemporaryFolder const folder;
-  support::NpyArray array = support::NpyArray::of<float>({2}, std::vector<float>{1, 2});
+  ha::NpyArray array = ha::NpyArray::of<float>({2}, std::vector<float>{1, 2});
   array.shape = {3};
-  headaware_test::check_error<ha::ArgumentError>([&] { support::save_npy(folder / "a.npy", array); },
+  headaware_test::check_error<ha::ArgumentError>([&] { ha::save_npy(folder / "a.npy", array); },
                                                  {"bytes", "12", "8", "save_npy"});
   array.shape = {-1};
-  headaware_test::check_error<ha::ArgumentError>([&] { support::save_npy(folder / "a.npy", array); },
+  headaware_test::check_error<ha::ArgumentError>([&] { ha::save_npy(folder / "a.npy", array); },
                                                  {"shape", ">= 0", "", "save_npy"});
   CHECK(folder.entries() == 0);
-  CHECK_THROWS_AS(support::NpyArray::of<float>({3}, std::vector<float>{1, 2}), ha::ArgumentError);
+  CHECK_THROWS_AS(ha::NpyArray::of<float>({3}, std::vector<float>{1, 2}), ha::ArgumentError);
 }
 
 TEST_CASE("a captured cache is read", "[tools][npy][data]") {
   HEADAWARE_REQUIRE_SHARED_DATA();
   auto const path = headaware_test::shared_data() / "smollm2-135m" / "chunk0_k.npy";
-  auto const keys = support::load_npy(path);
+  auto const keys = ha::load_npy(path);
   CHECK(keys.shape == std::vector<std::int64_t>{30, 3, 512, 64});
-  CHECK(keys.dtype == support::NpyType::f2);
+  CHECK(keys.dtype == ha::NpyType::f2);
   CHECK(keys.as<std::uint16_t>().size() == 30UL * 3 * 512 * 64);
-  CHECK(support::format_npy(keys) == ha::read_binary_file(path));
+  CHECK(ha::format_npy(keys) == ha::read_binary_file(path));
 }
