@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# check_planning.sh <analyze_attention> <plan_policies> <folder of models> <text> <folder>: analyze_attention --plan,
-# its files, what reads them, and options that it refuses.
+# check_planning.sh <analyze_attention> <plan_policies> <folder of models> <text> <folder> [<benchmark>]:
+# analyze_attention --plan, its files, what reads them, and options that it refuses.
 name=planning
 source "$(dirname "$0")/../support/check.sh"
 program=$1
 plan_policies=$2
 text=$4
 folder=$5
+benchmark=${6:-}
 need_model "$3"
 fresh_folder
 
@@ -75,6 +76,27 @@ refused() {  # refused <text> <arguments>...: of a plan with scored slots
 }
 refused "expected a number in (0, 1), got 1" --window_share 1
 refused "expected no --ranks and --layer_shares" --ranks 3
+
+# Windows and scored slots chosen together and tried, evicting; statistics then hold the errors of slots, and serve
+# plan_policies, for ranks too.
+"$program" "${small[@]}" --sinks 0,4,32 --formats 16 --budget 25% --scores_from "$folder/scores" >"$folder/log" 2>&1 ||
+  fail "$(cat "$folder/log")"
+grep -q "plan with slots  *64.0" "$folder/log" || fail "no plan with slots was tried: $(cat "$folder/log")"
+"$plan_policies" "${scored[@]}" --probe_dir "$folder/plan/probe" --ranks 3 >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
+grep -q "with scored slots, chosen together with windows, 0\.[0-9]* of what windows alone" "$folder/log" ||
+  fail "not chosen together: $(cat "$folder/log")"
+"$plan_policies" "${scored[@]}" --window_share 0.5 >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
+grep -q "0.5 of the budget for windows" "$folder/log" || fail "not by reconstruction budgets: $(cat "$folder/log")"
+
+# Evicted once by those scores.
+if [[ -n $benchmark ]]; then
+  "$benchmark" --model "$model" --text "$text" --evict_once --prefix 64 --continuation 64 --sizes 16 --passages 1 --copies 0 \
+    --lookups 0 --scores "$folder/scores" --method full,learned,learned_shared,expected_attention,budget_windows \
+    --output_dir "$folder/once" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
+  for method in learned learned_shared expected_attention budget_windows; do
+    grep -qF "| $method | 16 | 16.0 |" "$folder/log" || fail "no row of $method: $(cat "$folder/log")"
+  done
+fi
 
 expect() {  # expect <text> <arguments>...
   local text=$1

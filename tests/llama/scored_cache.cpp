@@ -144,11 +144,10 @@ TEST_CASE("plans with scored slots are tried beside others, name their scores, a
   std::size_t const without = plan_model(options, budget).tables.size();
   options.guard.scorer = &scorer;
   Guarded const guarded = plan_model(options, budget);
-  REQUIRE(guarded.tables.size() == without + 3);
-  CHECK(guarded.tables[without].name == "together, plan");
+  REQUIRE(guarded.tables.size() == without + 2);
+  CHECK(guarded.tables[without].name == "plan with slots");
   GuardedTable const& scored = guarded.tables[without + 1];
-  CHECK(scored.name == "scored 0.5");
-  CHECK(guarded.tables[without + 2].name == "scored 4+16");
+  CHECK(scored.name == "windows 0.5 and slots");
   for (std::size_t i = without; i < guarded.tables.size(); ++i) {
     auto const& table = guarded.tables[i];
     // Chosen together they may all be windows.

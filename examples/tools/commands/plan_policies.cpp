@@ -259,6 +259,11 @@ ha::PolicyPlan with_scores(ha::PolicyPlan const& whole, ha::KvErrors const& erro
         whole.predicted_error > 0 ? plan.predicted_error / whole.predicted_error : 1.0);
     return plan;
   }
+  if (options.plan.ranks != 1 || options.plan.layer_shares) {
+    throw ha::ArgumentError({"--scores",
+                             "no --ranks and --layer_shares: reconstruction budgets are of heads of any layer",
+                             options.plan.layer_shares ? "--layer_shares" : "--ranks", ""});
+  }
   double const share = options.window_share.value_or(0.5);
   auto const part = ha::Budget::tokens(share * whole.mean_budget());
   auto const windows = ha::plan_policies(errors, part, options.context, options.plan);
@@ -270,10 +275,6 @@ ha::PolicyPlan with_scores(ha::PolicyPlan const& whole, ha::KvErrors const& erro
 }
 
 void run(Options options) {
-  if (!options.scores.empty() && (options.plan.ranks != 1 || options.plan.layer_shares)) {
-    throw ha::ArgumentError({"--scores", "no --ranks and --layer_shares: scored slots go to heads of any layer",
-                             options.plan.layer_shares ? "--layer_shares" : "--ranks", ""});
-  }
   analysis::warn_if_partial(options.results_dir);
   ha::RetentionStatistics const text = load_statistics(options.results_dir);
   std::optional<ha::RetentionStatistics> probe;

@@ -75,19 +75,13 @@ void add_first_tables(std::vector<NamedErrors> const& named, ha::Budget const& b
   }
 }
 
-/// Plans of each of the errors that choose windows and scored slots together; windows of a share of the budget that the best plan's errors
-/// of text ask for, and the least windows in its formats, each with scored slots for the rest of the budget, which are
-/// for what the probe asks for.
+/// Plans of each of the errors that choose windows and scored slots together; and windows of a share of the budget that
+/// the best plan's errors of text ask for, with scored slots for the rest, which are for what the probe asks for.
 /// @param best  plan of the whole budget @param own  index of the errors that it is of
 std::vector<GuardedTable> scored_tables(ha::PolicyPlan const& best, std::vector<NamedErrors> const& named,
                                         std::size_t own, ha::Budget const& budget, GuardOptions const& options) {
   std::vector<GuardedTable> tables;
   if (options.scorer == nullptr) return tables;
-  if (options.plan.ranks != 1 || options.plan.layer_shares) {
-    std::fprintf(stderr, "note: no plans with scored slots, which know neither --ranks nor --layer_shares\n");
-    return tables;
-  }
-  auto const& saved = options.scorer->saved;
   ha::KvErrors const& first = named.front().errors;
   ha::PlanOptions with_slots = options.plan;
   with_slots.scored_slots = true;
@@ -95,34 +89,24 @@ std::vector<GuardedTable> scored_tables(ha::PolicyPlan const& best, std::vector<
     if (!of.errors.scored) continue;
     auto plan = ha::plan_policies(of.errors, budget, options.context, with_slots);
     if (&of != named.data()) plan = evaluated(plan, first, budget, options);
-    tables.push_back({.name = "together, " + of.name, .plan = std::move(plan), .probe_weight = of.probe_weight,
-                      .scored = true});
+    tables.push_back(
+        {.name = of.name + " with slots", .plan = std::move(plan), .probe_weight = of.probe_weight, .scored = true});
   }
-  auto const add = [&](std::string const& name, auto const& windows_of) {
-    try {
-      tables.push_back({.name = "scored " + name,
-                        .plan = ha::scored_plan(windows_of(), best, saved.budgets, saved.weight_hash),
-                        .scored = true});
-    } catch (ha::ArgumentError const& error) {  // a budget below the smallest sizes
-      std::fprintf(stderr, "note: no plan with scored slots and windows of %s: %s\n", name.c_str(), error.what());
-    }
-  };
-  // Evaluated with the first errors, as all plans are.
-  auto const with_windows = [&](ha::PolicyTable const& table, ha::FormatTable const& formats) {
-    return ha::evaluate_table(table, formats, first, options.context, options.plan);
-  };
+  if (options.plan.ranks != 1 || options.plan.layer_shares) return tables;  // of which reconstruction budgets know none
+  auto const& saved = options.scorer->saved;
   for (double const share : options.window_shares) {
-    add(short_number(share), [&] {
+    std::string const name = "windows " + short_number(share) + " and slots";
+    try {
       auto const part = ha::Budget::tokens(share * best.mean_budget());
       auto const plan = ha::plan_policies(named[own].of_text, part, options.context, options.plan);
-      return with_windows(plan.table, plan.formats);
-    });
+      // Evaluated with the first errors, as all plans are.
+      auto const windows = ha::evaluate_table(plan.table, plan.formats, first, options.context, options.plan);
+      tables.push_back(
+          {.name = name, .plan = ha::scored_plan(windows, best, saved.budgets, saved.weight_hash), .scored = true});
+    } catch (ha::ArgumentError const& error) {  // a budget below the smallest sizes
+      std::fprintf(stderr, "note: no plan of %s: %s\n", name.c_str(), error.what());
+    }
   }
-  ha::SinkWindow const& least = options.least_windows;
-  add(std::to_string(least.sink) + "+" + std::to_string(least.window), [&] {
-    ha::PolicyTable const table(first.shape(), least);
-    return with_windows(table.skip_layers(options.plan.skip_layers), best.formats);
-  });
   return tables;
 }
 

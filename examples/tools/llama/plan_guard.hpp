@@ -10,7 +10,6 @@
 #include <headaware/plan/budget.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
-#include <headaware/policy/sink_window.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -28,12 +27,11 @@ struct GuardOptions {
   /// Of plans by bytes: pairs of formats that uniform windows, and plans of the pair alone, are tried in, those that
   /// are predicted to lose least.
   std::int32_t fixed_pairs = 2;
-  /// Scores by which heads may keep tokens; nullptr: none do. Borrowed. Plans of windows at these shares of the budget,
-  /// and the least windows in every head, are tried with scored slots for the rest, evicting at every step.
+  /// Scores by which heads may keep tokens; nullptr: none do. Borrowed. Tried, evicting at every step, are plans of
+  /// windows and scored slots together, and plans of windows at these shares of the budget with slots for the rest.
   headaware::RowScorer const* scorer = nullptr;
   std::int32_t threads = 1;  ///< of the engine, where these are tried
-  std::vector<double> window_shares{0.25, 0.5, 0.75};
-  headaware::SinkWindow least_windows{.sink = 4, .window = 16};
+  std::vector<double> window_shares{0.5, 0.75};
   headaware::PlanOptions plan{};
 };
 
