@@ -162,9 +162,9 @@ template <class = void>
 /// @brief Reads a plan from the text of a `plan.json`: `{format, version, model_info{num_layers, num_heads,
 /// num_kv_heads, layers[…] or nothing}, row_costs[…] and budget_cost or nothing, context, budget_tokens,
 /// planned_tokens, floor, predicted_error, scores or nothing, options{measure, fold, floor, page_size, ranks,
-/// layer_shares, negligible_output, use_remainder, scored_slots or nothing, skip_layers[…] or nothing, formats or nothing}, heads[{layer_idx,
-/// kv_head, policy, sink, window, tokens, predicted_error}]}`. A policy is `full`, `sink_window`, `window_only` or
-/// `prune`; a sink or window that it does not have is -1. Unknown keys are ignored.
+/// layer_shares, negligible_output, use_remainder, scored_slots or nothing, skip_layers[…] or nothing, formats or
+/// nothing}, heads[{layer_idx, kv_head, policy, sink, window, tokens, predicted_error}]}`. A policy is `full`,
+/// `sink_window`, `window_only` or `prune`; a sink or window that it does not have is -1. Unknown keys are ignored.
 ///
 /// Plans by bytes have `options.formats{head_dim, sixteen_bits[key, value], pairs[[key, value]…]}`, formats by
 /// name, or as `{name, scale}` where fp8 has a scale other than 1;

@@ -145,13 +145,14 @@ void read_scored(JsonObject& root, RetentionInfo& info) {
 
 /// @brief Reads retention statistics from the text of a `retention_statistics.json`: `{format, version,
 /// model_info{num_layers, num_heads, num_kv_heads, layers[…] or nothing}, first_query, query_stride, with_values,
-/// with_output_metric, formats[…] or nothing, grid{sinks, windows}, scored{sink, windows, slots, scores} or nothing, heads[{layer_idx, head_idx, rows, mass,
-/// mass_squared, output_squared, error_squared, output_metric_squared, metric_error_squared, rounding{rows,
-/// key_error_squared, value_error_squared, key_metric_error_squared, value_metric_error_squared}, scored{rows, error_squared, metric_error_squared}}]}`; each array of a
-/// head is [sinks, windows], sink by sink. Without values the fields of a head from `output_squared` on are missing,
-/// without a metric those named so. `formats` names formats of rows, and `rounding` has an entry for each in its
-/// arrays, of `rows` sampled rows: one is not there without the other. Likewise `scored`, whose arrays are [windows,
-/// slots], window by window.
+/// with_output_metric, formats[…] or nothing, grid{sinks, windows}, scored{sink, windows, slots, scores} or nothing,
+/// heads[{layer_idx, head_idx, rows, mass, mass_squared, output_squared, error_squared, output_metric_squared,
+/// metric_error_squared, rounding{rows, key_error_squared, value_error_squared, key_metric_error_squared,
+/// value_metric_error_squared}, scored{rows, error_squared, metric_error_squared}}]}`; each array of a head is [sinks,
+/// windows], sink by sink. Without values the fields of a head from `output_squared` on are missing, without a metric
+/// those named so. `formats` names formats of rows, and `rounding` has an entry for each in its arrays, of `rows`
+/// sampled rows: one is not there without the other. Likewise `scored`, whose arrays are [windows, slots], window by
+/// window.
 /// @param source_name  names the text in messages, for example its path
 /// @return heads by (layer, head)
 /// @throws FormatError naming source, line, column and JSON pointer, if the text is not JSON, of another format or

@@ -156,7 +156,8 @@ namespace detail {
 }
 
 /// @brief Computes size and predicted error of a table made elsewhere
-/// (`KvErrors::at`, so also for windows off the grid; `KvErrors::scored_at`). The budget is what it holds, unless one is given.
+/// (`KvErrors::at`, so also for windows off the grid; `KvErrors::scored_at`). The budget is what it holds, unless one
+/// is given.
 /// @param formats  of the heads, in plans by bytes; empty: 16 bits
 /// @throws ArgumentError if the table's shape is not that of the errors, a policy has no window, it holds more than the
 ///         budget, or there are formats and `options` do not plan by bytes, or errors of one of them are not known

@@ -56,7 +56,8 @@ void observe_scored(Layer const& layer, AttentionScore const& score, RowScores c
   scores.validate(1, layer.num_kv_heads, layer.tokens, where);
   require(std::ssize(sums) == layer.num_query_heads, "sums", {layer.num_query_heads, ", of as many query heads"},
           sums.size(), where);
-  for (ScoredSums const& of_head : sums) require(of_head.size() == grid.size(), "grid of the sums", grid.size(), of_head.size(), where);
+  for (ScoredSums const& of_head : sums)
+    require(of_head.size() == grid.size(), "grid of the sums", grid.size(), of_head.size(), where);
   detail::SampledRows const sampled(layer.tokens, first_query, query_stride, sample_stride);
   if (sampled.count == 0) return;
   std::size_t const group = static_cast<std::size_t>(layer.num_query_heads / layer.num_kv_heads);

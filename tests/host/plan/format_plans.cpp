@@ -86,7 +86,8 @@ TEST_CASE("plans of windows and formats against brute force", "[plan]") {
     }
     auto const costs = ha::detail::cache_costs(errors, nullptr, tokens, options.formats);
     auto const channels = ha::detail::known_channels(errors.layers, 2, 64, "test");
-    auto const hulls = ha::detail::all_hulls(errors, costs, std::vector<bool>(4), 0, 1, false, options.formats, channels);
+    auto const hulls =
+        ha::detail::all_hulls(errors, costs, std::vector<bool>(4), 0, 1, false, options.formats, channels);
     double steepest = 0;
     for (std::size_t head = 0; head < 4; ++head) {
       for (std::size_t i = hulls.first[head]; i < hulls.first[head + 1]; ++i) {

@@ -102,7 +102,8 @@ TEST_CASE("slots of formats are chosen with what their records take", "[plan][sc
   std::vector<std::string> const formats{"packed6", "packed4"};
   for (unsigned seed = 1; seed < 6; ++seed) {
     CAPTURE(seed);
-    auto const errors = errors_of(with_slots(with_rounding(random_statistics(4, 4, 2, grid, seed), formats, seed), seed));
+    auto const errors =
+        errors_of(with_slots(with_rounding(random_statistics(4, 4, 2, grid, seed), formats, seed), seed));
     auto options = any_format(errors);
     options.scored_slots = true;
     auto const plan = ha::plan_policies(errors, ha::Budget::tokens(40), context, options);

@@ -88,8 +88,7 @@ struct Rows {
       sum += weight;
       for (std::int64_t d = 0; d < value_dim; ++d) {
         result[static_cast<std::size_t>(d)] +=
-            weight *
-            static_cast<double>(values[static_cast<std::size_t>((token * kv_heads + kv) * value_dim + d)]);
+            weight * static_cast<double>(values[static_cast<std::size_t>((token * kv_heads + kv) * value_dim + d)]);
       }
     }
     for (double& x : result) x /= sum;

@@ -93,8 +93,7 @@ class ScoredPass {
     for (std::int64_t token = 0; token < end; ++token) {
       float* const v = values_.data() + token * part_;
       for (std::int64_t d = 0; d < value_dim_; ++d) {
-        v[d] =
-            to_float(layer.values[layer.value_layout.offset(layer.sequence, kv_head, layer.first_token + token, d)]);
+        v[d] = to_float(layer.values[layer.value_layout.offset(layer.sequence, kv_head, layer.first_token + token, d)]);
       }
       std::fill(v + value_dim_, v + part_, 0.0F);
       if (usable_values(v, value_dim_)) continue;
@@ -103,9 +102,8 @@ class ScoredPass {
     }
     best_first_.resize(count_of(end));
     std::iota(best_first_.begin(), best_first_.end(), std::int32_t{0});
-    std::sort(best_first_.begin(), best_first_.end(), [&](std::int32_t a, std::int32_t b) {
-      return score_rank(scores[a], a) > score_rank(scores[b], b);
-    });
+    std::sort(best_first_.begin(), best_first_.end(),
+              [&](std::int32_t a, std::int32_t b) { return score_rank(scores[a], a) > score_rank(scores[b], b); });
   }
 
   /// Logits of queries first, first + step, … with the keys that the last of them sees.
@@ -219,16 +217,16 @@ class ScoredPass {
   LogitMap logit_map_;
   std::int64_t head_dim_;
   std::int64_t value_dim_;
-  std::int64_t part_;        ///< floats of a value, filled up with zeros
-  std::int64_t keys_;        ///< that there is room for
-  std::int64_t error_rows_;  ///< pairs of the grid, rounded up
-  FloatBuffer packed_;       ///< [strips, head_dim, strip]
-  FloatBuffer values_;       ///< [keys, part]
-  FloatBuffer queries_;      ///< [rows, head_dim]
-  FloatBuffer scores_;       ///< [rows, block_keys]
-  FloatBuffer weights_;      ///< [rows, keys]
-  FloatBuffer sums_;         ///< [3, part]: all tokens, sinks and window, and slots
-  FloatBuffer errors_;       ///< [error_rows, part]
+  std::int64_t part_;                  ///< floats of a value, filled up with zeros
+  std::int64_t keys_;                  ///< that there is room for
+  std::int64_t error_rows_;            ///< pairs of the grid, rounded up
+  FloatBuffer packed_;                 ///< [strips, head_dim, strip]
+  FloatBuffer values_;                 ///< [keys, part]
+  FloatBuffer queries_;                ///< [rows, head_dim]
+  FloatBuffer scores_;                 ///< [rows, block_keys]
+  FloatBuffer weights_;                ///< [rows, keys]
+  FloatBuffer sums_;                   ///< [3, part]: all tokens, sinks and window, and slots
+  FloatBuffer errors_;                 ///< [error_rows, part]
   std::optional<FloatBuffer> metric_;  ///< [value_dim, part]
   std::optional<FloatBuffer> moved_;   ///< [error_rows, part]: errors after the metric
   std::vector<std::int32_t> best_first_;
