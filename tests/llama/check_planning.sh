@@ -81,7 +81,7 @@ refused "expected no --ranks and --layer_shares" --ranks 3
 # plan_policies, for ranks too.
 "$program" "${small[@]}" --sinks 0,4,32 --formats 16 --budget 25% --scores_from "$folder/scores" >"$folder/log" 2>&1 ||
   fail "$(cat "$folder/log")"
-grep -q "plan with slots  *64.0" "$folder/log" || fail "no plan with slots was tried: $(cat "$folder/log")"
+grep -q "slots, probe 3  *64.0" "$folder/log" || fail "no plan with slots was tried: $(cat "$folder/log")"
 "$plan_policies" "${scored[@]}" --probe_dir "$folder/plan/probe" --ranks 3 >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
 grep -q "with scored slots, chosen together with windows, 0\.[0-9]* of what windows alone" "$folder/log" ||
   fail "not chosen together: $(cat "$folder/log")"

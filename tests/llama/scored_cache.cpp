@@ -133,6 +133,7 @@ TEST_CASE("plans with scored slots are tried beside others, name their scores, a
   options.guard.context = 256;
   options.guard.blends = {};
   options.guard.window_shares = {0.5};
+  options.guard.slot_probe_weights = {1};
   ha::RowScorer scorer;
   {
     Model const model(path);
@@ -145,9 +146,9 @@ TEST_CASE("plans with scored slots are tried beside others, name their scores, a
   options.guard.scorer = &scorer;
   Guarded const guarded = plan_model(options, budget);
   REQUIRE(guarded.tables.size() == without + 2);
-  CHECK(guarded.tables[without].name == "plan with slots");
+  CHECK(guarded.tables[without].name == "slots, probe 0.3");
   GuardedTable const& scored = guarded.tables[without + 1];
-  CHECK(scored.name == "windows 0.5 and slots");
+  CHECK(scored.name == "slots, windows 0.5");
   for (std::size_t i = without; i < guarded.tables.size(); ++i) {
     auto const& table = guarded.tables[i];
     // Chosen together they may all be windows.

@@ -75,8 +75,9 @@ void add_first_tables(std::vector<NamedErrors> const& named, ha::Budget const& b
   }
 }
 
-/// Plans of each of the errors that choose windows and scored slots together; and windows of a share of the budget that
-/// the best plan's errors of text ask for, with scored slots for the rest, which are for what the probe asks for.
+/// Plans that choose windows and scored slots together, with several weights of the probe; and windows of a share of
+/// the budget that the best plan's errors of text ask for, with scored slots for the rest, which are for what the probe
+/// asks for.
 /// @param best  plan of the whole budget @param own  index of the errors that it is of
 std::vector<GuardedTable> scored_tables(ha::PolicyPlan const& best, std::vector<NamedErrors> const& named,
                                         std::size_t own, ha::Budget const& budget, GuardOptions const& options) {
@@ -85,17 +86,20 @@ std::vector<GuardedTable> scored_tables(ha::PolicyPlan const& best, std::vector<
   ha::KvErrors const& first = named.front().errors;
   ha::PlanOptions with_slots = options.plan;
   with_slots.scored_slots = true;
-  for (NamedErrors const& of : named) {
-    if (!of.errors.scored) continue;
-    auto plan = ha::plan_policies(of.errors, budget, options.context, with_slots);
-    if (&of != named.data()) plan = evaluated(plan, first, budget, options);
-    tables.push_back(
-        {.name = of.name + " with slots", .plan = std::move(plan), .probe_weight = of.probe_weight, .scored = true});
+  for (std::size_t i = 0; i < named[own].with_probe.size(); ++i) {
+    ha::KvErrors const& errors = named[own].with_probe[i];
+    if (!errors.scored) continue;
+    double const weight = options.slot_probe_weights[i] * named[own].probe_weight;
+    auto plan = evaluated(ha::plan_policies(errors, budget, options.context, with_slots), first, budget, options);
+    tables.push_back({.name = "slots, probe " + short_number(weight),
+                      .plan = std::move(plan),
+                      .probe_weight = weight,
+                      .scored = true});
   }
   if (options.plan.ranks != 1 || options.plan.layer_shares) return tables;  // of which reconstruction budgets know none
   auto const& saved = options.scorer->saved;
   for (double const share : options.window_shares) {
-    std::string const name = "windows " + short_number(share) + " and slots";
+    std::string const name = "slots, windows " + short_number(share);
     try {
       auto const part = ha::Budget::tokens(share * best.mean_budget());
       auto const plan = ha::plan_policies(named[own].of_text, part, options.context, options.plan);

@@ -32,6 +32,9 @@ struct GuardOptions {
   headaware::RowScorer const* scorer = nullptr;
   std::int32_t threads = 1;  ///< of the engine, where these are tried
   std::vector<double> window_shares{0.5, 0.75};
+  /// Weights of the probe, as multiples of a plan's, of which plans of windows and scored slots are tried: a probe asks
+  /// for more than costs of one layer's cut predict, and slots can give it.
+  std::vector<double> slot_probe_weights{1, 3, 10};
   headaware::PlanOptions plan{};
 };
 
@@ -72,6 +75,8 @@ struct NamedErrors {
   headaware::KvErrors errors;
   double probe_weight = 0;        ///< that went into them
   headaware::KvErrors of_text{};  ///< the same without the probe, where there are scores
+  /// With `GuardOptions::slot_probe_weights`, where there are scores.
+  std::vector<headaware::KvErrors> with_probe{};
 };
 
 /// @param errors  one plan is tried of each, and blends of the best of them; the first is what tables are evaluated

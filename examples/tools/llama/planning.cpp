@@ -52,8 +52,13 @@ class Candidates {
       return ha::weighted_errors(made.calibration.weighted(probe_weight), options_->guard.plan.measure,
                                  options_->guard.plan.fold);
     };
-    errors_.push_back({name, errors(made.probe_weight), made.probe_weight, {}});
-    if (options_->guard.scorer != nullptr) errors_.back().of_text = errors(0);
+    errors_.push_back({name, errors(made.probe_weight), made.probe_weight});
+    if (options_->guard.scorer != nullptr) {
+      errors_.back().of_text = errors(0);
+      for (double const multiple : options_->guard.slot_probe_weights) {
+        errors_.back().with_probe.push_back(errors(multiple * made.probe_weight));
+      }
+    }
     made_.push_back(std::move(made));
   }
   [[nodiscard]] std::vector<NamedErrors> const& errors() const { return errors_; }

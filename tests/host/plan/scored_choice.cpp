@@ -143,5 +143,5 @@ TEST_CASE("errors of scored slots add up over texts, heads and skipped layers", 
   CHECK(without.scores.empty());
   check_error<ha::ArgumentError>(
       [&] { (void)ha::plan_policies(without, ha::Budget::tokens(64), context, scored_options()); },
-      {"errors of scored slots", "observe_scored", "plan_policies"});
+      {"errors of scored slots", "observe_scored", "0", "plan_policies"});
 }

@@ -198,20 +198,21 @@ TEST_CASE("rows that are not finite do not count in errors of scored slots", "[s
 
 TEST_CASE("observe_scored refuses what it cannot measure", "[stats][scored]") {
   Rows rows(3);
-  auto const refuse = [&](auto const& change, std::vector<std::string> const& words) {
+  auto const refuse = [&](auto const& change, ha::ErrorDetail const& parts) {
     auto layer = rows.layer();
     auto sums = empty_sums();
     auto of = grid;
     auto scores = rows.row_scores();
     change(layer, of, scores, sums);
-    check_error<ha::ArgumentError>([&] { ha::observe_scored(layer, {}, scores, of, 0, 1, 1, sums); }, words);
+    check_error<ha::ArgumentError>([&] { ha::observe_scored(layer, {}, scores, of, 0, 1, 1, sums); }, parts);
   };
   refuse([](auto& layer, auto&, auto&, auto&) { layer.window = 32; },
          {"window of the layer", "none", "32", "observe_scored"});
-  refuse([](auto& layer, auto&, auto&, auto&) { layer.values = nullptr; }, {"values", "nullptr", "observe_scored"});
+  refuse([](auto& layer, auto&, auto&, auto&) { layer.values = nullptr; },
+         {"values", "a pointer", "nullptr", "observe_scored"});
   refuse([](auto&, auto& of, auto&, auto&) { of.slots = {8, 8}; }, {"slots", ">= 9", "8", "observe_scored"});
   refuse([](auto&, auto& of, auto&, auto&) { of.slots = {8}; }, {"grid of the sums", "3", "12", "observe_scored"});
-  refuse([](auto&, auto&, auto& scores, auto&) { scores.data = nullptr; }, {"scores", "nullptr", "observe_scored"});
+  refuse([](auto&, auto&, auto& scores, auto&) { scores.data = nullptr; }, {"scores", "", "nullptr", "observe_scored"});
   refuse([](auto&, auto&, auto&, auto& sums) { sums.pop_back(); }, {"sums", "4", "3", "observe_scored"});
 }
 
@@ -243,21 +244,18 @@ TEST_CASE("retention statistics hold errors of scored slots in their file", "[st
   auto const text = ha::format_retention_statistics(statistics);
   CHECK(ha::parse_retention_statistics(text, "statistics") == statistics);
   // Not without each other, and of one grid.
-  auto const broken = [&](std::string const& from, std::string const& to, std::vector<std::string> const& words) {
-    auto changed = text;
-    auto const at = changed.find(from);
-    REQUIRE(at != std::string::npos);
-    changed.replace(at, from.size(), to);
-    check_error<ha::FormatError>([&] { (void)ha::parse_retention_statistics(changed, "statistics"); }, words);
+  auto const broken = [&](std::string const& from, std::string const& to, ha::ErrorDetail const& parts) {
+    auto const changed = replaced(text, from, to);
+    check_error<ha::FormatError>([&] { (void)ha::parse_retention_statistics(changed, "statistics"); }, parts);
   };
-  broken("\"scores\"", "\"other\"", {"scores", "statistics"});
-  broken("\"slots\"", "\"slot\"", {"slots", "statistics"});
+  broken("\"scores\"", "\"other\"", {"scores", "text", "", "statistics"});
+  broken("\"slots\"", "\"slot\"", {"slots", "", "", "statistics"});
   auto two = statistics;
   two.heads[1].scored = {};
-  check_error<ha::ArgumentError>([&] { ha::validate_retention_statistics(two); }, {"error_squared", "12", "0"});
+  check_error<ha::ArgumentError>([&] { ha::validate_retention_statistics(two); }, {"error_squared", "12", "0", ""});
   // Sums of two texts add up, of other grids do not.
   two = statistics;
   two.heads[0].merge(statistics.heads[0]);
   CHECK(two.heads[0].scored.rows == 2 * tokens);
-  check_error<ha::ArgumentError>([&] { two.heads[0].scored.merge({}); }, {"grid of scored slots", "12", "0"});
+  check_error<ha::ArgumentError>([&] { two.heads[0].scored.merge({}); }, {"grid of scored slots", "12", "0", "merge"});
 }
