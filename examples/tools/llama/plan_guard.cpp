@@ -31,6 +31,7 @@ ha::PolicyPlan evaluated(ha::PolicyPlan const& plan, ha::KvErrors const& errors,
   auto result = ha::evaluate_table(plan.table, plan.formats, errors, options.context, options.plan, budget);
   result.floor = plan.floor;
   result.scores = plan.scores;
+  result.options.scored_slots = plan.options.scored_slots;
   return result;
 }
 
@@ -88,7 +89,7 @@ std::vector<GuardedTable> scored_tables(ha::PolicyPlan const& best, std::vector<
   with_slots.scored_slots = true;
   for (std::size_t i = 0; i < named[own].with_probe.size(); ++i) {
     ha::KvErrors const& errors = named[own].with_probe[i];
-    if (!errors.scored) continue;
+    if (!errors.scored || (i > 0 && named[own].probe_weight == 0)) continue;
     double const weight = options.slot_probe_weights[i] * named[own].probe_weight;
     auto plan = evaluated(ha::plan_policies(errors, budget, options.context, with_slots), first, budget, options);
     tables.push_back({.name = "slots, probe " + short_number(weight),
