@@ -76,8 +76,8 @@ struct HullPoint {
   double error = 0;
   std::int32_t sink = -1;  ///< -1: Full
   std::int32_t pair = 0;   ///< of formats
-  std::int32_t slots = 0;  ///< of the tokens, those kept by scores
   std::int64_t cost = 0;   ///< in tokens, channels or bytes
+  std::int32_t slots = 0;  ///< of the tokens, those kept by scores
 };
 
 /// @brief Adds a point to a lower convex hull: costs ascend strictly, errors descend strictly, and the gain per cost

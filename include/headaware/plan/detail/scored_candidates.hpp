@@ -40,8 +40,8 @@ struct ScoredCandidate {
       std::int64_t const record = SinkWindowScored{grid.sink, grid.windows[w], slots}.record_bytes();
       result.push_back({{.tokens = tokens,
                          .sink = grid.sink,
-                         .slots = slots,
-                         .cost = pages.bytes_of(tokens) + (records ? record : 0)},
+                         .cost = pages.bytes_of(tokens) + (records ? record : 0),
+                         .slots = slots},
                         grid.cell(w, s)});
     }
   }
