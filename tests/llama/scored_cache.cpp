@@ -14,7 +14,9 @@
 #include <headaware/io/retention_statistics.hpp>
 #include <headaware/io/row_scorer.hpp>
 #include <headaware/plan/compare.hpp>
-#include <headaware/plan/scored_plan.hpp>
+#include <headaware/policy/policy_window.hpp>
+#include <headaware/policy/scored_heads.hpp>
+#include <headaware/stats/scored_slots.hpp>
 
 #include <nlohmann/json.hpp>
 
@@ -132,8 +134,7 @@ TEST_CASE("plans with scored slots are tried beside others, name their scores, a
   options.formats.measured = false;
   options.guard.context = 256;
   options.guard.blends = {};
-  options.guard.window_shares = {0.5};
-  options.guard.slot_probe_weights = {1};
+  options.guard.slot_probe_weights = {1, 10};
   ha::RowScorer scorer;
   {
     Model const model(path);
@@ -147,12 +148,11 @@ TEST_CASE("plans with scored slots are tried beside others, name their scores, a
   Guarded const guarded = plan_model(options, budget);
   REQUIRE(guarded.tables.size() == without + 2);
   CHECK(guarded.tables[without].name == "slots, probe 0.3");
-  GuardedTable const& scored = guarded.tables[without + 1];
-  CHECK(scored.name == "slots, windows 0.5");
+  CHECK(guarded.tables[without + 1].name == "slots, probe 3");
   for (std::size_t i = without; i < guarded.tables.size(); ++i) {
     auto const& table = guarded.tables[i];
     // Chosen together they may all be windows.
-    CHECK((table.scored && (i == without || ha::has_scored_heads(table.plan.table))));
+    CHECK(table.scored);
     CHECK(table.plan.scores == (ha::has_scored_heads(table.plan.table) ? scorer.saved.weight_hash : std::string()));
     CHECK(table.plan.left() >= 0);
     CHECK(table.text_loss > 0);
@@ -160,7 +160,8 @@ TEST_CASE("plans with scored slots are tried beside others, name their scores, a
     CHECK(guarded.chosen().score <= (table.eligible ? table.score : guarded.tables[guarded.uniform].score));
   }
   CHECK(ha::load_plan(folder / "plan/plan.json") == guarded.chosen().plan);
-  CHECK(std::filesystem::exists(folder / "plan/plan_classifications.json") != guarded.chosen().scored);
+  CHECK(std::filesystem::exists(folder / "plan/plan_classifications.json") !=
+        ha::has_scored_heads(guarded.chosen().plan.table));
 
   // Errors of slots are known of heads in layers that do not slide, and are not measured again.
   auto const measured = ha::load_retention_statistics(folder / "plan/text/retention_statistics.json");
@@ -171,9 +172,18 @@ TEST_CASE("plans with scored slots are tried beside others, name their scores, a
   CHECK(observed);
   CHECK(plan_model(options, budget).tables[without].plan == guarded.tables[without].plan);
 
-  // As it would be chosen.
+  // As it would be chosen, with slots in any case: of one head's window.
   Guarded chosen = guarded;
   chosen.best = without + 1;
+  GuardedTable& scored = chosen.tables[chosen.best];
+  for (std::int32_t layer = 0; layer < scored.plan.num_layers; ++layer) {
+    auto const& policy = scored.plan.table.at(layer, 0);
+    auto const window = ha::policy_window(policy);
+    if (scored.plan.table.window(layer) != 0 || !window || window->window < 16) continue;
+    scored.plan.table.set(layer, 0, ha::SinkWindowScored{window->sink, window->window - 8, 8});
+  }
+  scored.plan.scores = scorer.saved.weight_hash;
+  REQUIRE(ha::has_scored_heads(scored.plan.table));
   write_guarded(folder / "plan", chosen);
   CHECK_FALSE(std::filesystem::exists(folder / "plan/plan_classifications.json"));
   auto const file = folder / "plan/plan.json";

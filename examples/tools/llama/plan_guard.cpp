@@ -10,7 +10,6 @@
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
 #include <headaware/plan/refine.hpp>
-#include <headaware/plan/scored_plan.hpp>
 #include <headaware/plan/uniform_plan.hpp>
 
 #include <nlohmann/json.hpp>
@@ -76,41 +75,24 @@ void add_first_tables(std::vector<NamedErrors> const& named, ha::Budget const& b
   }
 }
 
-/// Plans that choose windows and scored slots together, with several weights of the probe; and windows of a share of
-/// the budget that the best plan's errors of text ask for, with scored slots for the rest, which are for what the probe
-/// asks for.
-/// @param best  plan of the whole budget @param own  index of the errors that it is of
-std::vector<GuardedTable> scored_tables(ha::PolicyPlan const& best, std::vector<NamedErrors> const& named,
-                                        std::size_t own, ha::Budget const& budget, GuardOptions const& options) {
+/// Plans that choose windows and scored slots together, with several weights of the probe.
+/// @param own  index of the errors whose plan of windows is best
+std::vector<GuardedTable> scored_tables(std::vector<NamedErrors> const& named, std::size_t own,
+                                        ha::Budget const& budget, GuardOptions const& options) {
   std::vector<GuardedTable> tables;
-  if (options.scorer == nullptr) return tables;
-  ha::KvErrors const& first = named.front().errors;
   ha::PlanOptions with_slots = options.plan;
   with_slots.scored_slots = true;
   for (std::size_t i = 0; i < named[own].with_probe.size(); ++i) {
     ha::KvErrors const& errors = named[own].with_probe[i];
     if (!errors.scored || (i > 0 && named[own].probe_weight == 0)) continue;
     double const weight = options.slot_probe_weights[i] * named[own].probe_weight;
-    auto plan = evaluated(ha::plan_policies(errors, budget, options.context, with_slots), first, budget, options);
+    // Evaluated with the first errors, as all plans are.
+    auto plan = evaluated(ha::plan_policies(errors, budget, options.context, with_slots), named.front().errors, budget,
+                          options);
     tables.push_back({.name = "slots, probe " + short_number(weight),
                       .plan = std::move(plan),
                       .probe_weight = weight,
                       .scored = true});
-  }
-  if (options.plan.ranks != 1 || options.plan.layer_shares) return tables;  // of which reconstruction budgets know none
-  auto const& saved = options.scorer->saved;
-  for (double const share : options.window_shares) {
-    std::string const name = "slots, windows " + short_number(share);
-    try {
-      auto const part = ha::Budget::tokens(share * best.mean_budget());
-      auto const plan = ha::plan_policies(named[own].of_text, part, options.context, options.plan);
-      // Evaluated with the first errors, as all plans are.
-      auto const windows = ha::evaluate_table(plan.table, plan.formats, first, options.context, options.plan);
-      tables.push_back(
-          {.name = name, .plan = ha::scored_plan(windows, best, saved.budgets, saved.weight_hash), .scored = true});
-    } catch (ha::ArgumentError const& error) {  // a budget below the smallest sizes
-      std::fprintf(stderr, "note: no plan of %s: %s\n", name.c_str(), error.what());
-    }
   }
   return tables;
 }
@@ -216,7 +198,7 @@ Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors, 
   // Masks cannot say what scores keep: these are tried in caches that really evict, which predict what masks would of
   // windows but for rounding.
   std::size_t const own = best_plan < result.first_plan ? 0 : best_plan - result.first_plan;
-  auto scored = scored_tables(result.tables[best_plan].plan, errors, own, budget, options);
+  auto scored = scored_tables(errors, own, budget, options);
   if (!scored.empty()) {
     std::vector<KeptHeads> scored_heads;
     for (auto const& table : scored) scored_heads.push_back(KeptHeads::of(table.plan));

@@ -27,14 +27,12 @@ struct GuardOptions {
   /// Of plans by bytes: pairs of formats that uniform windows, and plans of the pair alone, are tried in, those that
   /// are predicted to lose least.
   std::int32_t fixed_pairs = 2;
-  /// Scores by which heads may keep tokens; nullptr: none do. Borrowed. Tried, evicting at every step, are plans of
-  /// windows and scored slots together, and plans of windows at these shares of the budget with slots for the rest.
-  headaware::RowScorer const* scorer = nullptr;
-  std::int32_t threads = 1;  ///< of the engine, where these are tried
-  std::vector<double> window_shares{0.5, 0.75};
-  /// Weights of the probe, as multiples of a plan's, of which plans of windows and scored slots are tried: a probe asks
+  /// Scores by which heads may keep tokens; nullptr: none do. Borrowed. Plans of windows and scored slots together are
+  /// then tried, evicting at every step, with these weights of the probe, as multiples of the best plan's: a probe asks
   /// for more than costs of one layer's cut predict, and slots can give it.
+  headaware::RowScorer const* scorer = nullptr;
   std::vector<double> slot_probe_weights{1, 3, 10};
+  std::int32_t threads = 1;  ///< of the engine, where these are tried
   headaware::PlanOptions plan{};
 };
 
@@ -73,8 +71,7 @@ struct Guarded {
 struct NamedErrors {
   std::string name;  ///< of the plan: "plan", "plan, probe 0.1"
   headaware::KvErrors errors;
-  double probe_weight = 0;        ///< that went into them
-  headaware::KvErrors of_text{};  ///< the same without the probe, where there are scores
+  double probe_weight = 0;  ///< that went into them
   /// With `GuardOptions::slot_probe_weights`, where there are scores.
   std::vector<headaware::KvErrors> with_probe{};
 };

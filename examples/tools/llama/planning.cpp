@@ -54,7 +54,6 @@ class Candidates {
     };
     errors_.push_back({name, errors(made.probe_weight), made.probe_weight});
     if (options_->guard.scorer != nullptr) {
-      errors_.back().of_text = errors(0);
       for (double const multiple : options_->guard.slot_probe_weights) {
         errors_.back().with_probe.push_back(errors(multiple * made.probe_weight));
       }
