@@ -248,8 +248,8 @@ TEST_CASE("retention statistics hold errors of scored slots in their file", "[st
     auto const changed = replaced(text, from, to);
     check_error<ha::FormatError>([&] { (void)ha::parse_retention_statistics(changed, "statistics"); }, parts);
   };
-  broken("\"scores\"", "\"other\"", {"scores", "text", "", "statistics"});
-  broken("\"slots\"", "\"slot\"", {"slots", "", "", "statistics"});
+  broken("\"scores\"", "\"other\"", {"missing field", "text", "nothing", "/scored/scores"});
+  broken("\"slots\"", "\"slot\"", {"missing field", "an array", "nothing", "/scored/slots"});
   auto two = statistics;
   two.heads[1].scored = {};
   check_error<ha::ArgumentError>([&] { ha::validate_retention_statistics(two); }, {"error_squared", "12", "0", ""});
