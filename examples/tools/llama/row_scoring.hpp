@@ -18,13 +18,13 @@ namespace llama_adapter {
 
 /// What scores of a model's rows are made with.
 struct RowScoring {
-  ha::RowScorer const* scorer = nullptr;            ///< borrowed; nullptr: no head needs scores
+  headaware::RowScorer const* scorer = nullptr;     ///< borrowed; nullptr: no head needs scores
   std::vector<headaware::KeyRotation> rotations{};  ///< [layers]
 
   /// @brief For a cache of a table. @param scorer  borrowed; may be nullptr where no head needs scores
   /// @throws ArgumentError if a head does and there is none; Error as `key_rotations`
   [[nodiscard]] static RowScoring of(Model const& model, headaware::PolicyTable const& table,
-                                     ha::RowScorer const* scorer) {
+                                     headaware::RowScorer const* scorer) {
     namespace ha = headaware;
     if (!ha::has_scored_heads(ha::within_layers(table, model.shape()))) return {};
     ha::require(scorer != nullptr, "scores", "some, as heads of the policies keep tokens by scores (--scores FOLDER)",

@@ -21,9 +21,9 @@ namespace support {
 /// @return nothing where no head keeps tokens by scores
 /// @throws ArgumentError if a head does and there are none, or others than the plan was made with; FormatError,
 /// FileError
-inline std::shared_ptr<RowScorer const> scores_of(std::filesystem::path const& policies,
-                                                  headaware::PolicyTable const& table,
-                                                  std::filesystem::path const& folder) {
+inline std::shared_ptr<headaware::RowScorer const> scores_of(std::filesystem::path const& policies,
+                                                             headaware::PolicyTable const& table,
+                                                             std::filesystem::path const& folder) {
   namespace ha = headaware;
   if (!ha::has_scored_heads(table)) return nullptr;
   auto const from = folder.empty() ? policies.parent_path() : folder;
@@ -34,7 +34,7 @@ inline std::shared_ptr<RowScorer const> scores_of(std::filesystem::path const& p
          "plan's own",
          "none", from.string()});
   }
-  auto scorer = std::make_shared<RowScorer>(load_row_scorer(from));
+  auto scorer = std::make_shared<ha::RowScorer>(ha::load_row_scorer(from));
   if (!policies.empty() && is_plan(policies)) {
     std::string const made_with = ha::load_plan(policies).scores;
     ha::require(made_with.empty() || made_with == scorer->saved.weight_hash, "scores of the plan",
