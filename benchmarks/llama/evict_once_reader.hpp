@@ -90,7 +90,8 @@ class OnceScores {
   }
 
   /// @param scorer, rotations  of sources that have them
-  void take(TappedAttention attention, ha::RowScorer const* scorer, std::span<headaware::KeyRotation const> rotations) {
+  void take(TappedAttention attention, headaware::RowScorer const* scorer,
+            std::span<headaware::KeyRotation const> rotations) {
     namespace ha = headaware;
     if (attention_) return attention_->take(attention);
     attention.tokens = tokens_;  // without those of a second reading
@@ -248,7 +249,7 @@ class OnceReader {
   }
 
   Model const* model_;
-  ha::RowScorer const* scorer_;
+  headaware::RowScorer const* scorer_;
   std::vector<headaware::KeyRotation> rotations_;
   Check check_;
   headaware::PolicyTable table_;  ///< that keeps everything

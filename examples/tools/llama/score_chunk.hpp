@@ -21,7 +21,7 @@ namespace llama_adapter {
 /// @param rotations  of `key_rotations`, [layers]
 /// @param scores     [1, num_kv_heads, tokens of the evaluation]
 /// @throws ArgumentError if the scorer is another model's, or as `headaware::score_rows`
-inline void score_chunk(ha::RowScorer const& scorer, std::span<headaware::KeyRotation const> rotations,
+inline void score_chunk(headaware::RowScorer const& scorer, std::span<headaware::KeyRotation const> rotations,
                         TappedAttention const& attention, headaware::RowScores const& scores) {
   namespace ha = headaware;
   auto const layer = static_cast<std::size_t>(attention.layer);
