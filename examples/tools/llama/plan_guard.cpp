@@ -80,6 +80,7 @@ void add_first_tables(std::vector<NamedErrors> const& named, ha::Budget const& b
 std::vector<GuardedTable> scored_tables(std::vector<NamedErrors> const& named, std::size_t own,
                                         ha::Budget const& budget, GuardOptions const& options) {
   std::vector<GuardedTable> tables;
+  if (options.scorer == nullptr) return tables;
   ha::PlanOptions with_slots = options.plan;
   with_slots.scored_slots = true;
   for (std::size_t i = 0; i < named[own].with_probe.size(); ++i) {
