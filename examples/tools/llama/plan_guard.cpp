@@ -14,8 +14,11 @@
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdio>
+#include <optional>
 #include <utility>
 
 namespace llama_adapter {
@@ -76,24 +79,31 @@ void add_first_tables(std::vector<NamedErrors> const& named, ha::Budget const& b
 }
 
 /// Plans that choose windows and scored slots together, with several weights of the probe.
-/// @param own  index of the errors whose plan of windows is best
-std::vector<GuardedTable> scored_tables(std::vector<NamedErrors> const& named, std::size_t own,
-                                        ha::Budget const& budget, GuardOptions const& options) {
+/// @param own   the errors whose plan of windows is best
+/// @param pair  formats that such plans are tried in, beside those that mix all formats; nothing: none
+std::vector<GuardedTable> scored_tables(NamedErrors const& own, ha::KvErrors const& first, ha::Budget const& budget,
+                                        std::optional<ha::HeadFormats> const& pair, GuardOptions const& options) {
   std::vector<GuardedTable> tables;
   if (options.scorer == nullptr) return tables;
-  ha::PlanOptions with_slots = options.plan;
-  with_slots.scored_slots = true;
-  for (std::size_t i = 0; i < named[own].with_probe.size(); ++i) {
-    ha::KvErrors const& errors = named[own].with_probe[i];
-    if (!errors.scored || (i > 0 && named[own].probe_weight == 0)) continue;
-    double const weight = options.slot_probe_weights[i] * named[own].probe_weight;
-    // Evaluated with the first errors, as all plans are.
-    auto plan = evaluated(ha::plan_policies(errors, budget, options.context, with_slots), named.front().errors, budget,
-                          options);
-    tables.push_back({.name = "slots, probe " + short_number(weight),
-                      .plan = std::move(plan),
-                      .probe_weight = weight,
-                      .scored = true});
+  auto const add = [&](std::string const& name, ha::PlanOptions with_slots) {
+    with_slots.scored_slots = true;
+    for (std::size_t i = 0; i < own.with_probe.size(); ++i) {
+      ha::KvErrors const& errors = own.with_probe[i];
+      if (!errors.scored || (i > 0 && own.probe_weight == 0)) continue;
+      double const weight = options.slot_probe_weights[i] * own.probe_weight;
+      // Evaluated with the first errors, as all plans are.
+      auto plan = evaluated(ha::plan_policies(errors, budget, options.context, with_slots), first, budget, options);
+      tables.push_back({.name = name + ", probe " + short_number(weight),
+                        .plan = std::move(plan),
+                        .probe_weight = weight,
+                        .scored = true});
+    }
+  };
+  add("slots", options.plan);
+  if (pair) {
+    ha::PlanOptions of_pair = options.plan;
+    of_pair.formats.pairs = {*pair};
+    add("slots " + pair->name(), of_pair);
   }
   return tables;
 }
@@ -199,7 +209,13 @@ Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors, 
   // Masks cannot say what scores keep: these are tried in caches that really evict, which predict what masks would of
   // windows but for rounding.
   std::size_t const own = best_plan < result.first_plan ? 0 : best_plan - result.first_plan;
-  auto scored = scored_tables(errors, own, budget, options);
+  auto const pairs_end = result.tables.begin() + static_cast<std::ptrdiff_t>(result.first_plan);
+  auto const best_pair =
+      std::min_element(result.tables.begin() + static_cast<std::ptrdiff_t>(result.num_uniform), pairs_end,
+                       [](auto const& a, auto const& b) { return a.score < b.score; });
+  std::optional<ha::HeadFormats> pair;
+  if (best_pair != pairs_end) pair = best_pair->plan.options.formats.pairs.front();
+  auto scored = scored_tables(errors[own], first, budget, pair, options);
   if (!scored.empty()) {
     std::vector<KeptHeads> scored_heads;
     for (auto const& table : scored) scored_heads.push_back(KeptHeads::of(table.plan));
