@@ -210,9 +210,8 @@ Guarded guarded_plan(LossStore& losses, std::vector<NamedErrors> const& errors, 
   // windows but for rounding.
   std::size_t const own = best_plan < result.first_plan ? 0 : best_plan - result.first_plan;
   auto const pairs_end = result.tables.begin() + static_cast<std::ptrdiff_t>(result.first_plan);
-  auto const best_pair =
-      std::min_element(result.tables.begin() + static_cast<std::ptrdiff_t>(result.num_uniform), pairs_end,
-                       [](auto const& a, auto const& b) { return a.score < b.score; });
+  auto const best_pair = std::min_element(result.tables.begin() + static_cast<std::ptrdiff_t>(result.num_uniform),
+                                          pairs_end, [](auto const& a, auto const& b) { return a.score < b.score; });
   std::optional<ha::HeadFormats> pair;
   if (best_pair != pairs_end) pair = best_pair->plan.options.formats.pairs.front();
   auto scored = scored_tables(errors[own], first, budget, pair, options);
