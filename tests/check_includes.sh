@@ -8,7 +8,7 @@ grep -rHoE '^#include <headaware/[^>]+' --include='*.hpp' --include='*.cuh' . | 
     return path !~ /\// || path ~ /^detail\// ? "root" : substr(path, 1, index(path, "/") - 1)
   }
   BEGIN {
-    rank["root"] = 0; rank["policy"] = rank["layout"] = rank["format"] = 1; rank["cache"] = 2; rank["attention"] = 3; rank["stats"] = rank["score"] = 4
+    rank["root"] = 0; rank["policy"] = rank["layout"] = rank["format"] = 1; rank["cache"] = 2; rank["attention"] = 3; rank["score"] = 3.5; rank["stats"] = 4
     rank["classify"] = 5; rank["plan"] = 6; rank["io"] = 7; rank["compressor"] = 8
   }
   {

@@ -44,14 +44,15 @@ bool resumable(std::filesystem::path const& folder, analysis::AttentionSource co
          saved.observer.model() == source.model();
 }
 
-/// Statistics of an earlier run whose scored slots are of the same scores; nothing: none.
+/// Statistics of an earlier run that hold scored slots, of these scores if some are given; nothing: none.
 std::optional<ha::RetentionStatistics> with_scored_slots(std::filesystem::path const& folder,
                                                          CalibrationOptions const& options) {
   auto const path = folder / "retention_statistics.json";
-  if (options.scorer == nullptr || !std::filesystem::exists(path)) return std::nullopt;
+  if (!std::filesystem::exists(path)) return std::nullopt;
   try {
     auto statistics = ha::load_retention_statistics(path);
-    if (statistics.info.scored && statistics.info.scores == options.scorer->saved.weight_hash) return statistics;
+    bool const same = options.scorer == nullptr || statistics.info.scores == options.scorer->saved.weight_hash;
+    if (statistics.info.scored && same) return statistics;
   } catch (ha::FormatError const&) {  // of an older version, say: measured anew
   }
   return std::nullopt;
@@ -78,7 +79,7 @@ ha::RetentionStatistics observe(PolicyRun& run, CalibrationText::Pieces const& p
   auto const result = analysis::analyze(source, analysis);
   if (!result.complete()) throw support::Interrupted{};
   auto statistics = result.observer.retention_statistics();
-  if (options.scorer != nullptr && earlier && without_scored_slots(*earlier) == statistics) {
+  if (earlier && without_scored_slots(*earlier) == statistics) {
     statistics = *earlier;
   } else if (options.scorer != nullptr) {
     observe_scored_slots(run, pieces, *options.scorer, statistics);

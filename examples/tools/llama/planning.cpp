@@ -187,7 +187,11 @@ Guarded plan_model(PlanningOptions const& given, ha::Budget const& budget) {
   CalibrationOptions cuts = options.calibration;
   cuts.skip_layers = guard.plan.skip_layers;
   cuts.fold = guard.plan.fold;
-  cuts.scorer = guard.scorer;
+  bool const slots = guard.scorer != nullptr && options.calibration.measure != ha::ErrorMeasure::mass;
+  cuts.scorer = slots ? guard.scorer : nullptr;
+  if (guard.scorer != nullptr && !slots) {
+    std::fprintf(stderr, "note: no plans with scored slots, whose errors are not measured by mass\n");
+  }
   Candidates candidates(options);
   candidates.add("plan", calibrate(losses, text, cuts));
   GuardOptions without_blends = guard;  // which are tried of the best plan, last

@@ -138,6 +138,7 @@ void read_scored(JsonObject& root, RetentionInfo& info) {
     object.fail("windows times slots", {"at most ", ScoredGrid::max_cells}, grid.size());
   }
   info.scores = object.get("scores", "text").string();
+  if (info.scores.empty()) object.fail("scores", "their weights' hash", "none");
   info.scored = std::move(grid);
 }
 
@@ -208,7 +209,10 @@ inline void validate_retention_statistics(RetentionStatistics const& retention,
   info.grid.validate();
   std::size_t const bad = detail::bad_format_name(info.formats);
   require(bad == info.formats.size(), "formats", "names, each once", {"another at ", bad}, where);
-  if (info.scored) info.scored->validate(where);
+  if (info.scored) {
+    info.scored->validate(where);
+    require(!info.scores.empty(), "scores of scored slots", "their weights' hash", "none", where);
+  }
   std::int64_t const heads = detail::query_head_counts(info).view().total();
   require(static_cast<std::int64_t>(retention.heads.size()) == heads, "number of heads", heads, retention.heads.size(),
           where);

@@ -142,11 +142,12 @@ struct KvErrors {
   }
 
   /// @brief The error of a head that keeps tokens by scores: that of the largest pair of the grid that is no larger, or
-  /// of its windows alone, whichever is less. @param head  number of the KV head, layer by layer
+  /// of its windows alone, whichever is less. Of layers that slide that of windows. @param head  number of the KV head,
+  /// layer by layer
   [[nodiscard]] double scored_at(std::size_t head, SinkWindowScored const& policy, std::int64_t context) const {
-    double const windows = at(head, policy.sink, policy.window, context);
-    if (!scored || policy.sink < scored->sink) return windows;
     if (std::int64_t{policy.sink} + policy.window + policy.scored >= context) return 0;
+    double const windows = at(head, policy.sink, policy.window, context);
+    if (!scored || policy.sink < scored->sink || slides(head)) return windows;
     auto const places_below = [](std::vector<std::int32_t> const& values, std::int64_t value) {
       return static_cast<std::size_t>(std::upper_bound(values.begin(), values.end(), value) - values.begin());
     };
@@ -187,10 +188,13 @@ struct KvErrors {
   }
 
  private:
-  [[nodiscard]] bool holds_latent(std::size_t head) const {
-    if (layers.num_layers() == 0) return false;
+  [[nodiscard]] LayerShape const& layer_of(std::size_t head) const {
     detail::HeadCounts const counts = detail::kv_heads_of(layers);
-    return layers.layer(counts.view().layer_of(static_cast<std::int64_t>(head), 1)).kind == LayerKind::latent;
+    return layers.layer(counts.view().layer_of(static_cast<std::int64_t>(head), 1));
+  }
+  [[nodiscard]] bool slides(std::size_t head) const { return layers.num_layers() > 0 && layer_of(head).window != 0; }
+  [[nodiscard]] bool holds_latent(std::size_t head) const {
+    return layers.num_layers() > 0 && layer_of(head).kind == LayerKind::latent;
   }
   [[nodiscard]] double in_row(std::size_t head, std::size_t row, std::int64_t sink, std::int64_t window,
                               std::int64_t context) const {
@@ -344,8 +348,8 @@ inline void add_output_share(RetentionStatistics const& statistics, KvErrors& er
 /// of the first.
 /// @param measure  of errors; nothing: `best_measure`
 /// @throws ArgumentError if there are no statistics, they are of different models, have no pair in common or do not
-///         hold the measure, a head has no rows (or none sampled of rounding), sensitivities are of another shape, a
-///         weight is negative, or an error is not finite
+///         hold the measure, a head has no rows (or none sampled of rounding or of scored slots), sensitivities are of
+///         another shape, a weight is negative, or an error is not finite
 /// @par Cost  O(texts · query heads · pairs)
 [[nodiscard]] inline KvErrors weighted_errors(std::span<WeightedStatistics const> texts,
                                               std::optional<ErrorMeasure> measure = {},

@@ -1,7 +1,7 @@
 #pragma once
 
 /// @file
-/// The planner: chooses sinks and window of each KV head, so that a model loses least under a budget.
+/// The planner: chooses sinks, window and scored slots of each KV head, so that a model loses least under a budget.
 
 #include <headaware/cache/layer_channels.hpp>
 #include <headaware/config.hpp>
@@ -135,14 +135,11 @@ inline void set_heads(PolicyPlan& plan, KvErrors const& errors, CacheCosts const
         pages = options.formats.pages(formats, channels[static_cast<std::size_t>(layer)], options.page_size);
         plan.formats.set(layer, kv, formats);
       }
-      // A longer window of a head with scored slots costs more than its rows: the scores of its tokens.
-      bool const rows_alone = point.slots == 0 || !by_bytes;
-      if (options.use_remainder && rows_alone && ended[parts.part_of(head)] == head) {
+      if (options.use_remainder && ended[parts.part_of(head)] == head) {
         // Where the step that did not fit changes formats, more than everything may be left.
         std::int64_t const full = whole_pages(costs.visible(layer), pages.rows);
         std::int64_t const more = std::min(parts.left(head) / pages.bytes * pages.rows, full - point.tokens);
         point.tokens += more;
-        point.cost += pages.bytes_of(more);
         parts.take(head, pages.bytes_of(more));
         if (point.tokens == full) point.sink = -1;
       }
@@ -187,6 +184,10 @@ inline void set_heads(PolicyPlan& plan, KvErrors const& errors, CacheCosts const
 
   std::vector<std::size_t> at(hulls.first.begin(), hulls.first.end() - 1);
   std::vector<std::size_t> first_ended(parts.size(), heads);
+  // A longer window of a head with scored slots costs more than its rows, by bytes: the scores of its tokens.
+  auto const may_widen = [&](HullPoint const& point) {
+    return point.sink >= 0 && (point.slots == 0 || !options.formats.by_bytes());
+  };
   take_steps(hulls, [&](HullStep const& step) {
     std::size_t const part = parts.part_of(step.head);
     std::int64_t const cost = hulls.points[step.to].cost - hulls.points[step.to - 1].cost;
@@ -194,7 +195,7 @@ inline void set_heads(PolicyPlan& plan, KvErrors const& errors, CacheCosts const
     if (fits) {
       parts.take(step.head, cost);
       at[step.head] = step.to;
-    } else if (first_ended[part] == heads && hulls.points[at[step.head]].sink >= 0) {
+    } else if (first_ended[part] == heads && may_widen(hulls.points[at[step.head]])) {
       first_ended[part] = step.head;
     }
     return fits;
@@ -214,8 +215,9 @@ inline void set_heads(PolicyPlan& plan, KvErrors const& errors, CacheCosts const
 /// which ends in Full (without error). On the hull greedy is optimal; a step that no longer fits its part of the budget
 /// ends its head, and smaller steps of others go on. So the error is that of the best plan of these sizes or above it
 /// by less than one step saves, at one floor it never grows with the budget, and what is left is less than one step.
-/// The remainder widens the window of the first head whose step did not fit (`use_remainder`), which the predicted
-/// error does not count. Sizes are whole pages; windows grow to fill them, which is not counted either.
+/// The remainder widens the window of the first head whose step did not fit (`use_remainder`; in plans by bytes of the
+/// first without scored slots), which the predicted error does not count. Sizes are whole pages; windows grow to fill
+/// them, which is not counted either.
 ///
 /// Where layers differ, a token costs what a row of its layer holds (`Budget`), and the next size is the one that saves
 /// most error per cost. Of a layer that slides Full is its window, without error: no more is offered, and of the grid's
@@ -224,7 +226,8 @@ inline void set_heads(PolicyPlan& plan, KvErrors const& errors, CacheCosts const
 /// each copy counts in its rank's share, and one in the budget.
 ///
 /// Where heads may keep tokens by scores (`PlanOptions::scored_slots`), sizes are also the pairs of windows and slots
-/// of `KvErrors::scored`, in plans by bytes with what their scores and records take; `plan.scores` says which scores.
+/// of `KvErrors::scored`, with what their scores and records take in plans by bytes of formats (other budgets count
+/// rows alone); `plan.scores` says which scores.
 ///
 /// Where heads choose among formats (`PlanOptions::formats`), the sizes of a head are those of every pair of formats,
 /// in bytes: its windows' hull is stretched by the bytes of a row and raised by the error of rounding keys and values,
@@ -240,7 +243,7 @@ inline void set_heads(PolicyPlan& plan, KvErrors const& errors, CacheCosts const
 /// @param context  tokens of the sequences that the plan is for: what Full costs. Pairs that reach it are Full
 /// @throws ArgumentError if options make no sense, the budget (or the share of a rank or a layer, which is named) is
 ///         less than the smallest sizes that the floor allows, or heads choose among formats and the channels of rows
-///         or the errors of a format are not known
+///         or the errors of a format are not known, or may have scored slots and their errors are not known
 /// @par Cost    O(heads · pairs + steps taken · log heads): 10,000 heads × 80 pairs in some 10 ms; with 16 pairs of
 ///              formats some 50 ms
 /// @par Source  MoA, arXiv:2406.14909 (spans by optimisation); LU-KV, arXiv:2602.08585 (hull and greedy); CriticalKV,

@@ -145,7 +145,8 @@ struct PolicyPlan {
   }
   /// The same of a model whose layers are all alike; `head_dim` is not known here.
   [[nodiscard]] ModelConfig model() const { return {num_layers, num_heads, num_kv_heads, 0}; }
-  /// What the budget leaves: tokens; where there are `row_costs`, in their unit.
+  /// What the budget leaves: tokens; where there are `row_costs`, in their unit, scores and records of scored slots
+  /// (`record_bytes`) not taken off.
   [[nodiscard]] std::int64_t left() const {
     return row_costs.empty() ? budget_tokens - planned_tokens : budget_cost - planned_cost();
   }

@@ -34,7 +34,7 @@ HEADAWARE_TARGET_BEGIN
 /// @param sums    [num_query_heads], of the grid
 /// @throws ArgumentError on shapes that make no sense, missing or misaligned pointers, a layer that slides, or sums of
 ///         another grid
-/// @note   Rows with a NaN or infinite score, or that see a value which is NaN, infinite or beyond 1e15, do not count.
+/// @note   Rows with a NaN or infinite logit, or that see a value which is NaN, infinite or beyond 1e15, do not count.
 ///         Deterministic.
 /// @par Cost  a row: tokens · head_dim multiplications for its weights, at most windows · (most slots) · value_dim for
 ///            what slots hold, and windows · slots · value_dim² with output factors; memory tokens · (head_dim +

@@ -48,7 +48,7 @@ struct ScoredGrid {
     auto const ascends = [&](std::vector<std::int32_t> const& values, char const* what) {
       require(!values.empty(), what, "at least one", "none", where);
       for (std::size_t i = 0; i < values.size(); ++i) {
-        std::int32_t const least = i == 0 ? 1 : values[i - 1] + 1;
+        std::int64_t const least = i == 0 ? 1 : std::int64_t{values[i - 1]} + 1;
         require(values[i] >= least, what, {">= ", least}, values[i], where);
       }
       require(values.back() <= max_tokens, what, {"<= ", max_tokens}, values.back(), where);

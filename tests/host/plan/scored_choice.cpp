@@ -10,6 +10,7 @@
 #include <headaware/io/plan.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/planner.hpp>
+#include <headaware/token_bytes.hpp>
 
 #include <array>
 #include <cmath>
@@ -112,6 +113,55 @@ TEST_CASE("slots of formats are chosen with what their records take", "[plan][sc
     CHECK(plan.planned_bytes() + ha::record_bytes(plan.table) <= plan.budget_bytes());
     CHECK(ha::parse_plan(ha::format_plan(plan), "plan.json") == plan);
   }
+}
+
+TEST_CASE("plans with slots keep shares of ranks and layers, floors, and whole pages of rows in formats",
+          "[plan][scored]") {
+  std::vector<std::string> const formats{"packed6", "packed4"};
+  for (unsigned seed = 1; seed < 4; ++seed) {
+    CAPTURE(seed);
+    auto const statistics = with_slots(with_rounding(random_statistics(4, 4, 2, grid, seed), formats, seed), seed);
+    auto const errors = errors_of(statistics);
+    auto options = scored_options();
+    options.ranks = 2;
+    auto const ranked = ha::plan_policies(errors, ha::Budget::tokens(64), context, options);
+    std::array<std::int64_t, 2> of_rank{};
+    for (std::size_t head = 0; head < ranked.heads.size(); ++head) of_rank[head % 2] += ranked.heads[head].tokens;
+    CHECK(of_rank[0] <= 4 * 64);
+    CHECK(of_rank[1] <= 4 * 64);
+    options.ranks = 1;
+    options.layer_shares = true;
+    options.floor = 40;
+    auto const shared = ha::plan_policies(errors, ha::Budget::tokens(64), context, options);
+    for (std::size_t head = 0; head < shared.heads.size(); ++head) {
+      CHECK(shared.heads[head].tokens >= 40);
+      if (head % 2 == 0) CHECK(shared.heads[head].tokens + shared.heads[head + 1].tokens <= 2 * 64);
+    }
+    auto paged = any_format(errors);
+    paged.scored_slots = true;
+    paged.page_size = 16;
+    auto const plan = ha::plan_policies(errors, ha::Budget::tokens(48), context, paged);
+    check_bytes(plan, ha::ModelConfig{4, 4, 2, 64});
+    CHECK(plan.planned_bytes() + ha::record_bytes(plan.table) <= plan.budget_bytes());
+    CHECK(ha::parse_plan(ha::format_plan(plan), "plan.json") == plan);
+    // Records count where a table is held against a budget.
+    auto const again = [&](std::int64_t bytes) {
+      return ha::evaluate_table(plan.table, plan.formats, errors, context, paged,
+                                ha::Budget::bytes(bytes, ha::TokenBytes::of(64, 2)));
+    };
+    std::int64_t const held = plan.planned_bytes() + ha::record_bytes(plan.table);
+    CHECK(again(held).planned_tokens == plan.planned_tokens);
+    if (ha::has_scored_heads(plan.table)) CHECK_THROWS_AS(again(held - 1), ha::ArgumentError);
+  }
+}
+
+TEST_CASE("heads that were not sampled have no slots for nothing", "[plan][scored]") {
+  auto statistics = with_slots(random_statistics(2, 4, 2, grid, 1), 1);
+  statistics.heads[5].scored = ha::ScoredSums(slots);
+  check_error<ha::ArgumentError>([&] { (void)errors_of(statistics); },
+                                 {"rows sampled of scored slots", "> 0", "0", "layer 1, query head 1"});
+  auto const errors = errors_of(with_slots(random_statistics(2, 4, 2, grid, 1), 1));
+  CHECK(errors.scored_at(0, {0, 400, 200}, context) == 0);
 }
 
 TEST_CASE("errors of scored slots add up over texts, heads and skipped layers", "[plan][scored]") {

@@ -107,6 +107,9 @@ inline void require_statistics(RetentionStatistics const& statistics, ErrorMeasu
       MeasuredScored const scored = measured_scored(statistics.heads[i].scored, measure);
       require(scored.cells->size() == info.scored->size(), "sums of scored slots", info.scored->size(),
               scored.cells->size(), place);
+      std::int32_t const layer = query_heads.layer_of(static_cast<std::int64_t>(i), 1);
+      bool const slides = info.layers.num_layers() > 0 && info.layers.layer(layer).window != 0;
+      require(slides || scored.rows > 0, "rows sampled of scored slots", "> 0", scored.rows, place);
     }
     if (info.formats.empty()) continue;
     MeasuredRounding const rounding = measured_rounding(statistics.heads[i].rounding, measure);
