@@ -22,7 +22,7 @@ namespace ha = headaware;
 
 namespace {
 
-constexpr std::int64_t sample_stride = 8;
+constexpr std::int64_t sample_stride = 4;
 
 /// Metrics of all layers; without one where the statistics have none.
 std::vector<ha::OutputMetric> output_metrics(Model const& model, ha::RetentionInfo const& info) {
