@@ -253,7 +253,7 @@ ha::PolicyPlan with_scores(ha::PolicyPlan const& whole, ha::KvErrors const& erro
   if (!options.window_share && errors.scored && errors.scores == scores.weight_hash) {
     ha::PlanOptions together = options.plan;
     together.scored_slots = true;
-    auto const plan = ha::plan_policies(errors, budget, options.context, together);
+    auto plan = ha::plan_policies(errors, budget, options.context, together);
     std::printf(
         "\nwith scored slots, chosen together with windows, %.3f of what windows alone are predicted to lose:\n",
         whole.predicted_error > 0 ? plan.predicted_error / whole.predicted_error : 1.0);
