@@ -90,11 +90,11 @@ grep -q "0.5 of the budget for windows" "$folder/log" || fail "not by reconstruc
 
 # Evicted once by those scores.
 if [[ -n $benchmark ]]; then
-  "$benchmark" --model "$model" --text "$text" --evict_once --prefix 64 --continuation 64 --sizes 16 --passages 1 --copies 0 \
+  "$benchmark" --model "$model" --text "$text" --evict_once --prefix 64 --continuation 64 --sizes 32 --passages 1 --copies 0 \
     --lookups 0 --scores "$folder/scores" --method full,learned,learned_shared,expected_attention,budget_windows \
     --output_dir "$folder/once" >"$folder/log" 2>&1 || fail "$(cat "$folder/log")"
   for method in learned learned_shared expected_attention budget_windows; do
-    grep -qF "| $method | 16 | 16.0 |" "$folder/log" || fail "no row of $method: $(cat "$folder/log")"
+    grep -qF "| $method | 32 | 32.0 |" "$folder/log" || fail "no row of $method: $(cat "$folder/log")"
   done
 fi
 
