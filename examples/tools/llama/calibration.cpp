@@ -44,14 +44,16 @@ bool resumable(std::filesystem::path const& folder, analysis::AttentionSource co
          saved.observer.model() == source.model();
 }
 
-/// Statistics of an earlier run that hold scored slots, of these scores if some are given; nothing: none.
+/// Statistics of an earlier run that hold scored slots, of this grid and these scores if some are given; nothing: none.
 std::optional<ha::RetentionStatistics> with_scored_slots(std::filesystem::path const& folder,
-                                                         CalibrationOptions const& options) {
+                                                         CalibrationOptions const& options,
+                                                         ha::ScoredGrid const& grid) {
   auto const path = folder / "retention_statistics.json";
   if (!std::filesystem::exists(path)) return std::nullopt;
   try {
     auto statistics = ha::load_retention_statistics(path);
-    bool const same = options.scorer == nullptr || statistics.info.scores == options.scorer->saved.weight_hash;
+    bool const same = options.scorer == nullptr ||
+                      (statistics.info.scores == options.scorer->saved.weight_hash && statistics.info.scored == grid);
     if (statistics.info.scored && same) return statistics;
   } catch (ha::FormatError const&) {  // of an older version, say: measured anew
   }
@@ -65,8 +67,10 @@ ha::RetentionStatistics without_scored_slots(ha::RetentionStatistics statistics)
   return statistics;
 }
 
+/// @param slots  pairs of windows and scored slots, the same for all kinds of text: their errors add up
 ha::RetentionStatistics observe(PolicyRun& run, CalibrationText::Pieces const& pieces, std::int64_t first_query,
-                                CalibrationOptions const& options, std::filesystem::path const& folder) {
+                                CalibrationOptions const& options, ha::ScoredGrid const& slots,
+                                std::filesystem::path const& folder) {
   TokenSource source(run, pieces, describe(run.model(), pieces));
   analysis::AnalysisOptions analysis{.output_dir = folder, .parameters = {}};
   analysis.parameters.first_query = first_query;
@@ -74,7 +78,7 @@ ha::RetentionStatistics observe(PolicyRun& run, CalibrationText::Pieces const& p
   analysis.parameters.formats = options.formats;
   analysis.parameters.retention = options.grid.value_or(ha::RetentionGrid::up_to(std::ssize(pieces.front())));
   support::make_folder(folder);
-  auto const earlier = with_scored_slots(folder, options);
+  auto const earlier = with_scored_slots(folder, options, slots);
   analysis.resume = resumable(folder, source, analysis.parameters);
   auto const result = analysis::analyze(source, analysis);
   if (!result.complete()) throw support::Interrupted{};
@@ -82,7 +86,7 @@ ha::RetentionStatistics observe(PolicyRun& run, CalibrationText::Pieces const& p
   if (earlier && without_scored_slots(*earlier) == statistics) {
     statistics = *earlier;
   } else if (options.scorer != nullptr) {
-    observe_scored_slots(run, pieces, *options.scorer, statistics);
+    observe_scored_slots(run, pieces, *options.scorer, slots, statistics);
   }
   ha::save_retention_statistics(folder / "retention_statistics.json", statistics);
   return statistics;
@@ -214,12 +218,17 @@ std::vector<LossJob> sensitivity_jobs(ha::ModelShape const& shape, std::span<std
 }
 
 Calibration calibrate(LossStore& losses, CalibrationText const& text, CalibrationOptions const& options) {
+  std::int64_t longest = 0;
+  for (auto const* const pieces : {&text.text, &text.probe}) {
+    for (auto const& piece : *pieces) longest = std::max(longest, std::ssize(piece));
+  }
+  auto const slots = ha::ScoredGrid::up_to(longest);
   auto const measure = [&](CalibrationText::Pieces const& pieces, std::int32_t cut,
                            std::optional<ha::SavedSensitivities> const& taken, std::string const& name) {
     auto const used = first_pieces(pieces, cut, "sensitivity_pieces, " + name, "calibrate");
     auto const folder = options.output_dir / name;
     MeasuredText result;
-    result.statistics = observe(losses.run(), pieces, text.first_query, options, folder);
+    result.statistics = observe(losses.run(), pieces, text.first_query, options, slots, folder);
     result.sensitivities =
         sensitivities(losses, used, text.first_query, result.statistics, taken, options, folder, name);
     return result;

@@ -43,9 +43,9 @@ std::vector<ha::OutputMetric> output_metrics(Model const& model, ha::RetentionIn
 }  // namespace
 
 void observe_scored_slots(PolicyRun& run, std::vector<std::vector<std::int32_t>> const& pieces,
-                          ha::RowScorer const& scorer, ha::RetentionStatistics& statistics) {
+                          ha::RowScorer const& scorer, ha::ScoredGrid const& grid,
+                          ha::RetentionStatistics& statistics) {
   ha::RetentionInfo& info = statistics.info;
-  auto const grid = ha::ScoredGrid::up_to(std::ssize(pieces.front()));
   for (ha::RetentionSums& head : statistics.heads) head.scored = ha::ScoredSums(grid);
   info.scored = grid;
   info.scores = scorer.saved.weight_hash;
