@@ -13,7 +13,7 @@
 
 #include <headaware/error.hpp>
 #include <headaware/io/file.hpp>
-#include <headaware/plan/scored_plan.hpp>
+#include <headaware/policy/scored_heads.hpp>
 
 #include <CLI/CLI.hpp>
 

@@ -9,8 +9,8 @@
 #include <headaware/io/plan.hpp>
 #include <headaware/io/policy_table.hpp>
 #include <headaware/plan/compare.hpp>
-#include <headaware/plan/scored_plan.hpp>
 #include <headaware/plan/uniform_plan.hpp>
+#include <headaware/policy/scored_heads.hpp>
 
 #include <algorithm>
 #include <cmath>

@@ -12,7 +12,7 @@
 #include <headaware/io/file.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/policy_plan.hpp>
-#include <headaware/plan/scored_plan.hpp>
+#include <headaware/policy/scored_heads.hpp>
 
 #include <nlohmann/json.hpp>
 

@@ -4,6 +4,7 @@
 // little.
 
 #include <headaware/plan/kv_errors.hpp>
+#include <headaware/plan/weighted_errors.hpp>
 #include <headaware/stats/retention.hpp>
 
 #include <cmath>

@@ -28,9 +28,6 @@ namespace analysis {
 
 namespace ha = headaware;
 
-namespace {
-
-/// The factors of W_O of all layers; none where the source does not know them.
 std::vector<ha::OutputMetric> output_metrics(AttentionSource const& source, bool wanted) {
   ha::ModelShape const model = source.model();
   std::vector<ha::OutputMetric> result(static_cast<std::size_t>(model.num_layers()));
@@ -47,6 +44,8 @@ std::vector<ha::OutputMetric> output_metrics(AttentionSource const& source, bool
   }
   return result;
 }
+
+namespace {
 
 ha::SavedObserver begin(AttentionSource const& source, AnalysisOptions const& options) {
   ha::SavedObserver fresh{ha::AttentionObserver(source.model(), options.parameters), 0,

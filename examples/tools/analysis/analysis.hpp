@@ -6,6 +6,7 @@
 
 #include <headaware/stats/attention_observer.hpp>
 #include <headaware/stats/observer_parameters.hpp>
+#include <headaware/stats/output_metric.hpp>
 
 #include <cstdint>
 #include <filesystem>
@@ -31,6 +32,9 @@ struct Analysis {
   std::vector<headaware::AttentionScore> scores;  ///< of each layer, as the last text of this run had it
   [[nodiscard]] bool complete() const { return texts_done == texts; }
 };
+
+/// The factors of W_O of all layers, [layers]; none where they are not wanted or the source does not know them.
+[[nodiscard]] std::vector<headaware::OutputMetric> output_metrics(AttentionSource const& source, bool wanted);
 
 /// @brief Observes all texts of a source, showing progress on stderr. Ctrl-C ends it after the last whole text.
 ///        `output_dir/attention_sums.json` always holds all whole texts of at most ten seconds ago.

@@ -86,7 +86,8 @@ ha::RetentionStatistics observe(PolicyRun& run, CalibrationText::Pieces const& p
   if (earlier && without_scored_slots(*earlier) == statistics) {
     statistics = *earlier;
   } else if (options.scorer != nullptr) {
-    observe_scored_slots(run, pieces, *options.scorer, slots, statistics);
+    observe_scored_slots(run, pieces, analysis::output_metrics(source, statistics.info.with_output_metric),
+                         *options.scorer, slots, statistics);
   }
   ha::save_retention_statistics(folder / "retention_statistics.json", statistics);
   return statistics;

@@ -7,7 +7,7 @@
 #include "tools/llama/loss_store.hpp"
 
 #include <headaware/io/row_scorer.hpp>
-#include <headaware/plan/kv_errors.hpp>
+#include <headaware/plan/weighted_errors.hpp>
 #include <headaware/policy/sink_window.hpp>
 #include <headaware/stats/observer_parameters.hpp>
 #include <headaware/stats/retention.hpp>

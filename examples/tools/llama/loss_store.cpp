@@ -11,8 +11,8 @@
 #include <headaware/io/content_hash.hpp>
 #include <headaware/io/file.hpp>
 #include <headaware/io/npy.hpp>
-#include <headaware/plan/scored_plan.hpp>
 #include <headaware/policy/policy_window.hpp>
+#include <headaware/policy/scored_heads.hpp>
 
 #include <algorithm>
 #include <bit>

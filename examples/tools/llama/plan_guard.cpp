@@ -11,7 +11,6 @@
 #include <headaware/plan/planner.hpp>
 #include <headaware/plan/refine.hpp>
 #include <headaware/plan/uniform_plan.hpp>
-#include <headaware/policy/scored_heads.hpp>
 
 #include <nlohmann/json.hpp>
 
@@ -269,16 +268,15 @@ void write_guarded(std::filesystem::path const& folder, Guarded const& guarded) 
     if (table.probe_weight) entry["probe_weight"] = *table.probe_weight;
     if (!table.blended_with.empty()) entry["blended_with"] = table.blended_with;
     if (table.scored) entry["scores"] = table.plan.scores;
-    entry.update(
-        {{"mean_tokens", table.plan.mean_tokens()},
-         {"bytes", table.plan.planned_bytes() + (table.plan.by_bytes() ? ha::record_bytes(table.plan.table) : 0)},
-         {"text_loss", table.text_loss},
-         {"text_perplexity", std::exp(table.text_loss)},
-         {"text_gain_standard_error", table.text_gain_error},
-         {"probe_loss", table.probe_loss},
-         {"score", table.score},
-         {"eligible", table.eligible},
-         {"predicted_error", table.plan.predicted_error}});
+    entry.update({{"mean_tokens", table.plan.mean_tokens()},
+                  {"bytes", table.plan.planned_bytes() + table.plan.planned_record_bytes()},
+                  {"text_loss", table.text_loss},
+                  {"text_perplexity", std::exp(table.text_loss)},
+                  {"text_gain_standard_error", table.text_gain_error},
+                  {"probe_loss", table.probe_loss},
+                  {"score", table.score},
+                  {"eligible", table.eligible},
+                  {"predicted_error", table.plan.predicted_error}});
   }
   support::write_json(folder / "plan_guard.json", document);
   // Last: where the plan is, the others are.

@@ -1,16 +1,13 @@
 #include "tools/llama/scored_statistics.hpp"
 
 #include "tools/llama/key_rotations.hpp"
-#include "tools/llama/output_projection.hpp"
 #include "tools/llama/score_chunk.hpp"
 #include "tools/llama/tapped_qkv.hpp"
 #include "tools/support/interrupt.hpp"
 #include "tools/support/progress.hpp"
 
-#include <headaware/detail/model_heads.hpp>
 #include <headaware/score/row_scores.hpp>
 #include <headaware/stats/observe_scored.hpp>
-#include <headaware/stats/output_metric.hpp>
 #include <headaware/stats/scored_slots.hpp>
 
 #include <cstddef>
@@ -24,35 +21,17 @@ namespace {
 
 constexpr std::int64_t sample_stride = 4;
 
-/// Metrics of all layers; without one where the statistics have none.
-std::vector<ha::OutputMetric> output_metrics(Model const& model, ha::RetentionInfo const& info) {
-  std::vector<ha::OutputMetric> metrics(static_cast<std::size_t>(info.num_layers));
-  if (!info.with_output_metric) return metrics;
-  OutputProjections const projections(model.path(), model.info(), model.shape());
-  for (std::int32_t layer = 0; layer < info.num_layers; ++layer) {
-    ha::LayerShape const& shape = model.shape().layer(layer);
-    if (!shape.has_cache()) continue;
-    auto const matrix = projections.layer(layer);
-    std::int64_t const columns = shape.num_query_heads * shape.value_dim;
-    metrics[static_cast<std::size_t>(layer)] =
-        ha::OutputMetric(matrix.data(), std::ssize(matrix) / columns, shape.num_query_heads, shape.value_dim);
-  }
-  return metrics;
-}
-
 }  // namespace
 
 void observe_scored_slots(PolicyRun& run, std::vector<std::vector<std::int32_t>> const& pieces,
-                          ha::RowScorer const& scorer, ha::ScoredGrid const& grid,
-                          ha::RetentionStatistics& statistics) {
+                          std::span<ha::OutputMetric const> metrics, ha::RowScorer const& scorer,
+                          ha::ScoredGrid const& grid, ha::RetentionStatistics& statistics) {
   ha::RetentionInfo& info = statistics.info;
   for (ha::RetentionSums& head : statistics.heads) head.scored = ha::ScoredSums(grid);
   info.scored = grid;
   info.scores = scorer.saved.weight_hash;
 
-  auto const metrics = output_metrics(run.model(), info);
   auto const rotations = key_rotations(run.model());
-  ha::detail::HeadCounts const counts = ha::detail::query_head_counts(info);
   std::vector<float> scores;
   std::vector<ha::ScoredSums> sums;
   support::Interrupt const interrupt;
@@ -61,10 +40,14 @@ void observe_scored_slots(PolicyRun& run, std::vector<std::vector<std::int32_t>>
   support::Progress progress("observing scored slots", "tokens", tokens);
   std::int64_t done = 0;
   for (auto const& piece : pieces) {
+    std::size_t first = 0;  // query head of the layer: statistics have those of all layers that attend, in their order
     run.observe(piece, [&](TappedAttention const& attention) {
       interrupt.check();
       progress.show(static_cast<double>(done) +
                     static_cast<double>(attention.tokens) * (attention.layer + 1) / info.num_layers);
+      std::span<ha::RetentionSums> const heads =
+          std::span(statistics.heads).subspan(first, static_cast<std::size_t>(attention.num_query_heads));
+      first += heads.size();
       if (attention.sliding_window != 0) return;
       scores.resize(static_cast<std::size_t>(attention.num_kv_heads * attention.tokens));
       auto const of_rows = ha::RowScores::dense(scores.data(), attention.num_kv_heads, attention.tokens);
@@ -74,8 +57,7 @@ void observe_scored_slots(PolicyRun& run, std::vector<std::vector<std::int32_t>>
       sums.assign(static_cast<std::size_t>(attention.num_query_heads), ha::ScoredSums(grid));
       ha::observe_scored(qkv, score_of(attention), of_rows, grid, info.first_query, info.query_stride, sample_stride,
                          sums);
-      auto const first = static_cast<std::size_t>(counts.view().first(attention.layer));
-      for (std::size_t head = 0; head < sums.size(); ++head) statistics.heads[first + head].scored.merge(sums[head]);
+      for (std::size_t head = 0; head < sums.size(); ++head) heads[head].scored.merge(sums[head]);
     });
     done += std::ssize(piece);
   }

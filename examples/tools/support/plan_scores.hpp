@@ -7,7 +7,7 @@
 #include <headaware/error.hpp>
 #include <headaware/io/plan.hpp>
 #include <headaware/io/row_scorer.hpp>
-#include <headaware/plan/scored_plan.hpp>
+#include <headaware/policy/scored_heads.hpp>
 #include <headaware/policy/table.hpp>
 
 #include <filesystem>

@@ -5,7 +5,7 @@
 #include <headaware/io/plan.hpp>
 #include <headaware/plan/format_choice.hpp>
 #include <headaware/plan/policy_plan.hpp>
-#include <headaware/plan/scored_plan.hpp>
+#include <headaware/policy/scored_heads.hpp>
 
 #include <cstdint>
 #include <filesystem>

@@ -20,7 +20,6 @@
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
 #include <headaware/policy/policy_window.hpp>
-#include <headaware/policy/scored_heads.hpp>
 #include <headaware/policy/table.hpp>
 #include <headaware/types.hpp>
 
@@ -210,7 +209,7 @@ namespace detail {
       plan.planned_tokens += tokens;
     }
   }
-  std::int64_t const cost = plan.planned_cost() + (plan.by_bytes() ? record_bytes(plan.table) : 0);
+  std::int64_t const cost = plan.planned_cost() + plan.planned_record_bytes();
   std::int64_t total = cost;
   if (budget) {
     total = budget->total(costs.select(planned_layers(errors.num_layers, options.skip_layers)));

@@ -9,6 +9,7 @@
 #include <headaware/layer_heads.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/sensitivity.hpp>
+#include <headaware/plan/weighted_errors.hpp>
 #include <headaware/policy/sink_window.hpp>
 
 #include <algorithm>

@@ -17,6 +17,7 @@
 #include <headaware/plan/format_choice.hpp>
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
+#include <headaware/plan/weighted_errors.hpp>
 #include <headaware/policy/scored_heads.hpp>
 #include <headaware/policy/table.hpp>
 

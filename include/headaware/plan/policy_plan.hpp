@@ -14,6 +14,7 @@
 #include <headaware/plan/detail/whole_pages.hpp>
 #include <headaware/plan/error_measure.hpp>
 #include <headaware/plan/format_choice.hpp>
+#include <headaware/policy/scored_heads.hpp>
 #include <headaware/policy/table.hpp>
 #include <headaware/types.hpp>
 
@@ -145,8 +146,7 @@ struct PolicyPlan {
   }
   /// The same of a model whose layers are all alike; `head_dim` is not known here.
   [[nodiscard]] ModelConfig model() const { return {num_layers, num_heads, num_kv_heads, 0}; }
-  /// What the budget leaves: tokens; where there are `row_costs`, in their unit, scores and records of scored slots
-  /// (`record_bytes`) not taken off.
+  /// What the budget leaves: tokens; where there are `row_costs`, in their unit, `planned_record_bytes` not taken off.
   [[nodiscard]] std::int64_t left() const {
     return row_costs.empty() ? budget_tokens - planned_tokens : budget_cost - planned_cost();
   }
@@ -193,6 +193,12 @@ struct PolicyPlan {
   [[nodiscard]] std::int64_t budget_bytes() const { return by_bytes() ? budget_cost : 0; }
   /// Bytes that all heads hold; 0 in plans by tokens.
   [[nodiscard]] std::int64_t planned_bytes() const { return by_bytes() ? planned_cost() : 0; }
+  /// Bytes that scores and records of scored slots hold beside the rows, in plans by bytes; 0 in others, which do not
+  /// count them.
+  template <class = void>
+  [[nodiscard]] std::int64_t planned_record_bytes() const {
+    return by_bytes() ? record_bytes(table) : 0;
+  }
   /// What the planned heads hold, as a share of what they would hold of everything in 16 bits: in bytes, or in what
   /// tokens cost.
   template <class = void>

@@ -12,6 +12,7 @@
 #include <headaware/plan/kv_errors.hpp>
 #include <headaware/plan/policy_plan.hpp>
 #include <headaware/plan/sensitivity.hpp>
+#include <headaware/plan/weighted_errors.hpp>
 #include <headaware/stats/retention.hpp>
 
 #include <algorithm>

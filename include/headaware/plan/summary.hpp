@@ -7,7 +7,6 @@
 #include <headaware/model_shape.hpp>
 #include <headaware/plan/compare.hpp>
 #include <headaware/plan/policy_plan.hpp>
-#include <headaware/plan/scored_plan.hpp>
 #include <headaware/policy/policy_window.hpp>
 
 #include <algorithm>
@@ -65,7 +64,7 @@ template <class... Values>
   }
   double const whole = detail::full_mean(plan);
   if (plan.by_bytes()) {
-    std::int64_t const records = record_bytes(plan.table);
+    std::int64_t const records = plan.planned_record_bytes();
     std::string const beside = records == 0 ? "" : print(", scores and records %lld", wide(records));
     text += print(
         "budget %lld bytes, planned %lld (%.2f%% of the cache in 16 bits, %.1f tokens per KV head)%s, left %lld\n",

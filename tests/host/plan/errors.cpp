@@ -10,6 +10,7 @@
 #include <headaware/plan/measured_sensitivity.hpp>
 #include <headaware/plan/planner.hpp>
 #include <headaware/plan/replanned_sensitivity.hpp>
+#include <headaware/plan/weighted_errors.hpp>
 
 #include <algorithm>
 #include <cmath>

@@ -1,5 +1,6 @@
 // Errors of scored slots: against attention over the tokens that such a cache keeps, written out.
 
+#include "support/attention_problem.hpp"
 #include "support/catch.hpp"
 #include "support/errors.hpp"
 
@@ -18,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <utility>
 #include <vector>
@@ -29,66 +31,52 @@ namespace {
 
 constexpr std::int32_t heads = 4;
 constexpr std::int32_t kv_heads = 2;
-constexpr std::int64_t tokens = 150;
+constexpr std::int64_t num_tokens = 150;
 constexpr std::int64_t dim = 12;
 constexpr std::int64_t value_dim = 7;
 constexpr std::int64_t hidden = 20;
 
 ha::ScoredGrid const grid{.sink = 3, .windows = {1, 16, 40}, .slots = {2, 9, 30, 120}};
 
-struct Rows {
-  std::vector<float> queries = std::vector<float>(tokens * heads * dim);
-  std::vector<float> keys = std::vector<float>(tokens * kv_heads * dim);
-  std::vector<float> values = std::vector<float>(tokens * kv_heads * value_dim);
+/// A problem whose values have fewer channels than its keys, and scores of which many are equal, so that the order of
+/// equal scores counts.
+struct Rows : Problem {
   std::vector<float> scores = std::vector<float>(kv_heads * tokens);
-  std::vector<float> projection = std::vector<float>(hidden * heads * value_dim);
+  std::vector<float> projection;  ///< [hidden, heads * value_dim]
 
-  explicit Rows(unsigned seed) {
+  explicit Rows(unsigned seed)
+      : Problem(heads, kv_heads, num_tokens, dim, seed),
+        projection(Problem(1, 1, hidden, heads * value_dim, seed + 100).values) {
     std::mt19937 random(seed);
-    std::normal_distribution<float> normal;
-    for (auto* const array : {&queries, &keys, &values, &projection}) {
-      for (float& x : *array) x = normal(random);
-    }
-    // Many are equal, so that the order of equal scores counts.
     std::uniform_int_distribution<int> score(-5, 5);
     for (float& x : scores) x = static_cast<float>(score(random));
   }
 
-  using Layer = ha::LayerQkv<float, ha::StridedLayout, ha::StridedLayout>;
-  [[nodiscard]] Layer layer() const {
-    Layer result;
-    result.queries = queries.data();
-    result.keys = keys.data();
-    result.values = values.data();
-    result.query_layout = ha::strided_bshd(1, tokens, heads, dim);
-    result.key_layout = ha::strided_bshd(1, tokens, kv_heads, dim);
-    result.value_layout = ha::strided_bshd(1, tokens, kv_heads, value_dim);
-    result.num_query_heads = heads;
-    result.num_kv_heads = kv_heads;
-    result.tokens = tokens;
-    result.head_dim = dim;
+  [[nodiscard]] auto layer() const {
+    auto result = Problem::layer(true);
     result.value_dim = value_dim;
+    // The first channels of each value.
+    result.value_layout = {
+        {.num_sequences = 1, .num_kv_heads = kv_heads, .tokens = num_tokens, .channels = value_dim},
+        {.sequence = kv_heads * num_tokens * dim, .head = num_tokens * dim, .token = dim, .channel = 1}};
     return result;
   }
   [[nodiscard]] ha::RowScores row_scores() { return ha::RowScores::dense(scores.data(), kv_heads, tokens); }
 
-  /// Output of a query over some tokens.
-  [[nodiscard]] std::vector<double> output(std::int32_t head, std::int64_t q, std::vector<std::int64_t> const& kept,
-                                           double sink) const {
-    std::int32_t const kv = head / (heads / kv_heads);
+  /// Output of a row of probabilities over some tokens, renormalised; what all of them lack to 1 is a learned sink's.
+  [[nodiscard]] std::vector<double> output(std::int32_t head, std::vector<double> const& p,
+                                           std::vector<std::int64_t> const& kept) const {
+    std::int64_t const kv = head / (heads / kv_heads);
     std::vector<double> result(value_dim);
-    double sum = std::exp(sink);
+    double sum = 1;
+    for (double const x : p) sum -= x;
+    if (!has_sink(head)) sum = 0;
     for (std::int64_t const token : kept) {
-      double logit = 0;
-      for (std::int64_t d = 0; d < dim; ++d) {
-        logit += static_cast<double>(queries[static_cast<std::size_t>((q * heads + head) * dim + d)]) *
-                 static_cast<double>(keys[static_cast<std::size_t>((token * kv_heads + kv) * dim + d)]);
-      }
-      double const weight = std::exp(logit / std::sqrt(static_cast<double>(dim)));
+      double const weight = p[static_cast<std::size_t>(token)];
       sum += weight;
       for (std::int64_t d = 0; d < value_dim; ++d) {
         result[static_cast<std::size_t>(d)] +=
-            weight * static_cast<double>(values[static_cast<std::size_t>((token * kv_heads + kv) * value_dim + d)]);
+            weight * static_cast<double>(values[static_cast<std::size_t>((kv * tokens + token) * dim + d)]);
       }
     }
     for (double& x : result) x /= sum;
@@ -96,8 +84,9 @@ struct Rows {
   }
 
   /// Tokens that a head keeps at a position: of those that have left the window the best, of equal ones the newest.
-  [[nodiscard]] std::vector<std::int64_t> kept(std::int32_t kv, std::int64_t q, std::int32_t window,
+  [[nodiscard]] std::vector<std::int64_t> kept(std::int32_t head, std::int64_t q, std::int32_t window,
                                                std::int32_t slots) const {
+    std::int64_t const kv = head / (heads / kv_heads);
     std::vector<std::int64_t> result;
     std::vector<std::pair<float, std::int64_t>> rest;
     for (std::int64_t token = 0; token <= q; ++token) {
@@ -113,24 +102,18 @@ struct Rows {
   }
 
   /// Squares of what is lost, before and after W_O.
-  [[nodiscard]] std::pair<double, double> lost(std::int32_t head, std::int64_t q, std::int32_t window,
-                                               std::int32_t slots, double sink) const {
+  [[nodiscard]] std::pair<double, double> lost(std::int32_t head, std::int64_t q, std::vector<double> const& p,
+                                               std::int32_t window, std::int32_t slots) const {
     std::vector<std::int64_t> all(static_cast<std::size_t>(q + 1));
-    for (std::size_t i = 0; i < all.size(); ++i) all[i] = static_cast<std::int64_t>(i);
-    auto const whole = output(head, q, all, sink);
-    auto const cut = output(head, q, kept(head / (heads / kv_heads), q, window, slots), sink);
+    std::iota(all.begin(), all.end(), std::int64_t{0});
+    auto moved = output(head, p, kept(head, q, window, slots));
+    auto const whole = output(head, p, all);
     double before = 0;
-    double after = 0;
-    for (std::size_t d = 0; d < whole.size(); ++d) before += (cut[d] - whole[d]) * (cut[d] - whole[d]);
-    for (std::int64_t row = 0; row < hidden; ++row) {
-      double moved = 0;
-      for (std::size_t d = 0; d < whole.size(); ++d) {
-        moved += static_cast<double>(projection[static_cast<std::size_t>((row * heads + head) * value_dim) + d]) *
-                 (cut[d] - whole[d]);
-      }
-      after += moved * moved;
+    for (std::size_t d = 0; d < moved.size(); ++d) {
+      moved[d] -= whole[d];
+      before += moved[d] * moved[d];
     }
-    return {before, after};
+    return {before, projected_square(projection, Problem(heads, kv_heads, 0, value_dim, 0), head, moved)};
   }
 };
 
@@ -141,23 +124,22 @@ std::vector<ha::ScoredSums> empty_sums() { return std::vector<ha::ScoredSums>(he
 TEST_CASE("errors of scored slots are those of attention over what a cache would keep", "[stats][scored]") {
   Rows rows(1);
   auto layer = rows.layer();
-  std::vector<float> sinks{0.5F, -std::numeric_limits<float>::infinity(), 2, -1};
   ha::OutputMetric const metric(rows.projection.data(), hidden, heads, value_dim);
   layer.output_factors = metric.factors();
   for (bool const learned : {false, true}) {
-    layer.sinks = learned ? sinks.data() : nullptr;
+    if (learned) rows.sinks = {0.5F, -std::numeric_limits<float>::infinity(), 2, -1};
+    layer.sinks = learned ? rows.sinks.data() : nullptr;
     auto sums = empty_sums();
     ha::observe_scored(layer, {}, rows.row_scores(), grid, 20, 3, 2, sums);
     for (std::int32_t head = 0; head < heads; ++head) {
       ha::ScoredSums expected(grid);
-      double const sink = learned ? static_cast<double>(sinks[static_cast<std::size_t>(head)])
-                                  : -std::numeric_limits<double>::infinity();
       // Rows 20, 23, … 149, of which the last and every second before it count.
       for (std::int64_t q = 149; q >= 20; q -= 6) {
         ++expected.rows;
+        auto const p = rows.row(head, q, {});
         for (std::size_t w = 0; w < grid.windows.size(); ++w) {
           for (std::size_t s = 0; s < grid.slots.size(); ++s) {
-            auto const [before, after] = rows.lost(head, q, grid.windows[w], grid.slots[s], sink);
+            auto const [before, after] = rows.lost(head, q, p, grid.windows[w], grid.slots[s]);
             expected.error_squared[grid.cell(w, s)] += before;
             expected.metric_error_squared[grid.cell(w, s)] += after;
           }
@@ -181,13 +163,13 @@ TEST_CASE("rows that are not finite do not count in errors of scored slots", "[s
   Rows rows(2);
   auto sums = empty_sums();
   ha::observe_scored(rows.layer(), {}, rows.row_scores(), grid, 0, 1, 1, sums);
-  CHECK(sums[0].rows == tokens);
-  rows.queries[static_cast<std::size_t>(100 * heads * dim)] = std::numeric_limits<float>::quiet_NaN();
-  rows.values[static_cast<std::size_t>((120 * kv_heads + 1) * value_dim)] = std::numeric_limits<float>::infinity();
+  CHECK(sums[0].rows == num_tokens);
+  rows.queries[static_cast<std::size_t>(100 * dim)] = std::numeric_limits<float>::quiet_NaN();
+  rows.values[static_cast<std::size_t>((num_tokens + 120) * dim)] = std::numeric_limits<float>::infinity();
   sums = empty_sums();
   ha::observe_scored(rows.layer(), {}, rows.row_scores(), grid, 0, 1, 1, sums);
-  CHECK(sums[0].rows == tokens - 1);
-  CHECK(sums[1].rows == tokens);
+  CHECK(sums[0].rows == num_tokens - 1);
+  CHECK(sums[1].rows == num_tokens);
   CHECK(sums[2].rows == 120);
   // Scores that are not numbers are below all others.
   for (float& score : rows.scores) score = std::numeric_limits<float>::quiet_NaN();
@@ -237,7 +219,7 @@ TEST_CASE("retention statistics hold errors of scored slots in their file", "[st
   ha::observe_scored(layer, {}, rows.row_scores(), grid, 0, 1, 1, sums);
   for (auto const& of_head : sums) {
     ha::RetentionSums head(statistics.info.grid);
-    head.rows = head.value_rows = head.metric_rows = tokens;
+    head.rows = head.value_rows = head.metric_rows = num_tokens;
     head.scored = of_head;
     statistics.heads.push_back(head);
   }
@@ -256,6 +238,6 @@ TEST_CASE("retention statistics hold errors of scored slots in their file", "[st
   // Sums of two texts add up, of other grids do not.
   two = statistics;
   two.heads[0].merge(statistics.heads[0]);
-  CHECK(two.heads[0].scored.rows == 2 * tokens);
+  CHECK(two.heads[0].scored.rows == 2 * num_tokens);
   check_error<ha::ArgumentError>([&] { two.heads[0].scored.merge({}); }, {"grid of scored slots", "12", "0", "merge"});
 }

@@ -28,8 +28,8 @@ namespace detail {
 class PairHulls {
  public:
   /// @param errors, choice  borrowed
+  /// @param scored          whether heads may have scored slots
   /// @throws ArgumentError naming the formats whose errors are known, if one is chosen whose are not
-  /// @param scored  whether heads may have scored slots
   PairHulls(KvErrors const& errors, FormatChoice const& choice, std::int64_t page_size, bool scored, char const* where)
       : errors_(&errors), choice_(&choice), page_size_(page_size), scored_(scored) {
     for (HeadFormats const& pair : choice.pairs) {

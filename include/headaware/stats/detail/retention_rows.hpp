@@ -5,6 +5,7 @@
 #include <headaware/detail/score_block.hpp>
 #include <headaware/detail/simd.hpp>
 #include <headaware/detail/weighted_sums.hpp>
+#include <headaware/stats/detail/pack_values.hpp>
 #include <headaware/stats/retention.hpp>
 
 #include <algorithm>
@@ -161,15 +162,7 @@ class RetentionRows {
   /// Σ x² of both parts of a vector that `at(c)` gives lane by lane.
   template <class At>
   [[nodiscard]] Squares squares_of(At const& at) const {
-    auto const sum = [&](std::int64_t begin, std::int64_t end) {
-      simd::Floats squares{};
-      for (std::int64_t c = begin; c < end; c += simd::lanes) {
-        simd::Floats const x = at(c);
-        squares += x * x;
-      }
-      return static_cast<double>(simd::sum(squares));
-    };
-    return {sum(0, part_), with_metric_ ? sum(part_, channels_) : 0};
+    return {sum_of_squares(0, part_, at), with_metric_ ? sum_of_squares(part_, channels_, at) : 0};
   }
 
   /// |(m·o - u) / (1 - m)|², u = (far + sinks) / total.

@@ -181,12 +181,7 @@ class RoundingPass {
         k[d] = to_float(layer.keys[layer.key_layout.offset(layer.sequence, kv_head, token, d)]);
       pack_key(key, k);
       float* const v = values_.data() + key * part_;
-      for (std::int64_t d = 0; d < value_dim_; ++d)
-        v[d] = to_float(layer.values[layer.value_layout.offset(layer.sequence, kv_head, token, d)]);
-      std::fill(v + value_dim_, v + part_, 0.0F);
-      if (usable_values(v, value_dim_)) continue;
-      std::fill_n(v, part_, 0.0F);
-      spoiled_keys_.add(first_ + key);
+      if (!read_value(layer, kv_head, first_ + key, value_dim_, part_, v)) spoiled_keys_.add(first_ + key);
     }
     zero_strip_end();
   }
@@ -293,17 +288,12 @@ class RoundingPass {
         errors_.data()[f * part_ + c] = own * sums_of(1 + num_formats_ + f, row)[c] - inverse * sums_of(0, row)[c];
       }
     }
-    if (metric_) {
-      std::fill_n(moved_->data(), error_rows_ * part_, 0.0F);
-      for (std::int64_t r = 0; r < error_rows_; r += B::rows)
-        add_weighted(errors_.data() + r * part_, part_, metric_->data(), value_dim_, part_, moved_->data() + r * part_,
-                     part_);
-    }
+    if (metric_) move_by_metric(errors_.data(), error_rows_, metric_->data(), value_dim_, part_, moved_->data());
     // A row counts for all formats or for none.
     squares_.clear();
     for (FloatBuffer const* const errors : {&errors_, metric_ ? &*moved_ : nullptr}) {
       for (std::int64_t r = 0; errors != nullptr && r < 2 * num_formats_; ++r)
-        squares_.push_back(square_of(errors->data() + r * part_));
+        squares_.push_back(sum_of_squares(errors->data() + r * part_, part_));
     }
     if (!std::all_of(squares_.begin(), squares_.end(), [](double x) { return std::isfinite(x); })) return;
     ++sums.rows;
@@ -315,12 +305,6 @@ class RoundingPass {
       sums.key_metric_error_squared[f] += squares_[2 * sums.formats() + f];
       sums.value_metric_error_squared[f] += squares_[3 * sums.formats() + f];
     }
-  }
-
-  [[nodiscard]] double square_of(float const* x) const {
-    simd::Floats squares{};
-    for (std::int64_t c = 0; c < part_; c += simd::lanes) squares += simd::load(x + c) * simd::load(x + c);
-    return static_cast<double>(simd::sum(squares));
   }
 
   std::int64_t window_;  ///< keys that a row sees; 0: all before it

@@ -142,12 +142,7 @@ class RowPass {
     std::int64_t const part = retention_->part();
     for (std::int64_t key = 0; key < count; ++key) {
       float* const row = to + key * channels;
-      std::int64_t const token = first_token(layer) + first + key;
-      for (std::int64_t d = 0; d < value_dim_; ++d) {
-        row[d] = to_float(layer.values[layer.value_layout.offset(layer.sequence, kv_head, token, d)]);
-      }
-      std::fill(row + value_dim_, row + channels, 0.0F);
-      if (!usable_values(row, value_dim_)) spoil(row, first + key);
+      if (!read_value(layer, kv_head, first + key, value_dim_, channels, row)) spoiled_keys_.add(first + key);
       if (!metric_) continue;
       for (std::int64_t d = 0; d < value_dim_; ++d) {
         for (std::int64_t c = 0; c < part; c += simd::lanes) {

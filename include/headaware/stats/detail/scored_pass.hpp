@@ -12,8 +12,6 @@
 #include <headaware/detail/pack_block.hpp>
 #include <headaware/detail/score_block.hpp>
 #include <headaware/detail/simd.hpp>
-#include <headaware/detail/weighted_sums.hpp>
-#include <headaware/element.hpp>
 #include <headaware/stats/detail/pack_values.hpp>
 #include <headaware/stats/detail/rounding_rows.hpp>
 #include <headaware/stats/detail/weigh_scores.hpp>
@@ -92,13 +90,7 @@ class ScoredPass {
     spoiled_keys_.clear();
     for (std::int64_t token = 0; token < end; ++token) {
       float* const v = values_.data() + token * part_;
-      for (std::int64_t d = 0; d < value_dim_; ++d) {
-        v[d] = to_float(layer.values[layer.value_layout.offset(layer.sequence, kv_head, layer.first_token + token, d)]);
-      }
-      std::fill(v + value_dim_, v + part_, 0.0F);
-      if (usable_values(v, value_dim_)) continue;
-      std::fill_n(v, part_, 0.0F);
-      spoiled_keys_.add(token);
+      if (!read_value(layer, kv_head, token, value_dim_, part_, v)) spoiled_keys_.add(token);
     }
     best_first_.resize(count_of(end));
     std::iota(best_first_.begin(), best_first_.end(), std::int32_t{0});
@@ -181,18 +173,12 @@ class ScoredPass {
   }
 
   void add_squares(ScoredSums& sums) {
-    if (metric_) {
-      std::fill_n(moved_->data(), error_rows_ * part_, 0.0F);
-      for (std::int64_t r = 0; r < error_rows_; r += B::rows) {
-        add_weighted(errors_.data() + r * part_, part_, metric_->data(), value_dim_, part_, moved_->data() + r * part_,
-                     part_);
-      }
-    }
+    if (metric_) move_by_metric(errors_.data(), error_rows_, metric_->data(), value_dim_, part_, moved_->data());
     // A row counts for all pairs or for none.
     squares_.clear();
     for (FloatBuffer const* const errors : {&errors_, metric_ ? &*moved_ : nullptr}) {
       for (std::size_t i = 0; errors != nullptr && i < grid_->size(); ++i) {
-        squares_.push_back(square_of(errors->data() + static_cast<std::int64_t>(i) * part_));
+        squares_.push_back(sum_of_squares(errors->data() + static_cast<std::int64_t>(i) * part_, part_));
       }
     }
     if (!std::all_of(squares_.begin(), squares_.end(), [](double x) { return std::isfinite(x); })) return;
@@ -206,11 +192,6 @@ class ScoredPass {
 
   [[nodiscard]] float* error_of(std::size_t window, std::size_t slot) {
     return errors_.data() + static_cast<std::int64_t>(grid_->cell(window, slot)) * part_;
-  }
-  [[nodiscard]] double square_of(float const* x) const {
-    simd::Floats squares{};
-    for (std::int64_t c = 0; c < part_; c += simd::lanes) squares += simd::load(x + c) * simd::load(x + c);
-    return static_cast<double>(simd::sum(squares));
   }
 
   ScoredGrid const* grid_;
